@@ -1,0 +1,164 @@
+"""Where models live on this machine.
+
+$FREEDIVE_HOME | $XDG_CACHE_HOME/freedive | ~/.cache/freedive
+    models/<slug of the reference>/     the files, and freedive.json, written last: without it a model is not whole
+    packed/<hash of the path>/          what the engine derived from the checkpoint at that path
+    locks/<slug of the reference>       held while a model is being fetched or removed
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+MANIFEST = "freedive.json"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a model: ``path`` relative to the model's folder, ``size`` in bytes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A model that is wholly here. ``checkpoint`` is what to open, relative to ``folder`` ("." for all of it)."""
+
+    ref: str
+    checkpoint: str
+    files: tuple[StoredFile, ...]
+    licence: str | None
+    revision: str | None
+    date: str
+
+    @property
+    def folder(self) -> Path:
+        return model_folder(self.ref)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.checkpoint
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def home() -> Path:
+    """The cache's root; it need not exist yet."""
+    if own := os.environ.get("FREEDIVE_HOME"):
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "freedive"
+
+
+def model_folder(ref: str) -> Path:
+    return home() / "models" / _slug(ref)
+
+
+def _slug(ref: str) -> str:
+    """Readable and, by its hash, one to one: references may hold characters and lengths that names may not."""
+    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', ref)[:100]}-{_hash(ref)}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def stored() -> list[Stored]:
+    """All models that are here, by reference."""
+    models = (_read(path) for path in home().glob(f"models/*/{MANIFEST}"))
+    return sorted(filter(None, models), key=lambda model: model.ref)
+
+
+def find(ref: str) -> Stored | None:
+    """The model with this reference, if it is wholly here."""
+    manifest = model_folder(ref) / MANIFEST
+    return _read(manifest) if manifest.exists() else None
+
+
+def _read(manifest: Path) -> Stored | None:
+    """None for a damaged manifest: such a model counts as not fetched, and fetching it mends it."""
+    try:
+        table = json.loads(manifest.read_text("utf-8"))
+        return Stored(**table | {"files": tuple(StoredFile(**file) for file in table["files"])})
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def record(
+    ref: str, checkpoint: str, files: tuple[StoredFile, ...], licence: str | None = None, revision: str | None = None
+) -> Stored:
+    """Declare a model whole: all ``files`` are in its folder under their final names."""
+    model = Stored(ref, checkpoint, files, licence, revision, datetime.now(UTC).isoformat(timespec="seconds"))
+    temporary = model.folder / f"{MANIFEST}.partial"
+    temporary.write_text(json.dumps(asdict(model), indent=2) + "\n", "utf-8")
+    settle(temporary, model.folder / MANIFEST)
+    return model
+
+
+def settle(temporary: Path, final: Path) -> None:
+    """Give a whole file its final name, so that a crash leaves either all of it or nothing under that name."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(final)
+
+
+def remove(ref: str) -> int:
+    """Delete a model, whole or half-fetched, and what was packed from it; return the bytes freed."""
+    with locked(ref):
+        folder = model_folder(ref)
+        model = find(ref)
+        freed = remove_packed(model.path) if model else 0
+        (folder / MANIFEST).unlink(missing_ok=True)  # first: from here on the model is not whole
+        return freed + _remove_tree(folder)
+
+
+def remove_packed(checkpoint: Path) -> int:
+    """Delete what was packed from the checkpoint at this path; return the bytes freed."""
+    return _remove_tree(_packed_folder(checkpoint))
+
+
+def _remove_tree(folder: Path) -> int:
+    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def packed_path(checkpoint: Path, key: str) -> Path:
+    """Where the store packed from ``checkpoint`` (a file or folder) under ``key`` belongs; its folder exists.
+
+    ``key`` names the layout, e.g. its version and number format. The name changes when the checkpoint's files do, so
+    a store that exists under it was made from these very files.
+    """
+    parts = sorted(checkpoint.iterdir()) if checkpoint.is_dir() else [checkpoint]
+    stats = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+    folder = _packed_folder(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{_hash(repr((key, stats)))}.fdv"
+
+
+def _packed_folder(checkpoint: Path) -> Path:
+    return home() / "packed" / _hash(str(checkpoint.resolve()))
+
+
+@contextmanager
+def locked(ref: str) -> Iterator[None]:
+    """One process at a time for this model; the lock falls with the process that holds it, however that ends."""
+    path = home() / "locks" / _slug(ref)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

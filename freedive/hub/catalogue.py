@@ -1,0 +1,38 @@
+"""Names for models: catalogue.toml, read."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the catalogue. ``total`` and ``active`` parameters in billions, ``gigabytes`` 1e9 bytes to fetch."""
+
+    name: str
+    ref: str
+    about: str
+    family: str
+    total: float
+    active: float
+    gigabytes: float
+    licence: str
+    sha256: str | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+@cache
+def catalogue() -> Mapping[str, Entry]:
+    """Every entry by its name, in the order of the file."""
+    tables = tomllib.loads(files(__package__).joinpath("catalogue.toml").read_text("utf-8"))
+    return MappingProxyType({name: Entry(name=name, **table) for name, table in tables.items()})
+
+
+def entry_for(ref: str) -> Entry | None:
+    """The entry that a name or an address means."""
+    return next((entry for entry in catalogue().values() if ref.lower() == entry.name or ref == entry.ref), None)

@@ -1,0 +1,147 @@
+"""One file over HTTP: resumed where it stopped, checked, and under its final name only when whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from freedive.errors import NotFound, Unavailable, UserError
+from freedive.hub.cache import StoredFile, settle
+
+ATTEMPTS = 5
+PAUSE_SECONDS = 0.5
+"""Before the second attempt; doubled before each further one."""
+
+CHUNK_BYTES = 1 << 20
+
+Advance = Callable[[int], None]
+"""Told of bytes that have arrived; of a negative number when some have to come again."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file that a hub offers. ``path`` is relative to the model's folder; ``sha256`` is None if unpublished."""
+
+    path: str
+    url: str
+    size: int
+    sha256: str | None
+
+
+def client(headers: dict[str, str]) -> httpx.Client:
+    """``identity``: a compressed body has no length to check and no middle to resume from."""
+    return httpx.Client(headers={"Accept-Encoding": "identity"} | headers, follow_redirects=True, timeout=30)
+
+
+def download(http: httpx.Client, file: RemoteFile, folder: Path, advance: Advance) -> StoredFile:
+    """Fetch ``file`` into ``folder``.
+
+    A broken connection is tried again from where it broke, and so is a later call after an interrupted one, but only
+    where a published hash will prove that the two pieces belong together.
+    """
+    target = folder / file.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if file.sha256 and target.exists() and digest(target) == file.sha256:
+        advance(file.size)
+        return StoredFile(file.path, file.size, file.sha256)
+    partial = target.with_name(f"{target.name}.partial")
+    if not file.sha256:
+        partial.unlink(missing_ok=True)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _append(http, file, partial, advance)
+            break
+        except httpx.HTTPError as error:
+            if attempt == ATTEMPTS or not _passing(error):
+                raise
+            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+        except OSError:  # the disk is full or failing: what is there only takes its space
+            partial.unlink(missing_ok=True)
+            raise
+    stored = StoredFile(file.path, partial.stat().st_size, digest(partial))
+    check(stored, file.size, file.sha256, partial)
+    settle(partial, target)
+    return stored
+
+
+def _append(http: httpx.Client, file: RemoteFile, partial: Path, advance: Advance) -> None:
+    """Fetch what ``partial`` lacks; a server that cannot continue in the middle starts again."""
+    with partial.open("ab") as out:
+        done = out.tell()
+        if done >= file.size:
+            done = out.truncate(0)
+        with http.stream("GET", file.url, headers={"Range": f"bytes={done}-"} if done else {}) as reply:
+            reply.raise_for_status()
+            if reply.status_code != httpx.codes.PARTIAL_CONTENT:
+                done = out.truncate(0)
+            advance(done)
+            try:
+                for chunk in reply.iter_raw(CHUNK_BYTES):
+                    out.write(chunk)
+                    advance(len(chunk))
+                    done += len(chunk)
+            except httpx.HTTPError:
+                advance(-done)
+                raise
+
+
+def _passing(error: httpx.HTTPError) -> bool:
+    """A fault that may be gone in a moment: a broken connection, a server that is overloaded or restarting."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code == httpx.codes.TOO_MANY_REQUESTS or error.response.is_server_error
+    return isinstance(error, httpx.TransportError)
+
+
+def check(stored: StoredFile, size: int | None, sha256: str | None, at: Path) -> None:
+    """Refuse and delete the file ``at`` if it is not what its source announced."""
+    if sha256 and stored.sha256 != sha256:
+        fault = f"its SHA-256 is {stored.sha256[:12]}..., announced was {sha256[:12]}..."
+    elif size is not None and stored.size != size:
+        fault = f"it has {stored.size} bytes, announced were {size}"
+    else:
+        return
+    at.unlink()
+    raise Unavailable(f"{stored.path} arrived damaged: {fault}", "It was deleted; fetch it again")
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def explained(ref: str, folder: Path) -> Iterator[None]:
+    """Turn the faults of networks, hubs and disks into a UserError that says what to do about ``ref``."""
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        raise _status(ref, error.response) from None
+    except httpx.HTTPError as error:
+        reason = str(error) or type(error).__name__
+        remedy = "Check the network and proxy settings, then fetch it again: it goes on where it stopped"
+        raise Unavailable(f"{ref} cannot be fetched: {reason}", remedy) from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "Free some space, or set FREEDIVE_HOME to a folder on a larger disk, then fetch it again"
+            raise Unavailable(f"The disk is full: {ref} did not fit into {folder}", remedy) from None
+        raise UserError(
+            f"{ref} cannot be stored in {folder}: {error.strerror or error}", "Set FREEDIVE_HOME elsewhere"
+        ) from None
+
+
+def _status(ref: str, reply: httpx.Response) -> UserError:
+    code, host = reply.status_code, reply.url.host
+    if code == httpx.codes.FORBIDDEN or reply.headers.get("X-Error-Code") == "GatedRepo":
+        remedy = f"Accept its terms on its page at {host}, create an access token there and set HF_TOKEN to it"
+        return UserError(f"{ref} is not open to everyone", remedy)
+    if code in (httpx.codes.UNAUTHORIZED, httpx.codes.NOT_FOUND):
+        remedy = "Check the spelling; for a private model set HF_TOKEN to a token that may read it"
+        return NotFound(f"{ref} does not exist at {host}, or is private", remedy)
+    return Unavailable(f"{host} answered {code} {reply.reason_phrase} for {ref}", "Try again later")

@@ -1,0 +1,71 @@
+"""What the model hubs hold: Hugging Face and ModelScope."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import httpx
+
+from freedive.hub.download import RemoteFile
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A repository's files at one revision."""
+
+    files: tuple[RemoteFile, ...]
+    revision: str | None = None
+    licence: str | None = None
+
+
+def hugging_face_headers() -> dict[str, str]:
+    """The user's own token, where there is one: from HF_TOKEN or from `hf auth login`."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def hugging_face(http: httpx.Client, repository: str) -> Listing:
+    """``HF_ENDPOINT`` names a mirror. Files are taken at one commit, so that a push in between cannot mix two."""
+    from huggingface_hub import constants
+
+    reply = (
+        http.get(f"{constants.ENDPOINT}/api/models/{repository}", params={"blobs": "true"}).raise_for_status().json()
+    )
+    base = f"{constants.ENDPOINT}/{repository}/resolve/{reply['sha']}"
+    files = tuple(
+        RemoteFile(name, f"{base}/{quote(name)}", file["size"], (file.get("lfs") or {}).get("sha256"))
+        for file in reply["siblings"]
+        for name in [file["rfilename"]]
+    )
+    return Listing(files, reply["sha"], (reply.get("cardData") or {}).get("license"))
+
+
+def modelscope(http: httpx.Client, repository: str) -> Listing:
+    """``MODELSCOPE_ENDPOINT``, or the hub's own ``MODELSCOPE_DOMAIN``, names another site."""
+    domain = os.environ.get("MODELSCOPE_DOMAIN", "www.modelscope.cn")
+    endpoint = os.environ.get("MODELSCOPE_ENDPOINT", f"https://{domain}").rstrip("/")
+    query = {"Revision": "master", "Recursive": "True"}
+    reply = http.get(f"{endpoint}/api/v1/models/{repository}/repo/files", params=query).raise_for_status().json()
+    base = f"{endpoint}/models/{repository}/resolve/master"
+    files = tuple(
+        RemoteFile(file["Path"], f"{base}/{quote(file['Path'])}", file["Size"], file.get("Sha256") or None)
+        for file in reply["Data"]["Files"]
+        if file["Type"] != "tree"
+    )
+    return Listing(files)
+
+
+@dataclass(frozen=True)
+class Hub:
+    """How to ask one hub: the headers of a request, and a repository's listing."""
+
+    headers: Callable[[], dict[str, str]]
+    listing: Callable[[httpx.Client, str], Listing]
+
+
+HUBS = {"hf": Hub(hugging_face_headers, hugging_face), "modelscope": Hub(dict, modelscope)}

