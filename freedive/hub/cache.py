@@ -70,7 +70,7 @@ def model_folder(ref: str) -> Path:
 
 def _slug(ref: str) -> str:
     """Readable and, by its hash, one to one: references may hold characters and lengths that names may not."""
-    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', ref)[:100]}-{_hash(ref)}"
+    return f"{re.sub(r'[^A-Za-z0-9._]+', '-', ref)[:100]}-{_hash(ref)}"
 
 
 def _hash(text: str) -> str:

@@ -1,0 +1,5 @@
+"""``python -m freedive``."""
+
+from freedive.cli import main
+
+main()

@@ -1,0 +1,80 @@
+"""The command line: subcommand -> function, imported when it is used."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from io import TextIOWrapper
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from freedive.errors import UserError
+
+COMMANDS = {
+    "chat": ("freedive.commands.chat:chat", "Talk with a model."),
+    "run": ("freedive.commands.run:run", "Answer one prompt; only the answer goes to standard output."),
+    "serve": ("freedive.commands.serve:serve", "Serve models over HTTP, with a chat page."),
+    "list": ("freedive.commands.models:list_models", "List the models of the catalogue and those on this machine."),
+    "pull": ("freedive.commands.models:pull", "Fetch models into the cache."),
+    "show": ("freedive.commands.models:show", "Show what is known of a model."),
+    "rm": ("freedive.commands.models:rm", "Delete models from the cache."),
+}
+
+
+class Commands(TyperGroup):
+    """Subcommands by the table above; a UserError becomes one line."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        if name not in COMMANDS:
+            return None
+        place, about = COMMANDS[name]
+        module, _, function = place.partition(":")
+        command = typer.Typer(add_completion=False, rich_markup_mode=None)
+        command.command(name, help=about)(getattr(import_module(module), function))
+        return typer.main.get_command(command)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Commands, add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"freedive {version('freedive')}")
+        raise typer.Exit
+
+
+@app.callback()
+def freedive(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Mixture-of-experts language models on the machine you already have."""
+
+
+def main() -> None:
+    """Entry point of the ``freedive`` command: text is UTF-8 whatever the locale, and what is not is replaced."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    app(prog_name="freedive")

@@ -1,0 +1,162 @@
+"""``freedive chat [MODEL]``: a conversation, on a terminal or through a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import freedive
+from freedive.commands.flags import Values, field_type, settings
+from freedive.commands.models import REFERENCE
+from freedive.commands.run import UNPRINTED, recommended
+from freedive.config import EngineConfig, load
+from freedive.engine.request import Sampling
+from freedive.errors import UserError
+from freedive.hub.cache import home
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
+    from freedive.api import LanguageModel
+
+
+class Conversation:
+    """What was said, and how the next answer is sampled."""
+
+    def __init__(self, model: LanguageModel, system: str, sampling: Values) -> None:
+        self.model = model
+        self.sampling = sampling
+        self.messages: list[dict[str, str]] = []
+        self.system(system)
+
+    def ask(self, text: str) -> None:
+        """Print the answer as it comes. One that is cut short stays as far as it came; one that never came does not."""
+        answer = {"role": "assistant", "content": ""}
+        self.messages.append({"role": "user", "content": text})
+        try:
+            for piece in self.model.chat(self.messages, **self.sampling):
+                print(piece, end="", flush=True)
+                answer["content"] += piece
+        finally:
+            print(flush=True)
+            if answer["content"]:
+                self.messages.append(answer)
+            else:
+                self.messages.pop()
+
+    def help(self, _: str) -> None:
+        """this list"""
+        for name, function in COMMANDS.items():
+            say(f"  {name.ljust(8)} {function.__doc__}")
+        say("  Ctrl-C stops an answer, Ctrl-D ends the conversation")
+
+    def clear(self, _: str) -> None:
+        """forget what was said"""
+        self.messages = [message for message in self.messages if message["role"] == "system"]
+
+    def system(self, text: str) -> None:
+        """TEXT: instructions that precede the conversation; without TEXT, none"""
+        self.messages = [message for message in self.messages if message["role"] != "system"]
+        if text:
+            self.messages.insert(0, {"role": "system", "content": text})
+
+    def save(self, path: str) -> None:
+        """FILE: write the conversation as JSON messages"""
+        try:
+            Path(path).expanduser().write_text(json.dumps(self.messages, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{path or 'A nameless file'} cannot be written: {error.strerror}", "Write /save FILE"
+            ) from None
+        say(f"saved to {path}")
+
+    def set(self, text: str) -> None:
+        """NAME VALUE: change how answers are sampled, such as: /set temperature 0.5"""
+        name, _, value = text.partition(" ")
+        kind = field_type(Sampling, name) if name in Sampling.__dataclass_fields__ else None
+        if kind not in (int, float):
+            raise UserError(f"{name!r} cannot be set", "Try temperature, top_k, top_p, min_p, seed or max_tokens")
+        try:
+            changed = self.sampling | {name: kind(value)}
+        except ValueError:
+            raise UserError(f"{value!r} is not a number", f"Write /set {name} NUMBER") from None
+        Sampling(**changed)
+        self.sampling = changed
+
+
+COMMANDS = {
+    "/help": Conversation.help,
+    "/clear": Conversation.clear,
+    "/system": Conversation.system,
+    "/save": Conversation.save,
+    "/set": Conversation.set,
+}
+
+
+@settings(sampling=Sampling, engine=EngineConfig, leave_out=UNPRINTED)
+def chat(
+    model: Annotated[str, typer.Argument(metavar="[MODEL]", help=f"{REFERENCE} (default smollm2)")] = "smollm2",
+    system: Annotated[str, typer.Option(help="Instructions that precede the conversation.")] = "",
+    *,
+    sampling: Values,
+    engine: Values,
+) -> None:
+    values, config = recommended(model, sampling), load(EngineConfig, engine)
+    loaded = freedive.load(model, **asdict(config))
+    try:
+        conversation = Conversation(loaded, system, values)
+        if sys.stdin.isatty():
+            _talk(conversation)
+        else:
+            for line in filter(None, map(str.strip, sys.stdin)):
+                conversation.ask(line)
+    finally:
+        loaded.close()
+
+
+def _talk(conversation: Conversation) -> None:
+    """Until Ctrl-D. The prompt goes to standard error, so that standard output has the answers alone."""
+    say("Write a message, or /help. Ctrl-D ends the conversation.")
+    session = _prompt_session()
+    while True:
+        try:
+            line = session.prompt("> ").strip()
+        except KeyboardInterrupt:  # drops the line that was being typed
+            continue
+        except EOFError:
+            return
+        try:
+            _obey(conversation, line)
+        except UserError as error:
+            say(f"error: {error}")
+        except KeyboardInterrupt:
+            say("(stopped)")
+
+
+def _obey(conversation: Conversation, line: str) -> None:
+    name, _, argument = line.partition(" ")
+    if name in COMMANDS:
+        COMMANDS[name](conversation, argument.strip())
+    elif name.startswith("/"):
+        raise UserError(f"There is no command {name}", "See /help")
+    elif line:
+        conversation.ask(line)
+
+
+def _prompt_session() -> PromptSession[str]:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.output import create_output
+
+    home().mkdir(parents=True, exist_ok=True)
+    return PromptSession(history=FileHistory(str(home() / "history")), output=create_output(sys.stderr))
+
+
+def say(line: str) -> None:
+    """To the person, not into the answer."""
+    print(line, file=sys.stderr, flush=True)

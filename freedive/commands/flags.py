@@ -1,0 +1,110 @@
+"""Flags of a command, one for each field of a dataclass."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import itertools
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from typing import Annotated, Any
+
+import typer
+
+from freedive.errors import UserError
+
+Values = dict[str, Any]
+"""Fields that were given, by name; defaults stay with the dataclass."""
+
+METAVARS: dict[Any, str] = {Mapping: "TOKEN=BIAS", tuple: "TEXT", frozenset: "TOKEN"}
+"""How one of several values is written, by the kind of field; such a flag may be repeated."""
+
+
+def settings(*, leave_out: frozenset[str] = frozenset(), **kinds: type) -> Callable[..., Callable[..., None]]:
+    """Give a command the fields of dataclasses as flags; it gets one :data:`Values` by each keyword of ``kinds``."""
+    flags = {
+        keyword: [_flag(kind, field) for field in fields(kind) if field.name not in leave_out]
+        for keyword, kind in kinds.items()
+    }
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_flags(**values: Any) -> None:
+            for keyword, group in flags.items():
+                given = {flag.name: values.pop(flag.name) for flag in group}
+                values[keyword] = {
+                    name: _value(field_type(kinds[keyword], name), value)
+                    for name, value in given.items()
+                    if value not in (None, [])
+                }
+            command(**values)
+
+        own = [item for item in inspect.signature(command, eval_str=True).parameters.values() if item.name not in kinds]
+        parameters = own + [flag for group in flags.values() for flag in group]
+        with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_flags.__annotations__ = {item.name: item.annotation for item in parameters}
+        return with_flags
+
+    return decorate
+
+
+def field_type(kind: type, name: str) -> Any:
+    """The type of a field without its "or None"."""
+    hint = typing.get_type_hints(kind)[name]
+    if isinstance(hint, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    return hint
+
+
+def _flag(kind: type, field: Field[Any]) -> inspect.Parameter:
+    hint = field_type(kind, field.name)
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    option = typer.Option(
+        f"--{field.name.replace('_', '-')}",
+        help=_help(kind, field),
+        show_default=False,
+        metavar=METAVARS.get(origin),
+    )
+    plain: Any = hint if origin is None else list[str] if origin is Mapping else list[parts[0]]  # type: ignore[valid-type]
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[plain | None, option]
+    )
+
+
+def _value(hint: Any, given: Any) -> Any:
+    """What the command line gives for a field -> what the field holds."""
+    if typing.get_origin(hint) is Mapping:
+        return dict(_pair(text) for text in given)
+    return (typing.get_origin(hint) or hint)(given)
+
+
+def _pair(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise UserError(f"{text!r} is not TOKEN=BIAS", "Write a token's number and a bias, such as 42=-5") from None
+
+
+def _help(kind: type, field: Field[Any]) -> str:
+    text: str = field.metadata.get("help") or _docs(kind)[field.name]
+    shown = isinstance(field.default, int | float | str) and not isinstance(field.default, bool)
+    return f"{text} (default {field.default})" if shown else text
+
+
+@functools.cache
+def _docs(kind: type) -> dict[str, str]:
+    """The docstrings below the fields of a class, which Python itself drops."""
+    body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(kind)).body[0]).body
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }

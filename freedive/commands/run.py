@@ -1,0 +1,62 @@
+"""``freedive run MODEL [PROMPT]``: one answer, fit for pipes."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+import freedive
+from freedive.commands.flags import Values, settings
+from freedive.commands.models import Reference
+from freedive.config import EngineConfig, load
+from freedive.engine.request import Sampling
+from freedive.errors import UserError
+from freedive.hub.catalogue import entry_for
+
+UNPRINTED = frozenset({"logprobs"})
+"""Sampling fields that change what is reported, not the text."""
+
+
+def recommended(model: str, sampling: Values) -> Values:
+    """``sampling`` over what the model's maker recommends; checked before anything heavy is loaded."""
+    entry = entry_for(model)
+    values: Values = {**(entry.sampling if entry else {}), **sampling}
+    Sampling(**values)
+    return values
+
+
+@settings(sampling=Sampling, engine=EngineConfig, leave_out=UNPRINTED)
+def run(
+    model: Reference,
+    prompt: Annotated[str, typer.Argument(help="The prompt; - or nothing reads standard input.")] = "-",
+    system: Annotated[str, typer.Option(help="Instructions that precede the conversation.")] = "",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as plain text, without a chat template.")
+    ] = False,
+    *,
+    sampling: Values,
+    engine: Values,
+) -> None:
+    if prompt == "-" and sys.stdin.isatty():
+        raise UserError(
+            "There is no prompt", 'Write it as an argument, or pipe it in: echo "text" | freedive run MODEL'
+        )
+    text = sys.stdin.read().strip("\n") if prompt == "-" else prompt
+    if not text.strip():
+        raise UserError("The prompt is empty", "Write it as an argument, or pipe it in")
+    values, config = recommended(model, sampling), load(EngineConfig, engine)
+    loaded = freedive.load(model, **asdict(config))
+    try:
+        if raw:
+            pieces = loaded.complete(text, **values)
+        else:
+            instructions = [{"role": "system", "content": system}] if system else []
+            pieces = loaded.chat([*instructions, {"role": "user", "content": text}], **values)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+    finally:
+        loaded.close()
