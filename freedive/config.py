@@ -1,0 +1,78 @@
+"""Settings: one dataclass each. Command-line flags and FREEDIVE_* variables derive from the fields."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+from freedive.errors import UserError
+
+Config = TypeVar("Config", bound="EngineConfig | ServerConfig")
+
+PARSERS: dict[str, Callable[[str], Any]] = {"int": int, "int | None": int, "float": float, "str": str}
+"""Text of an environment variable -> value, by the annotation of its field."""
+
+
+def setting(default: Any, help: str, *, low: float | None = None, high: float = float("inf")) -> Any:
+    """A field with its description and, for a number, the lowest and highest value it may take."""
+    return field(default=default, metadata={"help": help, "range": None if low is None else (low, high)})
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a model is run. None means that the machine or the model decides."""
+
+    threads: int | None = setting(None, "Threads that compute; default: the physical cores", low=1)
+    max_context: int | None = setting(
+        None, "Longest prompt and answer together, in tokens; default: the model's", low=2
+    )
+    cache_tokens: int | None = setting(None, "Tokens that the key-value cache holds; default: by free memory", low=32)
+    max_batch: int = setting(16, "Requests computed together", low=1, high=4096)
+    prefill_chunk: int = setting(512, "Prompt tokens computed in one step", low=2, high=65536)
+    max_queue: int = setting(256, "Requests that may wait for a place", low=0)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where and how to serve HTTP."""
+
+    host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every network")
+    port: int = setting(8000, "Port to listen on; 0 for any free one", low=0, high=65535)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+def load(kind: type[Config], given: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Config:
+    """``kind`` filled from ``given`` (where not None), else from FREEDIVE_<FIELD> in ``environ``, else by default."""
+    values = {
+        item.name: _parse(item, environ[variable(item.name)])
+        for item in fields(kind)
+        if environ.get(variable(item.name))
+    }
+    return kind(**values | {name: value for name, value in (given or {}).items() if value is not None})
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field."""
+    return f"FREEDIVE_{name.upper()}"
+
+
+def _parse(item: Field[Any], text: str) -> Any:
+    try:
+        return PARSERS[str(item.type)](text)
+    except ValueError:
+        raise UserError(f"{variable(item.name)} is {text!r}", "Set it to a number, or unset it") from None
+
+
+def _check(config: EngineConfig | ServerConfig) -> None:
+    for item in fields(config):
+        value, limits = getattr(config, item.name), item.metadata["range"]
+        if limits and value is not None and not limits[0] <= value <= limits[1]:
+            bounds = f"at least {limits[0]}" if limits[1] == float("inf") else f"from {limits[0]} to {limits[1]}"
+            raise UserError(f"{item.name} is {value}", f"Choose a value {bounds}", param=item.name)

@@ -1,0 +1,232 @@
+"""The thread that turns requests into tokens.
+
+Only the engine thread touches the runner, the scheduler and the pages. Others leave messages in ``_inbox``, which it
+reads before every step; without work it sleeps.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from freedive.config import EngineConfig
+from freedive.engine.batch import Runner
+from freedive.engine.kvcache import PageTables
+from freedive.engine.limits import Limits
+from freedive.engine.request import EngineError, FinishReason, Generation, Piece, Sampling
+from freedive.engine.sampler import Floats, Sampler, logprobs
+from freedive.engine.scheduler import Request, Scheduler, to_batch
+from freedive.engine.stop import Decoder, TextStream
+from freedive.errors import Overloaded, Unavailable
+
+log = logging.getLogger(__name__)
+
+
+class Tokenizer(Protocol):
+    """What the engine needs to know about text."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]: ...
+
+    def stream(self) -> Decoder: ...
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine at one moment. Apart from ``num_pages``, the size of the cache, ``num_*`` count since its start."""
+
+    running: int
+    waiting: int
+    free_pages: int
+    num_pages: int
+    num_requests: int
+    num_steps: int
+    num_computed: int
+    num_generated: int
+
+
+class Engine:
+    """Runs many requests on one model at once. Safe to use from any thread. Close it, or use it in a ``with`` block."""
+
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig) -> None:
+        self._limits = Limits.of(runner, config)
+        self._max_open = config.max_batch + config.max_queue
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._pages = PageTables(runner.num_pages, config.max_batch, self.max_context)
+        self._scheduler = Scheduler(self._pages, config.max_batch, config.prefill_chunk)
+        self._wake = threading.Condition()
+        self._inbox: list[Callable[[], None]] = []
+        self._open: dict[Generation, Request] = {}
+        self._closing = self._draining = False
+        self._num_requests = self._num_steps = self._num_computed = self._num_generated = 0
+        self._thread = threading.Thread(target=self._run, name="freedive-engine", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens that prompt and answer can have together."""
+        return self._limits.max_context
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling, *, id: str | None = None) -> Generation:
+        """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already."""
+        max_length = self._limits.max_length(prompt, sampling)
+        seed = secrets.randbits(53) if sampling.seed is None else sampling.seed
+        request = Request(
+            generation=Generation(id or f"gen-{secrets.token_hex(12)}", len(prompt), seed, self._post_cancel),
+            sampling=sampling,
+            sampler=Sampler(sampling, seed, prompt, self._runner.vocab_size),
+            text=TextStream(self._tokenizer.stream(), sampling.stop),
+            tokens=list(prompt),
+            max_length=max_length,
+            stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
+        )
+        with self._wake:
+            if self._closing:
+                raise Unavailable("The engine is closed", "Start it again")
+            if len(self._open) >= self._max_open:
+                raise Overloaded(f"{len(self._open)} requests are under way already", "Try again later")
+            self._open[request.generation] = request
+            self._num_requests += 1
+            self._post(lambda: self._scheduler.add(request))
+        return request.generation
+
+    def close(self, *, drain: bool = False) -> None:
+        """End the engine: what is under way is cancelled or, with ``drain``, finished first. May be called again."""
+        with self._wake:
+            self._closing, self._draining = True, drain
+            self._wake.notify()
+        self._thread.join()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stats(self) -> EngineStats:
+        """A snapshot for monitoring."""
+        with self._wake:
+            num_open, running = len(self._open), len(self._scheduler.running)
+        return EngineStats(
+            running=running,
+            waiting=max(num_open - running, 0),
+            free_pages=self._pages.num_free,
+            num_pages=self._pages.num_pages,
+            num_requests=self._num_requests,
+            num_steps=self._num_steps,
+            num_computed=self._num_computed,
+            num_generated=self._num_generated,
+        )
+
+    def _post(self, action: Callable[[], None]) -> None:
+        """Have ``action`` done by the engine thread before its next step."""
+        with self._wake:
+            self._inbox.append(action)
+            self._wake.notify()
+
+    def _post_cancel(self, generation: Generation) -> None:
+        self._post(lambda: self._cancel(generation))
+
+    # From here on: the engine thread.
+
+    def _run(self) -> None:
+        try:
+            while self._receive():
+                self._step()
+            for generation in tuple(self._open):
+                self._cancel(generation)
+        except Exception:  # a fault of ours; nobody may be left waiting for it
+            log.exception("the engine has crashed")
+            with self._wake:
+                self._closing = True
+            for generation in self._open:
+                generation.deliver(EngineError("The engine has crashed; its log says why"))
+
+    def _receive(self) -> bool:
+        """Wait for work and read the inbox. False when the engine is to end."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._open or self._inbox or self._closing)
+            inbox, self._inbox = self._inbox, []
+            go_on = not self._closing or (self._draining and bool(self._open))
+        for action in inbox:
+            action()
+        return go_on
+
+    def _step(self) -> None:
+        plan = self._scheduler.plan()
+        if not plan:
+            return
+        now = time.perf_counter()
+        for request, _ in plan:
+            request.generation.timings.started_at = request.generation.timings.started_at or now
+        try:
+            logits = self._runner.step(to_batch(plan, self._pages))
+        except Exception as error:
+            log.exception("a step with %d requests failed", len(plan))
+            for request, _ in plan:
+                self._leave(request, EngineError(f"The model failed while it computed this request: {error}"))
+            return
+        self._num_steps += 1
+        rows = iter(logits)
+        for request, count in plan:
+            self._num_computed += count
+            request.num_cached += count
+            if request.num_pending == 0:
+                self._advance(request, next(rows))
+
+    def _advance(self, request: Request, logits: Floats) -> None:
+        """Add one token to the answer of ``request``, whose ``logits`` these are."""
+        try:
+            piece = self._next_piece(request, logits)
+        except Exception as error:
+            log.exception("request %s failed", request.generation.id)
+            self._leave(request, EngineError(f"The answer cannot go on: {error}"))
+            return
+        self._num_generated += 1
+        if piece.finish_reason:
+            self._leave(request, piece)
+        else:
+            request.generation.deliver(piece)
+
+    def _next_piece(self, request: Request, logits: Floats) -> Piece:
+        token = request.sampler(logits)
+        request.tokens.append(token)
+        timings, num_top = request.generation.timings, request.sampling.logprobs
+        timings.num_generated += 1
+        timings.first_token_at = timings.first_token_at or time.perf_counter()
+        text, reason = _read(request, token)
+        details = None if num_top is None else (logprobs(logits, token, num_top),)
+        return Piece(text, (token,), reason, details, timings if reason else None)
+
+    def _cancel(self, generation: Generation) -> None:
+        if request := self._open.get(generation):
+            self._leave(request, Piece(request.text.close(), (), "cancelled", None, generation.timings))
+
+    def _leave(self, request: Request, last: Piece | EngineError) -> None:
+        """End a request. Its pages are free by the time its reader knows."""
+        self._scheduler.remove(request)
+        with self._wake:
+            del self._open[request.generation]
+        request.generation.timings.finished_at = time.perf_counter()
+        request.generation.deliver(last)
+
+
+def _read(request: Request, token: int) -> tuple[str, FinishReason | None]:
+    """The text that ``token``, the newest of ``request``, adds, and why the answer ends with it, if it does."""
+    stream = request.text
+    if token in request.stop_ids:
+        return stream.close(), "stop"
+    text = stream.push(token)
+    at_end = len(request.tokens) == request.max_length
+    if at_end:
+        text += stream.close()
+    return text, "stop" if stream.stopped else "length" if at_end else None

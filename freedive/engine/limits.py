@@ -1,0 +1,69 @@
+"""What can be asked of a running model at all; everything else is refused before work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from freedive.config import EngineConfig
+from freedive.engine.batch import PAGE_TOKENS, Runner
+from freedive.engine.request import Sampling
+from freedive.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``max_context`` tokens of prompt and answer together; ``remedy`` says how to have more of them."""
+
+    vocab_size: int
+    max_context: int
+    remedy: str
+
+    @classmethod
+    def of(cls, runner: Runner, config: EngineConfig) -> Limits:
+        """The narrowest of model, setting and cache. UserError when the setting asks more than the model can do."""
+        model, cache = runner.max_context, runner.num_pages * PAGE_TOKENS
+        wanted = config.max_context or model
+        if wanted > model:
+            raise UserError(
+                f"max_context is {wanted}, but the model reads at most {model} tokens",
+                "Choose a smaller value",
+                param="max_context",
+            )
+        setting = "cache_tokens" if cache < wanted else "max_context"
+        remedy = "" if min(wanted, cache) == model else f", or raise {setting} (the model reads up to {model} tokens)"
+        return cls(runner.vocab_size, min(wanted, cache), remedy)
+
+    def max_length(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """The length in tokens at which a request ends at the latest. UserError when it cannot be honoured."""
+        if not prompt:
+            raise UserError("The prompt is empty", "Give at least one token", param="prompt")
+        self._check_ids(prompt, "prompt")
+        self._check_ids(sampling.logit_bias, "logit_bias")
+        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
+        room = self.max_context - len(prompt)
+        if room < 1:
+            raise UserError(
+                f"The prompt has {len(prompt)} tokens, but the context holds {self.max_context}, answer included",
+                f"Shorten the prompt{self.remedy}",
+                param="prompt",
+            )
+        if sampling.max_tokens is None:
+            return self.max_context
+        if sampling.max_tokens > room:
+            raise UserError(
+                f"The prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}, "
+                f"but the context holds {self.max_context}",
+                f"Lower max_tokens to {room}, or shorten the prompt{self.remedy}",
+                param="max_tokens",
+            )
+        return len(prompt) + sampling.max_tokens
+
+    def _check_ids(self, ids: Collection[int], param: str) -> None:
+        if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            raise UserError(
+                f"{param} has token {wrong}, which does not exist",
+                f"Token ids go from 0 to {self.vocab_size - 1}",
+                param=param,
+            )

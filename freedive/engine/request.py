@@ -1,0 +1,227 @@
+"""What is asked of the engine, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Literal
+
+from freedive.errors import UserError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 2**31 - 1),
+    "temperature": (0, 100),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "presence_penalty": (-100, 100),
+    "frequency_penalty": (-100, 100),
+    "seed": (-(2**63), 2**63 - 1),
+    "logprobs": (0, 20),
+}
+"""Lowest and highest value of each number in :class:`Sampling`, both included."""
+
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 1024
+
+
+class EngineError(Exception):
+    """A request that the engine accepted and could not finish: its own fault, not the user's."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens and when to end. Raises :class:`UserError` (with ``param``) on an impossible value.
+
+    The order of application is given in :mod:`freedive.engine.sampler`.
+    """
+
+    max_tokens: int | None = None
+    """Longest answer in tokens; None goes on to the end of the context."""
+    temperature: float = 1.0
+    """Divides the logits; 0 (anything below 1e-5) is greedy."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens that together weigh at least p."""
+    min_p: float = 0.0
+    """Keep tokens at least min_p times as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits, multiplies negative ones, of every token in prompt or answer."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of every token in the answer."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token once for each time it stands in the answer."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of single tokens, -100 to 100."""
+    seed: int | None = None
+    """Same request, same seed, same answer; None draws one, which ``Generation.seed`` tells."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer and are not part of it."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer besides the model's own."""
+    ignore_eos: bool = False
+    """Go on past the model's own end tokens."""
+    logprobs: int | None = None
+    """Report each token's log-probability, and that of the n likeliest, under the model's unaltered distribution."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{name} is {value}", f"Choose a value from {low} to {high}", param=name)
+        for token, bias in self.logit_bias.items():
+            if not -100 <= bias <= 100:
+                raise UserError(
+                    f"logit_bias of token {token} is {bias}", "Choose a value from -100 to 100", param="logit_bias"
+                )
+        if len(self.stop) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in self.stop):
+            raise UserError(
+                "stop is not usable",
+                f"Give at most {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters",
+                param="stop",
+            )
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether penalties or bias change the logits."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return bool(self.logit_bias) or penalties != (1, 0, 0)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken. Below 1e-5 a temperature separates only rounding errors."""
+        return self.temperature < 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities: of the token chosen, and of the likeliest (id, logprob), best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True)
+class Timings:
+    """When things happened to a request, by ``time.perf_counter``; a duration still open counts up to now."""
+
+    submitted_at: float
+    started_at: float | None = None
+    first_token_at: float | None = None
+    finished_at: float | None = None
+    num_generated: int = 0
+    num_preemptions: int = 0
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds from submission until the first step that took it in."""
+        return self._until(self.started_at) - self.submitted_at
+
+    @property
+    def prefill_s(self) -> float:
+        """Seconds from its first step to its first token."""
+        return self.first_token_s - self.queued_s
+
+    @property
+    def first_token_s(self) -> float:
+        """Seconds from submission to the first token."""
+        return self._until(self.first_token_at) - self.submitted_at
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds from the first token to the end."""
+        return self._until(self.finished_at) - self._until(self.first_token_at)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens after the first, by the second; 0 before there are any."""
+        return (self.num_generated - 1) / self.decode_s if self.num_generated > 1 else 0.0
+
+    def _until(self, moment: float | None) -> float:
+        if moment is not None:
+            return moment
+        return time.perf_counter() if self.finished_at is None else self.finished_at
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one token adds to an answer. ``text`` is empty while a character or a stop string may still be completed.
+
+    ``token_ids`` includes an end token, ``text`` does not. Only the last piece has ``finish_reason`` and ``timings``.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    timings: Timings | None = None
+
+
+class Generation:
+    """A request under way. Iterate over its pieces, with ``for`` or ``async for``, from one reader.
+
+    The iteration ends after the piece with a ``finish_reason`` and raises :class:`EngineError` when the engine fails.
+    Leaving it early cancels the request.
+    """
+
+    def __init__(self, id: str, num_prompt_tokens: int, seed: int, cancel: Callable[[Generation], None]) -> None:
+        self.id = id
+        self.num_prompt_tokens = num_prompt_tokens
+        self.seed = seed
+        self.timings = Timings(time.perf_counter())
+        self._cancel = cancel
+        self._arrived: SimpleQueue[Piece | EngineError] = SimpleQueue()
+        self._notify: Callable[[], None] | None = None
+        self._ended = False
+
+    def cancel(self) -> None:
+        """End the request before its next step; its last piece says ``cancelled``. Does nothing after the end."""
+        if self.timings.finished_at is None:
+            self._cancel(self)
+
+    def deliver(self, item: Piece | EngineError) -> None:
+        """Hand over what the engine made (engine thread)."""
+        self._arrived.put(item)
+        if notify := self._notify:
+            notify()
+
+    def __iter__(self) -> Iterator[Piece]:
+        try:
+            while not self._ended:
+                yield self._open(self._arrived.get())
+        finally:
+            self.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+        def notify() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
+                loop.call_soon_threadsafe(arrived.set)
+
+        self._notify = notify
+        try:
+            while not self._ended:
+                while self._arrived.empty():
+                    await arrived.wait()
+                    arrived.clear()
+                yield self._open(self._arrived.get_nowait())
+        finally:
+            self._notify = None
+            self.cancel()
+
+    def _open(self, item: Piece | EngineError) -> Piece:
+        if isinstance(item, EngineError):
+            self._ended = True
+            raise item
+        self._ended = item.finish_reason is not None
+        return item

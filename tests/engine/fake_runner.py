@@ -1,0 +1,105 @@
+"""A model without a network: it really keeps tokens in pages, and its logits hash all that it reads back from them.
+
+So a page shared, stale, lost or out of order changes the output, or fails at once. ``alone`` computes what a request
+must answer, with neither pages nor batches.
+"""
+
+from __future__ import annotations
+
+import threading
+from hashlib import blake2b
+
+import numpy as np
+
+from freedive.engine.batch import PAGE_TOKENS, Batch
+from freedive.engine.request import Sampling
+from freedive.engine.sampler import Sampler
+
+VOCAB = 97
+END = 96
+NAN = 95
+"""A token after which the logits are NaN."""
+
+
+def logits_of(history: np.ndarray) -> np.ndarray:
+    """float32 [VOCAB], a function of the tokens ``history`` alone."""
+    if history[-1] == NAN:
+        return np.full(VOCAB, np.nan, np.float32)
+    digest = blake2b(np.asarray(history, np.int32).tobytes(), digest_size=8).digest()
+    logits = np.random.default_rng(int.from_bytes(digest)).standard_normal(VOCAB).astype(np.float32) * 2
+    logits[NAN] = -np.inf
+    return logits
+
+
+class FakeRunner:
+    vocab_size = VOCAB
+
+    def __init__(self, num_pages: int = 64, max_context: int = 512) -> None:
+        self.num_pages = num_pages
+        self.max_context = max_context
+        self.tokens = np.full((num_pages, PAGE_TOKENS), -1, np.int32)
+        self.positions = np.full((num_pages, PAGE_TOKENS), -1, np.int32)
+        self.batches: list[Batch] = []
+        self.errors: list[Exception] = []
+        self.gate = threading.Event()
+        """Steps wait until it is set."""
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def step(self, batch: Batch) -> np.ndarray:
+        self.entered.set()
+        assert self.gate.wait(10)
+        self.batches.append(batch)
+        if self.errors:
+            raise self.errors.pop()
+        ends = batch.starts + batch.lengths
+        for array in (batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted):
+            assert array.dtype == np.int32
+        assert batch.lengths.sum() == len(batch.tokens)
+        assert batch.lengths.min() > 0
+        tables = [table[: -(-end // PAGE_TOKENS)] for table, end in zip(batch.pages, ends, strict=True)]
+        used = np.concatenate([table[table >= 0] for table in batch.pages])
+        assert len(set(used.tolist())) == len(used), "a page has two owners"
+        last_rows = batch.lengths.cumsum() - 1
+        logits = {}
+        for table, start, end, row in zip(tables, batch.starts, ends, last_rows, strict=True):
+            assert table.min() >= 0, "the page table is too short"
+            places = np.arange(start, end)
+            self.tokens[table[places // PAGE_TOKENS], places % PAGE_TOKENS] = batch.tokens[row + 1 - len(places) : row + 1]
+            self.positions[table[places // PAGE_TOKENS], places % PAGE_TOKENS] = places
+            assert (self.positions[table].ravel()[:end] == np.arange(end)).all(), "stale page"
+            logits[row] = self.tokens[table].ravel()[:end]
+        return np.array([logits_of(logits[row]) for row in batch.wanted], np.float32).reshape(-1, VOCAB)
+
+
+class FakeTokenizer:
+    """Token i is the character number i from "!"; the end token has no text."""
+
+    stop_ids = frozenset({END})
+
+    def stream(self) -> FakeDecoder:
+        return FakeDecoder()
+
+
+class FakeDecoder:
+    def push(self, token_id: int) -> str:
+        return "" if token_id == END else chr(33 + token_id)
+
+    def flush(self) -> str:
+        return ""
+
+
+def text_of(tokens: list[int]) -> str:
+    return "".join(chr(33 + token) for token in tokens if token != END)
+
+
+def alone(prompt: list[int], sampling: Sampling, max_context: int = 512) -> list[int]:
+    """The answer's tokens, computed without an engine. Stop strings are not looked at."""
+    sampler = Sampler(sampling, sampling.seed or 0, prompt, VOCAB)
+    tokens = list(prompt)
+    longest = len(prompt) + sampling.max_tokens if sampling.max_tokens else max_context
+    while len(tokens) < longest:
+        tokens.append(sampler(logits_of(np.array(tokens))))
+        if tokens[-1] in sampling.stop_token_ids or (tokens[-1] == END and not sampling.ignore_eos):
+            break
+    return tokens[len(prompt) :]
