@@ -1,0 +1,127 @@
+"""What both container formats share: mapping a file, reading JSON, and laying out tensors with every bound checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from freedive.checkpoint.tensor import Tensor
+from freedive.errors import NotFound, UserError
+
+BLOCKS = {
+    "F32": (1, 4),
+    "F16": (1, 2),
+    "BF16": (1, 2),
+    "Q8_0": (32, 34),
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}
+"""The formats freedive reads: name -> (elements, bytes) of one block."""
+
+JSON_LIMIT = 100_000_000
+"""Bytes of the longest JSON text read: the limit that the safetensors format sets for its header."""
+
+
+class Damaged(UserError):
+    """A model file whose content contradicts itself or its size."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path} is damaged or incomplete: {what}", "Fetch the file again")
+
+
+class Entry(NamedTuple):
+    """A tensor as a header declares it. ``begin`` is its offset in bytes from the start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    begin: int
+
+
+def quote(value: object) -> str:
+    """``value`` from a file as one short printable line."""
+    text = ascii(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The file's bytes, mapped read-only."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise NotFound(f"{path} does not exist", "Check the path; a model of several files needs them all") from None
+    except ValueError:  # mmap cannot map nothing
+        raise Damaged(path, "it is empty") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", "Check that it is a file you may read") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file."""
+    with map_file(path) as mapped:
+        return parse_json(path, mapped[: JSON_LIMIT + 1])
+
+
+def parse_json(path: Path, text: bytes) -> dict[str, Any]:
+    """``text``, found in the file ``path``, as a JSON object without duplicate keys."""
+    if len(text) > JSON_LIMIT:
+        raise Damaged(path, f"its JSON is longer than {JSON_LIMIT} bytes")
+    try:
+        value = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(path, f"its JSON cannot be parsed ({quote(str(error))})") from None
+    if not isinstance(value, dict):
+        raise Damaged(path, "its JSON is not an object")
+    return value
+
+
+def lay_out(path: Path, mapped: mmap.mmap, entries: Iterable[Entry]) -> dict[str, Tensor]:
+    """The tensors of one file as views of its mapped bytes: inside the file, apart from each other, named once."""
+    everything = np.frombuffer(mapped, np.uint8)
+    tensors: dict[str, Tensor] = {}
+    previous_end = 0
+    for entry in sorted(entries, key=lambda entry: entry.begin):
+        if entry.name in tensors:
+            raise Damaged(path, f"tensor {quote(entry.name)} occurs twice")
+        num_rows, row_bytes = _rows(path, entry)
+        end = entry.begin + num_rows * row_bytes
+        if entry.begin < previous_end:
+            raise Damaged(path, f"tensor {quote(entry.name)} overlaps another one")
+        if end > len(everything):
+            raise Damaged(path, f"tensor {quote(entry.name)} ends at byte {end} of {len(everything)}")
+        data = everything[entry.begin : end].reshape(num_rows, row_bytes)
+        tensors[entry.name] = Tensor(entry.name, entry.shape, entry.format, data)
+        previous_end = end
+    return tensors
+
+
+def _rows(path: Path, entry: Entry) -> tuple[int, int]:
+    """Number of rows and bytes per row; a scalar is one row of one element."""
+    block, num_bytes = BLOCKS[entry.format]
+    *outer, width = entry.shape or (1,)
+    if min(entry.shape, default=1) < 1:
+        raise Damaged(path, f"tensor {quote(entry.name)} has the shape {quote(list(entry.shape))}")
+    if width % block:
+        raise Damaged(
+            path, f"tensor {quote(entry.name)}: {entry.format} needs rows of a multiple of {block}, not {width}"
+        )
+    return math.prod(outer), width // block * num_bytes
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return result

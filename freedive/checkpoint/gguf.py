@@ -1,0 +1,188 @@
+"""GGUF files, versions 2 and 3: opened in place, every length and offset checked before it is used.
+
+The layout is that of docs/gguf.md in ggml. The `gguf` library reads the same files, but trusts their numbers and needs
+seconds for the strings of a large vocabulary; its tables are what the tests compare with.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from freedive.checkpoint.file import BLOCKS, Damaged, Entry, lay_out, map_file, quote
+from freedive.checkpoint.tensor import Checkpoint
+from freedive.errors import UserError
+
+FORMAT_IDS = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    8: "Q8_0",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+    30: "BF16",
+}
+"""ggml's tensor types -> format names."""
+
+METADATA_LIMIT = 1 << 27
+"""Bytes of the longest header read; a vocabulary of 260,000 tokens takes a tenth of it."""
+
+_MAX_DIMS = 4
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_LENGTH = struct.Struct("<Q")
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """A GGUF file, or all parts of a split one if ``path`` is any of them (``name-00001-of-00003.gguf``)."""
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        whole = _open_part(path)
+        if whole.config.get("split.count", 1) != 1:
+            raise UserError(
+                f"{path} is one part of a split model", "Keep the parts' names, -00001-of-0000N.gguf, as they were"
+            )
+        return whole
+    stem, _, count = match.groups()
+    names = (f"{stem}-{index:05}-of-{count}.gguf" for index in range(1, int(count) + 1))
+    return _join([_open_part(path.with_name(name)) for name in names], path)
+
+
+def _join(parts: list[Checkpoint], path: Path) -> Checkpoint:
+    if not parts:
+        raise UserError(f"{path} claims to be one of no parts", "Give the file its original name")
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    for index, part in enumerate(parts):
+        if part.config.get("split.no") != index or part.config.get("split.count") != len(parts):
+            raise Damaged(path, f"part {index + 1} of {len(parts)} does not say that it is")
+    if len(tensors) != sum(len(part.tensors) for part in parts):
+        raise Damaged(path, "a tensor occurs in two parts")
+    if len(tensors) != parts[0].config.get("split.tensors.count", len(tensors)):
+        raise Damaged(path, "its parts do not hold all tensors")
+    return Checkpoint("gguf", parts[0].config, tensors)
+
+
+def _open_part(path: Path) -> Checkpoint:
+    mapped = map_file(path)
+    reader = _Reader(path, memoryview(mapped)[:METADATA_LIMIT])
+    num_tensors, num_keys = reader.preamble()
+    config = reader.metadata(num_keys)
+    entries = [reader.tensor() for _ in range(num_tensors)]
+    alignment = config.get("general.alignment", 32)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise Damaged(path, f"general.alignment is {quote(alignment)}, not a power of two")
+    start = -(-reader.position // alignment) * alignment
+    return Checkpoint("gguf", config, lay_out(path, mapped, [e._replace(begin=start + e.begin) for e in entries]))
+
+
+class _Reader:
+    """Reads a header front to back. Counts are never trusted: a false one runs into the end of the buffer."""
+
+    def __init__(self, path: Path, buffer: memoryview) -> None:
+        self.path = path
+        self.position = 0
+        self._buffer = buffer
+
+    def preamble(self) -> tuple[int, int]:
+        """Number of tensors and of metadata keys."""
+        if self._buffer[:4].tobytes() != b"GGUF":
+            raise UserError(
+                f"{self.path} is not a model: it is neither GGUF nor safetensors", "Name a .gguf file or a folder"
+            )
+        self.position = 4
+        (version,) = self._unpack("<I")
+        if version not in (2, 3):
+            kind = "big-endian" if version and version % 65536 == 0 else f"version {version}"
+            raise UserError(
+                f"{self.path} is {kind} GGUF", "freedive reads versions 2 and 3, little-endian: convert the file"
+            )
+        num_tensors, num_keys = self._unpack("<QQ")
+        return num_tensors, num_keys
+
+    def metadata(self, num_keys: int) -> dict[str, Any]:
+        """All keys and values, as plain Python values."""
+        config: dict[str, Any] = {}
+        for _ in range(num_keys):
+            key = self._string()
+            if key in config:
+                raise Damaged(self.path, f"metadata key {quote(key)} occurs twice")
+            (kind,) = self._unpack("<I")
+            config[key] = self._array(key) if kind == _ARRAY else self._value(key, kind)
+        return config
+
+    def tensor(self) -> Entry:
+        """The next tensor's declaration; ``begin`` counts from the start of the data."""
+        name = self._string()
+        (num_dims,) = self._unpack("<I")
+        if not 1 <= num_dims <= _MAX_DIMS:
+            raise Damaged(self.path, f"tensor {quote(name)} has {num_dims} dimensions")
+        *dims, kind, begin = self._unpack(f"<{num_dims}QIQ")
+        if kind not in FORMAT_IDS:
+            raise UserError(
+                f"{self.path}: tensor {quote(name)} has the type {_type_name(kind)}, which freedive does not read",
+                f"Choose a file with {', '.join(BLOCKS)}",
+            )
+        return Entry(name, tuple(reversed(dims)), FORMAT_IDS[kind], begin)
+
+    def _unpack(self, layout: str) -> tuple[Any, ...]:
+        try:
+            values = struct.unpack_from(layout, self._buffer, self.position)
+        except struct.error:
+            raise self._short() from None
+        self.position += struct.calcsize(layout)
+        return values
+
+    def _string(self) -> str:
+        return self._strings(1)[0]
+
+    def _strings(self, count: int) -> list[str]:
+        """``count`` strings; this loop is most of the time that opening takes, so it runs on locals."""
+        buffer, position, length_at = self._buffer, self.position, _LENGTH.unpack_from
+        strings = []
+        try:
+            for _ in range(count):
+                begin = position + 8
+                position = begin + length_at(buffer, position)[0]
+                strings.append(str(buffer[begin:position], "utf-8"))
+        except (struct.error, IndexError):
+            raise self._short() from None
+        except UnicodeDecodeError:
+            raise Damaged(self.path, f"the string at byte {begin} is not UTF-8") from None
+        if position > len(buffer):
+            raise self._short()
+        self.position = position
+        return strings
+
+    def _value(self, key: str, kind: int) -> Any:
+        if kind == _STRING:
+            return self._string()
+        if kind not in _SCALARS:
+            raise Damaged(self.path, f"metadata key {quote(key)} has the unknown type {kind}")
+        return self._unpack("<" + _SCALARS[kind])[0]
+
+    def _array(self, key: str) -> list[Any]:
+        kind, count = self._unpack("<IQ")
+        if kind == _STRING:
+            return self._strings(count)
+        if kind not in _SCALARS:
+            raise Damaged(self.path, f"metadata key {quote(key)} is an array of the unknown type {kind}")
+        if count > len(self._buffer):
+            raise self._short()
+        return list(self._unpack(f"<{count}{_SCALARS[kind]}"))
+
+    def _short(self) -> UserError:
+        return Damaged(self.path, f"its header does not end within {len(self._buffer)} bytes")
+
+
+def _type_name(kind: int) -> str:
+    from gguf import GGMLQuantizationType  # imported here because only this refusal needs it
+
+    names = {member.value: member.name for member in GGMLQuantizationType}
+    return names.get(kind, str(kind))

@@ -1,0 +1,69 @@
+"""Safetensors files: an 8-byte length, a JSON header, then the tensors' bytes; opened in place."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from freedive.checkpoint.file import BLOCKS, JSON_LIMIT, Damaged, Entry, lay_out, map_file, parse_json, quote, read_json
+from freedive.checkpoint.tensor import Tensor
+from freedive.errors import UserError
+
+DTYPES = ("F32", "F16", "BF16")
+"""The dtypes freedive reads; they are format names too."""
+
+_SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file."""
+    mapped = map_file(path)
+    if len(mapped) < 8:
+        raise Damaged(path, "it ends inside its header")
+    start = 8 + int.from_bytes(mapped[:8], "little")
+    if start > min(len(mapped), JSON_LIMIT):
+        raise Damaged(path, f"its header claims {start - 8} bytes, the file has {len(mapped)}")
+    header = parse_json(path, mapped[8:start])
+    header.pop("__metadata__", None)
+    return lay_out(path, mapped, [_entry(path, start, name, value) for name, value in header.items()])
+
+
+def read_sharded(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files that ``index`` (model.safetensors.index.json) names."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise Damaged(index, "it has no weight_map")
+    paths = {name: _beside(index, shard) for name, shard in weight_map.items()}
+    shards = {path: read_file(path) for path in sorted(set(paths.values()))}
+    for name, path in paths.items():
+        if name not in shards[path]:
+            raise Damaged(path, f"it lacks tensor {quote(name)}, which {index.name} places there")
+    return {name: shards[path][name] for name, path in paths.items()}
+
+
+def _beside(index: Path, shard: object) -> Path:
+    """The file ``shard`` in the index's folder; an index never reaches beyond that."""
+    if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
+        raise Damaged(index, f"it names {quote(shard)}, which is no .safetensors file in its folder")
+    return index.with_name(shard)
+
+
+def _entry(path: Path, start: int, name: str, value: Any) -> Entry:
+    """The header's value for one tensor, its byte range checked against dtype and shape."""
+    match value:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
+            numbers = [*shape, begin, end]
+        case _:
+            numbers = [None]
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
+        raise Damaged(path, f"tensor {quote(name)} is described by {quote(value)}")
+    if dtype not in DTYPES:
+        raise UserError(
+            f"{path}: tensor {quote(name)} has the type {quote(dtype)}, which freedive does not read",
+            f"Choose a model with {', '.join(DTYPES)}, or a GGUF file",
+        )
+    if end - begin != math.prod(shape) * BLOCKS[dtype][1]:
+        raise Damaged(path, f"tensor {quote(name)} does not fill its bytes {begin} to {end}")
+    return Entry(name, tuple(shape), dtype, start + begin)

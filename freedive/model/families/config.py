@@ -1,0 +1,150 @@
+"""A maker's configuration, read key by key: what is absurd is refused, and so is a key that nobody read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from freedive.checkpoint.file import quote
+from freedive.errors import UserError
+
+ANY = object()
+"""Stands for every value in :data:`HARMLESS`."""
+
+HARMLESS: Mapping[str, object] = {
+    # what the file is
+    "_name_or_path": ANY,
+    "architectures": ANY,
+    "model_type": ANY,
+    "transformers_version": ANY,
+    "transformers.js_config": ANY,
+    "dtype": ANY,
+    "torch_dtype": ANY,
+    # how it was trained and how transformers runs it
+    "attention_dropout": ANY,
+    "initializer_range": ANY,
+    "neftune_noise_alpha": ANY,
+    "pretraining_tp": ANY,
+    "unsloth_fixed": ANY,
+    "unsloth_version": ANY,
+    "use_cache": ANY,
+    "_attn_implementation_autoset": ANY,
+    # what the tokenizer and generation_config.json say with authority
+    "bos_token_id": ANY,
+    "eos_token_id": ANY,
+    "pad_token_id": ANY,
+    # switches that must stand as the family has them
+    "is_llama_config": True,
+    "rope_interleaved": False,
+    "use_mrope": False,
+}
+"""Keys that do not change the mathematics -> the value for which that holds."""
+
+_REMEDY = "Choose another file of this model, or another model"
+
+
+class Config:
+    """The description of one model, in Hugging Face's spelling.
+
+    ``defaults`` stand in for absent keys; null is absent, and overrides a default. ``names`` gives the spelling of
+    the file, for messages. Every getter raises UserError for a missing key without default or an impossible value.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        names: Mapping[str, str] | None = None,
+        prefix: str = "",
+    ) -> None:
+        self._values = {key: value for key, value in {**(defaults or {}), **values}.items() if value is not None}
+        self._names = names or {}
+        self._prefix = prefix
+        self._unread = {key for key in values if key in self._values}
+        self._sections: dict[str, Config] = {}
+
+    def count(self, key: str, default: int | None = None, *, least: int = 1, most: int = 1 << 20) -> int:
+        """A whole number in ``least`` .. ``most``."""
+        value = self._get(key, default)
+        if type(value) is not int or not least <= value <= most:
+            raise self._impossible(key, value, f"a whole number from {least} to {most}")
+        return value
+
+    def number(self, key: str, default: float | None = None, *, least: float = 1e-12, most: float = 1e12) -> float:
+        """A finite number in ``least`` .. ``most``."""
+        value = self._get(key, default)
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise self._impossible(key, value, f"a number from {least:g} to {most:g}")
+        return float(value)
+
+    def numbers(self, key: str, length: int, *, least: float, most: float) -> list[float] | None:
+        """``length`` numbers, or None when the key is absent."""
+        if key not in self._values:
+            return None
+        value = self._get(key, None)
+        if not isinstance(value, list) or len(value) != length or not all(least <= x <= most for x in value):
+            raise self._impossible(key, value, f"{length} numbers from {least:g} to {most:g}")
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self._impossible(key, value, "true or false")
+        return value
+
+    def choice(self, key: str, known: tuple[str, ...]) -> str:
+        """One of ``known``, the first when the key is absent."""
+        value = self._get(key, known[0])
+        if value not in known:
+            raise self._impossible(key, value, f"one of {', '.join(known)}")
+        return str(value)
+
+    def choices(self, key: str, length: int, known: tuple[str, ...]) -> list[str] | None:
+        """``length`` values of ``known``, or None when the key is absent."""
+        if key not in self._values:
+            return None
+        value = self._get(key, None)
+        if not isinstance(value, list) or len(value) != length or not all(entry in known for entry in value):
+            raise self._impossible(key, value, f"{length} of {', '.join(known)}")
+        return value
+
+    def section(self, key: str) -> Config:
+        """The object under ``key``; empty when the key is absent."""
+        if key not in self._sections:
+            value = self._get(key, {})
+            if not isinstance(value, dict):
+                raise self._impossible(key, value, "an object")
+            self._sections[key] = Config(value, names=self._names, prefix=f"{self._prefix}{key}.")
+        return self._sections[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def refuse_unread(self, family: str) -> None:
+        """Refuse the model if a key of it, or of a section, was never read and is not harmless."""
+        for key in sorted(self._unread):
+            value = self._values[key]
+            if key not in HARMLESS or HARMLESS[key] not in (ANY, value):
+                what = f"The configuration has {self._name(key)} = {quote(value)}, unknown to freedive for {family}"
+                raise UserError(what, _REMEDY)
+        for section in self._sections.values():
+            section.refuse_unread(family)
+
+    def refusal(self, key: str, what: str) -> UserError:
+        """The error that ``key`` does not agree with the rest of the configuration."""
+        return UserError(f"The configuration's {self._name(key)} {what}", _REMEDY)
+
+    def _get(self, key: str, default: object) -> Any:
+        self._unread.discard(key)
+        value = self._values.get(key, default)
+        if value is None:
+            raise UserError(f"The configuration lacks {self._name(key)}", "Fetch the model again, or choose another")
+        return value
+
+    def _impossible(self, key: str, value: object, wanted: str) -> UserError:
+        return self.refusal(key, f"is {quote(value)}, not {wanted}")
+
+    def _name(self, key: str) -> str:
+        full = self._prefix + key
+        return quote(self._names.get(full, full))[1:-1]

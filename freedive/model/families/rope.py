@@ -1,0 +1,137 @@
+"""Rope settings -> inverse frequencies and a factor on cosines and sines.
+
+Formulas as in transformers' modeling_rope_utils.py, in float32 as there. Frequencies are [dim / 2].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from freedive.model.families.config import Config
+from freedive.model.spec import Rope
+
+Frequencies = npt.NDArray[np.float32]
+
+DEFAULT_THETA = 10_000.0
+
+
+def rope(config: Config, head_dim: int) -> Rope:
+    """The rotary embedding of heads of ``head_dim``."""
+    dim = config.count("rotary_dim", head_dim, least=4, most=head_dim)
+    if dim % 2:
+        raise config.refusal("rotary_dim" if "rotary_dim" in config else "head_dim", f"is odd ({dim})")
+    table = _table(config)
+    theta = table.number("rope_theta", config.number("rope_theta", DEFAULT_THETA, least=2), least=2)
+    inv_freq, factor = SCALINGS[_scaling(table)](table, theta, dim, _max_position(config))
+    divisors = config.numbers("rope_divisors", dim // 2, least=1e-3, most=1e31)
+    if divisors is not None:
+        inv_freq /= np.array(divisors, np.float32)
+    return Rope(dim, tuple(map(float, inv_freq)), factor)
+
+
+def max_context(config: Config) -> int:
+    """Positions that the model can tell apart; with yarn, what its factor makes of the original context if more."""
+    table = _table(config)
+    given = _max_position(config)
+    if _scaling(table) != "yarn" or "factor" not in table:
+        return given
+    return max(given, int(table.number("factor") * _original(table, given)))
+
+
+def _table(config: Config) -> Config:
+    """The rope settings in either shape: new (``rope_parameters``) or old (``rope_scaling`` beside ``rope_theta``)."""
+    return config.section("rope_parameters" if "rope_parameters" in config else "rope_scaling")
+
+
+def _scaling(table: Config) -> str:
+    names = ("default", *(name for name in SCALINGS if name != "default"))
+    old_key = table.choice("type", names)
+    return table.choice("rope_type", names) if "rope_type" in table else old_key
+
+
+def _max_position(config: Config) -> int:
+    return config.count("max_position_embeddings", most=1 << 30)
+
+
+def _original(table: Config, max_position: int) -> int:
+    return table.count("original_max_position_embeddings", max_position, most=1 << 30)
+
+
+def _plain(theta: float, dim: int) -> Frequencies:
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return np.float32(1) / np.float32(theta) ** exponents
+
+
+def _default(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
+    return _plain(theta, dim), 1.0
+
+
+def _linear(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
+    return _plain(theta, dim) / np.float32(_factor(table)), 1.0
+
+
+def _dynamic(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
+    """NTK with a fixed ``alpha`` stretches the base once and for all (Hunyuan); ``factor`` then says nothing.
+
+    Without ``alpha`` the base would grow with texts longer than ``max_position``, which are not accepted.
+    """
+    _factor(table)
+    alpha = table.number("alpha", 1.0, least=1, most=1e6)
+    return _plain(theta * alpha ** (dim / (dim - 2)), dim), 1.0
+
+
+def _llama3(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
+    """Long waves are slowed by ``factor``, short ones kept, those between blended (Llama 3.1)."""
+    factor, low, high = _factor(table), table.number("low_freq_factor"), table.number("high_freq_factor")
+    if low >= high:
+        raise table.refusal("high_freq_factor", f"({high:g}) is not above low_freq_factor ({low:g})")
+    inv_freq = _plain(theta, dim)
+    turns = np.float32(_original(table, max_position)) * inv_freq / np.float32(2 * math.pi)
+    kept = np.clip((turns - np.float32(low)) / np.float32(high - low), 0, 1)
+    return (1 - kept) * inv_freq / np.float32(factor) + kept * inv_freq, 1.0
+
+
+def _yarn(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
+    """YaRN (Peng et al. 2023, section 3.2): interpolate slow dimensions, keep fast ones, ramp between."""
+    original = _original(table, max_position)
+    factor = _factor(table, max_position / original)
+    fast, slow = table.number("beta_fast", 32.0), table.number("beta_slow", 1.0)
+    low, high = (dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (fast, slow))
+    if table.flag("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = np.arange(dim // 2, dtype=np.float32) - np.float32(low)
+    kept = 1 - np.clip(ramp / np.float32(high - low or 0.001), 0, 1)
+    inv_freq = _plain(theta, dim)
+    return inv_freq / np.float32(factor) * (1 - kept) + inv_freq * kept, _yarn_magnitude(table, factor)
+
+
+def _yarn_magnitude(table: Config, factor: float) -> float:
+    """What cosines and sines are multiplied by: given, or from the factor."""
+
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    above, below = table.number("mscale", 0.0, least=0), table.number("mscale_all_dim", 0.0, least=0)
+    inferred = magnitude(above) / magnitude(below) if above and below else magnitude(1.0)
+    return table.number("attention_factor", inferred)
+
+
+def _factor(table: Config, default: float | None = None) -> float:
+    return table.number("factor", default, least=1e-3, most=1e6)
+
+
+Scaling = Callable[[Config, float, int, int], tuple[Frequencies, float]]
+
+SCALINGS: dict[str, Scaling] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
+"""rope_type -> (settings, theta, dim, max_position) -> (inverse frequencies, factor)."""
