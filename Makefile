@@ -1,0 +1,59 @@
+# chat | serve | test | bench | check | slow | clean
+#
+# A bare machine needs Python 3.11 or newer with venv, a C++ compiler and make; the rest comes into .venv.
+# Only answers go to standard output, so that `echo question | make chat` can be piped on.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+NATIVE := $(shell find CMakeLists.txt freedive/native -type f 2>/dev/null)
+
+MAKEFLAGS += --no-print-directory
+.SILENT:
+.DELETE_ON_ERROR:
+.PHONY: chat serve test bench check slow clean
+
+chat serve: $(VENV)/installed
+	exec $(BIN)/freedive $@
+
+bench: $(VENV)/installed
+	exec $(BIN)/freedive bench smollm2
+
+test: $(VENV)/installed $(VENV)/test-tools
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/installed $(VENV)/test-tools
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/installed $(VENV)/check-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h,$(NATIVE))
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The installation points at this folder: Python is never copied, and only changed C++ is compiled again.
+$(VENV)/installed: pyproject.toml $(NATIVE) | $(VENV)/build-tools
+	echo "installing freedive (the kernels take a minute or two)" >&2
+	$(call pip,--no-build-isolation --editable .)
+	touch $@
+
+$(VENV)/build-tools:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
+	command -v $${CXX:-c++} >/dev/null || { echo "A C++ compiler is needed, such as g++ (or set CXX)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) >&2
+	$(call pip_listed,["build-system"]["requires"])
+	$(call pip,cmake ninja)
+	touch $@
+
+$(VENV)/%-tools: pyproject.toml | $(VENV)/build-tools
+	echo "installing what $* needs" >&2
+	$(call pip_listed,["project"]["optional-dependencies"]["$*"])
+	touch $@
+
+# $(call pip,ARGUMENTS) installs; $(call pip_listed,KEYS) what pyproject.toml lists there. Neither reads our standard input.
+pip = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(1) </dev/null >&2
+pip_listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))$(1), sep="\n")' \
+	>$@.txt && $(call pip,--requirement $@.txt)
