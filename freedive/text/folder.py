@@ -1,0 +1,72 @@
+"""Tokenizers from a model folder: tokenizer.json, and the special tokens that the other files name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from freedive.errors import NotFound, UserError
+from freedive.text.vocabulary import Vocabulary, add_ends, stop_ids
+
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def read_folder(folder: Path) -> Vocabulary:
+    """Read ``folder``/tokenizer.json and, where present, the configuration files beside it."""
+    core = _core(folder / "tokenizer.json")
+    added = core.get_added_tokens_decoder()
+    size = max(core.get_vocab_size(with_added_tokens=False), *(index + 1 for index in added), 0)
+    config = read_json(folder / "tokenizer_config.json")
+    roles = _roles(read_json(folder / "special_tokens_map.json")) | _roles(config)
+    if "add_bos_token" in config or "add_eos_token" in config:
+        add_ends(
+            core,
+            roles.get("bos_token") if config.get("add_bos_token") else None,
+            roles.get("eos_token") if config.get("add_eos_token") else None,
+        )
+    return Vocabulary(core, size, roles, _stop_ids(folder, core, size, roles))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path.name} cannot be read ({error})", "Fetch the model again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path.name} does not hold a JSON object", "Fetch the model again.")
+    return content
+
+
+def _core(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise NotFound(f"{path.parent} has no tokenizer.json", "Choose a model that comes with one, or its GGUF file.")
+    try:
+        core = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no exception type of its own
+        raise UserError(f"tokenizer.json is damaged or too new ({error})", "Fetch the model again.") from None
+    core.no_truncation()
+    core.no_padding()
+    return core
+
+
+def _roles(config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens by role; each is a string, or an object with the string under "content"."""
+    values = {role: config[role] for role in _ROLES if config.get(role) is not None}
+    texts = {role: value["content"] if isinstance(value, dict) else value for role, value in values.items()}
+    return {role: text for role, text in texts.items() if isinstance(text, str)}
+
+
+def _stop_ids(folder: Path, core: tokenizers.Tokenizer, size: int, roles: Mapping[str, str]) -> frozenset[int]:
+    """End-of-sequence ids: the tokenizer's own, and generation_config.json's (or, without one, config.json's)."""
+    source = "generation_config.json" if (folder / "generation_config.json").is_file() else "config.json"
+    named = read_json(folder / source).get("eos_token_id")
+    listed = named if isinstance(named, list) else [] if named is None else [named]
+    eos = core.token_to_id(roles["eos_token"]) if "eos_token" in roles else None
+    return stop_ids(core, size, listed if eos is None else [*listed, eos], source)

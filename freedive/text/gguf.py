@@ -1,0 +1,131 @@
+"""Tokenizers from GGUF metadata (``tokenizer.ggml.*``): byte-level BPE ("gpt2") and SentencePiece BPE ("llama")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from freedive.errors import UserError
+from freedive.text.pretokenizers import PRE_TOKENIZERS
+from freedive.text.vocabulary import Vocabulary, add_ends, check_id, stop_ids
+
+T = TypeVar("T")
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+_ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+_REMEDY = "The file is damaged or incomplete; fetch it again."
+
+
+def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
+    """Build the tokenizer that ``metadata`` (key -> Python value) describes; UserError if it is damaged or unknown."""
+    kind = _value(metadata, "model", str)
+    if kind not in _BUILDERS:
+        known = ", ".join(_BUILDERS)
+        raise UserError(f"The GGUF tokenizer model {kind!r:.40} is not supported", f"Supported are: {known}.")
+    tokens = _list(metadata, "tokens", str)
+    if not tokens or len(set(tokens)) < len(tokens):
+        raise UserError("The GGUF vocabulary is empty or has the same token twice", _REMEDY)
+    has_types = "tokenizer.ggml.token_type" in metadata
+    types = _list(metadata, "token_type", int, len(tokens)) if has_types else [_NORMAL] * len(tokens)
+    ids = {
+        name: check_id(metadata[key], len(tokens), key)
+        for name in (*_ROLES, "eot", "eom")
+        if (key := f"tokenizer.ggml.{name}_token_id") in metadata
+    }
+    core, add_bos = _BUILDERS[kind](metadata, tokens, types, ids)
+    _add_special_tokens(core, tokens, types, set(ids.values()))
+    add_bos = _value(metadata, "add_bos_token", bool, add_bos) and "bos" in ids
+    add_eos = _value(metadata, "add_eos_token", bool, False) and "eos" in ids
+    add_ends(core, tokens[ids["bos"]] if add_bos else None, tokens[ids["eos"]] if add_eos else None)
+    return Vocabulary(
+        core=core,
+        size=len(tokens),
+        roles={role: tokens[ids[name]] for name, role in _ROLES.items() if name in ids},
+        stop_ids=stop_ids(core, len(tokens), [ids[name] for name in ("eos", "eot", "eom") if name in ids], "GGUF"),
+    )
+
+
+def _byte_level(
+    metadata: Mapping[str, Any], tokens: list[str], types: list[int], ids: Mapping[str, int]
+) -> tuple[tokenizers.Tokenizer, bool]:
+    name = _value(metadata, "pre", str, "default")
+    if name not in PRE_TOKENIZERS:
+        known = ", ".join(sorted(PRE_TOKENIZERS))
+        raise UserError(f"The GGUF pre-tokenizer {name!r:.40} is not known", f"Known are: {known}.")
+    pre = PRE_TOKENIZERS[name]
+    merges = [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str)]
+    core = _bpe(tokens, merges, ignore_merges=pre.whole_words)
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    core.decoder = decoders.ByteLevel()
+    if pre.nfc:
+        core.normalizer = normalizers.NFC()
+    return core, pre.add_bos
+
+
+def _sentencepiece(
+    metadata: Mapping[str, Any], tokens: list[str], types: list[int], ids: Mapping[str, int]
+) -> tuple[tokenizers.Tokenizer, bool]:
+    scores = _list(metadata, "scores", float, len(tokens))
+    pieces = {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == _NORMAL}
+    unknown = tokens[ids["unknown"]] if "unknown" in ids else None
+    core = _bpe(tokens, merges_by_score(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    space_first = _value(metadata, "add_space_prefix", bool, True)
+    marks = [normalizers.Prepend("▁")] if space_first else []
+    core.normalizer = normalizers.Sequence([*marks, normalizers.Replace(" ", "▁")])
+    strip = [decoders.Strip(" ", 1, 0)] if space_first else []
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    return core, True
+
+
+_BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece}
+
+
+def merges_by_score(pieces: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The merges of a SentencePiece BPE vocabulary, first merge first.
+
+    SentencePiece has no list of merges: it joins any two neighbours that make up a piece, best score first (Kudo and
+    Richardson 2018). Every way to cut a piece into two pieces is thus a merge with the rank of the piece.
+    """
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in sorted(pieces, key=lambda piece: -pieces[piece])
+        for cut in range(1, len(piece))
+        if piece[:cut] in pieces and piece[cut:] in pieces
+    ]
+
+
+def _bpe(tokens: list[str], merges: list[Any], **options: Any) -> tokenizers.Tokenizer:
+    try:
+        vocab = {token: index for index, token in enumerate(tokens)}
+        return tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, **options))
+    except Exception as error:  # the library has no exception type of its own
+        raise UserError(f"The GGUF merges do not fit the vocabulary ({error})", _REMEDY) from None
+
+
+def _add_special_tokens(core: tokenizers.Tokenizer, tokens: list[str], types: list[int], named: set[int]) -> None:
+    """Control tokens (and those with a role) are special; user-defined ones are ordinary text, but never cut."""
+    special = named | {index for index, kind in enumerate(types) if kind in (_UNKNOWN, _CONTROL)}
+    whole = {index for index, kind in enumerate(types) if kind == _USER_DEFINED} - special
+    core.add_special_tokens([AddedToken(tokens[index], normalized=False) for index in sorted(special)])
+    core.add_tokens([AddedToken(tokens[index], normalized=False) for index in sorted(whole)])
+
+
+def _value(metadata: Mapping[str, Any], name: str, kind: type[T], default: T | None = None) -> T:
+    value = metadata.get(f"tokenizer.ggml.{name}", default)
+    if not isinstance(value, kind):
+        state = "has no" if value is None else "has a malformed"
+        raise UserError(f"The GGUF file {state} tokenizer.ggml.{name}", _REMEDY)
+    return value
+
+
+def _list(metadata: Mapping[str, Any], name: str, kind: type[T], length: int | None = None) -> list[T]:
+    """A list of ``kind``, of ``length`` if that is given."""
+    values = _value(metadata, name, list)
+    if length not in (None, len(values)) or not all(isinstance(value, kind) for value in values):
+        raise UserError(f"The GGUF file has a malformed tokenizer.ggml.{name}", _REMEDY)
+    return values

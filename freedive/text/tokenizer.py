@@ -1,0 +1,112 @@
+"""Text to tokens and back, whole or as a stream."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from freedive.errors import UserError
+from freedive.text.folder import read_folder
+from freedive.text.gguf import read_gguf
+from freedive.text.spelling import spelling
+from freedive.text.vocabulary import Vocabulary
+
+
+class Tokenizer:
+    """A model's tokenizer. Safe to use from several threads.
+
+    ``vocab_size`` is one more than the highest id; a model's own vocabulary may be padded beyond it.
+    ``stop_ids`` are the tokens that end an answer. ``roles`` maps bos_token, eos_token ... to their text.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._core = vocabulary.core
+        self._lock = threading.Lock()
+        decoder = self._core.decoder
+        self._spelling = spelling(json.loads(decoder.__getstate__()) if decoder else None)
+        added = self._core.get_added_tokens_decoder()
+        self._special = frozenset(index for index, token in added.items() if token.special)
+        self._pieces: dict[int, bytes] = {}
+        if self._spelling.byte_level:  # added tokens are written as they are, not in the byte alphabet
+            self._pieces = {index: token.content.encode() for index, token in added.items()}
+        self.vocab_size = vocabulary.size
+        self.roles = vocabulary.roles
+        self.stop_ids = vocabulary.stop_ids
+        bos = self.roles.get("bos_token")
+        self.bos_id: int | None = None if bos is None else self._core.token_to_id(bos)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Read tokenizer.json and the configuration files beside it; UserError if missing or damaged."""
+        return cls(read_folder(folder))
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """Build the tokenizer that GGUF metadata (key -> Python value) describes; UserError if it cannot be used."""
+        return cls(read_gguf(metadata))
+
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """The token ids of ``text``.
+
+        ``add_special`` adds what the model expects around a text (bos, eos). ``parse_special`` reads special tokens
+        that are written out in the text as such; without it they are ordinary characters.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError("The text holds half of a surrogate pair", "Send well-formed Unicode.") from None
+        with self._lock:  # the flag belongs to the tokenizer, not to the call
+            self._core.encode_special_tokens = not parse_special
+            ids: list[int] = self._core.encode(text, add_special_tokens=add_special).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
+        skip = self._special if skip_special else frozenset()
+        text = b"".join(self.token_bytes(index) for index in ids if index not in skip).decode(errors="replace")
+        return text.removeprefix(" ") if self._spelling.strip_space else text
+
+    def stream(self, *, skip_special: bool = True, continues: bool = False) -> StreamDecoder:
+        """A decoder that takes one token at a time. ``continues``: the tokens follow a text, so a first space stays."""
+        skip = self._special if skip_special else frozenset()
+        return StreamDecoder(self.token_bytes, skip, self._spelling.strip_space and not continues)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What ``token`` adds to a text, perhaps part of a character; nothing for an id without a token."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            text = self._core.id_to_token(token)
+            piece = self._pieces[token] = b"" if text is None else self._spelling.token_bytes(text)
+        return piece
+
+    def token_text(self, token: int) -> str:
+        """``token`` on its own, special or not; parts of characters become U+FFFD."""
+        return self.token_bytes(token).decode(errors="replace")
+
+
+class StreamDecoder:
+    """Turns tokens into text as they come. All texts together equal :meth:`Tokenizer.decode` of all tokens."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes], skip: frozenset[int], strip_space: bool) -> None:
+        self._token_bytes = token_bytes
+        self._skip = skip
+        self._strip_space = strip_space
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The text that is certain after ``token``: a character that is not complete yet is held back."""
+        return "" if token in self._skip else self._trimmed(self._utf8.decode(self._token_bytes(token)))
+
+    def flush(self) -> str:
+        """What is held back at the end: U+FFFD for a character that was never completed, otherwise nothing."""
+        return self._trimmed(self._utf8.decode(b"", final=True))
+
+    def _trimmed(self, text: str) -> str:
+        if text and self._strip_space:
+            self._strip_space = False
+            return text.removeprefix(" ")
+        return text
