@@ -1,0 +1,89 @@
+"""Markdown from a model -> HTML that is safe to show, whole or while it is still being written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.lexers.special import TextLexer
+from pygments.util import ClassNotFound
+
+
+def _markdown() -> MarkdownIt:
+    """CommonMark and tables, without what reaches out of the text or across its blocks.
+
+    Raw HTML is shown as text; images, which would fetch from anywhere, become links. Without reference links every
+    block can be rendered alone, so a growing text never changes the blocks before its last.
+    """
+    markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    markdown.disable(["reference", "image", "html_block", "html_inline"])
+    for name, rule in {
+        "fence": _code,
+        "code_block": _code,
+        "link_open": _link,
+        "th_open": _cell,
+        "td_open": _cell,
+    }.items():
+        markdown.add_render_rule(name, rule)
+    return markdown
+
+
+def _code(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    token = tokens[index]
+    language = token.info.split(maxsplit=1)[0] if token.info.strip() else ""
+    try:
+        lexer = get_lexer_by_name(language, stripnl=False)
+    except ClassNotFound:
+        lexer = TextLexer(stripnl=False)
+    code = highlight(token.content, lexer, HtmlFormatter(nowrap=True))
+    copy = '<button type="button" class="copy" data-text="copy"></button>'
+    caption = f"<figcaption><span>{escapeHtml(language)}</span>{copy}</figcaption>"
+    return f'<figure class="code">{caption}<pre tabindex="0"><code>{code}</code></pre></figure>\n'
+
+
+def _link(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    tokens[index].attrs |= {"target": "_blank", "rel": "noopener noreferrer nofollow"}
+    return self.renderToken(tokens, index, options, env)
+
+
+def _cell(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    """Alignment as a class: the page's policy forbids inline styles."""
+    style = tokens[index].attrs.pop("style", None)
+    if style:
+        tokens[index].attrs["class"] = str(style).removeprefix("text-align:")
+    return self.renderToken(tokens, index, options, env)
+
+
+MARKDOWN = _markdown()
+
+
+class LiveMarkdown:
+    """Renders a growing text. Blocks that can no longer change are rendered once; only the last one again and again."""
+
+    def __init__(self) -> None:
+        self._tail = ""
+
+    def push(self, text: str) -> tuple[str, str]:
+        """Add ``text``; returns (HTML of the blocks settled by it, HTML of the block still open)."""
+        self._tail += text.replace("\r", "")
+        settled = ""
+        if "\n" in text:
+            settled, self._tail = _split(self._tail)
+        return MARKDOWN.render(settled), MARKDOWN.render(self._tail)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Cut before the last block that begins on a complete line: what follows on that line cannot change it any more."""
+    complete = text[: text.rfind("\n") + 1]
+    blocks = [token for token in MARKDOWN.parse(complete) if token.level == 0 and token.nesting >= 0]
+    first = blocks[-1].map[0] if blocks and blocks[-1].map else 0
+    lines = text.split("\n")
+    cut = sum(len(line) + 1 for line in lines[:first])
+    return text[:cut], text[cut:]

@@ -1,0 +1,60 @@
+"""What the server needs of a loaded model; :class:`freedive.api.LanguageModel` and the tests' echo model have it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from freedive.engine.request import Piece, Sampling, Timings
+
+
+class Generation(Protocol):
+    """A running request: iterate for its pieces, the last of which has a finish reason."""
+
+    @property
+    def num_prompt_tokens(self) -> int: ...
+
+    @property
+    def timings(self) -> Timings: ...
+
+    def __aiter__(self) -> AsyncIterator[Piece]: ...
+
+    def cancel(self) -> None: ...
+
+
+class Engine(Protocol):
+    def submit(self, prompt: Sequence[int], sampling: Sampling) -> Generation: ...
+
+    def stats(self) -> Any:
+        """A dataclass of plain numbers."""
+
+
+class Tokenizer(Protocol):
+    def encode(self, text: str, *, add_special: bool = False) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str: ...
+
+    def token_text(self, token_id: int) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class Model(Protocol):
+    """A loaded model. ``created`` is in seconds since 1970, ``max_context`` in tokens."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def created(self) -> int: ...
+
+    @property
+    def max_context(self) -> int: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]: ...

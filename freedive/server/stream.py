@@ -1,0 +1,108 @@
+"""Answers that arrive piece by piece, and clients that leave before the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from freedive.engine.request import Piece
+from freedive.errors import Unavailable
+from freedive.server.model import Generation
+
+T = TypeVar("T")
+
+KEEP_ALIVE_S = 10.0
+"""Silence after which a comment is sent, so that no proxy or client takes a long prefill for a dead connection."""
+
+
+async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Piece], None]:
+    """Pieces of several generations as they come, each with the index of its generation.
+
+    However it ends, every generation is over: closing the iterator cancels what still runs. Raises Unavailable when
+    the engine itself cancels one, which it does when it shuts down.
+    """
+    streams = [aiter(generation) for generation in generations]
+    pending = {asyncio.ensure_future(anext(stream)): index for index, stream in enumerate(streams)}
+    try:
+        while pending:
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for future in sorted(done, key=pending.__getitem__):
+                index = pending.pop(future)
+                try:
+                    piece = future.result()
+                except StopAsyncIteration:
+                    continue
+                if piece.finish_reason == "cancelled":
+                    raise Unavailable("the server is shutting down", "Send the request again later")
+                pending[asyncio.ensure_future(anext(streams[index]))] = index
+                yield index, piece
+    finally:
+        for generation in generations:
+            generation.cancel()
+        await _ended(*pending)
+
+
+class EventStream(Response):
+    """Server-sent events from a generator, which is closed at once when the client leaves."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def body(data: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        left, upcoming = asyncio.ensure_future(_disconnected(receive)), asyncio.ensure_future(anext(self.events))
+        try:
+            while not left.done():
+                await asyncio.wait((left, upcoming), timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+                if upcoming.done():
+                    await body(upcoming.result())
+                    upcoming = asyncio.ensure_future(anext(self.events))
+                else:
+                    await body(b": waiting\n\n")
+        except StopAsyncIteration:
+            await body(b"", more=False)
+        finally:
+            await _ended(left, upcoming)
+            await self.events.aclose()
+
+
+def event(data: Any) -> bytes:
+    """One server-sent event holding JSON."""
+    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``; cancels it and raises ClientDisconnect when the client leaves first."""
+    task, left = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request.receive))
+    try:
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        await _ended(task, left)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _ended(*futures: asyncio.Future[Any]) -> None:
+    """Cancel what still runs and see it end; errors were either told already or do not matter any more."""
+    for future in futures:
+        future.cancel()
+    await asyncio.gather(*futures, return_exceptions=True)

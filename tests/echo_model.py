@@ -1,0 +1,143 @@
+"""A model that answers from a script, one character a token, a little later each: everything a server test needs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from freedive.engine.request import EngineError, Piece, Sampling, Timings, TokenLogprobs
+from freedive.errors import Overloaded, UserError
+from freedive.server.app import create_app, listen, server
+
+
+class CharTokenizer:
+    """One token per character, its id the code point."""
+
+    def encode(self, text: str, *, add_special: bool = False) -> list[int]:
+        return [ord(char) for char in text]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        return "".join(map(chr, ids))
+
+    def token_text(self, token_id: int) -> str:
+        return chr(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return chr(token_id).encode()
+
+
+class EchoGeneration:
+    """Says ``answer``; keeps ``sampling`` and whether it was ``cancelled`` for the test to see."""
+
+    def __init__(self, answer: str, num_prompt_tokens: int, sampling: Sampling, delay_s: float) -> None:
+        self.answer = answer
+        self.num_prompt_tokens = num_prompt_tokens
+        self.sampling = sampling
+        self.delay_s = delay_s
+        self.timings = Timings(time.perf_counter())
+        self.cancelled = threading.Event()
+        self.ended = False
+
+    def cancel(self) -> None:
+        if not self.ended:
+            self.cancelled.set()
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        stops = [self.answer.find(stop) for stop in self.sampling.stop if stop in self.answer]
+        answer = self.answer[: min(stops, default=None)]
+        limit = self.sampling.max_tokens or len(answer) + 1
+        for char in answer[:limit]:
+            await asyncio.sleep(self.delay_s)
+            if char == "\N{COLLISION SYMBOL}":
+                raise EngineError("the echo exploded")
+            self.timings.first_token_at = self.timings.first_token_at or time.perf_counter()
+            self.timings.num_generated += 1
+            yield Piece(char, (ord(char),), logprobs=self._logprobs(ord(char)))
+        self.ended = True
+        yield Piece("", (), "length" if len(answer) > limit else "stop")
+
+    def _logprobs(self, token_id: int) -> tuple[TokenLogprobs, ...] | None:
+        if self.sampling.logprobs is None:
+            return None
+        top = [(token_id, -0.25), (ord("?"), -1.5)]
+        return (TokenLogprobs(token_id, -0.25, tuple(top[: self.sampling.logprobs])),)
+
+
+@dataclass(frozen=True)
+class EchoStats:
+    running: int
+    waiting: int
+
+
+class EchoEngine:
+    def __init__(self, model: EchoModel) -> None:
+        self.model = model
+        self.generations: list[EchoGeneration] = []
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling) -> EchoGeneration:
+        if len(prompt) >= self.model.max_context:
+            raise UserError(f"The prompt has {len(prompt)} tokens", "Shorten the prompt", param="prompt")
+        if not all(0 <= token_id < 0xD800 for token_id in prompt):
+            raise UserError("Such a token does not exist", "Use others", param="prompt")
+        text = self.model.tokenizer.decode(prompt)
+        if "overload" in text:
+            raise Overloaded("The engine has 9 requests already", "Try again later")
+        answer = next((answer for cue, answer in self.model.script.items() if cue in text), text)
+        self.generations.append(EchoGeneration(answer, len(prompt), sampling, self.model.delay_s))
+        return self.generations[-1]
+
+    def stats(self) -> EchoStats:
+        return EchoStats(running=sum(not generation.ended for generation in self.generations), waiting=0)
+
+
+@dataclass
+class EchoModel:
+    """``script`` maps a cue in the prompt to the answer; without a cue the prompt itself comes back."""
+
+    name: str = "echo"
+    created: int = 1_700_000_000
+    max_context: int = 4096
+    delay_s: float = 0.001
+    script: dict[str, str] = field(default_factory=dict)
+    tokenizer: CharTokenizer = field(default_factory=CharTokenizer)
+
+    def __post_init__(self) -> None:
+        self.engine = EchoEngine(self)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        if messages[-1]["content"] == "untemplated":
+            raise ZeroDivisionError("a fault of ours")
+        return self.tokenizer.encode("\n".join(f"{message['role']}: {message['content']}" for message in messages))
+
+
+@contextmanager
+def serving(*models: Any) -> Iterator[str]:
+    """The address of a real HTTP server over ``models``, in a thread of this process."""
+    listener = listen("127.0.0.1", 0)
+    running = server(create_app(models))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        running.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def fake_model() -> EchoModel:
+    return EchoModel()
+
+
+@pytest.fixture(scope="module")
+def live_server(fake_model: EchoModel) -> Iterator[str]:
+    with serving(fake_model) as url:
+        yield url

@@ -1,0 +1,181 @@
+"""The official client library against a live server."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import openai
+import pytest
+from echo_model import EchoModel
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def client(live_server: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{live_server}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_chat_answers(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="echo", messages=HELLO)
+    assert answer.object == "chat.completion"
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content == "user: hello"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.prompt_tokens == answer.usage.completion_tokens == len("user: hello")
+    assert answer._request_id.startswith("req-")
+
+
+def test_chat_streams_in_pieces(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="echo", messages=HELLO, stream=True, stream_options={"include_usage": True}
+    )
+    *chunks, last = list(stream)
+    assert [chunk.choices[0].delta.role for chunk in chunks] == ["assistant"] + [None] * (len(chunks) - 1)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "user: hello"
+    assert len(chunks) > 5
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    assert last.choices == []
+    assert last.usage.total_tokens == 2 * len("user: hello")
+    assert len({chunk.id for chunk in [*chunks, last]}) == 1
+
+
+def test_chat_accepts_parts_roles_and_labels(client: openai.OpenAI) -> None:
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "assistant", "content": "ok", "reasoning_content": "hm", "refusal": None, "tool_calls": None},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+    ]
+    answer = client.chat.completions.create(
+        model="echo", messages=messages, user="u", metadata={"k": "v"}, store=False, temperature=None
+    )
+    assert answer.choices[0].message.content == "system: be brief\nassistant: ok\nuser: a\nb"
+
+
+def test_sampling_reaches_the_engine(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    client.chat.completions.create(
+        model="echo",
+        messages=HELLO,
+        max_completion_tokens=7,
+        max_tokens=3,
+        temperature=0.5,
+        top_p=0.9,
+        presence_penalty=0.1,
+        frequency_penalty=0.2,
+        logit_bias={"65": 2},
+        seed=11,
+        stop="zz",
+        response_format={"type": "text"},
+        extra_body={"top_k": 5, "min_p": 0.05, "repetition_penalty": 1.1, "ignore_eos": True},
+    )
+    sampling = fake_model.engine.generations[-1].sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (7, 0.5, 0.9, 5)
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.1, 0.2, 1.1)
+    assert (sampling.min_p, sampling.logit_bias, sampling.seed, sampling.stop) == (0.05, {65: 2}, 11, ("zz",))
+    assert sampling.ignore_eos
+    assert sampling.logprobs is None
+
+
+def test_stop_and_length_are_told_apart(client: openai.OpenAI) -> None:
+    stopped = client.chat.completions.create(model="echo", messages=HELLO, stop=["lo", "never"])
+    assert (stopped.choices[0].message.content, stopped.choices[0].finish_reason) == ("user: hel", "stop")
+    cut = client.chat.completions.create(model="echo", messages=HELLO, max_tokens=4)
+    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("user", "length")
+
+
+def test_choices_are_separate_and_differently_seeded(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    answer = client.chat.completions.create(model="echo", messages=HELLO, n=3, seed=5)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert answer.usage.prompt_tokens == len("user: hello")
+    assert answer.usage.completion_tokens == 3 * len("user: hello")
+    assert [generation.sampling.seed for generation in fake_model.engine.generations[-3:]] == [5, 6, 7]
+    texts = ["", "", ""]
+    for chunk in client.chat.completions.create(model="echo", messages=HELLO, n=3, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == ["user: hello"] * 3
+
+
+def test_chat_logprobs(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="echo", messages=HELLO, logprobs=True, top_logprobs=2, max_tokens=2)
+    content = answer.choices[0].logprobs.content
+    assert [entry.token for entry in content] == ["u", "s"]
+    assert content[0].bytes == [117]
+    assert [(top.token, top.logprob) for top in content[1].top_logprobs] == [("s", -0.25), ("?", -1.5)]
+    assert math.isclose(content[0].logprob, -0.25)
+
+
+def test_completions_of_text_ids_and_lists(client: openai.OpenAI) -> None:
+    def texts(**options: object) -> list[str]:
+        return [choice.text for choice in client.completions.create(model="echo", max_tokens=50, **options).choices]
+
+    assert texts(prompt="once") == ["once"]
+    assert texts(prompt=["a", "b"], n=2) == ["a", "a", "b", "b"]
+    assert texts(prompt=[104, 105]) == ["hi"]
+    assert texts(prompt=[[104], [105]]) == ["h", "i"]
+    assert texts(prompt="once ", echo=True) == ["once once "]
+    assert texts(prompt=[104, 105], echo=True, best_of=1) == ["hihi"]
+
+
+def test_completions_stream_and_default_to_sixteen_tokens(client: openai.OpenAI) -> None:
+    stream = list(client.completions.create(model="echo", prompt="x" * 40, stream=True, echo=True))
+    assert "".join(chunk.choices[0].text for chunk in stream) == "x" * 56
+    assert stream[-1].choices[0].finish_reason == "length"
+
+
+def test_completion_logprobs(client: openai.OpenAI) -> None:
+    logprobs = client.completions.create(model="echo", prompt="abc", logprobs=1).choices[0].logprobs
+    assert logprobs.tokens == ["a", "b", "c"]
+    assert logprobs.text_offset == [0, 1, 2]
+    assert logprobs.top_logprobs == [{"a": -0.25}, {"b": -0.25}, {"c": -0.25}]
+
+
+def test_models_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["echo"]
+    assert client.models.retrieve("echo").created == 1_700_000_000
+
+
+def test_an_unknown_model_is_not_found_and_the_loaded_are_named(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="Loaded: echo") as caught:
+        client.chat.completions.create(model="gpt-99", messages=HELLO)
+    assert caught.value.param == "model"
+    assert caught.value.code == "not_found"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("org/none")
+
+
+def test_a_prompt_beyond_the_context_has_its_own_code(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="5000 tokens") as caught:
+        client.completions.create(model="echo", prompt="x" * 5000, stream=True)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_overload_is_a_rate_limit(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.RateLimitError) as caught:
+        client.completions.create(model="echo", prompt="overload")
+    assert caught.value.response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_failure_is_told_and_survived(client: openai.OpenAI, fake_model: EchoModel, stream: bool) -> None:
+    fake_model.script["boom"] = "ab\N{COLLISION SYMBOL}"
+    with pytest.raises(openai.APIError, match="the server's log has it as"):
+        list(client.completions.create(model="echo", prompt="boom", stream=stream))
+    assert client.completions.create(model="echo", prompt="alive").choices[0].text == "alive"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, fake_model: EchoModel, stream: bool) -> None:
+    fake_model.script["endless"] = "word " * 5000
+    started = time.monotonic()
+    if stream:
+        answer = client.completions.create(model="echo", prompt="endless", max_tokens=20000, stream=True)
+        next(iter(answer))
+        answer.close()
+    else:
+        with pytest.raises(openai.APITimeoutError):
+            client.completions.create(model="echo", prompt="endless", max_tokens=20000, timeout=0.3)
+    assert fake_model.engine.generations[-1].cancelled.wait(2)
+    assert time.monotonic() - started < 3
