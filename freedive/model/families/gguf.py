@@ -22,33 +22,32 @@ KEYS = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.dimension_count": "rotary_dim",
     "rope.freq_base": "rope_theta",
-    "rope.scaling.type": "rope_scaling.rope_type",
-    "rope.scaling.factor": "rope_scaling.factor",
-    "rope.scaling.original_context_length": "rope_scaling.original_max_position_embeddings",
-    "rope.scaling.yarn_beta_fast": "rope_scaling.beta_fast",
-    "rope.scaling.yarn_beta_slow": "rope_scaling.beta_slow",
 }
-"""Keys after ``<architecture>.`` -> Hugging Face's; a dot leads into a section."""
+"""Keys after ``<architecture>.`` -> Hugging Face's."""
+
+SCALING_KEYS = {
+    "rope.scaling.type": "rope_type",
+    "rope.scaling.factor": "factor",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+}
+"""Likewise, for keys of the section ``rope_scaling``."""
 
 HARMLESS = ("rope.scaling.finetuned", "tensor_data_layout")
 
 
 def read_config(checkpoint: Checkpoint) -> Config:
-    """The configuration of a GGUF checkpoint. Keys that no table knows keep their name, and are refused if unread."""
+    """The configuration of a GGUF checkpoint. Keys that no table knows keep their name, so that nobody reads them."""
     prefix = f"{checkpoint.config['general.architecture']}."
-    values: dict[str, Any] = {}
-    names: dict[str, str] = {}
-    for full, value in checkpoint.config.items():
-        key = full.removeprefix(prefix)
-        if key == full or key in HARMLESS or (key, value) == ("rope.scaling.type", "none"):
-            continue
-        path = KEYS.get(key, full)
-        names[path] = full
-        section, _, leaf = path.partition(".") if key in KEYS else ("", "", full)
-        if leaf:
-            values.setdefault(section, {})[leaf] = value
-        else:
-            values[section] = value
+    given = {key.removeprefix(prefix): value for key, value in checkpoint.config.items() if key.startswith(prefix)}
+    known = {*KEYS, *SCALING_KEYS, *HARMLESS}
+    values: dict[str, Any] = {prefix + key: value for key, value in given.items() if key not in known}
+    values |= {KEYS[key]: value for key, value in given.items() if key in KEYS}
+    if given.get("rope.scaling.type", "none") != "none":
+        values["rope_scaling"] = {SCALING_KEYS[key]: value for key, value in given.items() if key in SCALING_KEYS}
+    names = {ours: prefix + key for key, ours in KEYS.items()}
+    names |= {f"rope_scaling.{ours}": prefix + key for key, ours in SCALING_KEYS.items()}
     return Config(values, _seen_in_tensors(checkpoint.tensors), names)
 
 
