@@ -47,7 +47,7 @@ def open_gguf(path: Path) -> Checkpoint:
         whole = _open_part(path)
         if whole.config.get("split.count", 1) != 1:
             raise UserError(
-                f"{path} is one part of a split model", "Keep the parts' names, -00001-of-0000N.gguf, as they were"
+                f"{path} is one part of a split model", "Give the parts their names -00001-of-0000N.gguf back"
             )
         return whole
     stem, _, count = match.groups()
@@ -93,16 +93,12 @@ class _Reader:
     def preamble(self) -> tuple[int, int]:
         """Number of tensors and of metadata keys."""
         if self._buffer[:4].tobytes() != b"GGUF":
-            raise UserError(
-                f"{self.path} is not a model: it is neither GGUF nor safetensors", "Name a .gguf file or a folder"
-            )
+            raise UserError(f"{self.path} is neither a GGUF nor a safetensors file", "Name a model's file or folder")
         self.position = 4
         (version,) = self._unpack("<I")
         if version not in (2, 3):
             kind = "big-endian" if version and version % 65536 == 0 else f"version {version}"
-            raise UserError(
-                f"{self.path} is {kind} GGUF", "freedive reads versions 2 and 3, little-endian: convert the file"
-            )
+            raise UserError(f"{self.path} is {kind} GGUF", "Convert it to version 3, little-endian")
         num_tensors, num_keys = self._unpack("<QQ")
         return num_tensors, num_keys
 
