@@ -83,7 +83,7 @@ def _append(http: httpx.Client, file: RemoteFile, partial: Path, advance: Advanc
                 done = out.truncate(0)
             advance(done)
             try:
-                for chunk in reply.iter_raw(CHUNK_BYTES):
+                for chunk in reply.iter_raw():
                     out.write(chunk)
                     advance(len(chunk))
                     done += len(chunk)

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import httpx
 
+from freedive.errors import Unavailable
 from freedive.hub.download import RemoteFile
 
 
@@ -62,10 +63,20 @@ def modelscope(http: httpx.Client, repository: str) -> Listing:
 
 @dataclass(frozen=True)
 class Hub:
-    """How to ask one hub: the headers of a request, and a repository's listing."""
+    """How to ask one hub: the headers of a request, and how it lists a repository."""
 
     headers: Callable[[], dict[str, str]]
-    listing: Callable[[httpx.Client, str], Listing]
+    ask: Callable[[httpx.Client, str], Listing]
+
+    def listing(self, http: httpx.Client, repository: str) -> Listing:
+        """What ``repository`` holds. A portal or mirror may answer anything: what is no listing is Unavailable."""
+        try:
+            return self.ask(http, repository)
+        except (KeyError, TypeError, ValueError):
+            raise Unavailable(
+                f"The answer about {repository} is not a listing of its files",
+                "Check for a login page in the network, and the mirror that HF_ENDPOINT or MODELSCOPE_ENDPOINT names",
+            ) from None
 
 
 HUBS = {"hf": Hub(hugging_face_headers, hugging_face), "modelscope": Hub(dict, modelscope)}

