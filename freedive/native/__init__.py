@@ -1,0 +1,1 @@
+"""The compiled kernels. Nothing below this line knows a model family."""

@@ -1,0 +1,195 @@
+// Python's view: record a program, give it weights, take steps.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "cpu.h"
+#include "operations.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace freedive {
+namespace {
+
+using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using MutableBytes = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using MutableFloats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Pages = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Output = std::tuple<int, int, int>;        // weight, bias, out
+using Norm = std::tuple<int, float>;             // weights, eps
+using Head = std::tuple<int, int, int, float>;   // kind, operand, dim, eps
+
+std::span<const std::int32_t> view(const Ints& a) { return {a.data(), a.size()}; }
+Linear::Output output(const Output& o) { return {std::get<0>(o), std::get<1>(o), std::get<2>(o)}; }
+InputNorm input_norm(const Norm& n) { return {std::get<0>(n), std::get<1>(n)}; }
+std::vector<HeadStep> head_steps(const std::vector<Head>& steps) {
+    std::vector<HeadStep> out;
+    for (const auto& [kind, operand, dim, eps] : steps) out.push_back({HeadStep::Kind(kind), operand, dim, eps});
+    return out;
+}
+
+template <class T>
+T* copy_out(const T* from, std::size_t n) {
+    T* to = new T[n];
+    std::memcpy(to, from, n * sizeof(T));
+    return to;
+}
+
+// A machine and the arrays that its weights lie in.
+struct Program : Machine {
+    Program(const std::string& isa, int num_threads) : Machine(choose_kernels(isa), num_threads) {}
+
+    int weight(int format, int rows, int k, Bytes data) {
+        const Format f = Format(format);
+        if (data.size() != panel_bytes(f, k) * num_panels(rows)) throw std::invalid_argument("packed weight has the wrong size");
+        weights.push_back({f, rows, k, data.data()});
+        held.push_back(data);
+        return int(weights.size()) - 1;
+    }
+    int vector(Floats data) {
+        std::vector<float> v(std::size_t(num_panels(int(data.size()))) * kPanelRows);
+        std::memcpy(v.data(), data.data(), data.size() * sizeof(float));
+        vectors.push_back(std::move(v));
+        return int(vectors.size()) - 1;
+    }
+    template <class Op, class... Args>
+    void add(Args&&... args) {
+        operations.push_back(std::make_unique<Op>(std::forward<Args>(args)...));
+    }
+    void attention(std::vector<int> qkv_out, std::vector<int> heads_dims, float scale, int window,
+                   const std::vector<Head>& q_steps, const std::vector<Head>& k_steps, int element_bytes) {
+        auto op = std::make_unique<Attention>();
+        op->q = qkv_out[0], op->k = qkv_out[1], op->v = qkv_out[2], op->out = qkv_out[3];
+        op->num_heads = heads_dims[0], op->num_kv_heads = heads_dims[1];
+        op->key_dim = heads_dims[2], op->value_dim = heads_dims[3];
+        if (op->key_dim > kMaxHeadDim || op->value_dim > kMaxHeadDim) throw std::invalid_argument("heads are too wide");
+        op->scale = scale;
+        op->window = window;
+        op->q_steps = head_steps(q_steps);
+        op->k_steps = head_steps(k_steps);
+        op->layer = cache.add_layer(op->num_kv_heads, op->key_dim, op->value_dim, element_bytes);
+        operations.push_back(std::move(op));
+    }
+    // Results of the last operation's output: [wanted, width].
+    nb::ndarray<nb::numpy, float, nb::ndim<2>> take_step(Ints tokens, Ints lengths, Ints starts, Pages pages, Ints wanted,
+                                                         int result) {
+        Step next;
+        next.tokens = view(tokens);
+        next.wanted = view(wanted);
+        int row = 0;
+        for (std::size_t s = 0; s < lengths.size(); s++) {
+            const int length = lengths.data()[s], start = starts.data()[s];
+            next.sequences.push_back({row, length, start, pages.data() + s * pages.shape(1)});
+            for (int i = 0; i < length; i++) {
+                next.positions.push_back(start + i);
+                next.sequence_of.push_back(int(s));
+            }
+            row += length;
+        }
+        if (row != int(tokens.size()) || row > max_rows) throw std::invalid_argument("a step's rows do not add up");
+        float* data;
+        const Buffer& out = buffers[result];
+        const std::size_t width = out.width, count = wanted.size();
+        {
+            nb::gil_scoped_release released;
+            run(std::move(next));
+            data = new float[count * width];
+            for (std::size_t r = 0; r < count; r++) std::memcpy(data + r * width, out.row(int(r)), width * sizeof(float));
+        }
+        nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+        return {data, {count, width}, owner};
+    }
+    std::vector<Bytes> held;
+};
+
+// One product outside a program, for tests and benchmarks of kernels: x [rows, k] times a packed weight.
+void multiply(const std::string& isa, int format, int out_rows, int k, Bytes data,
+              nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> x, MutableFloats out) {
+    const Kernels& kernels = choose_kernels(isa);
+    const Weight w{Format(format), out_rows, k, data.data()};
+    const int rows = int(x.shape(0)), groups = (k + kGroup - 1) / kGroup;
+    std::vector<std::int8_t> codes(std::size_t(rows) * k);
+    std::vector<float> scales(std::size_t(rows) * groups), sums(scales.size());
+    std::vector<std::int32_t> half_sums(scales.size() * 2);
+    const QuantisedRows quantised{k, codes.data(), scales.data(), sums.data(), half_sums.data()};
+    const FloatRows floats{x.data(), k};
+    if (is_quantised(w.format))
+        for (int r = 0; r < rows; r++) kernels.quantise(x.data() + std::size_t(r) * k, k, quantised, r);
+    const void* input = is_quantised(w.format) ? (const void*)&quantised : (const void*)&floats;
+    const int ld = num_panels(out_rows) * kPanelRows;
+    for (int p = 0; p < num_panels(out_rows); p++)
+        kernels.linear[format](w.panel(p), k, input, 0, rows, out.data() + p * kPanelRows, ld);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.def("isa_levels", [] {
+        std::vector<std::string> names;
+        for (const Kernels* level : available_kernels()) names.push_back(level->name);
+        return names;
+    });
+    m.def("packed_bytes", [](int f, int rows, int k) { return panel_bytes(Format(f), k) * num_panels(rows); }, "format"_a,
+          "rows"_a, "k"_a);
+    m.def(
+        "pack",
+        [](int f, int rows, int k, Bytes source, MutableBytes out, int num_threads) {
+            if (source.size() != source_row_bytes(Format(f), k) * rows || out.size() != panel_bytes(Format(f), k) * num_panels(rows))
+                throw std::invalid_argument("pack: sizes do not match the shape");
+            nb::gil_scoped_release released;
+            std::atomic<int> next = 0;
+            const auto work = [&] {
+                for (int p; (p = next++) < num_panels(rows);)
+                    pack_panels(Format(f), source.data(), rows, k, p, p + 1, out.data());
+            };
+            std::vector<std::thread> helpers;
+            for (int t = 1; t < num_threads; t++) helpers.emplace_back(work);
+            work();
+            for (std::thread& t : helpers) t.join();
+        },
+        "format"_a, "rows"_a, "k"_a, "source"_a, "out"_a, "num_threads"_a = 1);
+    m.def("unpack_row", [](int f, int rows, int k, Bytes data, int row, MutableFloats out) {
+        unpack_row({Format(f), rows, k, data.data()}, row, out.data());
+    });
+    m.def("multiply", &multiply, "isa"_a, "format"_a, "rows"_a, "k"_a, "packed"_a, "x"_a, "out"_a);
+
+    nb::class_<Program>(m, "Program")
+        .def(nb::init<const std::string&, int>(), "isa"_a, "num_threads"_a)
+        .def_prop_ro("isa", [](const Program& p) { return p.kernels.name; })
+        .def_prop_ro("num_threads", [](const Program& p) { return p.team.size(); })
+        .def_prop_ro("page_bytes", [](const Program& p) { return p.cache.page_bytes(); })
+        .def("weight", &Program::weight, "format"_a, "rows"_a, "k"_a, "packed"_a)
+        .def("vector", &Program::vector, "values"_a)
+        .def("buffer", [](Program& p, int width, bool wanted) { return p.add_buffer(width, wanted ? Rows::Wanted : Rows::Tokens); },
+             "width"_a, "wanted"_a)
+        .def("embed", [](Program& p, int table, int out) { p.add<Embed>(table, out); }, "table"_a, "out"_a)
+        .def("select", [](Program& p, int in, int out) { p.add<Select>(in, out); }, "x"_a, "out"_a)
+        .def("rope_table", [](Program& p, int inv_freq, float factor, int out) { p.add<RopeTable>(inv_freq, factor, out); },
+             "inv_freq"_a, "factor"_a, "out"_a)
+        .def("linear",
+             [](Program& p, int in, const Norm& norm, const std::vector<Output>& outputs, int residual) {
+                 std::vector<Linear::Output> list;
+                 for (const Output& o : outputs) list.push_back(output(o));
+                 p.add<Linear>(in, input_norm(norm), std::move(list), residual);
+             },
+             "x"_a, "norm"_a, "outputs"_a, "residual"_a)
+        .def("glu",
+             [](Program& p, int in, const Norm& norm, const Output& gate, const Output& up, int activation) {
+                 p.add<Glu>(in, input_norm(norm), output(gate), output(up), Activation(activation));
+             },
+             "x"_a, "norm"_a, "gate"_a, "up"_a, "activation"_a)
+        .def("attention", &Program::attention, "qkv_out"_a, "heads_dims"_a, "scale"_a, "window"_a, "q_steps"_a, "k_steps"_a,
+             "element_bytes"_a)
+        .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a)
+        .def("step", &Program::take_step, "tokens"_a, "lengths"_a, "starts"_a, "pages"_a, "wanted"_a, "result"_a);
+}
+
+}  // namespace freedive

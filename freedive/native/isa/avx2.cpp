@@ -1,0 +1,9 @@
+#include "kernels.h"
+#include "vec_avx2.h"
+
+namespace freedive::avx2 {
+#include "kernels.inl"
+}
+namespace freedive {
+const Kernels avx2_kernels = avx2::table("avx2");
+}

@@ -1,0 +1,9 @@
+#include "kernels.h"
+#include "vec_avx512.h"
+
+namespace freedive::avx512 {
+#include "kernels.inl"
+}
+namespace freedive {
+const Kernels avx512_kernels = avx512::table("avx512");
+}

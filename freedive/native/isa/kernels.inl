@@ -1,0 +1,358 @@
+// The kernels, written once over 16 lanes; each level includes this file inside its own namespace.
+// Every row's result is the same bit for bit whatever rows it is computed with: integer sums inside a group are exact
+// and float sums run over groups (or inputs, keys) in order. No standard library templates here: their instances could
+// be shared with code that must run on lesser machines.
+
+constexpr int kPrefetchBytes = 4096;  // how far ahead of a streamed panel to ask for lines
+
+LANES float sum_lanes(F v) {
+    float x[16];
+    f_store(x, v);
+    for (int width = 8; width; width /= 2)
+        for (int i = 0; i < width; i++) x[i] += x[i + width];
+    return x[0];
+}
+LANES float max_lanes(F v) {
+    float x[16];
+    f_store(x, v);
+    float m = x[0];
+    for (int i = 1; i < 16; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+
+// exp to about 1 ulp (Cephes expf); exactly 0 below -87.
+LANES F f_exp(F x) {
+    const F clamped = f_max(f_min(x, f_set(88.0f)), f_set(-87.0f));
+    const F n = f_round(f_mul(clamped, f_set(1.44269504088896341f)));
+    F r = f_fma(n, f_set(-0.693359375f), clamped);
+    r = f_fma(n, f_set(2.12194440e-4f), r);
+    F p = f_set(1.9875691500e-4f);
+    constexpr float rest[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+    for (const float c : rest) p = f_fma(p, r, f_set(c));
+    p = f_add(f_fma(p, f_mul(r, r), r), f_set(1.0f));
+    return f_keep_above(x, f_set(-87.0f), f_mul(p, f_power_of_two(i_from_float(n))));
+}
+
+// ---------------------------------------------------------------- linear, quantised
+
+template <int Bits, int Quad>
+LANES C load_codes(const std::uint8_t* tile) {
+    if constexpr (Bits == 8) {
+        return c_load(tile + Quad * kLine);
+    } else {
+        C c = c_bits<4 * (Quad % 2)>(c_load(tile + (Quad / 2) * kLine), 15);
+        if constexpr (Bits == 5) c = c_or(c, c_shift_left<4>(c_bits<Quad>(c_load(tile + 4 * kLine), 1)));
+        if constexpr (Bits == 6)
+            c = c_or(c, c_shift_left<4>(c_bits<2 * (Quad % 4)>(c_load(tile + (4 + Quad / 4) * kLine), 3)));
+        return c;
+    }
+}
+
+LANES std::int32_t four_bytes(const std::int8_t* p) {
+    std::int32_t v;
+    __builtin_memcpy(&v, p, 4);
+    return v;
+}
+
+template <int Bits, int First, int Last, int R>
+LANES void dot_quads(const std::uint8_t* tile, const std::int8_t* const* a, I (&acc)[R]) {
+    if constexpr (First < Last) {
+        const C codes = load_codes<Bits, First>(tile);
+        for (int r = 0; r < R; r++) acc[r] = i_dot<Bits>(acc[r], codes, four_bytes(a[r] + 4 * First));
+        dot_quads<Bits, First + 1, Last, R>(tile, a, acc);
+    }
+}
+
+// Scales and minima of one tile of a group.
+template <Format Fmt>
+struct TileScales {
+    F scale[2], minimum;  // scale[1] is the second half group's where halves differ
+    LANES TileScales(const std::uint8_t* group, const std::uint8_t* super, int tile) {
+        using T = Quantised<Fmt>;
+        const int at = tile * kTileRows;
+        if constexpr (T::super_lines == 0) {
+            scale[0] = f_load_half((const std::uint16_t*)group + at);
+            if constexpr (T::scales == Scales::HalfMin) minimum = f_load_half((const std::uint16_t*)(group + kLine) + at);
+        } else {
+            const F d = f_load_half((const std::uint16_t*)super + at);
+            if constexpr (T::scales == Scales::SuperMin) {
+                scale[0] = f_mul(d, f_from_codes(group + at));
+                minimum = f_mul(f_load_half((const std::uint16_t*)(super + kLine) + at), f_from_codes(group + kPanelRows + at));
+            } else {
+                scale[0] = f_mul(d, f_from_signed((const std::int8_t*)group + at));
+                scale[1] = f_mul(d, f_from_signed((const std::int8_t*)group + kPanelRows + at));
+            }
+        }
+    }
+};
+
+template <Format Fmt, int R>
+LANES void add_tile(const std::uint8_t* group, const std::uint8_t* super, int tile, const QuantisedRows& x, int row, int g,
+                    const std::int8_t* const* a, F* sum) {
+    using T = Quantised<Fmt>;
+    constexpr int halves = T::scales == Scales::SuperHalves ? 2 : 1;
+    const int groups = x.k / kGroup;
+    const std::uint8_t* codes = group + kLine * (T::scale_lines + tile * T::tile_lines);
+    const TileScales<Fmt> s(group, super, tile);
+    for (int h = 0; h < halves; h++) {
+        I acc[R];
+        for (int r = 0; r < R; r++) {
+            std::int32_t start = 0;
+            if constexpr (T::zero != 0) {
+                const std::int32_t* sums = x.half_sum + (std::size_t(row + r) * groups + g) * 2;
+                start = -T::zero * (halves == 2 ? sums[h] : sums[0] + sums[1]);
+            }
+            acc[r] = i_set(start);
+        }
+        if constexpr (halves == 1) {
+            dot_quads<T::bits, 0, kQuads, R>(codes, a, acc);
+        } else if (h == 0) {
+            dot_quads<T::bits, 0, kQuads / 2, R>(codes, a, acc);
+        } else {
+            dot_quads<T::bits, kQuads / 2, kQuads, R>(codes, a, acc);
+        }
+        for (int r = 0; r < R; r++) {
+            const F d = f_set(x.scale[std::size_t(row + r) * groups + g]);
+            sum[r] = f_fma(f_from_int(acc[r]), f_mul(s.scale[h], d), sum[r]);
+        }
+    }
+    if constexpr (T::scales == Scales::HalfMin || T::scales == Scales::SuperMin)
+        for (int r = 0; r < R; r++)
+            sum[r] = f_fma(s.minimum, f_set(x.scaled_sum[std::size_t(row + r) * groups + g]), sum[r]);
+}
+
+template <Format Fmt, int R>
+void linear_rows(const std::uint8_t* panel, const QuantisedRows& x, int row, float* out, int ld) {
+    using T = Quantised<Fmt>;
+    F sum[2][R];
+    const std::int8_t* a[R];
+    for (int r = 0; r < R; r++) {
+        sum[0][r] = sum[1][r] = f_set(0.0f);
+        a[r] = x.q + std::size_t(row + r) * x.k;
+    }
+    const std::uint8_t* super = panel;
+    for (int g = 0; g < x.k / kGroup; g++) {
+        const std::uint8_t* group = panel + T::group_offset(g);
+        if (T::super_lines && g % kSuperGroups == 0) super = group - T::super_lines * kLine;
+        for (int line = 0; line < T::group_bytes; line += kLine) __builtin_prefetch(group + kPrefetchBytes + line, 0, 2);
+        add_tile<Fmt, R>(group, super, 0, x, row, g, a, sum[0]);
+        add_tile<Fmt, R>(group, super, 1, x, row, g, a, sum[1]);
+        for (int r = 0; r < R; r++) a[r] += kGroup;
+    }
+    for (int r = 0; r < R; r++) {
+        f_store(out + r * ld, sum[0][r]);
+        f_store(out + r * ld + kTileRows, sum[1][r]);
+    }
+}
+
+// ---------------------------------------------------------------- linear, float
+
+template <Format Fmt>
+LANES F load_weights(const std::uint8_t* p) {
+    if constexpr (Fmt == Format::F32) return f_load((const float*)p);
+    if constexpr (Fmt == Format::F16) return f_load_half((const std::uint16_t*)p);
+    return f_load_bf16((const std::uint16_t*)p);
+}
+
+template <Format Fmt, int R>
+void linear_rows(const std::uint8_t* panel, int k, const FloatRows& x, int row, float* out, int ld) {
+    constexpr int tile_bytes = kTileRows * float_bytes(Fmt);
+    F sum[2][R];
+    for (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = f_set(0.0f);
+    const float* a = x.x + std::size_t(row) * x.stride;
+    for (int i = 0; i < k; i++) {
+        const F w0 = load_weights<Fmt>(panel), w1 = load_weights<Fmt>(panel + tile_bytes);
+        __builtin_prefetch(panel + kPrefetchBytes, 0, 2);
+        for (int r = 0; r < R; r++) {
+            const F v = f_set(a[std::size_t(r) * x.stride + i]);
+            sum[0][r] = f_fma(w0, v, sum[0][r]);
+            sum[1][r] = f_fma(w1, v, sum[1][r]);
+        }
+        panel += 2 * tile_bytes;
+    }
+    for (int r = 0; r < R; r++) {
+        f_store(out + r * ld, sum[0][r]);
+        f_store(out + r * ld + kTileRows, sum[1][r]);
+    }
+}
+
+template <Format Fmt, int R>
+LANES void linear_block(const std::uint8_t* panel, int k, const void* x, int row, float* out, int ld) {
+    if constexpr (is_quantised(Fmt))
+        linear_rows<Fmt, R>(panel, *(const QuantisedRows*)x, row, out, ld);
+    else
+        linear_rows<Fmt, R>(panel, k, *(const FloatRows*)x, row, out, ld);
+}
+
+template <Format Fmt, int R = kLinearRows>
+void linear(const std::uint8_t* panel, int k, const void* x, int row, int rows, float* out, int ld) {
+    int done = 0;
+    for (; rows - done >= R; done += R) linear_block<Fmt, R>(panel, k, x, row + done, out + done * ld, ld);
+    if constexpr (R > 1)
+        if (done < rows) linear<Fmt, R / 2>(panel, k, x, row + done, rows - done, out + done * ld, ld);
+}
+
+// ---------------------------------------------------------------- rows
+
+void quantise(const float* x, int k, const QuantisedRows& out, int row) {
+    const int groups = k / kGroup;
+    for (int g = 0; g < groups; g++) {
+        const F a = f_load(x + g * kGroup), b = f_load(x + g * kGroup + 16);
+        const float top = max_lanes(f_max(f_abs(a), f_abs(b)));
+        const float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
+        const I qa = i_from_float(f_mul(a, f_set(inverse))), qb = i_from_float(f_mul(b, f_set(inverse)));
+        std::int8_t* q = out.q + std::size_t(row) * k + g * kGroup;
+        i_store_bytes(q, qa);
+        i_store_bytes(q + 16, qb);
+        std::int32_t sums[2] = {0, 0};
+        for (int i = 0; i < kGroup; i++) sums[i / 16] += q[i];
+        const std::size_t at = std::size_t(row) * groups + g;
+        out.scale[at] = scale;
+        out.scaled_sum[at] = scale * float(sums[0] + sums[1]);
+        out.half_sum[2 * at] = sums[0];
+        out.half_sum[2 * at + 1] = sums[1];
+    }
+}
+
+void rms_norm(const float* x, const float* weight, int n, float eps, float* out) {
+    F sum = f_set(0.0f);
+    int i = 0;
+    for (; i + 16 <= n; i += 16) sum = f_fma(f_load(x + i), f_load(x + i), sum);
+    float total = sum_lanes(sum);
+    for (; i < n; i++) total += x[i] * x[i];
+    const float scale = 1.0f / __builtin_sqrtf(total / float(n) + eps);
+    const F s = f_set(scale);
+    for (i = 0; i + 16 <= n; i += 16) f_store(out + i, f_mul(f_mul(f_load(x + i), s), f_load(weight + i)));
+    for (; i < n; i++) out[i] = x[i] * scale * weight[i];
+}
+
+void glu(Activation, const float* gate, const float* up, int n, float* out) {
+    for (int i = 0; i < n; i += 16) {
+        const F g = f_load(gate + i);
+        const F silu = f_div(g, f_add(f_set(1.0f), f_exp(f_sub(f_set(0.0f), g))));
+        f_store(out + i, f_mul(silu, f_load(up + i)));
+    }
+}
+
+void to_half(const float* x, int n, std::uint16_t* out) {
+    const F limit = f_set(65504.0f), negative = f_set(-65504.0f);
+    float rest[16] = {};
+    std::uint16_t halves[16];
+    int i = 0;
+    for (; i + 16 <= n; i += 16) f_store_half(out + i, f_max(f_min(f_load(x + i), limit), negative));
+    if (i == n) return;
+    for (int j = i; j < n; j++) rest[j - i] = x[j];
+    f_store_half(halves, f_max(f_min(f_load(rest), limit), negative));
+    for (int j = i; j < n; j++) out[j] = halves[j - i];
+}
+
+// ---------------------------------------------------------------- attention
+
+LANES F load_cached(const float* p) { return f_load(p); }
+LANES F load_cached(const std::uint16_t* p) { return f_load_half(p); }
+
+// scores[r][t] for the 32 keys of one page, -inf where row r does not see key t.
+template <class T, int R>
+LANES void score_page(const AttendTask& task, int position, float* scores) {
+    const T* keys = (const T*)task.keys[(position - task.begin) / kPageTokens];
+    F s[2][R];
+    for (int r = 0; r < R; r++) s[0][r] = s[1][r] = f_set(0.0f);
+    for (int d = 0; d < task.key_dim; d++, keys += kPageTokens) {
+        const F k0 = load_cached(keys), k1 = load_cached(keys + 16);
+        for (int r = 0; r < R; r++) {
+            const F q = f_set(task.q[r][d]);
+            s[0][r] = f_fma(k0, q, s[0][r]);
+            s[1][r] = f_fma(k1, q, s[1][r]);
+        }
+    }
+    const F scale = f_set(task.scale);
+    for (int r = 0; r < R; r++) {
+        float* row = scores + r * kSplitTokens;
+        f_store(row, f_mul(s[0][r], scale));
+        f_store(row + 16, f_mul(s[1][r], scale));
+        const int from = task.first[r] - position, to = task.last[r] - position;
+        if (from > 0 || to < kPageTokens)
+            for (int t = 0; t < kPageTokens; t++)
+                if (t < from || t >= to) row[t] = -__builtin_inff();
+    }
+}
+
+// Scores -> exp(score - max), in place.
+LANES void softmax_row(float* scores, int n, AttendPartial& out) {
+    F top = f_set(kNoScore);
+    for (int i = 0; i < n; i += 16) top = f_max(f_load(scores + i), top);
+    out.max = max_lanes(top);
+    const F shift = f_set(out.max);
+    F sum = f_set(0.0f);
+    for (int i = 0; i < n; i += 16) {
+        const F w = f_exp(f_sub(f_load(scores + i), shift));
+        f_store(scores + i, w);
+        sum = f_add(sum, w);
+    }
+    out.sum = sum_lanes(sum);
+}
+
+template <class T, int R, int Columns>
+LANES void weigh_values(const AttendTask& task, const float* weights, int column, AttendPartial* out) {
+    F acc[R][Columns];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < Columns; c++) acc[r][c] = f_set(0.0f);
+    for (int position = task.begin; position < task.end; position += kPageTokens) {
+        const T* values = (const T*)task.values[(position - task.begin) / kPageTokens] + column;
+        const float* w = weights + (position - task.begin);
+        for (int t = 0; t < kPageTokens; t++, values += task.value_stride) {
+            F v[Columns];
+            for (int c = 0; c < Columns; c++) v[c] = load_cached(values + 16 * c);
+            for (int r = 0; r < R; r++) {
+                const F p = f_set(w[r * kSplitTokens + t]);
+                for (int c = 0; c < Columns; c++) acc[r][c] = f_fma(p, v[c], acc[r][c]);
+            }
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < Columns; c++) f_store(out[r].values + column + 16 * c, acc[r][c]);
+}
+
+template <class T, int R>
+void attend_rows(const AttendTask& task, AttendPartial* out) {
+    float scores[R * kSplitTokens];
+    for (int position = task.begin; position < task.end; position += kPageTokens)
+        score_page<T, R>(task, position, scores + (position - task.begin));
+    const int n = (task.end - task.begin + kPageTokens - 1) / kPageTokens * kPageTokens;
+    for (int r = 0; r < R; r++) softmax_row(scores + r * kSplitTokens, n, out[r]);
+    int column = 0;
+    for (; column + 32 <= task.value_stride; column += 32) weigh_values<T, R, 2>(task, scores, column, out);
+    for (; column < task.value_stride; column += 16) weigh_values<T, R, 1>(task, scores, column, out);
+}
+
+template <class T, int R = kAttendRows>
+void attend(const AttendTask& task, AttendPartial* out) {
+    if (task.num_rows == R) return attend_rows<T, R>(task, out);
+    if constexpr (R > 1) attend<T, R - 1>(task, out);
+}
+
+void fold(AttendPartial& into, const AttendPartial& next, int n) {
+    const float top = into.max > next.max ? into.max : next.max;
+    float scales[16] = {into.max - top, next.max - top};
+    f_store(scales, f_exp(f_load(scales)));
+    const F a = f_set(scales[0]), b = f_set(scales[1]);
+    into.sum = into.sum * scales[0] + next.sum * scales[1];
+    into.max = top;
+    for (int i = 0; i < n; i += 16)
+        f_store(into.values + i, f_add(f_mul(f_load(into.values + i), a), f_mul(f_load(next.values + i), b)));
+}
+
+constexpr Kernels table(const char* name) {
+    return {name,
+            kAttendRows,
+            {linear<Format::F32>, linear<Format::F16>, linear<Format::BF16>, linear<Format::Q8_0>, linear<Format::Q4_0>,
+             linear<Format::Q4_1>, linear<Format::Q5_0>, linear<Format::Q5_1>, linear<Format::Q4_K>,
+             linear<Format::Q5_K>, linear<Format::Q6_K>},
+            quantise,
+            rms_norm,
+            glu,
+            to_half,
+            attend<float>,
+            attend<std::uint16_t>,
+            fold};
+}

@@ -1,0 +1,93 @@
+// 16 lanes in two registers: AVX2, FMA and F16C.
+#include <immintrin.h>
+#include <cstdint>
+#define LANES inline __attribute__((always_inline))
+
+namespace freedive::avx2 {
+struct F { __m256 a, b; };
+struct I { __m256i a, b; };
+struct C { __m256i a, b; };
+constexpr int kLinearRows = 4, kAttendRows = 2;
+
+LANES F f_set(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
+LANES F f_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+LANES void f_store(float* p, F v) { _mm256_storeu_ps(p, v.a), _mm256_storeu_ps(p + 8, v.b); }
+LANES F f_load_half(const std::uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
+}
+LANES void f_store_half(std::uint16_t* p, F v) {
+    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v.a, 0));
+    _mm_storeu_si128((__m128i*)p + 1, _mm256_cvtps_ph(v.b, 0));
+}
+LANES __m256 bf16_half(const std::uint16_t* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
+LANES F f_load_bf16(const std::uint16_t* p) { return {bf16_half(p), bf16_half(p + 8)}; }
+LANES F f_add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+LANES F f_sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+LANES F f_mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+LANES F f_div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+LANES F f_max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+LANES F f_min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+LANES F f_abs(F x) {
+    const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    return {_mm256_and_ps(x.a, m), _mm256_and_ps(x.b, m)};
+}
+LANES F f_fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+LANES F f_round(F x) { return {_mm256_round_ps(x.a, 8), _mm256_round_ps(x.b, 8)}; }
+LANES F f_keep_above(F x, F limit, F v) {
+    return {_mm256_and_ps(_mm256_cmp_ps(x.a, limit.a, _CMP_GE_OQ), v.a),
+            _mm256_and_ps(_mm256_cmp_ps(x.b, limit.b, _CMP_GE_OQ), v.b)};
+}
+LANES F f_from_int(I v) { return {_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)}; }
+LANES F f_from_codes(const std::uint8_t* p) {
+    return f_from_int({_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)),
+                       _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))});
+}
+LANES F f_from_signed(const std::int8_t* p) {
+    return f_from_int({_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)),
+                       _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))});
+}
+LANES I i_from_float(F v) { return {_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b)}; }
+LANES __m256 power_of_two(__m256i n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+LANES F f_power_of_two(I n) { return {power_of_two(n.a), power_of_two(n.b)}; }
+LANES I i_set(std::int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
+LANES void i_store(std::int32_t* p, I v) {
+    _mm256_storeu_si256((__m256i*)p, v.a);
+    _mm256_storeu_si256((__m256i*)(p + 8), v.b);
+}
+LANES void i_store_bytes(std::int8_t* p, I v) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.a, v.b), 0xd8);
+    _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+LANES C c_load(const std::uint8_t* p) {
+    return {_mm256_load_si256((const __m256i*)p), _mm256_load_si256((const __m256i*)p + 1)};
+}
+template <int Shift>
+LANES C c_bits(C v, std::uint8_t mask) {
+    const __m256i m = _mm256_set1_epi8(char(mask));
+    return {_mm256_and_si256(_mm256_srli_epi16(v.a, Shift), m), _mm256_and_si256(_mm256_srli_epi16(v.b, Shift), m)};
+}
+template <int Shift>
+LANES C c_shift_left(C v) { return {_mm256_slli_epi16(v.a, Shift), _mm256_slli_epi16(v.b, Shift)}; }
+LANES C c_or(C x, C y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+
+LANES __m256i dot_small(__m256i acc, __m256i codes, __m256i a) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, a), _mm256_set1_epi16(1)));
+}
+// Pairs of products stay inside int16 while codes are below 128; wider codes go in two nibbles.
+template <int Bits>
+LANES __m256i dot_half(__m256i acc, __m256i codes, __m256i a) {
+    if constexpr (Bits < 8) return dot_small(acc, codes, a);
+    const __m256i low = _mm256_set1_epi8(15);
+    const __m256i high = dot_small(_mm256_setzero_si256(), _mm256_and_si256(_mm256_srli_epi16(codes, 4), low), a);
+    return _mm256_add_epi32(dot_small(acc, _mm256_and_si256(codes, low), a), _mm256_slli_epi32(high, 4));
+}
+template <int Bits>
+LANES I i_dot(I acc, C codes, std::int32_t a) {
+    const __m256i x = _mm256_set1_epi32(a);
+    return {dot_half<Bits>(acc.a, codes.a, x), dot_half<Bits>(acc.b, codes.b, x)};
+}
+}  // namespace freedive::avx2

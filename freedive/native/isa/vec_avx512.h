@@ -1,0 +1,51 @@
+// 16 lanes in one register: AVX512 F, BW, VL and VNNI.
+#include <immintrin.h>
+#include <cstdint>
+#define LANES inline __attribute__((always_inline))
+
+namespace freedive::avx512 {
+using F = __m512;  // 16 floats
+using I = __m512i; // 16 int32
+using C = __m512i; // 64 codes
+constexpr int kLinearRows = 8, kAttendRows = 8;
+
+LANES F f_set(float v) { return _mm512_set1_ps(v); }
+LANES F f_load(const float* p) { return _mm512_loadu_ps(p); }
+LANES void f_store(float* p, F v) { _mm512_storeu_ps(p, v); }
+LANES F f_load_half(const std::uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+LANES void f_store_half(std::uint16_t* p, F v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, 0)); }
+LANES F f_load_bf16(const std::uint16_t* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+LANES F f_add(F a, F b) { return _mm512_add_ps(a, b); }
+LANES F f_sub(F a, F b) { return _mm512_sub_ps(a, b); }
+LANES F f_mul(F a, F b) { return _mm512_mul_ps(a, b); }
+LANES F f_div(F a, F b) { return _mm512_div_ps(a, b); }
+LANES F f_max(F a, F b) { return _mm512_max_ps(a, b); }
+LANES F f_min(F a, F b) { return _mm512_min_ps(a, b); }
+LANES F f_abs(F a) { return _mm512_abs_ps(a); }
+LANES F f_fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+LANES F f_round(F a) { return _mm512_roundscale_ps(a, 0); }
+LANES F f_keep_above(F x, F limit, F v) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), v); }
+LANES F f_from_int(I v) { return _mm512_cvtepi32_ps(v); }
+LANES F f_from_codes(const std::uint8_t* p) { return f_from_int(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))); }
+LANES F f_from_signed(const std::int8_t* p) { return f_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
+LANES I i_from_float(F v) { return _mm512_cvtps_epi32(v); }  // to nearest even
+LANES F f_power_of_two(I n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+}
+LANES I i_set(std::int32_t v) { return _mm512_set1_epi32(v); }
+LANES void i_store(std::int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+LANES void i_store_bytes(std::int8_t* p, I v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(v)); }
+LANES C c_load(const std::uint8_t* p) { return _mm512_load_si512(p); }
+template <int Shift>
+LANES C c_bits(C v, std::uint8_t mask) {
+    return _mm512_and_si512(_mm512_srli_epi16(v, Shift), _mm512_set1_epi8(char(mask)));
+}
+template <int Shift>
+LANES C c_shift_left(C v) { return _mm512_slli_epi16(v, Shift); }
+LANES C c_or(C a, C b) { return _mm512_or_si512(a, b); }
+// acc[i] += sum over j < 4 of codes[4i + j] * a[j]; a holds four int8.
+template <int Bits>
+LANES I i_dot(I acc, C codes, std::int32_t a) { return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(a)); }
+}  // namespace freedive::avx512

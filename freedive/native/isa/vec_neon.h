@@ -1,0 +1,87 @@
+// 16 lanes in four registers: aarch64 with the dot product extension.
+#include <arm_neon.h>
+#include <cstdint>
+#define LANES inline __attribute__((always_inline))
+
+namespace freedive::neon {
+struct F { float32x4_t v[4]; };
+struct I { int32x4_t v[4]; };
+struct C { uint8x16_t v[4]; };
+constexpr int kLinearRows = 2, kAttendRows = 2;
+
+template <class Out, class Fn>
+LANES Out each(Fn fn) { return {{fn(0), fn(1), fn(2), fn(3)}}; }
+LANES F f_set(float v) { return each<F>([=](int) { return vdupq_n_f32(v); }); }
+LANES F f_load(const float* p) { return each<F>([=](int i) { return vld1q_f32(p + 4 * i); }); }
+LANES void f_store(float* p, F v) { for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, v.v[i]); }
+LANES F f_load_half(const std::uint16_t* p) {
+    return each<F>([=](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))); });
+}
+LANES void f_store_half(std::uint16_t* p, F v) {
+    for (int i = 0; i < 4; i++) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(v.v[i])));
+}
+LANES F f_load_bf16(const std::uint16_t* p) {
+    return each<F>([=](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
+}
+LANES F f_add(F a, F b) { return each<F>([&](int i) { return vaddq_f32(a.v[i], b.v[i]); }); }
+LANES F f_sub(F a, F b) { return each<F>([&](int i) { return vsubq_f32(a.v[i], b.v[i]); }); }
+LANES F f_mul(F a, F b) { return each<F>([&](int i) { return vmulq_f32(a.v[i], b.v[i]); }); }
+LANES F f_div(F a, F b) { return each<F>([&](int i) { return vdivq_f32(a.v[i], b.v[i]); }); }
+LANES F f_max(F a, F b) { return each<F>([&](int i) { return vmaxnmq_f32(a.v[i], b.v[i]); }); }
+LANES F f_min(F a, F b) { return each<F>([&](int i) { return vminnmq_f32(a.v[i], b.v[i]); }); }
+LANES F f_abs(F a) { return each<F>([&](int i) { return vabsq_f32(a.v[i]); }); }
+LANES F f_fma(F a, F b, F c) { return each<F>([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); }); }
+LANES F f_round(F a) { return each<F>([&](int i) { return vrndnq_f32(a.v[i]); }); }
+LANES F f_keep_above(F x, F limit, F v) {
+    return each<F>([&](int i) {
+        return vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(x.v[i], limit.v[i]), vreinterpretq_u32_f32(v.v[i])));
+    });
+}
+LANES F f_from_int(I v) { return each<F>([&](int i) { return vcvtq_f32_s32(v.v[i]); }); }
+LANES F f_from_codes(const std::uint8_t* p) {
+    const uint8x16_t b = vld1q_u8(p);
+    const uint16x8_t low = vmovl_u8(vget_low_u8(b)), high = vmovl_u8(vget_high_u8(b));
+    return {{vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(low))),
+             vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(high)))}};
+}
+LANES F f_from_signed(const std::int8_t* p) {
+    const int8x16_t b = vld1q_s8(p);
+    const int16x8_t low = vmovl_s8(vget_low_s8(b)), high = vmovl_s8(vget_high_s8(b));
+    return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+             vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
+}
+LANES I i_from_float(F v) { return each<I>([&](int i) { return vcvtnq_s32_f32(v.v[i]); }); }
+LANES F f_power_of_two(I n) {
+    return each<F>([&](int i) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n.v[i], vdupq_n_s32(127)), 23)); });
+}
+LANES I i_set(std::int32_t v) { return each<I>([=](int) { return vdupq_n_s32(v); }); }
+LANES void i_store(std::int32_t* p, I v) { for (int i = 0; i < 4; i++) vst1q_s32(p + 4 * i, v.v[i]); }
+LANES void i_store_bytes(std::int8_t* p, I v) {
+    const int16x8_t low = vcombine_s16(vmovn_s32(v.v[0]), vmovn_s32(v.v[1]));
+    const int16x8_t high = vcombine_s16(vmovn_s32(v.v[2]), vmovn_s32(v.v[3]));
+    vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
+LANES C c_load(const std::uint8_t* p) { return each<C>([=](int i) { return vld1q_u8(p + 16 * i); }); }
+template <int Shift>
+LANES C c_bits(C v, std::uint8_t mask) {
+    return each<C>([&](int i) {
+        uint8x16_t x = v.v[i];
+        if constexpr (Shift > 0) x = vshrq_n_u8(x, Shift);
+        return vandq_u8(x, vdupq_n_u8(mask));
+    });
+}
+template <int Shift>
+LANES C c_shift_left(C v) { return each<C>([&](int i) { return vshlq_n_u8(v.v[i], Shift); }); }
+LANES C c_or(C a, C b) { return each<C>([&](int i) { return vorrq_u8(a.v[i], b.v[i]); }); }
+// Codes below 128 are signed bytes as they are; wider ones are taken less 128, which 2 * 64 * sum(a) gives back.
+template <int Bits>
+LANES I i_dot(I acc, C codes, std::int32_t a) {
+    const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(a));
+    return each<I>([&](int i) {
+        if constexpr (Bits < 8) return vdotq_s32(acc.v[i], vreinterpretq_s8_u8(codes.v[i]), x);
+        const int8x16_t half = vdupq_n_s8(64);
+        const int32x4_t back = vdotq_s32(vdotq_s32(acc.v[i], half, x), half, x);
+        return vdotq_s32(back, vreinterpretq_s8_u8(veorq_u8(codes.v[i], vdupq_n_u8(0x80))), x);
+    });
+}
+}  // namespace freedive::neon

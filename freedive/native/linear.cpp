@@ -1,0 +1,119 @@
+// Matrix products: an input is made ready once (norm, int8 codes), then panels of 32 outputs are tasks.
+#include <algorithm>
+
+#include "operations.h"
+
+namespace freedive {
+namespace {
+
+constexpr int kBlockRows = 64;  // activation rows that share a pass over a panel's results
+
+// A linear's input in the forms its weights read, and the first row of it in the scratch memory.
+struct Input {
+    QuantisedRows codes;
+    FloatRows floats;
+    int row;
+    const void* form(Format f) const { return is_quantised(f) ? (const void*)&codes : (const void*)&floats; }
+};
+
+// Single rows are made ready by each thread for itself, which is cheaper than a barrier.
+Input ready(Machine& m, int thread, int in, InputNorm norm, bool quantised) {
+    const Buffer& from = m.buffers[in];
+    const int rows = m.num_rows(in), k = from.width;
+    Input input{{k, m.codes.as<std::int8_t>(), m.scales.as<float>(), m.scaled_sums.as<float>(),
+                 m.half_sums.as<std::int32_t>()},
+                {from.memory.as<float>(), from.stride},
+                0};
+    if (norm.weight == kNone && !quantised) return input;
+    const int shift = rows == 1 ? m.max_rows + thread : 0;
+    float* normed = m.normed.as<float>();
+    const auto make = [&](int row) {
+        const float* x = from.row(row);
+        if (norm.weight != kNone) {
+            float* y = normed + std::size_t(row + shift) * from.stride;
+            m.kernels.rms_norm(x, m.vectors[norm.weight].data(), k, norm.eps, y);
+            x = y;
+        }
+        if (quantised) m.kernels.quantise(x, k, input.codes, row + shift);
+    };
+    if (rows == 1)
+        make(0);
+    else
+        m.team.for_each(rows, 4, make);
+    if (norm.weight != kNone) input.floats.x = normed;
+    if (norm.weight != kNone || quantised) input.row = shift;
+    return input;
+}
+
+// Products of one panel and a block of rows: [rows, 32].
+struct Products {
+    alignas(64) float at[kBlockRows * kPanelRows];
+};
+
+void multiply(Machine& m, const Input& input, const Linear::Output& o, int panel, int row, int rows, Products& out) {
+    const Weight& w = m.weights[o.weight];
+    // A mixed input keeps plain floats in the buffer when only the quantised weights needed a scratch row.
+    const int from = is_quantised(w.format) || input.floats.x == m.normed.as<float>() ? input.row + row : row;
+    m.kernels.linear[int(w.format)](w.panel(panel), w.k, input.form(w.format), from, rows, out.at, kPanelRows);
+    if (o.bias == kNone) return;
+    const float* bias = m.vectors[o.bias].data() + panel * kPanelRows;
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < kPanelRows; i++) out.at[r * kPanelRows + i] += bias[i];
+}
+
+void write(const Products& from, const Buffer& to, int panel, int row, int rows, const Buffer* residual) {
+    for (int r = 0; r < rows; r++) {
+        const std::size_t at = std::size_t(row + r) * to.stride + panel * kPanelRows;
+        float* out = to.memory.as<float>() + at;
+        const float* x = from.at + r * kPanelRows;
+        if (residual) {
+            const float* before = residual->memory.as<float>() + at;
+            for (int i = 0; i < kPanelRows; i++) out[i] = before[i] + x[i];
+        } else {
+            for (int i = 0; i < kPanelRows; i++) out[i] = x[i];
+        }
+    }
+}
+
+// Calls block(panel, row, rows) for all panels and blocks of rows, panels being shared out over the team.
+template <class Block>
+void for_blocks(Machine& m, int panels, int num_rows, Block&& block) {
+    const int grain = std::max(1, panels / (m.team.size() * 4));
+    m.team.for_each(panels, grain, [&](int panel) {
+        for (int row = 0; row < num_rows; row += kBlockRows) block(panel, row, std::min(kBlockRows, num_rows - row));
+    });
+}
+
+}  // namespace
+
+void Linear::run(Machine& m, int thread) const {
+    bool quantised = false;
+    int panels = 0;
+    for (const Output& o : outputs) {
+        quantised |= is_quantised(m.weights[o.weight].format);
+        panels += num_panels(m.weights[o.weight].rows);
+    }
+    const Input input = ready(m, thread, in, norm, quantised);
+    const Buffer* before = residual == kNone ? nullptr : &m.buffers[residual];
+    for_blocks(m, panels, m.num_rows(in), [&](int panel, int row, int rows) {
+        const Output* o = outputs.data();
+        for (int n; panel >= (n = num_panels(m.weights[o->weight].rows)); o++) panel -= n;
+        Products products;
+        multiply(m, input, *o, panel, row, rows, products);
+        write(products, m.buffers[o->out], panel, row, rows, before);
+    });
+}
+
+void Glu::run(Machine& m, int thread) const {
+    const bool quantised = is_quantised(m.weights[gate.weight].format) || is_quantised(m.weights[up.weight].format);
+    const Input input = ready(m, thread, in, norm, quantised);
+    for_blocks(m, num_panels(m.weights[gate.weight].rows), m.num_rows(in), [&](int panel, int row, int rows) {
+        Products a, b;
+        multiply(m, input, gate, panel, row, rows, a);
+        multiply(m, input, up, panel, row, rows, b);
+        m.kernels.glu(activation, a.at, b.at, rows * kPanelRows, a.at);
+        write(a, m.buffers[gate.out], panel, row, rows, nullptr);
+    });
+}
+
+}  // namespace freedive

@@ -1,0 +1,36 @@
+// Page-aligned zeroed memory that takes physical space only where it is touched.
+#pragma once
+
+#include <cstddef>
+
+namespace freedive {
+
+class Memory {
+  public:
+    Memory() = default;
+    explicit Memory(std::size_t bytes);  // throws std::bad_alloc
+    ~Memory();
+    Memory(Memory&& other) noexcept { swap(other); }
+    Memory& operator=(Memory&& other) noexcept {
+        swap(other);
+        return *this;
+    }
+    template <class T>
+    T* as() const {
+        return static_cast<T*>(data_);
+    }
+
+  private:
+    void swap(Memory& other) {
+        void* d = data_;
+        data_ = other.data_;
+        other.data_ = d;
+        const std::size_t b = bytes_;
+        bytes_ = other.bytes_;
+        other.bytes_ = b;
+    }
+    void* data_ = nullptr;
+    std::size_t bytes_ = 0;
+};
+
+}  // namespace freedive

@@ -1,0 +1,51 @@
+#include "program.h"
+
+#include <algorithm>
+
+namespace freedive {
+
+int Cache::add_layer(int num_heads, int key_dim, int value_dim, int element_bytes) {
+    element_bytes_ = element_bytes;
+    layers_.push_back({num_heads, key_dim, value_dim, page_bytes_});
+    const CacheLayer& added = layers_.back();
+    page_bytes_ += std::size_t(num_heads) * kPageTokens * (key_dim + added.value_stride()) * element_bytes;
+    return int(layers_.size()) - 1;
+}
+
+std::uint8_t* Cache::keys(int page, int layer, int head) const {
+    const CacheLayer& l = layers_[layer];
+    const std::size_t head_bytes = std::size_t(kPageTokens) * (l.key_dim + l.value_stride()) * element_bytes_;
+    return memory_.as<std::uint8_t>() + page * page_bytes_ + l.offset + head * head_bytes;
+}
+
+std::uint8_t* Cache::values(int page, int layer, int head) const {
+    return keys(page, layer, head) + std::size_t(kPageTokens) * layers_[layer].key_dim * element_bytes_;
+}
+
+int Machine::add_buffer(int width, Rows rows) {
+    buffers.push_back({width, num_panels(width) * kPanelRows, rows, Memory()});
+    return int(buffers.size()) - 1;
+}
+
+void Machine::allocate(int rows, int num_pages) {
+    max_rows = rows;
+    for (Buffer& b : buffers) b.memory = Memory(std::size_t(rows) * b.stride * sizeof(float));
+    for (const Weight& w : weights) widest_input = std::max(widest_input, num_panels(w.k) * kPanelRows);
+    const std::size_t cells = std::size_t(rows + team.size()) * widest_input;
+    normed = Memory(cells * sizeof(float));
+    codes = Memory(cells);
+    scales = Memory(cells / kGroup * sizeof(float));
+    scaled_sums = Memory(cells / kGroup * sizeof(float));
+    half_sums = Memory(cells / kGroup * 2 * sizeof(std::int32_t));
+    cache.allocate(num_pages);
+}
+
+void Machine::run(Step next) {
+    step = std::move(next);
+    for (const auto& operation : operations) operation->prepare(*this);
+    team.run([this](int thread) {
+        for (const auto& operation : operations) operation->run(*this, thread);
+    });
+}
+
+}  // namespace freedive

@@ -1,0 +1,103 @@
+// A recorded forward pass and what it runs on. Python decides what the model is; nothing here knows a family.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "isa/kernels.h"
+#include "memory.h"
+#include "threads.h"
+
+namespace freedive {
+
+// Which rows of a step a buffer holds: all tokens, or those whose logits are wanted.
+enum class Rows : int { Tokens, Wanted };
+
+// Activations [rows, stride] in floats; the stride is the width rounded up to whole panels, the padding is zero.
+struct Buffer {
+    int width, stride;
+    Rows rows;
+    Memory memory;
+    float* row(int r) const { return memory.as<float>() + std::size_t(r) * stride; }
+};
+
+struct Sequence {
+    int row, length, start;  // first row and number of rows in this step; position of the first
+    const std::int32_t* pages;
+    int end() const { return start + length; }
+};
+
+struct Step {
+    std::span<const std::int32_t> tokens, wanted;
+    std::vector<Sequence> sequences;
+    std::vector<int> positions, sequence_of;  // by row
+    int num_rows(Rows rows) const { return int(rows == Rows::Tokens ? tokens.size() : wanted.size()); }
+};
+
+class Machine;
+
+// One operation of the program, run by all threads of the team together.
+class Operation {
+  public:
+    virtual ~Operation() = default;
+    virtual void prepare(Machine&) {}  // on the caller's thread, before a step
+    virtual void run(Machine& machine, int thread) const = 0;
+};
+
+// Keys and values of one layer inside a page.
+struct CacheLayer {
+    int num_heads, key_dim, value_dim;
+    std::size_t offset;  // bytes from the start of a page
+    int value_stride() const { return (value_dim + 15) / 16 * 16; }
+};
+
+// Cached keys and values. A page holds 32 tokens of every layer: per head, keys [key_dim][32], values [32][value_stride].
+class Cache {
+  public:
+    int add_layer(int num_heads, int key_dim, int value_dim, int element_bytes);
+    void allocate(int num_pages) { memory_ = Memory(page_bytes_ * num_pages); }
+    const CacheLayer& layer(int index) const { return layers_[index]; }
+    std::size_t page_bytes() const { return page_bytes_; }
+    std::uint8_t* keys(int page, int layer, int head) const;
+    std::uint8_t* values(int page, int layer, int head) const;
+    int element_bytes() const { return element_bytes_; }
+
+  private:
+    std::vector<CacheLayer> layers_;
+    std::size_t page_bytes_ = 0;
+    int element_bytes_ = 2;
+    Memory memory_;
+};
+
+// The program, its weights, its memory and its threads.
+class Machine {
+  public:
+    Machine(const Kernels& kernels, int num_threads) : kernels(kernels), team(num_threads) {}
+
+    int add_buffer(int width, Rows rows);
+    // Ends recording: allocates buffers for `max_rows` rows a step and a cache of `num_pages` pages.
+    void allocate(int max_rows, int num_pages);
+    // Takes a step; afterwards the last operation's output buffer holds the result.
+    void run(Step step);
+
+    int num_rows(int buffer) const { return step.num_rows(buffers[buffer].rows); }
+
+    const Kernels& kernels;
+    Team team;
+    std::vector<Weight> weights;
+    std::vector<std::vector<float>> vectors;  // norms, biases, frequencies; padded to whole panels
+    std::vector<Buffer> buffers;
+    std::vector<std::unique_ptr<Operation>> operations;
+    Cache cache;
+    Step step;
+    std::vector<float> partials;  // results of attention splits on their way to be merged
+    int max_rows = 0;
+
+    // Inputs of a linear, made ready: normed floats and their int8 form, for `max_rows` rows of the widest input; the
+    // part of thread t for single rows starts at row max_rows + t.
+    int widest_input = 0;
+    Memory normed, codes, scales, scaled_sums, half_sums;
+};
+
+}  // namespace freedive

@@ -1,0 +1,165 @@
+"""The operations run by the kernels: recorded once per model, a whole step in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from freedive.checkpoint.packed import FORMATS, PackedTensor
+from freedive.engine.batch import Batch
+from freedive.errors import UserError
+from freedive.model import spec
+from freedive.native import _native
+from freedive.ops.record import Node, Phase, fuse, record
+
+NONE = -1
+ELEMENT_BYTES = {"f16": 2, "f32": 4}
+_ACTIVATIONS = {"silu": 0}
+_HEAD_NORM, _ROPE_HALVES, _ROPE_INTERLEAVED = range(3)
+
+
+class NativeRunner:
+    """A model on the kernels: implements engine.batch.Runner.
+
+    ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, ``cache_format`` its
+    element type (f16 or f32). ``isa`` forces an instruction-set level (default: FREEDIVE_ISA, else the machine's best).
+    """
+
+    def __init__(
+        self,
+        model: spec.Model,
+        weights: Mapping[str, PackedTensor],
+        *,
+        num_threads: int,
+        max_rows: int,
+        num_pages: int,
+        cache_format: str = "f16",
+        isa: str | None = None,
+    ) -> None:
+        self.vocab_size = model.vocab_size
+        self.max_context = model.max_context
+        self.num_pages = num_pages
+        self.max_rows = max_rows
+        try:
+            self._program = _native.Program(isa if isa is not None else os.environ.get("FREEDIVE_ISA", ""), num_threads)
+        except ValueError as error:
+            raise UserError(str(error), "unset FREEDIVE_ISA or choose one of these") from None
+        self._result = _Emitter(self._program, weights, ELEMENT_BYTES[cache_format]).emit(fuse(record(model)))
+        try:
+            self._program.allocate(max_rows, num_pages)
+        except MemoryError:
+            size = num_pages * self._program.page_bytes / 2**30
+            raise UserError(f"a key-value cache of {size:.1f} GiB does not fit", "lower cache_tokens or max_context") from None
+
+    @property
+    def isa(self) -> str:
+        """The instruction-set level in use."""
+        return self._program.isa
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page of the cache, all layers together."""
+        return self._program.page_bytes
+
+    def step(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """See engine.batch.Runner."""
+        return self._program.step(batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, self._result)
+
+
+class _Emitter:
+    """Phases -> the program's operations, giving out buffers and taking them back when their last reader has run."""
+
+    def __init__(self, program: _native.Program, weights: Mapping[str, PackedTensor], element_bytes: int) -> None:
+        self._program = program
+        self._weights = weights
+        self._element_bytes = element_bytes
+        self._handles: dict[str, int] = {}
+        self._rope_tables: dict[spec.Rope, int] = {}
+        self._buffers: dict[Node, int] = {}
+        self._free: dict[tuple[int, bool], list[int]] = {}
+
+    def emit(self, phases: list[Phase]) -> int:
+        """Records all phases; returns the buffer of the last result."""
+        last_read = {node: index for index, phase in enumerate(phases) for node in phase.reads}
+        for phase in phases:
+            for step in phase.attrs.get("q_steps", []):
+                if step.op == "rope":
+                    self._add_rope_table(step.attrs["rope"])
+        for index, phase in enumerate(phases):
+            residual = phase.attrs.get("residual")
+            for node in phase.writes:
+                in_place = residual is not None and last_read[residual] == index
+                self._buffers[node] = self._buffers[residual] if in_place else self._take(node)
+            getattr(self, f"_emit_{phase.op}")(phase)
+            for node in phase.reads:
+                if last_read[node] == index and node is not residual:
+                    self._free.setdefault((node.width, node.wanted), []).append(self._buffers[node])
+        return self._buffers[phases[-1].writes[0]]
+
+    def _take(self, node: Node) -> int:
+        free = self._free.get((node.width, node.wanted))
+        return free.pop() if free else self._program.buffer(node.width, node.wanted)
+
+    def _emit_embed(self, phase: Phase) -> None:
+        self._program.embed(self._weight(phase.attrs["table"]), self._buffers[phase.writes[0]])
+
+    def _emit_select(self, phase: Phase) -> None:
+        self._program.select(self._buffers[phase.reads[0]], self._buffers[phase.writes[0]])
+
+    def _emit_linear(self, phase: Phase) -> None:
+        residual = phase.attrs["residual"]
+        outputs = [self._output(linear, out) for linear, out in zip(phase.attrs["linears"], phase.writes, strict=True)]
+        self._program.linear(
+            self._buffers[phase.reads[0]], self._norm(phase), outputs, NONE if residual is None else self._buffers[residual]
+        )
+
+    def _emit_glu(self, phase: Phase) -> None:
+        gate, up = (self._output(linear, phase.writes[0]) for linear in phase.attrs["linears"])
+        activation = _ACTIVATIONS[phase.attrs["activation"]]
+        self._program.glu(self._buffers[phase.reads[0]], self._norm(phase), gate, up, activation)
+
+    def _emit_attention(self, phase: Phase) -> None:
+        attn: spec.Attention = phase.attrs["attn"]
+        self._program.attention(
+            [self._buffers[node] for node in (*phase.reads, *phase.writes)],
+            [attn.num_heads, attn.num_kv_heads, attn.head_dim, attn.head_dim],
+            attn.scale,
+            attn.window,
+            [self._head_step(node) for node in phase.attrs["q_steps"]],
+            [self._head_step(node) for node in phase.attrs["k_steps"]],
+            self._element_bytes,
+        )
+
+    def _head_step(self, node: Node) -> tuple[int, int, int, float]:
+        if node.op == "head_norm":
+            return _HEAD_NORM, self._vector(node.attrs["weight"]), 0, node.attrs["eps"]
+        rope: spec.Rope = node.attrs["rope"]
+        return _ROPE_INTERLEAVED if rope.interleaved else _ROPE_HALVES, self._rope_tables[rope], rope.dim, 0.0
+
+    def _norm(self, phase: Phase) -> tuple[int, float]:
+        norm = phase.attrs["norm"]
+        return (NONE, 0.0) if norm is None else (self._vector(norm.attrs["weight"]), norm.attrs["eps"])
+
+    def _output(self, linear: Node, out: Node) -> tuple[int, int, int]:
+        bias = linear.attrs["bias"]
+        return self._weight(linear.attrs["weight"]), NONE if bias is None else self._vector(bias), self._buffers[out]
+
+    def _weight(self, name: str) -> int:
+        if name not in self._handles:
+            w = self._weights[name]
+            self._handles[name] = self._program.weight(FORMATS[w.format], *w.shape, w.data)
+        return self._handles[name]
+
+    def _vector(self, name: str) -> int:
+        if name not in self._handles:
+            self._handles[name] = self._program.vector(self._weights[name].data.view(np.float32))
+        return self._handles[name]
+
+    def _add_rope_table(self, rope: spec.Rope) -> None:
+        if rope not in self._rope_tables:
+            self._rope_tables[rope] = self._program.buffer(rope.dim, False)
+            frequencies = self._program.vector(np.array(rope.inv_freq, np.float32))
+            self._program.rope_table(frequencies, rope.factor, self._rope_tables[rope])
