@@ -147,7 +147,7 @@ class _Reader:
                 begin = position + 8
                 position = begin + length_at(buffer, position)[0]
                 strings.append(str(buffer[begin:position], "utf-8"))
-        except (struct.error, IndexError):
+        except (struct.error, OverflowError):
             raise self._short() from None
         except UnicodeDecodeError:
             raise Damaged(self.path, f"the string at byte {begin} is not UTF-8") from None

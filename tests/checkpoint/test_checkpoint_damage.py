@@ -175,6 +175,14 @@ def test_mutated_gguf_is_read_or_refused(seed: int, gguf_bytes: bytes, folder: P
     assert refused > 1000
 
 
+@pytest.mark.parametrize("extreme", [0, 2**40, 2**64 - 1])
+def test_an_extreme_number_anywhere_in_a_gguf_header_is_survived(extreme: int, gguf_bytes: bytes, folder: Path) -> None:
+    number = struct.pack("<Q", extreme)
+    places = range(header_size(gguf_bytes))
+    refused = survive(folder / "m.gguf", [gguf_bytes[:at] + number + gguf_bytes[at + 8 :] for at in places])
+    assert refused > len(places) // 2
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_mutated_safetensors_is_read_or_refused(seed: int, safetensors_bytes: bytes, folder: Path) -> None:
     rng = random.Random(seed)
@@ -234,6 +242,10 @@ GGUF_LIES: dict[str, tuple[bytes, str]] = {
     "2**64-long key": (gguf_file(string(b"a", 2**64 - 1), num_keys=1), "does not end"),
     "2**40 numbers": (gguf_file(string(b"a") + struct.pack("<IIQ", 9, 4, 2**40), num_keys=1), "does not end"),
     "2**61 strings": (gguf_file(string(b"a") + struct.pack("<IIQ", 9, 8, 2**61), num_keys=1), "does not end"),
+    "2**64-long token": (
+        gguf_file(string(b"a") + struct.pack("<IIQ", 9, 8, 3) + string(b"b", 2**64 - 1), num_keys=1),
+        "does not end",
+    ),
     "2**63 doubles": (gguf_file(string(b"a") + struct.pack("<IIQ", 9, 12, 2**63), num_keys=1), "does not end"),
     "nested array": (gguf_file(string(b"a") + struct.pack("<IIQ", 9, 9, 2) * 1000, num_keys=1), "unknown type 9"),
     "unknown value type": (gguf_file(string(b"a") + struct.pack("<I", 77), num_keys=1), "unknown type 77"),
@@ -328,7 +340,17 @@ ANY_JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=6,
 )
-ROPE_KEYS = ("rope_theta", "type", "rope_type", "factor", "alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+ROPE_KEYS: tuple[str, ...] = (
+    "rope_theta",
+    "type",
+    "rope_type",
+    "factor",
+    "alpha",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+)
 ROPE_KEYS += ("low_freq_factor", "high_freq_factor", "attention_factor", "truncate", "original_max_position_embeddings")
 ROPE_TABLES = st.fixed_dictionaries(
     {"rope_type": st.sampled_from(["default", "linear", "dynamic", "llama3", "yarn"])},

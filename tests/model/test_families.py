@@ -352,6 +352,34 @@ def test_unknown_gguf_key_is_refused(tmp_path: Path) -> None:
         describe(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"qwen3.rope.scaling.factor": 2.0}, r"qwen3\.rope\.scaling\.factor = 2\.0"),  # of which type?
+        ({"qwen3.rope.scaling.type": "longrope"}, r"qwen3\.rope\.scaling\.type is 'longrope'"),
+        ({"qwen3.rope.scaling.type": "linear"}, r"lacks qwen3\.rope\.scaling\.factor"),
+        ({"qwen3.attention.value_length": 16}, r"qwen3\.attention\.value_length"),
+        ({"qwen3.rope.dimension_count": 64}, r"qwen3\.rope\.dimension_count"),
+        ({"qwen3.attention.head_count_kv": [2, 2]}, r"qwen3\.attention\.head_count_kv is \[2, 2\]"),
+    ],
+)
+def test_gguf_rope_and_head_keys_are_honoured_or_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    write_gguf(tiny_model("qwen3"), tmp_path / "model.gguf", "qwen3")
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    checkpoint.config.update(changes)
+    with pytest.raises(UserError, match=words):
+        describe(checkpoint)
+
+
+@pytest.mark.parametrize("damage", [{"format": "F16"}, {"data": np.zeros((1, 64), np.uint8)}])
+def test_unusable_rope_factors_of_a_gguf_are_refused(damage: dict[str, Any], tmp_path: Path) -> None:
+    write_gguf(tiny_model("llama"), tmp_path / "model.gguf", "llama")
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    checkpoint.tensors["rope_freqs.weight"] = replace(checkpoint.tensors["rope_freqs.weight"], **damage)
+    with pytest.raises(UserError, match="rope_"):
+        describe(checkpoint)
+
+
 # --- tensors that do not fit --------------------------------------------------------------------------------------
 
 

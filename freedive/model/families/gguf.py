@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from freedive.checkpoint.tensor import Checkpoint, Tensor
+from freedive.errors import UserError
 from freedive.model.families.config import Config
 
 KEYS = {
@@ -44,7 +45,7 @@ def read_config(checkpoint: Checkpoint) -> Config:
     known = {*KEYS, *SCALING_KEYS, *HARMLESS}
     values: dict[str, Any] = {prefix + key: value for key, value in given.items() if key not in known}
     values |= {KEYS[key]: value for key, value in given.items() if key in KEYS}
-    if given.get("rope.scaling.type", "none") != "none":
+    if given.get("rope.scaling.type") != "none":
         values["rope_scaling"] = {SCALING_KEYS[key]: value for key, value in given.items() if key in SCALING_KEYS}
     names = {ours: prefix + key for key, ours in KEYS.items()}
     names |= {f"rope_scaling.{ours}": prefix + key for key, ours in SCALING_KEYS.items()}
@@ -60,6 +61,15 @@ def _seen_in_tensors(tensors: dict[str, Tensor]) -> dict[str, Any]:
     }
     if "token_embd.weight" in tensors:
         seen["vocab_size"] = tensors["token_embd.weight"].shape[0]
-    if "rope_freqs.weight" in tensors and tensors["rope_freqs.weight"].format == "F32":
-        seen["rope_divisors"] = tensors["rope_freqs.weight"].data.view(np.float32).ravel().tolist()
+    if "rope_freqs.weight" in tensors:
+        seen["rope_divisors"] = _floats(tensors["rope_freqs.weight"])
     return seen
+
+
+def _floats(tensor: Tensor) -> list[float]:
+    if tensor.format != "F32":
+        raise UserError(
+            f"The tensor {tensor.name} is {tensor.format} instead of F32", "Choose another file of this model"
+        )
+    values: list[float] = tensor.data.view(np.float32).ravel().tolist()
+    return values
