@@ -42,7 +42,9 @@ class Sampler:
         if not math.isfinite(logits[token]):
             raise EngineError("the model produced numbers that are not finite; its weights may be damaged")
         if not self._sampling.greedy:
-            token = draw(logits, logits[token], self._sampling, uniform(self._seed, self._num_drawn))
+            ids, weights = candidates(logits, logits[token], self._sampling)
+            token = _pick(weights, uniform(self._seed, self._num_drawn))
+            token = token if ids is None else int(ids[token])
         if self._adjustment:
             self._adjustment.count(token)
         self._num_drawn += 1
@@ -81,27 +83,24 @@ class Adjustment:
         self._offset[token] = sampling.logit_bias.get(token, 0.0) - penalty
 
 
-def draw(logits: Floats, top: np.float32, sampling: Sampling, random: float) -> int:
-    """The token at ``random``, in [0, 1), of what temperature, top-k, top-p and min-p leave. ``top`` is the maximum."""
-    scores = (logits - top) / np.float32(sampling.temperature)
-    cutoff = lowest_kept(scores, sampling)
-    if cutoff == -math.inf:
-        return _pick(np.exp(scores), random)
-    kept = np.flatnonzero(scores >= cutoff)
-    return int(kept[_pick(np.exp(scores[kept]), random)])
-
-
-def lowest_kept(scores: Floats, sampling: Sampling) -> float:
-    """The lowest of ``scores`` (log-weights, highest 0) that top-k, top-p and min-p all keep; -inf keeps everything."""
+def candidates(logits: Floats, top: np.float32, sampling: Sampling) -> tuple[npt.NDArray[np.intp] | None, Floats]:
+    """The tokens that temperature, top-k, top-p and min-p leave: ids (None: all) and weights. ``top``: the maximum."""
+    ids = None
+    if 0 < sampling.top_k < logits.size:
+        ids = np.flatnonzero(logits >= _kth_largest(logits, sampling.top_k))
+        logits = logits[ids]
+    scores = logits - top
+    scores /= np.float32(sampling.temperature)
     cutoff = -math.inf
-    if 0 < sampling.top_k < scores.size:
-        cutoff = _kth_largest(scores, sampling.top_k)
-        scores = scores[scores >= cutoff]
     if sampling.top_p < 1:
-        cutoff = max(cutoff, _nucleus(scores, sampling.top_p))
+        cutoff = _nucleus(scores, sampling.top_p)
     if sampling.min_p > 0:
         cutoff = max(cutoff, math.log(sampling.min_p))
-    return cutoff
+    if cutoff > -math.inf:
+        kept = np.flatnonzero(scores >= cutoff)
+        ids = kept if ids is None else ids[kept]
+        scores = scores[kept]
+    return ids, np.exp(scores, out=scores)
 
 
 def logprobs(logits: Floats, token: int, num_top: int) -> TokenLogprobs:
@@ -143,14 +142,24 @@ def _kth_largest(values: Floats, k: int) -> float:
 
 
 def _nucleus(scores: Floats, top_p: float) -> float:
-    """The lowest of the largest ``scores`` (log-weights, highest 0) that together weigh ``top_p`` of the total."""
-    total = float(np.exp(scores).sum(dtype=np.float64))
-    few = _kth_largest(scores, min(256, scores.size))
-    # Tokens lighter than this weigh under 1 - top_p together: the nucleus has none of them. A margin covers rounding.
-    light = math.log(max(0.99 * (1 - top_p) * total / scores.size, 1e-300))
-    for cutoff in (max(few, light), light):
-        heavy = np.sort(scores[scores >= cutoff])[::-1]
-        sums = np.exp(heavy).cumsum(dtype=np.float64)
-        if sums[-1] >= top_p * total:
+    """The lowest of the largest ``scores`` (log-weights, highest 0) that together weigh ``top_p`` of the total.
+
+    Narrows ``scores`` down as quickselect does, with a first pivot that suits language models, and sorts the few left.
+    """
+    missing = top_p * float(np.exp(scores).sum(dtype=np.float64))
+    pivot = _kth_largest(scores, min(512, scores.size))
+    while scores.size > 1024:
+        upper = scores >= pivot
+        narrowed = scores[upper]
+        if narrowed.size == scores.size:
             break
-    return float(heavy[min(int(sums.searchsorted(top_p * total)), heavy.size - 1)])
+        weight = float(np.exp(narrowed).sum(dtype=np.float64))
+        if weight < missing:
+            missing -= weight
+            narrowed = scores[~upper]
+        scores = narrowed
+        sample = np.sort(scores[:: max(scores.size // 256, 1)])
+        pivot = float(sample[-(sample.size // 4)])
+    scores = np.sort(scores)[::-1]
+    sums = np.exp(scores).cumsum(dtype=np.float64)
+    return float(scores[min(int(sums.searchsorted(missing)), scores.size - 1)])

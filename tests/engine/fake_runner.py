@@ -65,7 +65,9 @@ class FakeRunner:
         for table, start, end, row in zip(tables, batch.starts, ends, last_rows, strict=True):
             assert table.min() >= 0, "the page table is too short"
             places = np.arange(start, end)
-            self.tokens[table[places // PAGE_TOKENS], places % PAGE_TOKENS] = batch.tokens[row + 1 - len(places) : row + 1]
+            self.tokens[table[places // PAGE_TOKENS], places % PAGE_TOKENS] = batch.tokens[
+                row + 1 - len(places) : row + 1
+            ]
             self.positions[table[places // PAGE_TOKENS], places % PAGE_TOKENS] = places
             assert (self.positions[table].ravel()[:end] == np.arange(end)).all(), "stale page"
             logits[row] = self.tokens[table].ravel()[:end]
