@@ -40,8 +40,8 @@ class Conversation:
         self.messages.append({"role": "user", "content": text})
         try:
             for piece in self.model.chat(self.messages, **self.sampling):
+                answer["content"] += piece  # first, so that whatever was seen is also remembered
                 print(piece, end="", flush=True)
-                answer["content"] += piece
         finally:
             print(flush=True)
             if answer["content"]:

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -127,8 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         sent = body if cut is None else body[:cut]
-        for place in range(0, len(sent), 1 << 16):
-            self.wfile.write(sent[place : place + (1 << 16)])
-            time.sleep(self.standin.pause_seconds)
+        with suppress(ConnectionError):  # of a client that was killed
+            for place in range(0, len(sent), 1 << 16):
+                self.wfile.write(sent[place : place + (1 << 16)])
+                time.sleep(self.standin.pause_seconds)
         if cut is not None:
             self.close_connection = True

@@ -1,0 +1,335 @@
+"""The command line: what goes where, and what each fault looks like. The model is a fake that repeats."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import freedive
+from freedive.cli import COMMANDS, app
+from freedive.commands import run as run_module
+from freedive.config import EngineConfig, ServerConfig
+from freedive.engine.request import Sampling
+from freedive.errors import UserError
+from freedive.hub import cache
+
+FAKE = """
+import sys, time, freedive
+class Fake:
+    def chat(self, messages, **sampling):
+        if messages[-1]["content"] == "long":
+            yield "first "
+            time.sleep(30)
+        yield from (word + " " for word in messages[-1]["content"].split())
+        yield f"({len(messages)})"
+    def close(self):
+        print("closed", file=sys.stderr)
+freedive.load = lambda name, **config: Fake()
+from freedive.cli import main
+main()
+"""
+"""A whole process of freedive whose model repeats the last message and counts the messages."""
+
+
+class FakeModel:
+    """Repeats; remembers what it was asked, and how."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
+        self.config: dict[str, Any] = {}
+        self.name = ""
+        self.closed = False
+
+    def load(self, name: str, **config: Any) -> FakeModel:
+        self.name, self.config = name, config
+        return self
+
+    def chat(self, messages: list[dict[str, str]], **sampling: Any) -> Iterator[str]:
+        self.calls.append(([dict(message) for message in messages], sampling))
+        if messages[-1]["content"] == "too long":
+            raise UserError("The prompt is too long", "Shorten it")
+        yield from ("you said: ", messages[-1]["content"])
+
+    def complete(self, text: str, **sampling: Any) -> Iterator[str]:
+        self.calls.append((text, sampling))
+        yield from (text, " and so on")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
+    model = FakeModel()
+    monkeypatch.setattr(freedive, "load", model.load, raising=False)
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
+    for item in (*fields(EngineConfig), *fields(ServerConfig)):
+        monkeypatch.delenv(f"FREEDIVE_{item.name.upper()}", raising=False)
+    return model
+
+
+def invoke(*arguments: str, input: str | None = None) -> Result:
+    return CliRunner().invoke(app, arguments, input=input)
+
+
+def process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", FAKE, *arguments], text=True, stderr=subprocess.PIPE, **options)
+
+
+def test_help_lists_every_command_without_loading_any() -> None:
+    code = "import sys; from freedive.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+    assert not {"numpy", "httpx", "fastapi", "rich", "freedive.engine.request"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help(name: str) -> None:
+    result = invoke(name, "--help")
+    assert result.exit_code == 0
+    assert COMMANDS[name][1] in result.stdout
+
+
+def test_every_setting_is_a_flag_with_its_own_help() -> None:
+    text = " ".join(invoke("run", "--help").stdout.split())
+    for item in (*fields(Sampling), *fields(EngineConfig)):
+        assert (f"--{item.name.replace('_', '-')} " in text) == (item.name != "logprobs"), item.name
+    assert "greedy" in text
+    assert "--port" in invoke("serve", "--help").stdout
+
+
+def test_run_prints_only_the_answer(fake: FakeModel) -> None:
+    result = invoke("run", "smollm2", "hello")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "you said: hello\n", "")
+    assert fake.name == "smollm2"
+    assert fake.closed
+
+
+@pytest.mark.parametrize("arguments", [["run", "m", "-"], ["run", "m"]])
+def test_run_reads_standard_input(fake: FakeModel, arguments: list[str]) -> None:
+    assert invoke(*arguments, input="two\nlines\n").stdout == "you said: two\nlines\n"
+
+
+def test_run_passes_what_was_asked_and_nothing_else(fake: FakeModel) -> None:
+    flags = "--temperature 0 --top-k 5 --stop A --stop B --seed 7 --logit-bias 5=-1.5 --stop-token-ids 3 --ignore-eos"
+    result = invoke("run", "m", "x", "--system", "be brief", "--threads", "2", *flags.split())
+    assert result.exit_code == 0
+    ((messages, sampling),) = fake.calls
+    assert [message["role"] for message in messages] == ["system", "user"]
+    assert sampling == {
+        "temperature": 0.0, "top_k": 5, "stop": ("A", "B"), "seed": 7, "logit_bias": {5: -1.5},
+        "stop_token_ids": frozenset({3}), "ignore_eos": True,
+    }  # fmt: skip
+    assert fake.config["threads"] == 2
+    assert set(fake.config) == {item.name for item in fields(EngineConfig)}
+
+
+def test_the_makers_recommendation_applies_where_nothing_was_asked(fake: FakeModel) -> None:
+    invoke("run", "smollm2", "x", "--top-p", "0.5")
+    assert fake.calls[0][1] == {"temperature": 0.2, "top_p": 0.5}
+
+
+def test_settings_come_from_the_environment_and_flags_win(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FREEDIVE_THREADS", "3")
+    monkeypatch.setenv("FREEDIVE_MAX_BATCH", "5")
+    invoke("run", "m", "x", "--threads", "1")
+    assert (fake.config["threads"], fake.config["max_batch"]) == (1, 5)
+
+
+def test_raw_continues_text(fake: FakeModel) -> None:
+    assert invoke("run", "m", "once", "--raw").stdout == "once and so on\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["run", "m", ""], "error: The prompt is empty"),
+        (["run", "m", "too long"], "error: The prompt is too long. Shorten it"),
+        (["run", "m", "x", "--temperature", "-1"], "error: temperature is -1.0"),
+        (["run", "m", "x", "--logit-bias", "x"], "error: 'x' is not TOKEN=BIAS"),
+        (["run", "m", "x", "--threads", "0"], "error: threads is 0"),
+        (["pull", "smolm2"], "error: There is no model named smolm2"),
+        (["rm", "smollm2"], "error: There is nothing of smollm2"),
+        (["show", "./none.gguf"], "error: There is no file or folder"),
+    ],
+)
+def test_a_users_fault_is_one_line(fake: FakeModel, arguments: list[str], fault: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert result.stdout.strip() == ""
+    assert result.stderr.startswith(fault)
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nosuch"], ["run"], ["run", "m", "x", "--nosuch"], ["run", "m", "x", "--seed", "y"]]
+)
+def test_a_wrong_command_line_is_explained(arguments: list[str]) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.2.3")
+    assert invoke("--version").stdout == "freedive 1.2.3\n"
+
+
+def test_chat_answers_each_line_of_a_pipe_and_remembers(fake: FakeModel) -> None:
+    result = invoke("chat", input="one\n\n/two\n")
+    assert result.stdout == "you said: one\nyou said: /two\n"
+    assert fake.name == "smollm2"
+    roles = [message["role"] for message in fake.calls[1][0]]
+    assert roles == ["user", "assistant", "user"]
+    assert fake.closed
+
+
+def test_chat_through_a_pipe_ends_at_a_fault(fake: FakeModel) -> None:
+    result = invoke("chat", "m", "--system", "s", input="too long\nmore\n")
+    assert (result.exit_code, result.stderr) == (1, "error: The prompt is too long. Shorten it\n")
+    assert len(fake.calls) == 1
+
+
+def test_list_and_show_and_rm_know_what_is_here(fake: FakeModel, tmp_path: Path) -> None:
+    folder = cache.model_folder("hf:owner/name")
+    folder.mkdir(parents=True)
+    (folder / "m.gguf").write_bytes(b"0" * 2_000_000)
+    cache.record("hf:owner/name", "m.gguf", (cache.StoredFile("m.gguf", 2_000_000, "ab" * 32),), "mit")
+    listed = invoke("list").stdout
+    assert "smollm2" in listed
+    assert "hf:owner/name" in listed.splitlines()[-1]
+    assert "2.0 MB" in listed.splitlines()[-1]
+    shown = invoke("show", "hf:owner/name").stdout
+    assert str(folder / "m.gguf") in shown
+    assert "ab" * 32 in shown
+    assert invoke("rm", "hf:owner/name").stdout == "hf:owner/name: 2.0 MB freed\n"
+    assert not folder.exists()
+
+
+def test_rm_of_a_local_file_takes_only_what_was_packed_from_it(fake: FakeModel, tmp_path: Path) -> None:
+    model = tmp_path / "own.gguf"
+    model.write_bytes(b"mine")
+    store = cache.packed_path(model, "v1")
+    store.write_bytes(b"0" * 1000)
+    assert invoke("rm", str(model)).exit_code == 0
+    assert model.exists()
+    assert not store.exists()
+
+
+def test_bytes_that_are_no_text_are_replaced(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAKE, "run", "m"],
+        input=b"a \xff b",
+        capture_output=True,
+        env=os.environ | {"LC_ALL": "C"},
+    )
+    assert (done.returncode, done.stdout.decode()) == (0, "a � b (1)\n")
+
+
+def test_ctrl_c_ends_a_command_with_130() -> None:
+    child = process("run", "m", "long", stdout=subprocess.PIPE)
+    assert child.stdout
+    assert child.stdout.read(6) == "first "
+    child.send_signal(signal.SIGINT)
+    _, complaints = child.communicate(timeout=10)
+    assert child.returncode == 130
+    assert "Traceback" not in complaints
+
+
+def test_a_broken_pipe_is_quiet() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    child = process("run", "m", "some words", stdout=write)
+    os.close(write)
+    _, complaints = child.communicate(timeout=20)
+    assert child.returncode != 0
+    assert complaints == "closed\n"
+
+
+class Terminal:
+    """freedive chat with a terminal of its own for input and prompts; the answers go into a pipe."""
+
+    def __init__(self, home: Path) -> None:
+        self.master, slave = pty.openpty()
+        self.out, out = os.pipe()
+        environment = os.environ | {"FREEDIVE_HOME": str(home), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        command = [sys.executable, "-c", FAKE, "chat", "m"]
+        self.child = subprocess.Popen(command, stdin=slave, stderr=slave, stdout=out, env=environment)
+        os.close(slave)
+        os.close(out)
+        self.shown = {self.master: "", self.out: ""}
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.child.kill()
+        self.child.wait()
+        os.close(self.master)
+        os.close(self.out)
+
+    def wait_for(self, text: str, place: int) -> None:
+        """Until ``text`` has been shown there since the last such wait."""
+        deadline = time.monotonic() + 20
+        while text not in self.shown[place]:
+            assert time.monotonic() < deadline, (text, self.shown)
+            for source in select.select(list(self.shown), [], [], 1)[0]:
+                self.shown[source] += os.read(source, 65536).decode(errors="replace")
+        self.shown[place] = self.shown[place].partition(text)[2]
+
+    def type(self, line: str) -> None:
+        os.write(self.master, f"{line}\r".encode())
+
+    def end(self) -> None:
+        """Ctrl-D, which counts only at the prompt."""
+        deadline = time.monotonic() + 10
+        while self.child.poll() is None:
+            assert time.monotonic() < deadline, self.shown
+            os.write(self.master, b"\x04")
+            time.sleep(0.05)
+
+
+def test_chat_on_a_terminal(tmp_path: Path) -> None:
+    with Terminal(tmp_path) as terminal:
+        terminal.wait_for("/help", terminal.master)
+        terminal.wait_for(">", terminal.master)
+        terminal.type("hello")
+        terminal.wait_for("hello (1)\n", terminal.out)
+        terminal.type("/nosuch")
+        terminal.wait_for("error: There is no command /nosuch", terminal.master)
+        terminal.type("/set temperature 900")
+        terminal.wait_for("error: temperature is 900", terminal.master)
+        terminal.type("/system be brief")
+        terminal.type("more")
+        terminal.wait_for("more (4)\n", terminal.out)
+        terminal.type("long")
+        terminal.wait_for("first ", terminal.out)
+        terminal.child.send_signal(signal.SIGINT)
+        terminal.wait_for("(stopped)", terminal.master)
+        terminal.type(f"/save {tmp_path}/talk.json")
+        terminal.wait_for("saved to", terminal.master)
+        terminal.type("/clear")
+        terminal.type("again")
+        terminal.wait_for("again (2)\n", terminal.out)
+        terminal.end()
+        assert terminal.child.returncode == 0
+    assert '"content": "first "' in (tmp_path / "talk.json").read_text()
+    assert "hello" in (tmp_path / "history").read_text()
+
+
+def test_recommended_sampling_is_checked_before_loading() -> None:
+    with pytest.raises(UserError, match="temperature"):
+        run_module.recommended("smollm2", {"temperature": 1000.0})
