@@ -15,13 +15,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors
-from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 from freedive.model.families import describe
 
@@ -330,64 +327,3 @@ def refuse(path: Path, data: bytes, words: str) -> None:
     assert message.isprintable()
     assert len(message) < 600
     assert peak < 2_000_000
-
-
-# --- anything that JSON can say ------------------------------------------------------------------------------------
-
-ANY_NUMBER = st.integers() | st.floats() | st.sampled_from(EXTREMES)
-ANY_JSON = st.recursive(
-    st.none() | st.booleans() | ANY_NUMBER | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=6,
-)
-ROPE_KEYS: tuple[str, ...] = (
-    "rope_theta",
-    "type",
-    "rope_type",
-    "factor",
-    "alpha",
-    "beta_fast",
-    "beta_slow",
-    "mscale",
-    "mscale_all_dim",
-)
-ROPE_KEYS += ("low_freq_factor", "high_freq_factor", "attention_factor", "truncate", "original_max_position_embeddings")
-ROPE_TABLES = st.fixed_dictionaries(
-    {"rope_type": st.sampled_from(["default", "linear", "dynamic", "llama3", "yarn"])},
-    optional={key: ANY_JSON | st.integers(1, 100) for key in ROPE_KEYS if key != "rope_type"},
-)
-CONFIGS = st.fixed_dictionaries(
-    {
-        "architectures": st.sampled_from(
-            [[name] for name in ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")]
-        )
-    },
-    optional={
-        **{key: ANY_JSON | st.integers(1, 64) for key in CONFIG if key not in ("architectures", "rope_scaling")},
-        "head_dim": ANY_JSON | st.integers(2, 64),
-        "layer_types": ANY_JSON,
-        "sliding_window": ANY_JSON,
-        "use_sliding_window": ANY_JSON,
-        "max_window_layers": ANY_JSON,
-        "rope_parameters": ROPE_TABLES,
-        "rope_scaling": ROPE_TABLES | ANY_JSON,
-    },
-)
-
-
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(CONFIGS)
-def test_any_config_is_described_or_refused(changes: dict[str, Any]) -> None:
-    def frequencies_are_finite() -> None:
-        spec, _ = describe(Checkpoint("safetensors", {**CONFIG, **changes}, {}))
-        assert all(np.isfinite(layer.attention.rope.inv_freq).all() for layer in spec.layers if layer.attention.rope)
-
-    assert refusal(frequencies_are_finite).isprintable()
-
-
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(st.sampled_from(["architectures", "model_type", "general.architecture"]), ANY_JSON))
-def test_any_declared_architecture_is_refused(config: dict[str, Any]) -> None:
-    for kind in ("gguf", "safetensors"):
-        with pytest.raises(UserError):
-            describe(Checkpoint(kind, config, {}))

@@ -14,11 +14,8 @@ import pytest
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
-from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.model.families import describe
-from freedive.model.families.config import Config
-from freedive.model.families.rope import SCALINGS, max_context, rope
 from freedive.model.params import params
 
 with warnings.catch_warnings():
@@ -26,8 +23,6 @@ with warnings.catch_warnings():
     import torch
     import transformers
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-    from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1RotaryEmbedding
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 BASE = {
@@ -215,135 +210,6 @@ def test_real_smollm2_is_described(smollm2_path: Path) -> None:
     assert (tensors["embed"].format, tensors["layers.29.attn.q"].format) == ("Q8_0", "Q4_1")
 
 
-# --- rope ---------------------------------------------------------------------------------------------------------
-
-ROPES: dict[str, dict[str, Any]] = {
-    "default": {"rope_type": "default", "rope_theta": 1e4},
-    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
-    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
-    "llama3": LLAMA3_ROPE,
-    "llama 3.1": {**LLAMA3_ROPE, "original_max_position_embeddings": 8192},
-    "yarn": YARN_ROPE,
-    "qwen2.5 yarn": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768},
-    "yarn mscale": dict(YARN_ROPE, mscale=0.707, mscale_all_dim=1.0, beta_fast=16, beta_slow=2),
-    "yarn untruncated": dict(YARN_ROPE, truncate=False, attention_factor=1.3),
-}
-
-
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
-@pytest.mark.parametrize("name", ROPES)
-def test_rope_is_that_of_transformers(name: str, head_dim: int) -> None:
-    settings = ROPES[name]
-    theirs = transformers.LlamaConfig(**{**BASE, "head_dim": head_dim, "rope_parameters": dict(settings)})
-    compute = ROPE_INIT_FUNCTIONS.get(settings["rope_type"], LlamaRotaryEmbedding.compute_default_rope_parameters)
-    inv_freq, factor = compute(theirs, device="cpu")
-    old = {key: value for key, value in settings.items() if key not in ("rope_theta", "rope_type")}
-    shapes: list[dict[str, Any]] = [
-        {"rope_parameters": settings},
-        {"rope_theta": settings["rope_theta"], "rope_scaling": {"type": settings["rope_type"], **old}},
-    ]
-    for shape in shapes:
-        config = Config({"max_position_embeddings": 256, **shape})
-        ours = rope(config, head_dim)
-        config.refuse_unread("llama")
-        assert ours.dim == head_dim
-        np.testing.assert_allclose(ours.inv_freq, inv_freq.numpy(), rtol=5e-7)
-        assert ours.factor == pytest.approx(factor)
-
-
-def test_fixed_ntk_alpha_is_that_of_hunyuan() -> None:
-    settings = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0}
-    theirs = transformers.HunYuanDenseV1Config(**{**BASE, "head_dim": 32, "rope_parameters": dict(settings)})
-    inv_freq = HunYuanDenseV1RotaryEmbedding(theirs).inv_freq.numpy()
-    ours = rope(Config({"max_position_embeddings": 256, "rope_parameters": settings}), 32)
-    np.testing.assert_allclose(ours.inv_freq, inv_freq, rtol=5e-7)
-
-
-def test_every_scaling_is_compared() -> None:
-    assert {settings["rope_type"] for settings in ROPES.values()} == set(SCALINGS)
-
-
-def test_yarn_stretches_the_context() -> None:
-    table = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-    assert max_context(Config({"max_position_embeddings": 32768, "rope_scaling": table})) == 131072
-
-
-# --- what is refused ----------------------------------------------------------------------------------------------
-
-LLAMA_JSON: dict[str, Any] = dict(BASE, architectures=["LlamaForCausalLM"], model_type="llama", rms_norm_eps=1e-5)
-
-
-def described(**changes: Any) -> Any:
-    return describe(Checkpoint("safetensors", {**LLAMA_JSON, **changes}, {}))[0]
-
-
-def test_configurations_of_real_models_pass() -> None:
-    smollm2 = {
-        "is_llama_config": True,
-        "rope_interleaved": False,
-        "rope_scaling": None,
-        "pretraining_tp": 1,
-        "use_cache": True,
-    }
-    assert described(**smollm2, torch_dtype="bfloat16", rope_theta=100000).layers[0].attention.rope.inv_freq[0] == 1
-    qwen = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "use_sliding_window": False,
-        "sliding_window": 32768,
-        "max_window_layers": 21,
-    }
-    assert described(**qwen, use_mrope=False).layers[0].attention.window == 0
-    old_mistral = {"architectures": ["MistralForCausalLM"], "sliding_window": None}
-    assert described(**old_mistral).layers[0].attention.window == 0
-    assert described(architectures=["MistralForCausalLM"]).layers[0].attention.window == 4096
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
-        ({"rope_interleaved": True}, "rope_interleaved"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}}, r"rope_scaling\.beta_fast"),
-        ({"rope_scaling": {"type": "longrope"}}, "longrope"),
-        ({"rope_scaling": [2]}, "not an object"),
-        ({"rope_scaling": {"type": "linear"}}, r"lacks rope_scaling\.factor"),
-        ({"rope_scaling": {**LLAMA3_ROPE, "high_freq_factor": 1.0}}, "high_freq_factor"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"num_hidden_layers": 2**40}, "num_hidden_layers"),
-        ({"num_attention_heads": 0}, "num_attention_heads"),
-        ({"num_attention_heads": 3}, "num_key_value_heads"),
-        ({"num_attention_heads": 6}, "does not divide a hidden size of 64"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads"),
-        ({"head_dim": 7}, "odd"),
-        ({"hidden_size": -1}, "hidden_size"),
-        ({"hidden_size": 64.0}, "hidden_size"),
-        ({"hidden_size": True}, "hidden_size"),
-        ({"vocab_size": "many"}, "vocab_size"),
-        ({"vocab_size": None}, "lacks vocab_size"),
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
-        ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
-        ({"rope_theta": 0}, "rope_theta"),
-        ({"attention_bias": 1}, "attention_bias"),
-        ({"architectures": ["LlamaForCausalML"], "model_type": "x"}, "nearest: LlamaForCausalLM"),
-        ({"architectures": ["\x1b[2J\n"], "model_type": None}, "does not know the architecture"),
-        ({"architectures": None, "model_type": None}, "does not say which architecture"),
-        ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["full_attention"]}, "layer_types"),
-    ],
-)
-def test_impossible_and_unknown_configurations_are_refused_by_name(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words) as caught:
-        described(**changes)
-    assert str(caught.value).isprintable()
-
-
-def test_gguf_faults_are_named_as_the_file_spells_them() -> None:
-    config = {"general.architecture": "qwen2", "qwen2.block_count": 0, "qwen2.expert_count": 8}
-    with pytest.raises(UserError, match=r"qwen2\.attention\.head_count"):
-        describe(Checkpoint("gguf", config, {}))
-    with pytest.raises(UserError, match="deepseek99"):
-        describe(Checkpoint("gguf", {"general.architecture": "deepseek99"}, {}))
-
-
 def test_unknown_gguf_key_is_refused(tmp_path: Path) -> None:
     write_gguf(tiny_model("qwen3"), tmp_path / "model.gguf", "qwen3")
     checkpoint = open_checkpoint(tmp_path / "model.gguf")
@@ -378,45 +244,3 @@ def test_unusable_rope_factors_of_a_gguf_are_refused(damage: dict[str, Any], tmp
     checkpoint.tensors["rope_freqs.weight"] = replace(checkpoint.tensors["rope_freqs.weight"], **damage)
     with pytest.raises(UserError, match="rope_"):
         describe(checkpoint)
-
-
-# --- tensors that do not fit --------------------------------------------------------------------------------------
-
-
-def tensors_of(spec: Any, rules: Any) -> dict[str, Tensor]:
-    """The maker's tensors of ``spec``, without bytes."""
-    empty = np.zeros((1, 0), np.uint8)
-    ours = {name: Tensor(name, param.shape, "F32", empty) for name, param in params(spec).items()}
-    return dict(maker_tensors(ours, rules))
-
-
-def test_missing_unexpected_and_misshapen_tensors_are_named() -> None:
-    spec, rules = describe(Checkpoint("safetensors", LLAMA_JSON, {}))
-    tensors = tensors_of(spec, rules)
-    canonical_tensors(Checkpoint("safetensors", {}, tensors), spec, rules)
-
-    def fault(**changes: Tensor | None) -> str:
-        changed = {key.replace("__", "."): value for key, value in changes.items()}
-        files = {key: value for key, value in {**tensors, **changed}.items() if value is not None}
-        with pytest.raises(UserError) as caught:
-            canonical_tensors(Checkpoint("safetensors", {}, files), spec, rules)
-        return str(caught.value)
-
-    name = "model.layers.1.mlp.up_proj.weight"
-    key = name.replace(".", "__")
-    assert f"{name} [96, 64] is missing" in fault(**{key: None})
-    assert f"'{name}' is [96, 63] instead of [96, 64]" in fault(**{key: replace(tensors[name], shape=(96, 63))})
-    norm = tensors["model.norm.weight"]
-    assert "is Q8_0 instead of F32" in fault(model__norm__weight=replace(norm, format="Q8_0"))
-    for layer, extra in ((2, "mlp.up_proj.weight"), (0, "self_attn.q_proj.bias"), ("{}", "mlp.up_proj.weight")):
-        extra = f"model.layers.{layer}.{extra}"
-        assert f"'{extra}' is unexpected" in fault(**{extra: replace(tensors[name], name=extra)})
-    assert "and 17 more" in fault(**dict.fromkeys(tensors))
-
-
-def test_buffers_and_the_copy_of_a_tied_head_are_ignored() -> None:
-    spec, rules = describe(Checkpoint("safetensors", {**LLAMA_JSON, "tie_word_embeddings": True}, {}))
-    tensors = tensors_of(spec, rules)
-    for extra in ("lm_head.weight", "model.layers.1.self_attn.rotary_emb.inv_freq"):
-        tensors[extra] = replace(tensors["model.norm.weight"], name=extra)
-    assert list(canonical_tensors(Checkpoint("safetensors", {}, tensors), spec, rules)) == list(params(spec))

@@ -1,0 +1,84 @@
+"""Inverse frequencies and factors equal those of transformers, from either shape of configuration."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from freedive.model.families.config import Config
+from freedive.model.families.rope import SCALINGS, max_context, rope
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from transformers import HunYuanDenseV1Config, LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1RotaryEmbedding
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+BASE: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 256}
+LLAMA3_ROPE: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN_ROPE: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default", "rope_theta": 1e4},
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    "llama3": LLAMA3_ROPE,
+    "llama 3.1": {**LLAMA3_ROPE, "original_max_position_embeddings": 8192},
+    "yarn": YARN_ROPE,
+    "qwen2.5 yarn": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768},
+    "yarn mscale": dict(YARN_ROPE, mscale=0.707, mscale_all_dim=1.0, beta_fast=16, beta_slow=2),
+    "yarn untruncated": dict(YARN_ROPE, truncate=False, attention_factor=1.3),
+}
+
+
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
+@pytest.mark.parametrize("name", ROPES)
+def test_rope_is_that_of_transformers(name: str, head_dim: int) -> None:
+    settings = ROPES[name]
+    theirs = LlamaConfig(**{**BASE, "head_dim": head_dim, "rope_parameters": dict(settings)})
+    compute = ROPE_INIT_FUNCTIONS.get(settings["rope_type"], LlamaRotaryEmbedding.compute_default_rope_parameters)
+    inv_freq, factor = compute(theirs, device="cpu")
+    old = {key: value for key, value in settings.items() if key not in ("rope_theta", "rope_type")}
+    shapes: list[dict[str, Any]] = [
+        {"rope_parameters": settings},
+        {"rope_theta": settings["rope_theta"], "rope_scaling": {"type": settings["rope_type"], **old}},
+    ]
+    for shape in shapes:
+        config = Config({"max_position_embeddings": 256, **shape})
+        ours = rope(config, head_dim)
+        config.refuse_unread("llama")
+        assert ours.dim == head_dim
+        np.testing.assert_allclose(ours.inv_freq, inv_freq.numpy(), rtol=5e-7)
+        assert ours.factor == pytest.approx(factor)
+
+
+def test_fixed_ntk_alpha_is_that_of_hunyuan() -> None:
+    settings = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0}
+    theirs = HunYuanDenseV1Config(**{**BASE, "head_dim": 32, "rope_parameters": dict(settings)})
+    inv_freq = HunYuanDenseV1RotaryEmbedding(theirs).inv_freq.numpy()
+    ours = rope(Config({"max_position_embeddings": 256, "rope_parameters": settings}), 32)
+    np.testing.assert_allclose(ours.inv_freq, inv_freq, rtol=5e-7)
+
+
+def test_every_scaling_is_compared() -> None:
+    assert {settings["rope_type"] for settings in ROPES.values()} == set(SCALINGS)
+
+
+def test_yarn_stretches_the_context() -> None:
+    table = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    assert max_context(Config({"max_position_embeddings": 32768, "rope_scaling": table})) == 131072
