@@ -1,0 +1,75 @@
+"""Stop strings: nothing of them is shown, and nothing else is kept back."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freedive.engine.stop import TextStream
+
+
+class Letters:
+    """Token id = code point; keeps the last piece of text for ``flush`` when it is a "~"."""
+
+    held = ""
+
+    def push(self, token_id: int) -> str:
+        text, self.held = self.held + chr(token_id), ""
+        if text.endswith("~"):
+            text, self.held = text[:-1], "~"
+        return text
+
+    def flush(self) -> str:
+        return self.held
+
+
+def read(text: str, *stop: str) -> tuple[list[str], bool]:
+    stream = TextStream(Letters(), stop)
+    pieces = []
+    for letter in text:
+        pieces.append(stream.push(ord(letter)))
+        if stream.stopped:
+            break
+    return [*pieces, stream.close()], stream.stopped
+
+
+def test_text_that_may_become_a_stop_string_is_held_back_and_the_rest_is_not() -> None:
+    assert read("ab.\n\nQ", "\n\nQ:") == (["a", "b", ".", "", "", "", "\n\nQ"], False)
+    assert read("ab\n\nQ:x", "\n\nQ:") == (["a", "b", "", "", "", "", ""], True)
+    assert read("aab", "ab") == (["", "a", "", ""], True)
+    assert read("aac", "ab") == (["", "a", "ac", ""], False)
+
+
+def test_without_stop_strings_nothing_is_held_back() -> None:
+    assert read("abc") == (["a", "b", "c", ""], False)
+
+
+def test_what_the_decoder_releases_at_the_end_counts_too() -> None:
+    assert read("ab~") == (["a", "b", "", "~"], False)
+    assert read("ab~", "b~") == (["a", "", "", ""], True)
+    assert read("ab~", "~x") == (["a", "b", "", "~"], False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.text("ab~c", max_size=30),
+    stop=st.lists(st.text("ab~", min_size=1, max_size=5), max_size=4),
+)
+def test_the_text_is_everything_before_the_stop_string_that_ends_first(text: str, stop: list[str]) -> None:
+    ends = sorted((text.find(item) + len(item), text.find(item)) for item in stop if item in text)
+    expected = text[: ends[0][1]] if ends else text
+    pieces, stopped = read(text, *stop)
+    assert "".join(pieces) == expected
+    assert stopped == bool(ends)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("abc", max_size=30), stop=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3))
+def test_held_back_text_is_always_the_beginning_of_a_stop_string(text: str, stop: list[str]) -> None:
+    stream, shown = TextStream(Letters(), tuple(stop)), ""
+    for count, letter in enumerate(text, 1):
+        shown += stream.push(ord(letter))
+        if stream.stopped:
+            break
+        held = text[len(shown) : count]
+        assert held == "" or any(item.startswith(held) and item != held for item in stop)
