@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
@@ -50,22 +50,33 @@ class Wire(BaseModel):
         return {name: value for name, value in present.items() if name not in cls.unsupported}
 
 
+def _unicode(text: str) -> str:
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError("half a surrogate pair is not text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+"""JSON can spell strings that no encoding can write."""
+
+
 class TextPart(Wire):
     """One part of a message's content."""
 
     type: Literal["text"]
-    text: str
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _text(cls, kind: Any) -> Any:
-        if kind != "text":
-            raise UserError(f"content parts of type {kind!r} are not supported", "Send text parts", param="messages")
-        return kind
+    text: Text
 
 
 def _parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    """A plain string is one part; parts that we have no senses for are named before their fields are looked at."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if isinstance(content, list):
+        for part in content:
+            if isinstance(part, dict) and part.get("type") != "text":
+                kind = part.get("type")
+                raise UserError(f"content of type {kind!r} is not supported", "Send text parts", param="messages")
+    return content
 
 
 class Message(Wire):
@@ -76,7 +87,7 @@ class Message(Wire):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[TextPart], BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])]
-    name: str = ""
+    name: Text = ""
 
     def for_template(self) -> dict[str, str]:
         """The message as chat templates know it: text content, and ``developer`` by its older name ``system``."""
@@ -172,7 +183,7 @@ class ChatRequest(GenerationRequest):
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for plain completions."""
 
-Prompt = str | list[int]
+Prompt = Text | list[int]
 
 
 def _prompts(value: Any) -> Any:

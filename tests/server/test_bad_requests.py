@@ -1,0 +1,177 @@
+"""Whatever a client sends, the answer is an error object with the right status, and the server lives on."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from echo_model import EchoModel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from freedive.server.problems import MAX_BODY_BYTES
+from freedive.server.wire import ChatRequest, CompletionRequest
+
+CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+TEXT = {"model": "echo", "prompt": "hi"}
+
+
+@pytest.fixture(scope="module")
+def http(live_server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live_server, timeout=20) as client:
+        yield client
+
+
+def refusal(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"temprature": 1}, "temprature"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 2}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 1000}, "n"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": 2**70}, "seed"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": [1]}, "stop.0"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a.[key]"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include": 1}}, "include"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content.0.text"),
+        ({"\ud800": 1}, "\ud800"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_name(http: httpx.Client, extra: dict[str, Any], param: str) -> None:
+    headers = {"content-type": "application/json"}
+    error = refusal(http.post("/v1/chat/completions", content=json.dumps(CHAT | extra), headers=headers))
+    assert error["param"] == param
+    assert param.rpartition(".")[2].strip("[]") in error["message"] or param in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"suffix": "end"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [10**9]}, "prompt"),
+        ({"messages": []}, "messages"),
+    ],
+)
+def test_completions_refuse_by_name_too(http: httpx.Client, extra: dict[str, Any], param: str) -> None:
+    assert refusal(http.post("/v1/completions", json=TEXT | extra))["param"] == param
+
+
+def test_images_are_refused_as_images(http: httpx.Client) -> None:
+    part = {"type": "image_url", "image_url": {"url": "data:,"}}
+    message = {"role": "user", "content": [part]}
+    error = refusal(http.post("/v1/chat/completions", json=CHAT | {"messages": [message]}))
+    assert "content of type 'image_url' is not supported" in error["message"]
+
+
+def test_what_asks_for_nothing_is_accepted(http: httpx.Client) -> None:
+    nothing = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "functions": None, "n": 1}
+    assert http.post("/v1/chat/completions", json=CHAT | nothing).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"\xff\xfe", b"null", b"[]", b'"x"', b"NaN", b"[" * 100_000, b'{"a":' * 100_000, b"1" * 5000, b"\0"],
+    ids=repr,
+)
+def test_a_body_that_is_no_json_object(http: httpx.Client, body: bytes) -> None:
+    refusal(http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"}))
+
+
+def test_only_json_is_taken_so_that_foreign_pages_cannot_post(http: httpx.Client) -> None:
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        response = http.post("/v1/chat/completions", content=json.dumps(CHAT), headers={"content-type": kind})
+        assert "Content-Type" in refusal(response, 415)["message"]
+    assert "access-control-allow-origin" not in http.get("/v1/models", headers={"origin": "http://evil"}).headers
+
+
+def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(live_server: str) -> None:
+    parts = urlsplit(live_server)
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as raw:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        raw.sendall(f"{head}Content-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode())
+        assert raw.recv(1000).startswith(b"HTTP/1.1 413")
+
+
+def test_a_chunked_body_beyond_the_limit_is_refused(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freedive.server.problems.MAX_BODY_BYTES", 1000)
+    chunks = iter([b" " * 600, b" " * 600])
+    response = http.post("/v1/completions", content=chunks, headers={"content-type": "application/json"})
+    assert refusal(response, 413)["code"] == "request_too_large"
+
+
+def test_unknown_routes_and_methods(http: httpx.Client) -> None:
+    assert "/v2/chat" in refusal(http.get("/v2/chat"), 404)["message"]
+    refusal(http.get("/v1/chat/completions"), 405)
+    refusal(http.get("/static/../page.py"), 404)
+
+
+def test_a_fault_of_ours_is_a_500_with_an_id_that_the_log_has(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = {"role": "user", "content": "untemplated"}
+    response = http.post("/v1/chat/completions", json=CHAT | {"messages": [message]})
+    request_id = response.headers["x-request-id"]
+    assert request_id in refusal(response, 500)["message"]
+    assert f"request {request_id} failed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    assert "ZeroDivisionError" not in response.text
+    assert http.get("/health").json()["status"] == "ok"
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=6,
+)
+fields = sorted(ChatRequest.model_fields | CompletionRequest.model_fields | dict.fromkeys(["tools", "suffix", "user"]))
+bodies = st.tuples(st.sampled_from([CHAT, TEXT]), st.dictionaries(st.sampled_from(fields), values, max_size=3))
+
+
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(bodies | st.tuples(st.just({}), values))
+def test_no_body_is_a_server_error(http: httpx.Client, fake_model: EchoModel, case: tuple[dict[str, Any], Any]) -> None:
+    fake_model.delay_s = 0
+    valid, changes = case
+    body = json.dumps(valid | changes if isinstance(changes, dict) else changes)
+    for route in ("/v1/chat/completions", "/v1/completions", "/chat/stream"):
+        response = http.post(route, content=body, headers={"content-type": "application/json"})
+        if response.status_code != 200:
+            assert response.status_code in (400, 404)
+            refusal(response, response.status_code)

@@ -1,0 +1,109 @@
+"""The process around the application: its port, its life and end, its pages."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from freedive.errors import Unavailable, UserError
+from freedive.server import stream
+from freedive.server.app import check_port, listen
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_busy_port_is_told_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(Unavailable, match=f"port {port} on 127.0.0.1 is in use. Choose another with --port"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(("host", "port"), [("256.1.1.1", 0), ("192.0.2.1", 0)])
+def test_an_address_that_cannot_be_listened_at(host: str, port: int) -> None:
+    with pytest.raises(UserError, match="Check --host and --port"):
+        check_port(host, port)
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_serve_prints_its_address_and_ends_on_ctrl_c_in_the_middle_of_an_answer() -> None:
+    code = (
+        "from echo_model import EchoModel;"
+        "from freedive.config import ServerConfig;"
+        "from freedive.server.app import serve;"
+        "serve([EchoModel(delay_s=0.05, script={'endless': 'word ' * 800})], ServerConfig(port=0))"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True) as process:
+        address = re.search(r"http://[\d.:]+", process.stderr.readline())[0]
+        body = {"model": "echo", "prompt": "endless", "max_tokens": 3000, "stream": True}
+        with httpx.stream("POST", f"{address}/v1/completions", json=body) as answer:
+            next(answer.iter_lines())
+            stopped = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+            assert time.monotonic() - stopped < 5
+        assert process.stderr.read() == ""
+
+
+def test_health_tells_how_busy_each_model_is(live_server: str) -> None:
+    health = httpx.get(f"{live_server}/health").json()
+    assert health == {"status": "ok", "models": {"echo": {"running": 0, "waiting": 0}}}
+
+
+def test_the_docs_page_names_every_route_and_field_and_loads_nothing_from_elsewhere(live_server: str) -> None:
+    page = httpx.get(f"{live_server}/docs").text
+    paths = httpx.get(f"{live_server}/openapi.json").json()["paths"]
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health"} <= paths.keys()
+    for word in [*paths, "max_completion_tokens", "repetition_penalty", "string | list of string"]:
+        assert word in page
+    assert not re.search(r'(src|href)="(https?:)?//', page)
+
+
+def test_pages_forbid_scripts_and_styles_of_their_own(live_server: str) -> None:
+    response = httpx.get(live_server)
+    assert "script-src 'self'" in response.headers["content-security-policy"]
+    assert "unsafe" not in response.headers["content-security-policy"]
+    assert not re.search(r"<script(?![^>]*(src=|application/json))|<style|\sstyle=|\son\w+=", response.text)
+
+
+def test_a_silent_stream_is_kept_alive_and_closed_when_the_client_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "KEEP_ALIVE_S", 0.01)
+    closed, sent = [], []
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        try:
+            yield stream.event({"a": 1})
+            await asyncio.sleep(60)
+        finally:
+            closed.append(True)
+
+    async def receive() -> dict[str, str]:
+        while len(sent) < 5:
+            await asyncio.sleep(0.001)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message.get("body"))
+
+    asyncio.run(stream.EventStream(events())({"type": "http"}, receive, send))
+    assert sent[:5] == [None, b'data: {"a":1}\n\n', *[b": waiting\n\n"] * 3]
+    assert closed
