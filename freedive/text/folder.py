@@ -22,12 +22,9 @@ def read_folder(folder: Path) -> Vocabulary:
     size = max(core.get_vocab_size(with_added_tokens=False), *(index + 1 for index in added), 0)
     config = read_json(folder / "tokenizer_config.json")
     roles = _roles(read_json(folder / "special_tokens_map.json")) | _roles(config)
-    if "add_bos_token" in config or "add_eos_token" in config:
-        add_ends(
-            core,
-            roles.get("bos_token") if config.get("add_bos_token") else None,
-            roles.get("eos_token") if config.get("add_eos_token") else None,
-        )
+    if config.get("add_bos_token") and core.num_special_tokens_to_add(False) == 0:
+        # Llama-class tokenizers (DeepSeek's too) may say so only here: their tokenizer.json has no post-processor.
+        add_ends(core, roles.get("bos_token"), roles.get("eos_token") if config.get("add_eos_token") else None)
     return Vocabulary(core, size, roles, _stop_ids(folder, core, size, roles))
 
 
