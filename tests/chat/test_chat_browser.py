@@ -1,0 +1,199 @@
+"""The chat page in a real browser, headless. Without Chromium these tests fail: a page nobody opened is not tested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from echo_model import EchoModel
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,900"
+)
+
+MARKDOWN = """A **bold** word.
+
+```python
+def answer():
+    return 42
+```
+
+| a | b |
+|--|--:|
+| 1 | 2 |
+"""
+ATTACK = "<script>document.title='owned'</script> <img src=x onerror=\"document.title='owned'\"> `<b>`"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for flag in FLAGS.split():
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """What a reader does and sees."""
+
+    def __init__(self, browser: webdriver.Chrome) -> None:
+        self.browser = browser
+
+    def find(self, selector: str) -> WebElement:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def texts(self, selector: str) -> list[str]:
+        return [element.text for element in self.browser.find_elements(By.CSS_SELECTOR, selector)]
+
+    def ask(self, question: str) -> None:
+        self.find("#message").send_keys(question + Keys.ENTER)
+
+    def wait(self, selector: str) -> WebElement:
+        return WebDriverWait(self.browser, 10, 0.02).until(lambda _: self.find(selector))
+
+    def wait_for_end(self) -> None:
+        self.wait(".turn:last-child .meter .copy")
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, live_server: str, fake_model: EchoModel) -> Iterator[Page]:
+    fake_model.delay_s = 0.0
+    fake_model.script.clear()
+    fake_model.engine.generations.clear()
+    browser.delete_all_cookies()
+    browser.get(live_server)
+    page = Page(browser)
+    page.wait("#message:focus")
+    yield page
+    assert [entry["message"] for entry in browser.get_log("browser") if "status of 4" not in entry["message"]] == []
+
+
+def test_an_answer_arrives_in_pieces(page: Page, fake_model: EchoModel) -> None:
+    fake_model.delay_s = 0.02
+    fake_model.script["ocean"] = "The ocean is deep and blue, and this answer takes its time."
+    page.ask("Tell me of the ocean")
+    page.wait(".answer .tail p")
+    lengths: list[int] = []
+    while not page.texts(".meter .copy"):
+        lengths.append(len(page.find(".answer").text))
+    assert len(set(lengths)) >= 4
+    assert lengths == sorted(lengths)
+    assert page.texts(".question") == ["Tell me of the ocean"]
+    assert page.texts(".answer") == [fake_model.script["ocean"]]
+    assert "tokens/s" in page.find(".meter").text
+    assert "first token after 0.0" in page.find(".meter").text
+
+
+@pytest.mark.parametrize("how", ["button", "escape"])
+def test_stop_ends_the_second_answer_on_the_server_too(page: Page, fake_model: EchoModel, how: str) -> None:
+    page.ask("first")
+    page.wait_for_end()
+    fake_model.delay_s = 0.01
+    fake_model.script["second"] = "word " * 2000
+    page.ask("second")
+    page.wait(".turn:nth-child(2) .tail p")
+    if how == "button":
+        page.find("#stop").click()
+    else:
+        page.find("#message").send_keys(Keys.ESCAPE)
+    assert fake_model.engine.generations[1].cancelled.wait(5)
+    page.wait(".turn:nth-child(2) .notice")
+    assert page.texts(".notice") == ["Stopped"]
+    assert page.find("#send").is_displayed()
+    stopped = page.texts(".answer")[1]
+    assert stopped.startswith("word")
+    fake_model.script.clear()
+    page.ask("third")
+    page.wait(".turn:nth-child(3) .meter .copy")
+    assert f"assistant: {stopped}"[:30] in page.texts(".answer")[2]
+
+
+def test_the_model_is_told_the_whole_conversation_until_a_new_chat(page: Page) -> None:
+    page.ask("one")
+    page.wait_for_end()
+    page.ask("two")
+    page.wait(".turn:nth-child(2) .meter .copy")
+    assert page.texts(".answer")[1].replace("\n", " ") == "user: one assistant: user: one user: two"
+    page.find("#new").click()
+    assert page.texts(".turn") == []
+    assert page.find("#welcome").is_displayed()
+    page.ask("three")
+    page.wait_for_end()
+    assert page.texts(".answer") == ["user: three"]
+
+
+def test_markdown_and_code_are_rendered_and_highlighted(page: Page, fake_model: EchoModel) -> None:
+    fake_model.script["show"] = MARKDOWN
+    page.ask("show")
+    page.wait_for_end()
+    assert page.texts(".answer strong") == ["bold"]
+    keyword, name = page.find(".code .k"), page.find(".code .nf")
+    assert (keyword.text, name.text) == ("def", "answer")
+    assert keyword.value_of_css_property("color") != name.value_of_css_property("color")
+    assert page.find("td.right").value_of_css_property("text-align") == "right"
+    page.find(".code .copy").click()
+    WebDriverWait(page.browser, 5).until(lambda _: page.find(".code .copy").text == "Copied")
+
+
+def test_html_from_the_model_and_the_reader_is_text(page: Page, fake_model: EchoModel) -> None:
+    fake_model.script["attack"] = ATTACK
+    page.ask(f"attack {ATTACK}")
+    page.wait_for_end()
+    assert "<script>" in page.find(".question").text
+    assert "<img src=x onerror=" in page.find(".answer").text
+    assert not page.browser.find_elements(By.CSS_SELECTOR, "#conversation :is(script, img, b)")
+    assert page.browser.title == "freedive"
+
+
+def test_shift_enter_breaks_the_line_and_enter_sends(page: Page) -> None:
+    page.find("#message").send_keys("a", Keys.SHIFT + Keys.ENTER, Keys.NULL, "b", Keys.ENTER)
+    page.wait_for_end()
+    assert page.texts(".question") == ["a\nb"]
+
+
+def test_a_refusal_is_shown_in_the_conversation_and_forgotten(page: Page) -> None:
+    page.ask("overload")
+    assert page.wait(".notice.error").text == "The engine has 9 requests already. Try again later"
+    page.ask("again")
+    page.wait_for_end()
+    assert page.texts(".answer")[-1] == "user: again"
+
+
+def test_the_language_is_switched_and_remembered(page: Page) -> None:
+    page.ask("hi")
+    page.wait_for_end()
+    page.find("#language").click()
+    assert page.find("#new").text == "新对话"
+    assert page.find(".meter .copy").text == "复制"
+    assert page.texts(".question") == ["hi"]
+    page.browser.refresh()
+    page.wait("#message:focus")
+    assert page.find("h1").text == "想聊些什么？"
+    assert page.find("#message").get_attribute("placeholder") == "输入问题"
+
+
+def test_the_page_fits_a_phone(page: Page, fake_model: EchoModel) -> None:
+    fake_model.script["wide"] = f"{MARKDOWN}\n```\n{'x' * 300}\n```\n{'y' * 300}\n\n|{'head|' * 40}\n|{'--|' * 40}\n"
+    size = {"width": 360, "height": 640, "deviceScaleFactor": 1, "mobile": True}
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        page.ask("wide")
+        page.wait_for_end()
+        script = "return [document.documentElement.scrollWidth, scroller.scrollWidth, scroller.clientWidth]"
+        width, inner, visible = page.browser.execute_script(script)
+        assert width == 360
+        assert inner == visible
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
