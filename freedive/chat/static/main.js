@@ -65,6 +65,7 @@ function resize() {
 function submit(text) {
   if (running || !text.trim()) return;
   message.value = "";
+  focusMessage();
   ask(text.trim());
 }
 
@@ -74,7 +75,12 @@ function newChat() {
   messages = [];
   conversation.replaceChildren();
   welcome.hidden = false;
-  message.focus();
+  focusMessage();
+}
+
+// Not on a touch screen, where it would bring up the keyboard.
+function focusMessage() {
+  if (matchMedia("(hover: hover)").matches) message.focus();
 }
 
 function showOtherLanguage() {
@@ -92,7 +98,10 @@ message.addEventListener("keydown", (event) => {
   submit(message.value);
 });
 message.addEventListener("input", resize);
-stop.addEventListener("click", () => running?.abort());
+stop.addEventListener("click", () => {
+  running?.abort();
+  focusMessage();
+});
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
 });
