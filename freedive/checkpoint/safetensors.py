@@ -14,6 +14,7 @@ from freedive.errors import UserError
 DTYPES = ("F32", "F16", "BF16")
 """The dtypes freedive reads; they are format names too."""
 
+_MAX_DIMS = 8
 _SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 
 
@@ -53,7 +54,7 @@ def _beside(index: Path, shard: object) -> Path:
 def _entry(path: Path, start: int, name: str, value: Any) -> Entry:
     """The header's value for one tensor, its byte range checked against dtype and shape."""
     match value:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]} if len(shape) <= _MAX_DIMS:
             numbers = [*shape, begin, end]
         case _:
             numbers = [None]

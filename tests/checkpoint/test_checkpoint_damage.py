@@ -145,13 +145,13 @@ def mutate(data: bytes, header: int, rng: random.Random) -> bytes:
 def survive(path: Path, versions: list[bytes]) -> int:
     """How many of ``versions`` are refused; anything but a UserError fails the test."""
     refused = 0
-    start = time.perf_counter()
+    start = time.process_time()
     for data in versions:
         path.write_bytes(data)
         message = refusal(lambda: read_all(path))
         assert message.isprintable()
         refused += message != ""
-    assert time.perf_counter() - start < 10 * len(versions) / 2000
+    assert time.process_time() - start < 10 * len(versions) / 2000
     return refused
 
 
@@ -296,6 +296,7 @@ SAFETENSORS_LIES: dict[str, tuple[bytes, str]] = {
     "true dim": (st_file({"a": entry(shape=[True])}), "is described by"),
     "negative dim": (st_file({"a": entry(shape=[-4, -1])}), "is described by"),
     "huge dim": (st_file({"a": entry(shape=[2**70])}), "is described by"),
+    "300,000 dims": (st_file({"a": entry(shape=[2**62] * 300_000)}), "is described by"),
     "zero dim": (st_file({"a": entry(shape=[0], offsets=(0, 0))}), "has the shape"),
     "reversed offsets": (st_file({"a": entry(offsets=(16, 0))}), "does not fill"),
     "wrong size": (st_file({"a": entry(offsets=(0, 20))}), "does not fill"),
@@ -326,4 +327,4 @@ def refuse(path: Path, data: bytes, words: str) -> None:
     assert re.search(words, message)
     assert message.isprintable()
     assert len(message) < 600
-    assert peak < 2_000_000
+    assert peak < 2_000_000 + 20 * len(data)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
@@ -197,6 +197,41 @@ def test_any_config_is_described_or_refused(changes: dict[str, Any]) -> None:
     except UserError:
         return
     assert all(np.isfinite(layer.attention.rope.inv_freq).all() for layer in spec.layers)
+
+
+POSITIVE, FACTOR, LENGTH = st.floats(1e-12, 1e12), st.floats(1e-3, 1e6), st.integers(1, 1 << 30)
+SCALINGS = {
+    "linear": ({"factor": FACTOR}, {}),
+    "dynamic": ({"factor": FACTOR}, {"alpha": st.floats(1, 1e6)}),
+    "llama3": (
+        {"factor": FACTOR, "low_freq_factor": POSITIVE, "high_freq_factor": POSITIVE},
+        {"original_max_position_embeddings": LENGTH},
+    ),
+    "yarn": (
+        {"factor": FACTOR},
+        {
+            **dict.fromkeys(("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"), POSITIVE),
+            "original_max_position_embeddings": LENGTH,
+            "truncate": st.booleans(),
+        },
+    ),
+}
+SCALING_TABLES = st.one_of(
+    st.fixed_dictionaries({"type": st.just(kind), **required}, optional=optional)
+    for kind, (required, optional) in SCALINGS.items()
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(SCALING_TABLES, st.floats(2, 1e12), st.integers(2, 64), LENGTH)
+def test_any_possible_rope_numbers_give_finite_frequencies(
+    table: dict[str, Any], theta: float, half_dim: int, context: int
+) -> None:
+    assume(table.get("low_freq_factor", 0) < table.get("high_freq_factor", 1))
+    spec = described(rope_theta=theta, head_dim=2 * half_dim, max_position_embeddings=context, rope_scaling=table)
+    rope = spec.layers[0].attention.rope
+    assert np.isfinite([*rope.inv_freq, rope.factor]).all()
+    assert min(rope.inv_freq) >= 0
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
