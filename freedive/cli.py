@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from freedive import __version__
 from freedive.errors import UserError
 
 COMMANDS = {
@@ -57,9 +58,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"freedive {version('freedive')}")
+        print(f"freedive {__version__}")
         raise typer.Exit
 
 

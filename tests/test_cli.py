@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from typer.testing import CliRunner, Result
 
 import freedive
 from freedive.cli import COMMANDS, app
+from freedive.commands import models
 from freedive.commands import run as run_module
 from freedive.config import EngineConfig, ServerConfig
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
 from freedive.hub import cache
+from freedive.hub.catalogue import catalogue
 
 FAKE = """
 import sys, time, freedive
@@ -183,9 +185,8 @@ def test_a_wrong_command_line_is_explained(arguments: list[str]) -> None:
     assert "Traceback" not in result.output
 
 
-def test_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.2.3")
-    assert invoke("--version").stdout == "freedive 1.2.3\n"
+def test_version() -> None:
+    assert invoke("--version").stdout == f"freedive {freedive.__version__}\n"
 
 
 def test_chat_answers_each_line_of_a_pipe_and_remembers(fake: FakeModel) -> None:
@@ -217,6 +218,15 @@ def test_list_and_show_and_rm_know_what_is_here(fake: FakeModel, tmp_path: Path)
     assert "ab" * 32 in shown
     assert invoke("rm", "hf:owner/name").stdout == "hf:owner/name: 2.0 MB freed\n"
     assert not folder.exists()
+
+
+def test_pull_fetches_what_cannot_run_yet_and_says_so(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(catalogue()["olmoe-1b-7b"], family="no-such-family")
+    monkeypatch.setattr(models, "entry_for", lambda ref: entry)
+    monkeypatch.setattr(models, "fetch", lambda address: cache.Stored(str(address), "m.gguf", (), None, None, ""))
+    result = invoke("pull", "olmoe-1b-7b")
+    assert result.exit_code == 0
+    assert "m.gguf (freedive cannot run no-such-family yet)" in result.stdout
 
 
 def test_rm_of_a_local_file_takes_only_what_was_packed_from_it(fake: FakeModel, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import typer
 from freedive.errors import NotFound
 from freedive.hub import cache
 from freedive.hub.catalogue import Entry, catalogue, entry_for
-from freedive.hub.sources import Address, parse, resolve
+from freedive.hub.sources import Address, parse
+from freedive.hub.sources import pull as fetch
 
 REFERENCE = "A name (see `freedive list`), hf:owner/name[/file], modelscope:owner/name[/file] or a path."
 
@@ -20,7 +21,10 @@ References = Annotated[list[str], typer.Argument(metavar="MODEL...", help=REFERE
 
 def pull(models: References) -> None:
     for ref in models:
-        print(f"{ref} is at {resolve(ref)}")
+        place, entry = parse(ref), entry_for(ref)
+        path = fetch(place).path if isinstance(place, Address) else place
+        note = "" if entry is None or entry.runs else f" (freedive cannot run {entry.family} yet)"
+        print(f"{ref} is at {path}{note}")
 
 
 def list_models() -> None:
@@ -28,9 +32,9 @@ def list_models() -> None:
     here = {model.ref: model for model in cache.stored()}
     for entry in catalogue().values():
         model = here.pop(entry.ref, None)
-        rows.append(
-            (entry.name, _parameters(entry), size_text(model.size) if model else "", entry.licence, entry.about)
-        )
+        size = size_text(model.size) if model else ""
+        about = entry.about if entry.runs else f"{entry.about} (not runnable yet)"
+        rows.append((entry.name, _parameters(entry), size, entry.licence, about))
     rows += [(model.ref, "", size_text(model.size), model.licence or "", "") for model in here.values()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

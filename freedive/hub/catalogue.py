@@ -25,6 +25,13 @@ class Entry:
     sha256: str | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def runs(self) -> bool:
+        """Whether freedive knows the model's family."""
+        from freedive.model.families import FAMILIES
+
+        return any(family.name == self.family for family in FAMILIES)
+
 
 @cache
 def catalogue() -> Mapping[str, Entry]:

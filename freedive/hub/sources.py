@@ -43,15 +43,22 @@ class Address:
 
 
 def resolve(ref: str, *, download: bool = True) -> Path:
-    """The checkpoint that ``ref`` means, a GGUF file or a folder, fetched if need be and if ``download`` allows it.
+    """The checkpoint to run that ``ref`` means, a GGUF file or a folder; fetched if need be and ``download`` allows it.
 
-    Raises NotFound for a name that means nothing, and Unavailable or another UserError if it cannot be fetched.
+    Raises NotFound for a name that means nothing, Unavailable if it cannot be fetched, UserError if it cannot run.
     """
     address = parse(ref)
     if isinstance(address, Path):
         return address
-    if not download and not cache.find(str(address)):
+    if found := cache.find(str(address)):
+        return found.path
+    if not download:
         raise NotFound(f"{ref} is not on this machine", f"Fetch it with: freedive pull {ref}")
+    entry = entry_for(ref)
+    if entry and not entry.runs:  # said now, not after a download of many gigabytes
+        raise UserError(
+            f"freedive cannot run {ref} yet: it does not know the family {entry.family}", "See freedive list"
+        )
     return pull(address).path
 
 
@@ -81,7 +88,7 @@ def _unknown(ref: str) -> NotFound:
     if looks_like_path:
         return NotFound(f"There is no file or folder {ref}", "Check the path")
     near = difflib.get_close_matches(ref.lower(), catalogue(), n=3, cutoff=0.4)
-    known = f"Nearest names: {', '.join(near)}" if near else "See the names with: freedive list --all"
+    known = f"Nearest names: {', '.join(near)}" if near else "See the names with: freedive list"
     hint = f"hf:{ref}" if _REPOSITORY.fullmatch(ref) else FORMS["hf"]
     return NotFound(f"There is no model named {ref}", f"{known}; from a hub write {hint}")
 

