@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-NATIVE := $(shell find CMakeLists.txt freedive/native -type f 2>/dev/null)
+NATIVE := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp' -o -name '*.h')
 
 MAKEFLAGS += --no-print-directory
 .SILENT:
