@@ -54,8 +54,8 @@ _DEEPSEEK3_WORDS = (
 )
 # DeepSeek lists its cased letters one range after the other; that list is the general categories less these blocks.
 _DEEPSEEK_LETTERS = (
-    r"[[\p{Lu}\p{Ll}\p{Lt}]&&[^\x{560}\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C88}\x{2D00}-\x{2D2D}\x{A790}-\x{A7FA}"
-    r"\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DF1E}]]"
+    r"[[\p{Lu}\p{Ll}\p{Lt}]&&[^\x{560}-\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C8F}\x{2D00}-\x{2D2D}\x{A790}-\x{A7FA}"
+    r"\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{10D50}-\x{10D85}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DF2A}]]"
 )
 _DEEPSEEK_SYMBOLS = r"[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]"
 _DEEPSEEK_ASIAN = r"[\x{800}-\x{9FA5}\x{AC00}-\x{D7FF}]+"

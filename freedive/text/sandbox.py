@@ -23,13 +23,14 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 1_000_000
+MAX_STEPS = 250_000
 """Loop iterations and macro calls of one rendering."""
 
 MAX_SIZE = 1 << 24
 """Characters and items of any value that a template makes, its result included."""
 
 _MAX_INT_BITS = 4096
+_ITEM_SIZE = 16  # what a number, or one level of nesting, counts as
 
 # Filters and methods that pad or repeat as far as their arguments say are not offered: no known template needs them.
 _UNBOUNDED_FILTERS = frozenset(
@@ -89,10 +90,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
         text = getattr(method, "__self__", None)
-        if isinstance(text, str) and (guarded := _METHODS.get(method.__name__)):
-            return guarded(text, *args, **kwargs)
-        if isinstance(text, str) and method.__name__ == "format":
-            _check_format(text, [args, kwargs])
+        if isinstance(text, str):
+            args = _check_method(text, method.__name__, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -144,7 +143,7 @@ def measure(*values: Any) -> int:
             stack.extend(value.items())
         elif isinstance(value, (list, tuple)):
             stack.extend(value)
-        size += len(value) if isinstance(value, str) else 1
+        size += len(value) if isinstance(value, str) else _ITEM_SIZE
         _check_size(size)
     return size
 
@@ -189,26 +188,31 @@ def _check_format(text: str, values: Any) -> None:
     _check_size(len(text) + (text.count("{") + text.count("%")) * measure(values))
 
 
-def _joined(separator: str, values: Iterable[Any]) -> str:
-    items = list(values)
-    _check_size(measure(items) + len(separator) * len(items))
-    return separator.join(items)
-
-
-def _replaced(text: str, old: str, new: str, count: int = -1) -> str:
-    _check_size(len(text) + text.count(old) * len(new))
-    return text.replace(old, new, count)
+def _check_method(text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Measure what ``text.name(*args)`` would return. The arguments are returned, as one may be an iterator."""
+    if name == "join":
+        items: list[Any] = list(*args)
+        _check_size(measure(items) + len(text) * len(items))
+        return (items,)
+    if name == "replace":
+        old, new = map(str, args[:2])
+        _check_size(len(text) + text.count(old) * len(new))
+    elif name == "format":
+        _check_format(text, [args, {key: value for key, value in kwargs.items() if not key.startswith("_")}])
+    return args
 
 
 @pass_environment
 def _join(environment: Environment, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
     if attribute is not None:
         values = map(make_attrgetter(environment, attribute), values)
-    return _joined(str(d), (str(_measured(value)) for value in values))
+    items = [str(_measured(value)) for value in values]
+    return str(d).join(*_check_method(str(d), "join", (items,), {}))
 
 
 def _replace(text: Any, old: Any, new: Any, count: int = -1) -> str:
-    return _replaced(str(text), str(old), str(new), count)
+    _check_method(str(text), "replace", (old, new), {})
+    return str(text).replace(str(old), str(new), count)
 
 
 def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
@@ -227,9 +231,6 @@ def _to_json(
     """Unlike jinja2's own filter, as transformers: no HTML escapes, and non-ASCII text as it is."""
     _check_size(measure(value) * (1 + (indent or 0)))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-_METHODS: dict[str, Callable[..., str]] = {"join": _joined, "replace": _replaced}
 
 
 def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:

@@ -65,7 +65,7 @@ class ChatTemplate:
         chat = [_prepared(message) for message in messages]
         if continue_final_message:
             add_generation_prompt = False
-            chat[-1] = _marked(chat[-1])
+            chat[-1], last_text = _marked(chat[-1])
         text = self._run(
             "tool_use" if tools and "tool_use" in self._sources else "default",
             {
@@ -77,7 +77,7 @@ class ChatTemplate:
                 **variables,
             },
         )
-        return _cut(text) if continue_final_message else text
+        return _cut(text, last_text) if continue_final_message else text
 
     def _run(self, name: str, variables: Mapping[str, Any]) -> str:
         with self._lock:  # the sandbox counts the steps of one rendering
@@ -127,7 +127,7 @@ def _named(entry: Any) -> dict[str, str]:
             return {}
         case str():
             return {"default": entry}
-        case [*items]:
+        case [*items] if all(isinstance(item, dict) and {"name", "template"} <= item.keys() for item in items):
             return {str(item["name"]): str(item["template"]) for item in items}
     raise UserError("The model's chat_template is neither text nor a list of templates", "Fetch the model again.")
 
@@ -139,25 +139,28 @@ def _prepared(message: Mapping[str, Any]) -> dict[str, Any]:
     return fields if reasoning is None else {"thinking": reasoning, **fields, "reasoning_content": reasoning}
 
 
-def _marked(message: dict[str, Any]) -> dict[str, Any]:
-    """``message`` with the mark behind its text."""
+def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """``message`` with the mark behind its text, and that text."""
     content = message.get("content")
     if isinstance(content, str):
-        return message | {"content": content + _CONTINUE_MARK}
+        return message | {"content": content + _CONTINUE_MARK}, content
     blocks = list(content or [])
     for index in reversed(range(len(blocks))):
         if "text" in blocks[index]:
-            blocks[index] = blocks[index] | {"text": blocks[index]["text"] + _CONTINUE_MARK}
-            return message | {"content": blocks}
+            text = blocks[index]["text"]
+            blocks[index] = blocks[index] | {"text": text + _CONTINUE_MARK}
+            return message | {"content": blocks}, text
     raise UserError("The last message has no text to continue", "Give it some content.", param="messages")
 
 
-def _cut(text: str) -> str:
-    """What stands before the mark."""
-    before, mark, after = text.rpartition(_CONTINUE_MARK.rstrip())
-    if not mark:
+def _cut(rendered: str, last_text: str) -> str:
+    """``rendered`` up to the mark, which must follow the whole last text."""
+    before, mark, after = rendered.rpartition(_CONTINUE_MARK.rstrip())
+    if not mark or last_text.strip() not in before:
         raise UserError(
-            "The chat template leaves out the message that is to be continued", "End with a message it shows."
+            "The chat template leaves out parts of the last message, so that it cannot be continued",
+            "Continue a message that the template shows as it is.",
+            param="messages",
         )
     return before if after.startswith(" ") else before.rstrip()
 
