@@ -103,7 +103,7 @@ def test_stop_ends_the_second_answer_on_the_server_too(page: Page, fake_model: E
     fake_model.delay_s = 0.01
     fake_model.script["second"] = "word " * 2000
     page.ask("second")
-    page.wait(".turn:nth-child(2) .tail p")
+    WebDriverWait(page.browser, 10, 0.02).until(lambda _: page.texts(".answer")[1].startswith("word word"))
     if how == "button":
         page.find("#stop").click()
     else:
@@ -113,7 +113,7 @@ def test_stop_ends_the_second_answer_on_the_server_too(page: Page, fake_model: E
     assert page.texts(".notice") == ["Stopped"]
     assert page.find("#send").is_displayed()
     stopped = page.texts(".answer")[1]
-    assert stopped.startswith("word")
+    assert stopped.startswith("word word")
     fake_model.script.clear()
     page.ask("third")
     page.wait(".turn:nth-child(3) .meter .copy")
