@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from freedive.errors import NotFound, UserError
-from freedive.text.vocabulary import Vocabulary, add_ends, stop_ids
+from freedive.text.vocabulary import Vocabulary, add_ends, damage, stop_ids
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -44,10 +44,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def _core(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise NotFound(f"{path.parent} has no tokenizer.json", "Choose a model that comes with one, or its GGUF file.")
-    try:
+    with damage("tokenizer.json is damaged or too new"):
         core = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library has no exception type of its own
-        raise UserError(f"tokenizer.json is damaged or too new ({error})", "Fetch the model again.") from None
+        core.encode("a")  # some damage shows only in use
     core.no_truncation()
     core.no_padding()
     return core
@@ -56,7 +55,7 @@ def _core(path: Path) -> tokenizers.Tokenizer:
 def _roles(config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens by role; each is a string, or an object with the string under "content"."""
     values = {role: config[role] for role in _ROLES if config.get(role) is not None}
-    texts = {role: value["content"] if isinstance(value, dict) else value for role, value in values.items()}
+    texts = {role: value.get("content") if isinstance(value, dict) else value for role, value in values.items()}
     return {role: text for role, text in texts.items() if isinstance(text, str)}
 
 

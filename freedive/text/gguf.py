@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from freedive.errors import UserError
 from freedive.text.pretokenizers import PRE_TOKENIZERS
-from freedive.text.vocabulary import Vocabulary, add_ends, check_id, stop_ids
+from freedive.text.vocabulary import Vocabulary, add_ends, check_id, damage, stop_ids
 
 T = TypeVar("T")
 
@@ -100,11 +100,9 @@ def merges_by_score(pieces: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def _bpe(tokens: list[str], merges: list[Any], **options: Any) -> tokenizers.Tokenizer:
-    try:
+    with damage("The GGUF merges do not fit the vocabulary"):
         vocab = {token: index for index, token in enumerate(tokens)}
         return tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, **options))
-    except Exception as error:  # the library has no exception type of its own
-        raise UserError(f"The GGUF merges do not fit the vocabulary ({error})", _REMEDY) from None
 
 
 def _add_special_tokens(core: tokenizers.Tokenizer, tokens: list[str], types: list[int], named: set[int]) -> None:

@@ -100,13 +100,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class Generation(Extension):
-    """``{% generation %}`` marks the assistant's text for training; here it changes nothing."""
+    """``{% generation %}`` marks the assistant's text for training; here it is only a scope of its own."""
 
     tags = {"generation"}  # noqa: RUF012  # the name and type that jinja2 prescribes
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Scope:
+        lineno = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=lineno)
 
 
 class _Instrument(NodeTransformer):

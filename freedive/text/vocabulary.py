@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import tokenizers
@@ -50,6 +51,17 @@ def stop_ids(core: tokenizers.Tokenizer, size: int, named: Iterable[object], sou
     return frozenset(ids | {added[token] for token in known})
 
 
+@contextmanager
+def damage(what: str) -> Iterator[None]:
+    """Turn whatever the tokenizers library throws at bad data into a UserError that begins with ``what``."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # it raises bare Exceptions, and for a panic not even that
+        raise UserError(f"{what} ({' '.join(str(error).split())})", "Fetch the model again.") from None
+
+
 def check_id(value: object, size: int, source: str) -> int:
     """``value`` if it is a token id, otherwise a UserError that names where it came from."""
     if type(value) is not int or not 0 <= value < size:
@@ -64,4 +76,5 @@ def add_ends(core: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> No
     """Let ``core`` put ``bos`` before and ``eos`` behind a text that is encoded with its special tokens."""
     ends = [(token, core.token_to_id(token)) for token in (bos, eos) if token is not None]
     single = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
-    core.post_processor = TemplateProcessing(single=single, pair=None, special_tokens=ends)
+    with damage("The bos or eos token is not in the vocabulary"):
+        core.post_processor = TemplateProcessing(single=single, pair=None, special_tokens=ends)

@@ -65,13 +65,18 @@ def train_sentencepiece() -> Callable[..., sentencepiece.SentencePieceProcessor]
             minloglevel=2,
             **options,
         )
-        return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+        processor: sentencepiece.SentencePieceProcessor = sentencepiece.SentencePieceProcessor(
+            model_proto=model.getvalue()
+        )
+        return processor
 
     return train
 
 
 @pytest.fixture(scope="session")
-def sentencepiece_model(train_sentencepiece: Callable[..., Any]) -> sentencepiece.SentencePieceProcessor:
+def sentencepiece_model(
+    train_sentencepiece: Callable[..., sentencepiece.SentencePieceProcessor],
+) -> sentencepiece.SentencePieceProcessor:
     return train_sentencepiece()
 
 

@@ -174,6 +174,7 @@ def test_patterns_cut_where_the_papers_say(name: str, text: str, pieces: list[st
         ({"merges": None}, "has no tokenizer.ggml.merges"),
         ({"eos_token_id": 10**9}, "tokenizer.ggml.eos_token_id names 1000000000"),
         ({"eos_token_id": -1}, "names -1"),
+        ({"eos_token_id": True}, "names True"),
         ({"eos_token_id": "2"}, "names '2'"),
         ({"add_bos_token": "yes"}, "malformed tokenizer.ggml.add_bos_token"),
         ({"model": "llama"}, "has no tokenizer.ggml.scores"),

@@ -80,7 +80,8 @@ MISTRAL = """{{ bos_token }}{% for message in messages %}
     {% if message['role'] == 'user' %}
         {{ '[INST] ' + message['content'] + ' [/INST]' }}
     {% elif message['role'] == 'assistant' %}
-        {% generation %}{{ message['content'] + eos_token}}{% endgeneration %}
+        {% set mark = '' %}
+        {% generation %}{% set mark = '!' %}{{ message['content'] + eos_token}}{% endgeneration %}{{ mark }}
     {% endif %}
 {% endfor %}"""
 
@@ -101,12 +102,12 @@ DEEPSEEK = """{% if not add_generation_prompt is defined %}{% set add_generation
 
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "mistral": MISTRAL, "deepseek": DEEPSEEK}
 
-CHAT = [
+CHAT: list[dict[str, Any]] = [
     {"role": "user", "content": "  Où est <b>l'été</b> & l'hiver? 中文 🦜 "},
     {"role": "assistant", "content": '<think>hm</think> In "Paris".\n'},
     {"role": "user", "content": "And\r\nthen?", "name": None},
 ]
-SYSTEM = [{"role": "system", "content": " Be brief. "}]
+SYSTEM: list[dict[str, Any]] = [{"role": "system", "content": " Be brief. "}]
 TOOLS = [
     {"type": "function", "function": {"name": "wetter", "description": "Grüße <&>", "parameters": {"a": [1, None]}}}
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +146,15 @@ def test_half_a_surrogate_pair_is_refused(byte_level: Tokenizer) -> None:
     ],
 )
 def test_decoders_spell_tokens_as_in_the_tokenizers_library(tmp_path: Path, decoder: Any, tokens: list[str]) -> None:
-    core = tokenizers.Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="?"))
+    vocab = {token: index for index, token in enumerate([*tokens, "?"])}
+    core = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="?"))
     core.decoder = decoder
     core.add_special_tokens([AddedToken("<｜end▁of▁sentence｜>")])
     core.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.from_folder(tmp_path)
     ids = range(len(tokens))
     assert tokenizer.decode(ids) == core.decode(list(ids))
-    assert tokenizer.stop_ids == {len(tokens)}
+    assert tokenizer.stop_ids == {len(vocab)}
 
 
 def _no_decoder(core: dict[str, Any]) -> None:
@@ -193,6 +195,43 @@ def test_damaged_files_are_named(byte_level_folder: Path, tmp_path: Path, name: 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_a_bos_token_outside_the_vocabulary_is_named(byte_level_folder: Path, tmp_path: Path) -> None:
+    core = json.loads((byte_level_folder / "tokenizer.json").read_text()) | {"post_processor": None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(core))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>", "add_bos_token": True}))
+    with pytest.raises(UserError, match="not in the vocabulary"):
+        Tokenizer.from_folder(tmp_path)
+
+
+ODD = [None, "", 0, -1, 2**70, 1.5, True, [], {}, "a", "$A", "(", ["x"], {"content": 3}]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_odd_entry_is_read_or_refused(
+    byte_level_folder: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "odd"
+    shutil.copytree(byte_level_folder, folder, dirs_exist_ok=True)
+    path = folder / data.draw(st.sampled_from(["tokenizer.json", "tokenizer_config.json", "generation_config.json"]))
+    content = json.loads(path.read_text())
+    holder, key = data.draw(st.sampled_from(list(_entries(content))))
+    holder[key] = data.draw(st.sampled_from(ODD))
+    path.write_text(json.dumps(content))
+    with contextlib.suppress(UserError):
+        tokenizer = Tokenizer.from_folder(folder)
+        tokenizer.decode(tokenizer.encode("the <|im_end|> é \0", add_special=True))
+
+
+def _entries(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Where every value of a JSON tree is kept, except single words and merges, of which there are too many."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield node, key
+        if key not in ("vocab", "merges"):
+            yield from _entries(child)
 
 
 def test_a_folder_without_a_tokenizer_is_not_found(tmp_path: Path) -> None:
