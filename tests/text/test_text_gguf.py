@@ -27,6 +27,11 @@ def smollm2(smollm2_path: Path) -> Tokenizer:
     return Tokenizer.from_gguf({name: field.contents() for name, field in fields.items() if "." in name})
 
 
+@pytest.fixture(scope="module")
+def space_marks(sentencepiece_model: Any, as_gguf: Callable[[Any], dict[str, Any]]) -> Tokenizer:
+    return Tokenizer.from_gguf(as_gguf(sentencepiece_model))
+
+
 # Ids from llama.cpp (llama-cpp-python 0.3.36) on the same file.
 LLAMA_CPP = {
     "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n": (
@@ -56,21 +61,14 @@ def test_the_default_model_knows_its_special_tokens(smollm2: Tokenizer) -> None:
 @settings(max_examples=200, deadline=None)
 @given(text=TEXT)
 def test_scores_give_the_same_pieces_as_sentencepiece(
-    sentencepiece_model: Any, as_gguf: Callable[[Any], dict[str, Any]], text: str
+    sentencepiece_model: Any, space_marks: Tokenizer, text: str
 ) -> None:
-    tokenizer = _cached(sentencepiece_model, as_gguf)
     text = text.replace("▁", "").replace(
         "\0", ""
     )  # sentencepiece cannot tell the one from a space, and skips the other
-    ids = tokenizer.encode(text, parse_special=False)
+    ids = space_marks.encode(text, parse_special=False)
     assert ids == sentencepiece_model.encode(text)
-    assert tokenizer.decode(ids) == text
-
-
-def _cached(model: Any, as_gguf: Callable[[Any], dict[str, Any]], store: dict[int, Tokenizer] = {}) -> Tokenizer:  # noqa: B006
-    if id(model) not in store:
-        store[id(model)] = Tokenizer.from_gguf(as_gguf(model))
-    return store[id(model)]
+    assert space_marks.decode(ids) == text
 
 
 def test_sentencepiece_without_a_dummy_prefix(
