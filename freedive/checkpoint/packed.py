@@ -11,7 +11,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,7 @@ from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.tensor import Tensor
 from freedive.errors import Unavailable
 from freedive.native import _native
+from freedive.progress import Advance
 
 FORMATS = {
     name: number
@@ -41,9 +42,6 @@ CHECKED_BYTES = 4 << 30
 """Stores up to this size have every checksum verified when opened; of larger ones, the header and the size."""
 
 Bytes = npt.NDArray[np.uint8]
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
-
 
 @dataclass(frozen=True)
 class PackedTensor:
@@ -79,25 +77,24 @@ def unpack(tensor: PackedTensor) -> npt.NDArray[np.float32]:
 
 
 def write_store(
-    path: Path, tensors: Mapping[str, Tensor], *, num_threads: int = 1, progress: Progress = lambda done, total: None
+    path: Path, tensors: Mapping[str, Tensor], *, num_threads: int = 1, advance: Advance = lambda count: None
 ) -> None:
-    """Pack every tensor into a new store at ``path``. Raises Unavailable where there is no room, leaving nothing."""
-    total = sum(tensor.data.nbytes for tensor in tensors.values())
+    """Pack every tensor into a new store at ``path``. Raises Unavailable where there is no room, leaving nothing.
+
+    ``advance`` is told the bytes written, of :func:`store_bytes` in all.
+    """
     entries = _layout(tensors)
     header_room = len(json.dumps(entries)) + 20 * len(entries) + ALIGNMENT  # checksums are not known yet
     start = _aligned(header_room)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
-            done = 0
             for name, entry in entries.items():
-                tensor = tensors[name]
-                packed = pack(tensor, num_threads=num_threads)
+                packed = pack(tensors[name], num_threads=num_threads)
                 file.seek(start + entry["offset"])
                 file.write(packed.data)
                 entry["checksum"] = _checksum(packed.data)
-                done += tensor.data.nbytes
-                progress(done, total)
+                advance(entry["bytes"])
             _write_header(file, start, entries)
             file.flush()
             os.fsync(file.fileno())
@@ -105,13 +102,18 @@ def write_store(
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise
-        room = sum(entry["bytes"] for entry in entries.values()) / 2**30
+        room = store_bytes(tensors) / 2**30
         raise Unavailable(
             f"The packed model cannot be written to {path.parent}: {os.strerror(error.errno)}",
             f"Make room for {room:.1f} GiB, or set FREEDIVE_HOME to a folder on another disk",
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def store_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """What the packed tensors take."""
+    return sum(entry["bytes"] for entry in _layout(tensors).values())
 
 
 def open_store(path: Path) -> dict[str, PackedTensor]:

@@ -110,23 +110,20 @@ struct Program : Machine {
     std::vector<Bytes> held;
 };
 
-// One product outside a program, for tests and benchmarks of kernels: x [rows, k] times a packed weight.
+// One product outside a program, for tests and benchmarks of kernels: x [rows, k] times a packed weight, into
+// [panels, rows, 32].
 void multiply(const std::string& isa, int format, int out_rows, int k, Bytes data,
               nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> x, MutableFloats out) {
     const Kernels& kernels = choose_kernels(isa);
     const Weight w{Format(format), out_rows, k, data.data()};
-    const int rows = int(x.shape(0)), groups = (k + kGroup - 1) / kGroup;
-    std::vector<std::int8_t> codes(std::size_t(rows) * k);
-    std::vector<float> scales(std::size_t(rows) * groups), sums(scales.size());
-    std::vector<std::int32_t> half_sums(scales.size() * 2);
-    const QuantisedRows quantised{k, codes.data(), scales.data(), sums.data(), half_sums.data()};
-    const FloatRows floats{x.data(), k};
-    if (is_quantised(w.format))
-        for (int r = 0; r < rows; r++) kernels.quantise(x.data() + std::size_t(r) * k, k, quantised, r);
-    const void* input = is_quantised(w.format) ? (const void*)&quantised : (const void*)&floats;
-    const int ld = num_panels(out_rows) * kPanelRows;
+    const int rows = int(x.shape(0)), groups = k / kGroup;
+    const bool quantised = is_quantised(w.format);
+    std::vector<QuantisedGroup> codes(std::size_t(rows) * groups);
+    for (int r = 0; quantised && r < rows; r++)
+        kernels.quantise(x.data() + std::size_t(r) * k, k, codes.data() + std::size_t(r) * groups);
     for (int p = 0; p < num_panels(out_rows); p++)
-        kernels.linear[format](w.panel(p), k, input, 0, rows, out.data() + p * kPanelRows, ld);
+        kernels.linear[format](w.panel(p), k, quantised ? (const void*)codes.data() : x.data(), quantised ? groups : k,
+                               rows, out.data() + std::size_t(p) * rows * kPanelRows);
 }
 
 }  // namespace

@@ -6,43 +6,38 @@
 namespace freedive {
 namespace {
 
-constexpr int kBlockRows = 64;  // activation rows that share a pass over a panel's results
+constexpr int kBlockRows = 48;  // activation rows that share a pass over a panel's results
 
-// A linear's input in the forms its weights read, and the first row of it in the scratch memory.
+// A linear's input in the forms that its weights read.
 struct Input {
-    QuantisedRows codes;
-    FloatRows floats;
-    int row;
-    const void* form(Format f) const { return is_quantised(f) ? (const void*)&codes : (const void*)&floats; }
+    const QuantisedGroup* codes;
+    const float* floats;
+    int codes_stride, floats_stride;
 };
 
-// Single rows are made ready by each thread for itself, which is cheaper than a barrier.
+// Rows of the scratch memory belong to rows of the step, but a single row is made ready by each thread for itself, which
+// is cheaper than a barrier.
 Input ready(Machine& m, int thread, int in, InputNorm norm, bool quantised) {
     const Buffer& from = m.buffers[in];
-    const int rows = m.num_rows(in), k = from.width;
-    Input input{{k, m.codes.as<std::int8_t>(), m.scales.as<float>(), m.scaled_sums.as<float>(),
-                 m.half_sums.as<std::int32_t>()},
-                {from.memory.as<float>(), from.stride},
-                0};
-    if (norm.weight == kNone && !quantised) return input;
+    const int rows = m.num_rows(in), k = from.width, groups = k / kGroup;
     const int shift = rows == 1 ? m.max_rows + thread : 0;
-    float* normed = m.normed.as<float>();
+    float* normed = m.normed.as<float>() + std::size_t(shift) * from.stride;
+    QuantisedGroup* codes = m.codes.as<QuantisedGroup>() + std::size_t(shift) * groups;
+    const bool has_norm = norm.weight != kNone;
     const auto make = [&](int row) {
         const float* x = from.row(row);
-        if (norm.weight != kNone) {
-            float* y = normed + std::size_t(row + shift) * from.stride;
+        if (has_norm) {
+            float* y = normed + std::size_t(row) * from.stride;
             m.kernels.rms_norm(x, m.vectors[norm.weight].data(), k, norm.eps, y);
             x = y;
         }
-        if (quantised) m.kernels.quantise(x, k, input.codes, row + shift);
+        if (quantised) m.kernels.quantise(x, k, codes + std::size_t(row) * groups);
     };
     if (rows == 1)
         make(0);
-    else
+    else if (has_norm || quantised)
         m.team.for_each(rows, 4, make);
-    if (norm.weight != kNone) input.floats.x = normed;
-    if (norm.weight != kNone || quantised) input.row = shift;
-    return input;
+    return {codes, has_norm ? normed : from.row(0), groups, from.stride};
 }
 
 // Products of one panel and a block of rows: [rows, 32].
@@ -52,9 +47,11 @@ struct Products {
 
 void multiply(Machine& m, const Input& input, const Linear::Output& o, int panel, int row, int rows, Products& out) {
     const Weight& w = m.weights[o.weight];
-    // A mixed input keeps plain floats in the buffer when only the quantised weights needed a scratch row.
-    const int from = is_quantised(w.format) || input.floats.x == m.normed.as<float>() ? input.row + row : row;
-    m.kernels.linear[int(w.format)](w.panel(panel), w.k, input.form(w.format), from, rows, out.at, kPanelRows);
+    const bool quantised = is_quantised(w.format);
+    const int stride = quantised ? input.codes_stride : input.floats_stride;
+    const void* x = quantised ? (const void*)(input.codes + std::size_t(row) * stride)
+                              : (const void*)(input.floats + std::size_t(row) * stride);
+    m.kernels.linear[int(w.format)](w.panel(panel), w.k, x, stride, rows, out.at);
     if (o.bias == kNone) return;
     const float* bias = m.vectors[o.bias].data() + panel * kPanelRows;
     for (int r = 0; r < rows; r++)

@@ -30,13 +30,11 @@ int Machine::add_buffer(int width, Rows rows) {
 void Machine::allocate(int rows, int num_pages) {
     max_rows = rows;
     for (Buffer& b : buffers) b.memory = Memory(std::size_t(rows) * b.stride * sizeof(float));
-    for (const Weight& w : weights) widest_input = std::max(widest_input, num_panels(w.k) * kPanelRows);
-    const std::size_t cells = std::size_t(rows + team.size()) * widest_input;
+    int widest = 0;
+    for (const Weight& w : weights) widest = std::max(widest, num_panels(w.k) * kPanelRows);
+    const std::size_t cells = std::size_t(rows + team.size()) * widest;
     normed = Memory(cells * sizeof(float));
-    codes = Memory(cells);
-    scales = Memory(cells / kGroup * sizeof(float));
-    scaled_sums = Memory(cells / kGroup * sizeof(float));
-    half_sums = Memory(cells / kGroup * 2 * sizeof(std::int32_t));
+    codes = Memory(cells / kGroup * sizeof(QuantisedGroup));
     cache.allocate(num_pages);
 }
 

@@ -94,10 +94,9 @@ class Machine {
     std::vector<float> partials;  // results of attention splits on their way to be merged
     int max_rows = 0;
 
-    // Inputs of a linear, made ready: normed floats and their int8 form, for `max_rows` rows of the widest input; the
-    // part of thread t for single rows starts at row max_rows + t.
-    int widest_input = 0;
-    Memory normed, codes, scales, scaled_sums, half_sums;
+    // Inputs of a linear, made ready: normed floats and their int8 form, for `max_rows` rows of the widest input and one
+    // more for each thread.
+    Memory normed, codes;
 };
 
 }  // namespace freedive

@@ -2,18 +2,17 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../formats/format.h"
 
 namespace freedive {
 
-// Activation rows quantised to int8 per group of 32: x ~ scale * q. Rows lie `k` (codes) or `k / 32` (the rest) apart.
-struct QuantisedRows {
-    int k;
-    std::int8_t* q;         // [rows, k]
-    float* scale;           // [rows, k / 32]
-    float* scaled_sum;      // [rows, k / 32]: scale * sum of q
-    std::int32_t* half_sum; // [rows, k / 16]: sum of q over each half group
+// Activations quantised to int8, a group of 32 with all that products need of it: x ~ scale * q. A row is k / 32 of them.
+struct QuantisedGroup {
+    std::int8_t q[kGroup];
+    float scale, scaled_sum;    // scaled_sum = scale * sum of q
+    std::int32_t half_sum[2];   // sums of q over each half
 };
 
 // Query rows of one key-value head against the keys [begin, end) of one split. Positions are absolute; `begin` is the
@@ -45,21 +44,16 @@ struct Kernels {
     const char* name;
     int attend_rows;  // rows that attend() handles best at once
 
-    // out[r * ld + i] = row i of panels [panel, panel + 1) times activation row r, for r < rows.
-    void (*linear[kNumFormats])(const std::uint8_t* panel, int k, const void* x, int row, int rows, float* out, int ld);
-    void (*quantise)(const float* x, int k, const QuantisedRows& out, int row);
+    // out[r * 32 + i] = row i of the panel times activation row r, for r < rows. Rows of x lie `stride` elements apart:
+    // QuantisedGroup where the format is quantised, else float.
+    void (*linear[kNumFormats])(const std::uint8_t* panel, int k, const void* x, int stride, int rows, float* out);
+    void (*quantise)(const float* x, int k, QuantisedGroup* out);
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
     void (*glu)(Activation act, const float* gate, const float* up, int n, float* out);  // n is a multiple of 16
     void (*to_half)(const float* x, int n, std::uint16_t* out);                         // saturates; n any
     void (*attend_f32)(const AttendTask& task, AttendPartial* out);
     void (*attend_f16)(const AttendTask& task, AttendPartial* out);
     void (*fold)(AttendPartial& into, const AttendPartial& next, int n);  // n is a multiple of 16
-};
-
-// Plain float activations, for float weights: [rows, stride].
-struct FloatRows {
-    const float* x;
-    int stride;
 };
 
 extern const Kernels scalar_kernels, avx2_kernels, avx512_kernels, neon_kernels;

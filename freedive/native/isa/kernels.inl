@@ -54,12 +54,17 @@ LANES std::int32_t four_bytes(const std::int8_t* p) {
     return v;
 }
 
+// Adds the products of quads [First, Last) of both tiles: each activation that is spread over the lanes serves two.
 template <int Bits, int First, int Last, int R>
-LANES void dot_quads(const std::uint8_t* tile, const std::int8_t* const* a, I (&acc)[R]) {
+LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const QuantisedGroup* const* a, I (&acc)[2][R]) {
     if constexpr (First < Last) {
-        const C codes = load_codes<Bits, First>(tile);
-        for (int r = 0; r < R; r++) acc[r] = i_dot<Bits>(acc[r], codes, four_bytes(a[r] + 4 * First));
-        dot_quads<Bits, First + 1, Last, R>(tile, a, acc);
+        const C codes0 = load_codes<Bits, First>(tile0), codes1 = load_codes<Bits, First>(tile1);
+        for (int r = 0; r < R; r++) {
+            const std::int32_t x = four_bytes(a[r]->q + 4 * First);
+            acc[0][r] = i_dot<Bits>(acc[0][r], codes0, x);
+            acc[1][r] = i_dot<Bits>(acc[1][r], codes1, x);
+        }
+        dot_quads<Bits, First + 1, Last, R>(tile0, tile1, a, acc);
     }
 }
 
@@ -86,63 +91,70 @@ struct TileScales {
     }
 };
 
-template <Format Fmt, int R>
-LANES void add_tile(const std::uint8_t* group, const std::uint8_t* super, int tile, const QuantisedRows& x, int row, int g,
-                    const std::int8_t* const* a, F* sum) {
+// Adds the products of quads [First, Last) of a group, whose scales are those of half group `Half`.
+template <Format Fmt, int R, int First, int Last, int Half>
+LANES void add_quads(const std::uint8_t* codes, const TileScales<Fmt> (&scales)[2], const QuantisedGroup* const* a,
+                     F (&sum)[2][R]) {
     using T = Quantised<Fmt>;
-    constexpr int halves = T::scales == Scales::SuperHalves ? 2 : 1;
-    const int groups = x.k / kGroup;
-    const std::uint8_t* codes = group + kLine * (T::scale_lines + tile * T::tile_lines);
-    const TileScales<Fmt> s(group, super, tile);
-    for (int h = 0; h < halves; h++) {
-        I acc[R];
-        for (int r = 0; r < R; r++) {
-            std::int32_t start = 0;
-            if constexpr (T::zero != 0) {
-                const std::int32_t* sums = x.half_sum + (std::size_t(row + r) * groups + g) * 2;
-                start = -T::zero * (halves == 2 ? sums[h] : sums[0] + sums[1]);
-            }
-            acc[r] = i_set(start);
-        }
-        if constexpr (halves == 1) {
-            dot_quads<T::bits, 0, kQuads, R>(codes, a, acc);
-        } else if (h == 0) {
-            dot_quads<T::bits, 0, kQuads / 2, R>(codes, a, acc);
-        } else {
-            dot_quads<T::bits, kQuads / 2, kQuads, R>(codes, a, acc);
-        }
-        for (int r = 0; r < R; r++) {
-            const F d = f_set(x.scale[std::size_t(row + r) * groups + g]);
-            sum[r] = f_fma(f_from_int(acc[r]), f_mul(s.scale[h], d), sum[r]);
-        }
+    I acc[2][R];
+    for (int r = 0; r < R; r++) {
+        const std::int32_t* sums = a[r]->half_sum;
+        const bool all = Last - First == kQuads;
+        acc[0][r] = acc[1][r] = i_set(T::zero == 0 ? 0 : -T::zero * (all ? sums[0] + sums[1] : sums[Half]));
     }
-    if constexpr (T::scales == Scales::HalfMin || T::scales == Scales::SuperMin)
-        for (int r = 0; r < R; r++)
-            sum[r] = f_fma(s.minimum, f_set(x.scaled_sum[std::size_t(row + r) * groups + g]), sum[r]);
+    dot_quads<T::bits, First, Last, R>(codes, codes + kLine * T::tile_lines, a, acc);
+    for (int r = 0; r < R; r++) {
+        const F d = f_set(a[r]->scale);
+        for (int t = 0; t < 2; t++)
+            sum[t][r] = f_fma(f_from_int(acc[t][r]), f_mul(scales[t].scale[Half], d), sum[t][r]);
+    }
 }
 
 template <Format Fmt, int R>
-void linear_rows(const std::uint8_t* panel, const QuantisedRows& x, int row, float* out, int ld) {
+LANES void add_group(const std::uint8_t* group, const std::uint8_t* super, const QuantisedGroup* const* a, F (&sum)[2][R]) {
+    using T = Quantised<Fmt>;
+    const std::uint8_t* codes = group + kLine * T::scale_lines;
+    const TileScales<Fmt> scales[2] = {{group, super, 0}, {group, super, 1}};
+    if constexpr (T::scales == Scales::SuperHalves) {
+        add_quads<Fmt, R, 0, kQuads / 2, 0>(codes, scales, a, sum);
+        add_quads<Fmt, R, kQuads / 2, kQuads, 1>(codes, scales, a, sum);
+    } else {
+        add_quads<Fmt, R, 0, kQuads, 0>(codes, scales, a, sum);
+    }
+    if constexpr (T::scales == Scales::HalfMin || T::scales == Scales::SuperMin)
+        for (int r = 0; r < R; r++) {
+            const F d = f_set(a[r]->scaled_sum);
+            for (int t = 0; t < 2; t++) sum[t][r] = f_fma(scales[t].minimum, d, sum[t][r]);
+        }
+}
+
+template <int R>
+LANES void store_products(F (&sum)[2][R], float* out) {
+    for (int r = 0; r < R; r++) {
+        f_store(out + r * kPanelRows, sum[0][r]);
+        f_store(out + r * kPanelRows + kTileRows, sum[1][r]);
+    }
+}
+
+template <Format Fmt, int R>
+LANES void linear_rows(const std::uint8_t* panel, int k, const QuantisedGroup* x, int stride, float* out) {
     using T = Quantised<Fmt>;
     F sum[2][R];
-    const std::int8_t* a[R];
+    const QuantisedGroup* a[R];
     for (int r = 0; r < R; r++) {
         sum[0][r] = sum[1][r] = f_set(0.0f);
-        a[r] = x.q + std::size_t(row + r) * x.k;
+        a[r] = x + std::size_t(r) * stride;
     }
     const std::uint8_t* super = panel;
-    for (int g = 0; g < x.k / kGroup; g++) {
+    for (int g = 0; g < k / kGroup; g++) {
         const std::uint8_t* group = panel + T::group_offset(g);
         if (T::super_lines && g % kSuperGroups == 0) super = group - T::super_lines * kLine;
-        for (int line = 0; line < T::group_bytes; line += kLine) __builtin_prefetch(group + kPrefetchBytes + line, 0, 2);
-        add_tile<Fmt, R>(group, super, 0, x, row, g, a, sum[0]);
-        add_tile<Fmt, R>(group, super, 1, x, row, g, a, sum[1]);
-        for (int r = 0; r < R; r++) a[r] += kGroup;
+        if constexpr (R == 1)
+            for (int line = 0; line < T::group_bytes; line += kLine) __builtin_prefetch(group + kPrefetchBytes + line, 0, 2);
+        add_group<Fmt, R>(group, super, a, sum);
+        for (int r = 0; r < R; r++) a[r]++;
     }
-    for (int r = 0; r < R; r++) {
-        f_store(out + r * ld, sum[0][r]);
-        f_store(out + r * ld + kTileRows, sum[1][r]);
-    }
+    store_products<R>(sum, out);
 }
 
 // ---------------------------------------------------------------- linear, float
@@ -155,62 +167,53 @@ LANES F load_weights(const std::uint8_t* p) {
 }
 
 template <Format Fmt, int R>
-void linear_rows(const std::uint8_t* panel, int k, const FloatRows& x, int row, float* out, int ld) {
+LANES void linear_rows(const std::uint8_t* panel, int k, const float* x, int stride, float* out) {
     constexpr int tile_bytes = kTileRows * float_bytes(Fmt);
     F sum[2][R];
     for (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = f_set(0.0f);
-    const float* a = x.x + std::size_t(row) * x.stride;
     for (int i = 0; i < k; i++) {
         const F w0 = load_weights<Fmt>(panel), w1 = load_weights<Fmt>(panel + tile_bytes);
         __builtin_prefetch(panel + kPrefetchBytes, 0, 2);
         for (int r = 0; r < R; r++) {
-            const F v = f_set(a[std::size_t(r) * x.stride + i]);
+            const F v = f_set(x[std::size_t(r) * stride + i]);
             sum[0][r] = f_fma(w0, v, sum[0][r]);
             sum[1][r] = f_fma(w1, v, sum[1][r]);
         }
         panel += 2 * tile_bytes;
     }
-    for (int r = 0; r < R; r++) {
-        f_store(out + r * ld, sum[0][r]);
-        f_store(out + r * ld + kTileRows, sum[1][r]);
+    store_products<R>(sum, out);
+}
+
+template <Format Fmt, class X, int R = kLinearRows>
+LANES void linear_block(const std::uint8_t* panel, int k, const X* x, int stride, int rows, float* out) {
+    if (rows == R) return linear_rows<Fmt, R>(panel, k, x, stride, out);
+    if constexpr (R > 1) linear_block<Fmt, X, R - 1>(panel, k, x, stride, rows, out);
+}
+
+// Rows in blocks of about equal height.
+template <Format Fmt>
+void linear(const std::uint8_t* panel, int k, const void* x, int stride, int rows, float* out) {
+    using X = std::conditional_t<is_quantised(Fmt), QuantisedGroup, float>;
+    const int blocks = (rows + kLinearRows - 1) / kLinearRows;
+    for (int b = 0; b < blocks; b++) {
+        const int first = rows * b / blocks, last = rows * (b + 1) / blocks;
+        linear_block<Fmt>(panel, k, (const X*)x + std::size_t(first) * stride, stride, last - first, out + first * kPanelRows);
     }
-}
-
-template <Format Fmt, int R>
-LANES void linear_block(const std::uint8_t* panel, int k, const void* x, int row, float* out, int ld) {
-    if constexpr (is_quantised(Fmt))
-        linear_rows<Fmt, R>(panel, *(const QuantisedRows*)x, row, out, ld);
-    else
-        linear_rows<Fmt, R>(panel, k, *(const FloatRows*)x, row, out, ld);
-}
-
-template <Format Fmt, int R = kLinearRows>
-void linear(const std::uint8_t* panel, int k, const void* x, int row, int rows, float* out, int ld) {
-    int done = 0;
-    for (; rows - done >= R; done += R) linear_block<Fmt, R>(panel, k, x, row + done, out + done * ld, ld);
-    if constexpr (R > 1)
-        if (done < rows) linear<Fmt, R / 2>(panel, k, x, row + done, rows - done, out + done * ld, ld);
 }
 
 // ---------------------------------------------------------------- rows
 
-void quantise(const float* x, int k, const QuantisedRows& out, int row) {
-    const int groups = k / kGroup;
-    for (int g = 0; g < groups; g++) {
-        const F a = f_load(x + g * kGroup), b = f_load(x + g * kGroup + 16);
+void quantise(const float* x, int k, QuantisedGroup* out) {
+    for (int g = 0; g < k / kGroup; g++, out++, x += kGroup) {
+        const F a = f_load(x), b = f_load(x + 16);
         const float top = max_lanes(f_max(f_abs(a), f_abs(b)));
-        const float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
-        const I qa = i_from_float(f_mul(a, f_set(inverse))), qb = i_from_float(f_mul(b, f_set(inverse)));
-        std::int8_t* q = out.q + std::size_t(row) * k + g * kGroup;
-        i_store_bytes(q, qa);
-        i_store_bytes(q + 16, qb);
-        std::int32_t sums[2] = {0, 0};
-        for (int i = 0; i < kGroup; i++) sums[i / 16] += q[i];
-        const std::size_t at = std::size_t(row) * groups + g;
-        out.scale[at] = scale;
-        out.scaled_sum[at] = scale * float(sums[0] + sums[1]);
-        out.half_sum[2 * at] = sums[0];
-        out.half_sum[2 * at + 1] = sums[1];
+        const F inverse = f_set(top > 0 ? 127.0f / top : 0.0f);
+        i_store_bytes(out->q, i_from_float(f_mul(a, inverse)));
+        i_store_bytes(out->q + 16, i_from_float(f_mul(b, inverse)));
+        out->half_sum[0] = out->half_sum[1] = 0;
+        for (int i = 0; i < kGroup; i++) out->half_sum[i / 16] += out->q[i];
+        out->scale = top / 127.0f;
+        out->scaled_sum = out->scale * float(out->half_sum[0] + out->half_sum[1]);
     }
 }
 

@@ -7,7 +7,7 @@ namespace freedive::avx2 {
 struct F { __m256 a, b; };
 struct I { __m256i a, b; };
 struct C { __m256i a, b; };
-constexpr int kLinearRows = 4, kAttendRows = 2;
+constexpr int kLinearRows = 2, kAttendRows = 2;
 
 LANES F f_set(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 LANES F f_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }

@@ -7,7 +7,7 @@ namespace freedive::neon {
 struct F { float32x4_t v[4]; };
 struct I { int32x4_t v[4]; };
 struct C { uint8x16_t v[4]; };
-constexpr int kLinearRows = 2, kAttendRows = 2;
+constexpr int kLinearRows = 4, kAttendRows = 2;
 
 template <class Out, class Fn>
 LANES Out each(Fn fn) { return {{fn(0), fn(1), fn(2), fn(3)}}; }

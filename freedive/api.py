@@ -1,0 +1,137 @@
+"""freedive from Python: load a model, talk to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from freedive import machine
+from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.packed import LAYOUT, DamagedStore, PackedTensor, open_store, store_bytes, write_store
+from freedive.checkpoint.rules import canonical_tensors
+from freedive.checkpoint.tensor import Checkpoint
+from freedive.config import EngineConfig
+from freedive.engine.batch import PAGE_TOKENS
+from freedive.engine.engine import Engine
+from freedive.engine.request import Generation, Sampling
+from freedive.hub.cache import packed_path
+from freedive.hub.sources import resolve
+from freedive.model import spec
+from freedive.model.families import describe
+from freedive.ops.native import NativeRunner
+from freedive.progress import byte_bar
+from freedive.text.template import ChatTemplate
+from freedive.text.tokenizer import Tokenizer
+
+CACHE_SHARE = 0.25
+"""Part of the memory that is free which the key-value cache may take where ``cache_tokens`` is not set."""
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
+    """Load a model by a catalogue name, a hub address (``hf:owner/name``) or a path, fetching it if need be.
+
+    ``settings`` are fields of :class:`freedive.config.EngineConfig`. Raises UserError when it is not to be had or does
+    not fit.
+    """
+    config = EngineConfig(**settings)
+    path = resolve(name)
+    checkpoint = open_checkpoint(path)
+    model, rules = describe(checkpoint)
+    threads = config.threads or machine.physical_cores()
+    weights = _packed_weights(path, checkpoint, model, rules, threads)
+    tokenizer, template = _text(path, checkpoint)
+    runner = NativeRunner(
+        model,
+        weights,
+        num_threads=threads,
+        max_rows=config.prefill_chunk + config.max_batch,
+        num_pages=_num_pages(model, config),
+    )
+    return LanguageModel(name, runner, tokenizer, template, config)
+
+
+class LanguageModel:
+    """A model in memory. Close it, or use it in a ``with`` block.
+
+    ``engine`` runs requests side by side from any thread; ``tokenizer`` and ``template`` turn text into tokens.
+    """
+
+    def __init__(
+        self, name: str, runner: NativeRunner, tokenizer: Tokenizer, template: ChatTemplate, config: EngineConfig
+    ) -> None:
+        self.name = name
+        self.created = int(time.time())
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.template = template
+        self.engine = Engine(runner, tokenizer, config)
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens that prompt and answer can have together."""
+        return self.engine.max_context
+
+    def chat(self, messages: Messages, **sampling: Any) -> Iterator[str]:
+        """The answer to ``messages`` ({"role": ..., "content": ...}), piece by piece.
+
+        ``sampling`` are fields of :class:`freedive.engine.request.Sampling`: temperature, max_tokens, seed ...
+        """
+        return _pieces(self.engine.submit(self.chat_prompt(messages), Sampling(**sampling)))
+
+    def complete(self, prompt: str, **sampling: Any) -> Iterator[str]:
+        """What follows ``prompt``, without a chat template, piece by piece."""
+        return _pieces(self.engine.submit(self.tokenizer.encode(prompt, add_special=True), Sampling(**sampling)))
+
+    def chat_prompt(self, messages: Messages, **variables: Any) -> list[int]:
+        """The token ids that ask for the next message; ``variables`` are the chat template's own switches."""
+        return self.tokenizer.encode(self.template.render(messages, **variables))
+
+    def close(self) -> None:
+        """End what is under way and free the threads."""
+        self.engine.close()
+
+    def __enter__(self) -> LanguageModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _pieces(generation: Generation) -> Iterator[str]:
+    return (piece.text for piece in generation if piece.text)
+
+
+def _packed_weights(
+    path: Path, checkpoint: Checkpoint, model: spec.Model, rules: Sequence[Any], threads: int
+) -> dict[str, PackedTensor]:
+    """The model's packed store, made first where there is none or it is damaged."""
+    tensors = canonical_tensors(checkpoint, model, rules)
+    store = packed_path(path, LAYOUT)
+    try:
+        return open_store(store)
+    except (FileNotFoundError, DamagedStore):
+        with byte_bar("packing weights", store_bytes(tensors)) as advance:
+            write_store(store, tensors, num_threads=threads, advance=advance)
+        return open_store(store)
+
+
+def _text(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate]:
+    if checkpoint.kind == "gguf":
+        tokenizer = Tokenizer.from_gguf(checkpoint.config)
+        return tokenizer, ChatTemplate.from_gguf(checkpoint.config, tokenizer)
+    folder = path if path.is_dir() else path.parent
+    tokenizer = Tokenizer.from_folder(folder)
+    return tokenizer, ChatTemplate.from_folder(folder, tokenizer)
+
+
+def _num_pages(model: spec.Model, config: EngineConfig) -> int:
+    """Pages of the key-value cache: as asked, else what full contexts can use of a share of the free memory."""
+    if config.cache_tokens:
+        return -(-config.cache_tokens // PAGE_TOKENS)
+    context = -(-(config.max_context or model.max_context) // PAGE_TOKENS)
+    page_bytes = sum(2 * 2 * PAGE_TOKENS * layer.attention.kv_dim for layer in model.layers)
+    return max(1, min(context * config.max_batch, int(machine.available_memory() * CACHE_SHARE) // page_bytes))
