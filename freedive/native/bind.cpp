@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "bandwidth.h"
 #include "cpu.h"
 #include "operations.h"
 
@@ -156,6 +157,9 @@ NB_MODULE(_native, m) {
     m.def("unpack_row", [](int f, int rows, int k, Bytes data, int row, MutableFloats out) {
         unpack_row({Format(f), rows, k, data.data()}, row, out.data());
     });
+    m.def(
+        "read_bandwidth", [](int num_threads, int megabytes) { return read_bandwidth(num_threads, megabytes * std::size_t(1 << 20)) / 1e9; },
+        "num_threads"_a, "megabytes"_a, nb::call_guard<nb::gil_scoped_release>());
     m.def("multiply", &multiply, "isa"_a, "format"_a, "rows"_a, "k"_a, "packed"_a, "x"_a, "out"_a);
 
     nb::class_<Program>(m, "Program")

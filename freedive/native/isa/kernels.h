@@ -8,11 +8,13 @@
 
 namespace freedive {
 
-// Activations quantised to int8, a group of 32 with all that products need of it: x ~ scale * q. A row is k / 32 of them.
+// Activations quantised to 16 bits, a group of 32 with all that products need of it: x ~ scale * (256 * high + low).
+// Two int8 products a weight cost little where memory is the limit, and leave no error to speak of (docs/log.md).
+constexpr int kLowBits = 8, kMaxCode = 127 * 256 + 127;
 struct QuantisedGroup {
-    std::int8_t q[kGroup];
-    float scale, scaled_sum;    // scaled_sum = scale * sum of q
-    std::int32_t half_sum[2];   // sums of q over each half
+    std::int8_t high[kGroup], low[kGroup];
+    float scale, scaled_sum;   // scaled_sum = scale * sum of codes
+    std::int32_t half_sum[2];  // sums of the codes of each half
 };
 
 // Query rows of one key-value head against the keys [begin, end) of one split. Positions are absolute; `begin` is the

@@ -54,17 +54,18 @@ LANES std::int32_t four_bytes(const std::int8_t* p) {
     return v;
 }
 
-// Adds the products of quads [First, Last) of both tiles: each activation that is spread over the lanes serves two.
+// Adds the products of quads [First, Last) of both tiles with one part of the activations, high or low: each activation
+// that is spread over the lanes serves two.
 template <int Bits, int First, int Last, int R>
-LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const QuantisedGroup* const* a, I (&acc)[2][R]) {
+LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const std::int8_t* const* x, I (&acc)[2][R]) {
     if constexpr (First < Last) {
         const C codes0 = load_codes<Bits, First>(tile0), codes1 = load_codes<Bits, First>(tile1);
         for (int r = 0; r < R; r++) {
-            const std::int32_t x = four_bytes(a[r]->q + 4 * First);
-            acc[0][r] = i_dot<Bits>(acc[0][r], codes0, x);
-            acc[1][r] = i_dot<Bits>(acc[1][r], codes1, x);
+            const std::int32_t quad = four_bytes(x[r] + 4 * First);
+            acc[0][r] = i_dot<Bits>(acc[0][r], codes0, quad);
+            acc[1][r] = i_dot<Bits>(acc[1][r], codes1, quad);
         }
-        dot_quads<Bits, First + 1, Last, R>(tile0, tile1, a, acc);
+        dot_quads<Bits, First + 1, Last, R>(tile0, tile1, x, acc);
     }
 }
 
@@ -96,13 +97,21 @@ template <Format Fmt, int R, int First, int Last, int Half>
 LANES void add_quads(const std::uint8_t* codes, const TileScales<Fmt> (&scales)[2], const QuantisedGroup* const* a,
                      F (&sum)[2][R]) {
     using T = Quantised<Fmt>;
+    const std::uint8_t *tile0 = codes, *tile1 = codes + kLine * T::tile_lines;
+    const std::int8_t *high[R], *low[R];
     I acc[2][R];
     for (int r = 0; r < R; r++) {
-        const std::int32_t* sums = a[r]->half_sum;
-        const bool all = Last - First == kQuads;
-        acc[0][r] = acc[1][r] = i_set(T::zero == 0 ? 0 : -T::zero * (all ? sums[0] + sums[1] : sums[Half]));
+        high[r] = a[r]->high;
+        low[r] = a[r]->low;
+        acc[0][r] = acc[1][r] = i_set(0);
     }
-    dot_quads<T::bits, First, Last, R>(codes, codes + kLine * T::tile_lines, a, acc);
+    dot_quads<T::bits, First, Last, R>(tile0, tile1, high, acc);
+    for (int r = 0; r < R; r++) {
+        const std::int32_t* sums = a[r]->half_sum;
+        const I zero = i_set(-T::zero * (Last - First == kQuads ? sums[0] + sums[1] : sums[Half]));
+        for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(acc[t][r]), zero);
+    }
+    dot_quads<T::bits, First, Last, R>(tile0, tile1, low, acc);
     for (int r = 0; r < R; r++) {
         const F d = f_set(a[r]->scale);
         for (int t = 0; t < 2; t++)
@@ -207,12 +216,18 @@ void quantise(const float* x, int k, QuantisedGroup* out) {
     for (int g = 0; g < k / kGroup; g++, out++, x += kGroup) {
         const F a = f_load(x), b = f_load(x + 16);
         const float top = max_lanes(f_max(f_abs(a), f_abs(b)));
-        const F inverse = f_set(top > 0 ? 127.0f / top : 0.0f);
-        i_store_bytes(out->q, i_from_float(f_mul(a, inverse)));
-        i_store_bytes(out->q + 16, i_from_float(f_mul(b, inverse)));
+        const F inverse = f_set(top > 0 ? float(kMaxCode) / top : 0.0f);
+        std::int32_t codes[kGroup];
+        i_store(codes, i_from_float(f_mul(a, inverse)));
+        i_store(codes + 16, i_from_float(f_mul(b, inverse)));
         out->half_sum[0] = out->half_sum[1] = 0;
-        for (int i = 0; i < kGroup; i++) out->half_sum[i / 16] += out->q[i];
-        out->scale = top / 127.0f;
+        for (int i = 0; i < kGroup; i++) {
+            const std::int32_t high = (codes[i] + (1 << (kLowBits - 1))) >> kLowBits;
+            out->high[i] = std::int8_t(high);
+            out->low[i] = std::int8_t(codes[i] - (high << kLowBits));
+            out->half_sum[i / 16] += codes[i];
+        }
+        out->scale = top / float(kMaxCode);
         out->scaled_sum = out->scale * float(out->half_sum[0] + out->half_sum[1]);
     }
 }

@@ -58,10 +58,9 @@ LANES void i_store(std::int32_t* p, I v) {
     _mm256_storeu_si256((__m256i*)p, v.a);
     _mm256_storeu_si256((__m256i*)(p + 8), v.b);
 }
-LANES void i_store_bytes(std::int8_t* p, I v) {
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.a, v.b), 0xd8);
-    _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-}
+LANES I i_add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+template <int Bits>
+LANES I i_shift_left(I v) { return {_mm256_slli_epi32(v.a, Bits), _mm256_slli_epi32(v.b, Bits)}; }
 LANES C c_load(const std::uint8_t* p) {
     return {_mm256_load_si256((const __m256i*)p), _mm256_load_si256((const __m256i*)p + 1)};
 }

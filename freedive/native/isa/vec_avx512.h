@@ -36,7 +36,9 @@ LANES F f_power_of_two(I n) {
 }
 LANES I i_set(std::int32_t v) { return _mm512_set1_epi32(v); }
 LANES void i_store(std::int32_t* p, I v) { _mm512_storeu_si512(p, v); }
-LANES void i_store_bytes(std::int8_t* p, I v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(v)); }
+LANES I i_add(I a, I b) { return _mm512_add_epi32(a, b); }
+template <int Bits>
+LANES I i_shift_left(I v) { return _mm512_slli_epi32(v, Bits); }
 LANES C c_load(const std::uint8_t* p) { return _mm512_load_si512(p); }
 template <int Shift>
 LANES C c_bits(C v, std::uint8_t mask) {

@@ -44,7 +44,9 @@ LANES F f_power_of_two(I n) {
 }
 LANES I i_set(std::int32_t v) { return each<I>([=](int) { return v; }); }
 LANES void i_store(std::int32_t* p, I v) { std::memcpy(p, v.v, sizeof v.v); }
-LANES void i_store_bytes(std::int8_t* p, I v) { for (int i = 0; i < kLanes; i++) p[i] = std::int8_t(v.v[i]); }
+LANES I i_add(I a, I b) { return each<I>([&](int i) { return a.v[i] + b.v[i]; }); }
+template <int Bits>
+LANES I i_shift_left(I v) { return each<I>([&](int i) { return v.v[i] * (1 << Bits); }); }
 LANES C c_load(const std::uint8_t* p) { C out; std::memcpy(out.v, p, sizeof out.v); return out; }
 template <int Shift>
 LANES C c_bits(C v, std::uint8_t mask) { return each<C>([&](int i) { return std::uint8_t((v.v[i] >> Shift) & mask); }); }
