@@ -1,0 +1,193 @@
+"""``freedive bench MODEL``: how fast a model runs on this machine, measured through the engine that serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import freedive
+from freedive import machine
+from freedive.commands.flags import Values, settings
+from freedive.commands.models import Reference, size_text
+from freedive.config import EngineConfig, load, variable
+from freedive.engine.request import Sampling
+from freedive.errors import UserError
+
+if TYPE_CHECKING:
+    from freedive.api import LanguageModel
+
+BATCH_PROMPT = 16
+"""Tokens of each prompt where many answers are made at once."""
+
+ROWS = {
+    "prefill_tokens_per_s": "reading {prompt} tokens, tokens/s",
+    "decode_tokens_per_s": "writing {gen} tokens after them, tokens/s",
+    "batch_decode_tokens_per_s": "writing {batch} answers at once, tokens/s in all",
+    "first_token_s": "first token of an answer to {prompt} tokens, s",
+    "startup_s": "new process to first token, s",
+}
+"""What is measured, and how the table calls it."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repeats of one measurement."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds of some answers side by side.
+
+    ``first_token_s``: the longest wait from submission to a first token. ``prefill_s``: from the first step until all
+    have their first token. ``decode_s``: from the first of these tokens to the last of all.
+    """
+
+    first_token_s: float
+    prefill_s: float
+    decode_s: float
+
+
+def random_prompt(length: int, vocab_size: int, source: random.Random) -> list[int]:
+    """Token ids that no cache has seen."""
+    return source.choices(range(vocab_size), k=length)
+
+
+def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], num_tokens: int) -> Run:
+    """Answer ``prompts`` (token ids) side by side with ``num_tokens`` each, greedily.
+
+    Several are queued behind a request that keeps the engine busy meanwhile, so that they go in step.
+    """
+    sampling = Sampling(max_tokens=num_tokens, temperature=0, ignore_eos=True)
+    if len(prompts) > 1:
+        model.engine.submit(list(prompts[0]) * len(prompts), replace(sampling, max_tokens=1))
+    generations = [model.engine.submit(prompt, sampling) for prompt in prompts]
+    timings = [list(generation)[-1].timings or generation.timings for generation in generations]
+    starts = [each.submitted_at + each.queued_s for each in timings]
+    firsts = [each.submitted_at + each.first_token_s for each in timings]
+    ends = [first + each.decode_s for first, each in zip(firsts, timings, strict=True)]
+    return Run(max(each.first_token_s for each in timings), max(firsts) - min(starts), max(ends) - min(firsts))
+
+
+def startup_s(model: str, config: EngineConfig) -> float:
+    """Seconds that a new ``freedive run`` takes to its first output."""
+    given = {variable(name): str(value) for name, value in asdict(config).items() if value is not None}
+    command = [
+        sys.executable,
+        "-m",
+        "freedive",
+        "run",
+        model,
+        "Hello",
+        "--raw",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "1",
+    ]
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=os.environ | given) as process:
+        assert process.stdout
+        process.stdout.read(1)
+        seconds = time.perf_counter() - start
+        process.stdout.read()
+    if process.returncode:
+        raise UserError("A new process could not run the model", "See its message above")
+    return seconds
+
+
+def conditions(model: LanguageModel, config: EngineConfig) -> dict[str, Any]:
+    """What figures depend on besides the model."""
+    return {
+        "cpu": machine.cpu_name(),
+        "isa": model.runner.isa,
+        "threads": config.threads or machine.physical_cores(),
+        "freedive": freedive.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
+@settings(engine=EngineConfig)
+def bench(
+    model: Reference,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens to read.")] = 512,
+    gen: Annotated[int, typer.Option(min=2, help="Tokens to write.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Answers to write at once.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each measurement is made.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    *,
+    engine: Values,
+) -> None:
+    config = load(EngineConfig, engine)
+    config = replace(config, max_batch=max(config.max_batch, batch))
+    with freedive.load(model, **asdict(config)) as loaded:
+        found = _throughput(loaded, prompt, gen, batch, repeats)
+        under = conditions(loaded, config)
+    peak = machine.peak_memory()
+    found["startup_s"] = [startup_s(model, config) for _ in range(repeats + 1)][1:]
+    report = {
+        "model": model,
+        "conditions": under,
+        "workload": {"prompt": prompt, "gen": gen, "batch": batch, "batch_prompt": BATCH_PROMPT, "repeats": repeats},
+        "results": {name: asdict(Spread.of(values)) for name, values in found.items()},
+        "peak_memory_bytes": peak,
+    }
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+
+
+def _throughput(model: LanguageModel, prompt: int, gen: int, batch: int, repeats: int) -> dict[str, list[float]]:
+    """The figures of every repeat, after one that does not count."""
+    source = random.Random(0)
+    found: dict[str, list[float]] = {name: [] for name in list(ROWS)[:4]}
+    for _ in range(repeats + 1):
+        one = generate(model, [random_prompt(prompt, model.runner.vocab_size, source)], gen)
+        prompts = [random_prompt(BATCH_PROMPT, model.runner.vocab_size, source) for _ in range(batch)]
+        many = generate(model, prompts, gen)
+        figures = (
+            prompt / one.prefill_s,
+            (gen - 1) / one.decode_s,
+            batch * (gen - 1) / many.decode_s,
+            one.first_token_s,
+        )
+        for values, figure in zip(found.values(), figures, strict=True):
+            values.append(figure)
+    return {name: values[1:] for name, values in found.items()}
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    under = report["conditions"]
+    table = Table("", "median", "lowest", "highest")
+    for name, text in ROWS.items():
+        spread = report["results"][name]
+        table.add_row(text.format(**report["workload"]), *(f"{spread[key]:.4g}" for key in ("median", "low", "high")))
+    table.add_row("peak memory", size_text(report["peak_memory_bytes"]))
+    console = Console()
+    console.print(
+        f"{report['model']} on {under['cpu']}, {under['isa']} kernels, {under['threads']} threads, "
+        f"freedive {under['freedive']}, Python {under['python']}",
+        highlight=False,
+    )
+    console.print(table)

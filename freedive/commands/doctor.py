@@ -1,0 +1,139 @@
+"""``freedive doctor``: what this machine has for freedive."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, distribution, requires
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from freedive import __version__, machine
+from freedive.commands.models import size_text
+from freedive.errors import UserError
+from freedive.hub import cache
+from freedive.native import _native
+
+FEATURES = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"),
+    *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
+"""Processor features that kernels can use, by the names that Linux gives them."""
+
+BANDWIDTH_MEGABYTES = 512
+"""Memory read to measure its bandwidth: more than caches hold."""
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    report = examine()
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+    if report["isa"] not in report["isa_levels"]:
+        raise UserError(
+            f"FREEDIVE_ISA is {report['isa']!r}, which this machine does not have",
+            f"Unset it, or choose one of {', '.join(report['isa_levels'])}",
+        )
+
+
+def examine() -> dict[str, Any]:
+    """Everything the command shows. Sizes are in bytes, bandwidths in GB/s by the number of threads."""
+    threads = machine.physical_cores()
+    levels = _native.isa_levels()
+    home = cache.home()
+    return {
+        "freedive": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": machine.cpu_name(),
+        "logical_cpus": os.cpu_count(),
+        "threads": threads,
+        "features": _features(),
+        "isa_levels": levels,
+        "isa": os.environ.get("FREEDIVE_ISA") or levels[-1],
+        "memory_total": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory_available": machine.available_memory(),
+        "bandwidth": {n: round(_native.read_bandwidth(n, BANDWIDTH_MEGABYTES), 1) for n in sorted({1, threads})},
+        "cache": str(home),
+        "disk_free": shutil.disk_usage(next(folder for folder in (home, *home.parents) if folder.exists())).free,
+        "models": {model.ref: model.size for model in cache.stored()},
+        "packed_stores": {path.name: path.stat().st_size for path in sorted(home.glob("packed/*/*.fdv"))},
+        "extras": _extras(),
+    }
+
+
+def _features() -> list[str]:
+    """Those of FEATURES that the processor has; none where the system does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return []
+    present = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return [name for name in FEATURES if present and name in present[1].split()]
+
+
+def _extras() -> dict[str, list[str]]:
+    """The packages of each extra of freedive that are not installed."""
+    missing: defaultdict[str, list[str]] = defaultdict(list)
+    for requirement in _requirements():
+        if extra := re.search(r"extra == [\"']([\w-]+)", requirement):
+            missing[extra[1]] += [name for name in re.findall(r"^[\w.-]+", requirement) if not _installed(name)]
+    return dict(missing)
+
+
+def _requirements() -> Iterable[str]:
+    try:
+        return requires("freedive") or []
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return []
+
+
+def _installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, text in _lines(report).items():
+        table.add_row(name, text)
+    Console(highlight=False, markup=False).print(table)
+
+
+def _lines(report: Mapping[str, Any]) -> dict[str, str]:
+    sizes = {name: sum(report[name].values()) for name in ("models", "packed_stores")}
+    return {
+        "freedive": f"{report['freedive']}, Python {report['python']}, {report['system']}",
+        "processor": f"{report['cpu']}, {report['logical_cpus']} logical processors",
+        "threads": f"{report['threads']} (physical cores that this process may use)",
+        "features": " ".join(report["features"]) or "unknown",
+        "kernels": f"{report['isa']} (of {', '.join(report['isa_levels'])}; FREEDIVE_ISA chooses)",
+        "memory": f"{size_text(report['memory_available'])} available of {size_text(report['memory_total'])}",
+        "bandwidth": ", ".join(
+            f"{speed:g} GB/s read by {_count(n, 'thread')}" for n, speed in report["bandwidth"].items()
+        ),
+        "cache": f"{report['cache']}, {size_text(report['disk_free'])} free on its disk",
+        "models": f"{len(report['models'])}, {size_text(sizes['models'])}",
+        "packed stores": f"{len(report['packed_stores'])}, {size_text(sizes['packed_stores'])}",
+    } | {
+        f"extra [{name}]": f"lacks {', '.join(missing)}" if missing else "installed"
+        for name, missing in report["extras"].items()
+    }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
