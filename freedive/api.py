@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive import machine
+from freedive.checkpoint.file import read_json
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import LAYOUT, DamagedStore, PackedTensor, open_store, store_bytes, write_store
 from freedive.checkpoint.rules import canonical_tensors
@@ -17,6 +18,7 @@ from freedive.engine.batch import PAGE_TOKENS
 from freedive.engine.engine import Engine
 from freedive.engine.request import Generation, Sampling
 from freedive.hub.cache import packed_path
+from freedive.hub.catalogue import entry_for
 from freedive.hub.sources import resolve
 from freedive.model import spec
 from freedive.model.families import describe
@@ -27,6 +29,9 @@ from freedive.text.tokenizer import Tokenizer
 
 CACHE_SHARE = 0.25
 """Part of the memory that is free which the key-value cache may take where ``cache_tokens`` is not set."""
+
+RECOMMENDABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""Sampling fields that generation_config.json may set."""
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -51,23 +56,31 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
         max_rows=config.prefill_chunk + config.max_batch,
         num_pages=_num_pages(model, config),
     )
-    return LanguageModel(name, runner, tokenizer, template, config)
+    return LanguageModel(name, runner, tokenizer, template, config, _recommended(name, path))
 
 
 class LanguageModel:
     """A model in memory. Close it, or use it in a ``with`` block.
 
-    ``engine`` runs requests side by side from any thread; ``tokenizer`` and ``template`` turn text into tokens.
+    ``engine`` runs requests side by side from any thread; ``tokenizer`` and ``template`` turn text into tokens;
+    ``recommended`` are the sampling fields that its maker advises, used where a request does not say.
     """
 
     def __init__(
-        self, name: str, runner: NativeRunner, tokenizer: Tokenizer, template: ChatTemplate, config: EngineConfig
+        self,
+        name: str,
+        runner: NativeRunner,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        config: EngineConfig,
+        recommended: Mapping[str, Any],
     ) -> None:
         self.name = name
         self.created = int(time.time())
         self.runner = runner
         self.tokenizer = tokenizer
         self.template = template
+        self.recommended = recommended
         self.engine = Engine(runner, tokenizer, config)
 
     @property
@@ -80,11 +93,16 @@ class LanguageModel:
 
         ``sampling`` are fields of :class:`freedive.engine.request.Sampling`: temperature, max_tokens, seed ...
         """
-        return _pieces(self.engine.submit(self.chat_prompt(messages), Sampling(**sampling)))
+        return _pieces(self.engine.submit(self.chat_prompt(messages), self.sampling(**sampling)))
 
     def complete(self, prompt: str, **sampling: Any) -> Iterator[str]:
         """What follows ``prompt``, without a chat template, piece by piece."""
-        return _pieces(self.engine.submit(self.tokenizer.encode(prompt, add_special=True), Sampling(**sampling)))
+        tokens = self.tokenizer.encode(prompt, add_special=True)
+        return _pieces(self.engine.submit(tokens, self.sampling(**sampling), continues=True))
+
+    def sampling(self, **given: Any) -> Sampling:
+        """The ``given`` fields over the recommended ones. UserError for values that no sampler can honour."""
+        return Sampling(**{**self.recommended, **given})
 
     def chat_prompt(self, messages: Messages, **variables: Any) -> list[int]:
         """The token ids that ask for the next message; ``variables`` are the chat template's own switches."""
@@ -126,6 +144,15 @@ def _text(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate]:
     folder = path if path.is_dir() else path.parent
     tokenizer = Tokenizer.from_folder(folder)
     return tokenizer, ChatTemplate.from_folder(folder, tokenizer)
+
+
+def _recommended(name: str, path: Path) -> Mapping[str, Any]:
+    """Sampling that the maker advises: the catalogue's, else generation_config.json's."""
+    if entry := entry_for(name):
+        return entry.sampling
+    file = (path if path.is_dir() else path.parent) / "generation_config.json"
+    values = read_json(file) if file.exists() else {}
+    return {name: values[name] for name in RECOMMENDABLE if isinstance(values.get(name), int | float)}
 
 
 def _num_pages(model: spec.Model, config: EngineConfig) -> int:

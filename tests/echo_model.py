@@ -81,7 +81,7 @@ class EchoEngine:
         self.model = model
         self.generations: list[EchoGeneration] = []
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling) -> EchoGeneration:
+    def submit(self, prompt: Sequence[int], sampling: Sampling, *, continues: bool = False) -> EchoGeneration:
         if len(prompt) >= self.model.max_context:
             raise UserError(f"The prompt has {len(prompt)} tokens", "Shorten the prompt", param="prompt")
         if not all(0 <= token_id < 0xD800 for token_id in prompt):
@@ -110,6 +110,9 @@ class EchoModel:
 
     def __post_init__(self) -> None:
         self.engine = EchoEngine(self)
+
+    def sampling(self, **given: Any) -> Sampling:
+        return Sampling(**given)
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         if messages[-1]["content"] == "untemplated":

@@ -20,7 +20,6 @@ from typer.testing import CliRunner, Result
 import freedive
 from freedive.cli import COMMANDS, app
 from freedive.commands import models
-from freedive.commands import run as run_module
 from freedive.config import EngineConfig, ServerConfig
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
@@ -136,11 +135,6 @@ def test_run_passes_what_was_asked_and_nothing_else(fake: FakeModel) -> None:
     }  # fmt: skip
     assert fake.config["threads"] == 2
     assert set(fake.config) == {item.name for item in fields(EngineConfig)}
-
-
-def test_the_makers_recommendation_applies_where_nothing_was_asked(fake: FakeModel) -> None:
-    invoke("run", "smollm2", "x", "--top-p", "0.5")
-    assert fake.calls[0][1] == {"temperature": 0.2, "top_p": 0.5}
 
 
 def test_settings_come_from_the_environment_and_flags_win(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,6 +334,8 @@ def test_chat_on_a_terminal(tmp_path: Path) -> None:
     assert "hello" in (tmp_path / "history").read_text()
 
 
-def test_recommended_sampling_is_checked_before_loading() -> None:
-    with pytest.raises(UserError, match="temperature"):
-        run_module.recommended("smollm2", {"temperature": 1000.0})
+def test_sampling_is_checked_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freedive, "load", lambda *_, **__: pytest.fail("loaded"))
+    result = CliRunner().invoke(app, ["run", "smollm2", "hi", "--temperature", "1000"])
+    assert result.exit_code == 1
+    assert "temperature" in result.output

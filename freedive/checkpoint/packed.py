@@ -43,6 +43,7 @@ CHECKED_BYTES = 4 << 30
 
 Bytes = npt.NDArray[np.uint8]
 
+
 @dataclass(frozen=True)
 class PackedTensor:
     """``data`` uint8, flat: panels for a matrix [out, in], plain float32 for a vector. ``shape`` is logical."""
@@ -92,7 +93,7 @@ def write_store(
             for name, entry in entries.items():
                 packed = pack(tensors[name], num_threads=num_threads)
                 file.seek(start + entry["offset"])
-                file.write(packed.data)
+                packed.data.tofile(file)
                 entry["checksum"] = _checksum(packed.data)
                 advance(entry["bytes"])
             _write_header(file, start, entries)

@@ -14,7 +14,8 @@ class Tensor:
     """Bytes of one tensor, usually memory-mapped, never copied until read.
 
     ``shape`` is row-major and logical (elements, not blocks): a linear weight is (out, in). ``format`` is a GGUF type
-    name: F32, F16, BF16, Q8_0, Q4_0 ... ``data`` is uint8 [num_rows, bytes per row]; rows run over all but the last axis.
+    name: F32, F16, BF16, Q8_0, Q4_0 ... ``data`` is uint8 [num_rows, bytes per row]; rows run over all but the last
+    axis.
     """
 
     name: str

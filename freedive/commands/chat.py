@@ -13,7 +13,7 @@ import typer
 import freedive
 from freedive.commands.flags import Values, field_type, settings
 from freedive.commands.models import REFERENCE
-from freedive.commands.run import UNPRINTED, recommended
+from freedive.commands.run import UNPRINTED
 from freedive.config import EngineConfig, load
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
@@ -106,10 +106,11 @@ def chat(
     sampling: Values,
     engine: Values,
 ) -> None:
-    values, config = recommended(model, sampling), load(EngineConfig, engine)
+    Sampling(**sampling)  # refused before anything heavy is loaded
+    config = load(EngineConfig, engine)
     loaded = freedive.load(model, **asdict(config))
     try:
-        conversation = Conversation(loaded, system, values)
+        conversation = Conversation(loaded, system, sampling)
         if sys.stdin.isatty():
             _talk(conversation)
         else:

@@ -14,18 +14,9 @@ from freedive.commands.models import Reference
 from freedive.config import EngineConfig, load
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
-from freedive.hub.catalogue import entry_for
 
 UNPRINTED = frozenset({"logprobs"})
 """Sampling fields that change what is reported, not the text."""
-
-
-def recommended(model: str, sampling: Values) -> Values:
-    """``sampling`` over what the model's maker recommends; checked before anything heavy is loaded."""
-    entry = entry_for(model)
-    values: Values = {**(entry.sampling if entry else {}), **sampling}
-    Sampling(**values)
-    return values
 
 
 @settings(sampling=Sampling, engine=EngineConfig, leave_out=UNPRINTED)
@@ -47,14 +38,15 @@ def run(
     text = sys.stdin.read().strip("\n") if prompt == "-" else prompt
     if not text.strip():
         raise UserError("The prompt is empty", "Write it as an argument, or pipe it in")
-    values, config = recommended(model, sampling), load(EngineConfig, engine)
+    Sampling(**sampling)  # refused before anything heavy is loaded
+    config = load(EngineConfig, engine)
     loaded = freedive.load(model, **asdict(config))
     try:
         if raw:
-            pieces = loaded.complete(text, **values)
+            pieces = loaded.complete(text, **sampling)
         else:
             instructions = [{"role": "system", "content": system}] if system else []
-            pieces = loaded.chat([*instructions, {"role": "user", "content": text}], **values)
+            pieces = loaded.chat([*instructions, {"role": "user", "content": text}], **sampling)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()

@@ -18,7 +18,8 @@ class Batch:
 
     ``tokens`` int32 [T]. ``lengths`` int32 [S]: tokens of each request in this step (sums to T). ``starts`` int32 [S]:
     the position of each request's first token, i.e. how many are cached already. ``pages`` int32 [S, P]: each request's
-    page table, padded with -1; it covers starts + lengths tokens. ``wanted`` int32 [W]: rows of T whose logits are returned.
+    page table, padded with -1; it covers starts + lengths tokens. ``wanted`` int32 [W]: rows of T whose logits are
+    returned.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -29,7 +30,7 @@ class Batch:
 
 
 class Runner(Protocol):
-    """A model with a key-value cache of ``num_pages`` pages, ready to take steps. Not thread-safe: one caller at a time."""
+    """A model with a key-value cache of ``num_pages`` pages, ready to take steps, one caller at a time."""
 
     vocab_size: int
     num_pages: int

@@ -11,14 +11,13 @@ import difflib
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from freedive.errors import NotFound, Unavailable, UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import catalogue, entry_for
+from freedive.progress import byte_bar
 
 FORMS = {
     "hf": "hf:owner/name or hf:owner/name/file.gguf",
@@ -135,7 +134,7 @@ def _fetch_repository(address: Address, folder: Path) -> cache.Stored:
         total = sum(file.size for file in choice.files)
         _check_space(str(address), total, folder)
         _say(f"fetching {address.scheme}:{address.origin}: {choice.reason}, {total / 1e9:.2f} GB")
-        with _progress(total) as advance:
+        with byte_bar(address.origin, total) as advance:
             files = tuple(download(http, file, folder, advance) for file in choice.files)
     return cache.record(str(address), choice.checkpoint, files, listing.licence, listing.revision)
 
@@ -159,14 +158,3 @@ def _remove_empty(folder: Path) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from freedive.model import spec
@@ -31,7 +31,7 @@ class Scope(Mapping[str, W]):
     def __getitem__(self, name: str) -> W:
         return self._weights[f"{self._prefix}.{name}"]
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         start = f"{self._prefix}."
         return (name.removeprefix(start) for name in self._weights if name.startswith(start))
 

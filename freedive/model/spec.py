@@ -7,6 +7,9 @@ follows from it. Counts are ``num_*``; sizes are ``*_dim``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["silu"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,10 @@ class Rope:
 
 @dataclass(frozen=True)
 class Attention:
-    """Grouped-query attention (Ainslie et al. 2023). ``window`` 0 sees everything before; W sees W positions, own included."""
+    """Grouped-query attention (Ainslie et al. 2023).
+
+    ``window`` 0 sees everything before; W sees W positions, its own included.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -48,10 +54,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Gated feed-forward: down(act(gate(x)) * up(x)) (Shazeer 2020). ``activation`` is a key of ops.contract.ACTIVATIONS."""
+    """Gated feed-forward: down(activation(gate(x)) * up(x)) (Shazeer 2020)."""
 
     dim: int
-    activation: str = "silu"
+    activation: Activation = "silu"
     bias: bool = False
 
 

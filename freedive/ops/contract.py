@@ -8,14 +8,12 @@ set's own knowledge, given with each step.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from freedive.model.spec import Attention, Rope
+from freedive.model.spec import Activation, Attention, Rope
 
 V = TypeVar("V")
 W = TypeVar("W", contravariant=True)
-
-Activation = Literal["silu"]
 
 
 class Ops(Protocol[V, W]):

@@ -46,13 +46,14 @@ class NativeRunner:
         try:
             self._program = _native.Program(isa if isa is not None else os.environ.get("FREEDIVE_ISA", ""), num_threads)
         except ValueError as error:
-            raise UserError(str(error), "unset FREEDIVE_ISA or choose one of these") from None
+            raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
         self._result = _Emitter(self._program, weights, ELEMENT_BYTES[cache_format]).emit(fuse(record(model)))
         try:
             self._program.allocate(max_rows, num_pages)
         except MemoryError:
             size = num_pages * self._program.page_bytes / 2**30
-            raise UserError(f"a key-value cache of {size:.1f} GiB does not fit", "lower cache_tokens or max_context") from None
+            what = f"A key-value cache of {size:.1f} GiB does not fit"
+            raise UserError(what, "Lower cache_tokens or max_context") from None
 
     @property
     def isa(self) -> str:
@@ -89,10 +90,12 @@ class _Emitter:
                 if step.op == "rope":
                     self._add_rope_table(step.attrs["rope"])
         for index, phase in enumerate(phases):
-            residual = phase.attrs.get("residual")
+            residual: Node | None = phase.attrs.get("residual")
             for node in phase.writes:
-                in_place = residual is not None and last_read[residual] == index
-                self._buffers[node] = self._buffers[residual] if in_place else self._take(node)
+                if residual is not None and last_read[residual] == index:
+                    self._buffers[node] = self._buffers[residual]  # updated in place
+                else:
+                    self._buffers[node] = self._take(node)
             getattr(self, f"_emit_{phase.op}")(phase)
             for node in phase.reads:
                 if last_read[node] == index and node is not residual:
@@ -112,9 +115,8 @@ class _Emitter:
     def _emit_linear(self, phase: Phase) -> None:
         residual = phase.attrs["residual"]
         outputs = [self._output(linear, out) for linear, out in zip(phase.attrs["linears"], phase.writes, strict=True)]
-        self._program.linear(
-            self._buffers[phase.reads[0]], self._norm(phase), outputs, NONE if residual is None else self._buffers[residual]
-        )
+        added = NONE if residual is None else self._buffers[residual]
+        self._program.linear(self._buffers[phase.reads[0]], self._norm(phase), outputs, added)
 
     def _emit_glu(self, phase: Phase) -> None:
         gate, up = (self._output(linear, phase.writes[0]) for linear in phase.attrs["linears"])
@@ -150,7 +152,8 @@ class _Emitter:
     def _weight(self, name: str) -> int:
         if name not in self._handles:
             w = self._weights[name]
-            self._handles[name] = self._program.weight(FORMATS[w.format], *w.shape, w.data)
+            rows, k = w.shape
+            self._handles[name] = self._program.weight(FORMATS[w.format], rows, k, w.data)
         return self._handles[name]
 
     def _vector(self, name: str) -> int:

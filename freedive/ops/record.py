@@ -13,7 +13,6 @@ from typing import Any
 from freedive.model import spec
 from freedive.model.decoder import forward
 from freedive.model.params import params
-from freedive.ops.contract import Activation
 
 
 @dataclass(eq=False)
@@ -63,7 +62,7 @@ class Recorder:
     def linear(self, x: Node, weight: str, bias: str | None) -> Node:
         return self._node("linear", x, width=self._shapes[weight][0], weight=weight, bias=bias)
 
-    def glu(self, gate: Node, up: Node, activation: Activation) -> Node:
+    def glu(self, gate: Node, up: Node, activation: spec.Activation) -> Node:
         return self._node("glu", gate, up, activation=activation)
 
     def attention(self, q: Node, k: Node, v: Node, attn: spec.Attention, layer: int) -> Node:

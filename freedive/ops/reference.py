@@ -10,13 +10,12 @@ import numpy.typing as npt
 from freedive.engine.batch import PAGE_TOKENS, Batch
 from freedive.model import spec
 from freedive.model.decoder import forward
-from freedive.ops.contract import Activation
 
 Array = npt.NDArray[np.float32]
 
 
 class ReferenceOps:
-    """Operations of one step over arrays; ``cache`` is each layer's (keys, values), [pages * 32, kv heads, head_dim]."""
+    """Operations of one step over arrays; ``cache`` is each layer's (keys, values), [slots, kv heads, head_dim]."""
 
     def __init__(self, batch: Batch, cache: list[tuple[Array, Array]]) -> None:
         self._batch = batch
@@ -32,7 +31,8 @@ class ReferenceOps:
         return x[self._batch.wanted]
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight
+        y: Array = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight
+        return y
 
     def head_norm(self, x: Array, weight: Array, eps: float) -> Array:
         return self.rms_norm(x.reshape(len(x), -1, weight.size), weight, eps).reshape(x.shape)
@@ -53,11 +53,12 @@ class ReferenceOps:
         return heads.reshape(x.shape)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        y = x @ weight.T
+        y: Array = x @ weight.T
         return y if bias is None else y + bias
 
-    def glu(self, gate: Array, up: Array, activation: Activation) -> Array:
-        return gate / (1 + np.exp(-gate)) * up
+    def glu(self, gate: Array, up: Array, activation: spec.Activation) -> Array:
+        y: Array = gate / (1 + np.exp(-gate)) * up
+        return y
 
     def attention(self, q: Array, k: Array, v: Array, attn: spec.Attention, layer: int) -> Array:
         out = np.empty_like(q)
@@ -91,7 +92,8 @@ class ReferenceOps:
         scores = np.where(seen, scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
-        return np.einsum("hqk,khd->qhd", weights, values).reshape(q.shape)
+        out: Array = np.einsum("hqk,khd->qhd", weights, values).reshape(q.shape)
+        return out
 
     def add(self, x: Array, y: Array) -> Array:
         return x + y

@@ -22,12 +22,13 @@ def find_model(models: Sequence[Model], name: str) -> Model:
 
 @dataclass(frozen=True)
 class Job:
-    """Prompts for one model, each continued ``num_choices`` times."""
+    """Prompts for one model, each answered ``num_choices`` times; ``continues`` where answers go on with them."""
 
     model: Model
     prompts: Sequence[Sequence[int]]
     sampling: Sampling
     num_choices: int = 1
+    continues: bool = False
 
     def submit(self) -> list[Generation]:
         """One generation per choice, prompt by prompt; all or none. Raises what ``Engine.submit`` raises."""
@@ -44,7 +45,7 @@ class Job:
 
     def _submit(self, prompt: Sequence[int], sampling: Sampling) -> Generation:
         try:
-            return self.model.engine.submit(prompt, sampling)
+            return self.model.engine.submit(prompt, sampling, continues=self.continues)
         except UserError as error:
             if len(prompt) + (sampling.max_tokens or 1) > self.model.max_context:
                 raise ContextLengthExceeded(error.what, error.remedy, param=error.param) from error

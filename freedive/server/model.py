@@ -23,7 +23,7 @@ class Generation(Protocol):
 
 
 class Engine(Protocol):
-    def submit(self, prompt: Sequence[int], sampling: Sampling) -> Generation: ...
+    def submit(self, prompt: Sequence[int], sampling: Sampling, *, continues: bool = False) -> Generation: ...
 
     def stats(self) -> Any:
         """A dataclass of plain numbers."""
@@ -56,5 +56,8 @@ class Model(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer: ...
+
+    def sampling(self, **given: Any) -> Sampling:
+        """What is given, over what the model's maker recommends."""
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]: ...

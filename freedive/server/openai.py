@@ -59,7 +59,7 @@ def router(models: Sequence[Model]) -> APIRouter:
 async def chat_job(models: Sequence[Model], body: ChatRequest) -> Job:
     """Raises UserError for an unknown model, unusable sampling or messages the template refuses."""
     model = find_model(models, body.model)
-    sampling = body.to_sampling()
+    sampling = model.sampling(**body.sampling())
     prompt = await run_in_threadpool(model.chat_prompt, [message.for_template() for message in body.messages])
     return Job(model, [prompt], sampling, body.n)
 
@@ -67,13 +67,13 @@ async def chat_job(models: Sequence[Model], body: ChatRequest) -> Job:
 async def completion_job(models: Sequence[Model], body: CompletionRequest) -> Job:
     """Raises UserError for an unknown model or unusable sampling."""
     model = find_model(models, body.model)
-    sampling = body.to_sampling()
+    sampling = model.sampling(**body.sampling())
 
     def encoded(prompt: str | list[int]) -> list[int]:
         return model.tokenizer.encode(prompt, add_special=True) if isinstance(prompt, str) else prompt
 
     prompts = await run_in_threadpool(lambda: [encoded(prompt) for prompt in body.prompt])
-    return Job(model, prompts, sampling, body.n)
+    return Job(model, prompts, sampling, body.n, continues=True)
 
 
 def _echoes(body: CompletionRequest, job: Job) -> list[str]:

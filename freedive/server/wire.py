@@ -113,17 +113,17 @@ class GenerationRequest(Wire):
 
     model: str
     max_tokens: int | None = None
-    temperature: float = Sampling.temperature
-    top_p: float = Sampling.top_p
-    top_k: int = Sampling.top_k
-    min_p: float = Sampling.min_p
-    repetition_penalty: float = Sampling.repetition_penalty
-    presence_penalty: float = Sampling.presence_penalty
-    frequency_penalty: float = Sampling.frequency_penalty
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     logit_bias: dict[Annotated[int, Field(strict=False)], float] = {}
     seed: int | None = None
     stop: Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])] = []
-    ignore_eos: bool = Sampling.ignore_eos
+    ignore_eos: bool = False
     n: int = Field(1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -138,11 +138,11 @@ class GenerationRequest(Wire):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
-        """Raises UserError for values that no sampler can honour."""
-        shared = GenerationRequest.model_fields.keys() & Sampling.__dataclass_fields__.keys() - {"max_tokens", "stop"}
-        fields = {name: getattr(self, name) for name in shared}
-        return Sampling(max_tokens=max_tokens, logprobs=logprobs, stop=tuple(self.stop), **fields)
+    def given(self, *, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
+        """The fields of Sampling that the request sets; the others are the model's to choose."""
+        shared = GenerationRequest.model_fields.keys() & Sampling.__dataclass_fields__.keys()
+        fields = {name: value for name in shared if (value := getattr(self, name)) is not None}
+        return fields | {"max_tokens": max_tokens, "logprobs": logprobs, "stop": tuple(self.stop)}
 
 
 class ChatRequest(GenerationRequest):
@@ -175,9 +175,9 @@ class ChatRequest(GenerationRequest):
             raise UserError("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
         return self
 
-    def to_sampling(self) -> Sampling:
+    def sampling(self) -> dict[str, Any]:
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return self.sampling(max_tokens=limit, logprobs=self.top_logprobs if self.logprobs else None)
+        return self.given(max_tokens=limit, logprobs=self.top_logprobs if self.logprobs else None)
 
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -211,6 +211,6 @@ class CompletionRequest(GenerationRequest):
             raise UserError("'echo' together with 'logprobs' is not supported", "Leave one out", param="echo")
         return self
 
-    def to_sampling(self) -> Sampling:
+    def sampling(self) -> dict[str, Any]:
         limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        return self.sampling(max_tokens=limit, logprobs=self.logprobs)
+        return self.given(max_tokens=limit, logprobs=self.logprobs)

@@ -79,7 +79,7 @@ class FakeTokenizer:
 
     stop_ids = frozenset({END})
 
-    def stream(self) -> FakeDecoder:
+    def stream(self, *, continues: bool = False) -> FakeDecoder:
         return FakeDecoder()
 
 

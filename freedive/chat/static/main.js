@@ -5,7 +5,6 @@ import { post, Refused } from "./events.js";
 import { Answer, addTurn } from "./turns.js";
 import { languageName, nextLanguage, setLanguage, word } from "./words.js";
 
-const SAMPLING = { temperature: 0.7, top_p: 0.95 };
 const NEAR_END = 80; // pixels from the end within which the view follows the answer
 
 const [scroller, welcome, conversation, composer, message, send, stop, model, language] = [
@@ -32,7 +31,7 @@ async function ask(question) {
 
 async function receive(answer, messages, signal) {
   try {
-    for await (const event of post("/chat/stream", { model: model.value, messages, ...SAMPLING }, signal)) {
+    for await (const event of post("/chat/stream", { model: model.value, messages }, signal)) {
       following(() => (event.error ? answer.notice(event.error, "error") : answer.update(event)));
       if (event.finished === "length") answer.notice(word("length"));
     }

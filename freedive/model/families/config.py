@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from freedive.checkpoint.file import quote
 from freedive.errors import UserError
+
+T = TypeVar("T")
 
 ANY = object()
 """Stands for every value in :data:`HARMLESS`."""
@@ -93,12 +95,12 @@ class Config:
             raise self._impossible(key, value, "true or false")
         return value
 
-    def choice(self, key: str, known: tuple[str, ...]) -> str:
+    def choice(self, key: str, known: tuple[T, ...]) -> T:
         """One of ``known``, the first when the key is absent."""
         value = self._get(key, known[0])
         if value not in known:
             raise self._impossible(key, value, f"one of {', '.join(known)}")
-        return str(value)
+        return known[known.index(value)]
 
     def choices(self, key: str, length: int, known: tuple[str, ...]) -> list[str] | None:
         """``length`` values of ``known``, or None when the key is absent."""

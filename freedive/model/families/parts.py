@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from freedive.model.families.config import Config
 from freedive.model.families.rope import max_context, rope
-from freedive.model.spec import Attention, FeedForward, Layer, Model
+from freedive.model.spec import Activation, Attention, FeedForward, Layer, Model
 
 
 def num_layers(config: Config) -> int:
@@ -38,7 +39,7 @@ def attention(config: Config, *, qkv_bias: bool = False, out_bias: bool = False,
 
 
 def feed_forward(config: Config, *, bias: bool = False) -> FeedForward:
-    return FeedForward(config.count("intermediate_size"), config.choice("hidden_act", ("silu",)), bias)
+    return FeedForward(config.count("intermediate_size"), config.choice("hidden_act", get_args(Activation)), bias)
 
 
 def model(family: str, config: Config, layers: Sequence[Layer]) -> Model:
