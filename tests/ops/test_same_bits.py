@@ -1,0 +1,165 @@
+"""Same request, same answer: a row's logits never depend, by a single bit, on how or beside what they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import Schedule, pack_floats, prompt, take_steps, tiny
+from weights import LEVELS, Floats, quantize
+
+from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.packed import PackedTensor, pack
+from freedive.checkpoint.rules import canonical_tensors
+from freedive.checkpoint.tensor import Tensor
+from freedive.engine.batch import Batch
+from freedive.model import spec
+from freedive.model.families import describe
+from freedive.model.params import params
+from freedive.ops.native import NativeRunner
+from freedive.ops.reference import ReferenceRunner
+
+MIXED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16", "F32")
+"""Formats that the matrices of the quantised model take in turn, so that neighbours differ."""
+
+LENGTHS = (300, 41, 7)
+PROMPTS = [prompt(length, seed=length) for length in LENGTHS]
+TABLES = [[2, 11, 7, 0, 5, 13, 9, 3, 1, 12], [4, 6], [8]]
+
+SCHEDULES: dict[str, Schedule] = {
+    "chunks of 16": [[(0, 16)]] * 18 + [[(0, 12)]] + [[(1, 16)]] * 2 + [[(1, 9)]] + [[(2, 7)]],
+    "two uneven chunks": [[(0, 257)], [(0, 43)], [(1, 3)], [(1, 38)], [(2, 6)], [(2, 1)]],
+    "token by token": [[(0, 1)]] * 300 + [[(1, 1)]] * 41 + [[(2, 1)]] * 7,
+    "all at once": [[(0, 300), (1, 41), (2, 7)]],
+    "in company": [[(2, 5), (0, 250), (1, 1)], [(1, 1), (0, 1), (2, 1)], [(0, 1), (1, 38), (2, 1)], [(1, 1), (0, 48)]],
+}
+
+
+@cache
+def model(name: str) -> tuple[spec.Model, Mapping[str, PackedTensor]]:
+    """A tiny model for the kernels; "quantised" is Llama with every format that its size allows."""
+    if name != "quantised":
+        return tiny(name).spec, tiny(name).packed
+    llama = tiny("llama")
+    packed = pack_floats(llama.weights)
+    matrices = [key for key, param in params(llama.spec).items() if param.role in ("linear", "embedding")]
+    for index, key in enumerate(matrices):
+        packed[key] = pack(quantize(key, llama.weights[key], MIXED[index % len(MIXED)]))
+    return llama.spec, packed
+
+
+def native(name: str, **options: Any) -> NativeRunner:
+    return NativeRunner(*model(name), **{"num_threads": 2, "max_rows": 400, "num_pages": 14, **options})
+
+
+@cache
+def alone(name: str, cache_format: str) -> list[Floats]:
+    """Every prompt by itself, in one step, on one thread, at the machine's best level."""
+    runner = native(name, cache_format=cache_format, num_threads=1)
+    return take_steps(runner, PROMPTS, [[(0, 300)], [(1, 41)], [(2, 7)]], TABLES)
+
+
+def assert_same_bits(got: list[Floats], expected: list[Floats]) -> None:
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("cache_format", ["f32", "f16"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "quantised"])
+def test_schedules_and_levels_do_not_show(name: str, cache_format: str, schedule: str, level: str) -> None:
+    runner = native(name, cache_format=cache_format, isa=level)
+    assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES), alone(name, cache_format))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("schedule", ["all at once", "in company"])
+def test_threads_do_not_show(schedule: str, num_threads: int) -> None:
+    runner = native("quantised", num_threads=num_threads)
+    assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES), alone("quantised", "f16"))
+
+
+def test_the_same_pages_do_not_show_what_they_held_before() -> None:
+    runner = native("quantised")
+    for seed in (1, 2):
+        others = [prompt(length, seed=length + seed) for length in (320, 64, 32)]
+        take_steps(runner, others, [[(0, 320)], [(1, 64)], [(2, 32)]], TABLES)
+        assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES["in company"], TABLES), alone("quantised", "f16"))
+
+
+def test_other_pages_do_not_show() -> None:
+    others = [[page + 1 if page % 2 == 0 else page - 1 for page in table] for table in TABLES]
+    got = take_steps(native("quantised"), PROMPTS, SCHEDULES["in company"], others)
+    assert_same_bits(got, alone("quantised", "f16"))
+
+
+def test_only_wanted_rows_are_returned_and_they_are_the_same() -> None:
+    tokens = np.array(PROMPTS[1], np.int32)
+    one = np.array([41], np.int32)
+    pages = np.array([TABLES[1]], np.int32)
+    for wanted in ([], [40], [3, 17, 40], [40, 3]):
+        rows = np.array(wanted, np.int32)
+        logits = native("quantised").step(Batch(tokens, one, one * 0, pages, rows))
+        assert logits.shape == (len(wanted), 128)
+        np.testing.assert_array_equal(logits, alone("quantised", "f16")[1][rows])
+
+
+# --- the real default model ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_path: Path) -> tuple[spec.Model, Mapping[str, Tensor]]:
+    checkpoint = open_checkpoint(smollm2_path)
+    described, rules = describe(checkpoint)
+    return described, canonical_tensors(checkpoint, described, rules)
+
+
+@pytest.fixture(scope="module")
+def packed(smollm2: tuple[spec.Model, Mapping[str, Tensor]]) -> Mapping[str, PackedTensor]:
+    return {name: pack(tensor, num_threads=2) for name, tensor in smollm2[1].items()}
+
+
+TEXT = prompt(24, seed=5, vocab=49152)
+COMPANION = prompt(9, seed=6, vocab=49152)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_real_model_gives_the_same_bits(
+    smollm2: tuple[spec.Model, Any], packed: Mapping[str, PackedTensor], level: str
+) -> None:
+    count = 4 if level == "scalar" else 24  # plain loops are slow
+    prompts, half = [TEXT[:count], COMPANION], count // 2
+
+    def logits(schedule: Schedule, **options: Any) -> Floats:
+        runner = NativeRunner(smollm2[0], packed, num_threads=2, max_rows=40, num_pages=2, **options)
+        return take_steps(runner, prompts, schedule, [[1], [0]])[0]
+
+    best = logits([[(0, count)], [(1, 9)]])
+    np.testing.assert_array_equal(logits([[(0, count)], [(1, 9)]], isa=level), best)
+    np.testing.assert_array_equal(logits([[(1, 8), (0, half)], [(0, count - half), (1, 1)]], isa=level), best)
+
+
+def test_the_real_model_is_near_the_reference(
+    smollm2: tuple[spec.Model, Mapping[str, Tensor]], packed: Mapping[str, PackedTensor]
+) -> None:
+    described, tensors = smollm2
+    schedule, table = [[(0, len(TEXT))]], [[0]]
+    runner = NativeRunner(described, packed, num_threads=2, max_rows=40, num_pages=1)
+    weights = {name: dequantize(tensor) for name, tensor in tensors.items()}
+    (got,) = take_steps(runner, [TEXT], schedule, table)
+    (expected,) = take_steps(ReferenceRunner(described, weights, num_pages=1), [TEXT], schedule, table)
+    p, q = log_softmax(expected), log_softmax(got)
+    divergence = (np.exp(p) * (p - q)).sum(-1)
+    assert divergence.mean() < 5e-3
+    assert (got.argmax(-1) == expected.argmax(-1)).mean() > 0.9
+
+
+def log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -1,0 +1,171 @@
+"""Tiny random models of every family, by transformers, and steps taken with them by any runner."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.packed import PackedTensor, pack
+from freedive.checkpoint.rules import canonical_tensors
+from freedive.checkpoint.tensor import Tensor
+from freedive.engine.batch import Batch, Runner
+from freedive.model import spec
+from freedive.model.families import describe
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torch
+    import transformers
+
+torch.set_num_threads(1)
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+BASE = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LLAMA = {
+    "head_dim": 32,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "tie_word_embeddings": True,
+    "rope_parameters": LLAMA3_ROPE,
+}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+QWEN2 = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "rope_parameters": YARN_ROPE}
+
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", LLAMA),
+    "llama2": ("Llama", {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 50}),
+    "mistral": ("Mistral", {"sliding_window": 270}),
+    "qwen2": ("Qwen2", QWEN2),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+}
+"""transformers' name of the family, and what differs from BASE."""
+
+
+def maker_model(name: str) -> Any:
+    """A model of transformers whose every parameter is random, those too that are 0 or 1 at first."""
+    family, settings = TINY[name]
+    config = getattr(transformers, f"{family}Config")(**{**BASE, **settings})
+    kind = getattr(transformers, f"{family}ForCausalLM")
+    model = kind._from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(noise * 2 / parameter.shape[-1] ** 0.5)
+            else:
+                parameter.copy_(1 + 0.3 * noise if "norm" in parameter_name else 0.5 * noise)
+    return model
+
+
+def save(name: str, folder: Path) -> Any:
+    """The model, after writing it to ``folder`` as its makers would."""
+    model = maker_model(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder)
+    return model
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One model three times: transformers', and its description with weights for the reference and the kernels."""
+
+    maker: Any
+    spec: spec.Model
+    weights: dict[str, Floats]
+    packed: dict[str, PackedTensor]
+
+    def maker_logits(self, tokens: Sequence[int]) -> Floats:
+        """transformers' logits [T, vocab] of the whole prompt."""
+        with torch.no_grad():
+            return self.maker(torch.tensor([list(tokens)])).logits[0].numpy()
+
+
+@cache
+def tiny(name: str) -> Tiny:
+    """A tiny model, read back from the folder that transformers saved it in."""
+    with TemporaryDirectory() as folder:
+        maker = save(name, Path(folder))
+        checkpoint = open_checkpoint(Path(folder))
+        model, rules = describe(checkpoint)
+        tensors = canonical_tensors(checkpoint, model, rules)
+        weights = {key: dequantize(tensor).copy() for key, tensor in tensors.items()}
+        return Tiny(maker, model, weights, {key: pack(tensor) for key, tensor in tensors.items()})
+
+
+def pack_floats(weights: dict[str, Floats]) -> dict[str, PackedTensor]:
+    """Weights for the kernels, unquantised."""
+    return {
+        name: pack(Tensor(name, w.shape, "F32", np.ascontiguousarray(w).view(np.uint8))) for name, w in weights.items()
+    }
+
+
+def prompt(length: int, seed: int = 0, vocab: int = 128) -> list[int]:
+    return np.random.default_rng(seed).integers(3, vocab, length).tolist()
+
+
+Schedule = Sequence[Sequence[tuple[int, int]]]
+"""Steps, each of (request, how many of its tokens come next)."""
+
+
+def take_steps(
+    runner: Runner, prompts: Sequence[Sequence[int]], schedule: Schedule, tables: Sequence[Sequence[int]]
+) -> list[Floats]:
+    """The logits [T, vocab] of each prompt, computed as ``schedule`` says, with the pages of ``tables``."""
+    done = [0] * len(prompts)
+    logits: list[list[Floats]] = [[] for _ in prompts]
+    for step in schedule:
+        rows = runner.step(to_batch(prompts, step, done, tables))
+        at = 0
+        for request, count in step:
+            logits[request].append(rows[at : at + count])
+            done[request] += count
+            at += count
+    assert done == [len(tokens) for tokens in prompts], "the schedule does not fit the prompts"
+    return [np.concatenate(parts) for parts in logits]
+
+
+def to_batch(
+    prompts: Sequence[Sequence[int]],
+    step: Sequence[tuple[int, int]],
+    done: Sequence[int],
+    tables: Sequence[Sequence[int]],
+) -> Batch:
+    """A step that wants the logits of every row."""
+    tokens = [token for request, count in step for token in prompts[request][done[request] : done[request] + count]]
+    width = max(len(tables[request]) for request, _ in step)
+    pages = [list(tables[request]) + [-1] * (width - len(tables[request])) for request, _ in step]
+    return Batch(
+        tokens=np.array(tokens, np.int32),
+        lengths=np.array([count for _, count in step], np.int32),
+        starts=np.array([done[request] for request, _ in step], np.int32),
+        pages=np.array(pages, np.int32),
+        wanted=np.arange(len(tokens), dtype=np.int32),
+    )
