@@ -7,10 +7,10 @@ The layouts are in native/formats/format.h. A store appears under its name only 
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,20 +80,20 @@ def unpack(tensor: PackedTensor) -> npt.NDArray[np.float32]:
 def write_store(
     path: Path, tensors: Mapping[str, Tensor], *, num_threads: int = 1, advance: Advance = lambda count: None
 ) -> None:
-    """Pack every tensor into a new store at ``path``. Raises Unavailable where there is no room, leaving nothing.
+    """Pack every tensor into a new store at ``path``. Raises Unavailable where it cannot be written, leaving nothing.
 
     ``advance`` is told the bytes written, of :func:`store_bytes` in all.
     """
     entries = _layout(tensors)
     header_room = len(json.dumps(entries)) + 20 * len(entries) + ALIGNMENT  # checksums are not known yet
     start = _aligned(header_room)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with temporary.open("wb") as file:
             for name, entry in entries.items():
                 packed = pack(tensors[name], num_threads=num_threads)
                 file.seek(start + entry["offset"])
-                packed.data.tofile(file)
+                file.write(packed.data.data)
                 entry["checksum"] = _checksum(packed.data)
                 advance(entry["bytes"])
             _write_header(file, start, entries)
@@ -101,11 +101,9 @@ def write_store(
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
-            raise
         room = store_bytes(tensors) / 2**30
         raise Unavailable(
-            f"The packed model cannot be written to {path.parent}: {os.strerror(error.errno)}",
+            f"The packed model cannot be written to {path.parent}: {error.strerror}",
             f"Make room for {room:.1f} GiB, or set FREEDIVE_HOME to a folder on another disk",
         ) from None
     finally:

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from freedive.errors import Unavailable
+
 MANIFEST = "freedive.json"
 
 
@@ -147,7 +149,7 @@ def packed_path(checkpoint: Path, key: str) -> Path:
     parts = sorted(checkpoint.iterdir()) if checkpoint.is_dir() else [checkpoint]
     stats = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     folder = _packed_folder(checkpoint)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     return folder / f"{_hash(repr((key, stats)))}.fdv"
 
 
@@ -155,11 +157,19 @@ def _packed_folder(checkpoint: Path) -> Path:
     return home() / "packed" / _hash(str(checkpoint.resolve()))
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"{folder} cannot be made: {error.strerror}"
+        raise Unavailable(what, "Set FREEDIVE_HOME to a folder that can be written") from None
+
+
 @contextmanager
 def locked(ref: str) -> Iterator[None]:
     """One process at a time for this model; the lock falls with the process that holds it, however that ends."""
     path = home() / "locks" / _slug(ref)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,293 @@
+"""The packed store: what goes in comes out; damage is seen; nothing half-written ever bears its name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from weights import quantize, random_tensor
+
+import freedive
+from freedive.checkpoint import packed
+from freedive.checkpoint.packed import (
+    ALIGNMENT,
+    FORMATS,
+    DamagedStore,
+    open_store,
+    pack,
+    store_bytes,
+    unpack,
+    write_store,
+)
+from freedive.checkpoint.tensor import Tensor
+from freedive.errors import Unavailable
+
+ROOT = Path(__file__).parents[2]
+
+
+def small() -> dict[str, Tensor]:
+    """A matrix and vectors of every float format: a store of a few pages."""
+    rng = np.random.default_rng(0)
+    vectors = {
+        kind: quantize(kind, rng.standard_normal(37).astype(np.float32), kind) for kind in ("F32", "F16", "BF16")
+    }
+    return {"matrix": random_tensor("Q4_1", 33, 32), **vectors}
+
+
+def assert_holds(path: Path, tensors: dict[str, Tensor]) -> None:
+    store = open_store(path)
+    assert list(store) == list(tensors)
+    for name, tensor in tensors.items():
+        expected = pack(tensor)
+        assert (store[name].format, store[name].shape) == (expected.format, expected.shape)
+        np.testing.assert_array_equal(store[name].data, expected.data)
+
+
+def test_every_format_comes_back_as_it_was_packed(tmp_path: Path) -> None:
+    tensors = {kind: random_tensor(kind, 70, 512) for kind in FORMATS} | small()
+    told: list[int] = []
+    write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=told.append)
+    assert_holds(tmp_path / "s.fdv", tensors)
+    assert sum(told) == store_bytes(tensors)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.fdv"]
+
+
+def test_tensors_are_mapped_on_page_boundaries(tmp_path: Path) -> None:
+    write_store(tmp_path / "s.fdv", small())
+    for tensor in open_store(tmp_path / "s.fdv").values():
+        assert tensor.data.ctypes.data % ALIGNMENT == 0
+        assert not tensor.data.flags.writeable
+        assert not tensor.data.flags.owndata
+
+
+def test_a_vector_becomes_float32(tmp_path: Path) -> None:
+    values = np.array([1.5, -2, 0], np.float32)
+    for kind in ("F32", "F16", "BF16"):
+        tensor = pack(quantize("v", values, kind))
+        assert (tensor.format, tensor.shape) == ("F32", (3,))
+        np.testing.assert_array_equal(tensor.data.view(np.float32), values)
+
+
+# --- damage -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> bytes:
+    write_store(tmp_path / "whole.fdv", small())
+    return (tmp_path / "whole.fdv").read_bytes()
+
+
+def covered(path: Path) -> list[int]:
+    """Places of bytes that mean something: the whole header, and every seventh of the tensors' own."""
+    data = path.read_bytes()
+    header = 32 + int.from_bytes(data[16:24], "little")
+    places = list(range(header))
+    for tensor in open_store(path).values():
+        begin = data.index(tensor.data.tobytes())
+        places += range(begin, begin + len(tensor.data), 7)
+    return places
+
+
+def test_a_changed_byte_is_seen_wherever_it_is(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "flipped.fdv"
+    rng = np.random.default_rng(0)
+    for place in covered(tmp_path / "whole.fdv"):
+        changed = bytearray(whole)
+        changed[place] ^= int(rng.choice([1, 0x80, 0xFF]))
+        path.write_bytes(changed)
+        with pytest.raises(DamagedStore):
+            open_store(path)
+
+
+def test_any_shortening_is_seen(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "short.fdv"
+    for length in [*range(0, 64), *range(64, len(whole), 97), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedStore):
+            open_store(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"GGUF" * 100, bytes(5000), b"freedive packed\n" + b"\xff" * 100])
+def test_other_files_are_no_stores(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "other.fdv").write_bytes(data)
+    with pytest.raises(DamagedStore):
+        open_store(tmp_path / "other.fdv")
+
+
+def test_a_store_of_another_layout_is_foreign(whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "LAYOUT", "r16k4-0")
+    with pytest.raises(DamagedStore, match="layout"):
+        open_store(tmp_path / "whole.fdv")
+
+
+def test_loading_mends_a_damaged_store(
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
+
+    def answer() -> str:
+        with freedive.load(str(smollm2_path), threads=2, cache_tokens=256) as model:
+            return "".join(model.complete("Once upon a time", max_tokens=4, temperature=0))
+
+    expected = answer()
+    (store,) = tmp_path.glob("packed/*/*.fdv")
+    fresh = store.read_bytes()
+    flipped = bytearray(fresh)
+    flipped[len(fresh) // 2] ^= 1
+    for damaged in (bytes(flipped), fresh[:-5000]):
+        store.unlink()  # the old store is still mapped: its file must not change
+        store.write_bytes(damaged)
+        assert answer() == expected
+        assert store.read_bytes() == fresh
+    assert [path.name for path in store.parent.iterdir()] == [store.name]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# --- a disk that is full, or closed -------------------------------------------------------------------------------
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """As on a disk that is full: files cannot grow beyond ``num_bytes``."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [0, 5000, 100_000, 1_000_000])
+def test_a_full_disk_is_told_and_nothing_is_left(room: int, tmp_path: Path) -> None:
+    tensors = {f"m{index}": random_tensor("Q8_0", 512, 512, seed=index) for index in range(6)}
+    with pytest.raises(Unavailable, match=r"cannot be written to .*Make room for .* GiB"), largest_file(room):
+        write_store(tmp_path / "s.fdv", tensors)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_at_the_very_end(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_store_and_fail(tmp_path, os.strerror(number))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
+def test_a_closed_folder_is_told(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    write_store_and_fail(tmp_path, os.strerror(number))
+
+
+def write_store_and_fail(folder: Path, words: str) -> None:
+    with pytest.raises(Unavailable, match=f"{words}.*FREEDIVE_HOME"):
+        write_store(folder / "s.fdv", small())
+    assert list(folder.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_made_is_told(
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path / "file" / "below"))
+    with pytest.raises(Unavailable, match="FREEDIVE_HOME"):
+        freedive.load(str(smollm2_path))
+
+
+# --- several at once, and sudden ends -----------------------------------------------------------------------------
+
+WRITER = """
+import sys
+sys.path[:0] = ["tests", "tests/checkpoint"]
+from pathlib import Path
+from freedive.checkpoint.packed import write_store
+from weights import random_tensor
+def advance(count):
+    print("written", flush=True)
+    sys.stdin.readline()
+write_store(Path(sys.argv[1]), {f"m{i}": random_tensor("Q8_0", 64, 64, seed=i) for i in range(3)}, advance=advance)
+"""
+"""Writes a store of three tensors, and after each one says so and waits for a line."""
+
+WRITTEN = {f"m{index}": random_tensor("Q8_0", 64, 64, seed=index) for index in range(3)}
+
+
+@contextmanager
+def writer(path: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", WRITER, str(path)]
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options) as process:
+        yield process
+
+
+def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "s.fdv"
+    for steps in range(3):
+        with writer(path) as process:
+            for _ in range(steps):
+                process.stdout.readline()
+                process.stdin.write("\n")
+                process.stdin.flush()
+            process.stdout.readline()
+            process.send_signal(signal.SIGKILL)
+        assert not path.exists()
+    write_store(path, WRITTEN)
+    assert_holds(path, WRITTEN)
+
+
+def test_processes_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "s.fdv"
+    with writer(path) as first, writer(path) as second:
+        for _ in range(3):
+            for process in (first, second):
+                assert process.stdout.readline() == "written\n"
+            for process in (second, first):
+                process.stdin.write("\n")
+                process.stdin.flush()
+        assert (first.wait(10), second.wait(10)) == (0, 0)
+    assert_holds(path, WRITTEN)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.fdv"]
+
+
+def test_threads_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
+    path, barrier, errors = tmp_path / "s.fdv", threading.Barrier(3), []
+
+    def write() -> None:
+        try:
+            write_store(path, WRITTEN, advance=lambda _: barrier.wait(10))
+        except Exception as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert_holds(path, WRITTEN)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.fdv"]
+
+
+def test_a_store_in_use_survives_its_replacement(tmp_path: Path) -> None:
+    path = tmp_path / "s.fdv"
+    write_store(path, WRITTEN)
+    before = open_store(path)
+    write_store(path, small())
+    np.testing.assert_array_equal(unpack(before["m0"]), unpack(pack(WRITTEN["m0"])))
+    assert_holds(path, small())
