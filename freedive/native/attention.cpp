@@ -73,7 +73,8 @@ void Attention::prepare(Machine& m) {
                 const int count = std::min(tile_rows, rows - first);
                 if (!apart) tiles_.push_back({s, head, first, count, begin, end, kNone});
                 for (int split = begin; apart && split < end; split++)
-                    tiles_.push_back({s, head, first, count, split, split + 1, num_partials + (split - begin) * rows + first});
+                    tiles_.push_back(
+                        {s, head, first, count, split, split + 1, num_partials + (split - begin) * rows + first});
             }
             if (apart) merges_.push_back({s, head, end - begin, num_partials});
             if (apart) num_partials += (end - begin) * rows;

@@ -24,9 +24,9 @@ using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::c
 using MutableFloats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Pages = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Output = std::tuple<int, int, int>;        // weight, bias, out
-using Norm = std::tuple<int, float>;             // weights, eps
-using Head = std::tuple<int, int, int, float>;   // kind, operand, dim, eps
+using Output = std::tuple<int, int, int>;       // weight, bias, out
+using Norm = std::tuple<int, float>;            // weights, eps
+using Head = std::tuple<int, int, int, float>;  // kind, operand, dim, eps
 
 std::span<const std::int32_t> view(const Ints& a) { return {a.data(), a.size()}; }
 Linear::Output output(const Output& o) { return {std::get<0>(o), std::get<1>(o), std::get<2>(o)}; }
@@ -50,7 +50,8 @@ struct Program : Machine {
 
     int weight(int format, int rows, int k, Bytes data) {
         const Format f = Format(format);
-        if (data.size() != panel_bytes(f, k) * num_panels(rows)) throw std::invalid_argument("packed weight has the wrong size");
+        if (data.size() != panel_bytes(f, k) * num_panels(rows))
+            throw std::invalid_argument("packed weight has the wrong size");
         weights.push_back({f, rows, k, data.data()});
         held.push_back(data);
         return int(weights.size()) - 1;
@@ -80,8 +81,8 @@ struct Program : Machine {
         operations.push_back(std::move(op));
     }
     // Results of the last operation's output: [wanted, width].
-    nb::ndarray<nb::numpy, float, nb::ndim<2>> take_step(Ints tokens, Ints lengths, Ints starts, Pages pages, Ints wanted,
-                                                         int result) {
+    nb::ndarray<nb::numpy, float, nb::ndim<2>> take_step(Ints tokens, Ints lengths, Ints starts, Pages pages,
+                                                         Ints wanted, int result) {
         Step next;
         next.tokens = view(tokens);
         next.wanted = view(wanted);
@@ -103,7 +104,8 @@ struct Program : Machine {
             nb::gil_scoped_release released;
             run(std::move(next));
             data = new float[count * width];
-            for (std::size_t r = 0; r < count; r++) std::memcpy(data + r * width, out.row(int(r)), width * sizeof(float));
+            for (std::size_t r = 0; r < count; r++)
+                std::memcpy(data + r * width, out.row(int(r)), width * sizeof(float));
         }
         nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
         return {data, {count, width}, owner};
@@ -135,12 +137,14 @@ NB_MODULE(_native, m) {
         for (const Kernels* level : available_kernels()) names.push_back(level->name);
         return names;
     });
-    m.def("packed_bytes", [](int f, int rows, int k) { return panel_bytes(Format(f), k) * num_panels(rows); }, "format"_a,
-          "rows"_a, "k"_a);
+    m.def(
+        "packed_bytes", [](int f, int rows, int k) { return panel_bytes(Format(f), k) * num_panels(rows); }, "format"_a,
+        "rows"_a, "k"_a);
     m.def(
         "pack",
         [](int f, int rows, int k, Bytes source, MutableBytes out, int num_threads) {
-            if (source.size() != source_row_bytes(Format(f), k) * rows || out.size() != panel_bytes(Format(f), k) * num_panels(rows))
+            if (source.size() != source_row_bytes(Format(f), k) * rows ||
+                out.size() != panel_bytes(Format(f), k) * num_panels(rows))
                 throw std::invalid_argument("pack: sizes do not match the shape");
             nb::gil_scoped_release released;
             std::atomic<int> next = 0;
@@ -158,7 +162,10 @@ NB_MODULE(_native, m) {
         unpack_row({Format(f), rows, k, data.data()}, row, out.data());
     });
     m.def(
-        "read_bandwidth", [](int num_threads, int megabytes) { return read_bandwidth(num_threads, megabytes * std::size_t(1 << 20)) / 1e9; },
+        "read_bandwidth",
+        [](int num_threads, int megabytes) {
+            return read_bandwidth(num_threads, megabytes * std::size_t(1 << 20)) / 1e9;
+        },
         "num_threads"_a, "megabytes"_a, nb::call_guard<nb::gil_scoped_release>());
     m.def("multiply", &multiply, "isa"_a, "format"_a, "rows"_a, "k"_a, "packed"_a, "x"_a, "out"_a);
 
@@ -169,26 +176,36 @@ NB_MODULE(_native, m) {
         .def_prop_ro("page_bytes", [](const Program& p) { return p.cache.page_bytes(); })
         .def("weight", &Program::weight, "format"_a, "rows"_a, "k"_a, "packed"_a)
         .def("vector", &Program::vector, "values"_a)
-        .def("buffer", [](Program& p, int width, bool wanted) { return p.add_buffer(width, wanted ? Rows::Wanted : Rows::Tokens); },
-             "width"_a, "wanted"_a)
-        .def("embed", [](Program& p, int table, int out) { p.add<Embed>(table, out); }, "table"_a, "out"_a)
-        .def("select", [](Program& p, int in, int out) { p.add<Select>(in, out); }, "x"_a, "out"_a)
-        .def("rope_table", [](Program& p, int inv_freq, float factor, int out) { p.add<RopeTable>(inv_freq, factor, out); },
-             "inv_freq"_a, "factor"_a, "out"_a)
-        .def("linear",
-             [](Program& p, int in, const Norm& norm, const std::vector<Output>& outputs, int residual) {
-                 std::vector<Linear::Output> list;
-                 for (const Output& o : outputs) list.push_back(output(o));
-                 p.add<Linear>(in, input_norm(norm), std::move(list), residual);
-             },
-             "x"_a, "norm"_a, "outputs"_a, "residual"_a)
-        .def("glu",
-             [](Program& p, int in, const Norm& norm, const Output& gate, const Output& up, int activation) {
-                 p.add<Glu>(in, input_norm(norm), output(gate), output(up), Activation(activation));
-             },
-             "x"_a, "norm"_a, "gate"_a, "up"_a, "activation"_a)
-        .def("attention", &Program::attention, "qkv_out"_a, "heads_dims"_a, "scale"_a, "window"_a, "q_steps"_a, "k_steps"_a,
-             "element_bytes"_a)
+        .def(
+            "buffer",
+            [](Program& p, int width, bool wanted) {
+                return p.add_buffer(width, wanted ? Rows::Wanted : Rows::Tokens);
+            },
+            "width"_a, "wanted"_a)
+        .def(
+            "embed", [](Program& p, int table, int out) { p.add<Embed>(table, out); }, "table"_a, "out"_a)
+        .def(
+            "select", [](Program& p, int in, int out) { p.add<Select>(in, out); }, "x"_a, "out"_a)
+        .def(
+            "rope_table",
+            [](Program& p, int inv_freq, float factor, int out) { p.add<RopeTable>(inv_freq, factor, out); },
+            "inv_freq"_a, "factor"_a, "out"_a)
+        .def(
+            "linear",
+            [](Program& p, int in, const Norm& norm, const std::vector<Output>& outputs, int residual) {
+                std::vector<Linear::Output> list;
+                for (const Output& o : outputs) list.push_back(output(o));
+                p.add<Linear>(in, input_norm(norm), std::move(list), residual);
+            },
+            "x"_a, "norm"_a, "outputs"_a, "residual"_a)
+        .def(
+            "glu",
+            [](Program& p, int in, const Norm& norm, const Output& gate, const Output& up, int activation) {
+                p.add<Glu>(in, input_norm(norm), output(gate), output(up), Activation(activation));
+            },
+            "x"_a, "norm"_a, "gate"_a, "up"_a, "activation"_a)
+        .def("attention", &Program::attention, "qkv_out"_a, "heads_dims"_a, "scale"_a, "window"_a, "q_steps"_a,
+             "k_steps"_a, "element_bytes"_a)
         .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a)
         .def("step", &Program::take_step, "tokens"_a, "lengths"_a, "starts"_a, "pages"_a, "wanted"_a, "result"_a);
 }

@@ -15,8 +15,8 @@ struct Input {
     int codes_stride, floats_stride;
 };
 
-// Rows of the scratch memory belong to rows of the step, but a single row is made ready by each thread for itself, which
-// is cheaper than a barrier.
+// Rows of the scratch memory belong to rows of the step, but a single row is made ready by each thread for itself,
+// which is cheaper than a barrier.
 Input ready(Machine& m, int thread, int in, InputNorm norm, bool quantised) {
     const Buffer& from = m.buffers[in];
     const int rows = m.num_rows(in), k = from.width, groups = k / kGroup;

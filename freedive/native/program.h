@@ -52,7 +52,8 @@ struct CacheLayer {
     int value_stride() const { return (value_dim + 15) / 16 * 16; }
 };
 
-// Cached keys and values. A page holds 32 tokens of every layer: per head, keys [key_dim][32], values [32][value_stride].
+// Cached keys and values. A page holds 32 tokens of every layer: per head, keys [key_dim][32], values
+// [32][value_stride].
 class Cache {
   public:
     int add_layer(int num_heads, int key_dim, int value_dim, int element_bytes);
@@ -94,8 +95,8 @@ class Machine {
     std::vector<float> partials;  // results of attention splits on their way to be merged
     int max_rows = 0;
 
-    // Inputs of a linear, made ready: normed floats and their int8 form, for `max_rows` rows of the widest input and one
-    // more for each thread.
+    // Inputs of a linear, made ready: normed floats and their int8 form, for `max_rows` rows of the widest input and
+    // one more for each thread.
     Memory normed, codes;
 };
 

@@ -1,5 +1,5 @@
-// A persistent team of threads: the caller and n - 1 workers. Waiting threads spin briefly, then yield or sleep, so that
-// a busy machine is not made busier.
+// A persistent team of threads: the caller and n - 1 workers. Waiting threads spin briefly, then yield or sleep, so
+// that a busy machine is not made busier.
 #pragma once
 
 #include <atomic>

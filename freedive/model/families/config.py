@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from freedive.checkpoint.file import quote
 from freedive.errors import UserError
 
-T = TypeVar("T")
+T = TypeVar("T", bound=str)
 
 ANY = object()
 """Stands for every value in :data:`HARMLESS`."""

@@ -5,7 +5,8 @@
 //
 //   scale lines | tile 0: code lines | tile 1: code lines          (a line is 64 bytes, aligned)
 //
-// A group of one tile is 8 quads of 4 inputs; a quad's codes are 64 bytes [16 rows][4 inputs] (layout R16K4). Code lines:
+// A group of one tile is 8 quads of 4 inputs; a quad's codes are 64 bytes [16 rows][4 inputs] (layout R16K4). Code
+// lines:
 //   nibbles  4 lines, line j holds quad 2j in the low and quad 2j + 1 in the high halves
 //   5th bit  1 line, bit i of byte b belongs to byte b of quad i
 //   6th bit  2 lines, bits 2i..2i+1 of byte b of line h belong to byte b of quad 4h + i

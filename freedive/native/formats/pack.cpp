@@ -109,8 +109,7 @@ void read_group(const std::uint8_t* row, int g, Group& out) {
         const std::uint8_t* low = b + half * 64 + (part % 2) * 32;
         const std::uint8_t* high = b + 128 + half * 32;
         for (int i = 0; i < kGroup; i++)
-            out.codes[i] =
-                std::uint8_t(((low[i] >> (4 * (part / 2))) & 15) | (((high[i] >> (2 * part)) & 3) << 4));
+            out.codes[i] = std::uint8_t(((low[i] >> (4 * (part / 2))) & 15) | (((high[i] >> (2 * part)) & 3) << 4));
         out.sub[0] = b[192 + 2 * j];
         out.sub[1] = b[192 + 2 * j + 1];
     }
@@ -198,7 +197,8 @@ void unpack_group(const std::uint8_t* panel, int g, int row, float* out) {
 
 void pack_float_row(Format f, const std::uint8_t* src_row, int k, int row, std::uint8_t* panel) {
     const int size = float_bytes(f);
-    for (int i = 0; i < k; i++) std::memcpy(panel + (std::size_t(i) * kPanelRows + row) * size, src_row + i * size, size);
+    for (int i = 0; i < k; i++)
+        std::memcpy(panel + (std::size_t(i) * kPanelRows + row) * size, src_row + i * size, size);
 }
 float read_float(Format f, const std::uint8_t* p) {
     if (f == Format::F16) return half_to_float(read16(p));
@@ -236,9 +236,9 @@ std::uint16_t float_to_half(float f) {
     std::memcpy(&bits, &f, 4);
     const std::uint16_t sign = std::uint16_t((bits >> 16) & 0x8000);
     bits &= 0x7fffffff;
-    if (bits > 0x7f800000) return sign | 0x7e00;                     // NaN
-    if (bits >= 0x477ff000) return sign | 0x7c00;                    // rounds past the largest half
-    if (bits >= 0x38800000) {                                        // normal: round to nearest even
+    if (bits > 0x7f800000) return sign | 0x7e00;   // NaN
+    if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds past the largest half
+    if (bits >= 0x38800000) {                      // normal: round to nearest even
         bits += 0xfff + ((bits >> 13) & 1);
         return sign | std::uint16_t((bits - (112u << 23)) >> 13);
     }

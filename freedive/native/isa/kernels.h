@@ -52,7 +52,7 @@ struct Kernels {
     void (*quantise)(const float* x, int k, QuantisedGroup* out);
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
     void (*glu)(Activation act, const float* gate, const float* up, int n, float* out);  // n is a multiple of 16
-    void (*to_half)(const float* x, int n, std::uint16_t* out);                         // saturates; n any
+    void (*to_half)(const float* x, int n, std::uint16_t* out);                          // saturates; n any
     void (*attend_f32)(const AttendTask& task, AttendPartial* out);
     void (*attend_f16)(const AttendTask& task, AttendPartial* out);
     void (*fold)(AttendPartial& into, const AttendPartial& next, int n);  // n is a multiple of 16

@@ -57,7 +57,8 @@ LANES std::int32_t four_bytes(const std::int8_t* p) {
 // Adds the products of quads [First, Last) of both tiles with one part of the activations, high or low: each activation
 // that is spread over the lanes serves two.
 template <int Bits, int First, int Last, int R>
-LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const std::int8_t* const* x, I (&acc)[2][R]) {
+LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const std::int8_t* const* x,
+                     I (&acc)[2][R]) {
     if constexpr (First < Last) {
         const C codes0 = load_codes<Bits, First>(tile0), codes1 = load_codes<Bits, First>(tile1);
         for (int r = 0; r < R; r++) {
@@ -78,12 +79,14 @@ struct TileScales {
         const int at = tile * kTileRows;
         if constexpr (T::super_lines == 0) {
             scale[0] = f_load_half((const std::uint16_t*)group + at);
-            if constexpr (T::scales == Scales::HalfMin) minimum = f_load_half((const std::uint16_t*)(group + kLine) + at);
+            if constexpr (T::scales == Scales::HalfMin)
+                minimum = f_load_half((const std::uint16_t*)(group + kLine) + at);
         } else {
             const F d = f_load_half((const std::uint16_t*)super + at);
             if constexpr (T::scales == Scales::SuperMin) {
                 scale[0] = f_mul(d, f_from_codes(group + at));
-                minimum = f_mul(f_load_half((const std::uint16_t*)(super + kLine) + at), f_from_codes(group + kPanelRows + at));
+                minimum = f_mul(f_load_half((const std::uint16_t*)(super + kLine) + at),
+                                f_from_codes(group + kPanelRows + at));
             } else {
                 scale[0] = f_mul(d, f_from_signed((const std::int8_t*)group + at));
                 scale[1] = f_mul(d, f_from_signed((const std::int8_t*)group + kPanelRows + at));
@@ -120,7 +123,8 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<Fmt> (&scales)[
 }
 
 template <Format Fmt, int R>
-LANES void add_group(const std::uint8_t* group, const std::uint8_t* super, const QuantisedGroup* const* a, F (&sum)[2][R]) {
+LANES void add_group(const std::uint8_t* group, const std::uint8_t* super, const QuantisedGroup* const* a,
+                     F (&sum)[2][R]) {
     using T = Quantised<Fmt>;
     const std::uint8_t* codes = group + kLine * T::scale_lines;
     const TileScales<Fmt> scales[2] = {{group, super, 0}, {group, super, 1}};
@@ -159,7 +163,8 @@ LANES void linear_rows(const std::uint8_t* panel, int k, const QuantisedGroup* x
         const std::uint8_t* group = panel + T::group_offset(g);
         if (T::super_lines && g % kSuperGroups == 0) super = group - T::super_lines * kLine;
         if constexpr (R == 1)
-            for (int line = 0; line < T::group_bytes; line += kLine) __builtin_prefetch(group + kPrefetchBytes + line, 0, 2);
+            for (int line = 0; line < T::group_bytes; line += kLine)
+                __builtin_prefetch(group + kPrefetchBytes + line, 0, 2);
         add_group<Fmt, R>(group, super, a, sum);
         for (int r = 0; r < R; r++) a[r]++;
     }
@@ -206,7 +211,8 @@ void linear(const std::uint8_t* panel, int k, const void* x, int stride, int row
     const int blocks = (rows + kLinearRows - 1) / kLinearRows;
     for (int b = 0; b < blocks; b++) {
         const int first = rows * b / blocks, last = rows * (b + 1) / blocks;
-        linear_block<Fmt>(panel, k, (const X*)x + std::size_t(first) * stride, stride, last - first, out + first * kPanelRows);
+        linear_block<Fmt>(panel, k, (const X*)x + std::size_t(first) * stride, stride, last - first,
+                          out + first * kPanelRows);
     }
 }
 

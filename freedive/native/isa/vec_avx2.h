@@ -1,19 +1,27 @@
 // 16 lanes in two registers: AVX2, FMA and F16C.
 #include <immintrin.h>
+
 #include <cstdint>
 #define LANES inline __attribute__((always_inline))
 
 namespace freedive::avx2 {
-struct F { __m256 a, b; };
-struct I { __m256i a, b; };
-struct C { __m256i a, b; };
+struct F {
+    __m256 a, b;
+};
+struct I {
+    __m256i a, b;
+};
+struct C {
+    __m256i a, b;
+};
 constexpr int kLinearRows = 2, kAttendRows = 2;
 
 LANES F f_set(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 LANES F f_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 LANES void f_store(float* p, F v) { _mm256_storeu_ps(p, v.a), _mm256_storeu_ps(p + 8, v.b); }
 LANES F f_load_half(const std::uint16_t* p) {
-    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
+    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
+            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
 }
 LANES void f_store_half(std::uint16_t* p, F v) {
     _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v.a, 0));
@@ -60,7 +68,9 @@ LANES void i_store(std::int32_t* p, I v) {
 }
 LANES I i_add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 template <int Bits>
-LANES I i_shift_left(I v) { return {_mm256_slli_epi32(v.a, Bits), _mm256_slli_epi32(v.b, Bits)}; }
+LANES I i_shift_left(I v) {
+    return {_mm256_slli_epi32(v.a, Bits), _mm256_slli_epi32(v.b, Bits)};
+}
 LANES C c_load(const std::uint8_t* p) {
     return {_mm256_load_si256((const __m256i*)p), _mm256_load_si256((const __m256i*)p + 1)};
 }
@@ -70,7 +80,9 @@ LANES C c_bits(C v, std::uint8_t mask) {
     return {_mm256_and_si256(_mm256_srli_epi16(v.a, Shift), m), _mm256_and_si256(_mm256_srli_epi16(v.b, Shift), m)};
 }
 template <int Shift>
-LANES C c_shift_left(C v) { return {_mm256_slli_epi16(v.a, Shift), _mm256_slli_epi16(v.b, Shift)}; }
+LANES C c_shift_left(C v) {
+    return {_mm256_slli_epi16(v.a, Shift), _mm256_slli_epi16(v.b, Shift)};
+}
 LANES C c_or(C x, C y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 
 LANES __m256i dot_small(__m256i acc, __m256i codes, __m256i a) {

@@ -1,12 +1,13 @@
 // 16 lanes in one register: AVX512 F, BW, VL and VNNI.
 #include <immintrin.h>
+
 #include <cstdint>
 #define LANES inline __attribute__((always_inline))
 
 namespace freedive::avx512 {
-using F = __m512;  // 16 floats
-using I = __m512i; // 16 int32
-using C = __m512i; // 64 codes
+using F = __m512;   // 16 floats
+using I = __m512i;  // 16 int32
+using C = __m512i;  // 64 codes
 constexpr int kLinearRows = 6, kAttendRows = 8;
 
 LANES F f_set(float v) { return _mm512_set1_ps(v); }
@@ -28,8 +29,12 @@ LANES F f_fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 LANES F f_round(F a) { return _mm512_roundscale_ps(a, 0); }
 LANES F f_keep_above(F x, F limit, F v) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), v); }
 LANES F f_from_int(I v) { return _mm512_cvtepi32_ps(v); }
-LANES F f_from_codes(const std::uint8_t* p) { return f_from_int(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))); }
-LANES F f_from_signed(const std::int8_t* p) { return f_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
+LANES F f_from_codes(const std::uint8_t* p) {
+    return f_from_int(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+LANES F f_from_signed(const std::int8_t* p) {
+    return f_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
 LANES I i_from_float(F v) { return _mm512_cvtps_epi32(v); }  // to nearest even
 LANES F f_power_of_two(I n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
@@ -38,16 +43,22 @@ LANES I i_set(std::int32_t v) { return _mm512_set1_epi32(v); }
 LANES void i_store(std::int32_t* p, I v) { _mm512_storeu_si512(p, v); }
 LANES I i_add(I a, I b) { return _mm512_add_epi32(a, b); }
 template <int Bits>
-LANES I i_shift_left(I v) { return _mm512_slli_epi32(v, Bits); }
+LANES I i_shift_left(I v) {
+    return _mm512_slli_epi32(v, Bits);
+}
 LANES C c_load(const std::uint8_t* p) { return _mm512_load_si512(p); }
 template <int Shift>
 LANES C c_bits(C v, std::uint8_t mask) {
     return _mm512_and_si512(_mm512_srli_epi16(v, Shift), _mm512_set1_epi8(char(mask)));
 }
 template <int Shift>
-LANES C c_shift_left(C v) { return _mm512_slli_epi16(v, Shift); }
+LANES C c_shift_left(C v) {
+    return _mm512_slli_epi16(v, Shift);
+}
 LANES C c_or(C a, C b) { return _mm512_or_si512(a, b); }
 // acc[i] += sum over j < 4 of codes[4i + j] * a[j]; a holds four int8.
 template <int Bits>
-LANES I i_dot(I acc, C codes, std::int32_t a) { return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(a)); }
+LANES I i_dot(I acc, C codes, std::int32_t a) {
+    return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(a));
+}
 }  // namespace freedive::avx512

@@ -1,19 +1,34 @@
 // 16 lanes in four registers: aarch64 with the dot product extension.
 #include <arm_neon.h>
+
 #include <cstdint>
 #define LANES inline __attribute__((always_inline))
 
 namespace freedive::neon {
-struct F { float32x4_t v[4]; };
-struct I { int32x4_t v[4]; };
-struct C { uint8x16_t v[4]; };
+struct F {
+    float32x4_t v[4];
+};
+struct I {
+    int32x4_t v[4];
+};
+struct C {
+    uint8x16_t v[4];
+};
 constexpr int kLinearRows = 4, kAttendRows = 2;
 
 template <class Out, class Fn>
-LANES Out each(Fn fn) { return {{fn(0), fn(1), fn(2), fn(3)}}; }
-LANES F f_set(float v) { return each<F>([=](int) { return vdupq_n_f32(v); }); }
-LANES F f_load(const float* p) { return each<F>([=](int i) { return vld1q_f32(p + 4 * i); }); }
-LANES void f_store(float* p, F v) { for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, v.v[i]); }
+LANES Out each(Fn fn) {
+    return {{fn(0), fn(1), fn(2), fn(3)}};
+}
+LANES F f_set(float v) {
+    return each<F>([=](int) { return vdupq_n_f32(v); });
+}
+LANES F f_load(const float* p) {
+    return each<F>([=](int i) { return vld1q_f32(p + 4 * i); });
+}
+LANES void f_store(float* p, F v) {
+    for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, v.v[i]);
+}
 LANES F f_load_half(const std::uint16_t* p) {
     return each<F>([=](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))); });
 }
@@ -23,21 +38,41 @@ LANES void f_store_half(std::uint16_t* p, F v) {
 LANES F f_load_bf16(const std::uint16_t* p) {
     return each<F>([=](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
 }
-LANES F f_add(F a, F b) { return each<F>([&](int i) { return vaddq_f32(a.v[i], b.v[i]); }); }
-LANES F f_sub(F a, F b) { return each<F>([&](int i) { return vsubq_f32(a.v[i], b.v[i]); }); }
-LANES F f_mul(F a, F b) { return each<F>([&](int i) { return vmulq_f32(a.v[i], b.v[i]); }); }
-LANES F f_div(F a, F b) { return each<F>([&](int i) { return vdivq_f32(a.v[i], b.v[i]); }); }
-LANES F f_max(F a, F b) { return each<F>([&](int i) { return vmaxnmq_f32(a.v[i], b.v[i]); }); }
-LANES F f_min(F a, F b) { return each<F>([&](int i) { return vminnmq_f32(a.v[i], b.v[i]); }); }
-LANES F f_abs(F a) { return each<F>([&](int i) { return vabsq_f32(a.v[i]); }); }
-LANES F f_fma(F a, F b, F c) { return each<F>([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); }); }
-LANES F f_round(F a) { return each<F>([&](int i) { return vrndnq_f32(a.v[i]); }); }
+LANES F f_add(F a, F b) {
+    return each<F>([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
+}
+LANES F f_sub(F a, F b) {
+    return each<F>([&](int i) { return vsubq_f32(a.v[i], b.v[i]); });
+}
+LANES F f_mul(F a, F b) {
+    return each<F>([&](int i) { return vmulq_f32(a.v[i], b.v[i]); });
+}
+LANES F f_div(F a, F b) {
+    return each<F>([&](int i) { return vdivq_f32(a.v[i], b.v[i]); });
+}
+LANES F f_max(F a, F b) {
+    return each<F>([&](int i) { return vmaxnmq_f32(a.v[i], b.v[i]); });
+}
+LANES F f_min(F a, F b) {
+    return each<F>([&](int i) { return vminnmq_f32(a.v[i], b.v[i]); });
+}
+LANES F f_abs(F a) {
+    return each<F>([&](int i) { return vabsq_f32(a.v[i]); });
+}
+LANES F f_fma(F a, F b, F c) {
+    return each<F>([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); });
+}
+LANES F f_round(F a) {
+    return each<F>([&](int i) { return vrndnq_f32(a.v[i]); });
+}
 LANES F f_keep_above(F x, F limit, F v) {
     return each<F>([&](int i) {
         return vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(x.v[i], limit.v[i]), vreinterpretq_u32_f32(v.v[i])));
     });
 }
-LANES F f_from_int(I v) { return each<F>([&](int i) { return vcvtq_f32_s32(v.v[i]); }); }
+LANES F f_from_int(I v) {
+    return each<F>([&](int i) { return vcvtq_f32_s32(v.v[i]); });
+}
 LANES F f_from_codes(const std::uint8_t* p) {
     const uint8x16_t b = vld1q_u8(p);
     const uint16x8_t low = vmovl_u8(vget_low_u8(b)), high = vmovl_u8(vget_high_u8(b));
@@ -50,16 +85,28 @@ LANES F f_from_signed(const std::int8_t* p) {
     return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
              vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
 }
-LANES I i_from_float(F v) { return each<I>([&](int i) { return vcvtnq_s32_f32(v.v[i]); }); }
+LANES I i_from_float(F v) {
+    return each<I>([&](int i) { return vcvtnq_s32_f32(v.v[i]); });
+}
 LANES F f_power_of_two(I n) {
     return each<F>([&](int i) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n.v[i], vdupq_n_s32(127)), 23)); });
 }
-LANES I i_set(std::int32_t v) { return each<I>([=](int) { return vdupq_n_s32(v); }); }
-LANES void i_store(std::int32_t* p, I v) { for (int i = 0; i < 4; i++) vst1q_s32(p + 4 * i, v.v[i]); }
-LANES I i_add(I a, I b) { return each<I>([&](int i) { return vaddq_s32(a.v[i], b.v[i]); }); }
+LANES I i_set(std::int32_t v) {
+    return each<I>([=](int) { return vdupq_n_s32(v); });
+}
+LANES void i_store(std::int32_t* p, I v) {
+    for (int i = 0; i < 4; i++) vst1q_s32(p + 4 * i, v.v[i]);
+}
+LANES I i_add(I a, I b) {
+    return each<I>([&](int i) { return vaddq_s32(a.v[i], b.v[i]); });
+}
 template <int Bits>
-LANES I i_shift_left(I v) { return each<I>([&](int i) { return vshlq_n_s32(v.v[i], Bits); }); }
-LANES C c_load(const std::uint8_t* p) { return each<C>([=](int i) { return vld1q_u8(p + 16 * i); }); }
+LANES I i_shift_left(I v) {
+    return each<I>([&](int i) { return vshlq_n_s32(v.v[i], Bits); });
+}
+LANES C c_load(const std::uint8_t* p) {
+    return each<C>([=](int i) { return vld1q_u8(p + 16 * i); });
+}
 template <int Shift>
 LANES C c_bits(C v, std::uint8_t mask) {
     return each<C>([&](int i) {
@@ -69,8 +116,12 @@ LANES C c_bits(C v, std::uint8_t mask) {
     });
 }
 template <int Shift>
-LANES C c_shift_left(C v) { return each<C>([&](int i) { return vshlq_n_u8(v.v[i], Shift); }); }
-LANES C c_or(C a, C b) { return each<C>([&](int i) { return vorrq_u8(a.v[i], b.v[i]); }); }
+LANES C c_shift_left(C v) {
+    return each<C>([&](int i) { return vshlq_n_u8(v.v[i], Shift); });
+}
+LANES C c_or(C a, C b) {
+    return each<C>([&](int i) { return vorrq_u8(a.v[i], b.v[i]); });
+}
 // Codes below 128 are signed bytes as they are; wider ones are taken less 128, which 2 * 64 * sum(a) gives back.
 template <int Bits>
 LANES I i_dot(I acc, C codes, std::int32_t a) {

@@ -6,9 +6,15 @@
 
 namespace freedive::scalar {
 constexpr int kLanes = 16;
-struct F { float v[kLanes]; };
-struct I { std::int32_t v[kLanes]; };
-struct C { std::uint8_t v[4 * kLanes]; };
+struct F {
+    float v[kLanes];
+};
+struct I {
+    std::int32_t v[kLanes];
+};
+struct C {
+    std::uint8_t v[4 * kLanes];
+};
 constexpr int kLinearRows = 2, kAttendRows = 2;
 
 template <class Out, class Fn>
@@ -17,42 +23,104 @@ LANES Out each(Fn fn) {
     for (int i = 0; i < int(sizeof out.v / sizeof out.v[0]); i++) out.v[i] = fn(i);
     return out;
 }
-LANES F f_set(float v) { return each<F>([=](int) { return v; }); }
-LANES F f_load(const float* p) { return each<F>([=](int i) { return p[i]; }); }
+LANES F f_set(float v) {
+    return each<F>([=](int) { return v; });
+}
+LANES F f_load(const float* p) {
+    return each<F>([=](int i) { return p[i]; });
+}
 LANES void f_store(float* p, F v) { std::memcpy(p, v.v, sizeof v.v); }
-LANES F f_load_half(const std::uint16_t* p) { return each<F>([=](int i) { return half_to_float(p[i]); }); }
-LANES void f_store_half(std::uint16_t* p, F v) { for (int i = 0; i < kLanes; i++) p[i] = float_to_half(v.v[i]); }
+LANES F f_load_half(const std::uint16_t* p) {
+    return each<F>([=](int i) { return half_to_float(p[i]); });
+}
+LANES void f_store_half(std::uint16_t* p, F v) {
+    for (int i = 0; i < kLanes; i++) p[i] = float_to_half(v.v[i]);
+}
 LANES F f_load_bf16(const std::uint16_t* p) {
-    return each<F>([=](int i) { const std::uint32_t bits = std::uint32_t(p[i]) << 16; float v; std::memcpy(&v, &bits, 4); return v; });
+    return each<F>([=](int i) {
+        const std::uint32_t bits = std::uint32_t(p[i]) << 16;
+        float v;
+        std::memcpy(&v, &bits, 4);
+        return v;
+    });
 }
-LANES F f_add(F a, F b) { return each<F>([&](int i) { return a.v[i] + b.v[i]; }); }
-LANES F f_sub(F a, F b) { return each<F>([&](int i) { return a.v[i] - b.v[i]; }); }
-LANES F f_mul(F a, F b) { return each<F>([&](int i) { return a.v[i] * b.v[i]; }); }
-LANES F f_div(F a, F b) { return each<F>([&](int i) { return a.v[i] / b.v[i]; }); }
-LANES F f_max(F a, F b) { return each<F>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-LANES F f_min(F a, F b) { return each<F>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
-LANES F f_abs(F a) { return each<F>([&](int i) { return std::fabs(a.v[i]); }); }
-LANES F f_fma(F a, F b, F c) { return each<F>([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); }); }
-LANES F f_round(F a) { return each<F>([&](int i) { return std::nearbyint(a.v[i]); }); }
-LANES F f_keep_above(F x, F limit, F v) { return each<F>([&](int i) { return x.v[i] >= limit.v[i] ? v.v[i] : 0.0f; }); }
-LANES F f_from_int(I v) { return each<F>([&](int i) { return float(v.v[i]); }); }
-LANES F f_from_codes(const std::uint8_t* p) { return each<F>([=](int i) { return float(p[i]); }); }
-LANES F f_from_signed(const std::int8_t* p) { return each<F>([=](int i) { return float(p[i]); }); }
-LANES I i_from_float(F v) { return each<I>([&](int i) { return std::int32_t(std::lrint(v.v[i])); }); }
+LANES F f_add(F a, F b) {
+    return each<F>([&](int i) { return a.v[i] + b.v[i]; });
+}
+LANES F f_sub(F a, F b) {
+    return each<F>([&](int i) { return a.v[i] - b.v[i]; });
+}
+LANES F f_mul(F a, F b) {
+    return each<F>([&](int i) { return a.v[i] * b.v[i]; });
+}
+LANES F f_div(F a, F b) {
+    return each<F>([&](int i) { return a.v[i] / b.v[i]; });
+}
+LANES F f_max(F a, F b) {
+    return each<F>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+LANES F f_min(F a, F b) {
+    return each<F>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+LANES F f_abs(F a) {
+    return each<F>([&](int i) { return std::fabs(a.v[i]); });
+}
+LANES F f_fma(F a, F b, F c) {
+    return each<F>([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+}
+LANES F f_round(F a) {
+    return each<F>([&](int i) { return std::nearbyint(a.v[i]); });
+}
+LANES F f_keep_above(F x, F limit, F v) {
+    return each<F>([&](int i) { return x.v[i] >= limit.v[i] ? v.v[i] : 0.0f; });
+}
+LANES F f_from_int(I v) {
+    return each<F>([&](int i) { return float(v.v[i]); });
+}
+LANES F f_from_codes(const std::uint8_t* p) {
+    return each<F>([=](int i) { return float(p[i]); });
+}
+LANES F f_from_signed(const std::int8_t* p) {
+    return each<F>([=](int i) { return float(p[i]); });
+}
+LANES I i_from_float(F v) {
+    return each<I>([&](int i) { return std::int32_t(std::lrint(v.v[i])); });
+}
 LANES F f_power_of_two(I n) {
-    return each<F>([&](int i) { const std::int32_t bits = (n.v[i] + 127) << 23; float v; std::memcpy(&v, &bits, 4); return v; });
+    return each<F>([&](int i) {
+        const std::int32_t bits = (n.v[i] + 127) << 23;
+        float v;
+        std::memcpy(&v, &bits, 4);
+        return v;
+    });
 }
-LANES I i_set(std::int32_t v) { return each<I>([=](int) { return v; }); }
+LANES I i_set(std::int32_t v) {
+    return each<I>([=](int) { return v; });
+}
 LANES void i_store(std::int32_t* p, I v) { std::memcpy(p, v.v, sizeof v.v); }
-LANES I i_add(I a, I b) { return each<I>([&](int i) { return a.v[i] + b.v[i]; }); }
+LANES I i_add(I a, I b) {
+    return each<I>([&](int i) { return a.v[i] + b.v[i]; });
+}
 template <int Bits>
-LANES I i_shift_left(I v) { return each<I>([&](int i) { return v.v[i] * (1 << Bits); }); }
-LANES C c_load(const std::uint8_t* p) { C out; std::memcpy(out.v, p, sizeof out.v); return out; }
+LANES I i_shift_left(I v) {
+    return each<I>([&](int i) { return v.v[i] * (1 << Bits); });
+}
+LANES C c_load(const std::uint8_t* p) {
+    C out;
+    std::memcpy(out.v, p, sizeof out.v);
+    return out;
+}
 template <int Shift>
-LANES C c_bits(C v, std::uint8_t mask) { return each<C>([&](int i) { return std::uint8_t((v.v[i] >> Shift) & mask); }); }
+LANES C c_bits(C v, std::uint8_t mask) {
+    return each<C>([&](int i) { return std::uint8_t((v.v[i] >> Shift) & mask); });
+}
 template <int Shift>
-LANES C c_shift_left(C v) { return each<C>([&](int i) { return std::uint8_t(v.v[i] << Shift); }); }
-LANES C c_or(C a, C b) { return each<C>([&](int i) { return std::uint8_t(a.v[i] | b.v[i]); }); }
+LANES C c_shift_left(C v) {
+    return each<C>([&](int i) { return std::uint8_t(v.v[i] << Shift); });
+}
+LANES C c_or(C a, C b) {
+    return each<C>([&](int i) { return std::uint8_t(a.v[i] | b.v[i]); });
+}
 template <int Bits>
 LANES I i_dot(I acc, C codes, std::int32_t a) {
     std::int8_t x[4];

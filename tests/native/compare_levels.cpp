@@ -1,0 +1,127 @@
+// Holds every instruction-set level that this machine has against the scalar one, bit for bit. Prints the levels.
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "../../freedive/native/cpu.h"
+
+using namespace freedive;
+
+namespace {
+
+std::mt19937 random_bits(7);
+int num_differences = 0;
+
+std::vector<float> normal(std::size_t n, float scale = 1) {
+    std::normal_distribution<float> draw(0, scale);
+    std::vector<float> out(n);
+    for (float& x : out) x = draw(random_bits);
+    return out;
+}
+
+// Calls test(kernels, i) for scalar (0) and the level (1).
+template <class Test>
+void each_of_both(const Kernels& level, Test&& test) {
+    test(scalar_kernels, 0);
+    test(level, 1);
+}
+
+void expect_same(const char* level, const char* what, const void* got, const void* wanted, std::size_t bytes) {
+    if (std::memcmp(got, wanted, bytes) == 0) return;
+    std::printf("%s differs from scalar in %s\n", level, what);
+    num_differences++;
+}
+
+// A matrix of random blocks whose half-float scales are small and finite.
+std::vector<std::uint8_t> random_source(Format f, int rows, int k) {
+    std::vector<std::uint8_t> bytes(source_row_bytes(f, k) * rows);
+    for (auto& b : bytes) b = std::uint8_t(random_bits());
+    if (f == Format::F32) {
+        const auto values = normal(std::size_t(rows) * k);
+        std::memcpy(bytes.data(), values.data(), bytes.size());
+    } else if (f == Format::F16 || f == Format::BF16) {
+        for (std::size_t i = 1; i < bytes.size(); i += 2) bytes[i] = (bytes[i] & 0x83) | 0x38;
+    } else {
+        const std::size_t block = f == Format::Q6_K ? 210 : source_row_bytes(f, 256) / (f >= Format::Q4_K ? 1 : 8);
+        for (std::size_t at = 0; at < bytes.size(); at += block)
+            for (std::size_t half :
+                 {std::size_t(f == Format::Q6_K ? 208 : 0), std::size_t(f == Format::Q6_K ? 208 : 2)})
+                if (half == 0 || f != Format::Q8_0) bytes[at + half + 1] = (bytes[at + half + 1] & 0x83) | 0x20;
+    }
+    return bytes;
+}
+
+void compare_linear(const Kernels& level, Format f) {
+    constexpr int rows = 40, k = 512, tokens = 13;
+    const auto source = random_source(f, rows, k);
+    const std::size_t bytes = panel_bytes(f, k) * num_panels(rows);
+    auto* packed = static_cast<std::uint8_t*>(std::aligned_alloc(64, bytes));
+    pack_panels(f, source.data(), rows, k, 0, num_panels(rows), packed);
+    const auto x = normal(std::size_t(tokens) * k);
+    std::vector<QuantisedGroup> codes[2];
+    std::vector<float> out[2];
+    each_of_both(level, [&](const Kernels& kernels, int i) {
+        codes[i].resize(std::size_t(tokens) * k / kGroup);
+        out[i].resize(std::size_t(tokens) * kPanelRows * num_panels(rows));
+        for (int t = 0; t < tokens; t++)
+            kernels.quantise(&x[std::size_t(t) * k], k, &codes[i][std::size_t(t) * k / kGroup]);
+        const bool quantised = is_quantised(f);
+        for (int p = 0; p < num_panels(rows); p++)
+            kernels.linear[int(f)](packed + panel_bytes(f, k) * p, k,
+                                   quantised ? (const void*)codes[i].data() : x.data(), quantised ? k / kGroup : k,
+                                   tokens, &out[i][std::size_t(p) * tokens * kPanelRows]);
+    });
+    expect_same(level.name, "quantise", codes[1].data(), codes[0].data(), codes[0].size() * sizeof(QuantisedGroup));
+    expect_same(level.name, "linear", out[1].data(), out[0].data(), out[0].size() * sizeof(float));
+    std::free(packed);
+}
+
+void compare_rows(const Kernels& level) {
+    constexpr int n = 96;
+    const auto a = normal(n, 4), b = normal(n);
+    float out[2][n];
+    std::uint16_t halves[2][n];
+    each_of_both(level, [&](const Kernels& kernels, int i) { kernels.rms_norm(a.data(), b.data(), n, 1e-5f, out[i]); });
+    expect_same(level.name, "rms_norm", out[1], out[0], sizeof out[0]);
+    each_of_both(level,
+                 [&](const Kernels& kernels, int i) { kernels.glu(Activation::Silu, a.data(), b.data(), n, out[i]); });
+    expect_same(level.name, "glu", out[1], out[0], sizeof out[0]);
+    each_of_both(level, [&](const Kernels& kernels, int i) { kernels.to_half(a.data(), n, halves[i]); });
+    expect_same(level.name, "to_half", halves[1], halves[0], sizeof halves[0]);
+}
+
+void compare_attention(const Kernels& level) {
+    constexpr int dim = 24, stride = 32, pages = 3, page = kPageTokens * (dim + stride);
+    std::vector<std::uint16_t> cache(std::size_t(pages) * page);
+    const auto values = normal(cache.size()), q = normal(2 * dim);
+    scalar_kernels.to_half(values.data(), int(values.size()), cache.data());
+    const std::uint8_t *key_pages[pages], *value_pages[pages];
+    for (int p = 0; p < pages; p++) {
+        key_pages[p] = (const std::uint8_t*)(cache.data() + p * page);
+        value_pages[p] = (const std::uint8_t*)(cache.data() + p * page + kPageTokens * dim);
+    }
+    AttendTask task{2,   {q.data(), q.data() + dim}, {0, 5}, {70, 71}, 0, 71, key_pages, value_pages, dim, dim, stride,
+                    0.2f};
+    float out[2][2][2 * stride] = {};
+    each_of_both(level, [&](const Kernels& kernels, int i) {
+        auto& values_out = out[i];
+        AttendPartial partial[2] = {{0, 0, values_out[0]}, {0, 0, values_out[1]}};
+        kernels.attend_f16(task, partial);
+        kernels.fold(partial[0], partial[1], stride);
+        values_out[1][stride] = partial[0].max, values_out[1][stride + 1] = partial[0].sum;
+    });
+    expect_same(level.name, "attention", out[1], out[0], sizeof out[0]);
+}
+
+}  // namespace
+
+int main() {
+    for (const Kernels* level : available_kernels()) {
+        for (int f = 0; f < kNumFormats; f++) compare_linear(*level, Format(f));
+        compare_rows(*level);
+        compare_attention(*level);
+        std::printf("%s\n", level->name);
+    }
+    return num_differences != 0;
+}
