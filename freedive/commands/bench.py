@@ -65,6 +65,11 @@ class Run:
     decode_s: float
 
 
+def readable(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def random_prompt(length: int, vocab_size: int, source: random.Random) -> list[int]:
     """Token ids that no cache has seen."""
     return source.choices(range(vocab_size), k=length)
@@ -182,7 +187,7 @@ def _print(report: Mapping[str, Any]) -> None:
     table = Table("", "median", "lowest", "highest")
     for name, text in ROWS.items():
         spread = report["results"][name]
-        table.add_row(text.format(**report["workload"]), *(f"{spread[key]:.4g}" for key in ("median", "low", "high")))
+        table.add_row(text.format(**report["workload"]), *(readable(spread[key]) for key in ("median", "low", "high")))
     table.add_row("peak memory", size_text(report["peak_memory_bytes"]))
     console = Console()
     console.print(
