@@ -40,9 +40,10 @@ def available_memory() -> int:
     """Bytes that can still be allocated without swapping, within a container's limit."""
     free = [_meminfo("MemAvailable")]
     try:
-        limit, used = ((_CGROUP / name).read_text() for name in ("memory.max", "memory.current"))
-        free.append(int(limit) - int(used))
-    except (OSError, ValueError):
+        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        free.append(limit - used + int(stat["active_file"]) + int(stat["inactive_file"]))  # a file's pages can go
+    except (OSError, ValueError, KeyError):
         pass
     return min(free)
 

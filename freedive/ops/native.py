@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from freedive import machine
 from freedive.checkpoint.packed import FORMATS, PackedTensor
 from freedive.engine.batch import Batch
 from freedive.errors import UserError
@@ -17,6 +18,9 @@ from freedive.ops.record import Node, Phase, fuse, record
 
 NONE = -1
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
+MAX_HEAD_DIM = 576
+"""kMaxHeadDim of native/isa/kernels.h."""
+
 _ACTIVATIONS = {"silu": 0}
 _HEAD_NORM, _ROPE_HALVES, _ROPE_INTERLEAVED = range(3)
 
@@ -26,6 +30,7 @@ class NativeRunner:
 
     ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, ``cache_format`` its
     element type (f16 or f32). ``isa`` forces an instruction-set level (default: FREEDIVE_ISA, else the machine's best).
+    Raises UserError for a level that the machine lacks, a cache that does not fit, or heads too wide for the kernels.
     """
 
     def __init__(
@@ -43,17 +48,18 @@ class NativeRunner:
         self.max_context = model.max_context
         self.num_pages = num_pages
         self.max_rows = max_rows
+        if (widest := max(layer.attention.head_dim for layer in model.layers)) > MAX_HEAD_DIM:
+            raise UserError(f"The kernels run heads up to {MAX_HEAD_DIM} wide, not {widest}", "Choose another model")
         try:
             self._program = _native.Program(isa if isa is not None else os.environ.get("FREEDIVE_ISA", ""), num_threads)
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
         self._result = _Emitter(self._program, weights, ELEMENT_BYTES[cache_format]).emit(fuse(record(model)))
-        try:
-            self._program.allocate(max_rows, num_pages)
-        except MemoryError:
-            size = num_pages * self._program.page_bytes / 2**30
-            what = f"A key-value cache of {size:.1f} GiB does not fit"
-            raise UserError(what, "Lower cache_tokens or max_context") from None
+        cache_bytes = num_pages * self._program.page_bytes
+        if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
+            what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
+            raise UserError(what, "Lower cache_tokens or max_context")
+        self._program.allocate(max_rows, num_pages)
 
     @property
     def isa(self) -> str:
