@@ -12,14 +12,6 @@ LANES float sum_lanes(F v) {
         for (int i = 0; i < width; i++) x[i] += x[i + width];
     return x[0];
 }
-LANES float max_lanes(F v) {
-    float x[16];
-    f_store(x, v);
-    float m = x[0];
-    for (int i = 1; i < 16; i++) m = x[i] > m ? x[i] : m;
-    return m;
-}
-
 // exp to about 1 ulp (Cephes expf); exactly 0 below -87.
 LANES F f_exp(F x) {
     const F clamped = f_max(f_min(x, f_set(88.0f)), f_set(-87.0f));
@@ -221,17 +213,14 @@ void linear(const std::uint8_t* panel, int k, const void* x, int stride, int row
 void quantise(const float* x, int k, QuantisedGroup* out) {
     for (int g = 0; g < k / kGroup; g++, out++, x += kGroup) {
         const F a = f_load(x), b = f_load(x + 16);
-        const float top = max_lanes(f_max(f_abs(a), f_abs(b)));
+        const float top = f_max_lanes(f_max(f_abs(a), f_abs(b)));
         const F inverse = f_set(top > 0 ? float(kMaxCode) / top : 0.0f);
-        std::int32_t codes[kGroup];
-        i_store(codes, i_from_float(f_mul(a, inverse)));
-        i_store(codes + 16, i_from_float(f_mul(b, inverse)));
-        out->half_sum[0] = out->half_sum[1] = 0;
-        for (int i = 0; i < kGroup; i++) {
-            const std::int32_t high = (codes[i] + (1 << (kLowBits - 1))) >> kLowBits;
-            out->high[i] = std::int8_t(high);
-            out->low[i] = std::int8_t(codes[i] - (high << kLowBits));
-            out->half_sum[i / 16] += codes[i];
+        const I codes[2] = {i_from_float(f_mul(a, inverse)), i_from_float(f_mul(b, inverse))};
+        for (int half = 0; half < 2; half++) {
+            const I high = i_shift_right<kLowBits>(i_add(codes[half], i_set(1 << (kLowBits - 1))));
+            i_store_bytes(out->high + 16 * half, high);
+            i_store_bytes(out->low + 16 * half, i_sub(codes[half], i_shift_left<kLowBits>(high)));
+            out->half_sum[half] = i_sum_lanes(codes[half]);
         }
         out->scale = top / float(kMaxCode);
         out->scaled_sum = out->scale * float(out->half_sum[0] + out->half_sum[1]);
@@ -305,7 +294,7 @@ LANES void score_page(const AttendTask& task, int position, float* scores) {
 LANES void softmax_row(float* scores, int n, AttendPartial& out) {
     F top = f_set(kNoScore);
     for (int i = 0; i < n; i += 16) top = f_max(f_load(scores + i), top);
-    out.max = max_lanes(top);
+    out.max = f_max_lanes(top);
     const F shift = f_set(out.max);
     F sum = f_set(0.0f);
     for (int i = 0; i < n; i += 16) {

@@ -41,6 +41,12 @@ LANES F f_abs(F x) {
     const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     return {_mm256_and_ps(x.a, m), _mm256_and_ps(x.b, m)};
 }
+LANES float f_max_lanes(F v) {
+    const __m256 eight = _mm256_max_ps(v.a, v.b);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 LANES F f_fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 LANES F f_round(F x) { return {_mm256_round_ps(x.a, 8), _mm256_round_ps(x.b, 8)}; }
 LANES F f_keep_above(F x, F limit, F v) {
@@ -62,14 +68,25 @@ LANES __m256 power_of_two(__m256i n) {
 }
 LANES F f_power_of_two(I n) { return {power_of_two(n.a), power_of_two(n.b)}; }
 LANES I i_set(std::int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
-LANES void i_store(std::int32_t* p, I v) {
-    _mm256_storeu_si256((__m256i*)p, v.a);
-    _mm256_storeu_si256((__m256i*)(p + 8), v.b);
-}
 LANES I i_add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 template <int Bits>
 LANES I i_shift_left(I v) {
     return {_mm256_slli_epi32(v.a, Bits), _mm256_slli_epi32(v.b, Bits)};
+}
+LANES I i_sub(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+template <int Bits>
+LANES I i_shift_right(I v) {
+    return {_mm256_srai_epi32(v.a, Bits), _mm256_srai_epi32(v.b, Bits)};
+}
+LANES std::int32_t i_sum_lanes(I v) {
+    const __m256i eight = _mm256_add_epi32(v.a, v.b);
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+LANES void i_store_bytes(std::int8_t* p, I v) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.a, v.b), 0xd8);
+    _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 LANES C c_load(const std::uint8_t* p) {
     return {_mm256_load_si256((const __m256i*)p), _mm256_load_si256((const __m256i*)p + 1)};

@@ -25,6 +25,7 @@ LANES F f_div(F a, F b) { return _mm512_div_ps(a, b); }
 LANES F f_max(F a, F b) { return _mm512_max_ps(a, b); }
 LANES F f_min(F a, F b) { return _mm512_min_ps(a, b); }
 LANES F f_abs(F a) { return _mm512_abs_ps(a); }
+LANES float f_max_lanes(F v) { return _mm512_reduce_max_ps(v); }
 LANES F f_fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 LANES F f_round(F a) { return _mm512_roundscale_ps(a, 0); }
 LANES F f_keep_above(F x, F limit, F v) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), v); }
@@ -40,12 +41,18 @@ LANES F f_power_of_two(I n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
 }
 LANES I i_set(std::int32_t v) { return _mm512_set1_epi32(v); }
-LANES void i_store(std::int32_t* p, I v) { _mm512_storeu_si512(p, v); }
 LANES I i_add(I a, I b) { return _mm512_add_epi32(a, b); }
 template <int Bits>
 LANES I i_shift_left(I v) {
     return _mm512_slli_epi32(v, Bits);
 }
+LANES I i_sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+template <int Bits>
+LANES I i_shift_right(I v) {
+    return _mm512_srai_epi32(v, Bits);
+}
+LANES std::int32_t i_sum_lanes(I v) { return _mm512_reduce_add_epi32(v); }
+LANES void i_store_bytes(std::int8_t* p, I v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(v)); }
 LANES C c_load(const std::uint8_t* p) { return _mm512_load_si512(p); }
 template <int Shift>
 LANES C c_bits(C v, std::uint8_t mask) {

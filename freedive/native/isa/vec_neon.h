@@ -59,6 +59,9 @@ LANES F f_min(F a, F b) {
 LANES F f_abs(F a) {
     return each<F>([&](int i) { return vabsq_f32(a.v[i]); });
 }
+LANES float f_max_lanes(F a) {
+    return vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(a.v[0], a.v[1]), vmaxnmq_f32(a.v[2], a.v[3])));
+}
 LANES F f_fma(F a, F b, F c) {
     return each<F>([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); });
 }
@@ -94,15 +97,27 @@ LANES F f_power_of_two(I n) {
 LANES I i_set(std::int32_t v) {
     return each<I>([=](int) { return vdupq_n_s32(v); });
 }
-LANES void i_store(std::int32_t* p, I v) {
-    for (int i = 0; i < 4; i++) vst1q_s32(p + 4 * i, v.v[i]);
-}
 LANES I i_add(I a, I b) {
     return each<I>([&](int i) { return vaddq_s32(a.v[i], b.v[i]); });
 }
 template <int Bits>
 LANES I i_shift_left(I v) {
     return each<I>([&](int i) { return vshlq_n_s32(v.v[i], Bits); });
+}
+LANES I i_sub(I a, I b) {
+    return each<I>([&](int i) { return vsubq_s32(a.v[i], b.v[i]); });
+}
+template <int Bits>
+LANES I i_shift_right(I v) {
+    return each<I>([&](int i) { return vshrq_n_s32(v.v[i], Bits); });
+}
+LANES std::int32_t i_sum_lanes(I v) {
+    return vaddvq_s32(vaddq_s32(vaddq_s32(v.v[0], v.v[1]), vaddq_s32(v.v[2], v.v[3])));
+}
+LANES void i_store_bytes(std::int8_t* p, I v) {
+    const int16x8_t low = vcombine_s16(vmovn_s32(v.v[0]), vmovn_s32(v.v[1]));
+    const int16x8_t high = vcombine_s16(vmovn_s32(v.v[2]), vmovn_s32(v.v[3]));
+    vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
 LANES C c_load(const std::uint8_t* p) {
     return each<C>([=](int i) { return vld1q_u8(p + 16 * i); });

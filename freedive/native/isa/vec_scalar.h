@@ -65,6 +65,11 @@ LANES F f_min(F a, F b) {
 LANES F f_abs(F a) {
     return each<F>([&](int i) { return std::fabs(a.v[i]); });
 }
+LANES float f_max_lanes(F a) {
+    float top = a.v[0];
+    for (int i = 1; i < kLanes; i++) top = a.v[i] > top ? a.v[i] : top;
+    return top;
+}
 LANES F f_fma(F a, F b, F c) {
     return each<F>([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
 }
@@ -97,13 +102,27 @@ LANES F f_power_of_two(I n) {
 LANES I i_set(std::int32_t v) {
     return each<I>([=](int) { return v; });
 }
-LANES void i_store(std::int32_t* p, I v) { std::memcpy(p, v.v, sizeof v.v); }
 LANES I i_add(I a, I b) {
     return each<I>([&](int i) { return a.v[i] + b.v[i]; });
 }
 template <int Bits>
 LANES I i_shift_left(I v) {
     return each<I>([&](int i) { return v.v[i] * (1 << Bits); });
+}
+LANES I i_sub(I a, I b) {
+    return each<I>([&](int i) { return a.v[i] - b.v[i]; });
+}
+template <int Bits>
+LANES I i_shift_right(I v) {
+    return each<I>([&](int i) { return v.v[i] >> Bits; });
+}
+LANES std::int32_t i_sum_lanes(I v) {
+    std::int32_t sum = 0;
+    for (int i = 0; i < kLanes; i++) sum += v.v[i];
+    return sum;
+}
+LANES void i_store_bytes(std::int8_t* p, I v) {
+    for (int i = 0; i < kLanes; i++) p[i] = std::int8_t(v.v[i]);
 }
 LANES C c_load(const std::uint8_t* p) {
     C out;
