@@ -1,4 +1,7 @@
-"""Worker: llama.cpp through its C interface, at its best. Needs llama-cpp-python only. Usage: llama_jobs.py MODEL THREADS"""
+"""Worker: llama.cpp through its C interface, at its best. Usage: llama_jobs.py MODEL THREADS
+
+Runs in a Python that has llama-cpp-python and need not have freedive.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -27,10 +28,8 @@ class Worker:
         """What the worker's method ``job`` returns."""
         assert self._process.stdin
         assert self._process.stdout
-        try:
+        with contextlib.suppress(BrokenPipeError):  # said below
             print(json.dumps([job, arguments]), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # said below
         answer = self._process.stdout.readline()
         if not answer:
             raise UserError(f"The worker {self._process.args!r} has ended", "See its message above")
