@@ -6,7 +6,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-NATIVE := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp' -o -name '*.h')
+PEERS  := $(VENV)/peers
+NATIVE := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 MAKEFLAGS += --no-print-directory
 .SILENT:
@@ -16,8 +17,9 @@ MAKEFLAGS += --no-print-directory
 chat serve: $(VENV)/installed
 	exec $(BIN)/freedive $@
 
-bench: $(VENV)/installed
-	exec $(BIN)/freedive bench smollm2
+bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(PEERS)/installed
+	$(BIN)/python bench/quality.py
+	$(BIN)/python bench/peers.py
 
 test: $(VENV)/installed $(VENV)/test-tools
 	$(BIN)/python -m pytest -m "not slow"
@@ -29,7 +31,7 @@ check: $(VENV)/installed $(VENV)/check-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h,$(NATIVE))
+	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl,$(NATIVE))
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -52,6 +54,18 @@ $(VENV)/%-tools: pyproject.toml | $(VENV)/build-tools
 	echo "installing what $* needs" >&2
 	$(call pip_listed,["project"]["optional-dependencies"]["$*"])
 	touch $@
+
+# llama.cpp, built for this processor; but without AMX, whose code there g++ 12 breaks (-march=native would bring it in).
+# A wheel that pip has kept may have been built with other options.
+$(PEERS)/installed: private BIN := $(PEERS)/bin
+$(PEERS)/installed: pyproject.toml | $(VENV)/build-tools
+	echo "building llama.cpp to compare with (some minutes)" >&2
+	$(PYTHON) -m venv $(PEERS) >&2
+	export CMAKE_ARGS="$(PEER_OPTIONS)" PIP_NO_CACHE_DIR=1; $(call pip_listed,["project"]["optional-dependencies"]["bench"])
+	touch $@
+
+PEER_OPTIONS = $(if $(shell grep -sw amx_tile /proc/cpuinfo),-DGGML_NATIVE=OFF $(ALL_BUT_AMX:%=-DGGML_%=ON),-DGGML_NATIVE=ON)
+ALL_BUT_AMX := SSE42 AVX AVX2 FMA F16C BMI2 AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16
 
 # $(call pip,ARGUMENTS) installs; $(call pip_listed,KEYS) what pyproject.toml lists there. Neither reads our standard input.
 pip = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(1) </dev/null >&2

@@ -9,12 +9,11 @@ from jobs import Jobs, serve
 
 import freedive
 from freedive.commands.bench import generate
-from freedive.config import EngineConfig
 
 
 class FreediveJobs(Jobs):
     def __init__(self, path: str, threads: int) -> None:
-        self.model = freedive.load(path, threads=threads, max_batch=EngineConfig.max_batch)
+        self.model = freedive.load(path, threads=threads)
 
     def about(self) -> dict[str, Any]:
         runner = self.model.runner
@@ -26,7 +25,7 @@ class FreediveJobs(Jobs):
         }
 
     def prepare(self, prompts: list[list[int]], num_tokens: int) -> str:
-        """Run once unmeasured; returns what was chosen for this shape: nothing, there are no choices."""
+        """Warm up; there are no settings to choose."""
         self.generate(prompts, num_tokens)
         return ""
 

@@ -66,7 +66,8 @@ class LlamaJobs(Jobs):
             seconds.append(min(sum(self.generate(prompts, num_tokens)) for _ in range(TRIALS)))
         best = variants[int(np.argmin(seconds))]
         self._open(shape, best)
-        return f"flash attention {'on' if best['flash_attn_type'] else 'off'}" + ", one cache" * best["kv_unified"]
+        cache = ", one cache for all" if best["kv_unified"] else ""
+        return f"flash attention {'on' if best['flash_attn_type'] else 'off'}{cache}"
 
     def generate(self, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
         """Seconds to the first tokens of all prompts, and from there until each has ``num_tokens``, greedily."""

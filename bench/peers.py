@@ -126,9 +126,11 @@ def measure_speeds(
     values: dict[str, dict[str, list[float]]] = {work.name: {name: [] for name in workers} for work in works}
     settings = {}
     for work in works:
-        for worker in workers.values():
-            chosen = worker.call("prepare", prompts=prompts_for(work, vocab_size, source), num_tokens=work.gen)
-            settings[work.name] = chosen
+        prompts = prompts_for(work, vocab_size, source)
+        chosen = {
+            name: worker.call("prepare", prompts=prompts, num_tokens=work.gen) for name, worker in workers.items()
+        }
+        settings[work.name] = chosen[THEIRS]
     for round in range(rounds):
         began = time.monotonic()
         for work in works:

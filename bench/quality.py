@@ -1,7 +1,8 @@
 """How far next-token distributions are from exact ones: python bench/quality.py --model smollm2
 
 Reference: transformers in float32 on the dequantised weights of the same GGUF. Against it, at every position of the
-prompts in prompts.json: freedive's kernels, and llama.cpp. Fails when freedive misses the bounds below, or llama.cpp's KL.
+prompts in prompts.json: freedive's kernels, and llama.cpp. Fails when freedive misses the bounds below or is the
+farther of the two.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def examine(path: Path, python: Path) -> dict[str, Any]:
     prompts = {name: tokenizer.encode(text, add_special=True) for name, text in texts.items()}
     longest = max(map(len, prompts.values()))
     with TemporaryDirectory() as folder, start_llama(path, machine.physical_cores(), python) as worker:
-        others = {
+        others: dict[str, Native | Llama] = {
             "freedive": Native(path, longest, "f16"),
             "freedive, f32 cache": Native(path, longest, "f32"),
             "llama.cpp": Llama(worker, Path(folder)),

@@ -12,7 +12,7 @@ from typing import Any
 from freedive.errors import UserError
 
 FOLDER = Path(__file__).parent
-PEERS = FOLDER.parent / ".venv-peers" / "bin" / "python"
+PEERS = FOLDER.parent / ".venv" / "peers" / "bin" / "python"
 """The Python that `make bench` gives llama-cpp-python."""
 
 

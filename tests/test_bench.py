@@ -1,0 +1,150 @@
+"""Measuring: the two commands with the real model, and the arithmetic of the comparisons."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from freedive.checkpoint.open import open_checkpoint
+from freedive.errors import UserError
+from freedive.text.tokenizer import Tokenizer
+
+BENCH = Path(__file__).parent.parent / "bench"
+sys.path.insert(0, str(BENCH))
+
+from peers import OURS, THEIRS, Comparison, Workload, in_turns, print_table  # noqa: E402
+from quality import Closeness  # noqa: E402
+from workers import Worker, peer_python  # noqa: E402
+
+
+def freedive(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "freedive", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | variables)
+
+
+def test_bench_reports_every_figure_with_its_spread(smollm2_path: Path) -> None:
+    sizes = ("--prompt", "40", "--gen", "3", "--batch", "2", "--repeats", "2")
+    done = freedive("bench", str(smollm2_path), *sizes, "--json", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["conditions"]["threads"] == 1
+    assert report["peak_memory_bytes"] > smollm2_path.stat().st_size
+    results = report["results"]
+    assert set(results) == {
+        *("prefill_tokens_per_s", "decode_tokens_per_s", "batch_decode_tokens_per_s", "first_token_s", "startup_s")
+    }
+    assert all(0 < spread["low"] <= spread["median"] <= spread["high"] for spread in results.values())
+    # Whoever waits for the first token waits at least until all 40 tokens are read.
+    assert results["first_token_s"]["high"] >= 40 / results["prefill_tokens_per_s"]["low"] * 0.999
+
+
+def test_bench_refuses_what_does_not_fit_the_context_in_one_line(smollm2_path: Path) -> None:
+    done = freedive("bench", str(smollm2_path), "--prompt", "9000", "--gen", "2", "--repeats", "1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: The prompt has 9000 tokens")
+    assert done.stderr.count("\n") == 1
+
+
+def test_doctor_shows_the_machine() -> None:
+    report = json.loads(freedive("doctor", "--json", FREEDIVE_ISA="scalar").stdout)
+    assert report["isa"] == "scalar"
+    assert report["isa"] in report["isa_levels"]
+    assert set(report["bandwidth"]) == {"1", str(report["threads"])}
+    assert all(0.1 < speed < 10_000 for speed in report["bandwidth"].values())
+    assert 0 < report["memory_available"] <= report["memory_total"]
+
+
+def test_doctor_says_when_the_forced_level_is_not_there() -> None:
+    done = freedive("doctor", FREEDIVE_ISA="avx9")
+    assert done.returncode == 1
+    assert "avx9" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "bandwidth" in done.stdout
+
+
+def test_closeness_agrees_with_torch() -> None:
+    generator = np.random.default_rng(0)
+    reference = generator.normal(0, 3, (7, 500)).astype(np.float32)
+    other = reference + generator.normal(0, 0.3, reference.shape).astype(np.float32)
+    p, q = (torch.log_softmax(torch.tensor(logits).double(), 1) for logits in (reference, other))
+    expected = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(1)
+    found = Closeness.of(reference, other)
+    np.testing.assert_allclose(found.kl, expected.numpy(), rtol=1e-9)
+    assert Closeness.joined([found, Closeness.of(reference, reference)]).report()["positions"] == 14
+
+
+def test_equal_logits_are_as_close_as_can_be() -> None:
+    logits = np.eye(4, dtype=np.float32) * 50
+    assert Closeness.of(logits, logits + 3).report() == {
+        **dict.fromkeys(("mean_kl", "p99_kl", "max_kl"), pytest.approx(0, abs=1e-12)),
+        "top1": 1.0,
+        "positions": 4,
+    }
+
+
+def test_the_prompts_are_twenty_and_neither_short_nor_long(smollm2_path: Path) -> None:
+    tokenizer = Tokenizer.from_gguf(open_checkpoint(smollm2_path).config)
+    prompts = json.loads((BENCH / "prompts.json").read_text("utf-8"))
+    assert len(prompts) == 20
+    assert all(30 <= len(tokenizer.encode(text)) <= 120 for text in prompts.values())
+
+
+def test_a_ratio_above_one_means_that_freedive_is_better() -> None:
+    assert Comparison("tokens/s", [200.0], [100.0]).ratios == [2.0]
+    assert Comparison("s", [0.5], [1.0]).ratios == [2.0]
+    assert Comparison("MB", [300.0], [150.0]).ratios == [0.5]
+
+
+def test_a_speed_counts_the_tokens_read_or_those_written_after_the_first() -> None:
+    assert Workload("", 1, 512, 1).speed(0.5, 0.0) == 1024
+    assert Workload("", 8, 16, 129).speed(9.9, 2.0) == 512
+
+
+def test_the_first_turn_alternates() -> None:
+    assert [in_turns([OURS, THEIRS], turn)[0] for turn in range(4)] == [OURS, THEIRS, OURS, THEIRS]
+
+
+def test_the_table_tells_medians_spreads_and_a_busy_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    results = {"decode": Comparison("tokens/s", [300.0, 250.0, 200.0], [100.0, 125.0, 100.0]).report()}
+    about = {name: {"version": "1", "settings": "fast"} for name in (OURS, THEIRS)}
+    report = {"model": "m", "cpu": "c", "threads": 2, "engines": about, "results": results, "load_before": 3.0}
+    print_table(report)
+    shown = capsys.readouterr().out
+    assert "250 (200-300)" in shown
+    assert "2 (2-3)" in shown
+    assert "busy" in shown
+
+
+def test_a_worker_answers_in_order_whatever_else_it_prints(tmp_path: Path) -> None:
+    script = tmp_path / "twice.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(BENCH)!r})\n"
+        "from jobs import Jobs, serve\n"
+        "class Twice(Jobs):\n"
+        "    def twice(self, x):\n"
+        "        print('noise')\n"
+        "        return 2 * x\n"
+        "serve(Twice())\n"
+    )
+    with Worker(sys.executable, script) as worker:
+        assert [worker.call("twice", x=x) for x in (1, [2], "3")] == [2, [2, 2], "33"]
+        assert worker.call("peak_memory") > 1_000_000
+
+
+def test_a_worker_that_has_ended_is_a_clear_error(tmp_path: Path) -> None:
+    script = tmp_path / "ends.py"
+    script.write_text("")
+    with Worker(sys.executable, script) as worker, pytest.raises(UserError, match="has ended"):
+        worker.call("anything")
+
+
+def test_a_python_without_the_peer_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no llama-cpp-python"):
+        peer_python(tmp_path / "python")
