@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import TYPE_CHECKING
 
 from freedive.errors import NotFound, UserError
-from freedive.hub.download import RemoteFile
+
+if TYPE_CHECKING:  # at run time the HTTP client behind it would slow every warm start
+    from freedive.hub.download import RemoteFile
 
 WEIGHTS = "model*.safetensors"
 
