@@ -24,16 +24,15 @@ LONG_TABLE = tuple(np.random.default_rng(3).permutation(17).tolist())
 SCHEDULES: dict[str, Schedule] = {
     "whole": [[(0, 70)], [(1, 41)]],
     "two uneven chunks": [[(0, 33)], [(0, 37)], [(1, 40)], [(1, 1)]],
-    "token by token": [[(0, 1)]] * 70 + [[(1, 1)]] * 41,
     "ragged batch": [[(0, 20), (1, 7)], [(1, 1), (0, 33)], [(0, 1), (1, 32)], [(0, 16)], [(1, 1)]],
-    "side by side": [[(1, 1), (0, 1)]] * 41 + [[(0, 29)]],
+    "token by token": [[(1, 1), (0, 1)]] * 41 + [[(0, 29)]],
 }
 
 
-def native(name: str, *, num_threads: int = 2, **options: Any) -> NativeRunner:
+def native(name: str, **options: Any) -> NativeRunner:
     model = tiny(name)
     return NativeRunner(
-        model.spec, model.packed, num_threads=num_threads, max_rows=len(LONG), num_pages=len(LONG_TABLE), **options
+        model.spec, model.packed, num_threads=1, max_rows=len(LONG), num_pages=len(LONG_TABLE), **options
     )
 
 

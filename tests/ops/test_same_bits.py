@@ -34,7 +34,7 @@ TABLES = [[2, 11, 7, 0, 5, 13, 9, 3, 1, 12], [4, 6], [8]]
 SCHEDULES: dict[str, Schedule] = {
     "chunks of 16": [[(0, 16)]] * 18 + [[(0, 12)]] + [[(1, 16)]] * 2 + [[(1, 9)]] + [[(2, 7)]],
     "two uneven chunks": [[(0, 257)], [(0, 43)], [(1, 3)], [(1, 38)], [(2, 6)], [(2, 1)]],
-    "token by token": [[(0, 1)]] * 300 + [[(1, 1)]] * 41 + [[(2, 1)]] * 7,
+    "token by token": [[(0, 240)]] + [[(0, 1)]] * 60 + [[(1, 1)]] * 41 + [[(2, 1)]] * 7,
     "all at once": [[(0, 300), (1, 41), (2, 7)]],
     "in company": [[(2, 5), (0, 250), (1, 1)], [(1, 1), (0, 1), (2, 1)], [(0, 1), (1, 38), (2, 1)], [(1, 1), (0, 48)]],
 }
@@ -54,13 +54,13 @@ def model(name: str) -> tuple[spec.Model, Mapping[str, PackedTensor]]:
 
 
 def native(name: str, **options: Any) -> NativeRunner:
-    return NativeRunner(*model(name), **{"num_threads": 2, "max_rows": 400, "num_pages": 14, **options})
+    return NativeRunner(*model(name), **{"num_threads": 1, "max_rows": 400, "num_pages": 14, **options})
 
 
 @cache
 def alone(name: str, cache_format: str) -> list[Floats]:
     """Every prompt by itself, in one step, on one thread, at the machine's best level."""
-    runner = native(name, cache_format=cache_format, num_threads=1)
+    runner = native(name, cache_format=cache_format)
     return take_steps(runner, PROMPTS, [[(0, 300)], [(1, 41)], [(2, 7)]], TABLES)
 
 
@@ -72,7 +72,7 @@ def assert_same_bits(got: list[Floats], expected: list[Floats]) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("cache_format", ["f32", "f16"])
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "quantised"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "quantised"])
 def test_schedules_and_levels_do_not_show(name: str, cache_format: str, schedule: str, level: str) -> None:
     runner = native(name, cache_format=cache_format, isa=level)
     assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES), alone(name, cache_format))
@@ -86,7 +86,7 @@ def test_threads_do_not_show(schedule: str, num_threads: int) -> None:
 
 
 def test_the_same_pages_do_not_show_what_they_held_before() -> None:
-    runner = native("quantised")
+    runner = native("quantised", num_threads=2)
     for seed in (1, 2):
         others = [prompt(length, seed=length + seed) for length in (320, 64, 32)]
         take_steps(runner, others, [[(0, 320)], [(1, 64)], [(2, 32)]], TABLES)

@@ -58,7 +58,7 @@ def weights(described: Model) -> dict[str, Floats]:
 
 def native(described: Model, values: dict[str, Floats], level: str | None = None) -> NativeRunner:
     return NativeRunner(
-        described, pack_floats(values), num_threads=2, max_rows=64, num_pages=4, cache_format="f32", isa=level
+        described, pack_floats(values), num_threads=1, max_rows=64, num_pages=4, cache_format="f32", isa=level
     )
 
 
