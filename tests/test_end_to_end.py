@@ -27,8 +27,8 @@ __all__ = ["browser"]
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "freedive"]
 QUESTION = "What is the capital of France? Answer in one word."
-CAPITAL = [{"role": "user", "content": QUESTION}]
-ENDLESS = [{"role": "user", "content": "Count from one to five thousand in words."}]
+CAPITAL: list[Any] = [{"role": "user", "content": QUESTION}]
+ENDLESS: list[Any] = [{"role": "user", "content": "Count from one to five thousand in words."}]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,7 +118,8 @@ def test_an_unusable_isa_level_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_reader_that_leaves_ends_run_quietly() -> None:
     arguments = [*COMMAND, "run", "smollm2", "Write a long story.", "--max-tokens", "300", "--ignore-eos"]
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None  # noqa: PT018
+        assert process.stdout
+        assert process.stderr
         assert process.stdout.read(1)
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
@@ -171,7 +172,8 @@ def client(server: str) -> Iterator[openai.OpenAI]:
 
 
 def busy(server: str) -> dict[str, Any]:
-    return httpx.get(f"{server}/health").json()["models"]["smollm2"]
+    state: dict[str, Any] = httpx.get(f"{server}/health").json()["models"]["smollm2"]
+    return state
 
 
 def wait_until_idle(server: str) -> None:
@@ -196,6 +198,7 @@ def test_the_official_client_streams_an_answer(client: openai.OpenAI) -> None:
 def test_the_official_client_completes_a_text(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="smollm2", prompt="1, 2, 3, 4,", temperature=0, max_tokens=9)
     assert answer.choices[0].text == " 5, 6, 7,"
+    assert answer.usage
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (9, "length")
 
 

@@ -68,7 +68,7 @@ def imports(module: str) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{module} imports relatively"
+            assert node.module, f"{module} imports relatively"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 yield (whole, "") if whole in MODULES else (node.module, alias.name)

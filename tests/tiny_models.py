@@ -105,7 +105,8 @@ class Tiny:
     def maker_logits(self, tokens: Sequence[int]) -> Floats:
         """transformers' logits [T, vocab] of the whole prompt."""
         with torch.no_grad():
-            return self.maker(torch.tensor([list(tokens)])).logits[0].numpy()
+            logits: Floats = self.maker(torch.tensor([list(tokens)])).logits[0].numpy()
+            return logits
 
 
 @cache
@@ -128,7 +129,8 @@ def pack_floats(weights: dict[str, Floats]) -> dict[str, PackedTensor]:
 
 
 def prompt(length: int, seed: int = 0, vocab: int = 128) -> list[int]:
-    return np.random.default_rng(seed).integers(3, vocab, length).tolist()
+    tokens: list[int] = np.random.default_rng(seed).integers(3, vocab, length).tolist()
+    return tokens
 
 
 Schedule = Sequence[Sequence[tuple[int, int]]]

@@ -235,15 +235,26 @@ def writer(path: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
+def one_written(process: subprocess.Popen[str]) -> None:
+    """Wait until the writer has written one more tensor."""
+    assert process.stdout
+    assert process.stdout.readline() == "written\n"
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
 def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:
     path = tmp_path / "s.fdv"
     for steps in range(3):
         with writer(path) as process:
             for _ in range(steps):
-                process.stdout.readline()
-                process.stdin.write("\n")
-                process.stdin.flush()
-            process.stdout.readline()
+                one_written(process)
+                go_on(process)
+            one_written(process)
             process.send_signal(signal.SIGKILL)
         assert not path.exists()
     write_store(path, WRITTEN)
@@ -255,21 +266,24 @@ def test_processes_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
     with writer(path) as first, writer(path) as second:
         for _ in range(3):
             for process in (first, second):
-                assert process.stdout.readline() == "written\n"
+                one_written(process)
             for process in (second, first):
-                process.stdin.write("\n")
-                process.stdin.flush()
+                go_on(process)
         assert (first.wait(10), second.wait(10)) == (0, 0)
     assert_holds(path, WRITTEN)
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.fdv"]
 
 
 def test_threads_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
-    path, barrier, errors = tmp_path / "s.fdv", threading.Barrier(3), []
+    path, barrier = tmp_path / "s.fdv", threading.Barrier(3)
+    errors: list[Exception] = []
+
+    def meet(_: int) -> None:
+        barrier.wait(10)
 
     def write() -> None:
         try:
-            write_store(path, WRITTEN, advance=lambda _: barrier.wait(10))
+            write_store(path, WRITTEN, advance=meet)
         except Exception as error:
             errors.append(error)
             barrier.abort()

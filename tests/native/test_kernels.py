@@ -45,7 +45,8 @@ def as_read_by(kind: str, x: Floats) -> Floats:
     groups = x.reshape(len(x), -1, GROUP)
     top = np.abs(groups).max(-1, keepdims=True)
     codes = np.rint(groups * (np.float32(MAX_CODE) / np.where(top > 0, top, 1)))
-    return (codes * (top / np.float32(MAX_CODE))).reshape(x.shape)
+    seen: Floats = (codes * (top / np.float32(MAX_CODE))).reshape(x.shape)
+    return seen
 
 
 def product(tensor: Tensor, x: Floats) -> np.ndarray[Any, Any]:
@@ -204,7 +205,7 @@ def test_the_cache_rounds_to_half_floats_as_numpy_does_and_saturates(level: str)
     q, k, v, out, result = (program.buffer(heads * dim, wanted) for wanted in (False, False, False, False, True))
     tables = {name: pack(Tensor(name, table.shape, "F32", data.view(np.uint8))) for name, data in
               {"zeros": np.zeros_like(table), "values": table}.items()}  # fmt: skip
-    handles = {name: program.weight(FORMATS["F32"], *w.shape, w.data) for name, w in tables.items()}
+    handles = {name: program.weight(FORMATS["F32"], *table.shape, w.data) for name, w in tables.items()}
     for buffer, name in ((q, "zeros"), (k, "zeros"), (v, "values")):
         program.embed(handles[name], buffer)
     program.attention([q, k, v, out], [heads, heads, dim, dim], 1.0, 0, [], [], 2)
