@@ -172,14 +172,13 @@ def print_table(report: Mapping[str, Any]) -> None:
     for name, row in report["results"].items():
         table.add_row(name, row["unit"], _text(row[OURS]), _text(row[THEIRS]), _text(row["ratio"]))
     console = Console(highlight=False)
-    console.print(f"{report['model']} on {report['cpu']}, {report['threads']} threads; median (lowest-highest)")
+    console.print(
+        f"{report['model']} on {report['cpu']}, {report['threads']} threads, load {report['load_before']:.1f} before; "
+        "median (lowest-highest)"
+    )
     for engine, about in report["engines"].items():
         console.print(f"{engine}: {about['version']}, {about['settings']}")
     console.print(table)
-    if report["load_before"] > QUIET_LOAD:
-        console.print(
-            f"The machine was busy (load {report['load_before']:.1f} before the start): run this again when it is quiet"
-        )
 
 
 def _text(spread: Mapping[str, float]) -> str:
@@ -199,8 +198,8 @@ def draw(report: Mapping[str, Any], file: Path) -> None:
     reach = [[s["median"] - s["low"] for s in spreads], [s["high"] - s["median"] for s in spreads]]
     figure = Figure(figsize=(8, 0.5 * len(names) + 1.4), layout="constrained")
     axes = figure.add_subplot()
-    bars = axes.barh(names, medians, xerr=reach, capsize=3, color="#3b7dd8")
-    axes.bar_label(bars, [f"{median:.2f}" for median in medians], label_type="center", color="white")
+    labels = [f"{name}: {median:.2f}" for name, median in zip(names, medians, strict=True)]
+    axes.barh(labels, medians, xerr=reach, capsize=3, color="#3b7dd8")
     axes.axvline(1, color="black", linewidth=1)
     axes.invert_yaxis()
     axes.set_xlabel(f"times better than llama.cpp: median, lowest and highest ({report['threads']} threads)")
@@ -220,6 +219,8 @@ def main(
 ) -> None:
     """Compare freedive with llama.cpp."""
     deadline, load = time.monotonic() + 60 * minutes, os.getloadavg()[0]
+    if load > QUIET_LOAD:
+        print(f"The machine is busy (load {load:.1f}): figures will be wrong, and late", file=sys.stderr)
     python, path = peer_python(peer), resolve(model)
     freedive.load(str(path)).close()  # packs the weights, if that is still to do
     found = compare(path, threads or machine.physical_cores(), python, rounds, deadline)

@@ -111,7 +111,7 @@ def test_the_first_turn_alternates() -> None:
     assert [in_turns([OURS, THEIRS], turn)[0] for turn in range(4)] == [OURS, THEIRS, OURS, THEIRS]
 
 
-def test_the_table_tells_medians_spreads_and_a_busy_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_tells_medians_spreads_and_the_load(capsys: pytest.CaptureFixture[str]) -> None:
     results = {"decode": Comparison("tokens/s", [300.0, 250.0, 200.0], [100.0, 125.0, 100.0]).report()}
     about = {name: {"version": "1", "settings": "fast"} for name in (OURS, THEIRS)}
     report = {"model": "m", "cpu": "c", "threads": 2, "engines": about, "results": results, "load_before": 3.0}
@@ -119,7 +119,7 @@ def test_the_table_tells_medians_spreads_and_a_busy_machine(capsys: pytest.Captu
     shown = capsys.readouterr().out
     assert "250 (200-300)" in shown
     assert "2 (2-3)" in shown
-    assert "busy" in shown
+    assert "load 3.0" in shown
 
 
 def test_a_worker_answers_in_order_whatever_else_it_prints(tmp_path: Path) -> None:
