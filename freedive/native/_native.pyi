@@ -10,6 +10,9 @@ _Output = tuple[int, int, int]  # weight, bias vector, output buffer
 _Norm = tuple[int, float]  # vector of weights or -1, epsilon
 _HeadStep = tuple[int, int, int, float]  # kind, vector or rope table, dimensions, epsilon
 
+MAX_HEAD_DIM: int
+"""The widest head that attention takes."""
+
 def isa_levels() -> list[str]:
     """Instruction-set levels that this machine has, best last."""
 

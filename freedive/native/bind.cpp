@@ -132,6 +132,7 @@ void multiply(const std::string& isa, int format, int out_rows, int k, Bytes dat
 }  // namespace
 
 NB_MODULE(_native, m) {
+    m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
     m.def("isa_levels", [] {
         std::vector<std::string> names;
         for (const Kernels* level : available_kernels()) names.push_back(level->name);

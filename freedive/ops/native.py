@@ -18,9 +18,6 @@ from freedive.ops.record import Node, Phase, fuse, record
 
 NONE = -1
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
-MAX_HEAD_DIM = 576
-"""kMaxHeadDim of native/isa/kernels.h."""
-
 _ACTIVATIONS = {"silu": 0}
 _HEAD_NORM, _ROPE_HALVES, _ROPE_INTERLEAVED = range(3)
 
@@ -48,8 +45,8 @@ class NativeRunner:
         self.max_context = model.max_context
         self.num_pages = num_pages
         self.max_rows = max_rows
-        if (widest := max(layer.attention.head_dim for layer in model.layers)) > MAX_HEAD_DIM:
-            raise UserError(f"The kernels run heads up to {MAX_HEAD_DIM} wide, not {widest}", "Choose another model")
+        if (widest := max(layer.attention.head_dim for layer in model.layers)) > _native.MAX_HEAD_DIM:
+            raise UserError(f"The kernels run heads up to {_native.MAX_HEAD_DIM} wide, not {widest}", "Choose another model")
         try:
             self._program = _native.Program(isa if isa is not None else os.environ.get("FREEDIVE_ISA", ""), num_threads)
         except ValueError as error:

@@ -101,15 +101,18 @@ void compare_attention(const Kernels& level) {
         key_pages[p] = (const std::uint8_t*)(cache.data() + p * page);
         value_pages[p] = (const std::uint8_t*)(cache.data() + p * page + kPageTokens * dim);
     }
-    AttendTask task{2,   {q.data(), q.data() + dim}, {0, 5}, {70, 71}, 0, 71, key_pages, value_pages, dim, dim, stride,
-                    0.2f};
     float out[2][2][2 * stride] = {};
     each_of_both(level, [&](const Kernels& kernels, int i) {
-        auto& values_out = out[i];
-        AttendPartial partial[2] = {{0, 0, values_out[0]}, {0, 0, values_out[1]}};
-        kernels.attend_f16(task, partial);
+        AttendPartial partial[2];
+        for (int row = 0; row < 2; row++) {
+            const AttendTask task{
+                1,   {q.data() + row * dim}, {5 * row}, {70 + row}, 0, 71, key_pages, value_pages, dim, dim, stride,
+                0.2f};
+            partial[row] = {0, 0, out[i][row]};
+            kernels.attend_f16(task, &partial[row]);
+        }
         kernels.fold(partial[0], partial[1], stride);
-        values_out[1][stride] = partial[0].max, values_out[1][stride + 1] = partial[0].sum;
+        out[i][1][stride] = partial[0].max, out[i][1][stride + 1] = partial[0].sum;
     });
     expect_same(level.name, "attention", out[1], out[0], sizeof out[0]);
 }

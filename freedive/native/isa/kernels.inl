@@ -210,11 +210,13 @@ void linear(const std::uint8_t* panel, int k, const void* x, int stride, int row
 
 // ---------------------------------------------------------------- rows
 
+constexpr float kNothing = 1e-30f;  // a group of smaller activations counts as zero: its inverse would overflow
+
 void quantise(const float* x, int k, QuantisedGroup* out) {
     for (int g = 0; g < k / kGroup; g++, out++, x += kGroup) {
         const F a = f_load(x), b = f_load(x + 16);
         const float top = f_max_lanes(f_max(f_abs(a), f_abs(b)));
-        const F inverse = f_set(top > 0 ? float(kMaxCode) / top : 0.0f);
+        const F inverse = f_set(top > kNothing ? float(kMaxCode) / top : 0.0f);
         const I codes[2] = {i_from_float(f_mul(a, inverse)), i_from_float(f_mul(b, inverse))};
         for (int half = 0; half < 2; half++) {
             const I high = i_shift_right<kLowBits>(i_add(codes[half], i_set(1 << (kLowBits - 1))));
