@@ -143,13 +143,12 @@ def test_loading_mends_a_damaged_store(
     expected = answer()
     (store,) = tmp_path.glob("packed/*/*.fdv")
     fresh = store.read_bytes()
-    flipped = bytearray(fresh)
-    flipped[len(fresh) // 2] ^= 1
-    for damaged in (bytes(flipped), fresh[:-5000]):
-        store.unlink()  # the old store is still mapped: its file must not change
-        store.write_bytes(damaged)
-        assert answer() == expected
-        assert store.read_bytes() == fresh
+    damaged = bytearray(fresh)
+    damaged[len(fresh) // 2] ^= 1
+    store.unlink()  # the old store is still mapped: its file must not change
+    store.write_bytes(damaged)
+    assert answer() == expected
+    assert store.read_bytes() == fresh
     assert [path.name for path in store.parent.iterdir()] == [store.name]
     assert "Traceback" not in capsys.readouterr().err
 
