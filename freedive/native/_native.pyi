@@ -29,7 +29,7 @@ def multiply(isa: str, format: int, rows: int, k: int, packed: _Bytes, x: _Float
     """x [M, k] times a packed matrix [rows, k], into [panels, M, 32]: a kernel on its own, for tests."""
 
 def read_bandwidth(num_threads: int, megabytes: int) -> float:
-    """GB/s that threads read together from that much fresh memory, at best. MemoryError where there is not that much."""
+    """GB/s that threads read together from fresh memory, at best. MemoryError where there is not that much."""
 
 class Program:
     """A recorded forward pass with its weights, buffers, cache and threads. Integers name what was added before."""

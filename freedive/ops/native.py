@@ -46,7 +46,9 @@ class NativeRunner:
         self.num_pages = num_pages
         self.max_rows = max_rows
         if (widest := max(layer.attention.head_dim for layer in model.layers)) > _native.MAX_HEAD_DIM:
-            raise UserError(f"The kernels run heads up to {_native.MAX_HEAD_DIM} wide, not {widest}", "Choose another model")
+            raise UserError(
+                f"The kernels run heads up to {_native.MAX_HEAD_DIM} wide, not {widest}", "Choose another model"
+            )
         try:
             self._program = _native.Program(isa if isa is not None else os.environ.get("FREEDIVE_ISA", ""), num_threads)
         except ValueError as error:
