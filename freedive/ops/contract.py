@@ -2,7 +2,7 @@
 
 Two sets implement them: ``reference`` (numpy, obviously right) and ``native`` (recorded once, run fast). A value is
 whatever a set computes with: an array, or a symbol while recording. Shapes below are [T, dim]: T tokens of all requests
-in a step, laid end to end; which request and position a row belongs to is the set's own knowledge, given with each step.
+in a step, laid end to end; which request and position a row belongs to is the set's own knowledge.
 """
 
 from __future__ import annotations
