@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from browser import Page
 from echo_model import EchoModel
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
-
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,900"
-)
 
 MARKDOWN = """A **bold** word.
 
@@ -32,52 +26,15 @@ def answer():
 ATTACK = "<script>document.title='owned'</script> <img src=x onerror=\"document.title='owned'\"> `<b>`"
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
-
-
-class Page:
-    """What a reader does and sees."""
-
-    def __init__(self, browser: webdriver.Chrome) -> None:
-        self.browser = browser
-
-    def find(self, selector: str) -> WebElement:
-        return self.browser.find_element(By.CSS_SELECTOR, selector)
-
-    def texts(self, selector: str) -> list[str]:
-        return [element.text for element in self.browser.find_elements(By.CSS_SELECTOR, selector)]
-
-    def ask(self, question: str) -> None:
-        self.find("#message").send_keys(question + Keys.ENTER)
-
-    def wait(self, selector: str) -> WebElement:
-        return WebDriverWait(self.browser, 10, 0.02).until(lambda _: self.find(selector))
-
-    def wait_for_end(self) -> None:
-        self.wait(".turn:last-child .meter .copy")
-
-
 @pytest.fixture
 def page(browser: webdriver.Chrome, live_server: str, fake_model: EchoModel) -> Iterator[Page]:
     fake_model.delay_s = 0.0
     fake_model.script.clear()
     fake_model.engine.generations.clear()
     browser.delete_all_cookies()
-    browser.get(live_server)
-    page = Page(browser)
-    page.wait("#message:focus")
+    page = Page(browser, live_server)
     yield page
-    assert [entry["message"] for entry in browser.get_log("browser") if "status of 4" not in entry["message"]] == []
+    assert [complaint for complaint in page.errors() if "status of 4" not in complaint] == []
 
 
 def test_an_answer_arrives_in_pieces(page: Page, fake_model: EchoModel) -> None:
