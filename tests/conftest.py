@@ -9,7 +9,6 @@ import pytest
 
 from freedive.hub.sources import resolve
 
-
 # A runner may have been started with Ctrl-C ignored, as background jobs are; the processes that tests start and
 # interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
