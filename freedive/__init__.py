@@ -8,22 +8,25 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from freedive.api import LanguageModel, load
 
-__all__ = ["LanguageModel", "__version__", "load"]
+    __version__: str
 
-try:
-    __version__ = version("freedive")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0"
+__all__ = ["LanguageModel", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """The interface is imported when first used, so that ``freedive --help`` answers at once."""
+    """What takes time to import is imported when first used, so that ``freedive --help`` answers at once."""
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("freedive")
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            return "0"
     if name in ("LanguageModel", "load"):
         from freedive import api
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from freedive import __version__
+import freedive as package
 from freedive.errors import UserError
 
 COMMANDS = {
@@ -60,7 +60,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"freedive {__version__}")
+        print(f"freedive {package.__version__}")
         raise typer.Exit
 
 

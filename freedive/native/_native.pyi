@@ -49,8 +49,15 @@ class Program:
     def glu(self, x: int, norm: _Norm, gate: _Output, up: _Output, activation: int) -> None: ...
     def attention(
         self,
-        qkv_out: list[int],
-        heads_dims: list[int],
+        *,
+        q: int,
+        k: int,
+        v: int,
+        out: int,
+        num_heads: int,
+        num_kv_heads: int,
+        key_dim: int,
+        value_dim: int,
         scale: float,
         window: int,
         q_steps: list[_HeadStep],

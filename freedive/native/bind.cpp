@@ -37,13 +37,6 @@ std::vector<HeadStep> head_steps(const std::vector<Head>& steps) {
     return out;
 }
 
-template <class T>
-T* copy_out(const T* from, std::size_t n) {
-    T* to = new T[n];
-    std::memcpy(to, from, n * sizeof(T));
-    return to;
-}
-
 // A machine and the arrays that its weights lie in.
 struct Program : Machine {
     Program(const std::string& isa, int num_threads) : Machine(choose_kernels(isa), num_threads) {}
@@ -66,18 +59,16 @@ struct Program : Machine {
     void add(Args&&... args) {
         operations.push_back(std::make_unique<Op>(std::forward<Args>(args)...));
     }
-    void attention(std::vector<int> qkv_out, std::vector<int> heads_dims, float scale, int window,
-                   const std::vector<Head>& q_steps, const std::vector<Head>& k_steps, int element_bytes) {
+    void attention(int q, int k, int v, int out, int num_heads, int num_kv_heads, int key_dim, int value_dim,
+                   float scale, int window, const std::vector<Head>& q_steps, const std::vector<Head>& k_steps,
+                   int element_bytes) {
+        if (key_dim > kMaxHeadDim || value_dim > kMaxHeadDim) throw std::invalid_argument("heads are too wide");
         auto op = std::make_unique<Attention>();
-        op->q = qkv_out[0], op->k = qkv_out[1], op->v = qkv_out[2], op->out = qkv_out[3];
-        op->num_heads = heads_dims[0], op->num_kv_heads = heads_dims[1];
-        op->key_dim = heads_dims[2], op->value_dim = heads_dims[3];
-        if (op->key_dim > kMaxHeadDim || op->value_dim > kMaxHeadDim) throw std::invalid_argument("heads are too wide");
-        op->scale = scale;
-        op->window = window;
-        op->q_steps = head_steps(q_steps);
-        op->k_steps = head_steps(k_steps);
-        op->layer = cache.add_layer(op->num_kv_heads, op->key_dim, op->value_dim, element_bytes);
+        op->q = q, op->k = k, op->v = v, op->out = out;
+        op->num_heads = num_heads, op->num_kv_heads = num_kv_heads, op->key_dim = key_dim, op->value_dim = value_dim;
+        op->scale = scale, op->window = window;
+        op->q_steps = head_steps(q_steps), op->k_steps = head_steps(k_steps);
+        op->layer = cache.add_layer(num_kv_heads, key_dim, value_dim, element_bytes);
         operations.push_back(std::move(op));
     }
     // Results of the last operation's output: [wanted, width].
@@ -205,8 +196,9 @@ NB_MODULE(_native, m) {
                 p.add<Glu>(in, input_norm(norm), output(gate), output(up), Activation(activation));
             },
             "x"_a, "norm"_a, "gate"_a, "up"_a, "activation"_a)
-        .def("attention", &Program::attention, "qkv_out"_a, "heads_dims"_a, "scale"_a, "window"_a, "q_steps"_a,
-             "k_steps"_a, "element_bytes"_a)
+        .def("attention", &Program::attention, nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "num_heads"_a,
+             "num_kv_heads"_a, "key_dim"_a, "value_dim"_a, "scale"_a, "window"_a, "q_steps"_a, "k_steps"_a,
+             "element_bytes"_a)
         .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a)
         .def("step", &Program::take_step, "tokens"_a, "lengths"_a, "starts"_a, "pages"_a, "wanted"_a, "result"_a);
 }

@@ -130,14 +130,21 @@ class _Emitter:
 
     def _emit_attention(self, phase: Phase) -> None:
         attn: spec.Attention = phase.attrs["attn"]
+        q, k, v = (self._buffers[node] for node in phase.reads)
         self._program.attention(
-            [self._buffers[node] for node in (*phase.reads, *phase.writes)],
-            [attn.num_heads, attn.num_kv_heads, attn.head_dim, attn.head_dim],
-            attn.scale,
-            attn.window,
-            [self._head_step(node) for node in phase.attrs["q_steps"]],
-            [self._head_step(node) for node in phase.attrs["k_steps"]],
-            self._element_bytes,
+            q=q,
+            k=k,
+            v=v,
+            out=self._buffers[phase.writes[0]],
+            num_heads=attn.num_heads,
+            num_kv_heads=attn.num_kv_heads,
+            key_dim=attn.head_dim,
+            value_dim=attn.head_dim,
+            scale=attn.scale,
+            window=attn.window,
+            q_steps=[self._head_step(node) for node in phase.attrs["q_steps"]],
+            k_steps=[self._head_step(node) for node in phase.attrs["k_steps"]],
+            element_bytes=self._element_bytes,
         )
 
     def _head_step(self, node: Node) -> tuple[int, int, int, float]:
