@@ -208,7 +208,21 @@ def test_the_cache_rounds_to_half_floats_as_numpy_does_and_saturates(level: str)
     handles = {name: program.weight(FORMATS["F32"], *table.shape, w.data) for name, w in tables.items()}
     for buffer, name in ((q, "zeros"), (k, "zeros"), (v, "values")):
         program.embed(handles[name], buffer)
-    program.attention([q, k, v, out], [heads, heads, dim, dim], 1.0, 0, [], [], 2)
+    program.attention(
+        q=q,
+        k=k,
+        v=v,
+        out=out,
+        num_heads=heads,
+        num_kv_heads=heads,
+        key_dim=dim,
+        value_dim=dim,
+        scale=1.0,
+        window=0,
+        q_steps=[],
+        k_steps=[],
+        element_bytes=2,
+    )
     program.select(out, result)
     program.allocate(tokens, tokens)
 
