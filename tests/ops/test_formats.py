@@ -1,0 +1,54 @@
+"""Whole models in every weight format, alone and mixed, against the reference on the dequantised weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+
+import numpy as np
+import pytest
+from tiny_models import Floats, prompt, take_steps
+from weights import LEVELS, random_tensor
+
+from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.packed import FORMATS, PackedTensor, pack
+from freedive.checkpoint.tensor import Tensor
+from freedive.model.params import Param, params
+from freedive.model.spec import Attention, FeedForward, Layer, Model, Rope
+from freedive.ops.native import NativeRunner
+from freedive.ops.reference import ReferenceRunner
+
+ROPE = Rope(64, tuple(1e4 ** (-i / 32) for i in range(32)))
+LAYER = Layer(Attention(num_heads=4, num_kv_heads=2, head_dim=64, rope=ROPE, scale=0.125), FeedForward(512))
+MODEL = Model("test", 100, 256, (LAYER, LAYER), 1e-5, 128, tied=True)
+
+
+def weight(param: Param, kind: str, seed: int) -> Tensor:
+    """Random codes of ``kind`` whose values have the spread of a trained matrix; vectors are floats near 1."""
+    if len(param.shape) == 1:
+        values = (1 + 0.3 * np.random.default_rng(seed).standard_normal(param.shape)).astype(np.float32)
+        return Tensor("norm", param.shape, "F32", values.view(np.uint8).reshape(1, -1))
+    rows, width = param.shape
+    spread = float(dequantize(random_tensor(kind, rows, width, seed=seed)).std())
+    return random_tensor(kind, rows, width, scale=0.02 * width**-0.5 / spread, seed=seed)
+
+
+def pair(kinds: Sequence[str], level: str) -> tuple[NativeRunner, ReferenceRunner]:
+    """The same model twice; ``kinds`` are given to its weights in turn."""
+    tensors = {
+        name: weight(param, kind, seed)
+        for seed, ((name, param), kind) in enumerate(zip(params(MODEL).items(), cycle(kinds), strict=False))
+    }
+    packed: dict[str, PackedTensor] = {name: pack(tensor) for name, tensor in tensors.items()}
+    exact: dict[str, Floats] = {name: dequantize(tensor) for name, tensor in tensors.items()}
+    native = NativeRunner(MODEL, packed, num_threads=2, max_rows=64, num_pages=8, cache_format="f32", isa=level)
+    return native, ReferenceRunner(MODEL, exact, num_pages=8)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kinds", [*[(kind,) for kind in FORMATS], tuple(FORMATS)], ids=lambda kinds: "+".join(kinds))
+def test_native_equals_reference_on_dequantised_weights(kinds: Sequence[str], level: str) -> None:
+    native, reference = pair(kinds, level)
+    tokens = prompt(40, vocab=MODEL.vocab_size)
+    got, expected = (take_steps(runner, [tokens], [[(0, 33)], [(0, 7)]], [[1, 0]])[0] for runner in (native, reference))
+    assert np.abs(got - expected).max() < 1e-3 * expected.std()
