@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib import import_module
 from io import TextIOWrapper
@@ -50,6 +51,11 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except OSError as error:  # a folder that may not be read, a disk that fails: the system's words say it best
+            if error.errno == errno.EPIPE:
+                raise
+            print(f"error: {error.strerror or error}: {error.filename or 'freedive'}", file=sys.stderr)
             raise typer.Exit(1) from None
 
 

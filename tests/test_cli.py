@@ -253,6 +253,15 @@ def test_ctrl_c_ends_a_command_with_130() -> None:
     assert "Traceback" not in complaints
 
 
+def test_a_fault_of_the_system_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").write_text("not a folder")
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path / "home"))
+    result = CliRunner().invoke(app, ["rm", "smollm2"])
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+
+
 def test_a_broken_pipe_is_quiet() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -88,6 +88,7 @@ def write_store(
     header_room = len(json.dumps(entries)) + 20 * len(entries) + ALIGNMENT  # checksums are not known yet
     start = _aligned(header_room)
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    _sweep(path.parent)
     try:
         with temporary.open("wb") as file:
             for name, entry in entries.items():
@@ -108,6 +109,17 @@ def write_store(
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what processes that were killed while they packed have left."""
+    for left in folder.glob("*.partial"):
+        try:
+            os.kill(int(left.name.split(".")[-2].partition("-")[0]), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except PermissionError:  # it is alive, and another user's
+            continue
 
 
 def store_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -258,6 +258,7 @@ def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:
         assert not path.exists()
     write_store(path, WRITTEN)
     assert_holds(path, WRITTEN)
+    assert list(tmp_path.iterdir()) == [path], "what the killed writers left is gone"
 
 
 def test_processes_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
