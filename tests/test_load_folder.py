@@ -1,0 +1,52 @@
+"""A folder as a hub has it: configuration, safetensors, tokenizer and recommended sampling, from load to text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import save
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import freedive
+
+ADVICE = {"do_sample": True, "temperature": 0.3, "top_k": 7, "eos_token_id": 2}
+
+
+@pytest.fixture(params=["llama", "qwen2", "qwen3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny random model of the family, whose tokens are words w0 ... w127."""
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "model"
+    save(request.param, folder)
+    words = Tokenizer(models.WordLevel({f"▁w{index}": index for index in range(128)}, unk_token="▁w0"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="▁w2")
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}w5"
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(ADVICE))
+    return folder
+
+
+def test_greedy_answers_equal_transformers(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    maker = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    prompt = [9, 30, 77, 5]
+    expected = maker.generate(
+        torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=0
+    )
+    with freedive.load(str(folder), cache_tokens=256) as model:
+        assert model.chat_prompt([{"role": "user", "content": "w9 w30 w77"}]) == prompt
+        generation = model.engine.submit(prompt, model.sampling(temperature=0, max_tokens=20))
+        tokens = [token for piece in generation for token in piece.token_ids]
+    assert tokens == expected[0, len(prompt) :].tolist()
+
+
+def test_recommended_sampling_applies_where_nothing_is_said(folder: Path) -> None:
+    with freedive.load(str(folder), cache_tokens=256) as model:
+        assert (model.sampling().temperature, model.sampling().top_k) == (0.3, 7)
+        assert (model.sampling(temperature=1.5).temperature, model.sampling(temperature=1.5).top_k) == (1.5, 7)
