@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from tiny_configs import BASE, LLAMA3_ROPE, YARN_ROPE
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
@@ -30,23 +31,6 @@ torch.set_num_threads(1)
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
-BASE = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
 LLAMA = {
     "head_dim": 32,
     "attention_bias": True,
@@ -54,7 +38,6 @@ LLAMA = {
     "tie_word_embeddings": True,
     "rope_parameters": LLAMA3_ROPE,
 }
-YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 QWEN2 = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "rope_parameters": YARN_ROPE}
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
@@ -70,7 +53,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 def maker_model(name: str) -> Any:
     """A model of transformers whose every parameter is random, those too that are 0 or 1 at first."""
     family, settings = TINY[name]
-    config = getattr(transformers, f"{family}Config")(**{**BASE, **settings})
+    config = getattr(transformers, f"{family}Config")(**{**BASE, "max_position_embeddings": 1024, **settings})
     kind = getattr(transformers, f"{family}ForCausalLM")
     model = kind._from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)

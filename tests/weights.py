@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from freedive.checkpoint.file import BLOCKS
+from freedive.checkpoint.packed import FORMATS, PackedTensor
 from freedive.checkpoint.tensor import Tensor
 from freedive.native import _native
 
@@ -57,3 +58,12 @@ def quantize(name: str, values: Floats, kind: str) -> Tensor:
     return Tensor(
         name, values.shape, kind, gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]).view(np.uint8)
     )
+
+
+def unpack(tensor: PackedTensor) -> Floats:
+    """A packed matrix as float32 [out, in]."""
+    rows, k = tensor.shape
+    out = np.empty((rows, k), np.float32)
+    for row in range(rows):
+        _native.unpack_row(FORMATS[tensor.format], rows, k, tensor.data, row, out[row])
+    return out

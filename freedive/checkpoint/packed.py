@@ -68,15 +68,6 @@ def pack(tensor: Tensor, *, num_threads: int = 1) -> PackedTensor:
     return PackedTensor(tensor.format, tensor.shape, out)
 
 
-def unpack(tensor: PackedTensor) -> npt.NDArray[np.float32]:
-    """A packed matrix as float32 [out, in]."""
-    rows, k = tensor.shape
-    out = np.empty((rows, k), np.float32)
-    for row in range(rows):
-        _native.unpack_row(FORMATS[tensor.format], rows, k, tensor.data, row, out[row])
-    return out
-
-
 def write_store(
     path: Path, tensors: Mapping[str, Tensor], *, num_threads: int = 1, advance: Advance = lambda count: None
 ) -> None:

@@ -131,7 +131,6 @@ void Attention::attend(Machine& m, const Tile& tile) const {
     AttendTask task{};
     task.num_rows = tile.count;
     task.key_dim = key_dim;
-    task.value_dim = value_dim;
     task.value_stride = stride;
     task.scale = scale;
     task.keys = keys;

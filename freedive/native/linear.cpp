@@ -1,4 +1,4 @@
-// Matrix products: an input is made ready once (norm, int8 codes), then panels of 32 outputs are tasks.
+// Matrix products: an input is made ready once (norm, codes), then panels of 32 outputs are tasks.
 #include <algorithm>
 
 #include "operations.h"

@@ -95,7 +95,7 @@ class Machine {
     std::vector<float> partials;  // results of attention splits on their way to be merged
     int max_rows = 0;
 
-    // Inputs of a linear, made ready: normed floats and their int8 form, for `max_rows` rows of the widest input and
+    // Inputs of a linear, made ready: normed floats and their codes, for `max_rows` rows of the widest input and
     // one more for each thread.
     Memory normed, codes;
 };

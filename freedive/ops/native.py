@@ -98,6 +98,7 @@ class _Emitter:
             residual: Node | None = phase.attrs.get("residual")
             for node in phase.writes:
                 if residual is not None and last_read[residual] == index:
+                    assert residual is not phase.reads[0], "threads still read an input while others write"
                     self._buffers[node] = self._buffers[residual]  # updated in place
                 else:
                     self._buffers[node] = self._take(node)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from weights import quantize, random_tensor
+from weights import quantize, random_tensor, unpack
 
 import freedive
 from freedive.checkpoint import packed
@@ -27,7 +27,6 @@ from freedive.checkpoint.packed import (
     open_store,
     pack,
     store_bytes,
-    unpack,
     write_store,
 )
 from freedive.checkpoint.tensor import Tensor

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tiny_configs import BASE
 
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.checkpoint.tensor import Checkpoint, Tensor
@@ -17,15 +18,9 @@ from freedive.model.families import describe
 from freedive.model.params import params
 
 LLAMA_JSON: dict[str, Any] = {
+    **BASE,
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
 }
 

@@ -106,8 +106,7 @@ void compare_attention(const Kernels& level) {
         AttendPartial partial[2];
         for (int row = 0; row < 2; row++) {
             const AttendTask task{
-                1,   {q.data() + row * dim}, {5 * row}, {70 + row}, 0, 71, key_pages, value_pages, dim, dim, stride,
-                0.2f};
+                1, {q.data() + row * dim}, {5 * row}, {70 + row}, 0, 71, key_pages, value_pages, dim, stride, 0.2f};
             partial[row] = {0, 0, out[i][row]};
             kernels.attend_f16(task, &partial[row]);
         }

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from weights import HALVES, LEVELS, Floats, random_tensor
+from weights import HALVES, LEVELS, Floats, random_tensor, unpack
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.file import BLOCKS
-from freedive.checkpoint.packed import FORMATS, PackedTensor, pack, unpack
+from freedive.checkpoint.packed import FORMATS, PackedTensor, pack
 from freedive.checkpoint.tensor import Tensor
 from freedive.native import _native
 

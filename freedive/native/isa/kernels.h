@@ -30,7 +30,7 @@ struct AttendTask {
     int begin, end;
     const std::uint8_t* const* keys;    // by page from `begin`: [key_dim][32 tokens]
     const std::uint8_t* const* values;  // by page from `begin`: [32 tokens][value_stride]
-    int key_dim, value_dim, value_stride;
+    int key_dim, value_stride;
     float scale;
 };
 // What a split contributes to a row: values are exp-weighted by scores less `max`, `sum` is the sum of the weights.
