@@ -106,7 +106,8 @@ class Native:
         ids = np.array(tokens, np.int32)
         pages = np.arange(pages_for(ids.size), dtype=np.int32)[None]
         every = np.arange(ids.size, dtype=np.int32)
-        return self._runner.step(Batch(ids, np.array([ids.size], np.int32), np.zeros(1, np.int32), pages, every))
+        whole = np.array([ids.size], np.int32)
+        return self._runner.step(Batch(ids, whole, np.zeros(1, np.int32), pages, every, whole))
 
 
 class Llama:

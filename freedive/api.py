@@ -160,5 +160,5 @@ def _num_pages(model: spec.Model, config: EngineConfig) -> int:
     if config.cache_tokens:
         return -(-config.cache_tokens // PAGE_TOKENS)
     context = -(-(config.max_context or model.max_context) // PAGE_TOKENS)
-    page_bytes = sum(2 * 2 * PAGE_TOKENS * layer.attention.kv_dim for layer in model.layers)
+    page_bytes = sum(2 * PAGE_TOKENS * layer.attention.cache_dim for layer in model.layers)
     return max(1, min(context * config.max_batch, int(machine.available_memory() * CACHE_SHARE) // page_bytes))

@@ -153,4 +153,5 @@ def to_batch(
         starts=np.array([done[request] for request, _ in step], np.int32),
         pages=np.array(pages, np.int32),
         wanted=np.arange(len(tokens), dtype=np.int32),
+        prompts=np.array([len(prompts[request]) for request, _ in step], np.int32),
     )

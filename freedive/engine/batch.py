@@ -19,7 +19,8 @@ class Batch:
     ``tokens`` int32 [T]. ``lengths`` int32 [S]: tokens of each request in this step (sums to T). ``starts`` int32 [S]:
     the position of each request's first token, i.e. how many are cached already. ``pages`` int32 [S, P]: each request's
     page table, padded with -1; it covers starts + lengths tokens. ``wanted`` int32 [W]: rows of T whose logits are
-    returned.
+    returned. ``prompts`` int32 [S]: how many tokens of each request, from its first, were given rather than generated:
+    a property of the request, so that what depends on it does not depend on the batch.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -27,6 +28,7 @@ class Batch:
     starts: npt.NDArray[np.int32]
     pages: npt.NDArray[np.int32]
     wanted: npt.NDArray[np.int32]
+    prompts: npt.NDArray[np.int32]
 
 
 class Runner(Protocol):

@@ -125,4 +125,5 @@ def to_batch(plan: Plan, pages: PageTables) -> Batch:
         starts=np.array(starts, np.int32),
         pages=pages.table[[request.row for request in requests], : pages_for(max(ends))],
         wanted=(lengths.cumsum(dtype=np.int32) - 1)[complete],
+        prompts=np.array([request.generation.num_prompt_tokens for request in requests], np.int32),
     )

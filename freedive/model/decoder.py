@@ -14,11 +14,13 @@ W = TypeVar("W")
 
 def forward(model: spec.Model, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
     """Logits [wanted, vocab] of the step that ``ops`` holds; ``weights`` go by the names of model.params."""
-    x = ops.embed(weights["embed"])
+    x = _scale(ops.embed(weights["embed"]), model.embed_scale, ops)
     for index, layer in enumerate(model.layers):
-        x = _block(index, layer, Scope(weights, f"layers.{index}"), model.norm_eps, x, ops)
+        x = _block(index, layer, Scope(weights, f"layers.{index}"), model, x, ops)
     x = ops.rms_norm(ops.select(x), weights["norm"], model.norm_eps)
-    return ops.linear(x, weights["embed" if model.tied else "head"], None)
+    logits = ops.linear(x, weights["embed" if model.tied else "head"], weights.get("head_bias"))
+    logits = _scale(logits, model.logit_scale, ops)
+    return ops.softcap(logits, model.logit_softcap) if model.logit_softcap else logits
 
 
 class Scope(Mapping[str, W]):
@@ -39,22 +41,91 @@ class Scope(Mapping[str, W]):
         return sum(1 for _ in self)
 
 
-def _block(index: int, layer: spec.Layer, w: Mapping[str, W], eps: float, x: V, ops: Ops[V, W]) -> V:
-    h = ops.rms_norm(x, w["attn.norm"], eps)
-    x = ops.add(x, _attention(index, layer.attention, Scope(w, "attn"), eps, h, ops))
-    h = ops.rms_norm(x, w["ffn.norm"], eps)
-    return ops.add(x, _feed_forward(layer.ffn, Scope(w, "ffn"), h, ops))
+def _block(index: int, layer: spec.Layer, w: Mapping[str, W], model: spec.Model, x: V, ops: Ops[V, W]) -> V:
+    h = ops.rms_norm(x, w["attn.norm"], model.norm_eps)
+    x = _add(
+        x, _mix(index, layer.attention, Scope(w, "attn"), model.norm_eps, h, ops), w.get("attn.post_norm"), model, ops
+    )
+    h = ops.rms_norm(x, w["ffn.norm"], model.norm_eps)
+    return _add(x, _feed(layer.ffn, Scope(w, "ffn"), h, ops), w.get("ffn.post_norm"), model, ops)
+
+
+def _add(x: V, branch: V, post_norm: W | None, model: spec.Model, ops: Ops[V, W]) -> V:
+    if post_norm is not None:
+        branch = ops.rms_norm(branch, post_norm, model.norm_eps)
+    return ops.add(x, _scale(branch, model.residual_scale, ops))
+
+
+def _scale(x: V, factor: float, ops: Ops[V, W]) -> V:
+    return x if factor == 1.0 else ops.scale(x, factor)
+
+
+def _mix(
+    index: int,
+    attn: spec.Attention | spec.LatentAttention,
+    w: Mapping[str, W],
+    eps: float,
+    h: V,
+    ops: Ops[V, W],
+) -> V:
+    if isinstance(attn, spec.LatentAttention):
+        return _latent_attention(index, attn, w, h, ops)
+    return _attention(index, attn, w, eps, h, ops)
 
 
 def _attention(index: int, attn: spec.Attention, w: Mapping[str, W], eps: float, h: V, ops: Ops[V, W]) -> V:
     q, k, v = (ops.linear(h, w[name], w.get(f"{name}_bias")) for name in "qkv")
-    if attn.head_norm:
-        q, k = ops.head_norm(q, w["q_norm"], eps), ops.head_norm(k, w["k_norm"], eps)
+    if not attn.norm_after_rope:
+        q, k = _qk_norm(attn, w, eps, q, k, ops)
+    if attn.clip:
+        q, k, v = (ops.clip(x, attn.clip) for x in (q, k, v))
     if attn.rope:
         q, k = ops.rope(q, attn.rope, attn.head_dim), ops.rope(k, attn.rope, attn.head_dim)
-    return ops.linear(ops.attention(q, k, v, attn, index), w["o"], w.get("o_bias"))
+    if attn.norm_after_rope:
+        q, k = _qk_norm(attn, w, eps, q, k, ops)
+    if attn.temperature:
+        q = ops.temper(q, attn.temperature)
+    return ops.linear(ops.attention(q, k, v, w.get("sinks"), attn, index), w["o"], w.get("o_bias"))
+
+
+def _qk_norm(attn: spec.Attention, w: Mapping[str, W], eps: float, q: V, k: V, ops: Ops[V, W]) -> tuple[V, V]:
+    match attn.qk_norm:
+        case "":
+            return q, k
+        case "full":
+            return ops.rms_norm(q, w["q_norm"], eps), ops.rms_norm(k, w["k_norm"], eps)
+        case _:
+            dim = attn.head_dim
+            return ops.head_norm(q, w.get("q_norm"), dim, eps), ops.head_norm(k, w.get("k_norm"), dim, eps)
+
+
+def _latent_attention(index: int, attn: spec.LatentAttention, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
+    if attn.q_rank:
+        latent = ops.rms_norm(ops.linear(h, w["q_a"], w.get("q_a_bias")), w["q_a_norm"], attn.latent_eps)
+        q = ops.linear(latent, w["q_b"], None)
+    else:
+        q = ops.linear(h, w["q"], None)
+    kv = ops.linear(h, w["kv_a"], w.get("kv_a_bias"))
+    out = ops.latent_attention(q, kv, w["kv_a_norm"], w["k_b"], w["v_b"], attn, index)
+    return ops.linear(out, w["o"], w.get("o_bias"))
+
+
+def _feed(ffn: spec.FeedForward | spec.Experts, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
+    return _experts(ffn, w, h, ops) if isinstance(ffn, spec.Experts) else _feed_forward(ffn, w, h, ops)
 
 
 def _feed_forward(ffn: spec.FeedForward, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
     gate, up = (ops.linear(h, w[name], w.get(f"{name}_bias")) for name in ("gate", "up"))
-    return ops.linear(ops.glu(gate, up, ffn.activation), w["down"], w.get("down_bias"))
+    return ops.linear(ops.glu(gate, up, ffn), w["down"], w.get("down_bias"))
+
+
+def _experts(moe: spec.Experts, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
+    logits = ops.linear(h, w["router"], w.get("router_bias"))
+    routes = ops.route(logits, moe.router, w.get("choice_bias"), w.get("expert_scale"))
+    y = ops.experts(h, routes, moe, Scope(w, "experts"))
+    if moe.shared:
+        shared = _feed_forward(moe.shared, Scope(w, "shared"), h, ops)
+        if moe.shared_gate:
+            shared = ops.gate(shared, ops.linear(h, w["shared_gate"], None))
+        y = ops.add(y, shared)
+    return y

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from freedive.model.spec import Attention, FeedForward, Model
+from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Model
 
-Role = Literal["embedding", "linear", "norm", "bias"]
+Role = Literal["embedding", "linear", "router", "heads", "norm", "bias"]
 
 
 @dataclass(frozen=True)
 class Param:
-    """One weight. Linear and embedding weights are [out, in]; norms and biases are [dim]."""
+    """One weight. Matrices are [out, in]; norms and biases are [dim]; ``heads`` are [heads, out, in]."""
 
     shape: tuple[int, ...]
     role: Role
@@ -23,39 +23,91 @@ class Param:
         return math.prod(self.shape)
 
 
-def params(spec: Model) -> dict[str, Param]:
+Table = dict[str, Param]
+
+
+def params(spec: Model) -> Table:
     """Every weight of ``spec`` by its canonical name, in the order in which a step reads them."""
     table = {"embed": Param((spec.vocab_size, spec.hidden_dim), "embedding")}
     for index, layer in enumerate(spec.layers):
-        for part, entries in (
-            ("attn", _attention(layer.attention, spec.hidden_dim)),
-            ("ffn", _feed_forward(layer.ffn, spec.hidden_dim)),
-        ):
-            table |= {f"layers.{index}.{part}.{name}": param for name, param in entries.items()}
-    table["norm"] = Param((spec.hidden_dim,), "norm")
+        table |= {f"layers.{index}.{name}": param for name, param in _layer(layer, spec.hidden_dim).items()}
+    table["norm"] = _vector(spec.hidden_dim, "norm")
     if not spec.tied:
         table["head"] = Param((spec.vocab_size, spec.hidden_dim), "linear")
+    if spec.head_bias:
+        table["head_bias"] = _vector(spec.vocab_size, "bias")
     return table
 
 
-def _attention(attn: Attention, hidden: int) -> dict[str, Param]:
-    table = {"norm": Param((hidden,), "norm")}
+def _layer(layer: Layer, hidden: int) -> Table:
+    attn, ffn = layer.attention, layer.ffn
+    mixer = _latent_attention(attn, hidden) if isinstance(attn, LatentAttention) else _attention(attn, hidden)
+    feeder = _experts(ffn, hidden) if isinstance(ffn, Experts) else _feed_forward(ffn, hidden)
+    table: Table = {}
+    for part, entries in (("attn", mixer), ("ffn", feeder)):
+        table[f"{part}.norm"] = _vector(hidden, "norm")
+        table |= {f"{part}.{name}": param for name, param in entries.items()}
+        if layer.post_norms:
+            table[f"{part}.post_norm"] = _vector(hidden, "norm")
+    return table
+
+
+def _attention(attn: Attention, hidden: int) -> Table:
+    table: Table = {}
     for name, dim in (("q", attn.q_dim), ("k", attn.kv_dim), ("v", attn.kv_dim)):
         table |= _linear(name, dim, hidden, attn.qkv_bias)
-    if attn.head_norm:
-        table |= {name: Param((attn.head_dim,), "norm") for name in ("q_norm", "k_norm")}
+    if attn.qk_norm in ("head", "full"):
+        full = attn.qk_norm == "full"
+        table["q_norm"] = _vector(attn.q_dim if full else attn.head_dim, "norm")
+        table["k_norm"] = _vector(attn.kv_dim if full else attn.head_dim, "norm")
+    if attn.sinks:
+        table["sinks"] = _vector(attn.num_heads, "bias")
     return table | _linear("o", hidden, attn.q_dim, attn.out_bias)
 
 
-def _feed_forward(ffn: FeedForward, hidden: int) -> dict[str, Param]:
-    table = {"norm": Param((hidden,), "norm")}
+def _latent_attention(attn: LatentAttention, hidden: int) -> Table:
+    heads, q_dim = attn.num_heads, attn.num_heads * attn.head_dim
+    if attn.q_rank:
+        table = _linear("q_a", attn.q_rank, hidden, attn.bias)
+        table["q_a_norm"] = _vector(attn.q_rank, "norm")
+        table |= _linear("q_b", q_dim, attn.q_rank)
+    else:
+        table = _linear("q", q_dim, hidden)
+    table |= _linear("kv_a", attn.kv_rank + attn.rope_dim, hidden, attn.bias)
+    table["kv_a_norm"] = _vector(attn.kv_rank, "norm")
+    table["k_b"] = Param((heads, attn.nope_dim, attn.kv_rank), "heads")
+    table["v_b"] = Param((heads, attn.value_dim, attn.kv_rank), "heads")
+    return table | _linear("o", hidden, heads * attn.value_dim, attn.bias)
+
+
+def _feed_forward(ffn: FeedForward, hidden: int) -> Table:
+    table: Table = {}
     for name in ("gate", "up"):
         table |= _linear(name, ffn.dim, hidden, ffn.bias)
     return table | _linear("down", hidden, ffn.dim, ffn.bias)
 
 
-def _linear(name: str, out_dim: int, in_dim: int, bias: bool) -> dict[str, Param]:
+def _experts(moe: Experts, hidden: int) -> Table:
+    count = moe.router.num_experts
+    table = {"router": Param((count, hidden), "router")}
+    for name in ("bias", "choice_bias", "expert_scale"):
+        if getattr(moe.router, name):
+            table["router_bias" if name == "bias" else name] = _vector(count, "bias")
+    expert = _feed_forward(moe.expert, hidden)
+    table |= {f"experts.{index}.{name}": param for index in range(count) for name, param in expert.items()}
+    if moe.shared:
+        table |= {f"shared.{name}": param for name, param in _feed_forward(moe.shared, hidden).items()}
+    if moe.shared_gate:
+        table["shared_gate"] = Param((1, hidden), "router")
+    return table
+
+
+def _linear(name: str, out_dim: int, in_dim: int, bias: bool = False) -> Table:
     table = {name: Param((out_dim, in_dim), "linear")}
     if bias:
-        table[f"{name}_bias"] = Param((out_dim,), "bias")
+        table[f"{name}_bias"] = _vector(out_dim, "bias")
     return table
+
+
+def _vector(dim: int, role: Literal["norm", "bias"]) -> Param:
+    return Param((dim,), role)

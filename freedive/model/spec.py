@@ -1,7 +1,7 @@
 """What a decoder is: frozen data, no files, no kernels.
 
 A family turns its configuration into a :class:`Model`; everything else (shapes, the forward pass, memory needs)
-follows from it. Counts are ``num_*``; sizes are ``*_dim``.
+follows from it. Counts are ``num_*``; sizes are ``*_dim``, ranks ``*_rank``. A number that is 0 switches its trait off.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["silu"]
+Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
+"""How gate and up combine: act(gate) * up; or gpt-oss's gate * sigmoid(1.702 gate) * (up + 1)."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,21 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """Queries grow with their position p by log(1 + floor((p + 1) / floor_scale)) * scale + 1 (Llama 4)."""
+
+    floor_scale: float
+    scale: float
+
+
+@dataclass(frozen=True)
 class Attention:
     """Grouped-query attention (Ainslie et al. 2023).
 
-    ``window`` 0 sees everything before; W sees W positions, its own included.
+    ``window`` W sees W positions, its own included; ``chunk`` C sees its own run of C positions; 0 sees everything
+    before. ``qk_norm`` is RMS norm of queries and keys: of each ``head``, of the ``full`` projection, or of each head
+    without weights (``l2``). Scores are softcap * tanh(score / softcap). A sink is a learned logit of each head that
+    takes its part of the softmax and gives no value (Xiao et al. 2023; gpt-oss).
     """
 
     num_heads: int
@@ -39,9 +51,15 @@ class Attention:
     rope: Rope | None
     scale: float
     window: int = 0
+    chunk: int = 0
     qkv_bias: bool = False
     out_bias: bool = False
-    head_norm: bool = False
+    qk_norm: Literal["", "head", "full", "l2"] = ""
+    norm_after_rope: bool = False
+    clip: float = 0.0
+    softcap: float = 0.0
+    sinks: bool = False
+    temperature: Temperature | None = None
 
     @property
     def q_dim(self) -> int:
@@ -51,27 +69,108 @@ class Attention:
     def kv_dim(self) -> int:
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def cache_dim(self) -> int:
+        """Numbers that the cache keeps of a token."""
+        return 2 * self.kv_dim
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, section 2.1): the cache keeps one latent row of a token for all heads.
+
+    A query head is ``nope_dim`` dimensions, then ``rope_dim`` rotated ones. ``q_rank`` 0 makes queries straight from
+    the input. Norms of latents have an epsilon of their own.
+    """
+
+    num_heads: int
+    q_rank: int
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    rope: Rope
+    scale: float
+    bias: bool = False
+    latent_eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def cache_dim(self) -> int:
+        """Numbers that the cache keeps of a token."""
+        return self.kv_rank + self.rope_dim
+
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Gated feed-forward: down(activation(gate(x)) * up(x)) (Shazeer 2020)."""
+    """Gated feed-forward: down(activation(gate(x)) * up(x)) (Shazeer 2020).
+
+    ``limit`` clamps gate from above and up on both sides before they are combined.
+    """
 
     dim: int
     activation: Activation = "silu"
     bias: bool = False
+    limit: float = 0.0
+
+
+@dataclass(frozen=True)
+class Router:
+    """Which experts a token goes to, and with what weights.
+
+    Scores are the softmax or sigmoid of a linear's logits; ``choice_bias`` is added for the choice only (Wang et al.
+    2024). With groups, ``num_chosen`` experts come from the ``kept_groups`` whose best (``max``) or best two (``top2``)
+    members score highest, or equally many from ``each`` group. Weights are the chosen scores, divided by their sum if
+    ``renormalise``, times ``scale`` and a learned ``expert_scale``; they multiply an expert's output, or its input.
+    Of equal scores the lower index wins.
+    """
+
+    num_experts: int
+    num_chosen: int
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    renormalise: bool = False
+    scale: float = 1.0
+    bias: bool = False
+    choice_bias: bool = False
+    num_groups: int = 1
+    kept_groups: int = 1
+    group_choice: Literal["max", "top2", "each"] = "max"
+    expert_scale: bool = False
+    weighs_input: bool = False
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Mixture of experts (Shazeer et al. 2017; DeepSeekMoE, Dai et al. 2024): each token runs a few of many.
+
+    ``expert`` is the shape of each. ``shared`` runs for every token beside them, times sigmoid(gate(x)) if
+    ``shared_gate``.
+    """
+
+    router: Router
+    expert: FeedForward
+    shared: FeedForward | None = None
+    shared_gate: bool = False
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One pre-norm block: x + attention(norm(x)), then x + ffn(norm(x))."""
+    """One block: x + attention(norm(x)), then x + ffn(norm(x)); with ``post_norms`` both branches are normed again."""
 
-    attention: Attention
-    ffn: FeedForward
+    attention: Attention | LatentAttention
+    ffn: FeedForward | Experts
+    post_norms: bool = False
 
 
 @dataclass(frozen=True)
 class Model:
-    """A whole decoder. ``max_context`` is in tokens; ``tied`` shares the embedding with the output head."""
+    """A whole decoder. ``max_context`` is in tokens; ``tied`` shares the embedding with the output head.
+
+    Embeddings, every branch before it is added, and logits are multiplied by their scale; logits are capped last.
+    """
 
     family: str
     vocab_size: int
@@ -80,3 +179,8 @@ class Model:
     norm_eps: float
     max_context: int
     tied: bool
+    head_bias: bool = False
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float = 0.0

@@ -1,15 +1,17 @@
 """The operations that a forward pass is written in.
 
-Two sets implement them: ``reference`` (numpy, obviously right) and ``native`` (recorded once, run fast). A value is
-whatever a set computes with: an array, or a symbol while recording. Shapes below are [T, dim]: T tokens of all requests
-in a step, laid end to end; which request and position a row belongs to is the set's own knowledge.
+Three sets implement them: ``reference`` (numpy, obviously right), ``torch`` (differentiable) and ``native`` (recorded
+once, run fast). A value is whatever a set computes with: an array, or a symbol while recording. Shapes below are
+[T, dim]: T tokens of all requests in a step, laid end to end; which request and position a row belongs to is the set's
+own knowledge.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
-from freedive.model.spec import Activation, Attention, Rope
+from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Rope, Router, Temperature
 
 V = TypeVar("V")
 W = TypeVar("W", contravariant=True)
@@ -27,20 +29,49 @@ class Ops(Protocol[V, W]):
     def rms_norm(self, x: V, weight: W, eps: float) -> V:
         """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich 2019)."""
 
-    def head_norm(self, x: V, weight: W, eps: float) -> V:
-        """RMS norm of each head on its own: ``weight`` is [head_dim], x is [T, heads * head_dim]."""
+    def head_norm(self, x: V, weight: W | None, head_dim: int, eps: float) -> V:
+        """RMS norm of each head of x [T, heads * head_dim] on its own; ``weight`` is [head_dim], or none."""
 
     def rope(self, x: V, rope: Rope, head_dim: int) -> V:
         """Rotates the first ``rope.dim`` dimensions of each head by the row's position."""
 
+    def temper(self, q: V, temperature: Temperature) -> V:
+        """Queries times their position's temperature."""
+
     def linear(self, x: V, weight: W, bias: W | None) -> V:
         """x @ weight.T + bias."""
 
-    def glu(self, gate: V, up: V, activation: Activation) -> V:
-        """activation(gate) * up."""
+    def glu(self, gate: V, up: V, ffn: FeedForward) -> V:
+        """``ffn.activation`` of gate and up, both clamped by ``ffn.limit`` first."""
 
-    def attention(self, q: V, k: V, v: V, attn: Attention, layer: int) -> V:
+    def attention(self, q: V, k: V, v: V, sinks: W | None, attn: Attention, layer: int) -> V:
         """Appends k and v to the layer's cache, then attends causally: [T, num_heads * head_dim]."""
+
+    def latent_attention(self, q: V, kv: V, norm: W, k_b: W, v_b: W, attn: LatentAttention, layer: int) -> V:
+        """Appends kv [T, kv_rank + rope_dim], its latent part normed and the rest rotated, to the layer's cache; then
+        attends causally with the keys and values that ``k_b`` and ``v_b`` make of latents: [T, heads * value_dim].
+
+        q is not rotated yet. Tokens of a prompt attend to expanded keys; later ones fold ``k_b`` and ``v_b`` into
+        query and result instead (absorbed), which is the same but for rounding.
+        """
+
+    def route(self, logits: V, router: Router, choice_bias: W | None, expert_scale: W | None) -> V:
+        """The experts of each token with their weights; only :meth:`experts` knows the form."""
+
+    def experts(self, x: V, routes: V, moe: Experts, weights: Mapping[str, W]) -> V:
+        """The weighted sum of what each token's experts make of it: [T, hidden]. Weights go by ``{expert}.gate``."""
+
+    def gate(self, x: V, gate: V) -> V:
+        """x * sigmoid(gate), gate [T, 1]."""
+
+    def scale(self, x: V, factor: float) -> V:
+        """x * factor."""
+
+    def softcap(self, x: V, cap: float) -> V:
+        """cap * tanh(x / cap)."""
+
+    def clip(self, x: V, limit: float) -> V:
+        """x within -limit .. limit."""
 
     def add(self, x: V, y: V) -> V:
         """x + y."""

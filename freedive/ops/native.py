@@ -95,18 +95,24 @@ class _Emitter:
                 if step.op == "rope":
                     self._add_rope_table(step.attrs["rope"])
         for index, phase in enumerate(phases):
-            residual: Node | None = phase.attrs.get("residual")
-            for node in phase.writes:
-                if residual is not None and last_read[residual] == index:
-                    assert residual is not phase.reads[0], "threads still read an input while others write"
-                    self._buffers[node] = self._buffers[residual]  # updated in place
-                else:
-                    self._buffers[node] = self._take(node)
+            dying = [node for node in dict.fromkeys(phase.reads) if last_read[node] == index]
+            replaced = next(
+                (node for node in phase.attrs.get("residuals", ()) if self._in_place(phase, node, dying)), None
+            )
+            if replaced:
+                dying.remove(replaced)
+                self._buffers[phase.writes[0]] = self._buffers[replaced]
+            else:
+                self._buffers |= {node: self._take(node) for node in phase.writes}
             getattr(self, f"_emit_{phase.op}")(phase)
-            for node in phase.reads:
-                if last_read[node] == index and node is not residual:
-                    self._free.setdefault((node.width, node.wanted), []).append(self._buffers[node])
+            for node in dying:
+                self._free.setdefault((node.width, node.wanted), []).append(self._buffers[node])
         return self._buffers[phases[-1].writes[0]]
+
+    @staticmethod
+    def _in_place(phase: Phase, residual: Node, dying: list[Node]) -> bool:
+        """Whether a result may replace its residual: a linear's threads still read its input while others write."""
+        return residual in dying and (phase.op == "experts" or residual is not phase.reads[0])
 
     def _take(self, node: Node) -> int:
         free = self._free.get((node.width, node.wanted))
@@ -119,15 +125,18 @@ class _Emitter:
         self._program.select(self._buffers[phase.reads[0]], self._buffers[phase.writes[0]])
 
     def _emit_linear(self, phase: Phase) -> None:
-        residual = phase.attrs["residual"]
         outputs = [self._output(linear, out) for linear, out in zip(phase.attrs["linears"], phase.writes, strict=True)]
-        added = NONE if residual is None else self._buffers[residual]
-        self._program.linear(self._buffers[phase.reads[0]], self._norm(phase), outputs, added)
+        residuals = [self._buffers[node] for node in phase.attrs["residuals"]]
+        self._program.linear(
+            self._buffers[phase.reads[0]], self._norm(phase), outputs, phase.attrs["factor"], residuals
+        )
 
     def _emit_glu(self, phase: Phase) -> None:
         gate, up = (self._output(linear, phase.writes[0]) for linear in phase.attrs["linears"])
-        activation = _ACTIVATIONS[phase.attrs["activation"]]
-        self._program.glu(self._buffers[phase.reads[0]], self._norm(phase), gate, up, activation)
+        ffn: spec.FeedForward = phase.attrs["ffn"]
+        self._program.glu(
+            self._buffers[phase.reads[0]], self._norm(phase), gate, up, _ACTIVATIONS[ffn.activation], ffn.limit
+        )
 
     def _emit_attention(self, phase: Phase) -> None:
         attn: spec.Attention = phase.attrs["attn"]

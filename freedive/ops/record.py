@@ -2,11 +2,12 @@
 
 Because the graph is seen whole, norms are made while a linear's input is made ready, linears that share an input share
 a phase, gate and up share a panel's pass, a residual is added where a product is written, and head norms and rotary
-embedding happen as keys go to the cache: five phases a layer.
+embedding happen as keys go to the cache: five phases a dense layer. What fits no pattern is a phase of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ class Node:
     attrs: dict[str, Any]
     width: int
     wanted: bool
+    order: int
     uses: list[Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -39,8 +41,8 @@ class Recorder:
         self.nodes: list[Node] = []
 
     def _node(self, op: str, *args: Node, width: int = 0, wanted: bool = False, **attrs: Any) -> Node:
-        first = args[0] if args else None
-        node = Node(op, args, attrs, width or first.width, wanted or bool(first and first.wanted))  # type: ignore[union-attr]
+        width, wanted = width or args[0].width, wanted or any(arg.wanted for arg in args)
+        node = Node(op, args, attrs, width, wanted, len(self.nodes))
         self.nodes.append(node)
         return node
 
@@ -53,20 +55,51 @@ class Recorder:
     def rms_norm(self, x: Node, weight: str, eps: float) -> Node:
         return self._node("rms_norm", x, weight=weight, eps=eps)
 
-    def head_norm(self, x: Node, weight: str, eps: float) -> Node:
+    def head_norm(self, x: Node, weight: str | None, head_dim: int, eps: float) -> Node:
         return self._node("head_norm", x, weight=weight, eps=eps)
 
     def rope(self, x: Node, rope: spec.Rope, head_dim: int) -> Node:
         return self._node("rope", x, rope=rope)
 
+    def temper(self, q: Node, temperature: spec.Temperature) -> Node:
+        return self._node("temper", q, temperature=temperature)
+
     def linear(self, x: Node, weight: str, bias: str | None) -> Node:
         return self._node("linear", x, width=self._shapes[weight][0], weight=weight, bias=bias)
 
-    def glu(self, gate: Node, up: Node, activation: spec.Activation) -> Node:
-        return self._node("glu", gate, up, activation=activation)
+    def glu(self, gate: Node, up: Node, ffn: spec.FeedForward) -> Node:
+        return self._node("glu", gate, up, ffn=ffn)
 
-    def attention(self, q: Node, k: Node, v: Node, attn: spec.Attention, layer: int) -> Node:
-        return self._node("attention", q, k, v, attn=attn)
+    def attention(self, q: Node, k: Node, v: Node, sinks: str | None, attn: spec.Attention, layer: int) -> Node:
+        return self._node("attention", q, k, v, sinks=sinks, attn=attn)
+
+    def latent_attention(
+        self, q: Node, kv: Node, norm: str, k_b: str, v_b: str, attn: spec.LatentAttention, layer: int
+    ) -> Node:
+        width = attn.num_heads * attn.value_dim
+        return self._node("latent_attention", q, kv, width=width, norm=norm, k_b=k_b, v_b=v_b, attn=attn)
+
+    def route(self, logits: Node, router: spec.Router, choice_bias: str | None, expert_scale: str | None) -> Node:
+        """[T, 2 * num_chosen]: experts, then weights."""
+        width = 2 * router.num_chosen
+        return self._node(
+            "route", logits, width=width, router=router, choice_bias=choice_bias, expert_scale=expert_scale
+        )
+
+    def experts(self, x: Node, routes: Node, moe: spec.Experts, weights: Mapping[str, str]) -> Node:
+        return self._node("experts", x, routes, moe=moe, weights=weights["0.gate"].removesuffix(".0.gate"))
+
+    def gate(self, x: Node, gate: Node) -> Node:
+        return self._node("gate", x, gate)
+
+    def scale(self, x: Node, factor: float) -> Node:
+        return self._node("scale", x, factor=factor)
+
+    def softcap(self, x: Node, cap: float) -> Node:
+        return self._node("softcap", x, cap=cap)
+
+    def clip(self, x: Node, limit: float) -> Node:
+        return self._node("clip", x, limit=limit)
 
     def add(self, x: Node, y: Node) -> Node:
         return self._node("add", x, y)
@@ -90,45 +123,109 @@ class Phase:
 
 
 def fuse(nodes: list[Node]) -> list[Phase]:
-    """The graph as phases in order. Norms, rope, glu and additions become parts of their neighbours."""
-    phases = []
+    """The graph as phases in order, each node in one of them."""
+    phases: list[Phase] = []
+    done: set[Node] = set()
     for node in nodes:
-        if node.op in ("embed", "select"):
-            phases.append(Phase(node.op, node.args, (node,), node.attrs))
-        elif node.op == "attention":
-            phases.append(_fuse_attention(node))
-        elif node.op == "linear":
-            siblings = tuple(use for use in node.args[0].uses if use.op == "linear")
-            if node is siblings[0]:
-                phases.append(_fuse_linears(siblings))
+        if node in done or _is_prologue(node):
+            continue
+        phase, parts = _FUSERS.get(node.op, _fuse_alone)(node)
+        phases.append(phase)
+        done.update(parts)
     written = {node for phase in phases for node in phase.writes}
     assert all(node in written for phase in phases for node in phase.reads), "a node was left out of every phase"
     return phases
 
 
-def _fuse_linears(siblings: tuple[Node, ...]) -> Phase:
-    x = siblings[0].args[0]
-    norm = x if x.op == "rms_norm" else None
-    x = x.args[0] if norm else x
-    attrs = {"norm": norm, "linears": siblings, "residual": None}
-    reader = siblings[0].uses[0] if siblings[0].uses else None
-    if reader and reader.op == "glu":
-        return Phase("glu", (x,), (reader,), attrs | {"linears": reader.args, **reader.attrs})
-    if reader and reader.op == "add":
-        residual = next(arg for arg in reader.args if arg is not siblings[0])
-        return Phase("linear", (x, residual), (reader,), attrs | {"residual": residual})
-    return Phase("linear", (x,), siblings, attrs)
+Fused = tuple[Phase, tuple[Node, ...]]
+"""A phase and the nodes that it covers."""
 
 
-def _fuse_attention(node: Node) -> Phase:
+def _is_prologue(node: Node) -> bool:
+    """Whether every reader of the node takes it in as it makes its own input ready."""
+    if node.op == "rms_norm":
+        return all(use.op == "linear" or (use.op == "experts" and node is use.args[0]) for use in node.uses)
+    return node.op in _HEAD_STEPS and all(_is_head_input(node, use) for use in node.uses)
+
+
+_HEAD_STEPS = ("head_norm", "rope", "temper")
+
+
+def _is_head_input(node: Node, use: Node) -> bool:
+    return use.op in _HEAD_STEPS or (use.op == "attention" and node in use.args[:2])
+
+
+def _fuse_alone(node: Node) -> Fused:
+    return Phase(node.op, node.args, (node,), node.attrs), (node,)
+
+
+def _fuse_linear(node: Node) -> Fused:
+    x, norm = _normed(node.args[0])
+    if _glu_of(node):
+        (glu,) = node.uses
+        phase = Phase("glu", (x,), (glu,), {"norm": norm, "linears": glu.args, **glu.attrs})
+        return phase, (*glu.args, glu)
+    siblings = tuple(use for use in node.args[0].uses if use.op == "linear" and not _glu_of(use))
+    if len(siblings) > 1:
+        attrs = {"norm": norm, "linears": siblings, "factor": 1.0, "residuals": ()}
+        return Phase("linear", (x,), siblings, attrs), siblings
+    last, parts, epilogue = _epilogue(node)
+    attrs = {"norm": norm, "linears": siblings, **epilogue}
+    return Phase("linear", (x, *epilogue["residuals"]), (last,), attrs), parts
+
+
+def _fuse_experts(node: Node) -> Fused:
+    x, norm = _normed(node.args[0])
+    last, parts, epilogue = _epilogue(node)
+    attrs = {**node.attrs, "norm": norm, **epilogue}
+    return Phase("experts", (x, node.args[1], *epilogue["residuals"]), (last,), attrs), parts
+
+
+def _fuse_attention(node: Node) -> Fused:
     (q, q_steps), (k, k_steps) = (_head_steps(arg) for arg in node.args[:2])
-    return Phase("attention", (q, k, node.args[2]), (node,), node.attrs | {"q_steps": q_steps, "k_steps": k_steps})
+    attrs = {**node.attrs, "q_steps": q_steps, "k_steps": k_steps}
+    return Phase("attention", (q, k, node.args[2]), (node,), attrs), (node, *q_steps, *k_steps)
+
+
+_FUSERS = {"linear": _fuse_linear, "experts": _fuse_experts, "attention": _fuse_attention}
+
+
+def _normed(x: Node) -> tuple[Node, Node | None]:
+    """What a linear's input is before its norm, and the norm, if the linear does it itself."""
+    return (x.args[0], x) if x.op == "rms_norm" and _is_prologue(x) else (x, None)
+
+
+def _glu_of(linear: Node) -> bool:
+    return [use.op for use in linear.uses] == ["glu"]
+
+
+def _epilogue(node: Node) -> tuple[Node, tuple[Node, ...], dict[str, Any]]:
+    """What is done to a product before it is written: a factor, then additions of what is known by then.
+
+    Returns the last node of the chain, its nodes, and the chain as attributes.
+    """
+    parts, factor = [node], 1.0
+    residuals: list[Node] = []
+    while len(parts[-1].uses) == 1:
+        (use,) = parts[-1].uses
+        if use.op == "scale" and not residuals:
+            factor *= use.attrs["factor"]
+        elif use.op == "add" and (other := _other(use, parts[-1])).order < node.order:
+            residuals.append(other)
+        else:
+            break
+        parts.append(use)
+    return parts[-1], tuple(parts), {"factor": factor, "residuals": tuple(residuals)}
+
+
+def _other(add: Node, node: Node) -> Node:
+    return add.args[1] if add.args[0] is node else add.args[0]
 
 
 def _head_steps(node: Node) -> tuple[Node, list[Node]]:
-    """The linear that q or k comes from, and what is done to its heads before attention."""
+    """The node that q or k comes from, and what is done to its heads before attention."""
     steps: list[Node] = []
-    while node.op in ("rope", "head_norm"):
+    while node.op in _HEAD_STEPS:
         steps.insert(0, node)
         node = node.args[0]
     return node, steps

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,10 @@ Array = npt.NDArray[np.float32]
 class ReferenceOps:
     """Operations of one step over arrays; ``cache`` is each layer's (keys, values), [slots, kv heads, head_dim]."""
 
-    def __init__(self, batch: Batch, cache: list[tuple[Array, Array]]) -> None:
+    def __init__(self, batch: Batch, cache: list[tuple[Array, ...]]) -> None:
         self._batch = batch
         self._cache = cache
-        self._positions = np.concatenate(
+        self._positions: npt.NDArray[np.int64] = np.concatenate(
             [np.arange(start, start + n) for start, n in zip(batch.starts, batch.lengths, strict=True)]
         )
 
@@ -34,8 +35,9 @@ class ReferenceOps:
         y: Array = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight
         return y
 
-    def head_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        return self.rms_norm(x.reshape(len(x), -1, weight.size), weight, eps).reshape(x.shape)
+    def head_norm(self, x: Array, weight: Array | None, head_dim: int, eps: float) -> Array:
+        one = np.ones(head_dim, np.float32) if weight is None else weight
+        return self.rms_norm(x.reshape(len(x), -1, head_dim), one, eps).reshape(x.shape)
 
     def rope(self, x: Array, rope: spec.Rope, head_dim: int) -> Array:
         angles = self._positions[:, None].astype(np.float32) * np.array(rope.inv_freq, np.float32)
@@ -56,47 +58,175 @@ class ReferenceOps:
         y: Array = x @ weight.T
         return y if bias is None else y + bias
 
-    def glu(self, gate: Array, up: Array, activation: spec.Activation) -> Array:
-        y: Array = gate / (1 + np.exp(-gate)) * up
+    def temper(self, q: Array, temperature: spec.Temperature) -> Array:
+        steps = np.floor((self._positions + 1) / np.float32(temperature.floor_scale))
+        factors = np.log1p(steps) * temperature.scale + 1
+        y: Array = q * factors.astype(np.float32)[:, None]
         return y
 
-    def attention(self, q: Array, k: Array, v: Array, attn: spec.Attention, layer: int) -> Array:
+    def glu(self, gate: Array, up: Array, ffn: spec.FeedForward) -> Array:
+        if ffn.limit:
+            gate, up = np.minimum(gate, np.float32(ffn.limit)), self.clip(up, ffn.limit)
+        match ffn.activation:
+            case "silu":
+                return gate * sigmoid(gate) * up
+            case "gelu_tanh":
+                inner = np.float32(math.sqrt(2 / math.pi)) * (gate + np.float32(0.044715) * gate**3)
+                return np.float32(0.5) * gate * (1 + np.tanh(inner)) * up
+            case "swiglu_oai":
+                return gate * sigmoid(np.float32(1.702) * gate) * (up + 1)
+
+    def attention(self, q: Array, k: Array, v: Array, sinks: Array | None, attn: spec.Attention, layer: int) -> Array:
+        group = attn.num_heads // attn.num_kv_heads
         out = np.empty_like(q)
-        row = 0
-        for start, length, pages in zip(self._batch.starts, self._batch.lengths, self._batch.pages, strict=True):
-            rows = slice(row, row + length)
-            out[rows] = self._attend_sequence(q[rows], k[rows], v[rows], attn, self._cache[layer], start, pages)
-            row += length
+        for rows, start, slots in self._sequences():
+            keys, values = (
+                np.repeat(self._append(store, new[rows], start, slots), group, axis=1)
+                for store, new in zip(self._cache[layer], (k, v), strict=True)
+            )
+            heads = q[rows].reshape(-1, attn.num_heads, attn.head_dim)
+            out[rows] = _attend(heads, keys, values, start, attn, sinks).reshape(len(heads), -1)
         return out
 
-    def _attend_sequence(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        attn: spec.Attention,
-        cache: tuple[Array, Array],
-        start: int,
-        pages: npt.NDArray[np.int32],
+    def latent_attention(
+        self, q: Array, kv: Array, norm: Array, k_b: Array, v_b: Array, attn: spec.LatentAttention, layer: int
     ) -> Array:
-        """One request's rows: writes its new keys and values, reads all of them back through its page table."""
-        position = np.arange(start + len(q))
-        slots = pages[position // PAGE_TOKENS] * PAGE_TOKENS + position % PAGE_TOKENS
-        for store, new in zip(cache, (k, v), strict=True):
-            store[slots[start:]] = new.reshape(len(new), attn.num_kv_heads, attn.head_dim)
-        group = attn.num_heads // attn.num_kv_heads
-        keys, values = (np.repeat(store[slots], group, axis=1) for store in cache)
-        scores = np.einsum("qhd,khd->hqk", q.reshape(len(q), attn.num_heads, attn.head_dim), keys) * attn.scale
-        distance = position[start:, None] - position[None, :]
-        seen = (distance >= 0) & ((distance < attn.window) if attn.window else True)
-        scores = np.where(seen, scores, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        out: Array = np.einsum("hqk,khd->qhd", weights, values).reshape(q.shape)
+        latent = self.rms_norm(kv[:, : attn.kv_rank], norm, attn.latent_eps)
+        shared = self.rope(kv[:, attn.kv_rank :], attn.rope, attn.rope_dim)
+        heads = q.reshape(len(q), attn.num_heads, attn.head_dim).copy()
+        turned = np.ascontiguousarray(heads[..., attn.nope_dim :]).reshape(len(q), -1)
+        heads[..., attn.nope_dim :] = self.rope(turned, attn.rope, attn.rope_dim).reshape(len(q), attn.num_heads, -1)
+        out = np.empty((len(q), attn.num_heads * attn.value_dim), np.float32)
+        for rows, start, slots in self._sequences():
+            latents, turns = (
+                self._append(store, new[rows], start, slots)[:, 0]
+                for store, new in zip(self._cache[layer], (latent, shared), strict=True)
+            )
+            plain = np.einsum("tr,hnr->thn", latents, k_b)
+            keys = np.concatenate([plain, np.repeat(turns[:, None], attn.num_heads, axis=1)], -1)
+            values = np.einsum("tr,hvr->thv", latents, v_b)
+            out[rows] = _attend(heads[rows], keys, values, start, attn, None).reshape(-1, out.shape[1])
         return out
+
+    def _sequences(self) -> Iterator[tuple[slice, int, npt.NDArray[np.int64]]]:
+        """Each request: its rows of the step, the position of the first, and the cache slots of all positions."""
+        batch, row = self._batch, 0
+        for start, length, pages in zip(batch.starts, batch.lengths, batch.pages, strict=True):
+            position = np.arange(start + length)
+            yield (
+                slice(row, row + length),
+                int(start),
+                pages[position // PAGE_TOKENS] * PAGE_TOKENS + position % PAGE_TOKENS,
+            )
+            row += length
+
+    @staticmethod
+    def _append(store: Array, new: Array, start: int, slots: npt.NDArray[np.int64]) -> Array:
+        """Writes the new rows to their slots; returns all rows of the request."""
+        store[slots[start:]] = new.reshape(-1, *store.shape[1:])
+        return store[slots]
+
+    def route(self, logits: Array, router: spec.Router, choice_bias: Array | None, expert_scale: Array | None) -> Array:
+        """[T, 2, num_chosen]: experts and weights."""
+        scores = sigmoid(logits) if router.score == "sigmoid" else softmax(logits)
+        merit = scores if choice_bias is None else scores + choice_bias
+        chosen = np.array([_choose(row, router) for row in merit], np.int64).reshape(-1, router.num_chosen)
+        weights = np.take_along_axis(scores, chosen, -1)
+        if router.renormalise:
+            weights = weights / (weights.sum(-1, keepdims=True) + np.float32(1e-20))
+        weights = weights * np.float32(router.scale)
+        if expert_scale is not None:
+            weights = weights * expert_scale[chosen]
+        return np.stack([chosen.astype(np.float32), weights], 1)
+
+    def experts(self, x: Array, routes: Array, moe: spec.Experts, weights: Mapping[str, Array]) -> Array:
+        out = np.zeros_like(x)
+        chosen, shares = routes[:, 0], routes[:, 1]
+        for expert in range(moe.router.num_experts):
+            rows, places = np.nonzero(chosen == expert)
+            w = {name: weights.get(f"{expert}.{name}") for name in EXPERT_WEIGHTS}
+            share = shares[rows, places][:, None]
+            y = x[rows] * share if moe.router.weighs_input else x[rows]
+            gate, up = (self.linear(y, w[name], w[f"{name}_bias"]) for name in ("gate", "up"))  # type: ignore[arg-type]
+            y = self.linear(self.glu(gate, up, moe.expert), w["down"], w["down_bias"])  # type: ignore[arg-type]
+            out[rows] += y if moe.router.weighs_input else y * share
+        return out
+
+    def gate(self, x: Array, gate: Array) -> Array:
+        return x * sigmoid(gate)
+
+    def scale(self, x: Array, factor: float) -> Array:
+        return x * np.float32(factor)
+
+    def softcap(self, x: Array, cap: float) -> Array:
+        y: Array = np.float32(cap) * np.tanh(x / np.float32(cap))
+        return y
+
+    def clip(self, x: Array, limit: float) -> Array:
+        return np.clip(x, np.float32(-limit), np.float32(limit))
 
     def add(self, x: Array, y: Array) -> Array:
         return x + y
+
+
+EXPERT_WEIGHTS = ("gate", "gate_bias", "up", "up_bias", "down", "down_bias")
+
+
+def sigmoid(x: Array) -> Array:
+    y: Array = 1 / (1 + np.exp(-x))
+    return y
+
+
+def softmax(x: Array) -> Array:
+    weights = np.exp(x - x.max(-1, keepdims=True))
+    y: Array = weights / weights.sum(-1, keepdims=True)
+    return y
+
+
+def _choose(merit: Array, router: spec.Router) -> npt.NDArray[np.int64]:
+    """The experts of one token, best first; of equals the lower index."""
+    groups = merit.reshape(router.num_groups, -1)
+    if router.group_choice == "each":
+        best = np.argsort(-groups, axis=-1, kind="stable")[:, : router.num_chosen // router.num_groups]
+        return (best + np.arange(router.num_groups)[:, None] * groups.shape[1]).ravel()
+    if router.kept_groups < router.num_groups:
+        strength = np.sort(groups, axis=-1)[:, -2 if router.group_choice == "top2" else -1 :].sum(-1)
+        kept = np.argsort(-strength, kind="stable")[: router.kept_groups]
+        masked = np.full_like(groups, -np.inf)
+        masked[kept] = groups[kept]
+        merit = masked.ravel()
+    return np.argsort(-merit, kind="stable")[: router.num_chosen]
+
+
+def _attend(
+    q: Array,
+    keys: Array,
+    values: Array,
+    start: int,
+    attn: spec.Attention | spec.LatentAttention,
+    sinks: Array | None,
+) -> Array:
+    """One request: q [Q, heads, dim] from position ``start`` on, keys and values [T, heads, dim] -> [Q, heads, dim]."""
+    scores = np.einsum("qhd,khd->hqk", q, keys) * np.float32(attn.scale)
+    query, key = np.arange(start, start + len(q))[:, None], np.arange(len(keys))[None, :]
+    seen = key <= query
+    if isinstance(attn, spec.Attention):
+        if attn.softcap:
+            scores = np.float32(attn.softcap) * np.tanh(scores / np.float32(attn.softcap))
+        if attn.window:
+            seen &= query - key < attn.window
+        if attn.chunk:
+            seen &= query // attn.chunk == key // attn.chunk
+    scores = np.where(seen, scores, -np.inf)
+    top = scores.max(-1, keepdims=True)
+    if sinks is not None:
+        top = np.maximum(top, sinks[:, None, None])
+    weights = np.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks[:, None, None] - top)
+    out: Array = np.einsum("hqk,khd->qhd", weights / total, values)
+    return out
 
 
 class ReferenceRunner:
@@ -108,11 +238,23 @@ class ReferenceRunner:
         self.num_pages = num_pages
         self._model = model
         self._weights = weights
+        slots = num_pages * PAGE_TOKENS
         self._cache = [
-            (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+            tuple(np.zeros((slots, heads, dim), np.float32) for heads, dim in _cache_shapes(layer.attention))
             for layer in model.layers
-            for shape in [(num_pages * PAGE_TOKENS, layer.attention.num_kv_heads, layer.attention.head_dim)]
         ]
 
     def step(self, batch: Batch) -> Array:
-        return forward(self._model, self._weights, ReferenceOps(batch, self._cache))
+        """See engine.batch.Runner."""
+        return forward(self._model, self._weights, self.ops(batch))
+
+    def ops(self, batch: Batch) -> ReferenceOps:
+        """The operations of one step."""
+        return ReferenceOps(batch, self._cache)
+
+
+def _cache_shapes(attn: spec.Attention | spec.LatentAttention) -> list[tuple[int, int]]:
+    """(heads, dim) of both halves of what the cache keeps: keys and values, or latents and rotated keys."""
+    if isinstance(attn, spec.LatentAttention):
+        return [(1, attn.kv_rank), (1, attn.rope_dim)]
+    return [(attn.num_kv_heads, attn.head_dim)] * 2

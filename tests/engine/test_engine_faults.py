@@ -267,7 +267,7 @@ def test_the_fake_runner_notices_shared_and_stale_pages() -> None:
         count = len(starts)
         ones = np.ones(count, np.int32)
         arrays = (np.array(starts, np.int32), np.array(pages, np.int32), np.arange(count, dtype=np.int32))
-        runner.step(Batch(ones, ones, *arrays))
+        runner.step(Batch(ones, ones, *arrays, prompts=ones))
 
     with pytest.raises(AssertionError, match="two owners"):
         step(FakeRunner(), [0, 0], [[1], [1]])

@@ -105,7 +105,7 @@ def test_only_wanted_rows_are_returned_and_they_are_the_same() -> None:
     pages = np.array([TABLES[1]], np.int32)
     for wanted in ([], [40], [3, 17, 40], [40, 3]):
         rows = np.array(wanted, np.int32)
-        logits = native("quantised").step(Batch(tokens, one, one * 0, pages, rows))
+        logits = native("quantised").step(Batch(tokens, one, one * 0, pages, rows, one))
         assert logits.shape == (len(wanted), 128)
         np.testing.assert_array_equal(logits, alone("quantised", "f16")[1][rows])
 

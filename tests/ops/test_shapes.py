@@ -34,7 +34,7 @@ ATTENTIONS = {
     "wide heads": Attention(num_heads=2, num_kv_heads=1, head_dim=576, rope=rope(64), scale=0.05),
     "a window of one": replace(PLAIN, window=1),
     "a window of a page": replace(PLAIN, window=32),
-    "norms on odd heads": Attention(num_heads=4, num_kv_heads=2, head_dim=20, rope=rope(8), scale=0.3, head_norm=True),
+    "norms on odd heads": Attention(num_heads=4, num_kv_heads=2, head_dim=20, rope=rope(8), scale=0.3, qk_norm="head"),
     "all biases": replace(PLAIN, qkv_bias=True, out_bias=True),
 }
 
@@ -76,7 +76,7 @@ def test_native_equals_reference(name: str, level: str) -> None:
 
 
 def test_a_layer_is_five_phases() -> None:
-    described = model(replace(PLAIN, head_norm=True, qkv_bias=True))
+    described = model(replace(PLAIN, qk_norm="head", qkv_bias=True))
     names = [phase.op for phase in fuse(record(described))]
     assert names == ["embed", *["linear", "attention", "linear", "glu", "linear"] * 2, "select", "linear"]
 

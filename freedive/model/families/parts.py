@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from freedive.model.families.config import Config
 from freedive.model.families.rope import max_context, rope
@@ -14,8 +14,8 @@ def num_layers(config: Config) -> int:
     return config.count("num_hidden_layers", most=1000)
 
 
-def attention(config: Config, *, qkv_bias: bool = False, out_bias: bool = False, head_norm: bool = False) -> Attention:
-    """Grouped-query attention over everything before."""
+def attention(config: Config, **traits: Any) -> Attention:
+    """Grouped-query attention over everything before; ``traits`` are further fields of it."""
     num_heads = config.count("num_attention_heads", most=4096)
     num_kv_heads = config.count("num_key_value_heads", num_heads, most=4096)
     if num_heads % num_kv_heads:
@@ -32,9 +32,7 @@ def attention(config: Config, *, qkv_bias: bool = False, out_bias: bool = False,
         head_dim=head_dim,
         rope=rope(config, head_dim),
         scale=head_dim**-0.5,
-        qkv_bias=qkv_bias,
-        out_bias=out_bias,
-        head_norm=head_norm,
+        **traits,
     )
 
 

@@ -34,7 +34,7 @@ def _qwen2(config: Config) -> Model:
 
 def _qwen3(config: Config) -> Model:
     bias = config.flag("attention_bias")
-    return _decoder("qwen3", config, attention(config, qkv_bias=bias, out_bias=bias, head_norm=True))
+    return _decoder("qwen3", config, attention(config, qkv_bias=bias, out_bias=bias, qk_norm="head"))
 
 
 _DEFAULTS = {
