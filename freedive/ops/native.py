@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from freedive import machine
-from freedive.checkpoint.packed import FORMATS, PackedTensor
+from freedive.checkpoint.packed import FORMATS, PackedExperts, PackedTensor
 from freedive.engine.batch import Batch
 from freedive.errors import UserError
 from freedive.model import spec
@@ -18,8 +18,10 @@ from freedive.ops.record import Node, Phase, fuse, record
 
 NONE = -1
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
-_ACTIVATIONS = {"silu": 0}
-_HEAD_NORM, _ROPE_HALVES, _ROPE_INTERLEAVED = range(3)
+_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
+_GROUP_CHOICES = {"max": 0, "top2": 1, "each": 2}
+_HEAD_NORM, _ROPE_HALVES, _ROPE_INTERLEAVED, _TEMPER = range(4)
+_NORM, _SCALE, _SOFTCAP, _CLIP, _GATE, _ADD = range(6)
 
 
 class NativeRunner:
@@ -33,7 +35,7 @@ class NativeRunner:
     def __init__(
         self,
         model: spec.Model,
-        weights: Mapping[str, PackedTensor],
+        weights: Mapping[str, PackedTensor | PackedExperts],
         *,
         num_threads: int,
         max_rows: int,
@@ -45,15 +47,14 @@ class NativeRunner:
         self.max_context = model.max_context
         self.num_pages = num_pages
         self.max_rows = max_rows
-        if (widest := max(layer.attention.head_dim for layer in model.layers)) > _native.MAX_HEAD_DIM:
-            raise UserError(
-                f"The kernels run heads up to {_native.MAX_HEAD_DIM} wide, not {widest}", "Choose another model"
-            )
+        _refuse_what_is_too_wide(model)
         try:
             self._program = _native.Program(isa if isa is not None else os.environ.get("FREEDIVE_ISA", ""), num_threads)
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
-        self._result = _Emitter(self._program, weights, ELEMENT_BYTES[cache_format]).emit(fuse(record(model)))
+        emitter = _Emitter(self._program, weights, ELEMENT_BYTES[cache_format])
+        self._result = emitter.emit(fuse(record(model)))
+        self._routes = emitter.routes
         cache_bytes = num_pages * self._program.page_bytes
         if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
@@ -72,13 +73,32 @@ class NativeRunner:
 
     def step(self, batch: Batch) -> npt.NDArray[np.float32]:
         """See engine.batch.Runner."""
-        return self._program.step(batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, self._result)
+        return self._program.step(
+            batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, batch.prompts, self._result
+        )
+
+    def routes(self) -> list[npt.NDArray[np.float32]]:
+        """Of each layer with experts, for the rows of the last step: [T, 2 * num_chosen], experts and their weights."""
+        return [self._program.read(buffer) for buffer in self._routes]
+
+
+def _refuse_what_is_too_wide(model: spec.Model) -> None:
+    for layer in model.layers:
+        attn, ffn = layer.attention, layer.ffn
+        latent = isinstance(attn, spec.LatentAttention)
+        widths = (attn.head_dim, attn.value_dim, attn.cache_dim) if latent else (attn.head_dim,)
+        if max(widths) > _native.MAX_HEAD_DIM:
+            what = f"The kernels run heads up to {_native.MAX_HEAD_DIM} wide, not {max(widths)}"
+            raise UserError(what, "Choose another model")
+        if isinstance(ffn, spec.Experts) and ffn.router.num_experts > _native.MAX_EXPERTS:
+            what = f"The kernels run up to {_native.MAX_EXPERTS} experts a layer, not {ffn.router.num_experts}"
+            raise UserError(what, "Choose another model")
 
 
 class _Emitter:
     """Phases -> the program's operations, giving out buffers and taking them back when their last reader has run."""
 
-    def __init__(self, program: _native.Program, weights: Mapping[str, PackedTensor], element_bytes: int) -> None:
+    def __init__(self, program: _native.Program, weights: Mapping[str, PackedTensor | PackedExperts], element_bytes: int) -> None:
         self._program = program
         self._weights = weights
         self._element_bytes = element_bytes
@@ -86,14 +106,14 @@ class _Emitter:
         self._rope_tables: dict[spec.Rope, int] = {}
         self._buffers: dict[Node, int] = {}
         self._free: dict[tuple[int, bool], list[int]] = {}
+        self.routes: list[int] = []
 
     def emit(self, phases: list[Phase]) -> int:
         """Records all phases; returns the buffer of the last result."""
         last_read = {node: index for index, phase in enumerate(phases) for node in phase.reads}
         for phase in phases:
-            for step in phase.attrs.get("q_steps", []):
-                if step.op == "rope":
-                    self._add_rope_table(step.attrs["rope"])
+            for rope in _ropes(phase):
+                self._add_rope_table(rope)
         for index, phase in enumerate(phases):
             dying = [node for node in dict.fromkeys(phase.reads) if last_read[node] == index]
             replaced = next(
@@ -106,7 +126,8 @@ class _Emitter:
                 self._buffers |= {node: self._take(node) for node in phase.writes}
             getattr(self, f"_emit_{phase.op}")(phase)
             for node in dying:
-                self._free.setdefault((node.width, node.wanted), []).append(self._buffers[node])
+                if node.op != "route":  # kept, to be looked at after the step
+                    self._free.setdefault((node.width, node.wanted), []).append(self._buffers[node])
         return self._buffers[phases[-1].writes[0]]
 
     @staticmethod
@@ -151,34 +172,136 @@ class _Emitter:
             key_dim=attn.head_dim,
             value_dim=attn.head_dim,
             scale=attn.scale,
+            softcap=attn.softcap,
             window=attn.window,
+            chunk=attn.chunk,
+            sinks=self._vector(phase.attrs["sinks"]),
             q_steps=[self._head_step(node) for node in phase.attrs["q_steps"]],
             k_steps=[self._head_step(node) for node in phase.attrs["k_steps"]],
             element_bytes=self._element_bytes,
         )
 
-    def _head_step(self, node: Node) -> tuple[int, int, int, float]:
-        if node.op == "head_norm":
-            return _HEAD_NORM, self._vector(node.attrs["weight"]), 0, node.attrs["eps"]
-        rope: spec.Rope = node.attrs["rope"]
-        return _ROPE_INTERLEAVED if rope.interleaved else _ROPE_HALVES, self._rope_tables[rope], rope.dim, 0.0
+    def _emit_latent_attention(self, phase: Phase) -> None:
+        attn: spec.LatentAttention = phase.attrs["attn"]
+        q, kv = (self._buffers[node] for node in phase.reads)
+        self._program.latent_attention(
+            q=q,
+            kv=kv,
+            out=self._buffers[phase.writes[0]],
+            norm=(self._vector(phase.attrs["norm"]), attn.latent_eps),
+            k_b=self._weight(phase.attrs["k_b"]),
+            v_b=self._weight(phase.attrs["v_b"]),
+            num_heads=attn.num_heads,
+            nope_dim=attn.nope_dim,
+            rope_dim=attn.rope_dim,
+            value_dim=attn.value_dim,
+            rank=attn.kv_rank,
+            scale=attn.scale,
+            rope=self._rope_step(attn.rope),
+            element_bytes=self._element_bytes,
+        )
+
+    def _emit_route(self, phase: Phase) -> None:
+        router: spec.Router = phase.attrs["router"]
+        out = self._buffers[phase.writes[0]]
+        self.routes.append(out)
+        self._program.route(
+            x=self._buffers[phase.reads[0]],
+            out=out,
+            num_experts=router.num_experts,
+            num_chosen=router.num_chosen,
+            sigmoid=router.score == "sigmoid",
+            renormalise=router.renormalise,
+            scale=router.scale,
+            choice_bias=self._vector(phase.attrs["choice_bias"]),
+            expert_scale=self._vector(phase.attrs["expert_scale"]),
+            num_groups=router.num_groups,
+            kept_groups=router.kept_groups,
+            group_choice=_GROUP_CHOICES[router.group_choice],
+        )
+
+    def _emit_experts(self, phase: Phase) -> None:
+        moe: spec.Experts = phase.attrs["moe"]
+        x, routes, *residuals = (self._buffers[node] for node in phase.reads)
+        packed = self._weights[phase.attrs["weights"]]
+        assert isinstance(packed, PackedExperts)
+        self._program.experts(
+            x=x,
+            norm=self._norm(phase),
+            routes=routes,
+            out=self._buffers[phase.writes[0]],
+            packed=packed.data,
+            stride=packed.stride,
+            gate=_part(packed, "gate"),
+            up=_part(packed, "up"),
+            down=_part(packed, "down"),
+            activation=_ACTIVATIONS[moe.expert.activation],
+            limit=moe.expert.limit,
+            num_experts=moe.router.num_experts,
+            num_chosen=moe.router.num_chosen,
+            weighs_input=moe.router.weighs_input,
+            factor=phase.attrs["factor"],
+            residuals=residuals,
+        )
+
+    def _emit_rms_norm(self, phase: Phase) -> None:
+        self._rows(_NORM, phase, self._vector(phase.attrs["weight"]), phase.attrs["eps"])
+
+    def _emit_scale(self, phase: Phase) -> None:
+        self._rows(_SCALE, phase, NONE, phase.attrs["factor"])
+
+    def _emit_softcap(self, phase: Phase) -> None:
+        self._rows(_SOFTCAP, phase, NONE, phase.attrs["cap"])
+
+    def _emit_clip(self, phase: Phase) -> None:
+        self._rows(_CLIP, phase, NONE, phase.attrs["limit"])
+
+    def _emit_gate(self, phase: Phase) -> None:
+        self._rows(_GATE, phase, self._buffers[phase.reads[1]], 0.0)
+
+    def _emit_add(self, phase: Phase) -> None:
+        self._rows(_ADD, phase, self._buffers[phase.reads[1]], 0.0)
+
+    def _rows(self, kind: int, phase: Phase, other: int, value: float) -> None:
+        self._program.row_operation(kind, self._buffers[phase.reads[0]], other, value, self._buffers[phase.writes[0]])
+
+    def _head_step(self, node: Node) -> tuple[int, int, int, float, float]:
+        match node.op:
+            case "head_norm":
+                return _HEAD_NORM, self._head_weights(node), 0, node.attrs["eps"], 0.0
+            case "temper":
+                temperature: spec.Temperature = node.attrs["temperature"]
+                return _TEMPER, NONE, 0, temperature.floor_scale, temperature.scale
+            case _:
+                return self._rope_step(node.attrs["rope"])
+
+    def _rope_step(self, rope: spec.Rope) -> tuple[int, int, int, float, float]:
+        kind = _ROPE_INTERLEAVED if rope.interleaved else _ROPE_HALVES
+        return kind, self._rope_tables[rope], rope.dim, 0.0, 0.0
+
+    def _head_weights(self, norm: Node) -> int:
+        if norm.attrs["weight"] is not None:
+            return self._vector(norm.attrs["weight"])
+        return self._program.vector(np.ones(norm.attrs["head_dim"], np.float32))
 
     def _norm(self, phase: Phase) -> tuple[int, float]:
         norm = phase.attrs["norm"]
         return (NONE, 0.0) if norm is None else (self._vector(norm.attrs["weight"]), norm.attrs["eps"])
 
     def _output(self, linear: Node, out: Node) -> tuple[int, int, int]:
-        bias = linear.attrs["bias"]
-        return self._weight(linear.attrs["weight"]), NONE if bias is None else self._vector(bias), self._buffers[out]
+        return self._weight(linear.attrs["weight"]), self._vector(linear.attrs["bias"]), self._buffers[out]
 
     def _weight(self, name: str) -> int:
         if name not in self._handles:
             w = self._weights[name]
-            rows, k = w.shape
-            self._handles[name] = self._program.weight(FORMATS[w.format], rows, k, w.data)
+            *heads, rows, k = w.shape
+            count = heads[0] if heads else 1
+            self._handles[name] = self._program.weight(FORMATS[w.format], count * rows, k, w.data, count)
         return self._handles[name]
 
-    def _vector(self, name: str) -> int:
+    def _vector(self, name: str | None) -> int:
+        if name is None:
+            return NONE
         if name not in self._handles:
             self._handles[name] = self._program.vector(self._weights[name].data.view(np.float32))
         return self._handles[name]
@@ -188,3 +311,16 @@ class _Emitter:
             self._rope_tables[rope] = self._program.buffer(rope.dim, False)
             frequencies = self._program.vector(np.array(rope.inv_freq, np.float32))
             self._program.rope_table(frequencies, rope.factor, self._rope_tables[rope])
+
+
+def _ropes(phase: Phase) -> Iterator[spec.Rope]:
+    """The rotary tables that a phase reads."""
+    if phase.op == "latent_attention":
+        yield phase.attrs["attn"].rope
+    yield from (step.attrs["rope"] for step in phase.attrs.get("q_steps", ()) if step.op == "rope")
+
+
+def _part(packed: PackedExperts, name: str) -> tuple[int, int, int, int, int | None]:
+    """Where one matrix of every expert lies: format, rows, width, offset, and the offset of its bias."""
+    part, bias = packed.parts[name], packed.parts.get(f"{name}_bias")
+    return FORMATS[part.format], *part.shape, part.offset, bias and bias.offset
