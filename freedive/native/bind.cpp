@@ -24,9 +24,9 @@ using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::c
 using MutableFloats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Pages = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Output = std::tuple<int, int, int>;       // weight, bias, out
-using Norm = std::tuple<int, float>;            // weights, eps
-using Head = std::tuple<int, int, int, float, float>;          // kind, operand, dim, a, b
+using Output = std::tuple<int, int, int>;                         // weight, bias, out
+using Norm = std::tuple<int, float>;                              // weights, eps
+using Head = std::tuple<int, int, int, float, float>;             // kind, operand, dim, a, b
 using Part = std::tuple<int, int, int, std::size_t, nb::object>;  // format, rows, k, offset, offset of the bias or None
 
 std::span<const std::int32_t> view(const Ints& a) { return {a.data(), a.size()}; }

@@ -68,9 +68,8 @@ void LatentAttention::run(Machine& m, int thread) const {
         m.team.for_each(int(queries_.size()) * num_heads, 1,
                         [&](int i) { absorb(m, queries_[i / num_heads], i / num_heads, i % num_heads); });
     if (!expanded_.empty())
-        m.team.for_each(int(expanded_.size()) * num_heads, 1, [&](int i) {
-            attend_expanded(m, expanded_[i / num_heads], i % num_heads, m.locals[thread]);
-        });
+        m.team.for_each(int(expanded_.size()) * num_heads, 1,
+                        [&](int i) { attend_expanded(m, expanded_[i / num_heads], i % num_heads, m.locals[thread]); });
     if (queries_.empty()) return;
     m.team.for_each(int(absorbed_.size()), 1, [&](int i) { attend_absorbed(m, absorbed_[i]); });
     m.team.for_each(int(merges_.size()), 1, [&](int i) { merge(m, merges_[i]); });
@@ -86,8 +85,8 @@ void LatentAttention::store(Machine& m, int row) const {
 
     const Sequence& s = m.step.sequences[m.step.sequence_of[row]];
     const int position = m.step.positions[row], page = s.pages[position / kPageTokens];
-    std::uint8_t* slot = m.cache.values(page, layer, 0) +
-                         std::size_t(position % kPageTokens) * stride(m) * m.cache.element_bytes();
+    std::uint8_t* slot =
+        m.cache.values(page, layer, 0) + std::size_t(position % kPageTokens) * stride(m) * m.cache.element_bytes();
     if (m.cache.element_bytes() == 4)
         std::memcpy(slot, latent, dim() * sizeof(float));
     else

@@ -100,8 +100,8 @@ class Machine {
     std::vector<std::unique_ptr<Operation>> operations;
     Cache cache;
     Step step;
-    std::vector<float> partials;  // results of attention splits on their way to be merged
-    std::vector<float> absorbed;    // queries of latent attention: [query][groups of 16 heads][dim][16]
+    std::vector<float> partials;             // results of attention splits on their way to be merged
+    std::vector<float> absorbed;             // queries of latent attention: [query][groups of 16 heads][dim][16]
     std::vector<std::vector<float>> locals;  // scratch memory of each thread
     Groups groups;
     int max_rows = 0, widest = 0;  // rows of a step; numbers of a linear's input
