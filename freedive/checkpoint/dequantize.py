@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
 from freedive.checkpoint.tensor import Tensor
+
+FLOATS = ("F32", "F16", "BF16")
 
 
 def dequantize(tensor: Tensor) -> npt.NDArray[np.float32]:
@@ -14,3 +18,12 @@ def dequantize(tensor: Tensor) -> npt.NDArray[np.float32]:
 
     values: npt.NDArray[np.float32] = quants.dequantize(tensor.data, GGMLQuantizationType[tensor.format])
     return values.reshape(tensor.shape)
+
+
+def as_floats(tensor: Tensor) -> Tensor:
+    """``tensor`` itself if it is F32, F16 or BF16, else dequantised to F16."""
+    if tensor.format in FLOATS:
+        return tensor
+    with np.errstate(over="ignore"):  # what half floats cannot hold becomes infinite, and is refused when packed
+        halves = dequantize(tensor).astype(np.float16)
+    return replace(tensor, format="F16", source=halves.reshape(-1, tensor.shape[-1]).view(np.uint8))

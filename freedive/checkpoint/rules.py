@@ -1,132 +1,274 @@
-"""A maker's tensor names and row orders <-> canonical ones, by tables that read in both directions.
+"""A maker's tensor names, shapes and row orders <-> canonical ones, by tables that read in both directions.
 
-In names, ``{}`` stands for a number between dots: ``model.layers.{}.mlp.up_proj.weight``.
+In names, ``{}`` stands for a number between dots: ``model.layers.{}.mlp.up_proj.weight``. Whatever a rule does, shapes
+and formats are told at once and bytes are made when asked for, of one expert at a time.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
 from freedive.checkpoint.file import quote
-from freedive.checkpoint.tensor import Checkpoint, Tensor
+from freedive.checkpoint.tensor import Bytes, Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.model.params import Param, params
 from freedive.model.spec import Model
 
-Bytes = npt.NDArray[np.uint8]
-
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _MAX_FAULTS = 4
 
+Shape = tuple[int, ...]
 
-@dataclass(frozen=True)
-class Rename:
-    """The tensor ``theirs`` is the canonical ``ours``, byte for byte."""
 
-    theirs: str
-    ours: str
+class Step(Protocol):
+    """A change of one tensor that can be undone."""
 
-    def apply(self, tensor: Tensor) -> Bytes:
-        """Canonical bytes of the maker's ``tensor``."""
-        return tensor.data
+    def apply(self, tensor: Tensor) -> Tensor:
+        """The maker's -> canonical."""
 
-    def revert(self, tensor: Tensor) -> Bytes:
-        """The maker's bytes of the canonical ``tensor``."""
-        return tensor.data
+    def revert(self, tensor: Tensor) -> Tensor:
+        """Canonical -> the maker's."""
 
 
 @dataclass(frozen=True)
-class Permute(Rename):
-    """A rename of ``num_heads`` heads whose rows the maker interleaves: (0, d/2, 1, d/2 + 1, ...); ours run in order.
+class Permute:
+    """The maker interleaves the rows of each head: (0, d/2, 1, d/2 + 1, ...); ours run in order.
 
     llama.cpp stores the queries and keys of its `llama` architecture so, to rotate neighbours where Hugging Face
     rotates halves. Moving whole rows also fits quantised formats.
     """
 
-    num_heads: int
+    head_dim: int
 
-    def apply(self, tensor: Tensor) -> Bytes:
-        return self._swap(tensor, (self.num_heads, -1, 2))
+    def apply(self, tensor: Tensor) -> Tensor:
+        return self._swap(tensor, (-1, self.head_dim // 2, 2))
 
-    def revert(self, tensor: Tensor) -> Bytes:
-        return self._swap(tensor, (self.num_heads, 2, -1))
+    def revert(self, tensor: Tensor) -> Tensor:
+        return self._swap(tensor, (-1, 2, self.head_dim // 2))
 
-    def _swap(self, tensor: Tensor, halves: tuple[int, int, int]) -> Bytes:
-        rows = tensor.data.reshape(tensor.shape[0], -1)
-        order = np.arange(len(rows)).reshape(halves).swapaxes(1, 2).ravel()
-        return rows[order].reshape(tensor.data.shape)
+    def _swap(self, tensor: Tensor, halves: tuple[int, int, int]) -> Tensor:
+        def make() -> Bytes:
+            units = _units(tensor)
+            return units[np.arange(len(units)).reshape(halves).swapaxes(1, 2).ravel()]
+
+        return _made(tensor, make)
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """The maker's last two axes are the other way round; quantised formats, whose blocks this cuts, become F16."""
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        def make() -> Bytes:
+            floats = as_floats(tensor)
+            values = floats.data.view(np.uint32 if floats.format == "F32" else np.uint16).reshape(tensor.shape)
+            return np.ascontiguousarray(values.swapaxes(-1, -2)).view(np.uint8)
+
+        *outer, rows, width = tensor.shape
+        format = tensor.format if tensor.format in FLOATS else "F16"
+        return _made(tensor, make, (*outer, width, rows), format)
+
+    revert = apply
+
+
+@dataclass(frozen=True)
+class Add:
+    """Ours are the maker's plus ``term``, in float32: norms that multiply by 1 + weight."""
+
+    term: float
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return self._add(tensor, self.term)
+
+    def revert(self, tensor: Tensor) -> Tensor:
+        return self._add(tensor, -self.term)
+
+    def _add(self, tensor: Tensor, term: float) -> Tensor:
+        return _made(tensor, lambda: (dequantize(tensor) + np.float32(term)).view(np.uint8), format="F32")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The maker's tensor ``theirs`` holds the canonical ``ours``, all of them.
+
+    Where ours have one number more than theirs, their last, theirs is a stack [E, ...] of what that number counts.
+    Each goes through ``steps``. Then its rows (the elements of a vector) are ``blocks`` equal runs, each holding an
+    equal share of every one of ours, in order: one run of gate, then up; as many as rows where they alternate; as many
+    as heads where each head has its own keys, then values. Of several rules for the same weight the first whose tensor
+    is there counts.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
+    blocks: int = 1
+
+    @property
+    def stacks(self) -> bool:
+        return self.ours[0].count("{}") > self.theirs.count("{}")
 
 
 @dataclass(frozen=True)
 class Ignore:
-    """The tensor ``theirs`` says nothing that the description does not: a buffer, or a copy of a tied weight."""
+    """The tensor ``theirs`` says nothing that the description does not: a buffer, or a copy of a tied weight.
+
+    With ``*`` at its end, all tensors whose names begin so: parts that are not run.
+    """
 
     theirs: str
 
 
-Rule = Rename | Ignore
+Rules = Sequence[Rule | Ignore]
 
 
-class Converted(Mapping[str, Tensor]):
-    """Tensors under their new names; a tensor whose rows move is made when asked for, and not kept."""
-
-    def __init__(self, sources: Mapping[str, tuple[Rename, Tensor]], *, canonical: bool) -> None:
-        self._sources = sources
-        self._canonical = canonical
-
-    def __getitem__(self, name: str) -> Tensor:
-        rule, tensor = self._sources[name]
-        return replace(tensor, name=name, data=rule.apply(tensor) if self._canonical else rule.revert(tensor))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-
-def canonical_tensors(checkpoint: Checkpoint, spec: Model, rules: Sequence[Rule]) -> Mapping[str, Tensor]:
+def canonical_tensors(checkpoint: Checkpoint, spec: Model, rules: Rules) -> dict[str, Tensor]:
     """Exactly the weights of ``params(spec)``, in its order, by canonical name.
 
     Raises UserError naming, as the maker calls them, tensors that are missing, unexpected or of a wrong shape.
     """
-    table = {rule.theirs: rule for rule in rules}
-    sources: dict[str, tuple[Rename, Tensor]] = {}
-    faults = []
     expected = params(spec)
-    for name, tensor in checkpoint.tensors.items():
-        pattern, numbers = _split(name)
-        rule = table.get(pattern)
-        if isinstance(rule, Ignore):
-            continue
-        ours = rule.ours.format(*numbers) if rule else ""
-        if rule is None or ours not in expected:
-            faults.append(f"{quote(name)} is unexpected")
+    shapes = {name: Tensor(name, param.shape, "F32", _nothing) for name, param in expected.items()}
+    tensors: dict[str, Tensor] = {}
+    groups = _groups(expected, rules, checkpoint.tensors)
+    faults = [f"{quote(name)} is unexpected" for name in _unused(checkpoint.tensors.keys() - groups.keys(), rules)]
+    for theirs, group in groups.items():
+        wanted = _revert(theirs, group, shapes)
+        tensor = checkpoint.tensors.get(theirs)
+        if tensor is None:
+            faults.append(f"{theirs} {list(wanted.shape)} is missing")
+        elif misfits := _misfits(tensor, wanted.shape, expected[group.names[0, 0]]):
+            faults += misfits
         else:
-            faults += _misfits(tensor, expected[ours])
-            sources[ours] = rule, tensor
-    theirs = {rule.ours: rule.theirs for rule in rules if isinstance(rule, Rename)}
-    for ours in expected.keys() - sources.keys():
-        pattern, numbers = _split(ours)
-        faults.append(f"{theirs[pattern].format(*numbers)} {list(expected[ours].shape)} is missing")
+            tensors.update(_apply(replace(tensor, shape=wanted.shape), group, shapes))
     if faults:
         raise _refusal(spec, sorted(faults))
-    return Converted({name: sources[name] for name in expected}, canonical=True)
+    return {name: tensors[name] for name in expected}
 
 
-def maker_tensors(tensors: Mapping[str, Tensor], rules: Sequence[Rule]) -> Mapping[str, Tensor]:
-    """The inverse: canonical tensors under the maker's names and in the maker's row order, as for an export."""
-    table = {rule.ours: rule for rule in rules if isinstance(rule, Rename)}
-    sources = {}
-    for name, tensor in tensors.items():
+def maker_tensors(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
+    """The inverse: canonical tensors under the maker's names and in the maker's shapes, as for an export."""
+    return {theirs: _revert(theirs, group, tensors) for theirs, group in _groups(tensors, rules, ()).items()}
+
+
+class _Group(NamedTuple):
+    """What one tensor of the maker's holds: canonical names by (index in the stack, index in ``rule.ours``)."""
+
+    rule: Rule
+    names: dict[tuple[int, int], str]
+
+
+def _groups(names: Iterable[str], rules: Rules, present: Collection[str]) -> dict[str, _Group]:
+    """Canonical ``names`` by the maker's tensor that holds them, of several the first that is ``present``."""
+    table: dict[str, list[Rule]] = {}
+    for entry in rules:
+        if isinstance(entry, Rule):
+            for ours in entry.ours:
+                table.setdefault(ours, []).append(entry)
+    groups: dict[str, _Group] = {}
+    for name in names:
         pattern, numbers = _split(name)
-        sources[table[pattern].theirs.format(*numbers)] = table[pattern], tensor
-    return Converted(sources, canonical=False)
+        holders = [(rule.theirs.format(*numbers), rule) for rule in table[pattern]]
+        theirs, rule = next((holder for holder in holders if holder[0] in present), holders[0])
+        place = int(numbers[-1]) if rule.stacks else 0, rule.ours.index(pattern)
+        groups.setdefault(theirs, _Group(rule, {})).names[place] = name
+    return groups
+
+
+def _unused(names: Iterable[str], rules: Rules) -> list[str]:
+    """Those of the maker's ``names`` that no rule ignores."""
+    ignored = {rule.theirs for rule in rules if isinstance(rule, Ignore)}
+    prefixes = tuple(theirs[:-1] for theirs in ignored if theirs.endswith("*"))
+    return [
+        name
+        for name in names
+        if (pattern := _split(name)[0]) not in ignored and not name.startswith(prefixes) | pattern.startswith(prefixes)
+    ]
+
+
+def _apply(tensor: Tensor, group: _Group, shapes: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    """The canonical tensors in the maker's ``tensor``."""
+    rule, names = group
+    sizes = [_num_units(shapes[names[0, part]].shape) // rule.blocks for part in range(len(rule.ours))]
+    for (index, part), name in names.items():
+        whole = _item(tensor, index) if rule.stacks else tensor
+        for step in rule.steps:
+            whole = step.apply(whole)
+        if len(sizes) > 1:
+            begin = sum(sizes[:part])
+            whole = _share(whole, rule.blocks, begin, begin + sizes[part], shapes[name].shape)
+        yield name, replace(whole, name=name, shape=shapes[name].shape)
+
+
+def _revert(theirs: str, group: _Group, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The maker's tensor, from the canonical ones that it holds."""
+    rule, names = group
+
+    def item(index: int) -> Tensor:
+        whole = _joined([tensors[names[index, part]] for part in range(len(rule.ours))], rule.blocks)
+        for step in reversed(rule.steps):
+            whole = step.revert(whole)
+        return replace(whole, name=theirs)
+
+    if not rule.stacks:
+        return item(0)
+    first, count = item(0), len(names) // len(rule.ours)
+    return _made(first, lambda: np.concatenate([item(index).data for index in range(count)]), (count, *first.shape))
+
+
+def _item(stack: Tensor, index: int) -> Tensor:
+    """``stack[index]``."""
+    shape = stack.shape[1:]
+    start = index * math.prod(shape[:-1])
+    return replace(stack, shape=shape, source=lambda begin, end: stack.rows(start + begin, start + end))
+
+
+def _share(tensor: Tensor, blocks: int, begin: int, end: int, shape: Shape) -> Tensor:
+    """Units ``begin`` to ``end`` of each of ``blocks`` runs."""
+    return _made(tensor, lambda: _runs(tensor, blocks)[:, begin:end], shape)
+
+
+def _joined(parts: Sequence[Tensor], blocks: int) -> Tensor:
+    """The inverse: ``blocks`` runs, in each a share of every one of ``parts``."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = (sum(_num_units(part.shape) for part in parts), *parts[0].shape[1:][-1:])
+    return _made(parts[0], lambda: np.concatenate([_runs(part, blocks) for part in parts], axis=1), shape)
+
+
+def _runs(tensor: Tensor, blocks: int) -> Bytes:
+    units = _units(tensor)
+    return units.reshape(blocks, -1, units.shape[1])
+
+
+def _units(tensor: Tensor) -> Bytes:
+    """What may be moved about, uint8 [num_units, bytes]: rows of a matrix, elements of a vector."""
+    return tensor.data.reshape(_num_units(tensor.shape), -1)
+
+
+def _num_units(shape: Shape) -> int:
+    return math.prod(shape[:-1] or shape)
+
+
+def _made(tensor: Tensor, make: Callable[[], Bytes], shape: Shape | None = None, format: str | None = None) -> Tensor:
+    """A tensor whose bytes ``make`` gives, else like ``tensor``."""
+    shape = shape or tensor.shape
+    num_rows = math.prod(shape[:-1])
+
+    def rows(begin: int, end: int) -> Bytes:
+        return make().reshape(num_rows, -1)[begin:end]
+
+    return replace(tensor, shape=shape, format=format or tensor.format, source=rows)
+
+
+def _nothing(begin: int, end: int) -> Bytes:
+    raise AssertionError("only the shape is known")
 
 
 def _split(name: str) -> tuple[str, list[str]]:
@@ -134,12 +276,18 @@ def _split(name: str) -> tuple[str, list[str]]:
     return _NUMBER.sub("{}", name.replace("{", "")), _NUMBER.findall(name)
 
 
-def _misfits(tensor: Tensor, param: Param) -> list[str]:
-    if tensor.shape != param.shape:
-        return [f"{quote(tensor.name)} is {list(tensor.shape)} instead of {list(param.shape)}"]
-    if param.role in ("norm", "bias") and tensor.format not in ("F32", "F16", "BF16"):
+def _misfits(tensor: Tensor, shape: Shape, param: Param) -> list[str]:
+    """Faults of the maker's ``tensor`` that should have ``shape``; on leading axes of 1 makers do not agree."""
+    if _significant(tensor.shape) != _significant(shape):
+        return [f"{quote(tensor.name)} is {list(tensor.shape)} instead of {list(shape)}"]
+    if param.role in ("norm", "bias", "router") and tensor.format not in FLOATS:
         return [f"{quote(tensor.name)} is {tensor.format} instead of F32, F16 or BF16"]
     return []
+
+
+def _significant(shape: Shape) -> Shape:
+    first = next((axis for axis, size in enumerate(shape) if size != 1), len(shape))
+    return shape[first:]
 
 
 def _refusal(spec: Model, faults: list[str]) -> UserError:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -14,14 +18,23 @@ class Tensor:
     """Bytes of one tensor, usually memory-mapped, never copied until read.
 
     ``shape`` is row-major and logical (elements, not blocks): a linear weight is (out, in). ``format`` is a GGUF type
-    name: F32, F16, BF16, Q8_0, Q4_0 ... ``data`` is uint8 [num_rows, bytes per row]; rows run over all but the last
-    axis.
+    name: F32, F16, BF16, Q8_0, Q4_0 ... Rows run over all but the last axis. ``source`` is the data, uint8 [num_rows,
+    bytes per row], or makes rows ``begin`` to ``end`` of it anew whenever they are asked for.
     """
 
     name: str
     shape: tuple[int, ...]
     format: str
-    data: npt.NDArray[np.uint8]
+    source: Bytes | Callable[[int, int], Bytes]
+
+    @property
+    def data(self) -> Bytes:
+        """uint8 [num_rows, bytes per row]."""
+        return self.source(0, math.prod(self.shape[:-1])) if callable(self.source) else self.source
+
+    def rows(self, begin: int, end: int) -> Bytes:
+        """Rows ``begin`` to ``end`` of the data, without making the others."""
+        return self.source(begin, end) if callable(self.source) else self.source[begin:end]
 
 
 @dataclass(frozen=True)

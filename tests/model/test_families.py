@@ -220,7 +220,7 @@ def test_gguf_rope_and_head_keys_are_honoured_or_refused(changes: dict[str, Any]
         describe(checkpoint)
 
 
-@pytest.mark.parametrize("damage", [{"format": "F16"}, {"data": np.zeros((1, 64), np.uint8)}])
+@pytest.mark.parametrize("damage", [{"format": "F16"}, {"source": np.zeros((1, 64), np.uint8)}])
 def test_unusable_rope_factors_of_a_gguf_are_refused(damage: dict[str, Any], tmp_path: Path) -> None:
     write_gguf(tiny_model("llama"), tmp_path / "model.gguf", "llama")
     checkpoint = open_checkpoint(tmp_path / "model.gguf")

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 from freedive.checkpoint.file import quote
-from freedive.checkpoint.rules import Rule
+from freedive.checkpoint.rules import Rules
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 from freedive.model.families import gguf
@@ -20,7 +20,7 @@ from freedive.model.spec import Model
 FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3)
 
 
-def describe(checkpoint: Checkpoint) -> tuple[Model, list[Rule]]:
+def describe(checkpoint: Checkpoint) -> tuple[Model, Rules]:
     """The decoder that ``checkpoint`` holds, and how its tensors become canonical.
 
     Raises UserError for an unknown architecture, an unknown key, or numbers that make no model.

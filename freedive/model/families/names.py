@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from freedive.checkpoint.rules import Ignore, Permute, Rename, Rule
+from freedive.checkpoint.rules import Ignore, Permute, Rule, Rules
 from freedive.model.spec import Model
 
 DECODER = (
@@ -34,19 +34,18 @@ REDUNDANT = (
     "rope_freqs.weight",  # is part of the description: families.gguf reads it
 )
 
-_HEADS = {"q": "num_heads", "q_bias": "num_heads", "k": "num_kv_heads", "k_bias": "num_kv_heads"}
+_ROTATED = {"q", "k", "q_bias", "k_bias"}
 
 
-def rules(spec: Model, kind: str, *, interleaved: bool) -> list[Rule]:
+def rules(spec: Model, kind: str, *, interleaved: bool) -> Rules:
     """How tensors of a checkpoint of ``kind`` become canonical; ``interleaved`` if rows of q and k heads are so."""
-    table: list[Rule] = [Ignore(name) for name in REDUNDANT]
+    table: list[Rule | Ignore] = [Ignore(name) for name in REDUNDANT]
+    permute = Permute(spec.layers[0].attention.head_dim)
     for ours, hugging_face, llama_cpp in DECODER:
         theirs = llama_cpp if kind == "gguf" else hugging_face
-        heads = _HEADS.get(ours.rpartition(".")[2]) if interleaved else None
         if ours == "head" and spec.tied:
             table.append(Ignore(theirs))
-        elif heads:
-            table.append(Permute(theirs, ours, getattr(spec.layers[0].attention, heads)))
         else:
-            table.append(Rename(theirs, ours))
+            steps = (permute,) if interleaved and ours.rpartition(".")[2] in _ROTATED else ()
+            table.append(Rule(theirs, (ours,), steps))
     return table
