@@ -174,7 +174,7 @@ EXPERT_WEIGHTS = ("gate", "gate_bias", "up", "up_bias", "down", "down_bias")
 
 
 def sigmoid(x: Array) -> Array:
-    y: Array = 1 / (1 + np.exp(-x))
+    y: Array = np.reciprocal(1 + np.exp(-x))
     return y
 
 
