@@ -121,13 +121,21 @@ Schedule = Sequence[Sequence[tuple[int, int]]]
 
 
 def take_steps(
-    runner: Runner, prompts: Sequence[Sequence[int]], schedule: Schedule, tables: Sequence[Sequence[int]]
+    runner: Runner,
+    prompts: Sequence[Sequence[int]],
+    schedule: Schedule,
+    tables: Sequence[Sequence[int]],
+    given: Sequence[int] | None = None,
 ) -> list[Floats]:
-    """The logits [T, vocab] of each prompt, computed as ``schedule`` says, with the pages of ``tables``."""
+    """The logits [T, vocab] of each prompt, computed as ``schedule`` says, with the pages of ``tables``.
+
+    Only the first ``given`` tokens of each prompt count as given, the others as generated (default: all are given).
+    """
+    given = given or [len(tokens) for tokens in prompts]
     done = [0] * len(prompts)
     logits: list[list[Floats]] = [[] for _ in prompts]
     for step in schedule:
-        rows = runner.step(to_batch(prompts, step, done, tables))
+        rows = runner.step(to_batch(prompts, step, done, tables, given))
         at = 0
         for request, count in step:
             logits[request].append(rows[at : at + count])
@@ -142,6 +150,7 @@ def to_batch(
     step: Sequence[tuple[int, int]],
     done: Sequence[int],
     tables: Sequence[Sequence[int]],
+    given: Sequence[int],
 ) -> Batch:
     """A step that wants the logits of every row."""
     tokens = [token for request, count in step for token in prompts[request][done[request] : done[request] + count]]
@@ -153,5 +162,5 @@ def to_batch(
         starts=np.array([done[request] for request, _ in step], np.int32),
         pages=np.array(pages, np.int32),
         wanted=np.arange(len(tokens), dtype=np.int32),
-        prompts=np.array([len(prompts[request]) for request, _ in step], np.int32),
+        prompts=np.array([given[request] for request, _ in step], np.int32),
     )

@@ -21,6 +21,7 @@ class ReferenceOps:
     def __init__(self, batch: Batch, cache: list[tuple[Array, ...]]) -> None:
         self._batch = batch
         self._cache = cache
+        self.routes: list[Array] = []
         self._positions: npt.NDArray[np.int64] = np.concatenate(
             [np.arange(start, start + n) for start, n in zip(batch.starts, batch.lengths, strict=True)]
         )
@@ -138,7 +139,8 @@ class ReferenceOps:
         weights = weights * np.float32(router.scale)
         if expert_scale is not None:
             weights = weights * expert_scale[chosen]
-        return np.stack([chosen.astype(np.float32), weights], 1)
+        self.routes.append(np.stack([chosen.astype(np.float32), weights], 1))
+        return self.routes[-1]
 
     def experts(self, x: Array, routes: Array, moe: spec.Experts, weights: Mapping[str, Array]) -> Array:
         out = np.zeros_like(x)
@@ -231,12 +233,16 @@ def _attend(
 
 
 class ReferenceRunner:
-    """A model that takes steps with :class:`ReferenceOps`. ``weights`` are float32 by canonical name."""
+    """A model that takes steps with :class:`ReferenceOps`. ``weights`` are float32 by canonical name.
+
+    ``routes`` are those of the last step, [T, 2, num_chosen] (experts, weights) of each layer with experts.
+    """
 
     def __init__(self, model: spec.Model, weights: Mapping[str, Array], *, num_pages: int = 64) -> None:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.num_pages = num_pages
+        self.routes: list[Array] = []
         self._model = model
         self._weights = weights
         slots = num_pages * PAGE_TOKENS
@@ -247,11 +253,10 @@ class ReferenceRunner:
 
     def step(self, batch: Batch) -> Array:
         """See engine.batch.Runner."""
-        return forward(self._model, self._weights, self.ops(batch))
-
-    def ops(self, batch: Batch) -> ReferenceOps:
-        """The operations of one step."""
-        return ReferenceOps(batch, self._cache)
+        ops = ReferenceOps(batch, self._cache)
+        logits = forward(self._model, self._weights, ops)
+        self.routes = ops.routes
+        return logits
 
 
 def _cache_shapes(attn: spec.Attention | spec.LatentAttention) -> list[tuple[int, int]]:
