@@ -15,7 +15,7 @@ from tiny_configs import BASE, LLAMA3_ROPE, YARN_ROPE
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
-from freedive.checkpoint.packed import PackedTensor, pack
+from freedive.checkpoint.packed import Packed, pack_model
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
 from freedive.engine.batch import Batch, Runner
@@ -83,7 +83,7 @@ class Tiny:
     maker: Any
     spec: spec.Model
     weights: dict[str, Floats]
-    packed: dict[str, PackedTensor]
+    packed: dict[str, Packed]
 
     def maker_logits(self, tokens: Sequence[int]) -> Floats:
         """transformers' logits [T, vocab] of the whole prompt."""
@@ -101,14 +101,18 @@ def tiny(name: str) -> Tiny:
         model, rules = describe(checkpoint)
         tensors = canonical_tensors(checkpoint, model, rules)
         weights = {key: dequantize(tensor).copy() for key, tensor in tensors.items()}
-        return Tiny(maker, model, weights, {key: pack(tensor) for key, tensor in tensors.items()})
+        return Tiny(maker, model, weights, pack_model(tensors))
 
 
-def pack_floats(weights: dict[str, Floats]) -> dict[str, PackedTensor]:
+def pack_floats(weights: dict[str, Floats]) -> dict[str, Packed]:
     """Weights for the kernels, unquantised."""
-    return {
-        name: pack(Tensor(name, w.shape, "F32", np.ascontiguousarray(w).view(np.uint8))) for name, w in weights.items()
-    }
+    return pack_model({name: float_tensor(name, w) for name, w in weights.items()})
+
+
+def float_tensor(name: str, values: Floats) -> Tensor:
+    """``values`` as a file would hold them."""
+    rows = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
+    return Tensor(name, values.shape, "F32", rows.view(np.uint8))
 
 
 def prompt(length: int, seed: int = 0, vocab: int = 128) -> list[int]:
