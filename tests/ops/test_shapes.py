@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from descriptions import ATTENTIONS, DENSE, DESCRIPTIONS, LATENT, PLAIN, VOCAB, experts, model, weights
+from descriptions import ATTENTIONS, DESCRIPTIONS, LATENT, PLAIN, VOCAB, experts, model, weights
 from tiny_models import Floats, pack_floats, prompt, take_steps
 from weights import LEVELS
 
