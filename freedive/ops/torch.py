@@ -232,24 +232,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, s
     [requests * positions, heads * dim].
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    causal = not (start or attn.window or attn.chunk)  # torch has a fast path for this, without a mask
     if attn.softcap or sinks is not None:
-        y = _attend_by_hand(q, k, v, _seen(q, k, start, attn), attn, sinks)
-    elif causal:
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scale, enable_gqa=True)
+        y = _attend_by_hand(q, k, v, start, attn, sinks)
     else:
-        y = F.scaled_dot_product_attention(q, k, v, _seen(q, k, start, attn), scale=attn.scale, enable_gqa=True)
+        seen = _seen(q, k, start, attn) if start or attn.window or attn.chunk else None  # torch is faster without
+        y = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=attn.scale, enable_gqa=True)
     return y.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
-def _attend_by_hand(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, attn: spec.Attention, sinks: Tensor | None
-) -> Tensor:
+def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
     k, v = (x.repeat_interleave(attn.num_heads // attn.num_kv_heads, 1) for x in (k, v))
     scores = _wide(q @ k.mT) * attn.scale
     if attn.softcap:
         scores = attn.softcap * (scores / attn.softcap).tanh()
-    scores = scores.masked_fill(~seen, -torch.inf)
+    scores = scores.masked_fill(~_seen(q, k, start, attn), -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:-1], 1)], -1)
     return scores.softmax(-1)[..., : k.shape[2]].to(v.dtype) @ v
