@@ -247,7 +247,7 @@ class ReferenceRunner:
         self._weights = weights
         slots = num_pages * PAGE_TOKENS
         self._cache = [
-            tuple(np.zeros((slots, heads, dim), np.float32) for heads, dim in _cache_shapes(layer.attention))
+            tuple(np.zeros((slots, heads, dim), np.float32) for heads, dim in cache_shapes(layer.attention))
             for layer in model.layers
         ]
 
@@ -259,7 +259,7 @@ class ReferenceRunner:
         return logits
 
 
-def _cache_shapes(attn: spec.Attention | spec.LatentAttention) -> list[tuple[int, int]]:
+def cache_shapes(attn: spec.Attention | spec.LatentAttention) -> list[tuple[int, int]]:
     """(heads, dim) of both halves of what the cache keeps: keys and values, or latents and rotated keys."""
     if isinstance(attn, spec.LatentAttention):
         return [(1, attn.kv_rank), (1, attn.rope_dim)]
