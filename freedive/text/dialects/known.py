@@ -18,7 +18,6 @@ def _marks(**markers: str | tuple[str, ...]) -> dict[str, Mark]:
 _THOUGHTS = (
     ("<think>", "</think>"),
     ("<seed:think>", "</seed:think>"),
-    ("[unused16]", "[unused17]"),  # openPangu
     ("[THINK]", "[/THINK]"),  # Mistral
     ("Here is my thought process:", "Here is my response:"),  # Granite 3.2
 )
@@ -138,7 +137,12 @@ _GLM = Dialect(
     must_close=True,
 )
 _PANGU = Dialect(
-    _marks(CALL=("[unused11]", "<|tool_call_start|>"), END_CALL=("[unused12]", "<|tool_call_end|>")),
+    _marks(
+        THINK="[unused16]",
+        END_THINK="[unused17]",
+        CALL=("[unused11]", "<|tool_call_start|>"),
+        END_CALL=("[unused12]", "<|tool_call_end|>"),
+    ),
     (json_calls, pythonic_calls),
     ends_thought=True,
 )
@@ -164,7 +168,7 @@ _BY_SIGN = (
     ("<｜tool▁call▁begin｜>", _DEEPSEEK),
     ("<|tool_call_begin|>", _KIMI),
     ("<seed:tool_call>", _SEED),
-    ("[unused11]", _PANGU),
+    ("[unused9]", _PANGU),
     ("<|tool_call_start|>", _PANGU),
     ("[TOOL_CALLS]", _MISTRAL),
     ("<|tool_call|>", _GRANITE3),
