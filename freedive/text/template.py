@@ -18,7 +18,7 @@ from freedive.text.sandbox import Refused, Sandbox
 from freedive.text.tokenizer import Tokenizer
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_ASKS_FOR_NONE = re.compile(r"(?<!_)content['\"\]]*\s+is\s+(not\s+)?none")
+_ASKS_FOR_NONE = re.compile(r"(?<!_)content['\"\]]*\s+is\s+(not\s+)?none(?!\s+or\b)")
 _CONTINUE_MARK = "<CONTINUE-FROM-HERE> "  # the space shows whether the template trims what it is given
 
 

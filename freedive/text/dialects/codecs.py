@@ -140,8 +140,8 @@ def _json_call(item: Any) -> Call:
     if isinstance(arguments, str):
         arguments = _DECODER.decode(arguments)
     name, call_id = item.get("name"), item.get("id")
-    if not isinstance(name, str) or not isinstance(call_id, str | None):
-        raise ValueError("no name")
+    if not isinstance(name, str) or not isinstance(call_id, str | None) or item.get("type", "function") != "function":
+        raise ValueError("not a call of a function")
     return Call(name, _dumped(arguments), call_id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -68,6 +69,8 @@ class Dialect:
     """Tried in order on every call."""
     separators: tuple[str, ...] = ()
     """Special tokens inside calls and headers: not for the parser, but a decoder must keep them for the codecs."""
+    header: re.Pattern[str] | None = None
+    """A header from its marker on; the group ``channel`` is "analysis" for thoughts. Others are text."""
     bare: bool = False
     """A whole answer that begins with a bracket is a call, if it names a tool that was given."""
     must_close: bool = False
@@ -111,9 +114,13 @@ _OPENED = {
 def initial_state(dialect: Dialect, prompt: str) -> State:
     """The state that a rendered prompt leaves: many templates open the thoughts, or put an empty block of them."""
     tail = prompt.rstrip()
-    if Mark.HEADER in dialect.marks.values() and tail.endswith("<|start|>assistant"):
+    if dialect.header and _last(dialect, Mark.HEADER, tail) > _last(dialect, Mark.MESSAGE, tail):
         return State(Mode.HEADER)
     for marker, mark in dialect.marks.items():
         if mark in _OPENED and tail.endswith(marker):
             return _OPENED[mark]
     return State()
+
+
+def _last(dialect: Dialect, mark: Mark, text: str) -> int:
+    return max(text.rfind(marker) for marker, meaning in dialect.marks.items() if meaning is mark)

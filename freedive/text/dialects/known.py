@@ -30,6 +30,10 @@ _HARMONY = Dialect(
     _marks(HEADER=("<|start|>", "<|channel|>"), MESSAGE="<|message|>", END=("<|end|>", "<|return|>", "<|call|>")),
     (NamedJson(re.compile(r".*?\bto=(?:functions\.)?(?P<name>[^\s<]+).*?<\|message\|>(?P<arguments>.*)", re.DOTALL)),),
     separators=("<|constrain|>",),
+    header=re.compile(
+        r"(<\|start\|>)?(assistant)?( ?to=[^\s<]+)?(<\|channel\|>(?P<channel>analysis|commentary|final))?"
+        r"( to=[^\s<]+)?( ?(<\|constrain\|>)? ?(json|code))?"
+    ),
 )
 
 _DSML_NAMES = ("function_calls", "tool_calls", "calls")  # DeepSeek V3.2, V4, V4.1; the last one with a space in tags

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from freedive.text.dialects.codecs import parameter_schemas, read_calls
@@ -46,6 +45,7 @@ class Parser:
         self._held = ""  # perhaps the start of a marker
         self._space: list[str] = []  # perhaps before a marker
         self._events: list[Event] = []
+        self._scans: dict[tuple[Mode, bool, bool], _Scan] = {}
 
     def feed(self, text: str) -> list[Event]:
         """The events that ``text`` makes certain."""
@@ -74,14 +74,18 @@ class Parser:
         return self._taken()
 
     def _scan(self) -> _Scan:
-        marks = set(_LISTENS[self._mode])
-        if self._mode is Mode.TEXT and not self._begun:
-            marks |= _AT_THE_START
-        if self._mode is Mode.TEXT and self._wrapped:
-            marks.add(Mark.END_ANSWER)
-        if self._mode is Mode.THOUGHT and self._dialect.ends_thought:
-            marks |= {Mark.SECTION, Mark.CALL}
-        return _scan(tuple(marker for marker, mark in self._dialect.marks.items() if mark in marks))
+        """For the markers that mean something now."""
+        key = (self._mode, self._begun, self._wrapped)
+        if key not in self._scans:
+            marks = set(_LISTENS[self._mode])
+            if self._mode is Mode.TEXT and not self._begun:
+                marks |= _AT_THE_START
+            if self._mode is Mode.TEXT and self._wrapped:
+                marks.add(Mark.END_ANSWER)
+            if self._mode is Mode.THOUGHT and self._dialect.ends_thought:
+                marks |= {Mark.SECTION, Mark.CALL}
+            self._scans[key] = _Scan.of([marker for marker, mark in self._dialect.marks.items() if mark in marks])
+        return self._scans[key]
 
     def _take(self, text: str) -> None:
         """``text`` without markers."""
@@ -134,12 +138,16 @@ class Parser:
 
     def _begin_message(self, marker: str) -> None:
         """The header is complete: it names a tool to call, or the channel of what follows."""
-        header = self._opening + "".join(self._inside)
-        if " to=" in header:
+        header = self._opening.lstrip() + "".join(self._inside)
+        found = self._dialect.header and self._dialect.header.fullmatch(header)
+        if found and "to=" in header:
             self._mode = Mode.CALL
             self._inside.append(marker)
+        elif found:
+            self._open(Mode.THOUGHT if found["channel"] == "analysis" else Mode.TEXT, marker)
         else:
-            self._open(Mode.THOUGHT if "<|channel|>analysis" in header else Mode.TEXT, marker)
+            self._mode = Mode.TEXT
+            self._emit(header + marker)
 
     def _end_call(self, closing: str) -> None:
         body = "".join(self._inside)
@@ -164,24 +172,24 @@ class _Scan:
     marker: re.Pattern[str]
     begins: re.Pattern[str]
     prefixes: frozenset[str]
+    longest: int
+
+    @classmethod
+    def of(cls, markers: Sequence[str]) -> _Scan:
+        firsts = sorted({marker[0] for marker in markers})
+        prefixes = frozenset(marker[:size] for marker in markers for size in range(1, len(marker)))
+        return cls(frozenset(markers), _any_of(markers), _any_of(firsts), prefixes, max(map(len, prefixes), default=0))
 
     def certain(self, text: str, start: int) -> int:
         """Up to where ``text``, which has no whole marker from ``start`` on, cannot become one."""
-        longest = max(map(len, self.prefixes), default=0)
-        for begin in self.begins.finditer(text, max(start, len(text) - longest)):
+        for begin in self.begins.finditer(text, max(start, len(text) - self.longest)):
             if text[begin.start() :] in self.prefixes:
                 return begin.start()
         return len(text)
 
 
-@lru_cache
-def _scan(markers: tuple[str, ...]) -> _Scan:
-    return _Scan(
-        frozenset(markers),
-        re.compile("|".join(map(re.escape, markers)) or "(?!)"),
-        re.compile("|".join(re.escape(first) for first in sorted({marker[0] for marker in markers})) or "(?!)"),
-        frozenset(marker[:size] for marker in markers for size in range(1, len(marker))),
-    )
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 
 @dataclass(frozen=True)
