@@ -16,6 +16,9 @@ from freedive.text.dialects.dialect import Call, Codec, Schemas
 MAX_PYTHONIC = 1 << 16
 """Characters of a call in Python's syntax: the time and memory of its parser grow much faster than with JSON."""
 
+_UNREADABLE = (ValueError, TypeError, LookupError, SyntaxError, RecursionError, MemoryError)
+"""What a model can make json and ast raise."""
+
 _CALL_KEYS = frozenset({"id", "type", "name", "arguments", "parameters"})
 
 
@@ -24,7 +27,7 @@ def read_calls(codecs: Iterable[Codec], body: str, schemas: Schemas) -> list[Cal
     for codec in codecs:
         try:
             return codec(body, schemas)
-        except (ValueError, TypeError, RecursionError, MemoryError):  # whatever a model can make json and ast raise
+        except _UNREADABLE:
             continue
     return []
 
@@ -47,10 +50,7 @@ def json_calls(body: str, schemas: Schemas) -> list[Call]:
 
 def pythonic_calls(body: str, schemas: Schemas) -> list[Call]:
     """[f(a=1), g()] in Python's syntax, with literals only; also a single call."""
-    if len(body) > MAX_PYTHONIC:
-        raise ValueError("too long")
-    with warnings.catch_warnings(action="ignore"):  # about escapes in the model's strings
-        tree = ast.parse(body.strip(), mode="eval").body
+    tree = _python(body)
     return [_python_call(node) for node in (tree.elts if isinstance(tree, ast.List) else [tree])]
 
 
@@ -109,10 +109,11 @@ def coerced(text: str, schema: Any) -> Any:
     """``text`` as a value of ``schema``; as it is, if the schema has no type, or none that fits."""
     kinds = _kinds(schema) - {"string"}
     if kinds:
-        with contextlib.suppress(ValueError, RecursionError):
-            value = _DECODER.decode(_PYTHON_WORDS.get(text.strip(), text))
-            if _KIND_OF[type(value)] & kinds:
-                return value
+        for read in (_DECODER.decode, _literal):  # templates that print lists make models write Python's
+            with contextlib.suppress(*_UNREADABLE):
+                value = read(text)
+                if _KIND_OF[type(value)] & kinds:
+                    return value
     return text
 
 
@@ -154,6 +155,17 @@ def _python_call(node: ast.expr) -> Call:
     return Call(ast.unparse(node.func), _dumped(arguments))
 
 
+def _python(text: str) -> ast.expr:
+    if len(text) > MAX_PYTHONIC:
+        raise ValueError("too long")
+    with warnings.catch_warnings(action="ignore"):  # about escapes in the model's strings
+        return ast.parse(text.strip(), mode="eval").body
+
+
+def _literal(text: str) -> Any:
+    return ast.literal_eval(_python(text))
+
+
 def _dumped(arguments: Any) -> str:
     """The JSON text of ``arguments``. ValueError if they are no object, or what JSON and UTF-8 cannot hold."""
     if not isinstance(arguments, dict):
@@ -169,7 +181,6 @@ def _refuse(constant: str) -> NoReturn:
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse, strict=False)
 _NEXT_VALUE = re.compile(r"[^\s;,]")
-_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _KIND_OF = {
     dict: {"object"},
     list: {"array"},
