@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from freedive.text.dialects.dialect import Dialect, State, initial_state
+from freedive.text.dialects.known import dialect_for
 from freedive.text.template import ChatTemplate
 
 TOOLS: list[dict[str, Any]] = [
@@ -273,3 +275,15 @@ SAMPLES = {
     "Gemma 3": Sample(TEXT, "<start_of_turn>model\n", "<end_of_turn>\n", thinks=False, max_calls=0),
     "OLMoE": Sample(TEXT, "<|assistant|>\n", "<|endoftext|>", thinks=False, max_calls=0),
 }
+
+QUESTION = {"role": "user", "content": "How do you write <think>?"}
+
+
+def output_of(sample: Sample, message: dict[str, Any]) -> tuple[Dialect, State, str]:
+    """What a model that follows its template perfectly writes to say ``message``."""
+    prompt = sample.render([QUESTION], tools=TOOLS)
+    whole = sample.render([QUESTION, message], tools=TOOLS, add_generation_prompt=False)
+    opened = sample.render([QUESTION], tools=TOOLS, add_generation_prompt=False) + sample.opens
+    dialect = dialect_for(sample.source, sample.added_tokens)
+    assert prompt.startswith(opened)
+    return dialect, initial_state(dialect, prompt), whole.removeprefix(opened).removesuffix(sample.closes)

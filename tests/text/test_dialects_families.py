@@ -6,28 +6,15 @@ import json
 from typing import Any
 
 import pytest
-from dialect_samples import SAMPLES, TOOLS, Sample
+from dialect_samples import SAMPLES, TOOLS, Sample, output_of
 
-from freedive.text.dialects.dialect import Dialect, State, initial_state
-from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Answer, Parser, joined, parse
 
-QUESTION = {"role": "user", "content": "How do you write <think>?"}
 ARGUMENTS: dict[str, Any] = {"city": 'Zürich "<b>"\n第二行', "days": 2, "units": ["C", 1.5, {}], "exact": None}
 CALLS = [
     {"id": "abcdefgh1", "type": "function", "function": {"name": "weather", "arguments": json.dumps(ARGUMENTS)}},
     {"id": "abcdefgh2", "type": "function", "function": {"name": "now", "arguments": "{}"}},
 ]
-
-
-def output_of(sample: Sample, message: dict[str, Any]) -> tuple[Dialect, State, str]:
-    """What a model that follows its template perfectly writes to say ``message``."""
-    prompt = sample.render([QUESTION], tools=TOOLS)
-    whole = sample.render([QUESTION, message], tools=TOOLS, add_generation_prompt=False)
-    opened = sample.render([QUESTION], tools=TOOLS, add_generation_prompt=False) + sample.opens
-    dialect = dialect_for(sample.source, sample.added_tokens)
-    assert prompt.startswith(opened)
-    return dialect, initial_state(dialect, prompt), whole.removeprefix(opened).removesuffix(sample.closes)
 
 
 def answer_to(sample: Sample, message: dict[str, Any]) -> Answer:

@@ -7,7 +7,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from dialect_samples import SAMPLES, TOOLS
+from dialect_samples import SAMPLES, TOOLS, output_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,32 +16,35 @@ from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Answer, Parser, joined, parse
 
 DIALECTS = {name: dialect_for(sample.source, sample.added_tokens) for name, sample in SAMPLES.items()}
-WORDS = ["apple", "berry", "cherry", "damson", "elder"]
+DIFFERENT = (
+    *("DeepSeek R1", "DeepSeek V4", "Qwen3", "Qwen3.5", "Granite 3.3", "Granite 3.2", "Hunyuan A13B", "Hy3"),
+    *("openPangu", "Kimi K2", "gpt-oss", "Llama 4", "GLM-4.5", "Mistral Small 3.2"),
+)
+"""One of each kind, to be fuzzed."""
 BODIES = [
-    '{"name": "apple", "arguments": {"berry": "cherry"}}',
-    '[{"name": "apple", "parameters": {}}, {"name": "berry", "arguments": {"cherry": [1]}}]',
-    '{"name": "apple"',
-    '{"name": 1, "arguments": {"berry": NaN}}',
-    "apple>\n<parameter=berry>\ncherry\n</parameter>\n",
-    'apple">\n<｜DSML｜parameter name="berry" string="true">cherry</｜DSML｜parameter>',
-    "apple\n<arg_key>berry</arg_key>\n<arg_value>cherry</arg_value>",
-    "<parameter=berry>",
-    "functions.apple:0<|tool_call_argument_begin|>{}",
-    "function<｜tool▁sep｜>apple\n```json\n{}\n```",
-    "apple<｜tool▁sep｜>{}",
-    "assistant<|channel|>analysis",
-    " to=functions.apple",
-    "[apple(berry='cherry')]",
-    "[weather(city='cherry')]",
+    '{"name": "now", "arguments": {"apple": [1]}}',
+    '{"name": 1, "berry": NaN}',
+    "[now(cherry='damson')]",
+    " to=x",
 ]
+WORDS = ["apple", "berry", "cherry", "damson", "elder"]
+MESSAGE = {
+    "role": "assistant",
+    "reasoning_content": "apple <berry",
+    "content": "cherry",
+    "tool_calls": [{"type": "function", "id": "1", "function": {"name": "weather", "arguments": '{"city": "damson"}'}}],
+}
 
 
-def soup_of(dialect: Dialect) -> st.SearchStrategy[str]:
-    """Markers, whole and torn, words and bodies of calls in any order."""
-    markers = [*dialect.marks, *dialect.separators]
-    torn = [marker[:size] for marker in markers for size in (1, len(marker) - 1)]
-    pieces = st.sampled_from([*markers * 3, *torn, *WORDS * 2, *BODIES, " ", "\n", "{", "[", "é<"])
-    return st.lists(pieces, max_size=20).map("".join)
+def soup_of(name: str) -> st.SearchStrategy[str]:
+    """Well-formed outputs, slices of them, markers, whole and torn, and words, in any order."""
+    dialect, output = DIALECTS[name], output_of(SAMPLES[name], MESSAGE)[2]
+    marker = st.sampled_from([*dialect.marks, *dialect.separators, "<"])
+    piece = st.sampled_from([*WORDS, *BODIES, " ", "\n", "{", "[", "é"])
+    edges = st.tuples(st.integers(0, len(output)), st.integers(0, len(output)))
+    torn = st.builds(lambda text, size: text[:size], marker, st.integers(1, 20))
+    cut = edges.map(lambda edge: output[: min(edge)] + output[max(edge) :])
+    return st.lists(st.one_of(marker, piece, torn, cut, st.just(output)), max_size=12).map("".join)
 
 
 def said_in_pieces(dialect: Dialect, output: str, cuts: list[int], state: State) -> Answer:
@@ -51,12 +54,12 @@ def said_in_pieces(dialect: Dialect, output: str, cuts: list[int], state: State)
     return joined(events + parser.finish())
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("name", DIFFERENT)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_output_is_read_the_same_however_cut_and_no_word_is_lost(name: str, data: st.DataObject) -> None:
     dialect = DIALECTS[name]
-    output = data.draw(soup_of(dialect))
+    output = data.draw(soup_of(name))
     modes = [Mode.TEXT, Mode.THOUGHT] + [Mode.HEADER] * bool(dialect.header)
     state = State(data.draw(st.sampled_from(modes)), data.draw(st.booleans()))
     whole = parse(dialect, output, state, TOOLS)
@@ -97,14 +100,16 @@ def test_hostile_outputs_take_linear_time(name: str) -> None:
         assert time.process_time() - began < 1, output[:80]
 
 
-@pytest.mark.parametrize("body", ["word and\n", " ", "<", "<tool_call>{", "</think>"])
-def test_a_long_output_in_small_pieces_takes_linear_time(body: str) -> None:
-    parser, output = Parser(DIALECTS["Qwen3"]), "<think>" + body * (1_000_000 // len(body))
+@pytest.mark.parametrize(
+    ("body", "size"), [("word and\n", 1_000_000), (" ", 200_000), ("<", 200_000), ("<tool_call>{", 200_000)]
+)
+def test_a_long_output_in_small_pieces_takes_linear_time(body: str, size: int) -> None:
+    parser, output = Parser(DIALECTS["Qwen3"]), "<think>" + body * (size // len(body))
     began = time.process_time()
     for start in range(0, len(output), 4):
         parser.feed(output[start : start + 4])
     parser.finish()
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 2
 
 
 def test_only_what_may_be_a_marker_is_held_back() -> None:

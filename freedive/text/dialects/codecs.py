@@ -34,8 +34,8 @@ def read_calls(codecs: Iterable[Codec], body: str, schemas: Schemas) -> list[Cal
 
 def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> Schemas:
     """The parameters' schemas of ``tools`` as OpenAI has them: {"type": "function", "function": {...}}."""
-    functions = [tool.get("function", tool) for tool in tools]
-    return {each["name"]: (each.get("parameters") or {}).get("properties") or {} for each in functions}
+    schemas = {tool["function"]["name"]: (tool["function"].get("parameters") or {}).get("properties") for tool in tools}
+    return {name: properties if isinstance(properties, Mapping) else {} for name, properties in schemas.items()}
 
 
 def json_calls(body: str, schemas: Schemas) -> list[Call]:
@@ -118,16 +118,20 @@ def coerced(text: str, schema: Any) -> Any:
 
 
 def _kinds(schema: Any) -> set[str]:
-    """The JSON types that ``schema`` allows, as far as it says."""
+    """The JSON types that ``schema``, which clients write, allows as far as it says."""
     if not isinstance(schema, Mapping):
         return set()
-    named = schema.get("type", [])
-    kinds = {named} if isinstance(named, str) else set(named)
-    for choice in (*schema.get("anyOf", []), *schema.get("oneOf", []), *schema.get("allOf", [])):
+    named = schema.get("type")
+    kinds = {named} if isinstance(named, str) else {kind for kind in _listed(named) if isinstance(kind, str)}
+    for choice in [choice for name in ("anyOf", "oneOf", "allOf") for choice in _listed(schema.get(name))]:
         kinds |= _kinds(choice)
-    for value in () if kinds else schema.get("enum", []):
+    for value in () if kinds else _listed(schema.get("enum")):
         kinds |= _KIND_OF.get(type(value), set())
     return kinds
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _json_call(item: Any) -> Call:
