@@ -48,6 +48,7 @@ def test_hunyuans_suffix_is_read_from_the_vocabulary(suffix: str) -> None:
         (known("DeepSeek V3.1"), "<｜Assistant｜></think>", State(Mode.TEXT, after_marker=True)),
         (known("Hy3"), "<｜hy_Assistant:opensource｜><think:opensource>", THINKING),
         (known("Granite 3.2"), "<|start_of_role|>assistant<|end_of_role|>", State()),
+        (known("Hunyuan A13B"), "<think>\n</think>\n<answer>\n", State(Mode.TEXT, after_marker=True, in_answer=True)),
         (HARMONY, "<|start|>user<|message|>Hi<|end|><|start|>assistant", State(Mode.HEADER)),
         (Dialect({}), "<think>", State()),
     ],
@@ -92,6 +93,13 @@ def test_what_cannot_be_read_is_shown_as_it_was_written(dialect: Dialect, output
 def test_a_call_after_a_mention_of_its_marker_is_read() -> None:
     said = parse(HERMES, 'I write <tool_call>: <tool_call>{"name": "now"}</tool_call>')
     assert said == Answer("I write <tool_call>: ", "", (Call("now", "{}"),))
+
+
+def test_markers_that_wrap_an_answer_are_left_out() -> None:
+    hunyuan = known("Hunyuan A13B")
+    assert parse(hunyuan, "<answer>\nHi </b>\n</answer>").content == "Hi </b>"
+    assert parse(hunyuan, "Hi\n</answer>", initial_state(hunyuan, "<answer>")).content == "Hi"
+    assert parse(hunyuan, "Write </answer> at the end").content == "Write </answer> at the end"
 
 
 def test_a_bare_call_counts_only_where_tools_were_given() -> None:

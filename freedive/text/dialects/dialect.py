@@ -98,16 +98,20 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class State:
-    """Where an output begins. ``after_marker``: white space that comes first belongs to the marker's layout."""
+    """Where an output begins. ``after_marker``: white space that comes first belongs to the marker's layout.
+
+    ``in_answer``: the markers that wrap an answer are already open.
+    """
 
     mode: Mode = Mode.TEXT
     after_marker: bool = False
+    in_answer: bool = False
 
 
 _OPENED = {
     Mark.THINK: State(Mode.THOUGHT, after_marker=True),
     Mark.END_THINK: State(Mode.TEXT, after_marker=True),
-    Mark.ANSWER: State(Mode.TEXT, after_marker=True),
+    Mark.ANSWER: State(Mode.TEXT, after_marker=True, in_answer=True),
 }
 
 

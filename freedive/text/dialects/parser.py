@@ -38,8 +38,8 @@ class Parser:
         self._bare = dialect.bare and bool(tools)
         self._mode = state.mode
         self._after_marker = state.after_marker
+        self._in_answer = state.in_answer
         self._begun = False  # whether the answer has
-        self._wrapped = False  # in answer markers
         self._opening = ""  # of a call or header: white space and marker
         self._inside: list[str] = []  # a call or header
         self._held = ""  # perhaps the start of a marker
@@ -75,12 +75,12 @@ class Parser:
 
     def _scan(self) -> _Scan:
         """For the markers that mean something now."""
-        key = (self._mode, self._begun, self._wrapped)
+        key = (self._mode, self._begun, self._in_answer)
         if key not in self._scans:
             marks = set(_LISTENS[self._mode])
             if self._mode is Mode.TEXT and not self._begun:
                 marks |= _AT_THE_START
-            if self._mode is Mode.TEXT and self._wrapped:
+            if self._mode is Mode.TEXT and self._in_answer:
                 marks.add(Mark.END_ANSWER)
             if self._mode is Mode.THOUGHT and self._dialect.ends_thought:
                 marks |= {Mark.SECTION, Mark.CALL}
@@ -127,7 +127,7 @@ class Parser:
             self._begin_message(marker)
         else:
             self._open(_LEADS_TO.get(mark, Mode.TEXT), marker)
-        self._wrapped = mark is Mark.ANSWER or (self._wrapped and mark is not Mark.END_ANSWER)
+        self._in_answer = mark is Mark.ANSWER or (self._in_answer and mark is not Mark.END_ANSWER)
 
     def _open(self, mode: Mode, marker: str) -> None:
         self._mode = mode
