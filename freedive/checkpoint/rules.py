@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from freedive.errors import UserError
 from freedive.model.params import Param, params
 from freedive.model.spec import Model
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
 _MAX_FAULTS = 4
 
 Shape = tuple[int, ...]
@@ -110,7 +111,7 @@ class Rule:
     steps: tuple[Step, ...] = ()
     blocks: int = 1
 
-    @property
+    @cached_property
     def stacks(self) -> bool:
         return self.ours[0].count("{}") > self.theirs.count("{}")
 
@@ -139,14 +140,14 @@ def canonical_tensors(checkpoint: Checkpoint, spec: Model, rules: Rules) -> dict
     groups = _groups(expected, rules, checkpoint.tensors)
     faults = [f"{quote(name)} is unexpected" for name in _unused(checkpoint.tensors.keys() - groups.keys(), rules)]
     for theirs, group in groups.items():
-        wanted = _revert(theirs, group, shapes)
+        wanted = _revert(group, shapes).shape
         tensor = checkpoint.tensors.get(theirs)
         if tensor is None:
-            faults.append(f"{theirs} {list(wanted.shape)} is missing")
-        elif misfits := _misfits(tensor, wanted.shape, expected[group.names[0, 0]]):
-            faults += misfits
+            faults.append(f"{theirs} {list(wanted)} is missing")
+        elif fault := _misfit(tensor, wanted, expected[group.names[0, 0]]):
+            faults.append(fault)
         else:
-            tensors.update(_apply(replace(tensor, shape=wanted.shape), group, shapes))
+            tensors.update(_apply(tensor if tensor.shape == wanted else replace(tensor, shape=wanted), group, shapes))
     if faults:
         raise _refusal(spec, sorted(faults))
     return {name: tensors[name] for name in expected}
@@ -154,7 +155,8 @@ def canonical_tensors(checkpoint: Checkpoint, spec: Model, rules: Rules) -> dict
 
 def maker_tensors(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
     """The inverse: canonical tensors under the maker's names and in the maker's shapes, as for an export."""
-    return {theirs: _revert(theirs, group, tensors) for theirs, group in _groups(tensors, rules, ()).items()}
+    groups = _groups(tensors, rules, ())
+    return {theirs: replace(_revert(group, tensors), name=theirs) for theirs, group in groups.items()}
 
 
 class _Group(NamedTuple):
@@ -206,15 +208,15 @@ def _apply(tensor: Tensor, group: _Group, shapes: Mapping[str, Tensor]) -> Itera
         yield name, replace(whole, name=name, shape=shapes[name].shape)
 
 
-def _revert(theirs: str, group: _Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The maker's tensor, from the canonical ones that it holds."""
+def _revert(group: _Group, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The maker's tensor but for its name, from the canonical ones that it holds."""
     rule, names = group
 
     def item(index: int) -> Tensor:
         whole = _joined([tensors[names[index, part]] for part in range(len(rule.ours))], rule.blocks)
         for step in reversed(rule.steps):
             whole = step.revert(whole)
-        return replace(whole, name=theirs)
+        return whole
 
     if not rule.stacks:
         return item(0)
@@ -273,16 +275,17 @@ def _nothing(begin: int, end: int) -> Bytes:
 
 def _split(name: str) -> tuple[str, list[str]]:
     """Pattern and numbers; a brace that a file's own name brings is dropped, so that it cannot pass for a number."""
-    return _NUMBER.sub("{}", name.replace("{", "")), _NUMBER.findall(name)
+    parts = _NUMBER.split(name.replace("{", ""))
+    return "{}".join(parts[::2]), parts[1::2]
 
 
-def _misfits(tensor: Tensor, shape: Shape, param: Param) -> list[str]:
-    """Faults of the maker's ``tensor`` that should have ``shape``; on leading axes of 1 makers do not agree."""
-    if _significant(tensor.shape) != _significant(shape):
-        return [f"{quote(tensor.name)} is {list(tensor.shape)} instead of {list(shape)}"]
+def _misfit(tensor: Tensor, shape: Shape, param: Param) -> str | None:
+    """What is wrong with the maker's ``tensor`` of ``shape``; on leading axes of 1 makers do not agree."""
+    if tensor.shape != shape and _significant(tensor.shape) != _significant(shape):
+        return f"{quote(tensor.name)} is {list(tensor.shape)} instead of {list(shape)}"
     if param.role in ("norm", "bias", "router") and tensor.format not in FLOATS:
-        return [f"{quote(tensor.name)} is {tensor.format} instead of F32, F16 or BF16"]
-    return []
+        return f"{quote(tensor.name)} is {tensor.format} instead of F32, F16 or BF16"
+    return None
 
 
 def _significant(shape: Shape) -> Shape:
