@@ -53,6 +53,21 @@ class PackedTensor:
     data: Bytes
 
 
+@dataclass(frozen=True)
+class Part:
+    format: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class PackedExperts:
+    count: int
+    stride: int
+    parts: dict[str, Part]
+    data: Bytes
+
+
 class DamagedStore(Exception):
     """A store that is cut short, altered, or of another layout; packing again mends it."""
 

@@ -8,10 +8,13 @@ _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]
 _Output = tuple[int, int, int]  # weight, bias vector, output buffer
 _Norm = tuple[int, float]  # vector of weights or -1, epsilon
-_HeadStep = tuple[int, int, int, float]  # kind, vector or rope table, dimensions, epsilon
+_HeadStep = tuple[int, int, int, float, float]  # kind, vector or rope table, dimensions, and numbers of its kind
+_Part = tuple[int, int, int, int, int | None]  # format, rows, k, offset in the record, offset of the bias
 
 MAX_HEAD_DIM: int
 """The widest head that attention takes."""
+MAX_EXPERTS: int
+"""The most experts that a router chooses from."""
 
 def isa_levels() -> list[str]:
     """Instruction-set levels that this machine has, best last."""
@@ -39,14 +42,51 @@ class Program:
     page_bytes: int
 
     def __init__(self, isa: str, num_threads: int) -> None: ...
-    def weight(self, format: int, rows: int, k: int, packed: _Bytes) -> int: ...
+    def weight(self, format: int, rows: int, k: int, packed: _Bytes, heads: int = 1) -> int: ...
     def vector(self, values: _Floats) -> int: ...
     def buffer(self, width: int, wanted: bool) -> int: ...
     def embed(self, table: int, out: int) -> None: ...
     def select(self, x: int, out: int) -> None: ...
     def rope_table(self, inv_freq: int, factor: float, out: int) -> None: ...
-    def linear(self, x: int, norm: _Norm, outputs: list[_Output], residual: int) -> None: ...
-    def glu(self, x: int, norm: _Norm, gate: _Output, up: _Output, activation: int) -> None: ...
+    def linear(self, x: int, norm: _Norm, outputs: list[_Output], factor: float, residuals: list[int]) -> None: ...
+    def glu(self, x: int, norm: _Norm, gate: _Output, up: _Output, activation: int, limit: float) -> None: ...
+    def row_operation(self, kind: int, x: int, other: int, value: float, out: int) -> None: ...
+    def route(
+        self,
+        *,
+        x: int,
+        out: int,
+        num_experts: int,
+        num_chosen: int,
+        sigmoid: bool,
+        renormalise: bool,
+        scale: float,
+        choice_bias: int,
+        expert_scale: int,
+        num_groups: int,
+        kept_groups: int,
+        group_choice: int,
+    ) -> None: ...
+    def experts(
+        self,
+        *,
+        x: int,
+        norm: _Norm,
+        routes: int,
+        out: int,
+        packed: _Bytes,
+        stride: int,
+        gate: _Part,
+        up: _Part,
+        down: _Part,
+        activation: int,
+        limit: float,
+        num_experts: int,
+        num_chosen: int,
+        weighs_input: bool,
+        factor: float,
+        residuals: list[int],
+    ) -> None: ...
     def attention(
         self,
         *,
@@ -59,12 +99,42 @@ class Program:
         key_dim: int,
         value_dim: int,
         scale: float,
+        softcap: float,
         window: int,
+        chunk: int,
+        sinks: int,
         q_steps: list[_HeadStep],
         k_steps: list[_HeadStep],
         element_bytes: int,
     ) -> None: ...
+    def latent_attention(
+        self,
+        *,
+        q: int,
+        kv: int,
+        out: int,
+        norm: _Norm,
+        k_b: int,
+        v_b: int,
+        num_heads: int,
+        nope_dim: int,
+        rope_dim: int,
+        value_dim: int,
+        rank: int,
+        scale: float,
+        rope: _HeadStep,
+        element_bytes: int,
+    ) -> None: ...
     def allocate(self, max_rows: int, num_pages: int) -> None: ...
     def step(
-        self, tokens: _Ints, lengths: _Ints, starts: _Ints, pages: npt.NDArray[np.int32], wanted: _Ints, result: int
+        self,
+        tokens: _Ints,
+        lengths: _Ints,
+        starts: _Ints,
+        pages: npt.NDArray[np.int32],
+        wanted: _Ints,
+        prompts: _Ints,
+        result: int,
     ) -> _Floats: ...
+    def read(self, buffer: int) -> _Floats:
+        """A buffer's rows of the last step."""

@@ -31,18 +31,9 @@ void rotate_interleaved(float* x, const float* cosines, int dim) {
     }
 }
 
-void apply(const Machine& m, const std::vector<HeadStep>& steps, int row, int dim, float* head) {
-    for (const HeadStep& s : steps) switch (s.kind) {
-            case HeadStep::Norm:
-                m.kernels.rms_norm(head, m.vectors[s.operand].data(), dim, s.eps, head);
-                break;
-            case HeadStep::RopeHalves:
-                rotate_halves(head, m.buffers[s.operand].row(row), s.dim);
-                break;
-            case HeadStep::RopeInterleaved:
-                rotate_interleaved(head, m.buffers[s.operand].row(row), s.dim);
-                break;
-        }
+void temper(float* x, int dim, int position, float floor_scale, float scale) {
+    const float factor = std::log1p(std::floor(float(position + 1) / floor_scale)) * scale + 1;
+    for (int i = 0; i < dim; i++) x[i] *= factor;
 }
 
 // Writes one head's key or value of a token into its page: element i at slot + i * step.
@@ -57,6 +48,28 @@ void write_result(const AttendPartial& state, int n, float* out) {
 
 }  // namespace
 
+void apply(const Machine& m, const HeadStep& step, int row, int dim, float* head) {
+    switch (step.kind) {
+        case HeadStep::Norm:
+            m.kernels.rms_norm(head, m.vectors[step.operand].data(), dim, step.a, head);
+            break;
+        case HeadStep::RopeHalves:
+            rotate_halves(head, m.buffers[step.operand].row(row), step.dim);
+            break;
+        case HeadStep::RopeInterleaved:
+            rotate_interleaved(head, m.buffers[step.operand].row(row), step.dim);
+            break;
+        case HeadStep::Temper:
+            temper(head, dim, m.step.positions[row], step.a, step.b);
+            break;
+    }
+}
+
+int Attention::first_key(int position) const {
+    if (window) return std::max(0, position - window + 1);
+    return chunk ? position - position % chunk : 0;
+}
+
 void Attention::prepare(Machine& m) {
     tiles_.clear();
     merges_.clear();
@@ -65,8 +78,7 @@ void Attention::prepare(Machine& m) {
     for (int s = 0; s < int(m.step.sequences.size()); s++) {
         const Sequence& sequence = m.step.sequences[s];
         const int rows = sequence.length * group();
-        const int first_key = window ? std::max(0, sequence.start - window + 1) : 0;
-        const int begin = first_key / kSplitTokens, end = (sequence.end() - 1) / kSplitTokens + 1;
+        const int begin = first_key(sequence.start) / kSplitTokens, end = (sequence.end() - 1) / kSplitTokens + 1;
         const bool apart = sequence.length == 1 && end - begin > 1;
         for (int head = 0; head < num_kv_heads; head++) {
             for (int first = 0; first < rows; first += tile_rows) {
@@ -104,9 +116,9 @@ float* Attention::partial_row(Machine& m, int row) const {
 
 void Attention::store(Machine& m, int row, int head) const {
     for (int h = head * group(); h < (head + 1) * group(); h++)
-        apply(m, q_steps, row, key_dim, m.buffers[q].row(row) + h * key_dim);
+        for (const HeadStep& step : q_steps) apply(m, step, row, key_dim, m.buffers[q].row(row) + h * key_dim);
     float* key = m.buffers[k].row(row) + head * key_dim;
-    apply(m, k_steps, row, key_dim, key);
+    for (const HeadStep& step : k_steps) apply(m, step, row, key_dim, key);
     const float* value = m.buffers[v].row(row) + head * value_dim;
 
     const Sequence& s = m.step.sequences[m.step.sequence_of[row]];
@@ -133,13 +145,14 @@ void Attention::attend(Machine& m, const Tile& tile) const {
     task.key_dim = key_dim;
     task.value_stride = stride;
     task.scale = scale;
+    task.softcap = softcap;
     task.keys = keys;
     task.values = values;
     int last = 0;
     for (int r = 0; r < tile.count; r++) {
         const int row = tile.first + r, token = row / group(), position = s.start + token;
         task.q[r] = m.buffers[q].row(s.row + token) + (tile.head * group() + row % group()) * key_dim;
-        task.first[r] = window ? std::max(0, position - window + 1) : 0;
+        task.first[r] = first_key(position);
         task.last[r] = position + 1;
         last = std::max(last, position + 1);
     }
@@ -163,6 +176,7 @@ void Attention::attend(Machine& m, const Tile& tile) const {
     }
     for (int r = 0; r < tile.count; r++) {
         if (tile.partial == kNone) {
+            add_sink(m, tile.head * group() + (tile.first + r) % group(), state[r], stride);
             write_result(state[r], value_dim, out_row(m, tile.sequence, tile.head, tile.first + r));
         } else {
             float* to = partial_row(m, tile.partial + r);
@@ -171,6 +185,13 @@ void Attention::attend(Machine& m, const Tile& tile) const {
             std::memcpy(to + 2, state[r].values, stride * sizeof(float));
         }
     }
+}
+
+// A sink takes its part of the softmax and gives no value.
+void Attention::add_sink(const Machine& m, int head, AttendPartial& state, int stride) const {
+    if (sinks == kNone) return;
+    alignas(64) float nothing[kMaxHeadDim] = {};
+    m.kernels.fold(state, {m.vectors[sinks][head], 1, nothing}, stride);
 }
 
 void Attention::merge(Machine& m, const Merge& merge) const {
@@ -183,6 +204,7 @@ void Attention::merge(Machine& m, const Merge& merge) const {
             float* p = partial_row(m, merge.partial + split * group() + row);
             m.kernels.fold(state, {p[0], p[1], p + 2}, stride);
         }
+        add_sink(m, merge.head * group() + row, state, stride);
         write_result(state, value_dim, out_row(m, merge.sequence, merge.head, row));
     }
 }

@@ -24,26 +24,36 @@ using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::c
 using MutableFloats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Pages = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Output = std::tuple<int, int, int>;       // weight, bias, out
-using Norm = std::tuple<int, float>;            // weights, eps
-using Head = std::tuple<int, int, int, float>;  // kind, operand, dim, eps
+using Output = std::tuple<int, int, int>;                         // weight, bias, out
+using Norm = std::tuple<int, float>;                              // weights, eps
+using Head = std::tuple<int, int, int, float, float>;             // kind, operand, dim, a, b
+using Part = std::tuple<int, int, int, std::size_t, nb::object>;  // format, rows, k, offset, offset of the bias or None
 
 std::span<const std::int32_t> view(const Ints& a) { return {a.data(), a.size()}; }
 Linear::Output output(const Output& o) { return {std::get<0>(o), std::get<1>(o), std::get<2>(o)}; }
 InputNorm input_norm(const Norm& n) { return {std::get<0>(n), std::get<1>(n)}; }
+HeadStep head_step(const Head& h) {
+    const auto& [kind, operand, dim, a, b] = h;
+    return {HeadStep::Kind(kind), operand, dim, a, b};
+}
 std::vector<HeadStep> head_steps(const std::vector<Head>& steps) {
     std::vector<HeadStep> out;
-    for (const auto& [kind, operand, dim, eps] : steps) out.push_back({HeadStep::Kind(kind), operand, dim, eps});
+    for (const Head& step : steps) out.push_back(head_step(step));
     return out;
+}
+Experts::Part part(const Part& p) {
+    const auto& [format, rows, k, offset, bias] = p;
+    return {Format(format), rows, k, offset, bias.is_none() ? Experts::kNoBias : nb::cast<std::size_t>(bias)};
 }
 
 // A machine and the arrays that its weights lie in.
 struct Program : Machine {
     Program(const std::string& isa, int num_threads) : Machine(choose_kernels(isa), num_threads) {}
 
-    int weight(int format, int rows, int k, Bytes data) {
+    // A matrix, or `heads` matrices of `rows` / `heads` rows each.
+    int weight(int format, int rows, int k, Bytes data, int heads) {
         const Format f = Format(format);
-        if (data.size() != panel_bytes(f, k) * num_panels(rows))
+        if (data.size() != panel_bytes(f, k) * num_panels(rows / heads) * heads)
             throw std::invalid_argument("packed weight has the wrong size");
         weights.push_back({f, rows, k, data.data()});
         held.push_back(data);
@@ -60,27 +70,74 @@ struct Program : Machine {
         operations.push_back(std::make_unique<Op>(std::forward<Args>(args)...));
     }
     void attention(int q, int k, int v, int out, int num_heads, int num_kv_heads, int key_dim, int value_dim,
-                   float scale, int window, const std::vector<Head>& q_steps, const std::vector<Head>& k_steps,
-                   int element_bytes) {
+                   float scale, float softcap, int window, int chunk, int sinks, const std::vector<Head>& q_steps,
+                   const std::vector<Head>& k_steps, int element_bytes) {
         if (key_dim > kMaxHeadDim || value_dim > kMaxHeadDim) throw std::invalid_argument("heads are too wide");
         auto op = std::make_unique<Attention>();
         op->q = q, op->k = k, op->v = v, op->out = out;
         op->num_heads = num_heads, op->num_kv_heads = num_kv_heads, op->key_dim = key_dim, op->value_dim = value_dim;
-        op->scale = scale, op->window = window;
+        op->scale = scale, op->softcap = softcap, op->window = window, op->chunk = chunk, op->sinks = sinks;
         op->q_steps = head_steps(q_steps), op->k_steps = head_steps(k_steps);
         op->layer = cache.add_layer(num_kv_heads, key_dim, value_dim, element_bytes);
         operations.push_back(std::move(op));
     }
+    void latent_attention(int q, int kv, int out, const Norm& norm, int k_b, int v_b, int num_heads, int nope_dim,
+                          int rope_dim, int value_dim, int rank, float scale, const Head& rope, int element_bytes) {
+        if (nope_dim + rope_dim > kMaxHeadDim || rank + rope_dim > kMaxHeadDim || value_dim > kMaxHeadDim)
+            throw std::invalid_argument("heads are too wide");
+        auto op = std::make_unique<LatentAttention>();
+        op->q = q, op->kv = kv, op->out = out, op->norm = input_norm(norm), op->k_b = k_b, op->v_b = v_b;
+        op->num_heads = num_heads, op->nope_dim = nope_dim, op->rope_dim = rope_dim, op->value_dim = value_dim;
+        op->rank = rank, op->scale = scale, op->rope = head_step(rope);
+        op->layer = cache.add_layer(1, 0, rank + rope_dim, element_bytes);
+        operations.push_back(std::move(op));
+    }
+    void route(int in, int out, int num_experts, int num_chosen, bool sigmoid, bool renormalise, float scale,
+               int choice_bias, int expert_scale, int num_groups, int kept_groups, int group_choice) {
+        if (num_experts > kMaxExperts) throw std::invalid_argument("too many experts");
+        auto op = std::make_unique<Route>();
+        op->in = in, op->out = out, op->num_experts = num_experts, op->num_chosen = num_chosen;
+        op->sigmoid = sigmoid, op->renormalise = renormalise, op->scale = scale;
+        op->choice_bias = choice_bias, op->expert_scale = expert_scale;
+        op->num_groups = num_groups, op->kept_groups = kept_groups, op->group_choice = GroupChoice(group_choice);
+        operations.push_back(std::move(op));
+    }
+    void experts(int in, const Norm& norm, int routes, int out, Bytes data, std::size_t stride, const Part& gate,
+                 const Part& up, const Part& down, int activation, float limit, int num_experts, int num_chosen,
+                 bool weighs_input, float factor, const std::vector<int>& residuals) {
+        auto op = std::make_unique<Experts>();
+        op->in = in, op->routes = routes, op->out = out, op->norm = input_norm(norm);
+        op->data = data.data(), op->stride = stride;
+        op->gate = part(gate), op->up = part(up), op->down = part(down);
+        if (data.size() < stride * num_experts) throw std::invalid_argument("packed experts have the wrong size");
+        op->glu = {Activation(activation), limit};
+        op->num_experts = num_experts, op->num_chosen = num_chosen, op->weighs_input = weighs_input;
+        op->epilogue = {factor, residuals};
+        const int cells = num_chosen * num_panels(op->gate.rows) * kPanelRows;
+        op->hidden = add_buffer(cells, Rows::Tokens);
+        hidden_cells = std::max(hidden_cells, std::size_t(cells));
+        widest = std::max(widest, op->gate.k);
+        operations.push_back(std::move(op));
+        held.push_back(data);
+    }
+    using Matrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+    static Matrix matrix(const Buffer& from, std::size_t rows) {
+        const std::size_t width = from.width;
+        float* data = new float[rows * width];
+        for (std::size_t r = 0; r < rows; r++) std::memcpy(data + r * width, from.row(int(r)), width * sizeof(float));
+        nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+        return {data, {rows, width}, owner};
+    }
+    Matrix read(int buffer) { return matrix(buffers[buffer], num_rows(buffer)); }
     // Results of the last operation's output: [wanted, width].
-    nb::ndarray<nb::numpy, float, nb::ndim<2>> take_step(Ints tokens, Ints lengths, Ints starts, Pages pages,
-                                                         Ints wanted, int result) {
+    Matrix take_step(Ints tokens, Ints lengths, Ints starts, Pages pages, Ints wanted, Ints prompts, int result) {
         Step next;
         next.tokens = view(tokens);
         next.wanted = view(wanted);
         int row = 0;
         for (std::size_t s = 0; s < lengths.size(); s++) {
             const int length = lengths.data()[s], start = starts.data()[s];
-            next.sequences.push_back({row, length, start, pages.data() + s * pages.shape(1)});
+            next.sequences.push_back({row, length, start, prompts.data()[s], pages.data() + s * pages.shape(1)});
             for (int i = 0; i < length; i++) {
                 next.positions.push_back(start + i);
                 next.sequence_of.push_back(int(s));
@@ -88,18 +145,11 @@ struct Program : Machine {
             row += length;
         }
         if (row != int(tokens.size()) || row > max_rows) throw std::invalid_argument("a step's rows do not add up");
-        float* data;
-        const Buffer& out = buffers[result];
-        const std::size_t width = out.width, count = wanted.size();
         {
             nb::gil_scoped_release released;
             run(std::move(next));
-            data = new float[count * width];
-            for (std::size_t r = 0; r < count; r++)
-                std::memcpy(data + r * width, out.row(int(r)), width * sizeof(float));
         }
-        nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-        return {data, {count, width}, owner};
+        return matrix(buffers[result], wanted.size());
     }
     std::vector<Bytes> held;
 };
@@ -115,15 +165,18 @@ void multiply(const std::string& isa, int format, int out_rows, int k, Bytes dat
     std::vector<QuantisedGroup> codes(std::size_t(rows) * groups);
     for (int r = 0; quantised && r < rows; r++)
         kernels.quantise(x.data() + std::size_t(r) * k, k, codes.data() + std::size_t(r) * groups);
+    std::vector<const void*> row(rows);
+    for (int r = 0; r < rows; r++)
+        row[r] = quantised ? (const void*)(codes.data() + std::size_t(r) * groups) : x.data() + std::size_t(r) * k;
     for (int p = 0; p < num_panels(out_rows); p++)
-        kernels.linear[format](w.panel(p), k, quantised ? (const void*)codes.data() : x.data(), quantised ? groups : k,
-                               rows, out.data() + std::size_t(p) * rows * kPanelRows);
+        kernels.linear[format](w.panel(p), k, row.data(), rows, out.data() + std::size_t(p) * rows * kPanelRows);
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
     m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
+    m.attr("MAX_EXPERTS") = kMaxExperts;
     m.def("isa_levels", [] {
         std::vector<std::string> names;
         for (const Kernels* level : available_kernels()) names.push_back(level->name);
@@ -166,7 +219,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("isa", [](const Program& p) { return p.kernels.name; })
         .def_prop_ro("num_threads", [](const Program& p) { return p.team.size(); })
         .def_prop_ro("page_bytes", [](const Program& p) { return p.cache.page_bytes(); })
-        .def("weight", &Program::weight, "format"_a, "rows"_a, "k"_a, "packed"_a)
+        .def("weight", &Program::weight, "format"_a, "rows"_a, "k"_a, "packed"_a, "heads"_a = 1)
         .def("vector", &Program::vector, "values"_a)
         .def(
             "buffer",
@@ -184,23 +237,42 @@ NB_MODULE(_native, m) {
             "inv_freq"_a, "factor"_a, "out"_a)
         .def(
             "linear",
-            [](Program& p, int in, const Norm& norm, const std::vector<Output>& outputs, int residual) {
+            [](Program& p, int in, const Norm& norm, const std::vector<Output>& outputs, float factor,
+               const std::vector<int>& residuals) {
                 std::vector<Linear::Output> list;
                 for (const Output& o : outputs) list.push_back(output(o));
-                p.add<Linear>(in, input_norm(norm), std::move(list), residual);
+                p.add<Linear>(in, input_norm(norm), std::move(list), Epilogue{factor, residuals});
             },
-            "x"_a, "norm"_a, "outputs"_a, "residual"_a)
+            "x"_a, "norm"_a, "outputs"_a, "factor"_a, "residuals"_a)
         .def(
             "glu",
-            [](Program& p, int in, const Norm& norm, const Output& gate, const Output& up, int activation) {
-                p.add<Glu>(in, input_norm(norm), output(gate), output(up), Activation(activation));
+            [](Program& p, int in, const Norm& norm, const Output& gate, const Output& up, int activation,
+               float limit) {
+                p.add<GluLinear>(in, input_norm(norm), output(gate), output(up), Glu{Activation(activation), limit});
             },
-            "x"_a, "norm"_a, "gate"_a, "up"_a, "activation"_a)
+            "x"_a, "norm"_a, "gate"_a, "up"_a, "activation"_a, "limit"_a)
+        .def(
+            "row_operation",
+            [](Program& p, int kind, int in, int other, float value, int out) {
+                p.add<RowOperation>(RowOperation::Kind(kind), in, other, value, out);
+            },
+            "kind"_a, "x"_a, "other"_a, "value"_a, "out"_a)
+        .def("route", &Program::route, nb::kw_only(), "x"_a, "out"_a, "num_experts"_a, "num_chosen"_a, "sigmoid"_a,
+             "renormalise"_a, "scale"_a, "choice_bias"_a, "expert_scale"_a, "num_groups"_a, "kept_groups"_a,
+             "group_choice"_a)
+        .def("experts", &Program::experts, nb::kw_only(), "x"_a, "norm"_a, "routes"_a, "out"_a, "packed"_a, "stride"_a,
+             "gate"_a, "up"_a, "down"_a, "activation"_a, "limit"_a, "num_experts"_a, "num_chosen"_a, "weighs_input"_a,
+             "factor"_a, "residuals"_a)
         .def("attention", &Program::attention, nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "num_heads"_a,
-             "num_kv_heads"_a, "key_dim"_a, "value_dim"_a, "scale"_a, "window"_a, "q_steps"_a, "k_steps"_a,
+             "num_kv_heads"_a, "key_dim"_a, "value_dim"_a, "scale"_a, "softcap"_a, "window"_a, "chunk"_a, "sinks"_a,
+             "q_steps"_a, "k_steps"_a, "element_bytes"_a)
+        .def("latent_attention", &Program::latent_attention, nb::kw_only(), "q"_a, "kv"_a, "out"_a, "norm"_a, "k_b"_a,
+             "v_b"_a, "num_heads"_a, "nope_dim"_a, "rope_dim"_a, "value_dim"_a, "rank"_a, "scale"_a, "rope"_a,
              "element_bytes"_a)
+        .def("read", &Program::read, "buffer"_a)
         .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a)
-        .def("step", &Program::take_step, "tokens"_a, "lengths"_a, "starts"_a, "pages"_a, "wanted"_a, "result"_a);
+        .def("step", &Program::take_step, "tokens"_a, "lengths"_a, "starts"_a, "pages"_a, "wanted"_a, "prompts"_a,
+             "result"_a);
 }
 
 }  // namespace freedive

@@ -1,19 +1,9 @@
 // Matrix products: an input is made ready once (norm, codes), then panels of 32 outputs are tasks.
 #include <algorithm>
 
-#include "operations.h"
+#include "input.h"
 
 namespace freedive {
-namespace {
-
-constexpr int kBlockRows = 48;  // activation rows that share a pass over a panel's results
-
-// A linear's input in the forms that its weights read.
-struct Input {
-    const QuantisedGroup* codes;
-    const float* floats;
-    int codes_stride, floats_stride;
-};
 
 // Rows of the scratch memory belong to rows of the step, but a single row is made ready by each thread for itself,
 // which is cheaper than a barrier.
@@ -40,36 +30,19 @@ Input ready(Machine& m, int thread, int in, InputNorm norm, bool quantised) {
     return {codes, has_norm ? normed : from.row(0), groups, from.stride};
 }
 
-// Products of one panel and a block of rows: [rows, 32].
-struct Products {
-    alignas(64) float at[kBlockRows * kPanelRows];
-};
+void add_bias(Products& products, const float* bias, int count, int rows) {
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < count; i++) products.at[r * kPanelRows + i] += bias[i];
+}
+
+namespace {
 
 void multiply(Machine& m, const Input& input, const Linear::Output& o, int panel, int row, int rows, Products& out) {
     const Weight& w = m.weights[o.weight];
-    const bool quantised = is_quantised(w.format);
-    const int stride = quantised ? input.codes_stride : input.floats_stride;
-    const void* x = quantised ? (const void*)(input.codes + std::size_t(row) * stride)
-                              : (const void*)(input.floats + std::size_t(row) * stride);
-    m.kernels.linear[int(w.format)](w.panel(panel), w.k, x, stride, rows, out.at);
-    if (o.bias == kNone) return;
-    const float* bias = m.vectors[o.bias].data() + panel * kPanelRows;
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < kPanelRows; i++) out.at[r * kPanelRows + i] += bias[i];
-}
-
-void write(const Products& from, const Buffer& to, int panel, int row, int rows, const Buffer* residual) {
-    for (int r = 0; r < rows; r++) {
-        const std::size_t at = std::size_t(row + r) * to.stride + panel * kPanelRows;
-        float* out = to.memory.as<float>() + at;
-        const float* x = from.at + r * kPanelRows;
-        if (residual) {
-            const float* before = residual->memory.as<float>() + at;
-            for (int i = 0; i < kPanelRows; i++) out[i] = before[i] + x[i];
-        } else {
-            for (int i = 0; i < kPanelRows; i++) out[i] = x[i];
-        }
-    }
+    const void* x[kBlockRows];
+    for (int r = 0; r < rows; r++) x[r] = input.row(row + r, is_quantised(w.format));
+    m.kernels.linear[int(w.format)](w.panel(panel), w.k, x, rows, out.at);
+    if (o.bias != kNone) add_bias(out, m.vectors[o.bias].data() + panel * kPanelRows, kPanelRows, rows);
 }
 
 // Calls block(panel, row, rows) for all panels and blocks of rows, panels being shared out over the team.
@@ -83,6 +56,18 @@ void for_blocks(Machine& m, int panels, int num_rows, Block&& block) {
 
 }  // namespace
 
+void Epilogue::write(const Machine& m, const float* x, const Buffer& to, int row, int first, int count) const {
+    const std::size_t at = std::size_t(row) * to.stride + first;
+    float values[kPanelRows];
+    for (int i = 0; i < count; i++) values[i] = factor * x[i];
+    for (const int residual : residuals) {
+        const float* before = m.buffers[residual].memory.as<float>() + at;
+        for (int i = 0; i < count; i++) values[i] += before[i];
+    }
+    float* out = to.memory.as<float>() + at;
+    for (int i = 0; i < count; i++) out[i] = values[i];
+}
+
 void Linear::run(Machine& m, int thread) const {
     bool quantised = false;
     int panels = 0;
@@ -91,25 +76,27 @@ void Linear::run(Machine& m, int thread) const {
         panels += num_panels(m.weights[o.weight].rows);
     }
     const Input input = ready(m, thread, in, norm, quantised);
-    const Buffer* before = residual == kNone ? nullptr : &m.buffers[residual];
     for_blocks(m, panels, m.num_rows(in), [&](int panel, int row, int rows) {
         const Output* o = outputs.data();
         for (int n; panel >= (n = num_panels(m.weights[o->weight].rows)); o++) panel -= n;
         Products products;
         multiply(m, input, *o, panel, row, rows, products);
-        write(products, m.buffers[o->out], panel, row, rows, before);
+        for (int r = 0; r < rows; r++)
+            epilogue.write(m, products.at + r * kPanelRows, m.buffers[o->out], row + r, panel * kPanelRows, kPanelRows);
     });
 }
 
-void Glu::run(Machine& m, int thread) const {
+void GluLinear::run(Machine& m, int thread) const {
     const bool quantised = is_quantised(m.weights[gate.weight].format) || is_quantised(m.weights[up.weight].format);
     const Input input = ready(m, thread, in, norm, quantised);
+    const Buffer& out = m.buffers[gate.out];
     for_blocks(m, num_panels(m.weights[gate.weight].rows), m.num_rows(in), [&](int panel, int row, int rows) {
         Products a, b;
         multiply(m, input, gate, panel, row, rows, a);
         multiply(m, input, up, panel, row, rows, b);
-        m.kernels.glu(activation, a.at, b.at, rows * kPanelRows, a.at);
-        write(a, m.buffers[gate.out], panel, row, rows, nullptr);
+        m.kernels.glu(glu, a.at, b.at, rows * kPanelRows, a.at);
+        for (int r = 0; r < rows; r++)
+            std::copy_n(a.at + r * kPanelRows, kPanelRows, out.row(row + r) + panel * kPanelRows);
     });
 }
 

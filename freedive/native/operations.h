@@ -35,7 +35,15 @@ struct InputNorm {
     float eps = 0;
 };
 
-// out_i = norm(in) weights_i^T + bias_i for weights that share an input; a single one may add a residual.
+// What is done to a product as it is written: times a factor, plus residuals.
+struct Epilogue {
+    float factor = 1;
+    std::vector<int> residuals;
+    // Columns [first, first + count) of one row.
+    void write(const Machine& machine, const float* x, const Buffer& to, int row, int first, int count) const;
+};
+
+// out_i = norm(in) weights_i^T + bias_i for weights that share an input.
 struct Linear final : Operation {
     struct Output {
         int weight, bias, out;
@@ -43,37 +51,99 @@ struct Linear final : Operation {
     int in;
     InputNorm norm;
     std::vector<Output> outputs;
-    int residual;
-    Linear(int in, InputNorm norm, std::vector<Output> outputs, int residual)
-        : in(in), norm(norm), outputs(std::move(outputs)), residual(residual) {}
+    Epilogue epilogue;
+    Linear(int in, InputNorm norm, std::vector<Output> outputs, Epilogue epilogue)
+        : in(in), norm(norm), outputs(std::move(outputs)), epilogue(std::move(epilogue)) {}
     void run(Machine& machine, int thread) const override;
 };
 
 // out = act(norm(in) gate^T) * (norm(in) up^T).
-struct Glu final : Operation {
+struct GluLinear final : Operation {
     int in;
     InputNorm norm;
     Linear::Output gate, up;
-    Activation activation;
-    Glu(int in, InputNorm norm, Linear::Output gate, Linear::Output up, Activation activation)
-        : in(in), norm(norm), gate(gate), up(up), activation(activation) {}
+    Glu glu;
+    GluLinear(int in, InputNorm norm, Linear::Output gate, Linear::Output up, Glu glu)
+        : in(in), norm(norm), gate(gate), up(up), glu(glu) {}
+    void run(Machine& machine, int thread) const override;
+};
+
+// The experts of each token and their weights, from the logits of a router: [chosen: k | weights: k].
+constexpr int kMaxExperts = 1024;
+enum class GroupChoice : int { Best, BestTwo, Each };
+struct Route final : Operation {
+    int in, out;
+    int num_experts, num_chosen;
+    bool sigmoid, renormalise;
+    float scale;
+    int choice_bias, expert_scale;  // vectors
+    int num_groups, kept_groups;
+    GroupChoice group_choice;
+    void run(Machine& machine, int thread) const override;
+
+  private:
+    void route(const Machine& machine, const float* logits, float* result) const;
+};
+
+// out = the sum of what each token's experts make of norm(in), by their weights.
+struct Input;
+struct Products;
+struct Experts final : Operation {
+    static constexpr std::size_t kNoBias = ~std::size_t(0);
+    // One matrix of every expert's record: where it and its bias lie in the record.
+    struct Part {
+        Format format;
+        int rows, k;
+        std::size_t offset, bias;
+    };
+    int in, routes, hidden, out;  // hidden holds [chosen][width of an expert, in whole panels] of each token
+    InputNorm norm;
+    const std::uint8_t* data;  // records, `stride` bytes apart
+    std::size_t stride;
+    Part gate, up, down;
+    Glu glu;
+    int num_experts, num_chosen;
+    bool weighs_input;
+    Epilogue epilogue;
+    void run(Machine& machine, int thread) const override;
+
+  private:
+    void group(Machine& machine) const;
+    void multiply(const Machine& machine, const Part& part, int expert, int panel, const void* const* x, int rows,
+                  Products& out) const;
+    void run_glu(Machine& machine, const Input& input) const;
+    Input ready_hidden(Machine& machine) const;
+    void run_down(Machine& machine, const Input& input) const;
+    float* hidden_row(const Machine& machine, int slot, int stride) const;
+    float share(const Machine& machine, int slot) const;
+};
+
+// Arithmetic on whole rows that no product takes along.
+struct RowOperation final : Operation {
+    enum Kind : int { Norm, Scale, Softcap, Clip, Gate, Add } kind;
+    int in, other, out;  // other: Norm's vector of weights, the gates [rows, 1], or what is added
+    float value;         // epsilon, factor, cap or limit
+    RowOperation(Kind kind, int in, int other, float value, int out)
+        : kind(kind), in(in), other(other), out(out), value(value) {}
     void run(Machine& machine, int thread) const override;
 };
 
 // What is done to each head of q or k before attention, in order.
 struct HeadStep {
-    enum Kind : int { Norm, RopeHalves, RopeInterleaved } kind;
+    enum Kind : int { Norm, RopeHalves, RopeInterleaved, Temper } kind;
     int operand;  // Norm: vector of weights. Rope: buffer of a RopeTable
     int dim;      // Rope: rotated dimensions
-    float eps;    // Norm
+    float a, b;   // Norm: epsilon. Temper: floor_scale, scale
 };
+void apply(const Machine& machine, const HeadStep& step, int row, int dim, float* head);
 
-// Appends k and v to the cache, then attends: causal, over `window` positions if that is not 0.
+// Appends k and v to the cache, then attends: causal, over `window` positions if that is not 0, or inside runs of
+// `chunk` positions.
 struct Attention final : Operation {
     int q, k, v, out;
     int num_heads, num_kv_heads, key_dim, value_dim;
-    float scale;
-    int window, layer;
+    float scale, softcap;
+    int window, chunk, sinks, layer;
     std::vector<HeadStep> q_steps, k_steps;
 
     void prepare(Machine& machine) override;
@@ -91,6 +161,8 @@ struct Attention final : Operation {
         int sequence, head, num_splits, partial;
     };
     int group() const { return num_heads / num_kv_heads; }
+    int first_key(int position) const;
+    void add_sink(const Machine& machine, int head, AttendPartial& state, int stride) const;
     void store(Machine& machine, int row, int head) const;
     void attend(Machine& machine, const Tile& tile) const;
     void merge(Machine& machine, const Merge& merge) const;
@@ -99,6 +171,52 @@ struct Attention final : Operation {
 
     std::vector<Tile> tiles_;
     std::vector<Merge> merges_;
+};
+
+// Multi-head latent attention. The cache keeps one latent row a token: `rank` numbers that keys and values are made of,
+// then `rope_dim` rotated ones. Rows of a prompt attend to expanded keys and values, head by head; generated ones to
+// the latents themselves (absorbed).
+struct LatentAttention final : Operation {
+    int q, kv, out;
+    InputNorm norm;
+    int k_b, v_b;  // weights of all heads: [nope_dim, rank] and [value_dim, rank], in floats
+    int num_heads, nope_dim, rope_dim, value_dim, rank;
+    float scale;
+    HeadStep rope;
+    int layer;
+
+    void prepare(Machine& machine) override;
+    void run(Machine& machine, int thread) const override;
+
+  private:
+    // The first `count` rows of a sequence, which belong to its prompt.
+    struct Expanded {
+        int sequence, count;
+    };
+    // One row's heads [first_head, + 16) against one split.
+    struct Absorbed {
+        int sequence, row, query, first_head, split, partial;
+    };
+    struct Merge {
+        int row, first_head, num_splits, partial;
+    };
+    int head_dim() const { return nope_dim + rope_dim; }
+    int dim() const { return rank + rope_dim; }
+    int stride(const Machine& machine) const { return machine.cache.layer(layer).value_stride(); }
+    Weight head_of(const Machine& machine, int weight, int head) const;
+    void store(Machine& machine, int row) const;
+    void absorb(Machine& machine, int row, int query, int head) const;
+    void attend_expanded(Machine& machine, const Expanded& task, int head, std::vector<float>& scratch) const;
+    void expand(Machine& machine, const Sequence& sequence, int head, int begin, int end, float* latents, float* keys,
+                float* values) const;
+    void attend_absorbed(Machine& machine, const Absorbed& task) const;
+    void merge(Machine& machine, const Merge& merge) const;
+    float* partial_row(Machine& machine, int row) const;
+
+    std::vector<Expanded> expanded_;
+    std::vector<Absorbed> absorbed_;
+    std::vector<Merge> merges_;
+    std::vector<int> queries_;  // rows that are absorbed
 };
 
 }  // namespace freedive

@@ -30,11 +30,11 @@ int Machine::add_buffer(int width, Rows rows) {
 void Machine::allocate(int rows, int num_pages) {
     max_rows = rows;
     for (Buffer& b : buffers) b.memory = Memory(std::size_t(rows) * b.stride * sizeof(float));
-    int widest = 0;
     for (const Weight& w : weights) widest = std::max(widest, num_panels(w.k) * kPanelRows);
     const std::size_t cells = std::size_t(rows + team.size()) * widest;
     normed = Memory(cells * sizeof(float));
-    codes = Memory(cells / kGroup * sizeof(QuantisedGroup));
+    codes = Memory(std::max(cells, rows * hidden_cells) / kGroup * sizeof(QuantisedGroup));
+    locals.resize(team.size());
     cache.allocate(num_pages);
 }
 

@@ -24,6 +24,7 @@ struct Buffer {
 
 struct Sequence {
     int row, length, start;  // first row and number of rows in this step; position of the first
+    int prompt;              // positions below this were given, the others generated
     const std::int32_t* pages;
     int end() const { return start + length; }
 };
@@ -33,6 +34,13 @@ struct Step {
     std::vector<Sequence> sequences;
     std::vector<int> positions, sequence_of;  // by row
     int num_rows(Rows rows) const { return int(rows == Rows::Tokens ? tokens.size() : wanted.size()); }
+};
+
+// A step's (token, place) pairs, places being those of the token's chosen experts, sorted by expert.
+struct Groups {
+    std::vector<int> first;   // of each expert, and the end: indices into slots
+    std::vector<int> slots;   // token * num_chosen + place
+    std::vector<int> active;  // experts that have any
 };
 
 class Machine;
@@ -92,8 +100,12 @@ class Machine {
     std::vector<std::unique_ptr<Operation>> operations;
     Cache cache;
     Step step;
-    std::vector<float> partials;  // results of attention splits on their way to be merged
-    int max_rows = 0;
+    std::vector<float> partials;             // results of attention splits on their way to be merged
+    std::vector<float> absorbed;             // queries of latent attention: [query][groups of 16 heads][dim][16]
+    std::vector<std::vector<float>> locals;  // scratch memory of each thread
+    Groups groups;
+    int max_rows = 0, widest = 0;  // rows of a step; numbers of a linear's input
+    std::size_t hidden_cells = 0;  // most numbers of experts' hidden rows that a token has
 
     // Inputs of a linear, made ready: normed floats and their codes, for `max_rows` rows of the widest input and
     // one more for each thread.

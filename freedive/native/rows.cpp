@@ -1,4 +1,5 @@
 // Operations on rows: embedding, selection, rotary tables.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -29,6 +30,37 @@ void RopeTable::run(Machine& m, int) const {
             const float angle = float(m.step.positions[row]) * frequency[i];
             cosines[i] = std::cos(angle) * factor;
             cosines[n + i] = std::sin(angle) * factor;
+        }
+    });
+}
+
+void RowOperation::run(Machine& m, int) const {
+    const Buffer &from = m.buffers[in], &to = m.buffers[out];
+    m.team.for_each(m.num_rows(out), 4, [&](int row) {
+        const float* x = from.row(row);
+        float* y = to.row(row);
+        const int n = to.stride;
+        const float gate = kind == Gate ? 1 / (1 + std::exp(-m.buffers[other].row(row)[0])) : 0;
+        const float* added = kind == Add ? m.buffers[other].row(row) : nullptr;
+        switch (kind) {
+            case Norm:
+                m.kernels.rms_norm(x, m.vectors[other].data(), to.width, value, y);
+                break;
+            case Scale:
+                for (int i = 0; i < n; i++) y[i] = x[i] * value;
+                break;
+            case Softcap:
+                m.kernels.softcap(x, n, value, y);
+                break;
+            case Clip:
+                for (int i = 0; i < n; i++) y[i] = std::min(std::max(x[i], -value), value);
+                break;
+            case Gate:
+                for (int i = 0; i < n; i++) y[i] = x[i] * gate;
+                break;
+            case Add:
+                for (int i = 0; i < n; i++) y[i] = x[i] + added[i];
+                break;
         }
     });
 }

@@ -56,7 +56,7 @@ class Recorder:
         return self._node("rms_norm", x, weight=weight, eps=eps)
 
     def head_norm(self, x: Node, weight: str | None, head_dim: int, eps: float) -> Node:
-        return self._node("head_norm", x, weight=weight, eps=eps)
+        return self._node("head_norm", x, weight=weight, head_dim=head_dim, eps=eps)
 
     def rope(self, x: Node, rope: spec.Rope, head_dim: int) -> Node:
         return self._node("rope", x, rope=rope)

@@ -72,7 +72,8 @@ class ReferenceOps:
                 return gate * sigmoid(gate) * up
             case "gelu_tanh":
                 inner = np.float32(math.sqrt(2 / math.pi)) * (gate + np.float32(0.044715) * gate**3)
-                return np.float32(0.5) * gate * (1 + np.tanh(inner)) * up
+                half: Array = np.float32(0.5) * gate * (1 + np.tanh(inner))
+                return half * up
             case "swiglu_oai":
                 return gate * sigmoid(np.float32(1.702) * gate) * (up + 1)
 

@@ -31,6 +31,16 @@ struct AttendTask {
     const std::uint8_t* const* keys;    // by page from `begin`: [key_dim][32 tokens]
     const std::uint8_t* const* values;  // by page from `begin`: [32 tokens][value_stride]
     int key_dim, value_stride;
+    float scale, softcap;  // scores become softcap * tanh(score / softcap) if that is not 0
+};
+// Up to 16 absorbed heads of one query row against the latents [begin, end) of one split. A latent is `dim` numbers of
+// which the first `rank` are its value.
+constexpr int kLatentHeads = 16;
+struct LatentTask {
+    const float* q;  // [dim][16 heads]
+    int num_heads, begin, end;
+    const std::uint8_t* const* latents;  // by page from `begin`: [32 tokens][stride]
+    int dim, rank, stride;
     float scale;
 };
 // What a split contributes to a row: values are exp-weighted by scores less `max`, `sum` is the sum of the weights.
@@ -40,21 +50,31 @@ struct AttendPartial {
 };
 constexpr float kNoScore = -1e30f;  // finite, so that a row that sees nothing in a split subtracts to 0, not NaN
 
-enum class Activation : int { Silu };
+enum class Activation : int { Silu, GeluTanh, SwigluOai };
+struct Glu {
+    Activation activation;
+    float limit;  // clamps gate from above and up on both sides if it is not 0
+};
 
 struct Kernels {
     const char* name;
     int attend_rows;  // rows that attend() handles best at once
 
-    // out[r * 32 + i] = row i of the panel times activation row r, for r < rows. Rows of x lie `stride` elements apart:
-    // QuantisedGroup where the format is quantised, else float.
-    void (*linear[kNumFormats])(const std::uint8_t* panel, int k, const void* x, int stride, int rows, float* out);
+    // out[r * 32 + i] = row i of the panel times activations x[r], for r < rows: QuantisedGroup where the format is
+    // quantised, else float.
+    void (*linear[kNumFormats])(const std::uint8_t* panel, int k, const void* const* x, int rows, float* out);
+    // out[k] = sum over the panel's rows i < 32 of x[i] * row i, added to what is there; float formats.
+    void (*add_transposed)(Format f, const std::uint8_t* panel, int k, const float* x, float* out);
     void (*quantise)(const float* x, int k, QuantisedGroup* out);
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
-    void (*glu)(Activation act, const float* gate, const float* up, int n, float* out);  // n is a multiple of 16
-    void (*to_half)(const float* x, int n, std::uint16_t* out);                          // saturates; n any
+    void (*glu)(Glu glu, const float* gate, const float* up, int n, float* out);  // n is a multiple of 16
+    void (*softcap)(const float* x, int n, float cap, float* out);                // likewise
+    void (*to_half)(const float* x, int n, std::uint16_t* out);                   // saturates; n any
+    void (*from_half)(const std::uint16_t* x, int n, float* out);                 // n is a multiple of 16
     void (*attend_f32)(const AttendTask& task, AttendPartial* out);
     void (*attend_f16)(const AttendTask& task, AttendPartial* out);
+    void (*attend_latent_f32)(const LatentTask& task, AttendPartial* out);
+    void (*attend_latent_f16)(const LatentTask& task, AttendPartial* out);
     void (*fold)(AttendPartial& into, const AttendPartial& next, int n);  // n is a multiple of 16
 };
 

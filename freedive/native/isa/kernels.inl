@@ -24,6 +24,8 @@ LANES F f_exp(F x) {
     p = f_add(f_fma(p, f_mul(r, r), r), f_set(1.0f));
     return f_keep_above(x, f_set(-87.0f), f_mul(p, f_power_of_two(i_from_float(n))));
 }
+LANES F f_sigmoid(F x) { return f_div(f_set(1.0f), f_add(f_set(1.0f), f_exp(f_sub(f_set(0.0f), x)))); }
+LANES F f_tanh(F x) { return f_sub(f_set(1.0f), f_div(f_set(2.0f), f_add(f_exp(f_add(x, x)), f_set(1.0f)))); }
 
 // ---------------------------------------------------------------- linear, quantised
 
@@ -142,13 +144,13 @@ LANES void store_products(F (&sum)[2][R], float* out) {
 }
 
 template <Format Fmt, int R>
-LANES void linear_rows(const std::uint8_t* panel, int k, const QuantisedGroup* x, int stride, float* out) {
+LANES void linear_rows(const std::uint8_t* panel, int k, const QuantisedGroup* const* x, float* out) {
     using T = Quantised<Fmt>;
     F sum[2][R];
     const QuantisedGroup* a[R];
     for (int r = 0; r < R; r++) {
         sum[0][r] = sum[1][r] = f_set(0.0f);
-        a[r] = x + std::size_t(r) * stride;
+        a[r] = x[r];
     }
     const std::uint8_t* super = panel;
     for (int g = 0; g < k / kGroup; g++) {
@@ -173,7 +175,7 @@ LANES F load_weights(const std::uint8_t* p) {
 }
 
 template <Format Fmt, int R>
-LANES void linear_rows(const std::uint8_t* panel, int k, const float* x, int stride, float* out) {
+LANES void linear_rows(const std::uint8_t* panel, int k, const float* const* x, float* out) {
     constexpr int tile_bytes = kTileRows * float_bytes(Fmt);
     F sum[2][R];
     for (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = f_set(0.0f);
@@ -181,7 +183,7 @@ LANES void linear_rows(const std::uint8_t* panel, int k, const float* x, int str
         const F w0 = load_weights<Fmt>(panel), w1 = load_weights<Fmt>(panel + tile_bytes);
         __builtin_prefetch(panel + kPrefetchBytes, 0, 2);
         for (int r = 0; r < R; r++) {
-            const F v = f_set(x[std::size_t(r) * stride + i]);
+            const F v = f_set(x[r][i]);
             sum[0][r] = f_fma(w0, v, sum[0][r]);
             sum[1][r] = f_fma(w1, v, sum[1][r]);
         }
@@ -191,21 +193,36 @@ LANES void linear_rows(const std::uint8_t* panel, int k, const float* x, int str
 }
 
 template <Format Fmt, class X, int R = kLinearRows>
-LANES void linear_block(const std::uint8_t* panel, int k, const X* x, int stride, int rows, float* out) {
-    if (rows == R) return linear_rows<Fmt, R>(panel, k, x, stride, out);
-    if constexpr (R > 1) linear_block<Fmt, X, R - 1>(panel, k, x, stride, rows, out);
+LANES void linear_block(const std::uint8_t* panel, int k, const X* const* x, int rows, float* out) {
+    if (rows == R) return linear_rows<Fmt, R>(panel, k, x, out);
+    if constexpr (R > 1) linear_block<Fmt, X, R - 1>(panel, k, x, rows, out);
 }
 
 // Rows in blocks of about equal height.
 template <Format Fmt>
-void linear(const std::uint8_t* panel, int k, const void* x, int stride, int rows, float* out) {
+void linear(const std::uint8_t* panel, int k, const void* const* x, int rows, float* out) {
     using X = std::conditional_t<is_quantised(Fmt), QuantisedGroup, float>;
     const int blocks = (rows + kLinearRows - 1) / kLinearRows;
     for (int b = 0; b < blocks; b++) {
         const int first = rows * b / blocks, last = rows * (b + 1) / blocks;
-        linear_block<Fmt>(panel, k, (const X*)x + std::size_t(first) * stride, stride, last - first,
-                          out + first * kPanelRows);
+        linear_block<Fmt>(panel, k, (const X* const*)x + first, last - first, out + first * kPanelRows);
     }
+}
+
+template <Format Fmt>
+LANES void add_transposed_as(const std::uint8_t* panel, int k, const float* x, float* out) {
+    constexpr int tile_bytes = kTileRows * float_bytes(Fmt);
+    const F x0 = f_load(x), x1 = f_load(x + kTileRows);
+    for (int i = 0; i < k; i++, panel += 2 * tile_bytes) {
+        const F products = f_mul(load_weights<Fmt>(panel), x0);
+        out[i] += sum_lanes(f_fma(load_weights<Fmt>(panel + tile_bytes), x1, products));
+    }
+}
+
+void add_transposed(Format f, const std::uint8_t* panel, int k, const float* x, float* out) {
+    if (f == Format::F32) return add_transposed_as<Format::F32>(panel, k, x, out);
+    if (f == Format::F16) return add_transposed_as<Format::F16>(panel, k, x, out);
+    add_transposed_as<Format::BF16>(panel, k, x, out);
 }
 
 // ---------------------------------------------------------------- rows
@@ -241,12 +258,38 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* out)
     for (; i < n; i++) out[i] = x[i] * scale * weight[i];
 }
 
-void glu(Activation, const float* gate, const float* up, int n, float* out) {
-    for (int i = 0; i < n; i += 16) {
-        const F g = f_load(gate + i);
-        const F silu = f_div(g, f_add(f_set(1.0f), f_exp(f_sub(f_set(0.0f), g))));
-        f_store(out + i, f_mul(silu, f_load(up + i)));
+template <Activation A>
+LANES F combine(F gate, F up) {
+    if constexpr (A == Activation::SwigluOai)
+        return f_mul(f_mul(gate, f_sigmoid(f_mul(gate, f_set(1.702f)))), f_add(up, f_set(1.0f)));
+    if constexpr (A == Activation::GeluTanh) {
+        const F cube = f_mul(f_mul(gate, gate), gate);
+        const F inner = f_mul(f_set(0.7978845608028654f), f_fma(f_set(0.044715f), cube, gate));
+        return f_mul(f_mul(f_mul(f_set(0.5f), gate), f_add(f_set(1.0f), f_tanh(inner))), up);
     }
+    return f_mul(f_div(gate, f_add(f_set(1.0f), f_exp(f_sub(f_set(0.0f), gate)))), up);
+}
+
+template <Activation A>
+LANES void glu_as(float limit, const float* gate, const float* up, int n, float* out) {
+    const F most = f_set(limit), least = f_set(-limit);
+    for (int i = 0; i < n; i += 16) {
+        F g = f_load(gate + i), u = f_load(up + i);
+        if (limit != 0) g = f_min(g, most), u = f_max(f_min(u, most), least);
+        f_store(out + i, combine<A>(g, u));
+    }
+}
+
+void glu(Glu glu, const float* gate, const float* up, int n, float* out) {
+    if (glu.activation == Activation::Silu) return glu_as<Activation::Silu>(glu.limit, gate, up, n, out);
+    if (glu.activation == Activation::GeluTanh) return glu_as<Activation::GeluTanh>(glu.limit, gate, up, n, out);
+    glu_as<Activation::SwigluOai>(glu.limit, gate, up, n, out);
+}
+
+LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f_set(cap)); }
+
+void softcap(const float* x, int n, float cap, float* out) {
+    for (int i = 0; i < n; i += 16) f_store(out + i, f_softcap(f_load(x + i), cap));
 }
 
 void to_half(const float* x, int n, std::uint16_t* out) {
@@ -259,6 +302,10 @@ void to_half(const float* x, int n, std::uint16_t* out) {
     for (int j = i; j < n; j++) rest[j - i] = x[j];
     f_store_half(halves, f_max(f_min(f_load(rest), limit), negative));
     for (int j = i; j < n; j++) out[j] = halves[j - i];
+}
+
+void from_half(const std::uint16_t* x, int n, float* out) {
+    for (int i = 0; i < n; i += 16) f_store(out + i, f_load_half(x + i));
 }
 
 // ---------------------------------------------------------------- attention
@@ -283,8 +330,10 @@ LANES void score_page(const AttendTask& task, int position, float* scores) {
     const F scale = f_set(task.scale);
     for (int r = 0; r < R; r++) {
         float* row = scores + r * kSplitTokens;
-        f_store(row, f_mul(s[0][r], scale));
-        f_store(row + 16, f_mul(s[1][r], scale));
+        F s0 = f_mul(s[0][r], scale), s1 = f_mul(s[1][r], scale);
+        if (task.softcap != 0) s0 = f_softcap(s0, task.softcap), s1 = f_softcap(s1, task.softcap);
+        f_store(row, s0);
+        f_store(row + 16, s1);
         const int from = task.first[r] - position, to = task.last[r] - position;
         if (from > 0 || to < kPageTokens)
             for (int t = 0; t < kPageTokens; t++)
@@ -346,6 +395,63 @@ void attend(const AttendTask& task, AttendPartial* out) {
     if constexpr (R > 1) attend<T, R - 1>(task, out);
 }
 
+// Token t of the split, in the pages of a latent task.
+template <class T>
+LANES const T* latent(const LatentTask& task, int t) {
+    return (const T*)task.latents[t / kPageTokens] + (t % kPageTokens) * task.stride;
+}
+
+// scores[t][head] of R latents from t on, of which `count` are real.
+template <class T, int R>
+LANES void score_latents(const LatentTask& task, int t, int count, float* scores) {
+    alignas(64) float rows[R][kMaxHeadDim];
+    F s[R];
+    for (int r = 0; r < R; r++) {
+        const T* from = latent<T>(task, t + (r < count ? r : 0));
+        for (int d = 0; d < task.stride; d += 16) f_store(rows[r] + d, load_cached(from + d));
+        s[r] = f_set(0.0f);
+    }
+    for (int d = 0; d < task.dim; d++) {
+        const F q = f_load(task.q + d * kLatentHeads);
+        for (int r = 0; r < R; r++) s[r] = f_fma(q, f_set(rows[r][d]), s[r]);
+    }
+    for (int r = 0; r < count && r < R; r++) f_store(scores + r * kLatentHeads, f_mul(s[r], f_set(task.scale)));
+}
+
+// Values of R heads from `head` on: sums of latents weighted by weights[t][head], 16 numbers at a time.
+template <class T, int R>
+LANES void weigh_latents(const LatentTask& task, const float* weights, int head, int count, AttendPartial* out) {
+    for (int column = 0; column < task.rank; column += 16) {
+        F acc[R];
+        for (int r = 0; r < R; r++) acc[r] = f_set(0.0f);
+        for (int t = 0; t < task.end - task.begin; t++) {
+            const F v = load_cached(latent<T>(task, t) + column);
+            const float* w = weights + t * kLatentHeads + head;
+            for (int r = 0; r < R; r++) acc[r] = f_fma(f_set(w[r < count ? r : 0]), v, acc[r]);
+        }
+        for (int r = 0; r < count && r < R; r++) f_store(out[head + r].values + column, acc[r]);
+    }
+}
+
+template <class T>
+void attend_latent(const LatentTask& task, AttendPartial* out) {
+    constexpr int R = kAttendRows;
+    alignas(64) float scores[kSplitTokens * kLatentHeads], tops[kLatentHeads], sums[kLatentHeads];
+    const int n = task.end - task.begin;
+    for (int t = 0; t < n; t += R) score_latents<T, R>(task, t, n - t, scores + t * kLatentHeads);
+    F top = f_set(kNoScore), sum = f_set(0.0f);
+    for (int t = 0; t < n; t++) top = f_max(f_load(scores + t * kLatentHeads), top);
+    for (int t = 0; t < n; t++) {
+        const F w = f_exp(f_sub(f_load(scores + t * kLatentHeads), top));
+        f_store(scores + t * kLatentHeads, w);
+        sum = f_add(sum, w);
+    }
+    f_store(tops, top);
+    f_store(sums, sum);
+    for (int h = 0; h < task.num_heads; h += R) weigh_latents<T, R>(task, scores, h, task.num_heads - h, out);
+    for (int h = 0; h < task.num_heads; h++) out[h].max = tops[h], out[h].sum = sums[h];
+}
+
 void fold(AttendPartial& into, const AttendPartial& next, int n) {
     const float top = into.max > next.max ? into.max : next.max;
     float scales[16] = {into.max - top, next.max - top};
@@ -363,11 +469,16 @@ constexpr Kernels table(const char* name) {
             {linear<Format::F32>, linear<Format::F16>, linear<Format::BF16>, linear<Format::Q8_0>, linear<Format::Q4_0>,
              linear<Format::Q4_1>, linear<Format::Q5_0>, linear<Format::Q5_1>, linear<Format::Q4_K>,
              linear<Format::Q5_K>, linear<Format::Q6_K>},
+            add_transposed,
             quantise,
             rms_norm,
             glu,
+            softcap,
             to_half,
+            from_half,
             attend<float>,
             attend<std::uint16_t>,
+            attend_latent<float>,
+            attend_latent<std::uint16_t>,
             fold};
 }

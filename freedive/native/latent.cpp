@@ -1,0 +1,240 @@
+// Multi-head latent attention (DeepSeek-V2, section 2.1) over a paged cache of latents. As in attention.cpp, keys are
+// taken in splits of 256 absolute positions whose results are folded in order.
+#include <algorithm>
+#include <cstring>
+
+#include "input.h"
+
+namespace freedive {
+namespace {
+
+constexpr int kSplitPages = kSplitTokens / kPageTokens;
+
+// out[column][row] (or [row][column] if `stride` is given) of a head's matrix times `rows` activation rows.
+template <class Put>
+void multiply_rows(const Machine& m, const Weight& w, const float* x, int x_stride, int rows, Put&& put) {
+    Products products;
+    for (int first = 0; first < rows; first += kBlockRows) {
+        const int count = std::min(kBlockRows, rows - first);
+        const void* block[kBlockRows];
+        for (int r = 0; r < count; r++) block[r] = x + std::size_t(first + r) * x_stride;
+        for (int p = 0; p < num_panels(w.rows); p++) {
+            m.kernels.linear[int(w.format)](w.panel(p), w.k, block, count, products.at);
+            const int column = p * kPanelRows, width = std::min(kPanelRows, w.rows - column);
+            for (int r = 0; r < count; r++) put(first + r, column, width, products.at + r * kPanelRows);
+        }
+    }
+}
+
+}  // namespace
+
+Weight LatentAttention::head_of(const Machine& m, int weight, int head) const {
+    Weight w = m.weights[weight];
+    w.rows /= num_heads;
+    w.data += panel_bytes(w.format, w.k) * num_panels(w.rows) * head;
+    return w;
+}
+
+void LatentAttention::prepare(Machine& m) {
+    expanded_.clear();
+    absorbed_.clear();
+    merges_.clear();
+    queries_.clear();
+    int num_partials = 0;
+    for (int s = 0; s < int(m.step.sequences.size()); s++) {
+        const Sequence& sequence = m.step.sequences[s];
+        const int given = std::clamp(sequence.prompt - sequence.start, 0, sequence.length);
+        if (given) expanded_.push_back({s, given});
+        for (int i = given; i < sequence.length; i++) {
+            const int row = sequence.row + i, splits = (sequence.start + i) / kSplitTokens + 1;
+            for (int head = 0; head < num_heads; head += kLatentHeads) {
+                merges_.push_back({row, head, splits, num_partials});
+                for (int split = 0; split < splits; split++, num_partials += kLatentHeads)
+                    absorbed_.push_back({s, row, int(queries_.size()), head, split, num_partials});
+            }
+            queries_.push_back(row);
+        }
+    }
+    const int groups = (num_heads + kLatentHeads - 1) / kLatentHeads;
+    const std::size_t queries = queries_.size() * groups * kLatentHeads * dim();
+    if (m.absorbed.size() < queries) m.absorbed.resize(queries);
+    const std::size_t floats = std::size_t(num_partials) * (2 + stride(m));
+    if (m.partials.size() < floats) m.partials.resize(floats);
+}
+
+void LatentAttention::run(Machine& m, int thread) const {
+    m.team.for_each(m.num_rows(q), 2, [&](int row) { store(m, row); });
+    if (!queries_.empty())
+        m.team.for_each(int(queries_.size()) * num_heads, 1,
+                        [&](int i) { absorb(m, queries_[i / num_heads], i / num_heads, i % num_heads); });
+    if (!expanded_.empty())
+        m.team.for_each(int(expanded_.size()) * num_heads, 1,
+                        [&](int i) { attend_expanded(m, expanded_[i / num_heads], i % num_heads, m.locals[thread]); });
+    if (queries_.empty()) return;
+    m.team.for_each(int(absorbed_.size()), 1, [&](int i) { attend_absorbed(m, absorbed_[i]); });
+    m.team.for_each(int(merges_.size()), 1, [&](int i) { merge(m, merges_[i]); });
+}
+
+// Turns the row's query heads, and writes its latent to the cache.
+void LatentAttention::store(Machine& m, int row) const {
+    for (int head = 0; head < num_heads; head++)
+        apply(m, rope, row, rope_dim, m.buffers[q].row(row) + head * head_dim() + nope_dim);
+    float* latent = m.buffers[kv].row(row);
+    m.kernels.rms_norm(latent, m.vectors[norm.weight].data(), rank, norm.eps, latent);
+    apply(m, rope, row, rope_dim, latent + rank);
+
+    const Sequence& s = m.step.sequences[m.step.sequence_of[row]];
+    const int position = m.step.positions[row], page = s.pages[position / kPageTokens];
+    std::uint8_t* slot =
+        m.cache.values(page, layer, 0) + std::size_t(position % kPageTokens) * stride(m) * m.cache.element_bytes();
+    if (m.cache.element_bytes() == 4)
+        std::memcpy(slot, latent, dim() * sizeof(float));
+    else
+        m.kernels.to_half(latent, dim(), (std::uint16_t*)slot);
+}
+
+// One head's query against latents instead of keys: k_b^T q, then the rotated part.
+void LatentAttention::absorb(Machine& m, int row, int query, int head) const {
+    const Weight w = head_of(m, k_b, head);
+    const float* from = m.buffers[q].row(row) + head * head_dim();
+    alignas(64) float folded[kMaxHeadDim] = {};
+    for (int p = 0; p < num_panels(w.rows); p++) {
+        float part[kPanelRows] = {};
+        std::copy_n(from + p * kPanelRows, std::min(kPanelRows, nope_dim - p * kPanelRows), part);
+        m.kernels.add_transposed(w.format, w.panel(p), w.k, part, folded);
+    }
+    std::copy_n(from + nope_dim, rope_dim, folded + rank);
+    const int groups = (num_heads + kLatentHeads - 1) / kLatentHeads;
+    float* to = m.absorbed.data() + (std::size_t(query) * groups + head / kLatentHeads) * dim() * kLatentHeads;
+    for (int d = 0; d < dim(); d++) to[d * kLatentHeads + head % kLatentHeads] = folded[d];
+}
+
+// Keys [page][head_dim][32] and values [position][value_stride] of one head at positions [begin, end) of a split; what
+// follows to the end of the last page is zero.
+void LatentAttention::expand(Machine& m, const Sequence& s, int head, int begin, int end, float* latents, float* keys,
+                             float* values) const {
+    const int count = end - begin, width = stride(m), pages = (count + kPageTokens - 1) / kPageTokens;
+    const int value_stride = (value_dim + 15) / 16 * 16;
+    for (int t = 0; t < count; t++) {
+        const std::uint8_t* page = m.cache.values(s.pages[(begin + t) / kPageTokens], layer, 0);
+        const std::size_t at = std::size_t((begin + t) % kPageTokens) * width;
+        float* to = latents + std::size_t(t) * width;
+        if (m.cache.element_bytes() == 4)
+            std::memcpy(to, (const float*)page + at, width * sizeof(float));
+        else
+            m.kernels.from_half((const std::uint16_t*)page + at, width, to);
+    }
+    std::fill_n(keys, std::size_t(pages) * kPageTokens * head_dim(), 0.0f);
+    std::fill_n(values, std::size_t(pages) * kPageTokens * value_stride, 0.0f);
+    const auto key = [&](int t, int d) -> float& {
+        return keys[(std::size_t(t / kPageTokens) * head_dim() + d) * kPageTokens + t % kPageTokens];
+    };
+    for (int t = 0; t < count; t++)
+        for (int d = 0; d < rope_dim; d++) key(t, nope_dim + d) = latents[std::size_t(t) * width + rank + d];
+    multiply_rows(m, head_of(m, k_b, head), latents, width, count, [&](int t, int column, int n, const float* x) {
+        for (int d = 0; d < n; d++) key(t, column + d) = x[d];
+    });
+    multiply_rows(m, head_of(m, v_b, head), latents, width, count, [&](int t, int column, int n, const float* x) {
+        std::copy_n(x, n, values + std::size_t(t) * value_stride + column);
+    });
+}
+
+void LatentAttention::attend_expanded(Machine& m, const Expanded& task, int head, std::vector<float>& scratch) const {
+    const Sequence& s = m.step.sequences[task.sequence];
+    const int value_stride = (value_dim + 15) / 16 * 16, last = s.start + task.count;
+    const std::size_t sizes[] = {std::size_t(kSplitTokens) * stride(m), std::size_t(kSplitTokens) * head_dim(),
+                                 std::size_t(kSplitTokens) * value_stride, std::size_t(task.count) * value_stride};
+    scratch.resize(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
+    float *latents = scratch.data(), *keys = latents + sizes[0], *values = keys + sizes[1], *sums = values + sizes[2];
+    std::fill_n(sums, sizes[3], 0.0f);
+    std::vector<AttendPartial> states(task.count);
+    for (int i = 0; i < task.count; i++) states[i] = {kNoScore, 0, sums + std::size_t(i) * value_stride};
+
+    for (int begin = 0; begin < last; begin += kSplitTokens) {
+        AttendTask rows{};
+        rows.begin = begin;
+        rows.key_dim = head_dim();
+        rows.value_stride = value_stride;
+        rows.scale = scale;
+        const int end = std::min(begin + kSplitTokens, last);
+        expand(m, s, head, begin, end, latents, keys, values);
+        const std::uint8_t *key_pages[kSplitPages], *value_pages[kSplitPages];
+        for (int p = 0; p < kSplitPages; p++) {
+            key_pages[p] = (const std::uint8_t*)(keys + std::size_t(p) * kPageTokens * head_dim());
+            value_pages[p] = (const std::uint8_t*)(values + std::size_t(p) * kPageTokens * value_stride);
+        }
+        rows.keys = key_pages;
+        rows.values = value_pages;
+        const int tile = m.kernels.attend_rows;
+        for (int first = std::max(0, begin - s.start); first < task.count; first += tile) {
+            alignas(64) float memory[kMaxAttendRows][kMaxHeadDim];
+            AttendPartial next[kMaxAttendRows];
+            rows.num_rows = std::min(tile, task.count - first);
+            for (int r = 0; r < rows.num_rows; r++) {
+                const int position = s.start + first + r;
+                rows.q[r] = m.buffers[q].row(s.row + first + r) + head * head_dim();
+                rows.first[r] = 0;
+                rows.last[r] = position + 1;
+                next[r].values = memory[r];
+            }
+            rows.end = std::min(end, rows.last[rows.num_rows - 1]);
+            m.kernels.attend_f32(rows, next);
+            for (int r = 0; r < rows.num_rows; r++) m.kernels.fold(states[first + r], next[r], value_stride);
+        }
+    }
+    for (int i = 0; i < task.count; i++) {
+        float* to = m.buffers[out].row(s.row + i) + head * value_dim;
+        for (int d = 0; d < value_dim; d++) to[d] = states[i].values[d] / states[i].sum;
+    }
+}
+
+float* LatentAttention::partial_row(Machine& m, int row) const {
+    return m.partials.data() + std::size_t(row) * (2 + stride(m));
+}
+
+void LatentAttention::attend_absorbed(Machine& m, const Absorbed& absorbed) const {
+    const Sequence& s = m.step.sequences[absorbed.sequence];
+    const int groups = (num_heads + kLatentHeads - 1) / kLatentHeads;
+    const int position = m.step.positions[absorbed.row];
+    const std::uint8_t* pages[kSplitPages];
+    LatentTask task{};
+    task.q = m.absorbed.data() +
+             (std::size_t(absorbed.query) * groups + absorbed.first_head / kLatentHeads) * dim() * kLatentHeads;
+    task.num_heads = std::min(kLatentHeads, num_heads - absorbed.first_head);
+    task.begin = absorbed.split * kSplitTokens;
+    task.end = std::min(task.begin + kSplitTokens, position + 1);
+    task.latents = pages;
+    task.dim = dim();
+    task.rank = rank;
+    task.stride = stride(m);
+    task.scale = scale;
+    for (int p = 0; task.begin + p * kPageTokens < task.end; p++)
+        pages[p] = m.cache.values(s.pages[task.begin / kPageTokens + p], layer, 0);
+    AttendPartial heads[kLatentHeads];
+    for (int h = 0; h < task.num_heads; h++) heads[h].values = partial_row(m, absorbed.partial + h) + 2;
+    (m.cache.element_bytes() == 4 ? m.kernels.attend_latent_f32 : m.kernels.attend_latent_f16)(task, heads);
+    for (int h = 0; h < task.num_heads; h++) {
+        float* to = partial_row(m, absorbed.partial + h);
+        to[0] = heads[h].max;
+        to[1] = heads[h].sum;
+    }
+}
+
+// Folds the splits of each head, then makes its values of the weighted latents.
+void LatentAttention::merge(Machine& m, const Merge& merge) const {
+    const int width = (rank + 15) / 16 * 16;
+    for (int head = merge.first_head; head < std::min(num_heads, merge.first_head + kLatentHeads); head++) {
+        alignas(64) float values[kMaxHeadDim] = {};
+        AttendPartial state{kNoScore, 0, values};
+        for (int split = 0; split < merge.num_splits; split++) {
+            float* p = partial_row(m, merge.partial + split * kLatentHeads + head - merge.first_head);
+            m.kernels.fold(state, {p[0], p[1], p + 2}, width);
+        }
+        for (int d = 0; d < rank; d++) values[d] /= state.sum;
+        float* to = m.buffers[out].row(merge.row) + head * value_dim;
+        multiply_rows(m, head_of(m, v_b, head), values, width, 1,
+                      [&](int, int column, int n, const float* x) { std::copy_n(x, n, to + column); });
+    }
+}
+
+}  // namespace freedive

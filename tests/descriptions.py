@@ -1,0 +1,155 @@
+"""Made-up descriptions: between them every trait of model/spec.py, and shapes that no family has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from freedive.model.params import Role, params
+from freedive.model.spec import (
+    Attention,
+    Experts,
+    FeedForward,
+    LatentAttention,
+    Layer,
+    Model,
+    Rope,
+    Router,
+    Temperature,
+)
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+VOCAB = 77
+
+
+def rope(dim: int, *, interleaved: bool = False, factor: float = 1.0, theta: float = 1e4) -> Rope:
+    return Rope(dim, tuple(theta ** (-2 * i / dim) for i in range(dim // 2)), factor, interleaved)
+
+
+PLAIN = Attention(num_heads=4, num_kv_heads=2, head_dim=16, rope=rope(16), scale=0.25)
+DENSE = FeedForward(50)
+LATENT = LatentAttention(
+    num_heads=3, q_rank=24, kv_rank=20, nope_dim=12, rope_dim=8, value_dim=14, rope=rope(8, interleaved=True), scale=0.2
+)
+EXPERT = FeedForward(18)
+
+
+def experts(num_experts: int = 6, num_chosen: int = 2, **traits: Any) -> Experts:
+    return Experts(Router(num_experts, num_chosen, **traits), EXPERT)
+
+
+def model(attention: Attention | LatentAttention, ffn: FeedForward | Experts = DENSE, **traits: Any) -> Model:
+    """Two layers; the second sees through another window, with another rope."""
+    if isinstance(attention, LatentAttention):
+        other: Attention | LatentAttention = attention
+    else:
+        turns = attention.rope and replace(attention.rope, inv_freq=rope(attention.rope.dim, theta=500.0).inv_freq)
+        other = replace(attention, window=17, rope=turns)
+    return with_layers(Layer(attention, ffn), Layer(other, ffn), **traits)
+
+
+def with_layers(*layers: Layer, **traits: Any) -> Model:
+    return Model("test", VOCAB, 44, layers, norm_eps=1e-5, max_context=512, **{"tied": False, **traits})
+
+
+SHAPES = {
+    "neighbours rotate": model(replace(PLAIN, rope=rope(16, interleaved=True))),
+    "part of a head rotates": model(replace(PLAIN, rope=rope(6))),
+    "part of a head rotates by neighbours": model(replace(PLAIN, rope=rope(10, interleaved=True, factor=1.3))),
+    "no rope": model(replace(PLAIN, rope=None)),
+    "odd heads": model(Attention(num_heads=3, num_kv_heads=1, head_dim=20, rope=rope(20), scale=0.3)),
+    "narrow heads": model(Attention(num_heads=5, num_kv_heads=5, head_dim=6, rope=rope(6), scale=0.4)),
+    "many heads to one": model(Attention(num_heads=20, num_kv_heads=1, head_dim=16, rope=rope(16), scale=0.25)),
+    "wide heads": model(Attention(num_heads=2, num_kv_heads=1, head_dim=576, rope=rope(64), scale=0.05)),
+    "a window of one": model(replace(PLAIN, window=1)),
+    "a window of a page": model(replace(PLAIN, window=32)),
+    "norms on odd heads": model(
+        Attention(num_heads=4, num_kv_heads=2, head_dim=20, rope=rope(8), scale=0.3, qk_norm="head")
+    ),
+    "all biases": model(replace(PLAIN, qkv_bias=True, out_bias=True), replace(DENSE, bias=True)),
+}
+"""Grouped-query attention with a gated feed-forward: sizes, ropes, windows, biases."""
+
+ATTENTIONS = {
+    "chunks, then all without rope": with_layers(
+        Layer(replace(PLAIN, chunk=8), DENSE),
+        Layer(replace(PLAIN, rope=None, temperature=Temperature(floor_scale=4.0, scale=0.3)), DENSE),
+    ),
+    "norms of whole projections": model(replace(PLAIN, qk_norm="full")),
+    "norms after rope": model(replace(PLAIN, qk_norm="head", norm_after_rope=True)),
+    "norms without weights after rope": model(
+        replace(PLAIN, rope=rope(6, factor=1.4), qk_norm="l2", norm_after_rope=True)
+    ),
+    "norms without weights": model(replace(PLAIN, qk_norm="l2")),
+    "clipped projections": model(replace(PLAIN, qk_norm="full", clip=0.9)),
+    "soft caps": model(replace(PLAIN, softcap=1.5), logit_softcap=2.0),
+    "soft caps in a window": model(replace(PLAIN, softcap=1.5, window=9)),
+    "sinks": model(replace(PLAIN, sinks=True)),
+    "sinks in a window": model(replace(PLAIN, sinks=True, window=5, qkv_bias=True, out_bias=True)),
+    "latents": model(LATENT),
+    "latents with queries from the input": model(replace(LATENT, q_rank=0, rope=rope(8))),
+    "latents with biases": model(replace(LATENT, bias=True, latent_eps=0.1)),
+    "latents with wide values": model(replace(LATENT, nope_dim=6, rope_dim=4, rope=rope(4, factor=1.2), value_dim=24)),
+}
+
+FEED_FORWARDS = {
+    "gelu": model(PLAIN, replace(DENSE, activation="gelu_tanh")),
+    "clamped": model(PLAIN, replace(DENSE, limit=0.8)),
+    "clamped, with biases": model(PLAIN, replace(DENSE, activation="swiglu_oai", limit=0.8, bias=True)),
+}
+
+EXPERTS = {
+    "experts by softmax": model(PLAIN, experts(renormalise=True)),
+    "experts as they score": model(PLAIN, experts(scale=1.8)),
+    "one expert of many": model(PLAIN, experts(40, 1)),
+    "every expert": model(PLAIN, experts(4, 4)),
+    "experts with biases": model(
+        PLAIN,
+        replace(
+            experts(bias=True, renormalise=True), expert=FeedForward(18, activation="swiglu_oai", bias=True, limit=0.8)
+        ),
+    ),
+    "experts by sigmoid, chosen with a bias": model(
+        PLAIN, experts(score="sigmoid", choice_bias=True, renormalise=True, scale=2.5)
+    ),
+    "groups by their best": model(PLAIN, experts(12, 3, num_groups=4, kept_groups=2, scale=1.4)),
+    "groups by their best two": model(
+        LATENT,
+        experts(
+            12, 3, score="sigmoid", num_groups=4, kept_groups=2, group_choice="top2", choice_bias=True, renormalise=True
+        ),
+    ),
+    "some of each group": model(PLAIN, experts(12, 4, num_groups=4, group_choice="each", expert_scale=True)),
+    "weighted inputs": model(PLAIN, experts(num_chosen=1, score="sigmoid", weighs_input=True)),
+    "shared experts": model(PLAIN, replace(experts(), shared=FeedForward(30, bias=True))),
+    "gated shared experts": model(PLAIN, replace(experts(), shared=FeedForward(30), shared_gate=True)),
+    "a dense layer first": with_layers(Layer(LATENT, DENSE), Layer(PLAIN, experts(renormalise=True))),
+}
+
+WHOLES = {
+    "norms after branches": with_layers(*[Layer(PLAIN, DENSE, post_norms=True)] * 2),
+    "norms after experts": with_layers(*[Layer(LATENT, replace(experts(), shared=EXPERT), post_norms=True)] * 2),
+    "tied": model(PLAIN, tied=True),
+    "a bias on logits": model(PLAIN, head_bias=True),
+    "scales": model(PLAIN, embed_scale=6.0, residual_scale=0.3, logit_scale=0.2),
+    "scaled experts": model(LATENT, replace(experts(), shared=EXPERT), residual_scale=0.3),
+}
+
+DESCRIPTIONS: dict[str, Model] = SHAPES | ATTENTIONS | FEED_FORWARDS | EXPERTS | WHOLES
+
+SPREAD: dict[Role, float] = {"norm": 0.3, "bias": 0.3}
+
+
+def weights(described: Model) -> dict[str, Floats]:
+    """Random weights: matrices that keep the size of what they multiply, norms near 1, biases near 0."""
+    rng = np.random.default_rng(0)
+    return {
+        name: (
+            rng.standard_normal(param.shape) * SPREAD.get(param.role, 2 / param.shape[-1] ** 0.5)
+            + (param.role == "norm")
+        ).astype(np.float32)
+        for name, param in params(described).items()
+    }

@@ -1,0 +1,81 @@
+"""The made-up descriptions have every trait that can be described, and each trait shows in their logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import cache
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+from descriptions import DESCRIPTIONS, VOCAB, Floats, weights
+from tiny_models import prompt, take_steps
+
+from freedive.model import spec
+from freedive.model.params import params
+from freedive.ops.reference import ReferenceRunner
+
+Trait = tuple[type, str]
+
+
+def traits(part: Any) -> Iterator[tuple[Trait, Any]]:
+    """Every field under ``part`` that says something else than its default, with its value."""
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if field.default is not MISSING and value != field.default:
+            yield (type(part), field.name), value
+        for inner in value if isinstance(value, tuple) else (value,):
+            if is_dataclass(inner):
+                yield from traits(inner)
+
+
+def without(part: Any, trait: Trait) -> Any:
+    """``part`` with the trait at its default, wherever it is."""
+    if isinstance(part, tuple):
+        return tuple(without(inner, trait) for inner in part)
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    changes = {
+        field.name: field.default if (type(part), field.name) == trait else without(getattr(part, field.name), trait)
+        for field in fields(part)
+    }
+    return replace(part, **changes)
+
+
+CASES = sorted({(name, kind.__name__, field) for name, m in DESCRIPTIONS.items() for (kind, field), _ in traits(m)})
+"""(description, class, field) of every trait that a description has."""
+
+
+def test_every_trait_and_every_kind_is_described() -> None:
+    seen = {(trait, value) for described in DESCRIPTIONS.values() for trait, value in traits(described)}
+    for kind in vars(spec).values():
+        if is_dataclass(kind) and isinstance(kind, type):
+            hints = get_type_hints(kind)
+            for field in fields(kind):
+                if field.default is not MISSING:
+                    others = {value for (trait, value) in seen if trait == (kind, field.name)}
+                    assert others, f"{kind.__name__}.{field.name}"
+                    if isinstance(field.default, str):
+                        assert others | {field.default} == set(get_args(hints[field.name])), field.name
+
+
+@cache
+def logits(described: spec.Model, name: str) -> Floats:
+    """The logits of ``described``, with the weights of the description ``name`` as far as that has them."""
+    values = weights(described) | weights(DESCRIPTIONS[name])
+    runner = ReferenceRunner(described, {key: values[key] for key in params(described)}, num_pages=2)
+    (result,) = take_steps(runner, [prompt(45, vocab=VOCAB)], [[(0, 45)]], [[1, 0]])
+    return result
+
+
+@pytest.mark.parametrize(("name", "kind", "field"), CASES)
+def test_each_trait_shows(name: str, kind: str, field: str) -> None:
+    described = DESCRIPTIONS[name]
+    plain = without(described, (getattr(spec, kind), field))
+    assert np.abs(logits(described, name) - logits(plain, name)).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_logits_are_worth_comparing(name: str) -> None:
+    assert 0.2 < logits(DESCRIPTIONS[name], name).std() < 10
