@@ -1,10 +1,15 @@
-"""Settings that tiny configurations start from: big enough for every trait, small enough to run in milliseconds."""
+"""A tiny configuration of every family, with all its traits: small enough to run in milliseconds.
+
+Prompts of 40 tokens and more reach beyond every window, chunk and original context here.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-BASE: dict[str, Any] = {
+Settings = dict[str, Any]
+
+BASE: Settings = {
     "vocab_size": 128,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -12,8 +17,11 @@ BASE: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
-LLAMA3_ROPE: dict[str, Any] = {
+LLAMA3_ROPE: Settings = {
     "rope_type": "llama3",
     "rope_theta": 5e5,
     "factor": 8.0,
@@ -21,9 +29,223 @@ LLAMA3_ROPE: dict[str, Any] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-YARN_ROPE: dict[str, Any] = {
+YARN_ROPE: Settings = {
     "rope_type": "yarn",
     "rope_theta": 1e4,
     "factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+NTK_ROPE: Settings = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0}
+OSS_ROPE: Settings = {
+    **YARN_ROPE,
+    "rope_theta": 1.5e5,
+    "factor": 8.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+}
+MOE: Settings = {"num_hidden_layers": 3, "moe_intermediate_size": 32, "num_experts_per_tok": 3}
+LATENT: Settings = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 20,
+}
+DEEPSEEK: Settings = {**MOE, **LATENT, "first_k_dense_replace": 1}
+GROUPED: Settings = {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2}
+GRANITE: Settings = {
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 8.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.1,
+}
+GRANITE_MOE: Settings = {**GRANITE, "intermediate_size": 48, "num_local_experts": 8, "num_experts_per_tok": 3}
+GRANITE_SWA: Settings = {"num_hidden_layers": 4, "sliding_window": 8, "layer_rope_theta": [0, 1e4, 5e5, 1e4]}
+
+TINY: dict[str, tuple[str, Settings]] = {
+    "llama": (
+        "Llama",
+        {
+            "head_dim": 32,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": LLAMA3_ROPE,
+        },
+    ),
+    "llama2": ("Llama", {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 50}),
+    "llama4": (
+        "Llama4",
+        {
+            "num_hidden_layers": 4,
+            "intermediate_size": 48,
+            "intermediate_size_mlp": 96,
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 2,
+            "attention_chunk_size": 8,
+            "floor_scale": 4,
+            "attn_scale": 0.1,
+            "use_qk_norm": True,
+        },
+    ),
+    "mistral": ("Mistral", {"sliding_window": 270}),
+    "mixtral": (
+        "Mixtral",
+        {"intermediate_size": 48, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8},
+    ),
+    "qwen2": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "rope_parameters": YARN_ROPE},
+    ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {**MOE, "shared_expert_intermediate_size": 48, "num_experts": 8, "mlp_only_layers": [1]},
+    ),
+    "qwen2_moe_windows": (
+        "Qwen2Moe",
+        {
+            **MOE,
+            "shared_expert_intermediate_size": 48,
+            "num_experts": 8,
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 2,
+        },
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {**MOE, "head_dim": 32, "num_experts": 8, "norm_topk_prob": True, "mlp_only_layers": [0]},
+    ),
+    "olmoe": (
+        "Olmoe",  # grouped heads show the width of the norm of keys
+        {"intermediate_size": 48, "num_experts": 8, "num_experts_per_tok": 3, "clip_qkv": 0.5},
+    ),
+    "deepseek_v2_lite": (
+        "DeepseekV2",
+        {
+            **DEEPSEEK,
+            "q_lora_rank": None,
+            "n_routed_experts": 8,
+            "n_shared_experts": 2,
+            "topk_method": "greedy",
+            "routed_scaling_factor": 1.7,
+            "rope_parameters": {**YARN_ROPE, "mscale": 0.707, "mscale_all_dim": 0.707},
+        },
+    ),
+    "deepseek_v2": (
+        "DeepseekV2",
+        {
+            **DEEPSEEK,
+            **GROUPED,
+            "n_shared_experts": 2,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 16.0,
+            "rope_parameters": {**YARN_ROPE, "mscale": 0.707, "mscale_all_dim": 1.0},
+        },
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {**DEEPSEEK, **GROUPED, "rope_parameters": {**YARN_ROPE, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    "moonlight": (  # Kimi K2 but for its latent queries
+        "DeepseekV3",
+        {**DEEPSEEK, "q_lora_rank": None, "n_routed_experts": 8, "n_shared_experts": 2, "n_group": 1, "topk_group": 1},
+    ),
+    "ernie4_5": ("Ernie4_5", {"head_dim": 32, "use_bias": True}),
+    "ernie4_5_moe": (
+        "Ernie4_5_Moe",
+        {
+            "num_hidden_layers": 3,
+            "moe_intermediate_size": 32,
+            "moe_num_experts": 8,
+            "moe_k": 3,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+        },
+    ),
+    "hunyuan_dense": (
+        "HunYuanDenseV1",
+        {"head_dim": 32, "tie_word_embeddings": True, "rope_parameters": NTK_ROPE},
+    ),
+    "hunyuan_moe": (
+        "HunYuanMoEV1",
+        {"intermediate_size": 48, "head_dim": 16, "num_experts": 8, "moe_topk": [3, 3], "rope_parameters": NTK_ROPE},
+    ),
+    "hy_v3": (
+        "HYV3",
+        {**MOE, "head_dim": 32, "num_experts": 8, "num_shared_experts": 1, "router_scaling_factor": 2.826},
+    ),
+    "seed_oss": ("SeedOss", {"head_dim": 32, "attention_bias": True, "attention_out_bias": False}),
+    "gpt_oss": (
+        "GptOss",
+        {
+            "intermediate_size": 48,
+            "head_dim": 16,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "sliding_window": 8,
+            "swiglu_limit": 0.7,
+            "rope_parameters": OSS_ROPE,
+        },
+    ),
+    "gemma": ("Gemma", {"head_dim": 32, "num_key_value_heads": 1}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 32,
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3",
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 32,
+            "sliding_window": 8,
+            "sliding_window_pattern": 3,
+            "query_pre_attn_scalar": 24,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            },
+        },
+    ),
+    "granite": ("Granite", GRANITE),
+    "granitemoe": ("GraniteMoe", GRANITE_MOE),
+    "granitemoeshared": ("GraniteMoeShared", {**GRANITE_MOE, "shared_intermediate_size": 40}),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",  # the recurrent layers of others are refused
+        {**GRANITE_MOE, "shared_intermediate_size": 40, "layer_types": ["full_attention"] * 2},
+    ),
+    "granite_swa": ("GraniteSWA", {**GRANITE, **GRANITE_SWA}),
+    "granitemoe_swa": ("GraniteMoeSWA", {**GRANITE_MOE, **GRANITE_SWA}),
+    "glm4": ("Glm4", {"head_dim": 32}),
+    "glm4_moe": (
+        "Glm4Moe",
+        {
+            **MOE,
+            "head_dim": 32,
+            "n_routed_experts": 8,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
+    "glm4_moe_lite": ("Glm4MoeLite", {**MOE, **LATENT, "n_routed_experts": 8}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 4}),
+}
+"""What the class is called in transformers, before ForCausalLM; and what differs from BASE."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from tiny_configs import BASE, LLAMA3_ROPE, YARN_ROPE
+from tiny_configs import BASE, TINY
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
@@ -30,40 +30,25 @@ with warnings.catch_warnings():
 torch.set_num_threads(1)
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
-
-LLAMA = {
-    "head_dim": 32,
-    "attention_bias": True,
-    "mlp_bias": True,
-    "tie_word_embeddings": True,
-    "rope_parameters": LLAMA3_ROPE,
-}
-QWEN2 = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "rope_parameters": YARN_ROPE}
-
-TINY: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", LLAMA),
-    "llama2": ("Llama", {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 50}),
-    "mistral": ("Mistral", {"sliding_window": 270}),
-    "qwen2": ("Qwen2", QWEN2),
-    "qwen3": ("Qwen3", {"head_dim": 32}),
-}
-"""transformers' name of the family, and what differs from BASE."""
+Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def maker_model(name: str) -> Any:
-    """A model of transformers whose every parameter is random, those too that are 0 or 1 at first."""
+def maker_model(name: str, **changes: Any) -> Any:
+    """A model of transformers whose every weight is random, those too that are 0 or 1 at first."""
     family, settings = TINY[name]
-    config = getattr(transformers, f"{family}Config")(**{**BASE, "max_position_embeddings": 1024, **settings})
     kind = getattr(transformers, f"{family}ForCausalLM")
-    model = kind._from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    config = kind.config_class(**{**BASE, "max_position_embeddings": 1024, **settings, **changes})
+    slow = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    model = kind._from_config(config, **slow, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
+    weights = model.state_dict()
     with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim > 1:
-                parameter.copy_(noise * 2 / parameter.shape[-1] ** 0.5)
+        for weight_name, weight in weights.items():
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.ndim > 1:
+                weight.copy_(noise * 2 / weight.shape[-1] ** 0.5)
             else:
-                parameter.copy_(1 + 0.3 * noise if "norm" in parameter_name else 0.5 * noise)
+                weight.copy_(weight + 0.3 * noise if "norm" in weight_name else 0.5 * noise)
     return model
 
 
@@ -76,20 +61,37 @@ def save(name: str, folder: Path) -> Any:
     return model
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tiny:
     """One model three times: transformers', and its description with weights for the reference and the kernels."""
 
     maker: Any
     spec: spec.Model
     weights: dict[str, Floats]
-    packed: dict[str, PackedTensor]
+
+    @cached_property
+    def packed(self) -> dict[str, PackedTensor]:
+        return pack_floats(self.weights)
 
     def maker_logits(self, tokens: Sequence[int]) -> Floats:
         """transformers' logits [T, vocab] of the whole prompt."""
         with torch.no_grad():
             logits: Floats = self.maker(torch.tensor([list(tokens)])).logits[0].numpy()
             return logits
+
+    def maker_choices(self, tokens: Sequence[int]) -> list[Ints]:
+        """The experts [T, num_chosen] that transformers chooses in each layer that has some, each row sorted."""
+        choices: list[Ints] = []
+
+        def note(_: Any, args: tuple[Any, ...]) -> None:
+            choices.append(np.sort(args[1].numpy(), -1))
+
+        layers = [module for name, module in self.maker.named_modules() if name.endswith(".experts")]
+        hooks = [module.register_forward_pre_hook(note) for module in layers]
+        self.maker_logits(tokens)
+        for hook in hooks:
+            hook.remove()
+        return choices
 
 
 @cache
@@ -100,8 +102,7 @@ def tiny(name: str) -> Tiny:
         checkpoint = open_checkpoint(Path(folder))
         model, rules = describe(checkpoint)
         tensors = canonical_tensors(checkpoint, model, rules)
-        weights = {key: dequantize(tensor).copy() for key, tensor in tensors.items()}
-        return Tiny(maker, model, weights, {key: pack(tensor) for key, tensor in tensors.items()})
+        return Tiny(maker, model, {key: dequantize(tensor).copy() for key, tensor in tensors.items()})
 
 
 def pack_floats(weights: dict[str, Floats]) -> dict[str, PackedTensor]:

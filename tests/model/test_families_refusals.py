@@ -53,7 +53,6 @@ def test_configurations_of_real_models_pass() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}}, r"rope_scaling\.beta_fast"),
         ({"rope_scaling": {"type": "longrope"}}, "longrope"),

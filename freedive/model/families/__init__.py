@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from freedive.checkpoint.file import quote
 from freedive.checkpoint.rules import Rules
@@ -11,13 +13,30 @@ from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 from freedive.model.families import gguf
 from freedive.model.families.config import Config
+from freedive.model.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from freedive.model.families.family import Family
-from freedive.model.families.llama import LLAMA, MISTRAL
-from freedive.model.families.names import rules
-from freedive.model.families.qwen import QWEN2, QWEN3
+from freedive.model.families.llama import LLAMA, MISTRAL, MIXTRAL
+from freedive.model.families.names import gguf_rules, hub_rules, text_rules
+from freedive.model.families.olmo import OLMOE
+from freedive.model.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from freedive.model.families.refused import REFUSED, refusal
 from freedive.model.spec import Model
 
-FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3)
+FAMILIES = (
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    QWEN2,
+    QWEN2_MOE,
+    QWEN3,
+    QWEN3_MOE,
+    OLMOE,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GLM4_MOE_LITE,
+)
+
+logger = logging.getLogger(__name__)
 
 
 def describe(checkpoint: Checkpoint) -> tuple[Model, Rules]:
@@ -26,30 +45,61 @@ def describe(checkpoint: Checkpoint) -> tuple[Model, Rules]:
     Raises UserError for an unknown architecture, an unknown key, or numbers that make no model.
     """
     if checkpoint.kind == "gguf":
-        known = {family.name: family for family in FAMILIES if family.in_gguf}
+        known = {family.gguf_name: family for family in FAMILIES if family.gguf_name}
         family = _pick(known, [checkpoint.config.get("general.architecture")])
-        config = gguf.read_config(checkpoint)
-    else:
-        known = {name: family for family in FAMILIES for name in (*family.architectures, family.name)}
-        family = _pick(known, _declared(checkpoint))
-        config = Config(checkpoint.config, family.defaults)
+        spec = _spec(family, gguf.read_config(checkpoint))
+        return spec, gguf_rules(spec, family.gguf)
+    family, config = _read(checkpoint.config)
+    spec = _spec(family, config)
+    rules = hub_rules(spec, family.hub, config.count("num_nextn_predict_layers", 0, least=0, most=64))
+    if not _is_wrapped(checkpoint.config):
+        return spec, rules
+    logger.warning("The model takes more than text; freedive runs its text part")
+    return spec, text_rules(rules, checkpoint.tensors)
+
+
+def describe_config(values: Mapping[str, Any]) -> Model:
+    """The decoder of which a parsed config.json gives the ``values``. Raises UserError as :func:`describe` does."""
+    return _spec(*_read(values))
+
+
+def _spec(family: Family, config: Config) -> Model:
     spec = family.spec(config)
-    config.refuse_unread(family.name)
-    return spec, rules(spec, checkpoint.kind, interleaved=checkpoint.kind == "gguf" and family.interleaved_in_gguf)
+    config.refuse_unread(family.name, family.ignorable)
+    return spec
 
 
-def _declared(checkpoint: Checkpoint) -> list[object]:
-    """What config.json calls the model: the class first, then the type."""
-    architectures = checkpoint.config.get("architectures")
+def _read(values: Mapping[str, Any]) -> tuple[Family, Config]:
+    """The family of a config.json, and what it says of the part that reads and writes text."""
+    known = {name: family for family in FAMILIES for name in (*family.architectures, family.name)}
+    if not _is_wrapped(values):
+        family = _pick(known, _declared(values))
+        return family, Config(values, family.defaults)
+    text = values["text_config"]
+    whole = {key: values[key] for key in ("tie_word_embeddings",) if key in values}  # the head stands outside
+    family = _pick(known, _declared(values)[:-1] + _declared(text) + _declared(values)[-1:])
+    return family, Config({**text, **whole}, family.defaults)
+
+
+def _is_wrapped(values: Mapping[str, Any]) -> bool:
+    """Whether the language model is one part of several: it takes pictures too, or sound."""
+    return isinstance(values.get("text_config"), dict)
+
+
+def _declared(values: Mapping[str, Any]) -> list[object]:
+    """What config.json calls the model: the class first, the type last."""
+    architectures = values.get("architectures")
     first = architectures[:1] if isinstance(architectures, list) else []
-    return [*first, checkpoint.config.get("model_type")]
+    return [*first, values.get("model_type")]
 
 
-def _pick(known: dict[str, Family], declared: Iterable[object]) -> Family:
+def _pick(known: Mapping[str, Family], declared: Iterable[object]) -> Family:
     names = [name for name in declared if isinstance(name, str)]
     for name in names:
         if name in known:
             return known[name]
+        if name in REFUSED:
+            raise refusal(name, REFUSED[name])
     if not names:
         raise UserError("The model does not say which architecture it has", "Fetch it again, or choose another model")
     near = difflib.get_close_matches(names[0], known, n=3, cutoff=0.5) or sorted(known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from freedive.checkpoint.file import quote
@@ -17,16 +17,27 @@ HARMLESS: Mapping[str, object] = {
     # what the file is
     "_name_or_path": ANY,
     "architectures": ANY,
+    "auto_map": ANY,
     "model_type": ANY,
     "transformers_version": ANY,
     "transformers.js_config": ANY,
     "dtype": ANY,
     "torch_dtype": ANY,
+    # how its tensors are stored: they tell, too
+    "quantization_config": ANY,
     # how it was trained and how transformers runs it
     "attention_dropout": ANY,
+    "aux_loss_alpha": ANY,
+    "ep_size": ANY,
     "initializer_range": ANY,
     "neftune_noise_alpha": ANY,
+    "output_attentions": ANY,
+    "output_hidden_states": ANY,
+    "output_router_logits": ANY,
     "pretraining_tp": ANY,
+    "router_aux_loss_coef": ANY,
+    "router_jitter_noise": ANY,
+    "seq_aux": ANY,
     "unsloth_fixed": ANY,
     "unsloth_version": ANY,
     "use_cache": ANY,
@@ -35,6 +46,8 @@ HARMLESS: Mapping[str, object] = {
     "bos_token_id": ANY,
     "eos_token_id": ANY,
     "pad_token_id": ANY,
+    # layers after the last one, which predict further tokens and are not run
+    "num_nextn_predict_layers": ANY,
     # switches that must stand as the family has them
     "is_llama_config": True,
     "rope_interleaved": False,
@@ -111,6 +124,13 @@ class Config:
             raise self._impossible(key, value, f"{length} of {', '.join(known)}")
         return value
 
+    def indices(self, key: str, length: int) -> list[int]:
+        """Some of the whole numbers below ``length``; none when the key is absent."""
+        value = self._get(key, [])
+        if not isinstance(value, list) or not all(type(x) is int and 0 <= x < length for x in value):
+            raise self._impossible(key, value, f"whole numbers below {length}")
+        return value
+
     def section(self, key: str) -> Config:
         """The object under ``key``; empty when the key is absent."""
         if key not in self._sections:
@@ -120,12 +140,16 @@ class Config:
             self._sections[key] = Config(value, names=self._names, prefix=f"{self._prefix}{key}.")
         return self._sections[key]
 
+    def first(self, *keys: str) -> str:
+        """The first of ``keys``, which mean the same, that is there; if none is, the first."""
+        return next((key for key in keys if key in self._values), keys[0])
+
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
-    def refuse_unread(self, family: str) -> None:
-        """Refuse the model if a key of it, or of a section, was never read and is not harmless."""
-        for key in sorted(self._unread):
+    def refuse_unread(self, family: str, ignorable: Collection[str] = ()) -> None:
+        """Refuse the model if a key of it or of a section was never read, and is neither ``ignorable`` nor harmless."""
+        for key in sorted(self._unread.difference(ignorable)):
             value = self._values[key]
             if key not in HARMLESS or HARMLESS[key] not in (ANY, value):
                 what = f"The configuration has {self._name(key)} = {quote(value)}, unknown to freedive for {family}"

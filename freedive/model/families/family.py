@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from freedive.model.families.config import Config
+from freedive.model.families.names import Naming
 from freedive.model.spec import Model
 
 
@@ -14,14 +15,16 @@ from freedive.model.spec import Model
 class Family:
     """Models that share a description.
 
-    ``name`` is config.json's model_type and, where llama.cpp has the family, its general.architecture.
-    ``architectures`` are config.json's class names; ``defaults`` what those classes fill in for absent keys.
-    ``interleaved_in_gguf``: llama.cpp stores the rows of query and key heads interleaved.
+    ``name`` is config.json's model_type, ``architectures`` what else it may be called there: class names, and types of
+    the same make. ``defaults`` is what those classes fill in for absent keys, ``ignorable`` keys that say nothing about
+    the mathematics. ``gguf_name`` is llama.cpp's general.architecture, where the family has one of its own.
     """
 
     name: str
     architectures: tuple[str, ...]
     spec: Callable[[Config], Model]
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    in_gguf: bool = True
-    interleaved_in_gguf: bool = False
+    ignorable: tuple[str, ...] = ()
+    hub: Naming = field(default_factory=Naming)
+    gguf_name: str = ""
+    gguf: Naming = field(default_factory=Naming)

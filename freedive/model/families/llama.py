@@ -1,13 +1,12 @@
-"""Meta's Llama 2 and 3, and those who kept its decoder: SmolLM, SmolLM2; Mistral's dense models but for a window."""
+"""Meta's Llama 2 and 3, and those who kept its decoder: SmolLM, SmolLM2; Mistral, whose Mixtral has experts."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
-from freedive.model.families.parts import attention, feed_forward, model, num_layers
-from freedive.model.spec import Layer, Model
+from freedive.model.families.names import EXPERT, Naming, feed_forward_names, interleaved_heads
+from freedive.model.families.parts import attention, feed_forward, model, num_layers, router, window
+from freedive.model.spec import Experts, Layer, Model
 
 
 def _llama(config: Config) -> Model:
@@ -20,9 +19,14 @@ def _llama(config: Config) -> Model:
 
 
 def _mistral(config: Config) -> Model:
-    window = config.count("sliding_window", 0, least=0, most=1 << 30)
-    layer = Layer(replace(attention(config), window=window), feed_forward(config))
+    layer = Layer(attention(config, window=window(config)), feed_forward(config))
     return model("mistral", config, [layer] * num_layers(config))
+
+
+def _mixtral(config: Config) -> Model:
+    moe = Experts(router(config, renormalise=True), feed_forward(config))
+    layer = Layer(attention(config, window=window(config)), moe)
+    return model("mixtral", config, [layer] * num_layers(config))
 
 
 LLAMA = Family(
@@ -30,7 +34,8 @@ LLAMA = Family(
     architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
     spec=_llama,
     defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
-    interleaved_in_gguf=True,
+    gguf_name="llama",
+    gguf=Naming(rules=interleaved_heads),
 )
 
 MISTRAL = Family(
@@ -43,5 +48,24 @@ MISTRAL = Family(
         "num_key_value_heads": 8,
         "sliding_window": 4096,
     },
-    in_gguf=False,  # llama.cpp calls it llama
+)
+
+MIXTRAL = Family(
+    name="mixtral",
+    architectures=("MixtralForCausalLM",),
+    spec=_mixtral,
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "rope_theta": 1e6,
+    },
+    hub=Naming(
+        {
+            "layers.{}.ffn.router": "model.layers.{}.block_sparse_moe.gate.weight",
+            **feed_forward_names(EXPERT, "model.layers.{}.block_sparse_moe.experts.{}.", ("w1", "w3", "w2")),
+        }
+    ),
 )

@@ -1,51 +1,182 @@
-"""Tensor names of decoders: canonical, Hugging Face, llama.cpp."""
+"""Tensor names of decoders: canonical, Hugging Face's, llama.cpp's. Families say where they deviate.
+
+In a name, ``{}`` stands for the number of a layer or an expert. Where a weight has a bias, both go by one name, this
+ending in ``.bias``, that in ``.weight``.
+"""
 
 from __future__ import annotations
 
-from freedive.checkpoint.rules import Ignore, Permute, Rule, Rules
-from freedive.model.spec import Model
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-DECODER = (
-    ("embed", "model.embed_tokens.weight", "token_embd.weight"),
-    ("layers.{}.attn.norm", "model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
-    ("layers.{}.attn.q", "model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight"),
-    ("layers.{}.attn.k", "model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight"),
-    ("layers.{}.attn.v", "model.layers.{}.self_attn.v_proj.weight", "blk.{}.attn_v.weight"),
-    ("layers.{}.attn.o", "model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight"),
-    ("layers.{}.attn.q_bias", "model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias"),
-    ("layers.{}.attn.k_bias", "model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias"),
-    ("layers.{}.attn.v_bias", "model.layers.{}.self_attn.v_proj.bias", "blk.{}.attn_v.bias"),
-    ("layers.{}.attn.o_bias", "model.layers.{}.self_attn.o_proj.bias", "blk.{}.attn_output.bias"),
-    ("layers.{}.attn.q_norm", "model.layers.{}.self_attn.q_norm.weight", "blk.{}.attn_q_norm.weight"),
-    ("layers.{}.attn.k_norm", "model.layers.{}.self_attn.k_norm.weight", "blk.{}.attn_k_norm.weight"),
-    ("layers.{}.ffn.norm", "model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight"),
-    ("layers.{}.ffn.gate", "model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight"),
-    ("layers.{}.ffn.up", "model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
-    ("layers.{}.ffn.down", "model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight"),
-    ("layers.{}.ffn.gate_bias", "model.layers.{}.mlp.gate_proj.bias", "blk.{}.ffn_gate.bias"),
-    ("layers.{}.ffn.up_bias", "model.layers.{}.mlp.up_proj.bias", "blk.{}.ffn_up.bias"),
-    ("layers.{}.ffn.down_bias", "model.layers.{}.mlp.down_proj.bias", "blk.{}.ffn_down.bias"),
-    ("norm", "model.norm.weight", "output_norm.weight"),
-    ("head", "lm_head.weight", "output.weight"),
-)
+from freedive.checkpoint.rules import Ignore, Permute, Rule, Rules, Transpose
+from freedive.model.spec import LatentAttention, Model
+
+Names = Mapping[str, str]
+"""Canonical names -> a maker's."""
+
+EXPERT = "layers.{}.ffn.experts.{}"
+SHARED = "layers.{}.ffn.shared"
+
+
+def feed_forward_names(
+    ours: str, theirs: str, parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+) -> Names:
+    """Names of the three products of the canonical feed-forward ``ours``; ``parts`` are its maker's names for them."""
+    return {
+        f"{ours}.{name}": f"{theirs}{part}.weight" for name, part in zip(("gate", "up", "down"), parts, strict=True)
+    }
+
+
+HUB: Names = {
+    "embed": "model.embed_tokens.weight",
+    "layers.{}.attn.norm": "model.layers.{}.input_layernorm.weight",
+    "layers.{}.attn.q": "model.layers.{}.self_attn.q_proj.weight",
+    "layers.{}.attn.k": "model.layers.{}.self_attn.k_proj.weight",
+    "layers.{}.attn.v": "model.layers.{}.self_attn.v_proj.weight",
+    "layers.{}.attn.o": "model.layers.{}.self_attn.o_proj.weight",
+    "layers.{}.attn.q_norm": "model.layers.{}.self_attn.q_norm.weight",
+    "layers.{}.attn.k_norm": "model.layers.{}.self_attn.k_norm.weight",
+    "layers.{}.attn.sinks": "model.layers.{}.self_attn.sinks",
+    "layers.{}.attn.q_a": "model.layers.{}.self_attn.q_a_proj.weight",
+    "layers.{}.attn.q_a_norm": "model.layers.{}.self_attn.q_a_layernorm.weight",
+    "layers.{}.attn.q_b": "model.layers.{}.self_attn.q_b_proj.weight",
+    "layers.{}.attn.kv_a": "model.layers.{}.self_attn.kv_a_proj_with_mqa.weight",
+    "layers.{}.attn.kv_a_norm": "model.layers.{}.self_attn.kv_a_layernorm.weight",
+    "layers.{}.ffn.norm": "model.layers.{}.post_attention_layernorm.weight",
+    **feed_forward_names("layers.{}.ffn", "model.layers.{}.mlp."),
+    "layers.{}.ffn.router": "model.layers.{}.mlp.gate.weight",
+    "layers.{}.ffn.choice_bias": "model.layers.{}.mlp.gate.e_score_correction_bias",
+    **feed_forward_names(EXPERT, "model.layers.{}.mlp.experts.{}."),
+    **feed_forward_names(SHARED, "model.layers.{}.mlp.shared_experts."),
+    "layers.{}.ffn.shared_gate": "model.layers.{}.mlp.shared_expert_gate.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
+
+GGUF: Names = {
+    "embed": "token_embd.weight",
+    "layers.{}.attn.norm": "blk.{}.attn_norm.weight",
+    "layers.{}.attn.q": "blk.{}.attn_q.weight",
+    "layers.{}.attn.k": "blk.{}.attn_k.weight",
+    "layers.{}.attn.v": "blk.{}.attn_v.weight",
+    "layers.{}.attn.o": "blk.{}.attn_output.weight",
+    "layers.{}.attn.q_norm": "blk.{}.attn_q_norm.weight",
+    "layers.{}.attn.k_norm": "blk.{}.attn_k_norm.weight",
+    "layers.{}.attn.sinks": "blk.{}.attn_sinks.weight",
+    "layers.{}.attn.q_a": "blk.{}.attn_q_a.weight",
+    "layers.{}.attn.q_a_norm": "blk.{}.attn_q_a_norm.weight",
+    "layers.{}.attn.q_b": "blk.{}.attn_q_b.weight",
+    "layers.{}.attn.kv_a": "blk.{}.attn_kv_a_mqa.weight",
+    "layers.{}.attn.kv_a_norm": "blk.{}.attn_kv_a_norm.weight",
+    "layers.{}.attn.v_b": "blk.{}.attn_v_b.weight",
+    "layers.{}.attn.post_norm": "blk.{}.post_attention_norm.weight",
+    "layers.{}.ffn.norm": "blk.{}.ffn_norm.weight",
+    "layers.{}.ffn.post_norm": "blk.{}.post_ffw_norm.weight",
+    **feed_forward_names("layers.{}.ffn", "blk.{}.", ("ffn_gate", "ffn_up", "ffn_down")),
+    "layers.{}.ffn.router": "blk.{}.ffn_gate_inp.weight",
+    "layers.{}.ffn.choice_bias": "blk.{}.exp_probs_b.bias",
+    **feed_forward_names(EXPERT, "blk.{}.", ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")),
+    **feed_forward_names(SHARED, "blk.{}.", ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")),
+    "layers.{}.ffn.shared_gate": "blk.{}.ffn_gate_inp_shexp.weight",
+    "norm": "output_norm.weight",
+    "head": "output.weight",
+}
 
 REDUNDANT = (
     "model.layers.{}.self_attn.rotary_emb.inv_freq",  # follows from the rope settings
     "rope_freqs.weight",  # is part of the description: families.gguf reads it
 )
 
-_ROTATED = {"q", "k", "q_bias", "k_bias"}
+VISION = (
+    "audio_model",
+    "audio_tower",
+    "mm_projector",
+    "multi_modal_projector",
+    "multimodal_projector",
+    "vision_embed_tokens",
+    "vision_model",
+    "vision_tower",
+    "visual",
+)
+"""What stands beside the text part, in itself or under ``model.``."""
+
+WRAPPERS = {"model.language_model.": "", "language_model.model.": "language_model."}
+"""What a wrapped text part has for ``model.``; and before the names of its other tensors."""
 
 
-def rules(spec: Model, kind: str, *, interleaved: bool) -> Rules:
-    """How tensors of a checkpoint of ``kind`` become canonical; ``interleaved`` if rows of q and k heads are so."""
-    table: list[Rule | Ignore] = [Ignore(name) for name in REDUNDANT]
-    permute = Permute(spec.layers[0].attention.head_dim)
-    for ours, hugging_face, llama_cpp in DECODER:
-        theirs = llama_cpp if kind == "gguf" else hugging_face
-        if ours == "head" and spec.tied:
-            table.append(Ignore(theirs))
-        else:
-            steps = (permute,) if interleaved and ours.rpartition(".")[2] in _ROTATED else ()
-            table.append(Rule(theirs, (ours,), steps))
-    return table
+@dataclass(frozen=True)
+class Naming:
+    """Where a family deviates from the names that its container has for all.
+
+    ``renames`` are single tensors; ``rules`` gives, for a description, those that hold several weights, or are changed
+    on the way. They go before the common ones: where two serve the same weight, the first whose tensor is there counts.
+    """
+
+    renames: Names = field(default_factory=dict)
+    rules: Callable[[Model], Sequence[Rule]] = lambda spec: ()
+
+
+def hub_rules(spec: Model, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
+    """How tensors of a Hugging Face checkpoint become canonical.
+
+    Multi-token prediction (DeepSeek-V3, section 2.2) stands after the last layer, and is not run.
+    """
+    mlp = "model.layers.{}.mlp.experts"
+    fused = [
+        Rule(f"{mlp}.gate_up_proj", (f"{EXPERT}.gate", f"{EXPERT}.up")),
+        Rule(f"{mlp}.down_proj", (f"{EXPERT}.down",)),
+    ]
+    latents = _latents(spec, "model.layers.{}.self_attn.kv_b_proj.weight")
+    mtp = ("mtp.*", *(f"model.layers.{len(spec.layers) + index}.*" for index in range(num_mtp_layers)))
+    unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
+    return [*naming.rules(spec), *_plain(spec, HUB, naming), *fused, *latents, *unread]
+
+
+def gguf_rules(spec: Model, naming: Naming) -> list[Rule | Ignore]:
+    """How tensors of a GGUF file become canonical."""
+    keys = Rule("blk.{}.attn_k_b.weight", ("layers.{}.attn.k_b",), (Transpose(),))
+    latents = _latents(spec, "blk.{}.attn_kv_b.weight")
+    unread = [Ignore(name) for name in REDUNDANT]
+    return [*naming.rules(spec), *_plain(spec, GGUF, naming), keys, *latents, *unread]
+
+
+def text_rules(rules: Rules, tensors: Mapping[str, object]) -> list[Rule | Ignore]:
+    """``rules`` for the text part of a checkpoint that holds more."""
+    unread = [Ignore(f"{prefix}{name}.*") for prefix in ("", "model.") for name in VISION]
+    for inside, beside in WRAPPERS.items():
+        if HUB["embed"].replace("model.", inside) in tensors:
+            return [*(replace(rule, theirs=_wrapped(rule.theirs, inside, beside)) for rule in rules), *unread]
+    return [*rules, *unread]
+
+
+def interleaved_heads(spec: Model) -> list[Rule]:
+    """For llama.cpp's architectures that rotate neighbours where the maker rotates halves: rows are moved to suit."""
+    attn = spec.layers[0].attention
+    names = {name: GGUF[f"layers.{{}}.attn.{name}"] for name in ("q", "k")}
+    names |= {f"{name}_bias": _bias(theirs) for name, theirs in names.items()}
+    return [Rule(theirs, (f"layers.{{}}.attn.{name}",), (Permute(attn.head_dim),)) for name, theirs in names.items()]
+
+
+def _plain(spec: Model, base: Names, naming: Naming) -> list[Rule | Ignore]:
+    """The rules of tensors that hold one weight (of each expert), as it is."""
+    names = {**base, **naming.renames}
+    biases = {f"{ours}_bias": _bias(theirs) for ours, theirs in names.items()}
+    head: list[Rule | Ignore] = [Ignore(names["head"])] if spec.tied else []
+    return [*head, *(Rule(theirs, (ours,)) for ours, theirs in {**biases, **names}.items())]
+
+
+def _latents(spec: Model, theirs: str) -> list[Rule]:
+    """What makes keys and values of latents, where one tensor holds both: of each head first those, then these."""
+    attn = spec.layers[0].attention
+    if not isinstance(attn, LatentAttention):
+        return []
+    return [Rule(theirs, ("layers.{}.attn.k_b", "layers.{}.attn.v_b"), blocks=attn.num_heads)]
+
+
+def _bias(theirs: str) -> str:
+    return theirs.removesuffix(".weight") + ".bias"
+
+
+def _wrapped(theirs: str, inside: str, beside: str) -> str:
+    return inside + theirs.removeprefix("model.") if theirs.startswith("model.") else beside + theirs

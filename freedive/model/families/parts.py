@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 from freedive.model.families.config import Config
-from freedive.model.families.rope import max_context, rope
-from freedive.model.spec import Activation, Attention, FeedForward, Layer, Model
+from freedive.model.families.rope import latent_magnitude, max_context, rope
+from freedive.model.spec import (
+    Activation,
+    Attention,
+    Experts,
+    FeedForward,
+    LatentAttention,
+    Layer,
+    Model,
+    Router,
+)
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""What ``layer_types`` calls a layer that sees everything before, and one that sees a window."""
 
 
 def num_layers(config: Config) -> int:
@@ -15,7 +28,7 @@ def num_layers(config: Config) -> int:
 
 
 def attention(config: Config, **traits: Any) -> Attention:
-    """Grouped-query attention over everything before; ``traits`` are further fields of it."""
+    """Grouped-query attention over everything before; ``traits`` are further fields of it, or others instead."""
     num_heads = config.count("num_attention_heads", most=4096)
     num_kv_heads = config.count("num_key_value_heads", num_heads, most=4096)
     if num_heads % num_kv_heads:
@@ -26,21 +39,73 @@ def attention(config: Config, **traits: Any) -> Attention:
     head_dim = config.count("head_dim", max(hidden_dim // num_heads, 1), most=4096)
     if config.count("v_head_dim", head_dim) != head_dim:
         raise config.refusal("v_head_dim", f"differs from the {head_dim} of queries and keys")
-    return Attention(
+    if "rope" not in traits:
+        traits["rope"] = rope(config, head_dim)
+    return Attention(num_heads, num_kv_heads, head_dim, **{"scale": head_dim**-0.5, **traits})
+
+
+def latent_attention(config: Config, *, interleaved: bool) -> LatentAttention:
+    """Multi-head latent attention; ``interleaved`` is how its rotated dimensions lie."""
+    num_heads = config.count("num_attention_heads", most=4096)
+    config.count("num_key_value_heads", num_heads)  # the latent makes keys and values of every head
+    nope_dim, rope_dim = config.count("qk_nope_head_dim", most=4096), config.count("qk_rope_head_dim", most=4096)
+    return LatentAttention(
         num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        rope=rope(config, head_dim),
-        scale=head_dim**-0.5,
-        **traits,
+        q_rank=config.count("q_lora_rank", 0, least=0),
+        kv_rank=config.count("kv_lora_rank"),
+        nope_dim=nope_dim,
+        rope_dim=rope_dim,
+        value_dim=config.count("v_head_dim", most=4096),
+        rope=rope(config, rope_dim, interleaved=interleaved),
+        scale=(nope_dim + rope_dim) ** -0.5 * latent_magnitude(config),
+        bias=config.flag("attention_bias"),
     )
 
 
-def feed_forward(config: Config, *, bias: bool = False) -> FeedForward:
-    return FeedForward(config.count("intermediate_size"), config.choice("hidden_act", get_args(Activation)), bias)
+def feed_forward(config: Config, width: str = "intermediate_size", *, bias: bool = False) -> FeedForward:
+    """Gated feed-forward, as wide as the key ``width`` says."""
+    return FeedForward(config.count(width), config.choice("hidden_act", get_args(Activation)), bias)
 
 
-def model(family: str, config: Config, layers: Sequence[Layer]) -> Model:
+def router(config: Config, **traits: Any) -> Router:
+    """A router over as many experts as the configuration has, in any of the usual spellings."""
+    experts = config.first("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
+    chosen = config.first("num_experts_per_tok", "moe_topk", "moe_k")
+    num_experts = config.count(experts, most=1 << 14)
+    return Router(num_experts, config.count(chosen, most=num_experts), **traits)
+
+
+def groups(config: Config, router: Router, choice: Literal["max", "top2"] = "max") -> Router:
+    """``router`` restricted to the best ``topk_group`` of ``n_group`` groups of experts."""
+    num_groups = config.count("n_group", 1, most=router.num_experts)
+    kept_groups = config.count("topk_group", num_groups, most=num_groups)
+    if router.num_experts % num_groups:
+        raise config.refusal("n_group", f"({num_groups}) does not divide {router.num_experts} experts")
+    if kept_groups * (router.num_experts // num_groups) < router.num_chosen:
+        raise config.refusal("topk_group", f"({kept_groups}) leaves fewer than the {router.num_chosen} experts wanted")
+    if choice == "top2" and num_groups == router.num_experts:
+        raise config.refusal("n_group", f"({num_groups}) leaves no two experts to a group")
+    return replace(router, num_groups=num_groups, kept_groups=kept_groups, group_choice=choice)
+
+
+def with_shared(moe: Experts, num_shared: int) -> Experts:
+    """``moe`` with ``num_shared`` experts that run for every token, as the one wide feed-forward that they are."""
+    shared = replace(moe.expert, dim=num_shared * moe.expert.dim) if num_shared else None
+    return replace(moe, shared=shared)
+
+
+def layer_types(config: Config, otherwise: Sequence[str]) -> Sequence[str]:
+    """FULL or SLIDING for each layer: as ``layer_types`` lists them, or ``otherwise``."""
+    return config.choices("layer_types", len(otherwise), (FULL, SLIDING)) or otherwise
+
+
+def window(config: Config) -> int:
+    """Positions that a sliding layer sees; 0 is all."""
+    return config.count("sliding_window", 0, least=0, most=1 << 30)
+
+
+def model(family: str, config: Config, layers: Sequence[Layer], **traits: Any) -> Model:
+    """The whole decoder; ``traits`` are further fields of it."""
     return Model(
         family=family,
         vocab_size=config.count("vocab_size", most=1 << 22),
@@ -49,4 +114,5 @@ def model(family: str, config: Config, layers: Sequence[Layer]) -> Model:
         norm_eps=config.number("rms_norm_eps", most=1),
         max_context=max_context(config),
         tied=config.flag("tie_word_embeddings"),
+        **traits,
     )

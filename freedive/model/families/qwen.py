@@ -1,40 +1,93 @@
-"""Alibaba's Qwen: 1.5, 2 and 2.5 (`qwen2`), 3 dense (`qwen3`)."""
+"""Alibaba's Qwen: 1.5, 2 and 2.5 (`qwen2`), 3 (`qwen3`), and their mixtures of experts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
-from freedive.model.families.parts import attention, feed_forward, model, num_layers
-from freedive.model.spec import Attention, Layer, Model
-
-_FULL, _SLIDING = "full_attention", "sliding_attention"
-
-
-def _windows(config: Config) -> list[int]:
-    """Each layer's window: with ``use_sliding_window``, layers from ``max_window_layers`` on, unless listed."""
-    total = num_layers(config)
-    first = config.count("max_window_layers", total, least=0)
-    width = config.count("sliding_window", 0, least=0, most=1 << 30)
-    types = config.choices("layer_types", total, (_FULL, _SLIDING))
-    if not config.flag("use_sliding_window"):
-        return [0] * total
-    return [width if kind == _SLIDING else 0 for kind in types or [_FULL] * first + [_SLIDING] * (total - first)]
-
-
-def _decoder(family: str, config: Config, attn: Attention) -> Model:
-    ffn = feed_forward(config)
-    return model(family, config, [Layer(replace(attn, window=window), ffn) for window in _windows(config)])
+from freedive.model.families.names import SHARED, Naming, feed_forward_names
+from freedive.model.families.parts import (
+    FULL,
+    SLIDING,
+    attention,
+    feed_forward,
+    layer_types,
+    model,
+    num_layers,
+    router,
+    window,
+)
+from freedive.model.spec import Attention, Experts, FeedForward, Layer, Model
 
 
 def _qwen2(config: Config) -> Model:
-    return _decoder("qwen2", config, attention(config, qkv_bias=True))
+    return _decoder("qwen2", config, attention(config, qkv_bias=True), _late_windows(config), _dense(config))
+
+
+def _qwen2_moe(config: Config) -> Model:
+    attn = attention(config, qkv_bias=config.flag("qkv_bias", True))
+    shared = feed_forward(config, "shared_expert_intermediate_size")
+    moe = replace(_experts(config), shared=shared, shared_gate=True)
+    return _decoder("qwen2_moe", config, attn, _even_windows(config), _sparse(config, moe))
 
 
 def _qwen3(config: Config) -> Model:
+    return _decoder("qwen3", config, _normed_attention(config), _late_windows(config), _dense(config))
+
+
+def _qwen3_moe(config: Config) -> Model:
+    windows = [SLIDING] * num_layers(config)
+    config.count("max_window_layers", 0, least=0)  # says nothing here
+    return _decoder("qwen3_moe", config, _normed_attention(config), windows, _sparse(config, _experts(config)))
+
+
+def _decoder(
+    family: str, config: Config, attn: Attention, types: Sequence[str], ffns: Sequence[FeedForward | Experts]
+) -> Model:
+    """``types`` tell full layers from sliding ones, where the configuration uses windows at all."""
+    width = window(config) if config.flag("use_sliding_window") else 0
+    layers = [
+        Layer(replace(attn, window=width if kind == SLIDING else 0), ffn) for kind, ffn in zip(types, ffns, strict=True)
+    ]
+    return model(family, config, layers)
+
+
+def _normed_attention(config: Config) -> Attention:
     bias = config.flag("attention_bias")
-    return _decoder("qwen3", config, attention(config, qkv_bias=bias, out_bias=bias, qk_norm="head"))
+    return attention(config, qkv_bias=bias, out_bias=bias, qk_norm="head")
+
+
+def _late_windows(config: Config) -> Sequence[str]:
+    """Layers from ``max_window_layers`` on slide."""
+    total = num_layers(config)
+    first = config.count("max_window_layers", total, least=0)
+    return layer_types(config, ([FULL] * first + [SLIDING] * total)[:total])
+
+
+def _even_windows(config: Config) -> Sequence[str]:
+    """Every other layer slides, the first one too, but none from ``max_window_layers`` on."""
+    last = config.count("max_window_layers", 0, least=0)
+    return layer_types(config, [SLIDING if i % 2 == 0 and i < last else FULL for i in range(num_layers(config))])
+
+
+def _dense(config: Config) -> list[FeedForward]:
+    return [feed_forward(config)] * num_layers(config)
+
+
+def _experts(config: Config) -> Experts:
+    return Experts(
+        router(config, renormalise=config.flag("norm_topk_prob")),
+        feed_forward(config, "moe_intermediate_size"),
+    )
+
+
+def _sparse(config: Config, moe: Experts) -> list[FeedForward | Experts]:
+    """``moe`` in every ``decoder_sparse_step``-th layer but those that are listed as plain."""
+    step, dense = config.count("decoder_sparse_step", 1), feed_forward(config)
+    plain = config.indices("mlp_only_layers", num_layers(config))
+    return [dense if i in plain or (i + 1) % step else moe for i in range(num_layers(config))]
 
 
 _DEFAULTS = {
@@ -44,6 +97,27 @@ _DEFAULTS = {
     "sliding_window": 4096,
     "max_window_layers": 28,
 }
+_MOE_DEFAULTS = {
+    **_DEFAULTS,
+    "num_key_value_heads": 16,
+    "num_experts_per_tok": 4,
+    "shared_expert_intermediate_size": 5632,
+}
 
-QWEN2 = Family("qwen2", ("Qwen2ForCausalLM",), _qwen2, _DEFAULTS)
-QWEN3 = Family("qwen3", ("Qwen3ForCausalLM",), _qwen3, {**_DEFAULTS, "head_dim": 128})
+QWEN2 = Family("qwen2", ("Qwen2ForCausalLM",), _qwen2, _DEFAULTS, gguf_name="qwen2")
+QWEN3 = Family("qwen3", ("Qwen3ForCausalLM",), _qwen3, {**_DEFAULTS, "head_dim": 128}, gguf_name="qwen3")
+QWEN2_MOE = Family(
+    name="qwen2_moe",
+    architectures=("Qwen2MoeForCausalLM",),
+    spec=_qwen2_moe,
+    defaults=_MOE_DEFAULTS,
+    hub=Naming(feed_forward_names(SHARED, "model.layers.{}.mlp.shared_expert.")),
+    gguf_name="qwen2moe",
+)
+QWEN3_MOE = Family(
+    name="qwen3_moe",
+    architectures=("Qwen3MoeForCausalLM",),
+    spec=_qwen3_moe,
+    defaults={**_DEFAULTS, "num_key_value_heads": 4, "num_experts_per_tok": 8},
+    gguf_name="qwen3moe",
+)

@@ -19,18 +19,29 @@ Frequencies = npt.NDArray[np.float32]
 DEFAULT_THETA = 10_000.0
 
 
-def rope(config: Config, head_dim: int) -> Rope:
-    """The rotary embedding of heads of ``head_dim``."""
-    dim = config.count("rotary_dim", head_dim, least=4, most=head_dim)
-    if dim % 2:
-        raise config.refusal("rotary_dim" if "rotary_dim" in config else "head_dim", f"is odd ({dim})")
-    table = _table(config)
+def rope(config: Config, head_dim: int, *, interleaved: bool = False, kind: str = "") -> Rope:
+    """The rotary embedding of heads of ``head_dim``; of layers of that ``kind``, where the settings are by kind."""
+    table = _table(config, kind)
+    dim = _rotary_dim(config, table, head_dim)
     theta = table.number("rope_theta", config.number("rope_theta", DEFAULT_THETA, least=2), least=2)
     inv_freq, factor = SCALINGS[_scaling(table)](table, theta, dim, _max_position(config))
     divisors = config.numbers("rope_divisors", dim // 2, least=1e-3, most=1e31)
     if divisors is not None:
         inv_freq /= np.array(divisors, np.float32)
-    return Rope(dim, tuple(map(float, inv_freq)), factor)
+    return Rope(dim, tuple(map(float, inv_freq)), factor, interleaved)
+
+
+def plain_rope(theta: float, dim: int, *, interleaved: bool = False) -> Rope:
+    """The rotary embedding of ``dim`` dimensions without scaling."""
+    return Rope(dim, tuple(map(float, _plain(theta, dim))), interleaved=interleaved)
+
+
+def latent_magnitude(config: Config) -> float:
+    """What YaRN makes of the scores of multi-head latent attention beside its factor on cosines and sines."""
+    table = _table(config)
+    if _scaling(table) == "default":
+        return 1.0
+    return _magnitude(_factor(table, 1.0), table.number("mscale_all_dim", 0.0, least=0)) ** 2
 
 
 def max_context(config: Config) -> int:
@@ -42,9 +53,22 @@ def max_context(config: Config) -> int:
     return max(given, int(table.number("factor") * _original(table, given)))
 
 
-def _table(config: Config) -> Config:
+def _table(config: Config, kind: str = "") -> Config:
     """The rope settings in either shape: new (``rope_parameters``) or old (``rope_scaling`` beside ``rope_theta``)."""
-    return config.section("rope_parameters" if "rope_parameters" in config else "rope_scaling")
+    table = config.section("rope_parameters" if "rope_parameters" in config else "rope_scaling")
+    kind = kind or "full_attention"
+    return table.section(kind) if kind in table else table
+
+
+def _rotary_dim(config: Config, table: Config, head_dim: int) -> int:
+    """How many of a head's dimensions are rotated: all, unless the configuration gives a number or a fraction."""
+    fraction = table.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0, most=1), most=1)
+    dim = config.count("rotary_dim", max(int(head_dim * fraction), 1), most=head_dim)
+    if dim % 2 or dim < 4:
+        raise config.refusal(
+            config.first("rotary_dim", "partial_rotary_factor", "head_dim"), f"rotates {dim} dimensions"
+        )
+    return dim
 
 
 def _scaling(table: Config) -> str:
@@ -112,13 +136,13 @@ def _yarn(table: Config, theta: float, dim: int, max_position: int) -> tuple[Fre
 
 def _yarn_magnitude(table: Config, factor: float) -> float:
     """What cosines and sines are multiplied by: given, or from the factor."""
-
-    def magnitude(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
     above, below = table.number("mscale", 0.0, least=0), table.number("mscale_all_dim", 0.0, least=0)
-    inferred = magnitude(above) / magnitude(below) if above and below else magnitude(1.0)
-    return table.number("attention_factor", inferred)
+    ratio = _magnitude(factor, above) / _magnitude(factor, below) if above and below else _magnitude(factor, 1.0)
+    return table.number("attention_factor", ratio)
+
+
+def _magnitude(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _factor(table: Config, default: float | None = None) -> float:

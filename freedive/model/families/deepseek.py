@@ -1,0 +1,116 @@
+"""DeepSeek V2, V3, R1, V3.1; with their decoder, Moonshot's Moonlight and Kimi K2, and Zhipu's GLM-4.7-Flash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from freedive.model.families.config import Config
+from freedive.model.families.family import Family
+from freedive.model.families.parts import (
+    feed_forward,
+    groups,
+    latent_attention,
+    model,
+    num_layers,
+    router,
+    with_shared,
+)
+from freedive.model.spec import Experts, LatentAttention, Layer, Model, Router
+
+_DENSE, _SPARSE = "dense", "sparse"
+
+
+def _deepseek_v2(config: Config) -> Model:
+    config.choice("scoring_func", ("softmax",))
+    gate = router(config, renormalise=config.flag("norm_topk_prob"), scale=_scale(config))
+    grouped = groups(config, gate)
+    if config.choice("topk_method", ("greedy", "group_limited_greedy")) == "group_limited_greedy":
+        gate = grouped
+    return _decoder("deepseek_v2", config, latent_attention(config, interleaved=True), gate, _first_dense(config))
+
+
+def _deepseek_v3(config: Config) -> Model:
+    attn = latent_attention(config, interleaved=config.flag("rope_interleave", True))
+    return _decoder("deepseek_v3", config, attn, _unbiased_router(config), _first_dense(config))
+
+
+def _glm4_moe_lite(config: Config) -> Model:
+    attn = latent_attention(config, interleaved=config.flag("rope_interleave", True))
+    types = config.choices("mlp_layer_types", num_layers(config), (_DENSE, _SPARSE)) or _first_dense(config)
+    return _decoder("glm4_moe_lite", config, attn, _unbiased_router(config), types)
+
+
+def _decoder(family: str, config: Config, attn: LatentAttention, gate: Router, types: Sequence[str]) -> Model:
+    dense = feed_forward(config, bias=config.flag("mlp_bias"))
+    moe = Experts(gate, feed_forward(config, "moe_intermediate_size", bias=dense.bias))
+    moe = with_shared(moe, config.count("n_shared_experts", 0, least=0, most=64))
+    return model(family, config, [Layer(attn, moe if kind == _SPARSE else dense) for kind in types])
+
+
+def _unbiased_router(config: Config) -> Router:
+    """Balanced without an auxiliary loss (`noaux_tc`): a bias, learned by counting, has a say in the choice only."""
+    config.choice("scoring_func", ("sigmoid",))
+    config.choice("topk_method", ("noaux_tc",))
+    renormalise = config.flag("norm_topk_prob", True)
+    gate = router(config, score="sigmoid", choice_bias=True, renormalise=renormalise, scale=_scale(config))
+    return groups(config, gate, "top2")
+
+
+def _scale(config: Config) -> float:
+    return config.number("routed_scaling_factor", 1.0)
+
+
+def _first_dense(config: Config) -> list[str]:
+    """Which layers are mixtures: from ``first_k_dense_replace`` on, every ``moe_layer_freq``-th."""
+    total = num_layers(config)
+    first, step = config.count("first_k_dense_replace", 0, least=0), config.count("moe_layer_freq", 1)
+    return [_SPARSE if i >= first and i % step == 0 else _DENSE for i in range(total)]
+
+
+_DEFAULTS = {"rms_norm_eps": 1e-6, "kv_lora_rank": 512, "q_lora_rank": 1536, "n_shared_experts": 2}
+_DEFAULTS |= {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "max_position_embeddings": 2048}
+_REPEATED = ("head_dim", "qk_head_dim")  # what transformers works out and writes down again
+
+DEEPSEEK_V2 = Family(
+    name="deepseek_v2",
+    architectures=("DeepseekV2ForCausalLM",),
+    spec=_deepseek_v2,
+    defaults=_DEFAULTS,
+    ignorable=_REPEATED,
+)
+
+DEEPSEEK_V3 = Family(
+    name="deepseek_v3",
+    architectures=("DeepseekV3ForCausalLM", "kimi_k2", "kimi_k25", "KimiK25ForConditionalGeneration"),
+    spec=_deepseek_v3,
+    defaults={
+        **_DEFAULTS,
+        "n_shared_experts": 1,
+        "max_position_embeddings": 4096,
+        "n_group": 8,
+        "topk_group": 4,
+        "first_k_dense_replace": 3,
+        "routed_scaling_factor": 2.5,
+        "num_experts_per_tok": 8,
+    },
+    ignorable=_REPEATED,
+)
+
+GLM4_MOE_LITE = Family(
+    name="glm4_moe_lite",
+    architectures=("Glm4MoeLiteForCausalLM",),
+    spec=_glm4_moe_lite,
+    defaults={
+        **_DEFAULTS,
+        "rms_norm_eps": 1e-5,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 192,
+        "v_head_dim": 256,
+        "n_shared_experts": 1,
+        "max_position_embeddings": 202752,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.8,
+        "num_experts_per_tok": 4,
+    },
+    ignorable=_REPEATED,
+)

@@ -1,0 +1,32 @@
+"""Ai2's OLMoE."""
+
+from __future__ import annotations
+
+from freedive.model.families.config import Config
+from freedive.model.families.family import Family
+from freedive.model.families.parts import attention, feed_forward, model, num_layers, router
+from freedive.model.spec import Experts, Layer, Model
+
+
+def _olmoe(config: Config) -> Model:
+    bias = config.flag("attention_bias")
+    clip = config.number("clip_qkv", 0.0, least=0)
+    layer = Layer(
+        attention(config, qkv_bias=bias, out_bias=bias, qk_norm="full", clip=clip),
+        Experts(router(config, renormalise=config.flag("norm_topk_prob")), feed_forward(config)),
+    )
+    return model("olmoe", config, [layer] * num_layers(config))
+
+
+OLMOE = Family(
+    name="olmoe",
+    architectures=("OlmoeForCausalLM",),
+    spec=_olmoe,
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+    },
+    gguf_name="olmoe",
+)
