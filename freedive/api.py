@@ -10,7 +10,7 @@ from typing import Any
 from freedive import machine
 from freedive.checkpoint.file import read_json
 from freedive.checkpoint.open import open_checkpoint
-from freedive.checkpoint.packed import LAYOUT, DamagedStore, PackedTensor, open_store, store_bytes, write_store
+from freedive.checkpoint.packed import LAYOUT, DamagedStore, Packed, open_store, store_bytes, write_store
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.config import EngineConfig
@@ -125,7 +125,7 @@ def _pieces(generation: Generation) -> Iterator[str]:
 
 def _packed_weights(
     path: Path, checkpoint: Checkpoint, model: spec.Model, rules: Sequence[Any], threads: int
-) -> dict[str, PackedTensor]:
+) -> dict[str, Packed]:
     """The model's packed store, made first where there is none or it is damaged."""
     tensors = canonical_tensors(checkpoint, model, rules)
     store = packed_path(path, LAYOUT)

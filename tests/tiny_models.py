@@ -15,7 +15,7 @@ from tiny_configs import BASE, TINY
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
-from freedive.checkpoint.packed import PackedTensor, pack
+from freedive.checkpoint.packed import Packed, pack_model
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
 from freedive.engine.batch import Batch, Runner
@@ -71,7 +71,7 @@ class Tiny:
     weights: dict[str, Floats]
 
     @cached_property
-    def packed(self) -> dict[str, PackedTensor]:
+    def packed(self) -> dict[str, Packed]:
         return pack_floats(self.weights)
 
     def maker_logits(self, tokens: Sequence[int]) -> Floats:
@@ -106,11 +106,15 @@ def tiny(name: str) -> Tiny:
         return Tiny(maker, model, {key: dequantize(tensor).copy() for key, tensor in tensors.items()})
 
 
-def pack_floats(weights: dict[str, Floats]) -> dict[str, PackedTensor]:
+def pack_floats(weights: dict[str, Floats]) -> dict[str, Packed]:
     """Weights for the kernels, unquantised."""
-    return {
-        name: pack(Tensor(name, w.shape, "F32", np.ascontiguousarray(w).view(np.uint8))) for name, w in weights.items()
-    }
+    return pack_model({name: float_tensor(name, w) for name, w in weights.items()})
+
+
+def float_tensor(name: str, values: Floats) -> Tensor:
+    """``values`` as a file would hold them."""
+    rows = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
+    return Tensor(name, values.shape, "F32", rows.view(np.uint8))
 
 
 def prompt(length: int, seed: int = 0, vocab: int = 128) -> list[int]:
@@ -123,13 +127,21 @@ Schedule = Sequence[Sequence[tuple[int, int]]]
 
 
 def take_steps(
-    runner: Runner, prompts: Sequence[Sequence[int]], schedule: Schedule, tables: Sequence[Sequence[int]]
+    runner: Runner,
+    prompts: Sequence[Sequence[int]],
+    schedule: Schedule,
+    tables: Sequence[Sequence[int]],
+    given: Sequence[int] | None = None,
 ) -> list[Floats]:
-    """The logits [T, vocab] of each prompt, computed as ``schedule`` says, with the pages of ``tables``."""
+    """The logits [T, vocab] of each prompt, computed as ``schedule`` says, with the pages of ``tables``.
+
+    Only the first ``given`` tokens of each prompt count as given, the others as generated (default: all are given).
+    """
+    given = given or [len(tokens) for tokens in prompts]
     done = [0] * len(prompts)
     logits: list[list[Floats]] = [[] for _ in prompts]
     for step in schedule:
-        rows = runner.step(to_batch(prompts, step, done, tables))
+        rows = runner.step(to_batch(prompts, step, done, tables, given))
         at = 0
         for request, count in step:
             logits[request].append(rows[at : at + count])
@@ -144,6 +156,7 @@ def to_batch(
     step: Sequence[tuple[int, int]],
     done: Sequence[int],
     tables: Sequence[Sequence[int]],
+    given: Sequence[int],
 ) -> Batch:
     """A step that wants the logits of every row."""
     tokens = [token for request, count in step for token in prompts[request][done[request] : done[request] + count]]
@@ -155,5 +168,5 @@ def to_batch(
         starts=np.array([done[request] for request, _ in step], np.int32),
         pages=np.array(pages, np.int32),
         wanted=np.arange(len(tokens), dtype=np.int32),
-        prompts=np.array([len(prompts[request]) for request, _ in step], np.int32),
+        prompts=np.array([given[request] for request, _ in step], np.int32),
     )

@@ -1,27 +1,27 @@
 """The packed store: a model's weights in the layout that the kernels read, made once and then mapped.
 
-    magic | header length, uint64 | header checksum, uint64 | header JSON | tensors, each 4 KiB-aligned
+    magic | header length, uint64 | header checksum, uint64 | header JSON | records, each of whole 4 KiB pages
 
-The layouts are in native/formats/format.h. A store appears under its name only when whole; every tensor has a checksum.
+A record is one tensor, or one expert of one layer: all its weights, so that one read fetches it. The layouts of weights
+are in native/formats/format.h. A store appears under its name only when whole; every record has a checksum.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import threading
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from freedive.checkpoint.dequantize import dequantize
-from freedive.checkpoint.tensor import Tensor
-from freedive.errors import Unavailable
+from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
+from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.checkpoint.write import new_file
+from freedive.errors import UserError
 from freedive.native import _native
 from freedive.progress import Advance
 
@@ -33,28 +33,34 @@ FORMATS = {
 }
 """Format name -> its number in native/formats/format.h."""
 
-LAYOUT = "r16k4-1"
+LAYOUT = "r16k4-2"
 """Name of the layout; a change makes old stores foreign."""
 
 MAGIC = b"freedive packed\n"
 ALIGNMENT = 4096
+LINE = 64
 CHECKED_BYTES = 4 << 30
 """Stores up to this size have every checksum verified when opened; of larger ones, the header and the size."""
 
-Bytes = npt.NDArray[np.uint8]
+_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)")
 
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """``data`` uint8, flat: panels for a matrix [out, in], plain float32 for a vector. ``shape`` is logical."""
+    """``data`` uint8, flat. ``shape`` is logical.
+
+    A matrix [out, in] is panels in its own format, a vector plain float32. Heads [heads, out, in] are one matrix of
+    floats after another, each in whole panels.
+    """
 
     format: str
     shape: tuple[int, ...]
     data: Bytes
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
+    """One weight of a record, ``offset`` bytes from its start."""
+
     format: str
     shape: tuple[int, ...]
     offset: int
@@ -62,10 +68,24 @@ class Part:
 
 @dataclass(frozen=True)
 class PackedExperts:
+    """The experts of a layer, one record each: that of expert e begins at byte e * ``stride`` of ``data``.
+
+    All records have the same ``parts``: gate, up, down, and where there are any, biases (gate_bias, ...).
+    """
+
     count: int
     stride: int
     parts: dict[str, Part]
     data: Bytes
+
+    def part(self, expert: int, name: str) -> PackedTensor:
+        """One weight of one expert, in place."""
+        format, shape, offset = self.parts[name]
+        begin = expert * self.stride + offset
+        return PackedTensor(format, shape, self.data[begin : begin + _packed_bytes(format, shape)])
+
+
+Packed = PackedTensor | PackedExperts
 
 
 class DamagedStore(Exception):
@@ -76,11 +96,34 @@ def pack(tensor: Tensor, *, num_threads: int = 1) -> PackedTensor:
     """A matrix as panels in its own format; a vector as float32. Lossless."""
     if len(tensor.shape) == 1:
         return PackedTensor("F32", tensor.shape, dequantize(tensor).astype(np.float32).view(np.uint8))
+    if len(tensor.shape) == 3:
+        return _pack_heads(tensor, num_threads)
     number = FORMATS[tensor.format]
     rows, k = tensor.shape
     out = _empty_aligned(_native.packed_bytes(number, rows, k))
     _native.pack(number, rows, k, np.ascontiguousarray(tensor.data).reshape(-1), out, num_threads)
     return PackedTensor(tensor.format, tensor.shape, out)
+
+
+def _pack_heads(tensor: Tensor, num_threads: int) -> PackedTensor:
+    """Floats stay what they are and the rest becomes F16: kernels multiply these weights from either side."""
+    data, format = as_floats(tensor).data, _packed_format(tensor)
+    out = _empty_aligned(_packed_bytes(format, tensor.shape))
+    for rows, panels in zip(np.split(data, tensor.shape[0]), np.split(out, tensor.shape[0]), strict=True):
+        panels[:] = pack(Tensor(tensor.name, tensor.shape[1:], format, rows), num_threads=num_threads).data
+    return PackedTensor(format, tensor.shape, out)
+
+
+def pack_model(tensors: Mapping[str, Tensor], *, num_threads: int = 1) -> dict[str, Packed]:
+    """What a store of ``tensors`` gives when it is opened, in memory."""
+    model: dict[str, Packed] = {}
+    for name, entry in _layout(tensors).items():
+        packed = PackedExperts(len(entry.records), entry.stride, entry.parts, _empty_aligned(entry.num_bytes))
+        for index, record in enumerate(entry.records):
+            for key, tensor in record.items():
+                packed.part(index, key).data[:] = pack(tensor, num_threads=num_threads).data
+        model[name] = _alone(packed)
+    return model
 
 
 def write_store(
@@ -91,77 +134,114 @@ def write_store(
     ``advance`` is told the bytes written, of :func:`store_bytes` in all.
     """
     entries = _layout(tensors)
-    header_room = len(json.dumps(entries)) + 20 * len(entries) + ALIGNMENT  # checksums are not known yet
-    start = _aligned(header_room)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    _sweep(path.parent)
-    try:
-        with temporary.open("wb") as file:
-            for name, entry in entries.items():
-                packed = pack(tensors[name], num_threads=num_threads)
-                file.seek(start + entry["offset"])
-                file.write(packed.data.data)
-                entry["checksum"] = _checksum(packed.data)
-                advance(entry["bytes"])
-            _write_header(file, start, entries)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        room = store_bytes(tensors) / 2**30
-        raise Unavailable(
-            f"The packed model cannot be written to {path.parent}: {error.strerror}",
-            f"Make room for {room:.1f} GiB, or set FREEDIVE_HOME to a folder on another disk",
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what processes that were killed while they packed have left."""
-    for left in folder.glob("*.partial"):
-        try:
-            os.kill(int(left.name.split(".")[-2].partition("-")[0]), 0)
-        except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except PermissionError:  # it is alive, and another user's
-            continue
+    headers = {name: entry.header() for name, entry in entries.items()}
+    start = _aligned(len(json.dumps(headers)) + 20 * len(tensors) + ALIGNMENT)  # checksums are not known yet
+    total = sum(entry.num_bytes for entry in entries.values())
+    with new_file(path, "The packed model", total, "set FREEDIVE_HOME to a folder on another disk") as file:
+        for name, entry in entries.items():
+            for index, record in enumerate(entry.records):
+                checksum = 0
+                for key, tensor in record.items():
+                    data = pack(tensor, num_threads=num_threads).data
+                    file.seek(start + entry.offset + index * entry.stride + entry.parts[key].offset)
+                    file.write(data.data)
+                    checksum += _checksum(data)
+                headers[name]["checksums"][index] = checksum % 2**64
+                advance(entry.stride)
+        file.truncate(start + total)
+        _write_header(file, start, headers)
 
 
 def store_bytes(tensors: Mapping[str, Tensor]) -> int:
     """What the packed tensors take."""
-    return sum(entry["bytes"] for entry in _layout(tensors).values())
+    return sum(entry.num_bytes for entry in _layout(tensors).values())
 
 
-def open_store(path: Path) -> dict[str, PackedTensor]:
+def open_store(path: Path) -> dict[str, Packed]:
     """The tensors of a store, mapped. Raises DamagedStore, or FileNotFoundError."""
     size = path.stat().st_size
     data: Bytes = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
-    start, entries = _read_header(data)
-    tensors = {}
-    check = size <= CHECKED_BYTES
-    for name, entry in entries.items():
-        begin = start + entry["offset"]
-        part = data[begin : begin + entry["bytes"]]
-        if len(part) != entry["bytes"] or (check and _checksum(part) != entry["checksum"]):
+    start, headers = _read_header(data)
+    model = {}
+    for name, header in headers.items():
+        begin, num_bytes = start + header["offset"], len(header["checksums"]) * header["stride"]
+        parts = {key: Part(format, tuple(shape), offset) for key, (format, shape, offset) in header["parts"].items()}
+        packed = PackedExperts(len(header["checksums"]), header["stride"], parts, data[begin : begin + num_bytes])
+        if len(packed.data) != num_bytes or (size <= CHECKED_BYTES and _checksums(packed) != header["checksums"]):
             raise DamagedStore(f"{name} is damaged")
-        tensors[name] = PackedTensor(entry["format"], tuple(entry["shape"]), part)
-    return tensors
+        model[name] = _alone(packed)
+    return model
 
 
-def _layout(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Format, shape, size and place (from the first tensor) of each tensor."""
-    entries: dict[str, dict[str, Any]] = {}
-    offset = 0
+class _Entry(NamedTuple):
+    """What a store holds under one name: records of ``stride`` bytes, alike in their parts.
+
+    A tensor that is no expert's is one record of one part, which has no name. ``offset`` counts from the first entry.
+    """
+
+    records: list[dict[str, Tensor]]
+    parts: dict[str, Part]
+    stride: int
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.records) * self.stride
+
+    def header(self) -> dict[str, Any]:
+        """As JSON, with room for the checksums."""
+        checksums = [0] * len(self.records)
+        return {"offset": self.offset, "stride": self.stride, "parts": self.parts, "checksums": checksums}
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> dict[str, _Entry]:
+    """Entries by name; the tensors of a layer's experts are together in one."""
+    records: dict[str, list[dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
-        matrix = len(tensor.shape) == 2
-        num_bytes = (
-            _native.packed_bytes(FORMATS[tensor.format], *tensor.shape) if matrix else 4 * math.prod(tensor.shape)
-        )
-        kind = tensor.format if matrix else "F32"
-        entries[name] = {"format": kind, "shape": tensor.shape, "offset": offset, "bytes": num_bytes}
-        offset = _aligned(offset + num_bytes)
+        entry, index, part = match.groups() if (match := _EXPERT.fullmatch(name)) else (name, "0", "")
+        experts = records.setdefault(entry, [])
+        if int(index) == len(experts):
+            experts.append({})
+        experts[-1][part] = tensor
+    entries: dict[str, _Entry] = {}
+    offset = 0
+    for entry, experts in records.items():
+        parts, stride = _record_layout(experts)
+        entries[entry] = _Entry(experts, parts, stride, offset)
+        offset += entries[entry].num_bytes
     return entries
+
+
+def _record_layout(records: list[dict[str, Tensor]]) -> tuple[dict[str, Part], int]:
+    """Where the parts of each of the ``records`` lie, and how long a record is."""
+    parts: dict[str, Part] = {}
+    offset = 0
+    for key, tensor in records[0].items():
+        parts[key] = Part(_packed_format(tensor), tensor.shape, offset)
+        offset = _aligned(offset + _packed_bytes(parts[key].format, tensor.shape), LINE)
+    for record in records:
+        for key, tensor in record.items():
+            if _packed_format(tensor) != parts[key].format:
+                what = f"{tensor.name} is {tensor.format}, but of the layer's first expert it is {parts[key].format}"
+                raise UserError(f"The weight {what}", "Choose a file of this model whose experts have one format")
+    return parts, _aligned(offset, ALIGNMENT)
+
+
+def _packed_format(tensor: Tensor) -> str:
+    if len(tensor.shape) == 1:
+        return "F32"
+    return tensor.format if len(tensor.shape) == 2 or tensor.format in FLOATS else "F16"
+
+
+def _packed_bytes(format: str, shape: tuple[int, ...]) -> int:
+    if len(shape) == 1:
+        return 4 * shape[0]
+    return math.prod(shape[:-2]) * _native.packed_bytes(FORMATS[format], *shape[-2:])
+
+
+def _alone(packed: PackedExperts) -> Packed:
+    """``packed``, or the tensor that it is if it is no expert's."""
+    return packed.part(0, "") if "" in packed.parts else packed
 
 
 def _write_header(file: BinaryIO, start: int, entries: Mapping[str, Any]) -> None:
@@ -185,6 +265,13 @@ def _read_header(data: Bytes) -> tuple[int, dict[str, Any]]:
     return header["start"], header["tensors"]
 
 
+def _checksums(packed: PackedExperts) -> list[int]:
+    """Of each record, the sum of its parts' checksums."""
+    return [
+        sum(_checksum(packed.part(index, key).data) for key in packed.parts) % 2**64 for index in range(packed.count)
+    ]
+
+
 def _checksum(data: Bytes) -> int:
     """Sum of the 64-bit words and of the bytes that are left: at memory speed, and any changed bit changes it."""
     whole = len(data) // 8 * 8
@@ -192,8 +279,8 @@ def _checksum(data: Bytes) -> int:
     return (words + int(np.add.reduce(data[whole:], dtype=np.uint64)) + len(data)) % 2**64
 
 
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+def _aligned(offset: int, alignment: int = ALIGNMENT) -> int:
+    return -(-offset // alignment) * alignment
 
 
 def _empty_aligned(num_bytes: int) -> Bytes:

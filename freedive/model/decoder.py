@@ -111,10 +111,11 @@ def _latent_attention(index: int, attn: spec.LatentAttention, w: Mapping[str, W]
 
 
 def _feed(ffn: spec.FeedForward | spec.Experts, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
-    return _experts(ffn, w, h, ops) if isinstance(ffn, spec.Experts) else _feed_forward(ffn, w, h, ops)
+    return _experts(ffn, w, h, ops) if isinstance(ffn, spec.Experts) else feed_forward(ffn, w, h, ops)
 
 
-def _feed_forward(ffn: spec.FeedForward, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
+def feed_forward(ffn: spec.FeedForward, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
+    """Of a layer or of one expert; ``w`` has ``gate``, ``up`` and ``down``, with ``_bias`` after each where it has."""
     gate, up = (ops.linear(h, w[name], w.get(f"{name}_bias")) for name in ("gate", "up"))
     return ops.linear(ops.glu(gate, up, ffn), w["down"], w.get("down_bias"))
 
@@ -124,7 +125,7 @@ def _experts(moe: spec.Experts, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
     routes = ops.route(logits, moe.router, w.get("choice_bias"), w.get("expert_scale"))
     y = ops.experts(h, routes, moe, Scope(w, "experts"))
     if moe.shared:
-        shared = _feed_forward(moe.shared, Scope(w, "shared"), h, ops)
+        shared = feed_forward(moe.shared, Scope(w, "shared"), h, ops)
         if moe.shared_gate:
             shared = ops.gate(shared, ops.linear(h, w["shared_gate"], None))
         y = ops.add(y, shared)

@@ -254,4 +254,4 @@ def _part(packed: PackedExperts, name: str) -> tuple[int, int, int, int, int | N
     """Where one matrix of every expert lies: format, rows, width, offset, and the offset of its bias."""
     part, bias = packed.parts[name], packed.parts.get(f"{name}_bias")
     rows, k = part.shape
-    return FORMATS[part.format], rows, k, part.offset, bias and bias.offset
+    return FORMATS[part.format], rows, k, part.offset, bias.offset if bias else None

@@ -21,6 +21,7 @@ class ReferenceOps:
     def __init__(self, batch: Batch, cache: list[tuple[Array, ...]]) -> None:
         self._batch = batch
         self._cache = cache
+        self.routes: list[Array] = []
         self._positions: npt.NDArray[np.int64] = np.concatenate(
             [np.arange(start, start + n) for start, n in zip(batch.starts, batch.lengths, strict=True)]
         )
@@ -138,7 +139,8 @@ class ReferenceOps:
         weights = weights * np.float32(router.scale)
         if expert_scale is not None:
             weights = weights * expert_scale[chosen]
-        return np.stack([chosen.astype(np.float32), weights], 1)
+        self.routes.append(np.stack([chosen.astype(np.float32), weights], 1))
+        return self.routes[-1]
 
     def experts(self, x: Array, routes: Array, moe: spec.Experts, weights: Mapping[str, Array]) -> Array:
         out = np.zeros_like(x)
@@ -174,7 +176,7 @@ EXPERT_WEIGHTS = ("gate", "gate_bias", "up", "up_bias", "down", "down_bias")
 
 
 def sigmoid(x: Array) -> Array:
-    y: Array = 1 / (1 + np.exp(-x))
+    y: Array = np.reciprocal(1 + np.exp(-x))
     return y
 
 
@@ -231,30 +233,33 @@ def _attend(
 
 
 class ReferenceRunner:
-    """A model that takes steps with :class:`ReferenceOps`. ``weights`` are float32 by canonical name."""
+    """A model that takes steps with :class:`ReferenceOps`. ``weights`` are float32 by canonical name.
+
+    ``routes`` are those of the last step, [T, 2, num_chosen] (experts, weights) of each layer with experts.
+    """
 
     def __init__(self, model: spec.Model, weights: Mapping[str, Array], *, num_pages: int = 64) -> None:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.num_pages = num_pages
+        self.routes: list[Array] = []
         self._model = model
         self._weights = weights
         slots = num_pages * PAGE_TOKENS
         self._cache = [
-            tuple(np.zeros((slots, heads, dim), np.float32) for heads, dim in _cache_shapes(layer.attention))
+            tuple(np.zeros((slots, heads, dim), np.float32) for heads, dim in cache_shapes(layer.attention))
             for layer in model.layers
         ]
 
     def step(self, batch: Batch) -> Array:
         """See engine.batch.Runner."""
-        return forward(self._model, self._weights, self.ops(batch))
+        ops = ReferenceOps(batch, self._cache)
+        logits = forward(self._model, self._weights, ops)
+        self.routes = ops.routes
+        return logits
 
-    def ops(self, batch: Batch) -> ReferenceOps:
-        """The operations of one step."""
-        return ReferenceOps(batch, self._cache)
 
-
-def _cache_shapes(attn: spec.Attention | spec.LatentAttention) -> list[tuple[int, int]]:
+def cache_shapes(attn: spec.Attention | spec.LatentAttention) -> list[tuple[int, int]]:
     """(heads, dim) of both halves of what the cache keeps: keys and values, or latents and rotated keys."""
     if isinstance(attn, spec.LatentAttention):
         return [(1, attn.kv_rank), (1, attn.rope_dim)]

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,21 @@ from weights import quantize, random_tensor, unpack
 
 import freedive
 from freedive.checkpoint import packed
+from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.packed import (
     ALIGNMENT,
     FORMATS,
     DamagedStore,
+    PackedExperts,
+    PackedTensor,
     open_store,
     pack,
+    pack_model,
     store_bytes,
     write_store,
 )
 from freedive.checkpoint.tensor import Tensor
-from freedive.errors import Unavailable
+from freedive.errors import Unavailable, UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,9 +54,10 @@ def assert_holds(path: Path, tensors: dict[str, Tensor]) -> None:
     store = open_store(path)
     assert list(store) == list(tensors)
     for name, tensor in tensors.items():
-        expected = pack(tensor)
-        assert (store[name].format, store[name].shape) == (expected.format, expected.shape)
-        np.testing.assert_array_equal(store[name].data, expected.data)
+        packed, expected = store[name], pack(tensor)
+        assert isinstance(packed, PackedTensor)
+        assert (packed.format, packed.shape) == (expected.format, expected.shape)
+        np.testing.assert_array_equal(packed.data, expected.data)
 
 
 def test_every_format_comes_back_as_it_was_packed(tmp_path: Path) -> None:
@@ -78,23 +85,116 @@ def test_a_vector_becomes_float32(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tensor.data.view(np.float32), values)
 
 
+# --- experts and heads --------------------------------------------------------------------------------------------
+
+NUM_EXPERTS = 3
+
+
+def mixture() -> dict[str, Tensor]:
+    """A layer of experts with biases between two matrices, every part in its own format."""
+    rng = np.random.default_rng(1)
+    tensors = {"before": random_tensor("Q8_0", 5, 32)}
+    for expert in range(NUM_EXPERTS):
+        for part, kind, rows, width in (("gate", "Q4_0", 40, 64), ("up", "Q5_K", 40, 256), ("down", "F16", 64, 40)):
+            name = f"layers.1.ffn.experts.{expert}.{part}"
+            bias = rng.standard_normal(rows).astype(np.float32)
+            tensors[name] = replace(random_tensor(kind, rows, width, seed=expert), name=name)
+            tensors[f"{name}_bias"] = quantize(f"{name}_bias", bias, "BF16")
+    return tensors | {"after": random_tensor("F32", 5, 32)}
+
+
+def test_experts_become_records_of_whole_pages(tmp_path: Path) -> None:
+    tensors = mixture()
+    told: list[int] = []
+    write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=told.append)
+    assert sum(told) == store_bytes(tensors)
+    for store in (open_store(tmp_path / "s.fdv"), pack_model(tensors)):
+        assert list(store) == ["before", "layers.1.ffn.experts", "after"]
+        experts = store["layers.1.ffn.experts"]
+        assert isinstance(experts, PackedExperts)
+        assert (experts.count, len(experts.data)) == (NUM_EXPERTS, NUM_EXPERTS * experts.stride)
+        assert list(experts.parts) == ["gate", "gate_bias", "up", "up_bias", "down", "down_bias"]
+        for expert in range(NUM_EXPERTS):
+            for part in experts.parts:
+                expected = pack(tensors[f"layers.1.ffn.experts.{expert}.{part}"])
+                packed = experts.part(expert, part)
+                assert (packed.format, packed.shape) == (expected.format, expected.shape)
+                np.testing.assert_array_equal(packed.data, expected.data)
+
+
+def test_records_lie_as_they_are_read(tmp_path: Path) -> None:
+    """Each begins on a page, its parts on lines of the cache, with less than a line between."""
+    write_store(tmp_path / "s.fdv", mixture())
+    experts = open_store(tmp_path / "s.fdv")["layers.1.ffn.experts"]
+    assert isinstance(experts, PackedExperts)
+    assert (experts.stride % ALIGNMENT, experts.data.ctypes.data % ALIGNMENT) == (0, 0)
+    end = 0
+    for name, (_, _, offset) in experts.parts.items():
+        assert offset % 64 == 0
+        assert 0 <= offset - end < 64
+        end = offset + len(experts.part(0, name).data)
+    assert 0 <= experts.stride - end < ALIGNMENT
+
+
+def test_experts_of_a_layer_that_differ_are_refused_by_name(tmp_path: Path) -> None:
+    tensors = mixture()
+    name = "layers.1.ffn.experts.2.up"
+    tensors[name] = replace(random_tensor("Q6_K", 40, 256), name=name)
+    with pytest.raises(UserError, match=rf"{name} is Q6_K, but of the layer's first expert it is Q5_K"):
+        write_store(tmp_path / "s.fdv", tensors)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_record_at_a_time_is_in_memory(tmp_path: Path) -> None:
+    """Of 64 experts of 1 MB each, which are made when they are asked for."""
+    shape = (512, 1024)
+
+    def rows(begin: int, end: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return np.full((end - begin, 2 * shape[1]), 1, np.uint8)
+
+    names = (f"layers.0.ffn.experts.{expert}.up" for expert in range(64))
+    tensors = {name: Tensor(name, shape, "F16", rows) for name in names}
+    tracemalloc.start()
+    write_store(tmp_path / "s.fdv", tensors)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("F32", "F32"), ("BF16", "BF16"), ("F16", "F16"), ("Q8_0", "F16")])
+def test_heads_are_matrices_of_floats_one_after_another(kind: str, kept: str, tmp_path: Path) -> None:
+    heads, rows, width = 3, 40, 64
+    tensor = replace(random_tensor(kind, heads * rows, width), shape=(heads, rows, width))
+    write_store(tmp_path / "s.fdv", {"k_b": tensor})
+    for entry in (open_store(tmp_path / "s.fdv")["k_b"], pack(tensor)):
+        assert isinstance(entry, PackedTensor)
+        assert (entry.format, entry.shape) == (kept, tensor.shape)
+        values = dequantize(tensor)
+        if kept == "F16":
+            values = values.astype(np.float16).astype(np.float32)
+        for head, data in enumerate(np.split(entry.data, heads)):
+            np.testing.assert_array_equal(unpack(PackedTensor(kept, (rows, width), data)), values[head])
+
+
 # --- damage -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def whole(tmp_path: Path) -> bytes:
-    write_store(tmp_path / "whole.fdv", small())
+    write_store(tmp_path / "whole.fdv", small() | mixture())
     return (tmp_path / "whole.fdv").read_bytes()
 
 
 def covered(path: Path) -> list[int]:
-    """Places of bytes that mean something: the whole header, and every seventh of the tensors' own."""
+    """Places of bytes that mean something: the whole header, and some of the tensors' own."""
     data = path.read_bytes()
     header = 32 + int.from_bytes(data[16:24], "little")
     places = list(range(header))
-    for tensor in open_store(path).values():
-        begin = data.index(tensor.data.tobytes())
-        places += range(begin, begin + len(tensor.data), 7)
+    for entry in open_store(path).values():
+        parts = [entry.part(1, key) for key in entry.parts] if isinstance(entry, PackedExperts) else [entry]
+        for part in parts:
+            begin = data.index(part.data.tobytes())
+            places += range(begin, begin + len(part.data), 7 if len(parts) == 1 else 997)
     return places
 
 

@@ -66,14 +66,23 @@ void compare_linear(const Kernels& level, Format f) {
         out[i].resize(std::size_t(tokens) * kPanelRows * num_panels(rows));
         for (int t = 0; t < tokens; t++)
             kernels.quantise(&x[std::size_t(t) * k], k, &codes[i][std::size_t(t) * k / kGroup]);
-        const bool quantised = is_quantised(f);
+        const void* row[tokens];
+        for (int t = 0; t < tokens; t++)
+            row[t] = is_quantised(f) ? (const void*)&codes[i][std::size_t(t) * k / kGroup] : &x[std::size_t(t) * k];
         for (int p = 0; p < num_panels(rows); p++)
-            kernels.linear[int(f)](packed + panel_bytes(f, k) * p, k,
-                                   quantised ? (const void*)codes[i].data() : x.data(), quantised ? k / kGroup : k,
-                                   tokens, &out[i][std::size_t(p) * tokens * kPanelRows]);
+            kernels.linear[int(f)](packed + panel_bytes(f, k) * p, k, row, tokens,
+                                   &out[i][std::size_t(p) * tokens * kPanelRows]);
     });
     expect_same(level.name, "quantise", codes[1].data(), codes[0].data(), codes[0].size() * sizeof(QuantisedGroup));
     expect_same(level.name, "linear", out[1].data(), out[0].data(), out[0].size() * sizeof(float));
+    if (f == Format::F32 || f == Format::F16 || f == Format::BF16) {
+        float sums[2][k] = {};
+        each_of_both(level, [&](const Kernels& kernels, int i) {
+            kernels.add_transposed(f, packed, k, x.data(), sums[i]);
+            kernels.add_transposed(f, packed + panel_bytes(f, k), k, x.data() + kPanelRows, sums[i]);
+        });
+        expect_same(level.name, "add_transposed", sums[1], sums[0], sizeof sums[0]);
+    }
     std::free(packed);
 }
 
@@ -84,11 +93,19 @@ void compare_rows(const Kernels& level) {
     std::uint16_t halves[2][n];
     each_of_both(level, [&](const Kernels& kernels, int i) { kernels.rms_norm(a.data(), b.data(), n, 1e-5f, out[i]); });
     expect_same(level.name, "rms_norm", out[1], out[0], sizeof out[0]);
-    each_of_both(level,
-                 [&](const Kernels& kernels, int i) { kernels.glu(Activation::Silu, a.data(), b.data(), n, out[i]); });
-    expect_same(level.name, "glu", out[1], out[0], sizeof out[0]);
+    for (const Activation activation : {Activation::Silu, Activation::GeluTanh, Activation::SwigluOai})
+        for (const float limit : {0.0f, 0.9f}) {
+            each_of_both(level, [&](const Kernels& kernels, int i) {
+                kernels.glu({activation, limit}, a.data(), b.data(), n, out[i]);
+            });
+            expect_same(level.name, "glu", out[1], out[0], sizeof out[0]);
+        }
+    each_of_both(level, [&](const Kernels& kernels, int i) { kernels.softcap(a.data(), n, 2.5f, out[i]); });
+    expect_same(level.name, "softcap", out[1], out[0], sizeof out[0]);
     each_of_both(level, [&](const Kernels& kernels, int i) { kernels.to_half(a.data(), n, halves[i]); });
     expect_same(level.name, "to_half", halves[1], halves[0], sizeof halves[0]);
+    each_of_both(level, [&](const Kernels& kernels, int i) { kernels.from_half(halves[0], n, out[i]); });
+    expect_same(level.name, "from_half", out[1], out[0], sizeof out[0]);
 }
 
 void compare_attention(const Kernels& level) {
@@ -105,8 +122,12 @@ void compare_attention(const Kernels& level) {
     each_of_both(level, [&](const Kernels& kernels, int i) {
         AttendPartial partial[2];
         for (int row = 0; row < 2; row++) {
-            const AttendTask task{
-                1, {q.data() + row * dim}, {5 * row}, {70 + row}, 0, 71, key_pages, value_pages, dim, stride, 0.2f};
+            const AttendTask task{1,         {q.data() + row * dim},
+                                  {5 * row}, {70 + row},
+                                  0,         71,
+                                  key_pages, value_pages,
+                                  dim,       stride,
+                                  0.2f,      row * 1.5f};
             partial[row] = {0, 0, out[i][row]};
             kernels.attend_f16(task, &partial[row]);
         }
@@ -116,6 +137,24 @@ void compare_attention(const Kernels& level) {
     expect_same(level.name, "attention", out[1], out[0], sizeof out[0]);
 }
 
+void compare_latent_attention(const Kernels& level) {
+    constexpr int dim = 28, rank = 20, stride = 32, heads = 11, end = 71, pages = 3, page = kPageTokens * stride;
+    std::vector<std::uint16_t> cache(std::size_t(pages) * page);
+    const auto values = normal(cache.size()), q = normal(dim * kLatentHeads);
+    scalar_kernels.to_half(values.data(), int(values.size()), cache.data());
+    const std::uint8_t* latents[pages];
+    for (int p = 0; p < pages; p++) latents[p] = (const std::uint8_t*)(cache.data() + p * page);
+    const LatentTask task{q.data(), heads, 0, end, latents, dim, rank, stride, 0.3f};
+    float out[2][heads][stride + 2] = {};
+    each_of_both(level, [&](const Kernels& kernels, int i) {
+        AttendPartial partial[heads];
+        for (int h = 0; h < heads; h++) partial[h] = {0, 0, out[i][h]};
+        kernels.attend_latent_f16(task, partial);
+        for (int h = 0; h < heads; h++) out[i][h][stride] = partial[h].max, out[i][h][stride + 1] = partial[h].sum;
+    });
+    expect_same(level.name, "latent attention", out[1], out[0], sizeof out[0]);
+}
+
 }  // namespace
 
 int main() {
@@ -123,6 +162,7 @@ int main() {
         for (int f = 0; f < kNumFormats; f++) compare_linear(*level, Format(f));
         compare_rows(*level);
         compare_attention(*level);
+        compare_latent_attention(*level);
         std::printf("%s\n", level->name);
     }
     return num_differences != 0;

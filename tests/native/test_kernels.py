@@ -218,7 +218,10 @@ def test_the_cache_rounds_to_half_floats_as_numpy_does_and_saturates(level: str)
         key_dim=dim,
         value_dim=dim,
         scale=1.0,
+        softcap=0.0,
         window=0,
+        chunk=0,
+        sinks=-1,
         q_steps=[],
         k_steps=[],
         element_bytes=2,
@@ -227,6 +230,6 @@ def test_the_cache_rounds_to_half_floats_as_numpy_does_and_saturates(level: str)
     program.allocate(tokens, tokens)
 
     ids = np.arange(tokens, dtype=np.int32)
-    got = program.step(ids, np.ones_like(ids), np.zeros_like(ids), ids[:, None].copy(), ids, result)
+    got = program.step(ids, np.ones_like(ids), np.zeros_like(ids), ids[:, None].copy(), ids, np.ones_like(ids), result)
     expected = np.clip(values, -65504, 65504).astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(got.ravel()[: len(values)], expected)

@@ -1,4 +1,4 @@
-"""Descriptions that no tiny model has: odd sizes, other ropes or none, every grouping of heads."""
+"""Descriptions that no tiny model has: between them every trait, odd sizes, every kind of router."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from descriptions import PLAIN, SHAPES, VOCAB, model, weights
+from descriptions import ATTENTIONS, DESCRIPTIONS, LATENT, PLAIN, VOCAB, experts, model, weights
 from tiny_models import Floats, pack_floats, prompt, take_steps
 from weights import LEVELS
 
 from freedive.errors import UserError
-from freedive.model.spec import Attention, Model
+from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Model
 from freedive.ops.native import NativeRunner
 from freedive.ops.record import fuse, record
 from freedive.ops.reference import ReferenceRunner
+
+PROMPTS, TABLES = [prompt(50, vocab=VOCAB), prompt(33, seed=1, vocab=VOCAB)], [[3, 0], [1, 2]]
+SCHEDULE = [[(0, 31), (1, 33)], [(0, 1)], [(0, 18)]]
 
 
 def native(described: Model, values: dict[str, Floats], level: str | None = None) -> NativeRunner:
@@ -24,23 +27,59 @@ def native(described: Model, values: dict[str, Floats], level: str | None = None
     )
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("name", SHAPES)
-def test_native_equals_reference(name: str, level: str) -> None:
-    described = SHAPES[name]
+def assert_close(described: Model, level: str, given: list[int] | None = None) -> None:
     values = weights(described)
-    prompts, tables = [prompt(50, vocab=VOCAB), prompt(33, seed=1, vocab=VOCAB)], [[3, 0], [1, 2]]
-    schedule = [[(0, 31), (1, 33)], [(0, 1)], [(0, 18)]]
-    got = take_steps(native(described, values, level), prompts, schedule, tables)
-    expected = take_steps(ReferenceRunner(described, values, num_pages=4), prompts, schedule, tables)
+    got = take_steps(native(described, values, level), PROMPTS, SCHEDULE, TABLES, given)
+    expected = take_steps(ReferenceRunner(described, values, num_pages=4), PROMPTS, SCHEDULE, TABLES)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_a_layer_is_five_phases() -> None:
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_native_equals_reference(name: str, level: str) -> None:
+    assert_close(DESCRIPTIONS[name], level)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("given", [[0, 0], [1, 9], [40, 33]])
+@pytest.mark.parametrize("name", [name for name in ATTENTIONS if "latents" in name])
+def test_absorbed_attention_equals_expanded(name: str, given: list[int], level: str) -> None:
+    """The reference expands all keys; the kernels only those of the first ``given`` positions."""
+    assert_close(DESCRIPTIONS[name], level, given)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, described in DESCRIPTIONS.items() if isinstance(described.layers[0].ffn, Experts)]
+)
+def test_native_chooses_the_experts_of_the_reference(name: str) -> None:
+    described, chosen = DESCRIPTIONS[name], []
+    values = weights(described)
+    reference = ReferenceRunner(described, values, num_pages=4)
+    runner = native(described, values)
+    for seed in range(4):
+        (batch,) = [take_steps(runner, [prompt(32, seed, VOCAB)], [[(0, 32)]], [[1]])]
+        take_steps(reference, [prompt(32, seed, VOCAB)], [[(0, 32)]], [[1]])
+        assert len(batch) == 1
+        for got, expected in zip(runner.routes(), reference.routes, strict=True):
+            count = got.shape[1] // 2
+            np.testing.assert_array_equal(got[:, :count], expected[:, 0])
+            np.testing.assert_allclose(got[:, count:], expected[:, 1], atol=1e-5)
+            chosen.append(got[:, :count])
+    assert len(np.unique(np.concatenate(chosen))) > 1
+
+
+def test_a_dense_layer_is_five_phases() -> None:
     described = model(replace(PLAIN, qk_norm="head", qkv_bias=True))
     names = [phase.op for phase in fuse(record(described))]
     assert names == ["embed", *["linear", "attention", "linear", "glu", "linear"] * 2, "select", "linear"]
+
+
+def test_a_layer_of_latents_and_experts_is_nine_phases() -> None:
+    moe = replace(experts(), shared=FeedForward(30))
+    names = [phase.op for phase in fuse(record(model(LATENT, moe)))]
+    mixer = ["linear", "linear", "latent_attention", "linear"]
+    assert names == ["embed", *[*mixer, "linear", "route", "experts", "glu", "linear"] * 2, "select", "linear"]
 
 
 def test_an_unknown_level_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +101,10 @@ def test_heads_wider_than_the_kernels_are_refused() -> None:
     described = model(Attention(num_heads=1, num_kv_heads=1, head_dim=640, rope=None, scale=0.05))
     with pytest.raises(UserError, match="640"):
         native(described, weights(described))
+
+
+def test_wide_latents_and_too_many_experts_are_refused() -> None:
+    wide = LatentAttention(1, 0, 600, 16, 16, 16, rope=LATENT.rope, scale=1.0)
+    for described, number in ((model(wide), "616"), (model(PLAIN, experts(2000)), "2000")):
+        with pytest.raises(UserError, match=number):
+            NativeRunner(described, {}, num_threads=1, max_rows=8, num_pages=1)

@@ -1,0 +1,51 @@
+"""Files that appear under their name only when they are whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from freedive.errors import Unavailable
+
+_PARTIAL = re.compile(r".+\.(\d+)-\d+\.partial", re.DOTALL)
+
+
+@contextmanager
+def new_file(path: Path, what: str, num_bytes: int, otherwise: str) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of ``path`` at the end; on any exception nothing is left.
+
+    Raises Unavailable, saying that ``what`` cannot be written, if the disk is closed or lacks ``num_bytes``: make room,
+    or ``otherwise``.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    _sweep(path.parent)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise Unavailable(
+            f"{what} cannot be written to {path.parent}: {error.strerror}",
+            f"Make room for {num_bytes / 2**30:.1f} GiB, or {otherwise}",
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what processes that were killed while they wrote have left."""
+    for left in folder.glob("*.partial"):
+        if match := _PARTIAL.fullmatch(left.name):
+            try:
+                os.kill(int(match[1]), 0)
+            except (ProcessLookupError, OverflowError):
+                left.unlink(missing_ok=True)
+            except PermissionError:  # it is alive, and another user's
+                continue

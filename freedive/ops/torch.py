@@ -1,0 +1,301 @@
+"""The operations in PyTorch: differentiable, for training. Nothing that serves imports this module, or torch.
+
+Activations may be of any float type; a linear computes in its weight's, while norms, rotations, softmax and routing
+compute in float32 at least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from freedive.engine.batch import PAGE_TOKENS, Batch
+from freedive.model import spec
+from freedive.model.decoder import Scope, feed_forward, forward
+from freedive.ops.reference import cache_shapes
+
+Cache = list[tuple[Tensor, ...]]
+"""Of each layer what :func:`cache_shapes` says, as [slots, heads, dim] each."""
+
+
+class TorchOps:
+    """Operations of one step over tensors.
+
+    Without a ``cache`` every request is whole: it starts at 0, ``pages`` is not looked at, and gradients reach every
+    weight. With one, keys and values are written in place, so gradients must be off. ``absorbed`` folds the key and
+    value matrices of latent attention into queries and results.
+    """
+
+    def __init__(self, batch: Batch, cache: Cache | None = None, *, absorbed: bool = False) -> None:
+        assert cache is not None or not batch.starts.any(), "without a cache a request has to start at 0"
+        self._batch = batch
+        self._cache = cache
+        self._absorbed = absorbed
+        self._runs = list(_runs(batch))
+        self._positions = torch.cat([run.positions.repeat(run.count) for run in self._runs])
+
+    def embed(self, table: Tensor) -> Tensor:
+        return F.embedding(torch.tensor(self._batch.tokens), table)
+
+    def select(self, x: Tensor) -> Tensor:
+        return x[torch.tensor(self._batch.wanted)]
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        y = F.rms_norm(_wide(x), x.shape[-1:], eps=eps)
+        return (y if weight is None else y * weight).to(x.dtype)
+
+    def head_norm(self, x: Tensor, weight: Tensor | None, head_dim: int, eps: float) -> Tensor:
+        return self.rms_norm(x.reshape(len(x), -1, head_dim), weight, eps).flatten(1)
+
+    def rope(self, x: Tensor, rope: spec.Rope, head_dim: int) -> Tensor:
+        angles = self._positions[:, None, None] * torch.tensor(rope.inv_freq)
+        cos, sin = angles.cos() * rope.factor, angles.sin() * rope.factor
+        heads = x.reshape(len(x), -1, head_dim)
+        pair, shape = (-1, (-1, 2)) if rope.interleaved else (-2, (2, -1))
+        a, b = heads[..., : rope.dim].reshape(*heads.shape[:2], *shape).unbind(pair)
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], pair).flatten(2)
+        return torch.cat([turned.to(x.dtype), heads[..., rope.dim :]], -1).flatten(1)
+
+    def temper(self, q: Tensor, temperature: spec.Temperature) -> Tensor:
+        steps = ((self._positions + 1) / temperature.floor_scale).floor()
+        return (q * (steps.log1p() * temperature.scale + 1)[:, None]).to(q.dtype)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x.to(weight.dtype), weight, bias)
+
+    def glu(self, gate: Tensor, up: Tensor, ffn: spec.FeedForward) -> Tensor:
+        if ffn.limit:
+            gate, up = gate.clamp(max=ffn.limit), self.clip(up, ffn.limit)
+        match ffn.activation:
+            case "silu":
+                return F.silu(gate) * up
+            case "gelu_tanh":
+                return F.gelu(gate, approximate="tanh") * up
+            case "swiglu_oai":
+                return gate * (1.702 * gate).sigmoid() * (up + 1)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, attn: spec.Attention, layer: int
+    ) -> Tensor:
+        parts = []
+        for run in self._runs:
+            keys, values = self._remember(layer, run, *(run.heads(x, attn.num_kv_heads) for x in (k, v)))
+            parts.append(_attend(run.heads(q, attn.num_heads), keys, values, run.start, attn, sinks))
+        return torch.cat(parts)
+
+    def latent_attention(
+        self, q: Tensor, kv: Tensor, norm: Tensor, k_b: Tensor, v_b: Tensor, attn: spec.LatentAttention, layer: int
+    ) -> Tensor:
+        latent = self.rms_norm(kv[:, : attn.kv_rank], norm, attn.latent_eps)
+        turning = self.rope(kv[:, attn.kv_rank :], attn.rope, attn.rope_dim)
+        q = self._latent_queries(q, k_b, attn)
+        parts = []
+        for run in self._runs:
+            latents, turns = self._remember(layer, run, run.heads(latent, 1), run.heads(turning, 1))
+            if self._absorbed:
+                keys, values = latents, latents
+            else:
+                keys, values = (torch.einsum("nsir,hdr->nshd", latents, matrix) for matrix in (k_b, v_b))
+            keys = torch.cat([keys, turns.expand(-1, -1, keys.shape[2], -1)], -1)
+            plain = spec.Attention(attn.num_heads, keys.shape[2], keys.shape[3], None, attn.scale)
+            parts.append(_attend(run.heads(q, attn.num_heads), keys, values, run.start, plain, None))
+        out = torch.cat(parts)
+        if self._absorbed:
+            out = torch.einsum("thr,hdr->thd", out.reshape(len(q), attn.num_heads, -1), v_b).flatten(1)
+        return out
+
+    def _latent_queries(self, q: Tensor, k_b: Tensor, attn: spec.LatentAttention) -> Tensor:
+        """Queries with their last part rotated; when absorbed, the first part is turned to look at latents."""
+        heads = q.reshape(len(q), attn.num_heads, attn.head_dim)
+        plain, turning = heads[..., : attn.nope_dim], heads[..., attn.nope_dim :]
+        turning = self.rope(turning.flatten(1), attn.rope, attn.rope_dim).view_as(turning)
+        if self._absorbed:
+            plain = torch.einsum("thd,hdr->thr", plain, k_b)
+        return torch.cat([plain, turning], -1).flatten(1)
+
+    def _remember(self, layer: int, run: Run, *new: Tensor) -> tuple[Tensor, ...]:
+        """Writes new rows [requests, rows, heads, dim] to the cache; returns all positions'."""
+        if self._cache is None:
+            return new
+        slots = run.slots
+        for store, rows in zip(self._cache[layer], new, strict=True):
+            store[slots[:, run.start :]] = rows
+        return tuple(store[slots] for store in self._cache[layer])
+
+    def route(
+        self, logits: Tensor, router: spec.Router, choice_bias: Tensor | None, expert_scale: Tensor | None
+    ) -> Tensor:
+        """[T, 2, num_chosen]: experts and weights, of which the weights have gradients."""
+        logits = _wide(logits)
+        scores = logits.sigmoid() if router.score == "sigmoid" else logits.softmax(-1)
+        chosen = self.choose(scores.detach() if choice_bias is None else scores.detach() + choice_bias, router)
+        weights = scores.gather(-1, chosen)
+        if router.renormalise:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        weights = weights * router.scale
+        if expert_scale is not None:
+            weights = weights * expert_scale[chosen]
+        return torch.stack([chosen.to(weights.dtype), weights], 1)
+
+    def choose(self, merit: Tensor, router: spec.Router) -> Tensor:
+        """The experts of each token [T, num_chosen], best first, by merit [T, num_experts]; of equals the lower index.
+
+        Called once for each layer that has experts, in order: override it to count loads or to replay choices.
+        """
+        groups = merit.reshape(len(merit), router.num_groups, -1)
+        if router.group_choice == "each":
+            first = torch.arange(0, router.num_experts, groups.shape[-1])[:, None]
+            return (_top(groups, router.num_chosen // router.num_groups) + first).flatten(1)
+        if router.kept_groups < router.num_groups:
+            strength = groups.topk(2 if router.group_choice == "top2" else 1).values.sum(-1)
+            dropped = torch.ones_like(strength).scatter(-1, _top(strength, router.kept_groups), 0).bool()
+            merit = groups.masked_fill(dropped[..., None], -torch.inf).flatten(1)
+        return _top(merit, router.num_chosen)
+
+    def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
+        chosen, shares = routes.unbind(1)
+        order = chosen.flatten().argsort(stable=True)
+        counts = chosen.long().flatten().bincount(minlength=moe.router.num_experts).tolist()
+        rows, share = order // moe.router.num_chosen, shares.flatten()[order, None]
+        y = x[rows]
+        if moe.router.weighs_input:
+            y = (y * share).to(x.dtype)
+        parts = [
+            feed_forward(moe.expert, Scope(weights, str(expert)), part, self)
+            for expert, part in enumerate(torch.split(y, counts))
+            if len(part)
+        ]
+        y = _wide(torch.cat(parts))
+        if not moe.router.weighs_input:
+            y = y * share
+        return torch.zeros_like(y[: len(x)]).index_add(0, rows, y).to(x.dtype)
+
+    def gate(self, x: Tensor, gate: Tensor) -> Tensor:
+        return (x * gate.sigmoid()).to(x.dtype)
+
+    def scale(self, x: Tensor, factor: float) -> Tensor:
+        return x * factor
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        return cap * (x / cap).tanh()
+
+    def clip(self, x: Tensor, limit: float) -> Tensor:
+        return x.clamp(-limit, limit)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+@dataclass(frozen=True)
+class Run:
+    """Requests side by side that begin and end at the same positions, so that one product attends for all of them."""
+
+    rows: slice
+    start: int
+    pages: npt.NDArray[np.int32]
+    positions: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.pages)
+
+    @property
+    def slots(self) -> Tensor:
+        """Where the cache keeps every position up to the last: [requests, positions]."""
+        position = np.arange(self.start + len(self.positions))
+        return torch.tensor(self.pages[:, position // PAGE_TOKENS] * PAGE_TOKENS + position % PAGE_TOKENS)
+
+    def heads(self, x: Tensor, num_heads: int) -> Tensor:
+        """The run's rows of x [T, heads * dim] as [requests, rows, heads, dim]."""
+        return x[self.rows].reshape(self.count, len(self.positions), num_heads, -1)
+
+
+def _runs(batch: Batch) -> Iterator[Run]:
+    row = 0
+    requests = zip(batch.starts.tolist(), batch.lengths.tolist(), batch.pages, strict=True)
+    for (start, length), same in groupby(requests, key=lambda request: request[:2]):
+        pages = np.stack([table for _, _, table in same])
+        rows = slice(row, row + len(pages) * length)
+        yield Run(rows, start, pages, torch.arange(start, start + length))
+        row = rows.stop
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
+    """Queries from position ``start`` on over all keys and values, each [requests, positions, heads, dim]:
+    [requests * positions, heads * dim].
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if attn.softcap or sinks is not None:
+        y = _attend_by_hand(q, k, v, start, attn, sinks)
+    else:
+        seen = _seen(q, k, start, attn) if start or attn.window or attn.chunk else None  # torch is faster without
+        y = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=attn.scale, enable_gqa=True)
+    return y.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
+    k, v = (x.repeat_interleave(attn.num_heads // attn.num_kv_heads, 1) for x in (k, v))
+    scores = _wide(q @ k.mT) * attn.scale
+    if attn.softcap:
+        scores = attn.softcap * (scores / attn.softcap).tanh()
+    scores = scores.masked_fill(~_seen(q, k, start, attn), -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:-1], 1)], -1)
+    return scores.softmax(-1)[..., : k.shape[2]].to(v.dtype) @ v
+
+
+def _seen(q: Tensor, k: Tensor, start: int, attn: spec.Attention) -> Tensor:
+    """Whether each query sees each key: [queries, keys]."""
+    query, key = torch.arange(start, start + q.shape[2])[:, None], torch.arange(k.shape[2])
+    seen = key <= query
+    if attn.window:
+        seen &= query - key < attn.window
+    if attn.chunk:
+        seen &= query // attn.chunk == key // attn.chunk
+    return seen
+
+
+def _top(x: Tensor, count: int) -> Tensor:
+    """The places of the ``count`` largest of each row; of equals the first (torch's own topk takes any)."""
+    return x.argsort(dim=-1, descending=True, stable=True)[..., :count]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class TorchRunner:
+    """A model that takes steps with :class:`TorchOps`. ``weights`` are tensors of one float type by canonical name."""
+
+    def __init__(
+        self, model: spec.Model, weights: Mapping[str, Tensor], *, num_pages: int = 64, absorbed: bool = False
+    ) -> None:
+        self.vocab_size = model.vocab_size
+        self.max_context = model.max_context
+        self.num_pages = num_pages
+        self._model = model
+        self._weights = weights
+        self._absorbed = absorbed
+        slots, dtype = num_pages * PAGE_TOKENS, weights["embed"].dtype
+        self._cache: Cache = [
+            tuple(torch.zeros((slots, heads, dim), dtype=dtype) for heads, dim in cache_shapes(layer.attention))
+            for layer in model.layers
+        ]
+
+    def step(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """See engine.batch.Runner."""
+        with torch.no_grad():
+            logits: npt.NDArray[np.float32] = forward(self._model, self._weights, self.ops(batch)).float().numpy()
+        return logits
+
+    def ops(self, batch: Batch) -> TorchOps:
+        """The operations of one step."""
+        return TorchOps(batch, self._cache, absorbed=self._absorbed)
