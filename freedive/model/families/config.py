@@ -49,9 +49,22 @@ HARMLESS: Mapping[str, object] = {
     # layers after the last one, which predict further tokens and are not run
     "num_nextn_predict_layers": ANY,
     # switches that must stand as the family has them
+    "add_classification_head": False,
+    "group_limited_greedy": False,
     "is_llama_config": True,
+    "mlp_bias": False,
+    "moe_drop_tokens": False,
+    "moe_layer_num_skipped": 0,
+    "moe_random_routing_dropped_token": False,
+    "moe_router_use_sigmoid": True,
+    "norm_type": "rms",
+    "position_embedding_xdrope": False,
+    "qk_norm": True,
     "rope_interleaved": False,
+    "use_cla": False,
+    "use_mixed_mlp_moe": True,
     "use_mrope": False,
+    "use_rotary_pos_emb": True,
 }
 """Keys that do not change the mathematics -> the value for which that holds."""
 
@@ -84,6 +97,14 @@ class Config:
         if type(value) is not int or not least <= value <= most:
             raise self._impossible(key, value, f"a whole number from {least} to {most}")
         return value
+
+    def counts(self, key: str, length: int, default: int | None = None, *, most: int = 1 << 20) -> list[int]:
+        """``length`` whole numbers in 1 .. ``most``; one stands for all."""
+        value = self._get(key, default)
+        values = value if isinstance(value, list) else [value] * length
+        if len(values) != length or not all(type(count) is int and 1 <= count <= most for count in values):
+            raise self._impossible(key, value, f"a whole number from 1 to {most}, or {length} of them")
+        return values
 
     def number(self, key: str, default: float | None = None, *, least: float = 1e-12, most: float = 1e12) -> float:
         """A finite number in ``least`` .. ``most``."""

@@ -88,9 +88,9 @@ def groups(config: Config, router: Router, choice: Literal["max", "top2"] = "max
     return replace(router, num_groups=num_groups, kept_groups=kept_groups, group_choice=choice)
 
 
-def with_shared(moe: Experts, num_shared: int) -> Experts:
+def with_shared(moe: Experts, num_shared: int, *, bias: bool = False) -> Experts:
     """``moe`` with ``num_shared`` experts that run for every token, as the one wide feed-forward that they are."""
-    shared = replace(moe.expert, dim=num_shared * moe.expert.dim) if num_shared else None
+    shared = replace(moe.expert, dim=num_shared * moe.expert.dim, bias=bias) if num_shared else None
     return replace(moe, shared=shared)
 
 

@@ -99,11 +99,13 @@ def _linear(table: Config, theta: float, dim: int, max_position: int) -> tuple[F
 
 
 def _dynamic(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
-    """NTK with a fixed ``alpha`` stretches the base once and for all (Hunyuan); ``factor`` then says nothing.
+    """NTK with a fixed ``alpha`` stretches the base once and for all (Hunyuan); other numbers then say nothing.
 
     Without ``alpha`` the base would grow with texts longer than ``max_position``, which are not accepted.
     """
     _factor(table)
+    for key in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+        table.number(key, 0.0, least=0)
     alpha = table.number("alpha", 1.0, least=1, most=1e6)
     return _plain(theta * alpha ** (dim / (dim - 2)), dim), 1.0
 
