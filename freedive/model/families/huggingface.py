@@ -25,7 +25,7 @@ def _smollm3(config: Config) -> Model:
     bias, rotated = config.flag("attention_bias"), rotated_layers(config)
     attn = attention(config, qkv_bias=bias, out_bias=bias)
     ffn = feed_forward(config, bias=config.flag("mlp_bias"))
-    width = window(config) if config.flag("use_sliding_window") else 0
+    width = window(config) * config.flag("use_sliding_window")
     types = layer_types(config, [FULL if turns else SLIDING for turns in rotated])
     layers = [
         Layer(replace(attn, rope=attn.rope if turns else None, window=width if kind == SLIDING else 0), ffn)

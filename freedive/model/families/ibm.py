@@ -88,6 +88,8 @@ def _swash(config: Config) -> list[Attention]:
     thetas = config.numbers("layer_rope_theta", total, least=0, most=1e12)
     if not thetas:
         return attns
+    if any(0 < theta < 2 for theta in thetas):
+        raise config.refusal("layer_rope_theta", "has a number between 0 and 2")
     ropes = {theta: rope(config, attns[0].head_dim, theta=theta) if theta else None for theta in thetas}
     return [replace(attn, rope=ropes[theta]) for attn, theta in zip(attns, thetas, strict=True)]
 
