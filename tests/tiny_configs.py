@@ -56,8 +56,8 @@ LATENT: Settings = {
 DEEPSEEK: Settings = {**MOE, **LATENT, "first_k_dense_replace": 1}
 GROUPED: Settings = {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2}
 GRANITE: Settings = {
-    "embedding_multiplier": 12.0,
-    "logits_scaling": 8.0,
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 2.0,
     "residual_multiplier": 0.22,
     "attention_multiplier": 0.1,
 }
