@@ -1,4 +1,4 @@
-"""transformers = reference = torch = native on tiny random models, however a prompt is cut and beside whatever it runs."""
+"""transformers = reference = torch = native on tiny random models, however prompts are cut and whatever runs beside."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def assert_equal(runner: Runner, name: str, schedule: Schedule, record: Any, giv
 def test_the_logits_are_worth_comparing(name: str) -> None:
     logits = maker_logits(name, tuple(PROMPTS[0]))
     assert 0.5 < logits.std() < 20
-    assert len(set(logits.argmax(-1).tolist())) > 20
+    assert len(set(logits.argmax(-1).tolist())) > 15
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
