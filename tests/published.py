@@ -1,29 +1,40 @@
-"""Figures of descriptions that makers publish: how many weights there are, and how many a token uses."""
+"""What published model cards count; and the tensors of a description, without bytes."""
 
 from __future__ import annotations
 
-from freedive.model import spec
+import numpy as np
+
+from freedive.checkpoint.tensor import Tensor
 from freedive.model.params import params
+from freedive.model.size import size
+from freedive.model.spec import Model
 
 
-def total_billions(model: spec.Model) -> float:
+def total_billions(model: Model) -> float:
     """Weights in all, in 1e9."""
-    return sum(param.size for param in params(model).values()) / 1e9
+    return size(model).total / 1e9
 
 
-def active_billions(model: spec.Model) -> float:
-    """Weights that one token multiplies with, in 1e9: of each mixture's experts those that a token goes to."""
-    return sum(param.size for name, param in params(model).items() if _is_active(name, model)) / 1e9
+def active_billions(model: Model) -> float:
+    """Those that a token meets, in 1e9: of the experts only the chosen ones, of the embedding all."""
+    read = size(model)
+    return (read.active + (0 if model.tied else model.vocab_size * model.hidden_dim)) / 1e9
 
 
-def active_without_vocabulary(model: spec.Model) -> float:
+def active_without_vocabulary(model: Model) -> float:
     """Likewise, but for the embedding and the output head."""
     return active_billions(model) - model.vocab_size * model.hidden_dim * (1 if model.tied else 2) / 1e9
 
 
-def _is_active(name: str, model: spec.Model) -> bool:
-    match name.split("."):
-        case ["layers", layer, "ffn", "experts", expert, _]:
-            ffn = model.layers[int(layer)].ffn
-            return isinstance(ffn, spec.Experts) and int(expert) < ffn.router.num_chosen
-    return True
+def num_weights(model: Model) -> int:
+    return size(model).total
+
+
+def num_active(model: Model) -> int:
+    return round(active_billions(model) * 1e9)
+
+
+def nothing(model: Model) -> dict[str, Tensor]:
+    """Every weight of ``model``, by canonical name and with its shape, for tests of names."""
+    empty = np.zeros((1, 0), np.uint8)
+    return {name: Tensor(name, param.shape, "F32", empty) for name, param in params(model).items()}

@@ -24,6 +24,7 @@ from freedive.model.families import describe
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import pangu
     import torch
     import transformers
 
@@ -36,7 +37,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 def maker_model(name: str, **changes: Any) -> Any:
     """A model of transformers whose every weight is random, those too that are 0 or 1 at first."""
     family, settings = TINY[name]
-    kind = getattr(transformers, f"{family}ForCausalLM")
+    kind = getattr(pangu if family.startswith("Pangu") else transformers, f"{family}ForCausalLM")
     config = kind.config_class(**{**BASE, "max_position_embeddings": 1024, **settings, **changes})
     slow = {"attn_implementation": "eager", "experts_implementation": "eager"}
     model = kind._from_config(config, **slow, dtype=torch.float32).eval()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from freedive.checkpoint.file import quote
 from freedive.errors import UserError
 
-T = TypeVar("T", bound=str)
+T = TypeVar("T", bound=str | int)
 
 ANY = object()
 """Stands for every value in :data:`HARMLESS`."""
@@ -49,9 +49,22 @@ HARMLESS: Mapping[str, object] = {
     # layers after the last one, which predict further tokens and are not run
     "num_nextn_predict_layers": ANY,
     # switches that must stand as the family has them
+    "add_classification_head": False,
+    "group_limited_greedy": False,
     "is_llama_config": True,
+    "mlp_bias": False,
+    "moe_drop_tokens": False,
+    "moe_layer_num_skipped": 0,
+    "moe_random_routing_dropped_token": False,
+    "moe_router_use_sigmoid": True,
+    "norm_type": "rms",
+    "position_embedding_xdrope": False,
+    "qk_norm": True,
     "rope_interleaved": False,
+    "use_cla": False,
+    "use_mixed_mlp_moe": True,
     "use_mrope": False,
+    "use_rotary_pos_emb": True,
 }
 """Keys that do not change the mathematics -> the value for which that holds."""
 
@@ -85,6 +98,14 @@ class Config:
             raise self._impossible(key, value, f"a whole number from {least} to {most}")
         return value
 
+    def counts(self, key: str, length: int, default: int | None = None, *, most: int = 1 << 20) -> list[int]:
+        """``length`` whole numbers in 1 .. ``most``; one stands for all."""
+        value = self._get(key, default)
+        values = value if isinstance(value, list) else [value] * length
+        if len(values) != length or not all(type(count) is int and 1 <= count <= most for count in values):
+            raise self._impossible(key, value, f"a whole number from 1 to {most}, or {length} of them")
+        return values
+
     def number(self, key: str, default: float | None = None, *, least: float = 1e-12, most: float = 1e12) -> float:
         """A finite number in ``least`` .. ``most``."""
         value = self._get(key, default)
@@ -93,13 +114,14 @@ class Config:
         return float(value)
 
     def numbers(self, key: str, length: int, *, least: float, most: float) -> list[float] | None:
-        """``length`` numbers, or None when the key is absent."""
-        if key not in self._values:
+        """``length`` numbers, or None when the key is absent or lists nothing."""
+        value = self._get(key, [])
+        if value == []:
             return None
-        value = self._get(key, None)
-        if not isinstance(value, list) or len(value) != length or not all(least <= x <= most for x in value):
+        given: list[float] = value if isinstance(value, list) else []
+        if len(given) != length or not all(type(x) in (int, float) and least <= x <= most for x in given):
             raise self._impossible(key, value, f"{length} numbers from {least:g} to {most:g}")
-        return value
+        return given
 
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false."""
@@ -112,7 +134,7 @@ class Config:
         """One of ``known``, the first when the key is absent."""
         value = self._get(key, known[0])
         if value not in known:
-            raise self._impossible(key, value, f"one of {', '.join(known)}")
+            raise self._impossible(key, value, f"one of {', '.join(map(str, known))}")
         return known[known.index(value)]
 
     def choices(self, key: str, length: int, known: tuple[str, ...]) -> list[str] | None:

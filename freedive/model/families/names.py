@@ -6,7 +6,7 @@ ending in ``.bias``, that in ``.weight``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from freedive.checkpoint.rules import Ignore, Permute, Rule, Rules, Transpose
@@ -109,12 +109,13 @@ WRAPPERS = {"model.language_model.": "", "language_model.model.": "language_mode
 class Naming:
     """Where a family deviates from the names that its container has for all.
 
-    ``renames`` are single tensors; ``rules`` gives, for a description, those that hold several weights, or are changed
-    on the way. They go before the common names: of several for a weight the first whose tensor is there counts.
+    ``renames`` are single tensors; ``rules`` gives, for a description, those that hold several weights, are changed on
+    the way, or are not read. They go before the common ones: where two serve the same weight, the first whose tensor is
+    there counts.
     """
 
     renames: Names = field(default_factory=dict)
-    rules: Callable[[Model], Sequence[Rule]] = lambda spec: ()
+    rules: Callable[[Model], Rules] = lambda spec: ()
 
 
 def hub_rules(spec: Model, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:

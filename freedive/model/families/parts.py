@@ -88,15 +88,22 @@ def groups(config: Config, router: Router, choice: Literal["max", "top2"] = "max
     return replace(router, num_groups=num_groups, kept_groups=kept_groups, group_choice=choice)
 
 
-def with_shared(moe: Experts, num_shared: int) -> Experts:
+def with_shared(moe: Experts, num_shared: int, *, bias: bool = False) -> Experts:
     """``moe`` with ``num_shared`` experts that run for every token, as the one wide feed-forward that they are."""
-    shared = replace(moe.expert, dim=num_shared * moe.expert.dim) if num_shared else None
+    shared = replace(moe.expert, dim=num_shared * moe.expert.dim, bias=bias) if num_shared else None
     return replace(moe, shared=shared)
 
 
 def layer_types(config: Config, otherwise: Sequence[str]) -> Sequence[str]:
     """FULL or SLIDING for each layer: as ``layer_types`` lists them, or ``otherwise``."""
     return config.choices("layer_types", len(otherwise), (FULL, SLIDING)) or otherwise
+
+
+def rotated_layers(config: Config) -> list[bool]:
+    """Which layers know positions: all but every ``no_rope_layer_interval``-th, unless ``no_rope_layers`` lists it."""
+    total, interval = num_layers(config), config.count("no_rope_layer_interval", 4)
+    listed = config.numbers("no_rope_layers", total, least=0, most=1)
+    return [bool(turns) for turns in listed or ((i + 1) % interval for i in range(total))]
 
 
 def window(config: Config) -> int:

@@ -1,0 +1,55 @@
+"""Huawei's openPangu: Embedded, which is Llama with biases; Pro MoE, which takes an expert of each group (MoGE)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from freedive.model.families.config import Config
+from freedive.model.families.family import Family
+from freedive.model.families.names import SHARED, Naming, feed_forward_names
+from freedive.model.families.parts import attention, feed_forward, model, num_layers, router
+from freedive.model.spec import Attention, Experts, Layer, Model
+
+
+def _embedded(config: Config) -> Model:
+    return model("PanguEmbedded", config, [Layer(_biased(config), feed_forward(config))] * num_layers(config))
+
+
+def _pro_moe(config: Config) -> Model:
+    """Mixture of grouped experts (Tang et al. 2025): as many groups as each token has experts."""
+    moge = router(config, group_choice="each", expert_scale=True)
+    if moge.num_experts % moge.num_chosen:
+        raise config.refusal("num_experts", f"({moge.num_experts}) does not make {moge.num_chosen} equal groups")
+    expert, shared = (feed_forward(config, f"{part}_intermediate_size") for part in ("moe", "shared_expert"))
+    layer = Layer(_biased(config), Experts(replace(moge, num_groups=moge.num_chosen), expert, shared))
+    return model("PanguProMoE", config, [layer] * num_layers(config))
+
+
+def _biased(config: Config) -> Attention:
+    bias = config.flag(config.first("attention_bias", "bias"), True)
+    return attention(config, qkv_bias=bias, out_bias=bias)
+
+
+_DEFAULTS = {"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "rope_theta": 16_000_000.0}
+
+PANGU_EMBEDDED = Family(
+    name="PanguEmbedded",
+    architectures=("PanguEmbeddedForCausalLM",),
+    spec=_embedded,
+    defaults={**_DEFAULTS, "max_position_embeddings": 32768},
+    gguf_name="pangu-embedded",
+)
+
+PANGU_PRO_MOE = Family(
+    name="PanguProMoE",
+    architectures=("PanguProMoEForCausalLM",),
+    spec=_pro_moe,
+    defaults={**_DEFAULTS, "max_position_embeddings": 131072},
+    ignorable=("intermediate_size",),  # no layer is dense
+    hub=Naming(
+        {
+            "layers.{}.ffn.expert_scale": "model.layers.{}.mlp.router_scale",
+            **feed_forward_names(SHARED, "model.layers.{}.mlp.shared_expert."),
+        }
+    ),
+)

@@ -1,0 +1,68 @@
+"""OpenAI's gpt-oss: every second layer sees a window, every head has a sink, every product but the head a bias."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from freedive.checkpoint.rules import Rule, Transpose
+from freedive.model.families.config import Config
+from freedive.model.families.family import Family
+from freedive.model.families.names import EXPERT, Naming
+from freedive.model.families.parts import FULL, SLIDING, attention, layer_types, model, num_layers, router, window
+from freedive.model.spec import Experts, FeedForward, Layer, Model
+
+
+def _gpt_oss(config: Config) -> Model:
+    bias = config.flag("attention_bias")
+    full = attention(config, qkv_bias=bias, out_bias=bias, sinks=True)
+    kinds = {FULL: Layer(full, _experts(config))}
+    kinds[SLIDING] = replace(kinds[FULL], attention=replace(full, window=window(config)))
+    types = layer_types(config, [FULL if i % 2 else SLIDING for i in range(num_layers(config))])
+    return model("gpt_oss", config, [kinds[kind] for kind in types])
+
+
+def _experts(config: Config) -> Experts:
+    """The router's softmax over the chosen experts' logits is one over all, renormalised."""
+    config.choice("hidden_act", ("silu",))
+    config.number("swiglu_alpha", 1.702, least=1.702, most=1.702)
+    limit = config.number("swiglu_limit", 7.0)
+    expert = FeedForward(config.count("intermediate_size"), "swiglu_oai", bias=True, limit=limit)
+    return Experts(router(config, renormalise=True, bias=True), expert)
+
+
+def _stacks(spec: Model) -> list[Rule]:
+    """Stacked experts: float matrices stand the other way round than MXFP4 ones; outputs of gate and up alternate."""
+    theirs = "model.layers.{}.mlp.experts"
+    gate_up, down = (f"{EXPERT}.gate", f"{EXPERT}.up"), (f"{EXPERT}.down",)
+    num_pairs = spec.layers[0].ffn.expert.dim if isinstance(spec.layers[0].ffn, Experts) else 1
+    return [
+        Rule(f"{theirs}.gate_up_proj", gate_up, (Transpose(),), blocks=num_pairs),
+        Rule(f"{theirs}.gate_up_proj_blocks", gate_up, blocks=num_pairs),
+        Rule(f"{theirs}.gate_up_proj_bias", tuple(f"{name}_bias" for name in gate_up), blocks=num_pairs),
+        Rule(f"{theirs}.down_proj", down, (Transpose(),)),
+        Rule(f"{theirs}.down_proj_blocks", down),
+        Rule(f"{theirs}.down_proj_bias", (f"{EXPERT}.down_bias",)),
+    ]
+
+
+GPT_OSS = Family(
+    name="gpt_oss",
+    architectures=("GptOssForCausalLM",),
+    spec=_gpt_oss,
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "head_dim": 64,
+        "attention_bias": True,
+        "rope_theta": 150_000.0,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "truncate": False,
+        },
+    },
+    ignorable=("experts_per_token", "initial_context_length"),  # said twice
+    hub=Naming({"layers.{}.ffn.router": "model.layers.{}.mlp.router.weight"}, _stacks),
+    gguf_name="gpt-oss",
+    gguf=Naming({"layers.{}.ffn.norm": "blk.{}.post_attention_norm.weight"}),
+)

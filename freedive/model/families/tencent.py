@@ -1,0 +1,157 @@
+"""Tencent's Hunyuan, dense and A13B, which norms heads after rotating them; and Hy3, which routes as DeepSeek-V3."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from freedive.checkpoint.rules import Rule
+from freedive.model.families.config import Config
+from freedive.model.families.family import Family
+from freedive.model.families.names import SHARED, Naming, feed_forward_names
+from freedive.model.families.parts import attention, feed_forward, model, num_layers, router, with_shared
+from freedive.model.spec import Attention, Experts, Layer, Model, Router
+
+_DENSE, _SPARSE = "dense", "sparse"
+
+
+def _hunyuan(config: Config) -> Model:
+    config.count("num_experts", 1, most=1)
+    layer = Layer(_normed_late(config), feed_forward(config))
+    return model("hunyuan_v1_dense", config, [layer] * num_layers(config))
+
+
+def _hunyuan_moe(config: Config) -> Model:
+    """Experts; how many are chosen, how wide they are and how many are shared may be listed by layer."""
+    total, attn, dense = num_layers(config), _normed_late(config), feed_forward(config)
+    num_experts, renormalise = config.count("num_experts"), config.flag("norm_topk_prob", True)
+    lists = (
+        config.counts("moe_topk", total, most=num_experts),
+        config.counts("moe_intermediate_size", total, dense.dim),
+        config.counts("num_shared_expert", total, 1),
+    )
+    layers = []
+    for num_chosen, dim, num_shared in zip(*lists, strict=True):
+        moe = Experts(Router(num_experts, num_chosen, renormalise=renormalise), replace(dense, dim=dim))
+        layers.append(Layer(attn, replace(moe, shared=replace(dense, dim=num_shared * dense.dim))))
+    return model("hunyuan_v1_moe", config, layers)
+
+
+def _normed_late(config: Config) -> Attention:
+    bias = config.flag("attention_bias")
+    attn = attention(config, qkv_bias=bias, out_bias=bias, norm_after_rope=True)
+    if config.count("attention_head_dim", attn.head_dim) != attn.head_dim:
+        raise config.refusal("attention_head_dim", f"differs from the {attn.head_dim} of heads")
+    return replace(attn, qk_norm="head" if config.flag("use_qk_norm", True) else "")
+
+
+def _hy3(config: Config) -> Model:
+    total, bias = num_layers(config), config.flag("attention_bias")
+    attn = attention(config, qkv_bias=bias, out_bias=bias, qk_norm="head")
+    dense = Layer(attn, feed_forward(config, bias=config.flag("mlp_bias")))
+    kinds = {_DENSE: dense, _SPARSE: replace(dense, ffn=_hy3_experts(config))}
+    first = config.count("first_k_dense_replace", least=0)
+    types = config.choices("mlp_layer_types", total, (_DENSE, _SPARSE))
+    types = types or [_DENSE if i < first else _SPARSE for i in range(total)]
+    return model("hy_v3", config, [kinds[kind] for kind in types])
+
+
+def _hy3_experts(config: Config) -> Experts:
+    deepseek = router(
+        config,
+        score="sigmoid",
+        renormalise=config.flag("route_norm", True),
+        scale=config.number("router_scaling_factor"),
+        choice_bias=config.flag("moe_router_enable_expert_bias", True),
+    )
+    expert = feed_forward(config, "moe_intermediate_size")
+    return with_shared(Experts(deepseek, expert), config.count("num_shared_experts"), bias=config.flag("mlp_bias"))
+
+
+def _hy3_names(spec: Model) -> list[Rule]:
+    """What the files say; transformers writes the names of :data:`HY_V3` and the common ones."""
+    theirs = {
+        "layers.{}.ffn.router": "model.layers.{}.mlp.router.gate.weight",
+        "layers.{}.ffn.choice_bias": "model.layers.{}.mlp.expert_bias",
+        **feed_forward_names(SHARED, "model.layers.{}.mlp.shared_mlp."),
+    }
+    return [Rule(name, (ours,)) for ours, name in theirs.items()]
+
+
+_HEAD_NORMS = {
+    "layers.{}.attn.q_norm": "model.layers.{}.self_attn.query_layernorm.weight",
+    "layers.{}.attn.k_norm": "model.layers.{}.self_attn.key_layernorm.weight",
+}
+_DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
+_UNUSED = (
+    "cla_share_factor",
+    "class_num",
+    "dense_list",
+    "eod_token_id",
+    "im_end_id",
+    "im_newline_id",
+    "im_start_id",
+    "mask_init_id",
+    "n_group",
+    "num_media_embeds",
+    "org_vocab_size",
+    "pad_id",
+    "pool_type",
+    "routed_scaling_factor",
+    "sep_token_id",
+    "text_end_id",
+    "text_start_id",
+    "topk_group",
+)
+"""Of other models of the same code: with images, classes, shared caches, groups of experts."""
+
+HUNYUAN = Family(
+    name="hunyuan_v1_dense",
+    architectures=("HunYuanDenseV1ForCausalLM",),
+    spec=_hunyuan,
+    defaults=_DEFAULTS,
+    ignorable=_UNUSED,
+    hub=Naming(_HEAD_NORMS),
+    gguf_name="hunyuan-dense",
+)
+
+HUNYUAN_MOE = Family(
+    name="hunyuan_v1_moe",
+    architectures=("HunYuanMoEV1ForCausalLM",),
+    spec=_hunyuan_moe,
+    defaults=_DEFAULTS,
+    ignorable=_UNUSED,
+    hub=Naming(
+        {
+            **_HEAD_NORMS,
+            "layers.{}.ffn.router": "model.layers.{}.mlp.gate.wg.weight",
+            **feed_forward_names(SHARED, "model.layers.{}.mlp.shared_mlp."),
+        }
+    ),
+    gguf_name="hunyuan-moe",
+)
+
+HY_V3 = Family(
+    name="hy_v3",
+    architectures=("HYV3ForCausalLM",),
+    spec=_hy3,
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+        "head_dim": 128,
+        "num_key_value_heads": 8,
+        "rope_theta": 11_158_840.0,
+        "num_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "router_scaling_factor": 2.826,
+    },
+    ignorable=(
+        "enable_attention_fp32_softmax",
+        "enable_lm_head_fp32",
+        "enable_moe_fp32_combine",
+        "eod_token_id",
+        "expert_hidden_dim",  # moe_intermediate_size once more
+        "sep_token_id",
+        "use_grouped_mm",
+    ),
+    hub=Naming({"layers.{}.ffn.choice_bias": "model.layers.{}.mlp.e_score_correction_bias"}, _hy3_names),
+)
