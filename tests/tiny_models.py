@@ -34,11 +34,16 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
+def maker_class(name: str) -> Any:
+    """The class that makes the model."""
+    family = TINY[name][0]
+    return getattr(pangu if family.startswith("Pangu") else transformers, f"{family}ForCausalLM")
+
+
 def maker_model(name: str, **changes: Any) -> Any:
     """A model of transformers whose every weight is random, those too that are 0 or 1 at first."""
-    family, settings = TINY[name]
-    kind = getattr(pangu if family.startswith("Pangu") else transformers, f"{family}ForCausalLM")
-    config = kind.config_class(**{**BASE, "max_position_embeddings": 1024, **settings, **changes})
+    kind = maker_class(name)
+    config = kind.config_class(**{**BASE, "max_position_embeddings": 1024, **TINY[name][1], **changes})
     slow = {"attn_implementation": "eager", "experts_implementation": "eager"}
     model = kind._from_config(config, **slow, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
