@@ -6,28 +6,35 @@ import numpy as np
 
 from freedive.checkpoint.tensor import Tensor
 from freedive.model.params import params
-from freedive.model.spec import Experts, Model
-from freedive.ops.reference import EXPERT_WEIGHTS
+from freedive.model.size import size
+from freedive.model.spec import Model
 
 
-def num_weights(spec: Model) -> int:
-    """All weights of a model."""
-    return sum(param.size for param in params(spec).values())
+def total_billions(model: Model) -> float:
+    """Weights in all, in 1e9."""
+    return size(model).total / 1e9
 
 
-def num_active(spec: Model) -> int:
-    """Those that a token meets: of the experts only the chosen ones."""
-    idle = 0
-    table = params(spec)
-    for index, layer in enumerate(spec.layers):
-        if isinstance(layer.ffn, Experts):
-            parts = (f"layers.{index}.ffn.experts.0.{part}" for part in EXPERT_WEIGHTS)
-            expert = sum(table[part].size for part in parts if part in table)
-            idle += (layer.ffn.router.num_experts - layer.ffn.router.num_chosen) * expert
-    return num_weights(spec) - idle
+def active_billions(model: Model) -> float:
+    """Those that a token meets, in 1e9: of the experts only the chosen ones, of the embedding all."""
+    read = size(model)
+    return (read.active + (0 if model.tied else model.vocab_size * model.hidden_dim)) / 1e9
 
 
-def nothing(spec: Model) -> dict[str, Tensor]:
-    """Every weight of ``spec``, by canonical name and with its shape, for tests of names."""
+def active_without_vocabulary(model: Model) -> float:
+    """Likewise, but for the embedding and the output head."""
+    return active_billions(model) - model.vocab_size * model.hidden_dim * (1 if model.tied else 2) / 1e9
+
+
+def num_weights(model: Model) -> int:
+    return size(model).total
+
+
+def num_active(model: Model) -> int:
+    return round(active_billions(model) * 1e9)
+
+
+def nothing(model: Model) -> dict[str, Tensor]:
+    """Every weight of ``model``, by canonical name and with its shape, for tests of names."""
     empty = np.zeros((1, 0), np.uint8)
-    return {name: Tensor(name, param.shape, "F32", empty) for name, param in params(spec).items()}
+    return {name: Tensor(name, param.shape, "F32", empty) for name, param in params(model).items()}

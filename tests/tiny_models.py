@@ -47,18 +47,18 @@ def maker_model(name: str, **changes: Any) -> Any:
         for weight_name, weight in weights.items():
             noise = torch.randn(weight.shape, generator=generator)
             if weight.ndim > 1:
-                weight.copy_(noise * 2 / weight.shape[-1] ** 0.5)
+                weight.copy_(noise * 1.5 / weight.shape[-1] ** 0.5)
             else:
                 weight.copy_(weight + 0.3 * noise if "norm" in weight_name else 0.5 * noise)
     return model
 
 
-def save(name: str, folder: Path) -> Any:
-    """The model, after writing it to ``folder`` as its makers would."""
+def save(name: str, folder: Path, **options: Any) -> Any:
+    """The model, after writing it to ``folder`` as its makers would, or as the ``options`` of transformers say."""
     model = maker_model(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **options)
     return model
 
 

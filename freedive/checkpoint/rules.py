@@ -176,8 +176,9 @@ def _groups(names: Iterable[str], rules: Rules, present: Collection[str]) -> dic
     groups: dict[str, _Group] = {}
     for name in names:
         pattern, numbers = _split(name)
-        holders = [(rule.theirs.format(*numbers), rule) for rule in table[pattern]]
-        theirs, rule = next((holder for holder in holders if holder[0] in present), holders[0])
+        holders = table[pattern]
+        rule = next((rule for rule in holders if rule.theirs.format(*numbers) in present), holders[0])
+        theirs = rule.theirs.format(*numbers)
         place = int(numbers[-1]) if rule.stacks else 0, rule.ours.index(pattern)
         groups.setdefault(theirs, _Group(rule, {})).names[place] = name
     return groups

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ from freedive.text.sandbox import Refused, Sandbox
 from freedive.text.tokenizer import Tokenizer
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_ASKS_FOR_NONE = re.compile(r"(?<!_)content['\"\]]*\s+is\s+(not\s+)?none(?!\s+or\b)")
 _CONTINUE_MARK = "<CONTINUE-FROM-HERE> "  # the space shows whether the template trims what it is given
 
 
@@ -27,6 +31,11 @@ class ChatTemplate:
         self._compiled: dict[str, Template] = {}
         self._sandbox = Sandbox()
         self._lock = threading.Lock()
+
+    @property
+    def source(self) -> str:
+        """The text of all templates."""
+        return "\n".join(self._sources.values())
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
@@ -62,12 +71,14 @@ class ChatTemplate:
         """
         if not messages:
             raise UserError("There are no messages", "Send at least one message.", param="messages")
-        chat = [_prepared(message) for message in messages]
+        name = "tool_use" if tools and "tool_use" in self._sources else "default"
+        source = self._sources.get(name, "")
+        chat = [_prepared(message) | _prepared_calls(message, source) for message in messages]
         if continue_final_message:
             add_generation_prompt = False
             chat[-1], last_text = _marked(chat[-1])
         text = self._run(
-            "tool_use" if tools and "tool_use" in self._sources else "default",
+            name,
             {
                 "messages": chat,
                 "tools": tools,
@@ -132,11 +143,47 @@ def _named(entry: Any) -> dict[str, str]:
     raise UserError("The model's chat_template is neither text nor a list of templates", "Fetch the model again.")
 
 
+class Arguments(dict[str, Any]):
+    """A tool call's arguments. Templates differ in whether they want an object or its JSON text: this is either."""
+
+    def __str__(self) -> str:
+        return json.dumps(self, ensure_ascii=False)
+
+    def __add__(self, other: Any) -> str:
+        return str(self) + str(other)
+
+    def __radd__(self, other: Any) -> str:
+        return str(other) + str(self)
+
+
 def _prepared(message: Mapping[str, Any]) -> dict[str, Any]:
     """As transformers: no empty fields, and the reasoning under every name that templates read."""
     fields = {key: value for key, value in message.items() if value is not None}
     reasoning = next((fields[name] for name in _REASONING if name in fields), None)
     return fields if reasoning is None else {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+
+
+def _prepared_calls(message: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What a message with tool calls has for a template that knows of them: objects as arguments, and a content."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list) or "tool_calls" not in source:
+        return {}
+    content = message.get("content") or (None if _ASKS_FOR_NONE.search(source) else "")
+    return {"content": content, "tool_calls": [_prepared_call(call) for call in calls]}
+
+
+def _prepared_call(call: Any) -> Any:
+    """``call`` with its arguments, which OpenAI's clients write as JSON, as :class:`Arguments` where they can be."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return call
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments or "{}")
+    if not isinstance(arguments, dict):
+        return call
+    return call | {"function": function | {"arguments": Arguments(arguments)}}
 
 
 def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], str]:

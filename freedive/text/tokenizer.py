@@ -20,7 +20,8 @@ class Tokenizer:
     """A model's tokenizer. Safe to use from several threads.
 
     ``vocab_size`` is one more than the highest id; a model's own vocabulary may be padded beyond it.
-    ``stop_ids`` are the tokens that end an answer. ``roles`` maps bos_token, eos_token ... to their text.
+    ``stop_ids`` are the tokens that end an answer. ``roles`` maps bos_token, eos_token ... to their text;
+    ``added_tokens`` are the whole tokens, special or not, that text is searched for before it is split.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -29,10 +30,11 @@ class Tokenizer:
         decoder = self._core.decoder
         self._spelling = spelling(json.loads(decoder.__getstate__()) if decoder else None)
         added = self._core.get_added_tokens_decoder()
+        self.added_tokens = {index: token.content for index, token in added.items()}
         self._special = frozenset(index for index, token in added.items() if token.special)
         self._pieces: dict[int, bytes] = {}
         if self._spelling.byte_level:  # added tokens are written as they are, not in the byte alphabet
-            self._pieces = {index: token.content.encode() for index, token in added.items()}
+            self._pieces = {index: text.encode() for index, text in self.added_tokens.items()}
         self.vocab_size = vocabulary.size
         self.roles = vocabulary.roles
         self.stop_ids = vocabulary.stop_ids
@@ -70,9 +72,16 @@ class Tokenizer:
         text = b"".join(self.token_bytes(index) for index in ids if index not in skip).decode(errors="replace")
         return text.removeprefix(" ") if self._spelling.strip_space else text
 
-    def stream(self, *, skip_special: bool = True, continues: bool = False) -> StreamDecoder:
-        """A decoder that takes one token at a time. ``continues``: the tokens follow a text, so a first space stays."""
+    def stream(
+        self, *, skip_special: bool = True, continues: bool = False, keep: Callable[[str], bool] | None = None
+    ) -> StreamDecoder:
+        """A decoder that takes one token at a time. ``continues``: the tokens follow a text, so a first space stays.
+
+        Special tokens are skipped, save those that ``keep`` (such as a dialect's ``keeps``) asks for by their text.
+        """
         skip = self._special if skip_special else frozenset()
+        if keep:
+            skip -= {index for index in skip if keep(self.added_tokens[index])}
         return StreamDecoder(self.token_bytes, skip, self._spelling.strip_space and not continues)
 
     def token_bytes(self, token: int) -> bytes:

@@ -68,7 +68,7 @@ def test_configurations_of_real_models_pass() -> None:
         ({"num_attention_heads": 3}, "num_key_value_heads"),
         ({"num_attention_heads": 6}, "does not divide a hidden size of 64"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
-        ({"head_dim": 7}, "odd"),
+        ({"head_dim": 7}, "rotates 7 dimensions of 7"),
         ({"hidden_size": -1}, "hidden_size"),
         ({"hidden_size": 64.0}, "hidden_size"),
         ({"hidden_size": True}, "hidden_size"),

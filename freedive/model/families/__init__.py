@@ -79,7 +79,7 @@ def describe_config(values: Mapping[str, Any]) -> Model:
 
 def _spec(family: Family, config: Config) -> Model:
     spec = family.spec(config)
-    config.refuse_unread(family.name, family.ignorable)
+    config.refuse_unread(family.name, family.ignorable, family.fixed)
     return spec
 
 

@@ -168,11 +168,17 @@ class Config:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
-    def refuse_unread(self, family: str, ignorable: Collection[str] = ()) -> None:
-        """Refuse the model if a key of it or of a section was never read, and is neither ``ignorable`` nor harmless."""
+    def refuse_unread(
+        self, family: str, ignorable: Collection[str] = (), fixed: Mapping[str, object] | None = None
+    ) -> None:
+        """Refuse the model if a key of it or of a section was never read, and is not harmless.
+
+        Harmless are ``ignorable`` keys, those with the value that is ``fixed`` for them, and HARMLESS for everyone.
+        """
+        harmless = {**HARMLESS, **(fixed or {})}
         for key in sorted(self._unread.difference(ignorable)):
             value = self._values[key]
-            if key not in HARMLESS or HARMLESS[key] not in (ANY, value):
+            if key not in harmless or harmless[key] not in (ANY, value):
                 what = f"The configuration has {self._name(key)} = {quote(value)}, unknown to freedive for {family}"
                 raise UserError(what, _REMEDY)
         for section in self._sections.values():

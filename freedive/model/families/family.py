@@ -16,8 +16,9 @@ class Family:
     """Models that share a description.
 
     ``name`` is config.json's model_type, ``architectures`` what else it may be called there: class names, and types of
-    the same make. ``defaults`` is what those classes fill in for absent keys, ``ignorable`` keys that say nothing about
-    the mathematics. ``gguf_name`` is llama.cpp's general.architecture, where the family has one of its own.
+    the same make. ``defaults`` is what those classes fill in for absent keys. ``ignorable`` keys say nothing about the
+    mathematics; ``fixed`` ones may be there with the only value for which the description holds. ``gguf_name`` is
+    llama.cpp's general.architecture, where the family has one of its own.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Family:
     spec: Callable[[Config], Model]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignorable: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     hub: Naming = field(default_factory=Naming)
     gguf_name: str = ""
     gguf: Naming = field(default_factory=Naming)

@@ -110,8 +110,8 @@ class Naming:
     """Where a family deviates from the names that its container has for all.
 
     ``renames`` are single tensors; ``rules`` gives, for a description, those that hold several weights, are changed on
-    the way, or are not read. They go before the common ones: where two serve the same weight, the first whose tensor is
-    there counts.
+    the way, or are not read. They go before the common names: of several for a weight the first whose tensor is there
+    counts.
     """
 
     renames: Names = field(default_factory=dict)
@@ -160,11 +160,16 @@ def interleaved_heads(spec: Model) -> list[Rule]:
 
 
 def _plain(spec: Model, base: Names, naming: Naming) -> list[Rule | Ignore]:
-    """The rules of tensors that hold one weight (of each expert), as it is."""
+    """The rules of tensors that hold one weight (of each expert), as it is; renamed ones may keep the common name."""
     names = {**base, **naming.renames}
-    biases = {f"{ours}_bias": _bias(theirs) for ours, theirs in names.items()}
+    common = {ours: base[ours] for ours in base.keys() & naming.renames if base[ours] not in names.values()}
     head: list[Rule | Ignore] = [Ignore(names["head"])] if spec.tied else []
-    return [*head, *(Rule(theirs, (ours,)) for ours, theirs in {**biases, **names}.items())]
+    return [*head, *(rule for table in (names, common) for rule in _renames(table))]
+
+
+def _renames(names: Names) -> list[Rule]:
+    biases = {f"{ours}_bias": _bias(theirs) for ours, theirs in names.items()}
+    return [Rule(theirs, (ours,)) for ours, theirs in {**biases, **names}.items()]
 
 
 def _latents(spec: Model, theirs: str) -> list[Rule]:

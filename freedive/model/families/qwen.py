@@ -39,7 +39,6 @@ def _qwen3(config: Config) -> Model:
 
 def _qwen3_moe(config: Config) -> Model:
     windows = [SLIDING] * num_layers(config)
-    config.count("max_window_layers", 0, least=0)  # says nothing here
     return _decoder("qwen3_moe", config, _normed_attention(config), windows, _sparse(config, _experts(config)))
 
 
@@ -47,7 +46,7 @@ def _decoder(
     family: str, config: Config, attn: Attention, types: Sequence[str], ffns: Sequence[FeedForward | Experts]
 ) -> Model:
     """``types`` tell full layers from sliding ones, where the configuration uses windows at all."""
-    width = window(config) if config.flag("use_sliding_window") else 0
+    width = window(config) * config.flag("use_sliding_window")
     layers = [
         Layer(replace(attn, window=width if kind == SLIDING else 0), ffn) for kind, ffn in zip(types, ffns, strict=True)
     ]
@@ -119,5 +118,7 @@ QWEN3_MOE = Family(
     architectures=("Qwen3MoeForCausalLM",),
     spec=_qwen3_moe,
     defaults={**_DEFAULTS, "num_key_value_heads": 4, "num_experts_per_tok": 8},
+    ignorable=("max_window_layers",),
+    fixed={"qkv_bias": False, "shared_expert_intermediate_size": 0, "use_qk_norm": True},
     gguf_name="qwen3moe",
 )

@@ -66,7 +66,7 @@ def _rotary_dim(config: Config, table: Config, head_dim: int) -> int:
     dim = config.count("rotary_dim", max(int(head_dim * fraction), 1), most=head_dim)
     if dim % 2 or dim < 4:
         raise config.refusal(
-            config.first("rotary_dim", "partial_rotary_factor", "head_dim"), f"rotates {dim} dimensions"
+            config.first("rotary_dim", "partial_rotary_factor", "head_dim"), f"rotates {dim} dimensions of {head_dim}"
         )
     return dim
 

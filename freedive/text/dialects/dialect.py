@@ -1,0 +1,130 @@
+"""How a model marks its thoughts and tool calls: a dialect is data, and one parser runs them all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Any
+
+Schemas = Mapping[str, Mapping[str, Any]]
+"""Per function the JSON schemas of its parameters."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A part of the answer itself."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A part of the reasoning that precedes the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A whole tool call. ``arguments`` is the text of a JSON object; ``id`` is the model's own, if it gave one."""
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
+Event = Text | Thought | Call
+
+Codec = Callable[[str, Schemas], list[Call]]
+"""Reads what stands between the marks of a call. Raises ValueError where that is not what the codec expects."""
+
+
+class Mark(Enum):
+    """What a marker means. A section holds calls, an answer wraps the text; the marks of both are only left out."""
+
+    THINK = auto()
+    END_THINK = auto()
+    ANSWER = auto()
+    END_ANSWER = auto()
+    SECTION = auto()
+    END_SECTION = auto()
+    CALL = auto()
+    END_CALL = auto()
+    HEADER = auto()
+    """Begins the header of a message (harmony), which says what the message is."""
+    MESSAGE = auto()
+    """Ends the header."""
+    END = auto()
+    """Ends the message."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Markers by their text, and how calls are written. Without markers everything is text."""
+
+    marks: Mapping[str, Mark]
+    codecs: tuple[Codec, ...] = ()
+    """Tried in order on every call."""
+    separators: tuple[str, ...] = ()
+    """Special tokens inside calls and headers: not for the parser, but a decoder must keep them for the codecs."""
+    header: re.Pattern[str] | None = None
+    """A header from its marker on; the group ``channel`` is "analysis" for thoughts. Others are text."""
+    bare: bool = False
+    """A whole answer that begins with a bracket is a call, if it names a tool that was given."""
+    must_close: bool = False
+    """A call that the output leaves open may lack arguments, and is none."""
+    ends_thought: bool = False
+    """Call markers are special tokens, meant also where a thought was not closed."""
+
+    def __or__(self, other: Dialect) -> Dialect:
+        """Both: the calls of ``self``, and the markers of ``other`` as well."""
+        return replace(self, marks={**other.marks, **self.marks})
+
+    def keeps(self, token: str) -> bool:
+        """Whether the parser needs to see ``token``, also if it is a special token that is not shown otherwise."""
+        return any(token in marker for marker in (*self.marks, *self.separators))
+
+
+class Mode(Enum):
+    """What the output is in the middle of."""
+
+    TEXT = auto()
+    THOUGHT = auto()
+    CALL = auto()
+    HEADER = auto()
+
+
+@dataclass(frozen=True)
+class State:
+    """Where an output begins. ``after_marker``: white space that comes first belongs to the marker's layout.
+
+    ``in_answer``: the markers that wrap an answer are already open.
+    """
+
+    mode: Mode = Mode.TEXT
+    after_marker: bool = False
+    in_answer: bool = False
+
+
+_OPENED = {
+    Mark.THINK: State(Mode.THOUGHT, after_marker=True),
+    Mark.END_THINK: State(Mode.TEXT, after_marker=True),
+    Mark.ANSWER: State(Mode.TEXT, after_marker=True, in_answer=True),
+}
+
+
+def initial_state(dialect: Dialect, prompt: str) -> State:
+    """The state that a rendered prompt leaves: many templates open the thoughts, or put an empty block of them."""
+    tail = prompt.rstrip()
+    if dialect.header and _last(dialect, Mark.HEADER, tail) > _last(dialect, Mark.MESSAGE, tail):
+        return State(Mode.HEADER)
+    for marker, mark in dialect.marks.items():
+        if mark in _OPENED and tail.endswith(marker):
+            return _OPENED[mark]
+    return State()
+
+
+def _last(dialect: Dialect, mark: Mark, text: str) -> int:
+    return max(text.rfind(marker) for marker, meaning in dialect.marks.items() if meaning is mark)

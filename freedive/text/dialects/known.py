@@ -1,0 +1,208 @@
+"""The dialects of the model families, found by the markers that a chat template or a vocabulary has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from freedive.text.dialects.codecs import NamedJson, Tagged, json_calls, pythonic_calls
+from freedive.text.dialects.dialect import Dialect, Mark
+
+
+def _marks(**markers: str | tuple[str, ...]) -> dict[str, Mark]:
+    """END_CALL="</x>", CALL=("<x>", "<y>") ... as a mapping from marker to mark."""
+    pairs = [(name, [text] if isinstance(text, str) else text) for name, text in markers.items()]
+    return {text: Mark[name] for name, texts in pairs for text in texts}
+
+
+_THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),  # Mistral
+    ("Here is my thought process:", "Here is my response:"),  # Granite 3.2
+)
+_ANSWERS = (
+    ("<answer>", "</answer>"),  # Hunyuan
+    ("<response>", "</response>"),  # ERNIE, Granite 3.3
+)
+
+_HARMONY = Dialect(
+    _marks(HEADER=("<|start|>", "<|channel|>"), MESSAGE="<|message|>", END=("<|end|>", "<|return|>", "<|call|>")),
+    (NamedJson(re.compile(r".*?\bto=(?:functions\.)?(?P<name>[^\s<]+).*?<\|message\|>(?P<arguments>.*)", re.DOTALL)),),
+    separators=("<|constrain|>",),
+    header=re.compile(
+        r"(<\|start\|>)?(assistant)?( ?to=[^\s<]+)?(<\|channel\|>(?P<channel>analysis|commentary|final))?"
+        r"( to=[^\s<]+)?( ?(<\|constrain\|>)? ?(json|code))?"
+    ),
+)
+
+_DSML_NAMES = ("function_calls", "tool_calls", "calls")  # DeepSeek V3.2, V4, V4.1; the last one with a space in tags
+_DSML = Dialect(
+    _marks(
+        SECTION=tuple(f"<｜DSML｜{space}{name}>" for name in _DSML_NAMES for space in ("", " ")),
+        END_SECTION=tuple(f"</｜DSML｜{space}{name}>" for name in _DSML_NAMES for space in ("", " ")),
+        CALL=('<｜DSML｜invoke name="', '<｜DSML｜ invoke name="'),
+        END_CALL=("</｜DSML｜invoke>", "</｜DSML｜ invoke>"),
+    ),
+    (
+        Tagged(
+            re.compile(r'([^"<>\n]+)">\s*'),
+            re.compile(r'<｜DSML｜ ?parameter name="([^"<>\n]+)" string="(true|false)">'),
+            ("</｜DSML｜parameter>", "</｜DSML｜ parameter>"),
+        ),
+    ),
+    must_close=True,
+    ends_thought=True,
+)
+
+_DEEPSEEK = Dialect(
+    _marks(
+        SECTION="<｜tool▁calls▁begin｜>",
+        END_SECTION="<｜tool▁calls▁end｜>",
+        CALL="<｜tool▁call▁begin｜>",
+        END_CALL="<｜tool▁call▁end｜>",
+    ),
+    (
+        NamedJson(re.compile(r"(?P<name>[^\s<]+)<｜tool▁sep｜>(?P<arguments>.*)", re.DOTALL)),  # V3.1
+        NamedJson(re.compile(r"function<｜tool▁sep｜>(?P<name>[^\s<]+)\s*```(?:json)?(?P<arguments>.*)```", re.DOTALL)),
+    ),
+    separators=("<｜tool▁sep｜>",),
+    ends_thought=True,
+)
+
+_KIMI = Dialect(
+    _marks(
+        SECTION="<|tool_calls_section_begin|>",
+        END_SECTION="<|tool_calls_section_end|>",
+        CALL="<|tool_call_begin|>",
+        END_CALL="<|tool_call_end|>",
+    ),
+    (
+        NamedJson(
+            re.compile(
+                r"(?P<id>(?:functions\.)?(?P<name>[^\s:<]+)(?::\d+)?)\s*<\|tool_call_argument_begin\|>(?P<arguments>.*)",
+                re.DOTALL,
+            )
+        ),
+    ),
+    separators=("<|tool_call_argument_begin|>",),
+    ends_thought=True,
+)
+
+
+def _hunyuan3(suffix: str) -> Dialect:
+    """Hy3 and Hy4: every tag carries the same suffix, such as ":opensource"."""
+    close = f"</arg_value{suffix}>"
+    key = rf"<arg_key{suffix}>([^<>\n]+)</arg_key{suffix}>\s*<arg_value{suffix}>"
+    return Dialect(
+        _marks(
+            THINK=f"<think{suffix}>",
+            END_THINK=f"</think{suffix}>",
+            SECTION=f"<tool_calls{suffix}>",
+            END_SECTION=f"</tool_calls{suffix}>",
+            CALL=f"<tool_call{suffix}>",
+            END_CALL=f"</tool_call{suffix}>",
+        ),
+        (Tagged(re.compile(rf"\s*([^\s<>]+)\s*<tool_sep{suffix}>\s*"), re.compile(key), (close,)),),
+        separators=(f"<tool_sep{suffix}>", f"<arg_key{suffix}>", f"</arg_key{suffix}>", f"<arg_value{suffix}>", close),
+        must_close=True,
+        ends_thought=True,
+    )
+
+
+_HUNYUAN3_SECTION = re.compile(r"<tool_calls(:[^<>]+|)>")
+_XML = (
+    Tagged(
+        re.compile(r"([^\s<>]+)>\s*"),
+        re.compile(r"<parameter=([^<>\n]+)>\n?"),
+        ("\n</parameter>", "</parameter>"),
+    ),
+)
+_SEED = Dialect(
+    _marks(SECTION="<seed:tool_call>", END_SECTION="</seed:tool_call>", CALL="<function=", END_CALL="</function>"),
+    _XML,
+    must_close=True,
+)
+_QWEN_XML = Dialect(
+    _marks(SECTION="<tool_call>", END_SECTION="</tool_call>", CALL="<function=", END_CALL="</function>"),
+    _XML,
+    must_close=True,
+)
+_GLM = Dialect(
+    _marks(CALL="<tool_call>", END_CALL="</tool_call>"),
+    (
+        Tagged(
+            re.compile(r"\s*([^\s<>]+)\s*"),
+            re.compile(r"<arg_key>([^<>\n]+)</arg_key>\s*<arg_value>"),
+            ("</arg_value>",),
+        ),
+    ),
+    separators=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    must_close=True,
+)
+_PANGU = Dialect(
+    _marks(
+        THINK="[unused16]",
+        END_THINK="[unused17]",
+        CALL=("[unused11]", "<|tool_call_start|>"),
+        END_CALL=("[unused12]", "<|tool_call_end|>"),
+    ),
+    (json_calls, pythonic_calls),
+    ends_thought=True,
+)
+_MISTRAL = Dialect(
+    _marks(CALL="[TOOL_CALLS]"),
+    (
+        json_calls,
+        NamedJson(
+            re.compile(r"(?P<name>[^\s\[]+)(?:\[CALL_ID\](?P<id>[^\s\[]+))?\[ARGS\](?P<arguments>.*)", re.DOTALL)
+        ),
+    ),
+    separators=("[CALL_ID]", "[ARGS]"),
+)
+_GRANITE3 = Dialect(_marks(CALL="<|tool_call|>"), (json_calls,))
+_HERMES = Dialect(_marks(CALL="<tool_call>", END_CALL="</tool_call>"), (json_calls,))
+_HUNYUAN = Dialect(_marks(CALL="<tool_calls>", END_CALL="</tool_calls>"), (json_calls,))
+_LLAMA4 = Dialect(_marks(CALL="<|python_start|>", END_CALL="<|python_end|>"), (json_calls, pythonic_calls), bare=True)
+_LLAMA3 = Dialect(_marks(CALL="<|python_tag|>"), (json_calls, pythonic_calls), bare=True)
+
+_BY_SIGN = (
+    ("<|channel|>", _HARMONY),
+    ("｜DSML｜", _DSML),
+    ("<｜tool▁call▁begin｜>", _DEEPSEEK),
+    ("<|tool_call_begin|>", _KIMI),
+    ("<seed:tool_call>", _SEED),
+    ("[unused9]", _PANGU),
+    ("<|tool_call_start|>", _PANGU),
+    ("[TOOL_CALLS]", _MISTRAL),
+    ("<|tool_call|>", _GRANITE3),
+    ("<arg_key>", _GLM),
+    ("<function=", _QWEN_XML),
+    ("<tool_call>", _HERMES),
+    ("<tool_calls>", _HUNYUAN),
+    ("<|python_start|>", _LLAMA4),
+    ("<|python_tag|>", _LLAMA3),
+)
+"""What tells how calls are written, the surest first."""
+
+
+def dialect_for(template: str, added_tokens: Collection[str]) -> Dialect:
+    """The dialect that a chat template's source teaches, or else the tokens that a tokenizer adds to its vocabulary.
+
+    Models that are known by neither speak plain text.
+    """
+    for token in added_tokens:
+        if (section := _HUNYUAN3_SECTION.fullmatch(token)) and f"<tool_sep{section[1]}>" in added_tokens:
+            return _hunyuan3(section[1])
+    spoken = Dialect({})
+    for begin, end in _THOUGHTS:
+        if any(tag in template or tag in added_tokens for tag in (begin, end)):
+            spoken |= Dialect({begin: Mark.THINK, end: Mark.END_THINK})
+    for begin, end in _ANSWERS:
+        if begin in template or begin in added_tokens:
+            spoken |= Dialect({begin: Mark.ANSWER, end: Mark.END_ANSWER})
+    for source in (template, "\n".join(added_tokens)):
+        for sign, calls in _BY_SIGN:
+            if sign in source:
+                return calls | spoken
+    return spoken

@@ -1,0 +1,219 @@
+"""Splits what a model writes into its answer, its thoughts and its tool calls, as it comes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from freedive.text.dialects.codecs import parameter_schemas, read_calls
+from freedive.text.dialects.dialect import Call, Dialect, Event, Mark, Mode, State, Text, Thought
+
+_LISTENS = {
+    Mode.TEXT: {Mark.SECTION, Mark.END_SECTION, Mark.CALL, Mark.HEADER, Mark.END},
+    Mode.THOUGHT: {Mark.END_THINK, Mark.HEADER, Mark.END},
+    Mode.CALL: {Mark.CALL, Mark.END_CALL, Mark.END_SECTION, Mark.HEADER, Mark.END},
+    Mode.HEADER: {Mark.MESSAGE},
+}
+"""The marks that mean something in each mode; elsewhere their markers are what they are, text."""
+_AT_THE_START = {Mark.THINK, Mark.END_THINK, Mark.ANSWER}
+"""Marks that mean something only before the answer has begun: an answer may well write about <think>."""
+_LEADS_TO = {Mark.THINK: Mode.THOUGHT, Mark.CALL: Mode.CALL, Mark.HEADER: Mode.HEADER}
+
+
+class Parser:
+    """Reads one output in pieces, however cut: the events are the same, save that texts come in other pieces.
+
+    Only what may be a marker is held back, and white space that a marker may follow: it belongs to the marker. A call
+    comes when it is complete. One that cannot be read is text, markers included; nothing raises.
+    """
+
+    def __init__(
+        self, dialect: Dialect, state: State | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        state = state or State()
+        self._dialect = dialect
+        self._schemas = parameter_schemas(tools or ())
+        self._bare = dialect.bare and bool(tools)
+        self._mode = state.mode
+        self._after_marker = state.after_marker
+        self._in_answer = state.in_answer
+        self._begun = False  # whether the answer has
+        self._opening = ""  # of a call or header: white space and marker
+        self._inside: list[str] = []  # a call or header
+        self._held = ""  # perhaps the start of a marker
+        self._space: list[str] = []  # perhaps before a marker
+        self._events: list[Event] = []
+        self._scans: dict[tuple[Mode, bool, bool], _Scan] = {}
+
+    def feed(self, text: str) -> list[Event]:
+        """The events that ``text`` makes certain."""
+        text, start = self._held + text, 0
+        while found := self._scan().marker.search(text, start):
+            self._take(text[start : found.start()])
+            start = found.start()
+            if found[0] in self._scan().markers:  # not if the text before it has begun an answer
+                start = found.end()
+                self._mark(found[0])
+        certain = self._scan().certain(text, start)
+        self._held = text[certain:]
+        self._take(text[start:certain])
+        return self._taken()
+
+    def finish(self) -> list[Event]:
+        """The rest, when the output is at its end."""
+        self._take(self._held)
+        if self._mode is Mode.CALL and not self._dialect.must_close:
+            self._end_call("")
+        elif self._mode in (Mode.CALL, Mode.HEADER):
+            self._mode = Mode.TEXT
+            self._emit(self._opening + "".join(self._inside))
+        elif not self._after_marker:
+            self._emit("".join(self._space))
+        return self._taken()
+
+    def _scan(self) -> _Scan:
+        """For the markers that mean something now."""
+        key = (self._mode, self._begun, self._in_answer)
+        if key not in self._scans:
+            marks = set(_LISTENS[self._mode])
+            if self._mode is Mode.TEXT and not self._begun:
+                marks |= _AT_THE_START
+            if self._mode is Mode.TEXT and self._in_answer:
+                marks.add(Mark.END_ANSWER)
+            if self._mode is Mode.THOUGHT and self._dialect.ends_thought:
+                marks |= {Mark.SECTION, Mark.CALL}
+            self._scans[key] = _Scan.of([marker for marker, mark in self._dialect.marks.items() if mark in marks])
+        return self._scans[key]
+
+    def _take(self, text: str) -> None:
+        """``text`` without markers."""
+        if self._mode is Mode.TEXT and self._bare and not self._begun and text.lstrip()[:1] in ("{", "["):
+            self._open(Mode.CALL, "")
+        if self._mode in (Mode.CALL, Mode.HEADER):
+            self._inside.append(text)
+        else:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        """Text of the answer or of a thought, without the white space at either end that a marker may own."""
+        if self._after_marker:
+            text = text.lstrip()
+        said = text.rstrip() if self._dialect.marks else text
+        if said:
+            self._emit("".join(self._space) + said)
+            self._space.clear()
+            self._after_marker = False
+        self._space.append(text[len(said) :])
+
+    def _emit(self, text: str) -> None:
+        if not text:
+            return
+        if self._mode is Mode.THOUGHT:
+            self._events.append(Thought(text))
+        else:
+            self._events.append(Text(text))
+            self._begun = True
+
+    def _mark(self, marker: str) -> None:
+        mark = self._dialect.marks[marker]
+        if self._mode is Mode.CALL and mark in (Mark.END_CALL, Mark.END):
+            self._end_call(marker)
+            return
+        if self._mode is Mode.CALL:
+            self._end_call("")
+        if mark is Mark.MESSAGE:
+            self._begin_message(marker)
+        else:
+            self._open(_LEADS_TO.get(mark, Mode.TEXT), marker)
+        self._in_answer = mark is Mark.ANSWER or (self._in_answer and mark is not Mark.END_ANSWER)
+
+    def _open(self, mode: Mode, marker: str) -> None:
+        self._mode = mode
+        self._opening = "".join(self._space) + marker
+        self._space.clear()
+        self._inside.clear()
+        self._after_marker = True
+
+    def _begin_message(self, marker: str) -> None:
+        """The header is complete: it names a tool to call, or the channel of what follows."""
+        header = self._opening.lstrip() + "".join(self._inside)
+        found = self._dialect.header and self._dialect.header.fullmatch(header)
+        if found and "to=" in header:
+            self._mode = Mode.CALL
+            self._inside.append(marker)
+        elif found:
+            self._open(Mode.THOUGHT if found["channel"] == "analysis" else Mode.TEXT, marker)
+        else:
+            self._mode = Mode.TEXT
+            self._emit(header + marker)
+
+    def _end_call(self, closing: str) -> None:
+        body = "".join(self._inside)
+        calls = read_calls(self._dialect.codecs, body, self._schemas)
+        if self._bare and not self._opening.strip() and not all(call.name in self._schemas for call in calls):
+            calls = []
+        self._events += calls
+        self._mode, self._after_marker = Mode.TEXT, bool(calls)
+        if not calls:
+            self._emit(self._opening + body + closing)
+
+    def _taken(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Finds ``markers``. ``begins`` finds where one could begin, ``prefixes`` are what it could begin with."""
+
+    markers: frozenset[str]
+    marker: re.Pattern[str]
+    begins: re.Pattern[str]
+    prefixes: frozenset[str]
+    longest: int
+
+    @classmethod
+    def of(cls, markers: Sequence[str]) -> _Scan:
+        firsts = sorted({marker[0] for marker in markers})
+        prefixes = frozenset(marker[:size] for marker in markers for size in range(1, len(marker)))
+        return cls(frozenset(markers), _any_of(markers), _any_of(firsts), prefixes, max(map(len, prefixes), default=0))
+
+    def certain(self, text: str, start: int) -> int:
+        """Up to where ``text``, which has no whole marker from ``start`` on, cannot become one."""
+        for begin in self.begins.finditer(text, max(start, len(text) - self.longest)):
+            if text[begin.start() :] in self.prefixes:
+                return begin.start()
+        return len(text)
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole output."""
+
+    content: str
+    reasoning: str
+    calls: tuple[Call, ...]
+
+
+def joined(events: Iterable[Event]) -> Answer:
+    """The answer that ``events`` make together."""
+    events = list(events)
+    return Answer(
+        "".join(event.text for event in events if isinstance(event, Text)),
+        "".join(event.text for event in events if isinstance(event, Thought)),
+        tuple(event for event in events if isinstance(event, Call)),
+    )
+
+
+def parse(
+    dialect: Dialect, output: str, state: State | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+) -> Answer:
+    """The answer in a whole output."""
+    parser = Parser(dialect, state, tools)
+    return joined([*parser.feed(output), *parser.finish()])

@@ -1,0 +1,47 @@
+"""What a family's chat template writes for an assistant's turn is read back as the message that it was."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from dialect_samples import SAMPLES, TOOLS, Sample, output_of
+
+from freedive.text.dialects.parser import Answer, Parser, joined, parse
+
+ARGUMENTS: dict[str, Any] = {"city": 'Zürich "<b>"\n第二行', "days": 2, "units": ["C", 1.5, {}], "exact": None}
+CALLS = [
+    {"id": "abcdefgh1", "type": "function", "function": {"name": "weather", "arguments": json.dumps(ARGUMENTS)}},
+    {"id": "abcdefgh2", "type": "function", "function": {"name": "now", "arguments": "{}"}},
+]
+
+
+def answer_to(sample: Sample, message: dict[str, Any]) -> Answer:
+    """The same whether it comes whole or letter by letter."""
+    dialect, state, output = output_of(sample, message)
+    whole = parse(dialect, output, state, TOOLS)
+    parser = Parser(dialect, state, TOOLS)
+    assert joined([*(event for letter in output for event in parser.feed(letter)), *parser.finish()]) == whole
+    return whole
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_an_answer_is_read(name: str) -> None:
+    sample = SAMPLES[name]
+    thoughts = "First,\n\nI greet. {" if sample.thinks else ""
+    said = answer_to(sample, {"role": "assistant", "reasoning_content": thoughts, "content": "Hello!\n\n  1 < 2"})
+    assert said == Answer("Hello!\n\n  1 < 2", thoughts, ())
+
+
+@pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if sample.max_calls])
+@pytest.mark.parametrize("content", ["Let me look.", None])
+def test_tool_calls_are_read(name: str, content: str | None) -> None:
+    sample = SAMPLES[name]
+    content = content if sample.says else None
+    message = {"role": "assistant", "content": content, "tool_calls": CALLS[: sample.max_calls]}
+    thoughts = "The weather, then." if sample.thinks else ""
+    said = answer_to(sample, message | {"reasoning_content": thoughts})
+    assert (said.content, said.reasoning) == (content or "", thoughts)
+    assert [call.name for call in said.calls] == ["weather", "now"][: sample.max_calls]
+    assert [json.loads(call.arguments) for call in said.calls] == [ARGUMENTS, {}][: sample.max_calls]
