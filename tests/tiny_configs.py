@@ -56,8 +56,8 @@ LATENT: Settings = {
 DEEPSEEK: Settings = {**MOE, **LATENT, "first_k_dense_replace": 1}
 GROUPED: Settings = {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2}
 GRANITE: Settings = {
-    "embedding_multiplier": 12.0,
-    "logits_scaling": 8.0,
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 2.0,
     "residual_multiplier": 0.22,
     "attention_multiplier": 0.1,
 }
@@ -184,7 +184,7 @@ TINY: dict[str, tuple[str, Settings]] = {
         {**MOE, "head_dim": 32, "num_experts": 8, "num_shared_experts": 1, "router_scaling_factor": 2.826},
     ),
     "seed_oss": ("SeedOss", {"head_dim": 32, "attention_bias": True, "attention_out_bias": False}),
-    "pangu_embedded": ("PanguEmbedded", {"tie_word_embeddings": True}),
+    "pangu_embedded": ("PanguEmbedded", {}),
     "pangu_pro_moe": (
         "PanguProMoE",
         {

@@ -25,6 +25,7 @@ ROPES: dict[str, dict[str, Any]] = {
     "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
     "llama3": LLAMA3_ROPE,
     "llama 3.1": {**LLAMA3_ROPE, "original_max_position_embeddings": 8192},
+    "llama 4": {**LLAMA3_ROPE, "low_freq_factor": 1.0, "high_freq_factor": 1.0},
     "yarn": YARN_ROPE,
     "qwen2.5 yarn": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768},
     "yarn mscale": dict(YARN_ROPE, mscale=0.707, mscale_all_dim=1.0, beta_fast=16, beta_slow=2),

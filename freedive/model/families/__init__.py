@@ -17,14 +17,19 @@ from freedive.model.families.bytedance import SEED_OSS
 from freedive.model.families.config import Config
 from freedive.model.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from freedive.model.families.family import Family
+from freedive.model.families.google import GEMMA, GEMMA2, GEMMA3
 from freedive.model.families.huawei import PANGU_EMBEDDED, PANGU_PRO_MOE
+from freedive.model.families.huggingface import SMOLLM3
+from freedive.model.families.ibm import GRANITE, GRANITE_HYBRID, GRANITE_MOE, GRANITE_MOE_SWA, GRANITE_SWA
 from freedive.model.families.llama import LLAMA, MISTRAL, MIXTRAL
+from freedive.model.families.llama4 import LLAMA4
 from freedive.model.families.names import gguf_rules, hub_rules, text_rules
 from freedive.model.families.olmo import OLMOE
 from freedive.model.families.openai import GPT_OSS
 from freedive.model.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from freedive.model.families.refused import REFUSED, refusal
 from freedive.model.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3
+from freedive.model.families.zhipu import GLM4, GLM4_MOE
 from freedive.model.spec import Model
 
 FAMILIES = (
@@ -48,6 +53,18 @@ FAMILIES = (
     HY_V3,
     PANGU_EMBEDDED,
     PANGU_PRO_MOE,
+    GLM4,
+    GLM4_MOE,
+    GRANITE,
+    GRANITE_MOE,
+    GRANITE_HYBRID,
+    GRANITE_SWA,
+    GRANITE_MOE_SWA,
+    SMOLLM3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    LLAMA4,
 )
 
 logger = logging.getLogger(__name__)

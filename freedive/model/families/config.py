@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from freedive.checkpoint.file import quote
 from freedive.errors import UserError
 
-T = TypeVar("T", bound=str)
+T = TypeVar("T", bound=str | int)
 
 ANY = object()
 """Stands for every value in :data:`HARMLESS`."""
@@ -114,13 +114,14 @@ class Config:
         return float(value)
 
     def numbers(self, key: str, length: int, *, least: float, most: float) -> list[float] | None:
-        """``length`` numbers, or None when the key is absent."""
-        if key not in self._values:
+        """``length`` numbers, or None when the key is absent or lists nothing."""
+        value = self._get(key, [])
+        if value == []:
             return None
-        value = self._get(key, None)
-        if not isinstance(value, list) or len(value) != length or not all(least <= x <= most for x in value):
+        given: list[float] = value if isinstance(value, list) else []
+        if len(given) != length or not all(type(x) in (int, float) and least <= x <= most for x in given):
             raise self._impossible(key, value, f"{length} numbers from {least:g} to {most:g}")
-        return value
+        return given
 
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false."""
@@ -133,7 +134,7 @@ class Config:
         """One of ``known``, the first when the key is absent."""
         value = self._get(key, known[0])
         if value not in known:
-            raise self._impossible(key, value, f"one of {', '.join(known)}")
+            raise self._impossible(key, value, f"one of {', '.join(map(str, known))}")
         return known[known.index(value)]
 
     def choices(self, key: str, length: int, known: tuple[str, ...]) -> list[str] | None:

@@ -15,7 +15,7 @@ from freedive.model.families.parts import (
     router,
     with_shared,
 )
-from freedive.model.spec import Experts, LatentAttention, Layer, Model, Router
+from freedive.model.spec import Attention, Experts, LatentAttention, Layer, Model, Router
 
 _DENSE, _SPARSE = "dense", "sparse"
 
@@ -26,28 +26,30 @@ def _deepseek_v2(config: Config) -> Model:
     grouped = groups(config, gate)
     if config.choice("topk_method", ("greedy", "group_limited_greedy")) == "group_limited_greedy":
         gate = grouped
-    return _decoder("deepseek_v2", config, latent_attention(config, interleaved=True), gate, _first_dense(config))
+    return decoder("deepseek_v2", config, latent_attention(config, interleaved=True), gate, first_dense(config))
 
 
 def _deepseek_v3(config: Config) -> Model:
     attn = latent_attention(config, interleaved=config.flag("rope_interleave", True))
-    return _decoder("deepseek_v3", config, attn, _unbiased_router(config), _first_dense(config))
+    return decoder("deepseek_v3", config, attn, unbiased_router(config), first_dense(config))
 
 
 def _glm4_moe_lite(config: Config) -> Model:
     attn = latent_attention(config, interleaved=config.flag("rope_interleave", True))
-    types = config.choices("mlp_layer_types", num_layers(config), (_DENSE, _SPARSE)) or _first_dense(config)
-    return _decoder("glm4_moe_lite", config, attn, _unbiased_router(config), types)
+    types = config.choices("mlp_layer_types", num_layers(config), (_DENSE, _SPARSE)) or first_dense(config)
+    return decoder("glm4_moe_lite", config, attn, unbiased_router(config), types)
 
 
-def _decoder(family: str, config: Config, attn: LatentAttention, gate: Router, types: Sequence[str]) -> Model:
+def decoder(
+    family: str, config: Config, attn: Attention | LatentAttention, gate: Router, types: Sequence[str]
+) -> Model:
     dense = feed_forward(config, bias=config.flag("mlp_bias"))
     moe = Experts(gate, feed_forward(config, "moe_intermediate_size", bias=dense.bias))
     moe = with_shared(moe, config.count("n_shared_experts", 0, least=0, most=64))
     return model(family, config, [Layer(attn, moe if kind == _SPARSE else dense) for kind in types])
 
 
-def _unbiased_router(config: Config) -> Router:
+def unbiased_router(config: Config) -> Router:
     """Balanced without an auxiliary loss (`noaux_tc`): a bias, learned by counting, has a say in the choice only."""
     config.choice("scoring_func", ("sigmoid",))
     config.choice("topk_method", ("noaux_tc",))
@@ -60,7 +62,7 @@ def _scale(config: Config) -> float:
     return config.number("routed_scaling_factor", 1.0)
 
 
-def _first_dense(config: Config) -> list[str]:
+def first_dense(config: Config) -> list[str]:
     """Which layers are mixtures: from ``first_k_dense_replace`` on, every ``moe_layer_freq``-th."""
     total = num_layers(config)
     first, step = config.count("first_k_dense_replace", 0, least=0), config.count("moe_layer_freq", 1)

@@ -110,8 +110,8 @@ class Naming:
     """Where a family deviates from the names that its container has for all.
 
     ``renames`` are single tensors; ``rules`` gives, for a description, those that hold several weights, are changed on
-    the way, or are not read. They go before the common names: of several for a weight the first whose tensor is there
-    counts.
+    the way, or are not read. They go before the common ones: where two serve the same weight, the first whose tensor is
+    there counts.
     """
 
     renames: Names = field(default_factory=dict)

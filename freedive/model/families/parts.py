@@ -99,6 +99,13 @@ def layer_types(config: Config, otherwise: Sequence[str]) -> Sequence[str]:
     return config.choices("layer_types", len(otherwise), (FULL, SLIDING)) or otherwise
 
 
+def rotated_layers(config: Config) -> list[bool]:
+    """Which layers know positions: all but every ``no_rope_layer_interval``-th, unless ``no_rope_layers`` lists it."""
+    total, interval = num_layers(config), config.count("no_rope_layer_interval", 4)
+    listed = config.numbers("no_rope_layers", total, least=0, most=1)
+    return [bool(turns) for turns in listed or ((i + 1) % interval for i in range(total))]
+
+
 def window(config: Config) -> int:
     """Positions that a sliding layer sees; 0 is all."""
     return config.count("sliding_window", 0, least=0, most=1 << 30)

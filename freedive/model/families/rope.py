@@ -19,11 +19,16 @@ Frequencies = npt.NDArray[np.float32]
 DEFAULT_THETA = 10_000.0
 
 
-def rope(config: Config, head_dim: int, *, interleaved: bool = False, kind: str = "") -> Rope:
-    """The rotary embedding of heads of ``head_dim``; of layers of that ``kind``, where the settings are by kind."""
+def rope(
+    config: Config, head_dim: int, *, interleaved: bool = False, kind: str = "", theta: float | None = None
+) -> Rope:
+    """The rotary embedding of heads of ``head_dim``; of layers of that ``kind``, where the settings are by kind.
+
+    ``theta`` stands for that of the configuration.
+    """
     table = _table(config, kind)
     dim = _rotary_dim(config, table, head_dim)
-    theta = table.number("rope_theta", config.number("rope_theta", DEFAULT_THETA, least=2), least=2)
+    theta = theta or table.number("rope_theta", config.number("rope_theta", DEFAULT_THETA, least=2), least=2)
     inv_freq, factor = SCALINGS[_scaling(table)](table, theta, dim, _max_position(config))
     divisors = config.numbers("rope_divisors", dim // 2, least=1e-3, most=1e31)
     if divisors is not None:
@@ -111,13 +116,13 @@ def _dynamic(table: Config, theta: float, dim: int, max_position: int) -> tuple[
 
 
 def _llama3(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
-    """Long waves are slowed by ``factor``, short ones kept, those between blended (Llama 3.1)."""
+    """Long waves are slowed by ``factor``, short ones kept, those between, if any, blended (Llama 3.1)."""
     factor, low, high = _factor(table), table.number("low_freq_factor"), table.number("high_freq_factor")
-    if low >= high:
-        raise table.refusal("high_freq_factor", f"({high:g}) is not above low_freq_factor ({low:g})")
+    if low > high:
+        raise table.refusal("high_freq_factor", f"({high:g}) is below low_freq_factor ({low:g})")
     inv_freq = _plain(theta, dim)
     turns = np.float32(_original(table, max_position)) * inv_freq / np.float32(2 * math.pi)
-    kept = np.clip((turns - np.float32(low)) / np.float32(high - low), 0, 1)
+    kept = np.clip((turns - np.float32(low)) / np.float32(high - low or 1e-6), 0, 1)
     return (1 - kept) * inv_freq / np.float32(factor) + kept * inv_freq, 1.0
 
 

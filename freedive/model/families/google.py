@@ -1,0 +1,125 @@
+"""Google's Gemma 1, 2 and the part of 3 that reads and writes text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from freedive.checkpoint.rules import Add, Rule
+from freedive.model.families.config import Config
+from freedive.model.families.family import Family
+from freedive.model.families.names import HUB, Naming
+from freedive.model.families.parts import FULL, SLIDING, attention, layer_types, model, num_layers, window
+from freedive.model.families.rope import plain_rope, rope
+from freedive.model.spec import Attention, FeedForward, Layer, Model
+
+
+def _gemma(config: Config) -> Model:
+    config.choice("hidden_act", ("gelu_pytorch_tanh", "gelu"))  # the first files say gelu and mean its approximation
+    return _decoder("gemma", config, [_attention(config)] * num_layers(config))
+
+
+def _gemma2(config: Config) -> Model:
+    softcap = config.number("attn_logit_softcapping", 0.0, least=0)
+    attn = replace(_attention(config), scale=_scale(config), softcap=softcap)
+    kinds = {FULL: attn, SLIDING: replace(attn, window=window(config))}
+    return _decoder("gemma2", config, [kinds[kind] for kind in _types(config, 2)], post_norms=True)
+
+
+def _gemma3(config: Config) -> Model:
+    attn = replace(_attention(config), scale=_scale(config), qk_norm="head")
+    if "rope_parameters" in config:
+        local = rope(config, attn.head_dim, kind=SLIDING)
+    else:
+        local = plain_rope(config.number("rope_local_base_freq", 1e4, least=2), attn.head_dim)
+    kinds = {FULL: attn, SLIDING: replace(attn, window=window(config), rope=local)}
+    period = config.count("sliding_window_pattern", 6)
+    return _decoder("gemma3", config, [kinds[kind] for kind in _types(config, period)], post_norms=True)
+
+
+def _attention(config: Config) -> Attention:
+    bias = config.flag("attention_bias")
+    return attention(config, qkv_bias=bias, out_bias=bias)
+
+
+def _scale(config: Config) -> float:
+    return float(config.number("query_pre_attn_scalar") ** -0.5)
+
+
+def _types(config: Config, period: int) -> Sequence[str]:
+    """Every ``period``-th layer sees everything, unless listed."""
+    return layer_types(config, [SLIDING if (i + 1) % period else FULL for i in range(num_layers(config))])
+
+
+def _decoder(family: str, config: Config, attns: Sequence[Attention], *, post_norms: bool = False) -> Model:
+    config.choice("hidden_activation", ("gelu_pytorch_tanh",))
+    config.choice("use_bidirectional_attention", (False,))  # true in encoders
+    ffn = FeedForward(config.count("intermediate_size"), "gelu_tanh")
+    return model(
+        family,
+        config,
+        [Layer(attn, ffn, post_norms) for attn in attns],
+        embed_scale=config.count("hidden_size") ** 0.5,
+        logit_softcap=config.number("final_logit_softcapping", 0.0, least=0),
+    )
+
+
+_SANDWICH = {
+    "layers.{}.attn.post_norm": "model.layers.{}.post_attention_layernorm.weight",
+    "layers.{}.ffn.norm": "model.layers.{}.pre_feedforward_layernorm.weight",
+    "layers.{}.ffn.post_norm": "model.layers.{}.post_feedforward_layernorm.weight",
+}
+
+
+def _naming(renames: dict[str, str]) -> Naming:
+    """Norms multiply by 1 + weight."""
+    norms = {ours: theirs for ours, theirs in {**HUB, **renames}.items() if ours.endswith("norm")}
+    rules = [Rule(theirs, (ours,), (Add(1.0),)) for ours, theirs in norms.items()]
+    return Naming(renames, lambda spec: rules)
+
+
+_DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 8192,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+}
+_IGNORABLE = ("cache_implementation", "hidden_act")
+
+GEMMA = Family(
+    name="gemma",
+    architectures=("GemmaForCausalLM",),
+    spec=_gemma,
+    defaults={**_DEFAULTS, "num_key_value_heads": 16},
+    hub=_naming({}),
+    gguf_name="gemma",
+)
+
+GEMMA2 = Family(
+    name="gemma2",
+    architectures=("Gemma2ForCausalLM",),
+    spec=_gemma2,
+    defaults={**_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    ignorable=(*_IGNORABLE, "sliding_window_size"),
+    hub=_naming(_SANDWICH),
+    gguf_name="gemma2",
+)
+
+GEMMA3 = Family(
+    name="gemma3",
+    architectures=("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", "gemma3_text"),
+    spec=_gemma3,
+    defaults={
+        **_DEFAULTS,
+        "vocab_size": 262208,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 131072,
+        "rope_theta": 1e6,
+    },
+    ignorable=(*_IGNORABLE, "_sliding_window_pattern"),
+    hub=_naming(_SANDWICH),
+    gguf_name="gemma3",
+)

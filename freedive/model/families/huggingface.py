@@ -1,0 +1,51 @@
+"""Hugging Face's SmolLM3: Llama with layers that know no positions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from freedive.model.families.config import Config
+from freedive.model.families.family import Family
+from freedive.model.families.names import Naming, interleaved_heads
+from freedive.model.families.parts import (
+    FULL,
+    SLIDING,
+    attention,
+    feed_forward,
+    layer_types,
+    model,
+    rotated_layers,
+    window,
+)
+from freedive.model.spec import Layer, Model
+
+
+def _smollm3(config: Config) -> Model:
+    """Where windows are used at all, layers without positions have them, unless listed."""
+    bias, rotated = config.flag("attention_bias"), rotated_layers(config)
+    attn = attention(config, qkv_bias=bias, out_bias=bias)
+    ffn = feed_forward(config, bias=config.flag("mlp_bias"))
+    width = window(config) * config.flag("use_sliding_window")
+    types = layer_types(config, [FULL if turns else SLIDING for turns in rotated])
+    layers = [
+        Layer(replace(attn, rope=attn.rope if turns else None, window=width if kind == SLIDING else 0), ffn)
+        for turns, kind in zip(rotated, types, strict=True)
+    ]
+    return model("smollm3", config, layers)
+
+
+SMOLLM3 = Family(
+    name="smollm3",
+    architectures=("SmolLM3ForCausalLM",),
+    spec=_smollm3,
+    defaults={
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 4,
+        "rope_theta": 2e6,
+        "tie_word_embeddings": True,
+    },
+    ignorable=("max_window_layers",),
+    gguf_name="smollm3",
+    gguf=Naming(rules=interleaved_heads),
+)

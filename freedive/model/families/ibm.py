@@ -1,0 +1,183 @@
+"""IBM's Granite: 3, dense or with experts; 4 without recurrent layers; swash, with windows, sinks and a rope per layer.
+
+Embeddings, attention, every branch and logits are scaled by numbers of the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from freedive.checkpoint.rules import Rule
+from freedive.model.families.config import Config
+from freedive.model.families.family import Family
+from freedive.model.families.names import EXPERT, SHARED, Naming, interleaved_heads
+from freedive.model.families.parts import (
+    FULL,
+    SLIDING,
+    attention,
+    feed_forward,
+    layer_types,
+    model,
+    num_layers,
+    router,
+    window,
+)
+from freedive.model.families.refused import refusal
+from freedive.model.families.rope import rope
+from freedive.model.spec import Attention, Experts, FeedForward, Layer, Model
+
+_ATTENTION, _RECURRENT = ("attention", FULL), ("mamba", "linear_attention")
+
+
+def _granite(config: Config) -> Model:
+    return _decoder("granite", config, _alike(config), _plain(config))
+
+
+def _granitemoe(config: Config) -> Model:
+    return _decoder("granitemoe", config, _alike(config), _experts(config))
+
+
+def _granitemoehybrid(config: Config) -> Model:
+    """Without experts the shared feed-forward is the only one."""
+    shared = feed_forward(config, "shared_intermediate_size")
+    ffn = _experts(config) if config.count("num_local_experts", least=0) else shared
+    return _decoder("granitemoehybrid", config, _unrecurrent(config), ffn)
+
+
+def _granite_swa(config: Config) -> Model:
+    return _decoder("granite_swa", config, _swash(config), _plain(config))
+
+
+def _granitemoe_swa(config: Config) -> Model:
+    return _decoder("granitemoe_swa", config, _swash(config), _experts(config))
+
+
+def _decoder(family: str, config: Config, attns: Sequence[Attention], ffn: FeedForward | Experts) -> Model:
+    return model(
+        family,
+        config,
+        [Layer(attn, ffn) for attn in attns],
+        embed_scale=config.number("embedding_multiplier", 1.0),
+        residual_scale=config.number("residual_multiplier", 1.0),
+        logit_scale=1 / config.number("logits_scaling", 1.0),
+    )
+
+
+def _alike(config: Config) -> list[Attention]:
+    bias, scale = config.flag("attention_bias"), config.number("attention_multiplier", 1.0)
+    return [attention(config, qkv_bias=bias, out_bias=bias, scale=scale)] * num_layers(config)
+
+
+def _unrecurrent(config: Config) -> list[Attention]:
+    types = config.choices("layer_types", num_layers(config), (*_ATTENTION, *_RECURRENT))
+    if not types or not set(_ATTENTION).issuperset(types):
+        raise refusal("granitemoehybrid with recurrent layers", "Mamba layers")
+    rotated = config.choice("position_embedding_type", ("nope", "rope")) == "rope"
+    return [attn if rotated else replace(attn, rope=None) for attn in _alike(config)]
+
+
+def _swash(config: Config) -> list[Attention]:
+    """All but every fourth layer have a window, unless listed; a theta of 0 leaves a layer without positions."""
+    total, width = num_layers(config), window(config)
+    types = layer_types(config, [SLIDING if i % 4 else FULL for i in range(total)])
+    attns = [
+        replace(attn, window=width if kind == SLIDING else 0, sinks=True)
+        for attn, kind in zip(_alike(config), types, strict=True)
+    ]
+    thetas = config.numbers("layer_rope_theta", total, least=0, most=1e12)
+    if not thetas:
+        return attns
+    if any(0 < theta < 2 for theta in thetas):
+        raise config.refusal("layer_rope_theta", "has a number between 0 and 2")
+    ropes = {theta: rope(config, attns[0].head_dim, theta=theta) if theta else None for theta in thetas}
+    return [replace(attn, rope=ropes[theta]) for attn, theta in zip(attns, thetas, strict=True)]
+
+
+def _plain(config: Config) -> FeedForward:
+    return feed_forward(config, bias=config.flag("mlp_bias"))
+
+
+def _experts(config: Config) -> Experts:
+    expert, shared_dim = feed_forward(config), config.count("shared_intermediate_size", 0, least=0)
+    shared = replace(expert, dim=shared_dim) if shared_dim else None
+    return Experts(router(config, renormalise=True), expert, shared)
+
+
+def _rules(spec: Model) -> list[Rule]:
+    """Gate and up are one tensor; experts are a stack. transformers has names of its own for it."""
+    moe, shared = "model.layers.{}.block_sparse_moe", "model.layers.{}.shared_mlp"
+    gate_up, down = (f"{EXPERT}.gate", f"{EXPERT}.up"), (f"{EXPERT}.down",)
+    sole = "layers.{}.ffn" if isinstance(spec.layers[0].ffn, FeedForward) else SHARED
+    return [
+        Rule(f"{moe}.input_linear.weight", gate_up),
+        Rule(f"{moe}.output_linear.weight", down),
+        Rule(f"{moe}.experts.gate_up_proj", gate_up),
+        Rule(f"{moe}.experts.down_proj", down),
+        Rule(f"{moe}.router.layer.weight", ("layers.{}.ffn.router",)),
+        Rule(f"{moe}.router.weight", ("layers.{}.ffn.router",)),
+        Rule(f"{shared}.input_linear.weight", (f"{sole}.gate", f"{sole}.up")),
+        Rule(f"{shared}.output_linear.weight", (f"{sole}.down",)),
+    ]
+
+
+_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
+_MOE_DEFAULTS = {**_DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2}
+_SWA_DEFAULTS = {"sliding_window": 128}
+_MAMBA = ("chunk_size", "conv_bias", "d_conv", "d_head", "d_state", "expand", "n_groups", "n_heads", "proj_bias")
+
+GRANITE = Family(
+    name="granite",
+    architectures=("GraniteForCausalLM",),
+    spec=_granite,
+    defaults=_DEFAULTS,
+    gguf_name="granite",
+    gguf=Naming(rules=interleaved_heads),
+)
+
+GRANITE_MOE = Family(
+    name="granitemoe",
+    architectures=("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "granitemoeshared"),
+    spec=_granitemoe,
+    defaults=_MOE_DEFAULTS,
+    hub=Naming(rules=_rules),
+    gguf_name="granitemoe",
+    gguf=Naming(rules=interleaved_heads),
+)
+
+GRANITE_HYBRID = Family(
+    name="granitemoehybrid",
+    architectures=("GraniteMoeHybridForCausalLM",),
+    spec=_granitemoehybrid,
+    defaults={**_MOE_DEFAULTS, "shared_intermediate_size": 1024},
+    ignorable=(
+        "init_method",
+        "normalization_function",
+        "intermediate_size",
+        "num_experts_per_tok",
+        "time_step_limit",
+        *(f"mamba_{name}" for name in _MAMBA),
+    ),
+    hub=Naming(rules=_rules),
+)
+
+GRANITE_SWA = Family(
+    name="granite_swa",
+    architectures=("GraniteSWAForCausalLM",),
+    spec=_granite_swa,
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 8192,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        **_SWA_DEFAULTS,
+    },
+)
+
+GRANITE_MOE_SWA = Family(
+    name="granitemoe_swa",
+    architectures=("GraniteMoeSWAForCausalLM",),
+    spec=_granitemoe_swa,
+    defaults={**_MOE_DEFAULTS, **_SWA_DEFAULTS},
+    hub=Naming(rules=_rules),
+)

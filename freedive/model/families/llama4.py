@@ -1,0 +1,91 @@
+"""Meta's Llama 4, the part of it that reads and writes text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from freedive.checkpoint.rules import Rule, Transpose
+from freedive.model.families.config import Config
+from freedive.model.families.family import Family
+from freedive.model.families.names import EXPERT, SHARED, Naming, feed_forward_names
+from freedive.model.families.parts import FULL, attention, feed_forward, model, rotated_layers, router
+from freedive.model.families.rope import rope
+from freedive.model.spec import Attention, Experts, Layer, Model, Temperature
+
+_CHUNKED = "chunked_attention"
+
+
+def _llama4(config: Config) -> Model:
+    """Experts in every ``interleave_moe_layer_step``-th layer, unless listed; plain layers are wider."""
+    attns = _attentions(config)
+    expert, plain = feed_forward(config), feed_forward(config, "intermediate_size_mlp")
+    moe = Experts(router(config, score="sigmoid", weighs_input=True), expert, shared=expert)
+    step = config.count("interleave_moe_layer_step", 1)
+    sparse = config.indices("moe_layers", len(attns)) or range(step - 1, len(attns), step)
+    return model("llama4", config, [Layer(attn, moe if i in sparse else plain) for i, attn in enumerate(attns)])
+
+
+def _attentions(config: Config) -> list[Attention]:
+    """Layers that rotate see chunks; those that do not see everything, with a temperature."""
+    rotated = rotated_layers(config)
+    types = config.choices("layer_types", len(rotated), (FULL, _CHUNKED))
+    types = types or [_CHUNKED if turns else FULL for turns in rotated]
+    bias, chunk = config.flag("attention_bias"), config.count("attention_chunk_size", 0, least=0, most=1 << 30)
+    plain = attention(config, rope=None, qkv_bias=bias, out_bias=bias)
+    turned = replace(
+        plain,
+        rope=rope(config, plain.head_dim, interleaved=True),
+        qk_norm="l2" if config.flag("use_qk_norm", True) else "",
+        norm_after_rope=True,
+    )
+    plain = replace(plain, temperature=_temperature(config))
+    return [
+        replace(turned if turns else plain, chunk=chunk if kind == _CHUNKED else 0)
+        for turns, kind in zip(rotated, types, strict=True)
+    ]
+
+
+def _temperature(config: Config) -> Temperature | None:
+    temperature = Temperature(config.number("floor_scale"), config.number("attn_scale"))
+    # the first files say 4 for true
+    return temperature if config.choice("attn_temperature_tuning", (True, False, 4)) else None
+
+
+def _rules(spec: Model) -> list[Rule]:
+    """Experts are stacked, and stored [in, out]."""
+    experts = "model.layers.{}.feed_forward.experts"
+    return [
+        Rule(f"{experts}.gate_up_proj", (f"{EXPERT}.gate", f"{EXPERT}.up"), (Transpose(),)),
+        Rule(f"{experts}.down_proj", (f"{EXPERT}.down",), (Transpose(),)),
+    ]
+
+
+LLAMA4 = Family(
+    name="llama4",
+    architectures=("Llama4ForConditionalGeneration", "Llama4ForCausalLM", "llama4_text"),
+    spec=_llama4,
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rope_theta": 5e5,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 16384,
+        "attention_chunk_size": 8192,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+    },
+    ignorable=("cache_implementation", "for_llm_compressor"),
+    hub=Naming(
+        {
+            "layers.{}.ffn.router": "model.layers.{}.feed_forward.router.weight",
+            **feed_forward_names("layers.{}.ffn", "model.layers.{}.feed_forward."),
+            **feed_forward_names(EXPERT, "model.layers.{}.feed_forward.experts.{}."),
+            **feed_forward_names(SHARED, "model.layers.{}.feed_forward.shared_expert."),
+        },
+        _rules,
+    ),
+    gguf_name="llama4",
+)

@@ -1,0 +1,65 @@
+"""Zhipu's GLM: 4 of April 2025, dense; 4.5, 4.6 and 4.7, mixtures of experts. (4.7-Flash is in `deepseek`.)"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from freedive.checkpoint.rules import Rule
+from freedive.model.families.config import Config
+from freedive.model.families.deepseek import decoder, first_dense, unbiased_router
+from freedive.model.families.family import Family
+from freedive.model.families.names import Naming
+from freedive.model.families.parts import attention, feed_forward, model, num_layers
+from freedive.model.families.rope import rope
+from freedive.model.spec import Layer, Model
+
+
+def _glm4(config: Config) -> Model:
+    attn = attention(config, qkv_bias=config.flag("attention_bias", True))
+    attn = replace(attn, rope=rope(config, attn.head_dim, interleaved=True))
+    return model("glm4", config, [Layer(attn, feed_forward(config), post_norms=True)] * num_layers(config))
+
+
+def _glm4_moe(config: Config) -> Model:
+    norm = "head" if config.flag("use_qk_norm") else ""
+    attn = attention(config, qkv_bias=config.flag("attention_bias"), qk_norm=norm)
+    return decoder("glm4_moe", config, attn, unbiased_router(config), first_dense(config))
+
+
+def _fused(theirs: str) -> list[Rule]:
+    return [Rule(theirs, ("layers.{}.ffn.gate", "layers.{}.ffn.up"))]
+
+
+_DEFAULTS = {"max_position_embeddings": 131072, "partial_rotary_factor": 0.5}
+
+GLM4 = Family(
+    name="glm4",
+    architectures=("Glm4ForCausalLM",),
+    spec=_glm4,
+    defaults={**_DEFAULTS, "rms_norm_eps": 1.5625e-7, "num_key_value_heads": 2, "head_dim": 128},
+    hub=Naming(
+        {
+            "layers.{}.attn.post_norm": "model.layers.{}.post_self_attn_layernorm.weight",
+            "layers.{}.ffn.post_norm": "model.layers.{}.post_mlp_layernorm.weight",
+        },
+        lambda spec: _fused("model.layers.{}.mlp.gate_up_proj.weight"),
+    ),
+    gguf_name="glm4",
+    gguf=Naming(rules=lambda spec: _fused("blk.{}.ffn_up.weight")),
+)
+
+GLM4_MOE = Family(
+    name="glm4_moe",
+    architectures=("Glm4MoeForCausalLM",),
+    spec=_glm4_moe,
+    defaults={
+        **_DEFAULTS,
+        "rms_norm_eps": 1e-5,
+        "num_key_value_heads": 8,
+        "num_experts_per_tok": 8,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+    },
+    gguf_name="glm4moe",
+    gguf=Naming({"layers.{}.ffn.norm": "blk.{}.post_attention_norm.weight"}),
+)
