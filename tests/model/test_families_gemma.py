@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from tiny_models import save
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
-from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 from freedive.model.families import describe, describe_config
 from freedive.model.spec import Attention, Model
@@ -218,7 +216,8 @@ def test_scores_are_scaled_as_the_configuration_says() -> None:
 
 
 def test_norms_are_stored_less_one(tmp_path: Path) -> None:
-    saved = read(tmp_path)
+    save("gemma3", tmp_path)
+    saved = open_checkpoint(tmp_path)
     spec, rules = describe(saved)
     ours = canonical_tensors(saved, spec, rules)
     for name, theirs in (
@@ -232,30 +231,6 @@ def test_norms_are_stored_less_one(tmp_path: Path) -> None:
         np.testing.assert_array_equal(dequantize(ours[name]), dequantize(saved.tensors[f"{theirs}.weight"]) + 1)
     for name, tensor in maker_tensors(ours, rules).items():
         np.testing.assert_allclose(dequantize(tensor), dequantize(saved.tensors[name]), atol=1e-7, err_msg=name)
-
-
-@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
-def test_of_a_wrapped_model_the_text_part_is_read(
-    prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    saved = read(tmp_path)
-    plain = canonical_tensors(saved, *describe(saved))
-    tensors = {name.replace("model.", prefix): tensor for name, tensor in saved.tensors.items()}
-    for extra in ("vision_tower.vision_model.embeddings.patch_embedding.weight", "multi_modal_projector.mm_soft.weight"):
-        for outer in ("", "model."):
-            tensors[outer + extra] = replace(next(iter(saved.tensors.values())), name=outer + extra)
-    config = {**GEMMA3_4B, "text_config": saved.config}
-    wrapped = Checkpoint(saved.kind, config, tensors)
-    assert describe(wrapped)[0] == describe(saved)[0]
-    assert "text part" in caplog.text
-    for name, tensor in canonical_tensors(wrapped, *describe(wrapped)).items():
-        np.testing.assert_array_equal(dequantize(tensor), dequantize(plain[name]))
-
-
-def read(folder: Path) -> Checkpoint:
-    """A tiny Gemma 3, from the folder that transformers saved it in."""
-    save("gemma3", folder)
-    return open_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
