@@ -9,7 +9,7 @@ of this kind too.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,11 +51,11 @@ def integer_format(bits: int, group: int, has_zero: bool) -> str | None:
     return None
 
 
-def encode_integers(format: str, codes: Bytes, scales: Floats, zeros: Bytes | None = None) -> Bytes:
-    """Unsigned ``codes`` [rows, width] with ``scales`` (and ``zeros``) [rows, groups] as blocks [rows, bytes].
+def encode_integers(format: str, codes: Bytes, scales: Floats, zeros: npt.NDArray[Any]) -> Bytes:
+    """Unsigned ``codes`` [rows, width] with ``scales`` and ``zeros`` [rows, groups] as blocks [rows, bytes].
 
-    Groups may be wider than the format's. Scales become half floats: exactly where they are such or bfloats of at
-    least 2^-17; where they are too large, infinite.
+    Groups may be wider than the format's. Formats without zero points have them at half the range. Scales become half
+    floats: exactly where they are such, or bfloats of at least 2^-17; where they are too large, infinite.
     """
     bits, group, has_zero = INTEGERS[format]
     rows, width = codes.shape
@@ -65,7 +65,6 @@ def encode_integers(format: str, codes: Bytes, scales: Floats, zeros: Bytes | No
         halves = np.repeat(scales, repeats, 1).astype(np.float16)
     blocks[..., :2] = halves.view(np.uint8).reshape(rows, -1, 2)
     if has_zero:
-        assert zeros is not None
         blocks[..., 2] = np.repeat(zeros, repeats, 1)
     if bits == 8:
         blocks[..., 2:] = (codes ^ np.uint8(128)).reshape(rows, -1, group)
@@ -113,9 +112,10 @@ def _e4m3_table() -> Floats:
     """The value of every byte: sign, 4 bits of exponent with bias 7, 3 of mantissa; 0x7f and 0xff are NaN."""
     byte = np.arange(256)
     exponent, mantissa = byte >> 3 & 15, byte & 7
-    size = np.where(exponent > 0, np.ldexp(8 + mantissa, exponent - 10), np.ldexp(mantissa.astype(float), -9))
+    size = np.where(exponent > 0, np.ldexp(8.0 + mantissa, exponent - 10), np.ldexp(mantissa + 0.0, -9))
     size[byte & 127 == 127] = np.nan
-    return np.where(byte < 128, size, -size).astype(np.float32)
+    values: Floats = np.where(byte < 128, size, -size).astype(np.float32)
+    return values
 
 
 _E4M3 = _e4m3_table()
