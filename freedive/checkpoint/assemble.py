@@ -20,8 +20,6 @@ _FLOATS = ("F32", "F16", "BF16")
 _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 """The nibble of a 32-bit word that holds each of its eight outputs."""
 
-_ROWS_AT_ONCE = 512
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -53,17 +51,6 @@ class Parts:
             raise self.unfit(f"has codes of the shape {list(self.codes.shape)}")
         return self.codes.shape[0], self.codes.shape[1]
 
-    def num_columns(self, ending: str) -> int:
-        """The last axis of a companion of two; 1 for any other, which :meth:`need` will refuse or not."""
-        tensor = self.find(ending)
-        return tensor.shape[1] if tensor and len(tensor.shape) == 2 else 1
-
-    def group(self, width: int, groups: int) -> int:
-        """Inputs that share a scale."""
-        if width % groups:
-            raise self.unfit(f"has {groups} groups for {width} inputs")
-        return width // groups
-
     def unfit(self, what: str) -> UserError:
         return _misfit(f"The quantised weight {quote(self.name)} {what}")
 
@@ -89,10 +76,10 @@ def f8(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
     if block[1] % F8_BLOCK and block[1] < width:
         raise parts.unfit(f"has a scale for every {block[1]} inputs instead of {F8_BLOCK}")
 
-    def make() -> Bytes:
-        columns = np.arange(0, width, F8_BLOCK) // block[1]
-        each = np.repeat(_numbers(scale).reshape(grid)[..., columns], block[0], -2)[..., :rows, :]
-        return encode_f8(parts.codes.data, each.reshape(-1, len(columns)))
+    def make(begin: int, end: int) -> Bytes:
+        factors = _numbers(scale).reshape(-1, *grid[-2:])[..., np.arange(0, width, F8_BLOCK) // block[1]]
+        matrix, row = np.divmod(np.arange(begin, end), rows)
+        return encode_f8(parts.codes.rows(begin, end), factors[matrix, row // block[0]])
 
     return Tensor(parts.name, parts.codes.shape, "F8G128", make)
 
@@ -107,11 +94,11 @@ def mxfp4(parts: Parts, _: Mapping[str, Any]) -> Tensor:
         raise parts.unfit(f"has codes of the shape {list(codes.shape)}")
     exponents = parts.need(scales, ("U8", "F8_E8M0"), (*outer, width // 32))
 
-    def make() -> Bytes:
-        pairs = codes.data.reshape(-1, 16)
-        low, high = np.split(_unpack(pairs, 4).reshape(-1, 32), 2, 1)
-        blocks = np.concatenate([exponents.data.reshape(-1, 1), low | high << 4], 1)
-        return blocks.reshape(math.prod(outer), -1)
+    def make(begin: int, end: int) -> Bytes:
+        pairs = codes.data.reshape(math.prod(outer), -1)[begin:end].reshape(-1, 16)
+        low, high = np.split(_unpack(pairs, 4), 2, 1)
+        blocks = np.concatenate([exponents.rows(begin, end).reshape(-1, 1), low | high << 4], 1)
+        return blocks.reshape(end - begin, -1)
 
     return Tensor(parts.name, (*outer, width), "MXFP4", make)
 
@@ -126,11 +113,11 @@ class Integers(NamedTuple):
 
 def packed(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
     """compressed-tensors: codes in 32-bit words along the inputs, zero points along the outputs; both unsigned."""
-    bits = _bits(parts, _configured_bits(quantization))
+    bits = _bits(parts, _declared(quantization, "num_bits"))
     per_word = 32 // bits
     rows, words = parts.matrix()
     width = words * per_word
-    groups = parts.num_columns("_scale")
+    groups = _num_groups(parts, quantization, width)
     scales = parts.need("_scale", _FLOATS, (rows, groups))
     shape = parts.need("_shape", ("I64", "I32"), (2,))
     has_zero = parts.find("_zero_point") is not None
@@ -146,13 +133,13 @@ def packed(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
             zeros = columns.swapaxes(1, 2).reshape(-1, groups)[:rows]
         return Integers(_unpack(parts.codes.data, bits), dequantize(scales), zeros)
 
-    return _integers(parts, (rows, width), bits, parts.group(width, groups), has_zero, read, order)
+    return _integers(parts, (rows, width), bits, width // groups, has_zero, read, order)
 
 
-def int8(parts: Parts, _: Mapping[str, Any]) -> Tensor:
+def int8(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
     """compressed-tensors: plain signed bytes."""
     rows, width = parts.matrix()
-    groups = parts.num_columns("_scale")
+    groups = _num_groups(parts, quantization, width)
     scales = parts.need("_scale", _FLOATS, (rows, groups))
     offsets = parts.need("_zero_point", ("I8",), (rows, groups)) if parts.find("_zero_point") else None
 
@@ -160,7 +147,7 @@ def int8(parts: Parts, _: Mapping[str, Any]) -> Tensor:
         zeros = offsets.data ^ np.uint8(128) if offsets else np.full((rows, groups), 128, np.uint8)
         return Integers(parts.codes.data ^ np.uint8(128), dequantize(scales), zeros)
 
-    return _integers(parts, (rows, width), 8, parts.group(width, groups), offsets is not None, read)
+    return _integers(parts, (rows, width), 8, width // groups, offsets is not None, read)
 
 
 def gptq_or_awq(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
@@ -170,7 +157,7 @@ def gptq_or_awq(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
 
 def _gptq(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
     """Codes in 32-bit words along the inputs, zero points along the outputs: version 1 stores them less one."""
-    bits = _bits(parts, quantization.get("bits"))
+    bits = _bits(parts, [quantization.get("bits")])
     words, rows = parts.matrix()
     width = words * 32 // bits
     group = _group_size(parts, quantization.get("group_size"), width)
@@ -196,7 +183,7 @@ def _gptq(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
 
 def _awq(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
     """Codes and zero points in 32-bit words along the outputs, in an order of its own."""
-    if quantization.get("version", "gemm") != "gemm" or _bits(parts, quantization.get("bits", 4)) != 4:
+    if quantization.get("version", "gemm") != "gemm" or _bits(parts, [quantization.get("bits", 4)]) != 4:
         raise parts.unfit("is in a form of AWQ other than 4-bit gemm")
     width, words = parts.matrix()
     rows = words * 8
@@ -224,21 +211,21 @@ def _integers(
     order: Tensor | None = None,
 ) -> Tensor:
     """The weight in the integer format that holds it; as half floats if none does, or ``order`` scatters its groups."""
-    rows, width = shape
+    width = shape[1]
     in_groups = width % group == 0 and not (order and _scattered(order, group))
     format = integer_format(bits, group, has_zero) if in_groups else None
     if format:
-        return Tensor(parts.name, shape, format, lambda: encode_integers(format, *read()))
+        return Tensor(parts.name, shape, format, lambda begin, end: encode_integers(format, *read())[begin:end])
 
-    def make() -> Bytes:
+    def make(begin: int, end: int) -> Bytes:
         codes, scales, zeros = read()
         of = order.data.view(np.int32)[0] if order else np.arange(width) // group
         if of.min() < 0 or of.max() >= scales.shape[1]:
             raise parts.unfit(f"has a g_idx beyond its {scales.shape[1]} groups")
-        out = np.empty(shape, np.float16)
-        for begin in range(0, rows, _ROWS_AT_ONCE):
-            some = slice(begin, begin + _ROWS_AT_ONCE)
-            out[some] = (codes[some].astype(np.float32) - zeros[some][:, of]) * scales[some][:, of]
+        out = np.empty((end - begin, width), np.float16)
+        with np.errstate(all="ignore"):  # what is not finite, or becomes so in half floats, is refused when packed
+            for row in range(begin, end):  # floats of the whole would take too much memory
+                out[row - begin] = (codes[row].astype(np.float32) - zeros[row][of]) * scales[row][of]
         return out.view(np.uint8)
 
     return Tensor(parts.name, shape, "F16", make)
@@ -268,31 +255,38 @@ def _numbers(scale: Tensor) -> Floats:
 
 def _block_size(parts: Parts, quantization: Mapping[str, Any]) -> tuple[int, int]:
     """Outputs and inputs that share a scale where scales form blocks."""
-    declared = [weights.get("block_structure") for weights in _weight_schemes(quantization)]
-    size = next(filter(None, [quantization.get("weight_block_size"), *declared]), [F8_BLOCK, F8_BLOCK])
+    declared = [quantization.get("weight_block_size"), *_declared(quantization, "block_structure")]
+    size = next(filter(None, declared), [F8_BLOCK, F8_BLOCK])
     match size:
         case [int(rows), int(width)] if rows > 0 and width > 0:
             return rows, width
     raise parts.unfit(f"is configured with blocks of {quote(size)}")
 
 
-def _weight_schemes(quantization: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """compressed-tensors' descriptions of how weights are quantised."""
+def _declared(quantization: Mapping[str, Any], key: str) -> list[object]:
+    """The values of ``key`` in compressed-tensors' descriptions of weights, of which a model may have several."""
     groups = quantization.get("config_groups")
-    found = [group.get("weights") for group in groups.values() if isinstance(group, dict)] if groups else []
-    return [weights for weights in found if isinstance(weights, dict)]
+    found = groups.values() if isinstance(groups, dict) else ()
+    schemes = [group.get("weights") for group in found if isinstance(group, dict)]
+    values = [weights.get(key) for weights in schemes if isinstance(weights, dict)]
+    return [value for index, value in enumerate(values) if value not in values[:index]]
 
 
-def _configured_bits(quantization: Mapping[str, Any]) -> object:
-    """The one size of compressed-tensors' codes; a list where there are several."""
-    sizes = {weights.get("num_bits") for weights in _weight_schemes(quantization)}
-    return sizes.pop() if len(sizes) == 1 else sorted(map(str, sizes))
+def _num_groups(parts: Parts, quantization: Mapping[str, Any], width: int) -> int:
+    """How many scales compressed-tensors has for a row: as many as the tensor has and some description allows."""
+    scale = parts.find("_scale")
+    groups = scale.shape[1] if scale and len(scale.shape) == 2 else 1
+    sizes = [width if size in (None, -1) else size for size in _declared(quantization, "group_size")]
+    if width % groups or width // groups not in sizes:
+        raise parts.unfit(f"has {groups} groups for {width} inputs, and is configured with groups of {quote(sizes)}")
+    return groups
 
 
-def _bits(parts: Parts, declared: object) -> int:
-    if declared not in (4, 8):
-        raise parts.unfit(f"is configured with {quote(declared)} bits instead of 4 or 8")
-    return int(str(declared))
+def _bits(parts: Parts, declared: list[object]) -> int:
+    match declared:
+        case [int(bits)] if bits in (4, 8):
+            return bits
+    raise parts.unfit(f"is configured with {quote(declared)} bits instead of 4 or 8")
 
 
 def _group_size(parts: Parts, declared: object, width: int) -> int:
