@@ -74,12 +74,13 @@ void compare_linear(const Kernels& level, Format f) {
     expect_same(level.name, "quantise", codes[1].data(), codes[0].data(), codes[0].size() * sizeof(QuantisedGroup));
     expect_same(level.name, "linear", out[1].data(), out[0].data(), out[0].size() * sizeof(float));
     if (f == Format::F32 || f == Format::F16 || f == Format::BF16) {
-        float sums[2][k] = {};
+        std::vector<float> sums[2];
         each_of_both(level, [&](const Kernels& kernels, int i) {
-            kernels.add_transposed(f, packed, k, x.data(), sums[i]);
-            kernels.add_transposed(f, packed + panel_bytes(f, k), k, x.data() + kPanelRows, sums[i]);
+            sums[i].resize(k);
+            kernels.add_transposed(f, packed, k, x.data(), sums[i].data());
+            kernels.add_transposed(f, packed + panel_bytes(f, k), k, x.data() + kPanelRows, sums[i].data());
         });
-        expect_same(level.name, "add_transposed", sums[1], sums[0], sizeof sums[0]);
+        expect_same(level.name, "add_transposed", sums[1].data(), sums[0].data(), k * sizeof(float));
     }
     std::free(packed);
 }
