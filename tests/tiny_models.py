@@ -92,8 +92,17 @@ class Tiny:
         def note(_: Any, args: tuple[Any, ...]) -> None:
             choices.append(np.sort(args[1].numpy(), -1))
 
-        layers = [module for name, module in self.maker.named_modules() if name.endswith(".experts")]
-        hooks = [module.register_forward_pre_hook(note) for module in layers]
+        def note_scores(_: Any, args: object, result: tuple[Any, ...]) -> None:
+            scores = result[0]  # Llama 4 runs all experts, on inputs times their scores
+            choices.append(scores.nonzero()[:, 1].view(len(scores), -1).numpy())
+
+        modules = dict(self.maker.named_modules())
+        if self.spec.family == "llama4":
+            routers = [module for name, module in modules.items() if name.endswith(".router")]
+            hooks = [module.register_forward_hook(note_scores) for module in routers]
+        else:
+            experts = [module for name, module in modules.items() if name.endswith(".experts")]
+            hooks = [module.register_forward_pre_hook(note) for module in experts]
         self.maker_logits(tokens)
         for hook in hooks:
             hook.remove()
