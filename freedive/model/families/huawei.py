@@ -38,6 +38,7 @@ PANGU_EMBEDDED = Family(
     architectures=("PanguEmbeddedForCausalLM",),
     spec=_embedded,
     defaults={**_DEFAULTS, "max_position_embeddings": 32768},
+    fixed={"mlp_bias": False},
     gguf_name="pangu-embedded",
 )
 
@@ -47,6 +48,7 @@ PANGU_PRO_MOE = Family(
     spec=_pro_moe,
     defaults={**_DEFAULTS, "max_position_embeddings": 131072},
     ignorable=("intermediate_size",),  # no layer is dense
+    fixed={"mlp_bias": False},
     hub=Naming(
         feed_forward_names(SHARED, "model.layers.{}.mlp.shared_expert."),
         lambda spec: [Rule("model.layers.{}.mlp.router_scale", ("layers.{}.ffn.expert_scale",), (Row(),))],

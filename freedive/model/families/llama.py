@@ -34,6 +34,7 @@ LLAMA = Family(
     architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
     spec=_llama,
     defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+    fixed={"is_llama_config": True, "rope_interleaved": False},
     gguf_name="llama",
     gguf=Naming(rules=interleaved_heads),
 )
