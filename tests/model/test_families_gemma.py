@@ -246,6 +246,8 @@ def test_norms_are_stored_less_one(tmp_path: Path) -> None:
         (GEMMA3_1B, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         (GEMMA3_1B, {"sliding_window_pattern": 0}, "sliding_window_pattern"),
         (GEMMA3_1B, {"rope_local_base_freq": 1}, "rope_local_base_freq"),
+        (GEMMA3_1B, {"rope_parameters": {"rope_theta": 1e4}}, r"lacks rope_parameters\.full_attention\.rope_theta"),
+        (GEMMA3_1B, {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, r"lacks \S+sliding_attention"),
         (GEMMA3_4B, {"text_config": {**GEMMA3_4B["text_config"], "num_experts": 4}}, "num_experts = 4, unknown"),
         (GEMMA3_1B, {"architectures": ["Gemma3nForCausalLM"]}, "does not run Gemma3nForCausalLM yet"),
     ],

@@ -29,6 +29,8 @@ def _gemma2(config: Config) -> Model:
 def _gemma3(config: Config) -> Model:
     attn = replace(_attention(config), scale=_scale(config), qk_norm="head")
     if "rope_parameters" in config:
+        for kind in (FULL, SLIDING):  # there is no theta for both
+            config.section("rope_parameters").section(kind).number("rope_theta")
         local = rope(config, attn.head_dim, kind=SLIDING)
     else:
         local = plain_rope(config.number("rope_local_base_freq", 1e4, least=2), attn.head_dim)
