@@ -15,15 +15,10 @@ def total_billions(model: Model) -> float:
     return size(model).total / 1e9
 
 
-def active_billions(model: Model) -> float:
-    """Those that a token meets, in 1e9: of the experts only the chosen ones, of the embedding all."""
-    read = size(model)
-    return (read.active + (0 if model.tied else model.vocab_size * model.hidden_dim)) / 1e9
-
-
-def active_without_vocabulary(model: Model) -> float:
-    """Likewise, but for the embedding and the output head."""
-    return active_billions(model) - model.vocab_size * model.hidden_dim * (1 if model.tied else 2) / 1e9
+def active_billions(model: Model, *, embedding: bool = True) -> float:
+    """Those of one token, in 1e9: with the whole ``embedding``, as most makers count, or but a row of it."""
+    counted = size(model)
+    return (counted.active + (counted.embedding if embedding else 0)) / 1e9
 
 
 def hollow(model: Model) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ def combine(checkpoint: Checkpoint) -> Checkpoint:
 
     Raises UserError for a method that freedive does not know, and for tensors that are missing or do not fit.
     """
-    config, quantization = _take_quantization(checkpoint.config)
+    config, quantization = take_quantization(checkpoint.config)
     tensors = {name: t for name, t in checkpoint.tensors.items() if not name.endswith(_ACTIVATION_SCALES)}
     weights: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -65,8 +65,11 @@ def combine(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config=config, tensors=rest | weights)
 
 
-def _take_quantization(config: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """``config`` without its quantization_config, and that; a wrapped model may have it with its text part's keys."""
+def take_quantization(config: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """``config`` without its quantization_config, and that; a wrapped model may have it with its text part's keys.
+
+    Raises UserError for a method that freedive does not know.
+    """
     inner = config.get("text_config")
     found = [c["quantization_config"] for c in (config, inner) if isinstance(c, dict) and c.get("quantization_config")]
     quantization: Any = found[0] if found else {}

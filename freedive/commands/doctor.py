@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from freedive import __version__, machine
-from freedive.commands.models import size_text
+from freedive.commands.words import size_text
 from freedive.errors import UserError
 from freedive.hub import cache
 from freedive.native import _native

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from freedive.errors import NotFound
+from freedive.commands.describe import decoder_facts
+from freedive.commands.words import count_text, size_text
+from freedive.errors import NotFound, UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import Entry, catalogue, entry_for
 from freedive.hub.sources import Address, parse
@@ -43,24 +45,30 @@ def list_models() -> None:
 
 def show(model: Reference) -> None:
     place, entry = parse(model), entry_for(model)
-    stored = cache.find(str(place)) if isinstance(place, Address) else None
     facts = {"reference": str(place)}
     if entry:
         facts |= {"name": entry.name, "about": entry.about, "family": entry.family, "parameters": _parameters(entry)}
         facts |= {"download": f"about {entry.gigabytes:g} GB", "licence": entry.licence}
-    if stored:
-        facts |= {
-            "licence": stored.licence or "unknown",
-            "revision": stored.revision or "unknown",
-            "fetched": stored.date,
-        }
-        facts |= {"path": str(stored.path), "size": size_text(stored.size)}
-        facts |= {f"  {file.path}": f"{size_text(file.size)}  sha256 {file.sha256}" for file in stored.files}
-    elif isinstance(place, Address):
+    if isinstance(place, Path):
+        facts |= decoder_facts(place)
+    elif stored := cache.find(str(place)):
+        facts |= _stored_facts(stored)
+    else:
         facts["path"] = f"not on this machine; fetch it with: freedive pull {model}"
     width = max(map(len, facts))
     for name, text in facts.items():
-        print(f"{name.ljust(width)}  {text}")
+        print(f"{name.ljust(width)}  " + text.replace("\n", "\n" + " " * (width + 2)))
+
+
+def _stored_facts(stored: cache.Stored) -> dict[str, str]:
+    """A model may be here that freedive cannot run; then the reason stands for what its decoder is."""
+    try:
+        facts = decoder_facts(stored.path)
+    except UserError as error:
+        facts = {"problem": str(error)}
+    facts |= {"licence": stored.licence or "unknown", "revision": stored.revision or "unknown", "fetched": stored.date}
+    facts |= {"path": str(stored.path), "size": size_text(stored.size)}
+    return facts | {"files": "\n".join(f"{f.path}  {size_text(f.size)}  sha256 {f.sha256}" for f in stored.files)}
 
 
 def rm(models: References) -> None:
@@ -73,10 +81,5 @@ def rm(models: References) -> None:
 
 
 def _parameters(entry: Entry) -> str:
-    total = f"{entry.total:g}B" if entry.total >= 1 else f"{entry.total * 1000:g}M"
-    return total if entry.active == entry.total else f"{total}, {entry.active:g}B active"
-
-
-def size_text(size: int) -> str:
-    """Bytes as a person reads them, in decimal units as disks and hubs count."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    total, active = count_text(entry.total * 1e9), count_text(entry.active * 1e9)
+    return total if active == total else f"{total}, {active} active"

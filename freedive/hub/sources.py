@@ -83,7 +83,7 @@ def _parse_address(scheme: str, rest: str) -> Address:
 
 
 def _unknown(ref: str) -> NotFound:
-    looks_like_path = ref.startswith((".", "/", "~")) or ref.endswith((".gguf", ".safetensors"))
+    looks_like_path = ref.startswith((".", "/", "~")) or ref.endswith((".gguf", ".safetensors", ".json"))
     if looks_like_path:
         return NotFound(f"There is no file or folder {ref}", "Check the path")
     near = difflib.get_close_matches(ref.lower(), catalogue(), n=3, cutoff=0.4)

@@ -1,45 +1,82 @@
-"""How large a description is, and what it looks like in words."""
+"""How large a description is, what a token costs, and what it looks like in words."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 
-from freedive.model.params import params
+from freedive.model.params import Param, params
 from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Model
 
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters in all, those that one token reads, and numbers that the cache keeps of a token, windows aside."""
+    """Parameters in all, and those that one token reads: of a mixture the chosen experts, of the embedding one row.
+
+    Makers count so (DeepSeek-V3 37B, Kimi K2 32B, gpt-oss 3.6B) or with the whole embedding (Qwen3-30B-A3B 3.3B,
+    Mixtral 12.9B): that is ``active + embedding``. ``embedding`` is 0 where it is the output head too, which a token
+    reads anyway. Layers after the last one, which predict further tokens, are not counted.
+    """
 
     total: int
     active: int
-    cached: int
+    embedding: int
 
 
 def size(spec: Model) -> Size:
-    """Of the embedding a token reads one row, of a mixture its chosen experts."""
+    """In numbers, whatever they are stored as."""
     table = params(spec)
     total = sum(param.size for param in table.values())
-    embed = table["embed"].size if not spec.tied else 0
-    idle = sum(_idle(index, layer, spec.hidden_dim) for index, layer in enumerate(spec.layers))
-    return Size(total, total - embed - idle, sum(layer.attention.cache_dim for layer in spec.layers))
+    active = round(sum(param.size * _share(spec, name) for name, param in table.items()))
+    return Size(total, active, 0 if spec.tied else table["embed"].size)
 
 
-def _idle(index: int, layer: Layer, hidden: int) -> int:
-    """Parameters of the experts that a token does not choose."""
-    if not isinstance(layer.ffn, Experts):
-        return 0
-    expert, router = layer.ffn.expert, layer.ffn.router
-    biases = 2 * expert.dim + hidden if expert.bias else 0
-    return (router.num_experts - router.num_chosen) * (3 * expert.dim * hidden + biases)
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of all weights, and of those that one token reads."""
+
+    total: int
+    read: int
+
+
+def footprint(spec: Model, num_bytes: Callable[[str, Param], float]) -> Footprint:
+    """``num_bytes`` tells what a weight takes, by its canonical name."""
+    stored = {name: num_bytes(name, param) for name, param in params(spec).items()}
+    read = sum(taken * _share(spec, name) for name, taken in stored.items())
+    return Footprint(round(sum(stored.values())), round(read))
+
+
+def _share(spec: Model, name: str) -> float:
+    """How much of a weight one token reads, on average."""
+    if name == "embed" and not spec.tied:
+        return 1 / spec.vocab_size
+    if ".experts." in name:
+        ffn = spec.layers[int(name.split(".")[1])].ffn
+        assert isinstance(ffn, Experts)
+        return ffn.router.num_chosen / ffn.router.num_experts
+    return 1.0
+
+
+def cache_dim(spec: Model) -> int:
+    """Numbers that the cache keeps of one token."""
+    return sum(layer.attention.cache_dim for layer in spec.layers)
+
+
+def cache_bound(spec: Model) -> int:
+    """The most numbers that layers with a window or with chunks ever look back at, however long the context is."""
+    return sum(layer.attention.cache_dim * _span(layer.attention) for layer in spec.layers)
+
+
+def _span(attn: Attention | LatentAttention) -> int:
+    """Positions that a window or a chunk holds; 0 where attention sees all."""
+    return attn.window or attn.chunk if isinstance(attn, Attention) else 0
 
 
 def layers_in_words(spec: Model) -> list[str]:
-    """Runs of like layers, from the first: ``58 x latent attention, ...; 8 of 256 experts ...``."""
-    words = [f"{_mixer(layer.attention)}; {_feeder(layer.ffn)}{_norms(layer)}" for layer in spec.layers]
-    return [f"{len(list(run))} x {text}" for text, run in groupby(words)]
+    """Each kind of layer and how many there are, in the order of first appearance: ``58 x latent attention, ...``."""
+    kinds = Counter(f"{_mixer(layer.attention)}; {_feeder(layer.ffn)}{_norms(layer)}" for layer in spec.layers)
+    return [f"{count} x {text}" for text, count in kinds.items()]
 
 
 def _mixer(attn: Attention | LatentAttention) -> str:

@@ -16,6 +16,7 @@ from freedive.hub.catalogue import catalogue, entry_for
 from freedive.hub.choose import choose, safe
 from freedive.hub.download import RemoteFile
 from freedive.hub.sources import Address, parse, resolve
+from freedive.model.families.refused import REFUSED
 
 
 def offered(*paths: str) -> list[RemoteFile]:
@@ -63,6 +64,14 @@ def test_every_name_of_the_catalogue_is_an_address() -> None:
         assert str(parse(name)) == entry.ref
         assert entry.active <= entry.total
         assert entry_for(name.upper()) is entry
+
+
+def test_what_the_catalogue_calls_not_runnable_is_refused_by_its_family() -> None:
+    assert {name for name, entry in catalogue().items() if not entry.runs} == {
+        "granite-4.0-h-tiny",
+        "kimi-linear-48b-a3b",
+    }
+    assert all(entry.runs != (entry.family in REFUSED) for entry in catalogue().values())
 
 
 def test_a_model_that_cannot_run_is_refused_before_it_is_fetched(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:

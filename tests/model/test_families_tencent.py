@@ -143,7 +143,7 @@ HY3: dict[str, Any] = {
 def test_hunyuan_is_as_its_cards_say(values: dict[str, Any], total: float, active: float) -> None:
     spec = describe_config(values)
     assert total_billions(spec) == pytest.approx(total, rel=0.02)
-    assert active_billions(spec) == pytest.approx(active, rel=0.05)
+    assert active_billions(spec) == pytest.approx(active, rel=0.02)
 
 
 def test_experts_may_differ_by_layer() -> None:

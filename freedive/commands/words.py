@@ -1,0 +1,20 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+
+def size_text(size: float) -> str:
+    """Bytes in decimal units, as disks and hubs count."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
+
+
+def count_text(count: float) -> str:
+    """Parameters to three digits, as model cards give them: 671B, 1.03T."""
+    rounded = float(f"{count:.3g}")
+    for unit, name in ((1e12, "T"), (1e9, "B")):
+        if rounded >= unit:
+            return f"{rounded / unit:g}{name}"
+    return f"{rounded / 1e6:g}M"

@@ -1,0 +1,98 @@
+"""What weights take in a format: in those that freedive makes, and in the one that a config.json declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from freedive.checkpoint.companions import take_quantization
+from freedive.checkpoint.file import BLOCKS
+from freedive.model.families.config import Config
+from freedive.model.params import Param
+
+
+@dataclass(frozen=True)
+class Storage:
+    """``bits`` are those of one number of a linear weight, its share of the scales included.
+
+    ``vocabulary_bits`` hold for embedding and output head. With ``experts_only`` the linears outside of experts have
+    16 bits, as everything else has always: the heads of latent attention too, which kernels multiply from either side.
+    """
+
+    name: str
+    bits: float
+    vocabulary_bits: float = 16.0
+    experts_only: bool = False
+
+    def num_bytes(self, name: str, param: Param) -> float:
+        """Of the weight with the canonical ``name``."""
+        bits = 16.0
+        if name in ("embed", "head"):
+            bits = self.vocabulary_bits
+        elif param.role == "linear" and (".experts." in name or not self.experts_only):
+            bits = self.bits
+        return param.size * bits / 8
+
+
+def _bits(format: str) -> float:
+    elements, num_bytes = BLOCKS[format]
+    return 8 * num_bytes / elements
+
+
+OURS = (
+    Storage("bf16", _bits("BF16")),
+    Storage("i8", _bits("I8G128"), _bits("I8G128")),
+    Storage("i4g64", _bits("I4G64"), _bits("I8G128")),
+)
+"""What freedive would make of a model; vocabularies need eight bits."""
+
+
+def declared(values: dict[str, Any]) -> Storage | None:
+    """How the tensors beside a config.json are stored; None without a quantization_config.
+
+    Raises UserError for a method that freedive does not know, and for numbers that make no format.
+    """
+    _, quantization = take_quantization(values)
+    if not quantization:
+        return None
+    method = quantization["quant_method"]
+    config = Config(quantization, prefix="quantization_config.")
+    return Storage(method, _METHODS[method](config), experts_only=_leaves_attention(quantization))
+
+
+def _leaves_attention(quantization: Mapping[str, Any]) -> bool:
+    """Whether the modules to leave alone include attention: published models that leave it quantise experts alone."""
+    return any("self_attn" in str(quantization.get(key)) for key in ("modules_to_not_convert", "ignore"))
+
+
+def _f8(config: Config) -> float:
+    """A float32 scale for each block; for whole rows or tensors, next to nothing."""
+    block = config.numbers("weight_block_size", 2, least=1, most=1 << 20)
+    return 8 + 32 / (block[0] * block[1]) if block else 8.0
+
+
+def _gptq_or_awq(config: Config) -> float:
+    bits, group = config.choice("bits", (4, 8)), config.count("group_size", least=-1)
+    return _grouped(bits, group, symmetric=False)
+
+
+def _compressed_tensors(config: Config) -> float:
+    weights = config.section("config_groups").section("group_0").section("weights")
+    bits, group = weights.count("num_bits", most=16), weights.count("group_size", 0, least=-1)
+    return _grouped(bits, group, symmetric=weights.flag("symmetric", True))
+
+
+def _grouped(bits: int, group: int, *, symmetric: bool) -> float:
+    """With a half-float scale, and a zero point if not ``symmetric``, for each ``group``; below 1 it is a whole row."""
+    return bits + (16 + (0 if symmetric else bits)) / group if group > 0 else float(bits)
+
+
+_METHODS: Mapping[str, Callable[[Config], float]] = {
+    "fp8": _f8,
+    "fbgemm_fp8": lambda config: 8.0,
+    "mxfp4": lambda config: _bits("MXFP4"),
+    "gptq": _gptq_or_awq,
+    "awq": _gptq_or_awq,
+    "compressed-tensors": _compressed_tensors,
+}
