@@ -80,19 +80,24 @@ class Tiny:
             logits: Floats = self.maker(torch.tensor([list(tokens)])).logits[0].numpy()
             return logits
 
-    def maker_choices(self, tokens: Sequence[int]) -> list[Ints]:
-        """The experts [T, num_chosen] that transformers chooses in each layer that has some, each row sorted."""
-        choices: list[Ints] = []
+    def maker_routes(self, tokens: Sequence[int]) -> list[tuple[Ints, Floats]]:
+        """For each mixture, the experts that transformers sends each token to, and weights, both [T, num_chosen].
+
+        Experts of a row ascend.
+        """
+        routes: list[tuple[Ints, Floats]] = []
 
         def note(_: Any, args: tuple[Any, ...]) -> None:
-            choices.append(np.sort(args[1].numpy(), -1))
+            experts, weights = (arg.reshape(-1, arg.shape[-1]).numpy() for arg in args[1:3])
+            order = experts.argsort(-1)
+            routes.append((np.take_along_axis(experts, order, -1), np.take_along_axis(weights, order, -1)))
 
         layers = [module for name, module in self.maker.named_modules() if name.endswith(".experts")]
         hooks = [module.register_forward_pre_hook(note) for module in layers]
         self.maker_logits(tokens)
         for hook in hooks:
             hook.remove()
-        return choices
+        return routes
 
 
 @cache

@@ -83,7 +83,13 @@ DEEPSEEK_V2 = Family(
 
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
-    architectures=("DeepseekV3ForCausalLM", "kimi_k2", "kimi_k25", "KimiK25ForConditionalGeneration"),
+    architectures=(
+        "DeepseekV3ForCausalLM",
+        "kimi_k2",
+        "kimi_k25",
+        "KimiK25ForConditionalGeneration",
+        "Kimi_K25ForConditionalGeneration",
+    ),
     spec=_deepseek_v3,
     defaults={
         **_DEFAULTS,

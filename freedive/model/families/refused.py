@@ -1,4 +1,4 @@
-"""Architectures that freedive knows by name and does not run yet -> what they need."""
+"""Architectures that freedive knows by name and does not run yet, and what they need."""
 
 from __future__ import annotations
 
@@ -6,38 +6,50 @@ from collections.abc import Mapping
 
 from freedive.errors import UserError
 
-_DELTA = "gated delta-rule layers (Gated DeltaNet)"
-_KDA = "Kimi delta attention layers"
-_MAMBA = "Mamba layers"
-_INDEXER = "a sparse-attention indexer"
-_STREAMS = "several residual streams (hyper-connections)"
-_PER_LAYER = "per-layer embeddings and key-value sharing between layers"
-
-REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(("qwen3_next", "Qwen3NextForCausalLM", "qwen3next"), _DELTA),
-    **dict.fromkeys(("qwen3_5", "qwen3_5_text", "Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"), _DELTA),
-    **dict.fromkeys(("qwen3_5_moe", "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM"), _DELTA),
-    **dict.fromkeys(("Qwen3_5MoeForConditionalGeneration", "qwen35", "qwen35moe"), _DELTA),
-    **dict.fromkeys(("qwen4_exp", "Qwen4ExpForCausalLM"), f"{_DELTA} and {_INDEXER}"),
-    **dict.fromkeys(("kimi_linear", "KimiLinearForCausalLM", "kimi-linear"), _KDA),
-    **dict.fromkeys(("kimi_k3", "KimiK3ForConditionalGeneration", "kimi-k3"), f"{_KDA} and attention residuals"),
-    **dict.fromkeys(("glm5_next", "Glm5NextForCausalLM"), f"{_KDA} and {_STREAMS}"),
-    **dict.fromkeys(("glm_moe_dsa", "GlmMoeDsaForCausalLM", "glm-dsa"), _INDEXER),
-    **dict.fromkeys(("deepseek_v32", "DeepseekV32ForCausalLM", "deepseek32"), _INDEXER),
-    **dict.fromkeys(("deepseek_v4", "DeepseekV4ForCausalLM", "deepseek4"), f"compressed attention and {_STREAMS}"),
-    **dict.fromkeys(("hy_v4", "HYV4ForCausalLM"), f"{_INDEXER} and {_STREAMS}"),
-    **dict.fromkeys(("OpenPanguV2ForCausalLM", "openpangu_v2"), f"{_INDEXER} and {_STREAMS}"),
-    **dict.fromkeys(
-        ("PanguProMoEV2ForCausalLM",), "heads whose keys and values differ in width, and learned sink keys"
+_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "Gated DeltaNet layers": (
+        *("qwen3_next", "Qwen3NextForCausalLM", "qwen3next"),
+        *("qwen3_5", "qwen3_5_text", "Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration", "qwen35"),
+        *("qwen3_5_moe", "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
+        *("qwen35moe", "olmo_hybrid", "OlmoHybridForCausalLM"),
     ),
-    **dict.fromkeys(("granitehybrid", "mamba", "MambaForCausalLM", "mamba2", "Mamba2ForCausalLM"), _MAMBA),
-    **dict.fromkeys(("jamba", "JambaForCausalLM", "bamba", "BambaForCausalLM"), _MAMBA),
-    **dict.fromkeys(("falcon_h1", "FalconH1ForCausalLM", "nemotron_h", "NemotronHForCausalLM"), _MAMBA),
-    **dict.fromkeys(("gemma3n", "gemma3n_text", "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"), _PER_LAYER),
-    **dict.fromkeys(("gemma4", "gemma4_text", "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"), _PER_LAYER),
-    **dict.fromkeys(("mllama", "mllama_text_model", "MllamaForConditionalGeneration"), "cross-attention to images"),
+    "Gated DeltaNet layers and a sparse-attention indexer": (
+        *("qwen4_exp", "qwen4_exp_text", "Qwen4ExpForCausalLM", "Qwen4ExpForConditionalGeneration"),
+    ),
+    "Kimi Delta Attention layers": ("kimi_linear", "KimiLinearForCausalLM", "kimi-linear"),
+    "Kimi Delta Attention layers and attention over residuals": (
+        *("kimi_k3", "KimiK3ForConditionalGeneration", "kimi-k3"),
+    ),
+    "Kimi Delta Attention layers and several residual streams": (
+        *("glm5_next", "glm5_next_text", "Glm5NextForConditionalGeneration"),
+    ),
+    "Mamba layers": (
+        *("granitehybrid", "mamba", "MambaForCausalLM", "mamba2", "Mamba2ForCausalLM", "jamba", "JambaForCausalLM"),
+        *("bamba", "BambaForCausalLM", "falcon_h1", "FalconH1ForCausalLM", "nemotron_h", "NemotronHForCausalLM"),
+    ),
+    "gated linear recurrences": ("recurrent_gemma", "RecurrentGemmaForCausalLM"),
+    "a sparse-attention indexer": (
+        *("deepseek_v32", "DeepseekV32ForCausalLM", "deepseek32"),
+        *("glm_moe_dsa", "GlmMoeDsaForCausalLM", "glm-dsa"),
+    ),
+    "a sparse-attention indexer and several residual streams": (
+        *("hy_v4", "HYV4ForCausalLM", "openpangu_v2", "OpenPanguV2ForCausalLM"),
+    ),
+    "attention over compressed keys and several residual streams": (
+        *("deepseek_v4", "DeepseekV4ForCausalLM", "deepseek4"),
+    ),
+    "keys and values of different widths, and learned sink keys": ("PanguProMoEV2ForCausalLM",),
+    "embeddings for each layer, and layers that share keys and values": (
+        *("gemma3n", "gemma3n_text", "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"),
+        *("gemma4", "gemma4_text", "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
+        *("gemma4_unified", "gemma4_unified_text", "Gemma4UnifiedForCausalLM"),
+        *("Gemma4UnifiedForConditionalGeneration",),
+    ),
+    "cross-attention to images": ("mllama", "mllama_text_model", "MllamaForCausalLM", "MllamaForConditionalGeneration"),
 }
-"""Classes and types of config.json, and llama.cpp's names."""
+
+REFUSED = {name: need for need, names in _NEEDS.items() for name in names}
+"""Classes and types of config.json, and llama.cpp's names -> what they need."""
 
 
 def refusal(name: str, need: str) -> UserError:
