@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from published import num_weights
+from published import total_billions
 
 from freedive.model.families import describe_config
 
@@ -43,4 +43,4 @@ def test_seed_oss_is_as_its_card_says() -> None:
     spec = describe_config(SEED_OSS_36B)
     attn = spec.layers[0].attention
     assert (attn.q_dim, attn.qkv_bias, attn.out_bias, attn.rope.dim) == (80 * 128, True, False, 128)
-    assert round(num_weights(spec) / 1e9, 1) == 36.2
+    assert round(total_billions(spec), 1) == 36.2

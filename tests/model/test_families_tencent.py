@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from published import num_active, num_weights
+from published import active_billions, hollow, total_billions
 
+from freedive.checkpoint.rules import canonical_tensors, maker_tensors
+from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
-from freedive.model.families import describe_config
+from freedive.model.families import describe, describe_config
+from freedive.model.params import params
 from freedive.model.spec import Experts
 
 NTK = {
@@ -138,8 +142,8 @@ HY3: dict[str, Any] = {
 )
 def test_hunyuan_is_as_its_cards_say(values: dict[str, Any], total: float, active: float) -> None:
     spec = describe_config(values)
-    assert num_weights(spec) / 1e9 == pytest.approx(total, rel=0.02)
-    assert num_active(spec) / 1e9 == pytest.approx(active, rel=0.05)
+    assert total_billions(spec) == pytest.approx(total, rel=0.02)
+    assert active_billions(spec) == pytest.approx(active, rel=0.05)
 
 
 def test_experts_may_differ_by_layer() -> None:
@@ -170,3 +174,27 @@ def test_what_hunyuan_is_not_is_refused(changes: dict[str, Any]) -> None:
 def test_hy3_routes_by_sigmoid_only() -> None:
     with pytest.raises(UserError, match="moe_router_use_sigmoid"):
         describe_config({**HY3, "moe_router_use_sigmoid": False})
+
+
+def test_hy3_is_read_by_its_published_names_without_the_prediction_layer() -> None:
+    spec, rules = describe(Checkpoint("safetensors", {**HY3, "num_hidden_layers": 2, "num_experts": 8}, {}))
+    tensors = maker_tensors(hollow(spec), rules)
+    mixture = "model.layers.1.mlp"
+    for name in ("router.gate.weight", "expert_bias", "shared_mlp.up_proj.weight", "experts.7.down_proj.weight"):
+        assert f"{mixture}.{name}" in tensors
+    for name in ("eh_proj.weight", "enorm.weight", "mlp.experts.0.up_proj.weight", "self_attn.q_proj.weight"):
+        beyond = f"model.layers.2.{name}"
+        tensors[beyond] = replace(tensors["model.norm.weight"], name=beyond)
+    checkpoint = Checkpoint("safetensors", {}, tensors)
+    assert list(canonical_tensors(checkpoint, spec, rules)) == list(params(spec))
+    del tensors[f"{mixture}.expert_bias"]
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.expert_bias \[8\] is missing"):
+        canonical_tensors(checkpoint, spec, rules)
+
+
+def test_hunyuan_is_read_by_its_published_names() -> None:
+    alike = {"num_hidden_layers": 2, "moe_topk": 8, "moe_intermediate_size": 3072, "num_shared_expert": 1}
+    spec, rules = describe(Checkpoint("safetensors", {**HUNYUAN_A13B, **alike}, {}))
+    names = maker_tensors(hollow(spec), rules)
+    for name in ("self_attn.query_layernorm", "mlp.gate.wg", "mlp.shared_mlp.gate_proj", "mlp.experts.63.up_proj"):
+        assert f"model.layers.1.{name}.weight" in names
