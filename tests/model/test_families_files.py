@@ -92,7 +92,7 @@ def wrapped(checkpoint: Checkpoint, inside: str, beside: str) -> Checkpoint:
     ("inside", "beside"),
     [("model.language_model.", ""), ("language_model.model.", "language_model."), ("model.", "")],
 )
-@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "mixtral"])
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "mixtral", "gemma3", "llama4"])
 def test_the_text_part_of_a_model_that_sees_is_run(
     name: str, inside: str, beside: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,7 +123,7 @@ def with_mtp(checkpoint: Checkpoint, names: tuple[str, ...], **config: Any) -> C
     return Checkpoint("safetensors", {**checkpoint.config, **config}, {**checkpoint.tensors, **more})
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe_lite"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe_lite", "glm4_moe"])
 def test_multi_token_prediction_is_passed_over(name: str) -> None:
     names = ("model.layers.3.eh_proj.weight", "model.layers.3.mlp.experts.0.up_proj.weight", "mtp.fc.weight")
     checkpoint = with_mtp(saved(name), names, num_nextn_predict_layers=1)

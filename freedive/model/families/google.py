@@ -53,7 +53,6 @@ def _types(config: Config, period: int) -> Sequence[str]:
 
 def _decoder(family: str, config: Config, attns: Sequence[Attention], *, post_norms: bool = False) -> Model:
     config.choice("hidden_activation", ("gelu_pytorch_tanh",))
-    config.choice("use_bidirectional_attention", (False,))  # true in encoders
     ffn = FeedForward(config.count("intermediate_size"), "gelu_tanh")
     return model(
         family,
@@ -88,12 +87,14 @@ _DEFAULTS = {
     "tie_word_embeddings": True,
 }
 _IGNORABLE = ("cache_implementation", "hidden_act")
+_FIXED = {"use_bidirectional_attention": False}  # true in encoders
 
 GEMMA = Family(
     name="gemma",
     architectures=("GemmaForCausalLM",),
     spec=_gemma,
     defaults={**_DEFAULTS, "num_key_value_heads": 16},
+    fixed=_FIXED,
     hub=_naming({}),
     gguf_name="gemma",
 )
@@ -104,6 +105,7 @@ GEMMA2 = Family(
     spec=_gemma2,
     defaults={**_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     ignorable=(*_IGNORABLE, "sliding_window_size"),
+    fixed=_FIXED,
     hub=_naming(_SANDWICH),
     gguf_name="gemma2",
 )
@@ -120,6 +122,7 @@ GEMMA3 = Family(
         "rope_theta": 1e6,
     },
     ignorable=(*_IGNORABLE, "_sliding_window_pattern"),
+    fixed=_FIXED,
     hub=_naming(_SANDWICH),
     gguf_name="gemma3",
 )

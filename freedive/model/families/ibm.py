@@ -104,21 +104,24 @@ def _experts(config: Config) -> Experts:
     return Experts(router(config, renormalise=True), expert, shared)
 
 
-def _rules(spec: Model) -> list[Rule]:
-    """Gate and up are one tensor; experts are a stack. transformers has names of its own for it."""
-    moe, shared = "model.layers.{}.block_sparse_moe", "model.layers.{}.shared_mlp"
-    gate_up, down = (f"{EXPERT}.gate", f"{EXPERT}.up"), (f"{EXPERT}.down",)
-    sole = "layers.{}.ffn" if isinstance(spec.layers[0].ffn, FeedForward) else SHARED
-    return [
-        Rule(f"{moe}.input_linear.weight", gate_up),
-        Rule(f"{moe}.output_linear.weight", down),
-        Rule(f"{moe}.experts.gate_up_proj", gate_up),
-        Rule(f"{moe}.experts.down_proj", down),
-        Rule(f"{moe}.router.layer.weight", ("layers.{}.ffn.router",)),
-        Rule(f"{moe}.router.weight", ("layers.{}.ffn.router",)),
-        Rule(f"{shared}.input_linear.weight", (f"{sole}.gate", f"{sole}.up")),
-        Rule(f"{shared}.output_linear.weight", (f"{sole}.down",)),
-    ]
+_HUB = ("input_linear.weight", "output_linear.weight", "router.layer.weight")
+_TRANSFORMERS = ("experts.gate_up_proj", "experts.down_proj", "router.weight")
+
+
+def _naming(*spellings: tuple[str, str, str]) -> Naming:
+    """Experts are stacks, in one of these ``spellings``, the first preferred; gate and up are one tensor everywhere."""
+
+    def rules(spec: Model) -> list[Rule]:
+        moe, shared = "model.layers.{}.block_sparse_moe", "model.layers.{}.shared_mlp"
+        sole = "layers.{}.ffn" if isinstance(spec.layers[0].ffn, FeedForward) else SHARED
+        ours = (f"{EXPERT}.gate", f"{EXPERT}.up"), (f"{EXPERT}.down",), ("layers.{}.ffn.router",)
+        return [
+            *(Rule(f"{moe}.{name}", held) for names in spellings for name, held in zip(names, ours, strict=True)),
+            Rule(f"{shared}.input_linear.weight", (f"{sole}.gate", f"{sole}.up")),
+            Rule(f"{shared}.output_linear.weight", (f"{sole}.down",)),
+        ]
+
+    return Naming(rules=rules)
 
 
 _DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
@@ -140,7 +143,7 @@ GRANITE_MOE = Family(
     architectures=("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "granitemoeshared"),
     spec=_granitemoe,
     defaults=_MOE_DEFAULTS,
-    hub=Naming(rules=_rules),
+    hub=_naming(_HUB, _TRANSFORMERS),
     gguf_name="granitemoe",
     gguf=Naming(rules=interleaved_heads),
 )
@@ -158,7 +161,7 @@ GRANITE_HYBRID = Family(
         "time_step_limit",
         *(f"mamba_{name}" for name in _MAMBA),
     ),
-    hub=Naming(rules=_rules),
+    hub=_naming(_HUB, _TRANSFORMERS),
 )
 
 GRANITE_SWA = Family(
@@ -179,5 +182,5 @@ GRANITE_MOE_SWA = Family(
     architectures=("GraniteMoeSWAForCausalLM",),
     spec=_granitemoe_swa,
     defaults={**_MOE_DEFAULTS, **_SWA_DEFAULTS},
-    hub=Naming(rules=_rules),
+    hub=_naming(_TRANSFORMERS, _HUB),
 )
