@@ -26,15 +26,7 @@ def active_without_vocabulary(model: Model) -> float:
     return active_billions(model) - model.vocab_size * model.hidden_dim * (1 if model.tied else 2) / 1e9
 
 
-def num_weights(model: Model) -> int:
-    return size(model).total
-
-
-def num_active(model: Model) -> int:
-    return round(active_billions(model) * 1e9)
-
-
-def nothing(model: Model) -> dict[str, Tensor]:
-    """Every weight of ``model``, by canonical name and with its shape, for tests of names."""
+def hollow(model: Model) -> dict[str, Tensor]:
+    """Every weight of ``model`` by its canonical name and with its shape, for tests of names."""
     empty = np.zeros((1, 0), np.uint8)
     return {name: Tensor(name, param.shape, "F32", empty) for name, param in params(model).items()}

@@ -184,7 +184,7 @@ TINY: dict[str, tuple[str, Settings]] = {
         {**MOE, "head_dim": 32, "num_experts": 8, "num_shared_experts": 1, "router_scaling_factor": 2.826},
     ),
     "seed_oss": ("SeedOss", {"head_dim": 32, "attention_bias": True, "attention_out_bias": False}),
-    "pangu_embedded": ("PanguEmbedded", {"tie_word_embeddings": True}),
+    "pangu_embedded": ("PanguEmbedded", {"intermediate_size": 128}),
     "pangu_pro_moe": (
         "PanguProMoE",
         {

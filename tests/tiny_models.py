@@ -34,11 +34,16 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
+def maker_class(name: str) -> Any:
+    """The class that makes the model."""
+    family = TINY[name][0]
+    return getattr(pangu if family.startswith("Pangu") else transformers, f"{family}ForCausalLM")
+
+
 def maker_model(name: str, **changes: Any) -> Any:
     """A model of transformers whose every weight is random, those too that are 0 or 1 at first."""
-    family, settings = TINY[name]
-    kind = getattr(pangu if family.startswith("Pangu") else transformers, f"{family}ForCausalLM")
-    config = kind.config_class(**{**BASE, "max_position_embeddings": 1024, **settings, **changes})
+    kind = maker_class(name)
+    config = kind.config_class(**{**BASE, "max_position_embeddings": 1024, **TINY[name][1], **changes})
     slow = {"attn_implementation": "eager", "experts_implementation": "eager"}
     model = kind._from_config(config, **slow, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
@@ -80,24 +85,27 @@ class Tiny:
             logits: Floats = self.maker(torch.tensor([list(tokens)])).logits[0].numpy()
             return logits
 
-    def maker_routes(self, tokens: Sequence[int]) -> list[tuple[Ints, Floats]]:
-        """For each mixture, the experts that transformers sends each token to, and weights, both [T, num_chosen].
-
-        Experts of a row ascend.
-        """
-        routes: list[tuple[Ints, Floats]] = []
+    def maker_choices(self, tokens: Sequence[int]) -> list[Ints]:
+        """The experts [T, num_chosen] that transformers chooses in each layer that has some, each row sorted."""
+        choices: list[Ints] = []
 
         def note(_: Any, args: tuple[Any, ...]) -> None:
-            experts, weights = (arg.reshape(-1, arg.shape[-1]).numpy() for arg in args[1:3])
-            order = experts.argsort(-1)
-            routes.append((np.take_along_axis(experts, order, -1), np.take_along_axis(weights, order, -1)))
+            choices.append(np.sort(args[1].numpy(), -1))
 
-        layers = [module for name, module in self.maker.named_modules() if name.endswith(".experts")]
-        hooks = [module.register_forward_pre_hook(note) for module in layers]
+        def note_scores(_: Any, args: object, result: tuple[Any, ...]) -> None:
+            choices.append(result[0].nonzero()[:, 1:].numpy())  # Llama 4 runs all experts, on inputs times their scores
+
+        modules = dict(self.maker.named_modules())
+        if self.spec.family == "llama4":
+            routers = [module for name, module in modules.items() if name.endswith(".router")]
+            hooks = [module.register_forward_hook(note_scores) for module in routers]
+        else:
+            experts = [module for name, module in modules.items() if name.endswith(".experts")]
+            hooks = [module.register_forward_pre_hook(note) for module in experts]
         self.maker_logits(tokens)
         for hook in hooks:
             hook.remove()
-        return routes
+        return choices
 
 
 @cache

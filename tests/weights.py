@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import partial
 from typing import Any
 
 import gguf
@@ -20,11 +21,25 @@ HALVES = {
     "Q4_1": (0, 2),
     "Q5_0": (0,),
     "Q5_1": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "MXFP4": (),
+    "I4G64": (0,),
+    "I4G128": (0,),
+    "I8G128": (0,),
+    "I4G32Z": (0,),
+    "I4G64Z": (0,),
+    "I4G128Z": (0,),
 }
-"""Where the half floats of a block lie, in bytes; all other bytes of a block may have any value."""
+"""The formats that kernels multiply as integers -> where the half floats of a block lie, in bytes.
+
+All other bytes of a block may have any value, but for MXFP4's exponent.
+"""
 
 LEVELS = [
     pytest.param(
@@ -38,18 +53,20 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def random_tensor(kind: str, rows: int, width: int, *, scale: float = 0.02, seed: int = 0) -> Tensor:
-    """Random codes under random half-float scales (and minima) of either sign up to ``scale``; floats likewise."""
+    """Random codes under random scales (and minima) of either sign up to ``scale``; floats likewise."""
     rng = np.random.default_rng(seed)
-    if kind not in HALVES:
-        values = rng.uniform(-scale, scale, (rows, width)).astype(np.float32)
-        return Tensor(
-            "w", (rows, width), kind, gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]).view(np.uint8)
-        )
+    if kind in ("F32", "F16", "BF16"):
+        return quantize("w", rng.uniform(-scale, scale, (rows, width)).astype(np.float32), kind)
     block, num_bytes = BLOCKS[kind]
-    data = rng.integers(0, 256, (rows, width // block, num_bytes), np.uint8)
-    for at in HALVES[kind]:
-        halves = rng.uniform(-scale, scale, (*data.shape[:2], 1)).astype(np.float16)
-        data[..., at : at + 2] = halves.view(np.uint8)
+    data = rng.integers(0, 256, (rows, -(-width // block), num_bytes), np.uint8)
+    draw = partial(rng.uniform, -scale, scale, (*data.shape[:2], 1))
+    for at in HALVES.get(kind, ()):
+        data[..., at : at + 2] = draw().astype(np.float16).view(np.uint8)
+    if kind == "MXFP4":
+        data[..., :1] = np.log2(np.abs(draw()) + 1e-37) + 127
+    if kind == "F8G128":
+        data[data & 127 == 127] = 0  # NaN
+        data[..., :4] = draw().astype(np.float32).view(np.uint8)
     return Tensor("w", (rows, width), kind, data.reshape(rows, -1))
 
 

@@ -1,4 +1,4 @@
-"""Any format -> float32, by the `gguf` library: obviously right, not fast."""
+"""Any format -> float32, by the `gguf` library where the format is GGUF's: obviously right, not fast."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from freedive.checkpoint.ours import INTEGERS, decode_f8, decode_integers
 from freedive.checkpoint.tensor import Tensor
 
 FLOATS = ("F32", "F16", "BF16")
@@ -14,6 +15,10 @@ FLOATS = ("F32", "F16", "BF16")
 
 def dequantize(tensor: Tensor) -> npt.NDArray[np.float32]:
     """``tensor`` as float32 of its logical shape; F32 stays a read-only view of the file."""
+    if tensor.format == "F8G128":
+        return decode_f8(tensor.data, tensor.shape[-1]).reshape(tensor.shape)
+    if tensor.format in INTEGERS:
+        return decode_integers(tensor.format, tensor.data).reshape(tensor.shape)
     from gguf import GGMLQuantizationType, quants  # only now: a warm start dequantises nothing
 
     values: npt.NDArray[np.float32] = quants.dequantize(tensor.data, GGMLQuantizationType[tensor.format])

@@ -23,11 +23,26 @@ BLOCKS = {
     "Q4_1": (32, 20),
     "Q5_0": (32, 22),
     "Q5_1": (32, 24),
+    "Q2_K": (256, 84),
+    "Q3_K": (256, 110),
     "Q4_K": (256, 144),
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
+    "IQ4_NL": (32, 18),
+    "IQ4_XS": (256, 136),
+    "MXFP4": (32, 17),
+    "F8G128": (128, 132),
+    "I4G64": (64, 34),
+    "I4G128": (128, 66),
+    "I8G128": (128, 130),
+    "I4G32Z": (32, 19),
+    "I4G64Z": (64, 35),
+    "I4G128Z": (128, 67),
 }
-"""The formats freedive reads: name -> (elements, bytes) of one block."""
+"""The formats of weights: name -> (elements, bytes) of one block. Those from F8G128 on are ours (see ours.py)."""
+
+PARTS = {"F8_E4M3": (1, 1), "F8_E8M0": (1, 1), "I8": (1, 1), "U8": (1, 1), "I32": (1, 4), "I64": (1, 8)}
+"""Likewise, for what quantised safetensors weights are made of."""
 
 JSON_LIMIT = 100_000_000
 """Bytes of the longest JSON text read: the limit that the safetensors format sets for its header."""
@@ -109,7 +124,7 @@ def lay_out(path: Path, mapped: mmap.mmap, entries: Iterable[Entry]) -> dict[str
 
 def _rows(path: Path, entry: Entry) -> tuple[int, int]:
     """Number of rows and bytes per row; a scalar is one row of one element."""
-    block, num_bytes = BLOCKS[entry.format]
+    block, num_bytes = BLOCKS.get(entry.format) or PARTS[entry.format]
     *outer, width = entry.shape or (1,)
     if min(entry.shape, default=1) < 1:
         raise Damaged(path, f"tensor {quote(entry.name)} has the shape {quote(list(entry.shape))}")

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from freedive.checkpoint.file import BLOCKS, Damaged, Entry, lay_out, map_file, quote
+from freedive.checkpoint.file import Damaged, Entry, lay_out, map_file, quote
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 
@@ -23,10 +23,15 @@ FORMAT_IDS = {
     6: "Q5_0",
     7: "Q5_1",
     8: "Q8_0",
+    10: "Q2_K",
+    11: "Q3_K",
     12: "Q4_K",
     13: "Q5_K",
     14: "Q6_K",
+    20: "IQ4_NL",
+    23: "IQ4_XS",
     30: "BF16",
+    39: "MXFP4",
 }
 """ggml's tensor types -> format names."""
 
@@ -123,7 +128,7 @@ class _Reader:
         if kind not in FORMAT_IDS:
             raise UserError(
                 f"{self.path}: tensor {quote(name)} has the type {_type_name(kind)}, which freedive does not read",
-                f"Choose a file with {', '.join(BLOCKS)}",
+                f"Choose a file with {', '.join(FORMAT_IDS.values())}",
             )
         return Entry(name, tuple(reversed(dims)), FORMAT_IDS[kind], begin)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from freedive.checkpoint.companions import combine
 from freedive.checkpoint.file import read_json
 from freedive.checkpoint.gguf import open_gguf
 from freedive.checkpoint.safetensors import read_file, read_sharded
@@ -22,13 +23,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if os.path.isdir(path):  # unlike Path.is_dir, false for a path that no file can have
         return _open_folder(path)
     if path.suffix == ".safetensors":
-        return Checkpoint("safetensors", read_json(path.with_name("config.json")), read_file(path))
+        return combine(Checkpoint("safetensors", read_json(path.with_name("config.json")), read_file(path)))
     return open_gguf(path)
 
 
 def _open_folder(folder: Path) -> Checkpoint:
     if (folder / INDEX).exists():
-        return Checkpoint("safetensors", read_json(folder / "config.json"), read_sharded(folder / INDEX))
+        return combine(Checkpoint("safetensors", read_json(folder / "config.json"), read_sharded(folder / INDEX)))
     candidates = [
         *folder.glob("*.safetensors"),
         *(path for path in folder.glob("*.gguf") if "-of-" not in path.name or "-00001-of-" in path.name),

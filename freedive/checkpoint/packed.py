@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
+from freedive.checkpoint.file import quote
 from freedive.checkpoint.tensor import Bytes, Tensor
 from freedive.checkpoint.write import new_file
 from freedive.errors import UserError
@@ -28,7 +29,11 @@ from freedive.progress import Advance
 FORMATS = {
     name: number
     for number, name in enumerate(
-        ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+        (
+            *("F32", "F16", "BF16", "F8G128", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+            *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"),
+            *("I4G64", "I4G128", "I8G128", "I4G32Z", "I4G64Z", "I4G128Z"),
+        )
     )
 }
 """Format name -> its number in native/formats/format.h."""
@@ -93,16 +98,29 @@ class DamagedStore(Exception):
 
 
 def pack(tensor: Tensor, *, num_threads: int = 1) -> PackedTensor:
-    """A matrix as panels in its own format; a vector as float32. Lossless."""
+    """A matrix as panels in its own format; a vector as float32. Lossless.
+
+    Raises UserError for a scale or a float that is NaN or infinite.
+    """
     if len(tensor.shape) == 1:
-        return PackedTensor("F32", tensor.shape, dequantize(tensor).astype(np.float32).view(np.uint8))
+        values = dequantize(tensor).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise _not_finite(tensor)
+        return PackedTensor("F32", tensor.shape, values.view(np.uint8))
     if len(tensor.shape) == 3:
         return _pack_heads(tensor, num_threads)
     number = FORMATS[tensor.format]
     rows, k = tensor.shape
     out = _empty_aligned(_native.packed_bytes(number, rows, k))
-    _native.pack(number, rows, k, np.ascontiguousarray(tensor.data).reshape(-1), out, num_threads)
+    if not _native.pack(number, rows, k, np.ascontiguousarray(tensor.data).reshape(-1), out, num_threads):
+        raise _not_finite(tensor)
     return PackedTensor(tensor.format, tensor.shape, out)
+
+
+def _not_finite(tensor: Tensor) -> UserError:
+    return UserError(
+        f"The weight {quote(tensor.name)} holds NaN or infinite numbers", "The file is damaged: fetch the model again"
+    )
 
 
 def _pack_heads(tensor: Tensor, num_threads: int) -> PackedTensor:

@@ -96,6 +96,17 @@ class Add:
 
 
 @dataclass(frozen=True)
+class Row:
+    """The maker's is a matrix of one row, [1, n]; ours are its elements, [n]."""
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return replace(tensor, shape=tensor.shape[1:])
+
+    def revert(self, tensor: Tensor) -> Tensor:
+        return replace(tensor, shape=(1, *tensor.shape))
+
+
+@dataclass(frozen=True)
 class Rule:
     """The maker's tensor ``theirs`` holds the canonical ``ours``, all of them.
 

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from freedive.checkpoint.file import BLOCKS, JSON_LIMIT, Damaged, Entry, lay_out, map_file, parse_json, quote, read_json
+from freedive.checkpoint.file import JSON_LIMIT, PARTS, Damaged, Entry, lay_out, map_file, parse_json, quote, read_json
 from freedive.checkpoint.tensor import Tensor
 from freedive.errors import UserError
 
-DTYPES = ("F32", "F16", "BF16")
-"""The dtypes freedive reads; they are format names too."""
+DTYPES = {name: num_bytes for name, (_, num_bytes) in PARTS.items()} | {"F32": 4, "F16": 2, "BF16": 2}
+"""The dtypes freedive reads -> bytes of a number; they are format names too."""
 
 _MAX_DIMS = 8
 _SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
@@ -65,6 +65,6 @@ def _entry(path: Path, start: int, name: str, value: Any) -> Entry:
             f"{path}: tensor {quote(name)} has the type {quote(dtype)}, which freedive does not read",
             f"Choose a model with {', '.join(DTYPES)}, or a GGUF file",
         )
-    if end - begin != math.prod(shape) * BLOCKS[dtype][1]:
+    if end - begin != math.prod(shape) * DTYPES[dtype]:
         raise Damaged(path, f"tensor {quote(name)} does not fill its bytes {begin} to {end}")
     return Entry(name, tuple(shape), dtype, start + begin)

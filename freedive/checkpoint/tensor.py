@@ -17,9 +17,9 @@ Bytes = npt.NDArray[np.uint8]
 class Tensor:
     """Bytes of one tensor, usually memory-mapped, never copied until read.
 
-    ``shape`` is row-major and logical (elements, not blocks): a linear weight is (out, in). ``format`` is a GGUF type
-    name: F32, F16, BF16, Q8_0, Q4_0 ... Rows run over all but the last axis. ``source`` is the data, uint8 [num_rows,
-    bytes per row], or makes rows ``begin`` to ``end`` of it anew whenever they are asked for.
+    ``shape`` is row-major and logical (elements, not blocks): a linear weight is (out, in). ``format`` is a name of
+    :data:`freedive.checkpoint.file.BLOCKS`. Rows run over all but the last axis. ``source`` is the data, uint8
+    [num_rows, bytes per row], or makes rows ``begin`` to ``end`` of it anew whenever they are asked for.
     """
 
     name: str

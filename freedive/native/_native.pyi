@@ -22,8 +22,8 @@ def isa_levels() -> list[str]:
 def packed_bytes(format: int, rows: int, k: int) -> int:
     """Size of a packed matrix [rows, k]."""
 
-def pack(format: int, rows: int, k: int, source: _Bytes, out: _Bytes, num_threads: int = 1) -> None:
-    """A row-major matrix in file order -> panels."""
+def pack(format: int, rows: int, k: int, source: _Bytes, out: _Bytes, num_threads: int = 1) -> bool:
+    """A row-major matrix in file order -> panels. False if a scale or a float is NaN or infinite."""
 
 def unpack_row(format: int, rows: int, k: int, packed: _Bytes, row: int, out: _Floats) -> None:
     """One row of a packed matrix as floats [k]."""

@@ -193,14 +193,16 @@ NB_MODULE(_native, m) {
                 throw std::invalid_argument("pack: sizes do not match the shape");
             nb::gil_scoped_release released;
             std::atomic<int> next = 0;
+            std::atomic<bool> finite = true;
             const auto work = [&] {
                 for (int p; (p = next++) < num_panels(rows);)
-                    pack_panels(Format(f), source.data(), rows, k, p, p + 1, out.data());
+                    if (!pack_panels(Format(f), source.data(), rows, k, p, p + 1, out.data())) finite = false;
             };
             std::vector<std::thread> helpers;
             for (int t = 1; t < num_threads; t++) helpers.emplace_back(work);
             work();
             for (std::thread& t : helpers) t.join();
+            return finite.load();
         },
         "format"_a, "rows"_a, "k"_a, "source"_a, "out"_a, "num_threads"_a = 1);
     m.def("unpack_row", [](int f, int rows, int k, Bytes data, int row, MutableFloats out) {

@@ -302,7 +302,8 @@ SAFETENSORS_LIES: dict[str, tuple[bytes, str]] = {
     "wrong size": (st_file({"a": entry(offsets=(0, 20))}), "does not fill"),
     "beyond the end": (st_file({"a": entry(offsets=(60, 76))}), "ends at byte"),
     "overlap": (st_file({"a": entry(), "b": entry(offsets=(8, 24))}), "overlaps"),
-    "type I64": (st_file({"a": entry("I64", [2])}), "has the type 'I64'"),
+    "type C64": (st_file({"a": entry("C64", [2])}), "has the type 'C64'"),
+    "type I64": (st_file({"a": entry("I64", [2])}), "'a' has the type I64"),
     "type list": (st_file({"a": entry(["F32"])}), "is described by"),
     "lone surrogate": (st_file(b'{"\\ud800": 3}'), "ud800"),
 }

@@ -14,7 +14,17 @@ from weights import quantize, random_tensor
 
 from freedive.checkpoint import rules as module
 from freedive.checkpoint.dequantize import dequantize
-from freedive.checkpoint.rules import Add, Ignore, Permute, Rule, Rules, Transpose, canonical_tensors, maker_tensors
+from freedive.checkpoint.rules import (
+    Add,
+    Ignore,
+    Permute,
+    Row,
+    Rule,
+    Rules,
+    Transpose,
+    canonical_tensors,
+    maker_tensors,
+)
 from freedive.checkpoint.tensor import Bytes, Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.model.params import Param
@@ -164,6 +174,7 @@ CASES = {
         lambda x: [x.swapaxes(1, 2)],
         FLOATS,
     ),
+    "one row": case(Rule("a", ("x",), (Row(),)), (1, 5), {"x": (5,)}, list, FLOATS),
     "norms that add one": case(Rule("a", ("x",), (Add(1),)), (5,), {"x": (5,)}, lambda x: [x + 1], ("F32",)),
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny_configs import BASE, LLAMA3_ROPE, YARN_ROPE
+from tiny_models import maker_model
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
@@ -21,44 +21,16 @@ from freedive.model.params import params
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import torch
-    import transformers
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-TINY: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": (
-        "Llama",
-        {
-            "head_dim": 32,
-            "attention_bias": True,
-            "mlp_bias": True,
-            "tie_word_embeddings": True,
-            "rope_parameters": LLAMA3_ROPE,
-        },
-    ),
-    "mistral": ("Mistral", {"sliding_window": 8}),
-    "qwen2": (
-        "Qwen2",
-        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "rope_parameters": YARN_ROPE},
-    ),
-    "qwen3": ("Qwen3", {"head_dim": 32}),
-}
 
 
 def tiny_model(name: str, **changes: Any) -> Any:
     """A transformers model with random weights."""
-    family, settings = TINY[name]
-    config = getattr(transformers, f"{family}Config")(**{**BASE, **settings, **changes})
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return model
+    return maker_model(name, **{"max_position_embeddings": 256, **changes})
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "qwen3"])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A tiny model and the folder that transformers saved it in."""
     model = tiny_model(request.param)

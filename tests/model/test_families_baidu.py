@@ -106,7 +106,7 @@ def test_what_ernie_is_not_is_refused(changes: dict[str, Any]) -> None:
 def test_prediction_layers_are_left_out() -> None:
     spec, rules = describe(Checkpoint("safetensors", {**ERNIE_21B_A3B, "num_hidden_layers": 2}, {}))
     tensors = maker_tensors(hollow(spec), rules)
-    assert tensors["model.layers.1.mlp.moe_statics.e_score_correction_bias"].shape == (64,)
+    assert tensors["model.layers.1.mlp.moe_statics.e_score_correction_bias"].shape == (1, 64)
     for name in ("mtp_block.0.mlp.up_proj", "mtp_emb_norm.0", "mtp_hidden_norm.0", "mtp_linear_proj.0"):
         tensors[f"model.{name}.weight"] = replace(tensors["model.norm.weight"], name=f"model.{name}.weight")
     assert list(canonical_tensors(Checkpoint("safetensors", {}, tensors), spec, rules)) == list(params(spec))

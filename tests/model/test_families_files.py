@@ -24,6 +24,7 @@ from freedive.model.families import describe
 from freedive.model.params import params
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe_lite")
+MIXTURES += ("ernie4_5_moe", "hunyuan_moe", "hy_v3", "pangu_pro_moe")
 
 
 @cache
@@ -56,9 +57,13 @@ def test_rules_restore_what_the_maker_wrote(name: str) -> None:
     tensors = canonical_tensors(checkpoint, model, rules)
     assert {key: tensor.shape for key, tensor in tensors.items()} == {k: p.shape for k, p in params(model).items()}
     restored = maker_tensors(tensors, rules)
+    if name == "granitemoe_swa":  # transformers saves it in its own form
+        assert_same(replace(checkpoint, tensors=restored), checkpoint)
+        return
     assert restored.keys() == checkpoint.tensors.keys()
-    for key, tensor in restored.items():  # norms that take 1 away again are rounded
-        np.testing.assert_allclose(dequantize(tensor), dequantize(checkpoint.tensors[key]), rtol=0, atol=3e-7)
+    for key, tensor in restored.items():
+        written = checkpoint.tensors[key]  # norms that took 1 away are rounded; ERNIE and Pangu write [1, E] for [E]
+        np.testing.assert_allclose(dequantize(tensor), dequantize(written).reshape(tensor.shape), rtol=0, atol=3e-7)
 
 
 @pytest.mark.parametrize("name", TINY)

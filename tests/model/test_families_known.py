@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_families_deepseek import GLM_FLASH, K2, K25, MOONLIGHT, V2, V2_LITE, V3
 from test_families_mixtures import MIXTRAL_8X7B, OLMOE_7B, QWEN3_30B, QWEN15_MOE
 from tiny_configs import TINY
+from tiny_models import maker_class
 
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
@@ -51,7 +52,7 @@ def test_refused_classes_exist_in_transformers_where_it_has_their_type() -> None
 
 @pytest.mark.parametrize("name", TINY)
 def test_both_the_class_and_the_type_of_a_configuration_are_known(name: str) -> None:
-    kind = getattr(transformers, f"{TINY[name][0]}ForCausalLM")
+    kind = maker_class(name)
     known = {name: family for family in FAMILIES for name in (family.name, *family.architectures)}
     assert known[kind.__name__] is known[kind.config_class.model_type]
 

@@ -122,9 +122,9 @@ def test_alternating_rows_of_stacked_experts_are_told_apart(tmp_path: Path) -> N
 
 
 def _as_blocks(tensor: Tensor) -> Tensor:
-    """A stack of matrices turned round, under the name that it has in MXFP4."""
+    """A stack of matrices turned round, under the name that MXFP4 has at opening."""
     if len(tensor.shape) < 3:
         return tensor
     values = np.ascontiguousarray(dequantize(tensor).swapaxes(1, 2))
     rows = values.view(np.uint8).reshape(-1, 4 * values.shape[2])
-    return Tensor(f"{tensor.name}_blocks", values.shape, "F32", rows)
+    return Tensor(f"{tensor.name}.weight", values.shape, "F32", rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,8 @@ from freedive.ops.torch import TorchRunner
 PROMPTS = (prompt(70), prompt(41, seed=1))
 TABLES = ((5, 1, 3), (0, 4))
 """Pages of both prompts, interleaved and out of order."""
+
+MIXTURES = [name for name, (_, settings) in TINY.items() if any("experts" in key for key in settings)]
 
 LONG = prompt(530, seed=2)
 LONG_TABLE = tuple(np.random.default_rng(3).permutation(17).tolist())
@@ -55,14 +58,33 @@ def maker_choices(name: str) -> list[Ints]:
     return tiny(name).maker_choices(PROMPTS[0])
 
 
-def assert_equal(runner: Runner, name: str, schedule: Schedule, record: Any, given: list[int] | None = None) -> None:
-    """No logit is further than 1e-4 from transformers'; the distance goes into docs/families.md."""
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture
+def note(name: str, record_property: Record) -> Record:
+    """Leaves what a test saw of the family ``name`` to docs/families.md."""
+
+    def leave(kind: str, distance: object) -> None:
+        for key, value in (("family", name), ("kind", kind), ("distance", distance)):
+            record_property(key, value)
+
+    return leave
+
+
+def distance(runner: Runner, name: str, schedule: Schedule, given: list[int] | None = None) -> float:
+    """Of any logit from transformers', the largest."""
     results = take_steps(runner, PROMPTS, schedule, TABLES, given)
     expected = [maker_logits(name, tuple(tokens)) for tokens in PROMPTS]
-    distance = max(float(np.abs(a - b).max()) for a, b in zip(results, expected, strict=True))
-    record("family", name)
-    record("distance", distance)
-    assert distance < 1e-4
+    return max(float(np.abs(a - b).max()) for a, b in zip(results, expected, strict=True))
+
+
+def assert_equal(
+    kind: str, note: Record, runner: Runner, name: str, schedule: str, given: list[int] | None = None
+) -> None:
+    found = distance(runner, name, SCHEDULES[schedule], given)
+    note(kind, found)
+    assert found < 1e-4
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -74,33 +96,32 @@ def test_the_logits_are_worth_comparing(name: str) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", TINY)
-def test_reference_equals_transformers(name: str, schedule: str, record_property: Any) -> None:
+def test_reference_equals_transformers(name: str, schedule: str, note: Record) -> None:
     model = tiny(name)
-    assert_equal(ReferenceRunner(model.spec, model.weights), name, SCHEDULES[schedule], record_property)
+    assert_equal("reference", note, ReferenceRunner(model.spec, model.weights), name, schedule)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", TINY)
-def test_torch_equals_transformers(name: str, schedule: str, record_property: Any) -> None:
-    assert_equal(in_torch(name), name, SCHEDULES[schedule], record_property)
+def test_torch_equals_transformers(name: str, schedule: str, note: Record) -> None:
+    assert_equal("torch", note, in_torch(name), name, schedule)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", TINY)
-def test_native_equals_transformers(name: str, schedule: str, level: str, record_property: Any) -> None:
-    assert_equal(native(name, cache_format="f32", isa=level), name, SCHEDULES[schedule], record_property)
+def test_native_equals_transformers(name: str, schedule: str, level: str, note: Record) -> None:
+    assert_equal("native", note, native(name, cache_format="f32", isa=level), name, schedule)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", TINY)
-def test_generated_tokens_equal_transformers(name: str, level: str, record_property: Any) -> None:
+def test_generated_tokens_equal_transformers(name: str, level: str, note: Record) -> None:
     """Latent attention takes another way for them than for given ones."""
-    runner = native(name, cache_format="f32", isa=level)
-    assert_equal(runner, name, SCHEDULES["ragged batch"], record_property, given=[25, 1])
+    assert_equal("native", note, native(name, cache_format="f32", isa=level), name, "ragged batch", given=[25, 1])
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if "moe" in name or "deepseek" in name or name in ("mixtral",)])
+@pytest.mark.parametrize("name", MIXTURES)
 def test_the_same_experts_are_chosen(name: str) -> None:
     model, runner = tiny(name), native(name, cache_format="f32")
     reference = ReferenceRunner(model.spec, model.weights)

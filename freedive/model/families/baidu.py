@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from freedive.checkpoint.rules import Ignore, Rule, Rules
+from freedive.checkpoint.rules import Ignore, Row, Rule, Rules
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
 from freedive.model.families.gguf import Gguf
@@ -52,7 +52,7 @@ _CHOICE_BIAS = "layers.{}.ffn.choice_bias"
 def _published(spec: Model) -> Rules:
     """What the files say where transformers says otherwise; and the layers that predict further tokens."""
     return [
-        Rule("model.layers.{}.mlp.moe_statics.e_score_correction_bias", (_CHOICE_BIAS,)),
+        Rule("model.layers.{}.mlp.moe_statics.e_score_correction_bias", (_CHOICE_BIAS,), (Row(),)),
         Ignore("model.mtp_*"),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from freedive.checkpoint.rules import Row, Rule
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
 from freedive.model.families.gguf import Gguf
@@ -48,9 +49,7 @@ PANGU_PRO_MOE = Family(
     defaults={**_DEFAULTS, "max_position_embeddings": 131072},
     ignorable=("intermediate_size",),  # no layer is dense
     hub=Naming(
-        {
-            "layers.{}.ffn.expert_scale": "model.layers.{}.mlp.router_scale",
-            **feed_forward_names(SHARED, "model.layers.{}.mlp.shared_expert."),
-        }
+        feed_forward_names(SHARED, "model.layers.{}.mlp.shared_expert."),
+        lambda spec: [Rule("model.layers.{}.mlp.router_scale", ("layers.{}.ffn.expert_scale",), (Row(),))],
     ),
 )

@@ -32,16 +32,16 @@ def _experts(config: Config) -> Experts:
 
 
 def _stacks(spec: Model) -> list[Rule]:
-    """Stacked experts: float matrices stand the other way round than MXFP4 ones; outputs of gate and up alternate."""
+    """Outputs of gate and up alternate. Float matrices stand the other way round than MXFP4 ones, called `.weight`."""
     theirs = "model.layers.{}.mlp.experts"
     gate_up, down = (f"{EXPERT}.gate", f"{EXPERT}.up"), (f"{EXPERT}.down",)
     num_pairs = spec.layers[0].ffn.expert.dim if isinstance(spec.layers[0].ffn, Experts) else 1
     return [
         Rule(f"{theirs}.gate_up_proj", gate_up, (Transpose(),), blocks=num_pairs),
-        Rule(f"{theirs}.gate_up_proj_blocks", gate_up, blocks=num_pairs),
+        Rule(f"{theirs}.gate_up_proj.weight", gate_up, blocks=num_pairs),
         Rule(f"{theirs}.gate_up_proj_bias", tuple(f"{name}_bias" for name in gate_up), blocks=num_pairs),
         Rule(f"{theirs}.down_proj", down, (Transpose(),)),
-        Rule(f"{theirs}.down_proj_blocks", down),
+        Rule(f"{theirs}.down_proj.weight", down),
         Rule(f"{theirs}.down_proj_bias", (f"{EXPERT}.down_bias",)),
     ]
 

@@ -1,18 +1,16 @@
 // Weight formats and the packed panel: the one definition that packing, kernels and row look-up share.
 //
 // A panel is 32 output rows (two tiles of 16) over the whole input dimension K, so that one sequential pointer feeds
-// a kernel. Quantised formats store, per group of 32 inputs:
+// a kernel. Quantised formats store groups of 32 inputs, and one or more groups that share scales make a span:
 //
-//   scale lines | tile 0: code lines | tile 1: code lines          (a line is 64 bytes, aligned)
+//   lines of the span | group | group ...        group: its own scale lines | tile 0: code lines | tile 1: code lines
 //
-// A group of one tile is 8 quads of 4 inputs; a quad's codes are 64 bytes [16 rows][4 inputs] (layout R16K4). Code
-// lines:
-//   nibbles  4 lines, line j holds quad 2j in the low and quad 2j + 1 in the high halves
-//   5th bit  1 line, bit i of byte b belongs to byte b of quad i
-//   6th bit  2 lines, bits 2i..2i+1 of byte b of line h belong to byte b of quad 4h + i
-//   8 bits   8 lines, one quad each, stored as signed value + 128
-// A weight is scale * (code - zero) + minimum. K-quants keep their 6-bit scales; a line pair of super-scales precedes
-// every 8 groups. Float formats store [K][32 rows].
+// A line is 64 bytes, aligned. A group of one tile is 8 quads of 4 inputs; a quad's codes are 64 bytes [16 rows][4
+// inputs] (layout R16K4). Codes lie in planes of 1, 2, 4 or 8 bits, as many lines as bits; a line of a plane of w bits
+// holds 8 / w quads, the first in the lowest bits. 3, 5 and 6 bits are a plane of 2 or 4 and one of what is above.
+//
+// A weight is scale * (code - zero) + minimum, where `code` may be looked up in a table of 16. F32, F16 and BF16 store
+// [K][32 rows]; F8G128 the same in bytes (e4m3), with a pair of lines of 32 float scales before every 128 inputs.
 #pragma once
 
 #include <cstddef>
@@ -25,33 +23,62 @@ constexpr int kTileRows = 16;
 constexpr int kGroup = 32;
 constexpr int kQuads = kGroup / 4;
 constexpr int kLine = 64;
-constexpr int kSuperGroups = 8;
 
-enum class Format : int { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K };
-constexpr int kNumFormats = 11;
+// The formats of files and, from I4G64 on, our own: G is the group that shares a scale, Z means zero points.
+enum class Format : int {
+    F32,
+    F16,
+    BF16,
+    F8G128,
+    Q8_0,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+    I4G64,
+    I4G128,
+    I8G128,
+    I4G32Z,
+    I4G64Z,
+    I4G128Z
+};
+constexpr int kNumFormats = 23;
 
-// How scales are kept: half floats for each group; those and minima; 6-bit scale and minimum under half-float
-// super-scales; signed 8-bit scales for each half group under a half-float super-scale.
-enum class Scales { Half, HalfMin, SuperMin, SuperHalves };
+// How scales are kept. For each span: a half float; a bfloat; a half float and a half-float minimum, or zero point.
+// Or half-float super-scales for each span, and for each group: 6-bit scale and minimum; signed 8-bit scales of both
+// half groups; 4-bit scales (low) and minima (high) of both half groups.
+enum class Scales { Half, Bf16, HalfMin, HalfZero, SuperMin, SuperHalves, SuperHalvesMin };
 
 template <Format F>
 struct Quantised;
-template <int Bits, int Zero, Scales S>
+template <int Bits, int Zero, Scales S, int Span = 1>
 struct QuantisedTraits {
     static constexpr int bits = Bits, zero = Zero;
+    static constexpr int code_bits = Bits;  // of what enters the product: more where codes are looked up
+    static constexpr int low_bits = Bits == 8 ? 8 : Bits >= 4 ? 4 : 2, high_bits = Bits - low_bits;
     static constexpr Scales scales = S;
-    static constexpr int tile_lines = Bits == 8 ? 8 : Bits;  // 4 nibble lines, then one line per further bit
-    static constexpr int scale_lines = S == Scales::HalfMin ? 2 : 1;
-    static constexpr int super_lines = S == Scales::SuperMin ? 2 : S == Scales::SuperHalves ? 1 : 0;
-    static constexpr int group_bytes = kLine * (scale_lines + 2 * tile_lines);
+    static constexpr int span = Span;  // groups
+    static constexpr bool super = S == Scales::SuperMin || S == Scales::SuperHalves || S == Scales::SuperHalvesMin;
+    static constexpr bool halves = S == Scales::SuperHalves || S == Scales::SuperHalvesMin;
+    static constexpr bool minima = S != Scales::Half && S != Scales::Bf16 && S != Scales::SuperHalves;
+    static constexpr int span_lines = minima ? 2 : 1, group_lines = super ? 1 : 0, tile_lines = Bits;
+    static constexpr int group_bytes = kLine * (group_lines + 2 * tile_lines);
 
     static constexpr std::size_t panel_bytes(int k) {
-        return std::size_t(k / kGroup) * group_bytes +
-               std::size_t((k / kGroup + kSuperGroups - 1) / kSuperGroups) * (super_lines * kLine);
+        const int groups = k / kGroup, spans = (groups + Span - 1) / Span;
+        return std::size_t(groups) * group_bytes + std::size_t(spans) * (span_lines * kLine);
     }
-    // Start of group g inside a panel; its super-scale lines, if any, lie before the first group of each eight.
+    // Start of group g inside a panel; its span's lines lie before the span's first group.
     static constexpr std::size_t group_offset(int g) {
-        return std::size_t(g) * group_bytes + std::size_t(g / kSuperGroups + 1) * (super_lines * kLine);
+        return std::size_t(g) * group_bytes + std::size_t(g / Span + 1) * (span_lines * kLine);
     }
 };
 template <>
@@ -65,41 +92,62 @@ struct Quantised<Format::Q5_0> : QuantisedTraits<5, 16, Scales::Half> {};
 template <>
 struct Quantised<Format::Q5_1> : QuantisedTraits<5, 0, Scales::HalfMin> {};
 template <>
-struct Quantised<Format::Q4_K> : QuantisedTraits<4, 0, Scales::SuperMin> {};
+struct Quantised<Format::Q2_K> : QuantisedTraits<2, 0, Scales::SuperHalvesMin, 8> {};
 template <>
-struct Quantised<Format::Q5_K> : QuantisedTraits<5, 0, Scales::SuperMin> {};
+struct Quantised<Format::Q3_K> : QuantisedTraits<3, 4, Scales::SuperHalves, 8> {};
 template <>
-struct Quantised<Format::Q6_K> : QuantisedTraits<6, 32, Scales::SuperHalves> {};
+struct Quantised<Format::Q4_K> : QuantisedTraits<4, 0, Scales::SuperMin, 8> {};
+template <>
+struct Quantised<Format::Q5_K> : QuantisedTraits<5, 0, Scales::SuperMin, 8> {};
+template <>
+struct Quantised<Format::Q6_K> : QuantisedTraits<6, 32, Scales::SuperHalves, 8> {};
+template <>
+struct Quantised<Format::IQ4_NL> : QuantisedTraits<4, 128, Scales::Half> {
+    static constexpr int code_bits = 8;
+    static constexpr std::uint8_t table[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+};
+template <>
+struct Quantised<Format::IQ4_XS> : QuantisedTraits<4, 128, Scales::SuperHalves, 8> {
+    static constexpr int code_bits = 8;
+    static constexpr const auto& table = Quantised<Format::IQ4_NL>::table;
+};
+template <>
+struct Quantised<Format::MXFP4> : QuantisedTraits<4, 12, Scales::Bf16> {  // a half float cannot hold 2^-128
+    static constexpr int code_bits = 5;
+    static constexpr std::uint8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+};
+template <>
+struct Quantised<Format::I4G64> : QuantisedTraits<4, 8, Scales::Half, 2> {};
+template <>
+struct Quantised<Format::I4G128> : QuantisedTraits<4, 8, Scales::Half, 4> {};
+template <>
+struct Quantised<Format::I8G128> : QuantisedTraits<8, 128, Scales::Half, 4> {};
+template <>
+struct Quantised<Format::I4G32Z> : QuantisedTraits<4, 0, Scales::HalfZero> {};
+template <>
+struct Quantised<Format::I4G64Z> : QuantisedTraits<4, 0, Scales::HalfZero, 2> {};
+template <>
+struct Quantised<Format::I4G128Z> : QuantisedTraits<4, 0, Scales::HalfZero, 4> {};
 
 constexpr bool is_quantised(Format f) { return f >= Format::Q8_0; }
-constexpr int float_bytes(Format f) { return f == Format::F32 ? 4 : 2; }
+constexpr int float_bytes(Format f) { return f == Format::F32 ? 4 : f == Format::F8G128 ? 1 : 2; }
+
+constexpr int kF8Block = 128;  // inputs that share a scale in F8G128
+constexpr int kF8ScaleBytes = kPanelRows * int(sizeof(float));
+constexpr int f8_blocks(int k) { return (k + kF8Block - 1) / kF8Block; }
 
 // Calls visit.template operator()<F>() for the quantised format f.
-template <class Visitor>
+template <class Visitor, int F = int(Format::Q8_0)>
 auto visit_quantised(Format f, Visitor&& visit) {
-    switch (f) {
-        case Format::Q8_0:
-            return visit.template operator()<Format::Q8_0>();
-        case Format::Q4_0:
-            return visit.template operator()<Format::Q4_0>();
-        case Format::Q4_1:
-            return visit.template operator()<Format::Q4_1>();
-        case Format::Q5_0:
-            return visit.template operator()<Format::Q5_0>();
-        case Format::Q5_1:
-            return visit.template operator()<Format::Q5_1>();
-        case Format::Q4_K:
-            return visit.template operator()<Format::Q4_K>();
-        case Format::Q5_K:
-            return visit.template operator()<Format::Q5_K>();
-        default:
-            return visit.template operator()<Format::Q6_K>();
-    }
+    if constexpr (F + 1 < kNumFormats)
+        if (f != Format(F)) return visit_quantised<Visitor, F + 1>(f, static_cast<Visitor&&>(visit));
+    return visit.template operator()<Format(F)>();
 }
 
 inline std::size_t panel_bytes(Format f, int k) {
-    if (!is_quantised(f)) return std::size_t(k) * kPanelRows * float_bytes(f);
-    return visit_quantised(f, [k]<Format F>() { return Quantised<F>::panel_bytes(k); });
+    if (is_quantised(f)) return visit_quantised(f, [k]<Format F>() { return Quantised<F>::panel_bytes(k); });
+    const std::size_t scales = f == Format::F8G128 ? std::size_t(f8_blocks(k)) * kF8ScaleBytes : 0;
+    return std::size_t(k) * kPanelRows * float_bytes(f) + scales;
 }
 inline int num_panels(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
@@ -114,8 +162,9 @@ struct Weight {
 float half_to_float(std::uint16_t h);
 std::uint16_t float_to_half(float f);
 
-// Packs panels [first, last) of a row-major matrix in the source format (GGUF blocks, or plain floats) into dst.
-void pack_panels(Format f, const std::uint8_t* src, int rows, int k, int first, int last, std::uint8_t* dst);
+// Packs panels [first, last) of a row-major matrix in the source format (blocks, or plain floats) into dst. False if
+// a scale or a float is not finite.
+bool pack_panels(Format f, const std::uint8_t* src, int rows, int k, int first, int last, std::uint8_t* dst);
 
 // Bytes of one source row.
 std::size_t source_row_bytes(Format f, int k);

@@ -29,17 +29,20 @@ LANES F f_tanh(F x) { return f_sub(f_set(1.0f), f_div(f_set(2.0f), f_add(f_exp(f
 
 // ---------------------------------------------------------------- linear, quantised
 
-template <int Bits, int Quad>
+template <int Width, int Quad>
+LANES C load_plane(const std::uint8_t* lines) {
+    constexpr int quads = 8 / Width;  // in a line
+    const C line = c_load(lines + Quad / quads * kLine);
+    if constexpr (Width == 8) return line;
+    return c_bits<Width*(Quad % quads)>(line, (1 << Width) - 1);
+}
+template <class T, int Quad>
 LANES C load_codes(const std::uint8_t* tile) {
-    if constexpr (Bits == 8) {
-        return c_load(tile + Quad * kLine);
-    } else {
-        C c = c_bits<4 * (Quad % 2)>(c_load(tile + (Quad / 2) * kLine), 15);
-        if constexpr (Bits == 5) c = c_or(c, c_shift_left<4>(c_bits<Quad>(c_load(tile + 4 * kLine), 1)));
-        if constexpr (Bits == 6)
-            c = c_or(c, c_shift_left<4>(c_bits<2 * (Quad % 4)>(c_load(tile + (4 + Quad / 4) * kLine), 3)));
-        return c;
-    }
+    C c = load_plane<T::low_bits, Quad>(tile);
+    if constexpr (T::high_bits > 0)
+        c = c_or(c, c_shift_left<T::low_bits>(load_plane<T::high_bits, Quad>(tile + T::low_bits * kLine)));
+    if constexpr (T::code_bits != T::bits) c = c_lookup(c, T::table);
+    return c;
 }
 
 LANES std::int32_t four_bytes(const std::int8_t* p) {
@@ -50,50 +53,60 @@ LANES std::int32_t four_bytes(const std::int8_t* p) {
 
 // Adds the products of quads [First, Last) of both tiles with one part of the activations, high or low: each activation
 // that is spread over the lanes serves two.
-template <int Bits, int First, int Last, int R>
+template <class T, int First, int Last, int R>
 LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const std::int8_t* const* x,
                      I (&acc)[2][R]) {
     if constexpr (First < Last) {
-        const C codes0 = load_codes<Bits, First>(tile0), codes1 = load_codes<Bits, First>(tile1);
+        const C codes0 = load_codes<T, First>(tile0), codes1 = load_codes<T, First>(tile1);
         for (int r = 0; r < R; r++) {
             const std::int32_t quad = four_bytes(x[r] + 4 * First);
-            acc[0][r] = i_dot<Bits>(acc[0][r], codes0, quad);
-            acc[1][r] = i_dot<Bits>(acc[1][r], codes1, quad);
+            acc[0][r] = i_dot<T::code_bits>(acc[0][r], codes0, quad);
+            acc[1][r] = i_dot<T::code_bits>(acc[1][r], codes1, quad);
         }
-        dot_quads<Bits, First + 1, Last, R>(tile0, tile1, x, acc);
+        dot_quads<T, First + 1, Last, R>(tile0, tile1, x, acc);
     }
 }
 
-// Scales and minima of one tile of a group.
-template <Format Fmt>
+// Scales and minima of one tile of a group; [1] are the second half group's where halves differ.
+template <class T>
 struct TileScales {
-    F scale[2], minimum;  // scale[1] is the second half group's where halves differ
-    LANES TileScales(const std::uint8_t* group, const std::uint8_t* super, int tile) {
-        using T = Quantised<Fmt>;
+    F scale[2], minimum[2];
+    LANES TileScales(const std::uint8_t* span, const std::uint8_t* group, int tile) {
         const int at = tile * kTileRows;
-        if constexpr (T::super_lines == 0) {
-            scale[0] = f_load_half((const std::uint16_t*)group + at);
-            if constexpr (T::scales == Scales::HalfMin)
-                minimum = f_load_half((const std::uint16_t*)(group + kLine) + at);
+        const auto* first = (const std::uint16_t*)span + at;
+        const auto* second = (const std::uint16_t*)(span + kLine) + at;
+        const std::uint8_t *low = group + at, *high = group + kPanelRows + at;
+        if constexpr (T::scales == Scales::Bf16) {
+            scale[0] = f_load_bf16(first);
+        } else if constexpr (!T::super) {
+            scale[0] = f_load_half(first);
+            if constexpr (T::scales == Scales::HalfMin) minimum[0] = f_load_half(second);
+            if constexpr (T::scales == Scales::HalfZero)
+                minimum[0] = f_sub(f_set(0.0f), f_mul(scale[0], f_load_half(second)));
         } else {
-            const F d = f_load_half((const std::uint16_t*)super + at);
+            const F d = f_load_half(first);
             if constexpr (T::scales == Scales::SuperMin) {
-                scale[0] = f_mul(d, f_from_codes(group + at));
-                minimum = f_mul(f_load_half((const std::uint16_t*)(super + kLine) + at),
-                                f_from_codes(group + kPanelRows + at));
+                scale[0] = f_mul(d, f_from_int(i_from_codes(low)));
+                minimum[0] = f_mul(f_load_half(second), f_from_int(i_from_codes(high)));
+            } else if constexpr (T::scales == Scales::SuperHalves) {
+                scale[0] = f_mul(d, f_from_int(i_from_signed((const std::int8_t*)low)));
+                scale[1] = f_mul(d, f_from_int(i_from_signed((const std::int8_t*)high)));
             } else {
-                scale[0] = f_mul(d, f_from_signed((const std::int8_t*)group + at));
-                scale[1] = f_mul(d, f_from_signed((const std::int8_t*)group + kPanelRows + at));
+                const F m = f_load_half(second);
+                const I both[2] = {i_from_codes(low), i_from_codes(high)};
+                for (int half = 0; half < 2; half++) {
+                    scale[half] = f_mul(d, f_from_int(i_and(both[half], i_set(15))));
+                    minimum[half] = f_mul(m, f_from_int(i_shift_right<4>(both[half])));
+                }
             }
         }
     }
 };
 
 // Adds the products of quads [First, Last) of a group, whose scales are those of half group `Half`.
-template <Format Fmt, int R, int First, int Last, int Half>
-LANES void add_quads(const std::uint8_t* codes, const TileScales<Fmt> (&scales)[2], const QuantisedGroup* const* a,
+template <class T, int R, int First, int Last, int Half>
+LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const QuantisedGroup* const* a,
                      F (&sum)[2][R]) {
-    using T = Quantised<Fmt>;
     const std::uint8_t *tile0 = codes, *tile1 = codes + kLine * T::tile_lines;
     const std::int8_t *high[R], *low[R];
     I acc[2][R];
@@ -102,13 +115,13 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<Fmt> (&scales)[
         low[r] = a[r]->low;
         acc[0][r] = acc[1][r] = i_set(0);
     }
-    dot_quads<T::bits, First, Last, R>(tile0, tile1, high, acc);
+    dot_quads<T, First, Last, R>(tile0, tile1, high, acc);
     for (int r = 0; r < R; r++) {
         const std::int32_t* sums = a[r]->half_sum;
         const I zero = i_set(-T::zero * (Last - First == kQuads ? sums[0] + sums[1] : sums[Half]));
         for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(acc[t][r]), zero);
     }
-    dot_quads<T::bits, First, Last, R>(tile0, tile1, low, acc);
+    dot_quads<T, First, Last, R>(tile0, tile1, low, acc);
     for (int r = 0; r < R; r++) {
         const F d = f_set(a[r]->scale);
         for (int t = 0; t < 2; t++)
@@ -116,23 +129,23 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<Fmt> (&scales)[
     }
 }
 
-template <Format Fmt, int R>
-LANES void add_group(const std::uint8_t* group, const std::uint8_t* super, const QuantisedGroup* const* a,
+template <class T, int R>
+LANES void add_group(const std::uint8_t* span, const std::uint8_t* group, const QuantisedGroup* const* a,
                      F (&sum)[2][R]) {
-    using T = Quantised<Fmt>;
-    const std::uint8_t* codes = group + kLine * T::scale_lines;
-    const TileScales<Fmt> scales[2] = {{group, super, 0}, {group, super, 1}};
-    if constexpr (T::scales == Scales::SuperHalves) {
-        add_quads<Fmt, R, 0, kQuads / 2, 0>(codes, scales, a, sum);
-        add_quads<Fmt, R, kQuads / 2, kQuads, 1>(codes, scales, a, sum);
+    const std::uint8_t* codes = group + kLine * T::group_lines;
+    const TileScales<T> scales[2] = {{span, group, 0}, {span, group, 1}};
+    if constexpr (T::halves) {
+        add_quads<T, R, 0, kQuads / 2, 0>(codes, scales, a, sum);
+        add_quads<T, R, kQuads / 2, kQuads, 1>(codes, scales, a, sum);
     } else {
-        add_quads<Fmt, R, 0, kQuads, 0>(codes, scales, a, sum);
+        add_quads<T, R, 0, kQuads, 0>(codes, scales, a, sum);
     }
-    if constexpr (T::scales == Scales::HalfMin || T::scales == Scales::SuperMin)
-        for (int r = 0; r < R; r++) {
-            const F d = f_set(a[r]->scaled_sum);
-            for (int t = 0; t < 2; t++) sum[t][r] = f_fma(scales[t].minimum, d, sum[t][r]);
-        }
+    if constexpr (T::minima)
+        for (int r = 0; r < R; r++)
+            for (int half = 0; half < (T::halves ? 2 : 1); half++) {
+                const F d = f_set(T::halves ? a[r]->scale * float(a[r]->half_sum[half]) : a[r]->scaled_sum);
+                for (int t = 0; t < 2; t++) sum[t][r] = f_fma(scales[t].minimum[half], d, sum[t][r]);
+            }
 }
 
 template <int R>
@@ -152,14 +165,15 @@ LANES void linear_rows(const std::uint8_t* panel, int k, const QuantisedGroup* c
         sum[0][r] = sum[1][r] = f_set(0.0f);
         a[r] = x[r];
     }
-    const std::uint8_t* super = panel;
+    const std::uint8_t* span = panel;
     for (int g = 0; g < k / kGroup; g++) {
         const std::uint8_t* group = panel + T::group_offset(g);
-        if (T::super_lines && g % kSuperGroups == 0) super = group - T::super_lines * kLine;
+        const bool first = g % T::span == 0;
+        if (first) span = group - T::span_lines * kLine;
         if constexpr (R == 1)
-            for (int line = 0; line < T::group_bytes; line += kLine)
-                __builtin_prefetch(group + kPrefetchBytes + line, 0, 2);
-        add_group<Fmt, R>(group, super, a, sum);
+            for (const std::uint8_t* line = first ? span : group; line < group + T::group_bytes; line += kLine)
+                __builtin_prefetch(line + kPrefetchBytes, 0, 2);
+        add_group<T, R>(span, group, a, sum);
         for (int r = 0; r < R; r++) a[r]++;
     }
     store_products<R>(sum, out);
@@ -167,27 +181,50 @@ LANES void linear_rows(const std::uint8_t* panel, int k, const QuantisedGroup* c
 
 // ---------------------------------------------------------------- linear, float
 
+constexpr float kF8Unit = 256.0f;  // f_load_f8 gives values in units of 2^8
+
 template <Format Fmt>
 LANES F load_weights(const std::uint8_t* p) {
     if constexpr (Fmt == Format::F32) return f_load((const float*)p);
     if constexpr (Fmt == Format::F16) return f_load_half((const std::uint16_t*)p);
+    if constexpr (Fmt == Format::F8G128) return f_load_f8(p);
     return f_load_bf16((const std::uint16_t*)p);
+}
+
+// Adds the products of inputs [begin, begin + n).
+template <Format Fmt, int R>
+LANES void add_inputs(const std::uint8_t* weights, const float* const* x, int begin, int n, F (&sum)[2][R]) {
+    constexpr int tile_bytes = kTileRows * float_bytes(Fmt);
+    for (int i = 0; i < n; i++) {
+        const F w0 = load_weights<Fmt>(weights), w1 = load_weights<Fmt>(weights + tile_bytes);
+        __builtin_prefetch(weights + kPrefetchBytes, 0, 2);
+        for (int r = 0; r < R; r++) {
+            const F v = f_set(x[r][begin + i]);
+            sum[0][r] = f_fma(w0, v, sum[0][r]);
+            sum[1][r] = f_fma(w1, v, sum[1][r]);
+        }
+        weights += 2 * tile_bytes;
+    }
 }
 
 template <Format Fmt, int R>
 LANES void linear_rows(const std::uint8_t* panel, int k, const float* const* x, float* out) {
-    constexpr int tile_bytes = kTileRows * float_bytes(Fmt);
     F sum[2][R];
     for (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = f_set(0.0f);
-    for (int i = 0; i < k; i++) {
-        const F w0 = load_weights<Fmt>(panel), w1 = load_weights<Fmt>(panel + tile_bytes);
-        __builtin_prefetch(panel + kPrefetchBytes, 0, 2);
-        for (int r = 0; r < R; r++) {
-            const F v = f_set(x[r][i]);
-            sum[0][r] = f_fma(w0, v, sum[0][r]);
-            sum[1][r] = f_fma(w1, v, sum[1][r]);
+    if constexpr (Fmt == Format::F8G128) {
+        for (int i = 0; i < k; i += kF8Block) {
+            const int n = k - i < kF8Block ? k - i : kF8Block;
+            F part[2][R];
+            for (int r = 0; r < R; r++) part[0][r] = part[1][r] = f_set(0.0f);
+            add_inputs<Fmt, R>(panel + kF8ScaleBytes, x, i, n, part);
+            for (int t = 0; t < 2; t++) {
+                const F scale = f_mul(f_load((const float*)panel + t * kTileRows), f_set(kF8Unit));
+                for (int r = 0; r < R; r++) sum[t][r] = f_fma(part[t][r], scale, sum[t][r]);
+            }
+            panel += kF8ScaleBytes + n * kPanelRows;
         }
-        panel += 2 * tile_bytes;
+    } else {
+        add_inputs<Fmt, R>(panel, x, 0, k, sum);
     }
     store_products<R>(sum, out);
 }
@@ -463,22 +500,27 @@ void fold(AttendPartial& into, const AttendPartial& next, int n) {
         f_store(into.values + i, f_add(f_mul(f_load(into.values + i), a), f_mul(f_load(next.values + i), b)));
 }
 
+template <int Fmt = 0>
+constexpr void fill_linear(Kernels& kernels) {
+    kernels.linear[Fmt] = linear<Format(Fmt)>;
+    if constexpr (Fmt + 1 < kNumFormats) fill_linear<Fmt + 1>(kernels);
+}
 constexpr Kernels table(const char* name) {
-    return {name,
-            kAttendRows,
-            {linear<Format::F32>, linear<Format::F16>, linear<Format::BF16>, linear<Format::Q8_0>, linear<Format::Q4_0>,
-             linear<Format::Q4_1>, linear<Format::Q5_0>, linear<Format::Q5_1>, linear<Format::Q4_K>,
-             linear<Format::Q5_K>, linear<Format::Q6_K>},
-            add_transposed,
-            quantise,
-            rms_norm,
-            glu,
-            softcap,
-            to_half,
-            from_half,
-            attend<float>,
-            attend<std::uint16_t>,
-            attend_latent<float>,
-            attend_latent<std::uint16_t>,
-            fold};
+    Kernels kernels{name,
+                    kAttendRows,
+                    {},
+                    add_transposed,
+                    quantise,
+                    rms_norm,
+                    glu,
+                    softcap,
+                    to_half,
+                    from_half,
+                    attend<float>,
+                    attend<std::uint16_t>,
+                    attend_latent<float>,
+                    attend_latent<std::uint16_t>,
+                    fold};
+    fill_linear(kernels);
+    return kernels;
 }

@@ -31,6 +31,11 @@ LANES __m256 bf16_half(const std::uint16_t* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
 LANES F f_load_bf16(const std::uint16_t* p) { return {bf16_half(p), bf16_half(p + 8)}; }
+LANES F f_load_f8(const std::uint8_t* p) {  // the sign's copy in bit 14 is cleared
+    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)), 7);
+    const __m256i halves = _mm256_and_si256(wide, _mm256_set1_epi16(short(0xbfff)));
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+}
 LANES F f_add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 LANES F f_sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 LANES F f_mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
@@ -54,13 +59,13 @@ LANES F f_keep_above(F x, F limit, F v) {
             _mm256_and_ps(_mm256_cmp_ps(x.b, limit.b, _CMP_GE_OQ), v.b)};
 }
 LANES F f_from_int(I v) { return {_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)}; }
-LANES F f_from_codes(const std::uint8_t* p) {
-    return f_from_int({_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)),
-                       _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))});
+LANES I i_from_codes(const std::uint8_t* p) {
+    return {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)),
+            _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))};
 }
-LANES F f_from_signed(const std::int8_t* p) {
-    return f_from_int({_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)),
-                       _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))});
+LANES I i_from_signed(const std::int8_t* p) {
+    return {_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)),
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))};
 }
 LANES I i_from_float(F v) { return {_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b)}; }
 LANES __m256 power_of_two(__m256i n) {
@@ -68,6 +73,7 @@ LANES __m256 power_of_two(__m256i n) {
 }
 LANES F f_power_of_two(I n) { return {power_of_two(n.a), power_of_two(n.b)}; }
 LANES I i_set(std::int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
+LANES I i_and(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 LANES I i_add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 template <int Bits>
 LANES I i_shift_left(I v) {
@@ -101,6 +107,10 @@ LANES C c_shift_left(C v) {
     return {_mm256_slli_epi16(v.a, Shift), _mm256_slli_epi16(v.b, Shift)};
 }
 LANES C c_or(C x, C y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+LANES C c_lookup(C v, const std::uint8_t (&table)[16]) {
+    const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+    return {_mm256_shuffle_epi8(t, v.a), _mm256_shuffle_epi8(t, v.b)};
+}
 
 LANES __m256i dot_small(__m256i acc, __m256i codes, __m256i a) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, a), _mm256_set1_epi16(1)));

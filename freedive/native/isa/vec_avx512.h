@@ -18,6 +18,10 @@ LANES void f_store_half(std::uint16_t* p, F v) { _mm256_storeu_si256((__m256i*)p
 LANES F f_load_bf16(const std::uint16_t* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
+LANES F f_load_f8(const std::uint8_t* p) {  // the sign's copy in bit 14 is cleared
+    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)), 7);
+    return _mm512_cvtph_ps(_mm256_and_si256(wide, _mm256_set1_epi16(short(0xbfff))));
+}
 LANES F f_add(F a, F b) { return _mm512_add_ps(a, b); }
 LANES F f_sub(F a, F b) { return _mm512_sub_ps(a, b); }
 LANES F f_mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -30,17 +34,14 @@ LANES F f_fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 LANES F f_round(F a) { return _mm512_roundscale_ps(a, 0); }
 LANES F f_keep_above(F x, F limit, F v) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), v); }
 LANES F f_from_int(I v) { return _mm512_cvtepi32_ps(v); }
-LANES F f_from_codes(const std::uint8_t* p) {
-    return f_from_int(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
-}
-LANES F f_from_signed(const std::int8_t* p) {
-    return f_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
-}
+LANES I i_from_codes(const std::uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+LANES I i_from_signed(const std::int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 LANES I i_from_float(F v) { return _mm512_cvtps_epi32(v); }  // to nearest even
 LANES F f_power_of_two(I n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
 }
 LANES I i_set(std::int32_t v) { return _mm512_set1_epi32(v); }
+LANES I i_and(I a, I b) { return _mm512_and_si512(a, b); }
 LANES I i_add(I a, I b) { return _mm512_add_epi32(a, b); }
 template <int Bits>
 LANES I i_shift_left(I v) {
@@ -63,6 +64,9 @@ LANES C c_shift_left(C v) {
     return _mm512_slli_epi16(v, Shift);
 }
 LANES C c_or(C a, C b) { return _mm512_or_si512(a, b); }
+LANES C c_lookup(C v, const std::uint8_t (&table)[16]) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), v);
+}
 // acc[i] += sum over j < 4 of codes[4i + j] * a[j]; a holds four int8.
 template <int Bits>
 LANES I i_dot(I acc, C codes, std::int32_t a) {

@@ -38,6 +38,15 @@ LANES void f_store_half(std::uint16_t* p, F v) {
 LANES F f_load_bf16(const std::uint16_t* p) {
     return each<F>([=](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
 }
+LANES F f_load_f8(const std::uint8_t* p) {  // the sign's copy in bit 14 is cleared
+    const int8x16_t b = vld1q_s8((const std::int8_t*)p);
+    const int16x8_t wide[2] = {vmovl_s8(vget_low_s8(b)), vmovl_s8(vget_high_s8(b))};
+    return each<F>([&](int i) {
+        const int16x4_t four = i % 2 ? vget_high_s16(wide[i / 2]) : vget_low_s16(wide[i / 2]);
+        const int16x4_t half = vand_s16(vshl_n_s16(four, 7), vdup_n_s16(std::int16_t(0xbfff)));
+        return vcvt_f32_f16(vreinterpret_f16_s16(half));
+    });
+}
 LANES F f_add(F a, F b) {
     return each<F>([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
 }
@@ -76,17 +85,18 @@ LANES F f_keep_above(F x, F limit, F v) {
 LANES F f_from_int(I v) {
     return each<F>([&](int i) { return vcvtq_f32_s32(v.v[i]); });
 }
-LANES F f_from_codes(const std::uint8_t* p) {
+LANES I i_from_codes(const std::uint8_t* p) {
     const uint8x16_t b = vld1q_u8(p);
     const uint16x8_t low = vmovl_u8(vget_low_u8(b)), high = vmovl_u8(vget_high_u8(b));
-    return {{vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(low))),
-             vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(high)))}};
+    return {{vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(low))),
+             vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))),
+             vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
 }
-LANES F f_from_signed(const std::int8_t* p) {
+LANES I i_from_signed(const std::int8_t* p) {
     const int8x16_t b = vld1q_s8(p);
     const int16x8_t low = vmovl_s8(vget_low_s8(b)), high = vmovl_s8(vget_high_s8(b));
-    return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
-             vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
+    return {{vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)),
+             vmovl_s16(vget_high_s16(high))}};
 }
 LANES I i_from_float(F v) {
     return each<I>([&](int i) { return vcvtnq_s32_f32(v.v[i]); });
@@ -96,6 +106,9 @@ LANES F f_power_of_two(I n) {
 }
 LANES I i_set(std::int32_t v) {
     return each<I>([=](int) { return vdupq_n_s32(v); });
+}
+LANES I i_and(I a, I b) {
+    return each<I>([&](int i) { return vandq_s32(a.v[i], b.v[i]); });
 }
 LANES I i_add(I a, I b) {
     return each<I>([&](int i) { return vaddq_s32(a.v[i], b.v[i]); });
@@ -136,6 +149,9 @@ LANES C c_shift_left(C v) {
 }
 LANES C c_or(C a, C b) {
     return each<C>([&](int i) { return vorrq_u8(a.v[i], b.v[i]); });
+}
+LANES C c_lookup(C v, const std::uint8_t (&table)[16]) {
+    return each<C>([&](int i) { return vqtbl1q_u8(vld1q_u8(table), v.v[i]); });
 }
 // Codes below 128 are signed bytes as they are; wider ones are taken less 128, which 2 * 64 * sum(a) gives back.
 template <int Bits>

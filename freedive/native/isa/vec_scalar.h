@@ -44,6 +44,10 @@ LANES F f_load_bf16(const std::uint16_t* p) {
         return v;
     });
 }
+// e4m3 in units of 2^8: shifted to a half float's place, its exponent is 8 too small.
+LANES F f_load_f8(const std::uint8_t* p) {
+    return each<F>([=](int i) { return half_to_float(std::uint16_t((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7)); });
+}
 LANES F f_add(F a, F b) {
     return each<F>([&](int i) { return a.v[i] + b.v[i]; });
 }
@@ -82,11 +86,11 @@ LANES F f_keep_above(F x, F limit, F v) {
 LANES F f_from_int(I v) {
     return each<F>([&](int i) { return float(v.v[i]); });
 }
-LANES F f_from_codes(const std::uint8_t* p) {
-    return each<F>([=](int i) { return float(p[i]); });
+LANES I i_from_codes(const std::uint8_t* p) {
+    return each<I>([=](int i) { return std::int32_t(p[i]); });
 }
-LANES F f_from_signed(const std::int8_t* p) {
-    return each<F>([=](int i) { return float(p[i]); });
+LANES I i_from_signed(const std::int8_t* p) {
+    return each<I>([=](int i) { return std::int32_t(p[i]); });
 }
 LANES I i_from_float(F v) {
     return each<I>([&](int i) { return std::int32_t(std::lrint(v.v[i])); });
@@ -101,6 +105,9 @@ LANES F f_power_of_two(I n) {
 }
 LANES I i_set(std::int32_t v) {
     return each<I>([=](int) { return v; });
+}
+LANES I i_and(I a, I b) {
+    return each<I>([&](int i) { return a.v[i] & b.v[i]; });
 }
 LANES I i_add(I a, I b) {
     return each<I>([&](int i) { return a.v[i] + b.v[i]; });
@@ -139,6 +146,10 @@ LANES C c_shift_left(C v) {
 }
 LANES C c_or(C a, C b) {
     return each<C>([&](int i) { return std::uint8_t(a.v[i] | b.v[i]); });
+}
+// table[v] for values below 16.
+LANES C c_lookup(C v, const std::uint8_t (&table)[16]) {
+    return each<C>([&](int i) { return table[v.v[i]]; });
 }
 template <int Bits>
 LANES I i_dot(I acc, C codes, std::int32_t a) {

@@ -1,0 +1,96 @@
+"""Quantised safetensors: a weight spread over several tensors -> one tensor named as the weight, in a format of ours.
+
+    what                  tensors; X is the logical name, which ends in Y.weight
+    FP8 e4m3              X (F8_E4M3), X_scale_inv or X_scale
+    int8                  X (I8), X_scale[, X_zero_point]
+    int4 or int8, packed  X_packed (I32), X_scale, X_shape[, X_zero_point, X_g_idx]
+    MXFP4                 X_packed (U8), X_scale; gpt-oss: Y_blocks, Y_scales
+    GPTQ, AWQ             Y.qweight (I32), Y.qzeros, Y.scales[, Y.g_idx]
+
+Which weights are quantised follows from which tensors exist. Formats and shapes are checked when a checkpoint is
+opened; bytes are made whenever they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from freedive.checkpoint import assemble
+from freedive.checkpoint.assemble import Assembler, Parts
+from freedive.checkpoint.file import PARTS, quote
+from freedive.checkpoint.tensor import Checkpoint, Tensor
+from freedive.errors import UserError
+
+METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4", "gptq", "awq")
+"""The values of quantization_config's quant_method that are understood."""
+
+SCHEMES: dict[tuple[str, str], tuple[str, tuple[str, ...], Assembler]] = {
+    ("F8_E4M3", ""): ("", ("_scale_inv", "_scale"), assemble.f8),
+    ("I8", ""): ("", ("_scale", "_zero_point"), assemble.int8),
+    ("I32", "_packed"): ("", ("_scale", "_shape", "_zero_point", "_g_idx"), assemble.packed),
+    ("U8", "_packed"): ("", ("_scale",), assemble.mxfp4),
+    ("U8", "_blocks"): (".weight", ("_scales",), assemble.mxfp4),
+    ("I32", ".qweight"): (".weight", (".qzeros", ".scales", ".g_idx"), assemble.gptq_or_awq),
+}
+"""Format and ending of a weight's codes -> the ending of its logical name, its companions' endings, what joins them."""
+
+_COMPANIONS = tuple({ending for _, endings, _ in SCHEMES.values() for ending in endings})
+_ACTIVATION_SCALES = (".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale")
+"""For engines that quantise activations or the cache to eight bits; freedive's need none."""
+
+
+def combine(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model with every quantised weight as one tensor, and without its configuration's quantization_config.
+
+    Raises UserError for a method that freedive does not know, and for tensors that are missing or do not fit.
+    """
+    config, quantization = _take_quantization(checkpoint.config)
+    tensors = {name: t for name, t in checkpoint.tensors.items() if not name.endswith(_ACTIVATION_SCALES)}
+    weights: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for name, tensor in tensors.items():
+        if tensor.format not in PARTS or name.endswith(_COMPANIONS):
+            continue
+        for (format, codes_end), (end, companion_ends, assembler) in SCHEMES.items():
+            if tensor.format == format and name.endswith(codes_end):
+                stem = name.removesuffix(codes_end)
+                parts = Parts(stem + end, tensor, stem, tensors)
+                weights[parts.name] = assembler(parts, quantization)
+                used |= {name, *(stem + companion for companion in companion_ends)}
+                break
+    rest = {name: tensor for name, tensor in tensors.items() if name not in used}
+    _refuse_leftovers(rest, weights)
+    return replace(checkpoint, config=config, tensors=rest | weights)
+
+
+def _take_quantization(config: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """``config`` without its quantization_config, and that; a wrapped model may have it with its text part's keys."""
+    inner = config.get("text_config")
+    found = [c["quantization_config"] for c in (config, inner) if isinstance(c, dict) and c.get("quantization_config")]
+    quantization: Any = found[0] if found else {}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if found and method not in METHODS:
+        raise UserError(
+            f"The model is quantised by {quote(method)}, which freedive does not read",
+            f"Choose a model with {', '.join(METHODS)}, or a GGUF file",
+        )
+    if isinstance(inner, dict):
+        config = config | {"text_config": _without_quantization(inner)}
+    return _without_quantization(config), quantization
+
+
+def _without_quantization(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def _refuse_leftovers(rest: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in rest.items():
+        if tensor.format in PARTS:
+            raise UserError(
+                f"The tensor {quote(name)} has the type {tensor.format}, and belongs to no weight that freedive knows",
+                "Choose a model in another format, such as BF16 or GGUF",
+            )
+        if name in weights:
+            raise UserError(f"The weight {quote(name)} is there twice, plain and quantised", "Fetch the model again")

@@ -1,0 +1,121 @@
+"""Formats of our own, for weights that safetensors spread over several tensors: one row is one run of blocks.
+
+    integers    half-float scale | zero point, one byte (formats ending in Z) | codes; a weight is scale * (code - zero)
+    F8G128      float32 scale | 128 codes, e4m3; the last block of a row is filled up with zeros
+
+Bytes are codes less 128; of nibbles, each 16 bytes hold 32 codes: the low halves are the first 16. So Q4_0 and Q8_0 are
+of this kind too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from freedive.checkpoint.file import BLOCKS
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+class Integers(NamedTuple):
+    """An integer format: bits of a code, inputs that share a scale, and whether they have a zero point of their own."""
+
+    bits: int
+    group: int
+    has_zero: bool
+
+
+INTEGERS = {
+    "I4G128": Integers(4, 128, False),
+    "I4G64": Integers(4, 64, False),
+    "Q4_0": Integers(4, 32, False),
+    "I4G128Z": Integers(4, 128, True),
+    "I4G64Z": Integers(4, 64, True),
+    "I4G32Z": Integers(4, 32, True),
+    "I8G128": Integers(8, 128, False),
+    "Q8_0": Integers(8, 32, False),
+}
+"""The integer formats, of each kind the widest group first."""
+
+F8_BLOCK = 128
+
+
+def integer_format(bits: int, group: int, has_zero: bool) -> str | None:
+    """The format with the widest groups that can hold groups of ``group`` inputs without loss, if there is one."""
+    for name, kind in INTEGERS.items():
+        if (kind.bits, kind.has_zero) == (bits, has_zero) and group % kind.group == 0:
+            return name
+    return None
+
+
+def encode_integers(format: str, codes: Bytes, scales: Floats, zeros: npt.NDArray[Any]) -> Bytes:
+    """Unsigned ``codes`` [rows, width] with ``scales`` and ``zeros`` [rows, groups] as blocks [rows, bytes].
+
+    Groups may be wider than the format's. Formats without zero points have them at half the range. Scales become half
+    floats: exactly where they are such, or bfloats of at least 2^-17; where they are too large, infinite.
+    """
+    bits, group, has_zero = INTEGERS[format]
+    rows, width = codes.shape
+    repeats = width // group // scales.shape[1]
+    blocks = np.empty((rows, width // group, BLOCKS[format][1]), np.uint8)
+    with np.errstate(over="ignore"):
+        halves = np.repeat(scales, repeats, 1).astype(np.float16)
+    blocks[..., :2] = halves.view(np.uint8).reshape(rows, -1, 2)
+    if has_zero:
+        blocks[..., 2] = np.repeat(zeros, repeats, 1)
+    if bits == 8:
+        blocks[..., 2:] = (codes ^ np.uint8(128)).reshape(rows, -1, group)
+    else:
+        low, high = np.moveaxis(codes.reshape(rows, -1, group // 32, 2, 16), 3, 0)
+        blocks[..., 2 + has_zero :] = (low | high << 4).reshape(rows, -1, group // 2)
+    return blocks.reshape(rows, -1)
+
+
+def decode_integers(format: str, data: Bytes) -> Floats:
+    """The values [rows, width] of blocks [rows, bytes]."""
+    bits, group, has_zero = INTEGERS[format]
+    blocks = data.reshape(len(data), -1, BLOCKS[format][1])
+    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
+    codes = blocks[..., 2 + has_zero :]
+    if bits == 8:
+        values = codes.view(np.int8).astype(np.float32)
+    else:
+        nibbles = codes.reshape(*codes.shape[:2], group // 32, 1, 16) >> np.array([[0], [4]], np.uint8) & 15
+        zeros = blocks[..., 2:3].astype(np.float32) if has_zero else np.float32(8)
+        values = nibbles.reshape(*codes.shape[:2], group).astype(np.float32) - zeros
+    return (values * scales).reshape(len(data), -1)
+
+
+def encode_f8(codes: Bytes, scales: Floats) -> Bytes:
+    """e4m3 ``codes`` [rows, width] with ``scales`` [rows, ceil(width / 128)] as blocks [rows, bytes]."""
+    rows, width = codes.shape
+    blocks = np.zeros((*scales.shape, 4 + F8_BLOCK), np.uint8)
+    blocks[..., :4] = scales[..., None].view(np.uint8)
+    whole = width // F8_BLOCK
+    blocks[:, :whole, 4:] = codes[:, : whole * F8_BLOCK].reshape(rows, whole, F8_BLOCK)
+    blocks[:, whole:, 4 : 4 + width % F8_BLOCK] = codes[:, None, whole * F8_BLOCK :]
+    return blocks.reshape(rows, -1)
+
+
+def decode_f8(data: Bytes, width: int) -> Floats:
+    """The values [rows, width] of blocks [rows, bytes]."""
+    blocks = data.reshape(len(data), -1, 4 + F8_BLOCK)
+    scales = np.ascontiguousarray(blocks[..., :4]).view(np.float32)
+    values: Floats = _E4M3[blocks[..., 4:]] * scales
+    return values.reshape(len(data), -1)[:, :width]
+
+
+def _e4m3_table() -> Floats:
+    """The value of every byte: sign, 4 bits of exponent with bias 7, 3 of mantissa; 0x7f and 0xff are NaN."""
+    byte = np.arange(256)
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    size = np.where(exponent > 0, np.ldexp(8.0 + mantissa, exponent - 10), np.ldexp(mantissa + 0.0, -9))
+    size[byte & 127 == 127] = np.nan
+    values: Floats = np.where(byte < 128, size, -size).astype(np.float32)
+    return values
+
+
+_E4M3 = _e4m3_table()

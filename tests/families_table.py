@@ -1,0 +1,151 @@
+"""docs/families.md from the results of the tests: ``python tests/families_table.py results.xml >docs/families.md``.
+
+The tests leave what they saw in the JUnit file as properties: the family, the kind of comparison, the distance.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tiny_models import TINY, tiny
+
+from freedive.model.families import FAMILIES
+from freedive.model.families.family import Family
+from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Model
+
+HEAD = """# Families
+
+Made by `make families` from what the tests saw. Each row compares tiny random models, which have every trait of the
+family, with transformers in float32 (Pangu Pro MoE with a reference of its own): whole prompts, uneven chunks, token by
+token and ragged batches, at every instruction-set level of the machine. Figures are the largest distance of any logit;
+a test fails beyond 1e-4. "works" stands where all of a family's tests ran and passed. GGUF files under llama.cpp's
+names give the logits of the same model's safetensors. Packed: the models in bf16, int8 and int4 at every level, as the
+error against exact arithmetic on the same weights.
+
+| family | models | traits | reference | torch | native | GGUF | packed | |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+KINDS = ("reference", "torch", "native", "gguf", "packed")
+
+
+@dataclass
+class Result:
+    """Of one family's tests of one kind."""
+
+    num_tests: int = 0
+    failed: bool = False
+    distance: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.num_tests:
+            return ""
+        return "fails" if self.failed else f"{self.distance:.0e}".replace("e-0", "e-")
+
+
+def main(results: Path) -> None:
+    seen = read(results)
+    print(HEAD + "\n".join(row(family, seen) for family in FAMILIES))
+
+
+def read(results: Path) -> Mapping[tuple[str, str], Result]:
+    """Results by (name of a tiny configuration, kind)."""
+    seen: dict[tuple[str, str], Result] = defaultdict(Result)
+    for case in ElementTree.parse(results).iter("testcase"):
+        noted = {entry.get("name", ""): entry.get("value", "") for entry in case.iter("property")}
+        if "family" in noted:
+            result = seen[noted["family"], noted["kind"]]
+            result.num_tests += 1
+            result.failed |= case.find("failure") is not None or case.find("error") is not None
+            result.distance = max(result.distance, float(noted.get("distance", 0)))
+    return seen
+
+
+def row(family: Family, seen: Mapping[tuple[str, str], Result]) -> str:
+    """One line of the table: what the family is, and what its tests saw."""
+    names = [name for name in TINY if tiny(name).spec.family == family.name]
+    columns = {kind: total([seen.get((name, kind), Result()) for name in names]) for kind in KINDS}
+    needed = [columns[kind] for kind in ("reference", "torch", "native")] + [columns["gguf"]] * bool(family.gguf_name)
+    works = all(result.num_tests and not result.failed for result in needed)
+    return f"| {about(family)} | {' | '.join(map(str, columns.values()))} | {'works' if works else ''} |"
+
+
+def about(family: Family) -> str:
+    """The columns that follow from the description alone."""
+    specs = [tiny(name).spec for name in TINY if tiny(name).spec.family == family.name]
+    words = list(dict.fromkeys(trait for spec in specs for trait in traits(spec)))
+    name = f"{family.name}, GGUF {family.gguf_name}" if family.gguf_name else family.name
+    return f"{name} | {family.models} | {', '.join(words)}"
+
+
+def total(results: list[Result]) -> Result:
+    return Result(
+        sum(result.num_tests for result in results),
+        any(result.failed for result in results),
+        max((result.distance for result in results), default=0.0),
+    )
+
+
+def traits(spec: Model) -> Iterator[str]:
+    for layer in spec.layers:
+        yield from mixer_traits(layer.attention)
+        yield from feeder_traits(layer.ffn)
+        yield from (name for name, has in layer_traits(layer).items() if has)
+    scales = (spec.embed_scale, spec.residual_scale, spec.logit_scale)
+    yield from (["multipliers"] if scales != (1, 1, 1) else [])
+    yield from (["capped logits"] if spec.logit_softcap else [])
+
+
+def layer_traits(layer: Layer) -> Mapping[str, object]:
+    return {"norms after branches": layer.post_norms}
+
+
+def mixer_traits(attn: Attention | LatentAttention) -> Iterator[str]:
+    if isinstance(attn, LatentAttention):
+        yield "MLA" if attn.q_rank else "MLA without query latents"
+        return
+    yield "GQA"
+    order = " after rope" if attn.norm_after_rope else ""
+    kinds = {"": "", "head": "norms of q and k heads", "full": "norms of q and k", "l2": "weightless norms of q and k"}
+    found = {
+        "no rope in some layers": attn.rope is None,
+        "partial rope": attn.rope and attn.rope.dim < attn.head_dim,
+        "interleaved rope": attn.rope and attn.rope.interleaved,
+        "windows": attn.window,
+        "chunks": attn.chunk,
+        "biases": attn.qkv_bias or attn.out_bias,
+        kinds[attn.qk_norm] + order: attn.qk_norm,
+        "clipped q, k, v": attn.clip,
+        "capped scores": attn.softcap,
+        "sinks": attn.sinks,
+        "temperature": attn.temperature,
+    }
+    yield from (name for name, has in found.items() if has)
+
+
+def feeder_traits(ffn: FeedForward | Experts) -> Iterator[str]:
+    if isinstance(ffn, FeedForward):
+        return
+    router = ffn.router
+    found = {
+        f"experts by {router.score}": True,
+        "renormalised": router.renormalise,
+        "bias for choice": router.choice_bias,
+        "groups": router.kept_groups < router.num_groups,
+        "equally many of each group": router.group_choice == "each",
+        "weighted inputs": router.weighs_input,
+        "biases of experts": ffn.expert.bias,
+        "clamped gate and up": ffn.expert.limit,
+        "shared experts": ffn.shared and not ffn.shared_gate,
+        "gated shared expert": ffn.shared_gate,
+    }
+    yield from (name for name, has in found.items() if has)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
