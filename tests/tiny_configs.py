@@ -92,6 +92,23 @@ TINY: dict[str, tuple[str, Settings]] = {
             "use_qk_norm": True,
         },
     ),
+    "llama4_plain": (  # as Maverick: queries and keys not normed
+        "Llama4",
+        {
+            "num_hidden_layers": 4,
+            "intermediate_size": 48,
+            "intermediate_size_mlp": 96,
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_layers": [0, 3],
+            "no_rope_layers": [1, 0, 1, 1],
+            "attention_chunk_size": 8,
+            "attn_temperature_tuning": False,
+            "attention_bias": True,
+            "use_qk_norm": False,
+        },
+    ),
     "mistral": ("Mistral", {"sliding_window": 270}),
     "mixtral": (
         "Mixtral",
@@ -238,6 +255,17 @@ TINY: dict[str, tuple[str, Settings]] = {
         "GraniteMoeHybrid",  # the recurrent layers of others are refused
         {**GRANITE_MOE, "shared_intermediate_size": 40, "layer_types": ["full_attention"] * 2},
     ),
+    "granitemoehybrid_dense": (
+        "GraniteMoeHybrid",
+        {
+            **GRANITE,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "layer_types": ["full_attention"] * 2,
+            "position_embedding_type": "rope",
+            "tie_word_embeddings": True,
+        },
+    ),
     "granite_swa": ("GraniteSWA", {**GRANITE, **GRANITE_SWA}),
     "granitemoe_swa": ("GraniteMoeSWA", {**GRANITE_MOE, **GRANITE_SWA}),
     "glm4": ("Glm4", {"head_dim": 32}),
@@ -257,5 +285,15 @@ TINY: dict[str, tuple[str, Settings]] = {
     ),
     "glm4_moe_lite": ("Glm4MoeLite", {**MOE, **LATENT, "n_routed_experts": 8}),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 4}),
+    "smollm3_windows": (
+        "SmolLM3",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "no_rope_layer_interval": 2,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+        },
+    ),
 }
 """What the class is called in transformers, or in tests/pangu.py, before ForCausalLM; and what differs from BASE."""

@@ -93,7 +93,8 @@ class Tiny:
             choices.append(np.sort(args[1].numpy(), -1))
 
         def note_scores(_: Any, args: object, result: tuple[Any, ...]) -> None:
-            choices.append(result[0].nonzero()[:, 1:].numpy())  # Llama 4 runs all experts, on inputs times their scores
+            scores = result[0]  # Llama 4 runs all experts, on inputs times their scores
+            choices.append(scores.nonzero()[:, 1].view(len(scores), -1).numpy())
 
         modules = dict(self.maker.named_modules())
         if self.spec.family == "llama4":

@@ -107,3 +107,10 @@ def test_any_change_of_a_published_configuration_is_described_or_refused(
     except UserError as error:
         said = str(error)
     assert not said or said.isprintable()
+
+
+def test_a_switch_that_one_family_has_is_unknown_to_the_others() -> None:
+    """Some change nothing that a tensor would show."""
+    for switch in ("moe_router_use_sigmoid", "norm_type", "qk_norm", "group_limited_greedy", "is_llama_config"):
+        with pytest.raises(UserError, match=f"{switch} = .*unknown to freedive for qwen3_moe"):
+            describe_config({**QWEN3_30B, switch: True})

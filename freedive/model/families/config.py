@@ -10,63 +10,45 @@ from freedive.errors import UserError
 
 T = TypeVar("T", bound=str | int)
 
-ANY = object()
-"""Stands for every value in :data:`HARMLESS`."""
-
-HARMLESS: Mapping[str, object] = {
-    # what the file is
-    "_name_or_path": ANY,
-    "architectures": ANY,
-    "auto_map": ANY,
-    "model_type": ANY,
-    "transformers_version": ANY,
-    "transformers.js_config": ANY,
-    "dtype": ANY,
-    "torch_dtype": ANY,
-    # how its tensors are stored: they tell, too
-    "quantization_config": ANY,
-    # how it was trained and how transformers runs it
-    "attention_dropout": ANY,
-    "aux_loss_alpha": ANY,
-    "ep_size": ANY,
-    "initializer_range": ANY,
-    "neftune_noise_alpha": ANY,
-    "output_attentions": ANY,
-    "output_hidden_states": ANY,
-    "output_router_logits": ANY,
-    "pretraining_tp": ANY,
-    "router_aux_loss_coef": ANY,
-    "router_jitter_noise": ANY,
-    "seq_aux": ANY,
-    "unsloth_fixed": ANY,
-    "unsloth_version": ANY,
-    "use_cache": ANY,
-    "_attn_implementation_autoset": ANY,
-    # what the tokenizer and generation_config.json say with authority
-    "bos_token_id": ANY,
-    "eos_token_id": ANY,
-    "pad_token_id": ANY,
-    # layers after the last one, which predict further tokens and are not run
-    "num_nextn_predict_layers": ANY,
-    # switches that must stand as the family has them
-    "add_classification_head": False,
-    "group_limited_greedy": False,
-    "is_llama_config": True,
-    "mlp_bias": False,
-    "moe_drop_tokens": False,
-    "moe_layer_num_skipped": 0,
-    "moe_random_routing_dropped_token": False,
-    "moe_router_use_sigmoid": True,
-    "norm_type": "rms",
-    "position_embedding_xdrope": False,
-    "qk_norm": True,
-    "rope_interleaved": False,
-    "use_cla": False,
-    "use_mixed_mlp_moe": True,
-    "use_mrope": False,
-    "use_rotary_pos_emb": True,
-}
-"""Keys that do not change the mathematics -> the value for which that holds."""
+HARMLESS = frozenset(
+    {
+        # what the file is
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "model_type",
+        "transformers_version",
+        "transformers.js_config",
+        "dtype",
+        "torch_dtype",
+        # how its tensors are stored: they tell, too
+        "quantization_config",
+        # how it was trained and how transformers runs it
+        "attention_dropout",
+        "aux_loss_alpha",
+        "ep_size",
+        "initializer_range",
+        "neftune_noise_alpha",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "pretraining_tp",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "seq_aux",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+        "_attn_implementation_autoset",
+        # what the tokenizer and generation_config.json say with authority
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        # layers after the last one, which predict further tokens and are not run
+        "num_nextn_predict_layers",
+    }
+)
+"""Keys that say nothing about the mathematics, whatever the family."""
 
 _REMEDY = "Choose another file of this model, or another model"
 
@@ -182,12 +164,11 @@ class Config:
     ) -> None:
         """Refuse the model if a key of it or of a section was never read, and is not harmless.
 
-        Harmless are ``ignorable`` keys, those with the value that is ``fixed`` for them, and HARMLESS for everyone.
+        Harmless are HARMLESS and ``ignorable`` keys, and those that have the value which is ``fixed`` for them.
         """
-        harmless = {**HARMLESS, **(fixed or {})}
-        for key in sorted(self._unread.difference(ignorable)):
+        for key in sorted(self._unread.difference(HARMLESS, ignorable)):
             value = self._values[key]
-            if key not in harmless or harmless[key] not in (ANY, value):
+            if (key, value) not in (fixed or {}).items():
                 what = f"The configuration has {self._name(key)} = {quote(value)}, unknown to freedive for {family}"
                 raise UserError(what, _REMEDY)
         for section in self._sections.values():

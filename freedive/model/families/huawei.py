@@ -39,6 +39,7 @@ PANGU_EMBEDDED = Family(
     architectures=("PanguEmbeddedForCausalLM",),
     spec=_embedded,
     defaults={**_DEFAULTS, "max_position_embeddings": 32768},
+    fixed={"mlp_bias": False},
     gguf=Gguf(architecture="pangu-embedded"),
 )
 
@@ -48,6 +49,7 @@ PANGU_PRO_MOE = Family(
     spec=_pro_moe,
     defaults={**_DEFAULTS, "max_position_embeddings": 131072},
     ignorable=("intermediate_size",),  # no layer is dense
+    fixed={"mlp_bias": False},
     hub=Naming(
         feed_forward_names(SHARED, "model.layers.{}.mlp.shared_expert."),
         lambda spec: [Rule("model.layers.{}.mlp.router_scale", ("layers.{}.ffn.expert_scale",), (Row(),))],

@@ -35,6 +35,7 @@ LLAMA = Family(
     architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
     spec=_llama,
     defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+    fixed={"is_llama_config": True, "rope_interleaved": False},
     gguf=Gguf(architecture="llama", rules=interleaved_heads),
 )
 

@@ -104,7 +104,14 @@ _MOE_DEFAULTS = {
     "shared_expert_intermediate_size": 5632,
 }
 
-QWEN2 = Family("qwen2", ("Qwen2ForCausalLM",), _qwen2, _DEFAULTS, gguf=Gguf(architecture="qwen2"))
+QWEN2 = Family(
+    name="qwen2",
+    architectures=("Qwen2ForCausalLM",),
+    spec=_qwen2,
+    defaults=_DEFAULTS,
+    fixed={"use_mrope": False},
+    gguf=Gguf(architecture="qwen2"),
+)
 QWEN3 = Family("qwen3", ("Qwen3ForCausalLM",), _qwen3, {**_DEFAULTS, "head_dim": 128}, gguf=Gguf(architecture="qwen3"))
 QWEN2_MOE = Family(
     name="qwen2_moe",

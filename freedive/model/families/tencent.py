@@ -110,6 +110,19 @@ _UNUSED = (
     "topk_group",
 )
 """Of other models of the same code: with images, classes, shared caches, groups of experts."""
+_FIXED = {
+    "add_classification_head": False,
+    "group_limited_greedy": False,
+    "mlp_bias": False,
+    "moe_drop_tokens": False,
+    "moe_layer_num_skipped": 0,
+    "moe_random_routing_dropped_token": False,
+    "norm_type": "rms",
+    "position_embedding_xdrope": False,
+    "use_cla": False,
+    "use_mixed_mlp_moe": True,
+    "use_rotary_pos_emb": True,
+}
 
 HUNYUAN = Family(
     name="hunyuan_v1_dense",
@@ -117,6 +130,7 @@ HUNYUAN = Family(
     spec=_hunyuan,
     defaults=_DEFAULTS,
     ignorable=_UNUSED,
+    fixed=_FIXED,
     hub=Naming(_HEAD_NORMS),
     gguf=Gguf(architecture="hunyuan-dense"),
 )
@@ -127,6 +141,7 @@ HUNYUAN_MOE = Family(
     spec=_hunyuan_moe,
     defaults=_DEFAULTS,
     ignorable=_UNUSED,
+    fixed=_FIXED,
     hub=Naming(
         {
             **_HEAD_NORMS,
@@ -168,6 +183,7 @@ HY_V3 = Family(
         "sep_token_id",
         "use_grouped_mm",
     ),
+    fixed={"moe_router_use_sigmoid": True, "qk_norm": True},
     hub=Naming({"layers.{}.ffn.choice_bias": "model.layers.{}.mlp.e_score_correction_bias"}, _hy3_names),
     gguf=Gguf(
         {"layers.{}.ffn.choice_bias": "blk.{}.exp_probs_b"},
