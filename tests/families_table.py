@@ -70,7 +70,7 @@ def row(family: Family, seen: Mapping[tuple[str, str], Result]) -> str:
     """One line of the table: what the family is, and what its tests saw."""
     names = [name for name in TINY if tiny(name).spec.family == family.name]
     columns = {kind: total([seen.get((name, kind), Result()) for name in names]) for kind in KINDS}
-    needed = [columns[kind] for kind in ("reference", "torch", "native")] + [columns["gguf"]] * bool(family.gguf_name)
+    needed = [columns[kind] for kind in ("reference", "torch", "native")] + [columns["gguf"]] * bool(family.gguf.architecture)
     works = all(result.num_tests and not result.failed for result in needed)
     return f"| {about(family)} | {' | '.join(map(str, columns.values()))} | {'works' if works else ''} |"
 
@@ -79,7 +79,7 @@ def about(family: Family) -> str:
     """The columns that follow from the description alone."""
     specs = [tiny(name).spec for name in TINY if tiny(name).spec.family == family.name]
     words = list(dict.fromkeys(trait for spec in specs for trait in traits(spec)))
-    name = f"{family.name}, GGUF {family.gguf_name}" if family.gguf_name else family.name
+    name = f"{family.name}, GGUF {family.gguf.architecture}" if family.gguf.architecture else family.name
     return f"{name} | {family.models} | {', '.join(words)}"
 
 

@@ -181,7 +181,7 @@ def test_unknown_gguf_key_is_refused(tmp_path: Path) -> None:
         ({"qwen3.rope.scaling.type": "linear"}, r"lacks qwen3\.rope\.scaling\.factor"),
         ({"qwen3.attention.value_length": 16}, r"qwen3\.attention\.value_length"),
         ({"qwen3.rope.dimension_count": 64}, r"qwen3\.rope\.dimension_count"),
-        ({"qwen3.attention.head_count_kv": [2, 2]}, r"qwen3\.attention\.head_count_kv is \[2, 2\]"),
+        ({"qwen3.attention.head_count_kv": [2, 1]}, r"qwen3\.attention\.head_count_kv is \[2, 1\]"),
     ],
 )
 def test_gguf_rope_and_head_keys_are_honoured_or_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:

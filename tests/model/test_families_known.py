@@ -36,10 +36,10 @@ def test_what_is_known_but_not_run_says_what_it_needs(name: str) -> None:
 
 def test_no_name_is_both_run_and_refused_and_none_is_taken_twice() -> None:
     names = [name for family in FAMILIES for name in (family.name, *family.architectures)]
-    in_gguf = [family.gguf_name for family in FAMILIES if family.gguf_name]
+    in_gguf = [(family.gguf.architecture, family.gguf.mark) for family in FAMILIES if family.gguf.architecture]
     assert len(names) == len(set(names))
     assert len(in_gguf) == len(set(in_gguf))
-    assert not REFUSED.keys() & {*names, *in_gguf}
+    assert not REFUSED.keys() & {*names, *(architecture for architecture, _ in in_gguf)}
 
 
 def test_refused_classes_exist_in_transformers_where_it_has_their_type() -> None:

@@ -11,12 +11,12 @@ from freedive.checkpoint.file import quote
 from freedive.checkpoint.rules import Rules
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
-from freedive.model.families import gguf
 from freedive.model.families.baidu import ERNIE_4_5, ERNIE_4_5_MOE
 from freedive.model.families.bytedance import SEED_OSS
 from freedive.model.families.config import Config
 from freedive.model.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import marks, read_config
 from freedive.model.families.google import GEMMA, GEMMA2, GEMMA3
 from freedive.model.families.huawei import PANGU_EMBEDDED, PANGU_PRO_MOE
 from freedive.model.families.huggingface import SMOLLM3
@@ -76,13 +76,12 @@ def describe(checkpoint: Checkpoint) -> tuple[Model, Rules]:
     Raises UserError for an unknown architecture, an unknown key, or numbers that make no model.
     """
     if checkpoint.kind == "gguf":
-        known = {family.gguf_name: family for family in FAMILIES if family.gguf_name}
-        family = _pick(known, [checkpoint.config.get("general.architecture")])
-        spec = _spec(family, gguf.read_config(checkpoint))
-        return spec, gguf_rules(spec, family.gguf)
+        family, config = _read_gguf(checkpoint)
+        spec = _spec(family, config)
+        return spec, gguf_rules(spec, family.gguf, _num_mtp_layers(config))
     family, config = _read(checkpoint.config)
     spec = _spec(family, config)
-    rules = hub_rules(spec, family.hub, config.count("num_nextn_predict_layers", 0, least=0, most=64))
+    rules = hub_rules(spec, family.hub, _num_mtp_layers(config))
     if not _is_wrapped(checkpoint.config):
         return spec, rules
     logger.warning("The model takes more than text; freedive runs its text part")
@@ -98,6 +97,19 @@ def _spec(family: Family, config: Config) -> Model:
     spec = family.spec(config)
     config.refuse_unread(family.name, family.ignorable, family.fixed)
     return spec
+
+
+def _num_mtp_layers(config: Config) -> int:
+    return config.count("num_nextn_predict_layers", 0, least=0, most=64)
+
+
+def _read_gguf(checkpoint: Checkpoint) -> tuple[Family, Config]:
+    """The family of a GGUF file, and what its metadata and its tensors say."""
+    present = {"", *marks(checkpoint)}
+    known = {family.gguf.architecture: family for family in FAMILIES if family.gguf.mark in present}
+    known.pop("", None)
+    family = _pick(known, [checkpoint.config.get("general.architecture")])
+    return family, read_config(checkpoint, family.gguf)
 
 
 def _read(values: Mapping[str, Any]) -> tuple[Family, Config]:

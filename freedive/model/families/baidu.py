@@ -7,6 +7,7 @@ from dataclasses import replace
 from freedive.checkpoint.rules import Ignore, Row, Rule, Rules
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import Naming
 from freedive.model.families.parts import attention, feed_forward, model, num_layers, router, with_shared
 from freedive.model.families.rope import rope
@@ -64,7 +65,7 @@ ERNIE_4_5 = Family(
     architectures=("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"),
     spec=_ernie,
     defaults={**_DEFAULTS, "num_key_value_heads": 2, "head_dim": 128},
-    gguf_name="ernie4_5",
+    gguf=Gguf(architecture="ernie4_5"),
 )
 
 ERNIE_4_5_MOE = Family(
@@ -86,5 +87,14 @@ ERNIE_4_5_MOE = Family(
     hub=Naming(
         {"layers.{}.ffn.choice_bias": "model.layers.{}.mlp.gate.moe_statics.e_score_correction_bias"}, _published
     ),
-    gguf_name="ernie4_5-moe",
+    gguf=Gguf(
+        architecture="ernie4_5-moe",
+        keys={
+            "leading_dense_block_count": "moe_layer_start_index",
+            "interleave_moe_layer_step": "moe_layer_interval",
+            "expert_shared_count": "moe_num_shared_experts",
+            "expert_shared_feed_forward_length": None,  # wrong but for one size: the count tells
+        },
+        implied=lambda config: {"moe_norm_min": 1e-12},
+    ),
 )

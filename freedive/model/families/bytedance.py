@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
-from freedive.model.families.names import Naming
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.parts import attention, feed_forward, model, num_layers
 from freedive.model.spec import Layer, Model
 
@@ -29,6 +29,5 @@ SEED_OSS = Family(
         "attention_bias": True,
     },
     ignorable=("residual_dropout",),
-    gguf_name="seed_oss",
-    gguf=Naming({"layers.{}.ffn.norm": "blk.{}.post_attention_norm.weight"}),
+    gguf=Gguf({"layers.{}.ffn.norm": "blk.{}.post_attention_norm.weight"}, architecture="seed_oss"),
 )

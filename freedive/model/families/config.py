@@ -73,6 +73,14 @@ class Config:
         self._unread = {key for key in values if key in self._values}
         self._sections: dict[str, Config] = {}
 
+    def supply(self, values: Mapping[str, Any]) -> None:
+        """Fill in ``values`` for absent keys, also of sections; nobody needs to read them."""
+        for key, value in values.items():
+            if isinstance(value, dict):
+                self.section(key).supply(value)
+            else:
+                self._values.setdefault(key, value)
+
     def count(self, key: str, default: int | None = None, *, least: int = 1, most: int = 1 << 20) -> int:
         """A whole number in ``least`` .. ``most``."""
         value = self._get(key, default)

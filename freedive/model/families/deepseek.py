@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.parts import (
     feed_forward,
     groups,
@@ -69,6 +71,32 @@ def first_dense(config: Config) -> list[str]:
     return [_SPARSE if i >= first and i % step == 0 else _DENSE for i in range(total)]
 
 
+def _gguf_implied(config: Config) -> dict[str, Any]:
+    """llama.cpp writes the widths of the cache's rows; since it keeps latents there, those of heads beside them."""
+    head_dim, value_dim = (config.count(f"mla_{name}", config.count(name)) for name in ("key_length", "value_length"))
+    magnitude = round(10 * config.section("rope_scaling").number("yarn_log_multiplier", 0.0, least=0), 6)
+    return {
+        "qk_nope_head_dim": head_dim - config.count("qk_rope_head_dim"),
+        "v_head_dim": value_dim,
+        "rope_scaling": {"mscale": magnitude, "mscale_all_dim": magnitude},
+    }
+
+
+def _gguf_implied_v2(config: Config) -> dict[str, Any]:
+    grouped = config.count("n_group", 1) > 1
+    return {**_gguf_implied(config), "topk_method": "group_limited_greedy" if grouped else "greedy"}
+
+
+_GGUF_KEYS = {
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "attention.key_length": "key_length",
+    "attention.value_length": "value_length",
+    "attention.key_length_mla": "mla_key_length",
+    "attention.value_length_mla": "mla_value_length",
+    "rope.dimension_count": "qk_rope_head_dim",
+}
+
 _DEFAULTS = {"rms_norm_eps": 1e-6, "kv_lora_rank": 512, "q_lora_rank": 1536, "n_shared_experts": 2}
 _DEFAULTS |= {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "max_position_embeddings": 2048}
 _REPEATED = ("head_dim", "qk_head_dim")  # what transformers works out and writes down again
@@ -79,6 +107,7 @@ DEEPSEEK_V2 = Family(
     spec=_deepseek_v2,
     defaults=_DEFAULTS,
     ignorable=_REPEATED,
+    gguf=Gguf(architecture="deepseek2", keys=_GGUF_KEYS, implied=_gguf_implied_v2),
 )
 
 DEEPSEEK_V3 = Family(
@@ -102,6 +131,7 @@ DEEPSEEK_V3 = Family(
         "num_experts_per_tok": 8,
     },
     ignorable=_REPEATED,
+    gguf=Gguf(architecture="deepseek2", mark="blk.{}.exp_probs_b.bias", keys=_GGUF_KEYS, implied=_gguf_implied),
 )
 
 GLM4_MOE_LITE = Family(

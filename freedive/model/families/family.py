@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from freedive.model.families.config import Config
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import Naming
 from freedive.model.spec import Model
 
@@ -17,8 +18,7 @@ class Family:
 
     ``name`` is config.json's model_type, ``architectures`` what else it may be called there: class names, and types of
     the same make. ``defaults`` is what those classes fill in for absent keys. ``ignorable`` keys say nothing about the
-    mathematics; ``fixed`` ones may be there with the only value for which the description holds. ``gguf_name`` is
-    llama.cpp's general.architecture, where the family has one of its own.
+    mathematics; ``fixed`` ones may be there with the only value for which the description holds.
     """
 
     name: str
@@ -28,5 +28,4 @@ class Family:
     ignorable: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     hub: Naming = field(default_factory=Naming)
-    gguf_name: str = ""
-    gguf: Naming = field(default_factory=Naming)
+    gguf: Gguf = field(default_factory=Gguf)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,20 +12,38 @@ import numpy as np
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.model.families.config import Config
+from freedive.model.families.names import Naming
+from freedive.model.families.parts import FULL, SLIDING
 
 KEYS = {
     "vocab_size": "vocab_size",
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
+    "block_count": "num_blocks",
+    "nextn_predict_layers": "num_nextn_predict_layers",
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "attention.value_length": "v_head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.sliding_window": "sliding_window",
+    "attention.sliding_window_pattern": "layer_types",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
     "rope.dimension_count": "rotary_dim",
     "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "leading_dense_block_count": "first_k_dense_replace",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_shared_count": "n_shared_experts",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "expert_gating_func": "scoring_func",
+    "expert_weights_norm": "norm_topk_prob",
+    "expert_weights_scale": "routed_scaling_factor",
 }
 """Keys after ``<architecture>.`` -> Hugging Face's."""
 
@@ -30,35 +51,91 @@ SCALING_KEYS = {
     "rope.scaling.type": "rope_type",
     "rope.scaling.factor": "factor",
     "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.yarn_attn_factor": "attention_factor",
     "rope.scaling.yarn_beta_fast": "beta_fast",
     "rope.scaling.yarn_beta_slow": "beta_slow",
+    "rope.scaling.yarn_log_multiplier": "yarn_log_multiplier",
 }
 """Likewise, for keys of the section ``rope_scaling``."""
 
+TENSORS = {
+    "attention_bias": "blk.{}.attn_q.bias",
+    "attention_out_bias": "blk.{}.attn_output.bias",
+    "qkv_bias": "blk.{}.attn_q.bias",
+    "use_bias": "blk.{}.attn_q.bias",
+    "mlp_bias": "blk.{}.ffn_gate.bias",
+    "use_qk_norm": "blk.{}.attn_q_norm.weight",
+    "moe_use_aux_free": "blk.{}.exp_probs_b.bias",
+}
+"""Hugging Face's switches -> the tensor that is there when they are on."""
+
 HARMLESS = ("rope.scaling.finetuned", "tensor_data_layout")
 
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
-def read_config(checkpoint: Checkpoint) -> Config:
+
+@dataclass(frozen=True)
+class Gguf(Naming):
+    """How llama.cpp writes a family down, beside its tensors' names.
+
+    ``architecture`` is its word for it. Where families share one, the last is meant whose ``mark`` is there: a metadata
+    key, or a tensor with ``{}`` for its numbers. ``keys`` are read otherwise than :data:`KEYS` has it; None is not
+    read, because it says nothing new. ``implied`` is what the architecture's name says, and what other keys amount to.
+    """
+
+    architecture: str = ""
+    mark: str = ""
+    keys: Mapping[str, str | None] = field(default_factory=dict)
+    implied: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+
+
+def read_config(checkpoint: Checkpoint, gguf: Gguf) -> Config:
     """The configuration of a GGUF checkpoint. Keys that no table knows keep their name, so that nobody reads them."""
-    prefix = f"{checkpoint.config['general.architecture']}."
+    prefix = f"{gguf.architecture}."
     given = {key.removeprefix(prefix): value for key, value in checkpoint.config.items() if key.startswith(prefix)}
-    known = {*KEYS, *SCALING_KEYS, *HARMLESS}
-    values: dict[str, Any] = {prefix + key: value for key, value in given.items() if key not in known}
-    values |= {KEYS[key]: value for key, value in given.items() if key in KEYS}
+    keys = {**KEYS, **dict.fromkeys(HARMLESS), **gguf.keys}
+    read = {key: keys.get(key, prefix + key) for key in given if key not in SCALING_KEYS}
+    values: dict[str, Any] = {ours: _spelled(key, given[key]) for key, ours in read.items() if ours}
     if given.get("rope.scaling.type") != "none":
-        values["rope_scaling"] = {SCALING_KEYS[key]: value for key, value in given.items() if key in SCALING_KEYS}
-    names = {ours: prefix + key for key, ours in KEYS.items()}
-    names |= {f"rope_scaling.{ours}": prefix + key for key, ours in SCALING_KEYS.items()}
-    return Config(values, _seen_in_tensors(checkpoint.tensors), names)
+        values["rope_scaling"] = {ours: given[key] for key, ours in SCALING_KEYS.items() if key in given}
+    config = Config(values, names=_names(prefix, keys))
+    num_mtp = config.count("num_nextn_predict_layers", 0, least=0)
+    config.supply({"num_hidden_layers": config.count("num_blocks") - num_mtp})
+    config.supply(gguf.implied(config))
+    config.supply(_seen_in_tensors(checkpoint))
+    return config
 
 
-def _seen_in_tensors(tensors: dict[str, Tensor]) -> dict[str, Any]:
+def marks(checkpoint: Checkpoint) -> set[str]:
+    """What may tell families apart that share an architecture: the keys, and the tensors' names with ``{}``."""
+    return {*checkpoint.config, *(_NUMBER.sub("{}", name) for name in checkpoint.tensors)}
+
+
+def _names(prefix: str, keys: Mapping[str, str | None]) -> dict[str, str]:
+    """Our keys -> the file's, for messages."""
+    names = {ours: prefix + key for key, ours in keys.items() if ours}
+    return names | {f"rope_scaling.{ours}": prefix + key for key, ours in SCALING_KEYS.items()}
+
+
+def _spelled(key: str, value: Any) -> Any:
+    """The ``value`` of a ``key`` as Hugging Face would have it; what is impossible stays as it is, to be refused."""
+    match key, value:
+        case "expert_gating_func", 1 | 2:
+            return ("softmax", "sigmoid")[value - 1]
+        case "attention.sliding_window_pattern", [*layers]:
+            return [SLIDING if slides else FULL for slides in layers]
+        case "attention.rope_pattern", [*layers]:
+            return [1 if rotates else 0 for rotates in layers]
+        case "attention.head_count_kv", [int(first), *others] if all(other == first for other in others):
+            return first
+    return value
+
+
+def _seen_in_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     """What llama.cpp does not write down because the tensors tell."""
-    seen: dict[str, Any] = {
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
-    }
+    tensors, present = checkpoint.tensors, marks(checkpoint)
+    seen: dict[str, Any] = {key: name in present for key, name in TENSORS.items()}
+    seen["tie_word_embeddings"] = "output.weight" not in tensors
     if "token_embd.weight" in tensors:
         seen["vocab_size"] = tensors["token_embd.weight"].shape[0]
     if "rope_freqs.weight" in tensors:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from freedive.checkpoint.rules import Add, Rule
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import HUB, Naming
 from freedive.model.families.parts import FULL, SLIDING, attention, layer_types, model, num_layers, window
 from freedive.model.families.rope import plain_rope, rope
@@ -79,6 +80,13 @@ def _naming(renames: dict[str, str]) -> Naming:
     return Naming(renames, lambda spec: rules)
 
 
+def _gguf_scale(config: Config, num_layers_27b: int) -> dict[str, int]:
+    """llama.cpp knows the models of 27B, whose queries are scaled otherwise, by the number of their layers."""
+    if config.count("num_hidden_layers") == num_layers_27b:
+        return {"query_pre_attn_scalar": config.count("hidden_size") // config.count("num_attention_heads")}
+    return {"query_pre_attn_scalar": config.count("head_dim")}
+
+
 _DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "max_position_embeddings": 8192,
@@ -98,7 +106,7 @@ GEMMA = Family(
     defaults={**_DEFAULTS, "num_key_value_heads": 16},
     fixed=_FIXED,
     hub=_naming({}),
-    gguf_name="gemma",
+    gguf=Gguf(architecture="gemma"),
 )
 
 GEMMA2 = Family(
@@ -109,7 +117,7 @@ GEMMA2 = Family(
     ignorable=(*_IGNORABLE, "sliding_window_size"),
     fixed=_FIXED,
     hub=_naming(_SANDWICH),
-    gguf_name="gemma2",
+    gguf=Gguf(architecture="gemma2", implied=lambda config: _gguf_scale(config, 46)),
 )
 
 GEMMA3 = Family(
@@ -126,5 +134,5 @@ GEMMA3 = Family(
     ignorable=(*_IGNORABLE, "_sliding_window_pattern"),
     fixed=_FIXED,
     hub=_naming(_SANDWICH),
-    gguf_name="gemma3",
+    gguf=Gguf(architecture="gemma3", implied=lambda config: _gguf_scale(config, 62)),
 )

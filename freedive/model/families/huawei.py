@@ -7,6 +7,7 @@ from dataclasses import replace
 from freedive.checkpoint.rules import Row, Rule
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import SHARED, Naming, feed_forward_names
 from freedive.model.families.parts import attention, feed_forward, model, num_layers, router
 from freedive.model.spec import Attention, Experts, Layer, Model
@@ -39,7 +40,7 @@ PANGU_EMBEDDED = Family(
     spec=_embedded,
     defaults={**_DEFAULTS, "max_position_embeddings": 32768},
     fixed={"mlp_bias": False},
-    gguf_name="pangu-embedded",
+    gguf=Gguf(architecture="pangu-embedded"),
 )
 
 PANGU_PRO_MOE = Family(

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
-from freedive.model.families.names import Naming, interleaved_heads
+from freedive.model.families.gguf import Gguf
+from freedive.model.families.names import interleaved_heads
 from freedive.model.families.parts import (
     FULL,
     SLIDING,
@@ -46,6 +47,5 @@ SMOLLM3 = Family(
         "tie_word_embeddings": True,
     },
     ignorable=("max_window_layers",),
-    gguf_name="smollm3",
-    gguf=Naming(rules=interleaved_heads),
+    gguf=Gguf(architecture="smollm3", rules=interleaved_heads),
 )

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from freedive.checkpoint.rules import Rule
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import EXPERT, SHARED, Naming, interleaved_heads
 from freedive.model.families.parts import (
     FULL,
@@ -24,7 +26,7 @@ from freedive.model.families.parts import (
     window,
 )
 from freedive.model.families.refused import refusal
-from freedive.model.families.rope import rope
+from freedive.model.families.rope import DEFAULT_THETA, rope
 from freedive.model.spec import Attention, Experts, FeedForward, Layer, Model
 
 _ATTENTION, _RECURRENT = ("attention", FULL), ("mamba", "linear_attention")
@@ -124,18 +126,53 @@ def _naming(*spellings: tuple[str, str, str]) -> Naming:
     return Naming(rules=rules)
 
 
+def _rotated(config: Config) -> dict[str, Any]:
+    """Granite 4 does not rotate where recurrent layers give the order; it has none here."""
+    config.choice("rotated", (True,))
+    return {}
+
+
+def _layer_ropes(config: Config) -> dict[str, Any]:
+    """llama.cpp says which layers rotate, all with the same theta."""
+    rotated = config.numbers("rotated_layers", config.count("num_hidden_layers"), least=0, most=1)
+    theta = config.number("rope_theta", DEFAULT_THETA)
+    return {"layer_rope_theta": [theta * turns for turns in rotated]} if rotated else {}
+
+
+def _swash_rules(spec: Model) -> list[Rule]:
+    return [*interleaved_heads(spec), Rule("blk.{}.ffn_up_shexp.weight", (f"{SHARED}.gate", f"{SHARED}.up"))]
+
+
 _DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
 _MOE_DEFAULTS = {**_DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2}
 _SWA_DEFAULTS = {"sliding_window": 128}
 _MAMBA = ("chunk_size", "conv_bias", "d_conv", "d_head", "d_state", "expand", "n_groups", "n_heads", "proj_bias")
+
+_SHARED_DIM = "expert_shared_feed_forward_length"
+_GGUF_KEYS = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+_PLAIN_KEYS = {
+    **_GGUF_KEYS,
+    "rope.scaling.finetuned": "rotated",
+    **{f"ssm.{name}": None for name in ("conv_kernel", "group_count", "inner_size", "state_size", "time_step_rank")},
+}
+_SWASH_KEYS = {**_GGUF_KEYS, "attention.rope_pattern": "rotated_layers"}
 
 GRANITE = Family(
     name="granite",
     architectures=("GraniteForCausalLM",),
     spec=_granite,
     defaults=_DEFAULTS,
-    gguf_name="granite",
-    gguf=Naming(rules=interleaved_heads),
+    gguf=Gguf(
+        architecture="granite",
+        keys={**_PLAIN_KEYS, **dict.fromkeys(("expert_count", "expert_used_count", _SHARED_DIM))},
+        rules=interleaved_heads,
+        implied=_rotated,
+    ),
 )
 
 GRANITE_MOE = Family(
@@ -144,8 +181,12 @@ GRANITE_MOE = Family(
     spec=_granitemoe,
     defaults=_MOE_DEFAULTS,
     hub=_naming(_HUB, _TRANSFORMERS),
-    gguf_name="granitemoe",
-    gguf=Naming(rules=interleaved_heads),
+    gguf=Gguf(
+        architecture="granitemoe",
+        keys={**_PLAIN_KEYS, _SHARED_DIM: "shared_intermediate_size"},
+        rules=interleaved_heads,
+        implied=_rotated,
+    ),
 )
 
 GRANITE_HYBRID = Family(
@@ -175,6 +216,7 @@ GRANITE_SWA = Family(
         "tie_word_embeddings": True,
         **_SWA_DEFAULTS,
     },
+    gguf=Gguf(architecture="granite_swa", keys=_SWASH_KEYS, rules=interleaved_heads, implied=_layer_ropes),
 )
 
 GRANITE_MOE_SWA = Family(
@@ -183,4 +225,11 @@ GRANITE_MOE_SWA = Family(
     spec=_granitemoe_swa,
     defaults={**_MOE_DEFAULTS, **_SWA_DEFAULTS},
     hub=_naming(_TRANSFORMERS, _HUB),
+    gguf=Gguf(
+        architecture="granite_swa",
+        mark="granite_swa.expert_count",
+        keys={**_SWASH_KEYS, _SHARED_DIM: "shared_intermediate_size"},
+        rules=_swash_rules,
+        implied=_layer_ropes,
+    ),
 )

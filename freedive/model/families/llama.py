@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import EXPERT, Naming, feed_forward_names, interleaved_heads
 from freedive.model.families.parts import attention, feed_forward, model, num_layers, router, window
 from freedive.model.spec import Experts, Layer, Model
@@ -35,8 +36,7 @@ LLAMA = Family(
     spec=_llama,
     defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
     fixed={"is_llama_config": True, "rope_interleaved": False},
-    gguf_name="llama",
-    gguf=Naming(rules=interleaved_heads),
+    gguf=Gguf(architecture="llama", rules=interleaved_heads),
 )
 
 MISTRAL = Family(
@@ -69,4 +69,5 @@ MIXTRAL = Family(
             **feed_forward_names(EXPERT, "model.layers.{}.block_sparse_moe.experts.{}.", ("w1", "w3", "w2")),
         }
     ),
+    gguf=Gguf(architecture="llama", mark="llama.expert_count", rules=interleaved_heads),
 )

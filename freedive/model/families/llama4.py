@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from freedive.checkpoint.rules import Rule, Transpose
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import EXPERT, SHARED, Naming, feed_forward_names
 from freedive.model.families.parts import FULL, attention, feed_forward, model, rotated_layers, router
 from freedive.model.families.rope import rope
@@ -60,6 +62,14 @@ def _rules(spec: Model) -> list[Rule]:
     ]
 
 
+_TEMPERATURE = {"floor_scale": 8192, "attn_scale": 0.1}
+
+
+def _gguf_implied(config: Config) -> dict[str, Any]:
+    """llama.cpp knows Maverick, which does not norm, by the number of its experts."""
+    return {"attention_chunk_size": 8192, "use_qk_norm": config.count("num_experts") != 128, **_TEMPERATURE}
+
+
 LLAMA4 = Family(
     name="llama4",
     architectures=("Llama4ForConditionalGeneration", "Llama4ForCausalLM", "llama4_text"),
@@ -74,8 +84,7 @@ LLAMA4 = Family(
         "num_experts_per_tok": 1,
         "intermediate_size_mlp": 16384,
         "attention_chunk_size": 8192,
-        "floor_scale": 8192,
-        "attn_scale": 0.1,
+        **_TEMPERATURE,
     },
     ignorable=("cache_implementation", "for_llm_compressor"),
     hub=Naming(
@@ -87,5 +96,13 @@ LLAMA4 = Family(
         },
         _rules,
     ),
-    gguf_name="llama4",
+    gguf=Gguf(
+        architecture="llama4",
+        keys={
+            "feed_forward_length": "intermediate_size_mlp",
+            "expert_feed_forward_length": "intermediate_size",
+            "interleave_moe_layer_step": "interleave_moe_layer_step",
+        },
+        implied=_gguf_implied,
+    ),
 )

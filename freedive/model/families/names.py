@@ -134,12 +134,14 @@ def hub_rules(spec: Model, naming: Naming, num_mtp_layers: int = 0) -> list[Rule
     return [*naming.rules(spec), *_plain(spec, HUB, naming), *fused, *latents, *unread]
 
 
-def gguf_rules(spec: Model, naming: Naming) -> list[Rule | Ignore]:
-    """How tensors of a GGUF file become canonical."""
+def gguf_rules(spec: Model, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
+    """How tensors of a GGUF file become canonical; its layers of multi-token prediction stand after the last, too."""
+    fused = Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up"))
     keys = Rule("blk.{}.attn_k_b.weight", ("layers.{}.attn.k_b",), (Transpose(),))
     latents = _latents(spec, "blk.{}.attn_kv_b.weight")
-    unread = [Ignore(name) for name in REDUNDANT]
-    return [*naming.rules(spec), *_plain(spec, GGUF, naming), keys, *latents, *unread]
+    mtp = (f"blk.{len(spec.layers) + index}.*" for index in range(num_mtp_layers))
+    unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
+    return [*naming.rules(spec), *_plain(spec, GGUF, naming), fused, keys, *latents, *unread]
 
 
 def text_rules(rules: Rules, tensors: Mapping[str, object]) -> list[Rule | Ignore]:

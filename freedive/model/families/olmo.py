@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.parts import attention, feed_forward, model, num_layers, router
 from freedive.model.spec import Experts, Layer, Model
 
@@ -28,5 +29,5 @@ OLMOE = Family(
         "num_experts": 64,
         "num_experts_per_tok": 8,
     },
-    gguf_name="olmoe",
+    gguf=Gguf(architecture="olmoe"),
 )

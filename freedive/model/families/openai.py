@@ -7,6 +7,7 @@ from dataclasses import replace
 from freedive.checkpoint.rules import Rule, Transpose
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import EXPERT, Naming
 from freedive.model.families.parts import FULL, SLIDING, attention, layer_types, model, num_layers, router, window
 from freedive.model.spec import Experts, FeedForward, Layer, Model
@@ -63,6 +64,10 @@ GPT_OSS = Family(
     },
     ignorable=("experts_per_token", "initial_context_length"),  # said twice
     hub=Naming({"layers.{}.ffn.router": "model.layers.{}.mlp.router.weight"}, _stacks),
-    gguf_name="gpt-oss",
-    gguf=Naming({"layers.{}.ffn.norm": "blk.{}.post_attention_norm.weight"}),
+    gguf=Gguf(
+        {"layers.{}.ffn.norm": "blk.{}.post_attention_norm.weight"},
+        architecture="gpt-oss",
+        keys={"expert_feed_forward_length": None},
+        implied=lambda config: {"rope_scaling": {"truncate": False}},
+    ),
 )

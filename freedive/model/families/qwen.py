@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import SHARED, Naming, feed_forward_names
 from freedive.model.families.parts import (
     FULL,
@@ -109,16 +110,16 @@ QWEN2 = Family(
     spec=_qwen2,
     defaults=_DEFAULTS,
     fixed={"use_mrope": False},
-    gguf_name="qwen2",
+    gguf=Gguf(architecture="qwen2"),
 )
-QWEN3 = Family("qwen3", ("Qwen3ForCausalLM",), _qwen3, {**_DEFAULTS, "head_dim": 128}, gguf_name="qwen3")
+QWEN3 = Family("qwen3", ("Qwen3ForCausalLM",), _qwen3, {**_DEFAULTS, "head_dim": 128}, gguf=Gguf(architecture="qwen3"))
 QWEN2_MOE = Family(
     name="qwen2_moe",
     architectures=("Qwen2MoeForCausalLM",),
     spec=_qwen2_moe,
     defaults=_MOE_DEFAULTS,
     hub=Naming(feed_forward_names(SHARED, "model.layers.{}.mlp.shared_expert.")),
-    gguf_name="qwen2moe",
+    gguf=Gguf(architecture="qwen2moe", keys={"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}),
 )
 QWEN3_MOE = Family(
     name="qwen3_moe",
@@ -127,5 +128,5 @@ QWEN3_MOE = Family(
     defaults={**_DEFAULTS, "num_key_value_heads": 4, "num_experts_per_tok": 8},
     ignorable=("max_window_layers",),
     fixed={"qkv_bias": False, "shared_expert_intermediate_size": 0, "use_qk_norm": True},
-    gguf_name="qwen3moe",
+    gguf=Gguf(architecture="qwen3moe", implied=lambda config: {"norm_topk_prob": True}),
 )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from freedive.checkpoint.rules import Rule
 from freedive.model.families.config import Config
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import SHARED, Naming, feed_forward_names
 from freedive.model.families.parts import attention, feed_forward, model, num_layers, router, with_shared
 from freedive.model.spec import Attention, Experts, Layer, Model, Router
@@ -77,6 +78,12 @@ def _hy3_names(spec: Model) -> list[Rule]:
     return [Rule(name, (ours,)) for ours, name in theirs.items()]
 
 
+def _hy3_implied(config: Config) -> dict[str, int]:
+    config.choice("scoring_func", ("sigmoid",))
+    num_shared = config.count("shared_intermediate_size") // config.count("moe_intermediate_size")
+    return {"first_k_dense_replace": 1, "num_shared_experts": num_shared}
+
+
 _HEAD_NORMS = {
     "layers.{}.attn.q_norm": "model.layers.{}.self_attn.query_layernorm.weight",
     "layers.{}.attn.k_norm": "model.layers.{}.self_attn.key_layernorm.weight",
@@ -125,7 +132,7 @@ HUNYUAN = Family(
     ignorable=_UNUSED,
     fixed=_FIXED,
     hub=Naming(_HEAD_NORMS),
-    gguf_name="hunyuan-dense",
+    gguf=Gguf(architecture="hunyuan-dense"),
 )
 
 HUNYUAN_MOE = Family(
@@ -142,7 +149,15 @@ HUNYUAN_MOE = Family(
             **feed_forward_names(SHARED, "model.layers.{}.mlp.shared_mlp."),
         }
     ),
-    gguf_name="hunyuan-moe",
+    gguf=Gguf(
+        architecture="hunyuan-moe",
+        keys={
+            "expert_used_count": "moe_topk",
+            "expert_shared_count": "num_shared_expert",
+            "expert_shared_feed_forward_length": None,  # intermediate_size once more
+        },
+        implied=lambda config: {"norm_topk_prob": True},
+    ),
 )
 
 HY_V3 = Family(
@@ -170,4 +185,14 @@ HY_V3 = Family(
     ),
     fixed={"moe_router_use_sigmoid": True, "qk_norm": True},
     hub=Naming({"layers.{}.ffn.choice_bias": "model.layers.{}.mlp.e_score_correction_bias"}, _hy3_names),
+    gguf=Gguf(
+        {"layers.{}.ffn.choice_bias": "blk.{}.exp_probs_b"},
+        architecture="hy_v3",
+        keys={
+            "expert_shared_feed_forward_length": "shared_intermediate_size",
+            "expert_weights_norm": "route_norm",
+            "expert_weights_scale": "router_scaling_factor",
+        },
+        implied=_hy3_implied,
+    ),
 )

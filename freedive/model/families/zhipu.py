@@ -8,6 +8,7 @@ from freedive.checkpoint.rules import Rule
 from freedive.model.families.config import Config
 from freedive.model.families.deepseek import decoder, first_dense, unbiased_router
 from freedive.model.families.family import Family
+from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import Naming
 from freedive.model.families.parts import attention, feed_forward, model, num_layers
 from freedive.model.families.rope import rope
@@ -44,8 +45,7 @@ GLM4 = Family(
         },
         lambda spec: _fused("model.layers.{}.mlp.gate_up_proj.weight"),
     ),
-    gguf_name="glm4",
-    gguf=Naming(rules=lambda spec: _fused("blk.{}.ffn_up.weight")),
+    gguf=Gguf(architecture="glm4", rules=lambda spec: _fused("blk.{}.ffn_up.weight")),
 )
 
 GLM4_MOE = Family(
@@ -60,6 +60,5 @@ GLM4_MOE = Family(
         "n_shared_experts": 1,
         "first_k_dense_replace": 1,
     },
-    gguf_name="glm4moe",
-    gguf=Naming({"layers.{}.ffn.norm": "blk.{}.post_attention_norm.weight"}),
+    gguf=Gguf({"layers.{}.ffn.norm": "blk.{}.post_attention_norm.weight"}, architecture="glm4moe"),
 )
