@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive import machine
+from freedive.checkpoint.bundle import is_bundle, read_bundle
 from freedive.checkpoint.file import read_json
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import LAYOUT, DamagedStore, Packed, open_store, store_bytes, write_store
@@ -44,10 +45,8 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
     """
     config = EngineConfig(**settings)
     path = resolve(name)
-    checkpoint = open_checkpoint(path)
-    model, rules = describe(checkpoint)
     threads = config.threads or machine.physical_cores()
-    weights = _packed_weights(path, checkpoint, model, rules, threads)
+    model, checkpoint, weights = read_bundle(path) if is_bundle(path) else _packed(path, threads)
     tokenizer, template = _text(path, checkpoint)
     runner = NativeRunner(
         model,
@@ -123,18 +122,18 @@ def _pieces(generation: Generation) -> Iterator[str]:
     return (piece.text for piece in generation if piece.text)
 
 
-def _packed_weights(
-    path: Path, checkpoint: Checkpoint, model: spec.Model, rules: Sequence[Any], threads: int
-) -> dict[str, Packed]:
-    """The model's packed store, made first where there is none or it is damaged."""
+def _packed(path: Path, threads: int) -> tuple[spec.Model, Checkpoint, dict[str, Packed]]:
+    """The model at ``path`` with its packed store, made first where there is none or it is damaged."""
+    checkpoint = open_checkpoint(path)
+    model, rules = describe(checkpoint)
     tensors = canonical_tensors(checkpoint, model, rules)
     store = packed_path(path, LAYOUT)
     try:
-        return open_store(store)
+        return model, checkpoint, open_store(store)
     except (FileNotFoundError, DamagedStore):
         with byte_bar("packing weights", store_bytes(tensors)) as advance:
             write_store(store, tensors, num_threads=threads, advance=advance)
-        return open_store(store)
+        return model, checkpoint, open_store(store)
 
 
 def _text(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate]:

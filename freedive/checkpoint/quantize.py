@@ -1,0 +1,117 @@
+"""Any weights -> freedive's own formats: what ``freedive quantize`` writes.
+
+A group's codes and its scale are those with the least squared error among a few candidates; -8 and -128 are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.file import BLOCKS
+from freedive.checkpoint.ours import INTEGERS, Floats, encode_integers
+from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.model.params import Param
+
+Target = Literal["i4g64", "i4g128", "i8", "bf16"]
+
+FORMATS: dict[Target, tuple[str, ...]] = {
+    "i4g64": ("I4G64", "Q4_0", "BF16"),
+    "i4g128": ("I4G128", "I4G64", "Q4_0", "BF16"),
+    "i8": ("I8G128", "Q8_0", "BF16"),
+    "bf16": ("BF16",),
+}
+"""What matrices become: the first of these formats whose blocks divide their width."""
+
+_CHUNK = 1 << 16
+"""Numbers quantised at once by a thread: they and what is made of them fit its cache."""
+
+_REACHES = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8)
+"""Parts of a group's largest magnitude that its extreme code may stand for."""
+
+
+def quantize(
+    tensors: Mapping[str, Tensor], params: Mapping[str, Param], target: Target, *, num_threads: int = 1
+) -> dict[str, Tensor]:
+    """Canonical ``tensors`` with their matrices in ``target``; rows are made when they are asked for.
+
+    Embedding and head, on which a model's answers depend most, keep eight bits; routers and vectors stay as they are.
+    """
+    formats = {name: _format(name, param, tensors[name], target) for name, param in params.items()}
+    return {name: _converted(tensors[name], format, num_threads) for name, format in formats.items()}
+
+
+def _format(name: str, param: Param, tensor: Tensor, target: Target) -> str:
+    if param.role == "embedding" or name == "head":
+        target = "bf16" if target == "bf16" else "i8"
+    elif param.role == "heads" and target == "bf16":
+        return "BF16"
+    elif param.role != "linear":
+        return tensor.format
+    return next(format for format in FORMATS[target] if param.shape[-1] % BLOCKS[format][0] == 0)
+
+
+def _converted(tensor: Tensor, format: str, num_threads: int) -> Tensor:
+    if format == tensor.format:
+        return tensor
+    width = tensor.shape[-1]
+    step = max(1, _CHUNK // width)
+
+    def some(data: Bytes) -> Bytes:
+        return _encoded(dequantize(replace(tensor, shape=(len(data), width), source=data)), format)
+
+    def make(begin: int, end: int) -> Bytes:
+        data = tensor.rows(begin, end)
+        with ThreadPoolExecutor(num_threads) as pool:
+            return np.concatenate(list(pool.map(some, (data[at : at + step] for at in range(0, len(data), step)))))
+
+    return replace(tensor, format=format, source=make)
+
+
+def _encoded(values: Floats, format: str) -> Bytes:
+    if format == "BF16":
+        return to_bf16(values)
+    bits, group, _ = INTEGERS[format]
+    half = 1 << bits - 1
+    groups = values.reshape(len(values), -1, group)
+    with np.errstate(invalid="ignore", over="ignore"):  # packing refuses what is not finite
+        scales = _scales(groups, half, _REACHES if bits == 4 else (1.0,))
+        codes = (_codes(groups, scales, half) + half).astype(np.uint8)
+    return encode_integers(format, codes.reshape(values.shape), scales, np.empty(0))
+
+
+def _scales(groups: Floats, half: int, reaches: Iterable[float]) -> Floats:
+    """Scales of [..., group]: the number farthest from zero becomes -half, or half - 1, or is cut there.
+
+    For given codes q the best scale is sum(x q) / sum(q q), and what it explains sum(x q)^2 / sum(q q).
+    """
+    top = np.take_along_axis(groups, np.abs(groups).argmax(-1, keepdims=True), -1)[..., 0]
+    best, scales = np.full(top.shape, -1, np.float32), np.zeros_like(top)
+    for extreme in (-half, half - 1):
+        for reach in reaches:
+            codes = _codes(groups, top * np.float32(reach / extreme), half)
+            explained, size = (groups * codes).sum(-1), (codes * codes).sum(-1)
+            size[size == 0] = 1
+            better = explained * explained / size > best
+            best = np.where(better, explained * explained / size, best)
+            scales = np.where(better, explained / size, scales)
+    halves: Floats = scales.astype(np.float16).astype(np.float32)  # what is kept; codes are chosen for that
+    return np.where(np.isfinite(top), halves, np.float32(np.nan))
+
+
+def _codes(groups: Floats, scales: Floats, half: int) -> Floats:
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    codes: Floats = np.clip(np.rint(groups * inverse[..., None]), -half, half - 1)
+    return codes
+
+
+def to_bf16(values: Floats) -> Bytes:
+    """Rounded to nearest even, as rows of bytes."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isfinite(values), rounded, bits >> 16 | 0x40).astype(np.uint16).view(np.uint8)

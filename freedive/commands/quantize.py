@@ -1,0 +1,66 @@
+"""``freedive quantize MODEL FOLDER``: a model in freedive's own formats, ready to run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from freedive import machine
+from freedive.checkpoint.bundle import write_bundle
+from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.packed import store_bytes
+from freedive.checkpoint.quantize import Target
+from freedive.checkpoint.quantize import quantize as quantized
+from freedive.checkpoint.rules import canonical_tensors
+from freedive.commands.models import Reference, size_text
+from freedive.errors import Unavailable, UserError
+from freedive.hub.cache import MANIFEST
+from freedive.hub.choose import BESIDE_WEIGHTS
+from freedive.hub.sources import resolve
+from freedive.model.families import describe
+from freedive.model.params import params
+from freedive.progress import byte_bar
+
+FORMATS = "Format of the matrices: 4-bit integers in groups of 64 or 128 inputs, 8-bit ones, or bfloat16."
+
+
+def quantize(
+    model: Reference,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; it must not exist, or be empty.")],
+    format: Annotated[Target, typer.Option(help=FORMATS)] = "i4g64",
+) -> None:
+    source = resolve(model)
+    checkpoint = open_checkpoint(source)
+    description, rules = describe(checkpoint)
+    tensors = quantized(
+        canonical_tensors(checkpoint, description, rules),
+        params(description),
+        format,
+        num_threads=(threads := machine.physical_cores()),
+    )
+    _make_empty(folder)
+    if checkpoint.kind == "safetensors":
+        _copy_text(source if source.is_dir() else source.parent, folder)
+    with byte_bar(f"writing {format}", total := store_bytes(tensors)) as advance:
+        write_bundle(folder, description, checkpoint, tensors, num_threads=threads, advance=advance)
+    print(f"{folder}: {size_text(total)}; run it with: freedive run {folder}")
+
+
+def _make_empty(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(f"{folder} cannot be made: {error.strerror}", "Name another folder") from None
+    if any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty", "Name a new folder")
+
+
+def _copy_text(source: Path, folder: Path) -> None:
+    """Tokenizer, chat template, recommended sampling and licence."""
+    for pattern in BESIDE_WEIGHTS:
+        for path in source.glob(pattern):
+            if not path.name.endswith((".index.json", MANIFEST)):
+                shutil.copyfile(path, folder / path.name)
