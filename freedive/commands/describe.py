@@ -45,7 +45,8 @@ def decoder_facts(path: Path) -> dict[str, str]:
 
 def _num_bytes(tensor: Tensor) -> int:
     elements, num_bytes = BLOCKS[tensor.format]
-    return math.prod(tensor.shape) // elements * num_bytes
+    *outer, width = tensor.shape
+    return math.prod(outer) * -(-width // elements) * num_bytes
 
 
 def _formats(tensors: dict[str, Tensor]) -> str:

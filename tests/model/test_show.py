@@ -143,7 +143,7 @@ def test_a_stored_model_that_cannot_run_says_why() -> None:
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     cache.record("hf:owner/name", ".", (cache.StoredFile("config.json", 1, ""),))
     facts = show("hf:owner/name")
-    assert "Kimi delta attention" in facts["problem"]
+    assert "Kimi Delta Attention" in facts["problem"]
     assert "layers" not in facts
     assert facts["path"] == str(folder)
 
