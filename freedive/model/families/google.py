@@ -101,6 +101,7 @@ _FIXED = {"use_bidirectional_attention": False}  # true in encoders
 
 GEMMA = Family(
     name="gemma",
+    models="Gemma 1",
     architectures=("GemmaForCausalLM",),
     spec=_gemma,
     defaults={**_DEFAULTS, "num_key_value_heads": 16},
@@ -111,6 +112,7 @@ GEMMA = Family(
 
 GEMMA2 = Family(
     name="gemma2",
+    models="Gemma 2",
     architectures=("Gemma2ForCausalLM",),
     spec=_gemma2,
     defaults={**_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
@@ -122,6 +124,7 @@ GEMMA2 = Family(
 
 GEMMA3 = Family(
     name="gemma3",
+    models="Gemma 3 (text)",
     architectures=("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", "gemma3_text"),
     spec=_gemma3,
     defaults={

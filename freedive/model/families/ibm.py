@@ -164,6 +164,7 @@ _SWASH_KEYS = {**_GGUF_KEYS, "attention.rope_pattern": "rotated_layers"}
 
 GRANITE = Family(
     name="granite",
+    models="Granite 3 dense",
     architectures=("GraniteForCausalLM",),
     spec=_granite,
     defaults=_DEFAULTS,
@@ -177,6 +178,7 @@ GRANITE = Family(
 
 GRANITE_MOE = Family(
     name="granitemoe",
+    models="Granite 3 1B-A400M, 3B-A800M",
     architectures=("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "granitemoeshared"),
     spec=_granitemoe,
     defaults=_MOE_DEFAULTS,
@@ -191,6 +193,7 @@ GRANITE_MOE = Family(
 
 GRANITE_HYBRID = Family(
     name="granitemoehybrid",
+    models="Granite 4 without recurrent layers",
     architectures=("GraniteMoeHybridForCausalLM",),
     spec=_granitemoehybrid,
     defaults={**_MOE_DEFAULTS, "shared_intermediate_size": 1024},
@@ -207,6 +210,7 @@ GRANITE_HYBRID = Family(
 
 GRANITE_SWA = Family(
     name="granite_swa",
+    models="Granite SWA",
     architectures=("GraniteSWAForCausalLM",),
     spec=_granite_swa,
     defaults={
@@ -221,6 +225,7 @@ GRANITE_SWA = Family(
 
 GRANITE_MOE_SWA = Family(
     name="granitemoe_swa",
+    models="Granite MoE SWA",
     architectures=("GraniteMoeSWAForCausalLM",),
     spec=_granitemoe_swa,
     defaults={**_MOE_DEFAULTS, **_SWA_DEFAULTS},
