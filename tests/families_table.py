@@ -70,7 +70,9 @@ def row(family: Family, seen: Mapping[tuple[str, str], Result]) -> str:
     """One line of the table: what the family is, and what its tests saw."""
     names = [name for name in TINY if tiny(name).spec.family == family.name]
     columns = {kind: total([seen.get((name, kind), Result()) for name in names]) for kind in KINDS}
-    needed = [columns[kind] for kind in ("reference", "torch", "native")] + [columns["gguf"]] * bool(family.gguf.architecture)
+    needed = [columns[kind] for kind in ("reference", "torch", "native")] + [columns["gguf"]] * bool(
+        family.gguf.architecture
+    )
     works = all(result.num_tests and not result.failed for result in needed)
     return f"| {about(family)} | {' | '.join(map(str, columns.values()))} | {'works' if works else ''} |"
 
