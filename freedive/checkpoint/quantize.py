@@ -42,17 +42,18 @@ def quantize(
 
     Embedding and head, on which a model's answers depend most, keep eight bits; routers and vectors stay as they are.
     """
-    formats = {name: _format(name, param, tensors[name], target) for name, param in params.items()}
+    formats = {name: target_format(name, param, tensors[name].format, target) for name, param in params.items()}
     return {name: _converted(tensors[name], format, num_threads) for name, format in formats.items()}
 
 
-def _format(name: str, param: Param, tensor: Tensor, target: Target) -> str:
+def target_format(name: str, param: Param, stored: str, target: Target) -> str:
+    """What the weight with the canonical ``name``, ``stored`` in some format, becomes."""
     if param.role == "embedding" or name == "head":
         target = "bf16" if target == "bf16" else "i8"
     elif param.role == "heads" and target == "bf16":
         return "BF16"
     elif param.role != "linear":
-        return tensor.format
+        return stored
     return next(format for format in FORMATS[target] if param.shape[-1] % BLOCKS[format][0] == 0)
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+from freedive.checkpoint.bundle import is_bundle, read_bundle
 from freedive.checkpoint.file import BLOCKS, read_json
 from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.packed import Packed, PackedExperts
+from freedive.checkpoint.quantize import FORMATS, target_format
 from freedive.checkpoint.rules import canonical_tensors
-from freedive.checkpoint.tensor import Tensor
 from freedive.commands.words import count_text, size_text
 from freedive.model.families import describe, describe_config
-from freedive.model.families.storage import OURS, declared
+from freedive.model.families.storage import declared
+from freedive.model.params import params
 from freedive.model.size import Footprint, cache_bound, cache_dim, footprint, layers_in_words, size
 from freedive.model.spec import Model
 
@@ -22,16 +26,7 @@ CACHE_BYTES = 2
 
 def decoder_facts(path: Path) -> dict[str, str]:
     """Facts by name, several on lines of their own. Raises UserError for what freedive cannot read or run."""
-    if path.suffix == ".json":
-        values = read_json(path)
-        spec = describe_config(values)
-        storages = [storage for storage in (declared(values), *OURS) if storage]
-        weights = {storage.name: footprint(spec, storage.num_bytes) for storage in storages}
-    else:
-        checkpoint = open_checkpoint(path)
-        spec, rules = describe(checkpoint)
-        tensors = canonical_tensors(checkpoint, spec, rules)
-        weights = {_formats(tensors): footprint(spec, lambda name, _: _num_bytes(tensors[name]))}
+    spec, weights = _configured(path) if path.suffix == ".json" else _stored(path)
     return {
         "family": spec.family,
         "layers": "\n".join(layers_in_words(spec)),
@@ -43,18 +38,53 @@ def decoder_facts(path: Path) -> dict[str, str]:
     }
 
 
-def _num_bytes(tensor: Tensor) -> int:
-    elements, num_bytes = BLOCKS[tensor.format]
-    return math.prod(tensor.shape) // elements * num_bytes
+def _configured(path: Path) -> tuple[Model, dict[str, Footprint]]:
+    """The model of a config.json: as its maker stores it, and as ``freedive quantize`` would."""
+    values = read_json(path)
+    spec, storage = describe_config(values), declared(values)
+    weights = {storage.method: footprint(spec, storage.num_bytes)} if storage else {}
+    for target in reversed(FORMATS):
+        formats = {name: target_format(name, param, "BF16", target) for name, param in params(spec).items()}
+        weights[target] = _footprint(spec, formats)
+    return spec, weights
 
 
-def _formats(tensors: dict[str, Tensor]) -> str:
-    """Those of matrices, the one with the most numbers first."""
+def _stored(path: Path) -> tuple[Model, dict[str, Footprint]]:
+    """The model of a checkpoint, or of a folder that freedive has written."""
+    if is_bundle(path):
+        spec, _, packed = read_bundle(path)
+        formats = _packed_formats(packed)
+    else:
+        checkpoint = open_checkpoint(path)
+        spec, rules = describe(checkpoint)
+        formats = {name: tensor.format for name, tensor in canonical_tensors(checkpoint, spec, rules).items()}
     sizes: Counter[str] = Counter()
-    for tensor in tensors.values():
-        if len(tensor.shape) > 1:
-            sizes[tensor.format] += math.prod(tensor.shape)
-    return ", ".join(format for format, _ in sizes.most_common())
+    for name, param in params(spec).items():
+        if len(param.shape) > 1:
+            sizes[formats[name]] += param.size
+    return spec, {", ".join(format for format, _ in sizes.most_common()): _footprint(spec, formats)}
+
+
+def _packed_formats(weights: Mapping[str, Packed]) -> dict[str, str]:
+    formats: dict[str, str] = {}
+    for name, packed in weights.items():
+        if isinstance(packed, PackedExperts):
+            for index in range(packed.count):
+                formats |= {f"{name}.{index}.{key}": part.format for key, part in packed.parts.items()}
+        else:
+            formats[name] = packed.format
+    return formats
+
+
+def _footprint(spec: Model, formats: Mapping[str, str]) -> Footprint:
+    """Of weights in ``formats``, by canonical name; blocks that a row does not fill count whole."""
+
+    def num_bytes(name: str, shape: tuple[int, ...]) -> int:
+        elements, block_bytes = BLOCKS[formats[name]]
+        *outer, width = shape
+        return math.prod(outer) * -(-width // elements) * block_bytes
+
+    return footprint(spec, lambda name, param: num_bytes(name, param.shape))
 
 
 def _parameters(spec: Model) -> str:

@@ -15,7 +15,8 @@ from freedive.checkpoint.packed import store_bytes
 from freedive.checkpoint.quantize import Target
 from freedive.checkpoint.quantize import quantize as quantized
 from freedive.checkpoint.rules import canonical_tensors
-from freedive.commands.models import Reference, size_text
+from freedive.commands.models import Reference
+from freedive.commands.words import size_text
 from freedive.errors import Unavailable, UserError
 from freedive.hub.cache import MANIFEST
 from freedive.hub.choose import BESIDE_WEIGHTS

@@ -16,6 +16,7 @@ from tiny_models import save
 from typer.testing import CliRunner
 
 from freedive.cli import app
+from freedive.commands.quantize import quantize
 from freedive.commands.words import count_text, size_text
 from freedive.hub import cache
 from freedive.hub.catalogue import catalogue
@@ -25,19 +26,19 @@ SHOWN = {
         V3,
         ["deepseek_v3", "671B, 36.6B active (37.6B with the embedding)", "163840 tokens", "129280 tokens"],
         ["3 x latent attention, 128 heads", "58 x latent attention, 128 heads", "8 of 256 experts of 2048 by sigmoid"],
-        ["fp8    674.2 GB, 38.7 GB read", "bf16   1342.1 GB", f"70.3 kB for each token ({576 * 61} numbers)"],
+        ["fp8     674.2 GB, 38.7 GB read", "bf16    1342.1 GB", f"70.3 kB for each token ({576 * 61} numbers)"],
     ),
     "Kimi-K2": (
         K2,
         ["deepseek_v3", "1.03T, 31.7B active (32.9B with the embedding)", "131072 tokens", "163840 tokens"],
         ["1 x latent attention, 64 heads", "60 x latent attention, 64 heads", "8 of 384 experts of 2048 by sigmoid"],
-        ["fp8    1029.7 GB, 33.5 GB read", "i4g64  547.4 GB", f"70.3 kB for each token ({576 * 61} numbers)"],
+        ["fp8     1029.7 GB, 33.5 GB read", "i4g64   547.4 GB", f"70.3 kB for each token ({576 * 61} numbers)"],
     ),
     "Qwen3-30B-A3B": (
         QWEN3_30B,
         ["qwen3_moe", "30.5B, 3.04B active (3.35B with the embedding)", "40960 tokens", "151936 tokens"],
         ["48 x attention, 32 heads of 128 on 4, norms of heads; 8 of 128 experts of 768 by softmax"],
-        ["bf16   61.1 GB, 6.1 GB read", "i8     31.0 GB, 3.1 GB read", "98.3 kB for each token (49152 numbers)"],
+        ["bf16    61.1 GB, 6.1 GB read", "i8      31.0 GB, 3.1 GB read", "98.3 kB for each token (49152 numbers)"],
     ),
     "gpt-oss-20b": (
         {**GPT_OSS_20B, "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["self_attn"]}},
@@ -47,7 +48,7 @@ SHOWN = {
             "12 x attention, 64 heads of 64 on 8, sinks",
         ],
         [
-            "mxfp4  13.8 GB, 3.7 GB read",
+            "mxfp4   13.8 GB, 3.7 GB read",
             "49.2 kB for each token (24576 numbers)",
             "window or chunks look back at 3.1 MB",
         ],
@@ -110,6 +111,18 @@ def test_a_folder_is_shown_as_it_is_stored(tmp_path: Path) -> None:
         assert show(path)["weights"] == expected
 
 
+def test_a_folder_that_freedive_has_written_is_shown_as_it_is_stored(tmp_path: Path) -> None:
+    maker = save("qwen3_moe", tmp_path / "model")
+    quantize(str(tmp_path / "model"), tmp_path / "small", "bf16")
+    taken = sum(
+        weight.numel() * (2 if weight.ndim > 1 and not name.endswith("mlp.gate.weight") else 4)  # routers stay as is
+        for name, weight in maker.state_dict().items()
+    )
+    facts = show(tmp_path / "small")
+    assert facts["family"] == "qwen3_moe"
+    assert facts["weights"].startswith(f"BF16, F32  {size_text(taken)}, ")
+
+
 def test_a_gguf_file_is_shown_as_it_is_stored(smollm2_path: Path, tmp_path: Path) -> None:
     shutil.copy(smollm2_path, tmp_path / "m.gguf")
     facts = show(tmp_path / "m.gguf")
@@ -143,7 +156,7 @@ def test_a_stored_model_that_cannot_run_says_why() -> None:
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     cache.record("hf:owner/name", ".", (cache.StoredFile("config.json", 1, ""),))
     facts = show("hf:owner/name")
-    assert "Kimi delta attention" in facts["problem"]
+    assert "Kimi Delta Attention" in facts["problem"]
     assert "layers" not in facts
     assert facts["path"] == str(folder)
 

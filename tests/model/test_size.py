@@ -12,10 +12,11 @@ from test_families_mixtures import MIXTRAL_8X7B, QWEN3_30B
 from test_families_openai import GPT_OSS_20B, GPT_OSS_120B
 from tiny_models import save
 
+from freedive.checkpoint.companions import METHODS
 from freedive.checkpoint.file import read_json
 from freedive.errors import UserError
 from freedive.model.families import describe_config
-from freedive.model.families.storage import OURS, declared
+from freedive.model.families.storage import declared
 from freedive.model.size import cache_bound, cache_dim, footprint, layers_in_words, size
 from freedive.model.spec import Experts
 
@@ -119,22 +120,28 @@ def test_quantised_checkpoints_are_as_large_as_published(
     assert footprint(describe_config(values), storage.num_bytes).total / 1e9 == pytest.approx(gigabytes, rel=0.005)
 
 
-@pytest.mark.parametrize(
-    ("quantization", "bits"),
-    [
-        (V3["quantization_config"], 8 + 32 / 128**2),
-        ({"quant_method": "fp8"}, 8),
-        ({"quant_method": "fbgemm_fp8"}, 8),
-        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, 4 + 20 / 128),
-        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, 8),
-        ({"quant_method": "awq", "bits": 4, "group_size": 64}, 4 + 20 / 64),
-    ],
-)
+DECLARATIONS: list[tuple[dict[str, Any], float]] = [
+    (V3["quantization_config"], 8 + 32 / 128**2),
+    ({"quant_method": "fp8"}, 8),
+    ({"quant_method": "fbgemm_fp8"}, 8),
+    ({"quant_method": "mxfp4"}, 4 + 8 / 32),
+    ({"quant_method": "gptq", "bits": 4, "group_size": 128}, 4 + 20 / 128),
+    ({"quant_method": "gptq", "bits": 8, "group_size": -1}, 8),
+    ({"quant_method": "awq", "bits": 4, "group_size": 64}, 4 + 20 / 64),
+    ({**INT4, "ignore": ["lm_head"]}, 4 + 16 / 32),
+]
+
+
+@pytest.mark.parametrize(("quantization", "bits"), DECLARATIONS)
 def test_a_declared_method_has_its_bits(quantization: dict[str, Any], bits: float) -> None:
     for values in ({"quantization_config": quantization}, {"text_config": {"quantization_config": quantization}}):
         storage = declared(values)
         assert storage
         assert (storage.bits, storage.experts_only) == (bits, False)
+
+
+def test_every_method_that_is_read_is_weighed() -> None:
+    assert {quantization["quant_method"] for quantization, _ in DECLARATIONS} == set(METHODS)
 
 
 def test_what_is_not_quantised_declares_nothing() -> None:
@@ -159,12 +166,10 @@ def test_a_declaration_that_makes_no_format_is_refused(quantization: object, wor
         declared({"quantization_config": quantization})
 
 
-def test_our_formats_take_their_bits() -> None:
+def test_a_footprint_is_weighed_as_parameters_are_counted() -> None:
     spec = describe_config(QWEN3_30B)
-    sizes = {storage.name: footprint(spec, storage.num_bytes) for storage in OURS}
-    counted = size(spec)
-    assert (sizes["bf16"].total, sizes["bf16"].read) == (2 * counted.total, 2 * counted.active)
-    assert sizes["i4g64"].total < 0.55 * sizes["i8"].total < 0.3 * sizes["bf16"].total
+    taken, counted = footprint(spec, lambda name, param: 2 * param.size), size(spec)
+    assert (taken.total, taken.read) == (2 * counted.total, 2 * counted.active)
 
 
 def test_the_cache_keeps_latents_whole_and_of_windows_what_they_see() -> None:

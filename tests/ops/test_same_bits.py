@@ -72,7 +72,7 @@ def assert_same_bits(got: list[Floats], expected: list[Floats]) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("cache_format", ["f32", "f16"])
-@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "quantised"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "deepseek_v3", "gpt_oss", "quantised"])
 def test_schedules_and_levels_do_not_show(name: str, cache_format: str, schedule: str, level: str) -> None:
     runner = native(name, cache_format=cache_format, isa=level)
     assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES), alone(name, cache_format))
@@ -80,9 +80,19 @@ def test_schedules_and_levels_do_not_show(name: str, cache_format: str, schedule
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 5])
 @pytest.mark.parametrize("schedule", ["all at once", "in company"])
-def test_threads_do_not_show(schedule: str, num_threads: int) -> None:
-    runner = native("quantised", num_threads=num_threads)
-    assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES), alone("quantised", "f16"))
+@pytest.mark.parametrize("name", ["quantised", "deepseek_v3", "gpt_oss"])
+def test_threads_do_not_show(name: str, schedule: str, num_threads: int) -> None:
+    runner = native(name, num_threads=num_threads)
+    assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES), alone(name, "f16"))
+
+
+@pytest.mark.parametrize("schedule", ["token by token", "in company"])
+def test_of_generated_tokens_too_only_their_place_counts(schedule: str) -> None:
+    """Latent attention folds keys into their queries, where those of a prompt meet expanded keys."""
+    given, runner = [270, 9, 1], native("deepseek_v3", num_threads=2)
+    whole = take_steps(runner, PROMPTS, SCHEDULES["all at once"], TABLES, given)
+    assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES, given), whole)
+    assert any((a != b).any() for a, b in zip(whole, alone("deepseek_v3", "f16"), strict=True))
 
 
 def test_the_same_pages_do_not_show_what_they_held_before() -> None:

@@ -1,4 +1,4 @@
-"""What weights take in a format: in those that freedive makes, and in the one that a config.json declares."""
+"""How a config.json declares that its maker stores the weights: what they take, told without the tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from freedive.checkpoint.companions import take_quantization
-from freedive.checkpoint.file import BLOCKS
 from freedive.model.families.config import Config
 from freedive.model.params import Param
 
@@ -16,36 +15,18 @@ from freedive.model.params import Param
 class Storage:
     """``bits`` are those of one number of a linear weight, its share of the scales included.
 
-    ``vocabulary_bits`` hold for embedding and output head. With ``experts_only`` the linears outside of experts have
-    16 bits, as everything else has always: the heads of latent attention too, which kernels multiply from either side.
+    Everything else has 16: embedding and output head, the heads of latent attention, which kernels multiply from either
+    side, and with ``experts_only`` the linears outside of experts.
     """
 
-    name: str
+    method: str
     bits: float
-    vocabulary_bits: float = 16.0
-    experts_only: bool = False
+    experts_only: bool
 
     def num_bytes(self, name: str, param: Param) -> float:
         """Of the weight with the canonical ``name``."""
-        bits = 16.0
-        if name in ("embed", "head"):
-            bits = self.vocabulary_bits
-        elif param.role == "linear" and (".experts." in name or not self.experts_only):
-            bits = self.bits
-        return param.size * bits / 8
-
-
-def _bits(format: str) -> float:
-    elements, num_bytes = BLOCKS[format]
-    return 8 * num_bytes / elements
-
-
-OURS = (
-    Storage("bf16", _bits("BF16")),
-    Storage("i8", _bits("I8G128"), _bits("I8G128")),
-    Storage("i4g64", _bits("I4G64"), _bits("I8G128")),
-)
-"""What freedive would make of a model; vocabularies need eight bits."""
+        quantised = param.role == "linear" and name != "head" and (".experts." in name or not self.experts_only)
+        return param.size * (self.bits if quantised else 16) / 8
 
 
 def declared(values: dict[str, Any]) -> Storage | None:
@@ -58,7 +39,7 @@ def declared(values: dict[str, Any]) -> Storage | None:
         return None
     method = quantization["quant_method"]
     config = Config(quantization, prefix="quantization_config.")
-    return Storage(method, _METHODS[method](config), experts_only=_leaves_attention(quantization))
+    return Storage(method, _METHODS[method](config), _leaves_attention(quantization))
 
 
 def _leaves_attention(quantization: Mapping[str, Any]) -> bool:
@@ -91,7 +72,7 @@ def _grouped(bits: int, group: int, *, symmetric: bool) -> float:
 _METHODS: Mapping[str, Callable[[Config], float]] = {
     "fp8": _f8,
     "fbgemm_fp8": lambda config: 8.0,
-    "mxfp4": lambda config: _bits("MXFP4"),
+    "mxfp4": lambda config: 4 + 8 / 32,
     "gptq": _gptq_or_awq,
     "awq": _gptq_or_awq,
     "compressed-tensors": _compressed_tensors,
