@@ -96,8 +96,14 @@ _DEFAULTS = {
     "sliding_window": 4096,
     "tie_word_embeddings": True,
 }
+_SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _IGNORABLE = ("cache_implementation", "hidden_act")
 _FIXED = {"use_bidirectional_attention": False}  # true in encoders
+_GGUF_KEYS = {
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
 
 GEMMA = Family(
     name="gemma",
@@ -115,11 +121,15 @@ GEMMA2 = Family(
     models="Gemma 2",
     architectures=("Gemma2ForCausalLM",),
     spec=_gemma2,
-    defaults={**_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    defaults={**_DEFAULTS, **_SOFTCAPS},
     ignorable=(*_IGNORABLE, "sliding_window_size"),
     fixed=_FIXED,
     hub=_naming(_SANDWICH),
-    gguf=Gguf(architecture="gemma2", implied=lambda config: _gguf_scale(config, 46)),
+    gguf=Gguf(
+        architecture="gemma2",
+        keys=_GGUF_KEYS,
+        implied=lambda config: {"sliding_window": 4096, **_SOFTCAPS, **_gguf_scale(config, 46)},
+    ),
 )
 
 GEMMA3 = Family(
@@ -137,5 +147,9 @@ GEMMA3 = Family(
     ignorable=(*_IGNORABLE, "_sliding_window_pattern"),
     fixed=_FIXED,
     hub=_naming(_SANDWICH),
-    gguf=Gguf(architecture="gemma3", implied=lambda config: _gguf_scale(config, 62)),
+    gguf=Gguf(
+        architecture="gemma3",
+        keys={**_GGUF_KEYS, "rope.freq_base_swa": "rope_local_base_freq"},
+        implied=lambda config: _gguf_scale(config, 62),
+    ),
 )

@@ -140,7 +140,12 @@ def _layer_ropes(config: Config) -> dict[str, Any]:
 
 
 def _swash_rules(spec: Model) -> list[Rule]:
-    return [*interleaved_heads(spec), Rule("blk.{}.ffn_up_shexp.weight", (f"{SHARED}.gate", f"{SHARED}.up"))]
+    """Gate and up are one tensor here too, under other names than apart or under that of up."""
+    return [
+        *interleaved_heads(spec),
+        Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up")),
+        Rule("blk.{}.ffn_up_shexp.weight", (f"{SHARED}.gate", f"{SHARED}.up")),
+    ]
 
 
 _DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
@@ -160,7 +165,12 @@ _PLAIN_KEYS = {
     "rope.scaling.finetuned": "rotated",
     **{f"ssm.{name}": None for name in ("conv_kernel", "group_count", "inner_size", "state_size", "time_step_rank")},
 }
-_SWASH_KEYS = {**_GGUF_KEYS, "attention.rope_pattern": "rotated_layers"}
+_SWASH_KEYS = {
+    **_GGUF_KEYS,
+    "attention.rope_pattern": "rotated_layers",
+    "attention.sliding_window": "sliding_window",
+    "attention.sliding_window_pattern": "layer_types",
+}
 
 GRANITE = Family(
     name="granite",

@@ -68,7 +68,7 @@ GPT_OSS = Family(
     gguf=Gguf(
         {"layers.{}.ffn.norm": "blk.{}.post_attention_norm.weight"},
         architecture="gpt-oss",
-        keys={"expert_feed_forward_length": None},
+        keys={"attention.sliding_window": "sliding_window", "expert_feed_forward_length": None},
         implied=lambda config: {"rope_scaling": {"truncate": False}},
     ),
 )

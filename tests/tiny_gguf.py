@@ -1,0 +1,346 @@
+"""Tiny models as GGUF files, with the metadata that llama.cpp's converter writes (its folder `conversion`)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny_configs import YARN_ROPE
+from tiny_models import float_tensor, maker_model
+
+from freedive.checkpoint.gguf_writer import write_gguf
+from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.rules import canonical_tensors, maker_tensors
+from freedive.checkpoint.tensor import Tensor
+from freedive.model.families import FAMILIES, describe
+from freedive.model.families.names import gguf_rules
+from freedive.model.spec import Model
+
+Settings = Mapping[str, Any]
+
+ARCHITECTURES: dict[str, tuple[str, Settings]] = {
+    "llama": ("llama", {}),
+    "llama2": ("llama", {}),
+    "mistral": ("llama", {"sliding_window": None}),
+    "mixtral": ("llama", {"sliding_window": None}),
+    "llama4": ("llama4", {"attention_chunk_size": 8192, "floor_scale": 8192}),
+    "qwen2": ("qwen2", {"use_sliding_window": False}),
+    "qwen2_moe": ("qwen2moe", {"mlp_only_layers": []}),
+    "qwen3": ("qwen3", {}),
+    "qwen3_moe": ("qwen3moe", {"mlp_only_layers": []}),
+    "olmoe": ("olmoe", {"clip_qkv": None, "num_key_value_heads": 4}),
+    "deepseek_v2": ("deepseek2", {"rope_parameters": {**YARN_ROPE, "mscale": 0.707, "mscale_all_dim": 0.707}}),
+    "deepseek_v2_lite": ("deepseek2", {"num_hidden_layers": 27}),  # llama.cpp knows it by that
+    "deepseek_v3": ("deepseek2", {}),
+    "moonlight": ("deepseek2", {"num_hidden_layers": 27}),
+    "glm4_moe_lite": ("deepseek2", {}),
+    "gpt_oss": ("gpt-oss", {"swiglu_limit": 7.0}),
+    "glm4": ("glm4", {}),
+    "glm4_moe": ("glm4moe", {}),
+    "ernie4_5": ("ernie4_5", {"use_bias": False}),
+    "ernie4_5_moe": ("ernie4_5-moe", {"intermediate_size": 128}),
+    "hunyuan_dense": ("hunyuan-dense", {}),
+    "hunyuan_moe": ("hunyuan-moe", {}),
+    "hy_v3": ("hy_v3", {}),
+    "seed_oss": ("seed_oss", {}),
+    "pangu_embedded": ("pangu-embedded", {}),
+    "smollm3": ("smollm3", {}),
+    "granite": ("granite", {}),
+    "granitemoe": ("granitemoe", {}),
+    "granitemoeshared": ("granitemoe", {}),
+    "granitemoehybrid": ("granitemoe", {"position_embedding_type": "rope"}),
+    "granitemoehybrid_dense": ("granite", {}),
+    "granite_swa": ("granite_swa", {"layer_rope_theta": [0, 1e4, 1e4, 1e4]}),
+    "granitemoe_swa": ("granite_swa", {"layer_rope_theta": [0, 1e4, 1e4, 1e4]}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {"query_pre_attn_scalar": 32}),
+    "gemma3": ("gemma3", {"query_pre_attn_scalar": 32, "num_hidden_layers": 7, "sliding_window_pattern": 6}),
+}
+"""llama.cpp's name for a tiny configuration, and what has to change for traits that it fixes or lacks."""
+
+READ_AS = {"mistral": "llama", "glm4_moe_lite": "deepseek_v3"}
+READ_AS |= {"granitemoehybrid": "granitemoe", "granitemoehybrid_dense": "granite"}
+"""Tiny configurations whose family has no architecture of its own -> the family that reads it."""
+
+
+def save_both(name: str, folder: Path) -> Path:
+    """The tiny model ``name``: in ``folder`` as its makers write it, and in a GGUF file, whose path is returned."""
+    model = maker_model(name, **ARCHITECTURES[name][1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder)
+    checkpoint = open_checkpoint(folder)
+    spec, rules = describe(checkpoint)
+    tensors = maker_tensors(canonical_tensors(checkpoint, spec, rules), _gguf_rules(name, spec))
+    path = folder / "gguf" / "model.gguf"
+    path.parent.mkdir()
+    write_gguf(path, metadata(name, checkpoint.config), {**_rope_factors(model), **tensors})
+    return path
+
+
+def metadata(name: str, config: Settings) -> dict[str, Any]:
+    """What the converter makes of config.json."""
+    architecture = ARCHITECTURES[name][0]
+    values = _common(config) | EXTRA.get(architecture, lambda config: {})(config)
+    given = {f"{architecture}.{key}": value for key, value in values.items() if value is not None}
+    return {"general.architecture": architecture, **given}
+
+
+def _gguf_rules(name: str, spec: Model) -> list[Any]:
+    (family,) = (family for family in FAMILIES if family.name == READ_AS.get(name, spec.family))
+    assert family.gguf.architecture == ARCHITECTURES[name][0]
+    return gguf_rules(spec, family.gguf)
+
+
+def _rope_factors(model: Any) -> dict[str, Tensor]:
+    """By how much Llama 3 slows each frequency."""
+    rope = model.config.get_text_config().rope_parameters
+    if rope.get("rope_type") != "llama3":
+        return {}
+    plain = rope["rope_theta"] ** -(np.arange(0, model.config.head_dim, 2) / model.config.head_dim)
+    factors = plain / model.model.rotary_emb.inv_freq.numpy()
+    return {"rope_freqs.weight": float_tensor("rope_freqs.weight", factors.astype(np.float32))}
+
+
+COMMON = (
+    ("block_count", "num_hidden_layers"),
+    ("context_length", "max_position_embeddings"),
+    ("embedding_length", "hidden_size"),
+    ("feed_forward_length", "intermediate_size"),
+    ("attention.head_count", "num_attention_heads"),
+    ("attention.head_count_kv", "num_key_value_heads"),
+    ("attention.key_length", "head_dim"),
+    ("attention.value_length", "head_dim"),
+    ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+    ("expert_count", "num_experts"),
+    ("expert_count", "num_local_experts"),
+    ("expert_count", "n_routed_experts"),
+    ("expert_used_count", "num_experts_per_tok"),
+    ("expert_group_count", "n_group"),
+    ("expert_group_used_count", "topk_group"),
+)
+
+
+def _common(config: Settings) -> dict[str, Any]:
+    return {**_present(config, COMMON), **_rope(config["rope_parameters"])}
+
+
+def _present(config: Settings, keys: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    return {key: config[theirs] for key, theirs in keys if config.get(theirs) is not None}
+
+
+def _rope(rope: Settings) -> dict[str, Any]:
+    if "full_attention" in rope:
+        return {**_rope(rope["full_attention"]), "rope.freq_base_swa": rope["sliding_attention"]["rope_theta"]}
+    if rope["rope_type"] not in ("linear", "yarn"):
+        return {"rope.freq_base": rope["rope_theta"]}
+    keys = (
+        ("rope.freq_base", "rope_theta"),
+        ("rope.scaling.type", "rope_type"),
+        ("rope.scaling.factor", "factor"),
+        ("rope.scaling.original_context_length", "original_max_position_embeddings"),
+        ("rope.scaling.yarn_attn_factor", "attention_factor"),
+        ("rope.scaling.yarn_beta_fast", "beta_fast"),
+        ("rope.scaling.yarn_beta_slow", "beta_slow"),
+    )
+    return _present(rope, keys)
+
+
+def _llama(config: Settings) -> dict[str, Any]:
+    return {"vocab_size": config["vocab_size"], "rope.dimension_count": _head_dim(config)}
+
+
+def _head_dim(config: Settings) -> int:
+    head_dim: int = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return head_dim
+
+
+def _llama4(config: Settings) -> dict[str, Any]:
+    return {
+        **_llama(config),
+        "feed_forward_length": config["intermediate_size_mlp"],
+        "expert_feed_forward_length": config["intermediate_size"],
+        "interleave_moe_layer_step": config["interleave_moe_layer_step"],
+    }
+
+
+def _qwen_moe(config: Settings) -> dict[str, Any]:
+    keys = (
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+    )
+    return _present(config, keys)
+
+
+def _deepseek(config: Settings) -> dict[str, Any]:
+    kv_rank, rope_dim = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    log_multiplier = 0.1 * config["rope_parameters"].get("mscale_all_dim", 0)
+    return {
+        **_first_dense(config),
+        "attention.head_count_kv": 1,
+        "vocab_size": config["vocab_size"],
+        **_present(config, (("attention.q_lora_rank", "q_lora_rank"),)),
+        "attention.kv_lora_rank": kv_rank,
+        "attention.key_length": kv_rank + rope_dim,
+        "attention.value_length": kv_rank,
+        "attention.key_length_mla": config["qk_nope_head_dim"] + rope_dim,
+        "attention.value_length_mla": config["v_head_dim"],
+        "rope.dimension_count": rope_dim,
+        **({"rope.scaling.yarn_log_multiplier": log_multiplier} if log_multiplier else {}),
+        # the published configurations of sigmoid routers give their scoring_func
+        **({"expert_gating_func": 2} if config["model_type"] != "deepseek_v2" else {}),
+    }
+
+
+def _first_dense(config: Settings) -> dict[str, Any]:
+    keys = (
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("expert_shared_count", "n_shared_experts"),
+        ("expert_weights_scale", "routed_scaling_factor"),
+        ("leading_dense_block_count", "first_k_dense_replace"),
+    )
+    normed = {"expert_weights_norm": True} if config.get("norm_topk_prob") else {}
+    return {"leading_dense_block_count": 1, **_present(config, keys), **normed}
+
+
+def _glm4(config: Settings) -> dict[str, Any]:
+    return {"rope.dimension_count": _head_dim(config) // 2}
+
+
+def _glm4_moe(config: Settings) -> dict[str, Any]:
+    return {**_first_dense(config), **_glm4(config), "expert_gating_func": 2}
+
+
+def _gpt_oss(config: Settings) -> dict[str, Any]:
+    window, width = config["sliding_window"], config["intermediate_size"]
+    return {"attention.sliding_window": window, "expert_feed_forward_length": width}
+
+
+def _ernie_moe(config: Settings) -> dict[str, Any]:
+    keys = (
+        ("expert_count", "moe_num_experts"),
+        ("expert_used_count", "moe_k"),
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("expert_shared_count", "moe_num_shared_experts"),
+        ("interleave_moe_layer_step", "moe_layer_interval"),
+        ("leading_dense_block_count", "moe_layer_start_index"),
+    )
+    shared_width = config["intermediate_size"] // config["num_key_value_heads"]
+    return {**_present(config, keys), "expert_shared_feed_forward_length": shared_width}
+
+
+def _hunyuan(config: Settings) -> dict[str, Any]:
+    """The context of 256 k tokens is the converter's own."""
+    rope, dim = config["rope_parameters"], config["head_dim"]
+    return {
+        "rope.freq_base": rope["rope_theta"] * rope["alpha"] ** (dim / (dim - 2)),
+        "rope.scaling.type": "none",
+        "rope.scaling.factor": 1.0,
+        "rope.scaling.original_context_length": 1 << 18,
+        "context_length": 1 << 18,
+    }
+
+
+def _hunyuan_moe(config: Settings) -> dict[str, Any]:
+    width = config["intermediate_size"]
+    return {
+        **_hunyuan(config),
+        "expert_used_count": config["moe_topk"][0],
+        "expert_feed_forward_length": width,
+        "expert_shared_feed_forward_length": width,
+        "expert_shared_count": 1,
+    }
+
+
+def _hy3(config: Settings) -> dict[str, Any]:
+    return {
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+        "expert_shared_feed_forward_length": config["moe_intermediate_size"] * config["num_shared_experts"],
+        "expert_weights_norm": True,
+        "expert_weights_scale": config["router_scaling_factor"],
+        "expert_gating_func": 2,
+    }
+
+
+def _pangu(config: Settings) -> dict[str, Any]:
+    dim = _head_dim(config)
+    return {**_llama(config), "attention.key_length": dim, "attention.value_length": dim}
+
+
+def _granite(config: Settings) -> dict[str, Any]:
+    keys = (
+        ("attention.scale", "attention_multiplier"),
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("logit_scale", "logits_scaling"),
+    )
+    shared = {"expert_shared_feed_forward_length": config.get("shared_intermediate_size") or None}
+    unrecurrent = _unrecurrent(config) if "mamba_d_conv" in config else {}
+    return {**_llama(config), **_present(config, keys), **shared, **unrecurrent}
+
+
+def _unrecurrent(config: Settings) -> dict[str, Any]:
+    """Granite 4: the recurrent layers that it does not have are described all the same."""
+    return {
+        "attention.head_count_kv": [config["num_key_value_heads"]] * config["num_hidden_layers"],
+        "rope.scaling.finetuned": True,
+        "ssm.conv_kernel": config["mamba_d_conv"],
+        "ssm.state_size": config["mamba_d_state"],
+        "ssm.group_count": config["mamba_n_groups"],
+        "ssm.inner_size": config["mamba_expand"] * config["hidden_size"],
+        "ssm.time_step_rank": config["mamba_n_heads"],
+    }
+
+
+def _granite_swa(config: Settings) -> dict[str, Any]:
+    return {
+        **_granite(config),
+        "attention.sliding_window": config["sliding_window"],
+        "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config["layer_types"]],
+        "attention.rope_pattern": [theta > 0 for theta in config["layer_rope_theta"]],
+    }
+
+
+def _gemma(config: Settings) -> dict[str, Any]:
+    return {"rope.freq_base": None}
+
+
+def _gemma2(config: Settings) -> dict[str, Any]:
+    keys = (
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+        ("attention.sliding_window", "sliding_window"),
+    )
+    return {**_gemma(config), **_present(config, keys)}
+
+
+def _gemma3(config: Settings) -> dict[str, Any]:
+    return {"attention.sliding_window": config["sliding_window"]}
+
+
+EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
+    "llama": _llama,
+    "smollm3": _llama,
+    "llama4": _llama4,
+    "qwen2moe": _qwen_moe,
+    "qwen3moe": _qwen_moe,
+    "deepseek2": _deepseek,
+    "gpt-oss": _gpt_oss,
+    "glm4": _glm4,
+    "glm4moe": _glm4_moe,
+    "ernie4_5-moe": _ernie_moe,
+    "hunyuan-dense": _hunyuan,
+    "hunyuan-moe": _hunyuan_moe,
+    "hy_v3": _hy3,
+    "pangu-embedded": _pangu,
+    "granite": _granite,
+    "granitemoe": _granite,
+    "granite_swa": _granite_swa,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+}
+"""What single architectures have beyond COMMON, or instead."""
