@@ -1,4 +1,4 @@
-# chat | serve | test | bench | check | slow | clean
+# chat | serve | test | bench | check | slow | families | clean
 #
 # A bare machine needs Python 3.11 or newer with venv, a C++ compiler and make; the rest comes into .venv.
 # Only answers go to standard output, so that `echo question | make chat` can be piped on.
@@ -12,7 +12,7 @@ NATIVE := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp' 
 MAKEFLAGS += --no-print-directory
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: chat serve test bench check slow clean
+.PHONY: chat serve test bench check slow families clean
 
 chat serve: $(VENV)/installed
 	exec $(BIN)/freedive $@
@@ -26,6 +26,10 @@ test: $(VENV)/installed $(VENV)/test-tools
 
 slow: $(VENV)/installed $(VENV)/test-tools
 	$(BIN)/python -m pytest -m slow
+
+families: $(VENV)/installed $(VENV)/test-tools
+	$(BIN)/python -m pytest tests/ops tests/model --ignore tests/model/test_families_doc.py -m "not slow" --junitxml=build/families.xml -o junit_family=xunit1
+	$(BIN)/python tests/families_table.py build/families.xml >docs/families.md
 
 check: $(VENV)/installed $(VENV)/check-tools
 	$(BIN)/ruff check .

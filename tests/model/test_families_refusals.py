@@ -91,7 +91,7 @@ def test_impossible_and_unknown_configurations_are_refused_by_name(changes: dict
 
 
 def test_gguf_faults_are_named_as_the_file_spells_them() -> None:
-    config = {"general.architecture": "qwen2", "qwen2.block_count": 0, "qwen2.expert_count": 8}
+    config = {"general.architecture": "qwen2", "qwen2.block_count": 1, "qwen2.expert_count": 8}
     with pytest.raises(UserError, match=r"qwen2\.attention\.head_count"):
         describe(Checkpoint("gguf", config, {}))
     with pytest.raises(UserError, match="deepseek99"):

@@ -62,6 +62,7 @@ _DEFAULTS |= {"tie_word_embeddings": True}
 
 ERNIE_4_5 = Family(
     name="ernie4_5",
+    models="ERNIE 4.5 0.3B",
     architectures=("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"),
     spec=_ernie,
     defaults={**_DEFAULTS, "num_key_value_heads": 2, "head_dim": 128},
@@ -70,6 +71,7 @@ ERNIE_4_5 = Family(
 
 ERNIE_4_5_MOE = Family(
     name="ernie4_5_moe",
+    models="ERNIE 4.5 21B-A3B, 300B-A47B",
     architectures=("Ernie4_5_MoeForCausalLM",),
     spec=_ernie_moe,
     defaults={

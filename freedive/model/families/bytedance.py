@@ -19,6 +19,7 @@ def _seed_oss(config: Config) -> Model:
 
 SEED_OSS = Family(
     name="seed_oss",
+    models="Seed-OSS-36B (Doubao)",
     architectures=("SeedOssForCausalLM",),
     spec=_seed_oss,
     defaults={

@@ -103,6 +103,7 @@ _REPEATED = ("head_dim", "qk_head_dim")  # what transformers works out and write
 
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",
+    models="DeepSeek V2, V2-Lite, V2.5",
     architectures=("DeepseekV2ForCausalLM",),
     spec=_deepseek_v2,
     defaults=_DEFAULTS,
@@ -112,6 +113,7 @@ DEEPSEEK_V2 = Family(
 
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
+    models="DeepSeek V3, R1, V3.1; Moonlight; Kimi K2, K2-Thinking, K2.5 (text)",
     architectures=(
         "DeepseekV3ForCausalLM",
         "kimi_k2",
@@ -136,6 +138,7 @@ DEEPSEEK_V3 = Family(
 
 GLM4_MOE_LITE = Family(
     name="glm4_moe_lite",
+    models="GLM-4.7-Flash",
     architectures=("Glm4MoeLiteForCausalLM",),
     spec=_glm4_moe_lite,
     defaults={

@@ -16,12 +16,14 @@ from freedive.model.spec import Model
 class Family:
     """Models that share a description.
 
-    ``name`` is config.json's model_type, ``architectures`` what else it may be called there: class names, and types of
-    the same make. ``defaults`` is what those classes fill in for absent keys. ``ignorable`` keys say nothing about the
-    mathematics; ``fixed`` ones may be there with the only value for which the description holds.
+    ``name`` is config.json's model_type, ``models`` what people call its members, ``architectures`` what else it may be
+    called in config.json: class names, and types of the same make. ``defaults`` is what those classes fill in for
+    absent keys. ``ignorable`` keys say nothing about the mathematics; ``fixed`` ones may be there with the only value
+    for which the description holds.
     """
 
     name: str
+    models: str
     architectures: tuple[str, ...]
     spec: Callable[[Config], Model]
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -107,6 +107,7 @@ _GGUF_KEYS = {
 
 GEMMA = Family(
     name="gemma",
+    models="Gemma 1",
     architectures=("GemmaForCausalLM",),
     spec=_gemma,
     defaults={**_DEFAULTS, "num_key_value_heads": 16},
@@ -117,6 +118,7 @@ GEMMA = Family(
 
 GEMMA2 = Family(
     name="gemma2",
+    models="Gemma 2",
     architectures=("Gemma2ForCausalLM",),
     spec=_gemma2,
     defaults={**_DEFAULTS, **_SOFTCAPS},
@@ -132,6 +134,7 @@ GEMMA2 = Family(
 
 GEMMA3 = Family(
     name="gemma3",
+    models="Gemma 3 (text)",
     architectures=("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", "gemma3_text"),
     spec=_gemma3,
     defaults={

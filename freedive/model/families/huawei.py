@@ -36,6 +36,7 @@ _DEFAULTS = {"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "rope_theta": 16_00
 
 PANGU_EMBEDDED = Family(
     name="PanguEmbedded",
+    models="openPangu Embedded 1B, 7B",
     architectures=("PanguEmbeddedForCausalLM",),
     spec=_embedded,
     defaults={**_DEFAULTS, "max_position_embeddings": 32768},
@@ -45,6 +46,7 @@ PANGU_EMBEDDED = Family(
 
 PANGU_PRO_MOE = Family(
     name="PanguProMoE",
+    models="openPangu Pro MoE 72B",
     architectures=("PanguProMoEForCausalLM",),
     spec=_pro_moe,
     defaults={**_DEFAULTS, "max_position_embeddings": 131072},

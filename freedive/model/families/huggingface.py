@@ -37,6 +37,7 @@ def _smollm3(config: Config) -> Model:
 
 SMOLLM3 = Family(
     name="smollm3",
+    models="SmolLM3-3B",
     architectures=("SmolLM3ForCausalLM",),
     spec=_smollm3,
     defaults={

@@ -174,6 +174,7 @@ _SWASH_KEYS = {
 
 GRANITE = Family(
     name="granite",
+    models="Granite 3 dense",
     architectures=("GraniteForCausalLM",),
     spec=_granite,
     defaults=_DEFAULTS,
@@ -187,6 +188,7 @@ GRANITE = Family(
 
 GRANITE_MOE = Family(
     name="granitemoe",
+    models="Granite 3 1B-A400M, 3B-A800M",
     architectures=("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "granitemoeshared"),
     spec=_granitemoe,
     defaults=_MOE_DEFAULTS,
@@ -201,6 +203,7 @@ GRANITE_MOE = Family(
 
 GRANITE_HYBRID = Family(
     name="granitemoehybrid",
+    models="Granite 4 without recurrent layers",
     architectures=("GraniteMoeHybridForCausalLM",),
     spec=_granitemoehybrid,
     defaults={**_MOE_DEFAULTS, "shared_intermediate_size": 1024},
@@ -217,6 +220,7 @@ GRANITE_HYBRID = Family(
 
 GRANITE_SWA = Family(
     name="granite_swa",
+    models="Granite SWA",
     architectures=("GraniteSWAForCausalLM",),
     spec=_granite_swa,
     defaults={
@@ -231,6 +235,7 @@ GRANITE_SWA = Family(
 
 GRANITE_MOE_SWA = Family(
     name="granitemoe_swa",
+    models="Granite MoE SWA",
     architectures=("GraniteMoeSWAForCausalLM",),
     spec=_granitemoe_swa,
     defaults={**_MOE_DEFAULTS, **_SWA_DEFAULTS},

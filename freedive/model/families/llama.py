@@ -32,6 +32,7 @@ def _mixtral(config: Config) -> Model:
 
 LLAMA = Family(
     name="llama",
+    models="Llama 2, 3, 3.1, 3.2, 3.3; SmolLM, SmolLM2; DeepSeek-R1-Distill-Llama",
     architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
     spec=_llama,
     defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
@@ -41,6 +42,7 @@ LLAMA = Family(
 
 MISTRAL = Family(
     name="mistral",
+    models="Mistral 7B, Nemo, Small",
     architectures=("MistralForCausalLM",),
     spec=_mistral,
     defaults={
@@ -53,6 +55,7 @@ MISTRAL = Family(
 
 MIXTRAL = Family(
     name="mixtral",
+    models="Mixtral 8x7B, 8x22B",
     architectures=("MixtralForCausalLM",),
     spec=_mixtral,
     defaults={

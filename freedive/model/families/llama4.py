@@ -72,6 +72,7 @@ def _gguf_implied(config: Config) -> dict[str, Any]:
 
 LLAMA4 = Family(
     name="llama4",
+    models="Llama 4 Scout, Maverick (text)",
     architectures=("Llama4ForConditionalGeneration", "Llama4ForCausalLM", "llama4_text"),
     spec=_llama4,
     defaults={

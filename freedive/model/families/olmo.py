@@ -21,6 +21,7 @@ def _olmoe(config: Config) -> Model:
 
 OLMOE = Family(
     name="olmoe",
+    models="OLMoE-1B-7B",
     architectures=("OlmoeForCausalLM",),
     spec=_olmoe,
     defaults={

@@ -48,6 +48,7 @@ def _stacks(spec: Model) -> list[Rule]:
 
 GPT_OSS = Family(
     name="gpt_oss",
+    models="gpt-oss-20b, 120b",
     architectures=("GptOssForCausalLM",),
     spec=_gpt_oss,
     defaults={

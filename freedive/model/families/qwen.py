@@ -106,15 +106,24 @@ _MOE_DEFAULTS = {
 
 QWEN2 = Family(
     name="qwen2",
+    models="Qwen1.5, 2, 2.5; DeepSeek-R1-Distill-Qwen",
     architectures=("Qwen2ForCausalLM",),
     spec=_qwen2,
     defaults=_DEFAULTS,
     fixed={"use_mrope": False},
     gguf=Gguf(architecture="qwen2"),
 )
-QWEN3 = Family("qwen3", ("Qwen3ForCausalLM",), _qwen3, {**_DEFAULTS, "head_dim": 128}, gguf=Gguf(architecture="qwen3"))
+QWEN3 = Family(
+    name="qwen3",
+    models="Qwen3 0.6B to 32B",
+    architectures=("Qwen3ForCausalLM",),
+    spec=_qwen3,
+    defaults={**_DEFAULTS, "head_dim": 128},
+    gguf=Gguf(architecture="qwen3"),
+)
 QWEN2_MOE = Family(
     name="qwen2_moe",
+    models="Qwen1.5-MoE, Qwen2-57B-A14B",
     architectures=("Qwen2MoeForCausalLM",),
     spec=_qwen2_moe,
     defaults=_MOE_DEFAULTS,
@@ -123,6 +132,7 @@ QWEN2_MOE = Family(
 )
 QWEN3_MOE = Family(
     name="qwen3_moe",
+    models="Qwen3-30B-A3B, 235B-A22B, Coder",
     architectures=("Qwen3MoeForCausalLM",),
     spec=_qwen3_moe,
     defaults={**_DEFAULTS, "num_key_value_heads": 4, "num_experts_per_tok": 8},

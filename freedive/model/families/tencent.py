@@ -126,6 +126,7 @@ _FIXED = {
 
 HUNYUAN = Family(
     name="hunyuan_v1_dense",
+    models="Hunyuan 0.5B to 7B",
     architectures=("HunYuanDenseV1ForCausalLM",),
     spec=_hunyuan,
     defaults=_DEFAULTS,
@@ -137,6 +138,7 @@ HUNYUAN = Family(
 
 HUNYUAN_MOE = Family(
     name="hunyuan_v1_moe",
+    models="Hunyuan-A13B",
     architectures=("HunYuanMoEV1ForCausalLM",),
     spec=_hunyuan_moe,
     defaults=_DEFAULTS,
@@ -162,6 +164,7 @@ HUNYUAN_MOE = Family(
 
 HY_V3 = Family(
     name="hy_v3",
+    models="Hy3-preview",
     architectures=("HYV3ForCausalLM",),
     spec=_hy3,
     defaults={

@@ -35,6 +35,7 @@ _DEFAULTS = {"max_position_embeddings": 131072, "partial_rotary_factor": 0.5}
 
 GLM4 = Family(
     name="glm4",
+    models="GLM-4-0414",
     architectures=("Glm4ForCausalLM",),
     spec=_glm4,
     defaults={**_DEFAULTS, "rms_norm_eps": 1.5625e-7, "num_key_value_heads": 2, "head_dim": 128},
@@ -50,6 +51,7 @@ GLM4 = Family(
 
 GLM4_MOE = Family(
     name="glm4_moe",
+    models="GLM-4.5, 4.6, 4.7, Air",
     architectures=("Glm4MoeForCausalLM",),
     spec=_glm4_moe,
     defaults={

@@ -1,0 +1,236 @@
+// Products of panels and activation rows; included by kernels.inl.
+
+// ---------------------------------------------------------------- linear, quantised
+
+template <int Width, int Quad>
+LANES C load_plane(const std::uint8_t* lines) {
+    constexpr int quads = 8 / Width;  // in a line
+    const C line = c_load(lines + Quad / quads * kLine);
+    if constexpr (Width == 8) return line;
+    return c_bits<Width*(Quad % quads)>(line, (1 << Width) - 1);
+}
+template <class T, int Quad>
+LANES C load_codes(const std::uint8_t* tile) {
+    C c = load_plane<T::low_bits, Quad>(tile);
+    if constexpr (T::high_bits > 0)
+        c = c_or(c, c_shift_left<T::low_bits>(load_plane<T::high_bits, Quad>(tile + T::low_bits * kLine)));
+    if constexpr (T::code_bits != T::bits) c = c_lookup(c, T::table);
+    return c;
+}
+
+LANES std::int32_t four_bytes(const std::int8_t* p) {
+    std::int32_t v;
+    __builtin_memcpy(&v, p, 4);
+    return v;
+}
+
+// Adds the products of quads [First, Last) of both tiles with one part of the activations, high or low: each activation
+// that is spread over the lanes serves two.
+template <class T, int First, int Last, int R>
+LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const std::int8_t* const* x,
+                     I (&acc)[2][R]) {
+    if constexpr (First < Last) {
+        const C codes0 = load_codes<T, First>(tile0), codes1 = load_codes<T, First>(tile1);
+        for (int r = 0; r < R; r++) {
+            const std::int32_t quad = four_bytes(x[r] + 4 * First);
+            acc[0][r] = i_dot<T::code_bits>(acc[0][r], codes0, quad);
+            acc[1][r] = i_dot<T::code_bits>(acc[1][r], codes1, quad);
+        }
+        dot_quads<T, First + 1, Last, R>(tile0, tile1, x, acc);
+    }
+}
+
+// Scales and minima of one tile of a group; [1] are the second half group's where halves differ.
+template <class T>
+struct TileScales {
+    F scale[2], minimum[2];
+    LANES TileScales(const std::uint8_t* span, const std::uint8_t* group, int tile) {
+        const int at = tile * kTileRows;
+        const auto* first = (const std::uint16_t*)span + at;
+        const auto* second = (const std::uint16_t*)(span + kLine) + at;
+        const std::uint8_t *low = group + at, *high = group + kPanelRows + at;
+        if constexpr (T::scales == Scales::Bf16) {
+            scale[0] = f_load_bf16(first);
+        } else if constexpr (!T::super) {
+            scale[0] = f_load_half(first);
+            if constexpr (T::scales == Scales::HalfMin) minimum[0] = f_load_half(second);
+            if constexpr (T::scales == Scales::HalfZero)
+                minimum[0] = f_sub(f_set(0.0f), f_mul(scale[0], f_load_half(second)));
+        } else {
+            const F d = f_load_half(first);
+            if constexpr (T::scales == Scales::SuperMin) {
+                scale[0] = f_mul(d, f_from_int(i_from_codes(low)));
+                minimum[0] = f_mul(f_load_half(second), f_from_int(i_from_codes(high)));
+            } else if constexpr (T::scales == Scales::SuperHalves) {
+                scale[0] = f_mul(d, f_from_int(i_from_signed((const std::int8_t*)low)));
+                scale[1] = f_mul(d, f_from_int(i_from_signed((const std::int8_t*)high)));
+            } else {
+                const F m = f_load_half(second);
+                const I both[2] = {i_from_codes(low), i_from_codes(high)};
+                for (int half = 0; half < 2; half++) {
+                    scale[half] = f_mul(d, f_from_int(i_and(both[half], i_set(15))));
+                    minimum[half] = f_mul(m, f_from_int(i_shift_right<4>(both[half])));
+                }
+            }
+        }
+    }
+};
+
+// Adds the products of quads [First, Last) of a group, whose scales are those of half group `Half`.
+template <class T, int R, int First, int Last, int Half>
+LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const QuantisedGroup* const* a,
+                     F (&sum)[2][R]) {
+    const std::uint8_t *tile0 = codes, *tile1 = codes + kLine * T::tile_lines;
+    const std::int8_t *high[R], *low[R];
+    I acc[2][R];
+    for (int r = 0; r < R; r++) {
+        high[r] = a[r]->high;
+        low[r] = a[r]->low;
+        acc[0][r] = acc[1][r] = i_set(0);
+    }
+    dot_quads<T, First, Last, R>(tile0, tile1, high, acc);
+    for (int r = 0; r < R; r++) {
+        const std::int32_t* sums = a[r]->half_sum;
+        const I zero = i_set(-T::zero * (Last - First == kQuads ? sums[0] + sums[1] : sums[Half]));
+        for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(acc[t][r]), zero);
+    }
+    dot_quads<T, First, Last, R>(tile0, tile1, low, acc);
+    for (int r = 0; r < R; r++) {
+        const F d = f_set(a[r]->scale);
+        for (int t = 0; t < 2; t++)
+            sum[t][r] = f_fma(f_from_int(acc[t][r]), f_mul(scales[t].scale[Half], d), sum[t][r]);
+    }
+}
+
+template <class T, int R>
+LANES void add_group(const std::uint8_t* span, const std::uint8_t* group, const QuantisedGroup* const* a,
+                     F (&sum)[2][R]) {
+    const std::uint8_t* codes = group + kLine * T::group_lines;
+    const TileScales<T> scales[2] = {{span, group, 0}, {span, group, 1}};
+    if constexpr (T::halves) {
+        add_quads<T, R, 0, kQuads / 2, 0>(codes, scales, a, sum);
+        add_quads<T, R, kQuads / 2, kQuads, 1>(codes, scales, a, sum);
+    } else {
+        add_quads<T, R, 0, kQuads, 0>(codes, scales, a, sum);
+    }
+    if constexpr (T::minima)
+        for (int r = 0; r < R; r++)
+            for (int half = 0; half < (T::halves ? 2 : 1); half++) {
+                const F d = f_set(T::halves ? a[r]->scale * float(a[r]->half_sum[half]) : a[r]->scaled_sum);
+                for (int t = 0; t < 2; t++) sum[t][r] = f_fma(scales[t].minimum[half], d, sum[t][r]);
+            }
+}
+
+template <int R>
+LANES void store_products(F (&sum)[2][R], float* out) {
+    for (int r = 0; r < R; r++) {
+        f_store(out + r * kPanelRows, sum[0][r]);
+        f_store(out + r * kPanelRows + kTileRows, sum[1][r]);
+    }
+}
+
+template <Format Fmt, int R>
+LANES void linear_rows(const std::uint8_t* panel, int k, const QuantisedGroup* const* x, float* out) {
+    using T = Quantised<Fmt>;
+    F sum[2][R];
+    const QuantisedGroup* a[R];
+    for (int r = 0; r < R; r++) {
+        sum[0][r] = sum[1][r] = f_set(0.0f);
+        a[r] = x[r];
+    }
+    const std::uint8_t* span = panel;
+    for (int g = 0; g < k / kGroup; g++) {
+        const std::uint8_t* group = panel + T::group_offset(g);
+        const bool first = g % T::span == 0;
+        if (first) span = group - T::span_lines * kLine;
+        if constexpr (R == 1)
+            for (const std::uint8_t* line = first ? span : group; line < group + T::group_bytes; line += kLine)
+                __builtin_prefetch(line + kPrefetchBytes, 0, 2);
+        add_group<T, R>(span, group, a, sum);
+        for (int r = 0; r < R; r++) a[r]++;
+    }
+    store_products<R>(sum, out);
+}
+
+// ---------------------------------------------------------------- linear, float
+
+constexpr float kF8Unit = 256.0f;  // f_load_f8 gives values in units of 2^8
+
+template <Format Fmt>
+LANES F load_weights(const std::uint8_t* p) {
+    if constexpr (Fmt == Format::F32) return f_load((const float*)p);
+    if constexpr (Fmt == Format::F16) return f_load_half((const std::uint16_t*)p);
+    if constexpr (Fmt == Format::F8G128) return f_load_f8(p);
+    return f_load_bf16((const std::uint16_t*)p);
+}
+
+// Adds the products of inputs [begin, begin + n).
+template <Format Fmt, int R>
+LANES void add_inputs(const std::uint8_t* weights, const float* const* x, int begin, int n, F (&sum)[2][R]) {
+    constexpr int tile_bytes = kTileRows * float_bytes(Fmt);
+    for (int i = 0; i < n; i++) {
+        const F w0 = load_weights<Fmt>(weights), w1 = load_weights<Fmt>(weights + tile_bytes);
+        __builtin_prefetch(weights + kPrefetchBytes, 0, 2);
+        for (int r = 0; r < R; r++) {
+            const F v = f_set(x[r][begin + i]);
+            sum[0][r] = f_fma(w0, v, sum[0][r]);
+            sum[1][r] = f_fma(w1, v, sum[1][r]);
+        }
+        weights += 2 * tile_bytes;
+    }
+}
+
+template <Format Fmt, int R>
+LANES void linear_rows(const std::uint8_t* panel, int k, const float* const* x, float* out) {
+    F sum[2][R];
+    for (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = f_set(0.0f);
+    if constexpr (Fmt == Format::F8G128) {
+        for (int i = 0; i < k; i += kF8Block) {
+            const int n = k - i < kF8Block ? k - i : kF8Block;
+            F part[2][R];
+            for (int r = 0; r < R; r++) part[0][r] = part[1][r] = f_set(0.0f);
+            add_inputs<Fmt, R>(panel + kF8ScaleBytes, x, i, n, part);
+            for (int t = 0; t < 2; t++) {
+                const F scale = f_mul(f_load((const float*)panel + t * kTileRows), f_set(kF8Unit));
+                for (int r = 0; r < R; r++) sum[t][r] = f_fma(part[t][r], scale, sum[t][r]);
+            }
+            panel += kF8ScaleBytes + n * kPanelRows;
+        }
+    } else {
+        add_inputs<Fmt, R>(panel, x, 0, k, sum);
+    }
+    store_products<R>(sum, out);
+}
+
+template <Format Fmt, class X, int R = kLinearRows>
+LANES void linear_block(const std::uint8_t* panel, int k, const X* const* x, int rows, float* out) {
+    if (rows == R) return linear_rows<Fmt, R>(panel, k, x, out);
+    if constexpr (R > 1) linear_block<Fmt, X, R - 1>(panel, k, x, rows, out);
+}
+
+// Rows in blocks of about equal height.
+template <Format Fmt>
+void linear(const std::uint8_t* panel, int k, const void* const* x, int rows, float* out) {
+    using X = std::conditional_t<is_quantised(Fmt), QuantisedGroup, float>;
+    const int blocks = (rows + kLinearRows - 1) / kLinearRows;
+    for (int b = 0; b < blocks; b++) {
+        const int first = rows * b / blocks, last = rows * (b + 1) / blocks;
+        linear_block<Fmt>(panel, k, (const X* const*)x + first, last - first, out + first * kPanelRows);
+    }
+}
+
+template <Format Fmt>
+LANES void add_transposed_as(const std::uint8_t* panel, int k, const float* x, float* out) {
+    constexpr int tile_bytes = kTileRows * float_bytes(Fmt);
+    const F x0 = f_load(x), x1 = f_load(x + kTileRows);
+    for (int i = 0; i < k; i++, panel += 2 * tile_bytes) {
+        const F products = f_mul(load_weights<Fmt>(panel), x0);
+        out[i] += sum_lanes(f_fma(load_weights<Fmt>(panel + tile_bytes), x1, products));
+    }
+}
+
+void add_transposed(Format f, const std::uint8_t* panel, int k, const float* x, float* out) {
+    if (f == Format::F32) return add_transposed_as<Format::F32>(panel, k, x, out);
+    if (f == Format::F16) return add_transposed_as<Format::F16>(panel, k, x, out);
+    add_transposed_as<Format::BF16>(panel, k, x, out);
+}

@@ -1,0 +1,80 @@
+// Arithmetic on rows: quantising, norms, activations, halves; included by kernels.inl.
+
+constexpr float kNothing = 1e-30f;  // a group of smaller activations counts as zero: its inverse would overflow
+
+void quantise(const float* x, int k, QuantisedGroup* out) {
+    for (int g = 0; g < k / kGroup; g++, out++, x += kGroup) {
+        const F a = f_load(x), b = f_load(x + 16);
+        const float top = f_max_lanes(f_max(f_abs(a), f_abs(b)));
+        const F inverse = f_set(top > kNothing ? float(kMaxCode) / top : 0.0f);
+        const I codes[2] = {i_from_float(f_mul(a, inverse)), i_from_float(f_mul(b, inverse))};
+        for (int half = 0; half < 2; half++) {
+            const I high = i_shift_right<kLowBits>(i_add(codes[half], i_set(1 << (kLowBits - 1))));
+            i_store_bytes(out->high + 16 * half, high);
+            i_store_bytes(out->low + 16 * half, i_sub(codes[half], i_shift_left<kLowBits>(high)));
+            out->half_sum[half] = i_sum_lanes(codes[half]);
+        }
+        out->scale = top / float(kMaxCode);
+        out->scaled_sum = out->scale * float(out->half_sum[0] + out->half_sum[1]);
+    }
+}
+
+void rms_norm(const float* x, const float* weight, int n, float eps, float* out) {
+    F sum = f_set(0.0f);
+    int i = 0;
+    for (; i + 16 <= n; i += 16) sum = f_fma(f_load(x + i), f_load(x + i), sum);
+    float total = sum_lanes(sum);
+    for (; i < n; i++) total += x[i] * x[i];
+    const float scale = 1.0f / __builtin_sqrtf(total / float(n) + eps);
+    const F s = f_set(scale);
+    for (i = 0; i + 16 <= n; i += 16) f_store(out + i, f_mul(f_mul(f_load(x + i), s), f_load(weight + i)));
+    for (; i < n; i++) out[i] = x[i] * scale * weight[i];
+}
+
+template <Activation A>
+LANES F combine(F gate, F up) {
+    if constexpr (A == Activation::SwigluOai)
+        return f_mul(f_mul(gate, f_sigmoid(f_mul(gate, f_set(1.702f)))), f_add(up, f_set(1.0f)));
+    if constexpr (A == Activation::GeluTanh) {
+        const F cube = f_mul(f_mul(gate, gate), gate);
+        const F inner = f_mul(f_set(0.7978845608028654f), f_fma(f_set(0.044715f), cube, gate));
+        return f_mul(f_mul(f_mul(f_set(0.5f), gate), f_add(f_set(1.0f), f_tanh(inner))), up);
+    }
+    return f_mul(f_div(gate, f_add(f_set(1.0f), f_exp(f_sub(f_set(0.0f), gate)))), up);
+}
+
+template <Activation A>
+LANES void glu_as(float limit, const float* gate, const float* up, int n, float* out) {
+    const F most = f_set(limit), least = f_set(-limit);
+    for (int i = 0; i < n; i += 16) {
+        F g = f_load(gate + i), u = f_load(up + i);
+        if (limit != 0) g = f_min(g, most), u = f_max(f_min(u, most), least);
+        f_store(out + i, combine<A>(g, u));
+    }
+}
+
+void glu(Glu glu, const float* gate, const float* up, int n, float* out) {
+    if (glu.activation == Activation::Silu) return glu_as<Activation::Silu>(glu.limit, gate, up, n, out);
+    if (glu.activation == Activation::GeluTanh) return glu_as<Activation::GeluTanh>(glu.limit, gate, up, n, out);
+    glu_as<Activation::SwigluOai>(glu.limit, gate, up, n, out);
+}
+
+void softcap(const float* x, int n, float cap, float* out) {
+    for (int i = 0; i < n; i += 16) f_store(out + i, f_softcap(f_load(x + i), cap));
+}
+
+void to_half(const float* x, int n, std::uint16_t* out) {
+    const F limit = f_set(65504.0f), negative = f_set(-65504.0f);
+    float rest[16] = {};
+    std::uint16_t halves[16];
+    int i = 0;
+    for (; i + 16 <= n; i += 16) f_store_half(out + i, f_max(f_min(f_load(x + i), limit), negative));
+    if (i == n) return;
+    for (int j = i; j < n; j++) rest[j - i] = x[j];
+    f_store_half(halves, f_max(f_min(f_load(rest), limit), negative));
+    for (int j = i; j < n; j++) out[j] = halves[j - i];
+}
+
+void from_half(const std::uint16_t* x, int n, float* out) {
+    for (int i = 0; i < n; i += 16) f_store(out + i, f_load_half(x + i));
+}
