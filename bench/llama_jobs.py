@@ -24,6 +24,9 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 )
 """Settings whose effect depends on the work; the fastest is taken for each."""
 
+EXACT = {**VARIANTS[1], "type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+"""The least rounding."""
+
 TRIALS = 2
 LOG_ERROR = 4
 
@@ -85,9 +88,12 @@ class LlamaJobs(Jobs):
             tokens = [int(logits.argmax()) for logits in self._decode(context, rows)]
         return first - start, time.perf_counter() - first
 
-    def logits(self, tokens: list[int], file: str) -> None:
+    def logits(self, tokens: list[int], file: str, exact: bool = False) -> None:
         """Write the logits after every token as float32 [len(tokens), vocab_size]."""
-        context = self._context((1, len(tokens), 1))
+        shape = 1, len(tokens), 1
+        if exact:
+            self._open(shape, EXACT)
+        context = self._context(shape)
         rows = [(0, position, token, True) for position, token in enumerate(tokens)]
         np.save(file, np.stack([logits.copy() for logits in self._decode(context, rows)]))
 

@@ -52,7 +52,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "granitemoe": ("granitemoe", {}),
     "granitemoeshared": ("granitemoe", {}),
     "granitemoehybrid": ("granitemoe", {"position_embedding_type": "rope"}),
-    "granitemoehybrid_dense": ("granite", {}),
+    "granitemoehybrid_dense": ("granite", {"num_experts_per_tok": 0}),
     "granite_swa": ("granite_swa", {"layer_rope_theta": [0, 1e4, 1e4, 1e4]}),
     "granitemoe_swa": ("granite_swa", {"layer_rope_theta": [0, 1e4, 1e4, 1e4]}),
     "gemma": ("gemma", {}),
@@ -211,7 +211,7 @@ def _glm4(config: Settings) -> dict[str, Any]:
 
 
 def _glm4_moe(config: Settings) -> dict[str, Any]:
-    return {**_first_dense(config), **_glm4(config), "expert_gating_func": 2}
+    return {**_first_dense(config), **_glm4(config), "expert_gating_func": 2, "nextn_predict_layers": 0}
 
 
 def _gpt_oss(config: Settings) -> dict[str, Any]:

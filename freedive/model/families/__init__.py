@@ -105,9 +105,8 @@ def _num_mtp_layers(config: Config) -> int:
 
 def _read_gguf(checkpoint: Checkpoint) -> tuple[Family, Config]:
     """The family of a GGUF file, and what its metadata and its tensors say."""
-    present = {"", *marks(checkpoint)}
-    known = {family.gguf.architecture: family for family in FAMILIES if family.gguf.mark in present}
-    known.pop("", None)
+    present, written = {"", *marks(checkpoint)}, (family for family in FAMILIES if family.gguf.architecture)
+    known = {family.gguf.architecture: family for family in written if family.gguf.mark in present}
     family = _pick(known, [checkpoint.config.get("general.architecture")])
     return family, read_config(checkpoint, family.gguf)
 

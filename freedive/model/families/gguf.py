@@ -115,8 +115,10 @@ def _names(prefix: str, keys: Mapping[str, str | None]) -> dict[str, str]:
 def _spelled(key: str, value: Any) -> Any:
     """The ``value`` of a ``key`` as Hugging Face would have it; what is impossible stays as it is, to be refused."""
     match key, value:
-        case "expert_gating_func", 1 | 2:
-            return ("softmax", "sigmoid")[value - 1]
+        case "expert_gating_func", int(1):
+            return "softmax"
+        case "expert_gating_func", int(2):
+            return "sigmoid"
         case "attention.sliding_window_pattern", [*layers]:
             return [SLIDING if slides else FULL for slides in layers]
         case "attention.rope_pattern", [*layers]:

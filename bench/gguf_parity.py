@@ -1,0 +1,134 @@
+"""Tiny GGUF files of every architecture in llama.cpp: python bench/gguf_parity.py
+
+Where llama.cpp reads a file as freedive does, both give the same logits but for rounding. With the sources of llama.cpp
+(--sources), its converter must write the same metadata and tensors from the same safetensors as tests/tiny_gguf.py.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import numpy as np
+import typer
+from quality import Closeness
+from workers import FOLDER, peer_python, start_llama
+
+sys.path.insert(0, str(FOLDER.parent / "tests"))
+
+from tiny_gguf import ARCHITECTURES, save_both
+from tiny_models import Floats, prompt, take_steps
+
+from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.gguf_writer import write_gguf
+from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.rules import canonical_tensors
+from freedive.checkpoint.tensor import Checkpoint
+from freedive.errors import UserError
+from freedive.model.families import describe
+from freedive.ops.reference import ReferenceRunner
+
+MAX_KL = 1e-5
+PROMPT = prompt(48)
+
+DIFFERENT = {"deepseek_v2": "llama.cpp ranks groups of experts by their two best, DeepSeek V2 by the best"}
+"""Tiny models that llama.cpp computes otherwise than their makers, and how."""
+
+PUBLISHED = {
+    "deepseek_v3": {"scoring_func": "sigmoid"},
+    "moonlight": {"scoring_func": "sigmoid"},
+    "glm4_moe_lite": {"scoring_func": "sigmoid", "first_k_dense_replace": 1},
+    "glm4_moe": {"num_nextn_predict_layers": 0},
+    "hunyuan_moe": {"moe_intermediate_size": [48, 48], "num_shared_expert": [1, 1]},
+    "granitemoehybrid": {"layer_types": ["attention"] * 2},
+    "granitemoehybrid_dense": {"layer_types": ["attention"] * 2},
+    "granite_swa": {"no_rope_layers": [0, 1, 1, 1]},
+    "granitemoe_swa": {"no_rope_layers": [0, 1, 1, 1]},
+}
+"""What published configurations say, and the converter needs, where transformers writes something else or nothing."""
+
+
+def our_logits(checkpoint: Checkpoint) -> Floats:
+    spec, rules = describe(checkpoint)
+    weights = {name: dequantize(tensor) for name, tensor in canonical_tensors(checkpoint, spec, rules).items()}
+    (logits,) = take_steps(ReferenceRunner(spec, weights), [PROMPT], [[(0, len(PROMPT))]], [(0, 1)])
+    return logits
+
+
+def with_tokenizer(path: Path) -> Path:
+    """The file once more with what llama.cpp insists on: a vocabulary, here of bytes."""
+    checkpoint = open_checkpoint(path)
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(125))]
+    vocabulary = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [-float(index) for index in range(128)],
+        "tokenizer.ggml.token_type": [2, 3, 3] + [1] * 125,
+    }
+    whole = path.with_name("whole.gguf")
+    write_gguf(whole, {**checkpoint.config, **vocabulary}, checkpoint.tensors)
+    return whole
+
+
+def compare_logits(path: Path, python: Path) -> tuple[float, float]:
+    """The largest difference of a logit, and the largest KL divergence in nats."""
+    file = path.with_name("logits.npy")
+    with start_llama(with_tokenizer(path), 1, python) as worker:
+        worker.call("logits", tokens=PROMPT, file=str(file), exact=True)
+    ours, theirs = our_logits(open_checkpoint(path)), np.load(file)
+    return float(np.abs(ours - theirs).max()), float(Closeness.of(ours, theirs).kl.max())
+
+
+def conversion_faults(name: str, folder: Path, path: Path, sources: Path) -> Iterator[str]:
+    """In what the converter's file differs from ours."""
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **PUBLISHED.get(name, {})}))
+    converted = path.with_name("converted.gguf")
+    script = [sys.executable, "-O", FOLDER / "llama_convert.py", sources, folder, converted]  # it asserts real sizes
+    subprocess.run(script, check=True, stderr=subprocess.DEVNULL)
+    ours, theirs = open_checkpoint(path), open_checkpoint(converted)
+    prefix = f"{ARCHITECTURES[name][0]}."
+    for key in sorted(key for key in ours.config.keys() | theirs.config.keys() if key.startswith(prefix)):
+        if ours.config.get(key) != theirs.config.get(key):
+            yield f"{key} is {ours.config.get(key)}, not {theirs.config.get(key)}"
+    for key in sorted(ours.tensors.keys() ^ theirs.tensors.keys()):
+        yield f"{key} is in one of them"
+    for key in sorted(ours.tensors.keys() & theirs.tensors.keys()):
+        values, others = dequantize(ours.tensors[key]), dequantize(theirs.tensors[key])
+        tolerance = 1e-5 if key == "rope_freqs.weight" else 0
+        if not np.allclose(values, others.reshape(-1, *values.shape[1:]), tolerance, tolerance):
+            yield f"{key} has other values"
+
+
+def main(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Tiny models of tests/tiny_gguf.py; all by default.")
+    ] = None,
+    peer: Annotated[Path | None, typer.Option("--peer-python", help="The Python that has llama-cpp-python.")] = None,
+    sources: Annotated[Path | None, typer.Option(help="The folder of llama.cpp's sources, for its converter.")] = None,
+) -> None:
+    """Compare what llama.cpp makes of tiny files with what freedive does."""
+    python, failed = peer_python(peer), False
+    for name in names or ARCHITECTURES:
+        with TemporaryDirectory() as place:
+            path = save_both(name, Path(place))
+            distance, kl = compare_logits(path, python)
+            faults = list(conversion_faults(name, Path(place), path, sources)) if sources else []
+        remark = DIFFERENT.get(name) or ("" if kl < MAX_KL else "differs")
+        failed |= remark == "differs" or bool(faults)
+        converted = f"  converter: {'; '.join(faults) or 'same'}" if sources else ""
+        print(f"{name:24}{ARCHITECTURES[name][0]:16}{distance:8.0e}  KL {kl:7.0e}  {remark}{converted}", flush=True)
+    if failed:
+        raise UserError("freedive and llama.cpp read some of these files differently", "See the lines above")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")
