@@ -45,7 +45,9 @@ class Result:
     def __str__(self) -> str:
         if not self.num_tests:
             return ""
-        return "fails" if self.failed else f"{self.distance:.0e}".replace("e-0", "e-")
+        if self.failed:
+            return "fails"
+        return f"{self.distance:.0e}".replace("e-0", "e-") if self.distance else "equal"
 
 
 def main(results: Path) -> None:
@@ -138,7 +140,7 @@ def feeder_traits(ffn: FeedForward | Experts) -> Iterator[str]:
         f"experts by {router.score}": True,
         "renormalised": router.renormalise,
         "bias for choice": router.choice_bias,
-        "groups": router.kept_groups < router.num_groups,
+        "groups": router.kept_groups < router.num_groups and router.group_choice != "each",
         "equally many of each group": router.group_choice == "each",
         "weighted inputs": router.weighs_input,
         "biases of experts": ffn.expert.bias,

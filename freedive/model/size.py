@@ -108,7 +108,7 @@ def _feeder(ffn: FeedForward | Experts) -> str:
         return f"feed-forward {ffn.dim}"
     router = ffn.router
     words = f"{router.num_chosen} of {router.num_experts} experts of {ffn.expert.dim} by {router.score}"
-    if router.kept_groups < router.num_groups:
+    if router.kept_groups < router.num_groups and router.group_choice != "each":
         words += f" in {router.kept_groups} of {router.num_groups} groups"
     return f"{words}, {ffn.shared.dim} shared" if ffn.shared else words
 
