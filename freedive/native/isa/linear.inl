@@ -130,7 +130,7 @@ LANES void store_products(F (&sum)[2][R], float* out) {
 }
 
 template <Format Fmt, int R>
-LANES void linear_rows(const std::uint8_t* panel, int k, const QuantisedGroup* const* x, float* out) {
+void linear_rows(const std::uint8_t* panel, int k, const QuantisedGroup* const* x, float* out) {
     using T = Quantised<Fmt>;
     F sum[2][R];
     const QuantisedGroup* a[R];
@@ -181,7 +181,7 @@ LANES void add_inputs(const std::uint8_t* weights, const float* const* x, int be
 }
 
 template <Format Fmt, int R>
-LANES void linear_rows(const std::uint8_t* panel, int k, const float* const* x, float* out) {
+void linear_rows(const std::uint8_t* panel, int k, const float* const* x, float* out) {
     F sum[2][R];
     for (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = f_set(0.0f);
     if constexpr (Fmt == Format::F8G128) {
@@ -203,7 +203,7 @@ LANES void linear_rows(const std::uint8_t* panel, int k, const float* const* x, 
 }
 
 template <Format Fmt, class X, int R = kLinearRows>
-LANES void linear_block(const std::uint8_t* panel, int k, const X* const* x, int rows, float* out) {
+void linear_block(const std::uint8_t* panel, int k, const X* const* x, int rows, float* out) {
     if (rows == R) return linear_rows<Fmt, R>(panel, k, x, out);
     if constexpr (R > 1) linear_block<Fmt, X, R - 1>(panel, k, x, rows, out);
 }
