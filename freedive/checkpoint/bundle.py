@@ -43,7 +43,8 @@ def write_bundle(
 
     ``checkpoint`` is what they come from. Raises Unavailable where the folder cannot be written.
     """
-    write_store(folder / STORE, tensors, num_threads=num_threads, advance=advance)
+    name_another = "name a folder on another disk"
+    write_store(folder / STORE, tensors, num_threads=num_threads, advance=advance, otherwise=name_another)
     config = checkpoint.config if checkpoint.kind == "gguf" else {}
     text = json.dumps({"model": _as_json(model), "kind": checkpoint.kind, "config": config})
     (folder / DESCRIPTION).write_text(text, "utf-8")

@@ -145,17 +145,23 @@ def pack_model(tensors: Mapping[str, Tensor], *, num_threads: int = 1) -> dict[s
 
 
 def write_store(
-    path: Path, tensors: Mapping[str, Tensor], *, num_threads: int = 1, advance: Advance = lambda count: None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    num_threads: int = 1,
+    advance: Advance = lambda count: None,
+    otherwise: str = "set FREEDIVE_HOME to a folder on another disk",
 ) -> None:
     """Pack every tensor into a new store at ``path``. Raises Unavailable where it cannot be written, leaving nothing.
 
-    ``advance`` is told the bytes written, of :func:`store_bytes` in all.
+    ``advance`` is told the bytes written, of :func:`store_bytes` in all. ``otherwise`` is what a user may do who cannot
+    make room.
     """
     entries = _layout(tensors)
     headers = {name: entry.header() for name, entry in entries.items()}
     start = _aligned(len(json.dumps(headers)) + 20 * len(tensors) + ALIGNMENT)  # checksums are not known yet
     total = sum(entry.num_bytes for entry in entries.values())
-    with new_file(path, "The packed model", total, "set FREEDIVE_HOME to a folder on another disk") as file:
+    with new_file(path, "The packed model", total, otherwise) as file:
         for name, entry in entries.items():
             for index, record in enumerate(entry.records):
                 checksum = 0

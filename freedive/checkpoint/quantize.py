@@ -61,15 +61,21 @@ def _converted(tensor: Tensor, format: str, num_threads: int) -> Tensor:
     if format == tensor.format:
         return tensor
     width = tensor.shape[-1]
+    block, num_bytes = BLOCKS[format]
     step = max(1, _CHUNK // width)
-
-    def some(data: Bytes) -> Bytes:
-        return _encoded(dequantize(replace(tensor, shape=(len(data), width), source=data)), format)
 
     def make(begin: int, end: int) -> Bytes:
         data = tensor.rows(begin, end)
+        out = np.empty((len(data), width // block * num_bytes), np.uint8)
+
+        def convert(at: int) -> None:
+            some = data[at : at + step]
+            values = dequantize(replace(tensor, shape=(len(some), width), source=some))
+            out[at : at + step] = _encoded(values, format)
+
         with ThreadPoolExecutor(num_threads) as pool:
-            return np.concatenate(list(pool.map(some, (data[at : at + step] for at in range(0, len(data), step)))))
+            list(pool.map(convert, range(0, len(data), step)))
+        return out
 
     return replace(tensor, format=format, source=make)
 

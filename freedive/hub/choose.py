@@ -18,7 +18,10 @@ WEIGHTS = "model*.safetensors"
 BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "merges.txt", "LICENSE*")
 """Configuration, tokenizer, chat template and terms: top-level files that go with the weights."""
 
-FORMATS = ("Q4_K_M", "Q4_0", "Q4_K_S", "Q4_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K", "Q8_0", "BF16", "F16", "F32")
+FORMATS = (
+    *("Q4_K_M", "Q4_0", "Q4_K_S", "Q4_1", "MXFP4", "IQ4_XS", "IQ4_NL", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K"),
+    *("Q8_0", "BF16", "F16", "F32", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
+)
 """GGUF formats, the best trade of size for quality first."""
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")
