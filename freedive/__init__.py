@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from freedive.api import LanguageModel, load
+    from freedive.text.dialects.dialect import Call, Text, Thought
 
     __version__: str
 
-__all__ = ["LanguageModel", "__version__", "load"]
+__all__ = ["Call", "LanguageModel", "Text", "Thought", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,4 +32,8 @@ def __getattr__(name: str) -> Any:
         from freedive import api
 
         return getattr(api, name)
+    if name in ("Call", "Text", "Thought"):
+        from freedive.text.dialects import dialect
+
+        return getattr(dialect, name)
     raise AttributeError(f"module 'freedive' has no attribute {name!r}")

@@ -25,6 +25,9 @@ from freedive.model import spec
 from freedive.model.families import describe
 from freedive.ops.native import NativeRunner
 from freedive.progress import byte_bar
+from freedive.text.dialects.dialect import Event, Text, initial_state
+from freedive.text.dialects.known import dialect_for
+from freedive.text.dialects.parser import Parser
 from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer
 
@@ -35,6 +38,7 @@ RECOMMENDABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Sampling fields that generation_config.json may set."""
 
 Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
 
 
 def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
@@ -62,7 +66,8 @@ class LanguageModel:
     """A model in memory. Close it, or use it in a ``with`` block.
 
     ``engine`` runs requests side by side from any thread; ``tokenizer`` and ``template`` turn text into tokens;
-    ``recommended`` are the sampling fields that its maker advises, used where a request does not say.
+    ``dialect`` tells thoughts and tool calls in an answer from its text; ``recommended`` are the sampling fields that
+    its maker advises, used where a request does not say.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class LanguageModel:
         self.runner = runner
         self.tokenizer = tokenizer
         self.template = template
+        self.dialect = dialect_for(template.source, tokenizer.added_tokens.values())
         self.recommended = recommended
         self.engine = Engine(runner, tokenizer, config)
 
@@ -88,11 +94,22 @@ class LanguageModel:
         return self.engine.max_context
 
     def chat(self, messages: Messages, **sampling: Any) -> Iterator[str]:
-        """The answer to ``messages`` ({"role": ..., "content": ...}), piece by piece.
+        """The text of the answer to ``messages`` ({"role": ..., "content": ...}), piece by piece.
 
         ``sampling`` are fields of :class:`freedive.engine.request.Sampling`: temperature, max_tokens, seed ...
         """
-        return _pieces(self.engine.submit(self.chat_prompt(messages), self.sampling(**sampling)))
+        return (event.text for event in self.answer(messages, **sampling) if isinstance(event, Text))
+
+    def answer(self, messages: Messages, tools: Tools = (), **sampling: Any) -> Iterator[Event]:
+        """The answer with its thoughts and its calls of ``tools``, as it comes. Without tools, calls are text.
+
+        ``tools`` are as OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ...}}.
+        """
+        prompt = self.template.render(messages, tools=tools or None)
+        dialect = self.dialect if tools else self.dialect.without_calls()
+        parser = Parser(dialect, initial_state(dialect, prompt), tools)
+        tokens = self.tokenizer.encode(prompt)
+        return _events(self.engine.submit(tokens, self.sampling(**sampling), keep=self.dialect.keeps), parser)
 
     def complete(self, prompt: str, **sampling: Any) -> Iterator[str]:
         """What follows ``prompt``, without a chat template, piece by piece."""
@@ -120,6 +137,12 @@ class LanguageModel:
 
 def _pieces(generation: Generation) -> Iterator[str]:
     return (piece.text for piece in generation if piece.text)
+
+
+def _events(generation: Generation, parser: Parser) -> Iterator[Event]:
+    for piece in generation:
+        yield from parser.feed(piece.text)
+    yield from parser.finish()
 
 
 def _packed(path: Path, threads: int) -> tuple[spec.Model, Checkpoint, dict[str, Packed]]:

@@ -25,16 +25,24 @@ from freedive.engine.request import Sampling
 from freedive.errors import UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import catalogue
+from freedive.text.dialects.dialect import Event, Text, Thought
 
 FAKE = """
 import sys, time, freedive
+from freedive import Text, Thought
 class Fake:
-    def chat(self, messages, **sampling):
-        if messages[-1]["content"] == "long":
-            yield "first "
+    def answer(self, messages, **sampling):
+        if messages[-1]["content"] == "ponder":
+            yield Thought("hm ")
+            yield Thought("hm")
+        if messages[-1]["content"] == "brood":
+            yield Thought("dark")
             time.sleep(30)
-        yield from (word + " " for word in messages[-1]["content"].split())
-        yield f"({len(messages)})"
+        if messages[-1]["content"] == "long":
+            yield Text("first ")
+            time.sleep(30)
+        yield from (Text(word + " ") for word in messages[-1]["content"].split())
+        yield Text(f"({len(messages)})")
     def close(self):
         print("closed", file=sys.stderr)
 freedive.load = lambda name, **config: Fake()
@@ -57,11 +65,13 @@ class FakeModel:
         self.name, self.config = name, config
         return self
 
-    def chat(self, messages: list[dict[str, str]], **sampling: Any) -> Iterator[str]:
+    def answer(self, messages: list[dict[str, str]], **sampling: Any) -> Iterator[Event]:
         self.calls.append(([dict(message) for message in messages], sampling))
         if messages[-1]["content"] == "too long":
             raise UserError("The prompt is too long", "Shorten it")
-        yield from ("you said: ", messages[-1]["content"])
+        if "think" in messages[-1]["content"]:
+            yield Thought("Hm.")
+        yield from (Text("you said: "), Text(messages[-1]["content"]))
 
     def complete(self, text: str, **sampling: Any) -> Iterator[str]:
         self.calls.append((text, sampling))
@@ -116,6 +126,11 @@ def test_run_prints_only_the_answer(fake: FakeModel) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, "you said: hello\n", "")
     assert fake.name == "smollm2"
     assert fake.closed
+
+
+def test_thoughts_go_nowhere_without_a_terminal(fake: FakeModel) -> None:
+    result = invoke("run", "m", "think")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "you said: think\n", "")
 
 
 @pytest.mark.parametrize("arguments", [["run", "m", "-"], ["run", "m"]])
@@ -190,6 +205,15 @@ def test_chat_answers_each_line_of_a_pipe_and_remembers(fake: FakeModel) -> None
     roles = [message["role"] for message in fake.calls[1][0]]
     assert roles == ["user", "assistant", "user"]
     assert fake.closed
+
+
+def test_chat_remembers_thoughts_beside_the_answer(fake: FakeModel) -> None:
+    assert invoke("chat", input="think\nmore\n").stdout == "you said: think\nyou said: more\n"
+    assert fake.calls[1][0] == [
+        {"role": "user", "content": "think"},
+        {"role": "assistant", "reasoning_content": "Hm.", "content": "you said: think"},
+        {"role": "user", "content": "more"},
+    ]
 
 
 def test_chat_through_a_pipe_ends_at_a_fault(fake: FakeModel) -> None:
@@ -273,13 +297,13 @@ def test_a_broken_pipe_is_quiet() -> None:
 
 
 class Terminal:
-    """freedive chat with a terminal of its own for input and prompts; the answers go into a pipe."""
+    """freedive (chat) with a terminal of its own for input and prompts; the answers go into a pipe."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *arguments: str) -> None:
         self.master, slave = pty.openpty()
         self.out, out = os.pipe()
         environment = os.environ | {"FREEDIVE_HOME": str(home), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
-        command = [sys.executable, "-c", FAKE, "chat", "m"]
+        command = [sys.executable, "-c", FAKE, *(arguments or ("chat", "m"))]
         self.child = subprocess.Popen(command, stdin=slave, stderr=slave, stdout=out, env=environment)
         os.close(slave)
         os.close(out)
@@ -341,6 +365,27 @@ def test_chat_on_a_terminal(tmp_path: Path) -> None:
         assert terminal.child.returncode == 0
     assert '"content": "first "' in (tmp_path / "talk.json").read_text()
     assert "hello" in (tmp_path / "history").read_text()
+
+
+def test_chat_shows_thoughts_dim_and_forgets_those_that_led_nowhere(tmp_path: Path) -> None:
+    with Terminal(tmp_path) as terminal:
+        terminal.wait_for(">", terminal.master)
+        terminal.type("ponder")
+        terminal.wait_for("\x1b[2mhm \x1b[0m\x1b[2mhm\x1b[0m\r\n\r\n", terminal.master)
+        terminal.wait_for("ponder (1)\n", terminal.out)
+        terminal.type("brood")
+        terminal.wait_for("\x1b[2mdark\x1b[0m", terminal.master)
+        terminal.child.send_signal(signal.SIGINT)
+        terminal.wait_for("(stopped)", terminal.master)
+        terminal.type("more")
+        terminal.wait_for("more (3)\n", terminal.out)
+        terminal.end()
+
+
+def test_run_shows_thoughts_dim_on_a_terminal(tmp_path: Path) -> None:
+    with Terminal(tmp_path, "run", "m", "ponder") as terminal:
+        terminal.wait_for("ponder (1)\n", terminal.out)
+        terminal.wait_for("\x1b[2mhm\x1b[0m\r\n\r\n", terminal.master)
 
 
 def test_sampling_is_checked_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:

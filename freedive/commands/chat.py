@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import freedive
+from freedive.commands.answer import print_answer
 from freedive.commands.flags import Values, field_type, settings
 from freedive.commands.models import REFERENCE
 from freedive.commands.run import UNPRINTED
@@ -18,6 +20,8 @@ from freedive.config import EngineConfig, load
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
 from freedive.hub.cache import home
+from freedive.text.dialects.dialect import Event
+from freedive.text.dialects.parser import joined
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -35,19 +39,24 @@ class Conversation:
         self.system(system)
 
     def ask(self, text: str) -> None:
-        """Print the answer as it comes. One that is cut short stays as far as it came; one that never came does not."""
-        answer = {"role": "assistant", "content": ""}
+        """Print the answer as it comes. One that is cut short stays as far as it came; mere thoughts do not."""
+        said: list[Event] = []
         self.messages.append({"role": "user", "content": text})
         try:
-            for piece in self.model.chat(self.messages, **self.sampling):
-                answer["content"] += piece  # first, so that whatever was seen is also remembered
-                print(piece, end="", flush=True)
+            print_answer(self._answer(said))
         finally:
             print(flush=True)
-            if answer["content"]:
-                self.messages.append(answer)
+            answer = joined(said)
+            if answer.content:
+                reasoning = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
+                self.messages.append({"role": "assistant", **reasoning, "content": answer.content})
             else:
                 self.messages.pop()
+
+    def _answer(self, said: list[Event]) -> Iterator[Event]:
+        for event in self.model.answer(self.messages, **self.sampling):
+            said.append(event)  # first, so that whatever was seen is also remembered
+            yield event
 
     def help(self, _: str) -> None:
         """this list"""

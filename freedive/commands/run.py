@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 import freedive
+from freedive.commands.answer import print_answer
 from freedive.commands.flags import Values, settings
 from freedive.commands.models import Reference
 from freedive.config import EngineConfig, load
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
+from freedive.text.dialects.dialect import Text
 
 UNPRINTED = frozenset({"logprobs"})
 """Sampling fields that change what is reported, not the text."""
@@ -43,12 +45,10 @@ def run(
     loaded = freedive.load(model, **asdict(config))
     try:
         if raw:
-            pieces = loaded.complete(text, **sampling)
+            print_answer(map(Text, loaded.complete(text, **sampling)))
         else:
             instructions = [{"role": "system", "content": system}] if system else []
-            pieces = loaded.chat([*instructions, {"role": "user", "content": text}], **sampling)
-        for piece in pieces:
-            print(piece, end="", flush=True)
+            print_answer(loaded.answer([*instructions, {"role": "user", "content": text}], **sampling))
         print()
     finally:
         loaded.close()

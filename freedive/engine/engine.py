@@ -34,7 +34,7 @@ class Tokenizer(Protocol):
     @property
     def stop_ids(self) -> frozenset[int]: ...
 
-    def stream(self, *, continues: bool = False) -> Decoder: ...
+    def stream(self, *, continues: bool = False, keep: Callable[[str], bool] | None = None) -> Decoder: ...
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,18 @@ class Engine:
         return self._limits.max_context
 
     def submit(
-        self, prompt: Sequence[int], sampling: Sampling, *, id: str | None = None, continues: bool = False
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        id: str | None = None,
+        continues: bool = False,
+        keep: Callable[[str], bool] | None = None,
     ) -> Generation:
         """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already.
 
-        With ``continues`` the answer is read as the same text going on, so that a leading space stays.
+        With ``continues`` the answer is read as the same text going on, so that a leading space stays. Special tokens
+        have no text, save those that ``keep`` asks for.
         """
         max_length = self._limits.max_length(prompt, sampling)
         seed = secrets.randbits(53) if sampling.seed is None else sampling.seed
@@ -88,7 +95,7 @@ class Engine:
             generation=Generation(id or f"gen-{secrets.token_hex(12)}", len(prompt), seed, self._post_cancel),
             sampling=sampling,
             sampler=Sampler(sampling, seed, prompt, self._runner.vocab_size),
-            text=TextStream(self._tokenizer.stream(continues=continues), sampling.stop),
+            text=TextStream(self._tokenizer.stream(continues=continues, keep=keep), sampling.stop),
             tokens=list(prompt),
             max_length=max_length,
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),

@@ -7,6 +7,7 @@ must answer, with neither pages nor batches.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from hashlib import blake2b
 
 import numpy as np
@@ -79,7 +80,7 @@ class FakeTokenizer:
 
     stop_ids = frozenset({END})
 
-    def stream(self, *, continues: bool = False) -> FakeDecoder:
+    def stream(self, *, continues: bool = False, keep: Callable[[str], bool] | None = None) -> FakeDecoder:
         return FakeDecoder()
 
 

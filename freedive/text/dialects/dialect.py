@@ -60,6 +60,9 @@ class Mark(Enum):
     """Ends the message."""
 
 
+_CALL_MARKS = frozenset({Mark.SECTION, Mark.END_SECTION, Mark.CALL, Mark.END_CALL})
+
+
 @dataclass(frozen=True)
 class Dialect:
     """Markers by their text, and how calls are written. Without markers everything is text."""
@@ -81,6 +84,11 @@ class Dialect:
     def __or__(self, other: Dialect) -> Dialect:
         """Both: the calls of ``self``, and the markers of ``other`` as well."""
         return replace(self, marks={**other.marks, **self.marks})
+
+    def without_calls(self) -> Dialect:
+        """The same thoughts and answers for a conversation without tools, where what looks like a call is text."""
+        marks = {marker: mark for marker, mark in self.marks.items() if mark not in _CALL_MARKS}
+        return replace(self, marks=marks, codecs=(), bare=False)
 
     def keeps(self, token: str) -> bool:
         """Whether the parser needs to see ``token``, also if it is a special token that is not shown otherwise."""

@@ -1,0 +1,24 @@
+"""An answer as the commands show it: its text on standard output, its thoughts to the person."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import typer
+
+from freedive.text.dialects.dialect import Event, Text, Thought
+
+
+def print_answer(events: Iterable[Event]) -> None:
+    """Print the text as it comes, and the thoughts dim on standard error if that is a terminal."""
+    watched, thinking = sys.stderr.isatty(), False
+    for event in events:
+        if isinstance(event, Thought) and watched:
+            typer.secho(event.text, dim=True, nl=False, err=True)
+            thinking = True
+        elif isinstance(event, Text):
+            if thinking:
+                print("\n", file=sys.stderr, flush=True)
+                thinking = False
+            print(event.text, end="", flush=True)
