@@ -139,7 +139,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 
 def test_the_package_offers_few_names_and_explains_them() -> None:
-    assert freedive.__all__ == ["LanguageModel", "__version__", "load"]
+    assert freedive.__all__ == ["Call", "LanguageModel", "Text", "Thought", "__version__", "load"]
     assert freedive.load.__doc__
     methods = [value for name, value in vars(freedive.LanguageModel).items() if not name.startswith("_")]
     assert [method for method in methods if not method.__doc__] == []
