@@ -9,8 +9,6 @@
 namespace freedive {
 namespace {
 
-constexpr int kSplitPages = kSplitTokens / kPageTokens;
-
 void rotate_halves(float* x, const float* cosines, int dim) {
     const int n = dim / 2;
     const float* sines = cosines + n;
@@ -42,11 +40,11 @@ void scatter(const T* from, int n, int step, T* slot) {
     for (int i = 0; i < n; i++) slot[std::size_t(i) * step] = from[i];
 }
 
+}  // namespace
+
 void write_result(const AttendPartial& state, int n, float* out) {
     for (int i = 0; i < n; i++) out[i] = state.values[i] / state.sum;
 }
-
-}  // namespace
 
 void apply(const Machine& m, const HeadStep& step, int row, int dim, float* head) {
     switch (step.kind) {

@@ -8,9 +8,7 @@
 namespace freedive {
 namespace {
 
-constexpr int kSplitPages = kSplitTokens / kPageTokens;
-
-// out[column][row] (or [row][column] if `stride` is given) of a head's matrix times `rows` activation rows.
+// A head's matrix times `rows` activation rows: put(row, column, width, products) by panels.
 template <class Put>
 void multiply_rows(const Machine& m, const Weight& w, const float* x, int x_stride, int rows, Put&& put) {
     Products products;
@@ -55,8 +53,7 @@ void LatentAttention::prepare(Machine& m) {
             queries_.push_back(row);
         }
     }
-    const int groups = (num_heads + kLatentHeads - 1) / kLatentHeads;
-    const std::size_t queries = queries_.size() * groups * kLatentHeads * dim();
+    const std::size_t queries = queries_.size() * head_groups() * kLatentHeads * dim();
     if (m.absorbed.size() < queries) m.absorbed.resize(queries);
     const std::size_t floats = std::size_t(num_partials) * (2 + stride(m));
     if (m.partials.size() < floats) m.partials.resize(floats);
@@ -79,18 +76,27 @@ void LatentAttention::run(Machine& m, int thread) const {
 void LatentAttention::store(Machine& m, int row) const {
     for (int head = 0; head < num_heads; head++)
         apply(m, rope, row, rope_dim, m.buffers[q].row(row) + head * head_dim() + nope_dim);
-    float* latent = m.buffers[kv].row(row);
-    m.kernels.rms_norm(latent, m.vectors[norm.weight].data(), rank, norm.eps, latent);
-    apply(m, rope, row, rope_dim, latent + rank);
+    float* made = m.buffers[kv].row(row);
+    m.kernels.rms_norm(made, m.vectors[norm.weight].data(), rank, norm.eps, made);
+    apply(m, rope, row, rope_dim, made + rank);
 
     const Sequence& s = m.step.sequences[m.step.sequence_of[row]];
-    const int position = m.step.positions[row], page = s.pages[position / kPageTokens];
-    std::uint8_t* slot =
-        m.cache.values(page, layer, 0) + std::size_t(position % kPageTokens) * stride(m) * m.cache.element_bytes();
+    std::uint8_t* slot = latent(m, s, m.step.positions[row]);
     if (m.cache.element_bytes() == 4)
-        std::memcpy(slot, latent, dim() * sizeof(float));
+        std::memcpy(slot, made, dim() * sizeof(float));
     else
-        m.kernels.to_half(latent, dim(), (std::uint16_t*)slot);
+        m.kernels.to_half(made, dim(), (std::uint16_t*)slot);
+}
+
+// Where the cache keeps the latent at a position.
+std::uint8_t* LatentAttention::latent(Machine& m, const Sequence& s, int position) const {
+    return m.cache.values(s.pages[position / kPageTokens], layer, 0) +
+           std::size_t(position % kPageTokens) * stride(m) * m.cache.element_bytes();
+}
+
+// The [dim][16] numbers of the 16 heads that `head` is one of.
+float* LatentAttention::absorbed_query(Machine& m, int query, int head) const {
+    return m.absorbed.data() + (std::size_t(query) * head_groups() + head / kLatentHeads) * dim() * kLatentHeads;
 }
 
 // One head's query against latents instead of keys: k_b^T q, then the rotated part.
@@ -104,8 +110,7 @@ void LatentAttention::absorb(Machine& m, int row, int query, int head) const {
         m.kernels.add_transposed(w.format, w.panel(p), w.k, part, folded);
     }
     std::copy_n(from + nope_dim, rope_dim, folded + rank);
-    const int groups = (num_heads + kLatentHeads - 1) / kLatentHeads;
-    float* to = m.absorbed.data() + (std::size_t(query) * groups + head / kLatentHeads) * dim() * kLatentHeads;
+    float* to = absorbed_query(m, query, head);
     for (int d = 0; d < dim(); d++) to[d * kLatentHeads + head % kLatentHeads] = folded[d];
 }
 
@@ -114,15 +119,14 @@ void LatentAttention::absorb(Machine& m, int row, int query, int head) const {
 void LatentAttention::expand(Machine& m, const Sequence& s, int head, int begin, int end, float* latents, float* keys,
                              float* values) const {
     const int count = end - begin, width = stride(m), pages = (count + kPageTokens - 1) / kPageTokens;
-    const int value_stride = (value_dim + 15) / 16 * 16;
+    const int value_stride = whole_lanes(value_dim);
     for (int t = 0; t < count; t++) {
-        const std::uint8_t* page = m.cache.values(s.pages[(begin + t) / kPageTokens], layer, 0);
-        const std::size_t at = std::size_t((begin + t) % kPageTokens) * width;
+        const std::uint8_t* from = latent(m, s, begin + t);
         float* to = latents + std::size_t(t) * width;
         if (m.cache.element_bytes() == 4)
-            std::memcpy(to, (const float*)page + at, width * sizeof(float));
+            std::memcpy(to, from, width * sizeof(float));
         else
-            m.kernels.from_half((const std::uint16_t*)page + at, width, to);
+            m.kernels.from_half((const std::uint16_t*)from, width, to);
     }
     std::fill_n(keys, std::size_t(pages) * kPageTokens * head_dim(), 0.0f);
     std::fill_n(values, std::size_t(pages) * kPageTokens * value_stride, 0.0f);
@@ -141,7 +145,7 @@ void LatentAttention::expand(Machine& m, const Sequence& s, int head, int begin,
 
 void LatentAttention::attend_expanded(Machine& m, const Expanded& task, int head, std::vector<float>& scratch) const {
     const Sequence& s = m.step.sequences[task.sequence];
-    const int value_stride = (value_dim + 15) / 16 * 16, last = s.start + task.count;
+    const int value_stride = whole_lanes(value_dim), last = s.start + task.count;
     const std::size_t sizes[] = {std::size_t(kSplitTokens) * stride(m), std::size_t(kSplitTokens) * head_dim(),
                                  std::size_t(kSplitTokens) * value_stride, std::size_t(task.count) * value_stride};
     scratch.resize(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
@@ -182,10 +186,8 @@ void LatentAttention::attend_expanded(Machine& m, const Expanded& task, int head
             for (int r = 0; r < rows.num_rows; r++) m.kernels.fold(states[first + r], next[r], value_stride);
         }
     }
-    for (int i = 0; i < task.count; i++) {
-        float* to = m.buffers[out].row(s.row + i) + head * value_dim;
-        for (int d = 0; d < value_dim; d++) to[d] = states[i].values[d] / states[i].sum;
-    }
+    for (int i = 0; i < task.count; i++)
+        write_result(states[i], value_dim, m.buffers[out].row(s.row + i) + head * value_dim);
 }
 
 float* LatentAttention::partial_row(Machine& m, int row) const {
@@ -194,12 +196,10 @@ float* LatentAttention::partial_row(Machine& m, int row) const {
 
 void LatentAttention::attend_absorbed(Machine& m, const Absorbed& absorbed) const {
     const Sequence& s = m.step.sequences[absorbed.sequence];
-    const int groups = (num_heads + kLatentHeads - 1) / kLatentHeads;
     const int position = m.step.positions[absorbed.row];
     const std::uint8_t* pages[kSplitPages];
     LatentTask task{};
-    task.q = m.absorbed.data() +
-             (std::size_t(absorbed.query) * groups + absorbed.first_head / kLatentHeads) * dim() * kLatentHeads;
+    task.q = absorbed_query(m, absorbed.query, absorbed.first_head);
     task.num_heads = std::min(kLatentHeads, num_heads - absorbed.first_head);
     task.begin = absorbed.split * kSplitTokens;
     task.end = std::min(task.begin + kSplitTokens, position + 1);
@@ -222,7 +222,7 @@ void LatentAttention::attend_absorbed(Machine& m, const Absorbed& absorbed) cons
 
 // Folds the splits of each head, then makes its values of the weighted latents.
 void LatentAttention::merge(Machine& m, const Merge& merge) const {
-    const int width = (rank + 15) / 16 * 16;
+    const int width = whole_lanes(rank);
     for (int head = merge.first_head; head < std::min(num_heads, merge.first_head + kLatentHeads); head++) {
         alignas(64) float values[kMaxHeadDim] = {};
         AttendPartial state{kNoScore, 0, values};
@@ -230,7 +230,7 @@ void LatentAttention::merge(Machine& m, const Merge& merge) const {
             float* p = partial_row(m, merge.partial + split * kLatentHeads + head - merge.first_head);
             m.kernels.fold(state, {p[0], p[1], p + 2}, width);
         }
-        for (int d = 0; d < rank; d++) values[d] /= state.sum;
+        write_result(state, rank, values);
         float* to = m.buffers[out].row(merge.row) + head * value_dim;
         multiply_rows(m, head_of(m, v_b, head), values, width, 1,
                       [&](int, int column, int n, const float* x) { std::copy_n(x, n, to + column); });

@@ -85,9 +85,10 @@ struct Route final : Operation {
     void route(const Machine& machine, const float* logits, float* result) const;
 };
 
-// out = the sum of what each token's experts make of norm(in), by their weights.
 struct Input;
 struct Products;
+
+// out = the sum of what each token's experts make of norm(in), by their weights.
 struct Experts final : Operation {
     static constexpr std::size_t kNoBias = ~std::size_t(0);
     // One matrix of every expert's record: where it and its bias lie in the record.
@@ -136,6 +137,9 @@ struct HeadStep {
     float a, b;   // Norm: epsilon. Temper: floor_scale, scale
 };
 void apply(const Machine& machine, const HeadStep& step, int row, int dim, float* head);
+
+// What all splits together make of a row.
+void write_result(const AttendPartial& state, int n, float* out);
 
 // Appends k and v to the cache, then attends: causal, over `window` positions if that is not 0, or inside runs of
 // `chunk` positions.
@@ -202,6 +206,9 @@ struct LatentAttention final : Operation {
     };
     int head_dim() const { return nope_dim + rope_dim; }
     int dim() const { return rank + rope_dim; }
+    int head_groups() const { return (num_heads + kLatentHeads - 1) / kLatentHeads; }
+    float* absorbed_query(Machine& machine, int query, int head) const;
+    std::uint8_t* latent(Machine& machine, const Sequence& sequence, int position) const;
     int stride(const Machine& machine) const { return machine.cache.layer(layer).value_stride(); }
     Weight head_of(const Machine& machine, int weight, int head) const;
     void store(Machine& machine, int row) const;

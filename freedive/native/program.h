@@ -53,11 +53,13 @@ class Operation {
     virtual void run(Machine& machine, int thread) const = 0;
 };
 
+constexpr int whole_lanes(int n) { return (n + 15) / 16 * 16; }
+
 // Keys and values of one layer inside a page.
 struct CacheLayer {
     int num_heads, key_dim, value_dim;
     std::size_t offset;  // bytes from the start of a page
-    int value_stride() const { return (value_dim + 15) / 16 * 16; }
+    int value_stride() const { return whole_lanes(value_dim); }
 };
 
 // Cached keys and values. A page holds 32 tokens of every layer: per head, keys [key_dim][32], values

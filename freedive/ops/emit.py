@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from freedive.checkpoint.packed import FORMATS, PackedExperts, PackedTensor
+from freedive.checkpoint.packed import FORMATS, Packed, PackedExperts, PackedTensor
 from freedive.model import spec
 from freedive.native import _native
 from freedive.ops.record import Node, Phase
@@ -21,9 +21,7 @@ _NORM, _SCALE, _SOFTCAP, _CLIP, _GATE, _ADD = range(6)
 class Emitter:
     """Phases -> the program's operations, giving out buffers and taking them back when their last reader has run."""
 
-    def __init__(
-        self, program: _native.Program, weights: Mapping[str, PackedTensor | PackedExperts], element_bytes: int
-    ) -> None:
+    def __init__(self, program: _native.Program, weights: Mapping[str, Packed], element_bytes: int) -> None:
         self._program = program
         self._weights = weights
         self._element_bytes = element_bytes

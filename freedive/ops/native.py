@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from freedive import machine
-from freedive.checkpoint.packed import PackedExperts, PackedTensor
+from freedive.checkpoint.packed import Packed
 from freedive.engine.batch import Batch
 from freedive.errors import UserError
 from freedive.model import spec
@@ -31,7 +31,7 @@ class NativeRunner:
     def __init__(
         self,
         model: spec.Model,
-        weights: Mapping[str, PackedTensor | PackedExperts],
+        weights: Mapping[str, Packed],
         *,
         num_threads: int,
         max_rows: int,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from freedive.engine.batch import PAGE_TOKENS, Batch
 from freedive.model import spec
-from freedive.model.decoder import forward
+from freedive.model.decoder import Scope, feed_forward, forward
 
 Array = npt.NDArray[np.float32]
 
@@ -147,11 +147,9 @@ class ReferenceOps:
         chosen, shares = routes[:, 0], routes[:, 1]
         for expert in range(moe.router.num_experts):
             rows, places = np.nonzero(chosen == expert)
-            w = {name: weights.get(f"{expert}.{name}") for name in EXPERT_WEIGHTS}
             share = shares[rows, places][:, None]
             y = x[rows] * share if moe.router.weighs_input else x[rows]
-            gate, up = (self.linear(y, w[name], w[f"{name}_bias"]) for name in ("gate", "up"))  # type: ignore[arg-type]
-            y = self.linear(self.glu(gate, up, moe.expert), w["down"], w["down_bias"])  # type: ignore[arg-type]
+            y = feed_forward(moe.expert, Scope(weights, str(expert)), y, self)
             out[rows] += y if moe.router.weighs_input else y * share
         return out
 
@@ -170,9 +168,6 @@ class ReferenceOps:
 
     def add(self, x: Array, y: Array) -> Array:
         return x + y
-
-
-EXPERT_WEIGHTS = ("gate", "gate_bias", "up", "up_bias", "down", "down_bias")
 
 
 def sigmoid(x: Array) -> Array:

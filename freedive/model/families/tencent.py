@@ -32,8 +32,9 @@ def _hunyuan_moe(config: Config) -> Model:
     )
     layers = []
     for num_chosen, dim, num_shared in zip(*lists, strict=True):
-        moe = Experts(Router(num_experts, num_chosen, renormalise=renormalise), replace(dense, dim=dim))
-        layers.append(Layer(attn, replace(moe, shared=replace(dense, dim=num_shared * dense.dim))))
+        gate = Router(num_experts, num_chosen, renormalise=renormalise)
+        moe = Experts(gate, replace(dense, dim=dim), shared=replace(dense, dim=num_shared * dense.dim))
+        layers.append(Layer(attn, moe))
     return model("hunyuan_v1_moe", config, layers)
 
 

@@ -21,7 +21,7 @@ struct QuantisedGroup {
 // first of a page. Row r sees keys [first[r], last[r]).
 constexpr int kMaxAttendRows = 8;
 constexpr int kPageTokens = 32;
-constexpr int kSplitTokens = 256;
+constexpr int kSplitTokens = 256, kSplitPages = kSplitTokens / kPageTokens;
 constexpr int kMaxHeadDim = 576;
 struct AttendTask {
     int num_rows;
