@@ -164,7 +164,7 @@ void multiply(const std::string& isa, int format, int out_rows, int k, Bytes dat
     const bool quantised = is_quantised(w.format);
     std::vector<QuantisedGroup> codes(std::size_t(rows) * groups);
     for (int r = 0; quantised && r < rows; r++)
-        kernels.quantise(x.data() + std::size_t(r) * k, k, codes.data() + std::size_t(r) * groups);
+        kernels.quantise(x.data() + std::size_t(r) * k, k, 0, codes.data() + std::size_t(r) * groups);
     std::vector<const void*> row(rows);
     for (int r = 0; r < rows; r++)
         row[r] = quantised ? (const void*)(codes.data() + std::size_t(r) * groups) : x.data() + std::size_t(r) * k;
@@ -220,6 +220,7 @@ NB_MODULE(_native, m) {
         .def(nb::init<const std::string&, int>(), "isa"_a, "num_threads"_a)
         .def_prop_ro("isa", [](const Program& p) { return p.kernels.name; })
         .def_prop_ro("num_threads", [](const Program& p) { return p.team.size(); })
+        .def_rw("prompt_care", &Program::prompt_care)
         .def_prop_ro("page_bytes", [](const Program& p) { return p.cache.page_bytes(); })
         .def("weight", &Program::weight, "format"_a, "rows"_a, "k"_a, "packed"_a, "heads"_a = 1)
         .def("vector", &Program::vector, "values"_a)

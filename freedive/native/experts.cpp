@@ -170,7 +170,8 @@ Input Experts::ready_hidden(Machine& m) const {
     QuantisedGroup* codes = m.codes.as<QuantisedGroup>();
     if (is_quantised(down.format))
         m.team.for_each(m.num_rows(in) * num_chosen, 4, [&](int slot) {
-            m.kernels.quantise(hidden_row(m, slot, hidden_stride), down.k, codes + std::size_t(slot) * groups);
+            const float care = m.care(Rows::Tokens, slot / num_chosen);
+            m.kernels.quantise(hidden_row(m, slot, hidden_stride), down.k, care, codes + std::size_t(slot) * groups);
         });
     return {codes, m.buffers[hidden].row(0), groups, hidden_stride};
 }

@@ -21,7 +21,7 @@ Input ready(Machine& m, int thread, int in, InputNorm norm, bool quantised) {
             m.kernels.rms_norm(x, m.vectors[norm.weight].data(), k, norm.eps, y);
             x = y;
         }
-        if (quantised) m.kernels.quantise(x, k, codes + std::size_t(row) * groups);
+        if (quantised) m.kernels.quantise(x, k, m.care(from.rows, row), codes + std::size_t(row) * groups);
     };
     if (rows == 1)
         make(0);

@@ -22,6 +22,8 @@ struct Buffer {
     float* row(int r) const { return memory.as<float>() + std::size_t(r) * stride; }
 };
 
+constexpr int kCarefulTokens = 32;  // last ones of a prompt, on which the answer depends most
+
 struct Sequence {
     int row, length, start;  // first row and number of rows in this step; position of the first
     int prompt;              // positions below this were given, the others generated
@@ -33,6 +35,10 @@ struct Step {
     std::span<const std::int32_t> tokens, wanted;
     std::vector<Sequence> sequences;
     std::vector<int> positions, sequence_of;  // by row
+    // Whether all but the last few tokens of the row's prompt come after it.
+    bool is_early(int row) const {
+        return positions[row] < sequences[sequence_of[row]].prompt - kCarefulTokens;
+    }
     int num_rows(Rows rows) const { return int(rows == Rows::Tokens ? tokens.size() : wanted.size()); }
 };
 
@@ -93,6 +99,8 @@ class Machine {
     void run(Step step);
 
     int num_rows(int buffer) const { return step.num_rows(buffers[buffer].rows); }
+    // How choosy quantise() may be with a row's low halves; 0 keeps all.
+    float care(Rows rows, int row) const { return rows == Rows::Tokens && step.is_early(row) ? prompt_care : 0; }
 
     const Kernels& kernels;
     Team team;
@@ -107,6 +115,7 @@ class Machine {
     std::vector<std::vector<float>> locals;  // scratch memory of each thread
     Groups groups;
     int max_rows = 0, widest = 0;  // rows of a step; numbers of a linear's input
+    float prompt_care = 0;         // of quantise(), for the tokens that come early in a prompt
     std::size_t hidden_cells = 0;  // most numbers of experts' hidden rows that a token has
 
     // Inputs of a linear, made ready: normed floats and their codes, for `max_rows` rows of the widest input and

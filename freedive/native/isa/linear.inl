@@ -94,7 +94,9 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2]
         const I zero = i_set(-T::zero * (Last - First == kQuads ? sums[0] + sums[1] : sums[Half]));
         for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(acc[t][r]), zero);
     }
-    dot_quads<T, First, Last, R>(tile0, tile1, low, acc);
+    std::int32_t any_low = 0;
+    for (int r = 0; r < R; r++) any_low |= a[r]->has_low;
+    if (any_low) dot_quads<T, First, Last, R>(tile0, tile1, low, acc);
     for (int r = 0; r < R; r++) {
         const F d = f_set(a[r]->scale);
         for (int t = 0; t < 2; t++)

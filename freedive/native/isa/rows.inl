@@ -2,17 +2,29 @@
 
 constexpr float kNothing = 1e-30f;  // a group of smaller activations counts as zero: its inverse would overflow
 
-void quantise(const float* x, int k, QuantisedGroup* out) {
+LANES float mean_square(const float* x, int n) {
+    F sum = f_set(0.0f);
+    int i = 0;
+    for (; i + 16 <= n; i += 16) sum = f_fma(f_load(x + i), f_load(x + i), sum);
+    float total = sum_lanes(sum);
+    for (; i < n; i++) total += x[i] * x[i];
+    return total / float(n);
+}
+
+void quantise(const float* x, int k, float care, QuantisedGroup* out) {
+    const float small = care > 0 ? care * __builtin_sqrtf(mean_square(x, k)) : -1.0f;
     for (int g = 0; g < k / kGroup; g++, out++, x += kGroup) {
         const F a = f_load(x), b = f_load(x + 16);
         const float top = f_max_lanes(f_max(f_abs(a), f_abs(b)));
+        out->has_low = top > small;
         const F inverse = f_set(top > kNothing ? float(kMaxCode) / top : 0.0f);
         const I codes[2] = {i_from_float(f_mul(a, inverse)), i_from_float(f_mul(b, inverse))};
         for (int half = 0; half < 2; half++) {
             const I high = i_shift_right<kLowBits>(i_add(codes[half], i_set(1 << (kLowBits - 1))));
+            const I whole = i_shift_left<kLowBits>(high), kept = out->has_low ? codes[half] : whole;
             i_store_bytes(out->high + 16 * half, high);
-            i_store_bytes(out->low + 16 * half, i_sub(codes[half], i_shift_left<kLowBits>(high)));
-            out->half_sum[half] = i_sum_lanes(codes[half]);
+            i_store_bytes(out->low + 16 * half, i_sub(kept, whole));
+            out->half_sum[half] = i_sum_lanes(kept);
         }
         out->scale = top / float(kMaxCode);
         out->scaled_sum = out->scale * float(out->half_sum[0] + out->half_sum[1]);
@@ -20,14 +32,10 @@ void quantise(const float* x, int k, QuantisedGroup* out) {
 }
 
 void rms_norm(const float* x, const float* weight, int n, float eps, float* out) {
-    F sum = f_set(0.0f);
-    int i = 0;
-    for (; i + 16 <= n; i += 16) sum = f_fma(f_load(x + i), f_load(x + i), sum);
-    float total = sum_lanes(sum);
-    for (; i < n; i++) total += x[i] * x[i];
-    const float scale = 1.0f / __builtin_sqrtf(total / float(n) + eps);
+    const float scale = 1.0f / __builtin_sqrtf(mean_square(x, n) + eps);
     const F s = f_set(scale);
-    for (i = 0; i + 16 <= n; i += 16) f_store(out + i, f_mul(f_mul(f_load(x + i), s), f_load(weight + i)));
+    int i = 0;
+    for (; i + 16 <= n; i += 16) f_store(out + i, f_mul(f_mul(f_load(x + i), s), f_load(weight + i)));
     for (; i < n; i++) out[i] = x[i] * scale * weight[i];
 }
 
