@@ -14,9 +14,9 @@ namespace freedive {
 constexpr int kLowBits = 8, kMaxCode = 127 * 256 + 127;
 struct QuantisedGroup {
     std::int8_t high[kGroup], low[kGroup];
-    std::int32_t has_low;
-    float scale, scaled_sum;   // scaled_sum = scale * sum of codes
-    std::int32_t half_sum[2];  // sums of the codes of each half
+    std::int32_t high_sum[2], low_sum[2];  // of each half group
+    float scale, scaled_sum[2];            // scaled_sum = scale * sum of codes of a half group
+    bool has_low;
 };
 
 // Query rows of one key-value head against the keys [begin, end) of one split. Positions are absolute; `begin` is the

@@ -76,6 +76,12 @@ struct TileScales {
     }
 };
 
+// What the zero point takes from the products of quads [First, Last) with codes whose halves have these sums.
+template <class T, int First, int Last, int Half>
+LANES I zero_products(const std::int32_t (&sums)[2]) {
+    return i_set(-T::zero * (Last - First == kQuads ? sums[0] + sums[1] : sums[Half]));
+}
+
 // Adds the products of quads [First, Last) of a group, whose scales are those of half group `Half`.
 template <class T, int R, int First, int Last, int Half>
 LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const QuantisedGroup* const* a,
@@ -83,22 +89,25 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2]
     const std::uint8_t *tile0 = codes, *tile1 = codes + kLine * T::tile_lines;
     const std::int8_t *high[R], *low[R];
     I acc[2][R];
+    bool any_low = false;
     for (int r = 0; r < R; r++) {
         high[r] = a[r]->high;
         low[r] = a[r]->low;
-        acc[0][r] = acc[1][r] = i_set(0);
+        any_low |= a[r]->has_low;
+        acc[0][r] = acc[1][r] = zero_products<T, First, Last, Half>(a[r]->high_sum);
     }
     dot_quads<T, First, Last, R>(tile0, tile1, high, acc);
-    for (int r = 0; r < R; r++) {
-        const std::int32_t* sums = a[r]->half_sum;
-        const I zero = i_set(-T::zero * (Last - First == kQuads ? sums[0] + sums[1] : sums[Half]));
-        for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(acc[t][r]), zero);
+    float unit = 1 << kLowBits;  // without low halves the high ones need no shift: a power of two alters no bit
+    if (any_low) {
+        for (int r = 0; r < R; r++) {
+            const I zero = zero_products<T, First, Last, Half>(a[r]->low_sum);
+            for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(acc[t][r]), zero);
+        }
+        dot_quads<T, First, Last, R>(tile0, tile1, low, acc);
+        unit = 1;
     }
-    std::int32_t any_low = 0;
-    for (int r = 0; r < R; r++) any_low |= a[r]->has_low;
-    if (any_low) dot_quads<T, First, Last, R>(tile0, tile1, low, acc);
     for (int r = 0; r < R; r++) {
-        const F d = f_set(a[r]->scale);
+        const F d = f_set(a[r]->scale * unit);
         for (int t = 0; t < 2; t++)
             sum[t][r] = f_fma(f_from_int(acc[t][r]), f_mul(scales[t].scale[Half], d), sum[t][r]);
     }
@@ -118,7 +127,8 @@ LANES void add_group(const std::uint8_t* span, const std::uint8_t* group, const 
     if constexpr (T::minima)
         for (int r = 0; r < R; r++)
             for (int half = 0; half < (T::halves ? 2 : 1); half++) {
-                const F d = f_set(T::halves ? a[r]->scale * float(a[r]->half_sum[half]) : a[r]->scaled_sum);
+                const float* sums = a[r]->scaled_sum;
+                const F d = f_set(T::halves ? sums[half] : sums[0] + sums[1]);
                 for (int t = 0; t < 2; t++) sum[t][r] = f_fma(scales[t].minimum[half], d, sum[t][r]);
             }
 }
@@ -131,27 +141,51 @@ LANES void store_products(F (&sum)[2][R], float* out) {
     }
 }
 
+// Adds the products of groups [begin, end) to what `out` holds; `streams` where the panel comes from afar.
 template <Format Fmt, int R>
-void linear_rows(const std::uint8_t* panel, int k, const QuantisedGroup* const* x, float* out) {
+void linear_rows(const std::uint8_t* panel, int begin, int end, const QuantisedGroup* const* x, bool streams,
+                 float* out) {
     using T = Quantised<Fmt>;
     F sum[2][R];
     const QuantisedGroup* a[R];
     for (int r = 0; r < R; r++) {
-        sum[0][r] = sum[1][r] = f_set(0.0f);
-        a[r] = x[r];
+        for (int t = 0; t < 2; t++) sum[t][r] = begin ? f_load(out + r * kPanelRows + t * kTileRows) : f_set(0.0f);
+        a[r] = x[r] + begin;
     }
-    const std::uint8_t* span = panel;
-    for (int g = 0; g < k / kGroup; g++) {
+    const std::uint8_t* span = panel + T::group_offset(begin) - T::span_lines * kLine;
+    for (int g = begin; g < end; g++) {
         const std::uint8_t* group = panel + T::group_offset(g);
         const bool first = g % T::span == 0;
         if (first) span = group - T::span_lines * kLine;
-        if constexpr (R == 1)
+        if (streams)
             for (const std::uint8_t* line = first ? span : group; line < group + T::group_bytes; line += kLine)
                 __builtin_prefetch(line + kPrefetchBytes, 0, 2);
         add_group<T, R>(span, group, a, sum);
         for (int r = 0; r < R; r++) a[r]++;
     }
     store_products<R>(sum, out);
+}
+
+template <Format Fmt, int R = kLinearRows>
+void linear_block(const std::uint8_t* panel, int begin, int end, const QuantisedGroup* const* x, int rows,
+                  bool streams, float* out) {
+    if (rows == R) return linear_rows<Fmt, R>(panel, begin, end, x, streams, out);
+    if constexpr (R > 1) linear_block<Fmt, R - 1>(panel, begin, end, x, rows, streams, out);
+}
+
+// Rows in blocks of about equal height, which share a stretch of the panel while it is in the nearest cache.
+constexpr int kStretch = 16;  // groups; a multiple of every span
+
+template <Format Fmt>
+void linear_quantised(const std::uint8_t* panel, int k, const QuantisedGroup* const* x, int rows, float* out) {
+    const int blocks = (rows + kLinearRows - 1) / kLinearRows, groups = k / kGroup;
+    const int stretch = blocks == 1 ? groups : kStretch;
+    for (int begin = 0; begin < groups; begin += stretch)
+        for (int b = 0; b < blocks; b++) {
+            const int first = rows * b / blocks, last = rows * (b + 1) / blocks;
+            const int end = begin + stretch < groups ? begin + stretch : groups;
+            linear_block<Fmt>(panel, begin, end, x + first, last - first, b == 0, out + first * kPanelRows);
+        }
 }
 
 // ---------------------------------------------------------------- linear, float
@@ -204,21 +238,27 @@ void linear_rows(const std::uint8_t* panel, int k, const float* const* x, float*
     store_products<R>(sum, out);
 }
 
-template <Format Fmt, class X, int R = kLinearRows>
-void linear_block(const std::uint8_t* panel, int k, const X* const* x, int rows, float* out) {
+template <Format Fmt, int R = kLinearRows>
+void linear_block(const std::uint8_t* panel, int k, const float* const* x, int rows, float* out) {
     if (rows == R) return linear_rows<Fmt, R>(panel, k, x, out);
-    if constexpr (R > 1) linear_block<Fmt, X, R - 1>(panel, k, x, rows, out);
+    if constexpr (R > 1) linear_block<Fmt, R - 1>(panel, k, x, rows, out);
 }
 
-// Rows in blocks of about equal height.
 template <Format Fmt>
-void linear(const std::uint8_t* panel, int k, const void* const* x, int rows, float* out) {
-    using X = std::conditional_t<is_quantised(Fmt), QuantisedGroup, float>;
+void linear_floats(const std::uint8_t* panel, int k, const float* const* x, int rows, float* out) {
     const int blocks = (rows + kLinearRows - 1) / kLinearRows;
     for (int b = 0; b < blocks; b++) {
         const int first = rows * b / blocks, last = rows * (b + 1) / blocks;
-        linear_block<Fmt>(panel, k, (const X* const*)x + first, last - first, out + first * kPanelRows);
+        linear_block<Fmt>(panel, k, x + first, last - first, out + first * kPanelRows);
     }
+}
+
+template <Format Fmt>
+void linear(const std::uint8_t* panel, int k, const void* const* x, int rows, float* out) {
+    if constexpr (is_quantised(Fmt))
+        linear_quantised<Fmt>(panel, k, (const QuantisedGroup* const*)x, rows, out);
+    else
+        linear_floats<Fmt>(panel, k, (const float* const*)x, rows, out);
 }
 
 template <Format Fmt>

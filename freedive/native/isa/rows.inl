@@ -16,18 +16,21 @@ void quantise(const float* x, int k, float care, QuantisedGroup* out) {
     for (int g = 0; g < k / kGroup; g++, out++, x += kGroup) {
         const F a = f_load(x), b = f_load(x + 16);
         const float top = f_max_lanes(f_max(f_abs(a), f_abs(b)));
-        out->has_low = top > small;
+        const bool has_low = top > small;
         const F inverse = f_set(top > kNothing ? float(kMaxCode) / top : 0.0f);
         const I codes[2] = {i_from_float(f_mul(a, inverse)), i_from_float(f_mul(b, inverse))};
         for (int half = 0; half < 2; half++) {
             const I high = i_shift_right<kLowBits>(i_add(codes[half], i_set(1 << (kLowBits - 1))));
-            const I whole = i_shift_left<kLowBits>(high), kept = out->has_low ? codes[half] : whole;
+            const I low = has_low ? i_sub(codes[half], i_shift_left<kLowBits>(high)) : i_set(0);
             i_store_bytes(out->high + 16 * half, high);
-            i_store_bytes(out->low + 16 * half, i_sub(kept, whole));
-            out->half_sum[half] = i_sum_lanes(kept);
+            i_store_bytes(out->low + 16 * half, low);
+            out->high_sum[half] = i_sum_lanes(high);
+            out->low_sum[half] = i_sum_lanes(low);
         }
+        out->has_low = has_low;
         out->scale = top / float(kMaxCode);
-        out->scaled_sum = out->scale * float(out->half_sum[0] + out->half_sum[1]);
+        for (int half = 0; half < 2; half++)
+            out->scaled_sum[half] = out->scale * float((out->high_sum[half] << kLowBits) + out->low_sum[half]);
     }
 }
 
