@@ -10,6 +10,7 @@
 namespace freedive {
 namespace {
 
+constexpr int kBandPanels = 8;  // of the output, that a task sums up over all experts
 constexpr float kUnchosen = -std::numeric_limits<float>::infinity();
 
 void softmax(float* x, int n) {
@@ -176,32 +177,36 @@ Input Experts::ready_hidden(Machine& m) const {
     return {codes, m.buffers[hidden].row(0), groups, hidden_stride};
 }
 
-// out = residuals + factor * sum of share * down(hidden): a task owns a panel of the output over all experts.
+// out = residuals + factor * sum of share * down(hidden). A task owns a band of the output over all experts, so that
+// what it reads of each is one stream.
 void Experts::run_down(Machine& m, const Input& input) const {
-    const Groups& groups = m.groups;
-    const Buffer& to = m.buffers[out];
-    const int panels = num_panels(down.rows), tokens = m.num_rows(in);
-    m.team.for_each(panels, std::max(1, panels / (m.team.size() * 4)), [&](int panel) {
-        const int first = panel * kPanelRows;
+    const int panels = num_panels(down.rows), width = std::max(1, std::min(kBandPanels, panels / (m.team.size() * 2)));
+    m.team.for_each((panels + width - 1) / width, 1, [&](int band) {
+        const int first = band * width, last = std::min(first + width, panels);
         const float nothing[kPanelRows] = {};
-        for (int t = 0; t < tokens; t++) epilogue.write(m, nothing, to, t, first, kPanelRows);
-        for (const int expert : groups.active) {
-            const int begin = groups.first[expert], end = groups.first[expert + 1];
-            for (int row = begin; row < end; row += kBlockRows) {
-                const int rows = std::min(kBlockRows, end - row);
-                const int* slots = groups.slots.data() + row;
-                const void* x[kBlockRows];
-                for (int r = 0; r < rows; r++) x[r] = input.row(slots[r], is_quantised(down.format));
-                Products products;
-                multiply(m, down, expert, panel, x, rows, products);
-                for (int r = 0; r < rows; r++) {
-                    const float weight = epilogue.factor * (weighs_input ? 1.0f : share(m, slots[r]));
-                    float* y = to.row(slots[r] / num_chosen) + first;
-                    for (int i = 0; i < kPanelRows; i++) y[i] += weight * products.at[r * kPanelRows + i];
-                }
-            }
-        }
+        for (int t = 0; t < m.num_rows(in); t++)
+            for (int p = first; p < last; p++) epilogue.write(m, nothing, m.buffers[out], t, p * kPanelRows, kPanelRows);
+        for (const int expert : m.groups.active)
+            for (int p = first; p < last; p++) add_expert(m, input, expert, p);
     });
+}
+
+// Adds what an expert makes of its tokens to one panel of their outputs.
+void Experts::add_expert(Machine& m, const Input& input, int expert, int panel) const {
+    const int begin = m.groups.first[expert], end = m.groups.first[expert + 1];
+    for (int row = begin; row < end; row += kBlockRows) {
+        const int rows = std::min(kBlockRows, end - row);
+        const int* slots = m.groups.slots.data() + row;
+        const void* x[kBlockRows];
+        for (int r = 0; r < rows; r++) x[r] = input.row(slots[r], is_quantised(down.format));
+        Products products;
+        multiply(m, down, expert, panel, x, rows, products);
+        for (int r = 0; r < rows; r++) {
+            const float weight = epilogue.factor * (weighs_input ? 1.0f : share(m, slots[r]));
+            float* y = m.buffers[out].row(slots[r] / num_chosen) + panel * kPanelRows;
+            for (int i = 0; i < kPanelRows; i++) y[i] += weight * products.at[r * kPanelRows + i];
+        }
+    }
 }
 
 }  // namespace freedive

@@ -115,6 +115,7 @@ struct Experts final : Operation {
     void run_glu(Machine& machine, const Input& input) const;
     Input ready_hidden(Machine& machine) const;
     void run_down(Machine& machine, const Input& input) const;
+    void add_expert(Machine& machine, const Input& input, int expert, int panel) const;
     float* hidden_row(const Machine& machine, int slot, int stride) const;
     float share(const Machine& machine, int slot) const;
 };
