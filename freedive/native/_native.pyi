@@ -40,6 +40,8 @@ class Program:
     isa: str
     num_threads: int
     page_bytes: int
+    seconds: list[float]
+    """Of the last step if it was traced: until its first operation began, then of each operation. Else empty."""
 
     def __init__(self, isa: str, num_threads: int) -> None: ...
     def weight(self, format: int, rows: int, k: int, packed: _Bytes, heads: int = 1) -> int: ...
@@ -135,6 +137,7 @@ class Program:
         wanted: _Ints,
         prompts: _Ints,
         result: int,
+        traced: bool = False,
     ) -> _Floats: ...
     def read(self, buffer: int) -> _Floats:
         """A buffer's rows of the last step."""

@@ -130,7 +130,8 @@ struct Program : Machine {
     }
     Matrix read(int buffer) { return matrix(buffers[buffer], num_rows(buffer)); }
     // Results of the last operation's output: [wanted, width].
-    Matrix take_step(Ints tokens, Ints lengths, Ints starts, Pages pages, Ints wanted, Ints prompts, int result) {
+    Matrix take_step(Ints tokens, Ints lengths, Ints starts, Pages pages, Ints wanted, Ints prompts, int result,
+                     bool traced) {
         Step next;
         next.tokens = view(tokens);
         next.wanted = view(wanted);
@@ -147,7 +148,7 @@ struct Program : Machine {
         if (row != int(tokens.size()) || row > max_rows) throw std::invalid_argument("a step's rows do not add up");
         {
             nb::gil_scoped_release released;
-            run(std::move(next));
+            run(std::move(next), traced);
         }
         return matrix(buffers[result], wanted.size());
     }
@@ -275,7 +276,8 @@ NB_MODULE(_native, m) {
         .def("read", &Program::read, "buffer"_a)
         .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a)
         .def("step", &Program::take_step, "tokens"_a, "lengths"_a, "starts"_a, "pages"_a, "wanted"_a, "prompts"_a,
-             "result"_a);
+             "result"_a, "traced"_a = false)
+        .def_ro("seconds", &Program::seconds);
 }
 
 }  // namespace freedive

@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace freedive {
 
@@ -38,11 +39,24 @@ void Machine::allocate(int rows, int num_pages) {
     cache.allocate(num_pages);
 }
 
-void Machine::run(Step next) {
+void Machine::run(Step next, bool traced) {
+    using Clock = std::chrono::steady_clock;
+    auto last = Clock::now();
+    const auto lap = [&] {
+        const auto now = Clock::now();
+        seconds.push_back(std::chrono::duration<double>(now - last).count());
+        last = now;
+    };
+    seconds.clear();
     step = std::move(next);
     for (const auto& operation : operations) operation->prepare(*this);
-    team.run([this](int thread) {
-        for (const auto& operation : operations) operation->run(*this, thread);
+    if (traced) lap();
+    team.run([&](int thread) {
+        const bool timed = traced && thread == 0;
+        for (const auto& operation : operations) {
+            operation->run(*this, thread);
+            if (timed) lap();
+        }
     });
 }
 

@@ -95,8 +95,9 @@ class Machine {
     int add_buffer(int width, Rows rows);
     // Ends recording: allocates buffers for `max_rows` rows a step and a cache of `num_pages` pages.
     void allocate(int max_rows, int num_pages);
-    // Takes a step; afterwards the last operation's output buffer holds the result.
-    void run(Step step);
+    // Takes a step; afterwards the last operation's output buffer holds the result, and `seconds` what it took if
+    // `traced`.
+    void run(Step step, bool traced);
 
     int num_rows(int buffer) const { return step.num_rows(buffers[buffer].rows); }
     // How choosy quantise() may be with a row's low halves; 0 keeps all.
@@ -121,6 +122,9 @@ class Machine {
     // Inputs of a linear, made ready: normed floats and their codes, for `max_rows` rows of the widest input and
     // one more for each thread.
     Memory normed, codes;
+
+    // Of a traced step, by the caller's clock: until the first operation began, then of each operation.
+    std::vector<double> seconds;
 };
 
 }  // namespace freedive

@@ -16,6 +16,7 @@ from freedive.model import spec
 from freedive.native import _native
 from freedive.ops.emit import Emitter
 from freedive.ops.record import fuse, record
+from freedive.ops.trace import Operation, Tracer
 
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
 
@@ -48,9 +49,11 @@ class NativeRunner:
             self._program = _native.Program(isa if isa is not None else os.environ.get("FREEDIVE_ISA", ""), num_threads)
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
+        phases = fuse(record(model))
         emitter = Emitter(self._program, weights, ELEMENT_BYTES[cache_format])
-        self._result = emitter.emit(fuse(record(model)))
+        self._result = emitter.emit(phases)
         self._routes = emitter.routes
+        self._tracer = Tracer(phases, weights, ELEMENT_BYTES[cache_format])
         cache_bytes = num_pages * self._program.page_bytes
         if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
@@ -69,8 +72,16 @@ class NativeRunner:
 
     def step(self, batch: Batch) -> npt.NDArray[np.float32]:
         """See engine.batch.Runner."""
+        return self._step(batch, traced=False)
+
+    def trace(self, batch: Batch) -> tuple[npt.NDArray[np.float32], list[Operation]]:
+        """A :meth:`step`, and where its time went: the operations in order."""
+        logits = self._step(batch, traced=True)
+        return logits, self._tracer.operations(batch, self.routes(), self._program.seconds)
+
+    def _step(self, batch: Batch, traced: bool) -> npt.NDArray[np.float32]:
         return self._program.step(
-            batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, batch.prompts, self._result
+            batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, batch.prompts, self._result, traced
         )
 
     def routes(self) -> list[npt.NDArray[np.float32]]:

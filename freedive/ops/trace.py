@@ -1,0 +1,161 @@
+"""What each operation of a step took, and what it had to do at least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from freedive.checkpoint.packed import Packed, PackedExperts, PackedTensor
+from freedive.engine.batch import Batch
+from freedive.model import spec
+from freedive.ops.record import Node, Phase
+
+Routes = npt.NDArray[np.float32]
+
+PREPARATION = "preparation"
+"""What comes before the first phase: tasks of attention are planned, threads woken, rotary tables filled."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Bytes of weights and of cached keys and values that are read, each once, and multiply-adds."""
+
+    bytes: int = 0
+    macs: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.bytes + other.bytes, self.macs + other.macs)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of a step. ``kind`` is what it is called, products after their weights: ``attn.q+k+v``.
+
+    ``layer`` is that of its weights, else of the operation before it; None outside of layers.
+    """
+
+    kind: str
+    layer: int | None
+    seconds: float
+    work: Work
+
+
+class Tracer:
+    """What the ``phases`` of a program with these weights are called, and how much they do in a step."""
+
+    def __init__(self, phases: Sequence[Phase], weights: Mapping[str, Packed], element_bytes: int) -> None:
+        self._phases = phases
+        self._weights = weights
+        self._element_bytes = element_bytes
+
+    def operations(self, batch: Batch, routes: Sequence[Routes], seconds: Sequence[float]) -> list[Operation]:
+        """The step of ``batch``: ``routes`` of its layers with experts, ``seconds`` of its native operations."""
+        first = len(seconds) - len(self._phases)
+        rows = zip(self._phases, _layers(self._phases), seconds[first:], self._works(batch, routes), strict=True)
+        return [
+            Operation(PREPARATION, None, sum(seconds[:first]), Work()),
+            *(Operation(_kind(phase), layer, took, work) for phase, layer, took, work in rows),
+        ]
+
+    def _works(self, batch: Batch, routes: Sequence[Routes]) -> Iterator[Work]:
+        chosen = iter(routes)
+        for phase in self._phases:
+            match phase.op:
+                case "embed":
+                    table = self._matrix(phase.attrs["table"])
+                    yield Work(len(batch.tokens) * len(table.data) // table.shape[0])
+                case "linear" | "glu":
+                    yield self._products(phase, batch)
+                case "experts":
+                    yield self._experts(phase, next(chosen))
+                case "attention":
+                    yield self._attention(phase.attrs["attn"], batch)
+                case "latent_attention":
+                    yield self._latent_attention(phase, batch)
+                case _:
+                    yield Work()
+
+    def _products(self, phase: Phase, batch: Batch) -> Work:
+        rows = len(batch.wanted if phase.writes[0].wanted else batch.tokens)
+        weights = [self._matrix(linear.attrs["weight"]) for linear in phase.attrs["linears"]]
+        return sum((Work(len(w.data), rows * w.shape[0] * w.shape[1]) for w in weights), Work()) if rows else Work()
+
+    def _experts(self, phase: Phase, routes: Routes) -> Work:
+        """Of the weights, those of experts that some token goes to."""
+        moe: spec.Experts = phase.attrs["moe"]
+        experts = self._weights[phase.attrs["weights"]]
+        assert isinstance(experts, PackedExperts)
+        parts = [experts.part(0, name) for name in experts.parts]
+        places = routes[:, : moe.router.num_chosen]
+        num_bytes = sum(len(part.data) for part in parts)
+        macs = sum(part.shape[0] * part.shape[1] for part in parts if len(part.shape) == 2)
+        return Work(len(np.unique(places)) * num_bytes, places.size * macs)
+
+    def _attention(self, attn: spec.Attention, batch: Batch) -> Work:
+        keys = pairs = 0
+        for start, length in zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True):
+            seen = _seen(start, length, attn.window, attn.chunk)
+            keys += int(seen[0]) + length - 1
+            pairs += int(seen.sum())
+        return Work(keys * attn.cache_dim * self._element_bytes, pairs * attn.num_heads * 2 * attn.head_dim)
+
+    def _latent_attention(self, phase: Phase, batch: Batch) -> Work:
+        """Rows of a prompt expand all latents that they see; others fold the same weights into query and result."""
+        attn: spec.LatentAttention = phase.attrs["attn"]
+        keys = folds = scores = 0
+        for start, length, prompt in np.stack([batch.starts, batch.lengths, batch.prompts], 1).tolist():
+            given = min(max(prompt - start, 0), length)
+            seen = _seen(start, length)
+            keys += start + length
+            folds += (start + given if given else 0) + length - given
+            scores += int(seen[:given].sum()) * (attn.head_dim + attn.value_dim)
+            scores += int(seen[given:].sum()) * (attn.cache_dim + attn.kv_rank)
+        weights = sum(len(self._matrix(phase.attrs[name]).data) for name in ("k_b", "v_b"))
+        fold = attn.kv_rank * (attn.nope_dim + attn.value_dim)
+        return Work(weights + keys * attn.cache_dim * self._element_bytes, attn.num_heads * (folds * fold + scores))
+
+    def _matrix(self, name: str) -> PackedTensor:
+        packed = self._weights[name]
+        assert isinstance(packed, PackedTensor)
+        return packed
+
+
+def _seen(start: int, length: int, window: int = 0, chunk: int = 0) -> npt.NDArray[np.int64]:
+    """How many positions each of a request's rows attends to."""
+    positions = np.arange(start, start + length, dtype=np.int64)
+    if window:
+        return np.minimum(positions + 1, window)
+    return (positions % chunk if chunk else positions) + 1
+
+
+def _kind(phase: Phase) -> str:
+    if phase.op not in ("linear", "glu"):
+        return phase.op
+    names = [_within_layer(linear) for linear in phase.attrs["linears"]]
+    return "+".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])
+
+
+def _within_layer(linear: Node) -> str:
+    name: str = linear.attrs["weight"]
+    if name == "embed":  # tied
+        return "head"
+    return name.split(".", 2)[2] if name.startswith("layers.") else name
+
+
+def _layers(phases: Sequence[Phase]) -> Iterator[int | None]:
+    """The layer of each phase."""
+    layer: int | None = None
+    for phase in phases:
+        for name in _weight_names(phase):
+            layer = int(name.split(".")[1]) if name.startswith("layers.") else None
+        yield layer
+
+
+def _weight_names(phase: Phase) -> list[str]:
+    """Of the phase's matrices."""
+    if "linears" in phase.attrs:
+        return [linear.attrs["weight"] for linear in phase.attrs["linears"]]
+    return [phase.attrs[key] for key in ("weights", "k_b") if key in phase.attrs]
