@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +18,12 @@ import typer
 
 import freedive
 from freedive import machine
+from freedive.commands import trace as tracing
 from freedive.commands.flags import Values, settings
 from freedive.commands.models import Reference
 from freedive.commands.words import size_text
 from freedive.config import EngineConfig, load, variable
+from freedive.engine.limits import Limits
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
 
@@ -137,12 +140,18 @@ def bench(
     gen: Annotated[int, typer.Option(min=2, help="Tokens to write.")] = 128,
     batch: Annotated[int, typer.Option(min=1, help="Answers to write at once.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each measurement is made.")] = 5,
+    trace: Annotated[bool, typer.Option(help="Measure where a step's time goes instead.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the trace into this file (PNG or SVG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     *,
     engine: Values,
 ) -> None:
     config = load(EngineConfig, engine)
     config = replace(config, max_batch=max(config.max_batch, batch))
+    workload = {"prompt": prompt, "gen": gen, "batch": batch, "batch_prompt": BATCH_PROMPT, "repeats": repeats}
+    if trace or picture:
+        _trace(model, config, workload, picture, as_json)
+        return
     with freedive.load(model, **asdict(config)) as loaded:
         found = _throughput(loaded, prompt, gen, batch, repeats)
         under = conditions(loaded, config)
@@ -151,7 +160,7 @@ def bench(
     report = {
         "model": model,
         "conditions": under,
-        "workload": {"prompt": prompt, "gen": gen, "batch": batch, "batch_prompt": BATCH_PROMPT, "repeats": repeats},
+        "workload": workload,
         "results": {name: asdict(Spread.of(values)) for name, values in found.items()},
         "peak_memory_bytes": peak,
     }
@@ -180,20 +189,46 @@ def _throughput(model: LanguageModel, prompt: int, gen: int, batch: int, repeats
     return {name: values[1:] for name, values in found.items()}
 
 
+def _trace(name: str, config: EngineConfig, workload: Mapping[str, int], picture: Path | None, as_json: bool) -> None:
+    one = tracing.Answers(1, workload["prompt"], workload["gen"])
+    many = tracing.Answers(workload["batch"], workload["batch_prompt"], workload["gen"])
+    with freedive.load(name, **asdict(config)) as loaded:
+        Limits.of(loaded.runner, config).max_length([0] * one.prompt, Sampling(max_tokens=one.gen))
+        loaded.close()  # from here on the runner is ours
+        under = conditions(loaded, config)
+        steps = tracing.measure(loaded.runner, one, many, workload["repeats"])
+    bandwidth = tracing.bandwidth(under["threads"])
+    if picture:
+        tracing.draw(_title(name, under), steps, picture)
+    if as_json:
+        report = {
+            "model": name,
+            "conditions": under | {"bandwidth_gb_per_s": bandwidth},
+            "workload": workload,
+            "steps": {title: tracing.as_json(shares) for title, shares in steps.items()},
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        print(_title(name, under))
+        tracing.print_tables(steps, bandwidth)
+
+
+def _title(model: str, under: Mapping[str, Any]) -> str:
+    return (
+        f"{model} on {under['cpu']}, {under['isa']} kernels, {under['threads']} threads, "
+        f"freedive {under['freedive']}, Python {under['python']}"
+    )
+
+
 def _print(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    under = report["conditions"]
     table = Table("", "median", "lowest", "highest")
     for name, text in ROWS.items():
         spread = report["results"][name]
         table.add_row(text.format(**report["workload"]), *(readable(spread[key]) for key in ("median", "low", "high")))
     table.add_row("peak memory", size_text(report["peak_memory_bytes"]))
     console = Console()
-    console.print(
-        f"{report['model']} on {under['cpu']}, {under['isa']} kernels, {under['threads']} threads, "
-        f"freedive {under['freedive']}, Python {under['python']}",
-        highlight=False,
-    )
+    console.print(_title(report["model"], report["conditions"]), highlight=False)
     console.print(table)

@@ -15,7 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
+import freedive
 from freedive import __version__, machine
+from freedive.commands import trace as tracing
 from freedive.commands.words import size_text
 from freedive.errors import UserError
 from freedive.hub import cache
@@ -27,16 +29,22 @@ FEATURES = (
 )
 """Processor features that kernels can use, by the names that Linux gives them."""
 
-BANDWIDTH_MEGABYTES = 512
-"""Memory read to measure its bandwidth: more than caches hold."""
+TRACED = tracing.Answers(1, 128, 32), tracing.Answers(8, 16, 32)
+"""What is measured where a trace is asked for: little, so that it takes a second or two."""
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(
+    trace: Annotated[bool, typer.Option(help="Measure too where the smallest model here spends its time.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     report = examine()
+    steps = _traced() if trace else {}
     if as_json:
-        print(json.dumps(report, indent=2))
+        shown = {"steps": {title: tracing.as_json(shares) for title, shares in steps.items()}} if trace else {}
+        print(json.dumps(report | shown, indent=2))
     else:
         _print(report)
+        tracing.print_tables(steps, report["bandwidth"][report["threads"]])
     if report["isa"] not in report["isa_levels"]:
         raise UserError(
             f"FREEDIVE_ISA is {report['isa']!r}, which this machine does not have",
@@ -61,13 +69,23 @@ def examine() -> dict[str, Any]:
         "isa": os.environ.get("FREEDIVE_ISA") or levels[-1],
         "memory_total": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "memory_available": machine.available_memory(),
-        "bandwidth": {n: round(_native.read_bandwidth(n, BANDWIDTH_MEGABYTES), 1) for n in sorted({1, threads})},
+        "bandwidth": {n: round(tracing.bandwidth(n), 1) for n in sorted({1, threads})},
         "cache": str(home),
         "disk_free": shutil.disk_usage(next(folder for folder in (home, *home.parents) if folder.exists())).free,
         "models": {model.ref: model.size for model in cache.stored()},
         "packed_stores": {path.name: path.stat().st_size for path in sorted(home.glob("packed/*/*.fdv"))},
         "extras": _extras(),
     }
+
+
+def _traced() -> dict[str, list[tracing.Share]]:
+    """The steps of the smallest model of the cache."""
+    if not (models := cache.stored()):
+        raise UserError("There is no model here to trace", "Fetch one: freedive pull smollm2")
+    smallest = min(models, key=lambda model: model.size)
+    with freedive.load(str(smallest.path)) as loaded:
+        loaded.close()
+        return tracing.measure(loaded.runner, *TRACED, repeats=2)
 
 
 def _features() -> list[str]:

@@ -1,0 +1,194 @@
+"""Where a step's time goes, operation by operation: measured, as a table, and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freedive.engine.batch import PAGE_TOKENS, Batch
+from freedive.engine.kvcache import pages_for
+from freedive.errors import UserError
+from freedive.native import _native
+from freedive.ops.native import NativeRunner
+from freedive.ops.trace import Operation
+
+BANDWIDTH_MEGABYTES = 512
+"""Memory read to measure its bandwidth: more than caches hold."""
+
+
+def bandwidth(threads: int) -> float:
+    """GB/s that ``threads`` read from memory together."""
+    return _native.read_bandwidth(threads, BANDWIDTH_MEGABYTES)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """``count`` answers side by side to random prompts of ``prompt`` tokens, with ``gen`` random tokens each."""
+
+    count: int
+    prompt: int
+    gen: int
+
+    @property
+    def num_pages(self) -> int:
+        return self.count * pages_for(self.prompt + self.gen)
+
+    def batch(self, start: int, length: int, tokens: np.random.Generator, vocab_size: int) -> Batch:
+        """The step that computes positions ``start`` to ``start + length`` of every answer."""
+        lengths = np.full(self.count, length, np.int32)
+        complete = start + length >= self.prompt
+        return Batch(
+            tokens=tokens.integers(0, vocab_size, lengths.sum(), np.int32),
+            lengths=lengths,
+            starts=np.full(self.count, start, np.int32),
+            pages=np.arange(self.num_pages, dtype=np.int32).reshape(self.count, -1),
+            wanted=lengths.cumsum(dtype=np.int32) - 1 if complete else np.empty(0, np.int32),
+            prompts=np.full(self.count, self.prompt, np.int32),
+        )
+
+    def read(self, runner: NativeRunner) -> list[Operation]:
+        """The prompts' operations, in steps of as many rows as the runner takes."""
+        chunk = min(self.prompt, runner.max_rows // self.count)
+        starts = range(0, self.prompt, chunk)
+        return list(chain.from_iterable(self._trace(runner, at, min(chunk, self.prompt - at)) for at in starts))
+
+    def write(self, runner: NativeRunner) -> list[list[Operation]]:
+        """The operations of each step after the prompts were read."""
+        return [self._trace(runner, self.prompt + step, 1) for step in range(self.gen)]
+
+    def _trace(self, runner: NativeRunner, start: int, length: int) -> list[Operation]:
+        return runner.trace(self.batch(start, length, np.random.default_rng(start), runner.vocab_size))[1]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Operations of one kind in a step: how many, their seconds, the bytes read and the multiply-adds done."""
+
+    kind: str
+    count: float
+    seconds: float
+    bytes: float
+    macs: float
+
+    @property
+    def gb_per_s(self) -> float:
+        return self.bytes / self.seconds / 1e9
+
+    @property
+    def tops(self) -> float:
+        """Trillions of multiplications and additions a second."""
+        return 2 * self.macs / self.seconds / 1e12
+
+
+def average(steps: Sequence[Sequence[Operation]]) -> list[Share]:
+    """The kinds of operation in an average step. The slower half of the steps does not count: others disturbed it."""
+    quiet = sorted(steps, key=lambda step: sum(each.seconds for each in step))[: (len(steps) + 1) // 2]
+    kinds: dict[str, list[Operation]] = {}
+    for each in chain.from_iterable(quiet):
+        kinds.setdefault(each.kind, []).append(each)
+    return [_share(kind, operations, len(quiet)) for kind, operations in kinds.items()]
+
+
+def whole(shares: Sequence[Share]) -> Share:
+    """All of a step."""
+    parts = [(each.count, each.seconds, each.bytes, each.macs) for each in shares]
+    return Share("step", *(sum(column) for column in zip(*parts, strict=True)))
+
+
+def _share(kind: str, operations: Sequence[Operation], steps: int) -> Share:
+    parts = [(1, each.seconds, each.work.bytes, each.work.macs) for each in operations]
+    return Share(kind, *(sum(column) / steps for column in zip(*parts, strict=True)))
+
+
+def measure(runner: NativeRunner, one: Answers, many: Answers, repeats: int) -> dict[str, list[Share]]:
+    """Shares by what a step does: reading a prompt, ``repeats`` times; writing the answer to it, and many at once.
+
+    Nobody else may use the runner meanwhile. UserError where its cache does not hold the answers.
+    """
+    for answers in (one, many):
+        if answers.num_pages > runner.num_pages:
+            what = f"A trace needs {answers.num_pages * PAGE_TOKENS} tokens of cache"
+            raise UserError(f"{what}, but there are {runner.num_pages * PAGE_TOKENS}", "Raise cache_tokens")
+    reads = [one.read(runner) for _ in range(repeats + 1)][1:]
+    writes = one.write(runner)
+    many.read(runner)
+    return {
+        f"reading {one.prompt} tokens": average(reads),
+        f"writing a token after {one.prompt}": average(writes),
+        f"writing {many.count} answers at once, a token each": average(many.write(runner)),
+    }
+
+
+def as_json(shares: Sequence[Share]) -> dict[str, Any]:
+    """The step and its operations with their speeds."""
+    step, *parts = (
+        asdict(share) | {"gb_per_s": share.gb_per_s, "tops": share.tops} for share in (whole(shares), *shares)
+    )
+    return step | {"operations": parts}
+
+
+def print_tables(steps: Mapping[str, Sequence[Share]], bandwidth: float) -> None:
+    """A table for each step; its bars, laid end to end, are the step. ``bandwidth`` is the machine's, in GB/s."""
+    from rich.bar import Bar
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for title, shares in steps.items():
+        total, begin = whole(shares), 0.0
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, padding=0, show_footer=True)
+        table.add_column("", total.kind, no_wrap=True)
+        columns = ("count", "ms", "share", "", "GB/s", f"of {bandwidth:.0f}", "TOPS")
+        for name, footer in zip(columns, (*_times(total, total), "", *_speeds(total, bandwidth)), strict=True):
+            table.add_column(name, footer, justify="right", no_wrap=True)
+        for share in shares:
+            bar = Bar(total.seconds, begin, begin + share.seconds, width=20, color="cyan")
+            table.add_row(share.kind, *_times(share, total), bar, *_speeds(share, bandwidth))
+            begin += share.seconds
+        console.print(table)
+
+
+def _times(share: Share, total: Share) -> tuple[str, ...]:
+    return f"{share.count:g}", f"{share.seconds * 1e3:.3f}", f"{share.seconds / total.seconds:.1%}"
+
+
+def _speeds(share: Share, bandwidth: float) -> tuple[str, ...]:
+    if not share.bytes:
+        return "", "", ""
+    return f"{share.gb_per_s:.1f}", f"{share.gb_per_s / bandwidth:.0%}", f"{share.tops:.3f}"
+
+
+def draw(title: str, steps: Mapping[str, Sequence[Share]], file: Path) -> None:
+    """The tables as a picture (PNG or SVG). UserError where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("A picture needs matplotlib", "Install it: pip install matplotlib") from None
+
+    heights = [len(shares) + 2 for shares in steps.values()]
+    figure = Figure(figsize=(9, 0.3 * sum(heights) + 0.5), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, shares) in zip(
+        figure.subplots(len(steps), height_ratios=heights, squeeze=False).flat, steps.items(), strict=True
+    ):
+        ends = np.cumsum([share.seconds for share in shares]) * 1e3
+        widths = [share.seconds * 1e3 for share in shares]
+        bars = axes.barh([share.kind for share in shares], widths, left=ends - widths, color="#3b7dd8")
+        axes.bar_label(bars, [_label(share) for share in shares], padding=4, fontsize=8)
+        axes.set_xlim(0, 1.35 * ends[-1])  # room for the last label
+        axes.invert_yaxis()
+        axes.set_title(f"{name}: {ends[-1]:.2f} ms", loc="left", fontsize=10)
+    axes.set_xlabel("ms")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+
+
+def _label(share: Share) -> str:
+    milliseconds = f"{share.seconds * 1e3:.2f} ms"
+    return f"{milliseconds}, {share.gb_per_s:.1f} GB/s, {share.tops:.2f} TOPS" if share.bytes else milliseconds
