@@ -41,23 +41,28 @@ void Machine::allocate(int rows, int num_pages) {
 
 void Machine::run(Step next, bool traced) {
     using Clock = std::chrono::steady_clock;
+    std::vector<std::vector<Clock::time_point>> ends(team.size());  // by thread, of each operation
     auto last = Clock::now();
-    const auto lap = [&] {
-        const auto now = Clock::now();
+    const auto lap = [&](Clock::time_point now) {
         seconds.push_back(std::chrono::duration<double>(now - last).count());
         last = now;
     };
     seconds.clear();
     step = std::move(next);
     for (const auto& operation : operations) operation->prepare(*this);
-    if (traced) lap();
+    if (traced) lap(Clock::now());
     team.run([&](int thread) {
-        const bool timed = traced && thread == 0;
         for (const auto& operation : operations) {
             operation->run(*this, thread);
-            if (timed) lap();
+            if (traced) ends[thread].push_back(Clock::now());
         }
     });
+    // The first thread to leave tells when an operation ended: others may have slept through more than their barrier.
+    for (std::size_t i = 0; traced && i < operations.size(); i++) {
+        auto end = ends[0][i];
+        for (const auto& thread : ends) end = std::min(end, thread[i]);
+        lap(end);
+    }
 }
 
 }  // namespace freedive

@@ -123,7 +123,7 @@ class Machine {
     // one more for each thread.
     Memory normed, codes;
 
-    // Of a traced step, by the caller's clock: until the first operation began, then of each operation.
+    // Of a traced step: until the first operation began, then of each operation.
     std::vector<double> seconds;
 };
 
