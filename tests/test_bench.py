@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from freedive.checkpoint.open import open_checkpoint
+from freedive.commands.trace import average
 from freedive.errors import UserError
+from freedive.ops.trace import Operation, Work
 from freedive.text.tokenizer import Tokenizer
 
 BENCH = Path(__file__).parent.parent / "bench"
@@ -52,6 +54,50 @@ def test_bench_refuses_what_does_not_fit_the_context_in_one_line(smollm2_path: P
     assert done.stderr.count("\n") == 1
 
 
+TRACE = ("--trace", "--prompt", "40", "--gen", "3", "--batch", "2", "--repeats", "1")
+
+
+def test_a_trace_shows_where_the_time_of_each_step_goes(smollm2_path: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "pictures" / "trace.svg"
+    done = freedive("bench", str(smollm2_path), *TRACE, "--threads", "1", "--picture", str(picture))
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "reading 40 tokens",
+        "writing a token after 40",
+        "writing 2 answers",
+        "ffn.gate+up",
+        "GB/s",
+        "100.0%",
+    ):
+        assert words in done.stdout
+    assert "<svg" in picture.read_text("utf-8")
+
+
+def test_a_trace_adds_up(smollm2_path: Path) -> None:
+    done = freedive("bench", str(smollm2_path), *TRACE, "--json")
+    report = json.loads(done.stdout)
+    assert report["conditions"]["bandwidth_gb_per_s"] > 0.1
+    for step in report["steps"].values():
+        for key in ("count", "seconds", "bytes", "macs"):
+            assert step[key] == pytest.approx(sum(each[key] for each in step["operations"]))
+        assert sum(each["kind"] == "head" for each in step["operations"]) == 1
+        assert [each["count"] for each in step["operations"] if each["kind"] == "ffn.down"] == [30]
+    assert 90e6 < report["steps"]["writing a token after 40"]["bytes"] < 110e6  # the model's size, and a short cache
+
+
+def test_a_trace_that_does_not_fit_is_refused_in_one_line(smollm2_path: Path) -> None:
+    done = freedive("bench", str(smollm2_path), *TRACE, "--batch", "16", "--cache-tokens", "64")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: A trace needs 512 tokens of cache, but there are 64")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_slower_half_of_the_steps_does_not_count() -> None:
+    steps = [[Operation("head", None, seconds, Work(8, 2))] for seconds in (9.0, 1.0, 3.0, 7.0)]
+    (share,) = average(steps)
+    assert (share.count, share.seconds, share.gb_per_s, share.tops) == (1, 2.0, 4e-9, 2e-12)
+
+
 def test_doctor_shows_the_machine() -> None:
     report = json.loads(freedive("doctor", "--json", FREEDIVE_ISA="scalar").stdout)
     assert report["isa"] == "scalar"
@@ -67,6 +113,13 @@ def test_doctor_says_when_the_forced_level_is_not_there() -> None:
     assert "avx9" in done.stderr
     assert done.stderr.count("\n") == 1
     assert "bandwidth" in done.stdout
+
+
+def test_doctor_traces_the_smallest_model_that_is_here(smollm2_path: Path, tmp_path: Path) -> None:
+    steps = json.loads(freedive("doctor", "--trace", "--json").stdout)["steps"]
+    assert [step["kind"] for step in steps.values()] == ["step"] * 3
+    done = freedive("doctor", "--trace", FREEDIVE_HOME=str(tmp_path))
+    assert done.stderr == "error: There is no model here to trace. Fetch one: freedive pull smollm2\n"
 
 
 def test_closeness_agrees_with_torch() -> None:
