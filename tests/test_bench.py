@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.tensor import Tensor
 from freedive.commands.trace import average
 from freedive.errors import UserError
 from freedive.ops.trace import Operation, Work
@@ -21,6 +24,7 @@ from freedive.text.tokenizer import Tokenizer
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
+from kernels import random_blocks  # noqa: E402
 from peers import OURS, THEIRS, Comparison, Workload, in_turns, print_table  # noqa: E402
 from quality import Closeness  # noqa: E402
 from workers import Worker, peer_python  # noqa: E402
@@ -96,6 +100,27 @@ def test_the_slower_half_of_the_steps_does_not_count() -> None:
     steps = [[Operation("head", None, seconds, Work(8, 2))] for seconds in (9.0, 1.0, 3.0, 7.0)]
     (share,) = average(steps)
     assert (share.count, share.seconds, share.gb_per_s, share.tops) == (1, 2.0, 4e-9, 2e-12)
+
+
+def test_every_kernel_is_measured_where_a_level_and_a_format_are_chosen(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCH / "kernels.py"), "--quick", "--megabytes", "1", "--output", "out/kernels.json"]
+    choice = ("--isa", "scalar", "--kernel", "linear", "--format", "MXFP4")
+    done = subprocess.run([*command, *choice], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "out" / "kernels.json").read_text("utf-8"))["figures"]
+    assert {each["case"] for each in figures} == {"MXFP4"}
+    assert [each["point"] for each in figures] == ["1", "2", "4", "8", "16", "48"] * 2
+    for each in figures:  # 18 bytes hold 32 weights once packed
+        assert each["tops"] * 1e12 / (2 * int(each["point"])) / 32 * 18 == pytest.approx(
+            each["gb_per_s"] * 1e9, rel=0.01
+        )
+    assert "weights in cache" in done.stdout
+
+
+def test_random_weights_are_finite_in_every_format() -> None:
+    for format, (block, _) in BLOCKS.items():
+        data = random_blocks(format, 32, 4 * block, np.random.default_rng(0))
+        assert np.isfinite(dequantize(Tensor("w", (32, 4 * block), format, data))).all()
 
 
 def test_doctor_shows_the_machine() -> None:

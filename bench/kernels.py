@@ -1,0 +1,269 @@
+"""How fast each kernel is, at every instruction-set level: python bench/kernels.py --quick --isa avx512
+
+A kernel runs as models run it: as an operation of a native program of random weights, by all threads, with what makes
+its input ready. Bytes are those of weights and of cached keys and values; TOPS count multiplications and additions.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from workers import FOLDER
+
+import freedive
+from freedive import machine
+from freedive.checkpoint.file import BLOCKS
+from freedive.checkpoint.packed import FORMATS, Packed, pack_model
+from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.commands.trace import Answers, Share, average, bandwidth
+from freedive.errors import UserError
+from freedive.model import spec
+from freedive.model.params import Param, params
+from freedive.native import _native
+from freedive.ops.native import NativeRunner
+
+STREAMED, RESIDENT = "linear by rows, weights from memory", "linear by rows, weights in cache, one thread"
+ATTENTION, EXPERTS, ROWS = "attention", "experts by tokens", "rows of floats, one thread"
+
+COMMON_FORMATS = ("BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "MXFP4", "I4G64")
+"""What a quick run measures."""
+
+LEAST_STEPS = 3
+STEP_ROWS = 512
+ATTENTION_LAYERS = 8
+"""So many that long contexts come from memory."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One figure of a case: the steps that compute positions ``start`` to ``start + length`` of the answers."""
+
+    label: str
+    answers: Answers
+    start: int
+    length: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.answers.count * self.length
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of which the operation ``kind`` is timed; ``format`` is that of the weights it reads."""
+
+    kernel: str
+    name: str
+    model: spec.Model
+    kind: str
+    format: str
+    num_threads: int
+    points: tuple[Point, ...]
+
+
+def empty_model(**changes: Any) -> spec.Model:
+    """Nothing but the embedding, which is the head too."""
+    shape = {"vocab_size": 512, "hidden_dim": 64, "layers": (), "max_context": 1 << 16}
+    return spec.Model(**{"family": "none", "norm_eps": 1e-6, "tied": True, **shape, **changes})
+
+
+def linears(kernel: str, formats: Iterable[str], width: int, num_bytes: int, num_threads: int) -> Iterator[Case]:
+    """The head of a model without layers, on several rows, in every format."""
+    points = tuple(Point(str(rows), Answers(rows, 1, 1), 0, 1) for rows in (1, 2, 4, 8, 16, 48))
+    for format in formats:
+        panel = _native.packed_bytes(FORMATS[format], 32, width)
+        model = empty_model(hidden_dim=width, vocab_size=max(1, num_bytes // panel) * 32)
+        yield Case(kernel, format, model, "head", format, num_threads, points)
+
+
+ROPE = spec.Rope(64, tuple(10000.0 ** (-i / 32) for i in range(32)))
+TINY_ATTENTION = spec.Attention(1, 1, 32, None, 0.2)
+TINY_FFN = spec.FeedForward(32)
+
+HEADS = {
+    "32 heads of 128 on 4": (spec.Attention(32, 4, 128, ROPE, 0.09), "attention"),
+    "latent, 16 heads, 512 + 64": (spec.LatentAttention(16, 0, 512, 128, 64, 128, ROPE, 0.07), "latent_attention"),
+}
+
+MIXTURES = {
+    "8 of 128 x 768": spec.Experts(spec.Router(128, 8), spec.FeedForward(768)),
+    "6 of 64 x 1408": spec.Experts(spec.Router(64, 6), spec.FeedForward(1408)),
+}
+
+
+def attentions(contexts: Sequence[int], num_threads: int) -> Iterator[Case]:
+    """Writing a token after, and reading the last tokens of, prompts of some length."""
+    points = []
+    for context in contexts:
+        answers = Answers(1, context, 1)
+        points.append(Point(f"write after {context}", answers, context, 1))
+        points.append(Point(f"read to {context}", answers, context - STEP_ROWS, STEP_ROWS))
+    for name, (attn, kind) in HEADS.items():
+        model = empty_model(layers=(spec.Layer(attn, TINY_FFN),) * ATTENTION_LAYERS)
+        yield Case(ATTENTION, name, model, kind, "F32", num_threads, tuple(points))
+
+
+def experts(formats: Iterable[str], num_threads: int) -> Iterator[Case]:
+    points = tuple(Point(str(rows), Answers(1, rows, 1), 0, rows) for rows in (1, 8, STEP_ROWS))
+    for format in formats:
+        for name, moe in MIXTURES.items():
+            model = empty_model(hidden_dim=2048, layers=(spec.Layer(TINY_ATTENTION, moe),))
+            yield Case(EXPERTS, f"{name}, {format}", model, "experts", format, num_threads, points)
+
+
+def rows() -> Iterator[Case]:
+    """What is done to rows of floats, whose bytes count here."""
+    width, label = 4096, f"{STEP_ROWS} of 4096"
+    whole, apart = Answers(1, STEP_ROWS, 1), Answers(STEP_ROWS, 1, 1)
+    normed = empty_model(hidden_dim=width, layers=(spec.Layer(TINY_ATTENTION, TINY_FFN, post_norms=True),))
+    yield Case(ROWS, "norm", normed, "rms_norm", "F32", 1, (Point(label, whole, 0, STEP_ROWS),))
+    narrow = empty_model(hidden_dim=width, vocab_size=32)
+    yield Case(ROWS, "norm, quantise, one panel", narrow, "head", "Q4_0", 1, (Point(label, apart, 0, 1),))
+
+
+def random_weights(case: Case, num_threads: int) -> dict[str, Packed]:
+    """Those that the timed operation reads are in the case's format, the others floats."""
+    source = np.random.default_rng(0)
+    timed = ".experts." if case.model.layers else "embed"
+    tensors = {
+        name: _random_tensor(name, param, case.format if timed in name else "F32", source)
+        for name, param in params(case.model).items()
+    }
+    return pack_model(tensors, num_threads=num_threads)
+
+
+def _random_tensor(name: str, param: Param, format: str, source: np.random.Generator) -> Tensor:
+    *rows, width = param.shape
+    if format == "F32":
+        values = source.standard_normal((int(np.prod(rows)), width), np.float32) * np.float32(width**-0.5)
+        return Tensor(name, param.shape, format, values.view(np.uint8))
+    return Tensor(name, param.shape, format, random_blocks(format, rows[0], width, source))
+
+
+def random_blocks(format: str, rows: int, width: int, source: np.random.Generator) -> Bytes:
+    """Bytes that are small positive numbers in whatever kind of float a block's scales are."""
+    block, num_bytes = BLOCKS[format]
+    data = np.frombuffer(source.bytes(rows * width // block * num_bytes), np.uint8)
+    return (data & 0x1F | 0x20).reshape(rows, -1)
+
+
+def timed(runner: NativeRunner, kind: str, point: Point, seconds: float) -> Share:
+    """The operation in steps of ever new tokens, for so many ``seconds``."""
+    source = np.random.default_rng(0)
+    steps = []
+    began = time.monotonic()
+    while len(steps) <= LEAST_STEPS or time.monotonic() - began < seconds:
+        batch = point.answers.batch(point.start, point.length, source, runner.vocab_size)
+        steps.append(runner.trace(batch)[1])
+    (share,) = (share for share in average(steps[1:]) if share.kind == kind)
+    return share
+
+
+def figures(case: Case, levels: Iterable[str], seconds: float) -> Iterator[dict[str, Any]]:
+    """Every point of the case at every level, ready for JSON."""
+    weights = random_weights(case, machine.physical_cores())
+    pages = max(point.answers.num_pages for point in case.points)
+    max_rows = max(point.num_rows for point in case.points)
+    for level in levels:
+        runner = NativeRunner(
+            case.model, weights, num_threads=case.num_threads, max_rows=max_rows, num_pages=pages, isa=level
+        )
+        max((point.answers for point in case.points), key=lambda answers: answers.prompt).read(runner)
+        for point in case.points:
+            share = timed(runner, case.kind, point, seconds)
+            floats = share.count * point.num_rows * case.model.hidden_dim
+            read = 4 * floats if case.kernel == ROWS else share.bytes
+            yield {
+                "kernel": case.kernel,
+                "case": case.name,
+                "isa": level,
+                "threads": case.num_threads,
+                "point": point.label,
+                "seconds": share.seconds / share.count,
+                "gb_per_s": read / share.seconds / 1e9,
+                "tops": share.tops,
+            }
+
+
+def print_tables(report: Mapping[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(f"{report['cpu']}, {report['threads']} threads, {report['bandwidth_gb_per_s']:.1f} GB/s from memory")
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for figure in report["figures"]:
+        groups.setdefault((figure["kernel"], figure["isa"]), []).append(figure)
+    for (kernel, level), found in groups.items():
+        labels = list(dict.fromkeys(figure["point"] for figure in found))
+        title = f"{kernel}, {level}: GB/s and TOPS"
+        table = Table("", *labels, title=title, title_justify="left", title_style="bold", box=SIMPLE, padding=0)
+        for case in dict.fromkeys(figure["case"] for figure in found):
+            cells = {figure["point"]: _cell(figure) for figure in found if figure["case"] == case}
+            table.add_row(case, *(cells[label] for label in labels))
+        console.print(table)
+
+
+def _cell(figure: Mapping[str, Any]) -> str:
+    return f"{figure['gb_per_s']:.1f} {figure['tops']:.2f}" if figure["tops"] else f"{figure['gb_per_s']:.1f}"
+
+
+def cases(formats: Sequence[str], threads: int, megabytes: int, quick: bool) -> list[Case]:
+    mixtures = [format for format in ("Q4_0", "Q8_0") if format in formats and not (quick and format == "Q8_0")]
+    return [
+        *linears(STREAMED, formats, 4096, megabytes << 20, threads),
+        *linears(RESIDENT, formats, 2048, 1 << 19, 1),
+        *attentions((STEP_ROWS,) if quick else (STEP_ROWS, 4096), threads),
+        *experts(mixtures, threads),
+        *rows(),
+    ]
+
+
+def main(
+    isa: Annotated[list[str] | None, typer.Option(help="Levels; default: all but scalar.")] = None,
+    format: Annotated[list[str] | None, typer.Option(help="Formats; default: all, or the common ones.")] = None,
+    kernel: Annotated[str, typer.Option(help="Only kernels whose names begin so: linear, attention, ...")] = "",
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
+    megabytes: Annotated[int, typer.Option(help="Weights that stream: several times what caches hold.")] = 128,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer formats, contexts and repeats.")] = False,
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "results" / "kernels.json",
+) -> None:
+    """Measure the kernels."""
+    count, levels = (
+        threads or machine.physical_cores(),
+        isa or [each for each in _native.isa_levels() if each != "scalar"],
+    )
+    formats = format or (COMMON_FORMATS if quick else tuple(FORMATS))
+    if unknown := [each for each in formats if each not in FORMATS]:
+        raise UserError(f"There is no format {unknown[0]}", f"Choose from {', '.join(FORMATS)}")
+    chosen = [case for case in cases(formats, count, megabytes, quick) if case.kernel.startswith(kernel)]
+    found = []
+    with Progress(console=Console(stderr=True)) as bar:
+        for case in bar.track(chosen, description="measuring"):
+            found += figures(case, levels, 0.02 if quick else 0.05)
+    report = {
+        "cpu": machine.cpu_name(),
+        "threads": count,
+        "freedive": freedive.__version__,
+        "bandwidth_gb_per_s": bandwidth(count),
+        "figures": found,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    print_tables(report)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")
