@@ -77,10 +77,10 @@ def write_description(
 
 
 def open_described(path: Path, store: Path, *, by: str | None = None) -> Described:
-    """What ``store`` holds, by the description at ``path``. A store that is still the one described needs no verifying.
+    """What ``store`` holds, by the description at ``path``. It is verified unless it is as it was when described.
 
-    Raises UserError where there is no description that this version knows (made by the code ``by``, if that is given),
-    and as :func:`open_store` does.
+    Raises UserError where there is no description that this version knows, and as :func:`open_store` does. With ``by``,
+    the description must have been made by that code, and the store be as it was then.
     """
     about = read_json(path)
     try:
@@ -88,9 +88,10 @@ def open_described(path: Path, store: Path, *, by: str | None = None) -> Describ
         checkpoint = Checkpoint(about["kind"], about["config"], {})
     except (KeyError, TypeError):
         raise Damaged(path, "it does not describe a model that this version knows") from None
-    if by is not None and about.get("by") != by:
-        raise Damaged(path, "other code has written it")
-    return model, checkpoint, open_store(store, proven=about.get("store") == stamp(store))
+    proven = about.get("store") == stamp(store)
+    if by is not None and not (proven and about.get("by") == by):
+        raise Damaged(path, "the store or the code has changed since")
+    return model, checkpoint, open_store(store, proven=proven)
 
 
 def _as_json(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 $FREEDIVE_HOME | $XDG_CACHE_HOME/freedive | ~/.cache/freedive
     models/<slug of the reference>/     the files, and freedive.json, written last: without it a model is not whole
-    packed/<hash of the path>/          what the engine derived from the checkpoint at that path
+    packed/<hash of the path>/          what was derived from the checkpoint at that path: stores and descriptions
     locks/<slug of the reference>       held while a model is being fetched or removed
 """
 
