@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from freedive import machine
-from freedive.checkpoint.bundle import is_bundle, read_bundle
+from freedive.checkpoint.bundle import Described, is_bundle, open_described, read_bundle, write_description
 from freedive.checkpoint.file import read_json
-from freedive.checkpoint.open import open_checkpoint
-from freedive.checkpoint.packed import LAYOUT, DamagedStore, Packed, open_store, store_bytes, write_store
-from freedive.checkpoint.rules import canonical_tensors
+from freedive.checkpoint.packed import LAYOUT, DamagedStore, open_store, store_bytes, write_store
+from freedive.checkpoint.state import code_state
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.config import EngineConfig
 from freedive.engine.batch import PAGE_TOKENS
 from freedive.engine.engine import Engine
 from freedive.engine.request import Generation, Sampling
+from freedive.errors import Unavailable, UserError
 from freedive.hub.cache import packed_path
 from freedive.hub.catalogue import entry_for
 from freedive.hub.sources import resolve
 from freedive.model import spec
-from freedive.model.families import describe
 from freedive.model.size import cache_dim
 from freedive.ops.native import ELEMENT_BYTES, NativeRunner
 from freedive.progress import byte_bar
@@ -146,12 +146,28 @@ def _events(generation: Generation, parser: Parser) -> Iterator[Event]:
     yield from parser.finish()
 
 
-def _packed(path: Path, threads: int) -> tuple[spec.Model, Checkpoint, dict[str, Packed]]:
-    """The model at ``path`` with its packed store, made first where there is none or it is damaged."""
+def _packed(path: Path, threads: int) -> Described:
+    """The model at ``path`` from its packed store, which is made first where there is none or it is damaged."""
+    store = packed_path(path, LAYOUT)
+    description, code = store.with_suffix(".json"), code_state()
+    try:
+        return open_described(description, store, by=code)
+    except (UserError, DamagedStore, FileNotFoundError):
+        model, checkpoint, weights = _pack(path, store, threads)
+    with suppress(Unavailable):  # then the next start is as long as this one
+        write_description(description, store, model, checkpoint, by=code)
+    return model, checkpoint, weights
+
+
+def _pack(path: Path, store: Path, threads: int) -> Described:
+    """The model at ``path`` from its own files, with its weights packed in ``store``, perhaps earlier."""
+    from freedive.checkpoint.open import open_checkpoint  # imported here: a warm start does without all of these
+    from freedive.checkpoint.rules import canonical_tensors
+    from freedive.model.families import describe
+
     checkpoint = open_checkpoint(path)
     model, rules = describe(checkpoint)
     tensors = canonical_tensors(checkpoint, model, rules)
-    store = packed_path(path, LAYOUT)
     try:
         return model, checkpoint, open_store(store)
     except (FileNotFoundError, DamagedStore):

@@ -1,7 +1,8 @@
-"""A model that freedive has written, in a folder of its own.
+"""A packed store with a description of the model whose weights it holds, to be run without what they come from.
 
-``model.fdv`` is the packed store; ``decoder.json``, written last, the decoder, and a GGUF file's metadata if the model
-comes from one. Else the tokenizer's files lie beside, as the model's maker wrote them.
+The description is JSON, written after the store: the decoder, a GGUF file's metadata if the model comes from one, and
+the stamp of the store. A bundle is both in a folder of its own, ``model.fdv`` and ``decoder.json``; a model that does
+not come from a GGUF file has its tokenizer's files beside them, as its maker wrote them.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from typing import Any
 
 from freedive.checkpoint.file import Damaged, read_json
 from freedive.checkpoint.packed import DamagedStore, Packed, open_store, write_store
+from freedive.checkpoint.state import stamp
 from freedive.checkpoint.tensor import Checkpoint, Tensor
+from freedive.checkpoint.write import OTHER_DISK, new_file
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.progress import Advance
 
 STORE = "model.fdv"
 DESCRIPTION = "decoder.json"
+
+Described = tuple[spec.Model, Checkpoint, dict[str, Packed]]
+"""The model, a checkpoint without tensors that tells where its text comes from, and the weights."""
 
 _KINDS: dict[str, Any] = {name: kind for name, kind in vars(spec).items() if is_dataclass(kind)}
 
@@ -45,26 +51,47 @@ def write_bundle(
     """
     name_another = "name a folder on another disk"
     write_store(folder / STORE, tensors, num_threads=num_threads, advance=advance, otherwise=name_another)
-    config = checkpoint.config if checkpoint.kind == "gguf" else {}
-    text = json.dumps({"model": _as_json(model), "kind": checkpoint.kind, "config": config})
-    (folder / DESCRIPTION).write_text(text, "utf-8")
+    write_description(folder / DESCRIPTION, folder / STORE, model, checkpoint, otherwise=name_another)
 
 
-def read_bundle(folder: Path) -> tuple[spec.Model, Checkpoint, dict[str, Packed]]:
-    """The model, a checkpoint without tensors that tells where its text comes from, and the weights.
-
-    Raises UserError for a damaged folder, or one that another version has written.
-    """
-    description = read_json(folder / DESCRIPTION)
+def read_bundle(folder: Path) -> Described:
+    """The model in ``folder``. Raises UserError for a damaged folder, or one that another version has written."""
     try:
-        model = _from_json({**description["model"], "class": "Model"})
-        checkpoint = Checkpoint(description["kind"], description["config"], {})
-    except (KeyError, TypeError):
-        raise Damaged(folder / DESCRIPTION, "it does not describe a model that this version knows") from None
-    try:
-        return model, checkpoint, open_store(folder / STORE)
+        return open_described(folder / DESCRIPTION, folder / STORE)
     except (DamagedStore, FileNotFoundError) as error:
         raise UserError(f"{folder / STORE} cannot be used: {error}", "Make it again with: freedive quantize") from None
+
+
+def write_description(
+    path: Path, store: Path, model: spec.Model, checkpoint: Checkpoint, *, otherwise: str = OTHER_DISK, by: str = ""
+) -> None:
+    """Describe at ``path`` what ``store`` holds, which has just been written or verified. ``by``: with which code.
+
+    Raises Unavailable, as :func:`write_store` does.
+    """
+    config = checkpoint.config if checkpoint.kind == "gguf" else {}
+    about = {"model": _as_json(model), "kind": checkpoint.kind, "config": config, "store": stamp(store), "by": by}
+    text = json.dumps(about, ensure_ascii=False).encode()
+    with new_file(path, "The model's description", len(text), otherwise) as file:
+        file.write(text)
+
+
+def open_described(path: Path, store: Path, *, by: str | None = None) -> Described:
+    """What ``store`` holds, by the description at ``path``. It is verified unless it is as it was when described.
+
+    Raises UserError where there is no description that this version knows, and as :func:`open_store` does. With ``by``,
+    the description must have been made by that code, and the store be as it was then.
+    """
+    about = read_json(path)
+    try:
+        model = _from_json({**about["model"], "class": "Model"})
+        checkpoint = Checkpoint(about["kind"], about["config"], {})
+    except (KeyError, TypeError):
+        raise Damaged(path, "it does not describe a model that this version knows") from None
+    proven = about.get("store") == stamp(store)
+    if by is not None and not (proven and about.get("by") == by):
+        raise Damaged(path, "the store or the code has changed since")
+    return model, checkpoint, open_store(store, proven=proven)
 
 
 def _as_json(value: Any) -> Any:

@@ -6,12 +6,12 @@ seconds for the strings of a large vocabulary; its tables are what the tests com
 
 from __future__ import annotations
 
-import re
 import struct
 from pathlib import Path
 from typing import Any
 
 from freedive.checkpoint.file import Damaged, Entry, lay_out, map_file, quote
+from freedive.checkpoint.state import parts
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 
@@ -41,37 +41,32 @@ METADATA_LIMIT = 1 << 27
 _MAX_DIMS = 4
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _LENGTH = struct.Struct("<Q")
 
 
 def open_gguf(path: Path) -> Checkpoint:
     """A GGUF file, or all parts of a split one if ``path`` is any of them (``name-00001-of-00003.gguf``)."""
-    match = _PART.fullmatch(path.name)
-    if match is None:
-        whole = _open_part(path)
-        if whole.config.get("split.count", 1) != 1:
-            raise UserError(
-                f"{path} is one part of a split model", "Give the parts their names -00001-of-0000N.gguf back"
-            )
-        return whole
-    stem, _, count = match.groups()
-    names = (f"{stem}-{index:05}-of-{count}.gguf" for index in range(1, int(count) + 1))
-    return _join([_open_part(path.with_name(name)) for name in names], path)
+    paths = parts(path)
+    if paths != [path]:
+        return _join([_open_part(part) for part in paths], path)
+    whole = _open_part(path)
+    if whole.config.get("split.count", 1) != 1:
+        raise UserError(f"{path} is one part of a split model", "Give the parts their names -00001-of-0000N.gguf back")
+    return whole
 
 
-def _join(parts: list[Checkpoint], path: Path) -> Checkpoint:
-    if not parts:
+def _join(opened: list[Checkpoint], path: Path) -> Checkpoint:
+    if not opened:
         raise UserError(f"{path} claims to be one of no parts", "Give the file its original name")
-    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
-    for index, part in enumerate(parts):
-        if part.config.get("split.no") != index or part.config.get("split.count") != len(parts):
-            raise Damaged(path, f"part {index + 1} of {len(parts)} does not say that it is")
-    if len(tensors) != sum(len(part.tensors) for part in parts):
+    tensors = {name: tensor for part in opened for name, tensor in part.tensors.items()}
+    for index, part in enumerate(opened):
+        if part.config.get("split.no") != index or part.config.get("split.count") != len(opened):
+            raise Damaged(path, f"part {index + 1} of {len(opened)} does not say that it is")
+    if len(tensors) != sum(len(part.tensors) for part in opened):
         raise Damaged(path, "a tensor occurs in two parts")
-    if len(tensors) != parts[0].config.get("split.tensors.count", len(tensors)):
+    if len(tensors) != opened[0].config.get("split.tensors.count", len(tensors)):
         raise Damaged(path, "its parts do not hold all tensors")
-    return Checkpoint("gguf", parts[0].config, tensors)
+    return Checkpoint("gguf", opened[0].config, tensors)
 
 
 def _open_part(path: Path) -> Checkpoint:

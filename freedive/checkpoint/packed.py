@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ import numpy as np
 from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
 from freedive.checkpoint.file import quote
 from freedive.checkpoint.tensor import Bytes, Tensor
-from freedive.checkpoint.write import new_file
+from freedive.checkpoint.write import OTHER_DISK, new_file
 from freedive.errors import UserError
 from freedive.native import _native
 from freedive.progress import Advance
@@ -45,7 +47,7 @@ MAGIC = b"freedive packed\n"
 ALIGNMENT = 4096
 LINE = 64
 CHECKED_BYTES = 4 << 30
-"""Stores up to this size have every checksum verified when opened; of larger ones, the header and the size."""
+"""Stores up to this size have every checksum verified when opened unproven; of larger ones, the header and the size."""
 
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)")
 
@@ -150,7 +152,7 @@ def write_store(
     *,
     num_threads: int = 1,
     advance: Advance = lambda count: None,
-    otherwise: str = "set FREEDIVE_HOME to a folder on another disk",
+    otherwise: str = OTHER_DISK,
 ) -> None:
     """Pack every tensor into a new store at ``path``. Raises Unavailable where it cannot be written, leaving nothing.
 
@@ -181,17 +183,22 @@ def store_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(entry.num_bytes for entry in _layout(tensors).values())
 
 
-def open_store(path: Path) -> dict[str, Packed]:
-    """The tensors of a store, mapped. Raises DamagedStore, or FileNotFoundError."""
-    size = path.stat().st_size
-    data: Bytes = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+def open_store(path: Path, *, proven: bool = False) -> dict[str, Packed]:
+    """The tensors of a store, mapped; ``proven``: it is as it was when written or last verified.
+
+    Raises DamagedStore, or FileNotFoundError.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        data = np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b"", np.uint8)
     start, headers = _read_header(data)
+    unproven = not proven and size <= CHECKED_BYTES
     model = {}
     for name, header in headers.items():
         begin, num_bytes = start + header["offset"], len(header["checksums"]) * header["stride"]
         parts = {key: Part(format, tuple(shape), offset) for key, (format, shape, offset) in header["parts"].items()}
         packed = PackedExperts(len(header["checksums"]), header["stride"], parts, data[begin : begin + num_bytes])
-        if len(packed.data) != num_bytes or (size <= CHECKED_BYTES and _checksums(packed) != header["checksums"]):
+        if len(packed.data) != num_bytes or (unproven and _checksums(packed) != header["checksums"]):
             raise DamagedStore(f"{name} is damaged")
         model[name] = _alone(packed)
     return model

@@ -12,6 +12,9 @@ from typing import BinaryIO
 
 from freedive.errors import Unavailable
 
+OTHER_DISK = "set FREEDIVE_HOME to a folder on another disk"
+"""What a user may do who cannot make room in the cache."""
+
 _PARTIAL = re.compile(r".+\.(\d+)-\d+\.partial", re.DOTALL)
 
 

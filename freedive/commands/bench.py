@@ -19,8 +19,7 @@ import typer
 import freedive
 from freedive import machine
 from freedive.commands import trace as tracing
-from freedive.commands.flags import Values, settings
-from freedive.commands.models import Reference
+from freedive.commands.flags import Reference, Values, settings
 from freedive.commands.words import size_text
 from freedive.config import EngineConfig, load, variable
 from freedive.engine.limits import Limits

@@ -13,8 +13,7 @@ import typer
 
 import freedive
 from freedive.commands.answer import print_answer
-from freedive.commands.flags import Values, field_type, settings
-from freedive.commands.models import REFERENCE
+from freedive.commands.flags import REFERENCE, Values, field_type, settings
 from freedive.commands.run import UNPRINTED
 from freedive.config import EngineConfig, load
 from freedive.engine.request import Sampling

@@ -19,6 +19,11 @@ from freedive.errors import UserError
 Values = dict[str, Any]
 """Fields that were given, by name; defaults stay with the dataclass."""
 
+REFERENCE = "A name (see `freedive list`), hf:owner/name[/file], modelscope:owner/name[/file] or a path."
+
+Reference = Annotated[str, typer.Argument(metavar="MODEL", help=REFERENCE)]
+"""The model that a command is about."""
+
 METAVARS: dict[Any, str] = {Mapping: "TOKEN=BIAS", tuple: "TEXT", frozenset: "TOKEN"}
 """How one of several values is written, by the kind of field; such a flag may be repeated."""
 

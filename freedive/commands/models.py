@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from freedive.commands.describe import decoder_facts
+from freedive.commands.flags import REFERENCE, Reference
 from freedive.commands.words import count_text, size_text
 from freedive.errors import NotFound, UserError
 from freedive.hub import cache
@@ -15,9 +16,6 @@ from freedive.hub.catalogue import Entry, catalogue, entry_for
 from freedive.hub.sources import Address, parse
 from freedive.hub.sources import pull as fetch
 
-REFERENCE = "A name (see `freedive list`), hf:owner/name[/file], modelscope:owner/name[/file] or a path."
-
-Reference = Annotated[str, typer.Argument(metavar="MODEL", help=REFERENCE)]
 References = Annotated[list[str], typer.Argument(metavar="MODEL...", help=REFERENCE)]
 
 

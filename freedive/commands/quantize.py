@@ -15,7 +15,7 @@ from freedive.checkpoint.packed import store_bytes
 from freedive.checkpoint.quantize import Target
 from freedive.checkpoint.quantize import quantize as quantized
 from freedive.checkpoint.rules import canonical_tensors
-from freedive.commands.models import Reference
+from freedive.commands.flags import Reference
 from freedive.commands.words import size_text
 from freedive.errors import Unavailable, UserError
 from freedive.hub.cache import MANIFEST

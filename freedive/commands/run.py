@@ -10,8 +10,7 @@ import typer
 
 import freedive
 from freedive.commands.answer import print_answer
-from freedive.commands.flags import Values, settings
-from freedive.commands.models import Reference
+from freedive.commands.flags import Reference, Values, settings
 from freedive.config import EngineConfig, load
 from freedive.engine.request import Sampling
 from freedive.errors import UserError

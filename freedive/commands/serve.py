@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 import freedive
-from freedive.commands.flags import Values, settings
-from freedive.commands.models import REFERENCE
+from freedive.commands.flags import REFERENCE, Values, settings
 from freedive.config import EngineConfig, ServerConfig, load
 from freedive.server import app
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
-import secrets
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -90,9 +90,9 @@ class Engine:
         have no text, save those that ``keep`` asks for.
         """
         max_length = self._limits.max_length(prompt, sampling)
-        seed = secrets.randbits(53) if sampling.seed is None else sampling.seed
+        seed = int.from_bytes(os.urandom(6)) if sampling.seed is None else sampling.seed
         request = Request(
-            generation=Generation(id or f"gen-{secrets.token_hex(12)}", len(prompt), seed, self._post_cancel),
+            generation=Generation(id or f"gen-{os.urandom(12).hex()}", len(prompt), seed, self._post_cancel),
             sampling=sampling,
             sampler=Sampler(sampling, seed, prompt, self._runner.vocab_size),
             text=TextStream(self._tokenizer.stream(continues=continues, keep=keep), sampling.stop),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -202,6 +201,8 @@ class Generation:
             self.cancel()
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
+        import asyncio  # imported here because it takes long, and only a server needs it
+
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
 
         def notify() -> None:

@@ -2,7 +2,7 @@
 
 $FREEDIVE_HOME | $XDG_CACHE_HOME/freedive | ~/.cache/freedive
     models/<slug of the reference>/     the files, and freedive.json, written last: without it a model is not whole
-    packed/<hash of the path>/          what the engine derived from the checkpoint at that path
+    packed/<hash of the path>/          what was derived from the checkpoint at that path: stores and descriptions
     locks/<slug of the reference>       held while a model is being fetched or removed
 """
 
@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from freedive.checkpoint.state import checkpoint_state
 from freedive.errors import Unavailable
 
 MANIFEST = "freedive.json"
@@ -146,11 +147,9 @@ def packed_path(checkpoint: Path, key: str) -> Path:
     ``key`` names the layout, e.g. its version and number format. The name changes when the checkpoint's files do, so
     a store that exists under it was made from these very files.
     """
-    parts = sorted(checkpoint.iterdir()) if checkpoint.is_dir() else [checkpoint]
-    stats = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     folder = _packed_folder(checkpoint)
     _make(folder)
-    return folder / f"{_hash(repr((key, stats)))}.fdv"
+    return folder / f"{_hash(key + checkpoint_state(checkpoint))}.fdv"
 
 
 def _packed_folder(checkpoint: Path) -> Path:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from types import MappingProxyType
 
 
@@ -36,7 +36,7 @@ class Entry:
 @cache
 def catalogue() -> Mapping[str, Entry]:
     """Every entry by its name, in the order of the file."""
-    tables = tomllib.loads(files(__package__).joinpath("catalogue.toml").read_text("utf-8"))
+    tables = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text("utf-8"))
     return MappingProxyType({name: Entry(name=name, **table) for name, table in tables.items()})
 
 

@@ -18,14 +18,25 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 def read_folder(folder: Path) -> Vocabulary:
     """Read ``folder``/tokenizer.json and, where present, the configuration files beside it."""
     core = _core(folder / "tokenizer.json")
-    added = core.get_added_tokens_decoder()
+    decoder = core.get_added_tokens_decoder()
+    added = {index: token.content for index, token in decoder.items()}
     size = max(core.get_vocab_size(with_added_tokens=False), *(index + 1 for index in added), 0)
     config = read_json(folder / "tokenizer_config.json")
     roles = _roles(read_json(folder / "special_tokens_map.json")) | _roles(config)
     if config.get("add_bos_token") and core.num_special_tokens_to_add(False) == 0:
         # Llama-class tokenizers (DeepSeek's too) may say so only here: their tokenizer.json has no post-processor.
         add_ends(core, roles.get("bos_token"), roles.get("eos_token") if config.get("add_eos_token") else None)
-    return Vocabulary(core, size, roles, _stop_ids(folder, core, size, roles))
+    return Vocabulary(
+        core=lambda: core,
+        token=core.id_to_token,
+        added=added,
+        special=frozenset(index for index, token in decoder.items() if token.special),
+        decoder=core.decoder,
+        size=size,
+        roles=roles,
+        bos_id=core.token_to_id(roles["bos_token"]) if "bos_token" in roles else None,
+        stop_ids=stop_ids(added, size, *_named_ends(folder, core, roles)),
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -59,10 +70,13 @@ def _roles(config: Mapping[str, Any]) -> dict[str, str]:
     return {role: text for role, text in texts.items() if isinstance(text, str)}
 
 
-def _stop_ids(folder: Path, core: tokenizers.Tokenizer, size: int, roles: Mapping[str, str]) -> frozenset[int]:
-    """End-of-sequence ids: the tokenizer's own, and generation_config.json's (or, without one, config.json's)."""
+def _named_ends(folder: Path, core: tokenizers.Tokenizer, roles: Mapping[str, str]) -> tuple[list[object], str]:
+    """End-of-sequence ids, the tokenizer's own and the configuration's, and the file that holds the latter.
+
+    That is generation_config.json or, without one, config.json.
+    """
     source = "generation_config.json" if (folder / "generation_config.json").is_file() else "config.json"
     named = read_json(folder / source).get("eos_token_id")
     listed = named if isinstance(named, list) else [] if named is None else [named]
     eos = core.token_to_id(roles["eos_token"]) if "eos_token" in roles else None
-    return stop_ids(core, size, listed if eos is None else [*listed, eos], source)
+    return (listed if eos is None else [*listed, eos]), source

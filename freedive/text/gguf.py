@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import tokenizers
@@ -13,6 +13,9 @@ from freedive.text.pretokenizers import PRE_TOKENIZERS
 from freedive.text.vocabulary import Vocabulary, add_ends, check_id, damage, stop_ids
 
 T = TypeVar("T")
+
+_Parts = tuple[Callable[[], tokenizers.Tokenizer], decoders.Decoder, bool]
+"""What makes a tokenizer without added tokens, what turns its tokens into text, and whether bos precedes a text."""
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
@@ -35,51 +38,69 @@ def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
         for name in (*_ROLES, "eot", "eom")
         if (key := f"tokenizer.ggml.{name}_token_id") in metadata
     }
-    core, add_bos = _BUILDERS[kind](metadata, tokens, types, ids)
-    _add_special_tokens(core, tokens, types, set(ids.values()))
-    add_bos = _value(metadata, "add_bos_token", bool, add_bos) and "bos" in ids
-    add_eos = _value(metadata, "add_eos_token", bool, False) and "eos" in ids
-    add_ends(core, tokens[ids["bos"]] if add_bos else None, tokens[ids["eos"]] if add_eos else None)
+    make, decoder, add_bos = _BUILDERS[kind](metadata, tokens, types, ids)
+    unusual = [(index, kind) for index, kind in enumerate(types) if kind != _NORMAL]
+    special = {*ids.values(), *(index for index, kind in unusual if kind in (_UNKNOWN, _CONTROL))}
+    whole = {index for index, kind in unusual if kind == _USER_DEFINED} - special
+    bos = tokens[ids["bos"]] if _value(metadata, "add_bos_token", bool, add_bos) and "bos" in ids else None
+    eos = tokens[ids["eos"]] if _value(metadata, "add_eos_token", bool, False) and "eos" in ids else None
+
+    def core() -> tokenizers.Tokenizer:
+        core = make()
+        core.add_special_tokens([AddedToken(tokens[index], normalized=False) for index in sorted(special)])
+        core.add_tokens([AddedToken(tokens[index], normalized=False) for index in sorted(whole)])
+        add_ends(core, bos, eos)
+        return core
+
+    added = {index: tokens[index] for index in sorted(special | whole)}
     return Vocabulary(
         core=core,
+        token=lambda index: tokens[index] if 0 <= index < len(tokens) else None,
+        added=added,
+        special=frozenset(special),
+        decoder=decoder,
         size=len(tokens),
         roles={role: tokens[ids[name]] for name, role in _ROLES.items() if name in ids},
-        stop_ids=stop_ids(core, len(tokens), [ids[name] for name in ("eos", "eot", "eom") if name in ids], "GGUF"),
+        bos_id=ids.get("bos"),
+        stop_ids=stop_ids(added, len(tokens), [ids[name] for name in ("eos", "eot", "eom") if name in ids], "GGUF"),
     )
 
 
-def _byte_level(
-    metadata: Mapping[str, Any], tokens: list[str], types: list[int], ids: Mapping[str, int]
-) -> tuple[tokenizers.Tokenizer, bool]:
+def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int], ids: Mapping[str, int]) -> _Parts:
     name = _value(metadata, "pre", str, "default")
     if name not in PRE_TOKENIZERS:
         known = ", ".join(sorted(PRE_TOKENIZERS))
         raise UserError(f"The GGUF pre-tokenizer {name!r:.40} is not known", f"Known are: {known}.")
     pre = PRE_TOKENIZERS[name]
-    merges = [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str)]
-    core = _bpe(tokens, merges, ignore_merges=pre.whole_words)
-    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-    core.decoder = decoders.ByteLevel()
-    if pre.nfc:
-        core.normalizer = normalizers.NFC()
-    return core, pre.add_bos
+    merges = _list(metadata, "merges", str)
+
+    def core() -> tokenizers.Tokenizer:
+        core = _bpe(tokens, [tuple(merge.split(" ")) for merge in merges], ignore_merges=pre.whole_words)
+        splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        core.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+        if pre.nfc:
+            core.normalizer = normalizers.NFC()
+        return core
+
+    return core, decoders.ByteLevel(), pre.add_bos
 
 
-def _sentencepiece(
-    metadata: Mapping[str, Any], tokens: list[str], types: list[int], ids: Mapping[str, int]
-) -> tuple[tokenizers.Tokenizer, bool]:
+def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[int], ids: Mapping[str, int]) -> _Parts:
     scores = _list(metadata, "scores", float, len(tokens))
     pieces = {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == _NORMAL}
     unknown = tokens[ids["unknown"]] if "unknown" in ids else None
-    core = _bpe(tokens, merges_by_score(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     space_first = _value(metadata, "add_space_prefix", bool, True)
-    marks = [normalizers.Prepend("▁")] if space_first else []
-    core.normalizer = normalizers.Sequence([*marks, normalizers.Replace(" ", "▁")])
+
+    def core() -> tokenizers.Tokenizer:
+        core = _bpe(tokens, merges_by_score(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        marks = [normalizers.Prepend("▁")] if space_first else []
+        core.normalizer = normalizers.Sequence([*marks, normalizers.Replace(" ", "▁")])
+        return core
+
     strip = [decoders.Strip(" ", 1, 0)] if space_first else []
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    return core, True
+    spaces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    return core, decoders.Sequence(spaces), True
 
 
 _BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece}
@@ -105,14 +126,6 @@ def _bpe(tokens: list[str], merges: list[Any], **options: Any) -> tokenizers.Tok
         return tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, **options))
 
 
-def _add_special_tokens(core: tokenizers.Tokenizer, tokens: list[str], types: list[int], named: set[int]) -> None:
-    """Control tokens (and those with a role) are special; user-defined ones are ordinary text, but never cut."""
-    special = named | {index for index, kind in enumerate(types) if kind in (_UNKNOWN, _CONTROL)}
-    whole = {index for index, kind in enumerate(types) if kind == _USER_DEFINED} - special
-    core.add_special_tokens([AddedToken(tokens[index], normalized=False) for index in sorted(special)])
-    core.add_tokens([AddedToken(tokens[index], normalized=False) for index in sorted(whole)])
-
-
 def _value(metadata: Mapping[str, Any], name: str, kind: type[T], default: T | None = None) -> T:
     value = metadata.get(f"tokenizer.ggml.{name}", default)
     if not isinstance(value, kind):
@@ -124,6 +137,6 @@ def _value(metadata: Mapping[str, Any], name: str, kind: type[T], default: T | N
 def _list(metadata: Mapping[str, Any], name: str, kind: type[T], length: int | None = None) -> list[T]:
     """A list of ``kind``, of ``length`` if that is given."""
     values = _value(metadata, name, list)
-    if length not in (None, len(values)) or not all(isinstance(value, kind) for value in values):
+    if length not in (None, len(values)) or not {*map(type, values)} <= {kind}:
         raise UserError(f"The GGUF file has a malformed tokenizer.ggml.{name}", _REMEDY)
     return values

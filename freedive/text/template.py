@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Template, TemplateSyntaxError
+from typing import TYPE_CHECKING, Any
 
 from freedive.errors import UserError
 from freedive.text.folder import read_json
-from freedive.text.sandbox import Refused, Sandbox
 from freedive.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from freedive.text.renderer import Renderer
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _ASKS_FOR_NONE = re.compile(r"(?<!_)content['\"\]]*\s+is\s+(not\s+)?none(?!\s+or\b)")
@@ -28,9 +28,6 @@ class ChatTemplate:
     def __init__(self, templates: Mapping[str, str], roles: Mapping[str, str]) -> None:
         self._sources = templates
         self._roles = roles
-        self._compiled: dict[str, Template] = {}
-        self._sandbox = Sandbox()
-        self._lock = threading.Lock()
 
     @property
     def source(self) -> str:
@@ -77,7 +74,7 @@ class ChatTemplate:
         if continue_final_message:
             add_generation_prompt = False
             chat[-1], last_text = _marked(chat[-1])
-        text = self._run(
+        text = self._renderer.render(
             name,
             {
                 "messages": chat,
@@ -90,38 +87,11 @@ class ChatTemplate:
         )
         return _cut(text, last_text) if continue_final_message else text
 
-    def _run(self, name: str, variables: Mapping[str, Any]) -> str:
-        with self._lock:  # the sandbox counts the steps of one rendering
-            try:
-                self._sandbox.steps = 0
-                return self._template(name).render(variables)
-            except UserError:
-                raise
-            except Refused as error:
-                raise UserError(f"The chat template refuses these messages: {_line(error)}", param="messages") from None
-            except Exception as error:  # a template is foreign code: it can raise whatever Python can
-                raise UserError(
-                    f"The chat template fails: {_line(error) or type(error).__name__}",
-                    "Check the messages' fields, or use plain completion instead of chat.",
-                    param="messages",
-                ) from None
+    @cached_property
+    def _renderer(self) -> Renderer:
+        from freedive.text.renderer import Renderer  # imported here: jinja2 takes long, and not everything is a chat
 
-    def _template(self, name: str) -> Template:
-        if name not in self._sources:
-            known = f"only the chat templates {', '.join(self._sources)}" if self._sources else "no chat template"
-            raise UserError(
-                f"This model has {known}",
-                "It is probably not a chat model: use plain completion, or pass a chat template of your own.",
-            )
-        if name not in self._compiled:
-            try:
-                self._compiled[name] = self._sandbox.from_string(self._sources[name])
-            except TemplateSyntaxError as error:
-                raise UserError(
-                    f"The model's chat template is not valid (line {error.lineno}: {_line(error)})",
-                    "Use plain completion, or pass a chat template of your own.",
-                ) from None
-        return self._compiled[name]
+        return Renderer(self._sources)
 
 
 def _read(path: Path) -> str:
@@ -210,7 +180,3 @@ def _cut(rendered: str, last_text: str) -> str:
             param="messages",
         )
     return before if after.startswith(" ") else before.rstrip()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

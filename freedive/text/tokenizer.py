@@ -6,8 +6,11 @@ import codecs
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import tokenizers
 
 from freedive.errors import UserError
 from freedive.text.folder import read_folder
@@ -25,21 +28,23 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._core = vocabulary.core
+        self._make_core, self._token = vocabulary.core, vocabulary.token
         self._lock = threading.Lock()
-        decoder = self._core.decoder
+        decoder = vocabulary.decoder
         self._spelling = spelling(json.loads(decoder.__getstate__()) if decoder else None)
-        added = self._core.get_added_tokens_decoder()
-        self.added_tokens = {index: token.content for index, token in added.items()}
-        self._special = frozenset(index for index, token in added.items() if token.special)
+        self.added_tokens = vocabulary.added
+        self._special = vocabulary.special
         self._pieces: dict[int, bytes] = {}
         if self._spelling.byte_level:  # added tokens are written as they are, not in the byte alphabet
             self._pieces = {index: text.encode() for index, text in self.added_tokens.items()}
         self.vocab_size = vocabulary.size
         self.roles = vocabulary.roles
         self.stop_ids = vocabulary.stop_ids
-        bos = self.roles.get("bos_token")
-        self.bos_id: int | None = None if bos is None else self._core.token_to_id(bos)
+        self.bos_id = vocabulary.bos_id
+
+    @cached_property
+    def _core(self) -> tokenizers.Tokenizer:
+        return self._make_core()
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -61,7 +66,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise UserError("The text holds half of a surrogate pair", "Send well-formed Unicode.") from None
-        with self._lock:  # the flag belongs to the tokenizer, not to the call
+        with self._lock:  # the tokenizer is made once, and the flag belongs to it, not to the call
             self._core.encode_special_tokens = not parse_special
             ids: list[int] = self._core.encode(text, add_special_tokens=add_special).ids
         return ids
@@ -88,7 +93,7 @@ class Tokenizer:
         """What ``token`` adds to a text, perhaps part of a character; nothing for an id without a token."""
         piece = self._pieces.get(token)
         if piece is None:
-            text = self._core.id_to_token(token)
+            text = self._token(token)
             piece = self._pieces[token] = b"" if text is None else self._spelling.token_bytes(text)
         return piece
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,44 +11,55 @@ from tokenizers.processors import TemplateProcessing
 
 from freedive.errors import UserError
 
-END_OF_TURN = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|eot|>",
-    "<|eom|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|EOT|>",
-    "<end_of_turn>",
-    "<｜end▁of▁sentence｜>",
-    "[EOS]",
-    "[EOT]",
+END_OF_TURN = frozenset(
+    {
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|eot|>",
+        "<|eom|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|EOT|>",
+        "<end_of_turn>",
+        "<｜end▁of▁sentence｜>",
+        "[EOS]",
+        "[EOT]",
+    }
 )
 """Special tokens that end an answer in every model that has them, also where a configuration forgets to say so."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """``roles`` are the special tokens by the names that chat templates use: bos_token, eos_token, unk_token ..."""
+    """All that decoding needs, and ``core``, which makes the tokenizer itself: that takes long, and only text needs it.
 
-    core: tokenizers.Tokenizer
+    ``token`` is the text of an id, as the vocabulary writes it; ``added`` are the tokens, by id, that text is searched
+    for before it is split, ``special`` those of them that are not shown. ``roles`` are the special tokens by the names
+    that chat templates use: bos_token, eos_token, unk_token ...
+    """
+
+    core: Callable[[], tokenizers.Tokenizer]
+    token: Callable[[int], str | None]
+    added: Mapping[int, str]
+    special: frozenset[int]
+    decoder: tokenizers.decoders.Decoder | None
     size: int
     roles: Mapping[str, str]
+    bos_id: int | None
     stop_ids: frozenset[int]
 
 
-def stop_ids(core: tokenizers.Tokenizer, size: int, named: Iterable[object], source: str) -> frozenset[int]:
-    """The ids in ``named``, checked, and the well-known ends of a turn among the added tokens."""
+def stop_ids(added: Mapping[int, str], size: int, named: Iterable[object], source: str) -> frozenset[int]:
+    """The ids in ``named``, checked, and the well-known ends of a turn among the ``added`` tokens."""
     ids = {check_id(value, size, source) for value in named}
-    added = {token.content: index for index, token in core.get_added_tokens_decoder().items()}
-    known = set(END_OF_TURN) & added.keys()
-    if "<|return|>" in known:
-        known -= {"<|end|>"}  # in this dialect it ends a message, and the answer goes on with the next one
-    return frozenset(ids | {added[token] for token in known})
+    found = {text: index for index, text in added.items() if text in END_OF_TURN}
+    if "<|return|>" in found:
+        found.pop("<|end|>", None)  # in this dialect it ends a message, and the answer goes on with the next one
+    return frozenset(ids | {*found.values()})
 
 
 @contextmanager

@@ -1,0 +1,41 @@
+"""What files were when something was made from them, so that it is not used once they have changed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_PACKAGE = Path(__file__).parents[1]
+
+
+def stamp(path: Path) -> list[int]:
+    """The file's size, and when its content and its inode last changed, in ns: no program can set the latter."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def parts(path: Path) -> list[Path]:
+    """All files of the GGUF checkpoint of which ``path`` is one (``name-00001-of-00003.gguf``), perhaps the only."""
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    stem, _, count = match.groups()
+    return [path.with_name(f"{stem}-{index:05}-of-{count}.gguf") for index in range(1, int(count) + 1)]
+
+
+def checkpoint_state(path: Path) -> str:
+    """Differs when any file differs that the weights of the checkpoint at ``path`` are read from."""
+    if path.is_dir():
+        files = sorted(path.iterdir())
+    elif path.suffix == ".safetensors":
+        files = [path, path.with_name("config.json")]
+    else:
+        files = parts(path)
+    return repr([(file.name, stamp(file)) for file in files if file.exists()])
+
+
+def code_state() -> str:
+    """Differs when the code differs that reads and describes checkpoints: what it made before may be wrong."""
+    modules = [*_PACKAGE.glob("checkpoint/*.py"), *_PACKAGE.glob("model/**/*.py")]
+    return repr(sorted((module.name, stamp(module)) for module in modules))

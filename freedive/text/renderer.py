@@ -1,0 +1,60 @@
+"""Chat templates compiled and run; whatever goes wrong in one is told as the user's matter."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Template, TemplateSyntaxError
+
+from freedive.errors import UserError
+from freedive.text.sandbox import Refused, Sandbox
+
+
+class Renderer:
+    """Templates by name, each compiled when it is first used. Safe to use from several threads."""
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self._sources = sources
+        self._compiled: dict[str, Template] = {}
+        self._sandbox = Sandbox()
+        self._lock = threading.Lock()
+
+    def render(self, name: str, variables: Mapping[str, Any]) -> str:
+        """What the template ``name`` makes of ``variables``; UserError if there is none, or if it refuses or fails."""
+        with self._lock:  # the sandbox counts the steps of one rendering
+            try:
+                self._sandbox.steps = 0
+                return self._template(name).render(variables)
+            except UserError:
+                raise
+            except Refused as error:
+                raise UserError(f"The chat template refuses these messages: {_line(error)}", param="messages") from None
+            except Exception as error:  # a template is foreign code: it can raise whatever Python can
+                raise UserError(
+                    f"The chat template fails: {_line(error) or type(error).__name__}",
+                    "Check the messages' fields, or use plain completion instead of chat.",
+                    param="messages",
+                ) from None
+
+    def _template(self, name: str) -> Template:
+        if name not in self._sources:
+            known = f"only the chat templates {', '.join(self._sources)}" if self._sources else "no chat template"
+            raise UserError(
+                f"This model has {known}",
+                "It is probably not a chat model: use plain completion, or pass a chat template of your own.",
+            )
+        if name not in self._compiled:
+            try:
+                self._compiled[name] = self._sandbox.from_string(self._sources[name])
+            except TemplateSyntaxError as error:
+                raise UserError(
+                    f"The model's chat template is not valid (line {error.lineno}: {_line(error)})",
+                    "Use plain completion, or pass a chat template of your own.",
+                ) from None
+        return self._compiled[name]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
