@@ -46,6 +46,13 @@ void write_result(const AttendPartial& state, int n, float* out) {
     for (int i = 0; i < n; i++) out[i] = state.values[i] / state.sum;
 }
 
+const AttendPartial& fold_splits(Machine& m, int first, int step, int num_splits, int width, Local& local) {
+    local.partials.reserve(1, width);
+    AttendPartial* state = local.partials.start(0, 1, width);
+    for (int split = 0; split < num_splits; split++) m.kernels.fold(*state, m.partials[first + split * step], width);
+    return *state;
+}
+
 void apply(const Machine& m, const HeadStep& step, int row, int dim, float* head) {
     switch (step.kind) {
         case HeadStep::Norm:
@@ -72,44 +79,36 @@ void Attention::prepare(Machine& m) {
     tiles_.clear();
     merges_.clear();
     int num_partials = 0;
-    const int tile_rows = m.kernels.attend_rows;
     for (int s = 0; s < int(m.step.sequences.size()); s++) {
         const Sequence& sequence = m.step.sequences[s];
         const int rows = sequence.length * group();
-        const int begin = first_key(sequence.start) / kSplitTokens, end = (sequence.end() - 1) / kSplitTokens + 1;
-        const bool apart = sequence.length == 1 && end - begin > 1;
+        const bool apart = rows <= kMaxAttendRows;
         for (int head = 0; head < num_kv_heads; head++) {
-            for (int first = 0; first < rows; first += tile_rows) {
-                const int count = std::min(tile_rows, rows - first);
-                if (!apart) tiles_.push_back({s, head, first, count, begin, end, kNone});
-                for (int split = begin; apart && split < end; split++)
-                    tiles_.push_back(
-                        {s, head, first, count, split, split + 1, num_partials + (split - begin) * rows + first});
+            for (int first = 0; first < rows; first += kMaxAttendRows) {
+                const int count = std::min(kMaxAttendRows, rows - first);
+                const int earliest = sequence.start + first / group(), last = sequence.start + (first + count - 1) / group();
+                const int begin = first_key(earliest) / kSplitTokens, end = last / kSplitTokens + 1;
+                if (!apart || end - begin == 1) {
+                    tiles_.push_back({s, head, first, count, begin, end, kNone});
+                    continue;
+                }
+                merges_.push_back({s, head, count, end - begin, num_partials});
+                for (int split = begin; split < end; split++, num_partials += count)
+                    tiles_.push_back({s, head, first, count, split, split + 1, num_partials});
             }
-            if (apart) merges_.push_back({s, head, end - begin, num_partials});
-            if (apart) num_partials += (end - begin) * rows;
         }
     }
     std::reverse(tiles_.begin(), tiles_.end());  // late rows see most keys: longest tasks first
-    const std::size_t floats = std::size_t(num_partials) * (2 + m.cache.layer(layer).value_stride());
-    if (m.partials.size() < floats) m.partials.resize(floats);
+    m.partials.reserve(num_partials, stride(m));
 }
 
-void Attention::run(Machine& m, int) const {
+void Attention::run(Machine& m, int thread) const {
+    Local& local = m.locals[thread];
     const int tokens = m.num_rows(q);
     m.team.for_each(tokens * num_kv_heads, std::max(1, tokens / 8),
                     [&](int i) { store(m, i / num_kv_heads, i % num_kv_heads); });
-    m.team.for_each(int(tiles_.size()), 1, [&](int i) { attend(m, tiles_[i]); });
-    if (!merges_.empty()) m.team.for_each(int(merges_.size()), 1, [&](int i) { merge(m, merges_[i]); });
-}
-
-float* Attention::out_row(Machine& m, int sequence, int head, int row) const {
-    const int token = m.step.sequences[sequence].row + row / group();
-    return m.buffers[out].row(token) + (head * group() + row % group()) * value_dim;
-}
-
-float* Attention::partial_row(Machine& m, int row) const {
-    return m.partials.data() + std::size_t(row) * (2 + m.cache.layer(layer).value_stride());
+    m.team.for_each(int(tiles_.size()), 1, [&](int i) { attend(m, tiles_[i], local); });
+    if (!merges_.empty()) m.team.for_each(int(merges_.size()), 1, [&](int i) { merge(m, merges_[i], local); });
 }
 
 void Attention::store(Machine& m, int row, int head) const {
@@ -134,77 +133,57 @@ void Attention::store(Machine& m, int row, int head) const {
     }
 }
 
-void Attention::attend(Machine& m, const Tile& tile) const {
+void Attention::attend(Machine& m, const Tile& tile, Local& local) const {
     const Sequence& s = m.step.sequences[tile.sequence];
-    const int stride = m.cache.layer(layer).value_stride();
-    const std::uint8_t *keys[kSplitPages], *values[kSplitPages];
+    local.floats.resize(kMaxAttendRows * kMaxHeadDim);
     AttendTask task{};
     task.num_rows = tile.count;
+    task.q = local.floats.data();
     task.key_dim = key_dim;
-    task.value_stride = stride;
-    task.scale = scale;
+    task.value_dim = task.value_stride = stride(m);
     task.softcap = softcap;
-    task.keys = keys;
-    task.values = values;
-    int last = 0;
     for (int r = 0; r < tile.count; r++) {
         const int row = tile.first + r, token = row / group(), position = s.start + token;
-        task.q[r] = m.buffers[q].row(s.row + token) + (tile.head * group() + row % group()) * key_dim;
+        const float* from = m.buffers[q].row(s.row + token) + (tile.head * group() + row % group()) * key_dim;
+        for (int i = 0; i < key_dim; i++) local.floats[r * kMaxHeadDim + i] = from[i] * scale;
         task.first[r] = first_key(position);
         task.last[r] = position + 1;
-        last = std::max(last, position + 1);
     }
-    alignas(64) float memory[2][kMaxAttendRows][kMaxHeadDim];
-    AttendPartial state[kMaxAttendRows], next[kMaxAttendRows];
-    for (int r = 0; r < tile.count; r++) {
-        state[r] = {kNoScore, 0, memory[0][r]};
-        next[r] = {kNoScore, 0, memory[1][r]};
-        std::memset(memory[0][r], 0, stride * sizeof(float));
+    Partials& partials = tile.partial == kNone ? local.partials : m.partials;
+    if (tile.partial == kNone) partials.reserve(tile.count, stride(m));
+    AttendPartial* states = partials.start(std::max(tile.partial, 0), tile.count, stride(m));
+    for (int split = tile.split_begin; split < tile.split_end; split++) attend_split(m, s, tile.head, split, task, states);
+    for (int r = 0; tile.partial == kNone && r < tile.count; r++) finish(m, tile.sequence, tile.head, tile.first + r, states[r]);
+}
+
+void Attention::attend_split(Machine& m, const Sequence& s, int head, int split, AttendTask& task, AttendPartial* states) const {
+    const std::uint8_t *keys[kSplitPages], *values[kSplitPages];
+    task.begin = split * kSplitTokens;
+    task.keys = keys;
+    task.values = values;
+    const int last = task.last[task.num_rows - 1];
+    for (int p = 0; p < kSplitPages && task.begin + p * kPageTokens < last; p++) {
+        const int page = s.pages[split * kSplitPages + p];
+        keys[p] = m.cache.keys(page, layer, head);
+        values[p] = m.cache.values(page, layer, head);
     }
-    for (int split = tile.split_begin; split < tile.split_end && split * kSplitTokens < last; split++) {
-        task.begin = split * kSplitTokens;
-        task.end = std::min(task.begin + kSplitTokens, last);
-        for (int p = 0; task.begin + p * kPageTokens < task.end; p++) {
-            const int page = s.pages[task.begin / kPageTokens + p];
-            keys[p] = m.cache.keys(page, layer, tile.head);
-            values[p] = m.cache.values(page, layer, tile.head);
-        }
-        (m.cache.element_bytes() == 4 ? m.kernels.attend_f32 : m.kernels.attend_f16)(task, next);
-        for (int r = 0; r < tile.count; r++) m.kernels.fold(state[r], next[r], stride);
-    }
-    for (int r = 0; r < tile.count; r++) {
-        if (tile.partial == kNone) {
-            add_sink(m, tile.head * group() + (tile.first + r) % group(), state[r], stride);
-            write_result(state[r], value_dim, out_row(m, tile.sequence, tile.head, tile.first + r));
-        } else {
-            float* to = partial_row(m, tile.partial + r);
-            to[0] = state[r].max;
-            to[1] = state[r].sum;
-            std::memcpy(to + 2, state[r].values, stride * sizeof(float));
-        }
-    }
+    (m.cache.element_bytes() == 4 ? m.kernels.attend_f32 : m.kernels.attend_f16)(task, states);
+}
+
+void Attention::merge(Machine& m, const Merge& merge, Local& local) const {
+    for (int row = 0; row < merge.count; row++)
+        finish(m, merge.sequence, merge.head, row,
+               fold_splits(m, merge.partial + row, merge.count, merge.num_splits, stride(m), local));
 }
 
 // A sink takes its part of the softmax and gives no value.
-void Attention::add_sink(const Machine& m, int head, AttendPartial& state, int stride) const {
-    if (sinks == kNone) return;
-    alignas(64) float nothing[kMaxHeadDim] = {};
-    m.kernels.fold(state, {m.vectors[sinks][head], 1, nothing}, stride);
-}
-
-void Attention::merge(Machine& m, const Merge& merge) const {
-    const int stride = m.cache.layer(layer).value_stride();
-    alignas(64) float values[kMaxHeadDim];
-    for (int row = 0; row < group(); row++) {
-        std::memset(values, 0, sizeof values);
-        AttendPartial state{kNoScore, 0, values};
-        for (int split = 0; split < merge.num_splits; split++) {
-            float* p = partial_row(m, merge.partial + split * group() + row);
-            m.kernels.fold(state, {p[0], p[1], p + 2}, stride);
-        }
-        add_sink(m, merge.head * group() + row, state, stride);
-        write_result(state, value_dim, out_row(m, merge.sequence, merge.head, row));
+void Attention::finish(Machine& m, int sequence, int head, int row, AttendPartial state) const {
+    const int query_head = head * group() + row % group(), token = m.step.sequences[sequence].row + row / group();
+    if (sinks != kNone) {
+        alignas(64) float nothing[kMaxHeadDim] = {};
+        m.kernels.fold(state, {m.vectors[sinks][query_head], 1, nothing}, stride(m));
     }
+    write_result(state, value_dim, m.buffers[out].row(token) + query_head * value_dim);
 }
 
 }  // namespace freedive

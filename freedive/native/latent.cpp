@@ -55,8 +55,7 @@ void LatentAttention::prepare(Machine& m) {
     }
     const std::size_t queries = queries_.size() * head_groups() * kLatentHeads * dim();
     if (m.absorbed.size() < queries) m.absorbed.resize(queries);
-    const std::size_t floats = std::size_t(num_partials) * (2 + stride(m));
-    if (m.partials.size() < floats) m.partials.resize(floats);
+    m.partials.reserve(num_partials, whole_columns(rank));
 }
 
 void LatentAttention::run(Machine& m, int thread) const {
@@ -69,7 +68,7 @@ void LatentAttention::run(Machine& m, int thread) const {
                         [&](int i) { attend_expanded(m, expanded_[i / num_heads], i % num_heads, m.locals[thread]); });
     if (queries_.empty()) return;
     m.team.for_each(int(absorbed_.size()), 1, [&](int i) { attend_absorbed(m, absorbed_[i]); });
-    m.team.for_each(int(merges_.size()), 1, [&](int i) { merge(m, merges_[i]); });
+    m.team.for_each(int(merges_.size()), 1, [&](int i) { merge(m, merges_[i], m.locals[thread]); });
 }
 
 // Turns the row's query heads, and writes its latent to the cache.
@@ -111,7 +110,7 @@ void LatentAttention::absorb(Machine& m, int row, int query, int head) const {
     }
     std::copy_n(from + nope_dim, rope_dim, folded + rank);
     float* to = absorbed_query(m, query, head);
-    for (int d = 0; d < dim(); d++) to[d * kLatentHeads + head % kLatentHeads] = folded[d];
+    for (int d = 0; d < dim(); d++) to[d * kLatentHeads + head % kLatentHeads] = folded[d] * scale;
 }
 
 // Keys [page][head_dim][32] and values [position][value_stride] of one head at positions [begin, end) of a split; what
@@ -119,7 +118,7 @@ void LatentAttention::absorb(Machine& m, int row, int query, int head) const {
 void LatentAttention::expand(Machine& m, const Sequence& s, int head, int begin, int end, float* latents, float* keys,
                              float* values) const {
     const int count = end - begin, width = stride(m), pages = (count + kPageTokens - 1) / kPageTokens;
-    const int value_stride = whole_lanes(value_dim);
+    const int value_stride = whole_columns(value_dim);
     for (int t = 0; t < count; t++) {
         const std::uint8_t* from = latent(m, s, begin + t);
         float* to = latents + std::size_t(t) * width;
@@ -143,96 +142,79 @@ void LatentAttention::expand(Machine& m, const Sequence& s, int head, int begin,
     });
 }
 
-void LatentAttention::attend_expanded(Machine& m, const Expanded& task, int head, std::vector<float>& scratch) const {
+void LatentAttention::attend_expanded(Machine& m, const Expanded& task, int head, Local& local) const {
     const Sequence& s = m.step.sequences[task.sequence];
-    const int value_stride = whole_lanes(value_dim), last = s.start + task.count;
+    const int value_stride = whole_columns(value_dim), last = s.start + task.count;
     const std::size_t sizes[] = {std::size_t(kSplitTokens) * stride(m), std::size_t(kSplitTokens) * head_dim(),
-                                 std::size_t(kSplitTokens) * value_stride, std::size_t(task.count) * value_stride};
-    scratch.resize(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
-    float *latents = scratch.data(), *keys = latents + sizes[0], *values = keys + sizes[1], *sums = values + sizes[2];
-    std::fill_n(sums, sizes[3], 0.0f);
-    std::vector<AttendPartial> states(task.count);
-    for (int i = 0; i < task.count; i++) states[i] = {kNoScore, 0, sums + std::size_t(i) * value_stride};
+                                 std::size_t(kSplitTokens) * value_stride, kMaxAttendRows * kMaxHeadDim};
+    local.floats.resize(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
+    float *latents = local.floats.data(), *keys = latents + sizes[0], *values = keys + sizes[1];
+    local.partials.reserve(task.count, value_stride);
+    AttendPartial* states = local.partials.start(0, task.count, value_stride);
 
+    const std::uint8_t *key_pages[kSplitPages], *value_pages[kSplitPages];
+    for (int p = 0; p < kSplitPages; p++) {
+        key_pages[p] = (const std::uint8_t*)(keys + std::size_t(p) * kPageTokens * head_dim());
+        value_pages[p] = (const std::uint8_t*)(values + std::size_t(p) * kPageTokens * value_stride);
+    }
+    AttendTask rows{};
+    rows.keys = key_pages;
+    rows.values = value_pages;
+    rows.key_dim = head_dim();
+    rows.value_dim = rows.value_stride = value_stride;
     for (int begin = 0; begin < last; begin += kSplitTokens) {
-        AttendTask rows{};
         rows.begin = begin;
-        rows.key_dim = head_dim();
-        rows.value_stride = value_stride;
-        rows.scale = scale;
-        const int end = std::min(begin + kSplitTokens, last);
-        expand(m, s, head, begin, end, latents, keys, values);
-        const std::uint8_t *key_pages[kSplitPages], *value_pages[kSplitPages];
-        for (int p = 0; p < kSplitPages; p++) {
-            key_pages[p] = (const std::uint8_t*)(keys + std::size_t(p) * kPageTokens * head_dim());
-            value_pages[p] = (const std::uint8_t*)(values + std::size_t(p) * kPageTokens * value_stride);
-        }
-        rows.keys = key_pages;
-        rows.values = value_pages;
-        const int tile = m.kernels.attend_rows;
-        for (int first = std::max(0, begin - s.start); first < task.count; first += tile) {
-            alignas(64) float memory[kMaxAttendRows][kMaxHeadDim];
-            AttendPartial next[kMaxAttendRows];
-            rows.num_rows = std::min(tile, task.count - first);
-            for (int r = 0; r < rows.num_rows; r++) {
-                const int position = s.start + first + r;
-                rows.q[r] = m.buffers[q].row(s.row + first + r) + head * head_dim();
-                rows.first[r] = 0;
-                rows.last[r] = position + 1;
-                next[r].values = memory[r];
-            }
-            rows.end = std::min(end, rows.last[rows.num_rows - 1]);
-            m.kernels.attend_f32(rows, next);
-            for (int r = 0; r < rows.num_rows; r++) m.kernels.fold(states[first + r], next[r], value_stride);
+        expand(m, s, head, begin, std::min(begin + kSplitTokens, last), latents, keys, values);
+        for (int first = std::max(0, begin - s.start); first < task.count; first += kMaxAttendRows) {
+            rows.num_rows = std::min(kMaxAttendRows, task.count - first);
+            take_queries(m, s, head, first, values + sizes[2], rows);
+            m.kernels.attend_f32(rows, states + first);
         }
     }
     for (int i = 0; i < task.count; i++)
         write_result(states[i], value_dim, m.buffers[out].row(s.row + i) + head * value_dim);
 }
 
-float* LatentAttention::partial_row(Machine& m, int row) const {
-    return m.partials.data() + std::size_t(row) * (2 + stride(m));
+// A task's queries, of rows from `first` on.
+void LatentAttention::take_queries(Machine& m, const Sequence& s, int head, int first, float* to,
+                                   AttendTask& task) const {
+    task.q = to;
+    for (int r = 0; r < task.num_rows; r++, to += kMaxHeadDim) {
+        const float* from = m.buffers[q].row(s.row + first + r) + head * head_dim();
+        for (int i = 0; i < head_dim(); i++) to[i] = from[i] * scale;
+        task.first[r] = 0;
+        task.last[r] = s.start + first + r + 1;
+    }
 }
 
 void LatentAttention::attend_absorbed(Machine& m, const Absorbed& absorbed) const {
     const Sequence& s = m.step.sequences[absorbed.sequence];
-    const int position = m.step.positions[absorbed.row];
     const std::uint8_t* pages[kSplitPages];
-    LatentTask task{};
+    AttendTask task{};
+    task.num_rows = std::min(kLatentHeads, num_heads - absorbed.first_head);
     task.q = absorbed_query(m, absorbed.query, absorbed.first_head);
-    task.num_heads = std::min(kLatentHeads, num_heads - absorbed.first_head);
     task.begin = absorbed.split * kSplitTokens;
-    task.end = std::min(task.begin + kSplitTokens, position + 1);
-    task.latents = pages;
-    task.dim = dim();
-    task.rank = rank;
-    task.stride = stride(m);
-    task.scale = scale;
-    for (int p = 0; task.begin + p * kPageTokens < task.end; p++)
-        pages[p] = m.cache.values(s.pages[task.begin / kPageTokens + p], layer, 0);
-    AttendPartial heads[kLatentHeads];
-    for (int h = 0; h < task.num_heads; h++) heads[h].values = partial_row(m, absorbed.partial + h) + 2;
-    (m.cache.element_bytes() == 4 ? m.kernels.attend_latent_f32 : m.kernels.attend_latent_f16)(task, heads);
-    for (int h = 0; h < task.num_heads; h++) {
-        float* to = partial_row(m, absorbed.partial + h);
-        to[0] = heads[h].max;
-        to[1] = heads[h].sum;
-    }
+    task.values = pages;
+    task.key_dim = dim();
+    task.value_dim = whole_columns(rank);
+    task.value_stride = stride(m);
+    const int last = m.step.positions[absorbed.row] + 1;
+    std::fill_n(task.last, task.num_rows, last);
+    for (int p = 0; p < kSplitPages && task.begin + p * kPageTokens < last; p++)
+        pages[p] = m.cache.values(s.pages[absorbed.split * kSplitPages + p], layer, 0);
+    AttendPartial* states = m.partials.start(absorbed.partial, task.num_rows, task.value_dim);
+    (m.cache.element_bytes() == 4 ? m.kernels.attend_latent_f32 : m.kernels.attend_latent_f16)(task, states);
 }
 
 // Folds the splits of each head, then makes its values of the weighted latents.
-void LatentAttention::merge(Machine& m, const Merge& merge) const {
-    const int width = whole_lanes(rank);
+void LatentAttention::merge(Machine& m, const Merge& merge, Local& local) const {
+    const int width = whole_columns(rank);
     for (int head = merge.first_head; head < std::min(num_heads, merge.first_head + kLatentHeads); head++) {
-        alignas(64) float values[kMaxHeadDim] = {};
-        AttendPartial state{kNoScore, 0, values};
-        for (int split = 0; split < merge.num_splits; split++) {
-            float* p = partial_row(m, merge.partial + split * kLatentHeads + head - merge.first_head);
-            m.kernels.fold(state, {p[0], p[1], p + 2}, width);
-        }
-        write_result(state, rank, values);
+        const int first = merge.partial + head - merge.first_head;
+        const AttendPartial& state = fold_splits(m, first, kLatentHeads, merge.num_splits, width, local);
+        write_result(state, rank, state.values);
         float* to = m.buffers[out].row(merge.row) + head * value_dim;
-        multiply_rows(m, head_of(m, v_b, head), values, width, 1,
+        multiply_rows(m, head_of(m, v_b, head), state.values, width, 1,
                       [&](int, int column, int n, const float* x) { std::copy_n(x, n, to + column); });
     }
 }

@@ -139,8 +139,10 @@ struct HeadStep {
 };
 void apply(const Machine& machine, const HeadStep& step, int row, int dim, float* head);
 
-// What all splits together make of a row.
+// What a row makes of all keys that it sees, from its state.
 void write_result(const AttendPartial& state, int n, float* out);
+// A row's splits folded in order; they lie `step` states apart from `first` on.
+const AttendPartial& fold_splits(Machine& machine, int first, int step, int num_splits, int width, Local& local);
 
 // Appends k and v to the cache, then attends: causal, over `window` positions if that is not 0, or inside runs of
 // `chunk` positions.
@@ -156,23 +158,24 @@ struct Attention final : Operation {
 
   private:
     // Query rows [first, first + count) of one sequence and key-value head (row = token * heads per kv head + head),
-    // against splits [split_begin, split_end). The result goes to partial rows from `partial`, or if that is kNone
-    // straight to the output.
+    // against splits [split_begin, split_end). The result stays in partials from `partial` on, or if that is kNone
+    // goes straight to the output.
     struct Tile {
         int sequence, head, first, count, split_begin, split_end, partial;
     };
-    // A decoding token whose splits were taken apart: partial row = partial + split * heads per kv head + head.
+    // All `count` rows of a sequence and key-value head, whose splits were taken apart: partials [split][row].
     struct Merge {
-        int sequence, head, num_splits, partial;
+        int sequence, head, count, num_splits, partial;
     };
     int group() const { return num_heads / num_kv_heads; }
     int first_key(int position) const;
-    void add_sink(const Machine& machine, int head, AttendPartial& state, int stride) const;
+    int stride(const Machine& machine) const { return machine.cache.layer(layer).value_stride(); }
     void store(Machine& machine, int row, int head) const;
-    void attend(Machine& machine, const Tile& tile) const;
-    void merge(Machine& machine, const Merge& merge) const;
-    float* out_row(Machine& machine, int sequence, int head, int row) const;
-    float* partial_row(Machine& machine, int row) const;
+    void attend(Machine& machine, const Tile& tile, Local& local) const;
+    void attend_split(Machine& machine, const Sequence& sequence, int head, int split, AttendTask& task,
+                      AttendPartial* states) const;
+    void merge(Machine& machine, const Merge& merge, Local& local) const;
+    void finish(Machine& machine, int sequence, int head, int row, AttendPartial state) const;
 
     std::vector<Tile> tiles_;
     std::vector<Merge> merges_;
@@ -214,12 +217,13 @@ struct LatentAttention final : Operation {
     Weight head_of(const Machine& machine, int weight, int head) const;
     void store(Machine& machine, int row) const;
     void absorb(Machine& machine, int row, int query, int head) const;
-    void attend_expanded(Machine& machine, const Expanded& task, int head, std::vector<float>& scratch) const;
+    void attend_expanded(Machine& machine, const Expanded& task, int head, Local& local) const;
+    void take_queries(Machine& machine, const Sequence& sequence, int head, int first, float* to,
+                      AttendTask& task) const;
     void expand(Machine& machine, const Sequence& sequence, int head, int begin, int end, float* latents, float* keys,
                 float* values) const;
     void attend_absorbed(Machine& machine, const Absorbed& task) const;
-    void merge(Machine& machine, const Merge& merge) const;
-    float* partial_row(Machine& machine, int row) const;
+    void merge(Machine& machine, const Merge& merge, Local& local) const;
 
     std::vector<Expanded> expanded_;
     std::vector<Absorbed> absorbed_;

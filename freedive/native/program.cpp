@@ -23,6 +23,19 @@ std::uint8_t* Cache::values(int page, int layer, int head) const {
     return keys(page, layer, head) + std::size_t(kPageTokens) * layers_[layer].key_dim * element_bytes_;
 }
 
+void Partials::reserve(int count, int width) {
+    if (states_.size() < std::size_t(count)) states_.resize(count);
+    const std::size_t floats = std::size_t(count) * width;
+    if (values_.size() < floats) values_.resize(floats);
+}
+
+AttendPartial* Partials::start(int first, int count, int width) {
+    float* values = values_.data() + std::size_t(first) * width;
+    std::fill_n(values, std::size_t(count) * width, 0.0f);
+    for (int i = 0; i < count; i++) states_[first + i] = {kNoScore, 0, values + std::size_t(i) * width};
+    return states_.data() + first;
+}
+
 int Machine::add_buffer(int width, Rows rows) {
     buffers.push_back({width, num_panels(width) * kPanelRows, rows, Memory()});
     return int(buffers.size()) - 1;

@@ -59,13 +59,13 @@ class Operation {
     virtual void run(Machine& machine, int thread) const = 0;
 };
 
-constexpr int whole_lanes(int n) { return (n + 15) / 16 * 16; }
+constexpr int whole_columns(int n) { return (n + 31) / 32 * 32; }  // what attention makes at once, at any level
 
 // Keys and values of one layer inside a page.
 struct CacheLayer {
     int num_heads, key_dim, value_dim;
     std::size_t offset;  // bytes from the start of a page
-    int value_stride() const { return whole_lanes(value_dim); }
+    int value_stride() const { return whole_columns(value_dim); }
 };
 
 // Cached keys and values. A page holds 32 tokens of every layer: per head, keys [key_dim][32], values
@@ -85,6 +85,25 @@ class Cache {
     std::size_t page_bytes_ = 0;
     int element_bytes_ = 2;
     Memory memory_;
+};
+
+// States of rows on their way through the keys. Threads share one where they write to different ranges of it.
+class Partials {
+  public:
+    void reserve(int count, int width);
+    // States [first, first + count) that have seen nothing, their values `width` floats apart from each other.
+    AttendPartial* start(int first, int count, int width);
+    const AttendPartial& operator[](int index) const { return states_[index]; }
+
+  private:
+    std::vector<AttendPartial> states_;
+    std::vector<float> values_;
+};
+
+// Scratch memory of a thread.
+struct Local {
+    std::vector<float> floats;
+    Partials partials;
 };
 
 // The program, its weights, its memory and its threads.
@@ -111,9 +130,9 @@ class Machine {
     std::vector<std::unique_ptr<Operation>> operations;
     Cache cache;
     Step step;
-    std::vector<float> partials;             // results of attention splits on their way to be merged
-    std::vector<float> absorbed;             // queries of latent attention: [query][groups of 16 heads][dim][16]
-    std::vector<std::vector<float>> locals;  // scratch memory of each thread
+    Partials partials;            // what splits of keys make of rows, to be merged
+    std::vector<float> absorbed;  // queries of latent attention: [query][groups of 16 heads][dim][16]
+    std::vector<Local> locals;    // of each thread
     Groups groups;
     int max_rows = 0, widest = 0;  // rows of a step; numbers of a linear's input
     float prompt_care = 0;         // of quantise(), for the tokens that come early in a prompt

@@ -19,36 +19,27 @@ struct QuantisedGroup {
     bool has_low;
 };
 
-// Query rows of one key-value head against the keys [begin, end) of one split. Positions are absolute; `begin` is the
-// first of a page. Row r sees keys [first[r], last[r]).
-constexpr int kMaxAttendRows = 8;
+// Query rows of one key-value head, in order of position, against one split of keys, the first of which is at position
+// `begin`. Row r sees keys [first[r], last[r]).
+constexpr int kMaxAttendRows = 32;
 constexpr int kPageTokens = 32;
 constexpr int kSplitTokens = 256, kSplitPages = kSplitTokens / kPageTokens;
 constexpr int kMaxHeadDim = 576;
+constexpr int kLatentHeads = 16;
 struct AttendTask {
     int num_rows;
-    const float* q[kMaxAttendRows];
+    const float* q;  // [rows][kMaxHeadDim], or against latents [key_dim][16 rows]; times the scale of scores
     int first[kMaxAttendRows], last[kMaxAttendRows];
-    int begin, end;
-    const std::uint8_t* const* keys;    // by page from `begin`: [key_dim][32 tokens]
-    const std::uint8_t* const* values;  // by page from `begin`: [32 tokens][value_stride]
-    int key_dim, value_stride;
-    float scale, softcap;  // scores become softcap * tanh(score / softcap) if that is not 0
+    int begin;
+    const std::uint8_t* const* keys;    // by page: [key_dim][32 tokens]; unused against latents
+    const std::uint8_t* const* values;  // by page: [32 tokens][value_stride], or latents
+    int key_dim, value_dim, value_stride;
+    float softcap;  // scores become softcap * tanh(score / softcap) if that is not 0
 };
-// Up to 16 absorbed heads of one query row against the latents [begin, end) of one split. A latent is `dim` numbers of
-// which the first `rank` are its value.
-constexpr int kLatentHeads = 16;
-struct LatentTask {
-    const float* q;  // [dim][16 heads]
-    int num_heads, begin, end;
-    const std::uint8_t* const* latents;  // by page from `begin`: [32 tokens][stride]
-    int dim, rank, stride;
-    float scale;
-};
-// What a split contributes to a row: values are exp-weighted by scores less `max`, `sum` is the sum of the weights.
+// What keys contribute to a row: values are exp-weighted by scores less `max`, `sum` is the sum of the weights.
 struct AttendPartial {
     float max, sum;
-    float* values;  // [value_stride]
+    float* values;  // [value_dim]
 };
 constexpr float kNoScore = -1e30f;  // finite, so that a row that sees nothing in a split subtracts to 0, not NaN
 
@@ -60,7 +51,6 @@ struct Glu {
 
 struct Kernels {
     const char* name;
-    int attend_rows;  // rows that attend() handles best at once
 
     // out[r * 32 + i] = row i of the panel times activations x[r], for r < rows: QuantisedGroup where the format is
     // quantised, else float.
@@ -74,10 +64,11 @@ struct Kernels {
     void (*softcap)(const float* x, int n, float cap, float* out);                // likewise
     void (*to_half)(const float* x, int n, std::uint16_t* out);                   // saturates; n any
     void (*from_half)(const std::uint16_t* x, int n, float* out);                 // n is a multiple of 16
-    void (*attend_f32)(const AttendTask& task, AttendPartial* out);
-    void (*attend_f16)(const AttendTask& task, AttendPartial* out);
-    void (*attend_latent_f32)(const LatentTask& task, AttendPartial* out);
-    void (*attend_latent_f16)(const LatentTask& task, AttendPartial* out);
+    // Fold what a split's keys contribute into the states of the rows; of a latent task these are heads of one row.
+    void (*attend_f32)(const AttendTask& task, AttendPartial* states);
+    void (*attend_f16)(const AttendTask& task, AttendPartial* states);
+    void (*attend_latent_f32)(const AttendTask& task, AttendPartial* states);
+    void (*attend_latent_f16)(const AttendTask& task, AttendPartial* states);
     void (*fold)(AttendPartial& into, const AttendPartial& next, int n);  // n is a multiple of 16
 };
 
