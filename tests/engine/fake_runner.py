@@ -32,10 +32,21 @@ def logits_of(history: np.ndarray) -> np.ndarray:
     return logits
 
 
+def repetitive_logits_of(history: np.ndarray) -> np.ndarray:
+    """Logits that depend mostly on the last token, so that answers run in circles, and a little on all."""
+    return logits_of(history[-1:]) + logits_of(history) / 1024
+
+
 class FakeRunner:
     vocab_size = VOCAB
 
-    def __init__(self, num_pages: int = 64, max_context: int = 512) -> None:
+    def __init__(
+        self,
+        num_pages: int = 64,
+        max_context: int = 512,
+        logits_of: Callable[[np.ndarray], np.ndarray] = logits_of,
+    ) -> None:
+        self.logits_of = logits_of
         self.num_pages = num_pages
         self.max_context = max_context
         self.tokens = np.full((num_pages, PAGE_TOKENS), -1, np.int32)
@@ -71,8 +82,9 @@ class FakeRunner:
             ]
             self.positions[table[places // PAGE_TOKENS], places % PAGE_TOKENS] = places
             assert (self.positions[table].ravel()[:end] == np.arange(end)).all(), "stale page"
-            logits[row] = self.tokens[table].ravel()[:end]
-        return np.array([logits_of(logits[row]) for row in batch.wanted], np.float32).reshape(-1, VOCAB)
+            history = self.tokens[table].ravel()
+            logits |= {row - end + 1 + place: history[: place + 1] for place in places}
+        return np.array([self.logits_of(logits[row]) for row in batch.wanted], np.float32).reshape(-1, VOCAB)
 
 
 class FakeTokenizer:
