@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Protocol
 
+import numpy as np
+
 from freedive.config import EngineConfig
-from freedive.engine.batch import Runner
+from freedive.engine.batch import Batch, Runner
 from freedive.engine.kvcache import PageTables
 from freedive.engine.limits import Limits
 from freedive.engine.request import EngineError, FinishReason, Generation, Piece, Sampling
 from freedive.engine.sampler import Floats, Sampler, logprobs
-from freedive.engine.scheduler import Request, Scheduler, is_decoding, to_batch
+from freedive.engine.scheduler import Plan, Request, Scheduler, is_decoding, to_batch
 from freedive.engine.speculation import Gate
 from freedive.engine.stop import Decoder, TextStream
 from freedive.errors import Overloaded, Unavailable
@@ -201,8 +203,7 @@ class Engine:
             for share in plan:
                 self._leave(share.request, EngineError(f"The model failed while it computed this request: {error}"))
             return
-        if self._gate and is_decoding(plan):
-            self._gate.record(len(batch.tokens), time.perf_counter() - start)
+        decoding = is_decoding(plan)
         self._num_steps += 1
         self._num_computed += len(batch.tokens)
         rows = iter(logits)
@@ -211,6 +212,24 @@ class Engine:
             share.request.num_cached += share.count
             if share.request.num_pending == 0:
                 self._advance(share.request, share.draft, list(islice(rows, 1 + len(share.draft))))
+        if self._gate and self._runner.drafts:
+            self._predict(plan, batch)
+        if self._gate and decoding:
+            self._gate.record(len(batch.tokens), time.perf_counter() - start)
+
+    def _predict(self, plan: Plan, batch: Batch) -> None:
+        """After a step, have the model predict one token beyond the newest of each request that goes on."""
+        tokens, wanted, asking = batch.tokens.copy(), [], []
+        firsts = batch.lengths.cumsum() - batch.lengths
+        for share, first, start in zip(plan, firsts.tolist(), batch.starts.tolist(), strict=True):
+            request, num_rows = share.request, share.count + len(share.draft)
+            following = request.tokens[start + 1 : start + 1 + num_rows]
+            tokens[first : first + len(following)] = following
+            if request.row >= 0 and request.num_pending == 1:
+                wanted.append(first + len(following) - 1)
+                asking.append(request)
+        for request, logits in zip(asking, self._runner.draft(tokens, np.array(wanted, np.int32)), strict=True):
+            request.prediction.predict(len(request.tokens), int(logits.argmax()))
 
     def _advance(self, request: Request, draft: Sequence[int], logits: Sequence[Floats]) -> None:
         """Add one token to the answer of ``request``, and another for each guess that proves right.

@@ -16,7 +16,7 @@ from freedive.engine.batch import Batch
 from freedive.engine.kvcache import PageTables, pages_for
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
-from freedive.engine.speculation import MAX_DRAFT, Draft, Drafter, Gate, PromptLookup
+from freedive.engine.speculation import MAX_DRAFT, Draft, Gate, Prediction, PromptLookup
 from freedive.engine.stop import TextStream
 
 
@@ -35,7 +35,8 @@ class Request:
     tokens: list[int]
     max_length: int
     stop_ids: frozenset[int]
-    drafter: Drafter = field(default_factory=PromptLookup)
+    lookup: PromptLookup = field(default_factory=PromptLookup)
+    prediction: Prediction = field(default_factory=Prediction)
     num_cached: int = 0
     row: int = -1
 
@@ -156,8 +157,10 @@ def is_decoding(plan: Plan) -> bool:
 
 
 def _draft(request: Request, most: int) -> Draft:
-    """No more guesses than leave room for the token that is sampled after them."""
-    return request.drafter.draft(request.tokens, min(most, request.max_length - len(request.tokens) - 1))
+    """The guesses that promise most; so few that there is room for the token which is sampled after them."""
+    most = min(most, request.max_length - len(request.tokens) - 1)
+    drafts = [drafter.draft(request.tokens, most) for drafter in (request.lookup, request.prediction)]
+    return max(drafts, key=lambda draft: sum(draft.odds))
 
 
 def to_batch(plan: Plan, pages: PageTables) -> Batch:

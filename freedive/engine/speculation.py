@@ -7,11 +7,12 @@ counts too. Guesses change when tokens come, never which.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from operator import mul
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,53 +37,77 @@ class Draft(NamedTuple):
     odds: list[float]
 
 
-class Drafter(Protocol):
-    """Guesses how one request goes on."""
+class Drafter(ABC):
+    """Guesses how one request goes on.
 
-    def draft(self, tokens: Sequence[int], most: int) -> Draft:
-        """At most ``most`` guesses of what follows ``tokens``, prompt and answer so far."""
-
-
-class PromptLookup:
-    """Guesses that what followed the last few tokens where they stood before follows again (Saxena 2023).
-
-    The longest n-gram counts, and its last place. How often each length is right shows without any computation: every
+    ``odds`` are how often each kind of guess is right, to begin with. That is learned without any computation: every
     guess, checked by the model or not, is held against what came.
     """
 
-    def __init__(self) -> None:
-        self._places: dict[int, int] = {}  # of n-grams, by their hash: where the token after them stands
-        self._num_indexed = 0
-        self._odds = dict(SIZES)
+    def __init__(self, odds: Mapping[int, float]) -> None:
+        self._odds = dict(odds)
         self._start = 0
-        self._guess: list[tuple[int, int]] = []  # tokens from _start on, with the length that speaks for each
+        self._guesses: list[tuple[int, int]] = []  # tokens from _start on, each with its kind
 
     def draft(self, tokens: Sequence[int], most: int) -> Draft:
-        """See :class:`Drafter`. ``tokens`` may only grow from call to call."""
+        """At most ``most`` guesses of what follows ``tokens``, prompt and answer so far, which only grow."""
         self._learn(tokens)
-        self._index(tokens)
-        self._start, self._guess = len(tokens), self._look_up(tokens, most)
-        odds = accumulate((self._odds[size] for _, size in self._guess), mul)
-        return Draft([token for token, _ in self._guess], list(odds))
+        self._start, self._guesses = len(tokens), self.guess(tokens, most)
+        odds = accumulate((self._odds[kind] for _, kind in self._guesses), mul)
+        return Draft([token for token, _ in self._guesses], list(odds))
 
     def _learn(self, tokens: Sequence[int]) -> None:
-        for (guess, size), token in zip(self._guess, tokens[self._start :], strict=False):
-            self._odds[size] += ((guess == token) - self._odds[size]) * PACE
+        for (guess, kind), token in zip(self._guesses, tokens[self._start :], strict=False):
+            self._odds[kind] += ((guess == token) - self._odds[kind]) * PACE
             if guess != token:
                 return
+
+    @abstractmethod
+    def guess(self, tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
+        """The guesses with their kinds."""
+
+
+class Prediction(Drafter):
+    """Guesses what the model itself has predicted beyond the next token (DeepSeek-V3, section 2.2)."""
+
+    def __init__(self) -> None:
+        super().__init__({0: 0.7})
+        self._predicted: dict[int, int] = {}
+
+    def predict(self, place: int, token: int) -> None:
+        """Expect ``token`` at ``place`` of the text."""
+        self._predicted = {place: token}
+
+    def guess(self, tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
+        """See :class:`Drafter`."""
+        return [(self._predicted[len(tokens)], 0)][:most] if len(tokens) in self._predicted else []
+
+
+class PromptLookup(Drafter):
+    """Guesses that what followed the last few tokens where they stood before follows again (Saxena 2023).
+
+    The longest n-gram counts, and its last place. Its length is the kind of the guess; each guess makes it longer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(SIZES)
+        self._places: dict[int, int] = {}  # of n-grams, by their hash: where the token after them stands
+        self._num_indexed = 0
+
+    def guess(self, tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
+        """See :class:`Drafter`."""
+        self._index(tokens)
+        for size in reversed(SIZES):
+            if place := self._places.get(hash(tuple(tokens[-size:]))):
+                period = len(tokens) - place  # a guess that reaches the end of the text goes on with itself
+                return [(tokens[place + i % period], max(n for n in SIZES if n <= size + i)) for i in range(most)]
+        return []
 
     def _index(self, tokens: Sequence[int]) -> None:
         for size in SIZES:
             for end in range(max(self._num_indexed, size), len(tokens)):
                 self._places[hash(tuple(tokens[end - size : end]))] = end
         self._num_indexed = len(tokens)
-
-    def _look_up(self, tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
-        for size in reversed(SIZES):
-            if place := self._places.get(hash(tuple(tokens[-size:]))):
-                period = len(tokens) - place  # a guess that reaches the end of the text goes on with itself
-                return [(tokens[place + i % period], max(n for n in SIZES if n <= size + i)) for i in range(most)]
-        return []
 
 
 class Gate:

@@ -40,6 +40,7 @@ class Program:
     isa: str
     num_threads: int
     page_bytes: int
+    num_operations: int
 
     def __init__(self, isa: str, num_threads: int) -> None: ...
     def weight(self, format: int, rows: int, k: int, packed: _Bytes, heads: int = 1) -> int: ...
@@ -134,6 +135,8 @@ class Program:
         pages: npt.NDArray[np.int32],
         wanted: _Ints,
         prompts: _Ints,
+        begin: int,
+        end: int,
         result: int,
     ) -> _Floats: ...
     def read(self, buffer: int) -> _Floats:

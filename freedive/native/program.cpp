@@ -38,11 +38,12 @@ void Machine::allocate(int rows, int num_pages) {
     cache.allocate(num_pages);
 }
 
-void Machine::run(Step next) {
+void Machine::run(Step next, int begin, int end) {
     step = std::move(next);
-    for (const auto& operation : operations) operation->prepare(*this);
-    team.run([this](int thread) {
-        for (const auto& operation : operations) operation->run(*this, thread);
+    const std::span part(operations.begin() + begin, operations.begin() + end);
+    for (const auto& operation : part) operation->prepare(*this);
+    team.run([&](int thread) {
+        for (const auto& operation : part) operation->run(*this, thread);
     });
 }
 

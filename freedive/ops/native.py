@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from freedive import machine
 from freedive.checkpoint.packed import Packed
-from freedive.engine.batch import Batch
+from freedive.engine.batch import Batch, Floats, Ints
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.native import _native
-from freedive.ops.emit import Emitter
+from freedive.ops.emit import Emitter, Part
 from freedive.ops.record import fuse, record
 
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
@@ -42,6 +43,7 @@ class NativeRunner:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.num_pages = num_pages
+        self.drafts = model.mtp is not None
         self.max_rows = max_rows
         _refuse_what_is_too_wide(model)
         try:
@@ -49,7 +51,7 @@ class NativeRunner:
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
         emitter = Emitter(self._program, weights, ELEMENT_BYTES[cache_format])
-        self._result = emitter.emit(fuse(record(model)))
+        self._parts = emitter.emit(fuse(record(model)))
         self._routes = emitter.routes
         cache_bytes = num_pages * self._program.page_bytes
         if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
@@ -67,10 +69,18 @@ class NativeRunner:
         """Bytes of one page of the cache, all layers together."""
         return self._program.page_bytes
 
-    def step(self, batch: Batch) -> npt.NDArray[np.float32]:
+    def step(self, batch: Batch) -> Floats:
         """See engine.batch.Runner."""
+        self._batch = batch
+        return self._run(batch, self._parts[0])
+
+    def draft(self, tokens: Ints, wanted: Ints) -> Floats:
+        """See engine.batch.Runner."""
+        return self._run(replace(self._batch, tokens=tokens, wanted=wanted), self._parts[1])
+
+    def _run(self, batch: Batch, part: Part) -> Floats:
         return self._program.step(
-            batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, batch.prompts, self._result
+            batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, batch.prompts, *part
         )
 
     def routes(self) -> list[npt.NDArray[np.float32]]:
@@ -79,7 +89,7 @@ class NativeRunner:
 
 
 def _refuse_what_is_too_wide(model: spec.Model) -> None:
-    for layer in model.layers:
+    for layer in model.blocks:
         attn, ffn = layer.attention, layer.ffn
         widths = [attn.head_dim]
         if isinstance(attn, spec.LatentAttention):

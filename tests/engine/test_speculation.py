@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from fake_runner import VOCAB, FakeRunner, FakeTokenizer, logits_of, repetitive_
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny
+from tiny_mtp import with_mtp
 from weights import LEVELS
 
 from freedive.config import EngineConfig
@@ -206,6 +208,33 @@ def test_answers_are_those_without_guessing(num_pages: int, config: dict[str, in
 
 
 @pytest.mark.usefixtures("steps_cost_the_same")
+@pytest.mark.parametrize("prefill_chunk", [512, 7])
+def test_what_a_model_predicts_itself_is_guessed(prefill_chunk: int) -> None:
+    """The fake model predicts rightly, if it is told rightly what came: then every second token was guessed."""
+    rng = random.Random(5)
+    greedy = Sampling(max_tokens=41, temperature=0, ignore_eos=True)
+    requests = [([rng.randrange(VOCAB - 2) for _ in range(length)], greedy) for length in (1, 20, 50)]
+    guessed, stats = answers(FakeRunner(drafts=True), requests, prefill_chunk=prefill_chunk)
+    plain, _ = answers(FakeRunner(), requests, speculation="off")
+    assert guessed == plain
+    assert stats.num_accepted >= 0.95 * stats.num_drafted
+    assert stats.num_accepted > 0.4 * stats.num_generated
+
+
+@pytest.mark.usefixtures("steps_cost_the_same")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("num_pages", [200, 9])
+def test_what_a_model_predicts_changes_no_answer(num_pages: int, seed: int) -> None:
+    rng = random.Random(seed)
+    requests = [random_request(rng, VOCAB) for _ in range(16)]
+    runner = FakeRunner(num_pages, 256, repetitive_logits_of, drafts=True)
+    guessed, stats = answers(runner, requests, prefill_chunk=20)
+    plain, _ = answers(FakeRunner(num_pages, 256, repetitive_logits_of), requests, speculation="off")
+    assert guessed == plain
+    assert stats.num_accepted > 0
+
+
+@pytest.mark.usefixtures("steps_cost_the_same")
 def test_guesses_take_no_page_from_a_running_request() -> None:
     """Both fill the cache to its last page; nobody is sent back for the sake of a guess."""
     requests = [([1, 2, 3] * 5, Sampling(max_tokens=17, ignore_eos=True, temperature=0))] * 2
@@ -249,6 +278,19 @@ def test_kernels_answer_the_same_at_every_level(name: str, level: str, num_pages
     guessed, stats = native_answers(name, num_pages, level, **config)
     assert guessed == plain_answers(name)
     assert 0 < stats.num_accepted < stats.num_drafted
+
+
+@pytest.mark.usefixtures("steps_cost_the_same")
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_models_that_predict_answer_the_same_at_every_level(name: str, level: str) -> None:
+    model = with_mtp(name)
+    runs = []
+    for described, speculation in ((model.spec, "auto"), (replace(model.spec, mtp=None), "off")):
+        runner = NativeRunner(described, model.packed, num_threads=1, max_rows=64, num_pages=10, isa=level)
+        runs.append(answers(runner, tiny_requests(), prefill_chunk=48, speculation=speculation))
+    assert runs[0][0] == runs[1][0]
+    assert runs[0][1].num_accepted > 0
 
 
 @pytest.mark.usefixtures("steps_cost_the_same")

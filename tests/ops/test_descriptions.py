@@ -1,4 +1,4 @@
-"""The made-up descriptions have every trait that can be described, and each trait shows in their logits."""
+"""The made-up descriptions have every trait that can be described, and each shows in their logits, if it is to."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ def without(part: Any, trait: Trait) -> Any:
     return replace(part, **changes)
 
 
+UNSEEN = {("Model", "mtp")}
+"""Traits that no answer depends on."""
+
 CASES = sorted({(name, kind.__name__, field) for name, m in DESCRIPTIONS.items() for (kind, field), _ in traits(m)})
 """(description, class, field) of every trait that a description has."""
 
@@ -73,7 +76,8 @@ def logits(described: spec.Model, name: str) -> Floats:
 def test_each_trait_shows(name: str, kind: str, field: str) -> None:
     described = DESCRIPTIONS[name]
     plain = without(described, (getattr(spec, kind), field))
-    assert np.abs(logits(described, name) - logits(plain, name)).max() > 1e-2
+    difference = np.abs(logits(described, name) - logits(plain, name)).max()
+    assert difference == 0 if (kind, field) in UNSEEN else difference > 1e-2
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
