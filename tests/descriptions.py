@@ -136,7 +136,6 @@ WHOLES = {
     "a bias on logits": model(PLAIN, head_bias=True),
     "scales": model(PLAIN, embed_scale=6.0, residual_scale=0.3, logit_scale=0.2),
     "scaled experts": model(LATENT, replace(experts(), shared=EXPERT), residual_scale=0.3),
-    "a layer that predicts": model(PLAIN, mtp=Layer(LATENT, replace(experts(), shared=EXPERT)), embed_scale=6.0),
 }
 
 DESCRIPTIONS: dict[str, Model] = SHAPES | ATTENTIONS | FEED_FORWARDS | EXPERTS | WHOLES
