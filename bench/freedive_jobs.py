@@ -13,7 +13,7 @@ from freedive.commands.bench import generate
 
 class FreediveJobs(Jobs):
     def __init__(self, path: str, threads: int) -> None:
-        self.model = freedive.load(path, threads=threads)
+        self.model = freedive.load(path, threads=threads, speculation="off")  # as the peers run
 
     def about(self) -> dict[str, Any]:
         runner = self.model.runner

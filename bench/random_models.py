@@ -25,7 +25,13 @@ from freedive.model.families.names import gguf_rules
 from freedive.model.params import Param, params
 
 VOCAB = 32000
-COMMON = {"vocab_size": VOCAB, "rms_norm_eps": 1e-6, "max_position_embeddings": 8192, "bos_token_id": 1, "eos_token_id": 2}
+COMMON = {
+    "vocab_size": VOCAB,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 8192,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
     model, checkpoint, weights = read_bundle(path) if is_bundle(path) else _packed(path, threads)
     tokenizer, template = _text(path, checkpoint)
     runner = NativeRunner(
-        model,
+        replace(model, mtp=model.mtp if config.speculation == "auto" else None),
         weights,
         num_threads=threads,
         max_rows=config.prefill_chunk + config.max_batch,

@@ -15,9 +15,12 @@ PARSERS: dict[str, Callable[[str], Any]] = {"int": int, "int | None": int, "floa
 """Text of an environment variable -> value, by the annotation of its field."""
 
 
-def setting(default: Any, help: str, *, low: float | None = None, high: float = float("inf")) -> Any:
-    """A field with its description and, for a number, the lowest and highest value it may take."""
-    return field(default=default, metadata={"help": help, "range": None if low is None else (low, high)})
+def setting(
+    default: Any, help: str, *, low: float | None = None, high: float = float("inf"), choices: tuple[str, ...] = ()
+) -> Any:
+    """A field with its description and what it may be: a number from ``low`` to ``high``, or one of ``choices``."""
+    limits = None if low is None else (low, high)
+    return field(default=default, metadata={"help": help, "range": limits, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class EngineConfig:
     max_batch: int = setting(16, "Requests computed together", low=1, high=4096)
     prefill_chunk: int = setting(512, "Prompt tokens computed in one step", low=2, high=65536)
     max_queue: int = setting(256, "Requests that may wait for a place", low=0)
+    speculation: str = setting("auto", "Guess tokens ahead where it pays: auto or off", choices=("auto", "off"))
 
     def __post_init__(self) -> None:
         _check(self)
@@ -76,3 +80,6 @@ def _check(config: EngineConfig | ServerConfig) -> None:
         if limits and value is not None and not limits[0] <= value <= limits[1]:
             bounds = f"at least {limits[0]}" if limits[1] == float("inf") else f"from {limits[0]} to {limits[1]}"
             raise UserError(f"{item.name} is {value}", f"Choose a value {bounds}", param=item.name)
+        choices = item.metadata["choices"]
+        if choices and value not in choices:
+            raise UserError(f"{item.name} is {value!r}", f"Choose {' or '.join(choices)}", param=item.name)

@@ -33,6 +33,7 @@ class Script:
 
     num_pages = 64
     max_context = 1024
+    drafts = False
 
     def __init__(self, vocab_size: int, tokens: list[int]) -> None:
         self.vocab_size = vocab_size
@@ -42,9 +43,9 @@ class Script:
     def step(self, batch: Batch) -> np.ndarray:
         if batch.starts[0] == 0:
             self.prompt = batch.tokens.tolist()
-        written = int(batch.starts[0] + batch.lengths[0]) - len(self.prompt)
-        logits = np.zeros((1, self.vocab_size), np.float32)
-        logits[0, self.tokens[min(written, len(self.tokens) - 1)]] = 1
+        written = batch.starts[0] + batch.wanted + 1 - len(self.prompt)
+        logits = np.zeros((len(written), self.vocab_size), np.float32)
+        logits[np.arange(len(written)), np.array(self.tokens)[written.clip(max=len(self.tokens) - 1)]] = 1
         return logits
 
 

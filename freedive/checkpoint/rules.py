@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
-from freedive.checkpoint.file import quote
+from freedive.checkpoint.file import BLOCKS, quote
 from freedive.checkpoint.tensor import Bytes, Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.model.params import Param, params
@@ -104,6 +104,21 @@ class Row:
 
     def revert(self, tensor: Tensor) -> Tensor:
         return replace(tensor, shape=(1, *tensor.shape))
+
+
+@dataclass(frozen=True)
+class Halve:
+    """Each of the maker's rows is two of ours; quantised formats become F16 where that cuts a block."""
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        rows, width = tensor.shape
+        cuts = width // 2 % BLOCKS[tensor.format][0] > 0
+        whole = as_floats(tensor) if cuts else tensor
+        return _made(whole, lambda: whole.data, (2 * rows, width // 2))
+
+    def revert(self, tensor: Tensor) -> Tensor:
+        rows, width = tensor.shape
+        return _made(tensor, lambda: tensor.data, (rows // 2, 2 * width))
 
 
 @dataclass(frozen=True)

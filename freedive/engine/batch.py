@@ -8,6 +8,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
 PAGE_TOKENS = 32
 """Tokens in one page of the key-value cache."""
 
@@ -23,23 +26,34 @@ class Batch:
     a property of the request, so that what depends on it does not depend on the batch.
     """
 
-    tokens: npt.NDArray[np.int32]
-    lengths: npt.NDArray[np.int32]
-    starts: npt.NDArray[np.int32]
-    pages: npt.NDArray[np.int32]
-    wanted: npt.NDArray[np.int32]
-    prompts: npt.NDArray[np.int32]
+    tokens: Ints
+    lengths: Ints
+    starts: Ints
+    pages: Ints
+    wanted: Ints
+    prompts: Ints
 
 
 class Runner(Protocol):
-    """A model with a key-value cache of ``num_pages`` pages, ready to take steps, one caller at a time."""
+    """A model with a key-value cache of ``num_pages`` pages, ready to take steps, one caller at a time.
+
+    ``drafts`` tells whether it predicts further tokens too.
+    """
 
     vocab_size: int
     num_pages: int
     max_context: int
+    drafts: bool
 
-    def step(self, batch: Batch) -> npt.NDArray[np.float32]:
+    def step(self, batch: Batch) -> Floats:
         """Write keys and values of all tokens into their pages; return logits [W, vocab_size].
 
         Row results do not depend, bit for bit, on the other requests in the batch or on how a prompt was cut.
+        """
+
+    def draft(self, tokens: Ints, wanted: Ints) -> Floats:
+        """Right after a step, guess one token further: logits [W, vocab_size] of what follows ``tokens``.
+
+        ``tokens`` int32 [T] are those that followed the step's, row by row; ``wanted`` are rows of them. All of a
+        request's rows must have gone through, from its first on, for a guess to be a good one.
         """

@@ -13,15 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Protocol
 
+import numpy as np
+
 from freedive.config import EngineConfig
-from freedive.engine.batch import Runner
+from freedive.engine.batch import Batch, Runner
 from freedive.engine.kvcache import PageTables
 from freedive.engine.limits import Limits
 from freedive.engine.request import EngineError, FinishReason, Generation, Piece, Sampling
 from freedive.engine.sampler import Floats, Sampler, logprobs
-from freedive.engine.scheduler import Request, Scheduler, to_batch
+from freedive.engine.scheduler import Plan, Request, Scheduler, is_decoding, to_batch
+from freedive.engine.speculation import Gate
 from freedive.engine.stop import Decoder, TextStream
 from freedive.errors import Overloaded, Unavailable
 
@@ -39,7 +43,11 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class EngineStats:
-    """The engine at one moment. Apart from ``num_pages``, the size of the cache, ``num_*`` count since its start."""
+    """The engine at one moment. Apart from ``num_pages``, the size of the cache, ``num_*`` count since its start.
+
+    Tokens are ``num_computed`` as input, guesses among them; of ``num_generated``, ``num_accepted`` had been guessed
+    right, among ``num_drafted`` guesses that were checked.
+    """
 
     running: int
     waiting: int
@@ -49,6 +57,8 @@ class EngineStats:
     num_steps: int
     num_computed: int
     num_generated: int
+    num_drafted: int
+    num_accepted: int
 
 
 class Engine:
@@ -60,12 +70,14 @@ class Engine:
         self._runner = runner
         self._tokenizer = tokenizer
         self._pages = PageTables(runner.num_pages, config.max_batch, self.max_context)
-        self._scheduler = Scheduler(self._pages, config.max_batch, config.prefill_chunk)
+        self._gate = Gate() if config.speculation == "auto" else None
+        self._scheduler = Scheduler(self._pages, config.max_batch, config.prefill_chunk, self._gate)
         self._wake = threading.Condition()
         self._inbox: list[Callable[[], None]] = []
         self._open: dict[Generation, Request] = {}
         self._closing = self._draining = False
         self._num_requests = self._num_steps = self._num_computed = self._num_generated = 0
+        self._num_drafted = self._num_accepted = 0
         self._thread = threading.Thread(target=self._run, name="freedive-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -137,6 +149,8 @@ class Engine:
             num_steps=self._num_steps,
             num_computed=self._num_computed,
             num_generated=self._num_generated,
+            num_drafted=self._num_drafted,
+            num_accepted=self._num_accepted,
         )
 
     def _post(self, action: Callable[[], None]) -> None:
@@ -177,37 +191,71 @@ class Engine:
         plan = self._scheduler.plan()
         if not plan:
             return
-        now = time.perf_counter()
-        for request, _ in plan:
-            request.generation.timings.started_at = request.generation.timings.started_at or now
+        start = time.perf_counter()
+        for share in plan:
+            timings = share.request.generation.timings
+            timings.started_at = timings.started_at or start
         try:
-            logits = self._runner.step(to_batch(plan, self._pages))
+            batch = to_batch(plan, self._pages)
+            logits = self._runner.step(batch)
         except Exception as error:
             log.exception("a step with %d requests failed", len(plan))
-            for request, _ in plan:
-                self._leave(request, EngineError(f"The model failed while it computed this request: {error}"))
+            for share in plan:
+                self._leave(share.request, EngineError(f"The model failed while it computed this request: {error}"))
             return
+        decoding = is_decoding(plan)
         self._num_steps += 1
+        self._num_computed += len(batch.tokens)
         rows = iter(logits)
-        for request, count in plan:
-            self._num_computed += count
-            request.num_cached += count
-            if request.num_pending == 0:
-                self._advance(request, next(rows))
+        for share in plan:
+            self._num_drafted += len(share.draft)
+            share.request.num_cached += share.count
+            if share.request.num_pending == 0:
+                self._advance(share.request, share.draft, list(islice(rows, 1 + len(share.draft))))
+        if self._gate and self._runner.drafts:
+            self._predict(plan, batch)
+        if self._gate and decoding:
+            self._gate.record(len(batch.tokens), time.perf_counter() - start)
 
-    def _advance(self, request: Request, logits: Floats) -> None:
-        """Add one token to the answer of ``request``, whose ``logits`` these are."""
+    def _predict(self, plan: Plan, batch: Batch) -> None:
+        """After a step, have the model predict one token beyond the newest of each request that goes on."""
+        tokens, wanted, asking = batch.tokens.copy(), [], []
+        firsts = batch.lengths.cumsum() - batch.lengths
+        for share, first, start in zip(plan, firsts.tolist(), batch.starts.tolist(), strict=True):
+            request, num_rows = share.request, share.count + len(share.draft)
+            following = request.tokens[start + 1 : start + 1 + num_rows]
+            tokens[first : first + len(following)] = following
+            if request.row >= 0 and request.num_pending == 1:
+                wanted.append(first + len(following) - 1)
+                asking.append(request)
+        for request, logits in zip(asking, self._runner.draft(tokens, np.array(wanted, np.int32)), strict=True):
+            request.prediction.predict(len(request.tokens), int(logits.argmax()))
+
+    def _advance(self, request: Request, draft: Sequence[int], logits: Sequence[Floats]) -> None:
+        """Add one token to the answer of ``request``, and another for each guess that proves right.
+
+        ``logits`` are those after the newest token and after every guess.
+        """
+        for guess, row in zip_longest(draft, logits):
+            if not self._add_token(request, row) or request.tokens[-1] != guess:
+                return
+            request.num_cached += 1
+            self._num_accepted += 1
+
+    def _add_token(self, request: Request, logits: Floats) -> bool:
+        """Add one token to the answer of ``request``, whose ``logits`` these are. False when it is the last."""
         try:
             piece = self._next_piece(request, logits)
         except Exception as error:
             log.exception("request %s failed", request.generation.id)
             self._leave(request, EngineError(f"The answer cannot go on: {error}"))
-            return
+            return False
         self._num_generated += 1
         if piece.finish_reason:
             self._leave(request, piece)
         else:
             request.generation.deliver(piece)
+        return not piece.finish_reason
 
     def _next_piece(self, request: Request, logits: Floats) -> Piece:
         token = request.sampler(logits)

@@ -1,4 +1,4 @@
-"""Who takes part in the next step.
+"""Who takes part in the next step, and with what.
 
 First come, first served. The running requests are always the oldest ones, in order of arrival; the waiting follow.
 """
@@ -6,7 +6,8 @@ First come, first served. The running requests are always the oldest ones, in or
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -15,6 +16,7 @@ from freedive.engine.batch import Batch
 from freedive.engine.kvcache import PageTables, pages_for
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
+from freedive.engine.speculation import MAX_DRAFT, Draft, Gate, Prediction, PromptLookup
 from freedive.engine.stop import TextStream
 
 
@@ -33,6 +35,8 @@ class Request:
     tokens: list[int]
     max_length: int
     stop_ids: frozenset[int]
+    lookup: PromptLookup = field(default_factory=PromptLookup)
+    prediction: Prediction = field(default_factory=Prediction)
     num_cached: int = 0
     row: int = -1
 
@@ -42,15 +46,36 @@ class Request:
         return len(self.tokens) - self.num_cached
 
 
-Plan = list[tuple[Request, int]]
-"""Requests of one step, each with the number of its pending tokens to compute."""
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a step computes of a request: ``count`` of its pending tokens, then those that ``draft`` guesses."""
+
+    request: Request
+    count: int
+    draft: Sequence[int] = ()
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those of its rows."""
+        start = self.request.num_cached
+        return [*self.request.tokens[start : start + self.count], *self.draft]
+
+    @property
+    def completes(self) -> bool:
+        """Whether no token is pending after the step, so that the next can be sampled."""
+        return self.count == self.request.num_pending
+
+
+Plan = list[Share]
+"""A step: one share of each request that takes part."""
 
 
 class Scheduler:
-    """Shares out the steps and the pages. Each request must fit the whole cache."""
+    """Shares out the steps and the pages. Each request must fit the whole cache. Without a ``gate``, none guesses."""
 
-    def __init__(self, pages: PageTables, max_batch: int, prefill_chunk: int) -> None:
+    def __init__(self, pages: PageTables, max_batch: int, prefill_chunk: int, gate: Gate | None = None) -> None:
         self.pages = pages
+        self.gate = gate
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._prefill_chunk = prefill_chunk
@@ -69,7 +94,10 @@ class Scheduler:
             self._release(request)
 
     def plan(self) -> Plan:
-        """The next step: one token of each decoding request, and prompts in order within the prefill budget."""
+        """The next step: one token of each decoding request, and prompts in order within the prefill budget.
+
+        Where all are decoding, those guesses join that pay.
+        """
         self._grow()
         self._admit()
         plan: Plan = []
@@ -80,8 +108,20 @@ class Scheduler:
                 count = min(count, budget)
                 budget -= count
             if count:
-                plan.append((request, count))
-        return plan
+                plan.append(Share(request, count))
+        return self._with_drafts(plan, self.gate) if plan and self.gate and is_decoding(plan) else plan
+
+    def _with_drafts(self, plan: Plan, gate: Gate) -> Plan:
+        """``plan`` with the guesses that pay, as far as pages are free for them."""
+        most = min(MAX_DRAFT, self._prefill_chunk // len(plan))
+        drafts = [_draft(share.request, most) for share in plan]
+        counts = gate.choose([draft.odds for draft in drafts])
+        return [
+            replace(share, draft=draft.tokens[:count])
+            if count and self.pages.reserve(share.request.row, len(share.request.tokens) + count)
+            else share
+            for share, draft, count in zip(plan, drafts, counts, strict=True)
+        ]
 
     def _grow(self) -> None:
         """Give every running request, oldest first, room for its newest token, at the expense of the youngest."""
@@ -111,19 +151,37 @@ class Scheduler:
         request.row, request.num_cached = -1, 0
 
 
+def is_decoding(plan: Plan) -> bool:
+    """Whether each request has but one pending token: a step that memory limits, in which further rows are cheap."""
+    return all(share.request.num_pending == 1 for share in plan)
+
+
+def _draft(request: Request, most: int) -> Draft:
+    """The guesses that promise most; so few that there is room for the token which is sampled after them."""
+    most = min(most, request.max_length - len(request.tokens) - 1)
+    drafts = [drafter.draft(request.tokens, most) for drafter in (request.lookup, request.prediction)]
+    return max(drafts, key=lambda draft: sum(draft.odds))
+
+
 def to_batch(plan: Plan, pages: PageTables) -> Batch:
-    """The data of a planned step. Logits are wanted of each request that has no tokens pending afterwards."""
-    requests = [request for request, _ in plan]
-    starts = [request.num_cached for request in requests]
-    ends = [request.num_cached + count for request, count in plan]
-    tokens = chain.from_iterable(r.tokens[start:end] for r, start, end in zip(requests, starts, ends, strict=True))
-    lengths = np.array([count for _, count in plan], np.int32)
-    complete = [end == len(request.tokens) for request, end in zip(requests, ends, strict=True)]
+    """The data of a planned step.
+
+    Logits are wanted of each request that has no tokens pending afterwards: after its newest token and every guess.
+    """
+    requests = [share.request for share in plan]
+    tokens = [share.tokens for share in plan]
+    starts = np.array([request.num_cached for request in requests], np.int32)
+    lengths = np.array([len(rows) for rows in tokens], np.int32)
+    wanted = (
+        range(end - 1 - len(share.draft), end)
+        for share, end in zip(plan, lengths.cumsum().tolist(), strict=True)
+        if share.completes
+    )
     return Batch(
-        tokens=np.array(list(tokens), np.int32),
+        tokens=np.array([*chain.from_iterable(tokens)], np.int32),
         lengths=lengths,
-        starts=np.array(starts, np.int32),
-        pages=pages.table[[request.row for request in requests], : pages_for(max(ends))],
-        wanted=(lengths.cumsum(dtype=np.int32) - 1)[complete],
+        starts=starts,
+        pages=pages.table[[request.row for request in requests], : pages_for(int((starts + lengths).max()))],
+        wanted=np.array([*chain.from_iterable(wanted)], np.int32),
         prompts=np.array([request.generation.num_prompt_tokens for request in requests], np.int32),
     )

@@ -14,13 +14,37 @@ W = TypeVar("W")
 
 def forward(model: spec.Model, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
     """Logits [wanted, vocab] of the step that ``ops`` holds; ``weights`` go by the names of model.params."""
-    x = _scale(ops.embed(weights["embed"]), model.embed_scale, ops)
+    return head(model, weights, states(model, weights, ops), ops)
+
+
+def states(model: spec.Model, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
+    """What the last layer makes of each token: [T, hidden]."""
+    x = _embed(model, weights, ops)
     for index, layer in enumerate(model.layers):
         x = _block(index, layer, Scope(weights, f"layers.{index}"), model, x, ops)
-    x = ops.rms_norm(ops.select(x), weights["norm"], model.norm_eps)
+    return x
+
+
+def head(model: spec.Model, weights: Mapping[str, W], x: V, ops: Ops[V, W], norm: str = "norm") -> V:
+    """Logits [wanted, vocab] from states [T, hidden]."""
+    x = ops.rms_norm(ops.select(x), weights[norm], model.norm_eps)
     logits = ops.linear(x, weights["embed" if model.tied else "head"], weights.get("head_bias"))
     logits = _scale(logits, model.logit_scale, ops)
     return ops.softcap(logits, model.logit_softcap) if model.logit_softcap else logits
+
+
+def draft(model: spec.Model, layer: spec.Layer, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
+    """Logits [wanted, vocab] of the tokens after the next ones, which are those that ``ops`` holds in this step.
+
+    ``x`` are the :func:`states` at the tokens before, and ``layer`` is the model's ``mtp``. (DeepSeek-V3, section 2.2;
+    the states are normed for the model's output head first.)
+    """
+    index, eps = len(model.layers), model.norm_eps
+    w = Scope(weights, f"layers.{index}")
+    token = ops.rms_norm(_embed(model, weights, ops), w["mtp.embed_norm"], eps)
+    state = ops.rms_norm(ops.rms_norm(x, weights["norm"], eps), w["mtp.state_norm"], eps)
+    x = ops.add(ops.linear(token, w["mtp.embed_proj"], None), ops.linear(state, w["mtp.state_proj"], None))
+    return head(model, weights, _block(index, layer, w, model, x, ops), ops, f"layers.{index}.mtp.norm")
 
 
 class Scope(Mapping[str, W]):
@@ -39,6 +63,10 @@ class Scope(Mapping[str, W]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def _embed(model: spec.Model, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
+    return _scale(ops.embed(weights["embed"]), model.embed_scale, ops)
 
 
 def _block(index: int, layer: spec.Layer, w: Mapping[str, W], model: spec.Model, x: V, ops: Ops[V, W]) -> V:

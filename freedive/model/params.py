@@ -29,8 +29,10 @@ Table = dict[str, Param]
 def params(spec: Model) -> Table:
     """Every weight of ``spec`` by its canonical name, in the order in which a step reads them."""
     table = {"embed": Param((spec.vocab_size, spec.hidden_dim), "embedding")}
-    for index, layer in enumerate(spec.layers):
+    for index, layer in enumerate(spec.blocks):
         table |= {f"layers.{index}.{name}": param for name, param in _layer(layer, spec.hidden_dim).items()}
+    if spec.mtp:
+        table |= {f"layers.{len(spec.layers)}.mtp.{name}": param for name, param in _mtp(spec.hidden_dim).items()}
     table["norm"] = _vector(spec.hidden_dim, "norm")
     if not spec.tied:
         table["head"] = Param((spec.vocab_size, spec.hidden_dim), "linear")
@@ -100,6 +102,12 @@ def _experts(moe: Experts, hidden: int) -> Table:
     if moe.shared_gate:
         table["shared_gate"] = Param((1, hidden), "router")
     return table
+
+
+def _mtp(hidden: int) -> Table:
+    """What is around the layer that predicts a further token."""
+    norms = {name: _vector(hidden, "norm") for name in ("embed_norm", "state_norm", "norm")}
+    return norms | _linear("embed_proj", hidden, hidden) | _linear("state_proj", hidden, hidden)
 
 
 def _linear(name: str, out_dim: int, in_dim: int, bias: bool = False) -> Table:

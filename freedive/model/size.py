@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freedive.model.params import Param, params
 from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Model
@@ -26,7 +26,7 @@ class Size:
 
 def size(spec: Model) -> Size:
     """In numbers, whatever they are stored as."""
-    table = params(spec)
+    table = params(replace(spec, mtp=None))
     total = sum(param.size for param in table.values())
     active = round(sum(param.size * _share(spec, name) for name, param in table.items()))
     return Size(total, active, 0 if spec.tied else table["embed"].size)
@@ -52,7 +52,7 @@ def _share(spec: Model, name: str) -> float:
     if name == "embed" and not spec.tied:
         return 1 / spec.vocab_size
     if ".experts." in name:
-        ffn = spec.layers[int(name.split(".")[1])].ffn
+        ffn = spec.blocks[int(name.split(".")[1])].ffn
         assert isinstance(ffn, Experts)
         return ffn.router.num_chosen / ffn.router.num_experts
     return 1.0
@@ -60,12 +60,12 @@ def _share(spec: Model, name: str) -> float:
 
 def cache_dim(spec: Model) -> int:
     """Numbers that the cache keeps of one token."""
-    return sum(layer.attention.cache_dim for layer in spec.layers)
+    return sum(layer.attention.cache_dim for layer in spec.blocks)
 
 
 def cache_bound(spec: Model) -> int:
     """The most numbers that layers with a window or with chunks ever look back at, however long the context is."""
-    return sum(layer.attention.cache_dim * _span(layer.attention) for layer in spec.layers)
+    return sum(layer.attention.cache_dim * _span(layer.attention) for layer in spec.blocks)
 
 
 def _span(attn: Attention | LatentAttention) -> int:

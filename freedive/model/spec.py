@@ -170,6 +170,8 @@ class Model:
     """A whole decoder. ``max_context`` is in tokens; ``tied`` shares the embedding with the output head.
 
     Embeddings, every branch before it is added, and logits are multiplied by their scale; logits are capped last.
+    ``mtp`` predicts, from the state at a token and the embedding of the next, the one after: multi-token prediction
+    (DeepSeek-V3, section 2.2), with the model's embedding and output head. No answer depends on it.
     """
 
     family: str
@@ -184,3 +186,9 @@ class Model:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
+    mtp: Layer | None = None
+
+    @property
+    def blocks(self) -> tuple[Layer, ...]:
+        """All that keep a cache: ``layers``, then ``mtp``, which goes by the index after the last."""
+        return (*self.layers, self.mtp) if self.mtp else self.layers

@@ -40,6 +40,7 @@ class Program:
     isa: str
     num_threads: int
     page_bytes: int
+    num_operations: int
     seconds: list[float]
     """Of the last step if it was traced: until its first operation began, then of each operation. Else empty."""
 
@@ -136,6 +137,8 @@ class Program:
         pages: npt.NDArray[np.int32],
         wanted: _Ints,
         prompts: _Ints,
+        begin: int,
+        end: int,
         result: int,
         traced: bool = False,
     ) -> _Floats: ...

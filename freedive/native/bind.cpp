@@ -129,9 +129,9 @@ struct Program : Machine {
         return {data, {rows, width}, owner};
     }
     Matrix read(int buffer) { return matrix(buffers[buffer], num_rows(buffer)); }
-    // Results of the last operation's output: [wanted, width].
-    Matrix take_step(Ints tokens, Ints lengths, Ints starts, Pages pages, Ints wanted, Ints prompts, int result,
-                     bool traced) {
+    // Runs operations `begin` to `end`; returns what they leave in the buffer `result`: [wanted, width].
+    Matrix take_step(Ints tokens, Ints lengths, Ints starts, Pages pages, Ints wanted, Ints prompts, int begin, int end,
+                     int result, bool traced) {
         Step next;
         next.tokens = view(tokens);
         next.wanted = view(wanted);
@@ -148,7 +148,7 @@ struct Program : Machine {
         if (row != int(tokens.size()) || row > max_rows) throw std::invalid_argument("a step's rows do not add up");
         {
             nb::gil_scoped_release released;
-            run(std::move(next), traced);
+            run(std::move(next), begin, end, traced);
         }
         return matrix(buffers[result], wanted.size());
     }
@@ -273,10 +273,11 @@ NB_MODULE(_native, m) {
         .def("latent_attention", &Program::latent_attention, nb::kw_only(), "q"_a, "kv"_a, "out"_a, "norm"_a, "k_b"_a,
              "v_b"_a, "num_heads"_a, "nope_dim"_a, "rope_dim"_a, "value_dim"_a, "rank"_a, "scale"_a, "rope"_a,
              "element_bytes"_a)
+        .def_prop_ro("num_operations", [](const Program& program) { return program.operations.size(); })
         .def("read", &Program::read, "buffer"_a)
         .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a)
         .def("step", &Program::take_step, "tokens"_a, "lengths"_a, "starts"_a, "pages"_a, "wanted"_a, "prompts"_a,
-             "result"_a, "traced"_a = false)
+             "begin"_a, "end"_a, "result"_a, "traced"_a = false)
         .def_ro("seconds", &Program::seconds);
 }
 

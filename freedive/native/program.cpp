@@ -52,7 +52,7 @@ void Machine::allocate(int rows, int num_pages) {
     cache.allocate(num_pages);
 }
 
-void Machine::run(Step next, bool traced) {
+void Machine::run(Step next, int begin, int end, bool traced) {
     using Clock = std::chrono::steady_clock;
     std::vector<std::vector<Clock::time_point>> ends(team.size());  // by thread, of each operation
     auto last = Clock::now();
@@ -62,19 +62,20 @@ void Machine::run(Step next, bool traced) {
     };
     seconds.clear();
     step = std::move(next);
-    for (const auto& operation : operations) operation->prepare(*this);
+    const std::span part(operations.begin() + begin, operations.begin() + end);
+    for (const auto& operation : part) operation->prepare(*this);
     if (traced) lap(Clock::now());
     team.run([&](int thread) {
-        for (const auto& operation : operations) {
+        for (const auto& operation : part) {
             operation->run(*this, thread);
             if (traced) ends[thread].push_back(Clock::now());
         }
     });
     // The first thread to leave tells when an operation ended: others may have slept through more than their barrier.
-    for (std::size_t i = 0; traced && i < operations.size(); i++) {
-        auto end = ends[0][i];
-        for (const auto& thread : ends) end = std::min(end, thread[i]);
-        lap(end);
+    for (std::size_t i = 0; traced && i < part.size(); i++) {
+        auto first = ends[0][i];
+        for (const auto& thread : ends) first = std::min(first, thread[i]);
+        lap(first);
     }
 }
 

@@ -114,9 +114,9 @@ class Machine {
     int add_buffer(int width, Rows rows);
     // Ends recording: allocates buffers for `max_rows` rows a step and a cache of `num_pages` pages.
     void allocate(int max_rows, int num_pages);
-    // Takes a step; afterwards the last operation's output buffer holds the result, and `seconds` what it took if
-    // `traced`.
-    void run(Step step, bool traced);
+    // Runs operations `begin` to `end` for a step; the last one's output buffer then holds their result, and `seconds`
+    // what each took if `traced`.
+    void run(Step step, int begin, int end, bool traced);
 
     int num_rows(int buffer) const { return step.num_rows(buffers[buffer].rows); }
     // How choosy quantise() may be with a row's low halves; 0 keeps all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,14 @@ _HEAD_NORM, _ROPE_HALVES, _ROPE_INTERLEAVED, _TEMPER = range(4)
 _NORM, _SCALE, _SOFTCAP, _CLIP, _GATE, _ADD = range(6)
 
 
+class Part(NamedTuple):
+    """Operations of the program, ``begin`` to ``end``, and the buffer of their result."""
+
+    begin: int
+    end: int
+    result: int
+
+
 class Emitter:
     """Phases -> the program's operations, giving out buffers and taking them back when their last reader has run."""
 
@@ -31,8 +40,9 @@ class Emitter:
         self._free: dict[tuple[int, bool], list[int]] = {}
         self.routes: list[int] = []
 
-    def emit(self, phases: list[Phase]) -> int:
-        """Records all phases; returns the buffer of the last result."""
+    def emit(self, phases: list[Phase]) -> list[Part]:
+        """Records all phases; returns the parts that end with a result, which no phase reads."""
+        parts: list[Part] = []
         last_read = {node: index for index, phase in enumerate(phases) for node in phase.reads}
         for phase in phases:
             for rope in _ropes(phase):
@@ -51,7 +61,10 @@ class Emitter:
             for node in dying:
                 if node.op != "route":  # kept, to be looked at after the step
                     self._free.setdefault((node.width, node.wanted), []).append(self._buffers[node])
-        return self._buffers[phases[-1].writes[0]]
+            if phase.writes[0] not in last_read:
+                begin = parts[-1].end if parts else 0
+                parts.append(Part(begin, self._program.num_operations, self._buffers[phase.writes[0]]))
+        return parts
 
     @staticmethod
     def _in_place(phase: Phase, residual: Node, dying: list[Node]) -> bool:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from freedive import machine
 from freedive.checkpoint.packed import Packed
-from freedive.engine.batch import Batch
+from freedive.engine.batch import Batch, Floats, Ints
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.native import _native
-from freedive.ops.emit import Emitter
-from freedive.ops.record import fuse, record
+from freedive.ops.emit import Emitter, Part
+from freedive.ops.record import fuse, record, until_result
 from freedive.ops.trace import Operation, Tracer
 
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
@@ -43,6 +44,7 @@ class NativeRunner:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.num_pages = num_pages
+        self.drafts = model.mtp is not None
         self.max_rows = max_rows
         _refuse_what_is_too_wide(model)
         try:
@@ -51,9 +53,9 @@ class NativeRunner:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
         phases = fuse(record(model))
         emitter = Emitter(self._program, weights, ELEMENT_BYTES[cache_format])
-        self._result = emitter.emit(phases)
+        self._parts = emitter.emit(phases)
         self._routes = emitter.routes
-        self._tracer = Tracer(phases, weights, ELEMENT_BYTES[cache_format])
+        self._tracer = Tracer(until_result(phases), weights, ELEMENT_BYTES[cache_format])
         cache_bytes = num_pages * self._program.page_bytes
         if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
@@ -70,18 +72,24 @@ class NativeRunner:
         """Bytes of one page of the cache, all layers together."""
         return self._program.page_bytes
 
-    def step(self, batch: Batch) -> npt.NDArray[np.float32]:
+    def step(self, batch: Batch) -> Floats:
         """See engine.batch.Runner."""
-        return self._step(batch, traced=False)
+        self._batch = batch
+        return self._run(batch, self._parts[0])
 
-    def trace(self, batch: Batch) -> tuple[npt.NDArray[np.float32], list[Operation]]:
+    def draft(self, tokens: Ints, wanted: Ints) -> Floats:
+        """See engine.batch.Runner."""
+        return self._run(replace(self._batch, tokens=tokens, wanted=wanted), self._parts[1])
+
+    def trace(self, batch: Batch) -> tuple[Floats, list[Operation]]:
         """A :meth:`step`, and where its time went: the operations in order."""
-        logits = self._step(batch, traced=True)
+        self._batch = batch
+        logits = self._run(batch, self._parts[0], traced=True)
         return logits, self._tracer.operations(batch, self.routes(), self._program.seconds)
 
-    def _step(self, batch: Batch, traced: bool) -> npt.NDArray[np.float32]:
+    def _run(self, batch: Batch, part: Part, traced: bool = False) -> Floats:
         return self._program.step(
-            batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, batch.prompts, self._result, traced
+            batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, batch.prompts, *part, traced
         )
 
     def routes(self) -> list[npt.NDArray[np.float32]]:
@@ -90,7 +98,7 @@ class NativeRunner:
 
 
 def _refuse_what_is_too_wide(model: spec.Model) -> None:
-    for layer in model.layers:
+    for layer in model.blocks:
         attn, ffn = layer.attention, layer.ffn
         widths = [attn.head_dim]
         if isinstance(attn, spec.LatentAttention):

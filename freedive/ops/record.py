@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from freedive.model import spec
-from freedive.model.decoder import forward
+from freedive.model.decoder import draft, head, states
 from freedive.model.params import params
 
 
@@ -106,9 +106,12 @@ class Recorder:
 
 
 def record(model: spec.Model) -> list[Node]:
-    """The model's forward pass as a graph; the last node is the logits."""
-    recorder = Recorder(model)
-    forward(model, {name: name for name in params(model)}, recorder)
+    """The forward pass as a graph, then what predicts a further token. Each ends with logits, which nobody uses."""
+    recorder, names = Recorder(model), {name: name for name in params(model)}
+    x = states(model, names, recorder)
+    head(model, names, x, recorder)
+    if model.mtp:
+        draft(model, model.mtp, names, x, recorder)
     return recorder.nodes
 
 
@@ -135,6 +138,12 @@ def fuse(nodes: list[Node]) -> list[Phase]:
     written = {node for phase in phases for node in phase.writes}
     assert all(node in written for phase in phases for node in phase.reads), "a node was left out of every phase"
     return phases
+
+
+def until_result(phases: list[Phase]) -> list[Phase]:
+    """Those of a step: up to the first result, which no phase reads. Phases of drafting follow it."""
+    read = {node for phase in phases for node in phase.reads}
+    return phases[: next(i for i, phase in enumerate(phases) if phase.writes[0] not in read) + 1]
 
 
 Fused = tuple[Phase, tuple[Node, ...]]

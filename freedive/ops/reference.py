@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from freedive.engine.batch import PAGE_TOKENS, Batch
+from freedive.engine.batch import PAGE_TOKENS, Batch, Ints
 from freedive.model import spec
-from freedive.model.decoder import Scope, feed_forward, forward
+from freedive.model.decoder import Scope, draft, feed_forward, head, states
 
 Array = npt.NDArray[np.float32]
 
@@ -237,21 +238,28 @@ class ReferenceRunner:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.num_pages = num_pages
+        self.drafts = model.mtp is not None
         self.routes: list[Array] = []
         self._model = model
         self._weights = weights
         slots = num_pages * PAGE_TOKENS
         self._cache = [
             tuple(np.zeros((slots, heads, dim), np.float32) for heads, dim in cache_shapes(layer.attention))
-            for layer in model.layers
+            for layer in model.blocks
         ]
 
     def step(self, batch: Batch) -> Array:
         """See engine.batch.Runner."""
         ops = ReferenceOps(batch, self._cache)
-        logits = forward(self._model, self._weights, ops)
+        self._batch, self._states = batch, states(self._model, self._weights, ops)
         self.routes = ops.routes
-        return logits
+        return head(self._model, self._weights, self._states, ops)
+
+    def draft(self, tokens: Ints, wanted: Ints) -> Array:
+        """See engine.batch.Runner."""
+        assert self._model.mtp
+        ops = ReferenceOps(replace(self._batch, tokens=tokens, wanted=wanted), self._cache)
+        return draft(self._model, self._model.mtp, self._weights, self._states, ops)
 
 
 def cache_shapes(attn: spec.Attention | spec.LatentAttention) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from freedive.checkpoint import rules as module
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.rules import (
     Add,
+    Halve,
     Ignore,
     Permute,
     Row,
@@ -94,6 +95,13 @@ CASES = {
     "rename": case(Rule("a", ("x",)), (5, WIDTH), {"x": (5, WIDTH)}, lambda x: [x], QUANTISED),
     "rename a vector": case(Rule("a", ("x",)), (5,), {"x": (5,)}, lambda x: [x], FLOATS),
     "one-rowed matrix": case(Rule("a", ("x",)), (WIDTH,), {"x": (1, WIDTH)}, lambda x: [x[None]], FLOATS),
+    "two rows in one": case(
+        Rule("a", ("x", "y"), (Halve(),), 5),
+        (5, 2 * WIDTH),
+        {"x": (5, WIDTH), "y": (5, WIDTH)},
+        lambda x: [x[:, :WIDTH], x[:, WIDTH:]],
+        QUANTISED,
+    ),
     "permute": case(
         Rule("a", ("x",), (Permute(4),)),
         (HEADS * 4, WIDTH),

@@ -32,10 +32,24 @@ def logits_of(history: np.ndarray) -> np.ndarray:
     return logits
 
 
+def repetitive_logits_of(history: np.ndarray) -> np.ndarray:
+    """Logits that depend mostly on the last token, so that answers run in circles, and a little on all."""
+    return logits_of(history[-1:]) + logits_of(history) / 1024
+
+
 class FakeRunner:
     vocab_size = VOCAB
 
-    def __init__(self, num_pages: int = 64, max_context: int = 512) -> None:
+    def __init__(
+        self,
+        num_pages: int = 64,
+        max_context: int = 512,
+        logits_of: Callable[[np.ndarray], np.ndarray] = logits_of,
+        *,
+        drafts: bool = False,
+    ) -> None:
+        self.drafts = drafts
+        self.logits_of = logits_of
         self.num_pages = num_pages
         self.max_context = max_context
         self.tokens = np.full((num_pages, PAGE_TOKENS), -1, np.int32)
@@ -62,7 +76,7 @@ class FakeRunner:
         used = np.concatenate([table[table >= 0] for table in batch.pages])
         assert len(set(used.tolist())) == len(used), "a page has two owners"
         last_rows = batch.lengths.cumsum() - 1
-        logits = {}
+        self.histories = {}
         for table, start, end, row in zip(tables, batch.starts, ends, last_rows, strict=True):
             assert table.min() >= 0, "the page table is too short"
             places = np.arange(start, end)
@@ -71,8 +85,17 @@ class FakeRunner:
             ]
             self.positions[table[places // PAGE_TOKENS], places % PAGE_TOKENS] = places
             assert (self.positions[table].ravel()[:end] == np.arange(end)).all(), "stale page"
-            logits[row] = self.tokens[table].ravel()[:end]
-        return np.array([logits_of(logits[row]) for row in batch.wanted], np.float32).reshape(-1, VOCAB)
+            history = self.tokens[table].ravel()
+            self.histories |= {row - end + 1 + place: history[: place + 1] for place in places}
+        return self._logits([self.histories[row] for row in batch.wanted])
+
+    def draft(self, tokens: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """What the model will say, provided that ``tokens`` are what followed."""
+        assert len(tokens) == len(self.histories)
+        return self._logits([np.append(self.histories[row], tokens[row]) for row in wanted])
+
+    def _logits(self, histories: list[np.ndarray]) -> np.ndarray:
+        return np.array([self.logits_of(history) for history in histories], np.float32).reshape(-1, VOCAB)
 
 
 class FakeTokenizer:

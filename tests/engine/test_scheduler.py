@@ -45,17 +45,18 @@ def test_first_come_first_served_within_the_budget_and_the_youngest_gives_way(nu
         plan = scheduler.plan()
         num_steps += 1
 
-        planned = [one for one, _ in plan]
+        planned = [share.request for share in plan]
         assert planned
         assert planned[0] is oldest
         assert all(one in planned or one in scheduler.waiting for one in decoding)
-        assert sum(count for _, count in plan if count > 1) <= 30
+        assert sum(share.count for share in plan if share.count > 1) <= 30
         arrival = [int(one.generation.id) for one in (*scheduler.running, *scheduler.waiting)]
         assert arrival == sorted(arrival)
         assert sum(pages_for(len(one.tokens)) for one in scheduler.running) == num_pages - pages.num_free
 
-        for one, count in plan:
-            one.num_cached += count
+        for share in plan:
+            one = share.request
+            one.num_cached += share.count
             if one.num_pending == 0:
                 one.tokens.append(1)
             if len(one.tokens) == one.max_length:
@@ -74,14 +75,14 @@ def test_prompts_share_the_budget_of_one_step() -> None:
     scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), max_batch=4, prefill_chunk=50)
     for index, num_prompt in enumerate((20, 100, 30)):
         scheduler.add(request(index, num_prompt, 5))
-    assert [count for _, count in scheduler.plan()] == [20, 30]
+    assert [share.count for share in scheduler.plan()] == [20, 30]
 
 
 def test_a_request_that_cannot_start_yet_is_not_overtaken() -> None:
     scheduler = Scheduler(PageTables(5, 4, MAX_LENGTH), max_batch=4, prefill_chunk=500)
     for index, num_prompt in enumerate((64, 128, 1)):
         scheduler.add(request(index, num_prompt, 5))
-    assert [int(one.generation.id) for one, _ in scheduler.plan()] == [0]
+    assert [int(share.request.generation.id) for share in scheduler.plan()] == [0]
 
 
 def test_pages_are_taken_whole_or_not_at_all() -> None:

@@ -126,11 +126,18 @@ def with_mtp(checkpoint: Checkpoint, names: tuple[str, ...], **config: Any) -> C
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe_lite", "glm4_moe"])
-def test_multi_token_prediction_is_passed_over(name: str) -> None:
-    names = ("model.layers.3.eh_proj.weight", "model.layers.3.mlp.experts.0.up_proj.weight", "mtp.fc.weight")
+def test_multi_token_prediction_by_other_names_is_passed_over(name: str) -> None:
+    names = ("model.layers.3.proj.weight", "model.layers.3.mlp.experts.0.up_proj.weight", "mtp.fc.weight")
     checkpoint = with_mtp(saved(name), names, num_nextn_predict_layers=1)
     assert len(describe(checkpoint)[0].layers) == 3
+    assert describe(checkpoint)[0].mtp is None
     assert_same(checkpoint, saved(name))
+
+
+def test_multi_token_prediction_that_is_not_whole_is_refused() -> None:
+    checkpoint = with_mtp(saved("deepseek_v3"), ("model.layers.3.eh_proj.weight",), num_nextn_predict_layers=1)
+    with pytest.raises(UserError, match=r"model\.layers\.3\.\S+ .*is missing"):
+        weights(checkpoint)
 
 
 def test_a_layer_too_many_is_unexpected_where_none_is_announced() -> None:

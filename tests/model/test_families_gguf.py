@@ -207,10 +207,9 @@ def test_latent_attention_of_before_it_was_split_is_read() -> None:
 
 
 @pytest.mark.parametrize("name", ["glm4_moe", "glm4_moe_lite", "hy_v3"])
-def test_layers_that_predict_further_tokens_are_counted_and_not_read(name: str) -> None:
+def test_layers_that_predict_further_tokens_are_read_where_they_are_whole(name: str) -> None:
     layers = {key: tensor for key, tensor in saved(name)[1].tensors.items() if key.startswith("blk.2.")}
     further = {key.replace("blk.2.", "blk.3."): tensor for key, tensor in layers.items()}
-    further["blk.3.nextn.eh_proj.weight"] = float_tensor("blk.3.nextn.eh_proj.weight", np.zeros((64, 128), np.float32))
     checkpoint = changed(name, block_count=4, nextn_predict_layers=1)
     (spec, weights), (whole, others) = (
         read(replace(checkpoint, tensors=checkpoint.tensors | further)),
@@ -218,6 +217,16 @@ def test_layers_that_predict_further_tokens_are_counted_and_not_read(name: str) 
     )
     assert spec == whole
     assert weights.keys() == others.keys()
+
+    pair = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
+    around = dict.fromkeys(("enorm", "hnorm", "shared_head_norm"), pair[0, :64]) | {"eh_proj": pair}
+    around = {f"blk.3.nextn.{key}.weight": values for key, values in around.items()}
+    mtp = {key: float_tensor(key, values) for key, values in around.items()}
+    spec, weights = read(replace(checkpoint, tensors=checkpoint.tensors | further | mtp))
+    assert spec == replace(whole, mtp=whole.layers[-1])
+    np.testing.assert_array_equal(weights["layers.3.mtp.embed_proj"], pair[:, :64])
+    np.testing.assert_array_equal(weights["layers.3.mtp.state_proj"], pair[:, 64:])
+    np.testing.assert_array_equal(weights["layers.3.attn.o"], weights["layers.2.attn.o"])
     with pytest.raises(UserError, match=r"blk\.3\..* is unexpected"):
         read(replace(saved(name)[1], tensors=checkpoint.tensors | further))
 

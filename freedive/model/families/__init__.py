@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from freedive.checkpoint.file import quote
@@ -23,7 +24,7 @@ from freedive.model.families.huggingface import SMOLLM3
 from freedive.model.families.ibm import GRANITE, GRANITE_HYBRID, GRANITE_MOE, GRANITE_MOE_SWA, GRANITE_SWA
 from freedive.model.families.llama import LLAMA, MISTRAL, MIXTRAL
 from freedive.model.families.llama4 import LLAMA4
-from freedive.model.families.names import gguf_rules, hub_rules, text_rules
+from freedive.model.families.names import GGUF_MTP, HUB_MTP, gguf_rules, hub_rules, text_rules
 from freedive.model.families.olmo import OLMOE
 from freedive.model.families.openai import GPT_OSS
 from freedive.model.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
@@ -77,10 +78,10 @@ def describe(checkpoint: Checkpoint) -> tuple[Model, Rules]:
     """
     if checkpoint.kind == "gguf":
         family, config = _read_gguf(checkpoint)
-        spec = _spec(family, config)
+        spec = _with_mtp(_spec(family, config), config, checkpoint, GGUF_MTP)
         return spec, gguf_rules(spec, family.gguf, _num_mtp_layers(config))
     family, config = _read(checkpoint.config)
-    spec = _spec(family, config)
+    spec = _with_mtp(_spec(family, config), config, checkpoint, HUB_MTP)
     rules = hub_rules(spec, family.hub, _num_mtp_layers(config))
     if not _is_wrapped(checkpoint.config):
         return spec, rules
@@ -97,6 +98,12 @@ def _spec(family: Family, config: Config) -> Model:
     spec = family.spec(config)
     config.refuse_unread(family.name, family.ignorable, family.fixed)
     return spec
+
+
+def _with_mtp(spec: Model, config: Config, checkpoint: Checkpoint, mark: str) -> Model:
+    """``spec`` with a layer that predicts a further token, where the files have one; it is shaped as the last."""
+    has_one = _num_mtp_layers(config) > 0 and mark.format(len(spec.layers)) in checkpoint.tensors
+    return replace(spec, mtp=spec.layers[-1]) if has_one else spec
 
 
 def _num_mtp_layers(config: Config) -> int:

@@ -44,7 +44,7 @@ HARMLESS = frozenset(
         "bos_token_id",
         "eos_token_id",
         "pad_token_id",
-        # layers after the last one, which predict further tokens and are not run
+        # layers after the last one, which predict further tokens: the files tell whether they are there
         "num_nextn_predict_layers",
     }
 )

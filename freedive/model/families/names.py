@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from freedive.checkpoint.rules import Ignore, Permute, Rule, Rules, Transpose
+from freedive.checkpoint.rules import Halve, Ignore, Permute, Rule, Rules, Transpose
 from freedive.model.spec import LatentAttention, Model
 
 Names = Mapping[str, str]
@@ -50,6 +50,9 @@ HUB: Names = {
     **feed_forward_names(EXPERT, "model.layers.{}.mlp.experts.{}."),
     **feed_forward_names(SHARED, "model.layers.{}.mlp.shared_experts."),
     "layers.{}.ffn.shared_gate": "model.layers.{}.mlp.shared_expert_gate.weight",
+    "layers.{}.mtp.embed_norm": "model.layers.{}.enorm.weight",
+    "layers.{}.mtp.state_norm": "model.layers.{}.hnorm.weight",
+    "layers.{}.mtp.norm": "model.layers.{}.shared_head.norm.weight",
     "norm": "model.norm.weight",
     "head": "lm_head.weight",
 }
@@ -79,9 +82,15 @@ GGUF: Names = {
     **feed_forward_names(EXPERT, "blk.{}.", ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")),
     **feed_forward_names(SHARED, "blk.{}.", ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")),
     "layers.{}.ffn.shared_gate": "blk.{}.ffn_gate_inp_shexp.weight",
+    "layers.{}.mtp.embed_norm": "blk.{}.nextn.enorm.weight",
+    "layers.{}.mtp.state_norm": "blk.{}.nextn.hnorm.weight",
+    "layers.{}.mtp.norm": "blk.{}.nextn.shared_head_norm.weight",
     "norm": "output_norm.weight",
     "head": "output.weight",
 }
+
+HUB_MTP, GGUF_MTP = "model.layers.{}.eh_proj.weight", "blk.{}.nextn.eh_proj.weight"
+"""What tells that the layer of this number predicts a further token."""
 
 REDUNDANT = (
     "model.layers.{}.self_attn.rotary_emb.inv_freq",  # follows from the rope settings
@@ -121,14 +130,15 @@ class Naming:
 def hub_rules(spec: Model, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
     """How tensors of a Hugging Face checkpoint become canonical.
 
-    Multi-token prediction (DeepSeek-V3, section 2.2) stands after the last layer, and is not run.
+    Layers of multi-token prediction stand after the last. What the description has not of them, such as second copies
+    of embedding and output head, is not read.
     """
     mlp = "model.layers.{}.mlp.experts"
     fused = [
         Rule(f"{mlp}.gate_up_proj", (f"{EXPERT}.gate", f"{EXPERT}.up")),
         Rule(f"{mlp}.down_proj", (f"{EXPERT}.down",)),
     ]
-    latents = _latents(spec, "model.layers.{}.self_attn.kv_b_proj.weight")
+    latents = [*_latents(spec, "model.layers.{}.self_attn.kv_b_proj.weight"), _mtp(spec, HUB_MTP)]
     mtp = ("mtp.*", *(f"model.layers.{len(spec.layers) + index}.*" for index in range(num_mtp_layers)))
     unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
     return [*naming.rules(spec), *_plain(spec, HUB, naming), *fused, *latents, *unread]
@@ -138,7 +148,7 @@ def gguf_rules(spec: Model, naming: Naming, num_mtp_layers: int = 0) -> list[Rul
     """How tensors of a GGUF file become canonical; its layers of multi-token prediction stand after the last, too."""
     fused = Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up"))
     keys = Rule("blk.{}.attn_k_b.weight", ("layers.{}.attn.k_b",), (Transpose(),))
-    latents = _latents(spec, "blk.{}.attn_kv_b.weight")
+    latents = [*_latents(spec, "blk.{}.attn_kv_b.weight"), _mtp(spec, GGUF_MTP)]
     mtp = (f"blk.{len(spec.layers) + index}.*" for index in range(num_mtp_layers))
     unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
     return [*naming.rules(spec), *_plain(spec, GGUF, naming), fused, keys, *latents, *unread]
@@ -180,6 +190,11 @@ def _latents(spec: Model, theirs: str) -> list[Rule]:
     if not isinstance(attn, LatentAttention):
         return []
     return [Rule(theirs, ("layers.{}.attn.k_b", "layers.{}.attn.v_b"), blocks=attn.num_heads)]
+
+
+def _mtp(spec: Model, theirs: str) -> Rule:
+    """Each row is one for the embedding, then one for the state."""
+    return Rule(theirs, ("layers.{}.mtp.embed_proj", "layers.{}.mtp.state_proj"), (Halve(),), blocks=spec.hidden_dim)
 
 
 def _bias(theirs: str) -> str:

@@ -1,0 +1,150 @@
+"""Guessing the next tokens, and checking the guesses as further rows of a step.
+
+A row's logits do not depend on the rows beside it, nor a random draw on anything but its place. So the token that is
+sampled from a row is the one that plain decoding would have sampled; where it is what was guessed, the row behind it
+counts too. Guesses change when tokens come, never which.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import mul
+from typing import NamedTuple
+
+import numpy as np
+
+MAX_DRAFT = 15
+"""Most tokens that are guessed at a time."""
+
+SIZES = {2: 0.4, 4: 0.6, 8: 0.8}
+"""Lengths of the n-grams to look up, and how often the next token repeats: in English and in code, before it is known
+for the text at hand."""
+
+PACE = 1 / 8
+"""Weight of the newest value in a running average."""
+
+PROBE_INTERVAL = 32
+"""Choices from one that is varied to the next."""
+
+
+class Draft(NamedTuple):
+    """Guessed tokens, each with the probability that it and all before it are right."""
+
+    tokens: list[int]
+    odds: list[float]
+
+
+class Drafter(ABC):
+    """Guesses how one request goes on.
+
+    ``odds`` are how often each kind of guess is right, to begin with. That is learned without any computation: every
+    guess, checked by the model or not, is held against what came.
+    """
+
+    def __init__(self, odds: Mapping[int, float]) -> None:
+        self._odds = dict(odds)
+        self._start = 0
+        self._guesses: list[tuple[int, int]] = []  # tokens from _start on, each with its kind
+
+    def draft(self, tokens: Sequence[int], most: int) -> Draft:
+        """At most ``most`` guesses of what follows ``tokens``, prompt and answer so far, which only grow."""
+        self._learn(tokens)
+        self._start, self._guesses = len(tokens), self.guess(tokens, most)
+        odds = accumulate((self._odds[kind] for _, kind in self._guesses), mul)
+        return Draft([token for token, _ in self._guesses], list(odds))
+
+    def _learn(self, tokens: Sequence[int]) -> None:
+        for (guess, kind), token in zip(self._guesses, tokens[self._start :], strict=False):
+            self._odds[kind] += ((guess == token) - self._odds[kind]) * PACE
+            if guess != token:
+                return
+
+    @abstractmethod
+    def guess(self, tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
+        """The guesses with their kinds."""
+
+
+class Prediction(Drafter):
+    """Guesses what the model itself has predicted beyond the next token (DeepSeek-V3, section 2.2)."""
+
+    def __init__(self) -> None:
+        super().__init__({0: 0.7})
+        self._predicted: dict[int, int] = {}
+
+    def predict(self, place: int, token: int) -> None:
+        """Expect ``token`` at ``place`` of the text."""
+        self._predicted = {place: token}
+
+    def guess(self, tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
+        """See :class:`Drafter`."""
+        return [(self._predicted[len(tokens)], 0)][:most] if len(tokens) in self._predicted else []
+
+
+class PromptLookup(Drafter):
+    """Guesses that what followed the last few tokens where they stood before follows again (Saxena 2023).
+
+    The longest n-gram counts, and its last place. Its length is the kind of the guess; each guess makes it longer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(SIZES)
+        self._places: dict[int, int] = {}  # of n-grams, by their hash: where the token after them stands
+        self._num_indexed = 0
+
+    def guess(self, tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
+        """See :class:`Drafter`."""
+        self._index(tokens)
+        for size in reversed(SIZES):
+            if place := self._places.get(hash(tuple(tokens[-size:]))):
+                period = len(tokens) - place  # a guess that reaches the end of the text goes on with itself
+                return [(tokens[place + i % period], max(n for n in SIZES if n <= size + i)) for i in range(most)]
+        return []
+
+    def _index(self, tokens: Sequence[int]) -> None:
+        for size in SIZES:
+            for end in range(max(self._num_indexed, size), len(tokens)):
+                self._places[hash(tuple(tokens[end - size : end]))] = end
+        self._num_indexed = len(tokens)
+
+
+class Gate:
+    """Decides how many guesses a step checks: as many as make the expected tokens a second the most.
+
+    What a step takes is measured for every number of rows, as a running average, and lies on straight lines between.
+    Beyond the most rows measured it counts as level, but at most twice as many are tried. So that averages do not grow
+    old, a choice is now and then one more or one fewer than seems best.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+        self._num_choices = 0
+
+    def record(self, num_rows: int, seconds: float) -> None:
+        """Take note of what a step took in which every request decoded."""
+        average = self._seconds.setdefault(num_rows, seconds)
+        self._seconds[num_rows] += (seconds - average) * PACE
+
+    def choose(self, odds: Sequence[Sequence[float]]) -> list[int]:
+        """How many guesses of each request to check, by the odds of its :class:`Draft`."""
+        room = max(2 * max(self._seconds, default=0) - len(odds), 0)
+        ranked = sorted(((chance, index) for index, chances in enumerate(odds) for chance in chances), reverse=True)
+        ranked = ranked[:room]
+        chosen = self._vary(self._best(len(odds), [chance for chance, _ in ranked]), len(ranked)) if ranked else 0
+        counts = Counter(index for _, index in ranked[:chosen])
+        return [counts[index] for index in range(len(odds))]
+
+    def _best(self, num_requests: int, chances: Sequence[float]) -> int:
+        tokens = np.cumsum([num_requests, *chances])
+        rows, averages = zip(*sorted(self._seconds.items()), strict=True)
+        seconds = np.interp(num_requests + np.arange(len(tokens)), rows, averages)
+        return int((tokens / seconds).argmax())
+
+    def _vary(self, best: int, most: int) -> int:
+        self._num_choices += 1
+        if self._num_choices % PROBE_INTERVAL:
+            return best
+        step = 1 if self._num_choices % (2 * PROBE_INTERVAL) else -1
+        return min(max(best + step, 0), most)

@@ -1,0 +1,312 @@
+"""Guessing ahead changes how soon tokens come and nothing else."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_runner import VOCAB, FakeRunner, FakeTokenizer, logits_of, repetitive_logits_of
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import tiny
+from tiny_mtp import with_mtp
+from weights import LEVELS
+
+from freedive.config import EngineConfig
+from freedive.engine.batch import Runner
+from freedive.engine.engine import Engine, EngineStats
+from freedive.engine.request import Sampling
+from freedive.engine.speculation import MAX_DRAFT, SIZES, Gate, PromptLookup
+from freedive.errors import UserError
+from freedive.ops.native import NativeRunner
+from freedive.ops.reference import ReferenceRunner
+
+Requests = Sequence[tuple[list[int], Sampling]]
+
+
+# --- guesses ------------------------------------------------------------------------------------------------------
+
+
+def test_what_followed_before_is_guessed_to_follow_again() -> None:
+    assert PromptLookup().draft([5, 6, 7, 8, 9, 5, 6], 3).tokens == [7, 8, 9]
+    assert PromptLookup().draft([5, 6, 7, 5, 6, 8, 5, 6], 1).tokens == [8]  # the last time counts,
+    text = [1, 2, 3, 4, 9, 0, 3, 4, 8, 0, 1, 2, 3, 4]
+    assert PromptLookup().draft(text, 1).tokens == [9]  # but a longer likeness more
+    assert PromptLookup().draft([1, 2, 3, 4], 5).tokens == []
+    assert PromptLookup().draft([1], 5).tokens == []
+
+
+def test_a_guess_that_reaches_the_end_of_the_text_goes_on_in_circles() -> None:
+    assert PromptLookup().draft([9, 1, 2, 3, 1, 2], 7).tokens == [3, 1, 2, 3, 1, 2, 3]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 40))
+def test_text_that_comes_bit_by_bit_is_looked_up_like_text_that_comes_at_once(text: list[int], step: int) -> None:
+    lookup = PromptLookup()
+    for end in range(1, len(text), step):
+        lookup.draft(text[:end], 4)
+    at_once = PromptLookup().draft(text, 4).tokens
+    assert lookup.draft(text, 4).tokens == at_once
+    matches = [
+        text[end]
+        for size in sorted(SIZES, reverse=True)
+        for end in range(len(text) - 1, size - 1, -1)
+        if text[end - size : end] == text[-size:]
+    ]
+    assert at_once[:1] == matches[:1]
+
+
+def test_odds_follow_what_comes_whether_or_not_it_was_computed() -> None:
+    lookup, text = PromptLookup(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2
+    first = lookup.draft(text, 4).odds
+    assert first == sorted(first, reverse=True)
+    for token in text * 5:
+        text.append(token)
+        lookup.draft(text, 4)
+    assert lookup.draft(text, 4).odds[-1] > 0.9
+    lookup, source, text = PromptLookup(), random.Random(0), [1, 2]
+    for _ in range(300):
+        text.append(source.choice([1, 2, 3]))
+        lookup.draft(text, 4)
+    assert lookup.draft(text, 4).odds[0] < 0.6
+
+
+def test_looking_up_takes_microseconds_a_token() -> None:
+    source, text, lookup = random.Random(0), [], PromptLookup()
+    text = source.choices(range(30), k=20_000)
+    lookup.draft(text, MAX_DRAFT)
+    times = []
+    for _ in range(200):
+        text.append(source.randrange(30))
+        start = time.perf_counter()
+        lookup.draft(text, MAX_DRAFT)
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[100] < 100e-6  # some 10, and this machine may be busy
+
+
+# --- the gate -----------------------------------------------------------------------------------------------------
+
+
+def settle(gate: Gate, seconds: Mapping[int, float], odds: Sequence[Sequence[float]], steps: int = 400) -> list[int]:
+    """The guesses that most of the last steps checked, in all, where steps of so many rows take ``seconds``."""
+    chosen = []
+    for _ in range(steps):
+        chosen.append(gate.choose(odds))
+        rows = len(odds) + sum(chosen[-1])
+        gate.record(rows, seconds[rows])
+    last = [tuple(each) for each in chosen[steps // 2 :]]
+    return list(max(set(last), key=last.count))
+
+
+SURE = [0.9**n for n in range(1, 16)]
+FLAT = {rows: 1 + rows / 100 for rows in range(1, 300)}
+STEEP = {rows: float(rows) for rows in range(1, 300)}
+EXPERTS = {rows: 0.3 + 0.7 * 16 * (1 - (1 - 1 / 16) ** rows) for rows in range(1, 300)}
+"""Of 128 experts each token runs 8; the rest of a step costs the same."""
+
+
+def test_guesses_are_checked_where_rows_are_cheap_and_not_where_they_are_dear() -> None:
+    assert settle(Gate(), FLAT, [SURE]) == [15]
+    assert settle(Gate(), STEEP, [SURE]) == [0]
+    assert settle(Gate(), FLAT, [[0.05**n for n in range(1, 16)]]) == [1]
+    assert settle(Gate(), FLAT, [[]]) == [0]
+
+
+@pytest.mark.parametrize("chance", [0.3, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("seconds", [FLAT, STEEP, EXPERTS, {**EXPERTS, 2: 1.0}])
+def test_the_gate_finds_the_number_that_brings_most(seconds: Mapping[int, float], chance: float) -> None:
+    odds = [chance**n for n in range(1, 16)]
+    rates = [(1 + sum(odds[:n])) / seconds[1 + n] for n in range(16)]
+    (found,) = settle(Gate(), seconds, [odds])
+    assert rates[found] > 0.97 * max(rates)
+
+
+def test_the_likeliest_guesses_of_all_requests_share_the_step() -> None:
+    stairs = {rows: 1.0 if rows <= 8 else 10.0 for rows in range(1, 300)}
+    assert settle(Gate(), stairs, [[0.9, 0.8, 0.1], [], [0.7, 0.6, 0.5, 0.4]]) == [2, 0, 3]
+    assert settle(Gate(), {rows: max(16.0, rows) for rows in range(1, 300)}, [[0.5]] * 16) == [0] * 16
+
+
+def test_a_machine_that_changes_is_noticed() -> None:
+    gate = Gate()
+    assert settle(gate, FLAT, [SURE]) == [15]
+    assert settle(gate, STEEP, [SURE], steps=20_000) == [0]
+    assert settle(gate, FLAT, [SURE], steps=20_000) != [0]
+
+
+def test_nothing_is_guessed_before_a_step_was_measured() -> None:
+    gate = Gate()
+    assert gate.choose([SURE]) == [0]
+    gate.record(1, 1.0)
+    assert gate.choose([SURE]) == [1]
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps_cost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that counts its readings: however many rows a step has, it takes as long."""
+    monkeypatch.setattr("freedive.engine.engine.time", SimpleNamespace(perf_counter=count().__next__))
+
+
+def answers(runner: Runner, requests: Requests, **config: Any) -> tuple[list[Any], EngineStats]:
+    """Every request's pieces, but for what a clock says."""
+    with Engine(runner, FakeTokenizer(), EngineConfig(**config)) as engine:
+        generations = [engine.submit(prompt, sampling) for prompt, sampling in requests]
+        pieces = [list(generation) for generation in generations]
+        for one in pieces:
+            assert all(len(piece.token_ids) == 1 for piece in one)
+            assert one[-1].timings is not None
+            assert one[-1].timings.num_generated == len(one)
+        plain = [[(p.text, p.token_ids, p.finish_reason, p.logprobs) for p in one] for one in pieces]
+        return plain, engine.stats()
+
+
+def random_request(rng: random.Random, vocab: int) -> tuple[list[int], Sampling]:
+    words = [[rng.randrange(vocab - 2) for _ in range(rng.randint(1, 9))] for _ in range(4)]
+    prompt = [token for _ in range(rng.randint(1, 12)) for token in rng.choice(words)]
+    return prompt, Sampling(
+        max_tokens=rng.randint(1, 90),
+        temperature=rng.choice([0, 0, 0.3, 1.0]),
+        top_p=rng.choice([1, 0.9]),
+        repetition_penalty=rng.choice([1, 1, 1.1]),
+        frequency_penalty=rng.choice([0, 0, 0.1]),
+        seed=rng.randrange(2**40),
+        stop=rng.choice([(), ("ab",), ("c",)]),
+        stop_token_ids=rng.choice([frozenset(), frozenset({7, 11})]),
+        ignore_eos=rng.random() < 0.7,
+        logprobs=rng.choice([None, 2]),
+    )
+
+
+@pytest.mark.usefixtures("steps_cost_the_same")
+@pytest.mark.parametrize(
+    ("num_pages", "config"),
+    [(200, {}), (200, {"max_batch": 1}), (200, {"prefill_chunk": 7}), (9, {"max_batch": 8, "prefill_chunk": 20})],
+)
+@pytest.mark.parametrize("logits", [logits_of, repetitive_logits_of])
+@pytest.mark.parametrize("seed", range(3))
+def test_answers_are_those_without_guessing(num_pages: int, config: dict[str, int], logits: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    requests = [random_request(rng, VOCAB) for _ in range(16)]
+    guessed, stats = answers(FakeRunner(num_pages, 256, logits), requests, **config)
+    plain, other = answers(FakeRunner(num_pages, 256, logits), requests, **config, speculation="off")
+    assert guessed == plain
+    assert stats.free_pages == num_pages
+    assert (other.num_drafted, other.num_accepted) == (0, 0)
+    assert stats.num_generated == other.num_generated
+    if logits is repetitive_logits_of:
+        assert 0 < stats.num_accepted < stats.num_drafted
+
+
+@pytest.mark.usefixtures("steps_cost_the_same")
+@pytest.mark.parametrize("prefill_chunk", [512, 7])
+def test_what_a_model_predicts_itself_is_guessed(prefill_chunk: int) -> None:
+    """The fake model predicts rightly, if it is told rightly what came: then every second token was guessed."""
+    rng = random.Random(5)
+    greedy = Sampling(max_tokens=41, temperature=0, ignore_eos=True)
+    requests = [([rng.randrange(VOCAB - 2) for _ in range(length)], greedy) for length in (1, 20, 50)]
+    guessed, stats = answers(FakeRunner(drafts=True), requests, prefill_chunk=prefill_chunk)
+    plain, _ = answers(FakeRunner(), requests, speculation="off")
+    assert guessed == plain
+    assert stats.num_accepted >= 0.95 * stats.num_drafted
+    assert stats.num_accepted > 0.4 * stats.num_generated
+
+
+@pytest.mark.usefixtures("steps_cost_the_same")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("num_pages", [200, 9])
+def test_what_a_model_predicts_changes_no_answer(num_pages: int, seed: int) -> None:
+    rng = random.Random(seed)
+    requests = [random_request(rng, VOCAB) for _ in range(16)]
+    runner = FakeRunner(num_pages, 256, repetitive_logits_of, drafts=True)
+    guessed, stats = answers(runner, requests, prefill_chunk=20)
+    plain, _ = answers(FakeRunner(num_pages, 256, repetitive_logits_of), requests, speculation="off")
+    assert guessed == plain
+    assert stats.num_accepted > 0
+
+
+@pytest.mark.usefixtures("steps_cost_the_same")
+def test_guesses_take_no_page_from_a_running_request() -> None:
+    """Both fill the cache to its last page; nobody is sent back for the sake of a guess."""
+    requests = [([1, 2, 3] * 5, Sampling(max_tokens=17, ignore_eos=True, temperature=0))] * 2
+    runner = FakeRunner(2, 64, repetitive_logits_of)
+    with Engine(runner, FakeTokenizer(), EngineConfig(max_batch=2)) as engine:
+        generations = [engine.submit(*request) for request in requests]
+        assert [len(list(generation)) for generation in generations] == [17, 17]
+        assert all(generation.timings.num_preemptions == 0 for generation in generations)
+        assert engine.stats().num_accepted > 0
+
+
+MODELS = ["qwen3", "qwen3_moe", "deepseek_v3", "mistral", "gpt_oss"]
+
+
+def tiny_requests() -> Requests:
+    rng = random.Random(1)
+    requests = [random_request(rng, 128) for _ in range(5)]
+    quoting = ([5, 6, 7, 8, 9, 10, 11, 12] * 20, Sampling(max_tokens=60, temperature=0, ignore_eos=True))
+    biased = ([9] * 40, Sampling(max_tokens=60, temperature=0.5, seed=3, logit_bias={20: 6, 21: 5}, logprobs=1))
+    return [*requests, quoting, biased]
+
+
+def native_answers(name: str, num_pages: int, isa: str | None, **config: Any) -> tuple[list[Any], EngineStats]:
+    rows = config.get("prefill_chunk", 512) + 16
+    runner = NativeRunner(
+        tiny(name).spec, tiny(name).packed, num_threads=1, max_rows=rows, num_pages=num_pages, isa=isa
+    )
+    return answers(runner, tiny_requests(), **config)
+
+
+@cache
+def plain_answers(name: str) -> list[Any]:
+    return native_answers(name, 80, None, speculation="off")[0]
+
+
+@pytest.mark.usefixtures("steps_cost_the_same")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("num_pages", "config"), [(80, {}), (10, {"prefill_chunk": 48})])
+def test_kernels_answer_the_same_at_every_level(name: str, level: str, num_pages: int, config: dict[str, int]) -> None:
+    guessed, stats = native_answers(name, num_pages, level, **config)
+    assert guessed == plain_answers(name)
+    assert 0 < stats.num_accepted < stats.num_drafted
+
+
+@pytest.mark.usefixtures("steps_cost_the_same")
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_models_that_predict_answer_the_same_at_every_level(name: str, level: str) -> None:
+    model = with_mtp(name)
+    runs = []
+    for described, speculation in ((model.spec, "auto"), (replace(model.spec, mtp=None), "off")):
+        runner = NativeRunner(described, model.packed, num_threads=1, max_rows=64, num_pages=10, isa=level)
+        runs.append(answers(runner, tiny_requests(), prefill_chunk=48, speculation=speculation))
+    assert runs[0][0] == runs[1][0]
+    assert runs[0][1].num_accepted > 0
+
+
+@pytest.mark.usefixtures("steps_cost_the_same")
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3"])
+def test_the_reference_accepts_guesses_too(name: str) -> None:
+    """Its products are not bound to the last bit, so only greedy answers are held against each other."""
+    sampling = Sampling(max_tokens=50, temperature=0, ignore_eos=True, logit_bias={20: 4, 21: 4})
+    requests = [([5, 6, 7, 8] * 10, sampling)] * 2
+    runs = [
+        answers(ReferenceRunner(tiny(name).spec, tiny(name).weights), requests, speculation=speculation)
+        for speculation in ("auto", "off")
+    ]
+    assert runs[0][0] == runs[1][0]
+    assert runs[0][1].num_accepted > 0
+
+
+def test_speculation_is_auto_or_off() -> None:
+    with pytest.raises(UserError, match="speculation is 'on'"):
+        EngineConfig(speculation="on")

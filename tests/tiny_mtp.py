@@ -1,0 +1,88 @@
+"""Tiny models of transformers with a layer of multi-token prediction, as DeepSeek and Zhipu publish them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from tiny_models import Floats, float_tensor, pack_floats, save
+
+from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.packed import Packed
+from freedive.checkpoint.rules import canonical_tensors
+from freedive.checkpoint.tensor import Checkpoint
+from freedive.model import spec
+from freedive.model.families import describe
+
+
+@dataclass
+class WithMtp:
+    """One model: transformers', its further layer with what is ``around`` it, and its description and weights."""
+
+    maker: Any
+    layer: torch.nn.Module
+    around: dict[str, torch.Tensor]
+    spec: spec.Model
+    weights: dict[str, Floats]
+
+    @cached_property
+    def packed(self) -> dict[str, Packed]:
+        return pack_floats(self.weights)
+
+    def expected(self, tokens: list[int], following: list[int]) -> Floats:
+        """Section 2.2 of DeepSeek-V3's report, in torch: logits [T, vocab] of what comes after ``following``."""
+        model, eps = self.maker.model, self.maker.config.rms_norm_eps
+        with torch.no_grad():
+            state = model(torch.tensor([tokens])).last_hidden_state
+            token = model.embed_tokens(torch.tensor([following]))
+            pair = [norm(token, self.around["enorm"], eps), norm(state, self.around["hnorm"], eps)]
+            x = torch.cat(pair, -1) @ self.around["eh_proj"].T
+            places = torch.arange(len(tokens))[None]
+            mask = torch.full((len(tokens), len(tokens)), -torch.inf).triu(1)[None, None]
+            turns = model.rotary_emb(x, places)
+            x = self.layer(x, attention_mask=mask, position_ids=places, position_embeddings=turns)
+            logits: Floats = self.maker.lm_head(norm(x, self.around["shared_head.norm"], eps))[0].numpy()
+            return logits
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def further_layer(maker: Any) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Shaped as the last one, with other weights; and norms and projection around it, by their makers' names."""
+    last, dim, generator = maker.model.layers[-1], maker.config.hidden_size, torch.Generator().manual_seed(3)
+    layer = type(last)(maker.config, layer_idx=len(maker.model.layers)).eval()
+    with torch.no_grad():
+        for weight, other in zip(layer.state_dict().values(), last.state_dict().values(), strict=True):
+            weight.copy_(other.flip(0) if weight.ndim > 1 else other)
+    norms = ("enorm", "hnorm", "shared_head.norm")
+    around = {key: 1 + 0.3 * torch.randn(dim, generator=generator) for key in norms}
+    return layer, {**around, "eh_proj": torch.randn(dim, 2 * dim, generator=generator) / dim**0.5}
+
+
+def add_layer(checkpoint: Checkpoint, index: int, layer: torch.nn.Module, around: dict[str, torch.Tensor]) -> None:
+    """Put the layer into ``checkpoint``, with the copies of embedding and head that files have beside it."""
+    checkpoint.config["num_nextn_predict_layers"] = 1
+    further = {**layer.state_dict(), **{f"{key}.weight": value for key, value in around.items()}}
+    further["embed_tokens.weight"] = further["shared_head.head.weight"] = torch.zeros(2, 2)
+    named = {f"model.layers.{index}.{key}": value.numpy() for key, value in further.items()}
+    checkpoint.tensors.update({key: float_tensor(key, value) for key, value in named.items()})
+
+
+@cache
+def with_mtp(name: str) -> WithMtp:
+    """A tiny model with a further layer, read back from the folder that transformers saved the model in."""
+    with TemporaryDirectory() as folder:
+        maker = save(name, Path(folder))
+        layer, around = further_layer(maker)
+        checkpoint = open_checkpoint(Path(folder))
+        add_layer(checkpoint, len(maker.model.layers), layer, around)
+        model, rules = describe(checkpoint)
+        tensors = canonical_tensors(checkpoint, model, rules)
+        return WithMtp(maker, layer, around, model, {key: dequantize(one).copy() for key, one in tensors.items()})
