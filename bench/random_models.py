@@ -5,7 +5,6 @@ Fewer layers than the real models have, so that 24 GB hold them in bf16, and a s
 
 from __future__ import annotations
 
-import json
 import sys
 import zlib
 from collections.abc import Callable, Mapping

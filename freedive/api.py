@@ -60,6 +60,7 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
         num_threads=threads,
         max_rows=config.prefill_chunk + config.max_batch,
         num_pages=_num_pages(model, config),
+        exact=config.precision == "exact",
     )
     return LanguageModel(name, runner, tokenizer, template, config, _recommended(name, path))
 

@@ -35,6 +35,11 @@ class EngineConfig:
     max_batch: int = setting(16, "Requests computed together", low=1, high=4096)
     prefill_chunk: int = setting(512, "Prompt tokens computed in one step", low=2, high=65536)
     max_queue: int = setting(256, "Requests that may wait for a place", low=0)
+    precision: str = setting(
+        "balanced",
+        "Activations of early prompt tokens: 8 bits but for what stands out (balanced), or 16 like the rest (exact)",
+        choices=("balanced", "exact"),
+    )
     speculation: str = setting("auto", "Guess tokens ahead where it pays: auto or off", choices=("auto", "off"))
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ class Program:
     isa: str
     num_threads: int
     page_bytes: int
+    prompt_care: float
     num_operations: int
     seconds: list[float]
     """Of the last step if it was traced: until its first operation began, then of each operation. Else empty."""

@@ -86,7 +86,8 @@ void Attention::prepare(Machine& m) {
         for (int head = 0; head < num_kv_heads; head++) {
             for (int first = 0; first < rows; first += kMaxAttendRows) {
                 const int count = std::min(kMaxAttendRows, rows - first);
-                const int earliest = sequence.start + first / group(), last = sequence.start + (first + count - 1) / group();
+                const int earliest = sequence.start + first / group(),
+                          last = sequence.start + (first + count - 1) / group();
                 const int begin = first_key(earliest) / kSplitTokens, end = last / kSplitTokens + 1;
                 if (!apart || end - begin == 1) {
                     tiles_.push_back({s, head, first, count, begin, end, kNone});
@@ -152,11 +153,14 @@ void Attention::attend(Machine& m, const Tile& tile, Local& local) const {
     Partials& partials = tile.partial == kNone ? local.partials : m.partials;
     if (tile.partial == kNone) partials.reserve(tile.count, stride(m));
     AttendPartial* states = partials.start(std::max(tile.partial, 0), tile.count, stride(m));
-    for (int split = tile.split_begin; split < tile.split_end; split++) attend_split(m, s, tile.head, split, task, states);
-    for (int r = 0; tile.partial == kNone && r < tile.count; r++) finish(m, tile.sequence, tile.head, tile.first + r, states[r]);
+    for (int split = tile.split_begin; split < tile.split_end; split++)
+        attend_split(m, s, tile.head, split, task, states);
+    for (int r = 0; tile.partial == kNone && r < tile.count; r++)
+        finish(m, tile.sequence, tile.head, tile.first + r, states[r]);
 }
 
-void Attention::attend_split(Machine& m, const Sequence& s, int head, int split, AttendTask& task, AttendPartial* states) const {
+void Attention::attend_split(Machine& m, const Sequence& s, int head, int split, AttendTask& task,
+                             AttendPartial* states) const {
     const std::uint8_t *keys[kSplitPages], *values[kSplitPages];
     task.begin = split * kSplitTokens;
     task.keys = keys;

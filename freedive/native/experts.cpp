@@ -185,7 +185,8 @@ void Experts::run_down(Machine& m, const Input& input) const {
         const int first = band * width, last = std::min(first + width, panels);
         const float nothing[kPanelRows] = {};
         for (int t = 0; t < m.num_rows(in); t++)
-            for (int p = first; p < last; p++) epilogue.write(m, nothing, m.buffers[out], t, p * kPanelRows, kPanelRows);
+            for (int p = first; p < last; p++)
+                epilogue.write(m, nothing, m.buffers[out], t, p * kPanelRows, kPanelRows);
         for (const int expert : m.groups.active)
             for (int p = first; p < last; p++) add_expert(m, input, expert, p);
     });

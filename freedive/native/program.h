@@ -36,9 +36,7 @@ struct Step {
     std::vector<Sequence> sequences;
     std::vector<int> positions, sequence_of;  // by row
     // Whether all but the last few tokens of the row's prompt come after it.
-    bool is_early(int row) const {
-        return positions[row] < sequences[sequence_of[row]].prompt - kCarefulTokens;
-    }
+    bool is_early(int row) const { return positions[row] < sequences[sequence_of[row]].prompt - kCarefulTokens; }
     int num_rows(Rows rows) const { return int(rows == Rows::Tokens ? tokens.size() : wanted.size()); }
 };
 

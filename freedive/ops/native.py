@@ -19,6 +19,10 @@ from freedive.ops.emit import Emitter, Part
 from freedive.ops.record import fuse, record, until_result
 from freedive.ops.trace import Operation, Tracer
 
+PROMPT_CARE = 8.0
+"""Early in a prompt, groups of activations whose largest is above this many times the row's root mean square keep 16
+bits. At 8 that is one group in twenty, and what is generated diverges by 1e-4 (mean KL, SmolLM2) instead of 6e-4."""
+
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
 
 
@@ -26,7 +30,10 @@ class NativeRunner:
     """A model on the kernels: implements engine.batch.Runner.
 
     ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, ``cache_format`` its
-    element type (f16 or f32). ``isa`` forces an instruction-set level (default: FREEDIVE_ISA, else the machine's best).
+    element type (f16 or f32). Unless ``exact``, all but the last tokens of a prompt have activations of 8 bits, save
+    for the few groups that stand out; which tokens follows from their place in the request alone. ``isa`` forces an
+    instruction-set level (default: FREEDIVE_ISA, else the machine's best).
+
     Raises UserError for a level that the machine lacks, a cache that does not fit, or heads too wide for the kernels.
     """
 
@@ -39,6 +46,7 @@ class NativeRunner:
         max_rows: int,
         num_pages: int,
         cache_format: str = "f16",
+        exact: bool = True,
         isa: str | None = None,
     ) -> None:
         self.vocab_size = model.vocab_size
@@ -60,6 +68,7 @@ class NativeRunner:
         if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
             raise UserError(what, "Lower cache_tokens or max_context")
+        self._program.prompt_care = 0 if exact else PROMPT_CARE
         self._program.allocate(max_rows, num_pages)
 
     @property

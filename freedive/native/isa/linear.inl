@@ -167,8 +167,8 @@ void linear_rows(const std::uint8_t* panel, int begin, int end, const QuantisedG
 }
 
 template <Format Fmt, int R = kLinearRows>
-void linear_block(const std::uint8_t* panel, int begin, int end, const QuantisedGroup* const* x, int rows,
-                  bool streams, float* out) {
+void linear_block(const std::uint8_t* panel, int begin, int end, const QuantisedGroup* const* x, int rows, bool streams,
+                  float* out) {
     if (rows == R) return linear_rows<Fmt, R>(panel, begin, end, x, streams, out);
     if constexpr (R > 1) linear_block<Fmt, R - 1>(panel, begin, end, x, rows, streams, out);
 }
