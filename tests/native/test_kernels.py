@@ -239,6 +239,16 @@ def test_the_cache_rounds_to_half_floats_as_numpy_does_and_saturates(level: str)
     program.allocate(tokens, tokens)
 
     ids = np.arange(tokens, dtype=np.int32)
-    got = program.step(ids, np.ones_like(ids), np.zeros_like(ids), ids[:, None].copy(), ids, np.ones_like(ids), result)
+    got = program.step(
+        ids,
+        np.ones_like(ids),
+        np.zeros_like(ids),
+        ids[:, None].copy(),
+        ids,
+        np.ones_like(ids),
+        0,
+        program.num_operations,
+        result,
+    )
     expected = np.clip(values, -65504, 65504).astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(got.ravel()[: len(values)], expected)

@@ -35,6 +35,8 @@ __attribute__((noinline)) void multiply(const float* left, const Paged<T>& right
     }
 }
 
+void softcap(const float* x, int n, float cap, float* out);  // see rows.inl
+
 // Scores -> exp(score - max), in place; keys [from, to) of the n are seen.
 LANES void softmax_row(float* scores, int n, int from, int to, float cap, AttendPartial& out) {
     if (cap != 0) softcap(scores, n, cap, scores);

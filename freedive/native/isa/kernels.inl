@@ -28,10 +28,9 @@ LANES F f_sigmoid(F x) { return f_div(f_set(1.0f), f_add(f_set(1.0f), f_exp(f_su
 LANES F f_tanh(F x) { return f_sub(f_set(1.0f), f_div(f_set(2.0f), f_add(f_exp(f_add(x, x)), f_set(1.0f)))); }
 LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f_set(cap)); }
 
+#include "attention.inl"
 #include "linear.inl"
 #include "rows.inl"
-
-#include "attention.inl"  // calls what stands in rows.inl
 
 template <int Fmt = 0>
 constexpr void fill_linear(Kernels& kernels) {
