@@ -152,6 +152,7 @@ def _random(name: str, shape: tuple[int, ...], format: str) -> Tensor:
 
 
 def random_rows(format: str, rows: int, width: int, source: np.random.Generator) -> Bytes:
+    """Their mean must be zero: else all tokens look alike and choose the same experts."""
     size = width**-0.5
     if format in ("F32", "BF16"):
         return _as_floats(source.standard_normal((rows, width), np.float32) * np.float32(size), format)
@@ -159,6 +160,8 @@ def random_rows(format: str, rows: int, width: int, source: np.random.Generator)
     data = np.frombuffer(source.bytes(rows * width // block * num_bytes), np.uint8).reshape(-1, num_bytes).copy()
     for at, part in SCALES.get(format, {}).items():
         data[:, at : at + 2] = np.frombuffer(np.float16(part * size).tobytes(), np.uint8)
+    if len(SCALES.get(format, {})) == 1:  # codes are not balanced around zero; blocks of either sign are
+        data[:, at + 1] ^= source.integers(0, 2, len(data), np.uint8) << 7
     if format == "MXFP4":
         data[:, 0] = 127 + round(math.log2(size / 3))
     return data.reshape(rows, -1)
