@@ -22,9 +22,6 @@ Row = tuple[int, int, int, bool]
 
 
 class GgmlJobs(Jobs):
-    variants: Sequence[Settings] = ({},)
-    """Settings of a context whose effect depends on the work; the fastest is taken for each."""
-
     def __init__(self, api: Any, path: str, threads: int, settings: Settings) -> None:
         api.llama_backend_init()
         self.api = api
@@ -42,16 +39,20 @@ class GgmlJobs(Jobs):
         """Empty the cache."""
         raise NotImplementedError
 
+    def variants_for(self, num_sequences: int) -> Sequence[Settings]:
+        """Settings of a context whose effect depends on the work; the fastest is taken for each."""
+        raise NotImplementedError
+
     def in_words(self, variant: Settings) -> str:
         raise NotImplementedError
 
     def prepare(self, prompts: list[list[int]], num_tokens: int) -> str:
         shape = shape_of(prompts, num_tokens)
-        seconds = []
-        for variant in self.variants:
+        variants, seconds = self.variants_for(len(prompts)), []
+        for variant in variants:
             self.open(shape, variant)
             seconds.append(min(sum(self.generate(prompts, num_tokens)) for _ in range(TRIALS)))
-        best = self.variants[int(np.argmin(seconds))]
+        best = variants[int(np.argmin(seconds))]
         self.open(shape, best)
         return self.in_words(best)
 
@@ -93,7 +94,7 @@ class GgmlJobs(Jobs):
     def context(self, shape: Shape) -> Any:
         """The context for work of this shape, with an empty cache."""
         if shape not in self.contexts:
-            self.open(shape, self.variants[0])
+            self.open(shape, self.variants_for(shape[0])[0])
         self.clear(self.contexts[shape])
         return self.contexts[shape]
 

@@ -6,6 +6,7 @@ Runs in a Python that has ik-llama-cpp-python and need not have freedive.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import ik_llama_cpp
@@ -20,9 +21,10 @@ MODEL = {"repack_tensors": True, "use_mmap": False}
 """Rows interleaved when the model is loaded (-rtr), which rules out a mapped file."""
 
 
-class IkJobs(GgmlJobs):
-    variants = ({"flash_attn": True, "mla_attn": 3}, {"flash_attn": False, "mla_attn": 1})
+FLASH, PLAIN = {"flash_attn": True, "mla_attn": 3}, {"flash_attn": False, "mla_attn": 1}
 
+
+class IkJobs(GgmlJobs):
     def __init__(self, path: str, threads: int) -> None:
         super().__init__(api, path, threads, MODEL)
 
@@ -36,6 +38,9 @@ class IkJobs(GgmlJobs):
 
     def clear(self, context: Any) -> None:
         api.llama_kv_cache_clear(context)
+
+    def variants_for(self, num_sequences: int) -> Sequence[Settings]:
+        return (FLASH, PLAIN) if num_sequences == 1 else (PLAIN,)  # FLASH aborts where keys are another sequence's
 
     def in_words(self, variant: Settings) -> str:
         return f"flash attention {'on' if variant['flash_attn'] else 'off'}"

@@ -6,6 +6,7 @@ Runs in a Python that has llama-cpp-python and need not have freedive.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
@@ -34,8 +35,6 @@ def log(level: int, text: bytes, _: Any) -> None:
 
 
 class LlamaJobs(GgmlJobs):
-    variants = VARIANTS
-
     def __init__(self, path: str, threads: int) -> None:
         llama_cpp.llama_log_set(log, None)
         super().__init__(llama_cpp, path, threads, {})
@@ -51,13 +50,12 @@ class LlamaJobs(GgmlJobs):
     def clear(self, context: Any) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), False)
 
+    def variants_for(self, num_sequences: int) -> Sequence[Settings]:
+        return VARIANTS if num_sequences > 1 else VARIANTS[:2]  # one sequence has nothing to unify
+
     def in_words(self, variant: Settings) -> str:
         cache = ", one cache for all" if variant["kv_unified"] else ""
         return f"flash attention {'on' if variant['flash_attn_type'] == ON else 'off'}{cache}"
-
-    def prepare(self, prompts: list[list[int]], num_tokens: int) -> str:
-        self.variants = VARIANTS[: None if len(prompts) > 1 else 2]  # one sequence has nothing to unify
-        return super().prepare(prompts, num_tokens)
 
     def logits(self, tokens: list[int], file: str, exact: bool = False) -> None:
         """Write the logits after every token as float32 [len(tokens), vocab_size]."""

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -20,11 +21,13 @@ from shapes import SHAPES, VOCAB, Shape
 
 from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.gguf_writer import write_gguf
+from freedive.checkpoint.packed import LAYOUT
 from freedive.checkpoint.rules import Rules, maker_tensors
 from freedive.checkpoint.safetensors import DTYPES
 from freedive.checkpoint.tensor import Bytes, Tensor
 from freedive.checkpoint.write import new_file
 from freedive.errors import UserError
+from freedive.hub.cache import packed_path
 from freedive.model.families import FAMILIES, describe_config
 from freedive.model.families.names import gguf_rules, hub_rules
 from freedive.model.params import params
@@ -64,6 +67,13 @@ def random_model(name: str, form: str) -> Path:
         else:
             raise UserError(f"{name} is not made as {form}", f"Choose of {', '.join((*shape.formats, *FOLDERS))}")
     return path
+
+
+def discard(name: str) -> None:
+    """Delete what was made of the model ``name``, in every form, and what freedive packed from it."""
+    for path in FOLDER.glob(f"{name}-*"):
+        packed_path(path, LAYOUT).unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _save_gguf(shape: Shape, form: str, path: Path) -> None:
