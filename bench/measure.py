@@ -19,7 +19,6 @@ from workloads import (
     TOKENS_PER_S,
     WORKLOADS,
     Comparison,
-    Prompts,
     Workload,
 )
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from engines import OURS, THEIRS
+from engines import THEIRS
 from measure import Found
 from roofline import Cost, Limits, expected_unique, router_of
-from workloads import BATCH, PEAK_MEMORY, WORKLOADS, spread
+from workloads import BATCH, WORKLOADS, spread
 
 from freedive.commands.bench import readable
 from freedive.model import spec

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from workloads import Workload
+
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.safetensors import read_file
 from freedive.commands.doctor import BANDWIDTH_MEGABYTES
@@ -13,7 +15,6 @@ from freedive.model import spec
 from freedive.model.params import params
 from freedive.model.size import footprint
 from freedive.native import _native
-from workloads import Workload
 
 CACHE_BYTES = 2
 """Of a number in the cache: 16 bits with every engine."""
@@ -73,7 +74,7 @@ class Cost:
 
 
 def cost(path: Path, model: spec.Model) -> Cost:
-    """Of ``model`` in a GGUF file, a folder of safetensors, or one of OpenVINO, whose weights are taken as all alike."""
+    """Of ``model`` as a GGUF file, a folder of safetensors, or one of OpenVINO, whose weights count as all alike."""
     if not path.is_dir():
         return Cost.of(model, {name: tensor.data.nbytes for name, tensor in open_checkpoint(path).tensors.items()})
     if (weights := path / "model.safetensors").exists():

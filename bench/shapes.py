@@ -1,4 +1,4 @@
-"""Published shapes of models with experts, with fewer layers and a small vocabulary, so that 24 GB hold them in bf16."""
+"""Published shapes of mixtures of experts, with fewer layers and words, so that 24 GB hold them in 16-bit floats."""
 
 from __future__ import annotations
 

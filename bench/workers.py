@@ -27,7 +27,7 @@ class Worker:
     """A process that does :mod:`jobs`. Use it in a ``with`` block."""
 
     def __init__(self, *command: object) -> None:
-        self._messages = TemporaryFile()
+        self._messages = TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             list(map(str, command)),
             stdin=subprocess.PIPE,

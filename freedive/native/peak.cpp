@@ -3,14 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#if defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
-#elif defined(__aarch64__)
-#include <arm_neon.h>
 #endif
 
 #include "threads.h"
@@ -29,42 +24,36 @@ struct Unit {
     double operations;  // of one iteration
 };
 
-// The compiler must believe that a sum is wanted after every step, in a register.
-#define FREEDIVE_CHAINS(Vector, zero, step)                    \
-    Vector sums[kChains];                                      \
-    for (Vector & sum : sums) sum = zero;                      \
-    for (int i = 0; i < kIterations; i++)                      \
-        for (Vector & sum : sums) {                            \
-            sum = step;                                        \
-            asm volatile("" : FREEDIVE_IN_REGISTER(sum));      \
-        }
+// In assembly: it needs no flags for the instructions, and no compiler moves the sums out of their registers.
+#define FREEDIVE_CHAINS(step) \
+    step(0) step(1) step(2) step(3) step(4) step(5) step(6) step(7) step(8) step(9) step(10) step(11)
 
 #if defined(__x86_64__)
-#define FREEDIVE_IN_REGISTER(x) "+v"(x)
+#define FREEDIVE_VECTORS                                                                                       \
+    "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", \
+        "xmm13", "xmm14", "xmm15"
+#define FREEDIVE_REPEAT(step)                                                                      \
+    asm volatile("vzeroall" ::: FREEDIVE_VECTORS);                                                 \
+    for (int i = 0; i < kIterations; i++) asm volatile(FREEDIVE_CHAINS(step)::: FREEDIVE_VECTORS); \
+    asm volatile("vzeroupper" ::: FREEDIVE_VECTORS);
 
-[[gnu::target("avx2")]] void maddubs() {
-    const __m256i ones = _mm256_set1_epi8(1), wide = _mm256_set1_epi16(1);
-    FREEDIVE_CHAINS(__m256i, _mm256_setzero_si256(),
-                    _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(ones, sum), wide)))
-}
-[[gnu::target("avx512f,avx512vnni")]] void dpbusd() {
-    const __m512i ones = _mm512_set1_epi8(1);
-    FREEDIVE_CHAINS(__m512i, _mm512_setzero_si512(), _mm512_dpbusd_epi32(sum, ones, ones))
-}
-[[gnu::target("avx512f,avx512bf16")]] void dpbf16() {
-    const __m512bh zeros = __m512bh(_mm512_setzero_si512());
-    FREEDIVE_CHAINS(__m512, _mm512_setzero_ps(), _mm512_dpbf16_ps(sum, zeros, zeros))
-}
-[[gnu::target("avx512f")]] void fma512() {
-    const __m512 ones = _mm512_set1_ps(1);
-    FREEDIVE_CHAINS(__m512, _mm512_setzero_ps(), _mm512_fmadd_ps(ones, ones, sum))
-}
-[[gnu::target("avx2,fma")]] void fma256() {
-    const __m256 ones = _mm256_set1_ps(1);
-    FREEDIVE_CHAINS(__m256, _mm256_setzero_ps(), _mm256_fmadd_ps(ones, ones, sum))
-}
+#define FREEDIVE_DPBUSD(n) "vpdpbusd %%zmm15, %%zmm15, %%zmm" #n "\n\t"
+#define FREEDIVE_DPBF16(n) "vdpbf16ps %%zmm15, %%zmm15, %%zmm" #n "\n\t"
+#define FREEDIVE_FMA512(n) "vfmadd231ps %%zmm15, %%zmm15, %%zmm" #n "\n\t"
+#define FREEDIVE_FMA256(n) "vfmadd231ps %%ymm15, %%ymm15, %%ymm" #n "\n\t"
+#define FREEDIVE_MADDUBS(n)                    \
+    "vpmaddubsw %%ymm15, %%ymm15, %%ymm12\n\t" \
+    "vpmaddwd %%ymm15, %%ymm12, %%ymm12\n\t"   \
+    "vpaddd %%ymm12, %%ymm" #n ", %%ymm" #n "\n\t"
 
-constexpr double kTile = 4.0 * 16 * 16;  // of four products of tiles: sums
+void dpbusd() { FREEDIVE_REPEAT(FREEDIVE_DPBUSD) }
+void dpbf16() { FREEDIVE_REPEAT(FREEDIVE_DPBF16) }
+void fma512() { FREEDIVE_REPEAT(FREEDIVE_FMA512) }
+void fma256() { FREEDIVE_REPEAT(FREEDIVE_FMA256) }
+void maddubs() { FREEDIVE_REPEAT(FREEDIVE_MADDUBS) }
+
+constexpr int kTileIterations = kIterations / 16;
+constexpr double kTile = 4.0 * 16 * 16 * 2 / 16;  // operations by four products of tiles: of one number of each row
 
 struct alignas(64) TileConfig {
     std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -72,15 +61,14 @@ struct alignas(64) TileConfig {
     std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Written as assembly, since compilers have lost the configuration around intrinsics.
-#define FREEDIVE_TILES(product)                                                                       \
-    const TileConfig config;                                                                          \
-    asm volatile("ldtilecfg %0" ::"m"(config));                                                       \
-    asm volatile("tilezero %tmm4\n\ttilezero %tmm5\n\ttilezero %tmm6\n\ttilezero %tmm7");             \
-    asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");             \
-    for (int i = 0; i < kIterations / 16; i++)                                                        \
-        asm volatile(product " %tmm6, %tmm4, %tmm0\n\t" product " %tmm7, %tmm4, %tmm1\n\t" product    \
-                             " %tmm6, %tmm5, %tmm2\n\t" product " %tmm7, %tmm5, %tmm3");              \
+#define FREEDIVE_TILES(product)                                                                    \
+    const TileConfig config;                                                                       \
+    asm volatile("ldtilecfg %0" ::"m"(config));                                                    \
+    asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");          \
+    asm volatile("tilezero %tmm4\n\ttilezero %tmm5\n\ttilezero %tmm6\n\ttilezero %tmm7");          \
+    for (int i = 0; i < kTileIterations; i++)                                                      \
+        asm volatile(product " %tmm6, %tmm4, %tmm0\n\t" product " %tmm7, %tmm4, %tmm1\n\t" product \
+                             " %tmm6, %tmm5, %tmm2\n\t" product " %tmm7, %tmm5, %tmm3");           \
     asm volatile("tilerelease");
 
 void tdpbssd() { FREEDIVE_TILES("tdpbssd") }
@@ -101,21 +89,22 @@ std::vector<Unit> units() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f");
     const bool tiles = __builtin_cpu_supports("amx-tile") && may_use_tiles();
     return {
-        {"int8", "tdpbssd", tiles && __builtin_cpu_supports("amx-int8"), tdpbssd, kTile * 64 * 2 / 16},
+        {"int8", "tdpbssd", tiles && __builtin_cpu_supports("amx-int8"), tdpbssd, kTile * 64},
         {"int8", "vpdpbusd zmm", avx512 && __builtin_cpu_supports("avx512vnni"), dpbusd, kChains * 64.0 * 2},
         {"int8", "vpmaddubsw ymm", avx2, maddubs, kChains * 32.0 * 2},
-        {"bf16", "tdpbf16ps", tiles && __builtin_cpu_supports("amx-bf16"), tdpbf16ps, kTile * 32 * 2 / 16},
+        {"bf16", "tdpbf16ps", tiles && __builtin_cpu_supports("amx-bf16"), tdpbf16ps, kTile * 32},
         {"bf16", "vdpbf16ps zmm", avx512 && __builtin_cpu_supports("avx512bf16"), dpbf16, kChains * 32.0 * 2},
         {"fp32", "vfmadd zmm", avx512, fma512, kChains * 16.0 * 2},
         {"fp32", "vfmadd ymm", avx2, fma256, kChains * 8.0 * 2},
     };
 }
 #elif defined(__aarch64__)
-#define FREEDIVE_IN_REGISTER(x) "+w"(x)
+#define FREEDIVE_FMLA(n) "fmla v" #n ".4s, v15.4s, v15.4s\n\t"
 
 void fmla() {
-    const float32x4_t ones = vdupq_n_f32(1);
-    FREEDIVE_CHAINS(float32x4_t, vdupq_n_f32(0), vfmaq_f32(sum, ones, ones))
+    for (int i = 0; i < kIterations; i++)
+        asm volatile(FREEDIVE_CHAINS(FREEDIVE_FMLA)::
+                         : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v15");
 }
 
 std::vector<Unit> units() { return {{"fp32", "fmla", true, fmla, kChains * 4.0 * 2}}; }
