@@ -11,7 +11,7 @@ from pathlib import Path
 
 from random_models import BF16, GPTQ, random_model
 from shapes import SHAPES
-from workers import FOLDER, LLAMA, PEERS, Worker, python_of
+from workers import FOLDER, LLAMA, PEERS, Worker, ending, python_of
 
 from freedive.errors import UserError
 
@@ -23,7 +23,10 @@ PEERS_FOLDER = Path(os.environ.get("FREEDIVE_BENCH_PEERS", PEERS))
 GGUF, OPENVINO = "GGUF", "INT4"
 """Forms of a model beside those of :mod:`random_models`: the file itself; what OpenVINO makes of BF16."""
 
-EXPORT = "--task text-generation-with-past --weight-format int4 --sym --group-size 128 --group-size-fallback adjust --ratio 1.0"
+EXPORT = (
+    *("--task", "text-generation-with-past", "--weight-format", "int4", "--sym", "--ratio", "1.0"),
+    *("--group-size", "128", "--group-size-fallback", "adjust"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,10 @@ class Engine:
             partial = path.with_name(f"{path.name}.new")
             shutil.rmtree(partial, ignore_errors=True)
             command = [self.python.with_name("optimum-cli"), "export", "openvino", "--model", source]
-            done = subprocess.run([*command, *EXPORT.split(), partial], stderr=subprocess.PIPE, stdout=sys.stderr)
+            done = subprocess.run([*command, *EXPORT, partial], stderr=subprocess.PIPE, stdout=sys.stderr)
             if done.returncode:
-                words = done.stderr.decode(errors="replace").split("\n")
-                raise UserError(f"its export fails: {next(line for line in reversed(words) if line.strip())}")
+                shutil.rmtree(partial, ignore_errors=True)
+                raise UserError(f"the export fails: {ending(done.returncode, done.stderr)}")
             partial.rename(path)
         return path
 

@@ -37,7 +37,6 @@ FOLDER = Path(os.environ.get("FREEDIVE_BENCH_MODELS", Path(__file__).parent.pare
 """Where models are kept."""
 
 BF16, GPTQ = "BF16", "GPTQ"
-FOLDERS = (BF16, GPTQ)
 
 GROUP = 128
 """Weights of GPTQ that share a scale."""
@@ -55,17 +54,14 @@ QUANTIZATION = {
 
 def random_model(name: str, form: str) -> Path:
     """The model ``name`` of :data:`SHAPES` in ``form``: a GGUF file or a folder, made unless it is there."""
-    path = FOLDER / (f"{name}-{form}" if form in FOLDERS else f"{name}-{form}.gguf")
+    shape = SHAPES[name]
+    if form not in (*shape.formats, *shape.folders):
+        raise UserError(f"{name} is not made as {form}", f"Choose of {', '.join((*shape.formats, *shape.folders))}")
+    path = FOLDER / (f"{name}-{form}" if form in shape.folders else f"{name}-{form}.gguf")
     if not path.exists():
         print(f"making {path}", file=sys.stderr)
-        shape = SHAPES[name]
-        if form in FOLDERS:
-            _save_folder(shape, form, path)
-        elif form in shape.formats:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _save_gguf(shape, form, path)
-        else:
-            raise UserError(f"{name} is not made as {form}", f"Choose of {', '.join((*shape.formats, *FOLDERS))}")
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        (_save_folder if form in shape.folders else _save_gguf)(shape, form, path)
     return path
 
 
@@ -98,7 +94,7 @@ def _save_folder(shape: Shape, form: str, path: Path) -> None:
     shapes = _maker_shapes(model, hub_rules(model, family.hub))
     config = {**shape.config, "dtype": "bfloat16"} | ({"quantization_config": QUANTIZATION} if form == GPTQ else {})
     partial = path.with_name(path.name + ".new")
-    partial.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(exist_ok=True)
     (partial / "tokenizer.json").write_text(json.dumps(_hub_tokenizer()))
     (partial / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     (partial / "config.json").write_text(json.dumps(config, indent=2))
@@ -126,7 +122,8 @@ def _hub_tensors(shapes: Shapes, form: str) -> Iterator[tuple[str, Tensor]]:
         prefix, groups = name.removesuffix("weight"), width // GROUP
         yield f"{prefix}qweight", _random(f"{prefix}qweight", (width // 8, rows), "I32")
         yield f"{prefix}qzeros", _constant((groups, rows // 8), "I32", np.uint32(0x77777777))  # of 8, less one
-        yield f"{prefix}scales", _constant((groups, rows), "F16", np.float16(0.2 * width**-0.5))
+        signs = np.random.default_rng(zlib.crc32(name.encode())).choice(np.float16((-1, 1)), (groups, rows))
+        yield f"{prefix}scales", _of(signs * np.float16(0.2 * width**-0.5), "F16")
         yield f"{prefix}g_idx", _of(np.repeat(np.arange(groups, dtype=np.int32), GROUP), "I32")
 
 

@@ -89,6 +89,7 @@ def _print_conditions(console: Any, report: Report) -> None:
     words = ", ".join(f"{peak / 1e12:.2f} TOPS {name}" for name, peak in peaks.items())
     console.print(f"limits: {reads / 1e9:.1f} GB/s read, {words}")
     for model, found in report["models"].items():
+        console.print(f"{model}: {found['file_bytes'] / 1e6:.0f} MB")
         unique = found["unique_experts"]
         if unique["measured"]:
             console.print(

@@ -1,4 +1,4 @@
-"""What a machine allows: bytes that a step of writing reads, operations that a prompt's token takes, and their limits."""
+"""What a machine allows: bytes that a step of writing reads, operations of a prompt's token, and their limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workloads import Workload
 
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.safetensors import read_file
-from freedive.commands.doctor import BANDWIDTH_MEGABYTES
+from freedive.commands.trace import bandwidth
 from freedive.model import spec
 from freedive.model.params import params
 from freedive.model.size import footprint
@@ -29,9 +29,8 @@ class Limits:
 
     @classmethod
     def measured(cls, threads: int) -> Limits:
-        bandwidth = 1e9 * _native.read_bandwidth(threads, BANDWIDTH_MEGABYTES)
         found = _native.compute_peaks(threads)
-        return cls(bandwidth, {f"{kind} {instruction}": peak for kind, instruction, peak in found})
+        return cls(1e9 * bandwidth(threads), {f"{kind} {instruction}": peak for kind, instruction, peak in found})
 
     def peak(self, kind: str) -> float:
         """The best of a type (int8, bf16, fp32); 0 if the machine has no instruction for it."""

@@ -18,12 +18,16 @@ COMMON = {
 
 @dataclass(frozen=True)
 class Shape:
-    """config.json, and the same as GGUF metadata: keys without the architecture. ``formats`` are those of its GGUF."""
+    """config.json, and the same as GGUF metadata: keys without the architecture.
+
+    ``formats`` are those of its GGUF, ``folders`` the forms of its Hugging Face folders.
+    """
 
     family: str
     config: Mapping[str, Any]
     metadata: Mapping[str, Any]
     formats: tuple[str, ...] = ("Q4_0", "Q4_K_M", "Q8_0")
+    folders: tuple[str, ...] = ("BF16", "GPTQ")
 
 
 SHAPES = {
@@ -159,5 +163,6 @@ SHAPES = {
             "rope.scaling.original_context_length": 4096,
         },
         ("MXFP4",),
+        ("BF16",),
     ),
 }

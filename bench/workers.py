@@ -20,7 +20,7 @@ PEERS = FOLDER.parent / ".venv" / "peers"
 
 LLAMA = "llama"
 
-_FAULT = re.compile(r"^(?:\[\w+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)", re.MULTILINE)
+_FAULT = re.compile(r"^(?:\[\w+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*|.*GGML_ASSERT.*)", re.MULTILINE)
 
 
 class Worker:
@@ -44,19 +44,10 @@ class Worker:
             print(json.dumps([job, arguments]), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            raise UserError(self._reason(), f"Run it by hand for more: {self._process.args!r}")
+            self._messages.seek(0)
+            reason = ending(self._process.wait(), self._messages.read())
+            raise UserError(reason, f"Run it by hand for more: {self._process.args!r}")
         return json.loads(answer)
-
-    def _reason(self) -> str:
-        """Why the process has ended, in one line: what it raised, else its last words."""
-        status = self._process.wait()
-        self._messages.seek(0)
-        text = self._messages.read().decode(errors="replace")
-        if faults := _FAULT.findall(text):
-            return str(faults[-1])
-        if status < 0:
-            return f"ended by {signal.Signals(-status).name}: {_last_line(text)}"
-        return _last_line(text)
 
     def __enter__(self) -> Worker:
         return self
@@ -67,8 +58,15 @@ class Worker:
         self._messages.close()
 
 
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it says nothing")
+def ending(status: int, messages: bytes) -> str:
+    """Why a process has ended, in one line: what it raised, the signal that ended it, its last words."""
+    text = messages.decode(errors="replace")
+    if faults := _FAULT.findall(text):
+        return str(faults[-1])
+    if status == -signal.SIGKILL:
+        return "killed, as happens when memory runs out"
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it says nothing")
+    return f"ended by {signal.Signals(-status).name}: {last}" if status < 0 else last
 
 
 def start_llama(model: Path, threads: int, python: Path) -> Worker:
