@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := $(VENV)/peers
+RING   := llama ik-llama openvino vllm transformers
 NATIVE := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 MAKEFLAGS += --no-print-directory
@@ -17,7 +18,7 @@ MAKEFLAGS += --no-print-directory
 chat serve: $(VENV)/installed
 	exec $(BIN)/freedive $@
 
-bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(PEERS)/installed
+bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(RING:%=$(PEERS)/%/installed)
 	$(BIN)/python bench/quality.py
 	$(BIN)/python bench/peers.py
 
@@ -59,13 +60,16 @@ $(VENV)/%-tools: pyproject.toml | $(VENV)/build-tools
 	$(call pip_listed,["project"]["optional-dependencies"]["$*"])
 	touch $@
 
-# llama.cpp, built for this processor; but without AMX, whose code there g++ 12 breaks (-march=native would bring it in).
-# A wheel that pip has kept may have been built with other options.
-$(PEERS)/installed: private BIN := $(PEERS)/bin
-$(PEERS)/installed: pyproject.toml | $(VENV)/build-tools
-	echo "building llama.cpp to compare with (some minutes)" >&2
-	$(PYTHON) -m venv $(PEERS) >&2
-	export CMAKE_ARGS="$(PEER_OPTIONS)" PIP_NO_CACHE_DIR=1; $(call pip_listed,["project"]["optional-dependencies"]["bench"])
+# Every peer has a Python of its own. One that cannot be installed is missing from the ring, which says so.
+# llama.cpp is built for this processor; but without AMX, whose code there g++ 12 breaks (-march=native would bring it in).
+# A wheel that pip has kept may have been built with other options. What handles pictures and sound is built for another
+# torch than the one without a GPU, and keeps transformers and vLLM from starting.
+$(PEERS)/%/installed: private BIN = $(@D)/bin
+$(PEERS)/%/installed: pyproject.toml | $(VENV)/build-tools
+	echo "installing $* to compare with (some minutes)" >&2
+	$(PYTHON) -m venv $(@D) >&2
+	-export CMAKE_ARGS="$(PEER_OPTIONS)" PIP_NO_CACHE_DIR=1; $(call pip_listed,["project"]["optional-dependencies"]["peer-$*"])
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec >&2
 	touch $@
 
 PEER_OPTIONS = $(if $(shell grep -sw amx_tile /proc/cpuinfo),-DGGML_NATIVE=OFF $(ALL_BUT_AMX:%=-DGGML_%=ON),-DGGML_NATIVE=ON)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 from jobs import Jobs, serve
 
 import freedive
 from freedive.commands.bench import generate
+from freedive.engine.batch import Batch
+from freedive.engine.request import Sampling
 
 
 class FreediveJobs(Jobs):
@@ -18,22 +21,33 @@ class FreediveJobs(Jobs):
     def about(self) -> dict[str, Any]:
         runner = self.model.runner
         return {
-            "version": freedive.__version__,
+            "version": f"freedive {freedive.__version__}",
             "settings": f"{runner.isa} kernels",
             "vocab_size": runner.vocab_size,
             "max_context": self.model.max_context,
         }
 
-    def prepare(self, prompts: list[list[int]], num_tokens: int) -> str:
-        """Warm up; there are no settings to choose."""
-        self.generate(prompts, num_tokens)
-        return ""
-
     def generate(self, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
-        """Seconds to the first tokens of all prompts, and from there until each has ``num_tokens``."""
-        run = generate(self.model, prompts, num_tokens)
+        run = generate(self.model, prompts, num_tokens, Sampling(temperature=1))
         return run.prefill_s, run.decode_s
+
+    def unique_experts(self, prompts: list[list[int]], num_tokens: int) -> float | None:
+        """Experts that a step of all answers together reads in a layer, on average; None without experts."""
+        runner, counts = self.model.runner, []
+        take_step = runner.step
+
+        def step(batch: Batch) -> Any:
+            logits = take_step(batch)
+            if len(batch.tokens) == len(batch.lengths) == len(prompts):
+                routes = runner.routes()
+                counts.extend(len(np.unique(layer[:, : layer.shape[1] // 2])) for layer in routes)
+            return logits
+
+        runner.step = step
+        self.generate(prompts, num_tokens)
+        runner.step = take_step
+        return float(np.mean(counts)) if counts else None
 
 
 if __name__ == "__main__":
-    serve(FreediveJobs(sys.argv[1], int(sys.argv[2])))
+    serve(FreediveJobs, sys.argv[1], int(sys.argv[2]))

@@ -1,291 +1,215 @@
-"""Checkpoints of real shapes with random weights, made on the spot: nothing is downloaded.
+"""Checkpoints of real shapes with random weights, made on the spot: python bench/random_models.py NAME FORM...
 
-Fewer layers than the real models have, so that 24 GB hold them in bf16, and a small vocabulary.
+A form is a format of GGUF files, or one of Hugging Face folders: BF16, or GPTQ (four bits, groups of 128).
 """
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import re
+import shutil
 import sys
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from shapes import SHAPES, VOCAB, Shape
 
 from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.gguf_writer import write_gguf
-from freedive.checkpoint.rules import maker_tensors
-from freedive.checkpoint.tensor import Bytes, Checkpoint, Tensor
-from freedive.model import spec
-from freedive.model.families import FAMILIES, describe
-from freedive.model.families.names import gguf_rules
-from freedive.model.params import Param, params
+from freedive.checkpoint.packed import LAYOUT
+from freedive.checkpoint.rules import Rules, maker_tensors
+from freedive.checkpoint.safetensors import DTYPES
+from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.checkpoint.write import new_file
+from freedive.errors import UserError
+from freedive.hub.cache import packed_path
+from freedive.model.families import FAMILIES, describe_config
+from freedive.model.families.names import gguf_rules, hub_rules
+from freedive.model.params import params
+from freedive.model.spec import Model
 
-VOCAB = 32000
-COMMON = {
-    "vocab_size": VOCAB,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 8192,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+FOLDER = Path(os.environ.get("FREEDIVE_BENCH_MODELS", Path(__file__).parent.parent / "build" / "models"))
+"""Where models are kept."""
+
+BF16, GPTQ = "BF16", "GPTQ"
+
+GROUP = 128
+"""Weights of GPTQ that share a scale."""
+
+QUANTIZATION = {
+    "quant_method": "gptq",
+    "bits": 4,
+    "group_size": GROUP,
+    "sym": True,
+    "desc_act": False,
+    "checkpoint_format": "gptq",
+    "dynamic": {"-:.*mlp.gate$": {}},
 }
 
 
-@dataclass(frozen=True)
-class RandomModel:
-    """A published shape: config.json, and the same as GGUF metadata (keys without the architecture)."""
-
-    family: str
-    config: Mapping[str, Any]
-    metadata: Mapping[str, Any]
-    formats: Mapping[str, Callable[[str, Param], str]] = field(default_factory=lambda: GGUF_FORMATS)
-
-
-def _uniform(format: str, head: str = "Q6_K") -> Callable[[str, Param], str]:
-    def choose(name: str, param: Param) -> str:
-        if param.role in ("norm", "bias", "router"):
-            return "F32"
-        wanted = head if name == "head" else format
-        return wanted if param.shape[-1] % BLOCKS[wanted][0] == 0 else "Q8_0"
-
-    return choose
+def random_model(name: str, form: str) -> Path:
+    """The model ``name`` of :data:`SHAPES` in ``form``: a GGUF file or a folder, made unless it is there."""
+    shape = SHAPES[name]
+    if form not in (*shape.formats, *shape.folders):
+        raise UserError(f"{name} is not made as {form}", f"Choose of {', '.join((*shape.formats, *shape.folders))}")
+    path = FOLDER / (f"{name}-{form}" if form in shape.folders else f"{name}-{form}.gguf")
+    if not path.exists():
+        print(f"making {path}", file=sys.stderr)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        (_save_folder if form in shape.folders else _save_gguf)(shape, form, path)
+    return path
 
 
-def _mixed(name: str, param: Param) -> str:
-    """Q4_K_M: six bits for the head and for `v` and `down` of every second layer."""
-    part = name.split(".")
-    six = part[0] == "layers" and part[-1] in ("v", "down", "kv_b") and int(part[1]) % 2 == 0
-    return _uniform("Q6_K" if six else "Q4_K")(name, param)
+def discard(name: str) -> None:
+    """Delete what was made of the model ``name``, in every form, and what freedive packed from it."""
+    for path in FOLDER.glob(f"{name}-*"):
+        packed_path(path, LAYOUT).unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _mxfp4(name: str, param: Param) -> str:
-    return "MXFP4" if ".experts." in name and param.role == "linear" else _uniform("Q8_0", "Q8_0")(name, param)
+def _save_gguf(shape: Shape, form: str, path: Path) -> None:
+    model = describe_config(shape.config)
+    (family,) = (family for family in FAMILIES if family.name == model.family)
+    architecture, config = family.gguf.architecture, shape.config
+    metadata = {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        **shape.metadata,
+    }
+    keys = {"general.architecture": architecture} | {f"{architecture}.{key}": value for key, value in metadata.items()}
+    shapes = _maker_shapes(model, gguf_rules(model, family.gguf))
+    write_gguf(path, keys | _gguf_vocabulary(), {n: _random(n, s, _gguf_format(form, n, s)) for n, s in shapes.items()})
 
 
-GGUF_FORMATS = {"Q4_0": _uniform("Q4_0"), "Q4_K_M": _mixed, "Q8_0": _uniform("Q8_0", "Q8_0")}
-
-MODELS = {
-    "qwen3-moe": RandomModel(
-        "qwen3_moe",
-        COMMON
-        | {
-            "architectures": ["Qwen3MoeForCausalLM"],
-            "model_type": "qwen3_moe",
-            "hidden_size": 2048,
-            "num_hidden_layers": 7,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 4,
-            "head_dim": 128,
-            "intermediate_size": 6144,
-            "num_experts": 128,
-            "num_experts_per_tok": 8,
-            "moe_intermediate_size": 768,
-            "norm_topk_prob": True,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
-            "hidden_act": "silu",
-            "rope_theta": 1e6,
-            "tie_word_embeddings": False,
-        },
-        {
-            "attention.head_count": 32,
-            "attention.head_count_kv": 4,
-            "attention.key_length": 128,
-            "attention.value_length": 128,
-            "feed_forward_length": 6144,
-            "expert_count": 128,
-            "expert_used_count": 8,
-            "expert_feed_forward_length": 768,
-            "rope.freq_base": 1e6,
-        },
-    ),
-    "deepseek-v2": RandomModel(
-        "deepseek_v2",
-        COMMON
-        | {
-            "architectures": ["DeepseekV2ForCausalLM"],
-            "model_type": "deepseek_v2",
-            "hidden_size": 2048,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 16,
-            "q_lora_rank": None,
-            "kv_lora_rank": 512,
-            "qk_nope_head_dim": 128,
-            "qk_rope_head_dim": 64,
-            "v_head_dim": 128,
-            "intermediate_size": 10944,
-            "first_k_dense_replace": 1,
-            "moe_layer_freq": 1,
-            "n_routed_experts": 64,
-            "n_shared_experts": 2,
-            "num_experts_per_tok": 6,
-            "moe_intermediate_size": 1408,
-            "topk_method": "greedy",
-            "n_group": 1,
-            "topk_group": 1,
-            "norm_topk_prob": False,
-            "routed_scaling_factor": 1.0,
-            "scoring_func": "softmax",
-            "hidden_act": "silu",
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": False,
-        },
-        {
-            "attention.head_count": 16,
-            "attention.head_count_kv": 1,
-            "attention.kv_lora_rank": 512,
-            "attention.key_length": 576,
-            "attention.value_length": 512,
-            "attention.key_length_mla": 192,
-            "attention.value_length_mla": 128,
-            "feed_forward_length": 10944,
-            "leading_dense_block_count": 1,
-            "expert_count": 64,
-            "expert_used_count": 6,
-            "expert_shared_count": 2,
-            "expert_feed_forward_length": 1408,
-            "expert_weights_scale": 1.0,
-            "rope.dimension_count": 64,
-            "rope.freq_base": 10000.0,
-            "vocab_size": VOCAB,
-        },
-    ),
-    "gpt-oss": RandomModel(
-        "gpt_oss",
-        COMMON
-        | {
-            "architectures": ["GptOssForCausalLM"],
-            "model_type": "gpt_oss",
-            "hidden_size": 2880,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 64,
-            "num_key_value_heads": 8,
-            "head_dim": 64,
-            "intermediate_size": 2880,
-            "num_local_experts": 32,
-            "num_experts_per_tok": 4,
-            "sliding_window": 128,
-            "layer_types": ["sliding_attention", "full_attention"] * 3,
-            "attention_bias": True,
-            "swiglu_limit": 7.0,
-            "rope_theta": 150000.0,
-            "rope_scaling": {
-                "rope_type": "yarn",
-                "factor": 32.0,
-                "beta_fast": 32.0,
-                "beta_slow": 1.0,
-                "original_max_position_embeddings": 4096,
-                "truncate": False,
-            },
-            "tie_word_embeddings": False,
-        },
-        {
-            "attention.head_count": 64,
-            "attention.head_count_kv": 8,
-            "attention.key_length": 64,
-            "attention.value_length": 64,
-            "attention.sliding_window": 128,
-            "feed_forward_length": 2880,
-            "expert_count": 32,
-            "expert_used_count": 4,
-            "expert_feed_forward_length": 2880,
-            "rope.freq_base": 150000.0,
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 32.0,
-            "rope.scaling.original_context_length": 4096,
-        },
-        {"MXFP4": _mxfp4},
-    ),
-}
+def _save_folder(shape: Shape, form: str, path: Path) -> None:
+    model = describe_config(shape.config)
+    (family,) = (family for family in FAMILIES if family.name == model.family)
+    shapes = _maker_shapes(model, hub_rules(model, family.hub))
+    config = {**shape.config, "dtype": "bfloat16"} | ({"quantization_config": QUANTIZATION} if form == GPTQ else {})
+    partial = path.with_name(path.name + ".new")
+    partial.mkdir(exist_ok=True)
+    (partial / "tokenizer.json").write_text(json.dumps(_hub_tokenizer()))
+    (partial / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (partial / "config.json").write_text(json.dumps(config, indent=2))
+    write_safetensors(partial / "model.safetensors", dict(_hub_tensors(shapes, form)))
+    partial.rename(path)
 
 
-def describe_config(config: Mapping[str, Any]) -> spec.Model:
-    return describe(Checkpoint("safetensors", dict(config), {}))[0]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def random_tensors(model: spec.Model, choose: Callable[[str, Param], str]) -> dict[str, Tensor]:
-    """Canonical weights, made anew whenever they are read: the same each time."""
-    return {name: _random_tensor(name, param, choose(name, param)) for name, param in params(model).items()}
+def _maker_shapes(model: Model, rules: Rules) -> Shapes:
+    """The maker's names and shapes of all weights."""
+    unread = np.empty(0, np.uint8)
+    canonical = {name: Tensor(name, param.shape, "F32", unread) for name, param in params(model).items()}
+    return {name: tensor.shape for name, tensor in maker_tensors(canonical, rules).items()}
 
 
-def _random_tensor(name: str, param: Param, format: str) -> Tensor:
-    seed = zlib.crc32(name.encode())
-    width = param.shape[-1]
+def _hub_tensors(shapes: Shapes, form: str) -> Iterator[tuple[str, Tensor]]:
+    for name, shape in shapes.items():
+        product = len(shape) == 2 and not re.search(r"embed_tokens|lm_head|mlp\.gate\.|bias", name)
+        if form == BF16 or not product:
+            yield name, _random(name, shape, BF16)
+            continue
+        rows, width = shape
+        prefix, groups = name.removesuffix("weight"), width // GROUP
+        yield f"{prefix}qweight", _random(f"{prefix}qweight", (width // 8, rows), "I32")
+        yield f"{prefix}qzeros", _constant((groups, rows // 8), "I32", np.uint32(0x77777777))  # of 8, less one
+        signs = np.random.default_rng(zlib.crc32(name.encode())).choice(np.float16((-1, 1)), (groups, rows))
+        yield f"{prefix}scales", _of(signs * np.float16(0.2 * width**-0.5), "F16")
+        yield f"{prefix}g_idx", _of(np.repeat(np.arange(groups, dtype=np.int32), GROUP), "I32")
+
+
+def _gguf_format(form: str, name: str, shape: tuple[int, ...]) -> str:
+    """What llama.cpp's own tool makes of the tensor ``name`` (but that Q4_K_M has its six bits in even layers)."""
+    if len(shape) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name:
+        return "F32"
+    format = form
+    if form == "Q4_K_M":
+        format = "Q6_K" if re.search(r"blk\.\d*[02468]\.(attn_v|attn_kv_b|ffn_down)", name) else "Q4_K"
+    if form == "MXFP4":
+        format = "MXFP4" if "_exps" in name else "Q8_0"
+    if name == "output.weight" and format != "Q8_0":
+        format = "Q6_K"
+    return format if shape[-1] % BLOCKS[format][0] == 0 else NARROW[format]
+
+
+NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
+"""Formats of rows that are no multiple of 256."""
+
+
+def _random(name: str, shape: tuple[int, ...], format: str) -> Tensor:
+    """Weights of about the size 1 / sqrt(width), made when they are read: the same each time."""
 
     def make(begin: int, end: int) -> Bytes:
-        source = np.random.default_rng((seed, begin, end))
-        if param.role in ("norm", "bias"):
-            values = (param.role == "norm") + 0.02 * source.standard_normal((end - begin, width), np.float32)
-            return np.ascontiguousarray(values, np.float32).view(np.uint8)
-        return random_rows(format, end - begin, width, source)
+        source = np.random.default_rng((zlib.crc32(name.encode()), begin))
+        if len(shape) == 1:
+            values = name.endswith("norm.weight") + 0.02 * source.standard_normal((1, *shape), np.float32)
+            return _as_floats(values, format)
+        return random_rows(format, end - begin, shape[-1], source)
 
-    return Tensor(name, param.shape, format, make)
+    return Tensor(name, shape, format, make)
 
 
 def random_rows(format: str, rows: int, width: int, source: np.random.Generator) -> Bytes:
-    """Weights of about the size 1 / sqrt(width)."""
+    """Their mean must be zero: else all tokens look alike and choose the same experts."""
     size = width**-0.5
-    block, num_bytes = BLOCKS[format]
-    if block == 1:
-        values = source.standard_normal((rows, width), np.float32) * np.float32(size)
-        if format == "F32":
-            return values.view(np.uint8)
-        if format == "F16":
-            return values.astype(np.float16).view(np.uint8)
-        return np.ascontiguousarray((values.view(np.uint32) >> 16).astype(np.uint16)).view(np.uint8)
+    if format in ("F32", "BF16"):
+        return _as_floats(source.standard_normal((rows, width), np.float32) * np.float32(size), format)
+    block, num_bytes = BLOCKS.get(format, (1, DTYPES.get(format, 0)))
     data = np.frombuffer(source.bytes(rows * width // block * num_bytes), np.uint8).reshape(-1, num_bytes).copy()
-    for at, half in SCALES[format].items():
-        data[:, at : at + 2] = np.frombuffer(np.float16(half * size).tobytes(), np.uint8)
+    for at, part in SCALES.get(format, {}).items():
+        data[:, at : at + 2] = np.frombuffer(np.float16(part * size).tobytes(), np.uint8)
+    if len(SCALES.get(format, {})) == 1:  # codes are not balanced around zero; blocks of either sign are
+        data[:, at + 1] ^= source.integers(0, 2, len(data), np.uint8) << 7
     if format == "MXFP4":
-        data[:, 0] = 127 + round(np.log2(size / 3))
+        data[:, 0] = 127 + round(math.log2(size / 3))
     return data.reshape(rows, -1)
 
 
 SCALES: dict[str, dict[int, float]] = {
     "Q8_0": {0: 1 / 74},
     "Q4_0": {0: 1 / 4.6},
+    "Q5_0": {0: 1 / 9.2},
     "Q4_K": {0: 1 / 150, 2: 1 / 20},
     "Q6_K": {208: 1 / 1400},
-    "MXFP4": {},
 }
 """Where a block's half-float scales lie, and what they are for random codes of size 1."""
 
 
-def save_gguf(name: str, format: str, path: Path) -> None:
-    """Write the model ``name`` with weights in ``format`` and a vocabulary of meaningless tokens."""
-    model = MODELS[name]
-    described = describe_config(model.config)
-    (family,) = (family for family in FAMILIES if family.name == model.family)
-    architecture = family.gguf.architecture
-    rules = gguf_rules(described, family.gguf)
-    tensors = maker_tensors(random_tensors(described, model.formats[format]), rules)
-    config = model.config
-    metadata = {
-        "block_count": config["num_hidden_layers"],
-        "context_length": config["max_position_embeddings"],
-        "embedding_length": config["hidden_size"],
-        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        **model.metadata,
-    }
-    keys = {"general.architecture": architecture} | {f"{architecture}.{key}": value for key, value in metadata.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_gguf(path, keys | _vocabulary(), tensors)
+def _as_floats(values: Any, format: str) -> Bytes:
+    """float32 [rows, width] -> bytes; BF16 rounds towards zero."""
+    if format == "F32":
+        return np.ascontiguousarray(values, np.float32).view(np.uint8)
+    return np.ascontiguousarray(values.astype(np.float32).view(np.uint16)[:, 1::2]).view(np.uint8)
 
 
-def _vocabulary() -> dict[str, Any]:
-    pair = BYTES[0] + BYTES[1]  # readers want one merge at least
-    tokens = [*BYTES, pair, *(f"<{number}>" for number in range(len(BYTES) + 1, VOCAB))]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "qwen2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [1] * 257 + [4] * (VOCAB - 257),
-        "tokenizer.ggml.merges": [f"{BYTES[0]} {BYTES[1]}"],
-        "tokenizer.ggml.eos_token_id": VOCAB - 1,
-    }
+def _constant(shape: tuple[int, ...], format: str, value: Any) -> Tensor:
+    return _of(np.full(shape, value), format)
+
+
+def _of(values: Any, format: str) -> Tensor:
+    return Tensor("", values.shape, format, np.atleast_2d(values).view(np.uint8))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write ``tensors`` in order, one of them in memory at a time."""
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + math.prod(tensor.shape) * DTYPES[tensor.format]
+        header[name] = {"dtype": tensor.format, "shape": tensor.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with new_file(path, "The model", end, "set FREEDIVE_BENCH_MODELS to a folder on another disk") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor.data).data)
 
 
 def _byte_letters() -> list[str]:
@@ -295,7 +219,39 @@ def _byte_letters() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(rest)) for byte in range(256)]
 
 
-BYTES = _byte_letters()
+LETTERS = _byte_letters()
+MERGE = LETTERS[0], LETTERS[1]  # readers want one at least
+TOKENS = [*LETTERS, "".join(MERGE), *(f"<{number}>" for number in range(len(LETTERS) + 1, VOCAB))]
+
+
+def _gguf_vocabulary() -> dict[str, Any]:
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": TOKENS,
+        "tokenizer.ggml.token_type": [1] * 257 + [4] * (VOCAB - 257),
+        "tokenizer.ggml.merges": [" ".join(MERGE)],
+        "tokenizer.ggml.eos_token_id": VOCAB - 1,
+    }
+
+
+def _hub_tokenizer() -> dict[str, Any]:
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    vocabulary = {token: number for number, token in enumerate(TOKENS)}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [list(MERGE)]},
+    }
+
 
 if __name__ == "__main__":
-    save_gguf(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    try:
+        for wanted in sys.argv[2:]:
+            print(random_model(sys.argv[1], wanted))
+    except UserError as error:
+        sys.exit(f"error: {error}")

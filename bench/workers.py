@@ -4,47 +4,69 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from freedive.errors import UserError
 
 FOLDER = Path(__file__).parent
-PEERS = FOLDER.parent / ".venv" / "peers" / "bin" / "python"
-"""The Python that `make bench` gives llama-cpp-python."""
+PEERS = FOLDER.parent / ".venv" / "peers"
+"""Where `make bench` gives every peer a Python of its own."""
+
+LLAMA = "llama"
+
+_FAULT = re.compile(r"^(?:\[\w+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*|.*GGML_ASSERT.*)", re.MULTILINE)
 
 
 class Worker:
     """A process that does :mod:`jobs`. Use it in a ``with`` block."""
 
     def __init__(self, *command: object) -> None:
+        self._messages = TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            list(map(str, command)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._messages,
+            text=True,
         )
 
     def call(self, job: str, **arguments: Any) -> Any:
-        """What the worker's method ``job`` returns."""
+        """What the worker's method ``job`` returns. Raises UserError, saying why, where the process has ended."""
         assert self._process.stdin
         assert self._process.stdout
         with contextlib.suppress(BrokenPipeError):  # said below
             print(json.dumps([job, arguments]), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            raise UserError(f"The worker {self._process.args!r} has ended", "See its message above")
+            self._messages.seek(0)
+            reason = ending(self._process.wait(), self._messages.read())
+            raise UserError(reason, f"Run it by hand for more: {self._process.args!r}")
         return json.loads(answer)
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # the end of its input is the end of its work
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()  # the end of its input is the end of its work
+        self._messages.close()
 
 
-def start_freedive(model: Path, threads: int) -> Worker:
-    """freedive, in this Python."""
-    return Worker(sys.executable, FOLDER / "freedive_jobs.py", model, threads)
+def ending(status: int, messages: bytes) -> str:
+    """Why a process has ended, in one line: what it raised, the signal that ended it, its last words."""
+    text = messages.decode(errors="replace")
+    if faults := _FAULT.findall(text):
+        return str(faults[-1])
+    if status == -signal.SIGKILL:
+        return "killed, as happens when memory runs out"
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it says nothing")
+    return f"ended by {signal.Signals(-status).name}: {last}" if status < 0 else last
 
 
 def start_llama(model: Path, threads: int, python: Path) -> Worker:
@@ -54,7 +76,13 @@ def start_llama(model: Path, threads: int, python: Path) -> Worker:
 
 def peer_python(given: Path | None) -> Path:
     """The Python with llama-cpp-python: as given, else the one of `make bench`, else this one. UserError without it."""
-    python = given or (PEERS if PEERS.exists() else Path(sys.executable))
+    made = python_of(PEERS, LLAMA)
+    python = given or (made if made.exists() else Path(sys.executable))
     if not python.exists() or subprocess.run([python, "-c", "import llama_cpp"], capture_output=True).returncode:
         raise UserError(f"{python} has no llama-cpp-python", "Run `make bench`, or name another with --peer-python")
     return python
+
+
+def python_of(peers: Path, name: str) -> Path:
+    """The Python of the peer ``name``."""
+    return peers / name / "bin" / "python"

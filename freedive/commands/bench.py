@@ -78,12 +78,17 @@ def random_prompt(length: int, vocab_size: int, source: random.Random) -> list[i
     return source.choices(range(vocab_size), k=length)
 
 
-def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], num_tokens: int) -> Run:
-    """Answer ``prompts`` (token ids) side by side with ``num_tokens`` each, greedily.
+GREEDY = Sampling(temperature=0)
+
+
+def generate(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling = GREEDY
+) -> Run:
+    """Answer ``prompts`` (token ids) side by side with ``num_tokens`` each.
 
     Several are queued behind a request that keeps the engine busy meanwhile, so that they go in step.
     """
-    sampling = Sampling(max_tokens=num_tokens, temperature=0, ignore_eos=True)
+    sampling = replace(sampling, max_tokens=num_tokens, ignore_eos=True)
     if len(prompts) > 1:
         model.engine.submit(list(prompts[0]) * len(prompts), replace(sampling, max_tokens=1))
     generations = [model.engine.submit(prompt, sampling) for prompt in prompts]

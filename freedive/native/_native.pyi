@@ -34,6 +34,9 @@ def multiply(isa: str, format: int, rows: int, k: int, packed: _Bytes, x: _Float
 def read_bandwidth(num_threads: int, megabytes: int) -> float:
     """GB/s that threads read together from fresh memory, at best. MemoryError where there is not that much."""
 
+def compute_peaks(num_threads: int) -> list[tuple[str, str, float]]:
+    """Type of the factors (int8, bf16, fp32), instruction, operations per second: of each unit of the machine."""
+
 class Program:
     """A recorded forward pass with its weights, buffers, cache and threads. Integers name what was added before."""
 

@@ -11,6 +11,7 @@
 #include "bandwidth.h"
 #include "cpu.h"
 #include "operations.h"
+#include "peak.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -215,6 +216,7 @@ NB_MODULE(_native, m) {
             return read_bandwidth(num_threads, megabytes * std::size_t(1 << 20)) / 1e9;
         },
         "num_threads"_a, "megabytes"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def("compute_peaks", &compute_peaks, "num_threads"_a, nb::call_guard<nb::gil_scoped_release>());
     m.def("multiply", &multiply, "isa"_a, "format"_a, "rows"_a, "k"_a, "packed"_a, "x"_a, "out"_a);
 
     nb::class_<Program>(m, "Program")

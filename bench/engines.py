@@ -1,0 +1,85 @@
+"""The engines of the ring: what each reads, and how it is started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from random_models import BF16, GPTQ, random_model
+from shapes import SHAPES
+from workers import FOLDER, LLAMA, PEERS, Worker, ending, python_of
+
+from freedive.errors import UserError
+
+OURS, THEIRS = "freedive", "llama.cpp"
+
+PEERS_FOLDER = Path(os.environ.get("FREEDIVE_BENCH_PEERS", PEERS))
+"""A Python for each peer, by the peer's name."""
+
+GGUF, OPENVINO = "GGUF", "INT4"
+"""Forms of a model beside those of :mod:`random_models`: the file itself; what OpenVINO makes of BF16."""
+
+EXPORT = (
+    *("--task", "text-generation-with-past", "--weight-format", "int4", "--sym", "--ratio", "1.0"),
+    *("--group-size", "128", "--group-size-fallback", "adjust"),
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """``peer`` is its Python's name, ``script`` its worker, ``form`` what it reads."""
+
+    name: str
+    peer: str
+    script: str
+    form: str = GGUF
+
+    @property
+    def python(self) -> Path:
+        return python_of(PEERS_FOLDER, self.peer) if self.peer else Path(sys.executable)
+
+    def checkpoint(self, model: str, gguf: Path) -> Path:
+        """What it reads of ``model``, made if need be. Raises UserError where that is not to be had."""
+        if not self.python.exists():
+            raise UserError("not installed", "Run `make bench`")
+        if self.form == GGUF:
+            return gguf
+        if model not in SHAPES:
+            raise UserError(f"it reads no GGUF, and of {model} there is nothing else")
+        return self._exported(model) if self.form == OPENVINO else random_model(model, self.form)
+
+    def start(self, checkpoint: Path, threads: int) -> Worker:
+        return Worker(self.python, FOLDER / self.script, checkpoint, threads)
+
+    def _exported(self, model: str) -> Path:
+        source = random_model(model, BF16)
+        path = source.with_name(f"{model}-{OPENVINO}")
+        if not path.exists():
+            print(f"making {path}", file=sys.stderr)
+            partial = path.with_name(f"{path.name}.new")
+            shutil.rmtree(partial, ignore_errors=True)
+            command = [self.python.with_name("optimum-cli"), "export", "openvino", "--model", source]
+            done = subprocess.run([*command, *EXPORT, partial], stderr=subprocess.PIPE, stdout=sys.stderr)
+            if done.returncode:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise UserError(f"the export fails: {ending(done.returncode, done.stderr)}")
+            partial.rename(path)
+        return path
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine(OURS, "", "freedive_jobs.py"),
+        Engine(THEIRS, LLAMA, "llama_jobs.py"),
+        Engine("ik_llama.cpp", "ik-llama", "ik_jobs.py"),
+        Engine("OpenVINO int4", "openvino", "openvino_jobs.py", OPENVINO),
+        Engine("vLLM int4", "vllm", "vllm_jobs.py", GPTQ),
+        Engine("vLLM bf16", "vllm", "vllm_jobs.py", BF16),
+        Engine("transformers bf16", "transformers", "transformers_jobs.py", BF16),
+    )
+}

@@ -1,0 +1,154 @@
+"""Engines side by side: each in a process of its own that sleeps while another works, in turns, round after round."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engines import OURS
+from workers import Worker
+from workloads import (
+    BATCH,
+    MEGABYTES,
+    PEAK_MEMORY,
+    SECONDS,
+    START_TO_FIRST_TOKEN,
+    TOKENS_PER_S,
+    WORKLOADS,
+    Comparison,
+    Workload,
+)
+
+from freedive.errors import UserError
+
+STARTS = 3
+"""New processes of each engine to time; one more of each comes first and only warms the file cache."""
+
+
+@dataclass
+class Contestant:
+    """An engine with one model. ``faults``: why it did not do a workload."""
+
+    name: str
+    start: Callable[[], Worker]
+    faults: dict[str, str] = field(default_factory=dict)
+    worker: Worker | None = None
+
+    def call(self, work: str, job: str, **arguments: Any) -> Any:
+        """The worker's answer; None where it failed at this work, now or before. freedive's own faults are raised."""
+        if work in self.faults:
+            return None
+        try:
+            self.worker = self.worker or self.start()
+            return self.worker.call(job, **arguments)
+        except UserError as error:
+            if self.name == OURS:
+                raise
+            self.faults[work] = error.what
+            self.end()
+            return None
+
+    def end(self) -> None:
+        if self.worker:
+            self.worker.__exit__()
+        self.worker = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one group of engines did: ``values`` by workload and engine, of equal length within a workload.
+
+    ``settings``: chosen by an engine for a workload. ``unique_experts``: that a step of the batch read in a layer.
+    """
+
+    about: dict[str, dict[str, Any]]
+    units: dict[str, str]
+    values: dict[str, dict[str, list[float]]]
+    settings: dict[str, dict[str, str]]
+    unique_experts: float | None
+
+    def comparisons(self, work: str) -> dict[str, Comparison]:
+        """With each peer."""
+        values, unit = self.values[work], self.units[work]
+        return {name: Comparison(unit, values[OURS], theirs) for name, theirs in values.items() if name != OURS}
+
+
+def in_turns(names: Sequence[str], round: int) -> list[str]:
+    """Who goes first alternates, so that a machine that speeds up or slows down favours nobody."""
+    return list(names if round % 2 == 0 else reversed(names))
+
+
+def compete(contestants: Sequence[Contestant], rounds: int, deadline: float, source: random.Random) -> Found:
+    """Everything measured. The rounds end at the deadline (monotonic); contestants that failed tell why."""
+    about = {each.name: each.call("start", "about") for each in contestants}
+    about = {name: said for name, said in about.items() if said}
+    able = {each.name: each for each in contestants if each.name in about}
+    vocab_size, room = (min(said[key] for said in about.values()) for key in ("vocab_size", "max_context"))
+    works = [work for work in WORKLOADS if work.prompt + work.gen <= room]
+    settings = _prepare(able, works, vocab_size, source)
+    prompts = BATCH.prompts(vocab_size, source)
+    unique = able[OURS].call(BATCH.name, "unique_experts", prompts=prompts, num_tokens=BATCH.gen)
+    speeds = _speeds(able, works, vocab_size, source, rounds, deadline)
+    for each in able.values():
+        each.end()
+    seconds, megabytes = _starts(able, vocab_size, source, min(rounds, STARTS))
+    values = speeds | {START_TO_FIRST_TOKEN.name: seconds, PEAK_MEMORY.name: megabytes}
+    units = {work.name: TOKENS_PER_S for work in works}
+    units |= {START_TO_FIRST_TOKEN.name: SECONDS, PEAK_MEMORY.name: MEGABYTES}
+    return Found(about, units, values, settings, unique)
+
+
+Able = Mapping[str, Contestant]
+Values = dict[str, list[float]]
+
+
+def _prepare(
+    able: Able, works: Sequence[Workload], vocab_size: int, source: random.Random
+) -> dict[str, dict[str, str]]:
+    """Warm everyone up; what each chose for each workload."""
+    settings: dict[str, dict[str, str]] = {}
+    for work in works:
+        prompts = work.prompts(vocab_size, source)
+        for name, each in able.items():
+            if chosen := each.call(work.name, "prepare", prompts=prompts, num_tokens=work.gen):
+                settings.setdefault(work.name, {})[name] = chosen
+    return settings
+
+
+def _speeds(
+    able: Able, works: Sequence[Workload], vocab_size: int, source: random.Random, rounds: int, deadline: float
+) -> dict[str, Values]:
+    """Tokens/s by workload and engine."""
+    values: dict[str, Values] = {work.name: {name: [] for name in able} for work in works}
+    for round in range(rounds):
+        began = time.monotonic()
+        for work in works:
+            prompts = work.prompts(vocab_size, source)
+            for name in in_turns(list(able), round):
+                if took := able[name].call(work.name, "generate", prompts=prompts, num_tokens=work.gen):
+                    values[work.name][name].append(work.speed(*took))
+        if 2 * time.monotonic() - began > deadline:
+            break
+    return {work: {n: got for n, got in found.items() if work not in able[n].faults} for work, found in values.items()}
+
+
+def _starts(able: Able, vocab_size: int, source: random.Random, rounds: int) -> tuple[Values, Values]:
+    """Seconds to the first token and megabytes at the peak, of new processes with warm files."""
+    seconds: Values = {name: [] for name in able}
+    megabytes: Values = {name: [] for name in able}
+    for round in range(rounds + 1):
+        short, long = (work.prompts(vocab_size, source) for work in (START_TO_FIRST_TOKEN, PEAK_MEMORY))
+        for name in in_turns(list(able), round):
+            start = time.perf_counter()
+            if able[name].call(START_TO_FIRST_TOKEN.name, "generate", prompts=short, num_tokens=1):
+                seconds[name].append(time.perf_counter() - start)
+            if able[name].call(PEAK_MEMORY.name, "generate", prompts=long, num_tokens=PEAK_MEMORY.gen):
+                megabytes[name].append(able[name].call(PEAK_MEMORY.name, "peak_memory") / 1e6)
+            able[name].end()
+    return tuple(
+        {name: got[1:] for name, got in found.items() if work.name not in able[name].faults}
+        for found, work in ((seconds, START_TO_FIRST_TOKEN), (megabytes, PEAK_MEMORY))
+    )

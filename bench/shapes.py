@@ -1,0 +1,168 @@
+"""Published shapes of mixtures of experts, with fewer layers and words, so that 24 GB hold them in 16-bit floats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+VOCAB = 32000
+COMMON = {
+    "vocab_size": VOCAB,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 8192,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """config.json, and the same as GGUF metadata: keys without the architecture.
+
+    ``formats`` are those of its GGUF, ``folders`` the forms of its Hugging Face folders.
+    """
+
+    family: str
+    config: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    formats: tuple[str, ...] = ("Q4_0", "Q4_K_M", "Q8_0")
+    folders: tuple[str, ...] = ("BF16", "GPTQ")
+
+
+SHAPES = {
+    "qwen3-moe": Shape(
+        "qwen3_moe",
+        COMMON
+        | {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "hidden_size": 2048,
+            "num_hidden_layers": 7,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "intermediate_size": 6144,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "hidden_act": "silu",
+            "rope_theta": 1e6,
+            "tie_word_embeddings": False,
+        },
+        {
+            "attention.head_count": 32,
+            "attention.head_count_kv": 4,
+            "attention.key_length": 128,
+            "attention.value_length": 128,
+            "feed_forward_length": 6144,
+            "expert_count": 128,
+            "expert_used_count": 8,
+            "expert_feed_forward_length": 768,
+            "rope.freq_base": 1e6,
+        },
+    ),
+    "deepseek-v2": Shape(
+        "deepseek_v2",
+        COMMON
+        | {
+            "architectures": ["DeepseekV2ForCausalLM"],
+            "model_type": "deepseek_v2",
+            "hidden_size": 2048,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "q_lora_rank": 1536,  # V2-Lite has none, which llama.cpp only believes of 26 or 27 layers
+            "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+            "intermediate_size": 10944,
+            "first_k_dense_replace": 1,
+            "moe_layer_freq": 1,
+            "n_routed_experts": 64,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 6,
+            "moe_intermediate_size": 1408,
+            "topk_method": "greedy",
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.0,
+            "scoring_func": "softmax",
+            "hidden_act": "silu",
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
+        },
+        {
+            "attention.head_count": 16,
+            "attention.head_count_kv": 1,
+            "attention.q_lora_rank": 1536,
+            "attention.kv_lora_rank": 512,
+            "attention.key_length": 576,
+            "attention.value_length": 512,
+            "attention.key_length_mla": 192,
+            "attention.value_length_mla": 128,
+            "feed_forward_length": 10944,
+            "leading_dense_block_count": 1,
+            "expert_count": 64,
+            "expert_used_count": 6,
+            "expert_shared_count": 2,
+            "expert_feed_forward_length": 1408,
+            "expert_weights_scale": 1.0,
+            "rope.dimension_count": 64,
+            "rope.freq_base": 10000.0,
+            "vocab_size": VOCAB,
+        },
+    ),
+    "gpt-oss": Shape(
+        "gpt_oss",
+        COMMON
+        | {
+            "architectures": ["GptOssForCausalLM"],
+            "model_type": "gpt_oss",
+            "hidden_size": 2880,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "intermediate_size": 2880,
+            "num_local_experts": 32,
+            "num_experts_per_tok": 4,
+            "sliding_window": 128,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "attention_bias": True,
+            "swiglu_limit": 7.0,
+            "rope_theta": 150000.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "original_max_position_embeddings": 4096,
+                "truncate": False,
+            },
+            "tie_word_embeddings": False,
+        },
+        {
+            "attention.head_count": 64,
+            "attention.head_count_kv": 8,
+            "attention.key_length": 64,
+            "attention.value_length": 64,
+            "attention.sliding_window": 128,
+            "feed_forward_length": 2880,
+            "expert_count": 32,
+            "expert_used_count": 4,
+            "expert_feed_forward_length": 2880,
+            "rope.freq_base": 150000.0,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": 4096,
+        },
+        ("MXFP4",),
+        ("BF16",),
+    ),
+}

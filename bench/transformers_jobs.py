@@ -1,0 +1,82 @@
+"""Worker: transformers on PyTorch, in bf16, at its best. Usage: transformers_jobs.py FOLDER THREADS
+
+Runs in a Python that has transformers and torch and need not have freedive.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from typing import Any
+
+import torch
+import transformers
+from jobs import Jobs, serve
+from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
+
+Variant = tuple[str, str]
+"""How experts are computed; which cache."""
+
+READING: tuple[Variant, ...] = (("grouped_mm", "dynamic"), ("eager", "dynamic"))
+WRITING: tuple[Variant, ...] = (*READING, ("batched_mm", "dynamic"), ("grouped_mm", "static"), ("batched_mm", "static"))
+"""Settings whose effect depends on the work; the fastest is taken for each."""
+
+TRIAL_TOKENS = 9
+"""Of an answer, when settings are tried."""
+
+
+class TransformersJobs(Jobs):
+    def __init__(self, path: str, threads: int) -> None:
+        warnings.simplefilter("ignore")
+        transformers.logging.set_verbosity_error()
+        torch.set_num_threads(threads)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+        self.config = self.model.config
+        self.chosen: dict[tuple[int, int, bool], Variant] = {}
+        self.source = torch.Generator().manual_seed(0)
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "version": f"transformers {transformers.__version__}, torch {torch.__version__}",
+            "settings": f"bf16, {self.config._attn_implementation} attention",
+            "vocab_size": self.config.vocab_size,
+            "max_context": self.config.max_position_embeddings,
+        }
+
+    def prepare(self, prompts: list[list[int]], num_tokens: int) -> str:
+        seconds: dict[Variant, float] = {}
+        for variant in READING if num_tokens == 1 else WRITING:
+            self.chosen[_shape(prompts, num_tokens)] = variant
+            self.generate(prompts, min(num_tokens, 2))
+            seconds[variant] = self.generate(prompts, min(num_tokens, TRIAL_TOKENS))[num_tokens > 1]
+        self.chosen[_shape(prompts, num_tokens)] = best = min(seconds, key=lambda variant: seconds[variant])
+        return "experts {}, {} cache".format(*best)
+
+    @torch.inference_mode()
+    def generate(self, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
+        experts, kind = self.chosen.get(_shape(prompts, num_tokens), READING[0])
+        room = len(prompts[0]) + num_tokens
+        start = time.perf_counter()
+        cache = StaticCache(self.config, max_cache_len=room) if kind == "static" else DynamicCache(config=self.config)
+        # batched_mm copies the experts of every token
+        self.model.set_experts_implementation("grouped_mm" if experts == "batched_mm" else experts)
+        tokens = self._step(torch.tensor(prompts), cache)
+        first = time.perf_counter()
+        self.model.set_experts_implementation(experts)
+        for _ in range(num_tokens - 1):
+            tokens = self._step(tokens, cache)
+        return first - start, time.perf_counter() - first
+
+    def _step(self, tokens: Any, cache: Any) -> Any:
+        """Compute the rows [sequences, length] of ``tokens``; draw the next, [sequences, 1]."""
+        self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return torch.randint(self.config.vocab_size, (len(tokens), 1), generator=self.source)
+
+
+def _shape(prompts: list[list[int]], num_tokens: int) -> tuple[int, int, bool]:
+    return len(prompts), len(prompts[0]), num_tokens > 1
+
+
+if __name__ == "__main__":
+    serve(TransformersJobs, sys.argv[1], int(sys.argv[2]))
