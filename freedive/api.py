@@ -53,9 +53,11 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
     path = resolve(name)
     threads = config.threads or machine.physical_cores()
     model, checkpoint, weights = read_bundle(path) if is_bundle(path) else _packed(path, threads)
+    if config.speculation == "off":
+        model = replace(model, mtp=None)
     tokenizer, template = _text(path, checkpoint)
     runner = NativeRunner(
-        replace(model, mtp=model.mtp if config.speculation == "auto" else None),
+        model,
         weights,
         num_threads=threads,
         max_rows=config.prefill_chunk + config.max_batch,
