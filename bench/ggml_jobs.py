@@ -13,7 +13,8 @@ from jobs import Jobs
 BATCH = 512
 """Tokens of one call and of one pass of the kernels (n_batch = n_ubatch)."""
 
-TRIALS = 2
+WARM_UP = 16
+"""Tokens of each prompt that are read before settings are tried."""
 
 Settings = dict[str, Any]
 Shape = tuple[int, int, int]
@@ -48,10 +49,11 @@ class GgmlJobs(Jobs):
 
     def prepare(self, prompts: list[list[int]], num_tokens: int) -> str:
         shape = shape_of(prompts, num_tokens)
+        self.generate([prompt[:WARM_UP] for prompt in prompts], 2)
         variants, seconds = self.variants_for(len(prompts)), []
         for variant in variants:
             self.open(shape, variant)
-            seconds.append(min(sum(self.generate(prompts, num_tokens)) for _ in range(TRIALS)))
+            seconds.append(self.generate(prompts, num_tokens)[num_tokens > 1])
         best = variants[int(np.argmin(seconds))]
         self.open(shape, best)
         return self.in_words(best)

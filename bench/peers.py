@@ -40,9 +40,12 @@ QUIET_LOAD = 0.5
 
 
 def groups(engines: Sequence[Engine], first: bool) -> list[list[Engine]]:
-    """Who is loaded at once: all that read the file; at the first format also each of the others, with freedive."""
+    """Who is loaded at once: all that read the file; at the first format also each of the others, with freedive.
+
+    What needs most memory is loaded first.
+    """
     others = [engine for engine in engines if engine.form != GGUF] if first else []
-    return [[engine for engine in engines if engine.form == GGUF], *([ENGINES[OURS], other] for other in others)]
+    return [[engine for engine in engines if engine.form == GGUF], *([other, ENGINES[OURS]] for other in others)]
 
 
 def examine(

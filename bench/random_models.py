@@ -38,13 +38,9 @@ FOLDER = Path(os.environ.get("FREEDIVE_BENCH_MODELS", Path(__file__).parent.pare
 
 BF16, GPTQ = "BF16", "GPTQ"
 
-GROUP = 128
-"""Weights of GPTQ that share a scale."""
-
 QUANTIZATION = {
     "quant_method": "gptq",
     "bits": 4,
-    "group_size": GROUP,
     "sym": True,
     "desc_act": False,
     "checkpoint_format": "gptq",
@@ -92,13 +88,13 @@ def _save_folder(shape: Shape, form: str, path: Path) -> None:
     model = describe_config(shape.config)
     (family,) = (family for family in FAMILIES if family.name == model.family)
     shapes = _maker_shapes(model, hub_rules(model, family.hub))
-    config = {**shape.config, "dtype": "bfloat16"} | ({"quantization_config": QUANTIZATION} if form == GPTQ else {})
+    config = {**shape.config, "dtype": "bfloat16"} | (_quantization(shape) if form == GPTQ else {})
     partial = path.with_name(path.name + ".new")
     partial.mkdir(exist_ok=True)
     (partial / "tokenizer.json").write_text(json.dumps(_hub_tokenizer()))
     (partial / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     (partial / "config.json").write_text(json.dumps(config, indent=2))
-    write_safetensors(partial / "model.safetensors", dict(_hub_tensors(shapes, form)))
+    write_safetensors(partial / "model.safetensors", dict(_hub_tensors(shapes, shape.group if form == GPTQ else 0)))
     partial.rename(path)
 
 
@@ -112,19 +108,24 @@ def _maker_shapes(model: Model, rules: Rules) -> Shapes:
     return {name: tensor.shape for name, tensor in maker_tensors(canonical, rules).items()}
 
 
-def _hub_tensors(shapes: Shapes, form: str) -> Iterator[tuple[str, Tensor]]:
+def _quantization(shape: Shape) -> dict[str, Any]:
+    return {"quantization_config": {**QUANTIZATION, "group_size": shape.group}}
+
+
+def _hub_tensors(shapes: Shapes, group: int) -> Iterator[tuple[str, Tensor]]:
+    """In BF16; with a ``group``, products that experts and attention are made of in GPTQ's parts."""
     for name, shape in shapes.items():
         product = len(shape) == 2 and not re.search(r"embed_tokens|lm_head|mlp\.gate\.|bias", name)
-        if form == BF16 or not product:
+        if not (group and product):
             yield name, _random(name, shape, BF16)
             continue
         rows, width = shape
-        prefix, groups = name.removesuffix("weight"), width // GROUP
+        prefix, groups = name.removesuffix("weight"), width // group
         yield f"{prefix}qweight", _random(f"{prefix}qweight", (width // 8, rows), "I32")
         yield f"{prefix}qzeros", _constant((groups, rows // 8), "I32", np.uint32(0x77777777))  # of 8, less one
         signs = np.random.default_rng(zlib.crc32(name.encode())).choice(np.float16((-1, 1)), (groups, rows))
         yield f"{prefix}scales", _of(signs * np.float16(0.2 * width**-0.5), "F16")
-        yield f"{prefix}g_idx", _of(np.repeat(np.arange(groups, dtype=np.int32), GROUP), "I32")
+        yield f"{prefix}g_idx", _of(np.repeat(np.arange(groups, dtype=np.int32), group), "I32")
 
 
 def _gguf_format(form: str, name: str, shape: tuple[int, ...]) -> str:

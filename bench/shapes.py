@@ -20,7 +20,8 @@ COMMON = {
 class Shape:
     """config.json, and the same as GGUF metadata: keys without the architecture.
 
-    ``formats`` are those of its GGUF, ``folders`` the forms of its Hugging Face folders.
+    ``formats`` are those of its GGUF, ``folders`` the forms of its Hugging Face folders. In GPTQ ``group`` weights
+    share a scale.
     """
 
     family: str
@@ -28,6 +29,7 @@ class Shape:
     metadata: Mapping[str, Any]
     formats: tuple[str, ...] = ("Q4_0", "Q4_K_M", "Q8_0")
     folders: tuple[str, ...] = ("BF16", "GPTQ")
+    group: int = 128
 
 
 SHAPES = {
@@ -117,6 +119,7 @@ SHAPES = {
             "rope.freq_base": 10000.0,
             "vocab_size": VOCAB,
         },
+        group=64,
     ),
     "gpt-oss": Shape(
         "gpt_oss",

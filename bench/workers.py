@@ -65,7 +65,7 @@ def ending(status: int, messages: bytes) -> str:
         return str(faults[-1])
     if status == -signal.SIGKILL:
         return "killed, as happens when memory runs out"
-    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it says nothing")
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it has ended without a word")
     return f"ended by {signal.Signals(-status).name}: {last}" if status < 0 else last
 
 

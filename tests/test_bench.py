@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,30 @@ import torch
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
 from freedive.commands.trace import average
 from freedive.errors import UserError
+from freedive.model.families import describe, describe_config
+from freedive.model.params import params
+from freedive.model.size import size
 from freedive.ops.trace import Operation, Work
 from freedive.text.tokenizer import Tokenizer
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
+import random_models  # noqa: E402
+from engines import OURS, THEIRS  # noqa: E402
 from kernels import random_blocks  # noqa: E402
-from peers import OURS, THEIRS, Comparison, Workload, in_turns, print_table  # noqa: E402
+from measure import Found, in_turns  # noqa: E402
 from quality import Closeness  # noqa: E402
+from random_models import random_model  # noqa: E402
+from report import print_tables, summary  # noqa: E402
+from roofline import Cost, Limits, expected_unique  # noqa: E402
+from shapes import SHAPES  # noqa: E402
 from workers import Worker, peer_python  # noqa: E402
+from workloads import Comparison, Workload  # noqa: E402
 
 
 def freedive(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -189,15 +201,75 @@ def test_the_first_turn_alternates() -> None:
     assert [in_turns([OURS, THEIRS], turn)[0] for turn in range(4)] == [OURS, THEIRS, OURS, THEIRS]
 
 
-def test_the_table_tells_medians_spreads_and_the_load(capsys: pytest.CaptureFixture[str]) -> None:
-    results = {"decode": Comparison("tokens/s", [300.0, 250.0, 200.0], [100.0, 125.0, 100.0]).report()}
-    about = {name: {"version": "1", "settings": "fast"} for name in (OURS, THEIRS)}
-    report = {"model": "m", "cpu": "c", "threads": 2, "engines": about, "results": results, "load_before": 3.0}
-    print_table(report)
+def test_the_ring_sums_up_groups_and_shows_who_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    work, model = "decode 128 after 16", describe_config(SHAPES["qwen3-moe"].config)
+    units, about = {work: "tokens/s"}, {"version": "1", "settings": "fast"}
+    first = Found(
+        {OURS: about, THEIRS: about}, units, {work: {OURS: [300, 250, 200], THEIRS: [100, 125, 100]}}, {}, 50.0
+    )
+    second = Found({OURS: about, "b": about}, units, {work: {OURS: [210.0], "b": [200.0]}}, {}, 50.0)
+    costs = dict.fromkeys((OURS, THEIRS, "b"), Cost(model, 1e8, 0.0, 1e9))
+    row = summary(model, [first, second], costs, Limits(1e11, {"int8 x": 1e12}))
+    faults = {"c": {"start": "RuntimeError: no"}}
+    models = {"m": row | {"faults": faults, "file_bytes": 1}}
+    print_tables({"date": "d", "cpu": "c", "threads": 2, "load_before": 3.0, "models": models})
     shown = capsys.readouterr().out
-    assert "250 (200-300)" in shown
-    assert "2 (2-3)" in shown
+    assert "(200-300)" in shown
+    assert "2.00 (2.00-3.00)" in shown
+    assert "1.05 (1.05-1.05)" in shown
     assert "load 3.0" in shown
+    assert "m: c cannot start: RuntimeError: no" in shown
+
+
+def test_the_bytes_of_a_step_are_those_of_the_weights_that_it_reads_and_of_its_cache() -> None:
+    model = describe_config(SHAPES["qwen3-moe"].config)
+    table = params(model)
+    cost = Cost.of(model, {name: float(param.size) for name, param in table.items()})  # a byte each
+    one, batch = Workload("", 1, 16, 129), Workload("", 8, 16, 129)
+    cache = 7 * 2 * 4 * 128 * 2 * one.context
+    shared = size(model).active - model.hidden_dim - 7 * 8 * 3 * 2048 * 768
+    assert cost.step_bytes(one, 8) == pytest.approx(size(model).active - model.hidden_dim + cache)
+    assert cost.step_bytes(batch, 50) == pytest.approx(shared + 7 * 50 * 3 * 2048 * 768 + 8 * cache)
+    assert cost.token_operations == 2 * (size(model).active - table["embed"].shape[1] - table["head"].size)
+    assert expected_unique(model, 1) == pytest.approx(8)
+    assert 51 < expected_unique(model, 8) < 52
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_random_model_has_the_same_weights_in_every_form_and_none_of_them_leans(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = SHAPES[name]
+    few: dict[str, object] = dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "expert_count"), 4)
+    few |= {"vocab_size": 512, "num_hidden_layers": 2, "num_experts_per_tok": 2, "expert_used_count": 2}
+    few["layer_types"] = ["sliding_attention", "full_attention"]
+    config, metadata = (
+        {key: few.get(key, value) for key, value in values.items()} for values in (shape.config, shape.metadata)
+    )
+    monkeypatch.setitem(SHAPES, name, replace(shape, config=config, metadata=metadata))
+    monkeypatch.setattr(random_models, "FOLDER", tmp_path)
+    for form in (*shape.formats, *shape.folders):
+        checkpoint = open_checkpoint(random_model(name, form))
+        model, rules = describe(checkpoint)
+        assert params(model) == params(describe_config(config))
+        weights = canonical_tensors(checkpoint, model, rules)
+        for part in ("layers.1.ffn.experts.3.down", "layers.1.attn.o"):
+            values = dequantize(weights[part])
+            assert abs(values.mean()) < 0.1 * values.std()
+            assert 0.5 < values.std() * values.shape[1] ** 0.5 < 2
+
+
+def test_a_machine_multiplies_faster_the_narrower_the_numbers() -> None:
+    limits = Limits.measured(1)
+    assert 1e9 < limits.peak("fp32") <= 1.1 * max(limits.peak("bf16"), limits.peak("int8"), limits.peak("fp32"))
+    assert limits.bandwidth > 1e8
+
+
+def test_a_worker_that_ends_tells_why_in_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text("raise RuntimeError('it lacks a kernel')")
+    with Worker(sys.executable, script) as worker, pytest.raises(UserError, match="RuntimeError: it lacks a kernel"):
+        worker.call("about")
 
 
 def test_a_worker_answers_in_order_whatever_else_it_prints(tmp_path: Path) -> None:
@@ -209,7 +281,7 @@ def test_a_worker_answers_in_order_whatever_else_it_prints(tmp_path: Path) -> No
         "    def twice(self, x):\n"
         "        print('noise')\n"
         "        return 2 * x\n"
-        "serve(Twice())\n"
+        "serve(Twice)\n"
     )
     with Worker(sys.executable, script) as worker:
         assert [worker.call("twice", x=x) for x in (1, [2], "3")] == [2, [2, 2], "33"]
