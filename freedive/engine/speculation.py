@@ -26,8 +26,11 @@ for the text at hand."""
 PACE = 1 / 8
 """Weight of the newest value in a running average."""
 
+MEMORY = 500
+"""Steps after which an average that was not renewed is forgotten."""
+
 PROBE_INTERVAL = 32
-"""Choices from one that is varied to the next."""
+"""Choices from one that is not the best to the next."""
 
 
 class Draft(NamedTuple):
@@ -114,37 +117,41 @@ class Gate:
     """Decides how many guesses a step checks: as many as make the expected tokens a second the most.
 
     What a step takes is measured for every number of rows, as a running average, and lies on straight lines between.
-    Beyond the most rows measured it counts as level, but at most twice as many are tried. So that averages do not grow
-    old, a choice is now and then one more or one fewer than seems best.
+    Beyond the most rows measured it counts as level, but at most twice as many are tried. An average that has not been
+    renewed for long is forgotten, so that larger steps are tried again; and now and then a step checks one more than
+    seems best, or nothing, so that it stays known what that takes.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
-        self._num_choices = 0
+        self._renewed: dict[int, int] = {}  # by number of rows, like _seconds: when it was measured last, in steps
+        self._num_steps = self._num_choices = 0
 
     def record(self, num_rows: int, seconds: float) -> None:
         """Take note of what a step took in which every request decoded."""
+        self._num_steps += 1
         average = self._seconds.setdefault(num_rows, seconds)
         self._seconds[num_rows] += (seconds - average) * PACE
+        self._renewed[num_rows] = self._num_steps
+        for old in [rows for rows, step in self._renewed.items() if self._num_steps - step > MEMORY]:
+            del self._seconds[old], self._renewed[old]
 
     def choose(self, odds: Sequence[Sequence[float]]) -> list[int]:
         """How many guesses of each request to check, by the odds of its :class:`Draft`."""
         room = max(2 * max(self._seconds, default=0) - len(odds), 0)
         ranked = sorted(((chance, index) for index, chances in enumerate(odds) for chance in chances), reverse=True)
-        ranked = ranked[:room]
-        chosen = self._vary(self._best(len(odds), [chance for chance, _ in ranked]), len(ranked)) if ranked else 0
+        chosen = self._num_worth(len(odds), [chance for chance, _ in ranked[:room]])
         counts = Counter(index for _, index in ranked[:chosen])
         return [counts[index] for index in range(len(odds))]
 
-    def _best(self, num_requests: int, chances: Sequence[float]) -> int:
+    def _num_worth(self, num_requests: int, chances: Sequence[float]) -> int:
+        if not chances:
+            return 0
         tokens = np.cumsum([num_requests, *chances])
         rows, averages = zip(*sorted(self._seconds.items()), strict=True)
         seconds = np.interp(num_requests + np.arange(len(tokens)), rows, averages)
-        return int((tokens / seconds).argmax())
-
-    def _vary(self, best: int, most: int) -> int:
+        best = int((tokens / seconds).argmax())
         self._num_choices += 1
         if self._num_choices % PROBE_INTERVAL:
             return best
-        step = 1 if self._num_choices % (2 * PROBE_INTERVAL) else -1
-        return min(max(best + step, 0), most)
+        return min(best + 1, len(chances)) if self._num_choices % (2 * PROBE_INTERVAL) else 0
