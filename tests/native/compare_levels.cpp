@@ -107,51 +107,53 @@ void compare_rows(const Kernels& level) {
     expect_same(level.name, "from_half", out[1], out[0], sizeof out[0]);
 }
 
-void compare_attention(const Kernels& level) {
-    constexpr int dim = 24, stride = 32, pages = 3, page = kPageTokens * (dim + stride);
-    std::vector<std::uint16_t> cache(std::size_t(pages) * page);
-    const auto values = normal(cache.size()), q = normal(2 * dim);
-    scalar_kernels.to_half(values.data(), int(values.size()), cache.data());
-    const std::uint8_t *key_pages[pages], *value_pages[pages];
-    for (int p = 0; p < pages; p++) {
-        key_pages[p] = (const std::uint8_t*)(cache.data() + p * page);
-        value_pages[p] = (const std::uint8_t*)(cache.data() + p * page + kPageTokens * dim);
+// States of `rows` rows before any key, their values in `out` [rows][width], then max and sum.
+template <int Rows, int Width>
+struct States {
+    float out[Rows][Width + 2] = {};
+    AttendPartial states[Rows];
+    States() {
+        for (int r = 0; r < Rows; r++) states[r] = {kNoScore, 0, out[r]};
     }
-    float out[2][2][2 * stride] = {};
-    each_of_both(level, [&](const Kernels& kernels, int i) {
-        AttendPartial partial[2];
-        for (int row = 0; row < 2; row++) {
-            const AttendTask task{1,         {q.data() + row * dim},
-                                  {5 * row}, {70 + row},
-                                  0,         71,
-                                  key_pages, value_pages,
-                                  dim,       stride,
-                                  0.2f,      row * 1.5f};
-            partial[row] = {0, 0, out[i][row]};
-            kernels.attend_f16(task, &partial[row]);
-        }
-        kernels.fold(partial[0], partial[1], stride);
-        out[i][1][stride] = partial[0].max, out[i][1][stride + 1] = partial[0].sum;
-    });
-    expect_same(level.name, "attention", out[1], out[0], sizeof out[0]);
+    void close() {
+        for (int r = 0; r < Rows; r++) out[r][Width] = states[r].max, out[r][Width + 1] = states[r].sum;
+    }
+};
+
+void compare_attention(const Kernels& level) {
+    constexpr int dim = 24, stride = 32, pages = 3, page = kPageTokens * (dim + stride), rows = 13;
+    std::vector<std::uint16_t> cache(std::size_t(pages) * page);
+    const auto numbers = normal(cache.size()), q = normal(rows * kMaxHeadDim);
+    scalar_kernels.to_half(numbers.data(), int(numbers.size()), cache.data());
+    const std::uint8_t *keys[pages], *values[pages];
+    for (int p = 0; p < pages; p++) {
+        keys[p] = (const std::uint8_t*)(cache.data() + p * page);
+        values[p] = (const std::uint8_t*)(cache.data() + p * page + kPageTokens * dim);
+    }
+    AttendTask task{rows, q.data(), {}, {}, 0, keys, values, dim, stride, stride, 0};
+    for (int r = 0; r < rows; r++) task.first[r] = 4 * r, task.last[r] = 58 + r;
+    States<rows, stride> results[2];
+    for (const float softcap : {0.0f, 1.5f}) {
+        task.softcap = softcap;
+        each_of_both(level, [&](const Kernels& kernels, int i) { kernels.attend_f16(task, results[i].states); });
+    }
+    for (auto& result : results) result.close();
+    expect_same(level.name, "attention", results[1].out, results[0].out, sizeof results[0].out);
 }
 
 void compare_latent_attention(const Kernels& level) {
-    constexpr int dim = 28, rank = 20, stride = 32, heads = 11, end = 71, pages = 3, page = kPageTokens * stride;
+    constexpr int dim = 28, stride = 32, heads = 11, end = 71, pages = 3, page = kPageTokens * stride;
     std::vector<std::uint16_t> cache(std::size_t(pages) * page);
-    const auto values = normal(cache.size()), q = normal(dim * kLatentHeads);
-    scalar_kernels.to_half(values.data(), int(values.size()), cache.data());
+    const auto numbers = normal(cache.size()), q = normal(dim * kLatentHeads);
+    scalar_kernels.to_half(numbers.data(), int(numbers.size()), cache.data());
     const std::uint8_t* latents[pages];
     for (int p = 0; p < pages; p++) latents[p] = (const std::uint8_t*)(cache.data() + p * page);
-    const LatentTask task{q.data(), heads, 0, end, latents, dim, rank, stride, 0.3f};
-    float out[2][heads][stride + 2] = {};
-    each_of_both(level, [&](const Kernels& kernels, int i) {
-        AttendPartial partial[heads];
-        for (int h = 0; h < heads; h++) partial[h] = {0, 0, out[i][h]};
-        kernels.attend_latent_f16(task, partial);
-        for (int h = 0; h < heads; h++) out[i][h][stride] = partial[h].max, out[i][h][stride + 1] = partial[h].sum;
-    });
-    expect_same(level.name, "latent attention", out[1], out[0], sizeof out[0]);
+    AttendTask task{heads, q.data(), {}, {}, 0, nullptr, latents, dim, stride, stride, 0};
+    for (int head = 0; head < heads; head++) task.last[head] = end;
+    States<heads, stride> results[2];
+    each_of_both(level, [&](const Kernels& kernels, int i) { kernels.attend_latent_f16(task, results[i].states); });
+    for (auto& result : results) result.close();
+    expect_same(level.name, "latent attention", results[1].out, results[0].out, sizeof results[0].out);
 }
 
 }  // namespace

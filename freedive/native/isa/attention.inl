@@ -3,11 +3,17 @@
 LANES F load_cached(const float* p) { return f_load(p); }
 LANES F load_cached(const std::uint16_t* p) { return f_load_half(p); }
 
-// The first `width` columns of a matrix that lies in pages of `rows` rows, `stride` numbers apart.
+// The first `width` columns of a matrix that lies in pages of `rows` rows, `stride` numbers apart; what is read `after`
+// it lies likewise.
 template <class T>
 struct Paged {
     const std::uint8_t* const* pages;
     int num_pages, rows, width, stride;
+    const void* after;
+    // From page p to the one that follows, in numbers.
+    std::ptrdiff_t ahead(int p) const {
+        return (const T*)(p + 1 < num_pages ? pages[p + 1] : after) - (const T*)pages[p];
+    }
 };
 
 // out[r][column] = sum over i of left[r][i] * right[i][column], in order of i; columns go by C vectors at a time. Not
@@ -21,9 +27,13 @@ __attribute__((noinline)) void multiply(const float* left, const Paged<T>& right
         const float* x = left;
         for (int p = 0; p < right.num_pages; p++) {
             const T* y = (const T*)right.pages[p] + column;
+            const std::ptrdiff_t ahead = right.ahead(p);
             for (int i = 0; i < right.rows; i++, x++, y += right.stride) {
                 F row[C];
-                for (int c = 0; c < C; c++) row[c] = load_cached(y + 16 * c);
+                for (int c = 0; c < C; c++) {
+                    row[c] = load_cached(y + 16 * c);
+                    __builtin_prefetch(y + 16 * c + ahead, 0, 2);
+                }
                 for (int r = 0; r < R; r++) {
                     const F factor = f_set(x[r * LeftStride]);
                     for (int c = 0; c < C; c++) sum[r][c] = f_fma(factor, row[c], sum[r][c]);
@@ -35,11 +45,9 @@ __attribute__((noinline)) void multiply(const float* left, const Paged<T>& right
     }
 }
 
-void softcap(const float* x, int n, float cap, float* out);  // see rows.inl
-
 // Scores -> exp(score - max), in place; keys [from, to) of the n are seen.
 LANES void softmax_row(float* scores, int n, int from, int to, float cap, AttendPartial& out) {
-    if (cap != 0) softcap(scores, n, cap, scores);
+    for (int i = 0; cap != 0 && i < n; i += 16) f_store(scores + i, f_softcap(f_load(scores + i), cap));
     for (int t = 0; t < n && t < from; t++) scores[t] = -__builtin_inff();
     for (int t = to < 0 ? 0 : to; t < n; t++) scores[t] = -__builtin_inff();
     F top = f_set(kNoScore);
@@ -88,7 +96,8 @@ LANES void weigh_values(const AttendTask& task, int row, Span seen, float* score
         softmax_row(scores + r * kSplitTokens + begin, seen.num_pages() * kPageTokens, task.first[row + r] - start,
                     task.last[row + r] - start, task.softcap, next[r]);
     }
-    const Paged<T> cached{task.values + seen.begin, seen.num_pages(), kPageTokens, task.value_dim, task.value_stride};
+    const Paged<T> cached{task.values + seen.begin, seen.num_pages(),  kPageTokens,
+                          task.value_dim,           task.value_stride, task.values[seen.begin]};
     multiply<kSplitTokens, kMaxHeadDim, R, kAttendColumns>(scores + begin, cached, values);
     for (int r = 0; r < R; r++) fold(states[row + r], next[r], task.value_dim);
 }
@@ -100,7 +109,8 @@ void attend_rows(const AttendTask& task, int row, AttendPartial* states) {
     const Span seen = seen_pages(task, row, R);
     alignas(64) float scores[R * kSplitTokens];
     for (int p = seen.begin; p < seen.end; p++) {
-        const Paged<T> keys{task.keys + p, 1, task.key_dim, kPageTokens, kPageTokens};
+        const std::uint8_t* after = p + 1 < seen.end ? task.keys[p + 1] : task.values[seen.begin];
+        const Paged<T> keys{task.keys + p, 1, task.key_dim, kPageTokens, kPageTokens, after};
         multiply<kMaxHeadDim, kSplitTokens, R, kAttendColumns>(task.q + row * kMaxHeadDim, keys,
                                                                scores + p * kPageTokens);
     }
@@ -112,20 +122,18 @@ void attend(const AttendTask& task, AttendPartial* states) {
     for (int row = 0; row < task.num_rows; row += kAttendRows) attend_rows<T>(task, row, states);
 }
 
-// The heads of a row against latents, which are keys and values both.
-constexpr int kLatentTokens = kAttendRows * kAttendColumns >= 16 ? 16 : kAttendRows >= 4 ? 4 : 1;  // at once
-
+// scores[head][token + t] of kAttendRows tokens; latents are keys and values both.
 template <class T>
-void score_latents(const AttendTask& task, int token, float* scores) {
-    alignas(64) float latents[kLatentTokens * kMaxHeadDim], products[kLatentTokens * kLatentHeads];
+void score_latents(const AttendTask& task, int token, const void* after, float* scores) {
+    alignas(64) float latents[kAttendRows * kMaxHeadDim], products[kAttendRows * kLatentHeads];
     const T* from = (const T*)task.values[token / kPageTokens] + (token % kPageTokens) * task.value_stride;
-    for (int t = 0; t < kLatentTokens; t++, from += task.value_stride)
+    for (int t = 0; t < kAttendRows; t++, from += task.value_stride)
         for (int d = 0; d < task.value_stride; d += 16) f_store(latents + t * kMaxHeadDim + d, load_cached(from + d));
     const std::uint8_t* q = (const std::uint8_t*)task.q;
-    multiply<kMaxHeadDim, kLatentHeads, kLatentTokens, 1>(
-        latents, Paged<float>{&q, 1, task.key_dim, kLatentHeads, kLatentHeads}, products);
+    multiply<kMaxHeadDim, kLatentHeads, kAttendRows, 1>(
+        latents, Paged<float>{&q, 1, task.key_dim, kLatentHeads, kLatentHeads, after}, products);
     for (int head = 0; head < task.num_rows; head++)
-        for (int t = 0; t < kLatentTokens; t++)
+        for (int t = 0; t < kAttendRows; t++)
             scores[head * kSplitTokens + token + t] = products[t * kLatentHeads + head];
 }
 
@@ -140,6 +148,10 @@ template <class T>
 void attend_latent(const AttendTask& task, AttendPartial* states) {
     alignas(64) float scores[kLatentHeads * kSplitTokens];
     const Span seen = seen_pages(task, 0, 1);
-    for (int token = 0; token < seen.end * kPageTokens; token += kLatentTokens) score_latents<T>(task, token, scores);
+    for (int p = 0; p < seen.end; p++)
+        for (int t = 0; t < kPageTokens; t += kAttendRows) {
+            const void* after = t == 0 && p + 1 < seen.end ? (const void*)task.values[p + 1] : task.q;
+            score_latents<T>(task, p * kPageTokens + t, after, scores);
+        }
     for (int head = 0; head < task.num_rows; head += kAttendRows) weigh_latents<T>(task, head, seen, scores, states);
 }

@@ -14,7 +14,7 @@ struct I {
 struct C {
     __m256i a, b;
 };
-constexpr int kLinearRows = 2, kAttendRows = 6, kAttendColumns = 1;
+constexpr int kLinearRows = 2, kAttendRows = 4, kAttendColumns = 1;
 
 LANES F f_set(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 LANES F f_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
