@@ -99,6 +99,8 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2]
     dot_quads<T, First, Last, R>(tile0, tile1, high, acc);
     float unit = 1 << kLowBits;  // without low halves the high ones need no shift: a power of two alters no bit
     if (any_low) {
+        // Several rows read the codes again: kept in registers until here, they would drive out the sums.
+        if constexpr (R > 1) asm("" : "+r"(tile0), "+r"(tile1));
         for (int r = 0; r < R; r++) {
             const I zero = zero_products<T, First, Last, Half>(a[r]->low_sum);
             for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(acc[t][r]), zero);
