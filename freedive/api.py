@@ -25,7 +25,7 @@ from freedive.hub.catalogue import entry_for
 from freedive.hub.sources import resolve
 from freedive.model import spec
 from freedive.model.size import cache_dim
-from freedive.ops.native import ELEMENT_BYTES, NativeRunner
+from freedive.ops.native import NUMBER_BYTES, NativeRunner
 from freedive.progress import byte_bar
 from freedive.text.dialects.dialect import Event, Text, initial_state
 from freedive.text.dialects.known import dialect_for
@@ -203,5 +203,5 @@ def _num_pages(model: spec.Model, config: EngineConfig) -> int:
     if config.cache_tokens:
         return -(-config.cache_tokens // PAGE_TOKENS)
     context = -(-(config.max_context or model.max_context) // PAGE_TOKENS)
-    page_bytes = ELEMENT_BYTES["f16"] * PAGE_TOKENS * cache_dim(model)
+    page_bytes = NUMBER_BYTES["f16"] * PAGE_TOKENS * cache_dim(model)
     return max(1, min(context * config.max_batch, int(machine.available_memory() * CACHE_SHARE) // page_bytes))

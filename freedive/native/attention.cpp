@@ -34,12 +34,6 @@ void temper(float* x, int dim, int position, float floor_scale, float scale) {
     for (int i = 0; i < dim; i++) x[i] *= factor;
 }
 
-// Writes one head's key or value of a token into its page: element i at slot + i * step.
-template <class T>
-void scatter(const T* from, int n, int step, T* slot) {
-    for (int i = 0; i < n; i++) slot[std::size_t(i) * step] = from[i];
-}
-
 }  // namespace
 
 void write_result(const AttendPartial& state, int n, float* out) {
@@ -121,17 +115,7 @@ void Attention::store(Machine& m, int row, int head) const {
 
     const Sequence& s = m.step.sequences[m.step.sequence_of[row]];
     const int position = m.step.positions[row], page = s.pages[position / kPageTokens], slot = position % kPageTokens;
-    std::uint8_t *keys = m.cache.keys(page, layer, head), *values = m.cache.values(page, layer, head);
-    const int value_stride = m.cache.layer(layer).value_stride();
-    if (m.cache.element_bytes() == 4) {
-        scatter(key, key_dim, kPageTokens, (float*)keys + slot);
-        scatter(value, value_dim, 1, (float*)values + slot * value_stride);
-    } else {
-        std::uint16_t halves[kMaxHeadDim];
-        m.kernels.to_half(key, key_dim, halves);
-        scatter(halves, key_dim, kPageTokens, (std::uint16_t*)keys + slot);
-        m.kernels.to_half(value, value_dim, (std::uint16_t*)values + slot * value_stride);
-    }
+    m.cache.store(m.kernels, page, slot, layer, head, key, value);
 }
 
 void Attention::attend(Machine& m, const Tile& tile, Local& local) const {
@@ -146,7 +130,9 @@ void Attention::attend(Machine& m, const Tile& tile, Local& local) const {
     for (int r = 0; r < tile.count; r++) {
         const int row = tile.first + r, token = row / group(), position = s.start + token;
         const float* from = m.buffers[q].row(s.row + token) + (tile.head * group() + row % group()) * key_dim;
-        for (int i = 0; i < key_dim; i++) local.floats[r * kMaxHeadDim + i] = from[i] * scale;
+        float* to = local.floats.data() + r * kMaxHeadDim;
+        for (int i = 0; i < key_dim; i++) to[i] = from[i] * scale;
+        std::fill(to + key_dim, to + whole_columns(key_dim), 0.0f);
         task.first[r] = first_key(position);
         task.last[r] = position + 1;
     }
@@ -171,7 +157,7 @@ void Attention::attend_split(Machine& m, const Sequence& s, int head, int split,
         keys[p] = m.cache.keys(page, layer, head);
         values[p] = m.cache.values(page, layer, head);
     }
-    (m.cache.element_bytes() == 4 ? m.kernels.attend_f32 : m.kernels.attend_f16)(task, states);
+    m.kernels.attend[int(m.cache.format())](task, states);
 }
 
 void Attention::merge(Machine& m, const Merge& merge, Local& local) const {

@@ -49,7 +49,8 @@ Experts::Part part(const Part& p) {
 
 // A machine and the arrays that its weights lie in.
 struct Program : Machine {
-    Program(const std::string& isa, int num_threads) : Machine(choose_kernels(isa), num_threads) {}
+    Program(const std::string& isa, int num_threads, int cache_format)
+        : Machine(choose_kernels(isa), num_threads, CacheFormat(cache_format)) {}
 
     // A matrix, or `heads` matrices of `rows` / `heads` rows each.
     int weight(int format, int rows, int k, Bytes data, int heads) {
@@ -72,25 +73,25 @@ struct Program : Machine {
     }
     void attention(int q, int k, int v, int out, int num_heads, int num_kv_heads, int key_dim, int value_dim,
                    float scale, float softcap, int window, int chunk, int sinks, const std::vector<Head>& q_steps,
-                   const std::vector<Head>& k_steps, int element_bytes) {
+                   const std::vector<Head>& k_steps) {
         if (key_dim > kMaxHeadDim || value_dim > kMaxHeadDim) throw std::invalid_argument("heads are too wide");
         auto op = std::make_unique<Attention>();
         op->q = q, op->k = k, op->v = v, op->out = out;
         op->num_heads = num_heads, op->num_kv_heads = num_kv_heads, op->key_dim = key_dim, op->value_dim = value_dim;
         op->scale = scale, op->softcap = softcap, op->window = window, op->chunk = chunk, op->sinks = sinks;
         op->q_steps = head_steps(q_steps), op->k_steps = head_steps(k_steps);
-        op->layer = cache.add_layer(num_kv_heads, key_dim, value_dim, element_bytes);
+        op->layer = cache.add_layer(num_kv_heads, key_dim, value_dim);
         operations.push_back(std::move(op));
     }
     void latent_attention(int q, int kv, int out, const Norm& norm, int k_b, int v_b, int num_heads, int nope_dim,
-                          int rope_dim, int value_dim, int rank, float scale, const Head& rope, int element_bytes) {
+                          int rope_dim, int value_dim, int rank, float scale, const Head& rope) {
         if (nope_dim + rope_dim > kMaxHeadDim || rank + rope_dim > kMaxHeadDim || value_dim > kMaxHeadDim)
             throw std::invalid_argument("heads are too wide");
         auto op = std::make_unique<LatentAttention>();
         op->q = q, op->kv = kv, op->out = out, op->norm = input_norm(norm), op->k_b = k_b, op->v_b = v_b;
         op->num_heads = num_heads, op->nope_dim = nope_dim, op->rope_dim = rope_dim, op->value_dim = value_dim;
         op->rank = rank, op->scale = scale, op->rope = head_step(rope);
-        op->layer = cache.add_layer(1, 0, rank + rope_dim, element_bytes);
+        op->layer = cache.add_layer(1, 0, rank + rope_dim);
         operations.push_back(std::move(op));
     }
     void route(int in, int out, int num_experts, int num_chosen, bool sigmoid, bool renormalise, float scale,
@@ -220,7 +221,7 @@ NB_MODULE(_native, m) {
     m.def("multiply", &multiply, "isa"_a, "format"_a, "rows"_a, "k"_a, "packed"_a, "x"_a, "out"_a);
 
     nb::class_<Program>(m, "Program")
-        .def(nb::init<const std::string&, int>(), "isa"_a, "num_threads"_a)
+        .def(nb::init<const std::string&, int, int>(), "isa"_a, "num_threads"_a, "cache_format"_a = int(CacheFormat::F16))
         .def_prop_ro("isa", [](const Program& p) { return p.kernels.name; })
         .def_prop_ro("num_threads", [](const Program& p) { return p.team.size(); })
         .def_rw("prompt_care", &Program::prompt_care)
@@ -271,10 +272,9 @@ NB_MODULE(_native, m) {
              "factor"_a, "residuals"_a)
         .def("attention", &Program::attention, nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "num_heads"_a,
              "num_kv_heads"_a, "key_dim"_a, "value_dim"_a, "scale"_a, "softcap"_a, "window"_a, "chunk"_a, "sinks"_a,
-             "q_steps"_a, "k_steps"_a, "element_bytes"_a)
+             "q_steps"_a, "k_steps"_a)
         .def("latent_attention", &Program::latent_attention, nb::kw_only(), "q"_a, "kv"_a, "out"_a, "norm"_a, "k_b"_a,
-             "v_b"_a, "num_heads"_a, "nope_dim"_a, "rope_dim"_a, "value_dim"_a, "rank"_a, "scale"_a, "rope"_a,
-             "element_bytes"_a)
+             "v_b"_a, "num_heads"_a, "nope_dim"_a, "rope_dim"_a, "value_dim"_a, "rank"_a, "scale"_a, "rope"_a)
         .def_prop_ro("num_operations", [](const Program& program) { return program.operations.size(); })
         .def("read", &Program::read, "buffer"_a)
         .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a)

@@ -81,7 +81,7 @@ void LatentAttention::store(Machine& m, int row) const {
 
     const Sequence& s = m.step.sequences[m.step.sequence_of[row]];
     std::uint8_t* slot = latent(m, s, m.step.positions[row]);
-    if (m.cache.element_bytes() == 4)
+    if (m.cache.format() == CacheFormat::F32)
         std::memcpy(slot, made, dim() * sizeof(float));
     else
         m.kernels.to_half(made, dim(), (std::uint16_t*)slot);
@@ -90,7 +90,7 @@ void LatentAttention::store(Machine& m, int row) const {
 // Where the cache keeps the latent at a position.
 std::uint8_t* LatentAttention::latent(Machine& m, const Sequence& s, int position) const {
     return m.cache.values(s.pages[position / kPageTokens], layer, 0) +
-           std::size_t(position % kPageTokens) * stride(m) * m.cache.element_bytes();
+           std::size_t(position % kPageTokens) * stride(m) * number_bytes(m.cache.format());
 }
 
 // The [dim][16] numbers of the 16 heads that `head` is one of.
@@ -122,7 +122,7 @@ void LatentAttention::expand(Machine& m, const Sequence& s, int head, int begin,
     for (int t = 0; t < count; t++) {
         const std::uint8_t* from = latent(m, s, begin + t);
         float* to = latents + std::size_t(t) * width;
-        if (m.cache.element_bytes() == 4)
+        if (m.cache.format() == CacheFormat::F32)
             std::memcpy(to, from, width * sizeof(float));
         else
             m.kernels.from_half((const std::uint16_t*)from, width, to);
@@ -168,7 +168,7 @@ void LatentAttention::attend_expanded(Machine& m, const Expanded& task, int head
         for (int first = std::max(0, begin - s.start); first < task.count; first += kMaxAttendRows) {
             rows.num_rows = std::min(kMaxAttendRows, task.count - first);
             take_queries(m, s, head, first, values + sizes[2], rows);
-            m.kernels.attend_f32(rows, states + first);
+            m.kernels.attend[int(CacheFormat::F32)](rows, states + first);
         }
     }
     for (int i = 0; i < task.count; i++)
@@ -203,7 +203,7 @@ void LatentAttention::attend_absorbed(Machine& m, const Absorbed& absorbed) cons
     for (int p = 0; p < kSplitPages && task.begin + p * kPageTokens < last; p++)
         pages[p] = m.cache.values(s.pages[absorbed.split * kSplitPages + p], layer, 0);
     AttendPartial* states = m.partials.start(absorbed.partial, task.num_rows, task.value_dim);
-    (m.cache.element_bytes() == 4 ? m.kernels.attend_latent_f32 : m.kernels.attend_latent_f16)(task, states);
+    m.kernels.attend_latent[int(m.cache.format())](task, states);
 }
 
 // Folds the splits of each head, then makes its values of the weighted latents.

@@ -5,24 +5,6 @@
 
 namespace freedive {
 
-int Cache::add_layer(int num_heads, int key_dim, int value_dim, int element_bytes) {
-    element_bytes_ = element_bytes;
-    layers_.push_back({num_heads, key_dim, value_dim, page_bytes_});
-    const CacheLayer& added = layers_.back();
-    page_bytes_ += std::size_t(num_heads) * kPageTokens * (key_dim + added.value_stride()) * element_bytes;
-    return int(layers_.size()) - 1;
-}
-
-std::uint8_t* Cache::keys(int page, int layer, int head) const {
-    const CacheLayer& l = layers_[layer];
-    const std::size_t head_bytes = std::size_t(kPageTokens) * (l.key_dim + l.value_stride()) * element_bytes_;
-    return memory_.as<std::uint8_t>() + page * page_bytes_ + l.offset + head * head_bytes;
-}
-
-std::uint8_t* Cache::values(int page, int layer, int head) const {
-    return keys(page, layer, head) + std::size_t(kPageTokens) * layers_[layer].key_dim * element_bytes_;
-}
-
 void Partials::reserve(int count, int width) {
     if (states_.size() < std::size_t(count)) states_.resize(count);
     const std::size_t floats = std::size_t(count) * width;

@@ -5,8 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "isa/kernels.h"
-#include "memory.h"
+#include "cache.h"
 #include "threads.h"
 
 namespace freedive {
@@ -57,34 +56,6 @@ class Operation {
     virtual void run(Machine& machine, int thread) const = 0;
 };
 
-constexpr int whole_columns(int n) { return (n + 31) / 32 * 32; }  // what attention makes at once, at any level
-
-// Keys and values of one layer inside a page.
-struct CacheLayer {
-    int num_heads, key_dim, value_dim;
-    std::size_t offset;  // bytes from the start of a page
-    int value_stride() const { return whole_columns(value_dim); }
-};
-
-// Cached keys and values. A page holds 32 tokens of every layer: per head, keys [key_dim][32], values
-// [32][value_stride].
-class Cache {
-  public:
-    int add_layer(int num_heads, int key_dim, int value_dim, int element_bytes);
-    void allocate(int num_pages) { memory_ = Memory(page_bytes_ * num_pages); }
-    const CacheLayer& layer(int index) const { return layers_[index]; }
-    std::size_t page_bytes() const { return page_bytes_; }
-    std::uint8_t* keys(int page, int layer, int head) const;
-    std::uint8_t* values(int page, int layer, int head) const;
-    int element_bytes() const { return element_bytes_; }
-
-  private:
-    std::vector<CacheLayer> layers_;
-    std::size_t page_bytes_ = 0;
-    int element_bytes_ = 2;
-    Memory memory_;
-};
-
 // States of rows on their way through the keys. Threads share one where they write to different ranges of it.
 class Partials {
   public:
@@ -107,7 +78,8 @@ struct Local {
 // The program, its weights, its memory and its threads.
 class Machine {
   public:
-    Machine(const Kernels& kernels, int num_threads) : kernels(kernels), team(num_threads) {}
+    Machine(const Kernels& kernels, int num_threads, CacheFormat cache_format)
+        : kernels(kernels), team(num_threads), cache(cache_format) {}
 
     int add_buffer(int width, Rows rows);
     // Ends recording: allocates buffers for `max_rows` rows a step and a cache of `num_pages` pages.

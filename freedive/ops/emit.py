@@ -30,10 +30,9 @@ class Part(NamedTuple):
 class Emitter:
     """Phases -> the program's operations, giving out buffers and taking them back when their last reader has run."""
 
-    def __init__(self, program: _native.Program, weights: Mapping[str, Packed], element_bytes: int) -> None:
+    def __init__(self, program: _native.Program, weights: Mapping[str, Packed]) -> None:
         self._program = program
         self._weights = weights
-        self._element_bytes = element_bytes
         self._handles: dict[str, int] = {}
         self._rope_tables: dict[spec.Rope, int] = {}
         self._buffers: dict[Node, int] = {}
@@ -114,7 +113,6 @@ class Emitter:
             sinks=self._vector(phase.attrs["sinks"]),
             q_steps=[self._head_step(node) for node in phase.attrs["q_steps"]],
             k_steps=[self._head_step(node) for node in phase.attrs["k_steps"]],
-            element_bytes=self._element_bytes,
         )
 
     def _emit_latent_attention(self, phase: Phase) -> None:
@@ -134,7 +132,6 @@ class Emitter:
             rank=attn.kv_rank,
             scale=attn.scale,
             rope=self._rope_step(attn.rope),
-            element_bytes=self._element_bytes,
         )
 
     def _emit_route(self, phase: Phase) -> None:

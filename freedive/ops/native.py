@@ -23,7 +23,8 @@ PROMPT_CARE = 8.0
 """Early in a prompt, groups of activations whose largest is above this many times the row's root mean square keep 16
 bits. At 8 that is one group in twenty, and what is generated diverges by 1e-4 (mean KL, SmolLM2) instead of 6e-4."""
 
-ELEMENT_BYTES = {"f16": 2, "f32": 4}
+NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
+"""Formats of the key-value cache, in the order of native/isa/kernels.h, and what a number takes (scales aside)."""
 
 
 class NativeRunner:
@@ -56,14 +57,15 @@ class NativeRunner:
         self.max_rows = max_rows
         _refuse_what_is_too_wide(model)
         try:
-            self._program = _native.Program(isa if isa is not None else os.environ.get("FREEDIVE_ISA", ""), num_threads)
+            level = isa if isa is not None else os.environ.get("FREEDIVE_ISA", "")
+            self._program = _native.Program(level, num_threads, list(NUMBER_BYTES).index(cache_format))
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
         phases = fuse(record(model))
-        emitter = Emitter(self._program, weights, ELEMENT_BYTES[cache_format])
+        emitter = Emitter(self._program, weights)
         self._parts = emitter.emit(phases)
         self._routes = emitter.routes
-        self._tracer = Tracer(until_result(phases), weights, ELEMENT_BYTES[cache_format])
+        self._tracer = Tracer(until_result(phases), weights, NUMBER_BYTES[cache_format])
         cache_bytes = num_pages * self._program.page_bytes
         if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"

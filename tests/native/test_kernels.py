@@ -233,7 +233,6 @@ def test_the_cache_rounds_to_half_floats_as_numpy_does_and_saturates(level: str)
         sinks=-1,
         q_steps=[],
         k_steps=[],
-        element_bytes=2,
     )
     program.select(out, result)
     program.allocate(tokens, tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,13 @@ def assert_same_bits(got: list[Floats], expected: list[Floats]) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("cache_format", ["f32", "f16"])
-@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "deepseek_v3", "gpt_oss", "quantised"])
+@pytest.mark.parametrize(
+    ("name", "cache_format"),
+    [
+        *product(("mistral", "qwen2", "qwen3", "deepseek_v3", "gpt_oss", "quantised"), ("f32", "f16")),
+        *product(("mistral", "qwen3", "gpt_oss"), ("int8",)),
+    ],
+)
 def test_schedules_and_levels_do_not_show(name: str, cache_format: str, schedule: str, level: str) -> None:
     runner = native(name, cache_format=cache_format, isa=level)
     assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES), alone(name, cache_format))

@@ -26,13 +26,19 @@ constexpr int kPageTokens = 32;
 constexpr int kSplitTokens = 256, kSplitPages = kSplitTokens / kPageTokens;
 constexpr int kMaxHeadDim = 576;
 constexpr int kLatentHeads = 16;
+// What a cache keeps keys and values as: floats, halves, or int8 codes. A page of 32 tokens has for each head
+// - keys [key_dim][32], then values [32][value_stride];
+// - or as codes: keys as a Q8_0 panel whose rows are the tokens, so that dimensions share scales by 32; then values as a
+//   line of scales, one for each token, and groups of Q8_0 codes whose rows are 32 columns, whose inputs are the tokens.
+enum class CacheFormat : int { F32, F16, Int8 };
+constexpr int kNumCacheFormats = 3;
 struct AttendTask {
     int num_rows;
     const float* q;  // [rows][kMaxHeadDim], or against latents [key_dim][16 rows]; times the scale of scores
     int first[kMaxAttendRows], last[kMaxAttendRows];
     int begin;
-    const std::uint8_t* const* keys;    // by page: [key_dim][32 tokens]; unused against latents
-    const std::uint8_t* const* values;  // by page: [32 tokens][value_stride], or latents
+    const std::uint8_t* const* keys;    // by page; unused against latents
+    const std::uint8_t* const* values;  // by page; or latents [32 tokens][value_stride]
     int key_dim, value_dim, value_stride;
     float softcap;  // scores become softcap * tanh(score / softcap) if that is not 0
 };
@@ -65,10 +71,8 @@ struct Kernels {
     void (*to_half)(const float* x, int n, std::uint16_t* out);                   // saturates; n any
     void (*from_half)(const std::uint16_t* x, int n, float* out);                 // n is a multiple of 16
     // Fold what a split's keys contribute into the states of the rows; of a latent task these are heads of one row.
-    void (*attend_f32)(const AttendTask& task, AttendPartial* states);
-    void (*attend_f16)(const AttendTask& task, AttendPartial* states);
-    void (*attend_latent_f32)(const AttendTask& task, AttendPartial* states);
-    void (*attend_latent_f16)(const AttendTask& task, AttendPartial* states);
+    void (*attend[kNumCacheFormats])(const AttendTask& task, AttendPartial* states);
+    void (*attend_latent[kNumCacheFormats - 1])(const AttendTask& task, AttendPartial* states);  // not of int8
     void (*fold)(AttendPartial& into, const AttendPartial& next, int n);  // n is a multiple of 16
 };
 

@@ -31,6 +31,7 @@ LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f
 #include "attention.inl"
 #include "linear.inl"
 #include "rows.inl"
+#include "attention_int8.inl"
 
 template <int Fmt = 0>
 constexpr void fill_linear(Kernels& kernels) {
@@ -48,10 +49,8 @@ constexpr Kernels table(const char* name) {
                     softcap,
                     to_half,
                     from_half,
-                    attend<float>,
-                    attend<std::uint16_t>,
-                    attend_latent<float>,
-                    attend_latent<std::uint16_t>,
+                    {attend<float>, attend<std::uint16_t>, attend_int8},
+                    {attend_latent<float>, attend_latent<std::uint16_t>},
                     fold};
     fill_linear(kernels);
     return kernels;

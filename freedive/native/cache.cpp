@@ -1,0 +1,101 @@
+#include "cache.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace freedive {
+namespace {
+
+using Codes = Quantised<Format::Q8_0>;
+
+// A key goes into a column, element i at slot + i * 32.
+template <class T>
+void scatter(const T* from, int n, T* slot) {
+    for (int i = 0; i < n; i++) slot[std::size_t(i) * kPageTokens] = from[i];
+}
+
+// Writes the scale of n numbers that share one; returns what turns them into codes. A half float that is rounded down,
+// being near zero, or that saturates takes the largest numbers out of range: see code().
+float put_scale(const float* x, int n, std::uint16_t* to) {
+    float top = 0;
+    for (int i = 0; i < n; i++) top = std::max(top, std::abs(x[i]));
+    *to = float_to_half(std::min(top / 127, 65504.0f));
+    const float scale = half_to_float(*to);
+    return scale > 0 ? 1 / scale : 0;
+}
+
+std::uint8_t code(float x, float inverse) {
+    return std::uint8_t(Codes::zero + std::lrint(std::clamp(x * inverse, -127.0f, 127.0f)));
+}
+
+// Where a panel's group keeps the code of an input, for one of its rows.
+std::size_t place(int row, int input) {
+    return (row / kTileRows * Codes::tile_lines + input / 4) * kLine + row % kTileRows * 4 + input % 4;
+}
+
+void put_key(const float* key, int n, int slot, std::uint8_t* panel) {
+    for (int first = 0; first < n; first += kGroup) {
+        std::uint8_t* group = panel + Codes::group_offset(first / kGroup);
+        const int count = std::min(kGroup, n - first);
+        const float inverse = put_scale(key + first, count, (std::uint16_t*)(group - kLine) + slot);
+        for (int i = 0; i < kGroup; i++) group[place(slot, i)] = i < count ? code(key[first + i], inverse) : Codes::zero;
+    }
+}
+
+void put_value(const float* value, int n, int slot, std::uint8_t* values) {
+    const float inverse = put_scale(value, n, (std::uint16_t*)values + slot);
+    std::uint8_t* panels = values + kLine;
+    for (int i = 0; i < n; i++)
+        panels[i / kPanelRows * Codes::group_bytes + place(i % kPanelRows, slot)] = code(value[i], inverse);
+}
+
+}  // namespace
+
+std::size_t Cache::key_bytes(const CacheLayer& layer) const {
+    if (format_ == CacheFormat::Int8) return Codes::panel_bytes(whole_columns(layer.key_dim));
+    return std::size_t(kPageTokens) * layer.key_dim * number_bytes(format_);
+}
+
+std::size_t Cache::head_bytes(const CacheLayer& layer) const {
+    const std::size_t values = std::size_t(kPageTokens) * layer.value_stride();
+    return key_bytes(layer) + (format_ == CacheFormat::Int8 ? kLine + values : values * number_bytes(format_));
+}
+
+int Cache::add_layer(int num_heads, int key_dim, int value_dim) {
+    layers_.push_back({num_heads, key_dim, value_dim, page_bytes_});
+    page_bytes_ += num_heads * head_bytes(layers_.back());
+    return int(layers_.size()) - 1;
+}
+
+std::uint8_t* Cache::keys(int page, int layer, int head) const {
+    const CacheLayer& l = layers_[layer];
+    return memory_.as<std::uint8_t>() + page * page_bytes_ + l.offset + head * head_bytes(l);
+}
+
+std::uint8_t* Cache::values(int page, int layer, int head) const {
+    return keys(page, layer, head) + key_bytes(layers_[layer]);
+}
+
+void Cache::store(const Kernels& kernels, int page, int slot, int layer, int head, const float* key,
+                  const float* value) const {
+    const CacheLayer& l = layers_[layer];
+    std::uint8_t *to_keys = keys(page, layer, head), *to_values = values(page, layer, head);
+    std::uint16_t halves[kMaxHeadDim];
+    switch (format_) {
+        case CacheFormat::F32:
+            scatter(key, l.key_dim, (float*)to_keys + slot);
+            std::copy_n(value, l.value_dim, (float*)to_values + slot * l.value_stride());
+            break;
+        case CacheFormat::F16:
+            kernels.to_half(key, l.key_dim, halves);
+            scatter(halves, l.key_dim, (std::uint16_t*)to_keys + slot);
+            kernels.to_half(value, l.value_dim, (std::uint16_t*)to_values + slot * l.value_stride());
+            break;
+        case CacheFormat::Int8:
+            put_key(key, l.key_dim, slot, to_keys);
+            put_value(value, l.value_dim, slot, to_values);
+            break;
+    }
+}
+
+}  // namespace freedive

@@ -1,0 +1,47 @@
+// Cached keys and values, in pages of 32 tokens.
+#pragma once
+
+#include <vector>
+
+#include "isa/kernels.h"
+#include "memory.h"
+
+namespace freedive {
+
+constexpr int whole_columns(int n) { return (n + 31) / 32 * 32; }  // what attention makes at once, at any level
+
+constexpr int number_bytes(CacheFormat format) { return format == CacheFormat::F32 ? 4 : 2; }  // not of int8
+
+// Keys and values of one layer inside a page.
+struct CacheLayer {
+    int num_heads, key_dim, value_dim;
+    std::size_t offset;  // bytes from the start of a page
+    int value_stride() const { return whole_columns(value_dim); }
+};
+
+// A page holds every layer's keys and values, head by head, as AttendTask has them.
+class Cache {
+  public:
+    explicit Cache(CacheFormat format) : format_(format) {}
+    int add_layer(int num_heads, int key_dim, int value_dim);
+    void allocate(int num_pages) { memory_ = Memory(page_bytes_ * num_pages); }
+    CacheFormat format() const { return format_; }
+    const CacheLayer& layer(int index) const { return layers_[index]; }
+    std::size_t page_bytes() const { return page_bytes_; }
+    std::uint8_t* keys(int page, int layer, int head) const;
+    std::uint8_t* values(int page, int layer, int head) const;
+    // Writes one head's key and value of the token at `slot` of a page.
+    void store(const Kernels& kernels, int page, int slot, int layer, int head, const float* key,
+               const float* value) const;
+
+  private:
+    std::size_t key_bytes(const CacheLayer& layer) const;
+    std::size_t head_bytes(const CacheLayer& layer) const;
+
+    CacheFormat format_;
+    std::vector<CacheLayer> layers_;
+    std::size_t page_bytes_ = 0;
+    Memory memory_;
+};
+
+}  // namespace freedive
