@@ -1,8 +1,10 @@
-// Attention to keys and values of 8 bits, as products of panels (linear.inl) and activations of 16 bits; included by
-// kernels.inl. Scores have their scales by token and 32 dimensions. The values' scales, by token, go into the weights.
+// Attention to keys and values of 8 bits, by the integer products of linear.inl with queries and weights of 8 bits;
+// included by kernels.inl. Scores have scales by token and 32 dimensions. The values' scales, which are by token, go
+// into the weights.
 
 using CachedCodes = Quantised<Format::Q8_0>;
 constexpr int kMaxHeadGroups = kMaxHeadDim / kGroup;
+constexpr float kHighOnly = __builtin_inff();  // above it nothing has low halves
 
 struct alignas(kLine) ScaleLine {
     std::uint16_t halves[kPanelRows];
@@ -14,48 +16,50 @@ constexpr ScaleLine make_ones() {
 }
 constexpr ScaleLine kOnes = make_ones();
 
-// out[r][column] of a page's 32 tokens = query r times their keys; meanwhile asks for `after`.
-template <int R>
-__attribute__((noinline)) void score_codes(const QuantisedGroup* q, const std::uint8_t* keys, int num_groups,
-                                           const std::uint8_t* after, float* out) {
+LANES void ask_for(const std::uint8_t* lines) {
+    for (int byte = 0; byte < kLine + CachedCodes::group_bytes; byte += kLine)
+        __builtin_prefetch(lines + byte, 0, 2);
+}
+
+// The 32 sums of products of a panel's groups with those of each row, which lie Stride apart: at(i) is the panel's i-th
+// group, and its line of scales.
+struct ScaledCodes {
+    const std::uint8_t *scales, *codes;
+};
+template <int Stride, int OutStride, int R, class At>
+LANES void multiply_codes(const QuantisedGroup* x, int num_groups, float* out, At&& at) {
     F sum[2][R];
     const QuantisedGroup* a[R];
-    for (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = f_set(0.0f), a[r] = q + r * kMaxHeadGroups;
-    for (int g = 0; g < num_groups; g++) {
-        const std::uint8_t* group = keys + CachedCodes::group_offset(g);
-        for (int byte = 0; byte < CachedCodes::group_bytes + kLine; byte += kLine)
-            __builtin_prefetch(group - kLine + byte + (after - keys), 0, 2);
-        add_group<CachedCodes, R>(group - kLine, group, a, sum);
+    for (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = f_set(0.0f), a[r] = x + r * Stride;
+    for (int i = 0; i < num_groups; i++) {
+        const ScaledCodes group = at(i);
+        add_group<CachedCodes, R>(group.scales, group.codes, a, sum);
         for (int r = 0; r < R; r++) a[r]++;
     }
     for (int r = 0; r < R; r++)
-        for (int t = 0; t < 2; t++) f_store(out + r * kSplitTokens + t * kTileRows, sum[t][r]);
+        for (int t = 0; t < 2; t++) f_store(out + r * OutStride + t * kTileRows, sum[t][r]);
 }
 
-// out[r][column] = weights of tokens times one panel of their values, over pages.
+// out[r][token] = queries times the keys of a page; meanwhile asks for the next page's, and for this one's values.
 template <int R>
-__attribute__((noinline)) void weigh_codes(const QuantisedGroup* weights, const std::uint8_t* const* pages,
-                                           int num_pages, int panel, float* out) {
-    F sum[2][R];
-    const QuantisedGroup* a[R];
-    for (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = f_set(0.0f), a[r] = weights + r * kSplitPages;
-    for (int p = 0; p < num_pages; p++) {
-        const std::uint8_t* group = pages[p] + kLine + panel * CachedCodes::group_bytes;
-        add_group<CachedCodes, R>((const std::uint8_t*)&kOnes, group, a, sum);
-        for (int r = 0; r < R; r++) a[r]++;
-    }
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < 2; t++) f_store(out + r * kMaxHeadDim + panel * kPanelRows + t * kTileRows, sum[t][r]);
+__attribute__((noinline)) void score_codes(const QuantisedGroup* q, int num_groups, const std::uint8_t* keys,
+                                           const std::uint8_t* next, const std::uint8_t* values, float* out) {
+    multiply_codes<kMaxHeadGroups, kSplitTokens, R>(q, num_groups, out, [=](int g) {
+        const std::size_t at = CachedCodes::group_offset(g), line = at - kLine;
+        ask_for(next + line);
+        ask_for(values + line);
+        return ScaledCodes{keys + line, keys + at};
+    });
 }
 
-// Weights times the scales of their tokens' values, as codes: a group for each page.
-LANES void quantise_weights(const std::uint8_t* const* pages, int num_pages, float* weights, QuantisedGroup* out) {
-    for (int p = 0; p < num_pages; p++)
-        for (int t = p * kPageTokens; t < (p + 1) * kPageTokens; t += 16) {
-            const F scales = f_load_half((const std::uint16_t*)pages[p] + t % kPageTokens);
-            f_store(weights + t, f_mul(f_load(weights + t), scales));
-        }
-    quantise(weights, num_pages * kPageTokens, 0, out);
+// out[r][column] = weights times the values of pages, in one panel of columns.
+template <int R>
+__attribute__((noinline)) void weigh_codes(const QuantisedGroup* weights, int num_pages,
+                                           const std::uint8_t* const* pages, int panel, float* out) {
+    multiply_codes<kSplitPages, kMaxHeadDim, R>(weights, num_pages, out, [=](int p) {
+        const auto* ones = (const std::uint8_t*)&kOnes;
+        return ScaledCodes{ones, pages[p] + kLine + panel * CachedCodes::group_bytes};
+    });
 }
 
 template <int R = kLinearRows>
@@ -64,24 +68,32 @@ void attend_int8_rows(const AttendTask& task, int row, AttendPartial* states) {
         if (task.num_rows - row < R) return attend_int8_rows<R - 1>(task, row, states);
     const Span seen = seen_pages(task, row, R);
     if (seen.begin >= seen.end) return;
-    const int groups = (task.key_dim + kGroup - 1) / kGroup, begin = seen.begin * kPageTokens;
-    const int num_tokens = seen.num_pages() * kPageTokens, start = task.begin + begin;
-    alignas(64) float scores[R * kSplitTokens], values[R * kMaxHeadDim];
-    QuantisedGroup codes[R * kMaxHeadGroups];  // of queries, then of weights
-    for (int r = 0; r < R; r++) quantise(task.q + (row + r) * kMaxHeadDim, groups * kGroup, 0, codes + r * kMaxHeadGroups);
-    for (int p = seen.begin; p < seen.end; p++)
-        score_codes<R>(codes, task.keys[p], groups, p + 1 < seen.end ? task.keys[p + 1] : task.values[seen.begin],
-                       scores + p * kPageTokens);
+    const int groups = (task.key_dim + kGroup - 1) / kGroup, start = task.begin + seen.begin * kPageTokens;
+    const std::uint8_t *const *keys = task.keys + seen.begin, *const *values = task.values + seen.begin;
+    alignas(64) float scores[R * kSplitTokens], sums[R * kMaxHeadDim];
+    QuantisedGroup codes[R * kMaxHeadGroups], weights[R * kSplitPages];
     AttendPartial next[R];
-    const std::uint8_t* const* pages = task.values + seen.begin;
+    for (int r = 0; r < R; r++)
+        for (int g = 0; g < groups; g++) {
+            const float* q = task.q + (row + r) * kMaxHeadDim + g * kGroup;
+            quantise_group(f_load(q), f_load(q + 16), kHighOnly, codes + r * kMaxHeadGroups + g);
+        }
+    for (int p = 0; p < seen.num_pages(); p++)
+        score_codes<R>(codes, groups, keys[p], keys[p + 1 < seen.num_pages() ? p + 1 : p], values[p],
+                       scores + p * kPageTokens);
     for (int r = 0; r < R; r++) {
-        float* weights = scores + r * kSplitTokens + begin;
-        next[r].values = values + r * kMaxHeadDim;
-        softmax_row(weights, num_tokens, task.first[row + r] - start, task.last[row + r] - start, task.softcap, next[r]);
-        quantise_weights(pages, seen.num_pages(), weights, codes + r * kSplitPages);
+        const float* score = scores + r * kSplitTokens;
+        next[r].values = sums + r * kMaxHeadDim;
+        softmax_row(scores + r * kSplitTokens, seen.num_pages() * kPageTokens, task.first[row + r] - start,
+                    task.last[row + r] - start, task.softcap, next[r]);
+        for (int p = 0; p < seen.num_pages(); p++, score += kPageTokens) {
+            const auto* scales = (const std::uint16_t*)values[p];
+            quantise_group(f_mul(f_load(score), f_load_half(scales)),
+                           f_mul(f_load(score + 16), f_load_half(scales + 16)), kHighOnly, weights + r * kSplitPages + p);
+        }
     }
     for (int panel = 0; panel < task.value_stride / kPanelRows; panel++)
-        weigh_codes<R>(codes, pages, seen.num_pages(), panel, values);
+        weigh_codes<R>(weights, seen.num_pages(), values, panel, sums + panel * kPanelRows);
     for (int r = 0; r < R; r++) fold(states[row + r], next[r], task.value_dim);
 }
 

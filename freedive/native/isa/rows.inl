@@ -11,27 +11,29 @@ LANES float mean_square(const float* x, int n) {
     return total / float(n);
 }
 
+// The group of activations a and b; it has low halves if the largest is above `small`.
+LANES void quantise_group(F a, F b, float small, QuantisedGroup* out) {
+    const float top = f_max_lanes(f_max(f_abs(a), f_abs(b)));
+    const bool has_low = top > small;
+    const F inverse = f_set(top > kNothing ? float(kMaxCode) / top : 0.0f);
+    const I codes[2] = {i_from_float(f_mul(a, inverse)), i_from_float(f_mul(b, inverse))};
+    for (int half = 0; half < 2; half++) {
+        const I high = i_shift_right<kLowBits>(i_add(codes[half], i_set(1 << (kLowBits - 1))));
+        const I low = has_low ? i_sub(codes[half], i_shift_left<kLowBits>(high)) : i_set(0);
+        i_store_bytes(out->high + 16 * half, high);
+        i_store_bytes(out->low + 16 * half, low);
+        out->high_sum[half] = i_sum_lanes(high);
+        out->low_sum[half] = i_sum_lanes(low);
+    }
+    out->has_low = has_low;
+    out->scale = top / float(kMaxCode);
+    for (int half = 0; half < 2; half++)
+        out->scaled_sum[half] = out->scale * float((out->high_sum[half] << kLowBits) + out->low_sum[half]);
+}
+
 void quantise(const float* x, int k, float care, QuantisedGroup* out) {
     const float small = care > 0 ? care * __builtin_sqrtf(mean_square(x, k)) : -1.0f;
-    for (int g = 0; g < k / kGroup; g++, out++, x += kGroup) {
-        const F a = f_load(x), b = f_load(x + 16);
-        const float top = f_max_lanes(f_max(f_abs(a), f_abs(b)));
-        const bool has_low = top > small;
-        const F inverse = f_set(top > kNothing ? float(kMaxCode) / top : 0.0f);
-        const I codes[2] = {i_from_float(f_mul(a, inverse)), i_from_float(f_mul(b, inverse))};
-        for (int half = 0; half < 2; half++) {
-            const I high = i_shift_right<kLowBits>(i_add(codes[half], i_set(1 << (kLowBits - 1))));
-            const I low = has_low ? i_sub(codes[half], i_shift_left<kLowBits>(high)) : i_set(0);
-            i_store_bytes(out->high + 16 * half, high);
-            i_store_bytes(out->low + 16 * half, low);
-            out->high_sum[half] = i_sum_lanes(high);
-            out->low_sum[half] = i_sum_lanes(low);
-        }
-        out->has_low = has_low;
-        out->scale = top / float(kMaxCode);
-        for (int half = 0; half < 2; half++)
-            out->scaled_sum[half] = out->scale * float((out->high_sum[half] << kLowBits) + out->low_sum[half]);
-    }
+    for (int g = 0; g < k / kGroup; g++, out++, x += kGroup) quantise_group(f_load(x), f_load(x + 16), small, out);
 }
 
 void rms_norm(const float* x, const float* weight, int n, float eps, float* out) {
