@@ -16,16 +16,15 @@ from freedive.checkpoint.packed import LAYOUT, DamagedStore, open_store, store_b
 from freedive.checkpoint.state import code_state
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.config import EngineConfig
-from freedive.engine.batch import PAGE_TOKENS
 from freedive.engine.engine import Engine
+from freedive.engine.kvcache import pages_for
 from freedive.engine.request import Generation, Sampling
 from freedive.errors import Unavailable, UserError
 from freedive.hub.cache import packed_path
 from freedive.hub.catalogue import entry_for
 from freedive.hub.sources import resolve
 from freedive.model import spec
-from freedive.model.size import cache_dim
-from freedive.ops.native import NUMBER_BYTES, NativeRunner
+from freedive.ops.native import NativeRunner
 from freedive.progress import byte_bar
 from freedive.text.dialects.dialect import Event, Text, initial_state
 from freedive.text.dialects.known import dialect_for
@@ -62,6 +61,8 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
         num_threads=threads,
         max_rows=config.prefill_chunk + config.max_batch,
         num_pages=_num_pages(model, config),
+        max_cache_bytes=None if config.cache_tokens else int(machine.available_memory() * CACHE_SHARE),
+        cache_format=config.cache_format,
         exact=config.precision == "exact",
     )
     return LanguageModel(name, runner, tokenizer, template, config, _recommended(name, path))
@@ -199,9 +200,7 @@ def _recommended(name: str, path: Path) -> Mapping[str, Any]:
 
 
 def _num_pages(model: spec.Model, config: EngineConfig) -> int:
-    """Pages of the key-value cache: as asked, else what full contexts can use of a share of the free memory."""
+    """Pages of the key-value cache: as asked, else what full contexts can use."""
     if config.cache_tokens:
-        return -(-config.cache_tokens // PAGE_TOKENS)
-    context = -(-(config.max_context or model.max_context) // PAGE_TOKENS)
-    page_bytes = NUMBER_BYTES["f16"] * PAGE_TOKENS * cache_dim(model)
-    return max(1, min(context * config.max_batch, int(machine.available_memory() * CACHE_SHARE) // page_bytes))
+        return pages_for(config.cache_tokens)
+    return pages_for(config.max_context or model.max_context) * config.max_batch

@@ -32,6 +32,12 @@ class EngineConfig:
         None, "Longest prompt and answer together, in tokens; default: the model's", low=2
     )
     cache_tokens: int | None = setting(None, "Tokens that the key-value cache holds; default: by free memory", low=32)
+    cache_format: str = setting(
+        "f16",
+        "What the cache keeps keys and values as: f16, or int8, which takes half the memory and is faster far into a "
+        "conversation, but less exact",
+        choices=("f16", "int8"),
+    )
     max_batch: int = setting(16, "Requests computed together", low=1, high=4096)
     prefill_chunk: int = setting(512, "Prompt tokens computed in one step", low=2, high=65536)
     max_queue: int = setting(256, "Requests that may wait for a place", low=0)

@@ -30,12 +30,13 @@ NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 class NativeRunner:
     """A model on the kernels: implements engine.batch.Runner.
 
-    ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, ``cache_format`` its
-    element type (f16 or f32). Unless ``exact``, all but the last tokens of a prompt have activations of 8 bits, save
+    ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, or less where that would
+    be more than ``max_cache_bytes``; ``cache_format`` is what it keeps (f32, f16 or int8). Unless ``exact``, all but the last tokens of a prompt have activations of 8 bits, save
     for the few groups that stand out; which tokens follows from their place in the request alone. ``isa`` forces an
     instruction-set level (default: FREEDIVE_ISA, else the machine's best).
 
-    Raises UserError for a level that the machine lacks, a cache that does not fit, or heads too wide for the kernels.
+    Raises UserError for a level that the machine lacks, a cache that does not fit, an int8 cache of latents, or heads
+    too wide for the kernels.
     """
 
     def __init__(
@@ -46,16 +47,18 @@ class NativeRunner:
         num_threads: int,
         max_rows: int,
         num_pages: int,
+        max_cache_bytes: int | None = None,
         cache_format: str = "f16",
         exact: bool = True,
         isa: str | None = None,
     ) -> None:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
-        self.num_pages = num_pages
         self.drafts = model.mtp is not None
         self.max_rows = max_rows
         _refuse_what_is_too_wide(model)
+        if cache_format == "int8":
+            _refuse_latents(model)
         try:
             level = isa if isa is not None else os.environ.get("FREEDIVE_ISA", "")
             self._program = _native.Program(level, num_threads, list(NUMBER_BYTES).index(cache_format))
@@ -66,6 +69,9 @@ class NativeRunner:
         self._parts = emitter.emit(phases)
         self._routes = emitter.routes
         self._tracer = Tracer(until_result(phases), weights, NUMBER_BYTES[cache_format])
+        if max_cache_bytes is not None:
+            num_pages = max(1, min(num_pages, max_cache_bytes // self._program.page_bytes))
+        self.num_pages = num_pages
         cache_bytes = num_pages * self._program.page_bytes
         if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
@@ -106,6 +112,12 @@ class NativeRunner:
     def routes(self) -> list[npt.NDArray[np.float32]]:
         """Of each layer with experts, for the rows of the last step: [T, 2 * num_chosen], experts and their weights."""
         return [self._program.read(buffer) for buffer in self._routes]
+
+
+def _refuse_latents(model: spec.Model) -> None:
+    if any(isinstance(layer.attention, spec.LatentAttention) for layer in model.blocks):
+        what = "This model caches latents (multi-head latent attention), for which there is no int8 cache"
+        raise UserError(what, "Choose cache_format f16", param="cache_format")
 
 
 def _refuse_what_is_too_wide(model: spec.Model) -> None:

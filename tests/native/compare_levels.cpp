@@ -135,10 +135,35 @@ void compare_attention(const Kernels& level) {
     States<rows, stride> results[2];
     for (const float softcap : {0.0f, 1.5f}) {
         task.softcap = softcap;
-        each_of_both(level, [&](const Kernels& kernels, int i) { kernels.attend_f16(task, results[i].states); });
+        each_of_both(level, [&](const Kernels& kernels, int i) { kernels.attend[int(CacheFormat::F16)](task, results[i].states); });
     }
     for (auto& result : results) result.close();
     expect_same(level.name, "attention", results[1].out, results[0].out, sizeof results[0].out);
+}
+
+// Values 32 wide lie as a panel does: their scales are the tokens' only in what they mean.
+void compare_int8_attention(const Kernels& level) {
+    constexpr int dim = 64, width = 32, pages = 3, rows = 13;
+    const auto q = normal(rows * kMaxHeadDim);
+    std::uint8_t *keys[pages], *values[pages];
+    const auto random_panel = [](int k) {
+        auto* panel = static_cast<std::uint8_t*>(std::aligned_alloc(64, panel_bytes(Format::Q8_0, k)));
+        pack_panels(Format::Q8_0, random_source(Format::Q8_0, kPanelRows, k).data(), kPanelRows, k, 0, 1, panel);
+        return panel;
+    };
+    for (int p = 0; p < pages; p++) keys[p] = random_panel(dim), values[p] = random_panel(kPageTokens);
+    AttendTask task{rows, q.data(), {}, {}, 0, keys, values, dim, width, width, 0};
+    for (int r = 0; r < rows; r++) task.first[r] = 4 * r, task.last[r] = 58 + r;
+    States<rows, width> results[2];
+    for (const float softcap : {0.0f, 1.5f}) {
+        task.softcap = softcap;
+        each_of_both(level, [&](const Kernels& kernels, int i) {
+            kernels.attend[int(CacheFormat::Int8)](task, results[i].states);
+        });
+    }
+    for (auto& result : results) result.close();
+    expect_same(level.name, "attention to int8", results[1].out, results[0].out, sizeof results[0].out);
+    for (int p = 0; p < pages; p++) std::free(keys[p]), std::free(values[p]);
 }
 
 void compare_latent_attention(const Kernels& level) {
@@ -151,7 +176,7 @@ void compare_latent_attention(const Kernels& level) {
     AttendTask task{heads, q.data(), {}, {}, 0, nullptr, latents, dim, stride, stride, 0};
     for (int head = 0; head < heads; head++) task.last[head] = end;
     States<heads, stride> results[2];
-    each_of_both(level, [&](const Kernels& kernels, int i) { kernels.attend_latent_f16(task, results[i].states); });
+    each_of_both(level, [&](const Kernels& kernels, int i) { kernels.attend_latent[int(CacheFormat::F16)](task, results[i].states); });
     for (auto& result : results) result.close();
     expect_same(level.name, "latent attention", results[1].out, results[0].out, sizeof results[0].out);
 }
@@ -163,6 +188,7 @@ int main() {
         for (int f = 0; f < kNumFormats; f++) compare_linear(*level, Format(f));
         compare_rows(*level);
         compare_attention(*level);
+        compare_int8_attention(*level);
         compare_latent_attention(*level);
         std::printf("%s\n", level->name);
     }

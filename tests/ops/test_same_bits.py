@@ -86,10 +86,12 @@ def test_schedules_and_levels_do_not_show(name: str, cache_format: str, schedule
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 5])
 @pytest.mark.parametrize("schedule", ["all at once", "in company"])
-@pytest.mark.parametrize("name", ["quantised", "deepseek_v3", "gpt_oss"])
-def test_threads_do_not_show(name: str, schedule: str, num_threads: int) -> None:
-    runner = native(name, num_threads=num_threads)
-    assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES), alone(name, "f16"))
+@pytest.mark.parametrize(
+    ("name", "cache_format"), [("quantised", "f16"), ("deepseek_v3", "f16"), ("gpt_oss", "f16"), ("gpt_oss", "int8")]
+)
+def test_threads_do_not_show(name: str, cache_format: str, schedule: str, num_threads: int) -> None:
+    runner = native(name, num_threads=num_threads, cache_format=cache_format)
+    assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES), alone(name, cache_format))
 
 
 @pytest.mark.parametrize("schedule", ["token by token", "in company"])
@@ -101,12 +103,14 @@ def test_of_generated_tokens_too_only_their_place_counts(schedule: str) -> None:
     assert any((a != b).any() for a, b in zip(whole, alone("deepseek_v3", "f16"), strict=True))
 
 
-def test_the_same_pages_do_not_show_what_they_held_before() -> None:
-    runner = native("quantised", num_threads=2)
+@pytest.mark.parametrize("cache_format", ["f16", "int8"])
+def test_the_same_pages_do_not_show_what_they_held_before(cache_format: str) -> None:
+    runner = native("quantised", num_threads=2, cache_format=cache_format)
     for seed in (1, 2):
         others = [prompt(length, seed=length + seed) for length in (320, 64, 32)]
         take_steps(runner, others, [[(0, 320)], [(1, 64)], [(2, 32)]], TABLES)
-        assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES["in company"], TABLES), alone("quantised", "f16"))
+        got = take_steps(runner, PROMPTS, SCHEDULES["in company"], TABLES)
+        assert_same_bits(got, alone("quantised", cache_format))
 
 
 def test_other_pages_do_not_show() -> None:

@@ -11,7 +11,7 @@ namespace freedive {
 // Activations quantised to 16 bits, a group of 32 with all that products need of it: x ~ scale * (256 * high + low).
 // Two int8 products a weight cost little where memory is the limit, and leave no error to speak of (docs/log.md). A
 // group that needs no such care has only the high halves: its low ones are zero, and products pass over them.
-constexpr int kLowBits = 8, kMaxCode = 127 * 256 + 127;
+constexpr int kLowBits = 8, kMaxHigh = 127, kMaxCode = (kMaxHigh << kLowBits) + 127;
 struct QuantisedGroup {
     std::int8_t high[kGroup], low[kGroup];
     std::int32_t high_sum[2], low_sum[2];  // of each half group

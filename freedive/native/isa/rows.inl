@@ -15,7 +15,8 @@ LANES float mean_square(const float* x, int n) {
 LANES void quantise_group(F a, F b, float small, QuantisedGroup* out) {
     const float top = f_max_lanes(f_max(f_abs(a), f_abs(b)));
     const bool has_low = top > small;
-    const F inverse = f_set(top > kNothing ? float(kMaxCode) / top : 0.0f);
+    const float most = has_low ? kMaxCode : kMaxHigh << kLowBits;  // so that the largest is exact either way
+    const F inverse = f_set(top > kNothing ? most / top : 0.0f);
     const I codes[2] = {i_from_float(f_mul(a, inverse)), i_from_float(f_mul(b, inverse))};
     for (int half = 0; half < 2; half++) {
         const I high = i_shift_right<kLowBits>(i_add(codes[half], i_set(1 << (kLowBits - 1))));
@@ -26,7 +27,7 @@ LANES void quantise_group(F a, F b, float small, QuantisedGroup* out) {
         out->low_sum[half] = i_sum_lanes(low);
     }
     out->has_low = has_low;
-    out->scale = top / float(kMaxCode);
+    out->scale = top / most;
     for (int half = 0; half < 2; half++)
         out->scaled_sum[half] = out->scale * float((out->high_sum[half] << kLowBits) + out->low_sum[half]);
 }
