@@ -1,12 +1,11 @@
 #include "cache.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 namespace freedive {
 namespace {
-
-using Codes = Quantised<Format::Q8_0>;
 
 // A key goes into a column, element i at slot + i * 32.
 template <class T>
@@ -14,31 +13,29 @@ void scatter(const T* from, int n, T* slot) {
     for (int i = 0; i < n; i++) slot[std::size_t(i) * kPageTokens] = from[i];
 }
 
-// Writes the scale of n numbers that share one; returns what turns them into codes. A half float that is rounded down,
-// being near zero, or that saturates takes the largest numbers out of range: see code().
+// Writes the scale of n numbers that share one, rounded up to a bfloat so that codes stay in range; returns what turns
+// the numbers into codes. What is next to nothing counts as zero: its inverse would overflow.
 float put_scale(const float* x, int n, std::uint16_t* to) {
     float top = 0;
     for (int i = 0; i < n; i++) top = std::max(top, std::abs(x[i]));
-    *to = float_to_half(std::min(top / 127, 65504.0f));
-    const float scale = half_to_float(*to);
-    return scale > 0 ? 1 / scale : 0;
+    const bool nothing = top < 1e-30f;
+    *to = nothing ? 0 : std::uint16_t((std::bit_cast<std::uint32_t>(top / kMaxHigh) + 0xffff) >> 16);
+    return nothing ? 0 : 1 / std::bit_cast<float>(std::uint32_t(*to) << 16);
 }
 
-std::uint8_t code(float x, float inverse) {
-    return std::uint8_t(Codes::zero + std::lrint(std::clamp(x * inverse, -127.0f, 127.0f)));
-}
+std::uint8_t code(float x, float inverse) { return std::uint8_t(CachedCodes::zero + std::lrint(x * inverse)); }
 
 // Where a panel's group keeps the code of an input, for one of its rows.
 std::size_t place(int row, int input) {
-    return (row / kTileRows * Codes::tile_lines + input / 4) * kLine + row % kTileRows * 4 + input % 4;
+    return (row / kTileRows * CachedCodes::tile_lines + input / 4) * kLine + row % kTileRows * 4 + input % 4;
 }
 
 void put_key(const float* key, int n, int slot, std::uint8_t* panel) {
     for (int first = 0; first < n; first += kGroup) {
-        std::uint8_t* group = panel + Codes::group_offset(first / kGroup);
+        std::uint8_t* group = panel + CachedCodes::group_offset(first / kGroup);
         const int count = std::min(kGroup, n - first);
         const float inverse = put_scale(key + first, count, (std::uint16_t*)(group - kLine) + slot);
-        for (int i = 0; i < kGroup; i++) group[place(slot, i)] = i < count ? code(key[first + i], inverse) : Codes::zero;
+        for (int i = 0; i < kGroup; i++) group[place(slot, i)] = i < count ? code(key[first + i], inverse) : CachedCodes::zero;
     }
 }
 
@@ -46,13 +43,13 @@ void put_value(const float* value, int n, int slot, std::uint8_t* values) {
     const float inverse = put_scale(value, n, (std::uint16_t*)values + slot);
     std::uint8_t* panels = values + kLine;
     for (int i = 0; i < n; i++)
-        panels[i / kPanelRows * Codes::group_bytes + place(i % kPanelRows, slot)] = code(value[i], inverse);
+        panels[i / kPanelRows * CachedCodes::group_bytes + place(i % kPanelRows, slot)] = code(value[i], inverse);
 }
 
 }  // namespace
 
 std::size_t Cache::key_bytes(const CacheLayer& layer) const {
-    if (format_ == CacheFormat::Int8) return Codes::panel_bytes(whole_columns(layer.key_dim));
+    if (format_ == CacheFormat::Int8) return CachedCodes::panel_bytes(whole_columns(layer.key_dim));
     return std::size_t(kPageTokens) * layer.key_dim * number_bytes(format_);
 }
 

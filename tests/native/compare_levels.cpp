@@ -141,17 +141,22 @@ void compare_attention(const Kernels& level) {
     expect_same(level.name, "attention", results[1].out, results[0].out, sizeof results[0].out);
 }
 
-// Values 32 wide lie as a panel does: their scales are the tokens' only in what they mean.
+// Groups of random codes, with a line of scales before each; values 32 wide take one.
+std::uint8_t* random_codes(int groups) {
+    constexpr std::size_t bytes = kLine + CachedCodes::group_bytes;
+    auto* const codes = static_cast<std::uint8_t*>(std::aligned_alloc(64, groups * bytes));
+    for (std::size_t i = 0; i < groups * bytes; i++) codes[i] = std::uint8_t(random_bits());
+    for (int g = 0; g < groups; g++)
+        for (int row = 0; row < kPanelRows; row++)  // bfloats of 2^-1 to 2^1
+            ((std::uint16_t*)(codes + g * bytes))[row] = std::uint16_t(0x3f00 + random_bits() % 256);
+    return codes;
+}
+
 void compare_int8_attention(const Kernels& level) {
     constexpr int dim = 64, width = 32, pages = 3, rows = 13;
     const auto q = normal(rows * kMaxHeadDim);
     std::uint8_t *keys[pages], *values[pages];
-    const auto random_panel = [](int k) {
-        auto* panel = static_cast<std::uint8_t*>(std::aligned_alloc(64, panel_bytes(Format::Q8_0, k)));
-        pack_panels(Format::Q8_0, random_source(Format::Q8_0, kPanelRows, k).data(), kPanelRows, k, 0, 1, panel);
-        return panel;
-    };
-    for (int p = 0; p < pages; p++) keys[p] = random_panel(dim), values[p] = random_panel(kPageTokens);
+    for (int p = 0; p < pages; p++) keys[p] = random_codes(dim / kGroup), values[p] = random_codes(1);
     AttendTask task{rows, q.data(), {}, {}, 0, keys, values, dim, width, width, 0};
     for (int r = 0; r < rows; r++) task.first[r] = 4 * r, task.last[r] = 58 + r;
     States<rows, width> results[2];

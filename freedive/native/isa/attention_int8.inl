@@ -2,16 +2,15 @@
 // included by kernels.inl. Scores have scales by token and 32 dimensions. The values' scales, which are by token, go
 // into the weights.
 
-using CachedCodes = Quantised<Format::Q8_0>;
 constexpr int kMaxHeadGroups = kMaxHeadDim / kGroup;
 constexpr float kHighOnly = __builtin_inff();  // above it nothing has low halves
 
 struct alignas(kLine) ScaleLine {
-    std::uint16_t halves[kPanelRows];
+    std::uint16_t bfloats[kPanelRows];
 };
 constexpr ScaleLine make_ones() {
     ScaleLine line{};
-    for (std::uint16_t& half : line.halves) half = 0x3c00;
+    for (std::uint16_t& one : line.bfloats) one = 0x3f80;
     return line;
 }
 constexpr ScaleLine kOnes = make_ones();
@@ -88,8 +87,8 @@ void attend_int8_rows(const AttendTask& task, int row, AttendPartial* states) {
                     task.last[row + r] - start, task.softcap, next[r]);
         for (int p = 0; p < seen.num_pages(); p++, score += kPageTokens) {
             const auto* scales = (const std::uint16_t*)values[p];
-            quantise_group(f_mul(f_load(score), f_load_half(scales)),
-                           f_mul(f_load(score + 16), f_load_half(scales + 16)), kHighOnly, weights + r * kSplitPages + p);
+            quantise_group(f_mul(f_load(score), f_load_bf16(scales)),
+                           f_mul(f_load(score + 16), f_load_bf16(scales + 16)), kHighOnly, weights + r * kSplitPages + p);
         }
     }
     for (int panel = 0; panel < task.value_stride / kPanelRows; panel++)
