@@ -142,6 +142,7 @@ def examine(path: Path, python: Path) -> dict[str, Any]:
         others: dict[str, Native | Llama] = {
             "freedive": Native(path, longest, "f16"),
             "freedive, f32 cache": Native(path, longest, "f32"),
+            "freedive, int8 cache": Native(path, longest, "int8"),
             "llama.cpp": Llama(worker, Path(folder)),
         }
         found = dict(compare(Reference(path), others, prompts))

@@ -221,7 +221,8 @@ NB_MODULE(_native, m) {
     m.def("multiply", &multiply, "isa"_a, "format"_a, "rows"_a, "k"_a, "packed"_a, "x"_a, "out"_a);
 
     nb::class_<Program>(m, "Program")
-        .def(nb::init<const std::string&, int, int>(), "isa"_a, "num_threads"_a, "cache_format"_a = int(CacheFormat::F16))
+        .def(nb::init<const std::string&, int, int>(), "isa"_a, "num_threads"_a,
+             "cache_format"_a = int(CacheFormat::F16))
         .def_prop_ro("isa", [](const Program& p) { return p.kernels.name; })
         .def_prop_ro("num_threads", [](const Program& p) { return p.team.size(); })
         .def_rw("prompt_care", &Program::prompt_care)

@@ -35,7 +35,8 @@ void put_key(const float* key, int n, int slot, std::uint8_t* panel) {
         std::uint8_t* group = panel + CachedCodes::group_offset(first / kGroup);
         const int count = std::min(kGroup, n - first);
         const float inverse = put_scale(key + first, count, (std::uint16_t*)(group - kLine) + slot);
-        for (int i = 0; i < kGroup; i++) group[place(slot, i)] = i < count ? code(key[first + i], inverse) : CachedCodes::zero;
+        for (int i = 0; i < kGroup; i++)
+            group[place(slot, i)] = i < count ? code(key[first + i], inverse) : CachedCodes::zero;
     }
 }
 

@@ -135,7 +135,9 @@ void compare_attention(const Kernels& level) {
     States<rows, stride> results[2];
     for (const float softcap : {0.0f, 1.5f}) {
         task.softcap = softcap;
-        each_of_both(level, [&](const Kernels& kernels, int i) { kernels.attend[int(CacheFormat::F16)](task, results[i].states); });
+        each_of_both(level, [&](const Kernels& kernels, int i) {
+            kernels.attend[int(CacheFormat::F16)](task, results[i].states);
+        });
     }
     for (auto& result : results) result.close();
     expect_same(level.name, "attention", results[1].out, results[0].out, sizeof results[0].out);
@@ -181,7 +183,9 @@ void compare_latent_attention(const Kernels& level) {
     AttendTask task{heads, q.data(), {}, {}, 0, nullptr, latents, dim, stride, stride, 0};
     for (int head = 0; head < heads; head++) task.last[head] = end;
     States<heads, stride> results[2];
-    each_of_both(level, [&](const Kernels& kernels, int i) { kernels.attend_latent[int(CacheFormat::F16)](task, results[i].states); });
+    each_of_both(level, [&](const Kernels& kernels, int i) {
+        kernels.attend_latent[int(CacheFormat::F16)](task, results[i].states);
+    });
     for (auto& result : results) result.close();
     expect_same(level.name, "latent attention", results[1].out, results[0].out, sizeof results[0].out);
 }

@@ -24,7 +24,7 @@ TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")[:1200]
 
 
 def attend(level: str, q: Floats, k: Floats, v: Floats, kv_heads: int) -> Floats:
-    """One sequence's causal attention over an int8 cache, as the kernels do it: q, k and v are [tokens, heads * dim]."""
+    """One sequence's causal attention over an int8 cache, by the kernels: q, k and v are [tokens, heads * dim]."""
     tokens, dim = len(k), k.shape[1] // kv_heads
     program = _native.Program(level, 2, list(NUMBER_BYTES).index("int8"))
     held = [pack(Tensor("", x.shape, "F32", x.view(np.uint8))) for x in (q, k, v)]
@@ -131,5 +131,5 @@ def test_the_real_model_hardly_changes_its_mind(smollm2_path: Path) -> None:
 
 def test_models_that_cache_latents_have_none() -> None:
     model = tiny("deepseek_v3")
-    with pytest.raises(UserError, match="no int8 cache. Choose cache_format f16"):
+    with pytest.raises(UserError, match=r"no int8 cache\. Choose cache_format f16"):
         NativeRunner(model.spec, model.packed, num_threads=1, max_rows=8, num_pages=1, cache_format="int8")

@@ -16,8 +16,7 @@ constexpr ScaleLine make_ones() {
 constexpr ScaleLine kOnes = make_ones();
 
 LANES void ask_for(const std::uint8_t* lines) {
-    for (int byte = 0; byte < kLine + CachedCodes::group_bytes; byte += kLine)
-        __builtin_prefetch(lines + byte, 0, 2);
+    for (int byte = 0; byte < kLine + CachedCodes::group_bytes; byte += kLine) __builtin_prefetch(lines + byte, 0, 2);
 }
 
 // The 32 sums of products of a panel's groups with those of each row, which lie Stride apart: at(i) is the panel's i-th
@@ -88,7 +87,8 @@ void attend_int8_rows(const AttendTask& task, int row, AttendPartial* states) {
         for (int p = 0; p < seen.num_pages(); p++, score += kPageTokens) {
             const auto* scales = (const std::uint16_t*)values[p];
             quantise_group(f_mul(f_load(score), f_load_bf16(scales)),
-                           f_mul(f_load(score + 16), f_load_bf16(scales + 16)), kHighOnly, weights + r * kSplitPages + p);
+                           f_mul(f_load(score + 16), f_load_bf16(scales + 16)), kHighOnly,
+                           weights + r * kSplitPages + p);
         }
     }
     for (int panel = 0; panel < task.value_stride / kPanelRows; panel++)

@@ -28,7 +28,8 @@ constexpr int kMaxHeadDim = 576;
 constexpr int kLatentHeads = 16;
 // What a cache keeps keys and values as: floats, halves, or int8 codes. A page of 32 tokens has for each head
 // - keys [key_dim][32], then values [32][value_stride];
-// - or as codes: keys as a panel whose rows are the tokens, so that dimensions share scales by 32; then values as a line of
+// - or as codes: keys as a panel whose rows are the tokens, so that dimensions share scales by 32; then values as a
+// line of
 //   scales, one for each token, and groups of codes whose rows are 32 columns and whose inputs are the tokens.
 enum class CacheFormat : int { F32, F16, Int8 };
 struct CachedCodes : QuantisedTraits<8, 128, Scales::Bf16> {};
