@@ -30,10 +30,11 @@ NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 class NativeRunner:
     """A model on the kernels: implements engine.batch.Runner.
 
-    ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, or less where that would be
-    more than ``max_cache_bytes``; ``cache_format`` is what it keeps (f32, f16 or int8). Unless ``exact``, all but the last
-    tokens of a prompt have activations of 8 bits, save for the few groups that stand out; which tokens follows from their
-    place in the request alone. ``isa`` forces an instruction-set level (default: FREEDIVE_ISA, else the machine's best).
+    ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, or less where that would
+    be more than ``max_cache_bytes``; ``cache_format`` is what it keeps (f32, f16 or int8). Unless ``exact``, all but
+    the last tokens of a prompt have activations of 8 bits, save for the few groups that stand out; which tokens follows
+    from their place in the request alone. ``isa`` forces an instruction-set level (default: FREEDIVE_ISA, else the
+    machine's best).
 
     Raises UserError for a level that the machine lacks, a cache that does not fit, an int8 cache of latents, or heads
     too wide for the kernels.
