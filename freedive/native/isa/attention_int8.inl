@@ -19,11 +19,10 @@ LANES void ask_for(const std::uint8_t* lines) {
     for (int byte = 0; byte < kLine + CachedCodes::group_bytes; byte += kLine) __builtin_prefetch(lines + byte, 0, 2);
 }
 
-// The 32 sums of products of a panel's groups with those of each row, which lie Stride apart: at(i) is the panel's i-th
-// group, and its line of scales.
 struct ScaledCodes {
     const std::uint8_t *scales, *codes;
 };
+// out[r][32] = a panel, whose i-th group is at(i), times each row; rows lie Stride groups apart.
 template <int Stride, int OutStride, int R, class At>
 LANES void multiply_codes(const QuantisedGroup* x, int num_groups, float* out, At&& at) {
     F sum[2][R];
@@ -60,39 +59,46 @@ __attribute__((noinline)) void weigh_codes(const QuantisedGroup* weights, int nu
     });
 }
 
+LANES void quantise_query(const float* q, int num_groups, QuantisedGroup* out) {
+    for (int g = 0; g < num_groups; g++, q += kGroup) quantise_group(f_load(q), f_load(q + 16), kHighOnly, out + g);
+}
+
+// A row's weights times the scales of its tokens' values: a group for each page.
+LANES void quantise_weights(const float* weights, const std::uint8_t* const* values, int num_pages,
+                            QuantisedGroup* out) {
+    for (int p = 0; p < num_pages; p++, weights += kPageTokens) {
+        const auto* scales = (const std::uint16_t*)values[p];
+        const F a = f_mul(f_load(weights), f_load_bf16(scales));
+        const F b = f_mul(f_load(weights + 16), f_load_bf16(scales + 16));
+        quantise_group(a, b, kHighOnly, out + p);
+    }
+}
+
 template <int R = kLinearRows>
 void attend_int8_rows(const AttendTask& task, int row, AttendPartial* states) {
     if constexpr (R > 1)
         if (task.num_rows - row < R) return attend_int8_rows<R - 1>(task, row, states);
     const Span seen = seen_pages(task, row, R);
     if (seen.begin >= seen.end) return;
-    const int groups = (task.key_dim + kGroup - 1) / kGroup, start = task.begin + seen.begin * kPageTokens;
+    const int groups = (task.key_dim + kGroup - 1) / kGroup, num_pages = seen.num_pages();
+    const int start = task.begin + seen.begin * kPageTokens;
     const std::uint8_t *const *keys = task.keys + seen.begin, *const *values = task.values + seen.begin;
     alignas(64) float scores[R * kSplitTokens], sums[R * kMaxHeadDim];
     QuantisedGroup codes[R * kMaxHeadGroups], weights[R * kSplitPages];
     AttendPartial next[R];
-    for (int r = 0; r < R; r++)
-        for (int g = 0; g < groups; g++) {
-            const float* q = task.q + (row + r) * kMaxHeadDim + g * kGroup;
-            quantise_group(f_load(q), f_load(q + 16), kHighOnly, codes + r * kMaxHeadGroups + g);
-        }
-    for (int p = 0; p < seen.num_pages(); p++)
-        score_codes<R>(codes, groups, keys[p], keys[p + 1 < seen.num_pages() ? p + 1 : p], values[p],
+    for (int r = 0; r < R; r++) quantise_query(task.q + (row + r) * kMaxHeadDim, groups, codes + r * kMaxHeadGroups);
+    for (int p = 0; p < num_pages; p++)
+        score_codes<R>(codes, groups, keys[p], keys[p + 1 < num_pages ? p + 1 : p], values[p],
                        scores + p * kPageTokens);
     for (int r = 0; r < R; r++) {
-        const float* score = scores + r * kSplitTokens;
+        float* score = scores + r * kSplitTokens;
         next[r].values = sums + r * kMaxHeadDim;
-        softmax_row(scores + r * kSplitTokens, seen.num_pages() * kPageTokens, task.first[row + r] - start,
-                    task.last[row + r] - start, task.softcap, next[r]);
-        for (int p = 0; p < seen.num_pages(); p++, score += kPageTokens) {
-            const auto* scales = (const std::uint16_t*)values[p];
-            quantise_group(f_mul(f_load(score), f_load_bf16(scales)),
-                           f_mul(f_load(score + 16), f_load_bf16(scales + 16)), kHighOnly,
-                           weights + r * kSplitPages + p);
-        }
+        softmax_row(score, num_pages * kPageTokens, task.first[row + r] - start, task.last[row + r] - start,
+                    task.softcap, next[r]);
+        quantise_weights(score, values, num_pages, weights + r * kSplitPages);
     }
     for (int panel = 0; panel < task.value_stride / kPanelRows; panel++)
-        weigh_codes<R>(weights, seen.num_pages(), values, panel, sums + panel * kPanelRows);
+        weigh_codes<R>(weights, num_pages, values, panel, sums + panel * kPanelRows);
     for (int r = 0; r < R; r++) fold(states[row + r], next[r], task.value_dim);
 }
 
