@@ -106,7 +106,8 @@ struct Program : Machine {
                 const Part& gate, const Part& up, const Part& down, int activation, float limit,
                 const std::optional<Shared>& shared, int share, float factor, const std::vector<int>& residuals) {
         if (router.num_experts > kMaxExperts) throw std::invalid_argument("too many experts");
-        if (data.size() < stride * router.num_experts) throw std::invalid_argument("packed experts have the wrong size");
+        if (data.size() < stride * router.num_experts)
+            throw std::invalid_argument("packed experts have the wrong size");
         auto op = std::make_unique<Experts>();
         op->in = in, op->logits = logits, op->out = out, op->norm = input_norm(norm), op->router = router;
         const auto in_record = [&](const Part& part) { return expert_matrix(part, data.data()); };
@@ -115,7 +116,10 @@ struct Program : Machine {
         if (shared) {
             const auto& [shared_gate, shared_up, shared_down, shared_activation, shared_limit] = *shared;
             const auto named = [&](const Named& n) { return expert_matrix(*this, n); };
-            op->shared = Experts::Expert{named(shared_gate), named(shared_up), named(shared_down), {Activation(shared_activation), shared_limit}};
+            op->shared = Experts::Expert{named(shared_gate),
+                                         named(shared_up),
+                                         named(shared_down),
+                                         {Activation(shared_activation), shared_limit}};
         }
         op->shared_gate = share, op->epilogue = {factor, residuals};
         op->routes = add_buffer(2 * router.num_chosen, Rows::Tokens);
@@ -230,9 +234,9 @@ NB_MODULE(_native, m) {
             [](Router* self, int num_experts, int num_chosen, bool sigmoid, bool renormalise, float scale,
                int choice_bias, int expert_scale, int num_groups, int kept_groups, int group_choice,
                bool weighs_input) {
-                new (self) Router{num_experts,  num_chosen, sigmoid,     renormalise,
-                                  scale,        choice_bias, expert_scale, num_groups,
-                                  kept_groups,  GroupChoice(group_choice), weighs_input};
+                new (self) Router{num_experts, num_chosen,   sigmoid,    renormalise, scale,
+                                  choice_bias, expert_scale, num_groups, kept_groups, GroupChoice(group_choice),
+                                  weighs_input};
             },
             nb::kw_only(), "num_experts"_a, "num_chosen"_a, "sigmoid"_a, "renormalise"_a, "scale"_a, "choice_bias"_a,
             "expert_scale"_a, "num_groups"_a, "kept_groups"_a, "group_choice"_a, "weighs_input"_a);

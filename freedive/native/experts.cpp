@@ -29,7 +29,8 @@ Experts::Matrix moved(Experts::Matrix matrix, std::size_t bytes) {
     return matrix;
 }
 
-void multiply(const Machine& m, const Experts::Matrix& matrix, int panel, const void* const* x, int rows, Products& out) {
+void multiply(const Machine& m, const Experts::Matrix& matrix, int panel, const void* const* x, int rows,
+              Products& out) {
     const Weight& w = matrix.weight;
     m.kernels.linear[int(w.format)](w.panel(panel), w.k, x, rows, out.at);
     const int first = panel * kPanelRows;
@@ -85,8 +86,8 @@ void Experts::group(const Machine& m, int first_row, Groups& groups) const {
     for (int t = 0; t < rows; t++) {
         for (int j = 0; j < chosen; j++) {
             const float weight = route(t)[chosen + j];
-            groups.choices[next[int(route(t)[j])]++] = router.weighs_input ? Choice{t, j, weight, 1}
-                                                                           : Choice{t, j, 1, weight};
+            groups.choices[next[int(route(t)[j])]++] =
+                router.weighs_input ? Choice{t, j, weight, 1} : Choice{t, j, 1, weight};
         }
         if (shared) groups.choices[next[routed]++] = {t, chosen, 1, shared_weight(m, t)};
     }
@@ -108,7 +109,8 @@ void Experts::run_glu(Machine& m, const Input& input, const Groups& groups) cons
 }
 
 // One panel of hidden rows. If `down` reads codes they become codes here, save for those of early rows.
-void Experts::make_hidden(const Machine& m, const Input& input, const Expert& expert, int panel, Choices choices) const {
+void Experts::make_hidden(const Machine& m, const Input& input, const Expert& expert, int panel,
+                          Choices choices) const {
     const int rows = int(choices.size());
     const void *for_gate[kBlockRows] = {}, *for_up[kBlockRows] = {};
     for (int r = 0; r < rows; r++) {
@@ -161,8 +163,7 @@ void Experts::run_down(Machine& m, const Groups& groups) const {
     m.team.for_ranges(num_panels(first.down.weight.rows), kBandPanels, [&](int begin, int end) {
         const float nothing[kPanelRows] = {};
         for (int t = 0; t < m.num_rows(in); t++)
-            for (int p = begin; p < end; p++)
-                epilogue.write(m, nothing, m.buffers[out], t, p * kPanelRows, kPanelRows);
+            for (int p = begin; p < end; p++) epilogue.write(m, nothing, m.buffers[out], t, p * kPanelRows, kPanelRows);
         for (const int index : groups.active) {
             const Expert active = expert(index);
             for (int p = begin; p < end; p++)

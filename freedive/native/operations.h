@@ -101,14 +101,16 @@ struct Experts final : Operation {
     int in, logits, routes, out;
     InputNorm norm;
     Router router;
-    Expert first;        // of the router's; the weights of the next lie `stride` bytes on
+    Expert first;  // of the router's; the weights of the next lie `stride` bytes on
     std::size_t stride;
     std::optional<Expert> shared;  // one more, after the router's, that all tokens go to
     int shared_gate;               // buffer [rows, 1]: its sigmoid is the weight of the shared one
     Epilogue epilogue;
     int num_places() const { return router.num_chosen + (shared ? 1 : 0); }
     // Of a token, between glu and down: its experts' results beside each other.
-    int hidden_width() const { return router.num_chosen * first.hidden_stride() + (shared ? shared->hidden_stride() : 0); }
+    int hidden_width() const {
+        return router.num_chosen * first.hidden_stride() + (shared ? shared->hidden_stride() : 0);
+    }
     void run(Machine& machine, int thread) const override;
 
   private:

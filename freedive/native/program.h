@@ -140,9 +140,9 @@ class Machine {
     std::vector<std::unique_ptr<Operation>> operations;
     Cache cache;
     Step step;
-    Partials partials;            // what splits of keys make of rows, to be merged
-    std::vector<float> absorbed;  // queries of latent attention: [query][groups of 16 heads][dim][16]
-    std::vector<Local> locals;    // of each thread
+    Partials partials;             // what splits of keys make of rows, to be merged
+    std::vector<float> absorbed;   // queries of latent attention: [query][groups of 16 heads][dim][16]
+    std::vector<Local> locals;     // of each thread
     int max_rows = 0, widest = 0;  // rows of a step; numbers of a linear's input
     float prompt_care = 0;         // of quantise(), for the tokens that come early in a prompt
 

@@ -30,8 +30,8 @@ class Team {
             for (int i = first; i < first + grain && i < n; i++) task(i);
         barrier();
     }
-    // Calls task(first, last) for ranges of [0, n), on whichever thread is free; ends with a barrier. Ranges are at most
-    // `most` long and get shorter, so that each is one long stream, and yet threads end together.
+    // Calls task(first, last) for ranges of [0, n), on whichever thread is free; ends with a barrier. Ranges are at
+    // most `most` long and get shorter, so that each is one long stream, and yet threads end together.
     template <class Task>
     void for_ranges(int n, int most, Task&& task) {
         for (int first = next_.load(std::memory_order_relaxed); first < n;) {
