@@ -10,6 +10,8 @@ _Output = tuple[int, int, int]  # weight, bias vector, output buffer
 _Norm = tuple[int, float]  # vector of weights or -1, epsilon
 _HeadStep = tuple[int, int, int, float, float]  # kind, vector or rope table, dimensions, and numbers of its kind
 _Part = tuple[int, int, int, int, int | None]  # format, rows, k, offset in the record, offset of the bias
+_Named = tuple[int, int]  # weight, bias vector
+_Shared = tuple[_Named, _Named, _Named, int, float]  # gate, up, down, activation, limit
 
 MAX_HEAD_DIM: int
 """The widest head that attention takes."""
@@ -37,11 +39,32 @@ def read_bandwidth(num_threads: int, megabytes: int) -> float:
 def compute_peaks(num_threads: int) -> list[tuple[str, str, float]]:
     """Type of the factors (int8, bf16, fp32), instruction, operations per second: of each unit of the machine."""
 
+class Router:
+    """How logits choose experts: see model.spec.Router."""
+
+    def __init__(
+        self,
+        *,
+        num_experts: int,
+        num_chosen: int,
+        sigmoid: bool,
+        renormalise: bool,
+        scale: float,
+        choice_bias: int,
+        expert_scale: int,
+        num_groups: int,
+        kept_groups: int,
+        group_choice: int,
+        weighs_input: bool,
+    ) -> None: ...
+
 class Program:
     """A recorded forward pass with its weights, buffers, cache and threads. Integers name what was added before."""
 
     isa: str
     num_threads: int
+    barriers: int
+    """That the threads have passed so far: where one waits for the others."""
     page_bytes: int
     prompt_care: float
     num_operations: int
@@ -58,28 +81,13 @@ class Program:
     def linear(self, x: int, norm: _Norm, outputs: list[_Output], factor: float, residuals: list[int]) -> None: ...
     def glu(self, x: int, norm: _Norm, gate: _Output, up: _Output, activation: int, limit: float) -> None: ...
     def row_operation(self, kind: int, x: int, other: int, value: float, out: int) -> None: ...
-    def route(
-        self,
-        *,
-        x: int,
-        out: int,
-        num_experts: int,
-        num_chosen: int,
-        sigmoid: bool,
-        renormalise: bool,
-        scale: float,
-        choice_bias: int,
-        expert_scale: int,
-        num_groups: int,
-        kept_groups: int,
-        group_choice: int,
-    ) -> None: ...
     def experts(
         self,
         *,
         x: int,
         norm: _Norm,
-        routes: int,
+        logits: int,
+        router: Router,
         out: int,
         packed: _Bytes,
         stride: int,
@@ -88,12 +96,13 @@ class Program:
         down: _Part,
         activation: int,
         limit: float,
-        num_experts: int,
-        num_chosen: int,
-        weighs_input: bool,
+        shared: _Shared | None,
+        shared_gate: int,
         factor: float,
         residuals: list[int],
-    ) -> None: ...
+    ) -> int:
+        """Returns the buffer of the routes: [chosen: k | weights: k] of each token."""
+
     def attention(
         self,
         *,

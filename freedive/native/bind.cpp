@@ -1,6 +1,7 @@
 // Python's view: record a program, give it weights, take steps.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -29,6 +30,8 @@ using Output = std::tuple<int, int, int>;                         // weight, bia
 using Norm = std::tuple<int, float>;                              // weights, eps
 using Head = std::tuple<int, int, int, float, float>;             // kind, operand, dim, a, b
 using Part = std::tuple<int, int, int, std::size_t, nb::object>;  // format, rows, k, offset, offset of the bias or None
+using Named = std::tuple<int, int>;                               // weight, bias
+using Shared = std::tuple<Named, Named, Named, int, float>;       // gate, up, down, activation, limit
 
 std::span<const std::int32_t> view(const Ints& a) { return {a.data(), a.size()}; }
 Linear::Output output(const Output& o) { return {std::get<0>(o), std::get<1>(o), std::get<2>(o)}; }
@@ -42,9 +45,14 @@ std::vector<HeadStep> head_steps(const std::vector<Head>& steps) {
     for (const Head& step : steps) out.push_back(head_step(step));
     return out;
 }
-Experts::Part part(const Part& p) {
-    const auto& [format, rows, k, offset, bias] = p;
-    return {Format(format), rows, k, offset, bias.is_none() ? Experts::kNoBias : nb::cast<std::size_t>(bias)};
+Experts::Matrix expert_matrix(const Part& part, const std::uint8_t* record) {
+    const auto& [format, rows, k, offset, bias] = part;
+    return {{Format(format), rows, k, record + offset},
+            bias.is_none() ? nullptr : (const float*)(record + nb::cast<std::size_t>(bias))};
+}
+Experts::Matrix expert_matrix(const Machine& m, const Named& named) {
+    const auto [weight, bias] = named;
+    return {m.weights[weight], bias == kNone ? nullptr : m.vectors[bias].data()};
 }
 
 // A machine and the arrays that its weights lie in.
@@ -94,33 +102,34 @@ struct Program : Machine {
         op->layer = cache.add_layer(1, 0, rank + rope_dim);
         operations.push_back(std::move(op));
     }
-    void route(int in, int out, int num_experts, int num_chosen, bool sigmoid, bool renormalise, float scale,
-               int choice_bias, int expert_scale, int num_groups, int kept_groups, int group_choice) {
-        if (num_experts > kMaxExperts) throw std::invalid_argument("too many experts");
-        auto op = std::make_unique<Route>();
-        op->in = in, op->out = out, op->num_experts = num_experts, op->num_chosen = num_chosen;
-        op->sigmoid = sigmoid, op->renormalise = renormalise, op->scale = scale;
-        op->choice_bias = choice_bias, op->expert_scale = expert_scale;
-        op->num_groups = num_groups, op->kept_groups = kept_groups, op->group_choice = GroupChoice(group_choice);
-        operations.push_back(std::move(op));
-    }
-    void experts(int in, const Norm& norm, int routes, int out, Bytes data, std::size_t stride, const Part& gate,
-                 const Part& up, const Part& down, int activation, float limit, int num_experts, int num_chosen,
-                 bool weighs_input, float factor, const std::vector<int>& residuals) {
+    // Returns the buffer of the routes: [chosen: k | weights: k] of each token.
+    int experts(int in, const Norm& norm, int logits, const Router& router, int out, Bytes data, std::size_t stride,
+                const Part& gate, const Part& up, const Part& down, int activation, float limit,
+                const std::optional<Shared>& shared, int share, float factor, const std::vector<int>& residuals) {
+        if (router.num_experts > kMaxExperts) throw std::invalid_argument("too many experts");
+        if (data.size() < stride * router.num_experts)
+            throw std::invalid_argument("packed experts have the wrong size");
         auto op = std::make_unique<Experts>();
-        op->in = in, op->routes = routes, op->out = out, op->norm = input_norm(norm);
-        op->data = data.data(), op->stride = stride;
-        op->gate = part(gate), op->up = part(up), op->down = part(down);
-        if (data.size() < stride * num_experts) throw std::invalid_argument("packed experts have the wrong size");
-        op->glu = {Activation(activation), limit};
-        op->num_experts = num_experts, op->num_chosen = num_chosen, op->weighs_input = weighs_input;
-        op->epilogue = {factor, residuals};
-        const int cells = num_chosen * num_panels(op->gate.rows) * kPanelRows;
-        op->hidden = add_buffer(cells, Rows::Tokens);
-        hidden_cells = std::max(hidden_cells, std::size_t(cells));
-        widest = std::max(widest, op->gate.k);
-        operations.push_back(std::move(op));
+        op->in = in, op->logits = logits, op->out = out, op->norm = input_norm(norm), op->router = router;
+        const auto in_record = [&](const Part& part) { return expert_matrix(part, data.data()); };
+        op->first = {in_record(gate), in_record(up), in_record(down), {Activation(activation), limit}};
+        op->stride = stride;
+        if (shared) {
+            const auto& [shared_gate, shared_up, shared_down, shared_activation, shared_limit] = *shared;
+            const auto named = [&](const Named& n) { return expert_matrix(*this, n); };
+            op->shared = Experts::Expert{named(shared_gate),
+                                         named(shared_up),
+                                         named(shared_down),
+                                         {Activation(shared_activation), shared_limit}};
+        }
+        op->shared_gate = share, op->epilogue = {factor, residuals};
+        op->routes = add_buffer(2 * router.num_chosen, Rows::Tokens);
+        hidden_width = std::max(hidden_width, op->hidden_width());
+        widest = std::max(widest, op->first.gate.weight.k);
         held.push_back(data);
+        const int routes = op->routes;
+        operations.push_back(std::move(op));
+        return routes;
     }
     using Matrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
     static Matrix matrix(const Buffer& from, std::size_t rows) {
@@ -220,12 +229,26 @@ NB_MODULE(_native, m) {
     m.def("compute_peaks", &compute_peaks, "num_threads"_a, nb::call_guard<nb::gil_scoped_release>());
     m.def("multiply", &multiply, "isa"_a, "format"_a, "rows"_a, "k"_a, "packed"_a, "x"_a, "out"_a);
 
+    nb::class_<Router>(m, "Router")
+        .def(
+            "__init__",
+            [](Router* self, int num_experts, int num_chosen, bool sigmoid, bool renormalise, float scale,
+               int choice_bias, int expert_scale, int num_groups, int kept_groups, int group_choice,
+               bool weighs_input) {
+                new (self) Router{num_experts, num_chosen,   sigmoid,    renormalise, scale,
+                                  choice_bias, expert_scale, num_groups, kept_groups, GroupChoice(group_choice),
+                                  weighs_input};
+            },
+            nb::kw_only(), "num_experts"_a, "num_chosen"_a, "sigmoid"_a, "renormalise"_a, "scale"_a, "choice_bias"_a,
+            "expert_scale"_a, "num_groups"_a, "kept_groups"_a, "group_choice"_a, "weighs_input"_a);
+
     nb::class_<Program>(m, "Program")
         .def(nb::init<const std::string&, int, int>(), "isa"_a, "num_threads"_a,
              "cache_format"_a = int(CacheFormat::F16))
         .def_prop_ro("isa", [](const Program& p) { return p.kernels.name; })
         .def_prop_ro("num_threads", [](const Program& p) { return p.team.size(); })
         .def_rw("prompt_care", &Program::prompt_care)
+        .def_prop_ro("barriers", [](const Program& p) { return p.team.barriers(); })
         .def_prop_ro("page_bytes", [](const Program& p) { return p.cache.page_bytes(); })
         .def("weight", &Program::weight, "format"_a, "rows"_a, "k"_a, "packed"_a, "heads"_a = 1)
         .def("vector", &Program::vector, "values"_a)
@@ -265,11 +288,8 @@ NB_MODULE(_native, m) {
                 p.add<RowOperation>(RowOperation::Kind(kind), in, other, value, out);
             },
             "kind"_a, "x"_a, "other"_a, "value"_a, "out"_a)
-        .def("route", &Program::route, nb::kw_only(), "x"_a, "out"_a, "num_experts"_a, "num_chosen"_a, "sigmoid"_a,
-             "renormalise"_a, "scale"_a, "choice_bias"_a, "expert_scale"_a, "num_groups"_a, "kept_groups"_a,
-             "group_choice"_a)
-        .def("experts", &Program::experts, nb::kw_only(), "x"_a, "norm"_a, "routes"_a, "out"_a, "packed"_a, "stride"_a,
-             "gate"_a, "up"_a, "down"_a, "activation"_a, "limit"_a, "num_experts"_a, "num_chosen"_a, "weighs_input"_a,
+        .def("experts", &Program::experts, nb::kw_only(), "x"_a, "norm"_a, "logits"_a, "router"_a, "out"_a, "packed"_a,
+             "stride"_a, "gate"_a, "up"_a, "down"_a, "activation"_a, "limit"_a, "shared"_a.none(), "shared_gate"_a,
              "factor"_a, "residuals"_a)
         .def("attention", &Program::attention, nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "num_heads"_a,
              "num_kv_heads"_a, "key_dim"_a, "value_dim"_a, "scale"_a, "softcap"_a, "window"_a, "chunk"_a, "sinks"_a,

@@ -1,9 +1,7 @@
-// Mixture of experts: routes, then products grouped by expert. A token's experts add up in order of their index, so
-// that its result does not depend on what it is computed beside.
+// Mixture of experts: products grouped by expert. A token's experts add up in order of their index, so that its result
+// does not depend on what it is computed beside.
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <utility>
 
 #include "input.h"
 
@@ -11,202 +9,180 @@ namespace freedive {
 namespace {
 
 constexpr int kBandPanels = 8;  // of the output, that a task sums up over all experts
-constexpr float kUnchosen = -std::numeric_limits<float>::infinity();
 
-void softmax(float* x, int n) {
-    const float top = *std::max_element(x, x + n);
-    float sum = 0;
-    for (int i = 0; i < n; i++) sum += x[i] = std::exp(x[i] - top);
-    for (int i = 0; i < n; i++) x[i] /= sum;
+using Choices = std::span<const Choice>;
+
+Choices choices_of(const Groups& groups, int expert) {
+    return {groups.choices.data() + groups.first[expert], groups.choices.data() + groups.first[expert + 1]};
 }
 
-// The `count` best of merit[first, last), best first; of equals the lower index. They are taken out of `merit`.
-int* take_best(float* merit, int first, int last, int count, int* out) {
-    for (; count > 0; count--) {
-        const int best = int(std::max_element(merit + first, merit + last) - merit);
-        merit[best] = kUnchosen;
-        *out++ = best;
-    }
-    return out;
+// Calls block(choices) for all of them, few enough at a time for one set of products.
+template <class Block>
+void for_blocks(Choices choices, Block&& block) {
+    for (std::size_t first = 0; first < choices.size(); first += kBlockRows)
+        block(choices.subspan(first, std::min<std::size_t>(kBlockRows, choices.size() - first)));
 }
 
-float strength(const float* group, int size, bool best_two) {
-    float first = kUnchosen, second = kUnchosen;
-    for (int i = 0; i < size; i++) {
-        if (group[i] > first)
-            second = std::exchange(first, group[i]);
-        else if (group[i] > second)
-            second = group[i];
-    }
-    return best_two ? first + second : first;
+Experts::Matrix moved(Experts::Matrix matrix, std::size_t bytes) {
+    matrix.weight.data += bytes;
+    if (matrix.bias) matrix.bias += bytes / sizeof(float);
+    return matrix;
 }
 
-// Takes all groups but the `kept` strongest out of the choice.
-void keep_groups(float* merit, int size, int groups, int kept, bool best_two) {
-    float strengths[kMaxExperts];
-    int order[kMaxExperts];
-    for (int g = 0; g < groups; g++) strengths[g] = strength(merit + g * size, size, best_two);
-    take_best(strengths, 0, groups, kept, order);
-    for (int g = 0; g < groups; g++)
-        if (std::find(order, order + kept, g) == order + kept) std::fill_n(merit + g * size, size, kUnchosen);
+void multiply(const Machine& m, const Experts::Matrix& matrix, int panel, const void* const* x, int rows,
+              Products& out) {
+    const Weight& w = matrix.weight;
+    m.kernels.linear[int(w.format)](w.panel(panel), w.k, x, rows, out.at);
+    const int first = panel * kPanelRows;
+    if (matrix.bias) add_bias(out, matrix.bias + first, std::min(kPanelRows, w.rows - first), rows);
+}
+
+bool reads_codes(const Experts::Expert& expert) {
+    return is_quantised(expert.gate.weight.format) || is_quantised(expert.up.weight.format);
 }
 
 }  // namespace
 
-void Route::run(Machine& m, int) const {
-    m.team.for_each(m.num_rows(in), 4, [&](int row) { route(m, m.buffers[in].row(row), m.buffers[out].row(row)); });
+void Experts::run(Machine& m, int thread) const {
+    const bool quantised = reads_codes(first) || (shared && reads_codes(*shared));
+    const Preparation preparation(m, thread, in, norm, quantised);
+    const int rows = m.num_rows(in), first_row = rows == 1 ? m.own_row(thread) : 0;
+    for_rows(m, rows, [&](int row) {
+        preparation.make(row);
+        router.route(m, m.buffers[logits].row(row), m.buffers[routes].row(first_row + row));
+    });
+    Groups& groups = m.locals[thread].groups;
+    group(m, first_row, groups);
+    run_glu(m, preparation.input, groups);
+    quantise_early(m);
+    run_down(m, groups);
 }
 
-void Route::route(const Machine& m, const float* logits, float* result) const {
-    float scores[kMaxExperts] = {}, merit[kMaxExperts];
-    int chosen[kMaxExperts];
-    std::copy_n(logits, num_experts, scores);
-    if (sigmoid)
-        for (int e = 0; e < num_experts; e++) scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
-    else
-        softmax(scores, num_experts);
-    for (int e = 0; e < num_experts; e++) merit[e] = scores[e] + (choice_bias == kNone ? 0 : m.vectors[choice_bias][e]);
-    const int size = num_experts / num_groups;
-    if (group_choice == GroupChoice::Each) {
-        int* next = chosen;
-        for (int g = 0; g < num_groups; g++)
-            next = take_best(merit, g * size, (g + 1) * size, num_chosen / num_groups, next);
-    } else {
-        if (kept_groups < num_groups)
-            keep_groups(merit, size, num_groups, kept_groups, group_choice == GroupChoice::BestTwo);
-        take_best(merit, 0, num_experts, num_chosen, chosen);
-    }
-    float sum = 1e-20f;
-    for (int j = 0; j < num_chosen; j++) sum += scores[chosen[j]];
-    for (int j = 0; j < num_chosen; j++) {
-        float weight = scores[chosen[j]];
-        if (renormalise) weight /= sum;
-        weight *= scale;
-        if (expert_scale != kNone) weight *= m.vectors[expert_scale][chosen[j]];
-        result[j] = float(chosen[j]);
-        result[num_chosen + j] = weight;
-    }
+Experts::Expert Experts::expert(int index) const {
+    if (index == router.num_experts) return *shared;
+    const std::size_t bytes = stride * index;
+    return {moved(first.gate, bytes), moved(first.up, bytes), moved(first.down, bytes), first.glu};
 }
 
-// Sorts the step's (token, place) pairs by expert; within an expert they stay in order.
-void Experts::group(Machine& m) const {
-    const Buffer& from = m.buffers[routes];
-    const int rows = m.num_rows(in);
-    Groups& groups = m.groups;
-    groups.first.assign(num_experts + 1, 0);
-    groups.slots.resize(std::size_t(rows) * num_chosen);
+float Experts::shared_weight(const Machine& m, int token) const {
+    return shared_gate == kNone ? 1 : 1 / (1 + std::exp(-m.buffers[shared_gate].row(token)[0]));
+}
+
+// Sorts the step's choices by expert; within an expert they stay in order of tokens.
+void Experts::group(const Machine& m, int first_row, Groups& groups) const {
+    const int rows = m.num_rows(in), routed = router.num_experts, chosen = router.num_chosen;
+    const auto route = [&](int token) { return m.buffers[routes].row(first_row + token); };
+    groups.first.assign(routed + 2, 0);
+    groups.choices.resize(std::size_t(rows) * num_places());
     groups.active.clear();
     for (int t = 0; t < rows; t++)
-        for (int j = 0; j < num_chosen; j++) groups.first[int(from.row(t)[j]) + 1]++;
-    for (int e = 0; e < num_experts; e++) {
+        for (int j = 0; j < chosen; j++) groups.first[int(route(t)[j]) + 1]++;
+    groups.first[routed + 1] = shared ? rows : 0;
+    for (int e = 0; e <= routed; e++) {
         if (groups.first[e + 1]) groups.active.push_back(e);
         groups.first[e + 1] += groups.first[e];
     }
     std::vector<int> next(groups.first.begin(), groups.first.end() - 1);
-    for (int t = 0; t < rows; t++)
-        for (int j = 0; j < num_chosen; j++) groups.slots[next[int(from.row(t)[j])]++] = t * num_chosen + j;
+    for (int t = 0; t < rows; t++) {
+        for (int j = 0; j < chosen; j++) {
+            const float weight = route(t)[chosen + j];
+            groups.choices[next[int(route(t)[j])]++] =
+                router.weighs_input ? Choice{t, j, weight, 1} : Choice{t, j, 1, weight};
+        }
+        if (shared) groups.choices[next[routed]++] = {t, chosen, 1, shared_weight(m, t)};
+    }
 }
 
-void Experts::multiply(const Machine& m, const Part& part, int expert, int panel, const void* const* x, int rows,
-                       Products& out) const {
-    const std::uint8_t* record = data + stride * expert;
-    const std::size_t skip = panel_bytes(part.format, part.k) * panel;
-    m.kernels.linear[int(part.format)](record + part.offset + skip, part.k, x, rows, out.at);
-    if (part.bias == kNoBias) return;
-    const int first = panel * kPanelRows;
-    add_bias(out, (const float*)(record + part.bias) + first, std::min(kPanelRows, part.rows - first), rows);
-}
-
-void Experts::run(Machine& m, int thread) const {
-    const bool quantised = is_quantised(gate.format) || is_quantised(up.format);
-    const Input input = ready(m, thread, in, norm, quantised);
-    if (thread == 0) group(m);
-    m.team.barrier();
-    run_glu(m, input);
-    run_down(m, ready_hidden(m));
-}
-
-// hidden[token, place] = act(gate x) * (up x), by (expert, panel).
-void Experts::run_glu(Machine& m, const Input& input) const {
-    const Groups& groups = m.groups;
-    const int panels = num_panels(gate.rows), hidden_stride = panels * kPanelRows;
-    const int tasks = int(groups.active.size()) * panels;
-    m.team.for_each(tasks, std::max(1, std::min(panels, tasks / (m.team.size() * 8))), [&](int task) {
-        const int expert = groups.active[task / panels], panel = task % panels;
-        const int begin = groups.first[expert], end = groups.first[expert + 1];
-        for (int row = begin; row < end; row += kBlockRows) {
-            const int rows = std::min(kBlockRows, end - row);
-            const int* slots = groups.slots.data() + row;
-            const void *for_gate[kBlockRows], *for_up[kBlockRows];
-            for (int r = 0; r < rows; r++) {
-                for_gate[r] = input.row(slots[r] / num_chosen, is_quantised(gate.format));
-                for_up[r] = input.row(slots[r] / num_chosen, is_quantised(up.format));
-            }
-            Products a, b;
-            multiply(m, gate, expert, panel, for_gate, rows, a);
-            multiply(m, up, expert, panel, for_up, rows, b);
-            for (int r = 0; weighs_input && r < rows; r++) {
-                const float weight = share(m, slots[r]);
-                for (int i = r * kPanelRows; i < (r + 1) * kPanelRows; i++) a.at[i] *= weight, b.at[i] *= weight;
-            }
-            m.kernels.glu(glu, a.at, b.at, rows * kPanelRows, a.at);
-            for (int r = 0; r < rows; r++)
-                std::copy_n(a.at + r * kPanelRows, kPanelRows,
-                            hidden_row(m, slots[r], hidden_stride) + panel * kPanelRows);
+// hidden[token, place] = act(gate x) * (up x), by (expert, panel). The shared expert comes last and has a width of its
+// own.
+void Experts::run_glu(Machine& m, const Input& input, const Groups& groups) const {
+    const int panels = num_panels(first.gate.weight.rows), routed = int(groups.active.size()) - (shared ? 1 : 0);
+    const int tasks = routed * panels + (shared ? num_panels(shared->gate.weight.rows) : 0);
+    m.team.for_ranges(tasks, panels, [&](int begin, int end) {
+        for (int task = begin; task < end; task++) {
+            const int at = std::min(task / panels, routed), index = groups.active[at];
+            const Expert active = expert(index);
+            for_blocks(choices_of(groups, index),
+                       [&](Choices choices) { make_hidden(m, input, active, task - at * panels, choices); });
         }
     });
 }
 
-float* Experts::hidden_row(const Machine& m, int slot, int stride) const {
-    return m.buffers[hidden].row(slot / num_chosen) + (slot % num_chosen) * stride;
+// One panel of hidden rows. If `down` reads codes they become codes here, save for those of early rows.
+void Experts::make_hidden(const Machine& m, const Input& input, const Expert& expert, int panel,
+                          Choices choices) const {
+    const int rows = int(choices.size());
+    const void *for_gate[kBlockRows] = {}, *for_up[kBlockRows] = {};
+    for (int r = 0; r < rows; r++) {
+        for_gate[r] = input.row(choices[r].token, is_quantised(expert.gate.weight.format));
+        for_up[r] = input.row(choices[r].token, is_quantised(expert.up.weight.format));
+    }
+    Products a, b;
+    multiply(m, expert.gate, panel, for_gate, rows, a);
+    multiply(m, expert.up, panel, for_up, rows, b);
+    for (int r = 0; router.weighs_input && r < rows; r++)
+        for (int i = r * kPanelRows; i < (r + 1) * kPanelRows; i++)
+            a.at[i] *= choices[r].input_weight, b.at[i] *= choices[r].input_weight;
+    m.kernels.glu(expert.glu, a.at, b.at, rows * kPanelRows, a.at);
+    for (int r = 0; r < rows; r++) {
+        const float* made = a.at + r * kPanelRows;
+        float* row = hidden_row(m, choices[r]);
+        if (is_quantised(expert.down.weight.format) && !m.care(Rows::Tokens, choices[r].token))
+            m.kernels.quantise(made, kGroup, 0, (QuantisedGroup*)row + panel);
+        else
+            std::copy_n(made, kPanelRows, row + panel * kPanelRows);
+    }
 }
 
-float Experts::share(const Machine& m, int slot) const {
-    return m.buffers[routes].row(slot / num_chosen)[num_chosen + slot % num_chosen];
+// A place has room for floats; codes, which take less, are kept there in their stead.
+static_assert(kPanelRows == kGroup && sizeof(QuantisedGroup) <= kGroup * sizeof(float));
+float* Experts::hidden_row(const Machine& m, const Choice& choice) const {
+    return m.hidden.as<float>() + std::size_t(choice.token) * hidden_width() + choice.place * first.hidden_stride();
 }
 
-// The hidden rows in the forms that `down` reads; rows of the result are slots.
-Input Experts::ready_hidden(Machine& m) const {
-    const int groups = down.k / kGroup, hidden_stride = num_panels(gate.rows) * kPanelRows;
-    QuantisedGroup* codes = m.codes.as<QuantisedGroup>();
-    if (is_quantised(down.format))
-        m.team.for_each(m.num_rows(in) * num_chosen, 4, [&](int slot) {
-            const float care = m.care(Rows::Tokens, slot / num_chosen);
-            m.kernels.quantise(hidden_row(m, slot, hidden_stride), down.k, care, codes + std::size_t(slot) * groups);
-        });
-    return {codes, m.buffers[hidden].row(0), groups, hidden_stride};
+// Which groups of an early row keep low halves is known when the whole row is. Codes replace their floats in order, so
+// that none is overwritten before it is read.
+void Experts::quantise_early(Machine& m) const {
+    const auto is_early = [&](int row) { return m.care(Rows::Tokens, row) > 0; };
+    const int rows = m.num_rows(in);
+    bool any = false;
+    for (int row = 0; row < rows && !any; row++) any = is_early(row);
+    if (!any) return;
+    m.team.for_each(rows * num_places(), 4, [&](int i) {
+        const Choice choice{i / num_places(), i % num_places(), 1, 1};
+        const Weight& down = (choice.place < router.num_chosen ? first : *shared).down.weight;
+        if (!is_quantised(down.format) || !is_early(choice.token)) return;
+        float* row = hidden_row(m, choice);
+        m.kernels.quantise(row, down.k, m.care(Rows::Tokens, choice.token), (QuantisedGroup*)row);
+    });
 }
 
-// out = residuals + factor * sum of share * down(hidden). A task owns a band of the output over all experts, so that
+// out = residuals + factor * sum of weight * down(hidden). A task owns a band of the output over all experts, so that
 // what it reads of each is one stream.
-void Experts::run_down(Machine& m, const Input& input) const {
-    const int panels = num_panels(down.rows), width = std::max(1, std::min(kBandPanels, panels / (m.team.size() * 2)));
-    m.team.for_each((panels + width - 1) / width, 1, [&](int band) {
-        const int first = band * width, last = std::min(first + width, panels);
+void Experts::run_down(Machine& m, const Groups& groups) const {
+    m.team.for_ranges(num_panels(first.down.weight.rows), kBandPanels, [&](int begin, int end) {
         const float nothing[kPanelRows] = {};
         for (int t = 0; t < m.num_rows(in); t++)
-            for (int p = first; p < last; p++)
-                epilogue.write(m, nothing, m.buffers[out], t, p * kPanelRows, kPanelRows);
-        for (const int expert : m.groups.active)
-            for (int p = first; p < last; p++) add_expert(m, input, expert, p);
+            for (int p = begin; p < end; p++) epilogue.write(m, nothing, m.buffers[out], t, p * kPanelRows, kPanelRows);
+        for (const int index : groups.active) {
+            const Expert active = expert(index);
+            for (int p = begin; p < end; p++)
+                for_blocks(choices_of(groups, index), [&](Choices choices) { add_down(m, active, p, choices); });
+        }
     });
 }
 
 // Adds what an expert makes of its tokens to one panel of their outputs.
-void Experts::add_expert(Machine& m, const Input& input, int expert, int panel) const {
-    const int begin = m.groups.first[expert], end = m.groups.first[expert + 1];
-    for (int row = begin; row < end; row += kBlockRows) {
-        const int rows = std::min(kBlockRows, end - row);
-        const int* slots = m.groups.slots.data() + row;
-        const void* x[kBlockRows];
-        for (int r = 0; r < rows; r++) x[r] = input.row(slots[r], is_quantised(down.format));
-        Products products;
-        multiply(m, down, expert, panel, x, rows, products);
-        for (int r = 0; r < rows; r++) {
-            const float weight = epilogue.factor * (weighs_input ? 1.0f : share(m, slots[r]));
-            float* y = m.buffers[out].row(slots[r] / num_chosen) + panel * kPanelRows;
-            for (int i = 0; i < kPanelRows; i++) y[i] += weight * products.at[r * kPanelRows + i];
-        }
+void Experts::add_down(const Machine& m, const Expert& expert, int panel, Choices choices) const {
+    const int rows = int(choices.size());
+    const void* x[kBlockRows] = {};
+    for (int r = 0; r < rows; r++) x[r] = hidden_row(m, choices[r]);
+    Products products;
+    multiply(m, expert.down, panel, x, rows, products);
+    for (int r = 0; r < rows; r++) {
+        const float weight = epilogue.factor * choices[r].weight;
+        float* y = m.buffers[out].row(choices[r].token) + panel * kPanelRows;
+        for (int i = 0; i < kPanelRows; i++) y[i] += weight * products.at[r * kPanelRows + i];
     }
 }
 

@@ -5,29 +5,31 @@
 
 namespace freedive {
 
-// Rows of the scratch memory belong to rows of the step, but a single row is made ready by each thread for itself,
-// which is cheaper than a barrier.
+Preparation::Preparation(const Machine& m, int thread, int in, InputNorm norm, bool quantised)
+    : m_(m), from_(m.buffers[in]), norm_(norm), quantised_(quantised) {
+    const std::size_t first = m.num_rows(in) == 1 ? m.own_row(thread) : 0;
+    input.codes_stride = from_.width / kGroup;
+    input.floats_stride = from_.stride;
+    input.codes = codes_ = m.codes.as<QuantisedGroup>() + first * input.codes_stride;
+    normed_ = m.normed.as<float>() + first * from_.stride;
+    input.floats = has_norm() ? normed_ : from_.row(0);
+}
+
+void Preparation::make(int row) const {
+    const float* x = from_.row(row);
+    if (has_norm()) {
+        float* y = normed_ + std::size_t(row) * from_.stride;
+        m_.kernels.rms_norm(x, m_.vectors[norm_.weight].data(), from_.width, norm_.eps, y);
+        x = y;
+    }
+    if (!quantised_) return;
+    m_.kernels.quantise(x, from_.width, m_.care(from_.rows, row), codes_ + std::size_t(row) * input.codes_stride);
+}
+
 Input ready(Machine& m, int thread, int in, InputNorm norm, bool quantised) {
-    const Buffer& from = m.buffers[in];
-    const int rows = m.num_rows(in), k = from.width, groups = k / kGroup;
-    const int shift = rows == 1 ? m.max_rows + thread : 0;
-    float* normed = m.normed.as<float>() + std::size_t(shift) * from.stride;
-    QuantisedGroup* codes = m.codes.as<QuantisedGroup>() + std::size_t(shift) * groups;
-    const bool has_norm = norm.weight != kNone;
-    const auto make = [&](int row) {
-        const float* x = from.row(row);
-        if (has_norm) {
-            float* y = normed + std::size_t(row) * from.stride;
-            m.kernels.rms_norm(x, m.vectors[norm.weight].data(), k, norm.eps, y);
-            x = y;
-        }
-        if (quantised) m.kernels.quantise(x, k, m.care(from.rows, row), codes + std::size_t(row) * groups);
-    };
-    if (rows == 1)
-        make(0);
-    else if (has_norm || quantised)
-        m.team.for_each(rows, 4, make);
-    return {codes, has_norm ? normed : from.row(0), groups, from.stride};
+    const Preparation preparation(m, thread, in, norm, quantised);
+    if (preparation.is_needed()) for_rows(m, m.num_rows(in), [&](int row) { preparation.make(row); });
+    return preparation.input;
 }
 
 void add_bias(Products& products, const float* bias, int count, int rows) {
@@ -48,9 +50,10 @@ void multiply(Machine& m, const Input& input, const Linear::Output& o, int panel
 // Calls block(panel, row, rows) for all panels and blocks of rows, panels being shared out over the team.
 template <class Block>
 void for_blocks(Machine& m, int panels, int num_rows, Block&& block) {
-    const int grain = std::max(1, panels / (m.team.size() * 4));
-    m.team.for_each(panels, grain, [&](int panel) {
-        for (int row = 0; row < num_rows; row += kBlockRows) block(panel, row, std::min(kBlockRows, num_rows - row));
+    m.team.for_ranges(panels, panels, [&](int first, int last) {
+        for (int panel = first; panel < last; panel++)
+            for (int row = 0; row < num_rows; row += kBlockRows)
+                block(panel, row, std::min(kBlockRows, num_rows - row));
     });
 }
 

@@ -1,6 +1,8 @@
 // The operations a program is made of. Integers name buffers, weights and vectors of the machine; -1 is none.
 #pragma once
 
+#include <optional>
+
 #include "program.h"
 
 namespace freedive {
@@ -68,21 +70,18 @@ struct GluLinear final : Operation {
     void run(Machine& machine, int thread) const override;
 };
 
-// The experts of each token and their weights, from the logits of a router: [chosen: k | weights: k].
+// Which experts a token goes to and with what weights, from the logits of a linear.
 constexpr int kMaxExperts = 1024;
 enum class GroupChoice : int { Best, BestTwo, Each };
-struct Route final : Operation {
-    int in, out;
+struct Router {
     int num_experts, num_chosen;
     bool sigmoid, renormalise;
     float scale;
     int choice_bias, expert_scale;  // vectors
     int num_groups, kept_groups;
     GroupChoice group_choice;
-    void run(Machine& machine, int thread) const override;
-
-  private:
-    void route(const Machine& machine, const float* logits, float* result) const;
+    bool weighs_input;
+    void route(const Machine& machine, const float* logits, float* result) const;  // [chosen: k | weights: k]
 };
 
 struct Input;
@@ -90,34 +89,41 @@ struct Products;
 
 // out = the sum of what each token's experts make of norm(in), by their weights.
 struct Experts final : Operation {
-    static constexpr std::size_t kNoBias = ~std::size_t(0);
-    // One matrix of every expert's record: where it and its bias lie in the record.
-    struct Part {
-        Format format;
-        int rows, k;
-        std::size_t offset, bias;
+    struct Matrix {
+        Weight weight;
+        const float* bias;  // may be null
     };
-    int in, routes, hidden, out;  // hidden holds [chosen][width of an expert, in whole panels] of each token
+    struct Expert {
+        Matrix gate, up, down;
+        Glu glu;
+        int hidden_stride() const { return num_panels(gate.weight.rows) * kPanelRows; }
+    };
+    int in, logits, routes, out;
     InputNorm norm;
-    const std::uint8_t* data;  // records, `stride` bytes apart
+    Router router;
+    Expert first;  // of the router's; the weights of the next lie `stride` bytes on
     std::size_t stride;
-    Part gate, up, down;
-    Glu glu;
-    int num_experts, num_chosen;
-    bool weighs_input;
+    std::optional<Expert> shared;  // one more, after the router's, that all tokens go to
+    int shared_gate;               // buffer [rows, 1]: its sigmoid is the weight of the shared one
     Epilogue epilogue;
+    int num_places() const { return router.num_chosen + (shared ? 1 : 0); }
+    // Of a token, between glu and down: its experts' results beside each other.
+    int hidden_width() const {
+        return router.num_chosen * first.hidden_stride() + (shared ? shared->hidden_stride() : 0);
+    }
     void run(Machine& machine, int thread) const override;
 
   private:
-    void group(Machine& machine) const;
-    void multiply(const Machine& machine, const Part& part, int expert, int panel, const void* const* x, int rows,
-                  Products& out) const;
-    void run_glu(Machine& machine, const Input& input) const;
-    Input ready_hidden(Machine& machine) const;
-    void run_down(Machine& machine, const Input& input) const;
-    void add_expert(Machine& machine, const Input& input, int expert, int panel) const;
-    float* hidden_row(const Machine& machine, int slot, int stride) const;
-    float share(const Machine& machine, int slot) const;
+    Expert expert(int index) const;
+    float shared_weight(const Machine& machine, int token) const;
+    void group(const Machine& machine, int first_row, Groups& groups) const;
+    void run_glu(Machine& machine, const Input& input, const Groups& groups) const;
+    void make_hidden(const Machine& machine, const Input& input, const Expert& expert, int panel,
+                     std::span<const Choice> choices) const;
+    void quantise_early(Machine& machine) const;
+    void run_down(Machine& machine, const Groups& groups) const;
+    void add_down(const Machine& machine, const Expert& expert, int panel, std::span<const Choice> choices) const;
+    float* hidden_row(const Machine& machine, const Choice& choice) const;
 };
 
 // Arithmetic on whole rows that no product takes along.

@@ -25,11 +25,12 @@ int Machine::add_buffer(int width, Rows rows) {
 
 void Machine::allocate(int rows, int num_pages) {
     max_rows = rows;
-    for (Buffer& b : buffers) b.memory = Memory(std::size_t(rows) * b.stride * sizeof(float));
+    for (Buffer& b : buffers) b.memory = Memory(std::size_t(memory_rows()) * b.stride * sizeof(float));
     for (const Weight& w : weights) widest = std::max(widest, num_panels(w.k) * kPanelRows);
-    const std::size_t cells = std::size_t(rows + team.size()) * widest;
+    const std::size_t cells = std::size_t(memory_rows()) * widest;
     normed = Memory(cells * sizeof(float));
-    codes = Memory(std::max(cells, rows * hidden_cells) / kGroup * sizeof(QuantisedGroup));
+    codes = Memory(cells / kGroup * sizeof(QuantisedGroup));
+    hidden = Memory(std::size_t(rows) * hidden_width * sizeof(float));
     locals.resize(team.size());
     cache.allocate(num_pages);
 }

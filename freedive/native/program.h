@@ -39,10 +39,17 @@ struct Step {
     int num_rows(Rows rows) const { return int(rows == Rows::Tokens ? tokens.size() : wanted.size()); }
 };
 
-// A step's (token, place) pairs, places being those of the token's chosen experts, sorted by expert.
+// That a token goes to an expert, which is in some place among those that it goes to. Weights multiply what the expert
+// is given, and what it makes of that.
+struct Choice {
+    int token, place;
+    float input_weight, weight;
+};
+
+// A step's choices, sorted by expert.
 struct Groups {
-    std::vector<int> first;   // of each expert, and the end: indices into slots
-    std::vector<int> slots;   // token * num_chosen + place
+    std::vector<int> first;  // of each expert, and the end: indices into choices
+    std::vector<Choice> choices;
     std::vector<int> active;  // experts that have any
 };
 
@@ -73,6 +80,7 @@ class Partials {
 struct Local {
     std::vector<float> floats;
     Partials partials;
+    Groups groups;
 };
 
 // The program, its weights, its memory and its threads.
@@ -88,6 +96,10 @@ class Machine {
     // what each took if `traced`.
     void run(Step step, int begin, int end, bool traced);
 
+    // Rows that memory is for: those of a step, and one for each thread but the first (see own_row).
+    int memory_rows() const { return max_rows + team.size() - 1; }
+    // Where a thread keeps what it makes for itself of a step's only row.
+    int own_row(int thread) const { return thread ? max_rows + thread - 1 : 0; }
     int num_rows(int buffer) const { return step.num_rows(buffers[buffer].rows); }
     // How choosy quantise() may be with a row's low halves; 0 keeps all.
     float care(Rows rows, int row) const { return rows == Rows::Tokens && step.is_early(row) ? prompt_care : 0; }
@@ -100,17 +112,16 @@ class Machine {
     std::vector<std::unique_ptr<Operation>> operations;
     Cache cache;
     Step step;
-    Partials partials;            // what splits of keys make of rows, to be merged
-    std::vector<float> absorbed;  // queries of latent attention: [query][groups of 16 heads][dim][16]
-    std::vector<Local> locals;    // of each thread
-    Groups groups;
+    Partials partials;             // what splits of keys make of rows, to be merged
+    std::vector<float> absorbed;   // queries of latent attention: [query][groups of 16 heads][dim][16]
+    std::vector<Local> locals;     // of each thread
     int max_rows = 0, widest = 0;  // rows of a step; numbers of a linear's input
     float prompt_care = 0;         // of quantise(), for the tokens that come early in a prompt
-    std::size_t hidden_cells = 0;  // most numbers of experts' hidden rows that a token has
 
-    // Inputs of a linear, made ready: normed floats and their codes, for `max_rows` rows of the widest input and
-    // one more for each thread.
-    Memory normed, codes;
+    // Inputs of a linear, made ready: normed floats and their codes. Of each token, what its experts make between glu
+    // and down, at most `hidden_width` numbers.
+    Memory normed, codes, hidden;
+    int hidden_width = 0;
 
     // Of a traced step: until the first operation began, then of each operation.
     std::vector<double> seconds;

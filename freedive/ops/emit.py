@@ -19,6 +19,13 @@ _HEAD_NORM, _ROPE_HALVES, _ROPE_INTERLEAVED, _TEMPER = range(4)
 _NORM, _SCALE, _SOFTCAP, _CLIP, _GATE, _ADD = range(6)
 
 
+Named = tuple[int, int]
+"""A weight and its bias."""
+
+Shared = tuple[Named, Named, Named, int, float]
+"""Gate, up and down of a shared expert, its activation and limit."""
+
+
 class Part(NamedTuple):
     """Operations of the program, ``begin`` to ``end``, and the buffer of their result."""
 
@@ -58,8 +65,7 @@ class Emitter:
                 self._buffers |= {node: self._take(node) for node in phase.writes}
             getattr(self, f"_emit_{phase.op}")(phase)
             for node in dying:
-                if node.op != "route":  # kept, to be looked at after the step
-                    self._free.setdefault((node.width, node.wanted), []).append(self._buffers[node])
+                self._free.setdefault((node.width, node.wanted), []).append(self._buffers[node])
             if phase.writes[0] not in last_read:
                 begin = parts[-1].end if parts else 0
                 parts.append(Part(begin, self._program.num_operations, self._buffers[phase.writes[0]]))
@@ -134,13 +140,34 @@ class Emitter:
             rope=self._rope_step(attn.rope),
         )
 
-    def _emit_route(self, phase: Phase) -> None:
+    def _emit_experts(self, phase: Phase) -> None:
+        moe: spec.Experts = phase.attrs["moe"]
+        x, logits, *_ = (self._buffers[node] for node in phase.reads)
+        packed = self._weights[phase.attrs["weights"]]
+        assert isinstance(packed, PackedExperts)
+        routes = self._program.experts(
+            x=x,
+            norm=self._norm(phase),
+            logits=logits,
+            router=self._router(phase),
+            out=self._buffers[phase.writes[0]],
+            packed=packed.data,
+            stride=packed.stride,
+            gate=_part(packed, "gate"),
+            up=_part(packed, "up"),
+            down=_part(packed, "down"),
+            activation=_ACTIVATIONS[moe.expert.activation],
+            limit=moe.expert.limit,
+            shared=self._shared(phase),
+            shared_gate=next((self._buffers[node] for node in phase.attrs["gates"]), NONE),
+            factor=phase.attrs["factor"],
+            residuals=[self._buffers[node] for node in phase.attrs["residuals"]],
+        )
+        self.routes.append(routes)
+
+    def _router(self, phase: Phase) -> _native.Router:
         router: spec.Router = phase.attrs["router"]
-        out = self._buffers[phase.writes[0]]
-        self.routes.append(out)
-        self._program.route(
-            x=self._buffers[phase.reads[0]],
-            out=out,
+        return _native.Router(
             num_experts=router.num_experts,
             num_chosen=router.num_chosen,
             sigmoid=router.score == "sigmoid",
@@ -151,31 +178,18 @@ class Emitter:
             num_groups=router.num_groups,
             kept_groups=router.kept_groups,
             group_choice=_GROUP_CHOICES[router.group_choice],
+            weighs_input=router.weighs_input,
         )
 
-    def _emit_experts(self, phase: Phase) -> None:
-        moe: spec.Experts = phase.attrs["moe"]
-        x, routes, *residuals = (self._buffers[node] for node in phase.reads)
-        packed = self._weights[phase.attrs["weights"]]
-        assert isinstance(packed, PackedExperts)
-        self._program.experts(
-            x=x,
-            norm=self._norm(phase),
-            routes=routes,
-            out=self._buffers[phase.writes[0]],
-            packed=packed.data,
-            stride=packed.stride,
-            gate=_part(packed, "gate"),
-            up=_part(packed, "up"),
-            down=_part(packed, "down"),
-            activation=_ACTIVATIONS[moe.expert.activation],
-            limit=moe.expert.limit,
-            num_experts=moe.router.num_experts,
-            num_chosen=moe.router.num_chosen,
-            weighs_input=moe.router.weighs_input,
-            factor=phase.attrs["factor"],
-            residuals=residuals,
+    def _shared(self, phase: Phase) -> Shared | None:
+        if not phase.attrs["linears"]:
+            return None
+        gate, up, down = (
+            (self._weight(linear.attrs["weight"]), self._vector(linear.attrs["bias"]))
+            for linear in phase.attrs["linears"]
         )
+        ffn: spec.FeedForward = phase.attrs["glu"]
+        return gate, up, down, _ACTIVATIONS[ffn.activation], ffn.limit
 
     def _emit_rms_norm(self, phase: Phase) -> None:
         self._rows(_NORM, phase, self._vector(phase.attrs["weight"]), phase.attrs["eps"])

@@ -2,7 +2,8 @@
 
 Because the graph is seen whole, norms are made while a linear's input is made ready, linears that share an input share
 a phase, gate and up share a panel's pass, a residual is added where a product is written, and head norms and rotary
-embedding happen as keys go to the cache: five phases a dense layer. What fits no pattern is a phase of its own.
+embedding happen as keys go to the cache: five phases a dense layer. A mixture's routes and shared expert belong to its
+experts. What fits no pattern is a phase of its own.
 """
 
 from __future__ import annotations
@@ -152,6 +153,8 @@ Fused = tuple[Phase, tuple[Node, ...]]
 
 def _is_prologue(node: Node) -> bool:
     """Whether every reader of the node takes it in as it makes its own input ready."""
+    if node.op == "route":
+        return True
     if node.op == "rms_norm":
         return all(use.op == "linear" or (use.op == "experts" and node is use.args[0]) for use in node.uses)
     return node.op in _HEAD_STEPS and all(_is_head_input(node, use) for use in node.uses)
@@ -178,16 +181,38 @@ def _fuse_linear(node: Node) -> Fused:
     if len(siblings) > 1:
         attrs = {"norm": norm, "linears": siblings, "factor": 1.0, "residuals": ()}
         return Phase("linear", (x,), siblings, attrs), siblings
-    last, parts, epilogue = _epilogue(node)
+    last, parts, epilogue = _epilogue(node, node)
     attrs = {"norm": norm, "linears": siblings, **epilogue}
     return Phase("linear", (x, *epilogue["residuals"]), (last,), attrs), parts
 
 
 def _fuse_experts(node: Node) -> Fused:
+    """Reads the input, the router's logits, then the logit of the shared expert's gate where there is one."""
     x, norm = _normed(node.args[0])
-    last, parts, epilogue = _epilogue(node)
-    attrs = {**node.attrs, "norm": norm, **epilogue}
-    return Phase("experts", (x, node.args[1], *epilogue["residuals"]), (last,), attrs), parts
+    route = node.args[1]
+    total, shared_parts, shared = _shared_expert(node)
+    last, parts, epilogue = _epilogue(total, node)
+    attrs = {**node.attrs, **route.attrs, "norm": norm, **shared, **epilogue}
+    reads = (x, route.args[0], *shared["gates"], *epilogue["residuals"])
+    return Phase("experts", reads, (last,), attrs), (*shared_parts, *parts)
+
+
+def _shared_expert(experts: Node) -> tuple[Node, tuple[Node, ...], dict[str, Any]]:
+    """The sum of the experts and the one that all tokens go to, if there is one; the nodes that make it of both.
+
+    As attributes: its products gate, up and down, its ``glu``, and what gates it.
+    """
+    nothing = experts, (), {"linears": (), "gates": ()}
+    if [use.op for use in experts.uses] != ["add"]:
+        return nothing
+    (total,) = experts.uses
+    branch = _other(total, experts)
+    down, gates = (branch.args[0], branch.args[1:]) if branch.op == "gate" else (branch, ())
+    if down.op != "linear" or down.args[0].op != "glu" or down.args[0].args[0].args != experts.args[:1]:
+        return nothing
+    glu = down.args[0]
+    attrs = {"linears": (*glu.args, down), "glu": glu.attrs["ffn"], "gates": gates}
+    return total, (experts, *glu.args, glu, down, branch), attrs
 
 
 def _fuse_attention(node: Node) -> Fused:
@@ -208,8 +233,8 @@ def _glu_of(linear: Node) -> bool:
     return [use.op for use in linear.uses] == ["glu"]
 
 
-def _epilogue(node: Node) -> tuple[Node, tuple[Node, ...], dict[str, Any]]:
-    """What is done to a product before it is written: a factor, then additions of what is known by then.
+def _epilogue(node: Node, first: Node) -> tuple[Node, tuple[Node, ...], dict[str, Any]]:
+    """What is done to a product before it is written: a factor, then additions of what is known before ``first``.
 
     Returns the last node of the chain, its nodes, and the chain as attributes.
     """
@@ -219,7 +244,7 @@ def _epilogue(node: Node) -> tuple[Node, tuple[Node, ...], dict[str, Any]]:
         (use,) = parts[-1].uses
         if use.op == "scale" and not residuals:
             factor *= use.attrs["factor"]
-        elif use.op == "add" and (other := _other(use, parts[-1])).order < node.order:
+        elif use.op == "add" and (other := _other(use, parts[-1])).order < first.order:
             residuals.append(other)
         else:
             break

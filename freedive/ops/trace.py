@@ -70,7 +70,7 @@ class Tracer:
                 case "linear" | "glu":
                     yield self._products(phase, batch)
                 case "experts":
-                    yield self._experts(phase, next(chosen))
+                    yield self._experts(phase, next(chosen)) + self._products(phase, batch)
                 case "attention":
                     yield self._attention(phase.attrs["attn"], batch)
                 case "latent_attention":
@@ -84,7 +84,7 @@ class Tracer:
         return sum((Work(len(w.data), rows * w.shape[0] * w.shape[1]) for w in weights), Work()) if rows else Work()
 
     def _experts(self, phase: Phase, routes: Routes) -> Work:
-        """Of the weights, those of experts that some token goes to."""
+        """Of the routed ones: of their weights, those of experts that some token goes to."""
         moe: spec.Experts = phase.attrs["moe"]
         experts = self._weights[phase.attrs["weights"]]
         assert isinstance(experts, PackedExperts)

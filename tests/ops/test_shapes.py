@@ -75,11 +75,11 @@ def test_a_dense_layer_is_five_phases() -> None:
     assert names == ["embed", *["linear", "attention", "linear", "glu", "linear"] * 2, "select", "linear"]
 
 
-def test_a_layer_of_latents_and_experts_is_nine_phases() -> None:
+def test_a_layer_of_latents_and_experts_is_six_operations() -> None:
     moe = replace(experts(), shared=FeedForward(30))
     names = [phase.op for phase in fuse(record(model(LATENT, moe)))]
     mixer = ["linear", "linear", "latent_attention", "linear"]
-    assert names == ["embed", *[*mixer, "linear", "route", "experts", "glu", "linear"] * 2, "select", "linear"]
+    assert names == ["embed", *[*mixer, "linear", "experts"] * 2, "select", "linear"]
 
 
 def test_an_unknown_level_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,87 @@
+// Routes: which experts a token goes to, with what weights.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "operations.h"
+
+namespace freedive {
+namespace {
+
+constexpr float kUnchosen = -std::numeric_limits<float>::infinity();
+
+void softmax(float* x, int n) {
+    const float top = *std::max_element(x, x + n);
+    float sum = 0;
+    for (int i = 0; i < n; i++) sum += x[i] = std::exp(x[i] - top);
+    for (int i = 0; i < n; i++) x[i] /= sum;
+}
+
+// The `count` best of merit[first, last), best first; of equals the lower index.
+int* take_best(const float* merit, int first, int last, int count, int* out) {
+    int taken = 0;
+    for (int i = first; i < last; i++) {
+        if (taken == count && !(merit[i] > merit[out[count - 1]])) continue;
+        int at = taken < count ? taken++ : count - 1;
+        for (; at && merit[i] > merit[out[at - 1]]; at--) out[at] = out[at - 1];
+        out[at] = i;
+    }
+    return out + count;
+}
+
+float strength(const float* group, int size, bool best_two) {
+    float first = kUnchosen, second = kUnchosen;
+    for (int i = 0; i < size; i++) {
+        if (group[i] > first)
+            second = std::exchange(first, group[i]);
+        else if (group[i] > second)
+            second = group[i];
+    }
+    return best_two ? first + second : first;
+}
+
+// Takes all groups but the `kept` strongest out of the choice.
+void keep_groups(float* merit, int size, int groups, int kept, bool best_two) {
+    float strengths[kMaxExperts];
+    int order[kMaxExperts];
+    for (int g = 0; g < groups; g++) strengths[g] = strength(merit + g * size, size, best_two);
+    take_best(strengths, 0, groups, kept, order);
+    for (int g = 0; g < groups; g++)
+        if (std::find(order, order + kept, g) == order + kept) std::fill_n(merit + g * size, size, kUnchosen);
+}
+
+}  // namespace
+
+void Router::route(const Machine& m, const float* logits, float* result) const {
+    float scores[kMaxExperts] = {}, merit[kMaxExperts];
+    int chosen[kMaxExperts];
+    std::copy_n(logits, num_experts, scores);
+    if (sigmoid)
+        for (int e = 0; e < num_experts; e++) scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
+    else
+        softmax(scores, num_experts);
+    for (int e = 0; e < num_experts; e++) merit[e] = scores[e] + (choice_bias == kNone ? 0 : m.vectors[choice_bias][e]);
+    const int size = num_experts / num_groups;
+    if (group_choice == GroupChoice::Each) {
+        int* next = chosen;
+        for (int g = 0; g < num_groups; g++)
+            next = take_best(merit, g * size, (g + 1) * size, num_chosen / num_groups, next);
+    } else {
+        if (kept_groups < num_groups)
+            keep_groups(merit, size, num_groups, kept_groups, group_choice == GroupChoice::BestTwo);
+        take_best(merit, 0, num_experts, num_chosen, chosen);
+    }
+    float sum = 1e-20f;
+    for (int j = 0; j < num_chosen; j++) sum += scores[chosen[j]];
+    for (int j = 0; j < num_chosen; j++) {
+        float weight = scores[chosen[j]];
+        if (renormalise) weight /= sum;
+        weight *= scale;
+        if (expert_scale != kNone) weight *= m.vectors[expert_scale][chosen[j]];
+        result[j] = float(chosen[j]);
+        result[num_chosen + j] = weight;
+    }
+}
+
+}  // namespace freedive
