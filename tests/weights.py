@@ -45,7 +45,7 @@ LEVELS = [
     pytest.param(
         level, marks=pytest.mark.skipif(level not in _native.isa_levels(), reason=f"this machine has no {level}")
     )
-    for level in (("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512"))
+    for level in (("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512", "amx-emulated"))
 ]
 """Every level of this kind of processor, as test parameters; those that the machine lacks are skipped by name."""
 

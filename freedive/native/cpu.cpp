@@ -1,12 +1,55 @@
 #include "cpu.h"
 
+#include <cstring>
 #include <stdexcept>
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#elif defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace freedive {
+
+#if defined(__x86_64__)
+// The processor has them, the system saves them, and Linux gives a process tiles when it asks for them.
+bool may_use_tiles() {
+#if defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return __builtin_cpu_supports("amx-tile") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+namespace {
+
+// A small product comes out of tiles as it does without.
+bool tiles_agree() {
+    constexpr int rows = 20, k = 3 * kGroup;
+    alignas(64) std::uint8_t panel[Quantised<Format::Q8_0>::panel_bytes(k)];
+    for (std::size_t i = 0; i < sizeof panel; i++) panel[i] = std::uint8_t(i * 89) & 0xbf;  // a finite scale, too
+    float numbers[rows * k], out[2][rows * kPanelRows];
+    for (int i = 0; i < rows * k; i++) numbers[i] = float(i * 37 % 101 - 50);
+    QuantisedGroup codes[rows][k / kGroup];
+    const void* x[rows];
+    for (int r = 0; r < rows; r++) {
+        avx512_kernels.quantise(numbers + r * k, k, 0, codes[r]);
+        x[r] = codes[r];
+    }
+    amx_kernels().linear[int(Format::Q8_0)](panel, k, x, rows, out[0]);
+    avx512_kernels.linear[int(Format::Q8_0)](panel, k, x, rows, out[1]);
+    return std::memcmp(out[0], out[1], sizeof out[0]) == 0;
+}
+
+bool has_amx() {
+    static const bool has = __builtin_cpu_supports("amx-int8") && may_use_tiles() && tiles_agree();
+    return has;
+}
+
+}  // namespace
+#endif
 
 std::vector<const Kernels*> available_kernels() {
     std::vector<const Kernels*> levels = {&scalar_kernels};
@@ -15,8 +58,10 @@ std::vector<const Kernels*> available_kernels() {
     if (has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c")))
         levels.push_back(&avx2_kernels);
     if (levels.size() == 2 && has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
-                                  __builtin_cpu_supports("avx512vl"), __builtin_cpu_supports("avx512vnni")))
-        levels.push_back(&avx512_kernels);
+                                  __builtin_cpu_supports("avx512vl"), __builtin_cpu_supports("avx512vnni"))) {
+        levels.insert(levels.end(), {&emulated_amx_kernels(), &avx512_kernels});
+        if (has_amx()) levels.push_back(&amx_kernels());
+    }
 #elif defined(__aarch64__) && defined(__linux__)
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) levels.push_back(&neon_kernels);
 #endif

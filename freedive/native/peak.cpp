@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
+#include "cpu.h"
+#include "isa/tiles.h"
 #include "threads.h"
 
 namespace freedive {
@@ -55,39 +53,25 @@ void maddubs() { FREEDIVE_REPEAT(FREEDIVE_MADDUBS) }
 constexpr int kTileIterations = kIterations / 16;
 constexpr double kTile = 4.0 * 16 * 16 * 2 / 16;  // operations by four products of tiles: of one number of each row
 
-struct alignas(64) TileConfig {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
+TileConfig whole_tiles() {
+    TileConfig config;
+    for (int tile = 0; tile < 8; tile++) config.shape(tile, kTileHeight, kTileBytes);
+    return config;
+}
 
 #define FREEDIVE_TILES(product)                                                                    \
-    const TileConfig config;                                                                       \
-    asm volatile("ldtilecfg %0" ::"m"(config));                                                    \
-    asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");          \
-    asm volatile("tilezero %tmm4\n\ttilezero %tmm5\n\ttilezero %tmm6\n\ttilezero %tmm7");          \
+    Tiles tiles(whole_tiles());                                                                    \
     for (int i = 0; i < kTileIterations; i++)                                                      \
         asm volatile(product " %tmm6, %tmm4, %tmm0\n\t" product " %tmm7, %tmm4, %tmm1\n\t" product \
-                             " %tmm6, %tmm5, %tmm2\n\t" product " %tmm7, %tmm5, %tmm3");           \
-    asm volatile("tilerelease");
+                             " %tmm6, %tmm5, %tmm2\n\t" product " %tmm7, %tmm5, %tmm3");
 
 void tdpbssd() { FREEDIVE_TILES("tdpbssd") }
-void tdpbf16ps() { FREEDIVE_TILES("tdpbf16ps") }
-
-// Linux gives a process tiles when it asks for them.
-bool may_use_tiles() {
-#if defined(__linux__)
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-    return false;
-#endif
-}
+void tdpbf16ps(){FREEDIVE_TILES("tdpbf16ps")}
 
 std::vector<Unit> units() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f");
-    const bool tiles = __builtin_cpu_supports("amx-tile") && may_use_tiles();
+    const bool tiles = may_use_tiles();
     return {
         {"int8", "tdpbssd", tiles && __builtin_cpu_supports("amx-int8"), tdpbssd, kTile * 64},
         {"int8", "vpdpbusd zmm", avx512 && __builtin_cpu_supports("avx512vnni"), dpbusd, kChains * 64.0 * 2},

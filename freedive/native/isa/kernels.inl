@@ -3,8 +3,6 @@
 // and float sums run over groups (or inputs, keys) in order. No standard library templates here: their instances could
 // be shared with code that must run on lesser machines.
 
-constexpr int kPrefetchBytes = 4096;  // how far ahead of a streamed panel to ask for lines
-
 LANES float sum_lanes(F v) {
     float x[16];
     f_store(x, v);
@@ -29,6 +27,7 @@ LANES F f_tanh(F x) { return f_sub(f_set(1.0f), f_div(f_set(2.0f), f_add(f_exp(f
 LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f_set(cap)); }
 
 #include "attention.inl"
+#include "groups.inl"
 #include "linear.inl"
 #include "rows.inl"
 #include "attention_int8.inl"

@@ -1,0 +1,52 @@
+// The tile registers of AMX: eight of up to 16 rows of 64 bytes. In assembly, which needs no flags and says that it
+// reads and writes memory: the intrinsics of g++ 12 do not, and stores stray past them.
+#pragma once
+
+#include <cstdint>
+
+#define TILES inline __attribute__((always_inline))
+
+namespace freedive {
+
+constexpr int kTileHeight = 16, kTileBytes = 64;
+
+// What a thread sets before it uses its registers: their shapes.
+struct alignas(64) TileConfig {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+
+    constexpr void shape(int tile, int height, int width) {
+        rows[tile] = std::uint8_t(height);
+        row_bytes[tile] = std::uint16_t(width);
+    }
+};
+
+// A thread's registers, from their configuration to their release.
+class Tiles {
+  public:
+    TILES explicit Tiles(const TileConfig& config) { asm volatile("ldtilecfg %0" ::"m"(config)); }
+    TILES ~Tiles() { asm volatile("tilerelease"); }
+    Tiles(const Tiles&) = delete;
+
+    template <int To>
+    TILES void zero() {
+        asm volatile("tilezero %%tmm%c0" ::"i"(To));
+    }
+    // Rows `stride` bytes apart.
+    template <int To>
+    TILES void load(const void* from, std::int64_t stride) {
+        asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(To), "r"(from), "r"(stride) : "memory");
+    }
+    template <int From>
+    TILES void store(void* to, std::int64_t stride) {
+        asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(From), "r"(to), "r"(stride) : "memory");
+    }
+    // Sum[m][n] += sum over k of A[m][k] * B[k / 4][4 * n + k % 4]: int8 to int32.
+    template <int Sum, int A, int B>
+    TILES void dot() {
+        asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(A), "i"(B));
+    }
+};
+
+}  // namespace freedive
