@@ -50,7 +50,7 @@ std::vector<std::uint8_t> random_source(Format f, int rows, int k) {
 }
 
 void compare_linear(const Kernels& level, Format f) {
-    constexpr int rows = 40, tokens = 13;
+    constexpr int rows = 40, tokens = 21;
     const int k = is_quantised(f) ? 768 : 333;  // more than a stretch of groups
     const auto source = random_source(f, rows, k);
     const std::size_t bytes = panel_bytes(f, k) * num_panels(rows);

@@ -20,16 +20,16 @@ constexpr int kSums = 0, kStrips = 4, kCodes = 6;
 constexpr int kStripLine = 2 * kGroup;  // high and low halves of a row's group, as QuantisedGroup has them
 static_assert(offsetof(QuantisedGroup, low) == kGroup && kStripLine == kTileBytes && kTileHeight == kTileRows);
 
-// A stretch of a panel and two strips of up to 16 rows, in the nearest cache. A product is of inputs that share a
-// scale.
+// A stretch of a panel and two strips of up to 16 rows, in the nearest cache. A product is one of inputs that
+// share a scale.
 template <class T>
 struct Stretch {
     static constexpr int products = T::halves ? 2 : 1, groups = kRun / products;
     static constexpr int product_inputs = kGroup / products;
     struct Strip {
         alignas(64) std::int8_t x[groups][kTileHeight][kStripLine];
-        alignas(64) std::int32_t high[groups][products][kTileHeight][kPanelRows],
-            low[groups][products][kTileHeight][kPanelRows];
+        using Products = std::int32_t[groups][products][kTileHeight][kPanelRows];
+        alignas(64) Products high, low;
         bool has_low[groups];
     };
     alignas(64) std::int8_t codes[groups][2][kQuads][kLine];
@@ -86,13 +86,13 @@ LANES void gather(const QuantisedGroup* const* x, int rows, int height, int begi
 template <int Strip, class Tiles>
 LANES void multiply_strip(Tiles& tiles, const std::int8_t* x, std::int32_t (*out)[kPanelRows]) {
     constexpr int sum = kSums + 2 * Strip, strip = kStrips + Strip;
-    tiles.template zero<sum>();
-    tiles.template zero<sum + 1>();
-    tiles.template load<strip>(x, kStripLine);
-    tiles.template dot<sum, strip, kCodes>();
-    tiles.template dot<sum + 1, strip, kCodes + 1>();
-    tiles.template store<sum>(out[0], sizeof out[0]);
-    tiles.template store<sum + 1>(out[0] + kTileRows, sizeof out[0]);
+    tiles.zero(sum);
+    tiles.zero(sum + 1);
+    tiles.load(strip, x, kStripLine);
+    tiles.dot(sum, strip, kCodes);
+    tiles.dot(sum + 1, strip, kCodes + 1);
+    tiles.store(sum, out[0], sizeof out[0]);
+    tiles.store(sum + 1, out[0] + kTileRows, sizeof out[0]);
 }
 
 template <class T, class Tiles>
@@ -101,8 +101,8 @@ LANES void multiply(Tiles& tiles, Stretch<T>& stretch, int groups, bool both) {
     for (int g = 0; g < groups; g++)
         for (int p = 0; p < stretch.products; p++) {
             const int input = p * stretch.product_inputs;
-            tiles.template load<kCodes>(stretch.codes[g][0][input / 4], kLine);
-            tiles.template load<kCodes + 1>(stretch.codes[g][1][input / 4], kLine);
+            tiles.load(kCodes, stretch.codes[g][0][input / 4], kLine);
+            tiles.load(kCodes + 1, stretch.codes[g][1][input / 4], kLine);
             multiply_strip<0>(tiles, first.x[g][0] + input, first.high[g][p]);
             if (both) multiply_strip<1>(tiles, second.x[g][0] + input, second.high[g][p]);
             if (first.has_low[g]) multiply_strip<0>(tiles, first.x[g][0] + kGroup + input, first.low[g][p]);

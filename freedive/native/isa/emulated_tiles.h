@@ -18,32 +18,27 @@ class EmulatedTiles {
         }
     }
 
-    template <int To>
-    void zero() {
-        check(rows(To));
-        std::memset(data_[To], 0, sizeof data_[To]);
+    void zero(int to) {
+        check(rows(to));
+        std::memset(data_[to], 0, sizeof data_[to]);
     }
-    template <int To>
-    void load(const void* from, std::int64_t stride) {
-        zero<To>();
-        for (int r = 0; r < rows(To); r++) std::memcpy(data_[To][r], (const char*)from + r * stride, row_bytes(To));
+    void load(int to, const void* from, std::int64_t stride) {
+        zero(to);
+        for (int r = 0; r < rows(to); r++) std::memcpy(data_[to][r], (const char*)from + r * stride, row_bytes(to));
     }
-    template <int From>
-    void store(void* to, std::int64_t stride) {
-        check(rows(From));
-        for (int r = 0; r < rows(From); r++) std::memcpy((char*)to + r * stride, data_[From][r], row_bytes(From));
+    void store(int from, void* to, std::int64_t stride) {
+        check(rows(from));
+        for (int r = 0; r < rows(from); r++) std::memcpy((char*)to + r * stride, data_[from][r], row_bytes(from));
     }
-    template <int Sum, int A, int B>
-    void dot() {
-        check(rows(Sum) && rows(A) && rows(B) && Sum != A && Sum != B && A != B);
-        check(row_bytes(Sum) % 4 == 0 && row_bytes(A) % 4 == 0 && row_bytes(B) % 4 == 0);
-        check(rows(A) == rows(Sum) && row_bytes(B) == row_bytes(Sum) && rows(B) == row_bytes(A) / 4);
-        for (int m = 0; m < rows(Sum); m++)
-            for (int n = 0; n < row_bytes(Sum) / 4; n++) {
-                std::int32_t sum;
-                std::memcpy(&sum, &data_[Sum][m][4 * n], 4);
-                for (int k = 0; k < row_bytes(A); k++) sum += data_[A][m][k] * data_[B][k / 4][4 * n + k % 4];
-                std::memcpy(&data_[Sum][m][4 * n], &sum, 4);
+    void dot(int sum, int a, int b) {
+        check(rows(sum) && sum != a && sum != b && a != b && row_bytes(sum) % 4 == 0 && row_bytes(a) % 4 == 0);
+        check(rows(a) == rows(sum) && row_bytes(b) == row_bytes(sum) && rows(b) == row_bytes(a) / 4);
+        for (int m = 0; m < rows(sum); m++)
+            for (int n = 0; n < row_bytes(sum) / 4; n++) {
+                std::int32_t total;
+                std::memcpy(&total, &data_[sum][m][4 * n], 4);
+                for (int k = 0; k < row_bytes(a); k++) total += data_[a][m][k] * data_[b][k / 4][4 * n + k % 4];
+                std::memcpy(&data_[sum][m][4 * n], &total, 4);
             }
     }
 

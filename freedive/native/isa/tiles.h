@@ -29,23 +29,17 @@ class Tiles {
     TILES ~Tiles() { asm volatile("tilerelease"); }
     Tiles(const Tiles&) = delete;
 
-    template <int To>
-    TILES void zero() {
-        asm volatile("tilezero %%tmm%c0" ::"i"(To));
+    // Numbers of registers are constants.
+    TILES void zero(int to) { asm volatile("tilezero %%tmm%c0" ::"i"(to)); }
+    TILES void load(int to, const void* from, std::int64_t stride) {  // rows lie `stride` bytes apart
+        asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(to), "r"(from), "r"(stride) : "memory");
     }
-    // Rows `stride` bytes apart.
-    template <int To>
-    TILES void load(const void* from, std::int64_t stride) {
-        asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(To), "r"(from), "r"(stride) : "memory");
+    TILES void store(int from, void* to, std::int64_t stride) {
+        asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(from), "r"(to), "r"(stride) : "memory");
     }
-    template <int From>
-    TILES void store(void* to, std::int64_t stride) {
-        asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(From), "r"(to), "r"(stride) : "memory");
-    }
-    // Sum[m][n] += sum over k of A[m][k] * B[k / 4][4 * n + k % 4]: int8 to int32.
-    template <int Sum, int A, int B>
-    TILES void dot() {
-        asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(A), "i"(B));
+    // sum[m][n] += sum over k of a[m][k] * b[k / 4][4 * n + k % 4]: int8 to int32.
+    TILES void dot(int sum, int a, int b) {
+        asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
     }
 };
 
