@@ -40,6 +40,9 @@ ATTENTION, EXPERTS, ROWS = "attention", "experts by tokens", "rows of floats, on
 COMMON_FORMATS = ("BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "MXFP4", "I4G64")
 """What a quick run measures."""
 
+NOT_FOR_USE = ("scalar", "amx-emulated")
+"""Levels that others are tested against."""
+
 LEAST_STEPS = 3
 STEP_ROWS = 512
 ATTENTION_LAYERS = 4
@@ -228,7 +231,7 @@ def cases(formats: Sequence[str], threads: int, megabytes: int, quick: bool) -> 
 
 
 def main(
-    isa: Annotated[list[str] | None, typer.Option(help="Levels; default: all but scalar.")] = None,
+    isa: Annotated[list[str] | None, typer.Option(help="Levels; default: those for use.")] = None,
     format: Annotated[list[str] | None, typer.Option(help="Formats; default: all, or the common ones.")] = None,
     kernel: Annotated[str, typer.Option(help="Only kernels whose names begin so: linear, attention, ...")] = "",
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the physical cores.")] = None,
@@ -239,7 +242,7 @@ def main(
     """Measure the kernels."""
     count, levels = (
         threads or machine.physical_cores(),
-        isa or [each for each in _native.isa_levels() if each != "scalar"],
+        isa or [each for each in _native.isa_levels() if each not in NOT_FOR_USE],
     )
     formats = format or (COMMON_FORMATS if quick else tuple(FORMATS))
     if unknown := [each for each in formats if each not in FORMATS]:
