@@ -41,11 +41,12 @@ HALVES = {
 All other bytes of a block may have any value, but for MXFP4's exponent.
 """
 
+X86_LEVELS = ("scalar", "avx2", "avx512", "amx-emulated")
 LEVELS = [
     pytest.param(
         level, marks=pytest.mark.skipif(level not in _native.isa_levels(), reason=f"this machine has no {level}")
     )
-    for level in (("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512", "amx-emulated"))
+    for level in (("scalar", "neon") if platform.machine() == "aarch64" else X86_LEVELS)
 ]
 """Every level of this kind of processor, as test parameters; those that the machine lacks are skipped by name."""
 
