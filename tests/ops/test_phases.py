@@ -42,7 +42,7 @@ def step_barriers(layers: list[Layer], context: int) -> int:
     ],
 )
 def test_a_mixture(attention: Attention | LatentAttention, expected: int, moe: Experts) -> None:
-    """Projections, attention, its output, the router, gate and up, down; latents are absorbed before, expanded after."""
+    """Projections, attention, its output, router, gate and up, down; of latents also what goes before and after."""
     assert phases(Layer(attention, moe), context=20) == expected
 
 
