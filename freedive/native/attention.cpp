@@ -97,12 +97,18 @@ void Attention::prepare(Machine& m) {
     m.partials.reserve(num_partials, stride(m));
 }
 
+// Storing is a phase of its own, unless each sequence has one token, each head one tile: nobody else reads what it stores.
 void Attention::run(Machine& m, int thread) const {
     Local& local = m.locals[thread];
     const int tokens = m.num_rows(q);
-    m.team.for_each(tokens * num_kv_heads, std::max(1, tokens / 8),
-                    [&](int i) { store(m, i / num_kv_heads, i % num_kv_heads); });
-    m.team.for_each(int(tiles_.size()), 1, [&](int i) { attend(m, tiles_[i], local); });
+    const bool each_alone = tokens == int(m.step.sequences.size()) && int(tiles_.size()) == tokens * num_kv_heads;
+    if (!each_alone)
+        m.team.for_each(tokens * num_kv_heads, std::max(1, tokens / 8),
+                        [&](int i) { store(m, i / num_kv_heads, i % num_kv_heads); });
+    m.team.for_each(int(tiles_.size()), 1, [&](int i) {
+        if (each_alone) store(m, m.step.sequences[tiles_[i].sequence].row, tiles_[i].head);
+        attend(m, tiles_[i], local);
+    });
     if (!merges_.empty()) m.team.for_each(int(merges_.size()), 1, [&](int i) { merge(m, merges_[i], local); });
 }
 

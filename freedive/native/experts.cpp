@@ -98,13 +98,12 @@ void Experts::group(const Machine& m, int first_row, Groups& groups) const {
 void Experts::run_glu(Machine& m, const Input& input, const Groups& groups) const {
     const int panels = num_panels(first.gate.weight.rows), routed = int(groups.active.size()) - (shared ? 1 : 0);
     const int tasks = routed * panels + (shared ? num_panels(shared->gate.weight.rows) : 0);
-    m.team.for_ranges(tasks, panels, [&](int begin, int end) {
-        for (int task = begin; task < end; task++) {
-            const int at = std::min(task / panels, routed), index = groups.active[at];
-            const Expert active = expert(index);
-            for_blocks(choices_of(groups, index),
-                       [&](Choices choices) { make_hidden(m, input, active, task - at * panels, choices); });
-        }
+    const int grain = std::max(1, std::min(panels, tasks / (m.team.size() * 8)));
+    m.team.for_each(tasks, grain, [&](int task) {
+        const int at = std::min(task / panels, routed), index = groups.active[at];
+        const Expert active = expert(index);
+        for_blocks(choices_of(groups, index),
+                   [&](Choices choices) { make_hidden(m, input, active, task - at * panels, choices); });
     });
 }
 
@@ -158,10 +157,13 @@ void Experts::quantise_early(Machine& m) const {
 }
 
 // out = residuals + factor * sum of weight * down(hidden). A task owns a band of the output over all experts, so that
-// what it reads of each is one stream.
+// what it reads of each is one stream; narrow bands would jump too often from one to the next.
 void Experts::run_down(Machine& m, const Groups& groups) const {
-    m.team.for_ranges(num_panels(first.down.weight.rows), kBandPanels, [&](int begin, int end) {
+    const int panels = num_panels(first.down.weight.rows);
+    const int width = std::max(1, std::min(kBandPanels, panels / (m.team.size() * 2)));
+    m.team.for_each((panels + width - 1) / width, 1, [&](int band) {
         const float nothing[kPanelRows] = {};
+        const int begin = band * width, end = std::min(begin + width, panels);
         for (int t = 0; t < m.num_rows(in); t++)
             for (int p = begin; p < end; p++) epilogue.write(m, nothing, m.buffers[out], t, p * kPanelRows, kPanelRows);
         for (const int index : groups.active) {

@@ -37,8 +37,8 @@ void LatentAttention::prepare(Machine& m) {
     expanded_.clear();
     absorbed_.clear();
     merges_.clear();
-    queries_.clear();
-    int num_partials = 0;
+    query_of_.assign(m.num_rows(q), kNone);
+    int num_partials = 0, num_queries = 0;
     for (int s = 0; s < int(m.step.sequences.size()); s++) {
         const Sequence& sequence = m.step.sequences[s];
         const int given = std::clamp(sequence.prompt - sequence.start, 0, sequence.length);
@@ -46,35 +46,38 @@ void LatentAttention::prepare(Machine& m) {
         for (int i = given; i < sequence.length; i++) {
             const int row = sequence.row + i, splits = (sequence.start + i) / kSplitTokens + 1;
             for (int head = 0; head < num_heads; head += kLatentHeads) {
-                merges_.push_back({row, head, splits, num_partials});
+                for (int h = head; h < std::min(num_heads, head + kLatentHeads); h++)
+                    merges_.push_back({row, h, splits, num_partials + h - head});
                 for (int split = 0; split < splits; split++, num_partials += kLatentHeads)
-                    absorbed_.push_back({s, row, int(queries_.size()), head, split, num_partials});
+                    absorbed_.push_back({s, row, num_queries, head, split, num_partials});
             }
-            queries_.push_back(row);
+            query_of_[row] = num_queries++;
         }
     }
-    const std::size_t queries = queries_.size() * head_groups() * kLatentHeads * dim();
-    if (m.absorbed.size() < queries) m.absorbed.resize(queries);
+    const std::size_t numbers = std::size_t(num_queries) * head_groups() * kLatentHeads * dim();
+    if (m.absorbed.size() < numbers) m.absorbed.resize(numbers);
     m.partials.reserve(num_partials, whole_columns(rank));
 }
 
 void LatentAttention::run(Machine& m, int thread) const {
-    m.team.for_each(m.num_rows(q), 2, [&](int row) { store(m, row); });
-    if (!queries_.empty())
-        m.team.for_each(int(queries_.size()) * num_heads, 1,
-                        [&](int i) { absorb(m, queries_[i / num_heads], i / num_heads, i % num_heads); });
+    m.team.for_each(m.num_rows(q) * num_heads, expanded_.empty() ? 1 : num_heads,
+                    [&](int i) { take_in(m, i / num_heads, i % num_heads); });
     if (!expanded_.empty())
         m.team.for_each(int(expanded_.size()) * num_heads, 1,
                         [&](int i) { attend_expanded(m, expanded_[i / num_heads], i % num_heads, m.locals[thread]); });
-    if (queries_.empty()) return;
+    if (absorbed_.empty()) return;
     m.team.for_each(int(absorbed_.size()), 1, [&](int i) { attend_absorbed(m, absorbed_[i]); });
     m.team.for_each(int(merges_.size()), 1, [&](int i) { merge(m, merges_[i], m.locals[thread]); });
 }
 
-// Turns the row's query heads, and writes its latent to the cache.
+// Turns one query head of a row, and absorbs it if the row was generated. The row's latent goes with the first head.
+void LatentAttention::take_in(Machine& m, int row, int head) const {
+    apply(m, rope, row, rope_dim, m.buffers[q].row(row) + head * head_dim() + nope_dim);
+    if (query_of_[row] != kNone) absorb(m, row, query_of_[row], head);
+    if (head == 0) store(m, row);
+}
+
 void LatentAttention::store(Machine& m, int row) const {
-    for (int head = 0; head < num_heads; head++)
-        apply(m, rope, row, rope_dim, m.buffers[q].row(row) + head * head_dim() + nope_dim);
     float* made = m.buffers[kv].row(row);
     m.kernels.rms_norm(made, m.vectors[norm.weight].data(), rank, norm.eps, made);
     apply(m, rope, row, rope_dim, made + rank);
@@ -206,17 +209,14 @@ void LatentAttention::attend_absorbed(Machine& m, const Absorbed& absorbed) cons
     m.kernels.attend_latent[int(m.cache.format())](task, states);
 }
 
-// Folds the splits of each head, then makes its values of the weighted latents.
+// Folds the splits of a head, then makes its values of the weighted latents.
 void LatentAttention::merge(Machine& m, const Merge& merge, Local& local) const {
     const int width = whole_columns(rank);
-    for (int head = merge.first_head; head < std::min(num_heads, merge.first_head + kLatentHeads); head++) {
-        const int first = merge.partial + head - merge.first_head;
-        const AttendPartial& state = fold_splits(m, first, kLatentHeads, merge.num_splits, width, local);
-        write_result(state, rank, state.values);
-        float* to = m.buffers[out].row(merge.row) + head * value_dim;
-        multiply_rows(m, head_of(m, v_b, head), state.values, width, 1,
-                      [&](int, int column, int n, const float* x) { std::copy_n(x, n, to + column); });
-    }
+    const AttendPartial& state = fold_splits(m, merge.partial, kLatentHeads, merge.num_splits, width, local);
+    write_result(state, rank, state.values);
+    float* to = m.buffers[out].row(merge.row) + merge.head * value_dim;
+    multiply_rows(m, head_of(m, v_b, merge.head), state.values, width, 1,
+                  [&](int, int column, int n, const float* x) { std::copy_n(x, n, to + column); });
 }
 
 }  // namespace freedive

@@ -50,10 +50,9 @@ void multiply(Machine& m, const Input& input, const Linear::Output& o, int panel
 // Calls block(panel, row, rows) for all panels and blocks of rows, panels being shared out over the team.
 template <class Block>
 void for_blocks(Machine& m, int panels, int num_rows, Block&& block) {
-    m.team.for_ranges(panels, panels, [&](int first, int last) {
-        for (int panel = first; panel < last; panel++)
-            for (int row = 0; row < num_rows; row += kBlockRows)
-                block(panel, row, std::min(kBlockRows, num_rows - row));
+    const int grain = std::max(1, panels / (m.team.size() * 4));
+    m.team.for_each(panels, grain, [&](int panel) {
+        for (int row = 0; row < num_rows; row += kBlockRows) block(panel, row, std::min(kBlockRows, num_rows - row));
     });
 }
 

@@ -212,7 +212,7 @@ struct LatentAttention final : Operation {
         int sequence, row, query, first_head, split, partial;
     };
     struct Merge {
-        int row, first_head, num_splits, partial;
+        int row, head, num_splits, partial;
     };
     int head_dim() const { return nope_dim + rope_dim; }
     int dim() const { return rank + rope_dim; }
@@ -221,6 +221,7 @@ struct LatentAttention final : Operation {
     std::uint8_t* latent(Machine& machine, const Sequence& sequence, int position) const;
     int stride(const Machine& machine) const { return machine.cache.layer(layer).value_stride(); }
     Weight head_of(const Machine& machine, int weight, int head) const;
+    void take_in(Machine& machine, int row, int head) const;
     void store(Machine& machine, int row) const;
     void absorb(Machine& machine, int row, int query, int head) const;
     void attend_expanded(Machine& machine, const Expanded& task, int head, Local& local) const;
@@ -234,7 +235,7 @@ struct LatentAttention final : Operation {
     std::vector<Expanded> expanded_;
     std::vector<Absorbed> absorbed_;
     std::vector<Merge> merges_;
-    std::vector<int> queries_;  // rows that are absorbed
+    std::vector<int> query_of_;  // by row: its index among those that are absorbed, or kNone
 };
 
 }  // namespace freedive

@@ -2,7 +2,6 @@
 // that a busy machine is not made busier.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -28,18 +27,6 @@ class Team {
     void for_each(int n, int grain, Task&& task) {
         for (int first; (first = next_.fetch_add(grain, std::memory_order_relaxed)) < n;)
             for (int i = first; i < first + grain && i < n; i++) task(i);
-        barrier();
-    }
-    // Calls task(first, last) for ranges of [0, n), on whichever thread is free; ends with a barrier. Ranges are at
-    // most `most` long and get shorter, so that each is one long stream, and yet threads end together.
-    template <class Task>
-    void for_ranges(int n, int most, Task&& task) {
-        for (int first = next_.load(std::memory_order_relaxed); first < n;) {
-            const int count = std::clamp((n - first) / (4 * size_), 1, most);
-            if (!next_.compare_exchange_weak(first, first + count, std::memory_order_relaxed)) continue;
-            task(first, first + count);
-            first = next_.load(std::memory_order_relaxed);
-        }
         barrier();
     }
     void barrier();

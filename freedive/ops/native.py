@@ -90,6 +90,11 @@ class NativeRunner:
         """Bytes of one page of the cache, all layers together."""
         return self._program.page_bytes
 
+    @property
+    def barriers(self) -> int:
+        """How often the threads have waited for each other so far: at the end of each phase."""
+        return self._program.barriers
+
     def step(self, batch: Batch) -> Floats:
         """See engine.batch.Runner."""
         self._batch = batch

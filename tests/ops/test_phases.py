@@ -1,0 +1,55 @@
+"""How many phases a layer has when one token is generated: how often the threads wait for each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from descriptions import LATENT, PLAIN, VOCAB, experts, weights, with_layers
+from tiny_models import pack_floats, prompt, to_batch
+
+from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer
+from freedive.ops.native import NativeRunner
+
+MIXTURE = experts(renormalise=True)
+GATED = replace(MIXTURE, shared=FeedForward(30), shared_gate=True)
+
+
+def phases(layer: Layer, context: int) -> int:
+    """Of one more such layer, in the step of the token that follows ``context`` others."""
+    one, two = (step_barriers([layer] * count, context) for count in (1, 2))
+    return two - one
+
+
+def step_barriers(layers: list[Layer], context: int) -> int:
+    described, tokens, table = with_layers(*layers), prompt(context + 1, vocab=VOCAB), [list(range(10))]
+    runner = NativeRunner(described, pack_floats(weights(described)), num_threads=2, max_rows=300, num_pages=10)
+    runner.step(to_batch([tokens], [(0, context)], [0], table, [context]))
+    before = runner.barriers
+    runner.step(to_batch([tokens], [(0, 1)], [context], table, [context]))
+    return runner.barriers - before
+
+
+@pytest.mark.parametrize("moe", [MIXTURE, replace(MIXTURE, shared=FeedForward(30)), GATED])
+@pytest.mark.parametrize(
+    ("attention", "expected"),
+    [
+        (PLAIN, 6),
+        (replace(PLAIN, qk_norm="head"), 6),
+        (replace(PLAIN, sinks=True, window=17, qkv_bias=True, out_bias=True), 6),
+        (replace(LATENT, q_rank=0), 8),
+        (LATENT, 9),
+    ],
+)
+def test_a_mixture(attention: Attention | LatentAttention, expected: int, moe: Experts) -> None:
+    """Projections, attention, its output, router, gate and up, down; of latents also what goes before and after."""
+    assert phases(Layer(attention, moe), context=20) == expected
+
+
+def test_a_dense_layer() -> None:
+    assert phases(Layer(PLAIN, FeedForward(50)), context=20) == 5
+
+
+def test_splits_of_a_long_context_wait_for_what_they_share() -> None:
+    """The new key before, their sum after."""
+    assert phases(Layer(PLAIN, MIXTURE), context=280) == 8
