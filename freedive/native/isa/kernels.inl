@@ -30,7 +30,8 @@ LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f
 #include "groups.inl"
 #include "linear.inl"
 #include "rows.inl"
-#include "attention_int8.inl"
+
+#include "attention_int8.inl"  // reads what the others define
 
 template <int Fmt = 0>
 constexpr void fill_linear(Kernels& kernels) {
