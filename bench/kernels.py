@@ -159,7 +159,8 @@ def random_blocks(format: str, rows: int, width: int, source: np.random.Generato
     """Bytes that are small positive numbers in whatever kind of float a block's scales are."""
     block, num_bytes = BLOCKS[format]
     data = np.frombuffer(source.bytes(rows * width // block * num_bytes), np.uint8)
-    return (data & 0x1F | 0x20).reshape(rows, -1)
+    exponent = 0x60 if format == "MXFP4" else 0x20  # its scale is a power of two from 2^-127 on, others are half floats
+    return (data & 0x1F | exponent).reshape(rows, -1)
 
 
 def timed(runner: NativeRunner, kind: str, point: Point, seconds: float) -> Share:

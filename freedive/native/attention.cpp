@@ -97,7 +97,8 @@ void Attention::prepare(Machine& m) {
     m.partials.reserve(num_partials, stride(m));
 }
 
-// Storing is a phase of its own, unless each sequence has one token, each head one tile: nobody else reads what it stores.
+// Storing is a phase of its own, unless each sequence has one token, each head one tile: nobody else reads what it
+// stores.
 void Attention::run(Machine& m, int thread) const {
     Local& local = m.locals[thread];
     const int tokens = m.num_rows(q);

@@ -41,8 +41,7 @@ struct Unit {
 #define FREEDIVE_FMA256(n) "vfmadd231ps %%ymm15, %%ymm15, %%ymm" #n "\n\t"
 #define FREEDIVE_MADDUBS(n)                    \
     "vpmaddubsw %%ymm15, %%ymm15, %%ymm12\n\t" \
-    "vpmaddwd %%ymm15, %%ymm12, %%ymm12\n\t"   \
-    "vpaddd %%ymm12, %%ymm" #n ", %%ymm" #n "\n\t"
+    "vpaddw %%ymm12, %%ymm" #n ", %%ymm" #n "\n\t"
 
 void dpbusd() { FREEDIVE_REPEAT(FREEDIVE_DPBUSD) }
 void dpbf16() { FREEDIVE_REPEAT(FREEDIVE_DPBF16) }

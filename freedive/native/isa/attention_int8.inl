@@ -25,16 +25,15 @@ struct ScaledCodes {
 // out[r][32] = a panel, whose i-th group is at(i), times each row; rows lie Stride groups apart.
 template <int Stride, int OutStride, int R, class At>
 LANES void multiply_codes(const QuantisedGroup* x, int num_groups, float* out, At&& at) {
-    F sum[2][R];
+    Sums<R> sums(out, OutStride, true);
     const QuantisedGroup* a[R];
-    for (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = f_set(0.0f), a[r] = x + r * Stride;
+    for (int r = 0; r < R; r++) a[r] = x + r * Stride;
     for (int i = 0; i < num_groups; i++) {
         const ScaledCodes group = at(i);
-        add_group<CachedCodes, R>(group.scales, group.codes, a, sum);
+        add_group<CachedCodes, R>(group.scales, group.codes, a, sums);
         for (int r = 0; r < R; r++) a[r]++;
     }
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < 2; t++) f_store(out + r * OutStride + t * kTileRows, sum[t][r]);
+    sums.store();
 }
 
 // out[r][token] = queries times the keys of a page; meanwhile asks for the next page's, and for this one's values.

@@ -1,7 +1,28 @@
 // Groups of a panel: their codes and scales, and what is made of integer products with them. Included by what computes
-// those products, kernels.inl and amx.cpp.
+// those products, dot_wide.inl, dot_short.inl and amx.cpp.
+
+template <int I>
+struct Index {
+    constexpr operator int() const { return I; }
+};
+#define EACH(i) [&](auto i) __attribute__((always_inline))
+// Calls body(i) for each i < N. Arrays of registers want indices that are constants from the start: where lanes are
+// pairs of registers, GCC finds out too late that loops over them can be unrolled, and keeps the arrays in memory.
+template <int N, int I = 0, class Body>
+LANES void unroll(Body&& body) {
+    if constexpr (I < N) {
+        body(Index<I>());
+        unroll<N, I + 1>(body);
+    }
+}
 
 constexpr int kPrefetchBytes = 4096;  // how far ahead of a streamed panel to ask for lines
+
+LANES std::int32_t four_bytes(const std::int8_t* p) {
+    std::int32_t v;
+    __builtin_memcpy(&v, p, 4);
+    return v;
+}
 
 template <int Width, int Quad>
 LANES C load_plane(const std::uint8_t* lines) {
@@ -56,23 +77,31 @@ struct TileScales {
     }
 };
 
-// Adds products of activations with codes less their zero points, which count `unit` times the activations' scale.
+// A sum and the product of activations with codes less their zero points, which counts by both scales.
+LANES F add_product(I product, F scale, F activation_scale, F sum) {
+    return f_fma(f_from_int(product), f_mul(scale, activation_scale), sum);
+}
+// A sum and the minimum of a group, or of half of one, times its activations.
+template <class T, int Half>
+LANES F add_minimum(const TileScales<T>& scales, const QuantisedGroup* a, F sum) {
+    const float* sums = a->scaled_sum;
+    return f_fma(scales.minimum[Half], f_set(T::halves ? sums[Half] : sums[0] + sums[1]), sum);
+}
+
+// The same for both tiles and R rows; products count `unit` times the activations' scale.
 template <class T, int R, int Half>
 LANES void add_products(const I (&products)[2][R], float unit, const TileScales<T> (&scales)[2],
                         const QuantisedGroup* const* a, F (&sum)[2][R]) {
     for (int r = 0; r < R; r++) {
         const F d = f_set(a[r]->scale * unit);
-        for (int t = 0; t < 2; t++)
-            sum[t][r] = f_fma(f_from_int(products[t][r]), f_mul(scales[t].scale[Half], d), sum[t][r]);
+        for (int t = 0; t < 2; t++) sum[t][r] = add_product(products[t][r], scales[t].scale[Half], d, sum[t][r]);
     }
 }
-// Adds the minima of a group times its activations.
 template <class T, int R>
 LANES void add_minima(const TileScales<T> (&scales)[2], const QuantisedGroup* const* a, F (&sum)[2][R]) {
     for (int r = 0; r < R; r++)
-        for (int half = 0; half < (T::halves ? 2 : 1); half++) {
-            const float* sums = a[r]->scaled_sum;
-            const F d = f_set(T::halves ? sums[half] : sums[0] + sums[1]);
-            for (int t = 0; t < 2; t++) sum[t][r] = f_fma(scales[t].minimum[half], d, sum[t][r]);
+        for (int t = 0; t < 2; t++) {
+            sum[t][r] = add_minimum<T, 0>(scales[t], a[r], sum[t][r]);
+            if constexpr (T::halves) sum[t][r] = add_minimum<T, 1>(scales[t], a[r], sum[t][r]);
         }
 }

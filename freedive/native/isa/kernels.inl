@@ -27,7 +27,6 @@ LANES F f_tanh(F x) { return f_sub(f_set(1.0f), f_div(f_set(2.0f), f_add(f_exp(f
 LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f_set(cap)); }
 
 #include "attention.inl"
-#include "groups.inl"
 #include "linear.inl"
 #include "rows.inl"
 

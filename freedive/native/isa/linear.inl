@@ -2,96 +2,14 @@
 
 // ---------------------------------------------------------------- linear, quantised
 
-LANES std::int32_t four_bytes(const std::int8_t* p) {
-    std::int32_t v;
-    __builtin_memcpy(&v, p, 4);
-    return v;
-}
-
-// Adds the products of quads [First, Last) of both tiles with one part of the activations, high or low: each activation
-// that is spread over the lanes serves two.
-template <class T, int First, int Last, int R>
-LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const std::int8_t* const* x,
-                     I (&acc)[2][R]) {
-    if constexpr (First < Last) {
-        const C codes0 = load_codes<T, First>(tile0), codes1 = load_codes<T, First>(tile1);
-        for (int r = 0; r < R; r++) {
-            const std::int32_t quad = four_bytes(x[r] + 4 * First);
-            acc[0][r] = i_dot<T::code_bits>(acc[0][r], codes0, quad);
-            acc[1][r] = i_dot<T::code_bits>(acc[1][r], codes1, quad);
-        }
-        dot_quads<T, First + 1, Last, R>(tile0, tile1, x, acc);
-    }
-}
-
-// What the zero point takes from the products of quads [First, Last) with codes whose halves have these sums.
-template <class T, int First, int Last, int Half>
-LANES I zero_products(const std::int32_t (&sums)[2]) {
-    return i_set(-T::zero * (Last - First == kQuads ? sums[0] + sums[1] : sums[Half]));
-}
-
-// Adds the products of quads [First, Last) of a group, whose scales are those of half group `Half`.
-template <class T, int R, int First, int Last, int Half>
-LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const QuantisedGroup* const* a,
-                     F (&sum)[2][R]) {
-    const std::uint8_t *tile0 = codes, *tile1 = codes + kLine * T::tile_lines;
-    const std::int8_t *high[R], *low[R];
-    I acc[2][R];
-    bool any_low = false;
-    for (int r = 0; r < R; r++) {
-        high[r] = a[r]->high;
-        low[r] = a[r]->low;
-        any_low |= a[r]->has_low;
-        acc[0][r] = acc[1][r] = zero_products<T, First, Last, Half>(a[r]->high_sum);
-    }
-    dot_quads<T, First, Last, R>(tile0, tile1, high, acc);
-    float unit = 1 << kLowBits;  // without low halves the high ones need no shift: a power of two alters no bit
-    if (any_low) {
-        // Several rows read the codes again: kept in registers until here, they would drive out the sums.
-        if constexpr (R > 1) asm("" : "+r"(tile0), "+r"(tile1));
-        for (int r = 0; r < R; r++) {
-            const I zero = zero_products<T, First, Last, Half>(a[r]->low_sum);
-            for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(acc[t][r]), zero);
-        }
-        dot_quads<T, First, Last, R>(tile0, tile1, low, acc);
-        unit = 1;
-    }
-    add_products<T, R, Half>(acc, unit, scales, a, sum);
-}
-
-template <class T, int R>
-LANES void add_group(const std::uint8_t* span, const std::uint8_t* group, const QuantisedGroup* const* a,
-                     F (&sum)[2][R]) {
-    const std::uint8_t* codes = group + kLine * T::group_lines;
-    const TileScales<T> scales[2] = {{span, group, 0}, {span, group, 1}};
-    if constexpr (T::halves) {
-        add_quads<T, R, 0, kQuads / 2, 0>(codes, scales, a, sum);
-        add_quads<T, R, kQuads / 2, kQuads, 1>(codes, scales, a, sum);
-    } else {
-        add_quads<T, R, 0, kQuads, 0>(codes, scales, a, sum);
-    }
-    if constexpr (T::minima) add_minima<T, R>(scales, a, sum);
-}
-
-template <int R>
-LANES void store_products(F (&sum)[2][R], float* out) {
-    for (int r = 0; r < R; r++) {
-        f_store(out + r * kPanelRows, sum[0][r]);
-        f_store(out + r * kPanelRows + kTileRows, sum[1][r]);
-    }
-}
-
 // Adds the products of groups [begin, end) to what `out` holds; `streams` where the panel comes from afar.
 template <Format Fmt, int R>
 void linear_rows(const std::uint8_t* panel, int begin, int end, const QuantisedGroup* const* x, bool streams,
                  float* out) {
     using T = Quantised<Fmt>;
-    F sum[2][R];
+    Sums<R> sums(out, kPanelRows, begin == 0);
     const QuantisedGroup* a[R];
-    for (int r = 0; r < R; r++) {
-        for (int t = 0; t < 2; t++) sum[t][r] = begin ? f_load(out + r * kPanelRows + t * kTileRows) : f_set(0.0f);
-        a[r] = x[r] + begin;
-    }
+    for (int r = 0; r < R; r++) a[r] = x[r] + begin;
     const std::uint8_t* span = panel + T::group_offset(begin) - T::span_lines * kLine;
     for (int g = begin; g < end; g++) {
         const std::uint8_t* group = panel + T::group_offset(g);
@@ -100,10 +18,10 @@ void linear_rows(const std::uint8_t* panel, int begin, int end, const QuantisedG
         if (streams)
             for (const std::uint8_t* line = first ? span : group; line < group + T::group_bytes; line += kLine)
                 __builtin_prefetch(line + kPrefetchBytes, 0, 2);
-        add_group<T, R>(span, group, a, sum);
+        add_group<T, R>(span, group, a, sums);
         for (int r = 0; r < R; r++) a[r]++;
     }
-    store_products<R>(sum, out);
+    sums.store();
 }
 
 template <Format Fmt, int R = kLinearRows>
@@ -147,11 +65,11 @@ LANES void add_inputs(const std::uint8_t* weights, const float* const* x, int be
     for (int i = 0; i < n; i++) {
         const F w0 = load_weights<Fmt>(weights), w1 = load_weights<Fmt>(weights + tile_bytes);
         __builtin_prefetch(weights + kPrefetchBytes, 0, 2);
-        for (int r = 0; r < R; r++) {
+        unroll<R>(EACH(r) {
             const F v = f_set(x[r][begin + i]);
             sum[0][r] = f_fma(w0, v, sum[0][r]);
             sum[1][r] = f_fma(w1, v, sum[1][r]);
-        }
+        });
         weights += 2 * tile_bytes;
     }
 }
@@ -159,26 +77,26 @@ LANES void add_inputs(const std::uint8_t* weights, const float* const* x, int be
 template <Format Fmt, int R>
 void linear_rows(const std::uint8_t* panel, int k, const float* const* x, float* out) {
     F sum[2][R];
-    for (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = f_set(0.0f);
+    unroll<R>(EACH(r) { sum[0][r] = sum[1][r] = f_set(0.0f); });
     if constexpr (Fmt == Format::F8G128) {
         for (int i = 0; i < k; i += kF8Block) {
             const int n = k - i < kF8Block ? k - i : kF8Block;
             F part[2][R];
-            for (int r = 0; r < R; r++) part[0][r] = part[1][r] = f_set(0.0f);
+            unroll<R>(EACH(r) { part[0][r] = part[1][r] = f_set(0.0f); });
             add_inputs<Fmt, R>(panel + kF8ScaleBytes, x, i, n, part);
-            for (int t = 0; t < 2; t++) {
+            unroll<2>(EACH(t) {
                 const F scale = f_mul(f_load((const float*)panel + t * kTileRows), f_set(kF8Unit));
-                for (int r = 0; r < R; r++) sum[t][r] = f_fma(part[t][r], scale, sum[t][r]);
-            }
+                unroll<R>(EACH(r) { sum[t][r] = f_fma(part[t][r], scale, sum[t][r]); });
+            });
             panel += kF8ScaleBytes + n * kPanelRows;
         }
     } else {
         add_inputs<Fmt, R>(panel, x, 0, k, sum);
     }
-    store_products<R>(sum, out);
+    unroll<R>(EACH(r) { unroll<2>(EACH(t) { f_store(out + r * kPanelRows + t * kTileRows, sum[t][r]); }); });
 }
 
-template <Format Fmt, int R = kLinearRows>
+template <Format Fmt, int R = kFloatRows>
 void linear_block(const std::uint8_t* panel, int k, const float* const* x, int rows, float* out) {
     if (rows == R) return linear_rows<Fmt, R>(panel, k, x, out);
     if constexpr (R > 1) linear_block<Fmt, R - 1>(panel, k, x, rows, out);
@@ -186,7 +104,7 @@ void linear_block(const std::uint8_t* panel, int k, const float* const* x, int r
 
 template <Format Fmt>
 void linear_floats(const std::uint8_t* panel, int k, const float* const* x, int rows, float* out) {
-    const int blocks = (rows + kLinearRows - 1) / kLinearRows;
+    const int blocks = (rows + kFloatRows - 1) / kFloatRows;
     for (int b = 0; b < blocks; b++) {
         const int first = rows * b / blocks, last = rows * (b + 1) / blocks;
         linear_block<Fmt>(panel, k, x + first, last - first, out + first * kPanelRows);

@@ -14,7 +14,7 @@ struct I {
 struct C {
     __m256i a, b;
 };
-constexpr int kLinearRows = 2, kAttendRows = 4, kAttendColumns = 1;
+constexpr int kLinearRows = 4, kFloatRows = 2, kAttendRows = 4, kAttendColumns = 1;
 
 LANES F f_set(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 LANES F f_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -73,6 +73,12 @@ LANES __m256 power_of_two(__m256i n) {
 }
 LANES F f_power_of_two(I n) { return {power_of_two(n.a), power_of_two(n.b)}; }
 LANES I i_set(std::int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
+LANES I i_load(const std::int32_t* p) {
+    return {_mm256_load_si256((const __m256i*)p), _mm256_load_si256((const __m256i*)(p + 8))};
+}
+LANES void i_store(std::int32_t* p, I v) {
+    _mm256_store_si256((__m256i*)p, v.a), _mm256_store_si256((__m256i*)(p + 8), v.b);
+}
 LANES I i_and(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 LANES I i_add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 template <int Bits>
@@ -112,20 +118,22 @@ LANES C c_lookup(C v, const std::uint8_t (&table)[16]) {
     return {_mm256_shuffle_epi8(t, v.a), _mm256_shuffle_epi8(t, v.b)};
 }
 
-LANES __m256i dot_small(__m256i acc, __m256i codes, __m256i a) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, a), _mm256_set1_epi16(1)));
-}
-// Pairs of products stay inside int16 while codes are below 128; wider codes go in two nibbles.
-template <int Bits>
-LANES __m256i dot_half(__m256i acc, __m256i codes, __m256i a) {
-    if constexpr (Bits < 8) return dot_small(acc, codes, a);
-    const __m256i low = _mm256_set1_epi8(15);
-    const __m256i high = dot_small(_mm256_setzero_si256(), _mm256_and_si256(_mm256_srli_epi16(codes, 4), low), a);
-    return _mm256_add_epi32(dot_small(acc, _mm256_and_si256(codes, low), a), _mm256_slli_epi32(high, 4));
-}
-template <int Bits>
-LANES I i_dot(I acc, C codes, std::int32_t a) {
+// Sums of products in 16 bits: two for each lane, of codes below 128 and four activations that are spread over the
+// lanes.
+struct S {
+    __m256i a, b;
+};
+LANES S s_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+LANES S s_dot(S acc, C codes, std::int32_t a) {
     const __m256i x = _mm256_set1_epi32(a);
-    return {dot_half<Bits>(acc.a, codes.a, x), dot_half<Bits>(acc.b, codes.b, x)};
+    acc = {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(codes.a, x)),
+           _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(codes.b, x))};
+    asm volatile("" : "+x"(acc.a), "+x"(acc.b));  // GCC would make all products first, and have no room for them
+    return acc;
+}
+template <int Unit>
+LANES I s_total(S v) {
+    const __m256i unit = _mm256_set1_epi16(Unit);
+    return {_mm256_madd_epi16(v.a, unit), _mm256_madd_epi16(v.b, unit)};
 }
 }  // namespace freedive::avx2

@@ -14,7 +14,7 @@ struct I {
 struct C {
     uint8x16_t v[4];
 };
-constexpr int kLinearRows = 4, kAttendRows = 4, kAttendColumns = 1;
+constexpr int kLinearRows = 4, kFloatRows = 4, kAttendRows = 4, kAttendColumns = 1;
 
 template <class Out, class Fn>
 LANES Out each(Fn fn) {

@@ -15,7 +15,7 @@ struct I {
 struct C {
     std::uint8_t v[4 * kLanes];
 };
-constexpr int kLinearRows = 1, kAttendRows = 1, kAttendColumns = 1;
+constexpr int kLinearRows = 1, kFloatRows = 1, kAttendRows = 1, kAttendColumns = 1;
 
 template <class Out, class Fn>
 LANES Out each(Fn fn) {

@@ -1,0 +1,85 @@
+// Products of groups in sums of 32 bits, to which an instruction adds four products at once.
+
+#include "groups.inl"
+
+// Adds the products of quads [First, Last) of both tiles with one part of the activations, high or low: each activation
+// that is spread over the lanes serves two.
+template <class T, int First, int Last, int R>
+LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const std::int8_t* const* x,
+                     I (&acc)[2][R]) {
+    if constexpr (First < Last) {
+        const C codes0 = load_codes<T, First>(tile0), codes1 = load_codes<T, First>(tile1);
+        for (int r = 0; r < R; r++) {
+            const std::int32_t quad = four_bytes(x[r] + 4 * First);
+            acc[0][r] = i_dot<T::code_bits>(acc[0][r], codes0, quad);
+            acc[1][r] = i_dot<T::code_bits>(acc[1][r], codes1, quad);
+        }
+        dot_quads<T, First + 1, Last, R>(tile0, tile1, x, acc);
+    }
+}
+
+// What the zero point takes from the products of quads [First, Last) with codes whose halves have these sums.
+template <class T, int First, int Last, int Half>
+LANES I zero_products(const std::int32_t (&sums)[2]) {
+    return i_set(-T::zero * (Last - First == kQuads ? sums[0] + sums[1] : sums[Half]));
+}
+
+// Adds the products of quads [First, Last) of a group, whose scales are those of half group `Half`.
+template <class T, int R, int First, int Last, int Half>
+LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const QuantisedGroup* const* a,
+                     F (&sum)[2][R]) {
+    const std::uint8_t *tile0 = codes, *tile1 = codes + kLine * T::tile_lines;
+    const std::int8_t *high[R], *low[R];
+    I acc[2][R];
+    bool any_low = false;
+    for (int r = 0; r < R; r++) {
+        high[r] = a[r]->high;
+        low[r] = a[r]->low;
+        any_low |= a[r]->has_low;
+        acc[0][r] = acc[1][r] = zero_products<T, First, Last, Half>(a[r]->high_sum);
+    }
+    dot_quads<T, First, Last, R>(tile0, tile1, high, acc);
+    float unit = 1 << kLowBits;  // without low halves the high ones need no shift: a power of two alters no bit
+    if (any_low) {
+        // Several rows read the codes again: kept in registers until here, they would drive out the sums.
+        if constexpr (R > 1) asm("" : "+r"(tile0), "+r"(tile1));
+        for (int r = 0; r < R; r++) {
+            const I zero = zero_products<T, First, Last, Half>(a[r]->low_sum);
+            for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(acc[t][r]), zero);
+        }
+        dot_quads<T, First, Last, R>(tile0, tile1, low, acc);
+        unit = 1;
+    }
+    add_products<T, R, Half>(acc, unit, scales, a, sum);
+}
+
+// Of a panel times R rows; `out` holds rows `stride` numbers apart.
+template <int R>
+struct Sums {
+    F at[2][R];
+    float* out;
+    int stride;
+    LANES Sums(float* out, int stride, bool from_zero) : out(out), stride(stride) {
+        for (int r = 0; r < R; r++)
+            for (int t = 0; t < 2; t++) at[t][r] = from_zero ? f_set(0.0f) : f_load(out + r * stride + t * kTileRows);
+    }
+    LANES void store() {
+        for (int r = 0; r < R; r++)
+            for (int t = 0; t < 2; t++) f_store(out + r * stride + t * kTileRows, at[t][r]);
+    }
+};
+
+template <class T, int R>
+LANES void add_group(const std::uint8_t* span, const std::uint8_t* group, const QuantisedGroup* const* a,
+                     Sums<R>& sums) {
+    auto& sum = sums.at;
+    const std::uint8_t* codes = group + kLine * T::group_lines;
+    const TileScales<T> scales[2] = {{span, group, 0}, {span, group, 1}};
+    if constexpr (T::halves) {
+        add_quads<T, R, 0, kQuads / 2, 0>(codes, scales, a, sum);
+        add_quads<T, R, kQuads / 2, kQuads, 1>(codes, scales, a, sum);
+    } else {
+        add_quads<T, R, 0, kQuads, 0>(codes, scales, a, sum);
+    }
+    if constexpr (T::minima) add_minima<T, R>(scales, a, sum);
+}
