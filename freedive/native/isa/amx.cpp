@@ -63,7 +63,7 @@ LANES void unpack(const std::uint8_t* panel, int begin, int end, Stretch<T>& str
         const std::uint8_t* group = panel + T::group_offset(g);
         const std::uint8_t* span = panel + T::group_offset(g / T::span * T::span) - T::span_lines * kLine;
         for (const std::uint8_t* line = g % T::span ? group : span; line < group + T::group_bytes; line += kLine)
-            __builtin_prefetch(line + kPrefetchBytes, 0, 2);
+            prefetch_panel(line);
         for (int t = 0; t < 2; t++) {
             stretch.scales[g - begin][t] = {span, group, t};
             unpack_codes<T>(group + kLine * (T::group_lines + t * T::tile_lines), stretch.codes[g - begin][t]);

@@ -16,13 +16,13 @@ LANES void unroll(Body&& body) {
     }
 }
 
-constexpr int kPrefetchBytes = 4096;  // how far ahead of a streamed panel to ask for lines
-
 LANES std::int32_t four_bytes(const std::int8_t* p) {
     std::int32_t v;
     __builtin_memcpy(&v, p, 4);
     return v;
 }
+
+LANES void prefetch_panel(const std::uint8_t* line) { __builtin_prefetch(line + kPrefetchBytes, 0, kPrefetchLocality); }
 
 template <int Width, int Quad>
 LANES C load_plane(const std::uint8_t* lines) {

@@ -17,7 +17,7 @@ void linear_rows(const std::uint8_t* panel, int begin, int end, const QuantisedG
         if (first) span = group - T::span_lines * kLine;
         if (streams)
             for (const std::uint8_t* line = first ? span : group; line < group + T::group_bytes; line += kLine)
-                __builtin_prefetch(line + kPrefetchBytes, 0, 2);
+                prefetch_panel(line);
         add_group<T, R>(span, group, a, sums);
         for (int r = 0; r < R; r++) a[r]++;
     }
@@ -64,7 +64,7 @@ LANES void add_inputs(const std::uint8_t* weights, const float* const* x, int be
     constexpr int tile_bytes = kTileRows * float_bytes(Fmt);
     for (int i = 0; i < n; i++) {
         const F w0 = load_weights<Fmt>(weights), w1 = load_weights<Fmt>(weights + tile_bytes);
-        __builtin_prefetch(weights + kPrefetchBytes, 0, 2);
+        prefetch_panel(weights);
         unroll<R>(EACH(r) {
             const F v = f_set(x[r][begin + i]);
             sum[0][r] = f_fma(w0, v, sum[0][r]);
