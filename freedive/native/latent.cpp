@@ -54,20 +54,22 @@ void LatentAttention::prepare(Machine& m) {
             query_of_[row] = num_queries++;
         }
     }
+    std::stable_sort(merges_.begin(), merges_.end(), [](const Merge& a, const Merge& b) { return a.head < b.head; });
     const std::size_t numbers = std::size_t(num_queries) * head_groups() * kLatentHeads * dim();
     if (m.absorbed.size() < numbers) m.absorbed.resize(numbers);
     m.partials.reserve(num_partials, whole_columns(rank));
 }
 
 void LatentAttention::run(Machine& m, int thread) const {
-    m.team.for_each(m.num_rows(q) * num_heads, expanded_.empty() ? 1 : num_heads,
-                    [&](int i) { take_in(m, i / num_heads, i % num_heads); });
+    const int rows = m.num_rows(q);  // which meet a head's matrix one after another, while it is near
+    m.team.for_each(rows * num_heads, rows, [&](int i) { take_in(m, i % rows, i / rows); });
     if (!expanded_.empty())
         m.team.for_each(int(expanded_.size()) * num_heads, 1,
                         [&](int i) { attend_expanded(m, expanded_[i / num_heads], i % num_heads, m.locals[thread]); });
     if (absorbed_.empty()) return;
     m.team.for_each(int(absorbed_.size()), 1, [&](int i) { attend_absorbed(m, absorbed_[i]); });
-    m.team.for_each(int(merges_.size()), 1, [&](int i) { merge(m, merges_[i], m.locals[thread]); });
+    const int queries = int(merges_.size()) / num_heads;  // grouped by head, too
+    m.team.for_each(int(merges_.size()), queries, [&](int i) { merge(m, merges_[i], m.locals[thread]); });
 }
 
 // Turns one query head of a row, and absorbs it if the row was generated. The row's latent goes with the first head.

@@ -10,6 +10,11 @@ LANES float sum_lanes(F v) {
         for (int i = 0; i < width; i++) x[i] += x[i + width];
     return x[0];
 }
+// out[i] += the sum of x[i]'s lanes. Levels that can do several at once say how.
+template <class Lanes>
+LANES void f_add_lane_sums(const Lanes (&x)[8], float* out) {
+    for (int i = 0; i < 8; i++) out[i] += sum_lanes(x[i]);
+}
 // exp to about 1 ulp (Cephes expf); exactly 0 below -87.
 LANES F f_exp(F x) {
     const F clamped = f_max(f_min(x, f_set(88.0f)), f_set(-87.0f));

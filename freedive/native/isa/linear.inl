@@ -123,10 +123,18 @@ template <Format Fmt>
 LANES void add_transposed_as(const std::uint8_t* panel, int k, const float* x, float* out) {
     constexpr int tile_bytes = kTileRows * float_bytes(Fmt);
     const F x0 = f_load(x), x1 = f_load(x + kTileRows);
-    for (int i = 0; i < k; i++, panel += 2 * tile_bytes) {
-        const F products = f_mul(load_weights<Fmt>(panel), x0);
-        out[i] += sum_lanes(f_fma(load_weights<Fmt>(panel + tile_bytes), x1, products));
+    const auto product = [&](int i) __attribute__((always_inline)) {
+        const std::uint8_t* weights = panel + std::size_t(i) * 2 * tile_bytes;
+        prefetch_panel(weights);
+        return f_fma(load_weights<Fmt>(weights + tile_bytes), x1, f_mul(load_weights<Fmt>(weights), x0));
+    };
+    int i = 0;
+    for (; i + 8 <= k; i += 8) {
+        F products[8];
+        unroll<8>(EACH(j) { products[j] = product(i + j); });
+        f_add_lane_sums(products, out + i);
     }
+    for (; i < k; i++) out[i] += sum_lanes(product(i));
 }
 
 void add_transposed(Format f, const std::uint8_t* panel, int k, const float* x, float* out) {

@@ -2,6 +2,8 @@
 #include <immintrin.h>
 
 #include <cstdint>
+
+#include "sums256.h"
 #define LANES inline __attribute__((always_inline))
 
 namespace freedive::avx2 {
@@ -52,6 +54,11 @@ LANES float f_max_lanes(F v) {
     const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+LANES void f_add_lane_sums(const F (&x)[8], float* out) {
+    __m256 eights[8];
+    for (int i = 0; i < 8; i++) eights[i] = _mm256_add_ps(x[i].a, x[i].b);
+    add_lane_sums(eights, out);
 }
 LANES F f_fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 LANES F f_round(F x) { return {_mm256_round_ps(x.a, 8), _mm256_round_ps(x.b, 8)}; }

@@ -2,6 +2,8 @@
 #include <immintrin.h>
 
 #include <cstdint>
+
+#include "sums256.h"
 #define LANES inline __attribute__((always_inline))
 
 namespace freedive::avx512 {
@@ -31,6 +33,14 @@ LANES F f_max(F a, F b) { return _mm512_max_ps(a, b); }
 LANES F f_min(F a, F b) { return _mm512_min_ps(a, b); }
 LANES F f_abs(F a) { return _mm512_abs_ps(a); }
 LANES float f_max_lanes(F v) { return _mm512_reduce_max_ps(v); }
+LANES void f_add_lane_sums(const F (&x)[8], float* out) {
+    __m256 eights[8];
+    for (int i = 0; i < 8; i++) {
+        const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x[i]), 1));
+        eights[i] = _mm256_add_ps(_mm512_castps512_ps256(x[i]), upper);
+    }
+    add_lane_sums(eights, out);
+}
 LANES F f_fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 LANES F f_round(F a) { return _mm512_roundscale_ps(a, 0); }
 LANES F f_keep_above(F x, F limit, F v) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), v); }
