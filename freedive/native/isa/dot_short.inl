@@ -1,16 +1,14 @@
-// Products of groups in sums of 16 bits, each emptied into one of 32 before it can overflow; for levels whose
-// instructions add products in no other way. Emptying takes a factor for free: 256 for high halves of activations, 16
-// for the upper half of codes of eight bits.
+// Products of groups for levels without an instruction that adds four products to a sum of 32 bits. Codes of up to six
+// bits meet halves of activations in sums of 16 bits, each emptied into one of 32 before it can overflow, which takes
+// the 256 of high halves along as a factor. Wider codes and whole activations become words, whose products go in pairs.
 
 #include "groups.inl"
 
-// Codes of eight bits are taken as two planes of four: of the whole byte, a pair of products would not fit.
 template <class T>
-constexpr int kPlanes = T::code_bits == 8 ? 2 : 1;
+constexpr bool kTakesWords = T::code_bits > 6;
 
 template <class T>
 constexpr int max_code() {
-    if constexpr (kPlanes<T> == 2) return 15;
     int most = T::code_bits == T::bits ? (1 << T::bits) - 1 : 0;
     if constexpr (T::code_bits != T::bits)
         for (const int code : T::table) most = code > most ? code : most;
@@ -20,56 +18,54 @@ constexpr int max_code() {
 template <class T>
 constexpr int kShortQuads = 32767 / (2 * max_code<T>() * 127);
 
-template <class T, int Plane>
-struct NibbleTable {
-    std::uint8_t nibbles[16];
-    constexpr NibbleTable() : nibbles() {
-        for (int i = 0; i < 16; i++) nibbles[i] = T::table[i] >> 4 * Plane & 15;
-    }
-};
-template <class T, int Plane>
-constexpr NibbleTable<T, Plane> kNibbles;
-
-template <class T, int Plane, int Quad>
-LANES C load_short_codes(const std::uint8_t* tile) {
-    if constexpr (kPlanes<T> == 1)
-        return load_codes<T, Quad>(tile);
-    else if constexpr (T::bits == 8)
-        return c_bits<4 * Plane>(c_load(tile + Quad * kLine), 15);
-    else
-        return c_lookup(load_plane<T::bits, Quad>(tile), kNibbles<T, Plane>.nibbles);
-}
-
-template <class T, int Plane, int First, int Last, int V>
+template <class T, int First, int Last, int V>
 LANES void dot_short(const std::uint8_t* tile, const std::int8_t* const (&x)[V], S (&acc)[V]) {
     if constexpr (First < Last) {
-        const C codes = load_short_codes<T, Plane, First>(tile);
+        const C codes = load_codes<T, First>(tile);
         unroll<V>(EACH(v) { acc[v] = s_dot(acc[v], codes, four_bytes(x[v] + 4 * First)); });
-        dot_short<T, Plane, First + 1, Last, V>(tile, x, acc);
+        dot_short<T, First + 1, Last, V>(tile, x, acc);
     }
 }
 
 // out = products of quads [First, Last) of a tile with vectors of codes, times `Unit`, plus what is there if `Adds`. Of
 // two vectors for each row of `out` the first are the high halves.
-template <class T, int Unit, bool Adds, int Plane, int First, int Last, int V, int R>
-LANES void multiply_plane(const std::uint8_t* tile, const std::int8_t* const (&x)[V], I (&out)[R]) {
+template <class T, int Unit, int First, int Last, bool Adds = false, int V, int R>
+LANES void multiply_tile(const std::uint8_t* tile, const std::int8_t* const (&x)[V], I (&out)[R]) {
     constexpr int end = First + kShortQuads<T> < Last ? First + kShortQuads<T> : Last;
     constexpr int first_unit = V == R ? Unit : Unit << kLowBits;
     S acc[V];
     unroll<V>(EACH(v) { acc[v] = s_zero(); });
-    dot_short<T, Plane, First, end, V>(tile, x, acc);
+    dot_short<T, First, end, V>(tile, x, acc);
     unroll<R>(EACH(r) {
         I total = s_total<first_unit>(acc[r]);
         if constexpr (V > R) total = i_add(total, s_total<Unit>(acc[R + r]));
         out[r] = Adds ? i_add(out[r], total) : total;
     });
-    if constexpr (end < Last) multiply_plane<T, Unit, true, Plane, end, Last>(tile, x, out);
+    if constexpr (end < Last) multiply_tile<T, Unit, end, Last, true>(tile, x, out);
 }
-template <class T, int Unit, int First, int Last, int V, int R>
-LANES void multiply_tile(const std::uint8_t* tile, const std::int8_t* const (&x)[V], I (&out)[R]) {
-    multiply_plane<T, Unit, false, 0, First, Last>(tile, x, out);
-    if constexpr (kPlanes<T> == 2) multiply_plane<T, Unit << 4, true, 1, First, Last>(tile, x, out);
+
+// Adds the products of a tile with activations as words.
+template <class T, int First, int Last, int R>
+LANES void add_words(const std::uint8_t* tile, const std::int16_t (&words)[R][kGroup], I (&out)[R]) {
+    if constexpr (First < Last) {
+        const W codes = w_codes(load_codes<T, First>(tile));
+        unroll<R>(EACH(r) {
+            const auto* quad = (const std::int8_t*)(words[r] + 2 * First);
+            out[r] = w_dot(out[r], codes, four_bytes(quad), four_bytes(quad + 2 * kOddWords));
+        });
+        add_words<T, First + 1, Last>(tile, words, out);
+    }
 }
+
+// Rows of a group, with what all its tiles need of them. Their sums lie in `sums`, `stride` numbers apart.
+template <int R>
+struct GroupRows {
+    const QuantisedGroup* const* a;
+    float* sums;
+    int stride;
+    int num_low;  // have low halves
+    alignas(32) std::int16_t words[R][kGroup];
+};
 
 constexpr int kShortVectors = 6;  // whose sums fit in the registers
 
@@ -82,63 +78,68 @@ __attribute__((noinline)) void add_low(const std::uint8_t* tile, const std::int8
     i_store(products, i_add(i_load(products), out[0]));
 }
 
-// Adds the products of quads [First, Last) of a tile, whose scales are those of half group `Half`. Where many rows
-// share the codes but few have low halves, these are done one by one.
-template <class T, int R, int First, int Last, int Half>
-LANES void add_tile(const std::uint8_t* tile, const TileScales<T>& scales, const QuantisedGroup* const* a, int num_low,
-                    const std::int32_t (&zeros)[R], float* sums, int stride) {
-    const auto finish = [&](auto r, I product) __attribute__((always_inline)) {
-        if constexpr (T::zero != 0) product = i_add(product, i_set(zeros[r]));
-        F sum = add_product(product, scales.scale[Half], f_set(a[r]->scale), f_load(sums + r * stride));
-        if constexpr (T::minima && !T::halves) sum = add_minimum<T, 0>(scales, a[r], sum);
-        f_store(sums + r * stride, sum);
-    };
+// out = products of a tile with halves of activations. Where many rows share the codes but few have low halves, these
+// are done one by one.
+template <class T, int First, int Last, int R>
+LANES void multiply_halves(const std::uint8_t* tile, const GroupRows<R>& rows, I (&out)[R]) {
     constexpr bool at_once = 2 * R <= kShortVectors;
-    I out[R];
+    const std::int8_t *high[R], *low[R];
+    unroll<R>(EACH(r) { high[r] = rows.a[r]->high, low[r] = rows.a[r]->low; });
     if constexpr (at_once) {
-        if (num_low) {
+        if (rows.num_low) {
             const std::int8_t* both[2 * R];
-            unroll<R>(EACH(r) { both[r] = a[r]->high, both[R + r] = a[r]->low; });
-            multiply_tile<T, 1, First, Last>(tile, both, out);
-            unroll<R>(EACH(r) { finish(r, out[r]); });
-            return;
+            unroll<R>(EACH(r) { both[r] = high[r], both[R + r] = low[r]; });
+            return multiply_tile<T, 1, First, Last>(tile, both, out);
         }
     }
-    const std::int8_t* x[R];
-    unroll<R>(EACH(r) { x[r] = a[r]->high; });
-    multiply_tile<T, 1 << kLowBits, First, Last>(tile, x, out);
+    multiply_tile<T, 1 << kLowBits, First, Last>(tile, high, out);
     if constexpr (!at_once) {
-        if (num_low) {
-            alignas(kLine) std::int32_t products[R][kTileRows];
-            unroll<R>(EACH(r) { i_store(products[r], out[r]); });
-            if (num_low == R) {
-                unroll<R>(EACH(r) { x[r] = a[r]->low; });
-                multiply_tile<T, 1, First, Last>(tile, x, out);
-                unroll<R>(EACH(r) { finish(r, i_add(i_load(products[r]), out[r])); });
-                return;
-            }
+        if (!rows.num_low) return;
+        alignas(kLine) std::int32_t products[R][kTileRows];
+        unroll<R>(EACH(r) { i_store(products[r], out[r]); });
+        if (rows.num_low == R) {
+            multiply_tile<T, 1, First, Last>(tile, low, out);
+            unroll<R>(EACH(r) { out[r] = i_add(i_load(products[r]), out[r]); });
+        } else {
             for (int r = 0; r < R; r++)
-                if (a[r]->has_low) add_low<T, First, Last>(tile, a[r]->low, products[r]);
-            unroll<R>(EACH(r) { finish(r, i_load(products[r])); });
-            return;
+                if (rows.a[r]->has_low) add_low<T, First, Last>(tile, low[r], products[r]);
+            unroll<R>(EACH(r) { out[r] = i_load(products[r]); });
         }
     }
-    unroll<R>(EACH(r) { finish(r, out[r]); });
 }
 
-template <class T, int R, int First, int Last, int Half>
-LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const QuantisedGroup* const* a,
-                     int num_low, float* sums, int stride) {
+// Adds what quads [First, Last) of tile `t` make, whose scales are those of half group `Half`.
+template <class T, int First, int Last, int Half, int R>
+LANES void add_tile(const std::uint8_t* tile, const TileScales<T>& scales, const std::int32_t (&zeros)[R],
+                    const GroupRows<R>& rows, float* sums) {
+    I out[R];
+    if constexpr (kTakesWords<T>) {
+        unroll<R>(EACH(r) { out[r] = i_set(0); });
+        add_words<T, First, Last>(tile, rows.words, out);
+    } else {
+        multiply_halves<T, First, Last>(tile, rows, out);
+    }
+    unroll<R>(EACH(r) {
+        const QuantisedGroup* a = rows.a[r];
+        if constexpr (T::zero != 0) out[r] = i_add(out[r], i_set(zeros[r]));
+        F sum = add_product(out[r], scales.scale[Half], f_set(a->scale), f_load(sums + r * rows.stride));
+        if constexpr (T::minima && !T::halves) sum = add_minimum<T, 0>(scales, a, sum);
+        f_store(sums + r * rows.stride, sum);
+    });
+}
+
+template <class T, int First, int Last, int Half, int R>
+LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const GroupRows<R>& rows) {
     std::int32_t zeros[R];
     for (int r = 0; r < R; r++) {
         zeros[r] = 0;
         for (int half = 0; half < 2; half++)
             if (Last - First == kQuads || half == Half)
-                zeros[r] -= T::zero * ((a[r]->high_sum[half] << kLowBits) + a[r]->low_sum[half]);
+                zeros[r] -= T::zero * ((rows.a[r]->high_sum[half] << kLowBits) + rows.a[r]->low_sum[half]);
     }
     unroll<2>(EACH(t) {
-        const std::uint8_t* tile = codes + t * kLine * T::tile_lines;
-        add_tile<T, R, First, Last, Half>(tile, scales[t], a, num_low, zeros, sums + t * kTileRows, stride);
+        add_tile<T, First, Last, Half>(codes + t * kLine * T::tile_lines, scales[t], zeros, rows,
+                                       rows.sums + t * kTileRows);
     });
 }
 
@@ -158,14 +159,23 @@ template <class T, int R>
 LANES void add_group(const std::uint8_t* span, const std::uint8_t* group, const QuantisedGroup* const* a,
                      Sums<R>& sums) {
     const std::uint8_t* codes = group + kLine * T::group_lines;
-    int num_low = 0;
-    for (int r = 0; r < R; r++) num_low += a[r]->has_low;
     const TileScales<T> scales[2] = {{span, group, 0}, {span, group, 1}};
+    GroupRows<R> rows;
+    rows.a = a;
+    rows.sums = sums.at;
+    rows.stride = sums.stride;
+    rows.num_low = 0;
+    for (int r = 0; r < R; r++) {
+        if constexpr (kTakesWords<T>)
+            w_store(a[r]->high, a[r]->low, rows.words[r]);
+        else
+            rows.num_low += a[r]->has_low;
+    }
     if constexpr (T::halves) {
-        add_quads<T, R, 0, kQuads / 2, 0>(codes, scales, a, num_low, sums.at, sums.stride);
-        add_quads<T, R, kQuads / 2, kQuads, 1>(codes, scales, a, num_low, sums.at, sums.stride);
+        add_quads<T, 0, kQuads / 2, 0>(codes, scales, rows);
+        add_quads<T, kQuads / 2, kQuads, 1>(codes, scales, rows);
     } else {
-        add_quads<T, R, 0, kQuads, 0>(codes, scales, a, num_low, sums.at, sums.stride);
+        add_quads<T, 0, kQuads, 0>(codes, scales, rows);
     }
     if constexpr (T::minima && T::halves)
         unroll<R>(EACH(r) {
