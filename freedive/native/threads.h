@@ -2,6 +2,7 @@
 // that a busy machine is not made busier.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -22,11 +23,17 @@ class Team {
     }
 
     // Inside a job: every thread calls these in the same order.
-    // Calls task(i) for each i < n, `grain` neighbours at a time, on whichever thread is free; ends with a barrier.
+    // Calls task(i) for each i < n, on whichever thread is free; ends with a barrier. Up to `grain` neighbours are
+    // taken at a time, for long streams, and fewer towards the end, so that threads end together.
     template <class Task>
     void for_each(int n, int grain, Task&& task) {
-        for (int first; (first = next_.fetch_add(grain, std::memory_order_relaxed)) < n;)
-            for (int i = first; i < first + grain && i < n; i++) task(i);
+        const int least = std::max(1, grain / 8);
+        for (int first = next_.load(std::memory_order_relaxed); first < n;) {
+            const int count = std::clamp((n - first) / (2 * size_), least, grain), last = std::min(n, first + count);
+            if (!next_.compare_exchange_weak(first, last, std::memory_order_relaxed)) continue;
+            for (int i = first; i < last; i++) task(i);
+            first = next_.load(std::memory_order_relaxed);
+        }
         barrier();
     }
     void barrier();
