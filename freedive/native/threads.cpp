@@ -3,7 +3,8 @@
 namespace freedive {
 namespace {
 
-constexpr int kSpins = 2000;  // some 20 to 50 us
+constexpr int kSpins = 2000;   // some 20 to 50 us
+constexpr int kPatience = 12;  // spins between steps, after each of which others may have the core
 
 void pause() {
 #if defined(__x86_64__)
@@ -38,7 +39,10 @@ Team::~Team() {
 
 void Team::work(int thread) {
     for (unsigned seen = 0;; seen++) {
-        if (!spin([&] { return jobs_.load(std::memory_order_acquire) != seen; })) jobs_.wait(seen);
+        const auto called = [&] { return jobs_.load(std::memory_order_acquire) != seen; };
+        // Within an answer the next step comes soon, and being woken takes longer than looking.
+        for (int i = 0; i < kPatience && !spin(called); i++) std::this_thread::yield();
+        jobs_.wait(seen);
         if (ending_) return;
         function_(context_, thread);
         barrier();
