@@ -14,9 +14,9 @@ constexpr int max_code() {
         for (const int code : T::table) most = code > most ? code : most;
     return most;
 }
-// Quads that a sum has room for: a lane adds two products of each.
+// Quads that a sum has room for: a lane adds two products of each, with halves of activations from -128 on.
 template <class T>
-constexpr int kShortQuads = 32767 / (2 * max_code<T>() * 127);
+constexpr int kShortQuads = 32767 / (2 * max_code<T>() * 128);
 
 template <class T, int First, int Last, int V>
 LANES void dot_short(const std::uint8_t* tile, const std::int8_t* const (&x)[V], S (&acc)[V]) {
