@@ -1,6 +1,6 @@
 // Products of groups for levels without an instruction that adds four products to a sum of 32 bits. Codes of up to six
 // bits meet halves of activations in sums of 16 bits, each emptied into one of 32 before it can overflow, which takes
-// the 256 of high halves along as a factor. Wider codes and whole activations become words, whose products go in pairs.
+// the 256 of high halves along as a factor. Wider codes and their activations become words, whose products go in pairs.
 
 #include "groups.inl"
 
@@ -108,7 +108,7 @@ LANES void multiply_halves(const std::uint8_t* tile, const GroupRows<R>& rows, I
     }
 }
 
-// Adds what quads [First, Last) of tile `t` make, whose scales are those of half group `Half`.
+// Adds what quads [First, Last) of a tile make, whose scales are those of half group `Half`, to its `sums`.
 template <class T, int First, int Last, int Half, int R>
 LANES void add_tile(const std::uint8_t* tile, const TileScales<T>& scales, const std::int32_t (&zeros)[R],
                     const GroupRows<R>& rows, float* sums) {
