@@ -8,6 +8,7 @@ are in native/formats/format.h. A store appears under its name only when whole; 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -23,7 +24,7 @@ import numpy as np
 from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
 from freedive.checkpoint.file import quote
 from freedive.checkpoint.tensor import Bytes, Tensor
-from freedive.checkpoint.write import OTHER_DISK, new_file
+from freedive.checkpoint.write import OTHER_DISK, HugePages, new_file
 from freedive.errors import UserError
 from freedive.native import _native
 from freedive.progress import Advance
@@ -164,16 +165,17 @@ def write_store(
     start = _aligned(len(json.dumps(headers)) + 20 * len(tensors) + ALIGNMENT)  # checksums are not known yet
     total = sum(entry.num_bytes for entry in entries.values())
     with new_file(path, "The packed model", total, otherwise) as file:
+        pages = HugePages(file)
         for name, entry in entries.items():
             for index, record in enumerate(entry.records):
                 checksum = 0
                 for key, tensor in record.items():
                     data = pack(tensor, num_threads=num_threads).data
-                    file.seek(start + entry.offset + index * entry.stride + entry.parts[key].offset)
-                    file.write(data.data)
+                    pages.write(start + entry.offset + index * entry.stride + entry.parts[key].offset, data)
                     checksum += _checksum(data)
                 headers[name]["checksums"][index] = checksum % 2**64
                 advance(entry.stride)
+        pages.flush()
         file.truncate(start + total)
         _write_header(file, start, headers)
 
@@ -190,7 +192,7 @@ def open_store(path: Path, *, proven: bool = False) -> dict[str, Packed]:
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        data = np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b"", np.uint8)
+        data = np.frombuffer(_mapped(file, size) if size else b"", np.uint8)
     start, headers = _read_header(data)
     unproven = not proven and size <= CHECKED_BYTES
     model = {}
@@ -202,6 +204,14 @@ def open_store(path: Path, *, proven: bool = False) -> dict[str, Packed]:
             raise DamagedStore(f"{name} is damaged")
         model[name] = _alone(packed)
     return model
+
+
+def _mapped(file: BinaryIO, size: int) -> mmap.mmap:
+    """The file's bytes, in huge pages as far as the system has them for files (Linux 6.16 on ext4, earlier on XFS)."""
+    mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    with contextlib.suppress(AttributeError, OSError):  # another system, or a kernel without huge pages
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return mapped
 
 
 class _Entry(NamedTuple):

@@ -36,6 +36,7 @@ from freedive.checkpoint.packed import (
     write_store,
 )
 from freedive.checkpoint.tensor import Tensor
+from freedive.checkpoint.write import HugePages
 from freedive.errors import Unavailable, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +147,7 @@ def test_experts_of_a_layer_that_differ_are_refused_by_name(tmp_path: Path) -> N
 
 
 def test_one_record_at_a_time_is_in_memory(tmp_path: Path) -> None:
-    """Of 64 experts of 1 MB each, which are made when they are asked for."""
+    """And the page that is being written, of 64 experts of 1 MB each, which are made when they are asked for."""
     shape = (512, 1024)
 
     def rows(begin: int, end: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -158,7 +159,35 @@ def test_one_record_at_a_time_is_in_memory(tmp_path: Path) -> None:
     write_store(tmp_path / "s.fdv", tensors)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 4 << 20
+    assert peak < HugePages.SIZE + (4 << 20)
+
+
+def test_pages_hold_what_was_put_there_and_zeros_between(tmp_path: Path) -> None:
+    source, size = np.random.default_rng(0), HugePages.SIZE
+    whole = np.zeros(6 * size, np.uint8)
+    with (tmp_path / "f").open("w+b", buffering=0) as file:
+        pages = HugePages(file)
+        for begin, end in [(5, 9), (9, size), (size, size + 1), (size + 64, 3 * size + 7), (5 * size + 1, 6 * size)]:
+            whole[begin:end] = source.integers(1, 256, end - begin)
+            pages.write(begin, whole[begin:end])
+        pages.flush()
+        file.seek(0)
+        assert file.read() == whole.tobytes()
+
+
+def test_a_store_reaches_the_file_in_whole_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aligned writes of that size are what makes the system keep huge pages."""
+    written = []
+    flush = HugePages.flush
+
+    def noted(pages: HugePages) -> None:
+        written.append(pages._file.tell())
+        flush(pages)
+        assert pages._file.tell() == written[-1] + HugePages.SIZE
+
+    monkeypatch.setattr(HugePages, "flush", noted)
+    write_store(tmp_path / "s.fdv", {"w": random_tensor("F16", 2048, 1024), "v": random_tensor("F16", 32, 1024)})
+    assert written == [0, HugePages.SIZE, 2 * HugePages.SIZE]
 
 
 @pytest.mark.parametrize(("kind", "kept"), [("F32", "F32"), ("BF16", "BF16"), ("F16", "F16"), ("Q8_0", "F16")])
