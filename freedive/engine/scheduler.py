@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from operator import add
 
 import numpy as np
 
@@ -168,20 +168,21 @@ def to_batch(plan: Plan, pages: PageTables) -> Batch:
 
     Logits are wanted of each request that has no tokens pending afterwards: after its newest token and every guess.
     """
+    tokens: list[int] = []
+    wanted: list[int] = []
+    for share in plan:
+        tokens += share.tokens
+        if share.completes:
+            wanted += range(len(tokens) - 1 - len(share.draft), len(tokens))
     requests = [share.request for share in plan]
-    tokens = [share.tokens for share in plan]
-    starts = np.array([request.num_cached for request in requests], np.int32)
-    lengths = np.array([len(rows) for rows in tokens], np.int32)
-    wanted = (
-        range(end - 1 - len(share.draft), end)
-        for share, end in zip(plan, lengths.cumsum().tolist(), strict=True)
-        if share.completes
-    )
+    starts = [request.num_cached for request in requests]
+    lengths = [share.count + len(share.draft) for share in plan]
+    most = pages_for(max(map(add, starts, lengths)))
     return Batch(
-        tokens=np.array([*chain.from_iterable(tokens)], np.int32),
-        lengths=lengths,
-        starts=starts,
-        pages=pages.table[[request.row for request in requests], : pages_for(int((starts + lengths).max()))],
-        wanted=np.array([*chain.from_iterable(wanted)], np.int32),
+        tokens=np.array(tokens, np.int32),
+        lengths=np.array(lengths, np.int32),
+        starts=np.array(starts, np.int32),
+        pages=pages.table[[request.row for request in requests], :most],
+        wanted=np.array(wanted, np.int32),
         prompts=np.array([request.generation.num_prompt_tokens for request in requests], np.int32),
     )

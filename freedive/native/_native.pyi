@@ -33,6 +33,15 @@ def unpack_row(format: int, rows: int, k: int, packed: _Bytes, row: int, out: _F
 def multiply(isa: str, format: int, rows: int, k: int, packed: _Bytes, x: _Floats, out: _Floats) -> None:
     """x [M, k] times a packed matrix [rows, k], into [panels, M, 32]: a kernel on its own, for tests."""
 
+def kth_largest(values: _Floats, k: int) -> float:
+    """The k-th largest of ``values``, 1 <= k <= size; none is NaN."""
+
+def weigh(logits: _Floats, temperature: float, top_k: int, top_p: float, min_p: float, out: _Floats) -> None:
+    """What :func:`draw` draws by: exp(logit / temperature), 1 for the likeliest token; 0 for what is left out."""
+
+def draw(logits: _Floats, temperature: float, top_k: int, top_p: float, min_p: float, random: float) -> int:
+    """The token at ``random``, from 0 to 1, of the running sum of weights. Logits: some finite, none NaN or +inf."""
+
 def read_bandwidth(num_threads: int, megabytes: int) -> float:
     """GB/s that threads read together from fresh memory, at best. MemoryError where there is not that much."""
 

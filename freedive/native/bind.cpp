@@ -13,6 +13,7 @@
 #include "cpu.h"
 #include "operations.h"
 #include "peak.h"
+#include "sampling.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -53,6 +54,13 @@ Experts::Matrix expert_matrix(const Part& part, const std::uint8_t* record) {
 Experts::Matrix expert_matrix(const Machine& m, const Named& named) {
     const auto [weight, bias] = named;
     return {m.weights[weight], bias == kNone ? nullptr : m.vectors[bias].data()};
+}
+
+const Weights& weigh_at_best(const Floats& logits, const Sampling& sampling) {
+    static const Kernels& best = choose_kernels("");
+    static thread_local Weights weights;  // kept, since fresh memory takes longer than what is computed
+    weigh(best, {logits.data(), logits.size()}, sampling, weights);
+    return weights;
 }
 
 // A machine and the arrays that its weights lie in.
@@ -227,6 +235,23 @@ NB_MODULE(_native, m) {
         },
         "num_threads"_a, "megabytes"_a, nb::call_guard<nb::gil_scoped_release>());
     m.def("compute_peaks", &compute_peaks, "num_threads"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def(
+        "kth_largest", [](Floats values, int k) { return kth_largest({values.data(), values.size()}, k); }, "values"_a,
+        "k"_a);
+    m.def(
+        "weigh",
+        [](Floats logits, float temperature, int top_k, float top_p, float min_p, MutableFloats out) {
+            const Weights& weights = weigh_at_best(logits, {temperature, top_k, top_p, min_p});
+            for (std::size_t i = 0; i < out.size(); i++)
+                out.data()[i] = weights.values[i] >= weights.floor ? weights.values[i] : 0;
+        },
+        "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "out"_a);
+    m.def(
+        "draw",
+        [](Floats logits, float temperature, int top_k, float top_p, float min_p, double random) {
+            return draw(weigh_at_best(logits, {temperature, top_k, top_p, min_p}), random);
+        },
+        "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "random"_a);
     m.def("multiply", &multiply, "isa"_a, "format"_a, "rows"_a, "k"_a, "packed"_a, "x"_a, "out"_a);
 
     nb::class_<Router>(m, "Router")

@@ -19,7 +19,8 @@ from transformers.generation.logits_process import (
 )
 
 from freedive.engine.request import EngineError, Sampling
-from freedive.engine.sampler import Adjustment, Sampler, candidates, logprobs, uniform
+from freedive.engine.sampler import Adjustment, Sampler, logprobs, uniform
+from freedive.native import _native
 
 
 def some_logits(size: int, scale: float = 3.0, seed: int = 0) -> np.ndarray:
@@ -43,11 +44,9 @@ def warped(logits: np.ndarray, prompt: list[int], sampling: Sampling) -> np.ndar
 
 
 def ours(logits: np.ndarray, prompt: list[int], sampling: Sampling) -> np.ndarray:
-    adjusted = Adjustment(sampling, prompt, logits.size).apply(logits)
-    ids, weights = candidates(adjusted, adjusted.max(), sampling)
-    result = np.zeros(logits.size)
-    result[slice(None) if ids is None else ids] = weights / weights.sum(dtype=np.float64)
-    return result
+    adjusted, weights = Adjustment(sampling, prompt, logits.size).apply(logits), np.empty_like(logits)
+    _native.weigh(adjusted, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, weights)
+    return weights / weights.sum(dtype=np.float64)
 
 
 @pytest.mark.parametrize("size", [5, 64, 1000, 49152])

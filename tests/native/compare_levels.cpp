@@ -101,6 +101,8 @@ void compare_rows(const Kernels& level) {
         }
     each_of_both(level, [&](const Kernels& kernels, int i) { kernels.softcap(a.data(), n, 2.5f, out[i]); });
     expect_same(level.name, "softcap", out[1], out[0], sizeof out[0]);
+    each_of_both(level, [&](const Kernels& kernels, int i) { kernels.weigh(a.data(), n, 9.5f, 0.7f, out[i]); });
+    expect_same(level.name, "weigh", out[1], out[0], sizeof out[0]);
     each_of_both(level, [&](const Kernels& kernels, int i) { kernels.to_half(a.data(), n, halves[i]); });
     expect_same(level.name, "to_half", halves[1], halves[0], sizeof halves[0]);
     each_of_both(level, [&](const Kernels& kernels, int i) { kernels.from_half(halves[0], n, out[i]); });

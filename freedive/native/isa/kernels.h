@@ -70,6 +70,7 @@ struct Kernels {
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
     void (*glu)(Glu glu, const float* gate, const float* up, int n, float* out);  // n is a multiple of 16
     void (*softcap)(const float* x, int n, float cap, float* out);                // likewise
+    void (*weigh)(const float* x, int n, float top, float unit, float* out);      // exp((x - top) / unit); likewise
     void (*to_half)(const float* x, int n, std::uint16_t* out);                   // saturates; n any
     void (*from_half)(const std::uint16_t* x, int n, float* out);                 // n is a multiple of 16
     // Fold what a split's keys contribute into the states of the rows; of a latent task these are heads of one row.

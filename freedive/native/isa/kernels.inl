@@ -51,6 +51,7 @@ constexpr Kernels table(const char* name) {
                     rms_norm,
                     glu,
                     softcap,
+                    weigh,
                     to_half,
                     from_half,
                     {attend<float>, attend<std::uint16_t>, attend_int8},

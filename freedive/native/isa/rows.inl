@@ -77,6 +77,11 @@ void softcap(const float* x, int n, float cap, float* out) {
     for (int i = 0; i < n; i += 16) f_store(out + i, f_softcap(f_load(x + i), cap));
 }
 
+void weigh(const float* x, int n, float top, float unit, float* out) {
+    const F most = f_set(top), divisor = f_set(unit);
+    for (int i = 0; i < n; i += 16) f_store(out + i, f_exp(f_div(f_sub(f_load(x + i), most), divisor)));
+}
+
 void to_half(const float* x, int n, std::uint16_t* out) {
     const F limit = f_set(65504.0f), negative = f_set(-65504.0f);
     float rest[16] = {};

@@ -1,0 +1,138 @@
+#include "sampling.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <limits>
+
+namespace freedive {
+namespace {
+
+constexpr int kBlock = 64, kLanes = 16;
+constexpr int kBinBits = 18;  // of a weight that its bin forgets: those of a bin are within 3% of each other
+constexpr int kBins = (std::bit_cast<std::uint32_t>(1.0f) >> kBinBits) + 1;
+
+int bin(float weight) { return int(std::bit_cast<std::uint32_t>(weight) >> kBinBits); }
+
+std::size_t num_blocks(std::size_t size) { return (size + kBlock - 1) / kBlock; }
+
+std::span<const float> block_of(std::span<const float> values, std::size_t index) {
+    return values.subspan(index * kBlock, std::min<std::size_t>(kBlock, values.size() - index * kBlock));
+}
+
+void find_peaks(std::span<const float> values, std::vector<float>& peaks) {
+    peaks.resize(num_blocks(values.size()));
+    for (std::size_t b = 0; b < peaks.size(); b++) peaks[b] = largest(block_of(values, b));
+}
+
+// Calls each(weight) for those from `floor` on.
+template <class Each>
+void for_weights(const Weights& weights, float floor, Each&& each) {
+    for (std::size_t b = 0; b < weights.peaks.size(); b++)
+        if (weights.peaks[b] >= floor)
+            for (const float w : block_of(weights.values, b))
+                if (w >= floor) each(w);
+}
+
+// The least of the largest weights that together make up `top_p` of those from the floor on. Of sums by bins only the
+// one where they get there needs to be sorted.
+float nucleus(const Weights& weights, float top_p) {
+    double bins[kBins] = {}, total = 0, sum = 0;
+    for_weights(weights, weights.floor, [&](float w) { bins[bin(w)] += w; });
+    for (const double b : bins) total += b;
+    const double wanted = top_p * total;
+    int last = kBins - 1;
+    while (last > bin(weights.floor) && sum + bins[last] < wanted) sum += bins[last--];
+    std::vector<float> inside;
+    const float least = std::max(weights.floor, std::bit_cast<float>(std::uint32_t(last) << kBinBits));
+    for_weights(weights, least, [&](float w) {
+        if (bin(w) == last) inside.push_back(w);
+    });
+    std::sort(inside.begin(), inside.end(), std::greater<>());
+    for (const float w : inside)
+        if ((sum += w) >= wanted) return w;
+    return least;
+}
+
+double sum_of_block(const Weights& weights, std::size_t block) {
+    if (weights.peaks[block] < weights.floor) return 0;
+    const float* values = weights.values.data() + block * kBlock;
+    float lanes[kLanes] = {};
+    for (int i = 0; i < kBlock; i += kLanes)
+        for (int j = 0; j < kLanes; j++) lanes[j] += values[i + j] >= weights.floor ? values[i + j] : 0;
+    double sum = 0;
+    for (const float lane : lanes) sum += lane;
+    return sum;
+}
+
+}  // namespace
+
+float largest(std::span<const float> values) {
+    float lanes[kLanes];
+    std::fill_n(lanes, kLanes, values[0]);
+    std::size_t i = 0;
+    for (; i + kLanes <= values.size(); i += kLanes)
+        for (int j = 0; j < kLanes; j++) lanes[j] = lanes[j] < values[i + j] ? values[i + j] : lanes[j];
+    for (; i < values.size(); i++) lanes[0] = std::max(lanes[0], values[i]);
+    return *std::max_element(lanes, lanes + kLanes);
+}
+
+float kth_largest(std::span<const float> values, int k) {
+    std::vector<float> blocks, candidates;
+    find_peaks(values, blocks);
+    std::vector<float> peaks = blocks;
+    float least = -std::numeric_limits<float>::infinity();
+    if (k <= int(peaks.size())) {  // so many blocks have a value at or above the k-th peak, so the k largest all are
+        std::nth_element(peaks.begin(), peaks.begin() + (k - 1), peaks.end(), std::greater<>());
+        least = peaks[k - 1];
+    }
+    for (std::size_t b = 0; b < blocks.size(); b++)
+        if (blocks[b] >= least)
+            for (const float value : block_of(values, b))
+                if (value >= least) candidates.push_back(value);
+    std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(), std::greater<>());
+    return candidates[k - 1];
+}
+
+void weigh(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling, Weights& weights) {
+    const float top = largest(logits), nothing = -std::numeric_limits<float>::infinity();
+    const std::size_t whole = logits.size() / kBlock * kBlock;
+    float rest[kBlock];
+    std::fill(std::copy(logits.begin() + whole, logits.end(), rest), rest + kBlock, nothing);
+    weights.values.resize(num_blocks(logits.size()) * kBlock);
+    kernels.weigh(logits.data(), int(whole), top, sampling.temperature, weights.values.data());
+    if (whole < logits.size()) kernels.weigh(rest, kBlock, top, sampling.temperature, weights.values.data() + whole);
+    find_peaks(weights.values, weights.peaks);
+
+    weights.floor = std::numeric_limits<float>::min();
+    const auto raise = [&](float floor) { weights.floor = std::max(weights.floor, floor); };
+    if (0 < sampling.top_k && sampling.top_k < int(logits.size())) raise(kth_largest(weights.values, sampling.top_k));
+    if (sampling.top_p < 1) raise(nucleus(weights, sampling.top_p));
+    raise(sampling.min_p);
+}
+
+int draw(const Weights& weights, double random) {
+    std::vector<double> sums(weights.peaks.size());
+    double total = 0;
+    for (std::size_t b = 0; b < sums.size(); b++) total += sums[b] = sum_of_block(weights, b);
+    double rest = random * total;
+    // Rounding may carry the target past the end: then the last one is it.
+    const auto find = [&](std::size_t begin, std::size_t end, auto&& size) {
+        std::size_t found = begin;
+        for (std::size_t i = begin; i < end; i++) {
+            const double s = size(i);
+            if (s == 0) continue;
+            found = i;
+            if (rest < s) break;
+            rest -= s;
+        }
+        return found;
+    };
+    const std::size_t block = find(0, sums.size(), [&](std::size_t b) { return sums[b]; });
+    return int(find(block * kBlock, (block + 1) * kBlock,
+                    [&](std::size_t i) { return weights.values[i] >= weights.floor ? weights.values[i] : 0; }));
+}
+
+}  // namespace freedive
