@@ -89,31 +89,43 @@ def main(
     / "docs"
     / "ring.png",
     output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "results" / "ring.json",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run that wrote the JSON ended.")] = False,
 ) -> None:
     """Compare freedive with its peers."""
     chosen = [_engine(name) for name in dict.fromkeys([OURS, *_listed(engines)])]
     threads, load = threads or machine.physical_cores(), os.getloadavg()[0]
     if load > QUIET_LOAD:
         print(f"The machine is busy (load {load:.1f}): figures will be wrong, and late", file=sys.stderr)
+    conditions = {"cpu": machine.cpu_name(), "threads": threads, "python": sys.version.split()[0]}
     report: dict[str, Any] = {
         "date": date.today().isoformat(),
-        "cpu": machine.cpu_name(),
-        "threads": threads,
+        **conditions,
         "load_before": load,
-        "python": sys.version.split()[0],
-        "models": {},
+        "models": _measured(output, conditions) if resume else {},
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     for model in _listed(models):
         for index, format in enumerate(_formats(model, formats)):
+            name = f"{model} {format}".strip()
+            if name in report["models"]:
+                continue
             path = random_model(model, format) if format else resolve(model)
-            row = examine(model, path, chosen, threads, rounds, minutes, index == 0)
-            report["models"][f"{model} {format}".strip()] = row
+            report["models"][name] = examine(model, path, chosen, threads, rounds, minutes, index == 0)
             output.write_text(json.dumps(report, indent=2) + "\n")
             if tidy and format:
                 discard(model)
     print_tables(report)
     draw(report, picture)
+
+
+def _measured(output: Path, conditions: dict[str, Any]) -> dict[str, Any]:
+    """The models of an earlier report under the same conditions. UserError where they differ."""
+    if not output.exists():
+        return {}
+    earlier = json.loads(output.read_text())
+    if any(earlier[key] != value for key, value in conditions.items()):
+        raise UserError(f"{output} is of another machine, or of other threads", "Leave --resume out, or name another")
+    return dict(earlier["models"])
 
 
 def _listed(text: str) -> list[str]:
