@@ -11,7 +11,7 @@ from pathlib import Path
 
 from random_models import BF16, GPTQ, random_model
 from shapes import SHAPES
-from workers import FOLDER, LLAMA, PEERS, Worker, ending, python_of
+from workers import JOBS, LLAMA, PEERS, Worker, ending, python_of
 
 from freedive.errors import UserError
 
@@ -53,7 +53,7 @@ class Engine:
         return self._exported(model) if self.form == OPENVINO else random_model(model, self.form)
 
     def start(self, checkpoint: Path, threads: int) -> Worker:
-        return Worker(self.python, FOLDER / self.script, checkpoint, threads)
+        return Worker(self.python, JOBS / self.script, checkpoint, threads)
 
     def _exported(self, model: str) -> Path:
         source = random_model(model, BF16)

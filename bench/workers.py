@@ -15,6 +15,9 @@ from typing import Any
 from freedive.errors import UserError
 
 FOLDER = Path(__file__).parent
+JOBS = FOLDER / "jobs"
+"""What runs inside workers: a folder of its own, which hides no module that a peer would import (such as kernels)."""
+
 PEERS = FOLDER.parent / ".venv" / "peers"
 """Where `make bench` gives every peer a Python of its own."""
 
@@ -71,7 +74,7 @@ def ending(status: int, messages: bytes) -> str:
 
 def start_llama(model: Path, threads: int, python: Path) -> Worker:
     """llama.cpp, in the Python that has it."""
-    return Worker(python, FOLDER / "llama_jobs.py", model, threads)
+    return Worker(python, JOBS / "llama_jobs.py", model, threads)
 
 
 def peer_python(given: Path | None) -> Path:

@@ -275,7 +275,7 @@ def test_a_worker_that_ends_tells_why_in_one_line(tmp_path: Path) -> None:
 def test_a_worker_answers_in_order_whatever_else_it_prints(tmp_path: Path) -> None:
     script = tmp_path / "twice.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(BENCH)!r})\n"
+        f"import sys; sys.path.insert(0, {str(BENCH / 'jobs')!r})\n"
         "from jobs import Jobs, serve\n"
         "class Twice(Jobs):\n"
         "    def twice(self, x):\n"

@@ -18,30 +18,34 @@ constexpr int max_code() {
 template <class T>
 constexpr int kShortQuads = 32767 / (2 * max_code<T>() * 128);
 
-template <class T, int First, int Last, int V>
-LANES void dot_short(const std::uint8_t* tile, const std::int8_t* const (&x)[V], S (&acc)[V]) {
+template <class T, int First, int Last, int N, int V>
+LANES void dot_short(const std::uint8_t* tiles, const std::int8_t* const (&x)[V], S (&acc)[N][V]) {
     if constexpr (First < Last) {
-        const C codes = load_codes<T, First>(tile);
-        unroll<V>(EACH(v) { acc[v] = s_dot(acc[v], codes, four_bytes(x[v] + 4 * First)); });
-        dot_short<T, First + 1, Last, V>(tile, x, acc);
+        unroll<N>(EACH(t) {
+            const C codes = load_codes<T, First>(tiles + t * kLine * T::tile_lines);
+            unroll<V>(EACH(v) { acc[t][v] = s_dot(acc[t][v], codes, four_bytes(x[v] + 4 * First)); });
+        });
+        dot_short<T, First + 1, Last>(tiles, x, acc);
     }
 }
 
-// out = products of quads [First, Last) of a tile with vectors of codes, times `Unit`, plus what is there if `Adds`. Of
-// two vectors for each row of `out` the first are the high halves.
-template <class T, int Unit, int First, int Last, bool Adds = false, int V, int R>
-LANES void multiply_tile(const std::uint8_t* tile, const std::int8_t* const (&x)[V], I (&out)[R]) {
+// out = products of quads [First, Last) of N tiles with vectors of codes, times `Unit`, plus what is there if `Adds`.
+// Of two vectors for each row of `out` the first are the high halves.
+template <class T, int Unit, int First, int Last, bool Adds = false, int N, int V, int R>
+LANES void multiply_tiles(const std::uint8_t* tiles, const std::int8_t* const (&x)[V], I (&out)[N][R]) {
     constexpr int end = First + kShortQuads<T> < Last ? First + kShortQuads<T> : Last;
     constexpr int first_unit = V == R ? Unit : Unit << kLowBits;
-    S acc[V];
-    unroll<V>(EACH(v) { acc[v] = s_zero(); });
-    dot_short<T, First, end, V>(tile, x, acc);
-    unroll<R>(EACH(r) {
-        I total = s_total<first_unit>(acc[r]);
-        if constexpr (V > R) total = i_add(total, s_total<Unit>(acc[R + r]));
-        out[r] = Adds ? i_add(out[r], total) : total;
+    S acc[N][V];
+    unroll<N>(EACH(t) { unroll<V>(EACH(v) { acc[t][v] = s_zero(); }); });
+    dot_short<T, First, end>(tiles, x, acc);
+    unroll<N>(EACH(t) {
+        unroll<R>(EACH(r) {
+            I total = s_total<first_unit>(acc[t][r]);
+            if constexpr (V > R) total = i_add(total, s_total<Unit>(acc[t][R + r]));
+            out[t][r] = Adds ? i_add(out[t][r], total) : total;
+        });
     });
-    if constexpr (end < Last) multiply_tile<T, Unit, end, Last, true>(tile, x, out);
+    if constexpr (end < Last) multiply_tiles<T, Unit, end, Last, true>(tiles, x, out);
 }
 
 // Adds the products of a tile with activations as words.
@@ -73,15 +77,15 @@ constexpr int kShortVectors = 6;  // whose sums fit in the registers
 template <class T, int First, int Last>
 __attribute__((noinline)) void add_low(const std::uint8_t* tile, const std::int8_t* low, std::int32_t* products) {
     const std::int8_t* const x[1] = {low};
-    I out[1];
-    multiply_tile<T, 1, First, Last>(tile, x, out);
-    i_store(products, i_add(i_load(products), out[0]));
+    I out[1][1];
+    multiply_tiles<T, 1, First, Last>(tile, x, out);
+    i_store(products, i_add(i_load(products), out[0][0]));
 }
 
-// out = products of a tile with halves of activations. Where many rows share the codes but few have low halves, these
+// out = products of N tiles with halves of activations. Where many rows share the codes but few have low halves, these
 // are done one by one.
-template <class T, int First, int Last, int R>
-LANES void multiply_halves(const std::uint8_t* tile, const GroupRows<R>& rows, I (&out)[R]) {
+template <class T, int First, int Last, int N, int R>
+LANES void multiply_halves(const std::uint8_t* tiles, const GroupRows<R>& rows, I (&out)[N][R]) {
     constexpr bool at_once = 2 * R <= kShortVectors;
     const std::int8_t *high[R], *low[R];
     unroll<R>(EACH(r) { high[r] = rows.a[r]->high, low[r] = rows.a[r]->low; });
@@ -89,44 +93,53 @@ LANES void multiply_halves(const std::uint8_t* tile, const GroupRows<R>& rows, I
         if (rows.num_low) {
             const std::int8_t* both[2 * R];
             unroll<R>(EACH(r) { both[r] = high[r], both[R + r] = low[r]; });
-            return multiply_tile<T, 1, First, Last>(tile, both, out);
+            return multiply_tiles<T, 1, First, Last>(tiles, both, out);
         }
     }
-    multiply_tile<T, 1 << kLowBits, First, Last>(tile, high, out);
+    multiply_tiles<T, 1 << kLowBits, First, Last>(tiles, high, out);
     if constexpr (!at_once) {
+        static_assert(N == 1);
         if (!rows.num_low) return;
         alignas(kLine) std::int32_t products[R][kTileRows];
-        unroll<R>(EACH(r) { i_store(products[r], out[r]); });
+        unroll<R>(EACH(r) { i_store(products[r], out[0][r]); });
         if (rows.num_low == R) {
-            multiply_tile<T, 1, First, Last>(tile, low, out);
-            unroll<R>(EACH(r) { out[r] = i_add(i_load(products[r]), out[r]); });
+            multiply_tiles<T, 1, First, Last>(tiles, low, out);
+            unroll<R>(EACH(r) { out[0][r] = i_add(i_load(products[r]), out[0][r]); });
         } else {
             for (int r = 0; r < R; r++)
-                if (rows.a[r]->has_low) add_low<T, First, Last>(tile, low[r], products[r]);
-            unroll<R>(EACH(r) { out[r] = i_load(products[r]); });
+                if (rows.a[r]->has_low) add_low<T, First, Last>(tiles, low[r], products[r]);
+            unroll<R>(EACH(r) { out[0][r] = i_load(products[r]); });
         }
     }
 }
 
-// Adds what quads [First, Last) of a tile make, whose scales are those of half group `Half`, to its `sums`.
-template <class T, int First, int Last, int Half, int R>
-LANES void add_tile(const std::uint8_t* tile, const TileScales<T>& scales, const std::int32_t (&zeros)[R],
-                    const GroupRows<R>& rows, float* sums) {
-    I out[R];
+// Adds what quads [First, Last) of N tiles make, whose scales are those of half group `Half`, to their `sums`.
+template <class T, int First, int Last, int Half, int N, int R>
+LANES void add_tiles(const std::uint8_t* tiles, const TileScales<T>* scales, const std::int32_t (&zeros)[R],
+                     const GroupRows<R>& rows, float* sums) {
+    I out[N][R];
     if constexpr (kTakesWords<T>) {
-        unroll<R>(EACH(r) { out[r] = i_set(0); });
-        add_words<T, First, Last>(tile, rows.words, out);
+        static_assert(N == 1);
+        unroll<R>(EACH(r) { out[0][r] = i_set(0); });
+        add_words<T, First, Last>(tiles, rows.words, out[0]);
     } else {
-        multiply_halves<T, First, Last>(tile, rows, out);
+        multiply_halves<T, First, Last>(tiles, rows, out);
     }
     unroll<R>(EACH(r) {
         const QuantisedGroup* a = rows.a[r];
-        if constexpr (T::zero != 0) out[r] = i_add(out[r], i_set(zeros[r]));
-        F sum = add_product(out[r], scales.scale[Half], f_set(a->scale), f_load(sums + r * rows.stride));
-        if constexpr (T::minima && !T::halves) sum = add_minimum<T, 0>(scales, a, sum);
-        f_store(sums + r * rows.stride, sum);
+        unroll<N>(EACH(t) {
+            float* at = sums + r * rows.stride + t * kTileRows;
+            if constexpr (T::zero != 0) out[t][r] = i_add(out[t][r], i_set(zeros[r]));
+            F sum = add_product(out[t][r], scales[t].scale[Half], f_set(a->scale), f_load(at));
+            if constexpr (T::minima && !T::halves) sum = add_minimum<T, 0>(scales[t], a, sum);
+            f_store(at, sum);
+        });
     });
 }
+
+// A single row leaves registers for both tiles at once, which then share what is read of it.
+template <class T, int R>
+constexpr int kTilesAtOnce = R == 1 && !kTakesWords<T> ? 2 : 1;
 
 template <class T, int First, int Last, int Half, int R>
 LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const GroupRows<R>& rows) {
@@ -137,9 +150,11 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2]
             if (Last - First == kQuads || half == Half)
                 zeros[r] -= T::zero * ((rows.a[r]->high_sum[half] << kLowBits) + rows.a[r]->low_sum[half]);
     }
-    unroll<2>(EACH(t) {
-        add_tile<T, First, Last, Half>(codes + t * kLine * T::tile_lines, scales[t], zeros, rows,
-                                       rows.sums + t * kTileRows);
+    constexpr int n = kTilesAtOnce<T, R>;
+    unroll<2 / n>(EACH(i) {
+        constexpr int t = i * n;
+        add_tiles<T, First, Last, Half, n>(codes + t * kLine * T::tile_lines, scales + t, zeros, rows,
+                                           rows.sums + t * kTileRows);
     });
 }
 
