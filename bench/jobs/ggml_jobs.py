@@ -13,8 +13,8 @@ from jobs import Jobs
 BATCH = 512
 """Tokens of one call and of one pass of the kernels (n_batch = n_ubatch)."""
 
-WARM_UP = 16
-"""Tokens of each prompt that are read before settings are tried."""
+WARM_UP, TRIAL = 16, 17
+"""Tokens of each prompt that are read before settings are tried; and of an answer, when they are."""
 
 Settings = dict[str, Any]
 Shape = tuple[int, int, int]
@@ -53,13 +53,15 @@ class GgmlJobs(Jobs):
         variants, seconds = self.variants_for(len(prompts)), []
         for variant in variants:
             self.open(shape, variant)
-            seconds.append(self.generate(prompts, num_tokens)[num_tokens > 1])
+            seconds.append(self._generate(self.context(shape), prompts, min(num_tokens, TRIAL))[num_tokens > 1])
         best = variants[int(np.argmin(seconds))]
         self.open(shape, best)
         return self.in_words(best)
 
     def generate(self, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
-        context = self.context(shape_of(prompts, num_tokens))
+        return self._generate(self.context(shape_of(prompts, num_tokens)), prompts, num_tokens)
+
+    def _generate(self, context: Any, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
         start = time.perf_counter()
         rows = [
             (sequence, position, token, position == len(prompt) - 1)

@@ -22,8 +22,8 @@ READING: tuple[Variant, ...] = (("grouped_mm", "dynamic"), ("eager", "dynamic"))
 WRITING: tuple[Variant, ...] = (*READING, ("batched_mm", "dynamic"), ("grouped_mm", "static"), ("batched_mm", "static"))
 """Settings whose effect depends on the work; the fastest is taken for each."""
 
-TRIAL_TOKENS = 9
-"""Of an answer, when settings are tried."""
+WARM_UP, TRIAL = 16, 8
+"""Tokens of each prompt that are read before settings are tried; and of an answer, when they are."""
 
 
 class TransformersJobs(Jobs):
@@ -45,28 +45,55 @@ class TransformersJobs(Jobs):
         }
 
     def prepare(self, prompts: list[list[int]], num_tokens: int) -> str:
-        seconds: dict[Variant, float] = {}
-        for variant in READING if num_tokens == 1 else WRITING:
-            self.chosen[_shape(prompts, num_tokens)] = variant
-            self.generate(prompts, min(num_tokens, 2))
-            seconds[variant] = self.generate(prompts, min(num_tokens, TRIAL_TOKENS))[num_tokens > 1]
+        try_them = self._try_reading if num_tokens == 1 else self._try_writing
+        seconds = try_them(prompts)
         self.chosen[_shape(prompts, num_tokens)] = best = min(seconds, key=lambda variant: seconds[variant])
         return "experts {}, {} cache".format(*best)
 
+    def _try_reading(self, prompts: list[list[int]]) -> dict[Variant, float]:
+        seconds = {}
+        for variant in READING:
+            self._generate([prompt[:WARM_UP] for prompt in prompts], 1, variant)
+            seconds[variant] = self._generate(prompts, 1, variant)[0]
+        return seconds
+
     @torch.inference_mode()
+    def _try_writing(self, prompts: list[list[int]]) -> dict[Variant, float]:
+        """The prompts are read once for each kind of cache; what is tried goes on from there."""
+        seconds = {}
+        for kind in dict.fromkeys(kind for _, kind in WRITING):
+            variants = [variant for variant in WRITING if variant[1] == kind]
+            tokens, cache = self._read(prompts, (1 + TRIAL) * len(variants), (READING[0][0], kind))
+            for variant in variants:
+                self.model.set_experts_implementation(variant[0])
+                tokens = self._step(tokens, cache)
+                start = time.perf_counter()
+                for _ in range(TRIAL):
+                    tokens = self._step(tokens, cache)
+                seconds[variant] = time.perf_counter() - start
+        return seconds
+
     def generate(self, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
-        experts, kind = self.chosen.get(_shape(prompts, num_tokens), READING[0])
-        room = len(prompts[0]) + num_tokens
+        return self._generate(prompts, num_tokens, self.chosen.get(_shape(prompts, num_tokens), READING[0]))
+
+    @torch.inference_mode()
+    def _generate(self, prompts: list[list[int]], num_tokens: int, variant: Variant) -> tuple[float, float]:
         start = time.perf_counter()
-        cache = StaticCache(self.config, max_cache_len=room) if kind == "static" else DynamicCache(config=self.config)
-        # batched_mm copies the experts of every token
-        self.model.set_experts_implementation("grouped_mm" if experts == "batched_mm" else experts)
-        tokens = self._step(torch.tensor(prompts), cache)
+        tokens, cache = self._read(prompts, num_tokens, variant)
         first = time.perf_counter()
-        self.model.set_experts_implementation(experts)
+        self.model.set_experts_implementation(variant[0])
         for _ in range(num_tokens - 1):
             tokens = self._step(tokens, cache)
         return first - start, time.perf_counter() - first
+
+    def _read(self, prompts: list[list[int]], num_tokens: int, variant: Variant) -> tuple[Any, Any]:
+        """The first tokens of the answers, [sequences, 1], and a cache with room for so many."""
+        experts, kind = variant
+        room = len(prompts[0]) + num_tokens
+        cache = StaticCache(self.config, max_cache_len=room) if kind == "static" else DynamicCache(config=self.config)
+        # batched_mm copies the experts of every token
+        self.model.set_experts_implementation("grouped_mm" if experts == "batched_mm" else experts)
+        return self._step(torch.tensor(prompts), cache), cache
 
     def _step(self, tokens: Any, cache: Any) -> Any:
         """Compute the rows [sequences, length] of ``tokens``; draw the next, [sequences, 1]."""
