@@ -34,15 +34,15 @@ class Sampler:
 
     def __call__(self, logits: Floats) -> int:
         """The next token under ``logits`` [vocab_size], which stay as they are. EngineError on NaN and infinity."""
+        sampling = self._sampling
         if self._adjustment:
             logits = self._adjustment.apply(logits)
         token = int(logits.argmax())  # of the NaN, if there is one
         if not math.isfinite(logits[token]):
             raise EngineError("the model produced numbers that are not finite; its weights may be damaged")
-        if not self._sampling.greedy:
-            s = self._sampling
+        if not sampling.greedy:
             random = uniform(self._seed, self._num_drawn)
-            token = _native.draw(logits, s.temperature, s.top_k, s.top_p, s.min_p, random)
+            token = _native.draw(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, random)
         if self._adjustment:
             self._adjustment.count(token)
         self._num_drawn += 1
