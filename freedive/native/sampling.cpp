@@ -21,9 +21,34 @@ std::span<const float> block_of(std::span<const float> values, std::size_t index
     return values.subspan(index * kBlock, std::min<std::size_t>(kBlock, values.size() - index * kBlock));
 }
 
+float largest(std::span<const float> values) {
+    float lanes[kLanes];
+    std::fill_n(lanes, kLanes, values[0]);
+    std::size_t i = 0;
+    for (; i + kLanes <= values.size(); i += kLanes)
+        for (int j = 0; j < kLanes; j++) lanes[j] = lanes[j] < values[i + j] ? values[i + j] : lanes[j];
+    for (; i < values.size(); i++) lanes[0] = std::max(lanes[0], values[i]);
+    return *std::max_element(lanes, lanes + kLanes);
+}
+
 void find_peaks(std::span<const float> values, std::vector<float>& peaks) {
     peaks.resize(num_blocks(values.size()));
     for (std::size_t b = 0; b < peaks.size(); b++) peaks[b] = largest(block_of(values, b));
+}
+
+float kth_largest(std::span<const float> values, const std::vector<float>& peaks, int k) {
+    std::vector<float> ordered = peaks, candidates;
+    float least = -std::numeric_limits<float>::infinity();
+    if (k <= int(peaks.size())) {  // so many blocks have a value at or above the k-th peak, so the k largest all are
+        std::nth_element(ordered.begin(), ordered.begin() + (k - 1), ordered.end(), std::greater<>());
+        least = ordered[k - 1];
+    }
+    for (std::size_t b = 0; b < peaks.size(); b++)
+        if (peaks[b] >= least)
+            for (const float value : block_of(values, b))
+                if (value >= least) candidates.push_back(value);
+    std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(), std::greater<>());
+    return candidates[k - 1];
 }
 
 // Calls each(weight) for those from `floor` on.
@@ -68,31 +93,10 @@ double sum_of_block(const Weights& weights, std::size_t block) {
 
 }  // namespace
 
-float largest(std::span<const float> values) {
-    float lanes[kLanes];
-    std::fill_n(lanes, kLanes, values[0]);
-    std::size_t i = 0;
-    for (; i + kLanes <= values.size(); i += kLanes)
-        for (int j = 0; j < kLanes; j++) lanes[j] = lanes[j] < values[i + j] ? values[i + j] : lanes[j];
-    for (; i < values.size(); i++) lanes[0] = std::max(lanes[0], values[i]);
-    return *std::max_element(lanes, lanes + kLanes);
-}
-
 float kth_largest(std::span<const float> values, int k) {
-    std::vector<float> blocks, candidates;
-    find_peaks(values, blocks);
-    std::vector<float> peaks = blocks;
-    float least = -std::numeric_limits<float>::infinity();
-    if (k <= int(peaks.size())) {  // so many blocks have a value at or above the k-th peak, so the k largest all are
-        std::nth_element(peaks.begin(), peaks.begin() + (k - 1), peaks.end(), std::greater<>());
-        least = peaks[k - 1];
-    }
-    for (std::size_t b = 0; b < blocks.size(); b++)
-        if (blocks[b] >= least)
-            for (const float value : block_of(values, b))
-                if (value >= least) candidates.push_back(value);
-    std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(), std::greater<>());
-    return candidates[k - 1];
+    std::vector<float> peaks;
+    find_peaks(values, peaks);
+    return kth_largest(values, peaks, k);
 }
 
 void weigh(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling, Weights& weights) {
@@ -107,7 +111,8 @@ void weigh(const Kernels& kernels, std::span<const float> logits, const Sampling
 
     weights.floor = std::numeric_limits<float>::min();
     const auto raise = [&](float floor) { weights.floor = std::max(weights.floor, floor); };
-    if (0 < sampling.top_k && sampling.top_k < int(logits.size())) raise(kth_largest(weights.values, sampling.top_k));
+    if (0 < sampling.top_k && sampling.top_k < int(logits.size()))
+        raise(kth_largest(weights.values, weights.peaks, sampling.top_k));
     if (sampling.top_p < 1) raise(nucleus(weights, sampling.top_p));
     raise(sampling.min_p);
 }

@@ -14,8 +14,7 @@ struct Sampling {
     float top_p, min_p;
 };
 
-// The largest of `values`, at least one, and the k-th largest, 1 <= k <= size; none is NaN.
-float largest(std::span<const float> values);
+// The k-th largest of `values`, 1 <= k <= size; none is NaN.
 float kth_largest(std::span<const float> values, int k);
 
 // Tokens weigh exp(logit / temperature), the likeliest one 1. Those from `floor` on may be drawn: it is above 0, and
