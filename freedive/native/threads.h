@@ -2,8 +2,8 @@
 // that a busy machine is not made busier.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <thread>
 #include <vector>
 
@@ -23,17 +23,13 @@ class Team {
     }
 
     // Inside a job: every thread calls these in the same order.
-    // Calls task(i) for each i < n, on whichever thread is free; ends with a barrier. Up to `grain` neighbours are
-    // taken at a time, for long streams, and fewer towards the end, so that threads end together.
+    // Calls task(i) for each i < n; ends with a barrier. Each thread goes through a share of its own in order, since
+    // one long stream is read faster than many short ones, and one that is done takes from the ends of others. Up to
+    // `grain` tasks are taken at a time, and fewer towards the end, so that threads end together.
     template <class Task>
     void for_each(int n, int grain, Task&& task) {
-        const int least = std::max(1, grain / 8);
-        for (int first = next_.load(std::memory_order_relaxed); first < n;) {
-            const int count = std::clamp((n - first) / (2 * size_), least, grain), last = std::min(n, first + count);
-            if (!next_.compare_exchange_weak(first, last, std::memory_order_relaxed)) continue;
-            for (int i = first; i < last; i++) task(i);
-            first = next_.load(std::memory_order_relaxed);
-        }
+        for (Range range = take(n, grain); range.first < range.last; range = take(n, grain))
+            for (int i = range.first; i < range.last; i++) task(i);
         barrier();
     }
     void barrier();
@@ -41,6 +37,14 @@ class Team {
 
   private:
     using Function = void (*)(void*, int);
+    struct Range {
+        int first, last;
+    };
+    // How many tasks of a thread's share are taken: by itself from the front, by others from the back.
+    struct alignas(64) Share {
+        std::atomic<std::uint64_t> taken{0};
+    };
+    Range take(int n, int grain);
     void start(Function function, void* context);
     void work(int thread);
 
@@ -48,7 +52,7 @@ class Team {
     Function function_ = nullptr;
     void* context_ = nullptr;
     alignas(64) std::atomic<unsigned> jobs_{0};      // counts jobs; a change wakes the workers
-    alignas(64) std::atomic<int> next_{0};           // next unclaimed task of the current for_each
+    std::vector<Share> shares_;                      // of the current for_each, by thread
     alignas(64) std::atomic<int> arrived_{0};        // threads at the current barrier
     alignas(64) std::atomic<unsigned> barriers_{0};  // barriers passed
     std::atomic<bool> ending_{false};
