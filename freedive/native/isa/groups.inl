@@ -24,18 +24,19 @@ LANES std::int32_t four_bytes(const std::int8_t* p) {
 
 LANES void prefetch_panel(const std::uint8_t* line) { __builtin_prefetch(line + kPrefetchBytes, 0, kPrefetchLocality); }
 
-template <int Width, int Quad>
+// The bits that a plane has of a quad's codes, put at bit `To`.
+template <int Width, int Quad, int To = 0>
 LANES C load_plane(const std::uint8_t* lines) {
     constexpr int quads = 8 / Width;  // in a line
     const C line = c_load(lines + Quad / quads * kLine);
     if constexpr (Width == 8) return line;
-    return c_bits<Width*(Quad % quads)>(line, (1 << Width) - 1);
+    return c_bits<Width*(Quad % quads) - To>(line, ((1 << Width) - 1) << To);
 }
 template <class T, int Quad>
 LANES C load_codes(const std::uint8_t* tile) {
     C c = load_plane<T::low_bits, Quad>(tile);
     if constexpr (T::high_bits > 0)
-        c = c_or(c, c_shift_left<T::low_bits>(load_plane<T::high_bits, Quad>(tile + T::low_bits * kLine)));
+        c = c_or(c, load_plane<T::high_bits, Quad, T::low_bits>(tile + T::low_bits * kLine));
     if constexpr (T::code_bits != T::bits) c = c_lookup(c, T::table);
     return c;
 }

@@ -112,13 +112,13 @@ LANES C c_load(const std::uint8_t* p) {
     return {_mm256_load_si256((const __m256i*)p), _mm256_load_si256((const __m256i*)p + 1)};
 }
 template <int Shift>
-LANES C c_bits(C v, std::uint8_t mask) {
-    const __m256i m = _mm256_set1_epi8(char(mask));
-    return {_mm256_and_si256(_mm256_srli_epi16(v.a, Shift), m), _mm256_and_si256(_mm256_srli_epi16(v.b, Shift), m)};
+LANES __m256i c_shift(__m256i v) {
+    return Shift < 0 ? _mm256_slli_epi16(v, -Shift) : _mm256_srli_epi16(v, Shift);
 }
 template <int Shift>
-LANES C c_shift_left(C v) {
-    return {_mm256_slli_epi16(v.a, Shift), _mm256_slli_epi16(v.b, Shift)};
+LANES C c_bits(C v, std::uint8_t mask) {
+    const __m256i m = _mm256_set1_epi8(char(mask));
+    return {_mm256_and_si256(c_shift<Shift>(v.a), m), _mm256_and_si256(c_shift<Shift>(v.b), m)};
 }
 LANES C c_or(C x, C y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 LANES C c_lookup(C v, const std::uint8_t (&table)[16]) {

@@ -68,11 +68,8 @@ LANES void i_store_bytes(std::int8_t* p, I v) { _mm_storeu_si128((__m128i*)p, _m
 LANES C c_load(const std::uint8_t* p) { return _mm512_load_si512(p); }
 template <int Shift>
 LANES C c_bits(C v, std::uint8_t mask) {
-    return _mm512_and_si512(_mm512_srli_epi16(v, Shift), _mm512_set1_epi8(char(mask)));
-}
-template <int Shift>
-LANES C c_shift_left(C v) {
-    return _mm512_slli_epi16(v, Shift);
+    const C shifted = Shift < 0 ? _mm512_slli_epi16(v, -Shift) : _mm512_srli_epi16(v, Shift);
+    return _mm512_and_si512(shifted, _mm512_set1_epi8(char(mask)));
 }
 LANES C c_or(C a, C b) { return _mm512_or_si512(a, b); }
 LANES C c_lookup(C v, const std::uint8_t (&table)[16]) {

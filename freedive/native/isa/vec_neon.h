@@ -141,12 +141,9 @@ LANES C c_bits(C v, std::uint8_t mask) {
     return each<C>([&](int i) {
         uint8x16_t x = v.v[i];
         if constexpr (Shift > 0) x = vshrq_n_u8(x, Shift);
+        if constexpr (Shift < 0) x = vshlq_n_u8(x, -Shift);
         return vandq_u8(x, vdupq_n_u8(mask));
     });
-}
-template <int Shift>
-LANES C c_shift_left(C v) {
-    return each<C>([&](int i) { return vshlq_n_u8(v.v[i], Shift); });
 }
 LANES C c_or(C a, C b) {
     return each<C>([&](int i) { return vorrq_u8(a.v[i], b.v[i]); });

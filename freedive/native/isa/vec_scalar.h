@@ -139,11 +139,7 @@ LANES C c_load(const std::uint8_t* p) {
 }
 template <int Shift>
 LANES C c_bits(C v, std::uint8_t mask) {
-    return each<C>([&](int i) { return std::uint8_t((v.v[i] >> Shift) & mask); });
-}
-template <int Shift>
-LANES C c_shift_left(C v) {
-    return each<C>([&](int i) { return std::uint8_t(v.v[i] << Shift); });
+    return each<C>([&](int i) { return std::uint8_t((Shift < 0 ? v.v[i] << -Shift : v.v[i] >> Shift) & mask); });
 }
 LANES C c_or(C a, C b) {
     return each<C>([&](int i) { return std::uint8_t(a.v[i] | b.v[i]); });
