@@ -15,7 +15,8 @@ from workers import JOBS, LLAMA, PEERS, Worker, ending, python_of
 
 from freedive.errors import UserError
 
-OURS, THEIRS = "freedive", "llama.cpp"
+OURS, FAST, THEIRS = "freedive", "freedive fast", "llama.cpp"
+"""As it comes; with activations in 8 bits, as peers have them; whom others are measured by."""
 
 PEERS_FOLDER = Path(os.environ.get("FREEDIVE_BENCH_PEERS", PEERS))
 """A Python for each peer, by the peer's name."""
@@ -31,12 +32,13 @@ EXPORT = (
 
 @dataclass(frozen=True)
 class Engine:
-    """``peer`` is its Python's name, ``script`` its worker, ``form`` what it reads."""
+    """``peer`` is its Python's name, ``script`` its worker, ``form`` what it reads, ``options`` more for the worker."""
 
     name: str
     peer: str
     script: str
     form: str = GGUF
+    options: tuple[str, ...] = ()
 
     @property
     def python(self) -> Path:
@@ -53,7 +55,7 @@ class Engine:
         return self._exported(model) if self.form == OPENVINO else random_model(model, self.form)
 
     def start(self, checkpoint: Path, threads: int) -> Worker:
-        return Worker(self.python, JOBS / self.script, checkpoint, threads)
+        return Worker(self.python, JOBS / self.script, checkpoint, threads, *self.options)
 
     def _exported(self, model: str) -> Path:
         source = random_model(model, BF16)
@@ -75,6 +77,7 @@ ENGINES = {
     engine.name: engine
     for engine in (
         Engine(OURS, "", "freedive_jobs.py"),
+        Engine(FAST, "", "freedive_jobs.py", options=("fast",)),
         Engine(THEIRS, LLAMA, "llama_jobs.py"),
         Engine("ik_llama.cpp", "ik-llama", "ik_jobs.py"),
         Engine("OpenVINO int4", "openvino", "openvino_jobs.py", OPENVINO),

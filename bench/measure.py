@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engines import OURS
+from engines import FAST, OURS
 from workers import Worker
 from workloads import (
     BATCH,
@@ -73,7 +73,8 @@ class Found:
     def comparisons(self, work: str) -> dict[str, Comparison]:
         """With each peer."""
         values, unit = self.values[work], self.units[work]
-        return {name: Comparison(unit, values[OURS], theirs) for name, theirs in values.items() if name != OURS}
+        peers = [name for name in values if name not in (OURS, FAST)]
+        return {name: Comparison(unit, values[OURS], values[name]) for name in peers}
 
 
 def in_turns(names: Sequence[str], round: int) -> list[str]:

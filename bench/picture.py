@@ -12,6 +12,8 @@ from workloads import TOKENS_PER_S
 from freedive.errors import UserError
 
 COLUMNS = 2
+COLORS = ("#d62728", "#f08a8b", "#888888", "#444444", "#1f77b4", "#2ca02c", "#98df8a", "#ff9f40")
+"""Of the engines, in their order."""
 
 
 def draw(report: Mapping[str, Any], file: Path) -> None:
@@ -43,9 +45,7 @@ def _bars(axes: Any, results: Mapping[str, Any]) -> dict[str, Any]:
     """Draws them; one of each engine for the legend."""
     works = [work for work, row in results.items() if row["unit"] == TOKENS_PER_S and THEIRS in row["engines"]]
     names = [name for name in ENGINES if any(name in results[work]["engines"] for work in works)]
-    colors = dict(
-        zip(ENGINES, ("#d62728", "#888888", "#444444", "#1f77b4", "#2ca02c", "#98df8a", "#ff9f40"), strict=True)
-    )
+    colors = dict(zip(ENGINES, COLORS, strict=True))
     width, handles = 0.84 / max(len(names), 1), {}
     for index, name in enumerate(names):
         at = [place for place, work in enumerate(works) if name in results[work]["engines"]]

@@ -89,9 +89,9 @@ class Reference:
 
 
 class Native:
-    """freedive's kernels with a key-value cache in ``cache_format``."""
+    """freedive's kernels with a key-value cache in ``cache_format``, all tokens in ``precision``."""
 
-    def __init__(self, path: Path, max_rows: int, cache_format: str) -> None:
+    def __init__(self, path: Path, max_rows: int, cache_format: str = "f16", precision: str = "exact") -> None:
         model, _ = describe(open_checkpoint(path))
         self._runner = NativeRunner(
             model,
@@ -100,6 +100,7 @@ class Native:
             max_rows=max_rows,
             num_pages=pages_for(max_rows),
             cache_format=cache_format,
+            precision=precision,
         )
 
     def logits(self, tokens: list[int]) -> Floats:
@@ -140,7 +141,8 @@ def examine(path: Path, python: Path) -> dict[str, Any]:
     longest = max(map(len, prompts.values()))
     with TemporaryDirectory() as folder, start_llama(path, machine.physical_cores(), python) as worker:
         others: dict[str, Native | Llama] = {
-            "freedive": Native(path, longest, "f16"),
+            "freedive": Native(path, longest),
+            "freedive, fast": Native(path, longest, precision="fast"),
             "freedive, f32 cache": Native(path, longest, "f32"),
             "freedive, int8 cache": Native(path, longest, "int8"),
             "llama.cpp": Llama(worker, Path(folder)),

@@ -11,7 +11,7 @@ from measure import Found
 from roofline import Cost, Limits, expected_unique, router_of
 from workloads import BATCH, WORKLOADS, spread
 
-from freedive.commands.bench import readable
+from freedive.commands.timing import readable
 from freedive.model import spec
 
 Report = Mapping[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from freedive.commands.bench import Spread, random_prompt
+from freedive.commands.timing import Spread, random_prompt
 
 TOKENS_PER_S, SECONDS, MEGABYTES = "tokens/s", "s", "MB"
 

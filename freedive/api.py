@@ -63,7 +63,7 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
         num_pages=_num_pages(model, config),
         max_cache_bytes=None if config.cache_tokens else int(machine.available_memory() * CACHE_SHARE),
         cache_format=config.cache_format,
-        exact=config.precision == "exact",
+        precision=config.precision,
     )
     return LanguageModel(name, runner, tokenizer, template, config, _recommended(name, path))
 

@@ -43,8 +43,9 @@ class EngineConfig:
     max_queue: int = setting(256, "Requests that may wait for a place", low=0)
     precision: str = setting(
         "balanced",
-        "Activations of early prompt tokens: 8 bits but for what stands out (balanced), or 16 like the rest (exact)",
-        choices=("balanced", "exact"),
+        "Activations in 8 bits but for what stands out: of early prompt tokens (balanced), of all tokens (fast: nearer "
+        "to the truth than others' 8 bits), of none (exact)",
+        choices=("balanced", "fast", "exact"),
     )
     speculation: str = setting("auto", "Guess tokens ahead where it pays: auto or off", choices=("auto", "off"))
 

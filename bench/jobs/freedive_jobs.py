@@ -1,4 +1,4 @@
-"""Worker: freedive through its engine. Usage: freedive_jobs.py MODEL THREADS"""
+"""Worker: freedive through its engine. Usage: freedive_jobs.py MODEL THREADS [PRECISION]"""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import numpy as np
 from jobs import Jobs, serve
 
 import freedive
-from freedive.commands.bench import generate
+from freedive.commands.timing import generate
 from freedive.engine.batch import Batch
 from freedive.engine.request import Sampling
 
 
 class FreediveJobs(Jobs):
-    def __init__(self, path: str, threads: int) -> None:
-        self.model = freedive.load(path, threads=threads, speculation="off")  # as the peers run
+    def __init__(self, path: str, threads: int, precision: str) -> None:
+        self.precision = precision
+        self.model = freedive.load(path, threads=threads, precision=precision, speculation="off")  # as the peers run
 
     def about(self) -> dict[str, Any]:
         runner = self.model.runner
         return {
             "version": f"freedive {freedive.__version__}",
-            "settings": f"{runner.isa} kernels",
+            "settings": f"{runner.isa} kernels, {self.precision}",
             "vocab_size": runner.vocab_size,
             "max_context": self.model.max_context,
         }
@@ -50,4 +51,4 @@ class FreediveJobs(Jobs):
 
 
 if __name__ == "__main__":
-    serve(FreediveJobs, sys.argv[1], int(sys.argv[2]))
+    serve(FreediveJobs, sys.argv[1], int(sys.argv[2]), (sys.argv[3:] or ["balanced"])[0])

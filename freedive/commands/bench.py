@@ -8,10 +8,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +19,7 @@ import freedive
 from freedive import machine
 from freedive.commands import trace as tracing
 from freedive.commands.flags import Reference, Values, settings
+from freedive.commands.timing import Spread, generate, random_prompt, readable
 from freedive.commands.words import size_text
 from freedive.config import EngineConfig, load, variable
 from freedive.engine.limits import Limits
@@ -40,63 +40,6 @@ ROWS = {
     "startup_s": "new process to first token, s",
 }
 """What is measured, and how the table calls it."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Repeats of one measurement."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(median(values), min(values), max(values))
-
-
-@dataclass(frozen=True)
-class Run:
-    """Seconds of some answers side by side.
-
-    ``first_token_s``: the longest wait from submission to a first token. ``prefill_s``: from the first step until all
-    have their first token. ``decode_s``: from the first of these tokens to the last of all.
-    """
-
-    first_token_s: float
-    prefill_s: float
-    decode_s: float
-
-
-def readable(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def random_prompt(length: int, vocab_size: int, source: random.Random) -> list[int]:
-    """Token ids that no cache has seen."""
-    return source.choices(range(vocab_size), k=length)
-
-
-GREEDY = Sampling(temperature=0)
-
-
-def generate(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling = GREEDY
-) -> Run:
-    """Answer ``prompts`` (token ids) side by side with ``num_tokens`` each.
-
-    Several are queued behind a request that keeps the engine busy meanwhile, so that they go in step.
-    """
-    sampling = replace(sampling, max_tokens=num_tokens, ignore_eos=True)
-    if len(prompts) > 1:
-        model.engine.submit(list(prompts[0]) * len(prompts), replace(sampling, max_tokens=1))
-    generations = [model.engine.submit(prompt, sampling) for prompt in prompts]
-    timings = [list(generation)[-1].timings or generation.timings for generation in generations]
-    starts = [each.submitted_at + each.queued_s for each in timings]
-    firsts = [each.submitted_at + each.first_token_s for each in timings]
-    ends = [first + each.decode_s for first, each in zip(firsts, timings, strict=True)]
-    return Run(max(each.first_token_s for each in timings), max(firsts) - min(starts), max(ends) - min(firsts))
 
 
 def startup_s(model: str, config: EngineConfig) -> float:

@@ -75,7 +75,8 @@ class Program:
     barriers: int
     """That the threads have passed so far: where one waits for the others."""
     page_bytes: int
-    prompt_care: float
+    early_care: float
+    late_care: float
     num_operations: int
     seconds: list[float]
     """Of the last step if it was traced: until its first operation began, then of each operation. Else empty."""

@@ -54,7 +54,7 @@ void Experts::run(Machine& m, int thread) const {
     Groups& groups = m.locals[thread].groups;
     group(m, first_row, groups);
     run_glu(m, preparation.input, groups);
-    quantise_early(m);
+    quantise_whole(m);
     run_down(m, groups);
 }
 
@@ -107,7 +107,7 @@ void Experts::run_glu(Machine& m, const Input& input, const Groups& groups) cons
     });
 }
 
-// One panel of hidden rows. If `down` reads codes they become codes here, save for those of early rows.
+// One panel of hidden rows. If `down` reads codes they become codes here, unless that depends on the whole row.
 void Experts::make_hidden(const Machine& m, const Input& input, const Expert& expert, int panel,
                           Choices choices) const {
     const int rows = int(choices.size());
@@ -139,18 +139,18 @@ float* Experts::hidden_row(const Machine& m, const Choice& choice) const {
     return m.hidden.as<float>() + std::size_t(choice.token) * hidden_width() + choice.place * first.hidden_stride();
 }
 
-// Which groups of an early row keep low halves is known when the whole row is. Codes replace their floats in order, so
+// Which groups of a row keep low halves, where not all do, is known when the whole row is. Codes replace their floats in order, so
 // that none is overwritten before it is read.
-void Experts::quantise_early(Machine& m) const {
-    const auto is_early = [&](int row) { return m.care(Rows::Tokens, row) > 0; };
+void Experts::quantise_whole(Machine& m) const {
+    const auto is_choosy = [&](int row) { return m.care(Rows::Tokens, row) > 0; };
     const int rows = m.num_rows(in);
     bool any = false;
-    for (int row = 0; row < rows && !any; row++) any = is_early(row);
+    for (int row = 0; row < rows && !any; row++) any = is_choosy(row);
     if (!any) return;
     m.team.for_each(rows * num_places(), 4, [&](int i) {
         const Choice choice{i / num_places(), i % num_places(), 1, 1};
         const Weight& down = (choice.place < router.num_chosen ? first : *shared).down.weight;
-        if (!is_quantised(down.format) || !is_early(choice.token)) return;
+        if (!is_quantised(down.format) || !is_choosy(choice.token)) return;
         float* row = hidden_row(m, choice);
         m.kernels.quantise(row, down.k, m.care(Rows::Tokens, choice.token), (QuantisedGroup*)row);
     });

@@ -120,7 +120,7 @@ struct Experts final : Operation {
     void run_glu(Machine& machine, const Input& input, const Groups& groups) const;
     void make_hidden(const Machine& machine, const Input& input, const Expert& expert, int panel,
                      std::span<const Choice> choices) const;
-    void quantise_early(Machine& machine) const;
+    void quantise_whole(Machine& machine) const;
     void run_down(Machine& machine, const Groups& groups) const;
     void add_down(const Machine& machine, const Expert& expert, int panel, std::span<const Choice> choices) const;
     float* hidden_row(const Machine& machine, const Choice& choice) const;

@@ -101,8 +101,8 @@ class Machine {
     // Where a thread keeps what it makes for itself of a step's only row.
     int own_row(int thread) const { return thread ? max_rows + thread - 1 : 0; }
     int num_rows(int buffer) const { return step.num_rows(buffers[buffer].rows); }
-    // How choosy quantise() may be with a row's low halves; 0 keeps all.
-    float care(Rows rows, int row) const { return rows == Rows::Tokens && step.is_early(row) ? prompt_care : 0; }
+    // How choosy quantise() is with a row's low halves; 0 keeps all.
+    float care(Rows rows, int row) const { return rows == Rows::Tokens && step.is_early(row) ? early_care : late_care; }
 
     const Kernels& kernels;
     Team team;
@@ -116,7 +116,8 @@ class Machine {
     std::vector<float> absorbed;   // queries of latent attention: [query][groups of 16 heads][dim][16]
     std::vector<Local> locals;     // of each thread
     int max_rows = 0, widest = 0;  // rows of a step; numbers of a linear's input
-    float prompt_care = 0;         // of quantise(), for the tokens that come early in a prompt
+    float early_care = 0;          // of quantise(), for the tokens that come early in a prompt
+    float late_care = 0;           // for its last ones, and those generated
 
     // Inputs of a linear, made ready: normed floats and their codes. Of each token, what its experts make between glu
     // and down, at most `hidden_width` numbers.

@@ -19,9 +19,9 @@ from freedive.ops.emit import Emitter, Part
 from freedive.ops.record import fuse, record, until_result
 from freedive.ops.trace import Operation, Tracer
 
-PROMPT_CARE = 8.0
-"""Early in a prompt, groups of activations whose largest is above this many times the row's root mean square keep 16
-bits. At 8 that is one group in twenty, and what is generated diverges by 1e-4 (mean KL, SmolLM2) instead of 6e-4."""
+CARE = {"exact": (0.0, 0.0), "balanced": (8.0, 0.0), "fast": (8.0, 8.0)}
+"""By precision, of tokens early in a prompt and of all others: groups of activations whose largest is above this many
+times the row's root mean square keep 16 bits, others have 8; 0 keeps all. At 8 that is one group in twenty."""
 
 NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 """Formats of the key-value cache, in the order of native/isa/kernels.h, and what a number takes (scales aside)."""
@@ -31,10 +31,9 @@ class NativeRunner:
     """A model on the kernels: implements engine.batch.Runner.
 
     ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, or less where that would
-    be more than ``max_cache_bytes``; ``cache_format`` is what it keeps (f32, f16 or int8). Unless ``exact``, all but
-    the last tokens of a prompt have activations of 8 bits, save for the few groups that stand out; which tokens follows
-    from their place in the request alone. ``isa`` forces an instruction-set level (default: FREEDIVE_ISA, else the
-    machine's best).
+    be more than ``max_cache_bytes``; ``cache_format`` is what it keeps (f32, f16 or int8). ``precision`` is one of
+    :data:`CARE`; which tokens are early follows from their place in the request alone. ``isa`` forces an
+    instruction-set level (default: FREEDIVE_ISA, else the machine's best).
 
     Raises UserError for a level that the machine lacks, a cache that does not fit, an int8 cache of latents, or heads
     too wide for the kernels.
@@ -50,7 +49,7 @@ class NativeRunner:
         num_pages: int,
         max_cache_bytes: int | None = None,
         cache_format: str = "f16",
-        exact: bool = True,
+        precision: str = "exact",
         isa: str | None = None,
     ) -> None:
         self.vocab_size = model.vocab_size
@@ -77,7 +76,7 @@ class NativeRunner:
         if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
             raise UserError(what, "Lower cache_tokens or max_context")
-        self._program.prompt_care = 0 if exact else PROMPT_CARE
+        self._program.early_care, self._program.late_care = CARE[precision]
         self._program.allocate(max_rows, num_pages)
 
     @property
