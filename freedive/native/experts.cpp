@@ -139,8 +139,8 @@ float* Experts::hidden_row(const Machine& m, const Choice& choice) const {
     return m.hidden.as<float>() + std::size_t(choice.token) * hidden_width() + choice.place * first.hidden_stride();
 }
 
-// Which groups of a row keep low halves, where not all do, is known when the whole row is. Codes replace their floats in order, so
-// that none is overwritten before it is read.
+// Which groups of a row keep low halves, where not all do, is known when the whole row is. Codes replace their floats
+// in order, so that none is overwritten before it is read.
 void Experts::quantise_whole(Machine& m) const {
     const auto is_choosy = [&](int row) { return m.care(Rows::Tokens, row) > 0; };
     const int rows = m.num_rows(in);
