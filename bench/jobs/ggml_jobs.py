@@ -13,8 +13,8 @@ from jobs import Jobs
 BATCH = 512
 """Tokens of one call and of one pass of the kernels (n_batch = n_ubatch)."""
 
-WARM_UP, TRIAL = 16, 17
-"""Tokens of each prompt that are read before settings are tried; and of an answer, when they are."""
+WARM_UP, TRIAL_PROMPT, TRIAL = 16, 2048, 17
+"""Tokens of each prompt that are read before settings are tried; of prompts and answers, when they are."""
 
 Settings = dict[str, Any]
 Shape = tuple[int, int, int]
@@ -51,9 +51,11 @@ class GgmlJobs(Jobs):
         shape = shape_of(prompts, num_tokens)
         self.generate([prompt[:WARM_UP] for prompt in prompts], 2)
         variants, seconds = self.variants_for(len(prompts)), []
+        trial = [prompt[:TRIAL_PROMPT] for prompt in prompts]
         for variant in variants:
             self.open(shape, variant)
-            seconds.append(self._generate(self.context(shape), prompts, min(num_tokens, TRIAL))[num_tokens > 1])
+            took = self._generate(self.context(shape), trial, min(num_tokens, TRIAL))
+            seconds.append(took[num_tokens > 1])
         best = variants[int(np.argmin(seconds))]
         self.open(shape, best)
         return self.in_words(best)
