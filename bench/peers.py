@@ -22,7 +22,7 @@ from engines import ENGINES, GGUF, OURS, Engine
 from measure import Contestant, Found, compete
 from picture import draw
 from random_models import discard, random_model
-from report import print_tables, summary
+from report import markdown, print_tables, summary
 from roofline import Limits, cost
 from shapes import SHAPES
 from workers import FOLDER
@@ -88,6 +88,7 @@ def main(
     picture: Annotated[Path, typer.Option(help="Where the picture goes (PNG or SVG).")] = FOLDER.parent
     / "docs"
     / "ring.png",
+    tables: Annotated[Path, typer.Option(help="Where the tables go (Markdown).")] = FOLDER.parent / "docs" / "ring.md",
     output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "results" / "ring.json",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run that wrote the JSON ended.")] = False,
 ) -> None:
@@ -116,6 +117,7 @@ def main(
                 discard(model)
     print_tables(report)
     draw(report, picture)
+    tables.write_text(markdown(report))
 
 
 def _measured(output: Path, conditions: dict[str, Any]) -> dict[str, Any]:

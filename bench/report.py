@@ -58,6 +58,45 @@ def best_peer(row: Report) -> str | None:
     return min(ratios, key=lambda name: ratios[name]["median"]) if ratios else None
 
 
+def markdown(report: Report) -> str:
+    """The ring in two tables: how far ahead freedive is of llama.cpp and of the best peer; every engine's medians."""
+    models = report["models"]
+    works = list(dict.fromkeys(work for found in models.values() for work in found["results"]))
+    names = list(dict.fromkeys(name for found in models.values() for name in found["engines"]))
+    ratios = [[model, *(_two_ratios(found["results"].get(work)) for work in works)] for model, found in models.items()]
+    medians = [
+        [model, f"{work}, {row['unit']}", *(_median(row["engines"].get(name)) for name in names)]
+        for model, found in models.items()
+        for work, row in found["results"].items()
+    ]
+    versions = {n: about["version"] for found in models.values() for n, about in found["engines"].items()}
+    parts = (
+        f"# The ring: {report['cpu']}, {report['threads']} threads, {report['date']}",
+        f"How many times better freedive is than {THEIRS}, and than the best peer:",
+        _rows(["", *works], ratios),
+        "Medians, and the share of what the machine's memory (decode) or integer units (prefill) can give:",
+        _rows(["", "", *names], medians),
+        "Versions: " + ", ".join(f"{name}: {version}" for name, version in versions.items()) + ".",
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def _two_ratios(row: Report | None) -> str:
+    if not row or not (best := best_peer(row)):
+        return "-"
+    return ", ".join(f"{row['ratios'][n]['median']:.2f}" if n in row["ratios"] else "-" for n in (THEIRS, best))
+
+
+def _median(values: Report | None) -> str:
+    if not values:
+        return "-"
+    return readable(values["median"]) + (f" ({values['limit']:.0%})" if values.get("limit") else "")
+
+
 def print_tables(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table

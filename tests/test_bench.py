@@ -35,7 +35,7 @@ from kernels import random_blocks  # noqa: E402
 from measure import Found, in_turns  # noqa: E402
 from quality import Closeness  # noqa: E402
 from random_models import random_model  # noqa: E402
-from report import print_tables, summary  # noqa: E402
+from report import markdown, print_tables, summary  # noqa: E402
 from roofline import Cost, Limits, expected_unique  # noqa: E402
 from shapes import SHAPES  # noqa: E402
 from workers import Worker, peer_python  # noqa: E402
@@ -212,13 +212,17 @@ def test_the_ring_sums_up_groups_and_shows_who_failed(capsys: pytest.CaptureFixt
     row = summary(model, [first, second], costs, Limits(1e11, {"int8 x": 1e12}))
     faults = {"c": {"start": "RuntimeError: no"}}
     models = {"m": row | {"faults": faults, "file_bytes": 1}}
-    print_tables({"date": "d", "cpu": "c", "threads": 2, "load_before": 3.0, "models": models})
+    report = {"date": "d", "cpu": "c", "threads": 2, "load_before": 3.0, "models": models}
+    print_tables(report)
     shown = capsys.readouterr().out
     assert "(200-300)" in shown
     assert "2.00 (2.00-3.00)" in shown
     assert "1.05 (1.05-1.05)" in shown
     assert "load 3.0" in shown
     assert "m: c cannot start: RuntimeError: no" in shown
+    text = markdown(report)
+    assert "| m | 2.00, 1.05 |" in text
+    assert f"| m | {work}, tokens/s | 250 (" in text
 
 
 def test_the_bytes_of_a_step_are_those_of_the_weights_that_it_reads_and_of_its_cache() -> None:

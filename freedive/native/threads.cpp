@@ -63,24 +63,26 @@ void Team::start(Function function, void* context) {
     barrier();
 }
 
+// The next tasks of the thread's own share, or else the last of what is left of the fullest.
 Team::Range Team::take(int n, int grain) {
     const auto begin = [&](int thread) { return int(std::int64_t(n) * thread / size_); };
-    const int least = std::max(1, grain / 8);
+    const auto taken_of = [&](int thread) { return shares_[thread].taken.load(std::memory_order_relaxed); };
+    const auto left = [&](int thread, Taken taken) {
+        return begin(thread + 1) - begin(thread) - taken.front - taken.back;
+    };
     for (;;) {
-        int from = this_thread, left = 0;
-        std::uint64_t taken = 0;
-        for (int i = 0; i < size_ && (i != 1 || !left); i++) {  // one's own, or else of others what has most left
-            const int other = (this_thread + i) % size_;
-            const std::uint64_t seen = shares_[other].taken.load(std::memory_order_relaxed);
-            const int rest = begin(other + 1) - begin(other) - int(std::uint32_t(seen)) - int(seen >> 32);
-            if (rest > left) from = other, left = rest, taken = seen;
-        }
-        if (!left) return {};
-        const int count = std::min(left, std::clamp(left / size_, least, grain));
+        int from = this_thread;
+        Taken taken = taken_of(from);
+        if (!left(from, taken))
+            for (int other = 0; other < size_; other++)
+                if (const Taken its = taken_of(other); left(other, its) > left(from, taken)) from = other, taken = its;
+        const int rest = left(from, taken);
+        if (!rest) return {};
+        const int count = std::min(rest, std::clamp(rest / 2, std::max(1, grain / 8), grain));
         const bool own = from == this_thread;
-        const std::uint64_t more = own ? std::uint64_t(count) : std::uint64_t(count) << 32;
-        if (!shares_[from].taken.compare_exchange_weak(taken, taken + more, std::memory_order_relaxed)) continue;
-        const int first = own ? begin(from) + int(std::uint32_t(taken)) : begin(from + 1) - int(taken >> 32) - count;
+        const Taken more{taken.front + (own ? count : 0), taken.back + (own ? 0 : count)};
+        if (!shares_[from].taken.compare_exchange_weak(taken, more, std::memory_order_relaxed)) continue;
+        const int first = own ? begin(from) + taken.front : begin(from + 1) - more.back;
         return {first, first + count};
     }
 }
@@ -89,7 +91,7 @@ void Team::barrier() {
     const unsigned passed = barriers_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
-        for (Share& share : shares_) share.taken.store(0, std::memory_order_relaxed);
+        for (Share& share : shares_) share.taken.store({}, std::memory_order_relaxed);
         barriers_.store(passed + 1, std::memory_order_release);
         return;
     }

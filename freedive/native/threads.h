@@ -41,8 +41,11 @@ class Team {
         int first, last;
     };
     // How many tasks of a thread's share are taken: by itself from the front, by others from the back.
+    struct Taken {
+        std::int32_t front = 0, back = 0;
+    };
     struct alignas(64) Share {
-        std::atomic<std::uint64_t> taken{0};
+        std::atomic<Taken> taken{};
     };
     Range take(int n, int grain);
     void start(Function function, void* context);
