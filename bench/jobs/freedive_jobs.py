@@ -10,12 +10,13 @@ from jobs import Jobs, serve
 
 import freedive
 from freedive.commands.timing import generate
+from freedive.config import EngineConfig
 from freedive.engine.batch import Batch
 from freedive.engine.request import Sampling
 
 
 class FreediveJobs(Jobs):
-    def __init__(self, path: str, threads: int, precision: str) -> None:
+    def __init__(self, path: str, threads: int, precision: str = EngineConfig.precision) -> None:
         self.precision = precision
         self.model = freedive.load(path, threads=threads, precision=precision, speculation="off")  # as the peers run
 
@@ -51,4 +52,4 @@ class FreediveJobs(Jobs):
 
 
 if __name__ == "__main__":
-    serve(FreediveJobs, sys.argv[1], int(sys.argv[2]), (sys.argv[3:] or ["balanced"])[0])
+    serve(FreediveJobs, sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jobs import Jobs
+from jobs import WARM_UP_ANSWER, Jobs
 
 BATCH = 512
 """Tokens of one call and of one pass of the kernels (n_batch = n_ubatch)."""
@@ -49,7 +49,7 @@ class GgmlJobs(Jobs):
 
     def prepare(self, prompts: list[list[int]], num_tokens: int) -> str:
         shape = shape_of(prompts, num_tokens)
-        self.generate([prompt[:WARM_UP] for prompt in prompts], 2)
+        self.generate([prompt[:WARM_UP] for prompt in prompts], WARM_UP_ANSWER)
         variants, seconds = self.variants_for(len(prompts)), []
         trial = [prompt[:TRIAL_PROMPT] for prompt in prompts]
         for variant in variants:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WARM_UP = 2
+WARM_UP_ANSWER = 2
 """Tokens of an answer that is only there to have everything compiled and in memory."""
 
 
@@ -30,7 +30,7 @@ class Jobs:
 
     def prepare(self, prompts: list[list[int]], num_tokens: int) -> str:
         """Warm up for work of this shape; choose settings whose effect depends on it, and say which."""
-        self.generate(prompts, min(num_tokens, WARM_UP))
+        self.generate(prompts, min(num_tokens, WARM_UP_ANSWER))
         return ""
 
     def peak_memory(self) -> int:
