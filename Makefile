@@ -20,7 +20,7 @@ chat serve: $(VENV)/installed
 
 bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(RING:%=$(PEERS)/%/installed)
 	$(BIN)/python bench/quality.py
-	$(BIN)/python bench/peers.py
+	$(BIN)/python bench/peers.py --tidy
 
 test: $(VENV)/installed $(VENV)/test-tools
 	$(BIN)/python -m pytest -m "not slow"

@@ -32,6 +32,7 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.errors import UserError
 from freedive.hub.sources import resolve
 from freedive.model.families import describe
+from freedive.ops.native import isa_level
 
 MODELS = (*SHAPES, "smollm2")
 
@@ -85,11 +86,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Most rounds.")] = 7,
     minutes: Annotated[float, typer.Option(help="No round of a group begins that would end later than this.")] = 4,
     tidy: Annotated[bool, typer.Option("--tidy", help="Delete what was made of a model once it is measured.")] = False,
-    picture: Annotated[Path, typer.Option(help="Where the picture goes (PNG or SVG).")] = FOLDER.parent
-    / "docs"
-    / "ring.png",
-    tables: Annotated[Path, typer.Option(help="Where the tables go (Markdown).")] = FOLDER.parent / "docs" / "ring.md",
-    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "results" / "ring.json",
+    name: Annotated[
+        str, typer.Option(help="Of docs/NAME.md and .png, and results/NAME.json; default: ring-LEVEL of the kernels.")
+    ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run that wrote the JSON ended.")] = False,
 ) -> None:
     """Compare freedive with its peers."""
@@ -98,20 +97,22 @@ def main(
     if load > QUIET_LOAD:
         print(f"The machine is busy (load {load:.1f}): figures will be wrong, and late", file=sys.stderr)
     conditions = {"cpu": machine.cpu_name(), "threads": threads, "python": sys.version.split()[0]}
+    name = name or f"ring-{isa_level()}"
+    tables, picture = (FOLDER.parent / "docs" / f"{name}.{kind}" for kind in ("md", "png"))
+    output = FOLDER / "results" / f"{name}.json"
     report: dict[str, Any] = {
         "date": date.today().isoformat(),
         **conditions,
         "load_before": load,
         "models": _measured(output, conditions) if resume else {},
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
     for model in _listed(models):
         for index, format in enumerate(_formats(model, formats)):
-            name = f"{model} {format}".strip()
-            if name in report["models"]:
+            title = f"{model} {format}".strip()
+            if title in report["models"]:
                 continue
             path = random_model(model, format) if format else resolve(model)
-            report["models"][name] = examine(model, path, chosen, threads, rounds, minutes, index == 0)
+            report["models"][title] = examine(model, path, chosen, threads, rounds, minutes, index == 0)
             output.write_text(json.dumps(report, indent=2) + "\n")
             if tidy and format:
                 discard(model)

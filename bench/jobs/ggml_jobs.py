@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jobs import WARM_UP_ANSWER, Jobs
+from jobs import WARM_UP_ANSWER, Jobs, beginnings
 
 BATCH = 512
 """Tokens of one call and of one pass of the kernels (n_batch = n_ubatch)."""
 
-WARM_UP, TRIAL_PROMPT, TRIAL = 16, 2048, 17
-"""Tokens of each prompt that are read before settings are tried; of prompts and answers, when they are."""
+WARM_UP, TRIAL = 16, 17
+"""Tokens of each prompt that are read before settings are tried; of an answer, when they are."""
 
 Settings = dict[str, Any]
 Shape = tuple[int, int, int]
@@ -49,12 +49,11 @@ class GgmlJobs(Jobs):
 
     def prepare(self, prompts: list[list[int]], num_tokens: int) -> str:
         shape = shape_of(prompts, num_tokens)
-        self.generate([prompt[:WARM_UP] for prompt in prompts], WARM_UP_ANSWER)
+        self.generate(beginnings(prompts, WARM_UP), WARM_UP_ANSWER)
         variants, seconds = self.variants_for(len(prompts)), []
-        trial = [prompt[:TRIAL_PROMPT] for prompt in prompts]
         for variant in variants:
             self.open(shape, variant)
-            took = self._generate(self.context(shape), trial, min(num_tokens, TRIAL))
+            took = self._generate(self.context(shape), beginnings(prompts), min(num_tokens, TRIAL))
             seconds.append(took[num_tokens > 1])
         best = variants[int(np.argmin(seconds))]
         self.open(shape, best)

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WARM_UP_ANSWER = 2
-"""Tokens of an answer that is only there to have everything compiled and in memory."""
+WARM_UP_ANSWER, TRIAL_PROMPT = 2, 1024
+"""Tokens of an answer that is only there to have everything compiled and in memory; and, at most, of the prompts that
+are read for that, or to try settings: enough to tell, and much less than the work itself.
+"""
 
 
 class Jobs:
@@ -30,12 +32,16 @@ class Jobs:
 
     def prepare(self, prompts: list[list[int]], num_tokens: int) -> str:
         """Warm up for work of this shape; choose settings whose effect depends on it, and say which."""
-        self.generate(prompts, min(num_tokens, WARM_UP_ANSWER))
+        self.generate(beginnings(prompts), min(num_tokens, WARM_UP_ANSWER))
         return ""
 
     def peak_memory(self) -> int:
         """Most bytes of physical memory that this program and its children have held, mapped files included."""
         return sum(_status(process, "VmHWM") * 1024 for process in _family(os.getpid()))
+
+
+def beginnings(prompts: list[list[int]], length: int = TRIAL_PROMPT) -> list[list[int]]:
+    return [prompt[:length] for prompt in prompts]
 
 
 def _family(process: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from jobs import Jobs, serve
+from jobs import Jobs, beginnings, serve
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 Variant = tuple[str, str]
@@ -53,8 +53,8 @@ class TransformersJobs(Jobs):
     def _try_reading(self, prompts: list[list[int]]) -> dict[Variant, float]:
         seconds = {}
         for variant in READING:
-            self._generate([prompt[:WARM_UP] for prompt in prompts], 1, variant)
-            seconds[variant] = self._generate(prompts, 1, variant)[0]
+            self._generate(beginnings(prompts, WARM_UP), 1, variant)
+            seconds[variant] = self._generate(beginnings(prompts), 1, variant)[0]
         return seconds
 
     @torch.inference_mode()
@@ -63,7 +63,8 @@ class TransformersJobs(Jobs):
         seconds = {}
         for kind in dict.fromkeys(kind for _, kind in WRITING):
             variants = [variant for variant in WRITING if variant[1] == kind]
-            tokens, cache = self._read(prompts, (1 + TRIAL) * len(variants), (READING[0][0], kind))
+            room = len(prompts[0]) + (1 + TRIAL) * len(variants)
+            tokens, cache = self._read(beginnings(prompts), room, (READING[0][0], kind))
             for variant in variants:
                 self.model.set_experts_implementation(variant[0])
                 tokens = self._step(tokens, cache)
@@ -79,17 +80,16 @@ class TransformersJobs(Jobs):
     @torch.inference_mode()
     def _generate(self, prompts: list[list[int]], num_tokens: int, variant: Variant) -> tuple[float, float]:
         start = time.perf_counter()
-        tokens, cache = self._read(prompts, num_tokens, variant)
+        tokens, cache = self._read(prompts, len(prompts[0]) + num_tokens, variant)
         first = time.perf_counter()
         self.model.set_experts_implementation(variant[0])
         for _ in range(num_tokens - 1):
             tokens = self._step(tokens, cache)
         return first - start, time.perf_counter() - first
 
-    def _read(self, prompts: list[list[int]], num_tokens: int, variant: Variant) -> tuple[Any, Any]:
-        """The first tokens of the answers, [sequences, 1], and a cache with room for so many."""
+    def _read(self, prompts: list[list[int]], room: int, variant: Variant) -> tuple[Any, Any]:
+        """The first tokens of the answers, [sequences, 1], and a cache with ``room`` for so many of a sequence."""
         experts, kind = variant
-        room = len(prompts[0]) + num_tokens
         cache = StaticCache(self.config, max_cache_len=room) if kind == "static" else DynamicCache(config=self.config)
         # batched_mm copies the experts of every token
         self.model.set_experts_implementation("grouped_mm" if experts == "batched_mm" else experts)

@@ -22,6 +22,7 @@ from freedive.commands.words import size_text
 from freedive.errors import UserError
 from freedive.hub import cache
 from freedive.native import _native
+from freedive.ops.native import isa_level
 
 FEATURES = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"),
@@ -66,7 +67,7 @@ def examine() -> dict[str, Any]:
         "threads": threads,
         "features": _features(),
         "isa_levels": levels,
-        "isa": os.environ.get("FREEDIVE_ISA") or levels[-1],
+        "isa": isa_level(),
         "memory_total": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "memory_available": machine.available_memory(),
         "bandwidth": {n: round(tracing.bandwidth(n), 1) for n in sorted({1, threads})},

@@ -27,13 +27,18 @@ NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 """Formats of the key-value cache, in the order of native/isa/kernels.h, and what a number takes (scales aside)."""
 
 
+def isa_level() -> str:
+    """The instruction-set level that is used by default: FREEDIVE_ISA, else the machine's best."""
+    return os.environ.get("FREEDIVE_ISA") or _native.isa_levels()[-1]
+
+
 class NativeRunner:
     """A model on the kernels: implements engine.batch.Runner.
 
     ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, or less where that would
     be more than ``max_cache_bytes``; ``cache_format`` is what it keeps (f32, f16 or int8). ``precision`` is one of
     :data:`CARE`; which tokens are early follows from their place in the request alone. ``isa`` forces an
-    instruction-set level (default: FREEDIVE_ISA, else the machine's best).
+    instruction-set level (default: :func:`isa_level`).
 
     Raises UserError for a level that the machine lacks, a cache that does not fit, an int8 cache of latents, or heads
     too wide for the kernels.
@@ -60,8 +65,7 @@ class NativeRunner:
         if cache_format == "int8":
             _refuse_latents(model)
         try:
-            level = isa if isa is not None else os.environ.get("FREEDIVE_ISA", "")
-            self._program = _native.Program(level, num_threads, list(NUMBER_BYTES).index(cache_format))
+            self._program = _native.Program(isa or isa_level(), num_threads, list(NUMBER_BYTES).index(cache_format))
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
         phases = fuse(record(model))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pace import seconds_on_an_idle_core
 from weights import quantize, random_tensor
 
 from freedive.checkpoint.gguf import FORMAT_IDS
@@ -124,9 +124,11 @@ def test_types_are_those_that_llama_cpp_expects(value: Any, kinds: list[str], tm
 
 def test_a_large_vocabulary_takes_a_moment(tmp_path: Path) -> None:
     vocabulary = [f"token {index}" for index in range(200_000)]
-    start = time.process_time()
-    write_gguf(tmp_path / "m.gguf", {"tokenizer.ggml.tokens": vocabulary}, {})
-    assert time.process_time() - start < 1
+
+    def write() -> None:
+        write_gguf(tmp_path / "m.gguf", {"tokenizer.ggml.tokens": vocabulary}, {})
+
+    assert seconds_on_an_idle_core(write, times=3) < 1
     assert open_checkpoint(tmp_path / "m.gguf").config["tokenizer.ggml.tokens"] == vocabulary
 
 

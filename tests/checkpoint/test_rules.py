@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pace import seconds_on_an_idle_core
 from weights import quantize, random_tensor
 
 from freedive.checkpoint import rules as module
@@ -359,7 +359,8 @@ def test_forty_five_thousand_tensors_take_a_second(monkeypatch: pytest.MonkeyPat
     data = np.zeros((1, 128), np.uint8)
     theirs = [Tensor(f"model.layers.{i}.mlp.experts.{e}.{p}_proj.weight", (1, WIDTH), "F32", data) for i, e, p in names]
     expected = {f"layers.{i}.ffn.experts.{e}.{p}": (1, WIDTH) for i, e, p in names}
-    start = time.process_time()
-    ours = canonical(monkeypatch, theirs, rules, expected)
-    assert time.process_time() - start < 1.5  # 0.6 on a free machine
-    assert len(ours) == 58 * 256 * 3
+
+    def load() -> None:
+        assert len(canonical(monkeypatch, theirs, rules, expected)) == 58 * 256 * 3
+
+    assert seconds_on_an_idle_core(load, times=3) < 1  # some 0.5
