@@ -61,12 +61,23 @@ LANES void add_words(const std::uint8_t* tile, const std::int16_t (&words)[R][kG
     }
 }
 
-// Rows of a group, with what all its tiles need of them. Their sums lie in `sums`, `stride` numbers apart.
+// Of a panel times R rows: they stay in `out`, since the registers are full of sums of products.
+template <int R>
+struct Sums {
+    float* at;
+    int stride;
+    LANES Sums(float* out, int stride, bool from_zero) : at(out), stride(stride) {
+        if (from_zero)
+            unroll<R>(EACH(r) { unroll<2>(EACH(t) { f_store(of(r, t), f_set(0.0f)); }); });
+    }
+    LANES float* of(int row, int tile) const { return at + row * stride + tile * kTileRows; }
+    LANES void store() {}
+};
+
+// Rows of a group, with what all its tiles need of them.
 template <int R>
 struct GroupRows {
     const QuantisedGroup* const* a;
-    float* sums;
-    int stride;
     int num_low;  // have low halves
     alignas(32) std::int16_t words[R][kGroup];
 };
@@ -116,7 +127,7 @@ LANES void multiply_halves(const std::uint8_t* tiles, const GroupRows<R>& rows, 
 // Adds what quads [First, Last) of N tiles make, whose scales are those of half group `Half`, to their `sums`.
 template <class T, int First, int Last, int Half, int N, int R>
 LANES void add_tiles(const std::uint8_t* tiles, const TileScales<T>* scales, const std::int32_t (&zeros)[R],
-                     const GroupRows<R>& rows, float* sums) {
+                     const GroupRows<R>& rows, const Sums<R>& sums, int tile) {
     I out[N][R];
     if constexpr (kTakesWords<T>) {
         static_assert(N == 1);
@@ -128,7 +139,7 @@ LANES void add_tiles(const std::uint8_t* tiles, const TileScales<T>* scales, con
     unroll<R>(EACH(r) {
         const QuantisedGroup* a = rows.a[r];
         unroll<N>(EACH(t) {
-            float* at = sums + r * rows.stride + t * kTileRows;
+            float* at = sums.of(r, tile + t);
             if constexpr (T::zero != 0) out[t][r] = i_add(out[t][r], i_set(zeros[r]));
             F sum = add_product(out[t][r], scales[t].scale[Half], f_set(a->scale), f_load(at));
             if constexpr (T::minima && !T::halves) sum = add_minimum<T, 0>(scales[t], a, sum);
@@ -142,7 +153,8 @@ template <class T, int R>
 constexpr int kTilesAtOnce = R == 1 && !kTakesWords<T> ? 2 : 1;
 
 template <class T, int First, int Last, int Half, int R>
-LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const GroupRows<R>& rows) {
+LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const GroupRows<R>& rows,
+                     const Sums<R>& sums) {
     std::int32_t zeros[R];
     for (int r = 0; r < R; r++) {
         zeros[r] = 0;
@@ -153,22 +165,9 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2]
     constexpr int n = kTilesAtOnce<T, R>;
     unroll<2 / n>(EACH(i) {
         constexpr int t = i * n;
-        add_tiles<T, First, Last, Half, n>(codes + t * kLine * T::tile_lines, scales + t, zeros, rows,
-                                           rows.sums + t * kTileRows);
+        add_tiles<T, First, Last, Half, n>(codes + t * kLine * T::tile_lines, scales + t, zeros, rows, sums, t);
     });
 }
-
-// Of a panel times R rows: they stay in `out`, since the registers are full of sums of products.
-template <int R>
-struct Sums {
-    float* at;
-    int stride;
-    LANES Sums(float* out, int stride, bool from_zero) : at(out), stride(stride) {
-        if (from_zero)
-            unroll<R>(EACH(r) { unroll<2>(EACH(t) { f_store(at + r * stride + t * kTileRows, f_set(0.0f)); }); });
-    }
-    LANES void store() {}
-};
 
 template <class T, int R>
 LANES void add_group(const std::uint8_t* span, const std::uint8_t* group, const QuantisedGroup* const* a,
@@ -177,8 +176,6 @@ LANES void add_group(const std::uint8_t* span, const std::uint8_t* group, const 
     const TileScales<T> scales[2] = {{span, group, 0}, {span, group, 1}};
     GroupRows<R> rows;
     rows.a = a;
-    rows.sums = sums.at;
-    rows.stride = sums.stride;
     rows.num_low = 0;
     for (int r = 0; r < R; r++) {
         if constexpr (kTakesWords<T>)
@@ -187,15 +184,15 @@ LANES void add_group(const std::uint8_t* span, const std::uint8_t* group, const 
             rows.num_low += a[r]->has_low;
     }
     if constexpr (T::halves) {
-        add_quads<T, 0, kQuads / 2, 0>(codes, scales, rows);
-        add_quads<T, kQuads / 2, kQuads, 1>(codes, scales, rows);
+        add_quads<T, 0, kQuads / 2, 0>(codes, scales, rows, sums);
+        add_quads<T, kQuads / 2, kQuads, 1>(codes, scales, rows, sums);
     } else {
-        add_quads<T, 0, kQuads, 0>(codes, scales, rows);
+        add_quads<T, 0, kQuads, 0>(codes, scales, rows, sums);
     }
     if constexpr (T::minima && T::halves)
         unroll<R>(EACH(r) {
             unroll<2>(EACH(t) {
-                float* sum = sums.at + r * sums.stride + t * kTileRows;
+                float* sum = sums.of(r, t);
                 f_store(sum, add_minimum<T, 1>(scales[t], a[r], add_minimum<T, 0>(scales[t], a[r], f_load(sum))));
             });
         });
