@@ -25,7 +25,7 @@ from workloads import (
 from freedive.errors import UserError
 
 STARTS = 3
-"""New processes of each engine to time; one more of each comes first and only warms the file cache."""
+"""Most new processes of each engine to time; one more of each comes first and only warms the file cache."""
 
 
 @dataclass
@@ -82,11 +82,17 @@ def in_turns(names: Sequence[str], round: int) -> list[str]:
     return list(names if round % 2 == 0 else reversed(names))
 
 
-def compete(contestants: Sequence[Contestant], rounds: int, deadline: float, source: random.Random) -> Found:
-    """Everything measured. The rounds end at the deadline (monotonic); contestants that failed tell why."""
+def compete(contestants: Sequence[Contestant], rounds: int, deadline: float, source: random.Random) -> Found | None:
+    """Everything measured, unless none but freedive can start. The rounds end at the deadline (monotonic).
+
+    Contestants that failed tell why.
+    """
     about = {each.name: each.call("start", "about") for each in contestants}
     about = {name: said for name, said in about.items() if said}
     able = {each.name: each for each in contestants if each.name in about}
+    if len(able) < min(2, len(contestants)):
+        able[OURS].end()
+        return None
     vocab_size, room = (min(said[key] for said in about.values()) for key in ("vocab_size", "max_context"))
     works = [work for work in WORKLOADS if work.prompt + work.gen <= room]
     settings = _prepare(able, works, vocab_size, source)
@@ -95,7 +101,7 @@ def compete(contestants: Sequence[Contestant], rounds: int, deadline: float, sou
     speeds = _speeds(able, works, vocab_size, source, rounds, deadline)
     for each in able.values():
         each.end()
-    seconds, megabytes = _starts(able, vocab_size, source, min(rounds, STARTS))
+    seconds, megabytes = _starts(able, vocab_size, source, min(rounds, STARTS), deadline)
     values = speeds | {START_TO_FIRST_TOKEN.name: seconds, PEAK_MEMORY.name: megabytes}
     units = {work.name: TOKENS_PER_S for work in works}
     units |= {START_TO_FIRST_TOKEN.name: SECONDS, PEAK_MEMORY.name: MEGABYTES}
@@ -136,8 +142,8 @@ def _speeds(
     return {work: {n: got for n, got in found.items() if work not in able[n].faults} for work, found in values.items()}
 
 
-def _starts(able: Able, vocab_size: int, source: random.Random, rounds: int) -> tuple[Values, Values]:
-    """Seconds to the first token and megabytes at the peak, of new processes with warm files."""
+def _starts(able: Able, vocab_size: int, source: random.Random, rounds: int, deadline: float) -> tuple[Values, Values]:
+    """Seconds to the first token and megabytes at the peak, of new processes with warm files: one round at least."""
     seconds: Values = {name: [] for name in able}
     megabytes: Values = {name: [] for name in able}
     for round in range(rounds + 1):
@@ -149,6 +155,8 @@ def _starts(able: Able, vocab_size: int, source: random.Random, rounds: int) -> 
             if able[name].call(PEAK_MEMORY.name, "generate", prompts=long, num_tokens=PEAK_MEMORY.gen):
                 megabytes[name].append(able[name].call(PEAK_MEMORY.name, "peak_memory") / 1e6)
             able[name].end()
+        if round and time.monotonic() > deadline:
+            break
     return tuple(
         {name: got[1:] for name, got in found.items() if work.name not in able[name].faults}
         for found, work in ((seconds, START_TO_FIRST_TOKEN), (megabytes, PEAK_MEMORY))

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import date
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,7 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.errors import UserError
 from freedive.hub.sources import resolve
 from freedive.model.families import describe
+from freedive.native import _native
 from freedive.ops.native import isa_level
 
 MODELS = (*SHAPES, "smollm2")
@@ -69,7 +71,8 @@ def examine(
             costs[engine.name] = cost(checkpoint, spec)
             contestants.append(Contestant(engine.name, lambda e=engine, c=checkpoint: e.start(c, threads)))
         if len(contestants) > 1 or not founds:
-            founds.append(compete(contestants, rounds, time.monotonic() + 60 * minutes, source))
+            found = compete(contestants, rounds, time.monotonic() + 60 * minutes, source)
+            founds += [found] if found else []
             faults |= {each.name: each.faults for each in contestants if each.faults}
     return summary(spec, founds, costs, limits) | {"faults": faults, "file_bytes": path.stat().st_size}
 
@@ -89,23 +92,24 @@ def main(
     name: Annotated[
         str, typer.Option(help="Of docs/NAME.md and .png, and results/NAME.json; default: ring-LEVEL of the kernels.")
     ] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run that wrote the JSON ended.")] = False,
 ) -> None:
-    """Compare freedive with its peers."""
+    """Compare freedive with its peers. A run that is stopped goes on after the last model that it had finished."""
     chosen = [_engine(name) for name in dict.fromkeys([OURS, *_listed(engines)])]
     threads, load = threads or machine.physical_cores(), os.getloadavg()[0]
     if load > QUIET_LOAD:
         print(f"The machine is busy (load {load:.1f}): figures will be wrong, and late", file=sys.stderr)
-    conditions = {"cpu": machine.cpu_name(), "threads": threads, "python": sys.version.split()[0]}
+    kernels = sha256(Path(_native.__file__).read_bytes()).hexdigest()[:12]
+    conditions = {"cpu": machine.cpu_name(), "threads": threads, "python": sys.version.split()[0], "kernels": kernels}
     name = name or f"ring-{isa_level()}"
     tables, picture = (FOLDER.parent / "docs" / f"{name}.{kind}" for kind in ("md", "png"))
-    output = FOLDER / "results" / f"{name}.json"
+    output, so_far = FOLDER / "results" / f"{name}.json", FOLDER.parent / "build" / f"{name}.json"
     report: dict[str, Any] = {
         "date": date.today().isoformat(),
         **conditions,
         "load_before": load,
-        "models": _measured(output, conditions) if resume else {},
+        "models": _measured(so_far, conditions),
     }
+    so_far.parent.mkdir(exist_ok=True)
     for model in _listed(models):
         for index, format in enumerate(_formats(model, formats)):
             title = f"{model} {format}".strip()
@@ -113,22 +117,19 @@ def main(
                 continue
             path = random_model(model, format) if format else resolve(model)
             report["models"][title] = examine(model, path, chosen, threads, rounds, minutes, index == 0)
-            output.write_text(json.dumps(report, indent=2) + "\n")
+            so_far.write_text(json.dumps(report, indent=2) + "\n")
             if tidy and format:
                 discard(model)
+    so_far.replace(output)
     print_tables(report)
     draw(report, picture)
     tables.write_text(markdown(report))
 
 
-def _measured(output: Path, conditions: dict[str, Any]) -> dict[str, Any]:
-    """The models of an earlier report under the same conditions. UserError where they differ."""
-    if not output.exists():
-        return {}
-    earlier = json.loads(output.read_text())
-    if any(earlier[key] != value for key, value in conditions.items()):
-        raise UserError(f"{output} is of another machine, or of other threads", "Leave --resume out, or name another")
-    return dict(earlier["models"])
+def _measured(so_far: Path, conditions: dict[str, Any]) -> dict[str, Any]:
+    """The models that a run under the same conditions had finished when it was stopped."""
+    earlier = json.loads(so_far.read_text()) if so_far.exists() else {}
+    return dict(earlier["models"]) if conditions.items() <= earlier.items() else {}
 
 
 def _listed(text: str) -> list[str]:

@@ -1,5 +1,5 @@
-// A team's tasks: each is done once, by every number of threads and in every order of their speed; a thread goes through
-// its own share in order, and takes from the back of another's. Says what is not so, and ends with 1.
+// A team's tasks: each is done once, by every number of threads and in every order of their speed; a thread goes
+// through its own share in order, and takes from the back of another's. Says what is not so, and ends with 1.
 #include <cstdio>
 #include <vector>
 

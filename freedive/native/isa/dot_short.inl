@@ -67,8 +67,7 @@ struct Sums {
     float* at;
     int stride;
     LANES Sums(float* out, int stride, bool from_zero) : at(out), stride(stride) {
-        if (from_zero)
-            unroll<R>(EACH(r) { unroll<2>(EACH(t) { f_store(of(r, t), f_set(0.0f)); }); });
+        if (from_zero) unroll<R>(EACH(r) { unroll<2>(EACH(t) { f_store(of(r, t), f_set(0.0f)); }); });
     }
     LANES float* of(int row, int tile) const { return at + row * stride + tile * kTileRows; }
     LANES void store() {}
