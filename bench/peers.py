@@ -12,7 +12,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +27,7 @@ from report import markdown, print_tables, summary
 from roofline import Limits, cost
 from shapes import SHAPES
 from workers import FOLDER
+from workloads import TOKENS_PER_S
 
 from freedive import machine
 from freedive.checkpoint.open import open_checkpoint
@@ -40,6 +41,11 @@ MODELS = (*SHAPES, "smollm2")
 
 QUIET_LOAD = 0.5
 """Load average below which figures can be trusted: spinning threads suffer most from a busy machine, and unequally."""
+
+
+LEFT_BEHIND = 0.5
+"""An engine with a form of its own that nowhere reached this part of freedive's speed is not measured with further
+models: the slowest would take most of the time."""
 
 
 def groups(engines: Sequence[Engine], first: bool) -> list[list[Engine]]:
@@ -75,6 +81,18 @@ def examine(
             founds += [found] if found else []
             faults |= {each.name: each.faults for each in contestants if each.faults}
     return summary(spec, founds, costs, limits) | {"faults": faults, "file_bytes": path.stat().st_size}
+
+
+def left_behind(measured: Mapping[str, Any]) -> dict[str, str]:
+    """Who is not worth measuring again, and why, by the models that have been."""
+    reasons = {}
+    for model, found in measured.items():
+        speeds = [row for row in found["results"].values() if row["unit"] == TOKENS_PER_S]
+        for name in (each for each, engine in ENGINES.items() if engine.form != GGUF and each in found["engines"]):
+            shares = [1 / row["ratios"][name]["median"] for row in speeds if name in row["ratios"]]
+            if shares and max(shares) < LEFT_BEHIND:
+                reasons[name] = f"left out, since with {model} it has at most {max(shares):.0%} of freedive's speed"
+    return reasons
 
 
 def main(
@@ -116,7 +134,11 @@ def main(
             if title in report["models"]:
                 continue
             path = random_model(model, format) if format else resolve(model)
-            report["models"][title] = examine(model, path, chosen, threads, rounds, minutes, index == 0)
+            out = left_behind(report["models"])
+            racing = [engine for engine in chosen if engine.name not in out]
+            report["models"][title] = found = examine(model, path, racing, threads, rounds, minutes, index == 0)
+            if index == 0:
+                found["faults"] |= {e.name: {"take part": out[e.name]} for e in chosen if e.name in out}
             so_far.write_text(json.dumps(report, indent=2) + "\n")
             if tidy and format:
                 discard(model)
