@@ -45,7 +45,7 @@ QUIET_LOAD = 0.5
 
 LEFT_BEHIND = 0.5
 """An engine with a form of its own that nowhere reached this part of freedive's speed is not measured with further
-models: the slowest would take most of the time."""
+models: the slowest would take most of the time. Nor is one whose form could not be made, or that could not read it."""
 
 
 def groups(engines: Sequence[Engine], first: bool) -> list[list[Engine]]:
@@ -84,13 +84,15 @@ def examine(
 
 
 def left_behind(measured: Mapping[str, Any]) -> dict[str, str]:
-    """Who is not worth measuring again, and why, by the models that have been."""
+    """Who is not worth trying again, and why, by the models that have been measured."""
     reasons = {}
-    for model, found in measured.items():
+    for model, found in ((title, found) for title, found in measured.items() if title.split()[0] in SHAPES):
         speeds = [row for row in found["results"].values() if row["unit"] == TOKENS_PER_S]
-        for name in (each for each, engine in ENGINES.items() if engine.form != GGUF and each in found["engines"]):
+        for name in (each for each, engine in ENGINES.items() if engine.form != GGUF):
             shares = [1 / row["ratios"][name]["median"] for row in speeds if name in row["ratios"]]
-            if shares and max(shares) < LEFT_BEHIND:
+            if "start" in found["faults"].get(name, {}):
+                reasons[name] = f"left out, since it did not start with {model}"
+            elif shares and max(shares) < LEFT_BEHIND:
                 reasons[name] = f"left out, since with {model} it has at most {max(shares):.0%} of freedive's speed"
     return reasons
 
