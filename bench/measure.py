@@ -82,15 +82,17 @@ def in_turns(names: Sequence[str], round: int) -> list[str]:
     return list(names if round % 2 == 0 else reversed(names))
 
 
-def compete(contestants: Sequence[Contestant], rounds: int, deadline: float, source: random.Random) -> Found | None:
-    """Everything measured, unless none but freedive can start. The rounds end at the deadline (monotonic).
+def compete(
+    contestants: Sequence[Contestant], rounds: int, deadline: float, source: random.Random, alone: bool
+) -> Found | None:
+    """Everything measured. The rounds end at the deadline (monotonic); contestants that failed tell why.
 
-    Contestants that failed tell why.
+    Where none but freedive can start, nothing is, unless it is to be measured ``alone``, too.
     """
     about = {each.name: each.call("start", "about") for each in contestants}
     about = {name: said for name, said in about.items() if said}
     able = {each.name: each for each in contestants if each.name in about}
-    if len(able) < min(2, len(contestants)):
+    if len(able) == 1 and not alone:
         able[OURS].end()
         return None
     vocab_size, room = (min(said[key] for said in about.values()) for key in ("vocab_size", "max_context"))

@@ -42,23 +42,22 @@ MODELS = (*SHAPES, "smollm2")
 QUIET_LOAD = 0.5
 """Load average below which figures can be trusted: spinning threads suffer most from a busy machine, and unequally."""
 
-
 LEFT_BEHIND = 0.5
 """An engine with a form of its own that nowhere reached this part of freedive's speed is not measured with further
 models: the slowest would take most of the time. Nor is one whose form could not be made, or that could not read it."""
 
 
-def groups(engines: Sequence[Engine], first: bool) -> list[list[Engine]]:
-    """Who is loaded at once: all that read the file; at the first format also each of the others, with freedive.
+def groups(engines: Sequence[Engine]) -> list[list[Engine]]:
+    """Who is loaded at once: all that read the file; each of the others with freedive.
 
     What needs most memory is loaded first.
     """
-    others = [engine for engine in engines if engine.form != GGUF] if first else []
+    others = [engine for engine in engines if engine.form != GGUF]
     return [[engine for engine in engines if engine.form == GGUF], *([other, ENGINES[OURS]] for other in others)]
 
 
 def examine(
-    model: str, path: Path, engines: Sequence[Engine], threads: int, rounds: int, minutes: float, first: bool
+    model: str, path: Path, engines: Sequence[Engine], threads: int, rounds: int, minutes: float
 ) -> dict[str, Any]:
     """Everything measured with one file, ready for JSON."""
     spec, _ = describe(open_checkpoint(path))
@@ -66,7 +65,7 @@ def examine(
     founds: list[Found] = []
     faults: dict[str, dict[str, str]] = {}
     costs = {}
-    for group in groups(engines, first):
+    for group in groups(engines):
         contestants = []
         for engine in group:
             try:
@@ -76,10 +75,9 @@ def examine(
                 continue
             costs[engine.name] = cost(checkpoint, spec)
             contestants.append(Contestant(engine.name, lambda e=engine, c=checkpoint: e.start(c, threads)))
-        if len(contestants) > 1 or not founds:
-            found = compete(contestants, rounds, time.monotonic() + 60 * minutes, source)
-            founds += [found] if found else []
-            faults |= {each.name: each.faults for each in contestants if each.faults}
+        found = compete(contestants, rounds, time.monotonic() + 60 * minutes, source, alone=not founds)
+        founds += [found] if found else []
+        faults |= {each.name: each.faults for each in contestants if each.faults}
     return summary(spec, founds, costs, limits) | {"faults": faults, "file_bytes": path.stat().st_size}
 
 
@@ -136,11 +134,11 @@ def main(
             if title in report["models"]:
                 continue
             path = random_model(model, format) if format else resolve(model)
+            entered = [engine for engine in chosen if index == 0 or engine.form == GGUF]
             out = left_behind(report["models"])
-            racing = [engine for engine in chosen if engine.name not in out]
-            report["models"][title] = found = examine(model, path, racing, threads, rounds, minutes, index == 0)
-            if index == 0:
-                found["faults"] |= {e.name: {"take part": out[e.name]} for e in chosen if e.name in out}
+            racing = [engine for engine in entered if engine.name not in out]
+            report["models"][title] = found = examine(model, path, racing, threads, rounds, minutes)
+            found["faults"] |= {e.name: {"take part": out[e.name]} for e in entered if e.name in out}
             so_far.write_text(json.dumps(report, indent=2) + "\n")
             if tidy and format:
                 discard(model)

@@ -62,23 +62,27 @@ def markdown(report: Report) -> str:
     """The ring in two tables: how far ahead freedive is of llama.cpp and of the best peer; every engine's medians."""
     models = report["models"]
     works = list(dict.fromkeys(work for found in models.values() for work in found["results"]))
-    names = list(dict.fromkeys(name for found in models.values() for name in found["engines"]))
+    abouts = _abouts(report)
     ratios = [[model, *(_two_ratios(found["results"].get(work)) for work in works)] for model, found in models.items()]
     medians = [
-        [model, f"{work}, {row['unit']}", *(_median(row["engines"].get(name)) for name in names)]
+        [model, f"{work}, {row['unit']}", *(_median(row["engines"].get(name)) for name in abouts)]
         for model, found in models.items()
         for work, row in found["results"].items()
     ]
-    versions = {n: about["version"] for found in models.values() for n, about in found["engines"].items()}
     parts = (
         f"# The ring: {report['cpu']}, {report['threads']} threads, {report['date']}",
         f"How many times better freedive is than {THEIRS}, and than the best peer:",
         _rows(["", *works], ratios),
         "Medians, and the share of what the machine's memory (decode) or integer units (prefill) can give:",
-        _rows(["", "", *names], medians),
-        "Versions: " + ", ".join(f"{name}: {version}" for name, version in versions.items()) + ".",
+        _rows(["", "", *abouts], medians),
+        "Versions: " + ", ".join(f"{name}: {about['version']}" for name, about in abouts.items()) + ".",
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _abouts(report: Report) -> dict[str, Report]:
+    """What every engine that started says of itself."""
+    return {name: about for found in report["models"].values() for name, about in found["engines"].items()}
 
 
 def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -120,7 +124,7 @@ def print_tables(report: Report) -> None:
 
 
 def _print_conditions(console: Any, report: Report) -> None:
-    for name, about in {n: a for found in report["models"].values() for n, a in found["engines"].items()}.items():
+    for name, about in _abouts(report).items():
         console.print(f"{name}: {about['version']}, {about['settings']}")
     limits = [found["limits"] for found in report["models"].values()]
     peaks = {name: median(each["operations_per_s"][name] for each in limits) for name in limits[0]["operations_per_s"]}

@@ -17,15 +17,17 @@ def yardstick() -> None:
 
 
 def seconds_on_an_idle_core(call: Callable[[], object], times: int = 1) -> float:
-    """Processor time of the quickest of ``times`` calls, at the pace that the yardstick shows just before each."""
-    return min(_seconds(call) / max(1.0, _seconds(yardstick) / YARDSTICK_SECONDS) for _ in range(times))
+    """Processor time of the quickest of ``times`` calls, at the best pace that the yardstick shows beside them."""
+    yardsticks, calls = zip(*((_seconds(yardstick), _seconds(call)) for _ in range(times)), strict=True)
+    return min(calls) / max(1.0, min(yardsticks) / YARDSTICK_SECONDS)
 
 
 def _seconds(call: Callable[[], object]) -> float:
     """Without the collection of garbage, which takes long where other tests have left much to look at."""
     gc.disable()
-    start = time.process_time()
-    call()
-    taken = time.process_time() - start
-    gc.enable()
-    return taken
+    try:
+        start = time.process_time()
+        call()
+        return time.process_time() - start
+    finally:
+        gc.enable()

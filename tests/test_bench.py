@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,7 +33,8 @@ sys.path.insert(0, str(BENCH))
 import random_models  # noqa: E402
 from engines import OURS, THEIRS  # noqa: E402
 from kernels import random_blocks  # noqa: E402
-from measure import Found, in_turns  # noqa: E402
+from measure import Contestant, Found, compete, in_turns  # noqa: E402
+from peers import left_behind  # noqa: E402
 from quality import Closeness  # noqa: E402
 from random_models import random_model  # noqa: E402
 from report import markdown, print_tables, summary  # noqa: E402
@@ -223,6 +225,34 @@ def test_the_ring_sums_up_groups_and_shows_who_failed(capsys: pytest.CaptureFixt
     text = markdown(report)
     assert "| m | 2.00, 1.05 |" in text
     assert f"| m | {work}, tokens/s | 250 (" in text
+
+
+def test_nothing_is_measured_where_no_peer_starts() -> None:
+    class Works:
+        def call(self, job: str, **arguments: object) -> dict[str, int]:
+            assert job == "about", "more than a start"
+            return {"vocab_size": 9, "max_context": 9}
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def refuses() -> Worker:
+        raise UserError("no")
+
+    peer = Contestant("a", refuses)
+    assert compete([Contestant("freedive", Works), peer], 1, 0.0, random.Random(0), alone=False) is None
+    assert peer.faults == {"start": "no"}
+
+
+def test_who_is_far_behind_or_did_not_start_is_not_tried_again() -> None:
+    def found(ratio: float, fault: str) -> dict[str, object]:
+        row = {"unit": "tokens/s", "ratios": {"vLLM bf16": {"median": ratio}, "llama.cpp": {"median": 9.0}}}
+        return {"results": {"w": row}, "faults": {"vLLM int4": {fault: "no"}}}
+
+    assert left_behind({"qwen3-moe Q4_0": found(1.9, "prefill 512"), "smollm2": found(9.0, "start")}) == {}
+    reasons = left_behind({"qwen3-moe Q4_0": found(4.0, "start")})
+    assert list(reasons) == ["vLLM int4", "vLLM bf16"]
+    assert "25%" in reasons["vLLM bf16"]
 
 
 def test_the_bytes_of_a_step_are_those_of_the_weights_that_it_reads_and_of_its_cache() -> None:
