@@ -23,9 +23,8 @@ from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.gguf_writer import write_gguf
 from freedive.checkpoint.packed import LAYOUT
 from freedive.checkpoint.rules import Rules, maker_tensors
-from freedive.checkpoint.safetensors import DTYPES
+from freedive.checkpoint.safetensors import DTYPES, write_safetensors
 from freedive.checkpoint.tensor import Bytes, Tensor
-from freedive.checkpoint.write import new_file
 from freedive.errors import UserError
 from freedive.hub.cache import packed_path
 from freedive.model.families import FAMILIES, describe_config
@@ -94,7 +93,8 @@ def _save_folder(shape: Shape, form: str, path: Path) -> None:
     (partial / "tokenizer.json").write_text(json.dumps(_hub_tokenizer()))
     (partial / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     (partial / "config.json").write_text(json.dumps(config, indent=2))
-    write_safetensors(partial / "model.safetensors", dict(_hub_tensors(shapes, shape.group if form == GPTQ else 0)))
+    tensors = dict(_hub_tensors(shapes, shape.group if form == GPTQ else 0))
+    write_safetensors(partial / "model.safetensors", tensors, "set FREEDIVE_BENCH_MODELS to a folder on another disk")
     partial.rename(path)
 
 
@@ -198,19 +198,6 @@ def _constant(shape: tuple[int, ...], format: str, value: Any) -> Tensor:
 
 def _of(values: Any, format: str) -> Tensor:
     return Tensor("", values.shape, format, np.atleast_2d(values).view(np.uint8))
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write ``tensors`` in order, one of them in memory at a time."""
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + math.prod(tensor.shape) * DTYPES[tensor.format]
-        header[name] = {"dtype": tensor.format, "shape": tensor.shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    with new_file(path, "The model", end, "set FREEDIVE_BENCH_MODELS to a folder on another disk") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            file.write(np.ascontiguousarray(tensor.data).data)
 
 
 def _byte_letters() -> list[str]:

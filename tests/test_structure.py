@@ -26,7 +26,7 @@ ORDER = (
     ("freedive",),
     ("freedive.server",),
     ("freedive.chat",),
-    ("freedive.server.app",),
+    ("freedive.server.app", "freedive.train"),
     ("freedive.commands",),
     ("freedive.cli",),
     ("freedive.__main__",),
@@ -44,7 +44,11 @@ FORBIDDEN = {
 }
 """What a room must do without: torch is for training, networks for the server, tensors for the kernels."""
 
-PERMITTED = {"freedive.ops.torch": ("torch",), "freedive.engine.sampler": ("freedive.native",)}
+PERMITTED = {
+    "freedive.ops.torch": ("torch",),
+    "freedive.train": ("torch", "freedive.ops.torch"),
+    "freedive.engine.sampler": ("freedive.native",),
+}
 """What a room may use though a larger one must not: drawing from a vocabulary is a kernel, too."""
 
 

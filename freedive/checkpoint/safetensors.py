@@ -1,14 +1,19 @@
-"""Safetensors files: an 8-byte length, a JSON header, then the tensors' bytes; opened in place."""
+"""Safetensors files: an 8-byte length, a JSON header, then the tensors' bytes; opened in place, written in order."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from freedive.checkpoint.file import JSON_LIMIT, PARTS, Damaged, Entry, lay_out, map_file, parse_json, quote, read_json
 from freedive.checkpoint.tensor import Tensor
+from freedive.checkpoint.write import new_file
 from freedive.errors import UserError
 
 DTYPES = {name: num_bytes for name, (_, num_bytes) in PARTS.items()} | {"F32": 4, "F16": 2, "BF16": 2}
@@ -42,6 +47,22 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
         if name not in shards[path]:
             raise Damaged(path, f"it lacks tensor {quote(name)}, which {index.name} places there")
     return {name: shards[path][name] for name, path in paths.items()}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], otherwise: str) -> None:
+    """Write ``tensors`` in order, one of them in memory at a time.
+
+    Raises Unavailable where the file cannot be written; ``otherwise`` is what a user may do who cannot make room.
+    """
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + math.prod(tensor.shape) * DTYPES[tensor.format]
+        header[name] = {"dtype": tensor.format, "shape": tensor.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with new_file(path, "The model", end, otherwise) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor.data).data)
 
 
 def _beside(index: Path, shard: object) -> Path:

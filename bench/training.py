@@ -1,0 +1,189 @@
+"""Training beside transformers: python bench/training.py --preset nano
+
+The same configuration, weights, tokens and optimizer (AdamW, fused where transformers takes it); steps in turns. Losses
+must agree first, in float32. A table and a JSON file come out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+import torch
+import transformers
+import typer
+from workers import FOLDER
+
+from freedive import machine
+from freedive.errors import UserError
+from freedive.model.families import describe_config
+from freedive.train import config
+from freedive.train.export import export_folder
+from freedive.train.net import Sequences, TrainOps, initial, losses, stacked_params, step_flops
+from freedive.train.optim import BETAS, EPS, Optimizer
+from freedive.train.trainer import update
+from freedive.train.words import train_tokenizer
+
+LR, DECAY = 1e-3, 0.1
+AGREE = 2e-3
+"""Losses may differ by this part after the first steps, in float32."""
+
+
+class Learner(Protocol):
+    """Something that learns from batches."""
+
+    def step(self, batch: Sequences) -> float:
+        """One update; the mean loss before it."""
+
+
+class Ours:
+    def __init__(self, run: config.Run, muon: bool) -> None:
+        self.model = describe_config(run.model.hub_config(1, 0))
+        self.weights = initial(self.model, 0)
+        self.optimizer = Optimizer(self.weights, stacked_params(self.model), DECAY, muon=muon)
+        self.rows = max(1, run.pretrain.micro_tokens // run.model.max_context)
+        for name in self.optimizer.trained:
+            self.weights[name].requires_grad_()
+
+    def step(self, batch: Sequences) -> float:
+        total = 0.0
+        for part in batch.split(self.rows):
+            loss = losses(self.model, self.weights, part, TrainOps(part.tokens)) / batch.tokens.size
+            loss.backward()
+            total += loss.item()
+        update(self.weights, self.optimizer, LR, clip=1.0)
+        return total
+
+
+class Theirs:
+    """transformers' own model, in ``dtype``, under autocast or not."""
+
+    def __init__(self, folder: Path, experts: str, dtype: torch.dtype, autocast: bool, rows: int) -> None:
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.model.set_experts_implementation(experts)
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        rest = [p for p in self.model.parameters() if p.ndim == 1]
+        groups = [{"params": decayed, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS, fused=True)
+        self.autocast, self.rows = autocast, rows
+
+    def step(self, batch: Sequences) -> float:
+        total = 0.0
+        for part in batch.split(self.rows):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                logits = self.model(torch.from_numpy(part.tokens), use_cache=False).logits
+            targets = torch.from_numpy(part.targets).flatten()
+            every = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum")
+            loss = every / batch.tokens.size
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total
+
+
+def contestants(run: config.Run, folder: Path, bf16: bool) -> dict[str, Callable[[], Learner]]:
+    """Ours with either optimizer, and transformers in each way that trains."""
+    rows = max(1, run.pretrain.micro_tokens // run.model.max_context)
+    ways = {"eager": "eager", "grouped": "grouped_mm"}
+    makers: dict[str, Callable[[], Learner]] = {
+        "freedive": lambda: Ours(run, muon=False),
+        "freedive, Muon": lambda: Ours(run, muon=True),
+    }
+    for name, experts in ways.items():
+        makers[f"transformers {name} fp32"] = lambda e=experts: Theirs(folder, e, torch.float32, False, rows)
+        if bf16:
+            makers[f"transformers {name} autocast"] = lambda e=experts: Theirs(folder, e, torch.float32, True, rows)
+            makers[f"transformers {name} bf16"] = lambda e=experts: Theirs(folder, e, torch.bfloat16, False, rows)
+    return makers
+
+
+def compete(learners: dict[str, Learner], batches: list[Sequences], warm_up: int) -> dict[str, dict[str, Any]]:
+    """Steps in turns; the seconds and the loss of each."""
+    found: dict[str, dict[str, Any]] = {name: {"seconds": [], "losses": []} for name in learners}
+    for index, batch in enumerate(batches):
+        for name, learner in learners.items() if index % 2 else reversed(learners.items()):
+            began = time.perf_counter()
+            found[name]["losses"].append(learner.step(batch))
+            if index >= warm_up:
+                found[name]["seconds"].append(time.perf_counter() - began)
+    return found
+
+
+def main(
+    preset: Annotated[str, typer.Option(help="nano, micro or small.")] = "nano",
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 5,
+    warm_up: Annotated[int, typer.Option(min=1, help="Steps before, in which the losses are compared.")] = 2,
+    bf16: Annotated[bool, typer.Option(help="Have transformers try bfloat16, too.")] = True,
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "results" / "training.json",
+) -> None:
+    """Compare training speed with transformers'."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(machine.physical_cores())
+    run = config.preset(preset)
+    shape, size = run.model, run.pretrain.step_tokens // run.model.max_context
+    source = np.random.default_rng(0)
+    batches = []
+    for _ in range(warm_up + steps):
+        tokens = source.zipf(1.3, (size, shape.max_context + 1)) % shape.vocab_size
+        every = np.ones((size, shape.max_context), np.float32)
+        batches.append(Sequences(tokens[:, :-1].copy(), tokens[:, 1:].copy(), every))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        train_tokenizer(["a"], 300, folder / "tokenizer")
+        model = describe_config(shape.hub_config(1, 0))
+        export_folder(model, shape.hub_config(1, 0), initial(model, 0), folder / "tokenizer", folder / "model")
+        learners = {each: make() for each, make in contestants(run, folder / "model", bf16).items()}
+        found = compete(learners, batches, warm_up)
+    _check(found)
+    tokens_per_step = run.pretrain.step_tokens
+    for row in found.values():
+        row["tokens_per_s"] = tokens_per_step / median(row["seconds"])
+    report = {
+        "preset": preset,
+        "cpu": machine.cpu_name(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "flops_per_token": step_flops(model, shape.max_context),
+        "engines": found,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    _print(report)
+
+
+def _check(found: dict[str, dict[str, Any]]) -> None:
+    ours, theirs = found["freedive"]["losses"], found["transformers eager fp32"]["losses"]
+    for step, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        if abs(one / other - 1) > AGREE:
+            raise UserError(f"At step {step} the losses differ: {one:.5f} here, {other:.5f} with transformers")
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(f"{report['preset']}, {report['cpu']}", "tokens/s", "TFLOP/s", "freedive / it", "last loss")
+    ours = report["engines"]["freedive"]["tokens_per_s"]
+    for name, row in report["engines"].items():
+        speed = row["tokens_per_s"]
+        flops = f"{speed * report['flops_per_token'] / 1e12:.3f}"
+        table.add_row(name, f"{speed:,.0f}", flops, f"{ours / speed:.2f}", f"{row['losses'][-1]:.4f}")
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")

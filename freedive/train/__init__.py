@@ -1,0 +1,1 @@
+"""Training: from raw text to a mixture of experts that freedive serves. Needs torch (`pip install freedive[train]`)."""

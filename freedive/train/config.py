@@ -1,0 +1,232 @@
+"""What a run is: a preset in TOML, changed by dotted settings such as ``pretrain.steps=500``."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from freedive.errors import UserError
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder of DeepSeek-V3's kind: latent attention, a dense first layer, then mixtures with shared experts.
+
+    ``num_experts`` 0 makes all layers dense. Heads have ``nope_dim`` + ``rope_dim`` = ``value_dim`` dimensions, since
+    torch's fast attention wants keys and values of one width.
+    """
+
+    vocab_size: int
+    hidden_dim: int
+    num_layers: int
+    num_heads: int
+    q_rank: int
+    kv_rank: int
+    dense_dim: int
+    max_context: int
+    num_experts: int = 0
+    num_chosen: int = 0
+    num_shared: int = 1
+    expert_dim: int = 0
+    nope_dim: int = 32
+    rope_dim: int = 32
+
+    @property
+    def value_dim(self) -> int:
+        return self.nope_dim + self.rope_dim
+
+    def hub_config(self, eos_id: int, bos_id: int) -> Json:
+        """The model's config.json."""
+        sparse = self.num_experts > 0
+        return {
+            "architectures": ["DeepseekV3ForCausalLM"],
+            "model_type": "deepseek_v3",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_dim,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_heads,
+            "q_lora_rank": self.q_rank,
+            "kv_lora_rank": self.kv_rank,
+            "qk_nope_head_dim": self.nope_dim,
+            "qk_rope_head_dim": self.rope_dim,
+            "v_head_dim": self.value_dim,
+            "intermediate_size": self.dense_dim,
+            "first_k_dense_replace": 1 if sparse else self.num_layers,
+            "moe_layer_freq": 1,
+            "n_routed_experts": self.num_experts if sparse else 1,
+            "num_experts_per_tok": self.num_chosen if sparse else 1,
+            "n_shared_experts": self.num_shared,
+            "moe_intermediate_size": self.expert_dim if sparse else self.dense_dim,
+            "n_group": 1,
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid",
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.0,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "max_position_embeddings": self.max_context,
+            "tie_word_embeddings": False,
+            "attention_bias": False,
+            "bos_token_id": bos_id,
+            "eos_token_id": eos_id,
+        }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How weights are trained on one kind of data.
+
+    ``lr`` grows over the first ``warmup`` of the steps, stays, and falls over the last ``decay`` to ``lr_end`` of
+    itself. ``micro_tokens`` go through the model at once, ``step_tokens`` into an update. ``balance_rate`` moves the
+    router's bias, ``balance_loss`` weighs the sequence-wise loss (DeepSeek-V3, section 2.1.2).
+    """
+
+    steps: int
+    step_tokens: int
+    micro_tokens: int
+    lr: float
+    warmup: float = 0.02
+    decay: float = 0.3
+    lr_end: float = 0.05
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    balance_rate: float = 1e-3
+    balance_loss: float = 1e-4
+    save_every: int = 100
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reinforcement:
+    """GRPO: ``num_samples`` answers to each of ``num_prompts`` tasks are one update.
+
+    The ratio of new to old odds is cut at 1 - ``clip_low`` and 1 + ``clip_high``. ``reward``: ``correct``, or
+    ``random``, which is to change nothing.
+    """
+
+    steps: int
+    lr: float
+    num_prompts: int = 16
+    num_samples: int = 16
+    micro_tokens: int = 8192
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    clip: float = 1.0
+    max_divergence: float = 1e-3
+    reward: str = "correct"
+    eval_every: int = 20
+    num_eval: int = 200
+    save_every: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """``text``: files or folders of JSONL, Parquet or plain text; empty for what is made up on the spot.
+
+    That is: ``num_stories`` and ``num_solutions`` of tasks to read, then ``num_chats`` and ``num_tasks`` in which an
+    assistant tells and solves. ``held_out`` of the documents are for evaluation.
+    """
+
+    text: tuple[str, ...] = ()
+    num_stories: int = 20_000
+    num_solutions: int = 20_000
+    num_chats: int = 8_000
+    num_tasks: int = 16_000
+    held_out: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run depends on."""
+
+    model: Shape
+    pretrain: Stage
+    sft: Stage
+    rl: Reinforcement
+    data: Data = field(default_factory=Data)
+
+
+PRESETS = files("freedive.train") / "presets"
+
+
+def preset(name: str, settings: Sequence[str] = ()) -> Run:
+    """The preset ``name`` with dotted ``settings``. UserError names what is unknown, of a wrong kind, or missing."""
+    file = PRESETS / f"{name}.toml"
+    if not file.is_file():
+        known = sorted(path.name.removesuffix(".toml") for path in PRESETS.iterdir() if path.name.endswith(".toml"))
+        raise UserError(f"There is no preset {name!r}", f"Choose of {', '.join(known)}")
+    values = tomllib.loads(file.read_text("utf-8"))
+    for setting in settings:
+        _apply(values, setting)
+    return typing.cast(Run, _build(Run, values, ""))
+
+
+def save(run: Run, path: Path) -> None:
+    """As JSON."""
+    path.write_text(json.dumps(asdict(run), indent=2) + "\n", "utf-8")
+
+
+def load(path: Path) -> Run:
+    """What :func:`save` has written."""
+    return typing.cast(Run, _build(Run, json.loads(path.read_text("utf-8")), ""))
+
+
+def _apply(values: Json, setting: str) -> None:
+    """Put ``part.name=value`` in its place; the value is read as TOML, or else as text."""
+    place, equals, text = setting.partition("=")
+    if not equals:
+        raise UserError(f"{setting!r} sets nothing", "Write part.name=value, such as pretrain.steps=500")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parts, name = place.split(".")
+    for part in parts:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise UserError(f"{place!r} is no setting", "Write part.name=value, such as pretrain.steps=500")
+    values[name] = value
+
+
+def _build(kind: type, values: Mapping[str, Any], place: str) -> Any:
+    """The dataclass ``kind`` from nested ``values``."""
+    hints = typing.get_type_hints(kind)
+    known = {item.name: item for item in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise UserError(f"There is no setting {place}{name}", f"Choose of {', '.join(place + k for k in known)}")
+    built = {name: _value(hints[name], value, f"{place}{name}") for name, value in values.items()}
+    try:
+        return kind(**built)
+    except TypeError as error:
+        raise UserError(
+            f"The settings {place or 'of the run'} are incomplete: {error}", "Give what is missing"
+        ) from None
+
+
+def _value(kind: Any, value: Any, place: str) -> Any:
+    if is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{place} is {value!r}", f"Set its parts, such as {place}.{fields(kind)[0].name}")
+        return _build(typing.cast(type, kind), value, f"{place}.")
+    if isinstance(kind, types.GenericAlias) and isinstance(value, str | list | tuple):
+        return (value,) if isinstance(value, str) else tuple(map(str, value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise UserError(f"{place} is {value!r}", f"Give it {'a whole number' if kind is int else 'a number'}")
+    return value

@@ -1,0 +1,83 @@
+"""Muon for matrices, AdamW for the rest, in float32; and the schedule of the learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from freedive.model.params import Param
+from freedive.train.config import Stage
+from freedive.train.net import CHOICE_BIAS
+
+MOMENTUM = 0.95
+BETAS, EPS = (0.9, 0.95), 1e-8
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic whose five turns bring singular values near 1 (Jordan et al. 2024, Muon)."""
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Warm-up, stable, decay: of the update ``step``, counted from 0."""
+    warmup, decay = max(1, round(stage.warmup * stage.steps)), round(stage.decay * stage.steps)
+    rising = min(1.0, (step + 1) / warmup)
+    left = (stage.steps - step) / (decay + 1)
+    falling = stage.lr_end + (1 - stage.lr_end) * min(1.0, left)
+    return stage.lr * rising * falling
+
+
+class Optimizer:
+    """Updates ``weights`` in place; without ``muon`` by AdamW alone. Its state are tensors by name, for checkpoints."""
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], table: Mapping[str, Param], weight_decay: float, *, muon: bool = True
+    ) -> None:
+        self._weights = weights
+        self._decay = weight_decay
+        matrices = [name for name in weights if table[name].role in ("linear", "heads") and name != "head"]
+        self._muon = matrices if muon else []
+        self._adam = [name for name in weights if name not in self._muon and not name.endswith(CHOICE_BIAS)]
+        self._no_decay = {name for name in weights if table[name].role in ("norm", "bias")}
+        self.state = {f"momentum.{name}": torch.zeros_like(weights[name]) for name in (*self._muon, *self._adam)}
+        self.state |= {f"square.{name}": torch.zeros_like(weights[name]) for name in self._adam}
+        self.num_steps = 0
+
+    @property
+    def trained(self) -> list[str]:
+        """The weights that gradients move."""
+        return [*self._muon, *self._adam]
+
+    @torch.no_grad()
+    def step(self, gradients: Mapping[str, Tensor], lr: float) -> None:
+        """One update."""
+        self.num_steps += 1
+        for name in self._muon:
+            self._decayed(name, lr)
+            weight, momentum = self._weights[name], self.state[f"momentum.{name}"]
+            momentum.mul_(MOMENTUM).add_(gradients[name])
+            update = orthogonal(gradients[name].add(momentum, alpha=MOMENTUM))
+            weight.add_(update, alpha=-lr * 0.2 * math.sqrt(max(weight.shape[-2:])))  # as large as Adam's (Moonlight)
+        bias1, bias2 = (1 - beta**self.num_steps for beta in BETAS)
+        for name in self._adam:
+            self._decayed(name, lr)
+            momentum, square = self.state[f"momentum.{name}"], self.state[f"square.{name}"]
+            momentum.lerp_(gradients[name], 1 - BETAS[0])
+            square.mul_(BETAS[1]).addcmul_(gradients[name], gradients[name], value=1 - BETAS[1])
+            self._weights[name].addcdiv_(momentum, (square / bias2).sqrt_().add_(EPS), value=-lr / bias1)
+
+    def _decayed(self, name: str, lr: float) -> None:
+        if name not in self._no_decay:
+            self._weights[name].mul_(1 - lr * self._decay)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest matrices whose singular values are all about 1: [..., rows, columns]."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x: Tensor = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.mT if tall else x

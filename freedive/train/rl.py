@@ -1,0 +1,188 @@
+"""Reinforcement learning on tasks that can be checked: GRPO (Shao et al. 2024) with its later mends.
+
+Of each prompt come several answers; an answer's advantage is its reward less their mean, without a division by their
+spread; the loss is a mean over tokens; the ratio's upper bound is the looser one (DAPO). Answers come from freedive's
+kernels, and the experts that they chose are replayed in training, so that both models are the same but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from freedive.errors import UserError
+from freedive.model import spec
+from freedive.model.decoder import states
+from freedive.train import checkpoints
+from freedive.train.checkpoints import Checkpoint
+from freedive.train.config import Reinforcement
+from freedive.train.net import Sequences, TrainOps, Weights, losses, stacked_params
+from freedive.train.optim import Optimizer
+from freedive.train.progress import Row
+from freedive.train.rollouts import Sample, Sampler
+from freedive.train.tasks import KINDS, Task, tasks
+from freedive.train.trainer import update
+from freedive.train.words import Words
+
+EVALUATION_SEED = 7
+
+
+@dataclass
+class Learner:
+    """Weights that are reinforced, between two steps. ``folder`` is where checkpoints go."""
+
+    model: spec.Model
+    settings: Reinforcement
+    words: Words
+    folder: Path
+    weights: Weights
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.optimizer = Optimizer(self.weights, stacked_params(self.model), weight_decay=0.0)
+        for name in self.optimizer.trained:
+            self.weights[name].requires_grad_()
+
+    @property
+    def num_steps(self) -> int:
+        return self.settings.steps
+
+    @property
+    def save_every(self) -> int:
+        return self.settings.save_every
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        if state := checkpoints.restore(self.folder, self.weights, self.optimizer.state):
+            self.step = self.optimizer.num_steps = state["step"]
+
+    def save(self) -> Path:
+        """Write a checkpoint of now."""
+        return checkpoints.save(
+            self.folder, self.step, Checkpoint(self.weights, self.optimizer.state, {"step": self.step})
+        )
+
+    def news(self, row: Row) -> str:
+        """A few words on a step."""
+        return f"{row['right']:.0%} right, {row['answer_tokens']:.0f} tokens"
+
+    def advance(self) -> Row:
+        """Answers to new tasks, and one update from them; now and then, how held-out tasks go."""
+        given = self.settings
+        before = {} if self.step else {"before": self.evaluate()}
+        asked = list(islice(tasks(given.seed * 1_000_000 + self.step, held_out=False), given.num_prompts))
+        each = [task for task in asked for _ in range(given.num_samples)]
+        source = np.random.default_rng((given.seed, self.step))
+        samples = self._answers(each, source)
+        rewards = self._rewards(each, samples, source).reshape(given.num_prompts, -1)
+        advantages = (rewards - rewards.mean(1, keepdims=True)).ravel()
+        useful = [i for i, sample in enumerate(samples) if sample.ended and advantages[i]]
+        divergence = self._learn([samples[i] for i in useful], advantages[useful]) if useful else 0.0
+        self.step += 1
+        due = self.step % given.eval_every == 0 or self.step == given.steps
+        passed = {"pass": self.evaluate()} if due else {}
+        return (
+            before
+            | passed
+            | {
+                "step": self.step,
+                "reward": float(rewards.mean()),
+                "right": float((rewards == 1).mean()),
+                "truncated": sum(not sample.ended for sample in samples) / len(samples),
+                "answer_tokens": float(np.mean([len(sample.odds) for sample in samples])),
+                "entropy": -float(np.mean(np.concatenate([sample.odds for sample in samples]))),
+                "useful": len(useful) / len(samples),
+                "divergence": divergence,
+            }
+        )
+
+    def evaluate(self) -> dict[str, float]:
+        """The part of held-out tasks whose first answer is right, by kind."""
+        asked = list(islice(tasks(EVALUATION_SEED, held_out=True), self.settings.num_eval * len(KINDS)))
+        samples = self._answers(asked, np.random.default_rng(EVALUATION_SEED))
+        right: dict[str, list[bool]] = defaultdict(list)
+        for task, sample in zip(asked, samples, strict=True):
+            right[task.kind].append(task.reward(self._said(sample)) == 1)
+        return {kind: float(np.mean(found)) for kind, found in right.items()}
+
+    def _answers(self, asked: list[Task], source: np.random.Generator) -> list[Sample]:
+        prompts = [self.words.question(task.question) for task in asked]
+        sampler = Sampler(self.model, self.weights, len(prompts), self.model.max_context)
+        return sampler.answers(prompts, self.words.end, source)
+
+    def _rewards(
+        self, asked: list[Task], samples: list[Sample], source: np.random.Generator
+    ) -> npt.NDArray[np.float64]:
+        if self.settings.reward == "random":
+            return source.integers(0, 2, len(samples)).astype(np.float64)
+        pairs = zip(asked, samples, strict=True)
+        return np.array([task.reward(self._said(sample)) if sample.ended else 0.0 for task, sample in pairs])
+
+    def _said(self, sample: Sample) -> str:
+        answer = sample.tokens[sample.prompt :]
+        return self.words.tokenizer.decode(answer[: -1 if sample.ended else None], skip_special=False)
+
+    def _learn(self, samples: list[Sample], advantages: npt.NDArray[np.float64]) -> float:
+        """One update; how far the answers' odds are from the trainer's, in nats a token."""
+        order = sorted(range(len(samples)), key=lambda i: len(samples[i].tokens))
+        total, apart = sum(len(sample.odds) for sample in samples), 0.0
+        rows = max(1, self.settings.micro_tokens // self.model.max_context)
+        for begin in range(0, len(order), rows):
+            part = order[begin : begin + rows]
+            apart += self._accumulate([samples[i] for i in part], advantages[part], total)
+        if apart / total > self.settings.max_divergence:
+            what = f"The answers' odds are {apart / total:.1e} nats a token from the trainer's"
+            raise UserError(what, "This is a fault of freedive's: report it, with the run's folder")
+        update(self.weights, self.optimizer, self.settings.lr, self.settings.clip)
+        return apart / total
+
+    def _accumulate(self, samples: list[Sample], advantages: npt.NDArray[np.float64], total: int) -> float:
+        """Add the gradients of some answers; returns the sum of their divergences."""
+        batch, odds, replay = _padded(samples, self.words.end)
+        with torch.no_grad():
+            new = log_odds(self.model, self.weights, batch, TrainOps(batch.tokens, replay))
+        drift = (new - odds) * torch.from_numpy(batch.weights)
+        ratio, gain = drift.exp(), torch.from_numpy(advantages).float()[:, None]
+        low, high = 1 - self.settings.clip_low, 1 + self.settings.clip_high
+        moving = torch.where(gain > 0, ratio < high, ratio > low)
+        weights = torch.from_numpy(batch.weights) * gain * ratio * moving / total
+        learned = Sequences(batch.tokens, batch.targets, weights.numpy())
+        losses(self.model, self.weights, learned, TrainOps(batch.tokens, replay)).backward()  # type: ignore[no-untyped-call]
+        return float((drift.exp() - 1 - drift).sum())
+
+
+def log_odds(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps) -> Tensor:
+    """The log-probability of each target, [N, L]."""
+    x = ops.rms_norm(states(model, weights, ops), weights["norm"], model.norm_eps)
+    head = weights["embed" if model.tied else "head"]
+    targets = torch.from_numpy(batch.targets.ravel())
+    parts = [
+        (rows @ head.T).float().log_softmax(-1).gather(1, target[:, None])[:, 0]
+        for rows, target in zip(torch.split(x, 1024), torch.split(targets, 1024), strict=True)
+    ]
+    return torch.cat(parts).view(batch.targets.shape)
+
+
+def _padded(samples: list[Sample], end: int) -> tuple[Sequences, Tensor, list[Tensor]]:
+    """Samples as rows of one length, the odds of their targets, and each mixture's choices."""
+    length = max(len(sample.tokens) for sample in samples) - 1
+    tokens = np.full((len(samples), length + 1), end, np.int64)
+    weights, odds = (np.zeros((len(samples), length), np.float32) for _ in range(2))
+    routes = np.zeros((len(samples), length, *samples[0].routes[0].shape), np.int64)
+    routes[:] = np.arange(routes.shape[-1])  # of padding, any that differ
+    for row, sample in enumerate(samples):
+        size, first = len(sample.tokens), sample.prompt - 1
+        tokens[row, :size] = sample.tokens
+        weights[row, first : size - 1] = 1
+        odds[row, first : size - 1] = sample.odds
+        routes[row, : size - 1] = sample.routes[: size - 1]
+    batch = Sequences(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]), weights)
+    mixtures = torch.from_numpy(routes).flatten(0, 1).unbind(1)
+    return batch, torch.from_numpy(odds), [each.contiguous() for each in mixtures]

@@ -1,0 +1,89 @@
+"""The tokenizer of a run: byte-level BPE with single digits, and the chat's marks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from freedive.text.tokenizer import Tokenizer
+
+BOS, END, SYSTEM, USER, ASSISTANT = "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
+SPECIAL = (BOS, END, SYSTEM, USER, ASSISTANT, "<think>", "</think>")
+
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Words, single digits, marks, spaces: what Qwen2 uses, and llama.cpp knows by the name below."""
+
+GGUF_PRE = "qwen2"
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+Messages = Sequence[dict[str, str]]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
+    """Learn a vocabulary from ``texts`` and write it to ``folder`` as transformers would."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Core
+
+    core = Core(models.BPE())
+    split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    core.save(str(folder / "tokenizer.json"))
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": END,
+        "chat_template": TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    return Tokenizer.from_folder(folder)
+
+
+class Words:
+    """Documents and chats as tokens, with the weight of each token's loss."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.ids = {text: index for index, text in tokenizer.added_tokens.items()}
+        self.bos, self.end = self.ids[BOS], self.ids[END]
+
+    def document(self, text: str) -> tuple[list[int], list[int]]:
+        """A whole text: all of it is learned."""
+        tokens = [self.bos, *self.tokenizer.encode(text, parse_special=False), self.end]
+        return tokens, [1] * len(tokens)
+
+    def question(self, text: str) -> list[int]:
+        """A prompt that asks for an answer to ``text``."""
+        return [*self.chat([{"role": "user", "content": text}])[0], self.ids[ASSISTANT]]
+
+    def chat(self, messages: Messages) -> tuple[list[int], list[int]]:
+        """A chat as the template writes it: what the assistant says is learned, its end included."""
+        tokens, weights = [self.bos], [0]
+        for message in messages:
+            learned = message["role"] == "assistant"
+            said = [*self.tokenizer.encode(message["content"], parse_special=learned), self.end]
+            tokens += [self.ids[f"<|{message['role']}|>"], *said]
+            weights += [0, *[int(learned)] * len(said)]
+        return tokens, weights
+
+
+def rendered(record: dict[str, Any], words: Words) -> tuple[list[int], list[int]]:
+    """A record of the data, {"text": ...} or {"messages": [...]}."""
+    return words.chat(record["messages"]) if "messages" in record else words.document(record["text"])

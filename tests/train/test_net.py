@@ -1,0 +1,106 @@
+"""The decoder in training: as transformers computes it, with transformers' gradients; balance as in the paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from freedive.model.families import describe_config
+from freedive.train import config
+from freedive.train.export import export_folder
+from freedive.train.net import Sequences, TrainOps, Weights, initial, losses, mixtures, stacked_params, unstacked
+from freedive.train.words import train_tokenizer
+
+SETTINGS = ["model.hidden_dim=64", "model.num_layers=3", "model.dense_dim=96", "model.vocab_size=512"]
+SHAPE = config.preset("nano", SETTINGS).model
+MODEL = describe_config(SHAPE.hub_config(1, 0))
+
+
+def weights() -> Weights:
+    made = initial(MODEL, seed=3)
+    source = torch.Generator().manual_seed(4)
+    for name, value in made.items():
+        if name.endswith(("norm", "choice_bias")):
+            value += 0.1 * torch.randn(value.shape, generator=source)
+    return {name: value.requires_grad_() for name, value in made.items()}
+
+
+def batch(num: int = 3, length: int = 40) -> Sequences:
+    tokens = np.random.default_rng(5).integers(0, SHAPE.vocab_size, (num, length + 1))
+    shares = np.random.default_rng(6).random((num, length), np.float32)
+    return Sequences(tokens[:, :-1].copy(), tokens[:, 1:].copy(), shares)
+
+
+def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    held, given = weights(), batch()
+    train_tokenizer(["some text"], 512, tmp_path / "tokenizer")
+    export_folder(MODEL, SHAPE.hub_config(1, 0), held, tmp_path / "tokenizer", tmp_path / "model")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    logits = theirs(torch.from_numpy(given.tokens)).logits.flatten(0, 1)
+    shares = torch.from_numpy(given.weights).flatten()
+    every = torch.nn.functional.cross_entropy(logits, torch.from_numpy(given.targets).flatten(), reduction="none")
+    (every * shares).sum().backward()
+    ours = losses(MODEL, held, given, TrainOps(given.tokens))
+    ours.backward()
+    torch.testing.assert_close(ours, (every * shares).sum(), rtol=1e-5, atol=1e-4)
+    parameters = dict(theirs.named_parameters())
+    pairs = {
+        "embed": "model.embed_tokens.weight",
+        "head": "lm_head.weight",
+        "layers.1.attn.q_a": "model.layers.1.self_attn.q_a_proj.weight",
+        "layers.2.ffn.router": "model.layers.2.mlp.gate.weight",
+        "layers.2.ffn.shared.up": "model.layers.2.mlp.shared_experts.up_proj.weight",
+        "layers.1.ffn.experts.down": "model.layers.1.mlp.experts.down_proj",
+    }
+    for name, their_name in pairs.items():
+        torch.testing.assert_close(held[name].grad, parameters[their_name].grad, rtol=1e-3, atol=1e-5)
+
+
+def test_micro_batches_do_not_show_in_the_gradient() -> None:
+    held, given = weights(), batch()
+    gradients = []
+    for rows in (3, 1):
+        for value in held.values():
+            value.grad = None
+        for part in given.split(rows):
+            losses(MODEL, held, part, TrainOps(part.tokens)).backward()
+        gradients.append({name: value.grad for name, value in held.items() if value.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_replayed_choices_are_taken() -> None:
+    held, given = weights(), batch()
+    first = TrainOps(given.tokens)
+    expected = losses(MODEL, held, given, first)
+    with torch.no_grad():
+        held["layers.1.ffn.choice_bias"] += torch.randn(SHAPE.num_experts)
+    again = TrainOps(given.tokens, replay=first.chosen)
+    assert torch.equal(losses(MODEL, held, given, again), expected)
+    assert not torch.equal(losses(MODEL, held, given, TrainOps(given.tokens)), expected)
+
+
+def test_the_balance_loss_is_least_where_experts_share_evenly() -> None:
+    held, given = weights(), batch()
+    ops = TrainOps(given.tokens)
+    losses(MODEL, held, given, ops)
+    assert len(ops.balance) == len(mixtures(MODEL)) == 2
+    with torch.no_grad():
+        held["layers.1.ffn.router"].zero_()  # equal scores: all tokens choose the same, and each score is the mean
+        held["layers.2.ffn.router"].zero_()
+    even = TrainOps(given.tokens)
+    losses(MODEL, held, given, even)
+    assert [value.item() for value in even.balance] == pytest.approx([1.0, 1.0])
+
+
+def test_every_canonical_weight_is_there_once() -> None:
+    from freedive.model.params import params
+
+    names = [name for name, _ in unstacked(initial(MODEL, 0))]
+    assert sorted(names) == sorted(params(MODEL))
+    assert stacked_params(MODEL)["layers.1.ffn.experts.up"].shape == (16, 128, 64)

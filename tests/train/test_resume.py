@@ -1,0 +1,112 @@
+"""Stopped anywhere, a run goes on to the same bits; what is cut short or damaged is passed over."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from freedive.errors import UserError
+from freedive.train import checkpoints
+from freedive.train.checkpoints import Checkpoint, is_whole, load, newest, save
+from freedive.train.stages import perform
+
+RUN = [sys.executable, "-m", "freedive", "train"]
+
+
+def prepared(folder: Path) -> Path:
+    for stage in ("tokenizer", "data"):
+        perform(stage, "nano", TINY, folder)
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "pretrain.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = prepared(tmp_path_factory.mktemp("whole") / "run")
+    perform("pretrain", "nano", TINY, folder)
+    return folder
+
+
+def same_end(one: Path, other: Path) -> bool:
+    ends = [load(found).weights for root in (one, other) if (found := newest(root / "checkpoints" / "pretrain"))]
+    return len(ends) == 2 and all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+    folder, source = prepared(tmp_path / "run"), random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen([*RUN, "pretrain", "nano", *TINY, "--run", folder], stderr=subprocess.DEVNULL)
+        time.sleep(source.uniform(2, 5))
+        process.kill()
+        process.wait()
+    subprocess.run([*RUN, "pretrain", "nano", *TINY, "--run", folder], check=True, capture_output=True)
+    assert losses(folder) == losses(uninterrupted)
+    assert same_end(folder, uninterrupted)
+
+
+def test_a_signal_to_end_saves_first(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "run")
+    command = [*RUN, "pretrain", "nano", *TINY, "pretrain.save_every=1000", "--run", folder]
+    (folder / "config.json").unlink()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (folder / "pretrain.jsonl").exists() or not losses(folder):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "which is saved" in messages
+    (path,) = (folder / "checkpoints" / "pretrain").glob("step_*")
+    assert is_whole(path)
+
+
+def some(step: int) -> Checkpoint:
+    return Checkpoint({"a": torch.full((3,), float(step))}, {"b": torch.zeros(2)}, {"step": step})
+
+
+@pytest.mark.parametrize("name", [checkpoints.WEIGHTS, checkpoints.OPTIMIZER, checkpoints.STATE, checkpoints.MANIFEST])
+def test_a_damaged_checkpoint_is_passed_over(name: str, tmp_path: Path) -> None:
+    save(tmp_path, 1, some(1))
+    path = save(tmp_path, 2, some(2)) / name
+    path.write_bytes(path.read_bytes()[:-1])
+    found = newest(tmp_path)
+    assert found
+    assert load(found).state == {"step": 1}
+
+
+def test_a_checkpoint_cut_short_while_written_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1, some(1))
+
+    def fail(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_sync", fail)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 2, some(2))
+    monkeypatch.undo()
+    found = newest(tmp_path)
+    assert found
+    assert found.name == "step_000001"
+    assert save(tmp_path, 2, some(2)) == newest(tmp_path)
+
+
+def test_only_the_last_checkpoints_stay(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save(tmp_path, step, some(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000004", "step_000005"]
+
+
+def test_a_folder_keeps_its_settings(uninterrupted: Path) -> None:
+    with pytest.raises(UserError, match="begun with other settings"):
+        perform("pretrain", "nano", [*TINY, "pretrain.lr=1e-4"], uninterrupted)

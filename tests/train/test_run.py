@@ -1,0 +1,163 @@
+"""A whole run in small: what it leaves, and that others read it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import freedive
+from freedive.checkpoint.open import open_checkpoint
+from freedive.engine.batch import Batch
+from freedive.errors import UserError
+from freedive.train import config, sources, stories
+from freedive.train.config import Data
+from freedive.train.optim import learning_rate, orthogonal
+from freedive.train.progress import Row
+from freedive.train.shards import Shards, Stream
+
+
+def rows(run: Path, stage: str) -> list[Row]:
+    return [json.loads(line) for line in (run / f"{stage}.jsonl").read_text().splitlines()]
+
+
+def test_it_learns(run: Path) -> None:
+    losses = [row["loss"] for row in rows(run, "pretrain")]
+    assert losses[0] == pytest.approx(math.log(600), rel=0.05)
+    assert losses[-1] < 0.6 * losses[0]
+    assert [row["step"] for row in rows(run, "pretrain")] == list(range(1, 31))
+
+
+def test_the_report_stands_alone(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    for part in ("pretrain", "sft", "Samples", "<polyline", "<rect", "Tell me a story about a lost ball."):
+        assert part in page
+    assert "http" not in page.replace("<!doctype html>", "")
+
+
+def test_freedive_transformers_and_llama_cpp_files_agree(run: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tokens = np.random.default_rng(0).integers(0, 600, 50)
+    theirs = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    for name in ("model", "model-F32.gguf"):
+        with freedive.load(str(run / name), precision="exact") as model:
+            every, whole = np.arange(50, dtype=np.int32), np.array([50], np.int32)
+            pages = np.arange(2, dtype=np.int32)[None]
+            got = model.runner.step(Batch(tokens.astype(np.int32), whole, 0 * whole, pages, every, whole))
+        np.testing.assert_allclose(got, expected, atol=2e-3)
+
+
+def test_the_tokenizer_is_the_same_in_every_form(run: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from freedive.text.tokenizer import Tokenizer
+
+    theirs = AutoTokenizer.from_pretrained(run / "model")
+    ours = Tokenizer.from_folder(run / "model"), Tokenizer.from_gguf(open_checkpoint(run / "model-F32.gguf").config)
+    for text in ("Lily had 123 red balls.", "它在这里。", "def f(x):\n    return x  # <|end|>", "  two  spaces "):
+        expected = theirs.encode(text, add_special_tokens=False)
+        assert [tokenizer.encode(text) for tokenizer in ours] == [expected, expected]
+
+
+def test_the_template_says_what_was_trained(run: Path) -> None:
+    from freedive.text.tokenizer import Tokenizer
+    from freedive.train.words import Words
+
+    messages = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi"}]
+    words = Words(Tokenizer.from_folder(run / "model"))
+    tokens, weights = words.chat(messages)
+    with freedive.load(str(run / "model")) as model:
+        prompt = model.template.render(messages[:1])
+    opened = words.tokenizer.encode(prompt)
+    assert tokens[: len(opened)] == opened
+    assert weights == [0] * len(opened) + [1] * (len(tokens) - len(opened))
+    assert words.chat([{"role": "user", "content": "Hi <|end|>"}])[0].count(words.end) == 1  # a user's are plain text
+
+
+def test_a_stream_goes_on_where_it_stood(run: Path) -> None:
+    shards = Shards(run / "data" / "pretrain-held-out", run / "tokenizer" / "tokenizer.json")
+    whole, parted = Stream(shards, 1), Stream(shards, 1)
+    expected = [whole.take(3, 64).tokens for _ in range(40)]
+    assert whole.state["epoch"] > 0
+    for step, tokens in enumerate(expected):
+        if step == 17:
+            state = dict(parted.state)
+            parted = Stream(shards, 1)
+            parted.state = state
+        assert np.array_equal(parted.take(3, 64).tokens, tokens)
+
+
+def test_warm_up_stable_decay() -> None:
+    stage = config.preset("nano").pretrain
+    rates = [learning_rate(stage, step) / stage.lr for step in range(stage.steps)]
+    warm = round(stage.warmup * stage.steps)
+    assert rates[: warm + 1] == pytest.approx([min(1, (step + 1) / warm) for step in range(warm + 1)])
+    assert rates[warm : round(0.7 * stage.steps)] == pytest.approx([1] * (round(0.7 * stage.steps) - warm))
+    assert rates[-1] == pytest.approx(stage.lr_end, abs=0.01)
+    assert all(one >= other for one, other in zip(rates[warm:], rates[warm + 1 :], strict=False))
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (3, 8, 8)])
+def test_orthogonal_brings_singular_values_near_one(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonal(matrices))
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+
+
+def test_stories_are_whole_sentences_and_the_same_for_a_seed() -> None:
+    told = [record["text"] for record in stories.documents(300, 1)]
+    assert told == [record["text"] for record in stories.documents(300, 1)]
+    assert len(set(told)) == 300
+    for text in told:
+        assert text[-1] in '."'
+        assert "{" not in text
+
+
+def test_records_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"messages": [{"role": "user", "content": "two"}]}\n')
+    (tmp_path / "b.txt").write_text("three")
+    found = list(sources.read([str(tmp_path)]))
+    assert found == [{"text": "one"}, {"messages": [{"role": "user", "content": "two"}]}, {"text": "three"}]
+    data = Data(text=(str(tmp_path),))
+    assert len(list(sources.documents(data))) == 2
+    assert len(list(sources.chats(data))) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "what"), [("{", "line 1 is not JSON"), ('{"txt": 1}', "line 1 is no record"), ("[]", "is no record")]
+)
+def test_what_is_no_record_is_refused_by_its_line(line: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(UserError, match=what):
+        list(sources.read([str(tmp_path / "a.jsonl")]))
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("pretrain.lrr=1", "no setting pretrain.lrr"),
+        ("pretrain.steps=1.5", "pretrain.steps is 1.5"),
+        ("pretrain=3", "pretrain is 3"),
+        ("steps", "sets nothing"),
+        ("pretrain.lr=fast", "pretrain.lr is 'fast'"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_by_name(setting: str, what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        config.preset("nano", [setting])
+
+
+def test_settings_come_back_from_a_file(tmp_path: Path) -> None:
+    run = config.preset("nano", ["data.text=['a', 'b']", "pretrain.lr=1"])
+    assert run.data.text == ("a", "b")
+    assert run.pretrain.lr == 1.0
+    config.save(run, tmp_path / "config.json")
+    assert config.load(tmp_path / "config.json") == run
