@@ -9,14 +9,15 @@ import typer
 
 from freedive.errors import UserError
 
-Stage = Literal["tokenizer", "data", "pretrain", "sft", "rl", "eval", "export", "report", "speedrun"]
+Stage = Literal["tokenizer", "data", "pretrain", "sft", "rl", "distill", "eval", "export", "report", "speedrun"]
 
 
 def train(
     stage: Annotated[
         Stage,
         typer.Argument(
-            metavar="STAGE", help="tokenizer, data, pretrain, sft, rl, eval, export, report, or speedrun: all of them."
+            metavar="STAGE",
+            help="tokenizer, data, pretrain, sft, rl, distill, eval, export, report, or speedrun: all of them.",
         ),
     ],
     preset: Annotated[str, typer.Argument(metavar="PRESET", help="nano, nano-dense, micro or small.")] = "nano",

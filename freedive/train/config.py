@@ -132,12 +132,54 @@ class Reinforcement:
     seed: int = 0
 
 
+TRACES, ON_POLICY = "traces", "on_policy"
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Learning from a ``teacher``, on the run's own tasks or on ``prompts``: files of {"prompt", "answer", "task"}.
+
+    ``kind`` ``traces``: the teacher is the address of an OpenAI-compatible server, such as http://localhost:8000/v1.
+    Its ``model`` (empty: the only one there) answers each of ``num_tasks`` tasks or all prompts ``num_samples`` times,
+    told what ``instruction`` says; ``key`` names the environment variable with the key, if it wants one. Answers that
+    are right become the data of ``steps`` of fine-tuning, which go as ``sft`` sets but for what is set here.
+
+    ``kind`` ``on_policy``: the teacher is a folder or GGUF with the run's own vocabulary. In each of ``steps`` the
+    model itself answers ``num_prompts`` of the prompts ``num_samples`` times, and is drawn to what the teacher would
+    have said at every token.
+    """
+
+    steps: int = 100
+    lr: float = 1e-4
+    kind: str = TRACES
+    teacher: str = ""
+    model: str = ""
+    key: str = "FREEDIVE_TEACHER_KEY"
+    prompts: tuple[str, ...] = ()
+    num_tasks: int = 1000
+    num_prompts: int = 16
+    num_samples: int = 4
+    instruction: str = "Think between <think> and </think>. Then write the answer alone, without any other word."
+    temperature: float = 1.0
+    max_tokens: int = 1024
+    num_parallel: int = 8
+    micro_tokens: int = 8192
+    clip: float = 1.0
+    save_every: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in (TRACES, ON_POLICY):
+            raise UserError(f"distill.kind is {self.kind!r}", f"Choose {TRACES} or {ON_POLICY}")
+
+
 @dataclass(frozen=True)
 class Data:
-    """``text``: files or folders of JSONL, Parquet or plain text; empty for what is made up on the spot.
+    """``text``: files or folders of JSONL, Parquet or plain text. What they hold none of is made up on the spot:
 
-    That is: ``num_stories`` and ``num_solutions`` of tasks to read, then ``num_chats`` and ``num_tasks`` in which an
-    assistant tells and solves. ``held_out`` of the documents are for evaluation.
+    Instead of documents, ``num_stories`` and ``num_solutions`` of tasks to read; instead of chats, ``num_chats`` and
+    ``num_tasks`` in which an assistant tells and solves. So a run on nothing but documents still learns to chat, and
+    what reinforcement builds on. ``held_out`` of either are for evaluation.
     """
 
     text: tuple[str, ...] = ()
@@ -157,6 +199,7 @@ class Run:
     pretrain: Stage
     sft: Stage
     rl: Reinforcement
+    distill: Distillation = field(default_factory=Distillation)
     data: Data = field(default_factory=Data)
 
 
@@ -169,10 +212,12 @@ def preset(name: str, settings: Sequence[str] = ()) -> Run:
     if not file.is_file():
         known = sorted(path.name.removesuffix(".toml") for path in PRESETS.iterdir() if path.name.endswith(".toml"))
         raise UserError(f"There is no preset {name!r}", f"Choose of {', '.join(known)}")
-    values = tomllib.loads(file.read_text("utf-8"))
-    for setting in settings:
-        _apply(values, setting)
-    return typing.cast(Run, _build(Run, values, ""))
+    return _changed(tomllib.loads(file.read_text("utf-8")), settings)
+
+
+def changed(run: Run, settings: Sequence[str]) -> Run:
+    """``run`` with dotted ``settings``. UserError as for :func:`preset`."""
+    return _changed(asdict(run), settings)
 
 
 def save(run: Run, path: Path) -> None:
@@ -183,6 +228,12 @@ def save(run: Run, path: Path) -> None:
 def load(path: Path) -> Run:
     """What :func:`save` has written."""
     return typing.cast(Run, _build(Run, json.loads(path.read_text("utf-8")), ""))
+
+
+def _changed(values: Json, settings: Sequence[str]) -> Run:
+    for setting in settings:
+        _apply(values, setting)
+    return typing.cast(Run, _build(Run, values, ""))
 
 
 def _apply(values: Json, setting: str) -> None:
@@ -218,6 +269,9 @@ def _build(kind: type, values: Mapping[str, Any], place: str) -> Any:
         ) from None
 
 
+_NAMES = {int: "a whole number", float: "a number", str: "text: '...'"}
+
+
 def _value(kind: Any, value: Any, place: str) -> Any:
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
@@ -228,5 +282,5 @@ def _value(kind: Any, value: Any, place: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
-        raise UserError(f"{place} is {value!r}", f"Give it {'a whole number' if kind is int else 'a number'}")
+        raise UserError(f"{place} is {value!r}", f"Give it {_NAMES[kind]}")
     return value

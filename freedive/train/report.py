@@ -39,6 +39,9 @@ def write_report(root: Path, run: Run, told: Mapping[str, str]) -> Path:
             f"step {row['step']}": row["pass"] for row in rows if "pass" in row
         }
         parts += _table("Held-out tasks, first answer right", found)
+    if rows := _rows(root / "distill.jsonl"):
+        parts += ["<h2>distill</h2>", curve([row["loss"] for row in rows], "loss, nats a token")]
+        parts += _table("The teacher's answers", _read(root / "distill.json"))
     parts += _table("Held-out text", _read(root / "eval.json"))
     if told:
         parts += ["<h2>Samples</h2>", *(_sample(asked, answer) for asked, answer in told.items())]

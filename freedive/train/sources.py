@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,20 @@ _PARTS = 10_000
 
 
 def documents(data: Data) -> Iterator[Record]:
-    """What pretraining reads."""
-    if data.text:
-        yield from (record for record in read(data.text) if "text" in record)
-    else:
-        yield from stories.documents(data.num_stories, data.seed)
-        yield from tasks.documents(data.num_solutions, data.seed)
+    """What pretraining reads: the files' texts; where they hold none, stories and solutions."""
+    made_up = chain(stories.documents(data.num_stories, data.seed), tasks.documents(data.num_solutions, data.seed))
+    return _or_else((record for record in read(data.text) if "text" in record), made_up)
 
 
 def chats(data: Data) -> Iterator[Record]:
-    """What fine-tuning reads."""
-    if data.text:
-        yield from (record for record in read(data.text) if "messages" in record)
-    else:
-        yield from stories.chats(data.num_chats, data.seed)
-        yield from tasks.chats(data.num_tasks, data.seed)
+    """What fine-tuning reads: the files' messages; where they hold none, chats about stories and tasks."""
+    made_up = chain(stories.chats(data.num_chats, data.seed), tasks.chats(data.num_tasks, data.seed))
+    return _or_else((record for record in read(data.text) if "messages" in record), made_up)
+
+
+def _or_else(found: Iterator[Record], made_up: Iterator[Record]) -> Iterator[Record]:
+    first = next(found, None)
+    return made_up if first is None else chain([first], found)
 
 
 def is_held_out(record: Record, data: Data) -> bool:
@@ -52,27 +52,32 @@ def read(paths: Sequence[str]) -> Iterator[Record]:
 
     Raises UserError for what is not there or is no record.
     """
+    return (_record(value, place) for value, place in values(paths, "data.text"))
+
+
+def values(paths: Sequence[str], setting: str) -> Iterator[tuple[Any, str]]:
+    """What is in the files and folders that ``setting`` names, of any form, and where each value stands."""
     for path in map(Path, paths):
         if not path.exists():
-            raise UserError(f"{path} does not exist", "Name files or folders with data.text")
+            raise UserError(f"{path} does not exist", f"Name files or folders with {setting}")
         files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else [path]
         if not files:
-            raise UserError(f"{path} holds no {', '.join(SUFFIXES)}", "Name another folder with data.text")
+            raise UserError(f"{path} holds no {', '.join(SUFFIXES)}", f"Name another folder with {setting}")
         for file in files:
             yield from _read_file(file)
 
 
-def _read_file(path: Path) -> Iterator[Record]:
+def _read_file(path: Path) -> Iterator[tuple[Any, str]]:
     match path.suffix:
         case ".jsonl":
             with path.open(encoding="utf-8") as file:
                 for number, line in enumerate(file, 1):
                     if line.strip():
-                        yield _record(_parsed(line, path, number), f"{path}, line {number}")
+                        yield _parsed(line, path, number), f"{path}, line {number}"
         case ".parquet":
-            yield from (_record(row, f"{path}, row {number}") for number, row in enumerate(_rows(path)))
+            yield from ((row, f"{path}, row {number}") for number, row in enumerate(_rows(path)))
         case _:
-            yield {"text": path.read_text("utf-8")}
+            yield {"text": path.read_text("utf-8")}, str(path)
 
 
 def _parsed(line: str, path: Path, number: int) -> Any:

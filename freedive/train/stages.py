@@ -5,97 +5,31 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from math import log
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from freedive import machine
 from freedive.errors import UserError
-from freedive.model import spec
-from freedive.model.families import describe_config
-from freedive.text.tokenizer import Tokenizer
-from freedive.train import checkpoints, config, sources
-from freedive.train.config import Json, Run, Stage
+from freedive.train import config, sources
+from freedive.train.config import Run
+from freedive.train.distill import distill
 from freedive.train.export import export_folder, export_gguf
+from freedive.train.folder import DISTILL, NEWEST_FIRST, PRETRAIN, RL, SFT, Bench, Folder, write_json
 from freedive.train.net import unstacked
 from freedive.train.progress import go_through
 from freedive.train.report import write_report
 from freedive.train.rl import Learner
 from freedive.train.sampling import samples
-from freedive.train.shards import Shards, write_shards
-from freedive.train.trainer import Trainer, mean_loss, start
-from freedive.train.words import Words, rendered, train_tokenizer
+from freedive.train.shards import write_shards
+from freedive.train.trainer import mean_loss, start
+from freedive.train.words import rendered, train_tokenizer
 
-PRETRAIN, SFT, RL = "pretrain", "sft", "rl"
 LEARNED_FROM = 20_000
 """Documents that the tokenizer is learned from, of either kind."""
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Where a run keeps what."""
-
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.json"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.root / "tokenizer"
-
-    @property
-    def vocabulary(self) -> Path:
-        return self.tokenizer / "tokenizer.json"
-
-    def data(self, stage: str, held_out: bool = False) -> Path:
-        return self.root / "data" / f"{stage}{'-held-out' if held_out else ''}"
-
-    def checkpoints(self, stage: str) -> Path:
-        return self.root / "checkpoints" / stage
-
-    def metrics(self, stage: str) -> Path:
-        return self.root / f"{stage}.jsonl"
-
-    @property
-    def model(self) -> Path:
-        return self.root / "model"
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A run at work: its settings, its folder, and a way to tell the user."""
-
-    run: Run
-    folder: Folder
-    say: Callable[[str], None] = print
-
-    def words(self) -> Words:
-        if not self.folder.vocabulary.exists():
-            raise UserError("There is no tokenizer yet", "Learn it first: freedive train tokenizer")
-        return Words(Tokenizer.from_folder(self.folder.tokenizer))
-
-    def hub_config(self) -> Json:
-        words = self.words()
-        return self.run.model.hub_config(words.end, words.bos)
-
-    def model(self) -> spec.Model:
-        return describe_config(self.hub_config())
-
-    def shards(self, stage: str, held_out: bool = False) -> Shards:
-        return Shards(self.folder.data(stage, held_out), self.folder.vocabulary)
-
-    def trained(self, *stages: str) -> dict[str, Tensor]:
-        """The weights that the last of ``stages`` has left that has been finished."""
-        for stage in stages:
-            if path := checkpoints.newest(self.folder.checkpoints(stage)):
-                return dict(checkpoints.load(path).weights)
-        raise UserError("There are no trained weights yet", f"Train them first: freedive train {stages[-1]}")
 
 
 def tokenizer(bench: Bench) -> None:
@@ -130,12 +64,12 @@ def data(bench: Bench) -> None:
 
 def pretrain(bench: Bench) -> None:
     """From random weights, on documents."""
-    _train(bench, PRETRAIN, bench.run.pretrain, None)
+    bench.supervised(PRETRAIN, bench.run.pretrain, None)
 
 
 def sft(bench: Bench) -> None:
     """Go on from the pretrained weights, on chats: only what the assistant says is learned."""
-    _train(bench, SFT, bench.run.sft, bench.trained(PRETRAIN))
+    bench.supervised(SFT, bench.run.sft, bench.trained(PRETRAIN))
 
 
 def rl(bench: Bench) -> None:
@@ -148,21 +82,24 @@ def rl(bench: Bench) -> None:
 
 
 def evaluate(bench: Bench) -> None:
-    """Bits per byte of what was held out."""
+    """Bits per byte of what was held out: of documents after pretraining, of chats after each later stage."""
     model, found = bench.model(), {}
-    for stage in _KINDS:
-        if not bench.folder.data(stage, held_out=True).exists():
+    for stage in (PRETRAIN, SFT, RL, DISTILL):
+        kind = PRETRAIN if stage == PRETRAIN else SFT
+        if not (bench.has(stage) and bench.folder.data(kind, held_out=True).exists()):
             continue
-        shards, weights = bench.shards(stage, held_out=True), bench.trained(stage)
+        shards, weights = bench.shards(kind, held_out=True), bench.trained(stage)
         loss = mean_loss(model, weights, shards)
         found[stage] = {"loss": loss, "bits_per_byte": loss / log(2) / shards.bytes_per_token}
         bench.say(f"eval: {stage}: loss {loss:.3f}, {found[stage]['bits_per_byte']:.3f} bits a byte")
-    (bench.folder.root / "eval.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    if not found:
+        raise UserError("There is nothing to evaluate", "Train first: freedive train pretrain")
+    write_json(bench.folder.root / "eval.json", found)
 
 
 def export(bench: Bench) -> None:
     """Write the model as a Hugging Face folder and, for llama.cpp, as GGUF in F32 and Q8_0."""
-    model, weights, settings = bench.model(), bench.trained(RL, SFT, PRETRAIN), bench.hub_config()
+    model, weights, settings = bench.model(), bench.trained(*NEWEST_FIRST), bench.hub_config()
     export_folder(model, settings, weights, bench.folder.tokenizer, bench.folder.model)
     for format in ("F32", "Q8_0") if bench.run.model.num_experts else ():
         path = bench.folder.root / f"model-{format}.gguf"
@@ -186,6 +123,7 @@ STAGES: dict[str, Callable[[Bench], None]] = {
     PRETRAIN: pretrain,
     SFT: sft,
     RL: rl,
+    DISTILL: distill,
     "eval": evaluate,
     "export": export,
     "report": report,
@@ -203,7 +141,8 @@ def perform(stage: str, name: str, settings: list[str], root: Path | None) -> No
     folder = Folder(root or Path("runs") / name)
     run = _settled(folder, name, settings)
     bench = Bench(run, folder)
-    for each in STAGES if stage == SPEEDRUN else (stage,):
+    every = [each for each in STAGES if each != DISTILL or run.distill.teacher]
+    for each in every if stage == SPEEDRUN else (stage,):
         began = time.perf_counter()
         STAGES[each](bench)
         _note(folder, each, time.perf_counter() - began)
@@ -215,11 +154,14 @@ def _settled(folder: Folder, name: str, settings: list[str]) -> Run:
         folder.root.mkdir(parents=True, exist_ok=True)
         config.save(run, folder.config)
         return run
-    run = config.load(folder.config)
-    if settings and config.preset(name, settings) != run:
+    begun = config.load(folder.config)
+    run = config.changed(begun, settings)
+    free = begun if folder.checkpoints(DISTILL).exists() else replace(begun, distill=run.distill)
+    if run != free:
         raise UserError(
             f"{folder.root} was begun with other settings", "Leave them out, or name a new folder with --run"
         )
+    config.save(run, folder.config)
     return run
 
 
@@ -228,11 +170,4 @@ def _note(folder: Folder, stage: str, seconds: float) -> None:
     path = folder.root / "seconds.json"
     spent = json.loads(path.read_text("utf-8")) if path.exists() else {}
     spent[stage] = round(spent.get(stage, 0.0) + seconds, 1)
-    path.write_text(json.dumps(spent, indent=2) + "\n", "utf-8")
-
-
-def _train(bench: Bench, name: str, stage: Stage, given: dict[str, Tensor] | None) -> None:
-    model, folder = bench.model(), bench.folder
-    trainer = Trainer(model, stage, bench.shards(name), folder.checkpoints(name), start(model, stage.seed, given))
-    trainer.resume()
-    go_through(trainer, name, folder.metrics(name))
+    write_json(path, spent)

@@ -1,0 +1,213 @@
+"""Distillation on the pupil's own answers: at each of their tokens it is drawn to what the teacher would have said.
+
+The loss is the reverse Kullback-Leibler divergence of whole distributions, with no gradient through the sampling
+(Agarwal et al. 2024, GKD, with lambda = 1; Thinking Machines 2025, "On-Policy Distillation"). The pupil seeks what the
+teacher holds likely, and learns it where it goes itself, so that mistakes are mended where they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import freedive
+from freedive import LanguageModel
+from freedive.engine.batch import Batch
+from freedive.engine.kvcache import pages_for
+from freedive.errors import UserError
+from freedive.model import spec
+from freedive.model.decoder import states
+from freedive.text.tokenizer import Tokenizer
+from freedive.train import checkpoints
+from freedive.train.checkpoints import Checkpoint
+from freedive.train.config import Distillation
+from freedive.train.net import TrainOps, Weights, stacked_params
+from freedive.train.optim import Optimizer
+from freedive.train.progress import Row
+from freedive.train.rollouts import Sample, Sampler
+from freedive.train.tasks import tasks
+from freedive.train.traces import Question, questions
+from freedive.train.trainer import update
+from freedive.train.words import Words
+
+CHUNK = 1024
+"""Tokens whose logits exist at once."""
+
+
+@contextmanager
+def teacher_at(path: str, words: Words, longest: int) -> Iterator[LanguageModel]:
+    """The model in a folder or file, with room for ``longest`` tokens.
+
+    UserError where its vocabulary is not that of ``words``.
+    """
+    if path.startswith(("http://", "https://")):
+        raise UserError("A served teacher tells no whole distributions", "Name a folder or GGUF with distill.teacher")
+    room = {"max_batch": 1, "cache_tokens": longest, "prefill_chunk": longest}
+    with freedive.load(path, precision="exact", speculation="off", **room) as teacher:
+        if not _same_ids(words.tokenizer, teacher.tokenizer):
+            what = f"{path} has another tokenizer than this run"
+            raise UserError(what, "Name a model trained with this run's tokenizer folder, or distil traces")
+        yield teacher
+
+
+def _same_ids(ours: Tokenizer, theirs: Tokenizer) -> bool:
+    """Whether each of our ids is theirs, too; beyond them, theirs may be padded."""
+    size = ours.vocab_size
+    return size <= theirs.vocab_size and all(ours.token_bytes(i) == theirs.token_bytes(i) for i in range(size))
+
+
+@dataclass
+class Pupil:
+    """Weights that follow ``teacher``, between two steps. ``folder`` is where checkpoints go."""
+
+    model: spec.Model
+    settings: Distillation
+    words: Words
+    folder: Path
+    weights: Weights
+    teacher: LanguageModel
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.optimizer = Optimizer(self.weights, stacked_params(self.model), weight_decay=0.0)
+        for name in self.optimizer.trained:
+            self.weights[name].requires_grad_()
+        self.length = min(self.model.max_context, self.teacher.max_context)
+        self._prompts = self._own_prompts()
+
+    @property
+    def num_steps(self) -> int:
+        return self.settings.steps
+
+    @property
+    def save_every(self) -> int:
+        return self.settings.save_every
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        if state := checkpoints.restore(self.folder, self.weights, self.optimizer.state):
+            self.step = self.optimizer.num_steps = state["step"]
+
+    def save(self) -> Path:
+        """Write a checkpoint of now."""
+        return checkpoints.save(
+            self.folder, self.step, Checkpoint(self.weights, self.optimizer.state, {"step": self.step})
+        )
+
+    def news(self, row: Row) -> str:
+        """A few words on a step."""
+        return f"{row['loss']:.3f} nats a token from the teacher, {row['right']:.0%} right"
+
+    def advance(self) -> Row:
+        """Answers to some prompts, and one update from what the teacher thinks of them."""
+        given = self.settings
+        source = np.random.default_rng((given.seed, self.step))
+        each = [question for question in self._asked(source) for _ in range(given.num_samples)]
+        prompts = [self.words.question(question.prompt) for question in each]
+        sampler = Sampler(self.model, self.weights, len(prompts), self.length)
+        samples = sampler.answers(prompts, self.words.end, source, given.temperature)
+        loss, norm = self._learn(samples)
+        self.step += 1
+        passed = [question.passes(self._said(sample)) for question, sample in zip(each, samples, strict=True)]
+        return {
+            "step": self.step,
+            "loss": loss,
+            "right": sum(passed) / len(passed),
+            "truncated": sum(not sample.ended for sample in samples) / len(samples),
+            "answer_tokens": float(np.mean([len(sample.odds) for sample in samples])),
+            "entropy": -float(np.mean(np.concatenate([sample.odds for sample in samples]))),
+            "gradient_norm": norm,
+        }
+
+    def _own_prompts(self) -> list[Question]:
+        """The user's prompts that leave room for an answer; none where tasks are asked."""
+        if not self.settings.prompts:
+            return []
+        fitting = [q for q in questions(self.settings) if len(self.words.question(q.prompt)) < self.length]
+        if not fitting:
+            raise UserError(f"No prompt is shorter than {self.length} tokens", "Give shorter ones: distill.prompts")
+        return fitting
+
+    def _asked(self, source: np.random.Generator) -> list[Question]:
+        """Those of this step: drawn from the user's, else new tasks."""
+        count = self.settings.num_prompts
+        if self._prompts:
+            return [self._prompts[i] for i in source.integers(0, len(self._prompts), count)]
+        made = islice(tasks(self.settings.seed * 1_000_000 + self.step, held_out=False), count)
+        return [Question(task.question, task.answer, task.kind) for task in made]
+
+    def _said(self, sample: Sample) -> str:
+        answer = sample.tokens[sample.prompt :]
+        return self.words.tokenizer.decode(answer[: -1 if sample.ended else None], skip_special=False)
+
+    def _learn(self, samples: Sequence[Sample]) -> tuple[float, float]:
+        """One update; the mean divergence, in nats a token, before it, and the gradient's norm."""
+        order = sorted(samples, key=lambda sample: len(sample.tokens))
+        total = sum(len(sample.odds) for sample in samples)
+        rows, apart = max(1, self.settings.micro_tokens // self.length), 0.0
+        for begin in range(0, len(order), rows):
+            loss = self._divergence(order[begin : begin + rows]) / total
+            loss.backward()  # type: ignore[no-untyped-call]
+            apart += loss.item()
+        return apart, update(self.weights, self.optimizer, self.settings.lr, self.settings.clip)
+
+    def _divergence(self, samples: Sequence[Sample]) -> Tensor:
+        """The sum over the answers' tokens."""
+        length = max(len(sample.tokens) for sample in samples) - 1
+        tokens = np.full((len(samples), length), self.words.end, np.int64)
+        answered = np.zeros((len(samples), length), bool)
+        for row, sample in enumerate(samples):
+            tokens[row, : len(sample.tokens) - 1] = sample.tokens[:-1]
+            answered[row, sample.prompt - 1 : len(sample.tokens) - 1] = True
+        ops = TrainOps(tokens)
+        x = states(self.model, self.weights, ops)[torch.from_numpy(answered.ravel())]
+        x = ops.rms_norm(x, self.weights["norm"], self.model.norm_eps)
+        head = self.weights["embed" if self.model.tied else "head"]
+        logits = torch.cat([_logits(self.teacher, sample) for sample in samples])
+        loss: Tensor = ReverseKL.apply(x, head, logits[:, : len(head)])  # type: ignore[no-untyped-call]
+        return loss
+
+
+class ReverseKL(torch.autograd.Function):
+    """The sum over tokens of KL(pupil || teacher), in nats.
+
+    ``x`` [T, hidden] and ``head`` [vocab, hidden] are the pupil's; ``wanted`` [T, vocab] are the teacher's logits.
+    Gradients are made in the forward pass, chunk by chunk: that of a logit is p (log p - log q - KL).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head: Tensor, wanted: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=x.dtype)
+        d_x, d_head = torch.empty_like(x), torch.zeros_like(head)
+        for rows, theirs, d_rows in zip(*(torch.split(part, CHUNK) for part in (x, wanted, d_x)), strict=True):
+            log_p = (rows @ head.T).log_softmax(-1)
+            p, apart = log_p.exp(), log_p - theirs.log_softmax(-1)
+            divergence = (p * apart).sum(-1, keepdim=True)
+            total += divergence.sum()
+            d_logits = p * (apart - divergence)
+            torch.mm(d_logits, head, out=d_rows)
+            d_head.addmm_(d_logits.T, rows)
+        ctx.save_for_backward(d_x, d_head)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor) -> Any:
+        d_x, d_head = ctx.saved_tensors
+        return d_x * d_total, d_head * d_total, None
+
+
+def _logits(teacher: LanguageModel, sample: Sample) -> Tensor:
+    """What the teacher expects where each token of the answer stands: [tokens, vocab]."""
+    tokens = np.array(sample.tokens[:-1], np.int32)
+    length, wanted = np.array([len(tokens)], np.int32), np.arange(sample.prompt - 1, len(tokens), dtype=np.int32)
+    pages = np.arange(pages_for(len(tokens)), dtype=np.int32)[None]
+    prompt = np.array([sample.prompt], np.int32)
+    return torch.tensor(teacher.runner.step(Batch(tokens, length, 0 * length, pages, wanted, prompt)))
