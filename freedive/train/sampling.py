@@ -18,9 +18,10 @@ ASKED = (
 def samples(folder: Path, max_tokens: int = 200) -> dict[str, str]:
     """Answers by question, drawn with fixed seeds."""
     with freedive.load(str(folder)) as model:
+        length = min(max_tokens, model.max_context // 2)
         return {
             asked: "".join(
-                model.chat([{"role": "user", "content": asked}], temperature=0.7, seed=seed, max_tokens=max_tokens)
+                model.chat([{"role": "user", "content": asked}], temperature=0.7, seed=seed, max_tokens=length)
             )
             for seed, asked in enumerate(ASKED)
         }
