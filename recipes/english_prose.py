@@ -1,9 +1,9 @@
-"""English prose: python recipes/english_prose.py FOLDER [PACKAGE ...]
+"""English prose: python recipes/english_prose.py FOLDER [PACKAGE]
 
 r-cran-janeaustenr   Jane Austen's six novels, chapter by chapter (MIT; the novels themselves are in the public domain)
 anarchism            An Anarchist FAQ, long essays in questions and answers (GPL-2 or later)
 
-Without packages: the novels.
+Without PACKAGE: the novels.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def novels(package: Path) -> Iterator[str]:
 def r_strings(database: bytes) -> Iterator[list[str]]:
     """The character vectors of one of R's lazy-load databases.
 
-    It is a row of (length, zlib stream); each holds a value in R's serialisation, big-endian (R Internals, 1.8): "X\\n",
-    version, two versions of R, in version 3 an encoding; then flags, a count, and flags, a length, bytes of each string.
+    It is a row of (length, zlib stream); each holds a value in R's serialisation, big-endian (R Internals, 1.8): "X"
+    and a line's end, version, two versions of R, in version 3 an encoding; then flags, a count, and of each string
+    flags, length and bytes.
     """
     while database:
         stream = zlib.decompressobj()
@@ -117,16 +118,14 @@ PACKAGES = {"r-cran-janeaustenr": novels, "anarchism": pages}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("packages", nargs="*", metavar="PACKAGE", choices=PACKAGES)
+    parser.add_argument("package", nargs="?", choices=PACKAGES, default="r-cran-janeaustenr")
     given = parser.parse_args()
-    names = given.packages or ["r-cran-janeaustenr"]
     with tempfile.TemporaryDirectory() as room:
-        sources = [fetch.debian(name, Path(room)) for name in names]
-        texts = [text for source in sources for text in PACKAGES[source.name](source.files)]
-        fetch.write(given.folder, texts, sources)
-    print("Train on it:")
-    print(f"  freedive train speedrun nano data.text={given.folder} --run runs/prose")
-    print("  freedive run runs/prose/model")
+        source = fetch.debian(given.package, Path(room))
+        fetch.write(given.folder, ({"text": text} for text in PACKAGES[given.package](source.files)), source)
+    print("Train on it; chats and tasks are made up:")
+    print(f"  freedive train speedrun nano data.text={given.folder} data.held_out=0.03 --run runs/prose")
+    print("  freedive run runs/prose/model 'Who are you?'")
 
 
 if __name__ == "__main__":

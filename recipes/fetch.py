@@ -11,8 +11,12 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 TEXT, MANIFEST = "text.jsonl", "manifest.json"
+
+Record = dict[str, Any]
+"""{"text": ...}, or {"messages": [{"role": ..., "content": ...}, ...]}."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,16 @@ def licence_of(copyright: str) -> str:
     return "see the package's copyright file"
 
 
-def write(folder: Path, texts: Iterable[str], sources: Iterable[Source]) -> None:
-    """Write each text once, as a line {"text": ...}, and where all of them come from; say how to train on them."""
+def write(folder: Path, records: Iterable[Record], source: Source) -> None:
+    """Write each record once, on a line of JSON, and where all of them come from."""
     folder.mkdir(parents=True, exist_ok=True)
-    unique = list(dict.fromkeys(texts))
-    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in unique)
+    lines = list(dict.fromkeys(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     (folder / TEXT).write_text("".join(lines), "utf-8")
-    listed = [{key: value for key, value in asdict(source).items() if key != "files"} for source in sources]
-    size = sum(len(text.encode()) for text in unique)
-    manifest = {"documents": len(unique), "bytes": size, "archives": listed}
+    size = (folder / TEXT).stat().st_size
+    origin = {key: value for key, value in asdict(source).items() if key != "files"}
+    manifest = {**origin, "records": len(lines), "bytes": size}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    print(f"{len(unique):,} documents, {size / 1e6:.1f} MB: {folder / TEXT}")
+    print(f"{len(lines):,} records, {size / 1e6:.1f} MB: {folder / TEXT}")
 
 
 def run(*command: str, folder: Path) -> str:
