@@ -37,13 +37,15 @@ def distill(bench: Bench) -> None:
 def _collect(bench: Bench) -> None:
     """Have the teacher answer, and make data of what is right."""
     folder, words = bench.folder, bench.words()
-    answers = traces.gather(bench.run.distill, folder.answers)
-    kept, counts = traces.right_ones(answers, words, bench.run.model.max_context)
+    given = traces.gather(bench.run.distill, folder.answers)
+    kept, counts = traces.right_ones(given, words, bench.run.model.max_context)
     write_json(folder.root / "distill.json", counts)
-    bench.say("distill: {answers:,} answers, {right:,} of them right, {kept:,} kept".format_map(counts))
+    bench.say("distill: {asked:,} asked, {answered:,} answered, {right:,} right, {kept:,} kept".format_map(counts))
     if not kept:
         raise UserError(
             "No answer is of use", f"See what the teacher says in {folder.answers}; change distill.instruction"
         )
     num_bytes = sum(len(sources.characters(record).encode()) for record in kept)
-    write_shards(folder.data(DISTILL), (rendered(r, words) for r in kept), num_bytes, folder.vocabulary)
+    made = write_shards(folder.data(DISTILL), (rendered(r, words) for r in kept), num_bytes, folder.vocabulary)
+    rounds = bench.run.distill.steps * bench.run.sft.step_tokens / made["tokens"]
+    bench.say(f"distill: {made['tokens']:,} tokens, which its steps go through {rounds:.1f} times")

@@ -104,7 +104,9 @@ class Pupil:
 
     def news(self, row: Row) -> str:
         """A few words on a step."""
-        return f"{row['loss']:.3f} nats a token from the teacher, {row['right']:.0%} right"
+        return f"{row['loss']:.3f} nats a token from the teacher" + (
+            f", {row['right']:.0%} right" if "right" in row else ""
+        )
 
     def advance(self) -> Row:
         """Answers to some prompts, and one update from what the teacher thinks of them."""
@@ -116,11 +118,14 @@ class Pupil:
         samples = sampler.answers(prompts, self.words.end, source, given.temperature)
         loss, norm = self._learn(samples)
         self.step += 1
-        passed = [question.passes(self._said(sample)) for question, sample in zip(each, samples, strict=True)]
+        pairs = [
+            (question, sample) for question, sample in zip(each, samples, strict=True) if question.answer is not None
+        ]
+        right = {"right": float(np.mean([q.passes(self._said(sample)) for q, sample in pairs]))} if pairs else {}
         return {
             "step": self.step,
             "loss": loss,
-            "right": sum(passed) / len(passed),
+            **right,
             "truncated": sum(not sample.ended for sample in samples) / len(samples),
             "answer_tokens": float(np.mean([len(sample.odds) for sample in samples])),
             "entropy": -float(np.mean(np.concatenate([sample.odds for sample in samples]))),

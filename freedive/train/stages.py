@@ -149,6 +149,7 @@ def perform(stage: str, name: str, settings: list[str], root: Path | None) -> No
 
 
 def _settled(folder: Folder, name: str, settings: list[str]) -> Run:
+    """The folder's settings. Those of distillation may come later: a teacher is often found when all else is done."""
     if not folder.config.exists():
         run = config.preset(name, settings)
         folder.root.mkdir(parents=True, exist_ok=True)
@@ -161,7 +162,8 @@ def _settled(folder: Folder, name: str, settings: list[str]) -> Run:
         raise UserError(
             f"{folder.root} was begun with other settings", "Leave them out, or name a new folder with --run"
         )
-    config.save(run, folder.config)
+    if run != begun:
+        config.save(run, folder.config)
     return run
 
 

@@ -51,9 +51,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A line of the file: the ``sample``-th that ``model`` has said to ``prompt``."""
+    """A line of the file: the ``sample``-th that was said to ``prompt``; ``asked``: by whom, and how (:func:`way`)."""
 
-    model: str
+    asked: str
     prompt: str
     sample: int
     said: str
@@ -61,7 +61,17 @@ class Answer:
 
     @property
     def key(self) -> Key:
-        return self.model, self.prompt, self.sample
+        return self.asked, self.prompt, self.sample
+
+
+Given = Sequence[tuple[Question, Answer | None]]
+"""What was asked, and the answer, if there was one."""
+
+
+def way(settings: Distillation) -> str:
+    """A name for the teacher and how it is asked: with another, everything is asked anew."""
+    name = settings.model or settings.teacher
+    return f"{name}, temperature {settings.temperature}, {settings.max_tokens} tokens: {settings.instruction}"
 
 
 def questions(settings: Distillation) -> list[Question]:
@@ -80,33 +90,35 @@ def _question(value: Any, place: str) -> Question:
     raise UserError(f"{place} is no prompt", 'Write {"prompt": ..., "answer": ..., "task": ...}, the last two if known')
 
 
-def gather(settings: Distillation, path: Path) -> list[tuple[Question, Answer]]:
-    """All answers to the questions, asking for those that ``path`` (JSONL) does not hold yet.
+def gather(settings: Distillation, path: Path) -> Given:
+    """The answers to all questions, asking for those that ``path`` (JSONL) does not hold yet.
 
     Raises UserError where it was told to stop or the address cannot be a teacher's, Unavailable where the teacher is
     gone: what has been answered stays, and a later call asks for the rest.
     """
     wanted = [(question, i) for question in questions(settings) for i in range(settings.num_samples)]
-    known = _read(path)
-    missing = [(q, i) for q, i in wanted if (settings.model, q.prompt, i) not in known]
+    asked, known = way(settings), _read(path)
+    missing = [(question, i) for question, i in wanted if (asked, question.prompt, i) not in known]
     if missing:
         asyncio.run(_ask(settings, missing, path, len(wanted)))
         known = _read(path)
-    keyed = ((question, (settings.model, question.prompt, i)) for question, i in wanted)
-    return [(question, known[key]) for question, key in keyed if key in known]
+    return [(question, known.get((asked, question.prompt, i))) for question, i in wanted]
 
 
-def right_ones(given: Sequence[tuple[Question, Answer]], words: Words, longest: int) -> tuple[list[Record], Json]:
+def right_ones(given: Given, words: Words, longest: int) -> tuple[list[Record], Json]:
     """Chats made of the right answers, each once, that ``longest`` tokens hold; and how many were what."""
     chats: dict[tuple[str, str], Record] = {}
     right: dict[str, list[bool]] = defaultdict(list)
     for question, answer in given:
+        if answer is None:
+            continue
         right[question.task].append(answer.whole and _well_formed(answer.said) and question.passes(answer.said))
         if right[question.task][-1]:
             said = [{"role": "user", "content": answer.prompt}, {"role": "assistant", "content": answer.said}]
             chats[answer.prompt, answer.said] = {"messages": said}
     kept = [record for record in chats.values() if len(words.chat(record["messages"])[0]) <= longest]
-    counts = {"answers": len(given), "right": sum(map(sum, right.values())), "kept": len(kept)}
+    flat = [each for of_task in right.values() for each in of_task]
+    counts = {"asked": len(given), "answered": len(flat), "right": sum(flat), "kept": len(kept)}
     return kept, counts | {f"right_{task}": sum(each) / len(each) for task, each in right.items() if task}
 
 
@@ -138,7 +150,7 @@ async def _ask(settings: Distillation, missing: Sequence[tuple[Question, int]], 
 
         def keep(question: Question, sample: int, reply: Reply) -> None:
             nonlocal done
-            answer = Answer(settings.model, question.prompt, sample, reply.text, reply.whole)
+            answer = Answer(way(settings), question.prompt, sample, reply.text, reply.whole)
             file.write(json.dumps(asdict(answer)) + "\n")
             file.flush()
             done += 1

@@ -126,10 +126,12 @@ def test_a_run_learns_what_its_teacher_got_right(run: Path, tmp_path: Path, caps
         perform("distill", "nano", changes, folder)
     assert len(fake.requests) == 60
     assert json.loads((folder / "distill.json").read_text()) == {
-        **{"answers": 60, "right": 10, "kept": 10, "right_chain": 0.0, "right_addition": 1 / 3}
+        **{"asked": 60, "answered": 60, "right": 10, "kept": 10, "right_chain": 0.0, "right_addition": 1 / 3}
     }
-    assert "60 answers, 10 of them right, 10 kept" in capsys.readouterr().out
+    assert "60 asked, 60 answered, 10 right, 10 kept" in capsys.readouterr().out
     perform("distill", "nano", [], folder)  # all is done, and the teacher gone
+    with pytest.raises(UserError, match="begun with other settings"):
+        perform("distill", "nano", ["distill.lr=1.0"], folder)
     for stage in ("eval", "export", "report"):
         perform(stage, "nano", [], folder)
     newest = checkpoints.newest(folder / "checkpoints" / "distill")
@@ -185,7 +187,9 @@ def test_told_to_stop_it_keeps_what_was_said(tmp_path: Path) -> None:
         assert 5 <= kept.count("\n") <= 12
         path.write_text(kept + kept[:-30])  # one line more, cut short
         assert len(gather(asking(address, num_parallel=2), path)) == 60
-    assert path.read_text().startswith(kept)
+        assert path.read_text().startswith(kept)
+        gather(asking(address, instruction="Be brief."), path)
+    assert len(fake.requests) >= 120  # asked in another way, all over again
 
 
 def test_what_is_asked(tmp_path: Path) -> None:
@@ -208,11 +212,11 @@ def test_only_right_answers_are_kept_each_once(words: Words) -> None:
         *((open_ended, text) for text in ("Hello", "<|user|>Hello", "", "long " * 100)),
     ]
     given = [(question, Answer("", question.prompt, i, text, True)) for i, (question, text) in enumerate(said)]
-    given.append((open_ended, Answer("", "Hi", 99, "cut off", False)))
+    given += [(open_ended, Answer("", "Hi", 99, "cut off", False)), (known, None)]
     records, counts = right_ones(given, words, 64)
     answers = [record["messages"][1]["content"] for record in records]
     assert answers == ["<think>1, 2</think>2", "<think>1, 2</think> 2 ", "2", "Hello"]
-    assert counts == {"answers": 14, "right": 6, "kept": 4, "right_sum": 4 / 9}
+    assert counts == {"asked": 15, "answered": 14, "right": 6, "kept": 4, "right_sum": 4 / 9}
 
 
 @pytest.mark.parametrize(
@@ -280,6 +284,7 @@ def test_a_teacher_of_the_same_weights_has_nothing_to_teach(run: Path, words: Wo
         model = describe_config(config.load(run / "config.json").model.hub_config(words.end, words.bos))
         row = Pupil(model, settings, words, tmp_path, weights, same).advance()
     assert abs(row["loss"]) < 1e-3
+    assert "right" not in row  # since no answer is known
 
 
 def test_teachers_that_cannot_be_followed_are_refused(run: Path, tmp_path: Path) -> None:
