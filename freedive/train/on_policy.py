@@ -3,6 +3,10 @@
 The loss is the reverse Kullback-Leibler divergence of whole distributions, with no gradient through the sampling
 (Agarwal et al. 2024, GKD, with lambda = 1; Thinking Machines 2025, "On-Policy Distillation"). The pupil seeks what the
 teacher holds likely, and learns it where it goes itself, so that mistakes are mended where they are made.
+
+Both should already answer in the same manner, as after fine-tuning on the same kind of chats: a pupil that only tells
+on leads the teacher to where it, too, has never been, and the loss of a token can fall while answers grow endless.
+"loss_of_answer", the divergence of whole answers, shows whether the pupil draws nearer.
 """
 
 from __future__ import annotations
@@ -104,9 +108,8 @@ class Pupil:
 
     def news(self, row: Row) -> str:
         """A few words on a step."""
-        return f"{row['loss']:.3f} nats a token from the teacher" + (
-            f", {row['right']:.0%} right" if "right" in row else ""
-        )
+        right = f", {row['right']:.0%} right" if "right" in row else ""
+        return f"{row['loss_of_answer']:.2f} nats an answer from the teacher{right}"
 
     def advance(self) -> Row:
         """Answers to some prompts, and one update from what the teacher thinks of them."""
@@ -125,6 +128,7 @@ class Pupil:
         return {
             "step": self.step,
             "loss": loss,
+            "loss_of_answer": loss * sum(len(sample.odds) for sample in samples) / len(samples),
             **right,
             "truncated": sum(not sample.ended for sample in samples) / len(samples),
             "answer_tokens": float(np.mean([len(sample.odds) for sample in samples])),

@@ -41,6 +41,8 @@ def write_report(root: Path, run: Run, told: Mapping[str, str]) -> Path:
         parts += _table("Held-out tasks, first answer right", found)
     if rows := _rows(root / "distill.jsonl"):
         parts += ["<h2>distill</h2>", curve([row["loss"] for row in rows], "loss, nats a token")]
+        if "loss_of_answer" in rows[0]:
+            parts += [curve([row["loss_of_answer"] for row in rows], "from the teacher, nats an answer")]
         parts += _table("The teacher's answers", _read(root / "distill.json"))
     parts += _table("Held-out text", _read(root / "eval.json"))
     if told:
