@@ -125,10 +125,28 @@ class TrainOps(TorchOps):
 
 def losses(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps) -> Tensor:
     """The sum of the weighted losses of all tokens, in nats."""
-    x = ops.rms_norm(states(model, weights, ops), weights["norm"], model.norm_eps)
-    head = weights["embed" if model.tied else "head"]
-    targets, share = torch.from_numpy(batch.targets.ravel()), torch.from_numpy(batch.weights.ravel())
-    total: Tensor = ChunkedCrossEntropy.apply(x, head, targets, share)  # type: ignore[no-untyped-call]
+    counted = torch.from_numpy(batch.weights.ravel()).nonzero()[:, 0]
+    x = last_states(model, weights, ops, counted)
+    targets, shares = (torch.from_numpy(part.ravel())[counted] for part in (batch.targets, batch.weights))
+    return weighted_loss(x, output_matrix(model, weights), targets, shares)
+
+
+def last_states(model: spec.Model, weights: Weights, ops: TrainOps, rows: Tensor) -> Tensor:
+    """What the output matrix is multiplied with, of some ``rows`` of the batch: [len(rows), hidden]."""
+    x = states(model, weights, ops)
+    if len(rows) < len(x):
+        x = x.index_select(0, rows)
+    return ops.rms_norm(x, weights["norm"], model.norm_eps)
+
+
+def output_matrix(model: spec.Model, weights: Weights) -> Tensor:
+    """[vocab, hidden]."""
+    return weights["embed" if model.tied else "head"]
+
+
+def weighted_loss(x: Tensor, head: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+    """The sum of ``shares`` times the cross-entropy of ``targets``, in nats, over rows of last states."""
+    total: Tensor = ChunkedCrossEntropy.apply(x, head, targets, shares)  # type: ignore[no-untyped-call]
     return total
 
 

@@ -19,11 +19,19 @@ from torch import Tensor
 
 from freedive.errors import UserError
 from freedive.model import spec
-from freedive.model.decoder import states
 from freedive.train import checkpoints
 from freedive.train.checkpoints import Checkpoint
 from freedive.train.config import Reinforcement
-from freedive.train.net import Sequences, TrainOps, Weights, losses, stacked_params
+from freedive.train.loss import CHUNK
+from freedive.train.net import (
+    Sequences,
+    TrainOps,
+    Weights,
+    last_states,
+    output_matrix,
+    stacked_params,
+    weighted_loss,
+)
 from freedive.train.optim import Optimizer
 from freedive.train.progress import Row
 from freedive.train.rollouts import Sample, Sampler
@@ -145,32 +153,29 @@ class Learner:
 
     def _accumulate(self, samples: list[Sample], advantages: npt.NDArray[np.float64], total: int) -> float:
         """Add the gradients of some answers; returns the sum of their divergences."""
-        batch, odds, replay = _padded(samples, self.words.end)
-        with torch.no_grad():
-            new = log_odds(self.model, self.weights, batch, TrainOps(batch.tokens, replay))
-        drift = (new - odds) * torch.from_numpy(batch.weights)
-        ratio, gain = drift.exp(), torch.from_numpy(advantages).float()[:, None]
+        batch, old, replay = padded(samples, self.words.end)
+        answers = torch.from_numpy(batch.weights.ravel()).nonzero()[:, 0]
+        x = last_states(self.model, self.weights, TrainOps(batch.tokens, replay), answers)
+        head, targets = output_matrix(self.model, self.weights), torch.from_numpy(batch.targets.ravel())[answers]
+        drift = log_odds(x, head, targets) - old.flatten()[answers]
+        ratio, gain = drift.exp(), torch.from_numpy(advantages).float()[answers // batch.tokens.shape[1]]
         low, high = 1 - self.settings.clip_low, 1 + self.settings.clip_high
         moving = torch.where(gain > 0, ratio < high, ratio > low)
-        weights = torch.from_numpy(batch.weights) * gain * ratio * moving / total
-        learned = Sequences(batch.tokens, batch.targets, weights.numpy())
-        losses(self.model, self.weights, learned, TrainOps(batch.tokens, replay)).backward()  # type: ignore[no-untyped-call]
-        return float((drift.exp() - 1 - drift).sum())
+        weighted_loss(x, head, targets, gain * ratio * moving / total).backward()  # type: ignore[no-untyped-call]
+        return float((ratio - 1 - drift).sum())
 
 
-def log_odds(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps) -> Tensor:
-    """The log-probability of each target, [N, L]."""
-    x = ops.rms_norm(states(model, weights, ops), weights["norm"], model.norm_eps)
-    head = weights["embed" if model.tied else "head"]
-    targets = torch.from_numpy(batch.targets.ravel())
+@torch.no_grad()
+def log_odds(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """The log-probability of each target after the last states ``x`` [rows, hidden]: [rows]."""
     parts = [
         (rows @ head.T).float().log_softmax(-1).gather(1, target[:, None])[:, 0]
-        for rows, target in zip(torch.split(x, 1024), torch.split(targets, 1024), strict=True)
+        for rows, target in zip(torch.split(x, CHUNK), torch.split(targets, CHUNK), strict=True)
     ]
-    return torch.cat(parts).view(batch.targets.shape)
+    return torch.cat(parts)
 
 
-def _padded(samples: list[Sample], end: int) -> tuple[Sequences, Tensor, list[Tensor]]:
+def padded(samples: list[Sample], end: int) -> tuple[Sequences, Tensor, list[Tensor]]:
     """Samples as rows of one length, the odds of their targets, and each mixture's choices."""
     length = max(len(sample.tokens) for sample in samples) - 1
     tokens = np.full((len(samples), length + 1), end, np.int64)
