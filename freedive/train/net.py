@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from freedive.train.experts import GroupedFeedForward
 from freedive.train.loss import ChunkedCrossEntropy
 
 Weights = dict[str, Tensor]
+Ints = npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.float32]
 
 CHOICE_BIAS = "choice_bias"
 """What moves by counting, not by gradients."""
@@ -69,31 +72,56 @@ def initial(model: spec.Model, seed: int) -> Weights:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Rows of one length: ``tokens``, ``targets`` int64 [N, L]; ``weights`` float32 [N, L] of the targets' losses."""
+    """Texts laid end to end, T tokens in all, of which none sees another.
+
+    ``tokens``, ``targets`` int64 [T]: what is read, and what follows; ``weights`` float32 [T] of the targets' losses;
+    ``lengths`` int64 [texts].
+    """
 
     tokens: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
+    lengths: npt.NDArray[np.int64]
 
-    def split(self, rows: int) -> Iterator[Sequences]:
-        """At most ``rows`` at a time."""
-        for begin in range(0, len(self.tokens), rows):
-            part = slice(begin, begin + rows)
-            yield Sequences(self.tokens[part], self.targets[part], self.weights[part])
+    @classmethod
+    def of(cls, texts: Sequence[tuple[Ints, Floats]]) -> Sequences:
+        """Of texts' tokens and their weights, one more of each than there will be rows."""
+        return cls(
+            np.concatenate([tokens[:-1] for tokens, _ in texts], dtype=np.int64),
+            np.concatenate([tokens[1:] for tokens, _ in texts], dtype=np.int64),
+            np.concatenate([weights[1:] for _, weights in texts], dtype=np.float32),
+            np.array([len(tokens) - 1 for tokens, _ in texts]),
+        )
+
+    def split(self, num_tokens: int) -> Iterator[Sequences]:
+        """Parts of whole texts, of at most ``num_tokens`` where a text is not longer than that."""
+        ends, first = np.cumsum(self.lengths), 0
+        while first < len(ends):
+            begin = int(ends[first] - self.lengths[first])
+            stop = max(first + 1, int(np.searchsorted(ends, begin + num_tokens, "right")))
+            rows = slice(begin, int(ends[stop - 1]))
+            yield Sequences(self.tokens[rows], self.targets[rows], self.weights[rows], self.lengths[first:stop])
+            first = stop
+
+    @property
+    def mean_context(self) -> float:
+        """How many tokens a token's text has, on average."""
+        return float((self.lengths**2).sum() / self.lengths.sum())
 
 
 class TrainOps(TorchOps):
-    """Operations on whole sequences of one length, over stacked experts.
+    """Operations on whole texts, over stacked experts.
 
     ``chosen`` [T, k] of every mixture are kept; with ``replay`` they are what was chosen before. ``balance`` collects
     each mixture's sequence-wise loss (DeepSeek-V3, section 2.1.2, equations 17 to 20).
     """
 
-    def __init__(self, tokens: npt.NDArray[np.int64], replay: Sequence[Tensor] = ()) -> None:
-        self._shape = num, length = tokens.shape
-        rows, lengths = np.arange(tokens.size, dtype=np.int32), np.full(num, length, np.int32)
-        pages = np.zeros((num, 1), np.int32)
-        super().__init__(Batch(tokens.ravel().astype(np.int32), lengths, 0 * lengths, pages, rows, lengths))
+    def __init__(self, batch: Sequences, replay: Sequence[Tensor] = ()) -> None:
+        lengths, rows = batch.lengths.astype(np.int32), np.arange(len(batch.tokens), dtype=np.int32)
+        pages = np.zeros((len(lengths), 1), np.int32)
+        super().__init__(Batch(batch.tokens.astype(np.int32), lengths, 0 * lengths, pages, rows, lengths))
+        self._lengths = torch.from_numpy(batch.lengths)
+        self._text = torch.arange(len(lengths)).repeat_interleave(self._lengths)
         self._replay = iter(replay)
         self.chosen: list[Tensor] = []
         self.balance: list[Tensor] = []
@@ -111,10 +139,14 @@ class TrainOps(TorchOps):
     ) -> Tensor:
         routes = super().route(logits, router, choice_bias, expert_scale)
         scores = logits.float().sigmoid() if router.score == "sigmoid" else logits.float().softmax(-1)
-        part = (scores / scores.sum(-1, keepdim=True)).view(*self._shape, -1).mean(1)
-        took = torch.zeros_like(scores).scatter_(1, self.chosen[-1], 1.0).view(*self._shape, -1).mean(1)
+        part = self._by_text(scores / scores.sum(-1, keepdim=True))
+        took = self._by_text(torch.zeros_like(scores).scatter_(1, self.chosen[-1], 1.0))
         self.balance.append((part * took).sum(-1).mean() * (router.num_experts / router.num_chosen))
         return routes
+
+    def _by_text(self, x: Tensor) -> Tensor:
+        """The mean over each text's tokens: [T, n] -> [texts, n]."""
+        return x.new_zeros(len(self._lengths), x.shape[1]).index_add(0, self._text, x) / self._lengths[:, None]
 
     def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
         _, shares = routes.unbind(1)
@@ -125,9 +157,9 @@ class TrainOps(TorchOps):
 
 def losses(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps) -> Tensor:
     """The sum of the weighted losses of all tokens, in nats."""
-    counted = torch.from_numpy(batch.weights.ravel()).nonzero()[:, 0]
+    counted = torch.from_numpy(batch.weights).nonzero()[:, 0]
     x = last_states(model, weights, ops, counted)
-    targets, shares = (torch.from_numpy(part.ravel())[counted] for part in (batch.targets, batch.weights))
+    targets, shares = (torch.from_numpy(part)[counted] for part in (batch.targets, batch.weights))
     return weighted_loss(x, output_matrix(model, weights), targets, shares)
 
 
@@ -155,8 +187,8 @@ def mixtures(model: spec.Model) -> list[int]:
     return [index for index, layer in enumerate(model.layers) if isinstance(layer.ffn, spec.Experts)]
 
 
-def step_flops(model: spec.Model, length: int) -> float:
-    """Operations of training on one token: six for each weight that it meets, and attention's."""
+def step_flops(model: spec.Model, length: float) -> float:
+    """Operations of training on one token: six for each weight that it meets, and attention's over half its text."""
     size = 0.0
     for name, param in stacked_params(model).items():
         if param.role in ("embedding", "norm", "bias"):

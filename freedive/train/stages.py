@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import log
 from pathlib import Path
@@ -19,20 +19,27 @@ from freedive.model import spec
 from freedive.model.families import describe_config
 from freedive.text.tokenizer import Tokenizer
 from freedive.train import checkpoints, config, sources
-from freedive.train.config import Json, Run, Stage
+from freedive.train.config import Json, Reinforcement, Run, Stage
 from freedive.train.export import export_folder, export_gguf
-from freedive.train.net import unstacked
+from freedive.train.net import Weights, unstacked
 from freedive.train.progress import go_through
 from freedive.train.report import write_report
 from freedive.train.rl import Learner
+from freedive.train.rollouts import say
 from freedive.train.sampling import samples
 from freedive.train.shards import Shards, write_shards
 from freedive.train.trainer import Trainer, mean_loss, start
 from freedive.train.words import Words, rendered, train_tokenizer
 
-PRETRAIN, SFT, RL = "pretrain", "sft", "rl"
+PRETRAIN, SFT, RL, CONTROL = "pretrain", "sft", "rl", "control"
 LEARNED_FROM = 20_000
 """Documents that the tokenizer is learned from, of either kind."""
+
+EVAL_SAMPLES, EVAL_KS = 16, (1, 8)
+"""Answers to each held-out task, and how many of them there may be until one is right."""
+
+ASKED = "Tell me a story about a lost ball."
+"""What is asked now and then in fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -140,16 +147,17 @@ def sft(bench: Bench) -> None:
 
 def rl(bench: Bench) -> None:
     """Go on from the fine-tuned weights, on tasks whose answers are checked."""
-    folder, settings = bench.folder, bench.run.rl
-    weights = start(bench.model(), settings.seed, bench.trained(SFT))
-    learner = Learner(bench.model(), settings, bench.words(), folder.checkpoints(RL), weights)
-    learner.resume()
-    go_through(learner, RL, folder.metrics(RL))
+    _reinforce(bench, RL, bench.run.rl)
+
+
+def control(bench: Bench) -> None:
+    """The same with rewards that are thrown like a coin: what rises here has not been learned from answers."""
+    _reinforce(bench, CONTROL, replace(bench.run.rl, reward="random"))
 
 
 def evaluate(bench: Bench) -> None:
-    """Bits per byte of what was held out."""
-    model, found = bench.model(), {}
+    """Bits per byte of what was held out, and how many held-out tasks are solved in one answer or one of several."""
+    model, found = bench.model(), dict[str, dict[str, float]]()
     for stage in _KINDS:
         if not bench.folder.data(stage, held_out=True).exists():
             continue
@@ -157,6 +165,11 @@ def evaluate(bench: Bench) -> None:
         loss = mean_loss(model, weights, shards)
         found[stage] = {"loss": loss, "bits_per_byte": loss / log(2) / shards.bytes_per_token}
         bench.say(f"eval: {stage}: loss {loss:.3f}, {found[stage]['bits_per_byte']:.3f} bits a byte")
+    for stage in (SFT, RL):
+        if checkpoints.newest(bench.folder.checkpoints(stage)):
+            learner = _learner(bench, stage, bench.run.rl, bench.trained(stage))
+            found[f"tasks, {stage}"] = passed = learner.evaluate(EVAL_SAMPLES, EVAL_KS)
+            bench.say(f"eval: {stage}: " + ", ".join(f"{name} {part:.0%}" for name, part in passed.items()))
     (bench.folder.root / "eval.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
 
 
@@ -186,6 +199,7 @@ STAGES: dict[str, Callable[[Bench], None]] = {
     PRETRAIN: pretrain,
     SFT: sft,
     RL: rl,
+    CONTROL: control,
     "eval": evaluate,
     "export": export,
     "report": report,
@@ -231,8 +245,25 @@ def _note(folder: Folder, stage: str, seconds: float) -> None:
     path.write_text(json.dumps(spent, indent=2) + "\n", "utf-8")
 
 
+def _learner(bench: Bench, name: str, settings: Reinforcement, given: dict[str, Tensor]) -> Learner:
+    weights = start(bench.model(), settings.seed, given)
+    return Learner(bench.model(), settings, bench.words(), bench.folder.checkpoints(name), weights)
+
+
+def _reinforce(bench: Bench, name: str, settings: Reinforcement) -> None:
+    learner = _learner(bench, name, settings, bench.trained(SFT))
+    learner.resume()
+    go_through(learner, name, bench.folder.metrics(name))
+
+
 def _train(bench: Bench, name: str, stage: Stage, given: dict[str, Tensor] | None) -> None:
     model, folder = bench.model(), bench.folder
-    trainer = Trainer(model, stage, bench.shards(name), folder.checkpoints(name), start(model, stage.seed, given))
+    words, weights = bench.words(), start(model, stage.seed, given)
+    prompt = words.question(ASKED) if name == SFT else words.opening()
+
+    def speak(weights: Weights) -> str:
+        return words.tokenizer.decode(say(model, weights, prompt, words.end, stage.seed))
+
+    trainer = Trainer(model, stage, bench.shards(name), folder.checkpoints(name), weights, speak)
     trainer.resume()
     go_through(trainer, name, folder.metrics(name))
