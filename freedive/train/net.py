@@ -14,7 +14,7 @@ from torch import Tensor
 
 from freedive.engine.batch import Batch
 from freedive.model import spec
-from freedive.model.decoder import states
+from freedive.model.decoder import draft_norm, draft_states, states
 from freedive.model.params import Param, params
 from freedive.ops.torch import TorchOps
 from freedive.train.experts import GroupedFeedForward
@@ -41,6 +41,18 @@ def stacked_params(model: spec.Model) -> dict[str, Param]:
             param = replace(param, shape=(int(match["index"]) + 1, *param.shape))
         table[name] = param
     return table
+
+
+def stacked(weights: Mapping[str, Tensor]) -> Weights:
+    """Canonical weights with a layer's experts in one."""
+    table: Weights = {}
+    stacks: dict[str, list[Tensor]] = {}
+    for name, weight in weights.items():
+        if match := _EXPERT.fullmatch(name):
+            stacks.setdefault(f"{match['stack']}.{match['part']}", []).append(weight)
+        else:
+            table[name] = weight
+    return table | {name: torch.stack(experts) for name, experts in stacks.items()}
 
 
 def unstacked(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -103,6 +115,13 @@ class Sequences:
             yield Sequences(self.tokens[rows], self.targets[rows], self.weights[rows], self.lengths[first:stop])
             first = stop
 
+    def further(self) -> Sequences:
+        """The same one token further: what follows is read, and what comes after it to be told."""
+        ends = np.cumsum(self.lengths) - 1
+        targets, weights = np.roll(self.targets, -1), np.roll(self.weights, -1)
+        weights[ends] = 0
+        return Sequences(self.targets, targets, weights, self.lengths)
+
     @property
     def mean_context(self) -> float:
         """How many tokens a token's text has, on average."""
@@ -155,20 +174,38 @@ class TrainOps(TorchOps):
         return y
 
 
-def losses(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps) -> Tensor:
-    """The sum of the weighted losses of all tokens, in nats."""
+def losses(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps, mtp_share: float = 0.0) -> Tensor:
+    """The sum of the weighted losses of all tokens, in nats.
+
+    ``mtp_share`` of the loss of the tokens after the next is added where the model predicts them (DeepSeek-V3, section
+    2.2). That layer's choices and balance follow the others' in ``ops``.
+    """
+    x = states(model, weights, ops)
+    loss = _loss_of(model, weights, batch, x, "norm", ops)
+    if model.mtp and mtp_share:
+        further = batch.further()
+        then = TrainOps(further)
+        x = draft_states(model, model.mtp, weights, x, then)
+        loss = loss + mtp_share * _loss_of(model, weights, further, x, draft_norm(model), then)
+        ops.chosen += then.chosen
+        ops.balance += then.balance
+    return loss
+
+
+def _loss_of(model: spec.Model, weights: Weights, batch: Sequences, x: Tensor, norm: str, ops: TrainOps) -> Tensor:
     counted = torch.from_numpy(batch.weights).nonzero()[:, 0]
-    x = last_states(model, weights, ops, counted)
     targets, shares = (torch.from_numpy(part)[counted] for part in (batch.targets, batch.weights))
-    return weighted_loss(x, output_matrix(model, weights), targets, shares)
+    last = ops.rms_norm(_some(x, counted), weights[norm], model.norm_eps)
+    return weighted_loss(last, output_matrix(model, weights), targets, shares)
 
 
 def last_states(model: spec.Model, weights: Weights, ops: TrainOps, rows: Tensor) -> Tensor:
     """What the output matrix is multiplied with, of some ``rows`` of the batch: [len(rows), hidden]."""
-    x = states(model, weights, ops)
-    if len(rows) < len(x):
-        x = x.index_select(0, rows)
-    return ops.rms_norm(x, weights["norm"], model.norm_eps)
+    return ops.rms_norm(_some(states(model, weights, ops), rows), weights["norm"], model.norm_eps)
+
+
+def _some(x: Tensor, rows: Tensor) -> Tensor:
+    return x.index_select(0, rows) if len(rows) < len(x) else x
 
 
 def output_matrix(model: spec.Model, weights: Weights) -> Tensor:
@@ -183,8 +220,8 @@ def weighted_loss(x: Tensor, head: Tensor, targets: Tensor, shares: Tensor) -> T
 
 
 def mixtures(model: spec.Model) -> list[int]:
-    """The layers that have experts."""
-    return [index for index, layer in enumerate(model.layers) if isinstance(layer.ffn, spec.Experts)]
+    """The layers that have experts; one of multi-token prediction is the last."""
+    return [index for index, layer in enumerate(model.blocks) if isinstance(layer.ffn, spec.Experts)]
 
 
 def step_flops(model: spec.Model, length: float) -> float:
@@ -195,13 +232,13 @@ def step_flops(model: spec.Model, length: float) -> float:
             continue
         share = 1.0
         if ".experts." in name:
-            layer = model.layers[int(name.split(".")[1])].ffn
+            layer = model.blocks[int(name.split(".")[1])].ffn
             assert isinstance(layer, spec.Experts)
             share = layer.router.num_chosen / layer.router.num_experts
         size += share * param.size
     attention = sum(
         layer.attention.num_heads * length * (layer.attention.head_dim + layer.attention.value_dim) / 2
-        for layer in model.layers
+        for layer in model.blocks
         if isinstance(layer.attention, spec.LatentAttention)
     )
     return 6.0 * (size + attention)

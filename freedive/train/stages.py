@@ -92,7 +92,8 @@ class Bench:
         return self.run.model.hub_config(words.end, words.bos)
 
     def model(self) -> spec.Model:
-        return describe_config(self.hub_config())
+        model = describe_config(self.hub_config())
+        return replace(model, mtp=model.layers[-1]) if self.run.model.mtp else model
 
     def shards(self, stage: str, held_out: bool = False) -> Shards:
         return Shards(self.folder.data(stage, held_out), self.folder.vocabulary)
@@ -179,7 +180,7 @@ def export(bench: Bench) -> None:
     export_folder(model, settings, weights, bench.folder.tokenizer, bench.folder.model)
     for format in ("F32", "Q8_0") if bench.run.model.num_experts else ():
         path = bench.folder.root / f"model-{format}.gguf"
-        export_gguf(model, settings, weights, bench.folder.tokenizer, path, format)
+        export_gguf(replace(model, mtp=None), settings, weights, bench.folder.tokenizer, path, format)
     size = sum(weight.numel() for _, weight in unstacked(weights))
     bench.say(
         f"export: {size / 1e6:.1f} M parameters in {bench.folder.model}; talk to it: freedive chat {bench.folder.model}"

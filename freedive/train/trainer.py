@@ -117,13 +117,13 @@ class Trainer:
         total = balance = 0.0
         for part in batch.split(self.stage.micro_tokens):
             ops = TrainOps(part)
-            loss = losses(self.model, self.weights, part, ops) / weight
+            loss = losses(self.model, self.weights, part, ops, self.stage.mtp_loss) / weight
             uneven = sum(ops.balance, torch.zeros(())) * (len(part.lengths) / len(batch.lengths))
             (loss + self.stage.balance_loss * uneven).backward()  # type: ignore[no-untyped-call]
             total, balance = total + loss.item(), balance + uneven.item()
             counts = [
                 chosen.flatten().bincount(minlength=_num_experts(self.model, layer)).float()
-                for layer, chosen in zip(mixtures(self.model), ops.chosen, strict=True)
+                for layer, chosen in zip(mixtures(self.model), ops.chosen, strict=False)
             ]
             loads = [count + before if len(before) else count for before, count in zip(loads, counts, strict=True)]
         return total, balance, loads
@@ -170,7 +170,7 @@ def start(model: spec.Model, seed: int, given: Mapping[str, Tensor] | None = Non
 
 
 def _num_experts(model: spec.Model, layer: int) -> int:
-    ffn = model.layers[layer].ffn
+    ffn = model.blocks[layer].ffn
     assert isinstance(ffn, spec.Experts)
     return ffn.router.num_experts
 

@@ -11,7 +11,17 @@ import torch
 from freedive.model.families import describe_config
 from freedive.train import config
 from freedive.train.export import export_folder
-from freedive.train.net import Sequences, TrainOps, Weights, initial, losses, mixtures, stacked_params, unstacked
+from freedive.train.net import (
+    Sequences,
+    TrainOps,
+    Weights,
+    initial,
+    losses,
+    mixtures,
+    stacked,
+    stacked_params,
+    unstacked,
+)
 from freedive.train.words import train_tokenizer
 
 SETTINGS = ["model.hidden_dim=64", "model.num_layers=3", "model.dense_dim=96", "model.vocab_size=512"]
@@ -104,3 +114,21 @@ def test_every_canonical_weight_is_there_once() -> None:
     names = [name for name, _ in unstacked(initial(MODEL, 0))]
     assert sorted(names) == sorted(params(MODEL))
     assert stacked_params(MODEL)["layers.1.ffn.experts.up"].shape == (16, 128, 64)
+
+
+def test_the_further_loss_is_that_of_the_paper() -> None:
+    """Against section 2.2 of DeepSeek-V3's report over transformers' layers (tests/tiny_mtp.py)."""
+    from tiny_mtp import with_mtp
+
+    made = with_mtp("deepseek_v3")
+    tokens = np.random.default_rng(1).integers(0, made.spec.vocab_size, 20)
+    given = Sequences.of([(tokens, np.ones(20, np.float32))])
+    held = stacked({name: torch.from_numpy(value) for name, value in made.weights.items()})
+    with torch.no_grad():
+        ops = TrainOps(given)
+        both = losses(made.spec, held, given, ops, mtp_share=0.5)
+        plain = losses(made.spec, held, given, TrainOps(given))
+    logits = made.expected(tokens[:-2].tolist(), tokens[1:-1].tolist())
+    further = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(tokens[2:]), reduction="sum")
+    assert len(ops.chosen) == len(mixtures(made.spec))
+    torch.testing.assert_close(both - plain, 0.5 * further, rtol=1e-4, atol=1e-4)
