@@ -182,7 +182,7 @@ def losses(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps,
     """
     x = states(model, weights, ops)
     loss = _loss_of(model, weights, batch, x, "norm", ops)
-    if model.mtp and mtp_share:
+    if model.mtp:
         further = batch.further()
         then = TrainOps(further)
         x = draft_states(model, model.mtp, weights, x, then)

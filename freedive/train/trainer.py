@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -87,10 +87,11 @@ class Trainer:
         """One update; what is to be known of it."""
         began, stage = time.perf_counter(), self.stage
         batch = self.stream.take(stage.step_tokens, self.model.max_context)
-        total, balance, loads = self._gradients(batch)
+        total, uneven, loads = self._gradients(batch)
         lr = learning_rate(stage, self.step)
         norm = update(self.weights, self.optimizer, lr, stage.clip)
-        self._balance(loads)
+        if self.step < (1 - STILL) * stage.steps:
+            balance(self.model, self.weights, loads, stage.balance_rate)
         self.step += 1
         seconds = time.perf_counter() - began
         return self._said() | {
@@ -101,7 +102,7 @@ class Trainer:
             "gradient_norm": norm,
             "tokens_per_s": batch.tokens.size / seconds,
             "flops": batch.tokens.size * step_flops(self.model, batch.mean_context) / seconds,
-            "balance_loss": balance,
+            "balance_loss": uneven,
             "max_violation": [float(load.max() / load.mean() - 1) for load in loads],
             "loads": [[round(share, 4) for share in (load / load.sum()).tolist()] for load in loads],
         }
@@ -113,29 +114,31 @@ class Trainer:
     def _gradients(self, batch: Sequences) -> tuple[float, float, list[Tensor]]:
         """Adds to the weights' gradients: those of the mean loss. Returns it, the balance loss, and experts' loads."""
         weight = max(1.0, float(batch.weights.sum()))
-        loads = [torch.zeros(0)] * len(mixtures(self.model))
-        total = balance = 0.0
+        loads = [torch.zeros(())] * len(mixtures(self.model))
+        total = balance_loss = 0.0
         for part in batch.split(self.stage.micro_tokens):
             ops = TrainOps(part)
             loss = losses(self.model, self.weights, part, ops, self.stage.mtp_loss) / weight
             uneven = sum(ops.balance, torch.zeros(())) * (len(part.lengths) / len(batch.lengths))
             (loss + self.stage.balance_loss * uneven).backward()  # type: ignore[no-untyped-call]
-            total, balance = total + loss.item(), balance + uneven.item()
-            counts = [
-                chosen.flatten().bincount(minlength=_num_experts(self.model, layer)).float()
-                for layer, chosen in zip(mixtures(self.model), ops.chosen, strict=False)
-            ]
-            loads = [count + before if len(before) else count for before, count in zip(loads, counts, strict=True)]
-        return total, balance, loads
+            total, balance_loss = total + loss.item(), balance_loss + uneven.item()
+            loads = [load + count for load, count in zip(loads, expert_loads(self.model, ops.chosen), strict=True)]
+        return total, balance_loss, loads
 
-    def _balance(self, loads: list[Tensor]) -> None:
-        """Make overloaded experts less likely to be chosen (Wang et al. 2024), but not towards the end."""
-        if self.step >= (1 - STILL) * self.stage.steps:
-            return
-        for layer, load in zip(mixtures(self.model), loads, strict=True):
-            bias = self.weights[f"layers.{layer}.ffn.{CHOICE_BIAS}"]
-            bias += self.stage.balance_rate * (load.mean() - load).sign()
-            bias -= bias.mean()
+
+def expert_loads(model: spec.Model, chosen: Sequence[Tensor]) -> list[Tensor]:
+    """How many tokens chose each expert, mixture by mixture."""
+    layers = [model.blocks[index].ffn for index in mixtures(model)]
+    counts = [ffn.router.num_experts for ffn in layers if isinstance(ffn, spec.Experts)]
+    return [each.flatten().bincount(minlength=count).float() for each, count in zip(chosen, counts, strict=True)]
+
+
+def balance(model: spec.Model, weights: Weights, loads: Sequence[Tensor], rate: float) -> None:
+    """Make overloaded experts less likely to be chosen, and others likelier (Wang et al. 2024)."""
+    for layer, load in zip(mixtures(model), loads, strict=True):
+        bias = weights[f"layers.{layer}.ffn.{CHOICE_BIAS}"]
+        bias += rate * (load.mean() - load).sign()
+        bias -= bias.mean()
 
 
 def update(weights: Weights, optimizer: Optimizer, lr: float, clip: float) -> float:
@@ -167,12 +170,6 @@ def mean_loss(model: spec.Model, weights: Weights, shards: Shards, num_tokens: i
 def start(model: spec.Model, seed: int, given: Mapping[str, Tensor] | None = None) -> Weights:
     """Weights to begin with: those ``given``, else random ones."""
     return initial(model, seed) if given is None else {name: value.clone() for name, value in given.items()}
-
-
-def _num_experts(model: spec.Model, layer: int) -> int:
-    ffn = model.blocks[layer].ffn
-    assert isinstance(ffn, spec.Experts)
-    return ffn.router.num_experts
 
 
 def _gradient(weight: Tensor) -> Tensor:
