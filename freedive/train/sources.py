@@ -25,7 +25,7 @@ def documents(data: Data) -> Iterator[Record]:
         yield from (record for record in read(data.text) if "text" in record)
     else:
         yield from stories.documents(data.num_stories, data.seed)
-        yield from tasks.documents(data.num_solutions, data.seed)
+        yield from tasks.solutions(data.num_solutions, data.seed)
 
 
 def chats(data: Data) -> Iterator[Record]:
