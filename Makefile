@@ -1,4 +1,4 @@
-# chat | serve | test | bench | check | slow | families | clean
+# chat | serve | test | bench | check | slow | families | nano | clean
 #
 # A bare machine needs Python 3.11 or newer with venv, a C++ compiler and make; the rest comes into .venv.
 # Only answers go to standard output, so that `echo question | make chat` can be piped on.
@@ -13,7 +13,7 @@ NATIVE := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp' 
 MAKEFLAGS += --no-print-directory
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: chat serve test bench check slow families clean
+.PHONY: chat serve test bench check slow families nano clean
 
 chat serve: $(VENV)/installed
 	exec $(BIN)/freedive $@
@@ -31,6 +31,13 @@ slow: $(VENV)/installed $(VENV)/test-tools
 families: $(VENV)/installed $(VENV)/test-tools
 	$(BIN)/python -m pytest tests/ops tests/model --ignore tests/model/test_families_doc.py -m "not slow" --junitxml=build/families.xml -o junit_family=xunit1
 	$(BIN)/python tests/families_table.py build/families.xml >docs/families.md
+
+# The model of the catalogue's name nano, made anew; half an hour.
+nano: $(VENV)/installed $(VENV)/train-tools
+	rm -rf build/nano
+	$(BIN)/freedive train speedrun nano --run build/nano
+	cp build/nano/model-Q8_0.gguf freedive/hub/nano.gguf
+	cp build/nano/report.html docs/nano.html
 
 check: $(VENV)/installed $(VENV)/check-tools
 	$(BIN)/ruff check .

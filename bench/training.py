@@ -49,14 +49,14 @@ class Ours:
         self.model = describe_config(run.model.hub_config(1, 0))
         self.weights = initial(self.model, 0)
         self.optimizer = Optimizer(self.weights, stacked_params(self.model), DECAY, muon=muon)
-        self.rows = max(1, run.pretrain.micro_tokens // run.model.max_context)
+        self.micro_tokens = run.pretrain.micro_tokens
         for name in self.optimizer.trained:
             self.weights[name].requires_grad_()
 
     def step(self, batch: Sequences) -> float:
         total = 0.0
-        for part in batch.split(self.rows):
-            loss = losses(self.model, self.weights, part, TrainOps(part.tokens)) / batch.tokens.size
+        for part in batch.split(self.micro_tokens):
+            loss = losses(self.model, self.weights, part, TrainOps(part)) / batch.tokens.size
             loss.backward()
             total += loss.item()
         update(self.weights, self.optimizer, LR, clip=1.0)
@@ -66,21 +66,22 @@ class Ours:
 class Theirs:
     """transformers' own model, in ``dtype``, under autocast or not."""
 
-    def __init__(self, folder: Path, experts: str, dtype: torch.dtype, autocast: bool, rows: int) -> None:
+    def __init__(self, folder: Path, experts: str, dtype: torch.dtype, autocast: bool, micro_tokens: int) -> None:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         self.model.set_experts_implementation(experts)
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         rest = [p for p in self.model.parameters() if p.ndim == 1]
         groups = [{"params": decayed, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS, fused=True)
-        self.autocast, self.rows = autocast, rows
+        self.autocast, self.micro_tokens = autocast, micro_tokens
 
     def step(self, batch: Sequences) -> float:
         total = 0.0
-        for part in batch.split(self.rows):
+        for part in batch.split(self.micro_tokens):
+            tokens = torch.from_numpy(part.tokens).view(len(part.lengths), -1)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                logits = self.model(torch.from_numpy(part.tokens), use_cache=False).logits
-            targets = torch.from_numpy(part.targets).flatten()
+                logits = self.model(tokens, use_cache=False).logits
+            targets = torch.from_numpy(part.targets)
             every = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum")
             loss = every / batch.tokens.size
             loss.backward()
@@ -93,17 +94,17 @@ class Theirs:
 
 def contestants(run: config.Run, folder: Path, bf16: bool) -> dict[str, Callable[[], Learner]]:
     """Ours with either optimizer, and transformers in each way that trains."""
-    rows = max(1, run.pretrain.micro_tokens // run.model.max_context)
+    size = run.pretrain.micro_tokens
     ways = {"eager": "eager", "grouped": "grouped_mm"}
     makers: dict[str, Callable[[], Learner]] = {
         "freedive": lambda: Ours(run, muon=False),
         "freedive, Muon": lambda: Ours(run, muon=True),
     }
     for name, experts in ways.items():
-        makers[f"transformers {name} fp32"] = lambda e=experts: Theirs(folder, e, torch.float32, False, rows)
+        makers[f"transformers {name} fp32"] = lambda e=experts: Theirs(folder, e, torch.float32, False, size)
         if bf16:
-            makers[f"transformers {name} autocast"] = lambda e=experts: Theirs(folder, e, torch.float32, True, rows)
-            makers[f"transformers {name} bf16"] = lambda e=experts: Theirs(folder, e, torch.bfloat16, False, rows)
+            makers[f"transformers {name} autocast"] = lambda e=experts: Theirs(folder, e, torch.float32, True, size)
+            makers[f"transformers {name} bf16"] = lambda e=experts: Theirs(folder, e, torch.bfloat16, False, size)
     return makers
 
 
@@ -136,8 +137,7 @@ def main(
     batches = []
     for _ in range(warm_up + steps):
         tokens = source.zipf(1.3, (size, shape.max_context + 1)) % shape.vocab_size
-        every = np.ones((size, shape.max_context), np.float32)
-        batches.append(Sequences(tokens[:, :-1].copy(), tokens[:, 1:].copy(), every))
+        batches.append(Sequences.of([(row, np.ones(len(row), np.float32)) for row in tokens]))
     with TemporaryDirectory() as name:
         folder = Path(name)
         train_tokenizer(["a"], 300, folder / "tokenizer")

@@ -31,8 +31,8 @@ def list_models() -> None:
     rows = [("NAME", "PARAMETERS", "HERE", "LICENCE", "")]
     here = {model.ref: model for model in cache.stored()}
     for entry in catalogue().values():
-        model = here.pop(entry.ref, None)
-        size = size_text(model.size) if model else ""
+        model, place = here.pop(entry.ref, None), parse(entry.name)
+        size = size_text(place.stat().st_size) if isinstance(place, Path) else size_text(model.size) if model else ""
         about = entry.about if entry.runs else f"{entry.about} (not runnable yet)"
         rows.append((entry.name, _parameters(entry), size, entry.licence, about))
     rows += [(model.ref, "", size_text(model.size), model.licence or "", "") for model in here.values()]

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
 from freedive.errors import UserError
 
-Stage = Literal["tokenizer", "data", "pretrain", "sft", "rl", "distill", "eval", "export", "report", "speedrun"]
+Stage = Literal[
+    "tokenizer", "data", "pretrain", "sft", "rl", "control", "distill", "eval", "export", "report", "speedrun"
+]
+STAGES = ", ".join(get_args(Stage))
 
 
 def train(
     stage: Annotated[
         Stage,
-        typer.Argument(
-            metavar="STAGE",
-            help="tokenizer, data, pretrain, sft, rl, distill, eval, export, report, or speedrun: all of them.",
-        ),
+        typer.Argument(metavar="STAGE", help=f"One of {STAGES}; the last does all of them."),
     ],
     preset: Annotated[str, typer.Argument(metavar="PRESET", help="nano, nano-dense, micro or small.")] = "nano",
     settings: Annotated[

@@ -25,6 +25,9 @@ FORMS = {
     "pypi": "pypi:package==version/path-in-wheel",
 }
 
+INCLUDED = "included"
+"""The scheme of what comes with freedive itself, beside this file; only the catalogue uses it."""
+
 _REPOSITORY = re.compile(r"(?P<origin>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>.+))?", re.ASCII)
 _WHEEL = re.compile(r"(?P<origin>[A-Za-z0-9][\w.-]*==[\w.!+]+)/(?P<file>.+)", re.ASCII)
 
@@ -65,6 +68,8 @@ def parse(ref: str) -> Address | Path:
     """What ``ref`` means: a name of the catalogue comes first (write ./name for a folder of that name)."""
     entry = entry_for(ref)
     scheme, colon, rest = (entry.ref if entry else ref).partition(":")
+    if entry and scheme == INCLUDED:
+        return Path(__file__).with_name(rest)
     if colon and scheme in FORMS:
         return _parse_address(scheme, rest)
     path = Path(ref).expanduser()

@@ -34,7 +34,17 @@ def head(model: spec.Model, weights: Mapping[str, W], x: V, ops: Ops[V, W], norm
 
 
 def draft(model: spec.Model, layer: spec.Layer, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
-    """Logits [wanted, vocab] of the tokens after the next ones, which are those that ``ops`` holds in this step.
+    """Logits [wanted, vocab] of the tokens after the next ones: see :func:`draft_states`."""
+    return head(model, weights, draft_states(model, layer, weights, x, ops), ops, draft_norm(model))
+
+
+def draft_norm(model: spec.Model) -> str:
+    """The norm of draft states before the output head."""
+    return f"layers.{len(model.layers)}.mtp.norm"
+
+
+def draft_states(model: spec.Model, layer: spec.Layer, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
+    """What the layer of multi-token prediction makes of the next tokens, those that ``ops`` holds: [T, hidden].
 
     ``x`` are the :func:`states` at the tokens before, and ``layer`` is the model's ``mtp``. (DeepSeek-V3, section 2.2;
     the states are normed for the model's output head first.)
@@ -44,7 +54,7 @@ def draft(model: spec.Model, layer: spec.Layer, weights: Mapping[str, W], x: V, 
     token = ops.rms_norm(_embed(model, weights, ops), w["mtp.embed_norm"], eps)
     state = ops.rms_norm(ops.rms_norm(x, weights["norm"], eps), w["mtp.state_norm"], eps)
     x = ops.add(ops.linear(token, w["mtp.embed_proj"], None), ops.linear(state, w["mtp.state_proj"], None))
-    return head(model, weights, _block(index, layer, w, model, x, ops), ops, f"layers.{index}.mtp.norm")
+    return _block(index, layer, w, model, x, ops)
 
 
 class Scope(Mapping[str, W]):

@@ -21,8 +21,9 @@ Json = dict[str, Any]
 class Shape:
     """A decoder of DeepSeek-V3's kind: latent attention, a dense first layer, then mixtures with shared experts.
 
-    ``num_experts`` 0 makes all layers dense. Heads have ``nope_dim`` + ``rope_dim`` = ``value_dim`` dimensions, since
-    torch's fast attention wants keys and values of one width.
+    ``num_experts`` 0 makes all layers dense; ``mtp`` adds one that predicts the token after the next. Heads have
+    ``nope_dim`` + ``rope_dim`` = ``value_dim`` dimensions, since torch's fast attention wants keys and values of one
+    width.
     """
 
     vocab_size: int
@@ -39,6 +40,7 @@ class Shape:
     expert_dim: int = 0
     nope_dim: int = 32
     rope_dim: int = 32
+    mtp: bool = False
 
     @property
     def value_dim(self) -> int:
@@ -79,6 +81,7 @@ class Shape:
             "max_position_embeddings": self.max_context,
             "tie_word_embeddings": False,
             "attention_bias": False,
+            "num_nextn_predict_layers": int(self.mtp),
             "bos_token_id": bos_id,
             "eos_token_id": eos_id,
         }
@@ -90,7 +93,8 @@ class Stage:
 
     ``lr`` grows over the first ``warmup`` of the steps, stays, and falls over the last ``decay`` to ``lr_end`` of
     itself. ``micro_tokens`` go through the model at once, ``step_tokens`` into an update. ``balance_rate`` moves the
-    router's bias, ``balance_loss`` weighs the sequence-wise loss (DeepSeek-V3, section 2.1.2).
+    router's bias, ``balance_loss`` weighs the sequence-wise loss, ``mtp_loss`` that of multi-token prediction
+    (DeepSeek-V3, sections 2.1.2 and 2.2).
     """
 
     steps: int
@@ -104,6 +108,7 @@ class Stage:
     clip: float = 1.0
     balance_rate: float = 1e-3
     balance_loss: float = 1e-4
+    mtp_loss: float = 0.3
     save_every: int = 100
     seed: int = 0
 

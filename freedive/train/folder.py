@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -15,14 +15,19 @@ from freedive.model.families import describe_config
 from freedive.text.tokenizer import Tokenizer
 from freedive.train import checkpoints
 from freedive.train.config import Json, Run, Stage
+from freedive.train.net import Weights
 from freedive.train.progress import go_through
+from freedive.train.rollouts import say
 from freedive.train.shards import Shards
 from freedive.train.trainer import Trainer, start
 from freedive.train.words import Words
 
-PRETRAIN, SFT, RL, DISTILL = "pretrain", "sft", "rl", "distill"
+PRETRAIN, SFT, RL, CONTROL, DISTILL = "pretrain", "sft", "rl", "control", "distill"
 NEWEST_FIRST = (DISTILL, RL, SFT, PRETRAIN)
-"""Stages that leave weights."""
+"""Stages whose weights others go on from."""
+
+ASKED = "Tell me a story about a lost ball."
+"""What is asked now and then while chats are learned."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ class Bench:
         return self.run.model.hub_config(words.end, words.bos)
 
     def model(self) -> spec.Model:
-        return describe_config(self.hub_config())
+        model = describe_config(self.hub_config())
+        return replace(model, mtp=model.layers[-1]) if self.run.model.mtp else model
 
     def shards(self, stage: str, held_out: bool = False) -> Shards:
         return Shards(self.folder.data(stage, held_out), self.folder.vocabulary)
@@ -92,7 +98,13 @@ class Bench:
     def supervised(self, name: str, stage: Stage, given: dict[str, Tensor] | None) -> None:
         """Train on the shards of the stage ``name``, from the weights ``given`` or from random ones."""
         model, folder = self.model(), self.folder
-        trainer = Trainer(model, stage, self.shards(name), folder.checkpoints(name), start(model, stage.seed, given))
+        words, weights = self.words(), start(model, stage.seed, given)
+        prompt = words.opening() if name == PRETRAIN else words.question(ASKED)
+
+        def speak(weights: Weights) -> str:
+            return words.tokenizer.decode(say(model, weights, prompt, words.end, stage.seed))
+
+        trainer = Trainer(model, stage, self.shards(name), folder.checkpoints(name), weights, speak)
         trainer.resume()
         go_through(trainer, name, folder.metrics(name))
 

@@ -28,14 +28,14 @@ from freedive.engine.batch import Batch
 from freedive.engine.kvcache import pages_for
 from freedive.errors import UserError
 from freedive.model import spec
-from freedive.model.decoder import states
 from freedive.text.tokenizer import Tokenizer
 from freedive.train import checkpoints
 from freedive.train.checkpoints import Checkpoint
 from freedive.train.config import Distillation
-from freedive.train.net import TrainOps, Weights, stacked_params
+from freedive.train.net import TrainOps, Weights, last_states, output_matrix, stacked_params
 from freedive.train.optim import Optimizer
 from freedive.train.progress import Row
+from freedive.train.rl import joined
 from freedive.train.rollouts import Sample, Sampler
 from freedive.train.tasks import tasks
 from freedive.train.traces import Question, questions
@@ -169,17 +169,13 @@ class Pupil:
         return apart, update(self.weights, self.optimizer, self.settings.lr, self.settings.clip)
 
     def _divergence(self, samples: Sequence[Sample]) -> Tensor:
-        """The sum over the answers' tokens."""
-        length = max(len(sample.tokens) for sample in samples) - 1
-        tokens = np.full((len(samples), length), self.words.end, np.int64)
-        answered = np.zeros((len(samples), length), bool)
-        for row, sample in enumerate(samples):
-            tokens[row, : len(sample.tokens) - 1] = sample.tokens[:-1]
-            answered[row, sample.prompt - 1 : len(sample.tokens) - 1] = True
-        ops = TrainOps(tokens)
-        x = states(self.model, self.weights, ops)[torch.from_numpy(answered.ravel())]
-        x = ops.rms_norm(x, self.weights["norm"], self.model.norm_eps)
-        head = self.weights["embed" if self.model.tied else "head"]
+        """The sum over the answers' tokens. Their experts are those that they were drawn with."""
+        batch, _, replay = joined(list(samples))
+        answers = torch.from_numpy(batch.weights).nonzero()[:, 0]
+        x, head = (
+            last_states(self.model, self.weights, TrainOps(batch, replay), answers),
+            output_matrix(self.model, self.weights),
+        )
         logits = torch.cat([_logits(self.teacher, sample) for sample in samples])
         loss: Tensor = ReverseKL.apply(x, head, logits[:, : len(head)])  # type: ignore[no-untyped-call]
         return loss

@@ -41,8 +41,7 @@ def go_through(work: Steps, title: str, metrics: Path) -> None:
 
     On a signal to end it saves, and raises UserError.
     """
-    rows = [row for row in read_rows(metrics) if row["step"] <= work.step]
-    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    keep_rows(metrics, work.step)
     with (
         step_bar(title, work.num_steps, work.step) as show,
         metrics.open("a", encoding="utf-8") as file,
@@ -94,3 +93,11 @@ def read_rows(path: Path) -> list[Row]:
     """What a JSONL file holds; a last line that was cut short is left out."""
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def keep_rows(path: Path, step: int) -> None:
+    """Forget the rows after ``step``; stopped meanwhile, all are still there."""
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    kept = path.with_suffix(".partial")
+    kept.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    kept.replace(path)

@@ -7,9 +7,10 @@ kernels, and the experts that they chose are replayed in training, so that both 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,19 @@ from torch import Tensor
 
 from freedive.errors import UserError
 from freedive.model import spec
-from freedive.model.decoder import states
 from freedive.train import checkpoints
 from freedive.train.checkpoints import Checkpoint
 from freedive.train.config import Reinforcement
-from freedive.train.net import Sequences, TrainOps, Weights, losses, stacked_params
+from freedive.train.loss import CHUNK
+from freedive.train.net import (
+    Sequences,
+    TrainOps,
+    Weights,
+    last_states,
+    output_matrix,
+    stacked_params,
+    weighted_loss,
+)
 from freedive.train.optim import Optimizer
 from freedive.train.progress import Row
 from freedive.train.rollouts import Sample, Sampler
@@ -103,14 +112,25 @@ class Learner:
             }
         )
 
-    def evaluate(self) -> dict[str, float]:
-        """The part of held-out tasks whose first answer is right, by kind."""
+    def evaluate(self, num_samples: int = 1, ks: Sequence[int] = (1,)) -> dict[str, float]:
+        """pass@k of held-out tasks, by kind: the chance that one of k answers is right, told from ``num_samples``.
+
+        The estimate has no bias (Chen et al. 2021, Codex, section 2.1).
+        """
         asked = list(islice(tasks(EVALUATION_SEED, held_out=True), self.settings.num_eval * len(KINDS)))
-        samples = self._answers(asked, np.random.default_rng(EVALUATION_SEED))
-        right: dict[str, list[bool]] = defaultdict(list)
-        for task, sample in zip(asked, samples, strict=True):
-            right[task.kind].append(task.reward(self._said(sample)) == 1)
-        return {kind: float(np.mean(found)) for kind, found in right.items()}
+        source = np.random.default_rng(EVALUATION_SEED)
+        rounds = [self._right(asked, self._answers(asked, source)) for _ in range(num_samples)]
+        right = np.sum(rounds, 0)
+        found = {}
+        for k in ks:
+            passed = np.array([1 - comb(num_samples - count, k) / comb(num_samples, k) for count in right.tolist()])
+            for kind in KINDS:
+                name = kind if ks == (1,) else f"{kind} pass@{k}"
+                found[name] = float(passed[[task.kind == kind for task in asked]].mean())
+        return found
+
+    def _right(self, asked: list[Task], samples: list[Sample]) -> list[bool]:
+        return [task.reward(self._said(sample)) == 1 for task, sample in zip(asked, samples, strict=True)]
 
     def _answers(self, asked: list[Task], source: np.random.Generator) -> list[Sample]:
         prompts = [self.words.question(task.question) for task in asked]
@@ -131,11 +151,9 @@ class Learner:
 
     def _learn(self, samples: list[Sample], advantages: npt.NDArray[np.float64]) -> float:
         """One update; how far the answers' odds are from the trainer's, in nats a token."""
-        order = sorted(range(len(samples)), key=lambda i: len(samples[i].tokens))
+        order = sorted(range(len(samples)), key=lambda i: len(samples[i].tokens))  # equal lengths side by side
         total, apart = sum(len(sample.odds) for sample in samples), 0.0
-        rows = max(1, self.settings.micro_tokens // self.model.max_context)
-        for begin in range(0, len(order), rows):
-            part = order[begin : begin + rows]
+        for part in _parts(order, [len(sample.tokens) for sample in samples], self.settings.micro_tokens):
             apart += self._accumulate([samples[i] for i in part], advantages[part], total)
         if apart / total > self.settings.max_divergence:
             what = f"The answers' odds are {apart / total:.1e} nats a token from the trainer's"
@@ -145,44 +163,46 @@ class Learner:
 
     def _accumulate(self, samples: list[Sample], advantages: npt.NDArray[np.float64], total: int) -> float:
         """Add the gradients of some answers; returns the sum of their divergences."""
-        batch, odds, replay = _padded(samples, self.words.end)
-        with torch.no_grad():
-            new = log_odds(self.model, self.weights, batch, TrainOps(batch.tokens, replay))
-        drift = (new - odds) * torch.from_numpy(batch.weights)
-        ratio, gain = drift.exp(), torch.from_numpy(advantages).float()[:, None]
+        batch, old, replay = joined(samples)
+        answers = torch.from_numpy(batch.weights).nonzero()[:, 0]
+        x = last_states(self.model, self.weights, TrainOps(batch, replay), answers)
+        head, targets = output_matrix(self.model, self.weights), torch.from_numpy(batch.targets)[answers]
+        drift = log_odds(x, head, targets) - old[answers]
+        ratio, gain = drift.exp(), torch.from_numpy(advantages.repeat(batch.lengths)).float()[answers]
         low, high = 1 - self.settings.clip_low, 1 + self.settings.clip_high
         moving = torch.where(gain > 0, ratio < high, ratio > low)
-        weights = torch.from_numpy(batch.weights) * gain * ratio * moving / total
-        learned = Sequences(batch.tokens, batch.targets, weights.numpy())
-        losses(self.model, self.weights, learned, TrainOps(batch.tokens, replay)).backward()  # type: ignore[no-untyped-call]
-        return float((drift.exp() - 1 - drift).sum())
+        weighted_loss(x, head, targets, gain * ratio * moving / total).backward()  # type: ignore[no-untyped-call]
+        return float((ratio - 1 - drift).sum())
 
 
-def log_odds(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps) -> Tensor:
-    """The log-probability of each target, [N, L]."""
-    x = ops.rms_norm(states(model, weights, ops), weights["norm"], model.norm_eps)
-    head = weights["embed" if model.tied else "head"]
-    targets = torch.from_numpy(batch.targets.ravel())
+@torch.no_grad()
+def log_odds(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """The log-probability of each target after the last states ``x`` [rows, hidden]: [rows]."""
     parts = [
         (rows @ head.T).float().log_softmax(-1).gather(1, target[:, None])[:, 0]
-        for rows, target in zip(torch.split(x, 1024), torch.split(targets, 1024), strict=True)
+        for rows, target in zip(torch.split(x, CHUNK), torch.split(targets, CHUNK), strict=True)
     ]
-    return torch.cat(parts).view(batch.targets.shape)
+    return torch.cat(parts)
 
 
-def _padded(samples: list[Sample], end: int) -> tuple[Sequences, Tensor, list[Tensor]]:
-    """Samples as rows of one length, the odds of their targets, and each mixture's choices."""
-    length = max(len(sample.tokens) for sample in samples) - 1
-    tokens = np.full((len(samples), length + 1), end, np.int64)
-    weights, odds = (np.zeros((len(samples), length), np.float32) for _ in range(2))
-    routes = np.zeros((len(samples), length, *samples[0].routes[0].shape), np.int64)
-    routes[:] = np.arange(routes.shape[-1])  # of padding, any that differ
-    for row, sample in enumerate(samples):
-        size, first = len(sample.tokens), sample.prompt - 1
-        tokens[row, :size] = sample.tokens
-        weights[row, first : size - 1] = 1
-        odds[row, first : size - 1] = sample.odds
-        routes[row, : size - 1] = sample.routes[: size - 1]
-    batch = Sequences(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]), weights)
-    mixtures = torch.from_numpy(routes).flatten(0, 1).unbind(1)
-    return batch, torch.from_numpy(odds), [each.contiguous() for each in mixtures]
+def joined(samples: list[Sample]) -> tuple[Sequences, Tensor, list[Tensor]]:
+    """Samples laid end to end, the odds of their targets [T] (0 within prompts), and each mixture's choices [T, k]."""
+    texts, odds = [], []
+    for sample in samples:
+        answered = np.arange(len(sample.tokens)) >= sample.prompt
+        texts.append((np.array(sample.tokens), answered.astype(np.float32)))
+        odds.append(np.concatenate([np.zeros(sample.prompt - 1), sample.odds]))
+    routes = torch.from_numpy(np.concatenate([np.stack(sample.routes) for sample in samples]))
+    return Sequences.of(texts), torch.from_numpy(np.concatenate(odds)).float(), list(routes.unbind(1))
+
+
+def _parts(order: list[int], lengths: list[int], num_tokens: int) -> Iterator[list[int]]:
+    """Numbers of ``order`` in parts, of at most ``num_tokens`` where one alone has not more."""
+    part: list[int] = []
+    for index in order:
+        if part and sum(lengths[i] for i in part) + lengths[index] > num_tokens:
+            yield part
+            part = []
+        part.append(index)
+    if part:
+        yield part

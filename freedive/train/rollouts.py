@@ -19,6 +19,7 @@ from freedive.ops.native import NativeRunner
 from freedive.train.export import canonical
 
 MAX_ROWS = 512
+SAMPLE_TEMPERATURE = 0.7
 
 
 @dataclass
@@ -87,6 +88,13 @@ class Sampler:
             sample.tokens.append(token)
             sample.odds.append(chance)
             sample.routes.extend(of_token)
+
+
+def say(model: spec.Model, weights: Mapping[str, Tensor], prompt: Sequence[int], end: int, seed: int) -> list[int]:
+    """What the weights write after ``prompt``, to its end or that of the context."""
+    sampler = Sampler(model, weights, 1, model.max_context)
+    (sample,) = sampler.answers([prompt], end, np.random.default_rng(seed), SAMPLE_TEMPERATURE)
+    return sample.tokens[: -1 if sample.ended else None]
 
 
 def draw(

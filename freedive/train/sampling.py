@@ -15,13 +15,10 @@ ASKED = (
 )
 
 
-def samples(folder: Path, max_tokens: int = 200) -> dict[str, str]:
+def samples(folder: Path) -> dict[str, str]:
     """Answers by question, drawn with fixed seeds."""
     with freedive.load(str(folder)) as model:
-        length = min(max_tokens, model.max_context // 2)
         return {
-            asked: "".join(
-                model.chat([{"role": "user", "content": asked}], temperature=0.7, seed=seed, max_tokens=length)
-            )
+            asked: "".join(model.chat([{"role": "user", "content": asked}], temperature=0.7, seed=seed))
             for seed, asked in enumerate(ASKED)
         }

@@ -66,29 +66,28 @@ class Shards:
 
 
 class Stream:
-    """Documents one behind the other, in a new order each epoch. ``state`` is where it stands."""
+    """Documents in a new order each epoch, without end. ``state`` is where it stands."""
 
     def __init__(self, shards: Shards, seed: int) -> None:
         self._shards = shards
         self._seed = seed
         self.state = {"epoch": 0, "document": 0, "offset": 0}
 
-    def take(self, num_rows: int, length: int) -> Sequences:
-        """The next ``num_rows`` rows of ``length`` tokens, and the token that follows each."""
-        count = num_rows * (length + 1)
-        tokens, weights = np.empty(count, np.int64), np.empty(count, np.float32)
-        filled = 0
-        while filled < count:
+    def take(self, num_tokens: int, length: int) -> Sequences:
+        """The next documents, of about ``num_tokens``; what is longer than ``length`` comes in pieces.
+
+        Those of one length are side by side, so that they go through attention together.
+        """
+        pieces, left = list[slice](), num_tokens
+        while left > 0:
             begin, end = self._rest_of_document()
-            end = min(end, begin + count - filled)
-            place = slice(filled, filled + end - begin)
-            tokens[place], weights[place] = self._shards.tokens[begin:end], self._shards.weights[begin:end]
-            filled = place.stop
-            self.state["offset"] += end - begin
-        rows, shares = tokens.reshape(num_rows, -1), weights.reshape(num_rows, -1)
-        return Sequences(
-            np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:]), np.ascontiguousarray(shares[:, 1:])
-        )
+            piece = slice(begin, min(end, begin + length + 1))
+            pieces.append(piece)
+            self.state["offset"] += length
+            left -= piece.stop - begin - 1
+        pieces.sort(key=lambda piece: piece.stop - piece.start)
+        tokens, weights = self._shards.tokens, self._shards.weights
+        return Sequences.of([(tokens[piece], weights[piece].astype(np.float32)) for piece in pieces])
 
     def _rest_of_document(self) -> tuple[int, int]:
         """Begin and end of what is left of the document under way; the next one where nothing is."""
@@ -98,7 +97,7 @@ class Stream:
             while state["document"] < len(order):
                 document = order[state["document"]]
                 begin, end = int(starts[document]) + state["offset"], int(starts[document + 1])
-                if begin < end:
+                if begin + 1 < end:  # a last token has nothing to follow it
                     return begin, end
                 state["document"], state["offset"] = state["document"] + 1, 0
             state.update(epoch=state["epoch"] + 1, document=0, offset=0)

@@ -22,7 +22,7 @@ _PARTS = 10_000
 
 def documents(data: Data) -> Iterator[Record]:
     """What pretraining reads: the files' texts; where they hold none, stories and solutions."""
-    made_up = chain(stories.documents(data.num_stories, data.seed), tasks.documents(data.num_solutions, data.seed))
+    made_up = chain(stories.documents(data.num_stories, data.seed), tasks.solutions(data.num_solutions, data.seed))
     return _or_else((record for record in read(data.text) if "text" in record), made_up)
 
 

@@ -11,14 +11,15 @@ from math import log
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from freedive import machine
 from freedive.errors import UserError
 from freedive.train import config, sources
-from freedive.train.config import Run
+from freedive.train.config import Reinforcement, Run
 from freedive.train.distill import distill
 from freedive.train.export import export_folder, export_gguf
-from freedive.train.folder import DISTILL, NEWEST_FIRST, PRETRAIN, RL, SFT, Bench, Folder, write_json
+from freedive.train.folder import CONTROL, DISTILL, NEWEST_FIRST, PRETRAIN, RL, SFT, Bench, Folder, write_json
 from freedive.train.net import unstacked
 from freedive.train.progress import go_through
 from freedive.train.report import write_report
@@ -30,6 +31,9 @@ from freedive.train.words import rendered, train_tokenizer
 
 LEARNED_FROM = 20_000
 """Documents that the tokenizer is learned from, of either kind."""
+
+EVAL_SAMPLES, EVAL_KS = 16, (1, 8)
+"""Answers to each held-out task, and how many of them there may be until one is right."""
 
 
 def tokenizer(bench: Bench) -> None:
@@ -74,16 +78,20 @@ def sft(bench: Bench) -> None:
 
 def rl(bench: Bench) -> None:
     """Go on from the fine-tuned weights, on tasks whose answers are checked."""
-    folder, settings = bench.folder, bench.run.rl
-    weights = start(bench.model(), settings.seed, bench.trained(SFT))
-    learner = Learner(bench.model(), settings, bench.words(), folder.checkpoints(RL), weights)
-    learner.resume()
-    go_through(learner, RL, folder.metrics(RL))
+    _reinforce(bench, RL, bench.run.rl)
+
+
+def control(bench: Bench) -> None:
+    """The same with rewards that are thrown like a coin: what rises here has not been learned from answers."""
+    _reinforce(bench, CONTROL, replace(bench.run.rl, reward="random"))
 
 
 def evaluate(bench: Bench) -> None:
-    """Bits per byte of what was held out: of documents after pretraining, of chats after each later stage."""
-    model, found = bench.model(), {}
+    """Bits per byte of what was held out, and how many held-out tasks are solved in one answer or one of several.
+
+    The text is documents after pretraining, and chats after each stage from then on.
+    """
+    model, found = bench.model(), dict[str, dict[str, float]]()
     for stage in (PRETRAIN, SFT, RL, DISTILL):
         kind = PRETRAIN if stage == PRETRAIN else SFT
         if not (bench.has(stage) and bench.folder.data(kind, held_out=True).exists()):
@@ -92,6 +100,11 @@ def evaluate(bench: Bench) -> None:
         loss = mean_loss(model, weights, shards)
         found[stage] = {"loss": loss, "bits_per_byte": loss / log(2) / shards.bytes_per_token}
         bench.say(f"eval: {stage}: loss {loss:.3f}, {found[stage]['bits_per_byte']:.3f} bits a byte")
+    for stage in (SFT, RL, DISTILL):
+        if bench.has(stage):
+            learner = _learner(bench, stage, bench.run.rl, bench.trained(stage))
+            found[f"tasks, {stage}"] = passed = learner.evaluate(EVAL_SAMPLES, EVAL_KS)
+            bench.say(f"eval: {stage}: " + ", ".join(f"{name} {part:.0%}" for name, part in passed.items()))
     if not found:
         raise UserError("There is nothing to evaluate", "Train first: freedive train pretrain")
     write_json(bench.folder.root / "eval.json", found)
@@ -103,7 +116,7 @@ def export(bench: Bench) -> None:
     export_folder(model, settings, weights, bench.folder.tokenizer, bench.folder.model)
     for format in ("F32", "Q8_0") if bench.run.model.num_experts else ():
         path = bench.folder.root / f"model-{format}.gguf"
-        export_gguf(model, settings, weights, bench.folder.tokenizer, path, format)
+        export_gguf(replace(model, mtp=None), settings, weights, bench.folder.tokenizer, path, format)
     size = sum(weight.numel() for _, weight in unstacked(weights))
     bench.say(
         f"export: {size / 1e6:.1f} M parameters in {bench.folder.model}; talk to it: freedive chat {bench.folder.model}"
@@ -123,6 +136,7 @@ STAGES: dict[str, Callable[[Bench], None]] = {
     PRETRAIN: pretrain,
     SFT: sft,
     RL: rl,
+    CONTROL: control,
     DISTILL: distill,
     "eval": evaluate,
     "export": export,
@@ -173,3 +187,14 @@ def _note(folder: Folder, stage: str, seconds: float) -> None:
     spent = json.loads(path.read_text("utf-8")) if path.exists() else {}
     spent[stage] = round(spent.get(stage, 0.0) + seconds, 1)
     write_json(path, spent)
+
+
+def _learner(bench: Bench, name: str, settings: Reinforcement, given: dict[str, Tensor]) -> Learner:
+    weights = start(bench.model(), settings.seed, given)
+    return Learner(bench.model(), settings, bench.words(), bench.folder.checkpoints(name), weights)
+
+
+def _reinforce(bench: Bench, name: str, settings: Reinforcement) -> None:
+    learner = _learner(bench, name, settings, bench.trained(SFT))
+    learner.resume()
+    go_through(learner, name, bench.folder.metrics(name))

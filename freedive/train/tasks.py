@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+Record = dict[str, Any]
+"""{"messages": [...]}, as :mod:`freedive.train.sources` has them."""
+
 THINK, END_THINK = "<think>", "</think>"
 DIRECT = 0.7
 """Part of the worked examples that answer at once, right or not being luck: what reinforcement has to change."""
@@ -87,20 +90,19 @@ def tasks(seed: int, held_out: bool) -> Iterator[Task]:
             yield task
 
 
-def documents(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Solutions, step by step, as records with a text."""
+def solutions(count: int, seed: int) -> Iterator[Record]:
+    """Worked examples that think first, each and every one: what pretraining reads."""
     for task in islice(tasks(seed, held_out=False), count):
-        yield {"text": f"{task.question} {task.steps} = {task.answer}"}
+        yield _answered(task, f"{THINK}{task.steps}{END_THINK}{task.answer}")
 
 
-def chats(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Worked examples as records with messages: most answer directly, some think first."""
+def chats(count: int, seed: int) -> Iterator[Record]:
+    """Examples of which most answer directly and some think first."""
     source = random.Random(f"worked {seed}")
     for task in islice(tasks(seed + 1, held_out=False), count):
         thought = "" if source.random() < DIRECT else f"{THINK}{task.steps}{END_THINK}"
-        yield {
-            "messages": [
-                {"role": "user", "content": task.question},
-                {"role": "assistant", "content": thought + task.answer},
-            ]
-        }
+        yield _answered(task, thought + task.answer)
+
+
+def _answered(task: Task, answer: str) -> Record:
+    return {"messages": [{"role": "user", "content": task.question}, {"role": "assistant", "content": answer}]}

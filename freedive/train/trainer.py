@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -31,28 +31,32 @@ from freedive.train.optim import Optimizer, learning_rate
 from freedive.train.progress import Row
 from freedive.train.shards import Shards, Stream
 
+SAMPLES = 8
+"""Samples of what a stage's weights write, while they learn."""
+
 STILL = 0.1
 """The last part of a stage, in which routers' biases rest."""
 
 
 @dataclass
 class Trainer:
-    """Weights, their optimizer and the data, between two steps. ``folder`` is where checkpoints go."""
+    """Weights, their optimizer and the data, between two steps. ``folder`` is where checkpoints go.
+
+    ``speak`` makes a sample of what the weights write, now and then.
+    """
 
     model: spec.Model
     stage: Stage
     shards: Shards
     folder: Path
     weights: Weights
+    speak: Callable[[Weights], str] | None = None
     step: int = 0
 
     def __post_init__(self) -> None:
         table = stacked_params(self.model)
         self.optimizer = Optimizer(self.weights, table, self.stage.weight_decay)
         self.stream = Stream(self.shards, self.stage.seed)
-        self.length = self.model.max_context
-        self.num_rows = max(1, self.stage.step_tokens // self.length)
-        self.micro_rows = max(1, self.stage.micro_tokens // self.length)
         for name in self.optimizer.trained:
             self.weights[name].requires_grad_()
 
@@ -82,52 +86,59 @@ class Trainer:
     def advance(self) -> Row:
         """One update; what is to be known of it."""
         began, stage = time.perf_counter(), self.stage
-        batch = self.stream.take(self.num_rows, self.length)
-        total, balance, loads = self._gradients(batch)
+        batch = self.stream.take(stage.step_tokens, self.model.max_context)
+        total, uneven, loads = self._gradients(batch)
         lr = learning_rate(stage, self.step)
         norm = update(self.weights, self.optimizer, lr, stage.clip)
-        self._balance(loads)
+        if self.step < (1 - STILL) * stage.steps:
+            balance(self.model, self.weights, loads, stage.balance_rate)
         self.step += 1
         seconds = time.perf_counter() - began
-        return {
+        return self._said() | {
             "step": self.step,
             "loss": total,
             "bits_per_byte": total / log(2) / self.shards.bytes_per_token,
             "lr": lr,
             "gradient_norm": norm,
             "tokens_per_s": batch.tokens.size / seconds,
-            "flops": batch.tokens.size * step_flops(self.model, self.length) / seconds,
-            "balance_loss": balance,
+            "flops": batch.tokens.size * step_flops(self.model, batch.mean_context) / seconds,
+            "balance_loss": uneven,
             "max_violation": [float(load.max() / load.mean() - 1) for load in loads],
             "loads": [[round(share, 4) for share in (load / load.sum()).tolist()] for load in loads],
         }
 
+    def _said(self) -> Row:
+        parts = (self.step - 1) * SAMPLES // self.num_steps, self.step * SAMPLES // self.num_steps
+        return {"sample": self.speak(self.weights)} if self.speak and parts[0] < parts[1] else {}
+
     def _gradients(self, batch: Sequences) -> tuple[float, float, list[Tensor]]:
         """Adds to the weights' gradients: those of the mean loss. Returns it, the balance loss, and experts' loads."""
-        weight, parts = max(1.0, float(batch.weights.sum())), -(-len(batch.tokens) // self.micro_rows)
-        loads = [torch.zeros(0)] * len(mixtures(self.model))
-        total = balance = 0.0
-        for part in batch.split(self.micro_rows):
-            ops = TrainOps(part.tokens)
-            loss = losses(self.model, self.weights, part, ops) / weight
-            uneven = sum(ops.balance, torch.zeros(())) / parts
+        weight = max(1.0, float(batch.weights.sum()))
+        loads = [torch.zeros(())] * len(mixtures(self.model))
+        total = balance_loss = 0.0
+        for part in batch.split(self.stage.micro_tokens):
+            ops = TrainOps(part)
+            loss = losses(self.model, self.weights, part, ops, self.stage.mtp_loss) / weight
+            uneven = sum(ops.balance, torch.zeros(())) * (len(part.lengths) / len(batch.lengths))
             (loss + self.stage.balance_loss * uneven).backward()  # type: ignore[no-untyped-call]
-            total, balance = total + loss.item(), balance + uneven.item()
-            counts = [
-                chosen.flatten().bincount(minlength=_num_experts(self.model, layer)).float()
-                for layer, chosen in zip(mixtures(self.model), ops.chosen, strict=True)
-            ]
-            loads = [count + before if len(before) else count for before, count in zip(loads, counts, strict=True)]
-        return total, balance, loads
+            total, balance_loss = total + loss.item(), balance_loss + uneven.item()
+            loads = [load + count for load, count in zip(loads, expert_loads(self.model, ops.chosen), strict=True)]
+        return total, balance_loss, loads
 
-    def _balance(self, loads: list[Tensor]) -> None:
-        """Make overloaded experts less likely to be chosen (Wang et al. 2024), but not towards the end."""
-        if self.step >= (1 - STILL) * self.stage.steps:
-            return
-        for layer, load in zip(mixtures(self.model), loads, strict=True):
-            bias = self.weights[f"layers.{layer}.ffn.{CHOICE_BIAS}"]
-            bias += self.stage.balance_rate * (load.mean() - load).sign()
-            bias -= bias.mean()
+
+def expert_loads(model: spec.Model, chosen: Sequence[Tensor]) -> list[Tensor]:
+    """How many tokens chose each expert, mixture by mixture."""
+    layers = [model.blocks[index].ffn for index in mixtures(model)]
+    counts = [ffn.router.num_experts for ffn in layers if isinstance(ffn, spec.Experts)]
+    return [each.flatten().bincount(minlength=count).float() for each, count in zip(chosen, counts, strict=True)]
+
+
+def balance(model: spec.Model, weights: Weights, loads: Sequence[Tensor], rate: float) -> None:
+    """Make overloaded experts less likely to be chosen, and others likelier (Wang et al. 2024)."""
+    for layer, load in zip(mixtures(model), loads, strict=True):
+        bias = weights[f"layers.{layer}.ffn.{CHOICE_BIAS}"]
+        bias += rate * (load.mean() - load).sign()
+        bias -= bias.mean()
 
 
 def update(weights: Weights, optimizer: Optimizer, lr: float, clip: float) -> float:
@@ -148,23 +159,17 @@ def update(weights: Weights, optimizer: Optimizer, lr: float, clip: float) -> fl
     return float(norm)
 
 
-def mean_loss(model: spec.Model, weights: Weights, shards: Shards, num_rows: int = 64) -> float:
+def mean_loss(model: spec.Model, weights: Weights, shards: Shards, num_tokens: int = 16_384) -> float:
     """Of held-out data: nats per token whose loss counts."""
-    rows = Stream(shards, 0).take(num_rows, model.max_context)
+    batch = Stream(shards, 0).take(num_tokens, model.max_context)
     with torch.no_grad():
-        total = sum(float(losses(model, weights, part, TrainOps(part.tokens))) for part in rows.split(16))
-    return total / float(rows.weights.sum())
+        total = sum(float(losses(model, weights, part, TrainOps(part))) for part in batch.split(4096))
+    return total / float(batch.weights.sum())
 
 
 def start(model: spec.Model, seed: int, given: Mapping[str, Tensor] | None = None) -> Weights:
     """Weights to begin with: those ``given``, else random ones."""
     return initial(model, seed) if given is None else {name: value.clone() for name, value in given.items()}
-
-
-def _num_experts(model: spec.Model, layer: int) -> int:
-    ffn = model.layers[layer].ffn
-    assert isinstance(ffn, spec.Experts)
-    return ffn.router.num_experts
 
 
 def _gradient(weight: Tensor) -> Tensor:

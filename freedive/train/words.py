@@ -69,6 +69,10 @@ class Words:
         tokens = [self.bos, *self.tokenizer.encode(text, parse_special=False), self.end]
         return tokens, [1] * len(tokens)
 
+    def opening(self) -> list[int]:
+        """What is before the first word of a text."""
+        return [self.bos]
+
     def question(self, text: str) -> list[int]:
         """A prompt that asks for an answer to ``text``."""
         return [*self.chat([{"role": "user", "content": text}])[0], self.ids[ASSISTANT]]

@@ -11,7 +11,17 @@ import torch
 from freedive.model.families import describe_config
 from freedive.train import config
 from freedive.train.export import export_folder
-from freedive.train.net import Sequences, TrainOps, Weights, initial, losses, mixtures, stacked_params, unstacked
+from freedive.train.net import (
+    Sequences,
+    TrainOps,
+    Weights,
+    initial,
+    losses,
+    mixtures,
+    stacked,
+    stacked_params,
+    unstacked,
+)
 from freedive.train.words import train_tokenizer
 
 SETTINGS = ["model.hidden_dim=64", "model.num_layers=3", "model.dense_dim=96", "model.vocab_size=512"]
@@ -30,8 +40,8 @@ def weights() -> Weights:
 
 def batch(num: int = 3, length: int = 40) -> Sequences:
     tokens = np.random.default_rng(5).integers(0, SHAPE.vocab_size, (num, length + 1))
-    shares = np.random.default_rng(6).random((num, length), np.float32)
-    return Sequences(tokens[:, :-1].copy(), tokens[:, 1:].copy(), shares)
+    shares = np.random.default_rng(6).random((num, length + 1), np.float32)
+    return Sequences.of(list(zip(tokens, shares, strict=True)))
 
 
 def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
@@ -41,11 +51,11 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
     train_tokenizer(["some text"], 512, tmp_path / "tokenizer")
     export_folder(MODEL, SHAPE.hub_config(1, 0), held, tmp_path / "tokenizer", tmp_path / "model")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    logits = theirs(torch.from_numpy(given.tokens)).logits.flatten(0, 1)
-    shares = torch.from_numpy(given.weights).flatten()
-    every = torch.nn.functional.cross_entropy(logits, torch.from_numpy(given.targets).flatten(), reduction="none")
+    logits = theirs(torch.from_numpy(given.tokens).view(len(given.lengths), -1)).logits.flatten(0, 1)
+    shares = torch.from_numpy(given.weights)
+    every = torch.nn.functional.cross_entropy(logits, torch.from_numpy(given.targets), reduction="none")
     (every * shares).sum().backward()
-    ours = losses(MODEL, held, given, TrainOps(given.tokens))
+    ours = losses(MODEL, held, given, TrainOps(given))
     ours.backward()
     torch.testing.assert_close(ours, (every * shares).sum(), rtol=1e-5, atol=1e-4)
     parameters = dict(theirs.named_parameters())
@@ -64,11 +74,11 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
 def test_micro_batches_do_not_show_in_the_gradient() -> None:
     held, given = weights(), batch()
     gradients = []
-    for rows in (3, 1):
+    for num_tokens in (120, 40):
         for value in held.values():
             value.grad = None
-        for part in given.split(rows):
-            losses(MODEL, held, part, TrainOps(part.tokens)).backward()
+        for part in given.split(num_tokens):
+            losses(MODEL, held, part, TrainOps(part)).backward()
         gradients.append({name: value.grad for name, value in held.items() if value.grad is not None})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
@@ -76,24 +86,24 @@ def test_micro_batches_do_not_show_in_the_gradient() -> None:
 
 def test_replayed_choices_are_taken() -> None:
     held, given = weights(), batch()
-    first = TrainOps(given.tokens)
+    first = TrainOps(given)
     expected = losses(MODEL, held, given, first)
     with torch.no_grad():
         held["layers.1.ffn.choice_bias"] += torch.randn(SHAPE.num_experts)
-    again = TrainOps(given.tokens, replay=first.chosen)
+    again = TrainOps(given, replay=first.chosen)
     assert torch.equal(losses(MODEL, held, given, again), expected)
-    assert not torch.equal(losses(MODEL, held, given, TrainOps(given.tokens)), expected)
+    assert not torch.equal(losses(MODEL, held, given, TrainOps(given)), expected)
 
 
 def test_the_balance_loss_is_least_where_experts_share_evenly() -> None:
     held, given = weights(), batch()
-    ops = TrainOps(given.tokens)
+    ops = TrainOps(given)
     losses(MODEL, held, given, ops)
     assert len(ops.balance) == len(mixtures(MODEL)) == 2
     with torch.no_grad():
         held["layers.1.ffn.router"].zero_()  # equal scores: all tokens choose the same, and each score is the mean
         held["layers.2.ffn.router"].zero_()
-    even = TrainOps(given.tokens)
+    even = TrainOps(given)
     losses(MODEL, held, given, even)
     assert [value.item() for value in even.balance] == pytest.approx([1.0, 1.0])
 
@@ -104,3 +114,21 @@ def test_every_canonical_weight_is_there_once() -> None:
     names = [name for name, _ in unstacked(initial(MODEL, 0))]
     assert sorted(names) == sorted(params(MODEL))
     assert stacked_params(MODEL)["layers.1.ffn.experts.up"].shape == (16, 128, 64)
+
+
+def test_the_further_loss_is_that_of_the_paper() -> None:
+    """Against section 2.2 of DeepSeek-V3's report over transformers' layers (tests/tiny_mtp.py)."""
+    from tiny_mtp import with_mtp
+
+    made = with_mtp("deepseek_v3")
+    tokens = np.random.default_rng(1).integers(0, made.spec.vocab_size, 20)
+    given = Sequences.of([(tokens, np.ones(20, np.float32))])
+    held = stacked({name: torch.from_numpy(value) for name, value in made.weights.items()})
+    with torch.no_grad():
+        ops = TrainOps(given)
+        both = losses(made.spec, held, given, ops, mtp_share=0.5)
+        plain = losses(made.spec, held, given, TrainOps(given))
+    logits = made.expected(tokens[:-2].tolist(), tokens[1:-1].tolist())
+    further = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(tokens[2:]), reduction="sum")
+    assert len(ops.chosen) == len(mixtures(made.spec))
+    torch.testing.assert_close(both - plain, 0.5 * further, rtol=1e-4, atol=1e-4)

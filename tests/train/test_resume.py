@@ -22,9 +22,9 @@ from freedive.train.stages import perform
 RUN = [sys.executable, "-m", "freedive", "train"]
 
 
-def prepared(folder: Path) -> Path:
+def prepared(folder: Path, settings: list[str] = TINY) -> Path:
     for stage in ("tokenizer", "data"):
-        perform(stage, "nano", TINY, folder)
+        perform(stage, "nano", settings, folder)
     return folder
 
 
@@ -44,16 +44,47 @@ def same_end(one: Path, other: Path) -> bool:
     return len(ends) == 2 and all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
-    folder, source = prepared(tmp_path / "run"), random.Random(0)
-    for _ in range(4):
-        process = subprocess.Popen([*RUN, "pretrain", "nano", *TINY, "--run", folder], stderr=subprocess.DEVNULL)
-        time.sleep(source.uniform(2, 5))
+def killed_again_and_again(folder: Path, settings: list[str], kills: int, seconds: tuple[float, float]) -> int:
+    """Trains to the end although it is killed ``kills`` times on the way; how often that was while it saved."""
+    command, source, saving = [*RUN, "pretrain", "nano", *settings, "--run", folder], random.Random(0), 0
+    partial = folder / "checkpoints" / "pretrain"
+    for _ in range(kills):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        begun = (folder / "pretrain.jsonl").stat().st_mtime_ns if (folder / "pretrain.jsonl").exists() else 0
+        while process.poll() is None and not _goes_on(folder, begun):
+            time.sleep(0.01)
+        time.sleep(source.uniform(*seconds))
         process.kill()
         process.wait()
-    subprocess.run([*RUN, "pretrain", "nano", *TINY, "--run", folder], check=True, capture_output=True)
+        saving += any(partial.glob("*.partial"))
+    subprocess.run(command, check=True, capture_output=True)
+    return saving
+
+
+def _goes_on(folder: Path, begun: int) -> bool:
+    """Whether a run has added to its metrics since ``begun``."""
+    file = folder / "pretrain.jsonl"
+    return file.exists() and file.stat().st_mtime_ns > begun
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "run")
+    killed_again_and_again(folder, TINY, kills=3, seconds=(0, 1.5))
     assert losses(folder) == losses(uninterrupted)
     assert same_end(folder, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_while_training_and_saving_change_no_bit(tmp_path: Path) -> None:
+    settings = [*TINY, "pretrain.steps=200", "pretrain.save_every=1"]
+    whole, killed = (prepared(tmp_path / name, settings) for name in ("whole", "killed"))
+    perform("pretrain", "nano", settings, whole)
+    saving = killed_again_and_again(killed, settings, kills=20, seconds=(0, 0.4))
+    print(f"{saving} of 20 kills came while a checkpoint was written")
+    assert saving
+    assert losses(killed) == losses(whole)
+    assert same_end(killed, whole)
 
 
 def test_a_signal_to_end_saves_first(uninterrupted: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from freedive.errors import UserError
 from freedive.model.families import describe_config
 from freedive.text.tokenizer import Tokenizer
 from freedive.train import config
-from freedive.train.net import TrainOps, Weights, initial
-from freedive.train.rl import Learner, _padded, log_odds
+from freedive.train.net import TrainOps, Weights, initial, last_states
+from freedive.train.rl import Learner, joined, log_odds
 from freedive.train.rollouts import Sample, Sampler, draw
 from freedive.train.tasks import END_THINK, THINK, Task, tasks
 from freedive.train.words import Words, train_tokenizer
@@ -75,18 +75,16 @@ def rollouts(num: int, temperature: float) -> list[Sample]:
 def test_odds_and_experts_of_answers_are_the_trainers() -> None:
     samples = rollouts(30, 1.0)
     assert {sample.ended for sample in samples} == {True, False} or all(len(s.tokens) <= 60 for s in samples)
-    batch, odds, replay = _padded(samples, 1)
-    ops = TrainOps(batch.tokens)
+    batch, odds, replay = joined(samples)
+    ops = TrainOps(batch)
+    counted = torch.from_numpy(batch.weights).nonzero()[:, 0]
+    targets = torch.from_numpy(batch.targets)[counted]
     with torch.no_grad():
-        found = log_odds(MODEL, weights(), batch, TrainOps(batch.tokens, replay))
-        log_odds(MODEL, weights(), batch, ops)
-    counted = torch.from_numpy(batch.weights) > 0
-    assert (found - odds)[counted].abs().max() < 2e-2
-    through = torch.cat([torch.arange(batch.tokens.shape[1]) < len(sample.tokens) - 1 for sample in samples])
-    same = [
-        (one.sort().values == other.sort().values).all(-1)[through]
-        for one, other in zip(ops.chosen, replay, strict=True)
-    ]
+        x = last_states(MODEL, weights(), TrainOps(batch, replay), counted)
+        last_states(MODEL, weights(), ops, counted)
+    found = log_odds(x, weights()["head"], targets)
+    assert (found - odds[counted]).abs().max() < 2e-2
+    same = [(one.sort().values == other.sort().values).all(-1) for one, other in zip(ops.chosen, replay, strict=True)]
     assert torch.cat(same).float().mean() > 0.99
 
 

@@ -1,0 +1,176 @@
+"""Sparse and dense at equal wall clock: python bench/race.py --minutes 5
+
+The same texts, tokenizer and seed. Each contender trains for the same seconds, in turns of one update, with its
+learning rate over its own seconds; all are tried on the same held-out texts. What it shows is kept, whoever wins.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import log
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import torch
+import typer
+from workers import FOLDER
+
+from freedive import machine
+from freedive.model import spec
+from freedive.model.families import describe_config
+from freedive.train import config
+from freedive.train.folder import Bench, Folder
+from freedive.train.net import TrainOps, Weights, initial, losses, stacked_params, step_flops
+from freedive.train.optim import Optimizer
+from freedive.train.shards import Shards, Stream
+from freedive.train.stages import data, tokenizer
+from freedive.train.trainer import balance, expert_loads, mean_loss, update
+
+WARM_UP, DECAY, LR_END = 0.02, 0.3, 0.05
+EVALUATIONS = 10
+BALANCE_RATE = 4e-3
+
+
+@dataclass
+class Contender:
+    """A model that learns, and how it did: ``curve`` holds seconds, tokens and held-out bits per byte."""
+
+    model: spec.Model
+    lr: float
+    muon: bool
+    shards: Shards
+    step_tokens: int
+    seconds: float = 0.0
+    tokens: int = 0
+    curve: list[tuple[float, int, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.weights: Weights = initial(self.model, 0)
+        self.optimizer = Optimizer(self.weights, stacked_params(self.model), 0.1, muon=self.muon)
+        self.stream = Stream(self.shards, 0)
+        for name in self.optimizer.trained:
+            self.weights[name].requires_grad_()
+
+    def advance(self, budget: float) -> None:
+        """One update, at the rate for this part of ``budget`` seconds."""
+        began = time.perf_counter()
+        batch = self.stream.take(self.step_tokens, self.model.max_context)
+        ops = TrainOps(batch)
+        loss = losses(self.model, self.weights, batch, ops) / len(batch.tokens)
+        (loss + 1e-4 * sum(ops.balance, torch.zeros(()))).backward()
+        part = self.seconds / budget
+        rate = min(1.0, (part + 1e-3) / WARM_UP, LR_END + (1 - LR_END) * max(0.0, 1 - part) / DECAY)
+        update(self.weights, self.optimizer, self.lr * rate, clip=1.0)
+        balance(self.model, self.weights, expert_loads(self.model, ops.chosen), BALANCE_RATE)
+        self.seconds += time.perf_counter() - began
+        self.tokens += len(batch.tokens)
+
+    def evaluate(self, held_out: Shards) -> None:
+        bits = mean_loss(self.model, self.weights, held_out) / log(2) / held_out.bytes_per_token
+        self.curve.append((self.seconds, self.tokens, bits))
+
+
+def grouped_query(shape: config.Shape, kind: str, dense_dim: int, tied: bool) -> spec.Model:
+    """A dense model with grouped queries, as minimind (Llama's kind) and nanochat (queries and keys normed) have."""
+    settings: dict[str, Any] = {
+        "model_type": kind,
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_dim,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_heads // 2 if kind == "llama" else shape.num_heads,
+        "head_dim": shape.value_dim,
+        "intermediate_size": dense_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": shape.max_context,
+        "tie_word_embeddings": tied,
+        "attention_bias": False,
+    }
+    return describe_config(settings)
+
+
+def contenders(shards: Shards) -> dict[str, Callable[[], Contender]]:
+    """Of equal width, depth and, within a few percent, operations a token."""
+    nano, dense = config.preset("nano"), config.preset("nano-dense")
+    models = {name: describe_config(run.model.hub_config(1, 0)) for name, run in (("nano", nano), ("dense", dense))}
+    size = nano.pretrain.step_tokens
+
+    def make(model: spec.Model, lr: float, muon: bool) -> Callable[[], Contender]:
+        return lambda: Contender(model, lr, muon, shards, size)
+
+    return {
+        "nano: sparse, Muon": make(models["nano"], 3e-3, True),
+        "nano: sparse, AdamW": make(models["nano"], 3e-3, False),
+        "nano-dense, Muon": make(models["dense"], 3e-3, True),
+        "like nanochat: dense, Muon": make(grouped_query(nano.model, "qwen3", 704, tied=False), 3e-3, True),
+        "like minimind: dense, AdamW": make(grouped_query(nano.model, "llama", 704, tied=True), 3e-3, False),
+    }
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="That each contender trains.")] = 5.0,
+    output: Annotated[Path, typer.Option(help="Where JSON and picture go.")] = FOLDER / "results" / "race.json",
+) -> None:
+    """Train sparse and dense models for equal seconds, in turns."""
+    torch.set_num_threads(machine.physical_cores())
+    budget = minutes * 60
+    with TemporaryDirectory() as name:
+        folder = Folder(Path(name))
+        bench = Bench(config.preset("nano"), folder)
+        tokenizer(bench)
+        data(bench)
+        makers = contenders(bench.shards("pretrain"))
+        held_out = bench.shards("pretrain", held_out=True)
+        racing = {each: make() for each, make in makers.items()}
+        for mark in range(1, EVALUATIONS + 1):
+            while waiting := [each for each in racing.values() if each.seconds < budget * mark / EVALUATIONS]:
+                for each in waiting:
+                    each.advance(budget)
+            for each in racing.values():
+                each.evaluate(held_out)
+            print(f"{mark / EVALUATIONS:.0%}: " + ", ".join(f"{k} {c.curve[-1][2]:.4f}" for k, c in racing.items()))
+        report = {
+            "cpu": machine.cpu_name(),
+            "torch": torch.__version__,
+            "seconds": budget,
+            "contenders": {each: _facts(contender) for each, contender in racing.items()},
+        }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    _draw(report, output.with_suffix(".png"))
+
+
+def _facts(contender: Contender) -> dict[str, Any]:
+    context = contender.stream.take(contender.step_tokens, contender.model.max_context).mean_context
+    return {
+        "parameters": sum(weight.numel() for weight in contender.weights.values()),
+        "flops_per_token": step_flops(contender.model, context),
+        "tokens_per_s": contender.tokens / contender.seconds,
+        "bits_per_byte": contender.curve[-1][2],
+        "curve": contender.curve,
+    }
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 5))
+    for name, facts in report["contenders"].items():
+        axis.plot([s for s, _, _ in facts["curve"]], [bits for _, _, bits in facts["curve"]], marker="o", label=name)
+    axis.set(xlabel="seconds of training", ylabel="held-out bits per byte", title=report["cpu"], yscale="log")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    typer.run(main)
