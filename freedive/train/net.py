@@ -17,6 +17,7 @@ from freedive.model.decoder import states
 from freedive.model.params import Param, params
 from freedive.ops.torch import TorchOps
 from freedive.train.experts import GroupedFeedForward
+from freedive.train.fused import FusedAttention, FusedFeedForward, FusedLinear
 from freedive.train.loss import ChunkedCrossEntropy
 
 Weights = dict[str, Tensor]
@@ -116,11 +117,30 @@ class TrainOps(TorchOps):
         self.balance.append((part * took).sum(-1).mean() * (router.num_experts / router.num_chosen))
         return routes
 
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not None or not _fits(x, weight):
+            return super().linear(x, weight, bias)
+        y: Tensor = FusedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+        return y
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
+        same = q.shape == k.shape == v.shape
+        if attn.window or attn.chunk or attn.softcap or sinks is not None or not same or not _fits(q, k, v):
+            return super().attend(q, k, v, start, attn, sinks)
+        y: Tensor = FusedAttention.apply(q, k, v, attn.scale)  # type: ignore[no-untyped-call]
+        return y.flatten(0, 1).flatten(1)
+
     def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
         _, shares = routes.unbind(1)
         chosen = self.chosen[-1]
-        y: Tensor = GroupedFeedForward.apply(x, shares, chosen, weights["gate"], weights["up"], weights["down"])  # type: ignore[no-untyped-call]
+        function = FusedFeedForward if _fits(x, shares, *weights.values()) else GroupedFeedForward
+        y: Tensor = function.apply(x, shares, chosen, weights["gate"], weights["up"], weights["down"])  # type: ignore[no-untyped-call]
         return y
+
+
+def _fits(*tensors: Tensor) -> bool:
+    """Whether our kernels take them; torch takes the rest."""
+    return all(tensor.dtype == torch.float32 for tensor in tensors)
 
 
 def losses(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps) -> Tensor:
