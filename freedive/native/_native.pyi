@@ -229,3 +229,14 @@ class Training:
         d_k: _Floats,
         d_v: _Floats,
     ) -> None: ...
+    def cross_entropy(
+        self, x: _Floats, head: _Floats, targets: _Choices, weights: _Floats, d_x: _Floats, d_head: _Floats
+    ) -> float:
+        """The sum of the losses of ``targets`` [T] times their ``weights``, in nats, and its gradients; ``x``
+        [T, hidden], ``head`` [vocab, hidden].
+        """
+
+    def rms_norm(self, x: _Floats, weight: _Floats, eps: float, y: _Floats) -> None: ...
+    def rms_norm_backward(
+        self, x: _Floats, weight: _Floats, eps: float, d_y: _Floats, d_x: _Floats, d_weight: _Floats
+    ) -> None: ...

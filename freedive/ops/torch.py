@@ -102,7 +102,7 @@ class TorchOps:
             if self._absorbed:
                 keys, values = latents, latents
             else:
-                keys, values = (torch.einsum("nsir,hdr->nshd", latents, matrix) for matrix in (k_b, v_b))
+                keys, values = (self._expand(latents, matrix) for matrix in (k_b, v_b))
             keys = torch.cat([keys, turns.expand(-1, -1, keys.shape[2], -1)], -1)
             plain = spec.Attention(attn.num_heads, keys.shape[2], keys.shape[3], None, attn.scale)
             parts.append(self.attend(run.heads(q, attn.num_heads), keys, values, run.start, plain, None))
@@ -110,6 +110,11 @@ class TorchOps:
         if self._absorbed:
             out = torch.einsum("thr,hdr->thd", out.reshape(len(q), attn.num_heads, -1), v_b).flatten(1)
         return out
+
+    def _expand(self, latents: Tensor, matrix: Tensor) -> Tensor:
+        """Keys or values of latents [requests, positions, 1, rank]: [requests, positions, heads, dim]."""
+        rows = self.linear(latents.flatten(0, 2), matrix.flatten(0, 1), None)
+        return rows.view(*latents.shape[:2], *matrix.shape[:2])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
         """Queries from position ``start`` on over all keys and values, each [requests, positions, heads, dim]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,9 @@ from freedive.native import _native
 def kernels(num_threads: int, isa: str = "") -> _native.Training:
     """The kernels with threads of their own; at an instruction-set level, by default the machine's best."""
     return _native.Training(isa, num_threads)
+
+
+atexit.register(kernels.cache_clear)  # threads end before Python does
 
 
 def _kernels() -> _native.Training:
@@ -92,3 +96,40 @@ class FusedAttention(torch.autograd.Function):
             q, k, v, ctx.scale, out, log_sums, _array(d_out), *(each.numpy() for each in gradients)
         )
         return *gradients, None
+
+
+class FusedCrossEntropy(torch.autograd.Function):
+    """See :class:`freedive.train.loss.ChunkedCrossEntropy`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        d_x, d_head = x.new_empty(x.shape), x.new_empty(head.shape)
+        arrays = [_array(each) for each in (x, head, targets, weights)]
+        total = _kernels().cross_entropy(*arrays, d_x.numpy(), d_head.numpy())
+        ctx.save_for_backward(d_x, d_head)
+        return x.new_tensor(total)
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor) -> Any:
+        d_x, d_head = ctx.saved_tensors
+        return d_x * d_total, d_head * d_total, None, None
+
+
+class FusedRmsNorm(torch.autograd.Function):
+    """``x`` [T, dim] by its root mean square, times ``weight`` [dim]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x, y = x.contiguous(), x.new_empty(x.shape)
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        _kernels().rms_norm(_array(x), _array(weight), eps, y.numpy())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        d_x, d_weight = x.new_empty(x.shape), x.new_empty(weight.shape)
+        arrays = (_array(x), _array(weight)), (_array(d_y), d_x.numpy(), d_weight.numpy())
+        _kernels().rms_norm_backward(*arrays[0], ctx.eps, *arrays[1])
+        return d_x, d_weight, None

@@ -17,7 +17,7 @@ from freedive.model.decoder import states
 from freedive.model.params import Param, params
 from freedive.ops.torch import TorchOps
 from freedive.train.experts import GroupedFeedForward
-from freedive.train.fused import FusedAttention, FusedFeedForward, FusedLinear
+from freedive.train.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedLinear, FusedRmsNorm
 from freedive.train.loss import ChunkedCrossEntropy
 
 Weights = dict[str, Tensor]
@@ -117,8 +117,14 @@ class TrainOps(TorchOps):
         self.balance.append((part * took).sum(-1).mean() * (router.num_experts / router.num_chosen))
         return routes
 
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        if weight is None or x.dim() > 2 or not _fits(x, weight):
+            return super().rms_norm(x, weight, eps)
+        y: Tensor = FusedRmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        return y
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is not None or not _fits(x, weight):
+        if bias is not None or x.dim() > 2 or not _fits(x, weight):
             return super().linear(x, weight, bias)
         y: Tensor = FusedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
         return y
@@ -148,7 +154,8 @@ def losses(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps)
     x = ops.rms_norm(states(model, weights, ops), weights["norm"], model.norm_eps)
     head = weights["embed" if model.tied else "head"]
     targets, share = torch.from_numpy(batch.targets.ravel()), torch.from_numpy(batch.weights.ravel())
-    total: Tensor = ChunkedCrossEntropy.apply(x, head, targets, share)  # type: ignore[no-untyped-call]
+    function = FusedCrossEntropy if _fits(x, head, share) else ChunkedCrossEntropy
+    total: Tensor = function.apply(x, head, targets, share)  # type: ignore[no-untyped-call]
     return total
 
 

@@ -1,8 +1,6 @@
-"""Our kernels' layers: torch's numbers and gradients, at every instruction-set level, and the same bits from any team."""
+"""Our kernels' layers: torch's numbers and gradients at every instruction-set level, the same bits on all threads."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,16 +10,15 @@ from torch import Tensor
 from freedive.native import _native
 from freedive.train import fused
 from freedive.train.experts import GroupedFeedForward
-from freedive.train.fused import FusedAttention, FusedFeedForward, FusedLinear
+from freedive.train.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedLinear, FusedRmsNorm
 
 LEVELS = _native.isa_levels()
 
 
 @pytest.fixture(params=[(level, threads) for level in LEVELS for threads in (1, 3)], ids=str)
-def team(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def team(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     level, threads = request.param
     monkeypatch.setattr(fused, "_kernels", lambda: fused.kernels(threads, level))
-    yield
 
 
 def some(*shape: int, seed: int) -> Tensor:
@@ -39,7 +36,9 @@ def results(function: object, *given: object) -> list[Tensor]:
 def check(function: object, oracle: object, *given: object) -> None:
     """In float32 what the oracle makes in float64."""
     wide = [
-        each.detach().double().requires_grad_() if isinstance(each, Tensor) and each.is_floating_point() else each
+        each.detach().double().requires_grad_(each.requires_grad)
+        if isinstance(each, Tensor) and each.is_floating_point()
+        else each
         for each in given
     ]
     for got, expected in zip(results(function, *given), results(oracle, *wide), strict=True):
@@ -86,6 +85,29 @@ def test_attention_is_torch_s(length: int, heads: int, dim: int) -> None:
     check(FusedAttention.apply, attend, *(some(2, length, heads, dim, seed=seed) for seed in range(3)), 0.3)
 
 
+def losses(rows: int, hidden: int, vocab: int) -> tuple[Tensor, ...]:
+    targets = torch.randint(0, vocab, (rows,), generator=torch.Generator().manual_seed(8))
+    return some(rows, hidden, seed=6), some(vocab, hidden, seed=7), targets, some(rows, seed=9).detach()
+
+
+@pytest.mark.usefixtures("team")
+@pytest.mark.parametrize(("rows", "hidden", "vocab"), [(1, 3, 2), (50, 8, 11), (1000, 4, 33)])
+def test_the_loss_is_cross_entropy(rows: int, hidden: int, vocab: int) -> None:
+    def plain(x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        return (F.cross_entropy(x @ head.T, targets, reduction="none") * weights).sum()
+
+    check(FusedCrossEntropy.apply, plain, *losses(rows, hidden, vocab))
+
+
+@pytest.mark.usefixtures("team")
+@pytest.mark.parametrize(("rows", "dim"), [(1, 3), (5, 8), (300, 40)])
+def test_a_norm_is_torch_s(rows: int, dim: int) -> None:
+    def plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    check(FusedRmsNorm.apply, plain, some(rows, dim, seed=0), some(dim, seed=1), 1e-6)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_any_number_of_threads_gives_equal_bits(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(threads: int) -> list[Tensor]:
@@ -94,6 +116,8 @@ def test_any_number_of_threads_gives_equal_bits(level: str, monkeypatch: pytest.
             *results(FusedLinear.apply, some(450, 48, seed=0), some(70, 48, seed=1)),
             *results(FusedFeedForward.apply, *mixture(500, 2, 4, 48, 32, 4)),
             *results(FusedAttention.apply, *(some(3, 50, 2, 16, seed=seed) for seed in range(3)), 0.25),
+            *results(FusedCrossEntropy.apply, *losses(1000, 16, 50)),
+            *results(FusedRmsNorm.apply, some(400, 40, seed=0), some(40, seed=1), 1e-6),
         ]
 
     one = made(1)
