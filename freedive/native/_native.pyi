@@ -6,6 +6,7 @@ import numpy.typing as npt
 _Bytes = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]
+_Choices = npt.NDArray[np.int64]
 _Output = tuple[int, int, int]  # weight, bias vector, output buffer
 _Norm = tuple[int, float]  # vector of weights or -1, epsilon
 _HeadStep = tuple[int, int, int, float, float]  # kind, vector or rope table, dimensions, and numbers of its kind
@@ -165,3 +166,77 @@ class Program:
     ) -> _Floats: ...
     def read(self, buffer: int) -> _Floats:
         """A buffer's rows of the last step."""
+
+class Training:
+    """Layers of training with a team of threads: see native/train/training.h. Arrays are contiguous.
+
+    Raises ValueError for shapes that do not fit each other. Names of what is written to come last.
+    """
+
+    def __init__(self, isa: str, num_threads: int) -> None: ...
+    def linear(self, x: _Floats, weight: _Floats, y: _Floats) -> None:
+        """``y`` [T, out] = ``x`` [T, in] times ``weight`` [out, in], transposed."""
+
+    def linear_backward(
+        self, x: _Floats, weight: _Floats, d_y: _Floats, d_x: _Floats | None, d_weight: _Floats | None
+    ) -> None: ...
+    def mixture(
+        self,
+        x: _Floats,
+        shares: _Floats,
+        choices: _Choices,
+        gate: _Floats,
+        up: _Floats,
+        down: _Floats,
+        gate_up: _Floats,
+        y: _Floats,
+    ) -> None:
+        """``x`` and ``y`` [T, hidden]; ``shares``, ``choices`` [T, k]; ``gate``, ``up`` [E, dim, hidden], ``down``
+        [E, hidden, dim]. What ``gate_up`` [T * k, 2 * dim] gets is for the backward pass.
+        """
+
+    def mixture_backward(
+        self,
+        x: _Floats,
+        shares: _Floats,
+        choices: _Choices,
+        gate: _Floats,
+        up: _Floats,
+        down: _Floats,
+        gate_up: _Floats,
+        d_y: _Floats,
+        d_x: _Floats,
+        d_shares: _Floats,
+        d_gate: _Floats,
+        d_up: _Floats,
+        d_down: _Floats,
+    ) -> None: ...
+    def attention(self, q: _Floats, k: _Floats, v: _Floats, scale: float, out: _Floats, log_sums: _Floats) -> None:
+        """Causal: ``q``, ``k``, ``v`` and ``out`` [N, L, heads, dim]; ``log_sums`` [N, heads, L] are for the backward
+        pass.
+        """
+
+    def attention_backward(
+        self,
+        q: _Floats,
+        k: _Floats,
+        v: _Floats,
+        scale: float,
+        out: _Floats,
+        log_sums: _Floats,
+        d_out: _Floats,
+        d_q: _Floats,
+        d_k: _Floats,
+        d_v: _Floats,
+    ) -> None: ...
+    def cross_entropy(
+        self, x: _Floats, head: _Floats, targets: _Choices, weights: _Floats, d_x: _Floats, d_head: _Floats
+    ) -> float:
+        """The sum of the losses of ``targets`` [T] times their ``weights``, in nats, and its gradients; ``x``
+        [T, hidden], ``head`` [vocab, hidden].
+        """
+
+    def rms_norm(self, x: _Floats, weight: _Floats, eps: float, y: _Floats) -> None: ...
+    def rms_norm_backward(
+        self, x: _Floats, weight: _Floats, eps: float, d_y: _Floats, d_x: _Floats, d_weight: _Floats
+    ) -> None: ...

@@ -14,6 +14,7 @@
 #include "operations.h"
 #include "peak.h"
 #include "sampling.h"
+#include "train/bind.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -328,6 +329,8 @@ NB_MODULE(_native, m) {
         .def("step", &Program::take_step, "tokens"_a, "lengths"_a, "starts"_a, "pages"_a, "wanted"_a, "prompts"_a,
              "begin"_a, "end"_a, "result"_a, "traced"_a = false)
         .def_ro("seconds", &Program::seconds);
+
+    bind_training(m);
 }
 
 }  // namespace freedive

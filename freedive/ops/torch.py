@@ -87,7 +87,7 @@ class TorchOps:
         parts = []
         for run in self._runs:
             keys, values = self._remember(layer, run, *(run.heads(x, attn.num_kv_heads) for x in (k, v)))
-            parts.append(_attend(run.heads(q, attn.num_heads), keys, values, run.start, attn, sinks))
+            parts.append(self.attend(run.heads(q, attn.num_heads), keys, values, run.start, attn, sinks))
         return torch.cat(parts)
 
     def latent_attention(
@@ -102,14 +102,25 @@ class TorchOps:
             if self._absorbed:
                 keys, values = latents, latents
             else:
-                keys, values = (torch.einsum("nsir,hdr->nshd", latents, matrix) for matrix in (k_b, v_b))
+                keys, values = (self._expand(latents, matrix) for matrix in (k_b, v_b))
             keys = torch.cat([keys, turns.expand(-1, -1, keys.shape[2], -1)], -1)
             plain = spec.Attention(attn.num_heads, keys.shape[2], keys.shape[3], None, attn.scale)
-            parts.append(_attend(run.heads(q, attn.num_heads), keys, values, run.start, plain, None))
+            parts.append(self.attend(run.heads(q, attn.num_heads), keys, values, run.start, plain, None))
         out = torch.cat(parts)
         if self._absorbed:
             out = torch.einsum("thr,hdr->thd", out.reshape(len(q), attn.num_heads, -1), v_b).flatten(1)
         return out
+
+    def _expand(self, latents: Tensor, matrix: Tensor) -> Tensor:
+        """Keys or values of latents [requests, positions, 1, rank]: [requests, positions, heads, dim]."""
+        rows = self.linear(latents.flatten(0, 2), matrix.flatten(0, 1), None)
+        return rows.view(*latents.shape[:2], *matrix.shape[:2])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
+        """Queries from position ``start`` on over all keys and values, each [requests, positions, heads, dim]:
+        [requests * positions, heads * dim].
+        """
+        return _attend(q, k, v, start, attn, sinks)
 
     def _latent_queries(self, q: Tensor, k_b: Tensor, attn: spec.LatentAttention) -> Tensor:
         """Queries with their last part rotated; when absorbed, the first part is turned to look at latents."""
@@ -228,9 +239,6 @@ def _runs(batch: Batch) -> Iterator[Run]:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
-    """Queries from position ``start`` on over all keys and values, each [requests, positions, heads, dim]:
-    [requests * positions, heads * dim].
-    """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if attn.softcap or sinks is not None:
         y = _attend_by_hand(q, k, v, start, attn, sinks)

@@ -18,6 +18,7 @@ from freedive.model.decoder import draft_norm, draft_states, states
 from freedive.model.params import Param, params
 from freedive.ops.torch import TorchOps
 from freedive.train.experts import GroupedFeedForward
+from freedive.train.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedLinear, FusedRmsNorm
 from freedive.train.loss import ChunkedCrossEntropy
 
 Weights = dict[str, Tensor]
@@ -167,11 +168,36 @@ class TrainOps(TorchOps):
         """The mean over each text's tokens: [T, n] -> [texts, n]."""
         return x.new_zeros(len(self._lengths), x.shape[1]).index_add(0, self._text, x) / self._lengths[:, None]
 
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        if weight is None or x.dim() > 2 or not _fits(x, weight):
+            return super().rms_norm(x, weight, eps)
+        y: Tensor = FusedRmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        return y
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not None or x.dim() > 2 or not _fits(x, weight):
+            return super().linear(x, weight, bias)
+        y: Tensor = FusedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+        return y
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
+        same = q.shape == k.shape == v.shape
+        if attn.window or attn.chunk or attn.softcap or sinks is not None or not same or not _fits(q, k, v):
+            return super().attend(q, k, v, start, attn, sinks)
+        y: Tensor = FusedAttention.apply(q, k, v, attn.scale)  # type: ignore[no-untyped-call]
+        return y.flatten(0, 1).flatten(1)
+
     def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
         _, shares = routes.unbind(1)
         chosen = self.chosen[-1]
-        y: Tensor = GroupedFeedForward.apply(x, shares, chosen, weights["gate"], weights["up"], weights["down"])  # type: ignore[no-untyped-call]
+        function = FusedFeedForward if _fits(x, shares, *weights.values()) else GroupedFeedForward
+        y: Tensor = function.apply(x, shares, chosen, weights["gate"], weights["up"], weights["down"])  # type: ignore[no-untyped-call]
         return y
+
+
+def _fits(*tensors: Tensor) -> bool:
+    """Whether our kernels take them; torch takes the rest."""
+    return all(tensor.dtype == torch.float32 for tensor in tensors)
 
 
 def losses(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps, mtp_share: float = 0.0) -> Tensor:
@@ -215,7 +241,8 @@ def output_matrix(model: spec.Model, weights: Weights) -> Tensor:
 
 def weighted_loss(x: Tensor, head: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
     """The sum of ``shares`` times the cross-entropy of ``targets``, in nats, over rows of last states."""
-    total: Tensor = ChunkedCrossEntropy.apply(x, head, targets, shares)  # type: ignore[no-untyped-call]
+    function = FusedCrossEntropy if _fits(x, head, shares) else ChunkedCrossEntropy
+    total: Tensor = function.apply(x, head, targets, shares)  # type: ignore[no-untyped-call]
     return total
 
 

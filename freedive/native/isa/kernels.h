@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "../formats/format.h"
+#include "train.h"
 
 namespace freedive {
 
@@ -77,6 +78,7 @@ struct Kernels {
     void (*attend[kNumCacheFormats])(const AttendTask& task, AttendPartial* states);
     void (*attend_latent[kNumCacheFormats - 1])(const AttendTask& task, AttendPartial* states);  // not of int8
     void (*fold)(AttendPartial& into, const AttendPartial& next, int n);  // n is a multiple of 16
+    TrainKernels train;
 };
 
 extern const Kernels scalar_kernels, avx2_kernels, avx512_kernels, neon_kernels;

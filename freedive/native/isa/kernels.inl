@@ -36,6 +36,8 @@ LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f
 #include "rows.inl"
 
 #include "attention_int8.inl"  // reads what the others define
+#include "products.inl"
+#include "gradients.inl"
 
 template <int Fmt = 0>
 constexpr void fill_linear(Kernels& kernels) {
@@ -56,7 +58,8 @@ constexpr Kernels table(const char* name) {
                     from_half,
                     {attend<float>, attend<std::uint16_t>, attend_int8},
                     {attend_latent<float>, attend_latent<std::uint16_t>},
-                    fold};
+                    fold,
+                    train_kernels};
     fill_linear(kernels);
     return kernels;
 }

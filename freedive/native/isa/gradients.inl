@@ -1,0 +1,90 @@
+// Arithmetic on rows and its gradients; included by kernels.inl.
+
+// Calls body(first, count) for 16 numbers at a time, and then for those that are left.
+template <class Body>
+LANES void for_vectors(int n, Body body) {
+    int i = 0;
+    for (; i + 16 <= n; i += 16) body(i, 16);
+    if (i < n) body(i, n - i);
+}
+
+void mix(const float* gate, const float* up, float share, int n, float* out) {
+    const F factor = f_set(share);
+    for_vectors(n, [&](int i, int count) {
+        const F g = load_some(gate + i, count);
+        store_some(out + i, f_mul(factor, f_mul(f_mul(g, f_sigmoid(g)), load_some(up + i, count))), count);
+    });
+}
+
+float mix_gradient(const float* gate, const float* up, const float* d, float share, int n, float* d_gate, float* d_up,
+                   float* mixed) {
+    const F factor = f_set(share), one = f_set(1.0f);
+    F sum = f_set(0.0f);
+    for_vectors(n, [&](int i, int count) {
+        const F g = load_some(gate + i, count), u = load_some(up + i, count), slope = load_some(d + i, count);
+        const F sigmoid = f_sigmoid(g), silu = f_mul(g, sigmoid), made = f_mul(silu, u), shared = f_mul(slope, factor);
+        sum = f_fma(slope, made, sum);
+        store_some(d_up + i, f_mul(shared, silu), count);
+        store_some(d_gate + i, f_mul(f_mul(shared, u), f_fma(silu, f_sub(one, sigmoid), sigmoid)), count);
+        store_some(mixed + i, f_mul(factor, made), count);
+    });
+    return sum_lanes(sum);
+}
+
+float softmax(float* x, int n, int width, float scale, float share) {
+    F top = f_set(x[0] * scale);
+    for (int i = 0; i + 16 <= n; i += 16) top = f_max(top, f_mul(f_load(x + i), f_set(scale)));
+    float most = f_max_lanes(top);
+    for (int i = n / 16 * 16; i < n; i++) most = x[i] * scale > most ? x[i] * scale : most;
+    F sum = f_set(0.0f);
+    for_vectors(n, [&](int i, int count) {
+        const F e = f_exp(f_fma(load_some(x + i, count), f_set(scale), f_set(-most)));
+        store_some(x + i, e, count);
+        if (count == 16) sum = f_add(sum, e);
+    });
+    float total = sum_lanes(sum);
+    for (int i = n / 16 * 16; i < n; i++) total += x[i];
+    const F part = f_set(share / total);
+    for_vectors(n, [&](int i, int count) { store_some(x + i, f_mul(load_some(x + i, count), part), count); });
+    for (int i = n; i < width; i++) x[i] = 0.0f;
+    return most + __builtin_logf(total);
+}
+
+void softmax_gradient(float* scores, float* d, int n, int width, float scale, float log_sum, float dot) {
+    const F least = f_set(-log_sum), mean = f_set(dot), factor = f_set(scale);
+    for_vectors(n, [&](int i, int count) {
+        const F part = f_exp(f_fma(load_some(scores + i, count), factor, least));
+        store_some(scores + i, part, count);
+        store_some(d + i, f_mul(f_mul(part, f_sub(load_some(d + i, count), mean)), factor), count);
+    });
+    for (int i = n; i < width; i++) scores[i] = d[i] = 0.0f;
+}
+
+float dot(const float* x, const float* y, int n) {
+    F sum = f_set(0.0f);
+    for_vectors(n, [&](int i, int count) { sum = f_fma(load_some(x + i, count), load_some(y + i, count), sum); });
+    return sum_lanes(sum);
+}
+
+// x * scale = y / weight; and the mean of x * scale * weight * d is what all of d_x have in common.
+void rms_norm_gradient(const float* x, const float* weight, const float* d, int n, float eps, float* d_x,
+                       float* d_weight) {
+    const float scale = 1.0f / __builtin_sqrtf(mean_square(x, n) + eps);
+    const F factor = f_set(scale);
+    F sum = f_set(0.0f);
+    for_vectors(n, [&](int i, int count) {
+        const F slope = load_some(d + i, count), normed = f_mul(load_some(x + i, count), factor);
+        sum = f_fma(f_mul(slope, load_some(weight + i, count)), normed, sum);
+        store_some(d_weight + i, f_fma(slope, normed, load_some(d_weight + i, count)), count);
+    });
+    const F mean = f_set(sum_lanes(sum) / float(-n));
+    for_vectors(n, [&](int i, int count) {
+        const F slope = f_mul(load_some(d + i, count), load_some(weight + i, count));
+        const F normed = f_mul(load_some(x + i, count), factor);
+        store_some(d_x + i, f_mul(factor, f_fma(normed, mean, slope)), count);
+    });
+}
+
+constexpr TrainKernels train_kernels{kTileColumns, multiply_tile<>,  pack_columns, pack_rows,        pack_left,
+                                     mix,          mix_gradient,     softmax,      softmax_gradient, dot,
+                                     rms_norm,     rms_norm_gradient};

@@ -1,0 +1,77 @@
+// Products of float matrices in tiles whose sums stay in registers; included by kernels.inl. A number's sum has one
+// order, whatever tile it is in.
+
+constexpr int kTileColumns = 16 * kTileVectors;
+
+// A whole vector, or as much of one as there is; the rest is 0.
+LANES F load_some(const float* from, int count) {
+    if (count >= 16) return f_load(from);
+    float x[16] = {};
+    for (int i = 0; i < count; i++) x[i] = from[i];
+    return f_load(x);
+}
+LANES void store_some(float* to, F v, int count) {
+    if (count >= 16) return f_store(to, v);
+    float x[16];
+    f_store(x, v);
+    for (int i = 0; i < count; i++) to[i] = x[i];
+}
+
+// Not inlined, since its sums want all registers.
+template <int R>
+__attribute__((noinline)) void multiply_rows(const FloatTile& tile) {
+    F sum[R][kTileVectors];
+    const float* left[R];
+    for (int r = 0; r < R; r++) {
+        left[r] = tile.left[r];
+        for (int v = 0; v < kTileVectors; v++) sum[r][v] = f_set(0.0f);
+    }
+    const float *right = tile.right, *end = right + std::ptrdiff_t(tile.k) * kTileColumns;
+    const std::ptrdiff_t step = tile.step;
+    for (std::ptrdiff_t at = 0; right != end; right += kTileColumns, at += step) {
+        F row[kTileVectors];
+        for (int v = 0; v < kTileVectors; v++) row[v] = f_load(right + 16 * v);
+        for (int r = 0; r < R; r++) {
+            const F factor = f_set(left[r][at]);
+            for (int v = 0; v < kTileVectors; v++) sum[r][v] = f_fma(factor, row[v], sum[r][v]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < kTileVectors; v++) {
+            const int count = tile.num_columns - 16 * v;
+            float* out = tile.out[r] + 16 * v;
+            if (count <= 0) break;
+            store_some(out, tile.adds ? f_add(load_some(out, count), sum[r][v]) : sum[r][v], count);
+        }
+}
+
+template <int R = kLeftRows>
+void multiply_tile(const FloatTile& tile) {
+    if constexpr (R > 1)
+        if (tile.num_rows < R) return multiply_tile<R - 1>(tile);
+    multiply_rows<R>(tile);
+}
+
+void pack_columns(View rows, int k, int column, int count, float* panel) {
+    for (int i = 0; i < k; i++, panel += kTileColumns) {
+        const float* row = rows.row(i) + column;
+        for (int v = 0; v < kTileVectors; v++) f_store(panel + 16 * v, load_some(row + 16 * v, count - 16 * v));
+    }
+}
+
+void pack_rows(View rows, int count, int k, float* panel) {
+    for (int c = 0; c < kTileColumns; c++) {
+        const float* row = c < count ? rows.row(c) : nullptr;
+        for (int i = 0; i < k; i++) panel[std::ptrdiff_t(i) * kTileColumns + c] = row ? row[i] : 0.0f;
+    }
+}
+
+void pack_left(View rows, int k, int column, int count, float* out) {
+    for (int i = 0; i < k; i++, out += kLeftRows) {
+        const float* row = rows.row(i) + column;
+        if (count == kLeftRows)
+            for (int r = 0; r < kLeftRows; r++) out[r] = row[r];
+        else
+            for (int r = 0; r < count; r++) out[r] = row[r];
+    }
+}

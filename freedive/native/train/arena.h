@@ -1,0 +1,40 @@
+// Memory for what a computation makes on its way; kept from one to the next, since fresh memory takes longer to get
+// than to fill.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../memory.h"
+
+namespace freedive {
+
+class Arena {
+  public:
+    // Everything taken before is free again.
+    void clear() { chunk_ = used_ = 0; }
+    // Room for `count` numbers, on cache lines of their own; what is in it is left over from others.
+    template <class T = float>
+    T* take(std::size_t count) {
+        const std::size_t bytes = (count * sizeof(T) + kLine - 1) / kLine * kLine;
+        while (chunk_ < chunks_.size() && used_ + bytes > chunks_[chunk_].bytes) chunk_++, used_ = 0;
+        if (chunk_ == chunks_.size()) {
+            const std::size_t size = std::max(bytes, kChunk);
+            chunks_.push_back({Memory(size), size});
+        }
+        T* taken = (T*)(chunks_[chunk_].memory.as<char>() + used_);
+        used_ += bytes;
+        return taken;
+    }
+
+  private:
+    static constexpr std::size_t kLine = 64, kChunk = std::size_t(2) << 20;
+    struct Chunk {
+        Memory memory;
+        std::size_t bytes;
+    };
+    std::vector<Chunk> chunks_;
+    std::size_t chunk_ = 0, used_ = 0;
+};
+
+}  // namespace freedive

@@ -1,0 +1,99 @@
+// Causal attention of whole sequences: a task is a head of a sequence. Scores of a few queries against all keys that
+// they see are made at once; of the backward pass they are made again, from the logarithms of their sums.
+#include "training.h"
+
+namespace freedive {
+namespace {
+
+constexpr int kQueryRows = 36;
+
+Panels packed(const TrainKernels& kernels, Arena& arena, Panels panels) {
+    panels.data = arena.take(panels.size(kernels));
+    for (int panel = 0; panel < panels.count(kernels); panel++) panels.pack(kernels, panel);
+    return panels;
+}
+
+// Rows of scores: not a power of two apart, which would crowd them into few sets of the cache.
+MutableView scores_of(const TrainKernels& kernels, Arena& arena, int length) {
+    const int columns = (length / kernels.tile_columns + 1) * kernels.tile_columns;
+    return {arena.take(std::size_t(kQueryRows) * columns), columns};
+}
+
+// The keys that no query before `end` is without.
+Panels seen(Panels keys, int end) {
+    keys.columns = end;
+    return keys;
+}
+
+}  // namespace
+
+void Training::attention(AttentionShape shape, AttentionInput input, float* out, float* log_sums) {
+    const std::lock_guard lock(one_at_a_time_);
+    const std::ptrdiff_t stride = shape.stride();
+    const int length = shape.length, dim = shape.dim;
+    const auto run_head = [&](std::ptrdiff_t first, float* log_sum, Arena& arena) {
+        arena.clear();
+        const View q{input.q + first, stride}, k{input.k + first, stride}, v{input.v + first, stride};
+        const MutableView to{out + first, stride}, scores = scores_of(kernels_, arena, length);
+        const Panels keys = packed(kernels_, arena, {k, dim, length, true});
+        const Panels values = packed(kernels_, arena, {v, length, dim, false});
+        for (int begin = 0; begin < length; begin += kQueryRows) {
+            const int count = std::min(kQueryRows, length - begin), end = begin + count;
+            multiply(kernels_, q.from(begin), count, seen(keys, end), scores, false);
+            for (int i = 0; i < count; i++)
+                log_sum[begin + i] = kernels_.softmax(scores.row(i), begin + i + 1, end, shape.scale, 1.0f);
+            multiply(kernels_, scores, count, values, to.from(begin), false, end);
+        }
+    };
+    team_.run([&](int thread) {
+        team_.for_each(shape.sequences * shape.heads, 1, [&](int task) {
+            run_head(shape.first(task / shape.heads, task % shape.heads), log_sums + std::ptrdiff_t(task) * length,
+                     own_[thread]);
+        });
+    });
+}
+
+void Training::attention_backward(AttentionShape shape, AttentionInput input, const float* out, const float* log_sums,
+                                  const float* d_out, AttentionGradients gradients) {
+    const std::lock_guard lock(one_at_a_time_);
+    const std::ptrdiff_t stride = shape.stride();
+    const int length = shape.length, dim = shape.dim;
+    const auto run_head = [&](std::ptrdiff_t first, const float* log_sum, Arena& arena) {
+        arena.clear();
+        const View q{input.q + first, stride}, k{input.k + first, stride}, v{input.v + first, stride};
+        const View made{out + first, stride}, d_made{d_out + first, stride};
+        const MutableView d_q{gradients.q + first, stride}, d_k{gradients.k + first, stride},
+            d_v{gradients.v + first, stride};
+        const MutableView parts = scores_of(kernels_, arena, length), d_scores = scores_of(kernels_, arena, length);
+        const Panels keys = packed(kernels_, arena, {k, dim, length, true});
+        const Panels values = packed(kernels_, arena, {v, dim, length, true});
+        const Panels key_rows = packed(kernels_, arena, {k, length, dim, false});
+        Panels few{q, kQueryRows, dim, false, arena.take(Panels{q, kQueryRows, dim, false}.size(kernels_))};
+        for (int i = 0; i < length; i++) std::fill_n(d_k.row(i), dim, 0.0f), std::fill_n(d_v.row(i), dim, 0.0f);
+        for (int begin = 0; begin < length; begin += kQueryRows) {
+            const int count = std::min(kQueryRows, length - begin), end = begin + count;
+            multiply(kernels_, q.from(begin), count, seen(keys, end), parts, false);
+            multiply(kernels_, d_made.from(begin), count, seen(values, end), d_scores, false);
+            for (int i = 0; i < count; i++)
+                kernels_.softmax_gradient(parts.row(i), d_scores.row(i), begin + i + 1, end, shape.scale,
+                                          log_sum[begin + i],
+                                          kernels_.dot(made.row(begin + i), d_made.row(begin + i), dim));
+            multiply(kernels_, d_scores, count, key_rows, d_q.from(begin), false, end);
+            const auto add_columns = [&](View left, View right, MutableView to) {
+                few.source = right.from(begin), few.k = count;
+                for (int panel = 0; panel < few.count(kernels_); panel++) few.pack(kernels_, panel);
+                multiply_columns(kernels_, left, end, few, to, true);
+            };
+            add_columns(d_scores, q, d_k);
+            add_columns(parts, d_made, d_v);
+        }
+    };
+    team_.run([&](int thread) {
+        team_.for_each(shape.sequences * shape.heads, 1, [&](int task) {
+            run_head(shape.first(task / shape.heads, task % shape.heads), log_sums + std::ptrdiff_t(task) * length,
+                     own_[thread]);
+        });
+    });
+}
+
+}  // namespace freedive

@@ -1,0 +1,171 @@
+#include "bind.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+
+#include <stdexcept>
+
+#include "../cpu.h"
+#include "training.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace freedive {
+namespace {
+
+using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using MutableFloats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using Tokens = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Choices = nb::ndarray<const std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <class Array>
+void expect(const Array& array, std::initializer_list<std::size_t> shape) {
+    bool fits = array.ndim() == shape.size();
+    for (std::size_t i = 0; fits && i < shape.size(); i++) fits = array.shape(i) == shape.begin()[i];
+    if (!fits) throw std::invalid_argument("an array has the wrong shape");
+}
+
+LinearShape linear_shape(const Floats& x, const Floats& weight, const auto& y) {
+    const std::size_t rows = x.shape(0), in = x.shape(1), out = weight.shape(0);
+    expect(weight, {out, in}), expect(y, {rows, out});
+    return {int(rows), int(in), int(out)};
+}
+
+MixtureShape mixture_shape(const Floats& x, const Floats& shares, const Choices& choices, const Floats& gate,
+                           const Floats& up, const Floats& down, const auto& gate_up) {
+    const std::size_t tokens = x.shape(0), hidden = x.shape(1), chosen = choices.shape(1);
+    const std::size_t experts = gate.shape(0), dim = gate.shape(1);
+    expect(shares, {tokens, chosen}), expect(choices, {tokens, chosen}), expect(gate_up, {tokens * chosen, 2 * dim});
+    expect(gate, {experts, dim, hidden}), expect(up, {experts, dim, hidden}), expect(down, {experts, hidden, dim});
+    for (std::size_t i = 0; i < tokens * chosen; i++)
+        if (choices.data()[i] < 0 || choices.data()[i] >= std::int64_t(experts))
+            throw std::invalid_argument("there is no such expert");
+    return {int(tokens), int(chosen), int(experts), int(hidden), int(dim)};
+}
+
+AttentionShape attention_shape(const Floats& q, const Floats& k, const Floats& v, const auto& log_sums, float scale) {
+    const std::size_t sequences = q.shape(0), length = q.shape(1), heads = q.shape(2), dim = q.shape(3);
+    expect(k, {sequences, length, heads, dim}), expect(v, {sequences, length, heads, dim});
+    expect(log_sums, {sequences, heads, length});
+    return {int(sequences), int(length), int(heads), int(dim), scale};
+}
+
+NormShape norm_shape(const Floats& x, const Floats& weight, const auto& y, float eps) {
+    const std::size_t rows = x.shape(0), dim = x.shape(1);
+    expect(weight, {dim}), expect(y, {rows, dim});
+    return {int(rows), int(dim), eps};
+}
+
+CrossEntropyShape cross_entropy_shape(const Floats& x, const Floats& head, const Tokens& targets,
+                                      const Floats& weights) {
+    const std::size_t rows = x.shape(0), hidden = x.shape(1), vocab = head.shape(0);
+    expect(head, {vocab, hidden}), expect(targets, {rows}), expect(weights, {rows});
+    for (std::size_t i = 0; i < rows; i++)
+        if (targets.data()[i] < 0 || targets.data()[i] >= std::int64_t(vocab))
+            throw std::invalid_argument("there is no such token");
+    return {int(rows), int(hidden), int(vocab)};
+}
+
+}  // namespace
+
+void bind_training(nb::module_& m) {
+    nb::class_<Training>(m, "Training")
+        .def(
+            "__init__",
+            [](Training* self, const std::string& isa, int num_threads) {
+                new (self) Training(choose_kernels(isa).train, num_threads);
+            },
+            "isa"_a, "num_threads"_a)
+        .def(
+            "linear",
+            [](Training& self, Floats x, Floats weight, MutableFloats y) {
+                const LinearShape shape = linear_shape(x, weight, y);
+                nb::gil_scoped_release released;
+                self.linear(shape, x.data(), weight.data(), y.data());
+            },
+            "x"_a, "weight"_a, "y"_a)
+        .def(
+            "linear_backward",
+            [](Training& self, Floats x, Floats weight, Floats d_y, std::optional<MutableFloats> d_x,
+               std::optional<MutableFloats> d_weight) {
+                const LinearShape shape = linear_shape(x, weight, d_y);
+                nb::gil_scoped_release released;
+                self.linear_backward(shape, x.data(), weight.data(), d_y.data(), d_x ? d_x->data() : nullptr,
+                                     d_weight ? d_weight->data() : nullptr);
+            },
+            "x"_a, "weight"_a, "d_y"_a, "d_x"_a.none(), "d_weight"_a.none())
+        .def(
+            "mixture",
+            [](Training& self, Floats x, Floats shares, Choices choices, Floats gate, Floats up, Floats down,
+               MutableFloats gate_up, MutableFloats y) {
+                const MixtureShape shape = mixture_shape(x, shares, choices, gate, up, down, gate_up);
+                expect(y, {x.shape(0), x.shape(1)});
+                nb::gil_scoped_release released;
+                self.mixture(shape, x.data(), shares.data(), choices.data(), {gate.data(), up.data(), down.data()},
+                             gate_up.data(), y.data());
+            },
+            "x"_a, "shares"_a, "choices"_a, "gate"_a, "up"_a, "down"_a, "gate_up"_a, "y"_a)
+        .def(
+            "mixture_backward",
+            [](Training& self, Floats x, Floats shares, Choices choices, Floats gate, Floats up, Floats down,
+               Floats gate_up, Floats d_y, MutableFloats d_x, MutableFloats d_shares, MutableFloats d_gate,
+               MutableFloats d_up, MutableFloats d_down) {
+                const MixtureShape shape = mixture_shape(x, shares, choices, gate, up, down, gate_up);
+                nb::gil_scoped_release released;
+                self.mixture_backward(shape, x.data(), shares.data(), choices.data(),
+                                      {gate.data(), up.data(), down.data()}, gate_up.data(), d_y.data(),
+                                      {d_x.data(), d_shares.data(), d_gate.data(), d_up.data(), d_down.data()});
+            },
+            "x"_a, "shares"_a, "choices"_a, "gate"_a, "up"_a, "down"_a, "gate_up"_a, "d_y"_a, "d_x"_a, "d_shares"_a,
+            "d_gate"_a, "d_up"_a, "d_down"_a)
+        .def(
+            "attention",
+            [](Training& self, Floats q, Floats k, Floats v, float scale, MutableFloats out, MutableFloats log_sums) {
+                const AttentionShape shape = attention_shape(q, k, v, log_sums, scale);
+                nb::gil_scoped_release released;
+                self.attention(shape, {q.data(), k.data(), v.data()}, out.data(), log_sums.data());
+            },
+            "q"_a, "k"_a, "v"_a, "scale"_a, "out"_a, "log_sums"_a)
+        .def(
+            "attention_backward",
+            [](Training& self, Floats q, Floats k, Floats v, float scale, Floats out, Floats log_sums, Floats d_out,
+               MutableFloats d_q, MutableFloats d_k, MutableFloats d_v) {
+                const AttentionShape shape = attention_shape(q, k, v, log_sums, scale);
+                nb::gil_scoped_release released;
+                self.attention_backward(shape, {q.data(), k.data(), v.data()}, out.data(), log_sums.data(),
+                                        d_out.data(), {d_q.data(), d_k.data(), d_v.data()});
+            },
+            "q"_a, "k"_a, "v"_a, "scale"_a, "out"_a, "log_sums"_a, "d_out"_a, "d_q"_a, "d_k"_a, "d_v"_a)
+        .def(
+            "cross_entropy",
+            [](Training& self, Floats x, Floats head, Tokens targets, Floats weights, MutableFloats d_x,
+               MutableFloats d_head) {
+                const CrossEntropyShape shape = cross_entropy_shape(x, head, targets, weights);
+                nb::gil_scoped_release released;
+                return self.cross_entropy(shape, x.data(), head.data(), targets.data(), weights.data(), d_x.data(),
+                                          d_head.data());
+            },
+            "x"_a, "head"_a, "targets"_a, "weights"_a, "d_x"_a, "d_head"_a)
+        .def(
+            "rms_norm",
+            [](Training& self, Floats x, Floats weight, float eps, MutableFloats y) {
+                const NormShape shape = norm_shape(x, weight, y, eps);
+                nb::gil_scoped_release released;
+                self.rms_norm(shape, x.data(), weight.data(), y.data());
+            },
+            "x"_a, "weight"_a, "eps"_a, "y"_a)
+        .def(
+            "rms_norm_backward",
+            [](Training& self, Floats x, Floats weight, float eps, Floats d_y, MutableFloats d_x,
+               MutableFloats d_weight) {
+                const NormShape shape = norm_shape(x, weight, d_y, eps);
+                nb::gil_scoped_release released;
+                self.rms_norm_backward(shape, x.data(), weight.data(), d_y.data(), d_x.data(), d_weight.data());
+            },
+            "x"_a, "weight"_a, "eps"_a, "d_y"_a, "d_x"_a, "d_weight"_a);
+}
+
+}  // namespace freedive

@@ -1,0 +1,88 @@
+// The forward and backward passes of training's layers, in float32, on a team of threads.
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "product.h"
+
+namespace freedive {
+
+// A linear layer: y [rows, out] = x [rows, in] weight^T.
+struct LinearShape {
+    int rows, in, out;
+};
+
+// Gated experts: each of `tokens` goes to `chosen` of them. Shapes of weights: [experts, dim, hidden], but of down
+// [experts, hidden, dim].
+struct MixtureShape {
+    int tokens, chosen, experts, hidden, dim;
+};
+struct MixtureWeights {
+    const float *gate, *up, *down;
+};
+struct MixtureGradients {
+    float *x, *shares, *gate, *up, *down;
+};
+
+// Causal attention: rows [sequences * length, heads * dim] of q, k and v, whose heads have one width.
+struct AttentionShape {
+    int sequences, length, heads, dim;
+    float scale;
+    std::ptrdiff_t stride() const { return std::ptrdiff_t(heads) * dim; }
+    std::ptrdiff_t first(int sequence, int head) const { return sequence * length * stride() + head * dim; }
+};
+struct AttentionInput {
+    const float *q, *k, *v;
+};
+struct AttentionGradients {
+    float *q, *k, *v;
+};
+
+// Logits [rows, vocab] = x [rows, hidden] head^T.
+struct CrossEntropyShape {
+    int rows, hidden, vocab;
+};
+
+struct NormShape {
+    int rows, dim;
+    float eps;
+};
+
+class Training {
+  public:
+    Training(const TrainKernels& kernels, int num_threads) : kernels_(kernels), team_(num_threads), own_(num_threads) {}
+
+    void linear(LinearShape shape, const float* x, const float* weight, float* y);
+    void linear_backward(LinearShape shape, const float* x, const float* weight, const float* d_y, float* d_x,
+                         float* d_weight);
+
+    // `choices` and `shares` [tokens, chosen]; gate_up [tokens * chosen, 2 * dim] is kept for the backward pass.
+    void mixture(MixtureShape shape, const float* x, const float* shares, const std::int64_t* choices,
+                 MixtureWeights weights, float* gate_up, float* y);
+    void mixture_backward(MixtureShape shape, const float* x, const float* shares, const std::int64_t* choices,
+                          MixtureWeights weights, const float* gate_up, const float* d_y, MixtureGradients gradients);
+
+    // `log_sums` [sequences, heads, length] are kept for the backward pass.
+    void attention(AttentionShape shape, AttentionInput input, float* out, float* log_sums);
+    void attention_backward(AttentionShape shape, AttentionInput input, const float* out, const float* log_sums,
+                            const float* d_out, AttentionGradients gradients);
+
+    // Returns the sum of the weighted losses of all targets, in nats; d_x and d_head are its gradients.
+    double cross_entropy(CrossEntropyShape shape, const float* x, const float* head, const std::int64_t* targets,
+                         const float* weights, float* d_x, float* d_head);
+
+    void rms_norm(NormShape shape, const float* x, const float* weight, float* y);
+    void rms_norm_backward(NormShape shape, const float* x, const float* weight, const float* d_y, float* d_x,
+                           float* d_weight);
+
+  private:
+    const TrainKernels& kernels_;
+    Team team_;
+    Arena shared_;
+    std::vector<Arena> own_;  // by thread
+    std::mutex one_at_a_time_;
+};
+
+}  // namespace freedive

@@ -1,0 +1,131 @@
+"""Our kernels' layers: torch's numbers and gradients at every instruction-set level, the same bits on all threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from freedive.native import _native
+from freedive.train import fused
+from freedive.train.experts import GroupedFeedForward
+from freedive.train.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedLinear, FusedRmsNorm
+
+LEVELS = _native.isa_levels()
+
+
+@pytest.fixture(params=[(level, threads) for level in LEVELS for threads in (1, 3)], ids=str)
+def team(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    level, threads = request.param
+    monkeypatch.setattr(fused, "_kernels", lambda: fused.kernels(threads, level))
+
+
+def some(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def results(function: object, *given: object) -> list[Tensor]:
+    """The output, then the gradients of what has some."""
+    out = function(*given)  # type: ignore[operator]
+    leaves = [each for each in given if isinstance(each, Tensor) and each.requires_grad]
+    weights = some(*out.shape, seed=99).detach().to(out.dtype)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
+
+
+def check(function: object, oracle: object, *given: object) -> None:
+    """In float32 what the oracle makes in float64."""
+    wide = [
+        each.detach().double().requires_grad_(each.requires_grad)
+        if isinstance(each, Tensor) and each.is_floating_point()
+        else each
+        for each in given
+    ]
+    for got, expected in zip(results(function, *given), results(oracle, *wide), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=2e-5 * float(expected.abs().max() + 1e-9))
+
+
+@pytest.mark.usefixtures("team")
+@pytest.mark.parametrize(("rows", "ins", "outs"), [(1, 1, 1), (5, 8, 3), (37, 33, 50), (200, 16, 100), (7, 1100, 17)])
+def test_a_linear_is_torch_s(rows: int, ins: int, outs: int) -> None:
+    check(FusedLinear.apply, F.linear, some(rows, ins, seed=0), some(outs, ins, seed=1))
+
+
+def mixture(tokens: int, chosen: int, experts: int, hidden: int, dim: int, used: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(9)
+    choices = torch.stack([torch.randperm(used, generator=generator)[:chosen] for _ in range(tokens)])
+    shapes = (experts, dim, hidden), (experts, dim, hidden), (experts, hidden, dim)
+    matrices = (some(*shape, seed=seed) for seed, shape in enumerate(shapes, 2))
+    return some(tokens, hidden, seed=0), some(tokens, chosen, seed=1), choices, *matrices
+
+
+MIXTURES = [
+    (1, 1, 1, 4, 3, 1),
+    (37, 3, 5, 8, 6, 5),
+    (37, 3, 5, 8, 6, 3),
+    (300, 2, 4, 40, 17, 4),
+    (250, 1, 1, 32, 200, 1),
+]
+
+
+@pytest.mark.usefixtures("team")
+@pytest.mark.parametrize("shape", MIXTURES, ids=str)
+def test_a_mixture_is_torch_s(shape: tuple[int, ...]) -> None:
+    check(FusedFeedForward.apply, GroupedFeedForward.apply, *mixture(*shape))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(*heads, is_causal=True, scale=scale).transpose(1, 2)
+
+
+@pytest.mark.usefixtures("team")
+@pytest.mark.parametrize(("length", "heads", "dim"), [(1, 1, 1), (5, 2, 8), (40, 3, 20), (100, 1, 64), (73, 2, 70)])
+def test_attention_is_torch_s(length: int, heads: int, dim: int) -> None:
+    check(FusedAttention.apply, attend, *(some(2, length, heads, dim, seed=seed) for seed in range(3)), 0.3)
+
+
+def losses(rows: int, hidden: int, vocab: int) -> tuple[Tensor, ...]:
+    targets = torch.randint(0, vocab, (rows,), generator=torch.Generator().manual_seed(8))
+    return some(rows, hidden, seed=6), some(vocab, hidden, seed=7), targets, some(rows, seed=9).detach()
+
+
+@pytest.mark.usefixtures("team")
+@pytest.mark.parametrize(("rows", "hidden", "vocab"), [(1, 3, 2), (50, 8, 11), (1000, 4, 33)])
+def test_the_loss_is_cross_entropy(rows: int, hidden: int, vocab: int) -> None:
+    def plain(x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        return (F.cross_entropy(x @ head.T, targets, reduction="none") * weights).sum()
+
+    check(FusedCrossEntropy.apply, plain, *losses(rows, hidden, vocab))
+
+
+@pytest.mark.usefixtures("team")
+@pytest.mark.parametrize(("rows", "dim"), [(1, 3), (5, 8), (300, 40)])
+def test_a_norm_is_torch_s(rows: int, dim: int) -> None:
+    def plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    check(FusedRmsNorm.apply, plain, some(rows, dim, seed=0), some(dim, seed=1), 1e-6)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_any_number_of_threads_gives_equal_bits(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(threads: int) -> list[Tensor]:
+        monkeypatch.setattr(fused, "_kernels", lambda: fused.kernels(threads, level))
+        return [
+            *results(FusedLinear.apply, some(450, 48, seed=0), some(70, 48, seed=1)),
+            *results(FusedFeedForward.apply, *mixture(500, 2, 4, 48, 32, 4)),
+            *results(FusedAttention.apply, *(some(3, 50, 2, 16, seed=seed) for seed in range(3)), 0.25),
+            *results(FusedCrossEntropy.apply, *losses(1000, 16, 50)),
+            *results(FusedRmsNorm.apply, some(400, 40, seed=0), some(40, seed=1), 1e-6),
+        ]
+
+    one = made(1)
+    for threads in (2, 3):
+        assert all(map(torch.equal, one, made(threads)))
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    x, weight = torch.zeros(3, 8).numpy(), torch.zeros(5, 7).numpy()
+    with pytest.raises(ValueError, match="shape"):
+        fused.kernels(1).linear(x, weight, torch.zeros(3, 5).numpy())
