@@ -21,7 +21,13 @@ TINY = [
         "data.num_chats=200",
         "data.held_out=0.05",
     ),
-    *("pretrain.steps=30", "pretrain.step_tokens=512", "pretrain.micro_tokens=256", "pretrain.save_every=10"),
+    *(
+        "pretrain.steps=30",
+        "pretrain.lr=1e-2",
+        "pretrain.step_tokens=512",
+        "pretrain.micro_tokens=256",
+        "pretrain.save_every=10",
+    ),
     *("sft.steps=10", "sft.step_tokens=512", "sft.micro_tokens=512", "sft.save_every=5"),
     *("data.num_tasks=300", "rl.steps=2", "rl.num_prompts=4", "rl.num_samples=4", "rl.num_eval=4"),
 ]

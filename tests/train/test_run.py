@@ -28,7 +28,7 @@ def rows(run: Path, stage: str) -> list[Row]:
 def test_it_learns(run: Path) -> None:
     losses = [row["loss"] for row in rows(run, "pretrain")]
     assert losses[0] == pytest.approx(math.log(600), rel=0.05)
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.75 * losses[0]
     assert [row["step"] for row in rows(run, "pretrain")] == list(range(1, 31))
 
 
