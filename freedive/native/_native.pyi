@@ -211,9 +211,11 @@ class Training:
         d_up: _Floats,
         d_down: _Floats,
     ) -> None: ...
-    def attention(self, q: _Floats, k: _Floats, v: _Floats, scale: float, out: _Floats, log_sums: _Floats) -> None:
-        """Causal: ``q``, ``k``, ``v`` and ``out`` [N, L, heads, dim]; ``log_sums`` [N, heads, L] are for the backward
-        pass.
+    def attention(
+        self, q: _Floats, k: _Floats, v: _Floats, begins: _Choices, scale: float, out: _Floats, log_sums: _Floats
+    ) -> None:
+        """Causal: ``q``, ``k``, ``v`` and ``out`` [T, heads, dim], sequences end to end; ``begins`` [sequences + 1] are
+        their first rows and the last one's end; ``log_sums`` [T * heads] are for the backward pass.
         """
 
     def attention_backward(
@@ -221,6 +223,7 @@ class Training:
         q: _Floats,
         k: _Floats,
         v: _Floats,
+        begins: _Choices,
         scale: float,
         out: _Floats,
         log_sums: _Floats,

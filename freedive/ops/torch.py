@@ -85,9 +85,10 @@ class TorchOps:
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, attn: spec.Attention, layer: int
     ) -> Tensor:
         parts = []
-        for run in self._runs:
-            keys, values = self._remember(layer, run, *(run.heads(x, attn.num_kv_heads) for x in (k, v)))
-            parts.append(self.attend(run.heads(q, attn.num_heads), keys, values, run.start, attn, sinks))
+        by_run = self._by_run(q, attn.num_heads), *(self._by_run(x, attn.num_kv_heads) for x in (k, v))
+        for run, queries, *new in zip(self._runs, *by_run, strict=True):
+            keys, values = self._remember(layer, run, *new)
+            parts.append(_attend(queries, keys, values, run.start, attn, sinks))
         return torch.cat(parts)
 
     def latent_attention(
@@ -97,30 +98,20 @@ class TorchOps:
         turning = self.rope(kv[:, attn.kv_rank :], attn.rope, attn.rope_dim)
         q = self._latent_queries(q, k_b, attn)
         parts = []
-        for run in self._runs:
-            latents, turns = self._remember(layer, run, run.heads(latent, 1), run.heads(turning, 1))
+        by_run = self._by_run(q, attn.num_heads), self._by_run(latent, 1), self._by_run(turning, 1)
+        for run, queries, *new in zip(self._runs, *by_run, strict=True):
+            latents, turns = self._remember(layer, run, *new)
             if self._absorbed:
                 keys, values = latents, latents
             else:
-                keys, values = (self._expand(latents, matrix) for matrix in (k_b, v_b))
+                keys, values = (torch.einsum("nsir,hdr->nshd", latents, matrix) for matrix in (k_b, v_b))
             keys = torch.cat([keys, turns.expand(-1, -1, keys.shape[2], -1)], -1)
             plain = spec.Attention(attn.num_heads, keys.shape[2], keys.shape[3], None, attn.scale)
-            parts.append(self.attend(run.heads(q, attn.num_heads), keys, values, run.start, plain, None))
+            parts.append(_attend(queries, keys, values, run.start, plain, None))
         out = torch.cat(parts)
         if self._absorbed:
             out = torch.einsum("thr,hdr->thd", out.reshape(len(q), attn.num_heads, -1), v_b).flatten(1)
         return out
-
-    def _expand(self, latents: Tensor, matrix: Tensor) -> Tensor:
-        """Keys or values of latents [requests, positions, 1, rank]: [requests, positions, heads, dim]."""
-        rows = self.linear(latents.flatten(0, 2), matrix.flatten(0, 1), None)
-        return rows.view(*latents.shape[:2], *matrix.shape[:2])
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
-        """Queries from position ``start`` on over all keys and values, each [requests, positions, heads, dim]:
-        [requests * positions, heads * dim].
-        """
-        return _attend(q, k, v, start, attn, sinks)
 
     def _latent_queries(self, q: Tensor, k_b: Tensor, attn: spec.LatentAttention) -> Tensor:
         """Queries with their last part rotated; when absorbed, the first part is turned to look at latents."""
@@ -130,6 +121,14 @@ class TorchOps:
         if self._absorbed:
             plain = torch.einsum("thd,hdr->thr", plain, k_b)
         return torch.cat([plain, turning], -1).flatten(1)
+
+    def _by_run(self, x: Tensor, num_heads: int) -> list[Tensor]:
+        """x [T, heads * dim] as each run's [requests, rows, heads, dim]; taken apart once, which gradients like."""
+        parts = x.split([run.count * len(run.positions) for run in self._runs])
+        return [
+            part.reshape(run.count, len(run.positions), num_heads, -1)
+            for run, part in zip(self._runs, parts, strict=True)
+        ]
 
     def _remember(self, layer: int, run: Run, *new: Tensor) -> tuple[Tensor, ...]:
         """Writes new rows [requests, rows, heads, dim] to the cache; returns all positions'."""
@@ -208,7 +207,6 @@ class TorchOps:
 class Run:
     """Requests side by side that begin and end at the same positions, so that one product attends for all of them."""
 
-    rows: slice
     start: int
     pages: npt.NDArray[np.int32]
     positions: Tensor
@@ -223,22 +221,18 @@ class Run:
         position = np.arange(self.start + len(self.positions))
         return torch.tensor(self.pages[:, position // PAGE_TOKENS] * PAGE_TOKENS + position % PAGE_TOKENS)
 
-    def heads(self, x: Tensor, num_heads: int) -> Tensor:
-        """The run's rows of x [T, heads * dim] as [requests, rows, heads, dim]."""
-        return x[self.rows].reshape(self.count, len(self.positions), num_heads, -1)
-
 
 def _runs(batch: Batch) -> Iterator[Run]:
-    row = 0
     requests = zip(batch.starts.tolist(), batch.lengths.tolist(), batch.pages, strict=True)
     for (start, length), same in groupby(requests, key=lambda request: request[:2]):
         pages = np.stack([table for _, _, table in same])
-        rows = slice(row, row + len(pages) * length)
-        yield Run(rows, start, pages, torch.arange(start, start + length))
-        row = rows.stop
+        yield Run(start, pages, torch.arange(start, start + length))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
+    """Queries from position ``start`` on over all keys and values, each [requests, positions, heads, dim]:
+    [requests * positions, heads * dim].
+    """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if attn.softcap or sinks is not None:
         y = _attend_by_hand(q, k, v, start, attn, sinks)

@@ -77,25 +77,27 @@ class FusedFeedForward(torch.autograd.Function):
 
 
 class FusedAttention(torch.autograd.Function):
-    """Causal attention: ``q``, ``k`` and ``v`` [N, L, heads, dim], and so is the result."""
+    """Causal attention of sequences laid end to end: ``q``, ``k`` and ``v`` [T, heads, dim], and so is the result.
+
+    ``begins`` int64 [sequences + 1]: their first rows, and the last one's end.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        num, length, heads, _ = q.shape
-        out, log_sums = q.new_empty(q.shape), q.new_empty(num, heads, length)
-        _kernels().attention(*map(_array, (q, k, v)), scale, out.numpy(), log_sums.numpy())
-        ctx.save_for_backward(q, k, v, out, log_sums)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, begins: Tensor, scale: float) -> Tensor:
+        out, log_sums = q.new_empty(q.shape), q.new_empty(len(q) * q.shape[1])
+        ctx.save_for_backward(q, k, v, begins, out, log_sums)
+        arrays = [_array(each) for each in (q, k, v, begins)]
+        _kernels().attention(*arrays, scale, out.numpy(), log_sums.numpy())
         ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> Any:
-        q, k, v, out, log_sums = map(_array, ctx.saved_tensors)
+        q, k, v, begins, out, log_sums = (_array(each) for each in ctx.saved_tensors)
         gradients = [torch.empty(q.shape) for _ in range(3)]
-        _kernels().attention_backward(
-            q, k, v, ctx.scale, out, log_sums, _array(d_out), *(each.numpy() for each in gradients)
-        )
-        return *gradients, None
+        made = [each.numpy() for each in gradients]
+        _kernels().attention_backward(q, k, v, begins, ctx.scale, out, log_sums, _array(d_out), *made)
+        return *gradients, None, None
 
 
 class FusedCrossEntropy(torch.autograd.Function):

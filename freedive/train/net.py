@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from freedive.engine.batch import Batch
@@ -141,6 +142,7 @@ class TrainOps(TorchOps):
         pages = np.zeros((len(lengths), 1), np.int32)
         super().__init__(Batch(batch.tokens.astype(np.int32), lengths, 0 * lengths, pages, rows, lengths))
         self._lengths = torch.from_numpy(batch.lengths)
+        self._begins = F.pad(self._lengths.cumsum(0), (1, 0))
         self._text = torch.arange(len(lengths)).repeat_interleave(self._lengths)
         self._replay = iter(replay)
         self.chosen: list[Tensor] = []
@@ -180,12 +182,31 @@ class TrainOps(TorchOps):
         y: Tensor = FusedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
         return y
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
-        same = q.shape == k.shape == v.shape
-        if attn.window or attn.chunk or attn.softcap or sinks is not None or not same or not _fits(q, k, v):
-            return super().attend(q, k, v, start, attn, sinks)
-        y: Tensor = FusedAttention.apply(q, k, v, attn.scale)  # type: ignore[no-untyped-call]
-        return y.flatten(0, 1).flatten(1)
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, attn: spec.Attention, layer: int
+    ) -> Tensor:
+        if attn.window or attn.chunk or attn.softcap or sinks is not None or not _fits(q, k, v):
+            return super().attention(q, k, v, sinks, attn, layer)
+        shared = attn.num_heads // attn.num_kv_heads
+        keys, values = (x.view(len(x), attn.num_kv_heads, -1).repeat_interleave(shared, 1) for x in (k, v))
+        return self._attended(q.view(len(q), attn.num_heads, -1), keys, values, attn.scale)
+
+    def latent_attention(
+        self, q: Tensor, kv: Tensor, norm: Tensor, k_b: Tensor, v_b: Tensor, attn: spec.LatentAttention, layer: int
+    ) -> Tensor:
+        if attn.head_dim != attn.value_dim or not _fits(q, kv, norm, k_b, v_b):
+            return super().latent_attention(q, kv, norm, k_b, v_b, attn, layer)
+        latent, turning = kv.split([attn.kv_rank, attn.rope_dim], 1)
+        latent, turning = self.rms_norm(latent, norm, attn.latent_eps), self.rope(turning, attn.rope, attn.rope_dim)
+        heads = (len(q), attn.num_heads, -1)
+        keys, values = (self.linear(latent, matrix.flatten(0, 1), None).view(heads) for matrix in (k_b, v_b))
+        keys = torch.cat([keys, turning[:, None].expand(-1, attn.num_heads, -1)], -1)
+        return self._attended(self._latent_queries(q, k_b, attn).view(heads), keys, values, attn.scale)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Of heads [T, heads, dim], within each text: [T, heads * dim]."""
+        y: Tensor = FusedAttention.apply(q, k, v, self._begins, scale)  # type: ignore[no-untyped-call]
+        return y.flatten(1)
 
     def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
         _, shares = routes.unbind(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,15 +76,26 @@ def test_a_mixture_is_torch_s(shape: tuple[int, ...]) -> None:
     check(FusedFeedForward.apply, GroupedFeedForward.apply, *mixture(*shape))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    heads = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(*heads, is_causal=True, scale=scale).transpose(1, 2)
+def attend(q: Tensor, k: Tensor, v: Tensor, begins: Tensor, scale: float) -> Tensor:
+    parts = []
+    for part in zip(*(x.split(begins.diff().tolist()) for x in (q, k, v)), strict=True):
+        heads = (x.transpose(0, 1) for x in part)
+        parts.append(F.scaled_dot_product_attention(*heads, is_causal=True, scale=scale).transpose(0, 1))
+    return torch.cat(parts)
+
+
+def heads(lengths: list[int], count: int, dim: int) -> tuple[Any, ...]:
+    begins = F.pad(torch.tensor(lengths).cumsum(0), (1, 0))
+    return *(some(sum(lengths), count, dim, seed=seed) for seed in range(3)), begins, 0.3
 
 
 @pytest.mark.usefixtures("team")
-@pytest.mark.parametrize(("length", "heads", "dim"), [(1, 1, 1), (5, 2, 8), (40, 3, 20), (100, 1, 64), (73, 2, 70)])
-def test_attention_is_torch_s(length: int, heads: int, dim: int) -> None:
-    check(FusedAttention.apply, attend, *(some(2, length, heads, dim, seed=seed) for seed in range(3)), 0.3)
+@pytest.mark.parametrize(
+    ("lengths", "count", "dim"),
+    [([1], 1, 1), ([5, 1], 2, 8), ([40, 3, 40], 3, 20), ([100], 1, 64), ([73, 36, 37], 2, 70)],
+)
+def test_attention_is_torch_s(lengths: list[int], count: int, dim: int) -> None:
+    check(FusedAttention.apply, attend, *heads(lengths, count, dim))
 
 
 def losses(rows: int, hidden: int, vocab: int) -> tuple[Tensor, ...]:
@@ -115,7 +128,7 @@ def test_any_number_of_threads_gives_equal_bits(level: str, monkeypatch: pytest.
         return [
             *results(FusedLinear.apply, some(450, 48, seed=0), some(70, 48, seed=1)),
             *results(FusedFeedForward.apply, *mixture(500, 2, 4, 48, 32, 4)),
-            *results(FusedAttention.apply, *(some(3, 50, 2, 16, seed=seed) for seed in range(3)), 0.25),
+            *results(FusedAttention.apply, *heads([50, 7, 50], 2, 16)),
             *results(FusedCrossEntropy.apply, *losses(1000, 16, 50)),
             *results(FusedRmsNorm.apply, some(400, 40, seed=0), some(40, seed=1), 1e-6),
         ]

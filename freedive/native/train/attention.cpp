@@ -30,8 +30,8 @@ Panels seen(Panels keys, int end) {
 void Training::attention(AttentionShape shape, AttentionInput input, float* out, float* log_sums) {
     const std::lock_guard lock(one_at_a_time_);
     const std::ptrdiff_t stride = shape.stride();
-    const int length = shape.length, dim = shape.dim;
-    const auto run_head = [&](std::ptrdiff_t first, float* log_sum, Arena& arena) {
+    const int dim = shape.dim;
+    const auto run_head = [&](int length, std::ptrdiff_t first, float* log_sum, Arena& arena) {
         arena.clear();
         const View q{input.q + first, stride}, k{input.k + first, stride}, v{input.v + first, stride};
         const MutableView to{out + first, stride}, scores = scores_of(kernels_, arena, length);
@@ -47,7 +47,8 @@ void Training::attention(AttentionShape shape, AttentionInput input, float* out,
     };
     team_.run([&](int thread) {
         team_.for_each(shape.sequences * shape.heads, 1, [&](int task) {
-            run_head(shape.first(task / shape.heads, task % shape.heads), log_sums + std::ptrdiff_t(task) * length,
+            const int sequence = task / shape.heads, head = task % shape.heads;
+            run_head(shape.length(sequence), shape.first(sequence, head), log_sums + shape.log_sums(sequence, head),
                      own_[thread]);
         });
     });
@@ -57,8 +58,8 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
                                   const float* d_out, AttentionGradients gradients) {
     const std::lock_guard lock(one_at_a_time_);
     const std::ptrdiff_t stride = shape.stride();
-    const int length = shape.length, dim = shape.dim;
-    const auto run_head = [&](std::ptrdiff_t first, const float* log_sum, Arena& arena) {
+    const int dim = shape.dim;
+    const auto run_head = [&](int length, std::ptrdiff_t first, const float* log_sum, Arena& arena) {
         arena.clear();
         const View q{input.q + first, stride}, k{input.k + first, stride}, v{input.v + first, stride};
         const View made{out + first, stride}, d_made{d_out + first, stride};
@@ -90,7 +91,8 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
     };
     team_.run([&](int thread) {
         team_.for_each(shape.sequences * shape.heads, 1, [&](int task) {
-            run_head(shape.first(task / shape.heads, task % shape.heads), log_sums + std::ptrdiff_t(task) * length,
+            const int sequence = task / shape.heads, head = task % shape.heads;
+            run_head(shape.length(sequence), shape.first(sequence, head), log_sums + shape.log_sums(sequence, head),
                      own_[thread]);
         });
     });

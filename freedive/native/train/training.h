@@ -26,12 +26,18 @@ struct MixtureGradients {
     float *x, *shares, *gate, *up, *down;
 };
 
-// Causal attention: rows [sequences * length, heads * dim] of q, k and v, whose heads have one width.
+// Causal attention: rows [tokens, heads * dim] of q, k and v, whose heads have one width. Sequences lie end to end;
+// begins [sequences + 1] are their first rows, and the last one's end.
 struct AttentionShape {
-    int sequences, length, heads, dim;
+    const std::int64_t* begins;
+    int sequences, heads, dim;
     float scale;
+    int length(int sequence) const { return int(begins[sequence + 1] - begins[sequence]); }
     std::ptrdiff_t stride() const { return std::ptrdiff_t(heads) * dim; }
-    std::ptrdiff_t first(int sequence, int head) const { return sequence * length * stride() + head * dim; }
+    std::ptrdiff_t first(int sequence, int head) const { return begins[sequence] * stride() + head * dim; }
+    std::ptrdiff_t log_sums(int sequence, int head) const {
+        return begins[sequence] * heads + std::ptrdiff_t(head) * length(sequence);
+    }
 };
 struct AttentionInput {
     const float *q, *k, *v;
@@ -64,7 +70,7 @@ class Training {
     void mixture_backward(MixtureShape shape, const float* x, const float* shares, const std::int64_t* choices,
                           MixtureWeights weights, const float* gate_up, const float* d_y, MixtureGradients gradients);
 
-    // `log_sums` [sequences, heads, length] are kept for the backward pass.
+    // `log_sums` [tokens * heads] are kept for the backward pass.
     void attention(AttentionShape shape, AttentionInput input, float* out, float* log_sums);
     void attention_backward(AttentionShape shape, AttentionInput input, const float* out, const float* log_sums,
                             const float* d_out, AttentionGradients gradients);
