@@ -17,6 +17,11 @@ LANES void store_some(float* to, F v, int count) {
     for (int i = 0; i < count; i++) to[i] = x[i];
 }
 
+// Writes the sums of one vector of a row, or adds them.
+LANES void put(float* out, F sum, bool adds, int count) {
+    store_some(out, adds ? f_add(load_some(out, count), sum) : sum, count);
+}
+
 // Not inlined, since its sums want all registers.
 template <int R>
 __attribute__((noinline)) void multiply_rows(const FloatTile& tile) {
@@ -26,23 +31,30 @@ __attribute__((noinline)) void multiply_rows(const FloatTile& tile) {
         left[r] = tile.left[r];
         for (int v = 0; v < kTileVectors; v++) sum[r][v] = f_set(0.0f);
     }
-    const float *right = tile.right, *end = right + std::ptrdiff_t(tile.k) * kTileColumns;
-    const std::ptrdiff_t step = tile.step;
+    const std::ptrdiff_t step = tile.step, size = std::ptrdiff_t(tile.k) * kTileColumns;
+    const float *right = tile.right, *end = right + size;
     for (std::ptrdiff_t at = 0; right != end; right += kTileColumns, at += step) {
         F row[kTileVectors];
-        for (int v = 0; v < kTileVectors; v++) row[v] = f_load(right + 16 * v);
+        for (int v = 0; v < kTileVectors; v++) {
+            row[v] = f_load(right + 16 * v);
+            __builtin_prefetch(right + size + 16 * v, 0, 2);  // of the panel after
+        }
         for (int r = 0; r < R; r++) {
             const F factor = f_set(left[r][at]);
             for (int v = 0; v < kTileVectors; v++) sum[r][v] = f_fma(factor, row[v], sum[r][v]);
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < kTileVectors; v++) {
-            const int count = tile.num_columns - 16 * v;
-            float* out = tile.out[r] + 16 * v;
-            if (count <= 0) break;
-            store_some(out, tile.adds ? f_add(load_some(out, count), sum[r][v]) : sum[r][v], count);
-        }
+    if (tile.num_columns == kTileColumns && tile.adds) {
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < kTileVectors; v++) put(tile.out[r] + 16 * v, sum[r][v], true, 16);
+    } else if (tile.num_columns == kTileColumns) {
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < kTileVectors; v++) put(tile.out[r] + 16 * v, sum[r][v], false, 16);
+    } else {
+        for (int r = 0; r < R; r++)
+            for (int v = 0; 16 * v < tile.num_columns; v++)
+                put(tile.out[r] + 16 * v, sum[r][v], tile.adds, tile.num_columns - 16 * v);
+    }
 }
 
 template <int R = kLeftRows>

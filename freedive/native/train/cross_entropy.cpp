@@ -4,7 +4,8 @@
 namespace freedive {
 namespace {
 constexpr int kBlockRows = 48, kChunkRows = 20 * kBlockRows;  // of a task, and between two additions to d_head
-}
+constexpr int kSpace = 48;  // between rows of logits: a power of two apart they would crowd into few sets of the cache
+}  // namespace
 
 double Training::cross_entropy(CrossEntropyShape shape, const float* x, const float* head, const std::int64_t* targets,
                                const float* weights, float* d_x, float* d_head) {
@@ -14,18 +15,19 @@ double Training::cross_entropy(CrossEntropyShape shape, const float* x, const fl
     Panels panels[] = {forward_panels(head, vocab, hidden), backward_panels(head, vocab, hidden)};
     for (Panels& each : panels) each.data = shared_.take(each.size(kernels_));
     float* losses = shared_.take(rows);
-    float* logits = shared_.take(std::size_t(std::min(rows, kChunkRows)) * vocab);
+    const std::ptrdiff_t stride = vocab + kSpace;
+    float* logits = shared_.take(std::min(rows, kChunkRows) * stride);
     const int bands = std::min(vocab, team_.size());
     // Rows [row, row + count): their losses, their gradients, and those of their logits.
     const auto run_block = [&, hidden = hidden, vocab = vocab](std::ptrdiff_t row, int count, float* made) {
-        multiply(kernels_, {x + row * hidden, hidden}, count, panels[0], {made, vocab}, false);
+        multiply(kernels_, {x + row * hidden, hidden}, count, panels[0], {made, stride}, false);
         for (int i = 0; i < count; i++) {
-            float *logit = made + std::ptrdiff_t(i) * vocab, *target = logit + targets[row + i];
+            float *logit = made + i * stride, *target = logit + targets[row + i];
             const float wanted = *target, weight = weights[row + i];
             losses[row + i] = weight * (kernels_.softmax(logit, vocab, vocab, 1.0f, weight) - wanted);
             *target -= weight;
         }
-        multiply(kernels_, {made, vocab}, count, panels[1], {d_x + row * hidden, hidden}, false);
+        multiply(kernels_, {made, stride}, count, panels[1], {d_x + row * hidden, hidden}, false);
     };
     team_.run([&, rows = rows, hidden = hidden, vocab = vocab](int thread) {
         pack(kernels_, team_, panels);
@@ -33,11 +35,11 @@ double Training::cross_entropy(CrossEntropyShape shape, const float* x, const fl
             const int count = std::min(kChunkRows, rows - chunk);
             team_.for_each((count + kBlockRows - 1) / kBlockRows, 1, [&](int block) {
                 const int first = block * kBlockRows;
-                run_block(chunk + first, std::min(kBlockRows, count - first), logits + std::ptrdiff_t(first) * vocab);
+                run_block(chunk + first, std::min(kBlockRows, count - first), logits + first * stride);
             });
             team_.for_each(bands, 1, [&](int band) {
                 const int begin = vocab * std::int64_t(band) / bands, end = vocab * std::int64_t(band + 1) / bands;
-                multiply_outer(kernels_, {logits + begin, vocab}, end - begin,
+                multiply_outer(kernels_, {logits + begin, stride}, end - begin,
                                {x + std::ptrdiff_t(chunk) * hidden, hidden}, hidden, count,
                                {d_head + std::ptrdiff_t(begin) * hidden, hidden}, chunk > 0, own_[thread]);
             });

@@ -83,6 +83,25 @@ void multiply_tiles(const TrainKernels& kernels, Cut cut, LeftOf&& left_of, std:
     }
 }
 
+// Rows are packed a few at a time: columns of all of them would crowd each other out of the first cache.
+constexpr int kPackedRows = 16;
+
+void pack_right(const TrainKernels& kernels, const Panels& panels) {
+    const int width = kernels.tile_columns;
+    for (int row = 0; row < panels.k; row += kPackedRows)
+        for (int column = 0; column < panels.columns; column += width)
+            kernels.pack_columns(panels.source.from(row), std::min(kPackedRows, panels.k - row), column,
+                                 std::min(width, panels.columns - column),
+                                 panels.data + std::ptrdiff_t(column) * panels.k + row * width);
+}
+
+void pack_band(const TrainKernels& kernels, View left, int num_rows, Cut cut, float* band) {
+    for (int row = 0; row < num_rows; row += kPackedRows)
+        for (int t = 0; t < cut.tiles; t++)
+            kernels.pack_left(left.from(row), std::min(kPackedRows, num_rows - row), cut.begin(t), cut.height(t),
+                              band + (std::ptrdiff_t(t) * num_rows + row) * kLeftRows);
+}
+
 }  // namespace
 
 void multiply_columns(const TrainKernels& kernels, View left, int width, const Panels& right, MutableView out,
@@ -103,12 +122,10 @@ void multiply_outer(const TrainKernels& kernels, View left, int width, View righ
         for (int i = 0; i < width; i++) std::fill_n(out.row(i), right_width, 0.0f);
     for (int row = 0; row < num_rows; row += most) {
         panels.source = right.from(row), panels.k = std::min(most, num_rows - row);
-        for (int panel = 0; panel < panels.count(kernels); panel++) panels.pack(kernels, panel);
+        pack_right(kernels, panels);
         for (int column = 0; column < width; column += kBandColumns) {
             const Cut cut{std::min(kBandColumns, width - column)};
-            for (int t = 0; t < cut.tiles; t++)
-                kernels.pack_left(left.from(row), panels.k, column + cut.begin(t), cut.height(t),
-                                  band + std::ptrdiff_t(t) * panels.k * kLeftRows);
+            pack_band(kernels, left.from(row).columns_from(column), panels.k, cut, band);
             const auto left_of = [&](int t) { return band + std::ptrdiff_t(t) * panels.k * kLeftRows; };
             multiply_tiles(kernels, cut, left_of, kLeftRows, panels, out.from(column), adds || row);
         }
