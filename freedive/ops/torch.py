@@ -124,7 +124,7 @@ class TorchOps:
 
     def _by_run(self, x: Tensor, num_heads: int) -> list[Tensor]:
         """x [T, heads * dim] as each run's [requests, rows, heads, dim]; taken apart once, which gradients like."""
-        parts = x.split([run.count * len(run.positions) for run in self._runs])
+        parts = torch.split(x, [run.count * len(run.positions) for run in self._runs])
         return [
             part.reshape(run.count, len(run.positions), num_heads, -1)
             for run, part in zip(self._runs, parts, strict=True)

@@ -61,7 +61,7 @@ class FusedFeedForward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, shares: Tensor, chosen: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         gate_up, y = x.new_empty(chosen.numel(), 2 * gate.shape[1]), x.new_empty(x.shape)
         ctx.save_for_backward(x, shares, chosen, gate, up, down, gate_up)
-        given = [_array(each) for each in (x, shares, chosen, gate, up, down)]
+        given = _array(x), _array(shares), _array(chosen), _array(gate), _array(up), _array(down)
         _kernels().mixture(*given, gate_up.numpy(), y.numpy())
         return y
 
@@ -86,18 +86,18 @@ class FusedAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, begins: Tensor, scale: float) -> Tensor:
         out, log_sums = q.new_empty(q.shape), q.new_empty(len(q) * q.shape[1])
         ctx.save_for_backward(q, k, v, begins, out, log_sums)
-        arrays = [_array(each) for each in (q, k, v, begins)]
-        _kernels().attention(*arrays, scale, out.numpy(), log_sums.numpy())
+        given = _array(q), _array(k), _array(v), _array(begins)
+        _kernels().attention(*given, scale, out.numpy(), log_sums.numpy())
         ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> Any:
         q, k, v, begins, out, log_sums = (_array(each) for each in ctx.saved_tensors)
-        gradients = [torch.empty(q.shape) for _ in range(3)]
-        made = [each.numpy() for each in gradients]
-        _kernels().attention_backward(q, k, v, begins, ctx.scale, out, log_sums, _array(d_out), *made)
-        return *gradients, None, None
+        d_q, d_k, d_v = (torch.empty(q.shape) for _ in range(3))
+        given = q, k, v, begins, ctx.scale, out, log_sums, _array(d_out)
+        _kernels().attention_backward(*given, d_q.numpy(), d_k.numpy(), d_v.numpy())
+        return d_q, d_k, d_v, None, None
 
 
 class FusedCrossEntropy(torch.autograd.Function):
@@ -106,8 +106,8 @@ class FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         d_x, d_head = x.new_empty(x.shape), x.new_empty(head.shape)
-        arrays = [_array(each) for each in (x, head, targets, weights)]
-        total = _kernels().cross_entropy(*arrays, d_x.numpy(), d_head.numpy())
+        given = _array(x), _array(head), _array(targets), _array(weights)
+        total = _kernels().cross_entropy(*given, d_x.numpy(), d_head.numpy())
         ctx.save_for_backward(d_x, d_head)
         return x.new_tensor(total)
 

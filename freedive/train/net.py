@@ -196,7 +196,7 @@ class TrainOps(TorchOps):
     ) -> Tensor:
         if attn.head_dim != attn.value_dim or not _fits(q, kv, norm, k_b, v_b):
             return super().latent_attention(q, kv, norm, k_b, v_b, attn, layer)
-        latent, turning = kv.split([attn.kv_rank, attn.rope_dim], 1)
+        latent, turning = kv[:, : attn.kv_rank], kv[:, attn.kv_rank :]
         latent, turning = self.rms_norm(latent, norm, attn.latent_eps), self.rope(turning, attn.rope, attn.rope_dim)
         heads = (len(q), attn.num_heads, -1)
         keys, values = (self.linear(latent, matrix.flatten(0, 1), None).view(heads) for matrix in (k_b, v_b))
