@@ -1,4 +1,4 @@
-"""``freedive train STAGE PRESET``: from raw text to a model that freedive serves."""
+"""``freedive train STAGE PRESET``: from raw text to a model that freedive serves; or what others trained, tuned."""
 
 from __future__ import annotations
 
@@ -9,24 +9,38 @@ import typer
 
 from freedive.errors import UserError
 
-Stage = Literal["tokenizer", "data", "pretrain", "sft", "rl", "eval", "export", "report", "speedrun"]
+Stage = Literal["tokenizer", "data", "pretrain", "sft", "rl", "eval", "export", "report", "speedrun", "tune", "merge"]
+
+OF_OTHERS = ("tune", "merge")
 
 
 def train(
     stage: Annotated[
         Stage,
         typer.Argument(
-            metavar="STAGE", help="tokenizer, data, pretrain, sft, rl, eval, export, report, or speedrun: all of them."
+            metavar="STAGE",
+            help="tokenizer, data, pretrain, sft, rl, eval, export, report, or speedrun: all of them. "
+            "tune a MODEL instead, or merge what was tuned into it.",
         ),
     ],
-    preset: Annotated[str, typer.Argument(metavar="PRESET", help="nano, nano-dense, micro or small.")] = "nano",
+    preset: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET|MODEL", help="nano, nano-dense, micro or small; to tune: a name, an address or a path."
+        ),
+    ] = "nano",
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[PART.NAME=VALUE]...", help="Changes to the preset.")
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/PRESET.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: runs/PRESET or runs/tune-MODEL.")
+    ] = None,
 ) -> None:
     try:
-        from freedive.train.stages import perform
+        if stage in OF_OTHERS:
+            from freedive.train.tune import perform
+        else:
+            from freedive.train.stages import perform
     except ImportError as error:
         raise UserError(f"Training needs {error.name}", "Install it: pip install 'freedive[train]'") from None
     perform(stage, preset, settings or [], run)

@@ -160,22 +160,59 @@ class Run:
     data: Data = field(default_factory=Data)
 
 
+@dataclass(frozen=True)
+class Tune(Stage):
+    """How a model of others is trained on.
+
+    ``rank`` is that of LoRA's matrices, which count ``alpha`` / ``rank`` times; 0 trains the weights themselves.
+    ``targets`` are names of train.parts.PARTS, also with commas between them. A row has ``context`` tokens. In the end
+    the whole model is written, if ``merge``.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("attention", "ffn", "experts")
+    context: int = 512
+    merge: bool = True
+
+
+@dataclass(frozen=True)
+class Texts:
+    """``text``: files or folders of JSONL, Parquet or plain text. ``held_out`` of the documents are for evaluation."""
+
+    text: tuple[str, ...] = ()
+    held_out: float = 0.05
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Everything that fine-tuning depends on; ``model`` is what freedive loads by that name."""
+
+    model: str
+    tune: Tune
+    data: Texts = field(default_factory=Texts)
+
+
 PRESETS = files("freedive.train") / "presets"
+TUNE = "tune"
+"""The preset of :class:`Tuning`; all others are of :class:`Run`."""
 
 
 def preset(name: str, settings: Sequence[str] = ()) -> Run:
     """The preset ``name`` with dotted ``settings``. UserError names what is unknown, of a wrong kind, or missing."""
-    file = PRESETS / f"{name}.toml"
-    if not file.is_file():
-        known = sorted(path.name.removesuffix(".toml") for path in PRESETS.iterdir() if path.name.endswith(".toml"))
+    known = sorted(path.name.removesuffix(".toml") for path in PRESETS.iterdir() if path.name.endswith(".toml"))
+    known.remove(TUNE)
+    if name not in known:
         raise UserError(f"There is no preset {name!r}", f"Choose of {', '.join(known)}")
-    values = tomllib.loads(file.read_text("utf-8"))
-    for setting in settings:
-        _apply(values, setting)
-    return typing.cast(Run, _build(Run, values, ""))
+    return typing.cast(Run, _build(Run, _values(name, settings), ""))
 
 
-def save(run: Run, path: Path) -> None:
+def tuning(model: str, settings: Sequence[str] = ()) -> Tuning:
+    """The preset for fine-tuning ``model`` with dotted ``settings``. UserError as :func:`preset`."""
+    return typing.cast(Tuning, _build(Tuning, {**_values(TUNE, settings), "model": model}, ""))
+
+
+def save(run: Run | Tuning, path: Path) -> None:
     """As JSON."""
     path.write_text(json.dumps(asdict(run), indent=2) + "\n", "utf-8")
 
@@ -183,6 +220,18 @@ def save(run: Run, path: Path) -> None:
 def load(path: Path) -> Run:
     """What :func:`save` has written."""
     return typing.cast(Run, _build(Run, json.loads(path.read_text("utf-8")), ""))
+
+
+def load_tuning(path: Path) -> Tuning:
+    """What :func:`save` has written."""
+    return typing.cast(Tuning, _build(Tuning, json.loads(path.read_text("utf-8")), ""))
+
+
+def _values(name: str, settings: Sequence[str]) -> Json:
+    values = tomllib.loads((PRESETS / f"{name}.toml").read_text("utf-8"))
+    for setting in settings:
+        _apply(values, setting)
+    return values
 
 
 def _apply(values: Json, setting: str) -> None:
@@ -218,6 +267,9 @@ def _build(kind: type, values: Mapping[str, Any], place: str) -> Any:
         ) from None
 
 
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
 def _value(kind: Any, value: Any, place: str) -> Any:
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
@@ -228,5 +280,5 @@ def _value(kind: Any, value: Any, place: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
-        raise UserError(f"{place} is {value!r}", f"Give it {'a whole number' if kind is int else 'a number'}")
+        raise UserError(f"{place} is {value!r}", f"Give it {_KINDS.get(kind, 'text')}")
     return value

@@ -33,11 +33,16 @@ def stacked_params(model: spec.Model) -> dict[str, Param]:
     """The weights of ``model``; those of a layer's experts are one, ``...experts.gate`` [experts, out, in]."""
     table: dict[str, Param] = {}
     for name, param in params(model).items():
-        if match := _EXPERT.fullmatch(name):
-            name = f"{match['stack']}.{match['part']}"
-            param = replace(param, shape=(int(match["index"]) + 1, *param.shape))
-        table[name] = param
+        stack, index = stack_of(name)
+        table[stack] = param if index is None else replace(param, shape=(index + 1, *param.shape))
     return table
+
+
+def stack_of(name: str) -> tuple[str, int | None]:
+    """The stack that holds the canonical weight ``name``, and where; itself for what is none of an expert's."""
+    if match := _EXPERT.fullmatch(name):
+        return f"{match['stack']}.{match['part']}", int(match["index"])
+    return name, None
 
 
 def unstacked(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -117,18 +122,46 @@ class TrainOps(TorchOps):
         return routes
 
     def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
+        gate = weights["gate"]
+        if not _grouped(moe) or (torch.is_grad_enabled() and not getattr(gate, "requires_grad", False)):
+            return super().experts(x, routes, moe, Each(weights))  # makes no gradients that nobody wants
         _, shares = routes.unbind(1)
         chosen = self.chosen[-1]
         y: Tensor = GroupedFeedForward.apply(x, shares, chosen, weights["gate"], weights["up"], weights["down"])  # type: ignore[no-untyped-call]
         return y
 
 
-def losses(model: spec.Model, weights: Weights, batch: Sequences, ops: TrainOps) -> Tensor:
+class Each(Mapping[str, Tensor]):
+    """Stacks, of which ``3.gate`` is the matrix of the fourth expert; each is taken apart but once, gradients too."""
+
+    def __init__(self, stacks: Mapping[str, Tensor]) -> None:
+        self._experts = {name: stack.unbind() for name, stack in stacks.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        index, _, part = name.partition(".")
+        return self._experts[part][int(index)]
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{index}.{part}" for part, each in self._experts.items() for index in range(len(each)))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._experts.values()))
+
+
+def _grouped(moe: spec.Experts) -> bool:
+    """Whether the experts are such as :class:`GroupedFeedForward` computes."""
+    expert = moe.expert
+    return expert.activation == "silu" and not (expert.bias or expert.limit or moe.router.weighs_input)
+
+
+def losses(model: spec.Model, weights: Mapping[str, Tensor], batch: Sequences, ops: TrainOps) -> Tensor:
     """The sum of the weighted losses of all tokens, in nats."""
     x = ops.rms_norm(states(model, weights, ops), weights["norm"], model.norm_eps)
-    head = weights["embed" if model.tied else "head"]
+    head, bias = weights["embed" if model.tied else "head"], weights.get("head_bias")
+    if model.logit_scale != 1.0:
+        x, bias = x * model.logit_scale, None if bias is None else bias * model.logit_scale
     targets, share = torch.from_numpy(batch.targets.ravel()), torch.from_numpy(batch.weights.ravel())
-    total: Tensor = ChunkedCrossEntropy.apply(x, head, targets, share)  # type: ignore[no-untyped-call]
+    total: Tensor = ChunkedCrossEntropy.apply(x, head, targets, share, bias, model.logit_softcap)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -149,9 +182,11 @@ def step_flops(model: spec.Model, length: int) -> float:
             assert isinstance(layer, spec.Experts)
             share = layer.router.num_chosen / layer.router.num_experts
         size += share * param.size
-    attention = sum(
-        layer.attention.num_heads * length * (layer.attention.head_dim + layer.attention.value_dim) / 2
-        for layer in model.layers
-        if isinstance(layer.attention, spec.LatentAttention)
-    )
+    attention = sum(_attended_dim(layer.attention) * length / 2 for layer in model.layers)
     return 6.0 * (size + attention)
+
+
+def _attended_dim(attn: spec.Attention | spec.LatentAttention) -> int:
+    """Of keys and values, for all queries of a token."""
+    value_dim = attn.value_dim if isinstance(attn, spec.LatentAttention) else attn.head_dim
+    return attn.num_heads * (attn.head_dim + value_dim)

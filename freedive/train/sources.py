@@ -10,7 +10,7 @@ from typing import Any
 
 from freedive.errors import UserError
 from freedive.train import stories, tasks
-from freedive.train.config import Data
+from freedive.train.config import Data, Texts
 
 Record = dict[str, Any]
 """{"text": ...} or {"messages": [{"role": ..., "content": ...}, ...]}."""
@@ -37,7 +37,7 @@ def chats(data: Data) -> Iterator[Record]:
         yield from tasks.chats(data.num_tasks, data.seed)
 
 
-def is_held_out(record: Record, data: Data) -> bool:
+def is_held_out(record: Record, data: Data | Texts) -> bool:
     """Whether a record is for evaluation: by its content, so that equal ones stay together."""
     return zlib.crc32(json.dumps(record, sort_keys=True).encode()) % _PARTS < data.held_out * _PARTS
 

@@ -47,14 +47,26 @@ class Trainer:
     step: int = 0
 
     def __post_init__(self) -> None:
-        table = stacked_params(self.model)
-        self.optimizer = Optimizer(self.weights, table, self.stage.weight_decay)
+        self.optimizer = self.make_optimizer()
         self.stream = Stream(self.shards, self.stage.seed)
-        self.length = self.model.max_context
         self.num_rows = max(1, self.stage.step_tokens // self.length)
         self.micro_rows = max(1, self.stage.micro_tokens // self.length)
         for name in self.optimizer.trained:
             self.weights[name].requires_grad_()
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.model.max_context
+
+    def make_optimizer(self) -> Optimizer:
+        """Of all weights that gradients move."""
+        return Optimizer(self.weights, stacked_params(self.model), self.stage.weight_decay)
+
+    def losses(self, part: Sequences) -> tuple[Tensor, TrainOps]:
+        """The summed loss of a part of the batch, and the operations that computed it."""
+        ops = TrainOps(part.tokens)
+        return losses(self.model, self.weights, part, ops), ops
 
     @property
     def num_steps(self) -> int:
@@ -108,8 +120,8 @@ class Trainer:
         loads = [torch.zeros(0)] * len(mixtures(self.model))
         total = balance = 0.0
         for part in batch.split(self.micro_rows):
-            ops = TrainOps(part.tokens)
-            loss = losses(self.model, self.weights, part, ops) / weight
+            summed, ops = self.losses(part)
+            loss = summed / weight
             uneven = sum(ops.balance, torch.zeros(())) / parts
             (loss + self.stage.balance_loss * uneven).backward()  # type: ignore[no-untyped-call]
             total, balance = total + loss.item(), balance + uneven.item()
@@ -122,7 +134,7 @@ class Trainer:
 
     def _balance(self, loads: list[Tensor]) -> None:
         """Make overloaded experts less likely to be chosen (Wang et al. 2024), but not towards the end."""
-        if self.step >= (1 - STILL) * self.stage.steps:
+        if not self.stage.balance_rate or self.step >= (1 - STILL) * self.stage.steps:
             return
         for layer, load in zip(mixtures(self.model), loads, strict=True):
             bias = self.weights[f"layers.{layer}.ffn.{CHOICE_BIAS}"]
