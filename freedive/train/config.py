@@ -209,7 +209,10 @@ def preset(name: str, settings: Sequence[str] = ()) -> Run:
 
 def tuning(model: str, settings: Sequence[str] = ()) -> Tuning:
     """The preset for fine-tuning ``model`` with dotted ``settings``. UserError as :func:`preset`."""
-    return typing.cast(Tuning, _build(Tuning, {**_values(TUNE, settings), "model": model}, ""))
+    values = _values(TUNE, settings)
+    if "model" in values:
+        raise UserError(f"The model is {model}, and no setting", "Set parts of tune and data")
+    return typing.cast(Tuning, _build(Tuning, {"model": model, **values}, ""))
 
 
 def save(run: Run | Tuning, path: Path) -> None:

@@ -122,9 +122,8 @@ class TrainOps(TorchOps):
         return routes
 
     def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
-        gate = weights["gate"]
-        if not _grouped(moe) or (torch.is_grad_enabled() and not getattr(gate, "requires_grad", False)):
-            return super().experts(x, routes, moe, Each(weights))  # makes no gradients that nobody wants
+        if not (_grouped(moe) and _wants_gradients(weights["gate"])):
+            return super().experts(x, routes, moe, Each(weights))
         _, shares = routes.unbind(1)
         chosen = self.chosen[-1]
         y: Tensor = GroupedFeedForward.apply(x, shares, chosen, weights["gate"], weights["up"], weights["down"])  # type: ignore[no-untyped-call]
@@ -152,6 +151,11 @@ def _grouped(moe: spec.Experts) -> bool:
     """Whether the experts are such as :class:`GroupedFeedForward` computes."""
     expert = moe.expert
     return expert.activation == "silu" and not (expert.bias or expert.limit or moe.router.weighs_input)
+
+
+def _wants_gradients(stack: object) -> bool:
+    """Whether a stack is trained itself: :class:`GroupedFeedForward` would make its gradient for nothing else."""
+    return isinstance(stack, Tensor) and (stack.requires_grad or not torch.is_grad_enabled())
 
 
 def losses(model: spec.Model, weights: Mapping[str, Tensor], batch: Sequences, ops: TrainOps) -> Tensor:

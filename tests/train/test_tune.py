@@ -13,7 +13,6 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file
-from tiny_configs import TINY
 from tiny_models import maker_class
 
 import freedive
@@ -25,9 +24,10 @@ from freedive.ops.torch import TorchRunner
 from freedive.train import config, tune
 from freedive.train.base import Base, open_base
 from freedive.train.export import canonical
-from freedive.train.lora import TuneOps, Tuned, adapters
+from freedive.train.lora import Tuned, TuneOps, adapters
 from freedive.train.net import Sequences, Weights, losses, stacked_params, unstacked
 from freedive.train.parts import PARTS, chosen, counts
+from freedive.train.peft import write_adapter
 from freedive.train.words import train_tokenizer
 
 FAMILIES = (
@@ -45,7 +45,7 @@ SETTINGS = [
 
 @pytest.fixture(scope="session")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer for the tiny vocabularies... of 300 tokens."""
+    """A tokenizer of 300 tokens."""
     folder = tmp_path_factory.mktemp("words")
     train_tokenizer(SENTENCES, 300, folder)
     return folder
@@ -166,3 +166,184 @@ def test_adapters_change_nothing_at_first_and_merge_to_what_they_compute(name: s
     assert all(value.grad is not None and value.grad.abs().max() > 0 for value in trained.values())
     torch.testing.assert_close(our_loss(base, tuned.merge(), given), changed, rtol=1e-3, atol=1e-2)
     assert not torch.equal(plain, changed)
+
+
+def tuned(folder: Path, data: Path, root: Path, *settings: str) -> Path:
+    tune.perform("tune", str(folder), [f"data.text={data}", *SETTINGS, *settings], root)
+    return root
+
+
+def rows(root: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / "tune.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_it_learns_and_others_read_the_whole(name: str, rank: int, folders: Any, data: Path, tmp_path: Path) -> None:
+    lr = "3e-2" if rank else "3e-3"
+    root = tuned(folders(name), data, tmp_path / "run", f"tune.rank={rank}", f"tune.lr={lr}", "tune.steps=12")
+    found = [row["loss"] for row in rows(root)]
+    assert np.mean(found[-3:]) < 0.8 * np.mean(found[:3])
+    tokens = np.random.default_rng(0).integers(3, 300, 40)
+    with torch.no_grad():
+        expected = theirs(root / "model", name)(torch.from_numpy(tokens)[None]).logits[0].numpy()
+        before = theirs(folders(name), name)(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    assert np.abs(expected - before).max() > 1
+    every, whole, pages = np.arange(40, dtype=np.int32), np.array([40], np.int32), np.arange(2, dtype=np.int32)[None]
+    given = Batch(tokens.astype(np.int32), whole, 0 * whole, pages, every, whole)
+    np.testing.assert_allclose(logits_in_training(root, folders(name), given), expected, atol=2e-3)
+    with freedive.load(str(root / "model"), precision="exact") as model:
+        np.testing.assert_allclose(model.runner.step(given), expected, atol=5e-2)  # its cache has half floats
+        assert model.template.render([{"role": "user", "content": "Hi"}]).endswith("<|assistant|>")
+
+
+def logits_in_training(root: Path, folder: Path, given: Batch) -> np.ndarray:
+    """Of the weights that the last checkpoint makes."""
+    bench = tune.Bench(config.load_tuning(root / "config.json"), tune.Folder(root))
+    tuner = bench.tuner()
+    with torch.no_grad():
+        weights = dict(unstacked({name: value.detach() for name, value in tuner.tuned.merge().items()}))
+    return TorchRunner(tuner.model, weights).step(given)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "olmoe"])
+def test_adapters_applied_as_peft_documents_are_the_merged_weights(name: str, folders: Any, tmp_path: Path) -> None:
+    base = open_base(str(folders(name)))
+    settings, adapted = adapted_at_random(base, tmp_path)
+    plain = names_of_theirs(base, base.weights())
+    tuned_ = Tuned(stacked_params(base.model), base.weights(), adapted, settings.alpha / settings.rank)
+    expected = names_of_theirs(base, dict(tuned_.merge()))
+    about = json.loads((tmp_path / "adapter_config.json").read_text())
+    found = load_file(tmp_path / "adapter_model.safetensors")
+    for key, a in ((key, found.pop(key)) for key in sorted(found) if ".lora_A." in key):
+        b, module = found.pop(key.replace("lora_A", "lora_B")), key.removeprefix("base_model.model.").split(".lora_")[0]
+        stack, scale = module.removesuffix(".base_layer"), settings.alpha / settings.rank
+        if module in about["target_modules"]:
+            assert about["rank_pattern"].get(module, about["r"]) == len(a)
+            plain[f"{module}.weight"] += scale * b @ a
+            continue
+        (whole,) = (
+            each
+            for each in about["target_parameters"]
+            if each.rpartition(".")[0] == stack and each.endswith("gate_up_proj") == module.endswith("base_layer")
+        )
+        count = len(plain[whole])
+        delta = torch.einsum("ore,eri->eoi", b.view(len(b), -1, count), a.view(count, -1, a.shape[1]))
+        plain[whole] += scale * (delta if delta.shape == plain[whole].shape else delta.mT)
+    assert not found
+    for each, weight in expected.items():
+        torch.testing.assert_close(plain[each], weight, rtol=1e-4, atol=1e-5)
+
+
+def adapted_at_random(base: Base, folder: Path) -> tuple[config.Tune, Weights]:
+    settings = config.tuning("x", ["tune.rank=4"]).tune
+    adapted = adapters(chosen(base.model, settings.targets, low_rank=True), settings.rank, seed=0)
+    for value in adapted.values():
+        value += 0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+    write_adapter(adapted, settings, base.hub_rules, "base", folder)
+    return settings, adapted
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "olmoe", "gpt_oss"])
+def test_peft_reads_adapters(name: str, folders: Any, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = open_base(str(folders(name)))
+    settings, adapted = adapted_at_random(base, tmp_path)
+    given = batch()
+    tuned_ = Tuned(stacked_params(base.model), base.weights(), adapted, settings.alpha / settings.rank)
+    with torch.no_grad():
+        expected = their_loss(peft.PeftModel.from_pretrained(theirs(folders(name), name), tmp_path), given)
+    torch.testing.assert_close(our_loss(base, tuned_, given), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    rank: int, folders: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (f"tune.rank={rank}", "tune.lr=1e-3", "tune.merge=false")
+    whole = tuned(folders("qwen3_moe"), data, tmp_path / "whole", *settings)
+    advance = tune.Tuner.advance
+
+    def fail(self: tune.Tuner) -> Any:
+        if self.step == 3:  # one step is lost
+            raise KeyboardInterrupt
+        return advance(self)
+
+    monkeypatch.setattr(tune.Tuner, "advance", fail)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(folders("qwen3_moe"), data, tmp_path / "parted", *settings)
+    monkeypatch.undo()
+    tune.perform("tune", str(folders("qwen3_moe")), [], tmp_path / "parted")
+    assert [row["loss"] for row in rows(tmp_path / "parted")] == [row["loss"] for row in rows(whole)]
+    ends = [
+        load_file(root / "checkpoints/tune/step_000006/weights.safetensors") for root in (whole, tmp_path / "parted")
+    ]
+    assert all(torch.equal(value, ends[1][each]) for each, value in ends[0].items())
+    assert not (whole / "model").exists()
+    tune.perform("merge", str(folders("qwen3_moe")), [], whole)
+    assert (whole / "model" / "model.safetensors").exists()
+
+
+def test_only_targets_are_trained(folders: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("tune.rank=0", "tune.lr=1e-3", "tune.targets=router,norms")
+    root = tuned(folders("deepseek_v3"), data, tmp_path / "run", *settings)
+    before, after = (open_base(str(each)).weights() for each in (folders("deepseek_v3"), root / "model"))
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {name.rpartition(".")[2] for name in changed} == {"router", "norm", "q_a_norm", "kv_a_norm"}
+    told = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.endswith("%")}
+    assert told["norms"][0] == told["norms"][1]
+    assert told["attention"][1:] == ["0", "0.00%"]
+    assert int(told["router"][0].replace(",", "")) == 2 * (16 * 64 + 16)
+    assert int(told["router"][1].replace(",", "")) == 2 * 16 * 64  # all but the biases of the choice
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_counts_are_those_of_the_parameters(name: str, folders: Any) -> None:
+    base = open_base(str(folders(name)))
+    wanted = chosen(base.model, ["attention", "ffn", "experts"], low_rank=True)
+    adapted = adapters(wanted, 4, 0)
+    found = counts(base.model, adapted)
+    assert sum(count.total for count in found) == sum(param.size for param in params(base.model).values())
+    assert sum(count.trained for count in found) == sum(value.numel() for value in adapted.values())
+    assert {count.part for count in found if count.trained} <= {"attention", "ffn", "experts"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        (("tune.targets=brain",), "names 'brain', which is no part"),
+        (("tune.targets=norms",), "only tune.rank=0 trains them"),
+        (("tune.targets=head",), "The output head is the embedding"),
+        (("tune.targets=router",), "The model has no router"),
+        (("tune.rank=-1",), "tune.rank is -1"),
+        (("tune.rank=low",), "tune.rank is 'low'. Give it a whole number"),
+        (("tune.merge=1",), "tune.merge is 1. Give it true or false"),
+        (("tune.context=4096",), "tune.context is 4096. The model takes 2 to 1024 tokens"),
+        (("model.vocab_size=3",), "and no setting"),
+        (("data.text=nowhere",), "nowhere does not exist"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    settings: tuple[str, ...], what: str, folders: Any, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=what):
+        tuned(folders("llama"), data, tmp_path / "run", *settings)
+
+
+def test_a_folder_keeps_its_settings_and_its_model(folders: Any, data: Path, tmp_path: Path) -> None:
+    root = tuned(folders("llama"), data, tmp_path / "run", "tune.steps=1", "tune.merge=false")
+    with pytest.raises(UserError, match="begun with other settings"):
+        tuned(folders("llama"), data, root, "tune.steps=2")
+    with pytest.raises(UserError, match="begun with other settings"):
+        tune.perform("tune", str(folders("qwen3")), [], root)
+
+
+def test_nothing_to_merge_or_to_learn_is_said(folders: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Name files or folders with data\.text"):
+        tune.perform("tune", str(folders("llama")), [], tmp_path / "run")
+    silent = tmp_path / "silent.jsonl"
+    silent.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    with pytest.raises(UserError, match="Nothing that the assistant says"):
+        tuned(folders("llama"), silent, tmp_path / "run")
+    with pytest.raises(UserError, match="holds nothing trained"):
+        tune.perform("merge", str(folders("llama")), [], tmp_path / "run")
