@@ -74,11 +74,15 @@ def initial(model: spec.Model, seed: int) -> Weights:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Rows of one length: ``tokens``, ``targets`` int64 [N, L]; ``weights`` float32 [N, L] of the targets' losses."""
+    """Rows of one length: ``tokens``, ``targets`` int64 [N, L]; ``weights`` float32 [N, L] of the targets' losses.
+
+    With ``lengths`` all that is one row, [1, T], of texts so long that do not see each other.
+    """
 
     tokens: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
+    lengths: tuple[int, ...] = ()
 
     def split(self, rows: int) -> Iterator[Sequences]:
         """At most ``rows`` at a time."""
@@ -88,17 +92,19 @@ class Sequences:
 
 
 class TrainOps(TorchOps):
-    """Operations on whole sequences of one length, over stacked experts.
+    """Operations on whole sequences, all of one length unless ``lengths`` say otherwise, over stacked experts.
 
     ``chosen`` [T, k] of every mixture are kept; with ``replay`` they are what was chosen before. ``balance`` collects
     each mixture's sequence-wise loss (DeepSeek-V3, section 2.1.2, equations 17 to 20).
     """
 
-    def __init__(self, tokens: npt.NDArray[np.int64], replay: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, tokens: npt.NDArray[np.int64], replay: Sequence[Tensor] = (), lengths: Sequence[int] = ()
+    ) -> None:
         self._shape = num, length = tokens.shape
-        rows, lengths = np.arange(tokens.size, dtype=np.int32), np.full(num, length, np.int32)
-        pages = np.zeros((num, 1), np.int32)
-        super().__init__(Batch(tokens.ravel().astype(np.int32), lengths, 0 * lengths, pages, rows, lengths))
+        rows, sizes = np.arange(tokens.size, dtype=np.int32), np.array(lengths or [length] * num, np.int32)
+        pages = np.zeros((len(sizes), 1), np.int32)
+        super().__init__(Batch(tokens.ravel().astype(np.int32), sizes, 0 * sizes, pages, rows, sizes))
         self._replay = iter(replay)
         self.chosen: list[Tensor] = []
         self.balance: list[Tensor] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,22 @@ class Stream:
         return Sequences(
             np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:]), np.ascontiguousarray(shares[:, 1:])
         )
+
+    def documents(self, num_tokens: int, length: int) -> Iterator[Sequences]:
+        """The next documents, whole, as a row each, until there are ``num_tokens``.
+
+        Longer ones than ``length`` come in pieces, each beginning with the last target of that before.
+        """
+        taken = 0
+        while taken < num_tokens:
+            begin, whole = self._rest_of_document()
+            end = min(whole, begin + length + 1)
+            self.state["offset"] += end - begin - (end < whole)
+            taken += end - begin
+            if end - begin > 1:
+                tokens, weights = self._shards.tokens[None, begin:end], self._shards.weights[None, begin:end]
+                tokens = tokens.astype(np.int64)
+                yield Sequences(tokens[:, :-1], tokens[:, 1:], weights[:, 1:].astype(np.float32))
 
     def _rest_of_document(self) -> tuple[int, int]:
         """Begin and end of what is left of the document under way; the next one where nothing is."""

@@ -63,6 +63,10 @@ class Trainer:
         """Of all weights that gradients move."""
         return Optimizer(self.weights, stacked_params(self.model), self.stage.weight_decay)
 
+    def take(self) -> list[Sequences]:
+        """What the next update is made of, in parts that go through the model at once."""
+        return list(self.stream.take(self.num_rows, self.length).split(self.micro_rows))
+
     def losses(self, part: Sequences) -> tuple[Tensor, TrainOps]:
         """The summed loss of a part of the batch, and the operations that computed it."""
         ops = TrainOps(part.tokens)
@@ -94,35 +98,35 @@ class Trainer:
     def advance(self) -> Row:
         """One update; what is to be known of it."""
         began, stage = time.perf_counter(), self.stage
-        batch = self.stream.take(self.num_rows, self.length)
-        total, balance, loads = self._gradients(batch)
+        parts = self.take()
+        total, balance, loads = self._gradients(parts)
         lr = learning_rate(stage, self.step)
         norm = update(self.weights, self.optimizer, lr, stage.clip)
         self._balance(loads)
         self.step += 1
-        seconds = time.perf_counter() - began
+        seconds, num_tokens = time.perf_counter() - began, sum(part.tokens.size for part in parts)
         return {
             "step": self.step,
             "loss": total,
             "bits_per_byte": total / log(2) / self.shards.bytes_per_token,
             "lr": lr,
             "gradient_norm": norm,
-            "tokens_per_s": batch.tokens.size / seconds,
-            "flops": batch.tokens.size * step_flops(self.model, self.length) / seconds,
+            "tokens_per_s": num_tokens / seconds,
+            "flops": num_tokens * step_flops(self.model, self.length) / seconds,
             "balance_loss": balance,
             "max_violation": [float(load.max() / load.mean() - 1) for load in loads],
             "loads": [[round(share, 4) for share in (load / load.sum()).tolist()] for load in loads],
         }
 
-    def _gradients(self, batch: Sequences) -> tuple[float, float, list[Tensor]]:
+    def _gradients(self, parts: list[Sequences]) -> tuple[float, float, list[Tensor]]:
         """Adds to the weights' gradients: those of the mean loss. Returns it, the balance loss, and experts' loads."""
-        weight, parts = max(1.0, float(batch.weights.sum())), -(-len(batch.tokens) // self.micro_rows)
+        weight = max(1.0, sum(float(part.weights.sum()) for part in parts))
         loads = [torch.zeros(0)] * len(mixtures(self.model))
         total = balance = 0.0
-        for part in batch.split(self.micro_rows):
+        for part in parts:
             summed, ops = self.losses(part)
             loss = summed / weight
-            uneven = sum(ops.balance, torch.zeros(())) / parts
+            uneven = sum(ops.balance, torch.zeros(())) / len(parts)
             (loss + self.stage.balance_loss * uneven).backward()  # type: ignore[no-untyped-call]
             total, balance = total + loss.item(), balance + uneven.item()
             counts = [

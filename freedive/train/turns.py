@@ -82,10 +82,10 @@ def _turn(before: Messages, answer: dict[str, str], template: ChatTemplate) -> R
 
 
 def _whole(text: str, tokenizer: Tokenizer) -> Document:
-    """A text between the marks of its begin and its end, as far as the model has them: all of it is learned."""
+    """A text between the marks of its begin and its end, as far as the model has them: all that follows on anything."""
     tokens = tokenizer.encode(text, add_special=True, parse_special=False)
     ids = {token: index for index, token in tokenizer.added_tokens.items()}
     end = ids.get(tokenizer.roles.get("eos_token", ""))
     if end is not None and tokens[-1:] != [end]:
         tokens.append(end)
-    return tokens, [1] * len(tokens)
+    return tokens, [0] * (tokens != []) + [1] * (len(tokens) - 1)
