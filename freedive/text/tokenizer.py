@@ -65,10 +65,10 @@ class Tokenizer:
         ids: list[int] = self._encoding(text, add_special, parse_special).ids
         return ids
 
-    def encode_at(self, text: str) -> list[tuple[int, int]]:
-        """The token ids of ``text``, each with the place in it where the token begins."""
-        encoding = self._encoding(text, False, True)
-        return [(index, begin) for index, (begin, _) in zip(encoding.ids, encoding.offsets, strict=True)]
+    def encode_at(self, text: str) -> list[tuple[int, int, int]]:
+        """The token ids of ``text``, each with the places in it where the token begins and ends, in characters."""
+        encoding = self._encoding(text, add_special=False, parse_special=True)
+        return [(index, *place) for index, place in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def _encoding(self, text: str, add_special: bool, parse_special: bool) -> tokenizers.Encoding:
         try:

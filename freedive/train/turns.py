@@ -34,9 +34,9 @@ def documents(record: dict[str, Any], tokenizer: Tokenizer, template: ChatTempla
         yield _whole(record["text"], tokenizer)
         return
     for chat in rendered(record["messages"], template):
-        tokens = tokenizer.encode_at(chat.text)
-        learned = [int(any(begin <= at < end for begin, end in chat.spans)) for _, at in tokens]
-        yield [index for index, _ in tokens], learned
+        tokens = tokenizer.encode_at(chat.text)  # one that is part of an answer is learned, as a space before it may be
+        learned = [int(any(begin < to and at < end for begin, end in chat.spans)) for _, at, to in tokens]
+        yield [index for index, _, _ in tokens], learned
 
 
 def rendered(messages: Messages, template: ChatTemplate) -> list[Rendered]:

@@ -244,6 +244,7 @@ def adapted_at_random(base: Base, folder: Path) -> tuple[config.Tune, Weights]:
     return settings, adapted
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["llama", "mixtral", "olmoe", "gpt_oss"])
 def test_peft_reads_adapters(name: str, folders: Any, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
