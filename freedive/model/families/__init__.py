@@ -97,24 +97,25 @@ def describe_config(values: Mapping[str, Any]) -> Model:
 def as_hub(checkpoint: Checkpoint, model: Model) -> tuple[dict[str, Any], Rules]:
     """The decoder of ``checkpoint`` as a Hugging Face folder of its own would have it: config.json, and naming rules.
 
-    That is the text part alone, and without layers that predict further tokens, as ``model`` has to be. Raises
-    UserError for a GGUF file that says what no config.json can.
+    That is the text part alone, and without layers that predict further tokens, as ``model`` has to be. A GGUF file's
+    keys are spelled as freedive reads them, which for some families is not how transformers does. Raises UserError for
+    one that says what no config.json can.
     """
     if checkpoint.kind == "gguf":
         family, config = _read_gguf(checkpoint)
         family.spec(config)
         family.spec(config := Config(config.used()))  # without what only llama.cpp's words needed
-        values: Mapping[str, Any] = {**dict.fromkeys(family.defaults), **config.used()}
+        values: Mapping[str, Any] = {key: value for key, value in config.used().items() if key != "rope_divisors"}
+        absent = dict.fromkeys(family.defaults)  # in a GGUF file nothing stands in for what is not there
     else:
-        family, values = _chosen(checkpoint.config)
-    said = {**values, "architectures": [_class_name(family)], "model_type": _type_name(family, values)}
-    if "num_nextn_predict_layers" in said:
-        said["num_nextn_predict_layers"] = 0
-    if describe_config(said) != model:
-        raise UserError(
-            f"No config.json says what this {family.name} file does", "Name the model that it was made from"
-        )
-    return said, hub_rules(model, family.hub)
+        (family, values), absent = _chosen(checkpoint.config), {}
+    names: dict[str, Any] = {"architectures": [_class_name(family)], "model_type": _type_name(family, values)}
+    if "num_nextn_predict_layers" in values:
+        names["num_nextn_predict_layers"] = 0
+    for said in ({**values, **names}, {**absent, **values, **names}):
+        if describe_config(said) == model:
+            return said, hub_rules(model, family.hub)
+    raise UserError(f"No config.json says what this {family.name} file does", "Name the model that it was made from")
 
 
 def _class_name(family: Family) -> str:
