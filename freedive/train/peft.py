@@ -3,11 +3,13 @@
 Where a maker's tensor holds several of our weights (gate and up; keys and values of latents), their A are stacked and
 each B has columns of its own, so that PEFT sees one adapter of a larger rank: B goes through the rules of the weight.
 
-Of experts PEFT 0.21 knows two forms. Where a Hugging Face folder has each expert's matrices, an adapter has them too,
-``mlp.experts.3.gate_proj``: with transformers 4 they are modules, and for transformers 5, which stacks them, PEFT
-converts such adapters for Mixtral's, Qwen's and alike layers, if nothing outside of experts has the same last name.
-Where the folder has stacks (gpt-oss, Granite, Llama 4), they are ``target_parameters``, and the adapter a stack in the
-order in which PEFT flattens it. In doubt, the merged folder says the same to everyone.
+Of experts PEFT (0.21) knows two forms. Where a Hugging Face folder has each expert's matrices, an adapter has them too,
+``mlp.experts.3.gate_proj``: with transformers 4 they are modules; for transformers 5, which stacks them, PEFT converts
+such adapters of Mixtral, Qwen, OLMoE and the like, but drops those of dense layers and shared experts if their matrices
+go by the same last names (DeepSeek, ERNIE). Where the folder has stacks, they are ``target_parameters``, and adapters
+are stacks in the order in which PEFT flattens them; it reads those of gpt-oss, while for Granite, whose modules are
+named otherwise than its tensors, and for Llama 4, whose stacks it takes for transposed ones, it does not. The merged
+model says the same to everyone.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from freedive.engine.batch import Batch
 from freedive.errors import UserError
 from freedive.model.params import params
 from freedive.ops.torch import TorchRunner
+from freedive.text.template import ChatTemplate
+from freedive.text.tokenizer import Tokenizer
 from freedive.train import config, tune
 from freedive.train.base import Base, open_base
 from freedive.train.export import canonical
@@ -28,6 +30,8 @@ from freedive.train.lora import Tuned, TuneOps, adapters
 from freedive.train.net import Sequences, Weights, losses, stacked_params, unstacked
 from freedive.train.parts import PARTS, chosen, counts
 from freedive.train.peft import write_adapter
+from freedive.train.shards import Shards, Stream, write_shards
+from freedive.train.tuner import _packed
 from freedive.train.words import train_tokenizer
 
 FAMILIES = (
@@ -348,3 +352,37 @@ def test_nothing_to_merge_or_to_learn_is_said(folders: Any, tmp_path: Path) -> N
         tuned(folders("llama"), silent, tmp_path / "run")
     with pytest.raises(UserError, match="holds nothing trained"):
         tune.perform("merge", str(folders("llama")), [], tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3"])
+def test_documents_side_by_side_do_not_see_each_other(name: str, folders: Any, tmp_path: Path) -> None:
+    base, source = open_base(str(folders(name))), np.random.default_rng(0)
+    made = [source.integers(3, 300, size).tolist() for size in (9, 30, 2, 9, 17)]
+    (tmp_path / "tokenizer").write_text("")
+    write_shards(tmp_path, [(tokens, [1] * len(tokens)) for tokens in made], 1, tmp_path / "tokenizer", 1 << 17)
+    stream = Stream(Shards(tmp_path, tmp_path / "tokenizer"), seed=0)
+    documents = list(stream.documents(sum(map(len, made)), 20))
+    assert sorted(each.tokens.size for each in documents) == [1, 8, 8, 9, 16, 20]  # the longest in two pieces
+    assert sum(each.targets.size for each in documents) == sum(map(len, made)) - len(made)
+    packed, weights = list(_packed(iter(documents), 40)), base.weights()
+    assert len(packed) < len(documents)
+    assert all(each.tokens.size == sum(each.lengths) <= 40 for each in packed)
+    with torch.no_grad():
+        together = [losses(base.model, weights, e, TuneOps(e.tokens, lengths=e.lengths)) for e in packed]
+        alone = [our_loss(base, weights, each) for each in documents]
+    torch.testing.assert_close(sum(together), sum(alone), rtol=1e-5, atol=1e-3)
+
+
+def test_a_gguf_file_s_words_become_a_folder_s(smollm2_path: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    base = open_base(str(smollm2_path))
+    base.write_text(tmp_path)
+    maker = AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "Hello, 123 <|im_end|>  好的\n"}, {"role": "assistant", "content": "Hi"}]
+    text = base.template.render(messages)
+    assert maker.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == text
+    ours = Tokenizer.from_folder(tmp_path)
+    assert maker.encode(text, add_special_tokens=False) == base.tokenizer.encode(text) == ours.encode(text)
+    assert ours.stop_ids == base.tokenizer.stop_ids
+    assert ChatTemplate.from_folder(tmp_path, ours).render(messages) == text

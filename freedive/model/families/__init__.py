@@ -109,7 +109,7 @@ def as_hub(checkpoint: Checkpoint, model: Model) -> tuple[dict[str, Any], Rules]
         absent = dict.fromkeys(family.defaults)  # in a GGUF file nothing stands in for what is not there
     else:
         (family, values), absent = _chosen(checkpoint.config), {}
-    names: dict[str, Any] = {"architectures": [_class_name(family)], "model_type": _type_name(family, values)}
+    names: dict[str, Any] = {"architectures": [_class_name(family, values)], "model_type": _type_name(family, values)}
     if "num_nextn_predict_layers" in values:
         names["num_nextn_predict_layers"] = 0
     for said in ({**values, **names}, {**absent, **values, **names}):
@@ -118,9 +118,10 @@ def as_hub(checkpoint: Checkpoint, model: Model) -> tuple[dict[str, Any], Rules]
     raise UserError(f"No config.json says what this {family.name} file does", "Name the model that it was made from")
 
 
-def _class_name(family: Family) -> str:
-    """Of the decoder alone, in transformers."""
-    return next(name for name in family.architectures if name.endswith("ForCausalLM"))
+def _class_name(family: Family, values: Mapping[str, Any]) -> str:
+    """Of the decoder alone, in transformers: as config.json has it, or else of the family."""
+    declared = (name for name in _declared(values) if isinstance(name, str))
+    return next(name for name in (*declared, *family.architectures) if name.endswith("ForCausalLM"))
 
 
 def _type_name(family: Family, values: Mapping[str, Any]) -> str:
