@@ -160,42 +160,9 @@ class Run:
     data: Data = field(default_factory=Data)
 
 
-@dataclass(frozen=True)
-class Tune(Stage):
-    """How a model of others is trained on.
-
-    ``rank`` is that of LoRA's matrices, which count ``alpha`` / ``rank`` times; 0 trains the weights themselves.
-    ``targets`` are names of train.parts.PARTS, also with commas between them. A row has ``context`` tokens. In the end
-    the whole model is written, if ``merge``.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    targets: tuple[str, ...] = ("attention", "ffn", "experts")
-    context: int = 512
-    merge: bool = True
-
-
-@dataclass(frozen=True)
-class Texts:
-    """``text``: files or folders of JSONL, Parquet or plain text. ``held_out`` of the documents are for evaluation."""
-
-    text: tuple[str, ...] = ()
-    held_out: float = 0.05
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Everything that fine-tuning depends on; ``model`` is what freedive loads by that name."""
-
-    model: str
-    tune: Tune
-    data: Texts = field(default_factory=Texts)
-
-
 PRESETS = files("freedive.train") / "presets"
 TUNE = "tune"
-"""The preset of :class:`Tuning`; all others are of :class:`Run`."""
+"""The preset for models of others (train.tuning); all others are of :class:`Run`."""
 
 
 def preset(name: str, settings: Sequence[str] = ()) -> Run:
@@ -204,33 +171,21 @@ def preset(name: str, settings: Sequence[str] = ()) -> Run:
     known.remove(TUNE)
     if name not in known:
         raise UserError(f"There is no preset {name!r}", f"Choose of {', '.join(known)}")
-    return typing.cast(Run, _build(Run, _values(name, settings), ""))
+    return typing.cast(Run, build(Run, preset_values(name, settings), ""))
 
 
-def tuning(model: str, settings: Sequence[str] = ()) -> Tuning:
-    """The preset for fine-tuning ``model`` with dotted ``settings``. UserError as :func:`preset`."""
-    values = _values(TUNE, settings)
-    if "model" in values:
-        raise UserError(f"The model is {model}, and no setting", "Set parts of tune and data")
-    return typing.cast(Tuning, _build(Tuning, {"model": model, **values}, ""))
-
-
-def save(run: Run | Tuning, path: Path) -> None:
+def save(run: Any, path: Path) -> None:
     """As JSON."""
     path.write_text(json.dumps(asdict(run), indent=2) + "\n", "utf-8")
 
 
 def load(path: Path) -> Run:
     """What :func:`save` has written."""
-    return typing.cast(Run, _build(Run, json.loads(path.read_text("utf-8")), ""))
+    return typing.cast(Run, build(Run, json.loads(path.read_text("utf-8")), ""))
 
 
-def load_tuning(path: Path) -> Tuning:
-    """What :func:`save` has written."""
-    return typing.cast(Tuning, _build(Tuning, json.loads(path.read_text("utf-8")), ""))
-
-
-def _values(name: str, settings: Sequence[str]) -> Json:
+def preset_values(name: str, settings: Sequence[str]) -> Json:
+    """What the file of the preset ``name`` says, changed by dotted ``settings``."""
     values = tomllib.loads((PRESETS / f"{name}.toml").read_text("utf-8"))
     for setting in settings:
         _apply(values, setting)
@@ -254,8 +209,8 @@ def _apply(values: Json, setting: str) -> None:
     values[name] = value
 
 
-def _build(kind: type, values: Mapping[str, Any], place: str) -> Any:
-    """The dataclass ``kind`` from nested ``values``."""
+def build(kind: type, values: Mapping[str, Any], place: str) -> Any:
+    """The dataclass ``kind`` from nested ``values``. UserError names what is unknown, of a wrong kind, or missing."""
     hints = typing.get_type_hints(kind)
     known = {item.name: item for item in fields(kind)}
     for name in values:
@@ -277,7 +232,7 @@ def _value(kind: Any, value: Any, place: str) -> Any:
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise UserError(f"{place} is {value!r}", f"Set its parts, such as {place}.{fields(kind)[0].name}")
-        return _build(typing.cast(type, kind), value, f"{place}.")
+        return build(typing.cast(type, kind), value, f"{place}.")
     if isinstance(kind, types.GenericAlias) and isinstance(value, str | list | tuple):
         return (value,) if isinstance(value, str) else tuple(map(str, value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.rules import Group, Rules, Transpose, groups, maker_tensors
-from freedive.train.config import Tune
 from freedive.train.export import canonical
 from freedive.train.lora import A, B
 from freedive.train.net import unstacked
+from freedive.train.tuning import Tune
 
 PREFIX = "base_model.model."
 STACKED = "base_layer."

@@ -10,7 +10,8 @@ from typing import Any
 
 from freedive.errors import UserError
 from freedive.train import stories, tasks
-from freedive.train.config import Data, Texts
+from freedive.train.config import Data
+from freedive.train.tuning import Texts
 
 Record = dict[str, Any]
 """{"text": ...} or {"messages": [{"role": ..., "content": ...}, ...]}."""

@@ -22,9 +22,9 @@ from freedive.checkpoint.rules import maker_tensors
 from freedive.checkpoint.safetensors import write_safetensors
 from freedive.errors import UserError
 from freedive.model.params import Param
-from freedive.train import checkpoints, config, sources
+from freedive.train import checkpoints, config, sources, tuning
 from freedive.train.base import Base, open_base
-from freedive.train.config import Tuning
+from freedive.train.config import TUNE
 from freedive.train.export import canonical
 from freedive.train.lora import adapters
 from freedive.train.parts import chosen, counts, table
@@ -33,9 +33,10 @@ from freedive.train.progress import go_through
 from freedive.train.shards import Shards, write_shards
 from freedive.train.stages import Folder, note
 from freedive.train.tuner import Tuner
+from freedive.train.tuning import Tuning
 from freedive.train.turns import Document, documents
 
-TUNE, MERGE = "tune", "merge"
+MERGE = "merge"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class Bench:
             raise UserError(f"tune.context is {tune.context}", f"The model takes 2 to {most} tokens")
         if tune.rank < 0:
             raise UserError(f"tune.rank is {tune.rank}", "Give it 0, for training the weights themselves, or more")
-        targets = [part.strip() for text in tune.targets for part in text.split(",")]
-        return chosen(self.base.model, targets, low_rank=tune.rank > 0)
+        return chosen(self.base.model, tune.parts, low_rank=tune.rank > 0)
 
     def tuner(self) -> Tuner:
         """Where the last checkpoint has left it, or at the beginning."""
@@ -119,14 +119,14 @@ def perform(stage: str, name: str, settings: list[str], root: Path | None) -> No
 
 def _settled(folder: Folder, model: str, settings: list[str]) -> Tuning:
     if not folder.config.exists():
-        run = config.tuning(model, settings)
+        run = tuning.tuning(model, settings)
         if not run.data.text:
             raise UserError("There is nothing to learn from", "Name files or folders with data.text")
         folder.root.mkdir(parents=True, exist_ok=True)
         config.save(run, folder.config)
         return run
-    run = config.load_tuning(folder.config)
-    if run.model != model or (settings and config.tuning(model, settings) != run):
+    run = tuning.load(folder.config)
+    if run.model != model or (settings and tuning.tuning(model, settings) != run):
         raise UserError(
             f"{folder.root} was begun with other settings, for {run.model}",
             "Leave them out, or name a new folder with --run",

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freedive.train.config import Tune
 from freedive.train.lora import Tuned, TuneOps, weight_of
 from freedive.train.net import Sequences, TrainOps, losses, stacked_params
 from freedive.train.optim import Optimizer
 from freedive.train.shards import Shards, Stream
 from freedive.train.trainer import Trainer
+from freedive.train.tuning import Tune
 
 HELD_OUT_TOKENS = 16_384
 """At most so many tell how well other documents are predicted."""

@@ -23,7 +23,7 @@ from freedive.model.params import params
 from freedive.ops.torch import TorchRunner
 from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer
-from freedive.train import config, tune
+from freedive.train import tune, tuning
 from freedive.train.base import Base, open_base
 from freedive.train.export import canonical
 from freedive.train.lora import Tuned, TuneOps, adapters
@@ -203,7 +203,7 @@ def test_it_learns_and_others_read_the_whole(name: str, rank: int, folders: Any,
 
 def logits_in_training(root: Path, folder: Path, given: Batch) -> np.ndarray:
     """Of the weights that the last checkpoint makes."""
-    bench = tune.Bench(config.load_tuning(root / "config.json"), tune.Folder(root))
+    bench = tune.Bench(tuning.load(root / "config.json"), tune.Folder(root))
     tuner = bench.tuner()
     with torch.no_grad():
         weights = dict(unstacked({name: value.detach() for name, value in tuner.tuned.merge().items()}))
@@ -239,8 +239,8 @@ def test_adapters_applied_as_peft_documents_are_the_merged_weights(name: str, fo
         torch.testing.assert_close(plain[each], weight, rtol=1e-4, atol=1e-5)
 
 
-def adapted_at_random(base: Base, folder: Path) -> tuple[config.Tune, Weights]:
-    settings = config.tuning("x", ["tune.rank=4"]).tune
+def adapted_at_random(base: Base, folder: Path) -> tuple[tuning.Tune, Weights]:
+    settings = tuning.tuning("x", ["tune.rank=4"]).tune
     adapted = adapters(chosen(base.model, settings.targets, low_rank=True), settings.rank, seed=0)
     for value in adapted.values():
         value += 0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
