@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
+from others import (
+    FAMILIES,
+    SETTINGS,
+    batch,
+    our_loss,
+    their_loss,
+    theirs,
+)
 from safetensors.torch import load_file
-from tiny_models import maker_class
 
 import freedive
-from freedive.checkpoint.rules import maker_tensors
 from freedive.engine.batch import Batch
 from freedive.errors import UserError
 from freedive.model.params import params
@@ -24,95 +28,12 @@ from freedive.ops.torch import TorchRunner
 from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer
 from freedive.train import tune, tuning
-from freedive.train.base import Base, open_base
-from freedive.train.export import canonical
+from freedive.train.base import open_base
 from freedive.train.lora import Tuned, TuneOps, adapters
-from freedive.train.net import Sequences, Weights, losses, stacked_params, unstacked
+from freedive.train.net import Weights, losses, stacked_params, unstacked
 from freedive.train.parts import PARTS, chosen, counts
-from freedive.train.peft import write_adapter
 from freedive.train.shards import Shards, Stream, write_shards
 from freedive.train.tuner import _packed
-from freedive.train.words import train_tokenizer
-
-FAMILIES = (
-    *("llama", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "gemma2", "gemma3"),
-    *("granitemoeshared", "granite_swa", "ernie4_5", "ernie4_5_moe", "llama4", "mixtral"),
-)
-"""All kinds of attention, experts and heads."""
-
-SENTENCES = ("The boat is red.", "A diver sees a fish.", "Fish are quick and boats are slow.", "Red is a colour.")
-SETTINGS = [
-    *("tune.steps=6", "tune.step_tokens=128", "tune.micro_tokens=64", "tune.context=32", "tune.lr=3e-2"),
-    *("tune.save_every=2", "tune.rank=4", "data.held_out=0.2"),
-]
-
-
-@pytest.fixture(scope="session")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of 300 tokens."""
-    folder = tmp_path_factory.mktemp("words")
-    train_tokenizer(SENTENCES, 300, folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Any:
-    """Makes the folder of a tiny model with a tokenizer, once."""
-    made: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            tiny_models.maker_model(name, vocab_size=300).save_pretrained(made[name])
-            for file in words.iterdir():
-                shutil.copy(file, made[name])
-        return made[name]
-
-    return folder
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "chats.jsonl"
-    lines = [
-        {"messages": [{"role": "user", "content": f"Say {n}: {said}"}, {"role": "assistant", "content": said}]}
-        for n in range(6)
-        for said in SENTENCES
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def theirs(folder: Path, name: str) -> Any:
-    model = maker_class(name).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
-    )
-    return model.eval()
-
-
-def batch(num: int = 2, length: int = 24) -> Sequences:
-    source = np.random.default_rng(5)
-    tokens, shares = source.integers(3, 300, (num, length + 1)), source.random((num, length), np.float32)
-    return Sequences(tokens[:, :-1].copy(), tokens[:, 1:].copy(), shares)
-
-
-def their_loss(model: Any, given: Sequences) -> torch.Tensor:
-    logits = model(torch.from_numpy(given.tokens)).logits.flatten(0, 1)
-    targets, shares = torch.from_numpy(given.targets).flatten(), torch.from_numpy(given.weights).flatten()
-    return (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * shares).sum()
-
-
-def our_loss(base: Base, weights: Mapping[str, Any], given: Sequences) -> torch.Tensor:
-    return losses(base.model, weights, given, TuneOps(given.tokens))
-
-
-def names_of_theirs(base: Base, weights: Weights) -> dict[str, torch.Tensor]:
-    """Gradients, or weights, under the names of the folder."""
-    named = maker_tensors(canonical(weights), base.hub_rules)
-    return {
-        name: torch.from_numpy(tensor.data.view(np.float32).reshape(tensor.shape).copy())
-        for name, tensor in named.items()
-    }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -208,57 +129,6 @@ def logits_in_training(root: Path, folder: Path, given: Batch) -> np.ndarray:
     with torch.no_grad():
         weights = dict(unstacked({name: value.detach() for name, value in tuner.tuned.merge().items()}))
     return TorchRunner(tuner.model, weights).step(given)
-
-
-@pytest.mark.parametrize("name", [*FAMILIES, "olmoe"])
-def test_adapters_applied_as_peft_documents_are_the_merged_weights(name: str, folders: Any, tmp_path: Path) -> None:
-    base = open_base(str(folders(name)))
-    settings, adapted = adapted_at_random(base, tmp_path)
-    plain = names_of_theirs(base, base.weights())
-    tuned_ = Tuned(stacked_params(base.model), base.weights(), adapted, settings.alpha / settings.rank)
-    expected = names_of_theirs(base, dict(tuned_.merge()))
-    about = json.loads((tmp_path / "adapter_config.json").read_text())
-    found = load_file(tmp_path / "adapter_model.safetensors")
-    for key, a in ((key, found.pop(key)) for key in sorted(found) if ".lora_A." in key):
-        b, module = found.pop(key.replace("lora_A", "lora_B")), key.removeprefix("base_model.model.").split(".lora_")[0]
-        stack, scale = module.removesuffix(".base_layer"), settings.alpha / settings.rank
-        if module in about["target_modules"]:
-            assert about["rank_pattern"].get(module, about["r"]) == len(a)
-            plain[f"{module}.weight"] += scale * b @ a
-            continue
-        (whole,) = (
-            each
-            for each in about["target_parameters"]
-            if each.rpartition(".")[0] == stack and each.endswith("gate_up_proj") == module.endswith("base_layer")
-        )
-        count = len(plain[whole])
-        delta = torch.einsum("ore,eri->eoi", b.view(len(b), -1, count), a.view(count, -1, a.shape[1]))
-        plain[whole] += scale * (delta if delta.shape == plain[whole].shape else delta.mT)
-    assert not found
-    for each, weight in expected.items():
-        torch.testing.assert_close(plain[each], weight, rtol=1e-4, atol=1e-5)
-
-
-def adapted_at_random(base: Base, folder: Path) -> tuple[tuning.Tune, Weights]:
-    settings = tuning.tuning("x", ["tune.rank=4"]).tune
-    adapted = adapters(chosen(base.model, settings.targets, low_rank=True), settings.rank, seed=0)
-    for value in adapted.values():
-        value += 0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
-    write_adapter(adapted, settings, base.hub_rules, "base", folder)
-    return settings, adapted
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["llama", "mixtral", "olmoe", "gpt_oss"])
-def test_peft_reads_adapters(name: str, folders: Any, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
-    base = open_base(str(folders(name)))
-    settings, adapted = adapted_at_random(base, tmp_path)
-    given = batch()
-    tuned_ = Tuned(stacked_params(base.model), base.weights(), adapted, settings.alpha / settings.rank)
-    with torch.no_grad():
-        expected = their_loss(peft.PeftModel.from_pretrained(theirs(folders(name), name), tmp_path), given)
-    torch.testing.assert_close(our_loss(base, tuned_, given), expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("rank", [0, 4])
