@@ -24,7 +24,8 @@ from freedive.model import spec
 from freedive.model.families import describe_config
 from freedive.train import config
 from freedive.train.folder import Bench, Folder
-from freedive.train.net import TrainOps, Weights, initial, losses, stacked_params, step_flops
+from freedive.train.net import Weights, initial, losses, stacked_params, step_flops
+from freedive.train.ops import TrainOps
 from freedive.train.optim import Optimizer
 from freedive.train.shards import Shards, Stream
 from freedive.train.stages import data, tokenizer

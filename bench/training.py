@@ -27,8 +27,10 @@ from freedive.errors import UserError
 from freedive.model.families import describe_config
 from freedive.train import config
 from freedive.train.export import export_folder
-from freedive.train.net import Sequences, TrainOps, initial, losses, stacked_params, step_flops
+from freedive.train.net import initial, losses, stacked_params, step_flops
+from freedive.train.ops import TrainOps
 from freedive.train.optim import BETAS, EPS, Optimizer
+from freedive.train.sequences import Sequences
 from freedive.train.trainer import update
 from freedive.train.words import train_tokenizer
 

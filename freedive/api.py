@@ -54,7 +54,7 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
     model, checkpoint, weights = read_bundle(path) if is_bundle(path) else _packed(path, threads)
     if config.speculation == "off":
         model = replace(model, mtp=None)
-    tokenizer, template = _text(path, checkpoint)
+    tokenizer, template = text_parts(path, checkpoint)
     runner = NativeRunner(
         model,
         weights,
@@ -181,7 +181,8 @@ def _pack(path: Path, store: Path, threads: int) -> Described:
         return model, checkpoint, open_store(store)
 
 
-def _text(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate]:
+def text_parts(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate]:
+    """What turns messages into tokens, of the model at ``path``, which ``checkpoint`` is opened from."""
     if checkpoint.kind == "gguf":
         tokenizer = Tokenizer.from_gguf(checkpoint.config)
         return tokenizer, ChatTemplate.from_gguf(checkpoint.config, tokenizer)

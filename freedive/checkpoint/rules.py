@@ -163,9 +163,9 @@ def canonical_tensors(checkpoint: Checkpoint, spec: Model, rules: Rules) -> dict
     expected = params(spec)
     shapes = {name: Tensor(name, param.shape, "F32", _nothing) for name, param in expected.items()}
     tensors: dict[str, Tensor] = {}
-    groups = _groups(expected, rules, checkpoint.tensors)
-    faults = [f"{quote(name)} is unexpected" for name in _unused(checkpoint.tensors.keys() - groups.keys(), rules)]
-    for theirs, group in groups.items():
+    found = groups(expected, rules, checkpoint.tensors)
+    faults = [f"{quote(name)} is unexpected" for name in _unused(checkpoint.tensors.keys() - found.keys(), rules)]
+    for theirs, group in found.items():
         wanted = _revert(group, shapes).shape
         tensor = checkpoint.tensors.get(theirs)
         if tensor is None:
@@ -181,33 +181,33 @@ def canonical_tensors(checkpoint: Checkpoint, spec: Model, rules: Rules) -> dict
 
 def maker_tensors(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
     """The inverse: canonical tensors under the maker's names and in the maker's shapes, as for an export."""
-    groups = _groups(tensors, rules, ())
-    return {theirs: replace(_revert(group, tensors), name=theirs) for theirs, group in groups.items()}
+    found = groups(tensors, rules)
+    return {theirs: replace(_revert(group, tensors), name=theirs) for theirs, group in found.items()}
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """What one tensor of the maker's holds: canonical names by (index in the stack, index in ``rule.ours``)."""
 
     rule: Rule
     names: dict[tuple[int, int], str]
 
 
-def _groups(names: Iterable[str], rules: Rules, present: Collection[str]) -> dict[str, _Group]:
+def groups(names: Iterable[str], rules: Rules, present: Collection[str] = ()) -> dict[str, Group]:
     """Canonical ``names`` by the maker's tensor that holds them, of several the first that is ``present``."""
     table: dict[str, list[Rule]] = {}
     for entry in rules:
         if isinstance(entry, Rule):
             for ours in entry.ours:
                 table.setdefault(ours, []).append(entry)
-    groups: dict[str, _Group] = {}
+    found: dict[str, Group] = {}
     for name in names:
         pattern, numbers = _split(name)
         holders = table[pattern]
         rule = next((rule for rule in holders if rule.theirs.format(*numbers) in present), holders[0])
         theirs = rule.theirs.format(*numbers)
         place = int(numbers[-1]) if rule.stacks else 0, rule.ours.index(pattern)
-        groups.setdefault(theirs, _Group(rule, {})).names[place] = name
-    return groups
+        found.setdefault(theirs, Group(rule, {})).names[place] = name
+    return found
 
 
 def _unused(names: Iterable[str], rules: Rules) -> list[str]:
@@ -221,7 +221,7 @@ def _unused(names: Iterable[str], rules: Rules) -> list[str]:
     ]
 
 
-def _apply(tensor: Tensor, group: _Group, shapes: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+def _apply(tensor: Tensor, group: Group, shapes: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
     """The canonical tensors in the maker's ``tensor``."""
     rule, names = group
     sizes = [_num_units(shapes[names[0, part]].shape) // rule.blocks for part in range(len(rule.ours))]
@@ -235,7 +235,7 @@ def _apply(tensor: Tensor, group: _Group, shapes: Mapping[str, Tensor]) -> Itera
         yield name, replace(whole, name=name, shape=shapes[name].shape)
 
 
-def _revert(group: _Group, tensors: Mapping[str, Tensor]) -> Tensor:
+def _revert(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
     """The maker's tensor but for its name, from the canonical ones that it holds."""
     rule, names = group
 

@@ -30,6 +30,11 @@ class ChatTemplate:
         self._roles = roles
 
     @property
+    def sources(self) -> Mapping[str, str]:
+        """The templates by name."""
+        return self._sources
+
+    @property
     def source(self) -> str:
         """The text of all templates."""
         return "\n".join(self._sources.values())

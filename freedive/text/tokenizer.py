@@ -62,14 +62,22 @@ class Tokenizer:
         ``add_special`` adds what the model expects around a text (bos, eos). ``parse_special`` reads special tokens
         that are written out in the text as such; without it they are ordinary characters.
         """
+        ids: list[int] = self._encoding(text, add_special, parse_special).ids
+        return ids
+
+    def encode_at(self, text: str) -> list[tuple[int, int, int]]:
+        """The token ids of ``text``, each with the places in it where the token begins and ends, in characters."""
+        encoding = self._encoding(text, add_special=False, parse_special=True)
+        return [(index, *place) for index, place in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def _encoding(self, text: str, add_special: bool, parse_special: bool) -> tokenizers.Encoding:
         try:
             text.encode()
         except UnicodeEncodeError:
             raise UserError("The text holds half of a surrogate pair", "Send well-formed Unicode.") from None
         with self._lock:  # the tokenizer is made once, and the flag belongs to it, not to the call
             self._core.encode_special_tokens = not parse_special
-            ids: list[int] = self._core.encode(text, add_special_tokens=add_special).ids
-        return ids
+            return self._core.encode(text, add_special_tokens=add_special)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD."""

@@ -209,36 +209,43 @@ class Run:
 
 
 PRESETS = files("freedive.train") / "presets"
+TUNE = "tune"
+"""The preset for models of others (train.tuning); all others are of :class:`Run`."""
 
 
 def preset(name: str, settings: Sequence[str] = ()) -> Run:
     """The preset ``name`` with dotted ``settings``. UserError names what is unknown, of a wrong kind, or missing."""
-    file = PRESETS / f"{name}.toml"
-    if not file.is_file():
-        known = sorted(path.name.removesuffix(".toml") for path in PRESETS.iterdir() if path.name.endswith(".toml"))
+    known = sorted(path.name.removesuffix(".toml") for path in PRESETS.iterdir() if path.name.endswith(".toml"))
+    known.remove(TUNE)
+    if name not in known:
         raise UserError(f"There is no preset {name!r}", f"Choose of {', '.join(known)}")
-    return _changed(tomllib.loads(file.read_text("utf-8")), settings)
+    return typing.cast(Run, build(Run, preset_values(name, settings), ""))
 
 
 def changed(run: Run, settings: Sequence[str]) -> Run:
     """``run`` with dotted ``settings``. UserError as for :func:`preset`."""
-    return _changed(asdict(run), settings)
+    values = asdict(run)
+    for setting in settings:
+        _apply(values, setting)
+    return typing.cast(Run, build(Run, values, ""))
 
 
-def save(run: Run, path: Path) -> None:
+def save(run: Any, path: Path) -> None:
     """As JSON."""
     path.write_text(json.dumps(asdict(run), indent=2) + "\n", "utf-8")
 
 
 def load(path: Path) -> Run:
     """What :func:`save` has written."""
-    return typing.cast(Run, _build(Run, json.loads(path.read_text("utf-8")), ""))
+    return typing.cast(Run, build(Run, json.loads(path.read_text("utf-8")), ""))
 
 
-def _changed(values: Json, settings: Sequence[str]) -> Run:
+def preset_values(name: str, settings: Sequence[str]) -> Json:
+    """What the file of the preset ``name`` says, changed by dotted ``settings``."""
+    values = tomllib.loads((PRESETS / f"{name}.toml").read_text("utf-8"))
     for setting in settings:
         _apply(values, setting)
-    return typing.cast(Run, _build(Run, values, ""))
+    return values
 
 
 def _apply(values: Json, setting: str) -> None:
@@ -258,8 +265,8 @@ def _apply(values: Json, setting: str) -> None:
     values[name] = value
 
 
-def _build(kind: type, values: Mapping[str, Any], place: str) -> Any:
-    """The dataclass ``kind`` from nested ``values``."""
+def build(kind: type, values: Mapping[str, Any], place: str) -> Any:
+    """The dataclass ``kind`` from nested ``values``. UserError names what is unknown, of a wrong kind, or missing."""
     hints = typing.get_type_hints(kind)
     known = {item.name: item for item in fields(kind)}
     for name in values:
@@ -274,14 +281,14 @@ def _build(kind: type, values: Mapping[str, Any], place: str) -> Any:
         ) from None
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "text: '...'"}
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text: '...'"}
 
 
 def _value(kind: Any, value: Any, place: str) -> Any:
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise UserError(f"{place} is {value!r}", f"Set its parts, such as {place}.{fields(kind)[0].name}")
-        return _build(typing.cast(type, kind), value, f"{place}.")
+        return build(typing.cast(type, kind), value, f"{place}.")
     if isinstance(kind, types.GenericAlias) and isinstance(value, str | list | tuple):
         return (value,) if isinstance(value, str) else tuple(map(str, value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

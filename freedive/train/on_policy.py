@@ -32,7 +32,8 @@ from freedive.text.tokenizer import Tokenizer
 from freedive.train import checkpoints
 from freedive.train.checkpoints import Checkpoint
 from freedive.train.config import Distillation
-from freedive.train.net import TrainOps, Weights, last_states, output_matrix, stacked_params
+from freedive.train.net import Weights, last_states, output_matrix, stacked_params
+from freedive.train.ops import TrainOps
 from freedive.train.optim import Optimizer
 from freedive.train.progress import Row
 from freedive.train.rl import joined

@@ -24,18 +24,12 @@ from freedive.train import checkpoints
 from freedive.train.checkpoints import Checkpoint
 from freedive.train.config import Reinforcement
 from freedive.train.loss import CHUNK
-from freedive.train.net import (
-    Sequences,
-    TrainOps,
-    Weights,
-    last_states,
-    output_matrix,
-    stacked_params,
-    weighted_loss,
-)
+from freedive.train.net import Weights, last_states, output_matrix, stacked_params, weighted_loss
+from freedive.train.ops import TrainOps
 from freedive.train.optim import Optimizer
 from freedive.train.progress import Row
 from freedive.train.rollouts import Sample, Sampler
+from freedive.train.sequences import Sequences
 from freedive.train.tasks import KINDS, Task, tasks
 from freedive.train.trainer import update
 from freedive.train.words import Words

@@ -12,24 +12,29 @@ import numpy as np
 import numpy.typing as npt
 
 from freedive.errors import UserError
-from freedive.train.net import Sequences
+from freedive.train.sequences import Sequences
 
 TOKENS, WEIGHTS, STARTS, MANIFEST = "tokens.bin", "weights.bin", "starts.npy", "manifest.json"
 
 
 def write_shards(
-    folder: Path, documents: Iterable[tuple[list[int], list[int]]], num_bytes: int, tokenizer: Path
+    folder: Path,
+    documents: Iterable[tuple[list[int], list[int]]],
+    num_bytes: int,
+    tokenizer: Path,
+    vocab_size: int = 1 << 16,
 ) -> dict[str, Any]:
     """Write ``documents`` (tokens, weights of their losses) and return the manifest, which comes last.
 
     ``num_bytes`` of text they were, so that a loss can be told in bits per byte.
     """
+    width = "uint16" if vocab_size <= 1 << 16 else "uint32"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     starts = [0]
     with (folder / TOKENS).open("wb") as tokens_file, (folder / WEIGHTS).open("wb") as weights_file:
         for tokens, weights in documents:
-            tokens_file.write(np.array(tokens, np.uint16).tobytes())
+            tokens_file.write(np.array(tokens, width).tobytes())
             weights_file.write(np.array(weights, np.uint8).tobytes())
             starts.append(starts[-1] + len(tokens))
     np.save(folder / STARTS, np.array(starts, np.int64))
@@ -38,6 +43,7 @@ def write_shards(
         "documents": len(starts) - 1,
         "tokens": starts[-1],
         "bytes": num_bytes,
+        "width": width,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return manifest
@@ -53,7 +59,7 @@ class Shards:
         self.manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
         if self.manifest["tokenizer"] != hashlib.sha256(tokenizer.read_bytes()).hexdigest():
             raise UserError(f"{folder} was made with another tokenizer", "Make it again: freedive train data")
-        self.tokens = np.memmap(folder / TOKENS, np.uint16, "r")
+        self.tokens = np.memmap(folder / TOKENS, self.manifest["width"], "r")
         self.weights = np.memmap(folder / WEIGHTS, np.uint8, "r")
         self.starts: npt.NDArray[np.int64] = np.load(folder / STARTS)
 

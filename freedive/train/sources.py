@@ -12,6 +12,7 @@ from typing import Any
 from freedive.errors import UserError
 from freedive.train import stories, tasks
 from freedive.train.config import Data
+from freedive.train.tuning import Texts
 
 Record = dict[str, Any]
 """{"text": ...} or {"messages": [{"role": ..., "content": ...}, ...]}."""
@@ -37,7 +38,7 @@ def _or_else(found: Iterator[Record], made_up: Iterator[Record]) -> Iterator[Rec
     return made_up if first is None else chain([first], found)
 
 
-def is_held_out(record: Record, data: Data) -> bool:
+def is_held_out(record: Record, data: Data | Texts) -> bool:
     """Whether a record is for evaluation: by its content, so that equal ones stay together."""
     return zlib.crc32(json.dumps(record, sort_keys=True).encode()) % _PARTS < data.held_out * _PARTS
 

@@ -159,7 +159,7 @@ def perform(stage: str, name: str, settings: list[str], root: Path | None) -> No
     for each in every if stage == SPEEDRUN else (stage,):
         began = time.perf_counter()
         STAGES[each](bench)
-        _note(folder, each, time.perf_counter() - began)
+        note(folder, each, time.perf_counter() - began)
 
 
 def _settled(folder: Folder, name: str, settings: list[str]) -> Run:
@@ -181,7 +181,7 @@ def _settled(folder: Folder, name: str, settings: list[str]) -> Run:
     return run
 
 
-def _note(folder: Folder, stage: str, seconds: float) -> None:
+def note(folder: Folder, stage: str, seconds: float) -> None:
     """Keep how long a stage took, over all its sessions."""
     path = folder.root / "seconds.json"
     spent = json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -16,19 +16,11 @@ from freedive.model import spec
 from freedive.train import checkpoints
 from freedive.train.checkpoints import Checkpoint
 from freedive.train.config import Stage
-from freedive.train.net import (
-    CHOICE_BIAS,
-    Sequences,
-    TrainOps,
-    Weights,
-    initial,
-    losses,
-    mixtures,
-    stacked_params,
-    step_flops,
-)
+from freedive.train.net import CHOICE_BIAS, Weights, initial, losses, mixtures, stacked_params, step_flops
+from freedive.train.ops import TrainOps
 from freedive.train.optim import Optimizer, learning_rate
 from freedive.train.progress import Row
+from freedive.train.sequences import Sequences
 from freedive.train.shards import Shards, Stream
 
 SAMPLES = 8
@@ -54,11 +46,24 @@ class Trainer:
     step: int = 0
 
     def __post_init__(self) -> None:
-        table = stacked_params(self.model)
-        self.optimizer = Optimizer(self.weights, table, self.stage.weight_decay)
+        self.optimizer = self.make_optimizer()
         self.stream = Stream(self.shards, self.stage.seed)
         for name in self.optimizer.trained:
             self.weights[name].requires_grad_()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest text that is read whole."""
+        return self.model.max_context
+
+    def make_optimizer(self) -> Optimizer:
+        """Of all weights that gradients move."""
+        return Optimizer(self.weights, stacked_params(self.model), self.stage.weight_decay)
+
+    def losses(self, part: Sequences) -> tuple[Tensor, TrainOps]:
+        """The summed loss of a part of the batch, and the operations that computed it."""
+        ops = TrainOps(part)
+        return losses(self.model, self.weights, part, ops, self.stage.mtp_loss), ops
 
     @property
     def num_steps(self) -> int:
@@ -86,11 +91,11 @@ class Trainer:
     def advance(self) -> Row:
         """One update; what is to be known of it."""
         began, stage = time.perf_counter(), self.stage
-        batch = self.stream.take(stage.step_tokens, self.model.max_context)
+        batch = self.stream.take(stage.step_tokens, self.length)
         total, uneven, loads = self._gradients(batch)
         lr = learning_rate(stage, self.step)
         norm = update(self.weights, self.optimizer, lr, stage.clip)
-        if self.step < (1 - STILL) * stage.steps:
+        if stage.balance_rate and self.step < (1 - STILL) * stage.steps:
             balance(self.model, self.weights, loads, stage.balance_rate)
         self.step += 1
         seconds = time.perf_counter() - began
@@ -117,8 +122,8 @@ class Trainer:
         loads = [torch.zeros(())] * len(mixtures(self.model))
         total = balance_loss = 0.0
         for part in batch.split(self.stage.micro_tokens):
-            ops = TrainOps(part)
-            loss = losses(self.model, self.weights, part, ops, self.stage.mtp_loss) / weight
+            summed, ops = self.losses(part)
+            loss = summed / weight
             uneven = sum(ops.balance, torch.zeros(())) * (len(part.lengths) / len(batch.lengths))
             (loss + self.stage.balance_loss * uneven).backward()  # type: ignore[no-untyped-call]
             total, balance_loss = total + loss.item(), balance_loss + uneven.item()

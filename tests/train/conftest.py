@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_models
 import torch
+from others import SENTENCES
 
 from freedive.train.stages import perform
+from freedive.train.words import train_tokenizer
 
 torch.set_num_threads(1)
 
@@ -39,3 +45,39 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "tiny"
     perform("speedrun", "nano", TINY, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of 300 tokens."""
+    folder = tmp_path_factory.mktemp("words")
+    train_tokenizer(SENTENCES, 300, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Any:
+    """Makes the folder of a tiny model with a tokenizer, once."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            tiny_models.maker_model(name, vocab_size=300).save_pretrained(made[name])
+            for file in words.iterdir():
+                shutil.copy(file, made[name])
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "chats.jsonl"
+    lines = [
+        {"messages": [{"role": "user", "content": f"Say {n}: {said}"}, {"role": "assistant", "content": said}]}
+        for n in range(6)
+        for said in SENTENCES
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path

@@ -11,17 +11,9 @@ import torch
 from freedive.model.families import describe_config
 from freedive.train import config
 from freedive.train.export import export_folder
-from freedive.train.net import (
-    Sequences,
-    TrainOps,
-    Weights,
-    initial,
-    losses,
-    mixtures,
-    stacked,
-    stacked_params,
-    unstacked,
-)
+from freedive.train.net import Weights, initial, losses, mixtures, stacked, stacked_params, unstacked
+from freedive.train.ops import TrainOps
+from freedive.train.sequences import Sequences
 from freedive.train.words import train_tokenizer
 
 SETTINGS = ["model.hidden_dim=64", "model.num_layers=3", "model.dense_dim=96", "model.vocab_size=512"]

@@ -17,7 +17,8 @@ from freedive.errors import UserError
 from freedive.model.families import describe_config
 from freedive.text.tokenizer import Tokenizer
 from freedive.train import config
-from freedive.train.net import TrainOps, Weights, initial, last_states
+from freedive.train.net import Weights, initial, last_states
+from freedive.train.ops import TrainOps
 from freedive.train.rl import Learner, joined, log_odds
 from freedive.train.rollouts import Sample, Sampler, draw
 from freedive.train.tasks import END_THINK, THINK, Task, tasks

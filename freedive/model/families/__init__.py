@@ -94,6 +94,42 @@ def describe_config(values: Mapping[str, Any]) -> Model:
     return _spec(*_read(values))
 
 
+def as_hub(checkpoint: Checkpoint, model: Model) -> tuple[dict[str, Any], Rules]:
+    """The decoder of ``checkpoint`` as a Hugging Face folder of its own would have it: config.json, and naming rules.
+
+    That is the text part alone, and without layers that predict further tokens, as ``model`` has to be. A GGUF file's
+    keys are spelled as freedive reads them, which for some families is not how transformers does. Raises UserError for
+    one that says what no config.json can.
+    """
+    if checkpoint.kind == "gguf":
+        family, config = _read_gguf(checkpoint)
+        family.spec(config)
+        family.spec(config := Config(config.used()))  # without what only llama.cpp's words needed
+        values: Mapping[str, Any] = {key: value for key, value in config.used().items() if key != "rope_divisors"}
+        absent = dict.fromkeys(family.defaults)  # in a GGUF file nothing stands in for what is not there
+    else:
+        (family, values), absent = _chosen(checkpoint.config), {}
+    names: dict[str, Any] = {"architectures": [_class_name(family, values)], "model_type": _type_name(family, values)}
+    if "num_nextn_predict_layers" in values:
+        names["num_nextn_predict_layers"] = 0
+    for said in ({**values, **names}, {**absent, **values, **names}):
+        if describe_config(said) == model:
+            return said, hub_rules(model, family.hub)
+    raise UserError(f"No config.json says what this {family.name} file does", "Name the model that it was made from")
+
+
+def _class_name(family: Family, values: Mapping[str, Any]) -> str:
+    """Of the decoder alone, in transformers: as config.json has it, or else of the family."""
+    declared = (name for name in _declared(values) if isinstance(name, str))
+    return next(name for name in (*declared, *family.architectures) if name.endswith("ForCausalLM"))
+
+
+def _type_name(family: Family, values: Mapping[str, Any]) -> str:
+    """What transformers has for the decoder alone may be a type of its own, beside that of the whole."""
+    texts = (name for name in family.architectures if name.endswith("_text"))
+    return str(values.get("model_type") or next(texts, family.name))
+
+
 def _spec(family: Family, config: Config) -> Model:
     spec = family.spec(config)
     config.refuse_unread(family.name, family.ignorable, family.fixed)
@@ -120,14 +156,19 @@ def _read_gguf(checkpoint: Checkpoint) -> tuple[Family, Config]:
 
 def _read(values: Mapping[str, Any]) -> tuple[Family, Config]:
     """The family of a config.json, and what it says of the part that reads and writes text."""
+    family, values = _chosen(values)
+    return family, Config(values, family.defaults)
+
+
+def _chosen(values: Mapping[str, Any]) -> tuple[Family, Mapping[str, Any]]:
+    """The family of a config.json, and the values of the part that reads and writes text."""
     known = {name: family for family in FAMILIES for name in (*family.architectures, family.name)}
     if not _is_wrapped(values):
-        family = _pick(known, _declared(values))
-        return family, Config(values, family.defaults)
+        return _pick(known, _declared(values)), values
     text = values["text_config"]
     whole = {key: values[key] for key in ("tie_word_embeddings",) if key in values}  # the head stands outside
     family = _pick(known, _declared(values)[:-1] + _declared(text) + _declared(values)[-1:])
-    return family, Config({**text, **whole}, family.defaults)
+    return family, {**text, **whole}
 
 
 def _is_wrapped(values: Mapping[str, Any]) -> bool:

@@ -70,7 +70,8 @@ class Config:
         self._values = {key: value for key, value in {**(defaults or {}), **values}.items() if value is not None}
         self._names = names or {}
         self._prefix = prefix
-        self._unread = {key for key in values if key in self._values}
+        self._given = {key for key in values if key in self._values}
+        self._read: set[str] = set()
         self._sections: dict[str, Config] = {}
 
     def supply(self, values: Mapping[str, Any]) -> None:
@@ -159,6 +160,11 @@ class Config:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
+    def used(self) -> dict[str, Any]:
+        """What has been read so far and was there, in sections too."""
+        used = {key: value for key, value in self._values.items() if key in self._read}
+        return used | {key: section.used() for key, section in self._sections.items() if key in used}
+
     def refuse_unread(
         self, family: str, ignorable: Collection[str] = (), fixed: Mapping[str, object] | None = None
     ) -> None:
@@ -166,7 +172,7 @@ class Config:
 
         Harmless are HARMLESS and ``ignorable`` keys, and those that have the value which is ``fixed`` for them.
         """
-        for key in sorted(self._unread.difference(HARMLESS, ignorable)):
+        for key in sorted((self._given - self._read).difference(HARMLESS, ignorable)):
             value = self._values[key]
             if (key, value) not in (fixed or {}).items():
                 what = f"The configuration has {self._name(key)} = {quote(value)}, unknown to freedive for {family}"
@@ -179,7 +185,7 @@ class Config:
         return UserError(f"The configuration's {self._name(key)} {what}", _REMEDY)
 
     def _get(self, key: str, default: object) -> Any:
-        self._unread.discard(key)
+        self._read.add(key)
         value = self._values.get(key, default)
         if value is None:
             raise UserError(f"The configuration lacks {self._name(key)}", "Fetch the model again, or choose another")

@@ -1,0 +1,138 @@
+"""The decoder's operations in training: on our kernels where they fit, choices kept, balance told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from freedive.engine.batch import Batch
+from freedive.model import spec
+from freedive.ops.torch import TorchOps
+from freedive.train.experts import GroupedFeedForward
+from freedive.train.fused import FusedAttention, FusedFeedForward, FusedLinear, FusedRmsNorm
+from freedive.train.sequences import Sequences
+
+
+class TrainOps(TorchOps):
+    """Operations on whole texts, over stacked experts.
+
+    ``chosen`` [T, k] of every mixture are kept; with ``replay`` they are what was chosen before. ``balance`` collects
+    each mixture's sequence-wise loss (DeepSeek-V3, section 2.1.2, equations 17 to 20).
+    """
+
+    def __init__(self, batch: Sequences, replay: Sequence[Tensor] = ()) -> None:
+        lengths, rows = batch.lengths.astype(np.int32), np.arange(len(batch.tokens), dtype=np.int32)
+        pages = np.zeros((len(lengths), 1), np.int32)
+        super().__init__(Batch(batch.tokens.astype(np.int32), lengths, 0 * lengths, pages, rows, lengths))
+        self._lengths = torch.from_numpy(batch.lengths)
+        self._begins = F.pad(self._lengths.cumsum(0), (1, 0))
+        self._text = torch.arange(len(lengths)).repeat_interleave(self._lengths)
+        self._replay = iter(replay)
+        self.chosen: list[Tensor] = []
+        self.balance: list[Tensor] = []
+
+    def select(self, x: Tensor) -> Tensor:
+        return x
+
+    def choose(self, merit: Tensor, router: spec.Router) -> Tensor:
+        replayed = next(self._replay, None)
+        self.chosen.append(super().choose(merit, router) if replayed is None else replayed)
+        return self.chosen[-1]
+
+    def route(
+        self, logits: Tensor, router: spec.Router, choice_bias: Tensor | None, expert_scale: Tensor | None
+    ) -> Tensor:
+        routes = super().route(logits, router, choice_bias, expert_scale)
+        scores = logits.float().sigmoid() if router.score == "sigmoid" else logits.float().softmax(-1)
+        part = self._by_text(scores / scores.sum(-1, keepdim=True))
+        took = self._by_text(torch.zeros_like(scores).scatter_(1, self.chosen[-1], 1.0))
+        self.balance.append((part * took).sum(-1).mean() * (router.num_experts / router.num_chosen))
+        return routes
+
+    def _by_text(self, x: Tensor) -> Tensor:
+        """The mean over each text's tokens: [T, n] -> [texts, n]."""
+        return x.new_zeros(len(self._lengths), x.shape[1]).index_add(0, self._text, x) / self._lengths[:, None]
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        if weight is None or x.dim() > 2 or not fits(x, weight):
+            return super().rms_norm(x, weight, eps)
+        y: Tensor = FusedRmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        return y
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not None or x.dim() > 2 or not fits(x, weight):
+            return super().linear(x, weight, bias)
+        y: Tensor = FusedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+        return y
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, attn: spec.Attention, layer: int
+    ) -> Tensor:
+        if attn.window or attn.chunk or attn.softcap or sinks is not None or not fits(q, k, v):
+            return super().attention(q, k, v, sinks, attn, layer)
+        shared = attn.num_heads // attn.num_kv_heads
+        keys, values = (x.view(len(x), attn.num_kv_heads, -1).repeat_interleave(shared, 1) for x in (k, v))
+        return self._attended(q.view(len(q), attn.num_heads, -1), keys, values, attn.scale)
+
+    def latent_attention(
+        self, q: Tensor, kv: Tensor, norm: Tensor, k_b: Tensor, v_b: Tensor, attn: spec.LatentAttention, layer: int
+    ) -> Tensor:
+        if attn.head_dim != attn.value_dim or not fits(q, kv, norm, k_b, v_b):
+            return super().latent_attention(q, kv, norm, k_b, v_b, attn, layer)
+        latent, turning = kv[:, : attn.kv_rank], kv[:, attn.kv_rank :]
+        latent, turning = self.rms_norm(latent, norm, attn.latent_eps), self.rope(turning, attn.rope, attn.rope_dim)
+        heads = (len(q), attn.num_heads, -1)
+        keys, values = (self.linear(latent, matrix.flatten(0, 1), None).view(heads) for matrix in (k_b, v_b))
+        keys = torch.cat([keys, turning[:, None].expand(-1, attn.num_heads, -1)], -1)
+        return self._attended(self._latent_queries(q, k_b, attn).view(heads), keys, values, attn.scale)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Of heads [T, heads, dim], within each text: [T, heads * dim]."""
+        y: Tensor = FusedAttention.apply(q, k, v, self._begins, scale)  # type: ignore[no-untyped-call]
+        return y.flatten(1)
+
+    def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
+        if not (_grouped(moe) and _wants_gradients(weights["gate"])):
+            return super().experts(x, routes, moe, Each(weights))
+        _, shares = routes.unbind(1)
+        chosen = self.chosen[-1]
+        function = FusedFeedForward if fits(x, shares, *weights.values()) else GroupedFeedForward
+        y: Tensor = function.apply(x, shares, chosen, weights["gate"], weights["up"], weights["down"])  # type: ignore[no-untyped-call]
+        return y
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Whether our kernels take them; torch takes the rest."""
+    return all(tensor.dtype == torch.float32 for tensor in tensors)
+
+
+class Each(Mapping[str, Tensor]):
+    """Stacks, of which ``3.gate`` is the matrix of the fourth expert; each is taken apart but once, gradients too."""
+
+    def __init__(self, stacks: Mapping[str, Tensor]) -> None:
+        self._experts = {name: stack.unbind() for name, stack in stacks.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        index, _, part = name.partition(".")
+        return self._experts[part][int(index)]
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{index}.{part}" for part, each in self._experts.items() for index in range(len(each)))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._experts.values()))
+
+
+def _grouped(moe: spec.Experts) -> bool:
+    """Whether the experts are such as :class:`GroupedFeedForward` computes."""
+    expert = moe.expert
+    return expert.activation == "silu" and not (expert.bias or expert.limit or moe.router.weighs_input)
+
+
+def _wants_gradients(stack: object) -> bool:
+    """Whether a stack is trained itself: :class:`GroupedFeedForward` would make its gradient for nothing else."""
+    return isinstance(stack, Tensor) and (stack.requires_grad or not torch.is_grad_enabled())

@@ -1,0 +1,63 @@
+"""What fine-tuning depends on: the preset ``tune``, changed by dotted settings such as ``tune.rank=16``."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from freedive.errors import UserError
+from freedive.train.config import TUNE, Stage, build, preset_values
+
+
+@dataclass(frozen=True)
+class Tune(Stage):
+    """How a model of others is trained on.
+
+    ``rank`` is that of LoRA's matrices, which count ``alpha`` / ``rank`` times; 0 trains the weights themselves.
+    ``targets`` are names of train.parts.PARTS, also with commas between them. Of longer documents than ``context`` each
+    piece stands alone. In the end the whole model is written, if ``merge``.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("attention", "ffn", "experts")
+    context: int = 512
+    merge: bool = True
+
+    @property
+    def parts(self) -> list[str]:
+        """The targets one by one."""
+        return [part.strip() for text in self.targets for part in text.split(",")]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """``text``: files or folders of JSONL, Parquet or plain text. ``held_out`` of the documents are for evaluation."""
+
+    text: tuple[str, ...] = ()
+    held_out: float = 0.05
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Everything that fine-tuning depends on; ``model`` is what freedive loads by that name."""
+
+    model: str
+    tune: Tune
+    data: Texts = field(default_factory=Texts)
+
+
+def tuning(model: str, settings: Sequence[str] = ()) -> Tuning:
+    """The preset for ``model`` with dotted ``settings``. UserError names what is unknown or of a wrong kind."""
+    values = preset_values(TUNE, settings)
+    if "model" in values:
+        raise UserError(f"The model is {model}, and no setting", "Set parts of tune and data")
+    return typing.cast(Tuning, build(Tuning, {"model": model, **values}, ""))
+
+
+def load(path: Path) -> Tuning:
+    """What config.save has written."""
+    return typing.cast(Tuning, build(Tuning, json.loads(path.read_text("utf-8")), ""))

@@ -1,0 +1,76 @@
+"""Any checkpoint's decoder as a Hugging Face folder of its own: freedive reads the same of it, transformers too."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_configs import TINY
+from tiny_gguf import ARCHITECTURES, save_both
+from tiny_models import maker_class, maker_model
+
+from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.rules import canonical_tensors, maker_tensors
+from freedive.checkpoint.safetensors import write_safetensors
+from freedive.checkpoint.tensor import Checkpoint
+from freedive.errors import UserError
+from freedive.model.families import as_hub, describe, describe_config
+
+READ_BY_TRANSFORMERS = ("llama2", "mixtral", "qwen2", "qwen3_moe", "gpt_oss", "granitemoeshared", "gemma3")
+
+
+def rewritten(path: Path, folder: Path) -> Path:
+    """The checkpoint at ``path`` written anew in ``folder``."""
+    checkpoint = open_checkpoint(path)
+    model, rules = describe(checkpoint)
+    model = replace(model, mtp=None)
+    config, hub = as_hub(checkpoint, model)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
+    tensors = canonical_tensors(checkpoint, model, rules)
+    write_safetensors(folder / "model.safetensors", maker_tensors(tensors, hub), "")
+    again = open_checkpoint(folder)
+    assert describe(again)[0] == model
+    read = canonical_tensors(again, *describe(again))
+    assert all((read[name].data == tensor.data).all() for name, tensor in tensors.items())
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "llama"])
+def test_a_gguf_file_becomes_a_folder(name: str, tmp_path: Path) -> None:
+    folder = rewritten(save_both(name, tmp_path), tmp_path / "again")
+    if name in READ_BY_TRANSFORMERS:
+        slow = {"attn_implementation": "eager", "experts_implementation": "eager"}
+        tokens = torch.arange(3, 43)[None]
+        with torch.no_grad():
+            expected, got = (
+                maker_class(name).from_pretrained(each, dtype=torch.float32, **slow).eval()(tokens).logits
+                for each in (tmp_path, folder)
+            )
+        torch.testing.assert_close(got, expected)
+
+
+def test_what_no_config_json_says_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"No config\.json says what this llama file does"):
+        rewritten(save_both("llama", tmp_path), tmp_path / "again")  # each frequency has a factor of its own
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_folder_stays_what_it_is(name: str) -> None:
+    config = json.loads(maker_model(name).config.to_json_string())
+    config["architectures"] = [maker_class(name).__name__]
+    model = describe_config(config)
+    said, _ = as_hub(Checkpoint("safetensors", config, {}), model)
+    assert describe_config(said) == model
+    assert said["architectures"] == config["architectures"]
+
+
+def test_the_text_part_of_a_wrapped_model_stands_alone() -> None:
+    text = json.loads(maker_model("gemma3").config.to_json_string())
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    said, _ = as_hub(Checkpoint("safetensors", config, {}), model := describe_config(config))
+    assert describe_config(said) == model
+    assert (said["architectures"], said["model_type"]) == (["Gemma3ForCausalLM"], "gemma3_text")

@@ -1,0 +1,66 @@
+"""Adapters are what PEFT documents, and what it reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from others import (
+    FAMILIES,
+    adapted_at_random,
+    batch,
+    names_of_theirs,
+    our_loss,
+    their_loss,
+    theirs,
+)
+from safetensors.torch import load_file
+
+from freedive.train.base import open_base
+from freedive.train.lora import Tuned
+from freedive.train.net import stacked_params
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "olmoe"])
+def test_adapters_applied_as_peft_documents_are_the_merged_weights(name: str, folders: Any, tmp_path: Path) -> None:
+    base = open_base(str(folders(name)))
+    settings, adapted = adapted_at_random(base, tmp_path)
+    plain = names_of_theirs(base, base.weights())
+    tuned_ = Tuned(stacked_params(base.model), base.weights(), adapted, settings.alpha / settings.rank)
+    expected = names_of_theirs(base, dict(tuned_.merge()))
+    about = json.loads((tmp_path / "adapter_config.json").read_text())
+    found = load_file(tmp_path / "adapter_model.safetensors")
+    for key, a in ((key, found.pop(key)) for key in sorted(found) if ".lora_A." in key):
+        b, module = found.pop(key.replace("lora_A", "lora_B")), key.removeprefix("base_model.model.").split(".lora_")[0]
+        stack, scale = module.removesuffix(".base_layer"), settings.alpha / settings.rank
+        if module in about["target_modules"]:
+            assert about["rank_pattern"].get(module, about["r"]) == len(a)
+            plain[f"{module}.weight"] += scale * b @ a
+            continue
+        (whole,) = (
+            each
+            for each in about["target_parameters"]
+            if each.rpartition(".")[0] == stack and each.endswith("gate_up_proj") == module.endswith("base_layer")
+        )
+        count = len(plain[whole])
+        delta = torch.einsum("ore,eri->eoi", b.view(len(b), -1, count), a.view(count, -1, a.shape[1]))
+        plain[whole] += scale * (delta if delta.shape == plain[whole].shape else delta.mT)
+    assert not found
+    for each, weight in expected.items():
+        torch.testing.assert_close(plain[each], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["llama", "mixtral", "olmoe", "gpt_oss"])
+def test_peft_reads_adapters(name: str, folders: Any, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = open_base(str(folders(name)))
+    settings, adapted = adapted_at_random(base, tmp_path)
+    given = batch()
+    tuned_ = Tuned(stacked_params(base.model), base.weights(), adapted, settings.alpha / settings.rank)
+    with torch.no_grad():
+        expected = their_loss(peft.PeftModel.from_pretrained(theirs(folders(name), name), tmp_path), given)
+    torch.testing.assert_close(our_loss(base, tuned_, given), expected, rtol=1e-4, atol=1e-3)
