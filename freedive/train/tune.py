@@ -82,9 +82,12 @@ class Bench:
 
 def tune(bench: Bench) -> None:
     """Tell what is trained, train it, and write what came of it."""
+    if not bench.run.data.text:
+        raise UserError("There is nothing to learn from", "Name files or folders with data.text")
     bench.wanted()  # what cannot be is refused before anything is done
-    if not bench.folder.data(TUNE).exists():
+    if not bench.folder.config.exists():  # it says that the run has begun, so it comes when there is something to read
         _make_data(bench)
+        config.save(bench.run, bench.folder.config)
     tuner = bench.tuner()
     bench.say(table(counts(tuner.model, tuner.weights)))
     _tell_held_out(bench, tuner)
@@ -120,12 +123,7 @@ def perform(stage: str, name: str, settings: list[str], root: Path | None) -> No
 
 def _settled(folder: Folder, model: str, settings: list[str]) -> Tuning:
     if not folder.config.exists():
-        run = tuning.tuning(model, settings)
-        if not run.data.text:
-            raise UserError("There is nothing to learn from", "Name files or folders with data.text")
-        folder.root.mkdir(parents=True, exist_ok=True)
-        config.save(run, folder.config)
-        return run
+        return tuning.tuning(model, settings)
     run = tuning.load(folder.config)
     if run.model != model or (settings and tuning.tuning(model, settings) != run):
         raise UserError(
