@@ -243,3 +243,7 @@ class Training:
     def rms_norm_backward(
         self, x: _Floats, weight: _Floats, eps: float, d_y: _Floats, d_x: _Floats, d_weight: _Floats
     ) -> None: ...
+    def orthogonalise(self, stacks: list[_Floats], a: float, b: float, c: float, eps: float, turns: int) -> None:
+        """Newton-Schulz on every matrix of ``stacks`` [count, rows, columns], in place: x / (norm + eps), then so many
+        turns of (a + b x x^T + c (x x^T)^2) x.
+        """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -135,3 +136,9 @@ class FusedRmsNorm(torch.autograd.Function):
         arrays = (_array(x), _array(weight)), (_array(d_y), d_x.numpy(), d_weight.numpy())
         _kernels().rms_norm_backward(*arrays[0], ctx.eps, *arrays[1])
         return d_x, d_weight, None
+
+
+def orthogonalise(stacks: Sequence[Tensor], coefficients: tuple[float, float, float], eps: float, turns: int) -> None:
+    """See :func:`freedive.train.optim.orthogonal`; of contiguous stacks of matrices [..., rows, columns], in place."""
+    arrays = [stack.detach().view(-1, *stack.shape[-2:]).numpy() for stack in stacks]
+    _kernels().orthogonalise(arrays, *coefficients, eps, turns)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from freedive.model.params import Param
 from freedive.train.config import Stage
+from freedive.train.fused import orthogonalise
 from freedive.train.net import CHOICE_BIAS
 
 MOMENTUM = 0.95
 BETAS, EPS = (0.9, 0.95), 1e-8
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ, TURNS, EPS_NORM = (3.4445, -4.7750, 2.0315), 5, 1e-7
 """Coefficients of the quintic whose five turns bring singular values near 1 (Jordan et al. 2024, Muon)."""
 
 
@@ -52,11 +53,14 @@ class Optimizer:
     def step(self, gradients: Mapping[str, Tensor], lr: float) -> None:
         """One update."""
         self.num_steps += 1
+        updates = {}
         for name in self._muon:
+            momentum = self.state[f"momentum.{name}"].mul_(MOMENTUM).add_(gradients[name])
+            updates[name] = gradients[name].add(momentum, alpha=MOMENTUM)
+        orthogonalise(list(updates.values()), NEWTON_SCHULZ, EPS_NORM, TURNS)
+        for name, update in updates.items():
             self._decayed(name, lr)
-            weight, momentum = self._weights[name], self.state[f"momentum.{name}"]
-            momentum.mul_(MOMENTUM).add_(gradients[name])
-            update = orthogonal(gradients[name].add(momentum, alpha=MOMENTUM))
+            weight = self._weights[name]
             weight.add_(update, alpha=-lr * 0.2 * math.sqrt(max(weight.shape[-2:])))  # as large as Adam's (Moonlight)
         bias1, bias2 = (1 - beta**self.num_steps for beta in BETAS)
         for name in self._adam:
@@ -72,12 +76,12 @@ class Optimizer:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest matrices whose singular values are all about 1: [..., rows, columns]."""
+    """The nearest matrices whose singular values are all about 1: [..., rows, columns]. Our kernels do the same."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x: Tensor = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + EPS_NORM)
+    for _ in range(TURNS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
     return x.mT if tall else x

@@ -42,18 +42,18 @@ def theirs(folder: Path, name: str) -> Any:
 
 def batch(num: int = 2, length: int = 24) -> Sequences:
     source = np.random.default_rng(5)
-    tokens, shares = source.integers(3, 300, (num, length + 1)), source.random((num, length), np.float32)
-    return Sequences(tokens[:, :-1].copy(), tokens[:, 1:].copy(), shares)
+    tokens, shares = source.integers(3, 300, (num, length + 1)), source.random((num, length + 1), np.float32)
+    return Sequences.of(list(zip(tokens, shares, strict=True)))
 
 
 def their_loss(model: Any, given: Sequences) -> torch.Tensor:
-    logits = model(torch.from_numpy(given.tokens)).logits.flatten(0, 1)
-    targets, shares = torch.from_numpy(given.targets).flatten(), torch.from_numpy(given.weights).flatten()
+    logits = model(torch.from_numpy(given.tokens).view(len(given.lengths), -1)).logits.flatten(0, 1)
+    targets, shares = torch.from_numpy(given.targets), torch.from_numpy(given.weights)
     return (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * shares).sum()
 
 
 def our_loss(base: Base, weights: Mapping[str, Any], given: Sequences) -> torch.Tensor:
-    return losses(base.model, weights, given, TuneOps(given.tokens))
+    return losses(base.model, weights, given, TuneOps(given))
 
 
 def names_of_theirs(base: Base, weights: Weights) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from freedive.native import _native
 from freedive.train import fused
 from freedive.train.experts import GroupedFeedForward
 from freedive.train.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedLinear, FusedRmsNorm
+from freedive.train.optim import EPS_NORM, NEWTON_SCHULZ, TURNS, orthogonal
 
 LEVELS = _native.isa_levels()
 
@@ -121,11 +122,26 @@ def test_a_norm_is_torch_s(rows: int, dim: int) -> None:
     check(FusedRmsNorm.apply, plain, some(rows, dim, seed=0), some(dim, seed=1), 1e-6)
 
 
+SHAPES = [(1, 1), (7, 3), (3, 40, 60), (2, 3, 90, 33)]
+
+
+@pytest.mark.usefixtures("team")
+def test_matrices_are_turned_as_torch_does() -> None:
+    stacks = [some(*shape, seed=seed).detach() for seed, shape in enumerate(SHAPES)]
+    expected = [orthogonal(stack.double()) for stack in stacks]
+    fused.orthogonalise(stacks, NEWTON_SCHULZ, EPS_NORM, TURNS)
+    for got, exact in zip(stacks, expected, strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_any_number_of_threads_gives_equal_bits(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(threads: int) -> list[Tensor]:
         monkeypatch.setattr(fused, "_kernels", lambda: fused.kernels(threads, level))
+        stack = some(3, 40, 60, seed=5).detach()
+        fused.orthogonalise([stack], NEWTON_SCHULZ, EPS_NORM, TURNS)
         return [
+            stack,
             *results(FusedLinear.apply, some(450, 48, seed=0), some(70, 48, seed=1)),
             *results(FusedFeedForward.apply, *mixture(500, 2, 4, 48, 32, 4)),
             *results(FusedAttention.apply, *heads([50, 7, 50], 2, 16)),

@@ -29,11 +29,10 @@ from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer
 from freedive.train import tune, tuning
 from freedive.train.base import open_base
-from freedive.train.lora import Tuned, TuneOps, adapters
-from freedive.train.net import Weights, losses, stacked_params, unstacked
+from freedive.train.lora import Tuned, adapters
+from freedive.train.net import Weights, stacked_params, unstacked
 from freedive.train.parts import PARTS, chosen, counts
 from freedive.train.shards import Shards, Stream, write_shards
-from freedive.train.tuner import _packed
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -231,17 +230,14 @@ def test_documents_side_by_side_do_not_see_each_other(name: str, folders: Any, t
     made = [source.integers(3, 300, size).tolist() for size in (9, 30, 2, 9, 17)]
     (tmp_path / "tokenizer").write_text("")
     write_shards(tmp_path, [(tokens, [1] * len(tokens)) for tokens in made], 1, tmp_path / "tokenizer", 1 << 17)
-    stream = Stream(Shards(tmp_path, tmp_path / "tokenizer"), seed=0)
-    documents = list(stream.documents(sum(map(len, made)), 20))
-    assert sorted(each.tokens.size for each in documents) == [1, 8, 8, 9, 16, 20]  # the longest in two pieces
-    assert sum(each.targets.size for each in documents) == sum(map(len, made)) - len(made)
-    packed, weights = list(_packed(iter(documents), 40)), base.weights()
-    assert len(packed) < len(documents)
-    assert all(each.tokens.size == sum(each.lengths) <= 40 for each in packed)
+    batch = Stream(Shards(tmp_path, tmp_path / "tokenizer"), seed=0).take(sum(map(len, made)) - len(made), 20)
+    assert batch.lengths.tolist() == [1, 8, 8, 9, 16, 20]  # the longest in two pieces
+    weights = base.weights()
     with torch.no_grad():
-        together = [losses(base.model, weights, e, TuneOps(e.tokens, lengths=e.lengths)) for e in packed]
-        alone = [our_loss(base, weights, each) for each in documents]
-    torch.testing.assert_close(sum(together), sum(alone), rtol=1e-5, atol=1e-3)
+        together = our_loss(base, weights, batch)
+        alone = [our_loss(base, weights, each) for each in batch.split(1)]
+    assert len(alone) == len(batch.lengths)
+    torch.testing.assert_close(together, sum(alone), rtol=1e-5, atol=1e-3)
 
 
 def test_a_gguf_file_s_words_become_a_folder_s(smollm2_path: Path, tmp_path: Path) -> None:

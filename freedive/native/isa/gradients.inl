@@ -31,32 +31,38 @@ float mix_gradient(const float* gate, const float* up, const float* d, float sha
     return sum_lanes(sum);
 }
 
+// Numbers after the n, up to a whole vector, become what exp makes 0 of. Returns how many there are then.
+LANES int whole_vectors(float* x, int n) {
+    const int whole = (n + 15) / 16 * 16;
+    for (int i = n; i < whole; i++) x[i] = -__builtin_inff();
+    return whole;
+}
+
 float softmax(float* x, int n, int width, float scale, float share) {
-    F top = f_set(x[0] * scale);
-    for (int i = 0; i + 16 <= n; i += 16) top = f_max(top, f_mul(f_load(x + i), f_set(scale)));
-    float most = f_max_lanes(top);
-    for (int i = n / 16 * 16; i < n; i++) most = x[i] * scale > most ? x[i] * scale : most;
+    const int whole = whole_vectors(x, n);
+    F top = f_load(x);
+    for (int i = 16; i < whole; i += 16) top = f_max(top, f_load(x + i));
+    const float most = f_max_lanes(top) * scale;
     F sum = f_set(0.0f);
-    for_vectors(n, [&](int i, int count) {
-        const F e = f_exp(f_fma(load_some(x + i, count), f_set(scale), f_set(-most)));
-        store_some(x + i, e, count);
-        if (count == 16) sum = f_add(sum, e);
-    });
-    float total = sum_lanes(sum);
-    for (int i = n / 16 * 16; i < n; i++) total += x[i];
-    const F part = f_set(share / total);
-    for_vectors(n, [&](int i, int count) { store_some(x + i, f_mul(load_some(x + i, count), part), count); });
-    for (int i = n; i < width; i++) x[i] = 0.0f;
+    for (int i = 0; i < whole; i += 16) {
+        const F e = f_exp(f_fma(f_load(x + i), f_set(scale), f_set(-most)));
+        f_store(x + i, e);
+        sum = f_add(sum, e);
+    }
+    const float total = sum_lanes(sum);
+    for (int i = 0; i < whole; i += 16) f_store(x + i, f_mul(f_load(x + i), f_set(share / total)));
+    for (int i = whole; i < width; i++) x[i] = 0.0f;
     return most + __builtin_logf(total);
 }
 
 void softmax_gradient(float* scores, float* d, int n, int width, float scale, float log_sum, float dot) {
+    const int whole = whole_vectors(scores, n);
     const F least = f_set(-log_sum), mean = f_set(dot), factor = f_set(scale);
-    for_vectors(n, [&](int i, int count) {
-        const F part = f_exp(f_fma(load_some(scores + i, count), factor, least));
-        store_some(scores + i, part, count);
-        store_some(d + i, f_mul(f_mul(part, f_sub(load_some(d + i, count), mean)), factor), count);
-    });
+    for (int i = 0; i < whole; i += 16) {
+        const F part = f_exp(f_fma(f_load(scores + i), factor, least));
+        f_store(scores + i, part);
+        f_store(d + i, f_mul(f_mul(part, f_sub(f_load(d + i), mean)), factor));
+    }
     for (int i = n; i < width; i++) scores[i] = d[i] = 0.0f;
 }
 

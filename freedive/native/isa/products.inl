@@ -45,9 +45,11 @@ __attribute__((noinline)) void multiply_rows(const FloatTile& tile) {
         }
     }
     if (tile.num_columns == kTileColumns && tile.adds) {
+#pragma GCC unroll 8  // else the sums go through memory
         for (int r = 0; r < R; r++)
             for (int v = 0; v < kTileVectors; v++) put(tile.out[r] + 16 * v, sum[r][v], true, 16);
     } else if (tile.num_columns == kTileColumns) {
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++)
             for (int v = 0; v < kTileVectors; v++) put(tile.out[r] + 16 * v, sum[r][v], false, 16);
     } else {

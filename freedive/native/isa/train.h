@@ -56,6 +56,7 @@ struct TrainKernels {
     float (*mix_gradient)(const float* gate, const float* up, const float* d, float share, int n, float* d_gate,
                           float* d_up, float* mixed);
     // x -> share * softmax(scale * x), of n numbers; zeros after them, up to `width`. Returns log(sum(exp(scale * x))).
+    // There is to be room for whole vectors of 16, here and below; scale is positive.
     float (*softmax)(float* x, int n, int width, float scale, float share);
     // From `scores` and the gradient d of their softmax (its inner product with the softmax is `dot`): the softmax, in
     // `scores`, and the gradient of scores, in d; zeros as above.

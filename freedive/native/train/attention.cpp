@@ -9,7 +9,7 @@ constexpr int kQueryRows = 36;
 
 Panels packed(const TrainKernels& kernels, Arena& arena, Panels panels) {
     panels.data = arena.take(panels.size(kernels));
-    for (int panel = 0; panel < panels.count(kernels); panel++) panels.pack(kernels, panel);
+    pack(kernels, panels);
     return panels;
 }
 
@@ -23,6 +23,17 @@ MutableView scores_of(const TrainKernels& kernels, Arena& arena, int length) {
 Panels seen(Panels keys, int end) {
     keys.columns = end;
     return keys;
+}
+
+// Calls run(length, first, log_sum, thread) for every head: where its first row begins, and its first logarithm.
+template <class Run>
+void for_heads(Team& team, AttentionShape shape, Run&& run) {
+    team.run([&](int thread) {
+        team.for_each(shape.sequences * shape.heads, 1, [&](int task) {
+            const int sequence = task / shape.heads, head = task % shape.heads;
+            run(shape.length(sequence), shape.first(sequence, head), shape.log_sums(sequence, head), thread);
+        });
+    });
 }
 
 }  // namespace
@@ -45,12 +56,8 @@ void Training::attention(AttentionShape shape, AttentionInput input, float* out,
             multiply(kernels_, scores, count, values, to.from(begin), false, end);
         }
     };
-    team_.run([&](int thread) {
-        team_.for_each(shape.sequences * shape.heads, 1, [&](int task) {
-            const int sequence = task / shape.heads, head = task % shape.heads;
-            run_head(shape.length(sequence), shape.first(sequence, head), log_sums + shape.log_sums(sequence, head),
-                     own_[thread]);
-        });
+    for_heads(team_, shape, [&](int length, std::ptrdiff_t first, std::ptrdiff_t log_sum, int thread) {
+        run_head(length, first, log_sums + log_sum, own_[thread]);
     });
 }
 
@@ -82,19 +89,15 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
             multiply(kernels_, d_scores, count, key_rows, d_q.from(begin), false, end);
             const auto add_columns = [&](View left, View right, MutableView to) {
                 few.source = right.from(begin), few.k = count;
-                for (int panel = 0; panel < few.count(kernels_); panel++) few.pack(kernels_, panel);
+                pack(kernels_, few);
                 multiply_columns(kernels_, left, end, few, to, true);
             };
             add_columns(d_scores, q, d_k);
             add_columns(parts, d_made, d_v);
         }
     };
-    team_.run([&](int thread) {
-        team_.for_each(shape.sequences * shape.heads, 1, [&](int task) {
-            const int sequence = task / shape.heads, head = task % shape.heads;
-            run_head(shape.length(sequence), shape.first(sequence, head), log_sums + shape.log_sums(sequence, head),
-                     own_[thread]);
-        });
+    for_heads(team_, shape, [&](int length, std::ptrdiff_t first, std::ptrdiff_t log_sum, int thread) {
+        run_head(length, first, log_sums + log_sum, own_[thread]);
     });
 }
 

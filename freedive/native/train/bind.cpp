@@ -3,7 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -20,6 +20,7 @@ namespace {
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using MutableFloats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Stack = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Choices = nb::ndarray<const std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 template <class Array>
@@ -171,7 +172,17 @@ void bind_training(nb::module_& m) {
                 nb::gil_scoped_release released;
                 self.rms_norm_backward(shape, x.data(), weight.data(), d_y.data(), d_x.data(), d_weight.data());
             },
-            "x"_a, "weight"_a, "eps"_a, "d_y"_a, "d_x"_a, "d_weight"_a);
+            "x"_a, "weight"_a, "eps"_a, "d_y"_a, "d_x"_a, "d_weight"_a)
+        .def(
+            "orthogonalise",
+            [](Training& self, const std::vector<Stack>& stacks, float a, float b, float c, float eps, int turns) {
+                std::vector<Matrices> all;
+                for (const Stack& each : stacks)
+                    all.push_back({each.data(), int(each.shape(0)), int(each.shape(1)), int(each.shape(2))});
+                nb::gil_scoped_release released;
+                self.orthogonalise(all, {a, b, c, eps}, turns);
+            },
+            "stacks"_a, "a"_a, "b"_a, "c"_a, "eps"_a, "turns"_a);
 }
 
 }  // namespace freedive

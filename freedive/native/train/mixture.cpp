@@ -37,16 +37,109 @@ struct Sorted {
     }
 };
 
-// All experts' factors, one after the other, with memory to be packed in.
-std::vector<Panels> experts_panels(const TrainKernels& kernels, Arena& arena, const float* weight, int experts, int out,
-                                   int in, Panels (*panels_of)(const float*, int, int)) {
-    std::vector<Panels> all;
-    for (int e = 0; e < experts; e++) {
-        all.push_back(panels_of(weight + std::ptrdiff_t(e) * out * in, out, in));
-        all.back().data = arena.take(all.back().size(kernels));
+// The factors of all experts' products, with memory to be packed in.
+struct Factors {
+    std::vector<Panels> gate, up, down;
+
+    Factors(const TrainKernels& kernels, Arena& arena, MixtureShape shape, MixtureWeights weights,
+            Panels (*panels_of)(const float*, int, int)) {
+        const auto add = [&](std::vector<Panels>& to, const float* weight, int out, int in) {
+            for (int e = 0; e < shape.experts; e++) {
+                to.push_back(panels_of(weight + std::ptrdiff_t(e) * out * in, out, in));
+                to.back().data = arena.take(to.back().size(kernels));
+            }
+        };
+        add(gate, weights.gate, shape.dim, shape.hidden);
+        add(up, weights.up, shape.dim, shape.hidden);
+        add(down, weights.down, shape.hidden, shape.dim);
     }
-    return all;
-}
+    void pack(const TrainKernels& kernels, Team& team) const {
+        for (const std::span<const Panels> each : {std::span(gate), std::span(up), std::span(down)})
+            freedive::pack(kernels, team, each);
+    }
+};
+
+// What both passes go by.
+struct Pass {
+    const TrainKernels& kernels;
+    const MixtureShape shape;
+    const Sorted sorted;
+    const Factors factors;
+    const float *x, *shares;
+
+    View inputs(int first) const { return {x, shape.hidden, sorted.tokens.data() + first}; }
+    // By rank: [gate: dim | up: dim].
+    std::ptrdiff_t width() const { return 2 * shape.dim; }
+    // Calls run(expert, block) for all experts, on a block's thread, after rows of `out` have been set to 0.
+    template <class Run>
+    void for_blocks(Team& team, float* out, Run&& run) const {
+        team.for_each(sorted.num_blocks, 1, [&](int block) {
+            const int first = block * sorted.block_tokens, count = std::min(sorted.block_tokens, shape.tokens - first);
+            std::fill_n(out + std::ptrdiff_t(first) * shape.hidden, std::ptrdiff_t(count) * shape.hidden, 0.0f);
+            for (int e = 0; e < shape.experts; e++) run(e, block);
+        });
+    }
+};
+
+struct Forward : Pass {
+    float *gate_up, *y;
+
+    void run_expert(int e, int block, Arena& arena) const {
+        const int begin = sorted.begin(e, block), count = sorted.count(e, block), dim = shape.dim;
+        const MutableView made{gate_up + begin * width(), width()};
+        multiply(kernels, inputs(begin), count, factors.gate[e], made, false);
+        multiply(kernels, inputs(begin), count, factors.up[e], made.columns_from(dim), false);
+        arena.clear();
+        const MutableView mixed{arena.take(std::size_t(count) * dim), dim};
+        for (int i = 0; i < count; i++)
+            kernels.mix(made.row(i), made.row(i) + dim, shares[sorted.places[begin + i]], dim, mixed.row(i));
+        multiply(kernels, mixed, count, factors.down[e], {y, shape.hidden, sorted.tokens.data() + begin}, true);
+    }
+};
+
+struct Backward : Pass {
+    const float *gate_up, *d_y;
+    MixtureGradients gradients;
+    float *d_gate_up, *mixed;  // by rank: [rows, 2 * dim] and [rows, dim]
+
+    void run_expert(int e, int block) const {
+        const int begin = sorted.begin(e, block), count = sorted.count(e, block), dim = shape.dim;
+        const int* tokens = sorted.tokens.data() + begin;
+        const View made{gate_up + begin * width(), width()};
+        const MutableView d_made{d_gate_up + begin * width(), width()}, d_x{gradients.x, shape.hidden, tokens};
+        const MutableView mix{mixed + std::ptrdiff_t(begin) * dim, dim};
+        multiply(kernels, {d_y, shape.hidden, tokens}, count, factors.down[e], mix, false);
+        for (int i = 0; i < count; i++) {
+            const int place = sorted.places[begin + i];
+            const float *gate = made.row(i), *up = gate + dim;
+            float *d_gate = d_made.row(i), *d_up = d_gate + dim;
+            gradients.shares[place] =
+                kernels.mix_gradient(gate, up, mix.row(i), shares[place], dim, d_gate, d_up, mix.row(i));
+        }
+        multiply(kernels, d_made, count, factors.gate[e], d_x, true);
+        multiply(kernels, d_made.columns_from(dim), count, factors.up[e], d_x, true);
+    }
+
+    // The gradient [out, in] of one of an expert's weights is cut into bands of rows.
+    static int bands(int out) { return (out + kBandRows - 1) / kBandRows; }
+    int bands() const { return 2 * bands(shape.dim) + bands(shape.hidden); }  // of an expert
+    void run_band(int e, int band, Arena& arena) const {
+        const int dim = shape.dim, hidden = shape.hidden, each = bands(dim);
+        const View d_gates{d_gate_up, width()}, outputs{d_y, hidden, sorted.tokens.data()};
+        if (band < each)
+            add_band(e, band, d_gates, inputs(0), dim, hidden, gradients.gate, arena);
+        else if (band < 2 * each)
+            add_band(e, band - each, d_gates.columns_from(dim), inputs(0), dim, hidden, gradients.up, arena);
+        else
+            add_band(e, band - 2 * each, outputs, {mixed, dim}, hidden, dim, gradients.down, arena);
+    }
+    void add_band(int e, int band, View left, View right, int out, int in, float* gradient, Arena& arena) const {
+        const int first = sorted.begin(e, 0), count = sorted.begin(e + 1, 0) - first, begin = band * kBandRows;
+        multiply_outer(kernels, left.from(first).columns_from(begin), std::min(kBandRows, out - begin),
+                       right.from(first), in, count, {gradient + (std::ptrdiff_t(e) * out + begin) * in, in}, false,
+                       arena);
+    }
+};
 
 }  // namespace
 
@@ -54,32 +147,11 @@ void Training::mixture(MixtureShape shape, const float* x, const float* shares, 
                        MixtureWeights weights, float* gate_up, float* y) {
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
-    const auto [tokens, chosen, experts, hidden, dim] = shape;
-    const Sorted sorted(shape, choices);
-    const auto panels = [&, experts = experts](const float* weight, int out, int in) {
-        return experts_panels(kernels_, shared_, weight, experts, out, in, forward_panels);
-    };
-    const auto gate = panels(weights.gate, dim, hidden), up = panels(weights.up, dim, hidden);
-    const auto down = panels(weights.down, hidden, dim);
-    const auto run_expert = [&, hidden = hidden, dim = dim](int e, int block, Arena& arena) {
-        const int begin = sorted.begin(e, block), count = sorted.count(e, block);
-        const int* rows = sorted.tokens.data() + begin;
-        const MutableView made{gate_up + std::ptrdiff_t(begin) * 2 * dim, 2 * dim};
-        multiply(kernels_, {x, hidden, rows}, count, gate[e], made, false);
-        multiply(kernels_, {x, hidden, rows}, count, up[e], made.columns_from(dim), false);
-        arena.clear();
-        float* mixed = arena.take(std::size_t(count) * dim);
-        for (int i = 0; i < count; i++)
-            kernels_.mix(made.row(i), made.row(i) + dim, shares[sorted.places[begin + i]], dim, mixed + i * dim);
-        multiply(kernels_, {mixed, dim}, count, down[e], {y, hidden, rows}, true);
-    };
-    team_.run([&, tokens = tokens, experts = experts, hidden = hidden](int thread) {
-        for (const auto& factors : {std::span(gate), std::span(up), std::span(down)}) pack(kernels_, team_, factors);
-        team_.for_each(sorted.num_blocks, 1, [&](int block) {
-            const int first = block * sorted.block_tokens, count = std::min(sorted.block_tokens, tokens - first);
-            std::fill_n(y + std::ptrdiff_t(first) * hidden, std::ptrdiff_t(count) * hidden, 0.0f);
-            for (int e = 0; e < experts; e++) run_expert(e, block, own_[thread]);
-        });
+    const Factors factors(kernels_, shared_, shape, weights, forward_panels);
+    const Forward pass{{kernels_, shape, Sorted(shape, choices), factors, x, shares}, gate_up, y};
+    team_.run([&](int thread) {
+        pass.factors.pack(kernels_, team_);
+        pass.for_blocks(team_, y, [&](int e, int block) { pass.run_expert(e, block, own_[thread]); });
     });
 }
 
@@ -88,57 +160,16 @@ void Training::mixture_backward(MixtureShape shape, const float* x, const float*
                                 MixtureGradients gradients) {
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
-    const int hidden = shape.hidden, dim = shape.dim;
-    const Sorted sorted(shape, choices);
-    const auto panels = [&](const float* weight, int out, int in) {
-        return experts_panels(kernels_, shared_, weight, shape.experts, out, in, backward_panels);
-    };
-    const auto gate = panels(weights.gate, dim, hidden), up = panels(weights.up, dim, hidden);
-    const auto down = panels(weights.down, hidden, dim);
-    float* d_gate_up = shared_.take(sorted.places.size() * 2 * dim);
-    float* mixed = shared_.take(sorted.places.size() * dim);
-    const auto run_expert = [&](int e, int block) {
-        const int begin = sorted.begin(e, block), count = sorted.count(e, block);
-        const int* rows = sorted.tokens.data() + begin;
-        const View made{gate_up + std::ptrdiff_t(begin) * 2 * dim, 2 * dim};
-        const MutableView d_made{d_gate_up + std::ptrdiff_t(begin) * 2 * dim, 2 * dim};
-        const MutableView mix{mixed + std::ptrdiff_t(begin) * dim, dim};
-        multiply(kernels_, {d_y, hidden, rows}, count, down[e], mix, false);
-        for (int i = 0; i < count; i++) {
-            const int place = sorted.places[begin + i];
-            gradients.shares[place] = kernels_.mix_gradient(made.row(i), made.row(i) + dim, mix.row(i), shares[place],
-                                                            dim, d_made.row(i), d_made.row(i) + dim, mix.row(i));
-        }
-        multiply(kernels_, d_made, count, gate[e], {gradients.x, hidden, rows}, true);
-        multiply(kernels_, d_made.columns_from(dim), count, up[e], {gradients.x, hidden, rows}, true);
-    };
-    // The gradient of an expert's weight [out, in]: a band of it, of at most kBandRows.
-    const auto run_band = [&](int e, View left, View right, int out, int in, float* gradient, int begin, Arena& arena) {
-        const int first = sorted.begin(e, 0), count = sorted.begin(e + 1, 0) - first;
-        float* to = gradient + (std::ptrdiff_t(e) * out + begin) * in;
-        multiply_outer(kernels_, left.from(first).columns_from(begin), std::min(kBandRows, out - begin),
-                       right.from(first), in, count, {to, in}, false, arena);
-    };
-    const View inputs{x, hidden, sorted.tokens.data()}, outputs{d_y, hidden, sorted.tokens.data()};
-    const View d_gates{d_gate_up, 2 * dim}, d_ups{d_gate_up + dim, 2 * dim};
-    const int bands = (dim + kBandRows - 1) / kBandRows, down_bands = (hidden + kBandRows - 1) / kBandRows;
+    const Factors factors(kernels_, shared_, shape, weights, backward_panels);
+    const std::size_t rows = std::size_t(shape.tokens) * shape.chosen;
+    float *d_gate_up = shared_.take(rows * 2 * shape.dim), *mixed = shared_.take(rows * shape.dim);
+    const Backward pass{
+        {kernels_, shape, Sorted(shape, choices), factors, x, shares}, gate_up, d_y, gradients, d_gate_up, mixed};
     team_.run([&](int thread) {
-        for (const auto& factors : {std::span(gate), std::span(up), std::span(down)}) pack(kernels_, team_, factors);
-        team_.for_each(sorted.num_blocks, 1, [&](int block) {
-            const int first = block * sorted.block_tokens, count = std::min(sorted.block_tokens, shape.tokens - first);
-            std::fill_n(gradients.x + std::ptrdiff_t(first) * hidden, std::ptrdiff_t(count) * hidden, 0.0f);
-            for (int e = 0; e < shape.experts; e++) run_expert(e, block);
-        });
-        Arena& arena = own_[thread];
-        team_.for_each(shape.experts * (2 * bands + down_bands), 1, [&](int task) {
-            const int e = task / (2 * bands + down_bands), band = task % (2 * bands + down_bands);
-            if (band < bands)
-                run_band(e, d_gates, inputs, dim, hidden, gradients.gate, band * kBandRows, arena);
-            else if (band < 2 * bands)
-                run_band(e, d_ups, inputs, dim, hidden, gradients.up, (band - bands) * kBandRows, arena);
-            else
-                run_band(e, outputs, {mixed, dim}, hidden, dim, gradients.down, (band - 2 * bands) * kBandRows, arena);
-        });
+        pass.factors.pack(kernels_, team_);
+        pass.for_blocks(team_, gradients.x, [&](int e, int block) { pass.run_expert(e, block); });
+        team_.for_each(shape.experts * pass.bands(), 1,
+                       [&](int task) { pass.run_band(task / pass.bands(), task % pass.bands(), own_[thread]); });
     });
 }
 

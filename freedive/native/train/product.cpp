@@ -7,11 +7,15 @@ constexpr int kInner = 512;       // inputs whose products are summed in registe
 constexpr int kOuterRows = 256;   // likewise of rows, in products of columns
 constexpr int kBandColumns = 96;  // of a left factor, packed at once: with its rows they stay in the second cache
 
-// Tiles of nearly equal height that n rows are cut into: small ones would leave the multipliers waiting.
+// Tiles of nearly equal height that rows are cut into: small ones would leave the multipliers waiting.
 struct Cut {
-    int n, tiles = (n + kLeftRows - 1) / kLeftRows;
-    int begin(int tile) const { return int(std::int64_t(n) * tile / tiles); }
-    int height(int tile) const { return begin(tile + 1) - begin(tile); }
+    explicit Cut(int num_rows)
+        : tiles((num_rows + kLeftRows - 1) / kLeftRows),
+          least(tiles ? num_rows / tiles : 0),
+          taller(num_rows - least * tiles) {}
+    int tiles, least, taller;  // the first `taller` ones have a row more
+    int begin(int tile) const { return tile * least + std::min(tile, taller); }
+    int height(int tile) const { return least + (tile < taller); }
 };
 
 }  // namespace
@@ -23,6 +27,20 @@ void Panels::pack(const TrainKernels& kernels, int panel) const {
         kernels.pack_rows(source.from(first), count, k, to);
     else
         kernels.pack_columns(source, k, first, count, to);
+}
+
+// Rows are packed a few at a time: columns of all of them would crowd each other out of the first cache.
+constexpr int kPackedRows = 16;
+
+void pack(const TrainKernels& kernels, const Panels& factor) {
+    const int width = kernels.tile_columns;
+    if (factor.transposed)
+        for (int panel = 0; panel < factor.count(kernels); panel++) factor.pack(kernels, panel);
+    for (int row = 0; !factor.transposed && row < factor.k; row += kPackedRows)
+        for (int column = 0; column < factor.columns; column += width)
+            kernels.pack_columns(factor.source.from(row), std::min(kPackedRows, factor.k - row), column,
+                                 std::min(width, factor.columns - column),
+                                 factor.data + std::ptrdiff_t(column) * factor.k + row * width);
 }
 
 void pack(const TrainKernels& kernels, Team& team, std::span<const Panels> factors) {
@@ -38,7 +56,7 @@ void pack(const TrainKernels& kernels, Team& team, std::span<const Panels> facto
 
 void multiply(const TrainKernels& kernels, View left, int num_rows, const Panels& right, MutableView out, bool adds,
               int inner) {
-    const Cut cut{num_rows};
+    const Cut cut(num_rows);
     FloatTile tile;
     tile.step = 1;
     for (int begin = 0; begin < inner; begin += kInner) {
@@ -48,10 +66,11 @@ void multiply(const TrainKernels& kernels, View left, int num_rows, const Panels
             tile.right = right.data + std::ptrdiff_t(column) * right.k + begin * kernels.tile_columns;
             tile.num_columns = std::min(kernels.tile_columns, right.columns - column);
             for (int t = 0; t < cut.tiles; t++) {
+                const int row = cut.begin(t);
                 tile.num_rows = cut.height(t);
                 for (int r = 0; r < tile.num_rows; r++) {
-                    tile.left[r] = left.row(cut.begin(t) + r) + begin;
-                    tile.out[r] = out.row(cut.begin(t) + r) + column;
+                    tile.left[r] = left.row(row + r) + begin;
+                    tile.out[r] = out.row(row + r) + column;
                 }
                 kernels.multiply(tile);
             }
@@ -73,26 +92,12 @@ void multiply_tiles(const TrainKernels& kernels, Cut cut, LeftOf&& left_of, std:
         tile.right = right.data + std::ptrdiff_t(column) * right.k;
         tile.num_columns = std::min(kernels.tile_columns, right.columns - column);
         for (int t = 0; t < cut.tiles; t++) {
+            const MutableView to = out.from(cut.begin(t)).columns_from(column);
             tile.num_rows = cut.height(t);
-            for (int r = 0; r < tile.num_rows; r++) {
-                tile.left[r] = left_of(t) + r;
-                tile.out[r] = out.row(cut.begin(t) + r) + column;
-            }
+            for (int r = 0; r < tile.num_rows; r++) tile.left[r] = left_of(t) + r, tile.out[r] = to.row(r);
             kernels.multiply(tile);
         }
     }
-}
-
-// Rows are packed a few at a time: columns of all of them would crowd each other out of the first cache.
-constexpr int kPackedRows = 16;
-
-void pack_right(const TrainKernels& kernels, const Panels& panels) {
-    const int width = kernels.tile_columns;
-    for (int row = 0; row < panels.k; row += kPackedRows)
-        for (int column = 0; column < panels.columns; column += width)
-            kernels.pack_columns(panels.source.from(row), std::min(kPackedRows, panels.k - row), column,
-                                 std::min(width, panels.columns - column),
-                                 panels.data + std::ptrdiff_t(column) * panels.k + row * width);
 }
 
 void pack_band(const TrainKernels& kernels, View left, int num_rows, Cut cut, float* band) {
@@ -106,7 +111,7 @@ void pack_band(const TrainKernels& kernels, View left, int num_rows, Cut cut, fl
 
 void multiply_columns(const TrainKernels& kernels, View left, int width, const Panels& right, MutableView out,
                       bool adds) {
-    const Cut cut{width};
+    const Cut cut(width);
     const auto left_of = [&](int t) { return left.data + cut.begin(t); };
     multiply_tiles(kernels, cut, left_of, left.stride, right, out, adds);
 }
@@ -122,9 +127,9 @@ void multiply_outer(const TrainKernels& kernels, View left, int width, View righ
         for (int i = 0; i < width; i++) std::fill_n(out.row(i), right_width, 0.0f);
     for (int row = 0; row < num_rows; row += most) {
         panels.source = right.from(row), panels.k = std::min(most, num_rows - row);
-        pack_right(kernels, panels);
+        pack(kernels, panels);
         for (int column = 0; column < width; column += kBandColumns) {
-            const Cut cut{std::min(kBandColumns, width - column)};
+            const Cut cut(std::min(kBandColumns, width - column));
             pack_band(kernels, left.from(row).columns_from(column), panels.k, cut, band);
             const auto left_of = [&](int t) { return band + std::ptrdiff_t(t) * panels.k * kLeftRows; };
             multiply_tiles(kernels, cut, left_of, kLeftRows, panels, out.from(column), adds || row);

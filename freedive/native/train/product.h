@@ -28,6 +28,8 @@ struct Panels {
 inline Panels forward_panels(const float* weight, int out, int in) { return {{weight, in}, in, out, true}; }
 inline Panels backward_panels(const float* weight, int out, int in) { return {{weight, in}, out, in, false}; }
 
+// One thread packs a factor that has memory, its rows in order.
+void pack(const TrainKernels& kernels, const Panels& factor);
 // Inside a job: all threads pack all panels of factors that have memory.
 void pack(const TrainKernels& kernels, Team& team, std::span<const Panels> factors);
 

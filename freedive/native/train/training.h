@@ -56,6 +56,16 @@ struct NormShape {
     float eps;
 };
 
+// `count` matrices [rows, columns], one after the other.
+struct Matrices {
+    float* data;
+    int count, rows, columns;
+};
+// x -> (a + b x x^T + c (x x^T)^2) x, after x has been divided by its norm, plus eps.
+struct Polynomial {
+    float a, b, c, eps;
+};
+
 class Training {
   public:
     Training(const TrainKernels& kernels, int num_threads) : kernels_(kernels), team_(num_threads), own_(num_threads) {}
@@ -82,6 +92,9 @@ class Training {
     void rms_norm(NormShape shape, const float* x, const float* weight, float* y);
     void rms_norm_backward(NormShape shape, const float* x, const float* weight, const float* d_y, float* d_x,
                            float* d_weight);
+
+    // Matrices become what Newton-Schulz makes of them in so many turns.
+    void orthogonalise(std::span<const Matrices> all, Polynomial polynomial, int turns);
 
   private:
     const TrainKernels& kernels_;

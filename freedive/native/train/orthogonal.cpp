@@ -1,0 +1,72 @@
+// Newton-Schulz on many matrices, each of which is one thread's.
+#include <cmath>
+
+#include "training.h"
+
+namespace freedive {
+namespace {
+
+constexpr int kBlockRows = 36;
+
+// out = left right, of which only what lies on and below the diagonal is computed, since it is symmetric.
+void multiply_symmetric(const TrainKernels& kernels, View left, const Panels& right, MutableView out) {
+    const int n = right.columns;
+    Panels lower = right;
+    for (int begin = 0; begin < n; begin += kBlockRows) {
+        lower.columns = std::min(begin + kBlockRows, n);
+        multiply(kernels, left.from(begin), lower.columns - begin, lower, out.from(begin), false);
+    }
+    for (int i = 0; i < n; i++)
+        for (int j = i + 1; j < n; j++) out.row(i)[j] = out.row(j)[i];
+}
+
+// x [rows, columns], rows <= columns: turned `turns` times.
+void turn(const TrainKernels& kernels, Polynomial p, int turns, int rows, int columns, float* x, float* next,
+          Arena& arena) {
+    Panels across{{x, columns}, columns, rows, true}, along{{x, columns}, rows, columns, false};
+    across.data = arena.take(across.size(kernels)), along.data = arena.take(along.size(kernels));
+    float *square = arena.take(std::size_t(rows) * rows), *fourth = arena.take(std::size_t(rows) * rows);
+    Panels squares{{square, rows}, rows, rows, false, arena.take(Panels{{}, rows, rows, false}.size(kernels))};
+    for (int i = 0; i < turns; i++, std::swap(x, next)) {
+        across.source.data = along.source.data = x;
+        pack(kernels, across);
+        multiply_symmetric(kernels, {x, columns}, across, {square, rows});
+        pack(kernels, squares);
+        multiply_symmetric(kernels, {square, rows}, squares, {fourth, rows});
+        for (int at = 0; at < rows * rows; at++) fourth[at] = p.b * square[at] + p.c * fourth[at];
+        for (int row = 0; row < rows; row++) fourth[row * (rows + 1)] += p.a;
+        pack(kernels, along);
+        multiply(kernels, {fourth, rows}, rows, along, {next, columns}, false);
+    }
+}
+
+}  // namespace
+
+void Training::orthogonalise(std::span<const Matrices> all, Polynomial polynomial, int turns) {
+    const std::lock_guard lock(one_at_a_time_);
+    const auto run_matrix = [&](const Matrices& matrices, int index, Arena& arena) {
+        arena.clear();
+        const int rows = std::min(matrices.rows, matrices.columns), columns = std::max(matrices.rows, matrices.columns);
+        const int size = rows * columns;
+        const bool tall = matrices.rows > matrices.columns;
+        float *from = matrices.data + std::ptrdiff_t(index) * size, *x = arena.take(size), *next = arena.take(size);
+        const float shrink = 1 / (std::sqrt(kernels_.dot(from, from, size)) + polynomial.eps);
+        const auto place = [&](int at) { return tall ? at % columns * rows + at / columns : at; };
+        for (int at = 0; at < size; at++) x[at] = from[place(at)] * shrink;
+        turn(kernels_, polynomial, turns, rows, columns, x, next, arena);
+        const float* made = turns % 2 ? next : x;
+        for (int at = 0; at < size; at++) from[place(at)] = made[at];
+    };
+    int total = 0;
+    for (const Matrices& matrices : all) total += matrices.count;
+    team_.run([&](int thread) {
+        team_.for_each(total, 1, [&](int task) {
+            for (const Matrices& matrices : all) {
+                if (task < matrices.count) return run_matrix(matrices, task, own_[thread]);
+                task -= matrices.count;
+            }
+        });
+    });
+}
+
+}  // namespace freedive
