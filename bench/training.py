@@ -7,6 +7,8 @@ must agree first, in float32. A table and a JSON file come out.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import sys
 import time
 import warnings
@@ -94,6 +96,47 @@ class Theirs:
         return total
 
 
+SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""As `freedive train` sets it: torch's threads make room for the kernels' own."""
+
+
+class Remote:
+    """A learner in a process of its own, as nothing of one engine is to wait on another's threads."""
+
+    def __init__(self, name: str, preset: str, folder: Path, bf16: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        before = dict(os.environ)
+        os.environ.update(SLEEPING if name.startswith("freedive") else {})
+        self._process = context.Process(target=_learn, args=(there, name, preset, folder, bf16), daemon=True)
+        self._process.start()
+        os.environ.clear()
+        os.environ.update(before)
+
+    def step(self, batch: Sequences) -> tuple[float, float]:
+        """The loss before one update, and the seconds that it took."""
+        self._here.send(batch)
+        loss, seconds = self._here.recv()
+        return loss, seconds
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def _learn(orders: Any, name: str, preset: str, folder: Path, bf16: bool) -> None:
+    """The other process: a step for every batch that comes."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(machine.physical_cores())
+    learner = contestants(config.preset(preset), folder, bf16)[name]()
+    while True:
+        batch = orders.recv()
+        began = time.perf_counter()
+        loss = learner.step(batch)
+        orders.send((loss, time.perf_counter() - began))
+
+
 def contestants(run: config.Run, folder: Path, bf16: bool) -> dict[str, Callable[[], Learner]]:
     """Ours with either optimizer, and transformers in each way that trains."""
     size = run.pretrain.micro_tokens
@@ -110,15 +153,15 @@ def contestants(run: config.Run, folder: Path, bf16: bool) -> dict[str, Callable
     return makers
 
 
-def compete(learners: dict[str, Learner], batches: list[Sequences], warm_up: int) -> dict[str, dict[str, Any]]:
+def compete(learners: dict[str, Remote], batches: list[Sequences], warm_up: int) -> dict[str, dict[str, Any]]:
     """Steps in turns; the seconds and the loss of each."""
     found: dict[str, dict[str, Any]] = {name: {"seconds": [], "losses": []} for name in learners}
     for index, batch in enumerate(batches):
         for name, learner in learners.items() if index % 2 else reversed(learners.items()):
-            began = time.perf_counter()
-            found[name]["losses"].append(learner.step(batch))
+            loss, seconds = learner.step(batch)
+            found[name]["losses"].append(loss)
             if index >= warm_up:
-                found[name]["seconds"].append(time.perf_counter() - began)
+                found[name]["seconds"].append(seconds)
     return found
 
 
@@ -130,9 +173,6 @@ def main(
     output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = FOLDER / "results" / "training.json",
 ) -> None:
     """Compare training speed with transformers'."""
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(machine.physical_cores())
     run = config.preset(preset)
     shape, size = run.model, run.pretrain.step_tokens // run.model.max_context
     source = np.random.default_rng(0)
@@ -145,8 +185,11 @@ def main(
         train_tokenizer(["a"], 300, folder / "tokenizer")
         model = describe_config(shape.hub_config(1, 0))
         export_folder(model, shape.hub_config(1, 0), initial(model, 0), folder / "tokenizer", folder / "model")
-        learners = {each: make() for each, make in contestants(run, folder / "model", bf16).items()}
+        names = list(contestants(run, folder / "model", bf16))
+        learners = {each: Remote(each, preset, folder / "model", bf16) for each in names}
         found = compete(learners, batches, warm_up)
+        for learner in learners.values():
+            learner.close()
     _check(found)
     tokens_per_step = run.pretrain.step_tokens
     for row in found.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -49,6 +50,7 @@ def train(
         Path | None, typer.Option(help="Folder of the run; default: runs/PRESET or runs/tune-MODEL.")
     ] = None,
 ) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads make room for the kernels' own
     try:
         if stage in OF_OTHERS:
             from freedive.train.tune import perform

@@ -189,7 +189,7 @@ class Data:
 
     text: tuple[str, ...] = ()
     num_stories: int = 20_000
-    num_solutions: int = 20_000
+    num_solutions: int = 30_000
     num_chats: int = 8_000
     num_tasks: int = 16_000
     held_out: float = 0.01

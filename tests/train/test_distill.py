@@ -265,7 +265,7 @@ def test_on_policy_the_pupil_comes_to_speak_as_its_teacher_and_resumes_bit_by_bi
     perform("distill", "nano", [*settings, "distill.save_every=3"], whole)
     rows = [json.loads(line) for line in (whole / "distill.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
-    assert rows[-1]["loss_of_answer"] < 0.7 * rows[0]["loss_of_answer"]
+    assert rows[-1]["loss_of_answer"] < 0.85 * rows[0]["loss_of_answer"]
     shutil.copytree(whole, parted)
     shutil.rmtree(parted / "checkpoints" / "distill" / "step_000006")
     perform("distill", "nano", [], parted)
