@@ -40,7 +40,7 @@ class FusedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         y = x.new_empty(len(x), len(weight))
-        _kernels().linear(_array(x), _array(weight), y.numpy())
+        _kernels().linear(*map(_array, (x, weight, y)))
         return y
 
     @staticmethod
@@ -62,8 +62,7 @@ class FusedFeedForward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, shares: Tensor, chosen: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         gate_up, y = x.new_empty(chosen.numel(), 2 * gate.shape[1]), x.new_empty(x.shape)
         ctx.save_for_backward(x, shares, chosen, gate, up, down, gate_up)
-        given = [_array(each) for each in (x, shares, chosen, gate, up, down)]
-        _kernels().mixture(*given, gate_up.numpy(), y.numpy())
+        _kernels().mixture(*map(_array, (x, shares, chosen, gate, up, down, gate_up, y)))
         return y
 
     @staticmethod
@@ -71,8 +70,7 @@ class FusedFeedForward(torch.autograd.Function):
         given = ctx.saved_tensors
         x, shares, _, *matrices, _ = given
         gradients = [torch.empty(each.shape) for each in (x, shares, *matrices)]
-        arrays = [_array(each) for each in (*given, d_y)]
-        _kernels().mixture_backward(*arrays, *(each.numpy() for each in gradients))
+        _kernels().mixture_backward(*map(_array, (*given, d_y, *gradients)))
         d_x, d_shares, *d_matrices = gradients
         return d_x, d_shares, None, *d_matrices
 
@@ -84,7 +82,7 @@ class FusedAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         num, length, heads, _ = q.shape
         out, log_sums = q.new_empty(q.shape), q.new_empty(num, heads, length)
-        _kernels().attention(*map(_array, (q, k, v)), scale, out.numpy(), log_sums.numpy())
+        _kernels().attention(_array(q), _array(k), _array(v), scale, out.numpy(), log_sums.numpy())
         ctx.save_for_backward(q, k, v, out, log_sums)
         ctx.scale = scale
         return out
@@ -105,8 +103,7 @@ class FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         d_x, d_head = x.new_empty(x.shape), x.new_empty(head.shape)
-        arrays = [_array(each) for each in (x, head, targets, weights)]
-        total = _kernels().cross_entropy(*arrays, d_x.numpy(), d_head.numpy())
+        total = _kernels().cross_entropy(*map(_array, (x, head, targets, weights, d_x, d_head)))
         ctx.save_for_backward(d_x, d_head)
         return x.new_tensor(total)
 
@@ -131,8 +128,7 @@ class FusedRmsNorm(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         d_x, d_weight = x.new_empty(x.shape), x.new_empty(weight.shape)
-        arrays = (_array(x), _array(weight)), (_array(d_y), d_x.numpy(), d_weight.numpy())
-        _kernels().rms_norm_backward(*arrays[0], ctx.eps, *arrays[1])
+        _kernels().rms_norm_backward(_array(x), _array(weight), ctx.eps, _array(d_y), d_x.numpy(), d_weight.numpy())
         return d_x, d_weight, None
 
 
