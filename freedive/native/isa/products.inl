@@ -29,7 +29,10 @@ __attribute__((noinline)) void multiply_rows(const FloatTile& tile) {
     const float* left[R];
     for (int r = 0; r < R; r++) {
         left[r] = tile.left[r];
-        for (int v = 0; v < kTileVectors; v++) sum[r][v] = f_set(0.0f);
+        for (int v = 0; v < kTileVectors; v++) {
+            sum[r][v] = f_set(0.0f);
+            __builtin_prefetch(tile.out[r] + 16 * v, 1, 3);
+        }
     }
     const std::ptrdiff_t step = tile.step, size = std::ptrdiff_t(tile.k) * kTileColumns;
     const float *right = tile.right, *end = right + size;

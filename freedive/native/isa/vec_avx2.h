@@ -17,7 +17,7 @@ struct C {
     __m256i a, b;
 };
 constexpr int kLinearRows = 4, kFloatRows = 2, kAttendRows = 4, kAttendColumns = 1;
-constexpr int kTileVectors = 1;  // side by side in a tile of floats
+constexpr int kTileVectors = 1;                              // side by side in a tile of floats
 constexpr int kPrefetchBytes = 6144, kPrefetchLocality = 2;  // ahead of a streamed panel, and how near to bring it
 
 LANES F f_set(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }

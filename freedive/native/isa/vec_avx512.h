@@ -11,7 +11,7 @@ using F = __m512;   // 16 floats
 using I = __m512i;  // 16 int32
 using C = __m512i;  // 64 codes
 constexpr int kLinearRows = 4, kFloatRows = 4, kAttendRows = 8, kAttendColumns = 2;
-constexpr int kTileVectors = 2;  // side by side in a tile of floats
+constexpr int kTileVectors = 2;                              // side by side in a tile of floats
 constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;  // ahead of a streamed panel, and how near to bring it
 
 LANES F f_set(float v) { return _mm512_set1_ps(v); }

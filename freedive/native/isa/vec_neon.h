@@ -15,7 +15,7 @@ struct C {
     uint8x16_t v[4];
 };
 constexpr int kLinearRows = 4, kFloatRows = 4, kAttendRows = 4, kAttendColumns = 1;
-constexpr int kTileVectors = 1;  // side by side in a tile of floats
+constexpr int kTileVectors = 1;                              // side by side in a tile of floats
 constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;  // ahead of a streamed panel, and how near to bring it
 
 template <class Out, class Fn>

@@ -16,7 +16,7 @@ struct C {
     std::uint8_t v[4 * kLanes];
 };
 constexpr int kLinearRows = 1, kFloatRows = 1, kAttendRows = 1, kAttendColumns = 1;
-constexpr int kTileVectors = 1;  // side by side in a tile of floats
+constexpr int kTileVectors = 1;                              // side by side in a tile of floats
 constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;  // ahead of a streamed panel, and how near to bring it
 
 template <class Out, class Fn>

@@ -3,6 +3,7 @@
 namespace freedive {
 namespace {
 
+constexpr int kLineFloats = 16;   // of a cache line
 constexpr int kInner = 512;       // inputs whose products are summed in registers, then added to the output
 constexpr int kOuterRows = 256;   // likewise of rows, in products of columns
 constexpr int kBandColumns = 96;  // of a left factor, packed at once: with its rows they stay in the second cache
@@ -17,6 +18,12 @@ struct Cut {
     int begin(int tile) const { return tile * least + std::min(tile, taller); }
     int height(int tile) const { return least + (tile < taller); }
 };
+
+// Asks for the numbers [begin, begin + count) of rows that are to be read soon.
+void fetch(View rows, int num_rows, int begin, int count) {
+    for (int r = 0; r < num_rows; r++)
+        for (int i = 0; i < count; i += kLineFloats) __builtin_prefetch(rows.row(r) + begin + i, 0, 2);
+}
 
 }  // namespace
 
@@ -67,6 +74,8 @@ void multiply(const TrainKernels& kernels, View left, int num_rows, const Panels
             tile.num_columns = std::min(kernels.tile_columns, right.columns - column);
             for (int t = 0; t < cut.tiles; t++) {
                 const int row = cut.begin(t);
+                if (!column && t + 1 < cut.tiles)
+                    fetch(left.from(row + cut.height(t)), cut.height(t + 1), begin, tile.k);
                 tile.num_rows = cut.height(t);
                 for (int r = 0; r < tile.num_rows; r++) {
                     tile.left[r] = left.row(row + r) + begin;
