@@ -56,7 +56,7 @@ class Optimizer:
         updates = {}
         for name in self._muon:
             momentum = self.state[f"momentum.{name}"].mul_(MOMENTUM).add_(gradients[name])
-            updates[name] = gradients[name].add(momentum, alpha=MOMENTUM)
+            updates[name] = gradients[name].add(momentum, alpha=MOMENTUM).contiguous()
         orthogonalise(list(updates.values()), NEWTON_SCHULZ, EPS_NORM, TURNS)
         for name, update in updates.items():
             self._decayed(name, lr)

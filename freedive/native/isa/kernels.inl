@@ -36,8 +36,10 @@ LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f
 #include "rows.inl"
 
 #include "attention_int8.inl"  // reads what the others define
+
 #include "products.inl"
-#include "gradients.inl"
+
+#include "gradients.inl"  // reads the helpers of products
 
 template <int Fmt = 0>
 constexpr void fill_linear(Kernels& kernels) {
