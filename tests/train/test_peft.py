@@ -56,7 +56,8 @@ def test_adapters_applied_as_peft_documents_are_the_merged_weights(name: str, fo
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["llama", "mixtral", "olmoe", "gpt_oss"])
 def test_peft_reads_adapters(name: str, folders: Any, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     base = open_base(str(folders(name)))
     settings, adapted = adapted_at_random(base, tmp_path)
     given = batch()

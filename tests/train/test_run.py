@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 import freedive
 from freedive.checkpoint.open import open_checkpoint
@@ -124,10 +126,12 @@ def test_stories_are_whole_sentences_and_the_same_for_a_seed() -> None:
 def test_records_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"messages": [{"role": "user", "content": "two"}]}\n')
     (tmp_path / "b.txt").write_text("three")
+    parquet.write_table(pyarrow.table({"text": ["four", "five"]}), tmp_path / "c.parquet")
     found = list(sources.read([str(tmp_path)]))
-    assert found == [{"text": "one"}, {"messages": [{"role": "user", "content": "two"}]}, {"text": "three"}]
+    chat = {"messages": [{"role": "user", "content": "two"}]}
+    assert found == [{"text": "one"}, chat, *({"text": each} for each in ("three", "four", "five"))]
     data = Data(text=(str(tmp_path),))
-    assert len(list(sources.documents(data))) == 2
+    assert len(list(sources.documents(data))) == 4
     assert len(list(sources.chats(data))) == 1
 
 
