@@ -109,7 +109,7 @@ class Bench:
         go_through(trainer, name, folder.metrics(name))
 
     def trained(self, *stages: str) -> dict[str, Tensor]:
-        """The weights that the last of ``stages`` has left that has been finished."""
+        """The weights that the first of ``stages`` has left which has any."""
         for stage in stages:
             if path := checkpoints.newest(self.folder.checkpoints(stage)):
                 return dict(checkpoints.load(path).weights)

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,12 @@ from freedive import LanguageModel
 from freedive.engine.batch import Batch
 from freedive.engine.kvcache import pages_for
 from freedive.errors import UserError
-from freedive.model import spec
 from freedive.text.tokenizer import Tokenizer
-from freedive.train import checkpoints
-from freedive.train.checkpoints import Checkpoint
+from freedive.train.answering import Answering, about
 from freedive.train.config import Distillation
-from freedive.train.net import Weights, last_states, output_matrix, stacked_params
+from freedive.train.loss import CHUNK
+from freedive.train.net import last_states, output_matrix
 from freedive.train.ops import TrainOps
-from freedive.train.optim import Optimizer
 from freedive.train.progress import Row
 from freedive.train.rl import joined
 from freedive.train.rollouts import Sample, Sampler
@@ -42,9 +39,6 @@ from freedive.train.tasks import tasks
 from freedive.train.traces import Question, questions
 from freedive.train.trainer import update
 from freedive.train.words import Words
-
-CHUNK = 1024
-"""Tokens whose logits exist at once."""
 
 
 @contextmanager
@@ -70,42 +64,16 @@ def _same_ids(ours: Tokenizer, theirs: Tokenizer) -> bool:
 
 
 @dataclass
-class Pupil:
-    """Weights that follow ``teacher``, between two steps. ``folder`` is where checkpoints go."""
+class Pupil(Answering):
+    """Weights that follow ``teacher``."""
 
-    model: spec.Model
     settings: Distillation
-    words: Words
-    folder: Path
-    weights: Weights
     teacher: LanguageModel
-    step: int = 0
 
     def __post_init__(self) -> None:
-        self.optimizer = Optimizer(self.weights, stacked_params(self.model), weight_decay=0.0)
-        for name in self.optimizer.trained:
-            self.weights[name].requires_grad_()
+        super().__post_init__()
         self.length = min(self.model.max_context, self.teacher.max_context)
         self._prompts = self._own_prompts()
-
-    @property
-    def num_steps(self) -> int:
-        return self.settings.steps
-
-    @property
-    def save_every(self) -> int:
-        return self.settings.save_every
-
-    def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
-        if state := checkpoints.restore(self.folder, self.weights, self.optimizer.state):
-            self.step = self.optimizer.num_steps = state["step"]
-
-    def save(self) -> Path:
-        """Write a checkpoint of now."""
-        return checkpoints.save(
-            self.folder, self.step, Checkpoint(self.weights, self.optimizer.state, {"step": self.step})
-        )
 
     def news(self, row: Row) -> str:
         """A few words on a step."""
@@ -125,15 +93,13 @@ class Pupil:
         pairs = [
             (question, sample) for question, sample in zip(each, samples, strict=True) if question.answer is not None
         ]
-        right = {"right": float(np.mean([q.passes(self._said(sample)) for q, sample in pairs]))} if pairs else {}
+        right = {"right": float(np.mean([q.passes(self.said(sample)) for q, sample in pairs]))} if pairs else {}
         return {
             "step": self.step,
             "loss": loss,
             "loss_of_answer": loss * sum(len(sample.odds) for sample in samples) / len(samples),
             **right,
-            "truncated": sum(not sample.ended for sample in samples) / len(samples),
-            "answer_tokens": float(np.mean([len(sample.odds) for sample in samples])),
-            "entropy": -float(np.mean(np.concatenate([sample.odds for sample in samples]))),
+            **about(samples),
             "gradient_norm": norm,
         }
 
@@ -154,10 +120,6 @@ class Pupil:
         made = islice(tasks(self.settings.seed * 1_000_000 + self.step, held_out=False), count)
         return [Question(task.question, task.answer, task.kind) for task in made]
 
-    def _said(self, sample: Sample) -> str:
-        answer = sample.tokens[sample.prompt :]
-        return self.words.tokenizer.decode(answer[: -1 if sample.ended else None], skip_special=False)
-
     def _learn(self, samples: Sequence[Sample]) -> tuple[float, float]:
         """One update; the mean divergence, in nats a token, before it, and the gradient's norm."""
         order = sorted(samples, key=lambda sample: len(sample.tokens))
@@ -173,10 +135,8 @@ class Pupil:
         """The sum over the answers' tokens. Their experts are those that they were drawn with."""
         batch, _, replay = joined(list(samples))
         answers = torch.from_numpy(batch.weights).nonzero()[:, 0]
-        x, head = (
-            last_states(self.model, self.weights, TrainOps(batch, replay), answers),
-            output_matrix(self.model, self.weights),
-        )
+        x = last_states(self.model, self.weights, TrainOps(batch, replay), answers)
+        head = output_matrix(self.model, self.weights)
         logits = torch.cat([_logits(self.teacher, sample) for sample in samples])
         loss: Tensor = ReverseKL.apply(x, head, logits[:, : len(head)])  # type: ignore[no-untyped-call]
         return loss

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import comb
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,58 +18,25 @@ import torch
 from torch import Tensor
 
 from freedive.errors import UserError
-from freedive.model import spec
-from freedive.train import checkpoints
-from freedive.train.checkpoints import Checkpoint
+from freedive.train.answering import Answering, about
 from freedive.train.config import Reinforcement
 from freedive.train.loss import CHUNK
-from freedive.train.net import Weights, last_states, output_matrix, stacked_params, weighted_loss
+from freedive.train.net import last_states, output_matrix, weighted_loss
 from freedive.train.ops import TrainOps
-from freedive.train.optim import Optimizer
 from freedive.train.progress import Row
 from freedive.train.rollouts import Sample, Sampler
 from freedive.train.sequences import Sequences
 from freedive.train.tasks import KINDS, Task, tasks
 from freedive.train.trainer import update
-from freedive.train.words import Words
 
 EVALUATION_SEED = 7
 
 
 @dataclass
-class Learner:
-    """Weights that are reinforced, between two steps. ``folder`` is where checkpoints go."""
+class Learner(Answering):
+    """Weights that are reinforced."""
 
-    model: spec.Model
     settings: Reinforcement
-    words: Words
-    folder: Path
-    weights: Weights
-    step: int = 0
-
-    def __post_init__(self) -> None:
-        self.optimizer = Optimizer(self.weights, stacked_params(self.model), weight_decay=0.0)
-        for name in self.optimizer.trained:
-            self.weights[name].requires_grad_()
-
-    @property
-    def num_steps(self) -> int:
-        return self.settings.steps
-
-    @property
-    def save_every(self) -> int:
-        return self.settings.save_every
-
-    def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
-        if state := checkpoints.restore(self.folder, self.weights, self.optimizer.state):
-            self.step = self.optimizer.num_steps = state["step"]
-
-    def save(self) -> Path:
-        """Write a checkpoint of now."""
-        return checkpoints.save(
-            self.folder, self.step, Checkpoint(self.weights, self.optimizer.state, {"step": self.step})
-        )
 
     def news(self, row: Row) -> str:
         """A few words on a step."""
@@ -98,9 +64,7 @@ class Learner:
                 "step": self.step,
                 "reward": float(rewards.mean()),
                 "right": float((rewards == 1).mean()),
-                "truncated": sum(not sample.ended for sample in samples) / len(samples),
-                "answer_tokens": float(np.mean([len(sample.odds) for sample in samples])),
-                "entropy": -float(np.mean(np.concatenate([sample.odds for sample in samples]))),
+                **about(samples),
                 "useful": len(useful) / len(samples),
                 "divergence": divergence,
             }
@@ -124,7 +88,7 @@ class Learner:
         return found
 
     def _right(self, asked: list[Task], samples: list[Sample]) -> list[bool]:
-        return [task.reward(self._said(sample)) == 1 for task, sample in zip(asked, samples, strict=True)]
+        return [task.reward(self.said(sample)) == 1 for task, sample in zip(asked, samples, strict=True)]
 
     def _answers(self, asked: list[Task], source: np.random.Generator) -> list[Sample]:
         prompts = [self.words.question(task.question) for task in asked]
@@ -137,11 +101,7 @@ class Learner:
         if self.settings.reward == "random":
             return source.integers(0, 2, len(samples)).astype(np.float64)
         pairs = zip(asked, samples, strict=True)
-        return np.array([task.reward(self._said(sample)) if sample.ended else 0.0 for task, sample in pairs])
-
-    def _said(self, sample: Sample) -> str:
-        answer = sample.tokens[sample.prompt :]
-        return self.words.tokenizer.decode(answer[: -1 if sample.ended else None], skip_special=False)
+        return np.array([task.reward(self.said(sample)) if sample.ended else 0.0 for task, sample in pairs])
 
     def _learn(self, samples: list[Sample], advantages: npt.NDArray[np.float64]) -> float:
         """One update; how far the answers' odds are from the trainer's, in nats a token."""
