@@ -167,13 +167,30 @@ class Program:
     def read(self, buffer: int) -> _Floats:
         """A buffer's rows of the last step."""
 
+class Updates:
+    """Weights, their gradients and moments, which must outlive it; how much of each weight an update keeps, and its rate.
+
+    ``squares`` may be empty. Raises ValueError for lists or arrays that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        weights: list[_Floats],
+        gradients: list[_Floats],
+        momenta: list[_Floats],
+        squares: list[_Floats],
+        keeps: list[float],
+        rates: list[float],
+    ) -> None: ...
+
 class Training:
     """Layers of training with a team of threads: see native/train/training.h. Arrays are contiguous.
 
-    Raises ValueError for shapes that do not fit each other. Names of what is written to come last.
+    Products' factors are rounded to bfloat16 if so told. Raises ValueError for shapes that do not fit each other. Names
+    of what is written to come last.
     """
 
-    def __init__(self, isa: str, num_threads: int) -> None: ...
+    def __init__(self, isa: str, num_threads: int, bfloat16: bool = False) -> None: ...
     def linear(self, x: _Floats, weight: _Floats, y: _Floats) -> None:
         """``y`` [T, out] = ``x`` [T, in] times ``weight`` [out, in], transposed."""
 
@@ -247,3 +264,12 @@ class Training:
         """Newton-Schulz on every matrix of ``stacks`` [count, rows, columns], in place: x / (norm + eps), then so many
         turns of (a + b x x^T + c (x x^T)^2) x.
         """
+
+    def adamw(
+        self, updates: Updates, beta1: float, beta2: float, bias2: float, eps: float, shrink: float
+    ) -> None: ...
+    def look_ahead(self, updates: Updates, beta: float, shrink: float) -> None:
+        """Muon's momentum: the gradients become what it makes of them."""
+
+    def move(self, updates: Updates) -> None:
+        """The weights, by what the gradients have become."""

@@ -41,6 +41,9 @@ class Ops(Protocol[V, W]):
     def linear(self, x: V, weight: W, bias: W | None) -> V:
         """x @ weight.T + bias."""
 
+    def router_logits(self, x: V, weight: W, bias: W | None) -> V:
+        """The same of a router, which stays exact where training rounds the factors of other products."""
+
     def glu(self, gate: V, up: V, ffn: FeedForward) -> V:
         """``ffn.activation`` of gate and up, both clamped by ``ffn.limit`` first."""
 

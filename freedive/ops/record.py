@@ -68,6 +68,8 @@ class Recorder:
     def linear(self, x: Node, weight: str, bias: str | None) -> Node:
         return self._node("linear", x, width=self._shapes[weight][0], weight=weight, bias=bias)
 
+    router_logits = linear
+
     def glu(self, gate: Node, up: Node, ffn: spec.FeedForward) -> Node:
         return self._node("glu", gate, up, ffn=ffn)
 

@@ -60,6 +60,8 @@ class ReferenceOps:
         y: Array = x @ weight.T
         return y if bias is None else y + bias
 
+    router_logits = linear
+
     def temper(self, q: Array, temperature: spec.Temperature) -> Array:
         steps = np.floor((self._positions + 1) / np.float32(temperature.floor_scale))
         factors = np.log1p(steps) * temperature.scale + 1

@@ -70,6 +70,8 @@ class TorchOps:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x.to(weight.dtype), weight, bias)
 
+    router_logits = linear
+
     def glu(self, gate: Tensor, up: Tensor, ffn: spec.FeedForward) -> Tensor:
         if ffn.limit:
             gate, up = gate.clamp(max=ffn.limit), self.clip(up, ffn.limit)

@@ -198,7 +198,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a run depends on."""
+    """Everything that a run depends on.
+
+    ``precision`` is that of products' factors: ``float32``, ``bfloat16``, or ``auto``, which a run's folder settles.
+    """
 
     model: Shape
     pretrain: Stage
@@ -206,6 +209,7 @@ class Run:
     rl: Reinforcement
     distill: Distillation = field(default_factory=Distillation)
     data: Data = field(default_factory=Data)
+    precision: str = "auto"
 
 
 PRESETS = files("freedive.train") / "presets"

@@ -1,9 +1,14 @@
-"""Layers with gradients on kernels of our own, in float32. Equal inputs give equal bits, on any number of threads."""
+"""Layers with gradients on kernels of our own. Equal inputs give equal bits, on any number of threads.
+
+All is float32; only the factors of products may be rounded to bfloat16 as they are packed, where :func:`prepare` said
+so. Weights so packed are the shadow weights of others: they live for a pass, and gradients go to the float32 ones.
+"""
 
 from __future__ import annotations
 
 import atexit
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -11,20 +16,49 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from freedive import machine
+from freedive.errors import UserError
 from freedive.native import _native
+
+TILES = "amx"
+"""The instruction-set level with tile registers."""
+
+
+AUTO, FLOAT32, BFLOAT16 = PRECISIONS = ("auto", "float32", "bfloat16")
+_precision = FLOAT32
+
+
+def resolved(wanted: str) -> str:
+    """The precision of products that ``wanted`` stands for: ``auto`` is bfloat16 where tile registers multiply it."""
+    if wanted not in PRECISIONS:
+        raise UserError(f"precision is {wanted!r}", f"Choose of {', '.join(PRECISIONS)}")
+    fastest = BFLOAT16 if TILES in _native.isa_levels() else FLOAT32
+    return fastest if wanted == AUTO else wanted
+
+
+def precision() -> str:
+    """That of products from now on."""
+    return _precision
+
+
+def prepare(wanted: str) -> None:
+    """Train with ``wanted`` precision, on all cores."""
+    global _precision
+    _precision = resolved(wanted)
+    torch.set_num_threads(machine.physical_cores())
 
 
 @cache
-def kernels(num_threads: int, isa: str = "") -> _native.Training:
+def kernels(num_threads: int, isa: str = "", precision: str = FLOAT32) -> _native.Training:
     """The kernels with threads of their own; at an instruction-set level, by default the machine's best."""
-    return _native.Training(isa, num_threads)
+    return _native.Training(isa, num_threads, precision == BFLOAT16)
 
 
 atexit.register(kernels.cache_clear)  # threads end before Python does
 
 
 def _kernels() -> _native.Training:
-    return kernels(torch.get_num_threads())
+    return kernels(torch.get_num_threads(), precision=_precision)
 
 
 def _array(x: Tensor) -> npt.NDArray[Any]:
@@ -136,6 +170,43 @@ class FusedRmsNorm(torch.autograd.Function):
         arrays = (_array(x), _array(weight)), (_array(d_y), d_x.numpy(), d_weight.numpy())
         _kernels().rms_norm_backward(*arrays[0], ctx.eps, *arrays[1])
         return d_x, d_weight, None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weights with what an optimizer keeps of them, how much of each an update leaves, and how far it goes."""
+
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    momenta: list[Tensor]
+    squares: list[Tensor]
+    keeps: list[float]
+    rates: list[float]
+
+    def updates(self) -> _native.Updates:
+        """The same memory, for the kernels."""
+        tensors = self.weights, self.gradients, self.momenta, self.squares
+        return _native.Updates(*([each.detach().numpy() for each in some] for some in tensors), self.keeps, self.rates)
+
+
+def adamw(moments: Moments, betas: tuple[float, float], bias2: float, eps: float, shrink: float) -> None:
+    """One update of AdamW (Loshchilov & Hutter 2019) by gradients times ``shrink``; ``bias2`` corrects the squares."""
+    _kernels().adamw(moments.updates(), *betas, bias2, eps, shrink)
+
+
+def muon(
+    moments: Moments,
+    beta: float,
+    shrink: float,
+    coefficients: tuple[float, float, float],
+    eps: float,
+    turns: int,
+) -> None:
+    """One update of Muon (Jordan et al. 2024) by gradients times ``shrink``, which become the directions of steps."""
+    updates = moments.updates()
+    _kernels().look_ahead(updates, beta, shrink)
+    orthogonalise(moments.gradients, coefficients, eps, turns)
+    _kernels().move(updates)
 
 
 def orthogonalise(stacks: Sequence[Tensor], coefficients: tuple[float, float, float], eps: float, turns: int) -> None:

@@ -13,7 +13,14 @@ from freedive.engine.batch import Batch
 from freedive.model import spec
 from freedive.ops.torch import TorchOps
 from freedive.train.experts import GroupedFeedForward
-from freedive.train.fused import FusedAttention, FusedFeedForward, FusedLinear, FusedRmsNorm
+from freedive.train.fused import (
+    BFLOAT16,
+    FusedAttention,
+    FusedFeedForward,
+    FusedLinear,
+    FusedRmsNorm,
+    precision,
+)
 from freedive.train.sequences import Sequences
 
 
@@ -32,6 +39,7 @@ class TrainOps(TorchOps):
         self._begins = F.pad(self._lengths.cumsum(0), (1, 0))
         self._text = torch.arange(len(lengths)).repeat_interleave(self._lengths)
         self._replay = iter(replay)
+        self._exact = False
         self.chosen: list[Tensor] = []
         self.balance: list[Tensor] = []
 
@@ -64,10 +72,16 @@ class TrainOps(TorchOps):
         return y
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is not None or x.dim() > 2 or not fits(x, weight):
+        if bias is not None or x.dim() > 2 or self._exact or not fits(x, weight):
             return super().linear(x, weight, bias)
         y: Tensor = FusedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
         return y
+
+    def router_logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        self._exact = precision() == BFLOAT16
+        logits = self.linear(x, weight, bias)
+        self._exact = False
+        return logits
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, attn: spec.Attention, layer: int

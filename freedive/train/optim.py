@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from freedive.model.params import Param
+from freedive.train import fused
 from freedive.train.config import Stage
-from freedive.train.fused import orthogonalise
 from freedive.train.net import CHOICE_BIAS
 
 MOMENTUM = 0.95
@@ -50,29 +50,26 @@ class Optimizer:
         return [*self._muon, *self._adam]
 
     @torch.no_grad()
-    def step(self, gradients: Mapping[str, Tensor], lr: float) -> None:
-        """One update."""
+    def step(self, gradients: Mapping[str, Tensor], lr: float, shrink: float = 1.0) -> None:
+        """One update by ``gradients`` times ``shrink``, which are used up."""
         self.num_steps += 1
-        updates = {}
-        for name in self._muon:
-            momentum = self.state[f"momentum.{name}"].mul_(MOMENTUM).add_(gradients[name])
-            updates[name] = gradients[name].add(momentum, alpha=MOMENTUM).contiguous()
-        orthogonalise(list(updates.values()), NEWTON_SCHULZ, EPS_NORM, TURNS)
-        for name, update in updates.items():
-            self._decayed(name, lr)
-            weight = self._weights[name]
-            weight.add_(update, alpha=-lr * 0.2 * math.sqrt(max(weight.shape[-2:])))  # as large as Adam's (Moonlight)
         bias1, bias2 = (1 - beta**self.num_steps for beta in BETAS)
-        for name in self._adam:
-            self._decayed(name, lr)
-            momentum, square = self.state[f"momentum.{name}"], self.state[f"square.{name}"]
-            momentum.lerp_(gradients[name], 1 - BETAS[0])
-            square.mul_(BETAS[1]).addcmul_(gradients[name], gradients[name], value=1 - BETAS[1])
-            self._weights[name].addcdiv_(momentum, (square / bias2).sqrt_().add_(EPS), value=-lr / bias1)
+        fused.adamw(self._moments(self._adam, gradients, lr, lambda _: lr / bias1), BETAS, bias2, EPS, shrink)
+        moments = self._moments(self._muon, gradients, lr, lambda shape: lr * 0.2 * math.sqrt(max(shape[-2:])))
+        fused.muon(moments, MOMENTUM, shrink, NEWTON_SCHULZ, EPS_NORM, TURNS)  # steps as large as Adam's (Moonlight)
 
-    def _decayed(self, name: str, lr: float) -> None:
-        if name not in self._no_decay:
-            self._weights[name].mul_(1 - lr * self._decay)
+    def _moments(
+        self, names: list[str], gradients: Mapping[str, Tensor], lr: float, rate: Callable[[torch.Size], float]
+    ) -> fused.Moments:
+        weights = [self._weights[name] for name in names]
+        return fused.Moments(
+            weights,
+            [gradients[name] for name in names],
+            [self.state[f"momentum.{name}"] for name in names],
+            [self.state[f"square.{name}"] for name in names if f"square.{name}" in self.state],
+            [1.0 if name in self._no_decay else 1 - lr * self._decay for name in names],
+            [rate(weight.shape) for weight in weights],
+        )
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -10,16 +10,15 @@ from itertools import islice
 from math import log
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from freedive import machine
 from freedive.errors import UserError
 from freedive.train import config, sources
 from freedive.train.config import Reinforcement, Run
 from freedive.train.distill import distill
 from freedive.train.export import export_folder, export_gguf
 from freedive.train.folder import CONTROL, DISTILL, NEWEST_FIRST, PRETRAIN, RL, SFT, Bench, Folder, write_json
+from freedive.train.fused import prepare, resolved
 from freedive.train.net import unstacked
 from freedive.train.progress import go_through
 from freedive.train.report import write_report
@@ -151,9 +150,9 @@ _KINDS = {PRETRAIN: sources.documents, SFT: sources.chats}
 
 def perform(stage: str, name: str, settings: list[str], root: Path | None) -> None:
     """Do one stage, or all of them, of the preset ``name``. A folder that has been begun keeps its settings."""
-    torch.set_num_threads(machine.physical_cores())
     folder = Folder(root or Path("runs") / name)
     run = _settled(folder, name, settings)
+    prepare(run.precision)
     bench = Bench(run, folder)
     every = [each for each in STAGES if each != DISTILL or run.distill.teacher]
     for each in every if stage == SPEEDRUN else (stage,):
@@ -166,6 +165,7 @@ def _settled(folder: Folder, name: str, settings: list[str]) -> Run:
     """The folder's settings. Those of distillation may come later: a teacher is often found when all else is done."""
     if not folder.config.exists():
         run = config.preset(name, settings)
+        run = replace(run, precision=resolved(run.precision))
         folder.root.mkdir(parents=True, exist_ok=True)
         config.save(run, folder.config)
         return run

@@ -155,10 +155,7 @@ def update(weights: Weights, optimizer: Optimizer, lr: float, clip: float) -> fl
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     if not norm.isfinite():
         raise UserError("The gradient is not finite", "Choose a smaller learning rate (lr), and begin anew")
-    shrink = (clip / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients.values():
-        gradient.mul_(shrink)
-    optimizer.step(gradients, lr)
+    optimizer.step(gradients, lr, shrink=min(1.0, clip / (float(norm) + 1e-6)))
     for name in gradients:
         weights[name].grad = None
     return float(norm)
@@ -178,4 +175,4 @@ def start(model: spec.Model, seed: int, given: Mapping[str, Tensor] | None = Non
 
 
 def _gradient(weight: Tensor) -> Tensor:
-    return torch.zeros_like(weight) if weight.grad is None else weight.grad
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad.contiguous()

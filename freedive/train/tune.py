@@ -10,14 +10,11 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from freedive import machine
 from freedive.checkpoint.rules import maker_tensors
 from freedive.checkpoint.safetensors import write_safetensors
 from freedive.errors import UserError
@@ -27,6 +24,7 @@ from freedive.train.base import Base, open_base
 from freedive.train.config import TUNE
 from freedive.train.export import canonical
 from freedive.train.folder import Folder
+from freedive.train.fused import prepare, resolved
 from freedive.train.lora import adapters
 from freedive.train.parts import chosen, counts, table
 from freedive.train.peft import write_adapter
@@ -113,24 +111,30 @@ STAGES: dict[str, Callable[[Bench], None]] = {TUNE: tune, MERGE: merge}
 
 def perform(stage: str, name: str, settings: list[str], root: Path | None) -> None:
     """Do one stage of fine-tuning the model ``name``. A folder that has been begun keeps its settings."""
-    torch.set_num_threads(machine.physical_cores())
     short = re.sub(r"[^\w.-]+", "-", name.rstrip("/").rpartition("/")[2])
     folder = Folder(root or Path("runs") / f"{TUNE}-{short}")
     began = time.perf_counter()
-    STAGES[stage](Bench(_settled(folder, name, settings), folder))
+    run = _settled(folder, name, settings)
+    prepare(run.precision)
+    STAGES[stage](Bench(run, folder))
     note(folder, stage, time.perf_counter() - began)
 
 
 def _settled(folder: Folder, model: str, settings: list[str]) -> Tuning:
+    asked = _resolved(tuning.tuning(model, settings))
     if not folder.config.exists():
-        return tuning.tuning(model, settings)
-    run = tuning.load(folder.config)
-    if run.model != model or (settings and tuning.tuning(model, settings) != run):
+        return asked
+    run = _resolved(tuning.load(folder.config))
+    if run.model != model or (settings and asked != run):
         raise UserError(
             f"{folder.root} was begun with other settings, for {run.model}",
             "Leave them out, or name a new folder with --run",
         )
     return run
+
+
+def _resolved(run: Tuning) -> Tuning:
+    return replace(run, precision=resolved(run.precision))
 
 
 def _make_data(bench: Bench) -> None:

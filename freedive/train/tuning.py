@@ -43,11 +43,15 @@ class Texts:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Everything that fine-tuning depends on; ``model`` is what freedive loads by that name."""
+    """Everything that fine-tuning depends on; ``model`` is what freedive loads by that name.
+
+    ``precision`` as in train.config.Run.
+    """
 
     model: str
     tune: Tune
     data: Texts = field(default_factory=Texts)
+    precision: str = "auto"
 
 
 def tuning(model: str, settings: Sequence[str] = ()) -> Tuning:

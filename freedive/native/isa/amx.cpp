@@ -1,5 +1,5 @@
-// The amx level is the avx512 one but for products of many activation rows, which tile registers compute. Their integer
-// sums are exact and enter the same float code, so that results have the same bits.
+// The amx level is the avx512 one but for products of many activation rows, which tile registers compute, and those of
+// bfloat16 in training. Integer sums are exact and enter the same float code, so that results have the same bits.
 #include <cstddef>
 
 #include "emulated_tiles.h"
@@ -11,6 +11,10 @@ namespace {
 
 using namespace avx512;
 #include "groups.inl"
+
+#include "bf16.inl"
+
+#include "tile_products.inl"  // reads it
 
 constexpr int kLeastRows = 6;  // fewer are faster without
 constexpr int kRun = 4;        // products of a strip that are stored before the first is read again
@@ -181,6 +185,7 @@ Kernels table(const char* name) {
     Kernels kernels = avx512_kernels;
     kernels.name = name;
     fill_linear<Tiles>(kernels);
+    kernels.products[int(Precision::Bfloat16)] = tile_products<Tiles>;
     return kernels;
 }
 

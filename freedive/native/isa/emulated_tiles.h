@@ -2,6 +2,7 @@
 // processor would.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "tiles.h"
@@ -31,8 +32,7 @@ class EmulatedTiles {
         for (int r = 0; r < rows(from); r++) std::memcpy((char*)to + r * stride, data_[from][r], row_bytes(from));
     }
     void dot(int sum, int a, int b) {
-        check(rows(sum) && sum != a && sum != b && a != b && row_bytes(sum) % 4 == 0 && row_bytes(a) % 4 == 0);
-        check(rows(a) == rows(sum) && row_bytes(b) == row_bytes(sum) && rows(b) == row_bytes(a) / 4);
+        check_shapes(sum, a, b);
         for (int m = 0; m < rows(sum); m++)
             for (int n = 0; n < row_bytes(sum) / 4; n++) {
                 std::int32_t total;
@@ -42,8 +42,36 @@ class EmulatedTiles {
             }
     }
 
+    // Sums of even and of odd inputs run apart; numbers too small to be normal are 0.
+    void dot_bf16(int sum, int a, int b) {
+        check_shapes(sum, a, b);
+        for (int m = 0; m < rows(sum); m++)
+            for (int n = 0; n < row_bytes(sum) / 4; n++) {
+                float parts[2] = {}, total;
+                for (int k = 0; k < row_bytes(a) / 2; k++)
+                    parts[k % 2] = normal(std::fma(bf16(data_[a][m] + 2 * k),
+                                                   bf16(data_[b][k / 2] + 4 * n + 2 * (k % 2)), parts[k % 2]));
+                std::memcpy(&total, &data_[sum][m][4 * n], 4);
+                total = normal(normal(total) + normal(parts[0] + parts[1]));
+                std::memcpy(&data_[sum][m][4 * n], &total, 4);
+            }
+    }
+
   private:
     static constexpr int kTiles = 8;
+    void check_shapes(int sum, int a, int b) const {
+        check(rows(sum) && sum != a && sum != b && a != b && row_bytes(sum) % 4 == 0 && row_bytes(a) % 4 == 0);
+        check(rows(a) == rows(sum) && row_bytes(b) == row_bytes(sum) && rows(b) == row_bytes(a) / 4);
+    }
+    static float normal(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
+    static float bf16(const std::int8_t* bytes) {
+        std::uint16_t half;
+        std::memcpy(&half, bytes, sizeof half);
+        const std::uint32_t bits = std::uint32_t(half) << 16;
+        float x;
+        std::memcpy(&x, &bits, sizeof x);
+        return normal(x);
+    }
     static void check(bool valid) {
         if (!valid) __builtin_trap();
     }

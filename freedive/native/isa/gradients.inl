@@ -91,6 +91,3 @@ void rms_norm_gradient(const float* x, const float* weight, const float* d, int 
     });
 }
 
-constexpr TrainKernels train_kernels{kTileColumns, multiply_tile<>,  pack_columns, pack_rows,        pack_left,
-                                     mix,          mix_gradient,     softmax,      softmax_gradient, dot,
-                                     rms_norm,     rms_norm_gradient};

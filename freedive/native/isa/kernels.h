@@ -79,6 +79,7 @@ struct Kernels {
     void (*attend_latent[kNumCacheFormats - 1])(const AttendTask& task, AttendPartial* states);  // not of int8
     void (*fold)(AttendPartial& into, const AttendPartial& next, int n);  // n is a multiple of 16
     TrainKernels train;
+    FloatProducts products[kNumPrecisions];
 };
 
 extern const Kernels scalar_kernels, avx2_kernels, avx512_kernels, neon_kernels;

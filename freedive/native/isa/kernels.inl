@@ -37,9 +37,16 @@ LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f
 
 #include "attention_int8.inl"  // reads what the others define
 
-#include "products.inl"
+#include "bf16.inl"
+
+#include "products.inl"  // reads it
 
 #include "gradients.inl"  // reads the helpers of products
+
+#include "updates.inl"
+
+constexpr TrainKernels train_kernels{mix,      mix_gradient,      softmax, softmax_gradient, dot,
+                                     rms_norm, rms_norm_gradient, adamw,   look_ahead,       move};
 
 template <int Fmt = 0>
 constexpr void fill_linear(Kernels& kernels) {
@@ -61,7 +68,8 @@ constexpr Kernels table(const char* name) {
                     {attend<float>, attend<std::uint16_t>, attend_int8},
                     {attend_latent<float>, attend_latent<std::uint16_t>},
                     fold,
-                    train_kernels};
+                    train_kernels,
+                    {products<Precision::Float32>, products<Precision::Bfloat16>}};
     fill_linear(kernels);
     return kernels;
 }

@@ -1,7 +1,7 @@
-// Products of float matrices in tiles whose sums stay in registers; included by kernels.inl. A number's sum has one
-// order, whatever tile it is in.
+// FloatProducts of float matrices in tiles whose sums stay in registers; included by kernels.inl. A number's sum has one
+// order, whatever tile it is in. With factors of bfloat16, floats are rounded to such as they are packed.
 
-constexpr int kTileColumns = 16 * kTileVectors;
+constexpr int kLeftRows = 6, kTileColumns = 16 * kTileVectors;
 
 // A whole vector, or as much of one as there is; the rest is 0.
 LANES F load_some(const float* from, int count) {
@@ -24,14 +24,15 @@ LANES void put(float* out, F sum, bool adds, int count) {
 
 // Not inlined, since its sums want all registers.
 template <int R>
-__attribute__((noinline)) void multiply_rows(const FloatTile& tile) {
+__attribute__((noinline)) void multiply_rows(const ProductTile& tile) {
     F sum[R][kTileVectors];
     const float* left[R];
+    float* out[R];
     for (int r = 0; r < R; r++) {
-        left[r] = tile.left[r];
+        left[r] = tile.left.row(r), out[r] = tile.out.row(r);
         for (int v = 0; v < kTileVectors; v++) {
             sum[r][v] = f_set(0.0f);
-            __builtin_prefetch(tile.out[r] + 16 * v, 1, 3);
+            __builtin_prefetch(out[r] + 16 * v, 1, 3);
         }
     }
     const std::ptrdiff_t step = tile.step, size = std::ptrdiff_t(tile.k) * kTileColumns;
@@ -50,45 +51,90 @@ __attribute__((noinline)) void multiply_rows(const FloatTile& tile) {
     if (tile.num_columns == kTileColumns && tile.adds) {
 #pragma GCC unroll 8  // else the sums go through memory
         for (int r = 0; r < R; r++)
-            for (int v = 0; v < kTileVectors; v++) put(tile.out[r] + 16 * v, sum[r][v], true, 16);
+            for (int v = 0; v < kTileVectors; v++) put(out[r] + 16 * v, sum[r][v], true, 16);
     } else if (tile.num_columns == kTileColumns) {
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
-            for (int v = 0; v < kTileVectors; v++) put(tile.out[r] + 16 * v, sum[r][v], false, 16);
+            for (int v = 0; v < kTileVectors; v++) put(out[r] + 16 * v, sum[r][v], false, 16);
     } else {
         for (int r = 0; r < R; r++)
             for (int v = 0; 16 * v < tile.num_columns; v++)
-                put(tile.out[r] + 16 * v, sum[r][v], tile.adds, tile.num_columns - 16 * v);
+                put(out[r] + 16 * v, sum[r][v], tile.adds, tile.num_columns - 16 * v);
     }
 }
 
 template <int R = kLeftRows>
-void multiply_tile(const FloatTile& tile) {
+void multiply_tile(const ProductTile& tile) {
     if constexpr (R > 1)
         if (tile.num_rows < R) return multiply_tile<R - 1>(tile);
     multiply_rows<R>(tile);
 }
 
+// Asks for rows that are to be read soon.
+LANES void fetch_left(const ProductTile& tile) {
+    if (tile.step != 1) return;
+    for (int r = 0; r < tile.num_rows; r++)
+        for (int i = 0; i < tile.k; i += 16) __builtin_prefetch(tile.left.row(r) + i, 0, 2);
+}
+
+void multiply_tiles(const ProductTile* tiles, int count) {
+    for (int t = 0; t < count; t++) {
+        if (t + 1 < count) fetch_left(tiles[t + 1]);
+        multiply_tile(tiles[t]);
+    }
+}
+
+template <Precision P>
+LANES float factor_of(float x) {
+    return P == Precision::Float32 ? x : nearest_bf16(x);
+}
+
+template <Precision P>
 void pack_columns(View rows, int k, int column, int count, float* panel) {
     for (int i = 0; i < k; i++, panel += kTileColumns) {
         const float* row = rows.row(i) + column;
         for (int v = 0; v < kTileVectors; v++) f_store(panel + 16 * v, load_some(row + 16 * v, count - 16 * v));
+        if (P != Precision::Float32)
+            for (int c = 0; c < kTileColumns; c++) panel[c] = factor_of<P>(panel[c]);
     }
 }
 
+template <Precision P>
 void pack_rows(View rows, int count, int k, float* panel) {
     for (int c = 0; c < kTileColumns; c++) {
         const float* row = c < count ? rows.row(c) : nullptr;
-        for (int i = 0; i < k; i++) panel[std::ptrdiff_t(i) * kTileColumns + c] = row ? row[i] : 0.0f;
+        for (int i = 0; i < k; i++) panel[std::ptrdiff_t(i) * kTileColumns + c] = row ? factor_of<P>(row[i]) : 0.0f;
     }
 }
 
-void pack_left(View rows, int k, int column, int count, float* out) {
-    for (int i = 0; i < k; i++, out += kLeftRows) {
+template <Precision P>
+void pack_left_columns(View rows, int k, int column, int count, float* tile) {
+    for (int i = 0; i < k; i++, tile += kLeftRows) {
         const float* row = rows.row(i) + column;
         if (count == kLeftRows)
-            for (int r = 0; r < kLeftRows; r++) out[r] = row[r];
+            for (int r = 0; r < kLeftRows; r++) tile[r] = factor_of<P>(row[r]);
         else
-            for (int r = 0; r < count; r++) out[r] = row[r];
+            for (int r = 0; r < count; r++) tile[r] = factor_of<P>(row[r]);
     }
 }
+
+template <Precision P>
+void pack_left_rows(View rows, int count, int begin, int k, float* tile) {
+    for (int r = 0; r < count; r++) {
+        const float* row = rows.row(r) + begin;
+        for (int i = 0; i < k; i++) tile[i * kLeftRows + r] = factor_of<P>(row[i]);
+    }
+}
+
+template <Precision P>
+constexpr FloatProducts products{kLeftRows,
+                            kTileColumns,
+                            1,
+                            1,
+                            1,
+                            multiply_tiles,
+                            pack_columns<P>,
+                            pack_rows<P>,
+                            pack_left_columns<P>,
+                            P == Precision::Float32 ? nullptr : pack_left_rows<P>,
+                            kLeftRows};

@@ -41,6 +41,10 @@ class Tiles {
     TILES void dot(int sum, int a, int b) {
         asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
     }
+    // Likewise of bfloat16, b[k / 2][2 * n + k % 2], to float.
+    TILES void dot_bf16(int sum, int a, int b) {
+        asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
+    }
 };
 
 }  // namespace freedive

@@ -29,26 +29,51 @@ struct MutableView {
 };
 
 // out[r][c] = sum over i < k of left[r][i * step] * right[i * tile_columns + c], in order of i; added to what is there
-// if `adds`.
-constexpr int kLeftRows = 6;
-struct FloatTile {
-    const float* left[kLeftRows];
+// if `adds`. Factors that are packed are laid out as the products' own functions do it.
+struct ProductTile {
+    View left;
     std::ptrdiff_t step;
     const float* right;
     int k, num_rows, num_columns;
     bool adds;
-    float* out[kLeftRows];
+    MutableView out;
+};
+
+// FloatProducts of float matrices in one precision of the factors; sums are floats. A packed number, or two of 16 bits side
+// by side, is a cell of four bytes. Packed inputs are padded by zeros to whole steps.
+struct FloatProducts {
+    int tile_rows, tile_columns;  // of a tile at most
+    int row_step;                 // rows up to the next multiple of it cost nothing more
+    int input_step, cell_inputs;
+    std::ptrdiff_t cells(std::ptrdiff_t inputs) const {
+        return (inputs + input_step - 1) / input_step * input_step / cell_inputs;
+    }
+
+    void (*multiply)(const ProductTile* tiles, int count);
+    // Right factors, a panel of tile_columns: columns [column, column + count) of k rows; or `count` rows, each of
+    // which is a column of the panel.
+    void (*pack_columns)(View rows, int k, int column, int count, float* panel);
+    void (*pack_rows)(View rows, int count, int k, float* panel);
+    // Left factors, a tile's: columns [column, column + count) of k rows; or inputs [begin, begin + k) of `count` rows,
+    // which is null where rows are multiplied as they are.
+    void (*pack_left_columns)(View rows, int k, int column, int count, float* tile);
+    void (*pack_left_rows)(View rows, int count, int begin, int k, float* tile);
+    std::ptrdiff_t left_step;  // of a packed left factor
+};
+enum class Precision : int { Float32, Bfloat16 };
+constexpr int kNumPrecisions = 2;
+
+// A weight in training. An update leaves `keep` of it, and goes `rate` into the direction that an optimizer found.
+struct Updated {
+    float *weight, *gradient, *momentum, *square;
+    std::ptrdiff_t size;
+    float keep, rate;
+};
+struct AdamStep {
+    float beta1, beta2, bias2, eps, shrink;  // of gradients, before anything else
 };
 
 struct TrainKernels {
-    int tile_columns;  // of a panel: the right factor of tiles
-    void (*multiply)(const FloatTile& tile);
-    // A panel of columns [column, column + count) of k rows; or of `count` rows, each a column of the panel.
-    void (*pack_columns)(View rows, int k, int column, int count, float* panel);
-    void (*pack_rows)(View rows, int count, int k, float* panel);
-    // out[i * kLeftRows + r] = rows[i][column + r], r < count: a left factor with step kLeftRows.
-    void (*pack_left)(View rows, int k, int column, int count, float* out);
-
     // out = share * silu(gate) * up.
     void (*mix)(const float* gate, const float* up, float share, int n, float* out);
     // From d, the gradient of silu(gate) * up before its share: the gradients of gate and up, and `mixed`, which is
@@ -66,6 +91,13 @@ struct TrainKernels {
     // From d, the gradient of y; d_weight is added to.
     void (*rms_norm_gradient)(const float* x, const float* weight, const float* d, int n, float eps, float* d_x,
                               float* d_weight);
+
+    // Of n numbers from `begin` on: Adam's update, whose first moment is not corrected but by the rate.
+    void (*adamw)(const Updated& at, std::ptrdiff_t begin, int n, const AdamStep& step);
+    // momentum = beta * momentum + shrink * gradient; gradient = shrink * gradient + beta * momentum (Nesterov).
+    void (*look_ahead)(const Updated& at, std::ptrdiff_t begin, int n, float beta, float shrink);
+    // weight = keep * weight - rate * gradient.
+    void (*move)(const Updated& at, std::ptrdiff_t begin, int n);
 };
 
 }  // namespace freedive

@@ -30,6 +30,7 @@ LANES F f_add(F a, F b) { return _mm512_add_ps(a, b); }
 LANES F f_sub(F a, F b) { return _mm512_sub_ps(a, b); }
 LANES F f_mul(F a, F b) { return _mm512_mul_ps(a, b); }
 LANES F f_div(F a, F b) { return _mm512_div_ps(a, b); }
+LANES F f_sqrt(F a) { return _mm512_sqrt_ps(a); }
 LANES F f_max(F a, F b) { return _mm512_max_ps(a, b); }
 LANES F f_min(F a, F b) { return _mm512_min_ps(a, b); }
 LANES F f_abs(F a) { return _mm512_abs_ps(a); }

@@ -61,6 +61,9 @@ LANES F f_mul(F a, F b) {
 LANES F f_div(F a, F b) {
     return each<F>([&](int i) { return vdivq_f32(a.v[i], b.v[i]); });
 }
+LANES F f_sqrt(F a) {
+    return each<F>([&](int i) { return vsqrtq_f32(a.v[i]); });
+}
 LANES F f_max(F a, F b) {
     return each<F>([&](int i) { return vmaxnmq_f32(a.v[i], b.v[i]); });
 }

@@ -62,6 +62,9 @@ LANES F f_mul(F a, F b) {
 LANES F f_div(F a, F b) {
     return each<F>([&](int i) { return a.v[i] / b.v[i]; });
 }
+LANES F f_sqrt(F a) {
+    return each<F>([&](int i) { return std::sqrt(a.v[i]); });
+}
 LANES F f_max(F a, F b) {
     return each<F>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }

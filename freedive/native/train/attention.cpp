@@ -5,18 +5,21 @@
 namespace freedive {
 namespace {
 
-constexpr int kQueryRows = 36;
+constexpr int kMostQueryRows = 36;
 
-Panels packed(const TrainKernels& kernels, Arena& arena, Panels panels) {
-    panels.data = arena.take(panels.size(kernels));
-    pack(kernels, panels);
+// In whole tiles.
+int query_rows(const FloatProducts& products) { return kMostQueryRows / products.tile_rows * products.tile_rows; }
+
+Panels packed(const FloatProducts& products, Arena& arena, Panels panels) {
+    panels.data = arena.take(panels.size(products));
+    pack(products, panels);
     return panels;
 }
 
 // Rows of scores: not a power of two apart, which would crowd them into few sets of the cache.
-MutableView scores_of(const TrainKernels& kernels, Arena& arena, int length) {
-    const int columns = (length / kernels.tile_columns + 1) * kernels.tile_columns;
-    return {arena.take(std::size_t(kQueryRows) * columns), columns};
+MutableView scores_of(const FloatProducts& products, Arena& arena, int length) {
+    const int columns = (length / products.tile_columns + 1) * products.tile_columns;
+    return {arena.take(std::size_t(kMostQueryRows) * columns), columns};
 }
 
 // The keys that no query before `end` is without.
@@ -41,19 +44,20 @@ void for_heads(Team& team, AttentionShape shape, Run&& run) {
 void Training::attention(AttentionShape shape, AttentionInput input, float* out, float* log_sums) {
     const std::lock_guard lock(one_at_a_time_);
     const std::ptrdiff_t stride = shape.stride();
-    const int dim = shape.dim;
-    const auto run_head = [&](int length, std::ptrdiff_t first, float* log_sum, Arena& arena) {
+    const int dim = shape.dim, at_once = query_rows(products_);
+    const auto run_head = [&](int length, std::ptrdiff_t first, float* log_sum, Own& own) {
+        Arena& arena = own.arena;
         arena.clear();
         const View q{input.q + first, stride}, k{input.k + first, stride}, v{input.v + first, stride};
-        const MutableView to{out + first, stride}, scores = scores_of(kernels_, arena, length);
-        const Panels keys = packed(kernels_, arena, {k, dim, length, true});
-        const Panels values = packed(kernels_, arena, {v, length, dim, false});
-        for (int begin = 0; begin < length; begin += kQueryRows) {
-            const int count = std::min(kQueryRows, length - begin), end = begin + count;
-            multiply(kernels_, q.from(begin), count, seen(keys, end), scores, false);
+        const MutableView to{out + first, stride}, scores = scores_of(products_, arena, length);
+        const Panels keys = packed(products_, arena, {k, dim, length, true});
+        const Panels values = packed(products_, arena, {v, length, dim, false});
+        for (int begin = 0; begin < length; begin += at_once) {
+            const int count = std::min(at_once, length - begin), end = begin + count;
+            own.multiply(q.from(begin), count, seen(keys, end), scores, false);
             for (int i = 0; i < count; i++)
                 log_sum[begin + i] = kernels_.softmax(scores.row(i), begin + i + 1, end, shape.scale, 1.0f);
-            multiply(kernels_, scores, count, values, to.from(begin), false, end);
+            own.multiply(scores, count, values, to.from(begin), false, end);
         }
     };
     for_heads(team_, shape, [&](int length, std::ptrdiff_t first, std::ptrdiff_t log_sum, int thread) {
@@ -65,32 +69,33 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
                                   const float* d_out, AttentionGradients gradients) {
     const std::lock_guard lock(one_at_a_time_);
     const std::ptrdiff_t stride = shape.stride();
-    const int dim = shape.dim;
-    const auto run_head = [&](int length, std::ptrdiff_t first, const float* log_sum, Arena& arena) {
+    const int dim = shape.dim, at_once = query_rows(products_);
+    const auto run_head = [&](int length, std::ptrdiff_t first, const float* log_sum, Own& own) {
+        Arena& arena = own.arena;
         arena.clear();
         const View q{input.q + first, stride}, k{input.k + first, stride}, v{input.v + first, stride};
         const View made{out + first, stride}, d_made{d_out + first, stride};
         const MutableView d_q{gradients.q + first, stride}, d_k{gradients.k + first, stride},
             d_v{gradients.v + first, stride};
-        const MutableView parts = scores_of(kernels_, arena, length), d_scores = scores_of(kernels_, arena, length);
-        const Panels keys = packed(kernels_, arena, {k, dim, length, true});
-        const Panels values = packed(kernels_, arena, {v, dim, length, true});
-        const Panels key_rows = packed(kernels_, arena, {k, length, dim, false});
-        Panels few{q, kQueryRows, dim, false, arena.take(Panels{q, kQueryRows, dim, false}.size(kernels_))};
+        const MutableView parts = scores_of(products_, arena, length), d_scores = scores_of(products_, arena, length);
+        const Panels keys = packed(products_, arena, {k, dim, length, true});
+        const Panels values = packed(products_, arena, {v, dim, length, true});
+        const Panels key_rows = packed(products_, arena, {k, length, dim, false});
+        Panels few{q, at_once, dim, false, arena.take(Panels{q, at_once, dim, false}.size(products_))};
         for (int i = 0; i < length; i++) std::fill_n(d_k.row(i), dim, 0.0f), std::fill_n(d_v.row(i), dim, 0.0f);
-        for (int begin = 0; begin < length; begin += kQueryRows) {
-            const int count = std::min(kQueryRows, length - begin), end = begin + count;
-            multiply(kernels_, q.from(begin), count, seen(keys, end), parts, false);
-            multiply(kernels_, d_made.from(begin), count, seen(values, end), d_scores, false);
+        for (int begin = 0; begin < length; begin += at_once) {
+            const int count = std::min(at_once, length - begin), end = begin + count;
+            own.multiply(q.from(begin), count, seen(keys, end), parts, false);
+            own.multiply(d_made.from(begin), count, seen(values, end), d_scores, false);
             for (int i = 0; i < count; i++)
                 kernels_.softmax_gradient(parts.row(i), d_scores.row(i), begin + i + 1, end, shape.scale,
                                           log_sum[begin + i],
                                           kernels_.dot(made.row(begin + i), d_made.row(begin + i), dim));
-            multiply(kernels_, d_scores, count, key_rows, d_q.from(begin), false, end);
+            own.multiply(d_scores, count, key_rows, d_q.from(begin), false, end);
             const auto add_columns = [&](View left, View right, MutableView to) {
                 few.source = right.from(begin), few.k = count;
-                pack(kernels_, few);
-                multiply_columns(kernels_, left, end, few, to, true);
+                pack(products_, few);
+                own.multiply_columns(left, end, few, to, true);
             };
             add_columns(d_scores, q, d_k);
             add_columns(parts, d_made, d_v);

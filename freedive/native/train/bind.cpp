@@ -75,16 +75,50 @@ CrossEntropyShape cross_entropy_shape(const Floats& x, const Floats& head, const
     return {int(rows), int(hidden), int(vocab)};
 }
 
+using Arrays = std::vector<MutableFloats>;
+
+// Weights with what an optimizer keeps of them; `squares` may be none.
+std::vector<Updated> updated(const Arrays& weights, const Arrays& gradients, const Arrays& momenta,
+                             const Arrays& squares, const std::vector<float>& keeps, const std::vector<float>& rates) {
+    const std::size_t count = weights.size();
+    if (gradients.size() != count || momenta.size() != count || keeps.size() != count || rates.size() != count ||
+        (!squares.empty() && squares.size() != count))
+        throw std::invalid_argument("lists differ in length");
+    std::vector<Updated> all;
+    for (std::size_t i = 0; i < count; i++) {
+        const MutableFloats* square = squares.empty() ? nullptr : &squares[i];
+        for (const MutableFloats* each : {&gradients[i], &momenta[i], square})
+            if (each && each->size() != weights[i].size())
+                throw std::invalid_argument("an array has the wrong shape");
+        all.push_back({weights[i].data(), gradients[i].data(), momenta[i].data(), square ? square->data() : nullptr,
+                       std::ptrdiff_t(weights[i].size()), keeps[i], rates[i]});
+    }
+    return all;
+}
+
+struct Updates {
+    std::vector<Updated> all;
+};
+
 }  // namespace
 
 void bind_training(nb::module_& m) {
+    nb::class_<Updates>(m, "Updates")
+        .def(
+            "__init__",
+            [](Updates* self, const Arrays& weights, const Arrays& gradients, const Arrays& momenta,
+               const Arrays& squares, const std::vector<float>& keeps, const std::vector<float>& rates) {
+                new (self) Updates{updated(weights, gradients, momenta, squares, keeps, rates)};
+            },
+            "weights"_a, "gradients"_a, "momenta"_a, "squares"_a, "keeps"_a, "rates"_a);
     nb::class_<Training>(m, "Training")
         .def(
             "__init__",
-            [](Training* self, const std::string& isa, int num_threads) {
-                new (self) Training(choose_kernels(isa).train, num_threads);
+            [](Training* self, const std::string& isa, int num_threads, bool bfloat16) {
+                const Kernels& kernels = choose_kernels(isa);
+                new (self) Training(kernels.train, kernels.products[bfloat16], num_threads);
             },
-            "isa"_a, "num_threads"_a)
+            "isa"_a, "num_threads"_a, "bfloat16"_a = false)
         .def(
             "linear",
             [](Training& self, Floats x, Floats weight, MutableFloats y) {
@@ -182,7 +216,28 @@ void bind_training(nb::module_& m) {
                 nb::gil_scoped_release released;
                 self.orthogonalise(all, {a, b, c, eps}, turns);
             },
-            "stacks"_a, "a"_a, "b"_a, "c"_a, "eps"_a, "turns"_a);
+            "stacks"_a, "a"_a, "b"_a, "c"_a, "eps"_a, "turns"_a)
+        .def(
+            "adamw",
+            [](Training& self, const Updates& updates, float beta1, float beta2, float bias2, float eps, float shrink) {
+                nb::gil_scoped_release released;
+                self.adamw(updates.all, {beta1, beta2, bias2, eps, shrink});
+            },
+            "updates"_a, "beta1"_a, "beta2"_a, "bias2"_a, "eps"_a, "shrink"_a)
+        .def(
+            "look_ahead",
+            [](Training& self, const Updates& updates, float beta, float shrink) {
+                nb::gil_scoped_release released;
+                self.look_ahead(updates.all, beta, shrink);
+            },
+            "updates"_a, "beta"_a, "shrink"_a)
+        .def(
+            "move",
+            [](Training& self, const Updates& updates) {
+                nb::gil_scoped_release released;
+                self.move(updates.all);
+            },
+            "updates"_a);
 }
 
 }  // namespace freedive

@@ -13,35 +13,35 @@ double Training::cross_entropy(CrossEntropyShape shape, const float* x, const fl
     shared_.clear();
     const auto [rows, hidden, vocab] = shape;
     Panels panels[] = {forward_panels(head, vocab, hidden), backward_panels(head, vocab, hidden)};
-    for (Panels& each : panels) each.data = shared_.take(each.size(kernels_));
+    for (Panels& each : panels) each.data = shared_.take(each.size(products_));
     float* losses = shared_.take(rows);
     const std::ptrdiff_t stride = vocab + kSpace;
     float* logits = shared_.take(std::min(rows, kChunkRows) * stride);
     const int bands = std::min(vocab, team_.size());
     // Rows [row, row + count): their losses, their gradients, and those of their logits.
-    const auto run_block = [&, hidden = hidden, vocab = vocab](std::ptrdiff_t row, int count, float* made) {
-        multiply(kernels_, {x + row * hidden, hidden}, count, panels[0], {made, stride}, false);
+    const auto run_block = [&, hidden = hidden, vocab = vocab](std::ptrdiff_t row, int count, float* made, Own& own) {
+        own.multiply({x + row * hidden, hidden}, count, panels[0], {made, stride}, false);
         for (int i = 0; i < count; i++) {
             float *logit = made + i * stride, *target = logit + targets[row + i];
             const float wanted = *target, weight = weights[row + i];
             losses[row + i] = weight * (kernels_.softmax(logit, vocab, vocab, 1.0f, weight) - wanted);
             *target -= weight;
         }
-        multiply(kernels_, {made, stride}, count, panels[1], {d_x + row * hidden, hidden}, false);
+        own.multiply({made, stride}, count, panels[1], {d_x + row * hidden, hidden}, false);
     };
     team_.run([&, rows = rows, hidden = hidden, vocab = vocab](int thread) {
-        pack(kernels_, team_, panels);
+        pack(products_, team_, panels);
         for (int chunk = 0; chunk < rows; chunk += kChunkRows) {
             const int count = std::min(kChunkRows, rows - chunk);
             team_.for_each((count + kBlockRows - 1) / kBlockRows, 1, [&](int block) {
                 const int first = block * kBlockRows;
-                run_block(chunk + first, std::min(kBlockRows, count - first), logits + first * stride);
+                run_block(chunk + first, std::min(kBlockRows, count - first), logits + first * stride, own_[thread]);
             });
             team_.for_each(bands, 1, [&](int band) {
                 const int begin = vocab * std::int64_t(band) / bands, end = vocab * std::int64_t(band + 1) / bands;
-                multiply_outer(kernels_, {logits + begin, stride}, end - begin,
-                               {x + std::ptrdiff_t(chunk) * hidden, hidden}, hidden, count,
-                               {d_head + std::ptrdiff_t(begin) * hidden, hidden}, chunk > 0, own_[thread]);
+                own_[thread].multiply_outer({logits + begin, stride}, end - begin,
+                                            {x + std::ptrdiff_t(chunk) * hidden, hidden}, hidden, count,
+                                            {d_head + std::ptrdiff_t(begin) * hidden, hidden}, chunk > 0);
             });
         }
     });

@@ -41,21 +41,21 @@ struct Sorted {
 struct Factors {
     std::vector<Panels> gate, up, down;
 
-    Factors(const TrainKernels& kernels, Arena& arena, MixtureShape shape, MixtureWeights weights,
+    Factors(const FloatProducts& products, Arena& arena, MixtureShape shape, MixtureWeights weights,
             Panels (*panels_of)(const float*, int, int)) {
         const auto add = [&](std::vector<Panels>& to, const float* weight, int out, int in) {
             for (int e = 0; e < shape.experts; e++) {
                 to.push_back(panels_of(weight + std::ptrdiff_t(e) * out * in, out, in));
-                to.back().data = arena.take(to.back().size(kernels));
+                to.back().data = arena.take(to.back().size(products));
             }
         };
         add(gate, weights.gate, shape.dim, shape.hidden);
         add(up, weights.up, shape.dim, shape.hidden);
         add(down, weights.down, shape.hidden, shape.dim);
     }
-    void pack(const TrainKernels& kernels, Team& team) const {
+    void pack(const FloatProducts& products, Team& team) const {
         for (const std::span<const Panels> each : {std::span(gate), std::span(up), std::span(down)})
-            freedive::pack(kernels, team, each);
+            freedive::pack(products, team, each);
     }
 };
 
@@ -84,16 +84,16 @@ struct Pass {
 struct Forward : Pass {
     float *gate_up, *y;
 
-    void run_expert(int e, int block, Arena& arena) const {
+    void run_expert(int e, int block, Own& own) const {
         const int begin = sorted.begin(e, block), count = sorted.count(e, block), dim = shape.dim;
         const MutableView made{gate_up + begin * width(), width()};
-        multiply(kernels, inputs(begin), count, factors.gate[e], made, false);
-        multiply(kernels, inputs(begin), count, factors.up[e], made.columns_from(dim), false);
-        arena.clear();
-        const MutableView mixed{arena.take(std::size_t(count) * dim), dim};
+        own.multiply(inputs(begin), count, factors.gate[e], made, false);
+        own.multiply(inputs(begin), count, factors.up[e], made.columns_from(dim), false);
+        own.arena.clear();
+        const MutableView mixed{own.arena.take(std::size_t(count) * dim), dim};
         for (int i = 0; i < count; i++)
             kernels.mix(made.row(i), made.row(i) + dim, shares[sorted.places[begin + i]], dim, mixed.row(i));
-        multiply(kernels, mixed, count, factors.down[e], {y, shape.hidden, sorted.tokens.data() + begin}, true);
+        own.multiply(mixed, count, factors.down[e], {y, shape.hidden, sorted.tokens.data() + begin}, true);
     }
 };
 
@@ -102,13 +102,13 @@ struct Backward : Pass {
     MixtureGradients gradients;
     float *d_gate_up, *mixed;  // by rank: [rows, 2 * dim] and [rows, dim]
 
-    void run_expert(int e, int block) const {
+    void run_expert(int e, int block, Own& own) const {
         const int begin = sorted.begin(e, block), count = sorted.count(e, block), dim = shape.dim;
         const int* tokens = sorted.tokens.data() + begin;
         const View made{gate_up + begin * width(), width()};
         const MutableView d_made{d_gate_up + begin * width(), width()}, d_x{gradients.x, shape.hidden, tokens};
         const MutableView mix{mixed + std::ptrdiff_t(begin) * dim, dim};
-        multiply(kernels, {d_y, shape.hidden, tokens}, count, factors.down[e], mix, false);
+        own.multiply({d_y, shape.hidden, tokens}, count, factors.down[e], mix, false);
         for (int i = 0; i < count; i++) {
             const int place = sorted.places[begin + i];
             const float *gate = made.row(i), *up = gate + dim;
@@ -116,28 +116,27 @@ struct Backward : Pass {
             gradients.shares[place] =
                 kernels.mix_gradient(gate, up, mix.row(i), shares[place], dim, d_gate, d_up, mix.row(i));
         }
-        multiply(kernels, d_made, count, factors.gate[e], d_x, true);
-        multiply(kernels, d_made.columns_from(dim), count, factors.up[e], d_x, true);
+        own.multiply(d_made, count, factors.gate[e], d_x, true);
+        own.multiply(d_made.columns_from(dim), count, factors.up[e], d_x, true);
     }
 
     // The gradient [out, in] of one of an expert's weights is cut into bands of rows.
     static int bands(int out) { return (out + kBandRows - 1) / kBandRows; }
     int bands() const { return 2 * bands(shape.dim) + bands(shape.hidden); }  // of an expert
-    void run_band(int e, int band, Arena& arena) const {
+    void run_band(int e, int band, Own& own) const {
         const int dim = shape.dim, hidden = shape.hidden, each = bands(dim);
         const View d_gates{d_gate_up, width()}, outputs{d_y, hidden, sorted.tokens.data()};
         if (band < each)
-            add_band(e, band, d_gates, inputs(0), dim, hidden, gradients.gate, arena);
+            add_band(e, band, d_gates, inputs(0), dim, hidden, gradients.gate, own);
         else if (band < 2 * each)
-            add_band(e, band - each, d_gates.columns_from(dim), inputs(0), dim, hidden, gradients.up, arena);
+            add_band(e, band - each, d_gates.columns_from(dim), inputs(0), dim, hidden, gradients.up, own);
         else
-            add_band(e, band - 2 * each, outputs, {mixed, dim}, hidden, dim, gradients.down, arena);
+            add_band(e, band - 2 * each, outputs, {mixed, dim}, hidden, dim, gradients.down, own);
     }
-    void add_band(int e, int band, View left, View right, int out, int in, float* gradient, Arena& arena) const {
+    void add_band(int e, int band, View left, View right, int out, int in, float* gradient, Own& own) const {
         const int first = sorted.begin(e, 0), count = sorted.begin(e + 1, 0) - first, begin = band * kBandRows;
-        multiply_outer(kernels, left.from(first).columns_from(begin), std::min(kBandRows, out - begin),
-                       right.from(first), in, count, {gradient + (std::ptrdiff_t(e) * out + begin) * in, in}, false,
-                       arena);
+        own.multiply_outer(left.from(first).columns_from(begin), std::min(kBandRows, out - begin), right.from(first),
+                           in, count, {gradient + (std::ptrdiff_t(e) * out + begin) * in, in}, false);
     }
 };
 
@@ -147,10 +146,10 @@ void Training::mixture(MixtureShape shape, const float* x, const float* shares, 
                        MixtureWeights weights, float* gate_up, float* y) {
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
-    const Factors factors(kernels_, shared_, shape, weights, forward_panels);
+    const Factors factors(products_, shared_, shape, weights, forward_panels);
     const Forward pass{{kernels_, shape, Sorted(shape, choices), factors, x, shares}, gate_up, y};
     team_.run([&](int thread) {
-        pass.factors.pack(kernels_, team_);
+        pass.factors.pack(products_, team_);
         pass.for_blocks(team_, y, [&](int e, int block) { pass.run_expert(e, block, own_[thread]); });
     });
 }
@@ -160,14 +159,14 @@ void Training::mixture_backward(MixtureShape shape, const float* x, const float*
                                 MixtureGradients gradients) {
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
-    const Factors factors(kernels_, shared_, shape, weights, backward_panels);
+    const Factors factors(products_, shared_, shape, weights, backward_panels);
     const std::size_t rows = std::size_t(shape.tokens) * shape.chosen;
     float *d_gate_up = shared_.take(rows * 2 * shape.dim), *mixed = shared_.take(rows * shape.dim);
     const Backward pass{
         {kernels_, shape, Sorted(shape, choices), factors, x, shares}, gate_up, d_y, gradients, d_gate_up, mixed};
     team_.run([&](int thread) {
-        pass.factors.pack(kernels_, team_);
-        pass.for_blocks(team_, gradients.x, [&](int e, int block) { pass.run_expert(e, block); });
+        pass.factors.pack(products_, team_);
+        pass.for_blocks(team_, gradients.x, [&](int e, int block) { pass.run_expert(e, block, own_[thread]); });
         team_.for_each(shape.experts * pass.bands(), 1,
                        [&](int task) { pass.run_band(task / pass.bands(), task % pass.bands(), own_[thread]); });
     });

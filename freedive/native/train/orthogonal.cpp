@@ -9,34 +9,34 @@ namespace {
 constexpr int kBlockRows = 36;
 
 // out = left right, of which only what lies on and below the diagonal is computed, since it is symmetric.
-void multiply_symmetric(const TrainKernels& kernels, View left, const Panels& right, MutableView out) {
+void multiply_symmetric(Own& own, View left, const Panels& right, MutableView out) {
     const int n = right.columns;
     Panels lower = right;
     for (int begin = 0; begin < n; begin += kBlockRows) {
         lower.columns = std::min(begin + kBlockRows, n);
-        multiply(kernels, left.from(begin), lower.columns - begin, lower, out.from(begin), false);
+        own.multiply(left.from(begin), lower.columns - begin, lower, out.from(begin), false);
     }
     for (int i = 0; i < n; i++)
         for (int j = i + 1; j < n; j++) out.row(i)[j] = out.row(j)[i];
 }
 
 // x [rows, columns], rows <= columns: turned `turns` times.
-void turn(const TrainKernels& kernels, Polynomial p, int turns, int rows, int columns, float* x, float* next,
-          Arena& arena) {
+void turn(const FloatProducts& products, Polynomial p, int turns, int rows, int columns, float* x, float* next, Own& own) {
+    Arena& arena = own.arena;
     Panels across{{x, columns}, columns, rows, true}, along{{x, columns}, rows, columns, false};
-    across.data = arena.take(across.size(kernels)), along.data = arena.take(along.size(kernels));
+    across.data = arena.take(across.size(products)), along.data = arena.take(along.size(products));
     float *square = arena.take(std::size_t(rows) * rows), *fourth = arena.take(std::size_t(rows) * rows);
-    Panels squares{{square, rows}, rows, rows, false, arena.take(Panels{{}, rows, rows, false}.size(kernels))};
+    Panels squares{{square, rows}, rows, rows, false, arena.take(Panels{{}, rows, rows, false}.size(products))};
     for (int i = 0; i < turns; i++, std::swap(x, next)) {
         across.source.data = along.source.data = x;
-        pack(kernels, across);
-        multiply_symmetric(kernels, {x, columns}, across, {square, rows});
-        pack(kernels, squares);
-        multiply_symmetric(kernels, {square, rows}, squares, {fourth, rows});
+        pack(products, across);
+        multiply_symmetric(own, {x, columns}, across, {square, rows});
+        pack(products, squares);
+        multiply_symmetric(own, {square, rows}, squares, {fourth, rows});
         for (int at = 0; at < rows * rows; at++) fourth[at] = p.b * square[at] + p.c * fourth[at];
         for (int row = 0; row < rows; row++) fourth[row * (rows + 1)] += p.a;
-        pack(kernels, along);
-        multiply(kernels, {fourth, rows}, rows, along, {next, columns}, false);
+        pack(products, along);
+        own.multiply({fourth, rows}, rows, along, {next, columns}, false);
     }
 }
 
@@ -44,7 +44,8 @@ void turn(const TrainKernels& kernels, Polynomial p, int turns, int rows, int co
 
 void Training::orthogonalise(std::span<const Matrices> all, Polynomial polynomial, int turns) {
     const std::lock_guard lock(one_at_a_time_);
-    const auto run_matrix = [&](const Matrices& matrices, int index, Arena& arena) {
+    const auto run_matrix = [&](const Matrices& matrices, int index, Own& own) {
+        Arena& arena = own.arena;
         arena.clear();
         const int rows = std::min(matrices.rows, matrices.columns), columns = std::max(matrices.rows, matrices.columns);
         const int size = rows * columns;
@@ -53,7 +54,7 @@ void Training::orthogonalise(std::span<const Matrices> all, Polynomial polynomia
         const float shrink = 1 / (std::sqrt(kernels_.dot(from, from, size)) + polynomial.eps);
         const auto place = [&](int at) { return tall ? at % columns * rows + at / columns : at; };
         for (int at = 0; at < size; at++) x[at] = from[place(at)] * shrink;
-        turn(kernels_, polynomial, turns, rows, columns, x, next, arena);
+        turn(products_, polynomial, turns, rows, columns, x, next, own);
         const float* made = turns % 2 ? next : x;
         for (int at = 0; at < size; at++) from[place(at)] = made[at];
     };

@@ -1,4 +1,4 @@
-// Products of float matrices: rows by a packed matrix, and columns by columns. Sums have one order, whatever the
+// FloatProducts of float matrices: rows by a packed matrix, and columns by columns. Sums have one order, whatever the
 // threads and the rows beside.
 #pragma once
 
@@ -17,11 +17,17 @@ struct Panels {
     bool transposed;
     float* data = nullptr;
 
-    int count(const TrainKernels& kernels) const { return (columns + kernels.tile_columns - 1) / kernels.tile_columns; }
-    std::size_t size(const TrainKernels& kernels) const {
-        return std::size_t(count(kernels)) * k * kernels.tile_columns;
+    int count(const FloatProducts& products) const {
+        return (columns + products.tile_columns - 1) / products.tile_columns;
     }
-    void pack(const TrainKernels& kernels, int panel) const;
+    std::size_t size(const FloatProducts& products) const {
+        return products.cells(k) * count(products) * products.tile_columns;
+    }
+    // Where the panel that begins with `column` has the input `row`.
+    float* at(const FloatProducts& products, int column, int row = 0) const {
+        return data + products.cells(k) * column + products.cells(row) * products.tile_columns;
+    }
+    void pack(const FloatProducts& products, int panel) const;
 };
 
 // What rows of `in` numbers are multiplied by, given a weight [out, in]; and what their gradients are.
@@ -29,24 +35,36 @@ inline Panels forward_panels(const float* weight, int out, int in) { return {{we
 inline Panels backward_panels(const float* weight, int out, int in) { return {{weight, in}, out, in, false}; }
 
 // One thread packs a factor that has memory, its rows in order.
-void pack(const TrainKernels& kernels, const Panels& factor);
+void pack(const FloatProducts& products, const Panels& factor);
 // Inside a job: all threads pack all panels of factors that have memory.
-void pack(const TrainKernels& kernels, Team& team, std::span<const Panels> factors);
+void pack(const FloatProducts& products, Team& team, std::span<const Panels> factors);
 
-// out [num_rows, columns] = left [num_rows, inner] right, or that added; of `right` the first `inner` rows.
-void multiply(const TrainKernels& kernels, View left, int num_rows, const Panels& right, MutableView out, bool adds,
-              int inner);
-inline void multiply(const TrainKernels& kernels, View left, int num_rows, const Panels& right, MutableView out,
-                     bool adds) {
-    multiply(kernels, left, num_rows, right, out, adds, right.k);
-}
+// A thread's own: products, and memory for their left factors.
+class Multiplier {
+  public:
+    explicit Multiplier(const FloatProducts& products) : products_(products) {}
 
-// out [width, columns] = left^T right, where left has k rows (all of them in order), or that added.
-void multiply_columns(const TrainKernels& kernels, View left, int width, const Panels& right, MutableView out,
-                      bool adds);
+    // out [num_rows, columns] = left [num_rows, inner] right, or that added; of `right` the first `inner` rows.
+    void multiply(View left, int num_rows, const Panels& right, MutableView out, bool adds, int inner);
+    void multiply(View left, int num_rows, const Panels& right, MutableView out, bool adds) {
+        multiply(left, num_rows, right, out, adds, right.k);
+    }
 
-// Likewise of num_rows rows each that are not packed yet: out [width, right_width].
-void multiply_outer(const TrainKernels& kernels, View left, int width, View right, int right_width, int num_rows,
-                    MutableView out, bool adds, Arena& arena);
+    // out [width, columns] = left^T right, where left has k rows (all of them in order), or that added.
+    void multiply_columns(View left, int width, const Panels& right, MutableView out, bool adds);
+
+    // Likewise of num_rows rows each that are not packed yet: out [width, right_width].
+    void multiply_outer(View left, int width, View right, int right_width, int num_rows, MutableView out, bool adds);
+
+  private:
+    struct Cut;
+    void multiply_packed(View left, Cut cut, const Panels& right, MutableView out, bool adds, float* packed);
+    // Goes over the columns, for tiles that know their left factors; `right` begins with its input `begin`.
+    void sweep(Cut cut, const Panels& right, int begin, MutableView out);
+
+    const FloatProducts& products_;
+    Arena arena_;
+    std::vector<ProductTile> tiles_;
+};
 
 }  // namespace freedive

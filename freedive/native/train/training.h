@@ -1,4 +1,5 @@
-// The forward and backward passes of training's layers, in float32, on a team of threads.
+// The forward and backward passes of training's layers, on a team of threads. All is float32 but the factors of products,
+// which may be rounded.
 #pragma once
 
 #include <cstdint>
@@ -66,9 +67,18 @@ struct Polynomial {
     float a, b, c, eps;
 };
 
+// What a thread has for itself.
+struct Own : Multiplier {
+    using Multiplier::Multiplier;
+    Arena arena;
+};
+
 class Training {
   public:
-    Training(const TrainKernels& kernels, int num_threads) : kernels_(kernels), team_(num_threads), own_(num_threads) {}
+    Training(const TrainKernels& kernels, const FloatProducts& products, int num_threads)
+        : kernels_(kernels), products_(products), team_(num_threads) {
+        for (int i = 0; i < num_threads; i++) own_.emplace_back(products);
+    }
 
     void linear(LinearShape shape, const float* x, const float* weight, float* y);
     void linear_backward(LinearShape shape, const float* x, const float* weight, const float* d_y, float* d_x,
@@ -96,11 +106,17 @@ class Training {
     // Matrices become what Newton-Schulz makes of them in so many turns.
     void orthogonalise(std::span<const Matrices> all, Polynomial polynomial, int turns);
 
+    // See TrainKernels; of all of every weight.
+    void adamw(std::span<const Updated> all, AdamStep step);
+    void look_ahead(std::span<const Updated> all, float beta, float shrink);
+    void move(std::span<const Updated> all);
+
   private:
     const TrainKernels& kernels_;
+    const FloatProducts& products_;
     Team team_;
     Arena shared_;
-    std::vector<Arena> own_;  // by thread
+    std::vector<Own> own_;  // by thread
     std::mutex one_at_a_time_;
 };
 
