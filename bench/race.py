@@ -6,6 +6,10 @@ learning rate over its own seconds; all are tried on the same held-out texts. Wh
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there: its threads make room for the kernels' own
+
 import json
 import time
 from collections.abc import Callable
@@ -24,6 +28,7 @@ from freedive.model import spec
 from freedive.model.families import describe_config
 from freedive.train import config
 from freedive.train.folder import Bench, Folder
+from freedive.train.fused import FLOAT32, prepare
 from freedive.train.net import Weights, initial, losses, stacked_params, step_flops
 from freedive.train.ops import TrainOps
 from freedive.train.optim import Optimizer
@@ -119,7 +124,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Where JSON and picture go.")] = FOLDER / "results" / "race.json",
 ) -> None:
     """Train sparse and dense models for equal seconds, in turns."""
-    torch.set_num_threads(machine.physical_cores())
+    prepare(FLOAT32)
     budget = minutes * 60
     with TemporaryDirectory() as name:
         folder = Folder(Path(name))

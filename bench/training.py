@@ -29,6 +29,7 @@ from freedive.errors import UserError
 from freedive.model.families import describe_config
 from freedive.train import config
 from freedive.train.export import export_folder
+from freedive.train.fused import AUTO, BFLOAT16, FLOAT32, prepare, resolved
 from freedive.train.net import initial, losses, stacked_params, step_flops
 from freedive.train.ops import TrainOps
 from freedive.train.optim import BETAS, EPS, Optimizer
@@ -49,7 +50,8 @@ class Learner(Protocol):
 
 
 class Ours:
-    def __init__(self, run: config.Run, muon: bool) -> None:
+    def __init__(self, run: config.Run, muon: bool, precision: str = FLOAT32) -> None:
+        prepare(precision)
         self.model = describe_config(run.model.hub_config(1, 0))
         self.weights = initial(self.model, 0)
         self.optimizer = Optimizer(self.weights, stacked_params(self.model), DECAY, muon=muon)
@@ -145,6 +147,8 @@ def contestants(run: config.Run, folder: Path, bf16: bool) -> dict[str, Callable
         "freedive": lambda: Ours(run, muon=False),
         "freedive, Muon": lambda: Ours(run, muon=True),
     }
+    if resolved(AUTO) == BFLOAT16:
+        makers["freedive bf16"] = lambda: Ours(run, muon=False, precision=BFLOAT16)
     for name, experts in ways.items():
         makers[f"transformers {name} fp32"] = lambda e=experts: Theirs(folder, e, torch.float32, False, size)
         if bf16:

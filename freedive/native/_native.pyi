@@ -168,7 +168,7 @@ class Program:
         """A buffer's rows of the last step."""
 
 class Updates:
-    """Weights, their gradients and moments, which must outlive it; how much of each weight an update keeps, and its rate.
+    """Weights, their gradients and moments, which must outlive it; what an update keeps of each weight, and its rate.
 
     ``squares`` may be empty. Raises ValueError for lists or arrays that do not fit each other.
     """
@@ -265,9 +265,7 @@ class Training:
         turns of (a + b x x^T + c (x x^T)^2) x.
         """
 
-    def adamw(
-        self, updates: Updates, beta1: float, beta2: float, bias2: float, eps: float, shrink: float
-    ) -> None: ...
+    def adamw(self, updates: Updates, beta1: float, beta2: float, bias2: float, eps: float, shrink: float) -> None: ...
     def look_ahead(self, updates: Updates, beta: float, shrink: float) -> None:
         """Muon's momentum: the gradients become what it makes of them."""
 

@@ -1,12 +1,14 @@
-"""What all learning from a model's own answers shares: weights between two steps, and answers as text."""
+"""What all learning from a model's own answers shares: weights between two steps, and answers as a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from freedive.model import spec
 from freedive.train import checkpoints
@@ -16,6 +18,7 @@ from freedive.train.net import Weights, stacked_params
 from freedive.train.optim import Optimizer
 from freedive.train.progress import Row
 from freedive.train.rollouts import Sample
+from freedive.train.sequences import Sequences
 from freedive.train.words import Words
 
 
@@ -31,7 +34,7 @@ class Answering:
     step: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.optimizer = Optimizer(self.weights, stacked_params(self.model), weight_decay=0.0)
+        self.optimizer = Optimizer(self.weights, stacked_params(self.model), 0.0, momentum=self.settings.momentum)
         for name in self.optimizer.trained:
             self.weights[name].requires_grad_()
 
@@ -54,11 +57,6 @@ class Answering:
             self.folder, self.step, Checkpoint(self.weights, self.optimizer.state, {"step": self.step})
         )
 
-    def said(self, sample: Sample) -> str:
-        """The answer, marks of thoughts included and that of its end not."""
-        answer = sample.tokens[sample.prompt :]
-        return self.words.tokenizer.decode(answer[: -1 if sample.ended else None], skip_special=False)
-
 
 def about(samples: Sequence[Sample]) -> Row:
     """How long answers are, how many were cut off, and how open they were, in nats a token."""
@@ -67,3 +65,29 @@ def about(samples: Sequence[Sample]) -> Row:
         "answer_tokens": float(np.mean([len(sample.odds) for sample in samples])),
         "entropy": -float(np.mean(np.concatenate([sample.odds for sample in samples]))),
     }
+
+
+def joined(samples: list[Sample]) -> tuple[Sequences, Tensor, list[Tensor]]:
+    """Samples laid end to end, the odds of their targets [T] (0 within prompts), and each mixture's choices [T, k]."""
+    texts, odds = [], []
+    for sample in samples:
+        answered = np.arange(len(sample.tokens)) >= sample.prompt
+        texts.append((np.array(sample.tokens), answered.astype(np.float32)))
+        odds.append(np.concatenate([np.zeros(sample.prompt - 1), sample.odds]))
+    routes = torch.from_numpy(np.concatenate([np.stack(sample.routes) for sample in samples]))
+    return Sequences.of(texts), torch.from_numpy(np.concatenate(odds)).float(), list(routes.unbind(1))
+
+
+def parts(samples: Sequence[Sample], num_tokens: int) -> Iterator[list[int]]:
+    """Numbers of samples, equal lengths side by side, in parts of at most ``num_tokens``, or of one."""
+    part: list[int] = []
+    room = num_tokens
+    for index in sorted(range(len(samples)), key=lambda i: len(samples[i].tokens)):
+        length = len(samples[index].tokens)
+        if part and length > room:
+            yield part
+            part, room = [], num_tokens
+        part.append(index)
+        room -= length
+    if part:
+        yield part

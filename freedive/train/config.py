@@ -117,8 +117,11 @@ class Stage:
 class Reinforcement:
     """GRPO: ``num_samples`` answers to each of ``num_prompts`` tasks are one update.
 
+    Tasks of whose answers all or none are right teach nothing; up to ``refills`` times others take their place.
+
     The ratio of new to old odds is cut at 1 - ``clip_low`` and 1 + ``clip_high``. ``reward``: ``correct``, or
-    ``random``, which is to change nothing.
+    ``random``, which is to change nothing. ``momentum`` is Muon's: gradients are mostly noise here, which makes steps
+    as long as any, and with 0.95 would go far in one direction.
     """
 
     steps: int
@@ -129,7 +132,9 @@ class Reinforcement:
     clip_low: float = 0.2
     clip_high: float = 0.28
     clip: float = 1.0
+    momentum: float = 0.5
     max_divergence: float = 1e-3
+    refills: int = 1
     reward: str = "correct"
     eval_every: int = 20
     num_eval: int = 200
@@ -170,6 +175,7 @@ class Distillation:
     num_parallel: int = 8
     micro_tokens: int = 8192
     clip: float = 1.0
+    momentum: float = 0.95
     save_every: int = 20
     seed: int = 0
 

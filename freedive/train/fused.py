@@ -7,6 +7,7 @@ so. Weights so packed are the shadow weights of others: they live for a pass, an
 from __future__ import annotations
 
 import atexit
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -52,6 +53,23 @@ def prepare(wanted: str) -> None:
 def kernels(num_threads: int, isa: str = "", precision: str = FLOAT32) -> _native.Training:
     """The kernels with threads of their own; at an instruction-set level, by default the machine's best."""
     return _native.Training(isa, num_threads, precision == BFLOAT16)
+
+
+def peak_flops() -> float:
+    """The operations a second that a product of large matrices reaches here, the best of several."""
+    return _peak_flops(torch.get_num_threads(), _precision)
+
+
+@cache
+def _peak_flops(num_threads: int, precision: str) -> float:
+    size, layers = 768, kernels(num_threads, precision=precision)
+    x, weight, y = torch.ones(3, size, size).unbind()
+    seconds = []
+    for _ in range(6):
+        began = time.perf_counter()
+        layers.linear(x.numpy(), weight.numpy(), y.numpy())
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
 
 
 atexit.register(kernels.cache_clear)  # threads end before Python does
@@ -186,7 +204,8 @@ class Moments:
     def updates(self) -> _native.Updates:
         """The same memory, for the kernels."""
         tensors = self.weights, self.gradients, self.momenta, self.squares
-        return _native.Updates(*([each.detach().numpy() for each in some] for some in tensors), self.keeps, self.rates)
+        weights, gradients, momenta, squares = ([each.detach().numpy() for each in some] for some in tensors)
+        return _native.Updates(weights, gradients, momenta, squares, self.keeps, self.rates)
 
 
 def adamw(moments: Moments, betas: tuple[float, float], bias2: float, eps: float, shrink: float) -> None:

@@ -100,6 +100,7 @@ def losses(
         loss = loss + mtp_share * _loss_of(model, weights, further, x, draft_norm(model), then)
         ops.chosen += then.chosen
         ops.balance += then.balance
+        ops.entropy += then.entropy
     return loss
 
 

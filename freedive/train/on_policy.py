@@ -27,13 +27,12 @@ from freedive.engine.batch import Batch
 from freedive.engine.kvcache import pages_for
 from freedive.errors import UserError
 from freedive.text.tokenizer import Tokenizer
-from freedive.train.answering import Answering, about
+from freedive.train.answering import Answering, about, joined, parts
 from freedive.train.config import Distillation
 from freedive.train.loss import CHUNK
 from freedive.train.net import last_states, output_matrix
 from freedive.train.ops import TrainOps
 from freedive.train.progress import Row
-from freedive.train.rl import joined
 from freedive.train.rollouts import Sample, Sampler
 from freedive.train.tasks import tasks
 from freedive.train.traces import Question, questions
@@ -93,7 +92,11 @@ class Pupil(Answering):
         pairs = [
             (question, sample) for question, sample in zip(each, samples, strict=True) if question.answer is not None
         ]
-        right = {"right": float(np.mean([q.passes(self.said(sample)) for q, sample in pairs]))} if pairs else {}
+        right = (
+            {"right": float(np.mean([q.passes(self.words.said(sample.answer)) for q, sample in pairs]))}
+            if pairs
+            else {}
+        )
         return {
             "step": self.step,
             "loss": loss,
@@ -122,11 +125,9 @@ class Pupil(Answering):
 
     def _learn(self, samples: Sequence[Sample]) -> tuple[float, float]:
         """One update; the mean divergence, in nats a token, before it, and the gradient's norm."""
-        order = sorted(samples, key=lambda sample: len(sample.tokens))
-        total = sum(len(sample.odds) for sample in samples)
-        rows, apart = max(1, self.settings.micro_tokens // self.length), 0.0
-        for begin in range(0, len(order), rows):
-            loss = self._divergence(order[begin : begin + rows]) / total
+        total, apart = sum(len(sample.odds) for sample in samples), 0.0
+        for part in parts(samples, self.settings.micro_tokens):
+            loss = self._divergence([samples[i] for i in part]) / total
             loss.backward()  # type: ignore[no-untyped-call]
             apart += loss.item()
         return apart, update(self.weights, self.optimizer, self.settings.lr, self.settings.clip)

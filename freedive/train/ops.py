@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import log
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ class TrainOps(TorchOps):
     """Operations on whole texts, over stacked experts.
 
     ``chosen`` [T, k] of every mixture are kept; with ``replay`` they are what was chosen before. ``balance`` collects
-    each mixture's sequence-wise loss (DeepSeek-V3, section 2.1.2, equations 17 to 20).
+    each mixture's sequence-wise loss (DeepSeek-V3, section 2.1.2, equations 17 to 20), ``entropy`` that of its router's
+    odds, of which 1 is the most.
     """
 
     def __init__(self, batch: Sequences, replay: Sequence[Tensor] = ()) -> None:
@@ -42,6 +44,7 @@ class TrainOps(TorchOps):
         self._exact = False
         self.chosen: list[Tensor] = []
         self.balance: list[Tensor] = []
+        self.entropy: list[Tensor] = []
 
     def select(self, x: Tensor) -> Tensor:
         return x
@@ -56,7 +59,9 @@ class TrainOps(TorchOps):
     ) -> Tensor:
         routes = super().route(logits, router, choice_bias, expert_scale)
         scores = logits.float().sigmoid() if router.score == "sigmoid" else logits.float().softmax(-1)
-        part = self._by_text(scores / scores.sum(-1, keepdim=True))
+        odds = scores / scores.sum(-1, keepdim=True)
+        self.entropy.append(torch.special.entr(odds.detach()).sum(-1).mean() / log(router.num_experts))
+        part = self._by_text(odds)
         took = self._by_text(torch.zeros_like(scores).scatter_(1, self.chosen[-1], 1.0))
         self.balance.append((part * took).sum(-1).mean() * (router.num_experts / router.num_chosen))
         return routes

@@ -29,13 +29,22 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 class Optimizer:
-    """Updates ``weights`` in place; without ``muon`` by AdamW alone. Its state are tensors by name, for checkpoints."""
+    """Updates ``weights`` in place; without ``muon`` by AdamW alone. Its state are tensors by name, for checkpoints.
+
+    ``momentum`` is Muon's.
+    """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], table: Mapping[str, Param], weight_decay: float, *, muon: bool = True
+        self,
+        weights: Mapping[str, Tensor],
+        table: Mapping[str, Param],
+        weight_decay: float,
+        *,
+        muon: bool = True,
+        momentum: float = MOMENTUM,
     ) -> None:
         self._weights = weights
-        self._decay = weight_decay
+        self._decay, self._momentum = weight_decay, momentum
         matrices = [name for name in weights if table[name].role in ("linear", "heads") and name != "head"]
         self._muon = matrices if muon else []
         self._adam = [name for name in weights if name not in self._muon and not name.endswith(CHOICE_BIAS)]
@@ -56,7 +65,9 @@ class Optimizer:
         bias1, bias2 = (1 - beta**self.num_steps for beta in BETAS)
         fused.adamw(self._moments(self._adam, gradients, lr, lambda _: lr / bias1), BETAS, bias2, EPS, shrink)
         moments = self._moments(self._muon, gradients, lr, lambda shape: lr * 0.2 * math.sqrt(max(shape[-2:])))
-        fused.muon(moments, MOMENTUM, shrink, NEWTON_SCHULZ, EPS_NORM, TURNS)  # steps as large as Adam's (Moonlight)
+        fused.muon(
+            moments, self._momentum, shrink, NEWTON_SCHULZ, EPS_NORM, TURNS
+        )  # steps as large as Adam's (Moonlight)
 
     def _moments(
         self, names: list[str], gradients: Mapping[str, Tensor], lr: float, rate: Callable[[torch.Size], float]

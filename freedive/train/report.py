@@ -27,6 +27,10 @@ REINFORCED = {"rl": "rewards for right answers", "control": "random rewards"}
 HASHED = ("tokenizer/tokenizer.json", "data/*/manifest.json", "model/model.safetensors", "*.gguf")
 
 
+DEAD = 0.01
+"""Of an even share: what has less is as good as not there."""
+
+
 def write_report(root: Path, run: Run, told: Mapping[str, str]) -> Path:
     """Write ``root``/report.html from the metrics there; ``told`` are samples: what was asked, and the answer."""
     parts = [f"<h1>{html.escape(root.name)}</h1>", f"<p>{html.escape(machine.cpu_name())}</p>"]
@@ -50,14 +54,12 @@ def write_report(root: Path, run: Run, told: Mapping[str, str]) -> Path:
 def _supervised(stage: str, rows: Sequence[Row]) -> list[str]:
     last = rows[-1]
     speed = sorted(row["tokens_per_s"] for row in rows)[len(rows) // 2]
-    worst = 1 + max(last["max_violation"], default=0.0)
     summary = (
         f"{last['step']} steps; loss {last['loss']:.3f}, {last['bits_per_byte']:.3f} bits a byte; {speed:,.0f} tokens/s"
-        + (f"; the fullest expert has {worst:.2f} times its share" if last["loads"] else "")
     )
     return [
         f"<h2>{stage}</h2>",
-        f"<p>{summary}.</p>",
+        f"<p>{summary}{_balance(last['loads'])}.</p>",
         curves("loss, nats a token", {"loss": [(row["step"], row["loss"]) for row in rows]}),
         *(
             heat_map(f"load of each expert, mixture {layer + 1}", [row["loads"][layer] for row in rows])
@@ -65,6 +67,18 @@ def _supervised(stage: str, rows: Sequence[Row]) -> list[str]:
         ),
         *(_sample(f"after step {row['step']}", row["sample"]) for row in rows if "sample" in row),
     ]
+
+
+def _balance(loads: Sequence[Sequence[float]]) -> str:
+    """How evenly the experts of all mixtures are used."""
+    times = [share * len(layer) for layer in loads for share in layer]
+    if not times:
+        return ""
+    dead = sum(each < DEAD for each in times)
+    return (
+        f"; the fullest expert has {max(times):.2f} times its share, the emptiest {min(times):.2f}; "
+        f"{dead or 'none'} of {len(times)} {'is' if dead < 2 else 'are'} dead"
+    )
 
 
 def _on_policy(stage: str, rows: Sequence[Row]) -> list[str]:

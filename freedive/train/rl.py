@@ -7,7 +7,7 @@ kernels, and the experts that they chose are replayed in training, so that both 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import comb
@@ -18,16 +18,17 @@ import torch
 from torch import Tensor
 
 from freedive.errors import UserError
-from freedive.train.answering import Answering, about
+from freedive.model import spec
+from freedive.train.answering import Answering, about, joined, parts
 from freedive.train.config import Reinforcement
 from freedive.train.loss import CHUNK
-from freedive.train.net import last_states, output_matrix, weighted_loss
+from freedive.train.net import Weights, last_states, output_matrix, weighted_loss
 from freedive.train.ops import TrainOps
 from freedive.train.progress import Row
 from freedive.train.rollouts import Sample, Sampler
-from freedive.train.sequences import Sequences
 from freedive.train.tasks import KINDS, Task, tasks
 from freedive.train.trainer import update
+from freedive.train.words import Words
 
 EVALUATION_SEED = 7
 
@@ -46,11 +47,7 @@ class Learner(Answering):
         """Answers to new tasks, and one update from them; now and then, how held-out tasks go."""
         given = self.settings
         before = {} if self.step else {"before": self.evaluate()}
-        asked = list(islice(tasks(given.seed * 1_000_000 + self.step, held_out=False), given.num_prompts))
-        each = [task for task in asked for _ in range(given.num_samples)]
-        source = np.random.default_rng((given.seed, self.step))
-        samples = self._answers(each, source)
-        rewards = self._rewards(each, samples, source).reshape(given.num_prompts, -1)
+        samples, rewards = self._rollouts()
         advantages = (rewards - rewards.mean(1, keepdims=True)).ravel()
         useful = [i for i, sample in enumerate(samples) if sample.ended and advantages[i]]
         divergence = self._learn([samples[i] for i in useful], advantages[useful]) if useful else 0.0
@@ -70,44 +67,46 @@ class Learner(Answering):
             }
         )
 
-    def evaluate(self, num_samples: int = 1, ks: Sequence[int] = (1,)) -> dict[str, float]:
-        """pass@k of held-out tasks, by kind: the chance that one of k answers is right, told from ``num_samples``.
+    def evaluate(self) -> dict[str, float]:
+        """The part of held-out tasks whose first answer is right, by kind."""
+        return passes(self.model, self.weights, self.words, self.settings.num_eval)
 
-        The estimate has no bias (Chen et al. 2021, Codex, section 2.1).
+    def _rollouts(self) -> tuple[list[Sample], npt.NDArray[np.float64]]:
+        """Answers to new tasks, group by group, and their rewards [groups, num_samples].
+
+        Where all answers of a group have one reward there is nothing to learn, and others are asked instead, in at most
+        ``refills`` further rounds (DAPO's dynamic sampling, with an end).
         """
-        asked = list(islice(tasks(EVALUATION_SEED, held_out=True), self.settings.num_eval * len(KINDS)))
-        source = np.random.default_rng(EVALUATION_SEED)
-        rounds = [self._right(asked, self._answers(asked, source)) for _ in range(num_samples)]
-        right = np.sum(rounds, 0)
-        found = {}
-        for k in ks:
-            passed = np.array([1 - comb(num_samples - count, k) / comb(num_samples, k) for count in right.tolist()])
-            for kind in KINDS:
-                name = kind if ks == (1,) else f"{kind} pass@{k}"
-                found[name] = float(passed[[task.kind == kind for task in asked]].mean())
-        return found
-
-    def _right(self, asked: list[Task], samples: list[Sample]) -> list[bool]:
-        return [task.reward(self.said(sample)) == 1 for task, sample in zip(asked, samples, strict=True)]
-
-    def _answers(self, asked: list[Task], source: np.random.Generator) -> list[Sample]:
-        prompts = [self.words.question(task.question) for task in asked]
-        sampler = Sampler(self.model, self.weights, len(prompts), self.model.max_context)
-        return sampler.answers(prompts, self.words.end, source)
+        given = self.settings
+        source = np.random.default_rng((given.seed, self.step))
+        new = tasks(given.seed * 1_000_000 + self.step, held_out=False)
+        samples, rewards = list[Sample](), np.empty((0, given.num_samples))
+        for _ in range(1 + given.refills):
+            missing = given.num_prompts - int(np.ptp(rewards, axis=1).astype(bool).sum())
+            each = [task for task in islice(new, missing) for _ in range(given.num_samples)]
+            if each:
+                answered = answers(self.model, self.weights, self.words, each, source)
+                samples += answered
+                rewards = np.concatenate([rewards, self._rewards(each, answered, source)])
+        return samples, rewards
 
     def _rewards(
         self, asked: list[Task], samples: list[Sample], source: np.random.Generator
     ) -> npt.NDArray[np.float64]:
+        """[groups, num_samples]."""
         if self.settings.reward == "random":
-            return source.integers(0, 2, len(samples)).astype(np.float64)
-        pairs = zip(asked, samples, strict=True)
-        return np.array([task.reward(self.said(sample)) if sample.ended else 0.0 for task, sample in pairs])
+            rewards = source.integers(0, 2, len(samples)).astype(np.float64)
+        else:
+            pairs = zip(asked, samples, strict=True)
+            rewards = np.array(
+                [task.reward(self.words.said(sample.answer)) if sample.ended else 0.0 for task, sample in pairs]
+            )
+        return rewards.reshape(-1, self.settings.num_samples)
 
     def _learn(self, samples: list[Sample], advantages: npt.NDArray[np.float64]) -> float:
         """One update; how far the answers' odds are from the trainer's, in nats a token."""
-        order = sorted(range(len(samples)), key=lambda i: len(samples[i].tokens))  # equal lengths side by side
         total, apart = sum(len(sample.odds) for sample in samples), 0.0
-        for part in _parts(order, [len(sample.tokens) for sample in samples], self.settings.micro_tokens):
+        for part in parts(samples, self.settings.micro_tokens):
             apart += self._accumulate([samples[i] for i in part], advantages[part], total)
         if apart / total > self.settings.max_divergence:
             what = f"The answers' odds are {apart / total:.1e} nats a token from the trainer's"
@@ -129,6 +128,36 @@ class Learner(Answering):
         return float((ratio - 1 - drift).sum())
 
 
+def answers(
+    model: spec.Model, weights: Weights, words: Words, asked: Sequence[Task], source: np.random.Generator
+) -> list[Sample]:
+    """One answer to each task."""
+    prompts = [words.question(task.question) for task in asked]
+    return Sampler(model, weights, len(prompts), model.max_context).answers(prompts, words.end, source)
+
+
+def passes(
+    model: spec.Model, weights: Weights, words: Words, num_tasks: int, num_samples: int = 1, ks: Sequence[int] = (1,)
+) -> dict[str, float]:
+    """pass@k of ``num_tasks`` held-out tasks of each kind: the chance that one of k answers is right.
+
+    It is told from ``num_samples`` answers, without bias (Chen et al. 2021, Codex, section 2.1).
+    """
+    asked = list(islice(tasks(EVALUATION_SEED, held_out=True), num_tasks * len(KINDS)))
+    source = np.random.default_rng(EVALUATION_SEED)
+    right = np.zeros(len(asked), int)
+    for _ in range(num_samples):
+        answered = answers(model, weights, words, asked, source)
+        right += [task.reward(words.said(sample.answer)) == 1 for task, sample in zip(asked, answered, strict=True)]
+    found = {}
+    for k in ks:
+        passed = np.array([1 - comb(num_samples - count, k) / comb(num_samples, k) for count in right.tolist()])
+        for kind in KINDS:
+            name = kind if tuple(ks) == (1,) else f"{kind} pass@{k}"
+            found[name] = float(passed[[task.kind == kind for task in asked]].mean())
+    return found
+
+
 @torch.no_grad()
 def log_odds(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """The log-probability of each target after the last states ``x`` [rows, hidden]: [rows]."""
@@ -137,26 +166,3 @@ def log_odds(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         for rows, target in zip(torch.split(x, CHUNK), torch.split(targets, CHUNK), strict=True)
     ]
     return torch.cat(parts)
-
-
-def joined(samples: list[Sample]) -> tuple[Sequences, Tensor, list[Tensor]]:
-    """Samples laid end to end, the odds of their targets [T] (0 within prompts), and each mixture's choices [T, k]."""
-    texts, odds = [], []
-    for sample in samples:
-        answered = np.arange(len(sample.tokens)) >= sample.prompt
-        texts.append((np.array(sample.tokens), answered.astype(np.float32)))
-        odds.append(np.concatenate([np.zeros(sample.prompt - 1), sample.odds]))
-    routes = torch.from_numpy(np.concatenate([np.stack(sample.routes) for sample in samples]))
-    return Sequences.of(texts), torch.from_numpy(np.concatenate(odds)).float(), list(routes.unbind(1))
-
-
-def _parts(order: list[int], lengths: list[int], num_tokens: int) -> Iterator[list[int]]:
-    """Numbers of ``order`` in parts, of at most ``num_tokens`` where one alone has not more."""
-    part: list[int] = []
-    for index in order:
-        if part and sum(lengths[i] for i in part) + lengths[index] > num_tokens:
-            yield part
-            part = []
-        part.append(index)
-    if part:
-        yield part

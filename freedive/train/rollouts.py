@@ -35,6 +35,11 @@ class Sample:
     routes: list[npt.NDArray[np.int64]] = field(default_factory=list)
     ended: bool = False
 
+    @property
+    def answer(self) -> list[int]:
+        """Its tokens, that of the end included."""
+        return self.tokens[self.prompt :]
+
 
 class Sampler:
     """A model on the kernels, with room for ``num`` answers at once of up to ``length`` tokens, prompts included."""

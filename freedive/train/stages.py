@@ -10,8 +10,6 @@ from itertools import islice
 from math import log
 from pathlib import Path
 
-from torch import Tensor
-
 from freedive.errors import UserError
 from freedive.train import config, sources
 from freedive.train.config import Reinforcement, Run
@@ -22,7 +20,7 @@ from freedive.train.fused import prepare, resolved
 from freedive.train.net import unstacked
 from freedive.train.progress import go_through
 from freedive.train.report import write_report
-from freedive.train.rl import Learner
+from freedive.train.rl import Learner, passes
 from freedive.train.sampling import samples
 from freedive.train.shards import write_shards
 from freedive.train.trainer import mean_loss, start
@@ -101,8 +99,8 @@ def evaluate(bench: Bench) -> None:
         bench.say(f"eval: {stage}: loss {loss:.3f}, {found[stage]['bits_per_byte']:.3f} bits a byte")
     for stage in (SFT, RL, DISTILL):
         if bench.has(stage):
-            learner = _learner(bench, stage, bench.run.rl, bench.trained(stage))
-            found[f"tasks, {stage}"] = passed = learner.evaluate(EVAL_SAMPLES, EVAL_KS)
+            given = bench.trained(stage), bench.words(), bench.run.rl.num_eval
+            found[f"tasks, {stage}"] = passed = passes(model, *given, EVAL_SAMPLES, EVAL_KS)
             bench.say(f"eval: {stage}: " + ", ".join(f"{name} {part:.0%}" for name, part in passed.items()))
     if not found:
         raise UserError("There is nothing to evaluate", "Train first: freedive train pretrain")
@@ -189,12 +187,9 @@ def note(folder: Folder, stage: str, seconds: float) -> None:
     write_json(path, spent)
 
 
-def _learner(bench: Bench, name: str, settings: Reinforcement, given: dict[str, Tensor]) -> Learner:
-    weights = start(bench.model(), settings.seed, given)
-    return Learner(bench.model(), settings, bench.words(), bench.folder.checkpoints(name), weights)
-
-
 def _reinforce(bench: Bench, name: str, settings: Reinforcement) -> None:
-    learner = _learner(bench, name, settings, bench.trained(SFT))
+    model = bench.model()
+    weights = start(model, settings.seed, bench.trained(SFT))
+    learner = Learner(model, settings, bench.words(), bench.folder.checkpoints(name), weights)
     learner.resume()
     go_through(learner, name, bench.folder.metrics(name))

@@ -16,6 +16,7 @@ from freedive.model import spec
 from freedive.train import checkpoints
 from freedive.train.checkpoints import Checkpoint
 from freedive.train.config import Stage
+from freedive.train.fused import peak_flops
 from freedive.train.net import CHOICE_BIAS, Weights, initial, losses, mixtures, stacked_params, step_flops
 from freedive.train.ops import TrainOps
 from freedive.train.optim import Optimizer, learning_rate
@@ -28,6 +29,16 @@ SAMPLES = 8
 
 STILL = 0.1
 """The last part of a stage, in which routers' biases rest."""
+
+
+@dataclass
+class Seen:
+    """What the parts of a batch add up to: losses; of each mixture, its experts' loads and its router's entropy."""
+
+    loss: float
+    balance_loss: float
+    loads: list[Tensor]
+    entropy: Tensor
 
 
 @dataclass
@@ -92,43 +103,49 @@ class Trainer:
         """One update; what is to be known of it."""
         began, stage = time.perf_counter(), self.stage
         batch = self.stream.take(stage.step_tokens, self.length)
-        total, uneven, loads = self._gradients(batch)
+        seen = self._gradients(batch)
         lr = learning_rate(stage, self.step)
         norm = update(self.weights, self.optimizer, lr, stage.clip)
         if stage.balance_rate and self.step < (1 - STILL) * stage.steps:
-            balance(self.model, self.weights, loads, stage.balance_rate)
+            balance(self.model, self.weights, seen.loads, stage.balance_rate)
         self.step += 1
         seconds = time.perf_counter() - began
+        flops = batch.tokens.size * step_flops(self.model, batch.mean_context) / seconds
         return self._said() | {
             "step": self.step,
-            "loss": total,
-            "bits_per_byte": total / log(2) / self.shards.bytes_per_token,
+            "loss": seen.loss,
+            "bits_per_byte": seen.loss / log(2) / self.shards.bytes_per_token,
             "lr": lr,
             "gradient_norm": norm,
             "tokens_per_s": batch.tokens.size / seconds,
-            "flops": batch.tokens.size * step_flops(self.model, batch.mean_context) / seconds,
-            "balance_loss": uneven,
-            "max_violation": [float(load.max() / load.mean() - 1) for load in loads],
-            "loads": [[round(share, 4) for share in (load / load.sum()).tolist()] for load in loads],
+            "flops": flops,
+            "utilisation": flops / peak_flops(),
+            "balance_loss": seen.balance_loss,
+            "router_entropy": [round(each, 4) for each in seen.entropy.tolist()],
+            "max_violation": [float(load.max() / load.mean() - 1) for load in seen.loads],
+            "loads": [[round(share, 4) for share in (load / load.sum()).tolist()] for load in seen.loads],
         }
 
     def _said(self) -> Row:
         parts = (self.step - 1) * SAMPLES // self.num_steps, self.step * SAMPLES // self.num_steps
         return {"sample": self.speak(self.weights)} if self.speak and parts[0] < parts[1] else {}
 
-    def _gradients(self, batch: Sequences) -> tuple[float, float, list[Tensor]]:
-        """Adds to the weights' gradients: those of the mean loss. Returns it, the balance loss, and experts' loads."""
-        weight = max(1.0, float(batch.weights.sum()))
-        loads = [torch.zeros(())] * len(mixtures(self.model))
-        total = balance_loss = 0.0
+    def _gradients(self, batch: Sequences) -> Seen:
+        """Adds to the weights' gradients: those of the mean loss."""
+        weight, num = max(1.0, float(batch.weights.sum())), len(mixtures(self.model))
+        seen = Seen(0.0, 0.0, [torch.zeros(())] * num, torch.zeros(num))
         for part in batch.split(self.stage.micro_tokens):
             summed, ops = self.losses(part)
             loss = summed / weight
             uneven = sum(ops.balance, torch.zeros(())) * (len(part.lengths) / len(batch.lengths))
             (loss + self.stage.balance_loss * uneven).backward()  # type: ignore[no-untyped-call]
-            total, balance_loss = total + loss.item(), balance_loss + uneven.item()
-            loads = [load + count for load, count in zip(loads, expert_loads(self.model, ops.chosen), strict=True)]
-        return total, balance_loss, loads
+            seen.loss += loss.item()
+            seen.balance_loss += uneven.item()
+            loads = expert_loads(self.model, ops.chosen)
+            seen.loads = [load + count for load, count in zip(seen.loads, loads, strict=True)]
+            if num:
+                seen.entropy += torch.stack(ops.entropy) * (part.tokens.size / batch.tokens.size)
+        return seen
 
 
 def expert_loads(model: spec.Model, chosen: Sequence[Tensor]) -> list[Tensor]:

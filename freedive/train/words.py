@@ -87,6 +87,11 @@ class Words:
             weights += [0, *[int(learned)] * len(said)]
         return tokens, weights
 
+    def said(self, answer: Sequence[int]) -> str:
+        """The text of an answer, marks of thoughts included and that of its end not."""
+        ended = bool(answer) and answer[-1] == self.end
+        return self.tokenizer.decode(answer[: -1 if ended else None], skip_special=False)
+
 
 def rendered(record: dict[str, Any], words: Words) -> tuple[list[int], list[int]]:
     """A record of the data, {"text": ...} or {"messages": [...]}."""

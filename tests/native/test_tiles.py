@@ -1,4 +1,4 @@
-"""The instructions of the amx level, on machines that may lack them: each traps and is done in software."""
+"""Tile instructions, on machines that may lack them: each traps and is done in software."""
 
 from __future__ import annotations
 
@@ -11,21 +11,33 @@ import pytest
 
 from freedive.native import _native
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+LEVEL = HERE.parents[1] / "freedive" / "native" / "isa" / "amx.cpp"
 FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c"]
 GCC_HEADERS = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 
+pytestmark = [
+    pytest.mark.skipif(platform.system() != "Linux", reason="traps are taken as Linux hands them out"),
+    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86-64 has these instructions"),
+    pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed"),
+]
+
+
+def num_trapped(folder: Path, *sources: Path, flags: list[str]) -> int:
+    """How many instructions trapped in a program that says all was right."""
+    program = folder / "program"
+    subprocess.run(["g++", *FLAGS, *flags, *GCC_HEADERS, *sources, "-o", program], check=True)
+    result = subprocess.run([program], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0
+    return int(result.stdout)
+
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.system() != "Linux", reason="traps are taken as Linux hands them out")
 @pytest.mark.skipif("avx512" not in _native.isa_levels(), reason="this machine has no avx512")
-@pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
-def test_the_instructions_do_what_their_model_in_software_does(tmp_path: Path) -> None:
-    program = tmp_path / "trap_tiles"
-    level = ROOT / "freedive" / "native" / "isa" / "amx.cpp"
-    main = Path(__file__).with_name("trap_tiles.cpp")
-    subprocess.run(["g++", *FLAGS, *AVX512, *GCC_HEADERS, main, level, "-o", program], check=True)
-    result = subprocess.run([program], capture_output=True, text=True, timeout=200)
-    assert int(result.stdout) > 50_000
-    assert result.returncode == 0
+def test_the_amx_level_does_what_its_model_in_software_does(tmp_path: Path) -> None:
+    assert num_trapped(tmp_path, HERE / "trap_tiles.cpp", LEVEL, flags=AVX512) > 50_000
+
+
+def test_products_of_bfloat16_are_those_of_the_model_in_software(tmp_path: Path) -> None:
+    assert num_trapped(tmp_path, HERE / "trap_products.cpp", flags=[]) > 2_000

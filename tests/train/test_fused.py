@@ -57,7 +57,9 @@ def check(bound: float, function: object, oracle: object, *given: object) -> Non
         for each in given
     ]
     for got, expected in zip(results(function, *given), results(oracle, *wide), strict=True):
-        torch.testing.assert_close(got.double(), expected, rtol=bound, atol=bound * max(float(expected.abs().max()), 1e-2))
+        torch.testing.assert_close(
+            got.double(), expected, rtol=bound, atol=bound * max(float(expected.abs().max()), 1e-2)
+        )
 
 
 @pytest.mark.parametrize(("rows", "ins", "outs"), [(1, 1, 1), (5, 8, 3), (37, 33, 50), (200, 16, 100), (7, 1100, 17)])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from freedive.model.families import describe_config
-from freedive.train import config
+from freedive.train import config, fused
 from freedive.train.export import export_folder
 from freedive.train.net import Weights, initial, losses, mixtures, stacked, stacked_params, unstacked
 from freedive.train.ops import TrainOps
@@ -124,3 +124,31 @@ def test_the_further_loss_is_that_of_the_paper() -> None:
     further = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(tokens[2:]), reduction="sum")
     assert len(ops.chosen) == len(mixtures(made.spec))
     torch.testing.assert_close(both - plain, 0.5 * further, rtol=1e-4, atol=1e-4)
+
+
+def test_factors_of_bfloat16_hardly_change_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(precision: str) -> tuple[float, list[torch.Tensor], dict[str, torch.Tensor]]:
+        monkeypatch.setattr(fused, "_precision", precision)
+        held, given = weights(), batch()
+        ops = TrainOps(given)
+        loss = losses(MODEL, held, given, ops)
+        loss.backward()
+        return loss.item(), ops.chosen, {name: weight.grad for name, weight in held.items() if weight.grad is not None}
+
+    (exact, chosen, expected), (rounded, others, got) = made(fused.FLOAT32), made(fused.BFLOAT16)
+    assert 0 < abs(rounded / exact - 1) < 1e-3
+    assert all(
+        (one.sort().values == other.sort().values).float().mean() > 0.9
+        for one, other in zip(chosen, others, strict=True)
+    )
+    for name, gradient in expected.items():
+        assert torch.cosine_similarity(gradient.flatten(), got[name].flatten(), dim=0) > 0.99, name
+
+
+def test_routers_are_exact_whatever_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.randn(5, 64), torch.randn(16, 64)
+    exact = (x.double() @ weight.double().T).float()
+    monkeypatch.setattr(fused, "_precision", fused.BFLOAT16)
+    ops = TrainOps(batch())
+    torch.testing.assert_close(ops.router_logits(x, weight, None), exact)
+    assert not torch.allclose(ops.linear(x, weight, None), exact, rtol=1e-4, atol=1e-4)

@@ -17,9 +17,10 @@ from freedive.errors import UserError
 from freedive.model.families import describe_config
 from freedive.text.tokenizer import Tokenizer
 from freedive.train import config
+from freedive.train.answering import joined, parts
 from freedive.train.net import Weights, initial, last_states
 from freedive.train.ops import TrainOps
-from freedive.train.rl import Learner, joined, log_odds
+from freedive.train.rl import Learner, log_odds
 from freedive.train.rollouts import Sample, Sampler, draw
 from freedive.train.tasks import END_THINK, THINK, Task, tasks
 from freedive.train.words import Words, train_tokenizer
@@ -117,7 +118,7 @@ def test_what_is_rewarded_becomes_likelier(learner: Learner, monkeypatch: pytest
     """Tokens of the vocabulary's first half, whatever they say."""
 
     def shares(asked: list[Task], samples: list[Sample], source: np.random.Generator) -> np.ndarray:
-        return np.array([np.mean(np.array(sample.tokens[sample.prompt :]) < 200) for sample in samples])
+        return np.array([np.mean(np.array(sample.answer) < 200) for sample in samples]).reshape(-1, 8)
 
     monkeypatch.setattr(learner, "_rewards", shares)
     monkeypatch.setattr(Sampler, "answers", _all_ended(Sampler.answers))
@@ -139,3 +140,31 @@ def test_a_trainer_that_is_not_the_engine_is_noticed(learner: Learner) -> None:
     samples = rollouts(8, 1.0)
     with pytest.raises(UserError, match="nats a token from the trainer's"):
         learner._learn(samples, np.ones(len(samples)))
+
+
+@pytest.mark.parametrize(("refills", "rounds"), [(0, 1), (2, 3)])
+def test_groups_that_teach_nothing_are_replaced_in_so_many_rounds(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch, refills: int, rounds: int
+) -> None:
+    asked: list[str] = []
+
+    def half(tasks: list[Task], samples: list[Sample], source: np.random.Generator) -> np.ndarray:
+        asked.extend(task.question for task in tasks[::8])
+        rewards = np.zeros((len(tasks) // 8, 8))
+        rewards[::2, 0] = 1.0
+        return rewards
+
+    monkeypatch.setattr(learner, "_rewards", half)
+    learner.settings = replace(learner.settings, refills=refills)
+    samples, rewards = learner._rollouts()
+    assert len(rewards) == sum((4, 2, 1)[:rounds]) == len(set(asked))
+    assert len(samples) == rewards.size
+
+
+def test_parts_hold_every_sample_once_and_no_more_tokens_than_told() -> None:
+    lengths = [3, 50, 7, 7, 20, 1, 9]
+    samples = [Sample([0] * length, 1) for length in lengths]
+    found = list(parts(samples, 24))
+    assert sorted(index for part in found for index in part) == list(range(len(lengths)))
+    assert all(len(part) == 1 or sum(lengths[index] for index in part) <= 24 for part in found)
+    assert found[-1] == [1]

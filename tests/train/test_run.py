@@ -18,7 +18,6 @@ from freedive.engine.batch import Batch
 from freedive.errors import UserError
 from freedive.train import config, sources, stories
 from freedive.train.config import Data
-from freedive.train.optim import learning_rate, orthogonal
 from freedive.train.progress import Row
 from freedive.train.shards import Shards, Stream
 
@@ -94,24 +93,6 @@ def test_a_stream_goes_on_where_it_stood(run: Path) -> None:
             parted = Stream(shards, 1)
             parted.state = state
         assert np.array_equal(parted.take(200, 64).tokens, tokens)
-
-
-def test_warm_up_stable_decay() -> None:
-    stage = config.preset("nano").pretrain
-    rates = [learning_rate(stage, step) / stage.lr for step in range(stage.steps)]
-    warm = round(stage.warmup * stage.steps)
-    assert rates[: warm + 1] == pytest.approx([min(1, (step + 1) / warm) for step in range(warm + 1)])
-    assert rates[warm : round(0.7 * stage.steps)] == pytest.approx([1] * (round(0.7 * stage.steps) - warm))
-    assert rates[-1] == pytest.approx(stage.lr_end, abs=0.01)
-    assert all(one >= other for one, other in zip(rates[warm:], rates[warm + 1 :], strict=False))
-
-
-@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (3, 8, 8)])
-def test_orthogonal_brings_singular_values_near_one(shape: tuple[int, ...]) -> None:
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonal(matrices))
-    assert values.min() > 0.3
-    assert values.max() < 1.3
 
 
 def test_stories_are_whole_sentences_and_the_same_for_a_seed() -> None:

@@ -49,8 +49,8 @@ class EmulatedTiles {
             for (int n = 0; n < row_bytes(sum) / 4; n++) {
                 float parts[2] = {}, total;
                 for (int k = 0; k < row_bytes(a) / 2; k++)
-                    parts[k % 2] = normal(std::fma(bf16(data_[a][m] + 2 * k),
-                                                   bf16(data_[b][k / 2] + 4 * n + 2 * (k % 2)), parts[k % 2]));
+                    parts[k % 2] = normal(
+                        std::fma(bf16(data_[a][m] + 2 * k), bf16(data_[b][k / 2] + 4 * n + 2 * (k % 2)), parts[k % 2]));
                 std::memcpy(&total, &data_[sum][m][4 * n], 4);
                 total = normal(normal(total) + normal(parts[0] + parts[1]));
                 std::memcpy(&data_[sum][m][4 * n], &total, 4);

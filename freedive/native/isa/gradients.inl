@@ -90,4 +90,3 @@ void rms_norm_gradient(const float* x, const float* weight, const float* d, int 
         store_some(d_x + i, f_mul(factor, f_fma(normed, mean, slope)), count);
     });
 }
-

@@ -1,5 +1,5 @@
-// FloatProducts of float matrices in tiles whose sums stay in registers; included by kernels.inl. A number's sum has one
-// order, whatever tile it is in. With factors of bfloat16, floats are rounded to such as they are packed.
+// FloatProducts of float matrices in tiles whose sums stay in registers; included by kernels.inl. A number's sum has
+// one order, whatever tile it is in. With factors of bfloat16, floats are rounded to such as they are packed.
 
 constexpr int kLeftRows = 6, kTileColumns = 16 * kTileVectors;
 
@@ -128,13 +128,13 @@ void pack_left_rows(View rows, int count, int begin, int k, float* tile) {
 
 template <Precision P>
 constexpr FloatProducts products{kLeftRows,
-                            kTileColumns,
-                            1,
-                            1,
-                            1,
-                            multiply_tiles,
-                            pack_columns<P>,
-                            pack_rows<P>,
-                            pack_left_columns<P>,
-                            P == Precision::Float32 ? nullptr : pack_left_rows<P>,
-                            kLeftRows};
+                                 kTileColumns,
+                                 1,
+                                 1,
+                                 1,
+                                 multiply_tiles,
+                                 pack_columns<P>,
+                                 pack_rows<P>,
+                                 pack_left_columns<P>,
+                                 P == Precision::Float32 ? nullptr : pack_left_rows<P>,
+                                 kLeftRows};

@@ -1,6 +1,6 @@
-// FloatProducts of bfloat16 matrices by tile registers, sums in float; included in the namespace of a level, whose class of
-// tiles is a parameter. A packed right factor has its inputs in pairs, as AMX wants them: cell [pair][column]. Of a left
-// one, steps of 32 inputs lie one after the other, and in each the tile's 32 rows.
+// FloatProducts of bfloat16 matrices by tile registers, sums in float; included in the namespace of a level, whose
+// class of tiles is a parameter. A packed right factor has its inputs in pairs, as AMX wants them: cell [pair][column].
+// Of a left one, steps of 32 inputs lie one after the other, and in each the tile's 32 rows.
 
 constexpr int kStripRows = kTileHeight, kStripInputs = kTileBytes / 2, kStripColumns = kTileBytes / 4;
 constexpr int kBlockStrips = 2;  // of rows, and of columns: four sums of a tile of 32 by 32
@@ -165,13 +165,13 @@ void pack_left_block_rows(View rows, int count, int begin, int k, float* tile) {
 
 template <class Registers>
 constexpr FloatProducts tile_products{kBlockRows,
-                                 kBlockColumns,
-                                 kStripRows,
-                                 kStripInputs,
-                                 2,
-                                 multiply_blocks<Registers>,
-                                 pack_block_columns,
-                                 pack_block_rows,
-                                 pack_left_block_columns,
-                                 pack_left_block_rows,
-                                 0};
+                                      kBlockColumns,
+                                      kStripRows,
+                                      kStripInputs,
+                                      2,
+                                      multiply_blocks<Registers>,
+                                      pack_block_columns,
+                                      pack_block_rows,
+                                      pack_left_block_columns,
+                                      pack_left_block_rows,
+                                      0};

@@ -39,8 +39,8 @@ struct ProductTile {
     MutableView out;
 };
 
-// FloatProducts of float matrices in one precision of the factors; sums are floats. A packed number, or two of 16 bits side
-// by side, is a cell of four bytes. Packed inputs are padded by zeros to whole steps.
+// FloatProducts of float matrices in one precision of the factors; sums are floats. A packed number, or two of 16 bits
+// side by side, is a cell of four bytes. Packed inputs are padded by zeros to whole steps.
 struct FloatProducts {
     int tile_rows, tile_columns;  // of a tile at most
     int row_step;                 // rows up to the next multiple of it cost nothing more

@@ -88,8 +88,7 @@ std::vector<Updated> updated(const Arrays& weights, const Arrays& gradients, con
     for (std::size_t i = 0; i < count; i++) {
         const MutableFloats* square = squares.empty() ? nullptr : &squares[i];
         for (const MutableFloats* each : {&gradients[i], &momenta[i], square})
-            if (each && each->size() != weights[i].size())
-                throw std::invalid_argument("an array has the wrong shape");
+            if (each && each->size() != weights[i].size()) throw std::invalid_argument("an array has the wrong shape");
         all.push_back({weights[i].data(), gradients[i].data(), momenta[i].data(), square ? square->data() : nullptr,
                        std::ptrdiff_t(weights[i].size()), keeps[i], rates[i]});
     }

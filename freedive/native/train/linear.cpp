@@ -16,7 +16,8 @@ void Training::linear(LinearShape shape, const float* x, const float* weight, fl
         team_.for_each((shape.rows + kBlockRows - 1) / kBlockRows, 1, [&](int block) {
             const std::ptrdiff_t row = block * kBlockRows;
             const int count = std::min(kBlockRows, shape.rows - int(row));
-            own_[thread].multiply({x + row * shape.in, shape.in}, count, panels, {y + row * shape.out, shape.out}, false);
+            own_[thread].multiply({x + row * shape.in, shape.in}, count, panels, {y + row * shape.out, shape.out},
+                                  false);
         });
     });
 }

@@ -21,7 +21,8 @@ void multiply_symmetric(Own& own, View left, const Panels& right, MutableView ou
 }
 
 // x [rows, columns], rows <= columns: turned `turns` times.
-void turn(const FloatProducts& products, Polynomial p, int turns, int rows, int columns, float* x, float* next, Own& own) {
+void turn(const FloatProducts& products, Polynomial p, int turns, int rows, int columns, float* x, float* next,
+          Own& own) {
     Arena& arena = own.arena;
     Panels across{{x, columns}, columns, rows, true}, along{{x, columns}, rows, columns, false};
     across.data = arena.take(across.size(products)), along.data = arena.take(along.size(products));

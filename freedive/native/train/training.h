@@ -1,5 +1,5 @@
-// The forward and backward passes of training's layers, on a team of threads. All is float32 but the factors of products,
-// which may be rounded.
+// The forward and backward passes of training's layers, on a team of threads. All is float32 but the factors of
+// products, which may be rounded.
 #pragma once
 
 #include <cstdint>
