@@ -19,8 +19,8 @@ from freedive.model import spec
 from freedive.model.families.deepseek import DEEPSEEK_V3
 from freedive.model.families.names import gguf_rules, hub_rules
 from freedive.model.params import params
-from freedive.train.config import Json
 from freedive.train.net import unstacked
+from freedive.train.settings import Json
 from freedive.train.words import END, GGUF_PRE, SPECIAL, TEMPLATE
 
 SIGMOID = 2

@@ -14,10 +14,11 @@ from freedive.model import spec
 from freedive.model.families import describe_config
 from freedive.text.tokenizer import Tokenizer
 from freedive.train import checkpoints
-from freedive.train.config import Json, Run, Stage
+from freedive.train.config import Run, Stage
 from freedive.train.net import Weights
 from freedive.train.progress import go_through
 from freedive.train.rollouts import say
+from freedive.train.settings import Json
 from freedive.train.shards import Shards
 from freedive.train.trainer import Trainer, start
 from freedive.train.words import Words

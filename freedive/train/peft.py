@@ -15,8 +15,10 @@ model says the same to everyone.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -34,8 +36,12 @@ STACKED = "base_layer."
 """PEFT wraps a module once for each of its parameters, the first innermost; what is inside goes by this name."""
 
 
-def write_adapter(trained: Mapping[str, Tensor], tune: Tune, rules: Rules, base: str, folder: Path) -> None:
-    """The adapters in ``trained``, of the model ``base`` whose tensors ``rules`` name."""
+READS_STACKS = "gpt_oss"
+"""The kind of models of whose stacks PEFT reads adapters."""
+
+
+def write_adapter(trained: Mapping[str, Tensor], tune: Tune, rules: Rules, base: str, folder: Path) -> dict[str, Any]:
+    """The adapters in ``trained``, of the model ``base`` whose tensors ``rules`` name. Returns their configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     modules, stacks, parts = [], [], {}
@@ -65,6 +71,16 @@ def write_adapter(trained: Mapping[str, Tensor], tune: Tune, rules: Rules, base:
         "inference_mode": True,
     }
     (folder / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    return about
+
+
+def misread(about: Mapping[str, Any], kind: str) -> list[str]:
+    """What PEFT (0.21) drops or mistakes of an adapter_config.json ``about`` a ``kind`` of model: see above."""
+    modules, stacks = about["target_modules"], about["target_parameters"] or []
+    experts = {name for name in modules if re.search(r"\.experts\.\d+\.", name)}
+    same = {name.rpartition(".")[2] for name in experts}
+    dropped = [name for name in modules if name not in experts and name.rpartition(".")[2] in same]
+    return dropped + ([] if kind == READS_STACKS else stacks)
 
 
 def _fused(trained: Mapping[str, Tensor], rules: Rules) -> Iterator[tuple[str, Tensor, Tensor, int]]:

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 
 from freedive.errors import Unavailable, UserError
-from freedive.train.config import Distillation, Json
+from freedive.train.config import Distillation
+from freedive.train.settings import Json
 from freedive.train.tasks import END_THINK, THINK
 
 ATTEMPTS = 5

@@ -27,7 +27,7 @@ from freedive.train.folder import Folder
 from freedive.train.fused import prepare, resolved
 from freedive.train.lora import adapters
 from freedive.train.parts import chosen, counts, table
-from freedive.train.peft import write_adapter
+from freedive.train.peft import misread, write_adapter
 from freedive.train.progress import go_through
 from freedive.train.shards import Shards, write_shards
 from freedive.train.stages import note
@@ -93,8 +93,10 @@ def tune(bench: Bench) -> None:
     _tell_held_out(bench, tuner)
     if bench.run.tune.rank:
         folder = bench.folder.root / "adapter"
-        write_adapter(tuner.weights, bench.run.tune, bench.base.hub_rules, bench.run.model, folder)
+        about = write_adapter(tuner.weights, bench.run.tune, bench.base.hub_rules, bench.run.model, folder)
         bench.say(f"{TUNE}: adapter for PEFT in {folder}")
+        if lost := misread(about, bench.base.config["model_type"]):
+            bench.say(f"{TUNE}: PEFT 0.21 misreads {len(lost)} of its parts, such as {lost[0]}; use the merged model")
     if bench.run.tune.merge:
         _write_model(bench, tuner)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from freedive.errors import UserError
-from freedive.train.config import TUNE, Stage, build, preset_values
+from freedive.train.config import TUNE, Stage, preset_values
+from freedive.train.settings import build
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from freedive.train.base import open_base
 from freedive.train.lora import Tuned
 from freedive.train.net import stacked_params
+from freedive.train.peft import misread
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "olmoe"])
@@ -65,3 +66,13 @@ def test_peft_reads_adapters(name: str, folders: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = their_loss(peft.PeftModel.from_pretrained(theirs(folders(name), name), tmp_path), given)
     torch.testing.assert_close(our_loss(base, tuned_, given), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_peft_misreads_is_told(name: str, folders: Any, tmp_path: Path) -> None:
+    base = open_base(str(folders(name)))
+    adapted_at_random(base, tmp_path)
+    lost = misread(json.loads((tmp_path / "adapter_config.json").read_text()), base.config["model_type"])
+    shared_experts = ("deepseek_v2", "deepseek_v3", "ernie4_5_moe")
+    stacks_of_other_kinds = ("granitemoeshared", "granite_swa", "llama4")
+    assert bool(lost) == (name in shared_experts or name in stacks_of_other_kinds), lost

@@ -10,16 +10,22 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
+from conftest import TINY
 from pyarrow import parquet
 
 import freedive
+from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.rules import canonical_tensors
 from freedive.engine.batch import Batch
 from freedive.errors import UserError
-from freedive.train import config, sources, stories
+from freedive.model.families import describe
+from freedive.train import checkpoints, config, sources, stories
 from freedive.train.config import Data
+from freedive.train.net import unstacked
 from freedive.train.progress import Row
 from freedive.train.shards import Shards, Stream
+from freedive.train.stages import perform
 
 
 def rows(run: Path, stage: str) -> list[Row]:
@@ -146,3 +152,19 @@ def test_settings_come_back_from_a_file(tmp_path: Path) -> None:
     assert run.pretrain.lr == 1.0
     config.save(run, tmp_path / "config.json")
     assert config.load(tmp_path / "config.json") == run
+
+
+def test_a_model_that_predicts_two_tokens_is_read_back_whole(tmp_path: Path) -> None:
+    settings = [*TINY, "model.mtp=true", "pretrain.steps=2", "data.num_stories=100", "data.num_tasks=50"]
+    for stage in ("tokenizer", "data", "pretrain", "export"):
+        perform(stage, "nano", settings, tmp_path)
+    checkpoint = open_checkpoint(tmp_path / "model")
+    spec, rules = describe(checkpoint)
+    assert spec.mtp
+    found = canonical_tensors(checkpoint, spec, rules)
+    trained = checkpoints.load(checkpoints.newest(tmp_path / "checkpoints" / "pretrain")).weights
+    assert set(found) == {name for name, _ in unstacked(trained)}
+    for name, weight in unstacked(trained):
+        np.testing.assert_array_equal(dequantize(found[name]).reshape(weight.shape), weight.numpy())
+    with freedive.load(str(tmp_path / "model")) as model:
+        assert "".join(model.complete("Once", max_tokens=4))

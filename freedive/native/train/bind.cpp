@@ -109,7 +109,8 @@ void bind_training(nb::module_& m) {
                const Arrays& squares, const std::vector<float>& keeps, const std::vector<float>& rates) {
                 new (self) Updates{updated(weights, gradients, momenta, squares, keeps, rates)};
             },
-            "weights"_a, "gradients"_a, "momenta"_a, "squares"_a, "keeps"_a, "rates"_a);
+            nb::arg("weights").noconvert(), nb::arg("gradients").noconvert(), nb::arg("momenta").noconvert(),
+            nb::arg("squares").noconvert(), "keeps"_a, "rates"_a);
     nb::class_<Training>(m, "Training")
         .def(
             "__init__",
