@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there: it
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,14 +31,14 @@ from freedive.train.folder import Bench, Folder
 from freedive.train.fused import FLOAT32, prepare
 from freedive.train.net import Weights, initial, losses, stacked_params, step_flops
 from freedive.train.ops import TrainOps
-from freedive.train.optim import Optimizer
+from freedive.train.optim import Optimizer, learning_rate
 from freedive.train.shards import Shards, Stream
 from freedive.train.stages import data, tokenizer
 from freedive.train.trainer import balance, expert_loads, mean_loss, update
 
-WARM_UP, DECAY, LR_END = 0.02, 0.3, 0.05
 EVALUATIONS = 10
-BALANCE_RATE = 4e-3
+PARTS = 1000
+"""That the time is cut into, for the learning rate over it."""
 
 
 @dataclass
@@ -46,32 +46,30 @@ class Contender:
     """A model that learns, and how it did: ``curve`` holds seconds, tokens and held-out bits per byte."""
 
     model: spec.Model
-    lr: float
+    stage: config.Stage
     muon: bool
     shards: Shards
-    step_tokens: int
     seconds: float = 0.0
     tokens: int = 0
     curve: list[tuple[float, int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.weights: Weights = initial(self.model, 0)
-        self.optimizer = Optimizer(self.weights, stacked_params(self.model), 0.1, muon=self.muon)
+        self.optimizer = Optimizer(self.weights, stacked_params(self.model), self.stage.weight_decay, muon=self.muon)
         self.stream = Stream(self.shards, 0)
         for name in self.optimizer.trained:
             self.weights[name].requires_grad_()
 
     def advance(self, budget: float) -> None:
         """One update, at the rate for this part of ``budget`` seconds."""
-        began = time.perf_counter()
-        batch = self.stream.take(self.step_tokens, self.model.max_context)
+        began, stage = time.perf_counter(), self.stage
+        batch = self.stream.take(stage.step_tokens, self.model.max_context)
         ops = TrainOps(batch)
         loss = losses(self.model, self.weights, batch, ops) / len(batch.tokens)
-        (loss + 1e-4 * sum(ops.balance, torch.zeros(()))).backward()
-        part = self.seconds / budget
-        rate = min(1.0, (part + 1e-3) / WARM_UP, LR_END + (1 - LR_END) * max(0.0, 1 - part) / DECAY)
-        update(self.weights, self.optimizer, self.lr * rate, clip=1.0)
-        balance(self.model, self.weights, expert_loads(self.model, ops.chosen), BALANCE_RATE)
+        (loss + stage.balance_loss * sum(ops.balance, torch.zeros(()))).backward()
+        rate = learning_rate(stage, min(PARTS - 1, int(PARTS * self.seconds / budget)))
+        update(self.weights, self.optimizer, rate, stage.clip)
+        balance(self.model, self.weights, expert_loads(self.model, ops.chosen), stage.balance_rate)
         self.seconds += time.perf_counter() - began
         self.tokens += len(batch.tokens)
 
@@ -105,17 +103,17 @@ def contenders(shards: Shards) -> dict[str, Callable[[], Contender]]:
     """Of equal width, depth and, within a few percent, operations a token."""
     nano, dense = config.preset("nano"), config.preset("nano-dense")
     models = {name: describe_config(run.model.hub_config(1, 0)) for name, run in (("nano", nano), ("dense", dense))}
-    size = nano.pretrain.step_tokens
+    stage = replace(nano.pretrain, steps=PARTS)
 
-    def make(model: spec.Model, lr: float, muon: bool) -> Callable[[], Contender]:
-        return lambda: Contender(model, lr, muon, shards, size)
+    def make(model: spec.Model, muon: bool) -> Callable[[], Contender]:
+        return lambda: Contender(model, stage, muon, shards)
 
     return {
-        "nano: sparse, Muon": make(models["nano"], 3e-3, True),
-        "nano: sparse, AdamW": make(models["nano"], 3e-3, False),
-        "nano-dense, Muon": make(models["dense"], 3e-3, True),
-        "like nanochat: dense, Muon": make(grouped_query(nano.model, "qwen3", 704, tied=False), 3e-3, True),
-        "like minimind: dense, AdamW": make(grouped_query(nano.model, "llama", 704, tied=True), 3e-3, False),
+        "nano: sparse, Muon": make(models["nano"], True),
+        "nano: sparse, AdamW": make(models["nano"], False),
+        "nano-dense, Muon": make(models["dense"], True),
+        "like nanochat: dense, Muon": make(grouped_query(nano.model, "qwen3", 704, tied=False), True),
+        "like minimind: dense, AdamW": make(grouped_query(nano.model, "llama", 704, tied=True), False),
     }
 
 
@@ -153,7 +151,7 @@ def main(
 
 
 def _facts(contender: Contender) -> dict[str, Any]:
-    context = contender.stream.take(contender.step_tokens, contender.model.max_context).mean_context
+    context = contender.stream.take(contender.stage.step_tokens, contender.model.max_context).mean_context
     return {
         "parameters": sum(weight.numel() for weight in contender.weights.values()),
         "flops_per_token": step_flops(contender.model, context),
