@@ -118,8 +118,9 @@ class Reinforcement:
     Tasks of whose answers all or none are right teach nothing; up to ``refills`` times others take their place.
 
     The ratio of new to old odds is cut at 1 - ``clip_low`` and 1 + ``clip_high``. ``reward``: ``correct``, or
-    ``random``, which is to change nothing. ``momentum`` is Muon's: gradients are mostly noise here, which makes steps
-    as long as any, and with 0.95 would go far in one direction.
+    ``random``, which is to change nothing. Gradients are mostly noise here, which makes Muon's steps as long as any:
+    with a ``momentum`` of 0.95 they would go far in one direction, and ``beta`` times their divergence from the odds
+    before all learning, in nats a token, keeps them from adding up.
     """
 
     steps: int
@@ -127,6 +128,7 @@ class Reinforcement:
     num_prompts: int = 16
     num_samples: int = 16
     micro_tokens: int = 8192
+    beta: float = 0.0
     clip_low: float = 0.2
     clip_high: float = 0.28
     clip: float = 1.0

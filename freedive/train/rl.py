@@ -26,6 +26,7 @@ from freedive.train.net import Weights, last_states, output_matrix, weighted_los
 from freedive.train.ops import TrainOps
 from freedive.train.progress import Row
 from freedive.train.rollouts import Sample, Sampler
+from freedive.train.sequences import Sequences
 from freedive.train.tasks import KINDS, Task, tasks
 from freedive.train.trainer import update
 from freedive.train.words import Words
@@ -38,6 +39,10 @@ class Learner(Answering):
     """Weights that are reinforced."""
 
     settings: Reinforcement
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._before = {name: weight.detach().clone() for name, weight in self.weights.items()}
 
     def news(self, row: Row) -> str:
         """A few words on a step."""
@@ -120,12 +125,20 @@ class Learner(Answering):
         answers = torch.from_numpy(batch.weights).nonzero()[:, 0]
         x = last_states(self.model, self.weights, TrainOps(batch, replay), answers)
         head, targets = output_matrix(self.model, self.weights), torch.from_numpy(batch.targets)[answers]
-        drift = log_odds(x, head, targets) - old[answers]
+        odds = log_odds(x, head, targets)
+        drift = odds - old[answers]
         ratio, gain = drift.exp(), torch.from_numpy(advantages.repeat(batch.lengths)).float()[answers]
         low, high = 1 - self.settings.clip_low, 1 + self.settings.clip_high
         moving = torch.where(gain > 0, ratio < high, ratio > low)
-        weighted_loss(x, head, targets, gain * ratio * moving / total).backward()  # type: ignore[no-untyped-call]
+        pull = self.settings.beta * (odds - self._odds_before(batch, answers, targets)) if self.settings.beta else 0.0
+        weighted_loss(x, head, targets, (gain * ratio * moving - pull) / total).backward()  # type: ignore[no-untyped-call]
         return float((ratio - 1 - drift).sum())
+
+    @torch.no_grad()
+    def _odds_before(self, batch: Sequences, answers: Tensor, targets: Tensor) -> Tensor:
+        """What the model gave the answers' tokens before all learning."""
+        x = last_states(self.model, self._before, TrainOps(batch), answers)
+        return log_odds(x, output_matrix(self.model, self._before), targets)
 
 
 def answers(
