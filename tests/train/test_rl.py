@@ -168,3 +168,23 @@ def test_parts_hold_every_sample_once_and_no_more_tokens_than_told() -> None:
     assert sorted(index for part in found for index in part) == list(range(len(lengths)))
     assert all(len(part) == 1 or sum(lengths[index] for index in part) <= 24 for part in found)
     assert found[-1] == [1]
+
+
+def test_beta_draws_odds_back_to_those_before(learner: Learner) -> None:
+    learner.settings = replace(learner.settings, beta=1.0)
+    with torch.no_grad():
+        learner.weights["head"] += 0.3 * torch.randn(learner.weights["head"].shape)
+    prompts = np.random.default_rng(0).integers(2, 400, (24, 5)).tolist()
+
+    def learn(step: int) -> float:
+        """An update without any reward; how far answers were from those before, in nats a token."""
+        samples = Sampler(MODEL, learner.weights, 24, 30).answers(prompts, 1, np.random.default_rng(step))
+        batch, odds, _ = joined(samples)
+        rows = torch.from_numpy(batch.weights).nonzero()[:, 0]
+        apart = odds[rows] - learner._odds_before(batch, rows, torch.from_numpy(batch.targets)[rows])
+        learner._learn(samples, np.zeros(len(samples)))
+        return float(apart.mean())
+
+    found = [learn(step) for step in range(8)]
+    assert found[0] > 0.5
+    assert found[-1] < 0.5 * found[0]
