@@ -63,7 +63,7 @@ class Shape:
             "intermediate_size": self.dense_dim,
             "first_k_dense_replace": 1 if sparse else self.num_layers,
             "moe_layer_freq": 1,
-            "n_routed_experts": self.num_experts if sparse else 1,
+            "n_routed_experts": self.num_experts if sparse else 2,  # which no layer has
             "num_experts_per_tok": self.num_chosen if sparse else 1,
             "n_shared_experts": self.num_shared,
             "moe_intermediate_size": self.expert_dim if sparse else self.dense_dim,

@@ -152,3 +152,11 @@ def test_routers_are_exact_whatever_the_precision(monkeypatch: pytest.MonkeyPatc
     ops = TrainOps(batch())
     torch.testing.assert_close(ops.router_logits(x, weight, None), exact)
     assert not torch.allclose(ops.linear(x, weight, None), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["nano", "nano-dense", "micro", "small"])
+def test_presets_are_models(name: str) -> None:
+    shape = config.preset(name).model
+    model = describe_config(shape.hub_config(1, 0))
+    assert len(model.layers) == shape.num_layers
+    assert len(mixtures(model)) == (shape.num_layers - 1 if shape.num_experts else 0)
