@@ -192,6 +192,55 @@ void compare_latent_attention(const Kernels& level) {
     expect_same(level.name, "latent attention", results[1].out, results[0].out, sizeof results[0].out);
 }
 
+// Sums run over inputs in order on every level, but for products of bfloat16 in tiles.
+void compare_products(const Kernels& level) {
+    constexpr int rows = 5, k = 70, columns = 13;
+    const auto left = normal(rows * k), right = normal(k * columns);
+    std::vector<float> out[2];
+    each_of_both(level, [&](const Kernels& kernels, int i) {
+        const FloatProducts& by = kernels.products[int(Precision::Float32)];
+        std::vector<float> panel(by.cells(k) * by.tile_columns), tile(by.cells(k) * by.tile_rows);
+        out[i].assign(rows * columns, 0.5f);
+        by.pack_columns({right.data(), columns}, k, 0, columns, panel.data());
+        const MutableView to{out[i].data(), columns};
+        const ProductTile whole{{left.data(), k}, 1, panel.data(), k, rows, columns, true, to};
+        by.multiply(&whole, 1);
+        by.pack_left_columns({right.data(), columns}, k, 3, rows, tile.data());
+        const ProductTile packed{{tile.data(), 1}, by.left_step, panel.data(), k, rows, columns, true, to};
+        by.multiply(&packed, 1);
+    });
+    expect_same(level.name, "products of floats", out[1].data(), out[0].data(), out[0].size() * sizeof(float));
+}
+
+void compare_training(const Kernels& level) {
+    constexpr int n = 53, whole = 64;
+    const auto x = normal(n), y = normal(n), d = normal(n), squares = normal(n);
+    struct Results {
+        float numbers[9][whole] = {}, sums[4];
+    } results[2];
+    each_of_both(level, [&](const Kernels& kernels, int i) {
+        const TrainKernels& train = kernels.train;
+        auto& [made, sums] = results[i];
+        train.mix(x.data(), y.data(), 0.7f, n, made[0]);
+        sums[0] = train.mix_gradient(x.data(), y.data(), d.data(), 0.7f, n, made[1], made[2], made[3]);
+        std::memcpy(made[4], x.data(), n * sizeof(float));
+        sums[1] = train.softmax(made[4], n - 2, n, 1.3f, 0.9f);
+        sums[2] = train.dot(x.data(), y.data(), n);
+        train.rms_norm_gradient(x.data(), y.data(), d.data(), n, 1e-6f, made[5], made[6]);
+        float weight[n], gradient[n], momentum[n], square[n];
+        for (int j = 0; j < n; j++)
+            weight[j] = x[j], gradient[j] = y[j], momentum[j] = d[j], square[j] = squares[j] * squares[j];
+        const Updated at{weight, gradient, momentum, square, n, 0.99f, 0.01f};
+        train.adamw(at, 3, n - 3, {0.9f, 0.95f, 0.1f, 1e-8f, 0.5f});
+        train.look_ahead(at, 0, n, 0.95f, 0.5f);
+        train.move(at, 1, n - 1);
+        std::memcpy(made[7], weight, sizeof weight);
+        std::memcpy(made[8], momentum, sizeof momentum);
+        sums[3] = square[7];
+    });
+    expect_same(level.name, "training", &results[1], &results[0], sizeof results[0]);
+}
+
 }  // namespace
 
 int main() {
@@ -201,6 +250,8 @@ int main() {
         compare_attention(*level);
         compare_int8_attention(*level);
         compare_latent_attention(*level);
+        compare_products(*level);
+        compare_training(*level);
         std::printf("%s\n", level->name);
     }
     return num_differences != 0;

@@ -1,5 +1,5 @@
-// Runs products of bfloat16 on tiles whose instructions are trapped. They must be those of tiles that are in software to
-// begin with. Prints how many instructions trapped.
+// Runs products of bfloat16 on tiles whose instructions are trapped. They must be those of tiles that are in software
+// to begin with. Prints how many instructions trapped.
 #include <cstdio>
 #include <random>
 #include <vector>
@@ -33,7 +33,8 @@ std::vector<float> product(const FloatProducts& by, const std::vector<float>& le
     std::vector<float> out(std::size_t(rows) * columns, 1.0f);
     by.pack_left_rows({left.data(), k}, rows, 0, k, packed_left.data());
     by.pack_columns({right.data(), columns}, k, 0, columns, packed_right.data());
-    const ProductTile tile{{packed_left.data(), 1}, 0, packed_right.data(), k, rows, columns, adds, {out.data(), columns}};
+    const ProductTile tile{{packed_left.data(), 1}, 0, packed_right.data(), k, rows, columns, adds,
+                           {out.data(), columns}};
     by.multiply(&tile, 1);
     return out;
 }
