@@ -64,10 +64,9 @@ class Optimizer:
         self.num_steps += 1
         bias1, bias2 = (1 - beta**self.num_steps for beta in BETAS)
         fused.adamw(self._moments(self._adam, gradients, lr, lambda _: lr / bias1), BETAS, bias2, EPS, shrink)
+        # Muon's steps are as large as Adam's (Moonlight).
         moments = self._moments(self._muon, gradients, lr, lambda shape: lr * 0.2 * math.sqrt(max(shape[-2:])))
-        fused.muon(
-            moments, self._momentum, shrink, NEWTON_SCHULZ, EPS_NORM, TURNS
-        )  # steps as large as Adam's (Moonlight)
+        fused.muon(moments, self._momentum, shrink, NEWTON_SCHULZ, EPS_NORM, TURNS)
 
     def _moments(
         self, names: list[str], gradients: Mapping[str, Tensor], lr: float, rate: Callable[[torch.Size], float]

@@ -42,7 +42,8 @@ class Learner(Answering):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._before = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        kept = self.weights if self.settings.beta else {}
+        self._before = {name: weight.detach().clone() for name, weight in kept.items()}
 
     def news(self, row: Row) -> str:
         """A few words on a step."""

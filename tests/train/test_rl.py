@@ -171,7 +171,8 @@ def test_parts_hold_every_sample_once_and_no_more_tokens_than_told() -> None:
 
 
 def test_beta_draws_odds_back_to_those_before(learner: Learner) -> None:
-    learner.settings = replace(learner.settings, beta=1.0)
+    settings = replace(learner.settings, beta=1.0)
+    learner = Learner(MODEL, settings, learner.words, learner.folder, initial(MODEL, seed=1))
     with torch.no_grad():
         noise = torch.randn(learner.weights["head"].shape, generator=torch.Generator().manual_seed(0))
         learner.weights["head"] += 0.3 * noise
