@@ -1,7 +1,9 @@
-// Tile instructions on a machine without AMX: each traps, is decoded, and is done in software.
+// Tile instructions on a machine without AMX: each traps, is decoded, and is done in software. One that has it runs them.
 #pragma once
 
+#include <sys/syscall.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <cstdlib>
@@ -71,6 +73,8 @@ inline void take_trap(int, siginfo_t*, void* context) {
 }
 
 inline void take_traps() {
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    syscall(SYS_arch_prctl, kRequestPermission, kTileData);  // refused where there are none
     struct sigaction action{};
     action.sa_sigaction = take_trap;
     action.sa_flags = SA_SIGINFO;
