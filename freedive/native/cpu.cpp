@@ -44,8 +44,8 @@ bool tiles_agree() {
 }
 
 bool has_amx() {
-    static const bool has =
-        __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("amx-bf16") && may_use_tiles() && tiles_agree();
+    static const bool has = __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("amx-bf16") &&
+                            __builtin_cpu_supports("avx512bf16") && may_use_tiles() && tiles_agree();
     return has;
 }
 

@@ -42,8 +42,8 @@ std::vector<float> product(const FloatProducts& by, const std::vector<float>& le
 bool same_products(int rows, int k, int columns) {
     const auto left = some(rows, k), right = some(k, columns);
     const bool adds = rows % 2;
-    const auto trapped = product(tested::tile_products<Tiles>, left, right, rows, k, columns, adds);
-    const auto expected = product(tested::tile_products<EmulatedTiles>, left, right, rows, k, columns, adds);
+    const auto trapped = product(tested::tile_products<Tiles, tested::PlainCells>, left, right, rows, k, columns, adds);
+    const auto expected = product(tested::tile_products<EmulatedTiles, tested::PlainCells>, left, right, rows, k, columns, adds);
     return std::memcmp(trapped.data(), expected.data(), trapped.size() * sizeof(float)) == 0;
 }
 

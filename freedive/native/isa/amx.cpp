@@ -16,6 +16,8 @@ using namespace avx512;
 
 #include "tile_products.inl"  // reads it
 
+#include "cells_avx512.inl"
+
 constexpr int kLeastRows = 6;  // fewer are faster without
 constexpr int kRun = 4;        // products of a strip that are stored before the first is read again
 
@@ -180,12 +182,12 @@ void fill_linear(Kernels& kernels) {
     if constexpr (Fmt + 1 < kNumFormats) fill_linear<Tiles, Fmt + 1>(kernels);
 }
 
-template <class Tiles>
+template <class Tiles, class Cells>
 Kernels table(const char* name) {
     Kernels kernels = avx512_kernels;
     kernels.name = name;
     fill_linear<Tiles>(kernels);
-    kernels.products[int(Precision::Bfloat16)] = tile_products<Tiles>;
+    kernels.products[int(Precision::Bfloat16)] = tile_products<Tiles, Cells>;
     return kernels;
 }
 
@@ -195,11 +197,11 @@ Kernels table(const char* name) {
 namespace freedive {
 // Not constants: what makes them must run on machines that have AVX512 alone.
 const Kernels& amx_kernels() {
-    static const Kernels kernels = amx::table<Tiles>("amx");
+    static const Kernels kernels = amx::table<Tiles, amx::VectorCells>("amx");
     return kernels;
 }
 const Kernels& emulated_amx_kernels() {
-    static const Kernels kernels = amx::table<EmulatedTiles>("amx-emulated");
+    static const Kernels kernels = amx::table<EmulatedTiles, amx::PlainCells>("amx-emulated");
     return kernels;
 }
 }  // namespace freedive

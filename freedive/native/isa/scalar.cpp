@@ -11,7 +11,7 @@ namespace freedive::scalar {
 
 // Products of bfloat16 go by tiles in software, so that every machine can tell what those in hardware are to make.
 constexpr Kernels with_tiles(Kernels kernels) {
-    kernels.products[int(Precision::Bfloat16)] = tile_products<EmulatedTiles>;
+    kernels.products[int(Precision::Bfloat16)] = tile_products<EmulatedTiles, PlainCells>;
     return kernels;
 }
 }  // namespace freedive::scalar

@@ -29,149 +29,141 @@ LANES void add_step(Registers& tiles, const float* left, const float* right) {
     if (Rows > 1 && Columns > 1) tiles.dot_bf16(kBlockSum + 3, kLeftStrip + 1, kRightStrip + 1);
 }
 
-using BlockSums = float[kBlockStrips][kStripRows][kBlockColumns];
-
-// The sums of as many strips as a tile has.
+// Adds the products of as many strips as a tile has to what is at `sums`, or writes them there.
 template <int Rows, int Columns, class Registers>
-LANES void sum_block(Registers& tiles, const ProductTile& tile, BlockSums& sums) {
+LANES void sum_block(Registers& tiles, const ProductTile& tile, MutableView sums) {
+    const std::int64_t stride = sums.stride * std::int64_t(sizeof(float));
+    const auto strip = [&](int i) { return sums.data + i / 2 * kStripRows * sums.stride + i % 2 * kStripColumns; };
+    const auto has = [](int i) { return i / 2 < Rows && i % 2 < Columns; };
+    const bool adds = tile.adds;
+    const int k = tile.k;
+#pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-        if (i / 2 < Rows && i % 2 < Columns) tiles.zero(kBlockSum + i);
+        if (has(i) && adds) tiles.load(kBlockSum + i, strip(i), stride);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        if (has(i) && !adds) tiles.zero(kBlockSum + i);
     const float *left = tile.left.data, *right = tile.right;
-    for (int begin = 0; begin < tile.k; begin += kStripInputs) {
+    for (int begin = 0; begin < k; begin += kStripInputs) {
         add_step<Rows, Columns>(tiles, left, right);
         left += kBlockRows * kStepPairs, right += kBlockColumns * kStepPairs;
     }
-    tiles.store(kBlockSum, sums[0][0], sizeof sums[0][0]);
-    if (Columns > 1) tiles.store(kBlockSum + 1, sums[0][0] + kStripColumns, sizeof sums[0][0]);
-    if (Rows > 1) tiles.store(kBlockSum + 2, sums[1][0], sizeof sums[0][0]);
-    if (Rows > 1 && Columns > 1) tiles.store(kBlockSum + 3, sums[1][0] + kStripColumns, sizeof sums[0][0]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        if (has(i)) tiles.store(kBlockSum + i, strip(i), stride);
+}
+
+template <int Rows, int Columns, class Registers>
+void multiply_block(Registers& tiles, const ProductTile& tile) {
+    const bool whole = tile.num_rows == Rows * kStripRows && tile.num_columns == Columns * kStripColumns;
+    if (whole && !tile.out.index) return sum_block<Rows, Columns>(tiles, tile, tile.out);
+    alignas(64) float sums[kBlockRows][kBlockColumns];
+    const std::size_t bytes = tile.num_columns * sizeof(float);
+    if (tile.adds)
+        for (int r = 0; r < tile.num_rows; r++) __builtin_memcpy(sums[r], tile.out.row(r), bytes);
+    sum_block<Rows, Columns>(tiles, tile, {sums[0], kBlockColumns});
+    for (int r = 0; r < tile.num_rows; r++) __builtin_memcpy(tile.out.row(r), sums[r], bytes);
 }
 
 template <class Registers>
 void multiply_blocks(const ProductTile* blocks, int count) {
     static constexpr TileConfig config = whole_tiles();
     Registers tiles(config);
-    alignas(64) BlockSums sums;
     for (int t = 0; t < count; t++) {
         const ProductTile& tile = blocks[t];
         const bool tall = tile.num_rows > kStripRows, wide = tile.num_columns > kStripColumns;
         if (tall && wide)
-            sum_block<2, 2>(tiles, tile, sums);
+            multiply_block<2, 2>(tiles, tile);
         else if (tall)
-            sum_block<2, 1>(tiles, tile, sums);
+            multiply_block<2, 1>(tiles, tile);
         else if (wide)
-            sum_block<1, 2>(tiles, tile, sums);
+            multiply_block<1, 2>(tiles, tile);
         else
-            sum_block<1, 1>(tiles, tile, sums);
-        for (int r = 0; r < tile.num_rows; r++) {
-            const float* sum = sums[0][r];
-            float* out = tile.out.row(r);
-            if (tile.adds)
-                for (int c = 0; c < tile.num_columns; c++) out[c] += sum[c];
-            else
-                for (int c = 0; c < tile.num_columns; c++) out[c] = sum[c];
-        }
+            multiply_block<1, 1>(tiles, tile);
     }
-}
-
-// The cells of two rows' numbers, column by column; a row that is null has zeros.
-LANES void pair_rows(const float* even, const float* odd, int count, std::uint32_t* cells) {
-    if (odd)
-        for (int c = 0; c < count; c++) cells[c] = bf16_pair(even[c], odd[c]);
-    else
-        for (int c = 0; c < count; c++) cells[c] = even ? bf16_pair(even[c], 0.0f) : 0;
-}
-
-// The cells of one row's numbers, pair by pair, up to `pairs` of them.
-LANES void pair_inputs(const float* row, int k, int pairs, std::uint32_t* cells) {
-    const int whole = k / 2;
-    for (int p = 0; p < whole; p++) cells[p] = bf16_pair(row[2 * p], row[2 * p + 1]);
-    for (int p = whole; p < pairs; p++) cells[p] = 2 * p < k ? bf16_pair(row[2 * p], 0.0f) : 0;
 }
 
 using Square = std::uint32_t[kStepPairs][kStepPairs];
 static_assert(kStepPairs == kStripColumns && kStepPairs == kStripRows);
 
-// to[c][r] = from[r][c], in squares of four by four.
-LANES void transpose(const Square& from, std::uint32_t* to, std::ptrdiff_t stride) {
-    typedef std::uint32_t Four __attribute__((vector_size(16), aligned(4), may_alias));
-    for (int r = 0; r < kStepPairs; r += 4)
-        for (int c = 0; c < kStepPairs; c += 4) {
-            Four row[4];
-            for (int i = 0; i < 4; i++) row[i] = *(const Four*)&from[r + i][c];
-            const Four low01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
-            const Four low23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
-            const Four high01 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
-            const Four high23 = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
-            *(Four*)(to + (c + 0) * stride + r) = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
-            *(Four*)(to + (c + 1) * stride + r) = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
-            *(Four*)(to + (c + 2) * stride + r) = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
-            *(Four*)(to + (c + 3) * stride + r) = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
-        }
-}
+// How cells are made, 16 at a time, on any machine.
+struct PlainCells {
+    // Of columns of two rows; a row that is null has zeros, and so have columns after the count.
+    static LANES void of_columns(const float* even, const float* odd, int count, std::uint32_t* cells) {
+        const auto at = [&](const float* row, int c) { return row && c < count ? row[c] : 0.0f; };
+        for (int c = 0; c < kStripColumns; c++) cells[c] = bf16_pair(at(even, c), at(odd, c));
+    }
+    // Of the inputs of one row; zeros after the count.
+    static LANES void of_inputs(const float* row, int count, std::uint32_t* cells) {
+        const auto at = [&](int i) { return i < count ? row[i] : 0.0f; };
+        for (int p = 0; p < kStepPairs; p++) cells[p] = bf16_pair(at(2 * p), at(2 * p + 1));
+    }
+    // to[c][r] = from[r][c].
+    static LANES void transpose(const Square& from, std::uint32_t* to, std::ptrdiff_t stride) {
+        for (int r = 0; r < kStepPairs; r++)
+            for (int c = 0; c < kStepPairs; c++) to[c * stride + r] = from[r][c];
+    }
+};
 
+template <class Cells>
 void pack_block_columns(View rows, int k, int column, int count, float* panel) {
     auto* cells = (std::uint32_t*)panel;
-    const int pairs = (k + kStripInputs - 1) / kStripInputs * kStepPairs;
-    for (int p = 0; p < pairs; p++, cells += kBlockColumns) {
-        const float* even = 2 * p < k ? rows.row(2 * p) + column : nullptr;
-        const float* odd = 2 * p + 1 < k ? rows.row(2 * p + 1) + column : nullptr;
-        pair_rows(even, odd, count, cells);
-        for (int c = count; c < kBlockColumns; c++) cells[c] = 0;
+    for (int i = 0; i < k || i % kStripInputs; i += 2, cells += kBlockColumns) {
+        const float* even = i < k ? rows.row(i) + column : nullptr;
+        const float* odd = i + 1 < k ? rows.row(i + 1) + column : nullptr;
+        for (int c = 0; c < kBlockColumns; c += kStripColumns)
+            Cells::of_columns(even ? even + c : even, odd ? odd + c : odd, count - c, cells + c);
     }
 }
 
+template <class Cells>
 void pack_block_rows(View rows, int count, int k, float* panel) {
     auto* cells = (std::uint32_t*)panel;
     for (int begin = 0; begin < k; begin += kStripInputs, cells += kStepPairs * kBlockColumns)
-        for (int strip = 0; strip < kBlockStrips; strip++) {
+        for (int strip = 0; strip < kBlockColumns; strip += kStripColumns) {
             Square square;
             for (int c = 0; c < kStripColumns; c++) {
-                const int row = strip * kStripColumns + c;
-                const float* from = row < count ? rows.row(row) + begin : nullptr;
-                pair_inputs(from, from ? (k - begin < kStripInputs ? k - begin : kStripInputs) : 0, kStepPairs,
-                            square[c]);
+                const bool there = strip + c < count;
+                Cells::of_inputs(there ? rows.row(strip + c) + begin : nullptr, there ? k - begin : 0, square[c]);
             }
-            transpose(square, cells + strip * kStripColumns, kBlockColumns);
+            Cells::transpose(square, cells + strip, kBlockColumns);
         }
 }
 
+template <class Cells>
 void pack_left_block_columns(View rows, int k, int column, int count, float* tile) {
     auto* cells = (std::uint32_t*)tile;
     for (int begin = 0; begin < k; begin += kStripInputs, cells += kBlockRows * kStepPairs)
         for (int first = 0; first < count; first += kStripRows) {
             Square square;
-            const int width = count - first < kStripRows ? count - first : kStripRows;
             for (int p = 0; p < kStepPairs; p++) {
                 const int i = begin + 2 * p;
                 const float* even = i < k ? rows.row(i) + column + first : nullptr;
                 const float* odd = i + 1 < k ? rows.row(i + 1) + column + first : nullptr;
-                pair_rows(even, odd, width, square[p]);
-                for (int c = width; c < kStripRows; c++) square[p][c] = 0;
+                Cells::of_columns(even, odd, count - first, square[p]);
             }
-            transpose(square, cells + first * kStepPairs, kStepPairs);
+            Cells::transpose(square, cells + first * kStepPairs, kStepPairs);
         }
 }
 
+template <class Cells>
 void pack_left_block_rows(View rows, int count, int begin, int k, float* tile) {
-    auto* cells = (std::uint32_t*)tile;
-    for (int step = 0; step < k; step += kStripInputs, cells += kBlockRows * kStepPairs) {
-        const int inputs = k - step < kStripInputs ? k - step : kStripInputs;
-        for (int r = 0; r < count; r++)
-            pair_inputs(rows.row(r) + begin + step, inputs, kStepPairs, cells + r * kStepPairs);
-        for (int r = count; r % kStripRows; r++) pair_inputs(nullptr, 0, kStepPairs, cells + r * kStepPairs);
+    for (int r = 0; r < count || r % kStripRows; r++) {
+        auto* cells = (std::uint32_t*)tile + r * kStepPairs;
+        for (int step = 0; step < k; step += kStripInputs, cells += kBlockRows * kStepPairs)
+            Cells::of_inputs(r < count ? rows.row(r) + begin + step : nullptr, r < count ? k - step : 0, cells);
     }
 }
 
-template <class Registers>
+template <class Registers, class Cells>
 constexpr FloatProducts tile_products{kBlockRows,
                                       kBlockColumns,
                                       kStripRows,
                                       kStripInputs,
                                       2,
                                       multiply_blocks<Registers>,
-                                      pack_block_columns,
-                                      pack_block_rows,
-                                      pack_left_block_columns,
-                                      pack_left_block_rows,
+                                      pack_block_columns<Cells>,
+                                      pack_block_rows<Cells>,
+                                      pack_left_block_columns<Cells>,
+                                      pack_left_block_rows<Cells>,
                                       0};

@@ -54,10 +54,10 @@ void Training::attention(AttentionShape shape, AttentionInput input, float* out,
         const Panels values = packed(products_, arena, {v, length, dim, false});
         for (int begin = 0; begin < length; begin += at_once) {
             const int count = std::min(at_once, length - begin), end = begin + count;
-            own.multiply(q.from(begin), count, seen(keys, end), scores, false);
+            own.multiply(q.from(begin), count, seen(keys, end), scores);
             for (int i = 0; i < count; i++)
                 log_sum[begin + i] = kernels_.softmax(scores.row(i), begin + i + 1, end, shape.scale, 1.0f);
-            own.multiply(scores, count, values, to.from(begin), false, end);
+            own.multiply(scores, count, end, {{values, to.from(begin), false}});
         }
     };
     for_heads(team_, shape, [&](int length, std::ptrdiff_t first, std::ptrdiff_t log_sum, int thread) {
@@ -85,13 +85,13 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
         for (int i = 0; i < length; i++) std::fill_n(d_k.row(i), dim, 0.0f), std::fill_n(d_v.row(i), dim, 0.0f);
         for (int begin = 0; begin < length; begin += at_once) {
             const int count = std::min(at_once, length - begin), end = begin + count;
-            own.multiply(q.from(begin), count, seen(keys, end), parts, false);
-            own.multiply(d_made.from(begin), count, seen(values, end), d_scores, false);
+            own.multiply(q.from(begin), count, seen(keys, end), parts);
+            own.multiply(d_made.from(begin), count, seen(values, end), d_scores);
             for (int i = 0; i < count; i++)
                 kernels_.softmax_gradient(parts.row(i), d_scores.row(i), begin + i + 1, end, shape.scale,
                                           log_sum[begin + i],
                                           kernels_.dot(made.row(begin + i), d_made.row(begin + i), dim));
-            own.multiply(d_scores, count, key_rows, d_q.from(begin), false, end);
+            own.multiply(d_scores, count, end, {{key_rows, d_q.from(begin), false}});
             const auto add_columns = [&](View left, View right, MutableView to) {
                 few.source = right.from(begin), few.k = count;
                 pack(products_, few);

@@ -20,14 +20,14 @@ double Training::cross_entropy(CrossEntropyShape shape, const float* x, const fl
     const int bands = std::min(vocab, team_.size());
     // Rows [row, row + count): their losses, their gradients, and those of their logits.
     const auto run_block = [&, hidden = hidden, vocab = vocab](std::ptrdiff_t row, int count, float* made, Own& own) {
-        own.multiply({x + row * hidden, hidden}, count, panels[0], {made, stride}, false);
+        own.multiply({x + row * hidden, hidden}, count, panels[0], {made, stride});
         for (int i = 0; i < count; i++) {
             float *logit = made + i * stride, *target = logit + targets[row + i];
             const float wanted = *target, weight = weights[row + i];
             losses[row + i] = weight * (kernels_.softmax(logit, vocab, vocab, 1.0f, weight) - wanted);
             *target -= weight;
         }
-        own.multiply({made, stride}, count, panels[1], {d_x + row * hidden, hidden}, false);
+        own.multiply({made, stride}, count, panels[1], {d_x + row * hidden, hidden});
     };
     team_.run([&, rows = rows, hidden = hidden, vocab = vocab](int thread) {
         pack(products_, team_, panels);
@@ -39,9 +39,9 @@ double Training::cross_entropy(CrossEntropyShape shape, const float* x, const fl
             });
             team_.for_each(bands, 1, [&](int band) {
                 const int begin = vocab * std::int64_t(band) / bands, end = vocab * std::int64_t(band + 1) / bands;
-                own_[thread].multiply_outer({logits + begin, stride}, end - begin,
-                                            {x + std::ptrdiff_t(chunk) * hidden, hidden}, hidden, count,
-                                            {d_head + std::ptrdiff_t(begin) * hidden, hidden}, chunk > 0);
+                const MutableView to{d_head + std::ptrdiff_t(begin) * hidden, hidden};
+                own_[thread].multiply_outer({{{logits + begin, stride}, end - begin, to}},
+                                            {x + std::ptrdiff_t(chunk) * hidden, hidden}, hidden, count, chunk > 0);
             });
         }
     });

@@ -87,8 +87,8 @@ struct Forward : Pass {
     void run_expert(int e, int block, Own& own) const {
         const int begin = sorted.begin(e, block), count = sorted.count(e, block), dim = shape.dim;
         const MutableView made{gate_up + begin * width(), width()};
-        own.multiply(inputs(begin), count, factors.gate[e], made, false);
-        own.multiply(inputs(begin), count, factors.up[e], made.columns_from(dim), false);
+        own.multiply(inputs(begin), count, shape.hidden,
+                     {{factors.gate[e], made, false}, {factors.up[e], made.columns_from(dim), false}});
         own.arena.clear();
         const MutableView mixed{own.arena.take(std::size_t(count) * dim), dim};
         for (int i = 0; i < count; i++)
@@ -108,7 +108,7 @@ struct Backward : Pass {
         const View made{gate_up + begin * width(), width()};
         const MutableView d_made{d_gate_up + begin * width(), width()}, d_x{gradients.x, shape.hidden, tokens};
         const MutableView mix{mixed + std::ptrdiff_t(begin) * dim, dim};
-        own.multiply({d_y, shape.hidden, tokens}, count, factors.down[e], mix, false);
+        own.multiply({d_y, shape.hidden, tokens}, count, factors.down[e], mix);
         for (int i = 0; i < count; i++) {
             const int place = sorted.places[begin + i];
             const float *gate = made.row(i), *up = gate + dim;
@@ -120,23 +120,25 @@ struct Backward : Pass {
         own.multiply(d_made.columns_from(dim), count, factors.up[e], d_x, true);
     }
 
-    // The gradient [out, in] of one of an expert's weights is cut into bands of rows.
+    // The gradients [out, in] of an expert's weights are cut into bands of rows; those of gate and up are made together.
     static int bands(int out) { return (out + kBandRows - 1) / kBandRows; }
-    int bands() const { return 2 * bands(shape.dim) + bands(shape.hidden); }  // of an expert
+    int bands() const { return bands(shape.dim) + bands(shape.hidden); }  // of an expert
     void run_band(int e, int band, Own& own) const {
-        const int dim = shape.dim, hidden = shape.hidden, each = bands(dim);
-        const View d_gates{d_gate_up, width()}, outputs{d_y, hidden, sorted.tokens.data()};
-        if (band < each)
-            add_band(e, band, d_gates, inputs(0), dim, hidden, gradients.gate, own);
-        else if (band < 2 * each)
-            add_band(e, band - each, d_gates.columns_from(dim), inputs(0), dim, hidden, gradients.up, own);
-        else
-            add_band(e, band - 2 * each, outputs, {mixed, dim}, hidden, dim, gradients.down, own);
-    }
-    void add_band(int e, int band, View left, View right, int out, int in, float* gradient, Own& own) const {
-        const int first = sorted.begin(e, 0), count = sorted.begin(e + 1, 0) - first, begin = band * kBandRows;
-        own.multiply_outer(left.from(first).columns_from(begin), std::min(kBandRows, out - begin), right.from(first),
-                           in, count, {gradient + (std::ptrdiff_t(e) * out + begin) * in, in}, false);
+        const int first = sorted.begin(e, 0), count = sorted.begin(e + 1, 0) - first;
+        const int dim = shape.dim, hidden = shape.hidden, begin = band * kBandRows;
+        const auto of = [&](float* gradient, int out, int in, int row, View left) -> OuterProduct {
+            return {left.columns_from(row), std::min(kBandRows, out - row),
+                    {gradient + (std::ptrdiff_t(e) * out + row) * in, in}};
+        };
+        const View d_gates{d_gate_up + first * width(), width()}, d_ups = d_gates.columns_from(dim);
+        const View outputs{d_y, hidden, sorted.tokens.data() + first};
+        if (begin < dim)
+            return own.multiply_outer({of(gradients.gate, dim, hidden, begin, d_gates),
+                                       of(gradients.up, dim, hidden, begin, d_ups)},
+                                      inputs(first), hidden, count, false);
+        const View mix{mixed + std::ptrdiff_t(first) * dim, dim};
+        own.multiply_outer({of(gradients.down, hidden, dim, begin - bands(dim) * kBandRows, outputs)}, mix, dim, count,
+                           false);
     }
 };
 

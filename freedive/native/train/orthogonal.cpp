@@ -14,7 +14,7 @@ void multiply_symmetric(Own& own, View left, const Panels& right, MutableView ou
     Panels lower = right;
     for (int begin = 0; begin < n; begin += kBlockRows) {
         lower.columns = std::min(begin + kBlockRows, n);
-        own.multiply(left.from(begin), lower.columns - begin, lower, out.from(begin), false);
+        own.multiply(left.from(begin), lower.columns - begin, lower, out.from(begin));
     }
     for (int i = 0; i < n; i++)
         for (int j = i + 1; j < n; j++) out.row(i)[j] = out.row(j)[i];
@@ -37,7 +37,7 @@ void turn(const FloatProducts& products, Polynomial p, int turns, int rows, int 
         for (int at = 0; at < rows * rows; at++) fourth[at] = p.b * square[at] + p.c * fourth[at];
         for (int row = 0; row < rows; row++) fourth[row * (rows + 1)] += p.a;
         pack(products, along);
-        own.multiply({fourth, rows}, rows, along, {next, columns}, false);
+        own.multiply({fourth, rows}, rows, along, {next, columns});
     }
 }
 

@@ -63,18 +63,20 @@ struct Multiplier::Cut {
     int height(int tile) const { return begin(tile + 1) - begin(tile); }
 };
 
-void Multiplier::sweep(Cut cut, const Panels& right, int begin, MutableView out) {
-    for (int column = 0; column < right.columns; column += products_.tile_columns) {
+void Multiplier::sweep(Cut cut, const Panels& right, int begin, MutableView out, bool adds) {
+    all_.clear();
+    for (int column = 0; column < right.columns; column += products_.tile_columns)
         for (int t = 0; t < cut.tiles; t++) {
-            tiles_[t].right = right.at(products_, column, begin);
-            tiles_[t].num_columns = std::min(products_.tile_columns, right.columns - column);
-            tiles_[t].out = out.from(cut.begin(t)).columns_from(column);
+            ProductTile& tile = all_.emplace_back(tiles_[t]);
+            tile.right = right.at(products_, column, begin);
+            tile.num_columns = std::min(products_.tile_columns, right.columns - column);
+            tile.adds = adds;
+            tile.out = out.from(cut.begin(t)).columns_from(column);
         }
-        products_.multiply(tiles_.data(), cut.tiles);
-    }
+    products_.multiply(all_.data(), int(all_.size()));
 }
 
-void Multiplier::multiply(View left, int num_rows, const Panels& right, MutableView out, bool adds, int inner) {
+void Multiplier::multiply(View left, int num_rows, int inner, std::initializer_list<Product> all) {
     arena_.clear();
     const Cut cut(products_, num_rows);
     tiles_.resize(cut.tiles);
@@ -84,12 +86,12 @@ void Multiplier::multiply(View left, int num_rows, const Panels& right, MutableV
         const int k = std::min(kInner, inner - begin);
         for (int t = 0; t < cut.tiles; t++) {
             const View rows = left.from(cut.begin(t));
-            tiles_[t] = {rows.columns_from(begin), 1, nullptr, k, cut.height(t), 0, adds || begin, {}};
+            tiles_[t] = {rows.columns_from(begin), 1, nullptr, k, cut.height(t), 0, false, {}};
             if (!packed) continue;
             products_.pack_left_rows(rows, cut.height(t), begin, k, packed + t * size);
             tiles_[t].left = {packed + t * size, 1}, tiles_[t].step = products_.left_step;
         }
-        sweep(cut, right, begin, out);
+        for (const Product& each : all) sweep(cut, each.right, begin, each.out, each.adds || begin);
     }
 }
 
@@ -98,13 +100,13 @@ void Multiplier::multiply_packed(View left, Cut cut, const Panels& right, Mutabl
     const std::ptrdiff_t size = products_.cells(right.k) * products_.tile_rows;
     tiles_.resize(cut.tiles);
     for (int t = 0; t < cut.tiles; t++)
-        tiles_[t] = {{packed + t * size, 1}, products_.left_step, nullptr, right.k, cut.height(t), 0, adds, {}};
+        tiles_[t] = {{packed + t * size, 1}, products_.left_step, nullptr, right.k, cut.height(t), 0, false, {}};
     for_rows(products_, right.k, [&](int row, int count) {
         for (int t = 0; t < cut.tiles; t++)
             products_.pack_left_columns(left.from(row), count, cut.begin(t), cut.height(t),
                                         packed + t * size + products_.cells(row) * products_.tile_rows);
     });
-    sweep(cut, right, 0, out);
+    sweep(cut, right, 0, out, adds);
 }
 
 void Multiplier::multiply_columns(View left, int width, const Panels& right, MutableView out, bool adds) {
@@ -116,25 +118,28 @@ void Multiplier::multiply_columns(View left, int width, const Panels& right, Mut
     }
     tiles_.resize(cut.tiles);
     for (int t = 0; t < cut.tiles; t++)
-        tiles_[t] = {{left.data + cut.begin(t), 1}, left.stride, nullptr, right.k, cut.height(t), 0, adds, {}};
-    sweep(cut, right, 0, out);
+        tiles_[t] = {{left.data + cut.begin(t), 1}, left.stride, nullptr, right.k, cut.height(t), 0, false, {}};
+    sweep(cut, right, 0, out, adds);
 }
 
-void Multiplier::multiply_outer(View left, int width, View right, int right_width, int num_rows, MutableView out,
+void Multiplier::multiply_outer(std::initializer_list<OuterProduct> all, View right, int right_width, int num_rows,
                                 bool adds) {
     arena_.clear();
     const int most = std::min(kOuterRows, num_rows);
     Panels panels{right, most, right_width, false};
     panels.data = arena_.take(panels.size(products_));
     float* packed = arena_.take(products_.cells(most) * (kBandColumns + products_.tile_rows));
-    if (!num_rows && !adds)
-        for (int i = 0; i < width; i++) std::fill_n(out.row(i), right_width, 0.0f);
+    for (const OuterProduct& each : all)
+        if (!num_rows && !adds)
+            for (int i = 0; i < each.width; i++) std::fill_n(each.out.row(i), right_width, 0.0f);
     for (int row = 0; row < num_rows; row += most) {
         panels.source = right.from(row), panels.k = std::min(most, num_rows - row);
         pack(products_, panels);
-        for (int column = 0; column < width; column += kBandColumns)
-            multiply_packed(left.from(row).columns_from(column), {products_, std::min(kBandColumns, width - column)},
-                            panels, out.from(column), adds || row, packed);
+        for (const auto& [left, width, out] : all)
+            for (int column = 0; column < width; column += kBandColumns)
+                multiply_packed(left.from(row).columns_from(column),
+                                {products_, std::min(kBandColumns, width - column)}, panels, out.from(column),
+                                adds || row, packed);
     }
 }
 

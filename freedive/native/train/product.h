@@ -2,6 +2,7 @@
 // threads and the rows beside.
 #pragma once
 
+#include <initializer_list>
 #include <span>
 
 #include "../isa/train.h"
@@ -39,32 +40,45 @@ void pack(const FloatProducts& products, const Panels& factor);
 // Inside a job: all threads pack all panels of factors that have memory.
 void pack(const FloatProducts& products, Team& team, std::span<const Panels> factors);
 
+// What rows are multiplied by, and where that is written or added.
+struct Product {
+    const Panels& right;
+    MutableView out;
+    bool adds;
+};
+// Columns whose products with other columns make a matrix: out [width, ...].
+struct OuterProduct {
+    View left;
+    int width;
+    MutableView out;
+};
+
 // A thread's own: products, and memory for their left factors.
 class Multiplier {
   public:
     explicit Multiplier(const FloatProducts& products) : products_(products) {}
 
-    // out [num_rows, columns] = left [num_rows, inner] right, or that added; of `right` the first `inner` rows.
-    void multiply(View left, int num_rows, const Panels& right, MutableView out, bool adds, int inner);
-    void multiply(View left, int num_rows, const Panels& right, MutableView out, bool adds) {
-        multiply(left, num_rows, right, out, adds, right.k);
+    // For each of `all`: out [num_rows, columns] = left [num_rows, inner] right; of `right` the first `inner` rows.
+    void multiply(View left, int num_rows, int inner, std::initializer_list<Product> all);
+    void multiply(View left, int num_rows, const Panels& right, MutableView out, bool adds = false) {
+        multiply(left, num_rows, right.k, {{right, out, adds}});
     }
 
     // out [width, columns] = left^T right, where left has k rows (all of them in order), or that added.
     void multiply_columns(View left, int width, const Panels& right, MutableView out, bool adds);
 
-    // Likewise of num_rows rows each that are not packed yet: out [width, right_width].
-    void multiply_outer(View left, int width, View right, int right_width, int num_rows, MutableView out, bool adds);
+    // Likewise for each of `all`, of num_rows rows each that are not packed yet: out [width, right_width].
+    void multiply_outer(std::initializer_list<OuterProduct> all, View right, int right_width, int num_rows, bool adds);
 
   private:
     struct Cut;
     void multiply_packed(View left, Cut cut, const Panels& right, MutableView out, bool adds, float* packed);
     // Goes over the columns, for tiles that know their left factors; `right` begins with its input `begin`.
-    void sweep(Cut cut, const Panels& right, int begin, MutableView out);
+    void sweep(Cut cut, const Panels& right, int begin, MutableView out, bool adds);
 
     const FloatProducts& products_;
     Arena arena_;
-    std::vector<ProductTile> tiles_;
+    std::vector<ProductTile> tiles_, all_;  // of a panel, which know their left factors; and of all
 };
 
 }  // namespace freedive
