@@ -229,10 +229,23 @@ class Training:
         d_down: _Floats,
     ) -> None: ...
     def attention(
-        self, q: _Floats, k: _Floats, v: _Floats, begins: _Choices, scale: float, out: _Floats, log_sums: _Floats
+        self,
+        q: _Floats,
+        k: _Floats,
+        v: _Floats,
+        turning: _Floats | None,
+        angles: _Floats | None,
+        neighbours: bool,
+        begins: _Choices,
+        scale: float,
+        out: _Floats,
+        log_sums: _Floats,
     ) -> None:
         """Causal: ``q``, ``k``, ``v`` and ``out`` [T, heads, dim], sequences end to end; ``begins`` [sequences + 1] are
         their first rows and the last one's end; ``log_sums`` [T * heads] are for the backward pass.
+
+        With ``turning`` [T, turned], which all heads' keys end with, ``k`` is [T, heads, dim - turned], and the last
+        part of queries and keys is turned by ``angles`` [2, T, turned / 2], cosines and sines.
         """
 
     def attention_backward(
@@ -240,6 +253,9 @@ class Training:
         q: _Floats,
         k: _Floats,
         v: _Floats,
+        turning: _Floats | None,
+        angles: _Floats | None,
+        neighbours: bool,
         begins: _Choices,
         scale: float,
         out: _Floats,
@@ -248,6 +264,7 @@ class Training:
         d_q: _Floats,
         d_k: _Floats,
         d_v: _Floats,
+        d_turning: _Floats | None,
     ) -> None: ...
     def cross_entropy(
         self, x: _Floats, head: _Floats, targets: _Choices, weights: _Floats, d_x: _Floats, d_head: _Floats

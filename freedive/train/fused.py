@@ -132,25 +132,51 @@ class FusedFeedForward(torch.autograd.Function):
 class FusedAttention(torch.autograd.Function):
     """Causal attention of sequences laid end to end: ``q``, ``k`` and ``v`` [T, heads, dim], and so is the result.
 
-    ``begins`` int64 [sequences + 1]: their first rows, and the last one's end.
+    ``begins`` int64 [sequences + 1]: their first rows, and the last one's end. With ``turning`` [T, turned] every
+    head's keys, which are so much shorter, end with it, and the last part of queries and keys is turned by ``angles``
+    [2, T, turned / 2], cosines and sines: of neighbours or of halves.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, begins: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        turning: Tensor | None,
+        begins: Tensor,
+        scale: float,
+        angles: Tensor | None = None,
+        neighbours: bool = False,
+    ) -> Tensor:
         out, log_sums = q.new_empty(q.shape), q.new_empty(len(q) * q.shape[1])
-        ctx.save_for_backward(q, k, v, begins, out, log_sums)
-        given = _array(q), _array(k), _array(v), _array(begins)
-        _kernels().attention(*given, scale, out.numpy(), log_sums.numpy())
-        ctx.scale = scale
+        ctx.save_for_backward(q, k, v, turning, angles, begins, out, log_sums)
+        ctx.how = neighbours, scale
+        _kernels().attention(*_attended(q, k, v, turning, angles, begins, ctx.how), out.numpy(), log_sums.numpy())
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> Any:
-        q, k, v, begins, out, log_sums = (_array(each) for each in ctx.saved_tensors)
-        d_q, d_k, d_v = (torch.empty(q.shape) for _ in range(3))
-        given = q, k, v, begins, ctx.scale, out, log_sums, _array(d_out)
-        _kernels().attention_backward(*given, d_q.numpy(), d_k.numpy(), d_v.numpy())
-        return d_q, d_k, d_v, None, None
+        *given, out, log_sums = ctx.saved_tensors
+        gradients = [None if x is None else torch.empty(x.shape) for x in given[:4]]
+        outs = (None if x is None else x.numpy() for x in gradients)
+        done = _array(out), _array(log_sums), _array(d_out)
+        _kernels().attention_backward(*_attended(*given, ctx.how), *done, *outs)
+        return *gradients, None, None, None, None
+
+
+def _attended(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    turning: Tensor | None,
+    angles: Tensor | None,
+    begins: Tensor,
+    how: tuple[bool, float],
+) -> tuple[Any, ...]:
+    """What both passes of attention are given, as the kernels want it."""
+    last = (None if x is None else _array(x) for x in (turning, angles))
+    return *map(_array, (q, k, v)), *last, how[0], _array(begins), how[1]
 
 
 class FusedCrossEntropy(torch.autograd.Function):

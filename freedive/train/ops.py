@@ -42,6 +42,7 @@ class TrainOps(TorchOps):
         self._text = torch.arange(len(lengths)).repeat_interleave(self._lengths)
         self._replay = iter(replay)
         self._exact = False
+        self._angles_of: dict[spec.Rope, Tensor] = {}
         self.chosen: list[Tensor] = []
         self.balance: list[Tensor] = []
         self.entropy: list[Tensor] = []
@@ -100,19 +101,36 @@ class TrainOps(TorchOps):
     def latent_attention(
         self, q: Tensor, kv: Tensor, norm: Tensor, k_b: Tensor, v_b: Tensor, attn: spec.LatentAttention, layer: int
     ) -> Tensor:
-        if attn.head_dim != attn.value_dim or not fits(q, kv, norm, k_b, v_b):
+        if attn.head_dim != attn.value_dim or attn.rope.dim != attn.rope_dim or not fits(q, kv, norm, k_b, v_b):
             return super().latent_attention(q, kv, norm, k_b, v_b, attn, layer)
-        latent, turning = kv[:, : attn.kv_rank], kv[:, attn.kv_rank :]
-        latent, turning = self.rms_norm(latent, norm, attn.latent_eps), self.rope(turning, attn.rope, attn.rope_dim)
-        heads = (len(q), attn.num_heads, -1)
-        keys, values = (self.linear(latent, matrix.flatten(0, 1), None).view(heads) for matrix in (k_b, v_b))
-        keys = torch.cat([keys, turning[:, None].expand(-1, attn.num_heads, -1)], -1)
-        return self._attended(self._latent_queries(q, k_b, attn).view(heads), keys, values, attn.scale)
+        latent, turning = kv.split([attn.kv_rank, attn.rope_dim], 1)
+        latent = self.rms_norm(latent, norm, attn.latent_eps)
+        keys, values = (
+            self.linear(latent, matrix.flatten(0, 1), None).view(len(q), attn.num_heads, -1) for matrix in (k_b, v_b)
+        )
+        turned = turning, self._angles(attn.rope), attn.rope.interleaved
+        return self._attended(q.view(len(q), attn.num_heads, -1), keys, values, attn.scale, *turned)
 
-    def _attended(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def _attended(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        turning: Tensor | None = None,
+        angles: Tensor | None = None,
+        neighbours: bool = False,
+    ) -> Tensor:
         """Of heads [T, heads, dim], within each text: [T, heads * dim]."""
-        y: Tensor = FusedAttention.apply(q, k, v, self._begins, scale)  # type: ignore[no-untyped-call]
+        y: Tensor = FusedAttention.apply(q, k, v, turning, self._begins, scale, angles, neighbours)  # type: ignore[no-untyped-call]
         return y.flatten(1)
+
+    def _angles(self, rope: spec.Rope) -> Tensor:
+        """Cosines and sines of every token: [2, T, dim / 2]."""
+        if rope not in self._angles_of:
+            angles = self._positions[:, None] * torch.tensor(rope.inv_freq)
+            self._angles_of[rope] = torch.stack([angles.cos(), angles.sin()]) * rope.factor
+        return self._angles_of[rope]
 
     def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
         if not (_grouped(moe) and _wants_gradients(weights["gate"])):

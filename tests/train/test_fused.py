@@ -62,7 +62,7 @@ def check(bound: float, function: object, oracle: object, *given: object) -> Non
         )
 
 
-@pytest.mark.parametrize(("rows", "ins", "outs"), [(1, 1, 1), (5, 8, 3), (37, 33, 50), (200, 16, 100), (7, 1100, 17)])
+@pytest.mark.parametrize(("rows", "ins", "outs"), [(1, 1, 1), (5, 8, 3), (37, 33, 50), (200, 16, 100), (7, 1100, 17), (4200, 4, 3)])
 def test_a_linear_is_torch_s(bound: float, rows: int, ins: int, outs: int) -> None:
     check(bound, FusedLinear.apply, F.linear, some(rows, ins, seed=0), some(outs, ins, seed=1))
 
@@ -100,7 +100,27 @@ def test_a_mixture_is_torch_s(bound: float, shape: tuple[int, ...]) -> None:
     check(bound, FusedFeedForward.apply, GroupedFeedForward.apply, *mixture(*shape))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, begins: Tensor, scale: float) -> Tensor:
+def turn(x: Tensor, angles: Tensor, neighbours: bool) -> Tensor:
+    """x [T, heads, dim] as complex numbers, of which each is turned."""
+    a, b = x.unflatten(-1, (-1, 2) if neighbours else (2, -1)).unbind(-1 if neighbours else -2)
+    turned = torch.complex(a, b) * torch.complex(*angles)[:, None]
+    return torch.stack([turned.real, turned.imag], -1 if neighbours else -2).flatten(2)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    turning: Tensor | None,
+    begins: Tensor,
+    scale: float,
+    angles: Tensor | None = None,
+    neighbours: bool = False,
+) -> Tensor:
+    if turning is not None and angles is not None:
+        plain, last = q.split([k.shape[-1], turning.shape[-1]], -1)
+        q = torch.cat([plain, turn(last, angles, neighbours)], -1)
+        k = torch.cat([k, turn(turning[:, None], angles, neighbours).expand(-1, k.shape[1], -1)], -1)
     parts = []
     for part in zip(*(x.split(begins.diff().tolist()) for x in (q, k, v)), strict=True):
         heads = (x.transpose(0, 1) for x in part)
@@ -110,7 +130,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, begins: Tensor, scale: float) -> Ten
 
 def heads(lengths: list[int], count: int, dim: int) -> tuple[Any, ...]:
     begins = F.pad(torch.tensor(lengths).cumsum(0), (1, 0))
-    return *(some(sum(lengths), count, dim, seed=seed) for seed in range(3)), begins, 0.3
+    return *(some(sum(lengths), count, dim, seed=seed) for seed in range(3)), None, begins, 0.3
+
+
+def latent_heads(lengths: list[int], count: int, plain: int, turned: int, neighbours: bool) -> tuple[Any, ...]:
+    q, _, v, _, begins, scale = heads(lengths, count, plain + turned)
+    k, turning = some(len(q), count, plain, seed=3), some(len(q), turned, seed=4)
+    angles = some(len(q), turned // 2, seed=5).detach() * 9
+    return q, k, v, turning, begins, scale, torch.stack([angles.cos(), angles.sin()]), neighbours
 
 
 @pytest.mark.parametrize(
@@ -119,6 +146,11 @@ def heads(lengths: list[int], count: int, dim: int) -> tuple[Any, ...]:
 )
 def test_attention_is_torch_s(bound: float, lengths: list[int], count: int, dim: int) -> None:
     check(bound, FusedAttention.apply, attend, *heads(lengths, count, dim))
+
+
+@pytest.mark.parametrize("neighbours", [True, False])
+def test_the_last_part_of_queries_and_keys_is_turned(bound: float, neighbours: bool) -> None:
+    check(bound, FusedAttention.apply, attend, *latent_heads([40, 3, 40], 3, 12, 8, neighbours))
 
 
 def losses(rows: int, hidden: int, vocab: int) -> tuple[Tensor, ...]:
@@ -163,8 +195,10 @@ def test_any_number_of_threads_gives_equal_bits(level: str, precision: str, monk
         return [
             stack,
             *results(FusedLinear.apply, some(450, 48, seed=0), some(70, 48, seed=1)),
+            *results(FusedLinear.apply, some(4200, 8, seed=0), some(5, 8, seed=1)),
             *results(FusedFeedForward.apply, *mixture(500, 2, 4, 48, 32, 4)),
             *results(FusedAttention.apply, *heads([50, 7, 50], 2, 16)),
+            *results(FusedAttention.apply, *latent_heads([50, 7, 50], 2, 10, 6, True)),
             *results(FusedCrossEntropy.apply, *losses(1000, 16, 50)),
             *results(FusedRmsNorm.apply, some(400, 40, seed=0), some(40, seed=1), 1e-6),
         ]

@@ -28,14 +28,80 @@ Panels seen(Panels keys, int end) {
     return keys;
 }
 
-// Calls run(length, first, log_sum, thread) for every head: where its first row begins, and its first logarithm.
+// A head of a sequence: its rows are those of `first` on, and the columns its own.
+struct Head {
+    int sequence, head, length;
+    std::ptrdiff_t first;
+
+    Head(AttentionShape shape, int task)
+        : sequence(task / shape.heads),
+          head(task % shape.heads),
+          length(shape.length(sequence)),
+          first(shape.begins[sequence]) {}
+    template <class Rows>
+    Rows of(decltype(Rows::data) all, const AttentionShape& shape, int dim) const {
+        const std::ptrdiff_t stride = std::ptrdiff_t(shape.heads) * dim;
+        return {all + first * stride + std::ptrdiff_t(head) * dim, stride};
+    }
+    std::ptrdiff_t log_sums(const AttentionShape& shape) const {
+        return first * shape.heads + std::ptrdiff_t(head) * length;
+    }
+};
+
+// Turns a row by a token's angles, or back.
+void turn(const Rotation& by, std::ptrdiff_t token, const float* from, bool back, float* to) {
+    const int half = by.dim / 2, step = by.neighbours ? 2 : 1, other = by.neighbours ? 1 : half;
+    const float *cos = by.angles + token * half, *sin = cos + by.tokens * half, sign = back ? -1.0f : 1.0f;
+    for (int i = 0; i < half; i++) {
+        const float a = from[i * step], b = from[i * step + other], s = sign * sin[i];
+        to[i * step] = a * cos[i] - b * s;
+        to[i * step + other] = b * cos[i] + a * s;
+    }
+}
+
+// Rows whose last part is turned, of both parts; as they are where nothing turns.
+View joined(const AttentionShape& shape, const Head& head, View plain, View turning, Arena& arena) {
+    if (!shape.rotation.dim) return plain;
+    const MutableView rows{arena.take(std::size_t(head.length) * shape.dim), shape.dim};
+    for (int i = 0; i < head.length; i++) {
+        std::copy_n(plain.row(i), shape.key_dim(), rows.row(i));
+        turn(shape.rotation, head.first + i, turning.row(i), false, rows.row(i) + shape.key_dim());
+    }
+    return rows;
+}
+// And of their gradients, which are `joined` if nothing turns.
+void part(const AttentionShape& shape, const Head& head, View joined, MutableView plain, MutableView turning) {
+    for (int i = 0; i < head.length && shape.rotation.dim; i++) {
+        std::copy_n(joined.row(i), shape.key_dim(), plain.row(i));
+        turn(shape.rotation, head.first + i, joined.row(i) + shape.key_dim(), true, turning.row(i));
+    }
+}
+
+// The queries and keys of a head, turned.
+struct Turned {
+    View q, k;
+    Turned(const AttentionShape& shape, const Head& head, const AttentionInput& input, Arena& arena)
+        : q(head.of<View>(input.q, shape, shape.dim)), k(head.of<View>(input.k, shape, shape.key_dim())) {
+        const int dim = shape.rotation.dim;
+        q = joined(shape, head, q, q.columns_from(shape.key_dim()), arena);
+        k = joined(shape, head, k, {input.turning + head.first * dim, dim}, arena);
+    }
+};
+
+// Calls run(head, thread) for every head.
 template <class Run>
-void for_heads(Team& team, AttentionShape shape, Run&& run) {
-    team.run([&](int thread) {
-        team.for_each(shape.sequences * shape.heads, 1, [&](int task) {
-            const int sequence = task / shape.heads, head = task % shape.heads;
-            run(shape.length(sequence), shape.first(sequence, head), shape.log_sums(sequence, head), thread);
-        });
+void for_heads(Team& team, const AttentionShape& shape, Run&& run) {
+    team.for_each(shape.sequences * shape.heads, 1, [&](int task) { run(Head(shape, task)); });
+}
+
+// Sums over heads [heads, tokens * dim], in order.
+void sum_heads(Team& team, const AttentionShape& shape, const float* parts, float* sum) {
+    const int dim = shape.rotation.dim;
+    team.for_each(shape.sequences, 1, [&](int sequence) {
+        for (std::ptrdiff_t i = shape.begins[sequence] * dim; i < shape.begins[sequence + 1] * dim; i++) {
+            sum[i] = 0.0f;
+            for (int head = 0; head < shape.heads; head++) sum[i] += parts[head * shape.tokens() * dim + i];
+        }
     });
 }
 
@@ -43,45 +109,53 @@ void for_heads(Team& team, AttentionShape shape, Run&& run) {
 
 void Training::attention(AttentionShape shape, AttentionInput input, float* out, float* log_sums) {
     const std::lock_guard lock(one_at_a_time_);
-    const std::ptrdiff_t stride = shape.stride();
     const int dim = shape.dim, at_once = query_rows(products_);
-    const auto run_head = [&](int length, std::ptrdiff_t first, float* log_sum, Own& own) {
+    const auto run_head = [&](const Head& head, Own& own) {
         Arena& arena = own.arena;
         arena.clear();
-        const View q{input.q + first, stride}, k{input.k + first, stride}, v{input.v + first, stride};
-        const MutableView to{out + first, stride}, scores = scores_of(products_, arena, length);
-        const Panels keys = packed(products_, arena, {k, dim, length, true});
-        const Panels values = packed(products_, arena, {v, length, dim, false});
-        for (int begin = 0; begin < length; begin += at_once) {
-            const int count = std::min(at_once, length - begin), end = begin + count;
+        const auto [q, k] = Turned(shape, head, input, arena);
+        const auto v = head.of<View>(input.v, shape, dim);
+        const auto to = head.of<MutableView>(out, shape, dim), scores = scores_of(products_, arena, head.length);
+        const Panels keys = packed(products_, arena, {k, dim, head.length, true});
+        const Panels values = packed(products_, arena, {v, head.length, dim, false});
+        float* log_sum = log_sums + head.log_sums(shape);
+        for (int begin = 0; begin < head.length; begin += at_once) {
+            const int count = std::min(at_once, head.length - begin), end = begin + count;
             own.multiply(q.from(begin), count, seen(keys, end), scores);
             for (int i = 0; i < count; i++)
                 log_sum[begin + i] = kernels_.softmax(scores.row(i), begin + i + 1, end, shape.scale, 1.0f);
             own.multiply(scores, count, end, {{values, to.from(begin), false}});
         }
     };
-    for_heads(team_, shape, [&](int length, std::ptrdiff_t first, std::ptrdiff_t log_sum, int thread) {
-        run_head(length, first, log_sums + log_sum, own_[thread]);
-    });
+    team_.run([&](int thread) { for_heads(team_, shape, [&](const Head& head) { run_head(head, own_[thread]); }); });
 }
 
 void Training::attention_backward(AttentionShape shape, AttentionInput input, const float* out, const float* log_sums,
                                   const float* d_out, AttentionGradients gradients) {
     const std::lock_guard lock(one_at_a_time_);
-    const std::ptrdiff_t stride = shape.stride();
-    const int dim = shape.dim, at_once = query_rows(products_);
-    const auto run_head = [&](int length, std::ptrdiff_t first, const float* log_sum, Own& own) {
+    shared_.clear();
+    const int dim = shape.dim, at_once = query_rows(products_), turning = shape.rotation.dim;
+    float* d_turning = shared_.take(shape.heads * shape.tokens() * turning);  // [heads, tokens, turning]
+    const auto run_head = [&](const Head& head, Own& own) {
+        const int length = head.length;
         Arena& arena = own.arena;
         arena.clear();
-        const View q{input.q + first, stride}, k{input.k + first, stride}, v{input.v + first, stride};
-        const View made{out + first, stride}, d_made{d_out + first, stride};
-        const MutableView d_q{gradients.q + first, stride}, d_k{gradients.k + first, stride},
-            d_v{gradients.v + first, stride};
+        const auto [q, k] = Turned(shape, head, input, arena);
+        const auto v = head.of<View>(input.v, shape, dim);
+        const auto made = head.of<View>(out, shape, dim), d_made = head.of<View>(d_out, shape, dim);
+        const auto plain_q = head.of<MutableView>(gradients.q, shape, dim);
+        const auto plain_k = head.of<MutableView>(gradients.k, shape, shape.key_dim());
+        const auto d_v = head.of<MutableView>(gradients.v, shape, dim);
+        const auto gradient = [&](MutableView plain) {
+            return turning ? MutableView{arena.take(std::size_t(length) * dim), dim} : plain;
+        };
+        const MutableView d_q = gradient(plain_q), d_k = gradient(plain_k);
         const MutableView parts = scores_of(products_, arena, length), d_scores = scores_of(products_, arena, length);
         const Panels keys = packed(products_, arena, {k, dim, length, true});
         const Panels values = packed(products_, arena, {v, dim, length, true});
         const Panels key_rows = packed(products_, arena, {k, length, dim, false});
         Panels few{q, at_once, dim, false, arena.take(Panels{q, at_once, dim, false}.size(products_))};
+        const float* log_sum = log_sums + head.log_sums(shape);
         for (int i = 0; i < length; i++) std::fill_n(d_k.row(i), dim, 0.0f), std::fill_n(d_v.row(i), dim, 0.0f);
         for (int begin = 0; begin < length; begin += at_once) {
             const int count = std::min(at_once, length - begin), end = begin + count;
@@ -100,9 +174,13 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
             add_columns(d_scores, q, d_k);
             add_columns(parts, d_made, d_v);
         }
+        part(shape, head, d_q, plain_q, plain_q.columns_from(shape.key_dim()));
+        const std::ptrdiff_t first = head.head * shape.tokens() + head.first;
+        part(shape, head, d_k, plain_k, {d_turning + first * turning, turning});
     };
-    for_heads(team_, shape, [&](int length, std::ptrdiff_t first, std::ptrdiff_t log_sum, int thread) {
-        run_head(length, first, log_sums + log_sum, own_[thread]);
+    team_.run([&](int thread) {
+        for_heads(team_, shape, [&](const Head& head) { run_head(head, own_[thread]); });
+        if (turning) sum_heads(team_, shape, d_turning, gradients.turning);
     });
 }
 

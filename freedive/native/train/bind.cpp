@@ -48,15 +48,29 @@ MixtureShape mixture_shape(const Floats& x, const Floats& shares, const Choices&
     return {int(tokens), int(chosen), int(experts), int(hidden), int(dim)};
 }
 
-AttentionShape attention_shape(const Floats& q, const Floats& k, const Floats& v, const Tokens& begins,
-                               const auto& log_sums, float scale) {
+// The last part of keys, for all heads, and the angles it is turned by; neither where nothing turns.
+struct Turning {
+    std::optional<Floats> rows, angles;
+    bool neighbours;
+    Rotation rotation(std::size_t tokens) const {
+        if (!rows) return {};
+        const std::size_t dim = rows->shape(1);
+        expect(*rows, {tokens, dim}), expect(*angles, {2, tokens, dim / 2});
+        return {angles->data(), std::ptrdiff_t(tokens), int(dim / 2 * 2), neighbours};
+    }
+    const float* data() const { return rows ? rows->data() : nullptr; }
+};
+
+AttentionShape attention_shape(const Floats& q, const Floats& k, const Floats& v, const Turning& turning,
+                               const Tokens& begins, const auto& log_sums, float scale) {
     const std::size_t tokens = q.shape(0), heads = q.shape(1), dim = q.shape(2);
-    expect(k, {tokens, heads, dim}), expect(v, {tokens, heads, dim}), expect(log_sums, {tokens * heads});
+    const Rotation rotation = turning.rotation(tokens);
+    expect(k, {tokens, heads, dim - rotation.dim}), expect(v, {tokens, heads, dim}), expect(log_sums, {tokens * heads});
     const std::int64_t* first = begins.data();
     const std::int64_t* last = first + begins.shape(0) - 1;
     if (last < first || *first != 0 || *last != std::int64_t(tokens) || !std::is_sorted(first, last + 1))
         throw std::invalid_argument("sequences do not lie end to end");
-    return {first, int(last - first), int(heads), int(dim), scale};
+    return {first, int(last - first), int(heads), int(dim), scale, rotation};
 }
 
 NormShape norm_shape(const Floats& x, const Floats& weight, const auto& y, float eps) {
@@ -163,23 +177,31 @@ void bind_training(nb::module_& m) {
             "d_gate"_a, "d_up"_a, "d_down"_a)
         .def(
             "attention",
-            [](Training& self, Floats q, Floats k, Floats v, Tokens begins, float scale, MutableFloats out,
+            [](Training& self, Floats q, Floats k, Floats v, std::optional<Floats> turning,
+               std::optional<Floats> angles, bool neighbours, Tokens begins, float scale, MutableFloats out,
                MutableFloats log_sums) {
-                const AttentionShape shape = attention_shape(q, k, v, begins, log_sums, scale);
+                const Turning last{turning, angles, neighbours};
+                const AttentionShape shape = attention_shape(q, k, v, last, begins, log_sums, scale);
                 nb::gil_scoped_release released;
-                self.attention(shape, {q.data(), k.data(), v.data()}, out.data(), log_sums.data());
+                self.attention(shape, {q.data(), k.data(), v.data(), last.data()}, out.data(), log_sums.data());
             },
-            "q"_a, "k"_a, "v"_a, "begins"_a, "scale"_a, "out"_a, "log_sums"_a)
+            "q"_a, "k"_a, "v"_a, "turning"_a.none(), "angles"_a.none(), "neighbours"_a, "begins"_a, "scale"_a, "out"_a,
+            "log_sums"_a)
         .def(
             "attention_backward",
-            [](Training& self, Floats q, Floats k, Floats v, Tokens begins, float scale, Floats out, Floats log_sums,
-               Floats d_out, MutableFloats d_q, MutableFloats d_k, MutableFloats d_v) {
-                const AttentionShape shape = attention_shape(q, k, v, begins, log_sums, scale);
+            [](Training& self, Floats q, Floats k, Floats v, std::optional<Floats> turning,
+               std::optional<Floats> angles, bool neighbours, Tokens begins, float scale, Floats out, Floats log_sums,
+               Floats d_out, MutableFloats d_q, MutableFloats d_k, MutableFloats d_v,
+               std::optional<MutableFloats> d_turning) {
+                const Turning last{turning, angles, neighbours};
+                const AttentionShape shape = attention_shape(q, k, v, last, begins, log_sums, scale);
                 nb::gil_scoped_release released;
-                self.attention_backward(shape, {q.data(), k.data(), v.data()}, out.data(), log_sums.data(),
-                                        d_out.data(), {d_q.data(), d_k.data(), d_v.data()});
+                self.attention_backward(
+                    shape, {q.data(), k.data(), v.data(), last.data()}, out.data(), log_sums.data(), d_out.data(),
+                    {d_q.data(), d_k.data(), d_v.data(), d_turning ? d_turning->data() : nullptr});
             },
-            "q"_a, "k"_a, "v"_a, "begins"_a, "scale"_a, "out"_a, "log_sums"_a, "d_out"_a, "d_q"_a, "d_k"_a, "d_v"_a)
+            "q"_a, "k"_a, "v"_a, "turning"_a.none(), "angles"_a.none(), "neighbours"_a, "begins"_a, "scale"_a, "out"_a,
+            "log_sums"_a, "d_out"_a, "d_q"_a, "d_k"_a, "d_v"_a, "d_turning"_a.none())
         .def(
             "cross_entropy",
             [](Training& self, Floats x, Floats head, Tokens targets, Floats weights, MutableFloats d_x,

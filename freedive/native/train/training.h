@@ -27,24 +27,32 @@ struct MixtureGradients {
     float *x, *shares, *gate, *up, *down;
 };
 
+// Rotary embedding of the last `dim` numbers of queries and keys, of which keys have them in common: angles are cosines
+// [tokens, dim / 2], then sines. Neighbours are turned together, or halves.
+struct Rotation {
+    const float* angles = nullptr;
+    std::ptrdiff_t tokens = 0;
+    int dim = 0;
+    bool neighbours = false;
+};
+
 // Causal attention: rows [tokens, heads * dim] of q, k and v, whose heads have one width. Sequences lie end to end;
-// begins [sequences + 1] are their first rows, and the last one's end.
+// begins [sequences + 1] are their first rows, and the last one's end. With a rotation a head's keys lack their last
+// part, which is `turning` [tokens, rotation.dim] for all heads.
 struct AttentionShape {
     const std::int64_t* begins;
     int sequences, heads, dim;
     float scale;
+    Rotation rotation;
     int length(int sequence) const { return int(begins[sequence + 1] - begins[sequence]); }
-    std::ptrdiff_t stride() const { return std::ptrdiff_t(heads) * dim; }
-    std::ptrdiff_t first(int sequence, int head) const { return begins[sequence] * stride() + head * dim; }
-    std::ptrdiff_t log_sums(int sequence, int head) const {
-        return begins[sequence] * heads + std::ptrdiff_t(head) * length(sequence);
-    }
+    int key_dim() const { return dim - rotation.dim; }
+    std::ptrdiff_t tokens() const { return begins[sequences]; }
 };
 struct AttentionInput {
-    const float *q, *k, *v;
+    const float *q, *k, *v, *turning;
 };
 struct AttentionGradients {
-    float *q, *k, *v;
+    float *q, *k, *v, *turning;
 };
 
 // Logits [rows, vocab] = x [rows, hidden] head^T.
