@@ -46,6 +46,9 @@ def draw(logits: _Floats, temperature: float, top_k: int, top_p: float, min_p: f
 def read_bandwidth(num_threads: int, megabytes: int) -> float:
     """GB/s that threads read together from fresh memory, at best. MemoryError where there is not that much."""
 
+def keep_freed_memory(num_bytes: int) -> None:
+    """What the process frees from now on it keeps for itself; ``num_bytes`` of it come in large pages."""
+
 def compute_peaks(num_threads: int) -> list[tuple[str, str, float]]:
     """Type of the factors (int8, bf16, fp32), instruction, operations per second: of each unit of the machine."""
 

@@ -11,6 +11,7 @@
 
 #include "bandwidth.h"
 #include "cpu.h"
+#include "memory.h"
 #include "operations.h"
 #include "peak.h"
 #include "sampling.h"
@@ -229,6 +230,7 @@ NB_MODULE(_native, m) {
     m.def("unpack_row", [](int f, int rows, int k, Bytes data, int row, MutableFloats out) {
         unpack_row({Format(f), rows, k, data.data()}, row, out.data());
     });
+    m.def("keep_freed_memory", keep_freed_memory, "num_bytes"_a);
     m.def(
         "read_bandwidth",
         [](int num_threads, int megabytes) {

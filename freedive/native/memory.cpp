@@ -1,7 +1,12 @@
 #include "memory.h"
 
 #include <sys/mman.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
+#include <cstdint>
+#include <cstdlib>
 #include <new>
 
 namespace freedive {
@@ -20,6 +25,20 @@ Memory::Memory(std::size_t bytes) : bytes_(bytes) {
 
 Memory::~Memory() {
     if (data_) munmap(data_, bytes_);
+}
+
+void keep_freed_memory(std::size_t bytes) {
+#if defined(__GLIBC__) && defined(MADV_HUGEPAGE)
+    constexpr std::uintptr_t kPage = 4096;
+    mallopt(M_ARENA_MAX, 1), mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1);
+    void* room = std::malloc(bytes);
+    if (!room) return;
+    const std::uintptr_t begin = (std::uintptr_t(room) + kPage) / kPage * kPage;
+    madvise((void*)begin, (std::uintptr_t(room) + bytes - begin) / kPage * kPage, MADV_HUGEPAGE);
+    std::free(room);
+#else
+    (void)bytes;
+#endif
 }
 
 }  // namespace freedive

@@ -33,4 +33,8 @@ class Memory {
     std::size_t bytes_ = 0;
 };
 
+// What the process frees from now on it keeps, where the system's library can do so; so many bytes come in large pages.
+// Who makes the same again and again spends a sixth of the time on fresh pages otherwise.
+void keep_freed_memory(std::size_t bytes);
+
 }  // namespace freedive

@@ -46,7 +46,14 @@ def prepare(wanted: str) -> None:
     """Train with ``wanted`` precision, on all cores."""
     global _precision
     _precision = resolved(wanted)
+    _keep_freed_memory()
     torch.set_num_threads(machine.physical_cores())
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """What one step frees is what the next one takes."""
+    _native.keep_freed_memory(machine.available_memory() // 2)
 
 
 @cache
