@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from freedive.model import spec
@@ -112,7 +112,7 @@ def _mix(
 
 
 def _attention(index: int, attn: spec.Attention, w: Mapping[str, W], eps: float, h: V, ops: Ops[V, W]) -> V:
-    q, k, v = (ops.linear(h, w[name], w.get(f"{name}_bias")) for name in "qkv")
+    q, k, v = _linears(h, w, "qkv", ops)
     if not attn.norm_after_rope:
         q, k = _qk_norm(attn, w, eps, q, k, ops)
     if attn.clip:
@@ -138,14 +138,15 @@ def _qk_norm(attn: spec.Attention, w: Mapping[str, W], eps: float, q: V, k: V, o
 
 
 def _latent_attention(index: int, attn: spec.LatentAttention, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
+    q, kv = _linears(h, w, ("q_a" if attn.q_rank else "q", "kv_a"), ops)
     if attn.q_rank:
-        latent = ops.rms_norm(ops.linear(h, w["q_a"], w.get("q_a_bias")), w["q_a_norm"], attn.latent_eps)
-        q = ops.linear(latent, w["q_b"], None)
-    else:
-        q = ops.linear(h, w["q"], None)
-    kv = ops.linear(h, w["kv_a"], w.get("kv_a_bias"))
+        q = ops.linear(ops.rms_norm(q, w["q_a_norm"], attn.latent_eps), w["q_b"], None)
     out = ops.latent_attention(q, kv, w["kv_a_norm"], w["k_b"], w["v_b"], attn, index)
     return ops.linear(out, w["o"], w.get("o_bias"))
+
+
+def _linears(h: V, w: Mapping[str, W], names: Iterable[str], ops: Ops[V, W]) -> Sequence[V]:
+    return ops.linears(h, [(w[name], w.get(f"{name}_bias")) for name in names])
 
 
 def _feed(ffn: spec.FeedForward | spec.Experts, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
@@ -154,7 +155,7 @@ def _feed(ffn: spec.FeedForward | spec.Experts, w: Mapping[str, W], h: V, ops: O
 
 def feed_forward(ffn: spec.FeedForward, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
     """Of a layer or of one expert; ``w`` has ``gate``, ``up`` and ``down``, with ``_bias`` after each where it has."""
-    gate, up = (ops.linear(h, w[name], w.get(f"{name}_bias")) for name in ("gate", "up"))
+    gate, up = _linears(h, w, ("gate", "up"), ops)
     return ops.linear(ops.glu(gate, up, ffn), w["down"], w.get("down_bias"))
 
 

@@ -194,12 +194,21 @@ class Training:
     """
 
     def __init__(self, isa: str, num_threads: int, bfloat16: bool = False) -> None: ...
-    def linear(self, x: _Floats, weight: _Floats, y: _Floats) -> None:
-        """``y`` [T, out] = ``x`` [T, in] times ``weight`` [out, in], transposed."""
+    def linears(self, x: _Floats, weights: list[_Floats], ys: list[_Floats]) -> None:
+        """Each y [T, out] = ``x`` [T, in] times its weight [out, in], transposed."""
 
-    def linear_backward(
-        self, x: _Floats, weight: _Floats, d_y: _Floats, d_x: _Floats | None, d_weight: _Floats | None
+    def linears_backward(
+        self,
+        x: _Floats,
+        weights: list[_Floats],
+        d_ys: list[_Floats],
+        d_x: _Floats | None,
+        d_weights: list[_Floats | None],
     ) -> None: ...
+    def glu(self, gate: _Floats, up: _Floats, y: _Floats) -> None:
+        """``y`` = silu(``gate``) times ``up``, of one shape."""
+
+    def glu_backward(self, gate: _Floats, up: _Floats, d_y: _Floats, d_gate: _Floats, d_up: _Floats) -> None: ...
     def mixture(
         self,
         x: _Floats,

@@ -8,7 +8,7 @@ own knowledge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Rope, Router, Temperature
@@ -40,6 +40,9 @@ class Ops(Protocol[V, W]):
 
     def linear(self, x: V, weight: W, bias: W | None) -> V:
         """x @ weight.T + bias."""
+
+    def linears(self, x: V, layers: Sequence[tuple[W, W | None]]) -> Sequence[V]:
+        """Several of the same x, by (weight, bias)."""
 
     def router_logits(self, x: V, weight: W, bias: W | None) -> V:
         """The same of a router, which stays exact where training rounds the factors of other products."""

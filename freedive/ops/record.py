@@ -8,7 +8,7 @@ experts. What fits no pattern is a phase of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,9 @@ class Recorder:
 
     def linear(self, x: Node, weight: str, bias: str | None) -> Node:
         return self._node("linear", x, width=self._shapes[weight][0], weight=weight, bias=bias)
+
+    def linears(self, x: Node, layers: Sequence[tuple[str, str | None]]) -> Sequence[Node]:
+        return [self.linear(x, weight, bias) for weight, bias in layers]
 
     router_logits = linear
 

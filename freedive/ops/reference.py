@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -59,6 +59,9 @@ class ReferenceOps:
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         y: Array = x @ weight.T
         return y if bias is None else y + bias
+
+    def linears(self, x: Array, layers: Sequence[tuple[Array, Array | None]]) -> Sequence[Array]:
+        return [self.linear(x, weight, bias) for weight, bias in layers]
 
     router_logits = linear
 

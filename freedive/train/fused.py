@@ -74,7 +74,7 @@ def _peak_flops(num_threads: int, precision: str) -> float:
     seconds = []
     for _ in range(6):
         began = time.perf_counter()
-        layers.linear(x.numpy(), weight.numpy(), y.numpy())
+        layers.linears(x.numpy(), [weight.numpy()], [y.numpy()])
         seconds.append(time.perf_counter() - began)
     return 2 * size**3 / min(seconds)
 
@@ -92,26 +92,45 @@ def _array(x: Tensor) -> npt.NDArray[Any]:
     return array
 
 
-class FusedLinear(torch.autograd.Function):
-    """``x`` [T, in] times ``weight`` [out, in], transposed: [T, out]."""
+class FusedLinears(torch.autograd.Function):
+    """``x`` [T, in] times each of ``weights`` [out, in], transposed: a tuple of [T, out]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        y = x.new_empty(len(x), len(weight))
-        _kernels().linear(_array(x), _array(weight), y.numpy())
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *weights)
+        ys = tuple(x.new_empty(len(x), len(weight)) for weight in weights)
+        _kernels().linears(_array(x), list(map(_array, weights)), [y.numpy() for y in ys])
+        return ys
+
+    @staticmethod
+    def backward(ctx: Any, *d_ys: Tensor) -> Any:
+        x, *weights = ctx.saved_tensors
+        gradients = [
+            torch.empty(each.shape) if needed else None
+            for each, needed in zip((x, *weights), ctx.needs_input_grad, strict=True)
+        ]
+        d_x, *d_weights = (None if each is None else each.numpy() for each in gradients)
+        arrays = list(map(_array, weights)), list(map(_array, d_ys))
+        _kernels().linears_backward(_array(x), *arrays, d_x, d_weights)
+        return tuple(gradients)
+
+
+class FusedGlu(torch.autograd.Function):
+    """silu(``gate``) times ``up``."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        y = gate.new_empty(gate.shape)
+        ctx.save_for_backward(gate, up)
+        _kernels().glu(_array(gate), _array(up), y.numpy())
         return y
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        d_x, d_weight = (
-            torch.empty_like(each, memory_format=torch.contiguous_format) if needed else None
-            for each, needed in zip((x, weight), ctx.needs_input_grad, strict=True)
-        )
-        outs = (None if each is None else each.numpy() for each in (d_x, d_weight))
-        _kernels().linear_backward(_array(x), _array(weight), _array(d_y), *outs)
-        return d_x, d_weight
+        gate, up = ctx.saved_tensors
+        d_gate, d_up = torch.empty(gate.shape), torch.empty(up.shape)
+        _kernels().glu_backward(_array(gate), _array(up), _array(d_y), d_gate.numpy(), d_up.numpy())
+        return d_gate, d_up
 
 
 class FusedFeedForward(torch.autograd.Function):

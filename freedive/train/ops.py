@@ -18,7 +18,8 @@ from freedive.train.fused import (
     BFLOAT16,
     FusedAttention,
     FusedFeedForward,
-    FusedLinear,
+    FusedGlu,
+    FusedLinears,
     FusedRmsNorm,
     precision,
 )
@@ -39,7 +40,6 @@ class TrainOps(TorchOps):
         super().__init__(Batch(batch.tokens.astype(np.int32), lengths, 0 * lengths, pages, rows, lengths))
         self._lengths = torch.from_numpy(batch.lengths)
         self._begins = F.pad(self._lengths.cumsum(0), (1, 0))
-        self._text = torch.arange(len(lengths)).repeat_interleave(self._lengths)
         self._replay = iter(replay)
         self._exact = False
         self._angles_of: dict[spec.Rope, Tensor] = {}
@@ -69,7 +69,7 @@ class TrainOps(TorchOps):
 
     def _by_text(self, x: Tensor) -> Tensor:
         """The mean over each text's tokens: [T, n] -> [texts, n]."""
-        return x.new_zeros(len(self._lengths), x.shape[1]).index_add(0, self._text, x) / self._lengths[:, None]
+        return torch.segment_reduce(x, "mean", lengths=self._lengths)
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         if weight is None or x.dim() > 2 or not fits(x, weight):
@@ -80,7 +80,18 @@ class TrainOps(TorchOps):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if bias is not None or x.dim() > 2 or self._exact or not fits(x, weight):
             return super().linear(x, weight, bias)
-        y: Tensor = FusedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+        return _linears(x, weight)[0]
+
+    def linears(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]]) -> Sequence[Tensor]:
+        weights, biases = zip(*layers, strict=True)
+        if any(bias is not None for bias in biases) or not fits(x, *weights):
+            return super().linears(x, layers)
+        return _linears(x, *weights)
+
+    def glu(self, gate: Tensor, up: Tensor, ffn: spec.FeedForward) -> Tensor:
+        if ffn.activation != "silu" or ffn.limit or not fits(gate, up):
+            return super().glu(gate, up, ffn)
+        y: Tensor = FusedGlu.apply(gate, up)  # type: ignore[no-untyped-call]
         return y
 
     def router_logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -105,9 +116,8 @@ class TrainOps(TorchOps):
             return super().latent_attention(q, kv, norm, k_b, v_b, attn, layer)
         latent, turning = kv.split([attn.kv_rank, attn.rope_dim], 1)
         latent = self.rms_norm(latent, norm, attn.latent_eps)
-        keys, values = (
-            self.linear(latent, matrix.flatten(0, 1), None).view(len(q), attn.num_heads, -1) for matrix in (k_b, v_b)
-        )
+        made = self.linears(latent, [(matrix.flatten(0, 1), None) for matrix in (k_b, v_b)])
+        keys, values = (x.view(len(q), attn.num_heads, -1) for x in made)
         turned = turning, self._angles(attn.rope), attn.rope.interleaved
         return self._attended(q.view(len(q), attn.num_heads, -1), keys, values, attn.scale, *turned)
 
@@ -142,9 +152,14 @@ class TrainOps(TorchOps):
         return y
 
 
-def fits(*tensors: Tensor) -> bool:
+def fits(*tensors: object) -> bool:
     """Whether our kernels take them; torch takes the rest."""
-    return all(tensor.dtype == torch.float32 for tensor in tensors)
+    return all(isinstance(each, Tensor) and each.dtype == torch.float32 for each in tensors)
+
+
+def _linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    ys: tuple[Tensor, ...] = FusedLinears.apply(x, *weights)  # type: ignore[no-untyped-call]
+    return ys
 
 
 class Each(Mapping[str, Tensor]):

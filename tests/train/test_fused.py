@@ -17,7 +17,7 @@ from torch import Tensor
 from freedive.native import _native
 from freedive.train import fused
 from freedive.train.experts import GroupedFeedForward
-from freedive.train.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedLinear, FusedRmsNorm
+from freedive.train.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedGlu, FusedLinears, FusedRmsNorm
 from freedive.train.optim import EPS_NORM, NEWTON_SCHULZ, TURNS, orthogonal
 
 LEVELS = _native.isa_levels()
@@ -38,6 +38,11 @@ def bound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> fl
 
 def some(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def linears(x: Tensor, *weights: Tensor) -> Tensor:
+    """All that weights make of x, side by side."""
+    return torch.cat(FusedLinears.apply(x, *weights), 1)
 
 
 def results(function: object, *given: object) -> list[Tensor]:
@@ -63,8 +68,24 @@ def check(bound: float, function: object, oracle: object, *given: object) -> Non
 
 
 @pytest.mark.parametrize(("rows", "ins", "outs"), [(1, 1, 1), (5, 8, 3), (37, 33, 50), (200, 16, 100), (7, 1100, 17), (4200, 4, 3)])
-def test_a_linear_is_torch_s(bound: float, rows: int, ins: int, outs: int) -> None:
-    check(bound, FusedLinear.apply, F.linear, some(rows, ins, seed=0), some(outs, ins, seed=1))
+def test_linears_are_torch_s(bound: float, rows: int, ins: int, outs: int) -> None:
+    def plain(x: Tensor, *weights: Tensor) -> Tensor:
+        return torch.cat([F.linear(x, weight) for weight in weights], 1)
+
+    check(bound, linears, plain, some(rows, ins, seed=0), some(outs, ins, seed=1), some(9, ins, seed=2))
+
+
+def test_a_weight_that_is_frozen_has_no_gradient(bound: float) -> None:
+    x, frozen, weight = some(5, 8, seed=0), some(3, 8, seed=1).detach(), some(4, 8, seed=2)
+    both = results(linears, x, frozen, weight)
+    torch.testing.assert_close(both[0][:, 3:], results(linears, x, weight)[0], rtol=0, atol=0)
+    assert [part.shape for part in both[1:]] == [x.shape, weight.shape]
+
+
+def test_silu_gates(bound: float) -> None:
+    check(
+        bound, FusedGlu.apply, lambda gate, up: F.silu(gate) * up, some(190, 47, seed=0) * 3, some(190, 47, seed=1)
+    )
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -72,8 +93,8 @@ def test_products_of_bfloat16_numbers_are_exact(level: str, monkeypatch: pytest.
     use(monkeypatch, level, 2, fused.BFLOAT16)
     x, weight, d_y = (some(*shape, seed=3).detach().bfloat16().float() for shape in ((70, 90), (50, 90), (70, 50)))
     y, d_x, d_weight = (torch.empty(shape) for shape in ((70, 50), (70, 90), (50, 90)))
-    fused._kernels().linear(x.numpy(), weight.numpy(), y.numpy())
-    fused._kernels().linear_backward(x.numpy(), weight.numpy(), d_y.numpy(), d_x.numpy(), d_weight.numpy())
+    fused._kernels().linears(x.numpy(), [weight.numpy()], [y.numpy()])
+    fused._kernels().linears_backward(x.numpy(), [weight.numpy()], [d_y.numpy()], d_x.numpy(), [d_weight.numpy()])
     for got, exact in ((y, x @ weight.T), (d_x, d_y @ weight), (d_weight, d_y.T @ x)):
         torch.testing.assert_close(got, exact, rtol=2e-5, atol=2e-5)
 
@@ -194,8 +215,8 @@ def test_any_number_of_threads_gives_equal_bits(level: str, precision: str, monk
         fused.orthogonalise([stack], NEWTON_SCHULZ, EPS_NORM, TURNS)
         return [
             stack,
-            *results(FusedLinear.apply, some(450, 48, seed=0), some(70, 48, seed=1)),
-            *results(FusedLinear.apply, some(4200, 8, seed=0), some(5, 8, seed=1)),
+            *results(linears, some(450, 48, seed=0), some(70, 48, seed=1)),
+            *results(linears, some(4200, 8, seed=0), some(5, 8, seed=1)),
             *results(FusedFeedForward.apply, *mixture(500, 2, 4, 48, 32, 4)),
             *results(FusedAttention.apply, *heads([50, 7, 50], 2, 16)),
             *results(FusedAttention.apply, *latent_heads([50, 7, 50], 2, 10, 6, True)),
@@ -211,4 +232,4 @@ def test_any_number_of_threads_gives_equal_bits(level: str, precision: str, monk
 def test_shapes_that_do_not_fit_are_refused() -> None:
     x, weight = torch.zeros(3, 8).numpy(), torch.zeros(5, 7).numpy()
     with pytest.raises(ValueError, match="shape"):
-        fused.kernels(1).linear(x, weight, torch.zeros(3, 5).numpy())
+        fused.kernels(1).linears(x, [weight], [torch.zeros(3, 5).numpy()])

@@ -5,7 +5,7 @@
 namespace freedive {
 namespace {
 
-constexpr int kMostQueryRows = 36;
+constexpr int kMostQueryRows = 64;
 
 // In whole tiles.
 int query_rows(const FloatProducts& products) { return kMostQueryRows / products.tile_rows * products.tile_rows; }
@@ -124,7 +124,8 @@ void Training::attention(AttentionShape shape, AttentionInput input, float* out,
             own.multiply(q.from(begin), count, seen(keys, end), scores);
             for (int i = 0; i < count; i++)
                 log_sum[begin + i] = kernels_.softmax(scores.row(i), begin + i + 1, end, shape.scale, 1.0f);
-            own.multiply(scores, count, end, {{values, to.from(begin), false}});
+            const Product product[] = {{values, to.from(begin), false}};
+            own.multiply(scores, count, end, product);
         }
     };
     team_.run([&](int thread) { for_heads(team_, shape, [&](const Head& head) { run_head(head, own_[thread]); }); });
@@ -165,7 +166,8 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
                 kernels_.softmax_gradient(parts.row(i), d_scores.row(i), begin + i + 1, end, shape.scale,
                                           log_sum[begin + i],
                                           kernels_.dot(made.row(begin + i), d_made.row(begin + i), dim));
-            own.multiply(d_scores, count, end, {{key_rows, d_q.from(begin), false}});
+            const Product product[] = {{key_rows, d_q.from(begin), false}};
+            own.multiply(d_scores, count, end, product);
             const auto add_columns = [&](View left, View right, MutableView to) {
                 few.source = right.from(begin), few.k = count;
                 pack(products_, few);

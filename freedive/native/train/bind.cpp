@@ -23,6 +23,8 @@ using Tokens = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::de
 using Stack = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Choices = nb::ndarray<const std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
+using Arrays = std::vector<MutableFloats>;
+
 template <class Array>
 void expect(const Array& array, std::initializer_list<std::size_t> shape) {
     bool fits = array.ndim() == shape.size();
@@ -30,10 +32,20 @@ void expect(const Array& array, std::initializer_list<std::size_t> shape) {
     if (!fits) throw std::invalid_argument("an array has the wrong shape");
 }
 
-LinearShape linear_shape(const Floats& x, const Floats& weight, const auto& y) {
-    const std::size_t rows = x.shape(0), in = x.shape(1), out = weight.shape(0);
-    expect(weight, {out, in}), expect(y, {rows, out});
-    return {int(rows), int(in), int(out)};
+// One linear layer's [out, in] and rows [rows, out]. Returns how many it makes of a row.
+int linear_out(const Floats& x, const Floats& weight, const auto& y) {
+    expect(weight, {weight.shape(0), x.shape(1)}), expect(y, {x.shape(0), weight.shape(0)});
+    return int(weight.shape(0));
+}
+LinearShape linear_shape(const Floats& x, std::size_t weights, std::size_t ys) {
+    if (x.ndim() != 2 || weights != ys) throw std::invalid_argument("an array has the wrong shape");
+    return {int(x.shape(0)), int(x.shape(1))};
+}
+
+// Arrays of one size, which is returned.
+std::ptrdiff_t common_size(const auto& first, const auto&... rest) {
+    if (((rest.size() != first.size()) || ...)) throw std::invalid_argument("an array has the wrong shape");
+    return std::ptrdiff_t(first.size());
 }
 
 MixtureShape mixture_shape(const Floats& x, const Floats& shares, const Choices& choices, const Floats& gate,
@@ -89,8 +101,6 @@ CrossEntropyShape cross_entropy_shape(const Floats& x, const Floats& head, const
     return {int(rows), int(hidden), int(vocab)};
 }
 
-using Arrays = std::vector<MutableFloats>;
-
 // Weights with what an optimizer keeps of them; `squares` may be none.
 std::vector<Updated> updated(const Arrays& weights, const Arrays& gradients, const Arrays& momenta,
                              const Arrays& squares, const std::vector<float>& keeps, const std::vector<float>& rates) {
@@ -134,23 +144,46 @@ void bind_training(nb::module_& m) {
             },
             "isa"_a, "num_threads"_a, "bfloat16"_a = false)
         .def(
-            "linear",
-            [](Training& self, Floats x, Floats weight, MutableFloats y) {
-                const LinearShape shape = linear_shape(x, weight, y);
+            "linears",
+            [](Training& self, Floats x, const std::vector<Floats>& weights, const Arrays& ys) {
+                const LinearShape shape = linear_shape(x, weights.size(), ys.size());
+                std::vector<Linear> all;
+                for (std::size_t i = 0; i < ys.size(); i++)
+                    all.push_back({weights[i].data(), linear_out(x, weights[i], ys[i]), ys[i].data()});
                 nb::gil_scoped_release released;
-                self.linear(shape, x.data(), weight.data(), y.data());
+                self.linears(shape, x.data(), all);
             },
-            "x"_a, "weight"_a, "y"_a)
+            "x"_a, "weights"_a, "ys"_a)
         .def(
-            "linear_backward",
-            [](Training& self, Floats x, Floats weight, Floats d_y, std::optional<MutableFloats> d_x,
-               std::optional<MutableFloats> d_weight) {
-                const LinearShape shape = linear_shape(x, weight, d_y);
+            "linears_backward",
+            [](Training& self, Floats x, const std::vector<Floats>& weights, const std::vector<Floats>& d_ys,
+               std::optional<MutableFloats> d_x, const std::vector<std::optional<MutableFloats>>& d_weights) {
+                const LinearShape shape = linear_shape(x, weights.size(), d_ys.size());
+                if (d_weights.size() != weights.size()) throw std::invalid_argument("lists differ in length");
+                std::vector<LinearGradient> all;
+                for (std::size_t i = 0; i < d_ys.size(); i++)
+                    all.push_back({weights[i].data(), linear_out(x, weights[i], d_ys[i]), d_ys[i].data(),
+                                   d_weights[i] ? d_weights[i]->data() : nullptr});
                 nb::gil_scoped_release released;
-                self.linear_backward(shape, x.data(), weight.data(), d_y.data(), d_x ? d_x->data() : nullptr,
-                                     d_weight ? d_weight->data() : nullptr);
+                self.linears_backward(shape, x.data(), all, d_x ? d_x->data() : nullptr);
             },
-            "x"_a, "weight"_a, "d_y"_a, "d_x"_a.none(), "d_weight"_a.none())
+            "x"_a, "weights"_a, "d_ys"_a, "d_x"_a.none(), "d_weights"_a)
+        .def(
+            "glu",
+            [](Training& self, Floats gate, Floats up, MutableFloats y) {
+                const std::ptrdiff_t size = common_size(gate, up, y);
+                nb::gil_scoped_release released;
+                self.glu(size, gate.data(), up.data(), y.data());
+            },
+            "gate"_a, "up"_a, "y"_a)
+        .def(
+            "glu_backward",
+            [](Training& self, Floats gate, Floats up, Floats d_y, MutableFloats d_gate, MutableFloats d_up) {
+                const std::ptrdiff_t size = common_size(gate, up, d_y, d_gate, d_up);
+                nb::gil_scoped_release released;
+                self.glu_backward(size, gate.data(), up.data(), d_y.data(), d_gate.data(), d_up.data());
+            },
+            "gate"_a, "up"_a, "d_y"_a, "d_gate"_a, "d_up"_a)
         .def(
             "mixture",
             [](Training& self, Floats x, Floats shares, Choices choices, Floats gate, Floats up, Floats down,

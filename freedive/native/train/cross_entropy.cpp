@@ -39,9 +39,11 @@ double Training::cross_entropy(CrossEntropyShape shape, const float* x, const fl
             });
             team_.for_each(bands, 1, [&](int band) {
                 const int begin = vocab * std::int64_t(band) / bands, end = vocab * std::int64_t(band + 1) / bands;
-                const MutableView to{d_head + std::ptrdiff_t(begin) * hidden, hidden};
-                own_[thread].multiply_outer({{{logits + begin, stride}, end - begin, to}},
-                                            {x + std::ptrdiff_t(chunk) * hidden, hidden}, hidden, count, chunk > 0);
+                const OuterProduct product[] = {{{logits + begin, stride},
+                                                 end - begin,
+                                                 {d_head + std::ptrdiff_t(begin) * hidden, hidden}}};
+                own_[thread].multiply_outer(product, {x + std::ptrdiff_t(chunk) * hidden, hidden}, hidden, count,
+                                            chunk > 0);
             });
         }
     });

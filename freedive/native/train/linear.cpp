@@ -1,5 +1,5 @@
-// Linear layers: blocks of rows by the whole weight. The weight's gradient is summed by parts of the rows, whose number
-// depends on the shape alone, and by bands of its own rows.
+// Linear layers: blocks of rows by whole weights. Weights' gradients are summed by parts of the rows, whose number depends
+// on the shape alone, and by bands of their own rows.
 #include "training.h"
 
 namespace freedive {
@@ -7,74 +7,108 @@ namespace {
 
 constexpr int kBlockRows = 192;
 constexpr int kPartRows = 2048, kMostParts = 8, kPartStep = 32;  // rows of a part, about; its last steps are whole
-constexpr int kSummed = 4096;  // numbers of parts that are added at once
+constexpr int kSummed = 4096;                                    // numbers of parts that are added at once
 
-// Inside a job: the products of all rows with a factor that has memory.
-void multiply_all(const FloatProducts& products, Team& team, Own& own, const Panels& right, const float* x, int rows,
-                  float* y) {
-    pack(products, team, {&right, 1});
+// Inside a job: calls run(row, count) for blocks of rows.
+template <class Run>
+void for_blocks(Team& team, int rows, Run&& run) {
     team.for_each((rows + kBlockRows - 1) / kBlockRows, 1, [&](int block) {
-        const std::ptrdiff_t row = block * kBlockRows;
-        own.multiply({x + row * right.k, right.k}, std::min(kBlockRows, rows - int(row)), right,
-                     {y + row * right.columns, right.columns});
+        const std::ptrdiff_t row = std::ptrdiff_t(block) * kBlockRows;
+        run(row, std::min(kBlockRows, rows - int(row)));
     });
 }
 
-// A weight's gradient, [out, in], in parts that are summed in order.
-struct Parts {
-    Parts(LinearShape shape, Arena& arena, float* sum)
-        : shape(shape),
-          count(std::clamp(shape.rows / kPartRows, 1, kMostParts)),
-          size(std::ptrdiff_t(shape.out) * shape.in),
-          sum(sum),
-          rest(arena.take((count - 1) * size)) {}
-    const LinearShape shape;
-    const int count;
-    const std::ptrdiff_t size;
-    float *const sum, *const rest;  // the first part is where the sum will be
+// The factors of all weights, with memory to be packed in.
+template <class Weights>
+std::vector<Panels> panels_of(const FloatProducts& products, Arena& arena, const Weights& all, int in,
+                              Panels (*panels)(const float*, int, int)) {
+    std::vector<Panels> factors;
+    for (const auto& each : all) {
+        factors.push_back(panels(each.weight, each.out, in));
+        factors.back().data = arena.take(factors.back().size(products));
+    }
+    return factors;
+}
 
+// Gradients [out, in] in parts, which are summed in order.
+struct Parts {
+    Parts(LinearShape shape, std::span<const LinearGradient> all, Arena& arena)
+        : shape(shape), all(all), count(std::clamp(shape.rows / kPartRows, 1, kMostParts)) {
+        for (const LinearGradient& each : all) rest.push_back(arena.take((count - 1) * size(each)));
+    }
+    const LinearShape shape;
+    const std::span<const LinearGradient> all;
+    const int count;
+    std::vector<float*> rest;  // the first part is where the sum will be
+
+    std::ptrdiff_t size(const LinearGradient& of) const { return std::ptrdiff_t(of.out) * shape.in; }
     int row(int part) const { return part == count ? shape.rows : shape.rows / count / kPartStep * kPartStep * part; }
-    void add_band(int part, int band, int bands, const float* x, const float* d_y, Own& own) const {
-        const int begin = shape.out * std::int64_t(band) / bands, end = shape.out * std::int64_t(band + 1) / bands;
+
+    // A band of the rows of every gradient.
+    void add_band(int part, int band, int bands, const float* x, Own& own) const {
         const std::ptrdiff_t first = row(part);
-        float* to = (part ? rest + (part - 1) * size : sum) + std::ptrdiff_t(begin) * shape.in;
-        own.multiply_outer({{{d_y + first * shape.out + begin, shape.out}, end - begin, {to, shape.in}}},
-                           {x + first * shape.in, shape.in}, shape.in, row(part + 1) - row(part), false);
+        std::vector<OuterProduct> products;
+        for (std::size_t i = 0; i < all.size(); i++) {
+            const LinearGradient& of = all[i];
+            if (!of.d_weight) continue;
+            const int begin = of.out * std::int64_t(band) / bands, end = of.out * std::int64_t(band + 1) / bands;
+            float* to = part ? rest[i] + (part - 1) * size(of) : of.d_weight;
+            products.push_back({{of.d_y + first * of.out + begin, of.out},
+                                end - begin,
+                                {to + std::ptrdiff_t(begin) * shape.in, shape.in}});
+        }
+        own.multiply_outer(products, {x + first * shape.in, shape.in}, shape.in, row(part + 1) - row(part), false);
     }
     // Inside a job.
     void add(Team& team) const {
-        team.for_each(count > 1 ? int((size + kSummed - 1) / kSummed) : 0, 1, [&](int block) {
-            const std::ptrdiff_t begin = std::ptrdiff_t(block) * kSummed, end = std::min(size, begin + kSummed);
-            for (const float* part = rest; part != rest + (count - 1) * size; part += size)
-                for (std::ptrdiff_t i = begin; i < end; i++) sum[i] += part[i];
-        });
+        for (std::size_t i = 0; i < all.size() && count > 1; i++) {
+            const std::ptrdiff_t size = this->size(all[i]);
+            float* sum = all[i].d_weight;
+            team.for_each(sum ? int((size + kSummed - 1) / kSummed) : 0, 1, [&](int block) {
+                const std::ptrdiff_t begin = std::ptrdiff_t(block) * kSummed, end = std::min(size, begin + kSummed);
+                for (const float* part = rest[i]; part != rest[i] + (count - 1) * size; part += size)
+                    for (std::ptrdiff_t at = begin; at < end; at++) sum[at] += part[at];
+            });
+        }
     }
 };
 
 }  // namespace
 
-void Training::linear(LinearShape shape, const float* x, const float* weight, float* y) {
+void Training::linears(LinearShape shape, const float* x, std::span<const Linear> all) {
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
-    Panels panels = forward_panels(weight, shape.out, shape.in);
-    panels.data = shared_.take(panels.size(products_));
-    team_.run([&](int thread) { multiply_all(products_, team_, own_[thread], panels, x, shape.rows, y); });
+    const auto factors = panels_of(products_, shared_, all, shape.in, forward_panels);
+    team_.run([&](int thread) {
+        pack(products_, team_, factors);
+        for_blocks(team_, shape.rows, [&](std::ptrdiff_t row, int count) {
+            std::vector<Product> products;
+            for (std::size_t i = 0; i < all.size(); i++)
+                products.push_back({factors[i], {all[i].y + row * all[i].out, all[i].out}, false});
+            own_[thread].multiply({x + row * shape.in, shape.in}, count, shape.in, products);
+        });
+    });
 }
 
-void Training::linear_backward(LinearShape shape, const float* x, const float* weight, const float* d_y, float* d_x,
-                               float* d_weight) {
+void Training::linears_backward(LinearShape shape, const float* x, std::span<const LinearGradient> all, float* d_x) {
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
-    Panels panels = backward_panels(weight, shape.out, shape.in);
-    panels.data = shared_.take(panels.size(products_));
-    const Parts parts(shape, shared_, d_weight);
-    const int bands = std::min((team_.size() + parts.count - 1) / parts.count, shape.out);
+    const auto factors = panels_of(products_, shared_, all, shape.in, backward_panels);
+    const Parts parts(shape, all, shared_);
+    const int bands = (team_.size() + parts.count - 1) / parts.count;
+    const auto add_block = [&](std::ptrdiff_t row, int count, Own& own) {
+        for (std::size_t i = 0; i < all.size(); i++)
+            own.multiply({all[i].d_y + row * all[i].out, all[i].out}, count, factors[i],
+                         {d_x + row * shape.in, shape.in}, i > 0);
+    };
     team_.run([&](int thread) {
-        if (d_x) multiply_all(products_, team_, own_[thread], panels, d_y, shape.rows, d_x);
-        if (!d_weight) return;
-        team_.for_each(parts.count * bands, 1, [&](int task) {
-            parts.add_band(task / bands, task % bands, bands, x, d_y, own_[thread]);
-        });
+        Own& own = own_[thread];
+        if (d_x) {
+            pack(products_, team_, factors);
+            for_blocks(team_, shape.rows, [&](std::ptrdiff_t row, int count) { add_block(row, count, own); });
+        }
+        team_.for_each(parts.count * bands, 1,
+                       [&](int task) { parts.add_band(task / bands, task % bands, bands, x, own); });
         parts.add(team_);
     });
 }

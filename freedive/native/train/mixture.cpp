@@ -87,8 +87,8 @@ struct Forward : Pass {
     void run_expert(int e, int block, Own& own) const {
         const int begin = sorted.begin(e, block), count = sorted.count(e, block), dim = shape.dim;
         const MutableView made{gate_up + begin * width(), width()};
-        own.multiply(inputs(begin), count, shape.hidden,
-                     {{factors.gate[e], made, false}, {factors.up[e], made.columns_from(dim), false}});
+        const Product both[] = {{factors.gate[e], made, false}, {factors.up[e], made.columns_from(dim), false}};
+        own.multiply(inputs(begin), count, shape.hidden, both);
         own.arena.clear();
         const MutableView mixed{own.arena.take(std::size_t(count) * dim), dim};
         for (int i = 0; i < count; i++)
@@ -132,13 +132,13 @@ struct Backward : Pass {
         };
         const View d_gates{d_gate_up + first * width(), width()}, d_ups = d_gates.columns_from(dim);
         const View outputs{d_y, hidden, sorted.tokens.data() + first};
-        if (begin < dim)
-            return own.multiply_outer({of(gradients.gate, dim, hidden, begin, d_gates),
-                                       of(gradients.up, dim, hidden, begin, d_ups)},
-                                      inputs(first), hidden, count, false);
-        const View mix{mixed + std::ptrdiff_t(first) * dim, dim};
-        own.multiply_outer({of(gradients.down, hidden, dim, begin - bands(dim) * kBandRows, outputs)}, mix, dim, count,
-                           false);
+        if (band < bands(dim)) {
+            const OuterProduct both[] = {of(gradients.gate, dim, hidden, begin, d_gates),
+                                         of(gradients.up, dim, hidden, begin, d_ups)};
+            return own.multiply_outer(both, inputs(first), hidden, count, false);
+        }
+        const OuterProduct down[] = {of(gradients.down, hidden, dim, begin - bands(dim) * kBandRows, outputs)};
+        own.multiply_outer(down, {mixed + std::ptrdiff_t(first) * dim, dim}, dim, count, false);
     }
 };
 

@@ -76,7 +76,7 @@ void Multiplier::sweep(Cut cut, const Panels& right, int begin, MutableView out,
     products_.multiply(all_.data(), int(all_.size()));
 }
 
-void Multiplier::multiply(View left, int num_rows, int inner, std::initializer_list<Product> all) {
+void Multiplier::multiply(View left, int num_rows, int inner, std::span<const Product> all) {
     arena_.clear();
     const Cut cut(products_, num_rows);
     tiles_.resize(cut.tiles);
@@ -122,7 +122,7 @@ void Multiplier::multiply_columns(View left, int width, const Panels& right, Mut
     sweep(cut, right, 0, out, adds);
 }
 
-void Multiplier::multiply_outer(std::initializer_list<OuterProduct> all, View right, int right_width, int num_rows,
+void Multiplier::multiply_outer(std::span<const OuterProduct> all, View right, int right_width, int num_rows,
                                 bool adds) {
     arena_.clear();
     const int most = std::min(kOuterRows, num_rows);

@@ -2,7 +2,6 @@
 // threads and the rows beside.
 #pragma once
 
-#include <initializer_list>
 #include <span>
 
 #include "../isa/train.h"
@@ -59,16 +58,17 @@ class Multiplier {
     explicit Multiplier(const FloatProducts& products) : products_(products) {}
 
     // For each of `all`: out [num_rows, columns] = left [num_rows, inner] right; of `right` the first `inner` rows.
-    void multiply(View left, int num_rows, int inner, std::initializer_list<Product> all);
+    void multiply(View left, int num_rows, int inner, std::span<const Product> all);
     void multiply(View left, int num_rows, const Panels& right, MutableView out, bool adds = false) {
-        multiply(left, num_rows, right.k, {{right, out, adds}});
+        const Product product{right, out, adds};
+        multiply(left, num_rows, right.k, {&product, 1});
     }
 
     // out [width, columns] = left^T right, where left has k rows (all of them in order), or that added.
     void multiply_columns(View left, int width, const Panels& right, MutableView out, bool adds);
 
     // Likewise for each of `all`, of num_rows rows each that are not packed yet: out [width, right_width].
-    void multiply_outer(std::initializer_list<OuterProduct> all, View right, int right_width, int num_rows, bool adds);
+    void multiply_outer(std::span<const OuterProduct> all, View right, int right_width, int num_rows, bool adds);
 
   private:
     struct Cut;

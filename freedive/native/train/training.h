@@ -10,9 +10,20 @@
 
 namespace freedive {
 
-// A linear layer: y [rows, out] = x [rows, in] weight^T.
+// Linear layers of the same x [rows, in], for each of which y [rows, out] = x weight^T.
 struct LinearShape {
-    int rows, in, out;
+    int rows, in;
+};
+struct Linear {
+    const float* weight;
+    int out;
+    float* y;
+};
+struct LinearGradient {
+    const float* weight;
+    int out;
+    const float* d_y;
+    float* d_weight;  // may be none
 };
 
 // Gated experts: each of `tokens` goes to `chosen` of them. Shapes of weights: [experts, dim, hidden], but of down
@@ -88,9 +99,13 @@ class Training {
         for (int i = 0; i < num_threads; i++) own_.emplace_back(products);
     }
 
-    void linear(LinearShape shape, const float* x, const float* weight, float* y);
-    void linear_backward(LinearShape shape, const float* x, const float* weight, const float* d_y, float* d_x,
-                         float* d_weight);
+    void linears(LinearShape shape, const float* x, std::span<const Linear> all);
+    void linears_backward(LinearShape shape, const float* x, std::span<const LinearGradient> all, float* d_x);
+
+    // Of `count` numbers each: y = silu(gate) * up.
+    void glu(std::ptrdiff_t count, const float* gate, const float* up, float* y);
+    void glu_backward(std::ptrdiff_t count, const float* gate, const float* up, const float* d_y, float* d_gate,
+                      float* d_up);
 
     // `choices` and `shares` [tokens, chosen]; gate_up [tokens * chosen, 2 * dim] is kept for the backward pass.
     void mixture(MixtureShape shape, const float* x, const float* shares, const std::int64_t* choices,
