@@ -31,6 +31,7 @@ class EmulatedTiles {
         check(rows(from));
         for (int r = 0; r < rows(from); r++) std::memcpy((char*)to + r * stride, data_[from][r], row_bytes(from));
     }
+    void fetch(const void*) {}
     void dot(int sum, int a, int b) {
         check_shapes(sum, a, b);
         for (int m = 0; m < rows(sum); m++)

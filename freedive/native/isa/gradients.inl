@@ -90,3 +90,27 @@ void rms_norm_gradient(const float* x, const float* weight, const float* d, int 
         store_some(d_x + i, f_mul(factor, f_fma(normed, mean, slope)), count);
     });
 }
+
+LANES void turn_pairs(const float* x, const Angles& by, float sign, int first, int step, int second, float* y) {
+    for (int i = 0; i < by.pairs; i++) {
+        const float a = x[first + i * step], b = x[second + i * step], sin = sign * by.sin[i];
+        y[first + i * step] = a * by.cos[i] - b * sin;
+        y[second + i * step] = b * by.cos[i] + a * sin;
+    }
+}
+LANES void turn(const float* __restrict x, const Angles& by, float sign, float* __restrict y) {
+    if (by.neighbours)
+        turn_pairs(x, by, sign, 0, 2, 1, y);
+    else
+        turn_pairs(x, by, sign, 0, 1, by.pairs, y);
+}
+
+void join(const float* plain, int num_plain, const float* last, const Angles& by, float* y) {
+    for_vectors(num_plain, [&](int i, int count) { store_some(y + i, load_some(plain + i, count), count); });
+    turn(last, by, 1.0f, y + num_plain);
+}
+
+void part(const float* y, int num_plain, const Angles& by, float* plain, float* last) {
+    for_vectors(num_plain, [&](int i, int count) { store_some(plain + i, load_some(y + i, count), count); });
+    turn(y + num_plain, by, -1.0f, last);
+}

@@ -35,7 +35,7 @@ LANES void sum_block(Registers& tiles, const ProductTile& tile, MutableView sums
     const std::int64_t stride = sums.stride * std::int64_t(sizeof(float));
     const auto strip = [&](int i) { return sums.data + i / 2 * kStripRows * sums.stride + i % 2 * kStripColumns; };
     const auto has = [](int i) { return i / 2 < Rows && i % 2 < Columns; };
-    const bool adds = tile.adds;
+    const bool adds = tile.adds, fetches = !adds && !tile.out.index;
     const int k = tile.k;
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
@@ -43,6 +43,8 @@ LANES void sum_block(Registers& tiles, const ProductTile& tile, MutableView sums
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
         if (has(i) && !adds) tiles.zero(kBlockSum + i);
+    for (int r = 0; r < Rows * kStripRows && fetches; r++)  // what is written later is asked for now
+        for (int c = 0; c < Columns; c++) tiles.fetch(sums.data + r * sums.stride + c * kStripColumns);
     const float *left = tile.left.data, *right = tile.right;
     for (int begin = 0; begin < k; begin += kStripInputs) {
         add_step<Rows, Columns>(tiles, left, right);

@@ -37,6 +37,8 @@ class Tiles {
     TILES void store(int from, void* to, std::int64_t stride) {
         asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(from), "r"(to), "r"(stride) : "memory");
     }
+    TILES void fetch(const void* at) { asm volatile("prefetchw (%0)" ::"r"(at)); }  // to be written
+
     // sum[m][n] += sum over k of a[m][k] * b[k / 4][4 * n + k % 4]: int8 to int32.
     TILES void dot(int sum, int a, int b) {
         asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));

@@ -73,6 +73,13 @@ struct AdamStep {
     float beta1, beta2, bias2, eps, shrink;  // of gradients, before anything else
 };
 
+// What pairs of numbers are turned by: neighbours, or one of the first half with one of the second.
+struct Angles {
+    const float *cos, *sin;
+    int pairs;
+    bool neighbours;
+};
+
 struct TrainKernels {
     // out = share * silu(gate) * up.
     void (*mix)(const float* gate, const float* up, float share, int n, float* out);
@@ -87,6 +94,10 @@ struct TrainKernels {
     // `scores`, and the gradient of scores, in d; zeros as above.
     void (*softmax_gradient)(float* scores, float* d, int n, int width, float scale, float log_sum, float dot);
     float (*dot)(const float* x, const float* y, int n);
+    // y = [plain | last, whose pairs are turned].
+    void (*join)(const float* plain, int num_plain, const float* last, const Angles& by, float* y);
+    // The other way round.
+    void (*part)(const float* y, int num_plain, const Angles& by, float* plain, float* last);
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
     // From d, the gradient of y; d_weight is added to.
     void (*rms_norm_gradient)(const float* x, const float* weight, const float* d, int n, float eps, float* d_x,

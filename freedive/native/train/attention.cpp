@@ -48,43 +48,37 @@ struct Head {
     }
 };
 
-// Turns a row by a token's angles, or back.
-void turn(const Rotation& by, std::ptrdiff_t token, const float* from, bool back, float* to) {
-    const int half = by.dim / 2, step = by.neighbours ? 2 : 1, other = by.neighbours ? 1 : half;
-    const float *cos = by.angles + token * half, *sin = cos + by.tokens * half, sign = back ? -1.0f : 1.0f;
-    for (int i = 0; i < half; i++) {
-        const float a = from[i * step], b = from[i * step + other], s = sign * sin[i];
-        to[i * step] = a * cos[i] - b * s;
-        to[i * step + other] = b * cos[i] + a * s;
-    }
+Angles angles(const Rotation& by, std::ptrdiff_t token) {
+    const float* cos = by.angles + token * (by.dim / 2);
+    return {cos, cos + by.tokens * (by.dim / 2), by.dim / 2, by.neighbours};
 }
 
 // Rows whose last part is turned, of both parts; as they are where nothing turns.
-View joined(const AttentionShape& shape, const Head& head, View plain, View turning, Arena& arena) {
+View joined(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, View plain, View last,
+            Arena& arena) {
     if (!shape.rotation.dim) return plain;
     const MutableView rows{arena.take(std::size_t(head.length) * shape.dim), shape.dim};
-    for (int i = 0; i < head.length; i++) {
-        std::copy_n(plain.row(i), shape.key_dim(), rows.row(i));
-        turn(shape.rotation, head.first + i, turning.row(i), false, rows.row(i) + shape.key_dim());
-    }
+    for (int i = 0; i < head.length; i++)
+        kernels.join(plain.row(i), shape.key_dim(), last.row(i), angles(shape.rotation, head.first + i), rows.row(i));
     return rows;
 }
 // And of their gradients, which are `joined` if nothing turns.
-void part(const AttentionShape& shape, const Head& head, View joined, MutableView plain, MutableView turning) {
-    for (int i = 0; i < head.length && shape.rotation.dim; i++) {
-        std::copy_n(joined.row(i), shape.key_dim(), plain.row(i));
-        turn(shape.rotation, head.first + i, joined.row(i) + shape.key_dim(), true, turning.row(i));
-    }
+void part(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, View joined, MutableView plain,
+          MutableView last) {
+    for (int i = 0; i < head.length && shape.rotation.dim; i++)
+        kernels.part(joined.row(i), shape.key_dim(), angles(shape.rotation, head.first + i), plain.row(i),
+                     last.row(i));
 }
 
 // The queries and keys of a head, turned.
 struct Turned {
     View q, k;
-    Turned(const AttentionShape& shape, const Head& head, const AttentionInput& input, Arena& arena)
+    Turned(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, const AttentionInput& input,
+           Arena& arena)
         : q(head.of<View>(input.q, shape, shape.dim)), k(head.of<View>(input.k, shape, shape.key_dim())) {
         const int dim = shape.rotation.dim;
-        q = joined(shape, head, q, q.columns_from(shape.key_dim()), arena);
-        k = joined(shape, head, k, {input.turning + head.first * dim, dim}, arena);
+        q = joined(kernels, shape, head, q, q.columns_from(shape.key_dim()), arena);
+        k = joined(kernels, shape, head, k, {input.turning + head.first * dim, dim}, arena);
     }
 };
 
@@ -113,7 +107,7 @@ void Training::attention(AttentionShape shape, AttentionInput input, float* out,
     const auto run_head = [&](const Head& head, Own& own) {
         Arena& arena = own.arena;
         arena.clear();
-        const auto [q, k] = Turned(shape, head, input, arena);
+        const auto [q, k] = Turned(kernels_, shape, head, input, arena);
         const auto v = head.of<View>(input.v, shape, dim);
         const auto to = head.of<MutableView>(out, shape, dim), scores = scores_of(products_, arena, head.length);
         const Panels keys = packed(products_, arena, {k, dim, head.length, true});
@@ -141,7 +135,7 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
         const int length = head.length;
         Arena& arena = own.arena;
         arena.clear();
-        const auto [q, k] = Turned(shape, head, input, arena);
+        const auto [q, k] = Turned(kernels_, shape, head, input, arena);
         const auto v = head.of<View>(input.v, shape, dim);
         const auto made = head.of<View>(out, shape, dim), d_made = head.of<View>(d_out, shape, dim);
         const auto plain_q = head.of<MutableView>(gradients.q, shape, dim);
@@ -157,7 +151,6 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
         const Panels key_rows = packed(products_, arena, {k, length, dim, false});
         Panels few{q, at_once, dim, false, arena.take(Panels{q, at_once, dim, false}.size(products_))};
         const float* log_sum = log_sums + head.log_sums(shape);
-        for (int i = 0; i < length; i++) std::fill_n(d_k.row(i), dim, 0.0f), std::fill_n(d_v.row(i), dim, 0.0f);
         for (int begin = 0; begin < length; begin += at_once) {
             const int count = std::min(at_once, length - begin), end = begin + count;
             own.multiply(q.from(begin), count, seen(keys, end), parts);
@@ -168,17 +161,18 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
                                           kernels_.dot(made.row(begin + i), d_made.row(begin + i), dim));
             const Product product[] = {{key_rows, d_q.from(begin), false}};
             own.multiply(d_scores, count, end, product);
-            const auto add_columns = [&](View left, View right, MutableView to) {
+            const auto add_columns = [&](View left, View right, MutableView to) {  // keys from `begin` on are new
                 few.source = right.from(begin), few.k = count;
                 pack(products_, few);
-                own.multiply_columns(left, end, few, to, true);
+                own.multiply_columns(left, begin, few, to, true);
+                own.multiply_columns(left.columns_from(begin), count, few, to.from(begin), false);
             };
             add_columns(d_scores, q, d_k);
             add_columns(parts, d_made, d_v);
         }
-        part(shape, head, d_q, plain_q, plain_q.columns_from(shape.key_dim()));
+        part(kernels_, shape, head, d_q, plain_q, plain_q.columns_from(shape.key_dim()));
         const std::ptrdiff_t first = head.head * shape.tokens() + head.first;
-        part(shape, head, d_k, plain_k, {d_turning + first * turning, turning});
+        part(kernels_, shape, head, d_k, plain_k, {d_turning + first * turning, turning});
     };
     team_.run([&](int thread) {
         for_heads(team_, shape, [&](const Head& head) { run_head(head, own_[thread]); });

@@ -1,9 +1,11 @@
-// The loss and its gradients at once, so that logits live no longer than it takes to make them.
+// The loss and its gradients at once: logits of a few rows live in a thread's cache, and what is left of them is packed
+// as a factor of the head's gradient.
 #include "training.h"
 
 namespace freedive {
 namespace {
-constexpr int kBlockRows = 48, kChunkRows = 20 * kBlockRows;  // of a task, and between two additions to d_head
+constexpr int kBlockRows = 96, kChunkRows = 10 * kBlockRows;  // of a task, and between two additions to d_head
+constexpr int kBandTiles = 2;                                 // of d_head: a task
 constexpr int kSpace = 48;  // between rows of logits: a power of two apart they would crowd into few sets of the cache
 }  // namespace
 
@@ -12,38 +14,41 @@ double Training::cross_entropy(CrossEntropyShape shape, const float* x, const fl
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
     const auto [rows, hidden, vocab] = shape;
+    const int most = std::min(rows, kChunkRows);
     Panels panels[] = {forward_panels(head, vocab, hidden), backward_panels(head, vocab, hidden)};
-    for (Panels& each : panels) each.data = shared_.take(each.size(products_));
+    Panels inputs{{x, hidden}, most, hidden, false};
+    for (Panels* each : {&panels[0], &panels[1], &inputs}) each->data = shared_.take(each->size(products_));
+    const PackedColumns gradients(products_, vocab, most, shared_);
     float* losses = shared_.take(rows);
-    const std::ptrdiff_t stride = vocab + kSpace;
-    float* logits = shared_.take(std::min(rows, kChunkRows) * stride);
-    const int bands = std::min(vocab, team_.size());
-    // Rows [row, row + count): their losses, their gradients, and those of their logits.
-    const auto run_block = [&, hidden = hidden, vocab = vocab](std::ptrdiff_t row, int count, float* made, Own& own) {
-        own.multiply({x + row * hidden, hidden}, count, panels[0], {made, stride});
+    // Rows [row, row + count): their losses and gradients. Those of their logits go to row `at` of the chunk's.
+    const auto run_block = [&, hidden = hidden, vocab = vocab](std::ptrdiff_t row, int at, int count, Own& own) {
+        own.arena.clear();
+        const MutableView logits{own.arena.take(std::size_t(count) * (vocab + kSpace)), vocab + kSpace};
+        own.multiply({x + row * hidden, hidden}, count, panels[0], logits);
         for (int i = 0; i < count; i++) {
-            float *logit = made + i * stride, *target = logit + targets[row + i];
+            float *logit = logits.row(i), *target = logit + targets[row + i];
             const float wanted = *target, weight = weights[row + i];
             losses[row + i] = weight * (kernels_.softmax(logit, vocab, vocab, 1.0f, weight) - wanted);
             *target -= weight;
         }
-        own.multiply({made, stride}, count, panels[1], {d_x + row * hidden, hidden});
+        own.multiply(logits, count, panels[1], {d_x + row * hidden, hidden});
+        gradients.pack(logits, at, count);
     };
-    team_.run([&, rows = rows, hidden = hidden, vocab = vocab](int thread) {
+    team_.run([&, rows = rows, hidden = hidden](int thread) {
         pack(products_, team_, panels);
         for (int chunk = 0; chunk < rows; chunk += kChunkRows) {
-            const int count = std::min(kChunkRows, rows - chunk);
-            team_.for_each((count + kBlockRows - 1) / kBlockRows, 1, [&](int block) {
-                const int first = block * kBlockRows;
-                run_block(chunk + first, std::min(kBlockRows, count - first), logits + first * stride, own_[thread]);
+            Panels right = inputs;
+            right.k = std::min(kChunkRows, rows - chunk), right.source = inputs.source.from(chunk);
+            pack(products_, team_, {&right, 1});
+            team_.for_each((right.k + kBlockRows - 1) / kBlockRows, 1, [&](int block) {
+                const int at = block * kBlockRows;
+                run_block(chunk + at, at, std::min(kBlockRows, right.k - at), own_[thread]);
             });
-            team_.for_each(bands, 1, [&](int band) {
-                const int begin = vocab * std::int64_t(band) / bands, end = vocab * std::int64_t(band + 1) / bands;
-                const OuterProduct product[] = {{{logits + begin, stride},
-                                                 end - begin,
-                                                 {d_head + std::ptrdiff_t(begin) * hidden, hidden}}};
-                own_[thread].multiply_outer(product, {x + std::ptrdiff_t(chunk) * hidden, hidden}, hidden, count,
-                                            chunk > 0);
+            const int tiles = gradients.cut.tiles;
+            team_.for_each((tiles + kBandTiles - 1) / kBandTiles, 1, [&](int band) {
+                const int begin = band * kBandTiles;
+                own_[thread].multiply_columns(gradients, begin, std::min(begin + kBandTiles, tiles), right,
+                                              {d_head, hidden}, chunk > 0);
             });
         }
     });

@@ -1,12 +1,13 @@
 // Linear layers: blocks of rows by whole weights. Weights' gradients are summed by parts of the rows, whose number depends
-// on the shape alone, and by bands of their own rows.
+// on the shape alone, and by bands of their own rows; a task makes its rows' gradients by the way, while they are near.
 #include "training.h"
 
 namespace freedive {
 namespace {
 
-constexpr int kBlockRows = 192;
+constexpr int kBlockRows = 96;
 constexpr int kPartRows = 2048, kMostParts = 8, kPartStep = 32;  // rows of a part, about; its last steps are whole
+constexpr int kNearRows = 512;                                   // whose gradients stay in the second cache
 constexpr int kSummed = 4096;                                    // numbers of parts that are added at once
 
 // Inside a job: calls run(row, count) for blocks of rows.
@@ -44,20 +45,24 @@ struct Parts {
     std::ptrdiff_t size(const LinearGradient& of) const { return std::ptrdiff_t(of.out) * shape.in; }
     int row(int part) const { return part == count ? shape.rows : shape.rows / count / kPartStep * kPartStep * part; }
 
-    // A band of the rows of every gradient.
-    void add_band(int part, int band, int bands, const float* x, Own& own) const {
-        const std::ptrdiff_t first = row(part);
+    // What a band of the rows of every gradient has of a part: calls first(row, count) for its blocks, then adds them.
+    template <class First>
+    void add_band(int part, int band, int bands, const float* x, Own& own, First&& first) const {
         std::vector<OuterProduct> products;
-        for (std::size_t i = 0; i < all.size(); i++) {
-            const LinearGradient& of = all[i];
-            if (!of.d_weight) continue;
-            const int begin = of.out * std::int64_t(band) / bands, end = of.out * std::int64_t(band + 1) / bands;
-            float* to = part ? rest[i] + (part - 1) * size(of) : of.d_weight;
-            products.push_back({{of.d_y + first * of.out + begin, of.out},
-                                end - begin,
-                                {to + std::ptrdiff_t(begin) * shape.in, shape.in}});
+        for (int row = this->row(part), end = this->row(part + 1), block = 0; row < end; row += kNearRows, block++) {
+            const int count = std::min(kNearRows, end - row);
+            if (block % bands == band) first(row, count);
+            products.clear();
+            for (std::size_t i = 0; i < all.size(); i++)
+                if (all[i].d_weight) products.push_back(of_band(i, part, band, bands, row));
+            own.multiply_outer(products, {x + std::ptrdiff_t(row) * shape.in, shape.in}, shape.in, count, block > 0);
         }
-        own.multiply_outer(products, {x + first * shape.in, shape.in}, shape.in, row(part + 1) - row(part), false);
+    }
+    OuterProduct of_band(std::size_t i, int part, int band, int bands, std::ptrdiff_t row) const {
+        const LinearGradient& of = all[i];
+        const int begin = of.out * std::int64_t(band) / bands, end = of.out * std::int64_t(band + 1) / bands;
+        float* to = part ? rest[i] + (part - 1) * size(of) : of.d_weight;
+        return {{of.d_y + row * of.out + begin, of.out}, end - begin, {to + std::ptrdiff_t(begin) * shape.in, shape.in}};
     }
     // Inside a job.
     void add(Team& team) const {
@@ -96,19 +101,18 @@ void Training::linears_backward(LinearShape shape, const float* x, std::span<con
     const auto factors = panels_of(products_, shared_, all, shape.in, backward_panels);
     const Parts parts(shape, all, shared_);
     const int bands = (team_.size() + parts.count - 1) / parts.count;
-    const auto add_block = [&](std::ptrdiff_t row, int count, Own& own) {
-        for (std::size_t i = 0; i < all.size(); i++)
+    const auto add_rows = [&](std::ptrdiff_t row, int count, Own& own) {
+        for (std::size_t i = 0; i < all.size() && d_x; i++)
             own.multiply({all[i].d_y + row * all[i].out, all[i].out}, count, factors[i],
                          {d_x + row * shape.in, shape.in}, i > 0);
     };
     team_.run([&](int thread) {
         Own& own = own_[thread];
-        if (d_x) {
-            pack(products_, team_, factors);
-            for_blocks(team_, shape.rows, [&](std::ptrdiff_t row, int count) { add_block(row, count, own); });
-        }
-        team_.for_each(parts.count * bands, 1,
-                       [&](int task) { parts.add_band(task / bands, task % bands, bands, x, own); });
+        if (d_x) pack(products_, team_, factors);
+        team_.for_each(parts.count * bands, 1, [&](int task) {
+            parts.add_band(task / bands, task % bands, bands, x, own,
+                           [&](int row, int count) { add_rows(row, count, own); });
+        });
         parts.add(team_);
     });
 }

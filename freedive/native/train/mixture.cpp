@@ -5,7 +5,7 @@
 namespace freedive {
 namespace {
 
-constexpr int kExpertRows = 96;  // that an expert is to get of a block, on average
+constexpr int kExpertRows = 128;  // that an expert is to get of a block, on average
 constexpr int kBandRows = 192;   // of a weight's gradient: a task
 
 // Choices sorted by expert, and within an expert by token.

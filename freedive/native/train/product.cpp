@@ -50,28 +50,22 @@ void pack(const FloatProducts& products, Team& team, std::span<const Panels> fac
     });
 }
 
-// Tiles of nearly equal height that rows are cut into: small ones would leave the multipliers waiting.
-struct Multiplier::Cut {
-    Cut(const FloatProducts& products, int num_rows)
-        : num_rows(num_rows),
-          step(products.row_step),
-          tiles(divided(num_rows, products.tile_rows)),
-          least(tiles ? divided(num_rows, step) / tiles : 0),
-          taller(divided(num_rows, step) - least * tiles) {}
-    int num_rows, step, tiles, least, taller;  // the first `taller` ones have a step more
-    int begin(int tile) const { return std::min(num_rows, (tile * least + std::min(tile, taller)) * step); }
-    int height(int tile) const { return begin(tile + 1) - begin(tile); }
-};
+Cut::Cut(const FloatProducts& products, int num_rows)
+    : num_rows(num_rows),
+      step(products.row_step),
+      tiles(divided(num_rows, products.tile_rows)),
+      least(tiles ? divided(num_rows, step) / tiles : 0),
+      taller(divided(num_rows, step) - least * tiles) {}
 
-void Multiplier::sweep(Cut cut, const Panels& right, int begin, MutableView out, bool adds) {
+void Multiplier::sweep(const Panels& right, int begin, bool adds) {
     all_.clear();
     for (int column = 0; column < right.columns; column += products_.tile_columns)
-        for (int t = 0; t < cut.tiles; t++) {
-            ProductTile& tile = all_.emplace_back(tiles_[t]);
+        for (const ProductTile& each : tiles_) {
+            ProductTile& tile = all_.emplace_back(each);
             tile.right = right.at(products_, column, begin);
             tile.num_columns = std::min(products_.tile_columns, right.columns - column);
             tile.adds = adds;
-            tile.out = out.from(cut.begin(t)).columns_from(column);
+            tile.out = each.out.columns_from(column);
         }
     products_.multiply(all_.data(), int(all_.size()));
 }
@@ -91,35 +85,35 @@ void Multiplier::multiply(View left, int num_rows, int inner, std::span<const Pr
             products_.pack_left_rows(rows, cut.height(t), begin, k, packed + t * size);
             tiles_[t].left = {packed + t * size, 1}, tiles_[t].step = products_.left_step;
         }
-        for (const Product& each : all) sweep(cut, each.right, begin, each.out, each.adds || begin);
+        for (const Product& each : all) {
+            for (int t = 0; t < cut.tiles; t++) tiles_[t].out = each.out.from(cut.begin(t));
+            sweep(each.right, begin, each.adds || begin);
+        }
     }
-}
-
-// As multiply_columns; there is memory for the left factor's tiles.
-void Multiplier::multiply_packed(View left, Cut cut, const Panels& right, MutableView out, bool adds, float* packed) {
-    const std::ptrdiff_t size = products_.cells(right.k) * products_.tile_rows;
-    tiles_.resize(cut.tiles);
-    for (int t = 0; t < cut.tiles; t++)
-        tiles_[t] = {{packed + t * size, 1}, products_.left_step, nullptr, right.k, cut.height(t), 0, false, {}};
-    for_rows(products_, right.k, [&](int row, int count) {
-        for (int t = 0; t < cut.tiles; t++)
-            products_.pack_left_columns(left.from(row), count, cut.begin(t), cut.height(t),
-                                        packed + t * size + products_.cells(row) * products_.tile_rows);
-    });
-    sweep(cut, right, 0, out, adds);
 }
 
 void Multiplier::multiply_columns(View left, int width, const Panels& right, MutableView out, bool adds) {
     arena_.clear();
-    const Cut cut(products_, width);
     if (products_.pack_left_rows) {
-        float* packed = arena_.take(products_.cells(right.k) * products_.tile_rows * cut.tiles);
-        return multiply_packed(left, cut, right, out, adds, packed);
+        const PackedColumns packed(products_, width, right.k, arena_);
+        for_rows(products_, right.k, [&](int row, int count) { packed.pack(left.from(row), row, count); });
+        return multiply_columns(packed, 0, packed.cut.tiles, right, out, adds);
     }
-    tiles_.resize(cut.tiles);
+    const Cut cut(products_, width);
+    tiles_.clear();
     for (int t = 0; t < cut.tiles; t++)
-        tiles_[t] = {{left.data + cut.begin(t), 1}, left.stride, nullptr, right.k, cut.height(t), 0, false, {}};
-    sweep(cut, right, 0, out, adds);
+        tiles_.push_back({{left.data + cut.begin(t), 1}, left.stride, nullptr, right.k, cut.height(t), 0, false,
+                          out.from(cut.begin(t))});
+    sweep(right, 0, adds);
+}
+
+void Multiplier::multiply_columns(const PackedColumns& left, int begin, int end, const Panels& right, MutableView out,
+                                  bool adds) {
+    tiles_.clear();
+    for (int t = begin; t < end; t++)
+        tiles_.push_back({{left.data + t * left.tile_size, 1}, products_.left_step, nullptr, right.k,
+                          left.cut.height(t), 0, false, out.from(left.cut.begin(t))});
+    sweep(right, 0, adds);
 }
 
 void Multiplier::multiply_outer(std::span<const OuterProduct> all, View right, int right_width, int num_rows,
@@ -128,7 +122,7 @@ void Multiplier::multiply_outer(std::span<const OuterProduct> all, View right, i
     const int most = std::min(kOuterRows, num_rows);
     Panels panels{right, most, right_width, false};
     panels.data = arena_.take(panels.size(products_));
-    float* packed = arena_.take(products_.cells(most) * (kBandColumns + products_.tile_rows));
+    PackedColumns packed(products_, kBandColumns, most, arena_);
     for (const OuterProduct& each : all)
         if (!num_rows && !adds)
             for (int i = 0; i < each.width; i++) std::fill_n(each.out.row(i), right_width, 0.0f);
@@ -136,10 +130,12 @@ void Multiplier::multiply_outer(std::span<const OuterProduct> all, View right, i
         panels.source = right.from(row), panels.k = std::min(most, num_rows - row);
         pack(products_, panels);
         for (const auto& [left, width, out] : all)
-            for (int column = 0; column < width; column += kBandColumns)
-                multiply_packed(left.from(row).columns_from(column),
-                                {products_, std::min(kBandColumns, width - column)}, panels, out.from(column),
-                                adds || row, packed);
+            for (int column = 0; column < width; column += kBandColumns) {
+                packed.cut = Cut(products_, std::min(kBandColumns, width - column));
+                const View band = left.from(row).columns_from(column);
+                for_rows(products_, panels.k, [&](int at, int count) { packed.pack(band.from(at), at, count); });
+                multiply_columns(packed, 0, packed.cut.tiles, panels, out.from(column), adds || row);
+            }
     }
 }
 

@@ -34,6 +34,34 @@ struct Panels {
 inline Panels forward_panels(const float* weight, int out, int in) { return {{weight, in}, in, out, true}; }
 inline Panels backward_panels(const float* weight, int out, int in) { return {{weight, in}, out, in, false}; }
 
+// Tiles of nearly equal height that rows are cut into: small ones would leave the multipliers waiting.
+struct Cut {
+    Cut(const FloatProducts& products, int num_rows);
+    int num_rows, step, tiles, least, taller;  // the first `taller` ones have a step more
+    int begin(int tile) const { return std::min(num_rows, (tile * least + std::min(tile, taller)) * step); }
+    int height(int tile) const { return begin(tile + 1) - begin(tile); }
+};
+
+// A left factor: `cut.num_rows` columns of up to k rows, packed in tiles.
+struct PackedColumns {
+    PackedColumns(const FloatProducts& products, int columns, int k, Arena& arena)
+        : products(products),
+          cut(products, columns),
+          tile_size(products.cells(k) * products.tile_rows),
+          data(arena.take(tile_size * cut.tiles)) {}
+    const FloatProducts& products;
+    Cut cut;
+    std::ptrdiff_t tile_size;
+    float* data;
+
+    // Rows [row, row + count), which begin with a whole step.
+    void pack(View rows, int row, int count) const {
+        for (int t = 0; t < cut.tiles; t++)
+            products.pack_left_columns(rows, count, cut.begin(t), cut.height(t),
+                                       data + t * tile_size + products.cells(row) * products.tile_rows);
+    }
+};
+
 // One thread packs a factor that has memory, its rows in order.
 void pack(const FloatProducts& products, const Panels& factor);
 // Inside a job: all threads pack all panels of factors that have memory.
@@ -66,15 +94,16 @@ class Multiplier {
 
     // out [width, columns] = left^T right, where left has k rows (all of them in order), or that added.
     void multiply_columns(View left, int width, const Panels& right, MutableView out, bool adds);
+    // Likewise of some tiles [begin, end) of a packed factor; `out` begins with its first column.
+    void multiply_columns(const PackedColumns& left, int begin, int end, const Panels& right, MutableView out,
+                          bool adds);
 
     // Likewise for each of `all`, of num_rows rows each that are not packed yet: out [width, right_width].
     void multiply_outer(std::span<const OuterProduct> all, View right, int right_width, int num_rows, bool adds);
 
   private:
-    struct Cut;
-    void multiply_packed(View left, Cut cut, const Panels& right, MutableView out, bool adds, float* packed);
-    // Goes over the columns, for tiles that know their left factors; `right` begins with its input `begin`.
-    void sweep(Cut cut, const Panels& right, int begin, MutableView out, bool adds);
+    // Goes over the columns, for tiles that know their left factors and outputs; `right` begins with its input `begin`.
+    void sweep(const Panels& right, int begin, bool adds);
 
     const FloatProducts& products_;
     Arena arena_;
