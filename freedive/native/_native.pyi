@@ -209,6 +209,9 @@ class Training:
         """``y`` = silu(``gate``) times ``up``, of one shape."""
 
     def glu_backward(self, gate: _Floats, up: _Floats, d_y: _Floats, d_gate: _Floats, d_up: _Floats) -> None: ...
+    def kept_width(self, dim: int) -> int:
+        """How many floats' room a row of ``dim`` numbers takes that is kept for the backward pass."""
+
     def mixture(
         self,
         x: _Floats,
@@ -221,7 +224,7 @@ class Training:
         y: _Floats,
     ) -> None:
         """``x`` and ``y`` [T, hidden]; ``shares``, ``choices`` [T, k]; ``gate``, ``up`` [E, dim, hidden], ``down``
-        [E, hidden, dim]. What ``gate_up`` [T * k, 2 * dim] gets is for the backward pass.
+        [E, hidden, dim]. What ``gate_up`` [T * k, 2 * kept_width(dim)] gets is for the backward pass.
         """
 
     def mixture_backward(

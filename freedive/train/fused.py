@@ -138,7 +138,8 @@ class FusedFeedForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shares: Tensor, chosen: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        gate_up, y = x.new_empty(chosen.numel(), 2 * gate.shape[1]), x.new_empty(x.shape)
+        width = _kernels().kept_width(gate.shape[1])
+        gate_up, y = x.new_empty(chosen.numel(), 2 * width), x.new_empty(x.shape)
         ctx.save_for_backward(x, shares, chosen, gate, up, down, gate_up)
         given = _array(x), _array(shares), _array(chosen), _array(gate), _array(up), _array(down)
         _kernels().mixture(*given, gate_up.numpy(), y.numpy())

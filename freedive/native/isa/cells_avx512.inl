@@ -15,9 +15,20 @@ struct VectorCells {
         const __mmask16 some = first(count);
         const __m512 low = _mm512_maskz_loadu_ps(even ? some : 0, even);
         const __m512i halves = rounded(_mm512_maskz_loadu_ps(odd ? some : 0, odd), low);
-        const __m512i order = _mm512_load_si512(kInTurns);
-        _mm512_storeu_si512(cells, _mm512_permutexvar_epi16(order, halves));
+        _mm512_storeu_si512(cells, in_turns(halves));
     }
+    // The lower 16 halves and the upper ones, by turns.
+    static LANES __m512i in_turns(__m512i halves) {
+        return _mm512_permutexvar_epi16(_mm512_load_si512(kInTurns), halves);
+    }
+    static LANES void of_kept_columns(const std::uint16_t* even, const std::uint16_t* odd, int count,
+                                      std::uint32_t* cells) {
+        const __mmask16 some = first(count);
+        const __m256i low = _mm256_maskz_loadu_epi16(even ? some : 0, even);
+        const __m256i high = _mm256_maskz_loadu_epi16(odd ? some : 0, odd);
+        _mm512_storeu_si512(cells, in_turns(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)));
+    }
+    static LANES void load(const std::uint16_t* kept, float* row) { f_store(row, f_load_bf16(kept)); }
     static LANES void of_inputs(const float* row, int count, std::uint32_t* cells) {
         const __m512 low = _mm512_maskz_loadu_ps(first(count), row);
         _mm512_storeu_si512(cells, rounded(_mm512_maskz_loadu_ps(first(count - 16), row + 16), low));

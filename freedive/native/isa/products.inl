@@ -137,4 +137,6 @@ constexpr FloatProducts products{kLeftRows,
                                  pack_rows<P>,
                                  pack_left_columns<P>,
                                  P == Precision::Float32 ? nullptr : pack_left_rows<P>,
-                                 kLeftRows};
+                                 kLeftRows,
+                                 nullptr,
+                                 nullptr};

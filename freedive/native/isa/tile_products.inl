@@ -60,11 +60,15 @@ void multiply_block(Registers& tiles, const ProductTile& tile) {
     const bool whole = tile.num_rows == Rows * kStripRows && tile.num_columns == Columns * kStripColumns;
     if (whole && !tile.out.index) return sum_block<Rows, Columns>(tiles, tile, tile.out);
     alignas(64) float sums[kBlockRows][kBlockColumns];
-    const std::size_t bytes = tile.num_columns * sizeof(float);
-    if (tile.adds)
-        for (int r = 0; r < tile.num_rows; r++) __builtin_memcpy(sums[r], tile.out.row(r), bytes);
+    const auto copy = [&](const float* from, float* to) {  // calls of memcpy would take longer than most of it
+        if (tile.num_columns == Columns * kStripColumns)
+            __builtin_memcpy(to, from, Columns * kStripColumns * sizeof(float));
+        else
+            __builtin_memcpy(to, from, tile.num_columns * sizeof(float));
+    };
+    for (int r = 0; r < tile.num_rows && tile.adds; r++) copy(tile.out.row(r), sums[r]);
     sum_block<Rows, Columns>(tiles, tile, {sums[0], kBlockColumns});
-    for (int r = 0; r < tile.num_rows; r++) __builtin_memcpy(tile.out.row(r), sums[r], bytes);
+    for (int r = 0; r < tile.num_rows; r++) copy(sums[r], tile.out.row(r));
 }
 
 template <class Registers>
@@ -100,6 +104,19 @@ struct PlainCells {
         const auto at = [&](int i) { return i < count ? row[i] : 0.0f; };
         for (int p = 0; p < kStepPairs; p++) cells[p] = bf16_pair(at(2 * p), at(2 * p + 1));
     }
+    // Likewise of kept rows.
+    static LANES void of_kept_columns(const std::uint16_t* even, const std::uint16_t* odd, int count,
+                                      std::uint32_t* cells) {
+        const auto at = [&](const std::uint16_t* row, int c) { return row && c < count ? std::uint32_t(row[c]) : 0; };
+        for (int c = 0; c < kStripColumns; c++) cells[c] = at(even, c) | at(odd, c) << 16;
+    }
+    // 16 kept numbers as floats.
+    static LANES void load(const std::uint16_t* kept, float* row) {
+        for (int i = 0; i < 16; i++) {
+            const std::uint32_t bits = std::uint32_t(kept[i]) << 16;
+            __builtin_memcpy(row + i, &bits, sizeof bits);
+        }
+    }
     // to[c][r] = from[r][c].
     static LANES void transpose(const Square& from, std::uint32_t* to, std::ptrdiff_t stride) {
         for (int r = 0; r < kStepPairs; r++)
@@ -107,15 +124,39 @@ struct PlainCells {
     }
 };
 
+// The cells of columns [column, column + count) of rows i and i + 1, of which there are k.
+template <class Cells>
+LANES void pair_rows(const View& rows, int k, int i, int column, int count, std::uint32_t* cells) {
+    const float *even = i < k ? rows.row(i) : nullptr, *odd = i + 1 < k ? rows.row(i + 1) : nullptr;
+    const auto kept = [&](const float* row) { return row ? (const std::uint16_t*)row + column : nullptr; };
+    if (rows.kept)
+        Cells::of_kept_columns(kept(even), kept(odd), count, cells);
+    else
+        Cells::of_columns(even ? even + column : even, odd ? odd + column : odd, count, cells);
+}
+
+// The cells of inputs [begin, begin + count) of a row; kept ones are padded already.
+template <class Cells>
+LANES void pair_inputs(const View& rows, int row, int begin, int count, std::uint32_t* cells) {
+    if (rows.kept)
+        __builtin_memcpy(cells, rows.row(row) + begin / 2, kTileBytes);
+    else
+        Cells::of_inputs(rows.row(row) + begin, count, cells);
+}
+
+// Asks for inputs of a row that no machine foresees.
+constexpr int kRowsAhead = 6;
+LANES void fetch_inputs(const View& rows, int row, int begin, int k) {
+    const float* from = rows.row(row) + (rows.kept ? begin / 2 : begin);
+    for (int i = 0; i < (rows.kept ? k / 2 : k); i += 16) __builtin_prefetch(from + i, 0, 3);
+}
+
 template <class Cells>
 void pack_block_columns(View rows, int k, int column, int count, float* panel) {
     auto* cells = (std::uint32_t*)panel;
-    for (int i = 0; i < k || i % kStripInputs; i += 2, cells += kBlockColumns) {
-        const float* even = i < k ? rows.row(i) + column : nullptr;
-        const float* odd = i + 1 < k ? rows.row(i + 1) + column : nullptr;
+    for (int i = 0; i < k || i % kStripInputs; i += 2, cells += kBlockColumns)
         for (int c = 0; c < kBlockColumns; c += kStripColumns)
-            Cells::of_columns(even ? even + c : even, odd ? odd + c : odd, count - c, cells + c);
-    }
+            pair_rows<Cells>(rows, k, i, column + c, count - c, cells + c);
 }
 
 template <class Cells>
@@ -123,11 +164,9 @@ void pack_block_rows(View rows, int count, int k, float* panel) {
     auto* cells = (std::uint32_t*)panel;
     for (int begin = 0; begin < k; begin += kStripInputs, cells += kStepPairs * kBlockColumns)
         for (int strip = 0; strip < kBlockColumns; strip += kStripColumns) {
-            Square square;
-            for (int c = 0; c < kStripColumns; c++) {
-                const bool there = strip + c < count;
-                Cells::of_inputs(there ? rows.row(strip + c) + begin : nullptr, there ? k - begin : 0, square[c]);
-            }
+            Square square = {};
+            for (int c = 0; c < kStripColumns && strip + c < count; c++)
+                pair_inputs<Cells>(rows, strip + c, begin, k - begin, square[c]);
             Cells::transpose(square, cells + strip, kBlockColumns);
         }
 }
@@ -138,12 +177,8 @@ void pack_left_block_columns(View rows, int k, int column, int count, float* til
     for (int begin = 0; begin < k; begin += kStripInputs, cells += kBlockRows * kStepPairs)
         for (int first = 0; first < count; first += kStripRows) {
             Square square;
-            for (int p = 0; p < kStepPairs; p++) {
-                const int i = begin + 2 * p;
-                const float* even = i < k ? rows.row(i) + column + first : nullptr;
-                const float* odd = i + 1 < k ? rows.row(i + 1) + column + first : nullptr;
-                Cells::of_columns(even, odd, count - first, square[p]);
-            }
+            for (int p = 0; p < kStepPairs; p++)
+                pair_rows<Cells>(rows, k, begin + 2 * p, column + first, count - first, square[p]);
             Cells::transpose(square, cells + first * kStepPairs, kStepPairs);
         }
 }
@@ -151,10 +186,26 @@ void pack_left_block_columns(View rows, int k, int column, int count, float* til
 template <class Cells>
 void pack_left_block_rows(View rows, int count, int begin, int k, float* tile) {
     for (int r = 0; r < count || r % kStripRows; r++) {
+        if (rows.index && r + kRowsAhead < count) fetch_inputs(rows, r + kRowsAhead, begin, k);
         auto* cells = (std::uint32_t*)tile + r * kStepPairs;
         for (int step = 0; step < k; step += kStripInputs, cells += kBlockRows * kStepPairs)
-            Cells::of_inputs(r < count ? rows.row(r) + begin + step : nullptr, r < count ? k - step : 0, cells);
+            if (r < count)
+                pair_inputs<Cells>(rows, r, begin + step, k - step, cells);
+            else
+                __builtin_memset(cells, 0, kTileBytes);
     }
+}
+
+template <class Cells>
+void keep(const float* row, int n, float* kept) {
+    auto* cells = (std::uint32_t*)kept;
+    for (int i = 0; i < n; i += kStripInputs, cells += kStepPairs) Cells::of_inputs(row + i, n - i, cells);
+}
+
+// Whole vectors are written.
+template <class Cells>
+void load(const float* kept, int n, float* row) {
+    for (int i = 0; i < n; i += 16) Cells::load((const std::uint16_t*)kept + i, row + i);
 }
 
 template <class Registers, class Cells>
@@ -168,4 +219,6 @@ constexpr FloatProducts tile_products{kBlockRows,
                                       pack_block_rows<Cells>,
                                       pack_left_block_columns<Cells>,
                                       pack_left_block_rows<Cells>,
-                                      0};
+                                      0,
+                                      keep<Cells>,
+                                      load<Cells>};

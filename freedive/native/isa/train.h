@@ -5,16 +5,17 @@
 
 namespace freedive {
 
-// A row-major matrix, or those of its rows that `index` names.
+// A row-major matrix, or those of its rows that `index` names. Kept rows are cells, as FloatProducts packs them.
 struct View {
     const float* data;
-    std::ptrdiff_t stride;  // from row to row, in numbers
+    std::ptrdiff_t stride;  // from row to row, in numbers, or cells
     const int* index = nullptr;
+    bool kept = false;
     const float* row(int i) const { return data + stride * (index ? index[i] : i); }
     View from(int row) const {
-        return index ? View{data, stride, index + row} : View{data + stride * row, stride, nullptr};
+        return index ? View{data, stride, index + row, kept} : View{data + stride * row, stride, nullptr, kept};
     }
-    View columns_from(int column) const { return {data + column, stride, index}; }
+    View columns_from(int column) const { return {data + (kept ? column / 2 : column), stride, index, kept}; }
 };
 struct MutableView {
     float* data;
@@ -59,6 +60,10 @@ struct FloatProducts {
     void (*pack_left_columns)(View rows, int k, int column, int count, float* tile);
     void (*pack_left_rows)(View rows, int count, int begin, int k, float* tile);
     std::ptrdiff_t left_step;  // of a packed left factor
+
+    // Two numbers in a cell: of a row of n, to keep it for later at half the size, and back. Null where a cell is one.
+    void (*keep)(const float* row, int n, float* cells);
+    void (*load)(const float* cells, int n, float* row);
 };
 enum class Precision : int { Float32, Bfloat16 };
 constexpr int kNumPrecisions = 2;

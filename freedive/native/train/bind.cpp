@@ -48,11 +48,11 @@ std::ptrdiff_t common_size(const auto& first, const auto&... rest) {
     return std::ptrdiff_t(first.size());
 }
 
-MixtureShape mixture_shape(const Floats& x, const Floats& shares, const Choices& choices, const Floats& gate,
+MixtureShape mixture_shape(const Training& self, const Floats& x, const Floats& shares, const Choices& choices, const Floats& gate,
                            const Floats& up, const Floats& down, const auto& gate_up) {
     const std::size_t tokens = x.shape(0), hidden = x.shape(1), chosen = choices.shape(1);
     const std::size_t experts = gate.shape(0), dim = gate.shape(1);
-    expect(shares, {tokens, chosen}), expect(choices, {tokens, chosen}), expect(gate_up, {tokens * chosen, 2 * dim});
+    expect(shares, {tokens, chosen}), expect(choices, {tokens, chosen}), expect(gate_up, {tokens * chosen, 2 * std::size_t(self.kept_width(int(dim)))});
     expect(gate, {experts, dim, hidden}), expect(up, {experts, dim, hidden}), expect(down, {experts, hidden, dim});
     for (std::size_t i = 0; i < tokens * chosen; i++)
         if (choices.data()[i] < 0 || choices.data()[i] >= std::int64_t(experts))
@@ -184,11 +184,12 @@ void bind_training(nb::module_& m) {
                 self.glu_backward(size, gate.data(), up.data(), d_y.data(), d_gate.data(), d_up.data());
             },
             "gate"_a, "up"_a, "d_y"_a, "d_gate"_a, "d_up"_a)
+        .def("kept_width", &Training::kept_width, "dim"_a)
         .def(
             "mixture",
             [](Training& self, Floats x, Floats shares, Choices choices, Floats gate, Floats up, Floats down,
                MutableFloats gate_up, MutableFloats y) {
-                const MixtureShape shape = mixture_shape(x, shares, choices, gate, up, down, gate_up);
+                const MixtureShape shape = mixture_shape(self, x, shares, choices, gate, up, down, gate_up);
                 expect(y, {x.shape(0), x.shape(1)});
                 nb::gil_scoped_release released;
                 self.mixture(shape, x.data(), shares.data(), choices.data(), {gate.data(), up.data(), down.data()},
@@ -200,7 +201,7 @@ void bind_training(nb::module_& m) {
             [](Training& self, Floats x, Floats shares, Choices choices, Floats gate, Floats up, Floats down,
                Floats gate_up, Floats d_y, MutableFloats d_x, MutableFloats d_shares, MutableFloats d_gate,
                MutableFloats d_up, MutableFloats d_down) {
-                const MixtureShape shape = mixture_shape(x, shares, choices, gate, up, down, gate_up);
+                const MixtureShape shape = mixture_shape(self, x, shares, choices, gate, up, down, gate_up);
                 nb::gil_scoped_release released;
                 self.mixture_backward(shape, x.data(), shares.data(), choices.data(),
                                       {gate.data(), up.data(), down.data()}, gate_up.data(), d_y.data(),

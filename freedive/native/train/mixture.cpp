@@ -66,10 +66,10 @@ struct Pass {
     const Sorted sorted;
     const Factors factors;
     const float *x, *shares;
+    Kept inputs;   // x
+    Kept gate_up;  // by rank, in two parts
 
-    View inputs(int first) const { return {x, shape.hidden, sorted.tokens.data() + first}; }
-    // By rank: [gate: dim | up: dim].
-    std::ptrdiff_t width() const { return 2 * shape.dim; }
+    const int* tokens(int rank) const { return sorted.tokens.data() + rank; }
     // Calls run(expert, block) for all experts, on a block's thread, after rows of `out` have been set to 0.
     template <class Run>
     void for_blocks(Team& team, float* out, Run&& run) const {
@@ -79,45 +79,65 @@ struct Pass {
             for (int e = 0; e < shape.experts; e++) run(e, block);
         });
     }
+    // Inside a job.
+    void keep_rows(Team& team, const float* rows, const Kept& to) const {
+        team.for_each(to.halves() ? shape.tokens : 0, 32, [&](int token) {
+            to.write(rows + std::ptrdiff_t(token) * shape.hidden, to.at(token));
+        });
+    }
 };
 
+// Tokens' rows: themselves where floats are kept, else with memory.
+Kept kept_rows(const FloatProducts& products, Arena& arena, MixtureShape shape, const float* rows) {
+    Kept kept(products, const_cast<float*>(rows), shape.hidden);  // floats are never written
+    if (kept.halves()) kept.data = arena.take(shape.tokens * kept.stride);
+    return kept;
+}
+
 struct Forward : Pass {
-    float *gate_up, *y;
+    float* y;
 
     void run_expert(int e, int block, Own& own) const {
         const int begin = sorted.begin(e, block), count = sorted.count(e, block), dim = shape.dim;
-        const MutableView made{gate_up + begin * width(), width()};
-        const Product both[] = {{factors.gate[e], made, false}, {factors.up[e], made.columns_from(dim), false}};
-        own.multiply(inputs(begin), count, shape.hidden, both);
         own.arena.clear();
         const MutableView mixed{own.arena.take(std::size_t(count) * dim), dim};
-        for (int i = 0; i < count; i++)
-            kernels.mix(made.row(i), made.row(i) + dim, shares[sorted.places[begin + i]], dim, mixed.row(i));
-        own.multiply(mixed, count, factors.down[e], {y, shape.hidden, sorted.tokens.data() + begin}, true);
+        const MutableView made{gate_up.place(gate_up.at(begin), own.arena.take(std::size_t(count) * 2 * dim)), 2 * dim};
+        const Product both[] = {{factors.gate[e], made, false}, {factors.up[e], made.columns_from(dim), false}};
+        own.multiply(inputs.view(0, 0, tokens(begin)), count, shape.hidden, both);
+        for (int i = 0; i < count; i++) {
+            const float *gate = made.row(i), *up = gate + dim;
+            kernels.mix(gate, up, shares[sorted.places[begin + i]], dim, mixed.row(i));
+            gate_up.write(gate, gate_up.at(begin + i)), gate_up.write(up, gate_up.at(begin + i, 1));
+        }
+        own.multiply(mixed, count, factors.down[e], {y, shape.hidden, tokens(begin)}, true);
     }
 };
 
 struct Backward : Pass {
-    const float *gate_up, *d_y;
     MixtureGradients gradients;
-    float *d_gate_up, *mixed;  // by rank: [rows, 2 * dim] and [rows, dim]
+    Kept outputs;           // d_y
+    Kept d_gate_up, mixed;  // by rank
 
     void run_expert(int e, int block, Own& own) const {
         const int begin = sorted.begin(e, block), count = sorted.count(e, block), dim = shape.dim;
-        const int* tokens = sorted.tokens.data() + begin;
-        const View made{gate_up + begin * width(), width()};
-        const MutableView d_made{d_gate_up + begin * width(), width()}, d_x{gradients.x, shape.hidden, tokens};
-        const MutableView mix{mixed + std::ptrdiff_t(begin) * dim, dim};
-        own.multiply({d_y, shape.hidden, tokens}, count, factors.down[e], mix);
+        const MutableView d_x{gradients.x, shape.hidden, tokens(begin)};
+        own.arena.clear();
+        const MutableView d_mixed{own.arena.take(std::size_t(count) * dim), dim};
+        const std::size_t room = (dim + 31) / 32 * 32;  // rows are loaded in whole steps
+        float* of[] = {own.arena.take(room), own.arena.take(room), own.arena.take(room), own.arena.take(room)};
+        own.multiply(outputs.view(0, 0, tokens(begin)), count, factors.down[e], d_mixed);
         for (int i = 0; i < count; i++) {
-            const int place = sorted.places[begin + i];
-            const float *gate = made.row(i), *up = gate + dim;
-            float *d_gate = d_made.row(i), *d_up = d_gate + dim;
-            gradients.shares[place] =
-                kernels.mix_gradient(gate, up, mix.row(i), shares[place], dim, d_gate, d_up, mix.row(i));
+            const int place = sorted.places[begin + i], rank = begin + i;
+            float *d_gate = d_gate_up.at(rank), *d_up = d_gate_up.at(rank, 1), *mix = mixed.at(rank);
+            const float *gate = gate_up.read(gate_up.at(rank), of[0]), *up = gate_up.read(gate_up.at(rank, 1), of[1]);
+            float *made_gate = d_gate_up.place(d_gate, of[2]), *made_up = d_gate_up.place(d_up, of[3]);
+            float* made_mix = mixed.place(mix, d_mixed.row(i));
+            gradients.shares[place] = kernels.mix_gradient(gate, up, d_mixed.row(i), shares[place], dim, made_gate,
+                                                           made_up, made_mix);
+            d_gate_up.write(made_gate, d_gate), d_gate_up.write(made_up, d_up), mixed.write(made_mix, mix);
         }
-        own.multiply(d_made, count, factors.gate[e], d_x, true);
-        own.multiply(d_made.columns_from(dim), count, factors.up[e], d_x, true);
+        own.multiply(d_gate_up.view(begin, 0), count, factors.gate[e], d_x, true);
+        own.multiply(d_gate_up.view(begin, 1), count, factors.up[e], d_x, true);
     }
 
     // The gradients [out, in] of an expert's weights are cut into bands of rows; those of gate and up are made together.
@@ -130,28 +150,32 @@ struct Backward : Pass {
             return {left.columns_from(row), std::min(kBandRows, out - row),
                     {gradient + (std::ptrdiff_t(e) * out + row) * in, in}};
         };
-        const View d_gates{d_gate_up + first * width(), width()}, d_ups = d_gates.columns_from(dim);
-        const View outputs{d_y, hidden, sorted.tokens.data() + first};
         if (band < bands(dim)) {
-            const OuterProduct both[] = {of(gradients.gate, dim, hidden, begin, d_gates),
-                                         of(gradients.up, dim, hidden, begin, d_ups)};
-            return own.multiply_outer(both, inputs(first), hidden, count, false);
+            const OuterProduct both[] = {of(gradients.gate, dim, hidden, begin, d_gate_up.view(first, 0)),
+                                         of(gradients.up, dim, hidden, begin, d_gate_up.view(first, 1))};
+            return own.multiply_outer(both, inputs.view(0, 0, tokens(first)), hidden, count, false);
         }
-        const OuterProduct down[] = {of(gradients.down, hidden, dim, begin - bands(dim) * kBandRows, outputs)};
-        own.multiply_outer(down, {mixed + std::ptrdiff_t(first) * dim, dim}, dim, count, false);
+        const OuterProduct down[] = {
+            of(gradients.down, hidden, dim, begin - bands(dim) * kBandRows, outputs.view(0, 0, tokens(first)))};
+        own.multiply_outer(down, mixed.view(first), dim, count, false);
     }
 };
 
 }  // namespace
+
+std::ptrdiff_t Training::kept_width(int dim) const { return Kept::width_of(products_, dim); }
 
 void Training::mixture(MixtureShape shape, const float* x, const float* shares, const std::int64_t* choices,
                        MixtureWeights weights, float* gate_up, float* y) {
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
     const Factors factors(products_, shared_, shape, weights, forward_panels);
-    const Forward pass{{kernels_, shape, Sorted(shape, choices), factors, x, shares}, gate_up, y};
+    const Forward pass{{kernels_, shape, Sorted(shape, choices), factors, x, shares,
+                        kept_rows(products_, shared_, shape, x), Kept(products_, gate_up, shape.dim, 2)},
+                       y};
     team_.run([&](int thread) {
         pass.factors.pack(products_, team_);
+        pass.keep_rows(team_, x, pass.inputs);
         pass.for_blocks(team_, y, [&](int e, int block) { pass.run_expert(e, block, own_[thread]); });
     });
 }
@@ -162,12 +186,17 @@ void Training::mixture_backward(MixtureShape shape, const float* x, const float*
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
     const Factors factors(products_, shared_, shape, weights, backward_panels);
-    const std::size_t rows = std::size_t(shape.tokens) * shape.chosen;
-    float *d_gate_up = shared_.take(rows * 2 * shape.dim), *mixed = shared_.take(rows * shape.dim);
-    const Backward pass{
-        {kernels_, shape, Sorted(shape, choices), factors, x, shares}, gate_up, d_y, gradients, d_gate_up, mixed};
+    const std::size_t rows = std::size_t(shape.tokens) * shape.chosen, width = kept_width(shape.dim);
+    const Backward pass{{kernels_, shape, Sorted(shape, choices), factors, x, shares,
+                         kept_rows(products_, shared_, shape, x),
+                         Kept(products_, const_cast<float*>(gate_up), shape.dim, 2)},  // is read alone
+                        gradients,
+                        kept_rows(products_, shared_, shape, d_y),
+                        Kept(products_, shared_.take(rows * 2 * width), shape.dim, 2),
+                        Kept(products_, shared_.take(rows * width), shape.dim)};
     team_.run([&](int thread) {
         pass.factors.pack(products_, team_);
+        pass.keep_rows(team_, x, pass.inputs), pass.keep_rows(team_, d_y, pass.outputs);
         pass.for_blocks(team_, gradients.x, [&](int e, int block) { pass.run_expert(e, block, own_[thread]); });
         team_.for_each(shape.experts * pass.bands(), 1,
                        [&](int task) { pass.run_band(task / pass.bands(), task % pass.bands(), own_[thread]); });

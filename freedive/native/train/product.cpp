@@ -10,11 +10,16 @@ constexpr int kPackedRows = 16;   // packed at once: columns of all rows would c
 
 int divided(int count, int by) { return (count + by - 1) / by; }
 
-// Calls pack(row, count) for a few rows at a time.
+// Calls pack(row, count) for a few rows at a time. Those after, which no machine foresees, are asked for meanwhile: of
+// each what `width` numbers take.
 template <class Pack>
-void for_rows(const FloatProducts& products, int num_rows, Pack&& pack) {
-    const int step = std::max(kPackedRows, products.input_step);
-    for (int row = 0; row < num_rows; row += step) pack(row, std::min(step, num_rows - row));
+void for_rows(const FloatProducts& products, View rows, int num_rows, int width, Pack&& pack) {
+    const int step = std::max(kPackedRows, products.input_step), cells = rows.kept ? width / 2 : width;
+    for (int row = 0; row < num_rows; row += step) {
+        for (int next = row + step; next < std::min(row + 2 * step, num_rows); next++)
+            for (int i = 0; i < cells; i += 16) __builtin_prefetch(rows.row(next) + i, 0, 2);
+        pack(row, std::min(step, num_rows - row));
+    }
 }
 
 }  // namespace
@@ -31,7 +36,7 @@ void pack(const FloatProducts& products, const Panels& factor) {
     if (factor.transposed)
         for (int panel = 0; panel < factor.count(products); panel++) factor.pack(products, panel);
     else
-        for_rows(products, factor.k, [&](int row, int count) {
+        for_rows(products, factor.source, factor.k, factor.columns, [&](int row, int count) {
             for (int column = 0; column < factor.columns; column += products.tile_columns)
                 products.pack_columns(factor.source.from(row), count, column,
                                       std::min(products.tile_columns, factor.columns - column),
@@ -96,7 +101,7 @@ void Multiplier::multiply_columns(View left, int width, const Panels& right, Mut
     arena_.clear();
     if (products_.pack_left_rows) {
         const PackedColumns packed(products_, width, right.k, arena_);
-        for_rows(products_, right.k, [&](int row, int count) { packed.pack(left.from(row), row, count); });
+        for_rows(products_, left, right.k, width, [&](int row, int count) { packed.pack(left.from(row), row, count); });
         return multiply_columns(packed, 0, packed.cut.tiles, right, out, adds);
     }
     const Cut cut(products_, width);
@@ -133,7 +138,7 @@ void Multiplier::multiply_outer(std::span<const OuterProduct> all, View right, i
             for (int column = 0; column < width; column += kBandColumns) {
                 packed.cut = Cut(products_, std::min(kBandColumns, width - column));
                 const View band = left.from(row).columns_from(column);
-                for_rows(products_, panels.k, [&](int at, int count) { packed.pack(band.from(at), at, count); });
+                for_rows(products_, band, panels.k, packed.cut.num_rows, [&](int at, int count) { packed.pack(band.from(at), at, count); });
                 multiply_columns(packed, 0, packed.cut.tiles, panels, out.from(column), adds || row);
             }
     }

@@ -62,6 +62,36 @@ struct PackedColumns {
     }
 };
 
+// Rows of several parts in the form that is kept for later: halves where factors are, else the floats themselves.
+struct Kept {
+    Kept(const FloatProducts& products, float* data, int dim, int parts = 1)
+        : products(&products), data(data), dim(dim), width(width_of(products, dim)), stride(parts * width) {}
+    static std::ptrdiff_t width_of(const FloatProducts& products, int dim) {
+        return products.keep ? products.cells(dim) : dim;
+    }
+    const FloatProducts* products;
+    float* data;
+    int dim;
+    std::ptrdiff_t width, stride;  // of a part, and of all
+
+    bool halves() const { return products->keep; }
+    float* at(std::ptrdiff_t row, int part = 0) const { return data + row * stride + part * width; }
+    View view(std::ptrdiff_t row = 0, int part = 0, const int* index = nullptr) const {
+        return {at(row, part), stride, index, halves()};
+    }
+    // A row as floats: in place, or in memory of the reader.
+    const float* read(float* kept, float* own) const {
+        if (!halves()) return kept;
+        products->load(kept, dim, own);
+        return own;
+    }
+    // Where a row can be made, to be written then.
+    float* place(float* kept, float* own) const { return halves() ? own : kept; }
+    void write(const float* row, float* kept) const {
+        if (halves()) products->keep(row, dim, kept);
+    }
+};
+
 // One thread packs a factor that has memory, its rows in order.
 void pack(const FloatProducts& products, const Panels& factor);
 // Inside a job: all threads pack all panels of factors that have memory.

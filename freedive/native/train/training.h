@@ -107,7 +107,8 @@ class Training {
     void glu_backward(std::ptrdiff_t count, const float* gate, const float* up, const float* d_y, float* d_gate,
                       float* d_up);
 
-    // `choices` and `shares` [tokens, chosen]; gate_up [tokens * chosen, 2 * dim] is kept for the backward pass.
+    // `choices` and `shares` [tokens, chosen]; gate_up [tokens * chosen, 2 * kept_width(dim)] is for the backward pass.
+    std::ptrdiff_t kept_width(int dim) const;
     void mixture(MixtureShape shape, const float* x, const float* shares, const std::int64_t* choices,
                  MixtureWeights weights, float* gate_up, float* y);
     void mixture_backward(MixtureShape shape, const float* x, const float* shares, const std::int64_t* choices,
