@@ -28,7 +28,7 @@ from freedive.model import spec
 from freedive.model.families import describe_config
 from freedive.train import config
 from freedive.train.folder import Bench, Folder
-from freedive.train.fused import FLOAT32, prepare
+from freedive.train.kernels import FLOAT32, prepare
 from freedive.train.net import Weights, initial, losses, stacked_params, step_flops
 from freedive.train.ops import TrainOps
 from freedive.train.optim import Optimizer, learning_rate

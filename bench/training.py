@@ -34,7 +34,7 @@ from freedive.errors import UserError
 from freedive.model.families import describe_config
 from freedive.train import config
 from freedive.train.export import export_folder
-from freedive.train.fused import AUTO, BFLOAT16, FLOAT32, prepare, resolved
+from freedive.train.kernels import AUTO, BFLOAT16, FLOAT32, prepare, resolved
 from freedive.train.net import initial, losses, stacked_params, step_flops
 from freedive.train.ops import TrainOps
 from freedive.train.optim import BETAS, EPS, Optimizer

@@ -15,14 +15,13 @@ from freedive.model import spec
 from freedive.ops.torch import TorchOps
 from freedive.train.experts import GroupedFeedForward
 from freedive.train.fused import (
-    BFLOAT16,
     FusedAttention,
     FusedFeedForward,
     FusedGlu,
     FusedLinears,
     FusedRmsNorm,
-    precision,
 )
+from freedive.train.kernels import FLOAT32
 from freedive.train.sequences import Sequences
 
 
@@ -41,7 +40,7 @@ class TrainOps(TorchOps):
         self._lengths = torch.from_numpy(batch.lengths)
         self._begins = F.pad(self._lengths.cumsum(0), (1, 0))
         self._replay = iter(replay)
-        self._exact = False
+        self._precision = ""
         self._angles_of: dict[spec.Rope, Tensor] = {}
         self.chosen: list[Tensor] = []
         self.balance: list[Tensor] = []
@@ -71,6 +70,9 @@ class TrainOps(TorchOps):
         """The mean over each text's tokens: [T, n] -> [texts, n]."""
         return torch.segment_reduce(x, "mean", lengths=self._lengths)
 
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return y.add_(x)  # a branch's result is nobody else's; torch would say so if it were needed again
+
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         if weight is None or x.dim() > 2 or not fits(x, weight):
             return super().rms_norm(x, weight, eps)
@@ -78,27 +80,27 @@ class TrainOps(TorchOps):
         return y
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is not None or x.dim() > 2 or self._exact or not fits(x, weight):
+        if bias is not None or x.dim() > 2 or not fits(x, weight):
             return super().linear(x, weight, bias)
-        return _linears(x, weight)[0]
+        return _linears(self._precision, x, weight)[0]
+
+    def router_logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        self._precision = FLOAT32
+        logits = self.linear(x, weight, bias)
+        self._precision = ""
+        return logits
 
     def linears(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]]) -> Sequence[Tensor]:
         weights, biases = zip(*layers, strict=True)
         if any(bias is not None for bias in biases) or not fits(x, *weights):
             return super().linears(x, layers)
-        return _linears(x, *weights)
+        return _linears(self._precision, x, *weights)
 
     def glu(self, gate: Tensor, up: Tensor, ffn: spec.FeedForward) -> Tensor:
         if ffn.activation != "silu" or ffn.limit or not fits(gate, up):
             return super().glu(gate, up, ffn)
         y: Tensor = FusedGlu.apply(gate, up)  # type: ignore[no-untyped-call]
         return y
-
-    def router_logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        self._exact = precision() == BFLOAT16
-        logits = self.linear(x, weight, bias)
-        self._exact = False
-        return logits
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, attn: spec.Attention, layer: int
@@ -114,7 +116,7 @@ class TrainOps(TorchOps):
     ) -> Tensor:
         if attn.head_dim != attn.value_dim or attn.rope.dim != attn.rope_dim or not fits(q, kv, norm, k_b, v_b):
             return super().latent_attention(q, kv, norm, k_b, v_b, attn, layer)
-        latent, turning = kv.split([attn.kv_rank, attn.rope_dim], 1)
+        latent, turning = torch.split(kv, [attn.kv_rank, attn.rope_dim], 1)
         latent = self.rms_norm(latent, norm, attn.latent_eps)
         made = self.linears(latent, [(matrix.flatten(0, 1), None) for matrix in (k_b, v_b)])
         keys, values = (x.view(len(q), attn.num_heads, -1) for x in made)
@@ -157,8 +159,8 @@ def fits(*tensors: object) -> bool:
     return all(isinstance(each, Tensor) and each.dtype == torch.float32 for each in tensors)
 
 
-def _linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    ys: tuple[Tensor, ...] = FusedLinears.apply(x, *weights)  # type: ignore[no-untyped-call]
+def _linears(precision: str, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    ys: tuple[Tensor, ...] = FusedLinears.apply(precision, x, *weights)  # type: ignore[no-untyped-call]
     return ys
 
 

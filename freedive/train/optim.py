@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from freedive.model.params import Param
-from freedive.train import fused
+from freedive.train import updates
 from freedive.train.config import Stage
 from freedive.train.net import CHOICE_BIAS
 
@@ -63,16 +63,16 @@ class Optimizer:
         """One update by ``gradients`` times ``shrink``, which are used up."""
         self.num_steps += 1
         bias1, bias2 = (1 - beta**self.num_steps for beta in BETAS)
-        fused.adamw(self._moments(self._adam, gradients, lr, lambda _: lr / bias1), BETAS, bias2, EPS, shrink)
+        updates.adamw(self._moments(self._adam, gradients, lr, lambda _: lr / bias1), BETAS, bias2, EPS, shrink)
         # Muon's steps are as large as Adam's (Moonlight).
         moments = self._moments(self._muon, gradients, lr, lambda shape: lr * 0.2 * math.sqrt(max(shape[-2:])))
-        fused.muon(moments, self._momentum, shrink, NEWTON_SCHULZ, EPS_NORM, TURNS)
+        updates.muon(moments, self._momentum, shrink, NEWTON_SCHULZ, EPS_NORM, TURNS)
 
     def _moments(
         self, names: list[str], gradients: Mapping[str, Tensor], lr: float, rate: Callable[[torch.Size], float]
-    ) -> fused.Moments:
+    ) -> updates.Moments:
         weights = [self._weights[name] for name in names]
-        return fused.Moments(
+        return updates.Moments(
             weights,
             [gradients[name] for name in names],
             [self.state[f"momentum.{name}"] for name in names],

@@ -16,7 +16,7 @@ from freedive.train.config import Reinforcement, Run
 from freedive.train.distill import distill
 from freedive.train.export import export_folder, export_gguf
 from freedive.train.folder import CONTROL, DISTILL, NEWEST_FIRST, PRETRAIN, RL, SFT, Bench, Folder, write_json
-from freedive.train.fused import prepare, resolved
+from freedive.train.kernels import prepare, resolved
 from freedive.train.net import unstacked
 from freedive.train.progress import go_through
 from freedive.train.report import write_report

@@ -16,7 +16,7 @@ from freedive.model import spec
 from freedive.train import checkpoints
 from freedive.train.checkpoints import Checkpoint
 from freedive.train.config import Stage
-from freedive.train.fused import peak_flops
+from freedive.train.kernels import peak_flops
 from freedive.train.net import CHOICE_BIAS, Weights, initial, losses, mixtures, stacked_params, step_flops
 from freedive.train.ops import TrainOps
 from freedive.train.optim import Optimizer, learning_rate

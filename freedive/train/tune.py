@@ -24,7 +24,7 @@ from freedive.train.base import Base, open_base
 from freedive.train.config import TUNE
 from freedive.train.export import canonical
 from freedive.train.folder import Folder
-from freedive.train.fused import prepare, resolved
+from freedive.train.kernels import prepare, resolved
 from freedive.train.lora import adapters
 from freedive.train.parts import chosen, counts, table
 from freedive.train.peft import misread, write_adapter

@@ -43,7 +43,8 @@ bool same_products(int rows, int k, int columns) {
     const auto left = some(rows, k), right = some(k, columns);
     const bool adds = rows % 2;
     const auto trapped = product(tested::tile_products<Tiles, tested::PlainCells>, left, right, rows, k, columns, adds);
-    const auto expected = product(tested::tile_products<EmulatedTiles, tested::PlainCells>, left, right, rows, k, columns, adds);
+    const auto expected =
+        product(tested::tile_products<EmulatedTiles, tested::PlainCells>, left, right, rows, k, columns, adds);
     return std::memcmp(trapped.data(), expected.data(), trapped.size() * sizeof(float)) == 0;
 }
 

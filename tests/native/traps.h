@@ -1,4 +1,5 @@
-// Tile instructions on a machine without AMX: each traps, is decoded, and is done in software. One that has it runs them.
+// Tile instructions on a machine without AMX: each traps, is decoded, and is done in software. One that has it runs
+// them.
 #pragma once
 
 #include <sys/syscall.h>

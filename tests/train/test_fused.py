@@ -15,18 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freedive.native import _native
-from freedive.train import fused
+from freedive.train import kernels
 from freedive.train.experts import GroupedFeedForward
-from freedive.train.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedGlu, FusedLinears, FusedRmsNorm
+from freedive.train.fused import (
+    FusedAttention,
+    FusedCrossEntropy,
+    FusedFeedForward,
+    FusedGlu,
+    FusedLinears,
+    FusedRmsNorm,
+)
 from freedive.train.optim import EPS_NORM, NEWTON_SCHULZ, TURNS, orthogonal
+from freedive.train.updates import orthogonalise
 
 LEVELS = _native.isa_levels()
-PRECISIONS = {fused.FLOAT32: 2e-5, fused.BFLOAT16: 2e-2}
+PRECISIONS = {kernels.FLOAT32: 2e-5, kernels.BFLOAT16: 2e-2}
 """How far results may be from exact ones, as a part of the largest."""
 
 
 def use(monkeypatch: pytest.MonkeyPatch, level: str, threads: int, precision: str) -> None:
-    monkeypatch.setattr(fused, "_kernels", lambda: fused.kernels(threads, level, precision))
+    monkeypatch.setattr(kernels, "current", lambda other="": kernels.kernels(threads, level, other or precision))
 
 
 @pytest.fixture(params=list(itertools.product(LEVELS, (1, 3), PRECISIONS)), ids=str)
@@ -42,7 +50,7 @@ def some(*shape: int, seed: int) -> Tensor:
 
 def linears(x: Tensor, *weights: Tensor) -> Tensor:
     """All that weights make of x, side by side."""
-    return torch.cat(FusedLinears.apply(x, *weights), 1)
+    return torch.cat(FusedLinears.apply("", x, *weights), 1)
 
 
 def results(function: object, *given: object) -> list[Tensor]:
@@ -67,7 +75,9 @@ def check(bound: float, function: object, oracle: object, *given: object) -> Non
         )
 
 
-@pytest.mark.parametrize(("rows", "ins", "outs"), [(1, 1, 1), (5, 8, 3), (37, 33, 50), (200, 16, 100), (7, 1100, 17), (4200, 4, 3)])
+@pytest.mark.parametrize(
+    ("rows", "ins", "outs"), [(1, 1, 1), (5, 8, 3), (37, 33, 50), (200, 16, 100), (7, 1100, 17), (4200, 4, 3)]
+)
 def test_linears_are_torch_s(bound: float, rows: int, ins: int, outs: int) -> None:
     def plain(x: Tensor, *weights: Tensor) -> Tensor:
         return torch.cat([F.linear(x, weight) for weight in weights], 1)
@@ -83,18 +93,16 @@ def test_a_weight_that_is_frozen_has_no_gradient(bound: float) -> None:
 
 
 def test_silu_gates(bound: float) -> None:
-    check(
-        bound, FusedGlu.apply, lambda gate, up: F.silu(gate) * up, some(190, 47, seed=0) * 3, some(190, 47, seed=1)
-    )
+    check(bound, FusedGlu.apply, lambda gate, up: F.silu(gate) * up, some(190, 47, seed=0) * 3, some(190, 47, seed=1))
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_products_of_bfloat16_numbers_are_exact(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, level, 2, fused.BFLOAT16)
+    use(monkeypatch, level, 2, kernels.BFLOAT16)
     x, weight, d_y = (some(*shape, seed=3).detach().bfloat16().float() for shape in ((70, 90), (50, 90), (70, 50)))
     y, d_x, d_weight = (torch.empty(shape) for shape in ((70, 50), (70, 90), (50, 90)))
-    fused._kernels().linears(x.numpy(), [weight.numpy()], [y.numpy()])
-    fused._kernels().linears_backward(x.numpy(), [weight.numpy()], [d_y.numpy()], d_x.numpy(), [d_weight.numpy()])
+    kernels.current().linears(x.numpy(), [weight.numpy()], [y.numpy()])
+    kernels.current().linears_backward(x.numpy(), [weight.numpy()], [d_y.numpy()], d_x.numpy(), [d_weight.numpy()])
     for got, exact in ((y, x @ weight.T), (d_x, d_y @ weight), (d_weight, d_y.T @ x)):
         torch.testing.assert_close(got, exact, rtol=2e-5, atol=2e-5)
 
@@ -201,7 +209,7 @@ SHAPES = [(1, 1), (7, 3), (3, 40, 60), (2, 3, 90, 33)]
 def test_matrices_are_turned_as_torch_does(bound: float) -> None:
     stacks = [some(*shape, seed=seed).detach() for seed, shape in enumerate(SHAPES)]
     expected = [orthogonal(stack.double()) for stack in stacks]
-    fused.orthogonalise(stacks, NEWTON_SCHULZ, EPS_NORM, TURNS)
+    orthogonalise(stacks, NEWTON_SCHULZ, EPS_NORM, TURNS)
     for got, exact in zip(stacks, expected, strict=True):
         torch.testing.assert_close(got.double(), exact, rtol=5 * bound, atol=5 * bound)
 
@@ -212,7 +220,7 @@ def test_any_number_of_threads_gives_equal_bits(level: str, precision: str, monk
     def made(threads: int) -> list[Tensor]:
         use(monkeypatch, level, threads, precision)
         stack = some(3, 40, 60, seed=5).detach()
-        fused.orthogonalise([stack], NEWTON_SCHULZ, EPS_NORM, TURNS)
+        orthogonalise([stack], NEWTON_SCHULZ, EPS_NORM, TURNS)
         return [
             stack,
             *results(linears, some(450, 48, seed=0), some(70, 48, seed=1)),
@@ -232,4 +240,4 @@ def test_any_number_of_threads_gives_equal_bits(level: str, precision: str, monk
 def test_shapes_that_do_not_fit_are_refused() -> None:
     x, weight = torch.zeros(3, 8).numpy(), torch.zeros(5, 7).numpy()
     with pytest.raises(ValueError, match="shape"):
-        fused.kernels(1).linears(x, [weight], [torch.zeros(3, 5).numpy()])
+        kernels.kernels(1).linears(x, [weight], [torch.zeros(3, 5).numpy()])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from freedive.model.families import describe_config
-from freedive.train import config, fused
+from freedive.train import config, kernels
 from freedive.train.export import export_folder
 from freedive.train.net import Weights, initial, losses, mixtures, stacked, stacked_params, unstacked
 from freedive.train.ops import TrainOps
@@ -128,14 +128,14 @@ def test_the_further_loss_is_that_of_the_paper() -> None:
 
 def test_factors_of_bfloat16_hardly_change_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(precision: str) -> tuple[float, list[torch.Tensor], dict[str, torch.Tensor]]:
-        monkeypatch.setattr(fused, "_precision", precision)
+        monkeypatch.setattr(kernels, "_precision", precision)
         held, given = weights(), batch()
         ops = TrainOps(given)
         loss = losses(MODEL, held, given, ops)
         loss.backward()
         return loss.item(), ops.chosen, {name: weight.grad for name, weight in held.items() if weight.grad is not None}
 
-    (exact, chosen, expected), (rounded, others, got) = made(fused.FLOAT32), made(fused.BFLOAT16)
+    (exact, chosen, expected), (rounded, others, got) = made(kernels.FLOAT32), made(kernels.BFLOAT16)
     assert 0 < abs(rounded / exact - 1) < 1e-3
     assert all(
         (one.sort().values == other.sort().values).float().mean() > 0.9
@@ -148,7 +148,7 @@ def test_factors_of_bfloat16_hardly_change_gradients(monkeypatch: pytest.MonkeyP
 def test_routers_are_exact_whatever_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.randn(5, 64), torch.randn(16, 64)
     exact = (x.double() @ weight.double().T).float()
-    monkeypatch.setattr(fused, "_precision", fused.BFLOAT16)
+    monkeypatch.setattr(kernels, "_precision", kernels.BFLOAT16)
     ops = TrainOps(batch())
     torch.testing.assert_close(ops.router_logits(x, weight, None), exact)
     assert not torch.allclose(ops.linear(x, weight, None), exact, rtol=1e-4, atol=1e-4)

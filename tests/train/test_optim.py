@@ -11,7 +11,7 @@ from torch import Tensor
 
 from freedive.model.params import Param, Role
 from freedive.native import _native
-from freedive.train import config, fused
+from freedive.train import config, kernels
 from freedive.train.optim import BETAS, EPS, MOMENTUM, Optimizer, learning_rate, orthogonal
 
 LR, DECAY, CLIP = 0.01, 0.1, 0.5
@@ -23,7 +23,7 @@ TABLE = {name: Param(SHAPES[name], role) for name, role in ROLES.items()}
 @pytest.fixture(params=[(level, threads) for level in _native.isa_levels() for threads in (1, 3)], ids=str)
 def _level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     level, threads = request.param
-    monkeypatch.setattr(fused, "_kernels", lambda: fused.kernels(threads, level))
+    monkeypatch.setattr(kernels, "current", lambda: kernels.kernels(threads, level))
 
 
 def some(seed: int) -> dict[str, Tensor]:

@@ -66,8 +66,7 @@ View joined(const TrainKernels& kernels, const AttentionShape& shape, const Head
 void part(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, View joined, MutableView plain,
           MutableView last) {
     for (int i = 0; i < head.length && shape.rotation.dim; i++)
-        kernels.part(joined.row(i), shape.key_dim(), angles(shape.rotation, head.first + i), plain.row(i),
-                     last.row(i));
+        kernels.part(joined.row(i), shape.key_dim(), angles(shape.rotation, head.first + i), plain.row(i), last.row(i));
 }
 
 // The queries and keys of a head, turned.

@@ -20,7 +20,6 @@ namespace {
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using MutableFloats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Stack = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Choices = nb::ndarray<const std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 using Arrays = std::vector<MutableFloats>;
@@ -48,11 +47,12 @@ std::ptrdiff_t common_size(const auto& first, const auto&... rest) {
     return std::ptrdiff_t(first.size());
 }
 
-MixtureShape mixture_shape(const Training& self, const Floats& x, const Floats& shares, const Choices& choices, const Floats& gate,
-                           const Floats& up, const Floats& down, const auto& gate_up) {
+MixtureShape mixture_shape(const Training& self, const Floats& x, const Floats& shares, const Choices& choices,
+                           const Floats& gate, const Floats& up, const Floats& down, const auto& gate_up) {
     const std::size_t tokens = x.shape(0), hidden = x.shape(1), chosen = choices.shape(1);
     const std::size_t experts = gate.shape(0), dim = gate.shape(1);
-    expect(shares, {tokens, chosen}), expect(choices, {tokens, chosen}), expect(gate_up, {tokens * chosen, 2 * std::size_t(self.kept_width(int(dim)))});
+    expect(shares, {tokens, chosen}), expect(choices, {tokens, chosen}),
+        expect(gate_up, {tokens * chosen, 2 * std::size_t(self.kept_width(int(dim)))});
     expect(gate, {experts, dim, hidden}), expect(up, {experts, dim, hidden}), expect(down, {experts, hidden, dim});
     for (std::size_t i = 0; i < tokens * chosen; i++)
         if (choices.data()[i] < 0 || choices.data()[i] >= std::int64_t(experts))
@@ -101,41 +101,11 @@ CrossEntropyShape cross_entropy_shape(const Floats& x, const Floats& head, const
     return {int(rows), int(hidden), int(vocab)};
 }
 
-// Weights with what an optimizer keeps of them; `squares` may be none.
-std::vector<Updated> updated(const Arrays& weights, const Arrays& gradients, const Arrays& momenta,
-                             const Arrays& squares, const std::vector<float>& keeps, const std::vector<float>& rates) {
-    const std::size_t count = weights.size();
-    if (gradients.size() != count || momenta.size() != count || keeps.size() != count || rates.size() != count ||
-        (!squares.empty() && squares.size() != count))
-        throw std::invalid_argument("lists differ in length");
-    std::vector<Updated> all;
-    for (std::size_t i = 0; i < count; i++) {
-        const MutableFloats* square = squares.empty() ? nullptr : &squares[i];
-        for (const MutableFloats* each : {&gradients[i], &momenta[i], square})
-            if (each && each->size() != weights[i].size()) throw std::invalid_argument("an array has the wrong shape");
-        all.push_back({weights[i].data(), gradients[i].data(), momenta[i].data(), square ? square->data() : nullptr,
-                       std::ptrdiff_t(weights[i].size()), keeps[i], rates[i]});
-    }
-    return all;
-}
-
-struct Updates {
-    std::vector<Updated> all;
-};
-
 }  // namespace
 
 void bind_training(nb::module_& m) {
-    nb::class_<Updates>(m, "Updates")
-        .def(
-            "__init__",
-            [](Updates* self, const Arrays& weights, const Arrays& gradients, const Arrays& momenta,
-               const Arrays& squares, const std::vector<float>& keeps, const std::vector<float>& rates) {
-                new (self) Updates{updated(weights, gradients, momenta, squares, keeps, rates)};
-            },
-            nb::arg("weights").noconvert(), nb::arg("gradients").noconvert(), nb::arg("momenta").noconvert(),
-            nb::arg("squares").noconvert(), "keeps"_a, "rates"_a);
-    nb::class_<Training>(m, "Training")
+    nb::class_<Training> training(m, "Training");
+    training
         .def(
             "__init__",
             [](Training* self, const std::string& isa, int num_threads, bool bfloat16) {
@@ -230,9 +200,9 @@ void bind_training(nb::module_& m) {
                 const Turning last{turning, angles, neighbours};
                 const AttentionShape shape = attention_shape(q, k, v, last, begins, log_sums, scale);
                 nb::gil_scoped_release released;
-                self.attention_backward(
-                    shape, {q.data(), k.data(), v.data(), last.data()}, out.data(), log_sums.data(), d_out.data(),
-                    {d_q.data(), d_k.data(), d_v.data(), d_turning ? d_turning->data() : nullptr});
+                self.attention_backward(shape, {q.data(), k.data(), v.data(), last.data()}, out.data(), log_sums.data(),
+                                        d_out.data(),
+                                        {d_q.data(), d_k.data(), d_v.data(), d_turning ? d_turning->data() : nullptr});
             },
             "q"_a, "k"_a, "v"_a, "turning"_a.none(), "angles"_a.none(), "neighbours"_a, "begins"_a, "scale"_a, "out"_a,
             "log_sums"_a, "d_out"_a, "d_q"_a, "d_k"_a, "d_v"_a, "d_turning"_a.none())
@@ -262,38 +232,8 @@ void bind_training(nb::module_& m) {
                 nb::gil_scoped_release released;
                 self.rms_norm_backward(shape, x.data(), weight.data(), d_y.data(), d_x.data(), d_weight.data());
             },
-            "x"_a, "weight"_a, "eps"_a, "d_y"_a, "d_x"_a, "d_weight"_a)
-        .def(
-            "orthogonalise",
-            [](Training& self, const std::vector<Stack>& stacks, float a, float b, float c, float eps, int turns) {
-                std::vector<Matrices> all;
-                for (const Stack& each : stacks)
-                    all.push_back({each.data(), int(each.shape(0)), int(each.shape(1)), int(each.shape(2))});
-                nb::gil_scoped_release released;
-                self.orthogonalise(all, {a, b, c, eps}, turns);
-            },
-            "stacks"_a, "a"_a, "b"_a, "c"_a, "eps"_a, "turns"_a)
-        .def(
-            "adamw",
-            [](Training& self, const Updates& updates, float beta1, float beta2, float bias2, float eps, float shrink) {
-                nb::gil_scoped_release released;
-                self.adamw(updates.all, {beta1, beta2, bias2, eps, shrink});
-            },
-            "updates"_a, "beta1"_a, "beta2"_a, "bias2"_a, "eps"_a, "shrink"_a)
-        .def(
-            "look_ahead",
-            [](Training& self, const Updates& updates, float beta, float shrink) {
-                nb::gil_scoped_release released;
-                self.look_ahead(updates.all, beta, shrink);
-            },
-            "updates"_a, "beta"_a, "shrink"_a)
-        .def(
-            "move",
-            [](Training& self, const Updates& updates) {
-                nb::gil_scoped_release released;
-                self.move(updates.all);
-            },
-            "updates"_a);
+            "x"_a, "weight"_a, "eps"_a, "d_y"_a, "d_x"_a, "d_weight"_a);
+    bind_updates(m, training);
 }
 
 }  // namespace freedive

@@ -1,5 +1,6 @@
-// Linear layers: blocks of rows by whole weights. Weights' gradients are summed by parts of the rows, whose number depends
-// on the shape alone, and by bands of their own rows; a task makes its rows' gradients by the way, while they are near.
+// Linear layers: blocks of rows by whole weights. Weights' gradients are summed by parts of the rows, whose number
+// depends on the shape alone, and by bands of their own rows; a task makes its rows' gradients by the way, while they
+// are near.
 #include "training.h"
 
 namespace freedive {
@@ -62,7 +63,8 @@ struct Parts {
         const LinearGradient& of = all[i];
         const int begin = of.out * std::int64_t(band) / bands, end = of.out * std::int64_t(band + 1) / bands;
         float* to = part ? rest[i] + (part - 1) * size(of) : of.d_weight;
-        return {{of.d_y + row * of.out + begin, of.out}, end - begin, {to + std::ptrdiff_t(begin) * shape.in, shape.in}};
+        return {
+            {of.d_y + row * of.out + begin, of.out}, end - begin, {to + std::ptrdiff_t(begin) * shape.in, shape.in}};
     }
     // Inside a job.
     void add(Team& team) const {

@@ -6,7 +6,7 @@ namespace freedive {
 namespace {
 
 constexpr int kExpertRows = 128;  // that an expert is to get of a block, on average
-constexpr int kBandRows = 192;   // of a weight's gradient: a task
+constexpr int kBandRows = 192;    // of a weight's gradient: a task
 
 // Choices sorted by expert, and within an expert by token.
 struct Sorted {
@@ -81,9 +81,8 @@ struct Pass {
     }
     // Inside a job.
     void keep_rows(Team& team, const float* rows, const Kept& to) const {
-        team.for_each(to.halves() ? shape.tokens : 0, 32, [&](int token) {
-            to.write(rows + std::ptrdiff_t(token) * shape.hidden, to.at(token));
-        });
+        team.for_each(to.halves() ? shape.tokens : 0, 32,
+                      [&](int token) { to.write(rows + std::ptrdiff_t(token) * shape.hidden, to.at(token)); });
     }
 };
 
@@ -132,22 +131,24 @@ struct Backward : Pass {
             const float *gate = gate_up.read(gate_up.at(rank), of[0]), *up = gate_up.read(gate_up.at(rank, 1), of[1]);
             float *made_gate = d_gate_up.place(d_gate, of[2]), *made_up = d_gate_up.place(d_up, of[3]);
             float* made_mix = mixed.place(mix, d_mixed.row(i));
-            gradients.shares[place] = kernels.mix_gradient(gate, up, d_mixed.row(i), shares[place], dim, made_gate,
-                                                           made_up, made_mix);
+            gradients.shares[place] =
+                kernels.mix_gradient(gate, up, d_mixed.row(i), shares[place], dim, made_gate, made_up, made_mix);
             d_gate_up.write(made_gate, d_gate), d_gate_up.write(made_up, d_up), mixed.write(made_mix, mix);
         }
         own.multiply(d_gate_up.view(begin, 0), count, factors.gate[e], d_x, true);
         own.multiply(d_gate_up.view(begin, 1), count, factors.up[e], d_x, true);
     }
 
-    // The gradients [out, in] of an expert's weights are cut into bands of rows; those of gate and up are made together.
+    // The gradients [out, in] of an expert's weights are cut into bands of rows; those of gate and up are made
+    // together.
     static int bands(int out) { return (out + kBandRows - 1) / kBandRows; }
     int bands() const { return bands(shape.dim) + bands(shape.hidden); }  // of an expert
     void run_band(int e, int band, Own& own) const {
         const int first = sorted.begin(e, 0), count = sorted.begin(e + 1, 0) - first;
         const int dim = shape.dim, hidden = shape.hidden, begin = band * kBandRows;
         const auto of = [&](float* gradient, int out, int in, int row, View left) -> OuterProduct {
-            return {left.columns_from(row), std::min(kBandRows, out - row),
+            return {left.columns_from(row),
+                    std::min(kBandRows, out - row),
                     {gradient + (std::ptrdiff_t(e) * out + row) * in, in}};
         };
         if (band < bands(dim)) {
@@ -187,13 +188,13 @@ void Training::mixture_backward(MixtureShape shape, const float* x, const float*
     shared_.clear();
     const Factors factors(products_, shared_, shape, weights, backward_panels);
     const std::size_t rows = std::size_t(shape.tokens) * shape.chosen, width = kept_width(shape.dim);
-    const Backward pass{{kernels_, shape, Sorted(shape, choices), factors, x, shares,
-                         kept_rows(products_, shared_, shape, x),
-                         Kept(products_, const_cast<float*>(gate_up), shape.dim, 2)},  // is read alone
-                        gradients,
-                        kept_rows(products_, shared_, shape, d_y),
-                        Kept(products_, shared_.take(rows * 2 * width), shape.dim, 2),
-                        Kept(products_, shared_.take(rows * width), shape.dim)};
+    const Backward pass{
+        {kernels_, shape, Sorted(shape, choices), factors, x, shares, kept_rows(products_, shared_, shape, x),
+         Kept(products_, const_cast<float*>(gate_up), shape.dim, 2)},  // is read alone
+        gradients,
+        kept_rows(products_, shared_, shape, d_y),
+        Kept(products_, shared_.take(rows * 2 * width), shape.dim, 2),
+        Kept(products_, shared_.take(rows * width), shape.dim)};
     team_.run([&](int thread) {
         pass.factors.pack(products_, team_);
         pass.keep_rows(team_, x, pass.inputs), pass.keep_rows(team_, d_y, pass.outputs);

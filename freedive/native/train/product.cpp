@@ -107,7 +107,13 @@ void Multiplier::multiply_columns(View left, int width, const Panels& right, Mut
     const Cut cut(products_, width);
     tiles_.clear();
     for (int t = 0; t < cut.tiles; t++)
-        tiles_.push_back({{left.data + cut.begin(t), 1}, left.stride, nullptr, right.k, cut.height(t), 0, false,
+        tiles_.push_back({{left.data + cut.begin(t), 1},
+                          left.stride,
+                          nullptr,
+                          right.k,
+                          cut.height(t),
+                          0,
+                          false,
                           out.from(cut.begin(t))});
     sweep(right, 0, adds);
 }
@@ -116,8 +122,14 @@ void Multiplier::multiply_columns(const PackedColumns& left, int begin, int end,
                                   bool adds) {
     tiles_.clear();
     for (int t = begin; t < end; t++)
-        tiles_.push_back({{left.data + t * left.tile_size, 1}, products_.left_step, nullptr, right.k,
-                          left.cut.height(t), 0, false, out.from(left.cut.begin(t))});
+        tiles_.push_back({{left.data + t * left.tile_size, 1},
+                          products_.left_step,
+                          nullptr,
+                          right.k,
+                          left.cut.height(t),
+                          0,
+                          false,
+                          out.from(left.cut.begin(t))});
     sweep(right, 0, adds);
 }
 
@@ -138,7 +150,8 @@ void Multiplier::multiply_outer(std::span<const OuterProduct> all, View right, i
             for (int column = 0; column < width; column += kBandColumns) {
                 packed.cut = Cut(products_, std::min(kBandColumns, width - column));
                 const View band = left.from(row).columns_from(column);
-                for_rows(products_, band, panels.k, packed.cut.num_rows, [&](int at, int count) { packed.pack(band.from(at), at, count); });
+                for_rows(products_, band, panels.k, packed.cut.num_rows,
+                         [&](int at, int count) { packed.pack(band.from(at), at, count); });
                 multiply_columns(packed, 0, packed.cut.tiles, panels, out.from(column), adds || row);
             }
     }
