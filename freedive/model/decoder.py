@@ -150,7 +150,7 @@ def _linears(h: V, w: Mapping[str, W], names: Iterable[str], ops: Ops[V, W]) -> 
 
 
 def _feed(ffn: spec.FeedForward | spec.Experts, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
-    return _experts(ffn, w, h, ops) if isinstance(ffn, spec.Experts) else feed_forward(ffn, w, h, ops)
+    return _experts(ffn, w, h, ops) if isinstance(ffn, spec.Experts) else ops.feed_forward(h, ffn, w)
 
 
 def feed_forward(ffn: spec.FeedForward, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
@@ -164,7 +164,7 @@ def _experts(moe: spec.Experts, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
     routes = ops.route(logits, moe.router, w.get("choice_bias"), w.get("expert_scale"))
     y = ops.experts(h, routes, moe, Scope(w, "experts"))
     if moe.shared:
-        shared = feed_forward(moe.shared, Scope(w, "shared"), h, ops)
+        shared = ops.feed_forward(h, moe.shared, Scope(w, "shared"))
         if moe.shared_gate:
             shared = ops.gate(shared, ops.linear(h, w["shared_gate"], None))
         y = ops.add(y, shared)

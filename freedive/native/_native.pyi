@@ -205,10 +205,6 @@ class Training:
         d_x: _Floats | None,
         d_weights: list[_Floats | None],
     ) -> None: ...
-    def glu(self, gate: _Floats, up: _Floats, y: _Floats) -> None:
-        """``y`` = silu(``gate``) times ``up``, of one shape."""
-
-    def glu_backward(self, gate: _Floats, up: _Floats, d_y: _Floats, d_gate: _Floats, d_up: _Floats) -> None: ...
     def kept_width(self, dim: int) -> int:
         """How many floats' room a row of ``dim`` numbers takes that is kept for the backward pass."""
 

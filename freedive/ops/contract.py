@@ -50,6 +50,9 @@ class Ops(Protocol[V, W]):
     def glu(self, gate: V, up: V, ffn: FeedForward) -> V:
         """``ffn.activation`` of gate and up, both clamped by ``ffn.limit`` first."""
 
+    def feed_forward(self, x: V, ffn: FeedForward, weights: Mapping[str, W]) -> V:
+        """What a layer without experts, or a shared one, makes of x: :func:`freedive.model.decoder.feed_forward`."""
+
     def attention(self, q: V, k: V, v: V, sinks: W | None, attn: Attention, layer: int) -> V:
         """Appends k and v to the layer's cache, then attends causally: [T, num_heads * head_dim]."""
 

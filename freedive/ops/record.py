@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from freedive.model import spec
-from freedive.model.decoder import draft, head, states
+from freedive.model.decoder import draft, feed_forward, head, states
 from freedive.model.params import params
 
 
@@ -75,6 +75,9 @@ class Recorder:
 
     def glu(self, gate: Node, up: Node, ffn: spec.FeedForward) -> Node:
         return self._node("glu", gate, up, ffn=ffn)
+
+    def feed_forward(self, x: Node, ffn: spec.FeedForward, weights: Mapping[str, str]) -> Node:
+        return feed_forward(ffn, weights, x, self)
 
     def attention(self, q: Node, k: Node, v: Node, sinks: str | None, attn: spec.Attention, layer: int) -> Node:
         return self._node("attention", q, k, v, sinks=sinks, attn=attn)

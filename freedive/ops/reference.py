@@ -84,6 +84,9 @@ class ReferenceOps:
             case "swiglu_oai":
                 return gate * sigmoid(np.float32(1.702) * gate) * (up + 1)
 
+    def feed_forward(self, x: Array, ffn: spec.FeedForward, weights: Mapping[str, Array]) -> Array:
+        return feed_forward(ffn, weights, x, self)
+
     def attention(self, q: Array, k: Array, v: Array, sinks: Array | None, attn: spec.Attention, layer: int) -> Array:
         group = attn.num_heads // attn.num_kv_heads
         out = np.empty_like(q)

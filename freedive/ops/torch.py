@@ -86,6 +86,9 @@ class TorchOps:
             case "swiglu_oai":
                 return gate * (1.702 * gate).sigmoid() * (up + 1)
 
+    def feed_forward(self, x: Tensor, ffn: spec.FeedForward, weights: Mapping[str, Tensor]) -> Tensor:
+        return feed_forward(ffn, weights, x, self)
+
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, attn: spec.Attention, layer: int
     ) -> Tensor:

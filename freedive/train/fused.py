@@ -36,24 +36,6 @@ class FusedLinears(torch.autograd.Function):
         return None, *gradients
 
 
-class FusedGlu(torch.autograd.Function):
-    """silu(``gate``) times ``up``."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        y = gate.new_empty(gate.shape)
-        ctx.save_for_backward(gate, up)
-        kernels.current().glu(array(gate), array(up), y.numpy())
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, d_y: Tensor) -> Any:
-        gate, up = ctx.saved_tensors
-        d_gate, d_up = torch.empty(gate.shape), torch.empty(up.shape)
-        kernels.current().glu_backward(array(gate), array(up), array(d_y), d_gate.numpy(), d_up.numpy())
-        return d_gate, d_up
-
-
 class FusedFeedForward(torch.autograd.Function):
     """See :class:`freedive.train.experts.GroupedFeedForward`."""
 

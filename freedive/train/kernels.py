@@ -35,11 +35,6 @@ def resolved(wanted: str) -> str:
     return fastest if wanted == AUTO else wanted
 
 
-def precision() -> str:
-    """That of products from now on."""
-    return _precision
-
-
 def prepare(wanted: str) -> None:
     """Train with ``wanted`` precision, on all cores."""
     global _precision

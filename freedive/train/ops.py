@@ -17,7 +17,6 @@ from freedive.train.experts import GroupedFeedForward
 from freedive.train.fused import (
     FusedAttention,
     FusedFeedForward,
-    FusedGlu,
     FusedLinears,
     FusedRmsNorm,
 )
@@ -96,10 +95,12 @@ class TrainOps(TorchOps):
             return super().linears(x, layers)
         return _linears(self._precision, x, *weights)
 
-    def glu(self, gate: Tensor, up: Tensor, ffn: spec.FeedForward) -> Tensor:
-        if ffn.activation != "silu" or ffn.limit or not fits(gate, up):
-            return super().glu(gate, up, ffn)
-        y: Tensor = FusedGlu.apply(gate, up)  # type: ignore[no-untyped-call]
+    def feed_forward(self, x: Tensor, ffn: spec.FeedForward, weights: Mapping[str, Tensor]) -> Tensor:
+        stacks = [weights[name] for name in ("gate", "up", "down")]
+        if not (_plain(ffn) and fits(x, *stacks) and _wants_gradients(stacks[0])):
+            return super().feed_forward(x, ffn, weights)
+        alone = torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64)  # a mixture of one
+        y: Tensor = FusedFeedForward.apply(x, *alone, *(stack[None] for stack in stacks))  # type: ignore[no-untyped-call]
         return y
 
     def attention(
@@ -145,7 +146,7 @@ class TrainOps(TorchOps):
         return self._angles_of[rope]
 
     def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
-        if not (_grouped(moe) and _wants_gradients(weights["gate"])):
+        if moe.router.weighs_input or not (_plain(moe.expert) and _wants_gradients(weights["gate"])):
             return super().experts(x, routes, moe, Each(weights))
         _, shares = routes.unbind(1)
         chosen = self.chosen[-1]
@@ -181,10 +182,9 @@ class Each(Mapping[str, Tensor]):
         return sum(map(len, self._experts.values()))
 
 
-def _grouped(moe: spec.Experts) -> bool:
-    """Whether the experts are such as :class:`GroupedFeedForward` computes."""
-    expert = moe.expert
-    return expert.activation == "silu" and not (expert.bias or expert.limit or moe.router.weighs_input)
+def _plain(expert: spec.FeedForward) -> bool:
+    """Whether it is such as :class:`GroupedFeedForward` computes."""
+    return expert.activation == "silu" and not (expert.bias or expert.limit)
 
 
 def _wants_gradients(stack: object) -> bool:

@@ -12,10 +12,18 @@ import tiny_models
 import torch
 from others import SENTENCES
 
+from freedive.train import kernels
 from freedive.train.stages import perform
 from freedive.train.words import train_tokenizer
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins with exact products; a run may round them on machines that do so fast."""
+    monkeypatch.setattr(kernels, "_precision", kernels.FLOAT32)
+
 
 TINY = [
     *("model.vocab_size=600", "model.hidden_dim=64", "model.num_layers=3", "model.num_heads=2", "model.q_rank=32"),

@@ -21,7 +21,6 @@ from freedive.train.fused import (
     FusedAttention,
     FusedCrossEntropy,
     FusedFeedForward,
-    FusedGlu,
     FusedLinears,
     FusedRmsNorm,
 )
@@ -90,10 +89,6 @@ def test_a_weight_that_is_frozen_has_no_gradient(bound: float) -> None:
     both = results(linears, x, frozen, weight)
     torch.testing.assert_close(both[0][:, 3:], results(linears, x, weight)[0], rtol=0, atol=0)
     assert [part.shape for part in both[1:]] == [x.shape, weight.shape]
-
-
-def test_silu_gates(bound: float) -> None:
-    check(bound, FusedGlu.apply, lambda gate, up: F.silu(gate) * up, some(190, 47, seed=0) * 3, some(190, 47, seed=1))
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -41,12 +41,6 @@ LinearShape linear_shape(const Floats& x, std::size_t weights, std::size_t ys) {
     return {int(x.shape(0)), int(x.shape(1))};
 }
 
-// Arrays of one size, which is returned.
-std::ptrdiff_t common_size(const auto& first, const auto&... rest) {
-    if (((rest.size() != first.size()) || ...)) throw std::invalid_argument("an array has the wrong shape");
-    return std::ptrdiff_t(first.size());
-}
-
 MixtureShape mixture_shape(const Training& self, const Floats& x, const Floats& shares, const Choices& choices,
                            const Floats& gate, const Floats& up, const Floats& down, const auto& gate_up) {
     const std::size_t tokens = x.shape(0), hidden = x.shape(1), chosen = choices.shape(1);
@@ -138,22 +132,6 @@ void bind_training(nb::module_& m) {
                 self.linears_backward(shape, x.data(), all, d_x ? d_x->data() : nullptr);
             },
             "x"_a, "weights"_a, "d_ys"_a, "d_x"_a.none(), "d_weights"_a)
-        .def(
-            "glu",
-            [](Training& self, Floats gate, Floats up, MutableFloats y) {
-                const std::ptrdiff_t size = common_size(gate, up, y);
-                nb::gil_scoped_release released;
-                self.glu(size, gate.data(), up.data(), y.data());
-            },
-            "gate"_a, "up"_a, "y"_a)
-        .def(
-            "glu_backward",
-            [](Training& self, Floats gate, Floats up, Floats d_y, MutableFloats d_gate, MutableFloats d_up) {
-                const std::ptrdiff_t size = common_size(gate, up, d_y, d_gate, d_up);
-                nb::gil_scoped_release released;
-                self.glu_backward(size, gate.data(), up.data(), d_y.data(), d_gate.data(), d_up.data());
-            },
-            "gate"_a, "up"_a, "d_y"_a, "d_gate"_a, "d_up"_a)
         .def("kept_width", &Training::kept_width, "dim"_a)
         .def(
             "mixture",

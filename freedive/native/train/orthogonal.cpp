@@ -6,14 +6,14 @@
 namespace freedive {
 namespace {
 
-constexpr int kBlockRows = 36;
+constexpr int kBlockRows = 36;  // about: in whole tiles
 
 // out = left right, of which only what lies on and below the diagonal is computed, since it is symmetric.
-void multiply_symmetric(Own& own, View left, const Panels& right, MutableView out) {
-    const int n = right.columns;
+void multiply_symmetric(const FloatProducts& products, Own& own, View left, const Panels& right, MutableView out) {
+    const int n = right.columns, step = kBlockRows / products.tile_rows * products.tile_rows;
     Panels lower = right;
-    for (int begin = 0; begin < n; begin += kBlockRows) {
-        lower.columns = std::min(begin + kBlockRows, n);
+    for (int begin = 0; begin < n; begin += step) {
+        lower.columns = std::min(begin + step, n);
         own.multiply(left.from(begin), lower.columns - begin, lower, out.from(begin));
     }
     for (int i = 0; i < n; i++)
@@ -31,9 +31,9 @@ void turn(const FloatProducts& products, Polynomial p, int turns, int rows, int 
     for (int i = 0; i < turns; i++, std::swap(x, next)) {
         across.source.data = along.source.data = x;
         pack(products, across);
-        multiply_symmetric(own, {x, columns}, across, {square, rows});
+        multiply_symmetric(products, own, {x, columns}, across, {square, rows});
         pack(products, squares);
-        multiply_symmetric(own, {square, rows}, squares, {fourth, rows});
+        multiply_symmetric(products, own, {square, rows}, squares, {fourth, rows});
         for (int at = 0; at < rows * rows; at++) fourth[at] = p.b * square[at] + p.c * fourth[at];
         for (int row = 0; row < rows; row++) fourth[row * (rows + 1)] += p.a;
         pack(products, along);

@@ -4,33 +4,8 @@
 namespace freedive {
 namespace {
 constexpr int kBlockRows = 128;
-constexpr int kBlock = 8192;  // numbers that lie one after the other
 int blocks_of(int rows) { return (rows + kBlockRows - 1) / kBlockRows; }
 }  // namespace
-
-void Training::glu(std::ptrdiff_t count, const float* gate, const float* up, float* y) {
-    const std::lock_guard lock(one_at_a_time_);
-    team_.run([&](int) {
-        team_.for_each(int((count + kBlock - 1) / kBlock), 1, [&](int block) {
-            const std::ptrdiff_t at = std::ptrdiff_t(block) * kBlock;
-            kernels_.mix(gate + at, up + at, 1.0f, int(std::min<std::ptrdiff_t>(kBlock, count - at)), y + at);
-        });
-    });
-}
-
-void Training::glu_backward(std::ptrdiff_t count, const float* gate, const float* up, const float* d_y, float* d_gate,
-                            float* d_up) {
-    const std::lock_guard lock(one_at_a_time_);
-    team_.run([&](int thread) {
-        own_[thread].arena.clear();
-        float* mixed = own_[thread].arena.take(kBlock);  // made again by the way, for nobody
-        team_.for_each(int((count + kBlock - 1) / kBlock), 1, [&](int block) {
-            const std::ptrdiff_t at = std::ptrdiff_t(block) * kBlock;
-            const int size = int(std::min<std::ptrdiff_t>(kBlock, count - at));
-            kernels_.mix_gradient(gate + at, up + at, d_y + at, 1.0f, size, d_gate + at, d_up + at, mixed);
-        });
-    });
-}
 
 void Training::rms_norm(NormShape shape, const float* x, const float* weight, float* y) {
     const std::lock_guard lock(one_at_a_time_);

@@ -102,11 +102,6 @@ class Training {
     void linears(LinearShape shape, const float* x, std::span<const Linear> all);
     void linears_backward(LinearShape shape, const float* x, std::span<const LinearGradient> all, float* d_x);
 
-    // Of `count` numbers each: y = silu(gate) * up.
-    void glu(std::ptrdiff_t count, const float* gate, const float* up, float* y);
-    void glu_backward(std::ptrdiff_t count, const float* gate, const float* up, const float* d_y, float* d_gate,
-                      float* d_up);
-
     // `choices` and `shares` [tokens, chosen]; gate_up [tokens * chosen, 2 * kept_width(dim)] is for the backward pass.
     std::ptrdiff_t kept_width(int dim) const;
     void mixture(MixtureShape shape, const float* x, const float* shares, const std::int64_t* choices,
