@@ -1,7 +1,8 @@
 """Sparse and dense at equal wall clock: python bench/race.py --minutes 5
 
-The same texts, tokenizer and seed. Each contender trains for the same seconds, in turns of one update, with its
-learning rate over its own seconds; all are tried on the same held-out texts. What it shows is kept, whoever wins.
+The same texts, tokenizer and seed. Each contender first tries a few learning rates for a part of the time and keeps the
+best; then all train for the same seconds, in turns of one update, with the rate over their own seconds. All are tried
+on the same held-out texts. What it shows is kept, whoever wins.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.progress import track
 from workers import FOLDER
 
 from freedive import machine
@@ -28,7 +30,7 @@ from freedive.model import spec
 from freedive.model.families import describe_config
 from freedive.train import config
 from freedive.train.folder import Bench, Folder
-from freedive.train.kernels import FLOAT32, prepare
+from freedive.train.kernels import AUTO, prepare, resolved
 from freedive.train.net import Weights, initial, losses, stacked_params, step_flops
 from freedive.train.ops import TrainOps
 from freedive.train.optim import Optimizer, learning_rate
@@ -37,6 +39,9 @@ from freedive.train.stages import data, tokenizer
 from freedive.train.trainer import balance, expert_loads, mean_loss, update
 
 EVALUATIONS = 10
+RATES = 1e-3, 2e-3, 4e-3, 8e-3
+TRIAL = 6
+"""A trial of a rate takes such a part of the time."""
 PARTS = 1000
 """That the time is cut into, for the learning rate over it."""
 
@@ -99,14 +104,13 @@ def grouped_query(shape: config.Shape, kind: str, dense_dim: int, tied: bool) ->
     return describe_config(settings)
 
 
-def contenders(shards: Shards) -> dict[str, Callable[[], Contender]]:
+def contenders(shards: Shards) -> dict[str, Callable[[float], Contender]]:
     """Of equal width, depth and, within a few percent, operations a token."""
     nano, dense = config.preset("nano"), config.preset("nano-dense")
     models = {name: describe_config(run.model.hub_config(1, 0)) for name, run in (("nano", nano), ("dense", dense))}
-    stage = replace(nano.pretrain, steps=PARTS)
 
-    def make(model: spec.Model, muon: bool) -> Callable[[], Contender]:
-        return lambda: Contender(model, stage, muon, shards)
+    def make(model: spec.Model, muon: bool) -> Callable[[float], Contender]:
+        return lambda rate: Contender(model, replace(nano.pretrain, steps=PARTS, lr=rate), muon, shards)
 
     return {
         "nano: sparse, Muon": make(models["nano"], True),
@@ -117,12 +121,24 @@ def contenders(shards: Shards) -> dict[str, Callable[[], Contender]]:
     }
 
 
+def tried(make: Callable[[float], Contender], budget: float, held_out: Shards) -> dict[float, float]:
+    """Held-out bits per byte after ``budget`` seconds at each rate."""
+    found = {}
+    for rate in RATES:
+        contender = make(rate)
+        while contender.seconds < budget:
+            contender.advance(budget)
+        contender.evaluate(held_out)
+        found[rate] = contender.curve[-1][2]
+    return found
+
+
 def main(
     minutes: Annotated[float, typer.Option(help="That each contender trains.")] = 5.0,
     output: Annotated[Path, typer.Option(help="Where JSON and picture go.")] = FOLDER / "results" / "race.json",
 ) -> None:
     """Train sparse and dense models for equal seconds, in turns."""
-    prepare(FLOAT32)
+    prepare(AUTO)
     budget = minutes * 60
     with TemporaryDirectory() as name:
         folder = Folder(Path(name))
@@ -131,7 +147,9 @@ def main(
         data(bench)
         makers = contenders(bench.shards("pretrain"))
         held_out = bench.shards("pretrain", held_out=True)
-        racing = {each: make() for each, make in makers.items()}
+        trials = {each: tried(make, budget / TRIAL, held_out) for each, make in track(list(makers.items()), "Rates")}
+        rates = {each: min(found, key=found.__getitem__) for each, found in trials.items()}
+        racing = {each: make(rates[each]) for each, make in makers.items()}
         for mark in range(1, EVALUATIONS + 1):
             while waiting := [each for each in racing.values() if each.seconds < budget * mark / EVALUATIONS]:
                 for each in waiting:
@@ -142,8 +160,9 @@ def main(
         report = {
             "cpu": machine.cpu_name(),
             "torch": torch.__version__,
+            "precision": resolved(AUTO),
             "seconds": budget,
-            "contenders": {each: _facts(contender) for each, contender in racing.items()},
+            "contenders": {each: _facts(contender) | {"rates": trials[each]} for each, contender in racing.items()},
         }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2) + "\n")
@@ -153,6 +172,7 @@ def main(
 def _facts(contender: Contender) -> dict[str, Any]:
     context = contender.stream.take(contender.stage.step_tokens, contender.model.max_context).mean_context
     return {
+        "rate": contender.stage.lr,
         "parameters": sum(weight.numel() for weight in contender.weights.values()),
         "flops_per_token": step_flops(contender.model, context),
         "tokens_per_s": contender.tokens / contender.seconds,

@@ -29,6 +29,7 @@ from freedive.progress import byte_bar
 from freedive.text.dialects.dialect import Event, Text, initial_state
 from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Parser
+from freedive.text.question import Question
 from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer
 
@@ -111,11 +112,9 @@ class LanguageModel:
 
         ``tools`` are as OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ...}}.
         """
-        prompt = self.template.render(messages, tools=tools or None)
-        dialect = self.dialect if tools else self.dialect.without_calls()
-        parser = Parser(dialect, initial_state(dialect, prompt), tools)
-        tokens = self.tokenizer.encode(prompt)
-        return _events(self.engine.submit(tokens, self.sampling(**sampling), keep=self.dialect.keeps), parser)
+        question = self.question(messages, tools)
+        generation = self.engine.submit(question.tokens, self.sampling(**sampling), keep=question.keeps)
+        return _events(generation, question.reader())
 
     def complete(self, prompt: str, **sampling: Any) -> Iterator[str]:
         """What follows ``prompt``, without a chat template, piece by piece."""
@@ -125,6 +124,13 @@ class LanguageModel:
     def sampling(self, **given: Any) -> Sampling:
         """The ``given`` fields over the recommended ones. UserError for values that no sampler can honour."""
         return Sampling(**{**self.recommended, **given})
+
+    def question(self, messages: Messages, tools: Tools = ()) -> Question:
+        """What asks for the next message, and how to read it."""
+        prompt = self.template.render(messages, tools=tools or None)
+        dialect = self.dialect if tools else self.dialect.without_calls()
+        tokens, state = self.tokenizer.encode(prompt), initial_state(dialect, prompt)
+        return Question(tokens, dialect, state, tools, self.dialect.keeps)
 
     def chat_prompt(self, messages: Messages, **variables: Any) -> list[int]:
         """The token ids that ask for the next message; ``variables`` are the chat template's own switches."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,10 @@ import pytest
 from freedive.engine.request import EngineError, Piece, Sampling, Timings, TokenLogprobs
 from freedive.errors import Overloaded, UserError
 from freedive.server.app import create_app, listen, server
+from freedive.text.dialects.dialect import Dialect, Mark
+from freedive.text.question import Question
+
+THINKING = Dialect({"<think>": Mark.THINK, "</think>": Mark.END_THINK})
 
 
 class CharTokenizer:
@@ -81,7 +85,14 @@ class EchoEngine:
         self.model = model
         self.generations: list[EchoGeneration] = []
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling, *, continues: bool = False) -> EchoGeneration:
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        continues: bool = False,
+        keep: Callable[[str], bool] | None = None,
+    ) -> EchoGeneration:
         if len(prompt) >= self.model.max_context:
             raise UserError(f"The prompt has {len(prompt)} tokens", "Shorten the prompt", param="prompt")
         if not all(0 <= token_id < 0xD800 for token_id in prompt):
@@ -114,10 +125,11 @@ class EchoModel:
     def sampling(self, **given: Any) -> Sampling:
         return Sampling(**given)
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def question(self, messages: Sequence[Mapping[str, Any]]) -> Question:
         if messages[-1]["content"] == "untemplated":
             raise ZeroDivisionError("a fault of ours")
-        return self.tokenizer.encode("\n".join(f"{message['role']}: {message['content']}" for message in messages))
+        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        return Question(self.tokenizer.encode(prompt), THINKING)
 
 
 @contextmanager

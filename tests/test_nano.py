@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
+import httpx
 import pytest
+from echo_model import serving
 
 import freedive
 from freedive.train.stories import WORLD
@@ -35,6 +37,14 @@ def test_it_thinks_before_it_answers(nano: freedive.LanguageModel) -> None:
     (task,) = islice(tasks(12, held_out=True), 1)
     events = list(nano.answer([{"role": "user", "content": task.question}], temperature=0))
     assert "".join(event.text for event in events if isinstance(event, freedive.Thought)) == task.steps
+
+
+def test_its_thoughts_are_served_apart(nano: freedive.LanguageModel) -> None:
+    (task,) = islice(tasks(12, held_out=True), 1)
+    body = {"model": nano.name, "messages": [{"role": "user", "content": task.question}], "temperature": 0}
+    with serving(nano) as url:
+        message = httpx.post(f"{url}/v1/chat/completions", json=body).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"].strip()) == (task.steps, task.answer)
 
 
 @pytest.mark.parametrize("seed", range(5))

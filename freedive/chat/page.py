@@ -23,6 +23,8 @@ from freedive.server.model import Generation, Model
 from freedive.server.openai import chat_job
 from freedive.server.stream import EventStream, event, interleave
 from freedive.server.wire import ChatRequest
+from freedive.text.dialects.dialect import Event
+from freedive.text.dialects.parser import Parser, joined
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +49,8 @@ def router(models: Sequence[Model]) -> APIRouter:
 
     @routes.post("/chat/stream", response_model=None)
     async def stream(body: ChatRequest) -> EventStream:
-        job = await chat_job(models, body)
-        return EventStream(_updates(job, job.submit()[0]))
+        job, question = await chat_job(models, body)
+        return EventStream(_updates(job, job.submit()[0], question.reader()))
 
     return routes
 
@@ -64,20 +66,26 @@ def choose_language(cookie: str, accepted: str, known: Sequence[str] | dict[str,
     return next((language for language in wanted if language in known), "en")
 
 
-async def _updates(job: Job, generation: Generation) -> AsyncGenerator[bytes, None]:
-    """Events of one answer: new ``text``, HTML that has ``settled``, HTML of the still open ``tail``, and a meter."""
-    live, text, due = LiveMarkdown(), "", 0.0
+async def _updates(job: Job, generation: Generation, reader: Parser) -> AsyncGenerator[bytes, None]:
+    """Events of one answer: new ``thoughts`` and ``text``, HTML that has ``settled``, HTML of the still open ``tail``,
+    and a meter.
+    """
+    live, said, due = LiveMarkdown(), list[Event](), 0.0
     try:
         async with aclosing(interleave([generation])) as items:
             async for _, piece in items:
-                text += piece.text
+                said += reader.feed(piece.text)
+                if piece.finish_reason:
+                    said += reader.finish()
                 before = time.perf_counter()
                 if before < due and not piece.finish_reason:
                     continue
-                settled, tail = await run_in_threadpool(live.push, text)
+                answer = joined(said)
+                settled, tail = await run_in_threadpool(live.push, answer.content)
                 yield event(
                     {
-                        "text": text,
+                        "thoughts": answer.reasoning,
+                        "text": answer.content,
                         "settled": settled,
                         "tail": tail,
                         "finished": piece.finish_reason,
@@ -85,7 +93,7 @@ async def _updates(job: Job, generation: Generation) -> AsyncGenerator[bytes, No
                     }
                 )
                 after = time.perf_counter()
-                text, due = "", after + max(FRAME_S, (after - before) / RENDER_SHARE)
+                said, due = [], after + max(FRAME_S, (after - before) / RENDER_SHARE)
     except UserError as error:
         yield event({"error": str(error)})
     except Exception:

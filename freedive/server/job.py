@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from freedive.engine.request import Sampling
@@ -22,13 +22,17 @@ def find_model(models: Sequence[Model], name: str) -> Model:
 
 @dataclass(frozen=True)
 class Job:
-    """Prompts for one model, each answered ``num_choices`` times; ``continues`` where answers go on with them."""
+    """Prompts for one model, each answered ``num_choices`` times; ``continues`` where answers go on with them.
+
+    ``keep`` tells which special tokens have a text.
+    """
 
     model: Model
     prompts: Sequence[Sequence[int]]
     sampling: Sampling
     num_choices: int = 1
     continues: bool = False
+    keep: Callable[[str], bool] | None = None
 
     def submit(self) -> list[Generation]:
         """One generation per choice, prompt by prompt; all or none. Raises what ``Engine.submit`` raises."""
@@ -45,7 +49,7 @@ class Job:
 
     def _submit(self, prompt: Sequence[int], sampling: Sampling) -> Generation:
         try:
-            return self.model.engine.submit(prompt, sampling, continues=self.continues)
+            return self.model.engine.submit(prompt, sampling, continues=self.continues, keep=self.keep)
         except UserError as error:
             if len(prompt) + (sampling.max_tokens or 1) > self.model.max_context:
                 raise ContextLengthExceeded(error.what, error.remedy, param=error.param) from error

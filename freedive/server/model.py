@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from freedive.engine.request import Piece, Sampling, Timings
+from freedive.text.question import Question
 
 
 class Generation(Protocol):
@@ -23,7 +24,14 @@ class Generation(Protocol):
 
 
 class Engine(Protocol):
-    def submit(self, prompt: Sequence[int], sampling: Sampling, *, continues: bool = False) -> Generation: ...
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        continues: bool = False,
+        keep: Callable[[str], bool] | None = None,
+    ) -> Generation: ...
 
     def stats(self) -> Any:
         """A dataclass of plain numbers."""
@@ -60,4 +68,4 @@ class Model(Protocol):
     def sampling(self, **given: Any) -> Sampling:
         """What is given, over what the model's maker recommends."""
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]: ...
+    def question(self, messages: Sequence[Mapping[str, Any]]) -> Question: ...

@@ -21,6 +21,8 @@ from freedive.server.model import Generation, Model, Tokenizer
 from freedive.server.problems import describe, problem
 from freedive.server.stream import EventStream, event, interleave, unless_disconnected
 from freedive.server.wire import ChatRequest, CompletionRequest, GenerationRequest
+from freedive.text.dialects.parser import Answer, Parser, joined
+from freedive.text.question import Question
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,8 @@ def router(models: Sequence[Model]) -> APIRouter:
 
     @routes.post("/chat/completions", summary="Answer a conversation", response_model=None)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        job = await chat_job(models, body)
-        choices = [ChatChoice(index, job.model.tokenizer) for index in range(body.n)]
+        job, question = await chat_job(models, body)
+        choices = [ChatChoice(index, job.model.tokenizer, question.reader()) for index in range(body.n)]
         return await _respond(request, body, job, choices)
 
     @routes.post("/completions", summary="Continue a text", response_model=None)
@@ -56,12 +58,15 @@ def router(models: Sequence[Model]) -> APIRouter:
     return routes
 
 
-async def chat_job(models: Sequence[Model], body: ChatRequest) -> Job:
-    """Raises UserError for an unknown model, unusable sampling or messages the template refuses."""
+async def chat_job(models: Sequence[Model], body: ChatRequest) -> tuple[Job, Question]:
+    """What is asked, and how answers are read.
+
+    Raises UserError for an unknown model, unusable sampling or messages the template refuses.
+    """
     model = find_model(models, body.model)
     sampling = model.sampling(**body.sampling())
-    prompt = await run_in_threadpool(model.chat_prompt, [message.for_template() for message in body.messages])
-    return Job(model, [prompt], sampling, body.n)
+    question = await run_in_threadpool(model.question, [message.for_template() for message in body.messages])
+    return Job(model, [question.tokens], sampling, body.n, keep=question.keeps), question
 
 
 async def completion_job(models: Sequence[Model], body: CompletionRequest) -> Job:
@@ -99,27 +104,42 @@ class Choice(Protocol):
 
     def whole(self, piece: Piece) -> Json: ...
 
-    def chunk(self, piece: Piece) -> Json: ...
+    def chunk(self, piece: Piece) -> Json | None:
+        """None where nothing is certain yet."""
 
 
 class ChatChoice:
+    """``reader`` tells thoughts, which go by DeepSeek's name ``reasoning_content``, from the text."""
+
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def __init__(self, index: int, tokenizer: Tokenizer) -> None:
+    def __init__(self, index: int, tokenizer: Tokenizer, reader: Parser) -> None:
         self.index = index
         self.tokenizer = tokenizer
+        self.reader = reader
         self.started = False
 
     def whole(self, piece: Piece) -> Json:
-        return self._choice(piece, message={"role": "assistant", "content": piece.text, "refusal": None})
+        answer = self._read(piece)
+        thoughts = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
+        message = {"role": "assistant", "content": answer.content, **thoughts, "refusal": None}
+        return self._choice(piece, message=message)
 
-    def chunk(self, piece: Piece) -> Json:
-        role = {} if self.started else {"role": "assistant"}
+    def chunk(self, piece: Piece) -> Json | None:
+        answer = self._read(piece)
+        delta = {} if self.started else {"role": "assistant", "content": ""}
+        delta |= {"reasoning_content": answer.reasoning} if answer.reasoning else {}
+        delta |= {"content": answer.content} if answer.content else {}
+        if not (delta or piece.logprobs or piece.finish_reason):
+            return None
         self.started = True
-        content = {"content": piece.text} if piece.text or role else {}
-        return self._choice(piece, delta=role | content)
+        return self._choice(piece, delta=delta)
+
+    def _read(self, piece: Piece) -> Answer:
+        events = self.reader.feed(piece.text)
+        return joined([*events, *self.reader.finish()] if piece.finish_reason else events)
 
     def _choice(self, piece: Piece, **said: Json) -> Json:
         content = [self._logprob(entry) for entry in piece.logprobs or ()]
@@ -150,7 +170,8 @@ class TextChoice:
         logprobs = self._logprobs(piece.logprobs) if piece.logprobs else None
         return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
-    chunk = whole
+    def chunk(self, piece: Piece) -> Json | None:
+        return self.whole(piece) if piece.text or piece.logprobs or piece.finish_reason else None
 
     def _logprobs(self, entries: Sequence[TokenLogprobs]) -> Json:
         name = self.tokenizer.token_text
@@ -230,8 +251,8 @@ async def _chunks(
         async with aclosing(interleave(generations)) as items:
             async for index, piece in items:
                 num_generated += len(piece.token_ids)
-                if piece.text or piece.logprobs or piece.finish_reason:
-                    yield event(head | {"choices": [choices[index].chunk(piece)]})
+                if said := choices[index].chunk(piece):
+                    yield event(head | {"choices": [said]})
         if include_usage:
             yield event(head | {"choices": [], "usage": usage(num_generated)})
         yield b"data: [DONE]\n\n"

@@ -53,6 +53,16 @@ def test_an_answer_arrives_in_pieces(page: Page, fake_model: EchoModel) -> None:
     assert "first token after 0.0" in page.find(".meter").text
 
 
+def test_thoughts_are_folded_beside_the_answer(page: Page, fake_model: EchoModel) -> None:
+    fake_model.script["two"] = "<think>\n1 < 2, so\nthree.\n</think>\n\nIt is **three**."
+    page.ask("two and one")
+    page.wait_for_end()
+    assert page.texts(".thoughts summary") == ["Thoughts"]
+    assert page.find(".answer").text == "Thoughts\nIt is three."
+    page.find(".thoughts summary").click()
+    assert page.texts(".thoughts div") == ["1 < 2, so\nthree."]
+
+
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_stop_ends_the_second_answer_on_the_server_too(page: Page, fake_model: EchoModel, how: str) -> None:
     page.ask("first")

@@ -43,6 +43,30 @@ def test_chat_streams_in_pieces(client: openai.OpenAI) -> None:
     assert len({chunk.id for chunk in [*chunks, last]}) == 1
 
 
+THOUGHTFUL = "<think>\nTwo and two,\nthat is.\n</think>\n\nIt is four, <think> me."
+
+
+def test_thoughts_come_apart(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    fake_model.script["two and two"] = THOUGHTFUL
+    messages = [{"role": "user", "content": "two and two"}]
+    message = client.chat.completions.create(model="echo", messages=messages).choices[0].message
+    assert message.reasoning_content == "Two and two,\nthat is."
+    assert message.content == "It is four, <think> me."
+    chunks = list(client.chat.completions.create(model="echo", messages=messages, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == message.reasoning_content
+    assert "".join(delta.content or "" for delta in deltas) == message.content
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["stop"]
+
+
+def test_thoughts_that_are_cut_off_are_no_answer(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    fake_model.script["two and two"] = THOUGHTFUL
+    messages = [{"role": "user", "content": "two and two"}]
+    choice = client.chat.completions.create(model="echo", messages=messages, max_tokens=11).choices[0]
+    assert (choice.message.reasoning_content, choice.message.content) == ("Two", "")
+    assert choice.finish_reason == "length"
+
+
 def test_chat_accepts_parts_roles_and_labels(client: openai.OpenAI) -> None:
     messages = [
         {"role": "developer", "content": "be brief"},

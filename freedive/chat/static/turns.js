@@ -26,9 +26,10 @@ export class Answer {
     this.foot = element("div", "meter", turn);
   }
 
-  // The server sends safe HTML: blocks that have settled, and the block that still grows.
-  update({ text, settled, tail, meter }) {
+  // The server sends safe HTML: blocks that have settled, and the block that still grows. Thoughts are plain text.
+  update({ thoughts, text, settled, tail, meter }) {
     this.text += text;
+    if (thoughts) this.#think(thoughts);
     this.node.classList.remove("waiting");
     this.#insert(settled);
     this.tail.innerHTML = tail;
@@ -39,6 +40,16 @@ export class Answer {
       used: meter.num_tokens,
       context: meter.max_context,
     });
+  }
+
+  #think(text) {
+    if (!this.thoughts) {
+      const fold = element("details", "thoughts", this.node);
+      Object.assign(element("summary", "", fold), { textContent: word("thoughts") }).dataset.text = "thoughts";
+      this.node.prepend(fold);
+      this.thoughts = element("div", "", fold);
+    }
+    this.thoughts.append(text);
   }
 
   #insert(html) {

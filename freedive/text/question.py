@@ -1,0 +1,25 @@
+"""A conversation as a prompt, and how to read what answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from freedive.text.dialects.dialect import Dialect, State
+from freedive.text.dialects.parser import Parser
+
+
+@dataclass(frozen=True)
+class Question:
+    """``tokens`` ask for the next message. ``keeps`` tells which special tokens of an answer its readers must see."""
+
+    tokens: list[int]
+    dialect: Dialect = field(default_factory=lambda: Dialect({}))
+    state: State = field(default_factory=State)
+    tools: Sequence[Mapping[str, Any]] = ()
+    keeps: Callable[[str], bool] | None = None
+
+    def reader(self) -> Parser:
+        """For one answer: tells its thoughts and calls from its text."""
+        return Parser(self.dialect, self.state, self.tools)
