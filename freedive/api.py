@@ -125,16 +125,16 @@ class LanguageModel:
         """The ``given`` fields over the recommended ones. UserError for values that no sampler can honour."""
         return Sampling(**{**self.recommended, **given})
 
-    def question(self, messages: Messages, tools: Tools = ()) -> Question:
-        """What asks for the next message, and how to read it."""
-        prompt = self.template.render(messages, tools=tools or None)
+    def question(self, messages: Messages, tools: Tools = (), **variables: Any) -> Question:
+        """What asks for the next message, and how to read it; ``variables`` are the chat template's own switches."""
+        prompt = self.template.render(messages, tools=tools or None, **variables)
         dialect = self.dialect if tools else self.dialect.without_calls()
         tokens, state = self.tokenizer.encode(prompt), initial_state(dialect, prompt)
         return Question(tokens, dialect, state, tools, self.dialect.keeps)
 
     def chat_prompt(self, messages: Messages, **variables: Any) -> list[int]:
-        """The token ids that ask for the next message; ``variables`` are the chat template's own switches."""
-        return self.tokenizer.encode(self.template.render(messages, **variables))
+        """The tokens of :meth:`question`."""
+        return self.question(messages, **variables).tokens
 
     def close(self) -> None:
         """End what is under way and free the threads."""

@@ -74,9 +74,7 @@ async def _updates(job: Job, generation: Generation, reader: Parser) -> AsyncGen
     try:
         async with aclosing(interleave([generation])) as items:
             async for _, piece in items:
-                said += reader.feed(piece.text)
-                if piece.finish_reason:
-                    said += reader.finish()
+                said += reader.read(piece.text, ends=bool(piece.finish_reason))
                 before = time.perf_counter()
                 if before < due and not piece.finish_reason:
                     continue

@@ -39,6 +39,7 @@ class TorchOps:
         self._cache = cache
         self._absorbed = absorbed
         self._runs = list(_runs(batch))
+        self._angles_of: dict[spec.Rope, Tensor] = {}
         self._positions = torch.cat([run.positions.repeat(run.count) for run in self._runs])
 
     def embed(self, table: Tensor) -> Tensor:
@@ -55,13 +56,19 @@ class TorchOps:
         return self.rms_norm(x.reshape(len(x), -1, head_dim), weight, eps).flatten(1)
 
     def rope(self, x: Tensor, rope: spec.Rope, head_dim: int) -> Tensor:
-        angles = self._positions[:, None, None] * torch.tensor(rope.inv_freq)
-        cos, sin = angles.cos() * rope.factor, angles.sin() * rope.factor
+        cos, sin = self._angles(rope)[:, :, None]
         heads = x.reshape(len(x), -1, head_dim)
         pair, shape = (-1, (-1, 2)) if rope.interleaved else (-2, (2, -1))
         a, b = heads[..., : rope.dim].reshape(*heads.shape[:2], *shape).unbind(pair)
         turned = torch.stack([a * cos - b * sin, b * cos + a * sin], pair).flatten(2)
         return torch.cat([turned.to(x.dtype), heads[..., rope.dim :]], -1).flatten(1)
+
+    def _angles(self, rope: spec.Rope) -> Tensor:
+        """Cosines and sines of every token, the same in all layers: [2, T, dim / 2]."""
+        if rope not in self._angles_of:
+            angles = self._positions[:, None] * torch.tensor(rope.inv_freq)
+            self._angles_of[rope] = torch.stack([angles.cos(), angles.sin()]) * rope.factor
+        return self._angles_of[rope]
 
     def temper(self, q: Tensor, temperature: spec.Temperature) -> Tensor:
         steps = ((self._positions + 1) / temperature.floor_scale).floor()

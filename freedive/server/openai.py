@@ -138,8 +138,7 @@ class ChatChoice:
         return self._choice(piece, delta=delta)
 
     def _read(self, piece: Piece) -> Answer:
-        events = self.reader.feed(piece.text)
-        return joined([*events, *self.reader.finish()] if piece.finish_reason else events)
+        return joined(self.reader.read(piece.text, ends=bool(piece.finish_reason)))
 
     def _choice(self, piece: Piece, **said: Json) -> Json:
         content = [self._logprob(entry) for entry in piece.logprobs or ()]

@@ -40,7 +40,6 @@ class TrainOps(TorchOps):
         self._begins = F.pad(self._lengths.cumsum(0), (1, 0))
         self._replay = iter(replay)
         self._precision = ""
-        self._angles_of: dict[spec.Rope, Tensor] = {}
         self.chosen: list[Tensor] = []
         self.balance: list[Tensor] = []
         self.entropy: list[Tensor] = []
@@ -137,13 +136,6 @@ class TrainOps(TorchOps):
         """Of heads [T, heads, dim], within each text: [T, heads * dim]."""
         y: Tensor = FusedAttention.apply(q, k, v, turning, self._begins, scale, angles, neighbours)  # type: ignore[no-untyped-call]
         return y.flatten(1)
-
-    def _angles(self, rope: spec.Rope) -> Tensor:
-        """Cosines and sines of every token: [2, T, dim / 2]."""
-        if rope not in self._angles_of:
-            angles = self._positions[:, None] * torch.tensor(rope.inv_freq)
-            self._angles_of[rope] = torch.stack([angles.cos(), angles.sin()]) * rope.factor
-        return self._angles_of[rope]
 
     def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
         if moe.router.weighs_input or not (_plain(moe.expert) and _wants_gradients(weights["gate"])):

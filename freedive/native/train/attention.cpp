@@ -86,7 +86,7 @@ struct Turned {
     }
 };
 
-// Calls run(head, thread) for every head.
+// Inside a job: calls run(head) for every head.
 template <class Run>
 void for_heads(Team& team, const AttentionShape& shape, Run&& run) {
     team.for_each(shape.sequences * shape.heads, 1, [&](int task) { run(Head(shape, task)); });

@@ -36,7 +36,8 @@ std::vector<Panels> panels_of(const FloatProducts& products, Arena& arena, const
 struct Parts {
     Parts(LinearShape shape, std::span<const LinearGradient> all, Arena& arena)
         : shape(shape), all(all), count(std::clamp(shape.rows / kPartRows, 1, kMostParts)) {
-        for (const LinearGradient& each : all) rest.push_back(arena.take((count - 1) * size(each)));
+        for (const LinearGradient& each : all)
+            rest.push_back(each.d_weight ? arena.take((count - 1) * size(each)) : nullptr);
     }
     const LinearShape shape;
     const std::span<const LinearGradient> all;

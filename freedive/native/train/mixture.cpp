@@ -65,7 +65,7 @@ struct Pass {
     const MixtureShape shape;
     const Sorted sorted;
     const Factors factors;
-    const float *x, *shares;
+    const float* shares;
     Kept inputs;   // x
     Kept gate_up;  // by rank, in two parts
 
@@ -171,7 +171,7 @@ void Training::mixture(MixtureShape shape, const float* x, const float* shares, 
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
     const Factors factors(products_, shared_, shape, weights, forward_panels);
-    const Forward pass{{kernels_, shape, Sorted(shape, choices), factors, x, shares,
+    const Forward pass{{kernels_, shape, Sorted(shape, choices), factors, shares,
                         kept_rows(products_, shared_, shape, x), Kept(products_, gate_up, shape.dim, 2)},
                        y};
     team_.run([&](int thread) {
@@ -189,7 +189,7 @@ void Training::mixture_backward(MixtureShape shape, const float* x, const float*
     const Factors factors(products_, shared_, shape, weights, backward_panels);
     const std::size_t rows = std::size_t(shape.tokens) * shape.chosen, width = kept_width(shape.dim);
     const Backward pass{
-        {kernels_, shape, Sorted(shape, choices), factors, x, shares, kept_rows(products_, shared_, shape, x),
+        {kernels_, shape, Sorted(shape, choices), factors, shares, kept_rows(products_, shared_, shape, x),
          Kept(products_, const_cast<float*>(gate_up), shape.dim, 2)},  // is read alone
         gradients,
         kept_rows(products_, shared_, shape, d_y),

@@ -135,6 +135,7 @@ void Multiplier::multiply_columns(const PackedColumns& left, int begin, int end,
 
 void Multiplier::multiply_outer(std::span<const OuterProduct> all, View right, int right_width, int num_rows,
                                 bool adds) {
+    if (all.empty()) return;
     arena_.clear();
     const int most = std::min(kOuterRows, num_rows);
     Panels panels{right, most, right_width, false};

@@ -61,6 +61,10 @@ class Parser:
         self._take(text[start:certain])
         return self._taken()
 
+    def read(self, text: str, *, ends: bool) -> list[Event]:
+        """The events that ``text`` makes certain, and the rest if the output ends with it."""
+        return [*self.feed(text), *self.finish()] if ends else self.feed(text)
+
     def finish(self) -> list[Event]:
         """The rest, when the output is at its end."""
         self._take(self._held)
@@ -215,5 +219,4 @@ def parse(
     dialect: Dialect, output: str, state: State | None = None, tools: Sequence[Mapping[str, Any]] | None = None
 ) -> Answer:
     """The answer in a whole output."""
-    parser = Parser(dialect, state, tools)
-    return joined([*parser.feed(output), *parser.finish()])
+    return joined(Parser(dialect, state, tools).read(output, ends=True))
