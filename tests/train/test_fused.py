@@ -102,6 +102,19 @@ def test_products_of_bfloat16_numbers_are_exact(level: str, monkeypatch: pytest.
         torch.testing.assert_close(got, exact, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_no_rows_have_gradients_of_zero(level: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, level, 2, precision)
+    none, weight = torch.zeros(0, 90).numpy(), some(50, 90, seed=3).detach().numpy()
+    made = torch.full((2, 50, 90), torch.nan)
+    d_y, no_ints, no_weights = torch.zeros(0, 50).numpy(), torch.zeros(0).long().numpy(), torch.zeros(0).numpy()
+    kernels.current().linears_backward(none, [weight], [d_y], none.copy(), [made[0].numpy()])
+    total = kernels.current().cross_entropy(none, weight, no_ints, no_weights, none.copy(), made[1].numpy())
+    assert total == 0
+    assert not made.any()
+
+
 def mixture(tokens: int, chosen: int, experts: int, hidden: int, dim: int, used: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(9)
     choices = torch.stack([torch.randperm(used, generator=generator)[:chosen] for _ in range(tokens)])

@@ -20,6 +20,7 @@ double Training::cross_entropy(CrossEntropyShape shape, const float* x, const fl
     for (Panels* each : {&panels[0], &panels[1], &inputs}) each->data = shared_.take(each->size(products_));
     const PackedColumns gradients(products_, vocab, most, shared_);
     float* losses = shared_.take(rows);
+    if (!rows) std::fill_n(d_head, std::ptrdiff_t(vocab) * hidden, 0.0f);
     // Rows [row, row + count): their losses and gradients. Those of their logits go to row `at` of the chunk's.
     const auto run_block = [&, hidden = hidden, vocab = vocab](std::ptrdiff_t row, int at, int count, Own& own) {
         own.arena.clear();

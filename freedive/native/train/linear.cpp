@@ -51,14 +51,17 @@ struct Parts {
     template <class First>
     void add_band(int part, int band, int bands, const float* x, Own& own, First&& first) const {
         std::vector<OuterProduct> products;
-        for (int row = this->row(part), end = this->row(part + 1), block = 0; row < end; row += kNearRows, block++) {
+        int row = this->row(part), block = 0;
+        const int end = this->row(part + 1);
+        do {  // also of no rows, which make gradients of 0
             const int count = std::min(kNearRows, end - row);
             if (block % bands == band) first(row, count);
             products.clear();
             for (std::size_t i = 0; i < all.size(); i++)
                 if (all[i].d_weight) products.push_back(of_band(i, part, band, bands, row));
             own.multiply_outer(products, {x + std::ptrdiff_t(row) * shape.in, shape.in}, shape.in, count, block > 0);
-        }
+            row += kNearRows, block++;
+        } while (row < end);
     }
     OuterProduct of_band(std::size_t i, int part, int band, int bands, std::ptrdiff_t row) const {
         const LinearGradient& of = all[i];
