@@ -29,8 +29,10 @@ from freedive.progress import byte_bar
 from freedive.text.dialects.dialect import Event, Text, initial_state
 from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Parser
+from freedive.text.infill import infill_marks
 from freedive.text.question import Question
 from freedive.text.template import ChatTemplate
+from freedive.text.thinking import thinking_variables, without_thoughts
 from freedive.text.tokenizer import Tokenizer
 
 CACHE_SHARE = 0.25
@@ -100,6 +102,11 @@ class LanguageModel:
         """Most tokens that prompt and answer can have together."""
         return self.engine.max_context
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory for weights and key-value cache."""
+        return self.runner.num_bytes
+
     def chat(self, messages: Messages, **sampling: Any) -> Iterator[str]:
         """The text of the answer to ``messages`` ({"role": ..., "content": ...}), piece by piece.
 
@@ -113,7 +120,8 @@ class LanguageModel:
         ``tools`` are as OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ...}}.
         """
         question = self.question(messages, tools)
-        generation = self.engine.submit(question.tokens, self.sampling(**sampling), keep=question.keeps)
+        sampler = self.sampling(**sampling)
+        generation = self.engine.submit(question.tokens, sampler, continues=question.continues, keep=question.keeps)
         return _events(generation, question.reader())
 
     def complete(self, prompt: str, **sampling: Any) -> Iterator[str]:
@@ -125,16 +133,35 @@ class LanguageModel:
         """The ``given`` fields over the recommended ones. UserError for values that no sampler can honour."""
         return Sampling(**{**self.recommended, **given})
 
-    def question(self, messages: Messages, tools: Tools = (), **variables: Any) -> Question:
-        """What asks for the next message, and how to read it; ``variables`` are the chat template's own switches."""
-        prompt = self.template.render(messages, tools=tools or None, **variables)
-        dialect = self.dialect if tools else self.dialect.without_calls()
-        tokens, state = self.tokenizer.encode(prompt), initial_state(dialect, prompt)
-        return Question(tokens, dialect, state, tools, self.dialect.keeps)
+    def question(
+        self,
+        messages: Messages,
+        tools: Tools = (),
+        *,
+        thinking: bool | None = None,
+        effort: str | None = None,
+        continues: bool = False,
+        **variables: Any,
+    ) -> Question:
+        """What asks for the next message or, with ``continues``, for the rest of the last one; and how to read it.
 
-    def chat_prompt(self, messages: Messages, **variables: Any) -> list[int]:
-        """The tokens of :meth:`question`."""
-        return self.question(messages, **variables).tokens
+        ``thinking`` turns thoughts on or off, ``effort`` is one of :data:`freedive.text.thinking.EFFORTS`; None leaves
+        it to the model. ``variables`` are the chat template's own switches.
+        """
+        switches = thinking_variables(thinking, effort, self.template.source, self.dialect)
+        variables = {**switches, **variables}
+        prompt = self.template.render(messages, tools=tools or None, continue_final_message=continues, **variables)
+        dialect = self.dialect if tools else self.dialect.without_calls()
+        if switches and not any(switches.values()):
+            prompt = without_thoughts(prompt, initial_state(dialect, prompt), dialect)
+        state = initial_state(dialect, prompt)
+        return Question(self.tokenizer.encode(prompt), dialect, state, tools, self.dialect.keeps, continues)
+
+    def infill(self, prefix: str, suffix: str) -> Question:
+        """What asks for the text between the two. UserError where the model was not trained for that."""
+        begin, between, end = map(self.tokenizer.encode, infill_marks(self.tokenizer.added_tokens.values()))
+        before, after = (self.tokenizer.encode(text, parse_special=False) for text in (prefix, suffix))
+        return Question([*begin, *before, *between, *after, *end], continues=True)
 
     def close(self) -> None:
         """End what is under way and free the threads."""

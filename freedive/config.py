@@ -11,7 +11,13 @@ from freedive.errors import UserError
 
 Config = TypeVar("Config", bound="EngineConfig | ServerConfig")
 
-PARSERS: dict[str, Callable[[str], Any]] = {"int": int, "int | None": int, "float": float, "str": str}
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "int | None": int,
+    "float": float,
+    "float | None": float,
+    "str": str,
+}
 """Text of an environment variable -> value, by the annotation of its field."""
 
 
@@ -59,6 +65,10 @@ class ServerConfig:
 
     host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every network")
     port: int = setting(8000, "Port to listen on; 0 for any free one", low=0, high=65535)
+    keep_alive: float = setting(300, "Seconds that a model loaded on demand stays when unused; -1 for ever", low=-1)
+    memory_gb: float | None = setting(
+        None, "Memory that loaded models may take together; default: by free memory", low=0.1
+    )
 
     def __post_init__(self) -> None:
         _check(self)

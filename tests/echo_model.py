@@ -15,16 +15,26 @@ import pytest
 from freedive.engine.request import EngineError, Piece, Sampling, Timings, TokenLogprobs
 from freedive.errors import Overloaded, UserError
 from freedive.server.app import create_app, listen, server
+from freedive.server.models import Known, Models
+from freedive.text.dialects.codecs import json_calls
 from freedive.text.dialects.dialect import Dialect, Mark
 from freedive.text.question import Question
 
-THINKING = Dialect({"<think>": Mark.THINK, "</think>": Mark.END_THINK})
+SPEAKING = Dialect(
+    {
+        "<think>": Mark.THINK,
+        "</think>": Mark.END_THINK,
+        "<tool_call>": Mark.CALL,
+        "</tool_call>": Mark.END_CALL,
+    },
+    (json_calls,),
+)
 
 
 class CharTokenizer:
     """One token per character, its id the code point."""
 
-    def encode(self, text: str, *, add_special: bool = False) -> list[int]:
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         return [ord(char) for char in text]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -43,6 +53,7 @@ class EchoGeneration:
     def __init__(self, answer: str, num_prompt_tokens: int, sampling: Sampling, delay_s: float) -> None:
         self.answer = answer
         self.num_prompt_tokens = num_prompt_tokens
+        self.num_cached_tokens = 0
         self.sampling = sampling
         self.delay_s = delay_s
         self.timings = Timings(time.perf_counter())
@@ -115,9 +126,12 @@ class EchoModel:
     name: str = "echo"
     created: int = 1_700_000_000
     max_context: int = 4096
+    num_bytes: int = 1 << 20
     delay_s: float = 0.001
     script: dict[str, str] = field(default_factory=dict)
     tokenizer: CharTokenizer = field(default_factory=CharTokenizer)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    closed: bool = False
 
     def __post_init__(self) -> None:
         self.engine = EchoEngine(self)
@@ -125,18 +139,33 @@ class EchoModel:
     def sampling(self, **given: Any) -> Sampling:
         return Sampling(**given)
 
-    def question(self, messages: Sequence[Mapping[str, Any]]) -> Question:
+    def question(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **options: Any
+    ) -> Question:
+        self.asked.append({"messages": messages, "tools": tools, **options})
         if messages[-1]["content"] == "untemplated":
             raise ZeroDivisionError("a fault of ours")
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
-        return Question(self.tokenizer.encode(prompt), THINKING)
+        dialect = SPEAKING if tools else SPEAKING.without_calls()
+        return Question(self.tokenizer.encode(prompt), dialect, tools=tools, continues=options.get("continues", False))
+
+    def infill(self, prefix: str, suffix: str) -> Question:
+        return Question(self.tokenizer.encode(f"{prefix}[gap]{suffix}"), continues=True)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def served(*models: Any) -> Models:
+    """All of them loaded."""
+    return Models([Known(model.name, lambda model=model: model) for model in models], models)
 
 
 @contextmanager
 def serving(*models: Any) -> Iterator[str]:
     """The address of a real HTTP server over ``models``, in a thread of this process."""
     listener = listen("127.0.0.1", 0)
-    running = server(create_app(models))
+    running = server(create_app(served(*models)))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

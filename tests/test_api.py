@@ -130,7 +130,7 @@ def wait_for_all_pages(model: freedive.LanguageModel) -> None:
 
 def test_cancelling_frees_the_pages(model: freedive.LanguageModel) -> None:
     wait_for_all_pages(model)
-    generation = model.engine.submit(model.chat_prompt(CAPITAL), model.sampling(ignore_eos=True, max_tokens=2000))
+    generation = model.engine.submit(model.question(CAPITAL).tokens, model.sampling(ignore_eos=True, max_tokens=2000))
     pieces = iter(generation)
     for _ in range(3):
         next(pieces)

@@ -40,7 +40,7 @@ def test_greedy_answers_equal_transformers(folder: Path) -> None:
         torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=0
     )
     with freedive.load(str(folder), cache_tokens=256) as model:
-        assert model.chat_prompt([{"role": "user", "content": "w9 w30 w77"}]) == prompt
+        assert model.question([{"role": "user", "content": "w9 w30 w77"}]).tokens == prompt
         generation = model.engine.submit(prompt, model.sampling(temperature=0, max_tokens=20))
         tokens = [token for piece in generation for token in piece.token_ids]
     assert tokens == expected[0, len(prompt) :].tolist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -17,16 +16,13 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from freedive.chat.rendering import LiveMarkdown
-from freedive.errors import UserError
-from freedive.server.job import Job
-from freedive.server.model import Generation, Model
-from freedive.server.openai import chat_job
-from freedive.server.stream import EventStream, event, interleave
-from freedive.server.wire import ChatRequest
+from freedive.server.answers import Answers
+from freedive.server.openai.fields import ChatRequest
+from freedive.server.problems import Problem
+from freedive.server.service import Service
+from freedive.server.stream import EventStream, event, survived
 from freedive.text.dialects.dialect import Event
-from freedive.text.dialects.parser import Parser, joined
-
-logger = logging.getLogger(__name__)
+from freedive.text.dialects.parser import joined
 
 FRAME_S = 0.04
 """Shortest time between two updates of a growing answer."""
@@ -34,7 +30,7 @@ RENDER_SHARE = 0.1
 """The part of the time that rendering may take: long blocks, which are slow to render, are updated less often."""
 
 
-def router(models: Sequence[Model]) -> APIRouter:
+def router(service: Service) -> APIRouter:
     """The page at / and its stream."""
     routes = APIRouter(include_in_schema=False)
     words: dict[str, dict[str, str]] = json.loads((files(__package__) / "words.json").read_text("utf-8"))
@@ -44,13 +40,14 @@ def router(models: Sequence[Model]) -> APIRouter:
     @routes.get("/")
     async def page(request: Request) -> HTMLResponse:
         language = choose_language(request.cookies.get("lang", ""), request.headers.get("accept-language", ""), words)
-        html = template.render(language=language, words=words[language], all_words=words, models=models)
+        names = list(service.models.slots)
+        html = template.render(language=language, words=words[language], all_words=words, names=names)
         return HTMLResponse(html, headers={"Cache-Control": "no-cache", "Vary": "Accept-Language, Cookie"})
 
     @routes.post("/chat/stream", response_model=None)
     async def stream(body: ChatRequest) -> EventStream:
-        job, question = await chat_job(models, body)
-        return EventStream(_updates(job, job.submit()[0], question.reader()))
+        answers = await service.answers(body.ask())
+        return EventStream(survived(_updates(answers), _last_word, "for the page"))
 
     return routes
 
@@ -66,44 +63,41 @@ def choose_language(cookie: str, accepted: str, known: Sequence[str] | dict[str,
     return next((language for language in wanted if language in known), "en")
 
 
-async def _updates(job: Job, generation: Generation, reader: Parser) -> AsyncGenerator[bytes, None]:
+async def _updates(answers: Answers) -> AsyncGenerator[bytes, None]:
     """Events of one answer: new ``thoughts`` and ``text``, HTML that has ``settled``, HTML of the still open ``tail``,
     and a meter.
     """
-    live, said, due = LiveMarkdown(), list[Event](), 0.0
-    try:
-        async with aclosing(interleave([generation])) as items:
-            async for _, piece in items:
-                said += reader.read(piece.text, ends=bool(piece.finish_reason))
-                before = time.perf_counter()
-                if before < due and not piece.finish_reason:
-                    continue
-                answer = joined(said)
-                settled, tail = await run_in_threadpool(live.push, answer.content)
-                yield event(
-                    {
-                        "thoughts": answer.reasoning,
-                        "text": answer.content,
-                        "settled": settled,
-                        "tail": tail,
-                        "finished": piece.finish_reason,
-                        "meter": _meter(job, generation),
-                    }
-                )
-                after = time.perf_counter()
-                said, due = [], after + max(FRAME_S, (after - before) / RENDER_SHARE)
-    except UserError as error:
-        yield event({"error": str(error)})
-    except Exception:
-        logger.exception("an answer for the page failed")
-        yield event({"error": "internal error; see the server's log"})
+    live, unsent, due = LiveMarkdown(), list[Event](), 0.0
+    async with aclosing(answers.said()) as items:
+        async for said in items:
+            unsent += said.events
+            before = time.perf_counter()
+            if before < due and not said.finish:
+                continue
+            answer = joined(unsent)
+            settled, tail = await run_in_threadpool(live.push, answer.content)
+            yield event(
+                {
+                    "thoughts": answer.reasoning,
+                    "text": answer.content,
+                    "settled": settled,
+                    "tail": tail,
+                    "finished": said.finish,
+                    "meter": _meter(answers),
+                }
+            )
+            after = time.perf_counter()
+            unsent, due = [], after + max(FRAME_S, (after - before) / RENDER_SHARE)
 
 
-def _meter(job: Job, generation: Generation) -> dict[str, float]:
-    timings = generation.timings
+def _last_word(problem: Problem) -> bytes:
+    return event({"error": problem.message})
+
+
+def _meter(answers: Answers) -> dict[str, float]:
     return {
-        "first_token_s": timings.first_token_s,
-        "tokens_per_s": timings.tokens_per_s,
-        "num_tokens": generation.num_prompt_tokens + timings.num_generated,
-        "max_context": job.model.max_context,
+        "first_token_s": answers.timings.first_token_s,
+        "tokens_per_s": answers.timings.tokens_per_s,
+        "num_tokens": answers.usage.total,
+        "max_context": answers.model.max_context,
     }

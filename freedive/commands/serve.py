@@ -2,26 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 import freedive
+from freedive import machine
 from freedive.commands.flags import REFERENCE, Values, settings
 from freedive.config import EngineConfig, ServerConfig, load
+from freedive.hub import cache
+from freedive.hub.catalogue import catalogue
+from freedive.hub.sources import resolve
 from freedive.server import app
+from freedive.server.model import Model
+from freedive.server.models import FOREVER, Known, Models
+
+DEFAULT = "smollm2"
+MEMORY_SHARE = 0.9
+"""Part of the memory that is free which loaded models may take where ``memory_gb`` is not set."""
 
 
 @settings(server=ServerConfig, engine=EngineConfig)
 def serve(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL...]", help=f"{REFERENCE} (default smollm2)")
+        list[str] | None,
+        typer.Argument(metavar="[MODEL...]", help=f"{REFERENCE} (default {DEFAULT}, and all that are here on demand)"),
     ] = None,
     *,
     server: Values,
     engine: Values,
 ) -> None:
-    where, how = load(ServerConfig, server), load(EngineConfig, engine)
+    where, how = load(ServerConfig, server), asdict(load(EngineConfig, engine))
     app.check_port(where.host, where.port)  # before models are loaded for nothing
-    app.serve([freedive.load(model, **asdict(how)) for model in models or ["smollm2"]], where)
+    app.serve(_models(models or [DEFAULT], [] if models else _stored(), where, how), where)
+
+
+def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:
+    """``names`` loaded as far as they fit together, the others when they are asked for."""
+    known = [_known(name, how) for name in dict.fromkeys([*names, *on_demand])]
+    max_bytes = where.memory_gb * 1e9 if where.memory_gb else machine.available_memory() * MEMORY_SHARE
+    loaded: list[Model] = []
+    num_bytes = 0
+    for each in known[: len(names)]:
+        if not loaded or num_bytes + each.num_bytes <= max_bytes:
+            loaded.append(each.load())
+            num_bytes += loaded[-1].num_bytes
+    keep_alive_s = FOREVER if where.keep_alive < 0 else where.keep_alive
+    return Models(known, loaded, max_bytes=max_bytes, keep_alive_s=keep_alive_s)
+
+
+def _known(name: str, how: Mapping[str, Any]) -> Known:
+    return Known(name, partial(freedive.load, name, **how), _num_bytes(resolve(name)))
+
+
+def _num_bytes(path: Path) -> int:
+    """About what the weights of a checkpoint take."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _stored() -> list[str]:
+    """The models on this machine, by the names that `freedive list` gives them."""
+    entries = {entry.ref: entry.name for entry in catalogue().values()}
+    return [entries.get(model.ref, model.ref) for model in cache.stored()]

@@ -175,6 +175,7 @@ class Generation:
     def __init__(self, id: str, num_prompt_tokens: int, seed: int, cancel: Callable[[Generation], None]) -> None:
         self.id = id
         self.num_prompt_tokens = num_prompt_tokens
+        self.num_cached_tokens = 0
         self.seed = seed
         self.timings = Timings(time.perf_counter())
         self._cancel = cancel

@@ -40,6 +40,8 @@ class NativeRunner:
     :data:`CARE`; which tokens are early follows from their place in the request alone. ``isa`` forces an
     instruction-set level (default: :func:`isa_level`).
 
+    ``num_bytes`` is the memory for weights and cache.
+
     Raises UserError for a level that the machine lacks, a cache that does not fit, an int8 cache of latents, or heads
     too wide for the kernels.
     """
@@ -80,6 +82,7 @@ class NativeRunner:
         if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
             raise UserError(what, "Lower cache_tokens or max_context")
+        self.num_bytes = cache_bytes + sum(weight.data.nbytes for weight in weights.values())
         self._program.early_care, self._program.late_care = CARE[precision]
         self._program.allocate(max_rows, num_pages)
 

@@ -7,7 +7,7 @@ import dataclasses
 import errno
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import uvicorn
@@ -16,27 +16,44 @@ from fastapi import FastAPI
 import freedive.chat.page as chat
 from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
-from freedive.server import docs, openai, problems
-from freedive.server.model import Model
+from freedive.server import docs, problems
+from freedive.server.models import Models
+from freedive.server.openai import chat as openai_chat
+from freedive.server.openai import completions as openai_completions
+from freedive.server.openai import models as openai_models
+from freedive.server.service import Service
 
 SHUTDOWN_S = 2
 """How long answers under way may go on after Ctrl-C."""
 
+OPENAI_PREFIXES = ("/v1", "", "/beta", "/beta/v1")
+"""Where OpenAI's routes are; DeepSeek's clients go without the version. Only the first place is in the description."""
 
-def create_app(models: Sequence[Model]) -> FastAPI:
+
+def create_app(models: Models) -> FastAPI:
     """All routes over ``models``, of which the first is the page's default."""
-    app = FastAPI(title="freedive", docs_url=None, redoc_url=None)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with models.living():
+            yield
+
+    app = FastAPI(title="freedive", docs_url=None, redoc_url=None, lifespan=lifespan)
     problems.add_handlers(app)
     app.add_middleware(problems.Gate)
 
     @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
     async def health() -> dict[str, Any]:
-        stats = {model.name: dataclasses.asdict(model.engine.stats()) for model in models}
+        stats = {model.name: dataclasses.asdict(model.engine.stats()) for model in models.loaded}
         return {"status": "ok", "models": stats}
 
-    app.include_router(openai.router(models))
-    app.include_router(docs.router(app, models[0].name))
-    app.include_router(chat.router(models))
+    service = Service(models)
+    routers = (openai_chat.router(service), openai_completions.router(service), openai_models.router(models))
+    for prefix in OPENAI_PREFIXES:
+        for router in routers:
+            app.include_router(router, prefix=prefix, tags=["OpenAI"], include_in_schema=prefix == OPENAI_PREFIXES[0])
+    app.include_router(docs.router(app, next(iter(models.slots))))
+    app.include_router(chat.router(service))
     app.mount("/static", chat.static_files(), name="static")
     return app
 
@@ -65,12 +82,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(models: Sequence[Model], config: ServerConfig) -> None:
+def serve(models: Models, config: ServerConfig) -> None:
     """Serve until Ctrl-C. Prints the address on standard error. Raises UserError when the port is taken."""
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    names = ", ".join(model.name for model in models)
+    names = ", ".join(models.slots)
     print(f"freedive serves {names}: chat at {url}, API at {url}/v1 (Ctrl-C stops)", file=sys.stderr, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server(create_app(models)).run(sockets=[listener])

@@ -16,6 +16,9 @@ class Generation(Protocol):
     def num_prompt_tokens(self) -> int: ...
 
     @property
+    def num_cached_tokens(self) -> int: ...
+
+    @property
     def timings(self) -> Timings: ...
 
     def __aiter__(self) -> AsyncIterator[Piece]: ...
@@ -34,11 +37,11 @@ class Engine(Protocol):
     ) -> Generation: ...
 
     def stats(self) -> Any:
-        """A dataclass of plain numbers."""
+        """A dataclass of plain numbers, ``running`` and ``waiting`` among them."""
 
 
 class Tokenizer(Protocol):
-    def encode(self, text: str, *, add_special: bool = False) -> list[int]: ...
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str: ...
 
@@ -48,7 +51,7 @@ class Tokenizer(Protocol):
 
 
 class Model(Protocol):
-    """A loaded model. ``created`` is in seconds since 1970, ``max_context`` in tokens."""
+    """A loaded model. ``created`` is in seconds since 1970, ``max_context`` in tokens, ``num_bytes`` of memory."""
 
     @property
     def name(self) -> str: ...
@@ -60,6 +63,9 @@ class Model(Protocol):
     def max_context(self) -> int: ...
 
     @property
+    def num_bytes(self) -> int: ...
+
+    @property
     def engine(self) -> Engine: ...
 
     @property
@@ -68,4 +74,18 @@ class Model(Protocol):
     def sampling(self, **given: Any) -> Sampling:
         """What is given, over what the model's maker recommends."""
 
-    def question(self, messages: Sequence[Mapping[str, Any]]) -> Question: ...
+    def question(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        thinking: bool | None = None,
+        effort: str | None = None,
+        continues: bool = False,
+        **variables: Any,
+    ) -> Question: ...
+
+    def infill(self, prefix: str, suffix: str) -> Question:
+        """What asks for the text between the two. UserError where the model was not trained for that."""
+
+    def close(self) -> None: ...

@@ -1,11 +1,12 @@
-"""What a client is told when something is wrong: OpenAI's error object, with the right status."""
+"""What a client is told when something is wrong, in the words of the API that it speaks, with the right status."""
 
 from __future__ import annotations
 
 import json
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,8 +25,29 @@ MAX_BODY_BYTES = 32 << 20
 MAX_MESSAGE_LENGTH = 600
 """Messages may quote what the client sent, but not all of it."""
 
-TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
-CODES = {404: "not_found", 413: "request_too_large", 415: "unsupported_media_type", 429: "overloaded"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+CODES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+    429: "overloaded",
+}
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -53,27 +75,71 @@ class ContextLengthExceeded(UserError):
     code = "context_length_exceeded"
 
 
-def problem(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, before it is written in some API's words."""
+
+    message: str
+    status: int
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: UserError) -> Problem:
+        """What a user caused."""
+        retry_s = getattr(error, "retry_after_s", 1)
+        headers = {"Retry-After": str(retry_s)} if error.status in (429, 503) else {}
+        return cls(_short(str(error)), error.status, error.param, getattr(error, "code", None), headers)
+
+    @classmethod
+    def internal(cls, request_id: str) -> Problem:
+        """A fault of ours."""
+        return cls(f"internal error; the server's log has it as {request_id}", 500)
+
+
+Json = dict[str, Any]
+Writer = Callable[[Problem], Json]
+"""Writes the error object of one API."""
+
+
+def openai_error(problem: Problem) -> Json:
     """OpenAI's error object."""
     return {
         "error": {
-            "message": message if len(message) <= MAX_MESSAGE_LENGTH else message[:MAX_MESSAGE_LENGTH] + "...",
-            "type": TYPES.get(status, "invalid_request_error"),
-            "param": param,
-            "code": code or CODES.get(status),
+            "message": problem.message,
+            "type": TYPES.get(problem.status, "invalid_request_error"),
+            "param": problem.param,
+            "code": problem.code or CODES.get(problem.status),
         }
     }
 
 
-def describe(error: UserError) -> dict[str, Any]:
-    """The error object of what a user caused."""
-    return problem(str(error), error.status, error.param, getattr(error, "code", None))
+def anthropic_error(problem: Problem) -> Json:
+    """Anthropic's error object."""
+    kind = ANTHROPIC_TYPES.get(problem.status, "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": problem.message}}
 
 
-def error_response(body: dict[str, Any], status: int) -> Response:
+def ollama_error(problem: Problem) -> Json:
+    """Ollama's error object."""
+    return {"error": problem.message}
+
+
+WRITERS = {"/v1/messages": anthropic_error, "/anthropic/": anthropic_error, "/api/": ollama_error}
+"""By the beginning of a path; elsewhere errors are OpenAI's."""
+
+
+def error_response(problem: Problem, path: str) -> Response:
     """ASCII JSON: a client's lone surrogates, quoted in a message, have no UTF-8 form."""
-    headers = {"Retry-After": "1"} if status in (429, 503) else {}
-    return Response(json.dumps(body), status, headers, media_type="application/json")
+    writer = next((writer for start, writer in WRITERS.items() if path.startswith(start)), openai_error)
+    return Response(json.dumps(writer(problem)), problem.status, problem.headers, media_type="application/json")
+
+
+def _short(message: str) -> str:
+    """One line of it."""
+    message = " ".join(message.splitlines())
+    return message if len(message) <= MAX_MESSAGE_LENGTH else message[:MAX_MESSAGE_LENGTH] + "..."
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -81,17 +147,17 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def user_error(request: Request, error: UserError) -> Response:
-        return error_response(describe(error), error.status)
+        return error_response(Problem.of(error), request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         message, param = explain(error.errors())
-        return error_response(problem(message, 400, param), 400)
+        return error_response(Problem(_short(message), 400, param), request.url.path)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         where = f": {request.method} {request.url.path}" if error.status_code in (404, 405) else ""
-        return error_response(problem(f"{error.detail}{where}", error.status_code), error.status_code)
+        return error_response(Problem(_short(f"{error.detail}{where}"), error.status_code), request.url.path)
 
 
 def explain(errors: Sequence[Any]) -> tuple[str, str | None]:
@@ -113,6 +179,7 @@ class Gate:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         request_id = f"req-{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
         async def tagged_send(message: Message) -> None:
@@ -129,12 +196,11 @@ class Gate:
         except ClientDisconnect:
             pass
         except UserError as error:
-            await error_response(describe(error), error.status)(scope, receive, tagged_send)
+            await error_response(Problem.of(error), scope["path"])(scope, receive, tagged_send)
         except Exception:
             logger.exception("request %s failed", request_id)
             if not started:
-                body = problem(f"internal error; the server's log has it as {request_id}", 500)
-                await error_response(body, 500)(scope, receive, tagged_send)
+                await error_response(Problem.internal(request_id), scope["path"])(scope, receive, tagged_send)
 
 
 async def _with_body(scope: Scope, receive: Receive) -> Receive:

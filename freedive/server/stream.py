@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -12,8 +14,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from freedive.engine.request import Piece
-from freedive.errors import Unavailable
+from freedive.errors import Unavailable, UserError
 from freedive.server.model import Generation
+from freedive.server.problems import Problem
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -52,9 +57,10 @@ class EventStream(Response):
     """Server-sent events from a generator, which is closed at once when the client leaves."""
 
     media_type = "text/event-stream"
+    keep_alive = b": waiting\n\n"
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, media_type=self.media_type)
         del self.headers["content-length"]
         self.events = events
 
@@ -70,8 +76,8 @@ class EventStream(Response):
                 if upcoming.done():
                     await body(upcoming.result())
                     upcoming = asyncio.ensure_future(anext(self.events))
-                else:
-                    await body(b": waiting\n\n")
+                elif self.keep_alive:
+                    await body(self.keep_alive)
         except StopAsyncIteration:
             await body(b"", more=False)
         finally:
@@ -79,9 +85,37 @@ class EventStream(Response):
             await self.events.aclose()
 
 
-def event(data: Any) -> bytes:
+class JsonLines(EventStream):
+    """JSON objects, one a line. It has no way to say that nothing has come yet."""
+
+    media_type = "application/x-ndjson"
+    keep_alive = b""
+
+
+def event(data: Any, name: str = "") -> bytes:
     """One server-sent event holding JSON."""
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + line(data) + b"\n"
+
+
+def line(data: Any) -> bytes:
+    """JSON on a line of its own."""
+    return json.dumps(data, separators=(",", ":")).encode() + b"\n"
+
+
+async def survived(
+    events: AsyncGenerator[bytes, None], write: Callable[[Problem], bytes], id: str
+) -> AsyncGenerator[bytes, None]:
+    """``events``; where they fail, ``write`` has the last word. The answer's ``id`` is what the log knows it by."""
+    async with aclosing(events):
+        try:
+            async for data in events:
+                yield data
+        except UserError as error:
+            yield write(Problem.of(error))
+        except Exception:
+            logger.exception("answer %s failed", id)
+            yield write(Problem.internal(id))
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -1,4 +1,4 @@
-"""A conversation as a prompt, and how to read what answers it."""
+"""A prompt, and how to read what answers it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from freedive.text.dialects.parser import Parser
 
 @dataclass(frozen=True)
 class Question:
-    """``tokens`` ask for the next message. ``keeps`` tells which special tokens of an answer its readers must see."""
+    """``tokens`` ask for the next message or, with ``continues``, for what follows them as the same text.
 
-    tokens: list[int]
+    ``keeps`` tells which special tokens of an answer its readers must see.
+    """
+
+    tokens: Sequence[int]
     dialect: Dialect = field(default_factory=lambda: Dialect({}))
     state: State = field(default_factory=State)
     tools: Sequence[Mapping[str, Any]] = ()
     keeps: Callable[[str], bool] | None = None
+    continues: bool = False
 
     def reader(self) -> Parser:
         """For one answer: tells its thoughts and calls from its text."""

@@ -14,8 +14,8 @@ from echo_model import EchoModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from freedive.server.openai.fields import ChatRequest, CompletionRequest
 from freedive.server.problems import MAX_BODY_BYTES
-from freedive.server.wire import ChatRequest, CompletionRequest
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "echo", "prompt": "hi"}
@@ -38,11 +38,11 @@ def refusal(response: httpx.Response, status: int = 400) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools.0.function.name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning_effort": "highest"}, "reasoning_effort"),
         ({"temprature": 1}, "temprature"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
@@ -62,8 +62,12 @@ def refusal(response: httpx.Response, status: int = 400) -> dict[str, Any]:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"include": 1}}, "include"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "tool_call_id"),
+        ({"messages": [{"role": "user"}]}, "content"),
+        ({"messages": [{"role": "teacher", "content": "x"}]}, "messages.0.role"),
+        ({"continue_final_message": True}, "messages"),
+        ({"messages": [{"role": "user", "content": "x", "prefix": True}]}, "prefix"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content.0.text"),
         ({"\ud800": 1}, "\ud800"),
     ],
@@ -78,7 +82,7 @@ def test_what_is_not_honoured_is_refused_by_name(http: httpx.Client, extra: dict
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
-        ({"suffix": "end"}, "suffix"),
+        ({"prompt": [5], "suffix": "end"}, "suffix"),
         ({"best_of": 2}, "best_of"),
         ({"echo": True, "logprobs": 1}, "echo"),
         ({"logprobs": 6}, "logprobs"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -162,7 +164,7 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 
 
 def test_an_unknown_model_is_not_found_and_the_loaded_are_named(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="Loaded: echo") as caught:
+    with pytest.raises(openai.NotFoundError, match="There are: echo") as caught:
         client.chat.completions.create(model="gpt-99", messages=HELLO)
     assert caught.value.param == "model"
     assert caught.value.code == "not_found"
@@ -203,3 +205,97 @@ def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, fake_model
             client.completions.create(model="echo", prompt="endless", max_tokens=20000, timeout=0.3)
     assert fake_model.engine.generations[-1].cancelled.wait(2)
     assert time.monotonic() - started < 3
+
+
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+CALLING = 'Let me see.\n<tool_call>{"name": "weather", "arguments": {"city": "Köln"}}</tool_call>'
+
+
+def test_tool_calls_come_whole_and_streamed(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    fake_model.script["rain?"] = CALLING
+    asked = {"model": "echo", "messages": [{"role": "user", "content": "rain?"}], "tools": [WEATHER]}
+    choice = client.chat.completions.create(**asked).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "Let me see."
+    assert json.loads(choice.message.tool_calls[0].function.arguments) == {"city": "Köln"}
+    assert fake_model.asked[-1]["tools"][0]["function"]["name"] == "weather"
+    with client.chat.completions.stream(**asked) as stream:
+        message = stream.get_final_completion().choices[0].message
+    assert message.tool_calls[0].function.name == "weather"
+    assert message.content == "Let me see."
+
+
+def test_without_tools_what_looks_like_a_call_is_text(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    fake_model.script["rain?"] = CALLING
+    messages = [{"role": "user", "content": "rain?"}]
+    for options in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
+        choice = client.chat.completions.create(model="echo", messages=messages, **options).choices[0]
+        assert (choice.message.content, choice.finish_reason) == (CALLING, "stop")
+
+
+def test_calls_and_their_results_reach_the_template(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}}
+    messages = [
+        {"role": "user", "content": "and now?"},
+        {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+    ]
+    client.chat.completions.create(model="echo", messages=messages)
+    assert fake_model.asked[-1]["messages"] == [
+        messages[0],
+        {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]},
+        messages[2],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "thinking", "effort"),
+    [
+        ({}, None, None),
+        ({"extra_body": {"thinking": {"type": "disabled"}}}, False, "none"),
+        ({"extra_body": {"thinking": {"type": "enabled"}}}, True, None),
+        ({"reasoning_effort": "high"}, None, "high"),
+    ],
+)
+def test_thinking_is_asked_of_the_model(
+    client: openai.OpenAI, fake_model: EchoModel, asked: dict[str, Any], thinking: bool | None, effort: str | None
+) -> None:
+    client.chat.completions.create(model="echo", messages=HELLO, **asked)
+    assert (fake_model.asked[-1]["thinking"], fake_model.asked[-1]["effort"]) == (thinking, effort)
+
+
+def test_a_prefix_is_continued(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "Hel", "prefix": True}]
+    client.chat.completions.create(model="echo", messages=messages)
+    assert fake_model.asked[-1]["continues"]
+
+
+def test_a_suffix_asks_for_what_is_between(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="echo", prompt="def f(", suffix="): pass")
+    assert answer.choices[0].text == "def f([gap]): pass"[:16]
+
+
+def test_deepseek_s_addresses_work_too(live_server: str) -> None:
+    for base in ("", "/beta"):
+        with openai.OpenAI(base_url=f"{live_server}{base}", api_key="none", max_retries=0) as client:
+            answer = client.chat.completions.create(model="echo", messages=HELLO)
+            assert answer.usage.prompt_cache_hit_tokens == 0
+            assert answer.usage.prompt_cache_miss_tokens == len("user: hello")
+            assert [model.id for model in client.models.list()] == ["echo"]
+
+
+def test_timings_are_an_option(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="echo", messages=HELLO, extra_body={"timings": True})
+    assert answer.timings["predicted_n"] == len("user: hello")
+    stream = client.chat.completions.create(model="echo", messages=HELLO, stream=True, extra_body={"timings": True})
+    assert list(stream)[-1].timings["predicted_n"] == len("user: hello")
+
+
+def test_thoughts_are_counted(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    fake_model.script["two and two"] = THOUGHTFUL
+    answer = client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "two and two"}])
+    thought = THOUGHTFUL.index("</think>") + len("</think>") - len("<think>")
+    assert answer.usage.completion_tokens_details.reasoning_tokens == thought

@@ -46,10 +46,10 @@ def test_answers_do_not_wait_for_acknowledgements() -> None:
 
 def test_serve_prints_its_address_and_ends_on_ctrl_c_in_the_middle_of_an_answer() -> None:
     code = (
-        "from echo_model import EchoModel;"
+        "from echo_model import EchoModel, served;"
         "from freedive.config import ServerConfig;"
         "from freedive.server.app import serve;"
-        "serve([EchoModel(delay_s=0.05, script={'endless': 'word ' * 800})], ServerConfig(port=0))"
+        "serve(served(EchoModel(delay_s=0.05, script={'endless': 'word ' * 800})), ServerConfig(port=0))"
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True) as process:

@@ -61,6 +61,11 @@ class Parser:
         self._take(text[start:certain])
         return self._taken()
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the answer has yet to begin: the output is in the middle of a thought, or of what names a message."""
+        return self._mode in (Mode.THOUGHT, Mode.HEADER)
+
     def read(self, text: str, *, ends: bool) -> list[Event]:
         """The events that ``text`` makes certain, and the rest if the output ends with it."""
         return [*self.feed(text), *self.finish()] if ends else self.feed(text)

@@ -1,0 +1,105 @@
+"""Answers under way: what every protocol reads from, piece by piece or as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import chain
+
+from starlette.requests import Request
+
+from freedive.engine.request import TokenLogprobs
+from freedive.server.model import Generation, Model
+from freedive.server.stream import interleave, unless_disconnected
+from freedive.text.dialects.dialect import Call, Event
+from freedive.text.question import Question
+
+
+@dataclass(frozen=True)
+class Said:
+    """What answer number ``index`` says next. ``finish`` is stop, length or tool_calls, with the last of it."""
+
+    index: int
+    events: Sequence[Event]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish: str | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens: of the prompts, each counted once, and of those found in the cache; of the answers, thoughts included."""
+
+    prompt: int
+    cached: int
+    generated: int
+    reasoning: int
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.generated
+
+
+class Answers:
+    """``num_choices`` answers to each question, prompt by prompt; their number counts all. Read them once.
+
+    ``timings`` are of the first.
+    """
+
+    def __init__(
+        self, model: Model, questions: Sequence[Question], generations: Sequence[Generation], num_choices: int
+    ) -> None:
+        self.model = model
+        self.generations = generations
+        self.timings = generations[0].timings
+        self._num_choices = num_choices
+        self._readers = [question.reader() for question in questions for _ in range(num_choices)]
+        self._called = [False] * len(generations)
+        self._num_generated = self._num_reasoning = 0
+
+    def __len__(self) -> int:
+        return len(self.generations)
+
+    async def said(self) -> AsyncGenerator[Said, None]:
+        """All that is said, as it comes. Closing it ends the answers.
+
+        Raises EngineError, and Unavailable when the engine shuts down.
+        """
+        async with aclosing(interleave(self.generations)) as items:
+            async for index, piece in items:
+                reader = self._readers[index]
+                events = reader.read(piece.text, ends=bool(piece.finish_reason))
+                self._called[index] |= any(isinstance(event, Call) for event in events)
+                self._num_generated += len(piece.token_ids)
+                self._num_reasoning += len(piece.token_ids) * reader.is_thinking
+                called = self._called[index] and piece.finish_reason == "stop"
+                finish = "tool_calls" if called else piece.finish_reason
+                yield Said(index, events, piece.token_ids, piece.logprobs or (), finish)
+
+    async def whole(self, request: Request) -> list[Said]:
+        """Every answer as a whole. Raises ClientDisconnect when the client of ``request`` leaves before."""
+
+        async def collected() -> list[list[Said]]:
+            parts: list[list[Said]] = [[] for _ in self.generations]
+            async with aclosing(self.said()) as items:
+                async for said in items:
+                    parts[said.index].append(said)
+            return parts
+
+        return [_together(parts) for parts in await unless_disconnected(request, collected())]
+
+    @property
+    def usage(self) -> Usage:
+        """As far as things have come."""
+        asked = self.generations[:: self._num_choices]
+        num_prompt = sum(generation.num_prompt_tokens for generation in asked)
+        num_cached = sum(generation.num_cached_tokens for generation in asked)
+        return Usage(num_prompt, num_cached, self._num_generated, self._num_reasoning)
+
+
+def _together(parts: Sequence[Said]) -> Said:
+    token_ids = tuple(chain.from_iterable(said.token_ids for said in parts))
+    logprobs = tuple(chain.from_iterable(said.logprobs for said in parts))
+    events = list(chain.from_iterable(said.events for said in parts))
+    return Said(parts[-1].index, events, token_ids, logprobs, parts[-1].finish)

@@ -1,0 +1,158 @@
+"""The models of a server: loaded when they are asked for, unloaded when nobody has asked for long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from fastapi.concurrency import run_in_threadpool
+
+from freedive.errors import NotFound, Overloaded
+from freedive.server.model import Model
+
+FOREVER = float("inf")
+TICK_S = 0.5
+"""How often it is looked whether a model's time is over."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model that can be asked for: how to load it, and about how many bytes of memory it takes."""
+
+    name: str
+    load: Callable[[], Model]
+    num_bytes: int = 0
+
+
+@dataclass(eq=False)
+class Slot:
+    """A known model, and the loaded one if it is. ``expires_at`` is by ``time.monotonic``."""
+
+    known: Known
+    keep_alive_s: float
+    model: Model | None = None
+    num_users: int = 0
+    used_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def expires_at(self) -> float:
+        return self.used_at + self.keep_alive_s
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is about to ask it, or it has not answered yet."""
+        if self.num_users:
+            return True
+        stats = self.model.engine.stats() if self.model else None
+        return bool(stats and stats.running + stats.waiting)
+
+
+class Models:
+    """All known models, by name. Belongs to one event loop.
+
+    ``max_bytes`` is what loaded ones may take together: those that were not used for longest make room. One that is
+    loaded on demand stays for ``keep_alive_s`` after its last use; those ``loaded`` before stay until room is needed.
+    """
+
+    def __init__(
+        self,
+        known: Iterable[Known],
+        loaded: Sequence[Model] = (),
+        *,
+        max_bytes: float = FOREVER,
+        keep_alive_s: float = FOREVER,
+    ) -> None:
+        self._slots = {each.name: Slot(each, keep_alive_s) for each in known}
+        self._max_bytes = max_bytes
+        self._changing = asyncio.Lock()
+        for model in loaded:
+            self._slots[model.name].model = model
+            self._slots[model.name].keep_alive_s = FOREVER
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Every known model by its name, in the order given."""
+        return self._slots
+
+    @property
+    def loaded(self) -> list[Model]:
+        """The models in memory."""
+        return [slot.model for slot in self._slots.values() if slot.model]
+
+    def slot(self, name: str) -> Slot:
+        """Raises NotFound, naming the models there are."""
+        if name not in self._slots:
+            there = ", ".join(self._slots)
+            raise NotFound(f"the model '{name}' is not served here", f"There are: {there}", param="model")
+        return self._slots[name]
+
+    @asynccontextmanager
+    async def use(self, name: str, keep_alive_s: float | None = None) -> AsyncIterator[Model]:
+        """The model, loaded if need be, and kept while the block runs, its answers run, and ``keep_alive_s`` after.
+
+        Raises NotFound, Overloaded when there is no room beside models that are busy, and what loading raises.
+        """
+        slot = self.slot(name)
+        slot.num_users += 1
+        try:
+            yield slot.model or await self._loaded(slot)
+        finally:
+            slot.num_users -= 1
+            slot.used_at = time.monotonic()
+            if keep_alive_s is not None:
+                slot.keep_alive_s = keep_alive_s
+
+    async def unload(self, name: str) -> None:
+        """End a model, and what it still answers."""
+        async with self._changing:
+            await self._unload(self.slot(name))
+
+    async def expire(self) -> None:
+        """Unload models whose time is over, for ever."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            for slot in [slot for slot in self._slots.values() if slot.model]:
+                if slot.busy:
+                    slot.used_at = now
+                elif slot.expires_at <= now:
+                    async with self._changing:
+                        await self._unload_idle(slot)
+
+    async def _loaded(self, slot: Slot) -> Model:
+        async with self._changing:  # one at a time: each is sized by the memory that is free
+            if slot.model is None:
+                await self._make_room(slot.known)
+                slot.model = await run_in_threadpool(slot.known.load)
+            return slot.model
+
+    async def _make_room(self, known: Known) -> None:
+        while (others := self.loaded) and sum(model.num_bytes for model in others) + known.num_bytes > self._max_bytes:
+            idle = [slot for slot in self._slots.values() if slot.model and not slot.busy]
+            if not idle:
+                names = ", ".join(model.name for model in others)
+                raise Overloaded(f"'{known.name}' does not fit into memory beside {names}, now busy", "Try again later")
+            await self._unload(min(idle, key=lambda slot: slot.used_at))
+
+    async def _unload_idle(self, slot: Slot) -> None:
+        if not slot.busy:
+            await self._unload(slot)
+
+    async def _unload(self, slot: Slot) -> None:
+        model, slot.model = slot.model, None  # from here on it is loaded anew
+        if model:
+            await run_in_threadpool(model.close)
+
+    @asynccontextmanager
+    async def living(self) -> AsyncIterator[None]:
+        """A block in which models expire."""
+        expiring = asyncio.create_task(self.expire())
+        try:
+            yield
+        finally:
+            expiring.cancel()
+            with suppress(asyncio.CancelledError):
+                await expiring

@@ -1,0 +1,38 @@
+"""GET /v1/models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from freedive.server.models import Models, Slot
+
+Json = dict[str, Any]
+
+
+def router(models: Models) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.get("/models", summary="List the models that can be asked")
+    async def list_models() -> Json:
+        return {"object": "list", "data": [_card(slot) for slot in models.slots.values()]}
+
+    @routes.get("/models/{name:path}", summary="One model")
+    async def retrieve_model(name: str) -> Json:
+        return _card(models.slot(name))
+
+    return routes
+
+
+def _card(slot: Slot) -> Json:
+    """``max_context`` is known of loaded models; the others were never ``created`` here."""
+    return {
+        "id": slot.known.name,
+        "object": "model",
+        "created": slot.model.created if slot.model else 0,
+        "owned_by": "freedive",
+        "loaded": slot.model is not None,
+        "max_context": slot.model.max_context if slot.model else None,
+    }

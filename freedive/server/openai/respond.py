@@ -1,0 +1,98 @@
+"""How chat and plain completions answer: whole, or in chunks."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from freedive.engine.request import Timings
+from freedive.server.answers import Answers, Said, Usage
+from freedive.server.openai.fields import GenerationRequest
+from freedive.server.problems import openai_error
+from freedive.server.stream import EventStream, event, survived
+
+Json = dict[str, Any]
+
+
+class Choice(Protocol):
+    """Writes one choice of an answer, as a whole or piece by piece."""
+
+    object: str
+    chunk_object: str
+    id_prefix: str
+
+    def whole(self, said: Said) -> Json: ...
+
+    def chunk(self, said: Said) -> Json | None:
+        """None where nothing is certain yet."""
+
+
+async def respond(request: Request, body: GenerationRequest, answers: Answers, choices: Sequence[Choice]) -> Response:
+    """The answers as ``choices`` write them."""
+    kind = choices[0]
+    head: Json = {
+        "id": kind.id_prefix + uuid.uuid4().hex,
+        "object": kind.chunk_object if body.stream else kind.object,
+        "created": int(time.time()),
+        "model": answers.model.name,
+    }
+    if body.stream:
+        chunks = _chunks(head, body, answers, choices)
+        return EventStream(survived(chunks, lambda problem: event(openai_error(problem)), head["id"]))
+    written = [choice.whole(said) for choice, said in zip(choices, await answers.whole(request), strict=True)]
+    return JSONResponse(head | {"choices": written, "usage": usage_object(answers.usage)} | _timings(body, answers))
+
+
+async def _chunks(
+    head: Json, body: GenerationRequest, answers: Answers, choices: Sequence[Choice]
+) -> AsyncGenerator[bytes, None]:
+    options = body.stream_options
+    usage: Json = {"usage": None} if options and options.include_usage else {}
+    async with aclosing(answers.said()) as items:
+        async for said in items:
+            if written := choices[said.index].chunk(said):
+                if options and options.continuous_usage_stats:
+                    usage = {"usage": usage_object(answers.usage)}
+                yield event(head | {"choices": [written]} | usage)
+    if usage or body.timings:
+        total = {"usage": usage_object(answers.usage)} if usage else {}
+        yield event(head | {"choices": []} | total | _timings(body, answers))
+    yield b"data: [DONE]\n\n"
+
+
+def usage_object(usage: Usage) -> Json:
+    """OpenAI's usage, and DeepSeek's names for what the cache saved."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.generated,
+        "total_tokens": usage.total,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+        "prompt_cache_hit_tokens": usage.cached,
+        "prompt_cache_miss_tokens": usage.prompt - usage.cached,
+    }
+
+
+def _timings(body: GenerationRequest, answers: Answers) -> Json:
+    return {"timings": timings_object(answers.timings, answers.usage)} if body.timings else {}
+
+
+def timings_object(timings: Timings, usage: Usage) -> Json:
+    """llama.cpp's names; of the first answer."""
+    num_read = usage.prompt - usage.cached
+    return {
+        "cache_n": usage.cached,
+        "prompt_n": num_read,
+        "prompt_ms": 1000 * timings.prefill_s,
+        "prompt_per_second": num_read / timings.prefill_s if timings.prefill_s else 0.0,
+        "predicted_n": timings.num_generated,
+        "predicted_ms": 1000 * timings.decode_s,
+        "predicted_per_second": timings.tokens_per_s,
+        "queue_ms": 1000 * timings.queued_s,
+    }

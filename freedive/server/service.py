@@ -1,0 +1,75 @@
+"""What every API's routes go to: a request, whatever format it came in, becomes answers under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastapi.concurrency import run_in_threadpool
+
+from freedive.engine.request import Sampling
+from freedive.errors import UserError
+from freedive.server.answers import Answers
+from freedive.server.model import Generation, Model
+from freedive.server.models import Models
+from freedive.server.problems import ContextLengthExceeded
+from freedive.text.question import Question
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of a model: ``questions``, made in a thread of their own, each answered ``num_choices`` times.
+
+    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is.
+    """
+
+    model: str
+    questions: Callable[[Model], Sequence[Question]]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    num_choices: int = 1
+    user: str = ""
+    keep_alive_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Service:
+    """The models, and answers from them."""
+
+    models: Models
+
+    async def answers(self, ask: Ask) -> Answers:
+        """Begin to answer. Raises UserError for what cannot be asked, Overloaded when too much is asked at once."""
+        async with self.models.use(ask.model, ask.keep_alive_s) as model:
+            sampling = model.sampling(**ask.sampling)
+            questions = await run_in_threadpool(ask.questions, model)
+            generations = _submit(model, questions, sampling, ask)
+        return Answers(model, questions, generations, ask.num_choices)
+
+
+def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask: Ask) -> list[Generation]:
+    """One generation for each choice, prompt by prompt; all or none."""
+    generations: list[Generation] = []
+    try:
+        for question in questions:
+            for choice in range(ask.num_choices):
+                generations.append(_submit_one(model, question, _seeded(sampling, choice)))
+    except UserError:
+        for generation in generations:
+            generation.cancel()
+        raise
+    return generations
+
+
+def _submit_one(model: Model, question: Question, sampling: Sampling) -> Generation:
+    try:
+        return model.engine.submit(question.tokens, sampling, continues=question.continues, keep=question.keeps)
+    except UserError as error:
+        if len(question.tokens) + (sampling.max_tokens or 1) > model.max_context:
+            raise ContextLengthExceeded(error.what, error.remedy, param=error.param) from error
+        raise
+
+
+def _seeded(sampling: Sampling, choice: int) -> Sampling:
+    """Choices of a seeded request differ from each other, and from run to run they do not."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)

@@ -1,0 +1,26 @@
+"""Fill in the middle: the tokens by which models that can do it tell what stands before a gap from what follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from freedive.errors import UserError
+
+_MARKS = (
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen, Gemma
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # Granite
+    ("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>"),  # Seed
+    ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),  # GLM
+)
+
+
+def infill_marks(added_tokens: Collection[str]) -> tuple[str, str, str]:
+    """The tokens before the text before the gap, before the text after it, and before the answer.
+
+    UserError if the vocabulary has none.
+    """
+    for marks in _MARKS:
+        if set(marks) <= set(added_tokens):
+            return marks
+    raise UserError("This model was not trained to fill in the middle", "Leave 'suffix' out", param="suffix")

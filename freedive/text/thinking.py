@@ -1,0 +1,55 @@
+"""Whether and how hard a model is to think: one question, which every family's chat template asks in its own words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from freedive.errors import UserError
+from freedive.text.dialects.dialect import Dialect, Mark, Mode, State
+
+EFFORTS = {
+    "none": "none",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "max",
+    "ultra": "max",
+}
+"""What clients may ask for, and what templates know. "none" is not to think at all."""
+
+_SWITCHES = ("enable_thinking", "thinking")
+"""Variables by which templates turn thoughts on and off."""
+
+
+def thinking_variables(thinking: bool | None, effort: str | None, source: str, dialect: Dialect) -> Mapping[str, Any]:
+    """The variables of the template with this ``source`` that say so; None leaves it to the model.
+
+    An effort is an order to think; a template without efforts takes it as just that. UserError where the model has no
+    thoughts to ask for.
+    """
+    if effort is not None:
+        effort, thinking = EFFORTS[effort], effort != "none"
+    if thinking and not can_think(source, dialect):
+        param = "thinking" if effort is None else "reasoning_effort"
+        raise UserError("This model does not think before it answers", f"Leave '{param}' out", param=param)
+    if thinking is None:
+        return {}
+    named = "high" if effort == "max" and '"max"' not in source and "'max'" not in source else effort
+    efforts = {"reasoning_effort": named} if thinking and named else {}
+    return dict.fromkeys(_SWITCHES, thinking) | efforts
+
+
+def can_think(source: str, dialect: Dialect) -> bool:
+    """Whether the model of this template and dialect may think before it answers."""
+    return bool({Mark.THINK, Mark.HEADER} & set(dialect.marks.values())) or any(name in source for name in _SWITCHES)
+
+
+def without_thoughts(prompt: str, state: State, dialect: Dialect) -> str:
+    """``prompt`` with its thoughts closed: for models whose template opens them though they were turned off."""
+    if state.mode is not Mode.THOUGHT:
+        return prompt
+    end = next(marker for marker, mark in dialect.marks.items() if mark is Mark.END_THINK)
+    return f"{prompt.rstrip()}\n\n{end}\n\n"

@@ -1,0 +1,116 @@
+"""Models come when they are asked for, and go when they must make room or nobody asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+from echo_model import EchoModel
+
+from freedive.errors import NotFound, Overloaded
+from freedive.server import models as models_module
+from freedive.server.models import FOREVER, Known, Models
+
+
+class Shelf:
+    """Counts how often each model is loaded."""
+
+    def __init__(self) -> None:
+        self.made: list[EchoModel] = []
+
+    def load(self, name: str) -> EchoModel:
+        self.made.append(EchoModel(name=name, num_bytes=10))
+        return self.made[-1]
+
+    def models(self, *names: str, max_bytes: float = FOREVER, keep_alive_s: float = FOREVER) -> Models:
+        known = [Known(name, partial(self.load, name), 10) for name in names]
+        return Models(known, max_bytes=max_bytes, keep_alive_s=keep_alive_s)
+
+
+def run(scene: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(scene(), 10))  # type: ignore[arg-type]
+
+
+async def used(models: Models, name: str) -> None:
+    async with models.use(name):
+        pass
+
+
+def test_a_model_is_loaded_once_by_whoever_asks_first() -> None:
+    shelf = Shelf()
+
+    async def scene() -> None:
+        models = shelf.models("a", "b")
+        await asyncio.gather(*(used(models, name) for name in "aabba"))
+        assert sorted(model.name for model in shelf.made) == ["a", "b"]
+
+    run(scene)
+
+
+def test_an_unknown_model_is_named_with_those_there_are() -> None:
+    with pytest.raises(NotFound, match=r"'c' is not served here\. There are: a, b"):
+        Shelf().models("a", "b").slot("c")
+
+
+def test_the_model_that_was_unused_for_longest_makes_room() -> None:
+    shelf = Shelf()
+
+    async def scene() -> None:
+        models = shelf.models("a", "b", "c", max_bytes=20)
+        for name in "abac":
+            await used(models, name)
+        assert [model.name for model in models.loaded] == ["a", "c"]
+        assert [model.closed for model in shelf.made] == [False, True, False]
+
+    run(scene)
+
+
+def test_a_busy_model_makes_no_room() -> None:
+    async def scene() -> None:
+        models = Shelf().models("a", "b", max_bytes=10)
+        async with models.use("a"):
+            with pytest.raises(Overloaded, match="'b' does not fit into memory beside a"):
+                await used(models, "b")
+        await used(models, "b")
+
+    run(scene)
+
+
+def test_an_idle_model_expires_and_a_request_can_say_when(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_module, "TICK_S", 0.01)
+
+    async def scene() -> None:
+        models = Shelf().models("a", "b", keep_alive_s=0.05)
+        async with models.living():
+            async with models.use("a"):
+                await used(models, "b")
+                await asyncio.sleep(0.2)
+                assert [model.name for model in models.loaded] == ["a"]
+            await asyncio.sleep(0.2)
+            assert models.loaded == []
+            async with models.use("b", keep_alive_s=FOREVER):
+                pass
+            await asyncio.sleep(0.2)
+            assert [model.name for model in models.loaded] == ["b"]
+
+    run(scene)
+
+
+def test_a_load_that_fails_is_tried_again() -> None:
+    attempts: list[int] = []
+
+    def load() -> EchoModel:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise NotFound("the file is gone")
+        return EchoModel(name="a")
+
+    async def scene() -> None:
+        models = Models([Known("a", load)])
+        with pytest.raises(NotFound):
+            await used(models, "a")
+        await used(models, "a")
+
+    run(scene)
