@@ -57,3 +57,9 @@ class Runner(Protocol):
         ``tokens`` int32 [T] are those that followed the step's, row by row; ``wanted`` are rows of them. All of a
         request's rows must have gone through, from its first on, for a guess to be a good one.
         """
+
+    def embed(self, wanted: Ints) -> Floats:
+        """Right after a step, what the model makes of its tokens: the states [W, hidden] at rows ``wanted`` of it.
+
+        They are those that the output head reads, after the last norm.
+        """

@@ -33,6 +33,11 @@ def head(model: spec.Model, weights: Mapping[str, W], x: V, ops: Ops[V, W], norm
     return ops.softcap(logits, model.logit_softcap) if model.logit_softcap else logits
 
 
+def embedding(model: spec.Model, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
+    """What the output head reads: normed states [wanted, hidden] of states [T, hidden]."""
+    return ops.rms_norm(ops.select(x), weights["norm"], model.norm_eps)
+
+
 def draft(model: spec.Model, layer: spec.Layer, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
     """Logits [wanted, vocab] of the tokens after the next ones: see :func:`draft_states`."""
     return head(model, weights, draft_states(model, layer, weights, x, ops), ops, draft_norm(model))

@@ -110,6 +110,10 @@ class NativeRunner:
         """See engine.batch.Runner."""
         return self._run(replace(self._batch, tokens=tokens, wanted=wanted), self._parts[1])
 
+    def embed(self, wanted: Ints) -> Floats:
+        """See engine.batch.Runner."""
+        return self._run(replace(self._batch, wanted=wanted), self._parts[-1])
+
     def trace(self, batch: Batch) -> tuple[Floats, list[Operation]]:
         """A :meth:`step`, and where its time went: the operations in order."""
         self._batch = batch

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from freedive.model import spec
-from freedive.model.decoder import draft, feed_forward, head, states
+from freedive.model.decoder import draft, embedding, feed_forward, head, states
 from freedive.model.params import params
 
 
@@ -115,12 +115,16 @@ class Recorder:
 
 
 def record(model: spec.Model) -> list[Node]:
-    """The forward pass as a graph, then what predicts a further token. Each ends with logits, which nobody uses."""
+    """The forward pass as a graph, then what predicts a further token, then the states for those who want no token.
+
+    Nobody uses what each ends with: logits, logits, states.
+    """
     recorder, names = Recorder(model), {name: name for name in params(model)}
     x = states(model, names, recorder)
     head(model, names, x, recorder)
     if model.mtp:
         draft(model, model.mtp, names, x, recorder)
+    embedding(model, names, x, recorder)
     return recorder.nodes
 
 
@@ -150,7 +154,7 @@ def fuse(nodes: list[Node]) -> list[Phase]:
 
 
 def until_result(phases: list[Phase]) -> list[Phase]:
-    """Those of a step: up to the first result, which no phase reads. Phases of drafting follow it."""
+    """Those of a step: up to the first result, which no phase reads. Phases of drafting and embedding follow it."""
     read = {node for phase in phases for node in phase.reads}
     return phases[: next(i for i, phase in enumerate(phases) if phase.writes[0] not in read) + 1]
 
@@ -163,7 +167,7 @@ def _is_prologue(node: Node) -> bool:
     """Whether every reader of the node takes it in as it makes its own input ready."""
     if node.op == "route":
         return True
-    if node.op == "rms_norm":
+    if node.op == "rms_norm" and node.uses:
         return all(use.op == "linear" or (use.op == "experts" and node is use.args[0]) for use in node.uses)
     return node.op in _HEAD_STEPS and all(_is_head_input(node, use) for use in node.uses)
 

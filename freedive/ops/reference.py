@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from freedive.engine.batch import PAGE_TOKENS, Batch, Ints
 from freedive.model import spec
-from freedive.model.decoder import Scope, draft, feed_forward, head, states
+from freedive.model.decoder import Scope, draft, embedding, feed_forward, head, states
 
 Array = npt.NDArray[np.float32]
 
@@ -268,6 +268,11 @@ class ReferenceRunner:
         assert self._model.mtp
         ops = ReferenceOps(replace(self._batch, tokens=tokens, wanted=wanted), self._cache)
         return draft(self._model, self._model.mtp, self._weights, self._states, ops)
+
+    def embed(self, wanted: Ints) -> Array:
+        """See engine.batch.Runner."""
+        ops = ReferenceOps(replace(self._batch, wanted=wanted), self._cache)
+        return embedding(self._model, self._weights, self._states, ops)
 
 
 def cache_shapes(attn: spec.Attention | spec.LatentAttention) -> list[tuple[int, int]]:
