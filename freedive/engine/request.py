@@ -168,6 +168,9 @@ class Piece:
 class Generation:
     """A request under way. Iterate over its pieces, with ``for`` or ``async for``, from one reader.
 
+    ``num_cached_tokens`` of the prompt need not be computed, since they were found in the prefix cache; it is final by
+    the first piece.
+
     The iteration ends after the piece with a ``finish_reason`` and raises :class:`EngineError` when the engine fails.
     Leaving it early cancels the request.
     """
@@ -175,6 +178,7 @@ class Generation:
     def __init__(self, id: str, num_prompt_tokens: int, seed: int, cancel: Callable[[Generation], None]) -> None:
         self.id = id
         self.num_prompt_tokens = num_prompt_tokens
+        self.num_cached_tokens = 0
         self.seed = seed
         self.timings = Timings(time.perf_counter())
         self._cancel = cancel
