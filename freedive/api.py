@@ -13,14 +13,15 @@ from freedive import machine
 from freedive.checkpoint.bundle import Described, is_bundle, open_described, read_bundle, write_description
 from freedive.checkpoint.file import read_json
 from freedive.checkpoint.packed import LAYOUT, DamagedStore, open_store, store_bytes, write_store
-from freedive.checkpoint.state import code_state
+from freedive.checkpoint.state import COMPUTING, DESCRIBING, code_state
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
 from freedive.engine.kvcache import pages_for
+from freedive.engine.page_store import PageStore
 from freedive.engine.request import Generation, Sampling
 from freedive.errors import Unavailable, UserError
-from freedive.hub.cache import packed_path
+from freedive.hub.cache import packed_path, pages_folder
 from freedive.hub.catalogue import entry_for
 from freedive.hub.sources import resolve
 from freedive.model import spec
@@ -68,7 +69,8 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
         cache_format=config.cache_format,
         precision=config.precision,
     )
-    return LanguageModel(name, runner, tokenizer, template, config, _recommended(name, path))
+    store = _page_store(path, model, runner, config)
+    return LanguageModel(name, runner, tokenizer, template, config, _recommended(name, path), store)
 
 
 class LanguageModel:
@@ -76,7 +78,7 @@ class LanguageModel:
 
     ``engine`` runs requests side by side from any thread; ``tokenizer`` and ``template`` turn text into tokens;
     ``dialect`` tells thoughts and tool calls in an answer from its text; ``recommended`` are the sampling fields that
-    its maker advises, used where a request does not say.
+    its maker advises, used where a request does not say. ``store`` keeps beginnings of requests on disk.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class LanguageModel:
         template: ChatTemplate,
         config: EngineConfig,
         recommended: Mapping[str, Any],
+        store: PageStore | None = None,
     ) -> None:
         self.name = name
         self.created = int(time.time())
@@ -95,7 +98,7 @@ class LanguageModel:
         self.template = template
         self.dialect = dialect_for(template.source, tokenizer.added_tokens.values())
         self.recommended = recommended
-        self.engine = Engine(runner, tokenizer, config)
+        self.engine = Engine(runner, tokenizer, config, store)
 
     @property
     def max_context(self) -> int:
@@ -187,7 +190,7 @@ def _events(generation: Generation, parser: Parser) -> Iterator[Event]:
 def _packed(path: Path, threads: int) -> Described:
     """The model at ``path`` from its packed store, which is made first where there is none or it is damaged."""
     store = packed_path(path, LAYOUT)
-    description, code = store.with_suffix(".json"), code_state()
+    description, code = store.with_suffix(".json"), code_state(DESCRIBING)
     try:
         return open_described(description, store, by=code)
     except (UserError, DamagedStore, FileNotFoundError):
@@ -231,6 +234,15 @@ def _recommended(name: str, path: Path) -> Mapping[str, Any]:
     file = (path if path.is_dir() else path.parent) / "generation_config.json"
     values = read_json(file) if file.exists() else {}
     return {name: values[name] for name in RECOMMENDABLE if isinstance(values.get(name), int | float)}
+
+
+def _page_store(path: Path, model: spec.Model, runner: NativeRunner, config: EngineConfig) -> PageStore | None:
+    """Where pages computed by ``runner`` are kept: all that their bits depend on has a folder of its own."""
+    if config.prefix_cache == "off" or not config.disk_cache_gb:
+        return None
+    kinds = LAYOUT, config.cache_format, config.precision, runner.isa, runner.page_bytes
+    key = repr((kinds, model, code_state(COMPUTING)))
+    return PageStore(pages_folder(path, key), runner.pages, int(config.disk_cache_gb * 1e9))
 
 
 def _num_pages(model: spec.Model, config: EngineConfig) -> int:

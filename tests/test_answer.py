@@ -34,6 +34,7 @@ class Script:
     num_pages = 64
     max_context = 1024
     drafts = False
+    boundaries = ()
 
     def __init__(self, vocab_size: int, tokens: list[int]) -> None:
         self.vocab_size = vocab_size

@@ -18,7 +18,8 @@ from freedive.engine.request import Sampling
 class FreediveJobs(Jobs):
     def __init__(self, path: str, threads: int, precision: str = EngineConfig.precision) -> None:
         self.precision = precision
-        self.model = freedive.load(path, threads=threads, precision=precision, speculation="off")  # as the peers run
+        peers = {"speculation": "off", "prefix_cache": "off"}  # as they run
+        self.model = freedive.load(path, threads=threads, precision=precision, **peers)
 
     def about(self) -> dict[str, Any]:
         runner = self.model.runner

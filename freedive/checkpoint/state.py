@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -35,7 +36,14 @@ def checkpoint_state(path: Path) -> str:
     return repr([(file.name, stamp(file)) for file in files if file.exists()])
 
 
-def code_state() -> str:
-    """Differs when the code differs that reads and describes checkpoints: what it made before may be wrong."""
-    modules = [*_PACKAGE.glob("checkpoint/*.py"), *_PACKAGE.glob("model/**/*.py")]
+DESCRIBING = ("checkpoint/*.py", "model/**/*.py")
+"""The code that reads and describes checkpoints."""
+
+COMPUTING = (*DESCRIBING, "engine/*.py", "ops/*.py", "native/_native.*")
+"""The code, too, that computes with them."""
+
+
+def code_state(patterns: Sequence[str]) -> str:
+    """Differs when the code differs that matches ``patterns``: what it made before may be wrong."""
+    modules = [module for pattern in patterns for module in _PACKAGE.glob(pattern)]
     return repr(sorted((module.name, stamp(module)) for module in modules))

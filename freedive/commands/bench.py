@@ -97,7 +97,7 @@ def bench(
     engine: Values,
 ) -> None:
     config = load(EngineConfig, engine)
-    config = replace(config, max_batch=max(config.max_batch, batch))
+    config = replace(config, max_batch=max(config.max_batch, batch), prefix_cache="off")
     workload = {"prompt": prompt, "gen": gen, "batch": batch, "batch_prompt": BATCH_PROMPT, "repeats": repeats}
     if trace or picture:
         _trace(model, config, workload, picture, as_json)

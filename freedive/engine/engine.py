@@ -22,6 +22,8 @@ from freedive.config import EngineConfig
 from freedive.engine.batch import Batch, Runner
 from freedive.engine.kvcache import PageTables
 from freedive.engine.limits import Limits
+from freedive.engine.page_store import PageStore
+from freedive.engine.prefix import PrefixCache
 from freedive.engine.request import EngineError, FinishReason, Generation, Piece, Sampling
 from freedive.engine.sampler import Floats, Sampler, logprobs
 from freedive.engine.scheduler import Plan, Request, Scheduler, is_decoding, to_batch
@@ -45,33 +47,50 @@ class Tokenizer(Protocol):
 class EngineStats:
     """The engine at one moment. Apart from ``num_pages``, the size of the cache, ``num_*`` count since its start.
 
-    Tokens are ``num_computed`` as input, guesses among them; of ``num_generated``, ``num_accepted`` had been guessed
-    right, among ``num_drafted`` guesses that were checked.
+    Of the pages, ``known_pages`` can be found by others that begin alike, free ones among them. Tokens are
+    ``num_computed`` as input, guesses among them, or were found: ``num_cached`` in memory, ``num_restored`` on disk. Of
+    ``num_generated``, ``num_accepted`` had been guessed right, among ``num_drafted`` guesses that were checked.
     """
 
     running: int
     waiting: int
     free_pages: int
+    known_pages: int
     num_pages: int
     num_requests: int
     num_steps: int
     num_computed: int
+    num_cached: int
+    num_restored: int
     num_generated: int
     num_drafted: int
     num_accepted: int
 
 
 class Engine:
-    """Runs many requests on one model at once. Safe to use from any thread. Close it, or use it in a ``with`` block."""
+    """Runs many requests on one model at once. Safe to use from any thread. Close it, or use it in a ``with`` block.
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig) -> None:
+    With a ``store``, which is closed with it, pages of prompts are kept on disk, if they are kept at all.
+    """
+
+    def __init__(
+        self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig, store: PageStore | None = None
+    ) -> None:
         self._limits = Limits.of(runner, config)
         self._max_open = config.max_batch + config.max_queue
         self._runner = runner
         self._tokenizer = tokenizer
         self._pages = PageTables(runner.num_pages, config.max_batch, self.max_context)
+        self._store = store
+        self._prefixes = PrefixCache(self._pages, runner.boundaries, store)
         self._gate = Gate() if config.speculation == "auto" else None
-        self._scheduler = Scheduler(self._pages, config.max_batch, config.prefill_chunk, self._gate)
+        self._scheduler = Scheduler(
+            self._pages,
+            config.max_batch,
+            config.prefill_chunk,
+            self._gate,
+            self._prefixes if config.prefix_cache == "on" else None,
+        )
         self._wake = threading.Condition()
         self._inbox: list[Callable[[], None]] = []
         self._open: dict[Generation, Request] = {}
@@ -95,11 +114,13 @@ class Engine:
         id: str | None = None,
         continues: bool = False,
         keep: Callable[[str], bool] | None = None,
+        salt: str = "",
     ) -> Generation:
         """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already.
 
         With ``continues`` the answer is read as the same text going on, so that a leading space stays. Special tokens
-        have no text, save those that ``keep`` asks for.
+        have no text, save those that ``keep`` asks for. What was computed for one ``salt`` is of no use for another, so
+        that nobody learns by the time to the first token what others have asked.
         """
         max_length = self._limits.max_length(prompt, sampling)
         seed = int.from_bytes(os.urandom(6)) if sampling.seed is None else sampling.seed
@@ -111,6 +132,7 @@ class Engine:
             tokens=list(prompt),
             max_length=max_length,
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
+            salt=salt,
         )
         with self._wake:
             if self._closing:
@@ -128,6 +150,8 @@ class Engine:
             self._closing, self._draining = True, drain
             self._wake.notify()
         self._thread.join()
+        if self._store:
+            self._store.close()
         atexit.unregister(self.close)
 
     def __enter__(self) -> Engine:
@@ -144,10 +168,13 @@ class Engine:
             running=running,
             waiting=max(num_open - running, 0),
             free_pages=self._pages.num_free,
+            known_pages=self._pages.num_known,
             num_pages=self._pages.num_pages,
             num_requests=self._num_requests,
             num_steps=self._num_steps,
             num_computed=self._num_computed,
+            num_cached=self._prefixes.num_cached,
+            num_restored=self._prefixes.num_restored,
             num_generated=self._num_generated,
             num_drafted=self._num_drafted,
             num_accepted=self._num_accepted,

@@ -168,6 +168,9 @@ class Piece:
 class Generation:
     """A request under way. Iterate over its pieces, with ``for`` or ``async for``, from one reader.
 
+    ``num_cached_tokens`` of the prompt need not be computed, since they were found in the prefix cache; it is final by
+    the first piece.
+
     The iteration ends after the piece with a ``finish_reason`` and raises :class:`EngineError` when the engine fails.
     Leaving it early cancels the request.
     """

@@ -14,6 +14,7 @@ import numpy as np
 
 from freedive.engine.batch import Batch
 from freedive.engine.kvcache import PageTables, pages_for
+from freedive.engine.prefix import PrefixCache
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
 from freedive.engine.speculation import MAX_DRAFT, Draft, Gate, Prediction, PromptLookup
@@ -25,7 +26,8 @@ class Request:
     """A request inside the engine. ``tokens`` are prompt and answer so far, the first ``num_cached`` of them cached.
 
     It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``row`` is its row of the page
-    table, -1 while it waits.
+    table, -1 while it waits. It shares pages with requests of the same ``salt`` only: the first ``num_known`` of its
+    own can be found, by ``keys``.
     """
 
     generation: Generation
@@ -35,9 +37,12 @@ class Request:
     tokens: list[int]
     max_length: int
     stop_ids: frozenset[int]
+    salt: str = ""
+    keys: list[bytes] = field(default_factory=list)
     lookup: PromptLookup = field(default_factory=PromptLookup)
     prediction: Prediction = field(default_factory=Prediction)
     num_cached: int = 0
+    num_known: int = 0
     row: int = -1
 
     @property
@@ -71,11 +76,22 @@ Plan = list[Share]
 
 
 class Scheduler:
-    """Shares out the steps and the pages. Each request must fit the whole cache. Without a ``gate``, none guesses."""
+    """Shares out the steps and the pages. Each request must fit the whole cache.
 
-    def __init__(self, pages: PageTables, max_batch: int, prefill_chunk: int, gate: Gate | None = None) -> None:
+    Without a ``gate``, none guesses; without ``prefixes``, each computes all of its tokens.
+    """
+
+    def __init__(
+        self,
+        pages: PageTables,
+        max_batch: int,
+        prefill_chunk: int,
+        gate: Gate | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         self.pages = pages
         self.gate = gate
+        self.prefixes = prefixes
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._prefill_chunk = prefill_chunk
@@ -96,13 +112,17 @@ class Scheduler:
     def plan(self) -> Plan:
         """The next step: one token of each decoding request, and prompts in order within the prefill budget.
 
-        Where all are decoding, those guesses join that pay.
+        What is cached already is not computed. Where all are decoding, those guesses join that pay.
         """
+        self._keep(*self.running)
         self._grow()
         self._admit()
+        restoring = self.prefixes.restore(self.running) if self.prefixes else ()
         plan: Plan = []
         budget = self._prefill_chunk
         for request in self.running:
+            if request in restoring:
+                continue
             count = request.num_pending
             if count > 1:
                 count = min(count, budget)
@@ -139,16 +159,25 @@ class Scheduler:
         """Start waiting requests while there is room for all their tokens, and a page in hand for each one running."""
         while self.waiting and self._free_rows:
             request = self.waiting[0]
-            if pages_for(len(request.tokens)) + len(self.running) > self.pages.num_free:
+            num_held = self.prefixes.num_held(request) if self.prefixes else 0
+            if pages_for(len(request.tokens)) - num_held + len(self.running) > self.pages.num_free:
                 return
             request.row = self._free_rows.pop()
+            if self.prefixes:
+                self.prefixes.share(request)
             self.pages.reserve(request.row, len(request.tokens))
             self.running.append(self.waiting.popleft())
 
     def _release(self, request: Request) -> None:
+        self._keep(request)
         self.pages.release(request.row)
         self._free_rows.append(request.row)
-        request.row, request.num_cached = -1, 0
+        request.row, request.num_cached, request.num_known = -1, 0, 0
+
+    def _keep(self, *requests: Request) -> None:
+        if self.prefixes:
+            for request in requests:
+                self.prefixes.keep(request)
 
 
 def is_decoding(plan: Plan) -> bool:

@@ -3,6 +3,7 @@
 $FREEDIVE_HOME | $XDG_CACHE_HOME/freedive | ~/.cache/freedive
     models/<slug of the reference>/     the files, and freedive.json, written last: without it a model is not whole
     packed/<hash of the path>/          what was derived from the checkpoint at that path: stores and descriptions
+    pages/<hash of the path>-<hash>/    prompts in the form of the key-value cache (or below $FREEDIVE_PAGES)
     locks/<slug of the reference>       held while a model is being fetched or removed
 """
 
@@ -131,8 +132,9 @@ def remove(ref: str) -> int:
 
 
 def remove_packed(checkpoint: Path) -> int:
-    """Delete what was packed from the checkpoint at this path; return the bytes freed."""
-    return _remove_tree(_packed_folder(checkpoint))
+    """Delete what was packed from the checkpoint at this path, and computed with it; return the bytes freed."""
+    pages = _pages_root().glob(f"{_hash(str(checkpoint.resolve()))}-*")
+    return sum(map(_remove_tree, (_packed_folder(checkpoint), *pages)))
 
 
 def _remove_tree(folder: Path) -> int:
@@ -154,6 +156,19 @@ def packed_path(checkpoint: Path, key: str) -> Path:
 
 def _packed_folder(checkpoint: Path) -> Path:
     return home() / "packed" / _hash(str(checkpoint.resolve()))
+
+
+def pages_folder(checkpoint: Path, key: str) -> Path:
+    """Where pages of the key-value cache belong that were computed with ``checkpoint`` (a file or folder).
+
+    ``key`` names what else their bits depend on. Like that of :func:`packed_path`, the name changes with the files.
+    """
+    return _pages_root() / f"{_hash(str(checkpoint.resolve()))}-{_hash(key + checkpoint_state(checkpoint))}"
+
+
+def _pages_root() -> Path:
+    own = os.environ.get("FREEDIVE_PAGES")
+    return Path(own).expanduser().absolute() if own else home() / "pages"
 
 
 def _make(folder: Path) -> None:

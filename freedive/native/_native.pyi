@@ -18,6 +18,8 @@ MAX_HEAD_DIM: int
 """The widest head that attention takes."""
 MAX_EXPERTS: int
 """The most experts that a router chooses from."""
+CAREFUL_TOKENS: int
+"""Last tokens of a prompt: care with them is that with generated ones."""
 
 def isa_levels() -> list[str]:
     """Instruction-set levels that this machine has, best last."""
@@ -79,6 +81,8 @@ class Program:
     barriers: int
     """That the threads have passed so far: where one waits for the others."""
     page_bytes: int
+    pages: _Bytes
+    """The cache's memory itself, once allocated: [num_pages, page_bytes]."""
     early_care: float
     late_care: float
     num_operations: int

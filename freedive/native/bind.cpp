@@ -141,6 +141,9 @@ struct Program : Machine {
         operations.push_back(std::move(op));
         return routes;
     }
+    using CachedPages = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<2>>;
+    // The cache's memory itself: [num_pages, page_bytes].
+    CachedPages pages() { return {cache.pages(), {std::size_t(cache.num_pages()), cache.page_bytes()}, nb::find(this)}; }
     using Matrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
     static Matrix matrix(const Buffer& from, std::size_t rows) {
         const std::size_t width = from.width;
@@ -199,6 +202,7 @@ void multiply(const std::string& isa, int format, int out_rows, int k, Bytes dat
 NB_MODULE(_native, m) {
     m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
     m.attr("MAX_EXPERTS") = kMaxExperts;
+    m.attr("CAREFUL_TOKENS") = kCarefulTokens;
     m.def("isa_levels", [] {
         std::vector<std::string> names;
         for (const Kernels* level : available_kernels()) names.push_back(level->name);
@@ -279,6 +283,7 @@ NB_MODULE(_native, m) {
         .def_rw("late_care", &Program::late_care)
         .def_prop_ro("barriers", [](const Program& p) { return p.team.barriers(); })
         .def_prop_ro("page_bytes", [](const Program& p) { return p.cache.page_bytes(); })
+        .def_prop_ro("pages", &Program::pages)
         .def("weight", &Program::weight, "format"_a, "rows"_a, "k"_a, "packed"_a, "heads"_a = 1)
         .def("vector", &Program::vector, "values"_a)
         .def(

@@ -24,7 +24,9 @@ class Cache {
   public:
     explicit Cache(CacheFormat format) : format_(format) {}
     int add_layer(int num_heads, int key_dim, int value_dim);
-    void allocate(int num_pages) { memory_ = Memory(page_bytes_ * num_pages); }
+    void allocate(int num_pages) { memory_ = Memory(page_bytes_ * num_pages), num_pages_ = num_pages; }
+    int num_pages() const { return num_pages_; }
+    std::uint8_t* pages() const { return memory_.as<std::uint8_t>(); }
     CacheFormat format() const { return format_; }
     const CacheLayer& layer(int index) const { return layers_[index]; }
     std::size_t page_bytes() const { return page_bytes_; }
@@ -41,6 +43,7 @@ class Cache {
     CacheFormat format_;
     std::vector<CacheLayer> layers_;
     std::size_t page_bytes_ = 0;
+    int num_pages_ = 0;
     Memory memory_;
 };
 

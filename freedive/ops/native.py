@@ -62,6 +62,7 @@ class NativeRunner:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.drafts = model.mtp is not None
+        self.boundaries = _boundaries(model, precision)
         self.max_rows = max_rows
         _refuse_what_is_too_wide(model)
         if cache_format == "int8":
@@ -97,6 +98,11 @@ class NativeRunner:
         return self._program.page_bytes
 
     @property
+    def pages(self) -> npt.NDArray[np.uint8]:
+        """The memory of the cache: [num_pages, page_bytes]."""
+        return self._program.pages
+
+    @property
     def barriers(self) -> int:
         """How often the threads have waited for each other so far: at the end of each phase."""
         return self._program.barriers
@@ -130,8 +136,18 @@ class NativeRunner:
         return [self._program.read(buffer) for buffer in self._routes]
 
 
+def _boundaries(model: spec.Model, precision: str) -> tuple[int, ...]:
+    """Where care ends (native/program.h), and where queries begin to be folded (native/latent.cpp)."""
+    early, late = CARE[precision]
+    return (-_native.CAREFUL_TOKENS,) * (early != late) + (0,) * _has_latents(model)
+
+
+def _has_latents(model: spec.Model) -> bool:
+    return any(isinstance(layer.attention, spec.LatentAttention) for layer in model.blocks)
+
+
 def _refuse_latents(model: spec.Model) -> None:
-    if any(isinstance(layer.attention, spec.LatentAttention) for layer in model.blocks):
+    if _has_latents(model):
         what = "This model caches latents (multi-head latent attention), for which there is no int8 cache"
         raise UserError(what, "Choose cache_format f16", param="cache_format")
 
