@@ -22,6 +22,7 @@ from freedive.config import EngineConfig
 from freedive.engine.batch import Batch, Runner
 from freedive.engine.kvcache import PageTables
 from freedive.engine.limits import Limits
+from freedive.engine.pace import Pace
 from freedive.engine.page_store import PageStore
 from freedive.engine.prefix import PrefixCache
 from freedive.engine.request import EngineError, FinishReason, Generation, Piece, Sampling
@@ -32,6 +33,9 @@ from freedive.engine.stop import Decoder, TextStream
 from freedive.errors import Overloaded, Unavailable
 
 log = logging.getLogger(__name__)
+
+STALL_S = 0.25
+"""About how long a step may take while answers are under way: as long, they have to wait for their next token."""
 
 
 class Tokenizer(Protocol):
@@ -83,11 +87,12 @@ class Engine:
         self._pages = PageTables(runner.num_pages, config.max_batch, self.max_context)
         self._store = store
         self._prefixes = PrefixCache(self._pages, runner.boundaries, store)
+        self._pace = Pace(config.prefill_chunk, STALL_S)
         self._gate = Gate() if config.speculation == "auto" else None
         self._scheduler = Scheduler(
             self._pages,
             config.max_batch,
-            config.prefill_chunk,
+            self._pace,
             self._gate,
             self._prefixes if config.prefix_cache == "on" else None,
         )
@@ -115,12 +120,13 @@ class Engine:
         continues: bool = False,
         keep: Callable[[str], bool] | None = None,
         salt: str = "",
+        user: str = "",
     ) -> Generation:
         """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already.
 
         With ``continues`` the answer is read as the same text going on, so that a leading space stays. Special tokens
         have no text, save those that ``keep`` asks for. What was computed for one ``salt`` is of no use for another, so
-        that nobody learns by the time to the first token what others have asked.
+        that nobody learns by the time to the first token what others have asked. Each ``user`` gets an equal share.
         """
         max_length = self._limits.max_length(prompt, sampling)
         seed = int.from_bytes(os.urandom(6)) if sampling.seed is None else sampling.seed
@@ -133,6 +139,7 @@ class Engine:
             max_length=max_length,
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
             salt=salt,
+            user=user,
         )
         with self._wake:
             if self._closing:
@@ -241,8 +248,11 @@ class Engine:
                 self._advance(share.request, share.draft, list(islice(rows, 1 + len(share.draft))))
         if self._gate and self._runner.drafts:
             self._predict(plan, batch)
+        seconds = time.perf_counter() - start
         if self._gate and decoding:
-            self._gate.record(len(batch.tokens), time.perf_counter() - start)
+            self._gate.record(len(batch.tokens), seconds)
+        if not decoding:
+            self._pace.record(len(batch.tokens), seconds)
 
     def _predict(self, plan: Plan, batch: Batch) -> None:
         """After a step, have the model predict one token beyond the newest of each request that goes on."""

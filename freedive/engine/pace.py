@@ -9,7 +9,7 @@ class Pace:
     """A chunk that takes about ``seconds``, learned from the last: at most ``most`` tokens."""
 
     def __init__(self, most: int, seconds: float) -> None:
-        self._most = most
+        self.most = most
         self._seconds = seconds
         self._chunk = float(most)
 
@@ -20,7 +20,7 @@ class Pace:
 
     def record(self, num_tokens: int, seconds: float) -> None:
         """A step with ``num_tokens`` of prompts has taken so long. Small ones say little of larger ones."""
-        if num_tokens >= min(MIN_CHUNK, self._most):
+        if num_tokens >= min(MIN_CHUNK, self.most):
             wanted = num_tokens * self._seconds / max(seconds, 1e-6)
             low, high = max(self._chunk / 2, MIN_CHUNK), self._chunk * 2
-            self._chunk = min(max(wanted, low), high, self._most)
+            self._chunk = min(max(wanted, low), high, self.most)

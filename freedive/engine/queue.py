@@ -1,7 +1,7 @@
 """Whose turn it is: the user who has been served least comes first, and each user's requests in order.
 
-Service is counted in tokens, as in "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024), section 4: one
-who comes back after a pause begins where the least served of the others is, so that nobody saves up turns.
+Service is counted in tokens, as in "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024), section 4:
+one who comes back after a pause begins where the least served of the others is, so that nobody saves up turns.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FairQueue(Generic[R]):
     def enter(self, request: R) -> None:
         """Queue a new request behind the others of its user."""
         if not self._open[request.user]:
-            self._served[request.user] = min(self._served.values(), default=0.0)
+            self._served[request.user] = min(self._served.values(), default=0) - 1  # one less: at a tie who comes is first
         self._open[request.user] += 1
         self._waiting.setdefault(request.user, deque()).append(request)
 

@@ -1,11 +1,12 @@
 """Who takes part in the next step, and with what.
 
-First come, first served. The running requests are always the oldest ones, in order of arrival; the waiting follow.
+Those of the user who was served least come first, and each user's in order of arrival: the waiting to run, and of the
+running those whose prompts are read. Whoever answers takes part in every step.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import add
@@ -14,7 +15,9 @@ import numpy as np
 
 from freedive.engine.batch import Batch
 from freedive.engine.kvcache import PageTables, pages_for
+from freedive.engine.pace import Pace
 from freedive.engine.prefix import PrefixCache
+from freedive.engine.queue import GENERATED_WEIGHT, FairQueue
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
 from freedive.engine.speculation import MAX_DRAFT, Draft, Gate, Prediction, PromptLookup
@@ -27,7 +30,7 @@ class Request:
 
     It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``row`` is its row of the page
     table, -1 while it waits. It shares pages with requests of the same ``salt`` only: the first ``num_known`` of its
-    own can be found, by ``keys``.
+    own can be found, by ``keys``. ``user`` is whose turn it takes.
     """
 
     generation: Generation
@@ -38,6 +41,7 @@ class Request:
     max_length: int
     stop_ids: frozenset[int]
     salt: str = ""
+    user: str = ""
     keys: list[bytes] = field(default_factory=list)
     lookup: PromptLookup = field(default_factory=PromptLookup)
     prediction: Prediction = field(default_factory=Prediction)
@@ -78,36 +82,38 @@ Plan = list[Share]
 class Scheduler:
     """Shares out the steps and the pages. Each request must fit the whole cache.
 
-    Without a ``gate``, none guesses; without ``prefixes``, each computes all of its tokens.
+    ``pace`` says how much of the prompts is read at once. Without a ``gate``, none guesses; without ``prefixes``, each
+    computes all of its tokens.
     """
 
     def __init__(
         self,
         pages: PageTables,
         max_batch: int,
-        prefill_chunk: int,
+        pace: Pace,
         gate: Gate | None = None,
         prefixes: PrefixCache | None = None,
     ) -> None:
         self.pages = pages
         self.gate = gate
         self.prefixes = prefixes
-        self.waiting: deque[Request] = deque()
+        self.waiting: FairQueue[Request] = FairQueue()
         self.running: list[Request] = []
-        self._prefill_chunk = prefill_chunk
+        self.pace = pace
         self._free_rows = list(range(max_batch))
 
     def add(self, request: Request) -> None:
-        """Queue a new request behind all others."""
-        self.waiting.append(request)
+        """Queue a new request behind all others of its user."""
+        self.waiting.enter(request)
 
     def remove(self, request: Request) -> None:
         """Forget a request, wherever it stands, and free its pages."""
         if request.row < 0:
-            self.waiting.remove(request)
+            self.waiting.take(request)
         else:
             self.running.remove(request)
             self._release(request)
+        self.waiting.leave(request)
 
     def plan(self) -> Plan:
         """The next step: one token of each decoding request, and prompts in order within the prefill budget.
@@ -116,24 +122,28 @@ class Scheduler:
         """
         self._keep(*self.running)
         self._grow()
+        self._make_way()
         self._admit()
         restoring = self.prefixes.restore(self.running) if self.prefixes else ()
-        plan: Plan = []
-        budget = self._prefill_chunk
-        for request in self.running:
-            if request in restoring:
-                continue
-            count = request.num_pending
-            if count > 1:
-                count = min(count, budget)
-                budget -= count
-            if count:
-                plan.append(Share(request, count))
+        decoding = [Share(request, 1) for request in self.running if request.num_pending == 1]
+        reading = [request for request in self.running if request.num_pending > 1 and request not in restoring]
+        plan = decoding + self._chunks(reading, self.pace.chunk if decoding else self.pace.most)
+        for share in plan:
+            self.waiting.serve(share.request.user, GENERATED_WEIGHT if share.completes else share.count)
         return self._with_drafts(plan, self.gate) if plan and self.gate and is_decoding(plan) else plan
+
+    def _chunks(self, reading: Sequence[Request], budget: int) -> Plan:
+        """What is read of prompts, ``budget`` tokens in all."""
+        plan: Plan = []
+        for request in sorted(reading, key=lambda request: self.waiting.served(request.user)):
+            if count := min(request.num_pending, budget):
+                plan.append(Share(request, count))
+                budget -= count
+        return plan
 
     def _with_drafts(self, plan: Plan, gate: Gate) -> Plan:
         """``plan`` with the guesses that pay, as far as pages are free for them."""
-        most = min(MAX_DRAFT, self._prefill_chunk // len(plan))
+        most = min(MAX_DRAFT, self.pace.most // len(plan))
         drafts = [_draft(share.request, most) for share in plan]
         counts = gate.choose([draft.odds for draft in drafts])
         return [
@@ -147,18 +157,28 @@ class Scheduler:
         """Give every running request, oldest first, room for its newest token, at the expense of the youngest."""
         for request in tuple(self.running):
             while request.row >= 0 and not self.pages.reserve(request.row, len(request.tokens)):
-                self._preempt(self.running.pop())
+                self._preempt(self.running[-1])
+
+    def _make_way(self) -> None:
+        """Where all places are taken, take one from the user who has most for one who has none."""
+        if self._free_rows or not self.waiting:
+            return
+        places = Counter(request.user for request in self.running)
+        ((user, most),) = places.most_common(1)
+        if most > 1 and self.waiting.next().user not in places:
+            self._preempt(next(request for request in reversed(self.running) if request.user == user))
 
     def _preempt(self, request: Request) -> None:
-        """Back to the head of the queue; later its prompt and answer so far are computed anew."""
+        """Back to the queue; later its prompt and answer so far are computed anew, as far as they are not found."""
+        self.running.remove(request)
         self._release(request)
-        self.waiting.appendleft(request)
+        self.waiting.back(request)
         request.generation.timings.num_preemptions += 1
 
     def _admit(self) -> None:
         """Start waiting requests while there is room for all their tokens, and a page in hand for each one running."""
         while self.waiting and self._free_rows:
-            request = self.waiting[0]
+            request = self.waiting.next()
             num_held = self.prefixes.num_held(request) if self.prefixes else 0
             if pages_for(len(request.tokens)) - num_held + len(self.running) > self.pages.num_free:
                 return
@@ -166,7 +186,8 @@ class Scheduler:
             if self.prefixes:
                 self.prefixes.share(request)
             self.pages.reserve(request.row, len(request.tokens))
-            self.running.append(self.waiting.popleft())
+            self.waiting.take(request)
+            self.running.append(request)
 
     def _release(self, request: Request) -> None:
         self._keep(request)

@@ -8,6 +8,7 @@ import pytest
 from fake_runner import FakeDecoder
 
 from freedive.engine.kvcache import PageTables, pages_for
+from freedive.engine.pace import Pace
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
 from freedive.engine.scheduler import Request, Scheduler
@@ -16,7 +17,12 @@ from freedive.engine.stop import TextStream
 MAX_LENGTH = 200
 
 
-def request(index: int, num_prompt: int, num_answer: int) -> Request:
+def steady(chunk: int) -> Pace:
+    """Always as much."""
+    return Pace(chunk, seconds=1e9)
+
+
+def request(index: int, num_prompt: int, num_answer: int, user: str = "") -> Request:
     sampling = Sampling()
     return Request(
         generation=Generation(str(index), num_prompt, 0, lambda generation: None),
@@ -26,7 +32,21 @@ def request(index: int, num_prompt: int, num_answer: int) -> Request:
         tokens=[1] * num_prompt,
         max_length=num_prompt + num_answer,
         stop_ids=frozenset(),
+        user=user,
     )
+
+
+def take_step(scheduler: Scheduler) -> list[Request]:
+    """Those who took part."""
+    plan = scheduler.plan()
+    for share in plan:
+        one = share.request
+        one.num_cached += share.count
+        if one.num_pending == 0:
+            one.tokens.append(1)
+        if len(one.tokens) == one.max_length:
+            scheduler.remove(one)
+    return [share.request for share in plan]
 
 
 @pytest.mark.parametrize("num_pages", [7, 12, 100])
@@ -34,20 +54,20 @@ def request(index: int, num_prompt: int, num_answer: int) -> Request:
 def test_first_come_first_served_within_the_budget_and_the_youngest_gives_way(num_pages: int, seed: int) -> None:
     rng = random.Random(seed)
     pages = PageTables(num_pages, 5, MAX_LENGTH)
-    scheduler = Scheduler(pages, max_batch=5, prefill_chunk=30)
+    scheduler = Scheduler(pages, 5, steady(30))
     requests = [request(index, rng.randint(1, 120), rng.randint(1, 80)) for index in range(40)]
     arriving, num_steps = iter(requests), 0
     for first in (next(arriving) for _ in range(10)):
         scheduler.add(first)
     while scheduler.running or scheduler.waiting:
         decoding = [one for one in scheduler.running if one.num_pending == 1]
-        oldest = (scheduler.running or scheduler.waiting)[0]
+        oldest = next(iter([*scheduler.running, *scheduler.waiting]))
         plan = scheduler.plan()
         num_steps += 1
 
         planned = [share.request for share in plan]
         assert planned
-        assert planned[0] is oldest
+        assert oldest in planned
         assert all(one in planned or one in scheduler.waiting for one in decoding)
         assert sum(share.count for share in plan if share.count > 1) <= 30
         arrival = [int(one.generation.id) for one in (*scheduler.running, *scheduler.waiting)]
@@ -64,7 +84,7 @@ def test_first_come_first_served_within_the_budget_and_the_youngest_gives_way(nu
         if rng.random() < 0.5 and (late := next(arriving, None)):
             scheduler.add(late)
         if rng.random() < 0.05 and scheduler.waiting:
-            scheduler.remove(rng.choice(scheduler.waiting))
+            scheduler.remove(rng.choice(list(scheduler.waiting)))
     assert pages.num_free == num_pages
     assert (pages.table == -1).all()
     assert num_pages < 100 or all(one.generation.timings.num_preemptions == 0 for one in requests)
@@ -72,14 +92,14 @@ def test_first_come_first_served_within_the_budget_and_the_youngest_gives_way(nu
 
 
 def test_prompts_share_the_budget_of_one_step() -> None:
-    scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), max_batch=4, prefill_chunk=50)
+    scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), 4, steady(50))
     for index, num_prompt in enumerate((20, 100, 30)):
         scheduler.add(request(index, num_prompt, 5))
     assert [share.count for share in scheduler.plan()] == [20, 30]
 
 
 def test_a_request_that_cannot_start_yet_is_not_overtaken() -> None:
-    scheduler = Scheduler(PageTables(5, 4, MAX_LENGTH), max_batch=4, prefill_chunk=500)
+    scheduler = Scheduler(PageTables(5, 4, MAX_LENGTH), 4, steady(500))
     for index, num_prompt in enumerate((64, 128, 1)):
         scheduler.add(request(index, num_prompt, 5))
     assert [int(share.request.generation.id) for share in scheduler.plan()] == [0]
@@ -96,3 +116,65 @@ def test_pages_are_taken_whole_or_not_at_all() -> None:
     pages.release(0)
     assert pages.num_free == 2
     assert (pages.table[0] == -1).all()
+
+
+def test_users_get_equal_shares_however_many_requests_they_have() -> None:
+    scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), 4, steady(64))
+    for index in range(60):
+        scheduler.add(request(index, 30, 20, "many"))
+    for index in range(60, 70):
+        scheduler.add(request(index, 30, 20, "few"))
+    finished: list[Request] = []
+    while sum(one.user == "few" for one in finished) < 10:
+        finished += [one for one in take_step(scheduler) if len(one.tokens) == one.max_length]
+    assert sum(one.user == "many" for one in finished) in range(8, 14)
+
+
+def test_one_who_has_no_place_gets_one_of_who_has_several() -> None:
+    scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), 4, steady(64))
+    for index in range(8):
+        scheduler.add(request(index, 3, 190, "many"))
+    for _ in range(5):
+        take_step(scheduler)
+    scheduler.add(late := request(8, 3, 5, "late"))
+    assert late in take_step(scheduler)
+    assert [one.generation.timings.num_preemptions for one in scheduler.waiting] == [1, 0, 0, 0, 0]
+
+
+def test_who_comes_back_has_no_turns_saved_up() -> None:
+    scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), 4, steady(64))
+    scheduler.add(request(0, 3, 2, "away"))
+    for index in range(1, 40):
+        scheduler.add(request(index, 30, 20, "busy"))
+    for _ in range(30):
+        take_step(scheduler)
+    for index in range(40, 60):
+        scheduler.add(request(index, 30, 20, "away"))
+    took_part = [one.user for _ in range(100) for one in take_step(scheduler)]
+    assert 0.4 < took_part.count("away") / len(took_part) < 0.6
+
+
+def test_prompts_are_read_in_turns_too() -> None:
+    scheduler = Scheduler(PageTables(100, 4, 2000), 4, steady(64))
+    scheduler.add(request(0, 1500, 5, "long"))
+    take_step(scheduler)
+    scheduler.add(short := request(1, 64, 5, "short"))
+    assert take_step(scheduler) == [short]
+
+
+def test_chunks_shrink_to_the_pace_while_answers_are_under_way() -> None:
+    pace = Pace(512, seconds=0.25)
+    for _ in range(8):
+        pace.record(pace.chunk, pace.chunk / 400)
+    assert 90 <= pace.chunk <= 110
+    scheduler = Scheduler(PageTables(100, 4, 2000), 4, pace)
+    scheduler.add(request(0, 1500, 5))
+    assert [share.count for share in scheduler.plan()] == [512], "nobody is held up"
+    scheduler.remove(next(iter(scheduler.running)))
+    scheduler.add(request(1, 3, 50))
+    take_step(scheduler)
+    scheduler.add(request(2, 1500, 5))
+    assert [share.count for share in scheduler.plan()] == [1, pace.chunk]
+    for _ in range(20):
+        pace.record(pace.chunk, 1e-3)
+    assert pace.chunk == 512
