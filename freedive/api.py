@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from freedive import machine
 from freedive.checkpoint.bundle import Described, is_bundle, open_described, read_bundle, write_description
 from freedive.checkpoint.file import read_json
@@ -19,6 +22,7 @@ from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
 from freedive.engine.kvcache import pages_for
 from freedive.engine.page_store import PageStore
+from freedive.engine.pooling import Pooling
 from freedive.engine.request import Generation, Sampling
 from freedive.errors import Unavailable, UserError
 from freedive.hub.cache import packed_path, pages_folder
@@ -131,6 +135,17 @@ class LanguageModel:
         """What follows ``prompt``, without a chat template, piece by piece."""
         tokens = self.tokenizer.encode(prompt, add_special=True)
         return _pieces(self.engine.submit(tokens, self.sampling(**sampling), continues=True))
+
+    def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> npt.NDArray[np.float32]:
+        """What the model makes of each text, [len(texts), hidden]: the mean over its tokens, or the last one's state.
+
+        Vectors have length 1, so that products of two are cosines.
+        """
+        prompts = [self.tokenizer.encode(text, add_special=True) for text in texts]
+        only = Sampling(max_tokens=1)
+        generations = [self.engine.submit(prompt, only, pooling=pooling) for prompt in prompts]
+        pieces = [piece for generation in generations for piece in generation]
+        return np.stack([piece.embedding for piece in pieces if piece.embedding is not None])
 
     def sampling(self, **given: Any) -> Sampling:
         """The ``given`` fields over the recommended ones. UserError for values that no sampler can honour."""

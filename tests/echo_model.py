@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 
 from freedive.engine.request import EngineError, Piece, Sampling, Timings, TokenLogprobs
@@ -58,6 +59,7 @@ class EchoGeneration:
         self.delay_s = delay_s
         self.timings = Timings(time.perf_counter())
         self.cancelled = threading.Event()
+        self.submitted: dict[str, str | None] = {}
         self.ended = False
 
     def cancel(self) -> None:
@@ -85,6 +87,15 @@ class EchoGeneration:
         return (TokenLogprobs(token_id, -0.25, tuple(top[: self.sampling.logprobs])),)
 
 
+class EchoEmbedding(EchoGeneration):
+    """The lengths of the prompt and of a vowel-free text of it."""
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        self.ended = True
+        vector = np.array([self.num_prompt_tokens, sum(char not in "aeiou" for char in self.answer)], np.float32)
+        yield Piece("", (), "stop", embedding=vector)
+
+
 @dataclass(frozen=True)
 class EchoStats:
     running: int
@@ -103,6 +114,9 @@ class EchoEngine:
         *,
         continues: bool = False,
         keep: Callable[[str], bool] | None = None,
+        salt: str = "",
+        user: str = "",
+        pooling: str | None = None,
     ) -> EchoGeneration:
         if len(prompt) >= self.model.max_context:
             raise UserError(f"The prompt has {len(prompt)} tokens", "Shorten the prompt", param="prompt")
@@ -112,7 +126,9 @@ class EchoEngine:
         if "overload" in text:
             raise Overloaded("The engine has 9 requests already", "Try again later")
         answer = next((answer for cue, answer in self.model.script.items() if cue in text), text)
-        self.generations.append(EchoGeneration(answer, len(prompt), sampling, self.model.delay_s))
+        kind = EchoEmbedding if pooling else EchoGeneration
+        self.generations.append(kind(answer, len(prompt), sampling, self.model.delay_s))
+        self.generations[-1].submitted = {"salt": salt, "user": user, "pooling": pooling}
         return self.generations[-1]
 
     def stats(self) -> EchoStats:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import accumulate, islice, zip_longest
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from freedive.engine.kvcache import PageTables
 from freedive.engine.limits import Limits
 from freedive.engine.pace import Pace
 from freedive.engine.page_store import PageStore
+from freedive.engine.pooling import Pool, Pooling
 from freedive.engine.prefix import PrefixCache
 from freedive.engine.request import EngineError, FinishReason, Generation, Piece, Sampling
 from freedive.engine.sampler import Floats, Sampler, logprobs
@@ -121,12 +122,15 @@ class Engine:
         keep: Callable[[str], bool] | None = None,
         salt: str = "",
         user: str = "",
+        pooling: Pooling | None = None,
     ) -> Generation:
         """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already.
 
         With ``continues`` the answer is read as the same text going on, so that a leading space stays. Special tokens
         have no text, save those that ``keep`` asks for. What was computed for one ``salt`` is of no use for another, so
         that nobody learns by the time to the first token what others have asked. Each ``user`` gets an equal share.
+
+        With ``pooling`` nothing is generated: the only piece has the prompt's ``embedding``.
         """
         max_length = self._limits.max_length(prompt, sampling)
         seed = int.from_bytes(os.urandom(6)) if sampling.seed is None else sampling.seed
@@ -140,6 +144,7 @@ class Engine:
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
             salt=salt,
             user=user,
+            pool=Pool(pooling) if pooling else None,
         )
         with self._wake:
             if self._closing:
@@ -240,11 +245,12 @@ class Engine:
         decoding = is_decoding(plan)
         self._num_steps += 1
         self._num_computed += len(batch.tokens)
+        self._embed(plan)
         rows = iter(logits)
         for share in plan:
             self._num_drafted += len(share.draft)
             share.request.num_cached += share.count
-            if share.request.num_pending == 0:
+            if share.request.num_pending == 0 and not share.request.pool:
                 self._advance(share.request, share.draft, list(islice(rows, 1 + len(share.draft))))
         if self._gate and self._runner.drafts:
             self._predict(plan, batch)
@@ -253,6 +259,21 @@ class Engine:
             self._gate.record(len(batch.tokens), seconds)
         if not decoding:
             self._pace.record(len(batch.tokens), seconds)
+
+    def _embed(self, plan: Plan) -> None:
+        """After a step, pool what it made of the tokens of requests that want that; end those that are complete."""
+        firsts = [0, *accumulate(share.count + len(share.draft) for share in plan)]
+        pooled = [(share, first) for share, first in zip(plan, firsts, strict=False) if share.request.pool]
+        if not pooled:
+            return
+        rows = np.concatenate([np.arange(first, first + share.count) for share, first in pooled])
+        states = iter(self._runner.embed(rows.astype(np.int32)))
+        for share, _ in pooled:
+            request, pool = share.request, share.request.pool
+            assert pool
+            pool.add(islice(states, share.count), first=request.num_cached == 0)
+            if share.completes:
+                self._leave(request, Piece("", (), "stop", None, request.generation.timings, pool.vector()))
 
     def _predict(self, plan: Plan, batch: Batch) -> None:
         """After a step, have the model predict one token beyond the newest of each request that goes on."""

@@ -39,7 +39,9 @@ class FairQueue(Generic[R]):
     def enter(self, request: R) -> None:
         """Queue a new request behind the others of its user."""
         if not self._open[request.user]:
-            self._served[request.user] = min(self._served.values(), default=0) - 1  # one less: at a tie who comes is first
+            self._served[request.user] = (
+                min(self._served.values(), default=0) - 1
+            )  # one less: at a tie who comes is first
         self._open[request.user] += 1
         self._waiting.setdefault(request.user, deque()).append(request)
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from freedive.errors import UserError
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -156,6 +159,7 @@ class Piece:
     """What one token adds to an answer. ``text`` is empty while a character or a stop string may still be completed.
 
     ``token_ids`` includes an end token, ``text`` does not. Only the last piece has ``finish_reason`` and ``timings``.
+    ``embedding`` float32 [hidden] is there where that was asked for, instead of tokens.
     """
 
     text: str
@@ -163,6 +167,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     timings: Timings | None = None
+    embedding: npt.NDArray[np.float32] | None = None
 
 
 class Generation:

@@ -16,6 +16,7 @@ import numpy as np
 from freedive.engine.batch import Batch
 from freedive.engine.kvcache import PageTables, pages_for
 from freedive.engine.pace import Pace
+from freedive.engine.pooling import Pool
 from freedive.engine.prefix import PrefixCache
 from freedive.engine.queue import GENERATED_WEIGHT, FairQueue
 from freedive.engine.request import Generation, Sampling
@@ -30,7 +31,8 @@ class Request:
 
     It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``row`` is its row of the page
     table, -1 while it waits. It shares pages with requests of the same ``salt`` only: the first ``num_known`` of its
-    own can be found, by ``keys``. ``user`` is whose turn it takes.
+    own can be found, by ``keys``. ``user`` is whose turn it takes. With a ``pool`` nothing is generated, and all tokens
+    are computed, since it needs what the model makes of each.
     """
 
     generation: Generation
@@ -42,6 +44,7 @@ class Request:
     stop_ids: frozenset[int]
     salt: str = ""
     user: str = ""
+    pool: Pool | None = None
     keys: list[bytes] = field(default_factory=list)
     lookup: PromptLookup = field(default_factory=PromptLookup)
     prediction: Prediction = field(default_factory=Prediction)
@@ -222,7 +225,7 @@ def to_batch(plan: Plan, pages: PageTables) -> Batch:
     wanted: list[int] = []
     for share in plan:
         tokens += share.tokens
-        if share.completes:
+        if share.completes and not share.request.pool:
             wanted += range(len(tokens) - 1 - len(share.draft), len(tokens))
     requests = [share.request for share in plan]
     starts = [request.num_cached for request in requests]

@@ -20,6 +20,7 @@ from freedive.server import docs, problems
 from freedive.server.models import Models
 from freedive.server.openai import chat as openai_chat
 from freedive.server.openai import completions as openai_completions
+from freedive.server.openai import embeddings as openai_embeddings
 from freedive.server.openai import models as openai_models
 from freedive.server.service import Service
 
@@ -48,7 +49,12 @@ def create_app(models: Models) -> FastAPI:
         return {"status": "ok", "models": stats}
 
     service = Service(models)
-    routers = (openai_chat.router(service), openai_completions.router(service), openai_models.router(models))
+    routers = (
+        openai_chat.router(service),
+        openai_completions.router(service),
+        openai_embeddings.router(service),
+        openai_models.router(models),
+    )
     for prefix in OPENAI_PREFIXES:
         for router in routers:
             app.include_router(router, prefix=prefix, tags=["OpenAI"], include_in_schema=prefix == OPENAI_PREFIXES[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from freedive.engine.pooling import Pooling
 from freedive.engine.request import Piece, Sampling, Timings
 from freedive.text.question import Question
 
@@ -34,6 +35,9 @@ class Engine(Protocol):
         *,
         continues: bool = False,
         keep: Callable[[str], bool] | None = None,
+        salt: str = "",
+        user: str = "",
+        pooling: Pooling | None = None,
     ) -> Generation: ...
 
     def stats(self) -> Any:

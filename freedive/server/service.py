@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 
+from freedive.engine.pooling import Pooling
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
 from freedive.server.answers import Answers
@@ -21,7 +22,8 @@ from freedive.text.question import Question
 class Ask:
     """What is asked of a model: ``questions``, made in a thread of their own, each answered ``num_choices`` times.
 
-    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is.
+    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is; one with a ``salt`` shares no cache
+    with others. With ``pooling`` embeddings are wanted, not answers.
     """
 
     model: str
@@ -29,6 +31,8 @@ class Ask:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     num_choices: int = 1
     user: str = ""
+    salt: str = ""
+    pooling: Pooling | None = None
     keep_alive_s: float | None = None
 
 
@@ -53,7 +57,7 @@ def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask
     try:
         for question in questions:
             for choice in range(ask.num_choices):
-                generations.append(_submit_one(model, question, _seeded(sampling, choice)))
+                generations.append(_submit_one(model, question, _seeded(sampling, choice), ask))
     except UserError:
         for generation in generations:
             generation.cancel()
@@ -61,9 +65,17 @@ def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask
     return generations
 
 
-def _submit_one(model: Model, question: Question, sampling: Sampling) -> Generation:
+def _submit_one(model: Model, question: Question, sampling: Sampling, ask: Ask) -> Generation:
     try:
-        return model.engine.submit(question.tokens, sampling, continues=question.continues, keep=question.keeps)
+        return model.engine.submit(
+            question.tokens,
+            sampling,
+            continues=question.continues,
+            keep=question.keeps,
+            salt=ask.salt,
+            user=ask.user,
+            pooling=ask.pooling,
+        )
     except UserError as error:
         if len(question.tokens) + (sampling.max_tokens or 1) > model.max_context:
             raise ContextLengthExceeded(error.what, error.remedy, param=error.param) from error

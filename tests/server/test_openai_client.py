@@ -299,3 +299,14 @@ def test_thoughts_are_counted(client: openai.OpenAI, fake_model: EchoModel) -> N
     answer = client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "two and two"}])
     thought = THOUGHTFUL.index("</think>") + len("</think>") - len("<think>")
     assert answer.usage.completion_tokens_details.reasoning_tokens == thought
+
+
+def test_embeddings_of_one_and_several_texts(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    for options in ({"encoding_format": "float"}, {}):  # without it the client asks for base64
+        answer = client.embeddings.create(model="echo", input=["area", "sky", [115, 107]], **options)
+        assert [entry.embedding for entry in answer.data] == [[4, 1], [3, 3], [2, 2]]
+        assert answer.usage.prompt_tokens == answer.usage.total_tokens == 9
+    client.embeddings.create(model="echo", input="sky", extra_body={"pooling": "last"})
+    assert fake_model.engine.generations[-1].submitted["pooling"] == "last"
+    with pytest.raises(openai.BadRequestError, match="'dimensions' is not supported"):
+        client.embeddings.create(model="echo", input="sky", dimensions=3)

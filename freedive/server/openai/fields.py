@@ -224,7 +224,7 @@ class ChatRequest(GenerationRequest):
 
     def ask(self) -> Ask:
         """In our terms."""
-        return Ask(self.model, self.questions, self.sampling(), self.n, self.user_id or self.user)
+        return Ask(self.model, self.questions, self.sampling(), self.n, self.user_id or self.user, self.user_id)
 
     def questions(self, model: Model) -> Sequence[Question]:
         """The one question that the conversation is. Raises what ``Model.question`` raises."""
@@ -251,9 +251,11 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for plain completions."""
 
 Prompt = Text | list[int]
+"""Text, or token ids."""
 
 
-def _prompts(value: Any) -> Any:
+def listed_prompts(value: Any) -> Any:
+    """One prompt, text or token ids, as a list of it; everything else as it is."""
     is_ids = isinstance(value, list) and value and all(isinstance(item, int) for item in value)
     return [value] if is_ids else listed(value)
 
@@ -265,7 +267,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[
         list[Prompt],
-        BeforeValidator(_prompts, json_schema_input_type=Prompt | list[Prompt]),
+        BeforeValidator(listed_prompts, json_schema_input_type=Prompt | list[Prompt]),
         Field(min_length=1, max_length=1024),
     ]
     suffix: Text = ""
@@ -284,7 +286,7 @@ class CompletionRequest(GenerationRequest):
         """In our terms."""
         limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         sampling = self.given(max_tokens=limit, logprobs=self.logprobs, stop=tuple(self.stop))
-        return Ask(self.model, self.questions, sampling, self.n, self.user_id or self.user)
+        return Ask(self.model, self.questions, sampling, self.n, self.user_id or self.user, self.user_id)
 
     def questions(self, model: Model) -> Sequence[Question]:
         """One for each prompt."""

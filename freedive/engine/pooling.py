@@ -1,0 +1,32 @@
+"""One vector for a whole text: what embeddings are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Pooling = Literal["mean", "last"]
+
+
+class Pool:
+    """Gathers the states of a prompt's tokens: their mean, or the last one, as a vector of length 1."""
+
+    def __init__(self, pooling: Pooling) -> None:
+        self._pooling = pooling
+        self._sum: npt.NDArray[np.float64] = np.zeros(0)
+
+    def add(self, states: Iterable[npt.NDArray[np.float32]], *, first: bool) -> None:
+        """Take in the states of the next tokens, the ``first`` ones or more: the same sum, however they are cut."""
+        total = None if first else self._sum
+        for state in states:
+            wide = state.astype(np.float64)
+            total = wide if total is None or self._pooling == "last" else total + wide
+        assert total is not None
+        self._sum = total
+
+    def vector(self) -> npt.NDArray[np.float32]:
+        """float32 [hidden]."""
+        return (self._sum / max(float(np.linalg.norm(self._sum)), 1e-30)).astype(np.float32)
