@@ -47,9 +47,7 @@ class EngineConfig:
         "to the truth than others' 8 bits), of none (exact)",
         choices=("balanced", "fast", "exact"),
     )
-    prefix_cache: str = setting(
-        "on", "Compute once what several requests begin with: on or off", choices=("on", "off")
-    )
+    prefix_cache: str = setting("on", "Compute once what several requests begin with: on or off", choices=("on", "off"))
     disk_cache_gb: float = setting(
         4.0, "GB on disk for the beginnings of requests, to be there after a restart; 0 for none", low=0
     )

@@ -62,7 +62,8 @@ class PageStore:
         self._pages = pages
         self._max_bytes = max_bytes
         self._partial = f"{os.getpid()}-{os.urandom(4).hex()}.partial"
-        self._keys = {bytes.fromhex(match[1]) for path in folder.glob("*.page") if (match := _NAME.fullmatch(path.name))}
+        names = (_NAME.fullmatch(path.name) for path in folder.glob("*.page"))
+        self._keys = {bytes.fromhex(name[1]) for name in names if name}
         self._total = self._limit = 0  # of bytes; measured after the first page that is written
         self._rests_until, self._ends_at = 0.0, float("inf")
         self._has_failed = False
