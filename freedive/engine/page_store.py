@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
+from stat import S_ISREG
 from typing import NamedTuple
 from zlib import crc32
 
@@ -51,8 +52,8 @@ class _Job(NamedTuple):
 class PageStore:
     """Keeps rows of ``pages``, uint8 [num_pages, page_bytes], in ``folder``, which need not exist yet.
 
-    Files in all folders beside it may take ``max_bytes`` together, or half of what the disk has free besides them;
-    those that were not used for longest go first. Other processes may use the folder at the same time. No fault of the
+    Files in all folders beside it may take ``max_bytes`` together, or half of what would be free without them; those
+    that were not used for longest go first. Other processes may use the folder at the same time. No fault of the
     disk is an error: nothing is found there, then, and nothing written for a while.
     """
 
@@ -153,7 +154,7 @@ class PageStore:
         root = self._folder.parent
         files = sorted(_files(root))
         self._total = sum(size for _, size, _ in files)
-        self._limit = min(self._max_bytes, self._total + shutil.disk_usage(root).free // 2)
+        self._limit = min(self._max_bytes, (self._total + shutil.disk_usage(root).free) // 2)
         if self._total <= self._limit:
             return
         for _, size, path in files:
@@ -174,7 +175,7 @@ def _files(root: Path) -> Iterator[tuple[float, int, Path]]:
     for path in root.glob("*/*"):
         with suppress(FileNotFoundError):  # another process was faster
             stat = path.stat()
-            if _NAME.fullmatch(path.name):
+            if _NAME.fullmatch(path.name) and S_ISREG(stat.st_mode):
                 yield stat.st_mtime, stat.st_size, path
             elif path.suffix == ".partial" and time.time() - stat.st_mtime > ABANDONED_S:
                 path.unlink()
