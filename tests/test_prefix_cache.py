@@ -35,7 +35,7 @@ def conversation(**settings: Any) -> tuple[list[Answer], list[int], EngineStats]
     """Answers to questions about one text, how many tokens of each were found, and what the engine counted."""
     answers, found = [], []
     with freedive.load("smollm2", cache_tokens=2048, **settings) as model:
-        messages = [{"role": "system", "content": TEXT * 8}]
+        messages = [{"role": "system", "content": TEXT * 5}]
         for question in QUESTIONS:
             messages.append({"role": "user", "content": question})
             generation = model.engine.submit(model.chat_prompt(messages), model.sampling(**SAMPLING))
@@ -53,7 +53,6 @@ def conversation(**settings: Any) -> tuple[list[Answer], list[int], EngineStats]
         {},
         {"precision": "exact", "prefill_chunk": 50},
         {"precision": "fast", "cache_format": "int8"},
-        {"precision": "balanced", "cache_format": "int8", "speculation": "off", "threads": 1},
     ],
     ids=str,
 )
@@ -64,12 +63,12 @@ def test_hits_change_no_bit_of_an_answer(pages: Path, settings: dict[str, Any]) 
     first, found, stats = conversation(**settings)
     assert first == expected
     assert found[0] == 0
-    assert min(found[1:]) >= 128
+    assert min(found[1:]) >= 64
     assert stats.num_restored == 0
     again, found, stats = conversation(**settings)
     assert again == expected
-    assert min(found) >= 128
-    assert stats.num_restored >= 128
+    assert min(found) >= 64
+    assert stats.num_restored >= 64
 
 
 def folders(pages: Path) -> Iterator[str]:
