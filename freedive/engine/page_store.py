@@ -82,7 +82,7 @@ class PageStore:
         with suppress(OSError), path.open("rb", buffering=0) as file:
             count = os.readv(file.fileno(), [checksum, data.data])
             if count == 4 + self.page_bytes and not file.read(1) and checksum == _checksum(key, data):
-                with suppress(OSError):  # another user's file, which is as good
+                with suppress(OSError):  # as good on a disk that is only to be read
                     os.utime(file.fileno())
                 return True
         self._keys.discard(key)
@@ -127,7 +127,7 @@ class PageStore:
             return False
         data, final = self._pages[job.page], self._path(job.key)
         temporary = final.with_suffix(f".{self._partial}")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(0o700, parents=True, exist_ok=True)  # prompts are private
         try:
             with temporary.open("wb") as file:
                 file.write(_checksum(job.key, data))

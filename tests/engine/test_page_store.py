@@ -71,6 +71,7 @@ def test_what_one_process_wrote_another_reads(tmp_path: Path) -> None:
     put(tmp_path / "a", 1, 2, 3)
     assert found(tmp_path / "a", 1, 2, 3, 4) == [1, 2, 3]
     assert found(tmp_path / "b", 1) == []
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
     assert names(tmp_path / "a") == [file_of(tmp_path, number).name for number in (1, 2, 3)]
 
 
