@@ -268,7 +268,7 @@ adding = st.tuples(st.just("add"), prompts, st.integers(1, 50), st.sampled_from(
 actions = st.one_of(adding, adding, st.tuples(st.just("cancel"), st.integers(0, 9)), st.tuples(st.just("step")))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(actions, max_size=30),
     st.sampled_from([8, 12, 40]),

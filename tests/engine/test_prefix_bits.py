@@ -60,10 +60,9 @@ def requests() -> list[tuple[list[int], Sampling]]:
     rng = random.Random(2)
     shared = [(TEXT[: rng.randint(40, 290)], rng.randint(0, 70)) for _ in range(6)]
     prompts = [[*begin, *prompt(own + 1, seed=own)] for begin, own in shared]
-    return [
-        (tokens, Sampling(max_tokens=24, temperature=0.8, seed=5, ignore_eos=True, logprobs=3))
-        for tokens in (TEXT, *prompts, TEXT, TEXT[:96], TEXT[:97])
-    ]
+    sampling = Sampling(max_tokens=24, temperature=0.8, seed=5, ignore_eos=True, logprobs=3)
+    guessed = ([5, 6, 7, 8, 9, 10, 11, 12] * 20, Sampling(max_tokens=40, temperature=0, ignore_eos=True, logprobs=1))
+    return [*((tokens, sampling) for tokens in (TEXT, *prompts, TEXT, TEXT[:96], TEXT[:97])), guessed, guessed]
 
 
 def answer(engine: Engine, tokens: list[int], sampling: Sampling) -> tuple[list[Piece], int]:
@@ -88,6 +87,7 @@ def going_on(case: tuple[str, str, str], engine: Engine) -> list[tuple[list[int]
     return asked
 
 
+@pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_hits_in_memory_and_on_disk_do_not_show(case: tuple[str, str, str], tmp_path: Path) -> None:
     expected = computed(case)
@@ -98,6 +98,7 @@ def test_hits_in_memory_and_on_disk_do_not_show(case: tuple[str, str, str], tmp_
             got += [answer(engine, *request) for request in going_on(case, engine)]
             assert [pieces for pieces, _ in got] == expected
             assert sum(found for _, found in got[1:]) > 600
+            assert engine.stats().num_drafted > 0
             restored.append(engine.stats().num_restored)
     assert restored[0] == 0
     assert restored[1] > 400
