@@ -82,7 +82,7 @@ def submit(model: freedive.LanguageModel, prompt: str, **sampling: Any) -> Gener
 @cache
 def alone(request: str) -> tuple[str, list[int]]:
     """Text and tokens of the request by itself, in one chunk, on one thread."""
-    with freedive.load("smollm2", threads=1, cache_tokens=128) as model:
+    with freedive.load("smollm2", threads=1, cache_tokens=128, prefix_cache="off") as model:
         return read(submit(model, STORY, **REQUESTS[request]))
 
 
@@ -92,7 +92,8 @@ def alone(request: str) -> tuple[str, list[int]]:
     ids=str,
 )
 def test_companions_chunks_and_threads_do_not_show(settings: dict[str, Any]) -> None:
-    with freedive.load("smollm2", **{"threads": 1, "cache_tokens": 2048, **settings}) as model:
+    alike = {"threads": 1, "cache_tokens": 2048, "prefix_cache": "off"}
+    with freedive.load("smollm2", **{**alike, **settings}) as model:
         companions = [submit(model, text, temperature=1.0, seed=3) for text in COMPANIONS]
         generations = {request: submit(model, STORY, **sampling) for request, sampling in REQUESTS.items()}
         for request, generation in generations.items():
@@ -101,7 +102,7 @@ def test_companions_chunks_and_threads_do_not_show(settings: dict[str, Any]) -> 
 
 
 def test_preemption_does_not_show() -> None:
-    with freedive.load("smollm2", threads=2, cache_tokens=160) as model:
+    with freedive.load("smollm2", threads=2, cache_tokens=160, prefix_cache="off") as model:
         generations = {request: submit(model, STORY, **sampling) for request, sampling in REQUESTS.items()}
         for request, generation in generations.items():
             assert read(generation) == alone(request), request

@@ -155,7 +155,7 @@ def test_what_other_code_described_is_described_anew(
     expected, opened = answer(folder), []
     opening = freedive.checkpoint.open.open_checkpoint
     monkeypatch.setattr(freedive.checkpoint.open, "open_checkpoint", lambda path: opened.append(path) or opening(path))
-    monkeypatch.setattr(api, "code_state", lambda: code_state() + "newer")
+    monkeypatch.setattr(api, "code_state", lambda patterns: code_state(patterns) + "newer")
     monkeypatch.setattr(api, "write_store", never("the weights are packed again"))
     assert answer(folder) == answer(folder) == expected
     assert opened.count(folder) == 1

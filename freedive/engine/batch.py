@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,16 +37,16 @@ class Batch:
 class Runner(Protocol):
     """A model with a key-value cache of ``num_pages`` pages, ready to take steps, one caller at a time.
 
-    ``drafts`` tells whether it predicts further tokens too. ``boundaries`` are places, counted from the end of a prompt,
-    from which on tokens are computed otherwise than before: only where no such place lies between do the bits that a
-    token leaves in the cache follow from the tokens alone.
+    ``drafts`` tells whether it predicts further tokens too. ``boundaries`` are places, counted from the end of a
+    prompt, from which on tokens are computed otherwise than before: what a token leaves in the cache depends, besides
+    on it and the tokens before it, on which of them stand before each.
     """
 
     vocab_size: int
     num_pages: int
     max_context: int
     drafts: bool
-    boundaries: Sequence[int]
+    boundaries: tuple[int, ...]
 
     def step(self, batch: Batch) -> Floats:
         """Write keys and values of all tokens into their pages; return logits [W, vocab_size].

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
+from stat import S_ISREG
 from typing import NamedTuple
 from zlib import crc32
 
@@ -51,8 +52,8 @@ class _Job(NamedTuple):
 class PageStore:
     """Keeps rows of ``pages``, uint8 [num_pages, page_bytes], in ``folder``, which need not exist yet.
 
-    Files in all folders beside it may take ``max_bytes`` together, or half of what the disk has free besides them;
-    those that were not used for longest go first. Other processes may use the folder at the same time. No fault of the
+    Files in all folders beside it may take ``max_bytes`` together, or half of what would be free without them; those
+    that were not used for longest go first. Other processes may use the folder at the same time. No fault of the
     disk is an error: nothing is found there, then, and nothing written for a while.
     """
 
@@ -62,9 +63,8 @@ class PageStore:
         self._pages = pages
         self._max_bytes = max_bytes
         self._partial = f"{os.getpid()}-{os.urandom(4).hex()}.partial"
-        self._keys = {
-            bytes.fromhex(match[1]) for path in folder.glob("*.page") if (match := _NAME.fullmatch(path.name))
-        }
+        names = (_NAME.fullmatch(path.name) for path in folder.glob("*.page"))
+        self._keys = {bytes.fromhex(name[1]) for name in names if name}
         self._total = self._limit = 0  # of bytes; measured after the first page that is written
         self._rests_until, self._ends_at = 0.0, float("inf")
         self._has_failed = False
@@ -82,7 +82,7 @@ class PageStore:
         with suppress(OSError), path.open("rb", buffering=0) as file:
             count = os.readv(file.fileno(), [checksum, data.data])
             if count == 4 + self.page_bytes and not file.read(1) and checksum == _checksum(key, data):
-                with suppress(OSError):  # another user's file, which is as good
+                with suppress(OSError):  # as good on a disk that is only to be read
                     os.utime(file.fileno())
                 return True
         self._keys.discard(key)
@@ -127,7 +127,7 @@ class PageStore:
             return False
         data, final = self._pages[job.page], self._path(job.key)
         temporary = final.with_suffix(f".{self._partial}")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(0o700, parents=True, exist_ok=True)  # prompts are private
         try:
             with temporary.open("wb") as file:
                 file.write(_checksum(job.key, data))
@@ -154,7 +154,7 @@ class PageStore:
         root = self._folder.parent
         files = sorted(_files(root))
         self._total = sum(size for _, size, _ in files)
-        self._limit = min(self._max_bytes, self._total + shutil.disk_usage(root).free // 2)
+        self._limit = min(self._max_bytes, (self._total + shutil.disk_usage(root).free) // 2)
         if self._total <= self._limit:
             return
         for _, size, path in files:
@@ -175,7 +175,7 @@ def _files(root: Path) -> Iterator[tuple[float, int, Path]]:
     for path in root.glob("*/*"):
         with suppress(FileNotFoundError):  # another process was faster
             stat = path.stat()
-            if _NAME.fullmatch(path.name):
+            if _NAME.fullmatch(path.name) and S_ISREG(stat.st_mode):
                 yield stat.st_mtime, stat.st_size, path
             elif path.suffix == ".partial" and time.time() - stat.st_mtime > ABANDONED_S:
                 path.unlink()

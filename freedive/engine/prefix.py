@@ -98,7 +98,7 @@ class PrefixCache:
 
     def _save(self, request: Request, place: int, page: int) -> None:
         """Have the page kept on disk if it is the prompt's. What was answered is, when the conversation goes on."""
-        if self._store and (place + 1) * PAGE_TOKENS <= request.generation.num_prompt_tokens:
+        if self._store is not None and (place + 1) * PAGE_TOKENS <= request.generation.num_prompt_tokens:
             edition = self._pages.editions[page]
             self._store.write(self._key(request, place), page, lambda: self._pages.editions[page] == edition)
 

@@ -247,7 +247,7 @@ class ReferenceRunner:
         self.max_context = model.max_context
         self.num_pages = num_pages
         self.drafts = model.mtp is not None
-        self.boundaries = ()
+        self.boundaries: tuple[int, ...] = ()
         self.routes: list[Array] = []
         self._model = model
         self._weights = weights

@@ -32,6 +32,12 @@ def logits_of(history: np.ndarray) -> np.ndarray:
     return logits
 
 
+def kept(tokens: np.ndarray, start: int, prompt: int, boundaries: tuple[int, ...]) -> np.ndarray:
+    """What the cache holds of ``tokens``, the first at ``start``: beyond each boundary they are others."""
+    places = np.arange(start, start + len(tokens))
+    return tokens + VOCAB * sum((places >= prompt + boundary) * 2**i for i, boundary in enumerate(boundaries))
+
+
 def repetitive_logits_of(history: np.ndarray) -> np.ndarray:
     """Logits that depend mostly on the last token, so that answers run in circles, and a little on all."""
     return logits_of(history[-1:]) + logits_of(history) / 1024
@@ -39,7 +45,6 @@ def repetitive_logits_of(history: np.ndarray) -> np.ndarray:
 
 class FakeRunner:
     vocab_size = VOCAB
-    boundaries: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -48,13 +53,16 @@ class FakeRunner:
         logits_of: Callable[[np.ndarray], np.ndarray] = logits_of,
         *,
         drafts: bool = False,
+        boundaries: tuple[int, ...] = (),
     ) -> None:
         self.drafts = drafts
+        self.boundaries = boundaries
         self.logits_of = logits_of
         self.num_pages = num_pages
         self.max_context = max_context
-        self.tokens = np.full((num_pages, PAGE_TOKENS), -1, np.int32)
-        self.positions = np.full((num_pages, PAGE_TOKENS), -1, np.int32)
+        memory = np.full((num_pages, 2 * PAGE_TOKENS), -1, np.int32)
+        self.pages = memory.view(np.uint8)
+        self.tokens, self.positions = memory[:, :PAGE_TOKENS], memory[:, PAGE_TOKENS:]
         self.batches: list[Batch] = []
         self.errors: list[Exception] = []
         self.gate = threading.Event()
@@ -79,16 +87,17 @@ class FakeRunner:
             int(page)
             for table, start in zip(tables, batch.starts, strict=True)
             for page in table[start // PAGE_TOKENS :]
+            if page >= 0
         }
         assert all((used == page).sum() == 1 for page in written), "a page that is written has two owners"
         last_rows = batch.lengths.cumsum() - 1
         self.histories = {}
-        for table, start, end, row in zip(tables, batch.starts, ends, last_rows, strict=True):
+        for table, start, end, row, prompt in zip(tables, batch.starts, ends, last_rows, batch.prompts, strict=True):
             assert table.min() >= 0, "the page table is too short"
             places = np.arange(start, end)
-            self.tokens[table[places // PAGE_TOKENS], places % PAGE_TOKENS] = batch.tokens[
-                row + 1 - len(places) : row + 1
-            ]
+            self.tokens[table[places // PAGE_TOKENS], places % PAGE_TOKENS] = kept(
+                batch.tokens[row + 1 - len(places) : row + 1], start, prompt, self.boundaries
+            )
             self.positions[table[places // PAGE_TOKENS], places % PAGE_TOKENS] = places
             assert (self.positions[table].ravel()[:end] == np.arange(end)).all(), "stale page"
             history = self.tokens[table].ravel()
@@ -125,13 +134,13 @@ def text_of(tokens: list[int]) -> str:
     return "".join(chr(33 + token) for token in tokens if token != END)
 
 
-def alone(prompt: list[int], sampling: Sampling, max_context: int = 512) -> list[int]:
+def alone(prompt: list[int], sampling: Sampling, max_context: int = 512, boundaries: tuple[int, ...] = ()) -> list[int]:
     """The answer's tokens, computed without an engine. Stop strings are not looked at."""
     sampler = Sampler(sampling, sampling.seed or 0, prompt, VOCAB)
     tokens = list(prompt)
     longest = len(prompt) + sampling.max_tokens if sampling.max_tokens else max_context
     while len(tokens) < longest:
-        tokens.append(sampler(logits_of(np.array(tokens))))
+        tokens.append(sampler(logits_of(kept(np.array(tokens), 0, len(prompt), boundaries))))
         if tokens[-1] in sampling.stop_token_ids or (tokens[-1] == END and not sampling.ignore_eos):
             break
     return tokens[len(prompt) :]

@@ -7,8 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import count
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,12 +169,6 @@ def test_nothing_is_guessed_before_a_step_was_measured() -> None:
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def steps_cost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that counts its readings: however many rows a step has, it takes as long."""
-    monkeypatch.setattr("freedive.engine.engine.time", SimpleNamespace(perf_counter=count().__next__))
 
 
 def answers(runner: Runner, requests: Requests, **config: Any) -> tuple[list[Any], EngineStats]:

@@ -1,0 +1,337 @@
+"""Pages on disk: what is read is what was written, or nothing; and no fault of the disk is anybody's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from freedive.engine import page_store
+from freedive.engine.page_store import PageStore
+
+PAGE_BYTES = 5000
+FILE_BYTES = PAGE_BYTES + 4
+AMPLE = 10**8
+ROOT = Path(__file__).parents[2]
+
+
+def key_of(number: int) -> bytes:
+    return number.to_bytes(16)
+
+
+def content(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, PAGE_BYTES, np.uint8)
+
+
+def store_in(folder: Path, max_bytes: int = AMPLE, num_pages: int = 2) -> PageStore:
+    return PageStore(folder, np.zeros((num_pages, PAGE_BYTES), np.uint8), max_bytes)
+
+
+def put(folder: Path, *numbers: int, max_bytes: int = AMPLE) -> PageStore:
+    """Write pages by a store that is closed by then."""
+    pages = np.stack([content(number) for number in numbers])
+    with closing(PageStore(folder, pages, max_bytes)) as store:
+        for row, number in enumerate(numbers):
+            store.write(key_of(number), row, lambda: True)
+    return store
+
+
+def found(folder: Path, *numbers: int) -> list[int]:
+    """Those of ``numbers`` that a new store reads; wrong content fails at once."""
+    result = []
+    with closing(store_in(folder)) as store:
+        for number in numbers:
+            store._pages[1] = 7
+            if key_of(number) in store and store.read(key_of(number), 1):
+                assert (store._pages[1] == content(number)).all()
+                result.append(number)
+    return result
+
+
+def file_of(folder: Path, number: int) -> Path:
+    return folder / f"{key_of(number).hex()}.page"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*"))
+
+
+def test_what_one_process_wrote_another_reads(tmp_path: Path) -> None:
+    put(tmp_path / "a", 1, 2, 3)
+    assert found(tmp_path / "a", 1, 2, 3, 4) == [1, 2, 3]
+    assert found(tmp_path / "b", 1) == []
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
+    assert names(tmp_path / "a") == [file_of(tmp_path, number).name for number in (1, 2, 3)]
+
+
+def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
+    put(tmp_path / "a", 1)
+    before = file_of(tmp_path / "a", 1).stat()
+    put(tmp_path / "a", 1)
+    assert file_of(tmp_path / "a", 1).stat() == before
+
+
+# --- damage -------------------------------------------------------------------------------------------------------
+
+
+def flip(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "short": lambda data: data[:-1],
+    "half": lambda data: data[: len(data) // 2],
+    "checksum alone": lambda data: data[:4],
+    "long": lambda data: data + b"\0",
+    "twice": lambda data: data * 2,
+    "zeros": lambda data: bytes(len(data)),
+    "garbage": lambda data: random.Random(0).randbytes(len(data)),
+    "shifted": lambda data: data[1:] + data[:1],
+    **{f"bit flipped at {place}": lambda data, place=place: flip(data, place) for place in (0, 3, 4, 2500, -1 % 5004)},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_not_read_but_deleted(tmp_path: Path, damage: str) -> None:
+    put(tmp_path / "a", 1, 2)
+    path = file_of(tmp_path / "a", 1)
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with closing(store_in(tmp_path / "a")) as store:
+        store._pages[0] = 7
+        assert key_of(1) in store
+        assert not store.read(key_of(1), 0)
+        assert not store._pages[0].any()
+        assert key_of(1) not in store
+    assert not path.exists()
+    assert found(tmp_path / "a", 1, 2) == [2]
+    put(tmp_path / "a", 1)
+    assert found(tmp_path / "a", 1, 2) == [1, 2]
+
+
+def test_a_page_under_anothers_name_is_not_read(tmp_path: Path) -> None:
+    put(tmp_path / "a", 1)
+    file_of(tmp_path / "a", 1).rename(file_of(tmp_path / "a", 2))
+    assert found(tmp_path / "a", 1, 2) == []
+
+
+def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "notes.page").write_text("buy tea")
+    (folder / f"{'x' * 32}.page").write_text("not hexadecimal")
+    (tmp_path / "README").write_text("nor in a folder")
+    file_of(folder, 3).mkdir()
+    put(folder, 1, 2, max_bytes=FILE_BYTES * 3 // 2)
+    assert found(folder, 1, 2, 3) == [2]
+    assert {"notes.page", f"{'x' * 32}.page"} < set(names(folder))
+    assert (tmp_path / "README").exists()
+
+
+def test_a_file_that_vanishes_is_not_there(tmp_path: Path) -> None:
+    put(tmp_path / "a", 1)
+    with closing(store_in(tmp_path / "a")) as store:
+        file_of(tmp_path / "a", 1).unlink()
+        assert not store.read(key_of(1), 0)
+        assert key_of(1) not in store
+
+
+def test_what_was_never_finished_is_swept_away_unless_it_is_new(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    put(folder, 1)
+    for name, age in (("old", 3600), ("new", 1)):
+        path = folder / f"{key_of(9).hex()}.{name}.partial"
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    put(folder, 2)
+    assert [name for name in names(folder) if "partial" in name] == [f"{key_of(9).hex()}.new.partial"]
+
+
+# --- the limit ----------------------------------------------------------------------------------------------------
+
+
+def age(folder: Path, **seconds: int) -> None:
+    """Let pages have been used so many seconds ago."""
+    for number, ago in seconds.items():
+        os.utime(file_of(folder, int(number[1:])), (time.time() - ago,) * 2)
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+    put(tmp_path / "a", 1, 2, 3)
+    put(tmp_path / "b", 4)
+    age(tmp_path / "a", _1=400, _2=300, _3=200)
+    age(tmp_path / "b", _4=350)
+    assert found(tmp_path / "a", 1) == [1]  # which is use
+    put(tmp_path / "a", 5, max_bytes=4 * FILE_BYTES)
+    assert (found(tmp_path / "a", 1, 2, 3, 5), found(tmp_path / "b", 4)) == ([1, 3, 5], [])
+
+
+def test_the_limit_holds_while_much_is_written(tmp_path: Path) -> None:
+    most = 0
+    for first in range(0, 100, 5):
+        put(tmp_path / str(first % 2), *range(first, first + 5), max_bytes=12 * FILE_BYTES)
+        most = max(most, sum(path.stat().st_size for path in tmp_path.glob("*/*")))
+    assert 10 * FILE_BYTES < most <= 12 * FILE_BYTES
+    assert found(tmp_path / "1", *range(95, 100)) == [*range(95, 100)]
+
+
+def test_half_of_what_the_disk_has_free_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def usage(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=(10 - len(names(tmp_path / "a"))) * FILE_BYTES)
+
+    monkeypatch.setattr(page_store.shutil, "disk_usage", usage)
+    for number in range(10):
+        put(tmp_path / "a", number)
+        assert len(names(tmp_path / "a")) <= 5
+    assert len(names(tmp_path / "a")) >= 4
+
+
+def test_more_than_can_be_written_in_time_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_store, "MAX_QUEUED", 3)
+    with closing(store_in(tmp_path / "a")) as store:
+        for number in range(100):
+            store.write(key_of(number), 0, lambda: time.sleep(0.01) is None)
+        assert sum(key_of(number) in store for number in range(100)) <= 6
+    assert 3 <= len(names(tmp_path / "a")) <= 6
+
+
+# --- disks that fail ----------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_told_once_and_tried_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "a", 1)
+    attempts = []
+
+    def full(self: Path, target: Path) -> None:
+        attempts.append(target)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        store = put(tmp_path / "a", 2, 3, 4)
+        assert len(attempts) == 1
+        assert not any(key_of(number) in store for number in (2, 3, 4))
+        patch.setattr(page_store, "REST_S", 0)
+        put(tmp_path / "b", 2, 3, 4)
+        assert len(attempts) == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        f"prefixes cannot be kept in {tmp_path / name}: No space left on device" for name in "ab"
+    ]
+    assert names(tmp_path / "a") == [file_of(tmp_path, 1).name]
+    assert found(tmp_path / "a", 1) == [1]
+    put(tmp_path / "a", 2)
+    assert found(tmp_path / "a", 1, 2) == [1, 2]
+
+
+@contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+    with suppress(FileNotFoundError):
+        if subprocess.run(mount, capture_output=True).returncode == 0:
+            try:
+                yield
+            finally:
+                subprocess.run(["umount", str(folder)], check=True)
+            return
+    pytest.skip("no file system can be mounted here")
+
+
+def test_a_disk_that_really_is_full_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with small_disk(tmp_path / "disk", 10 * 8192):
+        put(tmp_path / "disk" / "a", *range(4))
+        (tmp_path / "disk" / "ballast").write_bytes(bytes(4 * 8192))
+        with suppress(OSError), (tmp_path / "disk" / "rest").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+        put(tmp_path / "disk" / "a", *range(4, 8))
+        assert found(tmp_path / "disk" / "a", *range(8)) == [*range(4)]
+        assert not any("partial" in name for name in names(tmp_path / "disk" / "a"))
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    put(tmp_path / "file" / "a", 1, 2)
+    assert "prefixes cannot be kept" in caplog.text
+    assert len(caplog.records) == 1
+    assert found(tmp_path / "file" / "a", 1) == []
+
+
+def test_a_file_that_cannot_be_touched_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "a", 1)
+
+    def utime(file: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", utime)
+    assert found(tmp_path / "a", 1) == [1]
+
+
+# --- several processes, and their ends ----------------------------------------------------------------------------
+
+WRITER = """
+import sys
+sys.path[:0] = ["tests/engine"]
+from test_page_store import *
+folder, seed, rounds, begin, end = Path(sys.argv[1]), *map(int, sys.argv[2:])
+source, pages = random.Random(seed), np.zeros((64, PAGE_BYTES), np.uint8)
+print("ready", flush=True)
+for _ in range(rounds):
+    store = PageStore(folder, pages, 40 * FILE_BYTES if begin == 0 else AMPLE)
+    for row in range(50):
+        number = source.randrange(begin, end)
+        if key_of(number) in store and store.read(key_of(number), 63):
+            assert (pages[63] == content(number)).all()
+        else:
+            pages[row] = content(number)
+            store.write(key_of(number), row, lambda: True)
+    store.close()
+"""
+
+
+def writer(folder: Path, *numbers: int) -> subprocess.Popen[str]:
+    """A process that writes and reads again: its seed, how many rounds, and of which pages."""
+    command = [sys.executable, "-c", WRITER, str(folder), *map(str, numbers)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_processes_share_a_folder(tmp_path: Path) -> None:
+    for process in [writer(tmp_path / "a", seed, 15, 0, 60) for seed in range(2)]:
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (0, "", "")
+    assert len(found(tmp_path / "a", *range(60))) == len(names(tmp_path / "a"))
+    assert 20 < len(names(tmp_path / "a")) < 80
+
+
+def test_a_writer_that_is_killed_leaves_nothing_damaged(tmp_path: Path) -> None:
+    """Of twenty kills, some four come while a file is half-written."""
+    folder = tmp_path / "a"
+    put(folder, 999)
+    source = random.Random(0)
+    for kill in range(20):
+        with writer(folder, kill, 1000, 1000, 10**9) as process:
+            time.sleep(source.uniform(0, 0.04))
+            process.send_signal(signal.SIGKILL)
+        whole = [path for path in folder.glob("*.page") if path != file_of(folder, 999)]
+        before = [int(path.stem, 16) for path in whole]
+        assert sorted(found(folder, *before)) == sorted(before)
+        assert found(folder, 999) == [999]
+    assert len(before) > 50

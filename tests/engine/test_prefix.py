@@ -1,0 +1,371 @@
+"""The prefix cache: what is shared changes no answer, and every page comes back."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_runner import VOCAB, FakeDecoder, FakeRunner, FakeTokenizer, alone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freedive.config import EngineConfig
+from freedive.engine import page_store
+from freedive.engine.batch import PAGE_TOKENS
+from freedive.engine.engine import Engine
+from freedive.engine.kvcache import PageTables
+from freedive.engine.page_store import PageStore
+from freedive.engine.prefix import PrefixCache
+from freedive.engine.request import Generation, Sampling
+from freedive.engine.sampler import Sampler
+from freedive.engine.scheduler import Request, Scheduler, to_batch
+from freedive.engine.stop import TextStream
+
+TEXT = random.Random(0).choices(range(VOCAB - 2), k=400)
+SHORT = Sampling(max_tokens=5, temperature=0, ignore_eos=True)
+
+
+def start(runner: FakeRunner, store: PageStore | None = None, **config: Any) -> Engine:
+    return Engine(runner, FakeTokenizer(), EngineConfig(**config), store)
+
+
+def ask(engine: Engine, prompt: list[int], sampling: Sampling = SHORT, salt: str = "") -> tuple[int, list[int]]:
+    """Tokens that were found, and the answer."""
+    generation = engine.submit(prompt, sampling, salt=salt)
+    answer = [token for piece in generation for token in piece.token_ids]
+    return generation.num_cached_tokens, answer
+
+
+# --- what is shared -----------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_begins_alike_is_computed_from_where_it_differs() -> None:
+    runner = FakeRunner()
+    with start(runner) as engine:
+        assert ask(engine, TEXT[:200]) == (0, alone(TEXT[:200], SHORT))
+        prompt = [*TEXT[:170], 1, 2, 3]
+        assert ask(engine, prompt) == (160, alone(prompt, SHORT))
+        assert runner.batches[-5].starts.tolist() == [160]
+        stats = engine.stats()
+        assert (stats.num_cached, stats.num_restored) == (160, 0)
+        assert stats.free_pages == stats.num_pages
+        assert stats.known_pages == 6
+
+
+@pytest.mark.parametrize(("length", "found"), [(31, 0), (32, 0), (33, 32), (64, 32), (65, 64)])
+def test_the_last_token_is_always_computed(length: int, found: int) -> None:
+    with start(FakeRunner()) as engine:
+        first = ask(engine, TEXT[:length])
+        assert ask(engine, TEXT[:length]) == (found, first[1])
+
+
+def test_an_answer_is_found_when_the_conversation_goes_on() -> None:
+    with start(FakeRunner()) as engine:
+        _, answer = ask(engine, TEXT[:20], Sampling(max_tokens=80, temperature=0, ignore_eos=True))
+        prompt = [*TEXT[:20], *answer, 7, 8]
+        assert ask(engine, prompt) == (96, alone(prompt, SHORT))
+
+
+@pytest.mark.parametrize(("boundaries", "found"), [((), 192), ((-32,), 160), ((0,), 192), ((-70, 0), 128)])
+def test_pages_are_shared_only_where_boundaries_lie_alike(boundaries: tuple[int, ...], found: int) -> None:
+    with start(FakeRunner(boundaries=boundaries)) as engine:
+        for prompt, expected in ((TEXT[:200], 0), (TEXT[:300], found), (TEXT[:300], 288)):
+            assert ask(engine, prompt) == (expected, alone(prompt, SHORT, boundaries=boundaries))
+
+
+def test_answers_are_not_taken_for_prompts_where_that_shows() -> None:
+    with start(FakeRunner(boundaries=(0,))) as engine:
+        _, answer = ask(engine, TEXT[:40], Sampling(max_tokens=80, temperature=0, ignore_eos=True))
+        prompt = [*TEXT[:40], *answer, 7, 8]
+        assert ask(engine, prompt) == (32, alone(prompt, SHORT, boundaries=(0,)))
+
+
+def test_salts_share_nothing() -> None:
+    with start(FakeRunner()) as engine:
+        found = [ask(engine, TEXT[:100], salt=salt)[0] for salt in ("", "ann", "bob", "ann", "bob", "")]
+    assert found == [0, 0, 0, 96, 96, 96]
+
+
+def test_off_means_that_all_is_computed() -> None:
+    with start(FakeRunner(), prefix_cache="off") as engine:
+        assert [ask(engine, TEXT[:100])[0] for _ in range(2)] == [0, 0]
+        assert (engine.stats().num_computed, engine.stats().known_pages) == (208, 0)
+
+
+def test_requests_that_come_together_compute_their_common_beginning_once() -> None:
+    runner = FakeRunner(200)
+    runner.gate.clear()
+    with start(runner, prefill_chunk=64) as engine:
+        generations = [engine.submit([*TEXT[:320], index], SHORT) for index in range(8)]
+        runner.gate.set()
+        for index, generation in enumerate(generations):
+            answer = [token for piece in generation for token in piece.token_ids]
+            assert answer == alone([*TEXT[:320], index], SHORT)
+        assert engine.stats().num_computed < 320 + 8 * (64 + 5)
+        assert sum(generation.num_cached_tokens for generation in generations) == engine.stats().num_cached
+
+
+def test_a_cancelled_request_leaves_its_pages_to_others() -> None:
+    with start(FakeRunner(max_context=2000)) as engine:
+        for piece in engine.submit(TEXT[:100], Sampling(ignore_eos=True)):
+            assert piece.token_ids
+            break
+        assert ask(engine, TEXT[:100]) == (96, alone(TEXT[:100], SHORT))
+
+
+def test_a_request_sent_back_finds_its_own_pages() -> None:
+    sampling = Sampling(max_tokens=100, temperature=0, ignore_eos=True)
+    computed = {}
+    for prefix_cache in ("on", "off"):
+        with start(FakeRunner(9, max_context=256), prefix_cache=prefix_cache) as engine:
+            generations = [engine.submit([index, *TEXT[:64]], sampling) for index in range(4)]
+            for index, generation in enumerate(generations):
+                answer = [token for piece in generation for token in piece.token_ids]
+                assert answer == alone([index, *TEXT[:64]], sampling)
+            assert sum(generation.timings.num_preemptions for generation in generations) > 0
+            assert all(generation.num_cached_tokens == 0 for generation in generations)
+            assert engine.stats().free_pages == 9
+            computed[prefix_cache] = engine.stats().num_computed
+    assert computed["on"] < computed["off"]
+
+
+# --- the bookkeeping ----------------------------------------------------------------------------------------------
+
+
+def known(pages: PageTables, keys: str) -> str:
+    return "".join(key for key in keys if pages.find(key.encode()) is not None)
+
+
+def fill(pages: PageTables, row: int, keys: str) -> None:
+    """Let ``row`` have a known page for each letter."""
+    assert pages.reserve(row, PAGE_TOKENS * len(keys))
+    for place, key in enumerate(keys):
+        pages.know(row, place, key.encode())
+
+
+def test_what_was_left_longest_ago_goes_first_and_beginnings_last() -> None:
+    pages = PageTables(6, 3, 6 * PAGE_TOKENS)
+    fill(pages, 0, "abc")
+    fill(pages, 1, "xyz")
+    pages.release(1)
+    pages.release(0)
+    assert (pages.num_free, pages.num_known) == (6, 6)
+    gone = []
+    for count in range(1, 7):
+        pages.reserve(2, count * PAGE_TOKENS)
+        gone.append(known(pages, "abcxyz"))
+    assert gone == ["abcxy", "abcx", "abc", "ab", "a", ""]
+    assert pages.editions == [2] * 6
+
+
+def test_what_is_used_again_stays_longer() -> None:
+    pages = PageTables(3, 2, 3 * PAGE_TOKENS)
+    for key in "abc":
+        fill(pages, 0, key)
+        pages.release(0)
+    pages.share(0, 0, pages.find(b"a") or 0)
+    assert pages.num_free == 2
+    pages.release(0)
+    assert pages.reserve(0, 2 * PAGE_TOKENS)
+    assert known(pages, "abc") == "a"
+
+
+def test_a_page_is_free_when_the_last_of_its_holders_has_left() -> None:
+    pages = PageTables(3, 3, 3 * PAGE_TOKENS)
+    fill(pages, 0, "a")
+    page = pages.find(b"a")
+    assert page is not None
+    assert pages.reserve(1, 2 * PAGE_TOKENS)
+    pages.share(1, 0, page)  # instead of its own
+    pages.share(2, 0, page)
+    assert (pages.num_free, pages.table[:, 0].tolist()) == (1, [page] * 3)
+    for row, free in ((1, 2), (0, 2), (2, 3)):
+        pages.release(row)
+        assert pages.num_free == free
+    assert not pages.is_held(page)
+
+
+class Shelf(dict[bytes, bytes]):
+    """A store without a disk, on which what is ``damaged`` is found and cannot be read."""
+
+    def __init__(self, runner: FakeRunner, damaged: Callable[[], bool]) -> None:
+        self.pages, self.damaged = runner.pages, damaged
+        self.page_bytes = runner.pages.shape[1]
+
+    def write(self, key: bytes, page: int, is_same: Callable[[], bool]) -> None:
+        assert is_same()
+        assert self.setdefault(key, self.pages[page].tobytes()) == self.pages[page].tobytes()
+
+    def read(self, key: bytes, page: int) -> bool:
+        data = self.pop(key) if self.damaged() else self[key]
+        self.pages[page] = np.frombuffer(data, np.uint8)
+        return key in self
+
+
+class Driver:
+    """An engine without a thread: steps are taken when the test says so, and pages are counted after each."""
+
+    def __init__(self, runner: FakeRunner, store: Any, max_context: int) -> None:
+        self.runner = runner
+        self.tables = PageTables(runner.num_pages, 4, max_context)
+        self.prefixes = PrefixCache(self.tables, runner.boundaries, store)
+        self.scheduler = Scheduler(self.tables, 4, 48, prefixes=self.prefixes)
+        self.open: list[Request] = []
+
+    def add(self, prompt: list[int], count: int, salt: str) -> None:
+        generation = Generation("", len(prompt), 0, lambda generation: None)
+        text = TextStream(FakeDecoder(), ())
+        sampler = Sampler(SHORT, 0, prompt, VOCAB)
+        length = len(prompt) + count
+        request = Request(generation, SHORT, sampler, text, list(prompt), length, frozenset(), salt)
+        self.open.append(request)
+        self.scheduler.add(request)
+
+    def cancel(self, index: int) -> None:
+        if self.open:
+            self.scheduler.remove(self.open.pop(index % len(self.open)))
+
+    def step(self) -> None:
+        if plan := self.scheduler.plan():
+            rows = iter(self.runner.step(to_batch(plan, self.tables)))
+            for share in plan:
+                share.request.num_cached += share.count
+                if share.request.num_pending == 0:
+                    self.advance(share.request, next(rows))
+        self.check()
+
+    def advance(self, request: Request, logits: np.ndarray) -> None:
+        request.tokens.append(request.sampler(logits))
+        if len(request.tokens) == request.max_length:
+            self.scheduler.remove(request)
+            self.open.remove(request)
+            prompt = request.tokens[: request.generation.num_prompt_tokens]
+            count = Sampling(max_tokens=request.max_length - len(prompt), temperature=0, ignore_eos=True)
+            expected = alone(prompt, count, boundaries=self.runner.boundaries)
+            assert request.tokens[len(prompt) :] == expected
+
+    def check(self) -> None:
+        table = self.tables.table
+        holders = Counter(table[table >= 0].tolist())
+        assert [holders[page] for page in range(self.tables.num_pages)] == self.tables._num_holders
+        assert self.tables.num_free == self.tables.num_pages - len(holders)
+        places = [*self.tables._free, *self.tables._left, *holders]
+        assert sorted(places) == list(range(self.tables.num_pages))
+        for key, page in self.tables._pages.items():
+            assert self.tables._keys[page] == key
+        assert self.tables.num_known == sum(key is not None for key in self.tables._keys)
+
+
+prompts = st.tuples(st.integers(0, 130), st.integers(1, 40), st.integers(0, 2))
+adding = st.tuples(st.just("add"), prompts, st.integers(1, 50), st.sampled_from(["", "", "", "other"]))
+actions = st.one_of(adding, adding, st.tuples(st.just("cancel"), st.integers(0, 9)), st.tuples(st.just("step")))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(actions, max_size=30),
+    st.sampled_from([8, 12, 40]),
+    st.sampled_from([(), (-32,), (0,), (-32, 0)]),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_any_order_of_requests_answers_rightly_and_loses_no_page(
+    todo: list[Any], num_pages: int, boundaries: tuple[int, ...], on_disk: bool, source: random.Random
+) -> None:
+    runner = FakeRunner(num_pages, 256, boundaries=boundaries)
+    store = Shelf(runner, lambda: source.random() < 0.2) if on_disk else None
+    driver = Driver(runner, store, 256)
+    for action, *details in todo:
+        if action == "add":
+            (shared, own, seed), count, salt = details
+            driver.add([*TEXT[:shared], *TEXT[200 + seed : 200 + seed + own]], count, salt)
+            driver.step()
+        elif action == "cancel":
+            driver.cancel(*details)
+        else:
+            driver.step()
+    while driver.open:
+        driver.step()
+    assert driver.tables.num_free == num_pages
+    assert (driver.tables.table == -1).all()
+
+
+def test_what_is_on_disk_is_read_bit_by_bit_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = FakeRunner(40, 512)
+    store = Shelf(runner, lambda: False)
+    first = Driver(runner, store, 512)
+    first.add(TEXT[:321], 1, "")
+    while first.open:
+        first.step()
+    assert len(store) == 10
+    monkeypatch.setattr("freedive.engine.prefix.STEP_BYTES", 3 * store.page_bytes)
+    runner.pages.fill(0)
+    second = Driver(runner, store, 512)
+    second.add(TEXT[100:110], 20, "")
+    second.step()
+    second.add(TEXT[:321], 4, "")
+    second.add(TEXT[:330], 4, "")
+    lengths = []
+    for _ in range(4):
+        second.step()
+        lengths.append(runner.batches[-1].lengths.tolist())
+    assert lengths == [[1], [1], [1], [1, 1, 10]]
+    while second.open:
+        second.step()
+    assert (second.prefixes.num_restored, second.prefixes.num_cached) == (320, 320)
+
+
+# --- memory and disk together -------------------------------------------------------------------------------------
+
+
+def test_after_a_restart_prompts_are_found_on_disk(tmp_path: Path) -> None:
+    for found, restored in ((0, 0), (192, 192)):
+        runner = FakeRunner(boundaries=(-32,))
+        store = PageStore(tmp_path / "pages", runner.pages, 10**6)
+        with start(runner, store) as engine:
+            assert ask(engine, TEXT[:201]) == (found, alone(TEXT[:201], SHORT, boundaries=(-32,)))
+            assert (engine.stats().num_restored, engine.stats().num_cached) == (restored, 0)
+            assert ask(engine, TEXT[:201])[0] == 192
+    assert len(list(tmp_path.glob("pages/*.page"))) == 6
+
+
+def test_only_prompts_are_written(tmp_path: Path) -> None:
+    runner = FakeRunner()
+    with start(runner, PageStore(tmp_path / "pages", runner.pages, 10**6)) as engine:
+        ask(engine, TEXT[:70], Sampling(max_tokens=100, temperature=0, ignore_eos=True))
+        assert engine.stats().known_pages == 5
+    assert len(list(tmp_path.glob("pages/*.page"))) == 2
+
+
+def test_a_disk_that_hangs_takes_no_page_and_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request here needs nearly the whole cache."""
+    monkeypatch.setattr(page_store, "CLOSE_S", 0.05)
+    hanging = threading.Event()
+    monkeypatch.setattr(page_store, "_checksum", lambda key, data: hanging.wait(20) and b"late")
+    runner = FakeRunner(4, 128)
+    store = PageStore(tmp_path / "pages", runner.pages, 10**6)
+    with start(runner, store) as engine:
+        for begin in range(6):
+            prompt = TEXT[begin : begin + 100]
+            assert ask(engine, prompt) == (0, alone(prompt, SHORT))
+            assert engine.stats().free_pages == 4
+    hanging.set()
+    store._thread.join()
+    assert list(tmp_path.glob("pages/*")) == []
+
+
+def test_a_page_put_to_another_use_is_not_written(tmp_path: Path) -> None:
+    runner = FakeRunner(2)
+    with closing(PageStore(tmp_path / "pages", runner.pages, 10**6)) as store:
+        store.write(b"0" * 16, 0, lambda: False)
+        store.write(b"1" * 16, 1, iter([True, False]).__next__)
+    assert list(tmp_path.glob("pages/*")) == []
+    assert b"0" * 16 not in store
+    assert b"1" * 16 not in store

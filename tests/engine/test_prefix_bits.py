@@ -1,0 +1,135 @@
+"""What the kernels left in the cache for one request, or on disk, gives another the very same answer, bit by bit."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_runner import FakeTokenizer
+from tiny_models import float_tensor, prompt, take_steps, tiny
+from tiny_mtp import with_mtp
+from weights import quantize
+
+from freedive.checkpoint.packed import Packed, pack_model
+from freedive.config import EngineConfig
+from freedive.engine.batch import PAGE_TOKENS
+from freedive.engine.engine import Engine
+from freedive.engine.page_store import PageStore
+from freedive.engine.request import Piece, Sampling
+from freedive.model import spec
+from freedive.model.params import params
+from freedive.ops.native import NativeRunner
+
+TEXT = prompt(300, seed=1)
+CASES = [
+    *((name, format, precision) for name in ("qwen3", "mistral") for format in ("f16", "int8") for precision in
+      ("exact", "balanced", "fast")),
+    *(("deepseek_v3", "f16", precision) for precision in ("exact", "balanced", "fast")),
+    ("gpt_oss", "f16", "balanced"),
+    ("gpt_oss", "int8", "fast"),
+    ("deepseek_v3 with mtp", "f16", "balanced"),
+]  # fmt: skip
+
+
+@cache
+def model(name: str) -> tuple[spec.Model, dict[str, Packed]]:
+    """A tiny model in 8 bits, so that it matters how its activations are rounded."""
+    small = with_mtp(name.split()[0]) if "mtp" in name else tiny(name)
+    roles = {key: param.role for key, param in params(small.spec).items()}
+
+    def tensor(key: str, weight: Any) -> Any:
+        rounds = roles[key] in ("linear", "embedding") and weight.shape[-1] % 32 == 0
+        return quantize(key, weight, "Q8_0") if rounds else float_tensor(key, weight)
+
+    return small.spec, pack_model({key: tensor(key, weight) for key, weight in small.weights.items()})
+
+
+def start(case: tuple[str, str, str], store: Path | None = None, **config: Any) -> Engine:
+    name, cache_format, precision = case
+    sizes = {"num_threads": 1, "max_rows": 80, "num_pages": 120}
+    runner = NativeRunner(*model(name), **sizes, cache_format=cache_format, precision=precision)
+    disk = PageStore(store, runner.pages, 10**8) if store else None
+    return Engine(runner, FakeTokenizer(), EngineConfig(prefill_chunk=64, **config), disk)
+
+
+def requests() -> list[tuple[list[int], Sampling]]:
+    """Prompts that begin alike for a while, of lengths that let the careful last tokens begin anywhere."""
+    rng = random.Random(2)
+    shared = [(TEXT[: rng.randint(40, 290)], rng.randint(0, 70)) for _ in range(6)]
+    prompts = [[*begin, *prompt(own + 1, seed=own)] for begin, own in shared]
+    sampling = Sampling(max_tokens=24, temperature=0.8, seed=5, ignore_eos=True, logprobs=3)
+    guessed = ([5, 6, 7, 8, 9, 10, 11, 12] * 20, Sampling(max_tokens=40, temperature=0, ignore_eos=True, logprobs=1))
+    return [*((tokens, sampling) for tokens in (TEXT, *prompts, TEXT, TEXT[:96], TEXT[:97])), guessed, guessed]
+
+
+def answer(engine: Engine, tokens: list[int], sampling: Sampling) -> tuple[list[Piece], int]:
+    """The pieces, but for what a clock says, and how many tokens of the prompt were found."""
+    generation = engine.submit(tokens, sampling)
+    pieces = [Piece(piece.text, piece.token_ids, None, piece.logprobs) for piece in generation]
+    return pieces, generation.num_cached_tokens
+
+
+def computed(case: tuple[str, str, str]) -> list[list[Piece]]:
+    """Every answer by an engine that shares nothing, and then each as a conversation going on."""
+    with start(case, prefix_cache="off", speculation="off") as engine:
+        return [answer(engine, *request)[0] for request in [*requests(), *going_on(case, engine)]]
+
+
+def going_on(case: tuple[str, str, str], engine: Engine) -> list[tuple[list[int], Sampling]]:
+    """Three requests that go on where answers end."""
+    asked = []
+    for tokens, sampling in requests()[:3]:
+        pieces, _ = answer(engine, tokens, sampling)
+        asked.append(([*tokens, *(token for piece in pieces for token in piece.token_ids), 9, 8, 7], sampling))
+    return asked
+
+
+@pytest.mark.usefixtures("steps_cost_the_same")
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_hits_in_memory_and_on_disk_do_not_show(case: tuple[str, str, str], tmp_path: Path) -> None:
+    expected = computed(case)
+    restored = []
+    for _ in range(2):
+        with start(case, tmp_path / "pages") as engine:
+            got = [answer(engine, *request) for request in requests()]
+            got += [answer(engine, *request) for request in going_on(case, engine)]
+            assert [pieces for pieces, _ in got] == expected
+            assert sum(found for _, found in got[1:]) > 600
+            assert engine.stats().num_drafted > 0
+            restored.append(engine.stats().num_restored)
+    assert restored[0] == 0
+    assert restored[1] > 400
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_all_at_once_they_do_not_show_either(case: tuple[str, str, str]) -> None:
+    expected = computed(case)[: len(requests())]
+    with start(case) as engine:
+        generations = [engine.submit(*request) for request in requests()]
+        for generation, wanted in zip(generations, expected, strict=True):
+            assert [Piece(piece.text, piece.token_ids, None, piece.logprobs) for piece in generation] == wanted
+        assert engine.stats().num_cached > 0
+
+
+def test_boundaries_are_where_the_bits_change() -> None:
+    """Where none is declared what is in the cache depends on tokens alone; where one is it does not."""
+    for case, boundaries in (
+        (("qwen3", "f16", "exact"), ()),
+        (("qwen3", "f16", "fast"), ()),
+        (("qwen3", "f16", "balanced"), (-PAGE_TOKENS,)),
+        (("deepseek_v3", "f16", "exact"), (0,)),
+        (("deepseek_v3", "f16", "balanced"), (-32, 0)),
+    ):
+        pages = []
+        for given in (64, 200):
+            runner = NativeRunner(
+                *model(case[0]), num_threads=1, max_rows=300, num_pages=7, cache_format=case[1], precision=case[2]
+            )
+            assert runner.boundaries == boundaries
+            take_steps(runner, [TEXT[:192]], [[(0, 192)]], [list(range(6))], [given])
+            pages.append(runner.pages[:6].copy())
+        assert (pages[0] == pages[1]).all() == (not boundaries)
+        assert (pages[0][:1] == pages[1][:1]).all()
