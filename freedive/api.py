@@ -68,7 +68,7 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
         cache_format=config.cache_format,
         precision=config.precision,
     )
-    return LanguageModel(name, runner, tokenizer, template, config, _recommended(name, path))
+    return LanguageModel(name, runner, tokenizer, template, config, recommended(name, path))
 
 
 class LanguageModel:
@@ -224,7 +224,7 @@ def text_parts(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTempl
     return tokenizer, ChatTemplate.from_folder(folder, tokenizer)
 
 
-def _recommended(name: str, path: Path) -> Mapping[str, Any]:
+def recommended(name: str, path: Path) -> Mapping[str, Any]:
     """Sampling that the maker advises: the catalogue's, else generation_config.json's."""
     if entry := entry_for(name):
         return entry.sampling

@@ -21,7 +21,8 @@ from freedive.text.question import Question
 class Ask:
     """What is asked of a model: ``questions``, made in a thread of their own, each answered ``num_choices`` times.
 
-    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is.
+    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is. ``max_context`` bounds prompt and
+    answer together, in tokens.
     """
 
     model: str
@@ -30,6 +31,7 @@ class Ask:
     num_choices: int = 1
     user: str = ""
     keep_alive_s: float | None = None
+    max_context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask
     generations: list[Generation] = []
     try:
         for question in questions:
+            bounded = _bounded(sampling, question, ask.max_context, model.max_context)
             for choice in range(ask.num_choices):
-                generations.append(_submit_one(model, question, _seeded(sampling, choice)))
+                generations.append(_submit_one(model, question, _seeded(bounded, choice)))
     except UserError:
         for generation in generations:
             generation.cancel()
@@ -73,3 +76,18 @@ def _submit_one(model: Model, question: Question, sampling: Sampling) -> Generat
 def _seeded(sampling: Sampling, choice: int) -> Sampling:
     """Choices of a seeded request differ from each other, and from run to run they do not."""
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
+
+
+def _bounded(sampling: Sampling, question: Question, wanted: int | None, largest: int) -> Sampling:
+    """``sampling`` for an answer that ends within ``wanted`` tokens, prompt included."""
+    if wanted is None:
+        return sampling
+    if wanted > largest:
+        what = f"max_context is {wanted}, but the model's is {largest}"
+        raise UserError(what, "Choose a smaller value", param="max_context")
+    room = wanted - len(question.tokens)
+    if room < (sampling.max_tokens or 1):
+        longest = f" and the answer may have {sampling.max_tokens}" if sampling.max_tokens else ""
+        what = f"The prompt has {len(question.tokens)} tokens{longest}, but max_context is {wanted}"
+        raise ContextLengthExceeded(what, "Shorten the prompt, or raise max_context", param="max_context")
+    return sampling if sampling.max_tokens else replace(sampling, max_tokens=room)
