@@ -30,6 +30,12 @@ def client(live_server: str) -> Iterator[ollama.Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def http(live_server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live_server) as client:
+        yield client
+
+
 def refusal(caught: pytest.ExceptionInfo[ollama.ResponseError], status: int = 400) -> str:
     assert caught.value.status_code == status
     return str(caught.value.error)
@@ -59,8 +65,8 @@ def test_chat_streams_in_lines_and_the_last_one_sums_up(client: ollama.Client) -
     assert (last.message.content, last.done, last.done_reason, last.eval_count) == ("", True, "stop", len(SAID))
 
 
-def test_streams_are_the_default_and_json_by_the_line(live_server: str) -> None:
-    response = httpx.post(f"{live_server}/api/generate", json={"model": "echo", "prompt": "hello"})
+def test_streams_are_the_default_and_json_by_the_line(http: httpx.Client) -> None:
+    response = http.post("/api/generate", json={"model": "echo", "prompt": "hello"})
     assert response.headers["content-type"] == "application/x-ndjson"
     parts = [json.loads(part) for part in response.text.splitlines()]
     assert "".join(part["response"] for part in parts) == SAID
@@ -162,13 +168,13 @@ def test_calls_and_results_reach_the_template_with_ids_that_match(client: ollama
     ]
 
 
-def test_ids_that_clients_send_are_kept(live_server: str, fake_model: EchoModel) -> None:
+def test_ids_that_clients_send_are_kept(http: httpx.Client, fake_model: EchoModel) -> None:
     call = {"id": "c7", "type": "function", "function": {"index": 0, "name": "clock", "arguments": {}}}
     messages = [
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "noon", "tool_call_id": "c7"},
     ]
-    httpx.post(f"{live_server}/api/chat", json={"model": "echo", "messages": messages}).raise_for_status()
+    http.post("/api/chat", json={"model": "echo", "messages": messages}).raise_for_status()
     asked, answered = fake_model.asked[-1]["messages"]
     assert asked["tool_calls"][0]["id"] == answered["tool_call_id"] == "c7"
 
@@ -283,11 +289,11 @@ def test_models_are_listed_and_shown() -> None:
         assert older["model_info"] == shown.modelinfo
 
 
-def test_clients_see_that_somebody_is_there_and_how_new(live_server: str) -> None:
+def test_clients_see_that_somebody_is_there_and_how_new(http: httpx.Client) -> None:
     for path in ("/", "/api/version", "/api/tags"):
-        response = httpx.head(f"{live_server}{path}")
+        response = http.head(path)
         assert (response.status_code, response.content) == (200, b"")
-    assert httpx.get(f"{live_server}/api/version").json().keys() == {"version", "freedive"}
+    assert http.get("/api/version").json().keys() == {"version", "freedive"}
 
 
 def test_latest_is_no_other_model(client: ollama.Client) -> None:
@@ -333,9 +339,7 @@ def test_a_pull_tells_its_progress_and_the_model_is_served(monkeypatch: pytest.M
         refusal(caught, 404)
 
 
-def test_what_would_change_the_files_of_this_machine_is_refused_with_a_remedy(
-    client: ollama.Client, live_server: str
-) -> None:
+def test_what_would_change_the_files_of_this_machine_is_refused_with_a_remedy(client: ollama.Client) -> None:
     for attempt in (
         lambda: client.create("mine", from_="echo"),
         lambda: client.copy("echo", "other"),
@@ -429,16 +433,16 @@ TEXT = {"model": "echo", "prompt": "hello"}
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(
-    live_server: str, route: str, extra: dict[str, Any], param: str
+    http: httpx.Client, route: str, extra: dict[str, Any], param: str
 ) -> None:
     body = {"chat": CHAT, "generate": TEXT}.get(route, {"model": "echo"}) | extra
-    response = httpx.post(f"{live_server}/api/{route}", json=body)
+    response = http.post(f"/api/{route}", json=body)
     assert response.status_code == 400, response.text
     assert response.json().keys() == {"error"}
     assert param in response.json()["error"]
 
 
-def test_what_asks_for_nothing_is_accepted(live_server: str) -> None:
+def test_what_asks_for_nothing_is_accepted(http: httpx.Client) -> None:
     options = {
         "mirostat": 0,
         "mirostat_tau": 5.0,
@@ -448,11 +452,11 @@ def test_what_asks_for_nothing_is_accepted(live_server: str) -> None:
         "use_mmap": True,
     }
     nothing = {"format": "", "images": [], "context": [], "template": "", "truncate": False, "options": options}
-    assert httpx.post(f"{live_server}/api/generate", json=TEXT | nothing).status_code == 200
+    assert http.post("/api/generate", json=TEXT | nothing).status_code == 200
 
 
-def test_texts_that_no_encoding_can_write_are_refused(live_server: str) -> None:
+def test_texts_that_no_encoding_can_write_are_refused(http: httpx.Client) -> None:
     call = {"function": {"name": "f", "arguments": {"a": "\ud800"}}}
     body = json.dumps(CHAT | {"messages": [{"role": "assistant", "tool_calls": [call]}]})
-    response = httpx.post(f"{live_server}/api/chat", content=body, headers={"content-type": "application/json"})
+    response = http.post("/api/chat", content=body, headers={"content-type": "application/json"})
     assert (response.status_code, "arguments" in response.json()["error"]) == (400, True)

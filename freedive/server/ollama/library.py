@@ -35,11 +35,13 @@ def router(models: Models) -> APIRouter:
     """The routes."""
     routes = APIRouter()
 
-    @routes.api_route("/version", methods=["GET", "HEAD"], summary="Ollama's version that this speaks, and our own")
+    @routes.head("/version", include_in_schema=False)
+    @routes.get("/version", summary="Ollama's version that this speaks, and our own")
     async def version() -> Json:
         return {"version": VERSION, "freedive": freedive.__version__}
 
-    @routes.api_route("/tags", methods=["GET", "HEAD"], summary="List the models that can be asked")
+    @routes.head("/tags", include_in_schema=False)
+    @routes.get("/tags", summary="List the models that can be asked")
     async def tags() -> Json:
         slots = list(models.slots.values())
         return {"models": await run_in_threadpool(lambda: [_tag(slot) for slot in slots])}
