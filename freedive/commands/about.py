@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from freedive.api import recommended, text_parts
@@ -9,7 +10,6 @@ from freedive.commands.describe import main_formats, opened
 from freedive.errors import UserError
 from freedive.model.size import size
 from freedive.server.about import About
-from freedive.text.dialects.dialect import Dialect
 from freedive.text.dialects.known import dialect_for
 from freedive.text.infill import can_infill
 from freedive.text.thinking import can_think
@@ -26,13 +26,6 @@ def about(name: str, path: Path) -> About:
 def _about(name: str, path: Path) -> About:
     spec, checkpoint, formats = opened(path)
     tokenizer, template = text_parts(path, checkpoint)
-    added, source = tokenizer.added_tokens.values(), template.source
-    abilities = {
-        "completion": True,
-        "tools": can_call(source, dialect := dialect_for(source, added)),
-        "thinking": can_think(source, dialect),
-        "insert": can_infill(added),
-    }
     return About(
         family=spec.family,
         num_params=size(spec).total,
@@ -41,10 +34,20 @@ def _about(name: str, path: Path) -> About:
         hidden_dim=spec.hidden_dim,
         template=template.sources.get("default", ""),
         sampling=recommended(name, path),
-        capabilities=tuple(ability for ability, there in abilities.items() if there),
+        capabilities=capabilities(template.source, tokenizer.added_tokens.values()),
     )
 
 
-def can_call(source: str, dialect: Dialect) -> bool:
-    """Whether the template shows tools to the model, and its calls can be read."""
-    return "tools" in source and bool(dialect.codecs)
+def capabilities(source: str, added_tokens: Collection[str]) -> tuple[str, ...]:
+    """What a model with such a chat template and vocabulary can do.
+
+    It has tools if the template shows them to the model and its calls can be read.
+    """
+    dialect = dialect_for(source, added_tokens)
+    abilities = {
+        "completion": True,
+        "tools": "tools" in source and bool(dialect.codecs),
+        "thinking": can_think(source, dialect),
+        "insert": can_infill(added_tokens),
+    }
+    return tuple(name for name, there in abilities.items() if there)

@@ -43,7 +43,7 @@ def serve(
 ) -> None:
     where, how = load(ServerConfig, server), asdict(load(EngineConfig, engine))
     app.check_port(where.host, where.port)  # before models are loaded for nothing
-    app.serve(_models(models or [DEFAULT], [] if models else _stored(), where, how), where, partial(_fetched, how))
+    app.serve(_models(models or [DEFAULT], [] if models else _stored(), where, how), where, partial(fetched, how))
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:
@@ -66,8 +66,11 @@ def _known(name: str, how: Mapping[str, Any]) -> Known:
     return Known(name, load, _num_bytes(path), path.stat().st_mtime, facts)
 
 
-def _fetched(how: Mapping[str, Any], name: str, progress: Progress) -> Known:
-    """A model that a client names, who may fetch what hubs have, and not ask for files of this machine."""
+def fetched(how: Mapping[str, Any], name: str, progress: Progress) -> Known:
+    """A model that a client names, who may have what hubs have; files of this machine are not for clients to name.
+
+    Raises NotFound for those, and what :func:`freedive.hub.sources.resolve` raises.
+    """
     if not entry_for(name) and name.partition(":")[0] not in FORMS:
         raise NotFound(f"{name} is not a model of the catalogue", f"Write {FORMS['hf']}", param="model")
 

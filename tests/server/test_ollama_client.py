@@ -13,11 +13,16 @@ import httpx
 import ollama
 import pytest
 from echo_model import EchoModel, known, serving
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_bad_requests import values
 
 from freedive.errors import NotFound
 from freedive.server.about import About
 from freedive.server.models import Known
 from freedive.server.ollama import pull as pulling
+from freedive.server.ollama.fields import ChatRequest, GenerateRequest
+from freedive.server.ollama.options import Options
 from freedive.server.ollama.pull import Progress
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -339,6 +344,33 @@ def test_a_pull_tells_its_progress_and_the_model_is_served(monkeypatch: pytest.M
         refusal(caught, 404)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_pull_goes_on_without_its_client_and_holds_up_no_server(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(pulling, "TICK_S", 0.01)
+    may_end, ended = threading.Event(), threading.Event()
+
+    def fetch(name: str, progress: Progress) -> Known:
+        progress.total = 10
+        assert threading.current_thread().daemon
+        assert may_end.wait(5)
+        ended.set()
+        return known(EchoModel(name=name))
+
+    with serving(EchoModel(), fetch=fetch) as url, ollama.Client(host=url, timeout=0.3) as client:
+        if stream:
+            states = client.pull("new", stream=True)
+            assert [next(states).total for _ in range(2)] == [None, 10]
+            states.close()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.pull("new")
+        assert [model.model for model in client.list().models] == ["echo"]
+    may_end.set()
+    assert ended.wait(5)
+
+
 def test_what_would_change_the_files_of_this_machine_is_refused_with_a_remedy(client: ollama.Client) -> None:
     for attempt in (
         lambda: client.create("mine", from_="echo"),
@@ -460,3 +492,20 @@ def test_texts_that_no_encoding_can_write_are_refused(http: httpx.Client) -> Non
     body = json.dumps(CHAT | {"messages": [{"role": "assistant", "tool_calls": [call]}]})
     response = http.post("/api/chat", content=body, headers={"content-type": "application/json"})
     assert (response.status_code, "arguments" in response.json()["error"]) == (400, True)
+
+
+fields = sorted(ChatRequest.model_fields | GenerateRequest.model_fields)
+options = st.fixed_dictionaries({"options": st.dictionaries(st.sampled_from(sorted(Options.model_fields)), values)})
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([CHAT, TEXT]), st.dictionaries(st.sampled_from(fields), values, max_size=3) | options)
+def test_no_body_is_a_server_error(
+    http: httpx.Client, fake_model: EchoModel, valid: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    fake_model.delay_s = 0
+    body = json.dumps({"stream": False} | valid | changes)
+    for route in ("chat", "generate", "show"):
+        response = http.post(f"/api/{route}", content=body, headers={"content-type": "application/json"})
+        assert response.status_code in (200, 400, 404)
+        assert response.status_code == 200 or response.json().keys() == {"error"}

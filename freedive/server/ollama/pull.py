@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from threading import Thread
 
-from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
@@ -60,9 +62,23 @@ def router(models: Models, fetch: Fetch) -> APIRouter:
 
 
 async def _fetched(models: Models, fetch: Fetch, name: str, progress: Progress) -> None:
-    """A download whose client leaves goes on."""
     if name not in models.slots:
-        models.add(await to_thread.run_sync(fetch, name, progress, abandon_on_cancel=True))
+        models.add(await _in_background(partial(fetch, name, progress)))
+
+
+def _in_background(work: Callable[[], Known]) -> asyncio.Future[Known]:
+    """The result of ``work``, which goes on when the client leaves, but keeps no process from ending."""
+    future: Future[Known] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return asyncio.wrap_future(future)
 
 
 async def _lines(models: Models, fetch: Fetch, name: str) -> AsyncGenerator[bytes, None]:

@@ -26,9 +26,6 @@ Write = Callable[[Answer], Json]
 
 NOTHING = Answer("", "", ())
 
-FINISHES = {"tool_calls": "stop"}
-"""Our reasons to end whose name is another; a call of tools is an end like others."""
-
 NAMES = {
     "max_context": "num_ctx",
     "max_tokens": "num_predict",
@@ -86,11 +83,11 @@ def _logprobs(answers: Answers, said: Said) -> Json:
 
 
 def _end(answers: Answers, finish: str | None, started: float) -> Json:
-    """Loading is all that came before the question was the engine's."""
+    """Loading is all that came before the question was the engine's; a call of tools is an end like others."""
     timings, usage = answers.timings, answers.usage
     return {
         "done": True,
-        "done_reason": FINISHES.get(finish or "", finish),
+        "done_reason": "stop" if finish == "tool_calls" else finish,
         "total_duration": nanoseconds(time.perf_counter() - started),
         "load_duration": nanoseconds(timings.submitted_at - started),
         "prompt_eval_count": usage.prompt,
