@@ -74,7 +74,7 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
         precision=config.precision,
     )
     store = _page_store(path, model, runner, config)
-    return LanguageModel(name, runner, tokenizer, template, config, _recommended(name, path), store)
+    return LanguageModel(name, runner, tokenizer, template, config, recommended(name, path), store)
 
 
 class LanguageModel:
@@ -242,7 +242,7 @@ def text_parts(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTempl
     return tokenizer, ChatTemplate.from_folder(folder, tokenizer)
 
 
-def _recommended(name: str, path: Path) -> Mapping[str, Any]:
+def recommended(name: str, path: Path) -> Mapping[str, Any]:
     """Sampling that the maker advises: the catalogue's, else generation_config.json's."""
     if entry := entry_for(name):
         return entry.sampling

@@ -15,8 +15,10 @@ import pytest
 
 from freedive.engine.request import EngineError, Piece, Sampling, Timings, TokenLogprobs
 from freedive.errors import Overloaded, UserError
+from freedive.server.about import About
 from freedive.server.app import create_app, listen, server
 from freedive.server.models import Known, Models
+from freedive.server.ollama.pull import Fetch, no_fetch
 from freedive.text.dialects.codecs import json_calls
 from freedive.text.dialects.dialect import Dialect, Mark
 from freedive.text.question import Question
@@ -57,7 +59,7 @@ class EchoGeneration:
         self.num_cached_tokens = 0
         self.sampling = sampling
         self.delay_s = delay_s
-        self.timings = Timings(time.perf_counter())
+        self.timings = Timings(now := time.perf_counter(), started_at=now)
         self.cancelled = threading.Event()
         self.submitted: dict[str, str | None] = {}
         self.ended = False
@@ -145,6 +147,7 @@ class EchoModel:
     num_bytes: int = 1 << 20
     delay_s: float = 0.001
     script: dict[str, str] = field(default_factory=dict)
+    about: About = field(default_factory=About)
     tokenizer: CharTokenizer = field(default_factory=CharTokenizer)
     asked: list[dict[str, Any]] = field(default_factory=list)
     closed: bool = False
@@ -174,14 +177,19 @@ class EchoModel:
 
 def served(*models: Any) -> Models:
     """All of them loaded."""
-    return Models([Known(model.name, lambda model=model: model) for model in models], models)
+    return Models([known(model) for model in models], models)
+
+
+def known(model: EchoModel) -> Known:
+    """A model that can be loaded."""
+    return Known(model.name, lambda: model, model.num_bytes, model.created, lambda: model.about)
 
 
 @contextmanager
-def serving(*models: Any) -> Iterator[str]:
+def serving(*models: Any, fetch: Fetch = no_fetch) -> Iterator[str]:
     """The address of a real HTTP server over ``models``, in a thread of this process."""
     listener = listen("127.0.0.1", 0)
-    running = server(create_app(served(*models)))
+    running = server(create_app(served(*models), fetch))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

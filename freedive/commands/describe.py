@@ -13,6 +13,7 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import Packed, PackedExperts
 from freedive.checkpoint.quantize import FORMATS, target_format
 from freedive.checkpoint.rules import canonical_tensors
+from freedive.checkpoint.tensor import Checkpoint
 from freedive.commands.words import count_text, size_text
 from freedive.model.families import describe, describe_config
 from freedive.model.families.storage import declared
@@ -51,18 +52,28 @@ def _configured(path: Path) -> tuple[Model, dict[str, Footprint]]:
 
 def _stored(path: Path) -> tuple[Model, dict[str, Footprint]]:
     """The model of a checkpoint, or of a folder that freedive has written."""
+    spec, _, formats = opened(path)
+    return spec, {", ".join(main_formats(spec, formats)): _footprint(spec, formats)}
+
+
+def opened(path: Path) -> tuple[Model, Checkpoint, dict[str, str]]:
+    """The model of a checkpoint or a folder, what tells where its text comes from, and each weight's format."""
     if is_bundle(path):
-        spec, _, packed = read_bundle(path)
-        formats = _packed_formats(packed)
-    else:
-        checkpoint = open_checkpoint(path)
-        spec, rules = describe(checkpoint)
-        formats = {name: tensor.format for name, tensor in canonical_tensors(checkpoint, spec, rules).items()}
+        spec, checkpoint, packed = read_bundle(path)
+        return spec, checkpoint, _packed_formats(packed)
+    checkpoint = open_checkpoint(path)
+    spec, rules = describe(checkpoint)
+    tensors = canonical_tensors(checkpoint, spec, rules)
+    return spec, checkpoint, {name: tensor.format for name, tensor in tensors.items()}
+
+
+def main_formats(spec: Model, formats: Mapping[str, str]) -> list[str]:
+    """Of all matrices, what holds most of them first."""
     sizes: Counter[str] = Counter()
     for name, param in params(spec).items():
         if len(param.shape) > 1:
             sizes[formats[name]] += param.size
-    return spec, {", ".join(format for format, _ in sizes.most_common()): _footprint(spec, formats)}
+    return [format for format, _ in sizes.most_common()]
 
 
 def _packed_formats(weights: Mapping[str, Packed]) -> dict[str, str]:

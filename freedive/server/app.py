@@ -18,6 +18,10 @@ from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
 from freedive.server import docs, problems
 from freedive.server.models import Models
+from freedive.server.ollama import answer as ollama_answer
+from freedive.server.ollama import library as ollama_library
+from freedive.server.ollama import pull as ollama_pull
+from freedive.server.ollama.pull import Fetch, no_fetch
 from freedive.server.openai import chat as openai_chat
 from freedive.server.openai import completions as openai_completions
 from freedive.server.openai import embeddings as openai_embeddings
@@ -31,8 +35,8 @@ OPENAI_PREFIXES = ("/v1", "", "/beta", "/beta/v1")
 """Where OpenAI's routes are; DeepSeek's clients go without the version. Only the first place is in the description."""
 
 
-def create_app(models: Models) -> FastAPI:
-    """All routes over ``models``, of which the first is the page's default."""
+def create_app(models: Models, fetch: Fetch = no_fetch) -> FastAPI:
+    """All routes over ``models``, of which the first is the page's default; ``fetch`` gets more of them."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,6 +62,8 @@ def create_app(models: Models) -> FastAPI:
     for prefix in OPENAI_PREFIXES:
         for router in routers:
             app.include_router(router, prefix=prefix, tags=["OpenAI"], include_in_schema=prefix == OPENAI_PREFIXES[0])
+    for ollama in (ollama_answer.router(service), ollama_library.router(models), ollama_pull.router(models, fetch)):
+        app.include_router(ollama, prefix="/api", tags=["Ollama"])
     app.include_router(docs.router(app, next(iter(models.slots))))
     app.include_router(chat.router(service))
     app.mount("/static", chat.static_files(), name="static")
@@ -88,7 +94,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(models: Models, config: ServerConfig) -> None:
+def serve(models: Models, config: ServerConfig, fetch: Fetch = no_fetch) -> None:
     """Serve until Ctrl-C. Prints the address on standard error. Raises UserError when the port is taken."""
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
@@ -96,7 +102,7 @@ def serve(models: Models, config: ServerConfig) -> None:
     names = ", ".join(models.slots)
     print(f"freedive serves {names}: chat at {url}, API at {url}/v1 (Ctrl-C stops)", file=sys.stderr, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        server(create_app(models)).run(sockets=[listener])
+        server(create_app(models, fetch)).run(sockets=[listener])
 
 
 def server(app: FastAPI) -> uvicorn.Server:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fastapi.concurrency import run_in_threadpool
 
 from freedive.errors import NotFound, Overloaded
+from freedive.server.about import About
 from freedive.server.model import Model
 
 FOREVER = float("inf")
@@ -20,11 +21,16 @@ TICK_S = 0.5
 
 @dataclass(frozen=True)
 class Known:
-    """A model that can be asked for: how to load it, and about how many bytes of memory it takes."""
+    """A model that can be asked for: how to load it, and about how many bytes of memory it takes.
+
+    ``modified_at`` is of its files, in seconds since 1970; ``about`` reads them.
+    """
 
     name: str
     load: Callable[[], Model]
     num_bytes: int = 0
+    modified_at: float = 0
+    about: Callable[[], About] = About
 
 
 @dataclass(eq=False)
@@ -67,6 +73,7 @@ class Models:
     ) -> None:
         self._slots = {each.name: Slot(each, keep_alive_s) for each in known}
         self._max_bytes = max_bytes
+        self._keep_alive_s = keep_alive_s
         self._changing = asyncio.Lock()
         for model in loaded:
             self._slots[model.name].model = model
@@ -82,12 +89,17 @@ class Models:
         """The models in memory."""
         return [slot.model for slot in self._slots.values() if slot.model]
 
+    def add(self, known: Known) -> None:
+        """One more, unless there is one of that name."""
+        self._slots.setdefault(known.name, Slot(known, self._keep_alive_s))
+
     def slot(self, name: str) -> Slot:
-        """Raises NotFound, naming the models there are."""
-        if name not in self._slots:
-            there = ", ".join(self._slots)
-            raise NotFound(f"the model '{name}' is not served here", f"There are: {there}", param="model")
-        return self._slots[name]
+        """Ollama's clients write a name as ``name:latest``. Raises NotFound, naming the models there are."""
+        for known in (name, name.removesuffix(":latest")):
+            if known in self._slots:
+                return self._slots[known]
+        there = ", ".join(self._slots)
+        raise NotFound(f"the model '{name}' is not served here", f"There are: {there}", param="model")
 
     @asynccontextmanager
     async def use(self, name: str, keep_alive_s: float | None = None) -> AsyncIterator[Model]:
@@ -109,6 +121,13 @@ class Models:
         """End a model, and what it still answers."""
         async with self._changing:
             await self._unload(self.slot(name))
+
+    async def release(self, name: str) -> None:
+        """Unload a model as soon as it has answered those who ask it now."""
+        slot = self.slot(name)
+        slot.keep_alive_s = 0
+        async with self._changing:
+            await self._unload_idle(slot)
 
     async def expire(self) -> None:
         """Unload models whose time is over, for ever."""
@@ -143,6 +162,7 @@ class Models:
 
     async def _unload(self, slot: Slot) -> None:
         model, slot.model = slot.model, None  # from here on it is loaded anew
+        slot.keep_alive_s = self._keep_alive_s
         if model:
             await run_in_threadpool(model.close)
 

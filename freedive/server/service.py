@@ -23,7 +23,8 @@ class Ask:
     """What is asked of a model: ``questions``, made in a thread of their own, each answered ``num_choices`` times.
 
     ``sampling`` are the fields that the client sets. ``user`` is whose turn it is; one with a ``salt`` shares no cache
-    with others. With ``pooling`` embeddings are wanted, not answers.
+    with others. With ``pooling`` embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together,
+    in tokens.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Ask:
     salt: str = ""
     pooling: Pooling | None = None
     keep_alive_s: float | None = None
+    max_context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask
     generations: list[Generation] = []
     try:
         for question in questions:
+            bounded = _bounded(sampling, question, ask.max_context, model.max_context)
             for choice in range(ask.num_choices):
-                generations.append(_submit_one(model, question, _seeded(sampling, choice), ask))
+                generations.append(_submit_one(model, question, _seeded(bounded, choice), ask))
     except UserError:
         for generation in generations:
             generation.cancel()
@@ -85,3 +88,18 @@ def _submit_one(model: Model, question: Question, sampling: Sampling, ask: Ask) 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:
     """Choices of a seeded request differ from each other, and from run to run they do not."""
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
+
+
+def _bounded(sampling: Sampling, question: Question, wanted: int | None, largest: int) -> Sampling:
+    """``sampling`` for an answer that ends within ``wanted`` tokens, prompt included."""
+    if wanted is None:
+        return sampling
+    if wanted > largest:
+        what = f"max_context is {wanted}, but the model's is {largest}"
+        raise UserError(what, "Choose a smaller value", param="max_context")
+    room = wanted - len(question.tokens)
+    if room < (sampling.max_tokens or 1):
+        longest = f" and the answer may have {sampling.max_tokens}" if sampling.max_tokens else ""
+        what = f"The prompt has {len(question.tokens)} tokens{longest}, but max_context is {wanted}"
+        raise ContextLengthExceeded(what, "Shorten the prompt, or raise max_context", param="max_context")
+    return sampling if sampling.max_tokens else replace(sampling, max_tokens=room)

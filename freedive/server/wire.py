@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -56,3 +57,9 @@ Text = Annotated[str, AfterValidator(_unicode)]
 def listed(value: Any) -> Any:
     """One string as a list of it; everything else as it is."""
     return [value] if isinstance(value, str) else value
+
+
+def writable(value: Any) -> Any:
+    """``value`` if all texts in it are. Raises ValueError."""
+    json.dumps(value, ensure_ascii=False).encode()
+    return value

@@ -15,6 +15,11 @@ _MARKS = (
 )
 
 
+def can_infill(added_tokens: Collection[str]) -> bool:
+    """Whether the vocabulary has what it takes."""
+    return any(set(marks) <= set(added_tokens) for marks in _MARKS)
+
+
 def infill_marks(added_tokens: Collection[str]) -> tuple[str, str, str]:
     """The tokens before the text before the gap, before the text after it, and before the answer.
 

@@ -98,6 +98,56 @@ def test_an_idle_model_expires_and_a_request_can_say_when(monkeypatch: pytest.Mo
     run(scene)
 
 
+def test_a_model_loaded_again_has_forgotten_what_a_request_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_module, "TICK_S", 0.01)
+
+    async def scene() -> None:
+        models = Shelf().models("a")
+        async with models.living():
+            async with models.use("a", keep_alive_s=0):
+                pass
+            await asyncio.sleep(0.1)
+            assert models.loaded == []
+            await used(models, "a")
+            await asyncio.sleep(0.1)
+            assert len(models.loaded) == 1
+
+    run(scene)
+
+
+def test_a_model_is_released_when_those_who_ask_it_have_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_module, "TICK_S", 0.01)
+
+    async def scene() -> None:
+        models = Shelf().models("a")
+        async with models.living():
+            async with models.use("a"):
+                await models.release("a")
+                assert len(models.loaded) == 1
+            await asyncio.sleep(0.1)
+            assert models.loaded == []
+            await used(models, "a")
+            await models.release("a:latest")
+            assert models.loaded == []
+
+    run(scene)
+
+
+def test_a_model_can_be_added_and_a_known_one_stays() -> None:
+    shelf = Shelf()
+
+    async def scene() -> None:
+        models = shelf.models("a")
+        await used(models, "a")
+        for name in "ab":
+            models.add(Known(name, partial(shelf.load, name)))
+        await used(models, "a")
+        await used(models, "b")
+        assert [model.name for model in shelf.made] == ["a", "b"]
+
+    run(scene)
+
+
 def test_a_load_that_fails_is_tried_again() -> None:
     attempts: list[int] = []
 

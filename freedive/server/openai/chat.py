@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from freedive.engine.request import TokenLogprobs
 from freedive.server.answers import Said
+from freedive.server.logprobs import logprob_object
 from freedive.server.model import Tokenizer
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.openai.respond import respond
@@ -71,17 +71,9 @@ class ChatChoice:
         return {"index": self.num_calls - 1} | tool_call(call)
 
     def _choice(self, said: Said, **text: Json) -> Json:
-        content = [self._logprob(entry) for entry in said.logprobs]
+        content = [logprob_object(entry, self.tokenizer) for entry in said.logprobs]
         logprobs = {"content": content, "refusal": None} if content else None
         return {"index": self.index, **text, "logprobs": logprobs, "finish_reason": said.finish}
-
-    def _logprob(self, entry: TokenLogprobs) -> Json:
-        top = [self._token(token_id, logprob) for token_id, logprob in entry.top]
-        return self._token(entry.token_id, entry.logprob) | {"top_logprobs": top}
-
-    def _token(self, token_id: int, logprob: float) -> Json:
-        text = self.tokenizer.token_text(token_id)
-        return {"token": text, "logprob": logprob, "bytes": list(self.tokenizer.token_bytes(token_id))}
 
 
 def tool_call(call: Call) -> Json:

@@ -1,0 +1,53 @@
+"""What a server says of a model that it has not loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from freedive.api import recommended, text_parts
+from freedive.commands.describe import main_formats, opened
+from freedive.errors import UserError
+from freedive.model.size import size
+from freedive.server.about import About
+from freedive.text.dialects.known import dialect_for
+from freedive.text.infill import can_infill
+from freedive.text.thinking import can_think
+
+
+def about(name: str, path: Path) -> About:
+    """Of the model ``name``, whose files are at ``path``. One that cannot be run can do nothing."""
+    try:
+        return _about(name, path)
+    except (UserError, OSError):
+        return About(capabilities=())
+
+
+def _about(name: str, path: Path) -> About:
+    spec, checkpoint, formats = opened(path)
+    tokenizer, template = text_parts(path, checkpoint)
+    return About(
+        family=spec.family,
+        num_params=size(spec).total,
+        format=main_formats(spec, formats)[0],
+        max_context=spec.max_context,
+        hidden_dim=spec.hidden_dim,
+        template=template.sources.get("default", ""),
+        sampling=recommended(name, path),
+        capabilities=capabilities(template.source, tokenizer.added_tokens.values()),
+    )
+
+
+def capabilities(source: str, added_tokens: Collection[str]) -> tuple[str, ...]:
+    """What a model with such a chat template and vocabulary can do.
+
+    It has tools if the template shows them to the model and its calls can be read.
+    """
+    dialect = dialect_for(source, added_tokens)
+    abilities = {
+        "completion": True,
+        "tools": "tools" in source and bool(dialect.codecs),
+        "thinking": can_think(source, dialect),
+        "insert": can_infill(added_tokens),
+    }
+    return tuple(name for name, there in abilities.items() if there)

@@ -1,0 +1,128 @@
+"""GET /api/tags, /api/ps and /api/version, POST /api/show: what there is. What would change files is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+
+import freedive
+from freedive.errors import UserError
+from freedive.server.about import About
+from freedive.server.models import Models, Slot
+from freedive.server.ollama.fields import ShowRequest
+from freedive.server.ollama.times import moment
+
+Json = dict[str, Any]
+
+VERSION = "0.12.11"
+"""The version of Ollama whose API this is: clients ask whether it is new enough for them."""
+
+REFUSED = {
+    ("POST", "/create"): "Make one with: freedive quantize, or freedive train",
+    ("POST", "/copy"): "Ask for the model by the name it has",
+    ("POST", "/push"): "Copy the file that freedive list shows",
+    ("DELETE", "/delete"): "Remove it with: freedive rm",
+    ("POST", "/blobs/{digest}"): "Serve a file with: freedive serve PATH",
+}
+"""Routes that would change the files of this machine, and what to do instead."""
+
+
+def router(models: Models) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.head("/version", include_in_schema=False)
+    @routes.get("/version", summary="Ollama's version that this speaks, and our own")
+    async def version() -> Json:
+        return {"version": VERSION, "freedive": freedive.__version__}
+
+    @routes.head("/tags", include_in_schema=False)
+    @routes.get("/tags", summary="List the models that can be asked")
+    async def tags() -> Json:
+        slots = list(models.slots.values())
+        return {"models": await run_in_threadpool(lambda: [_tag(slot) for slot in slots])}
+
+    @routes.get("/ps", summary="List the models in memory")
+    async def ps() -> Json:
+        return {"models": [_running(slot) for slot in models.slots.values() if slot.model]}
+
+    @routes.post("/show", summary="What is known of a model")
+    async def show(body: ShowRequest) -> Json:
+        return await run_in_threadpool(_shown, models.slot(body.model))
+
+    for (method, path), remedy in REFUSED.items():
+        routes.add_api_route(path, _refusal(method, path, remedy), methods=[method], include_in_schema=False)
+    return routes
+
+
+def _refusal(method: str, path: str, remedy: str) -> Any:
+    async def refuse() -> None:
+        raise UserError(f"{method} /api{path} is not supported by this server", remedy)
+
+    return refuse
+
+
+def _tag(slot: Slot) -> Json:
+    modified = {"modified_at": moment(slot.known.modified_at), "size": slot.known.num_bytes}
+    return _names(slot) | modified | {"details": _details(slot.known.about())}
+
+
+def _running(slot: Slot) -> Json:
+    assert slot.model
+    idle_s = 0.0 if slot.busy else time.monotonic() - slot.used_at
+    return _names(slot) | {
+        "size": slot.model.num_bytes,
+        "size_vram": 0,
+        "details": _details(slot.known.about()),
+        "expires_at": moment(time.time() + slot.keep_alive_s - idle_s),
+        "context_length": slot.model.max_context,
+    }
+
+
+def _shown(slot: Slot) -> Json:
+    about = slot.known.about()
+    return {
+        "modified_at": moment(slot.known.modified_at),
+        "template": about.template,
+        "parameters": "\n".join(f"{name:<30} {value}" for name, value in about.sampling.items()),
+        "details": _details(about),
+        "model_info": _model_info(about),
+        "capabilities": list(about.capabilities),
+    }
+
+
+def _names(slot: Slot) -> Json:
+    """The digest is of the name: the files of a model may have none."""
+    name = slot.known.name
+    return {"name": name, "model": name, "digest": hashlib.sha256(name.encode()).hexdigest()}
+
+
+def _details(about: About) -> Json:
+    return {
+        "parent_model": "",
+        "format": "",
+        "family": about.family,
+        "families": [about.family] if about.family else [],
+        "parameter_size": _count(about.num_params) if about.num_params else "",
+        "quantization_level": about.format,
+    }
+
+
+def _model_info(about: About) -> Json:
+    if not about.family:
+        return {}
+    return {
+        "general.architecture": about.family,
+        "general.parameter_count": about.num_params,
+        f"{about.family}.context_length": about.max_context,
+        f"{about.family}.embedding_length": about.hidden_dim,
+    }
+
+
+def _count(number: int) -> str:
+    """As Ollama writes it: 134.5M, 30.5B."""
+    return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"

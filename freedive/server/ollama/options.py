@@ -1,0 +1,63 @@
+"""The ``options`` of Ollama's requests: how to choose tokens and when to end."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from freedive.server.wire import Text, Wire, listed
+
+RUNNING = frozenset(
+    {
+        "embedding_only",
+        "f16_kv",
+        "logits_all",
+        "low_vram",
+        "main_gpu",
+        "num_batch",
+        "num_gpu",
+        "num_thread",
+        "numa",
+        "use_mlock",
+        "use_mmap",
+    }
+)
+"""They say how to run a model, which is decided here, and not what it answers."""
+
+WITHOUT_OBJECT = frozenset({"mirostat_eta", "mirostat_tau", "num_keep"})
+"""They tune what never happens here: mirostat, which is refused, and the truncation of a context that is full."""
+
+
+class Options(Wire):
+    """``num_predict`` below 1 goes on to the end of the context; a ``seed`` of -1 draws one."""
+
+    ignored = RUNNING | WITHOUT_OBJECT
+    unsupported: ClassVar = {
+        "mirostat": (0,),
+        "penalize_newline": (True,),
+        "repeat_last_n": (-1,),
+        "tfs_z": (1,),
+        "typical_p": (1,),
+        "vocab_only": (False,),
+    }
+
+    num_predict: int | None = None
+    num_ctx: int | None = Field(default=None, ge=1)
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: Annotated[int | None, AfterValidator(lambda seed: None if seed == -1 else seed)] = None
+    stop: Annotated[list[Text], BeforeValidator(listed, json_schema_input_type=str | list[str])] = Field(
+        default_factory=list
+    )
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of Sampling that are set."""
+        limit = self.num_predict if self.num_predict and self.num_predict > 0 else None
+        penalty = {} if self.repeat_penalty is None else {"repetition_penalty": self.repeat_penalty}
+        return self.given(max_tokens=limit, stop=tuple(self.stop), **penalty)

@@ -1,0 +1,111 @@
+"""How chat and generate answer: whole, or line by line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from freedive.errors import UserError
+from freedive.server.answers import Answers, Said
+from freedive.server.logprobs import logprob_object
+from freedive.server.ollama.fields import AnswerRequest
+from freedive.server.ollama.times import moment, nanoseconds
+from freedive.server.problems import ollama_error
+from freedive.server.service import Service
+from freedive.server.stream import JsonLines, line, survived
+from freedive.text.dialects.parser import Answer, joined
+
+Json = dict[str, Any]
+Write = Callable[[Answer], Json]
+"""A part of an answer, or the whole of it, in the fields of one route."""
+
+NOTHING = Answer("", "", ())
+
+NAMES = {
+    "max_context": "num_ctx",
+    "max_tokens": "num_predict",
+    "reasoning_effort": "think",
+    "repetition_penalty": "repeat_penalty",
+    "thinking": "think",
+}
+"""Our names of what Ollama's clients ask for by others."""
+
+
+async def respond(service: Service, request: Request, body: AnswerRequest, write: Write) -> Response:
+    """What ``body`` asks for, as ``write`` writes it."""
+    started = time.perf_counter()
+    if not body.asks:
+        return await _changed(service, body, write)
+    with _in_their_words():
+        answers = await service.answers(body.ask())
+    if body.stream:
+        lines = _lines(body, answers, write, started)
+        return JsonLines(survived(lines, lambda problem: line(ollama_error(problem)), request.state.request_id))
+    [said] = await answers.whole(request)
+    whole = _head(body) | write(joined(said.events)) | _logprobs(answers, said)
+    return JSONResponse(whole | _end(answers, said.finish, started))
+
+
+async def _changed(service: Service, body: AnswerRequest, write: Write) -> Response:
+    """The model loaded or unloaded, which is all that a request without a prompt asks for."""
+    unload = body.keep_alive == 0
+    if unload:
+        await service.models.release(body.model)
+    else:
+        async with service.models.use(body.model, body.keep_alive):
+            pass
+    return JSONResponse(_head(body) | write(NOTHING) | {"done": True, "done_reason": "unload" if unload else "load"})
+
+
+async def _lines(body: AnswerRequest, answers: Answers, write: Write, started: float) -> AsyncGenerator[bytes, None]:
+    finish = None
+    async with aclosing(answers.said()) as items:
+        async for said in items:
+            finish = said.finish
+            if said.events or said.logprobs:
+                part = write(joined(said.events)) | _logprobs(answers, said)
+                yield line(_head(body) | part | {"done": False})
+    yield line(_head(body) | write(NOTHING) | _end(answers, finish, started))
+
+
+def _head(body: AnswerRequest) -> Json:
+    return {"model": body.model, "created_at": moment(time.time())}
+
+
+def _logprobs(answers: Answers, said: Said) -> Json:
+    tokenizer = answers.model.tokenizer
+    return {"logprobs": [logprob_object(entry, tokenizer) for entry in said.logprobs]} if said.logprobs else {}
+
+
+def _end(answers: Answers, finish: str | None, started: float) -> Json:
+    """Loading is all that came before the question was the engine's; a call of tools is an end like others."""
+    timings, usage = answers.timings, answers.usage
+    return {
+        "done": True,
+        "done_reason": "stop" if finish == "tool_calls" else finish,
+        "total_duration": nanoseconds(time.perf_counter() - started),
+        "load_duration": nanoseconds(timings.submitted_at - started),
+        "prompt_eval_count": usage.prompt,
+        "prompt_eval_duration": nanoseconds(timings.prefill_s),
+        "eval_count": usage.generated,
+        "eval_duration": nanoseconds(timings.decode_s),
+    }
+
+
+@contextmanager
+def _in_their_words() -> Iterator[None]:
+    """A block whose errors name fields as Ollama does."""
+    try:
+        yield
+    except UserError as error:
+        ours = error.param or ""
+        if ours not in NAMES:
+            raise
+        theirs = NAMES[ours]
+        what, remedy = (text.replace(ours, theirs) for text in (error.what, error.remedy))
+        raise UserError(what, remedy, param=theirs) from error

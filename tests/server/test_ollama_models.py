@@ -1,0 +1,182 @@
+"""Ollama's official client library asks what models there are, and for others."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import ollama
+import pytest
+from echo_model import EchoModel, known, serving
+
+from freedive.errors import NotFound
+from freedive.server.about import About
+from freedive.server.models import Known
+from freedive.server.ollama import pull as pulling
+from freedive.server.ollama.pull import Progress
+
+HELLO = [{"role": "user", "content": "hello"}]
+SAID = "user: hello"
+
+
+@pytest.fixture(scope="module")
+def client(live_server: str) -> Iterator[ollama.Client]:
+    with ollama.Client(host=live_server) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def http(live_server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live_server) as client:
+        yield client
+
+
+def refusal(caught: pytest.ExceptionInfo[ollama.ResponseError], status: int = 400) -> str:
+    assert caught.value.status_code == status
+    return str(caught.value.error)
+
+
+def test_an_empty_request_loads_or_unloads() -> None:
+    model = EchoModel()
+    with serving(model) as url, ollama.Client(host=url) as client:
+        assert client.chat("echo", keep_alive=0).done_reason == "unload"
+        assert model.closed
+        assert client.ps().models == []
+        assert client.generate("echo", keep_alive="1h30m").done_reason == "load"
+        [running] = client.ps().models
+        remaining_s = running.expires_at.timestamp() - time.time()
+        assert 5395 < remaining_s < 5405
+        assert [part.done_reason for part in client.generate("echo", keep_alive=-1, stream=True)] == ["load"]
+        assert client.ps().models[0].expires_at.year == 9999
+
+
+def test_a_model_is_unloaded_after_its_answer_when_nobody_is_to_wait() -> None:
+    model = EchoModel()
+    with serving(model) as url, ollama.Client(host=url) as client:
+        assert client.generate("echo", "hello", keep_alive="0s").response == SAID
+        deadline = time.monotonic() + 5
+        while client.ps().models and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert model.closed
+
+
+ABOUT = About(
+    family="qwen3moe",
+    num_params=30_532_122_624,
+    format="Q4_K",
+    max_context=40960,
+    hidden_dim=2048,
+    template="{{ messages }}",
+    sampling={"temperature": 0.6, "top_k": 20},
+    capabilities=("completion", "tools"),
+)
+
+
+def test_models_are_listed_and_shown() -> None:
+    with serving(EchoModel(about=ABOUT)) as url, ollama.Client(host=url) as client:
+        [listed] = client.list().models
+        assert (listed.model, listed.size, listed.modified_at.timestamp()) == ("echo", 1 << 20, 1_700_000_000)
+        assert len(listed.digest) == 64
+        assert (listed.details.parameter_size, listed.details.quantization_level) == ("30.5B", "Q4_K")
+        [running] = client.ps().models
+        assert (running.name, running.size, running.size_vram, running.context_length) == ("echo", 1 << 20, 0, 4096)
+        assert running.digest == listed.digest
+        shown = client.show("echo:latest")
+        assert (shown.template, shown.capabilities) == ("{{ messages }}", ["completion", "tools"])
+        assert [row.split() for row in shown.parameters.splitlines()] == [["temperature", "0.6"], ["top_k", "20"]]
+        assert shown.modelinfo["general.architecture"] == shown.details.family == "qwen3moe"
+        assert shown.modelinfo["qwen3moe.context_length"] == 40960
+        older = httpx.post(f"{url}/api/show", json={"name": "echo"}).json()
+        assert older["model_info"] == shown.modelinfo
+
+
+def test_clients_see_that_somebody_is_there_and_how_new(http: httpx.Client) -> None:
+    for path in ("/", "/api/version", "/api/tags"):
+        response = http.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+    assert http.get("/api/version").json().keys() == {"version", "freedive"}
+
+
+def test_latest_is_no_other_model(client: ollama.Client) -> None:
+    answer = client.chat("echo:latest", HELLO)
+    assert (answer.model, answer.message.content) == ("echo:latest", SAID)
+
+
+def test_what_is_here_already_is_pulled_at_once(client: ollama.Client) -> None:
+    assert client.pull("echo:latest").status == "success"
+    assert [state.status for state in client.pull("echo", stream=True)] == ["pulling manifest", "success"]
+
+
+def test_a_server_of_given_models_pulls_no_others(client: ollama.Client) -> None:
+    with pytest.raises(ollama.ResponseError) as caught:
+        client.pull("other")
+    assert "freedive pull other" in refusal(caught)
+
+
+def test_a_pull_tells_its_progress_and_the_model_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulling, "TICK_S", 0.01)
+    told = threading.Event()
+
+    def fetch(name: str, progress: Progress) -> Known:
+        if name != "new":
+            raise NotFound(f"There is no model named {name}")
+        progress.total = 10
+        progress.advance(4)
+        assert told.wait(5)
+        return known(EchoModel(name=name))
+
+    with serving(EchoModel(), fetch=fetch) as url, ollama.Client(host=url) as client:
+        states = client.pull("new", stream=True)
+        assert next(states).status == "pulling manifest"
+        state = next(states)
+        assert (state.completed, state.total) == (4, 10)
+        told.set()
+        assert list(states)[-1].status == "success"
+        assert client.generate("new", "hello").response == SAID
+        with pytest.raises(ollama.ResponseError, match="There is no model named nothing"):
+            list(client.pull("nothing", stream=True))
+        with pytest.raises(ollama.ResponseError) as caught:
+            client.pull("nothing")
+        refusal(caught, 404)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_pull_goes_on_without_its_client_and_holds_up_no_server(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(pulling, "TICK_S", 0.01)
+    may_end, ended = threading.Event(), threading.Event()
+
+    def fetch(name: str, progress: Progress) -> Known:
+        progress.total = 10
+        assert threading.current_thread().daemon
+        assert may_end.wait(5)
+        ended.set()
+        return known(EchoModel(name=name))
+
+    with serving(EchoModel(), fetch=fetch) as url, ollama.Client(host=url, timeout=0.3) as client:
+        if stream:
+            states = client.pull("new", stream=True)
+            assert [next(states).total for _ in range(2)] == [None, 10]
+            states.close()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.pull("new")
+        assert [model.model for model in client.list().models] == ["echo"]
+    may_end.set()
+    assert ended.wait(5)
+
+
+def test_what_would_change_the_files_of_this_machine_is_refused_with_a_remedy(client: ollama.Client) -> None:
+    for attempt in (
+        lambda: client.create("mine", from_="echo"),
+        lambda: client.copy("echo", "other"),
+        lambda: client.push("echo"),
+        lambda: client.delete("echo"),
+        lambda: client.create_blob(__file__),
+    ):
+        with pytest.raises(ollama.ResponseError) as caught:
+            attempt()
+        assert "is not supported by this server" in refusal(caught)

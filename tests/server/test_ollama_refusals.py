@@ -1,0 +1,112 @@
+"""What Ollama's API has and this server does not honour is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from echo_model import EchoModel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_bad_requests import values
+
+from freedive.server.ollama.fields import ChatRequest, GenerateRequest
+from freedive.server.ollama.options import Options
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def http(live_server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live_server) as client:
+        yield client
+
+
+CHAT = {"model": "echo", "messages": HELLO}
+TEXT = {"model": "echo", "prompt": "hello"}
+
+
+@pytest.mark.parametrize(
+    ("route", "extra", "param"),
+    [
+        ("chat", {"format": "json"}, "format"),
+        ("chat", {"format": {"type": "object"}}, "format"),
+        ("chat", {"think": "hard"}, "think"),
+        ("chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "images"),
+        ("chat", {"messages": [{"role": "user", "tool_calls": [{"function": {"name": "f"}}]}]}, "tool_calls"),
+        ("chat", {"messages": [{"role": "teacher", "content": "x"}]}, "role"),
+        ("chat", {"tools": [{"type": "function", "function": {"name": "f g"}}]}, "name"),
+        ("chat", {"top_logprobs": 2}, "top_logprobs"),
+        ("chat", {"truncate": True}, "truncate"),
+        ("chat", {"shift": True}, "shift"),
+        ("chat", {"keep_alive": "soon"}, "keep_alive"),
+        ("chat", {"keep_alive": "5"}, "keep_alive"),
+        ("chat", {"prompt": "x"}, "prompt"),
+        ("chat", {"options": {"mirostat": 2}}, "mirostat"),
+        ("chat", {"options": {"typical_p": 0.7}}, "typical_p"),
+        ("chat", {"options": {"repeat_last_n": 64}}, "repeat_last_n"),
+        ("chat", {"options": {"temprature": 1}}, "temprature"),
+        ("chat", {"options": {"num_ctx": 5000}}, "num_ctx"),
+        ("chat", {"options": {"num_ctx": 5}}, "num_ctx"),
+        ("chat", {"options": {"num_ctx": 20, "num_predict": 10}}, "num_ctx"),
+        ("chat", {"options": {"repeat_penalty": -1}}, "repeat_penalty"),
+        ("chat", {"options": {"num_predict": 2**31}}, "num_predict"),
+        ("generate", {"images": ["aGk="]}, "images"),
+        ("generate", {"context": [1, 2]}, "context"),
+        ("generate", {"template": "{{ .Prompt }}"}, "template"),
+        ("generate", {"raw": True, "system": "x"}, "system"),
+        ("generate", {"suffix": "x", "think": True}, "think"),
+        ("generate", {"width": 64}, "width"),
+        ("show", {"system": "x"}, "system"),
+        ("show", {"model": ""}, "model"),
+        ("pull", {"insecure": True}, "insecure"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_name(
+    http: httpx.Client, route: str, extra: dict[str, Any], param: str
+) -> None:
+    body = {"chat": CHAT, "generate": TEXT}.get(route, {"model": "echo"}) | extra
+    response = http.post(f"/api/{route}", json=body)
+    assert response.status_code == 400, response.text
+    assert response.json().keys() == {"error"}
+    assert param in response.json()["error"]
+
+
+def test_what_asks_for_nothing_is_accepted(http: httpx.Client) -> None:
+    options = {
+        "mirostat": 0,
+        "mirostat_tau": 5.0,
+        "typical_p": 1.0,
+        "num_keep": 4,
+        "repeat_last_n": -1,
+        "use_mmap": True,
+    }
+    nothing = {"format": "", "images": [], "context": [], "template": "", "truncate": False, "options": options}
+    assert http.post("/api/generate", json=TEXT | nothing).status_code == 200
+
+
+def test_texts_that_no_encoding_can_write_are_refused(http: httpx.Client) -> None:
+    call = {"function": {"name": "f", "arguments": {"a": "\ud800"}}}
+    body = json.dumps(CHAT | {"messages": [{"role": "assistant", "tool_calls": [call]}]})
+    response = http.post("/api/chat", content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, "arguments" in response.json()["error"]) == (400, True)
+
+
+fields = sorted(ChatRequest.model_fields | GenerateRequest.model_fields)
+options = st.fixed_dictionaries({"options": st.dictionaries(st.sampled_from(sorted(Options.model_fields)), values)})
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([CHAT, TEXT]), st.dictionaries(st.sampled_from(fields), values, max_size=3) | options)
+def test_no_body_is_a_server_error(
+    http: httpx.Client, fake_model: EchoModel, valid: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    fake_model.delay_s = 0
+    body = json.dumps({"stream": False} | valid | changes)
+    for route in ("chat", "generate", "show"):
+        response = http.post(f"/api/{route}", content=body, headers={"content-type": "application/json"})
+        assert response.status_code in (200, 400, 404)
+        assert response.status_code == 200 or response.json().keys() == {"error"}
