@@ -265,7 +265,7 @@ class Engine:
         timings.first_token_at = timings.first_token_at or time.perf_counter()
         text, reason = _read(request, token)
         details = None if num_top is None else (logprobs(logits, token, num_top),)
-        return Piece(text, (token,), reason, details, timings if reason else None)
+        return Piece(text, (token,), reason, details, timings if reason else None, request.text.stop_string)
 
     def _cancel(self, generation: Generation) -> None:
         if request := self._open.get(generation):

@@ -155,7 +155,8 @@ class Timings:
 class Piece:
     """What one token adds to an answer. ``text`` is empty while a character or a stop string may still be completed.
 
-    ``token_ids`` includes an end token, ``text`` does not. Only the last piece has ``finish_reason`` and ``timings``.
+    ``token_ids`` includes an end token, ``text`` does not. Only the last piece has ``finish_reason``, ``timings``
+    and, where that is what ended the answer, ``stop_string``.
     """
 
     text: str
@@ -163,6 +164,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     timings: Timings | None = None
+    stop_string: str | None = None
 
 
 class Generation:

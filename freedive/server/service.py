@@ -21,7 +21,8 @@ from freedive.text.question import Question
 class Ask:
     """What is asked of a model: ``questions``, made in a thread of their own, each answered ``num_choices`` times.
 
-    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is.
+    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is. With ``ends_with_context`` a
+    max_tokens for which the context has no room asks for what there is room for; otherwise it is refused.
     """
 
     model: str
@@ -29,6 +30,7 @@ class Ask:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     num_choices: int = 1
     user: str = ""
+    ends_with_context: bool = False
     keep_alive_s: float | None = None
 
 
@@ -46,14 +48,21 @@ class Service:
             generations = _submit(model, questions, sampling, ask)
         return Answers(model, questions, generations, ask.num_choices)
 
+    async def num_tokens(self, ask: Ask) -> int:
+        """The length of what is asked."""
+        async with self.models.use(ask.model, ask.keep_alive_s) as model:
+            questions = await run_in_threadpool(ask.questions, model)
+        return sum(len(question.tokens) for question in questions)
+
 
 def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask: Ask) -> list[Generation]:
     """One generation for each choice, prompt by prompt; all or none."""
     generations: list[Generation] = []
     try:
         for question in questions:
+            bounded = _bounded(model, question, sampling) if ask.ends_with_context else sampling
             for choice in range(ask.num_choices):
-                generations.append(_submit_one(model, question, _seeded(sampling, choice)))
+                generations.append(_submit_one(model, question, _seeded(bounded, choice)))
     except UserError:
         for generation in generations:
             generation.cancel()
@@ -68,6 +77,12 @@ def _submit_one(model: Model, question: Question, sampling: Sampling) -> Generat
         if len(question.tokens) + (sampling.max_tokens or 1) > model.max_context:
             raise ContextLengthExceeded(error.what, error.remedy, param=error.param) from error
         raise
+
+
+def _bounded(model: Model, question: Question, sampling: Sampling) -> Sampling:
+    """Without a limit of its own where the context ends before that."""
+    fits = len(question.tokens) + (sampling.max_tokens or 0) <= model.max_context
+    return sampling if fits else replace(sampling, max_tokens=None)
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:
