@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,8 +12,12 @@ import anthropic
 import httpx
 import pytest
 from echo_model import EchoModel, serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from freedive.server import stream
+from freedive.server.anthropic.fields import MessagesRequest
+from freedive.server.anthropic.turns import BLOCKS
 
 HELLO = [{"role": "user", "content": "hello"}]
 ASKED = {"model": "echo", "max_tokens": 1000, "messages": HELLO}
@@ -28,6 +33,12 @@ THOUGHTFUL = "<think>\nTwo and two,\nthat is.\n</think>\n\nIt is four, <think> m
 @pytest.fixture(scope="module")
 def client(live_server: str) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=live_server, api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def http(live_server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live_server) as client:
         yield client
 
 
@@ -231,12 +242,17 @@ def test_the_last_message_of_the_assistant_is_continued(client: anthropic.Anthro
     assert not fake_model.asked[-1]["continues"]
 
 
-def test_sampling_and_the_user_reach_the_engine(client: anthropic.Anthropic, fake_model: EchoModel) -> None:
+def test_sampling_reaches_the_engine(client: anthropic.Anthropic, fake_model: EchoModel) -> None:
     given = {"temperature": 0.5, "top_p": 0.9, "top_k": 5}
-    client.messages.create(**ASKED, stop_sequences=["zz"], metadata={"user_id": "u"}, extra_body=given)
+    client.messages.create(**ASKED, stop_sequences=["zz"], extra_body=given)
     sampling = fake_model.engine.generations[-1].sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 5)
     assert (sampling.max_tokens, sampling.stop) == (1000, ("zz",))
+
+
+def test_the_user_is_whose_turn_it_is() -> None:
+    assert MessagesRequest.model_validate(ASKED | {"metadata": {"user_id": "u"}}).ask().user == "u"
+    assert MessagesRequest.model_validate(ASKED).ask().user == ""
 
 
 @pytest.mark.parametrize(
@@ -278,7 +294,7 @@ def test_deepseek_s_address_works_too(live_server: str) -> None:
         assert [model.id for model in client.models.list()] == ["echo"]
 
 
-def test_models_are_listed_to_each_client_in_its_own_form(client: anthropic.Anthropic, live_server: str) -> None:
+def test_models_are_listed_to_each_client_in_its_own_form(client: anthropic.Anthropic, http: httpx.Client) -> None:
     [model] = client.models.list()
     assert model == client.models.retrieve("echo")
     assert (model.type, model.id, model.max_input_tokens) == ("model", "echo", 4096)
@@ -286,7 +302,8 @@ def test_models_are_listed_to_each_client_in_its_own_form(client: anthropic.Anth
     with pytest.raises(anthropic.NotFoundError) as caught:
         client.models.retrieve("org/none")
     assert caught.value.type == "not_found_error"
-    assert httpx.get(f"{live_server}/v1/models").json()["object"] == "list"
+    assert http.get("/v1/models").json()["object"] == "list"
+    assert http.get("/v1/models/none").json()["error"]["code"] == "not_found"
 
 
 def test_what_claude_code_sends_is_accepted(client: anthropic.Anthropic) -> None:
@@ -407,7 +424,27 @@ def test_a_silent_stream_pings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "KEEP_ALIVE_S", 0.01)
     with serving(EchoModel(delay_s=0.1)) as url:
         text = httpx.post(f"{url}/v1/messages", json=asking("x", max_tokens=2, stream=True)).text
+        with anthropic.Anthropic(base_url=url, api_key="none") as client:
+            streamed = list(client.messages.create(**asking("x", max_tokens=2), stream=True))
     assert 'event: ping\ndata: {"type":"ping"}\n\n' in text
-    with serving(EchoModel(delay_s=0.1)) as url, anthropic.Anthropic(base_url=url, api_key="none") as client:
-        events = client.messages.create(**asking("x", max_tokens=2), stream=True)
-        assert "ping" not in {event.type for event in events}
+    assert streamed[-1].type == "message_stop"
+
+
+simple = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8)
+values = simple | st.lists(simple, max_size=2) | st.dictionaries(st.sampled_from(["type", "text", "a"]), simple)
+kinds = st.sampled_from([kind for kinds in BLOCKS.values() for kind in kinds])
+block_fields = st.sampled_from(["text", "thinking", "id", "name", "input", "tool_use_id", "content", "is_error"])
+blocks = st.builds(lambda kind, fields: fields | {"type": kind}, kinds, st.dictionaries(block_fields, values))
+turns = st.fixed_dictionaries({"role": st.sampled_from([*BLOCKS]), "content": st.lists(blocks, max_size=2) | values})
+fields = st.sampled_from(sorted(MessagesRequest.model_fields.keys() | MessagesRequest.unsupported.keys()))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.dictionaries(fields, values, max_size=2) | st.fixed_dictionaries({"messages": st.lists(turns, max_size=3)}))
+def test_no_body_is_a_server_error(http: httpx.Client, changes: dict[str, Any]) -> None:
+    body = json.dumps(ASKED | {"max_tokens": 1} | changes)
+    response = http.post("/v1/messages", content=body, headers={"content-type": "application/json"})
+    assert response.status_code in (200, 400, 404)
+    if response.status_code != 200:
+        error = response.json()
+        assert (error.keys(), error["error"].keys()) == ({"type", "error"}, {"type", "message"})

@@ -48,6 +48,8 @@ class Tool(Wire):
 
 
 class ToolChoice(Wire):
+    """``name`` belongs to type "tool", which is refused, as "any" is."""
+
     unsupported: ClassVar = {"disable_parallel_tool_use": (False,)}
 
     type: Literal["auto", "none"]
@@ -55,7 +57,10 @@ class ToolChoice(Wire):
 
 
 class Thinking(Wire):
-    """Permission to think. ``budget_tokens`` is not enforced: ``max_tokens`` bounds thoughts and answer together."""
+    """Permission to think.
+
+    ``budget_tokens`` is not enforced: ``max_tokens`` bounds thoughts and answer together, usage tells them apart.
+    """
 
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: int | None = Field(None, ge=1)

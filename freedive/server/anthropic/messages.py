@@ -97,7 +97,7 @@ def _ending(body: MessagesRequest, said: Said, usage: Usage) -> Json:
 
 
 def usage_object(usage: Usage) -> Json:
-    """Anthropic counts what the cache had apart. That nothing is said to be written to it costs nobody anything."""
+    """What the cache had is counted apart. What it takes up is not counted: it costs nobody anything."""
     return {
         "input_tokens": usage.prompt - usage.cached,
         "cache_creation_input_tokens": 0,
