@@ -18,6 +18,9 @@ from freedive.text.question import Question
 
 Json = dict[str, Any]
 
+BILLING = re.compile(r"\A(?:x-anthropic-billing-header:.*(?:\n|\Z))+")
+"""Claude Code's first lines, which change from request to request, so that no cache would know the rest again."""
+
 
 def custom(tool: Any) -> Any:
     """Tools that the server would have to run, or to know, are named before their fields are looked at."""
@@ -83,7 +86,7 @@ class Conversation(Wire):
     unsupported: ClassVar = {
         "compaction": (),
         "container": (),
-        # No thoughts are ever removed here. Claude Code asks for that in every request.
+        # Claude Code asks that no thoughts be removed, and none are: which ones a model sees, its template decides.
         "context_management": ({}, {"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
         "fallback_credit_token": (),
         "fallbacks": ([], "default"),
@@ -141,10 +144,6 @@ class Conversation(Wire):
     def _system(self) -> Iterator[Json]:
         if text := BILLING.sub("", text_of(self.system)):
             yield {"role": "system", "content": text}
-
-
-BILLING = re.compile(r"\A(?:x-anthropic-billing-header:.*(?:\n|\Z))+")
-"""Claude Code's first lines, which change from request to request, so that no cache would know the rest again."""
 
 
 class Metadata(Wire):

@@ -45,7 +45,7 @@ def named(data: Json) -> bytes:
 
 
 class MessageStream(EventStream):
-    """Anthropic has an event for that nothing has come yet."""
+    """Anthropic's API has an event which says that nothing has come yet."""
 
     keep_alive = named({"type": "ping"})
 
