@@ -60,7 +60,7 @@ def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask
     generations: list[Generation] = []
     try:
         for question in questions:
-            bounded = _bounded(model, question, sampling) if ask.ends_with_context else sampling
+            bounded = _within_context(model, question, sampling) if ask.ends_with_context else sampling
             for choice in range(ask.num_choices):
                 generations.append(_submit_one(model, question, _seeded(bounded, choice)))
     except UserError:
@@ -79,7 +79,7 @@ def _submit_one(model: Model, question: Question, sampling: Sampling) -> Generat
         raise
 
 
-def _bounded(model: Model, question: Question, sampling: Sampling) -> Sampling:
+def _within_context(model: Model, question: Question, sampling: Sampling) -> Sampling:
     """Without a limit of its own where the context ends before that."""
     fits = len(question.tokens) + (sampling.max_tokens or 0) <= model.max_context
     return sampling if fits else replace(sampling, max_tokens=None)
