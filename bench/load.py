@@ -28,19 +28,6 @@ STREAMS = {"ann": 48, "bob": 16}
 LEAVES = 0.1
 """Part of the requests that disconnect in the middle; as many do so before the first piece."""
 WORDS = ("river", "stone", "light", "green", "music", "paper", "window", "garden", "train", "yellow", "silver")
-    "river",
-    "stone",
-    "light",
-    "green",
-    "music",
-    "paper",
-    "window",
-    "garden",
-    "train",
-    "yellow",
-    "silver",
-    "winter",
-)
 
 
 class Load:

@@ -37,7 +37,7 @@ from freedive.text.dialects.parser import Parser
 from freedive.text.infill import infill_marks
 from freedive.text.question import Question
 from freedive.text.template import ChatTemplate
-from freedive.text.thinking import thinking_variables, without_thoughts
+from freedive.text.thinking import can_think, thinking_variables, without_thoughts
 from freedive.text.tokenizer import Tokenizer
 
 CACHE_SHARE = 0.25
@@ -113,6 +113,11 @@ class LanguageModel:
     def num_bytes(self) -> int:
         """Memory for weights and key-value cache."""
         return self.runner.num_bytes
+
+    @property
+    def can_think(self) -> bool:
+        """Whether it can be asked for thoughts before the answer."""
+        return can_think(self.template.source, self.dialect)
 
     def chat(self, messages: Messages, **sampling: Any) -> Iterator[str]:
         """The text of the answer to ``messages`` ({"role": ..., "content": ...}), piece by piece.

@@ -53,9 +53,10 @@ class CharTokenizer:
 class EchoGeneration:
     """Says ``answer``; keeps ``sampling`` and whether it was ``cancelled`` for the test to see."""
 
-    def __init__(self, answer: str, num_prompt_tokens: int, sampling: Sampling, delay_s: float) -> None:
+    def __init__(self, answer: str, num_prompt_tokens: int, sampling: Sampling, delay_s: float, room: int) -> None:
         self.answer = answer
         self.num_prompt_tokens = num_prompt_tokens
+        self.limit = sampling.max_tokens or room
         self.num_cached_tokens = 0
         self.sampling = sampling
         self.delay_s = delay_s
@@ -69,10 +70,10 @@ class EchoGeneration:
             self.cancelled.set()
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
-        stops = [self.answer.find(stop) for stop in self.sampling.stop if stop in self.answer]
-        answer = self.answer[: min(stops, default=None)]
-        limit = self.sampling.max_tokens or len(answer) + 1
-        for char in answer[:limit]:
+        stops = [(self.answer.find(stop), stop) for stop in self.sampling.stop if stop in self.answer]
+        end, stop_string = min(stops, default=(None, None))
+        answer = self.answer[:end]
+        for char in answer[: self.limit]:
             await asyncio.sleep(self.delay_s)
             if char == "\N{COLLISION SYMBOL}":
                 raise EngineError("the echo exploded")
@@ -80,7 +81,10 @@ class EchoGeneration:
             self.timings.num_generated += 1
             yield Piece(char, (ord(char),), logprobs=self._logprobs(ord(char)))
         self.ended = True
-        yield Piece("", (), "length" if len(answer) > limit else "stop")
+        if len(answer) > self.limit:
+            yield Piece("", (), "length")
+        else:
+            yield Piece("", (), "stop", stop_string=stop_string)
 
     def _logprobs(self, token_id: int) -> tuple[TokenLogprobs, ...] | None:
         if self.sampling.logprobs is None:
@@ -129,7 +133,8 @@ class EchoEngine:
             raise Overloaded("The engine has 9 requests already", "Try again later")
         answer = next((answer for cue, answer in self.model.script.items() if cue in text), text)
         kind = EchoEmbedding if pooling else EchoGeneration
-        self.generations.append(kind(answer, len(prompt), sampling, self.model.delay_s))
+        room = self.model.max_context - len(prompt)
+        self.generations.append(kind(answer, len(prompt), sampling, self.model.delay_s, room))
         self.generations[-1].submitted = {"salt": salt, "user": user, "pooling": pooling}
         return self.generations[-1]
 
@@ -150,6 +155,7 @@ class EchoModel:
     about: About = field(default_factory=About)
     tokenizer: CharTokenizer = field(default_factory=CharTokenizer)
     asked: list[dict[str, Any]] = field(default_factory=list)
+    can_think: bool = True
     closed: bool = False
 
     def __post_init__(self) -> None:

@@ -66,6 +66,12 @@ def test_a_stop_string_ends_the_answer(model: freedive.LanguageModel) -> None:
     assert text == " 5, 6, 7, "
 
 
+def test_a_model_without_thoughts_cannot_be_ordered_to_think(model: freedive.LanguageModel) -> None:
+    assert not model.can_think
+    with pytest.raises(UserError, match="does not think"):
+        model.question([{"role": "user", "content": "hello"}], thinking=True)
+
+
 # --- same request, same answer ------------------------------------------------------------------------------------
 
 

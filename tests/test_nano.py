@@ -34,6 +34,7 @@ def test_it_solves_tasks_that_it_has_never_seen(nano: freedive.LanguageModel) ->
 
 
 def test_it_thinks_before_it_answers(nano: freedive.LanguageModel) -> None:
+    assert nano.can_think
     (task,) = islice(tasks(12, held_out=True), 1)
     events = list(nano.answer([{"role": "user", "content": task.question}], temperature=0))
     assert "".join(event.text for event in events if isinstance(event, freedive.Thought)) == task.steps
@@ -44,7 +45,10 @@ def test_its_thoughts_are_served_apart(nano: freedive.LanguageModel) -> None:
     body = {"model": nano.name, "messages": [{"role": "user", "content": task.question}], "temperature": 0}
     with serving(nano) as url:
         message = httpx.post(f"{url}/v1/chat/completions", json=body).json()["choices"][0]["message"]
+        body |= {"max_tokens": 10000, "thinking": {"type": "adaptive"}}
+        thoughts, text = httpx.post(f"{url}/v1/messages", json=body).json()["content"]
     assert (message["reasoning_content"], message["content"].strip()) == (task.steps, task.answer)
+    assert (thoughts["thinking"], text["text"]) == (task.steps, message["content"])
 
 
 @pytest.mark.parametrize("seed", range(5))

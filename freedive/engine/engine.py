@@ -273,7 +273,8 @@ class Engine:
             assert pool
             pool.add(islice(states, share.count), first=request.num_cached == 0)
             if share.completes:
-                self._leave(request, Piece("", (), "stop", None, request.generation.timings, pool.vector()))
+                timings = request.generation.timings
+                self._leave(request, Piece("", (), "stop", timings=timings, embedding=pool.vector()))
 
     def _predict(self, plan: Plan, batch: Batch) -> None:
         """After a step, have the model predict one token beyond the newest of each request that goes on."""
@@ -323,7 +324,7 @@ class Engine:
         timings.first_token_at = timings.first_token_at or time.perf_counter()
         text, reason = _read(request, token)
         details = None if num_top is None else (logprobs(logits, token, num_top),)
-        return Piece(text, (token,), reason, details, timings if reason else None)
+        return Piece(text, (token,), reason, details, timings if reason else None, request.text.stop_string)
 
     def _cancel(self, generation: Generation) -> None:
         if request := self._open.get(generation):

@@ -158,8 +158,9 @@ class Timings:
 class Piece:
     """What one token adds to an answer. ``text`` is empty while a character or a stop string may still be completed.
 
-    ``token_ids`` includes an end token, ``text`` does not. Only the last piece has ``finish_reason`` and ``timings``.
-    ``embedding`` float32 [hidden] is there where that was asked for, instead of tokens.
+    ``token_ids`` includes an end token, ``text`` does not. Only the last piece has ``finish_reason``, ``timings``
+    and, where that is what ended the answer, ``stop_string``. ``embedding`` float32 [hidden] is there where that was
+    asked for, instead of tokens.
     """
 
     text: str
@@ -167,6 +168,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     timings: Timings | None = None
+    stop_string: str | None = None
     embedding: npt.NDArray[np.float32] | None = None
 
 

@@ -16,14 +16,19 @@ class Decoder(Protocol):
 class TextStream:
     """Text of one answer, up to the first stop string to be completed (that one excluded).
 
-    Only text that may still turn out to be the beginning of a stop string is held back.
+    Only text that may still turn out to be the beginning of a stop string is held back. :attr:`stop_string` is the one
+    that was found.
     """
 
     def __init__(self, decoder: Decoder, stop: tuple[str, ...]) -> None:
-        self.stopped = False
+        self.stop_string: str | None = None
         self._decoder = decoder
         self._stop = stop
         self._held = ""
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop_string is not None
 
     def push(self, token_id: int) -> str:
         """The text that ``token_id`` makes certain; sets :attr:`stopped` when it completes a stop string."""
@@ -40,10 +45,10 @@ class TextStream:
     def _filter(self, text: str) -> str:
         text = self._held + text
         # The stop string that ends first wins, so that the outcome does not depend on how text is cut into tokens.
-        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        found = [(start + len(stop), start, stop) for stop in self._stop if (start := text.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            return text[: min(found)[1]]
+            _, start, self.stop_string = min(found)
+            return text[:start]
         certain = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[certain:]
         return text[:certain]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from starlette.requests import Request
@@ -18,13 +18,16 @@ from freedive.text.question import Question
 
 @dataclass(frozen=True)
 class Said:
-    """What answer number ``index`` says next. ``finish`` is stop, length or tool_calls, with the last of it."""
+    """What answer number ``index`` says next. ``finish`` is stop, length or tool_calls, with the last of it, and
+    ``stop_string`` the one of the request's that was found.
+    """
 
     index: int
     events: Sequence[Event]
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish: str | None = None
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Answers:
                 self._num_reasoning += len(piece.token_ids) * reader.is_thinking
                 called = self._called[index] and piece.finish_reason == "stop"
                 finish = "tool_calls" if called else piece.finish_reason
-                yield Said(index, events, piece.token_ids, piece.logprobs or (), finish)
+                yield Said(index, events, piece.token_ids, piece.logprobs or (), finish, piece.stop_string)
 
     async def whole(self, request: Request) -> list[Said]:
         """Every answer as a whole. Raises ClientDisconnect when the client of ``request`` leaves before."""
@@ -102,4 +105,4 @@ def _together(parts: Sequence[Said]) -> Said:
     token_ids = tuple(chain.from_iterable(said.token_ids for said in parts))
     logprobs = tuple(chain.from_iterable(said.logprobs for said in parts))
     events = list(chain.from_iterable(said.events for said in parts))
-    return Said(parts[-1].index, events, token_ids, logprobs, parts[-1].finish)
+    return replace(parts[-1], events=events, token_ids=token_ids, logprobs=logprobs)

@@ -17,6 +17,8 @@ import freedive.chat.page as chat
 from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
 from freedive.server import docs, problems
+from freedive.server.anthropic import messages as anthropic_messages
+from freedive.server.anthropic import models as anthropic_models
 from freedive.server.models import Models
 from freedive.server.ollama import answer as ollama_answer
 from freedive.server.ollama import library as ollama_library
@@ -34,6 +36,9 @@ SHUTDOWN_S = 2
 OPENAI_PREFIXES = ("/v1", "", "/beta", "/beta/v1")
 """Where OpenAI's routes are; DeepSeek's clients go without the version. Only the first place is in the description."""
 
+ANTHROPIC_PREFIXES = ("/v1", "/anthropic/v1")
+"""Where Anthropic's routes are; DeepSeek's clients use the second."""
+
 
 def create_app(models: Models, fetch: Fetch = no_fetch) -> FastAPI:
     """All routes over ``models``, of which the first is the page's default; ``fetch`` gets more of them."""
@@ -45,6 +50,7 @@ def create_app(models: Models, fetch: Fetch = no_fetch) -> FastAPI:
 
     app = FastAPI(title="freedive", docs_url=None, redoc_url=None, lifespan=lifespan)
     problems.add_handlers(app)
+    app.add_middleware(anthropic_models.ByVersion)
     app.add_middleware(problems.Gate)
 
     @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
@@ -64,6 +70,11 @@ def create_app(models: Models, fetch: Fetch = no_fetch) -> FastAPI:
             app.include_router(router, prefix=prefix, tags=["OpenAI"], include_in_schema=prefix == OPENAI_PREFIXES[0])
     for ollama in (ollama_answer.router(service), ollama_library.router(models), ollama_pull.router(models, fetch)):
         app.include_router(ollama, prefix="/api", tags=["Ollama"])
+    for prefix in ANTHROPIC_PREFIXES:
+        router = anthropic_messages.router(service)
+        in_schema = prefix == ANTHROPIC_PREFIXES[0]
+        app.include_router(router, prefix=prefix, tags=["Anthropic"], include_in_schema=in_schema)
+    app.include_router(anthropic_models.router(models), prefix=anthropic_models.PREFIX, tags=["Anthropic"])
     app.include_router(docs.router(app, next(iter(models.slots))))
     app.include_router(chat.router(service))
     app.mount("/static", chat.static_files(), name="static")

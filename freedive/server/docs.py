@@ -64,8 +64,8 @@ def _resolve(schema: Json, node: Json) -> Json:
 def _type(schema: Json, node: Json) -> str:
     """A field's type in a few words: "string | list of string"."""
     node = _resolve(schema, node)
-    if "anyOf" in node:
-        return " | ".join(_type(schema, option) for option in node["anyOf"])
+    if options := node.get("anyOf") or node.get("oneOf"):
+        return " | ".join(_type(schema, option) for option in options)
     if "enum" in node:
         return " | ".join(f'"{value}"' for value in node["enum"])
     if node.get("type") == "array":

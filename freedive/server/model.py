@@ -75,6 +75,10 @@ class Model(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
+    @property
+    def can_think(self) -> bool:
+        """Whether it can be asked for thoughts before the answer."""
+
     def sampling(self, **given: Any) -> Sampling:
         """What is given, over what the model's maker recommends."""
 

@@ -118,7 +118,9 @@ def openai_error(problem: Problem) -> Json:
 def anthropic_error(problem: Problem) -> Json:
     """Anthropic's error object."""
     kind = ANTHROPIC_TYPES.get(problem.status, "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": problem.message}}
+    # By these words, clients know that it is time to shorten a conversation.
+    start = "prompt is too long: " if problem.code == ContextLengthExceeded.code else ""
+    return {"type": "error", "error": {"type": kind, "message": start + problem.message}}
 
 
 def ollama_error(problem: Problem) -> Json:
@@ -186,7 +188,9 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message).update(SECURITY_HEADERS | {"X-Request-Id": request_id})
+                MutableHeaders(scope=message).update(
+                    SECURITY_HEADERS | {"X-Request-Id": request_id, "Request-Id": request_id}
+                )
             await send(message)
 
         try:

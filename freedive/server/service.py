@@ -24,7 +24,8 @@ class Ask:
 
     ``sampling`` are the fields that the client sets. ``user`` is whose turn it is; one with a ``salt`` shares no cache
     with others. With ``pooling`` embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together,
-    in tokens.
+    in tokens. With ``ends_with_context`` a max_tokens for which the context has no room asks for what there is room
+    for; otherwise it is refused.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Ask:
     user: str = ""
     salt: str = ""
     pooling: Pooling | None = None
+    ends_with_context: bool = False
     keep_alive_s: float | None = None
     max_context: int | None = None
 
@@ -52,13 +54,19 @@ class Service:
             generations = _submit(model, questions, sampling, ask)
         return Answers(model, questions, generations, ask.num_choices)
 
+    async def num_tokens(self, ask: Ask) -> int:
+        """The length of what is asked."""
+        async with self.models.use(ask.model, ask.keep_alive_s) as model:
+            questions = await run_in_threadpool(ask.questions, model)
+        return sum(len(question.tokens) for question in questions)
+
 
 def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask: Ask) -> list[Generation]:
     """One generation for each choice, prompt by prompt; all or none."""
     generations: list[Generation] = []
     try:
         for question in questions:
-            bounded = _bounded(sampling, question, ask.max_context, model.max_context)
+            bounded = _bounded(sampling, question, ask, model)
             for choice in range(ask.num_choices):
                 generations.append(_submit_one(model, question, _seeded(bounded, choice), ask))
     except UserError:
@@ -90,16 +98,18 @@ def _seeded(sampling: Sampling, choice: int) -> Sampling:
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
 
 
-def _bounded(sampling: Sampling, question: Question, wanted: int | None, largest: int) -> Sampling:
-    """``sampling`` for an answer that ends within ``wanted`` tokens, prompt included."""
-    if wanted is None:
+def _bounded(sampling: Sampling, question: Question, ask: Ask, model: Model) -> Sampling:
+    """``sampling`` with the limits that ``ask`` puts on prompt and answer together."""
+    num_tokens = len(question.tokens) + (sampling.max_tokens or 0)
+    if ask.ends_with_context and num_tokens > model.max_context:
+        return replace(sampling, max_tokens=None)
+    if ask.max_context is None:
         return sampling
-    if wanted > largest:
-        what = f"max_context is {wanted}, but the model's is {largest}"
+    if ask.max_context > model.max_context:
+        what = f"max_context is {ask.max_context}, but the model's is {model.max_context}"
         raise UserError(what, "Choose a smaller value", param="max_context")
-    room = wanted - len(question.tokens)
+    room = ask.max_context - len(question.tokens)
     if room < (sampling.max_tokens or 1):
-        longest = f" and the answer may have {sampling.max_tokens}" if sampling.max_tokens else ""
-        what = f"The prompt has {len(question.tokens)} tokens{longest}, but max_context is {wanted}"
+        what = f"Prompt and answer have {num_tokens} tokens, but max_context is {ask.max_context}"
         raise ContextLengthExceeded(what, "Shorten the prompt, or raise max_context", param="max_context")
     return sampling if sampling.max_tokens else replace(sampling, max_tokens=room)

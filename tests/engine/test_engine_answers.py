@@ -118,7 +118,7 @@ def test_a_stop_string_that_spans_tokens_ends_the_answer_and_is_not_in_it() -> N
         pieces = list(engine.submit([3, 1], stopped))
     cut = whole.index(whole[10:14])
     assert "".join(piece.text for piece in pieces) == whole[:cut]
-    assert pieces[-1].finish_reason == "stop"
+    assert (pieces[-1].finish_reason, pieces[-1].stop_string) == ("stop", whole[10:14])
     assert sum(len(piece.token_ids) for piece in pieces) == cut + 4
     assert pieces[0].text == whole[0]
 

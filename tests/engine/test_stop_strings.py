@@ -23,31 +23,31 @@ class Letters:
         return self.held
 
 
-def read(text: str, *stop: str) -> tuple[list[str], bool]:
+def read(text: str, *stop: str) -> tuple[list[str], str | None]:
     stream = TextStream(Letters(), stop)
     pieces = []
     for letter in text:
         pieces.append(stream.push(ord(letter)))
         if stream.stopped:
             break
-    return [*pieces, stream.close()], stream.stopped
+    return [*pieces, stream.close()], stream.stop_string
 
 
 def test_text_that_may_become_a_stop_string_is_held_back_and_the_rest_is_not() -> None:
-    assert read("ab.\n\nQ", "\n\nQ:") == (["a", "b", ".", "", "", "", "\n\nQ"], False)
-    assert read("ab\n\nQ:x", "\n\nQ:") == (["a", "b", "", "", "", "", ""], True)
-    assert read("aab", "ab") == (["", "a", "", ""], True)
-    assert read("aac", "ab") == (["", "a", "ac", ""], False)
+    assert read("ab.\n\nQ", "\n\nQ:") == (["a", "b", ".", "", "", "", "\n\nQ"], None)
+    assert read("ab\n\nQ:x", "\n\nQ:") == (["a", "b", "", "", "", "", ""], "\n\nQ:")
+    assert read("aab", "ab") == (["", "a", "", ""], "ab")
+    assert read("aac", "ab") == (["", "a", "ac", ""], None)
 
 
 def test_without_stop_strings_nothing_is_held_back() -> None:
-    assert read("abc") == (["a", "b", "c", ""], False)
+    assert read("abc") == (["a", "b", "c", ""], None)
 
 
 def test_what_the_decoder_releases_at_the_end_counts_too() -> None:
-    assert read("ab~") == (["a", "b", "", "~"], False)
-    assert read("ab~", "b~") == (["a", "", "", ""], True)
-    assert read("ab~", "~x") == (["a", "b", "", "~"], False)
+    assert read("ab~") == (["a", "b", "", "~"], None)
+    assert read("ab~", "b~") == (["a", "", "", ""], "b~")
+    assert read("ab~", "~x") == (["a", "b", "", "~"], None)
 
 
 @settings(max_examples=300, deadline=None)
@@ -56,11 +56,10 @@ def test_what_the_decoder_releases_at_the_end_counts_too() -> None:
     stop=st.lists(st.text("ab~", min_size=1, max_size=5), max_size=4),
 )
 def test_the_text_is_everything_before_the_stop_string_that_ends_first(text: str, stop: list[str]) -> None:
-    ends = sorted((text.find(item) + len(item), text.find(item)) for item in stop if item in text)
-    expected = text[: ends[0][1]] if ends else text
-    pieces, stopped = read(text, *stop)
-    assert "".join(pieces) == expected
-    assert stopped == bool(ends)
+    ends = sorted((text.find(item) + len(item), text.find(item), item) for item in stop if item in text)
+    pieces, found = read(text, *stop)
+    assert "".join(pieces) == (text[: ends[0][1]] if ends else text)
+    assert found == (ends[0][2] if ends else None)
 
 
 @settings(max_examples=200, deadline=None)

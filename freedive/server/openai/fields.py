@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
 from freedive.server.model import Model
+from freedive.server.parts import parts
 from freedive.server.service import Ask
 from freedive.server.wire import Text, Wire, listed
 from freedive.text.question import Question
@@ -37,18 +38,6 @@ class TextPart(Wire):
     text: Text
 
 
-def text_parts(content: Any) -> Any:
-    """A plain string is one part; parts that we have no senses for are named before their fields are looked at."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if isinstance(content, list):
-        for part in content:
-            if isinstance(part, dict) and part.get("type") != "text":
-                kind = part.get("type")
-                raise UserError(f"content of type {kind!r} is not supported", "Send text parts", param="messages")
-    return content
-
-
 class FunctionCall(Wire):
     name: Text
     arguments: Text = "{}"
@@ -75,7 +64,7 @@ class Message(Wire):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
-        Annotated[list[TextPart], BeforeValidator(text_parts, json_schema_input_type=str | list[TextPart])] | None
+        Annotated[list[TextPart], BeforeValidator(parts("text"), json_schema_input_type=str | list[TextPart])] | None
     ) = None
     name: Text = ""
     reasoning_content: Text | None = None

@@ -1,0 +1,107 @@
+"""POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from freedive.server.answers import Answers, Said, Usage
+from freedive.server.anthropic.blocks import BlockStream, content
+from freedive.server.anthropic.fields import Conversation, MessagesRequest
+from freedive.server.problems import anthropic_error
+from freedive.server.service import Service
+from freedive.server.stream import EventStream, event, survived
+from freedive.text.dialects.dialect import Event, Thought
+
+Json = dict[str, Any]
+
+STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.post("/messages", summary="Answer a conversation", response_model=None)
+    async def messages(body: MessagesRequest, request: Request) -> Response:
+        return await _respond(request, body, await service.answers(body.ask()))
+
+    @routes.post("/messages/count_tokens", summary="Count the tokens of a conversation")
+    async def count_tokens(body: Conversation) -> dict[str, int]:
+        return {"input_tokens": await service.num_tokens(body.ask())}
+
+    return routes
+
+
+def named(data: Json) -> bytes:
+    """An event, which goes by the type of its data."""
+    return event(data, data["type"])
+
+
+class MessageStream(EventStream):
+    """Anthropic's API has an event which says that nothing has come yet."""
+
+    keep_alive = named({"type": "ping"})
+
+
+async def _respond(request: Request, body: MessagesRequest, answers: Answers) -> Response:
+    head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": answers.model.name}
+    if body.stream:
+        events = _events(head, body, answers)
+        return MessageStream(survived(events, lambda problem: named(anthropic_error(problem)), head["id"]))
+    [said] = await answers.whole(request)
+    usage = answers.usage
+    blocks = {"content": content(_shown(body, said.events))}
+    return JSONResponse(head | blocks | _ending(body, said, usage) | {"usage": usage_object(usage)})
+
+
+async def _events(head: Json, body: MessagesRequest, answers: Answers) -> AsyncGenerator[bytes, None]:
+    """What is known of usage at the start is told again at the end, when it is certain."""
+    nothing: Json = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage_object(answers.usage)}
+    yield named({"type": "message_start", "message": head | nothing})
+    blocks = BlockStream()
+    async with aclosing(answers.said()) as items:
+        async for said in items:
+            for each in _shown(body, said.events):
+                for data in blocks.write(each):
+                    yield named(data)
+            if said.finish:
+                usage, ending = answers.usage, _ending(body, said, answers.usage)
+                for data in blocks.stop():
+                    yield named(data)
+                yield named({"type": "message_delta", "delta": ending, "usage": usage_object(usage)})
+                yield named({"type": "message_stop"})
+
+
+def _shown(body: Conversation, events: Sequence[Event]) -> Sequence[Event]:
+    """``events`` without what is in the thoughts, where the client does not want to read them."""
+    if body.shows_thoughts:
+        return events
+    return [replace(each, text="") if isinstance(each, Thought) else each for each in events]
+
+
+def _ending(body: MessagesRequest, said: Said, usage: Usage) -> Json:
+    """Why the answer, of which ``said`` is the last, is over."""
+    reason = STOP_REASONS[said.finish or "stop"]
+    if reason == "end_turn" and said.stop_string is not None:
+        reason = "stop_sequence"
+    if reason == "max_tokens" and usage.generated < body.max_tokens:
+        reason = "model_context_window_exceeded"
+    return {"stop_reason": reason, "stop_sequence": said.stop_string}
+
+
+def usage_object(usage: Usage) -> Json:
+    """What the cache had is counted apart. What it takes up is not counted: it costs nobody anything."""
+    return {
+        "input_tokens": usage.prompt - usage.cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached,
+        "output_tokens": usage.generated,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning},
+    }

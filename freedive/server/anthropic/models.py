@@ -1,0 +1,61 @@
+"""GET /anthropic/v1/models, and /v1/models for those who name Anthropic's version."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from freedive.server.models import Models, Slot
+
+Json = dict[str, Any]
+
+PREFIX = "/anthropic/v1"
+
+
+class ByVersion:
+    """Leads requests of Anthropic's clients to the routes below: /v1/models is an address of OpenAI's as well."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "anthropic-version" in Headers(scope=scope):
+            path: str = scope["path"]
+            if path == "/v1/models" or path.startswith("/v1/models/"):
+                scope = {**scope, "path": PREFIX + path.removeprefix("/v1")}
+        await self.app(scope, receive, send)
+
+
+def router(models: Models) -> APIRouter:
+    """The routes, to be had at ``PREFIX``."""
+    routes = APIRouter()
+
+    @routes.get("/models", summary="List the models that can be asked, on one page")
+    async def list_models() -> Json:
+        names = list(models.slots)
+        cards = [_card(slot) for slot in models.slots.values()]
+        return {"data": cards, "has_more": False, "first_id": names[0], "last_id": names[-1]}
+
+    @routes.get("/models/{name:path}", summary="One model")
+    async def retrieve_model(name: str) -> Json:
+        return _card(models.slot(name))
+
+    return routes
+
+
+def _card(slot: Slot) -> Json:
+    """Limits are known of loaded models; the others were never created here, which 1970 stands for."""
+    max_context = slot.model.max_context if slot.model else None
+    return {
+        "type": "model",
+        "id": slot.known.name,
+        "display_name": slot.known.name,
+        "created_at": datetime.fromtimestamp(slot.model.created if slot.model else 0, UTC).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": max_context,
+        "max_tokens": max_context,
+    }
