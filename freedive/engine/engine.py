@@ -20,6 +20,7 @@ import numpy as np
 
 from freedive.config import EngineConfig
 from freedive.engine.batch import Batch, Runner
+from freedive.engine.guide import Guide
 from freedive.engine.kvcache import PageTables
 from freedive.engine.limits import Limits
 from freedive.engine.request import EngineError, FinishReason, Generation, Piece, Sampling
@@ -95,11 +96,12 @@ class Engine:
         id: str | None = None,
         continues: bool = False,
         keep: Callable[[str], bool] | None = None,
+        guide: Guide | None = None,
     ) -> Generation:
         """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already.
 
         With ``continues`` the answer is read as the same text going on, so that a leading space stays. Special tokens
-        have no text, save those that ``keep`` asks for.
+        have no text, save those that ``keep`` asks for. A ``guide``, one of its own for each answer, gives it a form.
         """
         max_length = self._limits.max_length(prompt, sampling)
         seed = int.from_bytes(os.urandom(6)) if sampling.seed is None else sampling.seed
@@ -111,6 +113,7 @@ class Engine:
             tokens=list(prompt),
             max_length=max_length,
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
+            guide=guide,
         )
         with self._wake:
             if self._closing:
@@ -258,7 +261,7 @@ class Engine:
         return not piece.finish_reason
 
     def _next_piece(self, request: Request, logits: Floats) -> Piece:
-        token = request.sampler(logits)
+        token = _sample(request, logits)
         request.tokens.append(token)
         timings, num_top = request.generation.timings, request.sampling.logprobs
         timings.num_generated += 1
@@ -280,13 +283,22 @@ class Engine:
         request.generation.deliver(last)
 
 
+def _sample(request: Request, logits: Floats) -> int:
+    if not request.guide:
+        return request.sampler(logits)
+    token = request.sampler(logits, request.guide.allowed())
+    request.guide.take(token)
+    return token
+
+
 def _read(request: Request, token: int) -> tuple[str, FinishReason | None]:
     """The text that ``token``, the newest of ``request``, adds, and why the answer ends with it, if it does."""
     stream = request.text
     if token in request.stop_ids:
         return stream.close(), "stop"
     text = stream.push(token)
+    complete = request.guide is not None and request.guide.complete
     at_end = len(request.tokens) == request.max_length
-    if at_end:
+    if complete or at_end:
         text += stream.close()
-    return text, "stop" if stream.stopped else "length" if at_end else None
+    return text, "stop" if stream.stopped or complete else "length" if at_end else None

@@ -13,6 +13,7 @@ from operator import add
 import numpy as np
 
 from freedive.engine.batch import Batch
+from freedive.engine.guide import Guide
 from freedive.engine.kvcache import PageTables, pages_for
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
@@ -35,6 +36,7 @@ class Request:
     tokens: list[int]
     max_length: int
     stop_ids: frozenset[int]
+    guide: Guide | None = None
     lookup: PromptLookup = field(default_factory=PromptLookup)
     prediction: Prediction = field(default_factory=Prediction)
     num_cached: int = 0
