@@ -26,12 +26,17 @@ from freedive.hub.sources import resolve
 from freedive.model import spec
 from freedive.ops.native import NativeRunner
 from freedive.progress import byte_bar
+from freedive.text.asking import Wish, granted
 from freedive.text.dialects.dialect import Event, Text, initial_state
 from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Parser
+from freedive.text.format import Format
+from freedive.text.guide import Guide, Guides
+from freedive.text.lark import Lark
 from freedive.text.question import Question
 from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer
+from freedive.text.tools import ToolChoice, Tools
 
 CACHE_SHARE = 0.25
 """Part of the memory that is free which the key-value cache may take where ``cache_tokens`` is not set."""
@@ -40,7 +45,6 @@ RECOMMENDABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Sampling fields that generation_config.json may set."""
 
 Messages = Sequence[Mapping[str, Any]]
-Tools = Sequence[Mapping[str, Any]]
 
 
 def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
@@ -92,6 +96,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.template = template
         self.dialect = dialect_for(template.source, tokenizer.added_tokens.values())
+        self.guides = Guides(tokenizer, lambda text: text in (*self.dialect.marks, *self.dialect.separators))
         self.recommended = recommended
         self.engine = Engine(runner, tokenizer, config)
 
@@ -107,30 +112,69 @@ class LanguageModel:
         """
         return (event.text for event in self.answer(messages, **sampling) if isinstance(event, Text))
 
-    def answer(self, messages: Messages, tools: Tools = (), **sampling: Any) -> Iterator[Event]:
+    def answer(
+        self,
+        messages: Messages,
+        tools: Tools = (),
+        *,
+        format: Format | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        **sampling: Any,
+    ) -> Iterator[Event]:
         """The answer with its thoughts and its calls of ``tools``, as it comes. Without tools, calls are text.
 
-        ``tools`` are as OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ...}}.
+        ``tools`` are as OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ...}}. See
+        :meth:`question` for the other parameters.
         """
-        question = self.question(messages, tools)
-        generation = self.engine.submit(question.tokens, self.sampling(**sampling), keep=question.keeps)
+        question = self.question(
+            messages, tools, format=format, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls
+        )
+        generation = self.engine.submit(
+            question.tokens, self.sampling(**sampling), keep=question.keeps, guide=question.guide()
+        )
         return _events(generation, question.reader())
 
-    def complete(self, prompt: str, **sampling: Any) -> Iterator[str]:
-        """What follows ``prompt``, without a chat template, piece by piece."""
+    def complete(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Iterator[str]:
+        """What follows ``prompt``, in the ``format``, if there is one, without a chat template, piece by piece."""
         tokens = self.tokenizer.encode(prompt, add_special=True)
-        return _pieces(self.engine.submit(tokens, self.sampling(**sampling), continues=True))
+        guide = self.guide(format) if format else None
+        return _pieces(self.engine.submit(tokens, self.sampling(**sampling), continues=True, guide=guide))
 
     def sampling(self, **given: Any) -> Sampling:
         """The ``given`` fields over the recommended ones. UserError for values that no sampler can honour."""
         return Sampling(**{**self.recommended, **given})
 
-    def question(self, messages: Messages, tools: Tools = (), **variables: Any) -> Question:
-        """What asks for the next message, and how to read it; ``variables`` are the chat template's own switches."""
+    def question(
+        self,
+        messages: Messages,
+        tools: Tools = (),
+        *,
+        format: Format | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        **variables: Any,
+    ) -> Question:
+        """What asks for the next message, and how to read it; ``variables`` are the chat template's own switches.
+
+        The text of the answer has the ``format``, if there is one, unless tools are called. ``tool_choice`` is auto,
+        none (the model does not learn of the tools), required, or a :class:`freedive.text.tools.Function`; without
+        ``parallel_tool_calls`` there is but one call. Where a guide sees to calls, as it does for any of this and for
+        a tool that is "strict", their arguments have the form that "parameters" say. UserError for what cannot be.
+        """
+        tools = () if tool_choice == "none" else tools
+        self.template.check(tools)
         prompt = self.template.render(messages, tools=tools or None, **variables)
         dialect = self.dialect if tools else self.dialect.without_calls()
         tokens, state = self.tokenizer.encode(prompt), initial_state(dialect, prompt)
-        return Question(tokens, dialect, state, tools, self.dialect.keeps)
+        wish = Wish(format, tools, tool_choice, parallel_tool_calls)
+        dialect, make_guide = granted(wish, self.guides, dialect, state)
+        return Question(tokens, dialect, state, tools, self.dialect.keeps, make_guide)
+
+    def guide(self, format: Format) -> Guide:
+        """What gives one text the ``format``, from its first token on. UserError if it cannot be kept to."""
+        lark = Lark(self.guides.tokens)
+        return self.guides.guide(lark.rules(lark.part(format.grammar)), lark.parts)()
 
     def chat_prompt(self, messages: Messages, **variables: Any) -> list[int]:
         """The tokens of :meth:`question`."""
