@@ -94,9 +94,9 @@ class Adjustment:
 
 def masked(logits: Floats, allowed: Bits) -> Floats:
     """A copy of ``logits`` in which all but the tokens ``allowed`` have no probability."""
-    offsets = _OFFSETS.take(allowed, axis=0).reshape(-1)[: len(logits)]
-    result = np.full_like(logits, -np.inf)
-    np.add(logits[: len(offsets)], offsets, out=result[: len(offsets)])
+    beyond = np.zeros(max(-(-len(logits) // 8) - len(allowed), 0), np.uint8)
+    result = _OFFSETS.take(np.append(allowed, beyond), axis=0).reshape(-1)[: len(logits)]
+    result += logits
     return result
 
 

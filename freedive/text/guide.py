@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -32,10 +33,9 @@ NUM_CACHED = 64
 """Compiled grammars that are kept for later requests."""
 
 _LONG = 1 << 14
-_SLOW = re.compile(
-    r'"(allOf|multipleOf)"|"pattern.*"(\$ref|anyOf)"|"(\$ref|anyOf)".*"pattern|_grammar".*[&~]', re.DOTALL
-)
-"""What can take for ever to compile: meets of regular expressions, and remainders of a division."""
+_MANY_PATTERNS = 8
+_LARGE_MULTIPLE = 1e5
+_MULTIPLE = re.compile(r'"multipleOf": ([-+.\deE]+)')
 
 _CHECK = "import sys, llguidance; llguidance.LLMatcher.validate_grammar(sys.stdin.read())"
 
@@ -141,7 +141,7 @@ class _Bytes:
 
 def _compiles_in_time(grammar: str) -> bool:
     """Whether ``grammar`` does. Nothing can stop llguidance, so that one which may be slow is tried elsewhere first."""
-    if len(grammar) < _LONG and not _SLOW.search(grammar):
+    if not _may_be_slow(grammar):
         return True
     command, whole = [sys.executable, "-P", "-c", _CHECK], f'{{"grammars": [{grammar}]}}'
     try:
@@ -149,6 +149,20 @@ def _compiles_in_time(grammar: str) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
+
+
+def _may_be_slow(grammar: str) -> bool:
+    """What regular expressions have in common takes exponential time, and numbers by remainder as many states."""
+    if '"lark_grammar"' in grammar:
+        return len(grammar) > _LONG or "&" in grammar or "~" in grammar
+    num_patterns = grammar.count('"pattern')
+    multiple = math.prod(float(number) or 1 for number in _MULTIPLE.findall(grammar))
+    return (
+        len(grammar) > _LONG
+        or not 1 / _LARGE_MULTIPLE < multiple < _LARGE_MULTIPLE
+        or (num_patterns > 0 and '"allOf"' in grammar)
+        or num_patterns > _MANY_PATTERNS
+    )
 
 
 def _fault(matcher: llguidance.LLMatcher) -> str:
