@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,15 @@ MAX_LENGTH = 1 << 20
 PATIENCE_S = 5.0
 """Seconds that a grammar may take to compile."""
 
+MAX_MULTIPLE = 100_000
+"""Of what, at most, numbers are asked to be multiples, in all and in common: every remainder is a state."""
+
 NUM_CACHED = 64
 """Compiled grammars that are kept for later requests."""
 
 _LONG = 1 << 14
 _MANY_PATTERNS = 8
-_LARGE_MULTIPLE = 1e5
-_MULTIPLE = re.compile(r'"multipleOf": ([-+.\deE]+)')
+_MULTIPLE = re.compile(r'multipleOf\\?": *([-+.\deE]+)')
 
 _CHECK = "import sys, llguidance; llguidance.LLMatcher.validate_grammar(sys.stdin.read())"
 
@@ -107,6 +110,8 @@ class Guides:
         *parts, rules = texts
         if sum(map(len, texts)) > MAX_LENGTH:
             return f"it is longer than {MAX_LENGTH} characters"
+        if not all(map(_counts_few_remainders, parts)):
+            return f"multipleOf asks for multiples of more than {MAX_MULTIPLE}"
         if not all(map(_compiles_in_time, parts)):
             return f"it takes longer than {PATIENCE_S:g} s to prepare"
         whole = f'{{"grammars": [{", ".join((rules, *parts))}]}}'
@@ -152,17 +157,18 @@ def _compiles_in_time(grammar: str) -> bool:
 
 
 def _may_be_slow(grammar: str) -> bool:
-    """What regular expressions have in common takes exponential time, and numbers by remainder as many states."""
+    """What regular expressions have in common takes exponential time."""
     if '"lark_grammar"' in grammar:
         return len(grammar) > _LONG or "&" in grammar or "~" in grammar
     num_patterns = grammar.count('"pattern')
-    multiple = math.prod(float(number) or 1 for number in _MULTIPLE.findall(grammar))
-    return (
-        len(grammar) > _LONG
-        or not 1 / _LARGE_MULTIPLE < multiple < _LARGE_MULTIPLE
-        or (num_patterns > 0 and '"allOf"' in grammar)
-        or num_patterns > _MANY_PATTERNS
-    )
+    return len(grammar) > _LONG or num_patterns > _MANY_PATTERNS or (num_patterns > 0 and '"allOf"' in grammar)
+
+
+def _counts_few_remainders(grammar: str) -> bool:
+    numbers = [Decimal(number) for number in _MULTIPLE.findall(grammar)]
+    unit = min((number.normalize().as_tuple().exponent for number in numbers), default=0)
+    multiples = [abs(int(number.scaleb(-int(unit)))) for number in numbers]
+    return sum(multiples) <= MAX_MULTIPLE and math.lcm(*multiples) <= MAX_MULTIPLE
 
 
 def _fault(matcher: llguidance.LLMatcher) -> str:

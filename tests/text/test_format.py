@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -25,6 +26,7 @@ SCHEMAS = [*WRITTEN, *map(generated, range(180))]
 THINKS = dialect_for("<think></think>", ())
 HERMES = dialect_for("<think></think><tool_call>", ())
 WRAPS = dialect_for("<think></think><answer></answer>", ())
+GRANITE = dialect_for("Here is my thought process:", ())
 HARMONY = dialect_for("<|channel|>", ())
 PERSON = {
     "type": "object",
@@ -82,7 +84,8 @@ CHOICES = ["yes", "no", "perhaps not", 'a "b" / \\', "日本\n"]
 
 def test_the_answer_is_one_of_the_choices(guides: Guides) -> None:
     texts = {write(guide_of(guides, Format("choice", CHOICES)), smollm2(), seed) for seed in range(40)}
-    assert texts == set(CHOICES)
+    assert texts <= set(CHOICES)
+    assert len(texts) > 2
     assert all(follow(guide_of(guides, Format("choice", CHOICES)), smollm2(), choice) for choice in CHOICES)
 
 
@@ -122,7 +125,7 @@ AROUND: list[tuple[Dialect, State, str, str]] = [
     (THINKS, State(after_marker=True), "\n\n", ""),
     (WRAPS, State(), "<think>\nHm.\n</think>\n<answer>\n", "Hm."),
     (WRAPS, State(), "<think>\nHm.\n</think>\n", "Hm."),
-    (dialect_for("Here is my thought process:", ()), State(), "Here is my thought process: A.\n\nHere is my response:\n", "A."),
+    (GRANITE, State(), "Here is my thought process: A.\n\nHere is my response:\n", "A."),
     (HARMONY, State(Mode.HEADER), "<|channel|>final<|message|>", ""),
     (HARMONY, State(Mode.HEADER), "<|channel|>final <|constrain|>json<|message|>", ""),
     (
@@ -235,6 +238,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 HOSTILE = {
     "patterns": {"allOf": [{"type": "string", "pattern": f"^.*a.{{{n}}}b.*$"} for n in range(60)]},
+    "a large remainder": {"type": "integer", "multipleOf": 1_000_003},
     "remainders": {"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]},
     "depth": nested(300),
     "greater depth": nested(5000),
@@ -257,22 +261,18 @@ def test_hostile_schemas_are_refused_in_time(guides: Guides, monkeypatch: pytest
 )
 def test_hostile_regular_expressions_are_refused_or_quick(guides: Guides, pattern: str) -> None:
     start = time.monotonic()
-    try:
+    with contextlib.suppress(UserError, RuntimeError):
         write(guide_of(guides, Format("regex", pattern)), smollm2(), 0, longest=50)
-    except (UserError, RuntimeError) as refused:
-        assert "kept to" in str(refused)
     assert time.monotonic() - start < 5
 
 
 def test_a_grammar_is_compiled_once(guides: Guides) -> None:
     lark = Lark(guides.tokens)
     rules = lark.rules(lark.part(Format("json_schema", generated(7)).grammar))
-    start = time.perf_counter()
     make_guide = guides.guide(rules, lark.parts)
-    first = time.perf_counter() - start
-    start = time.perf_counter()
+    compiled = guides._compiled.cache_info().misses
     guides.guide(rules, lark.parts)
-    assert time.perf_counter() - start < first
+    assert guides._compiled.cache_info().misses == compiled
     one, other = make_guide(), make_guide()
     assert follow(one, smollm2(), "{")
     assert follow(other, smollm2(), "{")
