@@ -110,6 +110,7 @@ class Calls:
         if choices and (unknown := schema.keys() - _ANNOTATIONS - {"anyOf", "oneOf", "type"}):
             _refuse(function, key, min(unknown))
         texts: list[str] = []
+        free = False
         for choice in choices or [schema]:
             types = kinds(choice)
             if self._apart and types and "string" not in types:
@@ -118,8 +119,10 @@ class Calls:
                 _refuse(function, key, min(unknown))
             values = [choice["const"]] if "const" in choice else choice.get("enum")
             if values is None and (not types or "string" in types):
-                return None
+                free = True
             texts += [value for value in values or [] if isinstance(value, str)]
+        if free:
+            return None
         for text in texts:
             if not self._apart and coerced(text, schema) != text:
                 _refuse(function, key, f"{text!r}, which could be text or not")
