@@ -31,14 +31,19 @@ from freedive.hub.sources import resolve
 from freedive.model import spec
 from freedive.ops.native import NativeRunner
 from freedive.progress import byte_bar
+from freedive.text.asking import Wish, granted
 from freedive.text.dialects.dialect import Event, Text, initial_state
 from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Parser
+from freedive.text.format import Format
+from freedive.text.guide import Guide, Guides
 from freedive.text.infill import infill_marks
+from freedive.text.lark import Lark
 from freedive.text.question import Question
 from freedive.text.template import ChatTemplate
 from freedive.text.thinking import can_think, thinking_variables, without_thoughts
 from freedive.text.tokenizer import Tokenizer
+from freedive.text.tools import ToolChoice, Tools
 
 CACHE_SHARE = 0.25
 """Part of the memory that is free which the key-value cache may take where ``cache_tokens`` is not set."""
@@ -47,7 +52,6 @@ RECOMMENDABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Sampling fields that generation_config.json may set."""
 
 Messages = Sequence[Mapping[str, Any]]
-Tools = Sequence[Mapping[str, Any]]
 
 
 def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
@@ -101,6 +105,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.template = template
         self.dialect = dialect_for(template.source, tokenizer.added_tokens.values())
+        self.guides = Guides(tokenizer, lambda text: text in (*self.dialect.marks, *self.dialect.separators))
         self.recommended = recommended
         self.engine = Engine(runner, tokenizer, config, store)
 
@@ -126,20 +131,38 @@ class LanguageModel:
         """
         return (event.text for event in self.answer(messages, **sampling) if isinstance(event, Text))
 
-    def answer(self, messages: Messages, tools: Tools = (), **sampling: Any) -> Iterator[Event]:
+    def answer(
+        self,
+        messages: Messages,
+        tools: Tools = (),
+        *,
+        format: Format | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        **sampling: Any,
+    ) -> Iterator[Event]:
         """The answer with its thoughts and its calls of ``tools``, as it comes. Without tools, calls are text.
 
-        ``tools`` are as OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ...}}.
+        ``tools`` are as OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ...}}. See
+        :meth:`question` for the other parameters.
         """
-        question = self.question(messages, tools)
-        sampler = self.sampling(**sampling)
-        generation = self.engine.submit(question.tokens, sampler, continues=question.continues, keep=question.keeps)
+        question = self.question(
+            messages, tools, format=format, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls
+        )
+        generation = self.engine.submit(
+            question.tokens,
+            self.sampling(**sampling),
+            continues=question.continues,
+            keep=question.keeps,
+            guide=question.guide(),
+        )
         return _events(generation, question.reader())
 
-    def complete(self, prompt: str, **sampling: Any) -> Iterator[str]:
-        """What follows ``prompt``, without a chat template, piece by piece."""
+    def complete(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Iterator[str]:
+        """What follows ``prompt``, in the ``format``, if there is one, without a chat template, piece by piece."""
         tokens = self.tokenizer.encode(prompt, add_special=True)
-        return _pieces(self.engine.submit(tokens, self.sampling(**sampling), continues=True))
+        guide = self.guide(format) if format else None
+        return _pieces(self.engine.submit(tokens, self.sampling(**sampling), continues=True, guide=guide))
 
     def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> npt.NDArray[np.float32]:
         """What the model makes of each text, [len(texts), hidden]: the mean over its tokens, or the last one's state.
@@ -161,6 +184,9 @@ class LanguageModel:
         messages: Messages,
         tools: Tools = (),
         *,
+        format: Format | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         thinking: bool | None = None,
         effort: str | None = None,
         continues: bool = False,
@@ -168,17 +194,31 @@ class LanguageModel:
     ) -> Question:
         """What asks for the next message or, with ``continues``, for the rest of the last one; and how to read it.
 
+        The text of the answer has the ``format``, if there is one, unless tools are called. ``tool_choice`` is auto,
+        none (the model does not learn of the tools), required, or a :class:`freedive.text.tools.Function`; without
+        ``parallel_tool_calls`` there is but one call. Where a guide sees to calls, as it does for any of this and for
+        a tool that is "strict", their arguments have the form that "parameters" say.
+
         ``thinking`` turns thoughts on or off, ``effort`` is one of :data:`freedive.text.thinking.EFFORTS`; None leaves
-        it to the model. ``variables`` are the chat template's own switches.
+        it to the model. ``variables`` are the chat template's own switches. UserError for what cannot be.
         """
+        tools = () if tool_choice == "none" else tools
+        self.template.check(tools)
         switches = thinking_variables(thinking, effort, self.template.source, self.dialect)
         variables = {**switches, **variables}
         prompt = self.template.render(messages, tools=tools or None, continue_final_message=continues, **variables)
         dialect = self.dialect if tools else self.dialect.without_calls()
         if switches and not any(switches.values()):
             prompt = without_thoughts(prompt, initial_state(dialect, prompt), dialect)
-        state = initial_state(dialect, prompt)
-        return Question(self.tokenizer.encode(prompt), dialect, state, tools, self.dialect.keeps, continues)
+        tokens, state = self.tokenizer.encode(prompt), initial_state(dialect, prompt)
+        wish = Wish(format, tools, tool_choice, parallel_tool_calls)
+        dialect, make_guide = granted(wish, self.guides, dialect, state)
+        return Question(tokens, dialect, state, tools, self.dialect.keeps, continues, make_guide)
+
+    def guide(self, format: Format) -> Guide:
+        """What gives one text the ``format``, from its first token on. UserError if it cannot be kept to."""
+        lark = Lark(self.guides.tokens)
+        return self.guides.guide(lark.rules(lark.part(format.grammar)), lark.parts)()
 
     def infill(self, prefix: str, suffix: str) -> Question:
         """What asks for the text between the two. UserError where the model was not trained for that."""

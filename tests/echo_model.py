@@ -21,6 +21,7 @@ from freedive.server.models import Known, Models
 from freedive.server.ollama.pull import Fetch, no_fetch
 from freedive.text.dialects.codecs import json_calls
 from freedive.text.dialects.dialect import Dialect, Mark
+from freedive.text.format import Format
 from freedive.text.question import Question
 
 SPEAKING = Dialect(
@@ -62,7 +63,7 @@ class EchoGeneration:
         self.delay_s = delay_s
         self.timings = Timings(now := time.perf_counter(), started_at=now)
         self.cancelled = threading.Event()
-        self.submitted: dict[str, str | None] = {}
+        self.submitted: dict[str, Any] = {}
         self.ended = False
 
     def cancel(self) -> None:
@@ -120,9 +121,10 @@ class EchoEngine:
         *,
         continues: bool = False,
         keep: Callable[[str], bool] | None = None,
+        guide: Any = None,
+        pooling: str | None = None,
         salt: str = "",
         user: str = "",
-        pooling: str | None = None,
     ) -> EchoGeneration:
         if len(prompt) >= self.model.max_context:
             raise UserError(f"The prompt has {len(prompt)} tokens", "Shorten the prompt", param="prompt")
@@ -135,7 +137,7 @@ class EchoEngine:
         kind = EchoEmbedding if pooling else EchoGeneration
         room = self.model.max_context - len(prompt)
         self.generations.append(kind(answer, len(prompt), sampling, self.model.delay_s, room))
-        self.generations[-1].submitted = {"salt": salt, "user": user, "pooling": pooling}
+        self.generations[-1].submitted = {"salt": salt, "user": user, "pooling": pooling, "guide": guide}
         return self.generations[-1]
 
     def stats(self) -> EchoStats:
@@ -171,8 +173,12 @@ class EchoModel:
         if messages[-1]["content"] == "untemplated":
             raise ZeroDivisionError("a fault of ours")
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        tools = () if options.get("tool_choice") == "none" else tools
         dialect = SPEAKING if tools else SPEAKING.without_calls()
         return Question(self.tokenizer.encode(prompt), dialect, tools=tools, continues=options.get("continues", False))
+
+    def guide(self, format: Format) -> Any:
+        return format
 
     def infill(self, prefix: str, suffix: str) -> Question:
         return Question(self.tokenizer.encode(f"{prefix}[gap]{suffix}"), continues=True)

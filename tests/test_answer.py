@@ -24,7 +24,7 @@ ASK = [{"role": "user", "content": "Hi"}]
 TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
-THINKING = PLAIN + "{# <think></think><tool_call> #}"
+THINKING = PLAIN + "{# <think></think><tool_call> tools #}"
 OPENED = THINKING + "<think>\n"
 
 

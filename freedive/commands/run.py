@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +17,7 @@ from freedive.config import EngineConfig, load
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
 from freedive.text.dialects.dialect import Text
+from freedive.text.format import Format
 
 UNPRINTED = frozenset({"logprobs"})
 """Sampling fields that change what is reported, not the text."""
@@ -28,6 +31,9 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as plain text, without a chat template.")
     ] = False,
+    json_schema: Annotated[
+        Path | None, typer.Option("--json-schema", help="A file with the JSON schema that the answer has to match.")
+    ] = None,
     *,
     sampling: Values,
     engine: Values,
@@ -39,15 +45,25 @@ def run(
     text = sys.stdin.read().strip("\n") if prompt == "-" else prompt
     if not text.strip():
         raise UserError("The prompt is empty", "Write it as an argument, or pipe it in")
+    form = read_format(json_schema) if json_schema else None
     Sampling(**sampling)  # refused before anything heavy is loaded
     config = load(EngineConfig, engine)
     loaded = freedive.load(model, **asdict(config))
     try:
         if raw:
-            print_answer(map(Text, loaded.complete(text, **sampling)))
+            print_answer(map(Text, loaded.complete(text, format=form, **sampling)))
         else:
             instructions = [{"role": "system", "content": system}] if system else []
-            print_answer(loaded.answer([*instructions, {"role": "user", "content": text}], **sampling))
+            messages = [*instructions, {"role": "user", "content": text}]
+            print_answer(loaded.answer(messages, format=form, **sampling))
         print()
     finally:
         loaded.close()
+
+
+def read_format(file: Path) -> Format:
+    """The format that a file with a JSON schema asks for. UserError if it holds none."""
+    try:
+        return Format("json_schema", json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} holds no JSON schema ({error})", "Write one, as JSON, or name another file") from None

@@ -20,6 +20,7 @@ import numpy as np
 
 from freedive.config import EngineConfig
 from freedive.engine.batch import Batch, Runner
+from freedive.engine.guide import Guide
 from freedive.engine.kvcache import PageTables
 from freedive.engine.limits import Limits
 from freedive.engine.pace import Pace
@@ -120,17 +121,19 @@ class Engine:
         id: str | None = None,
         continues: bool = False,
         keep: Callable[[str], bool] | None = None,
+        guide: Guide | None = None,
+        pooling: Pooling | None = None,
         salt: str = "",
         user: str = "",
-        pooling: Pooling | None = None,
     ) -> Generation:
         """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already.
 
         With ``continues`` the answer is read as the same text going on, so that a leading space stays. Special tokens
-        have no text, save those that ``keep`` asks for. What was computed for one ``salt`` is of no use for another, so
-        that nobody learns by the time to the first token what others have asked. Each ``user`` gets an equal share.
-
+        have no text, save those that ``keep`` asks for. A ``guide``, one of its own for each answer, gives it a form.
         With ``pooling`` nothing is generated: the only piece has the prompt's ``embedding``.
+
+        What was computed for one ``salt`` is of no use for another, so that nobody learns by the time to the first
+        token what others have asked. Each ``user`` gets an equal share.
         """
         max_length = self._limits.max_length(prompt, sampling)
         seed = int.from_bytes(os.urandom(6)) if sampling.seed is None else sampling.seed
@@ -142,9 +145,10 @@ class Engine:
             tokens=list(prompt),
             max_length=max_length,
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
+            guide=guide,
+            pool=Pool(pooling) if pooling else None,
             salt=salt,
             user=user,
-            pool=Pool(pooling) if pooling else None,
         )
         with self._wake:
             if self._closing:
@@ -317,7 +321,7 @@ class Engine:
         return not piece.finish_reason
 
     def _next_piece(self, request: Request, logits: Floats) -> Piece:
-        token = request.sampler(logits)
+        token = _sample(request, logits)
         request.tokens.append(token)
         timings, num_top = request.generation.timings, request.sampling.logprobs
         timings.num_generated += 1
@@ -339,13 +343,22 @@ class Engine:
         request.generation.deliver(last)
 
 
+def _sample(request: Request, logits: Floats) -> int:
+    if not request.guide:
+        return request.sampler(logits)
+    token = request.sampler(logits, request.guide.allowed())
+    request.guide.take(token)
+    return token
+
+
 def _read(request: Request, token: int) -> tuple[str, FinishReason | None]:
     """The text that ``token``, the newest of ``request``, adds, and why the answer ends with it, if it does."""
     stream = request.text
     if token in request.stop_ids:
         return stream.close(), "stop"
     text = stream.push(token)
+    complete = request.guide is not None and request.guide.complete
     at_end = len(request.tokens) == request.max_length
-    if at_end:
+    if complete or at_end:
         text += stream.close()
-    return text, "stop" if stream.stopped else "length" if at_end else None
+    return text, "stop" if stream.stopped or complete else "length" if at_end else None

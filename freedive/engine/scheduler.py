@@ -14,6 +14,7 @@ from operator import add
 import numpy as np
 
 from freedive.engine.batch import Batch
+from freedive.engine.guide import Guide
 from freedive.engine.kvcache import PageTables, pages_for
 from freedive.engine.pace import Pace
 from freedive.engine.pooling import Pool
@@ -42,9 +43,10 @@ class Request:
     tokens: list[int]
     max_length: int
     stop_ids: frozenset[int]
+    guide: Guide | None = None
+    pool: Pool | None = None
     salt: str = ""
     user: str = ""
-    pool: Pool | None = None
     keys: list[bytes] = field(default_factory=list)
     lookup: PromptLookup = field(default_factory=PromptLookup)
     prediction: Prediction = field(default_factory=Prediction)

@@ -7,7 +7,10 @@ from typing import Any, Protocol
 
 from freedive.engine.pooling import Pooling
 from freedive.engine.request import Piece, Sampling, Timings
+from freedive.text.format import Format
+from freedive.text.guide import Guide
 from freedive.text.question import Question
+from freedive.text.tools import ToolChoice
 
 
 class Generation(Protocol):
@@ -35,9 +38,10 @@ class Engine(Protocol):
         *,
         continues: bool = False,
         keep: Callable[[str], bool] | None = None,
+        guide: Guide | None = None,
+        pooling: Pooling | None = None,
         salt: str = "",
         user: str = "",
-        pooling: Pooling | None = None,
     ) -> Generation: ...
 
     def stats(self) -> Any:
@@ -87,11 +91,17 @@ class Model(Protocol):
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         *,
+        format: Format | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         thinking: bool | None = None,
         effort: str | None = None,
         continues: bool = False,
         **variables: Any,
     ) -> Question: ...
+
+    def guide(self, format: Format) -> Guide:
+        """What gives one text the ``format``. UserError if it cannot be kept to."""
 
     def infill(self, prefix: str, suffix: str) -> Question:
         """What asks for the text between the two. UserError where the model was not trained for that."""

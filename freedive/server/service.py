@@ -83,9 +83,10 @@ def _submit_one(model: Model, question: Question, sampling: Sampling, ask: Ask) 
             sampling,
             continues=question.continues,
             keep=question.keeps,
+            guide=question.guide(),
+            pooling=ask.pooling,
             salt=ask.salt,
             user=ask.user,
-            pooling=ask.pooling,
         )
     except UserError as error:
         if len(question.tokens) + (sampling.max_tokens or 1) > model.max_context:

@@ -8,6 +8,7 @@ from typing import Any
 
 from freedive.text.dialects.dialect import Dialect, State
 from freedive.text.dialects.parser import Parser
+from freedive.text.guide import Guide, MakeGuide
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,12 @@ class Question:
     tools: Sequence[Mapping[str, Any]] = ()
     keeps: Callable[[str], bool] | None = None
     continues: bool = False
+    make_guide: MakeGuide | None = None
 
     def reader(self) -> Parser:
         """For one answer: tells its thoughts and calls from its text."""
         return Parser(self.dialect, self.state, self.tools)
+
+    def guide(self) -> Guide | None:
+        """For one answer: gives it the form that was asked for, if one was."""
+        return self.make_guide() if self.make_guide else None

@@ -56,6 +56,13 @@ class ChatTemplate:
         named = {name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")}
         return cls(_named(metadata.get(key)) | named, tokenizer.roles)
 
+    def check(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        """UserError if there are ``tools``, and no template speaks of any."""
+        if tools and not re.search(r"\btools\b", self.source):
+            raise UserError(
+                "This model's chat template knows no tools", "Ask without them, or choose another model.", param="tools"
+            )
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

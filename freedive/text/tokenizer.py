@@ -24,7 +24,8 @@ class Tokenizer:
 
     ``vocab_size`` is one more than the highest id; a model's own vocabulary may be padded beyond it.
     ``stop_ids`` are the tokens that end an answer. ``roles`` maps bos_token, eos_token ... to their text;
-    ``added_tokens`` are the whole tokens, special or not, that text is searched for before it is split.
+    ``added_tokens`` are the whole tokens, special or not, that text is searched for before it is split; those in
+    ``special_ids`` are not shown. ``strips_space``: a space at the start of an answer is not shown either.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -32,8 +33,9 @@ class Tokenizer:
         self._lock = threading.Lock()
         decoder = vocabulary.decoder
         self._spelling = spelling(json.loads(decoder.__getstate__()) if decoder else None)
+        self.strips_space = self._spelling.strip_space
         self.added_tokens = vocabulary.added
-        self._special = vocabulary.special
+        self.special_ids = vocabulary.special
         self._pieces: dict[int, bytes] = {}
         if self._spelling.byte_level:  # added tokens are written as they are, not in the byte alphabet
             self._pieces = {index: text.encode() for index, text in self.added_tokens.items()}
@@ -81,7 +83,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
-        skip = self._special if skip_special else frozenset()
+        skip = self.special_ids if skip_special else frozenset()
         text = b"".join(self.token_bytes(index) for index in ids if index not in skip).decode(errors="replace")
         return text.removeprefix(" ") if self._spelling.strip_space else text
 
@@ -92,7 +94,7 @@ class Tokenizer:
 
         Special tokens are skipped, save those that ``keep`` (such as a dialect's ``keeps``) asks for by their text.
         """
-        skip = self._special if skip_special else frozenset()
+        skip = self.special_ids if skip_special else frozenset()
         if keep:
             skip -= {index for index in skip if keep(self.added_tokens[index])}
         return StreamDecoder(self.token_bytes, skip, self._spelling.strip_space and not continues)

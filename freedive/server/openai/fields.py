@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -12,8 +13,10 @@ from freedive.server.model import Model
 from freedive.server.parts import parts
 from freedive.server.service import Ask
 from freedive.server.wire import Text, Wire, listed
+from freedive.text.format import Format
 from freedive.text.question import Question
 from freedive.text.thinking import EFFORTS
+from freedive.text.tools import Function as WantedFunction
 
 IGNORED = frozenset(
     {
@@ -118,6 +121,51 @@ class Tool(Wire):
     function: Function
 
 
+class FunctionName(Wire):
+    name: Text
+
+
+class NamedTool(Wire):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JsonSchema(Wire):
+    ignored = frozenset({"name", "description", "strict"})
+
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(Wire):
+    """The form of an answer; regex, choice and grammar are ours. A schema is always kept to, ``strict`` or not."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "choice", "grammar"]
+    json_schema: JsonSchema | None = None
+    regex: Text | None = None
+    choice: list[Text] | None = None
+    grammar: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_its_value(self) -> ResponseFormat:
+        given = self.model_fields_set - {"type"}
+        wanted = {self.type} - {"text", "json_object"}
+        if given != wanted:
+            name = min(given ^ wanted)
+            remedy = "Give it" if name in wanted else "Leave it out"
+            what = f"'{name}' and the type '{self.type}' of 'response_format' do not go together"
+            raise UserError(what, remedy, param="response_format")
+        return self
+
+    def format(self) -> Format | None:
+        """In our terms. Raises UserError for a value that cannot be kept to."""
+        if self.type == "text":
+            return None
+        value = self.json_schema.schema_ if self.json_schema else self.regex or self.choice or self.grammar
+        return Format(self.type, value)
+
+
 class StreamOptions(Wire):
     ignored = frozenset({"include_obfuscation"})
 
@@ -171,15 +219,15 @@ class ChatRequest(GenerationRequest):
         "function_call": ("none", "auto"),
         "functions": ([],),
         "modalities": (["text"],),
-        "parallel_tool_calls": (True,),
         "prediction": (),
-        "response_format": ({"type": "text"},),
         "web_search_options": (),
     }
 
     messages: list[Message] = Field(min_length=1)
     tools: list[Tool] = []
-    tool_choice: Literal["none", "auto"] = "auto"
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
     thinking: Thinking | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] = {}
@@ -225,10 +273,13 @@ class ChatRequest(GenerationRequest):
         return self.given(max_tokens=limit, logprobs=logprobs, stop=tuple(self.stop))
 
     def _options(self) -> Mapping[str, Any]:
-        tools = [tool.model_dump(exclude_none=True) for tool in self.tools] if self.tool_choice != "none" else []
+        choice = self.tool_choice
         switch = self.thinking.type if self.thinking else "auto"
         return {
-            "tools": tools,
+            "tools": [tool.model_dump(exclude_none=True) for tool in self.tools],
+            "tool_choice": WantedFunction(choice.function.name) if isinstance(choice, NamedTool) else choice,
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "format": self.response_format and self.response_format.format(),
             "thinking": None if switch == "auto" else switch == "enabled",
             "effort": self.reasoning_effort if switch != "disabled" else "none",
             "continues": self.continues,
@@ -260,6 +311,7 @@ class CompletionRequest(GenerationRequest):
         Field(min_length=1, max_length=1024),
     ]
     suffix: Text = ""
+    response_format: ResponseFormat | None = None
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=5)
 
@@ -282,8 +334,9 @@ class CompletionRequest(GenerationRequest):
         return [self._question(model, prompt) for prompt in self.prompt]
 
     def _question(self, model: Model, prompt: str | list[int]) -> Question:
-        if isinstance(prompt, list):
-            return Question(prompt, continues=True)
+        format = self.response_format and self.response_format.format()
+        make_guide = (lambda: model.guide(format)) if format else None
         if self.suffix:
-            return model.infill(prompt, self.suffix)
-        return Question(model.tokenizer.encode(prompt, add_special=True), continues=True)
+            return replace(model.infill(str(prompt), self.suffix), make_guide=make_guide)
+        tokens = prompt if isinstance(prompt, list) else model.tokenizer.encode(prompt, add_special=True)
+        return Question(tokens, continues=True, make_guide=make_guide)

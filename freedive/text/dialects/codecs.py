@@ -34,8 +34,27 @@ def read_calls(codecs: Iterable[Codec], body: str, schemas: Schemas) -> list[Cal
 
 def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> Schemas:
     """The parameters' schemas of ``tools`` as OpenAI has them: {"type": "function", "function": {...}}."""
-    schemas = {tool["function"]["name"]: (tool["function"].get("parameters") or {}).get("properties") for tool in tools}
-    return {name: properties if isinstance(properties, Mapping) else {} for name, properties in schemas.items()}
+    roots = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+    return {
+        name: {key: resolved(schema, root) for key, schema in _mapping(root.get("properties")).items()}
+        for name, root in roots.items()
+    }
+
+
+def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
+    """``schema`` with what stands in ``root`` for its own $ref and those of its choices."""
+    schema = _target(schema, root)
+    if not isinstance(schema, Mapping):
+        return schema
+    choices = {name: _listed(schema[name]) for name in ("anyOf", "oneOf") if name in schema}
+    return {**schema, **{name: [_target(choice, root) for choice in each] for name, each in choices.items()}}
+
+
+def _target(schema: Any, root: Mapping[str, Any]) -> Any:
+    """``schema``, or what it refers to in ``root`` under its own annotations."""
+    found = _REF.fullmatch(str(_mapping(schema).get("$ref")))
+    target = _mapping(_mapping(root.get(found[1])).get(found[2])) if found else {}
+    return {**target, **{key: value for key, value in schema.items() if key != "$ref"}} if target else schema
 
 
 def json_calls(body: str, schemas: Schemas) -> list[Call]:
@@ -107,27 +126,31 @@ class Tagged:
 
 def coerced(text: str, schema: Any) -> Any:
     """``text`` as a value of ``schema``; as it is, if the schema has no type, or none that fits."""
-    kinds = _kinds(schema) - {"string"}
-    if kinds:
+    others = kinds(schema) - {"string"}
+    if others:
         for read in (_DECODER.decode, _literal):  # templates that print lists make models write Python's
             with contextlib.suppress(*_UNREADABLE):
                 value = read(text)
-                if _KIND_OF[type(value)] & kinds:
+                if _KIND_OF[type(value)] & others:
                     return value
     return text
 
 
-def _kinds(schema: Any) -> set[str]:
+def kinds(schema: Any) -> set[str]:
     """The JSON types that ``schema``, which clients write, allows as far as it says."""
     if not isinstance(schema, Mapping):
         return set()
     named = schema.get("type")
-    kinds = {named} if isinstance(named, str) else {kind for kind in _listed(named) if isinstance(kind, str)}
+    found = {named} if isinstance(named, str) else {kind for kind in _listed(named) if isinstance(kind, str)}
     for choice in [choice for name in ("anyOf", "oneOf", "allOf") for choice in _listed(schema.get(name))]:
-        kinds |= _kinds(choice)
-    for value in () if kinds else _listed(schema.get("enum")):
-        kinds |= _KIND_OF.get(type(value), set())
-    return kinds
+        found |= kinds(choice)
+    for value in () if found else [*_listed(schema.get("enum")), *([schema["const"]] if "const" in schema else [])]:
+        found |= _KIND_OF.get(type(value), set())
+    return found
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _listed(value: Any) -> list[Any]:
@@ -184,6 +207,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse, strict=False)
+_REF = re.compile(r"#/(\$defs|definitions)/([^/]+)")
 _NEXT_VALUE = re.compile(r"[^\s;,]")
 _KIND_OF = {
     dict: {"object"},

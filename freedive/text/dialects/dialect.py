@@ -64,6 +64,31 @@ _CALL_MARKS = frozenset({Mark.SECTION, Mark.END_SECTION, Mark.CALL, Mark.END_CAL
 
 
 @dataclass(frozen=True)
+class Writing:
+    """How calls are written, for a grammar: what the codecs read, the other way round.
+
+    ``call`` has places for a $name and for $arguments, the text of a JSON object, or for $parameters. Of these each
+    is written as ``parameter`` with a $key, a $value and, if text and JSON look alike, $string, true or false. A line's
+    end in ``call`` stands for any white space or none. ``before`` and ``after`` stand around all calls, ``between`` two
+    of them; None where there is but one.
+    """
+
+    call: str
+    before: str = ""
+    between: str | None = ""
+    after: str = ""
+    parameter: str = ""
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Where headers tell messages apart: what begins and what ends a thought, and what begins the answer."""
+
+    thought: tuple[str, str]
+    answer: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Dialect:
     """Markers by their text, and how calls are written. Without markers everything is text."""
 
@@ -80,6 +105,13 @@ class Dialect:
     """A call that the output leaves open may lack arguments, and is none."""
     ends_thought: bool = False
     """Call markers are special tokens, meant also where a thought was not closed."""
+    writing: Writing | None = None
+    """How to have calls written, where that is known."""
+    messages: Messages | None = None
+    verbatim: bool = False
+    """Once begun the answer has no more markers: a guide keeps to its form."""
+    guided: bool = False
+    """Calls are complete, for a guide sees to that: a marker in the middle of one is a part of it."""
 
     def __or__(self, other: Dialect) -> Dialect:
         """Both: the calls of ``self``, and the markers of ``other`` as well."""
@@ -88,7 +120,11 @@ class Dialect:
     def without_calls(self) -> Dialect:
         """The same thoughts and answers for a conversation without tools, where what looks like a call is text."""
         marks = {marker: mark for marker, mark in self.marks.items() if mark not in _CALL_MARKS}
-        return replace(self, marks=marks, codecs=(), bare=False)
+        return replace(self, marks=marks, codecs=(), bare=False, writing=None)
+
+    def markers(self, *wanted: Mark) -> list[str]:
+        """The markers that mean one of ``wanted``."""
+        return [marker for marker, mark in self.marks.items() if mark in wanted]
 
     def keeps(self, token: str) -> bool:
         """Whether the parser needs to see ``token``, also if it is a special token that is not shown otherwise."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 
 from freedive.text.dialects.codecs import NamedJson, Tagged, json_calls, pythonic_calls
-from freedive.text.dialects.dialect import Dialect, Mark
+from freedive.text.dialects.dialect import Dialect, Mark, Messages, Writing
 
 
 def _marks(**markers: str | tuple[str, ...]) -> dict[str, Mark]:
@@ -34,6 +35,14 @@ _HARMONY = Dialect(
         r"(<\|start\|>)?(assistant)?( ?to=[^\s<]+)?(<\|channel\|>(?P<channel>analysis|commentary|final))?"
         r"( to=[^\s<]+)?( ?(<\|constrain\|>)? ?(json|code))?"
     ),
+    writing=Writing(
+        "<|channel|>commentary to=functions.$name <|constrain|>json<|message|>$arguments",
+        between=None,
+    ),
+    messages=Messages(
+        thought=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+        answer=("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>"),
+    ),
 )
 
 _DSML_NAMES = ("function_calls", "tool_calls", "calls")  # DeepSeek V3.2, V4, V4.1; the last one with a space in tags
@@ -55,6 +64,19 @@ _DSML = Dialect(
     ends_thought=True,
 )
 
+
+def _dsml(name: str, space: str = "") -> Dialect:
+    """As one of them writes it."""
+    tag = f"｜DSML｜{space}"
+    writing = Writing(
+        f'<{tag}invoke name="$name">\n$parameters</{tag}invoke>',
+        before=f"<{tag}{name}>\n",
+        after=f"</{tag}{name}>",
+        parameter=f'<{tag}parameter name="$key" string="$string">$value</{tag}parameter>\n',
+    )
+    return replace(_DSML, writing=writing)
+
+
 _DEEPSEEK = Dialect(
     _marks(
         SECTION="<｜tool▁calls▁begin｜>",
@@ -68,6 +90,19 @@ _DEEPSEEK = Dialect(
     ),
     separators=("<｜tool▁sep｜>",),
     ends_thought=True,
+    writing=Writing(
+        "<｜tool▁call▁begin｜>$name<｜tool▁sep｜>$arguments<｜tool▁call▁end｜>",
+        before="<｜tool▁calls▁begin｜>",
+        after="<｜tool▁calls▁end｜>",
+    ),
+)
+_DEEPSEEK_R1 = replace(
+    _DEEPSEEK,
+    writing=Writing(
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>$name\n```json\n$arguments\n```<｜tool▁call▁end｜>",
+        before="<｜tool▁calls▁begin｜>",
+        after="<｜tool▁calls▁end｜>",
+    ),
 )
 
 _KIMI = Dialect(
@@ -87,6 +122,11 @@ _KIMI = Dialect(
     ),
     separators=("<|tool_call_argument_begin|>",),
     ends_thought=True,
+    writing=Writing(
+        "<|tool_call_begin|>functions.$name:$number<|tool_call_argument_begin|>$arguments<|tool_call_end|>",
+        before="<|tool_calls_section_begin|>",
+        after="<|tool_calls_section_end|>",
+    ),
 )
 
 
@@ -107,6 +147,12 @@ def _hunyuan3(suffix: str) -> Dialect:
         separators=(f"<tool_sep{suffix}>", f"<arg_key{suffix}>", f"</arg_key{suffix}>", f"<arg_value{suffix}>", close),
         must_close=True,
         ends_thought=True,
+        writing=Writing(
+            f"<tool_call{suffix}>$name<tool_sep{suffix}>\n$parameters</tool_call{suffix}>",
+            before=f"<tool_calls{suffix}>\n",
+            after=f"</tool_calls{suffix}>",
+            parameter=f"<arg_key{suffix}>$key</arg_key{suffix}>\n<arg_value{suffix}>$value{close}\n",
+        ),
     )
 
 
@@ -122,11 +168,19 @@ _SEED = Dialect(
     _marks(SECTION="<seed:tool_call>", END_SECTION="</seed:tool_call>", CALL="<function=", END_CALL="</function>"),
     _XML,
     must_close=True,
+    writing=Writing(
+        "<seed:tool_call>\n<function=$name>\n$parameters</function>\n</seed:tool_call>",
+        parameter="<parameter=$key>$value</parameter>\n",
+    ),
 )
 _QWEN_XML = Dialect(
     _marks(SECTION="<tool_call>", END_SECTION="</tool_call>", CALL="<function=", END_CALL="</function>"),
     _XML,
     must_close=True,
+    writing=Writing(
+        "<tool_call>\n<function=$name>\n$parameters</function>\n</tool_call>",
+        parameter="<parameter=$key>\n$value\n</parameter>\n",
+    ),
 )
 _GLM = Dialect(
     _marks(CALL="<tool_call>", END_CALL="</tool_call>"),
@@ -139,7 +193,19 @@ _GLM = Dialect(
     ),
     separators=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
     must_close=True,
+    writing=Writing(
+        "<tool_call>$name\n$parameters</tool_call>",
+        parameter="<arg_key>$key</arg_key>\n<arg_value>$value</arg_value>\n",
+    ),
 )
+_NAMED = '{"name": "$name", "arguments": $arguments}'
+
+
+def _list(begin: str, end: str = "") -> Writing:
+    """One list of all calls."""
+    return Writing(_NAMED, before=f"{begin}[", between=", ", after=f"]{end}")
+
+
 _PANGU = Dialect(
     _marks(
         THINK="[unused16]",
@@ -149,7 +215,9 @@ _PANGU = Dialect(
     ),
     (json_calls, pythonic_calls),
     ends_thought=True,
+    writing=_list("[unused11]", "[unused12]"),
 )
+_PANGU_NAMED = replace(_PANGU, writing=_list("<|tool_call_start|>", "<|tool_call_end|>"))
 _MISTRAL = Dialect(
     _marks(CALL="[TOOL_CALLS]"),
     (
@@ -159,31 +227,51 @@ _MISTRAL = Dialect(
         ),
     ),
     separators=("[CALL_ID]", "[ARGS]"),
+    writing=_list("[TOOL_CALLS]"),
 )
-_GRANITE3 = Dialect(_marks(CALL="<|tool_call|>"), (json_calls,))
-_HERMES = Dialect(_marks(CALL="<tool_call>", END_CALL="</tool_call>"), (json_calls,))
-_HUNYUAN = Dialect(_marks(CALL="<tool_calls>", END_CALL="</tool_calls>"), (json_calls,))
-_LLAMA4 = Dialect(_marks(CALL="<|python_start|>", END_CALL="<|python_end|>"), (json_calls, pythonic_calls), bare=True)
-_LLAMA3 = Dialect(_marks(CALL="<|python_tag|>"), (json_calls, pythonic_calls), bare=True)
+_MISTRAL_ARGS = replace(_MISTRAL, writing=Writing("[TOOL_CALLS]$name[ARGS]$arguments"))
+_GRANITE3 = Dialect(_marks(CALL="<|tool_call|>"), (json_calls,), writing=_list("<|tool_call|>"))
+_HERMES = Dialect(
+    _marks(CALL="<tool_call>", END_CALL="</tool_call>"),
+    (json_calls,),
+    writing=Writing(f"<tool_call>\n{_NAMED}\n</tool_call>"),
+)
+_HUNYUAN = Dialect(
+    _marks(CALL="<tool_calls>", END_CALL="</tool_calls>"),
+    (json_calls,),
+    writing=_list("<tool_calls>", "</tool_calls>"),
+)
+_BARE = Writing('{"name": "$name", "parameters": $arguments}', between="; ")
+_LLAMA4 = Dialect(
+    _marks(CALL="<|python_start|>", END_CALL="<|python_end|>"),
+    (json_calls, pythonic_calls),
+    bare=True,
+    writing=_BARE,
+)
+_LLAMA3 = Dialect(_marks(CALL="<|python_tag|>"), (json_calls, pythonic_calls), bare=True, writing=_BARE)
 
-_BY_SIGN = (
-    ("<|channel|>", _HARMONY),
-    ("｜DSML｜", _DSML),
-    ("<｜tool▁call▁begin｜>", _DEEPSEEK),
-    ("<|tool_call_begin|>", _KIMI),
-    ("<seed:tool_call>", _SEED),
-    ("[unused9]", _PANGU),
-    ("<|tool_call_start|>", _PANGU),
-    ("[TOOL_CALLS]", _MISTRAL),
-    ("<|tool_call|>", _GRANITE3),
-    ("<arg_key>", _GLM),
-    ("<function=", _QWEN_XML),
-    ("<tool_call>", _HERMES),
-    ("<tool_calls>", _HUNYUAN),
-    ("<|python_start|>", _LLAMA4),
-    ("<|python_tag|>", _LLAMA3),
+_BY_SIGNS = (
+    (("<|channel|>",), _HARMONY),
+    (("｜DSML｜ calls",), _dsml("calls", " ")),
+    (("｜DSML｜function_calls",), _dsml("function_calls")),
+    (("｜DSML｜",), _dsml("tool_calls")),
+    (("<｜tool▁call▁begin｜>", "```json"), _DEEPSEEK_R1),
+    (("<｜tool▁call▁begin｜>",), _DEEPSEEK),
+    (("<|tool_call_begin|>",), _KIMI),
+    (("<seed:tool_call>",), _SEED),
+    (("[unused9]",), _PANGU),
+    (("<|tool_call_start|>",), _PANGU_NAMED),
+    (("[TOOL_CALLS]", "[ARGS]"), _MISTRAL_ARGS),
+    (("[TOOL_CALLS]",), _MISTRAL),
+    (("<|tool_call|>",), _GRANITE3),
+    (("<arg_key>",), _GLM),
+    (("<function=",), _QWEN_XML),
+    (("<tool_call>",), _HERMES),
+    (("<tool_calls>",), _HUNYUAN),
+    (("<|python_start|>",), _LLAMA4),
+    (("<|python_tag|>",), _LLAMA3),
 )
-"""What tells how calls are written, the surest first."""
+"""What tells, all together, how calls are written, the surest first."""
 
 
 def dialect_for(template: str, added_tokens: Collection[str]) -> Dialect:
@@ -202,7 +290,7 @@ def dialect_for(template: str, added_tokens: Collection[str]) -> Dialect:
         if begin in template or begin in added_tokens:
             spoken |= Dialect({begin: Mark.ANSWER, end: Mark.END_ANSWER})
     for source in (template, "\n".join(added_tokens)):
-        for sign, calls in _BY_SIGN:
-            if sign in source:
+        for signs, calls in _BY_SIGNS:
+            if all(sign in source for sign in signs):
                 return calls | spoken
     return spoken

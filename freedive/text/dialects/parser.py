@@ -22,6 +22,20 @@ _AT_THE_START = {Mark.THINK, Mark.END_THINK, Mark.ANSWER}
 _LEADS_TO = {Mark.THINK: Mode.THOUGHT, Mark.CALL: Mode.CALL, Mark.HEADER: Mode.HEADER}
 
 
+def heard(dialect: Dialect, mode: Mode, *, begun: bool, in_answer: bool = False) -> list[str]:
+    """The markers that mean something in ``mode``, before or after the answer has ``begun``."""
+    marks = set(_LISTENS[mode])
+    if mode is Mode.TEXT and begun and dialect.verbatim:
+        return []
+    if mode is Mode.TEXT and not begun:
+        marks |= _AT_THE_START
+    if mode is Mode.TEXT and in_answer:
+        marks.add(Mark.END_ANSWER)
+    if mode is Mode.THOUGHT and dialect.ends_thought:
+        marks |= {Mark.SECTION, Mark.CALL}
+    return dialect.markers(*marks)
+
+
 class Parser:
     """Reads one output in pieces, however cut: the events are the same, save that texts come in other pieces.
 
@@ -86,14 +100,8 @@ class Parser:
         """For the markers that mean something now."""
         key = (self._mode, self._begun, self._in_answer)
         if key not in self._scans:
-            marks = set(_LISTENS[self._mode])
-            if self._mode is Mode.TEXT and not self._begun:
-                marks |= _AT_THE_START
-            if self._mode is Mode.TEXT and self._in_answer:
-                marks.add(Mark.END_ANSWER)
-            if self._mode is Mode.THOUGHT and self._dialect.ends_thought:
-                marks |= {Mark.SECTION, Mark.CALL}
-            self._scans[key] = _Scan.of([marker for marker, mark in self._dialect.marks.items() if mark in marks])
+            markers = heard(self._dialect, self._mode, begun=self._begun, in_answer=self._in_answer)
+            self._scans[key] = _Scan.of(markers)
         return self._scans[key]
 
     def _take(self, text: str) -> None:
@@ -127,6 +135,9 @@ class Parser:
 
     def _mark(self, marker: str) -> None:
         mark = self._dialect.marks[marker]
+        if self._mode is Mode.CALL and self._dialect.guided and not self._calls():
+            self._inside.append(marker)
+            return
         if self._mode is Mode.CALL and mark in (Mark.END_CALL, Mark.END):
             self._end_call(marker)
             return
@@ -159,14 +170,16 @@ class Parser:
             self._emit(header + marker)
 
     def _end_call(self, closing: str) -> None:
-        body = "".join(self._inside)
-        calls = read_calls(self._dialect.codecs, body, self._schemas)
-        if self._bare and not self._opening.strip() and not all(call.name in self._schemas for call in calls):
-            calls = []
+        calls = self._calls()
         self._events += calls
         self._mode, self._after_marker = Mode.TEXT, bool(calls)
         if not calls:
-            self._emit(self._opening + body + closing)
+            self._emit(self._opening + "".join(self._inside) + closing)
+
+    def _calls(self) -> list[Call]:
+        calls = read_calls(self._dialect.codecs, "".join(self._inside), self._schemas)
+        named = not self._bare or self._opening.strip() or all(call.name in self._schemas for call in calls)
+        return calls if named else []
 
     def _taken(self) -> list[Event]:
         events, self._events = self._events, []

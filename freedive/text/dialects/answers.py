@@ -1,0 +1,72 @@
+"""Grammars of whole answers: thoughts first, as a dialect marks them, then calls or what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from freedive.text.dialects.calls import Calls
+from freedive.text.dialects.dialect import Dialect, Mark, Mode, State
+from freedive.text.dialects.parser import heard
+from freedive.text.lark import Lark, any_of
+
+
+def answer(
+    lark: Lark,
+    dialect: Dialect,
+    state: State,
+    *,
+    form: Mapping[str, Any] | None = None,
+    functions: Sequence[Mapping[str, Any]] = (),
+    must_call: bool = False,
+    parallel: bool = True,
+) -> str:
+    """A text, which matches the grammar ``form`` if there is one, or calls of ``functions``."""
+    ways = []
+    if functions:
+        ways.append(_calls(lark, dialect, functions, after_text=not must_call and not form, parallel=parallel))
+    if not must_call:
+        opening = lark.literals(dialect.messages.answer) if dialect.messages else ""
+        ways.append(f"{opening} {lark.part(form) if form else _text(lark, dialect)}")
+    return f"{_thoughts(lark, dialect, state)} {any_of(ways)}"
+
+
+def _calls(
+    lark: Lark, dialect: Dialect, functions: Sequence[Mapping[str, Any]], *, after_text: bool, parallel: bool
+) -> str:
+    calls = Calls(lark, dialect, functions)
+    if dialect.messages:
+        opening = lark.literal(calls.opening)
+    elif after_text and calls.opening:
+        opening = lark.until([calls.opening], heard(dialect, Mode.TEXT, begun=True))
+    else:
+        opening = f"SPACE? {lark.literal(calls.opening)}"
+    return f"{opening} {calls.after_opening(parallel=parallel)}"
+
+
+def _thoughts(lark: Lark, dialect: Dialect, state: State) -> str:
+    """What may come before the answer from ``state`` on, or must."""
+    if dialect.messages:
+        begin, end = dialect.messages.thought
+        return f"({lark.literal(begin)} {_thought(lark, dialect, [end])})*"
+    begins, ends = dialect.markers(Mark.THINK), dialect.markers(Mark.END_THINK)
+    if state.mode is Mode.THOUGHT:
+        before = f"{_thought(lark, dialect, ends)} SPACE?"
+    elif state.after_marker:
+        before = "SPACE?"
+    else:
+        before = f"({lark.literals(begins)} {_thought(lark, dialect, ends)} SPACE?)?" if begins else ""
+    wrappers = [] if state.in_answer else dialect.markers(Mark.ANSWER)
+    return f"{before} ({lark.literals(wrappers)} SPACE?)?" if wrappers else before
+
+
+def _thought(lark: Lark, dialect: Dialect, ends: Sequence[str]) -> str:
+    """A thought up to its end."""
+    return lark.until(ends, heard(dialect, Mode.THOUGHT, begun=False))
+
+
+def _text(lark: Lark, dialect: Dialect) -> str:
+    """Text that has no calls in it."""
+    if dialect.bare:
+        return lark.terminal(r"/\s*([^\s{\[](?s:.*))?/")
+    return lark.free(heard(dialect, Mode.TEXT, begun=True))

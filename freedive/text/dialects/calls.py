@@ -1,0 +1,148 @@
+"""Grammars of tool calls, as a dialect writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+from freedive.errors import UserError
+from freedive.text.dialects.codecs import coerced, kinds, resolved
+from freedive.text.dialects.dialect import Dialect, Mode
+from freedive.text.dialects.parser import heard
+from freedive.text.format import json_grammar
+from freedive.text.lark import Lark, any_of, quoted
+from freedive.text.tools import checked_name
+
+_PLACE = re.compile(r"(\$[a-z]+|\n)")
+_KEY = re.compile(r'[^"<>\n]+')
+_DEFINITIONS = ("$defs", "definitions")
+_ROOT = frozenset({"type", "properties", "required", "additionalProperties", *_DEFINITIONS})
+_ANNOTATIONS = frozenset({"title", "description", "default", "examples", "deprecated", "$schema", "$comment"})
+_ENUMERATED = frozenset({"type", "enum", "const"})
+
+
+class Calls:
+    """Writes the calls of ``functions`` into a grammar. UserError for schemas that cannot be kept to."""
+
+    def __init__(self, lark: Lark, dialect: Dialect, functions: Sequence[Mapping[str, Any]]) -> None:
+        assert dialect.writing
+        self._lark = lark
+        self._dialect = dialect
+        self._writing = writing = dialect.writing
+        self._apart = "$string" in writing.parameter  # whether it is written if a value is text
+        first = writing.before or writing.call
+        self.opening = next((marker for marker in dialect.marks if first.startswith(marker)), "")
+        """The marker that begins all calls, if there is one."""
+        self._call = any_of([self._one(function) for function in functions])
+
+    def after_opening(self, *, parallel: bool) -> str:
+        """One call, or several if they may be ``parallel``, from behind the opening marker on."""
+        writing, lark = self._writing, self._lark
+        start = len(self.opening)
+        following = lark.literal(writing.between or "") + " SPACE? "
+        if writing.before:
+            before = self._filled(writing.before[start:])
+        else:
+            before, following = "", following + lark.literal(self.opening)
+        more = f"({following} {self._call})*" if parallel and writing.between is not None else ""
+        return f"{before} {self._call} {more} SPACE? {self._filled(writing.after)}"
+
+    def _one(self, function: Mapping[str, Any]) -> str:
+        call = self._writing.call if self._writing.before else self._writing.call.removeprefix(self.opening)
+        return f"({self._filled(call.replace('$name', checked_name(function)), function)})"
+
+    def _filled(self, template: str, function: Mapping[str, Any] | None = None) -> str:
+        return " ".join(self._piece(piece, function or {}) for piece in _PLACE.split(template) if piece)
+
+    def _piece(self, piece: str, function: Mapping[str, Any]) -> str:
+        match piece:
+            case "\n":
+                return "SPACE?"
+            case "$number":
+                return self._lark.terminal("/[0-9]{1,3}/")
+            case "$arguments":
+                return self._lark.part(json_grammar(_object_schema(function), param="tools"))
+            case "$parameters":
+                return " ".join(self._parameters(function))
+        return self._lark.literal(piece)
+
+    def _parameters(self, function: Mapping[str, Any]) -> Iterator[str]:
+        root = _object_schema(function)
+        properties, required = root.get("properties") or {}, root.get("required") or []
+        if unknown := (root.keys() - _ROOT - _ANNOTATIONS) | (set(required) - properties.keys()):
+            _refuse(function, "", min(unknown))
+        for key, schema in properties.items():
+            if not _KEY.fullmatch(key):
+                _refuse(function, key, "its name")
+            written = any_of([*self._ways(function, key, schema, root)])
+            yield written if key in required else f"{written}?"
+
+    def _ways(self, function: Mapping[str, Any], key: str, schema: Any, root: Mapping[str, Any]) -> Iterator[str]:
+        """How the parameter ``key`` may be written: as text, as JSON or both."""
+        plain = resolved(schema, root)
+        types = kinds(plain)
+        texts: list[str] | None = []
+        if "string" in types or not types:
+            texts = self._texts(function, key, plain)
+            yield self._written(key, "true", None if texts is None else any_of([*map(quoted, texts)]))
+        if types - {"string"} and (self._apart or texts is not None):
+            definitions = {name: root[name] for name in _DEFINITIONS if name in root}
+            only = {"type": sorted(types - {"string"})} if "string" in types else {}
+            part = self._lark.part(json_grammar({**schema, **definitions, **only}, param="tools"))
+            yield self._written(key, "false", part)
+
+    def _written(self, key: str, is_string: str, value: str | None) -> str:
+        """A parameter with ``value``, or with any text if that is None."""
+        parameter = self._writing.parameter
+        head, tail = parameter.replace("$key", key).replace("$string", is_string).split("$value")
+        end = tail.rstrip("\n")
+        if value is None:
+            taboo = [parameter.partition("$key")[0], *heard(self._dialect, Mode.CALL, begun=True)]
+            rest = self._lark.until([end], taboo)
+        else:
+            rest = f"{value} {self._lark.literal(end)}"
+        return f"({self._lark.literal(head)} {rest} SPACE?)"
+
+    def _texts(self, function: Mapping[str, Any], key: str, schema: Any) -> list[str] | None:
+        """The texts among the values of ``schema``, which ``key`` has; None if they are all."""
+        choices = schema.get("anyOf") or schema.get("oneOf")
+        if choices and (unknown := schema.keys() - _ANNOTATIONS - {"anyOf", "oneOf", "type"}):
+            _refuse(function, key, min(unknown))
+        texts: list[str] = []
+        free = False
+        for choice in choices or [schema]:
+            types = kinds(choice)
+            if self._apart and types and "string" not in types:
+                continue
+            if unknown := choice.keys() - _ENUMERATED - _ANNOTATIONS:
+                _refuse(function, key, min(unknown))
+            values = [choice["const"]] if "const" in choice else choice.get("enum")
+            if values is None and (not types or "string" in types):
+                free = True
+            texts += [value for value in values or [] if isinstance(value, str)]
+        if free:
+            return None
+        for text in texts:
+            if not self._apart and coerced(text, schema) != text:
+                _refuse(function, key, f"{text!r}, which could be text or not")
+        return texts
+
+
+def _object_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the arguments of ``function``, which are an object."""
+    schema = function.get("parameters")
+    if not schema:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if schema.get("type", "object") != "object":
+        _refuse(function, "", f"type {schema['type']!r}")
+    return {**schema, "type": "object"}
+
+
+def _refuse(function: Mapping[str, Any], key: str, what: str) -> NoReturn:
+    where = f"parameter {key!r}" if key else "parameters"
+    raise UserError(
+        f"This model's way to write calls cannot keep to the {where} of {function['name']!r}: {what}",
+        "Leave that out, or let the model call freely (tool_choice auto, without strict).",
+        param="tools",
+    )

@@ -1,0 +1,102 @@
+"""The form that an answer is to have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from freedive.errors import UserError
+from freedive.text.lark import any_of, quoted
+
+Kind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_EXPECTED: dict[Kind, tuple[Any, str]] = {
+    "json_object": (type(None), "nothing"),
+    "json_schema": (Mapping, "a JSON schema as an object"),
+    "regex": (str, "a regular expression"),
+    "choice": (list | tuple, "a list of texts"),
+    "grammar": (str, "a grammar in llguidance's Lark"),
+}
+
+_JSON_OPTIONS = {
+    "whitespace_pattern": r"[ \t]{1,2}|\n[ \t]{0,40}",  # a model at a loss would go on with white space for ever
+    "json_allowed_escapes": r"nrbtf\"",  # with \u0061 a key could be given that the schema speaks of under its letter
+    "lenient": False,
+    "coerce_one_of": False,
+}
+
+
+@dataclass(frozen=True)
+class Format:
+    """``kind`` is json_object, json_schema (``value``: the schema), regex (a regular expression, in Rust's syntax, that
+
+    the whole answer matches), choice (texts, one of which is the answer) or grammar (Lark, as llguidance has it).
+    Raises UserError for a ``value`` that is not of that kind; what a schema means is found out when it is used.
+    """
+
+    kind: Kind
+    value: Any = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise _refused(f"There is no format {self.kind!r}", f"Choose one of {', '.join(KINDS)}")
+        kind, expected = _EXPECTED[self.kind]
+        if not isinstance(self.value, kind):
+            raise _refused(f"The format {self.kind} has a wrong value", f"Give it {expected}")
+        if self.kind == "choice" and not (self.value and all(isinstance(text, str) and text for text in self.value)):
+            raise _refused("The choice is not a list of texts", "Give it at least one, and none that is empty")
+
+    @property
+    def grammar(self) -> dict[str, Any]:
+        """As one of the grammars that llguidance knows; UserError for a schema that it would not keep to."""
+        match self.kind:
+            case "json_object":
+                return json_grammar({"type": "object"})
+            case "json_schema":
+                return json_grammar(self.value)
+            case "regex":
+                from llguidance import regex_to_lark  # imported here: not every start needs it
+
+                return {"lark_grammar": f"start: ANSWER\nANSWER: /{regex_to_lark(self.value, '')}/"}
+            case "choice":
+                return {"lark_grammar": f"start: ANSWER\nANSWER: {any_of([*map(quoted, self.value)])}"}
+            case "grammar":
+                return {"lark_grammar": self.value}
+
+
+def json_grammar(schema: Mapping[str, Any], param: str = "response_format") -> dict[str, Any]:
+    """The grammar of JSON under ``schema``. UserError, about ``param``, for what it could not keep to."""
+    try:
+        if any(_counts_keys(part) for part in _parts(schema)):
+            raise UserError(
+                "The schema's minProperties cannot be kept to: keys that it does not name may come twice",
+                "Name the properties, and list as required those that must come.",
+                param=param,
+            )
+        return {"json_schema": {**schema, "x-guidance": _JSON_OPTIONS}}
+    except RecursionError:
+        raise UserError("The schema is nested too deeply", "Use $defs and $ref.", param=param) from None
+
+
+def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object in ``schema`` that may be a schema, too."""
+    if isinstance(schema, Mapping):
+        yield schema
+        for key, value in schema.items():
+            if key not in ("enum", "const", "default", "examples"):
+                yield from _parts(value)
+    elif isinstance(schema, list):
+        for item in schema:
+            yield from _parts(item)
+
+
+def _counts_keys(schema: Mapping[str, Any]) -> bool:
+    least, required = schema.get("minProperties"), schema.get("required")
+    return isinstance(least, int) and least > 1 + (len(required) if isinstance(required, list) else 0)
+
+
+def _refused(what: str, remedy: str) -> UserError:
+    return UserError(what, remedy, param="response_format")

@@ -1,0 +1,74 @@
+"""Writes grammars in llguidance's Lark: what its methods return stands for a text, in the rules of the same grammar."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+def quoted(text: str) -> str:
+    """``text``, letter by letter."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def any_of(choices: Collection[str]) -> str:
+    """One of ``choices``."""
+    return f"({' | '.join(choices)})"
+
+
+class Lark:
+    """One grammar. Its ``tokens`` are special: they occur where they are written out, and in no other text."""
+
+    def __init__(self, tokens: Mapping[str, int]) -> None:
+        self.parts: list[Mapping[str, Any]] = []
+        self._tokens = tokens
+        self._special = re.compile(f"({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True))) or '(?!)'})")
+        self._rules = ["ANY: /(?s:.*)/", r"SPACE: /[ \n]{1,4}/"]
+
+    def literal(self, text: str) -> str:
+        """Just ``text``, its special tokens as such."""
+        pieces = [piece for piece in self._special.split(text) if piece]
+        return " ".join(f"<[{self._tokens[piece]}]>" if piece in self._tokens else quoted(piece) for piece in pieces)
+
+    def literals(self, texts: Collection[str]) -> str:
+        """Just one of ``texts``."""
+        return any_of([self.literal(text) for text in texts])
+
+    def free(self, without: Collection[str] = ()) -> str:
+        """Any text that has none of the strings ``without`` in it."""
+        return self.terminal(f"ANY & ~(ANY {any_of([*map(quoted, without)])} ANY)") if without else "ANY"
+
+    def until(self, ends: Collection[str], without: Collection[str] = ()) -> str:
+        """Any text up to the first of ``ends``, that one included. It has none of the strings ``without`` in it."""
+        plain = [end for end in ends if not self._special.search(end)]
+        inner = self.free([text for text in without if text not in plain])
+        ways = []
+        if plain:
+            ways.append(self._rule(self.terminal(f"{inner} {any_of([*map(quoted, plain)])}"), "[lazy]"))
+        for end in (end for end in ends if end not in plain):
+            lead, *_ = self._special.split(end)
+            text = self.terminal(f"{inner} {quoted(lead)}") if lead else inner
+            ways.append(f"{text} {self.literal(end.removeprefix(lead))}")
+        return any_of(ways)
+
+    def part(self, grammar: Mapping[str, Any]) -> str:
+        """What another grammar matches."""
+        self.parts.append(grammar)
+        return f"@p{len(self.parts) - 1}"
+
+    def rules(self, start: str) -> str:
+        """The whole grammar of a text that ``start`` stands for."""
+        return "\n".join([f"start: {start}", *self._rules])
+
+    def terminal(self, body: str) -> str:
+        """What the regular expression ``body``, in Lark's notation, matches."""
+        name = f"T{len(self._rules)}"
+        self._rules.append(f"{name}: {body}")
+        return name
+
+    def _rule(self, body: str, options: str) -> str:
+        name = f"r{len(self._rules)}"
+        self._rules.append(f"{name}{options}: {body}")
+        return name

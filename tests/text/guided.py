@@ -1,0 +1,73 @@
+"""Writes what a guide allows, at random: a model that knows nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import cache
+
+import numpy as np
+
+from freedive.checkpoint.open import open_checkpoint
+from freedive.hub.sources import resolve
+from freedive.text.guide import Guide
+from freedive.text.tokenizer import Tokenizer
+
+WORDS = frozenset(map(ord, '"{}[],:0123456789. abcxyz\n<>/'))
+
+
+@cache
+def smollm2() -> Tokenizer:
+    """Of the default model: 49152 tokens, among them many that hold a quote and a brace at once."""
+    return Tokenizer.from_gguf(open_checkpoint(resolve("smollm2")).config)
+
+
+def allowed(guide: Guide, tokenizer: Tokenizer) -> np.ndarray:
+    """bool [vocab_size]"""
+    return np.unpackbits(guide.allowed(), count=tokenizer.vocab_size, bitorder="little").astype(np.bool_)
+
+
+def write(guide: Guide, tokenizer: Tokenizer, seed: int, longest: int = 300) -> str | None:
+    """A text that ``guide`` lets through, or None if it has no end within ``longest`` tokens.
+
+    A token is drawn from all that may come, or only from the plain ones, and the end is taken more often than not.
+    """
+    rng, tokens = random.Random(seed), []
+    for _ in range(longest):
+        token = _draw(allowed(guide, tokenizer), tokenizer, rng)
+        guide.take(token)
+        if token in tokenizer.stop_ids:
+            return tokenizer.decode(tokens, skip_special=False)
+        tokens.append(token)
+        if guide.complete:
+            return tokenizer.decode(tokens, skip_special=False)
+    return None
+
+
+def follow(guide: Guide, tokenizer: Tokenizer, text: str) -> bool:
+    """Take ``text`` as the model would write it, up to a token that may not come: whether there was none."""
+    for token in tokenizer.encode(text):
+        if not allowed(guide, tokenizer)[token]:
+            return False
+        guide.take(token)
+    return True
+
+
+def _draw(may: np.ndarray, tokenizer: Tokenizer, rng: random.Random) -> int:
+    ends = [token for token in tokenizer.stop_ids if may[token]]
+    if ends and rng.random() < 0.6:
+        return rng.choice(ends)
+    plain = may & _plain(tokenizer)
+    ids = np.flatnonzero(plain if rng.random() < 0.8 and plain.any() else may)
+    return int(ids[rng.randrange(len(ids))])
+
+
+@cache
+def _plain(tokenizer: Tokenizer) -> np.ndarray:
+    pieces = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
+    return np.array([{*piece} <= WORDS and bool(piece) for piece in pieces])
+
+
+def valid_json(text: str) -> object:
+    """The value of ``text``; NaN and Infinity are not JSON."""
+    return json.loads(text, parse_constant=lambda name: 1 / 0)

@@ -1,0 +1,235 @@
+"""Calls that a guide lets through are read back by the same dialect as calls, with arguments valid for their tool."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import tokenizers
+from dialect_samples import QUESTION, SAMPLES
+from guided import follow, write
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from freedive.errors import UserError
+from freedive.text.asking import Wish, granted
+from freedive.text.dialects.dialect import Dialect, State, initial_state
+from freedive.text.dialects.known import dialect_for
+from freedive.text.dialects.parser import Answer, parse
+from freedive.text.format import Format
+from freedive.text.guide import Guide, Guides
+from freedive.text.template import ChatTemplate
+from freedive.text.tokenizer import Tokenizer
+from freedive.text.tools import Function
+
+
+def tool(name: str, strict: bool = False, **properties: Any) -> dict[str, Any]:
+    required = [key for key, schema in properties.items() if not schema.get("default")]
+    parameters = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {"type": "function", "function": {"name": name, "strict": strict, "parameters": parameters}}
+
+
+WEATHER = tool(
+    "weather",
+    city={"type": "string"},
+    days={"type": "integer", "minimum": 1, "maximum": 9},
+    unit={"enum": ["C", "F", "a <b>"]},
+    exact={"type": ["boolean", "null"], "default": True},
+    note={"anyOf": [{"type": "string"}, {"type": "null"}], "default": "x"},
+    limits={"type": "array", "items": {"type": "integer"}, "maxItems": 2, "default": [1]},
+)
+NOW = {"type": "function", "function": {"name": "now"}}
+TOOLS = [WEATHER, NOW]
+NO_ARGUMENTS = {"type": "object", "maxProperties": 0}
+ARGUMENTS = {tool["function"]["name"]: tool["function"].get("parameters", NO_ARGUMENTS) for tool in TOOLS}
+WRITES = [name for name, sample in SAMPLES.items() if sample.max_calls]
+
+
+def tokenizer_of(folder: Path, tokens: set[str]) -> Tokenizer:
+    """Of bytes, and the special ``tokens``."""
+    alphabet = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = tokenizers.Tokenizer(models.BPE(alphabet, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(text) for text in ["<end>", *sorted(tokens)]])
+    core.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    return Tokenizer.from_folder(folder)
+
+
+class Asked:
+    """One family's model: its markers are special tokens, or all of them text."""
+
+    def __init__(self, name: str, folder: Path, *, special: bool) -> None:
+        sample = SAMPLES[name]
+        self.dialect = dialect_for(sample.source, sample.added_tokens)
+        tokens = {
+            text for text in (*self.dialect.marks, *self.dialect.separators) if text[0] + text[-1] in ("<>", "[]")
+        }
+        self.tokenizer = tokenizer_of(folder, tokens if special else set())
+        self.guides = Guides(self.tokenizer, tokens.__contains__)
+        self.state = initial_state(self.dialect, sample.render([QUESTION], tools=TOOLS))
+        self.reads = self.dialect
+
+    def guide(self, **wish: Any) -> Guide:
+        self.reads, make_guide = granted(Wish(tools=TOOLS, **wish), self.guides, self.dialect, self.state)
+        assert make_guide
+        return make_guide()
+
+    def thought(self) -> str:
+        """What ends the thought that the prompt has begun, if any."""
+        return next((m for m, mark in self.dialect.marks.items() if mark.name == "END_THINK"), "") * (
+            self.state.mode.name == "THOUGHT"
+        )
+
+    def read(self, output: str) -> Answer:
+        return parse(self.reads, output, self.state, TOOLS)
+
+
+def check(said: Answer) -> None:
+    for call in said.calls:
+        jsonschema.validate(json.loads(call.arguments), ARGUMENTS[call.name])
+
+
+@pytest.mark.parametrize("special", [True, False], ids=["special", "text"])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_call_that_must_come_is_one(name: str, special: bool, tmp_path: Path) -> None:
+    asked, num_calls = Asked(name, tmp_path, special=special), 0
+    for seed in range(12):
+        guide = asked.guide(choice="required")
+        assert follow(guide, asked.tokenizer, asked.thought())
+        output = write(guide, asked.tokenizer, seed, longest=400)
+        if output is None:
+            continue
+        said = asked.read(asked.thought() + output)
+        assert said.calls, output
+        assert not said.content.strip(), output
+        check(said)
+        num_calls += len(said.calls)
+    assert num_calls
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_the_call_is_of_the_function_that_was_named(name: str, tmp_path: Path) -> None:
+    asked = Asked(name, tmp_path, special=True)
+    for seed in range(4):
+        guide = asked.guide(choice=Function("now"))
+        assert follow(guide, asked.tokenizer, asked.thought())
+        output = write(guide, asked.tokenizer, seed, longest=400)
+        assert output is None or [call.name for call in asked.read(asked.thought() + output).calls] == ["now"]
+
+
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "</tool_call>", "days": 2, "unit": "C"}}\n</tool_call>'
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> Asked:
+    return Asked("Qwen3", tmp_path, special=False)
+
+
+@pytest.mark.parametrize("before", ["", "Let me see {<tool>}.\n", "<think>\nHm.\n</think>\n\nWell:\n"])
+def test_a_strict_tool_may_be_called_or_not(qwen: Asked, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WEATHER["function"], "strict", True)
+    guide = qwen.guide()
+    assert follow(guide, qwen.tokenizer, before + CALL + "<end>")
+    said = qwen.read(before + CALL)
+    assert [(call.name, json.loads(call.arguments)["city"]) for call in said.calls] == [("weather", "</tool_call>")]
+    assert follow(qwen.guide(), qwen.tokenizer, before + "Nothing to call.<end>")
+    assert not follow(qwen.guide(), qwen.tokenizer, before + CALL.replace("2", '"2"'))
+    assert not follow(qwen.guide(), qwen.tokenizer, before + CALL.replace("weather", "whether"))
+
+
+def test_without_parallel_calls_there_is_one(qwen: Asked) -> None:
+    assert follow(qwen.guide(choice="required"), qwen.tokenizer, CALL + "\n" + CALL)
+    assert not follow(qwen.guide(choice="required", parallel=False), qwen.tokenizer, CALL + "\n" + CALL)
+    assert not follow(qwen.guide(parallel=False), qwen.tokenizer, "Well: " + CALL + "\n" + CALL)
+
+
+def test_an_answer_has_its_format_or_is_a_call(qwen: Asked) -> None:
+    wish = {"format": Format("choice", ["yes", "no"])}
+    assert follow(qwen.guide(**wish), qwen.tokenizer, "<think>Hm.</think>\n\nyes")
+    assert follow(qwen.guide(**wish), qwen.tokenizer, "<think>Hm.</think>\n\n" + CALL)
+    assert not follow(qwen.guide(**wish), qwen.tokenizer, "<think>Hm.</think>\n\nI")
+
+
+def test_a_model_left_free_has_no_guide(qwen: Asked) -> None:
+    assert granted(Wish(tools=TOOLS), qwen.guides, qwen.dialect, State()) == (qwen.dialect, None)
+    assert granted(Wish(), qwen.guides, qwen.dialect, State()) == (qwen.dialect, None)
+
+
+def test_a_text_that_a_model_writes_in_tags_is_not_cut(tmp_path: Path) -> None:
+    asked = Asked("Qwen3-Coder", tmp_path, special=False)
+    head, tail = (
+        "<tool_call>\n<function=weather>\n<parameter=city>\n",
+        "\n</parameter>\n<parameter=days>\n3\n</parameter>\n",
+    )
+    tail += "<parameter=unit>\na <b>\n</parameter>\n</function>\n</tool_call>"
+    text = 'Zürich "<b>"\n  </parameter> 7'
+    assert follow(asked.guide(choice="required"), asked.tokenizer, head + text + tail)
+    assert json.loads(asked.read(head + text + tail).calls[0].arguments) == {"city": text, "days": 3, "unit": "a <b>"}
+    for marker in ("<parameter=days>", "</function>", "<function="):
+        assert not follow(asked.guide(choice="required"), asked.tokenizer, head + marker)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "words"),
+    [
+        ("Qwen3", {"not": {"type": "string"}}, "not"),
+        ("Qwen3", {"type": "string", "format": "ipv7"}, "ipv7"),
+        ("Qwen3-Coder", {"type": "string", "pattern": "a"}, "pattern"),
+        ("Qwen3-Coder", {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 3}]}, "minimum"),
+        ("Qwen3-Coder", {"enum": ["1", 2]}, "could be text or not"),
+        ("Qwen3-Coder", {"$ref": "#/nowhere"}, "ref"),
+    ],
+)
+def test_what_a_call_cannot_keep_to_is_refused_by_name(
+    name: str, schema: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    asked = Asked(name, tmp_path, special=True)
+    with pytest.raises(UserError, match=words) as caught:
+        granted(Wish(tools=[tool("f", strict=True, x=schema)]), asked.guides, asked.dialect, asked.state)
+    assert caught.value.param == "tools"
+
+
+PLAIN = Dialect({})
+
+
+@pytest.mark.parametrize(
+    ("wish", "param"),
+    [
+        (Wish(tools=TOOLS, choice="required"), "tool_choice"),
+        (Wish(tools=TOOLS, choice=Function("now")), "tool_choice"),
+        (Wish(tools=[tool("f", strict=True)]), "tools"),
+        (Wish(tools=TOOLS, parallel=False), "parallel_tool_calls"),
+        (Wish(Format("json_object"), TOOLS), "response_format"),
+        (Wish(choice="required"), "tool_choice"),
+        (Wish(tools=TOOLS, choice=Function("then")), "tool_choice"),
+        (Wish(tools=TOOLS, choice="now"), "tool_choice"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_model_whose_calls_are_unknown_refuses_what_it_could_not_see_to(qwen: Asked, wish: Wish, param: str) -> None:
+    with pytest.raises(UserError) as caught:
+        granted(wish, qwen.guides, PLAIN, State())
+    assert caught.value.param == param
+
+
+def test_a_template_without_tools_refuses_them() -> None:
+    ChatTemplate({"default": "{{ tools }}"}, {}).check(TOOLS)
+    ChatTemplate({"default": "{{ messages }}"}, {}).check([])
+    with pytest.raises(UserError, match="knows no tools") as caught:
+        ChatTemplate({"default": "{{ messages }}"}, {}).check(TOOLS)
+    assert caught.value.param == "tools"
+
+
+def test_every_token_keeps_its_place(qwen: Asked) -> None:
+    """A guide's bits are those of the tokenizer: what it takes is what is read."""
+    guide = qwen.guide(choice="required")
+    bits = np.unpackbits(guide.allowed(), bitorder="little")
+    texts = {qwen.tokenizer.token_text(token) for token in np.flatnonzero(bits)}
+    assert texts == {"<", " ", "\n"}
