@@ -32,7 +32,9 @@ SPEAKING = Dialect(
 
 
 class CharTokenizer:
-    """One token per character, its id the code point."""
+    """One token per character, its id the code point, below the surrogates."""
+
+    vocab_size = 0xD800
 
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         return [ord(char) for char in text]

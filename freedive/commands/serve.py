@@ -38,7 +38,8 @@ def serve(
 ) -> None:
     where, how = load(ServerConfig, server), asdict(load(EngineConfig, engine))
     app.check_port(where.host, where.port)  # before models are loaded for nothing
-    app.serve(_models(models or [DEFAULT], [] if models else _stored(), where, how), where)
+    served = _models(models or [DEFAULT], [] if models else _stored(), where, how)
+    app.serve(served, where, cache.home() / "responses.sqlite")
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:

@@ -8,6 +8,7 @@ import errno
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -16,11 +17,13 @@ from fastapi import FastAPI
 import freedive.chat.page as chat
 from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
-from freedive.server import docs, problems
+from freedive.server import description, docs, problems, tokens
 from freedive.server.models import Models
 from freedive.server.openai import chat as openai_chat
 from freedive.server.openai import completions as openai_completions
 from freedive.server.openai import models as openai_models
+from freedive.server.responses import routes as openai_responses
+from freedive.server.responses.store import Store
 from freedive.server.service import Service
 
 SHUTDOWN_S = 2
@@ -30,13 +33,18 @@ OPENAI_PREFIXES = ("/v1", "", "/beta", "/beta/v1")
 """Where OpenAI's routes are; DeepSeek's clients go without the version. Only the first place is in the description."""
 
 
-def create_app(models: Models) -> FastAPI:
-    """All routes over ``models``, of which the first is the page's default."""
+def create_app(models: Models, stored_responses: Path | None = None) -> FastAPI:
+    """All routes over ``models``, of which the first is the page's default.
+
+    ``stored_responses`` is the file that keeps them; without one they end with the process. Raises UserError.
+    """
+    store = Store(stored_responses)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with models.living():
-            yield
+        with contextlib.closing(store):
+            async with models.living():
+                yield
 
     app = FastAPI(title="freedive", docs_url=None, redoc_url=None, lifespan=lifespan)
     problems.add_handlers(app)
@@ -48,13 +56,20 @@ def create_app(models: Models) -> FastAPI:
         return {"status": "ok", "models": stats}
 
     service = Service(models)
-    routers = (openai_chat.router(service), openai_completions.router(service), openai_models.router(models))
+    routers = (
+        openai_chat.router(service),
+        openai_completions.router(service),
+        openai_responses.router(service, store),
+        openai_models.router(models),
+    )
     for prefix in OPENAI_PREFIXES:
         for router in routers:
             app.include_router(router, prefix=prefix, tags=["OpenAI"], include_in_schema=prefix == OPENAI_PREFIXES[0])
+    app.include_router(tokens.router(service), tags=["tokens"])
     app.include_router(docs.router(app, next(iter(models.slots))))
     app.include_router(chat.router(service))
     app.mount("/static", chat.static_files(), name="static")
+    description.complete(app)
     return app
 
 
@@ -82,7 +97,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(models: Models, config: ServerConfig) -> None:
+def serve(models: Models, config: ServerConfig, stored_responses: Path | None = None) -> None:
     """Serve until Ctrl-C. Prints the address on standard error. Raises UserError when the port is taken."""
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
@@ -90,7 +105,7 @@ def serve(models: Models, config: ServerConfig) -> None:
     names = ", ".join(models.slots)
     print(f"freedive serves {names}: chat at {url}, API at {url}/v1 (Ctrl-C stops)", file=sys.stderr, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        server(create_app(models)).run(sockets=[listener])
+        server(create_app(models, stored_responses)).run(sockets=[listener])
 
 
 def server(app: FastAPI) -> uvicorn.Server:

@@ -41,6 +41,11 @@ class Engine(Protocol):
 
 
 class Tokenizer(Protocol):
+    """``vocab_size`` is one more than the highest id."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str: ...

@@ -1,0 +1,288 @@
+"""The fields of request bodies of OpenAI's Responses, and what they ask for in our terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from freedive.errors import UserError
+from freedive.server.model import Model
+from freedive.server.responses import items
+from freedive.server.service import Ask
+from freedive.server.wire import JsonObject, Text, Wire, only
+from freedive.text.thinking import EFFORTS
+
+Json = dict[str, Any]
+LOGPROBS = "message.output_text.logprobs"
+SEALED = "reasoning.encrypted_content"
+
+
+class Part(Wire):
+    """A text in a message."""
+
+    ignored = frozenset({"annotations", "logprobs", "prompt_cache_breakpoint"})
+
+    type: Literal["input_text", "output_text"]
+    text: Text
+
+
+_text_parts = only("content", "input_text", "output_text")
+
+
+def _parts(value: Any) -> Any:
+    return [{"type": "input_text", "text": value}] if isinstance(value, str) else _text_parts(value)
+
+
+Parts = Annotated[list[Part], BeforeValidator(_parts, json_schema_input_type=str | list[Part])]
+
+
+class Message(Wire):
+    ignored = frozenset({"id", "phase", "status"})
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Parts
+
+    def item(self) -> Json:
+        return items.message(self.role, [part.text for part in self.content])
+
+
+class FunctionCall(Wire):
+    ignored = frozenset({"created_by", "id", "status"})
+    unsupported: ClassVar = {"async": (False,), "caller": ({"type": "direct"},), "namespace": ()}
+
+    type: Literal["function_call"]
+    call_id: Text
+    name: Text
+    arguments: Text
+
+    def item(self) -> Json:
+        return items.function_call(self.name, self.arguments, self.call_id)
+
+
+class FunctionCallOutput(Wire):
+    ignored = frozenset({"created_by", "id", "name", "status"})
+    unsupported: ClassVar = {"caller": ({"type": "direct"},), "namespace": ()}
+
+    type: Literal["function_call_output"]
+    call_id: Text
+    output: Parts
+
+    def item(self) -> Json:
+        return items.function_call_output(self.call_id, [part.model_dump() for part in self.output])
+
+
+class Thought(Wire):
+    type: Literal["reasoning_text", "summary_text", "text"]
+    text: Text
+
+
+class ReasoningItem(Wire):
+    """Thoughts of an earlier turn: in the open, else sealed by this server, else as a summary."""
+
+    ignored = frozenset({"id", "status"})
+
+    type: Literal["reasoning"]
+    summary: list[Thought] = []
+    content: list[Thought] = []
+    encrypted_content: Text | None = None
+
+    def item(self) -> Json:
+        texts = [thought.text for thought in self.content]
+        if self.encrypted_content and not texts:
+            texts = [items.unsealed(self.encrypted_content)]
+        return items.reasoning(texts, [thought.text for thought in self.summary])
+
+
+class ItemReference(Wire):
+    """An item of a stored response."""
+
+    type: Literal["item_reference"] = "item_reference"
+    id: Text
+
+
+KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+Item = Annotated[
+    Message | FunctionCall | FunctionCallOutput | ReasoningItem | ItemReference, Field(discriminator="type")
+]
+_known_items = only("input", *KINDS)
+
+
+def _typed(item: Any) -> Any:
+    """The two kinds of items that may go without their type."""
+    if not isinstance(item, dict) or item.get("type") is not None:
+        return item
+    return item | {"type": "message" if "role" in item or "content" in item else "item_reference"}
+
+
+def _items(value: Any) -> Any:
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": value}]
+    return _known_items([_typed(item) for item in value]) if isinstance(value, list) else value
+
+
+class FunctionTool(Wire):
+    """What the model can call: ``parameters`` are a JSON schema."""
+
+    unsupported: ClassVar = {"allowed_callers": (["direct"],), "async": (False,), "defer_loading": (False,)}
+    ignored = frozenset({"output_schema"})
+
+    type: Literal["function"]
+    name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+    description: Text | None = None
+    parameters: JsonObject = {}
+    strict: bool = False
+
+    def for_template(self) -> Json:
+        return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
+
+
+class Reasoning(Wire):
+    """How hard to think. A summary is not made: thoughts are told whole."""
+
+    ignored = frozenset({"generate_summary"})
+    unsupported: ClassVar = {"context": ("auto",), "mode": ("standard",)}
+
+    effort: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Reasoning:
+        if self.effort not in (None, *EFFORTS):
+            what = f"'effort' is {self.effort!r}"
+            raise UserError(what, f"Choose one of {', '.join(EFFORTS)}", param="reasoning.effort")
+        return self
+
+
+class TextConfig(Wire):
+    """``verbosity`` is advice that models are not told."""
+
+    unsupported: ClassVar = {"format": ({"type": "text"},)}
+
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class PromptRequest(Wire):
+    """What a prompt is made of."""
+
+    unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "conversation": (),
+        "parallel_tool_calls": (True,),
+        "truncation": ("disabled",),
+    }
+
+    input: Annotated[list[Item], BeforeValidator(_items, json_schema_input_type=str | list[Item])] = []
+    instructions: Text | None = None
+    previous_response_id: Text | None = None
+    tools: Annotated[
+        list[FunctionTool], BeforeValidator(only("tools", "function"), json_schema_input_type=list[FunctionTool])
+    ] = []
+    tool_choice: Literal["none", "auto"] = "auto"
+    reasoning: Reasoning = Reasoning()
+    text: TextConfig = TextConfig()
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> PromptRequest:
+        if not self.input and not self.previous_response_id:
+            raise UserError("there is no 'input'", "Give some", param="input")
+        return self
+
+    def items(self, stored: Callable[[str], Json]) -> list[Json]:
+        """The input; ``stored`` finds the items that are referred to, or raises."""
+        return [stored(item.id) if isinstance(item, ItemReference) else item.item() for item in self.input]
+
+    def ask(self, model: str, conversation: Sequence[Json], **others: Any) -> Ask:
+        """What comes after the items of ``conversation``, in our terms."""
+        leading = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        tools = [tool.for_template() for tool in self.tools] if self.tool_choice != "none" else []
+
+        def questions(model: Model) -> Any:
+            said = [*leading, *items.messages(conversation)]
+            return [model.question(said, tools=tools, effort=self.reasoning.effort)]
+
+        return Ask(model, questions, **others)
+
+
+class CountRequest(PromptRequest):
+    """POST /v1/responses/input_tokens."""
+
+    unsupported: ClassVar = {**PromptRequest.unsupported, "personality": ()}
+
+    model: str = ""
+
+
+class StreamOptions(Wire):
+    ignored = frozenset({"include_obfuscation"})
+
+
+class ResponseRequest(PromptRequest):
+    """POST /v1/responses. top_k, min_p, repetition_penalty and seed are ours.
+
+    ``max_tool_calls`` bounds the calls of built-in tools, of which there are none.
+    """
+
+    ignored = frozenset({"prompt_cache_options", "prompt_cache_retention", "service_tier"})
+    unsupported: ClassVar = {
+        **PromptRequest.unsupported,
+        "access_programs": (),
+        "background": (False,),
+        "background_options": (),
+        "context_management": ([],),
+        "image": (),
+        "moderation": (),
+        "prompt": (),
+    }
+
+    model: str
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []
+    top_logprobs: int = Field(0, ge=0, le=20)
+    max_tool_calls: int | None = None
+    metadata: dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]] = Field(
+        {}, max_length=16
+    )
+    prompt_cache_key: Text | None = None
+    safety_identifier: Text | None = None
+    user: Text | None = None
+    store: bool = True
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ResponseRequest:
+        if self.top_logprobs and LOGPROBS not in self.include:
+            raise UserError(f"'top_logprobs' needs 'include': [\"{LOGPROBS}\"]", param="top_logprobs")
+        if self.stream_options and not self.stream:
+            raise UserError("'stream_options' needs 'stream': true", "Leave it out", param="stream_options")
+        return self
+
+    def sampling(self) -> Json:
+        """The fields of Sampling that the request sets."""
+        return self.given(
+            max_tokens=self.max_output_tokens, logprobs=self.top_logprobs if LOGPROBS in self.include else None
+        )
+
+
+class RetrieveQuery(Wire):
+    """GET /v1/responses/{id}. What was to be included had to be asked for when the response was made."""
+
+    ignored = frozenset({"include_obfuscation"})
+    unsupported: ClassVar = {"include": (), "include[]": (), "starting_after": (), "stream": ("false",)}
+
+
+class ListQuery(Wire):
+    """GET /v1/responses/{id}/input_items."""
+
+    unsupported: ClassVar = {"include": (), "include[]": ()}
+
+    after: Text | None = None
+    limit: int = Field(20, ge=1, le=100, strict=False)
+    order: Literal["asc", "desc"] = "desc"
