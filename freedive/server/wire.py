@@ -51,7 +51,7 @@ class Wire(BaseModel):
         present = {name: value for name, value in data.items() if value is not None and name not in cls.ignored}
         for name, value in present.items():
             if name in cls.unsupported:
-                if value not in cls.unsupported[name]:
+                if not any(value == nothing and type(value) is type(nothing) for nothing in cls.unsupported[name]):
                     raise UserError(f"'{name}' is not supported by this server", "Leave it out", param=name)
             elif name not in cls.model_fields:
                 raise UserError(f"'{name}' is not a field of this request", "Leave it out", param=name)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from echo_model import EchoModel, served
+from fastapi import Request, Response
+from fastapi.testclient import TestClient
 
 from freedive.errors import NotFound, Unavailable, UserError
+from freedive.server.app import create_app
 from freedive.server.responses.items import message
 from freedive.server.responses.store import Store
 
@@ -44,6 +49,25 @@ def test_nobody_sees_what_another_stored() -> None:
     with pytest.raises(NotFound):
         store.item(conversation[0]["id"], "bob")
     assert store.conversation("resp_1", "ann") == conversation
+
+
+def test_callers_are_told_apart() -> None:
+    app = create_app(served(EchoModel()))
+
+    @app.middleware("http")
+    async def named(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
+        request.state.caller = request.headers["x-caller"]
+        return await proceed(request)
+
+    with TestClient(app) as http:
+        ann, bob = {"x-caller": "ann"}, {"x-caller": "bob"}
+        name = http.post("/v1/responses", json={"model": "echo", "input": "secret"}, headers=ann).json()["id"]
+        assert http.get(f"/v1/responses/{name}", headers=ann).status_code == 200
+        assert http.get(f"/v1/responses/{name}", headers=bob).status_code == 404
+        assert http.get(f"/v1/responses/{name}/input_items", headers=bob).status_code == 404
+        more = {"model": "echo", "input": "what was it?", "previous_response_id": name}
+        assert http.post("/v1/responses", json=more, headers=bob).status_code == 404
+        assert http.post("/v1/responses", json=more, headers=ann).status_code == 200
 
 
 def test_what_is_deleted_stays_only_in_what_came_after() -> None:

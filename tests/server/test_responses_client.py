@@ -11,6 +11,8 @@ import httpx
 import openai
 import pytest
 from echo_model import EchoModel
+from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
+from pydantic import TypeAdapter
 
 WEATHER = {
     "type": "function",
@@ -25,6 +27,7 @@ THOUGHTFUL = "<think>\nTwo and two,\nthat is.\n</think>\n\nIt is four, <think> m
 @pytest.fixture(scope="module")
 def client(live_server: str, fake_model: EchoModel) -> Iterator[openai.OpenAI]:
     fake_model.script |= {
+        "two and two rain?": THOUGHTFUL + CALLING,
         "rain?": CALLING,
         "two and two": THOUGHTFUL,
         "boom": "ab\N{COLLISION SYMBOL}",
@@ -74,6 +77,21 @@ def test_the_stream_tells_the_same_in_order(client: openai.OpenAI) -> None:
 
 
 PARTS = ("reasoning_text", "output_text")
+
+
+def test_everything_is_as_the_client_s_types_have_it(client: openai.OpenAI, live_server: str) -> None:
+    asked = {"model": "echo", "input": "two and two rain?", "tools": [WEATHER], "stream": True, "top_logprobs": 1}
+    asked["include"] = ["message.output_text.logprobs", "reasoning.encrypted_content"]
+    stream = httpx.post(f"{live_server}/v1/responses", json=asked)
+    lines = stream.text.splitlines()
+    told = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    assert [line.removeprefix("event: ") for line in lines if line.startswith("event: ")] == [t["type"] for t in told]
+    read = TypeAdapter(list[ResponseStreamEvent]).validate_python(told)
+    assert {event.type for event in read} >= {"response.function_call_arguments.done", "response.reasoning_text.done"}
+    response = client.responses.retrieve(told[0]["response"]["id"])
+    assert Response.model_validate(response.to_dict()) == response
+    items = httpx.get(f"{live_server}/v1/responses/{response.id}/input_items").json()
+    assert ResponseItemList.model_validate(items).data[0].type == "message"
 
 
 def test_thoughts_are_an_item_of_their_own(client: openai.OpenAI) -> None:
