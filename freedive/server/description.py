@@ -50,6 +50,8 @@ def complete(app: FastAPI) -> None:
             for path, methods in schema["paths"].items():
                 for operation in methods.values():
                     _complete(schema, path, operation)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way

@@ -8,28 +8,36 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-from freedive.engine.request import Sampling
+from freedive.engine.request import RANGES, Sampling
 from freedive.errors import UserError
 
 Json = dict[str, Any]
 
 
 def _as_accepted(schema: Json, wire: type[Wire]) -> None:
-    """Adds to the schema of ``wire`` what it accepts beyond its fields: null, and fields without effect."""
+    """Says in the schema of ``wire`` what it accepts beyond its fields: null, and fields without effect."""
     required = schema.get("required", [])
     fields = schema.get("properties", {})
     schema["properties"] = {
-        **{name: node if name in required else _or_null(node) for name, node in fields.items()},
+        **{name: node if name in required else _or_null(name, node) for name, node in fields.items()},
         **{name: {"description": "accepted, without effect"} for name in sorted(wire.ignored)},
         **{name: {"enum": [*values, None]} for name, values in sorted(wire.unsupported.items())},
     }
+    schema["additionalProperties"] = NULL
 
 
-def _or_null(node: Json) -> Json:
-    null = {"type": "null"}
+NULL: Json = {"type": "null"}
+
+
+def _or_null(name: str, node: Json) -> Json:
+    """``node`` or null, with the bounds of Sampling where it names a number there."""
+    low, high = RANGES.get(name, (None, None))
+    bounds = {} if low is None else {"minimum": low, "maximum": high}
     label = {key: value for key, value in node.items() if key in ("default", "title")}
     options = node.get("anyOf", [{key: value for key, value in node.items() if key not in label}])
-    return label | {"anyOf": [*(option for option in options if option != null), null]}
+    numbers = ({"type": "integer"}, {"type": "number"})
+    options = [option | bounds if option in numbers else option for option in options if option != NULL]
+    return label | {"anyOf": [*options, NULL]}
 
 
 class Wire(BaseModel):

@@ -41,6 +41,19 @@ CASES = [
 ]
 
 
+MESSAGES = [{"role": "user", "content": "hi"}]
+WORKING = {
+    "/v1/chat/completions": {"messages": MESSAGES},
+    "/v1/chat/completions/render": {"messages": MESSAGES},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
+    "/v1/responses/input_tokens": {"input": "hi"},
+    "/tokenize": {"prompt": "hi"},
+    "/detokenize": {"tokens": [104, 105]},
+}
+"""Bodies that are answered, but for the model. What depends on other fields no schema can say."""
+
+
 @pytest.fixture(scope="module")
 def session() -> Iterator[requests.Session]:
     with requests.Session() as session:
@@ -55,50 +68,52 @@ def response_id(live_server: str, fake_model: EchoModel, session: requests.Sessi
     return response.json()["id"]
 
 
-def aim(case: Case, response_id: str) -> None:
-    """At what is there: no generated name ever would."""
-    if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+def aim(case: Case, mode: GenerationMode, response_id: str, choice: int) -> None:
+    """Name what is there, which no generated name ever would; of a good body keep an eighth, beside what works."""
+    working = WORKING.get(case.operation.path)
+    if working and mode.is_positive:
+        kept = sorted(case.body.keys() - working.keys())[choice::8]
+        case.body = working | {name: case.body[name] for name in kept}
+    if isinstance(case.body, dict) and isinstance(case.body.get("model", ""), str):
         case.body["model"] = "echo"
     for name, value in (("name", "echo"), ("response_id", response_id)):
         if name in case.path_parameters:
             case.path_parameters[name] = value
 
 
-def probe(operation: APIOperation, mode: GenerationMode, send: Callable[[Case, bool], None], num_examples: int) -> None:
-    """``send`` is given generated requests, most of which should be aimed."""
-    cases = operation.as_strategy(mode)
-    checks = list(HealthCheck)
+Send = Callable[[Case, int], None]
+
+
+@pytest.fixture
+def send(mode: GenerationMode, live_server: str, session: requests.Session, response_id: str) -> Send:
+    def send(case: Case, choice: int) -> None:
+        if choice < 8:
+            aim(case, mode, response_id, choice)
+        if case.method == "POST" and not case.operation.body:
+            case.headers["Content-Type"] = "application/json"  # by which a page from elsewhere cannot post
+        case.call_and_validate(base_url=live_server, session=session, checks=CHECKS)
+
+    return send
+
+
+def probe(operation: APIOperation, mode: GenerationMode, send: Send, num_examples: int) -> None:
     limits = settings(
         max_examples=num_examples,
         deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.generate],
-        suppress_health_check=checks,
+        suppress_health_check=list(HealthCheck),
     )
-    limits(given(cases, st.integers(0, 7).map(bool))(send))()
-
-
-@pytest.fixture
-def send(live_server: str, session: requests.Session, response_id: str) -> Callable[[Case, bool], None]:
-    def send(case: Case, aimed: bool) -> None:
-        if aimed:
-            aim(case, response_id)
-        case.call_and_validate(base_url=live_server, session=session, checks=CHECKS)
-
-    return send
+    limits(given(operation.as_strategy(mode), st.integers(0, 9))(send))()
 
 
 @pytest.mark.parametrize(("operation", "mode"), CASES)
-def test_a_route_is_as_described(
-    operation: APIOperation, mode: GenerationMode, send: Callable[[Case, bool], None]
-) -> None:
+def test_a_route_is_as_described(operation: APIOperation, mode: GenerationMode, send: Send) -> None:
     probe(operation, mode, send, num_examples=10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("operation", "mode"), CASES)
-def test_a_route_is_as_described_at_length(
-    operation: APIOperation, mode: GenerationMode, send: Callable[[Case, bool], None]
-) -> None:
-    probe(operation, mode, send, num_examples=2000)
+def test_a_route_is_as_described_at_length(operation: APIOperation, mode: GenerationMode, send: Send) -> None:
+    probe(operation, mode, send, num_examples=200)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from freedive.errors import UserError
 from freedive.server.model import Model
 from freedive.server.responses import items
+from freedive.server.responses.item_fields import ItemReference, Items
 from freedive.server.service import Ask
 from freedive.server.wire import JsonObject, Text, Wire, only
 from freedive.text.thinking import EFFORTS
@@ -17,110 +18,6 @@ from freedive.text.thinking import EFFORTS
 Json = dict[str, Any]
 LOGPROBS = "message.output_text.logprobs"
 SEALED = "reasoning.encrypted_content"
-
-
-class Part(Wire):
-    """A text in a message."""
-
-    ignored = frozenset({"annotations", "logprobs", "prompt_cache_breakpoint"})
-
-    type: Literal["input_text", "output_text"]
-    text: Text
-
-
-_text_parts = only("content", "input_text", "output_text")
-
-
-def _parts(value: Any) -> Any:
-    return [{"type": "input_text", "text": value}] if isinstance(value, str) else _text_parts(value)
-
-
-Parts = Annotated[list[Part], BeforeValidator(_parts, json_schema_input_type=str | list[Part])]
-
-
-class Message(Wire):
-    ignored = frozenset({"id", "phase", "status"})
-
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: Parts
-
-    def item(self) -> Json:
-        return items.message(self.role, [part.text for part in self.content])
-
-
-class FunctionCall(Wire):
-    ignored = frozenset({"created_by", "id", "status"})
-    unsupported: ClassVar = {"async": (False,), "caller": ({"type": "direct"},), "namespace": ()}
-
-    type: Literal["function_call"]
-    call_id: Text
-    name: Text
-    arguments: Text
-
-    def item(self) -> Json:
-        return items.function_call(self.name, self.arguments, self.call_id)
-
-
-class FunctionCallOutput(Wire):
-    ignored = frozenset({"created_by", "id", "name", "status"})
-    unsupported: ClassVar = {"caller": ({"type": "direct"},), "namespace": ()}
-
-    type: Literal["function_call_output"]
-    call_id: Text
-    output: Parts
-
-    def item(self) -> Json:
-        return items.function_call_output(self.call_id, [part.model_dump() for part in self.output])
-
-
-class Thought(Wire):
-    type: Literal["reasoning_text", "summary_text", "text"]
-    text: Text
-
-
-class ReasoningItem(Wire):
-    """Thoughts of an earlier turn: in the open, else sealed by this server, else as a summary."""
-
-    ignored = frozenset({"id", "status"})
-
-    type: Literal["reasoning"]
-    summary: list[Thought] = []
-    content: list[Thought] = []
-    encrypted_content: Text | None = None
-
-    def item(self) -> Json:
-        texts = [thought.text for thought in self.content]
-        if self.encrypted_content and not texts:
-            texts = [items.unsealed(self.encrypted_content)]
-        return items.reasoning(texts, [thought.text for thought in self.summary])
-
-
-class ItemReference(Wire):
-    """An item of a stored response."""
-
-    type: Literal["item_reference"] = "item_reference"
-    id: Text
-
-
-KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
-Item = Annotated[
-    Message | FunctionCall | FunctionCallOutput | ReasoningItem | ItemReference, Field(discriminator="type")
-]
-_known_items = only("input", *KINDS)
-
-
-def _typed(item: Any) -> Any:
-    """The two kinds of items that may go without their type."""
-    if not isinstance(item, dict) or item.get("type") is not None:
-        return item
-    return item | {"type": "message" if "role" in item or "content" in item else "item_reference"}
-
-
-def _items(value: Any) -> Any:
-    if isinstance(value, str):
-        return [{"type": "message", "role": "user", "content": value}]
-    return _known_items([_typed(item) for item in value]) if isinstance(value, list) else value
 
 
 class FunctionTool(Wire):
@@ -139,21 +36,20 @@ class FunctionTool(Wire):
         return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
 
 
+def _effort(value: str) -> str:
+    if value not in EFFORTS:
+        raise ValueError(f"choose one of {', '.join(EFFORTS)}")
+    return value
+
+
 class Reasoning(Wire):
     """How hard to think. A summary is not made: thoughts are told whole."""
 
     ignored = frozenset({"generate_summary"})
     unsupported: ClassVar = {"context": ("auto",), "mode": ("standard",)}
 
-    effort: str | None = None
+    effort: Annotated[str, AfterValidator(_effort), WithJsonSchema({"enum": list(EFFORTS)})] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
-
-    @model_validator(mode="after")
-    def _known(self) -> Reasoning:
-        if self.effort not in (None, *EFFORTS):
-            what = f"'effort' is {self.effort!r}"
-            raise UserError(what, f"Choose one of {', '.join(EFFORTS)}", param="reasoning.effort")
-        return self
 
 
 class TextConfig(Wire):
@@ -173,7 +69,7 @@ class PromptRequest(Wire):
         "truncation": ("disabled",),
     }
 
-    input: Annotated[list[Item], BeforeValidator(_items, json_schema_input_type=str | list[Item])] = []
+    input: Items = []
     instructions: Text | None = None
     previous_response_id: Text | None = None
     tools: Annotated[
@@ -213,7 +109,7 @@ class CountRequest(PromptRequest):
     model: str = ""
 
 
-class StreamOptions(Wire):
+class ResponseStreamOptions(Wire):
     ignored = frozenset({"include_obfuscation"})
 
 
@@ -236,7 +132,7 @@ class ResponseRequest(PromptRequest):
     }
 
     model: str
-    max_output_tokens: int | None = None
+    max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -254,7 +150,7 @@ class ResponseRequest(PromptRequest):
     user: Text | None = None
     store: bool = True
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> ResponseRequest:
