@@ -110,7 +110,7 @@ def probe(operation: APIOperation, mode: GenerationMode, send: Send, num_example
 
 @pytest.mark.parametrize(("operation", "mode"), CASES)
 def test_a_route_is_as_described(operation: APIOperation, mode: GenerationMode, send: Send) -> None:
-    probe(operation, mode, send, num_examples=10)
+    probe(operation, mode, send, num_examples=6)
 
 
 @pytest.mark.slow
