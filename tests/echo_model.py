@@ -36,7 +36,9 @@ SPEAKING = Dialect(
 
 
 class CharTokenizer:
-    """One token per character, its id the code point."""
+    """One token per character, its id the code point, below the surrogates."""
+
+    vocab_size = 0xD800
 
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         return [ord(char) for char in text]
@@ -201,7 +203,7 @@ def known(model: EchoModel) -> Known:
 def serving(*models: Any, fetch: Fetch = no_fetch) -> Iterator[str]:
     """The address of a real HTTP server over ``models``, in a thread of this process."""
     listener = listen("127.0.0.1", 0)
-    running = server(create_app(served(*models), fetch))
+    running = server(create_app(served(*models), fetch=fetch))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

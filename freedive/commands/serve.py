@@ -17,7 +17,7 @@ from freedive.commands.about import about
 from freedive.commands.flags import REFERENCE, Values, settings
 from freedive.config import EngineConfig, ServerConfig, load
 from freedive.errors import NotFound
-from freedive.hub.cache import stored
+from freedive.hub.cache import home, stored
 from freedive.hub.catalogue import catalogue, entry_for
 from freedive.hub.sources import FORMS, resolve
 from freedive.progress import Advance
@@ -43,11 +43,13 @@ def serve(
 ) -> None:
     where, how = load(ServerConfig, server), asdict(load(EngineConfig, engine))
     app.check_port(where.host, where.port)  # before models are loaded for nothing
-    app.serve(_models(models or [DEFAULT], [] if models else _stored(), where, how), where, partial(fetched, how))
+    served = _models(models or [DEFAULT], [] if models else _stored(), where, how)
+    app.serve(served, where, fetch=partial(fetched, how), stored_responses=home() / "responses.sqlite")
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:
     """``names`` loaded as far as they fit together, the others when they are asked for."""
+    names = list(dict.fromkeys(names))
     known = [_known(name, how) for name in dict.fromkeys([*names, *on_demand])]
     max_bytes = where.memory_gb * 1e9 if where.memory_gb else machine.available_memory() * MEMORY_SHARE
     loaded: list[Model] = []

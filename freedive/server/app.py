@@ -8,6 +8,7 @@ import errno
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -16,41 +17,35 @@ from fastapi import FastAPI
 import freedive.chat.page as chat
 from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
-from freedive.server import docs, problems
-from freedive.server.anthropic import messages as anthropic_messages
-from freedive.server.anthropic import models as anthropic_models
+from freedive.server import description, docs, problems
+from freedive.server.anthropic.models import ByVersion
+from freedive.server.apis import apis
 from freedive.server.models import Models
-from freedive.server.ollama import answer as ollama_answer
-from freedive.server.ollama import library as ollama_library
-from freedive.server.ollama import pull as ollama_pull
 from freedive.server.ollama.pull import Fetch, no_fetch
-from freedive.server.openai import chat as openai_chat
-from freedive.server.openai import completions as openai_completions
-from freedive.server.openai import embeddings as openai_embeddings
-from freedive.server.openai import models as openai_models
+from freedive.server.responses.store import Store
 from freedive.server.service import Service
 
 SHUTDOWN_S = 2
 """How long answers under way may go on after Ctrl-C."""
 
-OPENAI_PREFIXES = ("/v1", "", "/beta", "/beta/v1")
-"""Where OpenAI's routes are; DeepSeek's clients go without the version. Only the first place is in the description."""
 
-ANTHROPIC_PREFIXES = ("/v1", "/anthropic/v1")
-"""Where Anthropic's routes are; DeepSeek's clients use the second."""
+def create_app(models: Models, *, fetch: Fetch = no_fetch, stored_responses: Path | None = None) -> FastAPI:
+    """All routes over ``models``, of which the first is the page's default.
 
-
-def create_app(models: Models, fetch: Fetch = no_fetch) -> FastAPI:
-    """All routes over ``models``, of which the first is the page's default; ``fetch`` gets more of them."""
+    ``fetch`` gets more of them; ``stored_responses`` is the file that keeps responses, which without one end with the
+    process. Raises UserError.
+    """
+    service, store = Service(models), Store(stored_responses)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with models.living():
-            yield
+        with contextlib.closing(store):
+            async with models.living():
+                yield
 
     app = FastAPI(title="freedive", docs_url=None, redoc_url=None, lifespan=lifespan)
     problems.add_handlers(app)
-    app.add_middleware(anthropic_models.ByVersion)
+    app.add_middleware(ByVersion)
     app.add_middleware(problems.Gate)
 
     @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
@@ -58,26 +53,15 @@ def create_app(models: Models, fetch: Fetch = no_fetch) -> FastAPI:
         stats = {model.name: dataclasses.asdict(model.engine.stats()) for model in models.loaded}
         return {"status": "ok", "models": stats}
 
-    service = Service(models)
-    routers = (
-        openai_chat.router(service),
-        openai_completions.router(service),
-        openai_embeddings.router(service),
-        openai_models.router(models),
-    )
-    for prefix in OPENAI_PREFIXES:
-        for router in routers:
-            app.include_router(router, prefix=prefix, tags=["OpenAI"], include_in_schema=prefix == OPENAI_PREFIXES[0])
-    for ollama in (ollama_answer.router(service), ollama_library.router(models), ollama_pull.router(models, fetch)):
-        app.include_router(ollama, prefix="/api", tags=["Ollama"])
-    for prefix in ANTHROPIC_PREFIXES:
-        router = anthropic_messages.router(service)
-        in_schema = prefix == ANTHROPIC_PREFIXES[0]
-        app.include_router(router, prefix=prefix, tags=["Anthropic"], include_in_schema=in_schema)
-    app.include_router(anthropic_models.router(models), prefix=anthropic_models.PREFIX, tags=["Anthropic"])
+    for api in apis(service, store, fetch):
+        for prefix in api.prefixes:
+            in_schema = prefix == api.prefixes[0]
+            for router in api.routers:
+                app.include_router(router, prefix=prefix, tags=[api.name], include_in_schema=in_schema)
     app.include_router(docs.router(app, next(iter(models.slots))))
     app.include_router(chat.router(service))
     app.mount("/static", chat.static_files(), name="static")
+    description.complete(app)
     return app
 
 
@@ -105,15 +89,18 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(models: Models, config: ServerConfig, fetch: Fetch = no_fetch) -> None:
-    """Serve until Ctrl-C. Prints the address on standard error. Raises UserError when the port is taken."""
+def serve(models: Models, config: ServerConfig, **outside: Any) -> None:
+    """Serve until Ctrl-C, with what :func:`create_app` takes from ``outside``. Prints the address on standard error.
+
+    Raises UserError when the port is taken.
+    """
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     names = ", ".join(models.slots)
     print(f"freedive serves {names}: chat at {url}, API at {url}/v1 (Ctrl-C stops)", file=sys.stderr, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        server(create_app(models, fetch)).run(sockets=[listener])
+        server(create_app(models, **outside)).run(sockets=[listener])
 
 
 def server(app: FastAPI) -> uvicorn.Server:

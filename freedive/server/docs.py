@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from freedive.server.description import body_schema, resolve
 
 Json = dict[str, Any]
 
@@ -40,9 +43,7 @@ def operations(schema: Json) -> list[Json]:
 
 
 def _fields(schema: Json, operation: Json) -> list[Json]:
-    if "requestBody" not in operation:
-        return []
-    body = _resolve(schema, operation["requestBody"]["content"]["application/json"]["schema"])
+    body = body_schema(schema, operation)
     required = body.get("required", [])
     return [
         {
@@ -50,24 +51,18 @@ def _fields(schema: Json, operation: Json) -> list[Json]:
             "type": _type(schema, field),
             "default": "required" if name in required else field.get("default", ""),
         }
-        for name, field in body["properties"].items()
+        for name, field in body.get("properties", {}).items()
     ]
-
-
-def _resolve(schema: Json, node: Json) -> Json:
-    """The schema a reference stands for."""
-    while "$ref" in node:
-        node = schema["components"]["schemas"][node["$ref"].rpartition("/")[2]]
-    return node
 
 
 def _type(schema: Json, node: Json) -> str:
     """A field's type in a few words: "string | list of string"."""
-    node = _resolve(schema, node)
-    if options := node.get("anyOf") or node.get("oneOf"):
-        return " | ".join(_type(schema, option) for option in options)
+    node = resolve(schema, node)
+    for options in ("anyOf", "oneOf"):
+        if options in node:
+            return " | ".join(_type(schema, option) for option in node[options] if option != {"type": "null"})
     if "enum" in node:
-        return " | ".join(f'"{value}"' for value in node["enum"])
+        return " | ".join(json.dumps(value) for value in node["enum"] if value is not None) or "unsupported"
     if node.get("type") == "array":
         return f"list of ({inner})" if "|" in (inner := _type(schema, node["items"])) else f"list of {inner}"
     if node.get("type") == "object" and "properties" in node:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from freedive.engine.pooling import Pooling
 from freedive.engine.request import Piece, Sampling, Timings
 from freedive.text.format import Format
-from freedive.text.guide import Guide
+from freedive.text.guide import Guide, MakeGuide
 from freedive.text.question import Question
 from freedive.text.tools import ToolChoice
 
@@ -49,6 +49,11 @@ class Engine(Protocol):
 
 
 class Tokenizer(Protocol):
+    """``vocab_size`` is one more than the highest id."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str: ...
@@ -107,3 +112,8 @@ class Model(Protocol):
         """What asks for the text between the two. UserError where the model was not trained for that."""
 
     def close(self) -> None: ...
+
+
+def guide_maker(model: Model, format: Format | None) -> MakeGuide | None:
+    """What gives plain texts of ``model`` the ``format``, if there is one."""
+    return (lambda: model.guide(format)) if format else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from fastapi.concurrency import run_in_threadpool
 
-from freedive.errors import NotFound, Overloaded
+from freedive.errors import NotFound, Overloaded, UserError
 from freedive.server.about import About
 from freedive.server.model import Model
 
@@ -100,6 +100,12 @@ class Models:
                 return self._slots[known]
         there = ", ".join(self._slots)
         raise NotFound(f"the model '{name}' is not served here", f"There are: {there}", param="model")
+
+    def named(self, name: str) -> str:
+        """``name``, or where that is empty the only loaded model's. Raises UserError where there are others."""
+        if name or len(self.loaded) == 1:
+            return name or self.loaded[0].name
+        raise UserError("'model' is missing", f"Choose one of {', '.join(self._slots)}", param="model")
 
     @asynccontextmanager
     async def use(self, name: str, keep_alive_s: float | None = None) -> AsyncIterator[Model]:

@@ -132,10 +132,16 @@ WRITERS = {"/v1/messages": anthropic_error, "/anthropic/": anthropic_error, "/ap
 """By the beginning of a path; elsewhere errors are OpenAI's."""
 
 
+def writer_for(path: str) -> Writer:
+    """Whose errors they are at ``path``."""
+    return next((writer for start, writer in WRITERS.items() if path.startswith(start)), openai_error)
+
+
 def error_response(problem: Problem, path: str) -> Response:
     """ASCII JSON: a client's lone surrogates, quoted in a message, have no UTF-8 form."""
-    writer = next((writer for start, writer in WRITERS.items() if path.startswith(start)), openai_error)
-    return Response(json.dumps(writer(problem)), problem.status, problem.headers, media_type="application/json")
+    return Response(
+        json.dumps(writer_for(path)(problem)), problem.status, problem.headers, media_type="application/json"
+    )
 
 
 def _short(message: str) -> str:

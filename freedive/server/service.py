@@ -54,11 +54,10 @@ class Service:
             generations = _submit(model, questions, sampling, ask)
         return Answers(model, questions, generations, ask.num_choices)
 
-    async def num_tokens(self, ask: Ask) -> int:
-        """The length of what is asked."""
+    async def questions(self, ask: Ask) -> tuple[Model, Sequence[Question]]:
+        """What would be asked, and of whom. Raises UserError for what cannot be asked."""
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
-            questions = await run_in_threadpool(ask.questions, model)
-        return sum(len(question.tokens) for question in questions)
+            return model, await run_in_threadpool(ask.questions, model)
 
 
 def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask: Ask) -> list[Generation]:

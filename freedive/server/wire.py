@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-from freedive.engine.request import Sampling
+from freedive.engine.request import RANGES, Sampling
 from freedive.errors import UserError
+
+Json = dict[str, Any]
+
+
+def _as_accepted(schema: Json, wire: type[Wire]) -> None:
+    """Says in the schema of ``wire`` what it accepts beyond its fields: null, and fields without effect."""
+    required = schema.get("required", [])
+    fields = schema.get("properties", {})
+    schema["properties"] = {
+        **{name: node if name in required else _or_null(name, node) for name, node in fields.items()},
+        **{name: {"description": "accepted, without effect"} for name in sorted(wire.ignored)},
+        **{name: {"enum": [*values, None]} for name, values in sorted(wire.unsupported.items())},
+    }
+    schema["additionalProperties"] = NULL
+
+
+NULL: Json = {"type": "null"}
+
+
+def _or_null(name: str, node: Json) -> Json:
+    """``node`` or null, with the bounds of Sampling where it names a number there."""
+    low, high = RANGES.get(name, (None, None))
+    bounds = {} if low is None else {"minimum": low, "maximum": high}
+    label = {key: value for key, value in node.items() if key in ("default", "title")}
+    options = node.get("anyOf", [{key: value for key, value in node.items() if key not in label}])
+    numbers = ({"type": "integer"}, {"type": "number"})
+    options = [option | bounds if option in numbers else option for option in options if option != NULL]
+    return label | {"anyOf": [*options, NULL]}
 
 
 class Wire(BaseModel):
@@ -19,7 +47,7 @@ class Wire(BaseModel):
     not served to the values that ask for nothing.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_as_accepted)
     ignored: ClassVar[frozenset[str]] = frozenset()
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {}
 
@@ -31,7 +59,7 @@ class Wire(BaseModel):
         present = {name: value for name, value in data.items() if value is not None and name not in cls.ignored}
         for name, value in present.items():
             if name in cls.unsupported:
-                if value not in cls.unsupported[name]:
+                if not any(value == nothing and type(value) is type(nothing) for nothing in cls.unsupported[name]):
                     raise UserError(f"'{name}' is not supported by this server", "Leave it out", param=name)
             elif name not in cls.model_fields:
                 raise UserError(f"'{name}' is not a field of this request", "Leave it out", param=name)
@@ -52,6 +80,31 @@ def _unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_unicode)]
 """JSON can spell strings that no encoding can write."""
+
+
+def _writable(value: Json) -> Json:
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
+
+
+JsonObject = Annotated[Json, AfterValidator(_writable)]
+"""Whatever a client likes, as long as it can be written again."""
+
+
+def only(param: str, *kinds: str) -> Callable[[Any], Any]:
+    """Looks over a list: things of a type that we do not serve are named before their fields are looked at."""
+
+    def check(value: Any) -> Any:
+        for item in value if isinstance(value, list) else ():
+            if isinstance(item, dict) and item.get("type") not in kinds:
+                what = f"'{param}' of type {item.get('type')!r} is not supported"
+                raise UserError(what, f"Send {' or '.join(kinds)}", param=param)
+        return value
+
+    return check
 
 
 def listed(value: Any) -> Any:

@@ -14,7 +14,10 @@ from freedive.server.model import Model
 from freedive.server.parts import parts
 from freedive.server.service import Ask
 from freedive.server.wire import Text, Wire
+from freedive.text.format import Format
 from freedive.text.question import Question
+from freedive.text.tools import Function
+from freedive.text.tools import ToolChoice as WantedTool
 
 Json = dict[str, Any]
 
@@ -34,29 +37,42 @@ class Tool(Wire):
     """What the model can call. Calls come whole, however eagerly their input might be streamed."""
 
     ignored = LABELS | {"eager_input_streaming"}
-    unsupported: ClassVar = {"allowed_callers": (["direct"],), "defer_loading": (False,), "strict": (False,)}
+    unsupported: ClassVar = {"allowed_callers": (["direct"],), "defer_loading": (False,)}
 
     type: Literal["custom"] = "custom"
     name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
     description: Text | None = None
     input_schema: Json
     input_examples: list[Json] = []
+    strict: bool = False
 
     def for_template(self) -> Json:
         """The tool as chat templates know it. Examples have a place of their own in a JSON schema."""
         described = {"description": self.description} if self.description else {}
         examples = {"examples": self.input_examples} if self.input_examples else {}
-        function = {"name": self.name, **described, "parameters": {**self.input_schema, **examples}}
+        parameters = {**self.input_schema, **examples}
+        function = {"name": self.name, **described, "parameters": parameters, "strict": self.strict}
         return {"type": "function", "function": function}
 
 
 class ToolChoice(Wire):
-    """``name`` belongs to type "tool", which is refused, as "any" is."""
-
-    unsupported: ClassVar = {"disable_parallel_tool_use": (False,)}
-
-    type: Literal["auto", "none"]
+    type: Literal["auto", "any", "tool", "none"]
     name: Text = ""
+    disable_parallel_tool_use: bool = False
+
+    @model_validator(mode="after")
+    def _names_a_tool(self) -> ToolChoice:
+        if (self.type == "tool") != bool(self.name):
+            raise UserError("'name' belongs to the type 'tool', and to no other", param="tool_choice.name")
+        return self
+
+    @property
+    def choice(self) -> WantedTool:
+        """In our terms."""
+        return Function(self.name) if self.type == "tool" else _CHOICES[self.type]
+
+
+_CHOICES: dict[str, WantedTool] = {"auto": "auto", "any": "required", "none": "none"}
 
 
 class Thinking(Wire):
@@ -70,8 +86,17 @@ class Thinking(Wire):
     display: Literal["summarized", "omitted"] = "summarized"
 
 
+class OutputFormat(Wire):
+    """The form of an answer."""
+
+    type: Literal["json_schema"]
+    schema_: Json = Field(alias="schema")
+
+
 class OutputConfig(Wire):
-    unsupported: ClassVar = {"format": (), "task_budget": ()}
+    unsupported: ClassVar = {"task_budget": ()}
+
+    format: OutputFormat | None = None
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
@@ -92,7 +117,6 @@ class Conversation(Wire):
         "fallbacks": ([], "default"),
         "inference_geo": ("global",),
         "mcp_servers": ([],),
-        "output_format": (),
         "speed": ("standard",),
         "thread": (),
     }
@@ -107,6 +131,7 @@ class Conversation(Wire):
     tool_choice: ToolChoice = ToolChoice(type="auto")
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
+    output_format: OutputFormat | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Conversation:
@@ -130,9 +155,16 @@ class Conversation(Wire):
 
     def questions(self, model: Model) -> Sequence[Question]:
         """The one question that the conversation is. Raises what ``Model.question`` raises."""
-        tools = [tool.for_template() for tool in self.tools] if self.tool_choice.type != "none" else []
+        format = self.output_config.format or self.output_format
+        options: Json = {
+            "tools": [tool.for_template() for tool in self.tools],
+            "tool_choice": self.tool_choice.choice,
+            "parallel_tool_calls": not self.tool_choice.disable_parallel_tool_use,
+            "format": format and Format("json_schema", format.schema_),
+            "continues": self.continues,
+        }
         messages = [*self._system(), *turns(self.messages)]
-        return [model.question(messages, tools, continues=self.continues, **self._thinking(model))]
+        return [model.question(messages, **options, **self._thinking(model))]
 
     def _thinking(self, model: Model) -> Mapping[str, Any]:
         """In this API both switches permit and advise, so that models without thoughts can be asked all the same."""

@@ -34,7 +34,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/messages/count_tokens", summary="Count the tokens of a conversation")
     async def count_tokens(body: Conversation) -> dict[str, int]:
-        return {"input_tokens": await service.num_tokens(body.ask())}
+        _, questions = await service.questions(body.ask())
+        return {"input_tokens": sum(len(question.tokens) for question in questions)}
 
     return routes
 

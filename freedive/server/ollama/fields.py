@@ -8,12 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
-from freedive.server.model import Model
+from freedive.server.model import Model, guide_maker
 from freedive.server.ollama.options import Options
 from freedive.server.ollama.times import KeepAlive
 from freedive.server.openai.fields import Tool
 from freedive.server.service import Ask
-from freedive.server.wire import Text, Wire, listed, writable
+from freedive.server.wire import JsonObject, Text, Wire, listed, writable
+from freedive.text.format import Format
 from freedive.text.question import Question
 
 Json = dict[str, Any]
@@ -57,10 +58,11 @@ class Message(Wire):
 class AnswerRequest(Wire):
     """What chat and generate share."""
 
-    unsupported: ClassVar = {"format": ("",), "truncate": (False,), "shift": (False,)}
+    unsupported: ClassVar = {"truncate": (False,), "shift": (False,)}
 
     model: str
     stream: bool = True
+    format: Literal["", "json"] | JsonObject = ""
     think: bool | Literal["low", "medium", "high"] | None = None
     options: Options = Options()
     keep_alive: KeepAlive | None = None
@@ -93,8 +95,13 @@ class AnswerRequest(Wire):
             keep_alive_s=self.keep_alive,
         )
 
-    def _thinking(self) -> dict[str, Any]:
-        return {"effort": self.think} if isinstance(self.think, str) else {"thinking": self.think}
+    def _format(self) -> Format | None:
+        schema = None if isinstance(self.format, str) else self.format
+        return Format("json_schema", schema) if schema else Format("json_object") if self.format else None
+
+    def _options(self) -> dict[str, Any]:
+        thinking = {"effort": self.think} if isinstance(self.think, str) else {"thinking": self.think}
+        return {"format": self._format(), **thinking}
 
 
 class ChatRequest(AnswerRequest):
@@ -109,7 +116,7 @@ class ChatRequest(AnswerRequest):
 
     def questions(self, model: Model) -> Sequence[Question]:
         tools = [tool.model_dump(exclude_none=True) for tool in self.tools]
-        return [model.question(for_template(self.messages), tools, **self._thinking())]
+        return [model.question(for_template(self.messages), tools, **self._options())]
 
 
 class GenerateRequest(AnswerRequest):
@@ -132,6 +139,8 @@ class GenerateRequest(AnswerRequest):
     @model_validator(mode="after")
     def _fits_together(self) -> GenerateRequest:
         plain = "raw" if self.raw else "suffix" if self.suffix else ""
+        if self.suffix and self.format:
+            raise UserError("'format' does not go with 'suffix'", "Leave one of them out", param="format")
         for name in ("system", "think"):
             if plain and getattr(self, name):
                 what = f"'{name}' is for prompts that go through the chat template, and those with '{plain}' do not"
@@ -146,9 +155,10 @@ class GenerateRequest(AnswerRequest):
         if self.suffix:
             return [model.infill(self.prompt, self.suffix)]
         if self.raw:
-            return [Question(model.tokenizer.encode(self.prompt, add_special=True), continues=True)]
+            tokens = model.tokenizer.encode(self.prompt, add_special=True)
+            return [Question(tokens, continues=True, make_guide=guide_maker(model, self._format()))]
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [model.question([*system, {"role": "user", "content": self.prompt}], **self._thinking())]
+        return [model.question([*system, {"role": "user", "content": self.prompt}], **self._options())]
 
 
 class EmbedRequest(Wire):

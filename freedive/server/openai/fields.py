@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
-from freedive.server.model import Model
+from freedive.server.model import Model, guide_maker
 from freedive.server.parts import parts
 from freedive.server.service import Ask
 from freedive.server.wire import Text, Wire, listed
@@ -334,8 +334,7 @@ class CompletionRequest(GenerationRequest):
         return [self._question(model, prompt) for prompt in self.prompt]
 
     def _question(self, model: Model, prompt: str | list[int]) -> Question:
-        format = self.response_format and self.response_format.format()
-        make_guide = (lambda: model.guide(format)) if format else None
+        make_guide = guide_maker(model, self.response_format and self.response_format.format())
         if self.suffix:
             return replace(model.infill(str(prompt), self.suffix), make_guide=make_guide)
         tokens = prompt if isinstance(prompt, list) else model.tokenizer.encode(prompt, add_special=True)

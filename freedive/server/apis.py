@@ -1,0 +1,54 @@
+"""Every API and where it is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fastapi import APIRouter
+
+from freedive.server import tokens
+from freedive.server.anthropic import messages as anthropic_messages
+from freedive.server.anthropic import models as anthropic_models
+from freedive.server.ollama import answer as ollama_answer
+from freedive.server.ollama import library as ollama_library
+from freedive.server.ollama import pull as ollama_pull
+from freedive.server.ollama.pull import Fetch
+from freedive.server.openai import chat, completions, embeddings
+from freedive.server.openai import models as openai_models
+from freedive.server.responses import routes as responses
+from freedive.server.responses.store import Store
+from freedive.server.service import Service
+
+
+class Api(NamedTuple):
+    """Routes, each below every one of ``prefixes``; only those below the first are in the description."""
+
+    name: str
+    prefixes: tuple[str, ...]
+    routers: tuple[APIRouter, ...]
+
+
+def apis(service: Service, store: Store, fetch: Fetch) -> tuple[Api, ...]:
+    """The routes over ``service``; ``store`` keeps responses, ``fetch`` gets more models."""
+    models = service.models
+    return (
+        Api(
+            "OpenAI",
+            ("/v1", "", "/beta", "/beta/v1"),  # DeepSeek's clients go without the version
+            (
+                chat.router(service),
+                completions.router(service),
+                embeddings.router(service),
+                responses.router(service, store),
+                openai_models.router(models),
+            ),
+        ),
+        Api("Anthropic", ("/v1", "/anthropic/v1"), (anthropic_messages.router(service),)),
+        Api("Anthropic", (anthropic_models.PREFIX,), (anthropic_models.router(models),)),
+        Api(
+            "Ollama",
+            ("/api",),
+            (ollama_answer.router(service), ollama_library.router(models), ollama_pull.router(models, fetch)),
+        ),
+        Api("tokens", ("",), (tokens.router(service),)),
+    )

@@ -1,0 +1,218 @@
+"""The fields of request bodies of OpenAI's Responses, and what they ask for in our terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+
+from freedive.errors import UserError
+from freedive.server.model import Model
+from freedive.server.responses import items
+from freedive.server.responses.item_fields import ItemReference, Items
+from freedive.server.service import Ask
+from freedive.server.wire import JsonObject, Text, Wire, only
+from freedive.text.format import Format
+from freedive.text.thinking import EFFORTS
+from freedive.text.tools import Function
+
+Json = dict[str, Any]
+LOGPROBS = "message.output_text.logprobs"
+SEALED = "reasoning.encrypted_content"
+
+
+class FunctionTool(Wire):
+    """What the model can call: ``parameters`` are a JSON schema."""
+
+    unsupported: ClassVar = {"allowed_callers": (["direct"],), "async": (False,), "defer_loading": (False,)}
+    ignored = frozenset({"output_schema"})
+
+    type: Literal["function"]
+    name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+    description: Text | None = None
+    parameters: JsonObject = {}
+    strict: bool = False
+
+    def for_template(self) -> Json:
+        return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
+
+
+def _effort(value: str) -> str:
+    if value not in EFFORTS:
+        raise ValueError(f"choose one of {', '.join(EFFORTS)}")
+    return value
+
+
+class Reasoning(Wire):
+    """How hard to think. A summary is not made: thoughts are told whole."""
+
+    ignored = frozenset({"generate_summary"})
+    unsupported: ClassVar = {"context": ("auto",), "mode": ("standard",)}
+
+    effort: Annotated[str, AfterValidator(_effort), WithJsonSchema({"enum": list(EFFORTS)})] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class TextFormat(Wire):
+    """The form of an answer. A schema is always kept to, ``strict`` or not."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Text | None = None
+    description: Text | None = None
+    strict: bool | None = None
+    schema_: JsonObject | None = Field(None, alias="schema")
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> TextFormat:
+        if (self.type == "json_schema") != (self.schema_ is not None):
+            raise UserError("'schema' belongs to the type 'json_schema', and to no other", param="text.format.schema")
+        return self
+
+    def format(self) -> Format | None:
+        """In our terms."""
+        return None if self.type == "text" else Format(self.type, self.schema_)
+
+
+class NamedFunction(Wire):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    name: Text
+
+
+class TextConfig(Wire):
+    """``verbosity`` is advice that models are not told."""
+
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class PromptRequest(Wire):
+    """What a prompt is made of."""
+
+    unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "conversation": (),
+        "truncation": ("disabled",),
+    }
+
+    input: Items = []
+    instructions: Text | None = None
+    previous_response_id: Text | None = None
+    tools: Annotated[
+        list[FunctionTool], BeforeValidator(only("tools", "function"), json_schema_input_type=list[FunctionTool])
+    ] = []
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction = "auto"
+    parallel_tool_calls: bool = True
+    reasoning: Reasoning = Reasoning()
+    text: TextConfig = TextConfig()
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> PromptRequest:
+        if not self.input and not self.previous_response_id:
+            raise UserError("there is no 'input'", "Give some", param="input")
+        return self
+
+    def items(self, stored: Callable[[str], Json]) -> list[Json]:
+        """The input; ``stored`` finds the items that are referred to, or raises."""
+        return [stored(item.id) if isinstance(item, ItemReference) else item.item() for item in self.input]
+
+    def ask(self, model: str, conversation: Sequence[Json], **others: Any) -> Ask:
+        """What comes after the items of ``conversation``, in our terms."""
+        leading = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        choice = self.tool_choice
+        options: Json = {
+            "tools": [tool.for_template() for tool in self.tools],
+            "tool_choice": Function(choice.name) if isinstance(choice, NamedFunction) else choice,
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "format": self.text.format and self.text.format.format(),
+            "effort": self.reasoning.effort,
+        }
+
+        def questions(model: Model) -> Any:
+            return [model.question([*leading, *items.messages(conversation)], **options)]
+
+        return Ask(model, questions, **others)
+
+
+class CountRequest(PromptRequest):
+    """POST /v1/responses/input_tokens."""
+
+    unsupported: ClassVar = {**PromptRequest.unsupported, "personality": ()}
+
+    model: str = ""
+
+
+class ResponseStreamOptions(Wire):
+    ignored = frozenset({"include_obfuscation"})
+
+
+class ResponseRequest(PromptRequest):
+    """POST /v1/responses. top_k, min_p, repetition_penalty and seed are ours.
+
+    ``max_tool_calls`` bounds the calls of built-in tools, of which there are none.
+    """
+
+    ignored = frozenset({"prompt_cache_options", "prompt_cache_retention", "service_tier"})
+    unsupported: ClassVar = {
+        **PromptRequest.unsupported,
+        "access_programs": (),
+        "background": (False,),
+        "background_options": (),
+        "context_management": ([],),
+        "image": (),
+        "moderation": (),
+        "prompt": (),
+    }
+
+    model: str
+    max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []
+    top_logprobs: int = Field(0, ge=0, le=20)
+    max_tool_calls: int | None = None
+    metadata: dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]] = Field(
+        {}, max_length=16
+    )
+    prompt_cache_key: Text | None = None
+    safety_identifier: Text | None = None
+    user: Text | None = None
+    store: bool = True
+    stream: bool = False
+    stream_options: ResponseStreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ResponseRequest:
+        if self.top_logprobs and LOGPROBS not in self.include:
+            raise UserError(f"'top_logprobs' needs 'include': [\"{LOGPROBS}\"]", param="top_logprobs")
+        if self.stream_options and not self.stream:
+            raise UserError("'stream_options' needs 'stream': true", "Leave it out", param="stream_options")
+        return self
+
+    def sampling(self) -> Json:
+        """The fields of Sampling that the request sets."""
+        return self.given(
+            max_tokens=self.max_output_tokens, logprobs=self.top_logprobs if LOGPROBS in self.include else None
+        )
+
+
+class RetrieveQuery(Wire):
+    """GET /v1/responses/{id}. What was to be included had to be asked for when the response was made."""
+
+    ignored = frozenset({"include_obfuscation"})
+    unsupported: ClassVar = {"include": (), "include[]": (), "starting_after": (), "stream": ("false",)}
+
+
+class ListQuery(Wire):
+    """GET /v1/responses/{id}/input_items."""
+
+    unsupported: ClassVar = {"include": (), "include[]": ()}
+
+    after: Text | None = None
+    limit: int = Field(20, ge=1, le=100, strict=False)
+    order: Literal["asc", "desc"] = "desc"

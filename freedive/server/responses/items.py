@@ -1,0 +1,103 @@
+"""The items of a conversation as OpenAI's Responses list them, and the messages that chat templates make of them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from freedive.errors import UserError
+
+Json = dict[str, Any]
+
+
+def message(role: str, texts: Iterable[str]) -> Json:
+    """What somebody said."""
+    kind: Json = {"type": "output_text", "annotations": []} if role == "assistant" else {"type": "input_text"}
+    return _item("msg", "message", role=role, content=[kind | {"text": text} for text in texts], status="completed")
+
+
+def reasoning(texts: Iterable[str], summary: Iterable[str] = ()) -> Json:
+    """What the assistant thought."""
+    content = [{"type": "reasoning_text", "text": text} for text in texts]
+    summaries = [{"type": "summary_text", "text": text} for text in summary]
+    return _item("rs", "reasoning", summary=summaries, content=content, status="completed")
+
+
+def function_call(name: str, arguments: str, call_id: str) -> Json:
+    """What the assistant called."""
+    return _item("fc", "function_call", call_id=call_id, name=name, arguments=arguments, status="completed")
+
+
+def function_call_output(call_id: str, output: str | Sequence[Json]) -> Json:
+    """What came of it."""
+    return _item("fco", "function_call_output", call_id=call_id, output=output, status="completed")
+
+
+def new_id(prefix: str) -> str:
+    """Every item and response has an id of its own, also those that clients name otherwise."""
+    return f"{prefix}_{uuid.uuid4().hex}"
+
+
+def _item(prefix: str, kind: str, **fields: Any) -> Json:
+    return {"id": new_id(prefix), "type": kind, **fields}
+
+
+def sealed(text: str) -> str:
+    """Thoughts as one opaque string, for clients that carry them from turn to turn. It keeps no secret."""
+    return base64.b64encode(text.encode()).decode()
+
+
+def unsealed(seal: str) -> str:
+    """The thoughts in it. Raises UserError where it is not ours."""
+    try:
+        return base64.b64decode(seal, validate=True).decode()
+    except (binascii.Error, ValueError):
+        what = "'encrypted_content' was not made by this server"
+        raise UserError(what, "Leave the reasoning item out", param="encrypted_content") from None
+
+
+PARTS = ("reasoning_content", "content", "tool_calls")
+"""What a message of the assistant consists of, in the order in which it comes."""
+
+
+def messages(items: Iterable[Json]) -> list[Json]:
+    """For chat templates: what the assistant thought, said and called in one turn is one message."""
+    turns: list[Json] = []
+    for item in items:
+        if item["type"] == "function_call_output":
+            turns.append({"role": "tool", "tool_call_id": item["call_id"], "content": _text(item["output"])})
+        elif item.get("role", "assistant") != "assistant":
+            role = "system" if item["role"] == "developer" else item["role"]
+            turns.append({"role": role, "content": _text(item["content"])})
+        else:
+            _say(turns, *_part(item))
+    return [{"content": "", **turn} for turn in turns]
+
+
+def _part(item: Json) -> tuple[str, Any]:
+    match item["type"]:
+        case "reasoning":
+            return "reasoning_content", _text(item["content"] or item["summary"])
+        case "message":
+            return "content", _text(item["content"])
+        case _:
+            function = {"name": item["name"], "arguments": item["arguments"]}
+            return "tool_calls", [{"id": item["call_id"], "type": "function", "function": function}]
+
+
+def _say(turns: list[Json], name: str, value: Any) -> None:
+    """Add a part to the assistant's message, or begin another if such a part, or a later one, has been there."""
+    turn = turns[-1] if turns and turns[-1]["role"] == "assistant" else None
+    if turn and name == "tool_calls":
+        turn[name] = [*turn.get(name, []), *value]
+    elif turn and not any(later in turn for later in PARTS[PARTS.index(name) :]):
+        turn[name] = value
+    else:
+        turns.append({"role": "assistant", name: value})
+
+
+def _text(parts: str | Sequence[Json]) -> str:
+    return parts if isinstance(parts, str) else "\n".join(part["text"] for part in parts)

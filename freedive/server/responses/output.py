@@ -1,0 +1,119 @@
+"""The items of a response as they grow, and the events that tell of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from freedive.engine.request import TokenLogprobs
+from freedive.server.answers import Said
+from freedive.server.model import Tokenizer
+from freedive.server.responses import items
+from freedive.text.dialects.dialect import Call, Text, Thought
+
+Json = dict[str, Any]
+
+
+class Output:
+    """Texts and thoughts grow piece by piece, in items of their own wherever one follows the other; calls come whole.
+
+    ``seals``: thoughts are given sealed as well.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, seals: bool) -> None:
+        self.items: list[Json] = []
+        self._tokenizer = tokenizer
+        self._seals = seals
+        self._growing: type[Text | Thought] | None = None
+        self._logprobs: list[TokenLogprobs] = []  # of what has not been said yet
+
+    def grow(self, said: Said) -> Iterator[Json]:
+        """What ``said`` adds."""
+        self._logprobs += said.logprobs
+        for event in said.events:
+            if type(event) is not self._growing:
+                yield from self._close("completed")
+            if isinstance(event, Call):
+                yield from self._call(event)
+            else:
+                yield from self._say(event)
+        if said.finish:
+            yield from self._close("incomplete" if said.finish == "length" else "completed")
+
+    def _call(self, call: Call) -> Iterator[Json]:
+        self._logprobs.clear()
+        item = items.function_call(call.name, call.arguments, call.id or f"call_{uuid.uuid4().hex}")
+        yield from self._add(item, arguments="")
+        place = {"item_id": item["id"], "output_index": len(self.items) - 1}
+        yield {"type": "response.function_call_arguments.delta", **place, "delta": call.arguments}
+        done = {"name": call.name, "arguments": call.arguments}
+        yield {"type": "response.function_call_arguments.done", **place, **done}
+        yield self._done()
+
+    def _say(self, event: Text | Thought) -> Iterator[Json]:
+        if self._growing is None:
+            self._growing = type(event)
+            item = items.message("assistant", [""]) if isinstance(event, Text) else items.reasoning([""])
+            yield from self._add(item, content=[])
+            yield {"type": "response.content_part.added", **self._place, "part": dict(self._part)}
+        self._part["text"] += event.text
+        logprobs = self._spoken(event.text) if isinstance(event, Text) else []
+        if logprobs:
+            self._part["logprobs"] = [*self._part.get("logprobs", []), *logprobs]
+        self._logprobs.clear()
+        yield self._told("delta", delta=event.text, logprobs=logprobs)
+
+    def _close(self, status: str) -> Iterator[Json]:
+        if self._growing is None:
+            return
+        item = self.items[-1]
+        item["status"] = status
+        if self._seals and self._growing is Thought:
+            item["encrypted_content"] = items.sealed(self._part["text"])
+        yield self._told("done", text=self._part["text"], logprobs=self._part.get("logprobs", []))
+        yield {"type": "response.content_part.done", **self._place, "part": self._part}
+        yield self._done()
+        self._growing = None
+
+    def _add(self, item: Json, **empty: Any) -> Iterator[Json]:
+        self.items.append(item)
+        begun = item | {"status": "in_progress"} | empty
+        yield {"type": "response.output_item.added", "output_index": len(self.items) - 1, "item": begun}
+
+    def _done(self) -> Json:
+        return {
+            "type": "response.output_item.done",
+            "output_index": len(self.items) - 1,
+            "item": self.items[-1],
+        }
+
+    def _told(self, what: str, logprobs: Sequence[Json], **text: str) -> Json:
+        """Texts are told with their logprobs, thoughts without."""
+        extra = {"logprobs": logprobs} if self._growing is Text else {}
+        return {"type": f"response.{self._part['type']}.{what}", **self._place, **text, **extra}
+
+    @property
+    def _part(self) -> Json:
+        part: Json = self.items[-1]["content"][0]
+        return part
+
+    @property
+    def _place(self) -> Json:
+        return {"item_id": self.items[-1]["id"], "output_index": len(self.items) - 1, "content_index": 0}
+
+    def _spoken(self, text: str) -> list[Json]:
+        """The logprobs of the tokens that spell ``text``: the last ones. Before them come those of markers."""
+        needed, start = len(text.encode()), len(self._logprobs)
+        while start and needed > 0:
+            start -= 1
+            needed -= len(self._tokenizer.token_bytes(self._logprobs[start].token_id))
+        return [self._logprob(entry) for entry in self._logprobs[start:]]
+
+    def _logprob(self, entry: TokenLogprobs) -> Json:
+        top = [self._token(token_id, logprob) for token_id, logprob in entry.top]
+        return self._token(entry.token_id, entry.logprob) | {"top_logprobs": top}
+
+    def _token(self, token_id: int, logprob: float) -> Json:
+        text = self._tokenizer.token_text(token_id)
+        return {"token": text, "logprob": logprob, "bytes": list(self._tokenizer.token_bytes(token_id))}

@@ -1,0 +1,116 @@
+"""Text and chats to tokens and back, as clients of vLLM and of llama.cpp ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+from pydantic import model_validator
+
+from freedive.errors import UserError
+from freedive.server.model import Model, Tokenizer
+from freedive.server.openai.fields import ChatRequest, Message, Tool
+from freedive.server.service import Ask, Service
+from freedive.server.wire import Text, Wire
+from freedive.text.question import Question
+
+Json = dict[str, Any]
+
+
+class TokenizeRequest(Wire):
+    """POST /tokenize: ``prompt`` (vLLM's), ``content`` (llama.cpp's) or a chat's ``messages``.
+
+    Tokens that begin or end a text are added to a prompt, as vLLM does, but not to a content, as in llama.cpp.
+    """
+
+    unsupported: ClassVar = {"chat_template": (), "mm_processor_kwargs": ({},)}
+
+    model: str = ""
+    prompt: Text | None = None
+    content: Text | None = None
+    messages: list[Message] = []
+    tools: list[Tool] = []
+    chat_template_kwargs: dict[str, Any] = {}
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None
+    parse_special: bool = True
+    return_token_strs: bool = False
+    with_pieces: bool = False
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> TokenizeRequest:
+        if sum([self.prompt is not None, self.content is not None, bool(self.messages)]) != 1:
+            raise UserError("'prompt', 'content' and 'messages' are three ways to ask", "Send one", param="prompt")
+        if self.messages and (self.add_special_tokens or self.add_special):
+            name = "add_special_tokens" if self.add_special_tokens else "add_special"
+            raise UserError("A chat's template adds the special tokens", f"Leave '{name}' out", param=name)
+        return self
+
+    def ask(self, model: str) -> Ask:
+        """In our terms."""
+        return self._chat(model).ask() if self.messages else Ask(model, self._questions)
+
+    def _chat(self, model: str) -> ChatRequest:
+        shared = self.model_fields_set & ChatRequest.model_fields.keys()
+        return ChatRequest(**{name: getattr(self, name) for name in shared} | {"model": model})
+
+    def _questions(self, model: Model) -> Sequence[Question]:
+        given = (self.add_special_tokens, self.add_special)
+        special = next((value for value in given if value is not None), self.prompt is not None)
+        text = self.content if self.prompt is None else self.prompt
+        return [Question(model.tokenizer.encode(text or "", add_special=special, parse_special=self.parse_special))]
+
+
+class DetokenizeRequest(Wire):
+    """POST /detokenize."""
+
+    model: str = ""
+    tokens: list[int]
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.post("/tokenize", summary="The tokens of a text or a chat")
+    async def tokenize(body: TokenizeRequest) -> Json:
+        model, (question,) = await service.questions(body.ask(service.models.named(body.model)))
+        names = [model.tokenizer.token_text(token) for token in question.tokens] if body.return_token_strs else None
+        tokens = [_piece(model.tokenizer, token) for token in question.tokens] if body.with_pieces else question.tokens
+        head = {"count": len(question.tokens), "max_model_len": model.max_context}
+        return {**head, "tokens": tokens, "token_strs": names}
+
+    @routes.post("/detokenize", summary="The text of tokens")
+    async def detokenize(body: DetokenizeRequest) -> Json:
+        async with service.models.use(service.models.named(body.model)) as model:
+            text = await run_in_threadpool(_text, model.tokenizer, body.tokens)
+        return {"prompt": text, "content": text}
+
+    @routes.post("/v1/chat/completions/render", summary="The prompt that a chat makes")
+    async def render(body: ChatRequest) -> Json:
+        model, (question,) = await service.questions(body.ask())
+        prompt = await run_in_threadpool(_text, model.tokenizer, question.tokens)
+        return {"prompt": prompt, "tokens": question.tokens, "count": len(question.tokens)}
+
+    return routes
+
+
+def _text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    for token in tokens:
+        if not 0 <= token < tokenizer.vocab_size:
+            what = f"{token} is not a token of this model"
+            raise UserError(what, f"Send numbers from 0 to {tokenizer.vocab_size - 1}", param="tokens")
+    return tokenizer.decode(tokens, skip_special=False)
+
+
+def _piece(tokenizer: Tokenizer, token: int) -> Json:
+    """llama.cpp's: parts of characters are bytes."""
+    piece = tokenizer.token_bytes(token)
+    try:
+        return {"id": token, "piece": piece.decode()}
+    except UnicodeDecodeError:
+        return {"id": token, "piece": list(piece)}

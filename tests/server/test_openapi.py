@@ -1,0 +1,119 @@
+"""Every route does what the OpenAPI description says, whatever is sent, be it according to the description or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import requests
+import schemathesis
+from echo_model import EchoModel, served
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import APIOperation, Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from freedive.server.app import create_app
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+]
+
+DESCRIPTION = schemathesis.openapi.from_dict(create_app(served(EchoModel())).openapi())
+OPERATIONS = [operation.ok() for operation in DESCRIPTION.get_all_operations()]
+CASES = [
+    pytest.param(operation, mode, id=f"{operation.label} {mode.value}")
+    for operation in OPERATIONS
+    for mode in GenerationMode
+    if mode.is_positive or operation.body or operation.query  # else there is nothing to get wrong
+]
+
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+WORKING = {
+    "/v1/chat/completions": {"messages": MESSAGES},
+    "/v1/chat/completions/render": {"messages": MESSAGES},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
+    "/v1/responses/input_tokens": {"input": "hi"},
+    "/tokenize": {"prompt": "hi"},
+    "/detokenize": {"tokens": [104, 105]},
+}
+"""Bodies that are answered, but for the model. What depends on other fields no schema can say."""
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        yield session
+
+
+@pytest.fixture
+def response_id(live_server: str, fake_model: EchoModel, session: requests.Session) -> str:
+    """Of a stored response."""
+    fake_model.delay_s = 0
+    response = session.post(f"{live_server}/v1/responses", json={"model": "echo", "input": "hi"})
+    return response.json()["id"]
+
+
+def aim(case: Case, mode: GenerationMode, response_id: str, choice: int) -> None:
+    """Name what is there, which no generated name ever would; of a good body keep an eighth, beside what works."""
+    working = WORKING.get(case.operation.path)
+    if working and mode.is_positive:
+        kept = sorted(case.body.keys() - working.keys())[choice::8]
+        case.body = working | {name: case.body[name] for name in kept}
+    if isinstance(case.body, dict) and isinstance(case.body.get("model", ""), str):
+        case.body["model"] = "echo"
+    for name, value in (("name", "echo"), ("response_id", response_id)):
+        if name in case.path_parameters:
+            case.path_parameters[name] = value
+
+
+Send = Callable[[Case, int], None]
+
+
+@pytest.fixture
+def send(mode: GenerationMode, live_server: str, session: requests.Session, response_id: str) -> Send:
+    def send(case: Case, choice: int) -> None:
+        if choice < 8:
+            aim(case, mode, response_id, choice)
+        if case.method == "POST" and not case.operation.body:
+            case.headers["Content-Type"] = "application/json"  # by which a page from elsewhere cannot post
+        case.call_and_validate(base_url=live_server, session=session, checks=CHECKS)
+
+    return send
+
+
+def probe(operation: APIOperation, mode: GenerationMode, send: Send, num_examples: int) -> None:
+    limits = settings(
+        max_examples=num_examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    limits(given(operation.as_strategy(mode), st.integers(0, 9))(send))()
+
+
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_a_route_is_as_described(operation: APIOperation, mode: GenerationMode, send: Send) -> None:
+    probe(operation, mode, send, num_examples=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_a_route_is_as_described_at_length(operation: APIOperation, mode: GenerationMode, send: Send) -> None:
+    probe(operation, mode, send, num_examples=200)
