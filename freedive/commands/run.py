@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +45,7 @@ def run(
     text = sys.stdin.read().strip("\n") if prompt == "-" else prompt
     if not text.strip():
         raise UserError("The prompt is empty", "Write it as an argument, or pipe it in")
-    form = {"format": read_format(json_schema)} if json_schema else {}
+    form: dict[str, Any] = {"format": read_format(json_schema)} if json_schema else {}
     Sampling(**sampling)  # refused before anything heavy is loaded
     config = load(EngineConfig, engine)
     loaded = freedive.load(model, **asdict(config))
