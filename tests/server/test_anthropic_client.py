@@ -153,7 +153,7 @@ def test_calls_are_blocks(client: anthropic.Anthropic, fake_model: EchoModel) ->
     assert (call.type, call.name, call.input) == ("tool_use", "weather", {"city": "Köln"})
     assert call.id.startswith("toolu_")
     schema = WEATHER["input_schema"] | {"examples": [{"city": "Aachen"}]}
-    function = {"name": "weather", "description": WEATHER["description"], "parameters": schema}
+    function = {"name": "weather", "description": WEATHER["description"], "parameters": schema, "strict": False}
     assert fake_model.asked[-1]["tools"] == [{"type": "function", "function": function}]
 
 

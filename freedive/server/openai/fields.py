@@ -334,7 +334,7 @@ class CompletionRequest(GenerationRequest):
         return [self._question(model, prompt) for prompt in self.prompt]
 
     def _question(self, model: Model, prompt: str | list[int]) -> Question:
-        make_guide = guide_maker(model, self.response_format and self.response_format.format())
+        make_guide = guide_maker(model, self.response_format.format() if self.response_format else None)
         if self.suffix:
             return replace(model.infill(str(prompt), self.suffix), make_guide=make_guide)
         tokens = prompt if isinstance(prompt, list) else model.tokenizer.encode(prompt, add_special=True)
