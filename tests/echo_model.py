@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from freedive.config import ServerConfig
 from freedive.engine.request import EngineError, Piece, Sampling, Timings, TokenLogprobs
 from freedive.errors import Overloaded, UserError
-from freedive.server.app import create_app, listen, server
+from freedive.server.app import DEFAULTS, create_app, listen, server
 from freedive.server.models import Known, Models
 from freedive.text.dialects.codecs import json_calls
 from freedive.text.dialects.dialect import Dialect, Mark
@@ -162,10 +163,10 @@ def served(*models: Any) -> Models:
 
 
 @contextmanager
-def serving(*models: Any) -> Iterator[str]:
-    """The address of a real HTTP server over ``models``, in a thread of this process."""
+def serving(*models: Any, config: ServerConfig = DEFAULTS, **options: Any) -> Iterator[str]:
+    """The address of a real HTTP server over ``models``, in a thread of this process; ``options`` of create_app."""
     listener = listen("127.0.0.1", 0)
-    running = server(create_app(served(*models)))
+    running = server(create_app(served(*models), config, **options), config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -37,8 +37,9 @@ def serve(
     engine: Values,
 ) -> None:
     where, how = load(ServerConfig, server), asdict(load(EngineConfig, engine))
-    app.check_port(where.host, where.port)  # before models are loaded for nothing
-    app.serve(_models(models or [DEFAULT], [] if models else _stored(), where, how), where)
+    keys = app.check_keys(where)  # before models are loaded for nothing
+    app.check_port(where.host, where.port)
+    app.serve(_models(models or [DEFAULT], [] if models else _stored(), where, how), where, keys)
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:

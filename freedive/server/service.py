@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
 from freedive.engine.request import Sampling
@@ -14,6 +15,7 @@ from freedive.server.answers import Answers
 from freedive.server.model import Generation, Model
 from freedive.server.models import Models
 from freedive.server.problems import ContextLengthExceeded
+from freedive.server.visit import Visit
 from freedive.text.question import Question
 
 
@@ -21,7 +23,8 @@ from freedive.text.question import Question
 class Ask:
     """What is asked of a model: ``questions``, made in a thread of their own, each answered ``num_choices`` times.
 
-    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is.
+    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is: from the client, who it asks for;
+    from :class:`Service` on, the name of the caller's key, a slash, and that.
     """
 
     model: str
@@ -38,13 +41,19 @@ class Service:
 
     models: Models
 
-    async def answers(self, ask: Ask) -> Answers:
-        """Begin to answer. Raises UserError for what cannot be asked, Overloaded when too much is asked at once."""
+    async def answers(self, ask: Ask, request: Request) -> Answers:
+        """Begin to answer, in the name of whoever makes the ``request``.
+
+        Raises UserError for what cannot be asked, Overloaded when too much is asked at once.
+        """
+        visit: Visit = request.state.visit
+        ask = replace(ask, user=f"{visit.caller}/{ask.user}")
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
             sampling = model.sampling(**ask.sampling)
             questions = await run_in_threadpool(ask.questions, model)
             generations = _submit(model, questions, sampling, ask)
-        return Answers(model, questions, generations, ask.num_choices)
+        visit.answers = Answers(model, questions, generations, ask.num_choices)
+        return visit.answers
 
 
 def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask: Ask) -> list[Generation]:

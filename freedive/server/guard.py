@@ -1,0 +1,113 @@
+"""Who is let in, and under which name."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+
+from freedive.config import ServerConfig
+from freedive.errors import Unavailable, UserError
+from freedive.server.keys import Key, Keys
+from freedive.server.limits import Limits
+
+OPEN = frozenset({"/", "/health", "/docs", "/openapi.json"})
+"""What needs no key, and all of /static/: the page asks for one itself."""
+
+
+class Unauthorized(UserError):
+    """A request without a key, or with one that is not known."""
+
+    status = 401
+
+
+class Forbidden(UserError):
+    """A request that a page of others makes in its reader's name."""
+
+    status = 403
+
+
+class Guard:
+    """Lets in whoever has a key, where there are keys; else, on loopback, whoever is no foreign page."""
+
+    def __init__(self, keys: Keys | None, config: ServerConfig) -> None:
+        self._keys = keys
+        self._limits = Limits()
+        self._names = frozenset(filter(None, map(str.strip, config.hosts.lower().split(","))))
+        self._is_local = is_loopback(config.host)
+        self.closing = False
+
+    @property
+    def locked(self) -> bool:
+        """Whether a key is needed now."""
+        if self._keys is None:
+            return False
+        self._keys.look()
+        return self._keys.required
+
+    @contextmanager
+    def admitted(self, method: str, path: str, headers: Headers) -> Iterator[str]:
+        """A block in which the request runs, with its caller's name, "" for nobody in particular.
+
+        Raises Unauthorized, Forbidden, RateLimited, and Unavailable when the server is about to end.
+        """
+        if self.closing:
+            raise Unavailable("this server is about to end", "Send the request again later")
+        if not self.locked:
+            if self._is_local:
+                self._refuse_foreign_pages(headers)
+            yield ""
+        elif path in OPEN or path.startswith("/static/"):
+            yield ""
+        else:
+            key = self._key(headers)
+            if method == "POST":
+                with self._limits.asking(key):
+                    yield key.name
+            else:
+                yield key.name
+
+    def _key(self, headers: Headers) -> Key:
+        assert self._keys
+        secret = presented(headers)
+        if not secret:
+            raise Unauthorized("this server asks for a key", "Send the header Authorization: Bearer KEY")
+        if key := self._keys.holder(secret):
+            return key
+        raise Unauthorized("this key is not known here", "Make one with: freedive keys create NAME")
+
+    def _refuse_foreign_pages(self, headers: Headers) -> None:
+        """A name that suddenly means this machine makes a foreign page's requests its own; only Host tells then."""
+        host = headers.get("host", "localhost")
+        name = urlsplit(f"//{host}").hostname or ""
+        if not (is_loopback(name) or _is_address(name) or name in self._names):
+            raise Forbidden(f"this server is not called {name!r}", "Ask localhost, or serve with --hosts NAME")
+        origin = headers.get("origin", f"http://{host}").partition("://")[2].lower()
+        if origin != host.lower() and urlsplit(f"//{origin}").hostname not in self._names:
+            raise Forbidden("a page from elsewhere may not ask this server", "Serve with --hosts NAME, or with keys")
+
+
+def presented(headers: Headers) -> str:
+    """The key that a request shows, in OpenAI's, Anthropic's or Azure's way; "" without one."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("x-api-key") or headers.get("api-key") or ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can be meant."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    return _is_address(host) and ipaddress.ip_address(host).is_loopback
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
