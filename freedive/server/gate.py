@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from freedive.errors import UserError
 from freedive.server.guard import Guard
 from freedive.server.problems import Problem, error_response
-from freedive.server.visit import CLIENT_LEFT, Observer, Visit
+from freedive.server.visit import CLIENT_LEFT, Observer, Visit, route_pattern
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Gate:
                 await error_response(Problem.internal(visit.id), scope["path"])(scope, receive, tagged_send)
         finally:
             visit.ended_at = time.perf_counter()
-            visit.route = getattr(scope.get("route"), "path", "")
+            visit.route = route_pattern(scope)
             for observer in self.observers:
                 observer(visit)
 
@@ -132,6 +132,7 @@ async def _read(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
 
 STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+AS_LISTS = bytes.maketrans(b"{}", b"[]")
 
 
 def check_text(body: bytes) -> None:
@@ -146,10 +147,10 @@ def check_text(body: bytes) -> None:
         raise UserError(f"the body is not UTF-8 at byte {error.start}", "Send JSON in UTF-8") from None
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
-    brackets = STRINGS.sub(b"", body).translate(None, ALL_BUT_BRACKETS)
+    brackets = STRINGS.sub(b"", body).translate(AS_LISTS, ALL_BUT_BRACKETS)
     if len(brackets) > MAX_BRACKETS:
         raise UserError(f"the body has more than {MAX_BRACKETS // 2} lists and objects", "Send less at once")
     for _ in range(MAX_DEPTH):  # each time, the innermost go
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-    if brackets.strip(b"]}"):
+        brackets = brackets.replace(b"[]", b"")
+    if brackets.strip(b"]"):
         raise UserError(f"the body is nested more than {MAX_DEPTH} deep, or not whole", "Send flatter JSON")

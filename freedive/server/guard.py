@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
@@ -81,12 +81,12 @@ class Guard:
 
     def _refuse_foreign_pages(self, headers: Headers) -> None:
         """A name that suddenly means this machine makes a foreign page's requests its own; only Host tells then."""
-        host = headers.get("host", "localhost")
-        name = urlsplit(f"//{host}").hostname or ""
+        host = headers.get("host", "localhost").lower()
+        name = _name(host)
         if not (is_loopback(name) or _is_address(name) or name in self._names):
             raise Forbidden(f"this server is not called {name!r}", "Ask localhost, or serve with --hosts NAME")
         origin = headers.get("origin", f"http://{host}").partition("://")[2].lower()
-        if origin != host.lower() and urlsplit(f"//{origin}").hostname not in self._names:
+        if origin != host and _name(origin) not in self._names:
             raise Forbidden("a page from elsewhere may not ask this server", "Serve with --hosts NAME, or with keys")
 
 
@@ -103,6 +103,12 @@ def is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
     return _is_address(host) and ipaddress.ip_address(host).is_loopback
+
+
+def _name(authority: str) -> str:
+    """The host in "host:port", "" where that is neither."""
+    match = re.fullmatch(r"(?:\[(.*)\]|([^:\[\]]*))(?::\d*)?", authority)
+    return (match[1] or match[2]) if match else ""
 
 
 def _is_address(host: str) -> bool:
