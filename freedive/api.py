@@ -107,6 +107,10 @@ class LanguageModel:
         """Memory for weights and key-value cache."""
         return self.runner.num_bytes
 
+    def expert_load(self) -> list[list[int]]:
+        """How often each expert of each layer with experts was chosen, in a sample of all steps so far."""
+        return self.runner.expert_load()
+
     def chat(self, messages: Messages, **sampling: Any) -> Iterator[str]:
         """The text of the answer to ``messages`` ({"role": ..., "content": ...}), piece by piece.
 

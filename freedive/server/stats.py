@@ -1,4 +1,4 @@
-"""GET /v1/stats: how the server is doing, for a person or a script."""
+"""GET /v1/stats and /v1/stats/experts: how the server is doing, for a person or a script."""
 
 from __future__ import annotations
 
@@ -74,5 +74,9 @@ def router(stats: Stats, models: Models) -> APIRouter:
     @routes.get("/v1/stats", tags=["server"], summary="Load, latencies and memory")
     async def report() -> Json:
         return stats.report(models)
+
+    @routes.get("/v1/stats/experts", tags=["server"], summary="How often each expert of each layer was chosen")
+    async def experts() -> Json:
+        return {"models": {model.name: model.expert_load() for model in models.loaded}}
 
     return routes

@@ -68,5 +68,5 @@ def route_pattern(scope: Scope) -> str:
     """The pattern that a routed request's path fits, and not the path, of which there are without number."""
     if route := scope.get("route"):
         own = re.search(route.path_regex.pattern.removeprefix("^"), scope["path"])  # newer routes lack their prefix
-        return scope["path"][: own.start() if own else 0] + str(route.path)
+        return f"{scope['path'][: own.start() if own else 0]}{route.path}"
     return str(scope["root_path"] or scope["path"]) if "endpoint" in scope else ""

@@ -15,7 +15,7 @@ from echo_model import EchoModel, serving
 from typer.testing import CliRunner, Result
 
 from freedive.cli import app
-from freedive.config import ServerConfig
+from freedive.config import ServerConfig, load
 from freedive.errors import NotFound, UserError
 from freedive.server import keys
 from freedive.server.app import check_keys
@@ -171,6 +171,13 @@ def test_other_addresses_need_keys_or_an_explicit_word() -> None:
         assert not check_keys(ServerConfig(host=host)).required
     keys.create("ann")
     assert check_keys(ServerConfig(host="0.0.0.0")).required
+
+
+def test_a_switch_is_a_number_in_the_environment() -> None:
+    assert load(ServerConfig, environ={"FREEDIVE_INSECURE": "1"}).insecure
+    assert not load(ServerConfig, environ={"FREEDIVE_INSECURE": "0"}).insecure
+    with pytest.raises(UserError, match="FREEDIVE_INSECURE is 'yes'"):
+        load(ServerConfig, environ={"FREEDIVE_INSECURE": "yes"})
 
 
 def test_a_file_that_may_not_be_read_locks_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def test_names_and_types_are_as_prometheus_advises(house: House) -> None:
     assert modern.text.endswith("# EOF\n")
 
 
-def test_stats_are_json(house: House, tmp_path: Path) -> None:
+def test_stats_are_json(house: House) -> None:
     for _ in range(3):
         house.ask("hello")
     house.lines(3)
@@ -181,6 +181,10 @@ def test_stats_are_json(house: House, tmp_path: Path) -> None:
     assert stats["memory"]["peak_bytes"] > 1 << 20
     assert 0 < stats["latencies"]["first_token_s"]["p50"] <= stats["latencies"]["request_s"]["p99"]
     assert stats["callers"] == {"": {"requests": 3, "prompt_tokens": 33, "generated_tokens": 33}}
+
+
+def test_the_load_of_experts_is_told(house: House) -> None:
+    assert httpx.get(f"{house.url}/v1/stats/experts").json() == {"models": {"echo": [[3, 1], [0, 4]]}}
 
 
 def test_percentiles_are_values_that_were_there() -> None:
