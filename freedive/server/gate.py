@@ -75,9 +75,10 @@ class Gate:
             await send(message)
 
         try:
-            with self.guard.admitted(scope["method"], scope["path"], headers) as visit.caller:
-                scope["state"]["caller"] = visit.caller
-                if scope["method"] == "POST":
+            key = self.guard.admit(scope["path"], headers)
+            scope["state"]["caller"] = visit.caller = key.name if key else ""
+            with self.guard.asking(key, scope["method"]):
+                if scope["method"] == "POST" or _has_body(headers):
                     receive = await with_body(headers, receive, self.max_body_bytes)
                 await self.app(scope, receive, tagged_send)
         except ClientDisconnect:
@@ -93,6 +94,10 @@ class Gate:
             visit.route = route_pattern(scope)
             for observer in self.observers:
                 observer(visit)
+
+
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 async def with_body(headers: Headers, receive: Receive, max_bytes: int) -> Receive:

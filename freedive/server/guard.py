@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 from starlette.datastructures import Headers
 
@@ -48,27 +47,22 @@ class Guard:
         self._keys.look()
         return self._keys.required
 
-    @contextmanager
-    def admitted(self, method: str, path: str, headers: Headers) -> Iterator[str]:
-        """A block in which the request runs, with its caller's name, "" for nobody in particular.
+    def admit(self, path: str, headers: Headers) -> Key | None:
+        """The caller's key, None where none is needed.
 
-        Raises Unauthorized, Forbidden, RateLimited, and Unavailable when the server is about to end.
+        Raises Unauthorized, Forbidden, and Unavailable when the server is about to end.
         """
         if self.closing:
             raise Unavailable("this server is about to end", "Send the request again later")
-        if not self.locked:
-            if self._is_local:
-                self._refuse_foreign_pages(headers)
-            yield ""
-        elif path in OPEN or path.startswith("/static/"):
-            yield ""
-        else:
-            key = self._key(headers)
-            if method == "POST":
-                with self._limits.asking(key):
-                    yield key.name
-            else:
-                yield key.name
+        if self.locked:
+            return None if path in OPEN or path.startswith("/static/") else self._key(headers)
+        if self._is_local:
+            self._refuse_foreign_pages(headers)
+        return None
+
+    def asking(self, key: Key | None, method: str) -> AbstractContextManager[None]:
+        """A block in which the request runs; what only looks on is free. Raises RateLimited."""
+        return self._limits.asking(key) if key and method == "POST" else nullcontext()
 
     def _key(self, headers: Headers) -> Key:
         assert self._keys

@@ -46,10 +46,10 @@ def endings(visit: Visit) -> list[str]:
 
 
 def _text(said: Facts) -> str:
-    """On one line, as ``name=value`` where the value does not speak for itself."""
-    head = " ".join(str(said.pop(name)) for name in ("time", "method", "route", "status"))
-    rest = (f"{name}={','.join(value) if isinstance(value, list) else value}" for name, value in said.items())
-    return f"{head} {' '.join(rest)}"
+    """On one line, as ``name=value`` where the value does not speak for itself; "-" stands for nothing."""
+    words = {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in said.items()}
+    head = [words.pop(name) or "-" for name in ("time", "method", "route", "status")]
+    return " ".join([*head, *(f"{name}={word or '-'}" for name, word in words.items())])
 
 
 WRITERS: dict[str, Callable[[Facts], str]] = {"text": _text, "json": json.dumps}

@@ -230,6 +230,16 @@ def test_a_key_beyond_its_limit_is_told_when_to_come_back(url: str) -> None:
     assert ask(url, authorization=f"Bearer {other}").status_code == 200
 
 
+def test_who_was_refused_is_known(fake_model: EchoModel) -> None:
+    seen: list[tuple[str, int]] = []
+    secret = keys.create("ann", requests_per_minute=1)
+    with serving(fake_model, keys=Keys(), observers=[lambda visit: seen.append((visit.caller, visit.status))]) as url:
+        for _ in range(2):
+            ask(url, authorization=f"Bearer {secret}")
+        ask(url, authorization="Bearer fd-wrong")
+    assert seen == [("ann", 200), ("ann", 429), ("", 401)]
+
+
 def test_requests_under_way_are_limited_until_they_end(url: str, fake_model: EchoModel) -> None:
     headers = {"authorization": f"Bearer {keys.create('ann', max_running=1)}"}
     fake_model.delay_s = 0.01
