@@ -38,8 +38,8 @@ SHUTDOWN_S = 2
 OPENAI_PREFIXES = ("/v1", "", "/beta", "/beta/v1")
 """Where OpenAI's routes are; DeepSeek's clients go without the version. Only the first place is in the description."""
 
-
 DEFAULTS = ServerConfig()
+"""As nobody has set anything."""
 
 
 def create_app(

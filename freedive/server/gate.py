@@ -23,8 +23,8 @@ BODY_S = 60.0
 """How long a client may take to send a body."""
 MAX_DEPTH = 100
 """How deep lists and objects of a body may be nested."""
-MAX_BRACKETS = 1 << 21
-"""How many of them open and close: parsing takes longest where there is nothing else."""
+MAX_MARKS = 1 << 21
+"""How many brackets it may have, and how many quotes: reading takes longest where there is little else."""
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -152,9 +152,11 @@ def check_text(body: bytes) -> None:
         raise UserError(f"the body is not UTF-8 at byte {error.start}", "Send JSON in UTF-8") from None
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
+    if body.count(b'"') > MAX_MARKS:
+        raise UserError(f"the body has more than {MAX_MARKS // 2} strings", "Send less at once")
     brackets = STRINGS.sub(b"", body).translate(AS_LISTS, ALL_BUT_BRACKETS)
-    if len(brackets) > MAX_BRACKETS:
-        raise UserError(f"the body has more than {MAX_BRACKETS // 2} lists and objects", "Send less at once")
+    if len(brackets) > MAX_MARKS:
+        raise UserError(f"the body has more than {MAX_MARKS // 2} lists and objects", "Send less at once")
     for _ in range(MAX_DEPTH):  # each time, the innermost go
         brackets = brackets.replace(b"[]", b"")
     if brackets.strip(b"]"):
