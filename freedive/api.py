@@ -124,6 +124,10 @@ class LanguageModel:
         """Whether it can be asked for thoughts before the answer."""
         return can_think(self.template.source, self.dialect)
 
+    def expert_load(self) -> list[list[int]]:
+        """How often each expert of each layer with experts was chosen, in a sample of all steps so far."""
+        return self.runner.expert_load()
+
     def chat(self, messages: Messages, **sampling: Any) -> Iterator[str]:
         """The text of the answer to ``messages`` ({"role": ..., "content": ...}), piece by piece.
 

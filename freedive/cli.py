@@ -18,6 +18,7 @@ COMMANDS = {
     "chat": ("freedive.commands.chat:chat", "Talk with a model."),
     "run": ("freedive.commands.run:run", "Answer one prompt; only the answer goes to standard output."),
     "serve": ("freedive.commands.serve:serve", "Serve models over HTTP, with a chat page."),
+    "keys": ("freedive.commands.keys:keys", "Create, list and revoke the keys that a server asks for."),
     "list": ("freedive.commands.models:list_models", "List the models of the catalogue and those on this machine."),
     "pull": ("freedive.commands.models:pull", "Fetch models into the cache."),
     "show": ("freedive.commands.models:show", "Show what is known of a model."),

@@ -17,6 +17,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "float": float,
     "float | None": float,
     "str": str,
+    "bool": lambda text: bool(int(text)),
 }
 """Text of an environment variable -> value, by the annotation of its field."""
 
@@ -73,6 +74,12 @@ class ServerConfig:
     memory_gb: float | None = setting(
         None, "Memory that loaded models may take together; default: by free memory", low=0.1
     )
+    insecure: bool = setting(False, "Listen on other addresses than this machine's own though there are no keys")
+    hosts: str = setting("", "Names of this server besides localhost, with commas between them")
+    max_body_mb: float = setting(32, "Largest request, in MiB", low=0.001, high=1024)
+    stall_timeout: float = setting(120, "Seconds after which a client that takes nothing is dropped", low=0.1)
+    drain: float = setting(30, "Seconds that running answers may go on after SIGTERM", low=0)
+    log: str = setting("off", "A line for each request on standard error", choices=("off", "text", "json"))
 
     def __post_init__(self) -> None:
         _check(self)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from freedive.config import ServerConfig
 from freedive.engine.request import EngineError, Piece, Sampling, Timings, TokenLogprobs
 from freedive.errors import Overloaded, UserError
 from freedive.server.about import About
-from freedive.server.app import create_app, listen, server
+from freedive.server.app import DEFAULTS, create_app, listen, server
 from freedive.server.models import Known, Models
-from freedive.server.ollama.pull import Fetch, no_fetch
 from freedive.text.dialects.codecs import json_calls
 from freedive.text.dialects.dialect import Dialect, Mark
 from freedive.text.format import Format
@@ -185,6 +185,9 @@ class EchoModel:
     def infill(self, prefix: str, suffix: str) -> Question:
         return Question(self.tokenizer.encode(f"{prefix}[gap]{suffix}"), continues=True)
 
+    def expert_load(self) -> list[list[int]]:
+        return [[3, 1], [0, 4]]
+
     def close(self) -> None:
         self.closed = True
 
@@ -200,10 +203,10 @@ def known(model: EchoModel) -> Known:
 
 
 @contextmanager
-def serving(*models: Any, fetch: Fetch = no_fetch) -> Iterator[str]:
-    """The address of a real HTTP server over ``models``, in a thread of this process."""
+def serving(*models: Any, config: ServerConfig = DEFAULTS, **options: Any) -> Iterator[str]:
+    """The address of a real HTTP server over ``models``, in a thread of this process; ``options`` of create_app."""
     listener = listen("127.0.0.1", 0)
-    running = server(create_app(served(*models), fetch=fetch))
+    running = server(create_app(served(*models), config, **options), config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from freedive.chat.rendering import LiveMarkdown
 from freedive.server.answers import Answers
+from freedive.server.guard import Guard
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.problems import Problem
 from freedive.server.service import Service
@@ -30,7 +31,7 @@ RENDER_SHARE = 0.1
 """The part of the time that rendering may take: long blocks, which are slow to render, are updated less often."""
 
 
-def router(service: Service) -> APIRouter:
+def router(service: Service, guard: Guard) -> APIRouter:
     """The page at / and its stream."""
     routes = APIRouter(include_in_schema=False)
     words: dict[str, dict[str, str]] = json.loads((files(__package__) / "words.json").read_text("utf-8"))
@@ -42,12 +43,14 @@ def router(service: Service) -> APIRouter:
     async def page(request: Request) -> HTMLResponse:
         language = choose_language(request.cookies.get("lang", ""), request.headers.get("accept-language", ""), words)
         names = list(service.models.slots)
-        html = template.render(language=language, words=words[language], all_words=words, names=names)
+        html = template.render(
+            language=language, words=words[language], all_words=words, names=names, locked=guard.locked
+        )
         return HTMLResponse(html, headers={"Cache-Control": "no-cache", "Vary": "Accept-Language, Cookie"})
 
     @routes.post("/chat/stream", response_model=None)
-    async def stream(body: ChatRequest) -> EventStream:
-        answers = await service.answers(body.ask())
+    async def stream(body: ChatRequest, request: Request) -> EventStream:
+        answers = await service.answers(body.ask(), request)
         return EventStream(survived(_updates(answers), _last_word, "for the page"))
 
     return routes

@@ -9,7 +9,7 @@ import typer
 
 from freedive.commands.describe import decoder_facts
 from freedive.commands.flags import REFERENCE, Reference
-from freedive.commands.words import count_text, size_text
+from freedive.commands.words import count_text, print_table, size_text
 from freedive.errors import NotFound, UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import Entry, catalogue, entry_for
@@ -36,9 +36,7 @@ def list_models() -> None:
         about = entry.about if entry.runs else f"{entry.about} (not runnable yet)"
         rows.append((entry.name, _parameters(entry), size, entry.licence, about))
     rows += [(model.ref, "", size_text(model.size), model.licence or "", "") for model in here.values()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
 
 
 def show(model: Reference) -> None:

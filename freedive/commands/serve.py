@@ -42,9 +42,10 @@ def serve(
     engine: Values,
 ) -> None:
     where, how = load(ServerConfig, server), asdict(load(EngineConfig, engine))
-    app.check_port(where.host, where.port)  # before models are loaded for nothing
+    keys = app.check_keys(where)  # before models are loaded for nothing
+    app.check_port(where.host, where.port)
     served = _models(models or [DEFAULT], [] if models else _stored(), where, how)
-    app.serve(served, where, fetch=partial(fetched, how), stored_responses=home() / "responses.sqlite")
+    app.serve(served, where, keys, fetch=partial(fetched, how), stored_responses=home() / "responses.sqlite")
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:

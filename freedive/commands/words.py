@@ -1,6 +1,8 @@
-"""Numbers as a person reads them."""
+"""Numbers and tables as a person reads them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def size_text(size: float) -> str:
@@ -18,3 +20,10 @@ def count_text(count: float) -> str:
         if rounded >= unit:
             return f"{rounded / unit:g}{name}"
     return f"{rounded / 1e6:g}M"
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of equally many texts, each column as wide as its widest."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

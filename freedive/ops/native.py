@@ -27,6 +27,10 @@ NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 """Formats of the key-value cache, in the order of native/isa/kernels.h, and what a number takes (scales aside)."""
 
 
+LOAD_EVERY = 64
+"""Of so many steps, one counts what its experts had to do."""
+
+
 def isa_level() -> str:
     """The instruction-set level that is used by default: FREEDIVE_ISA, else the machine's best."""
     return os.environ.get("FREEDIVE_ISA") or _native.isa_levels()[-1]
@@ -75,6 +79,12 @@ class NativeRunner:
         emitter = Emitter(self._program, weights)
         self._parts = emitter.emit(phases)
         self._routes = emitter.routes
+        self._num_steps = 0
+        self._load = [
+            np.zeros(layer.ffn.router.num_experts, np.int64)
+            for layer in model.layers
+            if isinstance(layer.ffn, spec.Experts)
+        ]
         self._tracer = Tracer(until_result(phases), weights, NUMBER_BYTES[cache_format])
         if max_cache_bytes is not None:
             num_pages = max(1, min(num_pages, max_cache_bytes // self._program.page_bytes))
@@ -110,7 +120,11 @@ class NativeRunner:
     def step(self, batch: Batch) -> Floats:
         """See engine.batch.Runner."""
         self._batch = batch
-        return self._run(batch, self._parts[0])
+        logits = self._run(batch, self._parts[0])
+        if self._num_steps % LOAD_EVERY == 0:
+            self._count_experts()
+        self._num_steps += 1
+        return logits
 
     def draft(self, tokens: Ints, wanted: Ints) -> Floats:
         """See engine.batch.Runner."""
@@ -134,6 +148,18 @@ class NativeRunner:
     def routes(self) -> list[npt.NDArray[np.float32]]:
         """Of each layer with experts, for the rows of the last step: [T, 2 * num_chosen], experts and their weights."""
         return [self._program.read(buffer) for buffer in self._routes]
+
+    def expert_load(self) -> list[list[int]]:
+        """How many rows each expert of each layer with experts had, in the steps that were counted.
+
+        May be asked from any thread: counts only grow.
+        """
+        return [load.tolist() for load in self._load]
+
+    def _count_experts(self) -> None:
+        for load, routes in zip(self._load, self.routes(), strict=False):  # what predicts a further token has some too
+            chosen = routes[:, : routes.shape[1] // 2].astype(np.int64)
+            load += np.bincount(chosen.ravel(), minlength=len(load))
 
 
 def _boundaries(model: spec.Model, precision: str) -> tuple[int, ...]:

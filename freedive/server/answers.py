@@ -9,7 +9,7 @@ from itertools import chain
 
 from starlette.requests import Request
 
-from freedive.engine.request import TokenLogprobs
+from freedive.engine.request import Piece, TokenLogprobs
 from freedive.server.model import Generation, Model
 from freedive.server.stream import interleave, unless_disconnected
 from freedive.text.dialects.dialect import Call, Event
@@ -47,7 +47,8 @@ class Usage:
 class Answers:
     """``num_choices`` answers to each question, prompt by prompt; their number counts all. Read them once.
 
-    ``timings`` are of the first.
+    ``timings`` are of the first. ``finishes`` are what ended each, None where it goes on or was left; ``failed`` tells
+    that the fault was ours.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Answers:
         self.model = model
         self.generations = generations
         self.timings = generations[0].timings
+        self.finishes: list[str | None] = [None] * len(generations)
+        self.failed = False
         self._num_choices = num_choices
         self._readers = [question.reader() for question in questions for _ in range(num_choices)]
         self._called = [False] * len(generations)
@@ -70,15 +73,22 @@ class Answers:
         Raises EngineError, and Unavailable when the engine shuts down.
         """
         async with aclosing(interleave(self.generations)) as items:
-            async for index, piece in items:
-                reader = self._readers[index]
-                events = reader.read(piece.text, ends=bool(piece.finish_reason))
-                self._called[index] |= any(isinstance(event, Call) for event in events)
-                self._num_generated += len(piece.token_ids)
-                self._num_reasoning += len(piece.token_ids) * reader.is_thinking
-                called = self._called[index] and piece.finish_reason == "stop"
-                finish = "tool_calls" if called else piece.finish_reason
-                yield Said(index, events, piece.token_ids, piece.logprobs or (), finish, piece.stop_string)
+            try:
+                async for index, piece in items:
+                    yield self._read(index, piece)
+            except Exception:
+                self.failed = True
+                raise
+
+    def _read(self, index: int, piece: Piece) -> Said:
+        reader = self._readers[index]
+        events = reader.read(piece.text, ends=bool(piece.finish_reason))
+        self._called[index] |= any(isinstance(event, Call) for event in events)
+        self._num_generated += len(piece.token_ids)
+        self._num_reasoning += len(piece.token_ids) * reader.is_thinking
+        called = self._called[index] and piece.finish_reason == "stop"
+        self.finishes[index] = "tool_calls" if called else piece.finish_reason
+        return Said(index, events, piece.token_ids, piece.logprobs or (), self.finishes[index], piece.stop_string)
 
     async def whole(self, request: Request) -> list[Said]:
         """Every answer as a whole. Raises ClientDisconnect when the client of ``request`` leaves before."""

@@ -7,8 +7,10 @@ import dataclasses
 import errno
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import uvicorn
@@ -17,23 +19,42 @@ from fastapi import FastAPI
 import freedive.chat.page as chat
 from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
-from freedive.server import description, docs, problems
+from freedive.server import description, docs, metrics, problems, stats
 from freedive.server.anthropic.models import ByVersion
 from freedive.server.apis import apis
+from freedive.server.gate import Gate
+from freedive.server.guard import Guard, is_loopback
+from freedive.server.keys import Keys
+from freedive.server.log import line_log
 from freedive.server.models import Models
 from freedive.server.ollama.pull import Fetch, no_fetch
 from freedive.server.responses.store import Store
 from freedive.server.service import Service
+from freedive.server.tracing import tracing
+from freedive.server.transport import Connection, Server
+from freedive.server.visit import Observer
 
 SHUTDOWN_S = 2
 """How long answers under way may go on after Ctrl-C."""
 
+DEFAULTS = ServerConfig()
+"""As nobody has set anything."""
 
-def create_app(models: Models, *, fetch: Fetch = no_fetch, stored_responses: Path | None = None) -> FastAPI:
-    """All routes over ``models``, of which the first is the page's default.
 
-    ``fetch`` gets more of them; ``stored_responses`` is the file that keeps responses, which without one end with the
-    process. Raises UserError.
+def create_app(
+    models: Models,
+    config: ServerConfig = DEFAULTS,
+    keys: Keys | None = None,
+    observers: Sequence[Observer] = (),
+    *,
+    fetch: Fetch = no_fetch,
+    stored_responses: Path | None = None,
+) -> FastAPI:
+    """All routes over ``models``, of which the first is the page's default. Without ``keys`` nobody needs one.
+
+    ``observers`` are told of each request, besides the server's own metrics. ``fetch`` gets more models;
+    ``stored_responses`` is the file that keeps responses, which without one end with the process. ``state.guard`` of
+    the application is who lets requests in. Raises UserError.
     """
     service, store = Service(models), Store(stored_responses)
 
@@ -45,8 +66,15 @@ def create_app(models: Models, *, fetch: Fetch = no_fetch, stored_responses: Pat
 
     app = FastAPI(title="freedive", docs_url=None, redoc_url=None, lifespan=lifespan)
     problems.add_handlers(app)
+    app.state.guard = guard = Guard(keys, config)
+    measured, counted = metrics.Metrics(models), stats.Stats()
     app.add_middleware(ByVersion)
-    app.add_middleware(problems.Gate)
+    app.add_middleware(
+        Gate,
+        guard=guard,
+        observers=(measured, counted, *observers),
+        max_body_bytes=int(config.max_body_mb * (1 << 20)),
+    )
 
     @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
     async def health() -> dict[str, Any]:
@@ -58,11 +86,22 @@ def create_app(models: Models, *, fetch: Fetch = no_fetch, stored_responses: Pat
             in_schema = prefix == api.prefixes[0]
             for router in api.routers:
                 app.include_router(router, prefix=prefix, tags=[api.name], include_in_schema=in_schema)
+    app.include_router(metrics.router(measured))
+    app.include_router(stats.router(counted, models))
     app.include_router(docs.router(app, next(iter(models.slots))))
-    app.include_router(chat.router(service))
+    app.include_router(chat.router(service, guard))
     app.mount("/static", chat.static_files(), name="static")
     description.complete(app)
     return app
+
+
+def check_keys(config: ServerConfig) -> Keys:
+    """The keys of this machine. Raises UserError where they are damaged, or others could ask without one."""
+    keys = Keys()
+    if not (keys.required or config.insecure or is_loopback(config.host)):
+        what = f"everybody who reaches {config.host} could ask, for there are no keys"
+        raise UserError(what, "Create one with: freedive keys create NAME, or say --insecure")
+    return keys
 
 
 def check_port(host: str, port: int) -> None:
@@ -89,24 +128,39 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(models: Models, config: ServerConfig, **outside: Any) -> None:
-    """Serve until Ctrl-C, with what :func:`create_app` takes from ``outside``. Prints the address on standard error.
+def serve(models: Models, config: ServerConfig, keys: Keys | None = None, **outside: Any) -> None:
+    """Serve until Ctrl-C or SIGTERM, with what :func:`create_app` takes from ``outside``.
 
-    Raises UserError when the port is taken.
+    Prints the address on standard error. Raises UserError when the port is taken.
     """
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    app = create_app(models, config, keys, _observers(config), **outside)
     names = ", ".join(models.slots)
     print(f"freedive serves {names}: chat at {url}, API at {url}/v1 (Ctrl-C stops)", file=sys.stderr, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        server(create_app(models, **outside)).run(sockets=[listener])
+        server(app, config).run(sockets=[listener])
 
 
-def server(app: FastAPI) -> uvicorn.Server:
+def _observers(config: ServerConfig) -> list[Observer]:
+    logs = [] if config.log == "off" else [line_log(config.log, sys.stderr)]
+    return [observer for observer in (*logs, tracing()) if observer]
+
+
+def server(app: FastAPI, config: ServerConfig = DEFAULTS) -> Server:
     """Only our own log speaks: the gate reports every failure once, with the request's id."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app, log_config=None, log_level="critical", access_log=False, timeout_graceful_shutdown=SHUTDOWN_S
-        )
+
+    def close() -> None:
+        app.state.guard.closing = True
+
+    protocol: Any = partial(Connection, stall_s=config.stall_timeout)
+    ours = uvicorn.Config(
+        app,
+        http=protocol,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_S,
     )
+    return Server(ours, {SIGINT: SHUTDOWN_S, SIGTERM: config.drain}, close)

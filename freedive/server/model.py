@@ -111,6 +111,9 @@ class Model(Protocol):
     def infill(self, prefix: str, suffix: str) -> Question:
         """What asks for the text between the two. UserError where the model was not trained for that."""
 
+    def expert_load(self) -> list[list[int]]:
+        """How often each expert of each layer with experts was chosen, in a sample of all steps so far."""
+
     def close(self) -> None: ...
 
 

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from freedive.errors import UserError
 
-logger = logging.getLogger(__name__)
-
-MAX_BODY_BYTES = 32 << 20
 MAX_MESSAGE_LENGTH = 600
 """Messages may quote what the client sent, but not all of it."""
 
@@ -35,6 +27,7 @@ TYPES = {
 CODES = {
     401: "invalid_api_key",
     404: "not_found",
+    408: "request_timeout",
     413: "request_too_large",
     415: "unsupported_media_type",
     429: "overloaded",
@@ -48,25 +41,6 @@ ANTHROPIC_TYPES = {
     500: "api_error",
     503: "overloaded_error",
 }
-
-SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-
-
-class BodyTooLarge(UserError):
-    """A request body beyond the limit."""
-
-    status = 413
-
-
-class UnsupportedMediaType(UserError):
-    """A request body that is not JSON."""
-
-    status = 415
 
 
 class ContextLengthExceeded(UserError):
@@ -88,8 +62,11 @@ class Problem:
     @classmethod
     def of(cls, error: UserError) -> Problem:
         """What a user caused."""
-        retry_s = getattr(error, "retry_after_s", 1)
-        headers = {"Retry-After": str(retry_s)} if error.status in (429, 503) else {}
+        headers = {}
+        if error.status == 401:
+            headers = {"WWW-Authenticate": 'Bearer realm="freedive"'}
+        elif error.status in (429, 503):
+            headers = {"Retry-After": str(getattr(error, "retry_after_s", 1))}
         return cls(_short(str(error)), error.status, error.param, getattr(error, "code", None), headers)
 
     @classmethod
@@ -175,65 +152,3 @@ def explain(errors: Sequence[Any]) -> tuple[str, str | None]:
         return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", None
     param = ".".join(str(part) for part in first["loc"][1:]) or None
     return (f"'{param}': {first['msg']}" if param else f"the body must be a JSON object: {first['msg']}"), param
-
-
-class Gate:
-    """The outermost layer: names each request, bounds its body, adds headers, and survives what nobody expected."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        request_id = f"req-{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = False
-
-        async def tagged_send(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message).update(
-                    SECURITY_HEADERS | {"X-Request-Id": request_id, "Request-Id": request_id}
-                )
-            await send(message)
-
-        try:
-            if scope["method"] == "POST":
-                receive = await _with_body(scope, receive)
-            await self.app(scope, receive, tagged_send)
-        except ClientDisconnect:
-            pass
-        except UserError as error:
-            await error_response(Problem.of(error), scope["path"])(scope, receive, tagged_send)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            if not started:
-                await error_response(Problem.internal(request_id), scope["path"])(scope, receive, tagged_send)
-
-
-async def _with_body(scope: Scope, receive: Receive) -> Receive:
-    """Read the whole body, then hand out that and whatever follows it. A browser asks before it sends JSON abroad."""
-    headers = Headers(scope=scope)
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise UnsupportedMediaType("the body must be JSON", "Send the header Content-Type: application/json")
-    too_large = BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES >> 20} MiB", "Send less at once")
-    length = headers.get("content-length", "0")
-    if len(length) > 12 or int(length) > MAX_BODY_BYTES:
-        raise too_large
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY_BYTES:
-            raise too_large
-    whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-    async def replay() -> Message:
-        return whole.pop() if whole else await receive()
-
-    return replay

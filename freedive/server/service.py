@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
 from freedive.engine.pooling import Pooling
@@ -15,6 +16,7 @@ from freedive.server.answers import Answers
 from freedive.server.model import Generation, Model
 from freedive.server.models import Models
 from freedive.server.problems import ContextLengthExceeded
+from freedive.server.visit import Visit
 from freedive.text.question import Question
 
 
@@ -22,10 +24,11 @@ from freedive.text.question import Question
 class Ask:
     """What is asked of a model: ``questions``, made in a thread of their own, each answered ``num_choices`` times.
 
-    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is; one with a ``salt`` shares no cache
-    with others. With ``pooling`` embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together,
-    in tokens. With ``ends_with_context`` a max_tokens for which the context has no room asks for what there is room
-    for; otherwise it is refused.
+    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is: from the client, who it asks for;
+    from :class:`Service` on, the name of the caller's key, a slash, and that. What has a ``salt`` shares no cache with
+    what has another. With ``pooling`` embeddings are wanted, not answers. ``max_context`` bounds prompt and answer
+    together, in tokens. With ``ends_with_context`` a max_tokens for which the context has no room asks for what there
+    is room for; otherwise it is refused.
     """
 
     model: str
@@ -46,13 +49,19 @@ class Service:
 
     models: Models
 
-    async def answers(self, ask: Ask) -> Answers:
-        """Begin to answer. Raises UserError for what cannot be asked, Overloaded when too much is asked at once."""
+    async def answers(self, ask: Ask, request: Request) -> Answers:
+        """Begin to answer, in the name of whoever makes the ``request``.
+
+        Raises UserError for what cannot be asked, Overloaded when too much is asked at once.
+        """
+        visit: Visit = request.state.visit
+        ask = replace(ask, user=f"{visit.caller}/{ask.user}")
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
             sampling = model.sampling(**ask.sampling)
             questions = await run_in_threadpool(ask.questions, model)
             generations = _submit(model, questions, sampling, ask)
-        return Answers(model, questions, generations, ask.num_choices)
+        visit.answers = Answers(model, questions, generations, ask.num_choices)
+        return visit.answers
 
     async def questions(self, ask: Ask) -> tuple[Model, Sequence[Question]]:
         """What would be asked, and of whom. Raises UserError for what cannot be asked."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from browser import Page
-from echo_model import EchoModel
+from echo_model import EchoModel, serving
 from selenium import webdriver
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.common.keys import Keys as Keyboard
 from selenium.webdriver.support.ui import WebDriverWait
+
+from freedive.server import keys
+from freedive.server.keys import LOOK_S, Keys
 
 MARKDOWN = """A **bold** word.
 
@@ -74,7 +79,7 @@ def test_stop_ends_the_second_answer_on_the_server_too(page: Page, fake_model: E
     if how == "button":
         page.find("#stop").click()
     else:
-        page.find("#message").send_keys(Keys.ESCAPE)
+        page.find("#message").send_keys(Keyboard.ESCAPE)
     assert fake_model.engine.generations[1].cancelled.wait(5)
     page.wait(".turn:nth-child(2) .notice")
     assert page.texts(".notice") == ["Stopped"]
@@ -125,7 +130,7 @@ def test_html_from_the_model_and_the_reader_is_text(page: Page, fake_model: Echo
 
 
 def test_shift_enter_breaks_the_line_and_enter_sends(page: Page) -> None:
-    page.find("#message").send_keys("a", Keys.SHIFT + Keys.ENTER, Keys.NULL, "b", Keys.ENTER)
+    page.find("#message").send_keys("a", Keyboard.SHIFT + Keyboard.ENTER, Keyboard.NULL, "b", Keyboard.ENTER)
     page.wait_for_end()
     assert page.texts(".question") == ["a\nb"]
 
@@ -164,3 +169,33 @@ def test_the_page_fits_a_phone(page: Page, fake_model: EchoModel) -> None:
         assert inner == visible
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_where_keys_are_needed_the_page_asks_for_one_and_keeps_it(
+    browser: webdriver.Chrome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
+    secret = keys.create("ann")
+    with serving(EchoModel(delay_s=0.0), keys=Keys()) as url:
+        page = Page(browser, url)
+        assert page.find("#gate").is_displayed()
+        page.find("#key").send_keys("fd-wrong", Keyboard.ENTER)
+        assert not page.find("#gate").is_displayed()
+        page.ask("hi")
+        WebDriverWait(browser, 10, 0.02).until(lambda _: page.find("#wrong").is_displayed())
+        page.find("#key").send_keys(secret, Keyboard.ENTER)
+        page.wait_for_end()
+        assert page.texts(".answer") == ["user: hi"]
+        browser.refresh()
+        page.wait("#message:focus")
+        assert not page.find("#gate").is_displayed()
+        page.ask("again")
+        page.wait_for_end()
+        keys.revoke("ann")
+        time.sleep(LOOK_S)
+        page.ask("once more")
+        WebDriverWait(browser, 10, 0.02).until(lambda _: page.find("#gate").is_displayed())
+        page.find("#stop").click()
+        assert page.wait(".turn:nth-child(2) .notice").text == "Stopped"
+        assert not page.find("#gate").is_displayed()
+        page.errors()

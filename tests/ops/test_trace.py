@@ -14,6 +14,7 @@ from freedive.engine.batch import Batch
 from freedive.model import spec
 from freedive.model.params import Param
 from freedive.model.size import footprint
+from freedive.ops import native
 from freedive.ops.native import NativeRunner
 from freedive.ops.record import fuse, record
 from freedive.ops.trace import PREPARATION, Operation
@@ -122,6 +123,20 @@ def test_experts_read_those_that_some_token_goes_to() -> None:
         assert isinstance(experts, PackedExperts)
         assert each.work.bytes == len(active) * sum(len(experts.part(0, part).data) for part in experts.parts)
         assert 1 < len(active) < routes.size // 2
+
+
+def test_the_load_of_experts_is_what_the_counted_steps_routed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "LOAD_EVERY", 2)
+    taking = runner("qwen3_moe")
+    expected = np.array(taking.expert_load())
+    assert not expected.any()
+    for number, batch in enumerate((step(0, GIVEN), step(GIVEN, 1), step(GIVEN + 1, 3))):
+        taking.step(batch)
+        if number != 1:
+            for load, routes in zip(expected, taking.routes(), strict=True):
+                np.add.at(load, routes[:, : routes.shape[1] // 2].astype(int), 1)
+    assert taking.expert_load() == expected.tolist()
+    assert runner("llama").expert_load() == []
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

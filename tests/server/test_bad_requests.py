@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from echo_model import EchoModel
+from echo_model import EchoModel, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from freedive.config import ServerConfig
 from freedive.server.openai.fields import ChatRequest, CompletionRequest
-from freedive.server.problems import MAX_BODY_BYTES
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "echo", "prompt": "hi"}
@@ -118,23 +118,27 @@ def test_a_body_that_is_no_json_object(http: httpx.Client, body: bytes) -> None:
 
 def test_only_json_is_taken_so_that_foreign_pages_cannot_post(http: httpx.Client) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        response = http.post("/v1/chat/completions", content=json.dumps(CHAT), headers={"content-type": kind})
+        headers = {"content-type": kind, "origin": str(http.base_url).rstrip("/")}
+        response = http.post("/v1/chat/completions", content=json.dumps(CHAT), headers=headers)
         assert "Content-Type" in refusal(response, 415)["message"]
+        del headers["origin"]  # no browser, but curl -d
+        assert http.post("/v1/chat/completions", content=json.dumps(CHAT), headers=headers).status_code == 200
     assert "access-control-allow-origin" not in http.get("/v1/models", headers={"origin": "http://evil"}).headers
 
 
 def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(live_server: str) -> None:
     parts = urlsplit(live_server)
     with socket.create_connection((parts.hostname, parts.port), timeout=10) as raw:
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        raw.sendall(f"{head}Content-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode())
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        raw.sendall(f"{head}Content-Length: {(32 << 20) + 1}\r\n\r\n".encode())
         assert raw.recv(1000).startswith(b"HTTP/1.1 413")
 
 
-def test_a_chunked_body_beyond_the_limit_is_refused(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freedive.server.problems.MAX_BODY_BYTES", 1000)
+def test_a_chunked_body_beyond_the_limit_is_refused(fake_model: EchoModel) -> None:
     chunks = iter([b" " * 600, b" " * 600])
-    response = http.post("/v1/completions", content=chunks, headers={"content-type": "application/json"})
+    headers = {"content-type": "application/json"}
+    with serving(fake_model, config=ServerConfig(max_body_mb=0.001)) as url:
+        response = httpx.post(f"{url}/v1/completions", content=chunks, headers=headers)
     assert refusal(response, 413)["code"] == "request_too_large"
 
 

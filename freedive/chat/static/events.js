@@ -1,14 +1,15 @@
 // Server-sent events of a POST request, which EventSource cannot make.
 
+import { authorization, newKey } from "./key.js";
+
 export class Refused extends Error {}
 
 export async function* post(url, body, signal) {
-  const response = await fetch(url, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-    signal,
-  });
+  let response = await send(url, body, signal);
+  while (response.status === 401) {
+    await newKey(signal);
+    response = await send(url, body, signal);
+  }
   if (!response.ok) throw new Refused((await response.json()).error.message);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
@@ -17,4 +18,9 @@ export async function* post(url, body, signal) {
     buffer = events.pop();
     for (const event of events) if (event.startsWith("data: ")) yield JSON.parse(event.slice(6));
   }
+}
+
+function send(url, body, signal) {
+  const headers = { "Content-Type": "application/json", ...authorization() };
+  return fetch(url, { method: "POST", headers, body: JSON.stringify(body), signal });
 }

@@ -30,7 +30,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/messages", summary="Answer a conversation", response_model=None)
     async def messages(body: MessagesRequest, request: Request) -> Response:
-        return await _respond(request, body, await service.answers(body.ask()))
+        return await _respond(request, body, await service.answers(body.ask(), request))
 
     @routes.post("/messages/count_tokens", summary="Count the tokens of a conversation")
     async def count_tokens(body: Conversation) -> dict[str, int]:

@@ -42,7 +42,7 @@ async def respond(service: Service, request: Request, body: AnswerRequest, write
     if not body.asks:
         return await _changed(service, body, write)
     with _in_their_words():
-        answers = await service.answers(body.ask())
+        answers = await service.answers(body.ask(), request)
     if body.stream:
         lines = _lines(body, answers, write, started)
         return JsonLines(survived(lines, lambda problem: line(ollama_error(problem)), request.state.request_id))

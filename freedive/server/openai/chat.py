@@ -26,7 +26,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/chat/completions", summary="Answer a conversation", response_model=None)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        answers = await service.answers(body.ask())
+        answers = await service.answers(body.ask(), request)
         choices = [ChatChoice(index, answers.model.tokenizer) for index in range(len(answers))]
         return await respond(request, body, answers, choices)
 

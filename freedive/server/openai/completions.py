@@ -27,7 +27,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/completions", summary="Continue a text, or fill the gap before a suffix", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        answers = await service.answers(body.ask())
+        answers = await service.answers(body.ask(), request)
         tokenizer = answers.model.tokenizer
         echoes = await run_in_threadpool(_echoes, body, tokenizer) if body.echo else [""] * len(body.prompt)
         pairs = itertools.product(echoes, range(body.n))

@@ -56,7 +56,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/embeddings", summary="Texts as vectors")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Json:
-        answers = await service.answers(body.ask())
+        answers = await service.answers(body.ask(), request)
         vectors = await unless_disconnected(request, vectors_of(answers))
         write = _floats if body.encoding_format == "float" else _base64
         data = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors)]

@@ -29,7 +29,9 @@ def router(service: Service, store: Store) -> APIRouter:
         owner = _caller(request)
         conversation = await run_in_threadpool(_conversation, body, store, owner)
         user = owner or body.safety_identifier or body.user or ""
-        answers = await service.answers(body.ask(body.model, conversation, sampling=body.sampling(), user=user))
+        answers = await service.answers(
+            body.ask(body.model, conversation, sampling=body.sampling(), user=user), request
+        )
         reply = Reply(body, answers, conversation, store, owner)
         if body.stream:
             return EventStream(survived(reply.stream(), reply.failed, reply.head["id"]))

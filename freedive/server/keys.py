@@ -1,0 +1,161 @@
+"""Who may ask: keys in a file of freedive's home. Who knows one is its holder, by name."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from freedive.errors import NotFound, Unavailable, UserError
+from freedive.hub import cache
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "fd-"
+NUM_SECRET_BYTES = 32
+LOCK = "keys"
+LOOK_S = 1.0
+"""How often a server looks whether the file has changed."""
+HINT_LENGTH = 4
+NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+"""Without a slash: that is what stands between a key's name and whatever its holder calls a user."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is kept of a key: ``hint`` are its last characters, to know it by; None does not limit.
+
+    Its ``hash`` is a plain SHA-256: slow hashes make up for passwords that can be guessed, and nobody guesses 256 bits.
+    """
+
+    id: str
+    name: str
+    hash: str
+    hint: str
+    created: str
+    requests_per_minute: int | None = None
+    max_running: int | None = None
+
+
+class DamagedKeys(UserError):
+    """A key file that cannot be understood. Who could come in is not known, so nobody can."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        remedy = "Restore it, or delete it and make keys anew with: freedive keys create NAME"
+        super().__init__(f"the keys in {path} cannot be read ({why})", remedy)
+
+
+def key_file() -> Path:
+    """Where the keys are; it need not exist yet."""
+    return cache.home() / "keys.json"
+
+
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """All keys of a file, none where there is no file. Raises DamagedKeys."""
+    try:
+        keys = tuple(Key(**entry) for entry in json.loads(path.read_text("utf-8"))["keys"])
+        if all(isinstance(text, str) for key in keys for text in (key.id, key.name, key.hash)):
+            return keys
+        raise ValueError("a field is no text")
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DamagedKeys(path, str(error)) from None
+
+
+def create(name: str, requests_per_minute: int | None = None, max_running: int | None = None) -> str:
+    """A new key, which is not kept: only its holder can tell it. Raises UserError for a name that is taken or odd."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name!r} cannot be a key's name", "Use up to 64 letters, digits and . _ @ -", param="name")
+    secret = PREFIX + secrets.token_urlsafe(NUM_SECRET_BYTES)
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    key = Key(secrets.token_hex(4), name, _hash(secret), secret[-HINT_LENGTH:], made, requests_per_minute, max_running)
+    with cache.locked(LOCK):
+        keys = read_keys(key_file())
+        if any(other.name == name for other in keys):
+            raise UserError(f"there is a key named {name} already", f"Revoke it first: freedive keys revoke {name}")
+        _write([*keys, key])
+    return secret
+
+
+def revoke(name: str) -> Key:
+    """Forget the key with this name or id. Raises NotFound."""
+    with cache.locked(LOCK):
+        keys = read_keys(key_file())
+        gone = next((key for key in keys if name in (key.name, key.id)), None)
+        if not gone:
+            raise NotFound(f"there is no key {name}", "See those there are with: freedive keys list")
+        _write([key for key in keys if key is not gone])
+    return gone
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _write(keys: Sequence[Key]) -> None:
+    path = key_file()
+    temporary = path.with_suffix(".partial")
+    temporary.unlink(missing_ok=True)  # its rights would stay
+    with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+        json.dump({"keys": [asdict(key) for key in keys]}, file, indent=2)
+    cache.settle(temporary, path)
+
+
+class Keys:
+    """The keys of a file as a server sees them, a second after they change at most.
+
+    Raises DamagedKeys when they cannot be read at first. Once a key was seen, ``required`` stays: revoking the last
+    one must not open the door.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or key_file()
+        self._state: object = None
+        self._keys: Sequence[Key] | None = read_keys(self._path)
+        self._next_look = 0.0
+        self.required = bool(self._keys)
+
+    def holder(self, secret: str) -> Key | None:
+        """The key that this is. Raises Unavailable while the file is damaged."""
+        self.look()
+        if self._keys is None:
+            raise Unavailable("this server cannot read its keys", "Ask who runs it to mend them")
+        digest, found = _hash(secret), None
+        for key in self._keys:
+            if hmac.compare_digest(key.hash, digest):
+                found = key
+        return found
+
+    def look(self) -> None:
+        """Read the file again if it has changed, at most once in ``LOOK_S``."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_S
+        if (state := _state(self._path)) == self._state:
+            return
+        self._state = state
+        try:
+            self._keys = read_keys(self._path)
+        except DamagedKeys as error:
+            self._keys = None
+            logger.error("%s", error)
+        self.required = self.required or self._keys is None or bool(self._keys)
+
+
+def _state(path: Path) -> object:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return error.errno
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size

@@ -1,0 +1,132 @@
+"""What Prometheus may scrape: engines as they are at that moment, and requests that have ended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from freedive.engine.request import Timings
+from freedive.server.log import endings
+from freedive.server.models import Models
+from freedive.server.visit import Visit
+
+GAUGES = {
+    "running": ("requests_running", "Requests that are computed now"),
+    "waiting": ("requests_waiting", "Requests that wait for a place"),
+    "free_pages": ("cache_free_pages", "Free pages of the key-value cache"),
+    "num_pages": ("cache_pages", "Pages of the key-value cache"),
+}
+COUNTERS = {
+    "num_requests": ("engine_requests", "Requests that the engine took"),
+    "num_steps": ("engine_steps", "Steps of the model"),
+    "num_computed": ("computed_tokens", "Tokens computed as input, guesses among them"),
+    "num_generated": ("generated_tokens", "Tokens of answers"),
+    "num_drafted": ("drafted_tokens", "Guesses that were checked"),
+    "num_accepted": ("accepted_tokens", "Guesses that were right"),
+}
+"""Fields of an engine's statistics: the name of each without ``freedive_``, and what it is. Others become gauges."""
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+TOKENS = tuple(4**power for power in range(10))
+
+HISTOGRAMS = {
+    "first_token": ("time_to_first_token_seconds", "From submission to the first token", SECONDS),
+    "token": ("time_per_output_token_seconds", "From one token of an answer to the next, on average", SECONDS),
+    "queue": ("queue_seconds", "From submission until the first step", SECONDS),
+    "prefill": ("prefill_seconds", "From the first step to the first token", SECONDS),
+    "request": ("request_seconds", "From a request's head to the end of its answer", SECONDS),
+    "prompt": ("prompt_tokens", "Tokens of a request's prompts", TOKENS),
+    "answer": ("answer_tokens", "Tokens of a request's answers", TOKENS),
+}
+"""Of requests with answers, by model."""
+
+
+class Engines(Collector):
+    """The statistics of every loaded model's engine."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for model in self._models.loaded:
+            for field, value in dataclasses.asdict(model.engine.stats()).items():
+                if isinstance(value, int | float):
+                    family = families.setdefault(field, _family(field))
+                    family.add_metric([model.name], value)
+        yield from families.values()
+
+
+def _family(field: str) -> GaugeMetricFamily | CounterMetricFamily:
+    if field in COUNTERS:
+        name, about = COUNTERS[field]
+        return CounterMetricFamily(f"freedive_{name}", about, labels=["model"])
+    name, about = GAUGES.get(field, (f"engine_{field}", f"The engine's {field}"))
+    return GaugeMetricFamily(f"freedive_{name}", about, labels=["model"])
+
+
+class Metrics:
+    """An observer of requests, with a registry of its own."""
+
+    def __init__(self, models: Models) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.registry.register(Engines(models))
+        self._requests = Counter(
+            "freedive_requests",
+            "Requests that have ended",
+            ["route", "status", "model"],
+            registry=self.registry,
+        )
+        self._answers = Counter(
+            "freedive_answers", "Answers by how they ended", ["model", "finish"], registry=self.registry
+        )
+        self._histograms = {
+            key: Histogram(f"freedive_{name}", about, ["model"], buckets=buckets, registry=self.registry)
+            for key, (name, about, buckets) in HISTOGRAMS.items()
+        }
+
+    def __call__(self, visit: Visit) -> None:
+        """Count a request that has ended."""
+        self._requests.labels(visit.route or "none", visit.status, visit.model).inc()
+        if not visit.answers:
+            return
+        for finish in endings(visit):
+            self._answers.labels(visit.model, finish).inc()
+        self._observe(visit.model, "request", visit.seconds)
+        self._observe(visit.model, "prompt", visit.answers.usage.prompt)
+        self._observe(visit.model, "answer", visit.answers.usage.generated)
+        for generation in visit.answers.generations:
+            self._observe_timings(visit.model, generation.timings)
+
+    def _observe_timings(self, model: str, timings: Timings) -> None:
+        """Those that came to an end."""
+        if timings.started_at is not None:
+            self._observe(model, "queue", timings.queued_s)
+        if timings.first_token_at is not None:
+            self._observe(model, "first_token", timings.first_token_s)
+            self._observe(model, "prefill", timings.prefill_s)
+        if timings.tokens_per_s:
+            self._observe(model, "token", 1 / timings.tokens_per_s)
+
+    def _observe(self, model: str, key: str, value: float) -> None:
+        self._histograms[key].labels(model).observe(value)
+
+
+def router(metrics: Metrics) -> APIRouter:
+    """The route."""
+    routes = APIRouter()
+
+    @routes.get("/metrics", tags=["server"], summary="Metrics for Prometheus", response_model=None)
+    async def scrape(request: Request) -> Response:
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics.registry), headers={"Content-Type": media_type})
+
+    return routes

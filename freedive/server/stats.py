@@ -1,0 +1,82 @@
+"""GET /v1/stats and /v1/stats/experts: how the server is doing, for a person or a script."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+
+import freedive
+from freedive import machine
+from freedive.server.model import Model
+from freedive.server.models import Models
+from freedive.server.visit import Visit
+
+Json = dict[str, Any]
+
+NUM_REMEMBERED = 1000
+PERCENTILES = (50, 90, 99)
+
+
+class Stats:
+    """An observer that remembers the last requests with answers, and counts them all by caller."""
+
+    def __init__(self) -> None:
+        self._started_at = time.monotonic()
+        self._recent: deque[dict[str, float]] = deque(maxlen=NUM_REMEMBERED)
+        self._callers: dict[str, Counter[str]] = {}
+
+    def __call__(self, visit: Visit) -> None:
+        """Remember a request that has ended."""
+        if not visit.answers:
+            return
+        usage, timings = visit.answers.usage, visit.answers.timings
+        counts = {"requests": 1, "prompt_tokens": usage.prompt, "generated_tokens": usage.generated}
+        self._callers.setdefault(visit.caller, Counter()).update(counts)
+        if timings.first_token_at is not None:
+            times = {"queue_s": timings.queued_s, "first_token_s": timings.first_token_s, "request_s": visit.seconds}
+            self._recent.append(times | ({"token_s": 1 / timings.tokens_per_s} if timings.tokens_per_s else {}))
+
+    def report(self, models: Models) -> Json:
+        """Everything. Latencies are of the last ``NUM_REMEMBERED`` requests."""
+        return {
+            "version": freedive.__version__,
+            "uptime_s": time.monotonic() - self._started_at,
+            "memory": {"peak_bytes": machine.peak_memory(), "available_bytes": machine.available_memory()},
+            "models": {model.name: _numbers(model) for model in models.loaded},
+            "latencies": {
+                name: percentiles([times[name] for times in self._recent if name in times])
+                for name in ("queue_s", "first_token_s", "token_s", "request_s")
+            },
+            "callers": self._callers,
+        }
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Those of :data:`PERCENTILES`, each a value that was there; none of nothing."""
+    ordered = sorted(values)
+    return {f"p{part}": ordered[math.ceil(part / 100 * len(ordered)) - 1] for part in PERCENTILES if ordered}
+
+
+def _numbers(model: Model) -> Json:
+    return {"bytes": model.num_bytes, **dataclasses.asdict(model.engine.stats())}
+
+
+def router(stats: Stats, models: Models) -> APIRouter:
+    """The route."""
+    routes = APIRouter()
+
+    @routes.get("/v1/stats", tags=["server"], summary="Load, latencies and memory")
+    async def report() -> Json:
+        return stats.report(models)
+
+    @routes.get("/v1/stats/experts", tags=["server"], summary="How often each expert of each layer was chosen")
+    async def experts() -> Json:
+        return {"models": {model.name: model.expert_load() for model in models.loaded}}
+
+    return routes

@@ -1,0 +1,270 @@
+"""What a server tells of itself: to Prometheus, as JSON, in a log and in traces; and never what was said."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from echo_model import EchoEngine, EchoModel, serving
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
+from opentelemetry.trace import StatusCode
+from prometheus_client.parser import text_string_to_metric_families
+
+from freedive.errors import UserError
+from freedive.server import keys
+from freedive.server.keys import Keys
+from freedive.server.log import line_log
+from freedive.server.stats import percentiles
+from freedive.server.tracing import spans, tracing
+
+LABELS = ("route", "status", "model", "finish", "le")
+SECRET_WORD = "abracadabra"
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class House:
+    """A server with its model, a log of each kind, and the spans of its requests."""
+
+    def __init__(self) -> None:
+        self.model = EchoModel(script={"boom": "a\N{COLLISION SYMBOL}"})
+        self.text, self.json, self.exporter = io.StringIO(), io.StringIO(), InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        tracer = provider.get_tracer("test")
+        self.observers = (line_log("text", self.text), line_log("json", self.json), spans(tracer))
+        self.url = ""
+
+    def ask(self, prompt: str, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+        body = {"model": "echo", "messages": [{"role": "user", "content": prompt}], **fields}
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers)
+
+    def lines(self, count: int) -> list[dict[str, Any]]:
+        """The log, once it has ``count`` lines: requests are reported when they have ended, answers arrive before."""
+        until(lambda: len(self.json.getvalue().splitlines()) == count)
+        return [json.loads(line) for line in self.json.getvalue().splitlines()]
+
+    def metrics(self) -> dict[tuple[str, ...], float]:
+        """Values by name and the values of its labels."""
+        text = httpx.get(f"{self.url}/metrics").text
+        return {
+            (sample.name, *(sample.labels[name] for name in LABELS if name in sample.labels)): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def span(self, count: int) -> ReadableSpan:
+        """The last of ``count`` spans."""
+        until(lambda: len(self.exporter.get_finished_spans()) == count)
+        return self.exporter.get_finished_spans()[-1]
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    house = House()
+    with serving(house.model, observers=house.observers) as house.url:
+        yield house
+
+
+def test_requests_are_counted_by_route_status_and_model(house: House) -> None:
+    house.ask("hi")
+    house.ask("hi", stream=True)
+    house.ask("hi", temperature=-1)
+    httpx.get(f"{house.url}/v1/models/echo")
+    httpx.get(f"{house.url}/some/where")
+    httpx.request("ODD", f"{house.url}/v1/models")
+    httpx.get(f"{house.url}/static/main.js")
+    httpx.get(f"{house.url}/static/nothing.js")
+    house.lines(8)
+    counts = {key[1:]: value for key, value in house.metrics().items() if key[0] == "freedive_requests_total"}
+    assert counts == {
+        ("/v1/chat/completions", "200", "echo"): 2,
+        ("/v1/chat/completions", "400", ""): 1,
+        ("/v1/models/{name:path}", "200", ""): 1,
+        ("none", "404", ""): 1,
+        ("/v1/models", "405", ""): 1,
+        ("/static", "200", ""): 1,
+        ("/static", "404", ""): 1,
+    }
+
+
+def test_latencies_and_lengths_are_distributions(house: House) -> None:
+    house.ask("hello")
+    house.ask("hello", n=2)
+    house.lines(2)
+    found = house.metrics()
+    assert found["freedive_prompt_tokens_sum", "echo"] == 2 * len("user: hello")
+    assert found["freedive_answer_tokens_sum", "echo"] == 3 * len("user: hello")
+    assert found["freedive_request_seconds_count", "echo"] == 2
+    assert found["freedive_time_to_first_token_seconds_count", "echo"] == 3
+    assert found["freedive_time_per_output_token_seconds_sum", "echo"] >= 3 * 0.001
+    assert (
+        found["freedive_request_seconds_sum", "echo"] >= found["freedive_time_to_first_token_seconds_sum", "echo"] / 3
+    )
+    assert ("process_resident_memory_bytes",) in found
+
+
+def test_answers_are_counted_by_their_ends(house: House) -> None:
+    house.ask("hi")
+    house.ask("hi there", max_tokens=2)
+    house.ask("boom", stream=True)
+    house.model.delay_s = 0.01
+    body = {"model": "echo", "prompt": "word " * 500, "stream": True}
+    with httpx.stream("POST", f"{house.url}/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+    assert house.model.engine.generations[-1].cancelled.wait(5)
+    house.lines(4)
+    ends = {key[2]: value for key, value in house.metrics().items() if key[0] == "freedive_answers_total"}
+    assert ends == {"stop": 1, "length": 1, "failed": 1, "left": 1}
+
+
+@dataclass(frozen=True)
+class ManyStats:
+    running: int = 1
+    waiting: int = 2
+    free_pages: int = 3
+    num_steps: int = 4
+    something_new: float = 0.5
+    words: str = "no number"
+
+
+def test_engines_are_read_when_they_are_scraped_whatever_they_count(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EchoEngine, "stats", lambda self: ManyStats())
+    found = house.metrics()
+    assert found["freedive_requests_running", "echo"] == 1
+    assert found["freedive_requests_waiting", "echo"] == 2
+    assert found["freedive_cache_free_pages", "echo"] == 3
+    assert found["freedive_engine_steps_total", "echo"] == 4
+    assert found["freedive_engine_something_new", "echo"] == 0.5
+    assert not any("words" in key[0] for key in found)
+
+
+def test_names_and_types_are_as_prometheus_advises(house: House) -> None:
+    house.ask("hi")
+    text = httpx.get(f"{house.url}/metrics").text
+    for family in text_string_to_metric_families(text):
+        if family.name.startswith("freedive_") and not family.name.endswith("_created"):
+            assert family.documentation
+            assert family.type in ("counter", "gauge", "histogram")
+    modern = httpx.get(f"{house.url}/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    assert modern.headers["content-type"].startswith("application/openmetrics-text")
+    assert modern.text.endswith("# EOF\n")
+
+
+def test_stats_are_json(house: House) -> None:
+    for _ in range(3):
+        house.ask("hello")
+    house.lines(3)
+    stats = httpx.get(f"{house.url}/v1/stats").json()
+    assert stats["models"] == {"echo": {"bytes": 1 << 20, "running": 0, "waiting": 0}}
+    assert stats["uptime_s"] > 0
+    assert stats["memory"]["peak_bytes"] > 1 << 20
+    assert 0 < stats["latencies"]["first_token_s"]["p50"] <= stats["latencies"]["request_s"]["p99"]
+    assert stats["callers"] == {"": {"requests": 3, "prompt_tokens": 33, "generated_tokens": 33}}
+
+
+def test_the_load_of_experts_is_told(house: House) -> None:
+    assert httpx.get(f"{house.url}/v1/stats/experts").json() == {"models": {"echo": [[3, 1], [0, 4]]}}
+
+
+def test_percentiles_are_values_that_were_there() -> None:
+    assert percentiles(range(1, 101)) == {"p50": 50, "p90": 90, "p99": 99}  # type: ignore[arg-type]
+    assert percentiles([7.0]) == {"p50": 7.0, "p90": 7.0, "p99": 7.0}
+    assert percentiles([]) == {}
+
+
+def test_each_request_is_a_line(house: House) -> None:
+    house.ask("hello", {"x-request-id": "mine"})
+    house.ask("hello", temperature=-1)
+    httpx.get(f"{house.url}/health")
+    first, second, third = house.lines(3)
+    assert first["id"] == "mine"
+    assert (first["route"], first["status"], first["model"]) == ("/v1/chat/completions", 200, "echo")
+    assert (first["prompt_tokens"], first["generated_tokens"], first["finish"]) == (11, 11, ["stop"])
+    assert 0 < first["first_token_s"] <= first["seconds"]
+    assert (second["status"], third["route"]) == (400, "/health")
+    text = house.text.getvalue().splitlines()
+    assert len(text) == 3
+    assert " POST /v1/chat/completions 200 id=mine " in text[0]
+    assert "generated_tokens=11" in text[0]
+
+
+def test_callers_are_named_and_their_questions_go_by_their_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
+    headers = {"authorization": f"Bearer {keys.create('ann')}"}
+    house = House()
+    with serving(house.model, keys=Keys(), observers=house.observers) as house.url:
+        house.ask("hi", headers, user="bob")
+        house.ask("hi")
+        house.lines(2)
+        stats = httpx.get(f"{house.url}/v1/stats", headers=headers).json()
+    assert [line["caller"] for line in house.lines(3)][:2] == ["ann", ""]
+    assert stats["callers"].keys() == {"ann"}
+    assert house.exporter.get_finished_spans()[0].attributes["enduser.id"] == "ann"
+
+
+def test_what_was_said_and_the_keys_are_nowhere(house: House) -> None:
+    house.ask(SECRET_WORD, {"authorization": "Bearer fd-secret"}, user=SECRET_WORD)
+    httpx.get(f"{house.url}/{SECRET_WORD}?key={SECRET_WORD}")
+    house.lines(2)
+    seen = [span.to_json() for span in house.exporter.get_finished_spans()]
+    for told in (house.text.getvalue(), house.json.getvalue(), httpx.get(f"{house.url}/metrics").text, *seen):
+        assert SECRET_WORD not in told
+        assert "fd-secret" not in told
+    assert SECRET_WORD not in httpx.get(f"{house.url}/v1/stats").text
+
+
+def test_a_request_is_a_span_under_its_clients(house: House) -> None:
+    house.ask("hello", {"traceparent": TRACE})
+    span = house.span(1)
+    assert span.name == "chat echo"
+    assert f"{span.context.trace_id:032x}" == TRACE.split("-")[1]
+    assert f"{span.parent.span_id:016x}" == TRACE.split("-")[2]
+    (first,) = span.events
+    assert first.name == "first token"
+    assert span.start_time < first.timestamp <= span.end_time
+    known = {value for name, value in vars(gen_ai_attributes).items() if isinstance(value, str)}
+    own = {name for name in span.attributes if name.startswith("gen_ai.")}
+    assert own <= known
+    assert span.attributes["gen_ai.usage.output_tokens"] == 11
+    assert span.attributes["gen_ai.response.finish_reasons"] == ("stop",)
+    assert span.status.status_code is StatusCode.UNSET
+
+
+def test_a_failed_answer_is_a_failed_span(house: House) -> None:
+    assert house.ask("boom", stream=True).status_code == 200
+    assert house.span(1).status.status_code is StatusCode.ERROR
+    assert house.ask("untemplated").status_code == 500
+    assert house.span(2).attributes["error.type"] == "500"
+    body = {"model": "echo", "prompt": "hi"}
+    httpx.post(f"{house.url}/v1/completions", json=body)
+    assert house.span(3).name == "text_completion echo"
+
+
+def test_traces_cost_nothing_unasked_and_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tracing({}) is None
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(UserError, match=r"pip install 'freedive\[otel\]'"):
+        tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318"})
