@@ -55,6 +55,9 @@ ANSWERS = {
 SILENCE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LANGSMITH_TRACING": "false"}
 """Nothing is fetched, and nothing is told, elsewhere."""
 
+TIMEOUT_S = 250
+"""Of a script; newly installed clients are compiled first."""
+
 Outcomes = dict[str, str | None]
 
 
@@ -70,14 +73,15 @@ def run(script: Path, url: str, home: Path) -> Outcomes:
     assert CLIENTS.exists(), "the clients are not installed: run `make test`"
     program, *arguments = RUNNERS[script.suffix]
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LLM_USER_PATH": str(home)}
-    ended = subprocess.run(
-        [CLIENTS / "bin" / program, *arguments, script, url],
-        env=environment | SILENCE | {"NODE_PATH": str(CLIENTS / "node_modules")},
-        capture_output=True,
-        text=True,
-    )
+    command = [CLIENTS / "bin" / program, *arguments, script, url]
+    environment |= SILENCE | {"NODE_PATH": str(CLIENTS / "node_modules")}
+    try:
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    except subprocess.SubprocessError as error:
+        fault = f"{error}\n{error.stderr}"
+        return defaultdict(lambda: fault)
     print(ended.stderr)
-    return json.loads(ended.stdout) if ended.returncode == 0 else defaultdict(lambda: ended.stderr)
+    return json.loads(ended.stdout)
 
 
 @pytest.mark.parametrize(("script", "function"), CHECKS, ids=["-".join(check) for check in CHECKS])
