@@ -3,12 +3,13 @@
 # A bare machine needs Python 3.11 or newer with venv, a C++ compiler and make; the rest comes into .venv.
 # Only answers go to standard output, so that `echo question | make chat` can be piped on.
 
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-PEERS  := $(VENV)/peers
-RING   := llama ik-llama openvino vllm transformers
-NATIVE := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+PEERS   := $(VENV)/peers
+CLIENTS := $(VENV)/clients
+RING    := llama ik-llama openvino vllm transformers
+NATIVE  := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 MAKEFLAGS += --no-print-directory
 .SILENT:
@@ -22,7 +23,7 @@ bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(RING:%=$(PEE
 	$(BIN)/python bench/quality.py
 	$(BIN)/python bench/peers.py --tidy
 
-test: $(VENV)/installed $(VENV)/test-tools
+test: $(VENV)/installed $(VENV)/test-tools $(CLIENTS)/installed
 	$(BIN)/python -m pytest -m "not slow"
 
 slow: $(VENV)/installed $(VENV)/test-tools
@@ -67,6 +68,18 @@ $(VENV)/%-tools: pyproject.toml | $(VENV)/build-tools
 	$(call pip_listed,["project"]["optional-dependencies"]["$*"])
 	touch $@
 
+# Clients, and Node for one of them, have a Python of their own: they need other versions of what is tested. There are a
+# hundred packages, for which pip takes minutes.
+$(CLIENTS)/installed: private BIN = $(@D)/bin
+$(CLIENTS)/installed: pyproject.toml | $(VENV)/build-tools
+	echo "installing clients to test with" >&2
+	$(PYTHON) -m venv $(@D) >&2
+	$(call pip,uv)
+	$(call listed,["project"]["optional-dependencies"]["clients"])
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement $@.txt </dev/null >&2
+	$(BIN)/npm install --silent --no-audit --no-fund --prefix $(@D) openai@7.59.0 </dev/null >&2
+	touch $@
+
 # Every peer has a Python of its own. One that cannot be installed is missing from the ring, which says so.
 # llama.cpp is built for this processor; but without AMX, whose code there g++ 12 breaks (-march=native would bring it in).
 # A wheel that pip has kept may have been built with other options. What handles pictures and sound is built for another
@@ -82,7 +95,8 @@ $(PEERS)/%/installed: pyproject.toml | $(VENV)/build-tools
 PEER_OPTIONS = $(if $(shell grep -sw amx_tile /proc/cpuinfo),-DGGML_NATIVE=OFF $(ALL_BUT_AMX:%=-DGGML_%=ON),-DGGML_NATIVE=ON)
 ALL_BUT_AMX := SSE42 AVX AVX2 FMA F16C BMI2 AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16
 
-# $(call pip,ARGUMENTS) installs; $(call pip_listed,KEYS) what pyproject.toml lists there. Neither reads our standard input.
+# $(call pip,ARGUMENTS) installs; $(call pip_listed,KEYS) what pyproject.toml lists there, of which $(call listed,KEYS)
+# makes a file. None reads our standard input.
 pip = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(1) </dev/null >&2
-pip_listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))$(1), sep="\n")' \
-	>$@.txt && $(call pip,--requirement $@.txt)
+listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))$(1), sep="\n")' >$@.txt
+pip_listed = $(call listed,$(1)) && $(call pip,--requirement $@.txt)

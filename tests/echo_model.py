@@ -129,7 +129,8 @@ class EchoEngine:
         user: str = "",
     ) -> EchoGeneration:
         if len(prompt) >= self.model.max_context:
-            raise UserError(f"The prompt has {len(prompt)} tokens", "Shorten the prompt", param="prompt")
+            limit = f"this model's maximum context length is {self.model.max_context}"
+            raise UserError(f"The prompt has {len(prompt)} tokens, but {limit}", "Shorten the prompt", param="prompt")
         if not all(0 <= token_id < 0xD800 for token_id in prompt):
             raise UserError("Such a token does not exist", "Use others", param="prompt")
         text = self.model.tokenizer.decode(prompt)

@@ -42,9 +42,12 @@ class Limits:
         self._check_ids(sampling.logit_bias, "logit_bias")
         self._check_ids(sampling.stop_token_ids, "stop_token_ids")
         room = self.max_context - len(prompt)
+        holds = (
+            f"this model's maximum context length is {self.max_context}"  # as OpenAI says it, which clients look for
+        )
         if room < 1:
             raise UserError(
-                f"The prompt has {len(prompt)} tokens, but the context holds {self.max_context}, answer included",
+                f"The prompt has {len(prompt)} tokens, but {holds}, answer included",
                 f"Shorten the prompt{self.remedy}",
                 param="prompt",
             )
@@ -52,8 +55,7 @@ class Limits:
             return self.max_context
         if sampling.max_tokens > room:
             raise UserError(
-                f"The prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}, "
-                f"but the context holds {self.max_context}",
+                f"The prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}, but {holds}",
                 f"Lower max_tokens to {room}, or shorten the prompt{self.remedy}",
                 param="max_tokens",
             )
