@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from freedive.errors import UserError
+
+OPTION = re.compile(r"literal\[.*|[A-Z]\w+")
+"""What validation calls one of the types that a field may have, in the middle of a path."""
 
 MAX_MESSAGE_LENGTH = 600
 """Messages may quote what the client sent, but not all of it."""
@@ -150,5 +155,6 @@ def explain(errors: Sequence[Any]) -> tuple[str, str | None]:
     first = errors[0]
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", None
-    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    path = itertools.takewhile(lambda part: not OPTION.fullmatch(str(part)), first["loc"][1:])
+    param = ".".join(map(str, path)) or None
     return (f"'{param}': {first['msg']}" if param else f"the body must be a JSON object: {first['msg']}"), param

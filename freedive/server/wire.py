@@ -56,12 +56,13 @@ class Wire(BaseModel):
     def _honoured(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        fields = {field.alias or name for name, field in cls.model_fields.items()}
         present = {name: value for name, value in data.items() if value is not None and name not in cls.ignored}
         for name, value in present.items():
             if name in cls.unsupported:
-                if not any(value == nothing and type(value) is type(nothing) for nothing in cls.unsupported[name]):
+                if not any(_same(value, nothing) for nothing in cls.unsupported[name]):
                     raise UserError(f"'{name}' is not supported by this server", "Leave it out", param=name)
-            elif name not in cls.model_fields:
+            elif name not in fields:
                 raise UserError(f"'{name}' is not a field of this request", "Leave it out", param=name)
         return {name: value for name, value in present.items() if name not in cls.unsupported}
 
@@ -70,6 +71,11 @@ class Wire(BaseModel):
         shared = type(self).model_fields.keys() & Sampling.__dataclass_fields__.keys()
         fields = {name: value for name in shared if (value := getattr(self, name)) is not None}
         return fields | others
+
+
+def _same(value: object, nothing: object) -> bool:
+    """Whether they are equal, and not one of them true and the other 1."""
+    return value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
 
 
 def _unicode(text: str) -> str:

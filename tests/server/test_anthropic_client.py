@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from freedive.server import stream
 from freedive.server.anthropic.fields import MessagesRequest
 from freedive.server.anthropic.turns import BLOCKS
+from freedive.text.format import Format
+from freedive.text.tools import Function
 
 HELLO = [{"role": "user", "content": "hello"}]
 ASKED = {"model": "echo", "max_tokens": 1000, "messages": HELLO}
@@ -335,7 +337,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"fallbacks": [{"model": "other"}]}, "'fallbacks'"),
         ({"inference_geo": "us"}, "'inference_geo'"),
         ({"mcp_servers": [{"type": "url", "name": "m", "url": "http://m"}]}, "'mcp_servers'"),
-        ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "'format'"),
+        ({"output_config": {"format": {"type": "regex"}}}, "format.type"),
         ({"output_config": {"effort": "highest"}}, "'output_config.effort'"),
         ({"speed": "fast"}, "'speed'"),
         ({"temprature": 1}, "'temprature'"),
@@ -344,11 +346,9 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"max_tokens": None}, "'max_tokens'"),
         ({"stop_sequences": [""]}, "stop"),
         ({"thinking": {"type": "between_tools"}}, "'thinking.type'"),
-        ({"tool_choice": {"type": "any"}}, "'tool_choice.type'"),
-        ({"tool_choice": {"type": "tool", "name": "weather"}}, "'tool_choice.type'"),
-        ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}, "'disable_parallel_tool_use'"),
+        ({"tool_choice": {"type": "tool"}}, "'name'"),
+        ({"tool_choice": {"type": "any", "name": "weather"}}, "'name'"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 5}]}, "'web_search_20250305'"),
-        ({"tools": [WEATHER | {"strict": True}]}, "'strict'"),
         ({"tools": [WEATHER | {"defer_loading": True}]}, "'defer_loading'"),
         ({"tools": [WEATHER | {"name": "a b"}]}, "'tools.0.name'"),
         ({"system": [IMAGE]}, "'image'"),
@@ -448,3 +448,30 @@ def test_no_body_is_a_server_error(http: httpx.Client, changes: dict[str, Any]) 
     if response.status_code != 200:
         error = response.json()
         assert (error.keys(), error["error"].keys()) == ({"type", "error"}, {"type", "message"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "choice", "parallel"),
+    [
+        ({}, "auto", True),
+        ({"type": "any"}, "required", True),
+        ({"type": "tool", "name": "weather"}, Function("weather"), True),
+        ({"type": "auto", "disable_parallel_tool_use": True}, "auto", False),
+    ],
+)
+def test_the_choice_of_tools_reaches_the_model(
+    client: anthropic.Anthropic, fake_model: EchoModel, asked: dict[str, Any], choice: Any, parallel: bool
+) -> None:
+    given = {"tool_choice": asked} if asked else {}
+    client.messages.create(**asking("rain?", tools=[WEATHER | {"strict": True}], **given))
+    question = fake_model.asked[-1]
+    assert (question["tool_choice"], question["parallel_tool_calls"]) == (choice, parallel)
+    assert question["tools"][0]["function"]["strict"]
+
+
+def test_the_format_reaches_the_model(client: anthropic.Anthropic, fake_model: EchoModel) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"type": "json_schema", "schema": schema}
+    for asked in ({"output_config": {"format": form}}, {"extra_body": {"output_format": form}}):
+        client.messages.create(**asking("hello", **asked))
+        assert fake_model.asked[-1]["format"] == Format("json_schema", schema)

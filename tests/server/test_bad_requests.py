@@ -39,8 +39,8 @@ def refusal(response: httpx.Response, status: int = 400) -> dict[str, Any]:
     ("extra", "param"),
     [
         ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools.0.function.name"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"response_format": {"type": "regex"}}, "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"reasoning_effort": "highest"}, "reasoning_effort"),
         ({"temprature": 1}, "temprature"),

@@ -13,6 +13,8 @@ import ollama
 import pytest
 from echo_model import EchoModel
 
+from freedive.text.format import Format
+
 HELLO = [{"role": "user", "content": "hello"}]
 SAID = "user: hello"
 
@@ -266,3 +268,12 @@ def test_a_client_that_leaves_frees_the_engine(live_server: str, fake_model: Ech
             with pytest.raises(httpx.ReadTimeout):
                 hasty.generate("echo", "endless")
     assert fake_model.engine.generations[-1].cancelled.wait(2)
+
+
+def test_the_format_reaches_the_model(client: ollama.Client, fake_model: EchoModel) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for asked, format in (("json", Format("json_object")), (schema, Format("json_schema", schema)), ("", None)):
+        client.chat("echo", messages=[{"role": "user", "content": "hello"}], format=asked)
+        assert fake_model.asked[-1]["format"] == format
+        client.generate("echo", "hello", raw=True, format=asked)
+        assert fake_model.engine.generations[-1].submitted["guide"] == format

@@ -32,8 +32,8 @@ TEXT = {"model": "echo", "prompt": "hello"}
 @pytest.mark.parametrize(
     ("route", "extra", "param"),
     [
-        ("chat", {"format": "json"}, "format"),
-        ("chat", {"format": {"type": "object"}}, "format"),
+        ("chat", {"format": "yaml"}, "format"),
+        ("generate", {"format": "json", "suffix": "x"}, "format"),
         ("chat", {"think": "hard"}, "think"),
         ("chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "images"),
         ("chat", {"messages": [{"role": "user", "tool_calls": [{"function": {"name": "f"}}]}]}, "tool_calls"),

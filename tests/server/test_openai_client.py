@@ -12,6 +12,9 @@ import openai
 import pytest
 from echo_model import EchoModel
 
+from freedive.text.format import Format
+from freedive.text.tools import Function
+
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -310,3 +313,35 @@ def test_embeddings_of_one_and_several_texts(client: openai.OpenAI, fake_model: 
     assert fake_model.engine.generations[-1].submitted["pooling"] == "last"
     with pytest.raises(openai.BadRequestError, match="'dimensions' is not supported"):
         client.embeddings.create(model="echo", input="sky", dimensions=3)
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "format"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, Format("json_object")),
+        ({"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}, Format("json_schema", SCHEMA)),
+        ({"type": "regex", "regex": "a+"}, Format("regex", "a+")),
+        ({"type": "choice", "choice": ["a", "b"]}, Format("choice", ["a", "b"])),
+    ],
+)
+def test_formats_reach_the_model(
+    client: openai.OpenAI, fake_model: EchoModel, asked: dict[str, Any], format: Format | None
+) -> None:
+    client.chat.completions.create(model="echo", messages=HELLO, response_format=asked)
+    assert fake_model.asked[-1]["format"] == format
+    client.completions.create(model="echo", prompt="x", extra_body={"response_format": asked})
+    assert fake_model.engine.generations[-1].submitted["guide"] == format
+
+
+def test_choices_of_tools_reach_the_model(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    for asked, choice in (("required", "required"), (named, Function("weather")), ("auto", "auto")):
+        client.chat.completions.create(
+            model="echo", messages=HELLO, tools=[WEATHER], tool_choice=asked, parallel_tool_calls=False
+        )
+        question = fake_model.asked[-1]
+        assert (question["tool_choice"], question["parallel_tool_calls"]) == (choice, False)

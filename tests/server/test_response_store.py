@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from echo_model import EchoModel, served
-from fastapi import Request, Response
 from fastapi.testclient import TestClient
 
 from freedive.errors import NotFound, Unavailable, UserError
+from freedive.server import keys
 from freedive.server.app import create_app
 from freedive.server.responses.items import message
 from freedive.server.responses.store import Store
@@ -51,16 +50,10 @@ def test_nobody_sees_what_another_stored() -> None:
     assert store.conversation("resp_1", "ann") == conversation
 
 
-def test_callers_are_told_apart() -> None:
-    app = create_app(served(EchoModel()))
-
-    @app.middleware("http")
-    async def named(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
-        request.state.caller = request.headers["x-caller"]
-        return await proceed(request)
-
-    with TestClient(app) as http:
-        ann, bob = {"x-caller": "ann"}, {"x-caller": "bob"}
+def test_callers_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
+    ann, bob = ({"authorization": f"Bearer {keys.create(name)}"} for name in ("ann", "bob"))
+    with TestClient(create_app(served(EchoModel()), keys=keys.Keys())) as http:
         name = http.post("/v1/responses", json={"model": "echo", "input": "secret"}, headers=ann).json()["id"]
         assert http.get(f"/v1/responses/{name}", headers=ann).status_code == 200
         assert http.get(f"/v1/responses/{name}", headers=bob).status_code == 404

@@ -14,6 +14,9 @@ from echo_model import EchoModel
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from freedive.text.format import Format
+from freedive.text.tools import Function
+
 WEATHER = {
     "type": "function",
     "name": "weather",
@@ -311,15 +314,14 @@ def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, fake_model
         ({"input": []}, "input"),
         ({"input": [{"type": "reasoning", "encrypted_content": "gAAAA"}]}, "encrypted_content"),
         ({"moderation": {"model": "m"}}, "moderation"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"reasoning": {"effort": "highest"}}, "reasoning.effort"),
         ({"reasoning": {"mode": "pro"}}, "mode"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
         ({"temperature": -1}, "temperature"),
-        ({"text": {"format": {"type": "json_object"}}}, "format"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
+        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tools": [{"type": "function", "name": "f", "parameters": {"x": "\ud800"}}]}, "tools.0.parameters"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -344,3 +346,21 @@ def test_queries_are_refused_by_name_too(client: openai.OpenAI, live_server: str
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, query.partition("=")[0])
     for wrong in ("limit=0", "order=up", "after=none"):
         assert httpx.get(f"{url}/input_items?{wrong}").status_code == 400
+
+
+def test_formats_and_choices_reach_the_model_and_are_echoed(client: openai.OpenAI, fake_model: EchoModel) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"type": "json_schema", "name": "n", "schema": schema, "strict": True}
+    response = client.responses.create(
+        model="echo",
+        input="rain?",
+        tools=[WEATHER],
+        tool_choice={"type": "function", "name": "weather"},
+        parallel_tool_calls=False,
+        text={"format": form},
+    )
+    question = fake_model.asked[-1]
+    assert (question["tool_choice"], question["parallel_tool_calls"]) == (Function("weather"), False)
+    assert question["format"] == Format("json_schema", schema)
+    assert response.tool_choice.name == "weather"
+    assert response.text.format.schema_ == schema

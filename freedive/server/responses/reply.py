@@ -20,7 +20,7 @@ from freedive.server.stream import event, unless_disconnected
 
 Json = dict[str, Any]
 
-ECHOED = (
+ECHOED = {
     "instructions",
     "max_output_tokens",
     "max_tool_calls",
@@ -32,7 +32,7 @@ ECHOED = (
     "tool_choice",
     "top_logprobs",
     "user",
-)
+}
 """Fields of the request that a response repeats."""
 
 
@@ -121,7 +121,7 @@ def _head(body: ResponseRequest, answers: Answers) -> Json:
         "tools": [tool.model_dump() for tool in body.tools],
         "top_p": sampling.top_p,
         "truncation": "disabled",
-        **{name: getattr(body, name) for name in ECHOED},
+        **body.model_dump(include=ECHOED),
     }
 
 
