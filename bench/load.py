@@ -27,6 +27,8 @@ import httpx
 STREAMS = {"ann": 48, "bob": 16}
 LEAVES = 0.1
 """Part of the requests that disconnect in the middle; as many do so before the first piece."""
+CACHE_TOKENS = 32768
+"""So few that the prefix cache is full within a minute: memory that goes on growing has leaked."""
 WORDS = ("river", "stone", "light", "green", "music", "paper", "window", "garden", "train", "yellow", "silver")
 
 
@@ -167,7 +169,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    with server([options.model]) as (url, pid):
+    with server([options.model, "--cache-tokens", str(CACHE_TOKENS)]) as (url, pid):
         load = Load(url, options.model)
         asyncio.run(load.run(options.seconds, pid))
         seen = report(load, idle_pages(url), options.seconds)

@@ -46,6 +46,7 @@ def capabilities(source: str, added_tokens: Collection[str]) -> tuple[str, ...]:
     dialect = dialect_for(source, added_tokens)
     abilities = {
         "completion": True,
+        "embedding": True,
         "tools": "tools" in source and bool(dialect.codecs),
         "thinking": can_think(source, dialect),
         "insert": can_infill(added_tokens),

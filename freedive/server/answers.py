@@ -102,6 +102,20 @@ class Answers:
 
         return [_together(parts) for parts in await unless_disconnected(request, collected())]
 
+    async def embeddings(self, request: Request) -> list[list[float]]:
+        """The vector of each question, where that was asked for. Raises ClientDisconnect as :meth:`whole` does."""
+
+        async def collected() -> dict[int, list[float]]:
+            vectors = {}
+            async with aclosing(interleave(self.generations)) as items:
+                async for index, piece in items:
+                    assert piece.embedding is not None
+                    vectors[index] = piece.embedding.tolist()
+            return vectors
+
+        vectors = await unless_disconnected(request, collected())
+        return [vectors[index] for index in range(len(vectors))]
+
     @property
     def usage(self) -> Usage:
         """As far as things have come."""

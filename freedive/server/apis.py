@@ -10,6 +10,7 @@ from freedive.server import tokens
 from freedive.server.anthropic import messages as anthropic_messages
 from freedive.server.anthropic import models as anthropic_models
 from freedive.server.ollama import answer as ollama_answer
+from freedive.server.ollama import embed as ollama_embed
 from freedive.server.ollama import library as ollama_library
 from freedive.server.ollama import pull as ollama_pull
 from freedive.server.ollama.pull import Fetch
@@ -48,7 +49,12 @@ def apis(service: Service, store: Store, fetch: Fetch) -> tuple[Api, ...]:
         Api(
             "Ollama",
             ("/api",),
-            (ollama_answer.router(service), ollama_library.router(models), ollama_pull.router(models, fetch)),
+            (
+                ollama_answer.router(service),
+                ollama_embed.router(service),
+                ollama_library.router(models),
+                ollama_pull.router(models, fetch),
+            ),
         ),
         Api("tokens", ("",), (tokens.router(service),)),
     )

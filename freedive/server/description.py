@@ -13,7 +13,10 @@ Json = dict[str, Any]
 
 STATUSES = {
     400: "The request is wrong, or asks for what is not supported",
+    401: "A key is needed, or is not known",
+    403: "A page from elsewhere asks",
     404: "There is no such model or thing",
+    408: "The body did not come",
     413: "The body is too large",
     415: "The body is not JSON",
     429: "The server is at its limit now",

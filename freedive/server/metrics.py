@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
@@ -124,7 +124,7 @@ def router(metrics: Metrics) -> APIRouter:
     """The route."""
     routes = APIRouter()
 
-    @routes.get("/metrics", tags=["server"], summary="Metrics for Prometheus", response_model=None)
+    @routes.get("/metrics", tags=["server"], summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def scrape(request: Request) -> Response:
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(metrics.registry), headers={"Content-Type": media_type})

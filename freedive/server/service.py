@@ -43,6 +43,16 @@ class Ask:
     max_context: int | None = None
 
 
+def to_embed(model: str, texts: Sequence[str | list[int]], pooling: Pooling = "mean", **others: Any) -> Ask:
+    """Embeddings of ``texts``, each as it is or as its tokens."""
+
+    def questions(model: Model) -> Sequence[Question]:
+        encode = model.tokenizer.encode
+        return [Question(encode(text, add_special=True) if isinstance(text, str) else text) for text in texts]
+
+    return Ask(model, questions, {"max_tokens": 1}, pooling=pooling, **others)
+
+
 @dataclass(frozen=True)
 class Service:
     """The models, and answers from them."""

@@ -277,3 +277,13 @@ def test_the_format_reaches_the_model(client: ollama.Client, fake_model: EchoMod
         assert fake_model.asked[-1]["format"] == format
         client.generate("echo", "hello", raw=True, format=asked)
         assert fake_model.engine.generations[-1].submitted["guide"] == format
+
+
+def test_embeddings_old_and_new(client: ollama.Client) -> None:
+    answer = client.embed("echo", ["area", "sky"])
+    assert answer.embeddings == [[4, 1], [3, 3]]
+    assert answer.prompt_eval_count == 7
+    assert client.embed("echo", "sky").embeddings == [[3, 3]]
+    assert client.embeddings("echo", "sky").embedding == [3, 3]
+    with pytest.raises(ollama.ResponseError, match="'dimensions' is not supported"):
+        client.embed("echo", "sky", dimensions=2)

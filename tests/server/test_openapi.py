@@ -48,6 +48,12 @@ WORKING = {
     "/v1/completions": {"prompt": "hi"},
     "/v1/responses": {"input": "hi"},
     "/v1/responses/input_tokens": {"input": "hi"},
+    "/v1/embeddings": {"input": "hi"},
+    "/v1/messages": {"messages": MESSAGES, "max_tokens": 9},
+    "/v1/messages/count_tokens": {"messages": MESSAGES},
+    "/api/chat": {"messages": MESSAGES},
+    "/api/embed": {"input": "hi"},
+    "/api/generate": {"prompt": "hi"},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [104, 105]},
 }
@@ -73,8 +79,8 @@ def aim(case: Case, mode: GenerationMode, response_id: str, choice: int) -> None
     working = WORKING.get(case.operation.path)
     if working and mode.is_positive:
         kept = sorted(case.body.keys() - working.keys())[choice::8]
-        case.body = working | {name: case.body[name] for name in kept}
-    if isinstance(case.body, dict) and isinstance(case.body.get("model", ""), str):
+        case.body = working | {name: case.body[name] for name in kept} | {"model": "echo"}
+    if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
         case.body["model"] = "echo"
     for name, value in (("name", "echo"), ("response_id", response_id)):
         if name in case.path_parameters:

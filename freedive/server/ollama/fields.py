@@ -12,7 +12,7 @@ from freedive.server.model import Model, guide_maker
 from freedive.server.ollama.options import Options
 from freedive.server.ollama.times import KeepAlive
 from freedive.server.openai.fields import Tool
-from freedive.server.service import Ask
+from freedive.server.service import Ask, to_embed
 from freedive.server.wire import JsonObject, Text, Wire, listed, writable
 from freedive.text.format import Format
 from freedive.text.question import Question
@@ -164,13 +164,16 @@ class GenerateRequest(AnswerRequest):
 class EmbedRequest(Wire):
     """POST /api/embed."""
 
-    unsupported: ClassVar = {"truncate": (False,)}
+    unsupported: ClassVar = {"dimensions": (), "truncate": (False,)}
 
     model: str
     input: Annotated[list[Text], BeforeValidator(listed, json_schema_input_type=str | list[str])]
     options: Options = Options()
     keep_alive: KeepAlive | None = None
-    dimensions: int | None = Field(None, ge=1)
+
+    def ask(self) -> Ask:
+        """In our terms."""
+        return to_embed(self.model, self.input, keep_alive_s=self.keep_alive, max_context=self.options.num_ctx)
 
 
 class EmbeddingsRequest(Wire):
@@ -180,6 +183,10 @@ class EmbeddingsRequest(Wire):
     prompt: Text = ""
     options: Options = Options()
     keep_alive: KeepAlive | None = None
+
+    def ask(self) -> Ask:
+        """In our terms."""
+        return to_embed(self.model, [self.prompt], keep_alive_s=self.keep_alive, max_context=self.options.num_ctx)
 
 
 class ModelRequest(Wire):

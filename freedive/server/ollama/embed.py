@@ -1,0 +1,39 @@
+"""POST /api/embed and its older form /api/embeddings."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from freedive.server.ollama.fields import EmbeddingsRequest, EmbedRequest
+from freedive.server.ollama.times import nanoseconds
+from freedive.server.service import Service
+
+Json = dict[str, Any]
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.post("/embed", summary="Texts as vectors")
+    async def embed(body: EmbedRequest, request: Request) -> Json:
+        started = time.perf_counter()
+        answers = await service.answers(body.ask(), request)
+        return {
+            "model": body.model,
+            "embeddings": await answers.embeddings(request),
+            "total_duration": nanoseconds(time.perf_counter() - started),
+            "load_duration": nanoseconds(answers.timings.submitted_at - started),
+            "prompt_eval_count": answers.usage.prompt,
+        }
+
+    @routes.post("/embeddings", summary="A text as a vector")
+    async def embeddings(body: EmbeddingsRequest, request: Request) -> Json:
+        answers = await service.answers(body.ask(), request)
+        [vector] = await answers.embeddings(request)
+        return {"embedding": vector}
+
+    return routes
