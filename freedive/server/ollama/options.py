@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from freedive.engine.request import Sampling
+from freedive.server.ollama.words import in_their_words
 from freedive.server.wire import Text, Wire, listed
 
 RUNNING = frozenset(
@@ -55,6 +57,12 @@ class Options(Wire):
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+
+    @model_validator(mode="after")
+    def _can_be_honoured(self) -> Options:
+        with in_their_words():
+            Sampling(**self.sampling())
+        return self
 
     def sampling(self) -> dict[str, Any]:
         """The fields of Sampling that are set."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from freedive.errors import UserError
 from freedive.server.answers import Answers, Said
 from freedive.server.logprobs import logprob_object
 from freedive.server.ollama.fields import AnswerRequest
 from freedive.server.ollama.times import moment, nanoseconds
+from freedive.server.ollama.words import in_their_words
 from freedive.server.problems import ollama_error
 from freedive.server.service import Service
 from freedive.server.stream import JsonLines, line, survived
@@ -26,22 +26,13 @@ Write = Callable[[Answer], Json]
 
 NOTHING = Answer("", "", ())
 
-NAMES = {
-    "max_context": "num_ctx",
-    "max_tokens": "num_predict",
-    "reasoning_effort": "think",
-    "repetition_penalty": "repeat_penalty",
-    "thinking": "think",
-}
-"""Our names of what Ollama's clients ask for by others."""
-
 
 async def respond(service: Service, request: Request, body: AnswerRequest, write: Write) -> Response:
     """What ``body`` asks for, as ``write`` writes it."""
     started = time.perf_counter()
     if not body.asks:
         return await _changed(service, body, write)
-    with _in_their_words():
+    with in_their_words():
         answers = await service.answers(body.ask(), request)
     if body.stream:
         lines = _lines(body, answers, write, started)
@@ -95,17 +86,3 @@ def _end(answers: Answers, finish: str | None, started: float) -> Json:
         "eval_count": usage.generated,
         "eval_duration": nanoseconds(timings.decode_s),
     }
-
-
-@contextmanager
-def _in_their_words() -> Iterator[None]:
-    """A block whose errors name fields as Ollama does."""
-    try:
-        yield
-    except UserError as error:
-        ours = error.param or ""
-        if ours not in NAMES:
-            raise
-        theirs = NAMES[ours]
-        what, remedy = (text.replace(ours, theirs) for text in (error.what, error.remedy))
-        raise UserError(what, remedy, param=theirs) from error
