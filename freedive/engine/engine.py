@@ -12,13 +12,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, islice, zip_longest
 from typing import Protocol
 
 import numpy as np
 
 from freedive.config import EngineConfig
+from freedive.engine.advance import next_piece
 from freedive.engine.batch import Batch, Runner
 from freedive.engine.guide import Guide
 from freedive.engine.kvcache import PageTables
@@ -27,10 +27,11 @@ from freedive.engine.pace import Pace
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pool, Pooling
 from freedive.engine.prefix import PrefixCache
-from freedive.engine.request import EngineError, FinishReason, Generation, Piece, Sampling
-from freedive.engine.sampler import Floats, Sampler, logprobs
+from freedive.engine.request import EngineError, Generation, Piece, Sampling
+from freedive.engine.sampler import Floats, Sampler
 from freedive.engine.scheduler import Plan, Request, Scheduler, is_decoding, to_batch
 from freedive.engine.speculation import Gate
+from freedive.engine.stats import EngineStats
 from freedive.engine.stop import Decoder, TextStream
 from freedive.errors import Overloaded, Unavailable
 
@@ -47,30 +48,6 @@ class Tokenizer(Protocol):
     def stop_ids(self) -> frozenset[int]: ...
 
     def stream(self, *, continues: bool = False, keep: Callable[[str], bool] | None = None) -> Decoder: ...
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """The engine at one moment. Apart from ``num_pages``, the size of the cache, ``num_*`` count since its start.
-
-    Of the pages, ``known_pages`` can be found by others that begin alike, free ones among them. Tokens are
-    ``num_computed`` as input, guesses among them, or were found: ``num_cached`` in memory, ``num_restored`` on disk. Of
-    ``num_generated``, ``num_accepted`` had been guessed right, among ``num_drafted`` guesses that were checked.
-    """
-
-    running: int
-    waiting: int
-    free_pages: int
-    known_pages: int
-    num_pages: int
-    num_requests: int
-    num_steps: int
-    num_computed: int
-    num_cached: int
-    num_restored: int
-    num_generated: int
-    num_drafted: int
-    num_accepted: int
 
 
 class Engine:
@@ -308,7 +285,7 @@ class Engine:
     def _add_token(self, request: Request, logits: Floats) -> bool:
         """Add one token to the answer of ``request``, whose ``logits`` these are. False when it is the last."""
         try:
-            piece = self._next_piece(request, logits)
+            piece = next_piece(request, logits)
         except Exception as error:
             log.exception("request %s failed", request.generation.id)
             self._leave(request, EngineError(f"The answer cannot go on: {error}"))
@@ -319,16 +296,6 @@ class Engine:
         else:
             request.generation.deliver(piece)
         return not piece.finish_reason
-
-    def _next_piece(self, request: Request, logits: Floats) -> Piece:
-        token = _sample(request, logits)
-        request.tokens.append(token)
-        timings, num_top = request.generation.timings, request.sampling.logprobs
-        timings.num_generated += 1
-        timings.first_token_at = timings.first_token_at or time.perf_counter()
-        text, reason = _read(request, token)
-        details = None if num_top is None else (logprobs(logits, token, num_top),)
-        return Piece(text, (token,), reason, details, timings if reason else None, request.text.stop_string)
 
     def _cancel(self, generation: Generation) -> None:
         if request := self._open.get(generation):
@@ -341,24 +308,3 @@ class Engine:
             del self._open[request.generation]
         request.generation.timings.finished_at = time.perf_counter()
         request.generation.deliver(last)
-
-
-def _sample(request: Request, logits: Floats) -> int:
-    if not request.guide:
-        return request.sampler(logits)
-    token = request.sampler(logits, request.guide.allowed())
-    request.guide.take(token)
-    return token
-
-
-def _read(request: Request, token: int) -> tuple[str, FinishReason | None]:
-    """The text that ``token``, the newest of ``request``, adds, and why the answer ends with it, if it does."""
-    stream = request.text
-    if token in request.stop_ids:
-        return stream.close(), "stop"
-    text = stream.push(token)
-    complete = request.guide is not None and request.guide.complete
-    at_end = len(request.tokens) == request.max_length
-    if complete or at_end:
-        text += stream.close()
-    return text, "stop" if stream.stopped or complete else "length" if at_end else None

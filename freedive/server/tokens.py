@@ -11,7 +11,8 @@ from pydantic import model_validator
 
 from freedive.errors import UserError
 from freedive.server.model import Model, Tokenizer
-from freedive.server.openai.fields import ChatRequest, Message, Tool
+from freedive.server.openai.fields import ChatRequest
+from freedive.server.openai.message_fields import Message, Tool
 from freedive.server.service import Ask, Service
 from freedive.server.wire import Text, Wire
 from freedive.text.question import Question

@@ -11,7 +11,7 @@ from freedive.errors import UserError
 from freedive.server.model import Model, guide_maker
 from freedive.server.ollama.options import Options
 from freedive.server.ollama.times import KeepAlive
-from freedive.server.openai.fields import Tool
+from freedive.server.openai.message_fields import Tool
 from freedive.server.service import Ask, to_embed
 from freedive.server.wire import JsonObject, Text, Wire, listed, writable
 from freedive.text.format import Format

@@ -10,13 +10,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
 from freedive.server.model import Model, guide_maker
-from freedive.server.parts import parts
+from freedive.server.openai.format_fields import NamedTool, ResponseFormat
+from freedive.server.openai.message_fields import Message, Tool
 from freedive.server.service import Ask
 from freedive.server.wire import Text, Wire, listed
-from freedive.text.format import Format
 from freedive.text.question import Question
 from freedive.text.thinking import EFFORTS
-from freedive.text.tools import Function as WantedFunction
+from freedive.text.tools import Function
 
 IGNORED = frozenset(
     {
@@ -30,140 +30,6 @@ IGNORED = frozenset(
     }
 )
 """Fields that label a request for the operator, or only advise."""
-
-
-class TextPart(Wire):
-    """One part of a message's content."""
-
-    ignored = frozenset({"cache_control", "annotations", "logprobs"})
-
-    type: Literal["text"]
-    text: Text
-
-
-class FunctionCall(Wire):
-    name: Text
-    arguments: Text = "{}"
-
-
-class ToolCall(Wire):
-    """A call that the model made before. ``index`` is what streams add."""
-
-    ignored = frozenset({"index"})
-
-    id: Text = ""
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-
-class Message(Wire):
-    """One turn of a conversation.
-
-    Thoughts go by any of three names; whether the model sees them again is for its template to choose.
-    """
-
-    ignored = frozenset({"annotations", "audio", "refusal"})
-    unsupported: ClassVar = {"function_call": ()}
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: (
-        Annotated[list[TextPart], BeforeValidator(parts("text"), json_schema_input_type=str | list[TextPart])] | None
-    ) = None
-    name: Text = ""
-    reasoning_content: Text | None = None
-    reasoning: Text | None = None
-    thinking: Text | None = None
-    tool_calls: list[ToolCall] = []
-    tool_call_id: Text | None = None
-    prefix: bool = False
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Message:
-        if self.content is None and not self.tool_calls:
-            raise UserError(f"a message of role '{self.role}' has no 'content'", "Give it some", param="content")
-        if self.role != "assistant" and (self.tool_calls or self.prefix):
-            name = "tool_calls" if self.tool_calls else "prefix"
-            raise UserError(f"'{name}' is for messages of the assistant", "Leave it out", param=name)
-        if self.role == "tool" and self.tool_call_id is None:
-            what = "a message of role 'tool' has no 'tool_call_id'"
-            raise UserError(what, "Say which call it answers", param="tool_call_id")
-        return self
-
-    def for_template(self) -> dict[str, Any]:
-        """The message as chat templates know it: text content, and ``developer`` by its older name ``system``."""
-        reasoning = next((text for text in (self.reasoning_content, self.reasoning, self.thinking) if text), None)
-        said = {
-            "name": self.name or None,
-            "reasoning_content": reasoning,
-            "tool_calls": [call.model_dump() for call in self.tool_calls] or None,
-            "tool_call_id": self.tool_call_id,
-        }
-        return {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": "\n".join(part.text for part in self.content or ()),
-            **{name: value for name, value in said.items() if value is not None},
-        }
-
-
-class Function(Wire):
-    """What the model can call: ``parameters`` are a JSON schema."""
-
-    name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
-    description: Text | None = None
-    parameters: dict[str, Any] = {}
-    strict: bool = False
-
-
-class Tool(Wire):
-    ignored = frozenset({"cache_control"})
-
-    type: Literal["function"]
-    function: Function
-
-
-class FunctionName(Wire):
-    name: Text
-
-
-class NamedTool(Wire):
-    """The function that must be called."""
-
-    type: Literal["function"]
-    function: FunctionName
-
-
-class JsonSchema(Wire):
-    ignored = frozenset({"name", "description", "strict"})
-
-    schema_: dict[str, Any] = Field(alias="schema")
-
-
-class ResponseFormat(Wire):
-    """The form of an answer; regex, choice and grammar are ours. A schema is always kept to, ``strict`` or not."""
-
-    type: Literal["text", "json_object", "json_schema", "regex", "choice", "grammar"]
-    json_schema: JsonSchema | None = None
-    regex: Text | None = None
-    choice: list[Text] | None = None
-    grammar: Text | None = None
-
-    @model_validator(mode="after")
-    def _has_its_value(self) -> ResponseFormat:
-        given = self.model_fields_set - {"type"}
-        wanted = {self.type} - {"text", "json_object"}
-        if given != wanted:
-            name = min(given ^ wanted)
-            remedy = "Give it" if name in wanted else "Leave it out"
-            what = f"'{name}' and the type '{self.type}' of 'response_format' do not go together"
-            raise UserError(what, remedy, param="response_format")
-        return self
-
-    def format(self) -> Format | None:
-        """In our terms. Raises UserError for a value that cannot be kept to."""
-        if self.type == "text":
-            return None
-        value = self.json_schema.schema_ if self.json_schema else self.regex or self.choice or self.grammar
-        return Format(self.type, value)
 
 
 class StreamOptions(Wire):
@@ -277,7 +143,7 @@ class ChatRequest(GenerationRequest):
         switch = self.thinking.type if self.thinking else "auto"
         return {
             "tools": [tool.model_dump(exclude_none=True) for tool in self.tools],
-            "tool_choice": WantedFunction(choice.function.name) if isinstance(choice, NamedTool) else choice,
+            "tool_choice": Function(choice.function.name) if isinstance(choice, NamedTool) else choice,
             "parallel_tool_calls": self.parallel_tool_calls,
             "format": self.response_format and self.response_format.format(),
             "thinking": None if switch == "auto" else switch == "enabled",

@@ -1,0 +1,56 @@
+"""The form that an answer is to have, and the function that it is to call, as OpenAI's clients say it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from freedive.errors import UserError
+from freedive.server.wire import JsonObject, Text, Wire
+from freedive.text.format import Format
+
+
+class FunctionName(Wire):
+    name: Text
+
+
+class NamedTool(Wire):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JsonSchema(Wire):
+    ignored = frozenset({"name", "description", "strict"})
+
+    schema_: JsonObject = Field(alias="schema")
+
+
+class ResponseFormat(Wire):
+    """The form of an answer; regex, choice and grammar are ours. A schema is always kept to, ``strict`` or not."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "choice", "grammar"]
+    json_schema: JsonSchema | None = None
+    regex: Text | None = None
+    choice: list[Text] | None = None
+    grammar: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_its_value(self) -> ResponseFormat:
+        given = self.model_fields_set - {"type"}
+        wanted = {self.type} - {"text", "json_object"}
+        if given != wanted:
+            name = min(given ^ wanted)
+            remedy = "Give it" if name in wanted else "Leave it out"
+            what = f"'{name}' and the type '{self.type}' of 'response_format' do not go together"
+            raise UserError(what, remedy, param="response_format")
+        return self
+
+    def format(self) -> Format | None:
+        """In our terms. Raises UserError for a value that cannot be kept to."""
+        if self.type == "text":
+            return None
+        value = self.json_schema.schema_ if self.json_schema else self.regex or self.choice or self.grammar
+        return Format(self.type, value)
