@@ -21,6 +21,7 @@ from freedive.engine import page_store
 from freedive.engine.batch import PAGE_TOKENS
 from freedive.engine.engine import Engine
 from freedive.engine.kvcache import PageTables
+from freedive.engine.pace import Pace
 from freedive.engine.page_store import PageStore
 from freedive.engine.prefix import PrefixCache
 from freedive.engine.request import Generation, Sampling
@@ -216,7 +217,7 @@ class Driver:
         self.runner = runner
         self.tables = PageTables(runner.num_pages, 4, max_context)
         self.prefixes = PrefixCache(self.tables, runner.boundaries, store)
-        self.scheduler = Scheduler(self.tables, 4, 48, prefixes=self.prefixes)
+        self.scheduler = Scheduler(self.tables, 4, Pace(48, seconds=1e9), prefixes=self.prefixes)
         self.open: list[Request] = []
 
     def add(self, prompt: list[int], count: int, salt: str) -> None:

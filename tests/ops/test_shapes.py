@@ -69,17 +69,21 @@ def test_native_chooses_the_experts_of_the_reference(name: str) -> None:
     assert len(np.unique(np.concatenate(chosen))) > 1
 
 
+EMBEDDING = ["select", "rms_norm"]
+"""What is run only for those who want states, not logits."""
+
+
 def test_a_dense_layer_is_five_phases() -> None:
     described = model(replace(PLAIN, qk_norm="head", qkv_bias=True))
     names = [phase.op for phase in fuse(record(described))]
-    assert names == ["embed", *["linear", "attention", "linear", "glu", "linear"] * 2, "select", "linear"]
+    assert names == ["embed", *["linear", "attention", "linear", "glu", "linear"] * 2, "select", "linear", *EMBEDDING]
 
 
 def test_a_layer_of_latents_and_experts_is_six_operations() -> None:
     moe = replace(experts(), shared=FeedForward(30))
     names = [phase.op for phase in fuse(record(model(LATENT, moe)))]
     mixer = ["linear", "linear", "latent_attention", "linear"]
-    assert names == ["embed", *[*mixer, "linear", "experts"] * 2, "select", "linear"]
+    assert names == ["embed", *[*mixer, "linear", "experts"] * 2, "select", "linear", *EMBEDDING]
 
 
 def test_an_unknown_level_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:

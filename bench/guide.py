@@ -1,0 +1,64 @@
+"""What a guide costs: tokens per second of the default model with and without one, in turns.
+
+The default model is the worst case: its tokens take least. A regular expression that any text matches leaves the answer
+as it is, so that the same tokens are compared; a schema is what is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+
+import freedive
+from freedive.text.format import Format
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "likes": {"type": "string"}},
+    "required": ["name", "age", "likes"],
+    "additionalProperties": False,
+}
+FORMATS = {
+    "free": None,
+    "any text": Format("regex", r"(.|\n)*"),
+    "schema": Format("json_schema", {"type": "array", "items": PERSON, "minItems": 50}),
+}
+NUM_TOKENS = 300
+ROUNDS = 7
+
+
+def tokens_per_s(model: freedive.LanguageModel, format: Format | None) -> float:
+    """Of one answer, after its first token."""
+    guide = model.guide(format) if format else None
+    prompt = model.tokenizer.encode("People and what they like, as JSON:\n")
+    sampling = model.sampling(max_tokens=NUM_TOKENS, temperature=0.8, seed=1, ignore_eos=True)
+    generation = model.engine.submit(prompt, sampling, guide=guide)
+    for _ in generation:
+        pass
+    assert generation.timings.num_generated == NUM_TOKENS
+    return generation.timings.tokens_per_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    speeds: dict[str, list[float]] = {name: [] for name in FORMATS}
+    with freedive.load("smollm2", speculation="off") as model:
+        for _ in range(ROUNDS + 1):
+            for name, format in FORMATS.items():
+                speeds[name].append(tokens_per_s(model, format))
+    free = median(speeds["free"][1:])  # the first round warms up
+    seen = {
+        name: {"tokens_per_s": median(values[1:]), "of_free": median(values[1:]) / free, "all": values[1:]}
+        for name, values in speeds.items()
+    }
+    print(json.dumps({name: {k: v for k, v in each.items() if k != "all"} for name, each in seen.items()}, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(seen, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
