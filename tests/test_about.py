@@ -15,7 +15,7 @@ def test_a_model_is_described_by_its_files() -> None:
     facts = about("nano", resolve("nano"))
     assert (facts.family, facts.max_context, facts.format) == ("deepseek_v3", 256, "Q8_0")
     assert 8.3e6 < facts.num_params < 8.5e6
-    assert facts.capabilities == ("completion", "thinking")
+    assert facts.capabilities == ("completion", "embedding", "thinking")
     assert "messages" in facts.template
 
 
@@ -31,10 +31,14 @@ HERMES = "{{ tools }} <tool_call>\\n{}\\n</tool_call> {{ messages }}"
 @pytest.mark.parametrize(
     ("source", "tokens", "expected"),
     [
-        ("{{ messages }}", [], ["completion"]),
-        (HERMES, ["<tool_call>", "</tool_call>"], ["completion", "tools"]),
-        ("{{ messages }} {{ enable_thinking }}", ["<think>", "</think>"], ["completion", "thinking"]),
-        ("{{ messages }}", ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"], ["completion", "insert"]),
+        ("{{ messages }}", [], ["completion", "embedding"]),
+        (HERMES, ["<tool_call>", "</tool_call>"], ["completion", "embedding", "tools"]),
+        ("{{ messages }} {{ enable_thinking }}", ["<think>", "</think>"], ["completion", "embedding", "thinking"]),
+        (
+            "{{ messages }}",
+            ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+            ["completion", "embedding", "insert"],
+        ),
     ],
 )
 def test_capabilities_follow_from_template_and_vocabulary(source: str, tokens: list[str], expected: list[str]) -> None:

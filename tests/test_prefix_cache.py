@@ -38,7 +38,7 @@ def conversation(**settings: Any) -> tuple[list[Answer], list[int], EngineStats]
         messages = [{"role": "system", "content": TEXT * 5}]
         for question in QUESTIONS:
             messages.append({"role": "user", "content": question})
-            generation = model.engine.submit(model.chat_prompt(messages), model.sampling(**SAMPLING))
+            generation = model.engine.submit(model.question(messages).tokens, model.sampling(**SAMPLING))
             entries = [entry for piece in generation for entry in piece.logprobs or ()]
             answers.append([(entry.token_id, entry) for entry in entries])
             found.append(generation.num_cached_tokens)

@@ -45,17 +45,17 @@ def run(
     text = sys.stdin.read().strip("\n") if prompt == "-" else prompt
     if not text.strip():
         raise UserError("The prompt is empty", "Write it as an argument, or pipe it in")
-    form = read_format(json_schema) if json_schema else None
     Sampling(**sampling)  # refused before anything heavy is loaded
+    sampling |= {"format": read_format(json_schema)} if json_schema else {}
     config = load(EngineConfig, engine)
     loaded = freedive.load(model, **asdict(config))
     try:
         if raw:
-            print_answer(map(Text, loaded.complete(text, format=form, **sampling)))
+            print_answer(map(Text, loaded.complete(text, **sampling)))
         else:
             instructions = [{"role": "system", "content": system}] if system else []
             messages = [*instructions, {"role": "user", "content": text}]
-            print_answer(loaded.answer(messages, format=form, **sampling))
+            print_answer(loaded.answer(messages, **sampling))
         print()
     finally:
         loaded.close()

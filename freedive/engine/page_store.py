@@ -69,8 +69,7 @@ class PageStore:
         self._rests_until, self._ends_at = 0.0, float("inf")
         self._has_failed = False
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="freedive-pages", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None  # begins with the first page that is to be written
 
     def __contains__(self, key: bytes) -> bool:
         """Whether the page is here, or on its way."""
@@ -100,12 +99,16 @@ class PageStore:
         if key not in self._keys and self._queue.qsize() < MAX_QUEUED:
             self._keys.add(key)
             self._queue.put(_Job(key, page, is_same))
+            if not self._thread:
+                self._thread = threading.Thread(target=self._work, name="freedive-pages", daemon=True)
+                self._thread.start()
 
     def close(self) -> None:
         """Write what is waiting, as far as a moment suffices. May be called again."""
         self._ends_at = time.monotonic() + CLOSE_S
         self._queue.put(None)
-        self._thread.join(CLOSE_S)
+        if self._thread:
+            self._thread.join(CLOSE_S)
 
     def _path(self, key: bytes) -> Path:
         return self._folder / f"{key.hex()}.page"
