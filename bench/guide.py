@@ -31,7 +31,7 @@ ROUNDS = 7
 
 def tokens_per_s(model: freedive.LanguageModel, format: Format | None) -> float:
     """Of one answer, after its first token."""
-    guide = model.guide(format) if format else None
+    guide = model.make_guide(format)() if format else None
     prompt = model.tokenizer.encode("People and what they like, as JSON:\n")
     sampling = model.sampling(max_tokens=NUM_TOKENS, temperature=0.8, seed=1, ignore_eos=True)
     generation = model.engine.submit(prompt, sampling, guide=guide)

@@ -36,7 +36,7 @@ from freedive.text.dialects.dialect import Event, Text, initial_state
 from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Parser
 from freedive.text.format import Format
-from freedive.text.guide import Guide, Guides
+from freedive.text.guide import Guides, MakeGuide
 from freedive.text.infill import infill_marks
 from freedive.text.lark import Lark
 from freedive.text.question import Question
@@ -165,7 +165,7 @@ class LanguageModel:
     def complete(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Iterator[str]:
         """What follows ``prompt``, in the ``format``, if there is one, without a chat template, piece by piece."""
         tokens = self.tokenizer.encode(prompt, add_special=True)
-        guide = self.guide(format) if format else None
+        guide = self.make_guide(format)() if format else None
         return _pieces(self.engine.submit(tokens, self.sampling(**sampling), continues=True, guide=guide))
 
     def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> npt.NDArray[np.float32]:
@@ -219,10 +219,13 @@ class LanguageModel:
         dialect, make_guide = granted(wish, self.guides, dialect, state)
         return Question(tokens, dialect, state, tools, self.dialect.keeps, continues, make_guide)
 
-    def guide(self, format: Format) -> Guide:
-        """What gives one text the ``format``, from its first token on. UserError if it cannot be kept to."""
+    def make_guide(self, format: Format) -> MakeGuide:
+        """What makes guides that give texts the ``format``, from the first token on. It is compiled here, once.
+
+        UserError if it cannot be kept to.
+        """
         lark = Lark(self.guides.tokens)
-        return self.guides.guide(lark.rules(lark.part(format.grammar)), lark.parts)()
+        return self.guides.guide(lark.rules(lark.part(format.grammar)), lark.parts)
 
     def infill(self, prefix: str, suffix: str) -> Question:
         """What asks for the text between the two. UserError where the model was not trained for that."""

@@ -180,8 +180,8 @@ class EchoModel:
         dialect = SPEAKING if tools else SPEAKING.without_calls()
         return Question(self.tokenizer.encode(prompt), dialect, tools=tools, continues=options.get("continues", False))
 
-    def guide(self, format: Format) -> Any:
-        return format
+    def make_guide(self, format: Format) -> Any:
+        return lambda: format
 
     def infill(self, prefix: str, suffix: str) -> Question:
         return Question(self.tokenizer.encode(f"{prefix}[gap]{suffix}"), continues=True)

@@ -105,8 +105,8 @@ class Model(Protocol):
         **variables: Any,
     ) -> Question: ...
 
-    def guide(self, format: Format) -> Guide:
-        """What gives one text the ``format``. UserError if it cannot be kept to."""
+    def make_guide(self, format: Format) -> MakeGuide:
+        """What makes guides that give texts the ``format``. UserError if it cannot be kept to."""
 
     def infill(self, prefix: str, suffix: str) -> Question:
         """What asks for the text between the two. UserError where the model was not trained for that."""
@@ -115,8 +115,3 @@ class Model(Protocol):
         """How often each expert of each layer with experts was chosen, in a sample of all steps so far."""
 
     def close(self) -> None: ...
-
-
-def guide_maker(model: Model, format: Format | None) -> MakeGuide | None:
-    """What gives plain texts of ``model`` the ``format``, if there is one."""
-    return (lambda: model.guide(format)) if format else None

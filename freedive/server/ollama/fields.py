@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
-from freedive.server.model import Model, guide_maker
+from freedive.server.model import Model
 from freedive.server.ollama.options import Options
 from freedive.server.ollama.times import KeepAlive
 from freedive.server.openai.message_fields import Tool
@@ -156,7 +156,8 @@ class GenerateRequest(AnswerRequest):
             return [model.infill(self.prompt, self.suffix)]
         if self.raw:
             tokens = model.tokenizer.encode(self.prompt, add_special=True)
-            return [Question(tokens, continues=True, make_guide=guide_maker(model, self._format()))]
+            format = self._format()
+            return [Question(tokens, continues=True, make_guide=model.make_guide(format) if format else None)]
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [model.question([*system, {"role": "user", "content": self.prompt}], **self._options())]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
-from freedive.server.model import Model, guide_maker
+from freedive.server.model import Model
 from freedive.server.openai.format_fields import NamedTool, ResponseFormat
 from freedive.server.openai.message_fields import Message, Tool
 from freedive.server.service import Ask
@@ -200,7 +200,8 @@ class CompletionRequest(GenerationRequest):
         return [self._question(model, prompt) for prompt in self.prompt]
 
     def _question(self, model: Model, prompt: str | list[int]) -> Question:
-        make_guide = guide_maker(model, self.response_format.format() if self.response_format else None)
+        format = self.response_format.format() if self.response_format else None
+        make_guide = model.make_guide(format) if format else None
         if self.suffix:
             return replace(model.infill(str(prompt), self.suffix), make_guide=make_guide)
         tokens = prompt if isinstance(prompt, list) else model.tokenizer.encode(prompt, add_special=True)
