@@ -39,6 +39,9 @@ def multiply(isa: str, format: int, rows: int, k: int, packed: _Bytes, x: _Float
 def kth_largest(values: _Floats, k: int) -> float:
     """The k-th largest of ``values``, 1 <= k <= size; none is NaN."""
 
+def mask(logits: _Floats, allowed: _Bytes, out: _Floats) -> None:
+    """The logits of the tokens in ``allowed``, a bit for each; minus infinity for all others."""
+
 def weigh(logits: _Floats, temperature: float, top_k: int, top_p: float, min_p: float, out: _Floats) -> None:
     """What :func:`draw` draws by: exp(logit / temperature), 1 for the likeliest token; 0 for what is left out."""
 

@@ -143,7 +143,9 @@ struct Program : Machine {
     }
     using CachedPages = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<2>>;
     // The cache's memory itself: [num_pages, page_bytes].
-    CachedPages pages() { return {cache.pages(), {std::size_t(cache.num_pages()), cache.page_bytes()}, nb::find(this)}; }
+    CachedPages pages() {
+        return {cache.pages(), {std::size_t(cache.num_pages()), cache.page_bytes()}, nb::find(this)};
+    }
     using Matrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
     static Matrix matrix(const Buffer& from, std::size_t rows) {
         const std::size_t width = from.width;
@@ -245,6 +247,12 @@ NB_MODULE(_native, m) {
     m.def(
         "kth_largest", [](Floats values, int k) { return kth_largest({values.data(), values.size()}, k); }, "values"_a,
         "k"_a);
+    m.def(
+        "mask",
+        [](Floats logits, Bytes allowed, MutableFloats out) {
+            mask({logits.data(), logits.size()}, {allowed.data(), allowed.size()}, out.data());
+        },
+        "logits"_a, "allowed"_a, "out"_a);
     m.def(
         "weigh",
         [](Floats logits, float temperature, int top_k, float top_p, float min_p, MutableFloats out) {

@@ -1,6 +1,7 @@
 #include "sampling.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <functional>
@@ -97,6 +98,23 @@ float kth_largest(std::span<const float> values, int k) {
     std::vector<float> peaks;
     find_peaks(values, peaks);
     return kth_largest(values, peaks, k);
+}
+
+void mask(std::span<const float> logits, std::span<const std::uint8_t> allowed, float* out) {
+    constexpr float nothing = -std::numeric_limits<float>::infinity();
+    static const auto offsets = [] {  // of the eight tokens in each byte; adding keeps a NaN, which is a fault
+        std::array<std::array<float, 8>, 256> table;
+        for (int byte = 0; byte < 256; byte++)
+            for (int bit = 0; bit < 8; bit++) table[byte][bit] = byte >> bit & 1 ? 0.0f : nothing;
+        return table;
+    }();
+    for (std::size_t first = 0; first < logits.size(); first += 8) {
+        const auto& offset = offsets[first / 8 < allowed.size() ? allowed[first / 8] : 0];
+        if (first + 8 <= logits.size())
+            for (std::size_t i = 0; i < 8; i++) out[first + i] = logits[first + i] + offset[i];
+        else
+            for (std::size_t i = 0; first + i < logits.size(); i++) out[first + i] = logits[first + i] + offset[i];
+    }
 }
 
 void weigh(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling, Weights& weights) {
