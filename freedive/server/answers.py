@@ -19,7 +19,7 @@ from freedive.text.question import Question
 @dataclass(frozen=True)
 class Said:
     """What answer number ``index`` says next. ``finish`` is stop, length or tool_calls, with the last of it, and
-    ``stop_string`` the one of the request's that was found.
+    ``stop_string`` the one of the request's that was found. ``embedding`` is there where that was asked for.
     """
 
     index: int
@@ -28,6 +28,7 @@ class Said:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish: str | None = None
     stop_string: str | None = None
+    embedding: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,15 @@ class Answers:
         self._num_reasoning += len(piece.token_ids) * reader.is_thinking
         called = self._called[index] and piece.finish_reason == "stop"
         self.finishes[index] = "tool_calls" if called else piece.finish_reason
-        return Said(index, events, piece.token_ids, piece.logprobs or (), self.finishes[index], piece.stop_string)
+        return Said(
+            index,
+            events,
+            piece.token_ids,
+            piece.logprobs or (),
+            self.finishes[index],
+            piece.stop_string,
+            None if piece.embedding is None else piece.embedding.tolist(),
+        )
 
     async def whole(self, request: Request) -> list[Said]:
         """Every answer as a whole. Raises ClientDisconnect when the client of ``request`` leaves before."""
@@ -104,17 +113,7 @@ class Answers:
 
     async def embeddings(self, request: Request) -> list[list[float]]:
         """The vector of each question, where that was asked for. Raises ClientDisconnect as :meth:`whole` does."""
-
-        async def collected() -> dict[int, list[float]]:
-            vectors = {}
-            async with aclosing(interleave(self.generations)) as items:
-                async for index, piece in items:
-                    assert piece.embedding is not None
-                    vectors[index] = piece.embedding.tolist()
-            return vectors
-
-        vectors = await unless_disconnected(request, collected())
-        return [vectors[index] for index in range(len(vectors))]
+        return [said.embedding for said in await self.whole(request) if said.embedding is not None]
 
     @property
     def usage(self) -> Usage:

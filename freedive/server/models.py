@@ -123,11 +123,6 @@ class Models:
             if keep_alive_s is not None:
                 slot.keep_alive_s = keep_alive_s
 
-    async def unload(self, name: str) -> None:
-        """End a model, and what it still answers."""
-        async with self._changing:
-            await self._unload(self.slot(name))
-
     async def release(self, name: str) -> None:
         """Unload a model as soon as it has answered those who ask it now."""
         slot = self.slot(name)

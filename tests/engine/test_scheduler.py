@@ -11,7 +11,7 @@ from freedive.engine.kvcache import PageTables, pages_for
 from freedive.engine.pace import Pace
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
-from freedive.engine.scheduler import Request, Scheduler
+from freedive.engine.scheduler import Plan, Request, Scheduler
 from freedive.engine.stop import TextStream
 
 MAX_LENGTH = 200
@@ -39,6 +39,12 @@ def request(index: int, num_prompt: int, num_answer: int, user: str = "") -> Req
 def take_step(scheduler: Scheduler) -> list[Request]:
     """Those who took part."""
     plan = scheduler.plan()
+    carry_out(scheduler, plan)
+    return [share.request for share in plan]
+
+
+def carry_out(scheduler: Scheduler, plan: Plan) -> None:
+    """As the engine does, with an answer that is always the same token."""
     for share in plan:
         one = share.request
         one.num_cached += share.count
@@ -46,7 +52,6 @@ def take_step(scheduler: Scheduler) -> list[Request]:
             one.tokens.append(1)
         if len(one.tokens) == one.max_length:
             scheduler.remove(one)
-    return [share.request for share in plan]
 
 
 @pytest.mark.parametrize("num_pages", [7, 12, 100])
@@ -74,13 +79,7 @@ def test_first_come_first_served_within_the_budget_and_the_youngest_gives_way(nu
         assert arrival == sorted(arrival)
         assert sum(pages_for(len(one.tokens)) for one in scheduler.running) == num_pages - pages.num_free
 
-        for share in plan:
-            one = share.request
-            one.num_cached += share.count
-            if one.num_pending == 0:
-                one.tokens.append(1)
-            if len(one.tokens) == one.max_length:
-                scheduler.remove(one)
+        carry_out(scheduler, plan)
         if rng.random() < 0.5 and (late := next(arriving, None)):
             scheduler.add(late)
         if rng.random() < 0.05 and scheduler.waiting:
