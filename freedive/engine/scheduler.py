@@ -134,7 +134,8 @@ class Scheduler:
         reading = [request for request in self.running if request.num_pending > 1 and request not in restoring]
         plan = decoding + self._chunks(reading, self.pace.chunk if decoding else self.pace.most)
         for share in plan:
-            self.waiting.serve(share.request.user, GENERATED_WEIGHT if share.completes else share.count)
+            generated = (GENERATED_WEIGHT - 1) * share.completes  # by the last token, which is one of ``count``
+            self.waiting.serve(share.request.user, share.count + generated)
         return self._with_drafts(plan, self.gate) if plan and self.gate and is_decoding(plan) else plan
 
     def _chunks(self, reading: Sequence[Request], budget: int) -> Plan:

@@ -177,3 +177,12 @@ def test_chunks_shrink_to_the_pace_while_answers_are_under_way() -> None:
     for _ in range(20):
         pace.record(pace.chunk, 1e-3)
     assert pace.chunk == 512
+
+
+def test_prompts_count_also_where_they_are_read_at_once() -> None:
+    scheduler = Scheduler(PageTables(100, 1, MAX_LENGTH), 1, steady(512))
+    for index in range(60):
+        scheduler.add(request(index, 180, 2, "long"))
+        scheduler.add(request(100 + index, 4, 2, "short"))
+    took_part = [one.user for _ in range(100) for one in take_step(scheduler)]
+    assert took_part.count("short") > 10 * took_part.count("long")
