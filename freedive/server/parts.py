@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from freedive.errors import UserError
+from freedive.server.wire import only
 
 
 def parts(*kinds: str, param: str = "messages") -> Callable[[Any], Any]:
@@ -14,13 +14,9 @@ def parts(*kinds: str, param: str = "messages") -> Callable[[Any], Any]:
     Parts of other than these ``kinds``, for which there are no senses, are refused before their fields are looked at.
     """
 
+    check = only(param, *kinds, thing="content", remedy="Send text parts")
+
     def checked(content: Any) -> Any:
-        if isinstance(content, str):
-            return [{"type": "text", "text": content}]
-        if isinstance(content, list):
-            for part in content:
-                if isinstance(part, dict) and (kind := part.get("type")) not in kinds:
-                    raise UserError(f"content of type {kind!r} is not supported", "Send text parts", param=param)
-        return content
+        return [{"type": "text", "text": content}] if isinstance(content, str) else check(content)
 
     return checked

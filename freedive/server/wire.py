@@ -100,14 +100,17 @@ JsonObject = Annotated[Json, AfterValidator(_writable)]
 """Whatever a client likes, as long as it can be written again."""
 
 
-def only(param: str, *kinds: str) -> Callable[[Any], Any]:
-    """Looks over a list: things of a type that we do not serve are named before their fields are looked at."""
+def only(param: str, *kinds: str, thing: str = "", remedy: str = "") -> Callable[[Any], Any]:
+    """Looks over a list: things of a type that we do not serve are named before their fields are looked at.
+
+    A ``thing`` goes by the name of its field, where it has no other.
+    """
 
     def check(value: Any) -> Any:
         for item in value if isinstance(value, list) else ():
             if isinstance(item, dict) and item.get("type") not in kinds:
-                what = f"'{param}' of type {item.get('type')!r} is not supported"
-                raise UserError(what, f"Send {' or '.join(kinds)}", param=param)
+                what = f"{thing or repr(param)} of type {item.get('type')!r} is not supported"
+                raise UserError(what, remedy or f"Send {' or '.join(kinds)}", param=param)
         return value
 
     return check
