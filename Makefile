@@ -1,4 +1,4 @@
-# chat | serve | test | bench | check | slow | families | nano | clean
+# chat | serve | test | bench | check | slow | wheel | families | nano | clean
 #
 # A bare machine needs Python 3.11 or newer with venv, a C++ compiler and make; the rest comes into .venv.
 # Only answers go to standard output, so that `echo question | make chat` can be piped on.
@@ -14,7 +14,7 @@ NATIVE  := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp'
 MAKEFLAGS += --no-print-directory
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: chat serve test bench check slow families nano clean
+.PHONY: chat serve test bench check slow wheel families nano clean browser
 
 chat serve: $(VENV)/installed
 	exec $(BIN)/freedive $@
@@ -23,11 +23,33 @@ bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(RING:%=$(PEE
 	$(BIN)/python bench/quality.py
 	$(BIN)/python bench/peers.py --tidy
 
-test: $(VENV)/installed $(VENV)/test-tools $(CLIENTS)/installed
+test: $(VENV)/installed $(VENV)/test-tools $(CLIENTS)/installed browser
 	$(BIN)/python -m pytest -m "not slow"
 
-slow: $(VENV)/installed $(VENV)/test-tools
+slow: $(VENV)/installed $(VENV)/test-tools browser
 	$(BIN)/python -m pytest -m slow
+
+# The chat page is tested in Chromium. It is installed where this user may do that; otherwise those tests are skipped.
+browser:
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || $(INSTALL_BROWSER) || \
+	    echo "the tests of the chat page need Chromium and are skipped: install chromium and chromium-driver" >&2
+
+INSTALL_BROWSER := { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && export DEBIAN_FRONTEND=noninteractive && \
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; } >&2 </dev/null
+
+# Wheels that need no compiler where they are installed: one for Python 3.11, and one for 3.12 and later (stable ABI).
+WHEEL_PYTHONS ?= python3.11 python3.12
+wheel: $(VENV)/installed $(VENV)/wheel-tools
+	rm -rf build/wheels && mkdir -p build/wheels dist
+	for python in $(WHEEL_PYTHONS); do \
+	    if $$python -c "" 2>/dev/null; then \
+	        echo "building a wheel with $$python" >&2; \
+	        $$python -m pip wheel --quiet --no-deps --disable-pip-version-check --wheel-dir build/wheels \
+	            --config-settings=cmake.define.FREEDIVE_STATIC_RUNTIME=ON . </dev/null >&2 || exit 1; \
+	    else echo "$$python is not here, so its wheel is not built (WHEEL_PYTHONS names others)" >&2; fi; \
+	done
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
+	ls dist/*.whl
 
 families: $(VENV)/installed $(VENV)/test-tools
 	$(BIN)/python -m pytest tests/ops tests/model --ignore tests/model/test_families_doc.py -m "not slow" --junitxml=build/families.xml -o junit_family=xunit1
@@ -59,13 +81,13 @@ $(VENV)/build-tools:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
 	command -v $${CXX:-c++} >/dev/null || { echo "A C++ compiler is needed, such as g++ (or set CXX)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) >&2
-	$(call pip_listed,["build-system"]["requires"])
+	$(call pip_listed,build)
 	$(call pip,cmake ninja)
 	touch $@
 
 $(VENV)/%-tools: pyproject.toml | $(VENV)/build-tools
 	echo "installing what $* needs" >&2
-	$(call pip_listed,["project"]["optional-dependencies"]["$*"])
+	$(call pip_listed,$*)
 	touch $@
 
 # Clients, and Node for one of them, have a Python of their own: they need other versions of what is tested. There are a
@@ -75,7 +97,7 @@ $(CLIENTS)/installed: pyproject.toml | $(VENV)/build-tools
 	echo "installing clients to test with" >&2
 	$(PYTHON) -m venv $(@D) >&2
 	$(call pip,uv)
-	$(call listed,["project"]["optional-dependencies"]["clients"])
+	$(call listed,clients)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement $@.txt </dev/null >&2
 	$(BIN)/npm install --silent --no-audit --no-fund --prefix $(@D) openai@7.59.0 </dev/null >&2
 	touch $@
@@ -88,15 +110,18 @@ $(PEERS)/%/installed: private BIN = $(@D)/bin
 $(PEERS)/%/installed: pyproject.toml | $(VENV)/build-tools
 	echo "installing $* to compare with (some minutes)" >&2
 	$(PYTHON) -m venv $(@D) >&2
-	-export CMAKE_ARGS="$(PEER_OPTIONS)" PIP_NO_CACHE_DIR=1; $(call pip_listed,["project"]["optional-dependencies"]["peer-$*"])
+	-export CMAKE_ARGS="$(PEER_OPTIONS)" PIP_NO_CACHE_DIR=1; $(call pip_listed,peer-$*)
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec >&2
 	touch $@
 
 PEER_OPTIONS = $(if $(shell grep -sw amx_tile /proc/cpuinfo),-DGGML_NATIVE=OFF $(ALL_BUT_AMX:%=-DGGML_%=ON),-DGGML_NATIVE=ON)
 ALL_BUT_AMX := SSE42 AVX AVX2 FMA F16C BMI2 AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16
 
-# $(call pip,ARGUMENTS) installs; $(call pip_listed,KEYS) what pyproject.toml lists there, of which $(call listed,KEYS)
-# makes a file. None reads our standard input.
+# $(call pip,ARGUMENTS) installs; $(call pip_listed,GROUP) what pyproject.toml lists under that name, of which
+# $(call listed,GROUP) makes a file. None reads our standard input.
 pip = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(1) </dev/null >&2
-listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))$(1), sep="\n")' >$@.txt
+listed = $(BIN)/python -c '$(LIST)' $(1) >$@.txt
 pip_listed = $(call listed,$(1)) && $(call pip,--requirement $@.txt)
+LIST := import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb")); \
+    groups = project["dependency-groups"] | project["project"]["optional-dependencies"]; \
+    groups["build"] = project["build-system"]["requires"]; print(*groups[sys.argv[1]], sep="\n")

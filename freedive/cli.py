@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Annotated, Any
@@ -11,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-import freedive as package
+from freedive.commands.version import version as show_version
 from freedive.errors import UserError
 
 COMMANDS = {
@@ -27,7 +29,10 @@ COMMANDS = {
     "quantize": ("freedive.commands.quantize:quantize", "Write a model in a format that takes less room."),
     "bench": ("freedive.commands.bench:bench", "Measure how fast a model runs on this machine."),
     "doctor": ("freedive.commands.doctor:doctor", "Show what this machine has for freedive, and what it lacks."),
+    "version": ("freedive.commands.version:version", "Show the version."),
 }
+
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 
 class Commands(TyperGroup):
@@ -42,8 +47,13 @@ class Commands(TyperGroup):
         place, about = COMMANDS[name]
         module, _, function = place.partition(":")
         command = typer.Typer(add_completion=False, rich_markup_mode=None)
-        command.command(name, help=about)(getattr(import_module(module), function))
+        command.command(name, help=about, context_settings=HELP)(getattr(import_module(module), function))
         return typer.main.get_command(command)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in COMMANDS and not ctx.resilient_parsing and (near := get_close_matches(args[0], COMMANDS)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
@@ -52,6 +62,9 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = re.sub(r"^Input should be (.*?)(, unable to .*)?$", r"it must be \1", error.message)
+            raise
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
@@ -63,13 +76,17 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=Commands, add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False
+    cls=Commands,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings=HELP,
 )
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"freedive {package.__version__}")
+        show_version()
         raise typer.Exit
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -18,6 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import freedive
+from freedive import machine
 from freedive.cli import COMMANDS, app
 from freedive.commands import models
 from freedive.config import EngineConfig, ServerConfig
@@ -194,8 +196,38 @@ def test_a_wrong_command_line_is_explained(arguments: list[str]) -> None:
     assert "Traceback" not in result.output
 
 
-def test_version() -> None:
-    assert invoke("--version").stdout == f"freedive {freedive.__version__}\n"
+@pytest.mark.parametrize("argument", ["--version", "version"])
+def test_version_is_shown(argument: str) -> None:
+    assert invoke(argument).stdout == f"freedive {freedive.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["serve", "-h"], ["train", "-h"]])
+def test_help_has_a_short_flag(arguments: list[str]) -> None:
+    assert invoke(*arguments).stdout.startswith("Usage: ")
+
+
+def test_misspelt_command_is_answered_with_the_nearest() -> None:
+    result = invoke("srve")
+    assert (result.exit_code, "Did you mean 'serve'?" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--port", "80a"], ["keys", "create", "--max-running", "many"]])
+def test_wrong_number_is_named_with_its_flag(arguments: list[str]) -> None:
+    error = invoke(*arguments).stderr.splitlines()[-1]
+    assert error == f"Error: Invalid value for '{arguments[-2]}': it must be a valid integer"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_knows_the_commands(shell: str) -> None:
+    def freedive(*arguments: str, **environment: str) -> str:
+        command = [sys.executable, "-m", "freedive", *arguments]
+        return subprocess.run(command, env=os.environ | environment, text=True, stdout=subprocess.PIPE).stdout
+
+    assert "_FREEDIVE_COMPLETE" in freedive("--show-completion", shell)
+    words = {"_TYPER_COMPLETE_ARGS": "freedive s", "COMP_WORDS": "freedive s", "COMP_CWORD": "1"}
+    shown = freedive(_FREEDIVE_COMPLETE=f"complete_{shell}", _TYPER_COMPLETE_FISH_ACTION="get-args", **words)
+    assert all(name in shown for name in ("serve", "show"))
+    assert "train" not in shown
 
 
 def test_chat_answers_each_line_of_a_pipe_and_remembers(fake: FakeModel) -> None:
@@ -231,11 +263,25 @@ def test_list_and_show_and_rm_know_what_is_here(fake: FakeModel, tmp_path: Path)
     assert "smollm2" in listed
     assert "hf:owner/name" in listed.splitlines()[-1]
     assert "2.0 MB" in listed.splitlines()[-1]
+    assert {row["name"]: row["bytes_here"] for row in json.loads(invoke("list", "--json").stdout)}[
+        "hf:owner/name"
+    ] == 2_000_000
     shown = invoke("show", "hf:owner/name").stdout
     assert str(folder / "m.gguf") in shown
     assert "ab" * 32 in shown
     assert invoke("rm", "hf:owner/name").stdout == "hf:owner/name: 2.0 MB freed\n"
     assert not folder.exists()
+
+
+def test_list_says_what_a_download_takes_and_whether_it_fits(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "total_memory", lambda: 8_000_000_000)
+    rows = {row["name"]: row for row in json.loads(invoke("list", "--json").stdout)}
+    assert rows["smollm2"]["download_bytes"] == 100_000_000
+    assert {rows[name]["fits"] for name in rows if rows[name]["download_bytes"] <= 6.5e9} == {True}
+    assert {rows[name]["fits"] for name in rows if rows[name]["download_bytes"] > 7e9} == {False}
+    line = next(line for line in invoke("list").stdout.splitlines() if line.startswith("smollm2 "))
+    assert "100.0 MB" in line
+    assert " yes " in line
 
 
 def test_pull_fetches_what_cannot_run_yet_and_says_so(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:

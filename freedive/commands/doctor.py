@@ -68,7 +68,7 @@ def examine() -> dict[str, Any]:
         "features": _features(),
         "isa_levels": levels,
         "isa": isa_level(),
-        "memory_total": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory_total": machine.total_memory(),
         "memory_available": machine.available_memory(),
         "bandwidth": {n: round(tracing.bandwidth(n), 1) for n in sorted({1, threads})},
         "cache": str(home),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from freedive import machine
 from freedive.commands.describe import decoder_facts
 from freedive.commands.flags import REFERENCE, Reference
 from freedive.commands.words import count_text, print_table, size_text
@@ -15,6 +18,12 @@ from freedive.hub import cache
 from freedive.hub.catalogue import Entry, catalogue, entry_for
 from freedive.hub.sources import Address, parse
 from freedive.hub.sources import pull as fetch
+
+PACKING_SHARE = 0.05
+"""What packed weights may take beyond the size of the file that they come from."""
+
+WORKING_BYTES = 1e9
+"""What Python, buffers and a small key-value cache take beside the weights."""
 
 References = Annotated[list[str], typer.Argument(metavar="MODEL...", help=REFERENCE)]
 
@@ -27,19 +36,66 @@ def pull(models: References) -> None:
         print(f"{ref} is at {path}{note}")
 
 
-def list_models() -> None:
-    rows = [("NAME", "PARAMETERS", "HERE", "LICENCE", "")]
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    models = _listed()
+    if as_json:
+        print(json.dumps(models, indent=2))
+        return
+    rows = [("NAME", "PARAMETERS", "DOWNLOAD", "FITS", "HERE", "LICENCE", "")]
+    for model in models:
+        about = model["about"] if model["runs"] else f"{model['about']} (not runnable yet)"
+        sizes = [size_text(size) if size else "" for size in (model["download_bytes"], model["bytes_here"])]
+        fits = {True: "yes", False: "no", None: ""}[model["fits"]]
+        rows.append((model["name"], model["parameters"], sizes[0], fits, sizes[1], model["licence"], about))
+    print_table(rows)
+    print(f"\nFITS: into the {size_text(machine.total_memory())} of memory of this machine", file=sys.stderr)
+
+
+def _listed() -> list[dict[str, Any]]:
+    """Every model of the catalogue, then the others in the cache. Unknown sizes are 0, what is not known to fit None."""
     here = {model.ref: model for model in cache.stored()}
+    models = []
     for entry in catalogue().values():
         model, place = here.pop(entry.ref, None), parse(entry.name)
-        size = size_text(place.stat().st_size) if isinstance(place, Path) else size_text(model.size) if model else ""
-        about = entry.about if entry.runs else f"{entry.about} (not runnable yet)"
-        rows.append((entry.name, _parameters(entry), size, entry.licence, about))
-    rows += [(model.ref, "", size_text(model.size), model.licence or "", "") for model in here.values()]
-    print_table(rows)
+        size = place.stat().st_size if isinstance(place, Path) else model.size if model else 0
+        models.append(
+            {
+                "name": entry.name,
+                "parameters": _parameters(entry),
+                "download_bytes": int(entry.gigabytes * 1e9),
+                "fits": _fits(size or entry.gigabytes * 1e9),
+                "bytes_here": size,
+                "licence": entry.licence,
+                "about": entry.about,
+                "runs": entry.runs,
+            }
+        )
+    return models + [
+        {
+            "name": model.ref,
+            "parameters": "",
+            "download_bytes": 0,
+            "fits": _fits(model.size),
+            "bytes_here": model.size,
+            "licence": model.licence or "",
+            "about": "",
+            "runs": True,
+        }
+        for model in here.values()
+    ]
 
 
-def show(model: Reference) -> None:
+def _fits(size: float) -> bool:
+    """Whether a model with ``size`` bytes of weights fits into this machine's memory."""
+    return size * (1 + PACKING_SHARE) + WORKING_BYTES <= machine.total_memory()
+
+
+def show(
+    model: Reference,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: names and texts.")] = False,
+) -> None:
     place, entry = parse(model), entry_for(model)
     facts = {"reference": str(place)}
     if entry:
@@ -51,6 +107,9 @@ def show(model: Reference) -> None:
         facts |= _stored_facts(stored)
     else:
         facts["path"] = f"not on this machine; fetch it with: freedive pull {model}"
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
     width = max(map(len, facts))
     for name, text in facts.items():
         print(f"{name.ljust(width)}  " + text.replace("\n", "\n" + " " * (width + 2)))

@@ -1,0 +1,10 @@
+"""``freedive version``."""
+
+from __future__ import annotations
+
+import freedive
+
+
+def version() -> None:
+    """Print the name and the version of this package."""
+    print(f"freedive {freedive.__version__}")
