@@ -47,14 +47,14 @@ def list_models(
     for model in models:
         about = model["about"] if model["runs"] else f"{model['about']} (not runnable yet)"
         sizes = [size_text(size) if size else "" for size in (model["download_bytes"], model["bytes_here"])]
-        fits = {True: "yes", False: "no", None: ""}[model["fits"]]
+        fits = "yes" if model["fits"] else "no"
         rows.append((model["name"], model["parameters"], sizes[0], fits, sizes[1], model["licence"], about))
     print_table(rows)
     print(f"\nFITS: into the {size_text(machine.total_memory())} of memory of this machine", file=sys.stderr)
 
 
 def _listed() -> list[dict[str, Any]]:
-    """Every model of the catalogue, then the others in the cache. Unknown sizes are 0, what is not known to fit None."""
+    """Facts of every model of the catalogue, then of the others in the cache. A size that is not known is 0."""
     here = {model.ref: model for model in cache.stored()}
     models = []
     for entry in catalogue().values():
