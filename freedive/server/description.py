@@ -29,12 +29,19 @@ def _object(**fields: Json) -> Json:
     return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
 
 
+def _with_optional(node: Json, **fields: Json) -> Json:
+    return node | {"properties": node["properties"] | fields}
+
+
 TEXT: Json = {"type": "string"}
 PERHAPS_TEXT: Json = {"type": ["string", "null"]}
 
 ERRORS: dict[Writer, Json] = {
     openai_error: _object(error=_object(message=TEXT, type=TEXT, param=PERHAPS_TEXT, code=PERHAPS_TEXT)),
-    anthropic_error: _object(type={"const": "error"}, error=_object(type=TEXT, message=TEXT)),
+    anthropic_error: _object(
+        type={"const": "error"},
+        error=_with_optional(_object(type=TEXT, message=TEXT), details=_object(error_code=TEXT)),
+    ),
     ollama_error: _object(error=TEXT),
 }
 """The schemas of what the writers of errors write."""

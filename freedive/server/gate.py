@@ -16,6 +16,7 @@ from freedive.errors import UserError
 from freedive.server.guard import Guard
 from freedive.server.problems import Problem, error_response
 from freedive.server.visit import CLIENT_LEFT, Observer, Visit, route_pattern
+from freedive.server.wire import report_ignored_to
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +68,14 @@ class Gate:
         headers = Headers(scope=scope)
         visit = Visit.of(scope, headers)
         scope.setdefault("state", {}).update(request_id=visit.id, visit=visit)
+        report_ignored_to(visit.ignored)
 
         async def tagged_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 visit.status = message["status"]
+                ignored = {"X-Freedive-Ignored": ", ".join(sorted(visit.ignored))} if visit.ignored else {}
                 MutableHeaders(scope=message).update(
-                    SECURITY_HEADERS | {"X-Request-Id": visit.id, "Request-Id": visit.id}
+                    SECURITY_HEADERS | {"X-Request-Id": visit.id, "Request-Id": visit.id} | ignored
                 )
             await send(message)
 

@@ -23,6 +23,8 @@ def facts(visit: Visit) -> Facts:
         "caller": visit.caller,
         "seconds": round(visit.seconds, 4),
     }
+    if visit.ignored:
+        said["ignored"] = sorted(visit.ignored)
     if answers := visit.answers:
         usage, timings = answers.usage, answers.timings
         said |= {

@@ -1,22 +1,107 @@
-"""Content in parts, as several APIs have it."""
+"""Content in parts, as several APIs have it: texts, and what a model that only reads cannot take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from freedive.server.wire import only
+from freedive.server.wire import ignore, only
+
+SENSES = {
+    "audio": "audio",
+    "document": "document",
+    "file": "file",
+    "image": "image",
+    "image_file": "image",
+    "image_url": "image",
+    "input_audio": "audio",
+    "input_file": "file",
+    "input_image": "image",
+    "input_video": "video",
+    "video": "video",
+    "video_url": "video",
+}
+"""Types of parts that need more than reading, and what they are."""
+
+_TEXTS = {"input_text": "text", "output_text": "text", "refusal": "refusal", "text": "text"}
+"""Types of parts that are text in one API or another, and the field that holds it."""
+
+_NOTHING: Mapping[str, Collection[str]] = {}
 
 
 def parts(*kinds: str, param: str = "messages") -> Callable[[Any], Any]:
-    """A validator that makes one text part of a plain string.
+    """A validator of a list of parts, in which a plain string is a text part, as is text by another API's name.
 
-    Parts of other than these ``kinds``, for which there are no senses, are refused before their fields are looked at.
+    The first of ``kinds`` is the type of texts. Parts of other than these ``kinds`` are refused before their fields
+    are looked at.
     """
-
     check = only(param, *kinds, thing="content", remedy="Send text parts")
 
     def checked(content: Any) -> Any:
-        return [{"type": "text", "text": content}] if isinstance(content, str) else check(content)
+        content = [content] if isinstance(content, str) else content
+        return check([_as_text(part, kinds) for part in content]) if isinstance(content, list) else content
 
     return checked
+
+
+def _as_text(part: Any, kinds: Collection[str]) -> Any:
+    text = next(iter(kinds))
+    if isinstance(part, str):
+        return {"type": text, "text": part}
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind in _TEXTS and kind not in kinds:
+        return {**part, "type": text, "text": part.get(_TEXTS[kind])}
+    return part
+
+
+def placeholder(thing: str) -> str:
+    """The text that stands for an image, or the like, in a conversation under way."""
+    ignore(thing)
+    return f"[{thing}: this model cannot {'hear' if thing == 'audio' else 'see'} it]"
+
+
+def readable(known: Mapping[str, Collection[str]] = _NOTHING) -> Callable[[Any], Any]:
+    """A validator of a list of messages, which makes what came before readable for a model of text.
+
+    Once the assistant has spoken, a conversation must be able to go on: images and the like become a text that names
+    them, and parts by the assistant that are not of its ``known`` types are left out. In a first turn nothing is lost,
+    so they stay, and are refused where parts are looked over.
+    """
+
+    def checked(messages: Any) -> Any:
+        if not isinstance(messages, list) or not any(map(_is_the_assistants, messages)):
+            return messages
+        return [_readable(message, known.get("assistant")) for message in messages]
+
+    return checked
+
+
+def _is_the_assistants(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "assistant"
+
+
+def _readable(message: Any, known: Collection[str] | None) -> Any:
+    if not isinstance(message, dict) or not isinstance(content := message.get("content"), list):
+        return message
+    seen = [readable_part(part) for part in content]
+    if known and message.get("role") == "assistant":
+        seen = [part for part in seen if _is_known(part, known)] or [{"type": "text", "text": ""}]
+    return message | {"content": seen}
+
+
+def readable_part(part: Any) -> Any:
+    """``part`` with words in place of images and the like, also in what it contains."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind in SENSES:
+        return {"type": "text", "text": placeholder(SENSES[kind])}
+    if kind is not None and isinstance(inner := part.get("content"), list):
+        return part | {"content": [readable_part(each) for each in inner]}
+    return part
+
+
+def _is_known(part: Any, known: Collection[str]) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or kind in known or kind in _TEXTS:
+        return True
+    ignore(f"content.{kind}")
+    return False

@@ -102,7 +102,8 @@ def anthropic_error(problem: Problem) -> Json:
     kind = ANTHROPIC_TYPES.get(problem.status, "invalid_request_error")
     # By these words, clients know that it is time to shorten a conversation.
     start = "prompt is too long: " if problem.code == ContextLengthExceeded.code else ""
-    return {"type": "error", "error": {"type": kind, "message": start + problem.message}}
+    details = {"details": {"error_code": problem.code}} if problem.code else {}
+    return {"type": "error", "error": {"type": kind, "message": start + problem.message, **details}}
 
 
 def ollama_error(problem: Problem) -> Json:

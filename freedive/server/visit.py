@@ -23,6 +23,8 @@ CLIENT_LEFT = 499
 class Visit:
     """``route`` is the pattern of the path, "" where none fits. ``answers`` are what the request asked for, if it did.
 
+    ``ignored`` are the names of fields that the client sent and that had no effect.
+
     Times are by ``time.perf_counter``, but for ``began_at``, in seconds since 1970. Never holds what was said.
     """
 
@@ -33,6 +35,7 @@ class Visit:
     route: str = ""
     status: int = CLIENT_LEFT
     answers: Answers | None = None
+    ignored: set[str] = field(default_factory=set)
     began_at: float = field(default_factory=time.time)
     started_at: float = field(default_factory=time.perf_counter)
     ended_at: float | None = None

@@ -1,9 +1,11 @@
-"""What request bodies of all APIs share: fields are honoured, or refused by name."""
+"""What request bodies of all APIs share: fields are honoured, ignored and reported, or refused by name."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
@@ -13,6 +15,23 @@ from freedive.errors import UserError
 
 Json = dict[str, Any]
 
+_REPORTABLE = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
+"""Names of fields that may stand in a header and in a log."""
+_MAX_REPORTED = 32
+_ignored: ContextVar[set[str] | None] = ContextVar("ignored", default=None)
+
+
+def report_ignored_to(names: set[str]) -> None:
+    """From here on, what the request of this context sends and nobody honours is added to ``names``."""
+    _ignored.set(names)
+
+
+def ignore(name: str) -> None:
+    """Reports that the field ``name`` was sent, and has no effect."""
+    names = _ignored.get()
+    if names is not None and len(names) < _MAX_REPORTED and _REPORTABLE.fullmatch(name):
+        names.add(name)
+
 
 def _as_accepted(schema: Json, wire: type[Wire]) -> None:
     """Says in the schema of ``wire`` what it accepts beyond its fields: null, and fields without effect."""
@@ -21,9 +40,10 @@ def _as_accepted(schema: Json, wire: type[Wire]) -> None:
     schema["properties"] = {
         **{name: node if name in required else _or_null(name, node) for name, node in fields.items()},
         **{name: {"description": "accepted, without effect"} for name in sorted(wire.ignored)},
+        **{name: _or_null(ours, fields[ours]) for name, ours in sorted(wire.synonyms.items())},
         **{name: {"enum": [*values, None]} for name, values in sorted(wire.unsupported.items())},
     }
-    schema["additionalProperties"] = NULL
+    schema["additionalProperties"] = True if wire.ignores_unknown else NULL
 
 
 NULL: Json = {"type": "null"}
@@ -41,15 +61,19 @@ def _or_null(name: str, node: Json) -> Json:
 
 
 class Wire(BaseModel):
-    """A JSON object from a client. null means absent; what we would not honour is refused by name.
+    """A JSON object from a client. null means absent; what would not be honoured is reported, or refused by name.
 
-    ``ignored`` fields label a request and do not change its answer. ``unsupported`` maps fields of the format that are
-    not served to the values that ask for nothing.
+    ``ignored`` fields may have any value: they label a request or advise, and do not change its answer. ``synonyms``
+    are other names of fields. ``unsupported`` maps fields that are not served to the values that ask for nothing; any
+    other value is refused. A field without an entry is refused, but in a class that ``ignores_unknown``: there it
+    describes what was, not what is asked for. Whatever is ignored is reported.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_as_accepted)
     ignored: ClassVar[frozenset[str]] = frozenset()
+    synonyms: ClassVar[Mapping[str, str]] = {}
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    ignores_unknown: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -57,14 +81,22 @@ class Wire(BaseModel):
         if not isinstance(data, dict):
             return data
         fields = {field.alias or name for name, field in cls.model_fields.items()}
-        present = {name: value for name, value in data.items() if value is not None and name not in cls.ignored}
-        for name, value in present.items():
-            if name in cls.unsupported:
+        honoured: Json = {}
+        for name, value in data.items():
+            ours = cls.synonyms.get(name, name)
+            if value is None:
+                continue
+            if ours in fields:
+                if honoured.setdefault(ours, value) != value:
+                    raise UserError(f"'{name}' is another name of a field that is there", "Send one", param=name)
+            elif name in cls.unsupported:
                 if not any(_same(value, nothing) for nothing in cls.unsupported[name]):
                     raise UserError(f"'{name}' is not supported by this server", "Leave it out", param=name)
-            elif name not in fields:
+            elif name in cls.ignored or cls.ignores_unknown:
+                ignore(name)
+            else:
                 raise UserError(f"'{name}' is not a field of this request", "Leave it out", param=name)
-        return {name: value for name, value in present.items() if name not in cls.unsupported}
+        return honoured
 
     def given(self, **others: Any) -> dict[str, Any]:
         """The fields of Sampling that the request sets, and ``others``; the rest is the model's to choose."""
@@ -100,7 +132,7 @@ JsonObject = Annotated[Json, AfterValidator(_writable)]
 """Whatever a client likes, as long as it can be written again."""
 
 
-def only(param: str, *kinds: str, thing: str = "", remedy: str = "") -> Callable[[Any], Any]:
+def only(param: str, *kinds: str | None, thing: str = "", remedy: str = "") -> Callable[[Any], Any]:
     """Looks over a list: things of a type that we do not serve are named before their fields are looked at.
 
     A ``thing`` goes by the name of its field, where it has no other.
@@ -110,7 +142,7 @@ def only(param: str, *kinds: str, thing: str = "", remedy: str = "") -> Callable
         for item in value if isinstance(value, list) else ():
             if isinstance(item, dict) and item.get("type") not in kinds:
                 what = f"{thing or repr(param)} of type {item.get('type')!r} is not supported"
-                raise UserError(what, remedy or f"Send {' or '.join(kinds)}", param=param)
+                raise UserError(what, remedy or f"Send {' or '.join(filter(None, kinds))}", param=param)
         return value
 
     return check

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from freedive.errors import UserError
-from freedive.server.anthropic.turns import LABELS, Message, TextBlock, ToolUseBlock, text_of, turns
+from freedive.errors import NotFound, UserError
+from freedive.server.anthropic.turns import Messages, TextBlock, ToolUseBlock, referenced, text_of, turns
 from freedive.server.model import Model
+from freedive.server.offers import offered
 from freedive.server.parts import parts
 from freedive.server.service import Ask
-from freedive.server.wire import Text, Wire
+from freedive.server.wire import JsonObject, Text, Wire
 from freedive.text.format import Format
 from freedive.text.question import Question
 from freedive.text.tools import Function
@@ -25,34 +27,48 @@ BILLING = re.compile(r"\A(?:x-anthropic-billing-header:.*(?:\n|\Z))+")
 """Claude Code's first lines, which change from request to request, so that no cache would know the rest again."""
 
 
-def custom(tool: Any) -> Any:
-    """Tools that the server would have to run, or to know, are named before their fields are looked at."""
-    if isinstance(tool, dict) and (kind := tool.get("type")) not in (None, "custom"):
-        what = f"a tool of type {kind!r} is not supported"
-        raise UserError(what, "Give tools a name, a description and an input_schema", param="tools")
-    return tool
-
-
 class Tool(Wire):
-    """What the model can call. Calls come whole, however eagerly their input might be streamed."""
+    """What the model can call. Calls come whole, however eagerly their input might be streamed.
 
-    ignored = LABELS | {"eager_input_streaming"}
-    unsupported: ClassVar = {"allowed_callers": (["direct"],), "defer_loading": (False,)}
+    One whose loading is deferred is not shown to the model before a result refers to it.
+    """
+
+    ignores_unknown = True
+    unsupported: ClassVar = {"allowed_callers": (["direct"],)}
 
     type: Literal["custom"] = "custom"
     name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
     description: Text | None = None
-    input_schema: Json
-    input_examples: list[Json] = []
+    input_schema: JsonObject
+    input_examples: list[JsonObject] = []
     strict: bool = False
+    defer_loading: bool = False
 
     def for_template(self) -> Json:
-        """The tool as chat templates know it. Examples have a place of their own in a JSON schema."""
+        """The tool as chat templates know it."""
+        return {"type": "function", "function": self.function()}
+
+    def function(self) -> Json:
+        """The function that it is. Examples have a place of their own in a JSON schema."""
         described = {"description": self.description} if self.description else {}
         examples = {"examples": self.input_examples} if self.input_examples else {}
-        parameters = {**self.input_schema, **examples}
-        function = {"name": self.name, **described, "parameters": parameters, "strict": self.strict}
-        return {"type": "function", "function": function}
+        strict = {"strict": True} if self.strict else {}
+        return {"name": self.name, **described, "parameters": {**self.input_schema, **examples}, **strict}
+
+
+def _offered(tools: Any) -> Any:
+    """Tools without the server's. Where no client's tool searches among the deferred ones, all are shown instead."""
+    if not isinstance(tools, list):
+        return tools
+    kept = _clients_tools([{"type": "custom"} | tool if isinstance(tool, dict) else tool for tool in tools])
+    given = [tool for tool in kept if isinstance(tool, dict)]
+    searched_here = any(str(tool.get("type")).startswith("tool_search_tool") for tool in tools if isinstance(tool, dict))
+    if searched_here or all(tool.get("defer_loading") for tool in given):
+        return [tool | {"defer_loading": False} if isinstance(tool, dict) else tool for tool in kept]
+    return kept
+
+
+_clients_tools = offered("custom", remedy="Give tools a name, a description and an input_schema")
 
 
 class ToolChoice(Wire):
@@ -81,6 +97,8 @@ class Thinking(Wire):
     ``budget_tokens`` is not enforced: ``max_tokens`` bounds thoughts and answer together, usage tells them apart.
     """
 
+    ignores_unknown = True
+
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: int | None = Field(None, ge=1)
     display: Literal["summarized", "omitted"] = "summarized"
@@ -90,48 +108,70 @@ class OutputFormat(Wire):
     """The form of an answer."""
 
     type: Literal["json_schema"]
-    schema_: Json = Field(alias="schema")
+    schema_: JsonObject = Field(alias="schema")
 
 
 class OutputConfig(Wire):
-    unsupported: ClassVar = {"task_budget": ()}
+    ignored = frozenset({"task_budget"})
 
     format: OutputFormat | None = None
-
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class ThreadNotFound(NotFound):
+    """A conversation that would have to be kept here."""
+
+    code = "thread_not_found"
 
 
 class Conversation(Wire):
     """POST /v1/messages/count_tokens, and what it shares with /v1/messages.
 
-    Ignored is what labels a request: who pays, in which queue, and what to report of the cache.
+    Ignored is what labels a request: who pays, in which queue, and what to report of the cache; and advice on how to
+    shorten a conversation, which is the client's here.
     """
 
-    ignored = LABELS | {"billing_policy", "diagnostics", "service_tier"}
-    unsupported: ClassVar = {
-        "compaction": (),
-        "container": (),
-        # Claude Code asks that no thoughts be removed, and none are: which ones a model sees, its template decides.
-        "context_management": ({}, {"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
-        "fallback_credit_token": (),
-        "fallbacks": ([], "default"),
-        "inference_geo": ("global",),
-        "mcp_servers": ([],),
-        "speed": ("standard",),
-        "thread": (),
-    }
+    ignored = frozenset(
+        {
+            "betas",
+            "billing_policy",
+            "cache_control",
+            "client_metadata",
+            "compaction",
+            "container",
+            "context_management",
+            "diagnostics",
+            "fallback_credit_token",
+            "fallbacks",
+            "inference_geo",
+            "service_tier",
+            "speed",
+            "user_profile_id",
+        }
+    )
+    unsupported: ClassVar = {"mcp_servers": ([],), "thread": ({"type": "create"},)}
 
-    model: str
-    messages: list[Message] = Field(min_length=1)
+    model: Text
+    messages: Annotated[Messages, Field(min_length=1)]
     system: Annotated[
         list[TextBlock],
         BeforeValidator(parts("text", param="system"), json_schema_input_type=str | list[TextBlock]),
     ] = []
-    tools: list[Annotated[Tool, BeforeValidator(custom)]] = []
+    tools: Annotated[list[Tool], BeforeValidator(_offered, json_schema_input_type=list[Tool])] = []
     tool_choice: ToolChoice = ToolChoice(type="auto")
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
     output_format: OutputFormat | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_whole(cls, data: Any) -> Any:
+        """Clients that want a conversation kept send it whole when they hear that it was not."""
+        match data:
+            case {"thread": {"type": "continue"}}:
+                what = "conversations are not kept here"
+                raise ThreadNotFound(what, "Send the whole conversation", param="thread")
+        return data
 
     @model_validator(mode="after")
     def _fits_together(self) -> Conversation:
@@ -157,14 +197,20 @@ class Conversation(Wire):
         """The one question that the conversation is. Raises what ``Model.question`` raises."""
         format = self.output_config.format or self.output_format
         options: Json = {
-            "tools": [tool.for_template() for tool in self.tools],
+            "tools": [tool.for_template() for tool in self.tools if self._is_shown(tool)],
             "tool_choice": self.tool_choice.choice,
             "parallel_tool_calls": not self.tool_choice.disable_parallel_tool_use,
             "format": format and Format("json_schema", format.schema_),
             "continues": self.continues,
         }
-        messages = [*self._system(), *turns(self.messages)]
-        return [model.question(messages, **options, **self._thinking(model))]
+        messages = [*self._system(), *turns(self.messages, {tool.name: tool.function() for tool in self.tools})]
+        question = model.question(messages, **options, **self._thinking(model))
+        found = referenced(self.messages)
+        late = [tool.for_template() for tool in self.tools if tool.name in found and not self._is_shown(tool)]
+        return [replace(question, tools=[*question.tools, *late]) if late else question]
+
+    def _is_shown(self, tool: Tool) -> bool:
+        return not tool.defer_loading or tool.name == self.tool_choice.name
 
     def _thinking(self, model: Model) -> Mapping[str, Any]:
         """In this API both switches permit and advise, so that models without thoughts can be asked all the same."""
@@ -179,7 +225,9 @@ class Conversation(Wire):
 
 
 class Metadata(Wire):
-    user_id: str = ""
+    ignores_unknown = True
+
+    user_id: Text = ""
 
 
 class MessagesRequest(Conversation):
@@ -189,7 +237,7 @@ class MessagesRequest(Conversation):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    stop_sequences: list[str] = []
+    stop_sequences: list[Text] = []
     stream: bool = False
     metadata: Metadata = Metadata()
 

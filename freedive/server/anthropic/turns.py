@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
-from freedive.server.parts import parts
-from freedive.server.wire import Text, Wire
+from freedive.server.parts import parts, readable
+from freedive.server.wire import JsonObject, Text, Wire
 
 Json = dict[str, Any]
 
-LABELS = frozenset({"cache_control"})
-"""What is found in the cache is used, marked or not."""
-
-
 class TextBlock(Wire):
-    """``citations`` are of sources that an earlier answer named."""
+    """A text. What is found in the cache is used, marked by ``cache_control`` or not."""
 
-    ignored = LABELS | {"citations"}
+    ignores_unknown = True
 
     type: Literal["text"]
     text: Text
@@ -30,7 +27,7 @@ class TextBlock(Wire):
 class ThinkingBlock(Wire):
     """Earlier thoughts. Whether the model sees them again is for its template to choose."""
 
-    ignored = frozenset({"signature"})
+    ignores_unknown = True
 
     type: Literal["thinking"]
     thinking: Text
@@ -39,7 +36,7 @@ class ThinkingBlock(Wire):
 class RedactedThinkingBlock(Wire):
     """Earlier thoughts that only the server which wrote them can read."""
 
-    ignored = frozenset({"data"})
+    ignores_unknown = True
 
     type: Literal["redacted_thinking"]
 
@@ -47,25 +44,36 @@ class RedactedThinkingBlock(Wire):
 class ToolUseBlock(Wire):
     """A call that the model made before."""
 
-    ignored = LABELS
-    unsupported: ClassVar = {"caller": ({"type": "direct"},), "toolset_name": ()}
+    ignores_unknown = True
 
     type: Literal["tool_use"]
     id: Text
     name: Text
-    input: Json
+    input: JsonObject = {}
+
+
+class ToolReferenceBlock(Wire):
+    """A tool that a search found: from here on the model knows it."""
+
+    ignores_unknown = True
+
+    type: Literal["tool_reference"]
+    tool_name: Text
+
+
+ResultPart = Annotated[TextBlock | ToolReferenceBlock, Field(discriminator="type")]
 
 
 class ToolResultBlock(Wire):
     """What a call came to."""
 
-    ignored = LABELS
-    unsupported: ClassVar = {"toolset_name": ()}
+    ignores_unknown = True
 
     type: Literal["tool_result"]
     tool_use_id: Text
     content: Annotated[
-        list[TextBlock], BeforeValidator(parts("text"), json_schema_input_type=str | list[TextBlock])
+        list[ResultPart],
+        BeforeValidator(parts("text", "tool_reference"), json_schema_input_type=str | list[ResultPart]),
     ] = []
     is_error: bool = False
 
@@ -84,6 +92,8 @@ BLOCKS = {
 class Message(Wire):
     """One turn of a conversation, or a part of it: neighbours of the same role are one turn."""
 
+    ignores_unknown = True
+
     role: Literal["user", "assistant", "system"]
     content: Annotated[
         list[Block],
@@ -100,25 +110,51 @@ class Message(Wire):
         return self
 
 
-def turns(messages: Iterable[Message]) -> Iterator[Json]:
+Messages = Annotated[
+    list[Message],
+    BeforeValidator(readable({"assistant": BLOCKS["assistant"]}), json_schema_input_type=list[Message]),
+]
+"""What a server's own tools did in an earlier answer is left out."""
+
+Definitions = Mapping[str, Json]
+"""The functions that results may refer to, by name."""
+
+
+def turns(messages: Iterable[Message], definitions: Definitions) -> Iterator[Json]:
     """``messages`` as chat templates know them: neighbours of the same role are one."""
     for role, group in groupby(messages, key=lambda message: message.role):
         blocks = [block for message in group for block in message.content]
-        yield from [_assistant(blocks)] if role == "assistant" else _asked(role, blocks)
+        yield from [_assistant(blocks)] if role == "assistant" else _asked(role, blocks, definitions)
 
 
-def _asked(role: str, blocks: Iterable[Block]) -> Iterator[Json]:
+def _asked(role: str, blocks: Iterable[Block], definitions: Definitions) -> Iterator[Json]:
     """A turn of the user as chat templates know it: results of tools are messages of their own."""
     for _, group in groupby(blocks, key=type):
         same = list(group)
-        results = [_result(block) for block in same if isinstance(block, ToolResultBlock)]
+        results = [_result(block, definitions) for block in same if isinstance(block, ToolResultBlock)]
         yield from results or [{"role": role, "content": text_of(same)}]
 
 
-def _result(block: ToolResultBlock) -> Json:
+def _result(block: ToolResultBlock, definitions: Definitions) -> Json:
     """Templates have no other place for what failed."""
     start = "Error: " if block.is_error else ""
-    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": start + text_of(block.content)}
+    content = start + "\n".join(_result_text(part, definitions) for part in block.content)
+    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
+
+
+def _result_text(part: TextBlock | ToolReferenceBlock, definitions: Definitions) -> str:
+    """A tool that was found is described where it was, so that the prompt's head stays as it is in the cache."""
+    if isinstance(part, TextBlock):
+        return part.text
+    if definition := definitions.get(part.tool_name):
+        return f"Tool that can be called from now on: {json.dumps(definition, ensure_ascii=False)}"
+    return f"There is no tool {part.tool_name}"
+
+
+def referenced(messages: Iterable[Message]) -> set[str]:
+    """The names of all tools that results refer to."""
+    results = (block for message in messages for block in message.content if isinstance(block, ToolResultBlock))
+    return {part.tool_name for block in results for part in block.content if isinstance(part, ToolReferenceBlock)}
 
 
 def _assistant(blocks: Sequence[Block]) -> Json:

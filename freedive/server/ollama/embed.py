@@ -21,6 +21,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("/embed", summary="Texts as vectors")
     async def embed(body: EmbedRequest, request: Request) -> Json:
         started = time.perf_counter()
+        if not body.input:
+            return {"model": body.model, "embeddings": []}
         answers = await service.answers(body.ask(), request)
         return {
             "model": body.model,

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
+from freedive.server.call_ids import matched
 from freedive.server.model import Model
 from freedive.server.ollama.options import Options
 from freedive.server.ollama.times import KeepAlive
-from freedive.server.openai.message_fields import Tool
+from freedive.server.openai.message_fields import Tools
+from freedive.server.parts import placeholder
 from freedive.server.service import Ask, to_embed
-from freedive.server.wire import JsonObject, Text, Wire, listed, writable
+from freedive.server.wire import JsonObject, Text, Wire, listed
 from freedive.text.format import Format
 from freedive.text.question import Question
 
@@ -21,16 +23,16 @@ Json = dict[str, Any]
 
 
 class FunctionCall(Wire):
-    ignored = frozenset({"index"})
+    ignores_unknown = True
 
     name: Text
-    arguments: Annotated[Json, AfterValidator(writable)] = {}
+    arguments: JsonObject = {}
 
 
 class ToolCall(Wire):
     """A call that the model made before."""
 
-    ignored = frozenset({"type"})
+    ignores_unknown = True
 
     id: Text = ""
     function: FunctionCall
@@ -39,6 +41,8 @@ class ToolCall(Wire):
 class Message(Wire):
     """One turn of a conversation. ``tool_name`` and ``tool_call_id`` say which call a result is of."""
 
+    ignores_unknown = True
+    synonyms = {"name": "tool_name"}
     unsupported: ClassVar = {"images": ([],)}
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -54,16 +58,45 @@ class Message(Wire):
             raise UserError("'tool_calls' is for messages of the assistant", "Leave it out", param="tool_calls")
         return self
 
+    def for_template(self) -> Json:
+        """The message as chat templates know it."""
+        calls = [{"id": call.id, "type": "function", "function": call.function.model_dump()} for call in self.tool_calls]
+        said = {
+            "name": self.tool_name,
+            "reasoning_content": self.thinking or None,
+            "tool_calls": calls or None,
+            "tool_call_id": self.tool_call_id if self.role == "tool" else None,
+        }
+        given = {name: value for name, value in said.items() if value is not None}
+        return {"role": self.role, "content": self.content, **given}
+
+
+def _readable(messages: Any) -> Any:
+    """Once the assistant has spoken, a text stands for each image, so that the conversation can go on."""
+    if not isinstance(messages, list):
+        return messages
+    dicts = [message for message in messages if isinstance(message, dict)]
+    if not any(message.get("role") == "assistant" for message in dicts):
+        return messages
+    return [_without_images(message) for message in messages]
+
+
+def _without_images(message: Any) -> Any:
+    if not isinstance(message, dict) or not isinstance(images := message.get("images"), list):
+        return message
+    texts = [message.get("content") or "", *(placeholder("image") for _ in images)]
+    return message | {"images": [], "content": "\n".join(filter(None, texts))} if images else message
+
 
 class AnswerRequest(Wire):
     """What chat and generate share."""
 
-    unsupported: ClassVar = {"truncate": (False,), "shift": (False,)}
+    ignored = frozenset({"shift", "truncate"})
 
-    model: str
+    model: Text
     stream: bool = True
     format: Literal["", "json"] | JsonObject = ""
-    think: bool | Literal["low", "medium", "high"] | None = None
+    think: bool | Literal["low", "medium", "high", "max"] | None = None
     options: Options = Options()
     keep_alive: KeepAlive | None = None
     logprobs: bool = False
@@ -107,22 +140,25 @@ class AnswerRequest(Wire):
 class ChatRequest(AnswerRequest):
     """POST /api/chat."""
 
-    messages: list[Message] = []
-    tools: list[Tool] = []
+    messages: Annotated[
+        list[Message], BeforeValidator(_readable, json_schema_input_type=list[Message])
+    ] = []
+    tools: Tools = []
 
     @property
     def asks(self) -> bool:
         return bool(self.messages)
 
     def questions(self, model: Model) -> Sequence[Question]:
-        tools = [tool.model_dump(exclude_none=True) for tool in self.tools]
-        return [model.question(for_template(self.messages), tools, **self._options())]
+        tools = [tool.for_template() for tool in self.tools]
+        messages = matched(message.for_template() for message in self.messages)
+        return [model.question(messages, tools, **self._options())]
 
 
 class GenerateRequest(AnswerRequest):
     """POST /api/generate. With a ``suffix`` the answer is what stands between the prompt and that."""
 
-    unsupported: ClassVar = AnswerRequest.unsupported | {
+    unsupported: ClassVar = {
         "context": ([],),
         "height": (),
         "images": ([],),
@@ -165,9 +201,10 @@ class GenerateRequest(AnswerRequest):
 class EmbedRequest(Wire):
     """POST /api/embed."""
 
-    unsupported: ClassVar = {"dimensions": (), "truncate": (False,)}
+    ignored = frozenset({"truncate"})
+    unsupported: ClassVar = {"dimensions": (0,)}
 
-    model: str
+    model: Text
     input: Annotated[list[Text], BeforeValidator(listed, json_schema_input_type=str | list[str])]
     options: Options = Options()
     keep_alive: KeepAlive | None = None
@@ -180,7 +217,7 @@ class EmbedRequest(Wire):
 class EmbeddingsRequest(Wire):
     """POST /api/embeddings, the older form."""
 
-    model: str
+    model: Text
     prompt: Text = ""
     options: Options = Options()
     keep_alive: KeepAlive | None = None
@@ -193,8 +230,8 @@ class EmbeddingsRequest(Wire):
 class ModelRequest(Wire):
     """What names a model; older clients do it by ``name``."""
 
-    model: str = ""
-    name: str = ""
+    model: Text = ""
+    name: Text = ""
 
     @model_validator(mode="after")
     def _names_one(self) -> ModelRequest:
@@ -207,7 +244,8 @@ class ModelRequest(Wire):
 class ShowRequest(ModelRequest):
     """POST /api/show. ``verbose`` asks for the vocabulary, too, which is not told."""
 
-    unsupported: ClassVar = {"options": ({},), "system": ("",), "template": ("",), "verbose": (False,)}
+    ignored = frozenset({"options", "verbose"})
+    unsupported: ClassVar = {"system": ("",), "template": ("",)}
 
 
 class PullRequest(ModelRequest):
@@ -216,42 +254,3 @@ class PullRequest(ModelRequest):
     unsupported: ClassVar = {"insecure": (False,), "password": ("",), "username": ("",)}
 
     stream: bool = True
-
-
-def for_template(messages: Sequence[Message]) -> list[Json]:
-    """The messages as chat templates know them.
-
-    Some templates tell by an id which call a result is of. Calls that came without have their number; a result without
-    is of the first call of its name, or of any name if it has none, that was not answered before.
-    """
-    written: list[Json] = []
-    unanswered: list[Json] = []
-    num_calls = 0
-    for message in messages:
-        calls = [_call(call, num_calls + index) for index, call in enumerate(message.tool_calls)]
-        num_calls += len(calls)
-        unanswered += calls
-        said = {
-            "name": message.tool_name,
-            "reasoning_content": message.thinking or None,
-            "tool_calls": calls or None,
-            "tool_call_id": _answered(message, unanswered) if message.role == "tool" else None,
-        }
-        given = {name: value for name, value in said.items() if value is not None}
-        written.append({"role": message.role, "content": message.content, **given})
-    return written
-
-
-def _call(call: ToolCall, number: int) -> Json:
-    """Nine letters and digits are what Mistral's templates want of an id."""
-    return {"id": call.id or f"call{number:05}", "type": "function", "function": call.function.model_dump()}
-
-
-def _answered(result: Message, unanswered: list[Json]) -> str | None:
-    """The id of the call that a result is of, which is then no longer unanswered."""
-    for call in unanswered:
-        names = (None, call["function"]["name"])
-        if call["id"] == result.tool_call_id or (result.tool_call_id is None and result.tool_name in names):
-            unanswered.remove(call)
-            return str(call["id"])
-    return result.tool_call_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -19,30 +19,29 @@ RUNNING = frozenset(
         "main_gpu",
         "num_batch",
         "num_gpu",
+        "num_gqa",
         "num_thread",
         "numa",
+        "rope_frequency_base",
+        "rope_frequency_scale",
         "use_mlock",
         "use_mmap",
+        "vocab_only",
     }
 )
 """They say how to run a model, which is decided here, and not what it answers."""
 
-WITHOUT_OBJECT = frozenset({"mirostat_eta", "mirostat_tau", "num_keep"})
-"""They tune what never happens here: mirostat, which is refused, and the truncation of a context that is full."""
+WITHOUT_OBJECT = frozenset({"draft_num_predict", "mirostat_eta", "mirostat_tau", "num_keep"})
+"""They tune what never happens here: mirostat, guesses of a second model, and the truncation of a full context."""
+
+UNUSED = frozenset({"mirostat", "penalize_newline", "repeat_last_n", "tfs_z", "typical_p"})
+"""Sliders that interfaces send, and that Ollama itself no longer uses with most models."""
 
 
 class Options(Wire):
     """``num_predict`` below 1 goes on to the end of the context; a ``seed`` of -1 draws one."""
 
-    ignored = RUNNING | WITHOUT_OBJECT
-    unsupported: ClassVar = {
-        "mirostat": (0,),
-        "penalize_newline": (True,),
-        "repeat_last_n": (-1,),
-        "tfs_z": (1,),
-        "typical_p": (1,),
-        "vocab_only": (False,),
-    }
+    ignored = RUNNING | WITHOUT_OBJECT | UNUSED
 
     num_predict: int | None = None
     num_ctx: int | None = Field(default=None, ge=1)

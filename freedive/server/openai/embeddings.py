@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from freedive.engine.pooling import Pooling
 from freedive.server.openai.fields import Prompt, listed_prompts
 from freedive.server.service import Ask, Service, to_embed
-from freedive.server.wire import Wire
+from freedive.server.wire import Text, Wire
 
 Json = dict[str, Any]
 Vector = list[float]
@@ -23,7 +23,7 @@ class EmbeddingRequest(Wire):
 
     unsupported: ClassVar = {"dimensions": ()}
 
-    model: str
+    model: Text
     input: Annotated[
         list[Prompt],
         BeforeValidator(listed_prompts, json_schema_input_type=Prompt | list[Prompt]),
@@ -31,8 +31,8 @@ class EmbeddingRequest(Wire):
     ]
     encoding_format: Literal["float", "base64"] = "float"
     pooling: Pooling = "mean"
-    user: str = ""
-    user_id: str = ""
+    user: Text = ""
+    user_id: Text = ""
 
     def ask(self) -> Ask:
         """In our terms."""

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
+from freedive.server.call_ids import matched
 from freedive.server.model import Model
-from freedive.server.openai.format_fields import NamedTool, ResponseFormat
-from freedive.server.openai.message_fields import Message, Tool
+from freedive.server.openai.foreign_fields import LABELS, NEUTRAL, TUNING_NOTHING
+from freedive.server.openai.format_fields import Guided, NamedTool, ResponseFormat, parsed_schema
+from freedive.server.openai.message_fields import Messages, Tools
 from freedive.server.service import Ask
-from freedive.server.wire import Text, Wire, listed
+from freedive.server.wire import JsonObject, Text, Wire, ignore, listed
+from freedive.text.format import Format
 from freedive.text.question import Question
 from freedive.text.thinking import EFFORTS
 from freedive.text.tools import Function
-
-IGNORED = frozenset(
-    {
-        "metadata",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "verbosity",
-    }
-)
-"""Fields that label a request for the operator, or only advise."""
-
 
 class StreamOptions(Wire):
     ignored = frozenset({"include_obfuscation"})
@@ -42,9 +32,11 @@ class StreamOptions(Wire):
 class GenerationRequest(Wire):
     """What chat and plain completions share. top_k, min_p, repetition_penalty, ignore_eos and timings are ours."""
 
-    ignored = IGNORED
+    ignored = LABELS | TUNING_NOTHING
+    synonyms = {"cache_salt": "user_id", "n_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
+    unsupported: ClassVar = NEUTRAL
 
-    model: str
+    model: Text
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -54,21 +46,46 @@ class GenerationRequest(Wire):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[Annotated[int, Field(strict=False)], float] = {}
-    seed: int | None = None
-    stop: Annotated[list[str], BeforeValidator(listed, json_schema_input_type=str | list[str])] = []
+    seed: Annotated[int | None, AfterValidator(lambda seed: None if seed == -1 else seed)] = None
+    stop: Annotated[list[Text], BeforeValidator(listed, json_schema_input_type=str | list[str])] = []
     ignore_eos: bool = False
     n: int = Field(1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str = ""
-    user_id: str = ""
+    user: Text = ""
+    user_id: Text = ""
     timings: bool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: Guided | None = None
+    guided_json: Annotated[JsonObject, BeforeValidator(parsed_schema)] | None = None
+    guided_regex: Text | None = None
+    guided_choice: list[Text] | None = None
+    guided_grammar: Text | None = None
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> GenerationRequest:
         if self.stream_options and not self.stream:
-            raise UserError("'stream_options' needs 'stream': true", "Leave it out", param="stream_options")
+            ignore("stream_options")
         return self
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> GenerationRequest:
+        forms = [name for name in ("response_format", "structured_outputs", *GUIDED) if getattr(self, name) is not None]
+        if len(forms) > 1:
+            raise UserError(f"'{forms[0]}' and '{forms[1]}' both ask for a form", "Send one of them", param=forms[1])
+        return self
+
+    @property
+    def format(self) -> Format | None:
+        """The form that the answer is to have, by whichever field asks for it."""
+        fields = {short: value for name, short in GUIDED.items() if (value := getattr(self, name)) is not None}
+        guided = Guided(**fields) if fields else self.structured_outputs
+        asked = guided or self.response_format
+        return asked.format() if asked else None
+
+
+GUIDED = {f"guided_{kind}": kind for kind in ("json", "regex", "choice", "grammar")}
+"""vLLM's older fields for a form, and their names in ``structured_outputs``."""
 
 
 class Thinking(Wire):
@@ -77,11 +94,30 @@ class Thinking(Wire):
     type: Literal["enabled", "disabled", "auto"]
 
 
+class Reasoning(Wire):
+    """OpenRouter's: whether and how hard to think."""
+
+    ignored = frozenset({"exclude", "max_tokens", "summary"})
+
+    effort: Text | None = None
+    enabled: bool | None = None
+
+
+RESERVED = frozenset(inspect.signature(Model.question).parameters) - {"thinking", "variables"} | {
+    "add_generation_prompt",
+    "continue_final_message",
+}
+"""Names that are no variables of a chat template's own: what they say has fields of the request."""
+
+
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    unsupported: ClassVar = {
+    unsupported: ClassVar = NEUTRAL | {
+        "add_special_tokens": (False,),
         "audio": (),
+        "chat_template": ("",),
+        "echo": (False,),
         "function_call": ("none", "auto"),
         "functions": ([],),
         "modalities": (["text"],),
@@ -89,14 +125,15 @@ class ChatRequest(GenerationRequest):
         "web_search_options": (),
     }
 
-    messages: list[Message] = Field(min_length=1)
-    tools: list[Tool] = []
+    messages: Annotated[Messages, Field(min_length=1)]
+    tools: Tools = []
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
-    response_format: ResponseFormat | None = None
     thinking: Thinking | None = None
-    reasoning_effort: str | None = None
-    chat_template_kwargs: dict[str, Any] = {}
+    enable_thinking: bool | None = None
+    reasoning: Reasoning = Reasoning()
+    reasoning_effort: Text | None = None
+    chat_template_kwargs: JsonObject = {}
     continue_final_message: bool = False
     add_generation_prompt: bool = True
     max_completion_tokens: int | None = None
@@ -107,9 +144,12 @@ class ChatRequest(GenerationRequest):
     def _fits_together(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
             raise UserError("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
-        if self.reasoning_effort not in (None, *EFFORTS):
-            what = f"'reasoning_effort' is {self.reasoning_effort!r}"
-            raise UserError(what, f"Choose one of {', '.join(EFFORTS)}", param="reasoning_effort")
+        for param, effort in (("reasoning_effort", self.reasoning_effort), ("reasoning", self.reasoning.effort)):
+            if effort not in (None, *EFFORTS):
+                raise UserError(f"'{param}' is {effort!r}", f"Choose one of {', '.join(EFFORTS)}", param=param)
+        if reserved := sorted(RESERVED & self.chat_template_kwargs.keys()):
+            what = f"'{reserved[0]}' is no variable of a chat template's own"
+            raise UserError(what, "Use the field of the request", param="chat_template_kwargs")
         for message in self.messages[:-1]:
             if message.prefix:
                 raise UserError("'prefix' is for the last message", "Leave it out of the others", param="prefix")
@@ -131,7 +171,8 @@ class ChatRequest(GenerationRequest):
 
     def questions(self, model: Model) -> Sequence[Question]:
         """The one question that the conversation is. Raises what ``Model.question`` raises."""
-        return [model.question([message.for_template() for message in self.messages], **self._options())]
+        messages = matched(message.for_template() for message in self.messages)
+        return [model.question(messages, **self._options(), **self._thinking(model))]
 
     def sampling(self) -> dict[str, Any]:
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -140,17 +181,27 @@ class ChatRequest(GenerationRequest):
 
     def _options(self) -> Mapping[str, Any]:
         choice = self.tool_choice
-        switch = self.thinking.type if self.thinking else "auto"
         return {
-            "tools": [tool.model_dump(exclude_none=True) for tool in self.tools],
+            "tools": [tool.for_template() for tool in self.tools],
             "tool_choice": Function(choice.function.name) if isinstance(choice, NamedTool) else choice,
             "parallel_tool_calls": self.parallel_tool_calls,
-            "format": self.response_format and self.response_format.format(),
-            "thinking": None if switch == "auto" else switch == "enabled",
-            "effort": self.reasoning_effort if switch != "disabled" else "none",
+            "format": self.format,
             "continues": self.continues,
-            **self.chat_template_kwargs,
         }
+
+    def _thinking(self, model: Model) -> Mapping[str, Any]:
+        """The switch, the effort, and the template's variables. An effort only advises a model without thoughts."""
+        variables = dict(self.chat_template_kwargs)
+        named = variables.pop("thinking", None)
+        switches = [named, self.enable_thinking, self.reasoning.enabled]
+        if self.thinking and self.thinking.type != "auto":
+            switches.append(self.thinking.type == "enabled")
+        switch = next((value for value in reversed(switches) if isinstance(value, bool)), None)
+        effort = "none" if switch is False else self.reasoning_effort or self.reasoning.effort
+        if effort not in (None, "none") and not model.can_think:
+            ignore("reasoning_effort")
+            effort = None
+        return {"thinking": switch, "effort": effort, **variables}
 
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -169,7 +220,7 @@ def listed_prompts(value: Any) -> Any:
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions. With a ``suffix`` the answer is what stands between the prompt and that."""
 
-    unsupported: ClassVar = {"best_of": (1,)}
+    synonyms = GenerationRequest.synonyms | {"json_schema": "guided_json"}
 
     prompt: Annotated[
         list[Prompt],
@@ -177,7 +228,6 @@ class CompletionRequest(GenerationRequest):
         Field(min_length=1, max_length=1024),
     ]
     suffix: Text = ""
-    response_format: ResponseFormat | None = None
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=5)
 
@@ -200,8 +250,7 @@ class CompletionRequest(GenerationRequest):
         return [self._question(model, prompt) for prompt in self.prompt]
 
     def _question(self, model: Model, prompt: str | list[int]) -> Question:
-        format = self.response_format.format() if self.response_format else None
-        make_guide = model.make_guide(format) if format else None
+        make_guide = model.make_guide(self.format) if self.format else None
         if self.suffix:
             return replace(model.infill(str(prompt), self.suffix), make_guide=make_guide)
         tokens = prompt if isinstance(prompt, list) else model.tokenizer.encode(prompt, add_special=True)

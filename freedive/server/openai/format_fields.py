@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
 from freedive.server.wire import JsonObject, Text, Wire
@@ -54,3 +55,40 @@ class ResponseFormat(Wire):
             return None
         value = self.json_schema.schema_ if self.json_schema else self.regex or self.choice or self.grammar
         return Format(self.type, value)
+
+
+def parsed_schema(value: Any) -> Any:
+    """A schema that came as text."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
+class Guided(Wire):
+    """The form of an answer as vLLM's clients say it: exactly one field is set."""
+
+    ignored = frozenset({"disable_any_whitespace", "disable_fallback", "whitespace_pattern"})
+    unsupported = {"disable_additional_properties": (False,), "structural_tag": ()}
+
+    json_: Annotated[JsonObject, BeforeValidator(parsed_schema)] | None = Field(None, alias="json")
+    json_object: bool = False
+    regex: Text | None = None
+    choice: list[Text] | None = None
+    grammar: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> Guided:
+        if len(self._forms()) != 1:
+            raise UserError("'structured_outputs' asks for one form", "Set one field", param="structured_outputs")
+        return self
+
+    def _forms(self) -> dict[str, Any]:
+        forms = {"json_schema": self.json_, "regex": self.regex, "choice": self.choice, "grammar": self.grammar}
+        objects = {"json_object": {}} if self.json_object else {}
+        return objects | {kind: value for kind, value in forms.items() if value is not None}
+
+    def format(self) -> Format:
+        """In our terms. Raises UserError for a value that cannot be kept to."""
+        [(kind, value)] = self._forms().items()
+        return Format("json_object") if kind == "json_object" else Format(kind, value)

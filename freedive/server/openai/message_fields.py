@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
-from freedive.server.parts import parts
+from freedive.server.offers import offered
+from freedive.server.parts import parts, readable
 from freedive.server.wire import JsonObject, Text, Wire
 
 
 class TextPart(Wire):
     """One part of a message's content."""
 
-    ignored = frozenset({"cache_control", "annotations", "logprobs"})
+    ignores_unknown = True
 
     type: Literal["text"]
     text: Text
 
 
+def _as_json(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+
+
 class FunctionCall(Wire):
+    """``arguments`` are JSON as text; an object is taken, too."""
+
+    ignores_unknown = True
+
     name: Text
-    arguments: Text = "{}"
+    arguments: Annotated[Text, BeforeValidator(_as_json, json_schema_input_type=str | JsonObject)] = "{}"
 
 
 class ToolCall(Wire):
-    """A call that the model made before. ``index`` is what streams add."""
+    """A call that the model made before."""
 
-    ignored = frozenset({"index"})
+    ignores_unknown = True
 
     id: Text = ""
     type: Literal["function"] = "function"
@@ -38,10 +48,11 @@ class ToolCall(Wire):
 class Message(Wire):
     """One turn of a conversation.
 
-    Thoughts go by any of three names; whether the model sees them again is for its template to choose.
+    Thoughts go by any of three names; whether the model sees them again is for its template to choose. What else a
+    client kept with a message is ignored.
     """
 
-    ignored = frozenset({"annotations", "audio", "refusal"})
+    ignores_unknown = True
     unsupported: ClassVar = {"function_call": ()}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -58,14 +69,11 @@ class Message(Wire):
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
-        if self.content is None and not self.tool_calls:
+        if self.content is None and self.role not in ("assistant", "tool"):
             raise UserError(f"a message of role '{self.role}' has no 'content'", "Give it some", param="content")
         if self.role != "assistant" and (self.tool_calls or self.prefix):
             name = "tool_calls" if self.tool_calls else "prefix"
             raise UserError(f"'{name}' is for messages of the assistant", "Leave it out", param=name)
-        if self.role == "tool" and self.tool_call_id is None:
-            what = "a message of role 'tool' has no 'tool_call_id'"
-            raise UserError(what, "Say which call it answers", param="tool_call_id")
         return self
 
     def for_template(self) -> dict[str, Any]:
@@ -75,7 +83,7 @@ class Message(Wire):
             "name": self.name or None,
             "reasoning_content": reasoning,
             "tool_calls": [call.model_dump() for call in self.tool_calls] or None,
-            "tool_call_id": self.tool_call_id,
+            "tool_call_id": self.tool_call_id or None,
         }
         return {
             "role": "system" if self.role == "developer" else self.role,
@@ -84,8 +92,15 @@ class Message(Wire):
         }
 
 
+Messages = Annotated[
+    list[Message], BeforeValidator(readable({"assistant": ("text",)}), json_schema_input_type=list[Message])
+]
+
+
 class Function(Wire):
     """What the model can call: ``parameters`` are a JSON schema."""
+
+    ignores_unknown = True
 
     name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
     description: Text | None = None
@@ -94,7 +109,15 @@ class Function(Wire):
 
 
 class Tool(Wire):
-    ignored = frozenset({"cache_control"})
+    ignores_unknown = True
 
     type: Literal["function"]
     function: Function
+
+    def for_template(self) -> dict[str, Any]:
+        """The tool as it came: templates write all of it into the prompt."""
+        return {"type": "function", "function": {"parameters": {}} | self.function.model_dump(exclude_unset=True)}
+
+
+Tools = Annotated[list[Tool], BeforeValidator(offered("function"), json_schema_input_type=list[Tool])]
+"""Tools that a server would have to run are left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -9,10 +10,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from freedive.errors import UserError
 from freedive.server.model import Model
+from freedive.server.openai.foreign_fields import LABELS
 from freedive.server.responses import items
-from freedive.server.responses.item_fields import ItemReference, Items
+from freedive.server.responses.item_fields import ItemReference, Items, readable_items
+from freedive.server.responses.tools import Tools
 from freedive.server.service import Ask
-from freedive.server.wire import JsonObject, Text, Wire, only
+from freedive.server.wire import JsonObject, Text, Wire, ignore
 from freedive.text.format import Format
 from freedive.text.thinking import EFFORTS
 from freedive.text.tools import Function
@@ -20,22 +23,15 @@ from freedive.text.tools import Function
 Json = dict[str, Any]
 LOGPROBS = "message.output_text.logprobs"
 SEALED = "reasoning.encrypted_content"
+Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
+OF_TOOLS = re.compile(r"(code_interpreter|computer|file_search|mcp|message\.input_image|web_search)[a-z_.]*")
+"""What else may be asked to be included: results of tools that are never called here, so there is nothing to add."""
 
 
-class FunctionTool(Wire):
-    """What the model can call: ``parameters`` are a JSON schema."""
-
-    unsupported: ClassVar = {"allowed_callers": (["direct"],), "async": (False,), "defer_loading": (False,)}
-    ignored = frozenset({"output_schema"})
-
-    type: Literal["function"]
-    name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
-    description: Text | None = None
-    parameters: JsonObject = {}
-    strict: bool = False
-
-    def for_template(self) -> Json:
-        return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
+def _includable(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [name for name in value if not (isinstance(name, str) and OF_TOOLS.fullmatch(name))]
 
 
 def _effort(value: str) -> str:
@@ -47,11 +43,10 @@ def _effort(value: str) -> str:
 class Reasoning(Wire):
     """How hard to think. A summary is not made: thoughts are told whole."""
 
-    ignored = frozenset({"generate_summary"})
-    unsupported: ClassVar = {"context": ("auto",), "mode": ("standard",)}
+    ignores_unknown = True
 
     effort: Annotated[str, AfterValidator(_effort), WithJsonSchema({"enum": list(EFFORTS)})] | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
+    summary: Text | None = None
 
 
 class TextFormat(Wire):
@@ -77,7 +72,7 @@ class TextFormat(Wire):
 class NamedFunction(Wire):
     """The function that must be called."""
 
-    type: Literal["function"]
+    type: Literal["function", "custom"]
     name: Text
 
 
@@ -91,25 +86,32 @@ class TextConfig(Wire):
 class PromptRequest(Wire):
     """What a prompt is made of."""
 
+    ignored = LABELS
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "conversation": (),
-        "truncation": ("disabled",),
+        "truncation": ("disabled", "auto"),
     }
 
     input: Items = []
     instructions: Text | None = None
     previous_response_id: Text | None = None
-    tools: Annotated[
-        list[FunctionTool], BeforeValidator(only("tools", "function"), json_schema_input_type=list[FunctionTool])
-    ] = []
+    tools: Tools = []
     tool_choice: Literal["none", "auto", "required"] | NamedFunction = "auto"
     parallel_tool_calls: bool = True
     reasoning: Reasoning = Reasoning()
     text: TextConfig = TextConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _goes_on(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        under_way = data.get("previous_response_id") is not None
+        return data | {"input": readable_items(data.get("input"), under_way=under_way)}
+
     @model_validator(mode="after")
     def _asks_something(self) -> PromptRequest:
-        if not self.input and not self.previous_response_id:
+        if not (self.input or self.previous_response_id or self.instructions):
             raise UserError("there is no 'input'", "Give some", param="input")
         return self
 
@@ -126,13 +128,20 @@ class PromptRequest(Wire):
             "tool_choice": Function(choice.name) if isinstance(choice, NamedFunction) else choice,
             "parallel_tool_calls": self.parallel_tool_calls,
             "format": self.text.format and self.text.format.format(),
-            "effort": self.reasoning.effort,
         }
 
         def questions(model: Model) -> Any:
-            return [model.question([*leading, *items.messages(conversation)], **options)]
+            return [model.question([*leading, *items.messages(conversation)], **options, effort=self._effort(model))]
 
         return Ask(model, questions, **others)
+
+    def _effort(self, model: Model) -> str | None:
+        """An effort only advises a model without thoughts."""
+        effort = self.reasoning.effort
+        if effort in (None, "none") or model.can_think:
+            return effort
+        ignore("reasoning")
+        return None
 
 
 class CountRequest(PromptRequest):
@@ -140,7 +149,7 @@ class CountRequest(PromptRequest):
 
     unsupported: ClassVar = {**PromptRequest.unsupported, "personality": ()}
 
-    model: str = ""
+    model: Text = ""
 
 
 class ResponseStreamOptions(Wire):
@@ -153,19 +162,19 @@ class ResponseRequest(PromptRequest):
     ``max_tool_calls`` bounds the calls of built-in tools, of which there are none.
     """
 
-    ignored = frozenset({"prompt_cache_options", "prompt_cache_retention", "service_tier"})
+    ignored = LABELS - {"metadata", "prompt_cache_key", "safety_identifier", "store"} | {"context_management"}
     unsupported: ClassVar = {
         **PromptRequest.unsupported,
-        "access_programs": (),
+        "access_programs": ([],),
         "background": (False,),
         "background_options": (),
-        "context_management": ([],),
         "image": (),
         "moderation": (),
+        "personality": (),
         "prompt": (),
     }
 
-    model: str
+    model: Text
     max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     temperature: float | None = None
     top_p: float | None = None
@@ -173,7 +182,7 @@ class ResponseRequest(PromptRequest):
     min_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []
+    include: Annotated[list[Includable], BeforeValidator(_includable, json_schema_input_type=list[Includable])] = []
     top_logprobs: int = Field(0, ge=0, le=20)
     max_tool_calls: int | None = None
     metadata: dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]] = Field(
@@ -191,7 +200,7 @@ class ResponseRequest(PromptRequest):
         if self.top_logprobs and LOGPROBS not in self.include:
             raise UserError(f"'top_logprobs' needs 'include': [\"{LOGPROBS}\"]", param="top_logprobs")
         if self.stream_options and not self.stream:
-            raise UserError("'stream_options' needs 'stream': true", "Leave it out", param="stream_options")
+            ignore("stream_options")
         return self
 
     def sampling(self) -> Json:
@@ -204,14 +213,14 @@ class ResponseRequest(PromptRequest):
 class RetrieveQuery(Wire):
     """GET /v1/responses/{id}. What was to be included had to be asked for when the response was made."""
 
-    ignored = frozenset({"include_obfuscation"})
-    unsupported: ClassVar = {"include": (), "include[]": (), "starting_after": (), "stream": ("false",)}
+    ignored = frozenset({"include", "include[]", "include_obfuscation"})
+    unsupported: ClassVar = {"starting_after": (), "stream": ("false",)}
 
 
 class ListQuery(Wire):
     """GET /v1/responses/{id}/input_items."""
 
-    unsupported: ClassVar = {"include": (), "include[]": ()}
+    ignored = frozenset({"include", "include[]"})
 
     after: Text | None = None
     limit: int = Field(20, ge=1, le=100, strict=False)

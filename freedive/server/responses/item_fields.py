@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from freedive.server.parts import parts, readable_part
 from freedive.server.responses import items
-from freedive.server.wire import Text, Wire, only
+from freedive.server.wire import Text, Wire, ignore, only
 
 Json = dict[str, Any]
 
@@ -15,26 +16,22 @@ Json = dict[str, Any]
 class Part(Wire):
     """A text in a message."""
 
-    ignored = frozenset({"annotations", "logprobs", "prompt_cache_breakpoint"})
+    ignores_unknown = True
 
     type: Literal["input_text", "output_text"]
     text: Text
 
 
-_text_parts = only("content", "input_text", "output_text")
-
-
-def _parts(value: Any) -> Any:
-    return [{"type": "input_text", "text": value}] if isinstance(value, str) else _text_parts(value)
-
-
-Parts = Annotated[list[Part], BeforeValidator(_parts, json_schema_input_type=str | list[Part])]
+Parts = Annotated[
+    list[Part],
+    BeforeValidator(parts("input_text", "output_text", param="content"), json_schema_input_type=str | list[Part]),
+]
 
 
 class MessageItem(Wire):
     """What somebody said; the type may be left out."""
 
-    ignored = frozenset({"id", "phase", "status"})
+    ignores_unknown = True
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -45,28 +42,40 @@ class MessageItem(Wire):
 
 
 class FunctionCallItem(Wire):
-    ignored = frozenset({"created_by", "id", "status"})
-    unsupported: ClassVar = {"async": (False,), "caller": ({"type": "direct"},), "namespace": ()}
+    ignores_unknown = True
 
     type: Literal["function_call"]
     call_id: Text
     name: Text
+    namespace: Text | None = None
     arguments: Text
 
     def item(self) -> Json:
-        return items.function_call(self.name, self.arguments, self.call_id)
+        return items.function_call(self.name, self.arguments, self.call_id, self.namespace)
 
 
-class FunctionCallOutputItem(Wire):
-    ignored = frozenset({"created_by", "id", "name", "status"})
-    unsupported: ClassVar = {"caller": ({"type": "direct"},), "namespace": ()}
+class CustomToolCallItem(Wire):
+    ignores_unknown = True
 
-    type: Literal["function_call_output"]
+    type: Literal["custom_tool_call"]
+    call_id: Text
+    name: Text
+    namespace: Text | None = None
+    input: Text
+
+    def item(self) -> Json:
+        return items.custom_tool_call(self.name, self.input, self.call_id, self.namespace)
+
+
+class CallOutputItem(Wire):
+    ignores_unknown = True
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: Text
     output: Parts
 
     def item(self) -> Json:
-        return items.function_call_output(self.call_id, [part.model_dump() for part in self.output])
+        return items.call_output(self.type, self.call_id, [part.model_dump() for part in self.output])
 
 
 class Thought(Wire):
@@ -75,9 +84,12 @@ class Thought(Wire):
 
 
 class ReasoningItem(Wire):
-    """Thoughts of an earlier turn: in the open, else sealed by this server, else as a summary."""
+    """Thoughts of an earlier turn: in the open, else sealed by this server, else as a summary.
 
-    ignored = frozenset({"id", "status"})
+    What another server sealed is ignored.
+    """
+
+    ignores_unknown = True
 
     type: Literal["reasoning"]
     summary: list[Thought] = []
@@ -87,7 +99,8 @@ class ReasoningItem(Wire):
     def item(self) -> Json:
         texts = [thought.text for thought in self.content]
         if self.encrypted_content and not texts:
-            texts = [items.unsealed(self.encrypted_content)]
+            opened = items.unsealed(self.encrypted_content)
+            texts = [] if opened is None else [opened]
         return items.reasoning(texts, [thought.text for thought in self.summary])
 
 
@@ -98,11 +111,55 @@ class ItemReference(Wire):
     id: Text
 
 
-KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
 Item = Annotated[
-    MessageItem | FunctionCallItem | FunctionCallOutputItem | ReasoningItem | ItemReference, Field(discriminator="type")
+    MessageItem | FunctionCallItem | CustomToolCallItem | CallOutputItem | ReasoningItem | ItemReference,
+    Field(discriminator="type"),
 ]
+KINDS = (
+    "message",
+    "function_call",
+    "function_call_output",
+    "custom_tool_call",
+    "custom_tool_call_output",
+    "reasoning",
+    "item_reference",
+)
+LEFT_OUT = frozenset(
+    {
+        "additional_tools",
+        "agent_message",
+        "apply_patch_call",
+        "apply_patch_call_output",
+        "code_interpreter_call",
+        "compaction",
+        "compaction_summary",
+        "compaction_trigger",
+        "computer_call",
+        "computer_call_output",
+        "context_compaction",
+        "file_search_call",
+        "ghost_snapshot",
+        "image_generation_call",
+        "local_shell_call",
+        "local_shell_call_output",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "mcp_call",
+        "mcp_list_tools",
+        "other",
+        "program",
+        "program_output",
+        "shell_call",
+        "shell_call_output",
+        "tool_search_call",
+        "tool_search_output",
+        "web_search_call",
+    }
+)
+"""Types of items that another server wrote, or that tools did which are left out here."""
 _known_items = only("input", *KINDS)
+_OURS = frozenset({"function_call", "custom_tool_call", "reasoning"})
+"""Types of items that are the assistant's, besides its messages."""
 
 
 def _typed(item: Any) -> Any:
@@ -115,7 +172,35 @@ def _typed(item: Any) -> Any:
 def _items(value: Any) -> Any:
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
-    return _known_items([_typed(item) for item in value]) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    return _known_items([item for item in map(_typed, value) if not _is_left_out(item)])
+
+
+def _is_left_out(item: Any) -> bool:
+    kind = item.get("type") if isinstance(item, dict) else None
+    left_out = isinstance(kind, str) and kind in LEFT_OUT
+    if left_out:
+        ignore(f"input.{kind}")
+    return left_out
+
+
+def readable_items(value: Any, *, under_way: bool) -> Any:
+    """A request's input, with words in place of images and the like once a conversation is ``under_way``."""
+    if not isinstance(value, list) or not (under_way or any(map(_is_the_assistants, value))):
+        return value
+    return [_readable(item) for item in value]
+
+
+def _is_the_assistants(item: Any) -> bool:
+    return isinstance(item, dict) and (item.get("role") == "assistant" or item.get("type") in _OURS)
+
+
+def _readable(item: Any) -> Any:
+    if not isinstance(item, dict) or item.get("type") == "reasoning":
+        return item
+    lists: Json = {name: item[name] for name in ("content", "output") if isinstance(item.get(name), list)}
+    return item | {name: [readable_part(part) for part in value] for name, value in lists.items()}
 
 
 Items = Annotated[list[Item], BeforeValidator(_items, json_schema_input_type=str | list[Item])]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
-
-from freedive.errors import UserError
 
 Json = dict[str, Any]
 
@@ -26,14 +25,34 @@ def reasoning(texts: Iterable[str], summary: Iterable[str] = ()) -> Json:
     return _item("rs", "reasoning", summary=summaries, content=content, status="completed")
 
 
-def function_call(name: str, arguments: str, call_id: str) -> Json:
+def function_call(name: str, arguments: str, call_id: str, namespace: str | None = None) -> Json:
     """What the assistant called."""
-    return _item("fc", "function_call", call_id=call_id, name=name, arguments=arguments, status="completed")
+    called = {"call_id": call_id, "name": name, "arguments": arguments}
+    return _item("fc", "function_call", **called, **_within(namespace), status="completed")
 
 
-def function_call_output(call_id: str, output: str | Sequence[Json]) -> Json:
-    """What came of it."""
-    return _item("fco", "function_call_output", call_id=call_id, output=output, status="completed")
+def custom_tool_call(name: str, input: str, call_id: str, namespace: str | None = None) -> Json:
+    """What the assistant called with a text."""
+    called = {"call_id": call_id, "name": name, "input": input}
+    return _item("ctc", "custom_tool_call", **called, **_within(namespace), status="completed")
+
+
+def _within(namespace: str | None) -> Json:
+    return {"namespace": namespace} if namespace else {}
+
+
+def full_name(namespace: str | None, name: str) -> str:
+    """The one name of a tool, by which a model calls it."""
+    return f"{namespace.rstrip('_')}__{name}" if namespace else name
+
+
+OUTPUTS = ("function_call_output", "custom_tool_call_output")
+"""Types of items that say what came of a call."""
+
+
+def call_output(kind: str, call_id: str, output: str | Sequence[Json]) -> Json:
+    """What came of a call; ``kind`` is one of :data:`OUTPUTS`."""
+    return _item("fco", kind, call_id=call_id, output=output, status="completed")
 
 
 def new_id(prefix: str) -> str:
@@ -50,13 +69,12 @@ def sealed(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def unsealed(seal: str) -> str:
-    """The thoughts in it. Raises UserError where it is not ours."""
+def unsealed(seal: str) -> str | None:
+    """The thoughts in it, None where it was not made by this server."""
     try:
         return base64.b64decode(seal, validate=True).decode()
     except (binascii.Error, ValueError):
-        what = "'encrypted_content' was not made by this server"
-        raise UserError(what, "Leave the reasoning item out", param="encrypted_content") from None
+        return None
 
 
 PARTS = ("reasoning_content", "content", "tool_calls")
@@ -67,7 +85,7 @@ def messages(items: Iterable[Json]) -> list[Json]:
     """For chat templates: what the assistant thought, said and called in one turn is one message."""
     turns: list[Json] = []
     for item in items:
-        if item["type"] == "function_call_output":
+        if item["type"] in OUTPUTS:
             turns.append({"role": "tool", "tool_call_id": item["call_id"], "content": _text(item["output"])})
         elif item.get("role", "assistant") != "assistant":
             role = "system" if item["role"] == "developer" else item["role"]
@@ -84,7 +102,8 @@ def _part(item: Json) -> tuple[str, Any]:
         case "message":
             return "content", _text(item["content"])
         case _:
-            function = {"name": item["name"], "arguments": item["arguments"]}
+            arguments = item["arguments"] if "arguments" in item else json.dumps({"input": item["input"]})
+            function = {"name": full_name(item.get("namespace"), item["name"]), "arguments": arguments}
             return "tool_calls", [{"id": item["call_id"], "type": "function", "function": function}]
 
 

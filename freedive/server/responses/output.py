@@ -10,19 +10,27 @@ from freedive.engine.request import TokenLogprobs
 from freedive.server.answers import Said
 from freedive.server.model import Tokenizer
 from freedive.server.responses import items
+from freedive.server.responses.tools import Calls
 from freedive.text.dialects.dialect import Call, Text, Thought
 
 Json = dict[str, Any]
+
+TOLD = {
+    "function_call": ("function_call_arguments", "arguments"),
+    "custom_tool_call": ("custom_tool_call_input", "input"),
+}
+"""By the type of a call's item: the events that tell of it, and the field that they fill."""
 
 
 class Output:
     """Texts and thoughts grow piece by piece, in items of their own wherever one follows the other; calls come whole.
 
-    ``seals``: thoughts are given sealed as well.
+    ``calls`` knows what kind of item each is. ``seals``: thoughts are given sealed as well.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, seals: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, calls: Calls, *, seals: bool) -> None:
         self.items: list[Json] = []
+        self._calls = calls
         self._tokenizer = tokenizer
         self._seals = seals
         self._growing: type[Text | Thought] | None = None
@@ -43,12 +51,12 @@ class Output:
 
     def _call(self, call: Call) -> Iterator[Json]:
         self._logprobs.clear()
-        item = items.function_call(call.name, call.arguments, call.id or f"call_{uuid.uuid4().hex}")
-        yield from self._add(item, arguments="")
+        item = self._calls.item(call.name, call.arguments, call.id or f"call_{uuid.uuid4().hex}")
+        told, field = TOLD[item["type"]]
+        yield from self._add(item, **{field: ""})
         place = {"item_id": item["id"], "output_index": len(self.items) - 1}
-        yield {"type": "response.function_call_arguments.delta", **place, "delta": call.arguments}
-        done = {"name": call.name, "arguments": call.arguments}
-        yield {"type": "response.function_call_arguments.done", **place, **done}
+        yield {"type": f"response.{told}.delta", **place, "delta": item[field]}
+        yield {"type": f"response.{told}.done", **place, "name": item["name"], field: item[field]}
         yield self._done()
 
     def _say(self, event: Text | Thought) -> Iterator[Json]:

@@ -16,6 +16,7 @@ from freedive.server.responses.fields import SEALED, ResponseRequest
 from freedive.server.responses.items import new_id
 from freedive.server.responses.output import Output
 from freedive.server.responses.store import Store
+from freedive.server.responses.tools import Calls
 from freedive.server.stream import event, unless_disconnected
 
 Json = dict[str, Any]
@@ -50,7 +51,7 @@ class Reply:
         self._conversation = conversation
         self._store = store
         self._owner = owner
-        self._output = Output(answers.model.tokenizer, seals=SEALED in body.include)
+        self._output = Output(answers.model.tokenizer, Calls(body.tools), seals=SEALED in body.include)
         self._num_told = 0
         self.head = _head(body, answers)
 
