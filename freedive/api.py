@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,23 @@ from freedive.model import spec
 from freedive.ops.native import NativeRunner
 from freedive.progress import byte_bar
 from freedive.text.asking import Wish, granted
-from freedive.text.dialects.dialect import Event, Text, initial_state
+from freedive.text.budget import thinking_budget as budget_for
+from freedive.text.dialects.dialect import Event, Mark, Text, initial_state
 from freedive.text.dialects.known import dialect_for
-from freedive.text.dialects.parser import Parser
 from freedive.text.format import Format
 from freedive.text.guide import Guides, MakeGuide
 from freedive.text.infill import infill_marks
 from freedive.text.lark import Lark
 from freedive.text.question import Question
 from freedive.text.template import ChatTemplate
-from freedive.text.thinking import can_think, thinking_variables, without_thoughts
+from freedive.text.thinking import (
+    can_think,
+    effort_budget,
+    has_switch,
+    is_wanted,
+    thinking_variables,
+    without_thoughts,
+)
 from freedive.text.tokenizer import Tokenizer
 from freedive.text.tools import ToolChoice, Tools
 
@@ -153,14 +161,16 @@ class LanguageModel:
         question = self.question(
             messages, tools, format=format, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls
         )
+        chosen = self.sampling(**sampling)
         generation = self.engine.submit(
             question.tokens,
-            self.sampling(**sampling),
+            chosen,
             continues=question.continues,
             keep=question.keeps,
-            guide=question.guide(),
+            reader=question.reader(),
+            guide=question.guide(chosen.max_tokens),
         )
-        return _events(generation, question.reader())
+        return (event for piece in generation for event in piece.events)
 
     def complete(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Iterator[str]:
         """What follows ``prompt``, in the ``format``, if there is one, without a chat template, piece by piece."""
@@ -193,6 +203,7 @@ class LanguageModel:
         parallel_tool_calls: bool = True,
         thinking: bool | None = None,
         effort: str | None = None,
+        thinking_budget: int | None = None,
         continues: bool = False,
         **variables: Any,
     ) -> Question:
@@ -204,9 +215,12 @@ class LanguageModel:
         a tool that is "strict", their arguments have the form that "parameters" say.
 
         ``thinking`` turns thoughts on or off, ``effort`` is one of :data:`freedive.text.thinking.EFFORTS`; None leaves
-        it to the model. ``variables`` are the chat template's own switches. UserError for what cannot be.
+        it to the model. After ``thinking_budget`` tokens a thought is ended; 0 turns thoughts off.
+        ``variables`` are the chat template's own switches. UserError for what cannot be.
         """
         tools = () if tool_choice == "none" else tools
+        if thinking_budget == 0:
+            thinking, effort = False, None
         self.template.check(tools)
         switches = thinking_variables(thinking, effort, self.template.source, self.dialect)
         variables = {**switches, **variables}
@@ -215,9 +229,26 @@ class LanguageModel:
         if switches and not any(switches.values()):
             prompt = without_thoughts(prompt, initial_state(dialect, prompt), dialect)
         tokens, state = self.tokenizer.encode(prompt), initial_state(dialect, prompt)
-        wish = Wish(format, tools, tool_choice, parallel_tool_calls)
+        wanted = is_wanted(thinking, effort)
+        thoughts = self._thinks_unasked if wanted is None else wanted
+        wish = Wish(format, tools, tool_choice, parallel_tool_calls, thoughts)
         dialect, make_guide = granted(wish, self.guides, dialect, state)
-        return Question(tokens, dialect, state, tools, self.dialect.keeps, continues, make_guide)
+        limit = thinking_budget or effort_budget(effort, self.template.source)
+        budget = budget_for(self.tokenizer, dialect, state, self.max_context - len(tokens), limit)
+        return Question(tokens, dialect, state, tools, self.dialect.keeps, continues, make_guide, budget)
+
+    @cached_property
+    def _thinks_unasked(self) -> bool:
+        """Whether the model thinks where nobody says so, as far as its template tells."""
+        source = self.template.source
+        if self.dialect.messages or not has_switch(source):
+            return bool(self.dialect.messages) or any(begin in source for begin in self.dialect.markers(Mark.THINK))
+        asked = thinking_variables(True, None, source, self.dialect)
+        question = [{"role": "user", "content": "Hello"}]
+        try:
+            return self.template.render(question) == self.template.render(question, **asked)
+        except UserError:  # then it has nothing to say about this
+            return True
 
     def make_guide(self, format: Format) -> MakeGuide:
         """What makes guides that give texts the ``format``, from the first token on. It is compiled here, once.
@@ -246,12 +277,6 @@ class LanguageModel:
 
 def _pieces(generation: Generation) -> Iterator[str]:
     return (piece.text for piece in generation if piece.text)
-
-
-def _events(generation: Generation, parser: Parser) -> Iterator[Event]:
-    for piece in generation:
-        yield from parser.feed(piece.text)
-    yield from parser.finish()
 
 
 def _packed(path: Path, threads: int) -> Described:

@@ -59,7 +59,8 @@ class EchoGeneration:
     def __init__(self, answer: str, num_prompt_tokens: int, sampling: Sampling, delay_s: float, room: int) -> None:
         self.answer = answer
         self.num_prompt_tokens = num_prompt_tokens
-        self.limit = sampling.max_tokens or room
+        self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+        self.reader: Any = None
         self.num_cached_tokens = 0
         self.sampling = sampling
         self.delay_s = delay_s
@@ -82,12 +83,16 @@ class EchoGeneration:
                 raise EngineError("the echo exploded")
             self.timings.first_token_at = self.timings.first_token_at or time.perf_counter()
             self.timings.num_generated += 1
-            yield Piece(char, (ord(char),), logprobs=self._logprobs(ord(char)))
+            yield self._piece(char, (ord(char),), logprobs=self._logprobs(ord(char)))
         self.ended = True
         if len(answer) > self.limit:
-            yield Piece("", (), "length")
+            yield self._piece("", (), "length")
         else:
-            yield Piece("", (), "stop", stop_string=stop_string)
+            yield self._piece("", (), "stop", stop_string=stop_string)
+
+    def _piece(self, text: str, token_ids: tuple[int, ...], reason: Any = None, **more: Any) -> Piece:
+        events = self.reader.read(text, ends=reason is not None)
+        return Piece(events, token_ids, reason, is_thinking=self.reader.is_thinking, **more)
 
     def _logprobs(self, token_id: int) -> tuple[TokenLogprobs, ...] | None:
         if self.sampling.logprobs is None:
@@ -102,7 +107,7 @@ class EchoEmbedding(EchoGeneration):
     async def __aiter__(self) -> AsyncIterator[Piece]:
         self.ended = True
         vector = np.array([self.num_prompt_tokens, sum(char not in "aeiou" for char in self.answer)], np.float32)
-        yield Piece("", (), "stop", embedding=vector)
+        yield Piece((), (), "stop", embedding=vector)
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,7 @@ class EchoEngine:
         *,
         continues: bool = False,
         keep: Callable[[str], bool] | None = None,
+        reader: Any = None,
         guide: Any = None,
         pooling: str | None = None,
         salt: str = "",
@@ -140,6 +146,7 @@ class EchoEngine:
         kind = EchoEmbedding if pooling else EchoGeneration
         room = self.model.max_context - len(prompt)
         self.generations.append(kind(answer, len(prompt), sampling, self.model.delay_s, room))
+        self.generations[-1].reader = reader
         self.generations[-1].submitted = {"salt": salt, "user": user, "pooling": pooling, "guide": guide}
         return self.generations[-1]
 

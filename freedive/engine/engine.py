@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from freedive.config import EngineConfig
-from freedive.engine.advance import next_piece
+from freedive.engine.advance import empty_piece, next_piece
 from freedive.engine.batch import Batch, Runner
 from freedive.engine.guide import Guide
 from freedive.engine.kvcache import PageTables
@@ -27,12 +27,14 @@ from freedive.engine.pace import Pace
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pool, Pooling
 from freedive.engine.prefix import PrefixCache
+from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.request import EngineError, Generation, Piece, Sampling
 from freedive.engine.sampler import Floats, Sampler
-from freedive.engine.scheduler import Plan, Request, Scheduler, is_decoding, to_batch
+from freedive.engine.scheduler import Plan, Request, Scheduler, Share, is_decoding, to_batch
+from freedive.engine.scoring import PromptScores
 from freedive.engine.speculation import Gate
 from freedive.engine.stats import EngineStats
-from freedive.engine.stop import Decoder, TextStream
+from freedive.engine.stop import Decoder, Reader, TextStream
 from freedive.errors import Overloaded, Unavailable
 
 log = logging.getLogger(__name__)
@@ -98,6 +100,7 @@ class Engine:
         id: str | None = None,
         continues: bool = False,
         keep: Callable[[str], bool] | None = None,
+        reader: Reader | None = None,
         guide: Guide | None = None,
         pooling: Pooling | None = None,
         salt: str = "",
@@ -106,7 +109,8 @@ class Engine:
         """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already.
 
         With ``continues`` the answer is read as the same text going on, so that a leading space stays. Special tokens
-        have no text, save those that ``keep`` asks for. A ``guide``, one of its own for each answer, gives it a form.
+        have no text, save those that ``keep`` asks for. A ``reader`` tells thoughts and calls from text; without one,
+        all is text. A ``guide`` gives the answer a form. Each answer has a reader and a guide of its own.
         With ``pooling`` nothing is generated: the only piece has the prompt's ``embedding``.
 
         What was computed for one ``salt`` is of no use for another, so that nobody learns by the time to the first
@@ -118,12 +122,14 @@ class Engine:
             generation=Generation(id or f"gen-{os.urandom(12).hex()}", len(prompt), seed, self._post_cancel),
             sampling=sampling,
             sampler=Sampler(sampling, seed, prompt, self._runner.vocab_size),
-            text=TextStream(self._tokenizer.stream(continues=continues, keep=keep), sampling.stop),
+            text=TextStream(self._tokenizer.stream(continues=continues, keep=keep), sampling.stop, reader),
             tokens=list(prompt),
             max_length=max_length,
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
             guide=guide,
             pool=Pool(pooling) if pooling else None,
+            scores=None if sampling.prompt_logprobs is None else PromptScores(prompt, sampling.prompt_logprobs),
+            repetition=RepetitionDetector() if sampling.repetition_detection else None,
             salt=salt,
             user=user,
         )
@@ -230,9 +236,7 @@ class Engine:
         rows = iter(logits)
         for share in plan:
             self._num_drafted += len(share.draft)
-            share.request.num_cached += share.count
-            if share.request.num_pending == 0 and not share.request.pool:
-                self._advance(share.request, share.draft, list(islice(rows, 1 + len(share.draft))))
+            self._take(share, list(islice(rows, len(share.wanted))))
         if self._gate and self._runner.drafts:
             self._predict(plan, batch)
         seconds = time.perf_counter() - start
@@ -240,6 +244,19 @@ class Engine:
             self._gate.record(len(batch.tokens), seconds)
         if not decoding:
             self._pace.record(len(batch.tokens), seconds)
+
+    def _take(self, share: Share, logits: Sequence[Floats]) -> None:
+        """After a step, take note of what it computed for ``share``, whose wanted ``logits`` these are."""
+        request = share.request
+        if request.scores:
+            request.scores.add(request.num_cached, logits)
+        request.num_cached += share.count
+        if request.num_pending or request.pool:
+            return
+        if len(request.tokens) == request.max_length:
+            self._leave(request, empty_piece(request))
+        else:
+            self._advance(request, share.draft, logits[-1 - len(share.draft) :])
 
     def _embed(self, plan: Plan) -> None:
         """After a step, pool what it made of the tokens of requests that want that; end those that are complete."""
@@ -255,7 +272,7 @@ class Engine:
             pool.add(islice(states, share.count), first=request.num_cached == 0)
             if share.completes:
                 timings = request.generation.timings
-                self._leave(request, Piece("", (), "stop", timings=timings, embedding=pool.vector()))
+                self._leave(request, Piece((), (), "stop", timings=timings, embedding=pool.vector()))
 
     def _predict(self, plan: Plan, batch: Batch) -> None:
         """After a step, have the model predict one token beyond the newest of each request that goes on."""

@@ -18,8 +18,8 @@ class Guide(Protocol):
     def complete(self) -> bool:
         """Whether nothing may follow but the end."""
 
-    def allowed(self) -> Bits:
-        """The tokens that may come next, at least one."""
+    def allowed(self) -> Bits | None:
+        """The tokens that may come next, at least one; None where all may."""
 
     def take(self, token: int) -> None:
         """Take note that ``token`` has come."""

@@ -45,21 +45,13 @@ class Limits:
         holds = (
             f"this model's maximum context length is {self.max_context}"  # as OpenAI says it, which clients look for
         )
-        if room < 1:
+        if room < (0 if sampling.max_tokens == 0 else 1):
             raise UserError(
                 f"The prompt has {len(prompt)} tokens, but {holds}, answer included",
                 f"Shorten the prompt{self.remedy}",
                 param="prompt",
             )
-        if sampling.max_tokens is None:
-            return self.max_context
-        if sampling.max_tokens > room:
-            raise UserError(
-                f"The prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}, but {holds}",
-                f"Lower max_tokens to {room}, or shorten the prompt{self.remedy}",
-                param="max_tokens",
-            )
-        return len(prompt) + sampling.max_tokens
+        return len(prompt) + (room if sampling.max_tokens is None else min(sampling.max_tokens, room))
 
     def _check_ids(self, ids: Collection[int], param: str) -> None:
         if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):

@@ -120,7 +120,7 @@ def _hash(data: bytes) -> bytes:
 
 def _lacking(request: Request) -> range:
     """Places of the full pages that are still to be filled; not that of the last token, whose logits are wanted."""
-    if request.pool:
+    if request.needs_all:
         return range(0)
     return range(request.num_cached // PAGE_TOKENS, (len(request.tokens) - 1) // PAGE_TOKENS)
 

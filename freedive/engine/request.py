@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Literal
@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from freedive.errors import UserError
+from freedive.text.dialects.dialect import Event, Text
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "repetition", "cancelled"]
 
 RANGES: dict[str, tuple[float, float]] = {
-    "max_tokens": (1, 2**31 - 1),
+    "max_tokens": (-1, 2**31 - 1),
     "temperature": (0, 100),
-    "top_k": (0, 2**31 - 1),
+    "top_k": (-1, 2**31 - 1),
     "top_p": (0, 1),
     "min_p": (0, 1),
     "repetition_penalty": (0.01, 100),
@@ -27,11 +28,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-100, 100),
     "seed": (-(2**63), 2**63 - 1),
     "logprobs": (0, 20),
+    "prompt_logprobs": (0, 20),
 }
 """Lowest and highest value of each number in :class:`Sampling`, both included."""
 
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024
+MAX_STOP_CHARS = 8192
+"""Characters of all stop strings of a request together."""
 
 
 class EngineError(Exception):
@@ -46,11 +50,11 @@ class Sampling:
     """
 
     max_tokens: int | None = None
-    """Longest answer in tokens; None goes on to the end of the context."""
+    """Longest answer in tokens, cut to the room that the context has; None or -1: to its end, 0: no answer."""
     temperature: float = 1.0
     """Divides the logits; 0 (anything below 1e-5) is greedy."""
     top_k: int = 0
-    """Keep the k likeliest tokens; 0 keeps all."""
+    """Keep the k likeliest tokens; 0 or -1 keeps all."""
     top_p: float = 1.0
     """Keep the likeliest tokens that together weigh at least p."""
     min_p: float = 0.0
@@ -66,13 +70,17 @@ class Sampling:
     seed: int | None = None
     """Same request, same seed, same answer; None draws one, which ``Generation.seed`` tells."""
     stop: tuple[str, ...] = ()
-    """Strings that end the answer and are not part of it."""
+    """Strings that end the answer and are not part of it; empty ones are dropped."""
     stop_token_ids: frozenset[int] = frozenset()
     """Tokens that end the answer besides the model's own."""
     ignore_eos: bool = False
     """Go on past the model's own end tokens."""
     logprobs: int | None = None
     """Report each token's log-probability, and that of the n likeliest, under the model's unaltered distribution."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt, each after those before it."""
+    repetition_detection: bool = False
+    """End an answer that repeats itself without end, see :mod:`freedive.engine.repetition`."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
@@ -84,12 +92,17 @@ class Sampling:
                 raise UserError(
                     f"logit_bias of token {token} is {bias}", "Choose a value from -100 to 100", param="logit_bias"
                 )
-        if len(self.stop) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in self.stop):
+        lengths = [len(stop) for stop in self.stop]
+        if len(lengths) > MAX_STOPS or max(lengths, default=0) > MAX_STOP_LENGTH or sum(lengths) > MAX_STOP_CHARS:
             raise UserError(
                 "stop is not usable",
-                f"Give at most {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters",
+                f"Give at most {MAX_STOPS} strings of up to {MAX_STOP_LENGTH} characters, {MAX_STOP_CHARS} in all",
                 param="stop",
             )
+        # What asks for nothing has one form from here on.
+        object.__setattr__(self, "max_tokens", None if self.max_tokens == -1 else self.max_tokens)
+        object.__setattr__(self, "top_k", max(self.top_k, 0))
+        object.__setattr__(self, "stop", tuple(filter(None, self.stop)))
 
     @property
     def adjusts(self) -> bool:
@@ -156,20 +169,28 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token adds to an answer. ``text`` is empty while a character or a stop string may still be completed.
+    """What one token adds to an answer. There are no ``events`` while a character, a marker or a stop string may still
 
-    ``token_ids`` includes an end token, ``text`` does not. Only the last piece has ``finish_reason``, ``timings``
-    and, where that is what ended the answer, ``stop_string``. ``embedding`` float32 [hidden] is there where that was
-    asked for, instead of tokens.
+    be completed. ``token_ids`` includes an end token. Only the last piece has ``finish_reason``, ``timings`` and, where
+    that is what ended the answer, ``stop_string``. ``is_thinking`` tells that the token is part of a thought. Only the
+    first piece has ``prompt_logprobs``, one for each token of the prompt, None for the first. ``embedding`` float32
+    [hidden] is there where that was asked for, instead of tokens.
     """
 
-    text: str
+    events: Sequence[Event]
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     timings: Timings | None = None
     stop_string: str | None = None
     embedding: npt.NDArray[np.float32] | None = None
+    is_thinking: bool = False
+    prompt_logprobs: Sequence[TokenLogprobs | None] = ()
+
+    @property
+    def text(self) -> str:
+        """What the token adds to the text of the answer."""
+        return "".join(event.text for event in self.events if isinstance(event, Text))
 
 
 class Generation:

@@ -20,8 +20,10 @@ from freedive.engine.pace import Pace
 from freedive.engine.pooling import Pool
 from freedive.engine.prefix import PrefixCache
 from freedive.engine.queue import GENERATED_WEIGHT, FairQueue
+from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
+from freedive.engine.scoring import MAX_SCORED_ROWS, PromptScores
 from freedive.engine.speculation import MAX_DRAFT, Draft, Gate, Prediction, PromptLookup
 from freedive.engine.stop import TextStream
 
@@ -32,8 +34,7 @@ class Request:
 
     It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``row`` is its row of the page
     table, -1 while it waits. It shares pages with requests of the same ``salt`` only: the first ``num_known`` of its
-    own can be found, by ``keys``. ``user`` is whose turn it takes. With a ``pool`` nothing is generated, and all tokens
-    are computed, since it needs what the model makes of each.
+    own can be found, by ``keys``. ``user`` is whose turn it takes. With a ``pool`` nothing is generated.
     """
 
     generation: Generation
@@ -45,6 +46,8 @@ class Request:
     stop_ids: frozenset[int]
     guide: Guide | None = None
     pool: Pool | None = None
+    scores: PromptScores | None = None
+    repetition: RepetitionDetector | None = None
     salt: str = ""
     user: str = ""
     keys: list[bytes] = field(default_factory=list)
@@ -58,6 +61,16 @@ class Request:
     def num_pending(self) -> int:
         """Tokens still to be computed: 1 when decoding."""
         return len(self.tokens) - self.num_cached
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether logits of the prompt are wanted that have not been computed yet."""
+        return self.scores is not None and not self.scores.complete
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether all tokens must be computed, since what the model makes of each is wanted."""
+        return self.pool is not None or self.is_scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,17 @@ class Share:
         """Those of its rows."""
         start = self.request.num_cached
         return [*self.request.tokens[start : start + self.count], *self.draft]
+
+    @property
+    def wanted(self) -> range:
+        """Those of its rows whose logits are wanted: all of a prompt that is scored; else after the newest token and
+
+        every guess, if no token is pending afterwards.
+        """
+        num_rows = self.count + len(self.draft)
+        if self.request.is_scored:
+            return range(num_rows)
+        return range(self.count - 1, num_rows) if self.completes and not self.request.pool else range(0)
 
     @property
     def completes(self) -> bool:
@@ -141,10 +165,12 @@ class Scheduler:
     def _chunks(self, reading: Sequence[Request], budget: int) -> Plan:
         """What is read of prompts, ``budget`` tokens in all."""
         plan: Plan = []
+        scored = MAX_SCORED_ROWS
         for request in sorted(reading, key=lambda request: self.waiting.served(request.user)):
-            if count := min(request.num_pending, budget):
+            if count := min(request.num_pending, budget, scored if request.is_scored else budget):
                 plan.append(Share(request, count))
                 budget -= count
+                scored -= count * request.is_scored
         return plan
 
     def _with_drafts(self, plan: Plan, gate: Gate) -> Plan:
@@ -214,22 +240,18 @@ def is_decoding(plan: Plan) -> bool:
 
 def _draft(request: Request, most: int) -> Draft:
     """The guesses that promise most; so few that there is room for the token which is sampled after them."""
-    most = min(most, request.max_length - len(request.tokens) - 1)
+    most = max(min(most, request.max_length - len(request.tokens) - 1), 0)
     drafts = [drafter.draft(request.tokens, most) for drafter in (request.lookup, request.prediction)]
     return max(drafts, key=lambda draft: sum(draft.odds))
 
 
 def to_batch(plan: Plan, pages: PageTables) -> Batch:
-    """The data of a planned step.
-
-    Logits are wanted of each request that has no tokens pending afterwards: after its newest token and every guess.
-    """
+    """The data of a planned step."""
     tokens: list[int] = []
     wanted: list[int] = []
     for share in plan:
+        wanted += [len(tokens) + row for row in share.wanted]
         tokens += share.tokens
-        if share.completes and not share.request.pool:
-            wanted += range(len(tokens) - 1 - len(share.draft), len(tokens))
     requests = [share.request for share in plan]
     starts = [request.num_cached for request in requests]
     lengths = [share.count + len(share.draft) for share in plan]

@@ -13,13 +13,13 @@ from freedive.engine.request import Piece, TokenLogprobs
 from freedive.server.model import Generation, Model
 from freedive.server.stream import interleave, unless_disconnected
 from freedive.text.dialects.dialect import Call, Event
-from freedive.text.question import Question
 
 
 @dataclass(frozen=True)
 class Said:
     """What answer number ``index`` says next. ``finish`` is stop, length or tool_calls, with the last of it, and
-    ``stop_string`` the one of the request's that was found. ``embedding`` is there where that was asked for.
+    ``stop_reason`` what ended it besides the model: the stop string that was found, or "repetition".
+    ``prompt_logprobs`` come with the first of it, and ``embedding`` instead of it, where that was asked for.
     """
 
     index: int
@@ -28,7 +28,9 @@ class Said:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish: str | None = None
     stop_string: str | None = None
+    stop_reason: str | None = None
     embedding: list[float] | None = None
+    prompt_logprobs: Sequence[TokenLogprobs | None] = ()
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,13 @@ class Answers:
     that the fault was ours.
     """
 
-    def __init__(
-        self, model: Model, questions: Sequence[Question], generations: Sequence[Generation], num_choices: int
-    ) -> None:
+    def __init__(self, model: Model, generations: Sequence[Generation], num_choices: int) -> None:
         self.model = model
         self.generations = generations
         self.timings = generations[0].timings
         self.finishes: list[str | None] = [None] * len(generations)
         self.failed = False
         self._num_choices = num_choices
-        self._readers = [question.reader() for question in questions for _ in range(num_choices)]
         self._called = [False] * len(generations)
         self._num_generated = self._num_reasoning = 0
 
@@ -82,21 +81,22 @@ class Answers:
                 raise
 
     def _read(self, index: int, piece: Piece) -> Said:
-        reader = self._readers[index]
-        events = reader.read(piece.text, ends=bool(piece.finish_reason))
-        self._called[index] |= any(isinstance(event, Call) for event in events)
+        self._called[index] |= any(isinstance(event, Call) for event in piece.events)
         self._num_generated += len(piece.token_ids)
-        self._num_reasoning += len(piece.token_ids) * reader.is_thinking
+        self._num_reasoning += len(piece.token_ids) * piece.is_thinking
         called = self._called[index] and piece.finish_reason == "stop"
         self.finishes[index] = "tool_calls" if called else piece.finish_reason
+        repeats = piece.finish_reason == "repetition"
         return Said(
             index,
-            events,
+            piece.events,
             piece.token_ids,
             piece.logprobs or (),
-            self.finishes[index],
+            "length" if repeats else self.finishes[index],  # the word that clients know for an answer that was cut
             piece.stop_string,
+            "repetition" if repeats else piece.stop_string,
             None if piece.embedding is None else piece.embedding.tolist(),
+            piece.prompt_logprobs,
         )
 
     async def whole(self, request: Request) -> list[Said]:
@@ -128,4 +128,5 @@ def _together(parts: Sequence[Said]) -> Said:
     token_ids = tuple(chain.from_iterable(said.token_ids for said in parts))
     logprobs = tuple(chain.from_iterable(said.logprobs for said in parts))
     events = list(chain.from_iterable(said.events for said in parts))
-    return replace(parts[-1], events=events, token_ids=token_ids, logprobs=logprobs)
+    prompt_logprobs = parts[0].prompt_logprobs
+    return replace(parts[-1], events=events, token_ids=token_ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)

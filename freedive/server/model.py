@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from freedive.engine.guide import Guide
 from freedive.engine.pooling import Pooling
 from freedive.engine.request import Piece, Sampling, Timings
+from freedive.text.dialects.parser import Parser
 from freedive.text.format import Format
-from freedive.text.guide import Guide, MakeGuide
+from freedive.text.guide import MakeGuide
 from freedive.text.question import Question
 from freedive.text.tools import ToolChoice
 
@@ -38,6 +40,7 @@ class Engine(Protocol):
         *,
         continues: bool = False,
         keep: Callable[[str], bool] | None = None,
+        reader: Parser | None = None,
         guide: Guide | None = None,
         pooling: Pooling | None = None,
         salt: str = "",

@@ -27,8 +27,7 @@ class Ask:
     ``sampling`` are the fields that the client sets. ``user`` is whose turn it is: from the client, who it asks for;
     from :class:`Service` on, the name of the caller's key, a slash, and that. What has a ``salt`` shares no cache with
     what has another. With ``pooling`` embeddings are wanted, not answers. ``max_context`` bounds prompt and answer
-    together, in tokens. With ``ends_with_context`` a max_tokens for which the context has no room asks for what there
-    is room for; otherwise it is refused.
+    together, in tokens.
     """
 
     model: str
@@ -38,7 +37,6 @@ class Ask:
     user: str = ""
     salt: str = ""
     pooling: Pooling | None = None
-    ends_with_context: bool = False
     keep_alive_s: float | None = None
     max_context: int | None = None
 
@@ -70,7 +68,7 @@ class Service:
             sampling = model.sampling(**ask.sampling)
             questions = await run_in_threadpool(ask.questions, model)
             generations = _submit(model, questions, sampling, ask)
-        visit.answers = Answers(model, questions, generations, ask.num_choices)
+        visit.answers = Answers(model, generations, ask.num_choices)
         return visit.answers
 
     async def questions(self, ask: Ask) -> tuple[Model, Sequence[Question]]:
@@ -101,13 +99,14 @@ def _submit_one(model: Model, question: Question, sampling: Sampling, ask: Ask) 
             sampling,
             continues=question.continues,
             keep=question.keeps,
-            guide=question.guide(),
+            reader=question.reader(),
+            guide=question.guide(sampling.max_tokens),
             pooling=ask.pooling,
             salt=ask.salt,
             user=ask.user,
         )
     except UserError as error:
-        if len(question.tokens) + (sampling.max_tokens or 1) > model.max_context:
+        if len(question.tokens) >= model.max_context:
             raise ContextLengthExceeded(error.what, error.remedy, param=error.param) from error
         raise
 
@@ -119,16 +118,13 @@ def _seeded(sampling: Sampling, choice: int) -> Sampling:
 
 def _bounded(sampling: Sampling, question: Question, ask: Ask, model: Model) -> Sampling:
     """``sampling`` with the limits that ``ask`` puts on prompt and answer together."""
-    num_tokens = len(question.tokens) + (sampling.max_tokens or 0)
-    if ask.ends_with_context and num_tokens > model.max_context:
-        return replace(sampling, max_tokens=None)
     if ask.max_context is None:
         return sampling
     if ask.max_context > model.max_context:
         what = f"max_context is {ask.max_context}, but the model's is {model.max_context}"
         raise UserError(what, "Choose a smaller value", param="max_context")
     room = ask.max_context - len(question.tokens)
-    if room < (sampling.max_tokens or 1):
-        what = f"Prompt and answer have {num_tokens} tokens, but max_context is {ask.max_context}"
+    if room < 1:
+        what = f"The prompt has {len(question.tokens)} tokens, but max_context is {ask.max_context}, answer included"
         raise ContextLengthExceeded(what, "Shorten the prompt, or raise max_context", param="max_context")
-    return sampling if sampling.max_tokens else replace(sampling, max_tokens=room)
+    return replace(sampling, max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room))

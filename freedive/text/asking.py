@@ -17,12 +17,16 @@ from freedive.text.tools import Function, ToolChoice, Tools, functions
 
 @dataclass(frozen=True)
 class Wish:
-    """A ``format`` for the text of an answer, if any, and when to call which of the ``tools``, and how many at once."""
+    """A ``format`` for the text of an answer, if any, and when to call which of the ``tools``, and how many at once.
+
+    Without ``thoughts`` the answer begins with what was asked for.
+    """
 
     format: Format | None = None
     tools: Tools = ()
     choice: ToolChoice = "auto"
     parallel: bool = True
+    thoughts: bool = True
 
     @property
     def must_call(self) -> bool:
@@ -57,6 +61,7 @@ def granted(wish: Wish, guides: Guides, dialect: Dialect, state: State) -> tuple
             functions=callable_ if param else (),
             must_call=wish.must_call,
             parallel=wish.parallel and not isinstance(wish.choice, Function),
+            thoughts=wish.thoughts,
         )
     )
     make_guide = guides.guide(rules, lark.parts, "response_format" if wish.format else "tools")

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from freedive.text.budget import Constraint, ThinkingBudget
 from freedive.text.dialects.dialect import Dialect, State
 from freedive.text.dialects.parser import Parser
-from freedive.text.guide import Guide, MakeGuide
+from freedive.text.guide import MakeGuide
 
 
 @dataclass(frozen=True)
 class Question:
     """``tokens`` ask for the next message or, with ``continues``, for what follows them as the same text.
 
-    ``keeps`` tells which special tokens of an answer its readers must see.
+    ``keeps`` tells which special tokens of an answer its readers must see. ``budget`` bounds its thoughts.
     """
 
     tokens: Sequence[int]
@@ -25,11 +26,13 @@ class Question:
     keeps: Callable[[str], bool] | None = None
     continues: bool = False
     make_guide: MakeGuide | None = None
+    budget: ThinkingBudget | None = None
 
     def reader(self) -> Parser:
         """For one answer: tells its thoughts and calls from its text."""
         return Parser(self.dialect, self.state, self.tools)
 
-    def guide(self) -> Guide | None:
-        """For one answer: gives it the form that was asked for, if one was."""
-        return self.make_guide() if self.make_guide else None
+    def guide(self, max_tokens: int | None = None) -> Constraint | None:
+        """For one answer of at most ``max_tokens``: gives it the form that was asked for, and ends its thoughts."""
+        guide = self.make_guide() if self.make_guide else None
+        return self.budget.constraint(guide, max_tokens) if self.budget else guide

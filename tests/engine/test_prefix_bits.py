@@ -68,7 +68,7 @@ def requests() -> list[tuple[list[int], Sampling]]:
 def answer(engine: Engine, tokens: list[int], sampling: Sampling) -> tuple[list[Piece], int]:
     """The pieces, but for what a clock says, and how many tokens of the prompt were found."""
     generation = engine.submit(tokens, sampling)
-    pieces = [Piece(piece.text, piece.token_ids, None, piece.logprobs) for piece in generation]
+    pieces = [Piece(piece.events, piece.token_ids, None, piece.logprobs) for piece in generation]
     return pieces, generation.num_cached_tokens
 
 
@@ -110,7 +110,7 @@ def test_all_at_once_they_do_not_show_either(case: tuple[str, str, str]) -> None
     with start(case) as engine:
         generations = [engine.submit(*request) for request in requests()]
         for generation, wanted in zip(generations, expected, strict=True):
-            assert [Piece(piece.text, piece.token_ids, None, piece.logprobs) for piece in generation] == wanted
+            assert [Piece(piece.events, piece.token_ids, None, piece.logprobs) for piece in generation] == wanted
         assert engine.stats().num_cached > 0
 
 

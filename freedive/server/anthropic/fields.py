@@ -242,6 +242,6 @@ class MessagesRequest(Conversation):
     metadata: Metadata = Metadata()
 
     def ask(self) -> Ask:
-        """In our terms. This API has a word for answers that the context ends before max_tokens does."""
+        """In our terms."""
         sampling = self.given(stop=tuple(self.stop_sequences))
-        return Ask(self.model, self.questions, sampling, user=self.metadata.user_id, ends_with_context=True)
+        return Ask(self.model, self.questions, sampling, user=self.metadata.user_id)

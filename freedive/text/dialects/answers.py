@@ -20,15 +20,16 @@ def answer(
     functions: Sequence[Mapping[str, Any]] = (),
     must_call: bool = False,
     parallel: bool = True,
+    thoughts: bool = True,
 ) -> str:
-    """A text, which matches the grammar ``form`` if there is one, or calls of ``functions``."""
+    """A text, which matches the grammar ``form`` if there is one, or calls of ``functions``. ``thoughts`` may precede."""
     ways = []
     if functions:
         ways.append(_calls(lark, dialect, functions, after_text=not must_call and not form, parallel=parallel))
     if not must_call:
         opening = lark.literals(dialect.messages.answer) if dialect.messages else ""
         ways.append(f"{opening} {lark.part(form) if form else _text(lark, dialect)}")
-    return f"{_thoughts(lark, dialect, state)} {any_of(ways)}"
+    return f"{_thoughts(lark, dialect, state, may_begin=thoughts)} {any_of(ways)}"
 
 
 def _calls(
@@ -44,12 +45,15 @@ def _calls(
     return f"{opening} {calls.after_opening(parallel=parallel)}"
 
 
-def _thoughts(lark: Lark, dialect: Dialect, state: State) -> str:
-    """What may come before the answer from ``state`` on, or must."""
+def _thoughts(lark: Lark, dialect: Dialect, state: State, *, may_begin: bool) -> str:
+    """What may come before the answer from ``state`` on, or must. Thoughts begin only where they ``may_begin``."""
+    if dialect.messages and not may_begin:
+        return ""
     if dialect.messages:
         begin, end = dialect.messages.thought
         return f"({lark.literal(begin)} {_thought(lark, dialect, [end])})*"
-    begins, ends = dialect.markers(Mark.THINK), dialect.markers(Mark.END_THINK)
+    begins = dialect.markers(Mark.THINK) if may_begin else []
+    ends = dialect.markers(Mark.END_THINK)
     if state.mode is Mode.THOUGHT:
         before = f"{_thought(lark, dialect, ends)} SPACE?"
     elif state.after_marker:

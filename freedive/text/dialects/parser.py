@@ -76,6 +76,11 @@ class Parser:
         return self._taken()
 
     @property
+    def mode(self) -> Mode:
+        """What the output is in the middle of."""
+        return self._mode
+
+    @property
     def is_thinking(self) -> bool:
         """Whether the answer has yet to begin: the output is in the middle of a thought, or of what names a message."""
         return self._mode in (Mode.THOUGHT, Mode.HEADER)
@@ -123,6 +128,9 @@ class Parser:
             self._space.clear()
             self._after_marker = False
         self._space.append(text[len(said) :])
+        if self._begun and self._mode is Mode.TEXT and not self._scan().markers:
+            self._emit("".join(self._space))
+            self._space.clear()
 
     def _emit(self, text: str) -> None:
         if not text:

@@ -1,0 +1,123 @@
+"""Ends thoughts that have become too long, by writing the marker that closes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from freedive.text.dialects.dialect import Dialect, Mark, Mode, State
+from freedive.text.dialects.parser import Parser
+from freedive.text.tokenizer import StreamDecoder, Tokenizer
+
+Bits = npt.NDArray[np.uint8]
+
+CHAR_TOKENS = 3
+"""Most tokens that may be missing to complete a character, in the middle of which no thought is closed."""
+
+
+class Constraint(Protocol):
+    """See :class:`freedive.engine.guide.Guide`."""
+
+    @property
+    def complete(self) -> bool: ...
+
+    def allowed(self) -> Bits | None: ...
+
+    def take(self, token: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class ThinkingBudget:
+    """How many tokens a thought may have: ``num_tokens``, if that was asked for, of the ``room`` that the context has.
+
+    ``closing`` are the tokens that end a thought, of which the first ``num_inside`` still count as a part of it.
+    """
+
+    closing: Sequence[int]
+    num_inside: int
+    vocab_size: int
+    make_decoder: Callable[[], StreamDecoder]
+    make_parser: Callable[[], Parser]
+    room: int
+    num_tokens: int | None = None
+
+    def constraint(self, inner: Constraint | None, max_tokens: int | None) -> Constraint | None:
+        """For one answer, what keeps to the budget and to ``inner``.
+
+        Where the answer has a form, its thoughts leave it at least half of the tokens that there are for both.
+        """
+        limits = [] if self.num_tokens is None else [self.num_tokens]
+        if inner:
+            limits.append((self.room if max_tokens is None else min(self.room, max_tokens)) // 2)
+        return ThoughtConstraint(self, inner, min(limits)) if limits else inner
+
+
+class ThoughtConstraint:
+    """Follows one answer, and closes its thoughts when they have ``num_tokens`` tokens together."""
+
+    def __init__(self, budget: ThinkingBudget, inner: Constraint | None, num_tokens: int) -> None:
+        self._budget = budget
+        self._inner = inner
+        self._left = num_tokens - budget.num_inside
+        self._decoder, self._parser = budget.make_decoder(), budget.make_parser()
+        self._due: list[int] = []  # tokens that close the thought, the next one last
+        self._close_if_spent(between_chars=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow but the end."""
+        return self._inner is not None and self._inner.complete
+
+    def allowed(self) -> Bits | None:
+        """The tokens that may come next, a bit for each; None where all may."""
+        allowed = self._inner.allowed() if self._inner else None
+        if not self._due:
+            return allowed
+        byte, bit = divmod(self._due[-1], 8)
+        if allowed is not None and not allowed[byte] >> bit & 1:  # the form does not let it be closed like this
+            self._due.clear()
+            return allowed
+        only = np.zeros(self._budget.vocab_size // 8 + 1, np.uint8)
+        only[byte] = 1 << bit
+        return only
+
+    def take(self, token: int) -> None:
+        """Take note that ``token`` has come."""
+        if self._inner:
+            self._inner.take(token)
+        text = self._decoder.push(token)
+        self._parser.read(text, ends=False)
+        if self._due:
+            self._due.pop()
+            return
+        self._left -= self._parser.mode is Mode.THOUGHT
+        self._close_if_spent(between_chars=bool(text))
+
+    def _close_if_spent(self, *, between_chars: bool) -> None:
+        if self._parser.mode is Mode.THOUGHT and self._left <= (0 if between_chars else -CHAR_TOKENS):
+            self._due = list(reversed(self._budget.closing))
+
+
+def thinking_budget(
+    tokenizer: Tokenizer, dialect: Dialect, state: State, room: int, num_tokens: int | None
+) -> ThinkingBudget | None:
+    """The budget of answers in ``dialect``; None where it has no thoughts, or none that are known to be closed."""
+    if dialect.messages:
+        end, rest = dialect.messages.thought[1], dialect.messages.answer[0]
+    elif ends := dialect.markers(Mark.END_THINK):
+        end, rest = f"\n{ends[0]}", "\n\n"
+    else:
+        return None
+    return ThinkingBudget(
+        closing=tokenizer.encode(end + rest),
+        num_inside=len(tokenizer.encode(end)) - 1,
+        vocab_size=tokenizer.vocab_size,
+        make_decoder=lambda: tokenizer.stream(keep=dialect.keeps),
+        make_parser=lambda: Parser(dialect, state),
+        room=room,
+        num_tokens=num_tokens,
+    )
