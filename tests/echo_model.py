@@ -127,6 +127,7 @@ class EchoEngine:
         pooling: str | None = None,
         salt: str = "",
         user: str = "",
+        tenant: str = "",
     ) -> EchoGeneration:
         if len(prompt) >= self.model.max_context:
             limit = f"this model's maximum context length is {self.model.max_context}"
@@ -140,7 +141,13 @@ class EchoEngine:
         kind = EchoEmbedding if pooling else EchoGeneration
         room = self.model.max_context - len(prompt)
         self.generations.append(kind(answer, len(prompt), sampling, self.model.delay_s, room))
-        self.generations[-1].submitted = {"salt": salt, "user": user, "pooling": pooling, "guide": guide}
+        self.generations[-1].submitted = {
+            "tenant": tenant,
+            "salt": salt,
+            "user": user,
+            "pooling": pooling,
+            "guide": guide,
+        }
         return self.generations[-1]
 
     def stats(self) -> EchoStats:

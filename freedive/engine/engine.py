@@ -102,6 +102,7 @@ class Engine:
         pooling: Pooling | None = None,
         salt: str = "",
         user: str = "",
+        tenant: str = "",
     ) -> Generation:
         """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already.
 
@@ -110,7 +111,8 @@ class Engine:
         With ``pooling`` nothing is generated: the only piece has the prompt's ``embedding``.
 
         What was computed for one ``salt`` is of no use for another, so that nobody learns by the time to the first
-        token what others have asked. Each ``user`` gets an equal share.
+        token what others have asked. Each ``tenant`` gets an equal share of the steps, and of that each of its users.
+        Salts and users stand below the tenant: two tenants share no cache, whatever they call theirs.
         """
         max_length = self._limits.max_length(prompt, sampling)
         seed = int.from_bytes(os.urandom(6)) if sampling.seed is None else sampling.seed
@@ -124,8 +126,9 @@ class Engine:
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
             guide=guide,
             pool=Pool(pooling) if pooling else None,
-            salt=salt,
+            salt=f"{tenant}/{salt}",
             user=user,
+            tenant=tenant,
         )
         with self._wake:
             if self._closing:
