@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
 from freedive.errors import UserError
+
+HOST_NAME = re.compile(r"[a-z0-9._-]+")
+ORIGIN = re.compile(r"[*]|null|[a-z][a-z0-9+.-]*://[^\s/?#@]+")
 
 Config = TypeVar("Config", bound="EngineConfig | ServerConfig")
 
@@ -18,6 +22,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "float | None": float,
     "str": str,
     "bool": lambda text: bool(int(text)),
+    "tuple[str, ...]": lambda text: (text,),
 }
 """Text of an environment variable -> value, by the annotation of its field."""
 
@@ -76,6 +81,18 @@ class ServerConfig:
     )
     insecure: bool = setting(False, "Listen on other addresses than this machine's own though there are no keys")
     hosts: str = setting("", "Names of this server besides localhost, with commas between them")
+    origins: tuple[str, ...] = setting(
+        (),
+        "Web pages that may use this server from elsewhere: exact origins such as http://localhost:3000 or "
+        "app://obsidian.md, with commas between them, or, where keys are, * for all",
+    )
+    alias: tuple[str, ...] = setting(
+        (), "A further name for a served model: NAME=MODEL, with commas between several, or repeated"
+    )
+    pull: bool = setting(False, "Let everybody who reaches a server without keys fetch models, not only this machine")
+    pull_limit_gb: float = setting(
+        200, "GB on disk that models may take together when clients of the server fetch more of them", low=0
+    )
     max_body_mb: float = setting(32, "Largest request, in MiB", low=0.001, high=1024)
     stall_timeout: float = setting(120, "Seconds after which a client that takes nothing is dropped", low=0.1)
     drain: float = setting(30, "Seconds that running answers may go on after SIGTERM", low=0)
@@ -83,6 +100,40 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _check(self)
+        for name in self.host_names:
+            if not HOST_NAME.fullmatch(name):
+                what = f"hosts has {name!r}, which is not a name of this server, such as box.lan"
+                origin = name if "://" in name else f"http://{name}"
+                raise UserError(what, f"For a web page from elsewhere, write --origins {origin}", param="hosts")
+        for origin in self.allowed_origins:
+            if not ORIGIN.fullmatch(origin):
+                what = f"{origin!r} is not an origin"
+                remedy = "Write scheme, host and port as the page has them, such as http://localhost:3000"
+                raise UserError(what, remedy, param="origins")
+        for text in listed(*self.alias):
+            if not all(part.strip() for part in text.partition("=")):
+                raise UserError(f"{text!r} is not an alias", "Write NAME=MODEL", param="alias")
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """``hosts``, one by one, in small letters."""
+        return frozenset(listed(self.hosts.lower()))
+
+    @property
+    def allowed_origins(self) -> frozenset[str]:
+        """``origins``, one by one, as browsers write them: in small letters, without a slash at the end."""
+        return frozenset(origin.lower().rstrip("/") for origin in listed(*self.origins))
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """``alias``, one by one: name -> model."""
+        pairs = (text.partition("=") for text in listed(*self.alias))
+        return {name.strip(): model.strip() for name, _, model in pairs}
+
+
+def listed(*texts: str) -> tuple[str, ...]:
+    """What stands between the commas of ``texts``."""
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
 def load(kind: type[Config], given: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Config:

@@ -35,3 +35,9 @@ class Unavailable(UserError):
     """Something outside this process is missing: the network, disk space, a port."""
 
     status = 503
+
+
+class Forbidden(UserError):
+    """Something that the one who asks has no right to."""
+
+    status = 403

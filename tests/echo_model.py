@@ -133,6 +133,7 @@ class EchoEngine:
         pooling: str | None = None,
         salt: str = "",
         user: str = "",
+        tenant: str = "",
     ) -> EchoGeneration:
         if len(prompt) >= self.model.max_context:
             limit = f"this model's maximum context length is {self.model.max_context}"
@@ -147,7 +148,13 @@ class EchoEngine:
         room = self.model.max_context - len(prompt)
         self.generations.append(kind(answer, len(prompt), sampling, self.model.delay_s, room))
         self.generations[-1].reader = reader
-        self.generations[-1].submitted = {"salt": salt, "user": user, "pooling": pooling, "guide": guide}
+        self.generations[-1].submitted = {
+            "tenant": tenant,
+            "salt": salt,
+            "user": user,
+            "pooling": pooling,
+            "guide": guide,
+        }
         return self.generations[-1]
 
     def stats(self) -> EchoStats:

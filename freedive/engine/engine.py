@@ -105,6 +105,7 @@ class Engine:
         pooling: Pooling | None = None,
         salt: str = "",
         user: str = "",
+        tenant: str = "",
     ) -> Generation:
         """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already.
 
@@ -114,7 +115,8 @@ class Engine:
         With ``pooling`` nothing is generated: the only piece has the prompt's ``embedding``.
 
         What was computed for one ``salt`` is of no use for another, so that nobody learns by the time to the first
-        token what others have asked. Each ``user`` gets an equal share.
+        token what others have asked. Each ``tenant`` gets an equal share of the steps, and of that each of its users.
+        Salts and users stand below the tenant: two tenants share no cache, whatever they call theirs.
         """
         max_length = self._limits.max_length(prompt, sampling)
         seed = int.from_bytes(os.urandom(6)) if sampling.seed is None else sampling.seed
@@ -130,8 +132,9 @@ class Engine:
             pool=Pool(pooling) if pooling else None,
             scores=None if sampling.prompt_logprobs is None else PromptScores(prompt, sampling.prompt_logprobs),
             repetition=RepetitionDetector() if sampling.repetition_detection else None,
-            salt=salt,
+            salt=f"{tenant}/{salt}",
             user=user,
+            tenant=tenant,
         )
         with self._wake:
             if self._closing:

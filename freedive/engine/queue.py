@@ -1,13 +1,14 @@
-"""Whose turn it is: the user who has been served least comes first, and each user's requests in order.
+"""Whose turn it is: of the tenant that was served least the user that was served least, and each user's in order.
 
-Service is counted in tokens, as in "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024), section 4:
-one who comes back after a pause begins where the least served of the others is, so that nobody saves up turns.
+A tenant is the holder of one key; users are names that a tenant gives, so they share what it has and no more. Service is
+counted in tokens, as in "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024), section 4: one who comes
+back after a pause begins where the least served of the others is, so that nobody saves up turns.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 GENERATED_WEIGHT = 2
@@ -16,60 +17,125 @@ GENERATED_WEIGHT = 2
 
 class OfUser(Protocol):
     @property
+    def tenant(self) -> str: ...
+
+    @property
     def user(self) -> str: ...
 
 
 R = TypeVar("R", bound=OfUser)
 
 
+class Shares:
+    """The tokens that each of several parties was served, as long as a request of it is open."""
+
+    def __init__(self) -> None:
+        self._num_open: Counter[str] = Counter()
+        self._served: dict[str, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._num_open)
+
+    def open(self, name: str) -> None:
+        """A request of a party begins. A new party is one below the least served: at a tie, who comes is first."""
+        if not self._num_open[name]:
+            self._served[name] = min(self._served.values(), default=0) - 1
+        self._num_open[name] += 1
+
+    def close(self, name: str) -> None:
+        """A request of a party has ended."""
+        self._num_open[name] -= 1
+        if not self._num_open[name]:
+            del self._num_open[name], self._served[name]
+
+    def serve(self, name: str, tokens: float) -> None:
+        """Count what a party was given."""
+        self._served[name] += tokens
+
+    def served(self, name: str) -> float:
+        """What a party was given so far, in tokens, beyond what others had when it came."""
+        return self._served[name]
+
+    def least(self, names: Iterable[str]) -> str:
+        """Of ``names``, the one that was served least."""
+        return min(names, key=self._served.__getitem__)
+
+
 class FairQueue(Generic[R]):
     """Waiting requests. ``enter`` and ``leave`` tell when one begins and ends to be under way, waiting or running."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[R]] = {}
-        self._open: Counter[str] = Counter()
-        self._served: dict[str, float] = {}
+        self._waiting: dict[str, dict[str, deque[R]]] = {}
+        self._tenants = Shares()
+        self._users: dict[str, Shares] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(len(requests) for users in self._waiting.values() for requests in users.values())
 
     def __iter__(self) -> Iterator[R]:
-        return (request for requests in self._waiting.values() for request in requests)
+        return (request for users in self._waiting.values() for requests in users.values() for request in requests)
 
     def enter(self, request: R) -> None:
         """Queue a new request behind the others of its user."""
-        if not self._open[request.user]:
-            self._served[request.user] = (
-                min(self._served.values(), default=0) - 1
-            )  # one less: at a tie who comes is first
-        self._open[request.user] += 1
-        self._waiting.setdefault(request.user, deque()).append(request)
+        self._tenants.open(request.tenant)
+        self._users.setdefault(request.tenant, Shares()).open(request.user)
+        self._requests(request).append(request)
 
     def back(self, request: R) -> None:
         """Queue a request that was running before the others of its user."""
-        self._waiting.setdefault(request.user, deque()).appendleft(request)
+        self._requests(request).appendleft(request)
 
     def next(self) -> R:
         """The request whose turn it is; it stays in the queue."""
-        return self._waiting[min(self._waiting, key=self._served.__getitem__)][0]
+        tenant = self._tenants.least(self._waiting)
+        users = self._waiting[tenant]
+        return users[self._users[tenant].least(users)][0]
 
     def take(self, request: R) -> None:
         """Take a waiting request out of the queue, to run or to end."""
-        requests = self._waiting[request.user]
-        requests.remove(request)
-        if not requests:
-            del self._waiting[request.user]
+        users = self._waiting[request.tenant]
+        users[request.user].remove(request)
+        if not users[request.user]:
+            del users[request.user]
+        if not users:
+            del self._waiting[request.tenant]
 
     def leave(self, request: R) -> None:
         """A request has ended."""
-        self._open[request.user] -= 1
-        if not self._open[request.user]:
-            del self._open[request.user], self._served[request.user]
+        self._tenants.close(request.tenant)
+        users = self._users[request.tenant]
+        users.close(request.user)
+        if not users:
+            del self._users[request.tenant]
 
-    def serve(self, user: str, tokens: float) -> None:
-        """Count what ``user`` was given."""
-        self._served[user] += tokens
+    def serve(self, request: R, tokens: float) -> None:
+        """Count what the tenant and the user of ``request`` were given."""
+        self._tenants.serve(request.tenant, tokens)
+        self._users[request.tenant].serve(request.user, tokens)
 
-    def served(self, user: str) -> float:
-        """What ``user`` was given so far, in tokens, beyond what others had when they came."""
-        return self._served[user]
+    def served(self, request: R) -> tuple[float, float]:
+        """What the tenant and the user of ``request`` were given so far: who has less is first."""
+        return self._tenants.served(request.tenant), self._users[request.tenant].served(request.user)
+
+    def _requests(self, request: R) -> deque[R]:
+        return self._waiting.setdefault(request.tenant, {}).setdefault(request.user, deque())
+
+
+def most_placed(running: Iterable[R], newcomer: R) -> R | None:
+    """The one of ``running`` (oldest first) that gives its place to ``newcomer``, if anybody has to.
+
+    A tenant without a place takes one from the tenant that has most; a user without one, from the user of the same
+    tenant that has most. It is the youngest of that user, and nobody loses his only place.
+    """
+    running = list(running)
+    tenants = Counter(request.tenant for request in running)
+    tenant = newcomer.tenant
+    if tenant not in tenants:
+        tenant, most = tenants.most_common(1)[0]
+        if most < 2:
+            return None
+    users = Counter(request.user for request in running if request.tenant == tenant)
+    user, most = users.most_common(1)[0]
+    if tenant == newcomer.tenant and (newcomer.user in users or most < 2):
+        return None
+    return next(request for request in reversed(running) if (request.tenant, request.user) == (tenant, user))

@@ -1,12 +1,11 @@
 """Who takes part in the next step, and with what.
 
-Those of the user who was served least come first, and each user's in order of arrival: the waiting to run, and of the
-running those whose prompts are read. Whoever answers takes part in every step.
+Those of the tenant and its user who were served least come first, and each user's in order of arrival: the waiting to
+run, and of the running those whose prompts are read. Whoever answers takes part in every step.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import add
@@ -19,7 +18,7 @@ from freedive.engine.kvcache import PageTables, pages_for
 from freedive.engine.pace import Pace
 from freedive.engine.pooling import Pool
 from freedive.engine.prefix import PrefixCache
-from freedive.engine.queue import GENERATED_WEIGHT, FairQueue
+from freedive.engine.queue import GENERATED_WEIGHT, FairQueue, most_placed
 from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
@@ -34,7 +33,8 @@ class Request:
 
     It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``row`` is its row of the page
     table, -1 while it waits. It shares pages with requests of the same ``salt`` only: the first ``num_known`` of its
-    own can be found, by ``keys``. ``user`` is whose turn it takes. With a ``pool`` nothing is generated.
+    own can be found, by ``keys``. It takes a turn of its ``user``, who takes one of its ``tenant``. With a ``pool`` nothing
+    is generated.
     """
 
     generation: Generation
@@ -50,6 +50,7 @@ class Request:
     repetition: RepetitionDetector | None = None
     salt: str = ""
     user: str = ""
+    tenant: str = ""
     keys: list[bytes] = field(default_factory=list)
     lookup: PromptLookup = field(default_factory=PromptLookup)
     prediction: Prediction = field(default_factory=Prediction)
@@ -159,14 +160,14 @@ class Scheduler:
         plan = decoding + self._chunks(reading, self.pace.chunk if decoding else self.pace.most)
         for share in plan:
             generated = (GENERATED_WEIGHT - 1) * share.completes  # by the last token, which is one of ``count``
-            self.waiting.serve(share.request.user, share.count + generated)
+            self.waiting.serve(share.request, share.count + generated)
         return self._with_drafts(plan, self.gate) if plan and self.gate and is_decoding(plan) else plan
 
     def _chunks(self, reading: Sequence[Request], budget: int) -> Plan:
         """What is read of prompts, ``budget`` tokens in all."""
         plan: Plan = []
         scored = MAX_SCORED_ROWS
-        for request in sorted(reading, key=lambda request: self.waiting.served(request.user)):
+        for request in sorted(reading, key=self.waiting.served):
             if count := min(request.num_pending, budget, scored if request.is_scored else budget):
                 plan.append(Share(request, count))
                 budget -= count
@@ -192,13 +193,11 @@ class Scheduler:
                 self._preempt(self.running[-1])
 
     def _make_way(self) -> None:
-        """Where all places are taken, take one from the user who has most for one who has none."""
+        """Where all places are taken, take one from those who have most for one who has none."""
         if self._free_rows or not self.waiting:
             return
-        places = Counter(request.user for request in self.running)
-        ((user, most),) = places.most_common(1)
-        if most > 1 and self.waiting.next().user not in places:
-            self._preempt(next(request for request in reversed(self.running) if request.user == user))
+        if request := most_placed(self.running, self.waiting.next()):
+            self._preempt(request)
 
     def _preempt(self, request: Request) -> None:
         """Back to the queue; later its prompt and answer so far are computed anew, as far as they are not found."""

@@ -14,7 +14,7 @@ from signal import SIGINT, SIGTERM
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 import freedive.chat.page as chat
 from freedive.config import ServerConfig
@@ -28,7 +28,8 @@ from freedive.server.keys import Keys
 from freedive.server.log import line_log
 from freedive.server.models import Models
 from freedive.server.ollama.pull import Fetch, no_fetch
-from freedive.server.responses.store import Store
+from freedive.server.origins import CrossOrigin
+from freedive.server.responses.store import open_store
 from freedive.server.service import Service
 from freedive.server.tracing import tracing
 from freedive.server.transport import Connection, Server
@@ -56,7 +57,7 @@ def create_app(
     ``stored_responses`` is the file that keeps responses, which without one end with the process. ``state.guard`` of
     the application is who lets requests in. Raises UserError.
     """
-    service, store = Service(models), Store(stored_responses)
+    service, store = Service(models), open_store(stored_responses)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -75,9 +76,12 @@ def create_app(
         observers=(measured, counted, *observers),
         max_body_bytes=int(config.max_body_mb * (1 << 20)),
     )
+    app.add_middleware(CrossOrigin, origins=guard.origins)  # the outermost: what the gate refuses is readable, too
 
     @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
-    async def health() -> dict[str, Any]:
+    async def health(request: Request) -> dict[str, Any]:
+        if "manage" not in request.state.visit.key.may:  # of a server with keys, what others do is not told to all
+            return {"status": "ok"}
         stats = {model.name: dataclasses.asdict(model.engine.stats()) for model in models.loaded}
         return {"status": "ok", "models": stats}
 
@@ -101,6 +105,9 @@ def check_keys(config: ServerConfig) -> Keys:
     if not (keys.required or config.insecure or is_loopback(config.host)):
         what = f"everybody who reaches {config.host} could ask, for there are no keys"
         raise UserError(what, "Create one with: freedive keys create NAME, or say --insecure")
+    if "*" in config.allowed_origins and not (keys.required or config.insecure):
+        what = "every web page that somebody here looks at could use this server, for there are no keys"
+        raise UserError(what, "Name the origins, or create a key with: freedive keys create NAME", param="origins")
     return keys
 
 

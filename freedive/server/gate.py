@@ -81,7 +81,7 @@ class Gate:
 
         try:
             key = self.guard.admit(scope["path"], headers)
-            scope["state"]["caller"] = visit.caller = key.name if key else ""
+            visit.key, visit.caller = key, key.name
             with self.guard.asking(key, scope["method"]):
                 if scope["method"] == "POST" or _has_body(headers):
                     receive = await with_body(headers, receive, self.max_body_bytes)

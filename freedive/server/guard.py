@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from starlette.datastructures import Headers
 
 from freedive.config import ServerConfig
-from freedive.errors import Unavailable, UserError
-from freedive.server.keys import Key, Keys
+from freedive.errors import Forbidden, Unavailable, UserError
+from freedive.server.keys import Key, Keys, nobody
 from freedive.server.limits import Limits
+from freedive.server.origins import ForeignPage, Origins
 
 OPEN = frozenset({"/", "/health", "/docs", "/openapi.json"})
 """What needs no key, and all of /static/: the page asks for one itself."""
@@ -23,20 +24,16 @@ class Unauthorized(UserError):
     status = 401
 
 
-class Forbidden(UserError):
-    """A request that a page of others makes in its reader's name."""
-
-    status = 403
-
-
 class Guard:
     """Lets in whoever has a key, where there are keys; else, on loopback, whoever is no foreign page."""
 
     def __init__(self, keys: Keys | None, config: ServerConfig) -> None:
         self._keys = keys
         self._limits = Limits()
-        self._names = frozenset(filter(None, map(str.strip, config.hosts.lower().split(","))))
+        self._names = config.host_names
         self._is_local = is_loopback(config.host)
+        self._anybody = nobody("manage", *(["pull"] if self._is_local or config.pull else []))
+        self.origins = Origins(config.allowed_origins)
         self.closing = False
 
     @property
@@ -47,22 +44,23 @@ class Guard:
         self._keys.look()
         return self._keys.required
 
-    def admit(self, path: str, headers: Headers) -> Key | None:
-        """The caller's key, None where none is needed.
+    def admit(self, path: str, headers: Headers) -> Key:
+        """The caller's key; where none is needed, that of nobody, whose rights are those that are left open.
 
         Raises Unauthorized, Forbidden, and Unavailable when the server is about to end.
         """
         if self.closing:
             raise Unavailable("this server is about to end", "Send the request again later")
         if self.locked:
-            return None if path in OPEN or path.startswith("/static/") else self._key(headers)
+            is_open = path in OPEN or path.startswith("/static/")
+            return nobody() if is_open and not presented(headers) else self._key(headers)
         if self._is_local:
             self._refuse_foreign_pages(headers)
-        return None
+        return self._anybody
 
-    def asking(self, key: Key | None, method: str) -> AbstractContextManager[None]:
+    def asking(self, key: Key, method: str) -> AbstractContextManager[None]:
         """A block in which the request runs; what only looks on is free. Raises RateLimited."""
-        return self._limits.asking(key) if key and method == "POST" else nullcontext()
+        return self._limits.asking(key) if method == "POST" else nullcontext()
 
     def _key(self, headers: Headers) -> Key:
         assert self._keys
@@ -79,9 +77,10 @@ class Guard:
         name = _name(host)
         if not (is_loopback(name) or _is_address(name) or name in self._names):
             raise Forbidden(f"this server is not called {name!r}", "Ask localhost, or serve with --hosts NAME")
-        origin = headers.get("origin", f"http://{host}").partition("://")[2].lower()
-        if origin != host and _name(origin) not in self._names:
-            raise Forbidden("a page from elsewhere may not ask this server", "Serve with --hosts NAME, or with keys")
+        origin = headers.get("origin", f"http://{host}").lower()
+        _, _, authority = origin.partition("://")
+        if authority != host and _name(authority) not in self._names and not self.origins.allow(origin):
+            raise ForeignPage(origin)
 
 
 def presented(headers: Headers) -> str:

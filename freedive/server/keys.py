@@ -1,4 +1,4 @@
-"""Who may ask: keys in a file of freedive's home. Who knows one is its holder, by name."""
+"""Who may ask: keys in a file of freedive's home. Who knows one is its holder, by name, and a tenant of the server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from freedive.errors import NotFound, Unavailable, UserError
+from freedive.errors import Forbidden, NotFound, Unavailable, UserError
 from freedive.hub import cache
 
 logger = logging.getLogger(__name__)
@@ -27,14 +27,21 @@ LOOK_S = 1.0
 """How often a server looks whether the file has changed."""
 HINT_LENGTH = 4
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
-"""Without a slash: that is what stands between a key's name and whatever its holder calls a user."""
+
+RIGHTS = {
+    "pull": "fetch models from hubs",
+    "manage": "unload and pin models, and see what all callers use",
+}
+"""What a key may do besides asking, which every key may."""
 
 
 @dataclass(frozen=True)
 class Key:
     """What is kept of a key: ``hint`` are its last characters, to know it by; None does not limit.
 
-    Its ``hash`` is a plain SHA-256: slow hashes make up for passwords that can be guessed, and nobody guesses 256 bits.
+    ``id`` is the tenant: two keys share no cache, stored response, statistic or turn, and no other key ever has this
+    id, as it may have the name. ``may`` are some of :data:`RIGHTS`; others, of a later version, allow nothing. Its
+    ``hash`` is a plain SHA-256: slow hashes make up for passwords that can be guessed, and nobody guesses 256 bits.
     """
 
     id: str
@@ -44,6 +51,18 @@ class Key:
     created: str
     requests_per_minute: int | None = None
     max_running: int | None = None
+    may: tuple[str, ...] = ()
+
+    def require(self, right: str) -> None:
+        """Raises Forbidden without this right."""
+        if right not in self.may:
+            what = f"you may not {RIGHTS[right]} on this server"
+            raise Forbidden(what, f"Ask who runs it for a key made with: freedive keys create NAME --may {right}")
+
+
+def nobody(*may: str) -> Key:
+    """The tenant of all requests that come without a key."""
+    return Key("", "", "", "", "", may=may)
 
 
 class DamagedKeys(UserError):
@@ -59,26 +78,55 @@ def key_file() -> Path:
     return cache.home() / "keys.json"
 
 
+@dataclass(frozen=True)
+class KeyFile:
+    """What a key file holds. With ``required``, keys are needed even when there is none."""
+
+    keys: tuple[Key, ...] = ()
+    required: bool = False
+
+
 def read_keys(path: Path) -> tuple[Key, ...]:
     """All keys of a file, none where there is no file. Raises DamagedKeys."""
+    return read_key_file(path).keys
+
+
+def read_key_file(path: Path) -> KeyFile:
+    """The file at ``path``, or an empty one. Raises DamagedKeys.
+
+    Where it does not say whether keys are required, as older ones do not, they are: there was a key once.
+    """
     try:
-        keys = tuple(Key(**entry) for entry in json.loads(path.read_text("utf-8"))["keys"])
+        table = json.loads(path.read_text("utf-8"))
+        keys = tuple(Key(**entry | {"may": tuple(entry.get("may", ()))}) for entry in table["keys"])
         if all(isinstance(text, str) for key in keys for text in (key.id, key.name, key.hash)):
-            return keys
+            return KeyFile(keys, bool(keys) or table.get("required", True) is not False)
         raise ValueError("a field is no text")
     except FileNotFoundError:
-        return ()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return KeyFile()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedKeys(path, str(error)) from None
 
 
-def create(name: str, requests_per_minute: int | None = None, max_running: int | None = None) -> str:
-    """A new key, which is not kept: only its holder can tell it. Raises UserError for a name that is taken or odd."""
+def create(
+    name: str,
+    requests_per_minute: int | None = None,
+    max_running: int | None = None,
+    may: Sequence[str] = (),
+) -> str:
+    """A new key, which is not kept: only its holder can tell it.
+
+    Raises UserError for a name that is taken or odd, and for a right that does not exist.
+    """
+    for right in may:
+        if right not in RIGHTS:
+            raise UserError(f"{right!r} is not a right", f"Choose of {', '.join(RIGHTS)}", param="may")
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} cannot be a key's name", "Use up to 64 letters, digits and . _ @ -", param="name")
     secret = PREFIX + secrets.token_urlsafe(NUM_SECRET_BYTES)
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    key = Key(secrets.token_hex(4), name, _hash(secret), secret[-HINT_LENGTH:], made, requests_per_minute, max_running)
+    limits = requests_per_minute, max_running
+    key = Key(secrets.token_hex(8), name, _hash(secret), secret[-HINT_LENGTH:], made, *limits, tuple(may))
     with cache.locked(LOCK):
         keys = read_keys(key_file())
         if any(other.name == name for other in keys):
@@ -107,23 +155,24 @@ def _write(keys: Sequence[Key]) -> None:
     temporary = path.with_suffix(".partial")
     temporary.unlink(missing_ok=True)  # its rights would stay
     with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
-        json.dump({"keys": [asdict(key) for key in keys]}, file, indent=2)
+        json.dump({"required": True, "keys": [asdict(key) for key in keys]}, file, indent=2)
     cache.settle(temporary, path)
 
 
 class Keys:
     """The keys of a file as a server sees them, a second after they change at most.
 
-    Raises DamagedKeys when they cannot be read at first. Once a key was seen, ``required`` stays: revoking the last
-    one must not open the door.
+    Raises DamagedKeys when they cannot be read at first. Once keys were ``required``, they are until the end: neither
+    revoking the last one nor deleting the file opens the door.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or key_file()
         self._state: object = None
-        self._keys: Sequence[Key] | None = read_keys(self._path)
+        file = read_key_file(self._path)
+        self._keys: Sequence[Key] | None = file.keys
         self._next_look = 0.0
-        self.required = bool(self._keys)
+        self.required = file.required
 
     def holder(self, secret: str) -> Key | None:
         """The key that this is. Raises Unavailable while the file is damaged."""
@@ -146,11 +195,11 @@ class Keys:
             return
         self._state = state
         try:
-            self._keys = read_keys(self._path)
+            file = read_key_file(self._path)
+            self._keys, self.required = file.keys, self.required or file.required
         except DamagedKeys as error:
-            self._keys = None
+            self._keys, self.required = None, True
             logger.error("%s", error)
-        self.required = self.required or self._keys is None or bool(self._keys)
 
 
 def _state(path: Path) -> object:

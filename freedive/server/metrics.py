@@ -126,6 +126,7 @@ def router(metrics: Metrics) -> APIRouter:
 
     @routes.get("/metrics", tags=["server"], summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def scrape(request: Request) -> Response:
+        request.state.visit.key.require("manage")  # numbers between two looks tell what others have just asked
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(metrics.registry), headers={"Content-Type": media_type})
 

@@ -45,6 +45,7 @@ class Engine(Protocol):
         pooling: Pooling | None = None,
         salt: str = "",
         user: str = "",
+        tenant: str = "",
     ) -> Generation: ...
 
     def stats(self) -> Any:

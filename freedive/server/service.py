@@ -13,6 +13,7 @@ from freedive.engine.pooling import Pooling
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
 from freedive.server.answers import Answers
+from freedive.server.keys import Key
 from freedive.server.model import Generation, Model
 from freedive.server.models import Models
 from freedive.server.problems import ContextLengthExceeded
@@ -24,10 +25,9 @@ from freedive.text.question import Question
 class Ask:
     """What is asked of a model: ``questions``, made in a thread of their own, each answered ``num_choices`` times.
 
-    ``sampling`` are the fields that the client sets. ``user`` is whose turn it is: from the client, who it asks for;
-    from :class:`Service` on, the name of the caller's key, a slash, and that. What has a ``salt`` shares no cache with
-    what has another. With ``pooling`` embeddings are wanted, not answers. ``max_context`` bounds prompt and answer
-    together, in tokens.
+    ``sampling`` are the fields that the client sets. ``user`` and ``salt`` are the client's words: whose turn it takes,
+    and what shares a cache; both stand below the caller's ``tenant``, which :class:`Service` fills in. With ``pooling``
+    embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together, in tokens.
     """
 
     model: str
@@ -36,6 +36,7 @@ class Ask:
     num_choices: int = 1
     user: str = ""
     salt: str = ""
+    tenant: str = ""
     pooling: Pooling | None = None
     keep_alive_s: float | None = None
     max_context: int | None = None
@@ -63,13 +64,18 @@ class Service:
         Raises UserError for what cannot be asked, Overloaded when too much is asked at once.
         """
         visit: Visit = request.state.visit
-        ask = replace(ask, user=f"{visit.caller}/{ask.user}")
+        ask = self._in_the_name_of(visit.key, ask)
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
             sampling = model.sampling(**ask.sampling)
             questions = await run_in_threadpool(ask.questions, model)
             generations = _submit(model, questions, sampling, ask)
         visit.answers = Answers(model, generations, ask.num_choices)
         return visit.answers
+
+    def _in_the_name_of(self, key: Key, ask: Ask) -> Ask:
+        """``ask`` as far as this key may: how long models stay is for those who may manage them."""
+        may_keep = "manage" in key.may
+        return replace(ask, tenant=key.id, keep_alive_s=ask.keep_alive_s if may_keep else None)
 
     async def questions(self, ask: Ask) -> tuple[Model, Sequence[Question]]:
         """What would be asked, and of whom. Raises UserError for what cannot be asked."""
@@ -104,6 +110,7 @@ def _submit_one(model: Model, question: Question, sampling: Sampling, ask: Ask) 
             pooling=ask.pooling,
             salt=ask.salt,
             user=ask.user,
+            tenant=ask.tenant,
         )
     except UserError as error:
         if len(question.tokens) >= model.max_context:

@@ -9,10 +9,11 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 import freedive
 from freedive import machine
+from freedive.server.keys import Key
 from freedive.server.model import Model
 from freedive.server.models import Models
 from freedive.server.visit import Visit
@@ -28,8 +29,8 @@ class Stats:
 
     def __init__(self) -> None:
         self._started_at = time.monotonic()
-        self._recent: deque[dict[str, float]] = deque(maxlen=NUM_REMEMBERED)
-        self._callers: dict[str, Counter[str]] = {}
+        self._recent: deque[tuple[str, dict[str, float]]] = deque(maxlen=NUM_REMEMBERED)
+        self._callers: dict[str, tuple[str, Counter[str]]] = {}
 
     def __call__(self, visit: Visit) -> None:
         """Remember a request that has ended."""
@@ -37,23 +38,31 @@ class Stats:
             return
         usage, timings = visit.answers.usage, visit.answers.timings
         counts = {"requests": 1, "prompt_tokens": usage.prompt, "generated_tokens": usage.generated}
-        self._callers.setdefault(visit.caller, Counter()).update(counts)
+        self._callers.setdefault(visit.key.id, (visit.caller, Counter()))[1].update(counts)
         if timings.first_token_at is not None:
             times = {"queue_s": timings.queued_s, "first_token_s": timings.first_token_s, "request_s": visit.seconds}
-            self._recent.append(times | ({"token_s": 1 / timings.tokens_per_s} if timings.tokens_per_s else {}))
+            times |= {"token_s": 1 / timings.tokens_per_s} if timings.tokens_per_s else {}
+            self._recent.append((visit.key.id, times))
 
-    def report(self, models: Models) -> Json:
-        """Everything. Latencies are of the last ``NUM_REMEMBERED`` requests."""
+    def report(self, models: Models, key: Key) -> Json:
+        """Everything for who may manage the server; else what ``key`` itself has asked.
+
+        Latencies are of those among the last ``NUM_REMEMBERED`` requests.
+        """
+        sees_all = "manage" in key.may
+        recent = [times for tenant, times in self._recent if sees_all or tenant == key.id]
+        callers = [counted for tenant, counted in self._callers.items() if sees_all or tenant == key.id]
+        names = Counter(name for name, _ in callers)
         return {
             "version": freedive.__version__,
             "uptime_s": time.monotonic() - self._started_at,
             "memory": {"peak_bytes": machine.peak_memory(), "available_bytes": machine.available_memory()},
-            "models": {model.name: _numbers(model) for model in models.loaded},
+            "models": {model.name: _numbers(model) for model in models.loaded} if sees_all else {},
             "latencies": {
-                name: percentiles([times[name] for times in self._recent if name in times])
+                name: percentiles([times[name] for times in recent if name in times])
                 for name in ("queue_s", "first_token_s", "token_s", "request_s")
             },
-            "callers": self._callers,
+            "callers": {name: sum((counts for other, counts in callers if other == name), Counter()) for name in names},
         }
 
 
@@ -72,11 +81,12 @@ def router(stats: Stats, models: Models) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/v1/stats", tags=["server"], summary="Load, latencies and memory")
-    async def report() -> Json:
-        return stats.report(models)
+    async def report(request: Request) -> Json:
+        return stats.report(models, request.state.visit.key)
 
     @routes.get("/v1/stats/experts", tags=["server"], summary="How often each expert of each layer was chosen")
-    async def experts() -> Json:
+    async def experts(request: Request) -> Json:
+        request.state.visit.key.require("manage")
         return {"models": {model.name: model.expert_load() for model in models.loaded}}
 
     return routes

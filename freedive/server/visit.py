@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from freedive.server.answers import Answers
+from freedive.server.keys import Key, nobody
 
 OWN_ID = re.compile(r"[!-~]{1,128}")
 """What a client may call its request; it goes into headers and logs."""
@@ -21,9 +22,10 @@ CLIENT_LEFT = 499
 
 @dataclass(eq=False)
 class Visit:
-    """``route`` is the pattern of the path, "" where none fits. ``answers`` are what the request asked for, if it did.
+    """``key`` is the tenant, ``caller`` its name. ``route`` is the pattern of the path, "" where none fits.
 
-    ``ignored`` are the names of fields that the client sent and that had no effect.
+    ``answers`` are what the request asked for, if it did; ``ignored`` the names of fields that the client sent and that
+    had no effect.
 
     Times are by ``time.perf_counter``, but for ``began_at``, in seconds since 1970. Never holds what was said.
     """
@@ -31,6 +33,7 @@ class Visit:
     id: str
     method: str
     trace_parent: str = ""
+    key: Key = field(default_factory=nobody)
     caller: str = ""
     route: str = ""
     status: int = CLIENT_LEFT

@@ -94,6 +94,16 @@ def test_salts_share_nothing() -> None:
     assert found == [0, 0, 0, 96, 96, 96]
 
 
+def test_tenants_share_nothing_whatever_salt_they_choose() -> None:
+    callers = [("", ""), ("a", ""), ("b", ""), ("", "a/"), ("b", "a"), ("ab", "")]
+    found = []
+    with start(FakeRunner()) as engine:
+        for tenant, salt in callers * 2:
+            list(generation := engine.submit(TEXT[:100], SHORT, tenant=tenant, salt=salt))
+            found.append(generation.num_cached_tokens)
+    assert found == [0] * len(callers) + [96] * len(callers)
+
+
 def test_off_means_that_all_is_computed() -> None:
     with start(FakeRunner(), prefix_cache="off") as engine:
         assert [ask(engine, TEXT[:100])[0] for _ in range(2)] == [0, 0]

@@ -22,7 +22,7 @@ def steady(chunk: int) -> Pace:
     return Pace(chunk, seconds=1e9)
 
 
-def request(index: int, num_prompt: int, num_answer: int, user: str = "") -> Request:
+def request(index: int, num_prompt: int, num_answer: int, user: str = "", tenant: str = "") -> Request:
     sampling = Sampling()
     return Request(
         generation=Generation(str(index), num_prompt, 0, lambda generation: None),
@@ -33,6 +33,7 @@ def request(index: int, num_prompt: int, num_answer: int, user: str = "") -> Req
         max_length=num_prompt + num_answer,
         stop_ids=frozenset(),
         user=user,
+        tenant=tenant,
     )
 
 
@@ -138,6 +139,46 @@ def test_one_who_has_no_place_gets_one_of_who_has_several() -> None:
     scheduler.add(late := request(8, 3, 5, "late"))
     assert late in take_step(scheduler)
     assert [one.generation.timings.num_preemptions for one in scheduler.waiting] == [1, 0, 0, 0, 0]
+
+
+def test_tenants_get_equal_shares_however_many_users_they_invent() -> None:
+    scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), 4, steady(64))
+    for index in range(20):
+        scheduler.add(request(index, 30, 20, "one name", "ann"))
+    took_part = []
+    for index in range(200):
+        scheduler.add(request(100 + index, 30, 20, f"user {index}", "bob"))
+        took_part += [one.tenant for one in take_step(scheduler)]
+    assert 0.4 < took_part.count("ann") / len(took_part) < 0.6
+
+
+def test_users_of_one_tenant_get_equal_shares_of_what_it_has() -> None:
+    scheduler = Scheduler(PageTables(100, 8, MAX_LENGTH), 8, steady(64))
+    for index in range(60):
+        scheduler.add(request(index, 30, 20, "many", "ann"))
+        scheduler.add(request(100 + index, 30, 20, "", "bob"))
+    for index in range(200, 210):
+        scheduler.add(request(index, 30, 20, "few", "ann"))
+    finished: list[Request] = []
+    while sum(one.user == "few" for one in finished) < 10:
+        finished += [one for one in take_step(scheduler) if len(one.tokens) == one.max_length]
+    assert sum(one.user == "many" for one in finished) in range(6, 16)
+    assert sum(one.tenant == "bob" for one in finished) in range(14, 28)
+
+
+def test_a_new_user_takes_no_place_from_another_tenant() -> None:
+    scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), 4, steady(64))
+    for index in range(3):
+        scheduler.add(request(index, 3, 190, "", "ann"))
+    scheduler.add(request(3, 3, 190, "first", "bob"))
+    for _ in range(5):
+        take_step(scheduler)
+    scheduler.add(request(4, 3, 190, "second", "bob"))
+    take_step(scheduler)
+    assert [one.user for one in scheduler.waiting] == ["second"]
+    scheduler.add(request(5, 3, 5, "", "cid"))
+    take_step(scheduler)
+    assert [one.tenant for one in scheduler.running].count("ann") == 2, "who has most gives one to who has none"
 
 
 def test_who_comes_back_has_no_turns_saved_up() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from echo_model import EchoModel, served
+from echo_model import EchoModel, served, serving
 from fastapi.testclient import TestClient
 
-from freedive.errors import NotFound, Unavailable, UserError
+from freedive.errors import NotFound, UserError
 from freedive.server import keys
 from freedive.server.app import create_app
 from freedive.server.responses.items import message
@@ -97,14 +100,89 @@ def has(store: Store, name: str) -> bool:
 
 def test_what_cannot_be_kept_whole_is_not_kept_at_all() -> None:
     store = Store()
-    with pytest.raises(Unavailable, match="'store': false"):
-        store.add("", {"id": "resp_1"}, [{"id": "msg_1"}, {"id": None}])
+    store.add("", {"id": "resp_1"}, [{"id": "msg_1"}, {"id": None}])
     assert not has(store, "resp_1")
     with pytest.raises(NotFound):
         store.item("msg_1", "")
     huge = Store(max_bytes=1 << 16)
     turn(huge, "resp_1", "x" * (1 << 17))
     assert not has(huge, "resp_1")
+
+
+def test_an_owner_who_stores_much_displaces_only_what_is_his() -> None:
+    store = Store(max_bytes=1 << 20)
+    turn(store, "resp_of_ann", "a" * 100_000, owner="ann")
+    for number in range(60):
+        turn(store, f"resp_{number}", f"{number} " * 20_000, owner="bob")
+    assert store.response("resp_of_ann", "ann")
+    assert store.response("resp_59", "bob")
+    with pytest.raises(NotFound):
+        store.response("resp_0", "bob")
+
+
+def test_a_store_of_an_earlier_version_is_read_and_gives_way_first(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite"
+    store = Store(path)
+    turn(store, "resp_old", "x" * 100_000)
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.executescript("DROP TABLE share")
+    store = Store(path, max_bytes=1 << 20)
+    assert has(store, "resp_old")
+    for number in range(10):
+        turn(store, f"resp_{number}", f"{number} " * 60_000)
+    assert not has(store, "resp_old")
+    store.close()
+
+
+def a_folder(path: Path) -> None:
+    (path / "responses.sqlite").mkdir()
+
+
+def something_else(path: Path) -> None:
+    (path / "responses.sqlite").write_text("My diary, which is no database. " * 100)
+
+
+def a_file_as_home(path: Path) -> None:
+    path.rmdir()
+    path.write_text("not a folder")
+
+
+@pytest.mark.parametrize("spoil", [a_folder, something_else, a_file_as_home])
+def test_a_server_whose_store_cannot_be_opened_says_so_and_keeps_responses_in_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    spoil(home)
+    with serving(EchoModel(), stored_responses=home / "responses.sqlite") as url:
+        assert "keeps responses in memory only" in capsys.readouterr().err
+        name = httpx.post(f"{url}/v1/responses", json={"model": "echo", "input": "hello"}).json()["id"]
+        assert httpx.get(f"{url}/v1/responses/{name}").json()["id"] == name
+
+
+def test_an_answer_arrives_though_it_cannot_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "responses.sqlite"
+    with serving(EchoModel(), stored_responses=path) as url:
+        with sqlite3.connect(path) as connection:
+            connection.executescript("DROP TABLE conversation; DROP TABLE item; CREATE TABLE item (id)")
+        answer = httpx.post(f"{url}/v1/responses", json={"model": "echo", "input": "hello"})
+        assert (answer.status_code, answer.json()["status"]) == (200, "completed")
+    assert "is not kept" in caplog.text
+
+
+def test_a_key_made_anew_under_an_old_name_reads_nothing_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
+    monkeypatch.setattr(keys, "LOOK_S", 0.0)
+    headers = {"authorization": f"Bearer {keys.create('ann')}"}
+    with serving(EchoModel(), keys=keys.Keys()) as url:
+        name = httpx.post(f"{url}/v1/responses", json={"model": "echo", "input": "hello"}, headers=headers).json()["id"]
+        assert httpx.get(f"{url}/v1/responses/{name}", headers=headers).status_code == 200
+        keys.revoke("ann")
+        headers = {"authorization": f"Bearer {keys.create('ann')}"}
+        assert httpx.get(f"{url}/v1/responses/{name}", headers=headers).status_code == 404
 
 
 def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:

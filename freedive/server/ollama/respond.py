@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from freedive.server.answers import Answers, Said
+from freedive.server.keys import Key
 from freedive.server.logprobs import logprob_object
 from freedive.server.ollama.fields import AnswerRequest
 from freedive.server.ollama.times import moment, nanoseconds
@@ -31,7 +32,7 @@ async def respond(service: Service, request: Request, body: AnswerRequest, write
     """What ``body`` asks for, as ``write`` writes it."""
     started = time.perf_counter()
     if not body.asks:
-        return await _changed(service, body, write)
+        return await _changed(service, request, body, write)
     with in_their_words():
         answers = await service.answers(body.ask(), request)
     if body.stream:
@@ -42,13 +43,15 @@ async def respond(service: Service, request: Request, body: AnswerRequest, write
     return JSONResponse(whole | _end(answers, said.finish, started))
 
 
-async def _changed(service: Service, body: AnswerRequest, write: Write) -> Response:
+async def _changed(service: Service, request: Request, body: AnswerRequest, write: Write) -> Response:
     """The model loaded or unloaded, which is all that a request without a prompt asks for."""
+    key: Key = request.state.visit.key
     unload = body.keep_alive == 0
     if unload:
+        key.require("manage")
         await service.models.release(body.model)
     else:
-        async with service.models.use(body.model, body.keep_alive):
+        async with service.models.use(body.model, body.keep_alive if "manage" in key.may else None):
             pass
     return JSONResponse(_head(body) | write(NOTHING) | {"done": True, "done_reason": "unload" if unload else "load"})
 

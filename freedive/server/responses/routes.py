@@ -16,6 +16,7 @@ from freedive.server.responses.reply import Reply
 from freedive.server.responses.store import Store
 from freedive.server.service import Service
 from freedive.server.stream import EventStream, survived
+from freedive.server.visit import Visit
 
 Json = dict[str, Any]
 
@@ -28,7 +29,7 @@ def router(service: Service, store: Store) -> APIRouter:
     async def create(body: ResponseRequest, request: Request) -> Response | Json:
         owner = _caller(request)
         conversation = await run_in_threadpool(_conversation, body, store, owner)
-        user = owner or body.safety_identifier or body.user or ""
+        user = body.safety_identifier or body.user or ""
         answers = await service.answers(
             body.ask(body.model, conversation, sampling=body.sampling(), user=user), request
         )
@@ -69,8 +70,9 @@ def router(service: Service, store: Store) -> APIRouter:
 
 
 def _caller(request: Request) -> str:
-    """Who asks, where keys tell callers apart."""
-    return getattr(request.state, "caller", "")
+    """The tenant that asks, where keys tell tenants apart."""
+    visit: Visit = request.state.visit
+    return visit.key.id
 
 
 def _conversation(body: PromptRequest, store: Store, owner: str) -> list[Json]:

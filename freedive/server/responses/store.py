@@ -1,9 +1,14 @@
-"""Responses that are kept, and the conversations that led to them: one SQLite file, bounded, oldest first out."""
+"""Responses that are kept, and the conversations that led to them: one SQLite file, bounded.
+
+Where room is needed, the owner who takes most gives up the oldest.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +18,8 @@ from typing import Any
 from freedive.errors import NotFound, Unavailable, UserError
 
 Json = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES = 64 << 20
 """Of the file, but for the journal beside it."""
@@ -30,44 +37,73 @@ CREATE TABLE IF NOT EXISTS conversation (
     PRIMARY KEY (response, position)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS conversation_of_item ON conversation (item);
+CREATE TABLE IF NOT EXISTS share (
+    response TEXT PRIMARY KEY REFERENCES response ON DELETE CASCADE, owner TEXT NOT NULL, num_bytes INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS share_of_owner ON share (owner, num_bytes);
 """
-"""An item is there once, however many responses have it in their conversations."""
+"""An item is there once, however many responses have it in their conversations; it counts for the first of them."""
+
+OLDEST = """
+SELECT response.id FROM response LEFT JOIN share ON share.response = response.id
+WHERE share.response IS NULL
+   OR share.owner = (SELECT owner FROM share GROUP BY owner ORDER BY sum(num_bytes) DESC LIMIT 1)
+ORDER BY response.rowid LIMIT 1
+"""
+"""What goes first: the oldest of the owner who takes most, or one whose size is not known, of an earlier version."""
+
+
+def open_store(path: Path | None) -> Store:
+    """The store at ``path``; where that cannot be used, one in memory, which is said on standard error."""
+    try:
+        return Store(path)
+    except UserError as error:
+        print(f"freedive keeps responses in memory only: {error}", file=sys.stderr, flush=True)
+        return Store()
 
 
 class Store:
     """Safe to use from several threads and processes. Every response has an owner, who alone can see it.
 
-    Without a ``path`` it lives in memory. Raises UserError for a file that is none of ours, and Unavailable, from every
-    method, when the disk fails.
+    Without a ``path`` it lives in memory. Raises UserError for a file that cannot be used. When the disk fails later,
+    nothing is kept any more, which is logged, and reading raises Unavailable.
     """
 
     def __init__(self, path: Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(0o600)
-        self._connection = sqlite3.connect(path or ":memory:", check_same_thread=False)
+        try:
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch(0o600)
+            self._connection = sqlite3.connect(path or ":memory:", check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"{path} cannot be used ({error})", "Move it away, or set FREEDIVE_HOME") from error
         try:
             self._connection.executescript(SCHEMA)
+            self._connection.execute("BEGIN IMMEDIATE")  # as good as a write: raises where nothing can be written
+            self._connection.rollback()
         except sqlite3.Error as error:
             self._connection.close()
-            raise UserError(f"{path} cannot be used ({error})", "Move it away") from error
+            raise UserError(f"{path} cannot be used ({error})", "Move it away, or set FREEDIVE_HOME") from error
 
     def add(self, owner: str, response: Json, conversation: Sequence[Json]) -> None:
-        """Keep a response, and all items up to and with its output; forget as many old ones as must make room."""
+        """Keep a response, and all items up to and with its output, as long as there is room for them."""
         name = response["id"]
         uses = [(name, position, item["id"]) for position, item in enumerate(conversation)]
-        with self._transaction() as sql:
-            sql.execute("INSERT INTO response VALUES (?, ?, ?)", (name, owner, json.dumps(response)))
-            bodies = ((item["id"], json.dumps(item)) for item in conversation)
-            sql.executemany("INSERT OR IGNORE INTO item VALUES (?, ?)", bodies)
-            sql.executemany("INSERT INTO conversation VALUES (?, ?, ?)", uses)
-            while self._num_bytes(sql) > self._max_bytes:
-                oldest = sql.execute("SELECT id FROM response ORDER BY rowid LIMIT 1").fetchone()
-                if not oldest:
-                    break
-                _forget(sql, oldest[0])
+        try:
+            with self._transaction() as sql:
+                before = self._num_bytes(sql)
+                sql.execute("INSERT INTO response VALUES (?, ?, ?)", (name, owner, json.dumps(response)))
+                bodies = ((item["id"], json.dumps(item)) for item in conversation)
+                sql.executemany("INSERT OR IGNORE INTO item VALUES (?, ?)", bodies)
+                sql.executemany("INSERT INTO conversation VALUES (?, ?, ?)", uses)
+                num_bytes = max(self._num_bytes(sql) - before, len(json.dumps(response)))
+                sql.execute("INSERT INTO share VALUES (?, ?, ?)", (name, owner, num_bytes))
+                while self._num_bytes(sql) > self._max_bytes and (oldest := sql.execute(OLDEST).fetchone()):
+                    _forget(sql, oldest[0])
+        except Unavailable as error:  # the answer is there, and more than that it is kept
+            logger.error("response %s is not kept: %s", name, error.__cause__)
 
     def response(self, name: str, owner: str, param: str = "response_id") -> Json:
         """Raises NotFound."""
@@ -111,7 +147,7 @@ class Store:
             with self._lock, self._connection:
                 yield self._connection
         except sqlite3.Error as error:
-            raise Unavailable(f"stored responses cannot be reached ({error})", "Ask with 'store': false") from error
+            raise Unavailable("stored responses cannot be reached", "Send the whole conversation") from error
 
     def _num_bytes(self, sql: sqlite3.Connection) -> int:
         pages, free, size = (

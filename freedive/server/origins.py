@@ -1,0 +1,89 @@
+"""Web pages from elsewhere: which origins may use the server, and what their browsers are told (CORS)."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from freedive.errors import Forbidden
+from freedive.server.problems import Problem, error_response
+
+METHODS = "GET, HEAD, POST, DELETE"
+EXPOSED = "X-Request-Id, Request-Id, Retry-After"
+"""Headers of answers that a page may read, besides the few that all may."""
+MAX_AGE_S = 600
+"""How long a browser may remember what a preflight was told."""
+VARYING = "Origin, Access-Control-Request-Headers, Access-Control-Request-Private-Network"
+"""What the answer to a preflight depends on."""
+
+
+class ForeignPage(Forbidden):
+    """A request that a page from elsewhere makes in the name of its reader."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__("a page from elsewhere may not ask this server", f"Serve with --origins {origin}")
+
+
+class Origins:
+    """The origins that are allowed, as browsers write them; "*" stands for all."""
+
+    def __init__(self, allowed: Set[str]) -> None:
+        self._allowed = allowed
+
+    def __bool__(self) -> bool:
+        return bool(self._allowed)
+
+    def allow(self, origin: str) -> bool:
+        """Whether a page of this origin may use the server."""
+        return "*" in self._allowed or origin.lower() in self._allowed
+
+
+class CrossOrigin:
+    """Answers preflights, before keys are asked for, and lets pages of allowed origins read answers, errors as well.
+
+    A preflight carries no key, and asks only what a page may send: the request behind it still needs one.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        self.app = app
+        self.origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        origin = headers.get("origin", "")
+        if scope["method"] == "OPTIONS" and origin and "access-control-request-method" in headers:
+            return await self._preflight(origin, headers, scope["path"])(scope, receive, send)
+
+        async def readable_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.origins:
+                answer = MutableHeaders(scope=message)
+                answer.add_vary_header("Origin")
+                if origin and self.origins.allow(origin):
+                    answer.update({"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED})
+            await send(message)
+
+        await self.app(scope, receive, readable_send)
+
+    def _preflight(self, origin: str, asked: Headers, path: str) -> Response:
+        if not self.origins.allow(origin):
+            response = error_response(Problem.of(ForeignPage(origin)), path)
+        else:
+            response = Response(status_code=204)
+            response.headers.update(
+                {
+                    "Access-Control-Allow-Origin": origin,
+                    "Access-Control-Allow-Methods": METHODS,
+                    "Access-Control-Max-Age": str(MAX_AGE_S),
+                }
+            )
+            if names := asked.get("access-control-request-headers"):
+                response.headers["Access-Control-Allow-Headers"] = names
+            if asked.get("access-control-request-private-network") == "true":
+                response.headers["Access-Control-Allow-Private-Network"] = "true"
+        response.headers["Vary"] = VARYING
+        return response
