@@ -248,7 +248,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_schemas_are_refused_in_time(guides: Guides, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("freedive.text.guide.PATIENCE_S", 0.5)
+    monkeypatch.setattr("freedive.text.grammar_pool.PATIENCE_S", 0.5)
     start = time.monotonic()
     with pytest.raises(UserError):
         guide_of(guides, Format("json_schema", HOSTILE[name]))
