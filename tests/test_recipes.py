@@ -219,7 +219,7 @@ def test_a_client_that_is_missing_or_fails_ends_the_recipe(tmp_path: Path) -> No
 
 def test_what_the_files_lack_is_made_up(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    data = Data(text=(str(file),), num_stories=2, num_solutions=1, num_chats=3, num_tasks=1)
+    data = Data(text=(str(file),), num_stories=2, num_solutions=1, num_chats=3, num_tasks=1, num_conversations=0)
     text, chat = {"text": "one"}, {"messages": [{"role": "user", "content": "two"}]}
     for held, num_documents, num_chats in ((text, 1, 4), (chat, 3, 1)):
         file.write_text(json.dumps(held))

@@ -8,7 +8,7 @@ kernels, and the experts that they chose are replayed in training, so that both 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import comb
 
@@ -21,6 +21,7 @@ from freedive.errors import UserError
 from freedive.model import spec
 from freedive.train.answering import Answering, about, joined, parts
 from freedive.train.config import Reinforcement
+from freedive.train.conversations import reinforced
 from freedive.train.loss import CHUNK
 from freedive.train.net import Weights, last_states, output_matrix, weighted_loss
 from freedive.train.ops import TrainOps
@@ -85,7 +86,7 @@ class Learner(Answering):
         """
         given = self.settings
         source = np.random.default_rng((given.seed, self.step))
-        new = tasks(given.seed * 1_000_000 + self.step, held_out=False)
+        new = map(self._fitting, reinforced(given.seed * 1_000_000 + self.step))
         samples, rewards = list[Sample](), np.empty((0, given.num_samples))
         for _ in range(1 + given.refills):
             missing = given.num_prompts - int(np.ptp(rewards, axis=1).astype(bool).sum())
@@ -95,6 +96,11 @@ class Learner(Answering):
                 samples += answered
                 rewards = np.concatenate([rewards, self._rewards(each, answered, source)])
         return samples, rewards
+
+    def _fitting(self, task: Task) -> Task:
+        """``task``, with what comes before it if that leaves half of the context."""
+        fits = len(self.words.prompt(task.messages)) <= self.model.max_context // 2
+        return task if fits else replace(task, before=())
 
     def _rewards(
         self, asked: list[Task], samples: list[Sample], source: np.random.Generator
@@ -146,7 +152,7 @@ def answers(
     model: spec.Model, weights: Weights, words: Words, asked: Sequence[Task], source: np.random.Generator
 ) -> list[Sample]:
     """One answer to each task."""
-    prompts = [words.question(task.question) for task in asked]
+    prompts = [words.prompt(task.messages) for task in asked]
     return Sampler(model, weights, len(prompts), model.max_context).answers(prompts, words.end, source)
 
 

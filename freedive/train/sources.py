@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive.errors import UserError
-from freedive.train import stories, tasks
+from freedive.train import conversations, stories, tasks
 from freedive.train.config import Data
 from freedive.train.tuning import Texts
 
@@ -28,8 +28,12 @@ def documents(data: Data) -> Iterator[Record]:
 
 
 def chats(data: Data) -> Iterator[Record]:
-    """What fine-tuning reads: the files' messages; where they hold none, chats about stories and tasks."""
-    made_up = chain(stories.chats(data.num_chats, data.seed), tasks.chats(data.num_tasks, data.seed))
+    """What fine-tuning reads: the files' messages; where they hold none, chats about stories, tasks and all of it."""
+    made_up = chain(
+        stories.chats(data.num_chats, data.seed),
+        tasks.chats(data.num_tasks, data.seed),
+        conversations.chats(data.num_conversations, data.seed),
+    )
     return _or_else((record for record in read(data.text) if "messages" in record), made_up)
 
 

@@ -12,8 +12,16 @@ from typing import Any
 WORLD: dict[str, Any] = tomllib.loads((files("freedive.train") / "stories.toml").read_text("utf-8"))
 
 PRONOUNS = {"girl": ("she", "her", "her"), "boy": ("he", "him", "his")}
-SMALL_TALK, WITH_QUESTION = 0.1, 0.6
-"""Parts of the chats that are about nothing, and that go on with a question after the story."""
+WITH_NAME, WITHOUT_TITLE, WITH_QUESTION, CASUAL = 0.4, 0.2, 0.6, 0.3
+"""Parts of the requests that name the hero and that leave the title open; of the chats that go on with a question after
+the story; of all that users say that is written without capitals or a mark at the end."""
+
+
+Message = dict[str, Any]
+"""{"role": ..., "content": ...}, and "weight": 0 where it is not to be learned."""
+
+Record = dict[str, Any]
+"""{"text": ...} or {"messages": [...]}, as :mod:`freedive.train.sources` has them."""
 
 
 @dataclass(frozen=True)
@@ -37,35 +45,48 @@ def story(source: random.Random) -> Story:
     return Story(plot["title"].format_map(words), text, words, questions)
 
 
-def documents(count: int, seed: int) -> Iterator[dict[str, Any]]:
+def documents(count: int, seed: int) -> Iterator[Record]:
     """Stories as records with a text."""
     source = random.Random(f"documents {seed}")
     for _ in range(count):
         yield {"text": story(source).text}
 
 
-def chats(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Chats as records with messages: a story that was asked for, perhaps a question about it, small talk."""
+def chats(count: int, seed: int) -> Iterator[Record]:
+    """Chats as records with messages: a story that was asked for, perhaps with a question about it."""
     source = random.Random(f"chats {seed}")
     for _ in range(count):
-        yield {"messages": _chat(source)}
+        yield {"messages": telling(source)}
 
 
-def _chat(source: random.Random) -> list[dict[str, str]]:
-    talk = WORLD["chat"]
-    if source.random() < SMALL_TALK:
-        return _messages(*source.choice(talk["small_talk"]))
-    told = story(source)
-    named = source.random() < 0.5
-    asked = source.choice(talk["asks_with_name" if named else "asks"]).format_map({**told.words, "title": told.title})
-    messages = _messages(asked, told.text)
+def telling(source: random.Random) -> list[Message]:
+    """A request for a story, the story, and perhaps a question about it with its answer."""
+    told, kind = story(source), source.random()
+    asks = "asks_with_name" if kind < WITH_NAME else "another" if kind < WITH_NAME + WITHOUT_TITLE else "asks"
+    asked = source.choice(WORLD["chat"][asks]).format_map({**told.words, "title": told.title})
+    messages = turn(casual(asked, source), told.text)
     if source.random() < WITH_QUESTION:
-        messages += _messages(*source.choice(told.questions))
+        messages += turn(*source.choice(told.questions))
     return messages
 
 
-def _messages(asked: str, answer: str) -> list[dict[str, str]]:
+def talk(source: random.Random) -> list[Message]:
+    """A greeting, thanks, or a question about the model itself, with an answer."""
+    words, about = _words(source), source.choice(WORLD["talk"])
+    asked, answer = (source.choice(about[side]).format_map(words) for side in ("asks", "answers"))
+    return turn(casual(asked, source), answer)
+
+
+def turn(asked: str, answer: str) -> list[Message]:
+    """What a user says, and the answer to it."""
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def casual(text: str, source: random.Random) -> str:
+    """``text``, now and then as people type it: without capitals, or without a mark at the end."""
+    if source.random() < CASUAL:
+        text = text.lower()
+    return text.rstrip(".!?") if source.random() < CASUAL else text
 
 
 def _words(source: random.Random) -> dict[str, str]:

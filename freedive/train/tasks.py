@@ -8,10 +8,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-Record = dict[str, Any]
-"""{"messages": [...]}, as :mod:`freedive.train.sources` has them."""
+from freedive.train.stories import Message, Record
 
 THINK, END_THINK = "<think>", "</think>"
 DIRECT = 0.7
@@ -24,12 +22,18 @@ _THOUGHT = re.compile(rf"{THINK}(.*?){END_THINK}(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Task:
-    """``steps`` are a way to the ``answer``, in words."""
+    """``steps`` are a way to the ``answer``, in words; ``before`` are messages that come before the question."""
 
     kind: str
     question: str
     steps: str
     answer: str
+    before: tuple[Message, ...] = ()
+
+    @property
+    def messages(self) -> list[Message]:
+        """What a model is asked."""
+        return [*self.before, {"role": "user", "content": self.question}]
 
     @property
     def held_out(self) -> bool:
@@ -93,16 +97,21 @@ def tasks(seed: int, held_out: bool) -> Iterator[Task]:
 def solutions(count: int, seed: int) -> Iterator[Record]:
     """Worked examples that think first, each and every one: what pretraining reads."""
     for task in islice(tasks(seed, held_out=False), count):
-        yield _answered(task, f"{THINK}{task.steps}{END_THINK}{task.answer}")
+        yield {"messages": _answered(task, f"{THINK}{task.steps}{END_THINK}{task.answer}")}
 
 
 def chats(count: int, seed: int) -> Iterator[Record]:
     """Examples of which most answer directly and some think first."""
     source = random.Random(f"worked {seed}")
     for task in islice(tasks(seed + 1, held_out=False), count):
-        thought = "" if source.random() < DIRECT else f"{THINK}{task.steps}{END_THINK}"
-        yield _answered(task, thought + task.answer)
+        yield {"messages": worked(task, source)}
 
 
-def _answered(task: Task, answer: str) -> Record:
-    return {"messages": [{"role": "user", "content": task.question}, {"role": "assistant", "content": answer}]}
+def worked(task: Task, source: random.Random) -> list[Message]:
+    """The question with its answer, most of the time without thoughts."""
+    thought = "" if source.random() < DIRECT else f"{THINK}{task.steps}{END_THINK}"
+    return _answered(task, thought + task.answer)
+
+
+def _answered(task: Task, answer: str) -> list[Message]:
+    return [*task.messages, {"role": "assistant", "content": answer}]

@@ -24,7 +24,7 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[dict[str, Any]]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
@@ -75,16 +75,21 @@ class Words:
 
     def question(self, text: str) -> list[int]:
         """A prompt that asks for an answer to ``text``."""
-        return [*self.chat([{"role": "user", "content": text}])[0], self.ids[ASSISTANT]]
+        return self.prompt([{"role": "user", "content": text}])
+
+    def prompt(self, messages: Messages) -> list[int]:
+        """A prompt that asks for an answer to the last of ``messages``."""
+        return [*self.chat(messages)[0], self.ids[ASSISTANT]]
 
     def chat(self, messages: Messages) -> tuple[list[int], list[int]]:
-        """A chat as the template writes it: what the assistant says is learned, its end included."""
+        """A chat as the template writes it: what the assistant says is learned, its end included, unless its message
+        has ``weight`` 0."""
         tokens, weights = [self.bos], [0]
         for message in messages:
-            learned = message["role"] == "assistant"
-            said = [*self.tokenizer.encode(message["content"], parse_special=learned), self.end]
+            ours = message["role"] == "assistant"
+            said = [*self.tokenizer.encode(message["content"], parse_special=ours), self.end]
             tokens += [self.ids[f"<|{message['role']}|>"], *said]
-            weights += [0, *[int(learned)] * len(said)]
+            weights += [0, *[int(ours and message.get("weight", 1))] * len(said)]
         return tokens, weights
 
     def said(self, answer: Sequence[int]) -> str:

@@ -33,6 +33,7 @@ TINY = [
         "data.num_stories=400",
         "data.num_solutions=100",
         "data.num_chats=200",
+        "data.num_conversations=100",
         "data.held_out=0.05",
     ),
     *(

@@ -91,8 +91,9 @@ def _original(table: Config, max_position: int) -> int:
 
 
 def _plain(theta: float, dim: int) -> Frequencies:
+    """The powers are rounded once, as torch's are: numpy's own in float32 are often the next number instead."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    return np.float32(1) / np.float32(theta) ** exponents
+    return np.float32(1) / (np.float64(theta) ** exponents).astype(np.float32)
 
 
 def _default(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
