@@ -48,6 +48,7 @@ def test_rope_is_that_of_transformers(name: str, head_dim: int) -> None:
     for shape in shapes:
         config = Config({"max_position_embeddings": 256, **shape})
         ours = rope(config, head_dim)
+        assert max_context(config) >= 256
         config.refuse_unread("llama")
         assert ours.dim == head_dim
         np.testing.assert_allclose(ours.inv_freq, inv_freq.numpy(), rtol=5e-7)

@@ -21,7 +21,7 @@ def _llama4(config: Config) -> Model:
     """Experts in every ``interleave_moe_layer_step``-th layer, unless listed; plain layers are wider."""
     attns = _attentions(config)
     expert, plain = feed_forward(config), feed_forward(config, "intermediate_size_mlp")
-    moe = Experts(router(config, score="sigmoid", weighs_input=True), expert, shared=expert)
+    moe = Experts(router(config, "num_local_experts", score="sigmoid", weighs_input=True), expert, shared=expert)
     step = config.count("interleave_moe_layer_step", 1)
     sparse = config.indices("moe_layers", len(attns)) or range(step - 1, len(attns), step)
     return model("llama4", config, [Layer(attn, moe if i in sparse else plain) for i, attn in enumerate(attns)])
