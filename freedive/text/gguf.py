@@ -129,13 +129,11 @@ def _known_merges(merges: list[str], tokens: list[str]) -> list[tuple[str, str]]
     Raises UserError where that is true of most.
     """
     vocab = set(tokens)
-    pairs = [
-        (left, right)
-        for left, space, right in (merge.partition(" ") for merge in merges)
-        if space and left in vocab and right in vocab and left + right in vocab
-    ]
+    split = [merge.split(" ") for merge in merges]
+    known = vocab.issuperset
+    pairs = [(pair[0], pair[1]) for pair in split if len(pair) == 2 and known((*pair, pair[0] + pair[1]))]
     if len(pairs) < len(merges):
-        if 2 * len(pairs) < len(merges):
+        if 2 * len(pairs) < len(merges) or any(len(pair) != 2 for pair in split):
             raise UserError("The GGUF merges do not fit the vocabulary", _REMEDY)
         logger.warning("%d merges name tokens that the vocabulary lacks: they are not used", len(merges) - len(pairs))
     return pairs
