@@ -87,7 +87,7 @@ LLAMA4 = Family(
         "attention_chunk_size": 8192,
         **_TEMPERATURE,
     },
-    ignorable=("cache_implementation", "for_llm_compressor"),
+    ignorable=("for_llm_compressor",),
     hub=Naming(
         {
             "layers.{}.ffn.router": "model.layers.{}.feed_forward.router.weight",
