@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -21,11 +21,14 @@ KNOWN = frozenset(
 )
 """Keys of a message that are read, or that only tell where it is from."""
 
-CHANGES_CHATS = (
-    *("system", "tools", "functions", "documents", "images", "audio", "videos"),
-    *("chat_template_kwargs", "weight"),
-)
-"""Keys beside the messages that would change what is to be learned. Others are columns of somebody's table."""
+NOTHING: tuple[object, ...] = (None, "", [], {})
+BESIDE: Mapping[str, tuple[object, ...]] = {
+    **dict.fromkeys(("system", "tools", "functions", "documents", "images", "audio", "videos"), NOTHING),
+    "chat_template_kwargs": NOTHING,
+    "weight": (None, 1),
+}
+"""Keys of a record that would change what is to be learned, and the values with which they do not. Others are columns
+of somebody's table."""
 
 _PARTS = 10_000
 
@@ -87,10 +90,12 @@ def read(paths: Sequence[str]) -> Iterator[Record]:
 def _record(value: Any, place: str) -> Record:
     if not isinstance(value, dict):
         raise _no_record(place)
-    for key in CHANGES_CHATS:
-        if value.get(key):
+    for key, harmless in BESIDE.items():
+        if value.get(key) not in harmless:
             raise _unknown(place, key)
     match value:
+        case {"text": str(), "messages": [_, *_]}:
+            raise UserError(f"{place} has both a text and messages", "Leave out what is not to be learned")
         case {"text": str()}:
             return {"text": value["text"]}
         case {"messages": [_, *_]}:
@@ -102,7 +107,7 @@ def _message(value: Any, place: str) -> Message:
     """Role and content of a message, with its weight where that is 0."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), str) or value.get("role") not in ROLES:
         raise _no_record(place)
-    if unknown := [key for key in value if value[key] and key not in KNOWN]:
+    if unknown := [key for key in value if value[key] not in NOTHING and key not in KNOWN]:
         raise _unknown(place, f"messages.{unknown[0]}")
     message = {"role": value["role"], "content": value["content"]}
     weight = value.get("weight", 1)

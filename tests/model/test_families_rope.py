@@ -63,7 +63,7 @@ def test_inverse_frequencies_are_rounded_as_torch_rounds_them() -> None:
         for dim in (16, 32, 64, 80, 96, 128, 192, 256):
             theirs = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim)
             ours = np.array(plain_rope(theta, dim).inv_freq, np.float32)
-            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1.3e-7)
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=2.5e-7)
             apart, total = apart + int((ours != theirs.numpy()).sum()), total + dim // 2
     assert apart / total < 0.02
 

@@ -131,6 +131,9 @@ def answer(**fields: Any) -> dict[str, Any]:
         (answer(reasoning_content="hm"), "messages.reasoning_content"),
         (answer(thinking="hm"), "messages.thinking"),
         (answer(mask=True), "messages.mask"),
+        (answer(train=False), "messages.train"),
+        ({**CHAT, "weight": 0}, "has weight"),
+        ({**CHAT, **TEXT}, "has both a text and messages"),
         (answer(weight=0.5), "weight 0.5"),
         ({**CHAT, "tools": [{"type": "function"}]}, "has tools"),
         ({**CHAT, "system": "Be kind"}, "has system"),
@@ -147,7 +150,12 @@ def test_what_training_does_not_know_is_refused_and_not_dropped(
 
 
 def test_what_asks_for_nothing_beside_a_message_is_read_over(tmp_path: Path) -> None:
-    record = {**answer(tool_calls=[], reasoning_content=None, id="m1", weight=1), "tools": [], "source": "web"}
+    record = {
+        **answer(tool_calls=[], reasoning_content=None, id="m1", weight=1),
+        "tools": [],
+        "weight": 1.0,
+        "source": "web",
+    }
     (tmp_path / "x.jsonl").write_text(json.dumps(record))
     assert read(tmp_path) == [answer()]
 
