@@ -24,7 +24,7 @@ from freedive.engine.engine import Engine
 from freedive.engine.kvcache import pages_for
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pooling
-from freedive.engine.request import Generation, Sampling
+from freedive.engine.request import RANGES, Generation, Sampling
 from freedive.errors import Unavailable, UserError
 from freedive.hub.cache import packed_path, pages_folder
 from freedive.hub.catalogue import entry_for
@@ -320,12 +320,16 @@ def text_parts(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTempl
 
 
 def recommended(name: str, path: Path) -> Mapping[str, Any]:
-    """Sampling that the maker advises: the catalogue's, else generation_config.json's."""
+    """Sampling that the maker advises: the catalogue's, else what generation_config.json has of possible values.
+
+    Others stand there for nothing at all, such as a top_k of -1.
+    """
     if entry := entry_for(name):
         return entry.sampling
     file = (path if path.is_dir() else path.parent) / "generation_config.json"
     values = read_json(file) if file.exists() else {}
-    return {name: values[name] for name in RECOMMENDABLE if isinstance(values.get(name), int | float)}
+    numbers = {name: values[name] for name in RECOMMENDABLE if type(values.get(name)) in (int, float)}
+    return {name: value for name, value in numbers.items() if RANGES[name][0] <= value <= RANGES[name][1]}
 
 
 def _page_store(path: Path, model: spec.Model, runner: NativeRunner, config: EngineConfig) -> PageStore | None:

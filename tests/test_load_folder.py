@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import freedive
+from freedive.api import recommended
 
 ADVICE = {"do_sample": True, "temperature": 0.3, "top_k": 7, "eos_token_id": 2}
 
@@ -50,3 +51,15 @@ def test_recommended_sampling_applies_where_nothing_is_said(folder: Path) -> Non
     with freedive.load(str(folder), cache_tokens=256) as model:
         assert (model.sampling().temperature, model.sampling().top_k) == (0.3, 7)
         assert (model.sampling(temperature=1.5).temperature, model.sampling(temperature=1.5).top_k) == (1.5, 7)
+
+
+@pytest.mark.parametrize(
+    "advice",
+    [
+        {"temperature": None, "top_k": -1, "top_p": None, "min_p": None, "repetition_penalty": None},
+        {"temperature": -0.5, "top_k": True, "top_p": "1", "repetition_penalty": float("inf")},
+    ],
+)
+def test_advice_that_no_sampler_can_follow_is_left_out(advice: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({**advice, "min_p": 0.1}))
+    assert recommended(str(tmp_path), tmp_path) == {"min_p": 0.1}

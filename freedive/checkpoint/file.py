@@ -41,7 +41,7 @@ BLOCKS = {
 }
 """The formats of weights: name -> (elements, bytes) of one block. Those from F8G128 on are ours (see ours.py)."""
 
-PARTS = {"F8_E4M3": (1, 1), "F8_E8M0": (1, 1), "I8": (1, 1), "U8": (1, 1), "I32": (1, 4), "I64": (1, 8)}
+PARTS = {"F8_E4M3": (1, 1), "F8_E8M0": (1, 1), "I8": (1, 1), "U8": (1, 1), "I32": (1, 4), "I64": (1, 8), "F64": (1, 8)}
 """Likewise, for what quantised safetensors weights are made of."""
 
 JSON_LIMIT = 100_000_000

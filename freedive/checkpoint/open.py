@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from freedive.checkpoint.companions import combine
-from freedive.checkpoint.file import read_json
+from freedive.checkpoint.file import quote, read_json
 from freedive.checkpoint.gguf import open_gguf
-from freedive.checkpoint.safetensors import read_file, read_sharded
+from freedive.checkpoint.safetensors import read_file, read_sharded, read_shards
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+
+PROJECTOR = "mmproj"
+"""How names of GGUF files begin that hold what turns pictures and sound into embeddings, beside the model."""
+
+_PART = re.compile(r"-\d{5}-of-(?=\d{5}\.)")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -30,17 +37,32 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _open_folder(folder: Path) -> Checkpoint:
     if (folder / INDEX).exists():
         return combine(Checkpoint("safetensors", read_json(folder / "config.json"), read_sharded(folder / INDEX)))
-    candidates = [
-        *folder.glob("*.safetensors"),
-        *(path for path in folder.glob("*.gguf") if "-of-" not in path.name or "-00001-of-" in path.name),
-    ]
-    if folder / "model.safetensors" in candidates:
+    if not (folder / "config.json").exists() and (folder / ADAPTER).exists():
+        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+        raise UserError(
+            f"{folder} holds an adapter of {quote(base)}, which is no model by itself",
+            "Merge it into that model first (merge_and_unload of PEFT), and name the folder that this writes",
+        )
+    models = _models(folder)
+    if "model.safetensors" in models:
         return open_checkpoint(folder / "model.safetensors")
-    match sorted(candidates):
-        case [path]:
+    match sorted(models.items()):
+        case [(_, [path])] if path.suffix == ".gguf" or not _PART.search(path.name):
             return open_checkpoint(path)
+        case [(name, paths)]:
+            return combine(Checkpoint("safetensors", read_json(folder / "config.json"), read_shards(name, paths)))
         case []:
             raise UserError(f"{folder} holds no model", "It needs a .gguf file, or config.json and .safetensors files")
-        case paths:
-            names = ", ".join(path.name for path in paths)
-            raise UserError(f"{folder} holds several models: {names}", "Name one of these files")
+        case several:
+            raise UserError(f"{folder} holds several models: {', '.join(dict(several))}", "Name one of these files")
+
+
+def _models(folder: Path) -> dict[str, list[Path]]:
+    """The files of each model in ``folder``, by the name of the first; a GGUF file finds its other parts itself."""
+    models: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        models.setdefault(_PART.sub("-00001-of-", path.name), []).append(path)
+    for path in folder.glob("*.gguf"):
+        if not path.name.startswith(PROJECTOR) and _PART.sub("-00001-of-", path.name) == path.name:
+            models[path.name] = [path]
+    return models

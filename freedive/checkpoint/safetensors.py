@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from freedive.checkpoint.file import JSON_LIMIT, PARTS, Damaged, Entry, lay_out, map_file, parse_json, quote, read_json
-from freedive.checkpoint.tensor import Tensor
+from freedive.checkpoint.tensor import Bytes, Tensor
 from freedive.checkpoint.write import new_file
-from freedive.errors import UserError
+from freedive.errors import NotFound, UserError
 
 DTYPES = {name: num_bytes for name, (_, num_bytes) in PARTS.items()} | {"F32": 4, "F16": 2, "BF16": 2}
 """The dtypes freedive reads -> bytes of a number; they are format names too."""
 
 _MAX_DIMS = 8
-_SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+_SHARD = re.compile(r"[\w.-][\w. -]*(/[\w.-][\w. -]*)*\.safetensors", re.ASCII)
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -33,20 +34,39 @@ def read_file(path: Path) -> dict[str, Tensor]:
         raise Damaged(path, f"its header claims {start - 8} bytes, the file has {len(mapped)}")
     header = parse_json(path, mapped[8:start])
     header.pop("__metadata__", None)
-    return lay_out(path, mapped, [_entry(path, start, name, value) for name, value in header.items()])
+    entries = [_entry(path, start, name, value) for name, value in header.items()]
+    laid_out = lay_out(path, mapped, [entry for entry in entries if 0 not in entry.shape])  # an empty one says nothing
+    return {name: _narrowed(tensor) for name, tensor in laid_out.items()}
+
+
+def read_shards(name: str, paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of the parts ``paths`` of one model without an index; ``name`` is that of the first part."""
+    num_parts = int(name.rpartition("-of-")[2].partition(".")[0])
+    present = {path.name for path in paths}
+    for number in range(1, num_parts + 1):
+        part = name.replace("-00001-of-", f"-{number:05}-of-")
+        if part not in present:
+            raise NotFound(f"{paths[0].with_name(part)} does not exist", "A model of several files needs them all")
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        found = read_file(path)
+        if twice := found.keys() & tensors.keys():
+            raise Damaged(path, f"tensor {quote(min(twice))} is in another part, too")
+        tensors |= found
+    return tensors
 
 
 def read_sharded(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files that ``index`` (model.safetensors.index.json) names."""
+    """The tensors that ``index`` (model.safetensors.index.json) names and its files hold.
+
+    Those that a file lacks may be of parts that are not run; whether one is needed, the description tells.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise Damaged(index, "it has no weight_map")
     paths = {name: _beside(index, shard) for name, shard in weight_map.items()}
     shards = {path: read_file(path) for path in sorted(set(paths.values()))}
-    for name, path in paths.items():
-        if name not in shards[path]:
-            raise Damaged(path, f"it lacks tensor {quote(name)}, which {index.name} places there")
-    return {name: shards[path][name] for name, path in paths.items()}
+    return {name: shards[path][name] for name, path in paths.items() if name in shards[path]}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], otherwise: str) -> None:
@@ -66,10 +86,21 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], otherwise: str)
 
 
 def _beside(index: Path, shard: object) -> Path:
-    """The file ``shard`` in the index's folder; an index never reaches beyond that."""
-    if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
+    """The file ``shard`` in the index's folder or one below; an index never reaches beyond that."""
+    if not isinstance(shard, str) or not _SHARD.fullmatch(shard) or ".." in shard.split("/"):
         raise Damaged(index, f"it names {quote(shard)}, which is no .safetensors file in its folder")
-    return index.with_name(shard)
+    return index.parent / shard
+
+
+def _narrowed(tensor: Tensor) -> Tensor:
+    """Numbers of 64 bits as ones of 32."""
+    if tensor.format != "F64":
+        return tensor
+
+    def rows(begin: int, end: int) -> Bytes:
+        return tensor.rows(begin, end).view(np.float64).astype(np.float32).view(np.uint8)
+
+    return replace(tensor, format="F32", source=rows)
 
 
 def _entry(path: Path, start: int, name: str, value: Any) -> Entry:

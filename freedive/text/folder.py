@@ -42,7 +42,7 @@ def read_folder(folder: Path) -> Vocabulary:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is no such file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError, OSError) as error:
@@ -56,7 +56,7 @@ def _core(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise NotFound(f"{path.parent} has no tokenizer.json", "Choose a model that comes with one, or its GGUF file.")
     with damage("tokenizer.json is damaged or too new"):
-        core = tokenizers.Tokenizer.from_file(str(path))
+        core = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
         core.encode("a")  # some damage shows only in use
     core.no_truncation()
     core.no_padding()
@@ -77,6 +77,6 @@ def _named_ends(folder: Path, core: tokenizers.Tokenizer, roles: Mapping[str, st
     """
     source = "generation_config.json" if (folder / "generation_config.json").is_file() else "config.json"
     named = read_json(folder / source).get("eos_token_id")
-    listed = named if isinstance(named, list) else [] if named is None else [named]
+    listed = [index for index in (named if isinstance(named, list) else [named]) if index is not None]
     eos = core.token_to_id(roles["eos_token"]) if "eos_token" in roles else None
     return (listed if eos is None else [*listed, eos]), source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -10,7 +11,9 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from freedive.errors import UserError
 from freedive.text.pretokenizers import PRE_TOKENIZERS
-from freedive.text.vocabulary import Vocabulary, add_ends, check_id, damage, stop_ids
+from freedive.text.vocabulary import Vocabulary, add_ends, damage, is_id, stop_ids
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -34,16 +37,16 @@ def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     has_types = "tokenizer.ggml.token_type" in metadata
     types = _list(metadata, "token_type", int, len(tokens)) if has_types else [_NORMAL] * len(tokens)
     ids = {
-        name: check_id(metadata[key], len(tokens), key)
+        name: metadata[key]
         for name in (*_ROLES, "eot", "eom")
-        if (key := f"tokenizer.ggml.{name}_token_id") in metadata
+        if (key := f"tokenizer.ggml.{name}_token_id") in metadata and is_id(metadata[key], len(tokens), key)
     }
     make, decoder, add_bos = _BUILDERS[kind](metadata, tokens, types, ids)
     unusual = [(index, kind) for index, kind in enumerate(types) if kind != _NORMAL]
     special = {*ids.values(), *(index for index, kind in unusual if kind in (_UNKNOWN, _CONTROL))}
     whole = {index for index, kind in unusual if kind == _USER_DEFINED} - special
-    bos = tokens[ids["bos"]] if _value(metadata, "add_bos_token", bool, add_bos) and "bos" in ids else None
-    eos = tokens[ids["eos"]] if _value(metadata, "add_eos_token", bool, False) and "eos" in ids else None
+    bos = tokens[ids["bos"]] if _flag(metadata, "add_bos_token", add_bos) and "bos" in ids else None
+    eos = tokens[ids["eos"]] if _flag(metadata, "add_eos_token", False) and "eos" in ids else None
 
     def core() -> tokenizers.Tokenizer:
         core = make()
@@ -75,7 +78,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     merges = _list(metadata, "merges", str)
 
     def core() -> tokenizers.Tokenizer:
-        core = _bpe(tokens, [tuple(merge.split(" ")) for merge in merges], ignore_merges=pre.whole_words)
+        core = _bpe(tokens, _known_merges(merges, tokens), ignore_merges=pre.whole_words)
         splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         core.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
@@ -90,7 +93,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     scores = _list(metadata, "scores", float, len(tokens))
     pieces = {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == _NORMAL}
     unknown = tokens[ids["unknown"]] if "unknown" in ids else None
-    space_first = _value(metadata, "add_space_prefix", bool, True)
+    space_first = _flag(metadata, "add_space_prefix", True)
 
     def core() -> tokenizers.Tokenizer:
         core = _bpe(tokens, merges_by_score(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True)
@@ -120,6 +123,22 @@ def merges_by_score(pieces: Mapping[str, float]) -> list[tuple[str, str]]:
     ]
 
 
+def _known_merges(merges: list[str], tokens: list[str]) -> list[tuple[str, str]]:
+    """The ``merges`` as pairs, without those of tokens that the vocabulary lacks: no text is ever merged by them.
+
+    Raises UserError where that is true of most.
+    """
+    vocab = set(tokens)
+    split = [merge.split(" ") for merge in merges]
+    known = vocab.issuperset
+    pairs = [(pair[0], pair[1]) for pair in split if len(pair) == 2 and known((*pair, pair[0] + pair[1]))]
+    if len(pairs) < len(merges):
+        if 2 * len(pairs) < len(merges) or any(len(pair) != 2 for pair in split):
+            raise UserError("The GGUF merges do not fit the vocabulary", _REMEDY)
+        logger.warning("%d merges name tokens that the vocabulary lacks: they are not used", len(merges) - len(pairs))
+    return pairs
+
+
 def _bpe(tokens: list[str], merges: list[Any], **options: Any) -> tokenizers.Tokenizer:
     with damage("The GGUF merges do not fit the vocabulary"):
         vocab = {token: index for index, token in enumerate(tokens)}
@@ -132,6 +151,14 @@ def _value(metadata: Mapping[str, Any], name: str, kind: type[T], default: T | N
         state = "has no" if value is None else "has a malformed"
         raise UserError(f"The GGUF file {state} tokenizer.ggml.{name}", _REMEDY)
     return value
+
+
+def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    """True or false, which some files write as 1 or 0."""
+    value = metadata.get(f"tokenizer.ggml.{name}", default)
+    if value not in (0, 1):
+        raise UserError(f"The GGUF file has a malformed tokenizer.ggml.{name}", _REMEDY)
+    return bool(value)
 
 
 def _list(metadata: Mapping[str, Any], name: str, kind: type[T], length: int | None = None) -> list[T]:

@@ -41,20 +41,21 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
-        """Read chat_template.jinja and additional_chat_templates/, or else the entry in tokenizer_config.json."""
+        """Read chat_template.jinja and additional_chat_templates/, or else the entry in tokenizer_config.json or
+        chat_template.json. One that is empty is none."""
         files = {"default": folder / "chat_template.jinja"}
         files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-        templates = {name: _read(path) for name, path in files.items() if path.is_file()}
-        return cls(
-            templates or _named(read_json(folder / "tokenizer_config.json").get("chat_template")), tokenizer.roles
-        )
+        templates = _written({name: _read(path) for name, path in files.items() if path.is_file()})
+        for other in ("tokenizer_config.json", "chat_template.json"):
+            templates = templates or _named(read_json(folder / other).get("chat_template"))
+        return cls(templates, tokenizer.roles)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
         """Read tokenizer.chat_template and its named companions (tokenizer.chat_template.tool_use ...)."""
         key = "tokenizer.chat_template"
         named = {name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")}
-        return cls(_named(metadata.get(key)) | named, tokenizer.roles)
+        return cls(_named(metadata.get(key)) | _written(named), tokenizer.roles)
 
     def check(self, tools: Sequence[Mapping[str, Any]]) -> None:
         """UserError if there are ``tools``, and no template speaks of any."""
@@ -108,7 +109,7 @@ class ChatTemplate:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{path.name} cannot be read ({error})", "Fetch the model again.") from None
 
@@ -119,10 +120,15 @@ def _named(entry: Any) -> dict[str, str]:
         case None:
             return {}
         case str():
-            return {"default": entry}
+            return _written({"default": entry})
         case [*items] if all(isinstance(item, dict) and {"name", "template"} <= item.keys() for item in items):
-            return {str(item["name"]): str(item["template"]) for item in items}
+            return _written({str(item["name"]): str(item["template"]) for item in items})
     raise UserError("The model's chat_template is neither text nor a list of templates", "Fetch the model again.")
+
+
+def _written(templates: Mapping[str, str]) -> dict[str, str]:
+    """Those of ``templates`` that hold something."""
+    return {name: text for name, text in templates.items() if text.strip()}
 
 
 class Arguments(dict[str, Any]):

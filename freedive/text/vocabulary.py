@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from freedive.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 END_OF_TURN = frozenset(
     {
@@ -55,7 +59,7 @@ class Vocabulary:
 
 def stop_ids(added: Mapping[int, str], size: int, named: Iterable[object], source: str) -> frozenset[int]:
     """The ids in ``named``, checked, and the well-known ends of a turn among the ``added`` tokens."""
-    ids = {check_id(value, size, source) for value in named}
+    ids = {value for value in named if is_id(value, size, source)}
     found = {text: index for index, text in added.items() if text in END_OF_TURN}
     if "<|return|>" in found:
         found.pop("<|end|>", None)  # in this dialect it ends a message, and the answer goes on with the next one
@@ -73,14 +77,20 @@ def damage(what: str) -> Iterator[None]:
         raise UserError(f"{what} ({' '.join(str(error).split())})", "Fetch the model again.") from None
 
 
-def check_id(value: object, size: int, source: str) -> int:
-    """``value`` if it is a token id, otherwise a UserError that names where it came from."""
-    if type(value) is not int or not 0 <= value < size:
+def is_id(value: object, size: int, source: str) -> TypeGuard[int]:
+    """Whether ``value`` is a token id. A number past the vocabulary is told and not used, as llama.cpp does with it.
+
+    Raises UserError for what is no number, naming where it came from.
+    """
+    if type(value) is not int:
         raise UserError(
-            f"{source} names {value!r:.40} as a token id, but the vocabulary has {size} tokens",
+            f"{source} names {value!r:.40} as a token id, which is no number",
             "The file is damaged or belongs to another model; fetch it again.",
         )
-    return value
+    if 0 <= value < size:
+        return True
+    logger.warning("%s names %d as a token id, but the vocabulary has %d tokens: it is not used", source, value, size)
+    return False
 
 
 def add_ends(core: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:

@@ -47,24 +47,31 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     (partial / MANIFEST).write_text(json.dumps(hashes), "utf-8")
     for path in (*partial.iterdir(), partial):
         _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    if not is_whole(target):  # one that is has the same bits: the step was done again
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    shutil.rmtree(partial, ignore_errors=True)
     pointer = folder / f"{LATEST}.partial"
     pointer.write_text(target.name, "utf-8")
     _sync(pointer)
     pointer.replace(folder / LATEST)
     _sync(folder)
-    for old in sorted(folder.glob("step_??????"))[:-KEPT]:
+    for old in _steps(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def newest(folder: Path) -> Path | None:
     """The last checkpoint that is whole; what was cut short or has been damaged is passed over."""
-    steps = sorted(folder.glob("step_??????"), reverse=True)
     pointer = folder / LATEST
     named = [folder / pointer.read_text("utf-8")] if pointer.exists() else []
-    return next((path for path in (*named, *steps) if is_whole(path)), None)
+    return next((path for path in (*named, *_steps(folder)) if is_whole(path)), None)
+
+
+def _steps(folder: Path) -> list[Path]:
+    """All checkpoints, the last step first."""
+    numbers = {path: path.name.removeprefix("step_") for path in folder.glob("step_*")}
+    return sorted((path for path, number in numbers.items() if number.isdigit()), key=lambda p: -int(numbers[p]))
 
 
 def is_whole(path: Path) -> bool:

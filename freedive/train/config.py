@@ -14,6 +14,9 @@ from typing import Any
 from freedive.errors import UserError
 from freedive.train.settings import Json, apply, build
 
+LEAST_VOCABULARY, MOST_VOCABULARY = 256 + 7, 1 << 16
+"""The bytes and the marks of chats (train.words) are always there; a token takes two bytes on disk."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -39,6 +42,12 @@ class Shape:
     nope_dim: int = 32
     rope_dim: int = 32
     mtp: bool = False
+
+    def __post_init__(self) -> None:
+        if not LEAST_VOCABULARY <= self.vocab_size <= MOST_VOCABULARY:
+            raise UserError(
+                f"model.vocab_size is {self.vocab_size}", f"Choose from {LEAST_VOCABULARY} to {MOST_VOCABULARY} tokens"
+            )
 
     @property
     def value_dim(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from freedive.model.families import describe_config
 from freedive.text.tokenizer import Tokenizer
 from freedive.train import checkpoints
 from freedive.train.config import Run, Stage
+from freedive.train.data_files import fingerprint
 from freedive.train.net import Weights
 from freedive.train.progress import go_through
 from freedive.train.rollouts import say
@@ -54,6 +55,26 @@ class Folder:
 
     def checkpoints(self, stage: str) -> Path:
         return self.root / "checkpoints" / stage
+
+    @property
+    def sources(self) -> Path:
+        """What the files looked like that the data was made of."""
+        return self.root / "sources.json"
+
+    def remember(self, paths: Sequence[str]) -> None:
+        """Keep what the files of data look like, now that they have been read."""
+        write_json(self.sources, fingerprint(paths))
+
+    def refuse_changed(self, paths: Sequence[str]) -> None:
+        """UserError if files of data have changed since they were read. Those that are gone are not needed anymore."""
+        if not self.sources.exists():
+            return
+        known = json.loads(self.sources.read_text("utf-8"))
+        for path, (*_, content) in fingerprint(paths, known).items():
+            if path not in known or known[path][-1] != content:
+                raise UserError(
+                    f"{path} is not what {self.root} has read", "Name a new folder with --run, or put the file back"
+                )
 
     @property
     def answers(self) -> Path:

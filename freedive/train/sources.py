@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from freedive.errors import UserError
 from freedive.train import conversations, stories, tasks
 from freedive.train.config import Data
+from freedive.train.data_files import values
+from freedive.train.stories import Message, Record
 from freedive.train.tuning import Texts
 
-Record = dict[str, Any]
-"""{"text": ...} or {"messages": [{"role": ..., "content": ...}, ...]}."""
+ROLES = ("system", "user", "assistant")
+KNOWN = frozenset(
+    ("role", "content", "weight", "id", "message_id", "uuid", "timestamp", "created_at", "lang", "language", "model")
+)
+"""Keys of a message that are read, or that only tell where it is from."""
 
-SUFFIXES = (".jsonl", ".parquet", ".txt", ".md")
+NOTHING: tuple[object, ...] = (None, "", [], {})
+BESIDE: Mapping[str, tuple[object, ...]] = {
+    **dict.fromkeys(("system", "tools", "functions", "documents", "images", "audio", "videos"), NOTHING),
+    "chat_template_kwargs": NOTHING,
+    "weight": (None, 1),
+}
+"""Keys of a record that would change what is to be learned, and the values with which they do not. Others are columns
+of somebody's table."""
+
 _PARTS = 10_000
 
 
@@ -47,69 +59,68 @@ def is_held_out(record: Record, data: Data | Texts) -> bool:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode()) % _PARTS < data.held_out * _PARTS
 
 
+def parted(records: Iterable[Record], data: Data | Texts) -> dict[bool, list[Record]]:
+    """Records to learn from (False) and those that are held out (True); of few, all are learned."""
+    parts: dict[bool, list[Record]] = {False: [], True: []}
+    for record in records:
+        parts[is_held_out(record, data)].append(record)
+    return parts if parts[False] else {False: parts[True], True: []}
+
+
 def characters(record: Record) -> str:
     """All text of a record."""
     return record["text"] if "text" in record else "".join(message["content"] for message in record["messages"])
 
 
 def read(paths: Sequence[str]) -> Iterator[Record]:
-    """The records of files and folders: lines of JSONL, rows of Parquet, whole files of plain text.
+    """The records of files and folders: lines of JSON, rows of Parquet, whole files of plain text; none that is empty.
 
-    Raises UserError for what is not there or is no record.
+    Raises UserError for what is not there or is no record, and where there is nothing at all.
     """
-    return (_record(value, place) for value, place in values(paths, "data.text"))
-
-
-def values(paths: Sequence[str], setting: str) -> Iterator[tuple[Any, str]]:
-    """What is in the files and folders that ``setting`` names, of any form, and where each value stands."""
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"{path} does not exist", f"Name files or folders with {setting}")
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else [path]
-        if not files:
-            raise UserError(f"{path} holds no {', '.join(SUFFIXES)}", f"Name another folder with {setting}")
-        for file in files:
-            yield from _read_file(file)
-
-
-def _read_file(path: Path) -> Iterator[tuple[Any, str]]:
-    match path.suffix:
-        case ".jsonl":
-            with path.open(encoding="utf-8") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield _parsed(line, path, number), f"{path}, line {number}"
-        case ".parquet":
-            yield from ((row, f"{path}, row {number}") for number, row in enumerate(_rows(path)))
-        case _:
-            yield {"text": path.read_text("utf-8")}, str(path)
-
-
-def _parsed(line: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path}, line {number} is not JSON: {error}", "Mend or remove the line") from None
-
-
-def _rows(path: Path) -> Iterator[Any]:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{path} needs pyarrow", "Install it: pip install pyarrow") from None
-    for batch in parquet.ParquetFile(path).iter_batches():
-        yield from batch.to_pylist()
+    something = not paths
+    for value, place in values(paths, "data.text"):
+        record = _record(value, place)
+        if characters(record).strip():
+            something = True
+            yield record
+    if not something:
+        raise UserError(f"{', '.join(paths)} holds no text", "Name other files with data.text")
 
 
 def _record(value: Any, place: str) -> Record:
+    if not isinstance(value, dict):
+        raise _no_record(place)
+    for key, harmless in BESIDE.items():
+        if value.get(key) not in harmless:
+            raise _unknown(place, key)
     match value:
+        case {"text": str(), "messages": [_, *_]}:
+            raise UserError(f"{place} has both a text and messages", "Leave out what is not to be learned")
         case {"text": str()}:
             return {"text": value["text"]}
-        case {"messages": [_, *_]} if all(_is_message(message) for message in value["messages"]):
-            return {"messages": [{key: message[key] for key in ("role", "content")} for message in value["messages"]]}
-    raise UserError(f"{place} is no record", 'Write {"text": ...} or {"messages": [{"role": ..., "content": ...}]}')
+        case {"messages": [_, *_]}:
+            return {"messages": [_message(message, place) for message in value["messages"]]}
+    raise _no_record(place)
 
 
-def _is_message(value: Any) -> bool:
-    roles = ("system", "user", "assistant")
-    return isinstance(value, dict) and value.get("role") in roles and isinstance(value.get("content"), str)
+def _message(value: Any, place: str) -> Message:
+    """Role and content of a message, with its weight where that is 0."""
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str) or value.get("role") not in ROLES:
+        raise _no_record(place)
+    if unknown := [key for key in value if value[key] not in NOTHING and key not in KNOWN]:
+        raise _unknown(place, f"messages.{unknown[0]}")
+    message = {"role": value["role"], "content": value["content"]}
+    weight = value.get("weight", 1)
+    if weight not in (0, 1, None):
+        raise UserError(f"{place} has a message of the weight {weight!r}", "Write 0, or 1 for what is to be learned")
+    return {**message, "weight": 0} if weight == 0 and weight is not None else message
+
+
+def _no_record(place: str) -> UserError:
+    told = 'Write {"text": ...} or {"messages": [{"role": ..., "content": ...}]}'
+    return UserError(f"{place} is no record", f"{told}, with text as content, of {', '.join(ROLES)}")
+
+
+def _unknown(place: str, key: str) -> UserError:
+    remedy = "Leave it out; thoughts and calls are learned as part of the content, as the model is to write them"
+    return UserError(f"{place} has {key}, which training does not know", remedy)

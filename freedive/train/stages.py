@@ -51,16 +51,14 @@ def data(bench: Bench) -> None:
     """Tokenise what the stages read; a small part is held out."""
     words, settings = bench.words(), bench.run.data
     for stage, make in _KINDS.items():
-        parts = {
-            held: [r for r in make(settings) if sources.is_held_out(r, settings) == held] for held in (False, True)
-        }
-        for held, records in parts.items():
+        for held, records in sources.parted(make(settings), settings).items():
             if not records:
                 continue
             num_bytes = sum(len(sources.characters(record).encode()) for record in records)
             folder = bench.folder.data(stage, held)
             found = write_shards(folder, (rendered(r, words) for r in records), num_bytes, bench.folder.vocabulary)
             bench.say(f"data: {folder.name}: {found['documents']:,} documents, {found['tokens']:,} tokens")
+    bench.folder.remember(settings.text)
 
 
 def pretrain(bench: Bench) -> None:
@@ -151,6 +149,7 @@ def perform(stage: str, name: str, settings: list[str], root: Path | None) -> No
     folder = Folder(root or Path("runs") / name)
     run = _settled(folder, name, settings)
     prepare(run.precision)
+    folder.refuse_changed(run.data.text)
     bench = Bench(run, folder)
     every = [each for each in STAGES if each != DISTILL or run.distill.teacher]
     for each in every if stage == SPEEDRUN else (stage,):

@@ -18,9 +18,10 @@ from typing import Any
 
 from freedive.errors import Unavailable, UserError
 from freedive.train.config import Distillation
+from freedive.train.data_files import values
 from freedive.train.progress import step_bar, until_told
 from freedive.train.settings import Json
-from freedive.train.sources import Record, values
+from freedive.train.stories import Record
 from freedive.train.tasks import END_THINK, THINK, Task, tasks
 from freedive.train.teacher import Failure, Reply, Teacher, connected
 from freedive.train.words import SPECIAL, Words

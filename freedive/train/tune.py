@@ -31,6 +31,7 @@ from freedive.train.peft import misread, write_adapter
 from freedive.train.progress import go_through
 from freedive.train.shards import Shards, write_shards
 from freedive.train.stages import note
+from freedive.train.stories import Record
 from freedive.train.tuner import Tuner
 from freedive.train.tuning import Tuning
 from freedive.train.turns import Document, documents
@@ -85,6 +86,7 @@ def tune(bench: Bench) -> None:
     bench.wanted()  # what cannot be is refused before anything is done
     if not bench.folder.config.exists():  # it says that the run has begun, so it comes when there is something to read
         _make_data(bench)
+        bench.folder.remember(bench.run.data.text)
         config.save(bench.run, bench.folder.config)
     tuner = bench.tuner()
     bench.say(table(counts(tuner.model, tuner.weights)))
@@ -118,6 +120,7 @@ def perform(stage: str, name: str, settings: list[str], root: Path | None) -> No
     began = time.perf_counter()
     run = _settled(folder, name, settings)
     prepare(run.precision)
+    folder.refuse_changed(run.data.text)
     STAGES[stage](Bench(run, folder))
     note(folder, stage, time.perf_counter() - began)
 
@@ -140,28 +143,33 @@ def _resolved(run: Tuning) -> Tuning:
 
 
 def _make_data(bench: Bench) -> None:
-    """Tokenise what is read as the model would read it; a small part is held out."""
+    """Tokenise what is read as the model would read it; a small part is held out, if that leaves anything to learn."""
     base, data = bench.base, bench.run.data
-    records = list(sources.read(data.text))
+    parts = sources.parted(sources.read(data.text), data)
+    made = {
+        held: [(r, d) for r in some for d in documents(r, base.tokenizer, base.template)]
+        for held, some in parts.items()
+    }
+    if not _learned(made[False]):
+        made = {False: made[False] + made[True], True: []}
+    if not _learned(made[False]):
+        raise UserError("Nothing that the assistant says is in the data", "Name other files with data.text")
     base.write_text(bench.folder.tokenizer)
     for held_out in (True, False):  # what is trained on comes last: where it is there, all is
-        some = [record for record in records if sources.is_held_out(record, data) == held_out]
-        made = [each for record in some for each in documents(record, base.tokenizer, base.template)]
-        if held_out and not _learned(made):
+        if not _learned(made[held_out]):
             continue
-        if not _learned(made):
-            raise UserError("Nothing that the assistant says is in the data", "Name other files with data.text")
-        num_bytes = sum(len(sources.characters(record).encode()) for record in some)
+        texts = {id(record): record for record, _ in made[held_out]}.values()
+        num_bytes = sum(len(sources.characters(record).encode()) for record in texts)
         folder, vocabulary = bench.folder.data(TUNE, held_out), bench.folder.vocabulary
-        found = write_shards(folder, made, num_bytes, vocabulary, base.model.vocab_size)
+        found = write_shards(folder, (d for _, d in made[held_out]), num_bytes, vocabulary, base.model.vocab_size)
         bench.say(
             f"data: {folder.name}: {found['documents']:,} documents, {found['tokens']:,} tokens, "
-            f"{_learned(made):,} of them to be learned"
+            f"{_learned(made[held_out]):,} of them to be learned"
         )
 
 
-def _learned(made: list[Document]) -> int:
-    return sum(sum(weights) for _, weights in made)
+def _learned(made: list[tuple[Record, Document]]) -> int:
+    return sum(sum(weights) for _, (_, weights) in made)
 
 
 def _tell_held_out(bench: Bench, tuner: Tuner) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 from freedive.errors import UserError
 from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer
+from freedive.train.stories import Message
 
 Document = tuple[list[int], list[int]]
 """Tokens, and the weight of each one's loss: 1 or 0."""
 
-Messages = list[dict[str, str]]
+Messages = Sequence[Message]
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,24 @@ def documents(record: dict[str, Any], tokenizer: Tokenizer, template: ChatTempla
 def rendered(messages: Messages, template: ChatTemplate) -> list[Rendered]:
     """The chat, as few times as its template allows.
 
-    Each answer is found by what the template writes before it, and with it. Most templates write a chat as they wrote
-    its beginning, and more; then one rendering holds all answers. Others change what came before, such as those that
-    drop former thoughts: there each answer is learned in a rendering that ends with it, as the model will see it.
+    Each answer is found by what the template writes before it, and with it; those with ``weight`` 0 are not learned.
+    Most templates write a chat as they wrote its beginning, and more; then one rendering holds all answers. Others
+    change what came before, such as those that drop former thoughts: there each answer is learned in a rendering that
+    ends with it, as the model will see it.
     """
     found: list[Rendered] = []
+    said = [{key: message[key] for key in ("role", "content")} for message in messages]
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or not message.get("weight", 1):
             continue
-        turn = _turn(messages[:index], message, template)
+        turn = _turn(said[:index], said[index], template)
         if found and turn.text.startswith(found[-1].text):
             turn = Rendered(turn.text, found.pop().spans + turn.spans)
         found.append(turn)
     return found
 
 
-def _turn(before: Messages, answer: dict[str, str], template: ChatTemplate) -> Rendered:
+def _turn(before: Messages, answer: Message, template: ChatTemplate) -> Rendered:
     """The messages ``before`` and the ``answer``, of which alone the span is.
 
     It begins where the text parts from a prompt for an answer, and with the answer's own words at the latest: not all
@@ -67,7 +70,7 @@ def _turn(before: Messages, answer: dict[str, str], template: ChatTemplate) -> R
     """
     prompt = template.render(before) if before else ""
     text = template.render([*before, answer], add_generation_prompt=False).rstrip()
-    said = answer["content"].strip()
+    said: str = answer["content"].strip()
     place = text.rfind(said)
     if place < 0:
         raise UserError(
@@ -75,7 +78,7 @@ def _turn(before: Messages, answer: dict[str, str], template: ChatTemplate) -> R
             "Leave such answers out, or change them",
         )
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, text, strict=False)))
-    asked = before[-1]["content"].strip() if before else ""
+    asked: str = before[-1]["content"].strip() if before else ""
     heard = text.rfind(asked, 0, place) + len(asked)
     begin = min(place, shared) if shared >= heard else place
     return Rendered(text, ((begin, len(text)),))

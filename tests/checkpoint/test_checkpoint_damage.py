@@ -297,7 +297,7 @@ SAFETENSORS_LIES: dict[str, tuple[bytes, str]] = {
     "negative dim": (st_file({"a": entry(shape=[-4, -1])}), "is described by"),
     "huge dim": (st_file({"a": entry(shape=[2**70])}), "is described by"),
     "300,000 dims": (st_file({"a": entry(shape=[2**62] * 300_000)}), "is described by"),
-    "zero dim": (st_file({"a": entry(shape=[0], offsets=(0, 0))}), "has the shape"),
+    "zero dim of something": (st_file({"a": entry(shape=[0], offsets=(0, 16))}), "does not fill"),
     "reversed offsets": (st_file({"a": entry(offsets=(16, 0))}), "does not fill"),
     "wrong size": (st_file({"a": entry(offsets=(0, 20))}), "does not fill"),
     "beyond the end": (st_file({"a": entry(offsets=(60, 76))}), "ends at byte"),

@@ -70,7 +70,6 @@ def test_configurations_of_real_models_pass() -> None:
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"head_dim": 7}, "rotates 7 dimensions of 7"),
         ({"hidden_size": -1}, "hidden_size"),
-        ({"hidden_size": 64.0}, "hidden_size"),
         ({"hidden_size": True}, "hidden_size"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"vocab_size": None}, "lacks vocab_size"),

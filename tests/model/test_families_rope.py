@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_configs import BASE, LLAMA3_ROPE, YARN_ROPE
 
 from freedive.model.families.config import Config
-from freedive.model.families.rope import SCALINGS, max_context, rope
+from freedive.model.families.rope import SCALINGS, max_context, plain_rope, rope
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -48,10 +49,23 @@ def test_rope_is_that_of_transformers(name: str, head_dim: int) -> None:
     for shape in shapes:
         config = Config({"max_position_embeddings": 256, **shape})
         ours = rope(config, head_dim)
+        assert max_context(config) >= 256
         config.refuse_unread("llama")
         assert ours.dim == head_dim
         np.testing.assert_allclose(ours.inv_freq, inv_freq.numpy(), rtol=5e-7)
         assert ours.factor == pytest.approx(factor)
+
+
+def test_inverse_frequencies_are_rounded_as_torch_rounds_them() -> None:
+    """All but a few: torch's own powers are not always the nearest number."""
+    apart = total = 0
+    for theta in (1e4, 5e4, 1e5, 1.5e5, 2e5, 5e5, 1e6, 1e7):
+        for dim in (16, 32, 64, 80, 96, 128, 192, 256):
+            theirs = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim)
+            ours = np.array(plain_rope(theta, dim).inv_freq, np.float32)
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=2.5e-7)
+            apart, total = apart + int((ours != theirs.numpy()).sum()), total + dim // 2
+    assert apart / total < 0.02
 
 
 def test_fixed_ntk_alpha_is_that_of_hunyuan() -> None:

@@ -163,4 +163,4 @@ def test_long_prompts_on_the_reference_equal_transformers(name: str) -> None:
 def assert_close_but_for_ties(got: Floats, expected: Floats) -> None:
     """Over 530 positions roundings grow, and of 530 choices of experts one may be a tie."""
     distances = np.abs(got - expected).max(-1)
-    assert (distances > 5e-4).sum() <= 1
+    assert (distances > 1e-4).sum() <= 1, np.sort(distances)[-3:]

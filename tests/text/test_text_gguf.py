@@ -168,11 +168,10 @@ def test_patterns_cut_where_the_papers_say(name: str, text: str, pieces: list[st
         ({"token_type": [1]}, "malformed tokenizer.ggml.token_type"),
         ({"merges": [7]}, "malformed tokenizer.ggml.merges"),
         ({"merges": None}, "has no tokenizer.ggml.merges"),
-        ({"eos_token_id": 10**9}, "tokenizer.ggml.eos_token_id names 1000000000"),
-        ({"eos_token_id": -1}, "names -1"),
         ({"eos_token_id": True}, "names True"),
         ({"eos_token_id": "2"}, "names '2'"),
         ({"add_bos_token": "yes"}, "malformed tokenizer.ggml.add_bos_token"),
+        ({"add_bos_token": 2}, "malformed tokenizer.ggml.add_bos_token"),
         ({"model": "llama"}, "has no tokenizer.ggml.scores"),
         ({"model": "llama", "scores": [0.0]}, "malformed tokenizer.ggml.scores"),
     ],
@@ -182,7 +181,33 @@ def test_damaged_metadata_is_named(changes: dict[str, Any], says: str) -> None:
         Tokenizer.from_gguf(byte_level(**changes))
 
 
-@pytest.mark.parametrize("merges", [["h e", "he"], ["q q"]])
+@pytest.mark.parametrize("index", [2**32 - 1, 260, -1])
+@pytest.mark.parametrize("role", ["eos", "bos", "padding", "unknown", "eot"])
+def test_ids_past_the_vocabulary_are_told_and_not_used(role: str, index: int, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level(**{f"{role}_token_id": index}))
+    assert f"tokenizer.ggml.{role}_token_id names {index}" in caplog.text
+    assert tokenizer.stop_ids == {258}  # the well-known end of a turn stays one
+    assert tokenizer.bos_id is None
+    assert tokenizer.encode("hel", add_special=True) == [257]
+
+
+@pytest.mark.parametrize("flag", [True, 1])
+def test_flags_may_be_numbers(flag: int) -> None:
+    assert Tokenizer.from_gguf(byte_level(bos_token_id=258, add_bos_token=flag)).encode("hel", add_special=True) == [
+        258,
+        257,
+    ]
+
+
+def test_a_merge_of_an_unknown_token_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    plain = Tokenizer.from_gguf(byte_level())
+    for merge in ("h q", "qu x", "hel o"):
+        more = Tokenizer.from_gguf(byte_level(merges=["h e", merge, "he l"]))
+        assert more.encode("hello, quiet hq") == plain.encode("hello, quiet hq")
+        assert "1 merges name tokens" in caplog.text
+
+
+@pytest.mark.parametrize("merges", [["h e", "he"], ["h e", "h e l"], ["q q"]])
 def test_damaged_merges_are_named_with_the_first_text(merges: list[str]) -> None:
     tokenizer = Tokenizer.from_gguf(byte_level(merges=merges))
     assert tokenizer.token_text(0)

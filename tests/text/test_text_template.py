@@ -211,7 +211,7 @@ def test_template_files_come_before_the_configuration(tokenizer: Tokenizer, tmp_
     [
         (None, CHAT, "no chat template. .*completion"),
         (7, CHAT, "neither text nor a list"),
-        ([{"name": "rag", "template": ""}], CHAT, "only the chat templates rag"),
+        ([{"name": "rag", "template": "x"}], CHAT, "only the chat templates rag"),
         ([{"name": "rag"}], CHAT, "neither text nor a list"),
         ("{% for %}", CHAT, "not valid"),
         ("{{ x | no_such_filter }}", CHAT, "not valid"),

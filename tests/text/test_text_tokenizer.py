@@ -185,7 +185,6 @@ def test_decoders_that_cannot_stream_are_refused(
         ("tokenizer_config.json", b"[]", "does not hold a JSON object"),
         ("tokenizer_config.json", b"{", "tokenizer_config.json cannot be read"),
         ("generation_config.json", b"\xff", "generation_config.json cannot be read"),
-        ("generation_config.json", b'{"eos_token_id": 1000000000}', "generation_config.json names 1000000000"),
         ("generation_config.json", b'{"eos_token_id": [2, "x"]}', "generation_config.json names 'x'"),
         ("generation_config.json", b"[" * 100_000, "generation_config.json cannot be read"),
     ],

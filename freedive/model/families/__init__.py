@@ -27,11 +27,12 @@ from freedive.model.families.llama4 import LLAMA4
 from freedive.model.families.names import GGUF_MTP, HUB_MTP, gguf_rules, hub_rules, text_rules
 from freedive.model.families.olmo import OLMOE
 from freedive.model.families.openai import GPT_OSS
+from freedive.model.families.parts import FULL
 from freedive.model.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from freedive.model.families.refused import REFUSED, refusal
 from freedive.model.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3
 from freedive.model.families.zhipu import GLM4, GLM4_MOE
-from freedive.model.spec import Model
+from freedive.model.spec import Attention, Model
 
 FAMILIES = (
     LLAMA,
@@ -132,8 +133,15 @@ def _type_name(family: Family, values: Mapping[str, Any]) -> str:
 
 def _spec(family: Family, config: Config) -> Model:
     spec = family.spec(config)
-    config.refuse_unread(family.name, family.ignorable, family.fixed)
+    config.refuse_unread(family.name, family.ignorable, {**_said_anyway(spec), **family.fixed})
     return spec
+
+
+def _said_anyway(spec: Model) -> dict[str, Any]:
+    """What a configuration may say of windows where no layer has one, also for families that know none."""
+    if any(isinstance(layer.attention, Attention) and layer.attention.window for layer in spec.layers):
+        return {}
+    return {"layer_types": [FULL] * len(spec.layers), "use_sliding_window": False}
 
 
 def _with_mtp(spec: Model, config: Config, checkpoint: Checkpoint, mark: str) -> Model:

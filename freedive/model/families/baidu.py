@@ -42,7 +42,7 @@ def _experts(config: Config) -> Experts:
     config.choice("moe_gate", ("topk", "topk_fused"))
     choice_bias = config.flag("moe_use_aux_free", True)
     expert = feed_forward(config, "moe_intermediate_size")
-    moe = Experts(router(config, renormalise=True, choice_bias=choice_bias), expert)
+    moe = Experts(router(config, "moe_num_experts", renormalise=True, choice_bias=choice_bias), expert)
     return with_shared(moe, config.count("moe_num_shared_experts", least=0), bias=config.flag("use_bias"))
 
 

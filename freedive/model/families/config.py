@@ -7,48 +7,9 @@ from typing import Any, TypeVar
 
 from freedive.checkpoint.file import quote
 from freedive.errors import UserError
+from freedive.model.families.harmless import HARMLESS, HARMLESS_VALUES, SECTION_HARMLESS
 
 T = TypeVar("T", bound=str | int)
-
-HARMLESS = frozenset(
-    {
-        # what the file is
-        "_name_or_path",
-        "architectures",
-        "auto_map",
-        "model_type",
-        "transformers_version",
-        "transformers.js_config",
-        "dtype",
-        "torch_dtype",
-        # how its tensors are stored: they tell, too
-        "quantization_config",
-        # how it was trained and how transformers runs it
-        "attention_dropout",
-        "aux_loss_alpha",
-        "ep_size",
-        "initializer_range",
-        "neftune_noise_alpha",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "pretraining_tp",
-        "router_aux_loss_coef",
-        "router_jitter_noise",
-        "seq_aux",
-        "unsloth_fixed",
-        "unsloth_version",
-        "use_cache",
-        "_attn_implementation_autoset",
-        # what the tokenizer and generation_config.json say with authority
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        # layers after the last one, which predict further tokens: the files tell whether they are there
-        "num_nextn_predict_layers",
-    }
-)
-"""Keys that say nothing about the mathematics, whatever the family."""
 
 _REMEDY = "Choose another file of this model, or another model"
 
@@ -83,8 +44,8 @@ class Config:
                 self._values.setdefault(key, value)
 
     def count(self, key: str, default: int | None = None, *, least: int = 1, most: int = 1 << 20) -> int:
-        """A whole number in ``least`` .. ``most``."""
-        value = self._get(key, default)
+        """A whole number in ``least`` .. ``most``; 64.0 is one, too."""
+        value = _whole(self._get(key, default))
         if type(value) is not int or not least <= value <= most:
             raise self._impossible(key, value, f"a whole number from {least} to {most}")
         return value
@@ -92,14 +53,14 @@ class Config:
     def counts(self, key: str, length: int, default: int | None = None, *, most: int = 1 << 20) -> list[int]:
         """``length`` whole numbers in 1 .. ``most``; one stands for all."""
         value = self._get(key, default)
-        values = value if isinstance(value, list) else [value] * length
+        values = [_whole(count) for count in (value if isinstance(value, list) else [value] * length)]
         if len(values) != length or not all(type(count) is int and 1 <= count <= most for count in values):
             raise self._impossible(key, value, f"a whole number from 1 to {most}, or {length} of them")
         return values
 
     def number(self, key: str, default: float | None = None, *, least: float = 1e-12, most: float = 1e12) -> float:
-        """A finite number in ``least`` .. ``most``."""
-        value = self._get(key, default)
+        """A finite number in ``least`` .. ``most``; it may be written as text."""
+        value = _numeric(self._get(key, default))
         if type(value) not in (int, float) or not least <= value <= most:
             raise self._impossible(key, value, f"a number from {least:g} to {most:g}")
         return float(value)
@@ -154,8 +115,8 @@ class Config:
         return self._sections[key]
 
     def first(self, *keys: str) -> str:
-        """The first of ``keys``, which mean the same, that is there; if none is, the first."""
-        return next((key for key in keys if key in self._values), keys[0])
+        """The first of ``keys``, which mean the same, that is there; if none is, the last, or what a GGUF file says."""
+        return next((key for known in (self._values, self._names) for key in keys if key in known), keys[-1])
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -170,15 +131,19 @@ class Config:
     ) -> None:
         """Refuse the model if a key of it or of a section was never read, and is not harmless.
 
-        Harmless are HARMLESS and ``ignorable`` keys, and those that have the value which is ``fixed`` for them.
+        Harmless are HARMLESS and ``ignorable`` keys, and those that have the value which HARMLESS_VALUES or ``fixed``
+        has for them.
         """
-        for key in sorted((self._given - self._read).difference(HARMLESS, ignorable)):
+        self._refuse(family, HARMLESS.union(ignorable), {**HARMLESS_VALUES, **(fixed or {})})
+
+    def _refuse(self, family: str, harmless: Collection[str], fixed: Mapping[str, object]) -> None:
+        for key in sorted((self._given - self._read).difference(harmless)):
             value = self._values[key]
-            if (key, value) not in (fixed or {}).items():
+            if (key, value) not in fixed.items():
                 what = f"The configuration has {self._name(key)} = {quote(value)}, unknown to freedive for {family}"
                 raise UserError(what, _REMEDY)
         for section in self._sections.values():
-            section.refuse_unread(family)
+            section._refuse(family, SECTION_HARMLESS, {})
 
     def refusal(self, key: str, what: str) -> UserError:
         """The error that ``key`` does not agree with the rest of the configuration."""
@@ -197,3 +162,18 @@ class Config:
     def _name(self, key: str) -> str:
         full = self._prefix + key
         return quote(self._names.get(full, full))[1:-1]
+
+
+def _whole(value: Any) -> Any:
+    """A float without a fraction as the whole number that it is; anything else as it stands."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+def _numeric(value: Any) -> Any:
+    """Text that spells a number as that number; anything else as it stands."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value

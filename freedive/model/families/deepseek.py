@@ -24,7 +24,7 @@ _DENSE, _SPARSE = "dense", "sparse"
 
 def _deepseek_v2(config: Config) -> Model:
     config.choice("scoring_func", ("softmax",))
-    gate = router(config, renormalise=config.flag("norm_topk_prob"), scale=_scale(config))
+    gate = router(config, "n_routed_experts", renormalise=config.flag("norm_topk_prob"), scale=_scale(config))
     grouped = groups(config, gate)
     if config.choice("topk_method", ("greedy", "group_limited_greedy")) == "group_limited_greedy":
         gate = grouped
@@ -56,7 +56,8 @@ def unbiased_router(config: Config) -> Router:
     config.choice("scoring_func", ("sigmoid",))
     config.choice("topk_method", ("noaux_tc",))
     renormalise = config.flag("norm_topk_prob", True)
-    gate = router(config, score="sigmoid", choice_bias=True, renormalise=renormalise, scale=_scale(config))
+    traits = {"score": "sigmoid", "choice_bias": True, "renormalise": renormalise, "scale": _scale(config)}
+    gate = router(config, "n_routed_experts", **traits)
     return groups(config, gate, "top2")
 
 

@@ -64,7 +64,16 @@ TENSORS = {
 }
 """Hugging Face's switches -> the tensor that is there when they are on."""
 
-HARMLESS = ("rope.scaling.finetuned", "tensor_data_layout")
+LINEAR_SCALE = "rope.scale_linear"
+"""What files had before ``rope.scaling.type``: the factor of a linear scaling."""
+
+HARMLESS = ("rope.scaling.finetuned", "tensor_data_layout", LINEAR_SCALE)
+
+ZERO_IS_ABSENT = ("expert_count", "expert_used_count")
+"""Keys that converters write for dense models, too."""
+
+BY_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+"""Keys that may list a number for each layer, which here has to be the same for all."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -87,12 +96,16 @@ class Gguf(Naming):
 def read_config(checkpoint: Checkpoint, gguf: Gguf) -> Config:
     """The configuration of a GGUF checkpoint. Keys that no table knows keep their name, so that nobody reads them."""
     prefix = f"{gguf.architecture}."
-    given = {key.removeprefix(prefix): value for key, value in checkpoint.config.items() if key.startswith(prefix)}
+    given = {
+        name: value
+        for key, value in checkpoint.config.items()
+        if (name := key.removeprefix(prefix)) != key and not (name in ZERO_IS_ABSENT and value == 0)
+    }
     keys = {**KEYS, **dict.fromkeys(HARMLESS), **gguf.keys}
     read = {key: keys.get(key, prefix + key) for key in given if key not in SCALING_KEYS}
     values: dict[str, Any] = {ours: _spelled(key, given[key]) for key, ours in read.items() if ours}
     if given.get("rope.scaling.type") != "none":
-        values["rope_scaling"] = {ours: given[key] for key, ours in SCALING_KEYS.items() if key in given}
+        values["rope_scaling"] = _scaling(given)
     config = Config(values, names=_names(prefix, keys))
     num_mtp = config.count("num_nextn_predict_layers", 0, least=0)
     config.supply({"num_hidden_layers": config.count("num_blocks") - num_mtp})
@@ -101,9 +114,20 @@ def read_config(checkpoint: Checkpoint, gguf: Gguf) -> Config:
     return config
 
 
+def _scaling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``rope_scaling``: a factor without a type is that of a linear scaling."""
+    scaling = {ours: given[key] for key, ours in SCALING_KEYS.items() if key in given}
+    if given.get(LINEAR_SCALE, 0) not in (0, 1):
+        scaling.setdefault("factor", given[LINEAR_SCALE])
+    return {"rope_type": "linear", **scaling} if "factor" in scaling else scaling
+
+
 def marks(checkpoint: Checkpoint) -> set[str]:
     """What may tell families apart that share an architecture: the keys, and the tensors' names with ``{}``."""
-    return {*checkpoint.config, *(_NUMBER.sub("{}", name) for name in checkpoint.tensors)}
+    return {
+        *(key for key, value in checkpoint.config.items() if value != 0),
+        *(_NUMBER.sub("{}", name) for name in checkpoint.tensors),
+    }
 
 
 def _names(prefix: str, keys: Mapping[str, str | None]) -> dict[str, str]:
@@ -123,7 +147,7 @@ def _spelled(key: str, value: Any) -> Any:
             return [SLIDING if slides else FULL for slides in layers]
         case "attention.rope_pattern", [*layers]:
             return [1 if rotates else 0 for rotates in layers]
-        case "attention.head_count_kv", [int(first), *others] if all(other == first for other in others):
+        case _, [int(first), *others] if key in BY_LAYER and all(other == first for other in others):
             return first
     return value
 

@@ -97,7 +97,7 @@ _DEFAULTS = {
     "tie_word_embeddings": True,
 }
 _SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-_IGNORABLE = ("cache_implementation", "hidden_act")
+_IGNORABLE = ("hidden_act",)
 _FIXED = {"use_bidirectional_attention": False}  # true in encoders
 _GGUF_KEYS = {
     "attention.sliding_window": "sliding_window",

@@ -103,7 +103,7 @@ def _plain(config: Config) -> FeedForward:
 def _experts(config: Config) -> Experts:
     expert, shared_dim = feed_forward(config), config.count("shared_intermediate_size", 0, least=0)
     shared = replace(expert, dim=shared_dim) if shared_dim else None
-    return Experts(router(config, renormalise=True), expert, shared)
+    return Experts(router(config, "num_local_experts", renormalise=True), expert, shared)
 
 
 _HUB = ("input_linear.weight", "output_linear.weight", "router.layer.weight")

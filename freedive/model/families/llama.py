@@ -25,7 +25,7 @@ def _mistral(config: Config) -> Model:
 
 
 def _mixtral(config: Config) -> Model:
-    moe = Experts(router(config, renormalise=True), feed_forward(config))
+    moe = Experts(router(config, "num_local_experts", renormalise=True), feed_forward(config))
     layer = Layer(attention(config, window=window(config)), moe)
     return model("mixtral", config, [layer] * num_layers(config))
 

@@ -21,7 +21,7 @@ def _llama4(config: Config) -> Model:
     """Experts in every ``interleave_moe_layer_step``-th layer, unless listed; plain layers are wider."""
     attns = _attentions(config)
     expert, plain = feed_forward(config), feed_forward(config, "intermediate_size_mlp")
-    moe = Experts(router(config, score="sigmoid", weighs_input=True), expert, shared=expert)
+    moe = Experts(router(config, "num_local_experts", score="sigmoid", weighs_input=True), expert, shared=expert)
     step = config.count("interleave_moe_layer_step", 1)
     sparse = config.indices("moe_layers", len(attns)) or range(step - 1, len(attns), step)
     return model("llama4", config, [Layer(attn, moe if i in sparse else plain) for i, attn in enumerate(attns)])
@@ -87,7 +87,7 @@ LLAMA4 = Family(
         "attention_chunk_size": 8192,
         **_TEMPERATURE,
     },
-    ignorable=("cache_implementation", "for_llm_compressor"),
+    ignorable=("for_llm_compressor",),
     hub=Naming(
         {
             "layers.{}.ffn.router": "model.layers.{}.feed_forward.router.weight",

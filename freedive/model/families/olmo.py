@@ -11,7 +11,7 @@ from freedive.model.spec import Experts, Layer, Model
 
 def _olmoe(config: Config) -> Model:
     bias = config.flag("attention_bias")
-    clip = config.number("clip_qkv", 0.0, least=0)
+    clip = config.number("clip_qkv") if "clip_qkv" in config else 0.0
     layer = Layer(
         attention(config, qkv_bias=bias, out_bias=bias, qk_norm="full", clip=clip),
         Experts(router(config, renormalise=config.flag("norm_topk_prob")), feed_forward(config)),

@@ -28,7 +28,7 @@ def _experts(config: Config) -> Experts:
     config.number("swiglu_alpha", 1.702, least=1.702, most=1.702)
     limit = config.number("swiglu_limit", 7.0)
     expert = FeedForward(config.count("intermediate_size"), "swiglu_oai", bias=True, limit=limit)
-    return Experts(router(config, renormalise=True, bias=True), expert)
+    return Experts(router(config, "num_local_experts", renormalise=True, bias=True), expert)
 
 
 def _stacks(spec: Model) -> list[Rule]:
@@ -54,6 +54,7 @@ GPT_OSS = Family(
     defaults={
         "rms_norm_eps": 1e-5,
         "head_dim": 64,
+        "sliding_window": 128,
         "attention_bias": True,
         "rope_theta": 150_000.0,
         "rope_scaling": {

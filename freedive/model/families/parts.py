@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from freedive.model.families.config import Config
 from freedive.model.families.rope import latent_magnitude, max_context, rope
@@ -21,6 +21,9 @@ from freedive.model.spec import (
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """What ``layer_types`` calls a layer that sees everything before, and one that sees a window."""
+
+ACTIVATIONS: Mapping[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+"""transformers' names of activations -> ours."""
 
 
 def num_layers(config: Config) -> int:
@@ -64,13 +67,13 @@ def latent_attention(config: Config, *, interleaved: bool) -> LatentAttention:
 
 def feed_forward(config: Config, width: str = "intermediate_size", *, bias: bool = False) -> FeedForward:
     """Gated feed-forward, as wide as the key ``width`` says."""
-    return FeedForward(config.count(width), config.choice("hidden_act", get_args(Activation)), bias)
+    return FeedForward(config.count(width), ACTIVATIONS[config.choice("hidden_act", tuple(ACTIVATIONS))], bias)
 
 
-def router(config: Config, **traits: Any) -> Router:
-    """A router over as many experts as the configuration has, in any of the usual spellings."""
-    experts = config.first("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
-    chosen = config.first("num_experts_per_tok", "moe_topk", "moe_k")
+def router(config: Config, spelling: str = "num_experts", **traits: Any) -> Router:
+    """A router over as many experts as the configuration has: in the family's ``spelling``, or another usual one."""
+    experts = config.first("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", spelling)
+    chosen = config.first("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_tok")
     num_experts = config.count(experts, most=1 << 14)
     return Router(num_experts, config.count(chosen, most=num_experts), **traits)
 

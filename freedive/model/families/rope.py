@@ -20,16 +20,23 @@ DEFAULT_THETA = 10_000.0
 
 
 def rope(
-    config: Config, head_dim: int, *, interleaved: bool = False, kind: str = "", theta: float | None = None
+    config: Config,
+    head_dim: int,
+    *,
+    interleaved: bool = False,
+    partial: bool = False,
+    kind: str = "",
+    theta: float | None = None,
 ) -> Rope:
     """The rotary embedding of heads of ``head_dim``; of layers of that ``kind``, where the settings are by kind.
 
-    ``theta`` stands for that of the configuration.
+    ``partial``: the family may rotate a part of each head; others are refused if they say so. ``theta`` stands for that
+    of the configuration.
     """
     table = _table(config, kind)
-    dim = _rotary_dim(config, table, head_dim)
+    dim = _rotary_dim(config, table, head_dim, partial)
     theta = theta or table.number("rope_theta", config.number("rope_theta", DEFAULT_THETA, least=2), least=2)
-    inv_freq, factor = SCALINGS[_scaling(table)](table, theta, dim, _max_position(config))
+    inv_freq, factor = SCALINGS[_scaling(table)](config, table, theta, dim)
     divisors = config.numbers("rope_divisors", dim // 2, least=1e-3, most=1e31)
     if divisors is not None:
         inv_freq /= np.array(divisors, np.float32)
@@ -55,7 +62,7 @@ def max_context(config: Config) -> int:
     given = _max_position(config)
     if _scaling(table) != "yarn" or "factor" not in table:
         return given
-    return max(given, int(table.number("factor") * _original(table, given)))
+    return max(given, int(table.number("factor") * _original(config, table)))
 
 
 def _table(config: Config, kind: str = "") -> Config:
@@ -65,11 +72,14 @@ def _table(config: Config, kind: str = "") -> Config:
     return table.section(kind) if kind in table else table
 
 
-def _rotary_dim(config: Config, table: Config, head_dim: int) -> int:
-    """How many of a head's dimensions are rotated: all, unless the configuration gives a number or a fraction."""
+def _rotary_dim(config: Config, table: Config, head_dim: int, partial: bool) -> int:
+    """How many of a head's dimensions are rotated: all, unless the configuration gives a number or a fraction.
+
+    What families that always rotate all do with a fraction differs from one release of transformers to the next.
+    """
     fraction = table.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0, most=1), most=1)
     dim = config.count("rotary_dim", max(int(head_dim * fraction), 1), most=head_dim)
-    if dim % 2 or dim < 4:
+    if dim % 2 or dim < 4 or (dim != head_dim and not partial):
         raise config.refusal(
             config.first("rotary_dim", "partial_rotary_factor", "head_dim"), f"rotates {dim} dimensions of {head_dim}"
         )
@@ -86,8 +96,11 @@ def _max_position(config: Config) -> int:
     return config.count("max_position_embeddings", most=1 << 30)
 
 
-def _original(table: Config, max_position: int) -> int:
-    return table.count("original_max_position_embeddings", max_position, most=1 << 30)
+def _original(config: Config, table: Config) -> int:
+    """Positions that the model was first trained for; what stands outside of the table counts more."""
+    key = "original_max_position_embeddings"
+    inside = table.count(key, _max_position(config), most=1 << 30)
+    return config.count(key, inside, most=1 << 30)
 
 
 def _plain(theta: float, dim: int) -> Frequencies:
@@ -96,18 +109,21 @@ def _plain(theta: float, dim: int) -> Frequencies:
     return np.float32(1) / (np.float64(theta) ** exponents).astype(np.float32)
 
 
-def _default(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
+def _default(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
+    """Nothing is scaled: a factor of 1 and a number of positions may stand there all the same."""
+    table.number("factor", 1.0, least=1, most=1)
+    _original(config, table)
     return _plain(theta, dim), 1.0
 
 
-def _linear(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
+def _linear(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
     return _plain(theta, dim) / np.float32(_factor(table)), 1.0
 
 
-def _dynamic(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
+def _dynamic(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
     """NTK with a fixed ``alpha`` stretches the base once and for all (Hunyuan); other numbers then say nothing.
 
-    Without ``alpha`` the base would grow with texts longer than ``max_position``, which are not accepted.
+    Without ``alpha`` the base would grow with texts longer than the context, which are not accepted.
     """
     _factor(table)
     for key in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
@@ -116,21 +132,21 @@ def _dynamic(table: Config, theta: float, dim: int, max_position: int) -> tuple[
     return _plain(theta * alpha ** (dim / (dim - 2)), dim), 1.0
 
 
-def _llama3(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
+def _llama3(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
     """Long waves are slowed by ``factor``, short ones kept, those between, if any, blended (Llama 3.1)."""
     factor, low, high = _factor(table), table.number("low_freq_factor"), table.number("high_freq_factor")
     if low > high:
         raise table.refusal("high_freq_factor", f"({high:g}) is below low_freq_factor ({low:g})")
     inv_freq = _plain(theta, dim)
-    turns = np.float32(_original(table, max_position)) * inv_freq / np.float32(2 * math.pi)
+    turns = np.float32(_original(config, table)) * inv_freq / np.float32(2 * math.pi)
     kept = np.clip((turns - np.float32(low)) / np.float32(high - low or 1e-6), 0, 1)
     return (1 - kept) * inv_freq / np.float32(factor) + kept * inv_freq, 1.0
 
 
-def _yarn(table: Config, theta: float, dim: int, max_position: int) -> tuple[Frequencies, float]:
+def _yarn(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
     """YaRN (Peng et al. 2023, section 3.2): interpolate slow dimensions, keep fast ones, ramp between."""
-    original = _original(table, max_position)
-    factor = _factor(table, max_position / original)
+    original = _original(config, table)
+    factor = _factor(table, _max_position(config) / original)
     fast, slow = table.number("beta_fast", 32.0), table.number("beta_slow", 1.0)
     low, high = (dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (fast, slow))
     if table.flag("truncate", True):
@@ -157,7 +173,7 @@ def _factor(table: Config, default: float | None = None) -> float:
     return table.number("factor", default, least=1e-3, most=1e6)
 
 
-Scaling = Callable[[Config, float, int, int], tuple[Frequencies, float]]
+Scaling = Callable[[Config, Config, float, int], tuple[Frequencies, float]]
 
 SCALINGS: dict[str, Scaling] = {
     "default": _default,
@@ -166,4 +182,4 @@ SCALINGS: dict[str, Scaling] = {
     "llama3": _llama3,
     "yarn": _yarn,
 }
-"""rope_type -> (settings, theta, dim, max_position) -> (inverse frequencies, factor)."""
+"""rope_type -> (configuration, rope settings, theta, dim) -> (inverse frequencies, factor)."""

@@ -49,7 +49,7 @@ def _normed_late(config: Config) -> Attention:
 def _hy3(config: Config) -> Model:
     total, bias = num_layers(config), config.flag("attention_bias")
     attn = attention(config, qkv_bias=bias, out_bias=bias, qk_norm="head")
-    dense = Layer(attn, feed_forward(config, bias=config.flag("mlp_bias")))
+    dense = Layer(attn, feed_forward(config))
     kinds = {_DENSE: dense, _SPARSE: replace(dense, ffn=_hy3_experts(config))}
     first = config.count("first_k_dense_replace", least=0)
     types = config.choices("mlp_layer_types", total, (_DENSE, _SPARSE))
@@ -66,7 +66,7 @@ def _hy3_experts(config: Config) -> Experts:
         choice_bias=config.flag("moe_router_enable_expert_bias", True),
     )
     expert = feed_forward(config, "moe_intermediate_size")
-    return with_shared(Experts(deepseek, expert), config.count("num_shared_experts"), bias=config.flag("mlp_bias"))
+    return with_shared(Experts(deepseek, expert), config.count("num_shared_experts"))
 
 
 def _hy3_names(spec: Model) -> list[Rule]:

@@ -16,14 +16,15 @@ from freedive.model.spec import Layer, Model
 
 
 def _glm4(config: Config) -> Model:
-    attn = attention(config, qkv_bias=config.flag("attention_bias", True))
-    attn = replace(attn, rope=rope(config, attn.head_dim, interleaved=True))
+    attn = attention(config, qkv_bias=config.flag("attention_bias", True), rope=None)
+    attn = replace(attn, rope=rope(config, attn.head_dim, interleaved=True, partial=True))
     return model("glm4", config, [Layer(attn, feed_forward(config), post_norms=True)] * num_layers(config))
 
 
 def _glm4_moe(config: Config) -> Model:
     norm = "head" if config.flag("use_qk_norm") else ""
-    attn = attention(config, qkv_bias=config.flag("attention_bias"), qk_norm=norm)
+    attn = attention(config, qkv_bias=config.flag("attention_bias"), qk_norm=norm, rope=None)
+    attn = replace(attn, rope=rope(config, attn.head_dim, partial=True))
     return decoder("glm4_moe", config, attn, unbiased_router(config), first_dense(config))
 
 
