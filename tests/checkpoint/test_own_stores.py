@@ -53,7 +53,7 @@ def test_a_mended_rule_reaches_who_has_the_model(folder: Path, monkeypatch: pyte
 
     def mended(*args: Any) -> Any:
         tensors = real(*args)
-        return tensors | {"norm": tensors["layers.0.attn.norm"], "layers.0.attn.q": tensors["layers.1.attn.q"]}
+        return tensors | {"layers.0.attn.q": tensors["layers.1.attn.q"]}
 
     monkeypatch.setattr(rules, "canonical_tensors", mended)
     monkeypatch.setattr(api, "code_state", lambda patterns: "newer")
