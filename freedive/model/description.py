@@ -28,10 +28,10 @@ Read = Callable[[Any], Any]
 class _Fault(Exception):
     """What is wrong with a value, and the path to it, innermost name first."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *path: str) -> None:
         super().__init__(what)
         self.what = what
-        self.path: list[str] = []
+        self.path = list(path)
 
     def error(self) -> UserError:
         where = f"'s {'.'.join(reversed(self.path))}" if self.path else ""
@@ -49,22 +49,17 @@ def from_json(value: Any) -> Model:
     """The inverse. Raises UserError, naming the number, for what is no description or describes no possible model."""
     try:
         model: Model = _reader(Model)(value)
-        check(model)
+        for name, fits, what in _rules(model):
+            if not fits:
+                raise _Fault(what, name)
     except _Fault as fault:
         raise fault.error() from None
     return model
 
 
 def check(model: Model) -> None:
-    """Refuse a model whose numbers do not fit each other, or that is too large to exist; nothing is listed for that."""
-    try:
-        for name, fits, what in _rules(model):
-            if not fits:
-                fault = _Fault(what)
-                fault.path = [name]
-                raise fault
-    except _Fault as fault:
-        raise fault.error() from None
+    """Raise UserError for a model that no description may be of; nothing is listed that a large one has many of."""
+    from_json(to_json(model))
 
 
 def _rules(model: Model) -> Iterator[tuple[str, bool, str]]:
@@ -192,7 +187,7 @@ def _read_flag(value: Any) -> bool:
 
 
 def _read_number(value: Any) -> float:
-    if type(value) not in (int, float) or not abs(value) <= _LARGEST:  # nor is NaN
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST:  # nor is NaN
         raise _Fault(f"is {_quoted(value)}, not a number")
     return float(value)
 

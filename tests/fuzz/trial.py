@@ -16,6 +16,7 @@ if "FREEDIVE_SANITIZED" in os.environ:
     import sanitized  # noqa: F401
 import freedive
 from freedive.commands.describe import decoder_facts
+from freedive.engine.request import EngineError
 from freedive.errors import UserError
 
 MOST_SECONDS = 2.0
@@ -23,7 +24,7 @@ MOST_BYTES = 1 << 30
 
 
 def attempt(folder: Path) -> str:
-    """What becomes of the model in ``folder``: it works, or is refused in our words."""
+    """What becomes of the model in ``folder``: it works, is refused, or its numbers are said to be not finite."""
     path = folder / "model.gguf" if (folder / "model.gguf").exists() else folder
     try:
         decoder_facts(path)
@@ -35,6 +36,10 @@ def attempt(folder: Path) -> str:
                 pass
     except UserError:
         return "refused"
+    except EngineError as error:
+        if "not finite" not in str(error):
+            raise
+        return "not finite"
     return "works"
 
 
