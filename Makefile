@@ -1,4 +1,4 @@
-# chat | serve | test | bench | check | slow | wheel | families | nano | clean
+# chat | serve | test | bench | check | slow | sanitize | fuzz | wheel | families | nano | clean
 #
 # A bare machine needs Python 3.11 or newer with venv, a C++ compiler and make; the rest comes into .venv.
 # Only answers go to standard output, so that `echo question | make chat` can be piped on.
@@ -14,7 +14,7 @@ NATIVE  := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp'
 MAKEFLAGS += --no-print-directory
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: chat serve test bench check slow wheel families nano clean browser
+.PHONY: chat serve test bench check slow sanitize fuzz wheel families nano clean browser
 
 chat serve: $(VENV)/installed
 	exec $(BIN)/freedive $@
@@ -50,6 +50,28 @@ wheel: $(VENV)/installed $(VENV)/wheel-tools
 	done
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
 	ls dist/*.whl
+
+# What the kernels are given and what they give, under sanitizers of addresses and undefined behaviour; and the team of
+# threads under that of races.
+SANITIZED := tests/native/test_binding.py tests/checkpoint/test_bundle.py tests/engine/test_sampler.py tests/ops/test_shapes.py
+
+sanitize: $(VENV)/installed $(VENV)/test-tools
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/sanitize -G Ninja -DFREEDIVE_SANITIZE=ON \
+	  -DCMAKE_BUILD_TYPE=None -DPython_EXECUTABLE="$(abspath $(BIN))/python" >build/sanitize.log
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build build/sanitize >>build/sanitize.log
+	$(under_asan) $(BIN)/python -m pytest -p sanitized -s $(SANITIZED)
+	$(under_asan) $(BIN)/python tests/fuzz/fuzz.py --seconds 20
+	$${CXX:-c++} -std=c++20 -O1 -g1 -pthread -fsanitize=thread tests/native/share_tasks.cpp freedive/native/threads.cpp -o build/sanitize/share_tasks
+	build/sanitize/share_tasks
+
+library    = $$($${CXX:-c++} -print-file-name=$(1))
+under_asan = LD_PRELOAD="$(call library,libasan.so) $(call library,libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+             PYTHONMALLOC=malloc PYTHONPATH=tests/native FREEDIVE_SANITIZED=build/sanitize
+
+# Mutated models until SECONDS have passed, or COUNT of each kind were tried.
+SECONDS ?= 120
+fuzz: $(VENV)/installed $(VENV)/test-tools
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) $(if $(COUNT),--count $(COUNT))
 
 families: $(VENV)/installed $(VENV)/test-tools
 	$(BIN)/python -m pytest tests/ops tests/model --ignore tests/model/test_families_doc.py -m "not slow" --junitxml=build/families.xml -o junit_family=xunit1

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from freedive import machine
 from freedive.checkpoint.bundle import Described, is_bundle, open_described, read_bundle, write_description
 from freedive.checkpoint.file import read_json
-from freedive.checkpoint.packed import LAYOUT, DamagedStore, open_store, store_bytes, write_store
-from freedive.checkpoint.state import COMPUTING, DESCRIBING, code_state
+from freedive.checkpoint.fit import check_fit
+from freedive.checkpoint.packed import LAYOUT, DamagedStore, open_store, remove_others, store_bytes, write_store
+from freedive.checkpoint.state import COMPUTING, DESCRIBING, code_digest, code_state
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
@@ -293,20 +294,23 @@ def _packed(path: Path, threads: int) -> Described:
 
 
 def _pack(path: Path, store: Path, threads: int) -> Described:
-    """The model at ``path`` from its own files, with its weights packed in ``store``, perhaps earlier."""
+    """The model at ``path`` from its own files, with its weights packed in ``store``, perhaps earlier by this code."""
     from freedive.checkpoint.open import open_checkpoint  # imported here: a warm start does without all of these
     from freedive.checkpoint.rules import canonical_tensors
     from freedive.model.families import describe
 
-    checkpoint = open_checkpoint(path)
+    checkpoint, code = open_checkpoint(path), code_digest(DESCRIBING)
     model, rules = describe(checkpoint)
     tensors = canonical_tensors(checkpoint, model, rules)
     try:
-        return model, checkpoint, open_store(store)
-    except (FileNotFoundError, DamagedStore):
+        weights = open_store(store, code=code)
+        check_fit(model, weights)
+    except (UserError, FileNotFoundError, DamagedStore):
         with byte_bar("packing weights", store_bytes(tensors)) as advance:
-            write_store(store, tensors, num_threads=threads, advance=advance)
-        return model, checkpoint, open_store(store)
+            write_store(store, tensors, num_threads=threads, advance=advance, code=code)
+        remove_others(store)
+        weights = open_store(store)
+    return model, checkpoint, weights
 
 
 def text_parts(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate]:

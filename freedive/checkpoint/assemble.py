@@ -162,6 +162,8 @@ def _gptq(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
     width = words * 32 // bits
     group = _group_size(parts, quantization.get("group_size"), width)
     groups = -(-width // group)
+    if rows * bits % 32:
+        raise parts.unfit(f"has zero points of {rows} outputs, whose {bits} bits fill no whole words")
     scales = parts.need(".scales", _FLOATS, (groups, rows))
     offsets = parts.need(".qzeros", ("I32",), (groups, rows * bits // 32))
     order = parts.need(".g_idx", ("I32",), (width,)) if parts.find(".g_idx") else None

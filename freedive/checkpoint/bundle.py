@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 from freedive.checkpoint.file import Damaged, read_json
+from freedive.checkpoint.fit import check_fit
 from freedive.checkpoint.packed import DamagedStore, Packed, open_store, write_store
 from freedive.checkpoint.state import stamp
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.checkpoint.write import OTHER_DISK, new_file
 from freedive.errors import UserError
 from freedive.model import spec
+from freedive.model.description import from_json, to_json
 from freedive.progress import Advance
 
 STORE = "model.fdv"
@@ -27,8 +27,6 @@ DESCRIPTION = "decoder.json"
 
 Described = tuple[spec.Model, Checkpoint, dict[str, Packed]]
 """The model, a checkpoint without tensors that tells where its text comes from, and the weights."""
-
-_KINDS: dict[str, Any] = {name: kind for name, kind in vars(spec).items() if is_dataclass(kind)}
 
 
 def is_bundle(path: Path) -> bool:
@@ -70,7 +68,7 @@ def write_description(
     Raises Unavailable, as :func:`write_store` does.
     """
     config = checkpoint.config if checkpoint.kind == "gguf" else {}
-    about = {"model": _as_json(model), "kind": checkpoint.kind, "config": config, "store": stamp(store), "by": by}
+    about = {"model": to_json(model), "kind": checkpoint.kind, "config": config, "store": stamp(store), "by": by}
     text = json.dumps(about, ensure_ascii=False).encode()
     with new_file(path, "The model's description", len(text), otherwise) as file:
         file.write(text)
@@ -79,30 +77,16 @@ def write_description(
 def open_described(path: Path, store: Path, *, by: str | None = None) -> Described:
     """What ``store`` holds, by the description at ``path``. It is verified unless it is as it was when described.
 
-    Raises UserError where there is no description that this version knows, and as :func:`open_store` does. With ``by``,
-    the description must have been made by that code, and the store be as it was then.
+    Raises UserError where there is no description that this version knows, and DamagedStore where the store is not what
+    is described. With ``by``, the description must have been made by that code, and the store be as it was then.
     """
     about = read_json(path)
-    try:
-        model = _from_json({**about["model"], "class": "Model"})
-        checkpoint = Checkpoint(about["kind"], about["config"], {})
-    except (KeyError, TypeError):
-        raise Damaged(path, "it does not describe a model that this version knows") from None
+    kind, config = about.get("kind"), about.get("config")
+    if kind not in ("gguf", "safetensors") or not isinstance(config, dict):
+        raise Damaged(path, "it does not describe a model that this version knows")
     proven = about.get("store") == stamp(store)
     if by is not None and not (proven and about.get("by") == by):
         raise Damaged(path, "the store or the code has changed since")
-    return model, checkpoint, open_store(store, proven=proven)
-
-
-def _as_json(value: Any) -> Any:
-    """A description as JSON: dataclasses are objects that name their class, tuples lists."""
-    if is_dataclass(value):
-        return {"class": type(value).__name__} | {f.name: _as_json(getattr(value, f.name)) for f in fields(value)}
-    return [_as_json(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        kind = _KINDS[value["class"]]
-        return kind(**{key: _from_json(item) for key, item in value.items() if key != "class"})
-    return tuple(_from_json(item) for item in value) if isinstance(value, list) else value
+    model, weights = from_json(about.get("model")), open_store(store, proven=proven)
+    check_fit(model, weights)
+    return model, Checkpoint(kind, config, {}), weights

@@ -47,7 +47,8 @@ def combine(checkpoint: Checkpoint) -> Checkpoint:
     Raises UserError for a method that freedive does not know, and for tensors that are missing or do not fit.
     """
     config, quantization = take_quantization(checkpoint.config)
-    tensors = {name: t for name, t in checkpoint.tensors.items() if not name.endswith(_ACTIVATION_SCALES)}
+    said = ((name, t) for name, t in checkpoint.tensors.items() if 0 not in t.shape)  # empty ones are legal
+    tensors = {name: t for name, t in said if not name.endswith(_ACTIVATION_SCALES)}
     weights: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, tensor in tensors.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,13 @@ PARTS = {"F8_E4M3": (1, 1), "F8_E8M0": (1, 1), "I8": (1, 1), "U8": (1, 1), "I32"
 
 JSON_LIMIT = 100_000_000
 """Bytes of the longest JSON text read: the limit that the safetensors format sets for its header."""
+
+
+MAX_VALUES = 1 << 23
+"""Values in a JSON text or the arrays of a GGUF header: three times what the largest vocabularies have."""
+
+MAX_TENSORS = 1 << 18
+"""Of one file: with each expert's apart and quantised, the largest models have fewer in all their files."""
 
 
 class Damaged(UserError):
@@ -93,6 +100,9 @@ def parse_json(path: Path, text: bytes) -> dict[str, Any]:
     """``text``, found in the file ``path``, as a JSON object without duplicate keys."""
     if len(text) > JSON_LIMIT:
         raise Damaged(path, f"its JSON is longer than {JSON_LIMIT} bytes")
+    num_values = sum(map(text.count, (b",", b"[", b"{")))  # at most; what holds them takes far more than their text
+    if num_values > MAX_VALUES:
+        raise Damaged(path, f"its JSON holds more than {MAX_VALUES} values")
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -102,11 +112,13 @@ def parse_json(path: Path, text: bytes) -> dict[str, Any]:
     return value
 
 
-def lay_out(path: Path, mapped: mmap.mmap, entries: Iterable[Entry]) -> dict[str, Tensor]:
+def lay_out(path: Path, mapped: mmap.mmap, entries: Collection[Entry]) -> dict[str, Tensor]:
     """The tensors of one file as views of its mapped bytes: inside the file, apart from each other, named once."""
     everything = np.frombuffer(mapped, np.uint8)
     tensors: dict[str, Tensor] = {}
     previous_end = 0
+    if len(entries) > MAX_TENSORS:
+        raise Damaged(path, f"it claims {len(entries)} tensors, more than {MAX_TENSORS}")
     for entry in sorted(entries, key=lambda entry: entry.begin):
         if entry.name in tensors:
             raise Damaged(path, f"tensor {quote(entry.name)} occurs twice")
@@ -123,11 +135,9 @@ def lay_out(path: Path, mapped: mmap.mmap, entries: Iterable[Entry]) -> dict[str
 
 
 def _rows(path: Path, entry: Entry) -> tuple[int, int]:
-    """Number of rows and bytes per row; a scalar is one row of one element."""
+    """Number of rows and bytes per row; a scalar is one row of one element. A tensor may be empty."""
     block, num_bytes = BLOCKS.get(entry.format) or PARTS[entry.format]
     *outer, width = entry.shape or (1,)
-    if min(entry.shape, default=1) < 1:
-        raise Damaged(path, f"tensor {quote(entry.name)} has the shape {quote(list(entry.shape))}")
     if width % block:
         raise Damaged(
             path, f"tensor {quote(entry.name)}: {entry.format} needs rows of a multiple of {block}, not {width}"

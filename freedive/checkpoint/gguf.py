@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from freedive.checkpoint.file import Damaged, Entry, lay_out, map_file, quote
+from freedive.checkpoint.file import MAX_TENSORS, MAX_VALUES, Damaged, Entry, lay_out, map_file, quote
 from freedive.checkpoint.state import parts
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
@@ -73,6 +73,8 @@ def _open_part(path: Path) -> Checkpoint:
     mapped = map_file(path)
     reader = _Reader(path, memoryview(mapped)[:METADATA_LIMIT])
     num_tensors, num_keys = reader.preamble()
+    if num_tensors > MAX_TENSORS:
+        raise Damaged(path, f"it claims {num_tensors} tensors, more than {MAX_TENSORS}")
     config = reader.metadata(num_keys)
     entries = [reader.tensor() for _ in range(num_tensors)]
     alignment = config.get("general.alignment", 32)
@@ -89,6 +91,7 @@ class _Reader:
         self.path = path
         self.position = 0
         self._buffer = buffer
+        self._num_values = 0
 
     def preamble(self) -> tuple[int, int]:
         """Number of tensors and of metadata keys."""
@@ -120,6 +123,8 @@ class _Reader:
         if not 1 <= num_dims <= _MAX_DIMS:
             raise Damaged(self.path, f"tensor {quote(name)} has {num_dims} dimensions")
         *dims, kind, begin = self._unpack(f"<{num_dims}QIQ")
+        if 0 in dims:
+            raise Damaged(self.path, f"tensor {quote(name)} has the shape {dims[::-1]}")
         if kind not in FORMAT_IDS:
             raise UserError(
                 f"{self.path}: tensor {quote(name)} has the type {_type_name(kind)}, which freedive does not read",
@@ -165,12 +170,13 @@ class _Reader:
 
     def _array(self, key: str) -> list[Any]:
         kind, count = self._unpack("<IQ")
+        self._num_values += count
+        if self._num_values > MAX_VALUES:
+            raise Damaged(self.path, f"its arrays claim more than {MAX_VALUES} values")
         if kind == _STRING:
             return self._strings(count)
         if kind not in _SCALARS:
             raise Damaged(self.path, f"metadata key {quote(key)} is an array of the unknown type {kind}")
-        if count > len(self._buffer):
-            raise self._short()
         return list(self._unpack(f"<{count}{_SCALARS[kind]}"))
 
     def _short(self) -> UserError:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
-from freedive.checkpoint.file import quote
+from freedive.checkpoint.file import BLOCKS, parse_json, quote
 from freedive.checkpoint.tensor import Bytes, Tensor
 from freedive.checkpoint.write import OTHER_DISK, HugePages, new_file
 from freedive.errors import UserError
@@ -41,14 +41,14 @@ FORMATS = {
 }
 """Format name -> its number in native/formats/format.h."""
 
-LAYOUT = "r16k4-2"
+LAYOUT = "r16k4-3"
 """Name of the layout; a change makes old stores foreign."""
 
 MAGIC = b"freedive packed\n"
 ALIGNMENT = 4096
 LINE = 64
-CHECKED_BYTES = 4 << 30
-"""Stores up to this size have every checksum verified when opened unproven; of larger ones, the header and the size."""
+_MAX_DIM = 1 << 24
+"""Of a stored tensor: its bytes are far from what 64 bits can count."""
 
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)")
 
@@ -154,11 +154,12 @@ def write_store(
     num_threads: int = 1,
     advance: Advance = lambda count: None,
     otherwise: str = OTHER_DISK,
+    code: str = "",
 ) -> None:
     """Pack every tensor into a new store at ``path``. Raises Unavailable where it cannot be written, leaving nothing.
 
     ``advance`` is told the bytes written, of :func:`store_bytes` in all. ``otherwise`` is what a user may do who cannot
-    make room.
+    make room. ``code`` is the digest of what made the tensors: see :func:`open_store`.
     """
     entries = _layout(tensors)
     headers = {name: entry.header() for name, entry in entries.items()}
@@ -168,16 +169,27 @@ def write_store(
         pages = HugePages(file)
         for name, entry in entries.items():
             for index, record in enumerate(entry.records):
-                checksum = 0
+                checksums = []
                 for key, tensor in record.items():
                     data = pack(tensor, num_threads=num_threads).data
                     pages.write(start + entry.offset + index * entry.stride + entry.parts[key].offset, data)
-                    checksum += _checksum(data)
-                headers[name]["checksums"][index] = checksum % 2**64
+                    checksums.append(_native.checksum(data))
+                headers[name]["checksums"][index] = _joined(checksums)
                 advance(entry.stride)
         pages.flush()
         file.truncate(start + total)
-        _write_header(file, start, headers)
+        _write_header(file, {"layout": LAYOUT, "code": code, "start": start, "tensors": headers})
+
+
+def remove_others(store: Path) -> None:
+    """Delete the stores and descriptions in the folder of ``store`` that were made before it, of the same model.
+
+    Who runs one of them keeps it until the end.
+    """
+    for path in store.parent.iterdir():
+        if path.suffix in (".fdv", ".json") and path.stem != store.stem:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def store_bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -185,25 +197,71 @@ def store_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(entry.num_bytes for entry in _layout(tensors).values())
 
 
-def open_store(path: Path, *, proven: bool = False) -> dict[str, Packed]:
+def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> dict[str, Packed]:
     """The tensors of a store, mapped; ``proven``: it is as it was when written or last verified.
 
+    With ``code`` it must have been made by the code of this digest: what it makes differently reaches who has a store.
     Raises DamagedStore, or FileNotFoundError.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         data = np.frombuffer(_mapped(file, size) if size else b"", np.uint8)
-    start, headers = _read_header(data)
-    unproven = not proven and size <= CHECKED_BYTES
+    header = _read_header(path, data)
+    if code is not None and header.get("code") != code:
+        raise DamagedStore("other code has made it")
     model = {}
-    for name, header in headers.items():
-        begin, num_bytes = start + header["offset"], len(header["checksums"]) * header["stride"]
-        parts = {key: Part(format, tuple(shape), offset) for key, (format, shape, offset) in header["parts"].items()}
-        packed = PackedExperts(len(header["checksums"]), header["stride"], parts, data[begin : begin + num_bytes])
-        if len(packed.data) != num_bytes or (unproven and _checksums(packed) != header["checksums"]):
+    end = _place(header.get("start"), "start", ALIGNMENT)
+    for name, entry in _object(header.get("tensors"), "tensors").items():
+        packed = _records(name, entry, data[end:])
+        end += len(packed.data)
+        if not proven and _checksums(packed) != entry["checksums"]:
             raise DamagedStore(f"{name} is damaged")
         model[name] = _alone(packed)
     return model
+
+
+def _records(name: str, header: Any, rest: Bytes) -> PackedExperts:
+    """An entry from its header, each of whose numbers is checked, and the ``rest`` of the file: it comes first."""
+    entry, what = _object(header, name), quote(name)
+    checksums, parts = entry.get("checksums"), {}
+    stride = _place(entry.get("stride"), f"the stride of {what}", ALIGNMENT)
+    if not isinstance(checksums, list) or not checksums or len(checksums) * stride > len(rest):
+        raise DamagedStore(f"{what} does not lie in the file")
+    for key, part in _object(entry.get("parts"), name).items():
+        parts[key] = _part(f"{what} {key}".rstrip(), part, stride)
+    if ("" in parts and (len(parts), len(checksums)) != (1, 1)) or not parts:
+        raise DamagedStore(f"{what} is neither a tensor nor experts")
+    return PackedExperts(len(checksums), stride, parts, rest[: len(checksums) * stride])
+
+
+def _part(what: str, value: Any, stride: int) -> Part:
+    match value:
+        case [str(format), [_, *_] as shape, offset] if format in FORMATS and len(shape) <= 3 and _are_dims(shape):
+            dims = tuple(shape)
+        case _:
+            raise DamagedStore(f"{what} is described by {quote(value)}")
+    blocks = 1 if format == "F8G128" else BLOCKS[format][0]  # whose last block is filled up
+    if (len(dims) != 2 and format not in FLOATS) or (len(dims) == 1 and format != "F32") or dims[-1] % blocks:
+        raise DamagedStore(f"{what} cannot be {format} {list(dims)}")
+    if _place(offset, f"the offset of {what}", LINE) + _packed_bytes(format, dims) > stride:
+        raise DamagedStore(f"{what} ends beyond its record, of {stride} bytes")
+    return Part(format, dims, offset)
+
+
+def _are_dims(shape: list[Any]) -> bool:
+    return all(type(dim) is int and 0 < dim <= _MAX_DIM for dim in shape)
+
+
+def _place(value: Any, what: str, alignment: int) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63 or value % alignment:
+        raise DamagedStore(f"{what} is {quote(value)}, not a multiple of {alignment}")
+    return value
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DamagedStore(f"{quote(what)} is described by {quote(value)}")
+    return value
 
 
 def _mapped(file: BinaryIO, size: int) -> mmap.mmap:
@@ -232,7 +290,7 @@ class _Entry(NamedTuple):
     def header(self) -> dict[str, Any]:
         """As JSON, with room for the checksums."""
         checksums = [0] * len(self.records)
-        return {"offset": self.offset, "stride": self.stride, "parts": self.parts, "checksums": checksums}
+        return {"stride": self.stride, "parts": self.parts, "checksums": checksums}
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> dict[str, _Entry]:
@@ -285,39 +343,37 @@ def _alone(packed: PackedExperts) -> Packed:
     return packed.part(0, "") if "" in packed.parts else packed
 
 
-def _write_header(file: BinaryIO, start: int, entries: Mapping[str, Any]) -> None:
-    text = json.dumps({"layout": LAYOUT, "start": start, "tensors": entries}).encode()
-    sizes = np.array([len(text), _checksum(np.frombuffer(text, np.uint8))], np.uint64)
+def _write_header(file: BinaryIO, header: Mapping[str, Any]) -> None:
+    text = json.dumps(header).encode()
+    sizes = np.array([len(text), _native.checksum(np.frombuffer(text, np.uint8))], np.uint64)
     file.seek(0)
     file.write(MAGIC + sizes.tobytes() + text)
 
 
-def _read_header(data: Bytes) -> tuple[int, dict[str, Any]]:
+def _read_header(path: Path, data: Bytes) -> dict[str, Any]:
     begin = len(MAGIC) + 16
     if len(data) < begin or data[: len(MAGIC)].tobytes() != MAGIC:
         raise DamagedStore("it is not a packed store")
     length, checksum = (int(x) for x in data[len(MAGIC) : begin].view(np.uint64))
     text = data[begin : begin + length]
-    if len(text) != length or _checksum(text) != checksum:
+    if len(text) != length or _native.checksum(text) != checksum:
         raise DamagedStore("its header is damaged")
-    header = json.loads(text.tobytes())
-    if header["layout"] != LAYOUT:
-        raise DamagedStore(f"its layout is {header['layout']}")
-    return header["start"], header["tensors"]
+    header = parse_json(path, text.tobytes())
+    if header.get("layout") != LAYOUT:
+        raise DamagedStore(f"its layout is {quote(header.get('layout'))}")
+    return header
 
 
 def _checksums(packed: PackedExperts) -> list[int]:
-    """Of each record, the sum of its parts' checksums."""
+    """Of each record, of its parts in order."""
     return [
-        sum(_checksum(packed.part(index, key).data) for key in packed.parts) % 2**64 for index in range(packed.count)
+        _joined([_native.checksum(packed.part(index, key).data) for key in packed.parts])
+        for index in range(packed.count)
     ]
 
 
-def _checksum(data: Bytes) -> int:
-    """Sum of the 64-bit words and of the bytes that are left: at memory speed, and any changed bit changes it."""
-    whole = len(data) // 8 * 8
-    words = int(np.add.reduce(data[:whole].view(np.uint64), dtype=np.uint64))
-    return (words + int(np.add.reduce(data[whole:], dtype=np.uint64)) + len(data)) % 2**64
+def _joined(checksums: list[int]) -> int:
+    return checksums[0] if len(checksums) == 1 else _native.checksum(np.array(checksums, np.uint64).view(np.uint8))
 
 
 def _aligned(offset: int, alignment: int = ALIGNMENT) -> int:

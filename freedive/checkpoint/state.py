@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -47,3 +48,12 @@ def code_state(patterns: Sequence[str]) -> str:
     """Differs when the code differs that matches ``patterns``: what it made before may be wrong."""
     modules = [module for pattern in patterns for module in _PACKAGE.glob(pattern)]
     return repr(sorted((module.name, stamp(module)) for module in modules))
+
+
+def code_digest(patterns: Sequence[str]) -> str:
+    """Differs when the text differs of the code that matches ``patterns``; installing it again changes nothing."""
+    digest = sha256()
+    for module in sorted(module for pattern in patterns for module in _PACKAGE.glob(pattern)):
+        text = module.read_bytes()
+        digest.update(f"{module.relative_to(_PACKAGE)} {len(text)}\n".encode() + text)
+    return digest.hexdigest()

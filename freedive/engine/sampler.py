@@ -101,7 +101,7 @@ def logprobs(logits: Floats, token: int, num_top: int) -> TokenLogprobs:
     log_total = top + math.log(np.exp(logits - top).sum(dtype=np.float64))
     likeliest: list[int] = []
     if num_top:
-        candidates = np.flatnonzero(logits >= _native.kth_largest(logits, num_top))
+        candidates = np.flatnonzero(logits >= _native.kth_largest(logits, min(num_top, len(logits))))
         likeliest = candidates[np.argsort(-logits[candidates], kind="stable")][:num_top].tolist()
     return TokenLogprobs(
         token, float(logits[token]) - log_total, tuple((id, float(logits[id]) - log_total) for id in likeliest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,11 +27,38 @@ class Param:
 Table = dict[str, Param]
 
 
+@dataclass(frozen=True)
+class ExpertParams:
+    """The weights of the ``count`` experts of a layer, which are alike: ``parts`` are those of each."""
+
+    count: int
+    parts: Table
+
+    @property
+    def size(self) -> int:
+        return self.count * sum(part.size for part in self.parts.values())
+
+
+Entries = Mapping[str, Param | ExpertParams]
+
+
 def params(spec: Model) -> Table:
     """Every weight of ``spec`` by its canonical name, in the order in which a step reads them."""
-    table = {"embed": Param((spec.vocab_size, spec.hidden_dim), "embedding")}
+    table: Table = {}
+    for name, entry in entries(spec).items():
+        if isinstance(entry, ExpertParams):
+            for index in range(entry.count):
+                table |= {f"{name}.{index}.{part}": param for part, param in entry.parts.items()}
+        else:
+            table[name] = entry
+    return table
+
+
+def entries(spec: Model) -> Entries:
+    """The same with a layer's experts in one entry, ``layers.3.ffn.experts``: what a packed store has a record for."""
+    table: dict[str, Param | ExpertParams] = {"embed": Param((spec.vocab_size, spec.hidden_dim), "embedding")}
     for index, layer in enumerate(spec.blocks):
-        table |= {f"layers.{index}.{name}": param for name, param in _layer(layer, spec.hidden_dim).items()}
+        table |= {f"layers.{index}.{name}": entry for name, entry in _layer(layer, spec.hidden_dim).items()}
     if spec.mtp:
         table |= {f"layers.{len(spec.layers)}.mtp.{name}": param for name, param in _mtp(spec.hidden_dim).items()}
     table["norm"] = _vector(spec.hidden_dim, "norm")
@@ -41,14 +69,15 @@ def params(spec: Model) -> Table:
     return table
 
 
-def _layer(layer: Layer, hidden: int) -> Table:
+def _layer(layer: Layer, hidden: int) -> Entries:
     attn, ffn = layer.attention, layer.ffn
     mixer = _latent_attention(attn, hidden) if isinstance(attn, LatentAttention) else _attention(attn, hidden)
     feeder = _experts(ffn, hidden) if isinstance(ffn, Experts) else _feed_forward(ffn, hidden)
-    table: Table = {}
-    for part, entries in (("attn", mixer), ("ffn", feeder)):
+    table: dict[str, Param | ExpertParams] = {}
+    branches: tuple[tuple[str, Entries], ...] = (("attn", mixer), ("ffn", feeder))
+    for part, branch in branches:
         table[f"{part}.norm"] = _vector(hidden, "norm")
-        table |= {f"{part}.{name}": param for name, param in entries.items()}
+        table |= {f"{part}.{name}": entry for name, entry in branch.items()}
         if layer.post_norms:
             table[f"{part}.post_norm"] = _vector(hidden, "norm")
     return table
@@ -89,14 +118,13 @@ def _feed_forward(ffn: FeedForward, hidden: int) -> Table:
     return table | _linear("down", hidden, ffn.dim, ffn.bias)
 
 
-def _experts(moe: Experts, hidden: int) -> Table:
+def _experts(moe: Experts, hidden: int) -> Entries:
     count = moe.router.num_experts
-    table = {"router": Param((count, hidden), "router")}
+    table: dict[str, Param | ExpertParams] = {"router": Param((count, hidden), "router")}
     for name in ("bias", "choice_bias", "expert_scale"):
         if getattr(moe.router, name):
             table["router_bias" if name == "bias" else name] = _vector(count, "bias")
-    expert = _feed_forward(moe.expert, hidden)
-    table |= {f"experts.{index}.{name}": param for index in range(count) for name, param in expert.items()}
+    table["experts"] = ExpertParams(count, _feed_forward(moe.expert, hidden))
     if moe.shared:
         table |= {f"shared.{name}": param for name, param in _feed_forward(moe.shared, hidden).items()}
     if moe.shared_gate:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from freedive.model.params import Param, params
+from freedive.model.params import Param, entries, params
 from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Model
 
 
@@ -26,9 +26,9 @@ class Size:
 
 def size(spec: Model) -> Size:
     """In numbers, whatever they are stored as."""
-    table = params(replace(spec, mtp=None))
-    total = sum(param.size for param in table.values())
-    active = round(sum(param.size * _share(spec, name) for name, param in table.items()))
+    table = entries(replace(spec, mtp=None))
+    total = sum(entry.size for entry in table.values())
+    active = round(sum(entry.size * _share(spec, name) for name, entry in table.items()))
     return Size(total, active, 0 if spec.tied else table["embed"].size)
 
 
@@ -51,7 +51,7 @@ def _share(spec: Model, name: str) -> float:
     """How much of a weight one token reads, on average."""
     if name == "embed" and not spec.tied:
         return 1 / spec.vocab_size
-    if ".experts." in name:
+    if name.split(".")[2:4] == ["ffn", "experts"]:
         ffn = spec.blocks[int(name.split(".")[1])].ffn
         assert isinstance(ffn, Experts)
         return ffn.router.num_chosen / ffn.router.num_experts

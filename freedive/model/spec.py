@@ -7,7 +7,27 @@ follows from it. Counts are ``num_*``; sizes are ``*_dim``, ranks ``*_rank``. A 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
+
+MAX_EXPERTS = 1024
+"""The most experts that a router chooses from: what the kernels have room for."""
+
+
+class Range(NamedTuple):
+    """What a whole number of a description may be, whoever wrote it: see model/description.py."""
+
+    least: int
+    most: int
+
+
+Count = Annotated[int, Range(1, 4096)]
+"""Heads, or dimensions of one."""
+
+Width = Annotated[int, Range(1, 1 << 20)]
+"""Dimensions of a row of activations."""
+
+Span = Annotated[int, Range(0, 1 << 30)]
+"""Positions; 0 is all."""
 
 Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
 """How gate and up combine: act(gate) * up; or gpt-oss's gate * sigmoid(1.702 gate) * (up + 1)."""
@@ -21,7 +41,7 @@ class Rope:
     cosines and sines. ``interleaved`` rotates neighbours (2i, 2i + 1), otherwise halves (i, i + dim / 2).
     """
 
-    dim: int
+    dim: Count
     inv_freq: tuple[float, ...]
     factor: float = 1.0
     interleaved: bool = False
@@ -45,13 +65,13 @@ class Attention:
     takes its part of the softmax and gives no value (Xiao et al. 2023; gpt-oss).
     """
 
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
     rope: Rope | None
     scale: float
-    window: int = 0
-    chunk: int = 0
+    window: Span = 0
+    chunk: Span = 0
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: Literal["", "head", "full", "l2"] = ""
@@ -83,12 +103,12 @@ class LatentAttention:
     the input. Norms of latents have an epsilon of their own.
     """
 
-    num_heads: int
-    q_rank: int
-    kv_rank: int
-    nope_dim: int
-    rope_dim: int
-    value_dim: int
+    num_heads: Count
+    q_rank: Annotated[int, Range(0, 1 << 20)]
+    kv_rank: Width
+    nope_dim: Count
+    rope_dim: Count
+    value_dim: Count
     rope: Rope
     scale: float
     bias: bool = False
@@ -111,7 +131,7 @@ class FeedForward:
     ``limit`` clamps gate from above and up on both sides before they are combined.
     """
 
-    dim: int
+    dim: Width
     activation: Activation = "silu"
     bias: bool = False
     limit: float = 0.0
@@ -128,15 +148,15 @@ class Router:
     Of equal scores the lower index wins.
     """
 
-    num_experts: int
-    num_chosen: int
+    num_experts: Annotated[int, Range(1, MAX_EXPERTS)]
+    num_chosen: Annotated[int, Range(1, MAX_EXPERTS)]
     score: Literal["softmax", "sigmoid"] = "softmax"
     renormalise: bool = False
     scale: float = 1.0
     bias: bool = False
     choice_bias: bool = False
-    num_groups: int = 1
-    kept_groups: int = 1
+    num_groups: Annotated[int, Range(1, MAX_EXPERTS)] = 1
+    kept_groups: Annotated[int, Range(1, MAX_EXPERTS)] = 1
     group_choice: Literal["max", "top2", "each"] = "max"
     expert_scale: bool = False
     weighs_input: bool = False
@@ -175,11 +195,11 @@ class Model:
     """
 
     family: str
-    vocab_size: int
-    hidden_dim: int
+    vocab_size: Annotated[int, Range(1, 1 << 22)]
+    hidden_dim: Width
     layers: tuple[Layer, ...]
     norm_eps: float
-    max_context: int
+    max_context: Annotated[int, Range(1, 1 << 30)]
     tied: bool
     head_bias: bool = False
     embed_scale: float = 1.0

@@ -1,4 +1,7 @@
-"""The compiled module: see native/bind.cpp. Formats are numbers of native/formats/format.h."""
+"""The compiled module: see native/bind.cpp. Formats are numbers of native/formats/format.h.
+
+What does not fit is a ValueError, an index out of bounds an IndexError.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +38,9 @@ def unpack_row(format: int, rows: int, k: int, packed: _Bytes, row: int, out: _F
 
 def multiply(isa: str, format: int, rows: int, k: int, packed: _Bytes, x: _Floats, out: _Floats) -> None:
     """x [M, k] times a packed matrix [rows, k], into [panels, M, 32]: a kernel on its own, for tests."""
+
+def checksum(data: _Bytes) -> int:
+    """64 bits that depend on every bit of ``data`` and on their order."""
 
 def kth_largest(values: _Floats, k: int) -> float:
     """The k-th largest of ``values``, 1 <= k <= size; none is NaN."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from freedive.checkpoint.packed import FORMATS, Packed, PackedExperts, PackedTensor
+from freedive.errors import UserError
 from freedive.model import spec
 from freedive.native import _native
 from freedive.ops.record import Node, Phase
@@ -63,7 +64,10 @@ class Emitter:
                 self._buffers[phase.writes[0]] = self._buffers[replaced]
             else:
                 self._buffers |= {node: self._take(node) for node in phase.writes}
-            getattr(self, f"_emit_{phase.op}")(phase)
+            emit = getattr(self, f"_emit_{phase.op}", None)
+            if emit is None:
+                raise UserError(f"The kernels do not run {phase.op} where this model has it", "Choose another model")
+            emit(phase)
             for node in dying:
                 self._free.setdefault((node.width, node.wanted), []).append(self._buffers[node])
             if phase.writes[0] not in last_read:

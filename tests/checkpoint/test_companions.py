@@ -382,6 +382,21 @@ def test_odd_values_in_a_configuration_are_survived(name: str, tmp_path: Path) -
                 refusal(example, tmp_path)
 
 
+def test_outputs_that_fill_no_whole_words_are_refused(tmp_path: Path) -> None:
+    tensors = {f"{X}.{name}": torch.zeros(shape, dtype=kind) for name, shape, kind in GPTQ_OF_65}
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+    example = Example(tensors, config, "", np.empty(0))
+    with pytest.raises(UserError, match="zero points of 65 outputs, whose 4 bits fill no whole words"):
+        example.open(tmp_path)
+
+
+GPTQ_OF_65 = (
+    ("qweight", (16, 65), torch.int32),
+    ("qzeros", (1, 8), torch.int32),
+    ("scales", (1, 65), torch.float16),
+)
+
+
 def test_a_g_idx_beyond_its_groups_is_refused(tmp_path: Path) -> None:
     for value in (-1, 99, 2**31 - 1):
         example = gptq("F16", order="random")

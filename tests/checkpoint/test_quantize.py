@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +11,14 @@ from typer.testing import CliRunner
 from weights import Floats, quantize, random_tensor
 
 import freedive
-from freedive.checkpoint.bundle import DESCRIPTION, STORE, read_bundle, write_bundle
+from freedive.checkpoint.bundle import DESCRIPTION, STORE
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.packed import pack
 from freedive.checkpoint.quantize import FORMATS, Target, to_bf16
 from freedive.checkpoint.quantize import quantize as quantized
-from freedive.checkpoint.tensor import Checkpoint, Tensor
+from freedive.checkpoint.tensor import Tensor
 from freedive.cli import app
 from freedive.errors import UserError
-from freedive.model import spec
 from freedive.model.params import Param, Role
 
 
@@ -163,56 +160,3 @@ def test_text_files_come_along(home: Path) -> None:
     names = {path.name for path in (home / "out").iterdir()}
     assert {"generation_config.json", "config.json", DESCRIPTION, STORE} <= names
     assert not any(name.endswith(".safetensors") for name in names)
-
-
-def description() -> spec.Model:
-    rope = spec.Rope(4, (1.0, 0.1))
-    attention = spec.Attention(2, 1, 4, rope, 0.5)
-    latent = spec.LatentAttention(2, 0, 8, nope_dim=4, rope_dim=4, value_dim=4, rope=rope, scale=0.3)
-    experts = spec.Experts(spec.Router(num_experts=3, num_chosen=2), spec.FeedForward(32))
-    layers = (spec.Layer(attention, experts), spec.Layer(latent, spec.FeedForward(32)))
-    return spec.Model("test", 10, 32, layers, 1e-5, 64, tied=True)
-
-
-def write(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    checkpoint = Checkpoint("gguf", {"general.architecture": "x", "list": ["a", 1.5, True]}, {})
-    write_bundle(folder, description(), checkpoint, {"m": random_tensor("Q8_0", 33, 64)})
-
-
-def test_a_description_comes_back_whole(tmp_path: Path) -> None:
-    write(tmp_path)
-    model, checkpoint, weights = read_bundle(tmp_path)
-    assert model == description()
-    assert checkpoint == Checkpoint("gguf", {"general.architecture": "x", "list": ["a", 1.5, True]}, {})
-    assert list(weights) == ["m"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": None},
-        {"model": {"class": "Path"}},
-        {"model": {"class": "Rope"}},
-        {"model": {"class": []}},
-        {"model": 3},
-    ],
-    ids=str,
-)
-def test_a_damaged_description_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    write(tmp_path)
-    text = json.loads((tmp_path / DESCRIPTION).read_text("utf-8"))
-    (tmp_path / DESCRIPTION).write_text(json.dumps({**text, **change}))
-    with pytest.raises(UserError, match="does not describe a model"):
-        read_bundle(tmp_path)
-
-
-def test_a_damaged_or_missing_store_is_refused(tmp_path: Path) -> None:
-    write(tmp_path)
-    data = (tmp_path / STORE).read_bytes()
-    (tmp_path / STORE).write_bytes(data[:-1])
-    with pytest.raises(UserError, match=r"model\.fdv cannot be used: .*quantize"):
-        read_bundle(tmp_path)
-    (tmp_path / STORE).unlink()
-    with pytest.raises(UserError, match=r"model\.fdv cannot be used: .*quantize"):
-        read_bundle(tmp_path)

@@ -12,6 +12,7 @@ from freedive.checkpoint.file import quote
 from freedive.checkpoint.rules import Rules
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
+from freedive.model.description import check
 from freedive.model.families.baidu import ERNIE_4_5, ERNIE_4_5_MOE
 from freedive.model.families.bytedance import SEED_OSS
 from freedive.model.families.config import Config
@@ -134,6 +135,7 @@ def _type_name(family: Family, values: Mapping[str, Any]) -> str:
 def _spec(family: Family, config: Config) -> Model:
     spec = family.spec(config)
     config.refuse_unread(family.name, family.ignorable, {**_said_anyway(spec), **family.fixed})
+    check(spec)
     return spec
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from freedive.model.families.config import Config
 from freedive.model.families.rope import latent_magnitude, max_context, rope
 from freedive.model.spec import (
+    MAX_EXPERTS,
     Activation,
     Attention,
     Experts,
@@ -74,7 +75,7 @@ def router(config: Config, spelling: str = "num_experts", **traits: Any) -> Rout
     """A router over as many experts as the configuration has: in the family's ``spelling``, or another usual one."""
     experts = config.first("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", spelling)
     chosen = config.first("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_tok")
-    num_experts = config.count(experts, most=1 << 14)
+    num_experts = config.count(experts, most=MAX_EXPERTS)
     return Router(num_experts, config.count(chosen, most=num_experts), **traits)
 
 

@@ -1,0 +1,203 @@
+"""A description as JSON, and what a description may say: whoever wrote it, no number of it is trusted.
+
+Types, choices and ranges are those that model/spec.py declares; :func:`check` adds how numbers must fit each other.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from freedive.errors import UserError
+from freedive.model.spec import Attention, Experts, LatentAttention, Layer, Model, Range, Rope, Router
+
+MAX_LAYERS = 1000
+MAX_EXPERTS_IN_ALL = 1 << 16
+"""Of all layers together: twice what the largest models have."""
+
+_LARGEST = 3e38
+"""The largest number of a description is one that float32 holds."""
+
+Read = Callable[[Any], Any]
+"""JSON -> the value. Raises _Fault."""
+
+
+class _Fault(Exception):
+    """What is wrong with a value, and the path to it, innermost name first."""
+
+    def __init__(self, what: str, *path: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.path = list(path)
+
+    def error(self) -> UserError:
+        where = f"'s {'.'.join(reversed(self.path))}" if self.path else ""
+        return UserError(f"The model's description{where} {self.what}", "Fetch the model again, or choose another")
+
+
+def to_json(value: Any) -> Any:
+    """A description as JSON: dataclasses are objects that name their class, tuples lists."""
+    if is_dataclass(value):
+        return {"class": type(value).__name__} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    return [to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+def from_json(value: Any) -> Model:
+    """The inverse. Raises UserError, naming the number, for what is no description or describes no possible model."""
+    try:
+        model: Model = _reader(Model)(value)
+        for name, fits, what in _rules(model):
+            if not fits:
+                raise _Fault(what, name)
+    except _Fault as fault:
+        raise fault.error() from None
+    return model
+
+
+def check(model: Model) -> None:
+    """Raise UserError for a model that no description may be of; nothing is listed that a large one has many of."""
+    from_json(to_json(model))
+
+
+def _rules(model: Model) -> Iterator[tuple[str, bool, str]]:
+    """What is checked, whether it holds, and what is wrong if it does not."""
+    num_layers = len(model.layers)
+    yield "layers", 1 <= num_layers <= MAX_LAYERS, f"are {num_layers}, not 1 to {MAX_LAYERS}"
+    total = sum(layer.ffn.router.num_experts for layer in model.blocks if isinstance(layer.ffn, Experts))
+    yield "num_experts", total <= MAX_EXPERTS_IN_ALL, f"make {total} in all layers, more than {MAX_EXPERTS_IN_ALL}"
+    for layer in dict.fromkeys(model.blocks):  # most are alike
+        yield from _layer_rules(layer)
+
+
+def _layer_rules(layer: Layer) -> Iterator[tuple[str, bool, str]]:
+    attn = layer.attention
+    if isinstance(attn, Attention):
+        heads, kv_heads = attn.num_heads, attn.num_kv_heads
+        yield "num_kv_heads", heads % kv_heads == 0, f"is {kv_heads}, which does not divide {heads} heads"
+    if attn.rope:
+        yield from _rope_rules(attn.rope, attn)
+    if isinstance(layer.ffn, Experts):
+        yield from _router_rules(layer.ffn.router)
+
+
+def _rope_rules(rope: Rope, attn: Attention | LatentAttention) -> Iterator[tuple[str, bool, str]]:
+    most = attn.rope_dim if isinstance(attn, LatentAttention) else attn.head_dim
+    yield "rope.dim", rope.dim <= most and rope.dim % 2 == 0, f"is {rope.dim}, not an even number up to {most}"
+    count = len(rope.inv_freq)
+    yield "rope.inv_freq", 2 * count == rope.dim, f"has {count} numbers for {rope.dim} dimensions"
+
+
+def _router_rules(router: Router) -> Iterator[tuple[str, bool, str]]:
+    experts, chosen, groups = router.num_experts, router.num_chosen, router.num_groups
+    yield "num_chosen", chosen <= experts, f"is {chosen}, more than the {experts} experts"
+    yield "num_groups", experts % groups == 0, f"is {groups}, which does not divide {experts} experts"
+    if router.group_choice == "each":
+        yield "num_groups", chosen % groups == 0, f"is {groups}, which does not divide {chosen} chosen experts"
+        return
+    kept = router.kept_groups
+    enough = kept <= groups and kept * (experts // groups) >= chosen
+    yield "kept_groups", enough, f"is {kept} of {groups}, with {chosen} of {experts} experts to choose"
+
+
+@cache
+def _reader(hint: Any) -> Read:
+    """What reads values of the type ``hint``."""
+    origin, args = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        return _object_reader({hint.__name__: hint})  # type: ignore[union-attr]
+    if origin is Annotated:
+        return _whole_reader(args[1])
+    if origin is Literal:
+        return _choice_reader(args)
+    if origin is tuple:
+        return _list_reader(_reader(args[0]))
+    if origin in (Union, types.UnionType):
+        kinds = {kind.__name__: kind for kind in args if kind is not type(None)}
+        read = _object_reader(kinds)
+        return (lambda value: None if value is None else read(value)) if type(None) in args else read
+    return {bool: _read_flag, float: _read_number, str: _read_name}[hint]
+
+
+def _object_reader(kinds: Mapping[str, Any]) -> Read:
+    """An object of one of the dataclasses ``kinds``, which it names; it has all fields and no others."""
+
+    @cache  # only now, since dataclasses may hold each other
+    def readers(kind: Any) -> dict[str, Read]:
+        hints = get_type_hints(kind, include_extras=True)
+        return {field.name: _reader(hints[field.name]) for field in fields(kind)}
+
+    def read(value: Any) -> Any:
+        kind = kinds.get(str(value.get("class"))) if isinstance(value, dict) else None
+        if kind is None:
+            raise _Fault(f"is not described as {' or '.join(kinds)}")
+        found = {}
+        for name, read_field in readers(kind).items():
+            try:
+                if name not in value:
+                    raise _Fault("is missing")
+                found[name] = read_field(value[name])
+            except _Fault as fault:
+                fault.path.append(name)
+                raise
+        if len(value) != len(found) + 1:
+            raise _Fault("has more than this version of freedive knows")
+        return kind(**found)
+
+    return read
+
+
+def _list_reader(read_item: Read) -> Read:
+    def read(value: Any) -> Any:
+        if not isinstance(value, list):
+            raise _Fault("is not a list")
+        try:
+            return tuple(map(read_item, value))
+        except _Fault as fault:
+            fault.path.append("*")
+            raise
+
+    return read
+
+
+def _whole_reader(range: Range) -> Read:
+    def read(value: Any) -> int:
+        if type(value) is not int or not range.least <= value <= range.most:
+            raise _Fault(f"is {_quoted(value)}, not a whole number from {range.least} to {range.most}")
+        return value
+
+    return read
+
+
+def _choice_reader(known: tuple[Any, ...]) -> Read:
+    def read(value: Any) -> Any:
+        if not isinstance(value, str) or value not in known:
+            raise _Fault(f"is {_quoted(value)}, not one of {', '.join(map(repr, known))}")
+        return value
+
+    return read
+
+
+def _read_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Fault(f"is {_quoted(value)}, not true or false")
+    return value
+
+
+def _read_number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST:  # nor is NaN
+        raise _Fault(f"is {_quoted(value)}, not a number")
+    return float(value)
+
+
+def _read_name(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 100:
+        raise _Fault(f"is {_quoted(value)}, not a name")
+    return value
+
+
+def _quoted(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."

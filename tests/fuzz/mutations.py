@@ -1,0 +1,128 @@
+"""Mutations of files: of bytes anywhere, and of what a JSON header says."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freedive.checkpoint.bundle import DESCRIPTION, STORE
+from freedive.checkpoint.packed import MAGIC
+from freedive.native import _native
+
+NUMBERS = (-1, 0, 1, 2, 3, 7, 31, 32, 33, 64, 127, 200, 255, 1000, 4096, 1 << 16, 1 << 20, 1 << 31, 1 << 34, 1 << 63)
+ODD = (*NUMBERS, 1 << 70, 0.5, -0.0, 1e308, 1e400, float("nan"), True, False, None, "", "x", "F32", "Q4_K", [], {}, [0])
+
+Mutate = Callable[[random.Random, Path], None]
+"""Changes the files of a folder in place."""
+
+
+def bytes_of(chance: random.Random, data: bytes) -> bytes:
+    """``data`` with bits flipped, numbers replaced, or stretches cut out, doubled, moved or zeroed."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 5))):
+        at, length = chance.randrange(len(changed) + 1), chance.choice((1, 2, 4, 8, 64, 1000))
+        if chance.random() < 0.7:  # headers come first
+            at = chance.randrange(min(len(changed), 3000) + 1)
+        stretch = changed[at : at + length]
+        match chance.randrange(7):
+            case 0 if stretch:
+                changed[at] ^= 1 << chance.randrange(8)
+            case 1:
+                size = chance.choice((1, 4, 8))
+                changed[at : at + size] = (chance.choice(NUMBERS) % (1 << 8 * size)).to_bytes(size, "little")
+            case 2:
+                del changed[at : at + length]
+            case 3:
+                changed[at:at] = stretch
+            case 4:
+                changed[at : at + length] = bytes(len(stretch))
+            case 5:
+                to = chance.randrange(len(changed) + 1)
+                changed[to : to + length] = stretch
+            case 6:
+                del changed[at if chance.random() < 0.2 else max(at, len(changed) - 200) :]
+    return bytes(changed)
+
+
+def values_of(chance: random.Random, value: Any) -> Any:
+    """A JSON value with a few of what is in it changed, left out, or doubled."""
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        _change_one(chance, value)
+    return value
+
+
+def _change_one(chance: random.Random, value: Any) -> None:
+    places: list[tuple[Any, Any]] = []
+    _collect(value, places)
+    if not places:
+        return
+    holder, key = chance.choice(places)
+    match chance.randrange(6):
+        case 0 | 1 | 2:
+            holder[key] = chance.choice(ODD)
+        case 3 if type(holder[key]) in (int, float):
+            holder[key] = chance.choice((holder[key] * 2, holder[key] + 1, holder[key] - 1, -holder[key]))
+        case 4:
+            other, name = chance.choice(places)
+            holder[key] = json.loads(json.dumps(other[name]))
+        case _:
+            del holder[key]
+
+
+def _collect(value: Any, places: list[tuple[Any, Any]]) -> None:
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
+            places.append((value, key))
+            _collect(value[key], places)
+
+
+def mutate_json(chance: random.Random, path: Path) -> None:
+    path.write_text(json.dumps(values_of(chance, json.loads(path.read_text("utf-8")))), "utf-8")
+
+
+def mutate_bytes(chance: random.Random, path: Path) -> None:
+    path.write_bytes(bytes_of(chance, path.read_bytes()))
+
+
+def mutate_store_header(chance: random.Random, path: Path) -> None:
+    """With a checksum that fits, as whoever means harm would give it."""
+    data = path.read_bytes()
+    begin = len(MAGIC) + 16
+    end = begin + int.from_bytes(data[len(MAGIC) : len(MAGIC) + 8], "little")
+    text = json.dumps(values_of(chance, json.loads(data[begin:end]))).encode()
+    checksum = _native.checksum(np.frombuffer(text, np.uint8))
+    head = MAGIC + len(text).to_bytes(8, "little") + checksum.to_bytes(8, "little") + text
+    path.write_bytes(head + data[len(head) :])
+
+
+def mutate_safetensors_header(chance: random.Random, path: Path) -> None:
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    text = json.dumps(values_of(chance, json.loads(data[8:end]))).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+def mutate_bundle(chance: random.Random, folder: Path) -> None:
+    change = chance.choice((mutate_json, mutate_json, mutate_store_header, mutate_store_header, mutate_bytes))
+    change(chance, folder / (DESCRIPTION if change is mutate_json else STORE))
+
+
+def mutate_gguf(chance: random.Random, folder: Path) -> None:
+    mutate_bytes(chance, folder / "model.gguf")
+
+
+def mutate_safetensors(chance: random.Random, folder: Path) -> None:
+    match chance.randrange(4):
+        case 0:
+            mutate_bytes(chance, folder / "model.safetensors")
+        case 1:
+            mutate_safetensors_header(chance, folder / "model.safetensors")
+        case 2:
+            mutate_json(chance, folder / "config.json")
+        case 3:
+            mutate_bytes(chance, folder / chance.choice(("config.json", "tokenizer.json")))

@@ -1,0 +1,249 @@
+"""What Python says to the kernels is checked where it comes in: never a read or a write out of bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from descriptions import SHAPES
+from tiny_models import pack_floats
+from weights import random_tensor
+
+from freedive.checkpoint.packed import FORMATS, pack
+from freedive.engine.batch import Batch
+from freedive.engine.sampler import logprobs
+from freedive.model import spec
+from freedive.model.params import params
+from freedive.native import _native
+from freedive.ops.native import NativeRunner
+
+LOGITS = np.array([0.5, 2, 1], np.float32)
+BEYOND = (-1, 1 << 20, 2**31 - 1, -(2**31))
+
+
+def ints(*values: int) -> Any:
+    return np.array(values, np.int32)
+
+
+@pytest.fixture(scope="module")
+def runner() -> NativeRunner:
+    model = SHAPES["part of a head rotates"]
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(param.shape, np.float32) for name, param in params(model).items()}
+    return NativeRunner(model, pack_floats(weights), num_threads=1, max_rows=8, num_pages=2)
+
+
+def batch(**changes: Any) -> Batch:
+    """Two sequences, of two tokens and one, of which the logits of two are wanted."""
+    arrays = {
+        "tokens": ints(1, 2, 3),
+        "lengths": ints(2, 1),
+        "starts": ints(0, 4),
+        "pages": ints(0, 1).reshape(2, 1),
+        "wanted": ints(1, 2),
+        "prompts": ints(2, 5),
+    }
+    return Batch(**(arrays | changes))
+
+
+def test_a_step_that_fits_is_taken(runner: NativeRunner) -> None:
+    assert runner.step(batch()).shape == (2, runner.vocab_size)
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    **{f"token {index}": {"tokens": ints(1, index, 3)} for index in (*BEYOND, 77)},
+    **{f"page {index}": {"pages": ints(0, index).reshape(2, 1)} for index in (*BEYOND, 2)},
+    **{f"wanted {index}": {"wanted": ints(0, index)} for index in (*BEYOND, 3)},
+    **{f"start {index}": {"starts": ints(0, index)} for index in (*BEYOND, 32)},
+    **{f"length {index}": {"lengths": ints(2, index)} for index in BEYOND},
+    "lengths that do not add up": {"lengths": ints(1, 1)},
+    "a length and its opposite": {"lengths": ints(4, -1)},
+    "too few starts": {"starts": ints(0)},
+    "too few prompts": {"prompts": ints(2)},
+    "too few tables": {"pages": ints(0).reshape(1, 1)},
+    "no pages": {"pages": ints().reshape(2, 0)},
+    "too many rows": {"tokens": ints(*range(9)), "lengths": ints(8, 1)},
+    "too many wanted": {"wanted": ints(*[0] * 9)},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_step_beyond_its_bounds_is_refused(name: str, runner: NativeRunner) -> None:
+    before = runner.step(batch())
+    with pytest.raises((IndexError, ValueError)):
+        runner.step(batch(**WRONG[name]))
+    np.testing.assert_array_equal(runner.step(batch()), before)
+
+
+@pytest.mark.parametrize("part", [(-1, 1, 0), (0, 1000, 0), (2, 1, 0), (0, 1, 1000), (0, 1, -1)])
+def test_operations_and_buffers_that_are_not_there_are_refused(part: Any, runner: NativeRunner) -> None:
+    with pytest.raises((IndexError, ValueError)):
+        runner._run(batch(), part)
+    with pytest.raises(IndexError):
+        runner._program.read(1000)
+
+
+# --- what stands alone --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [0, 4, *BEYOND])
+def test_a_place_beyond_the_values_is_refused(k: int) -> None:
+    with pytest.raises(IndexError):
+        _native.kth_largest(LOGITS, k)
+
+
+def test_more_alternatives_than_tokens_are_all_of_them() -> None:
+    for size in (1, 2, 3):
+        found = logprobs(LOGITS[:size], 0, 20).top
+        assert len(found) == size
+
+
+@pytest.mark.parametrize("index", [*BEYOND, 5])
+def test_a_row_that_is_not_there_is_refused(index: int) -> None:
+    data = pack(random_tensor("Q8_0", 5, 32)).data
+    with pytest.raises((IndexError, TypeError)):
+        _native.unpack_row(FORMATS["Q8_0"], 5, 32, data, index, np.empty(32, np.float32))
+
+
+def wrong_calls() -> dict[str, Callable[[], Any]]:
+    data, out = pack(random_tensor("Q8_0", 5, 32)).data, np.empty(32, np.float32)
+    x, products = np.zeros((2, 32), np.float32), np.empty(64, np.float32)
+    level, kind, nothing = _native.isa_levels()[0], FORMATS["Q8_0"], np.empty(0, np.float32)
+    return {
+        "a format": lambda: _native.unpack_row(99, 5, 32, data, 0, out),
+        "a negative format": lambda: _native.packed_bytes(-1, 5, 32),
+        "negative rows": lambda: _native.packed_bytes(kind, -5, 32),
+        "half a group": lambda: _native.packed_bytes(kind, 5, 33),
+        "too much": lambda: _native.packed_bytes(kind, 2**31 - 1, 2**31 - 32),
+        "a short row": lambda: _native.unpack_row(kind, 5, 32, data, 0, out[:31]),
+        "short data": lambda: _native.unpack_row(kind, 5, 32, data[:-64], 0, out),
+        "a wide product": lambda: _native.multiply(level, kind, 5, 32, data, np.zeros((2, 64), np.float32), products),
+        "a short product": lambda: _native.multiply(level, kind, 5, 32, data, x, products[:-1]),
+        "a short mask": lambda: _native.mask(LOGITS, np.zeros(1, np.uint8), np.empty(2, np.float32)),
+        "a long weighing": lambda: _native.weigh(LOGITS, 1.0, 0, 1.0, 0.0, np.empty(999, np.float32)),
+        "no logits": lambda: _native.draw(nothing, 1.0, 0, 1.0, 0.0, 0.5),
+    }
+
+
+@pytest.mark.parametrize("name", wrong_calls())
+def test_sizes_that_do_not_fit_are_refused(name: str) -> None:
+    with pytest.raises((IndexError, ValueError)):
+        wrong_calls()[name]()
+
+
+# --- programs -----------------------------------------------------------------------------------------------------
+
+
+def program() -> Any:
+    """Buffers of 32 and 64 numbers, a weight that makes 64 of 32, and a vector of 32."""
+    made = _native.Program(_native.isa_levels()[0], 1)
+    made.buffer(32, False)
+    made.buffer(64, False)
+    made.weight(FORMATS["F32"], 64, 32, pack(random_tensor("F32", 64, 32)).data)
+    made.vector(np.zeros(32, np.float32))
+    return made
+
+
+def attention(made: Any, **changes: Any) -> Any:
+    numbers = {"q": 1, "k": 0, "v": 0, "out": 1, "num_heads": 4, "num_kv_heads": 2, "key_dim": 16, "value_dim": 16}
+    rest = {"scale": 1.0, "softcap": 0.0, "window": 0, "chunk": 0, "sinks": -1, "q_steps": [], "k_steps": []}
+    return made.attention(**(numbers | rest | changes))
+
+
+RECORDINGS: dict[str, Callable[[Any], Any]] = {
+    "no buffer": lambda made: made.select(7, 0),
+    "another width": lambda made: made.select(0, 1),
+    "no table": lambda made: made.embed(9, 0),
+    "a table of another width": lambda made: made.embed(0, 1),
+    "a linear that reads more": lambda made: made.linear(1, (-1, 0.0), [(0, -1, 1)], 1.0, []),
+    "a linear that writes more": lambda made: made.linear(0, (-1, 0.0), [(0, -1, 0)], 1.0, []),
+    "a residual of another width": lambda made: made.linear(0, (-1, 0.0), [(0, -1, 1)], 1.0, [0]),
+    "a short bias": lambda made: made.linear(0, (-1, 0.0), [(0, 0, 1)], 1.0, []),
+    "no norm": lambda made: made.linear(0, (5, 0.0), [(0, -1, 1)], 1.0, []),
+    "no activation": lambda made: made.glu(0, (-1, 0.0), (0, -1, 1), (0, -1, 1), 9, 0.0),
+    "no row operation": lambda made: made.row_operation(6, 0, 0, 0.0, 0),
+    "a norm without weights": lambda made: made.row_operation(0, 0, -1, 0.0, 0),
+    "a sum with another width": lambda made: made.row_operation(5, 0, 1, 0.0, 0),
+    "heads that are too wide": lambda made: attention(made, key_dim=1000),
+    "heads that are more than the row": lambda made: attention(made, num_heads=8),
+    "heads that do not divide": lambda made: attention(made, num_kv_heads=3),
+    "no heads": lambda made: attention(made, num_heads=0, num_kv_heads=0),
+    "a short sink": lambda made: attention(made, sinks=3),
+    "no such step": lambda made: attention(made, q_steps=[(9, 0, 0, 0.0, 0.0)]),
+    "wide rotations": lambda made: attention(made, q_steps=[(1, 0, 32, 0.0, 0.0)]),
+    "a weight of no format": lambda made: made.weight(99, 64, 32, np.zeros(64, np.uint8)),
+    "heads that cut a weight": lambda made: made.weight(0, 64, 32, np.zeros(8192, np.uint8), 3),
+    "no rows": lambda made: made.allocate(0, 1),
+    "no pages": lambda made: made.allocate(1, 0),
+}
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_an_operation_that_does_not_fit_is_not_recorded(name: str) -> None:
+    made = program()
+    with pytest.raises((IndexError, ValueError)):
+        RECORDINGS[name](made)
+    assert made.num_operations == 0
+
+
+def test_operations_that_fit_are_recorded() -> None:
+    made = program()
+    made.linear(0, (0, 1e-5), [(0, -1, 1)], 1.0, [1])
+    attention(made)
+    assert made.num_operations == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_chosen": 200},
+        {"num_chosen": 0},
+        {"num_experts": 2000},
+        {"num_groups": 0},
+        {"num_groups": 3},
+        {"kept_groups": 9},
+        {"group_choice": 7},
+        {"num_groups": 4, "group_choice": 2, "num_chosen": 6},
+    ],
+    ids=str,
+)
+def test_a_router_that_cannot_choose_is_refused(change: dict[str, Any]) -> None:
+    numbers = {"num_experts": 8, "num_chosen": 2, "sigmoid": False, "renormalise": False, "scale": 1.0}
+    rest = {"choice_bias": -1, "expert_scale": -1, "num_groups": 1, "kept_groups": 1, "group_choice": 0}
+    _native.Router(**numbers, **rest, weighs_input=False)  # type: ignore[arg-type]
+    with pytest.raises((IndexError, ValueError)):
+        _native.Router(**(numbers | rest | change), weighs_input=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", ["stride", "offset", "bias", "k", "format"])
+def test_experts_outside_of_their_records_are_refused(change: str) -> None:
+    made = program()
+    numbers = {"num_experts": 2, "num_chosen": 1, "sigmoid": False, "renormalise": False, "scale": 1.0}
+    rest = {"choice_bias": -1, "expert_scale": -1, "num_groups": 1, "kept_groups": 1, "group_choice": 0}
+    router, logits = _native.Router(**numbers, **rest, weighs_input=False), made.buffer(2, False)  # type: ignore[arg-type]
+    matrix = _native.packed_bytes(0, 32, 32)
+
+    def add(stride: int = 3 * matrix, up: tuple[Any, ...] = (0, 32, 32, matrix, None)) -> None:
+        parts = {"gate": (0, 32, 32, 0, None), "up": up, "down": (0, 32, 32, 2 * matrix, None)}
+        made.experts(
+            **{"x": 0, "norm": (-1, 0.0), "logits": logits, "router": router, "out": 0, "stride": stride, **parts},
+            **{"packed": np.zeros(6 * matrix, np.uint8), "activation": 0, "limit": 0.0, "shared": None},
+            **{"shared_gate": -1, "factor": 1.0, "residuals": []},
+        )
+
+    add()
+    wrong: dict[str, dict[str, Any]] = {
+        "stride": {"stride": 4 * matrix},
+        "offset": {"up": (0, 32, 32, 1 << 34, None)},
+        "bias": {"up": (0, 32, 32, matrix, 3 * matrix)},
+        "k": {"up": (0, 32, 64, 0, None)},
+        "format": {"up": (99, 32, 32, 0, None)},
+    }
+    with pytest.raises((IndexError, ValueError)):
+        add(**wrong[change])
+
+
+def test_the_bounds_of_descriptions_are_those_of_the_kernels() -> None:
+    assert spec.MAX_EXPERTS == _native.MAX_EXPERTS
