@@ -126,10 +126,15 @@ def _named(entry: Any) -> dict[str, str]:
 
 
 class Arguments(dict[str, Any]):
-    """A tool call's arguments. Templates differ in whether they want an object or its JSON text: this is either."""
+    """A tool call's arguments. Templates differ in whether they want an object or its JSON text: this is either.
+
+    What a model left unfinished is no object: then there are none, and the text is ``unread``.
+    """
+
+    unread: str | None = None
 
     def __str__(self) -> str:
-        return json.dumps(self, ensure_ascii=False)
+        return json.dumps(self, ensure_ascii=False) if self.unread is None else self.unread
 
     def __add__(self, other: Any) -> str:
         return str(self) + str(other)
@@ -163,9 +168,10 @@ def _prepared_call(call: Any) -> Any:
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):
             arguments = json.loads(arguments or "{}")
-    if not isinstance(arguments, dict):
-        return call
-    return call | {"function": function | {"arguments": Arguments(arguments)}}
+    prepared = Arguments(arguments if isinstance(arguments, dict) else {})
+    if isinstance(arguments, str):
+        prepared.unread = arguments
+    return call | {"function": function | {"arguments": prepared}}
 
 
 def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], str]:

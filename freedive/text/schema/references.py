@@ -49,6 +49,17 @@ class References:
                 return schema
         return schema
 
+    def merged(self, schema: Any) -> Any:
+        """``schema``, or what it refers to under its own other keywords."""
+        if not isinstance(schema, Mapping) or "$ref" not in schema:
+            return schema
+        try:
+            target = self._find(schema)
+        except UnknownReference:
+            return schema
+        own = {key: value for key, value in schema.items() if key != "$ref"}
+        return {**target, **own} if isinstance(target, Mapping) else target
+
     def _find(self, schema: Mapping[str, Any]) -> Any:
         reference = schema["$ref"]
         if not isinstance(reference, str):

@@ -155,8 +155,11 @@ class _Rewriter:
         except logic.NotExpressible as error:
             self._refuse(path, f"asks for {error}, which cannot be kept to")
         if "oneOf" in result and logic.disjoint(schema["oneOf"], self._references.target):
-            conditions.append({"anyOf": schema["oneOf"]})
-            del result["oneOf"]
+            choices = result.pop("oneOf")
+            if "anyOf" in result:
+                result["allOf"] = [*result.get("allOf", []), {"anyOf": choices}]
+            else:
+                result["anyOf"] = choices
         if conditions:
             added = [self._any(condition, f"{path}/") for condition in conditions]
             result["allOf"] = [*result.get("allOf", []), *added]
