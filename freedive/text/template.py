@@ -162,15 +162,15 @@ def _prepared_calls(message: Mapping[str, Any], source: str) -> dict[str, Any]:
 def _prepared_call(call: Any) -> Any:
     """``call`` with its arguments, which OpenAI's clients write as JSON, as :class:`Arguments` where they can be."""
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict):
+    if not isinstance(function, dict) or "arguments" not in function:
         return call
-    arguments = function.get("arguments")
+    given = arguments = function["arguments"]
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):
             arguments = json.loads(arguments or "{}")
     prepared = Arguments(arguments if isinstance(arguments, dict) else {})
-    if isinstance(arguments, str):
-        prepared.unread = arguments
+    if isinstance(given, str) and arguments != prepared:
+        prepared.unread = given
     return call | {"function": function | {"arguments": prepared}}
 
 

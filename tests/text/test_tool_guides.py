@@ -27,7 +27,7 @@ from freedive.text.tools import Function
 
 
 def tool(name: str, strict: bool = False, **properties: Any) -> dict[str, Any]:
-    required = [key for key, schema in properties.items() if not schema.get("default")]
+    required = [key for key, schema in properties.items() if not (isinstance(schema, dict) and schema.get("default"))]
     parameters = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     return {"type": "function", "function": {"name": name, "strict": strict, "parameters": parameters}}
 
@@ -180,8 +180,16 @@ def test_a_text_that_a_model_writes_in_tags_is_not_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "schema", "words"),
     [
-        ("Qwen3", {"not": {"type": "string"}}, "not"),
-        ("Qwen3", {"type": "string", "format": "ipv7"}, "ipv7"),
+        ("Qwen3", {"not": {"minLength": 3}}, "not"),
+        ("Qwen3", None, "no schema"),
+        ("Qwen3", ["string"], "no schema"),
+        ("Qwen3", "string", "no schema"),
+        ("Qwen3-Coder", None, "no schema"),
+        ("Qwen3-Coder", ["string"], "no schema"),
+        ("Qwen3-Coder", "string", "no schema"),
+        ("Qwen3-Coder", False, "no value"),
+        ("Qwen3-Coder", {"enum": []}, "no value"),
+        ("Qwen3-Coder", {"not": {"type": "string"}}, "only a condition"),
         ("Qwen3-Coder", {"type": "string", "pattern": "a"}, "pattern"),
         ("Qwen3-Coder", {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 3}]}, "minimum"),
         ("Qwen3-Coder", {"enum": ["1", 2]}, "could be text or not"),

@@ -62,14 +62,14 @@ def checked_multiple(value: Any, others: list[Decimal]) -> float:
     number = _decimal("multipleOf", value)
     if not 0 < number <= MAX_MULTIPLE or number != round(number, 9):
         raise NumberError(
-            f"multipleOf {_short(value)}, which is not from 1e-9 to {MAX_MULTIPLE}, with up to 9 digits behind the point"
+            f"multipleOf {short(value)}, which is not from 1e-9 to {MAX_MULTIPLE}, with up to 9 digits behind the point"
         )
     exponent = -number.normalize().as_tuple().exponent  # type: ignore[operator]  # it is finite
     scaled = float(value)
     for _ in range(exponent):  # just as llguidance finds its digits
         scaled *= 10
     if exponent > 0 and (scaled != number.scaleb(exponent) or scaled % 1):
-        raise NumberError(f"multipleOf {_short(value)}, which cannot be counted exactly")
+        raise NumberError(f"multipleOf {short(value)}, which cannot be counted exactly")
     others.append(number)
     unit = min(0, *(int(other.normalize().as_tuple().exponent) for other in (number, *others)))
     multiples = [int(other.scaleb(-unit)) for other in others]
@@ -89,7 +89,7 @@ def _inner_integer(value: Decimal, *, up: bool) -> int:
     if (value < limit) if up else (value > limit):
         return limit
     if abs(value) > MAX_INTEGER:
-        raise NumberError(f"the bound {_short(value)}, which 64 bits do not hold")
+        raise NumberError(f"the bound {short(value)}, which 64 bits do not hold")
     number = float(value)
     if (number < value) if up else (number > value):
         number = math.nextafter(number, math.inf if up else -math.inf)
@@ -101,7 +101,7 @@ def _inner_number(value: Decimal, *, up: bool) -> float:
     if (value < limit) if up else (value > limit):
         return int(limit)
     if abs(value) > MAX_NUMBER:
-        raise NumberError(f"the bound {_short(value)}, which is beyond {MAX_NUMBER:.0e}")
+        raise NumberError(f"the bound {short(value)}, which is beyond {MAX_NUMBER:.0e}")
     rounding = ROUND_CEILING if up else ROUND_FLOOR
     value = Context(prec=NUM_DIGITS, rounding=rounding).plus(value)
     if int(value.as_tuple().exponent) < -NUM_DIGITS:
@@ -110,13 +110,16 @@ def _inner_number(value: Decimal, *, up: bool) -> float:
 
 
 def _decimal(key: str, value: Any) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise NumberError(f"{key} {_short(value)}, which is no number")
-    if abs(value) > 1e308:
-        raise NumberError(f"{key} {_short(value)}, which is too large")
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise NumberError(f"{key} {short(value)}, which is no number")
+    if abs(value) > 10**308:
+        raise NumberError(f"{key} {short(value)}, which is too large")
     return Decimal(repr(value))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """``value`` for a message."""
+    if isinstance(value, int) and value.bit_length() > 128:  # to write it could take long
+        return f"of {int(value.bit_length() * math.log10(2)) + 1} digits"
     text = str(value)
     return text if len(text) < 40 else f"{text[:40]}..."

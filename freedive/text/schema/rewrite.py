@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from freedive.errors import UserError
 from freedive.text.schema import logic
 from freedive.text.schema.logic import TYPES, Schema
-from freedive.text.schema.numbers import NumberError, checked_multiple, inner_bounds, is_exact
+from freedive.text.schema.numbers import NumberError, checked_multiple, inner_bounds, is_exact, short
 from freedive.text.schema.references import References, UnknownReference
 
 FORMATS = frozenset({
@@ -237,7 +237,7 @@ class _Rewriter:
                 pass
             case int() | float():
                 if not is_exact(value):
-                    self._refuse(path, f"holds {value}, which has too many digits: write it as text")
+                    self._refuse(path, f"holds {short(value)}, which has too many digits: write it as text")
             case list():
                 return [self._value(item, path) for item in value]
             case Mapping():
