@@ -60,6 +60,8 @@ class Format:
             case "json_schema":
                 return json_grammar(self.value)
             case "regex":
+                if (len(self.value) - len(self.value.rstrip("\\"))) % 2:
+                    raise _refused("The regular expression ends in the middle of an escape", "Correct it.")
                 from llguidance import regex_to_lark  # imported here: not every start needs it
 
                 return {"lark_grammar": f"start: ANSWER\nANSWER: /{regex_to_lark(self.value, '')}/"}

@@ -78,7 +78,9 @@ def test_arguments_that_are_no_object_stay_as_they_are(given: str) -> None:
 
 
 @pytest.mark.parametrize("given", [None, "{no", '{"city": "Par', "[1]", "7", [1], 7])
-@pytest.mark.parametrize("turn", ["{{ a | tojson }}", "{% for k, v in a | items %}{% endfor %}", "{{ a.items() }}{{ a + '' }}"])
+@pytest.mark.parametrize(
+    "turn", ["{{ a | tojson }}", "{% for k, v in a | items %}{% endfor %}", "{{ a.items() }}{{ a + '' }}"]
+)
 def test_arguments_that_are_no_object_do_not_end_the_conversation(turn: str, given: Any) -> None:
     turn = "{% set a = m.tool_calls[0].function.arguments %}" + turn
     assert rendered(turn, CALL | {"arguments": given}) is not None

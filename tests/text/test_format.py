@@ -223,6 +223,33 @@ def test_a_value_of_another_kind_is_refused(kind: Any, value: Any) -> None:
     assert caught.value.param == "response_format"
 
 
+def test_a_regular_expression_with_half_an_escape_is_refused() -> None:
+    for pattern in ("\\", "a\\", "a\\\\\\"):
+        with pytest.raises(UserError, match="escape"):
+            _ = Format("regex", pattern).grammar
+    assert Format("regex", r"a\\").grammar
+
+
+def test_an_answer_does_not_depend_on_those_before_it(guides: Guides) -> None:
+    """States that others have come to count towards the limits of a grammar: then it is compiled anew."""
+    lark = Lark(guides.tokens)
+    rules = lark.rules(lark.part(Format("regex", r"([a-z]{1,40}[0-9]?){1,40}").grammar))
+    make_guide = guides.guide(rules, lark.parts)
+    guide = make_guide()
+    assert follow(guide, smollm2(), "abc")
+    guide._matcher.consume_token(smollm2().encode("?")[0])  # as if a limit had been reached
+    assert guide._matcher.is_error()
+    assert follow(guide, smollm2(), "d3e")
+    assert not follow(guide, smollm2(), "?")
+
+
+def test_an_answer_that_comes_to_a_limit_says_that_its_form_cannot_be_kept_to(guides: Guides) -> None:
+    guide = guide_of(guides, Format("regex", "[a-c]+"))
+    guide.take(smollm2().encode("a")[0])
+    with pytest.raises(RuntimeError, match="form cannot be kept to"):
+        guide.take(smollm2().encode("?")[0])
+
+
 @pytest.mark.parametrize("form", [Format("regex", "["), Format("regex", "(?=a)"), Format("grammar", "start: x")])
 def test_what_cannot_be_read_is_refused(guides: Guides, form: Format) -> None:
     with pytest.raises(UserError, match="kept to"):

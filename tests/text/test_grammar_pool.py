@@ -102,7 +102,9 @@ def test_memory_of_a_worker_is_limited(pool: GrammarPool) -> None:
     limits = Path(f"/proc/{worker_pid(pool)}/limits")
     if not limits.exists():
         pytest.skip("there is no /proc")
-    assert any(line.split()[:4] == ["Max", "address", "space", str(1 << 30)] for line in limits.read_text().splitlines())
+    assert any(
+        line.split()[:4] == ["Max", "address", "space", str(1 << 30)] for line in limits.read_text().splitlines()
+    )
 
 
 def test_requests_beyond_the_workers_wait_and_are_refused_in_the_end(

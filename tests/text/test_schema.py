@@ -65,7 +65,10 @@ def test_numbers_are_kept_exactly_or_more_narrowly(guides: Guides, schema: Any, 
         ({"const": {"a": [2**64]}}, "too many digits"),
         ({"const": -(2**63)}, "too many digits"),
         ({"enum": [10**5000]}, "of 5001 digits, which has too many"),
-        ({"properties": {"a": {"type": "integer", "minimum": 18446744073709551610}}}, "/properties/a has the bound 184467"),
+        (
+            {"properties": {"a": {"type": "integer", "minimum": 18446744073709551610}}},
+            "/properties/a has the bound 184467",
+        ),
         ({"type": "integer", "minimum": -1e30, "maximum": -1e30}, "64 bits"),
         ({"type": "number", "minimum": 1e300}, "beyond 1e"),
         ({"minimum": "3"}, "minimum 3, which is no number"),
@@ -91,7 +94,8 @@ def test_numbers_that_cannot_be_held_are_refused_by_name(schema: dict[str, Any],
 def test_bounds_only_move_inwards(integer: bool) -> None:
     rng = random.Random(1)
     for _ in range(3000):
-        number = rng.choice([rng.randint(-(2**62), 2**62) if integer else rng.randint(-99, 99), rng.uniform(-1, 1) * 10 ** rng.randint(-20, 16)])
+        whole = rng.randint(-(2**62), 2**62) if integer else rng.randint(-99, 99)
+        number = rng.choice([whole, rng.uniform(-1, 1) * 10 ** rng.randint(-20, 16)])
         least = inner_bounds({"minimum": number}, integer=integer)["minimum"]
         most = inner_bounds({"maximum": number}, integer=integer)["maximum"]
         assert Decimal(repr(least)) >= Decimal(repr(number)) or least == -(10**17)
@@ -108,7 +112,7 @@ def test_multiples_are_counted_in_common() -> None:
         checked_multiple(997, others)
 
 
-CONTROLS = "a\x00b\x1f\x7f\n\"\\é"
+CONTROLS = 'a\x00b\x1f\x7f\n"\\é'
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,11 @@ def test_control_characters_are_written_exactly(guides: Guides, schema: Any, tex
         ),
         ({"contains": {"const": 1}, "type": "array"}, ["[1]", '[1,"a"]'], ["[]", "[2]"]),
         ({"propertyNames": {"enum": ["a", "b"]}, "type": "object"}, ['{"a":1}', "{}"], ['{"c":1}']),
-        ({"propertyNames": {"$ref": "#/$defs/N"}, "$defs": {"N": {"pattern": "^x"}}, "type": "object"}, ['{"x1":1}'], ['{"a":1}']),
+        (
+            {"propertyNames": {"$ref": "#/$defs/N"}, "$defs": {"N": {"pattern": "^x"}}, "type": "object"},
+            ['{"x1":1}'],
+            ['{"a":1}'],
+        ),
         ({"unevaluatedProperties": False, "properties": {"a": {}}, "type": "object"}, ['{"a":1}'], ['{"b":1}']),
         ({"items": [{"const": 1}], "additionalItems": False, "type": "array"}, ["[1]"], ["[2]", "[1,1]"]),
         ({"uniqueItems": True, "maxItems": 1, "type": "array"}, ["[1]"], ["[1,1]"]),
@@ -181,7 +189,10 @@ def test_control_characters_are_written_exactly(guides: Guides, schema: Any, tex
     ],
 )  # fmt: skip
 def test_what_llguidance_lacks_is_written_in_what_it_has(
-    guides: Guides, schema: Any, yes: list[str], no: list[str]  # noqa: F811
+    guides: Guides,
+    schema: Any,
+    yes: list[str],
+    no: list[str],  # noqa: F811
 ) -> None:
     checker = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
     if "additionalItems" in schema:

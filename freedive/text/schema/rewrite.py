@@ -199,8 +199,12 @@ class _Rewriter:
         if not isinstance(value, str):
             self._refuse(path, "is no text")
         self._look_for_controls(value)
+        if (len(value) - len(value.rstrip("\\"))) % 2:
+            self._refuse(path, "ends in the middle of an escape")
         escaped = value.split("\\\\")
-        if any(part[0] not in _PLAIN_ESCAPES for text in escaped for part in text.split("\\")[1:] if part[:1].isalnum()):
+        if any(
+            part[0] not in _PLAIN_ESCAPES for text in escaped for part in text.split("\\")[1:] if part[:1].isalnum()
+        ):
             self.has_controls = True
         return value
 
