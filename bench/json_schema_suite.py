@@ -31,9 +31,12 @@ class Bytes:
     vocab_size = END + 1
     stop_ids = frozenset({END})
     special_ids = frozenset({END})
-    added_tokens = {"<end>": END}
     bos_id = None
     strips_space = False
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        return {"<end>": END}
 
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < END else b"<end>"

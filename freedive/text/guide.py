@@ -166,7 +166,8 @@ class Guides:
     def _native_vocabulary(self) -> llguidance.LLTokenizer:
         import llguidance
 
-        return self._vocabulary.native(llguidance)
+        native: llguidance.LLTokenizer = self._vocabulary.native(llguidance)
+        return native
 
 
 def _one_line(fault: str) -> str:

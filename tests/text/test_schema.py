@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from guided import follow, smollm2, valid_json, write
+from schemas import wild
 from test_format import guide_of, guides  # noqa: F401  # a fixture
 
 from freedive.errors import UserError
@@ -282,3 +283,21 @@ def test_what_proves_too_hard_is_the_users_matter(guides: Guides, schema: dict[s
 def test_a_grammar_that_nothing_can_match_is_refused(guides: Guides, lark: str) -> None:  # noqa: F811
     with pytest.raises(UserError, match="kept to"):
         guide_of(guides, Format("grammar", lark))
+
+
+@pytest.mark.parametrize("start", range(0, 200, 50))
+def test_any_schema_is_refused_or_kept_to(guides: Guides, start: int) -> None:  # noqa: F811
+    finished = 0
+    for seed in range(start, start + 50):
+        schema = wild(seed)
+        try:
+            guide = guide_of(guides, Format("json_schema", schema))
+            text = write(guide, smollm2(), seed, longest=60)
+        except (UserError, RuntimeError) as error:
+            assert isinstance(error, UserError) or "form cannot be kept to" in str(error)
+            continue
+        if text is not None:
+            finished += 1
+            if jsonschema.Draft202012Validator(jsonschema.Draft202012Validator.META_SCHEMA).is_valid(schema):
+                jsonschema.Draft202012Validator(schema).validate(valid_json(text))
+    assert finished > 3

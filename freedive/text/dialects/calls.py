@@ -109,10 +109,7 @@ class Calls:
     def _written(self, key: str, is_string: str, value: str | None) -> str:
         """A parameter with ``value``, or with any text if that is None."""
         head, end = self._around(key, is_string)
-        if value is None:
-            rest = self._lark.until([end], self._taboo)
-        else:
-            rest = f"{value} {self._lark.literal(end)}"
+        rest = self._lark.until([end], self._taboo) if value is None else f"{value} {self._lark.literal(end)}"
         return f"({self._lark.literal(head)} {rest} SPACE?)"
 
     def _around(self, key: str, is_string: str = "true") -> tuple[str, str]:
