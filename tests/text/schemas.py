@@ -125,7 +125,21 @@ def _object(rng: random.Random, depth: int) -> Schema:
 
 NUMBERS = [0, 1, -1, 3, 2.5, 0.1, 1e-9, -0.25, 100, 2**53 + 1, -(2**63), 2**63 - 1, 2**64, 1e19, 1e300, 1e-300]
 TEXTS = ["", "a", "ab", "x y", "é", "日本", "a\0b", "\x7f", '"', "\\", "\n", "1", "true", "$ref", "</parameter>"]
-PATTERNS = ["^a+$", "b", "^[a-z]{2,4}$", r"\d", r"^a\x00?b", "^(a|bc)*$", "", ".", "é", "(?i)x", r"\p{L}{2}", "[^a]", "("]
+PATTERNS = [
+    "^a+$",
+    "b",
+    "^[a-z]{2,4}$",
+    r"\d",
+    r"^a\x00?b",
+    "^(a|bc)*$",
+    "",
+    ".",
+    "é",
+    "(?i)x",
+    r"\p{L}{2}",
+    "[^a]",
+    "(",
+]
 VALUES = [*NUMBERS, *TEXTS, None, True, False, [], {}, [1, "a"], {"a": 1, "b": [None]}]
 REFERENCES = ["#", "#/$defs/a", "#/$defs/b%20%5Bc%5D", "#/properties/a", "#anchor", "#/nowhere", "other.json", 3]
 

@@ -51,7 +51,7 @@ INT64 = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
         ({"type": "number", "minimum": 9954551184.561153}, "9954551184.561152999", False),
         ({"const": 2**60}, str(2**60), True),
         ({"const": 1e-7}, "0.0000001", True),
-        ({"enum": [1e300]}, "1" + "0" * 300, True),
+        ({"enum": [1e18, 2.5]}, "1" + "0" * 18, True),
     ],
 )
 def test_numbers_are_kept_exactly_or_more_narrowly(guides: Guides, schema: Any, text: str, may: bool) -> None:  # noqa: F811
@@ -64,6 +64,7 @@ def test_numbers_are_kept_exactly_or_more_narrowly(guides: Guides, schema: Any, 
         ({"enum": [1234567890123456789]}, "1234567890123456789, which has too many digits: write it as text"),
         ({"const": 9007199254740993}, "/const holds 9007199254740993"),
         ({"const": {"a": [2**64]}}, "too many digits"),
+        ({"type": "integer", "enum": [1e19]}, "too many digits"),
         ({"const": -(2**63)}, "too many digits"),
         ({"enum": [10**5000]}, "of 5001 digits, which has too many"),
         (
@@ -190,10 +191,10 @@ def test_control_characters_are_written_exactly(guides: Guides, schema: Any, tex
     ],
 )  # fmt: skip
 def test_what_llguidance_lacks_is_written_in_what_it_has(
-    guides: Guides,
+    guides: Guides,  # noqa: F811
     schema: Any,
     yes: list[str],
-    no: list[str],  # noqa: F811
+    no: list[str],
 ) -> None:
     checker = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
     if "additionalItems" in schema:
@@ -293,8 +294,11 @@ def test_any_schema_is_refused_or_kept_to(guides: Guides, start: int) -> None:  
         try:
             guide = guide_of(guides, Format("json_schema", schema))
             text = write(guide, smollm2(), seed, longest=60)
-        except (UserError, RuntimeError) as error:
-            assert isinstance(error, UserError) or "form cannot be kept to" in str(error)
+        except UserError:
+            continue
+        except RuntimeError as error:
+            if "form cannot be kept to" not in str(error):
+                raise
             continue
         if text is not None:
             finished += 1

@@ -79,7 +79,7 @@ class Calls:
             plain = resolved({} if schema is True else schema, root)
             if not self._apart and kinds(plain) != kinds(resolved(given["properties"][key], given)):
                 _refuse(function, key, "its type, which only a condition tells")
-            written = [*self._ways(function, key, plain, root)] if plain else []
+            written = [*self._ways(function, key, plain, root)] if plain is not False else []
             if key in required and not written:
                 _refuse(function, key, "it has no value")
             if written:
@@ -90,8 +90,9 @@ class Calls:
         types = kinds(schema)
         texts: list[str] | None = []
         if types == {"string"} and _BOUNDED.issuperset(schema) and len(schema) > 1:
-            yield self._written(key, "true", self._bounded(key, schema))
-        elif "string" in types or not types:
+            length = f"{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}"
+            yield self._written(key, "true", None, like=f"/(?s:.{length})/")
+        elif "string" in types or not types or any(not kinds(choice) for choice in _choices(schema)):
             texts = self._texts(function, key, schema)
             if texts is None or texts:
                 yield self._written(key, "true", None if texts is None else any_of([*map(quoted, texts)]))
@@ -100,36 +101,26 @@ class Calls:
             part = self._lark.part(json_grammar({**schema, "$defs": root.get("$defs", {}), **only}, param="tools"))
             yield self._written(key, "false", part)
 
-    def _bounded(self, key: str, schema: Mapping[str, Any]) -> str:
-        """Any text with as many letters as ``schema`` allows."""
-        length = f"{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}"
-        *_, end = self._around(key)
-        return self._lark.terminal(f"/(?s:.{length})/ & ~(ANY {any_of([*map(quoted, [*self._taboo, end])])} ANY)")
-
-    def _written(self, key: str, is_string: str, value: str | None) -> str:
-        """A parameter with ``value``, or with any text if that is None."""
-        head, end = self._around(key, is_string)
-        rest = self._lark.until([end], self._taboo) if value is None else f"{value} {self._lark.literal(end)}"
+    def _written(self, key: str, is_string: str, value: str | None, like: str = "ANY") -> str:
+        """A parameter with ``value``, or with any text ``like`` that regular expression if that is None."""
+        parameter = self._writing.parameter
+        head, tail = parameter.replace("$key", key).replace("$string", is_string).split("$value")
+        end = tail.rstrip("\n")
+        if value is None:
+            taboo = [parameter.partition("$key")[0], *heard(self._dialect, Mode.CALL, begun=True)]
+            rest = self._lark.until([end], taboo, like)
+        else:
+            rest = f"{value} {self._lark.literal(end)}"
         return f"({self._lark.literal(head)} {rest} SPACE?)"
-
-    def _around(self, key: str, is_string: str = "true") -> tuple[str, str]:
-        """What stands before and after the value of ``key``."""
-        head, tail = self._writing.parameter.replace("$key", key).replace("$string", is_string).split("$value")
-        return head, tail.rstrip("\n")
-
-    @property
-    def _taboo(self) -> list[str]:
-        """What would be read as something else in the middle of a text."""
-        return [self._writing.parameter.partition("$key")[0], *heard(self._dialect, Mode.CALL, begun=True)]
 
     def _texts(self, function: Mapping[str, Any], key: str, schema: Any) -> list[str] | None:
         """The texts among the values of ``schema``, which ``key`` has; None if they are all."""
-        choices = schema.get("anyOf") or schema.get("oneOf")
+        choices = _choices(schema)
         if choices and (unknown := schema.keys() - {"anyOf", "oneOf", "type"}):
             _refuse(function, key, min(unknown))
         texts: list[str] = []
         free = False
-        for choice in ({} if choice is True else choice for choice in choices or [schema] if choice is not False):
+        for choice in choices or [schema]:
             types = kinds(choice)
             if self._apart and types and "string" not in types:
                 continue
@@ -145,6 +136,12 @@ class Calls:
             if not self._apart and coerced(text, schema) != text:
                 _refuse(function, key, f"{text!r}, which could be text or not")
         return texts
+
+
+def _choices(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The choices of ``schema`` that can be taken, if it has any."""
+    choices = schema.get("anyOf") or schema.get("oneOf") or []
+    return [{} if choice is True else choice for choice in choices if choice is not False]
 
 
 def _object_schema(function: Mapping[str, Any]) -> dict[str, Any]:

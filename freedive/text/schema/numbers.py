@@ -29,9 +29,7 @@ class NumberError(Exception):
 
 def is_exact(value: float) -> bool:
     """Whether llguidance can write ``value``, and no other number instead."""
-    if isinstance(value, int):
-        return abs(value) <= MAX_INTEGER and int(float(value)) == value
-    return math.isfinite(value)
+    return abs(value) <= MAX_INTEGER and (not isinstance(value, int) or int(float(value)) == value)
 
 
 def inner_bounds(bounds: Mapping[str, Any], *, integer: bool) -> dict[str, Any]:
