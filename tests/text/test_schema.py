@@ -174,6 +174,21 @@ def test_control_characters_are_written_exactly(guides: Guides, schema: Any, tex
         ({"items": [{"const": 1}], "additionalItems": False, "type": "array"}, ["[1]"], ["[2]", "[1,1]"]),
         ({"uniqueItems": True, "maxItems": 1, "type": "array"}, ["[1]"], ["[1,1]"]),
         (
+            {"uniqueItems": True, "type": "array", "items": {"enum": ["a", "b", "c"]}, "minItems": 1},
+            ['["a","c"]', '["b"]'],
+            ["[]", '["a","a"]', '["d"]'],
+        ),
+        (
+            {
+                "type": "object",
+                "unevaluatedProperties": False,
+                "allOf": [{"$ref": "#/$defs/base"}, {"properties": {"b": {"const": 2}}}],
+                "$defs": {"base": {"properties": {"a": {"const": 1}}, "required": ["a"]}},
+            },
+            ['{"a":1,"b":2}', '{"a":1}'],
+            ['{"a":1,"c":3}', '{"b":2}'],
+        ),
+        (
             {
                 "oneOf": [{"$ref": "#/$defs/Cat[str]"}, {"$ref": "#/$defs/Dog%20x"}],
                 "discriminator": {"propertyName": "kind"},
@@ -242,6 +257,7 @@ def test_annotations_have_no_effect(guides: Guides, name: str) -> None:  # noqa:
         ({"minLength": 10**30}, "more than"),
         ({"pattern": 3}, "no text"),
         ({"$ref": 3}, "no text"),
+        ({"items": {"$ref": "#/x", "$id": "a"}, "x": {}}, "each draft"),
         ({"$ref": "other.json"}, "'other.json', which is not a schema in it"),
         ({"dependentRequired": {"a": 3}}, "no schema"),
         ({"uniqueItems": True}, "'uniqueItems', which cannot"),

@@ -17,6 +17,7 @@ Target = Callable[[Any], Any]
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 MAX_LEVELS = 8
 MAX_PAIRS = 2000
+MAX_DISTINCT = 8
 _NOT_CONDITIONS = frozenset({"title", "description", "default", "examples", "deprecated", "$comment", "$schema"})
 
 
@@ -181,11 +182,35 @@ def with_names(schema: Schema, target: Target) -> Schema:
     return schema
 
 
-def _mapping(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = schema.get(key)
+def with_distinct_items(schema: Schema, target: Target) -> Schema:
+    """``schema`` without uniqueItems, if its items are a few texts: they come in the order of its enum."""
+    items = target(schema.get("items"))
+    texts = [*dict.fromkeys(text for text in _listed(items, "enum") if isinstance(text, str))] if items else []
+    if schema.get("type") != "array" or "prefixItems" in schema or len(texts) > MAX_DISTINCT or not texts:
+        return schema
+    rest = {key: value for key, value in schema.items() if key != "uniqueItems"}
+    subsets = [[text for place, text in enumerate(texts) if chosen >> place & 1] for chosen in range(1 << len(texts))]
+    return rest | {"allOf": [*_listed(schema, "allOf"), {"enum": subsets}]}
+
+
+def without_others(value: Any, parts: list[Mapping[str, Any]]) -> Schema:
+    """What unevaluatedProperties with ``value`` means where all ``parts`` of a schema must be kept to."""
+    properties: dict[str, Any] = {}
+    patterns: dict[str, Any] = {}
+    for part in parts:
+        if "additionalProperties" in part:
+            return {}
+        properties |= dict.fromkeys(_mapping(part, "properties"), True)
+        patterns |= dict.fromkeys(_mapping(part, "patternProperties"), True)
+    named = {"properties": properties, **({"patternProperties": patterns} if patterns else {})}
+    return {**named, "additionalProperties": value}
+
+
+def _mapping(schema: Any, key: str) -> Mapping[str, Any]:
+    value = schema.get(key) if isinstance(schema, Mapping) else None
     return value if isinstance(value, Mapping) else {}
 
 
-def _listed(schema: Mapping[str, Any], key: str) -> list[Any]:
-    value = schema.get(key)
+def _listed(schema: Any, key: str) -> list[Any]:
+    value = schema.get(key) if isinstance(schema, Mapping) else None
     return value if isinstance(value, list) else []

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
 _NOT_SCHEMAS = frozenset({"enum", "const", "default", "example", "examples"})
+
+
+MAX_LEVELS = 8
+"""References that are followed one after the other to find out what a schema says."""
 
 
 class UnknownReference(Exception):
@@ -40,7 +45,7 @@ class References:
 
     def target(self, schema: Any) -> Any:
         """``schema``, or what it refers to if it has nothing but a reference."""
-        for _ in range(8):
+        for _ in range(MAX_LEVELS):
             if not isinstance(schema, Mapping) or schema.keys() != {"$ref"}:
                 return schema
             try:
@@ -48,6 +53,15 @@ class References:
             except UnknownReference:
                 return schema
         return schema
+
+    def parts(self, schema: Any, levels: int = MAX_LEVELS) -> list[Mapping[str, Any]]:
+        """``schema``, what it refers to, and the schemas of its allOf, of which each must be kept to."""
+        if not isinstance(schema, Mapping) or not levels:
+            return []
+        more = schema["allOf"] if isinstance(schema.get("allOf"), list) else []
+        with contextlib.suppress(UnknownReference):
+            more = [*more, *([self._find(schema)] if "$ref" in schema else [])]
+        return [schema, *(part for item in more for part in self.parts(item, levels - 1))]
 
     def merged(self, schema: Any) -> Any:
         """``schema``, or what it refers to under its own other keywords."""
@@ -64,6 +78,8 @@ class References:
         reference = schema["$ref"]
         if not isinstance(reference, str):
             raise UnknownReference("has a $ref that is no text")
+        if "$id" in schema and schema is not self._root:
+            raise UnknownReference("has a $ref beside an $id, which each draft reads differently")
         uri, fragment = urldefrag(urljoin(self._bases.get(id(schema), ""), reference))
         fragment = unquote(fragment)
         found = self._resources.get(uri)

@@ -31,8 +31,7 @@ _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _OBJECT = ("properties", "patternProperties", "additionalProperties")
 _APPLICATORS = frozenset({"allOf", "anyOf", "oneOf", "$ref", "if", "not", "dependentSchemas", "dependencies"})
 _REFUSED = frozenset({
-    "uniqueItems", "maxContains", "minContains", "propertyNames", "unevaluatedProperties", "unevaluatedItems",
-    "$dynamicRef", "$recursiveRef",
+    "uniqueItems", "maxContains", "minContains", "propertyNames", "unevaluatedItems", "$dynamicRef", "$recursiveRef",
 })  # fmt: skip
 _PLAIN_ESCAPES = frozenset("dDwWsSbBnrtfpPAz")
 """Letters behind a backslash in a pattern that stand for no control character without a short escape in JSON."""
@@ -98,8 +97,12 @@ class _Rewriter:
         self._num_schemas += 1
         if self._num_schemas > MAX_SCHEMAS or path.count("/") > MAX_DEPTH:
             self._refuse("", f"has more than {MAX_SCHEMAS} parts, or is nested deeper than {MAX_DEPTH}: use $defs")
+        parts = self._references.parts(schema) if "unevaluatedProperties" in schema else []
         reference = {"$ref": self._reference(schema, path)} if schema.get("$ref") is not None else {}
         schema = self._simplified({key: value for key, value in schema.items() if value is not None or key == "const"})
+        if "unevaluatedProperties" in schema:  # what is found in a choice alone counts as unevaluated
+            others = logic.without_others(schema.pop("unevaluatedProperties"), parts)
+            schema["allOf"] = [*schema.get("allOf", []), others]
         result: Schema = reference
         for key, value in schema.items():
             if key in self._keywords:
@@ -137,6 +140,8 @@ class _Rewriter:
         if "contains" not in schema:
             drop.add("maxContains")
         schema = {key: value for key, value in schema.items() if key not in drop}
+        if schema.get("uniqueItems"):
+            schema = logic.with_distinct_items(schema, self._references.target)
         return logic.with_names(schema, self._references.target)
 
     def _add_numbers(self, result: Schema, schema: Schema, path: str) -> None:
