@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from freedive.errors import UserError
 from freedive.text.lark import any_of, quoted
+from freedive.text.schema.rewrite import rewritten
 
 Kind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 
@@ -21,9 +22,10 @@ _EXPECTED: dict[Kind, tuple[Any, str]] = {
     "grammar": (str, "a grammar in llguidance's Lark"),
 }
 
+_ESCAPES = r"nrbtf\""  # with \u0061 a key could be given that the schema speaks of under its letter
 _JSON_OPTIONS = {
     "whitespace_pattern": r"[ \t]{1,2}|\n[ \t]{0,40}",  # a model at a loss would go on with white space for ever
-    "json_allowed_escapes": r"nrbtf\"",  # with \u0061 a key could be given that the schema speaks of under its letter
+    "json_allowed_escapes": _ESCAPES,
     "lenient": False,
     "coerce_one_of": False,
 }
@@ -58,6 +60,8 @@ class Format:
             case "json_schema":
                 return json_grammar(self.value)
             case "regex":
+                if (len(self.value) - len(self.value.rstrip("\\"))) % 2:
+                    raise _refused("The regular expression ends in the middle of an escape", "Correct it.")
                 from llguidance import regex_to_lark  # imported here: not every start needs it
 
                 return {"lark_grammar": f"start: ANSWER\nANSWER: /{regex_to_lark(self.value, '')}/"}
@@ -70,32 +74,11 @@ class Format:
 def json_grammar(schema: Mapping[str, Any], param: str = "response_format") -> dict[str, Any]:
     """The grammar of JSON under ``schema``. UserError, about ``param``, for what it could not keep to."""
     try:
-        if any(_counts_keys(part) for part in _parts(schema)):
-            raise UserError(
-                "The schema's minProperties cannot be kept to: keys that it does not name may come twice",
-                "Name the properties, and list as required those that must come.",
-                param=param,
-            )
-        return {"json_schema": {**schema, "x-guidance": _JSON_OPTIONS}}
+        plain, escapes = rewritten(schema, param)
     except RecursionError:
         raise UserError("The schema is nested too deeply", "Use $defs and $ref.", param=param) from None
-
-
-def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object in ``schema`` that may be a schema, too."""
-    if isinstance(schema, Mapping):
-        yield schema
-        for key, value in schema.items():
-            if key not in ("enum", "const", "default", "examples"):
-                yield from _parts(value)
-    elif isinstance(schema, list):
-        for item in schema:
-            yield from _parts(item)
-
-
-def _counts_keys(schema: Mapping[str, Any]) -> bool:
-    least, required = schema.get("minProperties"), schema.get("required")
-    return isinstance(least, int) and least > 1 + (len(required) if isinstance(required, list) else 0)
+    options = {**_JSON_OPTIONS, "json_allowed_escapes": _ESCAPES + "u"} if escapes else _JSON_OPTIONS
+    return {"json_schema": {**plain, "x-guidance": options}}
 
 
 def _refused(what: str, remedy: str) -> UserError:

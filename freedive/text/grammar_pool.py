@@ -109,7 +109,7 @@ class _Worker:
             try:
                 self._process = subprocess.Popen(
                     program,
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,  # an interrupt from the terminal is for the server

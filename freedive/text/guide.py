@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -26,14 +27,20 @@ Grammar = Mapping[str, Any]
 MAX_LENGTH = 1 << 20
 """Characters of a grammar."""
 
+MAX_RENEWAL_S = 0.05
+"""Seconds that compiling may take where the engine waits for it."""
+
 NUM_CACHED = 64
 """Compiled grammars that are kept for later requests."""
+
 
 class Guide:
     """Follows one answer: see :class:`freedive.engine.guide.Guide`."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, compiled: CompiledGrammar) -> None:
+        self._compiled = compiled
+        self._matcher = compiled.matcher()
+        self._tokens: list[int] = []
 
     @property
     def complete(self) -> bool:
@@ -43,17 +50,54 @@ class Guide:
     def allowed(self) -> npt.NDArray[np.uint8]:
         """The tokens that may come next, a bit for each. RuntimeError when the grammar proves too hard."""
         bits = self._matcher.compute_bitmask()
-        self._check()
+        if self._matcher.is_error():
+            self._start_anew()
+            bits = self._matcher.compute_bitmask()
+            self._check()
         return np.frombuffer(bits, np.uint8)
 
     def take(self, token: int) -> None:
         """Take note that ``token`` has come."""
+        self._tokens.append(token)
         self._matcher.consume_token(token)
-        self._check()
+        if self._matcher.is_error():
+            self._start_anew()
+            self._check()
+
+    def _start_anew(self) -> None:
+        """Follow the same answer without what the grammar has learned from others, which counts towards its limits."""
+        self._matcher = self._compiled.renewed() or self._matcher
+        self._matcher.consume_tokens(self._tokens)
 
     def _check(self) -> None:
         if fault := _one_line(self._matcher.get_error()):
             raise RuntimeError(f"its form cannot be kept to: {fault}")
+
+
+class CompiledGrammar:
+    """A grammar that passed its trial. Its matchers share the states that any of them has come to."""
+
+    def __init__(self, make: Callable[[], llguidance.LLMatcher]) -> None:
+        self._make = make
+        self._seconds = 0.0
+        self._original: llguidance.LLMatcher | None = None
+        self.fault = _one_line(self._compile().get_error())
+        """What is wrong after all; "" if nothing is."""
+
+    def matcher(self) -> llguidance.LLMatcher:
+        """One for an answer."""
+        return (self._original or self._compile()).deep_copy()
+
+    def renewed(self) -> llguidance.LLMatcher | None:
+        """One that knows no states yet, as will those after it. None where that would take long."""
+        self._original = None
+        return self.matcher() if self._seconds < MAX_RENEWAL_S else None
+
+    def _compile(self) -> llguidance.LLMatcher:
+        start = time.perf_counter()
+        self._original = matcher = on_stack(SERVER_STACK, self._make)
+        self._seconds = time.perf_counter() - start
+        return matcher
 
 
 MakeGuide = Callable[[], Guide]
@@ -90,9 +134,9 @@ class Guides:
             compiled = f"it takes longer than {grammar_pool.PATIENCE_S:g} s to prepare"
         if isinstance(compiled, str):
             raise UserError(f"The form of the answer cannot be kept to: {compiled}", "Leave that out.", param=param)
-        return lambda: Guide(compiled.deep_copy())
+        return lambda: Guide(compiled)
 
-    def _compile(self, texts: tuple[str, ...]) -> llguidance.LLMatcher | str:
+    def _compile(self, texts: tuple[str, ...]) -> CompiledGrammar | str:
         """What matches the last of the grammars ``texts``, or what is wrong with them. Raises TimedOut."""
         import llguidance  # imported here: not every start needs it
 
@@ -103,8 +147,8 @@ class Guides:
         key, data = self._vocabulary_data
         if fault := grammar_pool.shared_pool().fault(key, data, grammar):
             return _one_line(fault)
-        matcher = on_stack(SERVER_STACK, lambda: compile_grammar(llguidance, self._native_vocabulary, grammar))
-        return _one_line(matcher.get_error()) or matcher
+        compiled = CompiledGrammar(lambda: compile_grammar(llguidance, self._native_vocabulary, grammar))
+        return compiled.fault or compiled
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -122,10 +166,14 @@ class Guides:
     def _native_vocabulary(self) -> llguidance.LLTokenizer:
         import llguidance
 
-        return self._vocabulary.native(llguidance)
+        native: llguidance.LLTokenizer = self._vocabulary.native(llguidance)
+        return native
 
 
 def _one_line(fault: str) -> str:
     """What llguidance says is wrong, without the places in the grammar that it quotes."""
     text = re.sub(r"^at \d+\(\d+\): |^failed to compile JSON schema: |<non-verbose/>|\n +\d+ \|(.|\n)*", "", fault)
-    return " ".join(text.split())
+    return _MEANINGS.get(text.strip(), " ".join(text.split()))
+
+
+_MEANINGS = dict.fromkeys(("NoExtension", "NoExtensionBias"), "there is no text that matches it")

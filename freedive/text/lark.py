@@ -40,10 +40,14 @@ class Lark:
         """Any text that has none of the strings ``without`` in it."""
         return self.terminal(f"ANY & ~(ANY {any_of([*map(quoted, without)])} ANY)") if without else "ANY"
 
-    def until(self, ends: Collection[str], without: Collection[str] = ()) -> str:
-        """Any text up to the first of ``ends``, that one included. It has none of the strings ``without`` in it."""
+    def until(self, ends: Collection[str], without: Collection[str] = (), like: str = "ANY") -> str:
+        """Any text up to the first of ``ends``, that one included. It has none of the strings ``without`` in it.
+
+        It matches ``like``, a regular expression in Lark's notation.
+        """
         plain = [end for end in ends if not self._special.search(end)]
         inner = self.free([text for text in without if text not in plain])
+        inner = inner if like == "ANY" else self.terminal(f"{inner} & {like}")
         ways = []
         if plain:
             ways.append(self._rule(self.terminal(f"{inner} {any_of([*map(quoted, plain)])}"), "[lazy]"))

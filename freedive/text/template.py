@@ -132,10 +132,15 @@ def _written(templates: Mapping[str, str]) -> dict[str, str]:
 
 
 class Arguments(dict[str, Any]):
-    """A tool call's arguments. Templates differ in whether they want an object or its JSON text: this is either."""
+    """A tool call's arguments. Templates differ in whether they want an object or its JSON text: this is either.
+
+    What a model left unfinished is no object: then there are none, and the text is ``unread``.
+    """
+
+    unread: str | None = None
 
     def __str__(self) -> str:
-        return json.dumps(self, ensure_ascii=False)
+        return json.dumps(self, ensure_ascii=False) if self.unread is None else self.unread
 
     def __add__(self, other: Any) -> str:
         return str(self) + str(other)
@@ -163,15 +168,16 @@ def _prepared_calls(message: Mapping[str, Any], source: str) -> dict[str, Any]:
 def _prepared_call(call: Any) -> Any:
     """``call`` with its arguments, which OpenAI's clients write as JSON, as :class:`Arguments` where they can be."""
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict):
+    if not isinstance(function, dict) or "arguments" not in function:
         return call
-    arguments = function.get("arguments")
+    given = arguments = function["arguments"]
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):
             arguments = json.loads(arguments or "{}")
-    if not isinstance(arguments, dict):
-        return call
-    return call | {"function": function | {"arguments": Arguments(arguments)}}
+    prepared = Arguments(arguments if isinstance(arguments, dict) else {})
+    if isinstance(given, str) and arguments != prepared:
+        prepared.unread = given
+    return call | {"function": function | {"arguments": prepared}}
 
 
 def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -121,3 +121,76 @@ def _object(rng: random.Random, depth: int) -> Schema:
     if rng.random() < 0.7:
         schema["additionalProperties"] = rng.choice([False, False, {"type": "boolean"}])
     return schema
+
+
+NUMBERS = [0, 1, -1, 3, 2.5, 0.1, 1e-9, -0.25, 100, 2**53 + 1, -(2**63), 2**63 - 1, 2**64, 1e19, 1e300, 1e-300]
+TEXTS = ["", "a", "ab", "x y", "é", "日本", "a\0b", "\x7f", '"', "\\", "\n", "1", "true", "$ref", "</parameter>"]
+PATTERNS = [
+    "^a+$",
+    "b",
+    "^[a-z]{2,4}$",
+    r"\d",
+    r"^a\x00?b",
+    "^(a|bc)*$",
+    "",
+    ".",
+    "é",
+    "(?i)x",
+    r"\p{L}{2}",
+    "[^a]",
+    "(",
+]
+VALUES = [*NUMBERS, *TEXTS, None, True, False, [], {}, [1, "a"], {"a": 1, "b": [None]}]
+REFERENCES = ["#", "#/$defs/a", "#/$defs/b%20%5Bc%5D", "#/properties/a", "#anchor", "#/nowhere", "other.json", 3]
+
+
+def wild(seed: int, depth: int = 3) -> Schema:
+    """A schema of any keywords, a few of them with values that make no sense, from ``seed``."""
+    rng = random.Random(seed)
+    schema = _wild(rng, depth)
+    if not isinstance(schema, dict):
+        schema = {"properties": {"a": schema}}
+    schema.setdefault("$defs", {"a": _wild(rng, 1), "b [c]": _wild(rng, 1), "c": {"$anchor": "anchor", "type": "null"}})
+    return schema
+
+
+def _wild(rng: random.Random, depth: int) -> Any:
+    if rng.random() < 0.06:
+        return rng.choice([True, False, True, {}, None, 7])
+    schema: Schema = {}
+    if rng.random() < 0.7:
+        schema["type"] = rng.choice(["object", "array", "string", "integer", "number", "boolean", "null", "object"])
+    for _ in range(rng.randint(0, 3)):
+        keyword = rng.choice([*_WILD, *(() if depth else _WILD)])
+        value = _WILD[keyword](rng, depth - 1)
+        if value is not _WILD:
+            schema[keyword] = value if rng.random() < 0.985 else rng.choice(VALUES)
+    return schema
+
+
+def _below(make: Any) -> Any:
+    return lambda rng, depth: make(rng, depth) if depth >= 0 else _WILD
+
+
+def _some(choices: list[Any], most: int = 1) -> Any:
+    return lambda rng, depth: rng.choice(choices) if most == 1 else rng.choices(choices, k=rng.randint(1, most))
+
+
+_ONE = _below(_wild)
+_LIST = _below(lambda rng, depth: [_wild(rng, depth) for _ in range(rng.randint(1, 3))])
+_NAMED = _below(lambda rng, depth: {name: _wild(rng, depth) for name in rng.sample(TEXTS, rng.randint(1, 3))})
+_COUNT = _some([0, 1, 2, 3, 5, 2.0, 40])
+_WILD: dict[str, Any] = {
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _some(NUMBERS)),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), _COUNT),
+    **dict.fromkeys(("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames"), _ONE),
+    **dict.fromkeys(("anyOf", "allOf", "oneOf", "prefixItems"), _LIST),
+    **dict.fromkeys(("properties", "dependentSchemas"), _NAMED),
+    **{"multipleOf": _some([1, 2, 7, 0.5, 0.1, 1e-9]), "const": _some(VALUES), "enum": _some(VALUES, 4)},
+    **{"required": _some(TEXTS, 2), "pattern": _some(PATTERNS), "$ref": _some(REFERENCES)},
+    **{"patternProperties": _below(lambda rng, depth: {rng.choice(PATTERNS): _wild(rng, depth)})},
+    **{"dependentRequired": lambda rng, depth: {rng.choice(TEXTS): rng.choices(TEXTS, k=2)}},
+    **{"format": _some(["date", "uuid", "password", "regex", "ipv4"]), "uniqueItems": _some([True, False])},
+    **{"unevaluatedProperties": _some([True, False]), "unevaluatedItems": _some([True, False])},
+    **{"x-note": _some(VALUES), "title": _some(TEXTS), "nullable": _some([True]), "default": _some(VALUES)},
+}

@@ -62,7 +62,6 @@ def test_a_prompt_says_where_the_output_begins(dialect: Dialect, prompt: str, st
     [
         (HERMES, "An answer about <think> and </think>."),
         (HERMES, '<tool_call>\n{"name": "now", "arguments": {"a": NaN}}\n</tool_call>  Sorry'),
-        (HERMES, '<tool_call>\n{"name": "now", "arguments": {"a": 1e999}}\n</tool_call>'),
         (HERMES, '<tool_call>{"name": "now", "arguments": "no"}</tool_call>'),
         (HERMES, '<tool_call>{"name": "now", "thought": "that would be lost"}</tool_call>'),
         (HERMES, '<tool_call>{"name": "now", "arguments": {"a": "\\ud800"}}</tool_call>'),

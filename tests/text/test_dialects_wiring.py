@@ -77,6 +77,15 @@ def test_arguments_that_are_no_object_stay_as_they_are(given: str) -> None:
     assert rendered("{{ m.tool_calls[0].function.arguments }}", CALL | {"arguments": given}) == given
 
 
+@pytest.mark.parametrize("given", [None, "{no", '{"city": "Par', "[1]", "7", [1], 7])
+@pytest.mark.parametrize(
+    "turn", ["{{ a | tojson }}", "{% for k, v in a | items %}{% endfor %}", "{{ a.items() }}{{ a + '' }}"]
+)
+def test_arguments_that_are_no_object_do_not_end_the_conversation(turn: str, given: Any) -> None:
+    turn = "{% set a = m.tool_calls[0].function.arguments %}" + turn
+    assert rendered(turn, CALL | {"arguments": given}) is not None
+
+
 def test_missing_arguments_are_an_empty_object() -> None:
     assert rendered("{{ m.tool_calls[0].function.arguments | tojson }}", CALL | {"arguments": ""}) == "{}"
 

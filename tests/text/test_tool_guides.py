@@ -27,7 +27,7 @@ from freedive.text.tools import Function
 
 
 def tool(name: str, strict: bool = False, **properties: Any) -> dict[str, Any]:
-    required = [key for key, schema in properties.items() if not schema.get("default")]
+    required = [key for key, schema in properties.items() if not (isinstance(schema, dict) and schema.get("default"))]
     parameters = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     return {"type": "function", "function": {"name": name, "strict": strict, "parameters": parameters}}
 
@@ -180,8 +180,16 @@ def test_a_text_that_a_model_writes_in_tags_is_not_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "schema", "words"),
     [
-        ("Qwen3", {"not": {"type": "string"}}, "not"),
-        ("Qwen3", {"type": "string", "format": "ipv7"}, "ipv7"),
+        ("Qwen3", {"not": {"minLength": 3}}, "not"),
+        ("Qwen3", None, "no schema"),
+        ("Qwen3", ["string"], "no schema"),
+        ("Qwen3", "string", "no schema"),
+        ("Qwen3-Coder", None, "no schema"),
+        ("Qwen3-Coder", ["string"], "no schema"),
+        ("Qwen3-Coder", "string", "no schema"),
+        ("Qwen3-Coder", False, "no value"),
+        ("Qwen3-Coder", {"enum": []}, "no value"),
+        ("Qwen3-Coder", {"not": {"type": "string"}}, "only a condition"),
         ("Qwen3-Coder", {"type": "string", "pattern": "a"}, "pattern"),
         ("Qwen3-Coder", {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 3}]}, "minimum"),
         ("Qwen3-Coder", {"enum": ["1", 2]}, "could be text or not"),
@@ -233,3 +241,77 @@ def test_every_token_keeps_its_place(qwen: Asked) -> None:
     bits = np.unpackbits(guide.allowed(), bitorder="little")
     texts = {qwen.tokenizer.token_text(token) for token in np.flatnonzero(bits)}
     assert texts == {"<", " ", "\n"}
+
+
+# --- schemas as people write them ---------------------------------------------------------------------------------
+
+
+def coder(tmp_path: Path, schema: Any, text: str, *, name: str = "Qwen3-Coder") -> bool:
+    """Whether a call with ``text`` for its one parameter may be written by a model that writes calls in tags."""
+    asked = Asked(name, tmp_path, special=False)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"v": schema}}}}]
+    tools[0]["function"]["parameters"]["required"] = ["v"]
+    make_guide = granted(Wish(tools=tools, choice="required"), asked.guides, asked.dialect, asked.state)[1]
+    assert make_guide
+    call = f"<tool_call>\n<function=f>\n<parameter=v>\n{text}\n</parameter>\n</function>\n</tool_call>"
+    return follow(make_guide(), asked.tokenizer, call)
+
+
+ANNOTATED = {"x-order": 1, "readOnly": True, "nullable": True, "$id": "a", "discriminator": {}, "examples": None}
+
+
+@pytest.mark.parametrize(
+    ("schema", "yes", "no"),
+    [
+        (True, "any\ntext", None),
+        ({"anyOf": [True, {"type": "null"}]}, "any text", None),
+        ({"anyOf": [False, {"enum": ["ab", "c"]}]}, "ab", "d"),
+        ({"type": "string", **ANNOTATED}, "any text", None),
+        ({"type": "integer", **ANNOTATED}, "12", "a"),
+        ({"type": "string", "format": "password"}, "x", None),
+        ({"type": "string", "minLength": 2, "maxLength": 3}, "ab", "a"),
+        ({"type": "string", "maxLength": 3}, "é\n日", "abcd"),
+        ({"enum": ["a\0b"]}, "a\0b", "ab"),
+        ({"type": "array", "items": {"enum": ["a\0b"]}}, r'["a\u0000b"]', '["ab"]'),
+        ({"type": "integer", "minimum": -(2**63)}, "-5", "x"),
+    ],
+)
+def test_tagged_calls_take_schemas_as_people_write_them(schema: Any, yes: str, no: str | None, tmp_path: Path) -> None:
+    assert coder(tmp_path, schema, yes)
+    assert no is None or not coder(tmp_path, schema, no)
+
+
+@pytest.mark.parametrize("parameters", [True, {"properties": None}, {"type": ["object", "null"]}, None, {}])
+@pytest.mark.parametrize("name", ["Qwen3", "Qwen3-Coder"])
+def test_parameters_that_ask_for_nothing_are_none(name: str, parameters: Any, tmp_path: Path) -> None:
+    asked = Asked(name, tmp_path, special=False)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    reads, make_guide = granted(Wish(tools=tools, choice="required"), asked.guides, asked.dialect, asked.state)
+    assert make_guide
+    output = write(make_guide(), asked.tokenizer, 1, longest=2000)
+    assert output is None or parse(reads, output, asked.state, tools).calls[0].name == "f"
+
+
+@pytest.mark.parametrize("parameters", [[], "x", 7, {"properties": True}, {"properties": []}, {"type": "string"}])
+@pytest.mark.parametrize("name", ["Qwen3", "Qwen3-Coder"])
+def test_parameters_that_are_no_schema_are_refused(name: str, parameters: Any, tmp_path: Path) -> None:
+    asked = Asked(name, tmp_path, special=False)
+    tools = [{"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}]
+    with pytest.raises(UserError) as caught:
+        granted(Wish(tools=tools, choice="required"), asked.guides, asked.dialect, asked.state)
+    assert caught.value.param == "tools"
+
+
+@pytest.mark.parametrize("number", ["1e+260625", "-1e999", "1" * 5000])
+@pytest.mark.parametrize("name", ["Qwen3", "Qwen3-Coder"])
+def test_numbers_that_python_cannot_read_are_passed_on_as_they_were_written(
+    name: str, number: str, tmp_path: Path
+) -> None:
+    asked = Asked(name, tmp_path, special=False)
+    output = {
+        "Qwen3": f'<tool_call>\n{{"name": "f", "arguments": {{"v": [{number}, "é"]}}}}\n</tool_call>',
+        "Qwen3-Coder": "<tool_call>\n<function=f>\n<parameter=v>\n"
+        + f'[{number}, "é"]\n</parameter>\n</function>\n</tool_call>',
+    }[name]
+    said = parse(asked.dialect, output, State(), [tool("f", v={"type": "array"})])
+    assert [call.arguments for call in said.calls] == [f'{{"v": [{number}, "é"]}}']

@@ -12,14 +12,14 @@ from freedive.text.dialects.dialect import Dialect, Mode
 from freedive.text.dialects.parser import heard
 from freedive.text.format import json_grammar
 from freedive.text.lark import Lark, any_of, quoted
+from freedive.text.schema.rewrite import rewritten
 from freedive.text.tools import checked_name
 
 _PLACE = re.compile(r"(\$[a-z]+|\n)")
 _KEY = re.compile(r'[^"<>\n]+')
-_DEFINITIONS = ("$defs", "definitions")
-_ROOT = frozenset({"type", "properties", "required", "additionalProperties", *_DEFINITIONS})
-_ANNOTATIONS = frozenset({"title", "description", "default", "examples", "deprecated", "$schema", "$comment"})
+_ROOT = frozenset({"type", "properties", "required", "additionalProperties", "$defs"})
 _ENUMERATED = frozenset({"type", "enum", "const"})
+_BOUNDED = frozenset({"type", "minLength", "maxLength"})
 
 
 class Calls:
@@ -68,46 +68,55 @@ class Calls:
         return self._lark.literal(piece)
 
     def _parameters(self, function: Mapping[str, Any]) -> Iterator[str]:
-        root = _object_schema(function)
-        properties, required = root.get("properties") or {}, root.get("required") or []
-        if unknown := (root.keys() - _ROOT - _ANNOTATIONS) | (set(required) - properties.keys()):
+        given = _object_schema(function)
+        root, _ = rewritten(given, "tools")
+        properties, required = root.get("properties", {}), root.get("required", [])
+        if unknown := (root.keys() - _ROOT) | (set(required) - properties.keys()):
             _refuse(function, "", min(unknown))
         for key, schema in properties.items():
             if not _KEY.fullmatch(key):
                 _refuse(function, key, "its name")
-            written = any_of([*self._ways(function, key, schema, root)])
-            yield written if key in required else f"{written}?"
+            plain = resolved({} if schema is True else schema, root)
+            if not self._apart and kinds(plain) != kinds(resolved(given["properties"][key], given)):
+                _refuse(function, key, "its type, which only a condition tells")
+            written = [*self._ways(function, key, plain, root)] if plain is not False else []
+            if key in required and not written:
+                _refuse(function, key, "it has no value")
+            if written:
+                yield any_of(written) if key in required else f"{any_of(written)}?"
 
     def _ways(self, function: Mapping[str, Any], key: str, schema: Any, root: Mapping[str, Any]) -> Iterator[str]:
         """How the parameter ``key`` may be written: as text, as JSON or both."""
-        plain = resolved(schema, root)
-        types = kinds(plain)
+        types = kinds(schema)
         texts: list[str] | None = []
-        if "string" in types or not types:
-            texts = self._texts(function, key, plain)
-            yield self._written(key, "true", None if texts is None else any_of([*map(quoted, texts)]))
+        if types == {"string"} and _BOUNDED.issuperset(schema) and len(schema) > 1:
+            length = f"{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}"
+            yield self._written(key, "true", None, like=f"/(?s:.{length})/")
+        elif "string" in types or not types or any(not kinds(choice) for choice in _choices(schema)):
+            texts = self._texts(function, key, schema)
+            if texts is None or texts:
+                yield self._written(key, "true", None if texts is None else any_of([*map(quoted, texts)]))
         if types - {"string"} and (self._apart or texts is not None):
-            definitions = {name: root[name] for name in _DEFINITIONS if name in root}
             only = {"type": sorted(types - {"string"})} if "string" in types else {}
-            part = self._lark.part(json_grammar({**schema, **definitions, **only}, param="tools"))
+            part = self._lark.part(json_grammar({**schema, "$defs": root.get("$defs", {}), **only}, param="tools"))
             yield self._written(key, "false", part)
 
-    def _written(self, key: str, is_string: str, value: str | None) -> str:
-        """A parameter with ``value``, or with any text if that is None."""
+    def _written(self, key: str, is_string: str, value: str | None, like: str = "ANY") -> str:
+        """A parameter with ``value``, or with any text ``like`` that regular expression if that is None."""
         parameter = self._writing.parameter
         head, tail = parameter.replace("$key", key).replace("$string", is_string).split("$value")
         end = tail.rstrip("\n")
         if value is None:
             taboo = [parameter.partition("$key")[0], *heard(self._dialect, Mode.CALL, begun=True)]
-            rest = self._lark.until([end], taboo)
+            rest = self._lark.until([end], taboo, like)
         else:
             rest = f"{value} {self._lark.literal(end)}"
         return f"({self._lark.literal(head)} {rest} SPACE?)"
 
     def _texts(self, function: Mapping[str, Any], key: str, schema: Any) -> list[str] | None:
         """The texts among the values of ``schema``, which ``key`` has; None if they are all."""
-        choices = schema.get("anyOf") or schema.get("oneOf")
-        if choices and (unknown := schema.keys() - _ANNOTATIONS - {"anyOf", "oneOf", "type"}):
+        choices = _choices(schema)
+        if choices and (unknown := schema.keys() - {"anyOf", "oneOf", "type"}):
             _refuse(function, key, min(unknown))
         texts: list[str] = []
         free = False
@@ -115,7 +124,7 @@ class Calls:
             types = kinds(choice)
             if self._apart and types and "string" not in types:
                 continue
-            if unknown := choice.keys() - _ENUMERATED - _ANNOTATIONS:
+            if unknown := choice.keys() - _ENUMERATED:
                 _refuse(function, key, min(unknown))
             values = [choice["const"]] if "const" in choice else choice.get("enum")
             if values is None and (not types or "string" in types):
@@ -129,13 +138,24 @@ class Calls:
         return texts
 
 
+def _choices(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The choices of ``schema`` that can be taken, if it has any."""
+    choices = schema.get("anyOf") or schema.get("oneOf") or []
+    return [{} if choice is True else choice for choice in choices if choice is not False]
+
+
 def _object_schema(function: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of the arguments of ``function``, which are an object."""
     schema = function.get("parameters")
-    if not schema:
+    if schema in (None, {}):
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    if schema.get("type", "object") != "object":
-        _refuse(function, "", f"type {schema['type']!r}")
+    if schema is True:
+        return {"type": "object"}
+    if not isinstance(schema, Mapping):
+        _refuse(function, "", "they are no schema of an object")
+    named = schema.get("type", "object")
+    if "object" not in (named if isinstance(named, list) else [named]):
+        _refuse(function, "", f"type {named!r}")
     return {**schema, "type": "object"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +13,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from freedive.text.dialects.dialect import Call, Codec, Schemas
+from freedive.text.schema.references import References
 
 MAX_PYTHONIC = 1 << 16
 """Characters of a call in Python's syntax: the time and memory of its parser grow much faster than with JSON."""
+
+MAX_DIGITS = 1000
+"""Of a whole number that is read: Python takes time that grows with their square."""
 
 _UNREADABLE = (ValueError, TypeError, LookupError, SyntaxError, RecursionError, MemoryError)
 """What a model can make json and ast raise."""
@@ -34,7 +39,7 @@ def read_calls(codecs: Iterable[Codec], body: str, schemas: Schemas) -> list[Cal
 
 def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> Schemas:
     """The parameters' schemas of ``tools`` as OpenAI has them: {"type": "function", "function": {...}}."""
-    roots = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+    roots = {tool["function"]["name"]: _mapping(tool["function"].get("parameters")) for tool in tools}
     return {
         name: {key: resolved(schema, root) for key, schema in _mapping(root.get("properties")).items()}
         for name, root in roots.items()
@@ -43,18 +48,12 @@ def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> Schemas:
 
 def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
     """``schema`` with what stands in ``root`` for its own $ref and those of its choices."""
-    schema = _target(schema, root)
     if not isinstance(schema, Mapping):
         return schema
+    references = References(root)
+    schema = references.merged(schema)
     choices = {name: _listed(schema[name]) for name in ("anyOf", "oneOf") if name in schema}
-    return {**schema, **{name: [_target(choice, root) for choice in each] for name, each in choices.items()}}
-
-
-def _target(schema: Any, root: Mapping[str, Any]) -> Any:
-    """``schema``, or what it refers to in ``root`` under its own annotations."""
-    found = _REF.fullmatch(str(_mapping(schema).get("$ref")))
-    target = _mapping(_mapping(root.get(found[1])).get(found[2])) if found else {}
-    return {**target, **{key: value for key, value in schema.items() if key != "$ref"}} if target else schema
+    return {**schema, **{name: [references.merged(choice) for choice in each] for name, each in choices.items()}}
 
 
 def json_calls(body: str, schemas: Schemas) -> list[Call]:
@@ -197,17 +196,43 @@ def _dumped(arguments: Any) -> str:
     """The JSON text of ``arguments``. ValueError if they are no object, or what JSON and UTF-8 cannot hold."""
     if not isinstance(arguments, dict):
         raise ValueError("the arguments are no object")
-    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    text = _json(arguments)
     text.encode()
     return text
+
+
+def _json(value: Any) -> str:
+    match value:
+        case Numeral():
+            return value.text
+        case dict():
+            return f"{{{', '.join(f'{_json(str(key))}: {_json(item)}' for key, item in value.items())}}}"
+        case list():
+            return f"[{', '.join(map(_json, value))}]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Numeral:
+    """A number that Python cannot read, as the model wrote it."""
+
+    text: str
+
+
+def _float(text: str) -> float | Numeral:
+    value = float(text)
+    return value if math.isfinite(value) else Numeral(text)
+
+
+def _int(text: str) -> int | Numeral:
+    return int(text) if len(text) <= MAX_DIGITS else Numeral(text)
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse, strict=False)
-_REF = re.compile(r"#/(\$defs|definitions)/([^/]+)")
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int, strict=False)
 _NEXT_VALUE = re.compile(r"[^\s;,]")
 _KIND_OF = {
     dict: {"object"},
@@ -215,6 +240,7 @@ _KIND_OF = {
     str: {"string"},
     int: {"integer", "number"},
     float: {"number"},
+    Numeral: {"integer", "number"},
     bool: {"boolean"},
     type(None): {"null"},
 }

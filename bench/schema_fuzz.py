@@ -1,0 +1,89 @@
+"""Asks the real engine for answers under generated schemas, good ones and nonsense, and checks what comes.
+
+    python bench/schema_fuzz.py --schemas 10000
+
+Nothing may crash, what finishes must be valid under the package jsonschema, and in the end no request is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "text"))
+from schemas import generated, wild
+
+import freedive
+from freedive.engine.engine import EngineError
+from freedive.engine.request import Generation
+from freedive.errors import UserError
+from freedive.text.format import Format
+
+PROMPT = [{"role": "user", "content": "Write JSON."}]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--schemas", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--tokens", type=int, default=60, help="of an answer at most")
+    parser.add_argument("--batch", type=int, default=32)
+    options = parser.parse_args()
+    counts: Counter[str] = Counter()
+    with freedive.load(options.model) as model:
+        for first in range(options.first, options.first + options.schemas, options.batch):
+            asked = [(seed, schema, ask(model, schema, seed, options.tokens)) for seed, schema in some(first, options)]
+            for seed, schema, generation in asked:
+                what = generation if isinstance(generation, str) else outcome(generation, schema)
+                counts[what.partition(":")[0]] += 1
+                if what.startswith("INVALID"):
+                    print(seed, what, json.dumps(schema)[:300], flush=True)
+        print(dict(counts), model.engine.stats())
+    sys.exit(counts["INVALID"] > 0)
+
+
+def some(first: int, options: argparse.Namespace) -> Sequence[tuple[int, Any]]:
+    last = min(first + options.batch, options.first + options.schemas)
+    return [(seed, wild(seed) if seed % 4 else generated(seed)) for seed in range(first, last)]
+
+
+def ask(model: freedive.LanguageModel, schema: Any, seed: int, num_tokens: int) -> Generation | str:
+    """The answer under ``schema``, or why there is none."""
+    try:
+        question = model.question(PROMPT, format=Format("json_schema", schema))
+    except UserError:
+        return "refused"
+    sampling = model.sampling(temperature=1.5, seed=seed, max_tokens=num_tokens)
+    return model.engine.submit(question.tokens, sampling, keep=question.keeps, guide=question.guide())
+
+
+def outcome(generation: Generation, schema: Any) -> str:
+    """How an answer ended, and whether it is what its schema allows."""
+    try:
+        pieces = list(generation)
+    except EngineError as error:
+        return "given up" if "form cannot be kept to" in str(error) else f"INVALID: {error}"
+    if pieces[-1].finish_reason != "stop":
+        return "cut"
+    text = "".join(piece.text for piece in pieces)
+    text = text.rpartition("</think>")[2]
+    checker = jsonschema.Draft202012Validator
+    if not checker(checker.META_SCHEMA).is_valid(schema):
+        return "finished, of nonsense"
+    try:
+        checker(schema).validate(json.loads(text))
+    except (ValueError, jsonschema.ValidationError) as error:
+        return f"INVALID: {text[:200]!r}: {str(error)[:100]}"
+    return "valid"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Conditions of JSON schemas in the words of anyOf, allOf, const, type, pattern and required.
+
+What is written is true of no more values than the condition, and of the same ones wherever that can be said.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+Schema = dict[str, Any]
+Target = Callable[[Any], Any]
+"""Gives a schema, or what it refers to."""
+
+TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+MAX_LEVELS = 8
+MAX_PAIRS = 2000
+MAX_DISTINCT = 8
+_NOT_CONDITIONS = frozenset({"title", "description", "default", "examples", "deprecated", "$comment", "$schema"})
+
+
+class NotExpressible(Exception):
+    """A condition, by the name of its keyword, that cannot be written."""
+
+
+def conditions(schema: Schema, target: Target) -> Iterator[Any]:
+    """What the conditional keywords of ``schema`` mean."""
+    if "not" in schema:
+        yield negated(schema["not"], target)
+    if "if" in schema and (schema.keys() & {"then", "else"}):
+        condition, then, other = schema["if"], schema.get("then", True), schema.get("else", True)
+        try:
+            yield {"anyOf": [{"allOf": [condition, then]}, {"allOf": [negated(condition, target), other]}]}
+        except NotExpressible as error:
+            raise NotExpressible(f"{error} under 'if'") from None
+    for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
+        for name, needed in _mapping(schema, keyword).items():
+            wanted = {"required": needed} if isinstance(needed, list) else needed
+            yield {"anyOf": [{"allOf": [{"required": [name]}, wanted]}, {"properties": {name: False}}]}
+    if "contains" in schema:
+        yield {"prefixItems": [schema["contains"]], "minItems": 1}
+
+
+def negated(schema: Any, target: Target, levels: int = MAX_LEVELS) -> Any:
+    """A schema of values that ``schema`` does not allow. NotExpressible if there is none that says so."""
+    schema = target(schema)
+    if isinstance(schema, bool):
+        return not schema
+    if not isinstance(schema, Mapping) or not levels:
+        raise NotExpressible("'not'")
+    ways = []
+    for keyword, value in schema.items():
+        if keyword not in _NOT_CONDITIONS:
+            ways += _negated_keyword(keyword, value, lambda part: negated(part, target, levels - 1))
+    return {"anyOf": ways} if ways else False
+
+
+def _negated_keyword(keyword: str, value: Any, negated: Callable[[Any], Any]) -> list[Any]:
+    """Schemas of which one holds where ``keyword`` with ``value`` does not."""
+    match keyword, value:
+        case "type", str() | list():
+            named = {value} if isinstance(value, str) else {*value}
+            excluded = named | ({"integer"} if "number" in named else {"number"} if "integer" in named else set())
+            return [{"type": [name for name in TYPES if name not in excluded]}] if len(excluded) < len(TYPES) else []
+        case "const", _:
+            return [_other_than(value)]
+        case "enum", list():
+            return [{"allOf": [_other_than(item) for item in value]}]
+        case "required", list():
+            return [{"type": "object", "properties": {name: False}} for name in value]
+        case "properties", Mapping():
+            return [
+                {"type": "object", "required": [name], "properties": {name: negated(part)}}
+                for name, part in value.items()
+            ]
+        case "anyOf", list():
+            return [{"allOf": [negated(part) for part in value]}]
+        case "allOf", list():
+            return [negated(part) for part in value]
+        case "not", _:
+            return [value]
+    raise NotExpressible(f"{keyword!r} under 'not'")
+
+
+def _other_than(value: Any) -> Schema:
+    """Anything but ``value``."""
+    match value:
+        case bool():
+            return _or_other("boolean", {"const": not value})
+        case None:
+            return _or_other("null")
+        case int() | float():
+            return _or_other("number", {"type": "number", "exclusiveMaximum": value}, {"exclusiveMinimum": value})
+        case str():
+            return _or_other("string", {"type": "string", "pattern": _other_text(value)})
+        case list():
+            return _or_other("array")
+    return _or_other("object")
+
+
+def _or_other(name: str, *ways: Schema) -> Schema:
+    """Values that are of another type than ``name``, or match one of ``ways``."""
+    others = [other for other in TYPES if other != name and (other, name) != ("integer", "number")]
+    return {"anyOf": [{"type": others}, *({"type": name, **way} for way in ways)]}
+
+
+def _other_text(text: str) -> str:
+    """A regular expression of all texts but ``text``."""
+    ways = [rf"{re.escape(text)}[\s\S]+"]
+    for place, letter in enumerate(text):
+        same = re.escape(text[:place])
+        ways += [same, rf"{same}[^{re.escape(letter)}][\s\S]*"]
+    return f"^({'|'.join(ways)})$"
+
+
+def disjoint(schemas: Any, target: Target) -> bool:
+    """Whether no value can match two of ``schemas``, as far as types, values and required properties tell."""
+    if not isinstance(schemas, list) or len(schemas) ** 2 > MAX_PAIRS:
+        return False
+    pairs = ((one, other) for place, one in enumerate(schemas) for other in schemas[:place])
+    return all(_disjoint(one, other, target, MAX_LEVELS) for one, other in pairs)
+
+
+def _disjoint(one: Any, other: Any, target: Target, levels: int) -> bool:
+    one, other = target(one), target(other)
+    if one is False or other is False:
+        return True
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping) or not levels:
+        return False
+    if not _types(one) & _types(other):
+        return True
+    values, others = _values(one), _values(other)
+    if values is not None and others is not None:
+        return not values & others
+    if _types(one) & _types(other) != {"object"}:
+        return False
+    names = {*_listed(one, "required"), *_listed(other, "required")}
+    mine, theirs = _mapping(one, "properties"), _mapping(other, "properties")
+    required = {*_listed(one, "required")} & {*_listed(other, "required")} & names
+    return any(_disjoint(mine.get(name), theirs.get(name), target, levels - 1) for name in required)
+
+
+def _types(schema: Mapping[str, Any]) -> set[str]:
+    """The types of values that ``schema`` may allow; integers are numbers."""
+    named = schema.get("type")
+    found = {named} if isinstance(named, str) else {name for name in _listed(schema, "type") if isinstance(name, str)}
+    if not found:
+        values = [schema["const"]] if "const" in schema else schema.get("enum")
+        found = {_type_of(value) for value in values} if isinstance(values, list) else {*TYPES}
+    return {"number" if name == "integer" else name for name in found}
+
+
+def _type_of(value: Any) -> str:
+    kinds = {bool: "boolean", str: "string", int: "number", float: "number", list: "array", dict: "object"}
+    return kinds.get(type(value), "null")
+
+
+def _values(schema: Mapping[str, Any]) -> set[str] | None:
+    """The values of an enum or a const as texts; None if there is neither. 1.0 and 1 are the same."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if not isinstance(values, list):
+        return None
+    return {json.dumps(value if not isinstance(value, float) or value % 1 else int(value)) for value in values}
+
+
+def with_names(schema: Schema, target: Target) -> Schema:
+    """``schema`` with the propertyNames among its properties, where it lists values or is a pattern."""
+    names = target(schema.get("propertyNames"))
+    if not isinstance(names, Mapping) or "patternProperties" in schema:
+        return schema
+    others = schema.get("additionalProperties", True)
+    rest = {key: value for key, value in schema.items() if key != "propertyNames"}
+    own = _mapping(schema, "properties")
+    texts = [names["const"]] if "const" in names else names.get("enum")
+    if isinstance(texts, list) and names.keys() <= {"const", "enum", "type"} | _NOT_CONDITIONS:
+        properties = {text: own.get(text, others) for text in texts if isinstance(text, str)}
+        return rest | {"properties": properties, "additionalProperties": False}
+    if not own and isinstance(names.get("pattern"), str) and names.keys() <= {"pattern", "type"} | _NOT_CONDITIONS:
+        return rest | {"patternProperties": {names["pattern"]: others}, "additionalProperties": False}
+    return schema
+
+
+def with_distinct_items(schema: Schema, target: Target) -> Schema:
+    """``schema`` without uniqueItems, if its items are a few texts: they come in the order of its enum."""
+    items = target(schema.get("items"))
+    texts = [*dict.fromkeys(text for text in _listed(items, "enum") if isinstance(text, str))] if items else []
+    if schema.get("type") != "array" or "prefixItems" in schema or len(texts) > MAX_DISTINCT or not texts:
+        return schema
+    rest = {key: value for key, value in schema.items() if key != "uniqueItems"}
+    subsets = [[text for place, text in enumerate(texts) if chosen >> place & 1] for chosen in range(1 << len(texts))]
+    return rest | {"allOf": [*_listed(schema, "allOf"), {"enum": subsets}]}
+
+
+def without_others(value: Any, parts: list[Mapping[str, Any]]) -> Schema:
+    """What unevaluatedProperties with ``value`` means where all ``parts`` of a schema must be kept to."""
+    properties: dict[str, Any] = {}
+    patterns: dict[str, Any] = {}
+    for part in parts:
+        if "additionalProperties" in part:
+            return {}
+        properties |= dict.fromkeys(_mapping(part, "properties"), True)
+        patterns |= dict.fromkeys(_mapping(part, "patternProperties"), True)
+    named = {"properties": properties, **({"patternProperties": patterns} if patterns else {})}
+    return {**named, "additionalProperties": value}
+
+
+def _mapping(schema: Any, key: str) -> Mapping[str, Any]:
+    value = schema.get(key) if isinstance(schema, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def _listed(schema: Any, key: str) -> list[Any]:
+    value = schema.get(key) if isinstance(schema, Mapping) else None
+    return value if isinstance(value, list) else []

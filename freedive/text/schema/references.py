@@ -1,0 +1,118 @@
+"""What the references of a JSON schema refer to, inside the same document."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote, urldefrag, urljoin
+
+_NOT_SCHEMAS = frozenset({"enum", "const", "default", "example", "examples"})
+
+
+MAX_LEVELS = 8
+"""References that are followed one after the other to find out what a schema says."""
+
+
+class UnknownReference(Exception):
+    """A reference to what is not in the document."""
+
+
+class References:
+    """Finds the targets of references from ``root``, and names them d0, d1 ..."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+        self._resources: dict[str, Any] = {"": root}
+        self._bases: dict[int, str] = {}
+        self._names: dict[int, str] = {}
+        self._pending: dict[str, Any] = {}
+        self._find_resources(root)
+
+    def name(self, schema: Mapping[str, Any]) -> str:
+        """The name of what ``schema`` refers to. UnknownReference if it is not there."""
+        target = self._find(schema)
+        if id(target) not in self._names:
+            self._names[id(target)] = name = f"d{len(self._names)}"
+            self._pending[name] = target
+        return self._names[id(target)]
+
+    def pending(self) -> dict[str, Any]:
+        """The targets by their names that were named since the last call."""
+        pending, self._pending = self._pending, {}
+        return pending
+
+    def target(self, schema: Any) -> Any:
+        """``schema``, or what it refers to if it has nothing but a reference."""
+        for _ in range(MAX_LEVELS):
+            if not isinstance(schema, Mapping) or schema.keys() != {"$ref"}:
+                return schema
+            try:
+                schema = self._find(schema)
+            except UnknownReference:
+                return schema
+        return schema
+
+    def parts(self, schema: Any, levels: int = MAX_LEVELS) -> list[Mapping[str, Any]]:
+        """``schema``, what it refers to, and the schemas of its allOf, of which each must be kept to."""
+        if not isinstance(schema, Mapping) or not levels:
+            return []
+        more = schema["allOf"] if isinstance(schema.get("allOf"), list) else []
+        with contextlib.suppress(UnknownReference):
+            more = [*more, *([self._find(schema)] if "$ref" in schema else [])]
+        return [schema, *(part for item in more for part in self.parts(item, levels - 1))]
+
+    def merged(self, schema: Any) -> Any:
+        """``schema``, or what it refers to under its own other keywords."""
+        if not isinstance(schema, Mapping) or "$ref" not in schema:
+            return schema
+        try:
+            target = self._find(schema)
+        except UnknownReference:
+            return schema
+        own = {key: value for key, value in schema.items() if key != "$ref"}
+        return {**target, **own} if isinstance(target, Mapping) else target
+
+    def _find(self, schema: Mapping[str, Any]) -> Any:
+        reference = schema["$ref"]
+        if not isinstance(reference, str):
+            raise UnknownReference("has a $ref that is no text")
+        if "$id" in schema and schema is not self._root:
+            raise UnknownReference("has a $ref beside an $id, which each draft reads differently")
+        uri, fragment = urldefrag(urljoin(self._bases.get(id(schema), ""), reference))
+        fragment = unquote(fragment)
+        found = self._resources.get(uri)
+        if found is not None and fragment.startswith("/"):
+            for part in fragment[1:].split("/"):
+                part = part.replace("~1", "/").replace("~0", "~")
+                if isinstance(found, list) and re.fullmatch("0|[1-9][0-9]{0,5}", part) and int(part) < len(found):
+                    found = found[int(part)]
+                elif isinstance(found, Mapping):
+                    found = found.get(part)
+                else:
+                    found = None
+        elif fragment:
+            found = self._resources.get(f"{uri}#{fragment}")
+        if not isinstance(found, bool | Mapping):
+            raise UnknownReference(f"refers to {reference[:200]!r}, which is not a schema in it")
+        return found
+
+    def _find_resources(self, root: Mapping[str, Any]) -> None:
+        """Find what has a URI or an anchor of its own, and the base URI of every schema."""
+        waiting: list[tuple[Any, str]] = [(root, "")]
+        while waiting:
+            value, base = waiting.pop()
+            if isinstance(value, list):
+                waiting += [(item, base) for item in value]
+            elif isinstance(value, Mapping) and id(value) not in self._bases:
+                named = value.get("$id", value.get("id"))
+                if isinstance(named, str) and (value is root or not named.startswith("#")):
+                    base = urldefrag(urljoin(base, named)).url
+                    self._resources.setdefault(base, value)
+                elif isinstance(named, str):  # before draft 2019-09
+                    self._resources[f"{base}{named}"] = value
+                if isinstance(anchor := value.get("$anchor"), str):
+                    self._resources[f"{base}#{anchor}"] = value
+                self._bases[id(value)] = base
+                waiting += [(item, base) for key, item in value.items() if key not in _NOT_SCHEMAS]
