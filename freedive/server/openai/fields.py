@@ -40,7 +40,10 @@ class StreamOptions(Wire):
 
 
 class GenerationRequest(Wire):
-    """What chat and plain completions share. top_k, min_p, repetition_penalty, ignore_eos and timings are ours."""
+    """What chat and plain completions share.
+
+    top_k, min_p, repetition_penalty, repetition_detection, ignore_eos and timings are ours.
+    """
 
     ignored = IGNORED
 
@@ -57,6 +60,7 @@ class GenerationRequest(Wire):
     seed: int | None = None
     stop: Annotated[list[str], BeforeValidator(listed, json_schema_input_type=str | list[str])] = []
     ignore_eos: bool = False
+    repetition_detection: bool = False
     n: int = Field(1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -72,9 +76,10 @@ class GenerationRequest(Wire):
 
 
 class Thinking(Wire):
-    """DeepSeek's switch."""
+    """DeepSeek's switch, with Anthropic's budget."""
 
     type: Literal["enabled", "disabled", "auto"]
+    budget_tokens: int | None = Field(None, ge=0)
 
 
 class ChatRequest(GenerationRequest):
@@ -96,6 +101,8 @@ class ChatRequest(GenerationRequest):
     response_format: ResponseFormat | None = None
     thinking: Thinking | None = None
     reasoning_effort: str | None = None
+    thinking_budget: int | None = Field(None, ge=0)
+    thinking_token_budget: int | None = Field(None, ge=-1)
     chat_template_kwargs: dict[str, Any] = {}
     continue_final_message: bool = False
     add_generation_prompt: bool = True
@@ -148,9 +155,16 @@ class ChatRequest(GenerationRequest):
             "format": self.response_format and self.response_format.format(),
             "thinking": None if switch == "auto" else switch == "enabled",
             "effort": self.reasoning_effort if switch != "disabled" else "none",
+            "thinking_budget": self._thinking_budget(),
             "continues": self.continues,
             **self.chat_template_kwargs,
         }
+
+    def _thinking_budget(self) -> int | None:
+        """The smallest of Qwen's, vLLM's and Anthropic's, where several are given; -1 is vLLM's for none."""
+        switch = self.thinking.budget_tokens if self.thinking else None
+        given = (self.thinking_budget, self.thinking_token_budget, switch)
+        return min((budget for budget in given if budget is not None and budget >= 0), default=None)
 
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -183,8 +197,6 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise UserError("'echo' together with 'logprobs' is not supported", "Leave one out", param="echo")
         if self.suffix and not all(isinstance(prompt, str) for prompt in self.prompt):
             raise UserError("'suffix' needs a prompt of text", "Send text", param="suffix")
         return self
@@ -192,7 +204,8 @@ class CompletionRequest(GenerationRequest):
     def ask(self) -> Ask:
         """In our terms."""
         limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        sampling = self.given(max_tokens=limit, logprobs=self.logprobs, stop=tuple(self.stop))
+        scores = {"prompt_logprobs": self.logprobs} if self.echo else {}
+        sampling = self.given(max_tokens=limit, logprobs=self.logprobs, stop=tuple(self.stop), **scores)
         return Ask(self.model, self.questions, sampling, self.n, self.user_id or self.user, self.user_id)
 
     def questions(self, model: Model) -> Sequence[Question]:
