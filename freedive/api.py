@@ -245,6 +245,7 @@ class LanguageModel:
         tools = () if tool_choice == "none" else tools
         if thinking_budget == 0:
             thinking, effort = False, None
+        wanted = is_wanted(thinking, effort)
         self.template.check(tools)
         switches = thinking_variables(thinking, effort, self.template.source, self.dialect)
         variables = {**switches, **variables}
@@ -253,11 +254,10 @@ class LanguageModel:
         if switches and not any(switches.values()):
             prompt = without_thoughts(prompt, initial_state(dialect, prompt), dialect)
         tokens, state = self.tokenizer.encode(prompt), initial_state(dialect, prompt)
-        wanted = is_wanted(thinking, effort)
         thoughts = self._thinks_unasked if wanted is None else wanted
         wish = Wish(format, tools, tool_choice, parallel_tool_calls, thoughts)
         dialect, make_guide = granted(wish, self.guides, dialect, state)
-        limit = thinking_budget or effort_budget(effort, self.template.source)
+        limit = 0 if wanted is False else thinking_budget or effort_budget(effort, self.template.source)
         budget = budget_for(self.tokenizer, dialect, state, self.max_context - len(tokens), limit)
         return Question(tokens, dialect, state, tools, self.dialect.keeps, continues, make_guide, budget)
 
