@@ -159,11 +159,32 @@ class LanguageModel:
         ``tools`` are as OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ...}}. See
         :meth:`question` for the other parameters.
         """
+        generation = self.begin_answer(
+            messages,
+            tools,
+            format=format,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            **sampling,
+        )
+        return (event for piece in generation for event in piece.events)
+
+    def begin_answer(
+        self,
+        messages: Messages,
+        tools: Tools = (),
+        *,
+        format: Format | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        **sampling: Any,
+    ) -> Generation:
+        """What :meth:`answer` reads from: also tells tokens, times and what ended the answer."""
         question = self.question(
             messages, tools, format=format, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls
         )
         chosen = self.sampling(**sampling)
-        generation = self.engine.submit(
+        return self.engine.submit(
             question.tokens,
             chosen,
             continues=question.continues,
@@ -171,13 +192,16 @@ class LanguageModel:
             reader=question.reader(),
             guide=question.guide(chosen.max_tokens),
         )
-        return (event for piece in generation for event in piece.events)
 
     def complete(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Iterator[str]:
         """What follows ``prompt``, in the ``format``, if there is one, without a chat template, piece by piece."""
+        return (piece.text for piece in self.begin_completion(prompt, format=format, **sampling) if piece.text)
+
+    def begin_completion(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Generation:
+        """What :meth:`complete` reads from: also tells tokens, times and what ended the answer."""
         tokens = self.tokenizer.encode(prompt, add_special=True)
         guide = self.make_guide(format)() if format else None
-        return _pieces(self.engine.submit(tokens, self.sampling(**sampling), continues=True, guide=guide))
+        return self.engine.submit(tokens, self.sampling(**sampling), continues=True, guide=guide)
 
     def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> npt.NDArray[np.float32]:
         """What the model makes of each text, [len(texts), hidden]: the mean over its tokens, or the last one's state.
@@ -222,6 +246,7 @@ class LanguageModel:
         tools = () if tool_choice == "none" else tools
         if thinking_budget == 0:
             thinking, effort = False, None
+        wanted = is_wanted(thinking, effort)
         self.template.check(tools)
         switches = thinking_variables(thinking, effort, self.template.source, self.dialect)
         variables = {**switches, **variables}
@@ -230,11 +255,10 @@ class LanguageModel:
         if switches and not any(switches.values()):
             prompt = without_thoughts(prompt, initial_state(dialect, prompt), dialect)
         tokens, state = self.tokenizer.encode(prompt), initial_state(dialect, prompt)
-        wanted = is_wanted(thinking, effort)
         thoughts = self._thinks_unasked if wanted is None else wanted
         wish = Wish(format, tools, tool_choice, parallel_tool_calls, thoughts)
         dialect, make_guide = granted(wish, self.guides, dialect, state)
-        limit = thinking_budget or effort_budget(effort, self.template.source)
+        limit = 0 if wanted is False else thinking_budget or effort_budget(effort, self.template.source)
         budget = budget_for(self.tokenizer, dialect, state, self.max_context - len(tokens), limit)
         return Question(tokens, dialect, state, tools, self.dialect.keeps, continues, make_guide, budget)
 
@@ -274,10 +298,6 @@ class LanguageModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _pieces(generation: Generation) -> Iterator[str]:
-    return (piece.text for piece in generation if piece.text)
 
 
 def _packed(path: Path, threads: int) -> Described:

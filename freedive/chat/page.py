@@ -86,7 +86,7 @@ async def _updates(answers: Answers) -> AsyncGenerator[bytes, None]:
                     "text": answer.content,
                     "settled": settled,
                     "tail": tail,
-                    "finished": said.finish,
+                    "finished": "repetition" if said.stop_reason == "repetition" else said.finish,
                     "meter": _meter(answers),
                 }
             )

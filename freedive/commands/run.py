@@ -16,10 +16,9 @@ from freedive.commands.flags import Reference, Values, settings
 from freedive.config import EngineConfig, load
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
-from freedive.text.dialects.dialect import Text
 from freedive.text.format import Format
 
-UNPRINTED = frozenset({"logprobs"})
+UNPRINTED = frozenset({"logprobs", "prompt_logprobs"})
 """Sampling fields that change what is reported, not the text."""
 
 
@@ -51,12 +50,15 @@ def run(
     loaded = freedive.load(model, **asdict(config))
     try:
         if raw:
-            print_answer(map(Text, loaded.complete(text, **sampling)))
+            generation = loaded.begin_completion(text, **sampling)
         else:
             instructions = [{"role": "system", "content": system}] if system else []
             messages = [*instructions, {"role": "user", "content": text}]
-            print_answer(loaded.answer(messages, **sampling))
+            generation = loaded.begin_answer(messages, **sampling)
+        print_answer(event for piece in generation for event in piece.events)
         print()
+        if json_schema and generation.finish_reason != "stop":
+            raise UserError("The answer ends before it matches the schema", "Raise --max-tokens or --max-context")
     finally:
         loaded.close()
 

@@ -118,10 +118,13 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural logarithms of probabilities: of the token chosen, and of the likeliest (id, logprob), best first."""
+    """Natural logarithms of probabilities: of the token chosen, and of the likeliest (id, logprob), best first.
+
+    The first token of a prompt, which follows nothing, has None and no others.
+    """
 
     token_id: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...]
 
 
@@ -169,12 +172,13 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token adds to an answer. There are no ``events`` while a character, a marker or a stop string may still
+    """What one token adds to an answer.
 
-    be completed. ``token_ids`` includes an end token. Only the last piece has ``finish_reason``, ``timings`` and, where
-    that is what ended the answer, ``stop_string``. ``is_thinking`` tells that the token is part of a thought. Only the
-    first piece has ``prompt_logprobs``, one for each token of the prompt, None for the first. ``embedding`` float32
-    [hidden] is there where that was asked for, instead of tokens.
+    There are no ``events`` while a character, a marker or a stop string may still be completed. ``token_ids`` includes
+    an end token. Only the last piece has ``finish_reason``, ``timings`` and, where that is what ended the answer,
+    ``stop_string``. ``is_thinking`` tells that the token is part of a thought. Only the first piece has
+    ``prompt_logprobs``, one for each token of the prompt. ``embedding`` float32 [hidden] is there where that was asked
+    for, instead of tokens.
     """
 
     events: Sequence[Event]
@@ -185,7 +189,7 @@ class Piece:
     stop_string: str | None = None
     embedding: npt.NDArray[np.float32] | None = None
     is_thinking: bool = False
-    prompt_logprobs: Sequence[TokenLogprobs | None] = ()
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
 
     @property
     def text(self) -> str:
@@ -197,7 +201,7 @@ class Generation:
     """A request under way. Iterate over its pieces, with ``for`` or ``async for``, from one reader.
 
     ``num_cached_tokens`` of the prompt need not be computed, since they were found in the prefix cache; it is final by
-    the first piece.
+    the first piece. ``finish_reason`` is that of the last piece, once it has been read.
 
     The iteration ends after the piece with a ``finish_reason`` and raises :class:`EngineError` when the engine fails.
     Leaving it early cancels the request.
@@ -209,6 +213,7 @@ class Generation:
         self.num_cached_tokens = 0
         self.seed = seed
         self.timings = Timings(time.perf_counter())
+        self.finish_reason: FinishReason | None = None
         self._cancel = cancel
         self._arrived: SimpleQueue[Piece | EngineError] = SimpleQueue()
         self._notify: Callable[[], None] | None = None
@@ -256,5 +261,6 @@ class Generation:
         if isinstance(item, EngineError):
             self._ended = True
             raise item
+        self.finish_reason = item.finish_reason
         self._ended = item.finish_reason is not None
         return item

@@ -14,13 +14,13 @@ MAX_SCORED_ROWS = 128
 class PromptScores:
     """Log-probabilities of the tokens of ``prompt``, and of the ``num_top`` likeliest in the place of each.
 
-    The first token, which follows nothing, has none. Only numbers are kept, not logits.
+    Only numbers are kept, not logits.
     """
 
     def __init__(self, prompt: Sequence[int], num_top: int) -> None:
         self._prompt = prompt
         self._num_top = num_top
-        self._entries: list[TokenLogprobs | None] = [None]
+        self._entries = [TokenLogprobs(prompt[0], None, ())]
         self._is_taken = False
 
     @property
@@ -34,7 +34,7 @@ class PromptScores:
             if place == len(self._entries) < len(self._prompt):
                 self._entries.append(logprobs(row, self._prompt[place], self._num_top))
 
-    def taken(self) -> Sequence[TokenLogprobs | None]:
+    def taken(self) -> Sequence[TokenLogprobs]:
         """All entries, the first time that this is asked."""
         entries, self._is_taken = () if self._is_taken else self._entries, True
         return entries

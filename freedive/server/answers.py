@@ -30,7 +30,7 @@ class Said:
     stop_string: str | None = None
     stop_reason: str | None = None
     embedding: list[float] | None = None
-    prompt_logprobs: Sequence[TokenLogprobs | None] = ()
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ class Model(Protocol):
         parallel_tool_calls: bool = True,
         thinking: bool | None = None,
         effort: str | None = None,
+        thinking_budget: int | None = None,
         continues: bool = False,
         **variables: Any,
     ) -> Question: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,6 +41,7 @@ class ThinkingBudget:
     closing: Sequence[int]
     num_inside: int
     vocab_size: int
+    token_bytes: Callable[[int], bytes]
     make_decoder: Callable[[], StreamDecoder]
     make_parser: Callable[[], Parser]
     room: int
@@ -64,8 +66,9 @@ class ThoughtConstraint:
         self._inner = inner
         self._left = num_tokens - budget.num_inside
         self._decoder, self._parser = budget.make_decoder(), budget.make_parser()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._due: list[int] = []  # tokens that close the thought, the next one last
-        self._close_if_spent(between_chars=True)
+        self._close_if_spent()
 
     @property
     def complete(self) -> bool:
@@ -89,16 +92,17 @@ class ThoughtConstraint:
         """Take note that ``token`` has come."""
         if self._inner:
             self._inner.take(token)
-        text = self._decoder.push(token)
-        self._parser.read(text, ends=False)
+        self._parser.read(self._decoder.push(token), ends=False)
+        self._utf8.decode(self._budget.token_bytes(token))
         if self._due:
             self._due.pop()
             return
         self._left -= self._parser.mode is Mode.THOUGHT
-        self._close_if_spent(between_chars=bool(text))
+        self._close_if_spent()
 
-    def _close_if_spent(self, *, between_chars: bool) -> None:
-        if self._parser.mode is Mode.THOUGHT and self._left <= (0 if between_chars else -CHAR_TOKENS):
+    def _close_if_spent(self) -> None:
+        in_char = bool(self._utf8.getstate()[0])
+        if self._parser.mode is Mode.THOUGHT and self._left <= (-CHAR_TOKENS if in_char else 0):
             self._due = list(reversed(self._budget.closing))
 
 
@@ -109,13 +113,14 @@ def thinking_budget(
     if dialect.messages:
         end, rest = dialect.messages.thought[1], dialect.messages.answer[0]
     elif ends := dialect.markers(Mark.END_THINK):
-        end, rest = f"\n{ends[0]}", "\n\n"
+        end, rest = ends[0], ""  # the layout around it is the model's own
     else:
         return None
     return ThinkingBudget(
         closing=tokenizer.encode(end + rest),
         num_inside=len(tokenizer.encode(end)) - 1,
         vocab_size=tokenizer.vocab_size,
+        token_bytes=tokenizer.token_bytes,
         make_decoder=lambda: tokenizer.stream(keep=dialect.keeps),
         make_parser=lambda: Parser(dialect, state),
         room=room,

@@ -167,7 +167,6 @@ def test_a_reader_whose_event_loop_has_gone_does_not_disturb_the_engine() -> Non
     [
         ([], {}, "prompt", ["empty"]),
         ([1] * 100, {}, "prompt", ["100 tokens", "length is 96", "Shorten", "cache_tokens", "512"]),
-        ([1] * 50, {"max_tokens": 47}, "max_tokens", ["50 tokens", "max_tokens is 47", "Lower max_tokens to 46"]),
         ([1, VOCAB], {}, "prompt", [str(VOCAB), f"0 to {VOCAB - 1}"]),
         ([1, -1], {}, "prompt", ["-1"]),
         ([1], {"logit_bias": {500: 1.0}}, "logit_bias", ["500"]),

@@ -14,11 +14,11 @@ from freedive.errors import UserError
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_tokens", 0),
+        ("max_tokens", -2),
         ("temperature", -0.1),
         ("temperature", math.nan),
         ("temperature", math.inf),
-        ("top_k", -1),
+        ("top_k", -2),
         ("top_p", 1.01),
         ("top_p", -0.01),
         ("min_p", 2),
@@ -30,7 +30,7 @@ from freedive.errors import UserError
         ("logprobs", -1),
         ("logit_bias", {3: 101}),
         ("logit_bias", {3: math.nan}),
-        ("stop", ("",)),
+        ("stop", ("x" * 1000,) * 9),
         ("stop", ("x" * 1025,)),
         ("stop", ("x",) * 65),
     ],

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freedive.engine.stop import TextStream
-from freedive.text.dialects.dialect import Event
-from freedive.text.dialects.parser import joined
+from freedive.engine.stop import Automaton, TextStream
+from freedive.text.dialects.codecs import json_calls
+from freedive.text.dialects.dialect import Call, Dialect, Event, Mark
+from freedive.text.dialects.parser import Answer, Parser, joined
 
 
 class Letters:
@@ -66,3 +67,64 @@ def test_held_back_text_is_always_the_beginning_of_a_stop_string(text: str, stop
             break
         held = text[len(shown) : count]
         assert held == "" or any(item.startswith(held) and item != held for item in stop)
+
+
+THINKING = Dialect(
+    {"<think>": Mark.THINK, "</think>": Mark.END_THINK, "[": Mark.CALL, "]": Mark.END_CALL}, (json_calls,)
+)
+CALL = '[{"name": "f", "arguments": {"a": 1}}]'
+
+
+def seen(output: str, *stop: str) -> tuple[Answer, str | None, int]:
+    """What is shown of ``output``, the stop string that ends it, and how many letters were read by then."""
+    stream = TextStream(Letters(), stop, Parser(THINKING, tools=[{"function": {"name": "f"}}]))
+    events, num_read = [], 0
+    for letter in output:
+        events += stream.push(ord(letter))
+        num_read += 1
+        if stream.stopped:
+            break
+    return joined([*events, *stream.close()]), stream.stop_string, num_read
+
+
+def test_stop_strings_in_thoughts_calls_and_markers_do_nothing() -> None:
+    output = f"<think>one}} two</think>\n\nSo: {CALL}"
+    whole = seen(output)
+    assert whole[0] == Answer("So:", "one} two", (Call("f", '{"a": 1}'),))
+    for stop in ("}", '"', "<", "think", "</think>", "name", "one", "]", "[", "k>\n"):
+        assert seen(output, stop) == (whole[0], None, len(output))
+
+
+def test_stop_strings_end_the_text_after_the_thoughts() -> None:
+    assert seen("<think>b c</think>a b c", "b")[:2] == (Answer("a ", "b c", ()), "b")
+    assert seen("<think>b c</think>a\nb c", "\n") == (Answer("a", "b c", ()), "\n", len("<think>b c</think>a\nb"))
+    assert seen(f"x {CALL} y", "y")[0] == Answer("x", "", (Call("f", '{"a": 1}'),))
+
+
+def test_stop_strings_do_not_reach_over_a_call() -> None:
+    assert seen(f"ab{CALL}cd", "bc")[:2] == (Answer("abcd", "", (Call("f", '{"a": 1}'),)), None)
+
+
+def test_white_space_is_shown_at_once_where_no_marker_can_follow() -> None:
+    stream = TextStream(Letters(), ("\n\n",), Parser(THINKING.without_calls()))
+    assert [text_of(stream.push(ord(letter))) for letter in "a b\n\n"] == ["a", " ", "b", "", ""]
+    assert stream.stop_string == "\n\n"
+
+
+def test_many_long_stop_strings_cost_no_more_than_one() -> None:
+    class Counting(Automaton):
+        num_looks = 0
+
+        def step(self, state: int, char: str) -> int:
+            while (following := self._next.get((state, char))) is None and state:
+                state, self.num_looks = self._shorter[state], self.num_looks + 1
+            self.num_looks += 1
+            return following or 0
+
+    stops = [*("a" * size + "b" for size in range(64, 127)), "ab" * 512]
+    text = ("a" * 63 + "ab" * 100 + "c") * 10
+    automaton, state = Counting(stops), 0
+    automaton.num_looks = 0  # those of its making
+    for char in text:
+        state = automaton.step(state, char)
+    assert automaton.num_looks <= 2 * len(text)

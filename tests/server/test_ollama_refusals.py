@@ -51,7 +51,6 @@ TEXT = {"model": "echo", "prompt": "hello"}
         ("chat", {"options": {"temprature": 1}}, "temprature"),
         ("chat", {"options": {"num_ctx": 5000}}, "num_ctx"),
         ("chat", {"options": {"num_ctx": 5}}, "num_ctx"),
-        ("chat", {"options": {"num_ctx": 20, "num_predict": 10}}, "num_ctx"),
         ("chat", {"options": {"repeat_penalty": -1}}, "repeat_penalty"),
         ("chat", {"options": {"num_predict": 2**31}}, "num_predict"),
         ("generate", {"images": ["aGk="]}, "images"),

@@ -31,9 +31,9 @@ async function ask(question) {
 
 async function receive(answer, messages, signal) {
   try {
-    for await (const event of post("/chat/stream", { model: model.value, messages }, signal)) {
+    for await (const event of post("/chat/stream", { model: model.value, messages, repetition_detection: true }, signal)) {
       following(() => (event.error ? answer.notice(event.error, "error") : answer.update(event)));
-      if (event.finished === "length") answer.notice(word("length"));
+      if (["length", "repetition"].includes(event.finished)) answer.notice(word(event.finished));
     }
   } catch (error) {
     if (signal.aborted) answer.notice(word("stopped"));

@@ -92,10 +92,7 @@ _CHOICES: dict[str, WantedTool] = {"auto": "auto", "any": "required", "none": "n
 
 
 class Thinking(Wire):
-    """Permission to think.
-
-    ``budget_tokens`` is not enforced: ``max_tokens`` bounds thoughts and answer together, usage tells them apart.
-    """
+    """Permission to think, for at most ``budget_tokens``."""
 
     ignores_unknown = True
 
@@ -217,7 +214,9 @@ class Conversation(Wire):
         if not model.can_think:
             return {}
         allowed = None if self.thinking is None else self.thinking.type != "disabled"
-        return {"thinking": allowed, "effort": None if allowed is False else self.output_config.effort}
+        effort = None if allowed is False else self.output_config.effort
+        budget = self.thinking.budget_tokens if self.thinking and allowed else None
+        return {"thinking": allowed, "effort": effort, "thinking_budget": budget}
 
     def _system(self) -> Iterator[Json]:
         if text := BILLING.sub("", text_of(self.system)):

@@ -12,7 +12,7 @@ from freedive.server.answers import Said
 from freedive.server.logprobs import logprob_object
 from freedive.server.model import Tokenizer
 from freedive.server.openai.fields import ChatRequest
-from freedive.server.openai.respond import respond
+from freedive.server.openai.respond import ending, respond
 from freedive.server.service import Service
 from freedive.text.dialects.dialect import Call
 from freedive.text.dialects.parser import joined
@@ -73,7 +73,7 @@ class ChatChoice:
     def _choice(self, said: Said, **text: Json) -> Json:
         content = [logprob_object(entry, self.tokenizer) for entry in said.logprobs]
         logprobs = {"content": content, "refusal": None} if content else None
-        return {"index": self.index, **text, "logprobs": logprobs, "finish_reason": said.finish}
+        return {"index": self.index, **text, "logprobs": logprobs} | ending(said)
 
 
 def tool_call(call: Call) -> Json:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
-from freedive.engine.request import TokenLogprobs
 from freedive.server.answers import Said
+from freedive.server.logprobs import CompletionLogprobs
 from freedive.server.model import Tokenizer
 from freedive.server.openai.fields import CompletionRequest
-from freedive.server.openai.respond import respond
+from freedive.server.openai.respond import ending, respond
 from freedive.server.service import Service
 from freedive.text.dialects.parser import joined
 
@@ -29,46 +27,35 @@ def router(service: Service) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         answers = await service.answers(body.ask(), request)
         tokenizer = answers.model.tokenizer
-        echoes = await run_in_threadpool(_echoes, body, tokenizer) if body.echo else [""] * len(body.prompt)
-        pairs = itertools.product(echoes, range(body.n))
-        choices = [TextChoice(index, tokenizer, echo) for index, (echo, _) in enumerate(pairs)]
+        prompts = [prompt for prompt in body.prompt for _ in range(body.n)]
+        choices = [TextChoice(index, tokenizer, prompt if body.echo else None) for index, prompt in enumerate(prompts)]
         return await respond(request, body, answers, choices)
 
     return routes
 
 
-def _echoes(body: CompletionRequest, tokenizer: Tokenizer) -> list[str]:
-    return [p if isinstance(p, str) else tokenizer.decode(p, skip_special=False) for p in body.prompt]
-
-
 class TextChoice:
-    """Begins with ``echo``."""
+    """Begins with the ``prompt``, text or tokens, if there is one."""
 
     object = chunk_object = "text_completion"
     id_prefix = "cmpl-"
 
-    def __init__(self, index: int, tokenizer: Tokenizer, echo: str = "") -> None:
+    def __init__(self, index: int, tokenizer: Tokenizer, prompt: str | Sequence[int] | None = None) -> None:
         self.index = index
         self.tokenizer = tokenizer
-        self.echo = echo
-        self.offset = 0
+        self.prompt = prompt
+        self.logprobs = CompletionLogprobs(tokenizer)
 
     def whole(self, said: Said) -> Json:
-        text, self.echo = self.echo + joined(said.events).content, ""
-        logprobs = self._logprobs(said.logprobs) if said.logprobs else None
-        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": said.finish}
+        prompt, self.prompt = self.prompt or "", None
+        echo = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt, skip_special=False)
+        if said.prompt_logprobs:  # what the tokenizer puts before a text is not shown
+            tokens = [entry.token_id for entry in said.prompt_logprobs]
+            self.logprobs.skip(len(self.tokenizer.decode(tokens, skip_special=False)) - len(echo))
+        entries = [*said.prompt_logprobs, *said.logprobs]
+        logprobs = self.logprobs.part(entries) if entries else None
+        text = echo + joined(said.events).content
+        return {"index": self.index, "text": text, "logprobs": logprobs} | ending(said)
 
     def chunk(self, said: Said) -> Json | None:
         return self.whole(said) if said.events or said.logprobs or said.finish else None
-
-    def _logprobs(self, entries: Sequence[TokenLogprobs]) -> Json:
-        name = self.tokenizer.token_text
-        tokens = [name(entry.token_id) for entry in entries]
-        ends = list(itertools.accumulate(map(len, tokens), initial=self.offset))
-        self.offset = ends.pop()
-        return {
-            "tokens": tokens,
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [{name(token_id): logprob for token_id, logprob in entry.top} for entry in entries],
-            "text_offset": ends,
-        }

@@ -30,7 +30,10 @@ class StreamOptions(Wire):
 
 
 class GenerationRequest(Wire):
-    """What chat and plain completions share. top_k, min_p, repetition_penalty, ignore_eos and timings are ours."""
+    """What chat and plain completions share.
+
+    top_k, min_p, repetition_penalty, repetition_detection, ignore_eos and timings are ours.
+    """
 
     ignored = LABELS | TUNING_NOTHING
     synonyms = {"cache_salt": "user_id", "n_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
@@ -49,6 +52,7 @@ class GenerationRequest(Wire):
     seed: Annotated[int | None, AfterValidator(lambda seed: None if seed == -1 else seed)] = None
     stop: Annotated[list[Text], BeforeValidator(listed, json_schema_input_type=str | list[str])] = []
     ignore_eos: bool = False
+    repetition_detection: bool = False
     n: int = Field(1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -89,9 +93,10 @@ GUIDED = {f"guided_{kind}": kind for kind in ("json", "regex", "choice", "gramma
 
 
 class Thinking(Wire):
-    """DeepSeek's switch."""
+    """DeepSeek's switch, with Anthropic's budget."""
 
     type: Literal["enabled", "disabled", "auto"]
+    budget_tokens: int | None = Field(None, ge=0)
 
 
 class Reasoning(Wire):
@@ -103,7 +108,7 @@ class Reasoning(Wire):
     enabled: bool | None = None
 
 
-RESERVED = frozenset(inspect.signature(Model.question).parameters) - {"thinking", "variables"} | {
+RESERVED = frozenset(inspect.signature(Model.question).parameters) - {"thinking", "thinking_budget", "variables"} | {
     "add_generation_prompt",
     "continue_final_message",
 }
@@ -133,6 +138,8 @@ class ChatRequest(GenerationRequest):
     enable_thinking: bool | None = None
     reasoning: Reasoning = Reasoning()
     reasoning_effort: Text | None = None
+    thinking_budget: int | None = Field(None, ge=0)
+    thinking_token_budget: int | None = Field(None, ge=-1)
     chat_template_kwargs: JsonObject = {}
     continue_final_message: bool = False
     add_generation_prompt: bool = True
@@ -201,7 +208,14 @@ class ChatRequest(GenerationRequest):
         if effort not in (None, "none") and not model.can_think:
             ignore("reasoning_effort")
             effort = None
-        return {"thinking": switch, "effort": effort, **variables}
+        budget = self._thinking_budget(variables.pop("thinking_budget", None))
+        return {"thinking": switch, "effort": effort, "thinking_budget": budget, **variables}
+
+    def _thinking_budget(self, variable: Any) -> int | None:
+        """The smallest of Qwen's, vLLM's and Anthropic's, where several are given; -1 is vLLM's for none."""
+        switch = self.thinking.budget_tokens if self.thinking else None
+        given = (self.thinking_budget, self.thinking_token_budget, switch, variable)
+        return min((budget for budget in given if isinstance(budget, int) and budget >= 0), default=None)
 
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -233,8 +247,6 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise UserError("'echo' together with 'logprobs' is not supported", "Leave one out", param="echo")
         if self.suffix and not all(isinstance(prompt, str) for prompt in self.prompt):
             raise UserError("'suffix' needs a prompt of text", "Send text", param="suffix")
         return self
@@ -242,7 +254,8 @@ class CompletionRequest(GenerationRequest):
     def ask(self) -> Ask:
         """In our terms."""
         limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        sampling = self.given(max_tokens=limit, logprobs=self.logprobs, stop=tuple(self.stop))
+        scores = {"prompt_logprobs": self.logprobs} if self.echo else {}
+        sampling = self.given(max_tokens=limit, logprobs=self.logprobs, stop=tuple(self.stop), **scores)
         return Ask(self.model, self.questions, sampling, self.n, self.user_id or self.user, self.user_id)
 
     def questions(self, model: Model) -> Sequence[Question]:

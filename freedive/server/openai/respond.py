@@ -33,6 +33,12 @@ class Choice(Protocol):
         """None where nothing is certain yet."""
 
 
+def ending(said: Said) -> Json:
+    """Why a choice is over; ``stop_reason`` is vLLM's field for what OpenAI's words do not tell apart."""
+    detail = {} if said.stop_reason is None else {"stop_reason": said.stop_reason}
+    return {"finish_reason": said.finish} | detail
+
+
 async def respond(request: Request, body: GenerationRequest, answers: Answers, choices: Sequence[Choice]) -> Response:
     """The answers as ``choices`` write them."""
     kind = choices[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 from freedive.engine.request import TokenLogprobs
 from freedive.server.answers import Said
+from freedive.server.logprobs import logprob_object
 from freedive.server.model import Tokenizer
 from freedive.server.responses import items
 from freedive.server.responses.tools import Calls
@@ -116,12 +117,4 @@ class Output:
         while start and needed > 0:
             start -= 1
             needed -= len(self._tokenizer.token_bytes(self._logprobs[start].token_id))
-        return [self._logprob(entry) for entry in self._logprobs[start:]]
-
-    def _logprob(self, entry: TokenLogprobs) -> Json:
-        top = [self._token(token_id, logprob) for token_id, logprob in entry.top]
-        return self._token(entry.token_id, entry.logprob) | {"top_logprobs": top}
-
-    def _token(self, token_id: int, logprob: float) -> Json:
-        text = self._tokenizer.token_text(token_id)
-        return {"token": text, "logprob": logprob, "bytes": list(self._tokenizer.token_bytes(token_id))}
+        return [logprob_object(entry, self._tokenizer) for entry in self._logprobs[start:]]

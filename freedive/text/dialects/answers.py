@@ -22,7 +22,7 @@ def answer(
     parallel: bool = True,
     thoughts: bool = True,
 ) -> str:
-    """A text, which matches the grammar ``form`` if there is one, or calls of ``functions``. ``thoughts`` may precede."""
+    """A text, which matches the grammar ``form`` if there is one, or calls of ``functions``; ``thoughts`` before it."""
     ways = []
     if functions:
         ways.append(_calls(lark, dialect, functions, after_text=not must_call and not form, parallel=parallel))
