@@ -28,6 +28,7 @@ from freedive.server.keys import Keys
 from freedive.server.log import line_log
 from freedive.server.models import Models
 from freedive.server.ollama.pull import Fetch, no_fetch
+from freedive.server.paths import Paths
 from freedive.server.responses.store import Store
 from freedive.server.service import Service
 from freedive.server.tracing import tracing
@@ -75,6 +76,7 @@ def create_app(
         observers=(measured, counted, *observers),
         max_body_bytes=int(config.max_body_mb * (1 << 20)),
     )
+    app.add_middleware(Paths)
 
     @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
     async def health() -> dict[str, Any]:

@@ -60,7 +60,9 @@ class Message(Wire):
 
     def for_template(self) -> Json:
         """The message as chat templates know it."""
-        calls = [{"id": call.id, "type": "function", "function": call.function.model_dump()} for call in self.tool_calls]
+        calls = [
+            {"id": call.id, "type": "function", "function": call.function.model_dump()} for call in self.tool_calls
+        ]
         said = {
             "name": self.tool_name,
             "reasoning_content": self.thinking or None,
@@ -140,9 +142,7 @@ class AnswerRequest(Wire):
 class ChatRequest(AnswerRequest):
     """POST /api/chat."""
 
-    messages: Annotated[
-        list[Message], BeforeValidator(_readable, json_schema_input_type=list[Message])
-    ] = []
+    messages: Annotated[list[Message], BeforeValidator(_readable, json_schema_input_type=list[Message])] = []
     tools: Tools = []
 
     @property

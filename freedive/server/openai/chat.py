@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -39,6 +39,7 @@ class ChatChoice:
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
+    nothing: ClassVar[Json] = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
 
     def __init__(self, index: int, tokenizer: Tokenizer) -> None:
         self.index = index

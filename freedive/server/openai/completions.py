@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -46,6 +46,7 @@ class TextChoice:
 
     object = chunk_object = "text_completion"
     id_prefix = "cmpl-"
+    nothing: ClassVar[Json] = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
 
     def __init__(self, index: int, tokenizer: Tokenizer, echo: str = "") -> None:
         self.index = index

@@ -22,6 +22,7 @@ from freedive.text.question import Question
 from freedive.text.thinking import EFFORTS
 from freedive.text.tools import Function
 
+
 class StreamOptions(Wire):
     ignored = frozenset({"include_obfuscation"})
 

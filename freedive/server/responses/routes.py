@@ -34,7 +34,7 @@ def router(service: Service, store: Store) -> APIRouter:
         )
         reply = Reply(body, answers, conversation, store, owner)
         if body.stream:
-            return EventStream(survived(reply.stream(), reply.failed, reply.head["id"]))
+            return EventStream(survived(reply.stream(), reply.failed, reply.head["id"]), reply.in_progress)
         return await reply.whole(request)
 
     @routes.post("/input_tokens", summary="Count the tokens that a response would read")
