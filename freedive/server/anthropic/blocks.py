@@ -60,8 +60,7 @@ class BlockStream:
         """An empty piece of the block that is open, else of the one that is likely to come next."""
         if self._open is None or isinstance(self._open, Call):
             yield from self._begin(Thought("") if thinks else Text(""))
-        if self._open:
-            yield self._grown(_delta(replace(self._open, text="")))
+        yield self._grown(_delta(Thought("") if isinstance(self._open, Thought) else Text("")))
 
     def _begin(self, event: Event) -> Iterator[Json]:
         yield from self.stop()

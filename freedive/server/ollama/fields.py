@@ -37,6 +37,10 @@ class ToolCall(Wire):
     id: Text = ""
     function: FunctionCall
 
+    def for_template(self) -> Json:
+        """The call as chat templates know it."""
+        return {"id": self.id, "type": "function", "function": self.function.model_dump()}
+
 
 class Message(Wire):
     """One turn of a conversation. ``tool_name`` and ``tool_call_id`` say which call a result is of."""
@@ -60,9 +64,7 @@ class Message(Wire):
 
     def for_template(self) -> Json:
         """The message as chat templates know it."""
-        calls = [
-            {"id": call.id, "type": "function", "function": call.function.model_dump()} for call in self.tool_calls
-        ]
+        calls = [call.for_template() for call in self.tool_calls]
         said = {
             "name": self.tool_name,
             "reasoning_content": self.thinking or None,
