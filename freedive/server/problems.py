@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,16 @@ class Problem:
     def internal(cls, request_id: str) -> Problem:
         """A fault of ours."""
         return cls(f"internal error; the server's log has it as {request_id}", 500)
+
+
+@contextmanager
+def prompt_named(name: str) -> Iterator[None]:
+    """A block whose errors call the prompt by the ``name`` that it has in a request."""
+    try:
+        yield
+    except UserError as error:
+        error.param = name if error.param == "prompt" else error.param
+        raise
 
 
 Json = dict[str, Any]

@@ -27,7 +27,7 @@ class Ask:
     ``sampling`` are the fields that the client sets. ``user`` is whose turn it is: from the client, who it asks for;
     from :class:`Service` on, the name of the caller's key, a slash, and that. What has a ``salt`` shares no cache with
     what has another. With ``pooling`` embeddings are wanted, not answers. ``max_context`` bounds prompt and answer
-    together, in tokens. With ``ends_with_context`` a max_tokens for which the context has no room asks for what there
+    together, in tokens, where that is less than the model's own. With ``ends_with_context`` a max_tokens for which the context has no room asks for what there
     is room for; otherwise it is refused.
     """
 
@@ -124,11 +124,9 @@ def _bounded(sampling: Sampling, question: Question, ask: Ask, model: Model) -> 
         return replace(sampling, max_tokens=None)
     if ask.max_context is None:
         return sampling
-    if ask.max_context > model.max_context:
-        what = f"max_context is {ask.max_context}, but the model's is {model.max_context}"
-        raise UserError(what, "Choose a smaller value", param="max_context")
-    room = ask.max_context - len(question.tokens)
+    max_context = min(ask.max_context, model.max_context)
+    room = max_context - len(question.tokens)
     if room < (sampling.max_tokens or 1):
-        what = f"Prompt and answer have {num_tokens} tokens, but max_context is {ask.max_context}"
+        what = f"Prompt and answer have {num_tokens} tokens, but max_context is {max_context}"
         raise ContextLengthExceeded(what, "Shorten the prompt, or raise max_context", param="max_context")
     return sampling if sampling.max_tokens else replace(sampling, max_tokens=room)

@@ -44,7 +44,6 @@ TEXT = {"model": "echo", "prompt": "hello"}
         ("chat", {"keep_alive": "5"}, "keep_alive"),
         ("chat", {"prompt": "x"}, "prompt"),
         ("chat", {"options": {"temprature": 1}}, "temprature"),
-        ("chat", {"options": {"num_ctx": 5000}}, "num_ctx"),
         ("chat", {"options": {"num_ctx": 5}}, "num_ctx"),
         ("chat", {"options": {"num_ctx": 20, "num_predict": 10}}, "num_ctx"),
         ("chat", {"options": {"repeat_penalty": -1}}, "repeat_penalty"),

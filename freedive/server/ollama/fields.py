@@ -200,20 +200,25 @@ class GenerateRequest(AnswerRequest):
         return [model.question([*system, {"role": "user", "content": self.prompt}], **self._options())]
 
 
+def _texts(value: Any) -> Any:
+    return listed(value) if value else []
+
+
 class EmbedRequest(Wire):
-    """POST /api/embed."""
+    """POST /api/embed. Nothing has no vector; an empty text among others has that of a space."""
 
     ignored = frozenset({"truncate"})
     unsupported: ClassVar = {"dimensions": (0,)}
 
     model: Text
-    input: Annotated[list[Text], BeforeValidator(listed, json_schema_input_type=str | list[str])]
+    input: Annotated[list[Text], BeforeValidator(_texts, json_schema_input_type=str | list[str])]
     options: Options = Options()
     keep_alive: KeepAlive | None = None
 
     def ask(self) -> Ask:
         """In our terms."""
-        return to_embed(self.model, self.input, keep_alive_s=self.keep_alive, max_context=self.options.num_ctx)
+        texts = [text or " " for text in self.input]
+        return to_embed(self.model, texts, keep_alive_s=self.keep_alive, max_context=self.options.num_ctx)
 
 
 class EmbeddingsRequest(Wire):

@@ -18,7 +18,7 @@ from freedive.server.ollama.times import moment
 
 Json = dict[str, Any]
 
-VERSION = "0.15.2"
+VERSION = "0.14.0"
 """The version of Ollama whose API this is: clients ask whether it is new enough for them."""
 
 REFUSED = {

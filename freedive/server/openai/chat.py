@@ -13,6 +13,7 @@ from freedive.server.logprobs import logprob_object
 from freedive.server.model import Tokenizer
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.openai.respond import respond
+from freedive.server.problems import prompt_named
 from freedive.server.service import Service
 from freedive.text.dialects.dialect import Call
 from freedive.text.dialects.parser import joined
@@ -26,7 +27,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/chat/completions", summary="Answer a conversation", response_model=None)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        answers = await service.answers(body.ask(), request)
+        with prompt_named("messages"):
+            answers = await service.answers(body.ask(), request)
         choices = [ChatChoice(index, answers.model.tokenizer) for index in range(len(answers))]
         return await respond(request, body, answers, choices)
 

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from freedive.engine.pooling import Pooling
 from freedive.server.openai.fields import Prompt, listed_prompts
+from freedive.server.problems import prompt_named
 from freedive.server.service import Ask, Service, to_embed
 from freedive.server.wire import Text, Wire
 
@@ -45,7 +46,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/embeddings", summary="Texts as vectors")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Json:
-        answers = await service.answers(body.ask(), request)
+        with prompt_named("input"):
+            answers = await service.answers(body.ask(), request)
         vectors = await answers.embeddings(request)
         write = _floats if body.encoding_format == "float" else _base64
         data = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors)]
