@@ -27,8 +27,8 @@ class Ask:
     ``sampling`` are the fields that the client sets. ``user`` is whose turn it is: from the client, who it asks for;
     from :class:`Service` on, the name of the caller's key, a slash, and that. What has a ``salt`` shares no cache with
     what has another. With ``pooling`` embeddings are wanted, not answers. ``max_context`` bounds prompt and answer
-    together, in tokens, where that is less than the model's own. With ``ends_with_context`` a max_tokens for which the context has no room asks for what there
-    is room for; otherwise it is refused.
+    together, in tokens, where that is less than the model's own. With ``ends_with_context`` a max_tokens for which the
+    context has no room asks for what there is room for; otherwise it is refused.
     """
 
     model: str
