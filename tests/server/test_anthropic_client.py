@@ -344,8 +344,6 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"tool_choice": {"type": "tool"}}, "'name'"),
         ({"tool_choice": {"type": "any", "name": "weather"}}, "'name'"),
         ({"thread": {"type": "fork"}}, "'thread'"),
-        ({"metadata": {"user_id": "\ud800"}}, "'metadata.user_id'"),
-        ({"stop_sequences": ["\ud800"]}, "'stop_sequences.0'"),
         ({"tools": [WEATHER | {"name": "a b"}]}, "'tools.0.name'"),
         ({"system": [IMAGE]}, "'image'"),
         ({"messages": []}, "'messages'"),

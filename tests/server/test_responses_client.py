@@ -317,7 +317,7 @@ def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, fake_model
         ({"temperature": -1}, "temperature"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
         ({"tool_choice": "any"}, "tool_choice"),
-        ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice.type"),
         ({"tools": [{"type": "function", "name": "f", "parameters": {"x": "\ud800"}}]}, "tools.0.parameters"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"max_tokens": 5}, "max_tokens"),
