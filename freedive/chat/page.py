@@ -38,7 +38,6 @@ def router(service: Service, guard: Guard) -> APIRouter:
     environment = Environment(loader=PackageLoader("freedive.chat", "."), autoescape=True, undefined=StrictUndefined)
     template = environment.get_template("page.html")
 
-    @routes.head("/")  # by which Ollama's clients ask whether anybody is there
     @routes.get("/")
     async def page(request: Request) -> HTMLResponse:
         language = choose_language(request.cookies.get("lang", ""), request.headers.get("accept-language", ""), words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -39,10 +40,17 @@ def new_file(path: Path, what: str, num_bytes: int, otherwise: str) -> Iterator[
     except OSError as error:
         raise Unavailable(
             f"{what} cannot be written to {path.parent}: {error.strerror}",
-            f"Make room for {num_bytes / 2**30:.1f} GiB, or {otherwise}",
+            f"{_remedy(error, num_bytes)}, or {otherwise}",
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remedy(error: OSError, num_bytes: int) -> str:
+    """What helps against ``error``: room only where that is what lacks."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return "Make the folder writable"
+    return f"Make room for {max(1, round(num_bytes / 2**20)):,} MiB"
 
 
 class HugePages:

@@ -99,6 +99,11 @@ class Answers:
             piece.prompt_logprobs,
         )
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the first answer is thinking now."""
+        return self._readers[0].is_thinking
+
     async def whole(self, request: Request) -> list[Said]:
         """Every answer as a whole. Raises ClientDisconnect when the client of ``request`` leaves before."""
 

@@ -29,6 +29,7 @@ from freedive.server.log import line_log
 from freedive.server.models import Models
 from freedive.server.ollama.pull import Fetch, no_fetch
 from freedive.server.origins import CrossOrigin
+from freedive.server.paths import Paths
 from freedive.server.responses.store import open_store
 from freedive.server.service import Service
 from freedive.server.tracing import tracing
@@ -76,6 +77,7 @@ def create_app(
         observers=(measured, counted, *observers),
         max_body_bytes=int(config.max_body_mb * (1 << 20)),
     )
+    app.add_middleware(Paths)
     app.add_middleware(CrossOrigin, origins=guard.origins)  # the outermost: what the gate refuses is readable, too
 
     @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from freedive.errors import UserError
 from freedive.server.guard import Guard
+from freedive.server.paths import check_encoding
 from freedive.server.problems import Problem, error_response
 from freedive.server.visit import CLIENT_LEFT, Observer, Visit, route_pattern
 from freedive.server.wire import report_ignored_to
@@ -84,6 +85,7 @@ class Gate:
             visit.key, visit.caller = key, key.name
             with self.guard.asking(key, scope["method"]):
                 if scope["method"] == "POST" or _has_body(headers):
+                    check_encoding(headers)
                     receive = await with_body(headers, receive, self.max_body_bytes)
                     MutableHeaders(scope=scope)["content-type"] = "application/json"
                 await self.app(scope, receive, tagged_send)

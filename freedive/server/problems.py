@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +14,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from freedive.errors import UserError
-
-OPTION = re.compile(r"literal\[.*|[A-Z]\w+")
-"""What validation calls one of the types that a field may have, in the middle of a path."""
 
 MAX_MESSAGE_LENGTH = 600
 """Messages may quote what the client sent, but not all of it."""
@@ -78,6 +74,16 @@ class Problem:
     def internal(cls, request_id: str) -> Problem:
         """A fault of ours."""
         return cls(f"internal error; the server's log has it as {request_id}", 500)
+
+
+@contextmanager
+def prompt_named(name: str) -> Iterator[None]:
+    """A block whose errors call the prompt by the ``name`` that it has in a request."""
+    try:
+        yield
+    except UserError as error:
+        error.param = name if error.param == "prompt" else error.param
+        raise
 
 
 Json = dict[str, Any]
@@ -142,7 +148,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        message, param = explain(error.errors())
+        message, param = explain(error.errors(), error.body)
         return error_response(Problem(_short(message), 400, param), request.url.path)
 
     @app.exception_handler(HTTPException)
@@ -151,11 +157,60 @@ def add_handlers(app: FastAPI) -> None:
         return error_response(Problem(_short(f"{error.detail}{where}"), error.status_code), request.url.path)
 
 
-def explain(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """The first validation error as (message, param)."""
+SAID: Mapping[str, str] = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": "must be an object",
+    "finite_number": "must be a finite number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "int_type": "must be a whole number",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "missing": "is missing",
+    "model_attributes_type": "must be an object",
+    "model_type": "must be an object",
+    "string_type": "must be a text",
+    "union_tag_invalid": "has a type that is none of {expected_tags}",
+    "union_tag_not_found": "must be an object with a type",
+    "value_error": "{error}",
+}
+"""What is said of the faults that validation finds, by its names for them. Of others it says what its user needs."""
+
+
+def explain(errors: Sequence[Any], body: Any = None) -> tuple[str, str | None]:
+    """Validation errors of ``body`` as (message, param).
+
+    Of the alternatives that a field has, those count that got furthest into what was sent.
+    """
     first = errors[0]
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", None
-    path = itertools.takewhile(lambda part: not OPTION.fullmatch(str(part)), first["loc"][1:])
-    param = ".".join(map(str, path)) or None
-    return (f"'{param}': {first['msg']}" if param else f"the body must be a JSON object: {first['msg']}"), param
+    paths = [_path(error, body) for error in errors]
+    furthest = max((path for path in paths if path[: len(paths[0])] == paths[0]), key=len)
+    faults = dict.fromkeys(_said(error) for error, path in zip(errors, paths, strict=True) if path == furthest)
+    param = ".".join(furthest) or None
+    return (f"'{param}' {' or '.join(faults)}" if param else "the body must be a JSON object"), param
+
+
+def _path(error: Any, body: Any) -> list[str]:
+    """Where in ``body`` the error is: without validation's own names of alternatives and steps."""
+    where, *loc = error["loc"]
+    if where != "body":
+        return [str(part) for part in loc]
+    path = []
+    for part in loc:
+        is_inside = part in body if isinstance(body, dict) else isinstance(body, list) and part in range(len(body))
+        if is_inside:
+            body = body[part]
+        if is_inside or (error["type"] == "missing" and part is loc[-1]):
+            path.append(str(part))
+    return path
+
+
+def _said(error: Any) -> str:
+    said = SAID.get(error["type"])
+    return said.format(**error.get("ctx", {})) if said else error["msg"].replace("Input should", "must", 1)

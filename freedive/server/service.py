@@ -27,7 +27,8 @@ class Ask:
 
     ``sampling`` are the fields that the client sets. ``user`` and ``salt`` are the client's words: whose turn it takes,
     and what shares a cache; both stand below the caller's ``tenant``, which :class:`Service` fills in. With ``pooling``
-    embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together, in tokens.
+    embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together, in tokens, where that is less than the model's
+    own.
     """
 
     model: str
@@ -127,11 +128,9 @@ def _bounded(sampling: Sampling, question: Question, ask: Ask, model: Model) -> 
     """``sampling`` with the limits that ``ask`` puts on prompt and answer together."""
     if ask.max_context is None:
         return sampling
-    if ask.max_context > model.max_context:
-        what = f"max_context is {ask.max_context}, but the model's is {model.max_context}"
-        raise UserError(what, "Choose a smaller value", param="max_context")
-    room = ask.max_context - len(question.tokens)
+    max_context = min(ask.max_context, model.max_context)
+    room = max_context - len(question.tokens)
     if room < 1:
-        what = f"The prompt has {len(question.tokens)} tokens, but max_context is {ask.max_context}, answer included"
+        what = f"The prompt has {len(question.tokens)} tokens, but max_context is {max_context}, answer included"
         raise ContextLengthExceeded(what, "Shorten the prompt, or raise max_context", param="max_context")
     return replace(sampling, max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room))

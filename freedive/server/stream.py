@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 KEEP_ALIVE_S = 10.0
 """Silence after which a comment is sent, so that no proxy or client takes a long prefill for a dead connection."""
+COMMENTS = 5
+"""How many are sent before data that add nothing: some clients leave where they have read no data for 300 s."""
 
 
 async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Piece], None]:
@@ -54,15 +56,19 @@ async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[
 
 
 class EventStream(Response):
-    """Server-sent events from a generator, which is closed at once when the client leaves."""
+    """Server-sent events from a generator, which is closed at once when the client leaves.
+
+    ``nothing`` writes data that add nothing to the answer. It is called only while the generator waits.
+    """
 
     media_type = "text/event-stream"
     keep_alive = b": waiting\n\n"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], nothing: Callable[[], bytes] | None = None) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, media_type=self.media_type)
         del self.headers["content-length"]
         self.events = events
+        self.nothing = nothing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def body(data: bytes, more: bool = True) -> None:
@@ -70,23 +76,29 @@ class EventStream(Response):
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         left, upcoming = asyncio.ensure_future(_disconnected(receive)), asyncio.ensure_future(anext(self.events))
+        silence = 0
         try:
             while not left.done():
                 await asyncio.wait((left, upcoming), timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
                 if upcoming.done():
+                    silence = 0
                     await body(upcoming.result())
                     upcoming = asyncio.ensure_future(anext(self.events))
-                elif self.keep_alive:
-                    await body(self.keep_alive)
+                elif not left.done() and (sign := self._sign(silence := silence + 1)):
+                    await body(sign)
         except StopAsyncIteration:
             await body(b"", more=False)
         finally:
             await _ended(left, upcoming)
             await self.events.aclose()
 
+    def _sign(self, silence: int) -> bytes:
+        """What is sent the ``silence``-th time that nothing came."""
+        return self.nothing() if self.nothing and silence > COMMENTS else self.keep_alive
+
 
 class JsonLines(EventStream):
-    """JSON objects, one a line. It has no way to say that nothing has come yet."""
+    """JSON objects, one a line. They have no comments."""
 
     media_type = "application/x-ndjson"
     keep_alive = b""

@@ -12,9 +12,9 @@ from pydantic import model_validator
 from freedive.errors import UserError
 from freedive.server.model import Model, Tokenizer
 from freedive.server.openai.fields import ChatRequest
-from freedive.server.openai.message_fields import Message, Tool
+from freedive.server.openai.message_fields import Messages, Tools
 from freedive.server.service import Ask, Service
-from freedive.server.wire import Text, Wire
+from freedive.server.wire import JsonObject, Text, Wire
 from freedive.text.question import Question
 
 Json = dict[str, Any]
@@ -28,12 +28,12 @@ class TokenizeRequest(Wire):
 
     unsupported: ClassVar = {"chat_template": (), "mm_processor_kwargs": ({},)}
 
-    model: str = ""
+    model: Text = ""
     prompt: Text | None = None
     content: Text | None = None
-    messages: list[Message] = []
-    tools: list[Tool] = []
-    chat_template_kwargs: dict[str, Any] = {}
+    messages: Messages = []
+    tools: Tools = []
+    chat_template_kwargs: JsonObject = {}
     continue_final_message: bool = False
     add_generation_prompt: bool = True
     add_special_tokens: bool | None = None
@@ -69,7 +69,7 @@ class TokenizeRequest(Wire):
 class DetokenizeRequest(Wire):
     """POST /detokenize."""
 
-    model: str = ""
+    model: Text = ""
     tokens: list[int]
 
 

@@ -307,25 +307,19 @@ def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, fake_model
     [
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"context_management": [{"type": "compaction"}]}, "context_management"),
-        ({"include": ["file_search_call.results"]}, "include.0"),
-        ({"input": [{"type": "web_search_call", "id": "ws_1"}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]}, "content"),
         ({"input": []}, "input"),
-        ({"input": [{"type": "reasoning", "encrypted_content": "gAAAA"}]}, "encrypted_content"),
+        ({"include": ["everything"]}, "include.0"),
+        ({"tools": [{"type": "functions", "name": "f", "parameters": {}}]}, "tools"),
         ({"moderation": {"model": "m"}}, "moderation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"reasoning": {"effort": "highest"}}, "reasoning.effort"),
-        ({"reasoning": {"mode": "pro"}}, "mode"),
-        ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
         ({"temperature": -1}, "temperature"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
         ({"tool_choice": "any"}, "tool_choice"),
-        ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice.type"),
         ({"tools": [{"type": "function", "name": "f", "parameters": {"x": "\ud800"}}]}, "tools.0.parameters"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"truncation": "auto"}, "truncation"),
         ({"max_tokens": 5}, "max_tokens"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ],
@@ -337,7 +331,7 @@ def test_what_is_not_honoured_is_refused_by_name(live_server: str, asked: dict[s
     assert response.json()["error"]["param"] == param
 
 
-@pytest.mark.parametrize("query", ["stream=true", "include[]=message.output_text.logprobs", "starting_after=3", "x=1"])
+@pytest.mark.parametrize("query", ["stream=true", "starting_after=3", "x=1"])
 def test_queries_are_refused_by_name_too(client: openai.OpenAI, live_server: str, query: str) -> None:
     response = client.responses.create(model="echo", input="hello")
     url = f"{live_server}/v1/responses/{response.id}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from echo_model import EchoModel, serving
 
 from freedive.errors import Unavailable, UserError
 from freedive.server import stream
@@ -107,3 +109,31 @@ def test_a_silent_stream_is_kept_alive_and_closed_when_the_client_leaves(monkeyp
     asyncio.run(stream.EventStream(events())({"type": "http"}, receive, send))
     assert sent[:5] == [None, b'data: {"a":1}\n\n', *[b": waiting\n\n"] * 3]
     assert closed
+
+
+def test_a_stream_that_waits_long_sends_data_that_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "KEEP_ALIVE_S", 0.005)
+    text, chat = {"prompt": "hello"}, {"messages": [{"role": "user", "content": "hello"}]}
+    asked = {"model": "echo", "stream": True, "max_tokens": 1}
+    with serving(EchoModel(delay_s=0.3)) as url:
+        answers = {
+            route: httpx.post(url + route, json=asked | body if route[1] == "v" else {"model": "echo"} | body).text
+            for route, body in (
+                ("/v1/chat/completions", chat),
+                ("/v1/completions", text),
+                ("/api/chat", chat | {"options": {"num_predict": 1}}),
+            )
+        }
+        responses = httpx.post(
+            f"{url}/v1/responses", json={"model": "echo", "input": "hello", "stream": True, "max_output_tokens": 1}
+        ).text
+        messages = httpx.post(f"{url}/v1/messages", json=asked | chat).text
+    assert answers["/v1/chat/completions"].count('"delta":{},') > 5
+    assert answers["/v1/completions"].count('"text":"",') > 5
+    assert answers["/api/chat"].count('"content":""},"done":false') > 5
+    assert responses.count("event: response.in_progress") > 5
+    numbers = [json.loads(line[6:])["sequence_number"] for line in responses.splitlines() if line[:5] == "data:"]
+    assert numbers == list(range(len(numbers)))
+    assert messages.count('"delta":{"type":"text_delta","text":""}') > 5
+    assert messages.count("event: content_block_start") == messages.count("event: content_block_stop") == 1
+    assert messages.count("event: ping") == stream.COMMENTS

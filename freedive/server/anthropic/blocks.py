@@ -52,12 +52,21 @@ class BlockStream:
     def write(self, event: Event) -> Iterator[Json]:
         """What ``event`` adds."""
         if isinstance(event, Call) or type(event) is not type(self._open):
-            yield from self.stop()
-            self._index, self._open = self._index + 1, event
-            empty = replace(event, arguments="{}") if isinstance(event, Call) else replace(event, text="")
-            yield {"type": "content_block_start", "index": self._index, "content_block": block(empty)}
-        if delta := _delta(event):
-            yield self._grown(delta)
+            yield from self._begin(event)
+        if not (isinstance(event, Thought) and not event.text):
+            yield self._grown(_delta(event))
+
+    def wait(self, thinks: bool) -> Iterator[Json]:
+        """An empty piece of the block that is open, else of the one that is likely to come next."""
+        if self._open is None or isinstance(self._open, Call):
+            yield from self._begin(Thought("") if thinks else Text(""))
+        yield self._grown(_delta(Thought("") if isinstance(self._open, Thought) else Text("")))
+
+    def _begin(self, event: Event) -> Iterator[Json]:
+        yield from self.stop()
+        self._index, self._open = self._index + 1, event
+        empty = replace(event, arguments="{}") if isinstance(event, Call) else replace(event, text="")
+        yield {"type": "content_block_start", "index": self._index, "content_block": block(empty)}
 
     def stop(self) -> Iterator[Json]:
         """The end of the block that is open, if one is."""
@@ -71,11 +80,11 @@ class BlockStream:
         return {"type": "content_block_delta", "index": self._index, "delta": delta}
 
 
-def _delta(event: Event) -> Json | None:
+def _delta(event: Event) -> Json:
     match event:
         case Text(text):
             return {"type": "text_delta", "text": text}
         case Thought(text):
-            return {"type": "thinking_delta", "thinking": text} if text else None
+            return {"type": "thinking_delta", "thinking": text}
         case Call(arguments=arguments):
             return {"type": "input_json_delta", "partial_json": arguments}

@@ -61,8 +61,8 @@ def _offered(tools: Any) -> Any:
     if not isinstance(tools, list):
         return tools
     kept = _clients_tools([{"type": "custom"} | tool if isinstance(tool, dict) else tool for tool in tools])
-    given = [tool for tool in kept if isinstance(tool, dict)]
-    searched_here = any(str(tool.get("type")).startswith("tool_search_tool") for tool in tools if isinstance(tool, dict))
+    all_given, given = ([tool for tool in some if isinstance(tool, dict)] for some in (tools, kept))
+    searched_here = any(str(tool.get("type")).startswith("tool_search_tool") for tool in all_given)
     if searched_here or all(tool.get("defer_loading") for tool in given):
         return [tool | {"defer_loading": False} if isinstance(tool, dict) else tool for tool in kept]
     return kept

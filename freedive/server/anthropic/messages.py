@@ -54,19 +54,22 @@ class MessageStream(EventStream):
 async def _respond(request: Request, body: MessagesRequest, answers: Answers) -> Response:
     head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": answers.model.name}
     if body.stream:
-        events = _events(head, body, answers)
-        return MessageStream(survived(events, lambda problem: named(anthropic_error(problem)), head["id"]))
+        blocks = BlockStream()
+        events = _events(head, body, answers, blocks)
+        survivors = survived(events, lambda problem: named(anthropic_error(problem)), head["id"])
+        return MessageStream(survivors, lambda: b"".join(map(named, blocks.wait(answers.thinks))))
     [said] = await answers.whole(request)
     usage = answers.usage
-    blocks = {"content": content(_shown(body, said.events))}
-    return JSONResponse(head | blocks | _ending(body, said, usage) | {"usage": usage_object(usage)})
+    written = {"content": content(_shown(body, said.events))}
+    return JSONResponse(head | written | _ending(body, said, usage) | {"usage": usage_object(usage)})
 
 
-async def _events(head: Json, body: MessagesRequest, answers: Answers) -> AsyncGenerator[bytes, None]:
+async def _events(
+    head: Json, body: MessagesRequest, answers: Answers, blocks: BlockStream
+) -> AsyncGenerator[bytes, None]:
     """What is known of usage at the start is told again at the end, when it is certain."""
     nothing: Json = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage_object(answers.usage)}
     yield named({"type": "message_start", "message": head | nothing})
-    blocks = BlockStream()
     async with aclosing(answers.said()) as items:
         async for said in items:
             for each in _shown(body, said.events):

@@ -15,6 +15,7 @@ from freedive.server.wire import JsonObject, Text, Wire
 
 Json = dict[str, Any]
 
+
 class TextBlock(Wire):
     """A text. What is found in the cache is used, marked by ``cache_control`` or not."""
 

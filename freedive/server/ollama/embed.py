@@ -34,6 +34,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/embeddings", summary="A text as a vector")
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Json:
+        if not body.prompt:
+            return {"embedding": []}
         answers = await service.answers(body.ask(), request)
         [vector] = await answers.embeddings(request)
         return {"embedding": vector}

@@ -37,6 +37,10 @@ class ToolCall(Wire):
     id: Text = ""
     function: FunctionCall
 
+    def for_template(self) -> Json:
+        """The call as chat templates know it."""
+        return {"id": self.id, "type": "function", "function": self.function.model_dump()}
+
 
 class Message(Wire):
     """One turn of a conversation. ``tool_name`` and ``tool_call_id`` say which call a result is of."""
@@ -60,7 +64,7 @@ class Message(Wire):
 
     def for_template(self) -> Json:
         """The message as chat templates know it."""
-        calls = [{"id": call.id, "type": "function", "function": call.function.model_dump()} for call in self.tool_calls]
+        calls = [call.for_template() for call in self.tool_calls]
         said = {
             "name": self.tool_name,
             "reasoning_content": self.thinking or None,
@@ -140,9 +144,7 @@ class AnswerRequest(Wire):
 class ChatRequest(AnswerRequest):
     """POST /api/chat."""
 
-    messages: Annotated[
-        list[Message], BeforeValidator(_readable, json_schema_input_type=list[Message])
-    ] = []
+    messages: Annotated[list[Message], BeforeValidator(_readable, json_schema_input_type=list[Message])] = []
     tools: Tools = []
 
     @property
@@ -198,20 +200,25 @@ class GenerateRequest(AnswerRequest):
         return [model.question([*system, {"role": "user", "content": self.prompt}], **self._options())]
 
 
+def _texts(value: Any) -> Any:
+    return listed(value) if value else []
+
+
 class EmbedRequest(Wire):
-    """POST /api/embed."""
+    """POST /api/embed. Nothing has no vector; an empty text among others has that of a space."""
 
     ignored = frozenset({"truncate"})
     unsupported: ClassVar = {"dimensions": (0,)}
 
     model: Text
-    input: Annotated[list[Text], BeforeValidator(listed, json_schema_input_type=str | list[str])]
+    input: Annotated[list[Text], BeforeValidator(_texts, json_schema_input_type=str | list[str])]
     options: Options = Options()
     keep_alive: KeepAlive | None = None
 
     def ask(self) -> Ask:
         """In our terms."""
-        return to_embed(self.model, self.input, keep_alive_s=self.keep_alive, max_context=self.options.num_ctx)
+        texts = [text or " " for text in self.input]
+        return to_embed(self.model, texts, keep_alive_s=self.keep_alive, max_context=self.options.num_ctx)
 
 
 class EmbeddingsRequest(Wire):

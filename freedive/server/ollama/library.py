@@ -18,7 +18,7 @@ from freedive.server.ollama.times import moment
 
 Json = dict[str, Any]
 
-VERSION = "0.12.11"
+VERSION = "0.14.0"
 """The version of Ollama whose API this is: clients ask whether it is new enough for them."""
 
 REFUSED = {
@@ -35,12 +35,10 @@ def router(models: Models) -> APIRouter:
     """The routes."""
     routes = APIRouter()
 
-    @routes.head("/version", include_in_schema=False)
     @routes.get("/version", summary="Ollama's version that this speaks, and our own")
     async def version() -> Json:
         return {"version": VERSION, "freedive": freedive.__version__}
 
-    @routes.head("/tags", include_in_schema=False)
     @routes.get("/tags", summary="List the models that can be asked")
     async def tags() -> Json:
         slots = list(models.slots.values())

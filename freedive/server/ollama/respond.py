@@ -37,7 +37,8 @@ async def respond(service: Service, request: Request, body: AnswerRequest, write
         answers = await service.answers(body.ask(), request)
     if body.stream:
         lines = _lines(body, answers, write, started)
-        return JsonLines(survived(lines, lambda problem: line(ollama_error(problem)), request.state.request_id))
+        survivors = survived(lines, lambda problem: line(ollama_error(problem)), request.state.request_id)
+        return JsonLines(survivors, lambda: line(_head(body) | write(NOTHING) | {"done": False}))
     [said] = await answers.whole(request)
     whole = _head(body) | write(joined(said.events)) | _logprobs(answers, said)
     return JSONResponse(whole | _end(answers, said.finish, started))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -13,6 +13,7 @@ from freedive.server.logprobs import logprob_object
 from freedive.server.model import Tokenizer
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.openai.respond import ending, respond
+from freedive.server.problems import prompt_named
 from freedive.server.service import Service
 from freedive.text.dialects.dialect import Call
 from freedive.text.dialects.parser import joined
@@ -26,7 +27,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/chat/completions", summary="Answer a conversation", response_model=None)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        answers = await service.answers(body.ask(), request)
+        with prompt_named("messages"):
+            answers = await service.answers(body.ask(), request)
         choices = [ChatChoice(index, answers.model.tokenizer) for index in range(len(answers))]
         return await respond(request, body, answers, choices)
 
@@ -39,6 +41,7 @@ class ChatChoice:
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
+    nothing: ClassVar[Json] = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
 
     def __init__(self, index: int, tokenizer: Tokenizer) -> None:
         self.index = index

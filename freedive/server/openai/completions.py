@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -39,6 +39,7 @@ class TextChoice:
 
     object = chunk_object = "text_completion"
     id_prefix = "cmpl-"
+    nothing: ClassVar[Json] = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
 
     def __init__(self, index: int, tokenizer: Tokenizer, prompt: str | Sequence[int] | None = None) -> None:
         self.index = index

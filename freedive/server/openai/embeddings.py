@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field
 
 from freedive.engine.pooling import Pooling
 from freedive.server.openai.fields import Prompt, listed_prompts
+from freedive.server.openai.foreign_fields import LABELS
+from freedive.server.problems import prompt_named
 from freedive.server.service import Ask, Service, to_embed
 from freedive.server.wire import Text, Wire
 
@@ -21,7 +23,8 @@ Vector = list[float]
 class EmbeddingRequest(Wire):
     """POST /v1/embeddings. ``pooling`` is ours: the mean over all tokens, or the last token's state."""
 
-    unsupported: ClassVar = {"dimensions": ()}
+    ignored = LABELS | {"input_type"}
+    unsupported: ClassVar = {"add_special_tokens": (True,), "dimensions": (), "truncate_prompt_tokens": ()}
 
     model: Text
     input: Annotated[
@@ -45,7 +48,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/embeddings", summary="Texts as vectors")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Json:
-        answers = await service.answers(body.ask(), request)
+        with prompt_named("input"):
+            answers = await service.answers(body.ask(), request)
         vectors = await answers.embeddings(request)
         write = _floats if body.encoding_format == "float" else _base64
         data = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors)]

@@ -22,6 +22,7 @@ from freedive.text.question import Question
 from freedive.text.thinking import EFFORTS
 from freedive.text.tools import Function
 
+
 class StreamOptions(Wire):
     ignored = frozenset({"include_obfuscation"})
 
@@ -155,7 +156,7 @@ class ChatRequest(GenerationRequest):
             if effort not in (None, *EFFORTS):
                 raise UserError(f"'{param}' is {effort!r}", f"Choose one of {', '.join(EFFORTS)}", param=param)
         if reserved := sorted(RESERVED & self.chat_template_kwargs.keys()):
-            what = f"'{reserved[0]}' is no variable of a chat template's own"
+            what = f"'chat_template_kwargs' has '{reserved[0]}', which is no variable of a template's own"
             raise UserError(what, "Use the field of the request", param="chat_template_kwargs")
         for message in self.messages[:-1]:
             if message.prefix:

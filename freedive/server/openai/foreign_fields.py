@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 LABELS = frozenset(
     {
         "cache_prompt",
@@ -52,7 +50,7 @@ TUNING_NOTHING = frozenset(
 )
 """Fields of other servers about what does not happen here, or about how an answer is shown."""
 
-NEUTRAL: Mapping[str, tuple[object, ...]] = {
+NEUTRAL: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": ([],),
     "bad_words": ([], ""),
     "best_of": (1,),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
 from freedive.server.wire import JsonObject, Text, Wire
-from freedive.text.format import Format
+from freedive.text.format import Format, Kind
 
 
 class FunctionName(Wire):
@@ -69,7 +69,7 @@ class Guided(Wire):
     """The form of an answer as vLLM's clients say it: exactly one field is set."""
 
     ignored = frozenset({"disable_any_whitespace", "disable_fallback", "whitespace_pattern"})
-    unsupported = {"disable_additional_properties": (False,), "structural_tag": ()}
+    unsupported: ClassVar = {"disable_additional_properties": (False,), "structural_tag": ()}
 
     json_: Annotated[JsonObject, BeforeValidator(parsed_schema)] | None = Field(None, alias="json")
     json_object: bool = False
@@ -83,10 +83,15 @@ class Guided(Wire):
             raise UserError("'structured_outputs' asks for one form", "Set one field", param="structured_outputs")
         return self
 
-    def _forms(self) -> dict[str, Any]:
-        forms = {"json_schema": self.json_, "regex": self.regex, "choice": self.choice, "grammar": self.grammar}
-        objects = {"json_object": {}} if self.json_object else {}
-        return objects | {kind: value for kind, value in forms.items() if value is not None}
+    def _forms(self) -> dict[Kind, Any]:
+        forms: dict[Kind, Any] = {
+            "json_object": {} if self.json_object else None,
+            "json_schema": self.json_,
+            "regex": self.regex,
+            "choice": self.choice,
+            "grammar": self.grammar,
+        }
+        return {kind: value for kind, value in forms.items() if value is not None}
 
     def format(self) -> Format:
         """In our terms. Raises UserError for a value that cannot be kept to."""

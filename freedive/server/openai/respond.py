@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -26,6 +26,8 @@ class Choice(Protocol):
     object: str
     chunk_object: str
     id_prefix: str
+    nothing: ClassVar[Json]
+    """A chunk's choice that adds nothing."""
 
     def whole(self, said: Said) -> Json: ...
 
@@ -50,7 +52,8 @@ async def respond(request: Request, body: GenerationRequest, answers: Answers, c
     }
     if body.stream:
         chunks = _chunks(head, body, answers, choices)
-        return EventStream(survived(chunks, lambda problem: event(openai_error(problem)), head["id"]))
+        nothing = event(head | {"choices": [kind.nothing]} | _no_usage(body))
+        return EventStream(survived(chunks, lambda problem: event(openai_error(problem)), head["id"]), lambda: nothing)
     written = [choice.whole(said) for choice, said in zip(choices, await answers.whole(request), strict=True)]
     return JSONResponse(head | {"choices": written, "usage": usage_object(answers.usage)} | _timings(body, answers))
 
@@ -59,7 +62,7 @@ async def _chunks(
     head: Json, body: GenerationRequest, answers: Answers, choices: Sequence[Choice]
 ) -> AsyncGenerator[bytes, None]:
     options = body.stream_options
-    usage: Json = {"usage": None} if options and options.include_usage else {}
+    usage = _no_usage(body)
     async with aclosing(answers.said()) as items:
         async for said in items:
             if written := choices[said.index].chunk(said):
@@ -70,6 +73,10 @@ async def _chunks(
         total = {"usage": usage_object(answers.usage)} if usage else {}
         yield event(head | {"choices": []} | total | _timings(body, answers))
     yield b"data: [DONE]\n\n"
+
+
+def _no_usage(body: GenerationRequest) -> Json:
+    return {"usage": None} if body.stream_options and body.stream_options.include_usage else {}
 
 
 def usage_object(usage: Usage) -> Json:

@@ -45,7 +45,7 @@ class Reasoning(Wire):
 
     ignores_unknown = True
 
-    effort: Annotated[str, AfterValidator(_effort), WithJsonSchema({"enum": list(EFFORTS)})] | None = None
+    effort: Annotated[Text, AfterValidator(_effort), WithJsonSchema({"enum": list(EFFORTS)})] | None = None
     summary: Text | None = None
 
 

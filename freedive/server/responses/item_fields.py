@@ -101,6 +101,8 @@ class ReasoningItem(Wire):
         if self.encrypted_content and not texts:
             opened = items.unsealed(self.encrypted_content)
             texts = [] if opened is None else [opened]
+            if opened is None:
+                ignore("encrypted_content")
         return items.reasoning(texts, [thought.text for thought in self.summary])
 
 

@@ -72,6 +72,10 @@ class Reply:
             async for told in events:
                 yield self._written(told)
 
+    def in_progress(self) -> bytes:
+        """The event that says that the response goes on."""
+        return self._written({"type": "response.in_progress", "response": self.head})
+
     def failed(self, problem: Problem) -> bytes:
         """The event that ends a response which failed."""
         code = {429: "rate_limit_exceeded"}.get(problem.status, "server_error")

@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from freedive.errors import UserError
+from freedive.server.problems import prompt_named
 from freedive.server.responses.fields import CountRequest, ListQuery, PromptRequest, ResponseRequest, RetrieveQuery
 from freedive.server.responses.reply import Reply
 from freedive.server.responses.store import Store
@@ -30,12 +31,12 @@ def router(service: Service, store: Store) -> APIRouter:
         owner = _caller(request)
         conversation = await run_in_threadpool(_conversation, body, store, owner)
         user = body.safety_identifier or body.user or ""
-        answers = await service.answers(
-            body.ask(body.model, conversation, sampling=body.sampling(), user=user), request
-        )
+        ask = body.ask(body.model, conversation, sampling=body.sampling(), user=user)
+        with prompt_named("input"):
+            answers = await service.answers(ask, request)
         reply = Reply(body, answers, conversation, store, owner)
         if body.stream:
-            return EventStream(survived(reply.stream(), reply.failed, reply.head["id"]))
+            return EventStream(survived(reply.stream(), reply.failed, reply.head["id"]), reply.in_progress)
         return await reply.whole(request)
 
     @routes.post("/input_tokens", summary="Count the tokens that a response would read")

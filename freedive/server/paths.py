@@ -1,0 +1,42 @@
+"""Requests as clients spell them, and as the routes know them."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from freedive.errors import UserError
+
+_SLASHES = re.compile(r"/{2,}")
+
+
+class EncodedBody(UserError):
+    """A request body that is compressed."""
+
+    status = 415
+
+
+class Paths:
+    """Leads to the routes what differs from them by slashes alone, and HEAD to what answers GET.
+
+    uvicorn itself leaves out the body of an answer to HEAD.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = _SLASHES.sub("/", scope["path"])
+            path = path.rstrip("/") or "/"
+            scope = {**scope, "path": path, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
+        await self.app(scope, receive, send)
+
+
+def check_encoding(headers: Headers) -> None:
+    """Raises EncodedBody for a compressed body: how much it holds would be known too late."""
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise EncodedBody(f"the body is encoded as {encoding[:40]!r}", "Send it without Content-Encoding")

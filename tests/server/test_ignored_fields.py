@@ -1,0 +1,243 @@
+"""What asks for nothing, or for what happens anyway, is accepted, and a header and the log say what had no effect."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from echo_model import EchoModel, serving
+
+from freedive.server.log import line_log
+
+HELLO = [{"role": "user", "content": "hello"}]
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"model": "echo", "messages": HELLO},
+    "/v1/completions": {"model": "echo", "prompt": "hello"},
+    "/v1/responses": {"model": "echo", "input": "hello"},
+    "/v1/messages": {"model": "echo", "max_tokens": 99, "messages": HELLO},
+    "/api/chat": {"model": "echo", "messages": HELLO, "stream": False},
+    "/api/generate": {"model": "echo", "prompt": "hello", "stream": False},
+    "/api/embed": {"model": "echo", "input": "hello"},
+}
+CHAT, TEXT, RESPONSES, MESSAGES, OLLAMA, GENERATE, EMBED = BODIES
+SPOKEN = {"role": "assistant", "content": "hm"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+USED = {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}
+
+
+@pytest.fixture(scope="module")
+def http(live_server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live_server, timeout=20) as client:
+        yield client
+
+
+def ignored(response: httpx.Response) -> set[str]:
+    assert response.status_code == 200, response.text
+    return set(filter(None, response.headers.get("x-freedive-ignored", "").split(", ")))
+
+
+NOTHING: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, {"best_of": 1, "min_tokens": 0, "typical_p": 1, "length_penalty": 1.0, "use_beam_search": False}),
+    (CHAT, {"truncate_prompt_tokens": None, "skip_special_tokens": True, "spaces_between_special_tokens": True}),
+    (CHAT, {"add_generation_prompt": True, "seed": -1, "top_a": 0, "mirostat": 0, "stop_token_ids": [], "echo": False}),
+    (CHAT, {"reasoning": {"enabled": False}, "functions": [], "modalities": ["text"], "documents": []}),
+    (CHAT, {"messages": [*HELLO, {"role": "assistant", "content": None}, *HELLO]}),
+    (CHAT, {"messages": [*HELLO, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "x"}]}),
+    (CHAT, {"messages": [*HELLO, SPOKEN | {"audio": None, "refusal": None, "reasoning_details": None}, *HELLO]}),
+    (TEXT, {"best_of": 1, "suffix": None, "n_predict": 9, "repeat_penalty": 1.1, "xtc_probability": 0}),
+    (RESPONSES, {"truncation": "auto", "background": False, "include": ["web_search_call.action.sources"]}),
+    (RESPONSES, {"input": [], "instructions": "hello"}),
+    (RESPONSES, {"text": {"verbosity": "low"}, "reasoning": {"effort": "low", "summary": "auto"}}),
+    (MESSAGES, {"thread": {"type": "create"}, "mcp_servers": []}),
+    (OLLAMA, {"messages": [HELLO[0] | {"images": []}], "think": "high", "options": {"seed": -1, "num_predict": -2}}),
+    (GENERATE, {"images": [], "context": [], "template": "", "system": "", "suffix": "", "format": ""}),
+]
+
+
+@pytest.mark.parametrize(("route", "extra"), NOTHING)
+def test_what_asks_for_nothing_is_accepted_without_a_word(
+    http: httpx.Client, route: str, extra: dict[str, Any]
+) -> None:
+    assert ignored(http.post(route, json=BODIES[route] | extra)) == set()
+
+
+SAID: list[tuple[str, dict[str, Any], set[str]]] = [
+    (CHAT, {"client_metadata": {"a": "b"}, "cache_prompt": True, "id_slot": 1}, set()),
+    (CHAT, {"include_reasoning": False, "priority": 3, "stream_options": {"include_usage": True}}, set()),
+    (CHAT, {"provider": {"order": ["x"]}, "repeat_last_n": 64, "penalize_nl": False}, set()),
+    (CHAT, {"tools": [{"type": "web_search"}, {"type": "openrouter:web_search"}]}, {"tools.web_search"}),
+    (RESPONSES, {"client_metadata": {"a": "b"}, "prompt_cache_retention": "24h"}, set()),
+    (RESPONSES, {"context_management": [{"type": "compaction", "compact_threshold": 9}]}, set()),
+    (RESPONSES, {"tools": [{"type": kind} for kind in ("local_shell", "mcp", "x_new")]}, {"tools.mcp"}),
+    (RESPONSES, {"tools": [{"type": "namespace", "name": "n", "tools": []}]}, set()),
+    (MESSAGES, {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, set()),
+    (MESSAGES, {"speed": "fast", "container": {"id": "c"}, "inference_geo": "us", "betas": ["b"]}, set()),
+    (
+        MESSAGES,
+        {"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 5}]},
+        {"tools.web_search_20250305"},
+    ),
+    (OLLAMA, {"truncate": True, "shift": True}, set()),
+    (GENERATE, {"truncate": False, "shift": False}, set()),
+    (EMBED, {"truncate": True, "dimensions": 0}, {"truncate"}),
+]
+
+
+@pytest.mark.parametrize(("route", "extra", "names"), SAID)
+def test_what_has_no_effect_is_accepted_and_named(
+    http: httpx.Client, route: str, extra: dict[str, Any], names: set[str]
+) -> None:
+    said = ignored(http.post(route, json=BODIES[route] | extra))
+    assert said >= (names or extra.keys() - {"tools"})
+
+
+def test_ollamas_documented_options_are_accepted(http: httpx.Client) -> None:
+    options = {
+        "num_keep": 5,
+        "seed": 42,
+        "num_predict": 100,
+        "top_k": 20,
+        "top_p": 0.9,
+        "min_p": 0.0,
+        "typical_p": 0.7,
+        "repeat_last_n": 33,
+        "temperature": 0.8,
+        "repeat_penalty": 1.2,
+        "presence_penalty": 1.5,
+        "frequency_penalty": 1.0,
+        "penalize_newline": True,
+        "mirostat": 2,
+        "stop": ["\n", "user:"],
+        "numa": False,
+        "num_ctx": 1024,
+        "num_batch": 2,
+        "num_gpu": 1,
+        "main_gpu": 0,
+        "use_mmap": True,
+        "num_thread": 8,
+    }
+    said = ignored(http.post(OLLAMA, json=BODIES[OLLAMA] | {"options": options}))
+    assert said >= {"mirostat", "num_gpu", "penalize_newline", "repeat_last_n", "typical_p"}
+    assert not said & {"min_p", "num_ctx", "repeat_penalty", "seed", "stop", "temperature", "top_k", "top_p"}
+
+
+KEPT = {
+    "id": "m1",
+    "timestamp": 1,
+    "parsed": {"a": 1},
+    "cache_control": {"type": "ephemeral"},
+    "extra_content": {"google": {}},
+    "reasoning_details": [{"type": "x"}],
+    "provider_specific_fields": {},
+    "refusal": "no",
+}
+
+
+def test_keys_that_a_client_kept_with_an_answer_may_come_back(http: httpx.Client, fake_model: EchoModel) -> None:
+    call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": {"a": "ä"}, "parsed_arguments": {}}, "x": 1}
+    spoken = KEPT | {"role": "assistant", "content": [{"type": "text", "text": "hm", "annotations": []}]}
+    result = {"role": "tool", "tool_call_id": None, "content": "42", "is_error": False}
+    messages = [*HELLO, spoken | {"tool_calls": [call]}, result]
+    assert ignored(http.post(CHAT, json=BODIES[CHAT] | {"messages": messages})) >= KEPT.keys()
+    _, told, answered = fake_model.asked[-1]["messages"]
+    assert told["tool_calls"][0]["function"]["arguments"] == '{"a": "ä"}'
+    assert (told["content"], answered["tool_call_id"]) == ("hm", "c1")
+
+
+@pytest.mark.parametrize("route", [CHAT, RESPONSES, MESSAGES, OLLAMA])
+def test_an_image_of_a_conversation_under_way_becomes_a_text_that_names_it(
+    http: httpx.Client, fake_model: EchoModel, route: str
+) -> None:
+    url = "data:image/png;base64,AA=="
+    source = {"type": "base64", "media_type": "image/png", "data": "AA=="}
+    image = {
+        CHAT: {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]},
+        RESPONSES: {"role": "user", "content": [{"type": "input_image", "image_url": url}]},
+        MESSAGES: {"role": "user", "content": [{"type": "image", "source": source}]},
+        OLLAMA: {"role": "user", "content": "", "images": ["AA=="]},
+    }[route]
+    name = "input" if route == RESPONSES else "messages"
+    first = http.post(route, json=BODIES[route] | {name: [image]})
+    assert first.status_code == 400, "in a first turn nothing is lost, and nobody is answered who was not understood"
+    assert "image" in first.text
+    assert ignored(http.post(route, json=BODIES[route] | {name: [*HELLO, SPOKEN, image]})) == {"image"}
+    assert fake_model.asked[-1]["messages"][-1]["content"] == "[image: this model cannot see it]"
+
+
+def test_an_image_that_a_tool_gave_becomes_a_text_that_names_it(http: httpx.Client, fake_model: EchoModel) -> None:
+    for kind in ("image", "document"):
+        block = {"type": kind, "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+        result = {"type": "tool_result", "tool_use_id": "1", "content": [block]}
+        messages = [*HELLO, USED, {"role": "user", "content": [result]}]
+        assert ignored(http.post(MESSAGES, json=BODIES[MESSAGES] | {"messages": messages})) == {kind}
+        assert fake_model.asked[-1]["messages"][-1]["content"] == f"[{kind}: this model cannot see it]"
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    image = {"type": "input_image", "image_url": "data:,"}
+    output = {"type": "function_call_output", "call_id": "c", "output": [image]}
+    assert "image" in ignored(http.post(RESPONSES, json=BODIES[RESPONSES] | {"input": [*HELLO, call, output]}))
+    assert fake_model.asked[-1]["messages"][-1]["content"] == "[image: this model cannot see it]"
+
+
+def test_what_a_servers_tools_did_is_left_out_of_an_answer(http: httpx.Client, fake_model: EchoModel) -> None:
+    search = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}
+    found = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
+    answer = {"role": "assistant", "content": [search, found, {"type": "text", "text": "hm", "citations": []}]}
+    said = ignored(http.post(MESSAGES, json=BODIES[MESSAGES] | {"messages": [*HELLO, answer, *HELLO]}))
+    assert said >= {"content.server_tool_use", "content.web_search_tool_result"}
+    assert fake_model.asked[-1]["messages"][1]["content"] == "hm"
+    kinds = ("web_search_call", "compaction", "ghost_snapshot", "local_shell_call")
+    items = [{"type": kind, "id": "x"} for kind in kinds]
+    sealed = {"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}
+    said = ignored(http.post(RESPONSES, json=BODIES[RESPONSES] | {"input": [*HELLO, *items, sealed, *HELLO]}))
+    assert said >= {f"input.{kind}" for kind in kinds} | {"encrypted_content"}
+
+
+def test_a_refusal_is_what_the_assistant_said(http: httpx.Client, fake_model: EchoModel) -> None:
+    for route, name in ((CHAT, "messages"), (RESPONSES, "input")):
+        spoken = {"role": "assistant", "content": [{"type": "refusal", "refusal": "I will not"}]}
+        assert http.post(route, json=BODIES[route] | {name: [*HELLO, spoken, *HELLO]}).status_code == 200
+        assert fake_model.asked[-1]["messages"][1]["content"] == "I will not"
+
+
+def test_an_effort_only_advises_a_model_without_thoughts() -> None:
+    model = EchoModel(can_think=False)
+    with serving(model) as url:
+        chat = httpx.post(url + CHAT, json=BODIES[CHAT] | {"reasoning_effort": "low"})
+        routed = httpx.post(url + CHAT, json=BODIES[CHAT] | {"reasoning": {"effort": "high"}})
+        responses = httpx.post(url + RESPONSES, json=BODIES[RESPONSES] | {"reasoning": {"effort": "medium"}})
+    assert (ignored(chat), ignored(routed)) == ({"reasoning_effort"}, {"reasoning_effort"})
+    assert ignored(responses) == {"reasoning"}
+    assert [asked["effort"] for asked in model.asked] == [None, None, None]
+
+
+def test_thoughts_are_turned_off_by_any_servers_switch(http: httpx.Client, fake_model: EchoModel) -> None:
+    for switch in (
+        {"enable_thinking": False},
+        {"reasoning": {"enabled": False}},
+        {"thinking": {"type": "disabled"}},
+        {"chat_template_kwargs": {"thinking": False}},
+    ):
+        assert http.post(CHAT, json=BODIES[CHAT] | switch).status_code == 200
+        assert (fake_model.asked[-1]["thinking"], fake_model.asked[-1]["effort"]) == (False, "none")
+
+
+def test_the_log_has_what_a_request_sent_in_vain() -> None:
+    stream = io.StringIO()
+    with serving(EchoModel(), observers=[line_log("json", stream)]) as url:
+        httpx.post(url + CHAT, json=BODIES[CHAT] | {"metadata": {"secret": "s"}, "verbosity": "low"})
+        httpx.post(url + CHAT, json=BODIES[CHAT])
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line.get("ignored") for line in lines] == [["metadata", "verbosity"], None]
+    assert "secret" not in stream.getvalue()
+
+
+def test_the_header_holds_names_alone_and_not_what_a_client_makes_of_them(http: httpx.Client) -> None:
+    odd = {"a\r\nset-cookie: b": 1, "ä": 1, "x" * 100: 1, "fine": 1, **{f"n{i}": 1 for i in range(100)}}
+    response = http.post(CHAT, json=BODIES[CHAT] | {"messages": [HELLO[0] | odd]})
+    assert "fine" in ignored(response)
+    assert len(ignored(response)) <= 32
+    assert "set-cookie" not in response.headers

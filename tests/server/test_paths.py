@@ -1,0 +1,43 @@
+"""Addresses as clients spell them, and bodies that are encoded."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+
+@pytest.fixture(scope="module")
+def http(live_server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live_server) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/v1/models", "/v1/models/echo", "/api/tags", "/api/version", "/docs"]
+)
+def test_head_asks_for_what_get_gives(http: httpx.Client, path: str) -> None:
+    response = http.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-type"] == http.get(path).headers["content-type"]
+
+
+def test_head_is_refused_where_get_is(http: httpx.Client) -> None:
+    assert http.head("/v1/chat/completions").status_code == 405
+    assert http.head("/v1/nothing").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["//v1/chat/completions", "/v1//chat/completions", "/v1/chat/completions/"])
+def test_slashes_too_many_lead_to_the_same_place(http: httpx.Client, path: str) -> None:
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+    assert http.post(str(http.base_url).rstrip("/") + path, json=body).status_code == 200
+
+
+def test_an_encoded_body_is_refused_by_its_encoding(http: httpx.Client) -> None:
+    body = gzip.compress(json.dumps({"model": "echo"}).encode())
+    response = http.post("/v1/chat/completions", content=body, headers={"content-encoding": "gzip"})
+    assert response.status_code == 415
+    assert "gzip" in response.json()["error"]["message"]
