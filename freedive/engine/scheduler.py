@@ -31,8 +31,8 @@ class Request:
 
     It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``row`` is its row of the page
     table, -1 while it waits. It shares pages with requests of the same ``salt`` only: the first ``num_known`` of its
-    own can be found, by ``keys``. It takes a turn of its ``user``, who takes one of its ``tenant``. With a ``pool`` nothing
-    is generated, and all tokens are computed, since it needs what the model makes of each.
+    own can be found, by ``keys``. It takes a turn of its ``user``, who takes one of its ``tenant``. With a ``pool``
+    nothing is generated, and all tokens are computed, since it needs what the model makes of each.
     """
 
     generation: Generation

@@ -27,8 +27,9 @@ class Ask:
 
     ``sampling`` are the fields that the client sets. ``user`` and ``salt`` are the client's words: whose turn it takes,
     and what shares a cache; both stand below the caller's ``tenant``, which :class:`Service` fills in. With ``pooling``
-    embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together, in tokens. With ``ends_with_context`` a max_tokens for which the context has no room asks for what there
-    is room for; otherwise it is refused.
+    embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together, in tokens. With
+    ``ends_with_context`` a max_tokens for which the context has no room asks for what there is room for; otherwise it
+    is refused.
     """
 
     model: str
