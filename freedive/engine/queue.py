@@ -1,8 +1,8 @@
 """Whose turn it is: of the tenant that was served least the user that was served least, and each user's in order.
 
 A tenant is the holder of one key; users are names that a tenant gives, so they share what it has and no more. Service
-is counted in tokens, as in "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024), section 4: one who comes
-back after a pause begins where the least served of the others is, so that nobody saves up turns.
+is counted in tokens, as in "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024), section 4: one who
+comes back after a pause begins where the least served of the others is, so that nobody saves up turns.
 """
 
 from __future__ import annotations

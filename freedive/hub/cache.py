@@ -23,7 +23,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 from freedive.checkpoint.state import checkpoint_state
 from freedive.errors import Unavailable, UserError
@@ -230,16 +229,6 @@ def _make(folder: Path) -> None:
         raise Unavailable(what, "Set FREEDIVE_HOME to a folder that can be written") from None
 
 
-def _own_file(path: Path) -> IO[str]:
-    try:
-        file = open(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600), "w")
-        os.fchmod(file.fileno(), 0o600)  # of an earlier version
-    except OSError as error:
-        what = f"{path} cannot be written: {error.strerror}"
-        raise Unavailable(what, "Set FREEDIVE_HOME to a folder that is yours") from None
-    return file
-
-
 @contextmanager
 def locked(ref: str) -> Iterator[None]:
     """One process at a time for this model; the lock falls with the process that holds it, however that ends.
@@ -248,10 +237,26 @@ def locked(ref: str) -> Iterator[None]:
     """
     path = home() / "locks" / _slug(identity(ref))
     _make(path.parent)
-    with _own_file(path) as file:
+    with _own_file(path) as descriptor:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting for another process that is busy with {ref}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _own_file(path: Path) -> Iterator[int]:
+    """A descriptor of the file, which only its owner can open."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
+    except OSError as error:
+        what = f"{path} cannot be written: {error.strerror}"
+        raise Unavailable(what, "Set FREEDIVE_HOME to a folder that is yours") from None
+    try:
+        with suppress(PermissionError):
+            os.fchmod(descriptor, 0o600)  # those of an earlier version were everybody's to open
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -56,6 +56,7 @@ def download(http: httpx.Client, file: RemoteFile, folder: Path, advance: Advanc
     if not file.sha256:
         partial.unlink(missing_ok=True)
     for attempt in range(1, ATTEMPTS + 1):
+        advance(0)  # nobody may wait for it any more
         try:
             _append(http, file, partial, advance)
             break

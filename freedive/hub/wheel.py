@@ -16,7 +16,7 @@ from pathlib import Path
 from freedive.errors import NotFound, Unavailable, UserError
 from freedive.hub.cache import FILES, PARTIAL, StoredFile, settle
 from freedive.hub.download import CHUNK_BYTES, check, digest, shown
-from freedive.hub.terms import Terms
+from freedive.hub.terms import Terms, num_bytes
 
 STDERR = 2
 """The process's own: in a notebook sys.stderr is no file."""
@@ -58,7 +58,7 @@ def _pip_download(requirement: str, into: Path, room: float, check: Callable[[],
         try:
             while pip.poll() is None:
                 check()
-                if _num_bytes(into) > room:
+                if num_bytes(into) > room:
                     raise Unavailable(f"{requirement} is larger than there is room for", "Free some space")
                 if time.monotonic() > ends_at:
                     raise Unavailable(f"{requirement} did not come within {MAX_S / 60:.0f} minutes", "Try again later")
@@ -70,15 +70,6 @@ def _pip_download(requirement: str, into: Path, room: float, check: Callable[[],
         if pip.returncode:
             complaints.seek(0)
             raise _pip_error(requirement, complaints.read().splitlines())
-
-
-def _num_bytes(folder: Path) -> int:
-    """What files below ``folder`` take, while others make and delete them."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.lstat().st_size
-    return total
 
 
 def _pip_error(requirement: str, complaints: Iterable[str]) -> UserError:

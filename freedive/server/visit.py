@@ -24,7 +24,8 @@ CLIENT_LEFT = 499
 class Visit:
     """``key`` is the tenant, ``caller`` its name. ``route`` is the pattern of the path, "" where none fits.
 
-    ``answers`` are what the request asked for, if it did. Times are by ``time.perf_counter``, but for ``began_at``, in seconds since 1970. Never holds what was said.
+    ``answers`` are what the request asked for, if it did. Times are by ``time.perf_counter``, but for ``began_at``, in
+    seconds since 1970. Never holds what was said.
     """
 
     id: str
