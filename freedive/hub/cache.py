@@ -54,12 +54,6 @@ class Stored:
     date: str
     layout: int = 1
 
-    def __post_init__(self) -> None:
-        """Raises ValueError for what is no manifest of ours: it opens nothing but its own files."""
-        names = [file.path for file in self.files]
-        if not (all(map(safe, names)) and self.checkpoint in (".", *names) and isinstance(self.ref, str)):
-            raise ValueError("a manifest that names what is not its own")
-
     @property
     def path(self) -> Path:
         folder = model_folder(self.ref)
@@ -132,7 +126,9 @@ def _read(manifest: Path) -> Stored | None:
     try:
         table = json.loads(manifest.read_text("utf-8"))
         model = Stored(**table | {"files": tuple(StoredFile(**file) for file in table["files"])})
-        return model if model_folder(model.ref) == manifest.parent else None
+        names = [file.path for file in model.files]
+        opens_its_own = all(map(safe, names)) and model.checkpoint in (".", *names)
+        return model if opens_its_own and model_folder(model.ref) == manifest.parent else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,9 +176,9 @@ def test_downloads_of_a_server_wait_for_each_other() -> None:
         return fetch(name, progress)
 
     with serving(EchoModel(), fetch=slow) as url:
-        bodies = [{"model": name, "stream": False} for name in ("a", "b", "a", "c")]
         threads = [
-            threading.Thread(target=httpx.post, args=(f"{url}/api/pull",), kwargs={"json": each}) for each in bodies
+            threading.Thread(target=httpx.post, args=(f"{url}/api/pull",), kwargs={"json": {"model": name}})
+            for name in ("a", "b", "a", "c")
         ]
         for thread in threads:
             thread.start()
@@ -191,6 +195,35 @@ def test_a_store_that_fails_tells_no_place(tmp_path: Path) -> None:
         path.write_bytes(b"x" * (1 << 16))
         answer = httpx.get(f"{url}/v1/responses/resp_1")
     assert str(tmp_path) not in answer.text
+
+
+def test_a_server_runs_without_side_stores(home: Path) -> None:
+    """A file in place of a folder is to root what a read-only home is to others."""
+    environment = os.environ | {"FREEDIVE_HOME": str(home), "FREEDIVE_PAGES": str(home / "pages")}
+    assert freedive_says("run", "nano", "What is 1 + 2?", environment=environment)  # what it needs is packed now
+    (home / "responses.sqlite").mkdir()
+    for name in ("pages", "locks", "models"):
+        shutil.rmtree(home / name, ignore_errors=True)
+        (home / name).write_text("")
+    command = [sys.executable, "-m", "freedive", "serve", "nano", "--port", "0"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        try:
+            said = [process.stderr.readline() for _ in range(2)]
+            assert "keeps responses in memory only" in said[0]
+            url = said[1].partition("chat at ")[2].partition(",")[0]
+            body = {"model": "nano", "input": "What is 12 + 30?" * 20, "max_output_tokens": 9}
+            answer = httpx.post(f"{url}/v1/responses", json=body, timeout=60)
+            assert answer.status_code == 200
+            assert httpx.get(f"{url}/v1/responses/{answer.json()['id']}").status_code == 200
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def freedive_says(*arguments: str, environment: dict[str, str]) -> str:
+    command = [sys.executable, "-m", "freedive", *arguments]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 
 def test_a_key_file_of_an_earlier_version_is_read(home: Path) -> None:
