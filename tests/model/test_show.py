@@ -154,7 +154,9 @@ def test_a_stored_model_that_cannot_run_says_why() -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"architectures": ["KimiLinearForCausalLM"]}))
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    cache.record("hf:owner/name", ".", (cache.StoredFile("config.json", 1, ""),))
+    cache.record(
+        "hf:owner/name", ".", tuple(cache.StoredFile(name, 1, "") for name in ("config.json", "model.safetensors"))
+    )
     facts = show("hf:owner/name")
     assert "Kimi Delta Attention" in facts["problem"]
     assert "layers" not in facts
