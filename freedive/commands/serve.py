@@ -65,6 +65,7 @@ def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Ma
     names = list(dict.fromkeys(names))
     ids = model_ids(dict.fromkeys([*names, *on_demand]))
     known = [_known(name, how, id) for name, id in ids.items()]
+    Models(known, aliases=where.aliases)  # refuses aliases that cannot be, before models are loaded for nothing
     max_bytes = where.memory_gb * 1e9 if where.memory_gb else machine.available_memory() * MEMORY_SHARE
     loaded: list[Model] = []
     num_bytes = 0

@@ -116,6 +116,8 @@ def test_numbers_of_all_callers_are_for_those_who_manage(house: House, route: st
 
 def test_health_tells_those_without_a_right_only_that_the_server_is_up(house: House) -> None:
     assert house.get("/health").json() == house.get("/health", "ann").json() == {"status": "ok"}
+    wrong = httpx.get(f"{house.url}/health", headers={"authorization": "Bearer dummy"})
+    assert (wrong.status_code, wrong.json()) == (200, {"status": "ok"})
     assert house.get("/health", "boss").json()["models"].keys() == {"echo"}
     with serving(EchoModel()) as url:
         assert httpx.get(f"{url}/health").json()["models"].keys() == {"echo"}
