@@ -256,7 +256,7 @@ def test_chat_through_a_pipe_ends_at_a_fault(fake: FakeModel) -> None:
 
 
 def test_list_and_show_and_rm_know_what_is_here(fake: FakeModel, tmp_path: Path) -> None:
-    folder = cache.model_folder("hf:owner/name")
+    folder = cache.model_folder("hf:owner/name") / cache.FILES
     folder.mkdir(parents=True)
     (folder / "m.gguf").write_bytes(b"0" * 2_000_000)
     cache.record("hf:owner/name", "m.gguf", (cache.StoredFile("m.gguf", 2_000_000, "ab" * 32),), "mit")

@@ -41,7 +41,7 @@ def router(service: Service, guard: Guard) -> APIRouter:
     @routes.get("/")
     async def page(request: Request) -> HTMLResponse:
         language = choose_language(request.cookies.get("lang", ""), request.headers.get("accept-language", ""), words)
-        names = list(service.models.slots)
+        names = [] if guard.locked else list(service.models.slots)
         html = template.render(
             language=language, words=words[language], all_words=words, names=names, locked=guard.locked
         )

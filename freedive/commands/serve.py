@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -16,10 +18,11 @@ from freedive import machine
 from freedive.commands.about import about
 from freedive.commands.flags import REFERENCE, Values, settings
 from freedive.config import EngineConfig, ServerConfig, load
-from freedive.errors import NotFound
-from freedive.hub.cache import home, stored
+from freedive.errors import NotFound, UserError
+from freedive.hub.cache import Stored, find, home, identity, stored
 from freedive.hub.catalogue import catalogue, entry_for
-from freedive.hub.sources import FORMS, resolve
+from freedive.hub.sources import FORMS, parse, resolve
+from freedive.hub.terms import Terms
 from freedive.progress import Advance
 from freedive.server import app
 from freedive.server.model import Model
@@ -29,6 +32,14 @@ from freedive.server.ollama.pull import Progress
 DEFAULT = "smollm2"
 MEMORY_SHARE = 0.9
 """Part of the memory that is free which loaded models may take where ``memory_gb`` is not set."""
+KEPT_FREE_BYTES = 4e9
+"""Of the disk, whatever clients fetch."""
+FOR_CLIENTS = ("hf", "modelscope")
+"""Hubs from which clients may have what they name; a package index may hold what is this user's alone."""
+FOLDERS = re.compile(r"(?<![\w:/.])(?:~|[.]{1,2})?/(?=\S)(?:[^\s/'\"]+/)*")
+"""The folders before the name of a file, in a message."""
+
+T = TypeVar("T")
 
 
 @settings(server=ServerConfig, engine=EngineConfig)
@@ -45,13 +56,16 @@ def serve(
     keys = app.check_keys(where)  # before models are loaded for nothing
     app.check_port(where.host, where.port)
     served = _models(models or [DEFAULT], [] if models else _stored(), where, how)
-    app.serve(served, where, keys, fetch=partial(fetched, how), stored_responses=home() / "responses.sqlite")
+    fetch = partial(fetched, how, where.pull_limit_gb * 1e9)
+    app.serve(served, where, keys, fetch=fetch, stored_responses=home() / "responses.sqlite")
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:
     """``names`` loaded as far as they fit together, the others when they are asked for."""
     names = list(dict.fromkeys(names))
-    known = [_known(name, how) for name in dict.fromkeys([*names, *on_demand])]
+    ids = model_ids(dict.fromkeys([*names, *on_demand]))
+    known = [_known(name, how, id) for name, id in ids.items()]
+    Models(known, aliases=where.aliases)  # refuses aliases that cannot be, before models are loaded for nothing
     max_bytes = where.memory_gb * 1e9 if where.memory_gb else machine.available_memory() * MEMORY_SHARE
     loaded: list[Model] = []
     num_bytes = 0
@@ -60,30 +74,83 @@ def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Ma
             loaded.append(each.load())
             num_bytes += loaded[-1].num_bytes
     keep_alive_s = FOREVER if where.keep_alive < 0 else where.keep_alive
-    return Models(known, loaded, max_bytes=max_bytes, keep_alive_s=keep_alive_s)
+    for_clients = [replace(each, load=private(each.load), about=private(each.about)) for each in known]
+    return Models(for_clients, loaded, max_bytes=max_bytes, keep_alive_s=keep_alive_s, aliases=where.aliases)
 
 
-def _known(name: str, how: Mapping[str, Any]) -> Known:
+def model_ids(names: Iterable[str]) -> dict[str, str]:
+    """The id of each model: its name or address; of one that is named by a path, that of its file or folder.
+
+    Where two would have the same, as many folders stand before it as tell them apart.
+    """
+    ids: dict[str, str] = {}
+    for name in names:
+        place = parse(name)
+        if entry_for(name) or not isinstance(place, Path):
+            ids[name] = name
+            continue
+        parts = place.absolute().parts
+        ends = ("/".join(parts[-count:]) for count in range(1, len(parts)))
+        ids[name] = next((end for end in ends if end not in ids.values()), name)
+    return ids
+
+
+def _known(name: str, how: Mapping[str, Any], id: str) -> Known:
     path = resolve(name)
-    load, facts = partial(freedive.load, name, **how), cache(partial(about, name, path))
-    return Known(name, load, _num_bytes(path), path.stat().st_mtime, facts)
+    load, facts = partial(_load, name, how, id), cache(partial(about, name, path))
+    paths = () if id == name else (name, str(path.absolute()))
+    return Known(id, load, _num_bytes(path), path.stat().st_mtime, facts, paths)
 
 
-def fetched(how: Mapping[str, Any], name: str, progress: Progress) -> Known:
+def _load(name: str, how: Mapping[str, Any], id: str) -> Model:
+    model = freedive.load(name, **how)
+    model.name = id
+    return model
+
+
+def private(work: Callable[[], T]) -> Callable[[], T]:
+    """``work`` whose errors go to clients: where files are on this machine stands on standard error only."""
+
+    def run() -> T:
+        try:
+            return work()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            error.what, error.remedy = map(_without_folders, (error.what, error.remedy))
+            error.args = (f"{error.what}. {error.remedy}" if error.remedy else error.what,)
+            raise
+
+    return run
+
+
+def _without_folders(text: str) -> str:
+    return FOLDERS.sub("", text.replace(str(home()), ""))
+
+
+def fetched(how: Mapping[str, Any], max_bytes: float, name: str, progress: Progress) -> Known:
     """A model that a client names, who may have what hubs have; files of this machine are not for clients to name.
 
-    Raises NotFound for those, and what :func:`freedive.hub.sources.resolve` raises.
+    The user's own tokens, and the package index that pip is set to, are for models of the catalogue only. Raises
+    NotFound for what is none of these, and what :func:`freedive.hub.sources.resolve` raises.
     """
-    if not entry_for(name) and name.partition(":")[0] not in FORMS:
+    entry = entry_for(name)
+    if not entry and name.partition(":")[0] not in FOR_CLIENTS:
         raise NotFound(f"{name} is not a model of the catalogue", f"Write {FORMS['hf']}", param="model")
+    terms = Terms(bool(entry), max_bytes, KEPT_FREE_BYTES, progress.check)
 
     @contextmanager
     def bar(title: str, total: int) -> Iterator[Advance]:
         progress.total = total
         yield progress.advance
 
-    resolve(name, bar=bar)
-    return _known(name, how)
+    def fetch() -> Known:
+        resolve(name, bar=bar, terms=terms)
+        found = find(str(parse(name)))
+        id = _name_of(found) if found else entry.name if entry else name
+        return _known(id, how, id)
+
+    known = private(fetch)()
+    return replace(known, load=private(known.load), about=private(known.about))
 
 
 def _num_bytes(path: Path) -> int:
@@ -94,5 +161,10 @@ def _num_bytes(path: Path) -> int:
 
 def _stored() -> list[str]:
     """The models on this machine, by the names that `freedive list` gives them."""
-    entries = {entry.ref: entry.name for entry in catalogue().values()}
-    return [entries.get(model.ref, model.ref) for model in stored()]
+    return [_name_of(model) for model in stored()]
+
+
+def _name_of(model: Stored) -> str:
+    """The catalogue's name of a model, else its reference."""
+    names = {identity(entry.ref): entry.name for entry in catalogue().values()}
+    return names.get(identity(model.ref), model.ref)

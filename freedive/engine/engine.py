@@ -27,6 +27,7 @@ from freedive.engine.pace import Pace
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pool, Pooling
 from freedive.engine.prefix import PrefixCache
+from freedive.engine.queue import is_full
 from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.request import EngineError, Generation, Piece, Sampling
 from freedive.engine.sampler import Floats, Sampler
@@ -139,7 +140,7 @@ class Engine:
         with self._wake:
             if self._closing:
                 raise Unavailable("The engine is closed", "Start it again")
-            if len(self._open) >= self._max_open:
+            if is_full(self._open.values(), tenant, self._max_open):
                 raise Overloaded(f"{len(self._open)} requests are under way already", "Try again later")
             self._open[request.generation] = request
             self._num_requests += 1

@@ -1,14 +1,14 @@
 """Whose turn it is: of the tenant that was served least the user that was served least, and each user's in order.
 
-A tenant is the holder of one key; users are names that a tenant gives, so they share what it has and no more. Service is
-counted in tokens, as in "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024), section 4: one who comes
-back after a pause begins where the least served of the others is, so that nobody saves up turns.
+A tenant is the holder of one key; users are names that a tenant gives, so they share what it has and no more. Service
+is counted in tokens, as in "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024), section 4: one who
+comes back after a pause begins where the least served of the others is, so that nobody saves up turns.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 GENERATED_WEIGHT = 2
@@ -119,6 +119,17 @@ class FairQueue(Generic[R]):
 
     def _requests(self, request: R) -> deque[R]:
         return self._waiting.setdefault(request.tenant, {}).setdefault(request.user, deque())
+
+
+def is_full(under_way: Collection[R], tenant: str, most: int) -> bool:
+    """Whether another request of ``tenant`` must be refused: ``most`` are under way, and it has its part of them.
+
+    So one tenant cannot fill all places. Together, a few more than ``most`` may be under way.
+    """
+    if len(under_way) < most:
+        return False
+    counts = Counter(request.tenant for request in under_way)
+    return counts[tenant] >= max(1, most // len(counts.keys() | {tenant}))
 
 
 def most_placed(running: Iterable[R], newcomer: R) -> R | None:

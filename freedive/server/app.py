@@ -94,7 +94,7 @@ def create_app(
                 app.include_router(router, prefix=prefix, tags=[api.name], include_in_schema=in_schema)
     app.include_router(metrics.router(measured))
     app.include_router(stats.router(counted, models))
-    app.include_router(docs.router(app, next(iter(models.slots))))
+    app.include_router(docs.router(app, "MODEL" if guard.locked else next(iter(models.slots))))
     app.include_router(chat.router(service, guard))
     app.mount("/static", chat.static_files(), name="static")
     description.complete(app)

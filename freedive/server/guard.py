@@ -53,7 +53,7 @@ class Guard:
             raise Unavailable("this server is about to end", "Send the request again later")
         if self.locked:
             is_open = path in OPEN or path.startswith("/static/")
-            return nobody() if is_open and not presented(headers) else self._key(headers)
+            return self._key_or_nobody(headers) if is_open else self._key(headers)
         if self._is_local:
             self._refuse_foreign_pages(headers)
         return self._anybody
@@ -70,6 +70,12 @@ class Guard:
         if key := self._keys.holder(secret):
             return key
         raise Unauthorized("this key is not known here", "Make one with: freedive keys create NAME")
+
+    def _key_or_nobody(self, headers: Headers) -> Key:
+        try:
+            return self._key(headers)
+        except (Unauthorized, Unavailable):
+            return nobody()
 
     def _refuse_foreign_pages(self, headers: Headers) -> None:
         """A name that suddenly means this machine makes a foreign page's requests its own; only Host tells then."""

@@ -120,3 +120,14 @@ class Model(Protocol):
         """How often each expert of each layer with experts was chosen, in a sample of all steps so far."""
 
     def close(self) -> None: ...
+
+
+class Renamed:
+    """A model under another name. All else is the model's own."""
+
+    def __init__(self, model: Model, name: str) -> None:
+        self._model = model
+        self.name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._model, attribute)

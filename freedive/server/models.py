@@ -6,13 +6,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import cast
 
 from fastapi.concurrency import run_in_threadpool
 
 from freedive.errors import NotFound, Overloaded, UserError
 from freedive.server.about import About
-from freedive.server.model import Model
+from freedive.server.model import Model, Renamed
 
 FOREVER = float("inf")
 TICK_S = 0.5
@@ -23,7 +25,8 @@ TICK_S = 0.5
 class Known:
     """A model that can be asked for: how to load it, and about how many bytes of memory it takes.
 
-    ``modified_at`` is of its files, in seconds since 1970; ``about`` reads them.
+    ``modified_at`` is of its files, in seconds since 1970; ``about`` reads them. It is found by the names in ``also``
+    as well, which are not told to clients.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Known:
     num_bytes: int = 0
     modified_at: float = 0
     about: Callable[[], About] = About
+    also: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -47,6 +51,11 @@ class Slot:
     def expires_at(self) -> float:
         return self.used_at + self.keep_alive_s
 
+    def under(self, name: str) -> Slot:
+        """What is to be seen of it now, under another name."""
+        model = cast(Model, Renamed(self.model, name)) if self.model else None
+        return replace(self, known=replace(self.known, name=name), model=model)
+
     @property
     def busy(self) -> bool:
         """Whether somebody is about to ask it, or it has not answered yet."""
@@ -61,6 +70,7 @@ class Models:
 
     ``max_bytes`` is what loaded ones may take together: those that were not used for longest make room. One that is
     loaded on demand stays for ``keep_alive_s`` after its last use; those ``loaded`` before stay until room is needed.
+    ``aliases`` are further names, each with the model that answers under it. Raises UserError where that is not known.
     """
 
     def __init__(
@@ -70,6 +80,7 @@ class Models:
         *,
         max_bytes: float = FOREVER,
         keep_alive_s: float = FOREVER,
+        aliases: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._slots = {each.name: Slot(each, keep_alive_s) for each in known}
         self._max_bytes = max_bytes
@@ -78,11 +89,17 @@ class Models:
         for model in loaded:
             self._slots[model.name].model = model
             self._slots[model.name].keep_alive_s = FOREVER
+        self._aliases: dict[str, Slot] = {}
+        for alias, name in aliases.items():
+            if alias in self._slots:
+                what = f"{alias} cannot be an alias, for a model has this name"
+                raise UserError(what, "Choose another", param="alias")
+            self._aliases[alias] = self._find(name)
 
     @property
     def slots(self) -> Mapping[str, Slot]:
-        """Every known model by its name, in the order given."""
-        return self._slots
+        """Every known model by its name, in the order given, then those that have another name as well."""
+        return self._slots | {alias: slot.under(alias) for alias, slot in self._aliases.items()}
 
     @property
     def loaded(self) -> list[Model]:
@@ -94,18 +111,39 @@ class Models:
         self._slots.setdefault(known.name, Slot(known, self._keep_alive_s))
 
     def slot(self, name: str) -> Slot:
-        """Ollama's clients write a name as ``name:latest``. Raises NotFound, naming the models there are."""
-        for known in (name, name.removesuffix(":latest")):
-            if known in self._slots:
-                return self._slots[known]
-        there = ", ".join(self._slots)
+        """What is to be seen of a model under the name by which it is asked for. Raises NotFound."""
+        slot, alias = self._find(name), self._alias(name)
+        return slot.under(alias) if alias else slot
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a model can be asked for by this name."""
+        try:
+            return bool(self._find(name))
+        except NotFound:
+            return False
+
+    def _alias(self, name: str) -> str | None:
+        return next((each for each in (name, name.removesuffix(":latest")) if each in self._aliases), None)
+
+    def _find(self, name: str) -> Slot:
+        """Ollama's clients write a name as ``name:latest``, and hubs take capitals for small letters.
+
+        Raises NotFound, naming the models there are.
+        """
+        if alias := self._alias(name):
+            return self._aliases[alias]
+        for slot in self._slots.values():
+            names = {slot.known.name.lower(), *slot.known.also}
+            if names & {name, name.lower(), name.lower().removesuffix(":latest")}:
+                return slot
+        there = ", ".join(self.slots)
         raise NotFound(f"the model '{name}' is not served here", f"There are: {there}", param="model")
 
     def named(self, name: str) -> str:
         """``name``, or where that is empty the only loaded model's. Raises UserError where there are others."""
         if name or len(self.loaded) == 1:
             return name or self.loaded[0].name
-        raise UserError("'model' is missing", f"Choose one of {', '.join(self._slots)}", param="model")
+        raise UserError("'model' is missing", f"Choose one of {', '.join(self.slots)}", param="model")
 
     @asynccontextmanager
     async def use(self, name: str, keep_alive_s: float | None = None) -> AsyncIterator[Model]:
@@ -113,10 +151,11 @@ class Models:
 
         Raises NotFound, Overloaded when there is no room beside models that are busy, and what loading raises.
         """
-        slot = self.slot(name)
+        slot, alias = self._find(name), self._alias(name)
         slot.num_users += 1
         try:
-            yield slot.model or await self._loaded(slot)
+            model = slot.model or await self._loaded(slot)
+            yield cast(Model, Renamed(model, alias)) if alias else model
         finally:
             slot.num_users -= 1
             slot.used_at = time.monotonic()
@@ -125,7 +164,7 @@ class Models:
 
     async def release(self, name: str) -> None:
         """Unload a model as soon as it has answered those who ask it now."""
-        slot = self.slot(name)
+        slot = self._find(name)
         slot.keep_alive_s = 0
         async with self._changing:
             await self._unload_idle(slot)

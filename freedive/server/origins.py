@@ -52,12 +52,8 @@ class CrossOrigin:
         self.origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         origin = headers.get("origin", "")
-        if scope["method"] == "OPTIONS" and origin and "access-control-request-method" in headers:
-            return await self._preflight(origin, headers, scope["path"])(scope, receive, send)
 
         async def readable_send(message: Message) -> None:
             if message["type"] == "http.response.start" and self.origins:
@@ -67,7 +63,10 @@ class CrossOrigin:
                     answer.update({"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED})
             await send(message)
 
-        await self.app(scope, receive, readable_send)
+        if origin and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            await self._preflight(origin, headers, scope["path"])(scope, receive, send)
+        else:
+            await self.app(scope, receive, readable_send)
 
     def _preflight(self, origin: str, asked: Headers, path: str) -> Response:
         if not self.origins.allow(origin):

@@ -27,8 +27,8 @@ class Ask:
 
     ``sampling`` are the fields that the client sets. ``user`` and ``salt`` are the client's words: whose turn it takes,
     and what shares a cache; both stand below the caller's ``tenant``, which :class:`Service` fills in. With ``pooling``
-    embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together, in tokens, where that is less than the model's
-    own.
+    embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together, in tokens, where that is less
+    than the model's own.
     """
 
     model: str

@@ -14,6 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys as Keyboard
 from selenium.webdriver.support.ui import WebDriverWait
 
+from freedive.config import ServerConfig
 from freedive.server import keys
 from freedive.server.keys import LOOK_S, Keys
 
@@ -179,6 +180,7 @@ def test_where_keys_are_needed_the_page_asks_for_one_and_keeps_it(
     with serving(EchoModel(delay_s=0.0), keys=Keys()) as url:
         page = Page(browser, url)
         assert page.find("#gate").is_displayed()
+        assert page.texts("#model option") == [], "what is served is for those who have a key"
         page.find("#key").send_keys("fd-wrong", Keyboard.ENTER)
         assert not page.find("#gate").is_displayed()
         page.ask("hi")
@@ -186,9 +188,11 @@ def test_where_keys_are_needed_the_page_asks_for_one_and_keeps_it(
         page.find("#key").send_keys(secret, Keyboard.ENTER)
         page.wait_for_end()
         assert page.texts(".answer") == ["user: hi"]
+        assert page.texts("#model option") == ["echo"]
         browser.refresh()
         page.wait("#message:focus")
         assert not page.find("#gate").is_displayed()
+        page.wait("#model option")
         page.ask("again")
         page.wait_for_end()
         keys.revoke("ann")
@@ -199,3 +203,34 @@ def test_where_keys_are_needed_the_page_asks_for_one_and_keeps_it(
         assert page.wait(".turn:nth-child(2) .notice").text == "Stopped"
         assert not page.find("#gate").is_displayed()
         page.errors()
+
+
+ASK = """
+const [url, key, done] = arguments;
+const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+const body = JSON.stringify({ model: "echo", prompt: "hi" });
+fetch(`${url}/v1/completions`, { method: "POST", headers, body })
+  .then(async (answer) => done([answer.status, answer.headers.get("x-request-id"), await answer.text()]))
+  .catch((error) => done([0, "", String(error)]));
+"""
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_page_from_elsewhere_asks_and_reads_where_its_origin_is_allowed(
+    browser: webdriver.Chrome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, locked: bool
+) -> None:
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
+    secret = keys.create("ann") if locked else ""
+    with serving(EchoModel(delay_s=0.0)) as page:
+        elsewhere = page.replace("127.0.0.1", "localhost")
+        for origins, status in ((elsewhere,), 200), ((), 0):
+            with serving(EchoModel(), config=ServerConfig(origins=origins), keys=Keys() if locked else None) as url:
+                browser.get(f"{elsewhere}/docs")
+                browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})
+                browser.get(f"{elsewhere}/docs")
+                got, request_id, text = browser.execute_async_script(ASK, url, secret)
+                assert got == status, text
+                assert bool(request_id) == bool(status)
+                if locked and status:
+                    assert browser.execute_async_script(ASK, url, "")[0] == 401
+    browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": False})

@@ -204,6 +204,20 @@ def test_the_remedy_names_the_setting_that_limits() -> None:
         start(FakeRunner(max_context=40), max_context=41)
 
 
+def test_a_tenant_that_fills_all_places_leaves_others_their_part() -> None:
+    runner = FakeRunner()
+    runner.gate.clear()
+    with start(runner, max_batch=2, max_queue=4) as engine:
+        for index in range(6):
+            engine.submit([1], Sampling(max_tokens=2), tenant="many", user=str(index))
+        for tenant, places in (("many", 0), ("ann", 3), ("bob", 2)):
+            for _ in range(places):
+                engine.submit([1], Sampling(max_tokens=2), tenant=tenant)
+            with pytest.raises(Overloaded):
+                engine.submit([1], Sampling(max_tokens=2), tenant=tenant)
+        runner.gate.set()
+
+
 def test_too_many_requests_are_turned_away_and_later_ones_are_not() -> None:
     runner = FakeRunner()
     runner.gate.clear()

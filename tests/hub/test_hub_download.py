@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -12,15 +13,20 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import huggingface_hub.constants
 import pytest
 from standin import StandIn
 
-from freedive.errors import NotFound, Unavailable, UserError
-from freedive.hub import cache, download
+from freedive.errors import Forbidden, NotFound, Unavailable, UserError
+from freedive.hub import cache, download, hubs
 from freedive.hub.sources import resolve
+from freedive.hub.terms import Terms
 
 GGUF = random.Random(1).randbytes(3_000_000)
 CONFIG = b'{"model_type": "llama"}'
@@ -34,7 +40,7 @@ def gguf_hub(hub: StandIn) -> StandIn:
 
 def nothing_final(home: Path) -> bool:
     """No file of a model under its final name."""
-    return not [path for path in home.glob("models/**/*") if path.is_file() and path.suffix != ".partial"]
+    return not [path for path in home.glob("models/*/files/**/*") if path.is_file()]
 
 
 def test_standin_speaks_what_the_hubs_own_client_understands(gguf_hub: StandIn, tmp_path: Path) -> None:
@@ -107,16 +113,16 @@ def test_a_file_without_a_published_hash_starts_again(hub: StandIn) -> None:
     hub.cuts = []
     hub.downloads.clear()
     folder = cache.model_folder("hf:owner/name")
-    folder.mkdir(parents=True)
-    (folder / "config.json.partial").write_bytes(b"from another revision")
+    (folder / cache.PARTIAL).mkdir(parents=True)
+    download.partial_file(folder, "config.json").write_bytes(b"from another revision")
     assert (resolve("hf:owner/name") / "config.json").read_bytes() == CONFIG * 100_000
     assert all(asked is None for _, asked in hub.downloads)
 
 
 def test_a_partial_file_of_another_revision_is_refused_by_its_hash(gguf_hub: StandIn, home: Path) -> None:
     folder = cache.model_folder("hf:owner/name")
-    folder.mkdir(parents=True)
-    (folder / "a-Q4_K_M.gguf.partial").write_bytes(b"x" * 1000)
+    (folder / cache.PARTIAL).mkdir(parents=True)
+    download.partial_file(folder, "a-Q4_K_M.gguf").write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match="SHA-256"):
         resolve("hf:owner/name")
     assert nothing_final(home)
@@ -230,7 +236,7 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(gguf_hub: StandIn,
     gguf_hub.pause_seconds = 0.05
     process = pull_in_another_process(gguf_hub.url, home)
     deadline = time.monotonic() + 30
-    while not any(path.stat().st_size for path in home.glob("models/*/*.partial")):
+    while not any(path.stat().st_size for path in home.glob("models/*/partial/*")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -259,3 +265,143 @@ def test_a_listing_cannot_name_places_outside(hub: StandIn, home: Path, scheme: 
         resolve(f"{scheme}:owner/name")
     assert hub.downloads == []
     assert not list(home.glob("models/*"))
+
+
+@pytest.mark.parametrize("cut", [[], [1000]])
+def test_a_repository_cannot_bring_a_manifest_of_ours(
+    hub: StandIn, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: list[int]
+) -> None:
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    secret = tmp_path / "secret.gguf"
+    secret.write_bytes(b"not for clients to name")
+    evil = {"ref": "hf:owner/name", "checkpoint": str(secret), "files": [], "licence": "", "revision": "", "date": ""}
+    theirs = {cache.MANIFEST: json.dumps(evil).encode(), "decoder.json": b"{}"}
+    hub.repositories["owner/name"] = theirs | {"config.json": CONFIG, "model.safetensors": b"w" * 100_000}
+    hub.cuts = [100_000, len(CONFIG), *cut] if cut else []
+    if cut:
+        hub.repositories["owner/name"]["z.json"] = b"z" * 10_000
+        with pytest.raises(Unavailable):
+            resolve("hf:owner/name")
+        assert cache.find("hf:owner/name") is None
+    folder = resolve("hf:owner/name")
+    assert folder.is_relative_to(home)
+    assert not {path for path, _ in hub.downloads} & set(theirs)
+    assert not {path.name for path in folder.iterdir()} & set(theirs)
+
+
+@pytest.mark.parametrize("name", [cache.MANIFEST, "decoder.json", f"sub/{cache.MANIFEST}"])
+def test_our_own_names_cannot_be_asked_for(hub: StandIn, name: str) -> None:
+    hub.repositories["owner/name"] = {name: b"{}", "m-Q4_0.gguf": b"w"}
+    with pytest.raises(NotFound, match="has no file"):
+        resolve(f"hf:owner/name/{name}")
+
+
+@pytest.mark.parametrize("change", [{"checkpoint": "/etc/passwd"}, {"checkpoint": "../x"}, {"checkpoint": "other"}])
+def test_a_manifest_opens_nothing_but_its_own_files(gguf_hub: StandIn, change: dict[str, str]) -> None:
+    resolve("hf:owner/name")
+    manifest = cache.model_folder("hf:owner/name") / cache.MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    assert cache.find("hf:owner/name") is None
+    assert cache.stored() == []
+
+
+def test_a_model_of_an_earlier_version_is_found_where_it_is(gguf_hub: StandIn) -> None:
+    path = resolve("hf:owner/name")
+    folder = cache.model_folder("hf:owner/name")
+    shutil.move(path, folder / path.name)
+    path.parent.rmdir()
+    manifest = json.loads((folder / cache.MANIFEST).read_text())
+    del manifest["layout"]
+    (folder / cache.MANIFEST).write_text(json.dumps(manifest))
+    assert resolve("hf:owner/name") == folder / path.name
+    assert [model.ref for model in cache.stored()] == ["hf:owner/name"]
+    assert len(gguf_hub.downloads) == 1
+    assert cache.remove("hf:owner/name") >= len(GGUF)
+
+
+def test_names_in_other_case_are_no_other_models(gguf_hub: StandIn) -> None:
+    path = resolve("hf:owner/name")
+    gguf_hub.repositories["Owner/NAME"] = gguf_hub.repositories["owner/name"]
+    assert resolve("hf:Owner/NAME") == path
+    assert len(gguf_hub.downloads) == 1
+    with pytest.raises(NotFound):
+        resolve("hf:owner/name/A-Q4_K_M.gguf")
+
+
+def test_a_file_larger_than_announced_is_not_taken(gguf_hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    came = []
+    real = hubs.hugging_face
+
+    def smaller(http: httpx.Client, repository: str) -> hubs.Listing:
+        listing = real(http, repository)
+        return replace(listing, files=tuple(replace(file, size=1_000_000) for file in listing.files))
+
+    @contextmanager
+    def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield came.append
+
+    monkeypatch.setitem(hubs.HUBS, "hf", replace(hubs.HUBS["hf"], ask=smaller))
+    with pytest.raises(Unavailable, match="larger than the 1000000 bytes that were announced"):
+        resolve("hf:owner/name", bar=bar)
+    assert sum(came) <= 1_000_000
+    assert not list(cache.home().glob("models/*"))
+
+
+@pytest.mark.parametrize("size", [None, "1", -1, 1.5, True])
+def test_a_listing_without_sizes_is_no_listing(
+    gguf_hub: StandIn, monkeypatch: pytest.MonkeyPatch, size: object
+) -> None:
+    real = hubs.hugging_face
+
+    def odd(http: httpx.Client, repository: str) -> hubs.Listing:
+        listing = real(http, repository)
+        return replace(listing, files=tuple(replace(file, size=size) for file in listing.files))
+
+    monkeypatch.setitem(hubs.HUBS, "hf", replace(hubs.HUBS["hf"], ask=odd))
+    with pytest.raises(Unavailable, match="is not a listing"):
+        resolve("hf:owner/name")
+
+
+def test_a_listing_without_end_is_no_listing(gguf_hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hubs, "MAX_LISTING_BYTES", 100)
+    with pytest.raises(Unavailable, match="is not a listing"):
+        resolve("hf:owner/name")
+
+
+def test_names_that_steer_a_terminal_are_not_shown(hub: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.repositories["owner/name"] = {"a-Q4_0\x1b[2J.gguf": b"evil", "b-Q8_0.gguf": b"w"}
+    assert resolve("hf:owner/name").name == "b-Q8_0.gguf"
+    assert "\x1b[2J" not in capsys.readouterr().err
+
+
+class Left(Exception):
+    """Whoever wanted the model is gone."""
+
+
+def test_terms_decide_on_the_token_the_room_and_the_end(gguf_hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    real = hubs.hugging_face
+
+    def noting(http: httpx.Client, repository: str) -> hubs.Listing:
+        asked.append(http.headers.get("authorization"))
+        return real(http, repository)
+
+    monkeypatch.setitem(hubs.HUBS, "hf", replace(hubs.HUBS["hf"], ask=noting))
+    with pytest.raises(Forbidden, match="models may take"):
+        resolve("hf:owner/name", terms=Terms(max_bytes=1_000_000))
+    with pytest.raises(Unavailable, match="kept free"):
+        resolve("hf:owner/name", terms=Terms(free_bytes=1e15))
+    assert gguf_hub.downloads == []
+
+    def leave() -> None:
+        if gguf_hub.downloads:
+            raise Left
+
+    with pytest.raises(Left):
+        resolve("hf:owner/name", terms=Terms(with_token=False, check=leave))
+    assert cache.find("hf:owner/name") is None
+    assert asked == ["Bearer hf_of_the_test"] * 2 + [None]
+    resolve("hf:owner/name", terms=Terms(max_bytes=len(GGUF)))
+    gguf_hub.repositories["owner/other"] = {"b-Q4_0.gguf": b"w"}
+    with pytest.raises(Forbidden, match="models may take"):
+        resolve("hf:owner/other", terms=Terms(max_bytes=len(GGUF)))

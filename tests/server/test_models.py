@@ -8,9 +8,11 @@ from functools import partial
 
 import pytest
 from echo_model import EchoModel
+from fastapi.testclient import TestClient
 
-from freedive.errors import NotFound, Overloaded
+from freedive.errors import NotFound, Overloaded, UserError
 from freedive.server import models as models_module
+from freedive.server.app import create_app
 from freedive.server.models import FOREVER, Known, Models
 
 
@@ -164,3 +166,58 @@ def test_a_load_that_fails_is_tried_again() -> None:
         await used(models, "a")
 
     run(scene)
+
+
+ALIASES = {"gpt-x": "a", "claude": "b"}
+
+
+def test_an_alias_is_listed_and_answers_under_its_own_name() -> None:
+    shelf = Shelf()
+    known = [Known(name, partial(shelf.load, name), 10) for name in "ab"]
+
+    async def scene() -> None:
+        models = Models(known, aliases=ALIASES)
+        assert list(models.slots) == ["a", "b", "gpt-x", "claude"]
+        assert models.slot("gpt-x").known.name == "gpt-x"
+        for name, shown in (("gpt-x", "gpt-x"), ("gpt-x:latest", "gpt-x"), ("a", "a")):
+            async with models.use(name) as model:
+                assert (model.name, model.max_context) == (shown, 4096)
+        assert len(shelf.made) == 1, "it is the same model"
+        assert models.slot("gpt-x").model
+        await models.release("gpt-x")
+        assert models.loaded == []
+
+    run(scene)
+
+
+@pytest.mark.parametrize(("aliases", "fault"), [({"x": "c"}, "'c' is not served here"), ({"a": "b"}, "has this name")])
+def test_an_alias_that_cannot_be_is_refused(aliases: dict[str, str], fault: str) -> None:
+    with pytest.raises(UserError, match=fault):
+        Models([Known(name, EchoModel) for name in "ab"], aliases=aliases)
+
+
+def test_a_path_finds_a_model_and_is_told_to_nobody() -> None:
+    models = Models([Known("m.gguf", EchoModel, also=("/some/where/m.gguf", "m.gguf"))])
+    assert models.slot("/some/where/m.gguf").known.name == "m.gguf"
+    with pytest.raises(NotFound) as refused:
+        models.slot("x")
+    assert "/some" not in str(refused.value)
+
+
+def test_capitals_make_no_other_model() -> None:
+    models = Models([Known("hf:owner/Name", EchoModel)])
+    assert models.slot("hf:Owner/name:latest").known.name == "hf:owner/Name"
+    assert "hf:OWNER/NAME" in models
+    assert "hf:owner/other" not in models
+
+
+@pytest.mark.parametrize("route", ["/v1/models", "/anthropic/v1/models", "/api/tags"])
+def test_every_api_lists_aliases(route: str) -> None:
+    models = Models([Known("a", lambda: EchoModel(name="a"))], aliases={"gpt-x": "a"})
+    with TestClient(create_app(models), base_url="http://localhost") as http:
+        table = http.get(route).json()
+        assert [each.get("id", each.get("name")) for each in table.get("data", table.get("models"))] == ["a", "gpt-x"]
+        assert http.get("/v1/models/gpt-x").json()["id"] == "gpt-x"
+        chat = {"model": "gpt-x", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+        for answering in ("/v1/chat/completions", "/v1/messages"):
+            assert http.post(answering, json=chat).json()["model"] == "gpt-x"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import httpx
 import ollama
@@ -15,7 +16,7 @@ from freedive.errors import NotFound
 from freedive.server.about import About
 from freedive.server.models import Known
 from freedive.server.ollama import pull as pulling
-from freedive.server.ollama.pull import Progress
+from freedive.server.ollama.pull import ClientLeft, Progress
 
 HELLO = [{"role": "user", "content": "hello"}]
 SAID = "user: hello"
@@ -143,18 +144,21 @@ def test_a_pull_tells_its_progress_and_the_model_is_served(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_pull_goes_on_without_its_client_and_holds_up_no_server(
-    monkeypatch: pytest.MonkeyPatch, stream: bool
-) -> None:
+def test_a_pull_ends_with_its_client_and_holds_up_no_server(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     monkeypatch.setattr(pulling, "TICK_S", 0.01)
-    may_end, ended = threading.Event(), threading.Event()
+    ended = threading.Event()
 
     def fetch(name: str, progress: Progress) -> Known:
         progress.total = 10
         assert threading.current_thread().daemon
-        assert may_end.wait(5)
+        deadline = time.monotonic() + 5
+        with suppress(ClientLeft):
+            while time.monotonic() < deadline:
+                progress.check()
+                time.sleep(0.01)
+            raise AssertionError("nobody said that the client has left")
         ended.set()
-        return known(EchoModel(name=name))
+        raise ClientLeft
 
     with serving(EchoModel(), fetch=fetch) as url, ollama.Client(host=url, timeout=0.3) as client:
         if stream:
@@ -164,9 +168,8 @@ def test_a_pull_goes_on_without_its_client_and_holds_up_no_server(
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.pull("new")
+        assert ended.wait(5)
         assert [model.model for model in client.list().models] == ["echo"]
-    may_end.set()
-    assert ended.wait(5)
 
 
 def test_what_would_change_the_files_of_this_machine_is_refused_with_a_remedy(client: ollama.Client) -> None:

@@ -5,11 +5,8 @@ import { authorization, newKey } from "./key.js";
 export class Refused extends Error {}
 
 export async function* post(url, body, signal) {
-  let response = await send(url, body, signal);
-  while (response.status === 401) {
-    await newKey(signal);
-    response = await send(url, body, signal);
-  }
+  const headers = { "Content-Type": "application/json" };
+  const response = await authorized(url, { method: "POST", headers, body: JSON.stringify(body), signal });
   if (!response.ok) throw new Refused((await response.json()).error.message);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
@@ -20,7 +17,13 @@ export async function* post(url, body, signal) {
   }
 }
 
-function send(url, body, signal) {
-  const headers = { "Content-Type": "application/json", ...authorization() };
-  return fetch(url, { method: "POST", headers, body: JSON.stringify(body), signal });
+// A request with the reader's key, who is asked for another one as long as that is refused.
+export async function authorized(url, options) {
+  const send = () => fetch(url, { ...options, headers: { ...options.headers, ...authorization() } });
+  let response = await send();
+  while (response.status === 401) {
+    await newKey(options.signal);
+    response = await send();
+  }
+  return response;
 }

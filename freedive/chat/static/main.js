@@ -1,7 +1,8 @@
 // The chat page. The conversation lives here; the server is told all of it with each question.
 
 import { copied } from "./copy.js";
-import { post, Refused } from "./events.js";
+import { authorized, post, Refused } from "./events.js";
+import { authorization } from "./key.js";
 import { Answer, addTurn } from "./turns.js";
 import { languageName, nextLanguage, setLanguage, word } from "./words.js";
 
@@ -31,6 +32,7 @@ async function ask(question) {
 
 async function receive(answer, messages, signal) {
   try {
+    await offerModels(signal);
     for await (const event of post("/chat/stream", { model: model.value, messages, repetition_detection: true }, signal)) {
       following(() => (event.error ? answer.notice(event.error, "error") : answer.update(event)));
       if (["length", "repetition"].includes(event.finished)) answer.notice(word(event.finished));
@@ -39,6 +41,14 @@ async function receive(answer, messages, signal) {
     if (signal.aborted) answer.notice(word("stopped"));
     else following(() => answer.notice(error instanceof Refused ? error.message : word("unreachable"), "error"));
   }
+}
+
+// Where keys are needed, the page comes without the names of models.
+async function offerModels(signal) {
+  if (model.options.length) return;
+  const { data } = await (await authorized("/v1/models", { signal })).json();
+  model.append(...data.map(({ id }) => new Option(id)));
+  model.disabled = data.length === 1;
 }
 
 // Change the page, and keep its end in view if it was: a reader who scrolled up is left alone.
@@ -116,3 +126,4 @@ language.addEventListener("click", () => {
 
 showOtherLanguage();
 resize();
+if (authorization().Authorization) offerModels(new AbortController().signal).catch(() => {}); // it is said when asking

@@ -24,16 +24,26 @@ TICK_S = 0.5
 SUCCESS = {"status": "success"}
 
 
+class ClientLeft(Exception):
+    """Whoever asked for a model is gone; the download ends, and goes on where it stopped when it is asked for again."""
+
+
 @dataclass
 class Progress:
-    """Bytes of a download: in all, once that is known, and those that have come."""
+    """Bytes of a download: in all, once that is known, and those that have come. ``wanted`` until its client leaves."""
 
     total: int = 0
     completed: int = 0
+    wanted: bool = True
 
     def advance(self, count: int) -> None:
         """So many more have come."""
         self.completed += count
+
+    def check(self) -> None:
+        """Raises ClientLeft when it is time to end."""
+        if not self.wanted:
+            raise ClientLeft
 
 
 Fetch = Callable[[str, Progress], Known]
@@ -45,46 +55,72 @@ def no_fetch(name: str, progress: Progress) -> Known:
     raise UserError("this server fetches no models", f"Fetch it with: freedive pull {name}", param="model")
 
 
+class Pulls:
+    """Fetches models for clients, one at a time, and has them served. Belongs to one event loop."""
+
+    def __init__(self, models: Models, fetch: Fetch) -> None:
+        self._models = models
+        self._fetch = fetch
+        self._turn = asyncio.Lock()
+
+    async def pull(self, name: str, progress: Progress) -> None:
+        """The model, fetched unless it is here. Raises what fetching raises.
+
+        When the task is cancelled, the download ends, and only then the next one begins.
+        """
+        await self._turn.acquire()
+        if name in self._models:
+            return self._turn.release()
+        fetching = _in_background(partial(self._fetch, name, progress))
+        fetching.add_done_callback(self._ended)
+        try:
+            await asyncio.shield(fetching)
+        finally:
+            progress.wanted = False
+
+    def _ended(self, fetching: asyncio.Future[Known]) -> None:
+        self._turn.release()
+        if not (fetching.cancelled() or fetching.exception()):
+            self._models.add(fetching.result())
+
+
 def router(models: Models, fetch: Fetch) -> APIRouter:
     """The route."""
-    routes = APIRouter()
+    routes, pulls = APIRouter(), Pulls(models, fetch)
 
     @routes.post("/pull", summary="Fetch a model and serve it", response_model=None)
     async def pull(body: PullRequest, request: Request) -> Response:
         name = body.model.removesuffix(":latest")
+        if name not in models:
+            request.state.visit.key.require("pull")
         if body.stream:
-            lines = _lines(models, fetch, name)
+            lines = _lines(pulls, name)
             return JsonLines(survived(lines, lambda problem: line(ollama_error(problem)), request.state.request_id))
-        await unless_disconnected(request, _fetched(models, fetch, name, Progress()))
+        await unless_disconnected(request, pulls.pull(name, Progress()))
         return JSONResponse(SUCCESS)
 
     return routes
 
 
-async def _fetched(models: Models, fetch: Fetch, name: str, progress: Progress) -> None:
-    if name not in models.slots:
-        models.add(await _in_background(partial(fetch, name, progress)))
-
-
 def _in_background(work: Callable[[], Known]) -> asyncio.Future[Known]:
-    """The result of ``work``, which goes on when the client leaves, but keeps no process from ending."""
+    """The result of ``work``, which keeps no process from ending."""
     future: Future[Known] = Future()
     future.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except Exception as error:
+        except BaseException as error:
             future.set_exception(error)
 
-    Thread(target=run, daemon=True).start()
+    Thread(target=run, name="freedive-pull", daemon=True).start()
     return asyncio.wrap_future(future)
 
 
-async def _lines(models: Models, fetch: Fetch, name: str) -> AsyncGenerator[bytes, None]:
+async def _lines(pulls: Pulls, name: str) -> AsyncGenerator[bytes, None]:
     yield line({"status": "pulling manifest"})
     progress = Progress()
-    fetching = asyncio.ensure_future(_fetched(models, fetch, name, progress))
+    fetching = asyncio.ensure_future(pulls.pull(name, progress))
     try:
         while not (await asyncio.wait([fetching], timeout=TICK_S))[0]:
             if total := progress.total:

@@ -1,0 +1,238 @@
+"""Tenants: what stands below a key, and what a key may do besides asking."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from echo_model import EchoModel, serving
+
+from freedive.config import ServerConfig
+from freedive.server import keys
+from freedive.server.keys import Keys
+from freedive.server.models import Known
+from freedive.server.ollama.pull import Progress
+
+HELLO = [{"role": "user", "content": "hello"}]
+ASKING = {
+    "/v1/chat/completions": {"messages": HELLO},
+    "/v1/completions": {"prompt": "hello"},
+    "/v1/embeddings": {"input": "hello"},
+    "/v1/responses": {"input": "hello"},
+    "/v1/messages": {"messages": HELLO, "max_tokens": 9},
+    "/api/chat": {"messages": HELLO, "stream": False},
+    "/api/generate": {"prompt": "hello", "stream": False},
+    "/api/embed": {"input": "hello"},
+    "/chat/stream": {"messages": HELLO},
+}
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
+    monkeypatch.setattr(keys, "LOOK_S", 0.0)
+    return tmp_path
+
+
+class House:
+    """A server with two keys that may only ask, and one that may all."""
+
+    def __init__(self, url: str, model: EchoModel, headers: dict[str, dict[str, str]]) -> None:
+        self.url, self.model, self.headers = url, model, headers
+        self.ids = {key.name: key.id for key in keys.read_keys(keys.key_file())}
+
+    def get(self, route: str, who: str = "") -> httpx.Response:
+        return httpx.get(f"{self.url}{route}", headers=self.headers.get(who))
+
+    def post(self, route: str, who: str = "", **body: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{route}", json={"model": "echo"} | body, headers=self.headers.get(who))
+
+
+def fetch(name: str, progress: Progress) -> Known:
+    return Known(name, lambda: EchoModel(name=name))
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    rights = {"ann": (), "bob": (), "boss": ("pull", "manage")}
+    headers = {name: {"authorization": f"Bearer {keys.create(name, may=may)}"} for name, may in rights.items()}
+    model = EchoModel()
+    with serving(model, keys=Keys(), fetch=fetch) as url:
+        yield House(url, model, headers)
+
+
+@pytest.mark.parametrize("route", ASKING)
+def test_every_route_asks_in_the_name_of_the_key(house: House, route: str) -> None:
+    for name in ("ann", "bob"):
+        assert house.post(route, name, **ASKING[route]).status_code == 200
+        assert house.model.engine.generations[-1].submitted["tenant"] == house.ids[name]
+
+
+def test_users_and_salts_of_clients_stand_below_the_key(house: House) -> None:
+    words = [("/v1/chat/completions", {"user_id": "u"}), ("/v1/embeddings", {"user_id": "u"})]
+    for route, field in words:
+        house.post(route, "ann", **ASKING[route], **field)
+        submitted = house.model.engine.generations[-1].submitted
+        assert (submitted["tenant"], submitted["user"], submitted["salt"]) == (house.ids["ann"], "u", "u")
+    house.post("/v1/responses", "ann", input="hello", user="u")
+    house.post("/v1/messages", "ann", **ASKING["/v1/messages"], metadata={"user_id": "u"})
+    assert [made.submitted["user"] for made in house.model.engine.generations[-2:]] == ["u", "u"]
+
+
+def test_a_key_sees_only_its_own_statistics(house: House) -> None:
+    house.post("/v1/chat/completions", "ann", messages=HELLO)
+    stats = {name: house.get("/v1/stats", name).json() for name in ("ann", "bob", "boss")}
+    assert stats["ann"]["callers"].keys() == {"ann"}
+    assert stats["ann"]["latencies"]["request_s"]
+    assert stats["bob"]["callers"] == {}
+    assert stats["bob"]["latencies"]["request_s"] == {}
+    assert stats["boss"]["callers"] == stats["ann"]["callers"]
+    assert (stats["bob"]["models"], stats["boss"]["models"].keys()) == ({}, {"echo"})
+
+
+def test_a_key_made_anew_under_an_old_name_sees_nothing_of_the_old_ones_statistics(house: House) -> None:
+    house.post("/v1/chat/completions", "ann", messages=HELLO)
+    keys.revoke("ann")
+    house.headers["ann"] = {"authorization": f"Bearer {keys.create('ann')}"}
+    assert house.get("/v1/stats", "ann").json()["callers"] == {}
+
+
+@pytest.mark.parametrize("route", ["/metrics", "/v1/stats/experts"])
+def test_numbers_of_all_callers_are_for_those_who_manage(house: House, route: str) -> None:
+    refused = house.get(route, "ann")
+    assert refused.status_code == 403
+    assert "--may manage" in refused.json()["error"]["message"]
+    assert house.get(route, "boss").status_code == 200
+
+
+def test_health_tells_those_without_a_right_only_that_the_server_is_up(house: House) -> None:
+    assert house.get("/health").json() == house.get("/health", "ann").json() == {"status": "ok"}
+    wrong = httpx.get(f"{house.url}/health", headers={"authorization": "Bearer dummy"})
+    assert (wrong.status_code, wrong.json()) == (200, {"status": "ok"})
+    assert house.get("/health", "boss").json()["models"].keys() == {"echo"}
+    with serving(EchoModel()) as url:
+        assert httpx.get(f"{url}/health").json()["models"].keys() == {"echo"}
+
+
+def test_only_a_key_that_may_pull_pulls_what_is_not_here(house: House) -> None:
+    for stream in (True, False):
+        refused = house.post("/api/pull", "ann", model="new", stream=stream)
+        assert refused.status_code == 403
+        assert "--may pull" in refused.json()["error"]
+        assert house.post("/api/pull", "ann", model="echo", stream=stream).status_code == 200
+    assert house.post("/api/pull", "boss", model="new", stream=False).status_code == 200
+    assert house.post("/v1/completions", "ann", model="new", prompt="hi").status_code == 200
+
+
+def test_only_a_key_that_may_manage_unloads_and_pins(house: House) -> None:
+    refused = house.post("/api/generate", "ann", keep_alive=0)
+    assert refused.status_code == 403
+    assert not house.model.closed
+    for keep_alive in (0, -1, "1h"):
+        assert house.post("/api/chat", "ann", messages=HELLO, keep_alive=keep_alive, stream=False).status_code == 200
+        assert house.post("/api/embed", "ann", input="hi", keep_alive=keep_alive).status_code == 200
+    [running] = house.get("/api/ps", "ann").json()["models"]
+    assert running["expires_at"].startswith("9999"), "as the operator has it"
+    assert house.post("/api/generate", "boss", keep_alive=0).json()["done_reason"] == "unload"
+    assert house.model.closed
+
+
+@pytest.mark.parametrize(
+    ("config", "status"),
+    [
+        (ServerConfig(), 200),
+        (ServerConfig(host="0.0.0.0", insecure=True), 403),
+        (ServerConfig(host="0.0.0.0", insecure=True, pull=True), 200),
+    ],
+)
+def test_without_keys_this_machine_pulls_and_others_only_where_that_is_allowed(
+    config: ServerConfig, status: int
+) -> None:
+    with serving(EchoModel(), config=config, fetch=fetch) as url:
+        assert httpx.post(f"{url}/api/pull", json={"model": "new", "stream": False}).status_code == status
+
+
+def test_a_server_with_keys_lets_no_key_pull_for_the_flag(house: House) -> None:
+    with serving(EchoModel(), config=ServerConfig(pull=True), keys=Keys(), fetch=fetch) as url:
+        body = {"model": "new", "stream": False}
+        assert httpx.post(f"{url}/api/pull", json=body, headers=house.headers["ann"]).status_code == 403
+
+
+def test_downloads_of_a_server_wait_for_each_other() -> None:
+    running, most = [], []
+
+    def slow(name: str, progress: Progress) -> Known:
+        running.append(name)
+        most.append(len(running))
+        threading.Event().wait(0.05)
+        running.remove(name)
+        return fetch(name, progress)
+
+    with serving(EchoModel(), fetch=slow) as url:
+        threads = [
+            threading.Thread(target=httpx.post, args=(f"{url}/api/pull",), kwargs={"json": {"model": name}})
+            for name in ("a", "b", "a", "c")
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        names = [model["name"] for model in httpx.get(f"{url}/api/tags").json()["models"]]
+    assert most == [1, 1, 1], "and a model that has come meanwhile is not fetched again"
+    assert sorted(names) == ["a", "b", "c", "echo"]
+
+
+def test_a_store_that_fails_tells_no_place(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite"
+    with serving(EchoModel(), stored_responses=path) as url:
+        path.write_bytes(b"x" * (1 << 16))
+        answer = httpx.get(f"{url}/v1/responses/resp_1")
+    assert str(tmp_path) not in answer.text
+
+
+def test_a_server_runs_without_side_stores(home: Path) -> None:
+    """A file in place of a folder is to root what a read-only home is to others."""
+    environment = os.environ | {"FREEDIVE_HOME": str(home), "FREEDIVE_PAGES": str(home / "pages")}
+    assert freedive_says("run", "nano", "What is 1 + 2?", environment=environment)  # what it needs is packed now
+    (home / "responses.sqlite").mkdir()
+    for name in ("pages", "locks", "models"):
+        shutil.rmtree(home / name, ignore_errors=True)
+        (home / name).write_text("")
+    command = [sys.executable, "-m", "freedive", "serve", "nano", "--port", "0"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        try:
+            said = [process.stderr.readline() for _ in range(2)]
+            assert "keeps responses in memory only" in said[0]
+            url = said[1].partition("chat at ")[2].partition(",")[0]
+            body = {"model": "nano", "input": "What is 12 + 30?" * 20, "max_output_tokens": 9}
+            answer = httpx.post(f"{url}/v1/responses", json=body, timeout=60)
+            assert answer.status_code == 200
+            assert httpx.get(f"{url}/v1/responses/{answer.json()['id']}").status_code == 200
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def freedive_says(*arguments: str, environment: dict[str, str]) -> str:
+    command = [sys.executable, "-m", "freedive", *arguments]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_key_file_of_an_earlier_version_is_read(home: Path) -> None:
+    secret = keys.create("ann")
+    table = json.loads((home / "keys.json").read_text())
+    del table["keys"][0]["may"], table["required"]
+    (home / "keys.json").write_text(json.dumps(table))
+    assert Keys().required
+    assert (key := Keys().holder(secret))
+    assert (key.name, key.may) == ("ann", ())
