@@ -9,12 +9,11 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter
-
 import freedive
 from freedive import machine
 from freedive.server.model import Model
 from freedive.server.models import Models
+from freedive.server.routing import APIRouter
 from freedive.server.visit import Visit
 
 Json = dict[str, Any]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from pydantic import model_validator
 
@@ -13,6 +12,7 @@ from freedive.errors import UserError
 from freedive.server.model import Model, Tokenizer
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.openai.message_fields import Message, Tool
+from freedive.server.routing import APIRouter
 from freedive.server.service import Ask, Service
 from freedive.server.wire import Text, Wire
 from freedive.text.question import Question

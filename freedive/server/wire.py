@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from freedive.engine.request import RANGES, Sampling
 from freedive.errors import UserError
@@ -40,6 +41,16 @@ def _or_null(name: str, node: Json) -> Json:
     return label | {"anyOf": [*options, NULL]}
 
 
+def _failing_fast(schema: Any) -> Any:
+    """``schema`` of pydantic's core, whose lists and objects have one error at most."""
+    if isinstance(schema, list):
+        return [_failing_fast(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    nodes = {name: _failing_fast(node) for name, node in schema.items()}
+    return nodes | {"fail_fast": True} if schema.get("type") in ("list", "dict") else nodes
+
+
 class Wire(BaseModel):
     """A JSON object from a client. null means absent; what we would not honour is refused by name.
 
@@ -50,6 +61,11 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_as_accepted)
     ignored: ClassVar[frozenset[str]] = frozenset()
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validation of lists and objects stops at the first error: the others would only be dropped."""
+        return cast(CoreSchema, _failing_fast(handler(source)))
 
     @model_validator(mode="before")
     @classmethod
@@ -79,8 +95,10 @@ def _same(value: object, nothing: object) -> bool:
 
 
 def _unicode(text: str) -> str:
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise ValueError("half a surrogate pair is not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a surrogate pair is not text") from None
     return text
 
 

@@ -8,13 +8,14 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from freedive.server.answers import Answers, Said, Usage
 from freedive.server.anthropic.blocks import BlockStream, content
 from freedive.server.anthropic.fields import Conversation, MessagesRequest
 from freedive.server.problems import anthropic_error
+from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.server.stream import EventStream, event, survived
 from freedive.text.dialects.dialect import Event, Thought

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
@@ -15,6 +15,7 @@ from freedive.server.answers import Said
 from freedive.server.model import Tokenizer
 from freedive.server.openai.fields import CompletionRequest
 from freedive.server.openai.respond import respond
+from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.text.dialects.parser import joined
 

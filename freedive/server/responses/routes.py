@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
@@ -14,6 +14,7 @@ from freedive.errors import UserError
 from freedive.server.responses.fields import CountRequest, ListQuery, PromptRequest, ResponseRequest, RetrieveQuery
 from freedive.server.responses.reply import Reply
 from freedive.server.responses.store import Store
+from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.server.stream import EventStream, survived
 
