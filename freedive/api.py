@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ class LanguageModel:
 
     def complete(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Iterator[str]:
         """What follows ``prompt``, in the ``format``, if there is one, without a chat template, piece by piece."""
-        tokens = self.tokenizer.encode(prompt, add_special=True)
+        tokens = self.tokenizer.encode(prompt, add_special=True, max_tokens=self.max_context)
         guide = self.make_guide(format)() if format else None
         return _pieces(self.engine.submit(tokens, self.sampling(**sampling), continues=True, guide=guide))
 
@@ -173,7 +174,7 @@ class LanguageModel:
 
         Vectors have length 1, so that products of two are cosines.
         """
-        prompts = [self.tokenizer.encode(text, add_special=True) for text in texts]
+        prompts = [self.tokenizer.encode(text, add_special=True, max_tokens=self.max_context) for text in texts]
         only = Sampling(max_tokens=1)
         generations = [self.engine.submit(prompt, only, pooling=pooling) for prompt in prompts]
         pieces = [piece for generation in generations for piece in generation]
@@ -214,7 +215,7 @@ class LanguageModel:
         dialect = self.dialect if tools else self.dialect.without_calls()
         if switches and not any(switches.values()):
             prompt = without_thoughts(prompt, initial_state(dialect, prompt), dialect)
-        tokens, state = self.tokenizer.encode(prompt), initial_state(dialect, prompt)
+        tokens, state = self.tokenizer.encode(prompt, max_tokens=self.max_context), initial_state(dialect, prompt)
         wish = Wish(format, tools, tool_choice, parallel_tool_calls)
         dialect, make_guide = granted(wish, self.guides, dialect, state)
         return Question(tokens, dialect, state, tools, self.dialect.keeps, continues, make_guide)
@@ -230,7 +231,8 @@ class LanguageModel:
     def infill(self, prefix: str, suffix: str) -> Question:
         """What asks for the text between the two. UserError where the model was not trained for that."""
         begin, between, end = map(self.tokenizer.encode, infill_marks(self.tokenizer.added_tokens.values()))
-        before, after = (self.tokenizer.encode(text, parse_special=False) for text in (prefix, suffix))
+        encode = partial(self.tokenizer.encode, parse_special=False, max_tokens=self.max_context)
+        before, after = map(encode, (prefix, suffix))
         return Question([*begin, *before, *between, *after, *end], continues=True)
 
     def close(self) -> None:

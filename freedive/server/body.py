@@ -73,7 +73,7 @@ class Bodies:
         """The bytes that are held now."""
         return sum(len(reading.data) for reading in self._open)
 
-    def check_head(self, headers: Headers) -> None:
+    def check_head(self, method: str, headers: Headers) -> None:
         """Raises UserError for a body that its head already tells to be too large, or that a foreign page may send.
 
         A browser asks before it sends JSON to another site, and always says where it comes from. From others, as from
@@ -83,7 +83,7 @@ class Bodies:
         if len(length) > 12 or int(length) > self._max_bytes:
             raise self._too_large()
         is_json = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
-        if has_body(headers) and not is_json and "origin" in headers:
+        if (method == "POST" or has_body(headers)) and not is_json and "origin" in headers:
             raise UnsupportedMediaType("the body must be JSON", "Send the header Content-Type: application/json")
 
     @asynccontextmanager

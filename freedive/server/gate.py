@@ -54,7 +54,7 @@ class Gate:
             key = self.guard.admit(scope["path"], headers)
             scope["state"]["caller"] = visit.caller = key.name if key else ""
             with self.guard.asking(key, scope["method"]):
-                self.bodies.check_head(headers)
+                self.bodies.check_head(scope["method"], headers)
                 MutableHeaders(scope=scope)["content-type"] = "application/json"
                 await self.app(scope, receive, tagged_send)
         except ClientDisconnect:

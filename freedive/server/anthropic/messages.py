@@ -34,8 +34,8 @@ def router(service: Service) -> APIRouter:
         return await _respond(request, body, await service.answers(body.ask(), request))
 
     @routes.post("/messages/count_tokens", summary="Count the tokens of a conversation")
-    async def count_tokens(body: Conversation) -> dict[str, int]:
-        _, questions = await service.questions(body.ask())
+    async def count_tokens(body: Conversation, request: Request) -> dict[str, int]:
+        _, questions = await service.questions(body.ask(), request)
         return {"input_tokens": sum(len(question.tokens) for question in questions)}
 
     return routes

@@ -41,7 +41,8 @@ def router(service: Service, store: Store) -> APIRouter:
     @routes.post("/input_tokens", summary="Count the tokens that a response would read")
     async def count(body: CountRequest, request: Request) -> Json:
         conversation = await run_in_threadpool(_conversation, body, store, _caller(request))
-        _, (question,) = await service.questions(body.ask(service.models.named(body.model), conversation))
+        ask = body.ask(service.models.named(body.model), conversation)
+        _, (question,) = await service.questions(ask, request)
         return {"object": "response.input_tokens", "input_tokens": len(question.tokens)}
 
     @routes.get("/{response_id}", summary="A stored response")
