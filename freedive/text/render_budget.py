@@ -11,14 +11,14 @@ from jinja2.utils import Namespace
 
 MAX_SIZE = 1 << 24
 """Characters and items of any value that a template makes, its result included."""
-MAX_WORK = 1 << 28
+MAX_WORK = 1 << 27
 """Characters that are looked at or made, about 5 ns each."""
 MAX_MADE = 1 << 26
 """Bytes of all values that are made."""
-MAX_S = 2.0
+MAX_S = 1.0
 """Seconds of computation."""
 
-STEP = 1 << 10
+STEP = 1 << 9
 """The work of a round of a loop or of a macro call: there can be 262,144 of them."""
 ITEM = 64
 """What a number, or a place in a list, counts as."""
