@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,7 @@ class LanguageModel:
 
     def begin_completion(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Generation:
         """What :meth:`complete` reads from: also tells tokens, times and what ended the answer."""
-        tokens = self.tokenizer.encode(prompt, add_special=True)
+        tokens = self.tokenizer.encode(prompt, add_special=True, max_tokens=self.max_context)
         guide = self.make_guide(format)() if format else None
         return self.engine.submit(tokens, self.sampling(**sampling), continues=True, guide=guide)
 
@@ -208,7 +208,7 @@ class LanguageModel:
 
         Vectors have length 1, so that products of two are cosines.
         """
-        prompts = [self.tokenizer.encode(text, add_special=True) for text in texts]
+        prompts = [self.tokenizer.encode(text, add_special=True, max_tokens=self.max_context) for text in texts]
         only = Sampling(max_tokens=1)
         generations = [self.engine.submit(prompt, only, pooling=pooling) for prompt in prompts]
         pieces = [piece for generation in generations for piece in generation]
@@ -254,7 +254,7 @@ class LanguageModel:
         dialect = self.dialect if tools else self.dialect.without_calls()
         if switches and not any(switches.values()):
             prompt = without_thoughts(prompt, initial_state(dialect, prompt), dialect)
-        tokens, state = self.tokenizer.encode(prompt), initial_state(dialect, prompt)
+        tokens, state = self.tokenizer.encode(prompt, max_tokens=self.max_context), initial_state(dialect, prompt)
         thoughts = self._thinks_unasked if wanted is None else wanted
         wish = Wish(format, tools, tool_choice, parallel_tool_calls, thoughts)
         dialect, make_guide = granted(wish, self.guides, dialect, state)
@@ -286,7 +286,8 @@ class LanguageModel:
     def infill(self, prefix: str, suffix: str) -> Question:
         """What asks for the text between the two. UserError where the model was not trained for that."""
         begin, between, end = map(self.tokenizer.encode, infill_marks(self.tokenizer.added_tokens.values()))
-        before, after = (self.tokenizer.encode(text, parse_special=False) for text in (prefix, suffix))
+        encode = partial(self.tokenizer.encode, parse_special=False, max_tokens=self.max_context)
+        before, after = map(encode, (prefix, suffix))
         return Question([*begin, *before, *between, *after, *end], continues=True)
 
     def close(self) -> None:

@@ -19,6 +19,12 @@ class UserError(Exception):
         super().__init__(f"{what}. {remedy}" if remedy else what)
 
 
+class ContextLengthExceeded(UserError):
+    """A prompt that leaves no room for an answer in the model's context."""
+
+    code = "context_length_exceeded"
+
+
 class NotFound(UserError):
     """A model, file or route that does not exist."""
 

@@ -40,7 +40,9 @@ class CharTokenizer:
 
     vocab_size = 0xD800
 
-    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True, max_tokens: int | None = None
+    ) -> list[int]:
         return [ord(char) for char in text]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:

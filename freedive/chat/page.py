@@ -9,7 +9,7 @@ from contextlib import aclosing
 from importlib.resources import files
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
@@ -20,6 +20,7 @@ from freedive.server.answers import Answers
 from freedive.server.guard import Guard
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.problems import Problem
+from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.server.stream import EventStream, event, survived
 from freedive.text.dialects.dialect import Event

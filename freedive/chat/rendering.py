@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
 
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import escapeHtml
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
-from pygments import highlight
+from pygments import format
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
-from pygments.lexers.special import TextLexer
-from pygments.util import ClassNotFound
+from pygments.token import Text, _TokenType
+
+HIGHLIGHT_S = 0.05
+"""How long a block of code may be highlighted: lexers take the square of some texts' length."""
+MAX_HIGHLIGHTED = 10_000
+"""How many characters of it are."""
+LANGUAGES = frozenset(
+    re.findall(
+        r"\S+",
+        "bash c c++ cpp css diff docker dockerfile go golang html java javascript js json jsx kotlin latex lua make "
+        "makefile markdown md objective-c php powershell py python r rb ruby rs rust scala scss sh shell sql swift "
+        "tex toml ts tsx typescript xml yaml yml zsh",
+    )
+)
+"""What is highlighted: of these lexers no single step takes long, whatever the text."""
 
 
 def _markdown() -> MarkdownIt:
@@ -38,14 +53,27 @@ def _markdown() -> MarkdownIt:
 def _code(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
     token = tokens[index]
     language = token.info.split(maxsplit=1)[0] if token.info.strip() else ""
-    try:
-        lexer = get_lexer_by_name(language, stripnl=False)
-    except ClassNotFound:
-        lexer = TextLexer(stripnl=False)
-    code = highlight(token.content, lexer, HtmlFormatter(nowrap=True))
+    code = _highlighted(token.content, language)
     copy = '<button type="button" class="copy" data-text="copy"></button>'
     caption = f"<figcaption><span>{escapeHtml(language)}</span>{copy}</figcaption>"
     return f'<figure class="code">{caption}<pre tabindex="0"><code>{code}</code></pre></figure>\n'
+
+
+def _highlighted(code: str, language: str) -> str:
+    lexer = get_lexer_by_name(language if language.lower() in LANGUAGES else "text", stripnl=False, ensurenl=False)
+    tokens = _in_time(lexer.get_tokens(code[:MAX_HIGHLIGHTED]), code)
+    return str(format(tokens, HtmlFormatter(nowrap=True)))
+
+
+def _in_time(tokens: Iterable[tuple[_TokenType, str]], code: str) -> Iterator[tuple[_TokenType, str]]:
+    """``tokens`` as far as they come in time, and the rest of ``code`` as it is."""
+    position, deadline = 0, time.thread_time() + HIGHLIGHT_S
+    for kind, text in tokens:
+        if time.thread_time() > deadline:
+            break
+        yield kind, text
+        position += len(text)
+    yield Text, code[position:]
 
 
 def _link(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:

@@ -22,6 +22,7 @@ from freedive.errors import Unavailable, UserError
 from freedive.server import description, docs, metrics, problems, stats
 from freedive.server.anthropic.models import ByVersion
 from freedive.server.apis import apis
+from freedive.server.body import Bodies
 from freedive.server.gate import Gate
 from freedive.server.guard import Guard, is_loopback
 from freedive.server.keys import Keys
@@ -69,13 +70,14 @@ def create_app(
     app = FastAPI(title="freedive", docs_url=None, redoc_url=None, lifespan=lifespan)
     problems.add_handlers(app)
     app.state.guard = guard = Guard(keys, config)
+    app.state.bodies = bodies = Bodies(int(config.max_body_mb * (1 << 20)))
     measured, counted = metrics.Metrics(models), stats.Stats()
     app.add_middleware(ByVersion)
     app.add_middleware(
         Gate,
         guard=guard,
         observers=(measured, counted, *observers),
-        max_body_bytes=int(config.max_body_mb * (1 << 20)),
+        bodies=bodies,
     )
     app.add_middleware(Paths)
     app.add_middleware(CrossOrigin, origins=guard.origins)  # the outermost: what the gate refuses is readable, too

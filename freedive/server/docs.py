@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from functools import cache
+from html import escape
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from freedive.server.description import body_schema, resolve
+from freedive.server.routing import APIRouter
 
 Json = dict[str, Any]
+
+ADDRESS = "http://address-of-this-server/"
+"""Stands for the server's address until a visitor tells by which name it goes."""
 
 
 def router(app: FastAPI, model: str) -> APIRouter:
@@ -20,10 +26,13 @@ def router(app: FastAPI, model: str) -> APIRouter:
     environment = Environment(loader=PackageLoader("freedive.server", "."), autoescape=True, undefined=StrictUndefined)
     template = environment.get_template("docs.html")
 
+    @cache
+    def rendered() -> str:
+        return template.render(operations=operations(app.openapi()), base_url=ADDRESS, model=model)
+
     @routes.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
-        described = operations(app.openapi())
-        return HTMLResponse(template.render(operations=described, base_url=request.base_url, model=model))
+        return HTMLResponse(rendered().replace(ADDRESS, escape(str(request.base_url))))
 
     return routes
 

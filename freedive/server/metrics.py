@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from freedive.engine.request import Timings
 from freedive.server.log import endings
 from freedive.server.models import Models
+from freedive.server.routing import APIRouter
 from freedive.server.visit import Visit
 
 GAUGES = {

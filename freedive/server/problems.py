@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from freedive.errors import UserError
+from freedive.errors import ContextLengthExceeded, UserError
 
 MAX_MESSAGE_LENGTH = 600
 """Messages may quote what the client sent, but not all of it."""
@@ -42,12 +42,6 @@ ANTHROPIC_TYPES = {
     500: "api_error",
     503: "overloaded_error",
 }
-
-
-class ContextLengthExceeded(UserError):
-    """A prompt that leaves no room for an answer in the model's context."""
-
-    code = "context_length_exceeded"
 
 
 @dataclass(frozen=True)
@@ -135,8 +129,8 @@ def error_response(problem: Problem, path: str) -> Response:
 
 def _short(message: str) -> str:
     """One line of it."""
-    message = " ".join(message.splitlines())
-    return message if len(message) <= MAX_MESSAGE_LENGTH else message[:MAX_MESSAGE_LENGTH] + "..."
+    line = " ".join(message[: MAX_MESSAGE_LENGTH + 1].splitlines())
+    return line if len(message) <= MAX_MESSAGE_LENGTH else line[:MAX_MESSAGE_LENGTH] + "..."
 
 
 def add_handlers(app: FastAPI) -> None:

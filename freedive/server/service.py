@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
 
 from freedive.engine.pooling import Pooling
 from freedive.engine.request import Sampling
-from freedive.errors import UserError
+from freedive.errors import ContextLengthExceeded, UserError
 from freedive.server.answers import Answers
 from freedive.server.keys import Key
 from freedive.server.model import Generation, Model
 from freedive.server.models import Models
-from freedive.server.problems import ContextLengthExceeded
 from freedive.server.visit import Visit
 from freedive.text.question import Question
+
+LONG_BYTES = 1 << 18
+"""Bodies beyond this take long to make questions of, perhaps seconds."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,22 @@ def to_embed(model: str, texts: Sequence[str | list[int]], pooling: Pooling = "m
     """Embeddings of ``texts``, each as it is or as its tokens."""
 
     def questions(model: Model) -> Sequence[Question]:
-        encode = model.tokenizer.encode
-        return [Question(encode(text, add_special=True) if isinstance(text, str) else text) for text in texts]
+        encode = partial(model.tokenizer.encode, add_special=True, max_tokens=model.max_context)
+        return [Question(encode(text) if isinstance(text, str) else text) for text in texts]
 
     return Ask(model, questions, {"max_tokens": 1}, pooling=pooling, **others)
 
 
 @dataclass(frozen=True)
 class Service:
-    """The models, and answers from them."""
+    """The models, and answers from them.
+
+    Templates, tokenizers and grammars of each model have threads of their own, those of long requests apart: a slow
+    one delays neither other models nor short requests.
+    """
 
     models: Models
+    _threads: dict[tuple[str, bool], CapacityLimiter] = field(default_factory=dict)
 
     async def answers(self, ask: Ask, request: Request) -> Answers:
         """Begin to answer, in the name of whoever makes the ``request``.
@@ -68,7 +77,7 @@ class Service:
         ask = self._in_the_name_of(visit.key, ask)
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
             sampling = model.sampling(**ask.sampling)
-            questions = await run_in_threadpool(ask.questions, model)
+            questions = await self._made(ask, model, request)
             generations = _submit(model, questions, sampling, ask)
         visit.answers = Answers(model, generations, ask.num_choices)
         return visit.answers
@@ -78,10 +87,15 @@ class Service:
         may_keep = "manage" in key.may
         return replace(ask, tenant=key.id, keep_alive_s=ask.keep_alive_s if may_keep else None)
 
-    async def questions(self, ask: Ask) -> tuple[Model, Sequence[Question]]:
+    async def questions(self, ask: Ask, request: Request) -> tuple[Model, Sequence[Question]]:
         """What would be asked, and of whom. Raises UserError for what cannot be asked."""
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
-            return model, await run_in_threadpool(ask.questions, model)
+            return model, await self._made(ask, model, request)
+
+    async def _made(self, ask: Ask, model: Model, request: Request) -> Sequence[Question]:
+        is_long = getattr(request.state, "num_body_bytes", 0) > LONG_BYTES
+        threads = self._threads.setdefault((model.name, is_long), CapacityLimiter(1 if is_long else 4))
+        return await run_sync(ask.questions, model, limiter=threads)
 
 
 def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask: Ask) -> list[Generation]:

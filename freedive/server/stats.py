@@ -9,13 +9,14 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 import freedive
 from freedive import machine
 from freedive.server.keys import Key
 from freedive.server.model import Model
 from freedive.server.models import Models
+from freedive.server.routing import APIRouter
 from freedive.server.visit import Visit
 
 Json = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from fastapi import APIRouter
+from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import model_validator
 
@@ -13,11 +13,15 @@ from freedive.errors import UserError
 from freedive.server.model import Model, Tokenizer
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.openai.message_fields import Messages, Tools
+from freedive.server.routing import APIRouter, off_loop
 from freedive.server.service import Ask, Service
 from freedive.server.wire import JsonObject, Text, Wire
 from freedive.text.question import Question
 
 Json = dict[str, Any]
+
+BYTES_PER_TOKEN = 16
+"""About what a token takes in an answer."""
 
 
 class TokenizeRequest(Wire):
@@ -78,12 +82,9 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/tokenize", summary="The tokens of a text or a chat")
-    async def tokenize(body: TokenizeRequest) -> Json:
-        model, (question,) = await service.questions(body.ask(service.models.named(body.model)))
-        names = [model.tokenizer.token_text(token) for token in question.tokens] if body.return_token_strs else None
-        tokens = [_piece(model.tokenizer, token) for token in question.tokens] if body.with_pieces else question.tokens
-        head = {"count": len(question.tokens), "max_model_len": model.max_context}
-        return {**head, "tokens": tokens, "token_strs": names}
+    async def tokenize(body: TokenizeRequest, request: Request) -> Json:
+        model, (question,) = await service.questions(body.ask(service.models.named(body.model)), request)
+        return await off_loop(BYTES_PER_TOKEN * len(question.tokens), _described, body, model, question.tokens)
 
     @routes.post("/detokenize", summary="The text of tokens")
     async def detokenize(body: DetokenizeRequest) -> Json:
@@ -92,12 +93,18 @@ def router(service: Service) -> APIRouter:
         return {"prompt": text, "content": text}
 
     @routes.post("/v1/chat/completions/render", summary="The prompt that a chat makes")
-    async def render(body: ChatRequest) -> Json:
-        model, (question,) = await service.questions(body.ask())
+    async def render(body: ChatRequest, request: Request) -> Json:
+        model, (question,) = await service.questions(body.ask(), request)
         prompt = await run_in_threadpool(_text, model.tokenizer, question.tokens)
         return {"prompt": prompt, "tokens": question.tokens, "count": len(question.tokens)}
 
     return routes
+
+
+def _described(body: TokenizeRequest, model: Model, tokens: Sequence[int]) -> Json:
+    names = [model.tokenizer.token_text(token) for token in tokens] if body.return_token_strs else None
+    pieces = [_piece(model.tokenizer, token) for token in tokens] if body.with_pieces else tokens
+    return {"count": len(tokens), "max_model_len": model.max_context, "tokens": pieces, "token_strs": names}
 
 
 def _text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 60.0
 """How long a client may take to say what it wants."""
+LINGER_S = 1.0
+"""How long the rest of a body that nobody wants is read and dropped, so that its sender gets to see the answer."""
+MAX_CONNECTIONS = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+"""Half of the descriptors that the process may have; files and the models need the others."""
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Connection(H11Protocol):
     """A client's connection: cut when the client does not say what it wants, or for ``stall_s`` takes nothing.
+
+    Where there are too many, the one that was idle for longest is cut; where none is idle, a new one is refused.
 
     What waits to be taken is bounded: while there is more than asyncio's high-water mark, nothing more is sent.
     """
@@ -23,23 +32,42 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, stall_s: float, **options: Any) -> None:
         super().__init__(*args, **options)
         self._stall_s = stall_s
+        self.idle_since = 0.0
         self._idle: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._expect_request()
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        others = (each for each in self.connections if isinstance(each, Connection) and each is not self)
+        idle = [each for each in others if each.is_idle and not each.transport.is_closing()]
+        if idle:
+            min(idle, key=lambda each: each.idle_since).transport.abort()
+        else:
+            self.transport.write(BUSY)
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._expect_request()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request of the client is under way."""
+        return self.cycle is None or self.cycle.response_complete
+
     def _expect_request(self) -> None:
         _cancel(self._idle)
-        self._idle = self.loop.call_later(HEAD_S, self._cut_if_idle)
+        self.idle_since = self.loop.time()
+        unread = self.conn.their_state is h11.SEND_BODY
+        self._idle = self.loop.call_later(LINGER_S if unread else HEAD_S, self._cut_if_idle)
 
     def _cut_if_idle(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        if self.is_idle:
             self.transport.abort()
 
     def pause_writing(self) -> None:

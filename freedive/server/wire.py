@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from freedive.engine.request import RANGES, Sampling
 from freedive.errors import UserError
@@ -60,6 +61,16 @@ def _or_null(name: str, node: Json) -> Json:
     return label | {"anyOf": [*options, NULL]}
 
 
+def _failing_fast(schema: Any) -> Any:
+    """``schema`` of pydantic's core, whose lists and objects have one error at most."""
+    if isinstance(schema, list):
+        return [_failing_fast(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    nodes = {name: _failing_fast(node) for name, node in schema.items()}
+    return nodes | {"fail_fast": True} if schema.get("type") in ("list", "dict") else nodes
+
+
 class Wire(BaseModel):
     """A JSON object from a client. null means absent; what would not be honoured is reported, or refused by name.
 
@@ -74,6 +85,11 @@ class Wire(BaseModel):
     synonyms: ClassVar[Mapping[str, str]] = {}
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     ignores_unknown: ClassVar[bool] = False
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validation of lists and objects stops at the first error: the others would only be dropped."""
+        return cast(CoreSchema, _failing_fast(handler(source)))
 
     @model_validator(mode="before")
     @classmethod
@@ -111,8 +127,10 @@ def _same(value: object, nothing: object) -> bool:
 
 
 def _unicode(text: str) -> str:
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise ValueError("half a surrogate pair is not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a surrogate pair is not text") from None
     return text
 
 

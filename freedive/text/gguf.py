@@ -24,6 +24,9 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _REMEDY = "The file is damaged or incomplete; fetch it again."
 
+MAX_PIECE_LENGTH = 256
+"""Longest piece in characters that is joined of others: the ways to cut a piece take the square of its length."""
+
 
 def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     """Build the tokenizer that ``metadata`` (key -> Python value) describes; UserError if it is damaged or unknown."""
@@ -118,6 +121,7 @@ def merges_by_score(pieces: Mapping[str, float]) -> list[tuple[str, str]]:
     return [
         (piece[:cut], piece[cut:])
         for piece in sorted(pieces, key=lambda piece: -pieces[piece])
+        if len(piece) <= MAX_PIECE_LENGTH
         for cut in range(1, len(piece))
         if piece[:cut] in pieces and piece[cut:] in pieces
     ]

@@ -23,9 +23,9 @@ class Renderer:
 
     def render(self, name: str, variables: Mapping[str, Any]) -> str:
         """What the template ``name`` makes of ``variables``; UserError if there is none, or if it refuses or fails."""
-        with self._lock:  # the sandbox counts the steps of one rendering
+        with self._lock:  # the sandbox counts what one rendering takes
             try:
-                self._sandbox.steps = 0
+                self._sandbox.budget.begin()
                 return self._template(name).render(variables)
             except UserError:
                 raise

@@ -1,8 +1,8 @@
 """A jinja2 environment for chat templates: what transformers offers them, within limits.
 
 A template is code that came with a download. jinja2's sandbox keeps it from Python's internals; this module also keeps
-it from running for ever and from filling the memory: loops and macro calls are counted, and what can make a value grow
-is measured before it is done. A template that goes too far ends in a SecurityError.
+it from running for ever and from filling the memory: whatever takes work or makes a value is counted before it is
+done, against one budget for the whole rendering. A template that goes too far ends in a SecurityError.
 """
 
 from __future__ import annotations
@@ -10,34 +10,55 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
 from jinja2 import Environment, nodes, pass_environment
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import do_indent, make_attrgetter
+from jinja2.filters import do_indent, do_int, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 250_000
-"""Loop iterations and macro calls of one rendering."""
+from freedive.text.render_budget import ITEM, STEP, RenderBudget, check_size
 
-MAX_SIZE = 1 << 24
-"""Characters and items of any value that a template makes, its result included."""
+MAX_SOURCE = 1 << 20
+"""Characters of a template; the longest known has 30,000."""
 
 _MAX_INT_BITS = 4096
-_ITEM_SIZE = 16  # what a number, or one level of nesting, counts as
+_MAX_DIGITS = 4096
 
-# Filters and methods that pad or repeat as far as their arguments say are not offered: no known template needs them.
-_UNBOUNDED_FILTERS = frozenset(
-    {"batch", "center", "filesizeformat", "format", "pprint", "random", "round", "slice", "sum", "urlize", "wordwrap"}
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_FILTERS = _names(
+    "abs attr capitalize count d default dictsort e escape first float forceescape groupby indent int items join "
+    "last length list lower map max min reject rejectattr replace reverse safe select selectattr sort string "
+    "title tojson trim truncate unique upper urlencode wordcount xmlattr"
 )
+"""The filters that are offered: those that pad or repeat as far as their arguments say, no known template needs."""
+_CHEAP = _names(
+    "abs attr count d default first float items last length map reject rejectattr safe select selectattr boolean "
+    "callable defined divisibleby even false filter float integer iterable mapping none number odd sameas "
+    "sequence string test true undefined"
+)
+"""Filters and tests that look at no more than the head of a value."""
+_WEIGHTS = {"dictsort": 64, "groupby": 64, "indent": 16, "max": 4, "min": 4, "sort": 64, "string": 4, "title": 64}
+_WEIGHTS |= {"e": 8, "escape": 8, "forceescape": 8, "tojson": 8, "unique": 64, "urlencode": 64, "wordcount": 64}
+"""How many times the usual work a character is to others."""
+
 _GLOBALS = ("range", "namespace", "cycler", "joiner")
-_PADDING_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "translate", "format_map"})
+_TEXT_METHODS = _names(
+    "capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal isdigit islower "
+    "isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex "
+    "rpartition rsplit rstrip split splitlines startswith strip swapcase title upper"
+)
+_CONTAINER_METHODS = _names("copy count get index items keys values")
 _WIDE_FIELD = re.compile(r"%[^a-zA-Z%]*(\d{4}|\*)|\{[^}]*(\d{4}|\{)")
 
 
@@ -48,53 +69,146 @@ class Refused(TemplateError):
 class Sandbox(ImmutableSandboxedEnvironment):
     """Compiles templates as transformers does.
 
-    ``steps`` counts one rendering: set it to 0 before each, and render one at a time.
+    ``budget`` counts one rendering: begin it anew before each, and render one at a time.
     """
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
+        self.budget = RenderBudget()
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=_measured
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=self.budget.touch
         )
-        own = {"join": _join, "replace": _replace, "indent": _indent, "tojson": _to_json}
-        offered = {name: filter for name, filter in self.filters.items() if name not in _UNBOUNDED_FILTERS}
-        self.filters = {name: _guarded(filter) for name, filter in (offered | own).items()}
+        own = {"join": _join, "replace": _replace, "indent": _indent, "tojson": _to_json, "int": _int, "list": _list}
+        offered = {name: filter for name, filter in self.filters.items() if name in _FILTERS}
+        self.filters = {name: self._counted(name, filter) for name, filter in (offered | own).items()}
+        self.tests = {name: self._counted(name, test) for name, test in self.tests.items()}
         self.globals = {name: self.globals[name] for name in _GLOBALS} | {
-            "dict": _make_dict,
+            "dict": self._make_dict,
             "raise_exception": _raise_exception,
-            "strftime_now": _strftime_now,
+            "strftime_now": self._strftime_now,
         }
-        self.steps = 0
+
+    def _counted(self, name: str, function: Any) -> Callable[..., Any]:
+        """A filter or test whose work and result are counted. What generators give is taken first."""
+        budget, cheap, weight = self.budget, name in _CHEAP, _WEIGHTS.get(name, 1)
+        num_own = 1 if hasattr(function, "jinja_pass_arg") else 0  # the environment or the like, not the template's
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if cheap:
+                budget.spend(ITEM)
+            else:
+                values = [list(arg) if isinstance(arg, Iterator) else arg for arg in args[num_own:]]
+                self._spend_on(values[0], [*values[1:], *kwargs.values()], weight)
+                args = (*args[:num_own], *values)
+            return budget.make(function(*args, **kwargs))
+
+        return call
+
+    def _spend_on(self, value: Any, args: Sequence[Any], weight: int = 1) -> None:
+        """Count what is done with ``value``: some searches look for the whole of a text at each place of another."""
+        searched = sum(map(self.budget.measure, args))
+        self.budget.spend(weight * self.budget.measure(value) * (1 + searched // (8 * ITEM)) + searched)
 
     def step(self) -> bool:
-        self.steps += 1
-        if self.steps > MAX_STEPS:
-            raise SecurityError(f"it takes more than {MAX_STEPS} steps")
+        self.budget.spend(STEP)
         return True
+
+    def made(self, value: Any) -> Any:
+        return self.budget.make(value)
+
+    def touched(self, value: Any) -> Any:
+        return self.budget.touch(value)
 
     def concat(self, parts: Iterable[str]) -> str:  # jinja2 calls it for every block
         return self.join_text(*parts)
 
     def join_text(self, *values: Any) -> str:
-        measure(*values)
-        return "".join(map(str, values))
+        self.budget.spend(ITEM + check_size(sum(map(self.budget.measure, values))))
+        text: str = self.budget.make("".join(map(str, values)))
+        return text
+
+    def _make_dict(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        pairs = [list(arg.items() if isinstance(arg, Mapping) else arg) for arg in args]
+        num_keys = sum(map(len, pairs))
+        self.budget.spend(num_keys * num_keys // ITEM)  # numbers can be chosen to fall into one place of the table
+        made: dict[Any, Any] = self.budget.make(dict(*pairs, **kwargs))
+        return made
+
+    def _strftime_now(self, format: str) -> str:
+        self.budget.spend(256 * len(format))
+        return datetime.now().strftime(format)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return super().is_safe_attribute(obj, attr, value) and attr not in _PADDING_METHODS
+        if isinstance(obj, str):
+            return attr in _TEXT_METHODS
+        if isinstance(obj, (list, tuple, Mapping)):
+            return attr in _CONTAINER_METHODS
+        if isinstance(obj, (int, float, bytes)) or attr == "changed":
+            return False
+        return super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        _check_operation(operator, left, right)
-        return super().call_binop(context, operator, left, right)
+        self._check_operation(operator, left, right)
+        return self.budget.make(super().call_binop(context, operator, left, right))
+
+    def _check_operation(self, operator: str, left: Any, right: Any) -> None:
+        sizes = [self.budget.measure(value) for value in (left, right) if isinstance(value, (str, list, tuple))]
+        numbers = [value for value in (left, right) if isinstance(value, int)]
+        if operator == "+":
+            check_size(sum(sizes))
+            self.budget.spend(sum(len(value) for value in (left, right) if isinstance(value, (str, list, tuple))))
+        elif operator == "%" and isinstance(left, str):
+            self._check_format(left, right)
+        elif operator == "*" and sizes and numbers:
+            self.budget.spend(check_size(sizes[0] * max(0, numbers[0])))
+        elif operator in ("*", "**") and len(numbers) == 2:
+            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+            if bits > _MAX_INT_BITS:
+                raise SecurityError("it makes a number that is too large")
+
+    def _check_format(self, text: str, values: Any) -> None:
+        if _WIDE_FIELD.search(text):
+            raise SecurityError("it formats text to a very large or computed width")
+        num_fields = text.count("{") + text.count("%")
+        self.budget.spend(4 * check_size(len(text) + num_fields * self.budget.measure(values)))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
         text = getattr(method, "__self__", None)
+        __self.budget.spend(ITEM)
+        if not isinstance(text, (str, list, tuple, dict)):
+            return super().call(__context, __obj, *args, **kwargs)
         if isinstance(text, str):
-            args = _check_method(text, method.__name__, args, kwargs)
-        return super().call(__context, __obj, *args, **kwargs)
+            args = __self._check_method(text, method.__name__, args, kwargs)
+        elif method.__name__ in ("count", "index"):
+            __self.budget.touch(text)
+        return __self.budget.make(super().call(__context, __obj, *args, **kwargs))
+
+    def _check_method(self, text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Count what ``text.name(*args)`` does. The arguments are returned, as one may be an iterator."""
+        if name == "join":
+            items: list[Any] = list(*args)
+            self.budget.spend(check_size(self.budget.measure(items) + len(text) * len(items)))
+            return (items,)
+        if name == "format":
+            self._check_format(text, [args, {key: value for key, value in kwargs.items() if not key.startswith("_")}])
+            return args
+        self._spend_on(text, [*args, *kwargs.values()])
+        if name == "replace":
+            old, new = map(str, args[:2])
+            check_size(len(text) + text.count(old) * len(new))
+        elif name in ("split", "rsplit"):
+            mark = args[0] if args else kwargs.get("sep")
+            check_size(ITEM * (text.count(mark) if isinstance(mark, str) else len(text) // 2))
+        elif name == "splitlines":
+            check_size(ITEM * len(text))
+        return args
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        if len(source) > MAX_SOURCE:
+            raise SecurityError(f"it has more than {MAX_SOURCE} characters")
         tree: nodes.Template = _Instrument().visit(super()._parse(source, name, filename))
         return tree
 
@@ -110,7 +224,7 @@ class Generation(Extension):
 
 
 class _Instrument(NodeTransformer):
-    """Counts every round of a loop and every macro call, and sends ``a ~ b`` through :meth:`Sandbox.join_text`."""
+    """Has everything counted that takes work: rounds of loops, macro calls, ``a ~ b``, comparisons, lists, slices."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -129,99 +243,71 @@ class _Instrument(NodeTransformer):
         self.generic_visit(node)
         return _environment_call("join_text", node.nodes, node.lineno)
 
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+        self.generic_visit(node)
+        node.expr = _environment_call("touched", [node.expr], node.lineno)
+        for operand in node.ops:
+            operand.expr = _environment_call("touched", [operand.expr], node.lineno)
+        return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Expr:
+        self.generic_visit(node)
+        return _environment_call("made", [node], node.lineno)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
+        self.generic_visit(node)
+        return _environment_call("made", [node], node.lineno)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+        self.generic_visit(node)
+        return _environment_call("made", [node], node.lineno) if node.ctx == "load" else node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        return _environment_call("made", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
+
 
 def _environment_call(method: str, args: list[nodes.Expr], lineno: int) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(method), args, [], None, None, lineno=lineno)
-
-
-def measure(*values: Any) -> int:
-    """How long values are as text, about, without making the text (lists can hold one another many times over)."""
-    size, stack = 0, [*values]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, Mapping):
-            stack.extend(value.items())
-        elif isinstance(value, (list, tuple)):
-            stack.extend(value)
-        size += len(value) if isinstance(value, str) else _ITEM_SIZE
-        _check_size(size)
-    return size
-
-
-def _guarded(filter: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(filter)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        measure(*args)
-        return filter(*args, **kwargs)
-
-    return call
-
-
-def _measured(value: Any) -> Any:
-    measure(value)
-    return value
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_SIZE:
-        raise SecurityError(f"it makes a value of more than {MAX_SIZE} characters")
-
-
-def _check_operation(operator: str, left: Any, right: Any) -> None:
-    sizes = [len(value) for value in (left, right) if isinstance(value, (str, list, tuple))]
-    numbers = [value for value in (left, right) if isinstance(value, int)]
-    if operator == "+":
-        _check_size(sum(sizes))
-    elif operator == "%" and isinstance(left, str):
-        _check_format(left, right)
-    elif operator == "*" and sizes and numbers:
-        _check_size(sizes[0] * numbers[0])
-    elif operator in ("*", "**") and len(numbers) == 2:
-        bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-        if bits > _MAX_INT_BITS:
-            raise SecurityError("it makes a number that is too large")
-
-
-def _check_format(text: str, values: Any) -> None:
-    if _WIDE_FIELD.search(text):
-        raise SecurityError("it formats text to a very large or computed width")
-    _check_size(len(text) + (text.count("{") + text.count("%")) * measure(values))
-
-
-def _check_method(text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Measure what ``text.name(*args)`` would return. The arguments are returned, as one may be an iterator."""
-    if name == "join":
-        items: list[Any] = list(*args)
-        _check_size(measure(items) + len(text) * len(items))
-        return (items,)
-    if name == "replace":
-        old, new = map(str, args[:2])
-        _check_size(len(text) + text.count(old) * len(new))
-    elif name == "format":
-        _check_format(text, [args, {key: value for key, value in kwargs.items() if not key.startswith("_")}])
-    return args
 
 
 @pass_environment
 def _join(environment: Environment, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
     if attribute is not None:
         values = map(make_attrgetter(environment, attribute), values)
-    items = [str(_measured(value)) for value in values]
-    return str(d).join(*_check_method(str(d), "join", (items,), {}))
+    assert isinstance(environment, Sandbox)
+    items, mark = list(values), str(d)
+    environment.budget.spend(check_size(sum(map(environment.budget.measure, items)) + len(mark) * len(items)))
+    return mark.join(map(str, items))
 
 
 def _replace(text: Any, old: Any, new: Any, count: int = -1) -> str:
-    _check_method(str(text), "replace", (old, new), {})
-    return str(text).replace(str(old), str(new), count)
+    whole, old, new = str(text), str(old), str(new)
+    check_size(len(whole) + whole.count(old) * len(new))
+    return whole.replace(old, new, count)
 
 
 def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     margin = width if isinstance(width, int) else len(width)
-    _check_size(len(text) + text.count("\n") * margin + margin)
+    check_size(len(text) + text.count("\n") * margin + margin)
     return do_indent(text, width, first, blank)
 
 
+def _int(value: Any, default: int = 0, base: int = 10) -> int:
+    if isinstance(value, str) and len(value) > _MAX_DIGITS:
+        raise SecurityError("it makes a number that is too large")
+    return do_int(value, default, base)
+
+
+def _list(value: Iterable[Any]) -> list[Any]:
+    if isinstance(value, str):
+        check_size(ITEM * len(value))
+    return list(value)
+
+
+@pass_environment
 def _to_json(
+    environment: Environment,
     value: Any,
     ensure_ascii: bool = False,
     indent: int | None = None,
@@ -229,17 +315,10 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Unlike jinja2's own filter, as transformers: no HTML escapes, and non-ASCII text as it is."""
-    _check_size(measure(value) * (1 + (indent or 0)))
+    assert isinstance(environment, Sandbox)
+    check_size(environment.budget.measure(value) * (1 + (indent or 0)))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)
 
 
 def _raise_exception(message: str) -> NoReturn:
     raise Refused(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)

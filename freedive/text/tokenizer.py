@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +11,14 @@ from typing import Any
 
 import tokenizers
 
-from freedive.errors import UserError
+from freedive.errors import ContextLengthExceeded, UserError
 from freedive.text.folder import read_folder
 from freedive.text.gguf import read_gguf
 from freedive.text.spelling import spelling
 from freedive.text.vocabulary import Vocabulary
+
+MAX_TEXT_BYTES = 8 << 20
+"""Longest text that is encoded: some seconds of one core, and about a GB of memory."""
 
 
 class Tokenizer:
@@ -30,7 +32,6 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._make_core, self._token = vocabulary.core, vocabulary.token
-        self._lock = threading.Lock()
         decoder = vocabulary.decoder
         self._spelling = spelling(json.loads(decoder.__getstate__()) if decoder else None)
         self.strips_space = self._spelling.strip_space
@@ -58,28 +59,54 @@ class Tokenizer:
         """Build the tokenizer that GGUF metadata (key -> Python value) describes; UserError if it cannot be used."""
         return cls(read_gguf(metadata))
 
-    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+    @cached_property
+    def _plain_core(self) -> tokenizers.Tokenizer:
+        """Another that takes special tokens for ordinary text: whether it does belongs to a core, not to a call."""
+        core = tokenizers.Tokenizer.from_str(self._core.to_str())
+        core.encode_special_tokens = True
+        return core
+
+    @cached_property
+    def max_token_bytes(self) -> int:
+        """Bytes of the longest token: no text of more than n times as many is n tokens or fewer."""
+        return max((len(self.token_bytes(index)) for index in range(self.vocab_size)), default=1)
+
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True, max_tokens: int | None = None
+    ) -> list[int]:
         """The token ids of ``text``.
 
         ``add_special`` adds what the model expects around a text (bos, eos). ``parse_special`` reads special tokens
-        that are written out in the text as such; without it they are ordinary characters.
+        that are written out in the text as such; without it they are ordinary characters. A text whose length tells
+        that it has more than ``max_tokens`` is refused before any work is done, as is one beyond MAX_TEXT_BYTES.
         """
-        ids: list[int] = self._encoding(text, add_special, parse_special).ids
+        self._check_length(_num_bytes(text), max_tokens)
+        ids: list[int] = self._encoding("encode_batch_fast", text, add_special, parse_special).ids
         return ids
 
     def encode_at(self, text: str) -> list[tuple[int, int, int]]:
         """The token ids of ``text``, each with the places in it where the token begins and ends, in characters."""
-        encoding = self._encoding(text, add_special=False, parse_special=True)
+        _num_bytes(text)
+        encoding = self._encoding("encode_batch", text, add_special=False, parse_special=True)
         return [(index, *place) for index, place in zip(encoding.ids, encoding.offsets, strict=True)]
 
-    def _encoding(self, text: str, add_special: bool, parse_special: bool) -> tokenizers.Encoding:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UserError("The text holds half of a surrogate pair", "Send well-formed Unicode.") from None
-        with self._lock:  # the tokenizer is made once, and the flag belongs to it, not to the call
-            self._core.encode_special_tokens = not parse_special
-            return self._core.encode(text, add_special_tokens=add_special)
+    def _encoding(self, method: str, text: str, add_special: bool, parse_special: bool) -> tokenizers.Encoding:
+        """Batches, even of one text, are encoded without the interpreter's lock, and single texts with it."""
+        core = self._core if parse_special else self._plain_core
+        encodings: list[tokenizers.Encoding] = getattr(core, method)([text], add_special_tokens=add_special)
+        return encodings[0]
+
+    def _check_length(self, num_bytes: int, max_tokens: int | None) -> None:
+        if max_tokens is not None and num_bytes > max_tokens and num_bytes > max_tokens * self.max_token_bytes:
+            at_least = num_bytes // self.max_token_bytes
+            raise ContextLengthExceeded(
+                f"The prompt has more than {at_least} tokens, but this model's maximum context length is {max_tokens}",
+                "Shorten the prompt",
+                param="prompt",
+            )
+        if num_bytes > MAX_TEXT_BYTES:
+            limit = f"{MAX_TEXT_BYTES >> 20} MiB"
+            raise ContextLengthExceeded(f"The text is longer than {limit}", "Send less at once", param="prompt")
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
@@ -110,6 +137,13 @@ class Tokenizer:
     def token_text(self, token: int) -> str:
         """``token`` on its own, special or not; parts of characters become U+FFFD."""
         return self.token_bytes(token).decode(errors="replace")
+
+
+def _num_bytes(text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise UserError("The text holds half of a surrogate pair", "Send well-formed Unicode.") from None
 
 
 class StreamDecoder:

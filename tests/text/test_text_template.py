@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +278,35 @@ HOSTILE = {
     "joined text": BIG + "{{ s.join(['a'] * 1000)|length }}",
     "joining filters": BIG + "{{ ([s] * 1000)|join|length }}",
     "a long output": BIG + "{% for i in range(10) %}{{ s }}{% endfor %}",
+    "growing lists": "{% set ns = namespace(l=[]) %}{% for i in range(150) %}{% set ns.l = ns.l + ['a' * 16000000 ~ i] %}{% endfor %}",
+    "upper case again and again": BIG + "{% for i in range(99999) %}{% set x = s|upper %}{% endfor %}",
+    "titles": BIG + "{% for i in range(99999) %}{% set x = s|title %}{% endfor %}",
+    "titles by method": BIG + "{% for i in range(99999) %}{% set x = s.title() %}{% endfor %}",
+    "sorting": BIG + "{% for i in range(99999) %}{% set x = s|list|sort %}{% endfor %}",
+    "splitting": BIG + "{% for i in range(99999) %}{% set x = s.split('x') %}{% endfor %}",
+    "slicing": BIG + "{% for i in range(99999) %}{% set x = s[1:] %}{% endfor %}",
+    "reversing": BIG + "{% for i in range(99999) %}{% set x = s|reverse %}{% endfor %}",
+    "comparing": BIG + "{% set t = 'x' * 4000000 %}{% for i in range(99999) %}{% set x = s == t %}{% endfor %}",
+    "comparing laughs": LAUGHS + LAUGHS.replace("a", "b").replace("nbmespbce", "namespace") + "{{ ns.a == ns.b }}",
+    "searching": BIG + "{% for i in range(99999) %}{% set x = 'y' in s %}{% endfor %}",
+    "searching backwards": BIG + "{{ s.rfind('y' ~ s[:2000000]) }}",
+    "stripping": BIG + "{{ s.strip('y' * 4000000 ~ 'x')|length }}",
+    "hashing laughs": LAUGHS.replace("['ha']", "('ha',)").replace("[ns.a, ns.a]", "(ns.a, ns.a)")
+    + "{{ {ns.a: 1}|length }}",
+    "testing": BIG + "{% for i in range(99999) %}{% set x = s is lower %}{% endfor %}",
+    "bytes of numbers": "{{ (1).to_bytes(10**9, 'big')|length }}",
+    "numbers of other bases": BIG + "{{ ('f' * 10000)|int(base=16) // 3 }}",
+    "blocks that branch": "".join(
+        "{% block b" + str(i) + " %}{{ self.b" + str(i + 1) + "() }}{{ self.b" + str(i + 1) + "() }}{% endblock %}"
+        for i in range(40)
+    )
+    + "{% block b40 %}{% endblock %}",
+    "keys that collide": (
+        "{% set ns = namespace(l=[]) %}{% for i in range(5000) %}{% set ns.l = ns.l + [[i * (2**61 - 1), i]] %}"
+        "{% endfor %}{% for i in range(99999) %}{% set x = dict(ns.l) %}{% endfor %}"
+    ),
+    "namespaces in lists": "{% set ns = namespace() %}{% for i in range(60) %}{% set ns.a = [ns, ns] %}{% endfor %}{{ ns.a }}",
+    "a long template": "x" * (1 << 21),
     "Python's insides": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "format insides": "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
 }
@@ -286,6 +317,31 @@ HOSTILE = {
 def test_hostile_templates_end_soon_in_a_user_error(tokenizer: Tokenizer, case: str) -> None:
     with pytest.raises(UserError, match="chat template"):
         chat_template(HOSTILE[case], tokenizer).render(CHAT)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_rendering_is_bounded_in_time_and_memory(tokenizer: Tokenizer, case: str) -> None:
+    template, begun = chat_template(HOSTILE[case], tokenizer), time.thread_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="chat template"):
+            template.render(CHAT)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.thread_time() - begun < 8  # 2 s, and tracing makes everything slower
+    assert peak < 200 << 20
+
+
+def test_a_long_conversation_is_within_the_budget(tokenizer: Tokenizer) -> None:
+    turns = [
+        {"role": role, "content": "word " * 100 + str(turn)} for turn in range(1500) for role in ("user", "assistant")
+    ]
+    for name, source in TEMPLATES.items():
+        text = chat_template(source, tokenizer).render(turns)
+        assert "word 1499" in text.replace("\n", " "), name
+    assert len(chat_template(CHATML, tokenizer).render([{"role": "user", "content": "word " * 1_000_000}])) > 5_000_000
 
 
 def test_messages_cannot_be_changed_by_a_template(tokenizer: Tokenizer) -> None:

@@ -8,13 +8,14 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from freedive.server.answers import Answers, Said, Usage
 from freedive.server.anthropic.blocks import BlockStream, content
 from freedive.server.anthropic.fields import Conversation, MessagesRequest
 from freedive.server.problems import anthropic_error
+from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.server.stream import EventStream, event, survived
 from freedive.text.dialects.dialect import Event, Thought
@@ -33,8 +34,8 @@ def router(service: Service) -> APIRouter:
         return await _respond(request, body, await service.answers(body.ask(), request))
 
     @routes.post("/messages/count_tokens", summary="Count the tokens of a conversation")
-    async def count_tokens(body: Conversation) -> dict[str, int]:
-        _, questions = await service.questions(body.ask())
+    async def count_tokens(body: Conversation, request: Request) -> dict[str, int]:
+        _, questions = await service.questions(body.ask(), request)
         return {"input_tokens": sum(len(question.tokens) for question in questions)}
 
     return routes

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from freedive.server.models import Models, Slot
+from freedive.server.routing import APIRouter
 
 Json = dict[str, Any]
 

@@ -6,11 +6,12 @@ import json
 import uuid
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
 from freedive.server.ollama.fields import ChatRequest, GenerateRequest
 from freedive.server.ollama.respond import respond
+from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.text.dialects.dialect import Call
 from freedive.text.dialects.parser import Answer

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from freedive.server.ollama.fields import EmbeddingsRequest, EmbedRequest
 from freedive.server.ollama.times import nanoseconds
+from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 
 Json = dict[str, Any]

@@ -193,7 +193,7 @@ class GenerateRequest(AnswerRequest):
         if self.suffix:
             return [model.infill(self.prompt, self.suffix)]
         if self.raw:
-            tokens = model.tokenizer.encode(self.prompt, add_special=True)
+            tokens = model.tokenizer.encode(self.prompt, add_special=True, max_tokens=model.max_context)
             format = self._format()
             return [Question(tokens, continues=True, make_guide=model.make_guide(format) if format else None)]
         system = [{"role": "system", "content": self.system}] if self.system else []

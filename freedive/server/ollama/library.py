@@ -6,7 +6,6 @@ import hashlib
 import time
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 
 import freedive
@@ -15,6 +14,7 @@ from freedive.server.about import About
 from freedive.server.models import Models, Slot
 from freedive.server.ollama.fields import ShowRequest
 from freedive.server.ollama.times import moment
+from freedive.server.routing import APIRouter
 
 Json = dict[str, Any]
 

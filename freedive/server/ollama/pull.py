@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Thread
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from freedive.errors import UserError
 from freedive.server.models import Known, Models
 from freedive.server.ollama.fields import PullRequest
 from freedive.server.problems import ollama_error
+from freedive.server.routing import APIRouter
 from freedive.server.stream import JsonLines, line, survived, unless_disconnected
 
 TICK_S = 0.5

@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BeforeValidator
 from freedive.server.models import FOREVER
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = re.compile(rf"([0-9]+\.?[0-9]*|\.[0-9]+)({'|'.join(_UNITS)})")
-_DURATION = re.compile(rf"([+-]?)(0|(?:{_PART.pattern})+)")
+_PART = re.compile(rf"([0-9]++(?:\.[0-9]*+)?|\.[0-9]++)({'|'.join(_UNITS)})")
+_DURATION = re.compile(rf"([+-]?)(0|(?:{_PART.pattern})++)")
 
 LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 """The moment that stands for never."""

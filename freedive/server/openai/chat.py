@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, ClassVar
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
 from freedive.server.answers import Said
@@ -14,6 +14,7 @@ from freedive.server.model import Tokenizer
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.openai.respond import ending, respond
 from freedive.server.problems import prompt_named
+from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.text.dialects.dialect import Call
 from freedive.text.dialects.parser import joined

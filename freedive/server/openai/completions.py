@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
 from freedive.server.answers import Said
@@ -13,6 +13,7 @@ from freedive.server.logprobs import CompletionLogprobs
 from freedive.server.model import Tokenizer
 from freedive.server.openai.fields import CompletionRequest
 from freedive.server.openai.respond import ending, respond
+from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.text.dialects.parser import joined
 

@@ -6,13 +6,14 @@ from base64 import b64encode
 from struct import pack
 from typing import Annotated, Any, ClassVar, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BeforeValidator, Field
 
 from freedive.engine.pooling import Pooling
 from freedive.server.openai.fields import Prompt, listed_prompts
 from freedive.server.openai.foreign_fields import LABELS
 from freedive.server.problems import prompt_named
+from freedive.server.routing import APIRouter
 from freedive.server.service import Ask, Service, to_embed
 from freedive.server.wire import Text, Wire
 

@@ -267,5 +267,9 @@ class CompletionRequest(GenerationRequest):
         make_guide = model.make_guide(self.format) if self.format else None
         if self.suffix:
             return replace(model.infill(str(prompt), self.suffix), make_guide=make_guide)
-        tokens = prompt if isinstance(prompt, list) else model.tokenizer.encode(prompt, add_special=True)
+        tokens = (
+            prompt
+            if isinstance(prompt, list)
+            else model.tokenizer.encode(prompt, add_special=True, max_tokens=model.max_context)
+        )
         return Question(tokens, continues=True, make_guide=make_guide)

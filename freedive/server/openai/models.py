@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
-
 from freedive.server.models import Models, Slot
+from freedive.server.routing import APIRouter
 
 Json = dict[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
@@ -15,6 +15,7 @@ from freedive.server.problems import prompt_named
 from freedive.server.responses.fields import CountRequest, ListQuery, PromptRequest, ResponseRequest, RetrieveQuery
 from freedive.server.responses.reply import Reply
 from freedive.server.responses.store import Store
+from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.server.stream import EventStream, survived
 from freedive.server.visit import Visit
@@ -42,7 +43,8 @@ def router(service: Service, store: Store) -> APIRouter:
     @routes.post("/input_tokens", summary="Count the tokens that a response would read")
     async def count(body: CountRequest, request: Request) -> Json:
         conversation = await run_in_threadpool(_conversation, body, store, _caller(request))
-        _, (question,) = await service.questions(body.ask(service.models.named(body.model), conversation))
+        ask = body.ask(service.models.named(body.model), conversation)
+        _, (question,) = await service.questions(ask, request)
         return {"object": "response.input_tokens", "input_tokens": len(question.tokens)}
 
     @routes.get("/{response_id}", summary="A stored response")

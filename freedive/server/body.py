@@ -1,0 +1,173 @@
+"""Request bodies: read only where a route asks for one; bounded in bytes, in time and in parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from anyio import CapacityLimiter
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+from freedive.errors import Unavailable, UserError
+
+BODY_S = 60.0
+"""How long a client may take to send a body."""
+SHARE = 4
+"""How many bodies of the largest size may be held at once, all requests together."""
+MAX_DEPTH = 100
+"""How deep lists and objects of a body may be nested."""
+MAX_CONTAINERS = 1 << 17
+"""How many lists and objects a body may have: what is made of them costs the interpreter's lock."""
+MAX_STRINGS = 1 << 18
+"""How many strings it may have, names of fields among them."""
+MAX_VALUES = 1 << 20
+"""How many members its lists and objects may have together."""
+
+
+class BodyTooLarge(UserError):
+    """A request body beyond the limit."""
+
+    status = 413
+
+
+class UnsupportedMediaType(UserError):
+    """A request body that is not JSON."""
+
+    status = 415
+
+
+class BodyTooSlow(UserError):
+    """A request body that does not come."""
+
+    status = 408
+
+
+@dataclass(eq=False)
+class _Reading:
+    """A body of which a part has come. ``displaced``: it was given up to make room for others."""
+
+    deadline: asyncio.Timeout
+    data: bytearray = field(default_factory=bytearray)
+    complete: bool = False
+    displaced: bool = False
+
+
+class Bodies:
+    """The bodies that are read or parsed now. Belongs to one event loop.
+
+    Each has at most ``max_bytes``, all together ``SHARE`` times as many: beyond that, the largest that has not come
+    as a whole is given up, so that many slow clients cannot keep out others.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._open: set[_Reading] = set()
+        self.parsers = CapacityLimiter(2)  # threads, since more would only wait for the interpreter's lock
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes that are held now."""
+        return sum(len(reading.data) for reading in self._open)
+
+    def check_head(self, method: str, headers: Headers) -> None:
+        """Raises UserError for a body that its head already tells to be too large, or that a foreign page may send.
+
+        A browser asks before it sends JSON to another site, and always says where it comes from. From others, as from
+        curl -d, a body that is not called JSON is taken for it.
+        """
+        length = headers.get("content-length", "0")
+        if len(length) > 12 or int(length) > self._max_bytes:
+            raise self._too_large()
+        is_json = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+        if (method == "POST" or has_body(headers)) and not is_json and "origin" in headers:
+            raise UnsupportedMediaType("the body must be JSON", "Send the header Content-Type: application/json")
+
+    @asynccontextmanager
+    async def received(self, request: Request) -> AsyncIterator[bytes]:
+        """A block in which the whole body of ``request`` is held. Raises UserError and ClientDisconnect."""
+        reading = _Reading(asyncio.timeout(BODY_S))
+        self._open.add(reading)
+        try:
+            async with reading.deadline:
+                await self._read(reading, request.receive)
+        except TimeoutError:
+            if not reading.displaced:
+                raise BodyTooSlow(f"the body did not come within {BODY_S:g} s", "Send it faster") from None
+        finally:
+            self._open.discard(reading)
+        if reading.displaced:
+            raise Unavailable("too many large bodies are under way", "Send the request again later")
+        reading.complete = True
+        self._open.add(reading)
+        try:
+            yield bytes(reading.data)
+        finally:
+            self._open.discard(reading)
+
+    async def _read(self, reading: _Reading, receive: Receive) -> None:
+        more = True
+        while more and not reading.displaced:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            reading.data += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(reading.data) > self._max_bytes:
+                raise self._too_large()
+            self._make_room()
+
+    def _make_room(self) -> None:
+        excess = self.num_bytes - SHARE * self._max_bytes
+        for reading in sorted(self._open, key=lambda reading: -len(reading.data)):
+            if excess <= 0:
+                break
+            if not reading.complete:
+                excess -= len(reading.data)
+                reading.displaced, reading.data = True, bytearray()
+                reading.deadline.reschedule(asyncio.get_running_loop().time())
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the body is larger than {self._max_bytes / (1 << 20):g} MiB", "Send less at once")
+
+
+def has_body(headers: Headers) -> bool:
+    """Whether a request says that it has a body."""
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+AS_LISTS = bytes.maketrans(b"{}", b"[]")
+
+
+def check_json(body: bytes) -> None:
+    """Raises UserError for what is not UTF-8, and for JSON that would take long to parse, or more stack than there is.
+
+    Whether it is JSON at all is not asked here. Takes time in proportion to the length, whatever the body holds.
+    """
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"the body is not UTF-8 at byte {error.start}", "Send JSON in UTF-8") from None
+    if b"\0" in body:
+        raise UserError("the body has a NUL character", "Send JSON in UTF-8")
+    quotes_are_ends = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
+    _check_number(quotes_are_ends.count(b'"') // 2, MAX_STRINGS, "strings")
+    outside = b"".join(quotes_are_ends.split(b'"')[::2])
+    _check_number(outside.count(b","), MAX_VALUES, "values")
+    brackets = outside.translate(AS_LISTS, ALL_BUT_BRACKETS)
+    _check_number(brackets.count(b"["), MAX_CONTAINERS, "lists and objects")
+    for _ in range(MAX_DEPTH):  # each time, the innermost go
+        if not brackets:
+            return
+        brackets = brackets[: 2 * MAX_CONTAINERS].replace(b"[]", b"")
+    if brackets.strip(b"]"):
+        raise UserError(f"the body is nested more than {MAX_DEPTH} deep, or not whole", "Send flatter JSON")
+
+
+def _check_number(number: int, limit: int, things: str) -> None:
+    if number > limit:
+        raise UserError(f"the body has more than {limit} {things}", "Send less at once")

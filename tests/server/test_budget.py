@@ -1,0 +1,299 @@
+"""What a stranger sends costs a bounded amount: no body holds up others, and without a key none is even read."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import pkgutil
+import re
+import resource
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from echo_model import EchoModel, served, serving
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+
+import freedive.chat
+import freedive.engine
+import freedive.server
+import freedive.text
+from freedive.config import ServerConfig
+from freedive.errors import Unavailable, UserError
+from freedive.server import body as bodies
+from freedive.server import transport
+from freedive.server.app import create_app
+from freedive.server.body import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, Bodies, check_json
+from freedive.server.keys import Keys
+from freedive.server.ollama.times import seconds
+from freedive.server.openai.fields import ChatRequest
+from freedive.server.problems import Problem
+from freedive.server.routing import Route, encode
+from freedive.text.tokenizer import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+import walk
+
+HEAD = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+MIB = 1 << 20
+
+
+@pytest.fixture
+def locked(fake_model: EchoModel, tmp_path: Path) -> Iterator[str]:
+    """The address of a server that asks for a key."""
+    keys = Keys(tmp_path / "keys.json")
+    keys.create("ann")
+    with serving(fake_model, keys=keys) as url:
+        yield url
+
+
+def connect(url: str) -> socket.socket:
+    parts = urlsplit(url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=10)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/docs", "/static/none", "/v1/chat/completions", "/nowhere"])
+def test_bodies_without_a_key_are_answered_before_they_come(locked: str, path: str) -> None:
+    with connect(locked) as raw:
+        raw.sendall(HEAD.format(path, 30 * MIB).encode() + b"[" * 200)
+        assert re.match(rb"HTTP/1.1 4\d\d", raw.recv(1000))
+        begun = time.monotonic()
+        while raw.recv(10_000):  # until the server, to which no more comes, has had enough of waiting
+            pass
+        assert time.monotonic() - begun < 8
+
+
+def test_routes_without_a_body_read_none(live_server: str) -> None:
+    with connect(live_server) as raw:
+        raw.sendall(HEAD.format("/v1/models", 1000).replace("POST", "GET").encode())
+        assert raw.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_all_routes_with_a_body_read_it_in_one_way() -> None:
+    routes = [context.original_route for context in create_app(served(EchoModel())).iter_route_contexts()] if hasattr(
+        create_app(served(EchoModel())), "iter_route_contexts"
+    ) else _flat(create_app(served(EchoModel())).routes)
+    taking = [route for route in routes if isinstance(route, APIRoute) and route.body_field]
+    assert len(taking) > 10
+    assert [route.path for route in taking if not isinstance(route, Route)] == []
+
+
+def _flat(routes: list[object]) -> list[object]:
+    return [
+        inner
+        for route in routes
+        for inner in (_flat(route.original_router.routes) if hasattr(route, "original_router") else [route])
+    ]
+
+
+def test_unfinished_bodies_are_bounded_in_all() -> None:
+    """The largest goes, so that small ones are not kept out."""
+
+    async def run() -> None:
+        limit = Bodies(1000)
+        outcomes: list[object] = []
+
+        async def read(num_bytes: int, ends: bool) -> None:
+            messages = [{"type": "http.request", "body": b"x" * num_bytes, "more_body": not ends}]
+
+            async def receive() -> object:
+                return messages.pop() if messages else await asyncio.sleep(60)
+
+            try:
+                async with limit.received(SimpleNamespace(receive=receive)) as data:  # type: ignore[arg-type]
+                    outcomes.append(len(data))
+            except Unavailable as error:
+                outcomes.append(type(error))
+
+        slow = [asyncio.ensure_future(read(900, ends=False)) for _ in range(4)]
+        await asyncio.sleep(0.01)
+        assert limit.num_bytes == 3600
+        slow.append(asyncio.ensure_future(read(950, ends=False)))
+        await asyncio.sleep(0.01)
+        assert outcomes == [Unavailable]
+        await read(300, ends=True)
+        assert 300 in outcomes
+        assert limit.num_bytes <= 4000
+        for task in slow:
+            task.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 101 + b'"' + b'\\"' * (15 * MIB),
+        b'"' + b"\\\\" * (15 * MIB),
+        b'"' + b"\\" * (31 * MIB - 1),
+        b"[" * (31 * MIB),
+        b'"' * (31 * MIB),
+        b"," * (31 * MIB),
+        b"[]" * (15 * MIB),
+        b'{"":[]},' * (4 * MIB),
+        "é".encode() * (15 * MIB),
+        b" " * (31 * MIB),
+    ],
+    ids=lambda body: repr(body[:4]),
+)
+def test_checking_a_body_takes_time_in_proportion_to_its_length(body: bytes) -> None:
+    begun = time.process_time()
+    try:
+        check_json(body)
+        json.loads(body[: 1 << 20])
+    except (UserError, ValueError):
+        pass
+    assert time.process_time() - begun < 2
+
+
+def test_the_largest_bodies_that_pass_are_parsed_soon() -> None:
+    for part, limit in ((b"12345,", MAX_VALUES), (b'"abc":1,', MAX_STRINGS), (b"[[1]],", MAX_CONTAINERS // 2)):
+        ends = (b"{", b"}") if b":" in part else (b"[", b"]")
+        body = ends[0] + (part * (limit - 2))[:-1] + ends[1]
+        check_json(body)
+        begun = time.process_time()
+        json.loads(body)
+        assert time.process_time() - begun < 1
+        with pytest.raises(UserError, match="has more than"):
+            check_json(b"[" + body + b"," + body + b"," + body + b"]")
+
+
+def test_validation_stops_at_the_first_error() -> None:
+    messages = [{"role": "user", "content": 5}] * 100_000
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate({"model": "echo", "messages": messages, "stop": [7] * 100_000})
+    assert caught.value.error_count() < 20
+
+
+def test_large_answers_are_encoded_as_small_ones() -> None:
+    value = {"a": [*range(5000)], "b": [{"c": [0.5] * 3000}, {}], "d": None, "e": [], "f": "é\ud800", "g": {"h": [[1]]}}
+    assert json.loads(encode(value)) == value
+
+
+def test_connections_beyond_the_limit_displace_the_longest_idle(
+    live_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_CONNECTIONS", 8)
+    idle = [connect(live_server) for _ in range(40)]
+    try:
+        assert httpx.get(f"{live_server}/health").status_code == 200
+        idle[0].settimeout(5)
+        assert idle[0].recv(10) == b""
+    except ConnectionResetError:
+        pass
+    finally:
+        for each in idle:
+            each.close()
+
+
+def test_connections_beyond_the_limit_are_refused_where_all_are_busy(
+    fake_model: EchoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(fake_model) as url:
+        monkeypatch.setattr(transport, "MAX_CONNECTIONS", 2)
+        busy = [connect(url) for _ in range(2)]
+        for each in busy:
+            each.sendall(HEAD.format("/v1/completions", 1000).encode())
+        time.sleep(0.2)
+        with connect(url) as raw:
+            assert raw.recv(1000).startswith(b"HTTP/1.1 503")
+        for each in busy:
+            each.close()
+
+
+def test_connections_leave_descriptors_for_the_models() -> None:
+    assert 2 * transport.MAX_CONNECTIONS <= resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def modules() -> Iterator[object]:
+    for package in (freedive.server, freedive.text, freedive.chat, freedive.engine):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            yield importlib.import_module(found.name)
+
+
+def patterns(value: object, depth: int = 0) -> Iterator[re.Pattern[str] | re.Pattern[bytes]]:
+    """Every compiled pattern in ``value``: in collections, and in objects of ours."""
+    if isinstance(value, re.Pattern):
+        yield value
+    elif depth < 5:
+        inner = getattr(value, "__dict__", {}) if type(value).__module__.startswith("freedive") else {}
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+        for part in (*parts, *dict(inner).values()):
+            yield from patterns(part, depth + 1)
+
+
+PATTERNS = sorted({pattern for module in modules() for pattern in patterns([*vars(module).values()])}, key=str)
+PARTS = ("9", ".", "a", " ", "\n", '"', "'", "\\", "<", ">", "[", "{", "(", "%", "#", "/", "_", "-", "1h", "9s", "µs")
+PARTS += ("]", "content ", "is ", "not ", "<|", "|>", "```", "to=", 'to=a<|message|>', "<tool_call", "[ARGS]", "é", "%9")
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: repr(pattern.pattern)[:40])
+def test_patterns_take_time_in_proportion_to_the_text(pattern: re.Pattern[str]) -> None:
+    """Of texts that repeat something. Twice the text may take thrice the time, not four times as much."""
+    for part in PARTS:
+        texts = [(part * 20_000)[:length] + end for length in (5_000, 20_000) for end in ("", "!")]
+        if isinstance(pattern.pattern, bytes):
+            texts = [text.encode() for text in texts]  # type: ignore[misc]
+        begun = time.process_time()
+        for text in texts:
+            pattern.fullmatch(text)
+            pattern.match(text)
+        assert time.process_time() - begun < 0.5, part
+
+
+@pytest.mark.parametrize("value", ["9" * 1_000_000, "9" * 1_000_000 + "s", "1h" * 500_000, "1.5" * 300_000, "." * 1_000_000])
+def test_durations_are_read_in_linear_time(value: str) -> None:
+    begun = time.process_time()
+    try:
+        seconds(value)
+    except ValueError:
+        pass
+    assert time.process_time() - begun < 2
+
+
+def test_long_messages_are_cut_before_they_are_looked_at() -> None:
+    begun = time.process_time()
+    for _ in range(1000):
+        Problem.of(UserError("x\n" * 200_000))
+    assert time.process_time() - begun < 1
+
+
+def test_encoding_lets_other_threads_run(smollm2_path: Path) -> None:
+    from freedive.hub.sources import resolve
+
+    tokenizer = _tokenizer(resolve("nano"))
+    assert tokenizer.encode("a b <|im_end|>") == [index for index, _, _ in tokenizer.encode_at("a b <|im_end|>")]
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    from freedive.checkpoint.open import open_checkpoint
+
+    return Tokenizer.from_gguf(open_checkpoint(path).config)
+
+
+SERVER = """
+from echo_model import EchoModel, served
+from freedive.config import ServerConfig
+from freedive.server.app import serve
+serve(served(EchoModel()), ServerConfig(port=0))
+"""
+
+
+def test_no_body_holds_up_others() -> None:
+    """A sample of the walk that bench/walk.py makes in full; the limit is for a machine that does much else."""
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
+    with walk.server([sys.executable, "-c", SERVER], environment) as url:
+        visits, failures = walk.walk(url, "echo", 1_000_000, every=61, seconds=30)
+    assert failures == []
+    assert len(visits) > 10
+    assert visits[0].health_ms < 2000, visits[0]
