@@ -21,7 +21,12 @@ from freedive.errors import UserError
 Value = tuple[Any, str]
 """What was read, and where it stands."""
 
-NOT_DATA = ("readme", "license", "licence", "copying", "dataset_dict", "dataset_info", "dataset_infos")
+NOT_DATA = frozenset(
+    {
+        *("readme", "license", "licence", "copying", "manifest", "metadata"),
+        *("dataset_dict", "dataset_info", "dataset_infos"),
+    }
+)
 """Names of files that lie in folders beside the data, without their suffixes."""
 
 OTHER_DATA = frozenset(

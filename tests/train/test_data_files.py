@@ -86,7 +86,7 @@ def test_a_folder_with_data_that_is_not_read_is_refused(suffix: str, tmp_path: P
 
 def test_what_is_hidden_or_tells_about_others_in_a_folder_is_no_data(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(LINES)
-    for name in ("README.md", "readme.txt", "LICENSE.txt", "._a.jsonl", ".cache/b.jsonl", "dataset_infos.json", "a.py"):
+    for name in ("README.md", "readme.txt", "LICENSE.txt", "._a.jsonl", ".cache/b.jsonl", "manifest.json", "a.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "not this"}')
     assert read(tmp_path) == [CHAT, TEXT]
