@@ -139,11 +139,9 @@ def record(
     """Declare a model whole: all ``files`` are in its folder under their final names. Others there are deleted."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     model, folder = Stored(ref, checkpoint, files, licence, revision, date, LAYOUT), model_folder(ref)
-    own = {file.path for file in files}
-    for path in [path for path in (folder / FILES).rglob("*") if not path.is_dir()]:
-        if path.relative_to(folder / FILES).as_posix() not in own:
-            path.unlink()
-    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    own = {folder / FILES / file.path for file in files} | {folder / MANIFEST}
+    for path in [path for path in folder.rglob("*") if not path.is_dir() and path not in own]:
+        path.unlink()
     temporary = folder / f"{MANIFEST}.partial"
     temporary.write_text(json.dumps(asdict(model), indent=2) + "\n", "utf-8")
     settle(temporary, folder / MANIFEST)

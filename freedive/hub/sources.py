@@ -58,6 +58,8 @@ def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar, terms: Term
     if isinstance(address, Path):
         return address
     if found := cache.find(str(address)):
+        if not terms.with_token:
+            _check_open(found)
         return found.path
     if not download:
         raise NotFound(f"{ref} is not on this machine", f"Fetch it with: freedive pull {ref}")
@@ -123,6 +125,19 @@ def pull(address: Address, bar: Bar = byte_bar, terms: Terms = OWN) -> cache.Sto
             except BaseException:
                 _remove_empty(folder)
                 raise
+
+
+def _check_open(model: cache.Stored) -> None:
+    """Raises UserError, as its hub does, for a model that is here, but that only those with a token may fetch."""
+    address = _parse_address(*model.ref.split(":", 1))
+    from freedive.hub.download import client, explained
+    from freedive.hub.hubs import HUBS
+
+    with explained(model.ref, model.path), client({}) as http:
+        own = {file.path for file in model.files}
+        for file in HUBS[address.scheme].listing(http, address.origin).files:
+            if file.path in own:
+                http.head(file.url).raise_for_status()
 
 
 def _fetch_wheel(address: Address, folder: Path, terms: Terms) -> cache.Stored:

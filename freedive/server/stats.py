@@ -53,7 +53,9 @@ class Stats:
         sees_all = "manage" in key.may
         recent = [times for tenant, times in self._recent if sees_all or tenant == key.id]
         callers = [counted for tenant, counted in self._callers.items() if sees_all or tenant == key.id]
-        names = Counter(name for name, _ in callers)
+        by_name: dict[str, Counter[str]] = {}
+        for name, counts in callers:  # one name may have had several keys
+            by_name.setdefault(name, Counter()).update(counts)
         return {
             "version": freedive.__version__,
             "uptime_s": time.monotonic() - self._started_at,
@@ -63,7 +65,7 @@ class Stats:
                 name: percentiles([times[name] for times in recent if name in times])
                 for name in ("queue_s", "first_token_s", "token_s", "request_s")
             },
-            "callers": {name: sum((counts for other, counts in callers if other == name), Counter()) for name in names},
+            "callers": by_name,
         }
 
 

@@ -30,6 +30,8 @@ class StandIn:
     """After how many bytes to break off each of the next downloads."""
     refusals: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     """Status and headers to answer each of the next requests with."""
+    gated: set[str] = field(default_factory=set)
+    """Repositories whose files need a token."""
     ranges: bool = True
     pause_seconds: float = 0.0
     """Between pieces of 64 KiB."""
@@ -106,6 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.standin.repositories.get(repository, {}).get(path)
         if content is None:
             return self._reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+        if repository in self.standin.gated and not self.headers.get("Authorization"):
+            return self._reply(401, b"", {"X-Error-Code": "GatedRepo"})
         headers = {
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
             "X-Repo-Commit": COMMIT,

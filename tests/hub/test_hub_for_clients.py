@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from freedive.commands.serve import fetched, model_ids, private
 from freedive.errors import Forbidden, NotFound, Unavailable, UserError
 from freedive.hub import cache, catalogue, hubs
 from freedive.hub.catalogue import Entry
+from freedive.hub.sources import resolve
 from freedive.server.models import Known
 from freedive.server.ollama.pull import ClientLeft, Progress
 
@@ -79,6 +81,18 @@ def test_a_model_in_other_case_is_served_under_its_one_name(hub: StandIn) -> Non
     assert len(hub.downloads) == 1
 
 
+def test_a_model_that_the_operator_fetched_is_for_clients_only_if_they_could_fetch_it(hub: StandIn) -> None:
+    hub.repositories |= {"owner/open": {"m-Q4_0.gguf": b"w"}, "owner/gated": {"m-Q4_0.gguf": b"w"}}
+    for name in ("open", "gated"):
+        resolve(f"hf:owner/{name}")
+    assert fetched({}, LIMIT, "hf:owner/open", Progress()).name == "hf:owner/open"
+    hub.gated.add("owner/gated")
+    with pytest.raises(UserError, match="is not open to everyone"):
+        fetched({}, LIMIT, "hf:owner/gated", Progress())
+    assert resolve("hf:owner/gated")
+    assert len(hub.downloads) == 2
+
+
 def test_what_clients_fetch_has_a_limit_that_counts_what_was_interrupted(
     hub: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,8 +101,7 @@ def test_what_clients_fetch_has_a_limit_that_counts_what_was_interrupted(
     monkeypatch.setattr(progress, "advance", lambda count: setattr(progress, "wanted", count == 0))
     with pytest.raises(ClientLeft):
         fetched({}, 1e6, "hf:owner/a", progress)
-    came = sum(path.stat().st_size for path in cache.home().glob("models/*/partial/*"))
-    assert 0 < came < 600_000
+    assert 0 < came() < 600_000
     fetched({}, 1e6, "hf:owner/b", Progress())
     with pytest.raises(Forbidden, match="models may take") as refused:
         fetched({}, 1e6, "hf:owner/c", Progress())
@@ -117,8 +130,15 @@ def leave_in_the_midst(url: str, name: str, hub: StandIn) -> None:
     with httpx.stream("POST", f"{url}/api/pull", json={"model": name}) as answer:
         lines = answer.iter_lines()
         next(lines)
-        while len(hub.downloads) == before:
+        while len(hub.downloads) == before or not came():
             time.sleep(0.005)
+
+
+def came() -> int:
+    """Bytes of what is not whole."""
+    with suppress(FileNotFoundError):
+        return sum(path.stat().st_size for path in cache.home().glob("models/*/partial/*"))
+    return 0
 
 
 def downloading() -> int:
