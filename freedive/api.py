@@ -25,7 +25,7 @@ from freedive.engine.engine import Engine
 from freedive.engine.kvcache import pages_for
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pooling
-from freedive.engine.request import RANGES, Generation, Sampling
+from freedive.engine.request import RANGES, Sampling
 from freedive.errors import Unavailable, UserError
 from freedive.hub.cache import packed_path, pages_folder
 from freedive.hub.catalogue import entry_for
@@ -159,32 +159,11 @@ class LanguageModel:
         ``tools`` are as OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ...}}. See
         :meth:`question` for the other parameters.
         """
-        generation = self.begin_answer(
-            messages,
-            tools,
-            format=format,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            **sampling,
-        )
-        return (event for piece in generation for event in piece.events)
-
-    def begin_answer(
-        self,
-        messages: Messages,
-        tools: Tools = (),
-        *,
-        format: Format | None = None,
-        tool_choice: ToolChoice = "auto",
-        parallel_tool_calls: bool = True,
-        **sampling: Any,
-    ) -> Generation:
-        """What :meth:`answer` reads from: also tells tokens, times and what ended the answer."""
         question = self.question(
             messages, tools, format=format, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls
         )
         chosen = self.sampling(**sampling)
-        return self.engine.submit(
+        generation = self.engine.submit(
             question.tokens,
             chosen,
             continues=question.continues,
@@ -192,16 +171,14 @@ class LanguageModel:
             reader=question.reader(),
             guide=question.guide(chosen.max_tokens),
         )
+        return (event for piece in generation for event in piece.events)
 
     def complete(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Iterator[str]:
         """What follows ``prompt``, in the ``format``, if there is one, without a chat template, piece by piece."""
-        return (piece.text for piece in self.begin_completion(prompt, format=format, **sampling) if piece.text)
-
-    def begin_completion(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Generation:
-        """What :meth:`complete` reads from: also tells tokens, times and what ended the answer."""
         tokens = self.tokenizer.encode(prompt, add_special=True, max_tokens=self.max_context)
         guide = self.make_guide(format)() if format else None
-        return self.engine.submit(tokens, self.sampling(**sampling), continues=True, guide=guide)
+        generation = self.engine.submit(tokens, self.sampling(**sampling), continues=True, guide=guide)
+        return (piece.text for piece in generation if piece.text)
 
     def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> npt.NDArray[np.float32]:
         """What the model makes of each text, [len(texts), hidden]: the mean over its tokens, or the last one's state.

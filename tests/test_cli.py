@@ -442,3 +442,12 @@ def test_sampling_is_checked_before_loading(monkeypatch: pytest.MonkeyPatch) -> 
     result = CliRunner().invoke(app, ["run", "smollm2", "hi", "--temperature", "1000"])
     assert result.exit_code == 1
     assert "temperature" in result.output
+
+
+def test_answer_that_ends_before_its_schema_is_matched_is_an_error(fake: FakeModel, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    cut = invoke("run", "x", "hello", "--json-schema", str(schema))
+    assert cut.exit_code != 0
+    assert "you said: hello" in cut.stdout
+    assert "error: The answer ends before it matches the schema" in cut.stderr

@@ -10,9 +10,9 @@ import typer
 from freedive.text.dialects.dialect import Event, Text, Thought
 
 
-def print_answer(events: Iterable[Event]) -> None:
-    """Print the text as it comes, and the thoughts dim on standard error if that is a terminal."""
-    watched, thinking = sys.stderr.isatty(), False
+def print_answer(events: Iterable[Event]) -> str:
+    """Print the text as it comes, and the thoughts dim on standard error if that is a terminal; returns the text."""
+    watched, thinking, written = sys.stderr.isatty(), False, ""
     for event in events:
         if isinstance(event, Thought) and watched:
             typer.secho(event.text, dim=True, nl=False, err=True)
@@ -22,3 +22,5 @@ def print_answer(events: Iterable[Event]) -> None:
                 print("\n", file=sys.stderr, flush=True)
                 thinking = False
             print(event.text, end="", flush=True)
+            written += event.text
+    return written

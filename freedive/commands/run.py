@@ -16,6 +16,7 @@ from freedive.commands.flags import Reference, Values, settings
 from freedive.config import EngineConfig, load
 from freedive.engine.request import Sampling
 from freedive.errors import UserError
+from freedive.text.dialects.dialect import Text
 from freedive.text.format import Format
 
 UNPRINTED = frozenset({"logprobs", "prompt_logprobs"})
@@ -50,17 +51,25 @@ def run(
     loaded = freedive.load(model, **asdict(config))
     try:
         if raw:
-            generation = loaded.begin_completion(text, **sampling)
+            written = print_answer(map(Text, loaded.complete(text, **sampling)))
         else:
             instructions = [{"role": "system", "content": system}] if system else []
             messages = [*instructions, {"role": "user", "content": text}]
-            generation = loaded.begin_answer(messages, **sampling)
-        print_answer(event for piece in generation for event in piece.events)
+            written = print_answer(loaded.answer(messages, **sampling))
         print()
-        if json_schema and generation.finish_reason != "stop":
+        if json_schema and not is_json(written):
             raise UserError("The answer ends before it matches the schema", "Raise --max-tokens or --max-context")
     finally:
         loaded.close()
+
+
+def is_json(text: str) -> bool:
+    """Whether ``text``, which begins as JSON does, is complete."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_format(file: Path) -> Format:

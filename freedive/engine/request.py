@@ -201,7 +201,7 @@ class Generation:
     """A request under way. Iterate over its pieces, with ``for`` or ``async for``, from one reader.
 
     ``num_cached_tokens`` of the prompt need not be computed, since they were found in the prefix cache; it is final by
-    the first piece. ``finish_reason`` is that of the last piece, once it has been read.
+    the first piece.
 
     The iteration ends after the piece with a ``finish_reason`` and raises :class:`EngineError` when the engine fails.
     Leaving it early cancels the request.
@@ -213,7 +213,6 @@ class Generation:
         self.num_cached_tokens = 0
         self.seed = seed
         self.timings = Timings(time.perf_counter())
-        self.finish_reason: FinishReason | None = None
         self._cancel = cancel
         self._arrived: SimpleQueue[Piece | EngineError] = SimpleQueue()
         self._notify: Callable[[], None] | None = None
@@ -261,6 +260,5 @@ class Generation:
         if isinstance(item, EngineError):
             self._ended = True
             raise item
-        self.finish_reason = item.finish_reason
         self._ended = item.finish_reason is not None
         return item
