@@ -18,6 +18,7 @@ TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 MAX_LEVELS = 8
 MAX_PAIRS = 2000
 MAX_DISTINCT = 8
+MAX_CHOICES = 8
 _NOT_CONDITIONS = frozenset({"title", "description", "default", "examples", "deprecated", "$comment", "$schema"})
 
 
@@ -81,7 +82,38 @@ def _negated_keyword(keyword: str, value: Any, negated: Callable[[Any], Any]) ->
             return [negated(part) for part in value]
         case "not", _:
             return [value]
+        case _, int() | float() if keyword in _BEYOND and not isinstance(value, bool):
+            name, other, step = _BEYOND[keyword]
+            return [{"type": name, other: value + step}] if value + step >= 0 or name == "number" else []
     raise NotExpressible(f"{keyword!r} under 'not'")
+
+
+_BEYOND = {
+    "minimum": ("number", "exclusiveMaximum", 0),
+    "maximum": ("number", "exclusiveMinimum", 0),
+    "exclusiveMinimum": ("number", "maximum", 0),
+    "exclusiveMaximum": ("number", "minimum", 0),
+    "minLength": ("string", "maxLength", -1),
+    "maxLength": ("string", "minLength", 1),
+    "minItems": ("array", "maxItems", -1),
+    "maxItems": ("array", "minItems", 1),
+}
+"""By keyword the type of values that do not match it, and the keyword that they match, with another number."""
+
+
+def one_of(schemas: list[Any], target: Target) -> Schema | None:
+    """What oneOf with ``schemas`` means in other words; None if it cannot be said."""
+    if disjoint(schemas, target):
+        return {"anyOf": schemas}
+    if len(schemas) > MAX_CHOICES:
+        return None
+    try:
+        others = [negated(schema, target) for schema in schemas]
+    except NotExpressible:
+        return None
+    return {
+        "anyOf": [{"allOf": [schema, *others[:place], *others[place + 1 :]]} for place, schema in enumerate(schemas)]
+    }
 
 
 def _other_than(value: Any) -> Schema:

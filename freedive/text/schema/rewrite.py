@@ -129,9 +129,9 @@ class _Rewriter:
             if schema.get(key) in (True, {}) or (key == "propertyNames" and schema.get(key) == {"type": "string"}):
                 drop.add(key)
         if not schema.keys() & _APPLICATORS:
-            for key, plain in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
+            for key, usual in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
                 if key in schema and key not in drop:
-                    schema = {plain: schema[key], **schema}
+                    schema = {usual: schema[key], **schema}
                     drop.add(key)
         if "contains" not in schema or schema.get("minContains") == 1:
             drop.add("minContains")
@@ -140,6 +140,10 @@ class _Rewriter:
         if "contains" not in schema:
             drop.add("maxContains")
         schema = {key: value for key, value in schema.items() if key not in drop}
+        choices = schema.get("oneOf")
+        if isinstance(choices, list) and (plain := logic.one_of(choices, self._references.target)):
+            rest = {key: value for key, value in schema.items() if key != "oneOf"}
+            schema = {**rest, "allOf": [*rest.get("allOf", []), plain]} if "anyOf" in rest else {**rest, **plain}
         if schema.get("uniqueItems"):
             schema = logic.with_distinct_items(schema, self._references.target)
         return logic.with_names(schema, self._references.target)
@@ -159,12 +163,6 @@ class _Rewriter:
             conditions = [*logic.conditions(schema, self._references.target)]
         except logic.NotExpressible as error:
             self._refuse(path, f"asks for {error}, which cannot be kept to")
-        if "oneOf" in result and logic.disjoint(schema["oneOf"], self._references.target):
-            choices = result.pop("oneOf")
-            if "anyOf" in result:
-                result["allOf"] = [*result.get("allOf", []), {"anyOf": choices}]
-            else:
-                result["anyOf"] = choices
         if conditions:
             added = [self._any(condition, f"{path}/") for condition in conditions]
             result["allOf"] = [*result.get("allOf", []), *added]
