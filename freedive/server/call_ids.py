@@ -1,7 +1,8 @@
-"""Which call a result is of, in conversations whose clients did not say."""
+"""Calls of earlier turns as chat templates need them: with ids, and with objects as arguments."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,3 +38,18 @@ def _answered(result: Json, unanswered: list[Json]) -> str | None:
             unanswered.remove(call)
             return str(call["id"])
     return id
+
+
+def object_text(arguments: str) -> str:
+    """``arguments`` if they are a JSON object, else one that holds them.
+
+    A model may have written anything, and may have been cut off; templates that go through the arguments would fail
+    from then on.
+    """
+    try:
+        value = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        value = arguments
+    if isinstance(value, dict):
+        return arguments
+    return json.dumps({} if value is None else {"arguments": arguments}, ensure_ascii=False)

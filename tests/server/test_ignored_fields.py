@@ -241,3 +241,54 @@ def test_the_header_holds_names_alone_and_not_what_a_client_makes_of_them(http: 
     assert "fine" in ignored(response)
     assert len(ignored(response)) <= 32
     assert "set-cookie" not in response.headers
+
+
+CUT = {"arguments": '{"a": '}
+
+
+@pytest.mark.parametrize(("text", "seen"), [(CUT["arguments"], CUT), ("null", {}), ("[1]", {"arguments": "[1]"})])
+def test_arguments_that_are_no_object_do_not_end_a_conversation(
+    http: httpx.Client, fake_model: EchoModel, text: str, seen: Any
+) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": text}}
+    spoken = {"role": "assistant", "tool_calls": [call]}
+    assert http.post(CHAT, json=BODIES[CHAT] | {"messages": [*HELLO, spoken, *HELLO]}).status_code == 200
+    assert json.loads(fake_model.asked[-1]["messages"][1]["tool_calls"][0]["function"]["arguments"]) == seen
+    item = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": text}
+    assert http.post(RESPONSES, json=BODIES[RESPONSES] | {"input": [*HELLO, item, *HELLO]}).status_code == 200
+    assert json.loads(fake_model.asked[-1]["messages"][1]["tool_calls"][0]["function"]["arguments"]) == seen
+
+
+def test_an_empty_list_has_no_vectors_and_an_empty_text_has_one(http: httpx.Client) -> None:
+    for nothing in ([], ""):
+        assert http.post(EMBED, json={"model": "echo", "input": nothing}).json()["embeddings"] == []
+    assert len(http.post(EMBED, json={"model": "echo", "input": ["", "a"]}).json()["embeddings"]) == 2
+    assert http.post("/api/embeddings", json={"model": "echo", "prompt": ""}).json() == {"embedding": []}
+
+
+def test_a_context_longer_than_the_models_is_the_models(http: httpx.Client) -> None:
+    options = {"num_ctx": 131072}
+    assert http.post(OLLAMA, json=BODIES[OLLAMA] | {"options": options}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "value"),
+    [
+        ({"guided_json": {"type": "object"}}, "json_schema", {"type": "object"}),
+        ({"guided_json": '{"type": "object"}'}, "json_schema", {"type": "object"}),
+        ({"guided_choice": ["a", "b"]}, "choice", ["a", "b"]),
+        ({"guided_regex": "a+"}, "regex", "a+"),
+        ({"structured_outputs": {"json": {"type": "object"}}}, "json_schema", {"type": "object"}),
+        ({"structured_outputs": {"json_object": True}}, "json_object", None),
+    ],
+)
+def test_vllms_fields_for_a_form_are_honoured(
+    http: httpx.Client, fake_model: EchoModel, asked: dict[str, Any], kind: str, value: Any
+) -> None:
+    assert ignored(http.post(CHAT, json=BODIES[CHAT] | asked)) == set()
+    assert (fake_model.asked[-1]["format"].kind, fake_model.asked[-1]["format"].value) == (kind, value)
+
+
+def test_an_error_of_embeddings_names_their_field(http: httpx.Client) -> None:
+    response = http.post("/v1/embeddings", json={"model": "echo", "input": "x" * 5000})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "input")

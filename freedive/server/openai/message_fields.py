@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
+from freedive.server.call_ids import object_text
 from freedive.server.offers import offered
 from freedive.server.parts import parts, readable
 from freedive.server.wire import JsonObject, Text, Wire
@@ -43,6 +44,11 @@ class ToolCall(Wire):
     id: Text = ""
     type: Literal["function"] = "function"
     function: FunctionCall
+
+    def for_template(self) -> dict[str, Any]:
+        """The call as chat templates know it."""
+        function = {"name": self.function.name, "arguments": object_text(self.function.arguments)}
+        return {"id": self.id, "type": "function", "function": function}
 
 
 class Message(Wire):
@@ -82,7 +88,7 @@ class Message(Wire):
         said = {
             "name": self.name or None,
             "reasoning_content": reasoning,
-            "tool_calls": [call.model_dump() for call in self.tool_calls] or None,
+            "tool_calls": [call.for_template() for call in self.tool_calls] or None,
             "tool_call_id": self.tool_call_id or None,
         }
         return {

@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from freedive.server.call_ids import object_text
+
 Json = dict[str, Any]
 
 
@@ -102,9 +104,16 @@ def _part(item: Json) -> tuple[str, Any]:
         case "message":
             return "content", _text(item["content"])
         case _:
-            arguments = item["arguments"] if "arguments" in item else json.dumps({"input": item["input"]})
+            text = (
+                item["arguments"] if "arguments" in item else json.dumps({"input": item["input"]}, ensure_ascii=False)
+            )
+            arguments = object_text(text)
             function = {"name": full_name(item.get("namespace"), item["name"]), "arguments": arguments}
             return "tool_calls", [{"id": item["call_id"], "type": "function", "function": function}]
+
+
+def _as_input(text: str) -> str:
+    return json.dumps({"input": text}, ensure_ascii=False)
 
 
 def _say(turns: list[Json], name: str, value: Any) -> None:
