@@ -170,6 +170,13 @@ def test_validation_stops_at_the_first_error() -> None:
     assert caught.value.error_count() < 20
 
 
+def test_biases_are_bounded_at_the_edge() -> None:
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+    ChatRequest.model_validate(body | {"logit_bias": {str(token): 1.0 for token in range(4096)}})
+    with pytest.raises(ValidationError, match="logit_bias"):
+        ChatRequest.model_validate(body | {"logit_bias": {str(token): 1.0 for token in range(4097)}})
+
+
 def test_large_answers_are_encoded_as_small_ones() -> None:
     value = {"a": [*range(5000)], "b": [{"c": [0.5] * 3000}, {}], "d": None, "e": [], "f": "é\ud800", "g": {"h": [[1]]}}
     assert json.loads(encode(value)) == value

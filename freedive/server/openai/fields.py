@@ -53,7 +53,7 @@ class GenerationRequest(Wire):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[Annotated[int, Field(strict=False)], float] = {}
+    logit_bias: dict[Annotated[int, Field(strict=False)], float] = Field({}, max_length=4096)
     seed: int | None = None
     stop: Annotated[list[str], BeforeValidator(listed, json_schema_input_type=str | list[str])] = []
     ignore_eos: bool = False
