@@ -292,11 +292,11 @@ def main() -> None:
         )
     for visit in visits[:20]:
         print(
-            f"{visit.health_ms:6} ms health {visit.stream_ms:6} ms stream {visit.took_s:6.2f} s  {visit.status} {visit.route} {visit.field}: {visit.value}"
+            f"{visit.health_ms:6} ms health {visit.stream_ms:6} ms stream {visit.took_s:6.2f} s  {visit.status} "
+            f"{visit.route} {visit.field}: {visit.value}"
         )
-    print(
-        f"{len(visits)} bodies; load {os.getloadavg()[0]:.1f}; stream waited {max(v.stream_ms for v in visits)} ms at most"
-    )
+    stream_ms = max(visit.stream_ms for visit in visits)
+    print(f"{len(visits)} bodies; load {os.getloadavg()[0]:.1f}; the stream waited {stream_ms} ms at most")
     print("\n".join(failures[:20]))
     sys.exit(bool(failures))
 

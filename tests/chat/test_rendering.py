@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from html import unescape
 
 import pytest
 from hypothesis import given, settings
@@ -105,3 +107,15 @@ def test_settled_blocks_are_not_rendered_again() -> None:
 )
 def test_the_language_is_the_readers(cookie: str, accepted: str, chosen: str) -> None:
     assert choose_language(cookie, accepted, ["en", "zh"]) == chosen
+
+
+@pytest.mark.parametrize("language", ["cpp", "java", "csharp", "fan", "makefile", "python", "html"])
+def test_code_is_highlighted_in_bounded_time(language: str) -> None:
+    for part in ("\n", "a\n", '"\\', "a ", " ", "="):
+        code = (part * 50_000)[:50_000]
+        MARKDOWN.render(f"```{language}\nx\n```")
+        begun = time.thread_time()
+        html = MARKDOWN.render(f"```{language}\n{code}\n```")
+        assert time.thread_time() - begun < 0.5
+        text = re.search(r"<code>(.*)</code>", html, re.DOTALL)[1]
+        assert unescape(re.sub(r"<[^>]*>", "", text)) == code + "\n"

@@ -27,20 +27,18 @@ import freedive.chat
 import freedive.engine
 import freedive.server
 import freedive.text
-from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
-from freedive.server import body as bodies
-from freedive.server import transport
+from freedive.server import keys, transport
 from freedive.server.app import create_app
 from freedive.server.body import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, Bodies, check_json
-from freedive.server.keys import Keys
 from freedive.server.ollama.times import seconds
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.problems import Problem
 from freedive.server.routing import Route, encode
-from freedive.text.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+import contextlib
+
 import walk
 
 HEAD = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
@@ -48,11 +46,11 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def locked(fake_model: EchoModel, tmp_path: Path) -> Iterator[str]:
+def locked(fake_model: EchoModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server that asks for a key."""
-    keys = Keys(tmp_path / "keys.json")
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
     keys.create("ann")
-    with serving(fake_model, keys=keys) as url:
+    with serving(fake_model, keys=keys.Keys()) as url:
         yield url
 
 
@@ -79,9 +77,7 @@ def test_routes_without_a_body_read_none(live_server: str) -> None:
 
 
 def test_all_routes_with_a_body_read_it_in_one_way() -> None:
-    routes = [context.original_route for context in create_app(served(EchoModel())).iter_route_contexts()] if hasattr(
-        create_app(served(EchoModel())), "iter_route_contexts"
-    ) else _flat(create_app(served(EchoModel())).routes)
+    routes = _flat(create_app(served(EchoModel())).routes)
     taking = [route for route in routes if isinstance(route, APIRoute) and route.body_field]
     assert len(taking) > 10
     assert [route.path for route in taking if not isinstance(route, Route)] == []
@@ -174,6 +170,13 @@ def test_validation_stops_at_the_first_error() -> None:
     assert caught.value.error_count() < 20
 
 
+def test_biases_are_bounded_at_the_edge() -> None:
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+    ChatRequest.model_validate(body | {"logit_bias": {str(token): 1.0 for token in range(4096)}})
+    with pytest.raises(ValidationError, match="logit_bias"):
+        ChatRequest.model_validate(body | {"logit_bias": {str(token): 1.0 for token in range(4097)}})
+
+
 def test_large_answers_are_encoded_as_small_ones() -> None:
     value = {"a": [*range(5000)], "b": [{"c": [0.5] * 3000}, {}], "d": None, "e": [], "f": "é\ud800", "g": {"h": [[1]]}}
     assert json.loads(encode(value)) == value
@@ -211,7 +214,7 @@ def test_connections_beyond_the_limit_are_refused_where_all_are_busy(
 
 
 def test_connections_leave_descriptors_for_the_models() -> None:
-    assert 2 * transport.MAX_CONNECTIONS <= resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 2 * transport.MAX_CONNECTIONS
 
 
 def modules() -> Iterator[object]:
@@ -233,7 +236,21 @@ def patterns(value: object, depth: int = 0) -> Iterator[re.Pattern[str] | re.Pat
 
 PATTERNS = sorted({pattern for module in modules() for pattern in patterns([*vars(module).values()])}, key=str)
 PARTS = ("9", ".", "a", " ", "\n", '"', "'", "\\", "<", ">", "[", "{", "(", "%", "#", "/", "_", "-", "1h", "9s", "µs")
-PARTS += ("]", "content ", "is ", "not ", "<|", "|>", "```", "to=", 'to=a<|message|>', "<tool_call", "[ARGS]", "é", "%9")
+PARTS += (
+    "]",
+    "content ",
+    "is ",
+    "not ",
+    "<|",
+    "|>",
+    "```",
+    "to=",
+    "to=a<|message|>",
+    "<tool_call",
+    "[ARGS]",
+    "é",
+    "%9",
+)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: repr(pattern.pattern)[:40])
@@ -250,13 +267,11 @@ def test_patterns_take_time_in_proportion_to_the_text(pattern: re.Pattern[str]) 
         assert time.process_time() - begun < 0.5, part
 
 
-@pytest.mark.parametrize("value", ["9" * 1_000_000, "9" * 1_000_000 + "s", "1h" * 500_000, "1.5" * 300_000, "." * 1_000_000])
+@pytest.mark.parametrize("value", ["9" * 10**6, "9" * 10**6 + "s", "1h" * 10**6, "1.5" * 10**6, "." * 10**6])
 def test_durations_are_read_in_linear_time(value: str) -> None:
     begun = time.process_time()
-    try:
+    with contextlib.suppress(ValueError):
         seconds(value)
-    except ValueError:
-        pass
     assert time.process_time() - begun < 2
 
 
@@ -267,22 +282,8 @@ def test_long_messages_are_cut_before_they_are_looked_at() -> None:
     assert time.process_time() - begun < 1
 
 
-def test_encoding_lets_other_threads_run(smollm2_path: Path) -> None:
-    from freedive.hub.sources import resolve
-
-    tokenizer = _tokenizer(resolve("nano"))
-    assert tokenizer.encode("a b <|im_end|>") == [index for index, _, _ in tokenizer.encode_at("a b <|im_end|>")]
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    from freedive.checkpoint.open import open_checkpoint
-
-    return Tokenizer.from_gguf(open_checkpoint(path).config)
-
-
 SERVER = """
 from echo_model import EchoModel, served
-from freedive.config import ServerConfig
 from freedive.server.app import serve
 serve(served(EchoModel()), ServerConfig(port=0))
 """

@@ -278,7 +278,10 @@ HOSTILE = {
     "joined text": BIG + "{{ s.join(['a'] * 1000)|length }}",
     "joining filters": BIG + "{{ ([s] * 1000)|join|length }}",
     "a long output": BIG + "{% for i in range(10) %}{{ s }}{% endfor %}",
-    "growing lists": "{% set ns = namespace(l=[]) %}{% for i in range(150) %}{% set ns.l = ns.l + ['a' * 16000000 ~ i] %}{% endfor %}",
+    "growing lists": (
+        "{% set ns = namespace(l=[]) %}{% for i in range(150) %}"
+        "{% set ns.l = ns.l + ['a' * 16000000 ~ i] %}{% endfor %}"
+    ),
     "upper case again and again": BIG + "{% for i in range(99999) %}{% set x = s|upper %}{% endfor %}",
     "titles": BIG + "{% for i in range(99999) %}{% set x = s|title %}{% endfor %}",
     "titles by method": BIG + "{% for i in range(99999) %}{% set x = s.title() %}{% endfor %}",
@@ -305,7 +308,9 @@ HOSTILE = {
         "{% set ns = namespace(l=[]) %}{% for i in range(5000) %}{% set ns.l = ns.l + [[i * (2**61 - 1), i]] %}"
         "{% endfor %}{% for i in range(99999) %}{% set x = dict(ns.l) %}{% endfor %}"
     ),
-    "namespaces in lists": "{% set ns = namespace() %}{% for i in range(60) %}{% set ns.a = [ns, ns] %}{% endfor %}{{ ns.a }}",
+    "namespaces in lists": (
+        "{% set ns = namespace() %}{% for i in range(60) %}{% set ns.a = [ns, ns] %}{% endfor %}{{ ns.a }}"
+    ),
     "a long template": "x" * (1 << 21),
     "Python's insides": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "format insides": "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from freedive.errors import NotFound, UserError
-from freedive.text.tokenizer import Tokenizer
+from freedive.errors import ContextLengthExceeded, NotFound, UserError
+from freedive.text.tokenizer import MAX_TEXT_BYTES, Tokenizer
 
 SAMPLES = ["the cat", " the cat ", "naïve 👩‍👩‍👧 中文\n\n", "<|im_start|>the<|im_end|>\n<think>x", "", "e\u0301 \u200b"]
 
@@ -236,3 +239,46 @@ def _entries(node: Any) -> Iterator[tuple[Any, Any]]:
 def test_a_folder_without_a_tokenizer_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"no tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_encoding_leaves_the_lock_to_other_threads(byte_level: Tokenizer) -> None:
+    """A thread that only counts goes on counting."""
+    text, counts, ended = "the cat sat " * 100_000, [0], threading.Event()
+
+    def count() -> None:
+        while not ended.is_set():
+            counts[0] += 1
+            time.sleep(0.001)
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    begun = time.perf_counter()
+    byte_level.encode(text)
+    took, num_counts = time.perf_counter() - begun, counts[0]
+    ended.set()
+    counter.join()
+    assert num_counts > 20 * took, (num_counts, took)
+
+
+def test_texts_too_long_for_a_context_are_refused_before_they_are_encoded(
+    byte_level: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert byte_level.max_token_bytes == max(len(byte_level.token_bytes(i)) for i in range(byte_level.vocab_size))
+    longest = max((byte_level.token_text(i) for i in range(byte_level.vocab_size)), key=len)
+    assert len(byte_level.encode(longest * 10, max_tokens=10)) == 10
+    monkeypatch.setattr(Tokenizer, "_encoding", None)
+    for text, limit in ((longest * 10 + "x", 10), ("x" * (MAX_TEXT_BYTES + 1), None)):
+        with pytest.raises(ContextLengthExceeded) as caught:
+            byte_level.encode(text, max_tokens=limit)
+        assert caught.value.code == "context_length_exceeded"
+
+
+def test_special_tokens_are_read_or_not_beside_one_another(byte_level: Tokenizer) -> None:
+    text = "<|im_start|>the"
+    wanted = {parse: byte_level.encode(text, parse_special=parse) for parse in (True, False)}
+    assert wanted[True] != wanted[False]
+    with ThreadPoolExecutor(4) as pool:
+        flags = [True, False] * 200
+        assert list(pool.map(lambda parse: byte_level.encode(text, parse_special=parse), flags)) == [
+            wanted[parse] for parse in flags
+        ]

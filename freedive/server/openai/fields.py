@@ -49,7 +49,7 @@ class GenerationRequest(Wire):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[Annotated[int, Field(strict=False)], float] = {}
+    logit_bias: dict[Annotated[int, Field(strict=False)], float] = Field({}, max_length=4096)
     seed: Annotated[int | None, AfterValidator(lambda seed: None if seed == -1 else seed)] = None
     stop: Annotated[list[Text], BeforeValidator(listed, json_schema_input_type=str | list[str])] = []
     ignore_eos: bool = False
