@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from freedive.errors import UserError
+
+log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -202,7 +205,10 @@ class Generation:
         """Hand over what the engine made (engine thread)."""
         self._arrived.put(item)
         if notify := self._notify:
-            notify()
+            try:
+                notify()
+            except Exception:  # a reader's fault is not the engine's
+                log.exception("the reader of %s could not be woken", self.id)
 
     def __iter__(self) -> Iterator[Piece]:
         try:
