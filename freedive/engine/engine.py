@@ -295,16 +295,16 @@ class Engine:
         """After ``error`` end the ``suspects`` with it, and compute all others anew; or give up."""
         log.error("a step with %d requests failed", len(suspects), exc_info=error)
         self._num_failures += 1
+        if self._num_failures >= MAX_FAILURES:
+            self._give_up(error)
+            return
         try:
             for request in suspects:
                 self._end(request.generation, EngineError(f"The engine failed while it computed this request: {error}"))
-            if self._num_failures < MAX_FAILURES:
-                self._rebuild()
-                return
+            self._rebuild()
         except BaseException as again:
             log.exception("the engine could not be made anew")
-            error = again
-        self._give_up(f"{type(error).__name__}: {error}")
+            self._give_up(again)
 
     def _rebuild(self) -> None:
         """Forget what the pages hold and queue all that is under way again, in the order of its arrival."""
@@ -324,7 +324,9 @@ class Engine:
                 self._scheduler.add(following)
         self._progress_at = time.perf_counter()
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, error: BaseException) -> None:
+        """End all that is under way, and the engine."""
+        why = f"{type(error).__name__}: {error}"
         log.critical("the engine has failed %d times in a row and is given up: %s", self._num_failures, why)
         with self._wake:
             self._failure = why

@@ -14,7 +14,7 @@ from signal import SIGINT, SIGTERM
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 
 import freedive.chat.page as chat
 from freedive.config import ServerConfig
@@ -77,9 +77,12 @@ def create_app(
     )
 
     @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
-    async def health() -> dict[str, Any]:
+    async def health(response: Response) -> dict[str, Any]:
         stats = {model.name: dataclasses.asdict(model.engine.stats()) for model in models.loaded}
-        return {"status": "ok", "models": stats}
+        if not (troubles := models.troubles):
+            return {"status": "ok", "models": stats}
+        response.status_code = 503
+        return {"status": "failing", "models": stats, "troubles": troubles}
 
     for api in apis(service, store, fetch):
         for prefix in api.prefixes:

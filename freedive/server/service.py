@@ -11,13 +11,17 @@ from fastapi.concurrency import run_in_threadpool
 
 from freedive.engine.pooling import Pooling
 from freedive.engine.request import Sampling
+from freedive.engine.submission import Job
 from freedive.errors import UserError
 from freedive.server.answers import Answers
-from freedive.server.model import Generation, Model
+from freedive.server.model import Model
 from freedive.server.models import Models
 from freedive.server.problems import ContextLengthExceeded
 from freedive.server.visit import Visit
 from freedive.text.question import Question
+
+MAX_ANSWERS = 4096
+"""Prompts times choices of one request: each takes some memory until the last is there."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,7 @@ class Service:
         ask = replace(ask, user=f"{visit.caller}/{ask.user}")
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
             sampling = model.sampling(**ask.sampling)
-            questions = await run_in_threadpool(ask.questions, model)
-            generations = _submit(model, questions, sampling, ask)
-        visit.answers = Answers(model, questions, generations, ask.num_choices)
+            visit.answers = await run_in_threadpool(_submit, model, sampling, ask)
         return visit.answers
 
     async def questions(self, ask: Ask) -> tuple[Model, Sequence[Question]]:
@@ -79,37 +81,36 @@ class Service:
             return model, await run_in_threadpool(ask.questions, model)
 
 
-def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask: Ask) -> list[Generation]:
-    """One generation for each choice, prompt by prompt; all or none."""
-    generations: list[Generation] = []
+def _submit(model: Model, sampling: Sampling, ask: Ask) -> Answers:
+    """One generation for each choice, prompt by prompt; all or none. Takes long for many: not for the event loop."""
+    questions = ask.questions(model)
+    if len(questions) * ask.num_choices > MAX_ANSWERS:
+        what = f"{len(questions)} prompts with {ask.num_choices} choices are more than {MAX_ANSWERS} answers"
+        raise UserError(what, "Ask for them in several requests", param="n")
+    jobs = []
+    for question in questions:
+        bounded = _bounded(sampling, question, ask, model)
+        jobs += [_job(question, _seeded(bounded, choice), ask) for choice in range(ask.num_choices)]
     try:
-        for question in questions:
-            bounded = _bounded(sampling, question, ask, model)
-            for choice in range(ask.num_choices):
-                generations.append(_submit_one(model, question, _seeded(bounded, choice), ask))
-    except UserError:
-        for generation in generations:
-            generation.cancel()
-        raise
-    return generations
-
-
-def _submit_one(model: Model, question: Question, sampling: Sampling, ask: Ask) -> Generation:
-    try:
-        return model.engine.submit(
-            question.tokens,
-            sampling,
-            continues=question.continues,
-            keep=question.keeps,
-            guide=question.guide(),
-            pooling=ask.pooling,
-            salt=ask.salt,
-            user=ask.user,
-        )
+        generations = model.engine.submit_all(jobs)
     except UserError as error:
-        if len(question.tokens) + (sampling.max_tokens or 1) > model.max_context:
+        if any(len(job.prompt) + (job.sampling.max_tokens or 1) > model.max_context for job in jobs):
             raise ContextLengthExceeded(error.what, error.remedy, param=error.param) from error
         raise
+    return Answers(model, questions, generations, ask.num_choices)
+
+
+def _job(question: Question, sampling: Sampling, ask: Ask) -> Job:
+    return Job(
+        question.tokens,
+        sampling,
+        continues=question.continues,
+        keep=question.keeps,
+        guide=question.guide,
+        pooling=ask.pooling,
+        salt=ask.salt,
+        user=ask.user,
+    )
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:
