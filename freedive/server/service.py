@@ -70,7 +70,7 @@ class Service:
         """
         visit: Visit = request.state.visit
         ask = replace(ask, user=f"{visit.caller}/{ask.user}")
-        async with self.models.use(ask.model, ask.keep_alive_s) as model:
+        async with self.models.use(ask.model, ask.keep_alive_s, manages=manages(request)) as model:
             sampling = model.sampling(**ask.sampling)
             visit.answers = await run_in_threadpool(_submit, model, sampling, ask)
         return visit.answers
@@ -79,6 +79,12 @@ class Service:
         """What would be asked, and of whom. Raises UserError for what cannot be asked."""
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
             return model, await run_in_threadpool(ask.questions, model)
+
+
+def manages(request: Request) -> bool:
+    """Whether the operator asks, whose preloaded models are: everybody, where no key is needed."""
+    visit: Visit = request.state.visit
+    return not visit.caller
 
 
 def _submit(model: Model, sampling: Sampling, ask: Ask) -> Answers:

@@ -16,7 +16,7 @@ from freedive.server.ollama.fields import AnswerRequest
 from freedive.server.ollama.times import moment, nanoseconds
 from freedive.server.ollama.words import in_their_words
 from freedive.server.problems import ollama_error
-from freedive.server.service import Service
+from freedive.server.service import Service, manages
 from freedive.server.stream import JsonLines, line, survived
 from freedive.text.dialects.parser import Answer, joined
 
@@ -31,7 +31,7 @@ async def respond(service: Service, request: Request, body: AnswerRequest, write
     """What ``body`` asks for, as ``write`` writes it."""
     started = time.perf_counter()
     if not body.asks:
-        return await _changed(service, body, write)
+        return await _changed(service, request, body, write)
     with in_their_words():
         answers = await service.answers(body.ask(), request)
     if body.stream:
@@ -42,13 +42,13 @@ async def respond(service: Service, request: Request, body: AnswerRequest, write
     return JSONResponse(whole | _end(answers, said.finish, started))
 
 
-async def _changed(service: Service, body: AnswerRequest, write: Write) -> Response:
+async def _changed(service: Service, request: Request, body: AnswerRequest, write: Write) -> Response:
     """The model loaded or unloaded, which is all that a request without a prompt asks for."""
     unload = body.keep_alive == 0
     if unload:
-        await service.models.release(body.model)
+        await service.models.release(body.model, manages=manages(request))
     else:
-        async with service.models.use(body.model, body.keep_alive):
+        async with service.models.use(body.model, body.keep_alive, manages=manages(request)):
             pass
     return JSONResponse(_head(body) | write(NOTHING) | {"done": True, "done_reason": "unload" if unload else "load"})
 
