@@ -113,9 +113,9 @@ def resident_bytes(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def server(arguments: list[str]) -> Iterator[tuple[str, int]]:
-    """The address and process id of a server."""
-    command = [sys.executable, "-m", "freedive", "serve", "--port", "0", *arguments]
+def server(arguments: list[str], program: tuple[str, ...] = ("-m", "freedive")) -> Iterator[tuple[str, int]]:
+    """The address and process id of a server, which ``program`` is called to be."""
+    command = [sys.executable, *program, "serve", "--port", "0", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         found = None

@@ -185,6 +185,74 @@ def test_the_limit_holds_while_much_is_written(tmp_path: Path) -> None:
     assert found(tmp_path / B, *range(95, 100)) == [*range(95, 100)]
 
 
+def test_all_stores_together_keep_to_the_limit(tmp_path: Path) -> None:
+    """Five models that are served at once, each with a store of its own, and another process's beside them."""
+    pages = np.zeros((1, PAGE_BYTES), np.uint8)
+    stores = [PageStore(tmp_path / f"{index:016x}-{index:016x}", pages, 20 * FILE_BYTES) for index in range(5)]
+    for number in range(100):
+        stores[number % 5].write(key_of(number), 0, lambda: True)
+    for store in stores:
+        store.close()
+    assert 15 <= len(list(tmp_path.glob("*/*.page"))) <= 20 + len(stores)
+    put(tmp_path / A, 101, max_bytes=20 * FILE_BYTES)
+    assert len(list(tmp_path.glob("*/*.page"))) <= 20
+
+
+def test_large_limits_are_measured_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    trim = page_store.trim
+    monkeypatch.setattr(page_store, "trim", lambda *args: measured.append(1) or trim(*args))
+    put(tmp_path / A, *range(100), max_bytes=64 * 20 * FILE_BYTES)
+    assert 5 <= len(measured) <= 7
+
+
+@pytest.mark.parametrize("folder", ["downloads", A])
+def test_files_of_others_stay_whatever_their_age(tmp_path: Path, folder: str) -> None:
+    """As where FREEDIVE_PAGES names a folder in which other programs work."""
+    others = [tmp_path / folder / "film.mkv.partial", tmp_path / "downloads" / f"{'0' * 32}.page"]
+    others.append(tmp_path / "downloads" / f"{'0' * 32}.1-00000000.partial")
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(FILE_BYTES))
+        os.utime(path, (time.time() - 10**6,) * 2)
+    put(tmp_path / B, *range(5), max_bytes=2 * FILE_BYTES)
+    assert all(path.exists() for path in others)
+
+
+def test_a_folder_that_others_can_write_in_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path / A, 1)
+    for mode in (0o777, 0o770):
+        (tmp_path / A).chmod(mode)
+        assert found(tmp_path / A, 1) == []
+        put(tmp_path / A, 2, 3)
+        assert len(names(tmp_path / A)) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"prefixes cannot be kept in {tmp_path / A}: others can write there"
+    ] * 2
+    (tmp_path / A).chmod(0o700)
+    assert found(tmp_path / A, 1) == [1]
+
+
+def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / A, 1)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert found(tmp_path / A, 1) == []
+    put(tmp_path / A, 2)
+    assert len(names(tmp_path / A)) == 1
+
+
+def test_a_link_in_place_of_the_folder_is_not_used(tmp_path: Path) -> None:
+    put(tmp_path / B, 1)
+    (tmp_path / A).symlink_to(tmp_path / B)
+    assert found(tmp_path / A, 1) == []
+
+
+def test_folders_are_made_for_this_user_alone(tmp_path: Path) -> None:
+    put(tmp_path / "pages" / A, 1)
+    for folder in (tmp_path / "pages", tmp_path / "pages" / A):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_half_of_what_the_disk_has_free_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def usage(path: Path) -> SimpleNamespace:
         return SimpleNamespace(free=(10 - len(names(tmp_path / A))) * FILE_BYTES)
