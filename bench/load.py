@@ -16,6 +16,7 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -123,6 +124,7 @@ def server(arguments: list[str], program: tuple[str, ...] = ("-m", "freedive")) 
             line = process.stderr.readline()
             assert line, "the server did not start"
             found = re.search(r"http://[\d.:]+", line)
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the server
         try:
             yield found[0], process.pid
         finally:
