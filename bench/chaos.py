@@ -31,7 +31,6 @@ from typing import Any
 import httpx
 from load import WORDS, events, idle_pages, resident_bytes, server
 
-STREAMS = 64
 LEAVES = 0.1
 """Part of the requests that disconnect in the middle."""
 KILL_S = 20.0
@@ -158,12 +157,12 @@ class Chaos:
         self.memory: list[int] = []
         self.health: Counter[int] = Counter()
 
-    async def run(self, url: str, pid: int, seconds: float) -> None:
+    async def run(self, url: str, pid: int, seconds: float, num_streams: int) -> None:
         """All streams until the time is over."""
         end = time.monotonic() + seconds
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
-            streams = [self.stream(http, random.Random(seed), end) for seed in range(STREAMS)]
+            streams = [self.stream(http, random.Random(seed), end) for seed in range(num_streams)]
             troubles = (self.watch(http, pid, end), self.kill(pid, end), self.stop_disk(seconds))
             await asyncio.gather(*troubles, *streams)
 
@@ -244,7 +243,7 @@ def report(seen: Chaos, pages: tuple[int, int], seconds: float) -> dict[str, Any
     }
 
 
-def run(model: str, seconds: float, one_in: int, folder: Path) -> dict[str, Any]:
+def run(model: str, seconds: float, num_streams: int, one_in: int, folder: Path) -> dict[str, Any]:
     """Both runs; what was seen in the second."""
     hang = folder / "hang"
     os.environ |= {"FREEDIVE_CHAOS_ONE_IN": str(one_in), "FREEDIVE_CHAOS_HANG": str(hang)}
@@ -255,7 +254,7 @@ def run(model: str, seconds: float, one_in: int, folder: Path) -> dict[str, Any]
     arguments = [model, "--cache-tokens", str(CACHE_TOKENS)]
     with server(arguments, (__file__,)) as (url, pid):
         seen = Chaos(asked, expected, hang)
-        asyncio.run(seen.run(url, pid, seconds))
+        asyncio.run(seen.run(url, pid, seconds, num_streams))
         return report(seen, idle_pages(url), seconds)
 
 
@@ -263,12 +262,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--one-in", type=int, default=2000, help="one call in so many fails")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     try:
-        seen = run(options.model, options.seconds, options.one_in, folder)
+        seen = run(options.model, options.seconds, options.streams, options.one_in, folder)
     finally:
         shutil.rmtree(folder)
     print(json.dumps(seen, indent=2))
