@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from base64 import b64encode
 from struct import pack
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator, Field
 
 from freedive.engine.pooling import Pooling
+from freedive.server.long_json import long_json
 from freedive.server.openai.fields import Prompt, listed_prompts
 from freedive.server.service import Ask, Service, to_embed
 from freedive.server.wire import Wire
 
-Json = dict[str, Any]
 Vector = list[float]
 
 
@@ -44,13 +44,13 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/embeddings", summary="Texts as vectors")
-    async def embeddings(body: EmbeddingRequest, request: Request) -> Json:
+    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         answers = await service.answers(body.ask(), request)
         vectors = await answers.embeddings(request)
         write = _floats if body.encoding_format == "float" else _base64
-        data = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors)]
+        data = ({"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors))
         usage = {"prompt_tokens": answers.usage.prompt, "total_tokens": answers.usage.prompt}
-        return {"object": "list", "model": answers.model.name, "data": data, "usage": usage}
+        return await long_json({"object": "list", "model": answers.model.name, "usage": usage}, "data", data)
 
     return routes
 
