@@ -16,6 +16,7 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -113,9 +114,9 @@ def resident_bytes(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def server(arguments: list[str]) -> Iterator[tuple[str, int]]:
-    """The address and process id of a server."""
-    command = [sys.executable, "-m", "freedive", "serve", "--port", "0", *arguments]
+def server(arguments: list[str], program: tuple[str, ...] = ("-m", "freedive")) -> Iterator[tuple[str, int]]:
+    """The address and process id of a server, which ``program`` is called to be."""
+    command = [sys.executable, *program, "serve", "--port", "0", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         found = None
@@ -123,6 +124,7 @@ def server(arguments: list[str]) -> Iterator[tuple[str, int]]:
             line = process.stderr.readline()
             assert line, "the server did not start"
             found = re.search(r"http://[\d.:]+", line)
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the server
         try:
             yield found[0], process.pid
         finally:

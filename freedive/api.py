@@ -26,6 +26,7 @@ from freedive.engine.kvcache import pages_for
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pooling
 from freedive.engine.request import RANGES, Sampling
+from freedive.engine.submission import Job
 from freedive.errors import Unavailable, UserError
 from freedive.hub.cache import packed_path, pages_folder
 from freedive.hub.catalogue import entry_for
@@ -185,9 +186,9 @@ class LanguageModel:
 
         Vectors have length 1, so that products of two are cosines.
         """
-        prompts = [self.tokenizer.encode(text, add_special=True, max_tokens=self.max_context) for text in texts]
         only = Sampling(max_tokens=1)
-        generations = [self.engine.submit(prompt, only, pooling=pooling) for prompt in prompts]
+        prompts = [self.tokenizer.encode(text, add_special=True, max_tokens=self.max_context) for text in texts]
+        generations = self.engine.submit_all([Job(prompt, only, pooling=pooling) for prompt in prompts])
         pieces = [piece for generation in generations for piece in generation]
         return np.stack([piece.embedding for piece in pieces if piece.embedding is not None])
 

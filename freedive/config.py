@@ -63,6 +63,7 @@ class EngineConfig:
     disk_cache_gb: float = setting(
         4.0, "GB on disk for the beginnings of requests, to be there after a restart; 0 for none", low=0
     )
+    watchdog: float = setting(300, "Seconds without progress after which /health tells that a model has stalled", low=1)
     speculation: str = setting("auto", "Guess tokens ahead where it pays: auto or off", choices=("auto", "off"))
 
     def __post_init__(self) -> None:

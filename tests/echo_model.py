@@ -15,6 +15,7 @@ import pytest
 
 from freedive.config import ServerConfig
 from freedive.engine.request import EngineError, Piece, Sampling, Timings, TokenLogprobs
+from freedive.engine.submission import Job
 from freedive.errors import Overloaded, UserError
 from freedive.server.about import About
 from freedive.server.app import DEFAULTS, create_app, listen, server
@@ -119,6 +120,9 @@ class EchoStats:
 
 
 class EchoEngine:
+    failure = ""
+    stalled_s = 0.0
+
     def __init__(self, model: EchoModel) -> None:
         self.model = model
         self.generations: list[EchoGeneration] = []
@@ -158,6 +162,21 @@ class EchoEngine:
             "guide": guide,
         }
         return self.generations[-1]
+
+    def submit_all(self, jobs: Sequence[Job]) -> list[EchoGeneration]:
+        return [
+            self.submit(
+                job.prompt,
+                job.sampling,
+                continues=job.continues,
+                keep=job.keep,
+                guide=job.guide() if job.guide else None,
+                pooling=job.pooling,
+                salt=job.salt,
+                user=job.user,
+            )
+            for job in jobs
+        ]
 
     def stats(self) -> EchoStats:
         return EchoStats(running=sum(not generation.ended for generation in self.generations), waiting=0)

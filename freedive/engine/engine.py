@@ -1,7 +1,10 @@
 """The thread that turns requests into tokens.
 
-Only the engine thread touches the runner, the scheduler and the pages. Others leave messages in ``_inbox``, which it
-reads before every step; without work it sleeps.
+Only the engine thread touches the runner, the scheduler and the pages. Others leave what they submit and cancel for it,
+which it takes in before every step; without work it sleeps.
+
+Whatever goes wrong in a step ends the requests of that step, and no more: scheduler, pages and prefix cache are made
+anew, and all others are computed again from their tokens. Only a model that fails in every step is given up.
 """
 
 from __future__ import annotations
@@ -11,15 +14,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from itertools import accumulate, islice, zip_longest
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-import numpy as np
-
 from freedive.config import EngineConfig
-from freedive.engine.advance import empty_piece, next_piece
-from freedive.engine.batch import Batch, Runner
+from freedive.engine.batch import Runner
+from freedive.engine.executor import StepExecutor
 from freedive.engine.guide import Guide
 from freedive.engine.kvcache import PageTables
 from freedive.engine.limits import Limits
@@ -30,18 +30,25 @@ from freedive.engine.prefix import PrefixCache
 from freedive.engine.queue import is_full
 from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.request import EngineError, Generation, Piece, Sampling
-from freedive.engine.sampler import Floats, Sampler
-from freedive.engine.scheduler import Plan, Request, Scheduler, Share, is_decoding, to_batch
+from freedive.engine.sampler import Sampler
+from freedive.engine.scheduler import Plan, Request, Scheduler
 from freedive.engine.scoring import PromptScores
 from freedive.engine.speculation import Gate
 from freedive.engine.stats import EngineStats
 from freedive.engine.stop import Decoder, Reader, TextStream
+from freedive.engine.submission import Job, Submission
 from freedive.errors import Overloaded, Unavailable
 
 log = logging.getLogger(__name__)
 
 STALL_S = 0.25
 """About how long a step may take while answers are under way: as long, they have to wait for their next token."""
+
+MAX_FAILURES = 3
+"""Steps that fail one after the other before the model is given up."""
+
+POLL_S = 0.1
+"""How often it is looked again whether a step is possible, where none is because the disk has not answered."""
 
 
 class Tokenizer(Protocol):
@@ -63,35 +70,57 @@ class Engine:
         self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig, store: PageStore | None = None
     ) -> None:
         self._limits = Limits.of(runner, config)
-        self._max_open = config.max_batch + config.max_queue
+        self._config = config
         self._runner = runner
         self._tokenizer = tokenizer
-        self._pages = PageTables(runner.num_pages, config.max_batch, self.max_context)
         self._store = store
-        self._prefixes = PrefixCache(self._pages, runner.boundaries, store)
         self._pace = Pace(config.prefill_chunk, STALL_S)
         self._gate = Gate() if config.speculation == "auto" else None
-        self._scheduler = Scheduler(
-            self._pages,
-            config.max_batch,
-            self._pace,
-            self._gate,
-            self._prefixes if config.prefix_cache == "on" else None,
-        )
+        self._executor = StepExecutor(runner, self._pace, self._gate, self._leave)
         self._wake = threading.Condition()
-        self._inbox: list[Callable[[], None]] = []
-        self._open: dict[Generation, Request] = {}
-        self._closing = self._draining = False
-        self._num_requests = self._num_steps = self._num_computed = self._num_generated = 0
-        self._num_drafted = self._num_accepted = 0
+        self._submitted: list[Submission] = []
+        self._cancelled: list[Generation] = []
+        self._submissions: dict[Submission, None] = {}
+        self._open: dict[Generation, Submission] = {}
+        self._closing = self._draining = self._is_blocked = self._is_poked = self._has_stalled = False
+        self._failure = ""
+        self._num_failures = 0
+        self._progress_at = time.perf_counter()
+        self._num_requests = self._num_cached = self._num_restored = 0
+        self._build()
+        if store:
+            store.notify = self._poke
         self._thread = threading.Thread(target=self._run, name="freedive-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)
+
+    def _build(self) -> None:
+        """Make what keeps books of the pages."""
+        config, runner = self._config, self._runner
+        self._pages = PageTables(runner.num_pages, config.max_batch, self.max_context)
+        self._prefixes = PrefixCache(self._pages, runner.boundaries, self._store)
+        prefixes = self._prefixes if config.prefix_cache == "on" else None
+        self._scheduler = Scheduler(self._pages, config.max_batch, self._pace, self._gate, prefixes)
 
     @property
     def max_context(self) -> int:
         """Most tokens that prompt and answer can have together."""
         return self._limits.max_context
+
+    @property
+    def failure(self) -> str:
+        """Why the engine can do nothing any more, though nobody has closed it; else empty. It is to be made anew."""
+        return self._failure
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds without progress while something is under way, where the setting ``watchdog`` allows less; else 0."""
+        seconds = time.perf_counter() - self._progress_at if self._open else 0.0
+        stalled = seconds > self._config.watchdog and not self._failure
+        if stalled and not self._has_stalled:
+            log.error("the engine has made no progress for %d s", seconds)
+        self._has_stalled = stalled
+        return seconds if stalled else 0.0
 
     def submit(
         self,
@@ -119,40 +148,76 @@ class Engine:
         token what others have asked. Each ``tenant`` gets an equal share of the steps, and of that each of its users.
         Salts and users stand below the tenant: two tenants share no cache, whatever they call theirs.
         """
-        max_length = self._limits.max_length(prompt, sampling)
-        seed = int.from_bytes(os.urandom(6)) if sampling.seed is None else sampling.seed
-        request = Request(
-            generation=Generation(id or f"gen-{os.urandom(12).hex()}", len(prompt), seed, self._post_cancel),
-            sampling=sampling,
-            sampler=Sampler(sampling, seed, prompt, self._runner.vocab_size),
-            text=TextStream(self._tokenizer.stream(continues=continues, keep=keep), sampling.stop, reader),
-            tokens=list(prompt),
-            max_length=max_length,
-            stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
-            guide=guide,
-            pool=Pool(pooling) if pooling else None,
-            scores=None if sampling.prompt_logprobs is None else PromptScores(prompt, sampling.prompt_logprobs),
-            repetition=RepetitionDetector() if sampling.repetition_detection else None,
-            salt=f"{tenant}/{salt}",
-            user=user,
-            tenant=tenant,
-        )
+        make_reader = None if reader is None else lambda: reader
+        job = Job(prompt, sampling, id, continues, keep, make_reader, lambda: guide, pooling, salt, user, tenant)
+        return self.submit_all([job])[0]
+
+    def submit_all(self, jobs: Sequence[Job]) -> list[Generation]:
+        """Queue ``jobs``, of which there is at least one: all, as one entry of the queue, or none.
+
+        Raises what :meth:`submit` raises.
+        """
+        max_lengths = [self._limits.max_length(job.prompt, job.sampling) for job in jobs]
+        generations = [self._generation(job) for job in jobs]
+        lengths = dict(zip(generations, max_lengths, strict=True))
+
+        def make(generation: Generation, job: Job) -> Request:
+            return self._request(generation, job, lengths[generation])
+
+        submission = Submission(list(zip(generations, jobs, strict=True)), make, self._end)
         with self._wake:
+            if self._failure:
+                raise Unavailable(f"The engine has failed: {self._failure}", "Load the model again")
             if self._closing:
                 raise Unavailable("The engine is closed", "Start it again")
-            if is_full(self._open.values(), tenant, self._max_open):
-                raise Overloaded(f"{len(self._open)} requests are under way already", "Try again later")
-            self._open[request.generation] = request
-            self._num_requests += 1
-            self._post(lambda: self._scheduler.add(request))
-        return request.generation
+            if is_full(self._submissions, jobs[0].tenant, self._config.max_batch + self._config.max_queue):
+                raise Overloaded(f"{len(self._submissions)} requests are under way already", "Try again later")
+            if not self._open:
+                self._progress_at = time.perf_counter()
+            self._submissions[submission] = None
+            self._open.update(dict.fromkeys(generations, submission))
+            self._num_requests += len(jobs)
+            self._submitted.append(submission)
+            self._wake.notify()
+        return generations
+
+    def _generation(self, job: Job) -> Generation:
+        seed = int.from_bytes(os.urandom(6)) if job.sampling.seed is None else job.sampling.seed
+        return Generation(job.id or f"gen-{os.urandom(12).hex()}", len(job.prompt), seed, self._post_cancel)
+
+    def _request(self, generation: Generation, job: Job, max_length: int) -> Request:
+        sampling = job.sampling
+        return Request(
+            generation=generation,
+            sampling=sampling,
+            sampler=Sampler(sampling, generation.seed, job.prompt, self._runner.vocab_size),
+            text=TextStream(
+                self._tokenizer.stream(continues=job.continues, keep=job.keep),
+                sampling.stop,
+                job.reader() if job.reader else None,
+            ),
+            tokens=list(job.prompt),
+            max_length=max_length,
+            stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
+            guide=job.guide() if job.guide else None,
+            pool=Pool(job.pooling) if job.pooling else None,
+            scores=None if sampling.prompt_logprobs is None else PromptScores(job.prompt, sampling.prompt_logprobs),
+            repetition=RepetitionDetector() if sampling.repetition_detection else None,
+            salt=f"{job.tenant}/{job.salt}",
+            user=job.user,
+            tenant=job.tenant,
+        )
 
     def close(self, *, drain: bool = False) -> None:
-        """End the engine: what is under way is cancelled or, with ``drain``, finished first. May be called again."""
+        """End the engine: what is under way is cancelled or, with ``drain``, finished first. May be called again.
+
+        An engine that has stalled is not waited for.
+        """
         with self._wake:
             self._closing, self._draining = True, drain
             self._wake.notify()
-        self._thread.join()
+        while self._thread.is_alive() and not self.stalled_s:
+            self._thread.join(POLL_S)
         if self._store:
             self._store.close()
         atexit.unregister(self.close)
@@ -167,6 +232,7 @@ class Engine:
         """A snapshot for monitoring."""
         with self._wake:
             num_open, running = len(self._open), len(self._scheduler.running)
+        done = self._executor
         return EngineStats(
             running=running,
             waiting=max(num_open - running, 0),
@@ -174,158 +240,137 @@ class Engine:
             known_pages=self._pages.num_known,
             num_pages=self._pages.num_pages,
             num_requests=self._num_requests,
-            num_steps=self._num_steps,
-            num_computed=self._num_computed,
-            num_cached=self._prefixes.num_cached,
-            num_restored=self._prefixes.num_restored,
-            num_generated=self._num_generated,
-            num_drafted=self._num_drafted,
-            num_accepted=self._num_accepted,
+            num_steps=done.num_steps,
+            num_computed=done.num_computed,
+            num_cached=self._num_cached + self._prefixes.num_cached,
+            num_restored=self._num_restored + self._prefixes.num_restored,
+            num_generated=done.num_generated,
+            num_drafted=done.num_drafted,
+            num_accepted=done.num_accepted,
         )
 
-    def _post(self, action: Callable[[], None]) -> None:
-        """Have ``action`` done by the engine thread before its next step."""
+    def _post_cancel(self, generation: Generation) -> None:
         with self._wake:
-            self._inbox.append(action)
+            self._cancelled.append(generation)
             self._wake.notify()
 
-    def _post_cancel(self, generation: Generation) -> None:
-        self._post(lambda: self._cancel(generation))
+    def _poke(self) -> None:
+        """Look again whether a step is possible."""
+        with self._wake:
+            self._is_poked = True
+            self._wake.notify()
 
     # From here on: the engine thread.
 
     def _run(self) -> None:
-        try:
-            while self._receive():
+        while self._wait() and not self._failure:
+            try:
+                self._take_in()
                 self._step()
-            for generation in tuple(self._open):
-                self._cancel(generation)
-        except Exception:  # a fault of ours; nobody may be left waiting for it
-            log.exception("the engine has crashed")
-            with self._wake:
-                self._closing = True
-            for generation in self._open:
-                generation.deliver(EngineError("The engine has crashed; its log says why"))
+            except BaseException as error:  # native code raises other things than exceptions
+                self._recover((), error)
+        for generation in tuple(self._open):
+            self._end(generation, Piece((), (), "cancelled", None, generation.timings))
 
-    def _receive(self) -> bool:
-        """Wait for work and read the inbox. False when the engine is to end."""
+    def _wait(self) -> bool:
+        """Wait for work. False when the engine is to end."""
         with self._wake:
-            self._wake.wait_for(lambda: self._open or self._inbox or self._closing)
-            inbox, self._inbox = self._inbox, []
-            go_on = not self._closing or (self._draining and bool(self._open))
-        for action in inbox:
-            action()
-        return go_on
+            if self._is_blocked and self._open:
+                news = (self._submitted, self._cancelled)
+                self._wake.wait_for(lambda: any(news) or self._is_poked or self._closing, POLL_S)
+            else:
+                self._wake.wait_for(lambda: self._open or self._closing)
+            self._is_poked = False
+            return not self._closing or (self._draining and bool(self._open))
+
+    def _take_in(self) -> None:
+        """Take note of what was submitted and cancelled."""
+        with self._wake:
+            submitted, self._submitted = self._submitted, []
+            cancelled, self._cancelled = self._cancelled, []
+        for submission in submitted:
+            if request := submission.next():
+                self._scheduler.add(request)
+        for generation in cancelled:
+            self._cancel(generation)
 
     def _step(self) -> None:
-        plan = self._scheduler.plan()
-        if not plan:
-            return
-        start = time.perf_counter()
-        for share in plan:
-            timings = share.request.generation.timings
-            timings.started_at = timings.started_at or start
+        plan: Plan | None = None
         try:
-            batch = to_batch(plan, self._pages)
-            logits = self._runner.step(batch)
-        except Exception as error:
-            log.exception("a step with %d requests failed", len(plan))
-            for share in plan:
-                self._leave(share.request, EngineError(f"The model failed while it computed this request: {error}"))
+            plan = self._scheduler.plan()
+            self._is_blocked = not plan
+            if plan:
+                self._executor.run(plan, self._pages)
+                self._num_failures, self._progress_at = 0, time.perf_counter()
+        except BaseException as error:
+            suspects = self._scheduler.involved() if plan is None else [share.request for share in plan]
+            self._recover(suspects, error)
+
+    def _recover(self, suspects: Collection[Request], error: BaseException) -> None:
+        """After ``error`` end the ``suspects`` with it, and compute all others anew; or give up."""
+        log.error("a step with %d requests failed", len(suspects), exc_info=error)
+        self._num_failures += 1
+        if self._num_failures >= MAX_FAILURES:
+            self._give_up(error)
             return
-        decoding = is_decoding(plan)
-        self._num_steps += 1
-        self._num_computed += len(batch.tokens)
-        self._embed(plan)
-        rows = iter(logits)
-        for share in plan:
-            self._num_drafted += len(share.draft)
-            self._take(share, list(islice(rows, len(share.wanted))))
-        if self._gate and self._runner.drafts:
-            self._predict(plan, batch)
-        seconds = time.perf_counter() - start
-        if self._gate and decoding:
-            self._gate.record(len(batch.tokens), seconds)
-        if not decoding:
-            self._pace.record(len(batch.tokens), seconds)
-
-    def _take(self, share: Share, logits: Sequence[Floats]) -> None:
-        """After a step, take note of what it computed for ``share``, whose wanted ``logits`` these are."""
-        request = share.request
-        if request.scores:
-            request.scores.add(request.num_cached, logits)
-        request.num_cached += share.count
-        if request.num_pending or request.pool:
-            return
-        if len(request.tokens) == request.max_length:
-            self._leave(request, empty_piece(request))
-        else:
-            self._advance(request, share.draft, logits[-1 - len(share.draft) :])
-
-    def _embed(self, plan: Plan) -> None:
-        """After a step, pool what it made of the tokens of requests that want that; end those that are complete."""
-        firsts = [0, *accumulate(share.count + len(share.draft) for share in plan)]
-        pooled = [(share, first) for share, first in zip(plan, firsts, strict=False) if share.request.pool]
-        if not pooled:
-            return
-        rows = np.concatenate([np.arange(first, first + share.count) for share, first in pooled])
-        states = iter(self._runner.embed(rows.astype(np.int32)))
-        for share, _ in pooled:
-            request, pool = share.request, share.request.pool
-            assert pool
-            pool.add(islice(states, share.count), first=request.num_cached == 0)
-            if share.completes:
-                timings = request.generation.timings
-                self._leave(request, Piece((), (), "stop", timings=timings, embedding=pool.vector()))
-
-    def _predict(self, plan: Plan, batch: Batch) -> None:
-        """After a step, have the model predict one token beyond the newest of each request that goes on."""
-        tokens, wanted, asking = batch.tokens.copy(), [], []
-        firsts = batch.lengths.cumsum() - batch.lengths
-        for share, first, start in zip(plan, firsts.tolist(), batch.starts.tolist(), strict=True):
-            request, num_rows = share.request, share.count + len(share.draft)
-            following = request.tokens[start + 1 : start + 1 + num_rows]
-            tokens[first : first + len(following)] = following
-            if request.row >= 0 and request.num_pending == 1:
-                wanted.append(first + len(following) - 1)
-                asking.append(request)
-        for request, logits in zip(asking, self._runner.draft(tokens, np.array(wanted, np.int32)), strict=True):
-            request.prediction.predict(len(request.tokens), int(logits.argmax()))
-
-    def _advance(self, request: Request, draft: Sequence[int], logits: Sequence[Floats]) -> None:
-        """Add one token to the answer of ``request``, and another for each guess that proves right.
-
-        ``logits`` are those after the newest token and after every guess.
-        """
-        for guess, row in zip_longest(draft, logits):
-            if not self._add_token(request, row) or request.tokens[-1] != guess:
-                return
-            request.num_cached += 1
-            self._num_accepted += 1
-
-    def _add_token(self, request: Request, logits: Floats) -> bool:
-        """Add one token to the answer of ``request``, whose ``logits`` these are. False when it is the last."""
         try:
-            piece = next_piece(request, logits)
-        except Exception as error:
-            log.exception("request %s failed", request.generation.id)
-            self._leave(request, EngineError(f"The answer cannot go on: {error}"))
-            return False
-        self._num_generated += 1
-        if piece.finish_reason:
-            self._leave(request, piece)
-        else:
-            request.generation.deliver(piece)
-        return not piece.finish_reason
+            for request in suspects:
+                self._end(request.generation, EngineError(f"The engine failed while it computed this request: {error}"))
+            self._rebuild()
+        except BaseException as again:
+            log.exception("the engine could not be made anew")
+            self._give_up(again)
+
+    def _rebuild(self) -> None:
+        """Forget what the pages hold and queue all that is under way again, in the order of its arrival."""
+        self._num_cached += self._prefixes.num_cached
+        self._num_restored += self._prefixes.num_restored
+        self._pages.retire()
+        self._build()
+        self._is_blocked = False
+        with self._wake:
+            submissions = [each for each in self._submissions if each not in self._submitted]
+        for submission in submissions:
+            for request in submission.requests.values():
+                if request.row >= 0:
+                    request.restart()
+                self._scheduler.add(request)
+            if not submission.is_queued and (following := submission.next()):
+                self._scheduler.add(following)
+        self._progress_at = time.perf_counter()
+
+    def _give_up(self, error: BaseException) -> None:
+        """End all that is under way, and the engine."""
+        why = f"{type(error).__name__}: {error}"
+        log.critical("the engine has failed %d times in a row and is given up: %s", self._num_failures, why)
+        with self._wake:
+            self._failure = why
+            generations = tuple(self._open)
+        for generation in generations:
+            self._end(generation, EngineError(f"The engine has failed: {why}"))
 
     def _cancel(self, generation: Generation) -> None:
-        if request := self._open.get(generation):
+        if not (submission := self._open.get(generation)):
+            return
+        if request := submission.requests.get(generation):
             self._leave(request, Piece(request.text.close(), (), "cancelled", None, generation.timings))
+        else:
+            submission.drop(generation)
+            self._end(generation, Piece((), (), "cancelled", None, generation.timings))
 
     def _leave(self, request: Request, last: Piece | EngineError) -> None:
         """End a request. Its pages are free by the time its reader knows."""
         self._scheduler.remove(request)
+        self._end(request.generation, last)
+
+    def _end(self, generation: Generation, last: Piece | EngineError) -> None:
+        """Tell a reader that nothing more comes, unless it knows that."""
         with self._wake:
-            del self._open[request.generation]
-        request.generation.timings.finished_at = time.perf_counter()
-        request.generation.deliver(last)
+            if not (submission := self._open.pop(generation, None)):
+                return
+            submission.requests.pop(generation, None)
+            submission.num_open -= 1
+            if not submission.num_open:
+                del self._submissions[submission]
+        generation.timings.finished_at = time.perf_counter()
+        generation.deliver(last)

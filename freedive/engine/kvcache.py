@@ -89,6 +89,10 @@ class PageTables:
         self._num_holders[page] += 1
         self._left.pop(page, None)
 
+    def retire(self) -> None:
+        """Let every page count as taken by others, for these tables are not used any more."""
+        self.editions = [-1] * self.num_pages
+
     def _take(self) -> int:
         page = self._free.pop() if self._free else self._forget()
         self._num_holders[page] = 1

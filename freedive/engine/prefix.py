@@ -7,19 +7,19 @@ of them stand before each of the runner's boundaries. Text and tokenizers do not
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from freedive.engine.batch import PAGE_TOKENS
 from freedive.engine.kvcache import PageTables
-from freedive.engine.page_store import PageStore
+from freedive.engine.page_store import Bytes, PageStore
 
 if TYPE_CHECKING:
     from freedive.engine.scheduler import Request
 
 STEP_BYTES = 16 << 20
-"""What is read from disk before a step, at most, or one page: others wait meanwhile, some 10 ms."""
+"""What is read ahead from disk at a time, at most, or one page, and put in place before a step."""
 
 _pack_tokens = struct.Struct(f"<{PAGE_TOKENS}i").pack
 
@@ -70,31 +70,34 @@ class PrefixCache:
             self.share(request)
         if self._store is None:
             return set()
-        budget = max(1, STEP_BYTES // self._store.page_bytes)
-        late = set()
-        for request in requests:
-            budget = self._read(request, self._store, budget)
-            if not budget and self._has_stored(request, self._store):
-                late.add(request)
-        return late
+        arrived = self._store.fetch(self._wanted(requests, self._store))
+        return {request for request in requests if self._fill(request, self._store, arrived)}
 
-    def _read(self, request: Request, store: PageStore, budget: int) -> int:
-        """Restore at most ``budget`` pages of ``request``; return how much of it is left."""
-        self.share(request)  # what was restored for one before it
-        for place in _lacking(request)[:budget]:
+    def _wanted(self, requests: Sequence[Request], store: PageStore) -> list[bytes]:
+        """The keys of pages to be read next."""
+        most, wanted = max(1, STEP_BYTES // store.page_bytes), dict[bytes, None]()
+        for request in requests:
+            for place in _lacking(request):
+                if len(wanted) == most:
+                    return list(wanted)
+                if (key := self._key(request, place)) not in store:
+                    break
+                wanted[key] = None
+        return list(wanted)
+
+    def _fill(self, request: Request, store: PageStore, arrived: Mapping[bytes, Bytes | None]) -> bool:
+        """Give ``request`` what has ``arrived`` for it; return whether it waits for more."""
+        self.share(request)  # what arrived for one before it
+        for place in _lacking(request):
             key = self._key(request, place)
-            if key not in store:
-                break
-            budget -= 1
-            if not store.read(key, int(self._pages.table[request.row, place])):
-                request.num_cached = place * PAGE_TOKENS
-                break
+            if key not in arrived:
+                return key in store
+            if (data := arrived[key]) is None:
+                return False
+            store.fill(int(self._pages.table[request.row, place]), data)
             self._pages.know(request.row, place, key)
             self.num_restored += _advance(request, place)
-        return budget
-
-    def _has_stored(self, request: Request, store: PageStore) -> bool:
-        return any(self._key(request, place) in store for place in _lacking(request)[:1])
+        return False
 
     def _save(self, request: Request, place: int, page: int) -> None:
         """Have the page kept on disk if it is the prompt's. What was answered is, when the conversation goes on."""
@@ -110,7 +113,9 @@ class PrefixCache:
             tokens = _pack_tokens(*request.tokens[begin : begin + PAGE_TOKENS])
             borders = (request.generation.num_prompt_tokens + boundary - begin for boundary in self._boundaries)
             before = bytes(min(max(border, 0), PAGE_TOKENS) for border in borders)
-            keys.append(_hash((keys[-1] if keys else _hash(request.salt.encode())) + tokens + before))
+            keys.append(
+                _hash((keys[-1] if keys else _hash(request.salt.encode(errors="surrogatepass"))) + tokens + before)
+            )
         return keys[place]
 
 

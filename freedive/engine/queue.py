@@ -15,10 +15,12 @@ GENERATED_WEIGHT = 2
 """What a generated token counts, where one of a prompt counts 1."""
 
 
-class OfUser(Protocol):
+class OfTenant(Protocol):
     @property
     def tenant(self) -> str: ...
 
+
+class OfUser(OfTenant, Protocol):
     @property
     def user(self) -> str: ...
 
@@ -121,7 +123,7 @@ class FairQueue(Generic[R]):
         return self._waiting.setdefault(request.tenant, {}).setdefault(request.user, deque())
 
 
-def is_full(under_way: Collection[R], tenant: str, most: int) -> bool:
+def is_full(under_way: Collection[OfTenant], tenant: str, most: int) -> bool:
     """Whether another request of ``tenant`` must be refused: ``most`` are under way, and it has its part of them.
 
     So one tenant cannot fill all places. Together, a few more than ``most`` may be under way.

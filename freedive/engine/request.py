@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 from freedive.errors import UserError
 from freedive.text.dialects.dialect import Event, Text
+
+log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length", "repetition", "cancelled"]
 
@@ -227,7 +230,10 @@ class Generation:
         """Hand over what the engine made (engine thread)."""
         self._arrived.put(item)
         if notify := self._notify:
-            notify()
+            try:
+                notify()
+            except Exception:  # a reader's fault is not the engine's
+                log.exception("the reader of %s could not be woken", self.id)
 
     def __iter__(self) -> Iterator[Piece]:
         try:

@@ -6,7 +6,7 @@ run, and of the running those whose prompts are read. Whoever answers takes part
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import add
 
@@ -34,7 +34,8 @@ class Request:
     It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``row`` is its row of the page
     table, -1 while it waits. It shares pages with requests of the same ``salt`` only: the first ``num_known`` of its
     own can be found, by ``keys``. It takes a turn of its ``user``, who takes one of its ``tenant``. With a ``pool``
-    nothing is generated.
+    nothing is generated. When it starts or is removed, ``successor`` gives the request that is queued next of those
+    that were submitted together.
     """
 
     generation: Generation
@@ -57,6 +58,7 @@ class Request:
     num_cached: int = 0
     num_known: int = 0
     row: int = -1
+    successor: Callable[[], Request | None] | None = None
 
     @property
     def num_pending(self) -> int:
@@ -72,6 +74,11 @@ class Request:
     def needs_all(self) -> bool:
         """Whether all tokens must be computed, since what the model makes of each is wanted."""
         return self.pool is not None or self.is_scored
+
+    def restart(self) -> None:
+        """Back to the queue: prompt and answer so far have to be computed anew."""
+        self.row, self.num_cached, self.num_known = -1, 0, 0
+        self.generation.timings.num_preemptions += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +146,15 @@ class Scheduler:
     def remove(self, request: Request) -> None:
         """Forget a request, wherever it stands, and free its pages."""
         if request.row < 0:
-            self.waiting.take(request)
+            self._take(request)
         else:
             self.running.remove(request)
             self._release(request)
         self.waiting.leave(request)
+
+    def involved(self) -> list[Request]:
+        """Whom :meth:`plan` looks at: the running, and whose turn it is to start."""
+        return [*self.running, self.waiting.next()] if self.waiting else list(self.running)
 
     def plan(self) -> Plan:
         """The next step: one token of each decoding request, and prompts in order within the prefill budget.
@@ -203,8 +214,8 @@ class Scheduler:
         """Back to the queue; later its prompt and answer so far are computed anew, as far as they are not found."""
         self.running.remove(request)
         self._release(request)
+        request.restart()
         self.waiting.back(request)
-        request.generation.timings.num_preemptions += 1
 
     def _admit(self) -> None:
         """Start waiting requests while there is room for all their tokens, and a page in hand for each one running."""
@@ -217,14 +228,20 @@ class Scheduler:
             if self.prefixes:
                 self.prefixes.share(request)
             self.pages.reserve(request.row, len(request.tokens))
-            self.waiting.take(request)
+            self._take(request)
             self.running.append(request)
+
+    def _take(self, request: Request) -> None:
+        """Take ``request`` out of the queue, in which the next that was submitted with it goes to the end."""
+        self.waiting.take(request)
+        successor, request.successor = request.successor, None
+        if successor and (following := successor()):
+            self.add(following)
 
     def _release(self, request: Request) -> None:
         self._keep(request)
         self.pages.release(request.row)
         self._free_rows.append(request.row)
-        request.row, request.num_cached, request.num_known = -1, 0, 0
 
     def _keep(self, *requests: Request) -> None:
         if self.prefixes:

@@ -54,12 +54,15 @@ class Answers:
     that the fault was ours.
     """
 
-    def __init__(self, model: Model, generations: Sequence[Generation], num_choices: int) -> None:
+    def __init__(
+        self, model: Model, generations: Sequence[Generation], num_choices: int, *, thinks: bool = False
+    ) -> None:
         self.model = model
         self.generations = generations
         self.timings = generations[0].timings
         self.finishes: list[str | None] = [None] * len(generations)
         self.failed = False
+        self.thinks = thinks
         self._num_choices = num_choices
         self._called = [False] * len(generations)
         self._num_generated = self._num_reasoning = 0
@@ -81,6 +84,8 @@ class Answers:
                 raise
 
     def _read(self, index: int, piece: Piece) -> Said:
+        if index == 0:
+            self.thinks = piece.is_thinking
         self._called[index] |= any(isinstance(event, Call) for event in piece.events)
         self._num_generated += len(piece.token_ids)
         self._num_reasoning += len(piece.token_ids) * piece.is_thinking
@@ -98,11 +103,6 @@ class Answers:
             None if piece.embedding is None else piece.embedding.tolist(),
             piece.prompt_logprobs,
         )
-
-    @property
-    def thinks(self) -> bool:
-        """Whether the first answer is thinking now."""
-        return self._readers[0].is_thinking
 
     async def whole(self, request: Request) -> list[Said]:
         """Every answer as a whole. Raises ClientDisconnect when the client of ``request`` leaves before."""

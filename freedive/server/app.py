@@ -14,7 +14,7 @@ from signal import SIGINT, SIGTERM
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 
 import freedive.chat.page as chat
 from freedive.config import ServerConfig
@@ -83,11 +83,14 @@ def create_app(
     app.add_middleware(CrossOrigin, origins=guard.origins)  # the outermost: what the gate refuses is readable, too
 
     @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
-    async def health(request: Request) -> dict[str, Any]:
+    async def health(request: Request, response: Response) -> dict[str, Any]:
+        troubles = models.troubles
+        response.status_code = 503 if troubles else 200
+        status = {"status": "failing" if troubles else "ok"}
         if "manage" not in request.state.visit.key.may:  # of a server with keys, what others do is not told to all
-            return {"status": "ok"}
+            return status
         stats = {model.name: dataclasses.asdict(model.engine.stats()) for model in models.loaded}
-        return {"status": "ok", "models": stats}
+        return status | {"models": stats} | ({"troubles": troubles} if troubles else {})
 
     for api in apis(service, store, fetch):
         for prefix in api.prefixes:

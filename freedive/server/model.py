@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from freedive.engine.guide import Guide
-from freedive.engine.pooling import Pooling
 from freedive.engine.request import Piece, Sampling, Timings
-from freedive.text.dialects.parser import Parser
+from freedive.engine.submission import Job
 from freedive.text.format import Format
 from freedive.text.guide import MakeGuide
 from freedive.text.question import Question
@@ -33,20 +31,16 @@ class Generation(Protocol):
 
 
 class Engine(Protocol):
-    def submit(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        *,
-        continues: bool = False,
-        keep: Callable[[str], bool] | None = None,
-        reader: Parser | None = None,
-        guide: Guide | None = None,
-        pooling: Pooling | None = None,
-        salt: str = "",
-        user: str = "",
-        tenant: str = "",
-    ) -> Generation: ...
+    """``failure`` is why it can do nothing any more, ``stalled_s`` for how long it has done nothing, if too long."""
+
+    @property
+    def failure(self) -> str: ...
+
+    @property
+    def stalled_s(self) -> float: ...
+
+    def submit_all(self, jobs: Sequence[Job]) -> Sequence[Generation]:
+        """All of them or none."""
 
     def stats(self) -> Any:
         """A dataclass of plain numbers, ``running`` and ``waiting`` among them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -12,13 +13,18 @@ from typing import cast
 
 from fastapi.concurrency import run_in_threadpool
 
-from freedive.errors import NotFound, Overloaded, UserError
+from freedive.errors import NotFound, Overloaded, Unavailable, UserError
 from freedive.server.about import About
 from freedive.server.model import Model, Renamed
 
+log = logging.getLogger(__name__)
+
 FOREVER = float("inf")
 TICK_S = 0.5
-"""How often it is looked whether a model's time is over."""
+"""How often it is looked whether a model's time is over, or it has failed."""
+
+RETRY_S = 10
+"""Seconds until a failed model that could not be loaded again is tried once more without being asked for."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,22 @@ class Known:
 
 @dataclass(eq=False)
 class Slot:
-    """A known model, and the loaded one if it is. ``expires_at`` is by ``time.monotonic``."""
+    """A known model, and the loaded one if it is. Times are by ``time.monotonic``.
+
+    A ``preloaded`` one is the operator's, as is how long it stays; a ``fetched`` one is there since a client had it
+    fetched. ``failure`` is why the model has to be loaded again; ``stays_until`` is when it may make room.
+    """
 
     known: Known
     keep_alive_s: float
     model: Model | None = None
+    preloaded: bool = False
+    fetched: bool = False
+    failure: str = ""
     num_users: int = 0
     used_at: float = field(default_factory=time.monotonic)
+    stays_until: float = 0
+    retry_at: float = 0
 
     @property
     def expires_at(self) -> float:
@@ -58,19 +73,37 @@ class Slot:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody is about to ask it, or it has not answered yet."""
+        """Whether somebody is about to ask it, or it has not answered yet. One that has failed never answers."""
         if self.num_users:
             return True
+        if self.has_failed:
+            return False
         stats = self.model.engine.stats() if self.model else None
         return bool(stats and stats.running + stats.waiting)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the model is in memory, but of no use any more."""
+        return bool(self.model and self.model.engine.failure)
+
+    @property
+    def trouble(self) -> str:
+        """Why the model does not answer, though it should; empty where all is well."""
+        if self.model and self.model.engine.failure:
+            return f"it has failed ({self.model.engine.failure})"
+        if self.model and (seconds := self.model.engine.stalled_s):
+            return f"it has made no progress for {seconds:.0f} s"
+        return f"it is loaded again, for it has failed ({self.failure})" if self.failure else ""
 
 
 class Models:
     """All known models, by name. Belongs to one event loop.
 
-    ``max_bytes`` is what loaded ones may take together: those that were not used for longest make room. One that is
-    loaded on demand stays for ``keep_alive_s`` after its last use; those ``loaded`` before stay until room is needed.
-    ``aliases`` are further names, each with the model that answers under it. Raises UserError where that is not known.
+    ``max_bytes`` is what loaded ones may take together: the least recently used make room, each after it was there for
+    as long as loading it took. One that is loaded on demand stays for ``keep_alive_s`` after its last use. Those that
+    are ``loaded`` already are the operator's: they stay until all others have made room. A model whose engine has
+    failed is loaded again. ``aliases`` are further names, each with the model that answers under it. Raises UserError
+    where that is not known.
     """
 
     def __init__(
@@ -87,8 +120,8 @@ class Models:
         self._keep_alive_s = keep_alive_s
         self._changing = asyncio.Lock()
         for model in loaded:
-            self._slots[model.name].model = model
-            self._slots[model.name].keep_alive_s = FOREVER
+            slot = self._slots[model.name]
+            slot.model, slot.keep_alive_s, slot.preloaded = model, FOREVER, True
         self._aliases: dict[str, Slot] = {}
         for alias, name in aliases.items():
             if alias in self._slots:
@@ -106,9 +139,14 @@ class Models:
         """The models in memory."""
         return [slot.model for slot in self._slots.values() if slot.model]
 
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Why models do not answer, by name, of those that should."""
+        return {name: slot.trouble for name, slot in self._slots.items() if slot.trouble}
+
     def add(self, known: Known) -> None:
-        """One more, unless there is one of that name."""
-        self._slots.setdefault(known.name, Slot(known, self._keep_alive_s))
+        """One more, that was fetched for a client, unless there is one of that name."""
+        self._slots.setdefault(known.name, Slot(known, self._keep_alive_s, fetched=True))
 
     def slot(self, name: str) -> Slot:
         """What is to be seen of a model under the name by which it is asked for. Raises NotFound."""
@@ -149,12 +187,15 @@ class Models:
     async def use(self, name: str, keep_alive_s: float | None = None) -> AsyncIterator[Model]:
         """The model, loaded if need be, and kept while the block runs, its answers run, and ``keep_alive_s`` after.
 
-        Raises NotFound, Overloaded when there is no room beside models that are busy, and what loading raises.
+        Raises NotFound, Overloaded when there is no room beside models that are busy, Unavailable when it has stalled,
+        and what loading raises.
         """
         slot, alias = self._find(name), self._alias(name)
         slot.num_users += 1
         try:
-            model = slot.model or await self._loaded(slot)
+            model = slot.model if slot.model and not slot.has_failed else await self._loaded(slot)
+            if model.engine.stalled_s:
+                raise Unavailable(f"'{slot.known.name}' does not answer: {slot.trouble}", "Try again later")
             yield cast(Model, Renamed(model, alias)) if alias else model
         finally:
             slot.num_users -= 1
@@ -170,31 +211,58 @@ class Models:
             await self._unload_idle(slot)
 
     async def expire(self) -> None:
-        """Unload models whose time is over, for ever."""
+        """Unload models whose time is over, and load again those that have failed, for ever."""
         while True:
             await asyncio.sleep(TICK_S)
-            now = time.monotonic()
-            for slot in [slot for slot in self._slots.values() if slot.model]:
-                if slot.busy:
-                    slot.used_at = now
-                elif slot.expires_at <= now:
-                    async with self._changing:
-                        await self._unload_idle(slot)
+            for slot in tuple(self._slots.values()):
+                try:
+                    await self._look_after(slot)
+                except Exception:
+                    log.exception("model %s", slot.known.name)
+
+    async def _look_after(self, slot: Slot) -> None:
+        now = time.monotonic()
+        if slot.has_failed or slot.failure:
+            if slot.preloaded and now >= slot.retry_at:
+                slot.retry_at = now + RETRY_S
+                await self._loaded(slot)
+            elif not slot.preloaded and not slot.busy:
+                async with self._changing:
+                    await self._unload_idle(slot)
+                slot.failure = ""
+        elif slot.model and slot.busy:
+            slot.used_at = now
+        elif slot.model and slot.expires_at <= now:
+            async with self._changing:
+                await self._unload_idle(slot)
 
     async def _loaded(self, slot: Slot) -> Model:
         async with self._changing:  # one at a time: each is sized by the memory that is free
+            if slot.has_failed:
+                await self._unload(slot)
             if slot.model is None:
-                await self._make_room(slot.known)
+                await self._make_room(slot)
+                begun = time.monotonic()
                 slot.model = await run_in_threadpool(slot.known.load)
+                slot.stays_until = 2 * time.monotonic() - begun
+                slot.failure = ""
             return slot.model
 
-    async def _make_room(self, known: Known) -> None:
+    async def _make_room(self, slot: Slot) -> None:
+        known = slot.known
         while (others := self.loaded) and sum(model.num_bytes for model in others) + known.num_bytes > self._max_bytes:
-            idle = [slot for slot in self._slots.values() if slot.model and not slot.busy]
+            idle = [other for other in self._slots.values() if other.model and not other.busy]
+            if slot.fetched:
+                idle = [other for other in idle if not other.preloaded]
             if not idle:
                 names = ", ".join(model.name for model in others)
-                raise Overloaded(f"'{known.name}' does not fit into memory beside {names}, now busy", "Try again later")
-            await self._unload(min(idle, key=lambda slot: slot.used_at))
+                what = f"'{known.name}' does not fit into memory beside {names}, now busy or kept by the operator"
+                raise Overloaded(what, "Try again later")
+            oldest = min(idle, key=lambda other: (other.preloaded, other.used_at))
+            if (wait_s := oldest.stays_until - time.monotonic()) > 0:
+                await asyncio.sleep(wait_s)  # else two clients could have two models loaded in turns, for ever
+            else:
+                await self._unload(oldest)
 
     async def _unload_idle(self, slot: Slot) -> None:
         if not slot.busy:
@@ -202,9 +270,14 @@ class Models:
 
     async def _unload(self, slot: Slot) -> None:
         model, slot.model = slot.model, None  # from here on it is loaded anew
-        slot.keep_alive_s = self._keep_alive_s
-        if model:
+        slot.keep_alive_s = FOREVER if slot.preloaded else self._keep_alive_s
+        if not model:
+            return
+        slot.failure = model.engine.failure
+        try:
             await run_in_threadpool(model.close)
+        except Exception:
+            log.exception("model %s did not close well", slot.known.name)
 
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -13,16 +13,22 @@ from fastapi import Request
 
 from freedive.engine.pooling import Pooling
 from freedive.engine.request import Sampling
+from freedive.engine.submission import Job
 from freedive.errors import ContextLengthExceeded, UserError
 from freedive.server.answers import Answers
 from freedive.server.keys import Key
-from freedive.server.model import Generation, Model
+from freedive.server.model import Model
 from freedive.server.models import Models
 from freedive.server.visit import Visit
 from freedive.text.question import Question
 
+T = TypeVar("T")
+
 LONG_BYTES = 1 << 18
 """Bodies beyond this take long to make questions of, perhaps seconds."""
+
+MAX_ANSWERS = 4096
+"""Prompts times choices of one request: each takes some memory until the last is there."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,7 @@ class Service:
         ask = self._in_the_name_of(visit.key, ask)
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
             sampling = model.sampling(**ask.sampling)
-            questions = await self._made(ask, model, request)
-            generations = _submit(model, questions, sampling, ask)
-        visit.answers = Answers(model, generations, ask.num_choices)
+            visit.answers = await self._in_thread(partial(_submit, model, sampling, ask), model, request)
         return visit.answers
 
     def _in_the_name_of(self, key: Key, ask: Ask) -> Ask:
@@ -90,47 +94,46 @@ class Service:
     async def questions(self, ask: Ask, request: Request) -> tuple[Model, Sequence[Question]]:
         """What would be asked, and of whom. Raises UserError for what cannot be asked."""
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
-            return model, await self._made(ask, model, request)
+            return model, await self._in_thread(partial(ask.questions, model), model, request)
 
-    async def _made(self, ask: Ask, model: Model, request: Request) -> Sequence[Question]:
+    async def _in_thread(self, work: Callable[[], T], model: Model, request: Request) -> T:
         is_long = getattr(request.state, "num_body_bytes", 0) > LONG_BYTES
         threads = self._threads.setdefault((model.name, is_long), CapacityLimiter(1 if is_long else 4))
-        return await run_sync(ask.questions, model, limiter=threads)
+        return await run_sync(work, limiter=threads)
 
 
-def _submit(model: Model, questions: Sequence[Question], sampling: Sampling, ask: Ask) -> list[Generation]:
-    """One generation for each choice, prompt by prompt; all or none."""
-    generations: list[Generation] = []
+def _submit(model: Model, sampling: Sampling, ask: Ask) -> Answers:
+    """One generation for each choice, prompt by prompt; all or none. Takes long for many: not for the event loop."""
+    questions = ask.questions(model)
+    if len(questions) * ask.num_choices > MAX_ANSWERS:
+        what = f"{len(questions)} prompts with {ask.num_choices} choices are more than {MAX_ANSWERS} answers"
+        raise UserError(what, "Ask for them in several requests", param="n")
+    jobs = []
+    for question in questions:
+        bounded = _bounded(sampling, question, ask, model)
+        jobs += [_job(question, _seeded(bounded, choice), ask) for choice in range(ask.num_choices)]
     try:
-        for question in questions:
-            bounded = _bounded(sampling, question, ask, model)
-            for choice in range(ask.num_choices):
-                generations.append(_submit_one(model, question, _seeded(bounded, choice), ask))
-    except UserError:
-        for generation in generations:
-            generation.cancel()
-        raise
-    return generations
-
-
-def _submit_one(model: Model, question: Question, sampling: Sampling, ask: Ask) -> Generation:
-    try:
-        return model.engine.submit(
-            question.tokens,
-            sampling,
-            continues=question.continues,
-            keep=question.keeps,
-            reader=question.reader(),
-            guide=question.guide(sampling.max_tokens),
-            pooling=ask.pooling,
-            salt=ask.salt,
-            user=ask.user,
-            tenant=ask.tenant,
-        )
+        generations = model.engine.submit_all(jobs)
     except UserError as error:
-        if len(question.tokens) >= model.max_context:
+        if any(len(job.prompt) >= model.max_context for job in jobs):
             raise ContextLengthExceeded(error.what, error.remedy, param=error.param) from error
         raise
+    return Answers(model, generations, ask.num_choices, thinks=questions[0].reader().is_thinking)
+
+
+def _job(question: Question, sampling: Sampling, ask: Ask) -> Job:
+    return Job(
+        question.tokens,
+        sampling,
+        continues=question.continues,
+        keep=question.keeps,
+        reader=question.reader,
+        guide=partial(question.guide, sampling.max_tokens),
+        pooling=ask.pooling,
+        salt=ask.salt,
+        user=ask.user,
+        tenant=ask.tenant,
+    )
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:

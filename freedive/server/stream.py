@@ -27,6 +27,9 @@ KEEP_ALIVE_S = 10.0
 COMMENTS = 5
 """How many are sent before data that add nothing: some clients leave where they have read no data for 300 s."""
 
+MAX_READ = 256
+"""Generations of one request that are listened to at a time, in their order; the others' pieces wait."""
+
 
 async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Piece], None]:
     """Pieces of several generations as they come, each with the index of its generation.
@@ -34,25 +37,35 @@ async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[
     However it ends, every generation is over: closing the iterator cancels what still runs. Raises Unavailable when
     the engine itself cancels one, which it does when it shuts down.
     """
-    streams = [aiter(generation) for generation in generations]
-    pending = {asyncio.ensure_future(anext(stream)): index for index, stream in enumerate(streams)}
+    arrived: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(1)  # readers go at their own pace
+    coming = enumerate(generations)
+
+    async def read() -> None:
+        for index, generation in coming:
+            try:
+                async for piece in generation:
+                    await arrived.put((index, piece))
+            except Exception as error:
+                await arrived.put((index, error))
+        await arrived.put((-1, None))
+
+    readers = [asyncio.ensure_future(read()) for _ in generations[:MAX_READ]]
+    num_reading = len(readers)
     try:
-        while pending:
-            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for future in sorted(done, key=pending.__getitem__):
-                index = pending.pop(future)
-                try:
-                    piece = future.result()
-                except StopAsyncIteration:
-                    continue
-                if piece.finish_reason == "cancelled":
-                    raise Unavailable("the server is shutting down", "Send the request again later")
-                pending[asyncio.ensure_future(anext(streams[index]))] = index
-                yield index, piece
+        while num_reading:
+            index, item = await arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                num_reading -= 1
+                continue
+            if item.finish_reason == "cancelled":
+                raise Unavailable("the server is shutting down", "Send the request again later")
+            yield index, item
     finally:
         for generation in generations:
             generation.cancel()
-        await _ended(*pending)
+        await _ended(*readers)
 
 
 class EventStream(Response):

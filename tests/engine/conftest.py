@@ -11,4 +11,4 @@ import pytest
 @pytest.fixture
 def steps_cost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that counts its readings: however many rows a step has, it takes as long."""
-    monkeypatch.setattr("freedive.engine.engine.time", SimpleNamespace(perf_counter=count().__next__))
+    monkeypatch.setattr("freedive.engine.executor.time", SimpleNamespace(perf_counter=count().__next__))

@@ -257,10 +257,13 @@ def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(
 
     with start(FakeRunner()) as engine:
         monkeypatch.setattr("freedive.engine.scheduler.Scheduler.plan", crash)
-        with pytest.raises(EngineError, match="crashed"):
-            list(engine.submit([1], ENDLESS))
-        with pytest.raises(Unavailable):
+        for _ in range(3):
+            with pytest.raises(EngineError, match="bug"):
+                list(engine.submit([1], ENDLESS))
+        with pytest.raises(Unavailable, match="has failed: AssertionError: bug"):
             engine.submit([1], ENDLESS)
+        assert engine.failure == "AssertionError: bug"
+        assert (engine.stats().running, engine.stats().waiting) == (0, 0)
     assert "bug" in caplog.text
 
 

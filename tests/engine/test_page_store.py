@@ -17,12 +17,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from freedive.engine import page_store
+from freedive.engine import page_folder, page_store
 from freedive.engine.page_store import PageStore
 
 PAGE_BYTES = 5000
 FILE_BYTES = PAGE_BYTES + 4
 AMPLE = 10**8
+A, B = "a" * 16 + "-" + "1" * 16, "b" * 16 + "-" + "2" * 16
+"""Folders as the cache names them."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -52,9 +54,8 @@ def found(folder: Path, *numbers: int) -> list[int]:
     result = []
     with closing(store_in(folder)) as store:
         for number in numbers:
-            store._pages[1] = 7
-            if key_of(number) in store and store.read(key_of(number), 1):
-                assert (store._pages[1] == content(number)).all()
+            if key_of(number) in store and (data := store.load(key_of(number))) is not None:
+                assert (data == content(number)).all()
                 result.append(number)
     return result
 
@@ -68,18 +69,18 @@ def names(folder: Path) -> list[str]:
 
 
 def test_what_one_process_wrote_another_reads(tmp_path: Path) -> None:
-    put(tmp_path / "a", 1, 2, 3)
-    assert found(tmp_path / "a", 1, 2, 3, 4) == [1, 2, 3]
-    assert found(tmp_path / "b", 1) == []
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
-    assert names(tmp_path / "a") == [file_of(tmp_path, number).name for number in (1, 2, 3)]
+    put(tmp_path / A, 1, 2, 3)
+    assert found(tmp_path / A, 1, 2, 3, 4) == [1, 2, 3]
+    assert found(tmp_path / B, 1) == []
+    assert (tmp_path / A).stat().st_mode & 0o777 == 0o700
+    assert names(tmp_path / A) == [file_of(tmp_path, number).name for number in (1, 2, 3)]
 
 
 def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
-    put(tmp_path / "a", 1)
-    before = file_of(tmp_path / "a", 1).stat()
-    put(tmp_path / "a", 1)
-    assert file_of(tmp_path / "a", 1).stat() == before
+    put(tmp_path / A, 1)
+    before = file_of(tmp_path / A, 1).stat()
+    put(tmp_path / A, 1)
+    assert file_of(tmp_path / A, 1).stat() == before
 
 
 # --- damage -------------------------------------------------------------------------------------------------------
@@ -105,29 +106,27 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_is_not_read_but_deleted(tmp_path: Path, damage: str) -> None:
-    put(tmp_path / "a", 1, 2)
-    path = file_of(tmp_path / "a", 1)
+    put(tmp_path / A, 1, 2)
+    path = file_of(tmp_path / A, 1)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with closing(store_in(tmp_path / "a")) as store:
-        store._pages[0] = 7
+    with closing(store_in(tmp_path / A)) as store:
         assert key_of(1) in store
-        assert not store.read(key_of(1), 0)
-        assert not store._pages[0].any()
+        assert store.load(key_of(1)) is None
         assert key_of(1) not in store
     assert not path.exists()
-    assert found(tmp_path / "a", 1, 2) == [2]
-    put(tmp_path / "a", 1)
-    assert found(tmp_path / "a", 1, 2) == [1, 2]
+    assert found(tmp_path / A, 1, 2) == [2]
+    put(tmp_path / A, 1)
+    assert found(tmp_path / A, 1, 2) == [1, 2]
 
 
 def test_a_page_under_anothers_name_is_not_read(tmp_path: Path) -> None:
-    put(tmp_path / "a", 1)
-    file_of(tmp_path / "a", 1).rename(file_of(tmp_path / "a", 2))
-    assert found(tmp_path / "a", 1, 2) == []
+    put(tmp_path / A, 1)
+    file_of(tmp_path / A, 1).rename(file_of(tmp_path / A, 2))
+    assert found(tmp_path / A, 1, 2) == []
 
 
 def test_what_is_not_ours_stays(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
+    folder = tmp_path / A
     folder.mkdir()
     (folder / "notes.page").write_text("buy tea")
     (folder / f"{'x' * 32}.page").write_text("not hexadecimal")
@@ -140,22 +139,22 @@ def test_what_is_not_ours_stays(tmp_path: Path) -> None:
 
 
 def test_a_file_that_vanishes_is_not_there(tmp_path: Path) -> None:
-    put(tmp_path / "a", 1)
-    with closing(store_in(tmp_path / "a")) as store:
-        file_of(tmp_path / "a", 1).unlink()
-        assert not store.read(key_of(1), 0)
+    put(tmp_path / A, 1)
+    with closing(store_in(tmp_path / A)) as store:
+        file_of(tmp_path / A, 1).unlink()
+        assert store.load(key_of(1)) is None
         assert key_of(1) not in store
 
 
 def test_what_was_never_finished_is_swept_away_unless_it_is_new(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
+    folder = tmp_path / A
     put(folder, 1)
-    for name, age in (("old", 3600), ("new", 1)):
+    for name, age in (("1-00000000", 3600), ("2-00000000", 1)):
         path = folder / f"{key_of(9).hex()}.{name}.partial"
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)
     put(folder, 2)
-    assert [name for name in names(folder) if "partial" in name] == [f"{key_of(9).hex()}.new.partial"]
+    assert [name for name in names(folder) if "partial" in name] == [f"{key_of(9).hex()}.2-00000000.partial"]
 
 
 # --- the limit ----------------------------------------------------------------------------------------------------
@@ -168,42 +167,110 @@ def age(folder: Path, **seconds: int) -> None:
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
-    put(tmp_path / "a", 1, 2, 3)
-    put(tmp_path / "b", 4)
-    age(tmp_path / "a", _1=400, _2=300, _3=200)
-    age(tmp_path / "b", _4=350)
-    assert found(tmp_path / "a", 1) == [1]  # which is use
-    put(tmp_path / "a", 5, max_bytes=4 * FILE_BYTES)
-    assert (found(tmp_path / "a", 1, 2, 3, 5), found(tmp_path / "b", 4)) == ([1, 3, 5], [])
+    put(tmp_path / A, 1, 2, 3)
+    put(tmp_path / B, 4)
+    age(tmp_path / A, _1=400, _2=300, _3=200)
+    age(tmp_path / B, _4=350)
+    assert found(tmp_path / A, 1) == [1]  # which is use
+    put(tmp_path / A, 5, max_bytes=4 * FILE_BYTES)
+    assert (found(tmp_path / A, 1, 2, 3, 5), found(tmp_path / B, 4)) == ([1, 3, 5], [])
 
 
 def test_the_limit_holds_while_much_is_written(tmp_path: Path) -> None:
     most = 0
     for first in range(0, 100, 5):
-        put(tmp_path / str(first % 2), *range(first, first + 5), max_bytes=12 * FILE_BYTES)
+        put(tmp_path / (A, B)[first % 2], *range(first, first + 5), max_bytes=12 * FILE_BYTES)
         most = max(most, sum(path.stat().st_size for path in tmp_path.glob("*/*")))
     assert 10 * FILE_BYTES < most <= 12 * FILE_BYTES
-    assert found(tmp_path / "1", *range(95, 100)) == [*range(95, 100)]
+    assert found(tmp_path / B, *range(95, 100)) == [*range(95, 100)]
+
+
+def test_all_stores_together_keep_to_the_limit(tmp_path: Path) -> None:
+    """Five models that are served at once, each with a store of its own, and another process's beside them."""
+    pages = np.zeros((1, PAGE_BYTES), np.uint8)
+    stores = [PageStore(tmp_path / f"{index:016x}-{index:016x}", pages, 20 * FILE_BYTES) for index in range(5)]
+    for number in range(100):
+        stores[number % 5].write(key_of(number), 0, lambda: True)
+    for store in stores:
+        store.close()
+    assert 15 <= len(list(tmp_path.glob("*/*.page"))) <= 20 + len(stores)
+    put(tmp_path / A, 101, max_bytes=20 * FILE_BYTES)
+    assert len(list(tmp_path.glob("*/*.page"))) <= 20
+
+
+def test_large_limits_are_measured_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    trim = page_store.trim
+    monkeypatch.setattr(page_store, "trim", lambda *args: measured.append(1) or trim(*args))
+    put(tmp_path / A, *range(100), max_bytes=64 * 20 * FILE_BYTES)
+    assert 5 <= len(measured) <= 7
+
+
+@pytest.mark.parametrize("folder", ["downloads", A])
+def test_files_of_others_stay_whatever_their_age(tmp_path: Path, folder: str) -> None:
+    """As where FREEDIVE_PAGES names a folder in which other programs work."""
+    others = [tmp_path / folder / "film.mkv.partial", tmp_path / "downloads" / f"{'0' * 32}.page"]
+    others.append(tmp_path / "downloads" / f"{'0' * 32}.1-00000000.partial")
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(FILE_BYTES))
+        os.utime(path, (time.time() - 10**6,) * 2)
+    put(tmp_path / B, *range(5), max_bytes=2 * FILE_BYTES)
+    assert all(path.exists() for path in others)
+
+
+def test_a_folder_that_others_can_write_in_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path / A, 1)
+    for mode in (0o777, 0o770):
+        (tmp_path / A).chmod(mode)
+        assert found(tmp_path / A, 1) == []
+        put(tmp_path / A, 2, 3)
+        assert len(names(tmp_path / A)) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"prefixes cannot be kept in {tmp_path / A}: others can write there"
+    ] * 2
+    (tmp_path / A).chmod(0o700)
+    assert found(tmp_path / A, 1) == [1]
+
+
+def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / A, 1)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert found(tmp_path / A, 1) == []
+    put(tmp_path / A, 2)
+    assert len(names(tmp_path / A)) == 1
+
+
+def test_a_link_in_place_of_the_folder_is_not_used(tmp_path: Path) -> None:
+    put(tmp_path / B, 1)
+    (tmp_path / A).symlink_to(tmp_path / B)
+    assert found(tmp_path / A, 1) == []
+
+
+def test_folders_are_made_for_this_user_alone(tmp_path: Path) -> None:
+    put(tmp_path / "pages" / A, 1)
+    for folder in (tmp_path / "pages", tmp_path / "pages" / A):
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_half_of_what_the_disk_has_free_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def usage(path: Path) -> SimpleNamespace:
-        return SimpleNamespace(free=(10 - len(names(tmp_path / "a"))) * FILE_BYTES)
+        return SimpleNamespace(free=(10 - len(names(tmp_path / A))) * FILE_BYTES)
 
-    monkeypatch.setattr(page_store.shutil, "disk_usage", usage)
+    monkeypatch.setattr(page_folder.shutil, "disk_usage", usage)
     for number in range(10):
-        put(tmp_path / "a", number)
-        assert len(names(tmp_path / "a")) <= 5
-    assert len(names(tmp_path / "a")) >= 4
+        put(tmp_path / A, number)
+        assert len(names(tmp_path / A)) <= 5
+    assert len(names(tmp_path / A)) >= 4
 
 
 def test_more_than_can_be_written_in_time_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_store, "MAX_QUEUED", 3)
-    with closing(store_in(tmp_path / "a")) as store:
+    with closing(store_in(tmp_path / A)) as store:
         for number in range(100):
             store.write(key_of(number), 0, lambda: time.sleep(0.01) is None)
         assert sum(key_of(number) in store for number in range(100)) <= 6
-    assert 3 <= len(names(tmp_path / "a")) <= 6
+    assert 3 <= len(names(tmp_path / A)) <= 6
 
 
 # --- disks that fail ----------------------------------------------------------------------------------------------
@@ -212,7 +279,7 @@ def test_more_than_can_be_written_in_time_is_not_written(tmp_path: Path, monkeyp
 def test_a_full_disk_is_told_once_and_tried_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    put(tmp_path / "a", 1)
+    put(tmp_path / A, 1)
     attempts = []
 
     def full(self: Path, target: Path) -> None:
@@ -221,19 +288,19 @@ def test_a_full_disk_is_told_once_and_tried_again_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
-        store = put(tmp_path / "a", 2, 3, 4)
+        store = put(tmp_path / A, 2, 3, 4)
         assert len(attempts) == 1
         assert not any(key_of(number) in store for number in (2, 3, 4))
         patch.setattr(page_store, "REST_S", 0)
-        put(tmp_path / "b", 2, 3, 4)
+        put(tmp_path / B, 2, 3, 4)
         assert len(attempts) == 4
     assert [record.getMessage() for record in caplog.records] == [
-        f"prefixes cannot be kept in {tmp_path / name}: No space left on device" for name in "ab"
+        f"prefixes cannot be kept in {tmp_path / name}: No space left on device" for name in (A, B)
     ]
-    assert names(tmp_path / "a") == [file_of(tmp_path, 1).name]
-    assert found(tmp_path / "a", 1) == [1]
-    put(tmp_path / "a", 2)
-    assert found(tmp_path / "a", 1, 2) == [1, 2]
+    assert names(tmp_path / A) == [file_of(tmp_path, 1).name]
+    assert found(tmp_path / A, 1) == [1]
+    put(tmp_path / A, 2)
+    assert found(tmp_path / A, 1, 2) == [1, 2]
 
 
 @contextmanager
@@ -252,34 +319,34 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
 
 def test_a_disk_that_really_is_full_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_disk(tmp_path / "disk", 10 * 8192):
-        put(tmp_path / "disk" / "a", *range(4))
+        put(tmp_path / "disk" / A, *range(4))
         (tmp_path / "disk" / "ballast").write_bytes(bytes(4 * 8192))
         with suppress(OSError), (tmp_path / "disk" / "rest").open("wb") as file:
             while True:
                 file.write(bytes(4096))
-        put(tmp_path / "disk" / "a", *range(4, 8))
-        assert found(tmp_path / "disk" / "a", *range(8)) == [*range(4)]
-        assert not any("partial" in name for name in names(tmp_path / "disk" / "a"))
+        put(tmp_path / "disk" / A, *range(4, 8))
+        assert found(tmp_path / "disk" / A, *range(8)) == [*range(4)]
+        assert not any("partial" in name for name in names(tmp_path / "disk" / A))
 
 
 def test_a_folder_that_cannot_be_made_is_told_and_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    put(tmp_path / "file" / "a", 1, 2)
+    put(tmp_path / "file" / A, 1, 2)
     assert "prefixes cannot be kept" in caplog.text
     assert len(caplog.records) == 1
-    assert found(tmp_path / "file" / "a", 1) == []
+    assert found(tmp_path / "file" / A, 1) == []
 
 
 def test_a_file_that_cannot_be_touched_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path / "a", 1)
+    put(tmp_path / A, 1)
 
     def utime(file: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "utime", utime)
-    assert found(tmp_path / "a", 1) == [1]
+    assert found(tmp_path / A, 1) == [1]
 
 
 # --- several processes, and their ends ----------------------------------------------------------------------------
@@ -295,8 +362,8 @@ for _ in range(rounds):
     store = PageStore(folder, pages, 40 * FILE_BYTES if begin == 0 else AMPLE)
     for row in range(50):
         number = source.randrange(begin, end)
-        if key_of(number) in store and store.read(key_of(number), 63):
-            assert (pages[63] == content(number)).all()
+        if key_of(number) in store and (data := store.load(key_of(number))) is not None:
+            assert (data == content(number)).all()
         else:
             pages[row] = content(number)
             store.write(key_of(number), row, lambda: True)
@@ -314,16 +381,16 @@ def writer(folder: Path, *numbers: int) -> subprocess.Popen[str]:
 
 
 def test_processes_share_a_folder(tmp_path: Path) -> None:
-    for process in [writer(tmp_path / "a", seed, 15, 0, 60) for seed in range(2)]:
+    for process in [writer(tmp_path / A, seed, 15, 0, 60) for seed in range(2)]:
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out, err) == (0, "", "")
-    assert len(found(tmp_path / "a", *range(60))) == len(names(tmp_path / "a"))
-    assert 20 < len(names(tmp_path / "a")) < 80
+    assert len(found(tmp_path / A, *range(60))) == len(names(tmp_path / A))
+    assert 20 < len(names(tmp_path / A)) < 80
 
 
 def test_a_writer_that_is_killed_leaves_nothing_damaged(tmp_path: Path) -> None:
     """Of twenty kills, some four come while a file is half-written."""
-    folder = tmp_path / "a"
+    folder = tmp_path / A
     put(folder, 999)
     source = random.Random(0)
     for kill in range(20):

@@ -214,10 +214,17 @@ class Shelf(dict[bytes, bytes]):
         assert is_same()
         assert self.setdefault(key, self.pages[page].tobytes()) == self.pages[page].tobytes()
 
-    def read(self, key: bytes, page: int) -> bool:
-        data = self.pop(key) if self.damaged() else self[key]
-        self.pages[page] = np.frombuffer(data, np.uint8)
-        return key in self
+    def fetch(self, keys: list[bytes]) -> dict[bytes, np.ndarray | None]:
+        found: dict[bytes, np.ndarray | None] = {}
+        for key in keys:
+            if self.damaged():
+                found[key] = self.pop(key) and None
+            else:
+                found[key] = np.frombuffer(self[key], np.uint8)
+        return found
+
+    def fill(self, page: int, data: np.ndarray) -> None:
+        self.pages[page] = data
 
 
 class Driver:
@@ -368,7 +375,7 @@ def test_a_disk_that_hangs_takes_no_page_and_no_request(tmp_path: Path, monkeypa
             assert ask(engine, prompt) == (0, alone(prompt, SHORT))
             assert engine.stats().free_pages == 4
     hanging.set()
-    store._thread.join()
+    store._writer.join()
     assert list(tmp_path.glob("pages/*")) == []
 
 

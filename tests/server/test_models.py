@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -10,7 +11,8 @@ import pytest
 from echo_model import EchoModel
 from fastapi.testclient import TestClient
 
-from freedive.errors import NotFound, Overloaded, UserError
+from freedive.engine.request import Sampling
+from freedive.errors import NotFound, Overloaded, Unavailable, UserError
 from freedive.server import models as models_module
 from freedive.server.app import create_app
 from freedive.server.models import FOREVER, Known, Models
@@ -221,3 +223,135 @@ def test_every_api_lists_aliases(route: str) -> None:
         chat = {"model": "gpt-x", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
         for answering in ("/v1/chat/completions", "/v1/messages"):
             assert http.post(answering, json=chat).json()["model"] == "gpt-x"
+
+
+# --- what is preloaded -----------------------------------------------------------------------------
+
+
+def test_a_preloaded_model_makes_room_last_and_never_for_what_a_client_had_fetched() -> None:
+    shelf = Shelf()
+    mine = EchoModel(name="mine", num_bytes=10)
+
+    async def scene() -> None:
+        known = [Known(name, partial(shelf.load, name), 10) for name in ("mine", "a", "b")]
+        models = Models(known, [mine], max_bytes=20)
+        models.add(Known("pulled", partial(shelf.load, "pulled"), 20))
+        await used(models, "a")
+        await used(models, "mine")
+        await used(models, "b")
+        assert [model.name for model in models.loaded] == ["mine", "b"]
+        with pytest.raises(Overloaded, match="kept by the operator"):
+            await used(models, "pulled")
+        assert mine in models.loaded
+
+    run(scene)
+
+
+def test_two_models_that_do_not_fit_are_loaded_no_more_than_half_of_the_time() -> None:
+    shelf = Shelf()
+
+    def load(name: str) -> EchoModel:
+        time.sleep(0.05)
+        return shelf.load(name)
+
+    async def scene() -> None:
+        models = Models([Known(name, partial(load, name), 10) for name in "ab"], max_bytes=10)
+        begun = time.monotonic()
+        for name in "ababa":
+            await used(models, name)
+        assert time.monotonic() - begun > 9 * 0.05
+        assert len(shelf.made) == 5
+
+    run(scene)
+
+
+# --- models that fail -----------------------------------------------------------------------------------------------
+
+
+def broken(model: EchoModel) -> EchoModel:
+    """One whose engine has given up in the midst of work."""
+    model.engine.submit([97], Sampling())
+    model.engine.failure = "out of tea"
+    return model
+
+
+def test_a_model_whose_engine_has_failed_is_loaded_again_for_who_asks_next() -> None:
+    shelf = Shelf()
+
+    async def scene() -> None:
+        models = shelf.models("a", "b", max_bytes=10)
+        await used(models, "a")
+        broken(shelf.made[0])
+        assert "out of tea" in models.troubles["a"]
+        async with models.use("a") as model:
+            assert model is shelf.made[1]
+        assert shelf.made[0].closed
+        assert models.troubles == {}
+        broken(shelf.made[1])
+        await used(models, "b")  # for which the failed one makes room, though its work is open
+
+    run(scene)
+
+
+def test_a_preloaded_model_that_fails_is_loaded_again_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_module, "TICK_S", 0.01)
+    monkeypatch.setattr(models_module, "RETRY_S", 0.05)
+    first, loads = EchoModel(name="a"), []
+
+    def load() -> EchoModel:
+        loads.append(1)
+        if len(loads) == 1:
+            raise NotFound("the disk is busy")
+        return EchoModel(name="a")
+
+    async def scene() -> None:
+        models = Models([Known("a", load)], [first])
+        broken(first)
+        async with models.living():
+            while len(loads) < 2:
+                if len(loads) == 1:
+                    assert "loaded again" in models.troubles["a"]
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            assert models.troubles == {}
+            assert len(models.loaded) == 1
+
+    run(scene)
+
+
+def test_a_model_that_does_not_close_well_ends_neither_the_others_nor_the_watch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models_module, "TICK_S", 0.01)
+    shelf = Shelf()
+
+    def close() -> None:
+        raise OSError("it clings")
+
+    async def scene() -> None:
+        models = shelf.models("a", "b", keep_alive_s=0.02)
+        async with models.living():
+            await used(models, "a")
+            shelf.made[0].close = close  # type: ignore[method-assign]
+            await asyncio.sleep(0.1)
+            await used(models, "b")
+            await asyncio.sleep(0.1)
+            assert models.loaded == []
+
+    run(scene)
+
+
+def test_a_stalled_model_is_said_to_be() -> None:
+    async def scene() -> None:
+        model = EchoModel(name="a")
+        models = Models([Known("a", lambda: model)], [model])
+        model.engine.stalled_s = 400.0
+        with pytest.raises(Unavailable, match="no progress for 400 s"):
+            await used(models, "a")
+        with TestClient(create_app(models), base_url="http://localhost") as client:
+            health = client.get("/health")
+            assert (health.status_code, health.json()["troubles"]) == (503, {"a": "it has made no progress for 400 s"})
+            model.engine.stalled_s = 0.0
+            assert client.get("/health").json()["status"] == "ok"
+
+    run(scene)

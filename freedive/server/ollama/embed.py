@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastapi import Request
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 
+from freedive.server.long_json import long_json
 from freedive.server.ollama.fields import EmbeddingsRequest, EmbedRequest
 from freedive.server.ollama.times import nanoseconds
 from freedive.server.routing import APIRouter
@@ -20,18 +22,19 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/embed", summary="Texts as vectors")
-    async def embed(body: EmbedRequest, request: Request) -> Json:
+    async def embed(body: EmbedRequest, request: Request) -> Response:
         started = time.perf_counter()
         if not body.input:
-            return {"model": body.model, "embeddings": []}
+            return JSONResponse({"model": body.model, "embeddings": []})
         answers = await service.answers(body.ask(), request)
-        return {
+        vectors = await answers.embeddings(request)
+        fields = {
             "model": body.model,
-            "embeddings": await answers.embeddings(request),
             "total_duration": nanoseconds(time.perf_counter() - started),
             "load_duration": nanoseconds(answers.timings.submitted_at - started),
             "prompt_eval_count": answers.usage.prompt,
         }
+        return await long_json(fields, "embeddings", vectors)
 
     @routes.post("/embeddings", summary="A text as a vector")
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Json:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from base64 import b64encode
 from struct import pack
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from fastapi import Request
+from fastapi import Request, Response
 from pydantic import BeforeValidator, Field
 
 from freedive.engine.pooling import Pooling
+from freedive.server.long_json import long_json
 from freedive.server.openai.fields import Prompt, listed_prompts
 from freedive.server.openai.foreign_fields import LABELS
 from freedive.server.problems import prompt_named
@@ -17,7 +18,6 @@ from freedive.server.routing import APIRouter
 from freedive.server.service import Ask, Service, to_embed
 from freedive.server.wire import Text, Wire
 
-Json = dict[str, Any]
 Vector = list[float]
 
 
@@ -48,14 +48,14 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/embeddings", summary="Texts as vectors")
-    async def embeddings(body: EmbeddingRequest, request: Request) -> Json:
+    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         with prompt_named("input"):
             answers = await service.answers(body.ask(), request)
         vectors = await answers.embeddings(request)
         write = _floats if body.encoding_format == "float" else _base64
-        data = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors)]
+        data = ({"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors))
         usage = {"prompt_tokens": answers.usage.prompt, "total_tokens": answers.usage.prompt}
-        return {"object": "list", "model": answers.model.name, "data": data, "usage": usage}
+        return await long_json({"object": "list", "model": answers.model.name, "usage": usage}, "data", data)
 
     return routes
 

@@ -1,0 +1,151 @@
+"""The real engine over the kernels and a tiny model: whatever is asked of it, it lives, and every page comes back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_runner import FakeDecoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import tiny
+
+from freedive.config import EngineConfig
+from freedive.engine.engine import Engine
+from freedive.engine.request import EngineError, Generation, Sampling
+from freedive.engine.submission import Job
+from freedive.errors import UserError
+from freedive.ops.native import NativeRunner
+
+VOCAB = 128
+NUM_PAGES = 24
+
+
+class TinyTokenizer:
+    stop_ids = frozenset({2})
+
+    def stream(self, *, continues: bool = False, keep: Callable[[str], bool] | None = None) -> FakeDecoder:
+        return FakeDecoder()
+
+
+class Panic(BaseException):
+    """As native code raises them."""
+
+
+@dataclass
+class Fickle:
+    """A guide that lets everything pass until it raises."""
+
+    error: type[BaseException]
+    rest: int
+    complete: bool = False
+
+    def allowed(self) -> np.ndarray:
+        if self.rest <= 0:
+            raise self.error("no")
+        return np.full(VOCAB // 8, 255, np.uint8)
+
+    def take(self, token: int) -> None:
+        self.rest -= 1
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    model = tiny("llama")
+    runner = NativeRunner(model.spec, model.packed, num_threads=1, max_rows=48, num_pages=NUM_PAGES)
+    with Engine(runner, TinyTokenizer(), EngineConfig(max_batch=4, prefill_chunk=40)) as engine:
+        yield engine
+
+
+odd = st.text(st.characters(exclude_categories=()), max_size=8) | st.sampled_from(["", "\ud800", "\0", "a" * 5000])
+errors = st.sampled_from([ValueError, MemoryError, Panic, SystemExit, KeyboardInterrupt])
+guides = st.none() | st.builds(Fickle, errors, st.integers(0, 6))
+samplings = st.builds(
+    Sampling,
+    max_tokens=st.integers(1, 30),
+    temperature=st.sampled_from([0.0, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    logit_bias=st.dictionaries(st.integers(-1, VOCAB), st.floats(-100, 100), max_size=4),
+    seed=st.integers(0, 9),
+    stop=st.lists(st.text(st.characters(exclude_categories=()), min_size=1, max_size=3), max_size=3).map(tuple),
+    logprobs=st.none() | st.integers(0, 20),
+    ignore_eos=st.booleans(),
+)
+
+
+@dataclass
+class Wish:
+    length: int
+    first: int
+    sampling: Sampling
+    guide: Fickle | None
+    pooling: Any
+    salt: str
+    user: str
+
+    @property
+    def job(self) -> Job:
+        prompt = [3 + (self.first + index) % (VOCAB - 3) for index in range(self.length)]
+        guide = self.guide
+        return Job(prompt, self.sampling, guide=lambda: guide, pooling=self.pooling, salt=self.salt, user=self.user)
+
+
+wishes = st.builds(
+    Wish,
+    st.integers(0, 150),
+    st.integers(0, 2),
+    samplings,
+    guides,
+    st.sampled_from([None, None, "mean", "last"]),
+    odd,
+    odd,
+)
+
+
+def ended(generation: Generation) -> str:
+    """How it ended, which it must."""
+    try:
+        *_, last = generation
+    except EngineError:
+        return "error"
+    assert last.finish_reason
+    return last.finish_reason
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(wishes, min_size=1, max_size=5), min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_engine_lives_and_its_pages_return_whatever_is_asked(
+    engine: Engine, batches: list[list[Wish]], source: random.Random
+) -> None:
+    generations: list[Generation] = []
+    for batch in batches:
+        try:
+            generations += engine.submit_all([wish.job for wish in batch])
+        except UserError:
+            continue
+        if source.random() < 0.3:
+            source.choice(generations).cancel()
+    for generation in generations:
+        assert ended(generation) in ("stop", "length", "cancelled", "error")
+    assert engine.failure == ""
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.num_pages)
+
+
+def test_answers_of_a_crowd_are_those_of_a_quiet_engine(engine: Engine) -> None:
+    jobs = [
+        Job([3 + (index * 7 + place) % 120 for place in range(20 + index)], Sampling(max_tokens=12, seed=index))
+        for index in range(12)
+    ]
+
+    def answer(generation: Generation) -> list[int]:
+        return [token for piece in generation for token in piece.token_ids]
+
+    quiet = [answer(engine.submit_all([job])[0]) for job in jobs]
+    hostile = [Job([5] * 40, Sampling(max_tokens=9), guide=lambda: Fickle(Panic, 3)) for _ in range(12)]
+    mixed = [job for pair in zip(jobs, hostile, strict=True) for job in pair]
+    assert [answer(each) for each in engine.submit_all(mixed)[::2]] == quiet
