@@ -56,6 +56,7 @@ wheel: $(VENV)/installed $(VENV)/wheel-tools
 SANITIZED := tests/native/test_binding.py tests/checkpoint/test_bundle.py tests/engine/test_sampler.py tests/ops/test_shapes.py
 
 sanitize: $(VENV)/installed $(VENV)/test-tools
+	mkdir -p build
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/sanitize -G Ninja -DFREEDIVE_SANITIZE=ON \
 	  -DCMAKE_BUILD_TYPE=None -DPython_EXECUTABLE="$(abspath $(BIN))/python" >build/sanitize.log
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build build/sanitize >>build/sanitize.log

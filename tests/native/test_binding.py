@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,17 @@ def test_more_alternatives_than_tokens_are_all_of_them() -> None:
     for size in (1, 2, 3):
         found = logprobs(LOGITS[:size], 0, 20).top
         assert len(found) == size
+
+
+def test_a_vocabulary_of_two_is_drawn_from() -> None:
+    model = replace(SHAPES["part of a head rotates"], vocab_size=2)
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(param.shape, np.float32) for name, param in params(model).items()}
+    runner = NativeRunner(model, pack_floats(weights), num_threads=2, max_rows=8, num_pages=2)
+    for row in runner.step(batch(tokens=ints(1, 0, 1))):
+        assert len(logprobs(row, 0, 20).top) == 2
+        for top_k in (0, 1, 2, 50):
+            assert _native.draw(row, 1.0, top_k, 0.9, 0.1, 0.5) in (0, 1)
 
 
 @pytest.mark.parametrize("index", [*BEYOND, 5])
