@@ -186,7 +186,7 @@ _WILD: dict[str, Any] = {
     **dict.fromkeys(("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames"), _ONE),
     **dict.fromkeys(("anyOf", "allOf", "oneOf", "prefixItems"), _LIST),
     **dict.fromkeys(("properties", "dependentSchemas"), _NAMED),
-    **{"multipleOf": _some([1, 2, 7, 0.5, 0.1, 1e-9]), "const": _some(VALUES), "enum": _some(VALUES, 4)},
+    **{"multipleOf": _some([1, 2, 7, 0.5, 0.25, 4]), "const": _some(VALUES), "enum": _some(VALUES, 4)},
     **{"required": _some(TEXTS, 2), "pattern": _some(PATTERNS), "$ref": _some(REFERENCES)},
     **{"patternProperties": _below(lambda rng, depth: {rng.choice(PATTERNS): _wild(rng, depth)})},
     **{"dependentRequired": lambda rng, depth: {rng.choice(TEXTS): rng.choices(TEXTS, k=2)}},

@@ -324,3 +324,26 @@ def test_any_schema_is_refused_or_kept_to(guides: Guides, start: int) -> None:  
             if jsonschema.Draft202012Validator(jsonschema.Draft202012Validator.META_SCHEMA).is_valid(schema):
                 jsonschema.Draft202012Validator(schema).validate(valid_json(text))
     assert finished > 3
+
+
+def itself(name: str, keyword: str) -> dict[str, Any]:
+    """A schema that refers to itself in 60 ways."""
+    way = {"$ref": f"#/$defs/{name}"}
+    if keyword == "allOf":
+        return {"allOf": [way] * 60}
+    return {"type": "object", "properties": {f"p{n}": way for n in range(60)}, "required": [f"p{n}" for n in range(60)]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]},
+        {"not": {"$ref": "#/$defs/a"}},
+        {"unevaluatedProperties": False, "$ref": "#/$defs/c"},
+        {"not": {"$ref": "#/$defs/c"}},
+    ],
+)
+def test_references_that_multiply_are_refused_at_once(schema: dict[str, Any]) -> None:
+    definitions = {"a": itself("a", "properties"), "b": itself("b", "properties"), "c": itself("c", "allOf")}
+    with pytest.raises(UserError, match=r"too many ways|cannot be kept to"):
+        rewritten({**schema, "$defs": definitions}, "tools")

@@ -12,6 +12,7 @@ from freedive.text.dialects.dialect import Dialect, Mode
 from freedive.text.dialects.parser import heard
 from freedive.text.format import json_grammar
 from freedive.text.lark import Lark, any_of, quoted
+from freedive.text.schema.references import References
 from freedive.text.schema.rewrite import rewritten
 from freedive.text.tools import checked_name
 
@@ -73,11 +74,12 @@ class Calls:
         properties, required = root.get("properties", {}), root.get("required", [])
         if unknown := (root.keys() - _ROOT) | (set(required) - properties.keys()):
             _refuse(function, "", min(unknown))
+        references, given_references = References(root), References(given)
         for key, schema in properties.items():
             if not _KEY.fullmatch(key):
                 _refuse(function, key, "its name")
-            plain = resolved({} if schema is True else schema, root)
-            if not self._apart and kinds(plain) != kinds(resolved(given["properties"][key], given)):
+            plain = resolved({} if schema is True else schema, references)
+            if not self._apart and kinds(plain) != kinds(resolved(given["properties"][key], given_references)):
                 _refuse(function, key, "its type, which only a condition tells")
             written = [*self._ways(function, key, plain, root)] if plain is not False else []
             if key in required and not written:

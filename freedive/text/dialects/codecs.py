@@ -39,19 +39,22 @@ def read_calls(codecs: Iterable[Codec], body: str, schemas: Schemas) -> list[Cal
 
 def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> Schemas:
     """The parameters' schemas of ``tools`` as OpenAI has them: {"type": "function", "function": {...}}."""
-    roots = {tool["function"]["name"]: _mapping(tool["function"].get("parameters")) for tool in tools}
-    return {
-        name: {key: resolved(schema, root) for key, schema in _mapping(root.get("properties")).items()}
-        for name, root in roots.items()
-    }
+    found: dict[str, Mapping[str, Any]] = {}
+    for function in (tool["function"] for tool in tools):
+        root = _mapping(function.get("parameters"))
+        references = References(root)
+        properties = _mapping(root.get("properties")).items()
+        found[function["name"]] = {key: resolved(schema, references) for key, schema in properties}
+    return found
 
 
-def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
-    """``schema`` with what stands in ``root`` for its own $ref and those of its choices."""
+def resolved(schema: Any, references: References) -> Any:
+    """``schema`` with what its own $ref and those of its choices refer to."""
     if not isinstance(schema, Mapping):
         return schema
-    references = References(root)
     schema = references.merged(schema)
+    if not isinstance(schema, Mapping):
+        return schema
     choices = {name: _listed(schema[name]) for name in ("anyOf", "oneOf") if name in schema}
     return {**schema, **{name: [references.merged(choice) for choice in each] for name, each in choices.items()}}
 

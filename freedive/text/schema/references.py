@@ -15,6 +15,14 @@ MAX_LEVELS = 8
 """References that are followed one after the other to find out what a schema says."""
 
 
+MAX_STEPS = 20_000
+"""Schemas that are looked at to find out what others say: each may refer to itself many times."""
+
+
+class TooManySteps(Exception):
+    """The references of a schema multiply."""
+
+
 class UnknownReference(Exception):
     """A reference to what is not in the document."""
 
@@ -28,6 +36,7 @@ class References:
         self._bases: dict[int, str] = {}
         self._names: dict[int, str] = {}
         self._pending: dict[str, Any] = {}
+        self._num_steps = 0
         self._find_resources(root)
 
     def name(self, schema: Mapping[str, Any]) -> str:
@@ -44,7 +53,8 @@ class References:
         return pending
 
     def target(self, schema: Any) -> Any:
-        """``schema``, or what it refers to if it has nothing but a reference."""
+        """``schema``, or what it refers to if it has nothing but a reference. Raises TooManySteps."""
+        self._count()
         for _ in range(MAX_LEVELS):
             if not isinstance(schema, Mapping) or schema.keys() != {"$ref"}:
                 return schema
@@ -56,6 +66,7 @@ class References:
 
     def parts(self, schema: Any, levels: int = MAX_LEVELS) -> list[Mapping[str, Any]]:
         """``schema``, what it refers to, and the schemas of its allOf, of which each must be kept to."""
+        self._count()
         if not isinstance(schema, Mapping) or not levels:
             return []
         more = schema["allOf"] if isinstance(schema.get("allOf"), list) else []
@@ -73,6 +84,11 @@ class References:
             return schema
         own = {key: value for key, value in schema.items() if key != "$ref"}
         return {**target, **own} if isinstance(target, Mapping) else target
+
+    def _count(self) -> None:
+        self._num_steps += 1
+        if self._num_steps > MAX_STEPS:
+            raise TooManySteps
 
     def _find(self, schema: Mapping[str, Any]) -> Any:
         reference = schema["$ref"]

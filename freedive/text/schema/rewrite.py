@@ -15,7 +15,7 @@ from freedive.errors import UserError
 from freedive.text.schema import logic
 from freedive.text.schema.logic import TYPES, Schema
 from freedive.text.schema.numbers import NumberError, checked_multiple, inner_bounds, is_exact, short
-from freedive.text.schema.references import References, UnknownReference
+from freedive.text.schema.references import References, TooManySteps, UnknownReference
 
 FORMATS = frozenset({
     *("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"),
@@ -42,10 +42,13 @@ def rewritten(schema: Mapping[str, Any], param: str) -> tuple[Schema, bool]:
 
     UserError, about ``param``, for what cannot be kept to.
     """
-    writer = _Rewriter(schema, param, escapes=False)
-    result = writer.root()
-    if writer.has_controls:
-        return _Rewriter(schema, param, escapes=True).root(), True
+    try:
+        writer = _Rewriter(schema, param, escapes=False)
+        result = writer.root()
+        if writer.has_controls:
+            return _Rewriter(schema, param, escapes=True).root(), True
+    except TooManySteps:
+        raise UserError("The schema refers to itself in too many ways", "Make it simpler.", param=param) from None
     return result, False
 
 
