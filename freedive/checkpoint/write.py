@@ -47,8 +47,8 @@ def new_file(path: Path, what: str, num_bytes: int, otherwise: str) -> Iterator[
 
 
 def _remedy(error: OSError, num_bytes: int) -> str:
-    """What helps against ``error``: room only where that is what lacks."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    """What helps against ``error``: room, or the right to write."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "Make the folder writable"
     return f"Make room for {max(1, round(num_bytes / 2**20)):,} MiB"
 

@@ -170,7 +170,7 @@ SAID: Mapping[str, str] = {
     "string_type": "must be a text",
     "union_tag_invalid": "has a type that is none of {expected_tags}",
     "union_tag_not_found": "must be an object with a type",
-    "value_error": "{error}",
+    "value_error": "is wrong: {error}",
 }
 """What is said of the faults that validation finds, by its names for them. Of others it says what its user needs."""
 

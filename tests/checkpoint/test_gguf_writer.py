@@ -160,7 +160,9 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     def fail(begin: int, end: int) -> Any:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(Unavailable, match=r"cannot be written to .*: No space left on device\. Make room for .* GiB"):
+    with pytest.raises(
+        Unavailable, match=r"cannot be written to .*: No space left on device\. Make room for [1-9][0-9,]* MiB"
+    ):
         write_gguf(path, {}, {"w": Tensor("w", (1, 4), "F32", fail)})
     assert path.read_bytes() == b"before"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.gguf", "notes.1.partial"]
