@@ -263,11 +263,14 @@ def server(command: list[str], environment: Mapping[str, str] = os.environ) -> I
     with subprocess.Popen(command, env=dict(environment), stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr
-            for line in process.stderr:
-                if found := re.search(r"http://[\d.:]+", line):
-                    threading.Thread(target=process.stderr.read, daemon=True).start()
-                    yield found[0]
-                    break
+            said = ""
+            while not (found := re.search(r"http://[\d.:]+", said)):
+                line = process.stderr.readline()
+                if not line:
+                    raise RuntimeError(f"the server did not start: {said}")
+                said += line
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            yield found[0]
         finally:
             process.terminate()
 
