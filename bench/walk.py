@@ -174,9 +174,11 @@ class Watch:
                 status.read()
             except OSError as error:
                 self.failures.append(f"/health: {error!r}")
+                connection.close()
                 connection = connect(self.url)
                 continue
             self.health_s = max(self.health_s, time.perf_counter() - begun)
+        connection.close()
 
     def _stream(self) -> None:
         body = json.dumps(
@@ -236,6 +238,7 @@ def walk(
     connection = connect(url)
     connection.request("GET", "/openapi.json")
     description = json.loads(connection.getresponse().read())
+    connection.close()
     plan = [(*body, value) for body in bodies(description, model) if only in body[0] for value in VALUES]
     visits, begun = [], time.monotonic()
     with Watch(url, model, headers).watching() as watch:
