@@ -174,9 +174,11 @@ class Watch:
                 status.read()
             except OSError as error:
                 self.failures.append(f"/health: {error!r}")
+                connection.close()
                 connection = connect(self.url)
                 continue
             self.health_s = max(self.health_s, time.perf_counter() - begun)
+        connection.close()
 
     def _stream(self) -> None:
         body = json.dumps(
@@ -236,6 +238,7 @@ def walk(
     connection = connect(url)
     connection.request("GET", "/openapi.json")
     description = json.loads(connection.getresponse().read())
+    connection.close()
     plan = [(*body, value) for body in bodies(description, model) if only in body[0] for value in VALUES]
     visits, begun = [], time.monotonic()
     with Watch(url, model, headers).watching() as watch:
@@ -263,11 +266,14 @@ def server(command: list[str], environment: Mapping[str, str] = os.environ) -> I
     with subprocess.Popen(command, env=dict(environment), stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr
-            for line in process.stderr:
-                if found := re.search(r"http://[\d.:]+", line):
-                    threading.Thread(target=process.stderr.read, daemon=True).start()
-                    yield found[0]
-                    break
+            said = ""
+            while not (found := re.search(r"http://[\d.:]+", said)):
+                line = process.stderr.readline()
+                if not line:
+                    raise RuntimeError(f"the server did not start: {said}")
+                said += line
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            yield found[0]
         finally:
             process.terminate()
 

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -32,7 +33,7 @@ def router(app: FastAPI, model: str) -> APIRouter:
 
     @routes.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
-        return HTMLResponse(rendered().replace(ADDRESS, escape(str(request.base_url))))
+        return HTMLResponse((await run_in_threadpool(rendered)).replace(ADDRESS, escape(str(request.base_url))))
 
     return routes
 

@@ -267,7 +267,7 @@ def test_texts_too_long_for_a_context_are_refused_before_they_are_encoded(
     longest = max((byte_level.token_text(i) for i in range(byte_level.vocab_size)), key=len)
     assert len(byte_level.encode(longest * 10, max_tokens=10)) == 10
     monkeypatch.setattr(Tokenizer, "_encoding", None)
-    for text, limit in ((longest * 10 + "x", 10), ("x" * (MAX_TEXT_BYTES + 1), None)):
+    for text, limit in (("x" * (10 * byte_level.max_token_bytes + 1), 10), ("x" * (MAX_TEXT_BYTES + 1), None)):
         with pytest.raises(ContextLengthExceeded) as caught:
             byte_level.encode(text, max_tokens=limit)
         assert caught.value.code == "context_length_exceeded"
