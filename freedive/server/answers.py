@@ -50,8 +50,8 @@ class Usage:
 class Answers:
     """``num_choices`` answers to each question, prompt by prompt; their number counts all. Read them once.
 
-    ``timings`` are of the first. ``finishes`` are what ended each, None where it goes on or was left; ``failed`` tells
-    that the fault was ours.
+    ``timings`` are of the first, and so is ``thinks``: whether it is thinking now. ``finishes`` are what ended each,
+    None where it goes on or was left; ``failed`` tells that the fault was ours.
     """
 
     def __init__(
