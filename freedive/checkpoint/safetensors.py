@@ -35,8 +35,8 @@ def read_file(path: Path) -> dict[str, Tensor]:
     header = parse_json(path, mapped[8:start])
     header.pop("__metadata__", None)
     entries = [_entry(path, start, name, value) for name, value in header.items()]
-    laid_out = lay_out(path, mapped, [entry for entry in entries if 0 not in entry.shape])  # an empty one says nothing
-    return {name: _narrowed(tensor) for name, tensor in laid_out.items()}
+    laid_out = lay_out(path, mapped, entries)
+    return {name: _narrowed(tensor) for name, tensor in laid_out.items() if 0 not in tensor.shape}  # which says nothing
 
 
 def read_shards(name: str, paths: Sequence[Path]) -> dict[str, Tensor]:

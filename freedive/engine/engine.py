@@ -10,6 +10,7 @@ anew, and all others are computed again from their tokens. Only a model that fai
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
@@ -270,6 +271,8 @@ class Engine:
             except BaseException as error:  # native code raises other things than exceptions
                 self._recover((), error)
         for generation in tuple(self._open):
+            with contextlib.suppress(Exception):  # its pages are free now, but for an engine that was given up
+                self._cancel(generation)
             self._end(generation, Piece((), (), "cancelled", None, generation.timings))
 
     def _wait(self) -> bool:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
+MAX_CONTEXT = 1 << 30
+"""Most tokens of a context that a description may have."""
+
 MAX_EXPERTS = 1024
 """The most experts that a router chooses from: what the kernels have room for."""
 
@@ -26,7 +29,7 @@ Count = Annotated[int, Range(1, 4096)]
 Width = Annotated[int, Range(1, 1 << 20)]
 """Dimensions of a row of activations."""
 
-Span = Annotated[int, Range(0, 1 << 30)]
+Span = Annotated[int, Range(0, MAX_CONTEXT)]
 """Positions; 0 is all."""
 
 Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
@@ -199,7 +202,7 @@ class Model:
     hidden_dim: Width
     layers: tuple[Layer, ...]
     norm_eps: float
-    max_context: Annotated[int, Range(1, 1 << 30)]
+    max_context: Annotated[int, Range(1, MAX_CONTEXT)]
     tied: bool
     head_bias: bool = False
     embed_scale: float = 1.0

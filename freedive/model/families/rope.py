@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from freedive.model.families.config import Config
-from freedive.model.spec import Rope
+from freedive.model.spec import MAX_CONTEXT, Rope
 
 Frequencies = npt.NDArray[np.float32]
 
@@ -62,7 +62,7 @@ def max_context(config: Config) -> int:
     given = _max_position(config)
     if _scaling(table) != "yarn" or "factor" not in table:
         return given
-    return max(given, int(table.number("factor") * _original(config, table)))
+    return max(given, int(min(table.number("factor") * _original(config, table), MAX_CONTEXT)))
 
 
 def _table(config: Config, kind: str = "") -> Config:
@@ -93,14 +93,14 @@ def _scaling(table: Config) -> str:
 
 
 def _max_position(config: Config) -> int:
-    return config.count("max_position_embeddings", most=1 << 30)
+    return config.count("max_position_embeddings", most=MAX_CONTEXT)
 
 
 def _original(config: Config, table: Config) -> int:
     """Positions that the model was first trained for; what stands outside of the table counts more."""
     key = "original_max_position_embeddings"
-    inside = table.count(key, _max_position(config), most=1 << 30)
-    return config.count(key, inside, most=1 << 30)
+    inside = table.count(key, _max_position(config), most=MAX_CONTEXT)
+    return config.count(key, inside, most=MAX_CONTEXT)
 
 
 def _plain(theta: float, dim: int) -> Frequencies:
