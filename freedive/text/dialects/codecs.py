@@ -43,9 +43,25 @@ def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> Schemas:
     for function in (tool["function"] for tool in tools):
         root = _mapping(function.get("parameters"))
         references = References(root)
-        properties = _mapping(root.get("properties")).items()
+        properties = named_properties(root, references).items()
         found[function["name"]] = {key: resolved(schema, references) for key, schema in properties}
     return found
+
+
+def named_properties(root: Any, references: References) -> dict[str, Any]:
+    """The properties that ``root`` names, also behind $ref and in its choices; one named twice may be as either."""
+    found: dict[str, list[Any]] = {}
+    waiting, seen = [root], {id(root)}
+    while waiting:
+        schema = _mapping(waiting.pop())
+        for key, named in _mapping(schema.get("properties")).items():
+            found.setdefault(key, []).append(named)
+        parts = [part for name in ("oneOf", "anyOf", "allOf") for part in reversed(_listed(schema.get(name)))]
+        for part in [*parts, references.referred(schema)]:
+            if id(part) not in seen:
+                seen.add(id(part))
+                waiting.append(part)
+    return {key: named[0] if len(named) == 1 else {"anyOf": named} for key, named in found.items()}
 
 
 def resolved(schema: Any, references: References) -> Any:
