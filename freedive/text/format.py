@@ -71,9 +71,7 @@ class Format:
                 return {"lark_grammar": self.value}
 
 
-def json_grammar(
-    schema: Mapping[str, Any], param: str = "response_format", *, loose: bool = False
-) -> dict[str, Any]:
+def json_grammar(schema: Mapping[str, Any], param: str = "response_format", *, loose: bool = False) -> dict[str, Any]:
     """The grammar of JSON under ``schema``. UserError, about ``param``, for what it could not keep to.
 
     With ``loose`` that is left out.

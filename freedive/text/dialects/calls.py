@@ -114,7 +114,7 @@ class Calls:
         before, after = self._writing.parameter.replace("$string", "true").split("$key")
         between, tail = after.split("$value")
         taboo = [before, *heard(self._dialect, Mode.CALL, begun=True)]
-        name = f'{self._lark.literal(before)} {self._lark.terminal(_NAME)} {self._lark.literal(between)}'
+        name = f"{self._lark.literal(before)} {self._lark.terminal(_NAME)} {self._lark.literal(between)}"
         return f"({name} {self._lark.until([tail.rstrip()], taboo, 'ANY')} SPACE?)*"
 
     def _ways(self, function: Mapping[str, Any], key: str, schema: Any, root: Mapping[str, Any]) -> Iterator[str]:

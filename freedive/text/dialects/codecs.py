@@ -12,14 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from freedive.text.arguments import MAX_DIGITS
 from freedive.text.dialects.dialect import Call, Codec, Schemas
 from freedive.text.schema.references import References
 
 MAX_PYTHONIC = 1 << 16
 """Characters of a call in Python's syntax: the time and memory of its parser grow much faster than with JSON."""
-
-MAX_DIGITS = 1000
-"""Of a whole number that is read: Python takes time that grows with their square."""
 
 _UNREADABLE = (ValueError, TypeError, LookupError, SyntaxError, RecursionError, MemoryError)
 """What a model can make json and ast raise."""
