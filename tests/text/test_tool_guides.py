@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -406,6 +407,51 @@ def test_parameters_behind_a_reference_are_kept_to_and_read_by_type(name: str, t
     assert follow(make_guide(), asked.tokenizer, written(name, arguments))
     assert not follow(make_guide(), asked.tokenizer, written(name, {"value": "x"}))
     assert json.loads(parse(reads, written(name, arguments), State(), tools).calls[0].arguments) == arguments
+
+
+ITEM = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "yes", "no"),
+    [
+        ({"properties": {"v": {"allOf": [{"$ref": "#/$defs/i"}], "default": {}}}}, {"v": {"x": 1}}, {"v": {"x": "a"}}),
+        ({"allOf": [{"$ref": "#/$defs/i"}, {"properties": {"y": {"type": "string"}}}]}, {"x": 1, "y": "b"}, {"y": "b"}),
+        ({"properties": {"v": {"allOf": [{"minimum": 3}, {"type": "integer"}]}}}, {"v": 3}, {"v": 2}),
+    ],
+)
+def test_what_tagged_parameters_have_in_all_of_is_kept_to_and_read_by_type(
+    parameters: dict[str, Any], yes: dict[str, Any], no: dict[str, Any], tmp_path: Path
+) -> None:
+    asked = Asked("Qwen3-Coder", tmp_path, special=False)
+    function = {"name": "f", "parameters": {**parameters, "$defs": {"i": ITEM}}, "strict": True}
+    wish = Wish(tools=[{"type": "function", "function": function}], choice="required")
+    reads, make_guide = granted(wish, asked.guides, asked.dialect, asked.state)
+    assert make_guide
+    assert follow(make_guide(), asked.tokenizer, written("Qwen3-Coder", yes))
+    assert not follow(make_guide(), asked.tokenizer, written("Qwen3-Coder", no))
+    said = parse(reads, written("Qwen3-Coder", yes), State(), wish.tools).calls
+    assert json.loads(said[0].arguments) == yes
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [False]},
+        {"allOf": [{"type": "integer", "minimum": 3}, {"minimum": 4}]},
+        {"allOf": [{"type": "array", "prefixItems": [{"type": "string"}]}, {"items": {"type": "integer"}}]},
+    ],
+)
+def test_all_of_that_speaks_twice_of_one_thing_is_not_taken_for_less(schema: dict[str, Any], tmp_path: Path) -> None:
+    with contextlib.suppress(UserError):
+        asked = Asked("Qwen3-Coder", tmp_path, special=False)
+        make_guide = granted(Wish(tools=[tool("f", strict=True, v=schema)]), asked.guides, asked.dialect, asked.state)[
+            1
+        ]
+        assert make_guide
+        for value in ("a", 3, ["a"]):
+            text = written("Qwen3-Coder", {"v": value})
+            assert not follow(make_guide(), asked.tokenizer, text) or value == ["a"]
 
 
 @pytest.mark.parametrize("depth", [3, 4000])

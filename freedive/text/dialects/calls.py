@@ -12,7 +12,7 @@ from freedive.text.dialects.dialect import Dialect, Mode
 from freedive.text.dialects.parser import heard
 from freedive.text.format import json_grammar
 from freedive.text.lark import Lark, any_of, quoted
-from freedive.text.schema.references import MAX_LEVELS, References
+from freedive.text.schema.references import References, TooManySteps
 from freedive.text.schema.rewrite import NotKept, rewritten
 from freedive.text.tools import checked_name
 
@@ -20,6 +20,10 @@ _PLACE = re.compile(r"(\$[a-z]+|\n)")
 _KEY = re.compile(r'[^"<>\n]+')
 _NAME = "/[A-Za-z0-9_.-]{1,64}/"
 _ROOT = frozenset({"type", "properties", "required", "additionalProperties", "$defs"})
+_JOINED = frozenset({"$ref", "allOf", "$defs"})
+_REST = frozenset({"additionalProperties", "patternProperties", "items", "prefixItems"})
+"""What is said of all that other keywords do not name."""
+
 _ENUMERATED = frozenset({"type", "enum", "const"})
 _BOUNDED = frozenset({"type", "minLength", "maxLength"})
 
@@ -74,19 +78,20 @@ class Calls:
 
     def _parameters(self, function: Mapping[str, Any]) -> Iterator[str]:
         given, loose = _object_schema(function), _is_loose(function)
-        root = _behind_references(rewritten(given, "tools", loose=loose)[0])
+        whole = rewritten(given, "tools", loose=loose)[0]
+        references, given_references = References(whole), References(given)
+        root = _flat(whole, references)
         properties, required = root.get("properties", {}), root.get("required", [])
         if unknown := (root.keys() - _ROOT) | (set(required) - properties.keys()):
             if loose:
                 yield self._any_parameters()
                 return
             _refuse(function, "", min(unknown))
-        references, given_references = References(root), References(given)
         read = named_properties(given, given_references)
         for key, schema in properties.items():
-            plain = resolved({} if schema is True else schema, references)
+            plain = resolved({} if schema is True else _flat(schema, references), references)
             same = self._apart or kinds(plain) == kinds(resolved(read.get(key), given_references))
-            written = self._parameter(function, key, plain, root, same) if plain is not False else []
+            written = self._parameter(function, key, plain, whole, same) if plain is not False else []
             if key in required and not written:
                 _refuse(function, key, "it has no value", UserError)
             if written:
@@ -196,15 +201,27 @@ def _is_loose(function: Mapping[str, Any]) -> bool:
     return not function.get("strict")
 
 
-def _behind_references(root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``root``, or what it refers to."""
-    for _ in range(MAX_LEVELS):
-        references = References(root)
-        merged = references.merged(root)
-        if merged is root:
-            break
-        root = merged if isinstance(merged, Mapping) else {"allOf": [merged]}
-    return root
+def _flat(schema: Any, references: References) -> Any:
+    """``schema`` with what it refers to and all of its allOf in one, if they speak of different things."""
+    try:
+        parts = references.parts(schema)
+    except TooManySteps:
+        return schema
+    is_whole = len(parts) == 1 + sum(len(part.get("allOf", [])) + ("$ref" in part) for part in parts)
+    nested = [part for part in parts if part.keys() & (_REST | {"properties"})]
+    if not is_whole or (len(nested) > 1 and any(part.keys() & _REST for part in nested)):
+        return schema
+    flat: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            known = flat.setdefault(key, value)
+            if key == "properties" and not known.keys() & value.keys():
+                flat[key] = {**known, **value}
+            elif key == "required":
+                flat[key] = [*dict.fromkeys([*known, *value])]
+            elif known != value and key not in _JOINED:
+                return schema
+    return {key: value for key, value in flat.items() if key not in _JOINED}
 
 
 def _refuse(function: Mapping[str, Any], key: str, what: str, kind: type[UserError] = NotKept) -> NoReturn:

@@ -69,7 +69,7 @@ def resolved(schema: Any, references: References) -> Any:
     schema = references.merged(schema)
     if not isinstance(schema, Mapping):
         return schema
-    choices = {name: _listed(schema[name]) for name in ("anyOf", "oneOf") if name in schema}
+    choices = {name: _listed(schema[name]) for name in ("anyOf", "oneOf", "allOf") if name in schema}
     return {**schema, **{name: [references.merged(choice) for choice in each] for name, each in choices.items()}}
 
 
