@@ -157,10 +157,10 @@ def test_a_tool_runner_works_as_it_comes(claude: anthropic.Anthropic, fake_model
     assert last.text == "It is 25."
 
 
-@pytest.mark.parametrize("number", ["1e+260625", "-" + "9" * 5000])
 def test_a_number_that_no_client_can_read_is_text_where_arguments_are_objects(
-    live_server: str, fake_model: EchoModel, number: str
+    live_server: str, fake_model: EchoModel
 ) -> None:
+    number = "1e+260625"
     arguments = f'{{"v": [{number}]}}'
     fake_model.script["odd!"] = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
     asked = {"model": "echo", "messages": [{"role": "user", "content": "odd!"}], "stream": False}

@@ -16,6 +16,7 @@ from guided import follow, write
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from freedive.errors import UserError
+from freedive.text.arguments import argument_values
 from freedive.text.asking import Wish, granted
 from freedive.text.dialects.codecs import kinds, parameter_schemas
 from freedive.text.dialects.dialect import Dialect, State, initial_state
@@ -317,6 +318,7 @@ def test_numbers_that_python_cannot_read_are_passed_on_as_they_were_written(
     }[name]
     said = parse(asked.dialect, output, State(), [tool("f", v={"type": "array"})])
     assert [call.arguments for call in said.calls] == [f'{{"v": [{number}, "é"]}}']
+    assert argument_values(said.calls[0].arguments) == {"v": [number, "é"]}
 
 
 # --- tools that are not strict ------------------------------------------------------------------------------------
