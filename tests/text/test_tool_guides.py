@@ -341,6 +341,11 @@ UNKEPT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a condition": ({"properties": {"v": {"not": {"pattern": "b"}}}}, {"v": "a"}),
     "names": ({"propertyNames": {"enum": ["v"]}, "additionalProperties": {"type": "string"}}, {"v": "a"}),
     "a date": ({"properties": {"v": {"type": "string", "format": "date"}}}, {"v": "2020-02-02"}),
+    "most": ({"properties": {"v": {}, "w": {}}, "maxProperties": 1}, {"v": "a"}),
+    "one of two": (
+        {"properties": {"v": {}}, "required": ["u"], "anyOf": [{"required": ["v"]}, {"required": ["w"]}]},
+        {"v": "a", "u": "b"},
+    ),
     "least": ({"properties": {"v": {}}, "minProperties": 2}, {"v": "a"}),
 }
 

@@ -82,10 +82,9 @@ class Calls:
         references, given_references = References(whole), References(given)
         root = _flat(whole, references)
         properties, required = root.get("properties", {}), root.get("required", [])
-        if unknown := (root.keys() - _ROOT) | (set(required) - properties.keys()):
-            if loose:
-                yield self._any_parameters()
-                return
+        unnamed = set(required) - properties.keys()
+        unknown = (root.keys() - _ROOT) | unnamed
+        if unknown and not loose:
             _refuse(function, "", min(unknown))
         read = named_properties(given, given_references)
         for key, schema in properties.items():
@@ -96,6 +95,8 @@ class Calls:
                 _refuse(function, key, "it has no value", UserError)
             if written:
                 yield any_of(written) if key in required else f"{any_of(written)}?"
+        if unnamed or (unknown and not properties):
+            yield self._any_parameters()
 
     def _parameter(
         self, function: Mapping[str, Any], key: str, schema: Any, root: Mapping[str, Any], same: bool

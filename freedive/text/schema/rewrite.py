@@ -186,9 +186,16 @@ class _Rewriter:
             result["allOf"] = [*result.get("allOf", []), *added]
 
     def _check_counts(self, result: Schema, _: Schema, path: str) -> None:
-        if result.get("minProperties", 0) > 1 + len(result.get("required", [])):
-            del result["minProperties"]
+        required = result.get("required", [])
+        counts: Schema = {key: result.pop(key) for key in ("minProperties", "maxProperties") if key in result}
+        least = counts.get("minProperties", 0)
+        if least <= len(required):
+            counts.pop("minProperties", None)
+        if counts and result.get("properties", {}).keys() - set(required):
+            self._refuse(path, f"asks for {min(counts)!r} beside properties that may be left out", NotKept)
+        if least > 1 + len(required):
             self._refuse(path, "asks for 'minProperties' beyond the required ones: keys may come twice", NotKept)
+        result |= counts
 
     def _closed(self, schema: Schema) -> Schema:
         """``schema`` without properties that it does not name, if it names any."""
