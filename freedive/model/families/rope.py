@@ -62,7 +62,7 @@ def max_context(config: Config) -> int:
     given = _max_position(config)
     if _scaling(table) != "yarn" or "factor" not in table:
         return given
-    return max(given, int(table.number("factor") * _original(config, table)))
+    return max(given, min(int(table.number("factor") * _original(config, table)), 1 << 30))
 
 
 def _table(config: Config, kind: str = "") -> Config:
