@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,28 +19,39 @@ def matched(messages: Iterable[Json]) -> list[Json]:
     result without is of the first call of its name, or of any name if it has none, that was not answered before.
     """
     written: list[Json] = []
-    unanswered: list[Json] = []
+    unanswered = _Unanswered()
     num_calls = 0
     for message in messages:
         if calls := message.get("tool_calls"):
             calls = [call | {"id": call["id"] or f"call{num_calls + i:05}"} for i, call in enumerate(calls)]
             message = message | {"tool_calls": calls}
             num_calls += len(calls)
-            unanswered += calls
-        if message["role"] == "tool" and (id := _answered(message, unanswered)) is not None:
+            for call in calls:
+                unanswered.add(call["id"], call["function"]["name"])
+        if message["role"] == "tool" and (id := unanswered.take(message.get("tool_call_id"), message.get("name"))):
             message = message | {"tool_call_id": id}
         written.append(message)
     return written
 
 
-def _answered(result: Json, unanswered: list[Json]) -> str | None:
-    """The id of the call that a result is of, which is then no longer unanswered."""
-    id, name = result.get("tool_call_id"), result.get("name")
-    for call in unanswered:
-        if call["id"] == id or (id is None and name in (None, call["function"]["name"])):
-            unanswered.remove(call)
-            return str(call["id"])
-    return id
+class _Unanswered:
+    """Calls without a result, by id and by name, each in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._ids: defaultdict[str, dict[str, None]] = defaultdict(dict)
+
+    def add(self, id: str, name: str) -> None:
+        self._names[id] = name
+        self._ids[name][id] = None
+
+    def take(self, id: str | None, name: str | None) -> str | None:
+        """The id of the call that a result with this ``id`` and ``name`` is of: now it has one."""
+        if id is None:
+            id = next(iter(self._names if name is None else self._ids[name]), None)
+        if id in self._names:
+            del self._ids[self._names.pop(id)][id]
+        return id
 
 
 def object_text(arguments: str) -> str:

@@ -139,7 +139,7 @@ def test_a_request_that_takes_longer_than_a_head_may_goes_on(
 
 
 def test_a_client_that_takes_nothing_is_dropped_and_its_answer_cancelled() -> None:
-    model = EchoModel(delay_s=0.0, script={"endless": "word " * 400_000})
+    model = EchoModel(delay_s=0.0, script={"endless": "word " * 400_000}, max_context=3_000_000)
     with serving(model, config=ServerConfig(stall_timeout=0.3)) as url, socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         parts = urlsplit(url)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
+from freedive.server.body import check_json
 from freedive.server.wire import JsonObject, Text, Wire
 from freedive.text.format import Format, Kind
 
@@ -58,9 +59,12 @@ class ResponseFormat(Wire):
 
 
 def parsed_schema(value: Any) -> Any:
-    """A schema that came as text."""
+    """A schema that came as text. Raises UserError and ValueError."""
+    if not isinstance(value, str):
+        return value
+    check_json(value.encode(errors="surrogatepass"))
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return json.loads(value)
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
 

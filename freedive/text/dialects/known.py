@@ -29,7 +29,13 @@ _ANSWERS = (
 
 _HARMONY = Dialect(
     _marks(HEADER=("<|start|>", "<|channel|>"), MESSAGE="<|message|>", END=("<|end|>", "<|return|>", "<|call|>")),
-    (NamedJson(re.compile(r".*?\bto=(?:functions\.)?(?P<name>[^\s<]+).*?<\|message\|>(?P<arguments>.*)", re.DOTALL)),),
+    (
+        NamedJson(
+            re.compile(
+                r"(?>.*?\bto=(?:functions\.)?)(?P<name>[^\s<]++)(?>.*?<\|message\|>)(?P<arguments>.*)", re.DOTALL
+            )
+        ),
+    ),
     separators=("<|constrain|>",),
     header=re.compile(
         r"(<\|start\|>)?(assistant)?( ?to=[^\s<]+)?(<\|channel\|>(?P<channel>analysis|commentary|final))?"
