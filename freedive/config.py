@@ -39,7 +39,7 @@ def setting(
 class EngineConfig:
     """How a model is run. None means that the machine or the model decides."""
 
-    threads: int | None = setting(None, "Threads that compute; default: the physical cores", low=1)
+    threads: int | None = setting(None, "Threads that compute; default: the physical cores", low=1, high=1024)
     max_context: int | None = setting(
         None, "Longest prompt and answer together, in tokens; default: the model's", low=2
     )

@@ -23,6 +23,9 @@ class Reader(Protocol):
     @property
     def is_thinking(self) -> bool: ...
 
+    @property
+    def is_calling(self) -> bool: ...
+
     def read(self, text: str, *, ends: bool) -> list[Event]: ...
 
 
@@ -60,7 +63,11 @@ class TextStream:
         """The remaining events, when no more tokens come."""
         if self.stopped:
             return []
-        events = self._cut(self._reader.read("", ends=True))
+        is_call_cut_off = self._reader.is_calling  # which is text then, but not the answer's
+        events = self._reader.read("", ends=True)
+        if is_call_cut_off and self._finder:
+            return [*_text(self._finder.flush()), *events]
+        events = self._cut(events)
         if self._finder and not self.stopped:
             events += _text(self._finder.flush())
         return events

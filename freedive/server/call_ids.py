@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from freedive.text.arguments import argument_values
+
 Json = dict[str, Any]
 
 
@@ -59,7 +61,7 @@ def object_text(arguments: str) -> str:
     from then on.
     """
     try:
-        value = json.loads(arguments or "{}")
+        value = argument_values(arguments or "{}")
     except (ValueError, RecursionError):
         value = arguments
     if isinstance(value, dict):

@@ -71,10 +71,13 @@ class Format:
                 return {"lark_grammar": self.value}
 
 
-def json_grammar(schema: Mapping[str, Any], param: str = "response_format") -> dict[str, Any]:
-    """The grammar of JSON under ``schema``. UserError, about ``param``, for what it could not keep to."""
+def json_grammar(schema: Mapping[str, Any], param: str = "response_format", *, loose: bool = False) -> dict[str, Any]:
+    """The grammar of JSON under ``schema``. UserError, about ``param``, for what it could not keep to.
+
+    With ``loose`` that is left out.
+    """
     try:
-        plain, escapes = rewritten(schema, param)
+        plain, escapes = rewritten(schema, param, loose=loose)
     except RecursionError:
         raise UserError("The schema is nested too deeply", "Use $defs and $ref.", param=param) from None
     options = {**_JSON_OPTIONS, "json_allowed_escapes": _ESCAPES + "u"} if escapes else _JSON_OPTIONS

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freedive.errors import UserError
+from freedive.text.arguments import argument_values
 from freedive.text.folder import read_json
 from freedive.text.tokenizer import Tokenizer
 
@@ -173,7 +174,7 @@ def _prepared_call(call: Any) -> Any:
     given = arguments = function["arguments"]
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):
-            arguments = json.loads(arguments or "{}")
+            arguments = argument_values(arguments or "{}")
     prepared = Arguments(arguments if isinstance(arguments, dict) else {})
     if isinstance(given, str) and arguments != prepared:
         prepared.unread = given

@@ -39,6 +39,7 @@ OTHER_DATA = frozenset(
 
 GZIP = ".gz"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_GZIP_START = b"\x1f\x8b"
 _BOM = "\ufeff"
 
 
@@ -98,8 +99,10 @@ def _kind(path: Path) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
     """The text of a file, which may be compressed; UTF-8, or UTF-16 where it begins with that mark."""
-    opened: Callable[..., Any] = gzip.open if path.suffix.lower() == GZIP else open
     try:
+        with path.open("rb") as raw:
+            is_compressed = raw.read(2) == _GZIP_START or path.suffix.lower() == GZIP
+        opened: Callable[..., Any] = gzip.open if is_compressed else open
         with opened(path, "rb") as file:
             encoding = "utf-16" if file.read(2) in _UTF16 else "utf-8"
         with opened(path, "rt", encoding=encoding) as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -31,6 +32,7 @@ BESIDE: Mapping[str, tuple[object, ...]] = {
 of somebody's table."""
 
 _PARTS = 10_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def documents(data: Data) -> Iterator[Record]:
@@ -80,7 +82,10 @@ def read(paths: Sequence[str]) -> Iterator[Record]:
     something = not paths
     for value, place in values(paths, "data.text"):
         record = _record(value, place)
-        if characters(record).strip():
+        text = characters(record)
+        if not text.isascii() and _SURROGATE.search(text):
+            raise UserError(f"{place} holds half of a surrogate pair", "Mend or remove it: it is no character")
+        if text.strip():
             something = True
             yield record
     if not something:

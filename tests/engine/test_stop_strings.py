@@ -101,6 +101,13 @@ def test_stop_strings_end_the_text_after_the_thoughts() -> None:
     assert seen(f"x {CALL} y", "y")[0] == Answer("x", "", (Call("f", '{"a": 1}'),))
 
 
+def test_stop_strings_in_a_call_that_is_cut_off_do_nothing() -> None:
+    output = 'Well.[{"name": "f", "argum'
+    for stop in ('"', "[", "name", "{", "m"):
+        assert seen(output, stop) == (seen(output)[0], None, len(output))
+    assert seen(output, "ll.") == (Answer("We", "", ()), "ll.", len("Well."))
+
+
 def test_stop_strings_do_not_reach_over_a_call() -> None:
     assert seen(f"ab{CALL}cd", "bc")[:2] == (Answer("abcd", "", (Call("f", '{"a": 1}'),)), None)
 

@@ -203,10 +203,17 @@ def from_gguf(**changes: Any) -> Any:
         {"llama.rope.scale_linear": 1.0},
         {"llama.attention.head_count": [4, 4], "llama.attention.head_count_kv": [2, 2]},
         {"llama.feed_forward_length": [96, 96]},
+        {"llama.attention.causal": True, "llama.pooling_type": 0},
     ],
 )
 def test_gguf_keys_that_say_nothing_new_change_nothing(changes: dict[str, Any]) -> None:
     assert from_gguf(**changes) == from_gguf()
+
+
+@pytest.mark.parametrize("changes", [{"attention.causal": False}, {"pooling_type": 1}])
+def test_gguf_keys_that_say_something_new_are_refused_where_nobody_reads_them(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"llama.{next(iter(changes))}"):
+        from_gguf(**{f"llama.{key}": value for key, value in changes.items()})
 
 
 def test_gguf_scales_linearly_where_no_type_is_said() -> None:

@@ -155,3 +155,29 @@ def test_a_tool_runner_works_as_it_comes(claude: anthropic.Anthropic, fake_model
     last = runner.until_done().content[0]
     assert last.type == "text"
     assert last.text == "It is 25."
+
+
+def test_a_number_that_no_client_can_read_is_text_where_arguments_are_objects(
+    live_server: str, fake_model: EchoModel
+) -> None:
+    number = "1e+260625"
+    arguments = f'{{"v": [{number}]}}'
+    fake_model.script["odd!"] = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
+    asked = {"model": "echo", "messages": [{"role": "user", "content": "odd!"}], "stream": False}
+    function = {"name": "f", "parameters": {"type": "object"}}
+    openais = {"tools": [{"type": "function", "function": function}]}
+
+    def post(route: str, body: dict[str, Any]) -> Any:
+        return httpx.post(f"{live_server}{route}", json=body).raise_for_status().json()
+
+    claudes = {"tools": [{"name": "f", "input_schema": {"type": "object"}}], "max_tokens": 9999}
+    assert post("/v1/messages", asked | claudes)["content"][-1]["input"] == {"v": [number]}
+    [call] = post("/api/chat", asked | openais)["message"]["tool_calls"]
+    assert call["function"]["arguments"] == {"v": [number]}
+    answer = post("/v1/chat/completions", asked | openais)["choices"][0]["message"]
+    assert answer["tool_calls"][0]["function"]["arguments"] == arguments
+    result = {"role": "tool", "tool_call_id": answer["tool_calls"][0]["id"], "content": "ok"}
+    assert post("/v1/chat/completions", asked | openais | {"messages": [*asked["messages"], answer, result]})
+    custom = asked | {"input": "odd!", "tools": [{"type": "custom", "name": "f"}]}
+    del custom["messages"]
+    assert post("/v1/responses", custom)["output"][-1]["input"] == arguments

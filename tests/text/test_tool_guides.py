@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from guided import follow, write
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from freedive.errors import UserError
+from freedive.text.arguments import argument_values
 from freedive.text.asking import Wish, granted
+from freedive.text.dialects.codecs import kinds, parameter_schemas
 from freedive.text.dialects.dialect import Dialect, State, initial_state
 from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Answer, parse
@@ -315,3 +318,154 @@ def test_numbers_that_python_cannot_read_are_passed_on_as_they_were_written(
     }[name]
     said = parse(asked.dialect, output, State(), [tool("f", v={"type": "array"})])
     assert [call.arguments for call in said.calls] == [f'{{"v": [{number}, "é"]}}']
+    assert argument_values(said.calls[0].arguments) == {"v": [number, "é"]}
+
+
+# --- tools that are not strict ------------------------------------------------------------------------------------
+
+CAT = {"type": "object", "properties": {"kind": {"const": "cat"}, "lives": {"type": "integer"}}, "required": ["kind"]}
+DOG = {"type": "object", "properties": {"kind": {"const": "dog"}, "name": {"type": "string"}}, "required": ["kind"]}
+UNKEPT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a set": (
+        {"properties": {"v": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}}},
+        {"v": [1, 1]},
+    ),
+    "an email": ({"properties": {"v": {"type": "string", "pattern": r"^(?!\.)[^@]+@.+$"}}}, {"v": "a@b"}),
+    "a long number": ({"properties": {"v": {"const": 2**53 + 1}}}, {"v": 3}),
+    "another document": ({"properties": {"v": {"$ref": "https://example.com/x"}}}, {"v": "a"}),
+    "a union": (
+        {"anyOf": [{"$ref": "#/$defs/c"}, {"$ref": "#/$defs/d"}], "$defs": {"c": CAT, "d": DOG}},
+        {"kind": "cat", "lives": 9},
+    ),
+    "an overlap": ({"properties": {"v": {"oneOf": [{"type": "string"}, {"pattern": "a"}]}}}, {"v": "a"}),
+    "a condition": ({"properties": {"v": {"not": {"pattern": "b"}}}}, {"v": "a"}),
+    "names": ({"propertyNames": {"enum": ["v"]}, "additionalProperties": {"type": "string"}}, {"v": "a"}),
+    "a date": ({"properties": {"v": {"type": "string", "format": "date"}}}, {"v": "2020-02-02"}),
+    "most": ({"properties": {"v": {}, "w": {}}, "maxProperties": 1}, {"v": "a"}),
+    "one of two": (
+        {"properties": {"v": {}}, "required": ["u"], "anyOf": [{"required": ["v"]}, {"required": ["w"]}]},
+        {"v": "a", "u": "b"},
+    ),
+    "least": ({"properties": {"v": {}}, "minProperties": 2}, {"v": "a"}),
+}
+
+
+def written(name: str, arguments: dict[str, Any]) -> str:
+    """A call of f, as the model writes it."""
+    if name == "Qwen3":
+        return f'<tool_call>\n{{"name": "f", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
+    inside = "".join(f"<parameter={key}>\n{text}\n</parameter>\n" for key, text in texts.items())
+    return f"<tool_call>\n<function=f>\n{inside}</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize("kind", UNKEPT)
+@pytest.mark.parametrize("name", ["Qwen3", "Qwen3-Coder"])
+def test_what_a_guide_cannot_see_to_is_left_to_the_model_unless_a_tool_is_strict(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    asked = Asked(name, tmp_path, special=False)
+    parameters, arguments = UNKEPT[kind]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", **parameters}}}]
+    for wish in ({"choice": "required"}, {"parallel": False}, {"format": Format("choice", ["yes"])}):
+        reads, make_guide = granted(Wish(tools=tools, **wish), asked.guides, asked.dialect, asked.state)
+        assert make_guide
+        assert follow(
+            make_guide(), asked.tokenizer, "<think>a</think>\n\n" * (name == "Qwen3") + written(name, arguments)
+        )
+        said = parse(reads, written(name, arguments), State(), tools).calls
+        assert [json.loads(call.arguments) for call in said] == [arguments]
+
+
+def test_a_tool_that_is_not_strict_is_still_kept_to_where_it_can_be(tmp_path: Path) -> None:
+    for name in ("Qwen3", "Qwen3-Coder"):
+        asked = Asked(name, tmp_path, special=False)
+        kept = {"a": {"type": "integer"}, "b": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}}
+        wish = Wish(tools=[tool("f", **kept)], choice="required")
+        make_guide = granted(wish, asked.guides, asked.dialect, asked.state)[1]
+        assert make_guide
+        for arguments, allowed_ in (
+            ({"a": 1, "b": [1]}, True),
+            ({"a": "x", "b": [1]}, False),
+            ({"a": 1, "b": ["x"]}, False),
+        ):
+            assert follow(make_guide(), asked.tokenizer, written(name, arguments)) == allowed_
+
+
+RECURSIVE = {
+    "$ref": "#/$defs/Node",
+    "$defs": {
+        "Node": {
+            "type": "object",
+            "properties": {"value": {"type": "integer"}, "next": {"$ref": "#/$defs/Node"}},
+            "required": ["value"],
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["Qwen3", "Qwen3-Coder"])
+def test_parameters_behind_a_reference_are_kept_to_and_read_by_type(name: str, tmp_path: Path) -> None:
+    asked = Asked(name, tmp_path, special=False)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": RECURSIVE, "strict": True}}]
+    reads, make_guide = granted(Wish(tools=tools, choice="required"), asked.guides, asked.dialect, asked.state)
+    assert make_guide
+    arguments = {"value": 1, "next": {"value": 2}}
+    assert follow(make_guide(), asked.tokenizer, written(name, arguments))
+    assert not follow(make_guide(), asked.tokenizer, written(name, {"value": "x"}))
+    assert json.loads(parse(reads, written(name, arguments), State(), tools).calls[0].arguments) == arguments
+
+
+ITEM = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "yes", "no"),
+    [
+        ({"properties": {"v": {"allOf": [{"$ref": "#/$defs/i"}], "default": {}}}}, {"v": {"x": 1}}, {"v": {"x": "a"}}),
+        ({"allOf": [{"$ref": "#/$defs/i"}, {"properties": {"y": {"type": "string"}}}]}, {"x": 1, "y": "b"}, {"y": "b"}),
+        ({"properties": {"v": {"allOf": [{"minimum": 3}, {"type": "integer"}]}}}, {"v": 3}, {"v": 2}),
+    ],
+)
+def test_what_tagged_parameters_have_in_all_of_is_kept_to_and_read_by_type(
+    parameters: dict[str, Any], yes: dict[str, Any], no: dict[str, Any], tmp_path: Path
+) -> None:
+    asked = Asked("Qwen3-Coder", tmp_path, special=False)
+    function = {"name": "f", "parameters": {**parameters, "$defs": {"i": ITEM}}, "strict": True}
+    wish = Wish(tools=[{"type": "function", "function": function}], choice="required")
+    reads, make_guide = granted(wish, asked.guides, asked.dialect, asked.state)
+    assert make_guide
+    assert follow(make_guide(), asked.tokenizer, written("Qwen3-Coder", yes))
+    assert not follow(make_guide(), asked.tokenizer, written("Qwen3-Coder", no))
+    said = parse(reads, written("Qwen3-Coder", yes), State(), wish.tools).calls
+    assert json.loads(said[0].arguments) == yes
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [False]},
+        {"allOf": [{"type": "integer", "minimum": 3}, {"minimum": 4}]},
+        {"allOf": [{"type": "array", "prefixItems": [{"type": "string"}]}, {"items": {"type": "integer"}}]},
+    ],
+)
+def test_all_of_that_speaks_twice_of_one_thing_is_not_taken_for_less(schema: dict[str, Any], tmp_path: Path) -> None:
+    with contextlib.suppress(UserError):
+        asked = Asked("Qwen3-Coder", tmp_path, special=False)
+        make_guide = granted(Wish(tools=[tool("f", strict=True, v=schema)]), asked.guides, asked.dialect, asked.state)[
+            1
+        ]
+        assert make_guide
+        for value in ("a", 3, ["a"]):
+            text = written("Qwen3-Coder", {"v": value})
+            assert not follow(make_guide(), asked.tokenizer, text) or value == ["a"]
+
+
+@pytest.mark.parametrize("depth", [3, 4000])
+def test_choices_of_properties_are_read_however_many_and_however_deep(depth: int) -> None:
+    wide = {"anyOf": [{"properties": {"v": {"type": "integer"}}}] * depth}
+    looped = {"anyOf": [{"$ref": "#"}, {"allOf": [{"$ref": "#"}, {"properties": {"v": {"type": "integer"}}}]}]}
+    for parameters in (wide, looped):
+        assert kinds(parameter_schemas([{"function": {"name": "f", "parameters": parameters}}])["f"]["v"]) == {
+            "integer"
+        }

@@ -111,6 +111,12 @@ def test_what_is_hidden_or_tells_about_others_in_a_folder_is_no_data(tmp_path: P
         ("x.txt", b" \n", "holds no text"),
         ("x.jsonl", b'{"text": ""}\n', "holds no text"),
         ("x.json", b"[]", "holds no text"),
+        ("x.jsonl", b'{"text": "a\\ud800"}', "line 1 holds half of a surrogate pair"),
+        (
+            "x.json",
+            b'[{"messages": [{"role": "user", "content": "\\udfff"}]}]',
+            "item 1 holds half of a surrogate pair",
+        ),
     ],
 )
 def test_damaged_and_empty_files_are_refused_by_name(name: str, content: bytes, words: str, tmp_path: Path) -> None:
@@ -118,6 +124,12 @@ def test_damaged_and_empty_files_are_refused_by_name(name: str, content: bytes, 
     with pytest.raises(UserError, match=words) as caught:
         read(tmp_path / name)
     assert "x." in str(caught.value)
+
+
+def test_a_compressed_file_is_read_whatever_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(gzip.compress(LINES.encode()))
+    (tmp_path / "y.jsonl").write_text(LINES)
+    assert read(tmp_path / "x.jsonl") == read(tmp_path / "y.jsonl")
 
 
 def answer(**fields: Any) -> dict[str, Any]:

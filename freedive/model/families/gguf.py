@@ -72,6 +72,9 @@ HARMLESS = ("rope.scaling.finetuned", "tensor_data_layout", LINEAR_SCALE)
 ZERO_IS_ABSENT = ("expert_count", "expert_used_count")
 """Keys that converters write for dense models, too."""
 
+SAYS_NOTHING: Mapping[str, object] = {"attention.causal": True, "pooling_type": 0}
+"""Keys that say with this value what holds anyway, where a family does not read them."""
+
 BY_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 """Keys that may list a number for each layer, which here has to be the same for all."""
 
@@ -96,12 +99,16 @@ class Gguf(Naming):
 def read_config(checkpoint: Checkpoint, gguf: Gguf) -> Config:
     """The configuration of a GGUF checkpoint. Keys that no table knows keep their name, so that nobody reads them."""
     prefix = f"{gguf.architecture}."
+    keys = {**KEYS, **dict.fromkeys(HARMLESS), **gguf.keys}
+    nothing = {
+        **dict.fromkeys(ZERO_IS_ABSENT, 0),
+        **{key: SAYS_NOTHING[key] for key in SAYS_NOTHING if key not in keys},
+    }
     given = {
         name: value
         for key, value in checkpoint.config.items()
-        if (name := key.removeprefix(prefix)) != key and not (name in ZERO_IS_ABSENT and value == 0)
+        if (name := key.removeprefix(prefix)) != key and (name, value) not in nothing.items()
     }
-    keys = {**KEYS, **dict.fromkeys(HARMLESS), **gguf.keys}
     read = {key: keys.get(key, prefix + key) for key in given if key not in SCALING_KEYS}
     values: dict[str, Any] = {ours: _spelled(key, given[key]) for key, ours in read.items() if ours}
     if given.get("rope.scaling.type") != "none":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
+from freedive.text.arguments import argument_values
 from freedive.text.dialects.dialect import Call, Event, Text, Thought
 
 Json = dict[str, Any]
@@ -39,7 +39,7 @@ def block(event: Event) -> Json:
             return {"type": "thinking", "thinking": text, "signature": ""}
         case Call(name, arguments, id):
             identity = {"id": id or f"toolu_{uuid.uuid4().hex}", "name": name}
-            return {"type": "tool_use", **identity, "input": json.loads(arguments)}
+            return {"type": "tool_use", **identity, "input": argument_values(arguments)}
 
 
 class BlockStream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from typing import Any
 
@@ -13,6 +12,7 @@ from freedive.server.ollama.fields import ChatRequest, GenerateRequest
 from freedive.server.ollama.respond import respond
 from freedive.server.routing import APIRouter
 from freedive.server.service import Service
+from freedive.text.arguments import argument_values
 from freedive.text.dialects.dialect import Call
 from freedive.text.dialects.parser import Answer
 
@@ -48,5 +48,5 @@ def _thinking(answer: Answer) -> Json:
 
 
 def _call(call: Call) -> Json:
-    function = {"name": call.name, "arguments": json.loads(call.arguments)}
+    function = {"name": call.name, "arguments": argument_values(call.arguments)}
     return {"id": call.id or f"call_{uuid.uuid4().hex}", "function": function}

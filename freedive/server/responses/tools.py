@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from freedive.server.offers import offered
 from freedive.server.responses import items
 from freedive.server.wire import JsonObject, Text, Wire
+from freedive.text.arguments import argument_values
 
 Json = dict[str, Any]
 Name = Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
@@ -110,7 +110,7 @@ class Calls:
 
 def _input(arguments: str) -> str:
     """The text that a custom tool was called with; whatever else a model wrote comes as it is."""
-    match json.loads(arguments):
+    match argument_values(arguments):
         case {"input": str(text)}:
             return text
     return arguments

@@ -7,24 +7,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from freedive.errors import UserError
-from freedive.text.dialects.codecs import coerced, kinds, resolved
+from freedive.text.dialects.codecs import coerced, kinds, named_properties, resolved
 from freedive.text.dialects.dialect import Dialect, Mode
 from freedive.text.dialects.parser import heard
 from freedive.text.format import json_grammar
 from freedive.text.lark import Lark, any_of, quoted
-from freedive.text.schema.references import References
-from freedive.text.schema.rewrite import rewritten
+from freedive.text.schema.references import References, TooManySteps
+from freedive.text.schema.rewrite import NotKept, rewritten
 from freedive.text.tools import checked_name
 
 _PLACE = re.compile(r"(\$[a-z]+|\n)")
 _KEY = re.compile(r'[^"<>\n]+')
+_NAME = "/[A-Za-z0-9_.-]{1,64}/"
 _ROOT = frozenset({"type", "properties", "required", "additionalProperties", "$defs"})
+_JOINED = frozenset({"$ref", "allOf", "$defs"})
+_REST = frozenset({"additionalProperties", "patternProperties", "items", "prefixItems"})
+"""What is said of all that other keywords do not name."""
+
 _ENUMERATED = frozenset({"type", "enum", "const"})
 _BOUNDED = frozenset({"type", "minLength", "maxLength"})
 
 
 class Calls:
-    """Writes the calls of ``functions`` into a grammar. UserError for schemas that cannot be kept to."""
+    """Writes the calls of ``functions`` into a grammar. UserError for schemas that are wrong.
+
+    NotKept for those of strict functions that cannot be kept to; of others, what cannot is left to the model.
+    """
 
     def __init__(self, lark: Lark, dialect: Dialect, functions: Sequence[Mapping[str, Any]]) -> None:
         assert dialect.writing
@@ -63,29 +71,57 @@ class Calls:
             case "$number":
                 return self._lark.terminal("/[0-9]{1,3}/")
             case "$arguments":
-                return self._lark.part(json_grammar(_object_schema(function), param="tools"))
+                return self._lark.part(json_grammar(_object_schema(function), param="tools", loose=_is_loose(function)))
             case "$parameters":
                 return " ".join(self._parameters(function))
         return self._lark.literal(piece)
 
     def _parameters(self, function: Mapping[str, Any]) -> Iterator[str]:
-        given = _object_schema(function)
-        root, _ = rewritten(given, "tools")
+        given, loose = _object_schema(function), _is_loose(function)
+        whole = rewritten(given, "tools", loose=loose)[0]
+        references, given_references = References(whole), References(given)
+        root = _flat(whole, references)
         properties, required = root.get("properties", {}), root.get("required", [])
-        if unknown := (root.keys() - _ROOT) | (set(required) - properties.keys()):
+        unnamed = set(required) - properties.keys()
+        unknown = (root.keys() - _ROOT) | unnamed
+        if unknown and not loose:
             _refuse(function, "", min(unknown))
-        references, given_references = References(root), References(given)
+        read = named_properties(given, given_references)
         for key, schema in properties.items():
-            if not _KEY.fullmatch(key):
-                _refuse(function, key, "its name")
-            plain = resolved({} if schema is True else schema, references)
-            if not self._apart and kinds(plain) != kinds(resolved(given["properties"][key], given_references)):
-                _refuse(function, key, "its type, which only a condition tells")
-            written = [*self._ways(function, key, plain, root)] if plain is not False else []
+            plain = resolved({} if schema is True else _flat(schema, references), references)
+            same = self._apart or kinds(plain) == kinds(resolved(read.get(key), given_references))
+            written = self._parameter(function, key, plain, whole, same) if plain is not False else []
             if key in required and not written:
-                _refuse(function, key, "it has no value")
+                _refuse(function, key, "it has no value", UserError)
             if written:
                 yield any_of(written) if key in required else f"{any_of(written)}?"
+        if unnamed or (unknown and not properties):
+            yield self._any_parameters()
+
+    def _parameter(
+        self, function: Mapping[str, Any], key: str, schema: Any, root: Mapping[str, Any], same: bool
+    ) -> list[str]:
+        """How the parameter ``key`` may be written; ``same`` is whether it is read as a value of the same types."""
+        try:
+            if not _KEY.fullmatch(key):
+                _refuse(function, key, "its name", UserError)
+            if not same:
+                _refuse(function, key, "its type, which only a condition tells")
+            return [*self._ways(function, key, schema, root)]
+        except NotKept:
+            if not _is_loose(function):
+                raise
+        types = kinds(schema) - {"string"}
+        value = self._lark.part(json_grammar({"type": sorted(types)}, param="tools")) if self._apart and types else None
+        return [self._written(key, "true", None), *([self._written(key, "false", value)] if value else [])]
+
+    def _any_parameters(self) -> str:
+        """Parameters of any names, with any texts."""
+        before, after = self._writing.parameter.replace("$string", "true").split("$key")
+        between, tail = after.split("$value")
+        taboo = [before, *heard(self._dialect, Mode.CALL, begun=True)]
+        name = f"{self._lark.literal(before)} {self._lark.terminal(_NAME)} {self._lark.literal(between)}"
+        return f"({name} {self._lark.until([tail.rstrip()], taboo, 'ANY')} SPACE?)*"
 
     def _ways(self, function: Mapping[str, Any], key: str, schema: Any, root: Mapping[str, Any]) -> Iterator[str]:
         """How the parameter ``key`` may be written: as text, as JSON or both."""
@@ -154,16 +190,44 @@ def _object_schema(function: Mapping[str, Any]) -> dict[str, Any]:
     if schema is True:
         return {"type": "object"}
     if not isinstance(schema, Mapping):
-        _refuse(function, "", "they are no schema of an object")
+        _refuse(function, "", "they are no schema of an object", UserError)
     named = schema.get("type", "object")
     if "object" not in (named if isinstance(named, list) else [named]):
-        _refuse(function, "", f"type {named!r}")
+        _refuse(function, "", f"type {named!r}", UserError)
     return {**schema, "type": "object"}
 
 
-def _refuse(function: Mapping[str, Any], key: str, what: str) -> NoReturn:
+def _is_loose(function: Mapping[str, Any]) -> bool:
+    """Whether nobody was promised that the arguments of ``function`` are as its schema says."""
+    return not function.get("strict")
+
+
+def _flat(schema: Any, references: References) -> Any:
+    """``schema`` with what it refers to and all of its allOf in one, if they speak of different things."""
+    try:
+        parts = references.parts(schema)
+    except TooManySteps:
+        return schema
+    is_whole = len(parts) == 1 + sum(len(part.get("allOf", [])) + ("$ref" in part) for part in parts)
+    nested = [part for part in parts if part.keys() & (_REST | {"properties"})]
+    if not is_whole or (len(nested) > 1 and any(part.keys() & _REST for part in nested)):
+        return schema
+    flat: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            known = flat.setdefault(key, value)
+            if key == "properties" and not known.keys() & value.keys():
+                flat[key] = {**known, **value}
+            elif key == "required":
+                flat[key] = [*dict.fromkeys([*known, *value])]
+            elif known != value and key not in _JOINED:
+                return schema
+    return {key: value for key, value in flat.items() if key not in _JOINED}
+
+
+def _refuse(function: Mapping[str, Any], key: str, what: str, kind: type[UserError] = NotKept) -> NoReturn:
     where = f"parameter {key!r}" if key else "parameters"
-    raise UserError(
+    raise kind(
         f"This model's way to write calls cannot keep to the {where} of {function['name']!r}: {what}",
         "Leave that out, or let the model call freely (tool_choice auto, without strict).",
         param="tools",

@@ -12,14 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from freedive.text.arguments import MAX_DIGITS
 from freedive.text.dialects.dialect import Call, Codec, Schemas
 from freedive.text.schema.references import References
 
 MAX_PYTHONIC = 1 << 16
 """Characters of a call in Python's syntax: the time and memory of its parser grow much faster than with JSON."""
-
-MAX_DIGITS = 1000
-"""Of a whole number that is read: Python takes time that grows with their square."""
 
 _UNREADABLE = (ValueError, TypeError, LookupError, SyntaxError, RecursionError, MemoryError)
 """What a model can make json and ast raise."""
@@ -43,9 +41,25 @@ def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> Schemas:
     for function in (tool["function"] for tool in tools):
         root = _mapping(function.get("parameters"))
         references = References(root)
-        properties = _mapping(root.get("properties")).items()
+        properties = named_properties(root, references).items()
         found[function["name"]] = {key: resolved(schema, references) for key, schema in properties}
     return found
+
+
+def named_properties(root: Any, references: References) -> dict[str, Any]:
+    """The properties that ``root`` names, also behind $ref and in its choices; one named twice may be as either."""
+    found: dict[str, list[Any]] = {}
+    waiting, seen = [root], {id(root)}
+    while waiting:
+        schema = _mapping(waiting.pop())
+        for key, named in _mapping(schema.get("properties")).items():
+            found.setdefault(key, []).append(named)
+        parts = [part for name in ("oneOf", "anyOf", "allOf") for part in reversed(_listed(schema.get(name)))]
+        for part in [*parts, references.referred(schema)]:
+            if id(part) not in seen:
+                seen.add(id(part))
+                waiting.append(part)
+    return {key: named[0] if len(named) == 1 else {"anyOf": named} for key, named in found.items()}
 
 
 def resolved(schema: Any, references: References) -> Any:
@@ -55,7 +69,7 @@ def resolved(schema: Any, references: References) -> Any:
     schema = references.merged(schema)
     if not isinstance(schema, Mapping):
         return schema
-    choices = {name: _listed(schema[name]) for name in ("anyOf", "oneOf") if name in schema}
+    choices = {name: _listed(schema[name]) for name in ("anyOf", "oneOf", "allOf") if name in schema}
     return {**schema, **{name: [references.merged(choice) for choice in each] for name, each in choices.items()}}
 
 

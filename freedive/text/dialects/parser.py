@@ -85,6 +85,11 @@ class Parser:
         """Whether the answer has yet to begin: the output is in the middle of a thought, or of what names a message."""
         return self._mode in (Mode.THOUGHT, Mode.HEADER)
 
+    @property
+    def is_calling(self) -> bool:
+        """Whether the output is in the middle of a call."""
+        return self._mode is Mode.CALL
+
     def read(self, text: str, *, ends: bool) -> list[Event]:
         """The events that ``text`` makes certain, and the rest if the output ends with it."""
         return [*self.feed(text), *self.finish()] if ends else self.feed(text)

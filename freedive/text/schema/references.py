@@ -74,13 +74,16 @@ class References:
             more = [*more, *([self._find(schema)] if "$ref" in schema else [])]
         return [schema, *(part for item in more for part in self.parts(item, levels - 1))]
 
+    def referred(self, schema: Mapping[str, Any]) -> Any:
+        """What ``schema`` refers to, or None."""
+        with contextlib.suppress(UnknownReference):
+            return self._find(schema) if "$ref" in schema else None
+        return None
+
     def merged(self, schema: Any) -> Any:
         """``schema``, or what it refers to under its own other keywords."""
-        if not isinstance(schema, Mapping) or "$ref" not in schema:
-            return schema
-        try:
-            target = self._find(schema)
-        except UnknownReference:
+        target = self.referred(schema) if isinstance(schema, Mapping) else None
+        if target is None:
             return schema
         own = {key: value for key, value in schema.items() if key != "$ref"}
         return {**target, **own} if isinstance(target, Mapping) else target

@@ -7,7 +7,9 @@ them. Every definition that is referred to gets a plain name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from decimal import Decimal
 from typing import Any, NoReturn
 
@@ -37,16 +39,24 @@ _PLAIN_ESCAPES = frozenset("dDwWsSbBnrtfpPAz")
 """Letters behind a backslash in a pattern that stand for no control character without a short escape in JSON."""
 
 
-def rewritten(schema: Mapping[str, Any], param: str) -> tuple[Schema, bool]:
+_ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+_LOOK_AROUND = re.compile(r"\(\?<?[=!]")
+
+
+class NotKept(UserError):
+    """What a schema rightly asks for, and a guide cannot see to."""
+
+
+def rewritten(schema: Mapping[str, Any], param: str, *, loose: bool = False) -> tuple[Schema, bool]:
     """``schema`` for llguidance, and whether its answers need escapes of the form \\u0000.
 
-    UserError, about ``param``, for what cannot be kept to.
+    NotKept, about ``param``, for what cannot be kept to; with ``loose`` that is left out. UserError for what is wrong.
     """
     try:
-        writer = _Rewriter(schema, param, escapes=False)
+        writer = _Rewriter(schema, param, escapes=False, loose=loose)
         result = writer.root()
         if writer.has_controls:
-            return _Rewriter(schema, param, escapes=True).root(), True
+            return _Rewriter(schema, param, escapes=True, loose=loose).root(), True
     except TooManySteps:
         raise UserError("The schema refers to itself in too many ways", "Make it simpler.", param=param) from None
     return result, False
@@ -58,8 +68,10 @@ class _Rewriter:
     Otherwise a key could be written as an escape, and llguidance would take it for one that is not named.
     """
 
-    def __init__(self, schema: Mapping[str, Any], param: str, *, escapes: bool) -> None:
+    def __init__(self, schema: Mapping[str, Any], param: str, *, escapes: bool, loose: bool) -> None:
         self.has_controls = False
+        self._loose = loose
+        self._left_out = suppress(NotKept) if loose else nullcontext()
         self._schema = schema
         self._param = param
         self._escapes = escapes
@@ -101,22 +113,24 @@ class _Rewriter:
         if self._num_schemas > MAX_SCHEMAS or path.count("/") > MAX_DEPTH:
             self._refuse("", f"has more than {MAX_SCHEMAS} parts, or is nested deeper than {MAX_DEPTH}: use $defs")
         parts = self._references.parts(schema) if "unevaluatedProperties" in schema else []
-        reference = {"$ref": self._reference(schema, path)} if schema.get("$ref") is not None else {}
+        result: Schema = {}
+        with self._left_out:
+            result |= {"$ref": self._reference(schema, path)} if schema.get("$ref") is not None else {}
         schema = self._simplified({key: value for key, value in schema.items() if value is not None or key == "const"})
         if "unevaluatedProperties" in schema:  # what is found in a choice alone counts as unevaluated
             others = logic.without_others(schema.pop("unevaluatedProperties"), parts)
             schema["allOf"] = [*schema.get("allOf", []), others]
-        result: Schema = reference
         for key, value in schema.items():
-            if key in self._keywords:
-                result[key] = self._keywords[key](value, f"{path}/{key}")
-            elif key in _REFUSED or (key == "format" and not isinstance(value, str)):
-                self._refuse(path, f"asks for {key!r}, which cannot be kept to")
-            elif key == "format" and value in FORMATS:
-                result[key] = value
-        self._add_numbers(result, schema, path)
-        self._add_conditions(result, schema, path)
-        self._check_counts(result, path)
+            with self._left_out:
+                if key in self._keywords:
+                    result[key] = self._keywords[key](value, f"{path}/{key}")
+                elif key in _REFUSED or (key == "format" and not isinstance(value, str)):
+                    self._refuse(path, f"asks for {key!r}, which cannot be kept to", NotKept)
+                elif key == "format" and value in FORMATS:
+                    result[key] = value
+        for add in (self._add_numbers, self._add_conditions, self._check_counts):
+            with self._left_out:
+                add(result, schema, path)
         return self._closed(result) if self._escapes else result
 
     def _simplified(self, schema: Schema) -> Schema:
@@ -144,7 +158,8 @@ class _Rewriter:
             drop.add("maxContains")
         schema = {key: value for key, value in schema.items() if key not in drop}
         choices = schema.get("oneOf")
-        if isinstance(choices, list) and (plain := logic.one_of(choices, self._references.target)):
+        wider = {"anyOf": choices} if self._loose else None
+        if isinstance(choices, list) and (plain := logic.one_of(choices, self._references.target) or wider):
             rest = {key: value for key, value in schema.items() if key != "oneOf"}
             schema = {**rest, "allOf": [*rest.get("allOf", []), plain]} if "anyOf" in rest else {**rest, **plain}
         if schema.get("uniqueItems"):
@@ -158,21 +173,29 @@ class _Rewriter:
             if "multipleOf" in schema:
                 result["multipleOf"] = checked_multiple(schema["multipleOf"], self._multiples)
         except NumberError as error:
-            self._refuse(path, f"has {error}")
+            self._refuse(path, f"has {error}", NotKept)
 
     def _add_conditions(self, result: Schema, schema: Schema, path: str) -> None:
         """Add to ``result`` what the conditions of ``schema`` mean in anyOf and allOf."""
         try:
             conditions = [*logic.conditions(schema, self._references.target)]
         except logic.NotExpressible as error:
-            self._refuse(path, f"asks for {error}, which cannot be kept to")
+            self._refuse(path, f"asks for {error}, which cannot be kept to", NotKept)
         if conditions:
             added = [self._any(condition, f"{path}/") for condition in conditions]
             result["allOf"] = [*result.get("allOf", []), *added]
 
-    def _check_counts(self, result: Schema, path: str) -> None:
-        if result.get("minProperties", 0) > 1 + len(result.get("required", [])):
-            self._refuse(path, "asks for 'minProperties' beyond the required ones: keys may come twice")
+    def _check_counts(self, result: Schema, _: Schema, path: str) -> None:
+        required = result.get("required", [])
+        counts: Schema = {key: result.pop(key) for key in ("minProperties", "maxProperties") if key in result}
+        least = counts.get("minProperties", 0)
+        if least <= len(required):
+            counts.pop("minProperties", None)
+        if counts and result.get("properties", {}).keys() - set(required):
+            self._refuse(path, f"asks for {min(counts)!r} beside properties that may be left out", NotKept)
+        if least > 1 + len(required):
+            self._refuse(path, "asks for 'minProperties' beyond the required ones: keys may come twice", NotKept)
+        result |= counts
 
     def _closed(self, schema: Schema) -> Schema:
         """``schema`` without properties that it does not name, if it names any."""
@@ -207,6 +230,8 @@ class _Rewriter:
         self._look_for_controls(value)
         if (len(value) - len(value.rstrip("\\"))) % 2:
             self._refuse(path, "ends in the middle of an escape")
+        if _LOOK_AROUND.search(_ESCAPE_OR_CLASS.sub("", value)):
+            self._refuse(path, "has look-around, which cannot be kept to", NotKept)
         escaped = value.split("\\\\")
         if any(
             part[0] not in _PLAIN_ESCAPES for text in escaped for part in text.split("\\")[1:] if part[:1].isalnum()
@@ -247,7 +272,7 @@ class _Rewriter:
                 pass
             case int() | float():
                 if not is_exact(value):
-                    self._refuse(path, f"holds {short(value)}, which has too many digits: write it as text")
+                    self._refuse(path, f"holds {short(value)}, which has too many digits: write it as text", NotKept)
             case list():
                 return [self._value(item, path) for item in value]
             case Mapping():
@@ -262,11 +287,11 @@ class _Rewriter:
         try:
             return f"#/$defs/{self._references.name(schema)}"
         except UnknownReference as error:
-            self._refuse(path, str(error))
+            self._refuse(path, str(error), NotKept)
 
-    def _refuse(self, path: str, what: str) -> NoReturn:
+    def _refuse(self, path: str, what: str, kind: type[UserError] = UserError) -> NoReturn:
         where = f"The schema at {path[:200]}" if path else "The schema"
-        raise UserError(f"{where} {what}", "Correct it or leave it out.", param=self._param)
+        raise kind(f"{where} {what}", "Correct it or leave it out.", param=self._param)
 
 
 def _only_integers(named: Any) -> bool:
