@@ -90,7 +90,7 @@ def _parsed(data: bytes, field: Any) -> Any:
         raise UserError("the body must be a JSON object", "Send one")
     validated, errors = field.validate(value, {}, loc=("body",))
     if errors:
-        raise RequestValidationError(errors[:1])
+        raise RequestValidationError(errors, body=value)
     return validated
 
 
