@@ -14,9 +14,10 @@ from fastapi.responses import Response
 from freedive.engine.request import Timings
 from freedive.server.answers import Answers, Said, Usage
 from freedive.server.logprobs import num_bytes
+from freedive.server.long_json import long_json
 from freedive.server.openai.fields import GenerationRequest
 from freedive.server.problems import openai_error
-from freedive.server.routing import encode, off_loop
+from freedive.server.routing import off_loop
 from freedive.server.stream import EventStream, event, survived
 
 Json = dict[str, Any]
@@ -58,11 +59,9 @@ async def respond(request: Request, body: GenerationRequest, answers: Answers, c
         return EventStream(survived(chunks, lambda problem: event(openai_error(problem)), head["id"]), lambda: nothing)
     whole = await answers.whole(request)
 
-    def written() -> bytes:
-        parts = [choice.whole(said) for choice, said in zip(choices, whole, strict=True)]
-        return encode(head | {"choices": parts, "usage": usage_object(answers.usage)} | _timings(body, answers))
-
-    return Response(await off_loop(sum(map(_size, whole)), written), media_type="application/json")
+    written = (choice.whole(said) for choice, said in zip(choices, whole, strict=True))
+    fields = head | {"usage": usage_object(answers.usage)} | _timings(body, answers)
+    return await long_json(fields, "choices", written, sum(map(_size, whole)))
 
 
 def _size(said: Said) -> int:
