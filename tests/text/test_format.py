@@ -246,7 +246,7 @@ def test_an_answer_does_not_depend_on_those_before_it(guides: Guides) -> None:
 def test_an_answer_that_comes_to_a_limit_says_that_its_form_cannot_be_kept_to(guides: Guides) -> None:
     guide = guide_of(guides, Format("regex", "[a-c]+"))
     guide.take(smollm2().encode("a")[0])
-    with pytest.raises(RuntimeError, match="form cannot be kept to"):
+    with pytest.raises(UserError, match="form of the answer cannot be kept to"):
         guide.take(smollm2().encode("?")[0])
 
 
