@@ -88,6 +88,34 @@ def test_users_and_salts_of_clients_stand_below_the_key(house: House) -> None:
     assert [made.submitted["user"] for made in house.model.engine.generations[-2:]] == ["u", "u"]
 
 
+def test_a_form_that_takes_long_to_prepare_holds_up_no_other_request(house: House, monkeypatch: Any) -> None:
+    """Neither those of other keys, with a form or without, nor those of the same key without one."""
+    prepared, question = threading.Event(), house.model.question
+
+    def slow(messages: Any, *args: Any, **options: Any) -> Any:
+        if messages[-1]["content"] == "slow":
+            assert prepared.wait(20)
+        return question(messages, *args, **options)
+
+    monkeypatch.setattr(house.model, "question", slow)
+    form = {"response_format": {"type": "json_object"}}
+    hard = [{"role": "user", "content": "slow"}]
+    asking = [
+        threading.Thread(target=house.post, args=("/v1/chat/completions", "ann"), kwargs={"messages": hard} | form)
+        for _ in range(8)
+    ]
+    for thread in asking:
+        thread.start()
+    try:
+        for who, extra in (("bob", {}), ("bob", form), ("ann", {})):
+            answer = house.post("/v1/chat/completions", who, messages=HELLO, **extra)
+            assert answer.status_code == 200
+    finally:
+        prepared.set()
+        for thread in asking:
+            thread.join()
+
+
 def test_a_key_sees_only_its_own_statistics(house: House) -> None:
     house.post("/v1/chat/completions", "ann", messages=HELLO)
     stats = {name: house.get("/v1/stats", name).json() for name in ("ann", "bob", "boss")}
