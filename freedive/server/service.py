@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from freedive.engine.pooling import Pooling
 from freedive.engine.request import Sampling
@@ -104,7 +105,10 @@ class Service:
         is_long = ask.is_guided or getattr(request.state, "num_body_bytes", 0) > LONG_BYTES
         party = (model.name, request.state.visit.key.id, is_long)
         threads = self._threads.setdefault(party, CapacityLimiter(1 if is_long else 4))
-        return await run_sync(work, limiter=threads)
+        async with threads:
+            if await request.is_disconnected():  # while it waited for its turn
+                raise ClientDisconnect
+            return await run_sync(work, limiter=CapacityLimiter(1))
 
 
 def _submit(model: Model, sampling: Sampling, ask: Ask) -> Answers:
