@@ -30,7 +30,7 @@ from freedive.engine.pooling import Pool, Pooling
 from freedive.engine.prefix import PrefixCache
 from freedive.engine.queue import is_full
 from freedive.engine.repetition import RepetitionDetector
-from freedive.engine.request import EngineError, Generation, Piece, Sampling
+from freedive.engine.request import Delivery, EngineError, Generation, Piece, Sampling
 from freedive.engine.sampler import Sampler
 from freedive.engine.scheduler import Plan, Request, Scheduler
 from freedive.engine.scoring import PromptScores
@@ -361,12 +361,12 @@ class Engine:
             submission.drop(generation)
             self._end(generation, Piece((), (), "cancelled", None, generation.timings))
 
-    def _leave(self, request: Request, last: Piece | EngineError) -> None:
+    def _leave(self, request: Request, last: Delivery) -> None:
         """End a request. Its pages are free by the time its reader knows."""
         self._scheduler.remove(request)
         self._end(request.generation, last)
 
-    def _end(self, generation: Generation, last: Piece | EngineError) -> None:
+    def _end(self, generation: Generation, last: Delivery) -> None:
         """Tell a reader that nothing more comes, unless it knows that."""
         with self._wake:
             if not (submission := self._open.pop(generation, None)):

@@ -13,10 +13,11 @@ from freedive.engine.advance import empty_piece, next_piece
 from freedive.engine.batch import Batch, Runner
 from freedive.engine.kvcache import PageTables
 from freedive.engine.pace import Pace
-from freedive.engine.request import EngineError, Piece
+from freedive.engine.request import Delivery, EngineError, Piece
 from freedive.engine.sampler import Floats
 from freedive.engine.scheduler import Plan, Request, Share, is_decoding, to_batch
 from freedive.engine.speculation import Gate
+from freedive.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class StepExecutor:
     """
 
     def __init__(
-        self, runner: Runner, pace: Pace, gate: Gate | None, leave: Callable[[Request, Piece | EngineError], None]
+        self, runner: Runner, pace: Pace, gate: Gate | None, leave: Callable[[Request, Delivery], None]
     ) -> None:
         self.num_steps = self.num_computed = self.num_generated = self.num_drafted = self.num_accepted = 0
         self._runner = runner
@@ -118,6 +119,9 @@ class StepExecutor:
         """Add one token to the answer of ``request``, whose ``logits`` these are. False when it is the last."""
         try:
             piece = next_piece(request, logits)
+        except UserError as error:  # the form that was asked for proves too hard
+            self._leave(request, error)
+            return False
         except BaseException as error:  # native code raises other things than exceptions
             log.exception("request %s failed", request.generation.id)
             self._leave(request, EngineError(f"The answer cannot go on: {error}"))

@@ -12,7 +12,9 @@ Bits = npt.NDArray[np.uint8]
 
 
 class Guide(Protocol):
-    """Follows one answer, whose form it knows. What it raises ends the request as the engine's fault."""
+    """Follows one answer, whose form it knows. What it raises ends the request: UserError as the user's
+    matter, all else as the engine's fault.
+    """
 
     @property
     def complete(self) -> bool:

@@ -200,13 +200,18 @@ class Piece:
         return "".join(event.text for event in self.events if isinstance(event, Text))
 
 
+Delivery = Piece | EngineError | UserError
+"""What a reader gets: with an error, nothing more comes."""
+
+
 class Generation:
     """A request under way. Iterate over its pieces, with ``for`` or ``async for``, from one reader.
 
     ``num_cached_tokens`` of the prompt need not be computed, since they were found in the prefix cache; it is final by
     the first piece.
 
-    The iteration ends after the piece with a ``finish_reason`` and raises :class:`EngineError` when the engine fails.
+    The iteration ends after the piece with a ``finish_reason`` and raises :class:`EngineError` when the engine fails,
+    UserError where the answer proves to be impossible as it was asked for.
     Leaving it early cancels the request.
     """
 
@@ -217,7 +222,7 @@ class Generation:
         self.seed = seed
         self.timings = Timings(time.perf_counter())
         self._cancel = cancel
-        self._arrived: SimpleQueue[Piece | EngineError] = SimpleQueue()
+        self._arrived: SimpleQueue[Delivery] = SimpleQueue()
         self._notify: Callable[[], None] | None = None
         self._ended = False
 
@@ -226,7 +231,7 @@ class Generation:
         if self.timings.finished_at is None:
             self._cancel(self)
 
-    def deliver(self, item: Piece | EngineError) -> None:
+    def deliver(self, item: Delivery) -> None:
         """Hand over what the engine made (engine thread)."""
         self._arrived.put(item)
         if notify := self._notify:
@@ -262,8 +267,8 @@ class Generation:
             self._notify = None
             self.cancel()
 
-    def _open(self, item: Piece | EngineError) -> Piece:
-        if isinstance(item, EngineError):
+    def _open(self, item: Delivery) -> Piece:
+        if isinstance(item, Exception):
             self._ended = True
             raise item
         self._ended = item.finish_reason is not None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from freedive.engine.guide import Guide
 from freedive.engine.pooling import Pooling
-from freedive.engine.request import EngineError, Generation, Piece, Sampling
+from freedive.engine.request import Delivery, EngineError, Generation, Sampling
 from freedive.engine.scheduler import Request
 from freedive.engine.stop import Reader
 
@@ -48,7 +48,7 @@ class Submission:
         self,
         jobs: Sequence[tuple[Generation, Job]],
         make: Callable[[Generation, Job], Request],
-        end: Callable[[Generation, Piece | EngineError], None],
+        end: Callable[[Generation, Delivery], None],
     ) -> None:
         self.requests: dict[Generation, Request] = {}
         self.tenant = jobs[0][1].tenant

@@ -10,6 +10,7 @@ from itertools import chain
 from starlette.requests import Request
 
 from freedive.engine.request import Piece, TokenLogprobs
+from freedive.errors import UserError
 from freedive.server.model import Generation, Model
 from freedive.server.stream import interleave, unless_disconnected
 from freedive.text.dialects.dialect import Call, Event
@@ -73,14 +74,14 @@ class Answers:
     async def said(self) -> AsyncGenerator[Said, None]:
         """All that is said, as it comes. Closing it ends the answers.
 
-        Raises EngineError, and Unavailable when the engine shuts down.
+        Raises EngineError, UserError for a form that proves too hard, and Unavailable when the engine shuts down.
         """
         async with aclosing(interleave(self.generations)) as items:
             try:
                 async for index, piece in items:
                     yield self._read(index, piece)
-            except Exception:
-                self.failed = True
+            except Exception as error:
+                self.failed = not isinstance(error, UserError) or error.status >= 500
                 raise
 
     def _read(self, index: int, piece: Piece) -> Said:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from freedive.engine.request import TokenLogprobs
@@ -19,6 +19,11 @@ def token_name(token_id: int, tokenizer: Tokenizer) -> str:
         return data.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def num_bytes(entries: Iterable[TokenLogprobs]) -> int:
+    """About how long they are as JSON."""
+    return sum(128 * (1 + len(entry.top)) for entry in entries)
 
 
 def logprob_object(entry: TokenLogprobs, tokenizer: Tokenizer) -> Json:

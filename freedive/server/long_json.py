@@ -6,19 +6,23 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from freedive.server.routing import INLINE_BYTES, encode, off_loop
 
-async def long_json(fields: Mapping[str, Any], name: str, items: Iterable[Any]) -> Response:
-    """An object of ``fields``, and of the list ``items`` under ``name``, made in a thread, item by item.
 
-    One item after the other, since the interpreter does nothing else while it writes one value.
+async def long_json(
+    fields: Mapping[str, Any], name: str, items: Iterable[Any], size: int = INLINE_BYTES + 1
+) -> Response:
+    """An object of ``fields``, and of the list ``items`` under ``name``: in a thread, unless the ``size`` is small.
+
+    One item is made and written after the other: the interpreter does nothing else while it writes one value, nor
+    while it looks for garbage among all that are there.
     """
-    return Response(await run_in_threadpool(_written, fields, name, items), media_type="application/json")
+    return Response(await off_loop(size, _written, fields, name, items), media_type="application/json")
 
 
 def _written(fields: Mapping[str, Any], name: str, items: Iterable[Any]) -> bytes:
-    parts = [json.dumps(item, separators=(",", ":")).encode() for item in items]
+    parts = [encode(item) for item in items]
     head = json.dumps({**fields, name: []}, separators=(",", ":")).encode()
     return head.removesuffix(b"]}") + b",".join(parts) + b"]}"

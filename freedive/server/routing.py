@@ -104,12 +104,12 @@ def _encoded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         value = await endpoint(*args, **options)
         if not isinstance(value, dict):
             return value
-        return Response(await off_loop(_size(value), encode, value), media_type="application/json")
+        return Response(await off_loop(size_of(value), encode, value), media_type="application/json")
 
     return call
 
 
-def _size(value: Any) -> int:
+def size_of(value: Any) -> int:
     """About how many bytes ``value`` has as JSON; as soon as it is certain that they are many, no more is counted."""
     size, stack = 0, [value]
     while stack and size <= INLINE_BYTES:
@@ -129,7 +129,9 @@ def encode(value: Any) -> bytes:
 
 
 def _slices(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
+    if size_of(value) <= INLINE_BYTES:
+        yield json.dumps(value, separators=(",", ":"))
+    elif isinstance(value, dict):
         for index, (name, item) in enumerate(value.items()):
             yield f"{',' if index else '{'}{json.dumps(str(name))}:"
             yield from _slices(item)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from freedive.engine.pooling import Pooling
 from freedive.engine.request import Sampling
@@ -30,6 +31,9 @@ LONG_BYTES = 1 << 18
 MAX_ANSWERS = 4096
 """Prompts times choices of one request: each takes some memory until the last is there."""
 
+MAX_LOGPROBS = 1 << 20
+"""Log-probabilities of one request with several answers: each takes about 500 bytes until it is written."""
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -38,7 +42,7 @@ class Ask:
     ``sampling`` are the fields that the client sets. ``user`` and ``salt`` are the client's words: whose turn it takes,
     and what shares a cache; both stand below the caller's ``tenant``, which :class:`Service` fills in. With ``pooling``
     embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together, in tokens, where that is less
-    than the model's own.
+    than the model's own. ``is_guided`` tells that the answer may have a form, which can take seconds to prepare.
     """
 
     model: str
@@ -51,6 +55,7 @@ class Ask:
     pooling: Pooling | None = None
     keep_alive_s: float | None = None
     max_context: int | None = None
+    is_guided: bool = False
 
 
 def to_embed(model: str, texts: Sequence[str | list[int]], pooling: Pooling = "mean", **others: Any) -> Ask:
@@ -67,12 +72,12 @@ def to_embed(model: str, texts: Sequence[str | list[int]], pooling: Pooling = "m
 class Service:
     """The models, and answers from them.
 
-    Templates, tokenizers and grammars of each model have threads of their own, those of long requests apart: a slow
-    one delays neither other models nor short requests.
+    Templates, tokenizers and grammars of each model have threads of their own for each tenant, those of long requests
+    and of forms apart: a slow one delays neither other models, nor other tenants, nor short requests.
     """
 
     models: Models
-    _threads: dict[tuple[str, bool], CapacityLimiter] = field(default_factory=dict)
+    _threads: dict[tuple[str, str, bool], CapacityLimiter] = field(default_factory=dict)
 
     async def answers(self, ask: Ask, request: Request) -> Answers:
         """Begin to answer, in the name of whoever makes the ``request``.
@@ -83,7 +88,7 @@ class Service:
         ask = self._in_the_name_of(visit.key, ask)
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
             sampling = model.sampling(**ask.sampling)
-            visit.answers = await self._in_thread(partial(_submit, model, sampling, ask), model, request)
+            visit.answers = await self._in_thread(partial(_submit, model, sampling, ask), model, ask, request)
         return visit.answers
 
     def _in_the_name_of(self, key: Key, ask: Ask) -> Ask:
@@ -94,12 +99,16 @@ class Service:
     async def questions(self, ask: Ask, request: Request) -> tuple[Model, Sequence[Question]]:
         """What would be asked, and of whom. Raises UserError for what cannot be asked."""
         async with self.models.use(ask.model, ask.keep_alive_s) as model:
-            return model, await self._in_thread(partial(ask.questions, model), model, request)
+            return model, await self._in_thread(partial(ask.questions, model), model, ask, request)
 
-    async def _in_thread(self, work: Callable[[], T], model: Model, request: Request) -> T:
-        is_long = getattr(request.state, "num_body_bytes", 0) > LONG_BYTES
-        threads = self._threads.setdefault((model.name, is_long), CapacityLimiter(1 if is_long else 4))
-        return await run_sync(work, limiter=threads)
+    async def _in_thread(self, work: Callable[[], T], model: Model, ask: Ask, request: Request) -> T:
+        is_long = ask.is_guided or getattr(request.state, "num_body_bytes", 0) > LONG_BYTES
+        party = (model.name, request.state.visit.key.id, is_long)
+        threads = self._threads.setdefault(party, CapacityLimiter(1 if is_long else 4))
+        async with threads:
+            if await request.is_disconnected():  # while it waited for its turn
+                raise ClientDisconnect
+            return await run_sync(work, limiter=CapacityLimiter(1))
 
 
 def _submit(model: Model, sampling: Sampling, ask: Ask) -> Answers:
@@ -112,6 +121,7 @@ def _submit(model: Model, sampling: Sampling, ask: Ask) -> Answers:
     for question in questions:
         bounded = _bounded(sampling, question, ask, model)
         jobs += [_job(question, _seeded(bounded, choice), ask) for choice in range(ask.num_choices)]
+    _check_logprobs(jobs, model.max_context)
     try:
         generations = model.engine.submit_all(jobs)
     except UserError as error:
@@ -119,6 +129,19 @@ def _submit(model: Model, sampling: Sampling, ask: Ask) -> Answers:
             raise ContextLengthExceeded(error.what, error.remedy, param=error.param) from error
         raise
     return Answers(model, generations, ask.num_choices, thinks=questions[0].reader().is_thinking)
+
+
+def _check_logprobs(jobs: Sequence[Job], max_context: int) -> None:
+    """Raises UserError where several answers together would have too many log-probabilities to be held."""
+    number = 0
+    for job in jobs:
+        room, sampling = max_context - len(job.prompt), job.sampling
+        asked = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+        for length, top in ((len(job.prompt), sampling.prompt_logprobs), (asked, sampling.logprobs)):
+            number += 0 if top is None else length * (1 + top)
+    if len(jobs) > 1 and number > MAX_LOGPROBS:
+        what = f"{len(jobs)} answers with up to {number} log-probabilities are more than {MAX_LOGPROBS} of them"
+        raise UserError(what, "Ask in several requests, or for shorter answers", param="logprobs")
 
 
 def _job(question: Question, sampling: Sampling, ask: Ask) -> Job:

@@ -48,7 +48,7 @@ class Guide:
         return self._matcher.is_stopped()
 
     def allowed(self) -> npt.NDArray[np.uint8]:
-        """The tokens that may come next, a bit for each. RuntimeError when the grammar proves too hard."""
+        """The tokens that may come next, a bit for each. UserError when the grammar proves too hard."""
         bits = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             self._start_anew()
@@ -71,32 +71,46 @@ class Guide:
 
     def _check(self) -> None:
         if fault := _one_line(self._matcher.get_error()):
-            raise RuntimeError(f"its form cannot be kept to: {fault}")
+            what = f"The form of the answer cannot be kept to: {fault}"
+            raise UserError(what, "Make it simpler.", param="response_format")
 
 
 class CompiledGrammar:
-    """A grammar that passed its trial. Its matchers share the states that any of them has come to."""
+    """A grammar that passed its trial. Its matchers share the states that any of them has come to.
+
+    When these are too many, it is compiled again: at once where that is quick, else before the next request, in the
+    thread of who asks, as the engine does not wait.
+    """
 
     def __init__(self, make: Callable[[], llguidance.LLMatcher]) -> None:
         self._make = make
         self._seconds = 0.0
-        self._original: llguidance.LLMatcher | None = None
-        self.fault = _one_line(self._compile().get_error())
+        self._is_used_up = False
+        self._original = self._compile()
+        self.fault = _one_line(self._original.get_error())
         """What is wrong after all; "" if nothing is."""
 
     def matcher(self) -> llguidance.LLMatcher:
         """One for an answer."""
-        return (self._original or self._compile()).deep_copy()
+        return self._original.deep_copy()
+
+    def renew(self) -> None:
+        """Compile again if need be."""
+        if self._is_used_up:
+            self._original = self._compile()
 
     def renewed(self) -> llguidance.LLMatcher | None:
         """One that knows no states yet, as will those after it. None where that would take long."""
-        self._original = None
-        return self.matcher() if self._seconds < MAX_RENEWAL_S else None
+        self._is_used_up = True
+        if self._seconds >= MAX_RENEWAL_S:
+            return None
+        self.renew()
+        return self.matcher()
 
     def _compile(self) -> llguidance.LLMatcher:
         start = time.perf_counter()
-        self._original = matcher = on_stack(SERVER_STACK, self._make)
-        self._seconds = time.perf_counter() - start
+        matcher = on_stack(SERVER_STACK, self._make)
+        self._seconds, self._is_used_up = time.perf_counter() - start, False
         return matcher
 
 
@@ -134,6 +148,7 @@ class Guides:
             compiled = f"it takes longer than {grammar_pool.PATIENCE_S:g} s to prepare"
         if isinstance(compiled, str):
             raise UserError(f"The form of the answer cannot be kept to: {compiled}", "Leave that out.", param=param)
+        compiled.renew()
         return lambda: Guide(compiled)
 
     def _compile(self, texts: tuple[str, ...]) -> CompiledGrammar | str:

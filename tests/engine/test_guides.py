@@ -10,6 +10,7 @@ from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
 from freedive.engine.request import EngineError, Generation, Sampling
 from freedive.engine.sampler import Sampler, masked
+from freedive.errors import UserError
 
 PROMPT = [5, 6, 7]
 
@@ -101,6 +102,20 @@ def test_a_guide_that_fails_ends_its_own_request_alone() -> None:
         with pytest.raises(EngineError, match="too hard"):
             read(bad)
         assert read(good)[1] == "stop"
+
+
+def test_a_form_that_proves_too_hard_is_the_users_matter() -> None:
+    class TooHard(Counting):
+        def allowed(self) -> np.ndarray:
+            raise UserError("The form cannot be kept to", param="response_format")
+
+    with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
+        bad = engine.submit(PROMPT, Sampling(seed=1), guide=TooHard(20))
+        good = engine.submit(PROMPT, Sampling(seed=1), guide=Counting(20))
+        with pytest.raises(UserError, match="cannot be kept to"):
+            read(bad)
+        assert read(good)[1] == "stop"
+        assert engine.stats().free_pages == engine.stats().num_pages
 
 
 def test_the_end_may_come_where_a_guide_allows_it() -> None:

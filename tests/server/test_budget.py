@@ -11,6 +11,7 @@ import re
 import resource
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +30,11 @@ import freedive.server
 import freedive.text
 from freedive.errors import Unavailable, UserError
 from freedive.server import keys, transport
+from freedive.server.answers import Said
 from freedive.server.app import create_app
 from freedive.server.body import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, Bodies, check_json
 from freedive.server.ollama.times import seconds
+from freedive.server.openai.chat import ChatChoice
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.problems import Problem
 from freedive.server.routing import Route, encode
@@ -299,3 +302,37 @@ def test_no_body_holds_up_others() -> None:
     assert failures == []
     assert len(visits) > 10
     assert visits[0].health_ms < 2000, visits[0]
+
+
+def test_many_log_probabilities_are_written_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[str] = set()
+    write = ChatChoice.whole
+
+    def whole(choice: ChatChoice, said: Said) -> object:
+        threads.add(threading.current_thread().name)
+        return write(choice, said)
+
+    monkeypatch.setattr(ChatChoice, "whole", whole)
+    with serving(EchoModel(delay_s=0)) as url:
+        body = {"model": "echo", "messages": [{"role": "user", "content": "x" * 2000}], "n": 4}
+        scored = {"logprobs": True, "top_logprobs": 2}
+        for path, extra in (("/v1/chat/completions", scored), ("/v1/completions", {})):
+            asked = body | extra if "chat" in path else {"model": "echo", "prompt": "x" * 20}
+            assert httpx.post(url + path, json=asked, timeout=30).status_code == 200
+    assert threads
+    assert all("AnyIO" in name for name in threads)
+
+
+def test_log_probabilities_of_many_answers_are_bounded() -> None:
+    body = {"model": "echo", "prompt": ["x" * 1000] * 300, "echo": True, "logprobs": 5, "max_tokens": 0}
+    with serving(EchoModel(delay_s=0)) as url:
+        refused = httpx.post(f"{url}/v1/completions", json=body, timeout=30)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprobs")
+        assert httpx.post(f"{url}/v1/completions", json=body | {"prompt": "x" * 1000}, timeout=30).status_code == 200
+
+
+def test_large_answers_are_written_in_pieces_that_make_the_same_json() -> None:
+    nested = {"a": [{"b": [*range(n)], "c": "é" * n} for n in range(300)], "d": [], "e": {}, "f": [[1.5, None, True]]}
+    assert json.loads(encode(nested)) == nested
+    long = {"x": [[*range(70_000)], {"y": "z" * 70_000}]}
+    assert json.loads(encode(long)) == long

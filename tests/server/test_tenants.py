@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,64 @@ def test_users_and_salts_of_clients_stand_below_the_key(house: House) -> None:
     house.post("/v1/responses", "ann", input="hello", user="u")
     house.post("/v1/messages", "ann", **ASKING["/v1/messages"], metadata={"user_id": "u"})
     assert [made.submitted["user"] for made in house.model.engine.generations[-2:]] == ["u", "u"]
+
+
+def test_a_form_that_takes_long_to_prepare_holds_up_no_other_request(house: House, monkeypatch: Any) -> None:
+    """Neither those of other keys, with a form or without, nor those of the same key without one."""
+    prepared, question = threading.Event(), house.model.question
+
+    def slow(messages: Any, *args: Any, **options: Any) -> Any:
+        if messages[-1]["content"] == "slow":
+            assert prepared.wait(20)
+        return question(messages, *args, **options)
+
+    monkeypatch.setattr(house.model, "question", slow)
+    form = {"response_format": {"type": "json_object"}}
+    hard = [{"role": "user", "content": "slow"}]
+    asking = [
+        threading.Thread(target=house.post, args=("/v1/chat/completions", "ann"), kwargs={"messages": hard} | form)
+        for _ in range(8)
+    ]
+    for thread in asking:
+        thread.start()
+    try:
+        for who, extra in (("bob", {}), ("bob", form), ("ann", {})):
+            answer = house.post("/v1/chat/completions", who, messages=HELLO, **extra)
+            assert answer.status_code == 200
+    finally:
+        prepared.set()
+        for thread in asking:
+            thread.join()
+
+
+def test_a_request_whose_client_left_while_it_waited_is_never_begun(house: House, monkeypatch: Any) -> None:
+    begun, question = [], house.model.question
+    prepared = threading.Event()
+
+    def slow(messages: Any, *args: Any, **options: Any) -> Any:
+        begun.append(messages[-1]["content"])
+        assert prepared.wait(20)
+        return question(messages, *args, **options)
+
+    monkeypatch.setattr(house.model, "question", slow)
+    body = {"model": "echo", "response_format": {"type": "json_object"}}
+
+    def ask(text: str, timeout: float) -> None:
+        message = [{"role": "user", "content": text}]
+        with contextlib.suppress(httpx.TimeoutException):
+            url = f"{house.url}/v1/chat/completions"
+            httpx.post(url, json=body | {"messages": message}, headers=house.headers["ann"], timeout=timeout)
+
+    first = threading.Thread(target=ask, args=("first", 20))
+    first.start()
+    while not begun:
+        time.sleep(0.01)
+    for _ in range(3):
+        ask("left", 0.1)
+    prepared.set()
+    first.join()
+    ask("last", 20)
+    assert begun == ["first", "last"]
 
 
 def test_a_key_sees_only_its_own_statistics(house: House) -> None:

@@ -14,11 +14,13 @@ from guided import follow, smollm2, valid_json, write
 from schemas import WRITTEN, generated
 
 from freedive.errors import UserError
+from freedive.text import guide as guide_module
 from freedive.text.asking import Wish, granted
 from freedive.text.dialects.dialect import Dialect, Mark, Mode, State
 from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import parse
 from freedive.text.format import Format
+from freedive.text.grammar_compiler import compile_grammar
 from freedive.text.guide import Guide, Guides
 from freedive.text.lark import Lark
 
@@ -246,8 +248,28 @@ def test_an_answer_does_not_depend_on_those_before_it(guides: Guides) -> None:
 def test_an_answer_that_comes_to_a_limit_says_that_its_form_cannot_be_kept_to(guides: Guides) -> None:
     guide = guide_of(guides, Format("regex", "[a-c]+"))
     guide.take(smollm2().encode("a")[0])
-    with pytest.raises(RuntimeError, match="form cannot be kept to"):
+    with pytest.raises(UserError, match="form of the answer cannot be kept to"):
         guide.take(smollm2().encode("?")[0])
+
+
+def test_a_slow_grammar_is_compiled_anew_by_who_asks_and_never_for_a_running_answer(
+    guides: Guides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guide_module, "MAX_RENEWAL_S", 0.0)
+    lark = Lark(guides.tokens)
+    rules = lark.rules(lark.part(Format("regex", "[d-f]+").grammar))
+    make_guide = guides.guide(rules, lark.parts)
+    compiled: list[str] = []
+    monkeypatch.setattr(
+        guide_module, "compile_grammar", lambda *args: compiled.append("again") or compile_grammar(*args)
+    )
+    guide = make_guide()
+    with pytest.raises(UserError):
+        guide.take(smollm2().encode("?")[0])  # as if a limit had been reached
+    assert follow(make_guide(), smollm2(), "def")
+    assert compiled == []
+    assert follow(guides.guide(rules, lark.parts)(), smollm2(), "def")
+    assert compiled == ["again"]
 
 
 @pytest.mark.parametrize("form", [Format("regex", "["), Format("regex", "(?=a)"), Format("grammar", "start: x")])

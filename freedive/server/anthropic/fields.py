@@ -188,7 +188,12 @@ class Conversation(Wire):
 
     def ask(self) -> Ask:
         """In our terms."""
-        return Ask(self.model, self.questions)
+        return Ask(self.model, self.questions, is_guided=self.is_guided)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the answer may have a form."""
+        return bool(self.tools or self.output_config.format or self.output_format)
 
     def questions(self, model: Model) -> Sequence[Question]:
         """The one question that the conversation is. Raises what ``Model.question`` raises."""
@@ -243,4 +248,4 @@ class MessagesRequest(Conversation):
     def ask(self) -> Ask:
         """In our terms."""
         sampling = self.given(stop=tuple(self.stop_sequences))
-        return Ask(self.model, self.questions, sampling, user=self.metadata.user_id)
+        return Ask(self.model, self.questions, sampling, user=self.metadata.user_id, is_guided=self.is_guided)

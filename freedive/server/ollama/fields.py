@@ -130,6 +130,7 @@ class AnswerRequest(Wire):
             sampling,
             max_context=self.options.num_ctx,
             keep_alive_s=self.keep_alive,
+            is_guided=bool(self.format or getattr(self, "tools", ())),
         )
 
     def _format(self) -> Format | None:

@@ -72,7 +72,11 @@ class Pulls:
         await self._turn.acquire()
         if name in self._models:
             return self._turn.release()
-        fetching = _in_background(partial(self._fetch, name, progress))
+        try:
+            fetching = _in_background(partial(self._fetch, name, progress))
+        except BaseException:  # no thread can be started
+            self._turn.release()
+            raise
         fetching.add_done_callback(self._ended)
         try:
             await asyncio.shield(fetching)

@@ -12,11 +12,12 @@ from fastapi.responses import JSONResponse, Response
 
 from freedive.server.answers import Answers, Said
 from freedive.server.keys import Key
-from freedive.server.logprobs import logprob_object
+from freedive.server.logprobs import logprob_object, num_bytes
 from freedive.server.ollama.fields import AnswerRequest
 from freedive.server.ollama.times import moment, nanoseconds
 from freedive.server.ollama.words import in_their_words
 from freedive.server.problems import ollama_error
+from freedive.server.routing import encode, off_loop
 from freedive.server.service import Service
 from freedive.server.stream import JsonLines, line, survived
 from freedive.text.dialects.parser import Answer, joined
@@ -40,8 +41,12 @@ async def respond(service: Service, request: Request, body: AnswerRequest, write
         survivors = survived(lines, lambda problem: line(ollama_error(problem)), request.state.request_id)
         return JsonLines(survivors, lambda: line(_head(body) | write(NOTHING) | {"done": False}))
     [said] = await answers.whole(request)
-    whole = _head(body) | write(joined(said.events)) | _logprobs(answers, said)
-    return JSONResponse(whole | _end(answers, said.finish, started))
+
+    def written() -> bytes:
+        whole = _head(body) | write(joined(said.events)) | _logprobs(answers, said)
+        return encode(whole | _end(answers, said.finish, started))
+
+    return Response(await off_loop(num_bytes(said.logprobs), written), media_type="application/json")
 
 
 async def _changed(service: Service, request: Request, body: AnswerRequest, write: Write) -> Response:

@@ -175,7 +175,8 @@ class ChatRequest(GenerationRequest):
 
     def ask(self) -> Ask:
         """In our terms."""
-        return Ask(self.model, self.questions, self.sampling(), self.n, self.user_id or self.user, self.user_id)
+        user, is_guided = self.user_id or self.user, bool(self.format or self.tools)
+        return Ask(self.model, self.questions, self.sampling(), self.n, user, self.user_id, is_guided=is_guided)
 
     def questions(self, model: Model) -> Sequence[Question]:
         """The one question that the conversation is. Raises what ``Model.question`` raises."""
@@ -257,7 +258,8 @@ class CompletionRequest(GenerationRequest):
         limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         scores = {"prompt_logprobs": self.logprobs} if self.echo else {}
         sampling = self.given(max_tokens=limit, logprobs=self.logprobs, stop=tuple(self.stop), **scores)
-        return Ask(self.model, self.questions, sampling, self.n, self.user_id or self.user, self.user_id)
+        user, is_guided = self.user_id or self.user, self.format is not None
+        return Ask(self.model, self.questions, sampling, self.n, user, self.user_id, is_guided=is_guided)
 
     def questions(self, model: Model) -> Sequence[Question]:
         """One for each prompt."""

@@ -9,12 +9,15 @@ from contextlib import aclosing
 from typing import Any, ClassVar, Protocol
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from freedive.engine.request import Timings
 from freedive.server.answers import Answers, Said, Usage
+from freedive.server.logprobs import num_bytes
+from freedive.server.long_json import long_json
 from freedive.server.openai.fields import GenerationRequest
 from freedive.server.problems import openai_error
+from freedive.server.routing import off_loop
 from freedive.server.stream import EventStream, event, survived
 
 Json = dict[str, Any]
@@ -54,8 +57,16 @@ async def respond(request: Request, body: GenerationRequest, answers: Answers, c
         chunks = _chunks(head, body, answers, choices)
         nothing = event(head | {"choices": [kind.nothing]} | _no_usage(body))
         return EventStream(survived(chunks, lambda problem: event(openai_error(problem)), head["id"]), lambda: nothing)
-    written = [choice.whole(said) for choice, said in zip(choices, await answers.whole(request), strict=True)]
-    return JSONResponse(head | {"choices": written, "usage": usage_object(answers.usage)} | _timings(body, answers))
+    whole = await answers.whole(request)
+
+    written = (choice.whole(said) for choice, said in zip(choices, whole, strict=True))
+    fields = head | {"usage": usage_object(answers.usage)} | _timings(body, answers)
+    return await long_json(fields, "choices", written, sum(map(_size, whole)))
+
+
+def _size(said: Said) -> int:
+    """About how many bytes it makes."""
+    return 64 * len(said.events) + num_bytes(said.logprobs) + num_bytes(said.prompt_logprobs)
 
 
 async def _chunks(
@@ -65,14 +76,19 @@ async def _chunks(
     usage = _no_usage(body)
     async with aclosing(answers.said()) as items:
         async for said in items:
-            if written := choices[said.index].chunk(said):
-                if options and options.continuous_usage_stats:
-                    usage = {"usage": usage_object(answers.usage)}
-                yield event(head | {"choices": [written]} | usage)
+            if options and options.continuous_usage_stats:
+                usage = {"usage": usage_object(answers.usage)}
+            if chunk := await off_loop(_size(said), _chunk, head | usage, choices[said.index], said):
+                yield chunk
     if usage or body.timings:
         total = {"usage": usage_object(answers.usage)} if usage else {}
         yield event(head | {"choices": []} | total | _timings(body, answers))
     yield b"data: [DONE]\n\n"
+
+
+def _chunk(head: Json, choice: Choice, said: Said) -> bytes | None:
+    written = choice.chunk(said)
+    return event(head | {"choices": [written]}) if written else None
 
 
 def _no_usage(body: GenerationRequest) -> Json:

@@ -133,7 +133,7 @@ class PromptRequest(Wire):
         def questions(model: Model) -> Any:
             return [model.question([*leading, *items.messages(conversation)], **options, effort=self._effort(model))]
 
-        return Ask(model, questions, **others)
+        return Ask(model, questions, is_guided=bool(self.tools or options["format"]), **others)
 
     def _effort(self, model: Model) -> str | None:
         """An effort only advises a model without thoughts."""

@@ -17,6 +17,7 @@ from freedive.server.responses.items import new_id
 from freedive.server.responses.output import Output
 from freedive.server.responses.store import Store
 from freedive.server.responses.tools import Calls
+from freedive.server.routing import off_loop, size_of
 from freedive.server.stream import event, unless_disconnected
 
 Json = dict[str, Any]
@@ -70,7 +71,7 @@ class Reply:
         """The response as server-sent events."""
         async with aclosing(self._events()) as events:
             async for told in events:
-                yield self._written(told)
+                yield await off_loop(size_of(told), self._written, told)
 
     def in_progress(self) -> bytes:
         """The event that says that the response goes on."""
