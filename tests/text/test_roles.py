@@ -22,7 +22,8 @@ ALTERNATING = """
     {%- set messages = messages[1:] %}
 {%- endif %}
 {%- for m in messages %}
-    {%- if m.role != ('user', 'assistant')[loop.index0 % 2] %}{{- raise_exception('Roles must alternate.') }}{%- endif %}
+    {%- set due = ('user', 'assistant')[loop.index0 % 2] %}
+    {%- if m.role != due %}{{- raise_exception('Roles must alternate.') }}{%- endif %}
     {{- '<' + m.role + '>' + m.content }}
 {%- endfor %}"""
 DEAF = """
