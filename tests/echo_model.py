@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,20 +127,11 @@ class EchoEngine:
         self.model = model
         self.generations: list[EchoGeneration] = []
 
-    def submit(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        *,
-        continues: bool = False,
-        keep: Callable[[str], bool] | None = None,
-        reader: Any = None,
-        guide: Any = None,
-        pooling: str | None = None,
-        salt: str = "",
-        user: str = "",
-        tenant: str = "",
-    ) -> EchoGeneration:
+    def submit_all(self, jobs: Sequence[Job]) -> list[EchoGeneration]:
+        return [self._submit(job) for job in jobs]
+
+    def _submit(self, job: Job) -> EchoGeneration:
+        prompt = job.prompt
         if len(prompt) >= self.model.max_context:
             limit = f"this model's maximum context length is {self.model.max_context}"
             raise UserError(f"The prompt has {len(prompt)} tokens, but {limit}", "Shorten the prompt", param="prompt")
@@ -150,33 +141,19 @@ class EchoEngine:
         if "overload" in text:
             raise Overloaded("The engine has 9 requests already", "Try again later")
         answer = next((answer for cue, answer in self.model.script.items() if cue in text), text)
-        kind = EchoEmbedding if pooling else EchoGeneration
+        kind = EchoEmbedding if job.pooling else EchoGeneration
         room = self.model.max_context - len(prompt)
-        self.generations.append(kind(answer, len(prompt), sampling, self.model.delay_s, room))
-        self.generations[-1].reader = reader
-        self.generations[-1].submitted = {
-            "tenant": tenant,
-            "salt": salt,
-            "user": user,
-            "pooling": pooling,
-            "guide": guide,
+        generation = kind(answer, len(prompt), job.sampling, self.model.delay_s, room)
+        generation.reader = job.reader() if job.reader else None
+        generation.submitted = {
+            "tenant": job.tenant,
+            "salt": job.salt,
+            "user": job.user,
+            "pooling": job.pooling,
+            "guide": job.guide() if job.guide else None,
         }
-        return self.generations[-1]
-
-    def submit_all(self, jobs: Sequence[Job]) -> list[EchoGeneration]:
-        return [
-            self.submit(
-                job.prompt,
-                job.sampling,
-                continues=job.continues,
-                keep=job.keep,
-                guide=job.guide() if job.guide else None,
-                pooling=job.pooling,
-                salt=job.salt,
-                user=job.user,
-            )
-            for job in jobs
-        ]
+        self.generations.append(generation)
+        return generation
 
     def stats(self) -> EchoStats:
         return EchoStats(running=sum(not generation.ended for generation in self.generations), waiting=0)

@@ -18,7 +18,7 @@ ROOT = Path(freedive.__file__).parents[1]
 ORDER = (
     ("freedive.errors", "freedive.machine", "freedive.progress", "freedive.native"),
     ("freedive.config", "freedive.model.spec", "freedive.engine.batch"),
-    ("freedive.model.params", "freedive.ops.contract"),
+    ("freedive.model.params", "freedive.model.description", "freedive.ops.contract"),
     ("freedive.checkpoint", "freedive.text", "freedive.model.decoder", "freedive.model.size"),
     ("freedive.model.families", "freedive.ops"),
     ("freedive.engine", "freedive.hub"),

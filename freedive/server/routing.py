@@ -22,6 +22,8 @@ INLINE_BYTES = 1 << 16
 """Bodies and answers up to about this size are handled at once; a thread would cost more than it saves."""
 SLICE = 1024
 """Members of a list that are encoded at once, with the interpreter's lock held."""
+MAX_ERRORS = 64
+"""Faults of a body that are looked at: alternatives of one field have one each."""
 
 T = TypeVar("T")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -90,7 +92,7 @@ def _parsed(data: bytes, field: Any) -> Any:
         raise UserError("the body must be a JSON object", "Send one")
     validated, errors = field.validate(value, {}, loc=("body",))
     if errors:
-        raise RequestValidationError(errors[:1])
+        raise RequestValidationError(errors[:MAX_ERRORS], body=value)
     return validated
 
 
