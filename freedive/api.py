@@ -43,6 +43,7 @@ from freedive.text.guide import Guides, MakeGuide
 from freedive.text.infill import infill_marks
 from freedive.text.lark import Lark
 from freedive.text.question import Question
+from freedive.text.roles import rendered
 from freedive.text.template import ChatTemplate
 from freedive.text.thinking import (
     can_think,
@@ -228,7 +229,8 @@ class LanguageModel:
         self.template.check(tools)
         switches = thinking_variables(thinking, effort, self.template.source, self.dialect)
         variables = {**switches, **variables}
-        prompt = self.template.render(messages, tools=tools or None, continue_final_message=continues, **variables)
+        options = {"tools": tools or None, "continue_final_message": continues}
+        prompt = rendered(self.template, messages, **options, **variables)
         dialect = self.dialect if tools else self.dialect.without_calls()
         if switches and not any(switches.values()):
             prompt = without_thoughts(prompt, initial_state(dialect, prompt), dialect)

@@ -25,6 +25,10 @@ class ContextLengthExceeded(UserError):
     code = "context_length_exceeded"
 
 
+class TemplateRefusal(UserError):
+    """Messages that a model's chat template does not take."""
+
+
 class NotFound(UserError):
     """A model, file or route that does not exist."""
 

@@ -47,6 +47,17 @@ def test_greedy_answers_equal_transformers(folder: Path) -> None:
     assert tokens == expected[0, len(prompt) :].tolist()
 
 
+def test_instructions_amid_a_conversation_are_asked_where_the_template_refuses_them(folder: Path) -> None:
+    strict = """{% for m in messages %}{% if m.role == "system" and not loop.first %}{{ raise_exception("no") }}
+    {%- endif %}{{ m.content }} {% endfor %}w5"""
+    (folder / "chat_template.jinja").write_text(strict)
+    messages = [
+        {"role": role, "content": text} for role, text in (("system", "w9"), ("user", "w30"), ("system", "w77"))
+    ]
+    with freedive.load(str(folder), cache_tokens=256) as model:
+        assert model.question(messages).tokens == [9, 30, 77, 5]
+
+
 def test_recommended_sampling_applies_where_nothing_is_said(folder: Path) -> None:
     with freedive.load(str(folder), cache_tokens=256) as model:
         assert (model.sampling().temperature, model.sampling().top_k) == (0.3, 7)

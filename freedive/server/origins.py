@@ -12,7 +12,7 @@ from freedive.errors import Forbidden
 from freedive.server.problems import Problem, error_response
 
 METHODS = "GET, HEAD, POST, DELETE"
-EXPOSED = "X-Request-Id, Request-Id, Retry-After"
+EXPOSED = "X-Request-Id, Request-Id, Retry-After, X-Freedive-Ignored"
 """Headers of answers that a page may read, besides the few that all may."""
 MAX_AGE_S = 600
 """How long a browser may remember what a preflight was told."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from freedive.server.wire import ignore, only
@@ -25,8 +25,6 @@ SENSES = {
 
 _TEXTS = {"input_text": "text", "output_text": "text", "refusal": "refusal", "text": "text"}
 """Types of parts that are text in one API or another, and the field that holds it."""
-
-_NOTHING: Mapping[str, Collection[str]] = {}
 
 
 def parts(*kinds: str, param: str = "messages") -> Callable[[Any], Any]:
@@ -60,27 +58,31 @@ def placeholder(thing: str) -> str:
     return f"[{thing}: this model cannot {'hear' if thing == 'audio' else 'see'} it]"
 
 
-def readable(known: Mapping[str, Collection[str]] = _NOTHING) -> Callable[[Any], Any]:
-    """A validator of a list of messages, which makes what came before readable for a model of text.
+def is_under_way(body: Mapping[str, Any], messages: Iterable[Any]) -> bool:
+    """Whether a conversation must be able to go on: the assistant has spoken, or there are tools, as agents have.
 
-    Once the assistant has spoken, a conversation must be able to go on: images and the like become a text that names
-    them, and parts by the assistant that are not of its ``known`` types are left out. In a first turn nothing is lost,
-    so they stay, and are refused where parts are looked over.
+    Agents keep what they sent in the first message for ever, and add to it there what the user says next.
     """
-
-    def checked(messages: Any) -> Any:
-        if not isinstance(messages, list) or not any(map(_is_the_assistants, messages)):
-            return messages
-        return [_readable(message, known.get("assistant")) for message in messages]
-
-    return checked
+    return bool(body.get("tools")) or any(map(is_the_assistants, messages))
 
 
-def _is_the_assistants(message: Any) -> bool:
+def readable(body: Any, known: Collection[str] = ()) -> Any:
+    """``body`` with messages that a model of text can read, where their conversation is under way.
+
+    Images and the like become a text that names them, and parts by the assistant that are not of its ``known`` types
+    are left out. Where nothing is lost they stay, and are refused where parts are looked over.
+    """
+    messages = body.get("messages") if isinstance(body, dict) else None
+    if not isinstance(messages, list) or not is_under_way(body, messages):
+        return body
+    return body | {"messages": [_readable(message, known) for message in messages]}
+
+
+def is_the_assistants(message: Any) -> bool:
     return isinstance(message, dict) and message.get("role") == "assistant"
 
 
-def _readable(message: Any, known: Collection[str] | None) -> Any:
+def _readable(message: Any, known: Collection[str]) -> Any:
     if not isinstance(message, dict) or not isinstance(content := message.get("content"), list):
         return message
     seen = [readable_part(part) for part in content]

@@ -12,7 +12,8 @@ from pydantic import model_validator
 from freedive.errors import UserError
 from freedive.server.model import Model, Tokenizer
 from freedive.server.openai.fields import ChatRequest
-from freedive.server.openai.message_fields import Messages, Tools
+from freedive.server.openai.message_fields import Message, Tools
+from freedive.server.parts import readable
 from freedive.server.routing import APIRouter, off_loop
 from freedive.server.service import Ask, Service
 from freedive.server.wire import JsonObject, Text, Wire
@@ -35,7 +36,7 @@ class TokenizeRequest(Wire):
     model: Text = ""
     prompt: Text | None = None
     content: Text | None = None
-    messages: Messages = []
+    messages: list[Message] = []
     tools: Tools = []
     chat_template_kwargs: JsonObject = {}
     continue_final_message: bool = False
@@ -45,6 +46,11 @@ class TokenizeRequest(Wire):
     parse_special: bool = True
     return_token_strs: bool = False
     with_pieces: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_readable(cls, data: Any) -> Any:
+        return readable(data, ("text",))
 
     @model_validator(mode="after")
     def _one_thing(self) -> TokenizeRequest:

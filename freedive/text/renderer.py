@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Template, TemplateSyntaxError
 
-from freedive.errors import UserError
+from freedive.errors import TemplateRefusal, UserError
 from freedive.text.sandbox import Refused, Sandbox
 
 
@@ -30,7 +30,8 @@ class Renderer:
             except UserError:
                 raise
             except Refused as error:
-                raise UserError(f"The chat template refuses these messages: {_line(error)}", param="messages") from None
+                what = f"The chat template refuses these messages: {_line(error)}"
+                raise TemplateRefusal(what, param="messages") from None
             except Exception as error:  # a template is foreign code: it can raise whatever Python can
                 raise UserError(
                     f"The chat template fails: {_line(error) or type(error).__name__}",

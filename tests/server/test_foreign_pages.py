@@ -115,7 +115,9 @@ def test_an_allowed_page_reads_answers_and_errors(shared: str, origin: str) -> N
     assert [answer.status_code for answer in (good, bad, missing)] == [200, 400, 404]
     for answer in (good, bad, missing):
         assert answer.headers["access-control-allow-origin"] == origin
-        assert {"X-Request-Id", "Retry-After"} <= set(answer.headers["access-control-expose-headers"].split(", "))
+        assert {"X-Request-Id", "Retry-After", "X-Freedive-Ignored"} <= set(
+            answer.headers["access-control-expose-headers"].split(", ")
+        )
         assert "Origin" in answer.headers["vary"]
 
 

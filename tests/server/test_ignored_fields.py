@@ -168,6 +168,30 @@ def test_an_image_of_a_conversation_under_way_becomes_a_text_that_names_it(
     assert fake_model.asked[-1]["messages"][-1]["content"] == "[image: this model cannot see it]"
 
 
+@pytest.mark.parametrize("route", [CHAT, RESPONSES, MESSAGES, OLLAMA])
+def test_an_image_in_an_agents_first_message_does_not_end_its_session(
+    http: httpx.Client, fake_model: EchoModel, route: str
+) -> None:
+    """Claude Code writes what the user says next into the first message, as long as nobody has answered that."""
+    url = "data:image/png;base64,AA=="
+    source = {"type": "base64", "media_type": "image/png", "data": "AA=="}
+    function = {"name": "f", "parameters": {"type": "object"}}
+    image, tool = {
+        CHAT: ({"type": "image_url", "image_url": {"url": url}}, {"type": "function", "function": function}),
+        RESPONSES: ({"type": "input_image", "image_url": url}, {"type": "function", **function}),
+        MESSAGES: ({"type": "image", "source": source}, {"name": "f", "input_schema": {"type": "object"}}),
+        OLLAMA: ("AA==", {"type": "function", "function": function}),
+    }[route]
+    kind = "input_text" if route == RESPONSES else "text"
+    said: dict[str, Any] = {"role": "user", "content": [image, {"type": kind, "text": "never mind"}]}
+    if route == OLLAMA:
+        said = {"role": "user", "content": "never mind", "images": [image]}
+    name = "input" if route == RESPONSES else "messages"
+    assert "image" in ignored(http.post(route, json=BODIES[route] | {name: [said], "tools": [tool]}))
+    texts = fake_model.asked[-1]["messages"][-1]["content"].split("\n")
+    assert sorted(texts) == ["[image: this model cannot see it]", "never mind"]
+
+
 def test_an_image_that_a_tool_gave_becomes_a_text_that_names_it(http: httpx.Client, fake_model: EchoModel) -> None:
     for kind in ("image", "document"):
         block = {"type": kind, "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}

@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import NotFound, UserError
-from freedive.server.anthropic.turns import Messages, TextBlock, ToolUseBlock, referenced, text_of, turns
+from freedive.server.anthropic.turns import BLOCKS, Message, TextBlock, ToolUseBlock, referenced, text_of, turns
 from freedive.server.model import Model
 from freedive.server.offers import offered
-from freedive.server.parts import parts
+from freedive.server.parts import parts, readable
 from freedive.server.service import Ask
 from freedive.server.wire import JsonObject, Text, Wire
 from freedive.text.format import Format
@@ -149,7 +149,7 @@ class Conversation(Wire):
     unsupported: ClassVar = {"mcp_servers": ([],), "thread": ({"type": "create"},)}
 
     model: Text
-    messages: Annotated[Messages, Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1)]
     system: Annotated[
         list[TextBlock],
         BeforeValidator(parts("text", param="system"), json_schema_input_type=str | list[TextBlock]),
@@ -163,12 +163,15 @@ class Conversation(Wire):
     @model_validator(mode="before")
     @classmethod
     def _is_whole(cls, data: Any) -> Any:
-        """Clients that want a conversation kept send it whole when they hear that it was not."""
+        """Clients that want a conversation kept send it whole when they hear that it was not.
+
+        What a server's own tools did in an earlier answer is left out.
+        """
         match data:
             case {"thread": {"type": "continue"}}:
                 what = "conversations are not kept here"
                 raise ThreadNotFound(what, "Send the whole conversation", param="thread")
-        return data
+        return readable(data, BLOCKS["assistant"])
 
     @model_validator(mode="after")
     def _fits_together(self) -> Conversation:

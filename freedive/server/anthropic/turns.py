@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
-from freedive.server.parts import parts, readable
+from freedive.server.parts import parts
 from freedive.server.wire import JsonObject, Text, Wire
 
 Json = dict[str, Any]
@@ -110,12 +110,6 @@ class Message(Wire):
                 raise UserError(what, f"Choose from {', '.join(BLOCKS[self.role])}", param="messages")
         return self
 
-
-Messages = Annotated[
-    list[Message],
-    BeforeValidator(readable({"assistant": BLOCKS["assistant"]}), json_schema_input_type=list[Message]),
-]
-"""What a server's own tools did in an earlier answer is left out."""
 
 Definitions = Mapping[str, Json]
 """The functions that results may refer to, by name."""

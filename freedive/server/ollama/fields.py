@@ -13,7 +13,7 @@ from freedive.server.model import Model
 from freedive.server.ollama.options import Options
 from freedive.server.ollama.times import KeepAlive
 from freedive.server.openai.message_fields import Tools
-from freedive.server.parts import placeholder
+from freedive.server.parts import is_under_way, placeholder
 from freedive.server.service import Ask, to_embed
 from freedive.server.wire import JsonObject, Text, Wire, listed
 from freedive.text.format import Format
@@ -73,16 +73,6 @@ class Message(Wire):
         }
         given = {name: value for name, value in said.items() if value is not None}
         return {"role": self.role, "content": self.content, **given}
-
-
-def _readable(messages: Any) -> Any:
-    """Once the assistant has spoken, a text stands for each image, so that the conversation can go on."""
-    if not isinstance(messages, list):
-        return messages
-    dicts = [message for message in messages if isinstance(message, dict)]
-    if not any(message.get("role") == "assistant" for message in dicts):
-        return messages
-    return [_without_images(message) for message in messages]
 
 
 def _without_images(message: Any) -> Any:
@@ -145,8 +135,17 @@ class AnswerRequest(Wire):
 class ChatRequest(AnswerRequest):
     """POST /api/chat."""
 
-    messages: Annotated[list[Message], BeforeValidator(_readable, json_schema_input_type=list[Message])] = []
+    messages: list[Message] = []
     tools: Tools = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_readable(cls, data: Any) -> Any:
+        """A text stands for each image of a conversation under way."""
+        messages = data.get("messages") if isinstance(data, dict) else None
+        if not isinstance(messages, list) or not is_under_way(data, messages):
+            return data
+        return data | {"messages": [_without_images(message) for message in messages]}
 
     @property
     def asks(self) -> bool:

@@ -14,7 +14,8 @@ from freedive.server.call_ids import matched
 from freedive.server.model import Model
 from freedive.server.openai.foreign_fields import LABELS, NEUTRAL, TUNING_NOTHING
 from freedive.server.openai.format_fields import Guided, NamedTool, ResponseFormat, parsed_schema
-from freedive.server.openai.message_fields import Messages, Tools
+from freedive.server.openai.message_fields import Message, Tools
+from freedive.server.parts import readable
 from freedive.server.service import Ask
 from freedive.server.wire import JsonObject, Text, Wire, ignore, listed
 from freedive.text.format import Format
@@ -131,7 +132,7 @@ class ChatRequest(GenerationRequest):
         "web_search_options": (),
     }
 
-    messages: Annotated[Messages, Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1)]
     tools: Tools = []
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
@@ -147,6 +148,11 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_readable(cls, data: Any) -> Any:
+        return readable(data, ("text",))
 
     @model_validator(mode="after")
     def _fits_together(self) -> ChatRequest:

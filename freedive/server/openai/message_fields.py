@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from freedive.errors import UserError
 from freedive.server.call_ids import object_text
 from freedive.server.offers import offered
-from freedive.server.parts import parts, readable
+from freedive.server.parts import parts
 from freedive.server.wire import JsonObject, Text, Wire
 
 
@@ -96,11 +96,6 @@ class Message(Wire):
             "content": "\n".join(part.text for part in self.content or ()),
             **{name: value for name, value in said.items() if value is not None},
         }
-
-
-Messages = Annotated[
-    list[Message], BeforeValidator(readable({"assistant": ("text",)}), json_schema_input_type=list[Message])
-]
 
 
 class Function(Wire):

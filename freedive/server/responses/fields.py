@@ -106,7 +106,7 @@ class PromptRequest(Wire):
     def _goes_on(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        under_way = data.get("previous_response_id") is not None
+        under_way = data.get("previous_response_id") is not None or bool(data.get("tools"))
         return data | {"input": readable_items(data.get("input"), under_way=under_way)}
 
     @model_validator(mode="after")

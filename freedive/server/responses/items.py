@@ -112,10 +112,6 @@ def _part(item: Json) -> tuple[str, Any]:
             return "tool_calls", [{"id": item["call_id"], "type": "function", "function": function}]
 
 
-def _as_input(text: str) -> str:
-    return json.dumps({"input": text}, ensure_ascii=False)
-
-
 def _say(turns: list[Json], name: str, value: Any) -> None:
     """Add a part to the assistant's message, or begin another if such a part, or a later one, has been there."""
     turn = turns[-1] if turns and turns[-1]["role"] == "assistant" else None

@@ -1,0 +1,76 @@
+"""Conversations whose roles a chat template does not take as they come, told in roles that it does take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby, takewhile
+from typing import TYPE_CHECKING, Any
+
+from freedive.errors import TemplateRefusal
+
+if TYPE_CHECKING:
+    from freedive.text.template import ChatTemplate
+
+Message = Mapping[str, Any]
+
+
+def rendered(template: ChatTemplate, messages: Sequence[Message], **options: Any) -> str:
+    """The prompt for ``messages``; ``options`` are those of ``ChatTemplate.render``.
+
+    Agents give instructions amid a conversation, and say several things in a row. Where the template refuses that, or
+    leaves such instructions out, they become the user's; where it still refuses, so does a row of the user's messages
+    become one. What a template takes is rendered as it came. Raises the template's own refusal where nothing helps.
+    """
+    refusals: list[TemplateRefusal] = []
+    incomplete: list[str] = []
+    for form in _forms(messages):
+        try:
+            text = template.render(form, **options)
+        except TemplateRefusal as refusal:
+            refusals.append(refusal)
+            continue
+        if all(instruction.strip() in text for instruction in _later_instructions(messages)):
+            return text
+        incomplete.append(text)
+    if incomplete:
+        return incomplete[0]
+    raise refusals[0]
+
+
+def _forms(messages: Sequence[Message]) -> list[Sequence[Message]]:
+    """``messages``, and what else they can be told as, each once."""
+    instructed = _instructed_first(messages)
+    forms: list[Sequence[Message]] = [messages]
+    for form in (instructed, _joined(instructed, "user")):
+        if list(form) != list(forms[-1]):
+            forms.append(form)
+    return forms
+
+
+def _instructed_first(messages: Sequence[Message]) -> list[Message]:
+    """One system message at the beginning, if any; later ones are the user's."""
+    leading = list(takewhile(lambda message: message.get("role") == "system", messages))
+    later = [
+        {**message, "role": "user"} if message.get("role") == "system" else message
+        for message in messages[len(leading) :]
+    ]
+    return [*_joined(leading, "system"), *later]
+
+
+def _joined(messages: Sequence[Message], role: str) -> list[Message]:
+    """``messages``, of which neighbours of this role that are nothing but text are one."""
+    joined: list[Message] = []
+    for joinable, group in groupby(messages, key=lambda message: _is_text(message, role)):
+        same = list(group)
+        text = "\n\n".join(str(message["content"]) for message in same) if joinable else ""
+        joined += [{"role": role, "content": text}] if joinable and len(same) > 1 else same
+    return joined
+
+
+def _is_text(message: Message, role: str) -> bool:
+    return message.get("role") == role and message.keys() == {"role", "content"} and isinstance(message["content"], str)
+
+
+def _later_instructions(messages: Sequence[Message]) -> list[str]:
+    """The texts of system messages that do not come first."""
+    return [str(message["content"]) for message in messages[1:] if _is_text(message, "system")]
