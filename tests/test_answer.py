@@ -135,8 +135,9 @@ def test_a_template_is_given_the_tools(make: Make, tokenizer: Tokenizer) -> None
         assert tokenizer.decode(model.runner.prompt) == prompt  # type: ignore[attr-defined]
 
 
-def test_a_stop_string_ends_thoughts_too(make: Make) -> None:
-    assert answer(make("<think>one two</think>three<|end|>"), stop=("two",)) == ("", "one ", ())
+def test_a_stop_string_looks_at_the_answer_alone(make: Make) -> None:
+    said = "<think>one two</think>three two one<|end|>"
+    assert answer(make(said), stop=("two",)) == ("three ", "one two", ())
 
 
 def test_leaving_an_answer_cancels_it(make: Make) -> None:

@@ -178,7 +178,7 @@ def test_a_truncated_file_is_refused(part: float, smollm2_path: Path, tmp_path: 
     [
         ({"max_context": 8193}, "max_context is 8193, but the model reads at most 8192"),
         ({"max_context": 1}, "max_context is 1. Choose a value at least 2"),
-        ({"threads": 0}, "threads is 0. Choose a value at least 1"),
+        ({"threads": 0}, "threads is 0. Choose a value from 1 to 1024"),
         ({"cache_tokens": 31}, "cache_tokens is 31. Choose a value at least 32"),
         ({"max_batch": 0}, "max_batch is 0. Choose a value from 1 to 4096"),
         ({"prefill_chunk": 1}, "prefill_chunk is 1. Choose a value from 2 to 65536"),
@@ -197,8 +197,7 @@ def test_impossible_settings_are_refused(settings: dict[str, int], words: str) -
         ({"temperature": -1}, "temperature is -1"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"max_tokens": 5000}, "max_tokens is 5000, but .* length is 4096"),
+        ({"max_tokens": -2}, "max_tokens is -2"),
         ({"logit_bias": {49152: 1}}, "logit_bias has token 49152"),
     ],
     ids=str,

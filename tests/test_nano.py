@@ -59,35 +59,5 @@ def test_a_story_is_of_whole_sentences_about_few_people(nano: freedive.LanguageM
     assert 1 <= len({word for word in re.findall(r"\w+", story) if word in NAMES}) <= 3
 
 
-@pytest.mark.parametrize("question", ["What is your name?", "who are you", "Hi, who are you?", "Who is this?"])
-def test_it_says_who_it_is(question: str, nano: freedive.LanguageModel) -> None:
-    assert "nano" in said(nano, question)
-
-
-@pytest.mark.parametrize("greeting", ["Hello!", "hi", "Hi there", "hey", "Good morning", "Hello, how are you?"])
-def test_a_greeting_is_answered(greeting: str, nano: freedive.LanguageModel) -> None:
-    answer = said(nano, greeting)
-    assert re.match(r"(Hello|Hi|Good morning|I am fine)\b", answer)
-    assert len(answer.split()) < 20
-
-
-def chat(model: freedive.LanguageModel, *questions: str) -> list[str]:
-    """The answers to questions that are asked one after the other in one chat, without thoughts."""
-    messages: list[dict[str, str]] = []
-    for question in questions:
-        messages.append({"role": "user", "content": question})
-        events = list(model.answer(messages, temperature=0))
-        text = "".join(event.text for event in events if isinstance(event, freedive.Text))
-        messages.append({"role": "assistant", "content": text})
-    return [message["content"] for message in messages[1::2]]
-
-
-def test_what_came_before_does_not_decide_what_an_answer_is(nano: freedive.LanguageModel) -> None:
-    story = "Tell me a story about a lost ball."
-    total, told, thanks, greeting, again = chat(
-        nano, "What is 12 + 30?", story, "Thank you!", "Hello!", "What is 21 + 45?"
-    )
-    assert (total.strip(), again.strip()) == ("42", "66")
-    assert len(told.split()) > 60
-    assert "welcome" in thanks
-    assert re.match(r"(Hello|Hi)\b", greeting)
+def test_it_says_who_it_is(nano: freedive.LanguageModel) -> None:
+    assert "nano" in said(nano, "What is your name?")

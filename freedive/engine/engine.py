@@ -316,13 +316,14 @@ class Engine:
         if self._num_failures >= MAX_FAILURES:
             self._give_up(error)
             return
+        ended = [request.generation for request in suspects if self._forget(request.generation)]
         try:
-            for request in suspects:
-                self._end(request.generation, EngineError(f"The engine failed while it computed this request: {error}"))
             self._rebuild()
         except BaseException as again:
             log.exception("the engine could not be made anew")
             self._give_up(again)
+        for generation in ended:  # last, so that the pages are free by the time a reader knows
+            _finish(generation, EngineError(f"The engine failed while it computed this request: {error}"))
 
     def _rebuild(self) -> None:
         """Forget what the pages hold and queue all that is under way again, in the order of its arrival."""
@@ -368,12 +369,21 @@ class Engine:
 
     def _end(self, generation: Generation, last: Delivery) -> None:
         """Tell a reader that nothing more comes, unless it knows that."""
+        if self._forget(generation):
+            _finish(generation, last)
+
+    def _forget(self, generation: Generation) -> bool:
+        """Strike out what is under way. False where it has ended already."""
         with self._wake:
             if not (submission := self._open.pop(generation, None)):
-                return
+                return False
             submission.requests.pop(generation, None)
             submission.num_open -= 1
             if not submission.num_open:
                 del self._submissions[submission]
-        generation.timings.finished_at = time.perf_counter()
-        generation.deliver(last)
+        return True
+
+
+def _finish(generation: Generation, last: Delivery) -> None:
+    generation.timings.finished_at = time.perf_counter()
+    generation.deliver(last)

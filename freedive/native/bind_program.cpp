@@ -227,7 +227,10 @@ struct Program : Machine {
         nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
         return {data, {rows, width}, owner};
     }
-    Matrix read(int index) { return matrix(buffer(index), num_rows(index)); }
+    Matrix read(int index) {
+        const Buffer& from = buffer(index);
+        return matrix(from, std::size_t(step.num_rows(from.rows)));
+    }
 
     // The rows of a step and the pages that they need, each checked: what the engine says is not trusted here.
     Step plan(const Ints& tokens, const Ints& lengths, const Ints& starts, const Pages& pages, const Ints& wanted,

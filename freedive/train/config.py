@@ -208,7 +208,7 @@ class Data:
     num_solutions: int = 30_000
     num_chats: int = 8_000
     num_tasks: int = 16_000
-    num_conversations: int = 12_000
+    num_conversations: int = 0
     held_out: float = 0.01
     seed: int = 0
 
