@@ -81,7 +81,11 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     merges = _list(metadata, "merges", str)
 
     def core() -> tokenizers.Tokenizer:
-        core = _bpe(tokens, _known_merges(merges, tokens), ignore_merges=pre.whole_words)
+        pairs = [tuple(merge.split(" ")) for merge in merges]
+        try:
+            core = _bpe(tokens, pairs, ignore_merges=pre.whole_words)
+        except UserError:  # looking at each takes as long as all the rest, and hardly any file needs it
+            core = _bpe(tokens, _known_merges(merges, tokens), ignore_merges=pre.whole_words)
         splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         core.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
