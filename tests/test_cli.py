@@ -224,7 +224,9 @@ def test_shell_completion_knows_the_commands(shell: str) -> None:
         command = [sys.executable, "-m", "freedive", *arguments]
         return subprocess.run(command, env=os.environ | environment, text=True, stdout=subprocess.PIPE).stdout
 
-    assert "_FREEDIVE_COMPLETE" in freedive("--show-completion", shell)
+    # Without detection the shell is an argument; a test's parent may be none.
+    script = freedive("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert "_FREEDIVE_COMPLETE" in script
     words = {"_TYPER_COMPLETE_ARGS": "freedive s", "COMP_WORDS": "freedive s", "COMP_CWORD": "1"}
     shown = freedive(_FREEDIVE_COMPLETE=f"complete_{shell}", _TYPER_COMPLETE_FISH_ACTION="get-args", **words)
     assert all(name in shown for name in ("serve", "show"))

@@ -67,7 +67,7 @@ def test_recommended_sampling_applies_where_nothing_is_said(folder: Path) -> Non
 @pytest.mark.parametrize(
     "advice",
     [
-        {"temperature": None, "top_k": -1, "top_p": None, "min_p": None, "repetition_penalty": None},
+        {"temperature": None, "top_k": -2, "top_p": None, "min_p": None, "repetition_penalty": None},
         {"temperature": -0.5, "top_k": True, "top_p": "1", "repetition_penalty": float("inf")},
     ],
 )

@@ -128,8 +128,9 @@ class PageStore:
             self._ends_at = time.monotonic() + CLOSE_S
             self._reading.notify()
         self._queue.put(None)
-        if self._writer:
-            self._writer.join(CLOSE_S)
+        for thread in (self._writer, self._reader):
+            if thread:
+                thread.join(CLOSE_S)
 
     def _start(self, work: Callable[[], None], name: str) -> threading.Thread | None:
         thread = threading.Thread(target=work, name=name, daemon=True)
