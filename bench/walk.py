@@ -129,12 +129,11 @@ def bodies(description: Json, model: str) -> Iterator[tuple[str, str, bytes]]:
         route = re.sub(r"\{.*?\}", "none", path)
         content = methods["post"].get("requestBody", {}).get("content", {}).get("application/json")
         yield route, "", json.dumps(PLACE).encode()
-        found = (
-            {".".join(map(str, path)): body for path, body in fields(description, content["schema"])} if content else {}
-        )
-        for name, body in found.items():
-            whole = {"model": model} | WORKING.get(path, {}) | body
-            yield route, name, json.dumps(whole).encode()
+        found = dict(fields(description, content["schema"])) if content else {}
+        for place, body in found.items():
+            first = {place[0]: body[place[0]]}
+            whole = body | {"model": model} | WORKING.get(path, {}) | first
+            yield route, ".".join(map(str, place)), json.dumps(whole).encode()
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from freedive.server.wire import ignore, only
+from freedive.server.wire import ignore, only, type_of
 
 _SCHEMAS = ("function", "input_schema", "parameters")
 """Fields by which a tool says how it is called: what has one is no tool of a server's."""
@@ -25,8 +25,8 @@ def offered(*kinds: str | None, remedy: str = "") -> Callable[[Any], Any]:
 
 
 def _is_a_servers(tool: Any, kinds: tuple[str | None, ...]) -> bool:
-    kind = tool.get("type") if isinstance(tool, dict) else None
-    if not isinstance(kind, str) or kind in kinds or any(name in tool for name in _SCHEMAS):
+    kind = type_of(tool)
+    if kind is None or kind in kinds or any(name in tool for name in _SCHEMAS):
         return False
     ignore(f"tools.{kind}")
     return True

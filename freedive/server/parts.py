@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from freedive.server.wire import ignore, only
+from freedive.server.wire import ignore, only, type_of
 
 SENSES = {
     "audio": "audio",
@@ -46,8 +46,8 @@ def _as_text(part: Any, kinds: Collection[str]) -> Any:
     text = next(iter(kinds))
     if isinstance(part, str):
         return {"type": text, "text": part}
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind in _TEXTS and kind not in kinds:
+    kind = type_of(part)
+    if kind in _TEXTS and kind not in kinds:
         return {**part, "type": text, "text": part.get(_TEXTS[kind])}
     return part
 
@@ -93,8 +93,8 @@ def _readable(message: Any, known: Collection[str]) -> Any:
 
 def readable_part(part: Any) -> Any:
     """``part`` with words in place of images and the like, also in what it contains."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind in SENSES:
+    kind = type_of(part)
+    if kind in SENSES:
         return {"type": "text", "text": placeholder(SENSES[kind])}
     if kind is not None and isinstance(inner := part.get("content"), list):
         return part | {"content": [readable_part(each) for each in inner]}
@@ -102,8 +102,8 @@ def readable_part(part: Any) -> Any:
 
 
 def _is_known(part: Any, known: Collection[str]) -> bool:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(kind, str) or kind in known or kind in _TEXTS:
+    kind = type_of(part)
+    if kind is None or kind in known or kind in _TEXTS:
         return True
     ignore(f"content.{kind}")
     return False

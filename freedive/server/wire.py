@@ -150,6 +150,12 @@ JsonObject = Annotated[Json, AfterValidator(_writable)]
 """Whatever a client likes, as long as it can be written again."""
 
 
+def type_of(value: Any) -> str | None:
+    """The type that an object from a client says it has; None for what is no object, or says it in no text."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def only(param: str, *kinds: str | None, thing: str = "", remedy: str = "") -> Callable[[Any], Any]:
     """Looks over a list: things of a type that we do not serve are named before their fields are looked at.
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from freedive.server.parts import parts, readable_part
+from freedive.server.parts import is_the_assistants, parts, readable_part
 from freedive.server.responses import items
-from freedive.server.wire import Text, Wire, ignore, only
+from freedive.server.wire import Text, Wire, ignore, only, type_of
 
 Json = dict[str, Any]
 
@@ -180,11 +180,10 @@ def _items(value: Any) -> Any:
 
 
 def _is_left_out(item: Any) -> bool:
-    kind = item.get("type") if isinstance(item, dict) else None
-    left_out = isinstance(kind, str) and kind in LEFT_OUT
-    if left_out:
+    if (kind := type_of(item)) in LEFT_OUT:
         ignore(f"input.{kind}")
-    return left_out
+        return True
+    return False
 
 
 def readable_items(value: Any, *, under_way: bool) -> Any:
@@ -195,7 +194,7 @@ def readable_items(value: Any, *, under_way: bool) -> Any:
 
 
 def _is_the_assistants(item: Any) -> bool:
-    return isinstance(item, dict) and (item.get("role") == "assistant" or item.get("type") in _OURS)
+    return type_of(item) in _OURS or is_the_assistants(item)
 
 
 def _readable(item: Any) -> Any:
