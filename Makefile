@@ -1,6 +1,6 @@
 # chat | serve | test | bench | check | slow | sanitize | fuzz | wheel | families | nano | clean
 #
-# A bare machine needs Python 3.11 or newer with venv, a C++ compiler and make; the rest comes into .venv.
+# A bare machine needs Python 3.11 or newer with venv and headers, a C++ compiler and make; the rest comes into .venv.
 # Only answers go to standard output, so that `echo question | make chat` can be piped on.
 
 PYTHON  ?= python3
@@ -102,6 +102,7 @@ $(VENV)/installed: pyproject.toml $(NATIVE) | $(VENV)/build-tools
 
 $(VENV)/build-tools:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
+	$(PYTHON) -c 'import os, sys, sysconfig; os.path.exists(sysconfig.get_path("include") + "/Python.h") or sys.exit("The headers of Python are needed (python3-dev, or python3-devel)")'
 	command -v $${CXX:-c++} >/dev/null || { echo "A C++ compiler is needed, such as g++ (or set CXX)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) >&2
 	$(call pip_listed,build)
