@@ -35,10 +35,19 @@ def npm(name: str, version: str, folder: Path) -> Source:
     output = run("npm", "pack", f"{name}@{version}", "--silent", folder=folder)
     archive = folder / output.split()[-1]
     files = folder / "files"
-    with tarfile.open(archive) as tar:
-        tar.extractall(files, filter="data")
+    unpack(archive, files)
     about = json.loads((files / "package" / "package.json").read_text("utf-8"))
     return Source(name, about["version"], about["license"], sha256(archive), files / "package")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """The regular files of ``archive`` that lie below ``folder``. tarfile has filters only from Python 3.11.4 on."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = (folder / member.name).resolve()
+            if (data := tar.extractfile(member)) and member.isfile() and path.is_relative_to(folder.resolve()):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data.read())
 
 
 def debian(name: str, folder: Path) -> Source:

@@ -79,6 +79,16 @@ def test_poems_are_whole_and_in_their_order(package: Path) -> None:
     ]
 
 
+def test_files_beside_the_folder_are_not_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("x")
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
+        for name in ("in/x", "../out", "in/../../out"):
+            tar.add(tmp_path / "x", name)
+    fetch.unpack(tmp_path / "a.tgz", tmp_path / "files")
+    assert {path.name for path in tmp_path.iterdir()} == {"x", "a.tgz", "files"}
+    assert [path.name for path in (tmp_path / "files").rglob("*") if path.is_file()] == ["x"]
+
+
 def test_an_npm_package_is_fetched_and_its_origin_noted(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
