@@ -150,14 +150,14 @@ def record(
 
 def settle(temporary: Path, final: Path) -> None:
     """Give a whole file its final name, so that a crash leaves either all of it or nothing under that name."""
-    _flush(temporary)
+    flush(temporary)
     temporary.replace(final)
     with suppress(OSError):  # some file systems cannot; without it a power cut may bring back what was there before
-        _flush(final.parent)
+        flush(final.parent)
 
 
-def _flush(path: Path) -> None:
-    """Have a file, or what a folder lists, on the disk."""
+def flush(path: Path) -> None:
+    """Write what the system holds back of a file, or of a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from freedive.hub.cache import flush
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST, LATEST = (
     *("weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json", "latest"),
@@ -46,16 +47,16 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     hashes = {name: _hash(partial / name) for name in (WEIGHTS, OPTIMIZER, STATE)}
     (partial / MANIFEST).write_text(json.dumps(hashes), "utf-8")
     for path in (*partial.iterdir(), partial):
-        _sync(path)
+        flush(path)
     if not is_whole(target):  # one that is has the same bits: the step was done again
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     shutil.rmtree(partial, ignore_errors=True)
     pointer = folder / f"{LATEST}.partial"
     pointer.write_text(target.name, "utf-8")
-    _sync(pointer)
+    flush(pointer)
     pointer.replace(folder / LATEST)
-    _sync(folder)
+    flush(folder)
     for old in _steps(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -105,12 +106,3 @@ def load(path: Path) -> Checkpoint:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
