@@ -122,7 +122,7 @@ def test_a_checkpoint_cut_short_while_written_is_not_seen(tmp_path: Path, monkey
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "_sync", fail)
+    monkeypatch.setattr(checkpoints, "flush", fail)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path, 2, some(2))
     monkeypatch.undo()
