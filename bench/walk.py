@@ -17,8 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -284,13 +285,22 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="send only each n-th body")
     parser.add_argument("--only", default="", help="part of the routes' names")
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--locked", action="store_true", help="send a key, to a server that asks for one")
     options = parser.parse_args()
-    command = [sys.executable, "-m", "freedive", "serve", options.model, "--port", "0", "--max-queue", "4096"]
-    with server(command) as url:
+    freedive = [sys.executable, "-m", "freedive"]
+    command = [*freedive, "serve", options.model, "--port", "0", "--max-queue", "4096"]
+    with ExitStack() as stack:
+        environment, key = dict(os.environ), ""
+        if options.locked:
+            environment["FREEDIVE_HOME"] = stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
+            created = [*freedive, "keys", "create", "walker", "--may", "pull,manage"]
+            key = subprocess.run(created, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+        url = stack.enter_context(server(command, environment))
         visits, failures = walk(
             url,
             options.model,
             int(options.size * 1e6),
+            key=key,
             every=options.every,
             only=options.only,
             seconds=options.seconds,
