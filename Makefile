@@ -8,7 +8,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 PEERS   := $(VENV)/peers
 CLIENTS := $(VENV)/clients
-RING    := llama ik-llama openvino vllm transformers
+ENGINES := llama ik-llama openvino vllm transformers
 NATIVE  := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 MAKEFLAGS += --no-print-directory
@@ -19,7 +19,7 @@ MAKEFLAGS += --no-print-directory
 chat serve: $(VENV)/installed
 	exec $(BIN)/freedive $@
 
-bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(RING:%=$(PEERS)/%/installed)
+bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(ENGINES:%=$(PEERS)/%/installed)
 	$(BIN)/python bench/quality.py
 	$(BIN)/python bench/peers.py --tidy
 
@@ -126,7 +126,7 @@ $(CLIENTS)/installed: pyproject.toml | $(VENV)/build-tools
 	$(BIN)/npm install --silent --no-audit --no-fund --prefix $(@D) openai@7.59.0 </dev/null >&2
 	touch $@
 
-# Every peer has a Python of its own. One that cannot be installed is missing from the ring, which says so.
+# Every peer has a Python of its own. One that cannot be installed is left out of the comparison, which says so.
 # llama.cpp is built for this processor; but without AMX, whose code there g++ 12 breaks (-march=native would bring it in).
 # A wheel that pip has kept may have been built with other options. What handles pictures and sound is built for another
 # torch than the one without a GPU, and keeps transformers and vLLM from starting.

@@ -1,4 +1,4 @@
-"""The engines of the ring: what each reads, and how it is started."""
+"""The engines that are compared: what each reads, and how it is started."""
 
 from __future__ import annotations
 

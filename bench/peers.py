@@ -1,4 +1,4 @@
-"""The ring: freedive and its peers on the same models with the same threads, in turns: python bench/peers.py
+"""Peer comparison: freedive and others on the same models with the same threads, interleaved: python bench/peers.py
 
 Engines that read the GGUF file stay loaded side by side. One that needs a form of its own (16-bit floats, or its own
 four bits) is measured in a pair with freedive, at the first of a model's formats. `--help` tells the choices; a table,
@@ -23,7 +23,7 @@ from engines import ENGINES, GGUF, OURS, Engine
 from measure import Contestant, Found, compete
 from picture import draw
 from random_models import discard, random_model
-from report import markdown, print_tables, summary
+from report import accuracy, markdown, print_tables, summary
 from roofline import Limits, cost
 from shapes import SHAPES
 from workers import FOLDER
@@ -38,6 +38,9 @@ from freedive.native import _native
 from freedive.ops.native import isa_level
 
 MODELS = (*SHAPES, "smollm2")
+
+QUALITY = FOLDER / "results" / "quality.json"
+"""What bench/quality.py has measured: speed is not shown without accuracy."""
 
 QUIET_LOAD = 0.5
 """Load average below which figures can be trusted: spinning threads suffer most from a busy machine, and unequally."""
@@ -108,7 +111,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="No round of a group begins that would end later than this.")] = 4,
     tidy: Annotated[bool, typer.Option("--tidy", help="Delete what was made of a model once it is measured.")] = False,
     name: Annotated[
-        str, typer.Option(help="Of docs/NAME.md and .png, and results/NAME.json; default: ring-LEVEL of the kernels.")
+        str, typer.Option(help="Of docs/NAME.md and .png, and results/NAME.json; default: peers-LEVEL of the kernels.")
     ] = "",
 ) -> None:
     """Compare freedive with its peers. A run that is stopped goes on after the last model that it had finished."""
@@ -118,7 +121,7 @@ def main(
         print(f"The machine is busy (load {load:.1f}): figures will be wrong, and late", file=sys.stderr)
     kernels = sha256(Path(_native.__file__).read_bytes()).hexdigest()[:12]
     conditions = {"cpu": machine.cpu_name(), "threads": threads, "python": sys.version.split()[0], "kernels": kernels}
-    name = name or f"ring-{isa_level()}"
+    name = name or f"peers-{isa_level()}"
     tables, picture = (FOLDER.parent / "docs" / f"{name}.{kind}" for kind in ("md", "png"))
     output, so_far = FOLDER / "results" / f"{name}.json", FOLDER.parent / "build" / f"{name}.json"
     report: dict[str, Any] = {
@@ -145,7 +148,7 @@ def main(
     so_far.replace(output)
     print_tables(report)
     draw(report, picture)
-    tables.write_text(markdown(report))
+    tables.write_text(markdown(report) + accuracy(json.loads(QUALITY.read_text())))
 
 
 def _measured(so_far: Path, conditions: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The ring as a picture: how fast each engine is, measured by llama.cpp."""
+"""The peer comparison as a picture: tokens/s of each engine relative to llama.cpp."""
 
 from __future__ import annotations
 

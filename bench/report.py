@@ -59,7 +59,7 @@ def best_peer(row: Report) -> str | None:
 
 
 def markdown(report: Report) -> str:
-    """The ring in two tables: how far ahead freedive is of llama.cpp and of the best peer; every engine's medians."""
+    """The comparison in two tables: ratios of freedive to llama.cpp and to the best peer; medians of every engine."""
     models = report["models"]
     works = list(dict.fromkeys(work for found in models.values() for work in found["results"]))
     abouts = _abouts(report)
@@ -70,14 +70,27 @@ def markdown(report: Report) -> str:
         for work, row in found["results"].items()
     ]
     parts = (
-        f"# The ring: {report['cpu']}, {report['threads']} threads, {report['date']}",
-        f"How many times better freedive is than {THEIRS}, and than the best peer:",
+        f"# Peer comparison: {report['cpu']}, {report['threads']} threads, {report['date']}",
+        f"Ratio of freedive to {THEIRS}, then to the best peer (above 1: freedive is better):",
         _rows(["", *works], ratios),
-        "Medians, and the share of what the machine's memory (decode) or integer units (prefill) can give:",
+        "Medians; in brackets: % of memory bandwidth (decode) or of the integer peak (prefill):",
         _rows(["", "", *abouts], medians),
         "Versions: " + ", ".join(f"{name}: {about['version']}" for name, about in abouts.items()) + ".",
     )
     return "\n\n".join(parts) + "\n"
+
+
+def accuracy(quality: Report) -> str:
+    """A section on what ``bench/quality.py`` measured of each precision: a speed says little without it."""
+    heads = ["", "mean KL", "99th percentile", "largest", "same first choice"]
+    rows = [
+        [engine, *(f"{row[key]:.1e}" for key in ("mean_kl", "p99_kl", "max_kl")), f"{row['top1']:.1%}"]
+        for engine, row in quality["all"].items()
+    ]
+    return (
+        f"\nAccuracy: KL divergence to float32, {quality['model']}, {quality['cpu']}. "
+        f"In the tables above `freedive` has precision balanced:\n\n{_rows(heads, rows)}\n"
+    )
 
 
 def _abouts(report: Report) -> dict[str, Report]:

@@ -37,7 +37,7 @@ from measure import Contestant, Found, compete, in_turns  # noqa: E402
 from peers import left_behind  # noqa: E402
 from quality import Closeness  # noqa: E402
 from random_models import random_model  # noqa: E402
-from report import markdown, print_tables, summary  # noqa: E402
+from report import accuracy, markdown, print_tables, summary  # noqa: E402
 from roofline import Cost, Limits, expected_unique  # noqa: E402
 from shapes import SHAPES  # noqa: E402
 from workers import Worker, peer_python  # noqa: E402
@@ -203,7 +203,7 @@ def test_the_first_turn_alternates() -> None:
     assert [in_turns([OURS, THEIRS], turn)[0] for turn in range(4)] == [OURS, THEIRS, OURS, THEIRS]
 
 
-def test_the_ring_sums_up_groups_and_shows_who_failed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_peer_comparison_joins_groups_and_names_engines_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
     work, model = "decode 128 after 16", describe_config(SHAPES["qwen3-moe"].config)
     units, about = {work: "tokens/s"}, {"version": "1", "settings": "fast"}
     first = Found(
@@ -225,6 +225,13 @@ def test_the_ring_sums_up_groups_and_shows_who_failed(capsys: pytest.CaptureFixt
     text = markdown(report)
     assert "| m | 2.00, 1.05 |" in text
     assert f"| m | {work}, tokens/s | 250 (" in text
+
+
+def test_accuracy_table_has_a_row_for_every_precision() -> None:
+    figures = {"mean_kl": 1.3e-3, "p99_kl": 1e-2, "max_kl": 3e-2, "top1": 0.982}
+    text = accuracy({"model": "m", "cpu": "c", "all": {"freedive exact": figures, "freedive fast": figures}})
+    assert "| freedive exact | 1.3e-03 | 1.0e-02 | 3.0e-02 | 98.2% |" in text
+    assert "| freedive fast | " in text
 
 
 def test_nothing_is_measured_where_no_peer_starts() -> None:

@@ -10,8 +10,9 @@
 namespace freedive {
 
 // Activations quantised to 16 bits, a group of 32 with all that products need of it: x ~ scale * (256 * high + low).
-// Two int8 products a weight cost little where memory is the limit, and leave no error to speak of (docs/log.md). A
-// group that needs no such care has only the high halves: its low ones are zero, and products pass over them.
+// Two int8 products a weight cost little where memory is the limit, and leave no error to speak of
+// (docs/log/kernels.md). A group that needs no such care has only the high halves: its low ones are zero, and products
+// pass over them.
 constexpr int kLowBits = 8, kMaxHigh = 127, kMaxCode = (kMaxHigh << kLowBits) + 127;
 struct QuantisedGroup {
     std::int8_t high[kGroup], low[kGroup];
