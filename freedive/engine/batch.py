@@ -88,8 +88,9 @@ class Runner(Protocol):
 
     ``drafts`` tells whether it predicts further tokens too. ``boundaries`` are places, counted from the end of a
     prompt, from which on tokens are computed otherwise than before: what a token leaves in the cache depends, besides
-    on it and the tokens before it, on which of them stand before each. ``states`` uint8 [num_slots, slot_bytes] is the
-    memory of per-sequence states: copying a row copies a state. A model that has none has slots of 0 bytes.
+    on it and the tokens before it, on which of them stand before each. ``page_bytes`` is what the cache takes for a
+    page. ``states`` uint8 [num_slots, slot_bytes] is the memory of per-sequence states: copying a row copies a state. A
+    model that has none has slots of 0 bytes.
     """
 
     vocab_size: int
@@ -97,6 +98,9 @@ class Runner(Protocol):
     max_context: int
     drafts: bool
     boundaries: tuple[int, ...]
+
+    @property
+    def page_bytes(self) -> int: ...
 
     @property
     def states(self) -> Bytes: ...

@@ -67,8 +67,8 @@ class Ops(Protocol[V, W]):
     def short_conv(self, x: V, taps: W, bias: W | None, conv: ShortConv, layer: int) -> V:
         """c * (conv(b * x) + bias) for x [T, 3 * dim], which holds b, c and x side by side: [T, dim].
 
-        ``taps`` [kernel * dim] are the weights of the oldest token that is seen, then of the next, and so on. The layer's
-        per-sequence state is read and moved on as the step's :class:`freedive.engine.batch.StateUpdates` say.
+        ``taps`` [kernel * dim] are the weights of the oldest token that is seen, then of the next, and so on. The
+        layer's per-sequence state is read and moved on as the step's :class:`freedive.engine.batch.StateUpdates` say.
         """
 
     def route(self, logits: V, router: Router, choice_bias: W | None, expert_scale: W | None) -> V:

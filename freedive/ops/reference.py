@@ -38,18 +38,20 @@ class SlotStates:
 
     def of(self, layer: int, slot: int) -> Array:
         """The (first) state of a layer in a slot, to be read and written."""
-        return self._states[self._first_of[layer]][slot]
+        state: Array = self._states[self._first_of[layer]][slot]
+        return state
 
     def drafts(self, layer: int, slot: int) -> Array:
         """The inputs of the last step's draft tokens: [MAX_DRAFT, input_dim]."""
-        return self._drafts[self._first_of[layer]][slot]
+        drafts: Array = self._drafts[self._first_of[layer]][slot]
+        return drafts
 
 
 class ReferenceOps:
     """Operations of one step over arrays.
 
-    ``cache`` is what each layer keeps per token, by its declaration: [places, heads, dim] each; ``states`` what it keeps
-    per sequence.
+    ``cache`` is what each layer keeps per token, by its declaration: [places, heads, dim] each; ``states`` what it
+    keeps per sequence.
     """
 
     def __init__(self, batch: Batch, cache: list[tuple[Array, ...]], states: SlotStates) -> None:
@@ -169,10 +171,7 @@ class ReferenceOps:
         return c * (out if bias is None else out + bias)
 
     def _move(self, layer: int, index: int, updates: StateUpdates, seen: Array) -> None:
-        """The state of a request becomes what it is at the end of the step. ``seen`` are its inputs, from the first that
-
-        the old state holds.
-        """
+        """Move the state of a request on. ``seen`` are its inputs, from the first that the old state holds."""
         slot, begin, end = (int(values[index]) for values in (updates.slots, updates.begins, updates.ends))
         kept = self._states.of(layer, slot)
         for _, position, to in updates.saves[updates.saves[:, 0] == index]:
@@ -322,6 +321,7 @@ class ReferenceRunner:
             tuple(np.zeros((places, heads, dim), np.float32) for heads, dim in cache_shapes(layer.attention.state))
             for layer in model.blocks
         ]
+        self.page_bytes = 4 * PAGE_TOKENS * sum(spec.per_token_dim(layer.attention.state) for layer in model.blocks)
         self._slots = SlotStates(model, num_slots)
 
     @property

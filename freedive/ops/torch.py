@@ -338,7 +338,6 @@ class TorchRunner:
         self._model = model
         self._weights = weights
         self._absorbed = absorbed
-        self.states = np.zeros((0, 0), np.uint8)
         self._cache: Cache = [
             tuple(
                 torch.zeros(_shape(part, num_pages * PAGE_TOKENS, num_slots), dtype=weights["embed"].dtype)

@@ -27,6 +27,7 @@ from freedive.engine.prefix import PrefixCache
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
 from freedive.engine.scheduler import Request, Scheduler, to_batch
+from freedive.engine.snapshots import Snapshots
 from freedive.engine.stop import TextStream
 
 TEXT = random.Random(0).choices(range(VOCAB - 2), k=400)
@@ -206,9 +207,9 @@ def test_a_page_is_free_when_the_last_of_its_holders_has_left() -> None:
 class Shelf(dict[bytes, bytes]):
     """A store without a disk, on which what is ``damaged`` is found and cannot be read."""
 
-    def __init__(self, runner: FakeRunner, damaged: Callable[[], bool]) -> None:
-        self.pages, self.damaged = runner.pages, damaged
-        self.page_bytes = runner.pages.shape[1]
+    def __init__(self, memory: np.ndarray, damaged: Callable[[], bool]) -> None:
+        self.pages, self.damaged = memory, damaged
+        self.page_bytes = memory.shape[1]
 
     def write(self, key: bytes, page: int, is_same: Callable[[], bool]) -> None:
         assert is_same()
@@ -230,10 +231,13 @@ class Shelf(dict[bytes, bytes]):
 class Driver:
     """An engine without a thread: steps are taken when the test says so, and pages are counted after each."""
 
-    def __init__(self, runner: FakeRunner, store: Any, max_context: int) -> None:
+    def __init__(self, runner: FakeRunner, store: Any, max_context: int, state_store: Any = None) -> None:
         self.runner = runner
         self.tables = PageTables(runner.num_pages, 4, max_context)
-        self.prefixes = PrefixCache(self.tables, runner.boundaries, store)
+        snapshots = None
+        if runner.sums.size:
+            snapshots = Snapshots(runner.states, 4, runner.page_bytes, runner.boundaries, state_store)
+        self.prefixes = PrefixCache(self.tables, runner.boundaries, store, snapshots)
         self.scheduler = Scheduler(self.tables, 4, Pace(48, seconds=1e9), prefixes=self.prefixes)
         self.open: list[Request] = []
 
@@ -255,6 +259,8 @@ class Driver:
             rows = iter(self.runner.step(to_batch(plan, self.tables)))
             for share in plan:
                 share.request.num_cached += share.count
+                share.request.state_end = share.request.num_cached
+                share.request.saved.extend(share.saves)
                 if share.request.num_pending == 0:
                     self.advance(share.request, next(rows))
         self.check()
@@ -292,14 +298,15 @@ actions = st.one_of(adding, adding, st.tuples(st.just("cancel"), st.integers(0, 
     st.sampled_from([8, 12, 40]),
     st.sampled_from([(), (-32,), (0,), (-32, 0)]),
     st.booleans(),
+    st.sampled_from([0, 5, 30]),
     st.randoms(use_true_random=False),
 )
 def test_any_order_of_requests_answers_rightly_and_loses_no_page(
-    todo: list[Any], num_pages: int, boundaries: tuple[int, ...], on_disk: bool, source: random.Random
+    todo: list[Any], num_pages: int, boundaries: tuple[int, ...], on_disk: bool, num_slots: int, source: random.Random
 ) -> None:
-    runner = FakeRunner(num_pages, 256, boundaries=boundaries)
-    store = Shelf(runner, lambda: source.random() < 0.2) if on_disk else None
-    driver = Driver(runner, store, 256)
+    runner = FakeRunner(num_pages, 256, boundaries=boundaries, num_slots=num_slots)
+    stores = [Shelf(memory, lambda: source.random() < 0.2) for memory in (runner.pages, runner.states)]
+    driver = Driver(runner, stores[0] if on_disk else None, 256, stores[1] if on_disk and num_slots else None)
     for action, *details in todo:
         if action == "add":
             (shared, own, seed), count, salt = details
@@ -311,13 +318,16 @@ def test_any_order_of_requests_answers_rightly_and_loses_no_page(
             driver.step()
     while driver.open:
         driver.step()
+    if num_slots:
+        snapshots = driver.prefixes._snapshots
+        assert sorted([*snapshots._free, *snapshots._slots.values()]) == list(range(4, num_slots))
     assert driver.tables.num_free == num_pages
     assert (driver.tables.table == -1).all()
 
 
 def test_what_is_on_disk_is_read_bit_by_bit_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = FakeRunner(40, 512)
-    store = Shelf(runner, lambda: False)
+    store = Shelf(runner.pages, lambda: False)
     first = Driver(runner, store, 512)
     first.add(TEXT[:321], 1, "")
     while first.open:

@@ -31,6 +31,9 @@ CASES = [
     ("gpt_oss", "f16", "balanced"),
     ("gpt_oss", "int8", "fast"),
     ("deepseek_v3 with mtp", "f16", "balanced"),
+    *(("lfm2", "f16", precision) for precision in ("exact", "balanced", "fast")),
+    ("lfm2_moe", "f16", "balanced"),
+    ("lfm2_moe", "int8", "fast"),
 ]  # fmt: skip
 
 
@@ -51,8 +54,9 @@ def start(case: tuple[str, str, str], store: Path | None = None, **config: Any) 
     name, cache_format, precision = case
     sizes = {"num_threads": 1, "max_rows": 80, "num_pages": 120}
     runner = NativeRunner(*model(name), **sizes, cache_format=cache_format, precision=precision)
-    disk = PageStore(store, runner.pages, 10**8) if store else None
-    return Engine(runner, FakeTokenizer(), EngineConfig(prefill_chunk=64, **config), disk)
+    memories = [runner.pages, runner.states] if store else []
+    stores = [PageStore(store / str(index), memory, 10**8) for index, memory in enumerate(memories) if store]
+    return Engine(runner, FakeTokenizer(), EngineConfig(prefill_chunk=64, **config), *stores)
 
 
 def requests() -> list[tuple[list[int], Sampling]]:

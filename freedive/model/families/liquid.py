@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from freedive.checkpoint.rules import Rule, Rules, Taps
@@ -79,7 +79,7 @@ def _implied(config: Config) -> Mapping[str, Any]:
     }
 
 
-def _taps(theirs: str, *middle: int) -> Rules:
+def _taps(theirs: str, *middle: int) -> Callable[[Model], Rules]:
     def rules(spec: Model) -> Rules:
         kernel = next((layer.attention.kernel for layer in spec.layers if isinstance(layer.attention, ShortConv)), 2)
         return [Rule(theirs, ("layers.{}.attn.conv",), (Taps(kernel, middle),))]
