@@ -66,7 +66,9 @@ def requests() -> list[tuple[list[int], Sampling]]:
     prompts = [[*begin, *prompt(own + 1, seed=own)] for begin, own in shared]
     sampling = Sampling(max_tokens=24, temperature=0.8, seed=5, ignore_eos=True, logprobs=3)
     guessed = ([5, 6, 7, 8, 9, 10, 11, 12] * 20, Sampling(max_tokens=40, temperature=0, ignore_eos=True, logprobs=1))
-    return [*((tokens, sampling) for tokens in (TEXT, *prompts, TEXT, TEXT[:96], TEXT[:97])), guessed, guessed]
+    biased = ([9] * 40, Sampling(max_tokens=60, temperature=0.5, seed=3, logit_bias={20: 9, 21: 8}, ignore_eos=True))
+    again = [(tokens, sampling) for tokens in (TEXT, *prompts, TEXT, TEXT[:96], TEXT[:97])]
+    return [*again, guessed, guessed, biased, biased]
 
 
 def answer(engine: Engine, tokens: list[int], sampling: Sampling) -> tuple[list[Piece], int]:
@@ -102,7 +104,7 @@ def test_hits_in_memory_and_on_disk_do_not_show(case: tuple[str, str, str], tmp_
             got += [answer(engine, *request) for request in going_on(case, engine)]
             assert [pieces for pieces, _ in got] == expected
             assert sum(found for _, found in got[1:]) > 600
-            assert engine.stats().num_drafted > 0
+            assert engine.stats().num_accepted > 0
             restored.append(engine.stats().num_restored)
     assert restored[0] == 0
     assert restored[1] > 400
