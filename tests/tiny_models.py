@@ -18,7 +18,7 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import Packed, pack_model
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
-from freedive.engine.batch import NO_SAVES, Batch, Runner, StateUpdates
+from freedive.engine.batch import Batch, Runner, StateUpdates
 from freedive.model import spec
 from freedive.model.families import describe
 
@@ -186,5 +186,5 @@ def to_batch(
         pages=np.array(pages, np.int32),
         wanted=np.arange(len(tokens), dtype=np.int32),
         prompts=np.array([given[request] for request, _ in step], np.int32),
-        states=StateUpdates(slots, starts, starts + lengths, NO_SAVES),
+        states=StateUpdates.plain(slots, starts, lengths),
     )

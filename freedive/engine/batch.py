@@ -17,6 +17,9 @@ Bytes = npt.NDArray[np.uint8]
 PAGE_TOKENS = 32
 """Tokens in one page of the key-value cache."""
 
+NO_SAVES: Ints = np.zeros((0, 3), np.int32)
+"""For steps that save no state."""
+
 MAX_DRAFT = 15
 """Most tokens of a request that a step may compute without knowing whether they will be accepted."""
 
@@ -37,6 +40,11 @@ class StateUpdates:
     begins: Ints
     ends: Ints
     saves: Ints
+
+    @classmethod
+    def plain(cls, slots: Ints, starts: Ints, lengths: Ints) -> StateUpdates:
+        """Every state moves on over all of a step's tokens: nothing is drafted, nothing saved."""
+        return cls(slots, starts, starts + lengths, NO_SAVES)
 
 
 @dataclass(frozen=True)
@@ -75,12 +83,8 @@ class Batch:
             pages=pages,
             wanted=np.arange(ends[-1], dtype=np.int32) if wants_all else ends - 1,
             prompts=lengths,
-            states=StateUpdates(np.arange(len(prompts), dtype=np.int32), nothing, lengths, NO_SAVES),
+            states=StateUpdates.plain(np.arange(len(prompts), dtype=np.int32), nothing, lengths),
         )
-
-
-NO_SAVES: Ints = np.zeros((0, 3), np.int32)
-"""For steps that save no state."""
 
 
 class Runner(Protocol):

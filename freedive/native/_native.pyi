@@ -179,12 +179,12 @@ class Program:
         pages: npt.NDArray[np.int32],
         wanted: _Ints,
         prompts: _Ints,
-        moves: npt.NDArray[np.int32],
-        saves: npt.NDArray[np.int32],
         begin: int,
         end: int,
         result: int,
         traced: bool = False,
+        moves: npt.NDArray[np.int32] | None = None,
+        saves: npt.NDArray[np.int32] | None = None,
     ) -> _Floats: ...
     def read(self, buffer: int) -> _Floats:
         """A buffer's rows of the last step."""

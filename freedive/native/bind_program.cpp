@@ -263,7 +263,12 @@ struct Program : Machine {
             require(needed <= std::int64_t(pages.shape(1)), "a sequence has too few pages");
             const std::int32_t* own = pages.data() + s * pages.shape(1);
             for (std::int64_t p = 0; p < needed; p++) index_below(own[p], cache.num_pages(), "page");
-            next.sequences.push_back({.row = int(row), .length = length, .start = start, .prompt = prompts.data()[s], .pages = own, .saves = {}});
+            next.sequences.push_back({.row = int(row),
+                                      .length = length,
+                                      .start = start,
+                                      .prompt = prompts.data()[s],
+                                      .pages = own,
+                                      .saves = {}});
             for (int i = 0; i < length; i++) {
                 next.positions.push_back(start + i);
                 next.sequence_of.push_back(int(s));
@@ -275,7 +280,6 @@ struct Program : Machine {
     }
     // What the step does to states: slot, begin and end of each sequence, and copies: sequence, position and slot.
     void plan_states(Step& next, const Pages& moves, const Pages& saves) const {
-        if (!states.slot_bytes()) return;
         const std::size_t count = next.sequences.size();
         require(moves.shape(0) == count && moves.shape(1) == 3 && saves.shape(1) == 3, "a step says nothing of states");
         for (std::size_t s = 0; s < count; s++) {
@@ -297,12 +301,15 @@ struct Program : Machine {
         }
     }
     // Runs operations `begin` to `end`; returns what they leave in the buffer `result`: [wanted, width].
-    Matrix take_step(Ints tokens, Ints lengths, Ints starts, Pages pages, Ints wanted, Ints prompts, Pages moves,
-                     Pages saves, int begin, int end, int result, bool traced) {
+    Matrix take_step(Ints tokens, Ints lengths, Ints starts, Pages pages, Ints wanted, Ints prompts, int begin, int end,
+                     int result, bool traced, std::optional<Pages> moves, std::optional<Pages> saves) {
         index_below(end, operations.size() + 1, "operation"), index_below(begin, end + 1ull, "operation");
         const Buffer& to = buffer(result);
         Step next = plan(tokens, lengths, starts, pages, wanted, prompts);
-        plan_states(next, moves, saves);
+        if (states.slot_bytes()) {
+            require(moves && saves, "a step says nothing of states");
+            plan_states(next, *moves, *saves);
+        }
         {
             nb::gil_scoped_release released;
             run(std::move(next), begin, end, traced);
@@ -375,10 +382,9 @@ void bind_program(nb::module_& m) {
              "v_b"_a, "num_heads"_a, "nope_dim"_a, "rope_dim"_a, "value_dim"_a, "rank"_a, "scale"_a, "rope"_a)
         .def_prop_ro("num_operations", [](const Program& program) { return program.operations.size(); })
         .def("read", &Program::read, "buffer"_a)
-        .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a, "num_slots"_a = 0,
-             "num_sequences"_a = 0)
+        .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a, "num_slots"_a = 0, "num_sequences"_a = 0)
         .def("step", &Program::take_step, "tokens"_a, "lengths"_a, "starts"_a, "pages"_a, "wanted"_a, "prompts"_a,
-             "moves"_a, "saves"_a, "begin"_a, "end"_a, "result"_a, "traced"_a = false)
+             "begin"_a, "end"_a, "result"_a, "traced"_a = false, "moves"_a = nb::none(), "saves"_a = nb::none())
         .def_ro("seconds", &Program::seconds);
 }
 

@@ -26,8 +26,8 @@ void ShortConv::convolve(Machine& m, const Sequence& s, int first, int count, Lo
         return m.buffers[in].row(s.row + position - s.start) + third * dim + first;
     };
     local.floats.assign(std::size_t(kernel) * count, 0.0f);
-    const float* nothing = local.floats.data();       // before the first token
-    float* moved = local.floats.data() + count;       // the state to be
+    const float* nothing = local.floats.data();  // before the first token
+    float* moved = local.floats.data() + count;  // the state to be
     const auto input = [&](int position) -> const float* {
         if (position < s.state_begin) return s.state_begin ? kept + std::size_t(position - past) * dim : nothing;
         return position < s.start ? drafts + std::size_t(position - s.state_begin) * dim : row(position, 2);

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from freedive import machine
 from freedive.checkpoint.packed import Packed
-from freedive.engine.batch import NO_SAVES, Batch, Bytes, Floats, Ints
+from freedive.engine.batch import Batch, Bytes, Floats, Ints
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.native import _native
@@ -161,7 +161,7 @@ class NativeRunner:
 
     def _run(self, batch: Batch, part: Part, traced: bool = False) -> Floats:
         arrays = batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, batch.prompts
-        return self._program.step(*arrays, *_state_arrays(batch), *part, traced)
+        return self._program.step(*arrays, *part, traced, *_state_arrays(batch))
 
     def routes(self) -> list[npt.NDArray[np.float32]]:
         """Of each layer with experts, for the rows of the last step: [T, 2 * num_chosen], experts and their weights."""
@@ -180,10 +180,10 @@ class NativeRunner:
             load += np.bincount(chosen.ravel(), minlength=len(load))
 
 
-def _state_arrays(batch: Batch) -> tuple[Ints, Ints]:
+def _state_arrays(batch: Batch) -> tuple[Ints | None, Ints | None]:
     """What the program is told of per-sequence states: slot, begin and end of each request; and what is saved."""
     if batch.states is None:
-        return np.zeros((0, 3), np.int32), NO_SAVES
+        return None, None
     updates = batch.states
     return np.stack([updates.slots, updates.begins, updates.ends], 1), updates.saves
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from freedive.checkpoint.rules import Rule, Rules, Taps
@@ -79,12 +79,25 @@ def _implied(config: Config) -> Mapping[str, Any]:
     }
 
 
-def _taps(theirs: str, *middle: int) -> Callable[[Model], Rules]:
-    def rules(spec: Model) -> Rules:
-        kernel = next((layer.attention.kernel for layer in spec.layers if isinstance(layer.attention, ShortConv)), 2)
-        return [Rule(theirs, ("layers.{}.attn.conv",), (Taps(kernel, middle),))]
+def _hub_rules(spec: Model) -> Rules:
+    stack = "model.layers.{}.feed_forward.experts"
+    return [
+        *_taps(spec, "model.layers.{}.conv.conv.weight", 1),
+        Rule(f"{stack}.{{}}.w1.weight", (f"{EXPERT}.gate",)),
+        Rule(f"{stack}.{{}}.w3.weight", (f"{EXPERT}.up",)),
+        Rule(f"{stack}.{{}}.w2.weight", (f"{EXPERT}.down",)),
+        Rule(f"{stack}.gate_up_proj", (f"{EXPERT}.gate", f"{EXPERT}.up")),
+        Rule(f"{stack}.down_proj", (f"{EXPERT}.down",)),
+    ]
 
-    return rules
+
+def _gguf_rules(spec: Model) -> Rules:
+    return _taps(spec, "blk.{}.shortconv.conv.weight")
+
+
+def _taps(spec: Model, theirs: str, *middle: int) -> Rules:
+    kernels = [layer.attention.kernel for layer in spec.layers if isinstance(layer.attention, ShortConv)]
+    return [Rule(theirs, ("layers.{}.attn.conv",), (Taps(kernels[0], middle),))] if kernels else []
 
 
 _HUB = Naming(
@@ -98,12 +111,11 @@ _HUB = Naming(
         "layers.{}.attn.out": "model.layers.{}.conv.out_proj.weight",
         "layers.{}.ffn.norm": "model.layers.{}.ffn_norm.weight",
         **feed_forward_names("layers.{}.ffn", "model.layers.{}.feed_forward.", ("w1", "w3", "w2")),
-        **feed_forward_names(EXPERT, "model.layers.{}.feed_forward.experts.{}.", ("w1", "w3", "w2")),
         "layers.{}.ffn.router": "model.layers.{}.feed_forward.gate.weight",
         "layers.{}.ffn.choice_bias": "model.layers.{}.feed_forward.expert_bias",
         "norm": "model.embedding_norm.weight",
     },
-    _taps("model.layers.{}.conv.conv.weight", 1),
+    _hub_rules,
 )
 
 _GGUF_NAMES = {
@@ -114,6 +126,7 @@ _GGUF_NAMES = {
 }
 _GGUF_KEYS: Mapping[str, str | None] = {
     "attention.head_count_kv": "kv_heads_by_layer",
+    "attention.layer_norm_rms_epsilon": "norm_eps",
     "shortconv.l_cache": "conv_L_cache",
     "leading_dense_block_count": "num_dense_layers",
 }
@@ -138,9 +151,7 @@ LFM2 = Family(
     ),
     fixed={"block_use_swiglu": True, "use_pos_enc": True},
     hub=_HUB,
-    gguf=Gguf(
-        _GGUF_NAMES, _taps("blk.{}.shortconv.conv.weight"), architecture="lfm2", keys=_GGUF_KEYS, implied=_implied
-    ),
+    gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="lfm2", keys=_GGUF_KEYS, implied=_implied),
 )
 
 LFM2_MOE = Family(
@@ -150,7 +161,5 @@ LFM2_MOE = Family(
     spec=_lfm2_moe,
     defaults=_DEFAULTS,
     hub=_HUB,
-    gguf=Gguf(
-        _GGUF_NAMES, _taps("blk.{}.shortconv.conv.weight"), architecture="lfm2moe", keys=_GGUF_KEYS, implied=_implied
-    ),
+    gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="lfm2moe", keys=_GGUF_KEYS, implied=_implied),
 )
