@@ -256,6 +256,7 @@ class Engine:
             waiting=max(num_open - running, 0),
             free_pages=self._pages.num_free,
             known_pages=self._pages.num_known,
+            snapshots=len(self._snapshots) if self._snapshots else 0,
             num_pages=self._pages.num_pages,
             num_requests=self._num_requests,
             num_steps=done.num_steps,

@@ -61,29 +61,51 @@ def test_a_prompt_that_begins_alike_is_computed_from_where_it_differs() -> None:
         assert stats.known_pages == 6
 
 
+with_and_without_states = pytest.mark.parametrize("num_slots", [0, 40], ids=["pages", "pages and states"])
+"""A model that keeps per-sequence states too is found as much."""
+
+
+@with_and_without_states
 @pytest.mark.parametrize(("length", "found"), [(31, 0), (32, 0), (33, 32), (64, 32), (65, 64)])
-def test_the_last_token_is_always_computed(length: int, found: int) -> None:
-    with start(FakeRunner()) as engine:
+def test_the_last_token_is_always_computed(length: int, found: int, num_slots: int) -> None:
+    with start(FakeRunner(num_slots=num_slots)) as engine:
         first = ask(engine, TEXT[:length])
         assert ask(engine, TEXT[:length]) == (found, first[1])
 
 
-def test_an_answer_is_found_when_the_conversation_goes_on() -> None:
-    with start(FakeRunner()) as engine:
+@with_and_without_states
+def test_an_answer_is_found_when_the_conversation_goes_on(num_slots: int) -> None:
+    with start(FakeRunner(num_slots=num_slots)) as engine:
         _, answer = ask(engine, TEXT[:20], Sampling(max_tokens=80, temperature=0, ignore_eos=True))
         prompt = [*TEXT[:20], *answer, 7, 8]
         assert ask(engine, prompt) == (96, alone(prompt, SHORT))
 
 
+@with_and_without_states
 @pytest.mark.parametrize(("boundaries", "found"), [((), 192), ((-32,), 160), ((0,), 192), ((-70, 0), 128)])
-def test_pages_are_shared_only_where_boundaries_lie_alike(boundaries: tuple[int, ...], found: int) -> None:
-    with start(FakeRunner(boundaries=boundaries)) as engine:
+def test_pages_are_shared_only_where_boundaries_lie_alike(
+    boundaries: tuple[int, ...], found: int, num_slots: int
+) -> None:
+    with start(FakeRunner(boundaries=boundaries, num_slots=num_slots)) as engine:
         for prompt, expected in ((TEXT[:200], 0), (TEXT[:300], found), (TEXT[:300], 288)):
             assert ask(engine, prompt) == (expected, alone(prompt, SHORT, boundaries=boundaries))
 
 
-def test_answers_are_not_taken_for_prompts_where_that_shows() -> None:
-    with start(FakeRunner(boundaries=(0,))) as engine:
+def test_a_snapshot_of_a_running_answer_replaces_the_one_before() -> None:
+    with start(FakeRunner(num_slots=40)) as engine:
+        ask(engine, TEXT[:70], Sampling(max_tokens=150, temperature=0, ignore_eos=True))
+        assert engine.stats().snapshots == 2  # at the end of the prompt, and of the answer
+
+
+def test_without_room_for_snapshots_answers_are_the_same() -> None:
+    with start(FakeRunner(num_slots=16)) as engine:
+        for _ in range(2):
+            assert ask(engine, TEXT[:100]) == (0, alone(TEXT[:100], SHORT))
+
+
+@with_and_without_states
+def test_answers_are_not_taken_for_prompts_where_that_shows(num_slots: int) -> None:
+    with start(FakeRunner(boundaries=(0,), num_slots=num_slots)) as engine:
         _, answer = ask(engine, TEXT[:40], Sampling(max_tokens=80, temperature=0, ignore_eos=True))
         prompt = [*TEXT[:40], *answer, 7, 8]
         assert ask(engine, prompt) == (32, alone(prompt, SHORT, boundaries=(0,)))
