@@ -282,7 +282,7 @@ def test_absent_unexpected_and_misshapen_tensors_are_named(name: str) -> None:
     shape = tensors[bent].shape
     del tensors[lost]
     tensors[bent] = replace(tensors[bent], shape=(shape[0] + 1, shape[1]))
-    tensors["blk.0.attn_new.weight"] = tensors["output_norm.weight"]
+    tensors["blk.0.attn_new.weight"] = tensors["blk.0.attn_norm.weight"]
     with pytest.raises(UserError) as refusal:
         read(replace(checkpoint, tensors=tensors))
     assert f"{lost} [64] is missing" in str(refusal.value)
