@@ -105,11 +105,7 @@ class Native:
         )
 
     def logits(self, tokens: list[int]) -> Floats:
-        ids = np.array(tokens, np.int32)
-        pages = np.arange(pages_for(ids.size), dtype=np.int32)[None]
-        every = np.arange(ids.size, dtype=np.int32)
-        whole = np.array([ids.size], np.int32)
-        return self._runner.step(Batch(ids, whole, np.zeros(1, np.int32), pages, every, whole))
+        return self._runner.step(Batch.whole([tokens], wants_all=True))
 
 
 class Llama:

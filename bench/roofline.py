@@ -96,9 +96,12 @@ def router_of(model: spec.Model) -> spec.Router | None:
 
 def _cache_bytes(model: spec.Model, context: int) -> int:
     """That a token looks back at after ``context`` others."""
-    return sum(CACHE_BYTES * layer.attention.cache_dim * _seen(layer.attention, context) for layer in model.layers)
+    return sum(
+        CACHE_BYTES * spec.per_token_dim(layer.attention.state) * _seen(layer.attention, context)
+        for layer in model.layers
+    )
 
 
-def _seen(attention: spec.Attention | spec.LatentAttention, context: int) -> int:
+def _seen(attention: spec.Mixer, context: int) -> int:
     window = attention.window if isinstance(attention, spec.Attention) else 0
     return min(context, window or context)

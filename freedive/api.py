@@ -84,12 +84,13 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
         num_threads=threads,
         max_rows=config.prefill_chunk + config.max_batch,
         num_pages=_num_pages(model, config),
+        max_sequences=config.max_batch,
         max_cache_bytes=None if config.cache_tokens else int(machine.available_memory() * CACHE_SHARE),
         cache_format=config.cache_format,
         precision=config.precision,
     )
-    store = _page_store(path, model, runner, config)
-    return LanguageModel(name, runner, tokenizer, template, config, recommended(name, path), store)
+    stores = _page_stores(path, model, runner, config)
+    return LanguageModel(name, runner, tokenizer, template, config, recommended(name, path), *stores)
 
 
 class LanguageModel:
@@ -97,7 +98,8 @@ class LanguageModel:
 
     ``engine`` runs requests side by side from any thread; ``tokenizer`` and ``template`` turn text into tokens;
     ``dialect`` tells thoughts and tool calls in an answer from its text; ``recommended`` are the sampling fields that
-    its maker advises, used where a request does not say. ``store`` keeps beginnings of requests on disk.
+    its maker advises, used where a request does not say. ``store`` keeps beginnings of requests on disk,
+    ``state_store`` the per-sequence states at their ends.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class LanguageModel:
         config: EngineConfig,
         recommended: Mapping[str, Any],
         store: PageStore | None = None,
+        state_store: PageStore | None = None,
     ) -> None:
         self.name = name
         self.created = int(time.time())
@@ -118,7 +121,7 @@ class LanguageModel:
         self.dialect = dialect_for(template.source, tokenizer.added_tokens.values())
         self.guides = Guides(tokenizer, lambda text: text in (*self.dialect.marks, *self.dialect.separators))
         self.recommended = recommended
-        self.engine = Engine(runner, tokenizer, config, store)
+        self.engine = Engine(runner, tokenizer, config, store, state_store)
 
     @property
     def max_context(self) -> int:
@@ -337,13 +340,20 @@ def recommended(name: str, path: Path) -> Mapping[str, Any]:
     return {name: value for name, value in numbers.items() if RANGES[name][0] <= value <= RANGES[name][1]}
 
 
-def _page_store(path: Path, model: spec.Model, runner: NativeRunner, config: EngineConfig) -> PageStore | None:
-    """Where pages computed by ``runner`` are kept: all that their bits depend on has a folder of its own."""
+def _page_stores(path: Path, model: spec.Model, runner: NativeRunner, config: EngineConfig) -> list[PageStore]:
+    """Where pages and states computed by ``runner`` are kept: all that their bits depend on has a folder of its own."""
     if config.prefix_cache == "off" or not config.disk_cache_gb:
-        return None
-    kinds = LAYOUT, config.cache_format, config.precision, runner.isa, runner.page_bytes
-    key = repr((kinds, model, code_state(COMPUTING)))
-    return PageStore(pages_folder(path, key), runner.pages, int(config.disk_cache_gb * 1e9))
+        return []
+    kinds = LAYOUT, config.cache_format, config.precision, runner.isa
+    memories = [memory for memory in (runner.pages, runner.states) if memory.shape[1]]
+    return [
+        PageStore(
+            pages_folder(path, repr((*kinds, memory.shape[1], place, model, code_state(COMPUTING)))),
+            memory,
+            int(config.disk_cache_gb * 1e9),
+        )
+        for place, memory in enumerate(memories)
+    ]
 
 
 def _num_pages(model: spec.Model, config: EngineConfig) -> int:

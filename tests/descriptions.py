@@ -17,6 +17,7 @@ from freedive.model.spec import (
     Model,
     Rope,
     Router,
+    ShortConv,
     Temperature,
 )
 
@@ -55,7 +56,15 @@ def with_layers(*layers: Layer, **traits: Any) -> Model:
     return Model("test", VOCAB, 44, layers, norm_eps=1e-5, max_context=512, **{"tied": False, **traits})
 
 
+CONV = ShortConv(52, 3)
+
 SHAPES = {
+    "short convolutions": with_layers(
+        Layer(CONV, DENSE), Layer(PLAIN, DENSE), Layer(ShortConv(36, 5, bias=True), experts())
+    ),
+    "layers of other heads": with_layers(
+        Layer(PLAIN, DENSE), Layer(Attention(3, 1, 32, rope=rope(32), scale=0.2, window=9), DENSE), Layer(LATENT, DENSE)
+    ),
     "neighbours rotate": model(replace(PLAIN, rope=rope(16, interleaved=True))),
     "part of a head rotates": model(replace(PLAIN, rope=rope(6))),
     "part of a head rotates by neighbours": model(replace(PLAIN, rope=rope(10, interleaved=True, factor=1.3))),

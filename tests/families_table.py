@@ -16,7 +16,7 @@ from tiny_models import TINY, tiny
 
 from freedive.model.families import FAMILIES
 from freedive.model.families.family import Family
-from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Model
+from freedive.model.spec import Experts, FeedForward, LatentAttention, Layer, Mixer, Model, ShortConv
 
 HEAD = """# Families
 
@@ -109,7 +109,10 @@ def layer_traits(layer: Layer) -> Mapping[str, object]:
     return {"norms after branches": layer.post_norms}
 
 
-def mixer_traits(attn: Attention | LatentAttention) -> Iterator[str]:
+def mixer_traits(attn: Mixer) -> Iterator[str]:
+    if isinstance(attn, ShortConv):
+        yield "short convolutions"
+        return
     if isinstance(attn, LatentAttention):
         yield "MLA" if attn.q_rank else "MLA without query latents"
         return

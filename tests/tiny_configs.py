@@ -295,5 +295,27 @@ TINY: dict[str, tuple[str, Settings]] = {
             "sliding_window": 8,
         },
     ),
+    "lfm2": (
+        "Lfm2",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "conv_bias": True,
+            "block_multiple_of": 32,
+        },
+    ),
+    "lfm2_moe": (
+        "Lfm2Moe",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "conv", "full_attention", "conv"],
+            "conv_L_cache": 4,
+            "moe_intermediate_size": 32,
+            "num_dense_layers": 1,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
 }
 """What the class is called in transformers, or in tests/pangu.py, before ForCausalLM; and what differs from BASE."""

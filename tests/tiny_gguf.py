@@ -55,6 +55,8 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "granitemoehybrid_dense": ("granite", {"num_experts_per_tok": 0}),
     "granite_swa": ("granite_swa", {"layer_rope_theta": [0, 1e4, 1e4, 1e4]}),
     "granitemoe_swa": ("granite_swa", {"layer_rope_theta": [0, 1e4, 1e4, 1e4]}),
+    "lfm2": ("lfm2", {"conv_bias": False}),
+    "lfm2_moe": ("lfm2moe", {"routed_scaling_factor": 1.0}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 32}),
     "gemma3": ("gemma3", {"query_pre_attn_scalar": 32, "num_hidden_layers": 7, "sliding_window_pattern": 6}),
@@ -321,6 +323,28 @@ def _gemma3(config: Settings) -> dict[str, Any]:
     return {"attention.sliding_window": config["sliding_window"]}
 
 
+def _lfm2(config: Settings) -> dict[str, Any]:
+    heads = [config["num_key_value_heads"] if kind != "conv" else 0 for kind in config["layer_types"]]
+    width, multiple = int(2 * config["intermediate_size"] / 3), config.get("block_multiple_of", 1)
+    dense = -(-width // multiple) * multiple if config.get("block_auto_adjust_ff_dim") else config["intermediate_size"]
+    return {
+        "vocab_size": config["vocab_size"],
+        "attention.layer_norm_rms_epsilon": config["norm_eps"],
+        "attention.head_count_kv": heads,
+        "feed_forward_length": dense,
+        "shortconv.l_cache": config["conv_L_cache"],
+    }
+
+
+def _lfm2_moe(config: Settings) -> dict[str, Any]:
+    return {
+        **_lfm2(config),
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+        "leading_dense_block_count": config["num_dense_layers"],
+        "expert_gating_func": 2,
+    }
+
+
 EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "llama": _llama,
     "smollm3": _llama,
@@ -339,6 +363,8 @@ EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "granite": _granite,
     "granitemoe": _granite,
     "granite_swa": _granite_swa,
+    "lfm2": _lfm2,
+    "lfm2moe": _lfm2_moe,
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3": _gemma3,

@@ -18,7 +18,7 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import Packed, pack_model
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
-from freedive.engine.batch import Batch, Runner
+from freedive.engine.batch import Batch, Runner, StateUpdates
 from freedive.model import spec
 from freedive.model.families import describe
 
@@ -176,11 +176,15 @@ def to_batch(
     tokens = [token for request, count in step for token in prompts[request][done[request] : done[request] + count]]
     width = max(len(tables[request]) for request, _ in step)
     pages = [list(tables[request]) + [-1] * (width - len(tables[request])) for request, _ in step]
+    lengths = np.array([count for _, count in step], np.int32)
+    starts = np.array([done[request] for request, _ in step], np.int32)
+    slots = np.array([request for request, _ in step], np.int32)
     return Batch(
         tokens=np.array(tokens, np.int32),
-        lengths=np.array([count for _, count in step], np.int32),
-        starts=np.array([done[request] for request, _ in step], np.int32),
+        lengths=lengths,
+        starts=starts,
         pages=np.array(pages, np.int32),
         wanted=np.arange(len(tokens), dtype=np.int32),
         prompts=np.array([given[request] for request, _ in step], np.int32),
+        states=StateUpdates.plain(slots, starts, lengths),
     )

@@ -122,6 +122,29 @@ class Halve:
 
 
 @dataclass(frozen=True)
+class Taps:
+    """The maker's is a depthwise convolution [dim, *middle, kernel]; ours is [kernel * dim], tap after tap."""
+
+    kernel: int
+    middle: Shape = ()
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return self._turn(tensor, (-1, self.kernel), (math.prod(tensor.shape),))
+
+    def revert(self, tensor: Tensor) -> Tensor:
+        dim = math.prod(tensor.shape) // self.kernel
+        return self._turn(tensor, (self.kernel, -1), (dim, *self.middle, self.kernel))
+
+    @staticmethod
+    def _turn(tensor: Tensor, matrix: tuple[int, int], shape: Shape) -> Tensor:
+        def make() -> Bytes:
+            values = tensor.data.reshape(-1).view(np.uint32 if tensor.format == "F32" else np.uint16)
+            return np.ascontiguousarray(values.reshape(matrix).T).view(np.uint8)
+
+        return _made(tensor, make, shape)
+
+
+@dataclass(frozen=True)
 class Rule:
     """The maker's tensor ``theirs`` holds the canonical ``ours``, all of them.
 
@@ -310,7 +333,7 @@ def _misfit(tensor: Tensor, shape: Shape, param: Param) -> str | None:
     """What is wrong with the maker's ``tensor`` of ``shape``; on leading axes of 1 makers do not agree."""
     if tensor.shape != shape and _significant(tensor.shape) != _significant(shape):
         return f"{quote(tensor.name)} is {list(tensor.shape)} instead of {list(shape)}"
-    if param.role in ("norm", "bias", "router") and tensor.format not in FLOATS:
+    if param.role in ("norm", "bias", "conv", "router") and tensor.format not in FLOATS:
         return f"{quote(tensor.name)} is {tensor.format} instead of F32, F16 or BF16"
     return None
 

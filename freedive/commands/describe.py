@@ -18,7 +18,7 @@ from freedive.commands.words import count_text, size_text
 from freedive.model.families import describe, describe_config
 from freedive.model.families.storage import declared
 from freedive.model.params import params
-from freedive.model.size import Footprint, cache_bound, cache_dim, footprint, layers_in_words, size
+from freedive.model.size import Footprint, cache_bound, cache_dim, footprint, layers_in_words, size, state_bytes
 from freedive.model.spec import Model
 
 CACHE_BYTES = 2
@@ -121,5 +121,8 @@ def _cache(spec: Model) -> str:
     numbers, bound = cache_dim(spec), cache_bound(spec)
     each, whole = CACHE_BYTES * numbers, CACHE_BYTES * numbers * spec.max_context
     text = f"{size_text(each)} for each token ({numbers} numbers), {size_text(whole)} for the whole context"
-    windows = f"\nlayers with a window or chunks look back at {size_text(CACHE_BYTES * bound)} at most"
-    return text + windows if bound else text
+    if bound:
+        text += f"\nlayers with a window or chunks look back at {size_text(CACHE_BYTES * bound)} at most"
+    if once := state_bytes(spec):
+        text += f"\n{size_text(once)} once for each sequence, whatever its length"
+    return text

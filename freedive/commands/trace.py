@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from freedive.engine.batch import PAGE_TOKENS, Batch
+from freedive.engine.batch import PAGE_TOKENS, Batch, StateUpdates
 from freedive.engine.kvcache import pages_for
 from freedive.errors import UserError
 from freedive.native import _native
@@ -41,14 +41,16 @@ class Answers:
     def batch(self, start: int, length: int, tokens: np.random.Generator, vocab_size: int) -> Batch:
         """The step that computes positions ``start`` to ``start + length`` of every answer."""
         lengths = np.full(self.count, length, np.int32)
+        starts = np.full(self.count, start, np.int32)
         complete = start + length >= self.prompt
         return Batch(
             tokens=tokens.integers(0, vocab_size, lengths.sum(), np.int32),
             lengths=lengths,
-            starts=np.full(self.count, start, np.int32),
+            starts=starts,
             pages=np.arange(self.num_pages, dtype=np.int32).reshape(self.count, -1),
             wanted=lengths.cumsum(dtype=np.int32) - 1 if complete else np.empty(0, np.int32),
             prompts=np.full(self.count, self.prompt, np.int32),
+            states=StateUpdates.plain(np.arange(self.count, dtype=np.int32), starts, lengths),
         )
 
     def read(self, runner: NativeRunner) -> list[Operation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,8 +12,39 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
+Bytes = npt.NDArray[np.uint8]
+
 PAGE_TOKENS = 32
 """Tokens in one page of the key-value cache."""
+
+NO_SAVES: Ints = np.zeros((0, 3), np.int32)
+"""For steps that save no state."""
+
+MAX_DRAFT = 15
+"""Most tokens of a request that a step may compute without knowing whether they will be accepted."""
+
+
+@dataclass(frozen=True)
+class StateUpdates:
+    """What a step does to per-sequence states, for each of its S requests; all int32.
+
+    ``slots`` [S]: where the request's state lies. ``begins`` [S]: the position that this state stands at. Tokens from
+    there to the step's start were drafts of the step before: accepted since then, they are applied first. ``ends`` [S]:
+    the position up to which the step moves the state on; its rows behind that are drafts.
+
+    ``saves`` [N, 3]: request, position and slot of copies to be made of a state as it passes a position of
+    begins + 1 .. ends.
+    """
+
+    slots: Ints
+    begins: Ints
+    ends: Ints
+    saves: Ints
+
+    @classmethod
+    def plain(cls, slots: Ints, starts: Ints, lengths: Ints) -> StateUpdates:
+        """Every state moves on over all of a step's tokens: nothing is drafted, nothing saved."""
+        return cls(slots, starts, starts + lengths, NO_SAVES)
 
 
 @dataclass(frozen=True)
@@ -23,7 +55,8 @@ class Batch:
     the position of each request's first token, i.e. how many are cached already. ``pages`` int32 [S, P]: each request's
     page table, padded with -1; it covers starts + lengths tokens. ``wanted`` int32 [W]: rows of T whose logits are
     returned. ``prompts`` int32 [S]: how many tokens of each request, from its first, were given rather than generated:
-    a property of the request, so that what depends on it does not depend on the batch.
+    a property of the request, so that what depends on it does not depend on the batch. ``states``: for a model that
+    keeps state of whole sequences.
     """
 
     tokens: Ints
@@ -32,6 +65,26 @@ class Batch:
     pages: Ints
     wanted: Ints
     prompts: Ints
+    states: StateUpdates | None = None
+
+    @classmethod
+    def whole(cls, prompts: Sequence[Sequence[int]], *, wants_all: bool = False) -> Batch:
+        """One step of whole ``prompts``, over pages and slots in order: logits of the last rows, or of all rows."""
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        ends, nothing = lengths.cumsum(dtype=np.int32), np.zeros_like(lengths)
+        counts = -(-lengths // PAGE_TOKENS)
+        pages = np.full((len(prompts), counts.max()), -1, np.int32)
+        for row, (last, count) in enumerate(zip(counts.cumsum(), counts, strict=True)):
+            pages[row, :count] = np.arange(last - count, last)
+        return cls(
+            tokens=np.concatenate([np.array(prompt, np.int32) for prompt in prompts]),
+            lengths=lengths,
+            starts=nothing,
+            pages=pages,
+            wanted=np.arange(ends[-1], dtype=np.int32) if wants_all else ends - 1,
+            prompts=lengths,
+            states=StateUpdates.plain(np.arange(len(prompts), dtype=np.int32), nothing, lengths),
+        )
 
 
 class Runner(Protocol):
@@ -39,7 +92,9 @@ class Runner(Protocol):
 
     ``drafts`` tells whether it predicts further tokens too. ``boundaries`` are places, counted from the end of a
     prompt, from which on tokens are computed otherwise than before: what a token leaves in the cache depends, besides
-    on it and the tokens before it, on which of them stand before each.
+    on it and the tokens before it, on which of them stand before each. ``page_bytes`` is what the cache takes for a
+    page. ``states`` uint8 [num_slots, slot_bytes] is the memory of per-sequence states: copying a row copies a state. A
+    model that has none has slots of 0 bytes.
     """
 
     vocab_size: int
@@ -47,6 +102,12 @@ class Runner(Protocol):
     max_context: int
     drafts: bool
     boundaries: tuple[int, ...]
+
+    @property
+    def page_bytes(self) -> int: ...
+
+    @property
+    def states(self) -> Bytes: ...
 
     def step(self, batch: Batch) -> Floats:
         """Write keys and values of all tokens into their pages; return logits [W, vocab_size].

@@ -34,6 +34,7 @@ from freedive.engine.request import Delivery, EngineError, Generation, Piece, Sa
 from freedive.engine.sampler import Sampler
 from freedive.engine.scheduler import Plan, Request, Scheduler
 from freedive.engine.scoring import PromptScores
+from freedive.engine.snapshots import Snapshots
 from freedive.engine.speculation import Gate
 from freedive.engine.stats import EngineStats
 from freedive.engine.stop import Decoder, Reader, TextStream
@@ -64,17 +65,25 @@ class Tokenizer(Protocol):
 class Engine:
     """Runs many requests on one model at once. Safe to use from any thread. Close it, or use it in a ``with`` block.
 
-    With a ``store``, which is closed with it, pages of prompts are kept on disk, if they are kept at all.
+    With a ``store``, which is closed with it, pages of prompts are kept on disk, if they are kept at all; with a
+    ``state_store``, snapshots of per-sequence states likewise.
     """
 
     def __init__(
-        self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig, store: PageStore | None = None
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        store: PageStore | None = None,
+        state_store: PageStore | None = None,
     ) -> None:
         self._limits = Limits.of(runner, config)
         self._config = config
         self._runner = runner
         self._tokenizer = tokenizer
         self._store = store
+        self._state_store = state_store
+        self._snapshots: Snapshots | None = None
         self._pace = Pace(config.prefill_chunk, STALL_S)
         self._gate = Gate() if config.speculation == "auto" else None
         self._executor = StepExecutor(runner, self._pace, self._gate, self._leave)
@@ -89,8 +98,8 @@ class Engine:
         self._progress_at = time.perf_counter()
         self._num_requests = self._num_cached = self._num_restored = 0
         self._build()
-        if store:
-            store.notify = self._poke
+        for each in self._stores:
+            each.notify = self._poke
         self._thread = threading.Thread(target=self._run, name="freedive-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -99,9 +108,17 @@ class Engine:
         """Make what keeps books of the pages."""
         config, runner = self._config, self._runner
         self._pages = PageTables(runner.num_pages, config.max_batch, self.max_context)
-        self._prefixes = PrefixCache(self._pages, runner.boundaries, self._store)
+        if runner.states.shape[1]:
+            self._snapshots = Snapshots(
+                runner.states, config.max_batch, runner.page_bytes, runner.boundaries, self._state_store
+            )
+        self._prefixes = PrefixCache(self._pages, runner.boundaries, self._store, self._snapshots)
         prefixes = self._prefixes if config.prefix_cache == "on" else None
         self._scheduler = Scheduler(self._pages, config.max_batch, self._pace, self._gate, prefixes)
+
+    @property
+    def _stores(self) -> list[PageStore]:
+        return [store for store in (self._store, self._state_store) if store]
 
     @property
     def max_context(self) -> int:
@@ -219,8 +236,8 @@ class Engine:
             self._wake.notify()
         while self._thread.is_alive() and not self.stalled_s:
             self._thread.join(POLL_S)
-        if self._store:
-            self._store.close()
+        for store in self._stores:
+            store.close()
         atexit.unregister(self.close)
 
     def __enter__(self) -> Engine:
@@ -239,6 +256,7 @@ class Engine:
             waiting=max(num_open - running, 0),
             free_pages=self._pages.num_free,
             known_pages=self._pages.num_known,
+            snapshots=len(self._snapshots) if self._snapshots else 0,
             num_pages=self._pages.num_pages,
             num_requests=self._num_requests,
             num_steps=done.num_steps,
@@ -330,6 +348,8 @@ class Engine:
         self._num_cached += self._prefixes.num_cached
         self._num_restored += self._prefixes.num_restored
         self._pages.retire()
+        if self._snapshots:
+            self._snapshots.retire()
         self._build()
         self._is_blocked = False
         with self._wake:

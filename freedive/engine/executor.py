@@ -67,6 +67,8 @@ class StepExecutor:
         if request.scores:
             request.scores.add(request.num_cached, logits)
         request.num_cached += share.count
+        request.state_end = request.num_cached
+        request.saved.extend(share.saves)
         if request.num_pending or request.pool:
             return
         if len(request.tokens) == request.max_length:

@@ -12,7 +12,7 @@ from operator import add
 
 import numpy as np
 
-from freedive.engine.batch import Batch
+from freedive.engine.batch import MAX_DRAFT, Batch, StateUpdates
 from freedive.engine.guide import Guide
 from freedive.engine.kvcache import PageTables, pages_for
 from freedive.engine.pace import Pace
@@ -23,7 +23,8 @@ from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
 from freedive.engine.scoring import MAX_SCORED_ROWS, PromptScores
-from freedive.engine.speculation import MAX_DRAFT, Draft, Gate, Prediction, PromptLookup
+from freedive.engine.snapshots import Save
+from freedive.engine.speculation import Draft, Gate, Prediction, PromptLookup
 from freedive.engine.stop import TextStream
 
 
@@ -34,8 +35,9 @@ class Request:
     It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``row`` is its row of the page
     table, -1 while it waits. It shares pages with requests of the same ``salt`` only: the first ``num_known`` of its
     own can be found, by ``keys``. It takes a turn of its ``user``, who takes one of its ``tenant``. With a ``pool``
-    nothing is generated. When it starts or is removed, ``successor`` gives the request that is queued next of those
-    that were submitted together.
+    nothing is generated. Its per-sequence state stands at ``state_end``: the tokens from there to ``num_cached`` were
+    accepted drafts, or it is loaded already and their pages follow; copies of it have been ``saved``. When it starts or
+    is removed, ``successor`` gives the request that is queued next of those that were submitted together.
     """
 
     generation: Generation
@@ -58,6 +60,9 @@ class Request:
     num_cached: int = 0
     num_known: int = 0
     row: int = -1
+    state_end: int = 0
+    saved: list[Save] = field(default_factory=list)
+    answer_key: bytes = b""
     successor: Callable[[], Request | None] | None = None
 
     @property
@@ -75,19 +80,33 @@ class Request:
         """Whether all tokens must be computed, since what the model makes of each is wanted."""
         return self.pool is not None or self.is_scored
 
+    @property
+    def is_resuming(self) -> bool:
+        """Whether its state is loaded, and pages before it are still to come."""
+        return self.state_end > self.num_cached
+
+    def rewind(self) -> None:
+        """Compute all tokens anew, but for what is found again."""
+        self.num_cached = self.num_known = self.state_end = 0
+
     def restart(self) -> None:
         """Back to the queue: prompt and answer so far have to be computed anew."""
-        self.row, self.num_cached, self.num_known = -1, 0, 0
+        self.rewind()
+        self.row, self.saved, self.answer_key = -1, [], b""
         self.generation.timings.num_preemptions += 1
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a step computes of a request: ``count`` of its pending tokens, then those that ``draft`` guesses."""
+    """What a step computes of a request: ``count`` of its pending tokens, then those that ``draft`` guesses.
+
+    ``saves`` are snapshots of its per-sequence state.
+    """
 
     request: Request
     count: int
     draft: Sequence[int] = ()
+    saves: Sequence[Save] = ()
 
     @property
     def tokens(self) -> list[int]:
@@ -172,7 +191,9 @@ class Scheduler:
         for share in plan:
             generated = (GENERATED_WEIGHT - 1) * share.completes  # by the last token, which is one of ``count``
             self.waiting.serve(share.request, share.count + generated)
-        return self._with_drafts(plan, self.gate) if plan and self.gate and is_decoding(plan) else plan
+        if plan and self.gate and is_decoding(plan):
+            plan = self._with_drafts(plan, self.gate)
+        return [self.prefixes.with_saves(share) for share in plan] if self.prefixes else plan
 
     def _chunks(self, reading: Sequence[Request], budget: int) -> Plan:
         """What is read of prompts, ``budget`` tokens in all."""
@@ -271,12 +292,21 @@ def to_batch(plan: Plan, pages: PageTables) -> Batch:
     requests = [share.request for share in plan]
     starts = [request.num_cached for request in requests]
     lengths = [share.count + len(share.draft) for share in plan]
+    ends = [share.request.num_cached + share.count for share in plan]
+    rows = np.array([request.row for request in requests], np.int32)
+    saves = [(index, *save) for index, share in enumerate(plan) for save in share.saves]
     most = pages_for(max(map(add, starts, lengths)))
     return Batch(
         tokens=np.array(tokens, np.int32),
         lengths=np.array(lengths, np.int32),
         starts=np.array(starts, np.int32),
-        pages=pages.table[[request.row for request in requests], :most],
+        pages=pages.table[rows, :most],
         wanted=np.array(wanted, np.int32),
         prompts=np.array([request.generation.num_prompt_tokens for request in requests], np.int32),
+        states=StateUpdates(
+            slots=rows,
+            begins=np.array([request.state_end for request in requests], np.int32),
+            ends=np.array(ends, np.int32),
+            saves=np.array(saves, np.int32).reshape(-1, 3),
+        ),
     )

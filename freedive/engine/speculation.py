@@ -16,9 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_DRAFT = 15
-"""Most tokens that are guessed at a time."""
-
 SIZES = {2: 0.4, 4: 0.6, 8: 0.8}
 """Lengths of the n-grams to look up, and how often the next token repeats: in English and in code, before it is known
 for the text at hand."""

@@ -105,15 +105,19 @@ def _scale(x: V, factor: float, ops: Ops[V, W]) -> V:
 
 def _mix(
     index: int,
-    attn: spec.Attention | spec.LatentAttention,
+    mixer: spec.Mixer,
     w: Mapping[str, W],
     eps: float,
     h: V,
     ops: Ops[V, W],
 ) -> V:
-    if isinstance(attn, spec.LatentAttention):
-        return _latent_attention(index, attn, w, h, ops)
-    return _attention(index, attn, w, eps, h, ops)
+    match mixer:
+        case spec.Attention():
+            return _attention(index, mixer, w, eps, h, ops)
+        case spec.LatentAttention():
+            return _latent_attention(index, mixer, w, h, ops)
+        case spec.ShortConv():
+            return _short_conv(index, mixer, w, h, ops)
 
 
 def _attention(index: int, attn: spec.Attention, w: Mapping[str, W], eps: float, h: V, ops: Ops[V, W]) -> V:
@@ -148,6 +152,11 @@ def _latent_attention(index: int, attn: spec.LatentAttention, w: Mapping[str, W]
         q = ops.linear(ops.rms_norm(q, w["q_a_norm"], attn.latent_eps), w["q_b"], None)
     out = ops.latent_attention(q, kv, w["kv_a_norm"], w["k_b"], w["v_b"], attn, index)
     return ops.linear(out, w["o"], w.get("o_bias"))
+
+
+def _short_conv(index: int, conv: spec.ShortConv, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
+    x = ops.linear(h, w["in"], w.get("in_bias"))
+    return ops.linear(ops.short_conv(x, w["conv"], w.get("conv_bias"), conv, index), w["out"], w.get("out_bias"))
 
 
 def _linears(h: V, w: Mapping[str, W], names: Iterable[str], ops: Ops[V, W]) -> Sequence[V]:

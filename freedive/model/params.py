@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Model
+from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Mixer, Model, ShortConv
 
-Role = Literal["embedding", "linear", "router", "heads", "norm", "bias"]
+Role = Literal["embedding", "linear", "router", "heads", "norm", "bias", "conv"]
 
 
 @dataclass(frozen=True)
 class Param:
-    """One weight. Matrices are [out, in]; norms and biases are [dim]; ``heads`` are [heads, out, in]."""
+    """One weight. Matrices are [out, in]; norms and biases are [dim]; ``heads`` are [heads, out, in].
+
+    The taps of a convolution are [kernel * dim], those of the oldest token first.
+    """
 
     shape: tuple[int, ...]
     role: Role
@@ -70,8 +73,8 @@ def entries(spec: Model) -> Entries:
 
 
 def _layer(layer: Layer, hidden: int) -> Entries:
-    attn, ffn = layer.attention, layer.ffn
-    mixer = _latent_attention(attn, hidden) if isinstance(attn, LatentAttention) else _attention(attn, hidden)
+    ffn = layer.ffn
+    mixer = _mixer(layer.attention, hidden)
     feeder = _experts(ffn, hidden) if isinstance(ffn, Experts) else _feed_forward(ffn, hidden)
     table: dict[str, Param | ExpertParams] = {}
     branches: tuple[tuple[str, Entries], ...] = (("attn", mixer), ("ffn", feeder))
@@ -81,6 +84,16 @@ def _layer(layer: Layer, hidden: int) -> Entries:
         if layer.post_norms:
             table[f"{part}.post_norm"] = _vector(hidden, "norm")
     return table
+
+
+def _mixer(mixer: Mixer, hidden: int) -> Table:
+    match mixer:
+        case Attention():
+            return _attention(mixer, hidden)
+        case LatentAttention():
+            return _latent_attention(mixer, hidden)
+        case ShortConv():
+            return _short_conv(mixer, hidden)
 
 
 def _attention(attn: Attention, hidden: int) -> Table:
@@ -109,6 +122,14 @@ def _latent_attention(attn: LatentAttention, hidden: int) -> Table:
     table["k_b"] = Param((heads, attn.nope_dim, attn.kv_rank), "heads")
     table["v_b"] = Param((heads, attn.value_dim, attn.kv_rank), "heads")
     return table | _linear("o", hidden, heads * attn.value_dim, attn.bias)
+
+
+def _short_conv(conv: ShortConv, hidden: int) -> Table:
+    table = _linear("in", 3 * conv.dim, hidden, conv.bias)
+    table["conv"] = _vector(conv.kernel * conv.dim, "conv")
+    if conv.bias:
+        table["conv_bias"] = _vector(conv.dim, "bias")
+    return table | _linear("out", hidden, conv.dim, conv.bias)
 
 
 def _feed_forward(ffn: FeedForward, hidden: int) -> Table:
@@ -145,5 +166,5 @@ def _linear(name: str, out_dim: int, in_dim: int, bias: bool = False) -> Table:
     return table
 
 
-def _vector(dim: int, role: Literal["norm", "bias"]) -> Param:
+def _vector(dim: int, role: Literal["norm", "bias", "conv"]) -> Param:
     return Param((dim,), role)

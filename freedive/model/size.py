@@ -7,7 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from freedive.model.params import Param, entries, params
-from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Model
+from freedive.model.spec import (
+    Attention,
+    Experts,
+    FeedForward,
+    LatentAttention,
+    Layer,
+    Mixer,
+    Model,
+    ShortConv,
+    per_token_dim,
+)
 
 
 @dataclass(frozen=True)
@@ -60,17 +70,22 @@ def _share(spec: Model, name: str) -> float:
 
 def cache_dim(spec: Model) -> int:
     """Numbers that the cache keeps of one token."""
-    return sum(layer.attention.cache_dim for layer in spec.blocks)
+    return sum(per_token_dim(layer.attention.state) for layer in spec.blocks)
+
+
+def state_bytes(spec: Model) -> int:
+    """Bytes of what is kept once a sequence, whatever its length."""
+    return sum(4 * part.size for part in spec.per_sequence)
 
 
 def cache_bound(spec: Model) -> int:
     """The most numbers that layers with a window or with chunks ever look back at, however long the context is."""
-    return sum(layer.attention.cache_dim * _span(layer.attention) for layer in spec.blocks)
+    return sum(per_token_dim(layer.attention.state) * _span(layer.attention) for layer in spec.blocks)
 
 
-def _span(attn: Attention | LatentAttention) -> int:
+def _span(mixer: Mixer) -> int:
     """Positions that a window or a chunk holds; 0 where attention sees all."""
-    return attn.window or attn.chunk if isinstance(attn, Attention) else 0
+    return mixer.window or mixer.chunk if isinstance(mixer, Attention) else 0
 
 
 def layers_in_words(spec: Model) -> list[str]:
@@ -79,7 +94,9 @@ def layers_in_words(spec: Model) -> list[str]:
     return [f"{count} x {text}" for text, count in kinds.items()]
 
 
-def _mixer(attn: Attention | LatentAttention) -> str:
+def _mixer(attn: Mixer) -> str:
+    if isinstance(attn, ShortConv):
+        return f"short convolution over {attn.kernel} tokens"
     if isinstance(attn, LatentAttention):
         queries = f"queries through {attn.q_rank}, " if attn.q_rank else ""
         return (

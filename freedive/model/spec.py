@@ -6,6 +6,7 @@ follows from it. Counts are ``num_*``; sizes are ``*_dim``, ranks ``*_rank``. A 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -51,6 +52,34 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class PerToken:
+    """State that a mixer keeps of every token, in pages: ``heads`` rows of ``dim`` numbers in the cache's format."""
+
+    heads: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class PerSequence:
+    """State that a mixer keeps once a sequence, in a slot: float32 of ``shape``, zero before the first token.
+
+    A token changes it by ``input_dim`` numbers. Those of draft tokens are kept apart until the drafts are accepted.
+    """
+
+    shape: tuple[int, ...]
+    input_dim: int
+
+    @property
+    def size(self) -> int:
+        """Numbers of one sequence."""
+        return math.prod(self.shape)
+
+
+State = tuple[PerToken | PerSequence, ...]
+"""All that a mixer keeps. Caches, pages, slots, snapshots and sizes follow from it alone."""
+
+
+@dataclass(frozen=True)
 class Temperature:
     """Queries grow with their position p by log(1 + floor((p + 1) / floor_scale)) * scale + 1 (Llama 4)."""
 
@@ -93,9 +122,9 @@ class Attention:
         return self.num_kv_heads * self.head_dim
 
     @property
-    def cache_dim(self) -> int:
-        """Numbers that the cache keeps of a token."""
-        return 2 * self.kv_dim
+    def state(self) -> State:
+        """Keys and values."""
+        return (PerToken(self.num_kv_heads, self.head_dim),) * 2
 
 
 @dataclass(frozen=True)
@@ -122,9 +151,40 @@ class LatentAttention:
         return self.nope_dim + self.rope_dim
 
     @property
-    def cache_dim(self) -> int:
-        """Numbers that the cache keeps of a token."""
-        return self.kv_rank + self.rope_dim
+    def state(self) -> State:
+        """The latent that keys and values are made of, and the rotated part of the keys."""
+        return PerToken(1, self.kv_rank), PerToken(1, self.rope_dim)
+
+
+@dataclass(frozen=True)
+class ShortConv:
+    """Gated short convolution (LFM2): out(c * conv(b * x)), where b, c, x [T, dim] each are a third of in(h).
+
+    The convolution is causal and depthwise: each dimension is a weighted sum of its last ``kernel`` tokens.
+    """
+
+    dim: Width
+    kernel: Annotated[int, Range(2, 16)]
+    bias: bool = False
+
+    @property
+    def state(self) -> tuple[PerSequence]:
+        """b * x of the tokens that the next one still sees."""
+        return (PerSequence((self.kernel - 1, self.dim), input_dim=self.dim),)
+
+
+Mixer = Attention | LatentAttention | ShortConv
+"""What tokens learn of those before them by."""
+
+
+def per_token_dim(state: State) -> int:
+    """Numbers that pages keep of one token."""
+    return sum(part.heads * part.dim for part in state if isinstance(part, PerToken))
+
+
+def per_sequence(state: State) -> list[PerSequence]:
+    """What slots keep of a sequence."""
+    return [part for part in state if isinstance(part, PerSequence)]
 
 
 @dataclass(frozen=True)
@@ -181,9 +241,9 @@ class Experts:
 
 @dataclass(frozen=True)
 class Layer:
-    """One block: x + attention(norm(x)), then x + ffn(norm(x)); with ``post_norms`` both branches are normed again."""
+    """One block: x + mixer(norm(x)), then x + ffn(norm(x)); with ``post_norms`` both branches are normed again."""
 
-    attention: Attention | LatentAttention
+    attention: Attention | LatentAttention | ShortConv
     ffn: FeedForward | Experts
     post_norms: bool = False
 
@@ -213,5 +273,10 @@ class Model:
 
     @property
     def blocks(self) -> tuple[Layer, ...]:
-        """All that keep a cache: ``layers``, then ``mtp``, which goes by the index after the last."""
+        """All that keep a state: ``layers``, then ``mtp``, which goes by the index after the last."""
         return (*self.layers, self.mtp) if self.mtp else self.layers
+
+    @property
+    def per_sequence(self) -> list[PerSequence]:
+        """What a slot holds: the per-sequence state of every block, in order."""
+        return [part for layer in self.blocks for part in per_sequence(layer.attention.state)]

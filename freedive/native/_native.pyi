@@ -92,6 +92,9 @@ class Program:
     page_bytes: int
     pages: _Bytes
     """The cache's memory itself, once allocated: [num_pages, page_bytes]."""
+    slot_bytes: int
+    states: _Bytes
+    """The memory of per-sequence states, once allocated: [num_slots, slot_bytes]."""
     early_care: float
     late_care: float
     num_operations: int
@@ -149,6 +152,7 @@ class Program:
         q_steps: list[_HeadStep],
         k_steps: list[_HeadStep],
     ) -> None: ...
+    def short_conv(self, *, x: int, out: int, taps: int, bias: int, kernel: int) -> None: ...
     def latent_attention(
         self,
         *,
@@ -166,7 +170,7 @@ class Program:
         scale: float,
         rope: _HeadStep,
     ) -> None: ...
-    def allocate(self, max_rows: int, num_pages: int) -> None: ...
+    def allocate(self, max_rows: int, num_pages: int, num_slots: int = 0, num_sequences: int = 0) -> None: ...
     def step(
         self,
         tokens: _Ints,
@@ -179,6 +183,8 @@ class Program:
         end: int,
         result: int,
         traced: bool = False,
+        moves: npt.NDArray[np.int32] | None = None,
+        saves: npt.NDArray[np.int32] | None = None,
     ) -> _Floats: ...
     def read(self, buffer: int) -> _Floats:
         """A buffer's rows of the last step."""

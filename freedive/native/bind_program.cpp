@@ -179,6 +179,13 @@ struct Program : Machine {
         op->layer = cache.add_layer(1, 0, rank + rope_dim);
         operations.push_back(std::move(op));
     }
+    void short_conv(int in, int out, int taps, int bias, int kernel) {
+        const int dim = buffer(out).width;
+        require(kernel > 1 && kernel <= 16, "a convolution has an impossible kernel");
+        require(taps != kNone && vector(taps, kernel * dim) >= 0, "a convolution has no taps");
+        add<ShortConv>(buffer(in, 3 * dim), out, taps, vector(bias, dim), kernel,
+                       states.add_layer((kernel - 1) * dim, dim));
+    }
     // Returns the buffer of the routes: [chosen: k | weights: k] of each token.
     int experts(int in, const Norm& norm, int logits, const Router& router, int out, Bytes data, std::size_t stride,
                 const Part& gate, const Part& up, const Part& down, int kind, float limit,
@@ -209,15 +216,20 @@ struct Program : Machine {
         operations.push_back(std::move(op));
         return routes;
     }
-    void allocate(int rows, int num_pages) {
+    void allocate(int rows, int num_pages, int num_slots, int num_sequences) {
         require(rows > 0 && rows <= kMaxDim && num_pages > 0, "a program needs memory for rows and pages");
-        Machine::allocate(rows, num_pages);
+        require(num_sequences >= 0 && num_slots >= num_sequences, "a program has fewer slots than sequences");
+        Machine::allocate(rows, num_pages, num_slots, num_sequences);
     }
 
     using CachedPages = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<2>>;
     // The cache's memory itself: [num_pages, page_bytes].
     CachedPages pages() {
         return {cache.pages(), {std::size_t(cache.num_pages()), cache.page_bytes()}, nb::find(this)};
+    }
+    // The memory of per-sequence states: [num_slots, slot_bytes].
+    CachedPages slots() {
+        return {states.slots(), {std::size_t(states.num_slots()), states.slot_bytes()}, nb::find(this)};
     }
     using Matrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
     static Matrix matrix(const Buffer& from, std::size_t rows) {
@@ -251,7 +263,12 @@ struct Program : Machine {
             require(needed <= std::int64_t(pages.shape(1)), "a sequence has too few pages");
             const std::int32_t* own = pages.data() + s * pages.shape(1);
             for (std::int64_t p = 0; p < needed; p++) index_below(own[p], cache.num_pages(), "page");
-            next.sequences.push_back({int(row), length, start, prompts.data()[s], own});
+            next.sequences.push_back({.row = int(row),
+                                      .length = length,
+                                      .start = start,
+                                      .prompt = prompts.data()[s],
+                                      .pages = own,
+                                      .saves = {}});
             for (int i = 0; i < length; i++) {
                 next.positions.push_back(start + i);
                 next.sequence_of.push_back(int(s));
@@ -261,12 +278,38 @@ struct Program : Machine {
         require(row == rows, "a step's rows do not add up");
         return next;
     }
+    // What the step does to states: slot, begin and end of each sequence, and copies: sequence, position and slot.
+    void plan_states(Step& next, const Pages& moves, const Pages& saves) const {
+        const std::size_t count = next.sequences.size();
+        require(moves.shape(0) == count && moves.shape(1) == 3 && saves.shape(1) == 3, "a step says nothing of states");
+        for (std::size_t s = 0; s < count; s++) {
+            Sequence& sequence = next.sequences[s];
+            const std::int32_t* move = moves.data() + 3 * s;
+            sequence.slot = index_below(move[0], states.num_sequences(), "slot");
+            sequence.state_begin = move[1], sequence.state_end = move[2];
+            const auto drafts_fit = [](int count) { return count >= 0 && count <= kMaxDraft; };
+            require(sequence.state_begin >= 0 && drafts_fit(sequence.start - sequence.state_begin) &&
+                        sequence.state_end >= sequence.start && drafts_fit(sequence.end() - sequence.state_end),
+                    "a state does not move on");
+        }
+        for (std::size_t i = 0; i < saves.shape(0); i++) {
+            const std::int32_t* save = saves.data() + 3 * i;
+            Sequence& sequence = next.sequences[index_below(save[0], count, "sequence")];
+            require(save[1] > sequence.state_begin && save[1] <= sequence.state_end, "a state does not pass there");
+            require(save[2] >= states.num_sequences(), "a state is copied over another");
+            sequence.saves.push_back({save[1], index_below(save[2], states.num_slots(), "slot")});
+        }
+    }
     // Runs operations `begin` to `end`; returns what they leave in the buffer `result`: [wanted, width].
     Matrix take_step(Ints tokens, Ints lengths, Ints starts, Pages pages, Ints wanted, Ints prompts, int begin, int end,
-                     int result, bool traced) {
+                     int result, bool traced, std::optional<Pages> moves, std::optional<Pages> saves) {
         index_below(end, operations.size() + 1, "operation"), index_below(begin, end + 1ull, "operation");
         const Buffer& to = buffer(result);
         Step next = plan(tokens, lengths, starts, pages, wanted, prompts);
+        if (states.slot_bytes()) {
+            require(moves && saves, "a step says nothing of states");
+            plan_states(next, *moves, *saves);
+        }
         {
             nb::gil_scoped_release released;
             run(std::move(next), begin, end, traced);
@@ -332,13 +375,16 @@ void bind_program(nb::module_& m) {
         .def("attention", &Program::attention, nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "num_heads"_a,
              "num_kv_heads"_a, "key_dim"_a, "value_dim"_a, "scale"_a, "softcap"_a, "window"_a, "chunk"_a, "sinks"_a,
              "q_steps"_a, "k_steps"_a)
+        .def_prop_ro("slot_bytes", [](const Program& p) { return p.states.slot_bytes(); })
+        .def_prop_ro("states", &Program::slots)
+        .def("short_conv", &Program::short_conv, nb::kw_only(), "x"_a, "out"_a, "taps"_a, "bias"_a, "kernel"_a)
         .def("latent_attention", &Program::latent_attention, nb::kw_only(), "q"_a, "kv"_a, "out"_a, "norm"_a, "k_b"_a,
              "v_b"_a, "num_heads"_a, "nope_dim"_a, "rope_dim"_a, "value_dim"_a, "rank"_a, "scale"_a, "rope"_a)
         .def_prop_ro("num_operations", [](const Program& program) { return program.operations.size(); })
         .def("read", &Program::read, "buffer"_a)
-        .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a)
+        .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a, "num_slots"_a = 0, "num_sequences"_a = 0)
         .def("step", &Program::take_step, "tokens"_a, "lengths"_a, "starts"_a, "pages"_a, "wanted"_a, "prompts"_a,
-             "begin"_a, "end"_a, "result"_a, "traced"_a = false)
+             "begin"_a, "end"_a, "result"_a, "traced"_a = false, "moves"_a = nb::none(), "saves"_a = nb::none())
         .def_ro("seconds", &Program::seconds);
 }
 

@@ -187,6 +187,17 @@ struct Attention final : Operation {
     std::vector<Merge> merges_;
 };
 
+// out = c * (conv(b * x) + bias), where `in` holds b, c and x of the width of out beside each other; x is overwritten.
+struct ShortConv final : Operation {
+    int in, out, taps, bias, kernel, state;  // taps [kernel, width]: those of the oldest token first
+    ShortConv(int in, int out, int taps, int bias, int kernel, int state)
+        : in(in), out(out), taps(taps), bias(bias), kernel(kernel), state(state) {}
+    void run(Machine& machine, int thread) const override;
+
+  private:
+    void convolve(Machine& machine, const Sequence& sequence, int first, int count, Local& local) const;
+};
+
 // Multi-head latent attention. The cache keeps one latent row a token: `rank` numbers that keys and values are made of,
 // then `rope_dim` rotated ones. Rows of a prompt attend to expanded keys and values, head by head; generated ones to
 // the latents themselves (absorbed).

@@ -23,7 +23,7 @@ int Machine::add_buffer(int width, Rows rows) {
     return int(buffers.size()) - 1;
 }
 
-void Machine::allocate(int rows, int num_pages) {
+void Machine::allocate(int rows, int num_pages, int num_slots, int num_sequences) {
     max_rows = rows;
     for (Buffer& b : buffers) b.memory = Memory(std::size_t(memory_rows()) * b.stride * sizeof(float));
     for (const Weight& w : weights) widest = std::max(widest, num_panels(w.k) * kPanelRows);
@@ -33,6 +33,7 @@ void Machine::allocate(int rows, int num_pages) {
     hidden = Memory(std::size_t(rows) * hidden_width * sizeof(float));
     locals.resize(team.size());
     cache.allocate(num_pages);
+    states.allocate(num_slots, num_sequences);
 }
 
 void Machine::run(Step next, int begin, int end, bool traced) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cache.h"
+#include "states.h"
 #include "threads.h"
 
 namespace freedive {
@@ -23,10 +24,19 @@ struct Buffer {
 
 constexpr int kCarefulTokens = 32;  // last ones of a prompt, on which the answer depends most
 
+// A copy of a state to be made as it passes a position.
+struct Save {
+    int position, slot;
+};
+
 struct Sequence {
     int row, length, start;  // first row and number of rows in this step; position of the first
     int prompt;              // positions below this were given, the others generated
     const std::int32_t* pages;
+    // Where its state lies, the position that it stands at, and the one that this step moves it to. From there to the
+    // start are draft tokens of the step before, which have been accepted; rows behind the end are draft tokens.
+    int slot = 0, state_begin = 0, state_end = 0;
+    std::vector<Save> saves;
     int end() const { return start + length; }
 };
 
@@ -90,8 +100,8 @@ class Machine {
         : kernels(kernels), team(num_threads), cache(cache_format) {}
 
     int add_buffer(int width, Rows rows);
-    // Ends recording: allocates buffers for `max_rows` rows a step and a cache of `num_pages` pages.
-    void allocate(int max_rows, int num_pages);
+    // Ends recording: allocates buffers for `max_rows` rows a step, a cache of `num_pages` pages, and slots of states.
+    void allocate(int max_rows, int num_pages, int num_slots, int num_sequences);
     // Runs operations `begin` to `end` for a step; the last one's output buffer then holds their result, and `seconds`
     // what each took if `traced`.
     void run(Step step, int begin, int end, bool traced);
@@ -111,6 +121,7 @@ class Machine {
     std::vector<Buffer> buffers;
     std::vector<std::unique_ptr<Operation>> operations;
     Cache cache;
+    States states;
     Step step;
     Partials partials;             // what splits of keys make of rows, to be merged
     std::vector<float> absorbed;   // queries of latent attention: [query][groups of 16 heads][dim][16]

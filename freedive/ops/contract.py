@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Rope, Router, Temperature
+from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Rope, Router, ShortConv, Temperature
 
 V = TypeVar("V")
 W = TypeVar("W", contravariant=True)
@@ -62,6 +62,13 @@ class Ops(Protocol[V, W]):
 
         q is not rotated yet. Tokens of a prompt attend to expanded keys; later ones fold ``k_b`` and ``v_b`` into
         query and result instead (absorbed), which is the same but for rounding.
+        """
+
+    def short_conv(self, x: V, taps: W, bias: W | None, conv: ShortConv, layer: int) -> V:
+        """c * (conv(b * x) + bias) for x [T, 3 * dim], which holds b, c and x side by side: [T, dim].
+
+        ``taps`` [kernel * dim] are the weights of the oldest token that is seen, then of the next, and so on. The
+        layer's per-sequence state is read and moved on as the step's :class:`freedive.engine.batch.StateUpdates` say.
         """
 
     def route(self, logits: V, router: Router, choice_bias: W | None, expert_scale: W | None) -> V:

@@ -144,6 +144,16 @@ class Emitter:
             rope=self._rope_step(attn.rope),
         )
 
+    def _emit_short_conv(self, phase: Phase) -> None:
+        conv: spec.ShortConv = phase.attrs["conv"]
+        self._program.short_conv(
+            x=self._buffers[phase.reads[0]],
+            out=self._buffers[phase.writes[0]],
+            taps=self._vector(phase.attrs["taps"]),
+            bias=self._vector(phase.attrs["bias"]),
+            kernel=conv.kernel,
+        )
+
     def _emit_experts(self, phase: Phase) -> None:
         moe: spec.Experts = phase.attrs["moe"]
         x, logits, *_ = (self._buffers[node] for node in phase.reads)

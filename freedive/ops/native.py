@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from freedive import machine
 from freedive.checkpoint.packed import Packed
-from freedive.engine.batch import Batch, Floats, Ints
+from freedive.engine.batch import Batch, Bytes, Floats, Ints
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.native import _native
@@ -26,6 +26,9 @@ times the row's root mean square keep 16 bits, others have 8; 0 keeps all. At 8 
 NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 """Formats of the key-value cache, in the order of native/isa/kernels.h, and what a number takes (scales aside)."""
 
+
+MAX_SNAPSHOTS = 1024
+"""The most copies of states that are kept in memory."""
 
 LOAD_EVERY = 64
 """Of so many steps, one counts what its experts had to do."""
@@ -44,7 +47,9 @@ class NativeRunner:
     :data:`CARE`; which tokens are early follows from their place in the request alone. ``isa`` forces an
     instruction-set level (default: :func:`isa_level`).
 
-    ``num_bytes`` is the memory for weights and cache.
+    Per-sequence states have ``num_slots`` slots, the first ``max_sequences`` of which are for requests under way.
+
+    ``num_bytes`` is the memory for weights, cache and states.
 
     Raises UserError for a level that the machine lacks, a cache that does not fit, an int8 cache of latents, or heads
     too wide for the kernels.
@@ -59,6 +64,7 @@ class NativeRunner:
         max_rows: int,
         num_pages: int,
         max_cache_bytes: int | None = None,
+        max_sequences: int = 16,
         cache_format: str = "f16",
         precision: str = "exact",
         isa: str | None = None,
@@ -89,13 +95,14 @@ class NativeRunner:
         if max_cache_bytes is not None:
             num_pages = max(1, min(num_pages, max_cache_bytes // self._program.page_bytes))
         self.num_pages = num_pages
-        cache_bytes = num_pages * self._program.page_bytes
+        num_slots = max_sequences + self._num_snapshots(max_sequences)
+        cache_bytes = num_pages * self._program.page_bytes + num_slots * self._program.slot_bytes
         if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
             raise UserError(what, "Lower cache_tokens or max_context")
         self.num_bytes = cache_bytes + sum(weight.data.nbytes for weight in weights.values())
         self._program.early_care, self._program.late_care = CARE[precision]
-        self._program.allocate(max_rows, num_pages)
+        self._program.allocate(max_rows, num_pages, num_slots, max_sequences)
 
     @property
     def isa(self) -> str:
@@ -111,6 +118,18 @@ class NativeRunner:
     def pages(self) -> npt.NDArray[np.uint8]:
         """The memory of the cache: [num_pages, page_bytes]."""
         return self._program.pages
+
+    @property
+    def states(self) -> Bytes:
+        """See engine.batch.Runner."""
+        return self._program.states
+
+    def _num_snapshots(self, max_sequences: int) -> int:
+        """Slots for copies of states, from which requests that begin alike go on: a quarter of what pages take."""
+        if not self._program.slot_bytes:
+            return 0
+        affordable = self.num_pages * self._program.page_bytes // 4 // self._program.slot_bytes
+        return max(2 * max_sequences, min(affordable, MAX_SNAPSHOTS))
 
     @property
     def barriers(self) -> int:
@@ -141,9 +160,8 @@ class NativeRunner:
         return logits, self._tracer.operations(batch, self.routes(), self._program.seconds)
 
     def _run(self, batch: Batch, part: Part, traced: bool = False) -> Floats:
-        return self._program.step(
-            batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, batch.prompts, *part, traced
-        )
+        arrays = batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, batch.prompts
+        return self._program.step(*arrays, *part, traced, *_state_arrays(batch))
 
     def routes(self) -> list[npt.NDArray[np.float32]]:
         """Of each layer with experts, for the rows of the last step: [T, 2 * num_chosen], experts and their weights."""
@@ -160,6 +178,14 @@ class NativeRunner:
         for load, routes in zip(self._load, self.routes(), strict=False):  # what predicts a further token has some too
             chosen = routes[:, : routes.shape[1] // 2].astype(np.int64)
             load += np.bincount(chosen.ravel(), minlength=len(load))
+
+
+def _state_arrays(batch: Batch) -> tuple[Ints | None, Ints | None]:
+    """What the program is told of per-sequence states: slot, begin and end of each request; and what is saved."""
+    if batch.states is None:
+        return None, None
+    updates = batch.states
+    return np.stack([updates.slots, updates.begins, updates.ends], 1), updates.saves
 
 
 def _boundaries(model: spec.Model, precision: str) -> tuple[int, ...]:
@@ -180,13 +206,20 @@ def _refuse_latents(model: spec.Model) -> None:
 
 def _refuse_what_is_too_wide(model: spec.Model) -> None:
     for layer in model.blocks:
-        attn, ffn = layer.attention, layer.ffn
-        widths = [attn.head_dim]
-        if isinstance(attn, spec.LatentAttention):
-            widths += [attn.value_dim, attn.cache_dim]
+        ffn, widths = layer.ffn, _head_widths(layer.attention)
         if max(widths) > _native.MAX_HEAD_DIM:
             what = f"The kernels run heads up to {_native.MAX_HEAD_DIM} wide, not {max(widths)}"
             raise UserError(what, "Choose another model")
         if isinstance(ffn, spec.Experts) and ffn.router.num_experts > _native.MAX_EXPERTS:
             what = f"The kernels run up to {_native.MAX_EXPERTS} experts a layer, not {ffn.router.num_experts}"
             raise UserError(what, "Choose another model")
+
+
+def _head_widths(mixer: spec.Mixer) -> list[int]:
+    match mixer:
+        case spec.Attention():
+            return [mixer.head_dim]
+        case spec.LatentAttention():
+            return [mixer.head_dim, mixer.value_dim, spec.per_token_dim(mixer.state)]
+        case spec.ShortConv():
+            return [0]

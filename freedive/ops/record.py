@@ -88,6 +88,9 @@ class Recorder:
         width = attn.num_heads * attn.value_dim
         return self._node("latent_attention", q, kv, width=width, norm=norm, k_b=k_b, v_b=v_b, attn=attn)
 
+    def short_conv(self, x: Node, taps: str, bias: str | None, conv: spec.ShortConv, layer: int) -> Node:
+        return self._node("short_conv", x, width=conv.dim, taps=taps, bias=bias, conv=conv)
+
     def route(self, logits: Node, router: spec.Router, choice_bias: str | None, expert_scale: str | None) -> Node:
         """[T, 2 * num_chosen]: experts, then weights."""
         width = 2 * router.num_chosen

@@ -9,19 +9,55 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from freedive.engine.batch import PAGE_TOKENS, Batch, Ints
+from freedive.engine.batch import MAX_DRAFT, PAGE_TOKENS, Batch, Bytes, Ints, StateUpdates
 from freedive.model import spec
 from freedive.model.decoder import Scope, draft, embedding, feed_forward, head, states
 
 Array = npt.NDArray[np.float32]
 
 
-class ReferenceOps:
-    """Operations of one step over arrays; ``cache`` is each layer's (keys, values), [slots, kv heads, head_dim]."""
+class SlotStates:
+    """Per-sequence states of ``model`` in ``num_slots`` slots: zero at position 0, and moved on by steps.
 
-    def __init__(self, batch: Batch, cache: list[tuple[Array, ...]]) -> None:
+    ``memory`` float32 [num_slots, numbers of a slot]. Inputs of draft tokens lie beside it.
+    """
+
+    def __init__(self, model: spec.Model, num_slots: int) -> None:
+        self.memory = np.zeros((num_slots, sum(part.size for part in model.per_sequence)), np.float32)
+        self._states: list[Array] = []
+        self._drafts: list[Array] = []
+        self._first_of: list[int] = []
+        offset = 0
+        for layer in model.blocks:
+            self._first_of.append(len(self._states))
+            for part in spec.per_sequence(layer.attention.state):
+                columns = self.memory[:, offset : offset + part.size]
+                self._states.append(columns.reshape(num_slots, *part.shape, copy=False))
+                self._drafts.append(np.zeros((num_slots, MAX_DRAFT, part.input_dim), np.float32))
+                offset += part.size
+
+    def of(self, layer: int, slot: int) -> Array:
+        """The (first) state of a layer in a slot, to be read and written."""
+        state: Array = self._states[self._first_of[layer]][slot]
+        return state
+
+    def drafts(self, layer: int, slot: int) -> Array:
+        """The inputs of the last step's draft tokens: [MAX_DRAFT, input_dim]."""
+        drafts: Array = self._drafts[self._first_of[layer]][slot]
+        return drafts
+
+
+class ReferenceOps:
+    """Operations of one step over arrays.
+
+    ``cache`` is what each layer keeps per token, by its declaration: [places, heads, dim] each; ``states`` what it
+    keeps per sequence.
+    """
+
+    def __init__(self, batch: Batch, cache: list[tuple[Array, ...]], states: SlotStates) -> None:
         self._batch = batch
         self._cache = cache
+        self._states = states
         self.routes: list[Array] = []
         self._positions: npt.NDArray[np.int64] = np.concatenate(
             [np.arange(start, start + n) for start, n in zip(batch.starts, batch.lengths, strict=True)]
@@ -118,6 +154,31 @@ class ReferenceOps:
             values = np.einsum("tr,hvr->thv", latents, v_b)
             out[rows] = _attend(heads[rows], keys, values, start, attn, None).reshape(-1, out.shape[1])
         return out
+
+    def short_conv(self, x: Array, taps: Array, bias: Array | None, conv: spec.ShortConv, layer: int) -> Array:
+        b, c, x = np.split(x, 3, axis=-1)
+        new, out = b * x, np.zeros_like(x)
+        weights, updates = taps.reshape(conv.kernel, conv.dim), self._batch.states
+        assert updates is not None
+        for index, (rows, start, _) in enumerate(self._sequences()):
+            slot, begin = int(updates.slots[index]), int(updates.begins[index])
+            kept, drafts = self._states.of(layer, slot), self._states.drafts(layer, slot)
+            seen = np.concatenate([kept if begin else np.zeros_like(kept), drafts[: start - begin], new[rows]])
+            for tap, weight in enumerate(weights):
+                first = start - begin + tap
+                out[rows] += weight * seen[first : first + rows.stop - rows.start]
+            self._move(layer, index, updates, seen)
+        return c * (out if bias is None else out + bias)
+
+    def _move(self, layer: int, index: int, updates: StateUpdates, seen: Array) -> None:
+        """Move the state of a request on. ``seen`` are its inputs, from the first that the old state holds."""
+        slot, begin, end = (int(values[index]) for values in (updates.slots, updates.begins, updates.ends))
+        kept = self._states.of(layer, slot)
+        for _, position, to in updates.saves[updates.saves[:, 0] == index]:
+            self._states.of(layer, to)[:] = seen[position - begin : position - begin + len(kept)]
+        kept[:] = seen[end - begin : end - begin + len(kept)]
+        drafts = seen[end - begin + len(kept) :]
+        self._states.drafts(layer, slot)[: len(drafts)] = drafts
 
     def _sequences(self) -> Iterator[tuple[slice, int, npt.NDArray[np.int64]]]:
         """Each request: its rows of the step, the position of the first, and the cache slots of all positions."""
@@ -239,10 +300,14 @@ def _attend(
 class ReferenceRunner:
     """A model that takes steps with :class:`ReferenceOps`. ``weights`` are float32 by canonical name.
 
+    ``num_pages`` and ``num_slots`` are how many tokens (by 32) and sequences it keeps state of.
+
     ``routes`` are those of the last step, [T, 2, num_chosen] (experts, weights) of each layer with experts.
     """
 
-    def __init__(self, model: spec.Model, weights: Mapping[str, Array], *, num_pages: int = 64) -> None:
+    def __init__(
+        self, model: spec.Model, weights: Mapping[str, Array], *, num_pages: int = 64, num_slots: int = 16
+    ) -> None:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.num_pages = num_pages
@@ -251,15 +316,22 @@ class ReferenceRunner:
         self.routes: list[Array] = []
         self._model = model
         self._weights = weights
-        slots = num_pages * PAGE_TOKENS
+        places = num_pages * PAGE_TOKENS
         self._cache = [
-            tuple(np.zeros((slots, heads, dim), np.float32) for heads, dim in cache_shapes(layer.attention))
+            tuple(np.zeros((places, heads, dim), np.float32) for heads, dim in cache_shapes(layer.attention.state))
             for layer in model.blocks
         ]
+        self.page_bytes = 4 * PAGE_TOKENS * sum(spec.per_token_dim(layer.attention.state) for layer in model.blocks)
+        self._slots = SlotStates(model, num_slots)
+
+    @property
+    def states(self) -> Bytes:
+        """See engine.batch.Runner."""
+        return self._slots.memory.view(np.uint8)
 
     def step(self, batch: Batch) -> Array:
         """See engine.batch.Runner."""
-        ops = ReferenceOps(batch, self._cache)
+        ops = ReferenceOps(batch, self._cache, self._slots)
         self._batch, self._states = batch, states(self._model, self._weights, ops)
         self.routes = ops.routes
         return head(self._model, self._weights, self._states, ops)
@@ -267,17 +339,15 @@ class ReferenceRunner:
     def draft(self, tokens: Ints, wanted: Ints) -> Array:
         """See engine.batch.Runner."""
         assert self._model.mtp
-        ops = ReferenceOps(replace(self._batch, tokens=tokens, wanted=wanted), self._cache)
+        ops = ReferenceOps(replace(self._batch, tokens=tokens, wanted=wanted), self._cache, self._slots)
         return draft(self._model, self._model.mtp, self._weights, self._states, ops)
 
     def embed(self, wanted: Ints) -> Array:
         """See engine.batch.Runner."""
-        ops = ReferenceOps(replace(self._batch, wanted=wanted), self._cache)
+        ops = ReferenceOps(replace(self._batch, wanted=wanted), self._cache, self._slots)
         return embedding(self._model, self._weights, self._states, ops)
 
 
-def cache_shapes(attn: spec.Attention | spec.LatentAttention) -> list[tuple[int, int]]:
-    """(heads, dim) of both halves of what the cache keeps: keys and values, or latents and rotated keys."""
-    if isinstance(attn, spec.LatentAttention):
-        return [(1, attn.kv_rank), (1, attn.rope_dim)]
-    return [(attn.num_kv_heads, attn.head_dim)] * 2
+def cache_shapes(state: spec.State) -> list[tuple[int, int]]:
+    """(heads, dim) of all that pages keep of a token: keys and values, or latents and rotated keys."""
+    return [(part.heads, part.dim) for part in state if isinstance(part, spec.PerToken)]

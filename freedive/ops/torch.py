@@ -19,10 +19,9 @@ from torch import Tensor
 from freedive.engine.batch import PAGE_TOKENS, Batch
 from freedive.model import spec
 from freedive.model.decoder import Scope, feed_forward, forward
-from freedive.ops.reference import cache_shapes
 
 Cache = list[tuple[Tensor, ...]]
-"""Of each layer what :func:`cache_shapes` says, as [slots, heads, dim] each."""
+"""Of each layer what it declares: per token as [places, heads, dim] each, then per sequence as [slots, *shape]."""
 
 
 class TorchOps:
@@ -144,6 +143,32 @@ class TorchOps:
             part.reshape(run.count, len(run.positions), num_heads, -1)
             for run, part in zip(self._runs, parts, strict=True)
         ]
+
+    def short_conv(self, x: Tensor, taps: Tensor, bias: Tensor | None, conv: spec.ShortConv, layer: int) -> Tensor:
+        b, c, x = x.chunk(3, -1)
+        parts, first = [], 0
+        for run, new in zip(self._runs, self._by_run(b * x, 1), strict=True):
+            seen = self._with_history(layer, run, first, new[:, :, 0], conv)
+            rows = len(run.positions)
+            weighted = [seen[:, tap : tap + rows] * weight for tap, weight in enumerate(taps.view(conv.kernel, -1))]
+            parts.append(torch.stack(weighted).sum(0).flatten(0, 1))
+            first += run.count
+        y = torch.cat(parts)
+        return c * (y if bias is None else y + bias)
+
+    def _with_history(self, layer: int, run: Run, first: int, new: Tensor, conv: spec.ShortConv) -> Tensor:
+        """The inputs [requests, kernel - 1 + rows, dim] that a convolution sees; with a cache, they move it on.
+
+        ``first`` is the index of the run's first request. Steps with drafts are not for this set of operations.
+        """
+        zeros = new.new_zeros(run.count, conv.kernel - 1, conv.dim)
+        if self._cache is None:
+            return torch.cat([zeros, new], 1)
+        assert self._batch.states is not None
+        (kept,), slots = self._cache[layer], torch.tensor(self._batch.states.slots[first : first + run.count])
+        seen = torch.cat([kept[slots] if run.start else zeros, new], 1)
+        kept[slots] = seen[:, -(conv.kernel - 1) :]
+        return seen
 
     def _remember(self, layer: int, run: Run, *new: Tensor) -> tuple[Tensor, ...]:
         """Writes new rows [requests, rows, heads, dim] to the cache; returns all positions'."""
@@ -279,6 +304,12 @@ def _seen(q: Tensor, k: Tensor, start: int, attn: spec.Attention) -> Tensor:
     return seen
 
 
+def _shape(part: spec.PerToken | spec.PerSequence, num_places: int, num_slots: int) -> tuple[int, ...]:
+    if isinstance(part, spec.PerToken):
+        return (num_places, part.heads, part.dim)
+    return (num_slots, *part.shape)
+
+
 def _top(x: Tensor, count: int) -> Tensor:
     """The places of the ``count`` largest of each row; of equals the first (torch's own topk takes any)."""
     return x.argsort(dim=-1, descending=True, stable=True)[..., :count]
@@ -293,7 +324,13 @@ class TorchRunner:
     """A model that takes steps with :class:`TorchOps`. ``weights`` are tensors of one float type by canonical name."""
 
     def __init__(
-        self, model: spec.Model, weights: Mapping[str, Tensor], *, num_pages: int = 64, absorbed: bool = False
+        self,
+        model: spec.Model,
+        weights: Mapping[str, Tensor],
+        *,
+        num_pages: int = 64,
+        num_slots: int = 16,
+        absorbed: bool = False,
     ) -> None:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
@@ -301,9 +338,11 @@ class TorchRunner:
         self._model = model
         self._weights = weights
         self._absorbed = absorbed
-        slots, dtype = num_pages * PAGE_TOKENS, weights["embed"].dtype
         self._cache: Cache = [
-            tuple(torch.zeros((slots, heads, dim), dtype=dtype) for heads, dim in cache_shapes(layer.attention))
+            tuple(
+                torch.zeros(_shape(part, num_pages * PAGE_TOKENS, num_slots), dtype=weights["embed"].dtype)
+                for part in layer.attention.state
+            )
             for layer in model.layers
         ]
 

@@ -75,6 +75,9 @@ class Tracer:
                     yield self._attention(phase.attrs["attn"], batch)
                 case "latent_attention":
                     yield self._latent_attention(phase, batch)
+                case "short_conv":
+                    conv: spec.ShortConv = phase.attrs["conv"]
+                    yield Work(8 * conv.state[0].size * len(batch.lengths), conv.kernel * conv.dim * len(batch.tokens))
                 case _:
                     yield Work()
 
@@ -100,11 +103,14 @@ class Tracer:
             seen = _seen(start, length, attn.window, attn.chunk)
             keys += int(seen[0]) + length - 1
             pairs += int(seen.sum())
-        return Work(keys * attn.cache_dim * self._element_bytes, pairs * attn.num_heads * 2 * attn.head_dim)
+        return Work(
+            keys * spec.per_token_dim(attn.state) * self._element_bytes, pairs * attn.num_heads * 2 * attn.head_dim
+        )
 
     def _latent_attention(self, phase: Phase, batch: Batch) -> Work:
         """Rows of a prompt expand all latents that they see; others fold the same weights into query and result."""
         attn: spec.LatentAttention = phase.attrs["attn"]
+        dim = spec.per_token_dim(attn.state)
         keys = folds = scores = 0
         for start, length, prompt in np.stack([batch.starts, batch.lengths, batch.prompts], 1).tolist():
             given = min(max(prompt - start, 0), length)
@@ -112,10 +118,10 @@ class Tracer:
             keys += start + length
             folds += (start + given if given else 0) + length - given
             scores += int(seen[:given].sum()) * (attn.head_dim + attn.value_dim)
-            scores += int(seen[given:].sum()) * (attn.cache_dim + attn.kv_rank)
+            scores += int(seen[given:].sum()) * (dim + attn.kv_rank)
         weights = sum(len(self._matrix(phase.attrs[name]).data) for name in ("k_b", "v_b"))
         fold = attn.kv_rank * (attn.nope_dim + attn.value_dim)
-        return Work(weights + keys * attn.cache_dim * self._element_bytes, attn.num_heads * (folds * fold + scores))
+        return Work(weights + keys * dim * self._element_bytes, attn.num_heads * (folds * fold + scores))
 
     def _matrix(self, name: str) -> PackedTensor:
         packed = self._weights[name]

@@ -47,7 +47,7 @@ class LowRank:
 
 def is_adaptable(param: Param) -> bool:
     """Whether a weight has matrices."""
-    return param.role not in ("norm", "bias")
+    return param.role not in ("norm", "bias", "conv")
 
 
 def weight_of(name: str) -> str:

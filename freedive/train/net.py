@@ -23,6 +23,7 @@ CHOICE_BIAS = "choice_bias"
 """What moves by counting, not by gradients."""
 
 EMBEDDING_STD = 0.02
+CONV_STD = 0.5
 
 _EXPERT = re.compile(r"(?P<stack>.+\.experts)\.(?P<index>\d+)\.(?P<part>\w+)")
 
@@ -72,11 +73,13 @@ def initial(model: spec.Model, seed: int) -> Weights:
     depth = (2 * len(model.layers)) ** -0.5
 
     def make(name: str, param: Param) -> Tensor:
+        if param.role == "conv":
+            return torch.empty(param.shape).normal_(0.0, CONV_STD, generator=source)
         if param.role in ("norm", "bias"):
             return torch.full(param.shape, float(param.role == "norm"))
         small = param.role in ("embedding", "router") or name == "head"
         std = EMBEDDING_STD if small else param.shape[-1] ** -0.5
-        if name.endswith((".o", ".down")):
+        if name.endswith((".o", ".out", ".down")):
             std *= depth
         return torch.empty(param.shape).normal_(0.0, std, generator=source)
 
@@ -149,7 +152,7 @@ def step_flops(model: spec.Model, length: float) -> float:
     """Operations of training on one token: six for each weight that it meets, and attention's over half its text."""
     size = 0.0
     for name, param in stacked_params(model).items():
-        if param.role in ("embedding", "norm", "bias"):
+        if param.role in ("embedding", "norm", "bias", "conv"):
             continue
         share = 1.0
         if ".experts." in name:
@@ -157,7 +160,11 @@ def step_flops(model: spec.Model, length: float) -> float:
             assert isinstance(layer, spec.Experts)
             share = layer.router.num_chosen / layer.router.num_experts
         size += share * param.size
-    attention = sum(_attended_dim(layer.attention) * length / 2 for layer in model.blocks)
+    attention = sum(
+        _attended_dim(layer.attention) * length / 2
+        for layer in model.blocks
+        if not isinstance(layer.attention, spec.ShortConv)
+    )
     return 6.0 * (size + attention)
 
 

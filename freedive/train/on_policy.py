@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -24,7 +24,6 @@ from torch import Tensor
 import freedive
 from freedive import LanguageModel
 from freedive.engine.batch import Batch
-from freedive.engine.kvcache import pages_for
 from freedive.errors import UserError
 from freedive.text.tokenizer import Tokenizer
 from freedive.train.answering import Answering, about, joined, parts
@@ -173,8 +172,7 @@ class ReverseKL(torch.autograd.Function):
 
 def _logits(teacher: LanguageModel, sample: Sample) -> Tensor:
     """What the teacher expects where each token of the answer stands: [tokens, vocab]."""
-    tokens = np.array(sample.tokens[:-1], np.int32)
-    length, wanted = np.array([len(tokens)], np.int32), np.arange(sample.prompt - 1, len(tokens), dtype=np.int32)
-    pages = np.arange(pages_for(len(tokens)), dtype=np.int32)[None]
+    batch = Batch.whole([sample.tokens[:-1]])
+    wanted = np.arange(sample.prompt - 1, len(batch.tokens), dtype=np.int32)
     prompt = np.array([sample.prompt], np.int32)
-    return torch.tensor(teacher.runner.step(Batch(tokens, length, 0 * length, pages, wanted, prompt)))
+    return torch.tensor(teacher.runner.step(replace(batch, wanted=wanted, prompts=prompt)))

@@ -48,7 +48,7 @@ class Optimizer:
         matrices = [name for name in weights if table[name].role in ("linear", "heads") and name != "head"]
         self._muon = matrices if muon else []
         self._adam = [name for name in weights if name not in self._muon and not name.endswith(CHOICE_BIAS)]
-        self._no_decay = {name for name in weights if table[name].role in ("norm", "bias")}
+        self._no_decay = {name for name in weights if table[name].role in ("norm", "bias", "conv")}
         self.state = {f"momentum.{name}": torch.zeros_like(weights[name]) for name in (*self._muon, *self._adam)}
         self.state |= {f"square.{name}": torch.zeros_like(weights[name]) for name in self._adam}
         self.num_steps = 0

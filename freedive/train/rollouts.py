@@ -11,7 +11,7 @@ from torch import Tensor
 
 from freedive import machine
 from freedive.checkpoint.packed import pack_model
-from freedive.engine.batch import Batch
+from freedive.engine.batch import Batch, StateUpdates
 from freedive.engine.kvcache import pages_for
 from freedive.model import spec
 from freedive.model.params import params
@@ -50,7 +50,13 @@ class Sampler:
         self._pages = pages_for(length)
         self._length = length
         self._runner = NativeRunner(
-            model, packed, num_threads=threads, max_rows=MAX_ROWS, num_pages=num * self._pages, cache_format="f32"
+            model,
+            packed,
+            num_threads=threads,
+            max_rows=MAX_ROWS,
+            num_pages=num * self._pages,
+            max_sequences=num,
+            cache_format="f32",
         )
 
     def answers(
@@ -84,7 +90,8 @@ class Sampler:
         last = lengths.cumsum(dtype=np.int32) - 1
         prompts = np.array([sample.prompt for sample in part], np.int32)
         flat = np.array([token for tokens in fed for token in tokens], np.int32)
-        logits = self._runner.step(Batch(flat, lengths, starts, pages, last, prompts))
+        states = StateUpdates.plain(np.array(places, np.int32), starts, lengths)
+        logits = self._runner.step(Batch(flat, lengths, starts, pages, last, prompts, states))
         routes = np.stack([each[:, : each.shape[1] // 2] for each in self._runner.routes()], 1).astype(np.int64)
         tokens, odds = draw(logits, source, temperature)
         for sample, token, chance, of_token in zip(

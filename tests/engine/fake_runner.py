@@ -54,6 +54,7 @@ class FakeRunner:
         *,
         drafts: bool = False,
         boundaries: tuple[int, ...] = (),
+        num_slots: int = 0,
     ) -> None:
         self.drafts = drafts
         self.boundaries = boundaries
@@ -63,6 +64,10 @@ class FakeRunner:
         memory = np.full((num_pages, 2 * PAGE_TOKENS), -1, np.int32)
         self.pages = memory.view(np.uint8)
         self.tokens, self.positions = memory[:, :PAGE_TOKENS], memory[:, PAGE_TOKENS:]
+        self.page_bytes = self.pages.shape[1]
+        self.sums = np.full((num_slots or 1, 2 if num_slots else 0), -1, np.int64)
+        """The states: what tokens up to some position sum up to, weighted by their places; and the position."""
+        self.states = self.sums.view(np.uint8)
         self.batches: list[Batch] = []
         self.errors: list[Exception] = []
         self.gate = threading.Event()
@@ -92,6 +97,8 @@ class FakeRunner:
         assert all((used == page).sum() == 1 for page in written), "a page that is written has two owners"
         last_rows = batch.lengths.cumsum() - 1
         self.histories = {}
+        if self.sums.size:
+            self._check_states(batch)
         for table, start, end, row, prompt in zip(tables, batch.starts, ends, last_rows, batch.prompts, strict=True):
             assert table.min() >= 0, "the page table is too short"
             places = np.arange(start, end)
@@ -102,7 +109,34 @@ class FakeRunner:
             assert (self.positions[table].ravel()[:end] == np.arange(end)).all(), "stale page"
             history = self.tokens[table].ravel()
             self.histories |= {row - end + 1 + place: history[: place + 1] for place in places}
+        if self.sums.size:
+            self._move_states(batch)
         return self._logits([self.histories[row] for row in batch.wanted])
+
+    def _check_states(self, batch: Batch) -> None:
+        """Each state is the one that the tokens before it make, as they stand in the pages."""
+        updates = batch.states
+        assert len(set(updates.slots.tolist())) == len(updates.slots)
+        for slot, begin, start, table in zip(updates.slots, updates.begins, batch.starts, batch.pages, strict=True):
+            assert begin <= start
+            if begin:
+                assert self.sums[slot].tolist() == [self._sum(table, begin), begin], "a stale state"
+
+    def _move_states(self, batch: Batch) -> None:
+        updates = batch.states
+        ends = batch.starts + batch.lengths
+        assert (updates.ends >= batch.starts).all()
+        assert (updates.ends <= ends).all()
+        for index, position, slot in updates.saves:
+            assert updates.begins[index] < position <= updates.ends[index]
+            assert slot not in updates.slots
+            self.sums[slot] = self._sum(batch.pages[index], position), position
+        for slot, end, table in zip(updates.slots, updates.ends, batch.pages, strict=True):
+            self.sums[slot] = self._sum(table, end), end
+
+    def _sum(self, table: np.ndarray, end: int) -> int:
+        places = np.arange(end)
+        return int((self.tokens[table].ravel()[:end].astype(np.int64) * (places + 1) ** 2).sum())
 
     def draft(self, tokens: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """What the model will say, provided that ``tokens`` are what followed."""

@@ -27,6 +27,7 @@ from freedive.engine.prefix import PrefixCache
 from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
 from freedive.engine.scheduler import Request, Scheduler, to_batch
+from freedive.engine.snapshots import Snapshots
 from freedive.engine.stop import TextStream
 
 TEXT = random.Random(0).choices(range(VOCAB - 2), k=400)
@@ -60,29 +61,51 @@ def test_a_prompt_that_begins_alike_is_computed_from_where_it_differs() -> None:
         assert stats.known_pages == 6
 
 
+with_and_without_states = pytest.mark.parametrize("num_slots", [0, 40], ids=["pages", "pages and states"])
+"""A model that keeps per-sequence states too is found as much."""
+
+
+@with_and_without_states
 @pytest.mark.parametrize(("length", "found"), [(31, 0), (32, 0), (33, 32), (64, 32), (65, 64)])
-def test_the_last_token_is_always_computed(length: int, found: int) -> None:
-    with start(FakeRunner()) as engine:
+def test_the_last_token_is_always_computed(length: int, found: int, num_slots: int) -> None:
+    with start(FakeRunner(num_slots=num_slots)) as engine:
         first = ask(engine, TEXT[:length])
         assert ask(engine, TEXT[:length]) == (found, first[1])
 
 
-def test_an_answer_is_found_when_the_conversation_goes_on() -> None:
-    with start(FakeRunner()) as engine:
+@with_and_without_states
+def test_an_answer_is_found_when_the_conversation_goes_on(num_slots: int) -> None:
+    with start(FakeRunner(num_slots=num_slots)) as engine:
         _, answer = ask(engine, TEXT[:20], Sampling(max_tokens=80, temperature=0, ignore_eos=True))
         prompt = [*TEXT[:20], *answer, 7, 8]
         assert ask(engine, prompt) == (96, alone(prompt, SHORT))
 
 
+@with_and_without_states
 @pytest.mark.parametrize(("boundaries", "found"), [((), 192), ((-32,), 160), ((0,), 192), ((-70, 0), 128)])
-def test_pages_are_shared_only_where_boundaries_lie_alike(boundaries: tuple[int, ...], found: int) -> None:
-    with start(FakeRunner(boundaries=boundaries)) as engine:
+def test_pages_are_shared_only_where_boundaries_lie_alike(
+    boundaries: tuple[int, ...], found: int, num_slots: int
+) -> None:
+    with start(FakeRunner(boundaries=boundaries, num_slots=num_slots)) as engine:
         for prompt, expected in ((TEXT[:200], 0), (TEXT[:300], found), (TEXT[:300], 288)):
             assert ask(engine, prompt) == (expected, alone(prompt, SHORT, boundaries=boundaries))
 
 
-def test_answers_are_not_taken_for_prompts_where_that_shows() -> None:
-    with start(FakeRunner(boundaries=(0,))) as engine:
+def test_a_snapshot_of_a_running_answer_replaces_the_one_before() -> None:
+    with start(FakeRunner(num_slots=40)) as engine:
+        ask(engine, TEXT[:70], Sampling(max_tokens=150, temperature=0, ignore_eos=True))
+        assert engine.stats().snapshots == 2  # at the end of the prompt, and of the answer
+
+
+def test_without_room_for_snapshots_answers_are_the_same() -> None:
+    with start(FakeRunner(num_slots=16)) as engine:
+        for _ in range(2):
+            assert ask(engine, TEXT[:100]) == (0, alone(TEXT[:100], SHORT))
+
+
+@with_and_without_states
+def test_answers_are_not_taken_for_prompts_where_that_shows(num_slots: int) -> None:
+    with start(FakeRunner(boundaries=(0,), num_slots=num_slots)) as engine:
         _, answer = ask(engine, TEXT[:40], Sampling(max_tokens=80, temperature=0, ignore_eos=True))
         prompt = [*TEXT[:40], *answer, 7, 8]
         assert ask(engine, prompt) == (32, alone(prompt, SHORT, boundaries=(0,)))
@@ -206,9 +229,9 @@ def test_a_page_is_free_when_the_last_of_its_holders_has_left() -> None:
 class Shelf(dict[bytes, bytes]):
     """A store without a disk, on which what is ``damaged`` is found and cannot be read."""
 
-    def __init__(self, runner: FakeRunner, damaged: Callable[[], bool]) -> None:
-        self.pages, self.damaged = runner.pages, damaged
-        self.page_bytes = runner.pages.shape[1]
+    def __init__(self, memory: np.ndarray, damaged: Callable[[], bool]) -> None:
+        self.pages, self.damaged = memory, damaged
+        self.page_bytes = memory.shape[1]
 
     def write(self, key: bytes, page: int, is_same: Callable[[], bool]) -> None:
         assert is_same()
@@ -230,10 +253,13 @@ class Shelf(dict[bytes, bytes]):
 class Driver:
     """An engine without a thread: steps are taken when the test says so, and pages are counted after each."""
 
-    def __init__(self, runner: FakeRunner, store: Any, max_context: int) -> None:
+    def __init__(self, runner: FakeRunner, store: Any, max_context: int, state_store: Any = None) -> None:
         self.runner = runner
         self.tables = PageTables(runner.num_pages, 4, max_context)
-        self.prefixes = PrefixCache(self.tables, runner.boundaries, store)
+        snapshots = None
+        if runner.sums.size:
+            snapshots = Snapshots(runner.states, 4, runner.page_bytes, runner.boundaries, state_store)
+        self.prefixes = PrefixCache(self.tables, runner.boundaries, store, snapshots)
         self.scheduler = Scheduler(self.tables, 4, Pace(48, seconds=1e9), prefixes=self.prefixes)
         self.open: list[Request] = []
 
@@ -255,6 +281,8 @@ class Driver:
             rows = iter(self.runner.step(to_batch(plan, self.tables)))
             for share in plan:
                 share.request.num_cached += share.count
+                share.request.state_end = share.request.num_cached
+                share.request.saved.extend(share.saves)
                 if share.request.num_pending == 0:
                     self.advance(share.request, next(rows))
         self.check()
@@ -292,14 +320,15 @@ actions = st.one_of(adding, adding, st.tuples(st.just("cancel"), st.integers(0, 
     st.sampled_from([8, 12, 40]),
     st.sampled_from([(), (-32,), (0,), (-32, 0)]),
     st.booleans(),
+    st.sampled_from([0, 5, 30]),
     st.randoms(use_true_random=False),
 )
 def test_any_order_of_requests_answers_rightly_and_loses_no_page(
-    todo: list[Any], num_pages: int, boundaries: tuple[int, ...], on_disk: bool, source: random.Random
+    todo: list[Any], num_pages: int, boundaries: tuple[int, ...], on_disk: bool, num_slots: int, source: random.Random
 ) -> None:
-    runner = FakeRunner(num_pages, 256, boundaries=boundaries)
-    store = Shelf(runner, lambda: source.random() < 0.2) if on_disk else None
-    driver = Driver(runner, store, 256)
+    runner = FakeRunner(num_pages, 256, boundaries=boundaries, num_slots=num_slots)
+    stores = [Shelf(memory, lambda: source.random() < 0.2) for memory in (runner.pages, runner.states)]
+    driver = Driver(runner, stores[0] if on_disk else None, 256, stores[1] if on_disk and num_slots else None)
     for action, *details in todo:
         if action == "add":
             (shared, own, seed), count, salt = details
@@ -311,13 +340,16 @@ def test_any_order_of_requests_answers_rightly_and_loses_no_page(
             driver.step()
     while driver.open:
         driver.step()
+    if num_slots:
+        snapshots = driver.prefixes._snapshots
+        assert sorted([*snapshots._free, *snapshots._slots.values()]) == list(range(4, num_slots))
     assert driver.tables.num_free == num_pages
     assert (driver.tables.table == -1).all()
 
 
 def test_what_is_on_disk_is_read_bit_by_bit_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = FakeRunner(40, 512)
-    store = Shelf(runner, lambda: False)
+    store = Shelf(runner.pages, lambda: False)
     first = Driver(runner, store, 512)
     first.add(TEXT[:321], 1, "")
     while first.open:

@@ -18,10 +18,10 @@ from tiny_mtp import with_mtp
 from weights import LEVELS
 
 from freedive.config import EngineConfig
-from freedive.engine.batch import Runner
+from freedive.engine.batch import MAX_DRAFT, Runner
 from freedive.engine.engine import Engine, EngineStats
 from freedive.engine.request import Sampling
-from freedive.engine.speculation import MAX_DRAFT, SIZES, Gate, PromptLookup
+from freedive.engine.speculation import SIZES, Gate, PromptLookup
 from freedive.errors import UserError
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner
@@ -207,11 +207,14 @@ def random_request(rng: random.Random, vocab: int) -> tuple[list[int], Sampling]
     [(200, {}), (200, {"max_batch": 1}), (200, {"prefill_chunk": 7}), (9, {"max_batch": 8, "prefill_chunk": 20})],
 )
 @pytest.mark.parametrize("logits", [logits_of, repetitive_logits_of])
+@pytest.mark.parametrize("num_slots", [0, 18], ids=["pages", "pages and slots"])
 @pytest.mark.parametrize("seed", range(3))
-def test_answers_are_those_without_guessing(num_pages: int, config: dict[str, int], logits: Any, seed: int) -> None:
+def test_answers_are_those_without_guessing(
+    num_pages: int, config: dict[str, int], logits: Any, num_slots: int, seed: int
+) -> None:
     rng = random.Random(seed)
     requests = [random_request(rng, VOCAB) for _ in range(16)]
-    guessed, stats = answers(FakeRunner(num_pages, 256, logits), requests, **config)
+    guessed, stats = answers(FakeRunner(num_pages, 256, logits, num_slots=num_slots), requests, **config)
     plain, other = answers(FakeRunner(num_pages, 256, logits), requests, **config, speculation="off")
     assert guessed == plain
     assert stats.free_pages == num_pages
@@ -260,7 +263,7 @@ def test_guesses_take_no_page_from_a_running_request() -> None:
         assert engine.stats().num_accepted > 0
 
 
-MODELS = ["qwen3", "qwen3_moe", "deepseek_v3", "mistral", "gpt_oss"]
+MODELS = ["qwen3", "qwen3_moe", "deepseek_v3", "mistral", "gpt_oss", "lfm2", "lfm2_moe"]
 
 
 def tiny_requests() -> Requests:
@@ -308,7 +311,7 @@ def test_models_that_predict_answer_the_same_at_every_level(name: str, level: st
 
 
 @pytest.mark.usefixtures("steps_cost_the_same")
-@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "lfm2_moe"])
 def test_the_reference_accepts_guesses_too(name: str) -> None:
     """Its products are not bound to the last bit, so only greedy answers are held against each other."""
     sampling = Sampling(max_tokens=50, temperature=0, ignore_eos=True, logit_bias={20: 4, 21: 4})

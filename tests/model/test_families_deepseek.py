@@ -10,7 +10,7 @@ from published import active_billions, total_billions
 
 from freedive.errors import UserError
 from freedive.model.families import describe_config
-from freedive.model.spec import Experts, FeedForward, LatentAttention
+from freedive.model.spec import Experts, FeedForward, LatentAttention, per_token_dim
 
 V3: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],
@@ -238,7 +238,7 @@ def test_deepseek_v3_is_what_its_report_says() -> None:
     assert isinstance(attn, LatentAttention)
     assert isinstance(first, FeedForward)
     assert isinstance(last, Experts)
-    assert (model.max_context, attn.cache_dim, first.dim, last.expert.dim) == (163840, 576, 18432, 2048)
+    assert (model.max_context, per_token_dim(attn.state), first.dim, last.expert.dim) == (163840, 576, 18432, 2048)
     assert (last.router.num_groups, last.router.kept_groups, last.router.group_choice) == (8, 4, "top2")
     assert last.router.score == "sigmoid"
     assert last.router.choice_bias

@@ -13,7 +13,7 @@ from tiny_models import pack_floats
 from weights import random_tensor
 
 from freedive.checkpoint.packed import FORMATS, pack
-from freedive.engine.batch import Batch
+from freedive.engine.batch import Batch, StateUpdates
 from freedive.engine.sampler import logprobs
 from freedive.model import spec
 from freedive.model.params import params
@@ -28,12 +28,15 @@ def ints(*values: int) -> Any:
     return np.array(values, np.int32)
 
 
+def runner_of(shape: str, **sizes: int) -> NativeRunner:
+    model, rng = SHAPES[shape], np.random.default_rng(0)
+    weights = {name: rng.standard_normal(param.shape, np.float32) for name, param in params(model).items()}
+    return NativeRunner(model, pack_floats(weights), num_threads=1, max_rows=8, num_pages=2, **sizes)
+
+
 @pytest.fixture(scope="module")
 def runner() -> NativeRunner:
-    model = SHAPES["part of a head rotates"]
-    rng = np.random.default_rng(0)
-    weights = {name: rng.standard_normal(param.shape, np.float32) for name, param in params(model).items()}
-    return NativeRunner(model, pack_floats(weights), num_threads=1, max_rows=8, num_pages=2)
+    return runner_of("part of a head rotates")
 
 
 def batch(**changes: Any) -> Batch:
@@ -51,6 +54,48 @@ def batch(**changes: Any) -> Batch:
 
 def test_a_step_that_fits_is_taken(runner: NativeRunner) -> None:
     assert runner.step(batch()).shape == (2, runner.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def recurrent() -> NativeRunner:
+    """A model with per-sequence states, and room for two sequences and some snapshots."""
+    return runner_of("short convolutions", max_sequences=2)
+
+
+def moves(**changes: Any) -> StateUpdates:
+    """Of :func:`batch`: a state that begins at 0, and one of a draft token that has been accepted; one is saved."""
+    arrays = {"slots": ints(0, 1), "begins": ints(0, 3), "ends": ints(2, 5), "saves": ints(1, 4, 2).reshape(-1, 3)}
+    return StateUpdates(**(arrays | changes))
+
+
+def test_states_that_fit_move_on(recurrent: NativeRunner) -> None:
+    assert recurrent.step(batch(states=moves())).shape == (2, recurrent.vocab_size)
+
+
+WRONG_MOVES: dict[str, dict[str, Any]] = {
+    **{f"slot {index}": {"slots": ints(0, index)} for index in (*BEYOND, 2)},
+    "behind the start": {"begins": ints(0, 5)},
+    "before the first token": {"begins": ints(-1, 3)},
+    "more drafts than are kept": {"begins": ints(0, 3), "ends": ints(2, 30)},
+    "an end before the start": {"ends": ints(2, 3)},
+    "an end behind the rows": {"ends": ints(3, 5)},
+    "one sequence": {"slots": ints(0), "begins": ints(0), "ends": ints(2)},
+    **{f"a copy in slot {index}": {"saves": ints(1, 4, index).reshape(-1, 3)} for index in (*BEYOND, 0, 1)},
+    **{f"a copy at {at}": {"saves": ints(1, at, 2).reshape(-1, 3)} for at in (3, 6, *BEYOND)},
+    **{f"a copy of {index}": {"saves": ints(index, 4, 2).reshape(-1, 3)} for index in (*BEYOND, 2)},
+    "a copy of two numbers": {"saves": ints(1, 4).reshape(-1, 2)},
+}
+
+
+@pytest.mark.parametrize("name", WRONG_MOVES)
+def test_states_beyond_their_bounds_are_refused(name: str, recurrent: NativeRunner) -> None:
+    with pytest.raises((ValueError, IndexError)):
+        recurrent.step(batch(states=moves(**WRONG_MOVES[name])))
+
+
+def test_a_step_that_says_nothing_of_states_is_refused(recurrent: NativeRunner) -> None:
+    with pytest.raises(ValueError, match="nothing of states"):
+        recurrent.step(batch())
 
 
 WRONG: dict[str, dict[str, Any]] = {

@@ -119,10 +119,8 @@ def test_the_real_model_hardly_changes_its_mind(smollm2_path: Path) -> None:
     logits = []
     for name in ("f16", "int8"):
         with freedive.load(str(smollm2_path), cache_tokens=512, cache_format=name, precision="exact") as model:
-            tokens = np.array(model.tokenizer.encode(TEXT), np.int32)
-            every, whole = np.arange(tokens.size, dtype=np.int32), np.array([tokens.size], np.int32)
-            pages = np.arange(pages_for(tokens.size), dtype=np.int32)[None]
-            logits.append(model.runner.step(Batch(tokens, whole, whole * 0, pages, every, whole)).astype(np.float64))
+            tokens = model.tokenizer.encode(TEXT)
+            logits.append(model.runner.step(Batch.whole([tokens], wants_all=True)).astype(np.float64))
     p, q = (x - x.max(1, keepdims=True) for x in logits)
     p, q = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (p, q))
     assert 0 < (np.exp(p) * (p - q)).sum(1).mean() < MAX_KL

@@ -49,14 +49,6 @@ def gradient(value: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(value) if value.grad is None else value.grad
 
 
-def whole(prompts: list[list[int]]) -> Batch:
-    """Every prompt from its start, without pages."""
-    lengths = np.array([len(tokens) for tokens in prompts], np.int32)
-    rows = np.arange(lengths.sum(), dtype=np.int32)
-    tokens = np.concatenate(prompts).astype(np.int32)
-    return Batch(tokens, lengths, lengths * 0, np.empty((len(prompts), 0), np.int32), rows, lengths)
-
-
 ROUNDING = 3e-4
 """How far float32 may be from float64 in some logit: that depends on how a processor's library sums."""
 
@@ -86,7 +78,9 @@ def test_absorbed_equals_expanded(name: str, schedule: str) -> None:
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_a_pass_without_a_cache_is_the_same(name: str) -> None:
-    logits = forward(DESCRIPTIONS[name], tensors(DESCRIPTIONS[name], torch.float64), TorchOps(whole(PROMPTS)))
+    logits = forward(
+        DESCRIPTIONS[name], tensors(DESCRIPTIONS[name], torch.float64), TorchOps(Batch.whole(PROMPTS, wants_all=True))
+    )
     np.testing.assert_allclose(logits, np.concatenate(reference(name)), atol=ROUNDING)
 
 
@@ -101,7 +95,10 @@ def test_torch_equals_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_gradients_are_the_slope(name: str) -> None:
-    described, batch = DESCRIPTIONS[name], whole([tokens[:20] for tokens in PROMPTS[1:]] + [PROMPTS[0][:11]])
+    described, batch = (
+        DESCRIPTIONS[name],
+        Batch.whole([*(tokens[:20] for tokens in PROMPTS[1:]), PROMPTS[0][:11]], wants_all=True),
+    )
     at = tensors(described, torch.float64)
     generator = torch.Generator().manual_seed(0)
     along = {key: torch.randn(value.shape, generator=generator, dtype=value.dtype) for key, value in at.items()}
@@ -122,7 +119,7 @@ def test_gradients_are_the_slope(name: str) -> None:
 def test_every_weight_learns_except_what_only_chooses(name: str) -> None:
     described = DESCRIPTIONS[name]
     held = {key: value.requires_grad_() for key, value in tensors(described).items()}
-    logits = forward(described, held, TorchOps(whole(PROMPTS)))
+    logits = forward(described, held, TorchOps(Batch.whole(PROMPTS, wants_all=True)))
     loss(logits, np.concatenate(PROMPTS)).backward()
     still = {key for key, value in held.items() if not gradient(value).any()}
     assert {key for key in still if ".experts." not in key} == {key for key in held if key.endswith("choice_bias")}
@@ -148,7 +145,7 @@ def maker_gradients(name: str, prompts: list[list[int]], folder: Path) -> dict[s
 def test_gradients_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     model = tiny(name)
     held = {key: torch.tensor(value, requires_grad=True) for key, value in model.weights.items()}
-    logits = forward(model.spec, held, TorchOps(whole(PROMPTS)))
+    logits = forward(model.spec, held, TorchOps(Batch.whole(PROMPTS, wants_all=True)))
     loss(logits, np.concatenate(PROMPTS)).backward()
     for key, expected in maker_gradients(name, PROMPTS, tmp_path).items():
         np.testing.assert_allclose(gradient(held[key]), expected, atol=1e-4 * np.abs(expected).max(), err_msg=key)
@@ -178,7 +175,7 @@ class Listen(TorchOps):
 
 
 def test_choices_can_be_heard_and_replayed() -> None:
-    described, batch = EXPERTS["experts by softmax"], whole(PROMPTS)
+    described, batch = EXPERTS["experts by softmax"], Batch.whole(PROMPTS, wants_all=True)
     listen = Listen(batch)
     logits = forward(described, tensors(described), listen)
     assert [chosen.shape for chosen in listen.choices] == [(116, 2)] * 2
@@ -197,7 +194,7 @@ ROUTERS = {
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_of_equal_experts_the_first_are_chosen(name: str) -> None:
-    router, batch = ROUTERS[name], whole([[0]])
+    router, batch = ROUTERS[name], Batch.whole([[0]], wants_all=True)
     logits = np.random.default_rng(0).integers(-1, 2, (200, router.num_experts)).astype(np.float32)
     routes = TorchOps(batch).route(torch.tensor(logits), router, None, None)
     np.testing.assert_allclose(routes, ReferenceOps(batch, []).route(logits, router, None, None), atol=1e-6)
@@ -213,7 +210,7 @@ def mixed(described: spec.Model) -> Tensors:
 
 @pytest.mark.parametrize("name", ["sinks", "soft caps", "latents", "norms on odd heads", "gelu", "every expert"])
 def test_bfloat16_is_near(name: str) -> None:
-    logits = forward(DESCRIPTIONS[name], mixed(DESCRIPTIONS[name]), TorchOps(whole(PROMPTS)))
+    logits = forward(DESCRIPTIONS[name], mixed(DESCRIPTIONS[name]), TorchOps(Batch.whole(PROMPTS, wants_all=True)))
     assert logits.dtype == torch.bfloat16
     expected = np.concatenate(reference(name))
     assert (logits.float().numpy() - expected).std() < 0.05 * expected.std()

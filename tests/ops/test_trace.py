@@ -77,7 +77,7 @@ def latent_layers(model: spec.Model) -> list[spec.LatentAttention]:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_token_reads_the_bytes_that_the_packed_model_has_for_it(name: str) -> None:
     read = sum(each.work.bytes for each in one_token(name) if each.kind not in ("attention", "embed"))
-    cached = sum(2 * (GIVEN + 1) * attn.cache_dim for attn in latent_layers(tiny(name).spec))
+    cached = sum(2 * (GIVEN + 1) * spec.per_token_dim(attn.state) for attn in latent_layers(tiny(name).spec))
     weights = footprint(tiny(name).spec, lambda weight, param: packed_bytes(name, weight, param))
     assert read == cached + weights.read
 
@@ -86,7 +86,9 @@ def test_a_token_reads_the_bytes_that_the_packed_model_has_for_it(name: str) -> 
 def test_a_token_is_multiplied_with_every_weight_that_it_reads(name: str) -> None:
     model = tiny(name).spec
     done = sum(each.work.macs for each in one_token(name) if each.kind != "attention")
-    scores = sum((GIVEN + 1) * attn.num_heads * (attn.cache_dim + attn.kv_rank) for attn in latent_layers(model))
+    scores = sum(
+        (GIVEN + 1) * attn.num_heads * (spec.per_token_dim(attn.state) + attn.kv_rank) for attn in latent_layers(model)
+    )
     weights = footprint(model, lambda weight, param: param.size if is_multiplied(name, weight, param) else 0)
     assert done == scores + weights.read
 
@@ -110,7 +112,7 @@ def test_attention_does_what_its_mask_shows(name: str, start: int, length: int) 
         if attn.chunk:
             mask &= k // attn.chunk == q // attn.chunk
         assert work.macs == 2 * mask.sum() * attn.q_dim
-        assert work.bytes == mask.any(0).sum() * attn.cache_dim * 2
+        assert work.bytes == mask.any(0).sum() * spec.per_token_dim(attn.state) * 2
 
 
 def test_experts_read_those_that_some_token_goes_to() -> None:

@@ -55,9 +55,7 @@ def test_freedive_transformers_and_llama_cpp_files_agree(run: Path) -> None:
         expected = theirs(torch.from_numpy(tokens)[None]).logits[0].numpy()
     for name in ("model", "model-F32.gguf"):
         with freedive.load(str(run / name), precision="exact") as model:
-            every, whole = np.arange(50, dtype=np.int32), np.array([50], np.int32)
-            pages = np.arange(2, dtype=np.int32)[None]
-            got = model.runner.step(Batch(tokens.astype(np.int32), whole, 0 * whole, pages, every, whole))
+            got = model.runner.step(Batch.whole([tokens], wants_all=True))
         np.testing.assert_allclose(got, expected, atol=2e-3)
 
 

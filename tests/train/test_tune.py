@@ -113,8 +113,7 @@ def test_it_learns_and_others_read_the_whole(name: str, rank: int, folders: Any,
         expected = theirs(root / "model", name)(torch.from_numpy(tokens)[None]).logits[0].numpy()
         before = theirs(folders(name), name)(torch.from_numpy(tokens)[None]).logits[0].numpy()
     assert np.abs(expected - before).max() > 1
-    every, whole, pages = np.arange(40, dtype=np.int32), np.array([40], np.int32), np.arange(2, dtype=np.int32)[None]
-    given = Batch(tokens.astype(np.int32), whole, 0 * whole, pages, every, whole)
+    given = Batch.whole([tokens], wants_all=True)
     np.testing.assert_allclose(logits_in_training(root, folders(name), given), expected, atol=2e-3)
     with freedive.load(str(root / "model"), precision="exact") as model:
         np.testing.assert_allclose(model.runner.step(given), expected, atol=5e-2)  # its cache has half floats

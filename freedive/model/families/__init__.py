@@ -23,6 +23,7 @@ from freedive.model.families.google import GEMMA, GEMMA2, GEMMA3
 from freedive.model.families.huawei import PANGU_EMBEDDED, PANGU_PRO_MOE
 from freedive.model.families.huggingface import SMOLLM3
 from freedive.model.families.ibm import GRANITE, GRANITE_HYBRID, GRANITE_MOE, GRANITE_MOE_SWA, GRANITE_SWA
+from freedive.model.families.liquid import LFM2, LFM2_MOE
 from freedive.model.families.llama import LLAMA, MISTRAL, MIXTRAL
 from freedive.model.families.llama4 import LLAMA4
 from freedive.model.families.names import GGUF_MTP, HUB_MTP, gguf_rules, hub_rules, text_rules
@@ -68,6 +69,8 @@ FAMILIES = (
     GEMMA2,
     GEMMA3,
     LLAMA4,
+    LFM2,
+    LFM2_MOE,
 )
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from freedive.checkpoint.rules import Halve, Ignore, Permute, Rule, Rules, Transpose
-from freedive.model.spec import LatentAttention, Model
+from freedive.model.spec import Attention, LatentAttention, Model
 
 Names = Mapping[str, str]
 """Canonical names -> a maker's."""
@@ -165,7 +165,7 @@ def text_rules(rules: Rules, tensors: Mapping[str, object]) -> list[Rule | Ignor
 
 def interleaved_heads(spec: Model) -> list[Rule]:
     """For llama.cpp's architectures that rotate neighbours where the maker rotates halves: rows are moved to suit."""
-    attn = spec.layers[0].attention
+    attn = next(layer.attention for layer in spec.layers if isinstance(layer.attention, Attention))
     names = {name: GGUF[f"layers.{{}}.attn.{name}"] for name in ("q", "k")}
     names |= {f"{name}_bias": _bias(theirs) for name, theirs in names.items()}
     return [Rule(theirs, (f"layers.{{}}.attn.{name}",), (Permute(attn.head_dim),)) for name, theirs in names.items()]

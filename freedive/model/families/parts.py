@@ -122,8 +122,8 @@ def model(family: str, config: Config, layers: Sequence[Layer], **traits: Any) -
         vocab_size=config.count("vocab_size", most=1 << 22),
         hidden_dim=config.count("hidden_size"),
         layers=tuple(layers),
-        norm_eps=config.number("rms_norm_eps", most=1),
+        norm_eps=config.number(config.first("norm_eps", "rms_norm_eps"), most=1),
         max_context=max_context(config),
-        tied=config.flag("tie_word_embeddings"),
+        tied=config.flag(config.first("tie_embedding", "tie_word_embeddings")),
         **traits,
     )
