@@ -28,15 +28,16 @@ from workers import FOLDER
 from freedive import machine
 from freedive.model import spec
 from freedive.model.families import describe_config
-from freedive.train import config
-from freedive.train.folder import Bench, Folder
-from freedive.train.kernels import AUTO, prepare, resolved
-from freedive.train.net import Weights, initial, losses, stacked_params, step_flops
-from freedive.train.ops import TrainOps
-from freedive.train.optim import Optimizer, learning_rate
-from freedive.train.shards import Shards, Stream
-from freedive.train.stages import data, tokenizer
-from freedive.train.trainer import balance, expert_loads, mean_loss, update
+from freedive.train.data.shards import Shards, Stream
+from freedive.train.model.kernels import AUTO, prepare, resolved
+from freedive.train.model.net import Weights, initial, losses, stacked_params, step_flops
+from freedive.train.model.ops import TrainOps
+from freedive.train.model.optim import Optimizer, learning_rate
+from freedive.train.run import config
+from freedive.train.run.context import RunContext
+from freedive.train.run.folder import RunFolder
+from freedive.train.run.stages import data, tokenizer
+from freedive.train.run.trainer import balance, expert_loads, mean_loss, update
 
 EVALUATIONS = 10
 RATES = 1e-3, 2e-3, 4e-3, 8e-3
@@ -141,12 +142,12 @@ def main(
     prepare(AUTO)
     budget = minutes * 60
     with TemporaryDirectory() as name:
-        folder = Folder(Path(name))
-        bench = Bench(config.preset("nano"), folder)
-        tokenizer(bench)
-        data(bench)
-        makers = contenders(bench.shards("pretrain"))
-        held_out = bench.shards("pretrain", held_out=True)
+        folder = RunFolder(Path(name))
+        context = RunContext(config.preset("nano"), folder)
+        tokenizer(context)
+        data(context)
+        makers = contenders(context.shards("pretrain"))
+        held_out = context.shards("pretrain", held_out=True)
         trials = {each: tried(make, budget / TRIAL, held_out) for each, make in track(list(makers.items()), "Rates")}
         rates = {each: min(found, key=found.__getitem__) for each, found in trials.items()}
         racing = {each: make(rates[each]) for each, make in makers.items()}

@@ -32,15 +32,15 @@ from workers import FOLDER
 from freedive import machine
 from freedive.errors import UserError
 from freedive.model.families import describe_config
-from freedive.train import config
-from freedive.train.export import export_folder
-from freedive.train.kernels import AUTO, BFLOAT16, FLOAT32, prepare, resolved
-from freedive.train.net import initial, losses, stacked_params, step_flops
-from freedive.train.ops import TrainOps
-from freedive.train.optim import BETAS, EPS, Optimizer
-from freedive.train.sequences import Sequences
-from freedive.train.trainer import update
-from freedive.train.words import train_tokenizer
+from freedive.train.data.chat_tokenizer import train_tokenizer
+from freedive.train.data.sequences import Sequences
+from freedive.train.model.export import export_folder
+from freedive.train.model.kernels import AUTO, BFLOAT16, FLOAT32, prepare, resolved
+from freedive.train.model.net import initial, losses, stacked_params, step_flops
+from freedive.train.model.ops import TrainOps
+from freedive.train.model.optim import BETAS, EPS, Optimizer
+from freedive.train.run import config
+from freedive.train.run.trainer import update
 
 LR, DECAY = 1e-3, 0.1
 PROGRESS = Console(stderr=True)

@@ -17,9 +17,9 @@ from freedive.config import ServerConfig
 from freedive.engine.request import EngineError, Piece, Sampling, Timings, TokenLogprobs
 from freedive.engine.submission import Job
 from freedive.errors import Overloaded, UserError
-from freedive.server.about import About
 from freedive.server.app import DEFAULTS, create_app, listen, server
-from freedive.server.models import Known, Models
+from freedive.server.model_info import ModelInfo
+from freedive.server.models import ModelEntry, Models
 from freedive.text.dialects.codecs import json_calls
 from freedive.text.dialects.dialect import Dialect, Mark
 from freedive.text.format import Format
@@ -169,7 +169,7 @@ class EchoModel:
     num_bytes: int = 1 << 20
     delay_s: float = 0.001
     script: dict[str, str] = field(default_factory=dict)
-    about: About = field(default_factory=About)
+    about: ModelInfo = field(default_factory=ModelInfo)
     tokenizer: CharTokenizer = field(default_factory=CharTokenizer)
     asked: list[dict[str, Any]] = field(default_factory=list)
     can_think: bool = True
@@ -207,12 +207,12 @@ class EchoModel:
 
 def served(*models: Any) -> Models:
     """All of them loaded."""
-    return Models([known(model) for model in models], models)
+    return Models([model_entry(model) for model in models], models)
 
 
-def known(model: EchoModel) -> Known:
+def model_entry(model: EchoModel) -> ModelEntry:
     """A model that can be loaded."""
-    return Known(model.name, lambda: model, model.num_bytes, model.created, lambda: model.about)
+    return ModelEntry(model.name, lambda: model, model.num_bytes, model.created, lambda: model.about)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 from freedive.commands.about import about, capabilities
 from freedive.hub.sources import resolve
-from freedive.server.about import About
+from freedive.server.model_info import ModelInfo
 
 
 def test_a_model_is_described_by_its_files() -> None:
@@ -22,7 +22,7 @@ def test_a_model_is_described_by_its_files() -> None:
 def test_what_cannot_be_run_can_do_nothing(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
-    assert about("broken", broken) == about("gone", tmp_path / "gone.gguf") == About(capabilities=())
+    assert about("broken", broken) == about("gone", tmp_path / "gone.gguf") == ModelInfo(capabilities=())
 
 
 HERMES = "{{ tools }} <tool_call>\\n{}\\n</tool_call> {{ messages }}"

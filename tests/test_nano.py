@@ -11,8 +11,8 @@ import pytest
 from echo_model import serving
 
 import freedive
-from freedive.train.stories import WORLD
-from freedive.train.tasks import tasks
+from freedive.train.data.stories import WORLD
+from freedive.train.data.tasks import tasks
 
 NAMES = {*WORLD["girls"], *WORLD["boys"]}
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from freedive.train import sources
-from freedive.train.config import Data
+from freedive.train.data import sources
+from freedive.train.run.config import Data
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 import english_prose

@@ -9,24 +9,24 @@ from freedive.api import recommended, text_parts
 from freedive.commands.describe import main_formats, opened
 from freedive.errors import UserError
 from freedive.model.size import size
-from freedive.server.about import About
+from freedive.server.model_info import ModelInfo
 from freedive.text.dialects.known import dialect_for
 from freedive.text.infill import can_infill
 from freedive.text.thinking import can_think
 
 
-def about(name: str, path: Path) -> About:
+def about(name: str, path: Path) -> ModelInfo:
     """Of the model ``name``, whose files are at ``path``. One that cannot be run can do nothing."""
     try:
         return _about(name, path)
     except (UserError, OSError):
-        return About(capabilities=())
+        return ModelInfo(capabilities=())
 
 
-def _about(name: str, path: Path) -> About:
+def _about(name: str, path: Path) -> ModelInfo:
     spec, checkpoint, formats = opened(path)
     tokenizer, template = text_parts(path, checkpoint)
-    return About(
+    return ModelInfo(
         family=spec.family,
         num_params=size(spec).total,
         format=main_formats(spec, formats)[0],

@@ -26,7 +26,7 @@ from freedive.hub.terms import Terms
 from freedive.progress import Advance
 from freedive.server import app
 from freedive.server.model import Model
-from freedive.server.models import FOREVER, Known, Models
+from freedive.server.models import FOREVER, ModelEntry, Models
 from freedive.server.ollama.pull import Progress
 
 DEFAULT = "smollm2"
@@ -64,17 +64,17 @@ def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Ma
     """``names`` loaded as far as they fit together, the others when they are asked for."""
     names = list(dict.fromkeys(names))
     ids = model_ids(dict.fromkeys([*names, *on_demand]))
-    known = [_known(name, how, id) for name, id in ids.items()]
-    Models(known, aliases=where.aliases)  # refuses aliases that cannot be, before models are loaded for nothing
+    entries = [_model_entry(name, how, id) for name, id in ids.items()]
+    Models(entries, aliases=where.aliases)  # refuses aliases that cannot be, before models are loaded for nothing
     max_bytes = where.memory_gb * 1e9 if where.memory_gb else machine.available_memory() * MEMORY_SHARE
     loaded: list[Model] = []
     num_bytes = 0
-    for each in known[: len(names)]:
+    for each in entries[: len(names)]:
         if not loaded or num_bytes + each.num_bytes <= max_bytes:
             loaded.append(each.load())
             num_bytes += loaded[-1].num_bytes
     keep_alive_s = FOREVER if where.keep_alive < 0 else where.keep_alive
-    for_clients = [replace(each, load=private(each.load), about=private(each.about)) for each in known]
+    for_clients = [replace(each, load=private(each.load), info=private(each.info)) for each in entries]
     return Models(for_clients, loaded, max_bytes=max_bytes, keep_alive_s=keep_alive_s, aliases=where.aliases)
 
 
@@ -95,11 +95,11 @@ def model_ids(names: Iterable[str]) -> dict[str, str]:
     return ids
 
 
-def _known(name: str, how: Mapping[str, Any], id: str) -> Known:
+def _model_entry(name: str, how: Mapping[str, Any], id: str) -> ModelEntry:
     path = resolve(name)
     load, facts = partial(_load, name, how, id), cache(partial(about, name, path))
     paths = () if id == name else (name, str(path.absolute()))
-    return Known(id, load, _num_bytes(path), path.stat().st_mtime, facts, paths)
+    return ModelEntry(id, load, _num_bytes(path), path.stat().st_mtime, facts, paths)
 
 
 def _load(name: str, how: Mapping[str, Any], id: str) -> Model:
@@ -127,7 +127,7 @@ def _without_folders(text: str) -> str:
     return FOLDERS.sub("", text.replace(str(home()), ""))
 
 
-def fetched(how: Mapping[str, Any], max_bytes: float, name: str, progress: Progress) -> Known:
+def fetched(how: Mapping[str, Any], max_bytes: float, name: str, progress: Progress) -> ModelEntry:
     """A model that a client names, who may have what hubs have; files of this machine are not for clients to name.
 
     The user's own tokens, and the package index that pip is set to, are for models of the catalogue only. Raises
@@ -143,14 +143,14 @@ def fetched(how: Mapping[str, Any], max_bytes: float, name: str, progress: Progr
         progress.total = total
         yield progress.advance
 
-    def fetch() -> Known:
+    def fetch() -> ModelEntry:
         resolve(name, bar=bar, terms=terms)
         found = find(str(parse(name)))
         id = _name_of(found) if found else entry.name if entry else name
-        return _known(id, how, id)
+        return _model_entry(id, how, id)
 
-    known = private(fetch)()
-    return replace(known, load=private(known.load), about=private(known.about))
+    model_entry = private(fetch)()
+    return replace(model_entry, load=private(model_entry.load), info=private(model_entry.info))
 
 
 def _num_bytes(path: Path) -> int:

@@ -53,9 +53,9 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads make room for the kernels' own
     try:
         if stage in OF_OTHERS:
-            from freedive.train.tune import perform
+            from freedive.train.finetune.run import perform
         else:
-            from freedive.train.stages import perform
+            from freedive.train.run.stages import perform
     except ImportError as error:
         raise UserError(f"Training needs {error.name}", "Install it: pip install 'freedive[train]'") from None
     perform(stage, preset, settings or [], run)

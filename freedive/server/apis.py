@@ -1,4 +1,4 @@
-"""Every API and where it is."""
+"""The APIs of the server, and the path prefixes of each."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fastapi import APIRouter
 from freedive.server import tokens
 from freedive.server.anthropic import messages as anthropic_messages
 from freedive.server.anthropic import models as anthropic_models
-from freedive.server.ollama import answer as ollama_answer
+from freedive.server.ollama import chat as ollama_answer
 from freedive.server.ollama import embed as ollama_embed
 from freedive.server.ollama import library as ollama_library
 from freedive.server.ollama import pull as ollama_pull
 from freedive.server.ollama.pull import Fetch
 from freedive.server.openai import chat, completions, embeddings
 from freedive.server.openai import models as openai_models
-from freedive.server.responses import routes as responses
-from freedive.server.responses.store import Store
+from freedive.server.openai.responses import routes as responses
+from freedive.server.openai.responses.store import Store
 from freedive.server.service import Service
 
 

@@ -19,23 +19,23 @@ from fastapi import FastAPI, Request, Response
 import freedive.chat.page as chat
 from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
-from freedive.server import description, docs, metrics, problems, stats
+from freedive.server import api_errors, docs, metrics, openapi, stats
 from freedive.server.anthropic.models import ByVersion
 from freedive.server.apis import apis
+from freedive.server.auth import Auth, is_loopback
 from freedive.server.body import Bodies
-from freedive.server.gate import Gate
-from freedive.server.guard import Guard, is_loopback
+from freedive.server.edge import EdgeMiddleware
 from freedive.server.keys import Keys
 from freedive.server.log import line_log
 from freedive.server.models import Models
 from freedive.server.ollama.pull import Fetch, no_fetch
+from freedive.server.openai.responses.store import open_store
 from freedive.server.origins import CrossOrigin
 from freedive.server.paths import Paths
-from freedive.server.responses.store import open_store
+from freedive.server.request_record import Observer
 from freedive.server.service import Service
 from freedive.server.tracing import tracing
 from freedive.server.transport import Connection, Server
-from freedive.server.visit import Observer
 
 SHUTDOWN_S = 2
 """How long answers under way may go on after Ctrl-C."""
@@ -56,8 +56,8 @@ def create_app(
     """All routes over ``models``, of which the first is the page's default. Without ``keys`` nobody needs one.
 
     ``observers`` are told of each request, besides the server's own metrics. ``fetch`` gets more models;
-    ``stored_responses`` is the file that keeps responses, which without one end with the process. ``state.guard`` of
-    the application is who lets requests in. Raises UserError.
+    ``stored_responses`` is the file that keeps responses, which without one end with the process. ``state.auth`` of
+    the application authenticates requests. Raises UserError.
     """
     service, store = Service(models), open_store(stored_responses)
 
@@ -68,26 +68,26 @@ def create_app(
                 yield
 
     app = FastAPI(title="freedive", docs_url=None, redoc_url=None, lifespan=lifespan)
-    problems.add_handlers(app)
-    app.state.guard = guard = Guard(keys, config)
+    api_errors.add_handlers(app)
+    app.state.auth = auth = Auth(keys, config)
     app.state.bodies = bodies = Bodies(int(config.max_body_mb * (1 << 20)))
     measured, counted = metrics.Metrics(models), stats.Stats()
     app.add_middleware(ByVersion)
     app.add_middleware(
-        Gate,
-        guard=guard,
+        EdgeMiddleware,
+        auth=auth,
         observers=(measured, counted, *observers),
         bodies=bodies,
     )
     app.add_middleware(Paths)
-    app.add_middleware(CrossOrigin, origins=guard.origins)  # the outermost: what the gate refuses is readable, too
+    app.add_middleware(CrossOrigin, origins=auth.origins)  # the outermost: pages can read its refusals, too
 
     @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
     async def health(request: Request, response: Response) -> dict[str, Any]:
         troubles = models.troubles
         response.status_code = 503 if troubles else 200
         status = {"status": "failing" if troubles else "ok"}
-        if "manage" not in request.state.visit.key.may:  # of a server with keys, what others do is not told to all
+        if "manage" not in request.state.record.key.may:  # of a server with keys, what others do is not told to all
             return status
         stats = {model.name: dataclasses.asdict(model.engine.stats()) for model in models.loaded}
         return status | {"models": stats} | ({"troubles": troubles} if troubles else {})
@@ -99,10 +99,10 @@ def create_app(
                 app.include_router(router, prefix=prefix, tags=[api.name], include_in_schema=in_schema)
     app.include_router(metrics.router(measured))
     app.include_router(stats.router(counted, models))
-    app.include_router(docs.router(app, "MODEL" if guard.locked else next(iter(models.slots))))
-    app.include_router(chat.router(service, guard))
+    app.include_router(docs.router(app, "MODEL" if auth.locked else next(iter(models.slots))))
+    app.include_router(chat.router(service, auth))
     app.mount("/static", chat.static_files(), name="static")
-    description.complete(app)
+    openapi.describe_routes(app)
     return app
 
 
@@ -163,10 +163,10 @@ def _observers(config: ServerConfig) -> list[Observer]:
 
 
 def server(app: FastAPI, config: ServerConfig = DEFAULTS) -> Server:
-    """Only our own log speaks: the gate reports every failure once, with the request's id."""
+    """Only our own log speaks: the edge reports every failure once, with the request's id."""
 
     def close() -> None:
-        app.state.guard.closing = True
+        app.state.auth.closing = True
 
     protocol: Any = partial(Connection, stall_s=config.stall_timeout)
     ours = uvicorn.Config(

@@ -1,4 +1,4 @@
-"""Calls of earlier turns as chat templates need them: with ids, and with objects as arguments."""
+"""Tool calls of earlier turns as chat templates need them: with ids, and with objects as arguments."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from freedive.server.description import body_schema, resolve
+from freedive.server.openapi import body_schema, resolve
 from freedive.server.routing import APIRouter
 
 Json = dict[str, Any]

@@ -1,4 +1,4 @@
-"""What becomes of every field of every request, as a table: python -m freedive.server.field_table docs/api.md."""
+"""A table of all request fields, honoured, ignored or refused: python -m freedive.server.field_table docs/api.md."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from freedive.server.ollama.fields import EmbedRequest, GenerateRequest, PullReq
 from freedive.server.ollama.options import Options
 from freedive.server.openai.embeddings import EmbeddingRequest
 from freedive.server.openai.fields import ChatRequest, CompletionRequest
-from freedive.server.responses.fields import CountRequest, ResponseRequest
+from freedive.server.openai.responses.fields import CountRequest, ResponseRequest
+from freedive.server.request_body import RequestBody
 from freedive.server.tokens import DetokenizeRequest, TokenizeRequest
-from freedive.server.wire import Wire
 
-CLASSES: Mapping[str, type[Wire]] = {
+CLASSES: Mapping[str, type[RequestBody]] = {
     "`/v1/chat/completions`": ChatRequest,
     "`/v1/completions`": CompletionRequest,
     "`/v1/embeddings`": EmbeddingRequest,
@@ -41,22 +41,22 @@ START, END = "<!-- fields: made by python -m freedive.server.field_table -->", "
 
 def table() -> str:
     """The table in Markdown."""
-    rows = [cells for where, wire in CLASSES.items() for cells in _rows(where, wire)]
+    rows = [cells for where, body in CLASSES.items() for cells in _rows(where, body)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD), *rows))
 
 
 HEAD = ["where", "what becomes of it", "fields"]
 
 
-def _rows(where: str, wire: type[Wire]) -> Iterator[list[str]]:
-    honoured = [field.alias or name for name, field in wire.model_fields.items()]
-    synonyms = [f"`{theirs}` as `{ours}`" for theirs, ours in wire.synonyms.items()]
+def _rows(where: str, body: type[RequestBody]) -> Iterator[list[str]]:
+    honoured = [field.alias or name for name, field in body.model_fields.items()]
+    synonyms = [f"`{theirs}` as `{ours}`" for theirs, ours in body.synonyms.items()]
     yield [where, "honoured", ", ".join([*(f"`{name}`" for name in sorted(honoured)), *sorted(synonyms)])]
-    if wire.ignored:
-        yield ["", "ignored, and reported", ", ".join(f"`{name}`" for name in sorted(wire.ignored))]
-    if neutral := {name: values for name, values in wire.unsupported.items() if values}:
+    if body.ignored:
+        yield ["", "ignored, and reported", ", ".join(f"`{name}`" for name in sorted(body.ignored))]
+    if neutral := {name: values for name, values in body.unsupported.items() if values}:
         yield ["", "refused, but for values that ask for nothing", ", ".join(_neutral(neutral))]
-    if refused := sorted(name for name, values in wire.unsupported.items() if not values):
+    if refused := sorted(name for name, values in body.unsupported.items() if not values):
         yield ["", "refused", ", ".join(f"`{name}`" for name in refused)]
 
 

@@ -1,4 +1,4 @@
-"""Who may ask: keys in a file of freedive's home. Who knows one is its holder, by name, and a tenant of the server."""
+"""API keys, stored in a file of freedive's home. Each key has a name and is a tenant of the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line for each request that has ended: who asked what for how long, never what was said."""
+"""One log line per finished request: caller, route, duration and token counts, never the content."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from freedive.server.visit import Observer, Visit
+from freedive.server.request_record import Observer, RequestRecord
 
 Facts = dict[str, Any]
 
 
-def facts(visit: Visit) -> Facts:
+def facts(record: RequestRecord) -> Facts:
     """What a log keeps of a request; times in seconds."""
-    said: Facts = {
-        "time": datetime.fromtimestamp(visit.began_at, UTC).isoformat(timespec="milliseconds"),
-        "id": visit.id,
-        "method": visit.method,
-        "route": visit.route,
-        "status": visit.status,
-        "caller": visit.caller,
-        "seconds": round(visit.seconds, 4),
+    values: Facts = {
+        "time": datetime.fromtimestamp(record.began_at, UTC).isoformat(timespec="milliseconds"),
+        "id": record.id,
+        "method": record.method,
+        "route": record.route,
+        "status": record.status,
+        "caller": record.caller,
+        "seconds": round(record.seconds, 4),
     }
-    if visit.ignored:
-        said["ignored"] = sorted(visit.ignored)
-    if answers := visit.answers:
-        usage, timings = answers.usage, answers.timings
-        said |= {
-            "model": visit.model,
+    if record.ignored:
+        values["ignored"] = sorted(record.ignored)
+    if completions := record.completions:
+        usage, timings = completions.usage, completions.timings
+        values |= {
+            "model": record.model,
             "prompt_tokens": usage.prompt,
             "cached_tokens": usage.cached,
             "generated_tokens": usage.generated,
             "queue_s": round(timings.queued_s, 4),
             "first_token_s": round(timings.first_token_s, 4),
             "tokens_per_s": round(timings.tokens_per_s, 2),
-            "finish": endings(visit),
+            "finish": endings(record),
         }
-    return said
+    return values
 
 
-def endings(visit: Visit) -> list[str]:
+def endings(record: RequestRecord) -> list[str]:
     """How each answer ended: stop, length, tool_calls, failed, or left by its client."""
-    if not visit.answers:
+    if not record.completions:
         return []
-    return [finish or ("failed" if visit.answers.failed else "left") for finish in visit.answers.finishes]
+    return [finish or ("failed" if record.completions.failed else "left") for finish in record.completions.finishes]
 
 
-def _text(said: Facts) -> str:
+def _text(values: Facts) -> str:
     """On one line, as ``name=value`` where the value does not speak for itself; "-" stands for nothing."""
-    words = {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in said.items()}
+    words = {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in values.items()}
     head = [words.pop(name) or "-" for name in ("time", "method", "route", "status")]
     return " ".join([*head, *(f"{name}={word or '-'}" for name, word in words.items())])
 
@@ -60,7 +60,7 @@ WRITERS: dict[str, Callable[[Facts], str]] = {"text": _text, "json": json.dumps}
 def line_log(kind: str, stream: TextIO) -> Observer:
     """An observer that writes a line of ``kind``, one of :data:`WRITERS`."""
 
-    def write(visit: Visit) -> None:
-        print(WRITERS[kind](facts(visit)), file=stream, flush=True)
+    def write(record: RequestRecord) -> None:
+        print(WRITERS[kind](facts(record)), file=stream, flush=True)
 
     return write

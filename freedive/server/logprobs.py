@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens as JSON: OpenAI's forms, one of which Ollama has taken over."""
+"""Log-probabilities of tokens as JSON, in OpenAI's two formats; Ollama uses the chat format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON with a long list in it, such as thousands of vectors, written without holding up the event loop."""
+"""JSON with a long list in it, such as thousands of vectors, written without blocking the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Prometheus may scrape: engines as they are at that moment, and requests that have ended."""
+"""Prometheus metrics: the engines' current statistics, and counts and times of finished requests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 from freedive.engine.request import Timings
 from freedive.server.log import endings
 from freedive.server.models import Models
+from freedive.server.request_record import RequestRecord
 from freedive.server.routing import APIRouter
-from freedive.server.visit import Visit
 
 GAUGES = {
     "running": ("requests_running", "Requests that are computed now"),
@@ -86,7 +86,7 @@ class Metrics:
             ["route", "status", "model"],
             registry=self.registry,
         )
-        self._answers = Counter(
+        self._completions = Counter(
             "freedive_answers", "Answers by how they ended", ["model", "finish"], registry=self.registry
         )
         self._histograms = {
@@ -94,18 +94,18 @@ class Metrics:
             for key, (name, about, buckets) in HISTOGRAMS.items()
         }
 
-    def __call__(self, visit: Visit) -> None:
+    def __call__(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
-        self._requests.labels(visit.route or "none", visit.status, visit.model).inc()
-        if not visit.answers:
+        self._requests.labels(record.route or "none", record.status, record.model).inc()
+        if not record.completions:
             return
-        for finish in endings(visit):
-            self._answers.labels(visit.model, finish).inc()
-        self._observe(visit.model, "request", visit.seconds)
-        self._observe(visit.model, "prompt", visit.answers.usage.prompt)
-        self._observe(visit.model, "answer", visit.answers.usage.generated)
-        for generation in visit.answers.generations:
-            self._observe_timings(visit.model, generation.timings)
+        for finish in endings(record):
+            self._completions.labels(record.model, finish).inc()
+        self._observe(record.model, "request", record.seconds)
+        self._observe(record.model, "prompt", record.completions.usage.prompt)
+        self._observe(record.model, "answer", record.completions.usage.generated)
+        for generation in record.completions.generations:
+            self._observe_timings(record.model, generation.timings)
 
     def _observe_timings(self, model: str, timings: Timings) -> None:
         """Those that came to an end."""
@@ -127,7 +127,7 @@ def router(metrics: Metrics) -> APIRouter:
 
     @routes.get("/metrics", tags=["server"], summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def scrape(request: Request) -> Response:
-        request.state.visit.key.require("manage")  # numbers between two looks tell what others have just asked
+        request.state.record.key.require("manage")  # numbers between two looks tell what others have just asked
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(metrics.registry), headers={"Content-Type": media_type})
 

@@ -1,4 +1,4 @@
-"""What the server needs of a loaded model; :class:`freedive.api.LanguageModel` and the tests' echo model have it."""
+"""The protocols that the server needs of a loaded model, such as :class:`freedive.api.LanguageModel`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models of a server: loaded when they are asked for, unloaded when nobody has asked for long."""
+"""The models of a server: loaded on demand, unloaded when idle."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import cast
 from fastapi.concurrency import run_in_threadpool
 
 from freedive.errors import NotFound, Overloaded, Unavailable, UserError
-from freedive.server.about import About
 from freedive.server.model import Model, Renamed
+from freedive.server.model_info import ModelInfo
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,10 @@ RETRY_S = 10
 
 
 @dataclass(frozen=True)
-class Known:
-    """A model that can be asked for: how to load it, and about how many bytes of memory it takes.
+class ModelEntry:
+    """A model that the server offers: how to load it, and roughly how many bytes of memory it takes.
 
-    ``modified_at`` is of its files, in seconds since 1970; ``about`` reads them. It is found by the names in ``also``
+    ``modified_at`` is of its files, in seconds since 1970; ``info`` reads them. It is found by the names in ``also``
     as well, which are not told to clients.
     """
 
@@ -39,19 +39,19 @@ class Known:
     load: Callable[[], Model]
     num_bytes: int = 0
     modified_at: float = 0
-    about: Callable[[], About] = About
+    info: Callable[[], ModelInfo] = ModelInfo
     also: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
 class Slot:
-    """A known model, and the loaded one if it is. Times are by ``time.monotonic``.
+    """An offered model, and its loaded instance if there is one. Times are from ``time.monotonic``.
 
     A ``preloaded`` one is the operator's, as is how long it stays; a ``fetched`` one is there since a client had it
     fetched. ``failure`` is why the model has to be loaded again; ``stays_until`` is when it may make room.
     """
 
-    known: Known
+    entry: ModelEntry
     keep_alive_s: float
     model: Model | None = None
     preloaded: bool = False
@@ -69,7 +69,7 @@ class Slot:
     def under(self, name: str) -> Slot:
         """What is to be seen of it now, under another name."""
         model = cast(Model, Renamed(self.model, name)) if self.model else None
-        return replace(self, known=replace(self.known, name=name), model=model)
+        return replace(self, entry=replace(self.entry, name=name), model=model)
 
     @property
     def busy(self) -> bool:
@@ -97,7 +97,7 @@ class Slot:
 
 
 class Models:
-    """All known models, by name. Belongs to one event loop.
+    """All offered models, by name. Belongs to one event loop.
 
     ``max_bytes`` is what loaded ones may take together: the least recently used make room, each after it was there for
     as long as loading it took. One that is loaded on demand stays for ``keep_alive_s`` after its last use. Those that
@@ -108,14 +108,14 @@ class Models:
 
     def __init__(
         self,
-        known: Iterable[Known],
+        entries: Iterable[ModelEntry],
         loaded: Sequence[Model] = (),
         *,
         max_bytes: float = FOREVER,
         keep_alive_s: float = FOREVER,
         aliases: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._slots = {each.name: Slot(each, keep_alive_s) for each in known}
+        self._slots = {each.name: Slot(each, keep_alive_s) for each in entries}
         self._max_bytes = max_bytes
         self._keep_alive_s = keep_alive_s
         self._changing = asyncio.Lock()
@@ -131,7 +131,7 @@ class Models:
 
     @property
     def slots(self) -> Mapping[str, Slot]:
-        """Every known model by its name, in the order given, then those that have another name as well."""
+        """Every offered model by its name, in the order given, then those that have another name as well."""
         return self._slots | {alias: slot.under(alias) for alias, slot in self._aliases.items()}
 
     @property
@@ -144,9 +144,9 @@ class Models:
         """Why models do not answer, by name, of those that should."""
         return {name: slot.trouble for name, slot in self._slots.items() if slot.trouble}
 
-    def add(self, known: Known) -> None:
-        """One more, that was fetched for a client, unless there is one of that name."""
-        self._slots.setdefault(known.name, Slot(known, self._keep_alive_s, fetched=True))
+    def add(self, entry: ModelEntry) -> None:
+        """Adds a model that was downloaded for a client, unless there is one of that name."""
+        self._slots.setdefault(entry.name, Slot(entry, self._keep_alive_s, fetched=True))
 
     def slot(self, name: str) -> Slot:
         """What is to be seen of a model under the name by which it is asked for. Raises NotFound."""
@@ -171,7 +171,7 @@ class Models:
         if alias := self._alias(name):
             return self._aliases[alias]
         for slot in self._slots.values():
-            names = {slot.known.name.lower(), *slot.known.also}
+            names = {slot.entry.name.lower(), *slot.entry.also}
             if names & {name, name.lower(), name.lower().removesuffix(":latest")}:
                 return slot
         there = ", ".join(self.slots)
@@ -195,7 +195,7 @@ class Models:
         try:
             model = slot.model if slot.model and not slot.has_failed else await self._loaded(slot)
             if model.engine.stalled_s:
-                raise Unavailable(f"'{slot.known.name}' does not answer: {slot.trouble}", "Try again later")
+                raise Unavailable(f"'{slot.entry.name}' does not answer: {slot.trouble}", "Try again later")
             yield cast(Model, Renamed(model, alias)) if alias else model
         finally:
             slot.num_users -= 1
@@ -218,7 +218,7 @@ class Models:
                 try:
                     await self._look_after(slot)
                 except Exception:
-                    log.exception("model %s", slot.known.name)
+                    log.exception("model %s", slot.entry.name)
 
     async def _look_after(self, slot: Slot) -> None:
         now = time.monotonic()
@@ -243,20 +243,20 @@ class Models:
             if slot.model is None:
                 await self._make_room(slot)
                 begun = time.monotonic()
-                slot.model = await run_in_threadpool(slot.known.load)
+                slot.model = await run_in_threadpool(slot.entry.load)
                 slot.stays_until = 2 * time.monotonic() - begun
                 slot.failure = ""
             return slot.model
 
     async def _make_room(self, slot: Slot) -> None:
-        known = slot.known
-        while (others := self.loaded) and sum(model.num_bytes for model in others) + known.num_bytes > self._max_bytes:
+        entry = slot.entry
+        while (others := self.loaded) and sum(model.num_bytes for model in others) + entry.num_bytes > self._max_bytes:
             idle = [other for other in self._slots.values() if other.model and not other.busy]
             if slot.fetched:
                 idle = [other for other in idle if not other.preloaded]
             if not idle:
                 names = ", ".join(model.name for model in others)
-                what = f"'{known.name}' does not fit into memory beside {names}, now busy or kept by the operator"
+                what = f"'{entry.name}' does not fit into memory beside {names}, now busy or kept by the operator"
                 raise Overloaded(what, "Try again later")
             oldest = min(idle, key=lambda other: (other.preloaded, other.used_at))
             if (wait_s := oldest.stays_until - time.monotonic()) > 0:
@@ -277,7 +277,7 @@ class Models:
         try:
             await run_in_threadpool(model.close)
         except Exception:
-            log.exception("model %s did not close well", slot.known.name)
+            log.exception("model %s did not close well", slot.entry.name)
 
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:

@@ -1,11 +1,11 @@
-"""Tools that clients offer: those that a client runs are shown to the model, those of a server are left out."""
+"""The tools of a request: those that the client runs are kept, those that a server would run are left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from freedive.server.wire import ignore, only, type_of
+from freedive.server.request_body import ignore, only, type_of
 
 _SCHEMAS = ("function", "input_schema", "parameters")
 """Fields by which a tool says how it is called: what has one is no tool of a server's."""

@@ -1,4 +1,4 @@
-"""Web pages from elsewhere: which origins may use the server, and what their browsers are told (CORS)."""
+"""Cross-origin requests (CORS): which origins may use the server, and the headers that browsers need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from freedive.errors import Forbidden
-from freedive.server.problems import Problem, error_response
+from freedive.server.api_errors import ApiError, error_response
 
 METHODS = "GET, HEAD, POST, DELETE"
 EXPOSED = "X-Request-Id, Request-Id, Retry-After, X-Freedive-Ignored"
@@ -70,7 +70,7 @@ class CrossOrigin:
 
     def _preflight(self, origin: str, asked: Headers, path: str) -> Response:
         if not self.origins.allow(origin):
-            response = error_response(Problem.of(ForeignPage(origin)), path)
+            response = error_response(ApiError.of(ForeignPage(origin)), path)
         else:
             response = Response(status_code=204)
             response.headers.update(

@@ -1,4 +1,4 @@
-"""Requests as clients spell them, and as the routes know them."""
+"""Normalization of request paths and methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes whose bodies are parsed, and whose large answers are encoded, without holding up the event loop."""
+"""Routes whose bodies are parsed, and whose large answers are encoded, without blocking the event loop."""
 
 from __future__ import annotations
 

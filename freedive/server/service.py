@@ -1,26 +1,26 @@
-"""What every API's routes go to: a request, whatever format it came in, becomes answers under way."""
+"""Starts the completions of a request, whichever API it came through."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from freedive.engine.pooling import Pooling
 from freedive.engine.request import Sampling
 from freedive.engine.submission import Job
 from freedive.errors import ContextLengthExceeded, UserError
-from freedive.server.answers import Answers
+from freedive.server.completion_stream import Completions
+from freedive.server.generation_request import GenerationRequest
 from freedive.server.keys import Key
 from freedive.server.model import Model
 from freedive.server.models import Models
-from freedive.server.visit import Visit
+from freedive.server.request_record import RequestRecord
 from freedive.text.question import Question
 
 T = TypeVar("T")
@@ -36,41 +36,8 @@ MAX_LOGPROBS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What is asked of a model: ``questions``, made in a thread of their own, each answered ``num_choices`` times.
-
-    ``sampling`` are the fields that the client sets. ``user`` and ``salt`` are the client's words: whose turn it takes,
-    and what shares a cache; both stand below the caller's ``tenant``, which :class:`Service` fills in. With ``pooling``
-    embeddings are wanted, not answers. ``max_context`` bounds prompt and answer together, in tokens, where that is less
-    than the model's own. ``is_guided`` tells that the answer may have a form, which can take seconds to prepare.
-    """
-
-    model: str
-    questions: Callable[[Model], Sequence[Question]]
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    num_choices: int = 1
-    user: str = ""
-    salt: str = ""
-    tenant: str = ""
-    pooling: Pooling | None = None
-    keep_alive_s: float | None = None
-    max_context: int | None = None
-    is_guided: bool = False
-
-
-def to_embed(model: str, texts: Sequence[str | list[int]], pooling: Pooling = "mean", **others: Any) -> Ask:
-    """Embeddings of ``texts``, each as it is or as its tokens."""
-
-    def questions(model: Model) -> Sequence[Question]:
-        encode = partial(model.tokenizer.encode, add_special=True, max_tokens=model.max_context)
-        return [Question(encode(text) if isinstance(text, str) else text) for text in texts]
-
-    return Ask(model, questions, {"max_tokens": 1}, pooling=pooling, **others)
-
-
-@dataclass(frozen=True)
 class Service:
-    """The models, and answers from them.
+    """Starts completions on the server's models.
 
     Templates, tokenizers and grammars of each model have threads of their own for each tenant, those of long requests
     and of forms apart: a slow one delays neither other models, nor other tenants, nor short requests.
@@ -79,31 +46,41 @@ class Service:
     models: Models
     _threads: dict[tuple[str, str, bool], CapacityLimiter] = field(default_factory=dict)
 
-    async def answers(self, ask: Ask, request: Request) -> Answers:
-        """Begin to answer, in the name of whoever makes the ``request``.
+    async def generate(self, generation_request: GenerationRequest, request: Request) -> Completions:
+        """Starts the completions of ``generation_request`` for the tenant that sent ``request``.
 
         Raises UserError for what cannot be asked, Overloaded when too much is asked at once.
         """
-        visit: Visit = request.state.visit
-        ask = self._in_the_name_of(visit.key, ask)
-        async with self.models.use(ask.model, ask.keep_alive_s) as model:
-            sampling = model.sampling(**ask.sampling)
-            visit.answers = await self._in_thread(partial(_submit, model, sampling, ask), model, ask, request)
-        return visit.answers
+        record: RequestRecord = request.state.record
+        generation_request = self._in_the_name_of(record.key, generation_request)
+        async with self.models.use(generation_request.model, generation_request.keep_alive_s) as model:
+            sampling = model.sampling(**generation_request.sampling)
+            record.completions = await self._in_thread(
+                partial(_submit, model, sampling, generation_request), model, generation_request, request
+            )
+        return record.completions
 
-    def _in_the_name_of(self, key: Key, ask: Ask) -> Ask:
-        """``ask`` as far as this key may: how long models stay is for those who may manage them."""
+    def _in_the_name_of(self, key: Key, generation_request: GenerationRequest) -> GenerationRequest:
+        """``generation_request`` as far as this key may: how long models stay is for those who may manage them."""
         may_keep = "manage" in key.may
-        return replace(ask, tenant=key.id, keep_alive_s=ask.keep_alive_s if may_keep else None)
+        return replace(
+            generation_request, tenant=key.id, keep_alive_s=generation_request.keep_alive_s if may_keep else None
+        )
 
-    async def questions(self, ask: Ask, request: Request) -> tuple[Model, Sequence[Question]]:
-        """What would be asked, and of whom. Raises UserError for what cannot be asked."""
-        async with self.models.use(ask.model, ask.keep_alive_s) as model:
-            return model, await self._in_thread(partial(ask.questions, model), model, ask, request)
+    async def questions(
+        self, generation_request: GenerationRequest, request: Request
+    ) -> tuple[Model, Sequence[Question]]:
+        """The model and the prompts of a request, without running it. Raises UserError for what cannot be asked."""
+        async with self.models.use(generation_request.model, generation_request.keep_alive_s) as model:
+            return model, await self._in_thread(
+                partial(generation_request.questions, model), model, generation_request, request
+            )
 
-    async def _in_thread(self, work: Callable[[], T], model: Model, ask: Ask, request: Request) -> T:
-        is_long = ask.is_guided or getattr(request.state, "num_body_bytes", 0) > LONG_BYTES
-        party = (model.name, request.state.visit.key.id, is_long)
+    async def _in_thread(
+        self, work: Callable[[], T], model: Model, generation_request: GenerationRequest, request: Request
+    ) -> T:
+        is_long = generation_request.is_guided or getattr(request.state, "num_body_bytes", 0) > LONG_BYTES
+        party = (model.name, request.state.record.key.id, is_long)
         threads = self._threads.setdefault(party, CapacityLimiter(1 if is_long else 4))
         async with threads:
             if await request.is_disconnected():  # while it waited for its turn
@@ -111,16 +88,20 @@ class Service:
             return await run_sync(work, limiter=CapacityLimiter(1))
 
 
-def _submit(model: Model, sampling: Sampling, ask: Ask) -> Answers:
+def _submit(model: Model, sampling: Sampling, generation_request: GenerationRequest) -> Completions:
     """One generation for each choice, prompt by prompt; all or none. Takes long for many: not for the event loop."""
-    questions = ask.questions(model)
-    if len(questions) * ask.num_choices > MAX_ANSWERS:
-        what = f"{len(questions)} prompts with {ask.num_choices} choices are more than {MAX_ANSWERS} answers"
+    questions = generation_request.questions(model)
+    if len(questions) * generation_request.num_choices > MAX_ANSWERS:
+        count = generation_request.num_choices
+        what = f"{len(questions)} prompts with {count} choices are more than {MAX_ANSWERS} answers"
         raise UserError(what, "Ask for them in several requests", param="n")
     jobs = []
     for question in questions:
-        bounded = _bounded(sampling, question, ask, model)
-        jobs += [_job(question, _seeded(bounded, choice), ask) for choice in range(ask.num_choices)]
+        bounded = _bounded(sampling, question, generation_request, model)
+        jobs += [
+            _job(question, _seeded(bounded, choice), generation_request)
+            for choice in range(generation_request.num_choices)
+        ]
     _check_logprobs(jobs, model.max_context)
     try:
         generations = model.engine.submit_all(jobs)
@@ -128,7 +109,7 @@ def _submit(model: Model, sampling: Sampling, ask: Ask) -> Answers:
         if any(len(job.prompt) >= model.max_context for job in jobs):
             raise ContextLengthExceeded(error.what, error.remedy, param=error.param) from error
         raise
-    return Answers(model, generations, ask.num_choices, thinks=questions[0].reader().is_thinking)
+    return Completions(model, generations, generation_request.num_choices, thinks=questions[0].reader().is_thinking)
 
 
 def _check_logprobs(jobs: Sequence[Job], max_context: int) -> None:
@@ -144,7 +125,7 @@ def _check_logprobs(jobs: Sequence[Job], max_context: int) -> None:
         raise UserError(what, "Ask in several requests, or for shorter answers", param="logprobs")
 
 
-def _job(question: Question, sampling: Sampling, ask: Ask) -> Job:
+def _job(question: Question, sampling: Sampling, generation_request: GenerationRequest) -> Job:
     return Job(
         question.tokens,
         sampling,
@@ -152,10 +133,10 @@ def _job(question: Question, sampling: Sampling, ask: Ask) -> Job:
         keep=question.keeps,
         reader=question.reader,
         guide=partial(question.guide, sampling.max_tokens),
-        pooling=ask.pooling,
-        salt=ask.salt,
-        user=ask.user,
-        tenant=ask.tenant,
+        pooling=generation_request.pooling,
+        salt=generation_request.salt,
+        user=generation_request.user,
+        tenant=generation_request.tenant,
     )
 
 
@@ -164,11 +145,11 @@ def _seeded(sampling: Sampling, choice: int) -> Sampling:
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
 
 
-def _bounded(sampling: Sampling, question: Question, ask: Ask, model: Model) -> Sampling:
-    """``sampling`` with the limits that ``ask`` puts on prompt and answer together."""
-    if ask.max_context is None:
+def _bounded(sampling: Sampling, question: Question, generation_request: GenerationRequest, model: Model) -> Sampling:
+    """``sampling`` with the limits that ``generation_request`` puts on prompt and answer together."""
+    if generation_request.max_context is None:
         return sampling
-    max_context = min(ask.max_context, model.max_context)
+    max_context = min(generation_request.max_context, model.max_context)
     room = max_context - len(question.tokens)
     if room < 1:
         what = f"The prompt has {len(question.tokens)} tokens, but max_context is {max_context}, answer included"

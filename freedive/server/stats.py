@@ -1,4 +1,4 @@
-"""GET /v1/stats and /v1/stats/experts: how the server is doing, for a person or a script."""
+"""GET /v1/stats and /v1/stats/experts: load, latencies, memory and callers of the server."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from freedive import machine
 from freedive.server.keys import Key
 from freedive.server.model import Model
 from freedive.server.models import Models
+from freedive.server.request_record import RequestRecord
 from freedive.server.routing import APIRouter
-from freedive.server.visit import Visit
 
 Json = dict[str, Any]
 
@@ -33,17 +33,17 @@ class Stats:
         self._recent: deque[tuple[str, dict[str, float]]] = deque(maxlen=NUM_REMEMBERED)
         self._callers: dict[str, tuple[str, Counter[str]]] = {}
 
-    def __call__(self, visit: Visit) -> None:
+    def __call__(self, record: RequestRecord) -> None:
         """Remember a request that has ended."""
-        if not visit.answers:
+        if not record.completions:
             return
-        usage, timings = visit.answers.usage, visit.answers.timings
+        usage, timings = record.completions.usage, record.completions.timings
         counts = {"requests": 1, "prompt_tokens": usage.prompt, "generated_tokens": usage.generated}
-        self._callers.setdefault(visit.key.id, (visit.caller, Counter()))[1].update(counts)
+        self._callers.setdefault(record.key.id, (record.caller, Counter()))[1].update(counts)
         if timings.first_token_at is not None:
-            times = {"queue_s": timings.queued_s, "first_token_s": timings.first_token_s, "request_s": visit.seconds}
+            times = {"queue_s": timings.queued_s, "first_token_s": timings.first_token_s, "request_s": record.seconds}
             times |= {"token_s": 1 / timings.tokens_per_s} if timings.tokens_per_s else {}
-            self._recent.append((visit.key.id, times))
+            self._recent.append((record.key.id, times))
 
     def report(self, models: Models, key: Key) -> Json:
         """Everything for who may manage the server; else what ``key`` itself has asked.
@@ -85,11 +85,11 @@ def router(stats: Stats, models: Models) -> APIRouter:
 
     @routes.get("/v1/stats", tags=["server"], summary="Load, latencies and memory")
     async def report(request: Request) -> Json:
-        return stats.report(models, request.state.visit.key)
+        return stats.report(models, request.state.record.key)
 
     @routes.get("/v1/stats/experts", tags=["server"], summary="How often each expert of each layer was chosen")
     async def experts(request: Request) -> Json:
-        request.state.visit.key.require("manage")
+        request.state.record.key.require("manage")
         return {"models": {model.name: model.expert_load() for model in models.loaded}}
 
     return routes

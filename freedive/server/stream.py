@@ -1,4 +1,4 @@
-"""Answers that arrive piece by piece, and clients that leave before the end."""
+"""Streaming responses, keep-alive comments, and cancellation when a client disconnects."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from freedive.engine.request import Piece
 from freedive.errors import Unavailable, UserError
+from freedive.server.api_errors import ApiError
 from freedive.server.model import Generation
-from freedive.server.problems import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -128,19 +128,19 @@ def line(data: Any) -> bytes:
     return json.dumps(data, separators=(",", ":")).encode() + b"\n"
 
 
-async def survived(
-    events: AsyncGenerator[bytes, None], write: Callable[[Problem], bytes], id: str
+async def with_error_event(
+    events: AsyncGenerator[bytes, None], write: Callable[[ApiError], bytes], id: str
 ) -> AsyncGenerator[bytes, None]:
-    """``events``; where they fail, ``write`` has the last word. The answer's ``id`` is what the log knows it by."""
+    """Yields ``events`` and, if they fail, a last event made by ``write``. The log names the failure by ``id``."""
     async with aclosing(events):
         try:
             async for data in events:
                 yield data
         except UserError as error:
-            yield write(Problem.of(error))
+            yield write(ApiError.of(error))
         except Exception:
             logger.exception("answer %s failed", id)
-            yield write(Problem.internal(id))
+            yield write(ApiError.internal(id))
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:

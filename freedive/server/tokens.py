@@ -1,4 +1,4 @@
-"""Text and chats to tokens and back, as clients of vLLM and of llama.cpp ask for it."""
+"""Routes that tokenize and detokenize texts and chats, as in vLLM and llama.cpp."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import model_validator
 
 from freedive.errors import UserError
+from freedive.server.content_parts import readable
+from freedive.server.generation_request import GenerationRequest
 from freedive.server.model import Model, Tokenizer
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.openai.message_fields import Message, Tools
-from freedive.server.parts import readable
+from freedive.server.request_body import JsonObject, RequestBody, Text
 from freedive.server.routing import APIRouter, off_loop
-from freedive.server.service import Ask, Service
-from freedive.server.wire import JsonObject, Text, Wire
+from freedive.server.service import Service
 from freedive.text.question import Question
 
 Json = dict[str, Any]
@@ -25,7 +26,7 @@ BYTES_PER_TOKEN = 16
 """About what a token takes in an answer."""
 
 
-class TokenizeRequest(Wire):
+class TokenizeRequest(RequestBody):
     """POST /tokenize: ``prompt`` (vLLM's), ``content`` (llama.cpp's) or a chat's ``messages``.
 
     Tokens that begin or end a text are added to a prompt, as vLLM does, but not to a content, as in llama.cpp.
@@ -61,9 +62,9 @@ class TokenizeRequest(Wire):
             raise UserError("A chat's template adds the special tokens", f"Leave '{name}' out", param=name)
         return self
 
-    def ask(self, model: str) -> Ask:
-        """In our terms."""
-        return self._chat(model).ask() if self.messages else Ask(model, self._questions)
+    def generation_request(self, model: str) -> GenerationRequest:
+        """The generation request that this body describes."""
+        return self._chat(model).generation_request() if self.messages else GenerationRequest(model, self._questions)
 
     def _chat(self, model: str) -> ChatRequest:
         shared = self.model_fields_set & ChatRequest.model_fields.keys()
@@ -76,7 +77,7 @@ class TokenizeRequest(Wire):
         return [Question(model.tokenizer.encode(text or "", add_special=special, parse_special=self.parse_special))]
 
 
-class DetokenizeRequest(Wire):
+class DetokenizeRequest(RequestBody):
     """POST /detokenize."""
 
     model: Text = ""
@@ -89,7 +90,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/tokenize", summary="The tokens of a text or a chat")
     async def tokenize(body: TokenizeRequest, request: Request) -> Json:
-        model, (question,) = await service.questions(body.ask(service.models.named(body.model)), request)
+        model, (question,) = await service.questions(body.generation_request(service.models.named(body.model)), request)
         return await off_loop(BYTES_PER_TOKEN * len(question.tokens), _described, body, model, question.tokens)
 
     @routes.post("/detokenize", summary="The text of tokens")
@@ -100,7 +101,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/chat/completions/render", summary="The prompt that a chat makes")
     async def render(body: ChatRequest, request: Request) -> Json:
-        model, (question,) = await service.questions(body.ask(), request)
+        model, (question,) = await service.questions(body.generation_request(), request)
         prompt = await run_in_threadpool(_text, model.tokenizer, question.tokens)
         return {"prompt": prompt, "tokens": question.tokens, "count": len(question.tokens)}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from freedive.errors import UserError
 from freedive.server.log import endings
-from freedive.server.visit import Observer, Visit
+from freedive.server.request_record import Observer, RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -49,55 +49,55 @@ def spans(tracer: Tracer) -> Observer:
 
     propagator = TraceContextTextMapPropagator()
 
-    def make(visit: Visit) -> None:
-        context = propagator.extract({"traceparent": visit.trace_parent})
+    def make(record: RequestRecord) -> None:
+        context = propagator.extract({"traceparent": record.trace_parent})
         span = tracer.start_span(
-            span_name(visit), context, SpanKind.SERVER, attributes(visit), start_time=_ns(visit, visit.started_at)
+            span_name(record), context, SpanKind.SERVER, attributes(record), start_time=_ns(record, record.started_at)
         )
-        if visit.answers and (first := visit.answers.timings.first_token_at):
-            span.add_event("first token", timestamp=_ns(visit, first))
-        if visit.failed:
+        if record.completions and (first := record.completions.timings.first_token_at):
+            span.add_event("first token", timestamp=_ns(record, first))
+        if record.failed:
             span.set_status(StatusCode.ERROR)
-        span.end(_ns(visit, visit.started_at + visit.seconds))
+        span.end(_ns(record, record.started_at + record.seconds))
 
     return make
 
 
-def span_name(visit: Visit) -> str:
+def span_name(record: RequestRecord) -> str:
     """Operation and model where there is one, else method and route."""
-    return f"{_operation(visit)} {visit.model}" if visit.answers else f"{visit.method} {visit.route}".rstrip()
+    return f"{_operation(record)} {record.model}" if record.completions else f"{record.method} {record.route}".rstrip()
 
 
-def attributes(visit: Visit) -> dict[str, Any]:
+def attributes(record: RequestRecord) -> dict[str, Any]:
     """By the conventions' names."""
-    said: dict[str, Any] = {
-        "http.request.method": visit.method,
-        "http.response.status_code": visit.status,
-        "http.route": visit.route,
-        "enduser.id": visit.caller,
-        "freedive.request.id": visit.id,
+    values: dict[str, Any] = {
+        "http.request.method": record.method,
+        "http.response.status_code": record.status,
+        "http.route": record.route,
+        "enduser.id": record.caller,
+        "freedive.request.id": record.id,
     }
-    if visit.failed:
-        said["error.type"] = str(visit.status) if visit.status >= 500 else "failed"
-    if answers := visit.answers:
-        said |= {
-            "gen_ai.operation.name": _operation(visit),
+    if record.failed:
+        values["error.type"] = str(record.status) if record.status >= 500 else "failed"
+    if completions := record.completions:
+        values |= {
+            "gen_ai.operation.name": _operation(record),
             "gen_ai.provider.name": "freedive",
-            "gen_ai.request.model": visit.model,
-            "gen_ai.response.model": visit.model,
-            "gen_ai.response.finish_reasons": endings(visit),
-            "gen_ai.usage.input_tokens": answers.usage.prompt,
-            "gen_ai.usage.cache_read.input_tokens": answers.usage.cached,
-            "gen_ai.usage.output_tokens": answers.usage.generated,
+            "gen_ai.request.model": record.model,
+            "gen_ai.response.model": record.model,
+            "gen_ai.response.finish_reasons": endings(record),
+            "gen_ai.usage.input_tokens": completions.usage.prompt,
+            "gen_ai.usage.cache_read.input_tokens": completions.usage.cached,
+            "gen_ai.usage.output_tokens": completions.usage.generated,
         }
-    return {name: value for name, value in said.items() if value != ""}
+    return {name: value for name, value in values.items() if value != ""}
 
 
-def _operation(visit: Visit) -> str:
-    plain = visit.route.endswith("/completions") and not visit.route.endswith("/chat/completions")
+def _operation(record: RequestRecord) -> str:
+    plain = record.route.endswith("/completions") and not record.route.endswith("/chat/completions")
     return "text_completion" if plain else "chat"
 
 
-def _ns(visit: Visit, moment: float) -> int:
+def _ns(record: RequestRecord, moment: float) -> int:
     """A time by ``time.perf_counter`` in nanoseconds since 1970."""
-    return int((visit.began_at + moment - visit.started_at) * 1e9)
+    return int((record.began_at + moment - record.started_at) * 1e9)

@@ -1,4 +1,4 @@
-"""Connections and the server's end, where uvicorn leaves gaps."""
+"""Timeouts and limits of connections, and a graceful shutdown, beyond what uvicorn has."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from freedive.errors import Forbidden, NotFound, Unavailable, UserError
 from freedive.hub import cache, catalogue, hubs
 from freedive.hub.catalogue import Entry
 from freedive.hub.sources import resolve
-from freedive.server.models import Known
+from freedive.server.models import ModelEntry
 from freedive.server.ollama.pull import ClientLeft, Progress
 
 LIMIT = 1e9
@@ -49,8 +49,8 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_is_fetched_and_tells_how_far_it_is(hub: StandIn) -> None:
     hub.repositories["owner/name"] = {"m-Q4_0.gguf": b"w" * 1000}
     progress = Progress()
-    known = fetched({}, LIMIT, "hf:owner/name", progress)
-    assert (known.name, known.num_bytes) == ("hf:owner/name", 1000)
+    model_entry = fetched({}, LIMIT, "hf:owner/name", progress)
+    assert (model_entry.name, model_entry.num_bytes) == ("hf:owner/name", 1000)
     assert (progress.total, progress.completed) == (1000, 1000)
 
 
@@ -117,9 +117,9 @@ def pulled(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     hub.repositories |= {f"owner/{name}": {"m-Q4_0.gguf": b"w" * (1 << 20)} for name in "abc"}
     hub.pause_seconds = 0.02
 
-    def fetch(name: str, progress: Progress) -> Known:
-        known = fetched({}, LIMIT, name, progress)
-        return replace(known, load=lambda: EchoModel(name=known.name))
+    def fetch(name: str, progress: Progress) -> ModelEntry:
+        model_entry = fetched({}, LIMIT, name, progress)
+        return replace(model_entry, load=lambda: EchoModel(name=model_entry.name))
 
     with serving(EchoModel(), fetch=fetch) as url:
         yield url

@@ -253,8 +253,8 @@ def test_sampling_reaches_the_engine(client: anthropic.Anthropic, fake_model: Ec
 
 
 def test_the_user_is_whose_turn_it_is() -> None:
-    assert MessagesRequest.model_validate(ASKED | {"metadata": {"user_id": "u"}}).ask().user == "u"
-    assert MessagesRequest.model_validate(ASKED).ask().user == ""
+    assert MessagesRequest.model_validate(ASKED | {"metadata": {"user_id": "u"}}).generation_request().user == "u"
+    assert MessagesRequest.model_validate(ASKED).generation_request().user == ""
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,13 @@ import freedive.server
 import freedive.text
 from freedive.errors import Unavailable, UserError
 from freedive.server import keys, transport
-from freedive.server.answers import Said
+from freedive.server.api_errors import ApiError
 from freedive.server.app import create_app
 from freedive.server.body import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, Bodies, check_json
+from freedive.server.completion_stream import Delta
 from freedive.server.ollama.times import seconds
 from freedive.server.openai.chat import ChatChoice
 from freedive.server.openai.fields import ChatRequest
-from freedive.server.problems import Problem
 from freedive.server.routing import Route, encode
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
@@ -281,7 +281,7 @@ def test_durations_are_read_in_linear_time(value: str) -> None:
 def test_long_messages_are_cut_before_they_are_looked_at() -> None:
     begun = time.process_time()
     for _ in range(1000):
-        Problem.of(UserError("x\n" * 200_000))
+        ApiError.of(UserError("x\n" * 200_000))
     assert time.process_time() - begun < 1
 
 
@@ -308,9 +308,9 @@ def test_many_log_probabilities_are_written_off_the_event_loop(monkeypatch: pyte
     threads: set[str] = set()
     write = ChatChoice.whole
 
-    def whole(choice: ChatChoice, said: Said) -> object:
+    def whole(choice: ChatChoice, delta: Delta) -> object:
         threads.add(threading.current_thread().name)
-        return write(choice, said)
+        return write(choice, delta)
 
     monkeypatch.setattr(ChatChoice, "whole", whole)
     with serving(EchoModel(delay_s=0)) as url:

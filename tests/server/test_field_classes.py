@@ -17,12 +17,12 @@ from pydantic import AfterValidator
 
 import freedive.server.app  # noqa: F401 - it imports every class there is
 from freedive.server.field_table import CLASSES, written
-from freedive.server.wire import JsonObject, Text, Wire
+from freedive.server.request_body import JsonObject, RequestBody, Text
 
 ROOT = Path(__file__).parents[2]
 
 
-def all_classes(of: type[Wire] = Wire) -> Iterator[type[Wire]]:
+def all_classes(of: type[RequestBody] = RequestBody) -> Iterator[type[RequestBody]]:
     for each in of.__subclasses__():
         yield each
         yield from all_classes(each)
@@ -53,10 +53,10 @@ def unchecked(annotation: Any, metadata: tuple[Any, ...] = ()) -> bool:
 
 def test_every_text_of_a_client_is_checked_to_be_text() -> None:
     bare = [
-        f"{wire.__name__}.{name}"
-        for wire in set(all_classes())
-        for name, annotation in typing.get_type_hints(wire, include_extras=True).items()
-        if name in wire.model_fields and unchecked(annotation)
+        f"{body.__name__}.{name}"
+        for body in set(all_classes())
+        for name, annotation in typing.get_type_hints(body, include_extras=True).items()
+        if name in body.model_fields and unchecked(annotation)
     ]
     assert bare == []
 
@@ -70,21 +70,21 @@ def test_the_check_of_classes_finds_texts_that_nobody_looks_at() -> None:
 
 
 def test_no_field_is_treated_in_two_ways() -> None:
-    for wire in all_classes():
-        fields = {field.alias or name for name, field in wire.model_fields.items()}
-        kinds = [fields, wire.ignored, wire.unsupported.keys(), wire.synonyms.keys()]
+    for body in all_classes():
+        fields = {field.alias or name for name, field in body.model_fields.items()}
+        kinds = [fields, body.ignored, body.unsupported.keys(), body.synonyms.keys()]
         names = [name for kind in kinds for name in kind]
         twice = {name for name in names if names.count(name) > 1}
-        assert not twice, (wire, twice)
-        assert set(wire.synonyms.values()) <= fields
+        assert not twice, (body, twice)
+        assert set(body.synonyms.values()) <= fields
 
 
 def test_the_documents_say_of_every_field_what_becomes_of_it() -> None:
     page = (ROOT / "docs" / "api.md").read_text("utf-8")
     assert page == written(page), "run: python -m freedive.server.field_table docs/api.md"
     listed = set(CLASSES.values())
-    assert {wire for wire in all_classes() if wire.__doc__ and re.match(r"POST /(v1|api)/", wire.__doc__)} <= listed | {
-        wire for wire in all_classes() if "older form" in (wire.__doc__ or "")
+    assert {body for body in all_classes() if body.__doc__ and re.match(r"POST /(v1|api)/", body.__doc__)} <= listed | {
+        body for body in all_classes() if "older form" in (body.__doc__ or "")
     }
 
 
@@ -132,8 +132,8 @@ BODIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("route", BODIES)
 def test_an_error_speaks_of_the_request_and_not_of_the_code(http: httpx.Client, route: str) -> None:
-    wire = CLASSES[f"`{route}`"]
-    fields = [field.alias or name for name, field in wire.model_fields.items()]
+    body = CLASSES[f"`{route}`"]
+    fields = [field.alias or name for name, field in body.model_fields.items()]
     assert len(fields) > 1
     for field in fields:
         for value in WRONG:

@@ -14,7 +14,7 @@ from echo_model import EchoModel, serving
 from freedive.config import ServerConfig, load
 from freedive.errors import UserError
 from freedive.server.app import check_keys
-from freedive.server.guard import is_loopback
+from freedive.server.auth import is_loopback
 from freedive.server.keys import Key, Keys, create
 
 

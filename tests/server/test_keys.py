@@ -20,7 +20,7 @@ from freedive.errors import NotFound, UserError
 from freedive.server import keys
 from freedive.server.app import check_keys
 from freedive.server.keys import DamagedKeys, Key, Keys
-from freedive.server.limits import Limits, RateLimited
+from freedive.server.rate_limits import RateLimited, RateLimits
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -221,21 +221,21 @@ class Clock:
 
 def test_requests_of_a_minute_are_counted_and_the_wait_is_true() -> None:
     clock = Clock()
-    limits, key = Limits(clock), Key("1", "ann", "", "", "", requests_per_minute=2)
+    rate_limits, key = RateLimits(clock), Key("1", "ann", "", "", "", requests_per_minute=2)
     for second in (0.0, 20.0):
         clock.now = 1000 + second
-        with limits.asking(key):
+        with rate_limits.track(key):
             pass
     clock.now = 1030.5
-    with pytest.raises(RateLimited) as refused, limits.asking(key):
+    with pytest.raises(RateLimited) as refused, rate_limits.track(key):
         pass
     assert refused.value.retry_after_s == 30
     clock.now += refused.value.retry_after_s
-    with limits.asking(key):
+    with rate_limits.track(key):
         pass
-    with pytest.raises(RateLimited), limits.asking(key):
+    with pytest.raises(RateLimited), rate_limits.track(key):
         pass
-    with limits.asking(Key("2", "bob", "", "", "", requests_per_minute=2)):
+    with rate_limits.track(Key("2", "bob", "", "", "", requests_per_minute=2)):
         pass
 
 
@@ -254,7 +254,9 @@ def test_a_key_beyond_its_limit_is_told_when_to_come_back(url: str) -> None:
 def test_who_was_refused_is_known(fake_model: EchoModel) -> None:
     seen: list[tuple[str, int]] = []
     secret = keys.create("ann", requests_per_minute=1)
-    with serving(fake_model, keys=Keys(), observers=[lambda visit: seen.append((visit.caller, visit.status))]) as url:
+    with serving(
+        fake_model, keys=Keys(), observers=[lambda record: seen.append((record.caller, record.status))]
+    ) as url:
         for _ in range(2):
             ask(url, authorization=f"Bearer {secret}")
         ask(url, authorization="Bearer fd-wrong")

@@ -16,7 +16,7 @@ from freedive.engine.submission import Job
 from freedive.errors import NotFound, Overloaded, Unavailable, UserError
 from freedive.server import models as models_module
 from freedive.server.app import create_app
-from freedive.server.models import FOREVER, Known, Models
+from freedive.server.models import FOREVER, ModelEntry, Models
 
 
 class Shelf:
@@ -30,8 +30,8 @@ class Shelf:
         return self.made[-1]
 
     def models(self, *names: str, max_bytes: float = FOREVER, keep_alive_s: float = FOREVER) -> Models:
-        known = [Known(name, partial(self.load, name), 10) for name in names]
-        return Models(known, max_bytes=max_bytes, keep_alive_s=keep_alive_s)
+        entries = [ModelEntry(name, partial(self.load, name), 10) for name in names]
+        return Models(entries, max_bytes=max_bytes, keep_alive_s=keep_alive_s)
 
 
 def run(scene: Callable[[], Awaitable[None]]) -> None:
@@ -145,7 +145,7 @@ def test_a_model_can_be_added_and_a_known_one_stays() -> None:
         models = shelf.models("a")
         await used(models, "a")
         for name in "ab":
-            models.add(Known(name, partial(shelf.load, name)))
+            models.add(ModelEntry(name, partial(shelf.load, name)))
         await used(models, "a")
         await used(models, "b")
         assert [model.name for model in shelf.made] == ["a", "b"]
@@ -163,7 +163,7 @@ def test_a_load_that_fails_is_tried_again() -> None:
         return EchoModel(name="a")
 
     async def scene() -> None:
-        models = Models([Known("a", load)])
+        models = Models([ModelEntry("a", load)])
         with pytest.raises(NotFound):
             await used(models, "a")
         await used(models, "a")
@@ -176,12 +176,12 @@ ALIASES = {"gpt-x": "a", "claude": "b"}
 
 def test_an_alias_is_listed_and_answers_under_its_own_name() -> None:
     shelf = Shelf()
-    known = [Known(name, partial(shelf.load, name), 10) for name in "ab"]
+    entries = [ModelEntry(name, partial(shelf.load, name), 10) for name in "ab"]
 
     async def scene() -> None:
-        models = Models(known, aliases=ALIASES)
+        models = Models(entries, aliases=ALIASES)
         assert list(models.slots) == ["a", "b", "gpt-x", "claude"]
-        assert models.slot("gpt-x").known.name == "gpt-x"
+        assert models.slot("gpt-x").entry.name == "gpt-x"
         for name, shown in (("gpt-x", "gpt-x"), ("gpt-x:latest", "gpt-x"), ("a", "a")):
             async with models.use(name) as model:
                 assert (model.name, model.max_context) == (shown, 4096)
@@ -196,27 +196,27 @@ def test_an_alias_is_listed_and_answers_under_its_own_name() -> None:
 @pytest.mark.parametrize(("aliases", "fault"), [({"x": "c"}, "'c' is not served here"), ({"a": "b"}, "has this name")])
 def test_an_alias_that_cannot_be_is_refused(aliases: dict[str, str], fault: str) -> None:
     with pytest.raises(UserError, match=fault):
-        Models([Known(name, EchoModel) for name in "ab"], aliases=aliases)
+        Models([ModelEntry(name, EchoModel) for name in "ab"], aliases=aliases)
 
 
 def test_a_path_finds_a_model_and_is_told_to_nobody() -> None:
-    models = Models([Known("m.gguf", EchoModel, also=("/some/where/m.gguf", "m.gguf"))])
-    assert models.slot("/some/where/m.gguf").known.name == "m.gguf"
+    models = Models([ModelEntry("m.gguf", EchoModel, also=("/some/where/m.gguf", "m.gguf"))])
+    assert models.slot("/some/where/m.gguf").entry.name == "m.gguf"
     with pytest.raises(NotFound) as refused:
         models.slot("x")
     assert "/some" not in str(refused.value)
 
 
 def test_capitals_make_no_other_model() -> None:
-    models = Models([Known("hf:owner/Name", EchoModel)])
-    assert models.slot("hf:Owner/name:latest").known.name == "hf:owner/Name"
+    models = Models([ModelEntry("hf:owner/Name", EchoModel)])
+    assert models.slot("hf:Owner/name:latest").entry.name == "hf:owner/Name"
     assert "hf:OWNER/NAME" in models
     assert "hf:owner/other" not in models
 
 
 @pytest.mark.parametrize("route", ["/v1/models", "/anthropic/v1/models", "/api/tags"])
 def test_every_api_lists_aliases(route: str) -> None:
-    models = Models([Known("a", lambda: EchoModel(name="a"))], aliases={"gpt-x": "a"})
+    models = Models([ModelEntry("a", lambda: EchoModel(name="a"))], aliases={"gpt-x": "a"})
     with TestClient(create_app(models), base_url="http://localhost") as http:
         table = http.get(route).json()
         assert [each.get("id", each.get("name")) for each in table.get("data", table.get("models"))] == ["a", "gpt-x"]
@@ -234,9 +234,9 @@ def test_a_preloaded_model_makes_room_last_and_never_for_what_a_client_had_fetch
     mine = EchoModel(name="mine", num_bytes=10)
 
     async def scene() -> None:
-        known = [Known(name, partial(shelf.load, name), 10) for name in ("mine", "a", "b")]
-        models = Models(known, [mine], max_bytes=20)
-        models.add(Known("pulled", partial(shelf.load, "pulled"), 20))
+        entries = [ModelEntry(name, partial(shelf.load, name), 10) for name in ("mine", "a", "b")]
+        models = Models(entries, [mine], max_bytes=20)
+        models.add(ModelEntry("pulled", partial(shelf.load, "pulled"), 20))
         await used(models, "a")
         await used(models, "mine")
         await used(models, "b")
@@ -256,7 +256,7 @@ def test_two_models_that_do_not_fit_are_loaded_no_more_than_half_of_the_time() -
         return shelf.load(name)
 
     async def scene() -> None:
-        models = Models([Known(name, partial(load, name), 10) for name in "ab"], max_bytes=10)
+        models = Models([ModelEntry(name, partial(load, name), 10) for name in "ab"], max_bytes=10)
         begun = time.monotonic()
         for name in "ababa":
             await used(models, name)
@@ -306,7 +306,7 @@ def test_a_preloaded_model_that_fails_is_loaded_again_unasked(monkeypatch: pytes
         return EchoModel(name="a")
 
     async def scene() -> None:
-        models = Models([Known("a", load)], [first])
+        models = Models([ModelEntry("a", load)], [first])
         broken(first)
         async with models.living():
             while len(loads) < 2:
@@ -345,7 +345,7 @@ def test_a_model_that_does_not_close_well_ends_neither_the_others_nor_the_watch(
 def test_a_stalled_model_is_said_to_be() -> None:
     async def scene() -> None:
         model = EchoModel(name="a")
-        models = Models([Known("a", lambda: model)], [model])
+        models = Models([ModelEntry("a", lambda: model)], [model])
         model.engine.stalled_s = 400.0
         with pytest.raises(Unavailable, match="no progress for 400 s"):
             await used(models, "a")

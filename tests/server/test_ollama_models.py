@@ -10,11 +10,11 @@ from contextlib import suppress
 import httpx
 import ollama
 import pytest
-from echo_model import EchoModel, known, serving
+from echo_model import EchoModel, model_entry, serving
 
 from freedive.errors import NotFound
-from freedive.server.about import About
-from freedive.server.models import Known
+from freedive.server.model_info import ModelInfo
+from freedive.server.models import ModelEntry
 from freedive.server.ollama import pull as pulling
 from freedive.server.ollama.pull import ClientLeft, Progress
 
@@ -63,7 +63,7 @@ def test_a_model_is_unloaded_after_its_answer_when_nobody_is_to_wait() -> None:
         assert model.closed
 
 
-ABOUT = About(
+ABOUT = ModelInfo(
     family="qwen3moe",
     num_params=30_532_122_624,
     format="Q4_K",
@@ -120,13 +120,13 @@ def test_a_pull_tells_its_progress_and_the_model_is_served(monkeypatch: pytest.M
     monkeypatch.setattr(pulling, "TICK_S", 0.01)
     told = threading.Event()
 
-    def fetch(name: str, progress: Progress) -> Known:
+    def fetch(name: str, progress: Progress) -> ModelEntry:
         if name != "new":
             raise NotFound(f"There is no model named {name}")
         progress.total = 10
         progress.advance(4)
         assert told.wait(5)
-        return known(EchoModel(name=name))
+        return model_entry(EchoModel(name=name))
 
     with serving(EchoModel(), fetch=fetch) as url, ollama.Client(host=url) as client:
         states = client.pull("new", stream=True)
@@ -148,7 +148,7 @@ def test_a_pull_ends_with_its_client_and_holds_up_no_server(monkeypatch: pytest.
     monkeypatch.setattr(pulling, "TICK_S", 0.01)
     ended = threading.Event()
 
-    def fetch(name: str, progress: Progress) -> Known:
+    def fetch(name: str, progress: Progress) -> ModelEntry:
         progress.total = 10
         assert threading.current_thread().daemon
         deadline = time.monotonic() + 5

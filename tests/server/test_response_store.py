@@ -16,8 +16,8 @@ from fastapi.testclient import TestClient
 from freedive.errors import NotFound, UserError
 from freedive.server import keys
 from freedive.server.app import create_app
-from freedive.server.responses.items import message
-from freedive.server.responses.store import Store
+from freedive.server.openai.responses.items import message
+from freedive.server.openai.responses.store import Store
 
 Json = dict[str, Any]
 

@@ -21,7 +21,7 @@ from echo_model import EchoModel, serving
 from freedive.config import ServerConfig
 from freedive.server import keys
 from freedive.server.keys import Keys
-from freedive.server.models import Known
+from freedive.server.models import ModelEntry
 from freedive.server.ollama.pull import Progress
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -59,8 +59,8 @@ class House:
         return httpx.post(f"{self.url}{route}", json={"model": "echo"} | body, headers=self.headers.get(who))
 
 
-def fetch(name: str, progress: Progress) -> Known:
-    return Known(name, lambda: EchoModel(name=name))
+def fetch(name: str, progress: Progress) -> ModelEntry:
+    return ModelEntry(name, lambda: EchoModel(name=name))
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_a_server_with_keys_lets_no_key_pull_for_the_flag(house: House) -> None:
 def test_downloads_of_a_server_wait_for_each_other() -> None:
     running, most = [], []
 
-    def slow(name: str, progress: Progress) -> Known:
+    def slow(name: str, progress: Progress) -> ModelEntry:
         running.append(name)
         most.append(len(running))
         threading.Event().wait(0.05)

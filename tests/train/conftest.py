@@ -12,9 +12,9 @@ import tiny_models
 import torch
 from others import SENTENCES
 
-from freedive.train import kernels
-from freedive.train.stages import perform
-from freedive.train.words import train_tokenizer
+from freedive.train.data.chat_tokenizer import train_tokenizer
+from freedive.train.model import kernels
+from freedive.train.run.stages import perform
 
 torch.set_num_threads(1)
 
@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer of 300 tokens."""
     folder = tmp_path_factory.mktemp("words")
     train_tokenizer(SENTENCES, 300, folder)
@@ -65,7 +65,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Any:
+def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Any:
     """Makes the folder of a tiny model with a tokenizer, once."""
     made: dict[str, Path] = {}
 
@@ -73,7 +73,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Any:
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
             tiny_models.maker_model(name, vocab_size=300).save_pretrained(made[name])
-            for file in words.iterdir():
+            for file in tokenizer_folder.iterdir():
                 shutil.copy(file, made[name])
         return made[name]
 

@@ -11,14 +11,14 @@ import torch
 from tiny_models import maker_class
 
 from freedive.checkpoint.rules import maker_tensors
-from freedive.train import tuning
-from freedive.train.base import Base
-from freedive.train.export import canonical
-from freedive.train.lora import TuneOps, adapters
-from freedive.train.net import Weights, losses
-from freedive.train.parts import chosen
-from freedive.train.peft import write_adapter
-from freedive.train.sequences import Sequences
+from freedive.train.data.sequences import Sequences
+from freedive.train.finetune import config as finetune_config
+from freedive.train.finetune.base_model import BaseModel
+from freedive.train.finetune.lora import TuneOps, adapters
+from freedive.train.finetune.peft import write_adapter
+from freedive.train.finetune.targets import target_params
+from freedive.train.model.export import canonical
+from freedive.train.model.net import Weights, losses
 
 FAMILIES = (
     *("llama", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "gemma2", "gemma3"),
@@ -52,11 +52,11 @@ def their_loss(model: Any, given: Sequences) -> torch.Tensor:
     return (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * shares).sum()
 
 
-def our_loss(base: Base, weights: Mapping[str, Any], given: Sequences) -> torch.Tensor:
+def our_loss(base: BaseModel, weights: Mapping[str, Any], given: Sequences) -> torch.Tensor:
     return losses(base.model, weights, given, TuneOps(given))
 
 
-def names_of_theirs(base: Base, weights: Weights) -> dict[str, torch.Tensor]:
+def names_of_theirs(base: BaseModel, weights: Weights) -> dict[str, torch.Tensor]:
     """Gradients, or weights, under the names of the folder."""
     named = maker_tensors(canonical(weights), base.hub_rules)
     return {
@@ -65,9 +65,9 @@ def names_of_theirs(base: Base, weights: Weights) -> dict[str, torch.Tensor]:
     }
 
 
-def adapted_at_random(base: Base, folder: Path) -> tuple[tuning.Tune, Weights]:
-    settings = tuning.tuning("x", ["tune.rank=4"]).tune
-    adapted = adapters(chosen(base.model, settings.targets, low_rank=True), settings.rank, seed=0)
+def adapted_at_random(base: BaseModel, folder: Path) -> tuple[finetune_config.FinetuneStage, Weights]:
+    settings = finetune_config.finetune_run("x", ["tune.rank=4"]).tune
+    adapted = adapters(target_params(base.model, settings.targets, low_rank=True), settings.rank, seed=0)
     for value in adapted.values():
         value += 0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
     write_adapter(adapted, settings, base.hub_rules, "base", folder)

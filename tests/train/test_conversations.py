@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from freedive.text.tokenizer import Tokenizer
-from freedive.train import conversations, tasks
-from freedive.train.words import Words
+from freedive.train.data import conversations, tasks
+from freedive.train.data.chat_tokenizer import ChatTokenizer
 
 CHATS = [record["messages"] for record in conversations.chats(400, 1)]
 
@@ -36,8 +36,8 @@ def test_conversations_hold_every_kind_of_turn_after_every_other() -> None:
     assert min(pairs[first, then] for first in ("task", "story", "talk") for then in ("task", "story", "talk")) > 5
 
 
-def test_answers_to_earlier_tasks_stand_without_thoughts_and_are_not_learned(words: Path) -> None:
-    vocabulary = Words(Tokenizer.from_folder(words))
+def test_answers_to_earlier_tasks_stand_without_thoughts_and_are_not_learned(tokenizer_folder: Path) -> None:
+    vocabulary = ChatTokenizer(Tokenizer.from_folder(tokenizer_folder))
     earlier = 0
     for messages in CHATS:
         for index in range(0, len(messages) - 2, 2):

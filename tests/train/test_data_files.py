@@ -14,12 +14,14 @@ from pyarrow import parquet
 
 from freedive.errors import UserError
 from freedive.text.template import ChatTemplate
-from freedive.train import checkpoints, config, sources, tune
-from freedive.train.config import LEAST_VOCABULARY, Data
-from freedive.train.data_files import OTHER_DATA
-from freedive.train.stages import perform
-from freedive.train.turns import rendered
-from freedive.train.words import SPECIAL
+from freedive.train.data import sources
+from freedive.train.data.chat_tokenizer import SPECIAL
+from freedive.train.data.data_files import OTHER_DATA
+from freedive.train.data.loss_masks import rendered
+from freedive.train.finetune import run as finetune
+from freedive.train.run import checkpoints, config
+from freedive.train.run.config import LEAST_VOCABULARY, Data
+from freedive.train.run.stages import perform
 
 CHAT = {"messages": [{"role": "user", "content": "a{"}, {"role": "assistant", "content": "é}"}]}
 TEXT = {"text": "Once upon a time, é."}
@@ -94,7 +96,7 @@ def test_what_is_hidden_or_tells_about_others_in_a_folder_is_no_data(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("x.jsonl", "Grüße".encode("latin-1"), "is not text in UTF-8 or UTF-16"),
         ("x.txt", "Grüße".encode("latin-1"), "is not text in UTF-8 or UTF-16"),
@@ -119,9 +121,9 @@ def test_what_is_hidden_or_tells_about_others_in_a_folder_is_no_data(tmp_path: P
         ),
     ],
 )
-def test_damaged_and_empty_files_are_refused_by_name(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+def test_damaged_and_empty_files_are_refused_by_name(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read(tmp_path / name)
     assert "x." in str(caught.value)
 
@@ -137,7 +139,7 @@ def answer(**fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("record", "words"),
+    ("record", "message"),
     [
         (answer(tool_calls=[{"function": {"name": "f"}}]), "messages.tool_calls"),
         (answer(reasoning_content="hm"), "messages.reasoning_content"),
@@ -154,10 +156,10 @@ def answer(**fields: Any) -> dict[str, Any]:
     ],
 )
 def test_what_training_does_not_know_is_refused_and_not_dropped(
-    record: dict[str, Any], words: str, tmp_path: Path
+    record: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         read(tmp_path)
 
 
@@ -179,7 +181,7 @@ def test_parquet_rows_with_a_weight_that_is_null_are_read(tmp_path: Path) -> Non
     assert read(tmp_path) == [{"messages": [plain, {"role": "assistant", "content": "b", "weight": 0}]}]
 
 
-def test_an_answer_of_weight_0_is_not_learned(words: Path) -> None:
+def test_an_answer_of_weight_0_is_not_learned(tokenizer_folder: Path) -> None:
     template = ChatTemplate({"default": "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"}, {})
     chat = [*answer(weight=0)["messages"], {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
     (only,) = rendered(chat, template)
@@ -202,7 +204,7 @@ def test_a_few_records_are_learned_and_none_held_out(
 ) -> None:
     (tmp_path / "x.jsonl").write_text(copies * (json.dumps(held_out_record()) + "\n"))
     settings = [f"data.text={tmp_path / 'x.jsonl'}", "tune.steps=1", "tune.merge=false", "tune.step_tokens=32"]
-    tune.perform("tune", str(folders("llama")), settings, tmp_path / "run")
+    finetune.perform("tune", str(folders("llama")), settings, tmp_path / "run")
     assert f"data: tune: {copies} documents" in capsys.readouterr().out
 
 
@@ -212,7 +214,7 @@ def test_a_run_says_that_its_data_has_changed(folders: Any, data: Path, tmp_path
     settings = [f"data.text={own}", "tune.steps=1", "tune.merge=false", "tune.step_tokens=64"]
 
     def again() -> None:
-        tune.perform("tune", str(folders("llama")), settings, tmp_path / "run")
+        finetune.perform("tune", str(folders("llama")), settings, tmp_path / "run")
 
     again()
     again()

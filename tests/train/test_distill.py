@@ -1,5 +1,5 @@
 """Distillation: a teacher that fails in every way is asked until it has answered, and its right answers are learned;
-and a teacher in the same process, towards which the pupil moves."""
+and a teacher in the same process, towards which the student moves."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ from freedive.errors import Unavailable, UserError
 from freedive.model.families import describe_config
 from freedive.server.app import listen, server
 from freedive.text.tokenizer import Tokenizer
-from freedive.train import checkpoints, config, teacher
-from freedive.train.config import Distillation
-from freedive.train.folder import NEWEST_FIRST
-from freedive.train.on_policy import Pupil, ReverseKL, teacher_at
-from freedive.train.stages import perform
-from freedive.train.teacher import Reply, _reply
-from freedive.train.traces import Answer, Question, gather, questions, right_ones
-from freedive.train.words import Words, train_tokenizer
+from freedive.train.data import teacher
+from freedive.train.data.chat_tokenizer import ChatTokenizer, train_tokenizer
+from freedive.train.data.teacher import Reply, _reply
+from freedive.train.data.teacher_data import StoredReply, TeacherPrompt, correct_replies, gather, teacher_prompts
+from freedive.train.rl.on_policy import ReverseKL, Student, teacher_at
+from freedive.train.run import checkpoints, config
+from freedive.train.run.config import Distillation
+from freedive.train.run.context import NEWEST_FIRST
+from freedive.train.run.stages import perform
 
 
 async def cut() -> Any:
@@ -114,8 +115,8 @@ def asking(address: str, **changes: Any) -> Distillation:
 
 
 @pytest.fixture(scope="module")
-def words(run: Path) -> Words:
-    return Words(Tokenizer.from_folder(run / "tokenizer"))
+def chat_tokenizer(run: Path) -> ChatTokenizer:
+    return ChatTokenizer(Tokenizer.from_folder(run / "tokenizer"))
 
 
 def test_a_run_learns_what_its_teacher_got_right(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,27 +194,27 @@ def test_told_to_stop_it_keeps_what_was_said(tmp_path: Path) -> None:
 
 
 def test_what_is_asked(tmp_path: Path) -> None:
-    made = questions(asking(""))
+    made = teacher_prompts(asking(""))
     assert len(set(made)) == 20
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "1+1", "answer": 2, "task": "sum"}\n{"prompt": "Hi"}\n{"prompt": "Hi"}\n')
-    assert questions(asking("", prompts=(str(file),))) == [Question("1+1", "2", "sum"), Question("Hi")]
+    assert teacher_prompts(asking("", prompts=(str(file),))) == [TeacherPrompt("1+1", "2", "sum"), TeacherPrompt("Hi")]
     for line in ('{"answer": "2"}', '{"prompt": 1}', '{"prompt": "a", "answer": [2]}', "[]"):
         file.write_text(line)
         with pytest.raises(UserError, match="line 1 is no prompt"):
-            questions(asking("", prompts=(str(file),)))
+            teacher_prompts(asking("", prompts=(str(file),)))
 
 
-def test_only_right_answers_are_kept_each_once(words: Words) -> None:
-    known, open_ended = Question("1+1", "2", "sum"), Question("Hi")
+def test_only_right_answers_are_kept_each_once(chat_tokenizer: ChatTokenizer) -> None:
+    known, open_ended = TeacherPrompt("1+1", "2", "sum"), TeacherPrompt("Hi")
     said = [
         *((known, text) for text in ("<think>1, 2</think>2", "<think>1, 2</think> 2 ", "2", "2", "3")),
         *((known, text) for text in ("", "<think>a</think><think>b</think>2", "<think>2", "2<|end|>")),
         *((open_ended, text) for text in ("Hello", "<|user|>Hello", "", "long " * 100)),
     ]
-    given = [(question, Answer("", question.prompt, i, text, True)) for i, (question, text) in enumerate(said)]
-    given += [(open_ended, Answer("", "Hi", 99, "cut off", False)), (known, None)]
-    records, counts = right_ones(given, words, 64)
+    given = [(question, StoredReply("", question.prompt, i, text, True)) for i, (question, text) in enumerate(said)]
+    given += [(open_ended, StoredReply("", "Hi", 99, "cut off", False)), (known, None)]
+    records, counts = correct_replies(given, chat_tokenizer, 64)
     answers = [record["messages"][1]["content"] for record in records]
     assert answers == ["<think>1, 2</think>2", "<think>1, 2</think> 2 ", "2", "Hello"]
     assert counts == {"asked": 15, "answered": 14, "right": 6, "kept": 4, "right_sum": 4 / 9}
@@ -276,22 +277,26 @@ def test_on_policy_the_pupil_comes_to_speak_as_its_teacher_and_resumes_bit_by_bi
     assert "nats an answer from the teacher" in (whole / "report.html").read_text()
 
 
-def test_a_teacher_of_the_same_weights_has_nothing_to_teach(run: Path, words: Words, tmp_path: Path) -> None:
+def test_a_teacher_of_the_same_weights_has_nothing_to_teach(
+    run: Path, chat_tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
     newest = checkpoints.newest(run / "checkpoints" / "rl")
     assert newest
     weights = dict(checkpoints.load(newest).weights)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Tell me a story."}\n' + json.dumps({"prompt": "long " * 100}))
     settings = Distillation(kind="on_policy", prompts=(str(prompts),), num_prompts=2)
-    with teacher_at(str(run / "model-F32.gguf"), words, 64) as same:
-        model = describe_config(config.load(run / "config.json").model.hub_config(words.end, words.bos))
-        row = Pupil(model, settings, words, tmp_path, weights, same).advance()
+    with teacher_at(str(run / "model-F32.gguf"), chat_tokenizer, 64) as same:
+        model = describe_config(
+            config.read_run(run / "config.json").model.hub_config(chat_tokenizer.end, chat_tokenizer.bos)
+        )
+        row = Student(model, settings, chat_tokenizer, tmp_path, weights, same).advance()
     assert abs(row["loss"]) < 1e-3
     assert "right" not in row  # since no answer is known
 
 
 def test_teachers_that_cannot_be_followed_are_refused(run: Path, tmp_path: Path) -> None:
-    others = Words(train_tokenizer(["other words"], 300, tmp_path / "tokenizer"))
+    others = ChatTokenizer(train_tokenizer(["other words"], 300, tmp_path / "tokenizer"))
     with pytest.raises(UserError, match="has another tokenizer"), teacher_at(str(run / "model"), others, 64):
         pass
     with pytest.raises(UserError, match="no whole distributions"), teacher_at("http://localhost:8000/v1", others, 64):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freedive.train.experts import GroupedFeedForward
-from freedive.train.loss import ChunkedCrossEntropy
+from freedive.train.model.experts import GroupedFeedForward
+from freedive.train.model.loss import ChunkedCrossEntropy
 
 T, K, E, HIDDEN, DIM = 37, 3, 5, 8, 6
 

@@ -15,17 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freedive.native import _native
-from freedive.train import kernels
-from freedive.train.experts import GroupedFeedForward
-from freedive.train.fused import (
-    FusedAttention,
-    FusedCrossEntropy,
-    FusedFeedForward,
-    FusedLinears,
-    FusedRmsNorm,
-)
-from freedive.train.optim import EPS_NORM, NEWTON_SCHULZ, TURNS, orthogonal
-from freedive.train.updates import orthogonalise
+from freedive.train.model import kernels
+from freedive.train.model.experts import GroupedFeedForward
+from freedive.train.model.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedLinears, FusedRmsNorm
+from freedive.train.model.optim import EPS_NORM, NEWTON_SCHULZ, TURNS, orthogonal
+from freedive.train.model.updates import orthogonalise
 
 LEVELS = _native.isa_levels()
 PRECISIONS = {kernels.FLOAT32: 2e-5, kernels.BFLOAT16: 2e-2}

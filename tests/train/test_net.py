@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from freedive.model.families import describe_config
-from freedive.train import config, kernels
-from freedive.train.export import export_folder
-from freedive.train.net import Weights, initial, losses, mixtures, stacked, stacked_params, unstacked
-from freedive.train.ops import TrainOps
-from freedive.train.sequences import Sequences
-from freedive.train.words import train_tokenizer
+from freedive.train.data.chat_tokenizer import train_tokenizer
+from freedive.train.data.sequences import Sequences
+from freedive.train.model import kernels
+from freedive.train.model.export import export_folder
+from freedive.train.model.net import Weights, initial, losses, mixtures, stacked, stacked_params, unstacked
+from freedive.train.model.ops import TrainOps
+from freedive.train.run import config
 
 SETTINGS = ["model.hidden_dim=64", "model.num_layers=3", "model.dense_dim=96", "model.vocab_size=512"]
 SHAPE = config.preset("nano", SETTINGS).model

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from freedive.model.params import Param, Role
 from freedive.native import _native
-from freedive.train import config, kernels
-from freedive.train.optim import BETAS, EPS, MOMENTUM, Optimizer, learning_rate, orthogonal
+from freedive.train.model import kernels
+from freedive.train.model.optim import BETAS, EPS, MOMENTUM, Optimizer, learning_rate, orthogonal
+from freedive.train.run import config
 
 LR, DECAY, CLIP = 0.01, 0.1, 0.5
 SHAPES = {"a": (3, 40, 17), "b": (2000, 9), "norm": (7,)}

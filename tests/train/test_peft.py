@@ -19,15 +19,15 @@ from others import (
 )
 from safetensors.torch import load_file
 
-from freedive.train.base import open_base
-from freedive.train.lora import Tuned
-from freedive.train.net import stacked_params
-from freedive.train.peft import misread
+from freedive.train.finetune.base_model import open_base_model
+from freedive.train.finetune.lora import Tuned
+from freedive.train.finetune.peft import misread
+from freedive.train.model.net import stacked_params
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "olmoe"])
 def test_adapters_applied_as_peft_documents_are_the_merged_weights(name: str, folders: Any, tmp_path: Path) -> None:
-    base = open_base(str(folders(name)))
+    base = open_base_model(str(folders(name)))
     settings, adapted = adapted_at_random(base, tmp_path)
     plain = names_of_theirs(base, base.weights())
     tuned_ = Tuned(stacked_params(base.model), base.weights(), adapted, settings.alpha / settings.rank)
@@ -59,7 +59,7 @@ def test_adapters_applied_as_peft_documents_are_the_merged_weights(name: str, fo
 def test_peft_reads_adapters(name: str, folders: Any, tmp_path: Path) -> None:
     import peft
 
-    base = open_base(str(folders(name)))
+    base = open_base_model(str(folders(name)))
     settings, adapted = adapted_at_random(base, tmp_path)
     given = batch()
     tuned_ = Tuned(stacked_params(base.model), base.weights(), adapted, settings.alpha / settings.rank)
@@ -70,7 +70,7 @@ def test_peft_reads_adapters(name: str, folders: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_peft_misreads_is_told(name: str, folders: Any, tmp_path: Path) -> None:
-    base = open_base(str(folders(name)))
+    base = open_base_model(str(folders(name)))
     adapted_at_random(base, tmp_path)
     lost = misread(json.loads((tmp_path / "adapter_config.json").read_text()), base.config["model_type"])
     beside_experts = ("qwen3_moe", "deepseek_v2", "deepseek_v3", "ernie4_5_moe")  # dense layers or shared experts

@@ -15,9 +15,9 @@ import torch
 from conftest import TINY
 
 from freedive.errors import UserError
-from freedive.train import checkpoints
-from freedive.train.checkpoints import Checkpoint, is_whole, load, newest, save
-from freedive.train.stages import perform
+from freedive.train.run import checkpoints
+from freedive.train.run.checkpoints import Checkpoint, is_whole, load, newest, save
+from freedive.train.run.stages import perform
 
 RUN = [sys.executable, "-m", "freedive", "train"]
 

@@ -20,12 +20,13 @@ from freedive.checkpoint.rules import canonical_tensors
 from freedive.engine.batch import Batch
 from freedive.errors import UserError
 from freedive.model.families import describe
-from freedive.train import checkpoints, config, sources, stories
-from freedive.train.config import Data
-from freedive.train.net import unstacked
-from freedive.train.progress import Row
-from freedive.train.shards import Shards, Stream
-from freedive.train.stages import perform
+from freedive.train.data import sources, stories
+from freedive.train.data.shards import Shards, Stream
+from freedive.train.model.net import unstacked
+from freedive.train.run import checkpoints, config
+from freedive.train.run.config import Data
+from freedive.train.run.progress import Row
+from freedive.train.run.stages import perform
 
 
 def rows(run: Path, stage: str) -> list[Row]:
@@ -73,17 +74,19 @@ def test_the_tokenizer_is_the_same_in_every_form(run: Path) -> None:
 
 def test_the_template_says_what_was_trained(run: Path) -> None:
     from freedive.text.tokenizer import Tokenizer
-    from freedive.train.words import Words
+    from freedive.train.data.chat_tokenizer import ChatTokenizer
 
     messages = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi"}]
-    words = Words(Tokenizer.from_folder(run / "model"))
-    tokens, weights = words.chat(messages)
+    chat_tokenizer = ChatTokenizer(Tokenizer.from_folder(run / "model"))
+    tokens, weights = chat_tokenizer.chat(messages)
     with freedive.load(str(run / "model")) as model:
         prompt = model.template.render(messages[:1])
-    opened = words.tokenizer.encode(prompt)
+    opened = chat_tokenizer.tokenizer.encode(prompt)
     assert tokens[: len(opened)] == opened
     assert weights == [0] * len(opened) + [1] * (len(tokens) - len(opened))
-    assert words.chat([{"role": "user", "content": "Hi <|end|>"}])[0].count(words.end) == 1  # a user's are plain text
+    assert (
+        chat_tokenizer.chat([{"role": "user", "content": "Hi <|end|>"}])[0].count(chat_tokenizer.end) == 1
+    )  # a user's are plain text
 
 
 def test_a_stream_goes_on_where_it_stood(run: Path) -> None:
@@ -148,8 +151,8 @@ def test_settings_come_back_from_a_file(tmp_path: Path) -> None:
     run = config.preset("nano", ["data.text=['a', 'b']", "pretrain.lr=1"])
     assert run.data.text == ("a", "b")
     assert run.pretrain.lr == 1.0
-    config.save(run, tmp_path / "config.json")
-    assert config.load(tmp_path / "config.json") == run
+    config.write_run(run, tmp_path / "config.json")
+    assert config.read_run(tmp_path / "config.json") == run
 
 
 def test_a_model_that_predicts_two_tokens_is_read_back_whole(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 // Copy buttons: of a code block, or of a whole answer as the model wrote it.
 
-import { word } from "./words.js";
+import { word } from "./translations.js";
 
 export async function copied(button) {
   await write(button.answer?.text ?? button.closest("figure").querySelector("code").textContent);

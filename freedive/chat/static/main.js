@@ -4,7 +4,7 @@ import { copied } from "./copy.js";
 import { authorized, post, Refused } from "./events.js";
 import { authorization } from "./key.js";
 import { Answer, addTurn } from "./turns.js";
-import { languageName, nextLanguage, setLanguage, word } from "./words.js";
+import { languageName, nextLanguage, setLanguage, word } from "./translations.js";
 
 const NEAR_END = 80; // pixels from the end within which the view follows the answer
 

@@ -1,6 +1,6 @@
 // One question and its answer in the page.
 
-import { label, word } from "./words.js";
+import { label, word } from "./translations.js";
 
 function element(tag, className, parent) {
   const node = document.createElement(tag);

@@ -1,4 +1,4 @@
-"""What a model says, as Anthropic's content blocks: whole, or as the events by which they grow."""
+"""Completions as Anthropic's content blocks: whole, or as streaming events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fields of Anthropic's request bodies, and what they ask for in our terms."""
+"""The fields of Anthropic's request bodies, and the generation requests that they describe."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import NotFound, UserError
 from freedive.server.anthropic.turns import BLOCKS, Message, TextBlock, ToolUseBlock, referenced, text_of, turns
+from freedive.server.content_parts import content_validator, readable
+from freedive.server.generation_request import GenerationRequest
 from freedive.server.model import Model
 from freedive.server.offers import offered
-from freedive.server.parts import parts, readable
-from freedive.server.service import Ask
-from freedive.server.wire import JsonObject, Text, Wire
+from freedive.server.request_body import JsonObject, RequestBody, Text
 from freedive.text.format import Format
 from freedive.text.question import Question
 from freedive.text.tools import Function
@@ -27,7 +27,7 @@ BILLING = re.compile(r"\A(?:x-anthropic-billing-header:.*(?:\n|\Z))+")
 """Claude Code's first lines, which change from request to request, so that no cache would know the rest again."""
 
 
-class Tool(Wire):
+class Tool(RequestBody):
     """What the model can call. Calls come whole, however eagerly their input might be streamed.
 
     One whose loading is deferred is not shown to the model before a result refers to it.
@@ -71,7 +71,7 @@ def _offered(tools: Any) -> Any:
 _clients_tools = offered("custom", remedy="Give tools a name, a description and an input_schema")
 
 
-class ToolChoice(Wire):
+class ToolChoice(RequestBody):
     type: Literal["auto", "any", "tool", "none"]
     name: Text = ""
     disable_parallel_tool_use: bool = False
@@ -84,14 +84,14 @@ class ToolChoice(Wire):
 
     @property
     def choice(self) -> WantedTool:
-        """In our terms."""
+        """The generation request that this body describes."""
         return Function(self.name) if self.type == "tool" else _CHOICES[self.type]
 
 
 _CHOICES: dict[str, WantedTool] = {"auto": "auto", "any": "required", "none": "none"}
 
 
-class Thinking(Wire):
+class Thinking(RequestBody):
     """Permission to think, for at most ``budget_tokens``."""
 
     ignores_unknown = True
@@ -101,14 +101,14 @@ class Thinking(Wire):
     display: Literal["summarized", "omitted"] = "summarized"
 
 
-class OutputFormat(Wire):
+class OutputFormat(RequestBody):
     """The form of an answer."""
 
     type: Literal["json_schema"]
     schema_: JsonObject = Field(alias="schema")
 
 
-class OutputConfig(Wire):
+class OutputConfig(RequestBody):
     ignored = frozenset({"task_budget"})
 
     format: OutputFormat | None = None
@@ -121,7 +121,7 @@ class ThreadNotFound(NotFound):
     code = "thread_not_found"
 
 
-class Conversation(Wire):
+class Conversation(RequestBody):
     """POST /v1/messages/count_tokens, and what it shares with /v1/messages.
 
     Ignored is what labels a request: who pays, in which queue, and what to report of the cache; and advice on how to
@@ -152,7 +152,7 @@ class Conversation(Wire):
     messages: Annotated[list[Message], Field(min_length=1)]
     system: Annotated[
         list[TextBlock],
-        BeforeValidator(parts("text", param="system"), json_schema_input_type=str | list[TextBlock]),
+        BeforeValidator(content_validator("text", param="system"), json_schema_input_type=str | list[TextBlock]),
     ] = []
     tools: Annotated[list[Tool], BeforeValidator(_offered, json_schema_input_type=list[Tool])] = []
     tool_choice: ToolChoice = ToolChoice(type="auto")
@@ -189,9 +189,9 @@ class Conversation(Wire):
         """Whether the client wants to read them."""
         return self.thinking is None or self.thinking.display != "omitted"
 
-    def ask(self) -> Ask:
-        """In our terms."""
-        return Ask(self.model, self.questions, is_guided=self.is_guided)
+    def generation_request(self) -> GenerationRequest:
+        """The generation request that this body describes."""
+        return GenerationRequest(self.model, self.questions, is_guided=self.is_guided)
 
     @property
     def is_guided(self) -> bool:
@@ -231,7 +231,7 @@ class Conversation(Wire):
             yield {"role": "system", "content": text}
 
 
-class Metadata(Wire):
+class Metadata(RequestBody):
     ignores_unknown = True
 
     user_id: Text = ""
@@ -248,7 +248,9 @@ class MessagesRequest(Conversation):
     stream: bool = False
     metadata: Metadata = Metadata()
 
-    def ask(self) -> Ask:
-        """In our terms."""
+    def generation_request(self) -> GenerationRequest:
+        """The generation request that this body describes."""
         sampling = self.given(stop=tuple(self.stop_sequences))
-        return Ask(self.model, self.questions, sampling, user=self.metadata.user_id, is_guided=self.is_guided)
+        return GenerationRequest(
+            self.model, self.questions, sampling, user=self.metadata.user_id, is_guided=self.is_guided
+        )

@@ -11,13 +11,13 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from freedive.server.answers import Answers, Said, Usage
 from freedive.server.anthropic.blocks import BlockStream, content
 from freedive.server.anthropic.fields import Conversation, MessagesRequest
-from freedive.server.problems import anthropic_error
+from freedive.server.api_errors import anthropic_error
+from freedive.server.completion_stream import Completions, Delta, Usage
 from freedive.server.routing import APIRouter
 from freedive.server.service import Service
-from freedive.server.stream import EventStream, event, survived
+from freedive.server.stream import EventStream, event, with_error_event
 from freedive.text.dialects.dialect import Event, Thought
 
 Json = dict[str, Any]
@@ -31,11 +31,11 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/messages", summary="Answer a conversation", response_model=None)
     async def messages(body: MessagesRequest, request: Request) -> Response:
-        return await _respond(request, body, await service.answers(body.ask(), request))
+        return await _respond(request, body, await service.generate(body.generation_request(), request))
 
     @routes.post("/messages/count_tokens", summary="Count the tokens of a conversation")
     async def count_tokens(body: Conversation, request: Request) -> dict[str, int]:
-        _, questions = await service.questions(body.ask(), request)
+        _, questions = await service.questions(body.generation_request(), request)
         return {"input_tokens": sum(len(question.tokens) for question in questions)}
 
     return routes
@@ -52,32 +52,37 @@ class MessageStream(EventStream):
     keep_alive = named({"type": "ping"})
 
 
-async def _respond(request: Request, body: MessagesRequest, answers: Answers) -> Response:
-    head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": answers.model.name}
+async def _respond(request: Request, body: MessagesRequest, completions: Completions) -> Response:
+    head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": completions.model.name}
     if body.stream:
         blocks = BlockStream()
-        events = _events(head, body, answers, blocks)
-        survivors = survived(events, lambda problem: named(anthropic_error(problem)), head["id"])
-        return MessageStream(survivors, lambda: b"".join(map(named, blocks.wait(answers.thinks))))
-    [said] = await answers.whole(request)
-    usage = answers.usage
-    written = {"content": content(_shown(body, said.events))}
-    return JSONResponse(head | written | _ending(body, said, usage) | {"usage": usage_object(usage)})
+        events = _events(head, body, completions, blocks)
+        safe_events = with_error_event(events, lambda error: named(anthropic_error(error)), head["id"])
+        return MessageStream(safe_events, lambda: b"".join(map(named, blocks.wait(completions.thinks))))
+    [delta] = await completions.collect(request)
+    usage = completions.usage
+    written = {"content": content(_shown(body, delta.events))}
+    return JSONResponse(head | written | _ending(body, delta, usage) | {"usage": usage_object(usage)})
 
 
 async def _events(
-    head: Json, body: MessagesRequest, answers: Answers, blocks: BlockStream
+    head: Json, body: MessagesRequest, completions: Completions, blocks: BlockStream
 ) -> AsyncGenerator[bytes, None]:
     """What is known of usage at the start is told again at the end, when it is certain."""
-    nothing: Json = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage_object(answers.usage)}
+    nothing: Json = {
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": usage_object(completions.usage),
+    }
     yield named({"type": "message_start", "message": head | nothing})
-    async with aclosing(answers.said()) as items:
-        async for said in items:
-            for each in _shown(body, said.events):
+    async with aclosing(completions.deltas()) as items:
+        async for delta in items:
+            for each in _shown(body, delta.events):
                 for data in blocks.write(each):
                     yield named(data)
-            if said.finish:
-                usage, ending = answers.usage, _ending(body, said, answers.usage)
+            if delta.finish:
+                usage, ending = completions.usage, _ending(body, delta, completions.usage)
                 for data in blocks.stop():
                     yield named(data)
                 yield named({"type": "message_delta", "delta": ending, "usage": usage_object(usage)})
@@ -91,14 +96,14 @@ def _shown(body: Conversation, events: Sequence[Event]) -> Sequence[Event]:
     return [replace(each, text="") if isinstance(each, Thought) else each for each in events]
 
 
-def _ending(body: MessagesRequest, said: Said, usage: Usage) -> Json:
-    """Why the answer, of which ``said`` is the last, is over."""
-    reason = STOP_REASONS[said.finish or "stop"]
-    if reason == "end_turn" and said.stop_string is not None:
+def _ending(body: MessagesRequest, delta: Delta, usage: Usage) -> Json:
+    """Why the answer, of which ``delta`` is the last, is over."""
+    reason = STOP_REASONS[delta.finish or "stop"]
+    if reason == "end_turn" and delta.stop_string is not None:
         reason = "stop_sequence"
     if reason == "max_tokens" and usage.generated < body.max_tokens:
         reason = "model_context_window_exceeded"
-    return {"stop_reason": reason, "stop_sequence": said.stop_string}
+    return {"stop_reason": reason, "stop_sequence": delta.stop_string}
 
 
 def usage_object(usage: Usage) -> Json:

@@ -1,4 +1,4 @@
-"""GET /anthropic/v1/models, and /v1/models for those who name Anthropic's version."""
+"""GET /anthropic/v1/models, and /v1/models for requests with Anthropic's version header."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _card(slot: Slot) -> Json:
     max_context = slot.model.max_context if slot.model else None
     return {
         "type": "model",
-        "id": slot.known.name,
-        "display_name": slot.known.name,
+        "id": slot.entry.name,
+        "display_name": slot.entry.name,
         "created_at": datetime.fromtimestamp(slot.model.created if slot.model else 0, UTC).isoformat(),
         "lifecycle": "active",
         "max_input_tokens": max_context,

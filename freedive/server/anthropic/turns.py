@@ -1,4 +1,4 @@
-"""Conversations as Anthropic has them, and as chat templates do."""
+"""Anthropic's messages, and their conversion to the messages of chat templates."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
-from freedive.server.parts import parts
-from freedive.server.wire import JsonObject, Text, Wire
+from freedive.server.content_parts import content_validator
+from freedive.server.request_body import JsonObject, RequestBody, Text
 
 Json = dict[str, Any]
 
 
-class TextBlock(Wire):
+class TextBlock(RequestBody):
     """A text. What is found in the cache is used, marked by ``cache_control`` or not."""
 
     ignores_unknown = True
@@ -25,7 +25,7 @@ class TextBlock(Wire):
     text: Text
 
 
-class ThinkingBlock(Wire):
+class ThinkingBlock(RequestBody):
     """Earlier thoughts. Whether the model sees them again is for its template to choose."""
 
     ignores_unknown = True
@@ -34,7 +34,7 @@ class ThinkingBlock(Wire):
     thinking: Text
 
 
-class RedactedThinkingBlock(Wire):
+class RedactedThinkingBlock(RequestBody):
     """Earlier thoughts that only the server which wrote them can read."""
 
     ignores_unknown = True
@@ -42,7 +42,7 @@ class RedactedThinkingBlock(Wire):
     type: Literal["redacted_thinking"]
 
 
-class ToolUseBlock(Wire):
+class ToolUseBlock(RequestBody):
     """A call that the model made before."""
 
     ignores_unknown = True
@@ -53,7 +53,7 @@ class ToolUseBlock(Wire):
     input: JsonObject = {}
 
 
-class ToolReferenceBlock(Wire):
+class ToolReferenceBlock(RequestBody):
     """A tool that a search found: from here on the model knows it."""
 
     ignores_unknown = True
@@ -65,7 +65,7 @@ class ToolReferenceBlock(Wire):
 ResultPart = Annotated[TextBlock | ToolReferenceBlock, Field(discriminator="type")]
 
 
-class ToolResultBlock(Wire):
+class ToolResultBlock(RequestBody):
     """What a call came to."""
 
     ignores_unknown = True
@@ -74,7 +74,7 @@ class ToolResultBlock(Wire):
     tool_use_id: Text
     content: Annotated[
         list[ResultPart],
-        BeforeValidator(parts("text", "tool_reference"), json_schema_input_type=str | list[ResultPart]),
+        BeforeValidator(content_validator("text", "tool_reference"), json_schema_input_type=str | list[ResultPart]),
     ] = []
     is_error: bool = False
 
@@ -90,7 +90,7 @@ BLOCKS = {
 """By role. Blocks of other types are refused."""
 
 
-class Message(Wire):
+class Message(RequestBody):
     """One turn of a conversation, or a part of it: neighbours of the same role are one turn."""
 
     ignores_unknown = True
@@ -98,7 +98,9 @@ class Message(Wire):
     role: Literal["user", "assistant", "system"]
     content: Annotated[
         list[Block],
-        BeforeValidator(parts(*BLOCKS["user"], *BLOCKS["assistant"]), json_schema_input_type=str | list[Block]),
+        BeforeValidator(
+            content_validator(*BLOCKS["user"], *BLOCKS["assistant"]), json_schema_input_type=str | list[Block]
+        ),
         Field(min_length=1),
     ]
 

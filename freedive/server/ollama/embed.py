@@ -26,13 +26,13 @@ def router(service: Service) -> APIRouter:
         started = time.perf_counter()
         if not body.input:
             return JSONResponse({"model": body.model, "embeddings": []})
-        answers = await service.answers(body.ask(), request)
-        vectors = await answers.embeddings(request)
+        completions = await service.generate(body.generation_request(), request)
+        vectors = await completions.embeddings(request)
         fields = {
             "model": body.model,
             "total_duration": nanoseconds(time.perf_counter() - started),
-            "load_duration": nanoseconds(answers.timings.submitted_at - started),
-            "prompt_eval_count": answers.usage.prompt,
+            "load_duration": nanoseconds(completions.timings.submitted_at - started),
+            "prompt_eval_count": completions.usage.prompt,
         }
         return await long_json(fields, "embeddings", vectors)
 
@@ -40,8 +40,8 @@ def router(service: Service) -> APIRouter:
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Json:
         if not body.prompt:
             return {"embedding": []}
-        answers = await service.answers(body.ask(), request)
-        [vector] = await answers.embeddings(request)
+        completions = await service.generate(body.generation_request(), request)
+        [vector] = await completions.embeddings(request)
         return {"embedding": vector}
 
     return routes

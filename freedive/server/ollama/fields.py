@@ -1,4 +1,4 @@
-"""The fields of Ollama's request bodies, and what they ask for in our terms."""
+"""The fields of Ollama's request bodies, and the generation requests that they describe."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
 from freedive.server.call_ids import matched
+from freedive.server.content_parts import is_under_way, placeholder
+from freedive.server.generation_request import GenerationRequest, embedding_request
 from freedive.server.model import Model
 from freedive.server.ollama.options import Options
 from freedive.server.ollama.times import KeepAlive
 from freedive.server.openai.message_fields import Tools
-from freedive.server.parts import is_under_way, placeholder
-from freedive.server.service import Ask, to_embed
-from freedive.server.wire import JsonObject, Text, Wire, listed
+from freedive.server.request_body import JsonObject, RequestBody, Text, listed
 from freedive.text.format import Format
 from freedive.text.question import Question
 
 Json = dict[str, Any]
 
 
-class FunctionCall(Wire):
+class FunctionCall(RequestBody):
     ignores_unknown = True
 
     name: Text
     arguments: JsonObject = {}
 
 
-class ToolCall(Wire):
+class ToolCall(RequestBody):
     """A call that the model made before."""
 
     ignores_unknown = True
@@ -42,7 +42,7 @@ class ToolCall(Wire):
         return {"id": self.id, "type": "function", "function": self.function.model_dump()}
 
 
-class Message(Wire):
+class Message(RequestBody):
     """One turn of a conversation. ``tool_name`` and ``tool_call_id`` say which call a result is of."""
 
     ignores_unknown = True
@@ -65,13 +65,13 @@ class Message(Wire):
     def for_template(self) -> Json:
         """The message as chat templates know it."""
         calls = [call.for_template() for call in self.tool_calls]
-        said = {
+        optional = {
             "name": self.tool_name,
             "reasoning_content": self.thinking or None,
             "tool_calls": calls or None,
             "tool_call_id": self.tool_call_id if self.role == "tool" else None,
         }
-        given = {name: value for name, value in said.items() if value is not None}
+        given = {name: value for name, value in optional.items() if value is not None}
         return {"role": self.role, "content": self.content, **given}
 
 
@@ -82,7 +82,7 @@ def _without_images(message: Any) -> Any:
     return message | {"images": [], "content": "\n".join(filter(None, texts))} if images else message
 
 
-class AnswerRequest(Wire):
+class AnswerRequest(RequestBody):
     """What chat and generate share."""
 
     ignored = frozenset({"shift", "truncate"})
@@ -111,10 +111,10 @@ class AnswerRequest(Wire):
         """The one question that the request is. Raises what ``Model.question`` raises."""
         raise NotImplementedError
 
-    def ask(self) -> Ask:
-        """In our terms."""
+    def generation_request(self) -> GenerationRequest:
+        """The generation request that this body describes."""
         sampling = self.options.sampling() | ({"logprobs": self.top_logprobs} if self.logprobs else {})
-        return Ask(
+        return GenerationRequest(
             self.model,
             self.questions,
             sampling,
@@ -204,7 +204,7 @@ def _texts(value: Any) -> Any:
     return listed(value) if value else []
 
 
-class EmbedRequest(Wire):
+class EmbedRequest(RequestBody):
     """POST /api/embed. Nothing has no vector; an empty text among others has that of a space."""
 
     ignored = frozenset({"truncate"})
@@ -215,13 +215,13 @@ class EmbedRequest(Wire):
     options: Options = Options()
     keep_alive: KeepAlive | None = None
 
-    def ask(self) -> Ask:
-        """In our terms."""
+    def generation_request(self) -> GenerationRequest:
+        """The generation request that this body describes."""
         texts = [text or " " for text in self.input]
-        return to_embed(self.model, texts, keep_alive_s=self.keep_alive, max_context=self.options.num_ctx)
+        return embedding_request(self.model, texts, keep_alive_s=self.keep_alive, max_context=self.options.num_ctx)
 
 
-class EmbeddingsRequest(Wire):
+class EmbeddingsRequest(RequestBody):
     """POST /api/embeddings, the older form."""
 
     model: Text
@@ -229,12 +229,14 @@ class EmbeddingsRequest(Wire):
     options: Options = Options()
     keep_alive: KeepAlive | None = None
 
-    def ask(self) -> Ask:
-        """In our terms."""
-        return to_embed(self.model, [self.prompt], keep_alive_s=self.keep_alive, max_context=self.options.num_ctx)
+    def generation_request(self) -> GenerationRequest:
+        """The generation request that this body describes."""
+        return embedding_request(
+            self.model, [self.prompt], keep_alive_s=self.keep_alive, max_context=self.options.num_ctx
+        )
 
 
-class ModelRequest(Wire):
+class ModelRequest(RequestBody):
     """What names a model; older clients do it by ``name``."""
 
     model: Text = ""

@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 
 import freedive
 from freedive.errors import UserError
-from freedive.server.about import About
+from freedive.server.model_info import ModelInfo
 from freedive.server.models import Models, Slot
 from freedive.server.ollama.fields import ShowRequest
 from freedive.server.ollama.times import moment
@@ -65,8 +65,8 @@ def _refusal(method: str, path: str, remedy: str) -> Any:
 
 
 def _tag(slot: Slot) -> Json:
-    modified = {"modified_at": moment(slot.known.modified_at), "size": slot.known.num_bytes}
-    return _names(slot) | modified | {"details": _details(slot.known.about())}
+    modified = {"modified_at": moment(slot.entry.modified_at), "size": slot.entry.num_bytes}
+    return _names(slot) | modified | {"details": _details(slot.entry.info())}
 
 
 def _running(slot: Slot) -> Json:
@@ -75,49 +75,49 @@ def _running(slot: Slot) -> Json:
     return _names(slot) | {
         "size": slot.model.num_bytes,
         "size_vram": 0,
-        "details": _details(slot.known.about()),
+        "details": _details(slot.entry.info()),
         "expires_at": moment(time.time() + slot.keep_alive_s - idle_s),
         "context_length": slot.model.max_context,
     }
 
 
 def _shown(slot: Slot) -> Json:
-    about = slot.known.about()
+    info = slot.entry.info()
     return {
-        "modified_at": moment(slot.known.modified_at),
-        "template": about.template,
-        "parameters": "\n".join(f"{name:<30} {value}" for name, value in about.sampling.items()),
-        "details": _details(about),
-        "model_info": _model_info(about),
-        "capabilities": list(about.capabilities),
+        "modified_at": moment(slot.entry.modified_at),
+        "template": info.template,
+        "parameters": "\n".join(f"{name:<30} {value}" for name, value in info.sampling.items()),
+        "details": _details(info),
+        "model_info": _model_info(info),
+        "capabilities": list(info.capabilities),
     }
 
 
 def _names(slot: Slot) -> Json:
     """The digest is of the name: the files of a model may have none."""
-    name = slot.known.name
+    name = slot.entry.name
     return {"name": name, "model": name, "digest": hashlib.sha256(name.encode()).hexdigest()}
 
 
-def _details(about: About) -> Json:
+def _details(info: ModelInfo) -> Json:
     return {
         "parent_model": "",
         "format": "",
-        "family": about.family,
-        "families": [about.family] if about.family else [],
-        "parameter_size": _count(about.num_params) if about.num_params else "",
-        "quantization_level": about.format,
+        "family": info.family,
+        "families": [info.family] if info.family else [],
+        "parameter_size": _count(info.num_params) if info.num_params else "",
+        "quantization_level": info.format,
     }
 
 
-def _model_info(about: About) -> Json:
-    if not about.family:
+def _model_info(info: ModelInfo) -> Json:
+    if not info.family:
         return {}
     return {
-        "general.architecture": about.family,
-        "general.parameter_count": about.num_params,
-        f"{about.family}.context_length": about.max_context,
-        f"{about.family}.embedding_length": about.hidden_dim,
+        "general.architecture": info.family,
+        "general.parameter_count": info.num_params,
+        f"{info.family}.context_length": info.max_context,
+        f"{info.family}.embedding_length": info.hidden_dim,
     }
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from freedive.engine.request import Sampling
-from freedive.server.ollama.words import in_their_words
-from freedive.server.wire import Text, Wire, listed
+from freedive.server.ollama.field_names import with_ollama_names
+from freedive.server.request_body import RequestBody, Text, listed
 
 RUNNING = frozenset(
     {
@@ -38,7 +38,7 @@ UNUSED = frozenset({"mirostat", "penalize_newline", "repeat_last_n", "tfs_z", "t
 """Sliders that interfaces send, and that Ollama itself no longer uses with most models."""
 
 
-class Options(Wire):
+class Options(RequestBody):
     """``num_predict`` below 1 goes on to the end of the context; a ``seed`` of -1 draws one."""
 
     ignored = RUNNING | WITHOUT_OBJECT | UNUSED
@@ -59,7 +59,7 @@ class Options(Wire):
 
     @model_validator(mode="after")
     def _can_be_honoured(self) -> Options:
-        with in_their_words():
+        with with_ollama_names():
             Sampling(**self.sampling())
         return self
 

@@ -13,11 +13,11 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from freedive.errors import UserError
-from freedive.server.models import Known, Models
+from freedive.server.api_errors import ollama_error
+from freedive.server.models import ModelEntry, Models
 from freedive.server.ollama.fields import PullRequest
-from freedive.server.problems import ollama_error
 from freedive.server.routing import APIRouter
-from freedive.server.stream import JsonLines, line, survived, unless_disconnected
+from freedive.server.stream import JsonLines, line, unless_disconnected, with_error_event
 
 TICK_S = 0.5
 """Time between two lines of progress."""
@@ -47,11 +47,11 @@ class Progress:
             raise ClientLeft
 
 
-Fetch = Callable[[str, Progress], Known]
+Fetch = Callable[[str, Progress], ModelEntry]
 """Fetches a model by its name or address, and tells how far it is. Runs in a thread; raises UserError."""
 
 
-def no_fetch(name: str, progress: Progress) -> Known:
+def no_fetch(name: str, progress: Progress) -> ModelEntry:
     """For servers of models that are given."""
     raise UserError("this server fetches no models", f"Fetch it with: freedive pull {name}", param="model")
 
@@ -83,7 +83,7 @@ class Pulls:
         finally:
             progress.wanted = False
 
-    def _ended(self, fetching: asyncio.Future[Known]) -> None:
+    def _ended(self, fetching: asyncio.Future[ModelEntry]) -> None:
         self._turn.release()
         if not (fetching.cancelled() or fetching.exception()):
             self._models.add(fetching.result())
@@ -97,19 +97,19 @@ def router(models: Models, fetch: Fetch) -> APIRouter:
     async def pull(body: PullRequest, request: Request) -> Response:
         name = body.model.removesuffix(":latest")
         if name not in models:
-            request.state.visit.key.require("pull")
+            request.state.record.key.require("pull")
         if body.stream:
             lines = _lines(pulls, name)
-            return JsonLines(survived(lines, lambda problem: line(ollama_error(problem)), request.state.request_id))
+            return JsonLines(with_error_event(lines, lambda error: line(ollama_error(error)), request.state.request_id))
         await unless_disconnected(request, pulls.pull(name, Progress()))
         return JSONResponse(SUCCESS)
 
     return routes
 
 
-def _in_background(work: Callable[[], Known]) -> asyncio.Future[Known]:
+def _in_background(work: Callable[[], ModelEntry]) -> asyncio.Future[ModelEntry]:
     """The result of ``work``, which keeps no process from ending."""
-    future: Future[Known] = Future()
+    future: Future[ModelEntry] = Future()
     future.set_running_or_notify_cancel()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""How chat and generate answer: whole, or line by line."""
+"""Responses of Ollama's chat and generate: whole, or as a stream of JSON lines."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from freedive.server.answers import Answers, Said
+from freedive.server.api_errors import ollama_error
+from freedive.server.completion_stream import Completions, Delta
 from freedive.server.keys import Key
 from freedive.server.logprobs import logprob_object, num_bytes
+from freedive.server.ollama.field_names import with_ollama_names
 from freedive.server.ollama.fields import AnswerRequest
 from freedive.server.ollama.times import moment, nanoseconds
-from freedive.server.ollama.words import in_their_words
-from freedive.server.problems import ollama_error
 from freedive.server.routing import encode, off_loop
 from freedive.server.service import Service
-from freedive.server.stream import JsonLines, line, survived
+from freedive.server.stream import JsonLines, line, with_error_event
 from freedive.text.dialects.parser import Answer, joined
 
 Json = dict[str, Any]
@@ -34,24 +34,24 @@ async def respond(service: Service, request: Request, body: AnswerRequest, write
     started = time.perf_counter()
     if not body.asks:
         return await _changed(service, request, body, write)
-    with in_their_words():
-        answers = await service.answers(body.ask(), request)
+    with with_ollama_names():
+        completions = await service.generate(body.generation_request(), request)
     if body.stream:
-        lines = _lines(body, answers, write, started)
-        survivors = survived(lines, lambda problem: line(ollama_error(problem)), request.state.request_id)
+        lines = _lines(body, completions, write, started)
+        survivors = with_error_event(lines, lambda error: line(ollama_error(error)), request.state.request_id)
         return JsonLines(survivors, lambda: line(_head(body) | write(NOTHING) | {"done": False}))
-    [said] = await answers.whole(request)
+    [delta] = await completions.collect(request)
 
     def written() -> bytes:
-        whole = _head(body) | write(joined(said.events)) | _logprobs(answers, said)
-        return encode(whole | _end(answers, said.finish, started))
+        whole = _head(body) | write(joined(delta.events)) | _logprobs(completions, delta)
+        return encode(whole | _end(completions, delta.finish, started))
 
-    return Response(await off_loop(num_bytes(said.logprobs), written), media_type="application/json")
+    return Response(await off_loop(num_bytes(delta.logprobs), written), media_type="application/json")
 
 
 async def _changed(service: Service, request: Request, body: AnswerRequest, write: Write) -> Response:
     """The model loaded or unloaded, which is all that a request without a prompt asks for."""
-    key: Key = request.state.visit.key
+    key: Key = request.state.record.key
     unload = body.keep_alive == 0
     if unload:
         key.require("manage")
@@ -62,29 +62,31 @@ async def _changed(service: Service, request: Request, body: AnswerRequest, writ
     return JSONResponse(_head(body) | write(NOTHING) | {"done": True, "done_reason": "unload" if unload else "load"})
 
 
-async def _lines(body: AnswerRequest, answers: Answers, write: Write, started: float) -> AsyncGenerator[bytes, None]:
+async def _lines(
+    body: AnswerRequest, completions: Completions, write: Write, started: float
+) -> AsyncGenerator[bytes, None]:
     finish = None
-    async with aclosing(answers.said()) as items:
-        async for said in items:
-            finish = said.finish
-            if said.events or said.logprobs:
-                part = write(joined(said.events)) | _logprobs(answers, said)
+    async with aclosing(completions.deltas()) as items:
+        async for delta in items:
+            finish = delta.finish
+            if delta.events or delta.logprobs:
+                part = write(joined(delta.events)) | _logprobs(completions, delta)
                 yield line(_head(body) | part | {"done": False})
-    yield line(_head(body) | write(NOTHING) | _end(answers, finish, started))
+    yield line(_head(body) | write(NOTHING) | _end(completions, finish, started))
 
 
 def _head(body: AnswerRequest) -> Json:
     return {"model": body.model, "created_at": moment(time.time())}
 
 
-def _logprobs(answers: Answers, said: Said) -> Json:
-    tokenizer = answers.model.tokenizer
-    return {"logprobs": [logprob_object(entry, tokenizer) for entry in said.logprobs]} if said.logprobs else {}
+def _logprobs(completions: Completions, delta: Delta) -> Json:
+    tokenizer = completions.model.tokenizer
+    return {"logprobs": [logprob_object(entry, tokenizer) for entry in delta.logprobs]} if delta.logprobs else {}
 
 
-def _end(answers: Answers, finish: str | None, started: float) -> Json:
+def _end(completions: Completions, finish: str | None, started: float) -> Json:
     """Loading is all that came before the question was the engine's; a call of tools is an end like others."""
-    timings, usage = answers.timings, answers.usage
+    timings, usage = completions.timings, completions.usage
     return {
         "done": True,
         "done_reason": "stop" if finish == "tool_calls" else finish,

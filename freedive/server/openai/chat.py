@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 from fastapi import Request
 from fastapi.responses import Response
 
-from freedive.server.answers import Said
+from freedive.server.api_errors import prompt_named
+from freedive.server.completion_stream import Delta
 from freedive.server.logprobs import logprob_object
 from freedive.server.model import Tokenizer
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.openai.respond import ending, respond
-from freedive.server.problems import prompt_named
 from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.text.dialects.dialect import Call
@@ -29,9 +29,9 @@ def router(service: Service) -> APIRouter:
     @routes.post("/chat/completions", summary="Answer a conversation", response_model=None)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         with prompt_named("messages"):
-            answers = await service.answers(body.ask(), request)
-        choices = [ChatChoice(index, answers.model.tokenizer) for index in range(len(answers))]
-        return await respond(request, body, answers, choices)
+            completions = await service.generate(body.generation_request(), request)
+        choices = [ChatChoice(index, completions.model.tokenizer) for index in range(len(completions))]
+        return await respond(request, body, completions, choices)
 
     return routes
 
@@ -50,34 +50,34 @@ class ChatChoice:
         self.started = False
         self.num_calls = 0
 
-    def whole(self, said: Said) -> Json:
-        answer = joined(said.events)
+    def whole(self, delta: Delta) -> Json:
+        answer = joined(delta.events)
         message: Json = {"role": "assistant", "content": answer.content, "refusal": None}
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
         if answer.calls:
             message |= {"content": answer.content or None, "tool_calls": [tool_call(call) for call in answer.calls]}
-        return self._choice(said, message=message)
+        return self._choice(delta, message=message)
 
-    def chunk(self, said: Said) -> Json | None:
-        answer = joined(said.events)
-        delta: Json = {} if self.started else {"role": "assistant", "content": ""}
-        delta |= {"reasoning_content": answer.reasoning} if answer.reasoning else {}
-        delta |= {"content": answer.content} if answer.content else {}
-        delta |= {"tool_calls": [self._numbered(call) for call in answer.calls]} if answer.calls else {}
-        if not (delta or said.logprobs or said.finish):
+    def chunk(self, delta: Delta) -> Json | None:
+        answer = joined(delta.events)
+        fields: Json = {} if self.started else {"role": "assistant", "content": ""}
+        fields |= {"reasoning_content": answer.reasoning} if answer.reasoning else {}
+        fields |= {"content": answer.content} if answer.content else {}
+        fields |= {"tool_calls": [self._numbered(call) for call in answer.calls]} if answer.calls else {}
+        if not (fields or delta.logprobs or delta.finish):
             return None
         self.started = True
-        return self._choice(said, delta=delta)
+        return self._choice(delta, delta=fields)
 
     def _numbered(self, call: Call) -> Json:
         self.num_calls += 1
         return {"index": self.num_calls - 1} | tool_call(call)
 
-    def _choice(self, said: Said, **text: Json) -> Json:
-        content = [logprob_object(entry, self.tokenizer) for entry in said.logprobs]
+    def _choice(self, delta: Delta, /, **text: Json) -> Json:
+        content = [logprob_object(entry, self.tokenizer) for entry in delta.logprobs]
         logprobs = {"content": content, "refusal": None} if content else None
-        return {"index": self.index, **text, "logprobs": logprobs} | ending(said)
+        return {"index": self.index, **text, "logprobs": logprobs} | ending(delta)
 
 
 def tool_call(call: Call) -> Json:

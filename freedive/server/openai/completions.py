@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from fastapi import Request
 from fastapi.responses import Response
 
-from freedive.server.answers import Said
+from freedive.server.completion_stream import Delta
 from freedive.server.logprobs import CompletionLogprobs
 from freedive.server.model import Tokenizer
 from freedive.server.openai.fields import CompletionRequest
@@ -26,11 +26,11 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/completions", summary="Continue a text, or fill the gap before a suffix", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        answers = await service.answers(body.ask(), request)
-        tokenizer = answers.model.tokenizer
+        completions = await service.generate(body.generation_request(), request)
+        tokenizer = completions.model.tokenizer
         prompts = [prompt for prompt in body.prompt for _ in range(body.n)]
         choices = [TextChoice(index, tokenizer, prompt if body.echo else None) for index, prompt in enumerate(prompts)]
-        return await respond(request, body, answers, choices)
+        return await respond(request, body, completions, choices)
 
     return routes
 
@@ -48,16 +48,16 @@ class TextChoice:
         self.prompt = prompt
         self.logprobs = CompletionLogprobs(tokenizer)
 
-    def whole(self, said: Said) -> Json:
+    def whole(self, delta: Delta) -> Json:
         prompt, self.prompt = self.prompt or "", None
         echo = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt, skip_special=False)
-        if said.prompt_logprobs:  # what the tokenizer puts before a text is not shown
-            tokens = [entry.token_id for entry in said.prompt_logprobs]
+        if delta.prompt_logprobs:  # what the tokenizer puts before a text is not shown
+            tokens = [entry.token_id for entry in delta.prompt_logprobs]
             self.logprobs.skip(len(self.tokenizer.decode(tokens, skip_special=False)) - len(echo))
-        entries = [*said.prompt_logprobs, *said.logprobs]
+        entries = [*delta.prompt_logprobs, *delta.logprobs]
         logprobs = self.logprobs.part(entries) if entries else None
-        text = echo + joined(said.events).content
-        return {"index": self.index, "text": text, "logprobs": logprobs} | ending(said)
+        text = echo + joined(delta.events).content
+        return {"index": self.index, "text": text, "logprobs": logprobs} | ending(delta)
 
-    def chunk(self, said: Said) -> Json | None:
-        return self.whole(said) if said.events or said.logprobs or said.finish else None
+    def chunk(self, delta: Delta) -> Json | None:
+        return self.whole(delta) if delta.events or delta.logprobs or delta.finish else None

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: what the loaded model makes of a text, as one vector of length 1."""
+"""POST /v1/embeddings: one normalized vector for each text."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from fastapi import Request, Response
 from pydantic import BeforeValidator, Field
 
 from freedive.engine.pooling import Pooling
+from freedive.server.api_errors import prompt_named
+from freedive.server.generation_request import GenerationRequest, embedding_request
 from freedive.server.long_json import long_json
-from freedive.server.openai.fields import Prompt, listed_prompts
+from freedive.server.openai.fields import PromptInput, listed_prompts
 from freedive.server.openai.foreign_fields import LABELS
-from freedive.server.problems import prompt_named
+from freedive.server.request_body import RequestBody, Text
 from freedive.server.routing import APIRouter
-from freedive.server.service import Ask, Service, to_embed
-from freedive.server.wire import Text, Wire
+from freedive.server.service import Service
 
 Vector = list[float]
 
 
-class EmbeddingRequest(Wire):
+class EmbeddingRequest(RequestBody):
     """POST /v1/embeddings. ``pooling`` is ours: the mean over all tokens, or the last token's state."""
 
     ignored = LABELS | {"input_type"}
@@ -29,8 +30,8 @@ class EmbeddingRequest(Wire):
 
     model: Text
     input: Annotated[
-        list[Prompt],
-        BeforeValidator(listed_prompts, json_schema_input_type=Prompt | list[Prompt]),
+        list[PromptInput],
+        BeforeValidator(listed_prompts, json_schema_input_type=PromptInput | list[PromptInput]),
         Field(min_length=1, max_length=2048),
     ]
     encoding_format: Literal["float", "base64"] = "float"
@@ -38,9 +39,11 @@ class EmbeddingRequest(Wire):
     user: Text = ""
     user_id: Text = ""
 
-    def ask(self) -> Ask:
-        """In our terms."""
-        return to_embed(self.model, self.input, self.pooling, user=self.user_id or self.user, salt=self.user_id)
+    def generation_request(self) -> GenerationRequest:
+        """The generation request that this body describes."""
+        return embedding_request(
+            self.model, self.input, self.pooling, user=self.user_id or self.user, salt=self.user_id
+        )
 
 
 def router(service: Service) -> APIRouter:
@@ -50,12 +53,12 @@ def router(service: Service) -> APIRouter:
     @routes.post("/embeddings", summary="Texts as vectors")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         with prompt_named("input"):
-            answers = await service.answers(body.ask(), request)
-        vectors = await answers.embeddings(request)
+            completions = await service.generate(body.generation_request(), request)
+        vectors = await completions.embeddings(request)
         write = _floats if body.encoding_format == "float" else _base64
         data = ({"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors))
-        usage = {"prompt_tokens": answers.usage.prompt, "total_tokens": answers.usage.prompt}
-        return await long_json({"object": "list", "model": answers.model.name, "usage": usage}, "data", data)
+        usage = {"prompt_tokens": completions.usage.prompt, "total_tokens": completions.usage.prompt}
+        return await long_json({"object": "list", "model": completions.model.name, "usage": usage}, "data", data)
 
     return routes
 

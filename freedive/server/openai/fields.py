@@ -1,4 +1,4 @@
-"""The fields of OpenAI's request bodies, with DeepSeek's, and what they ask for in our terms."""
+"""The fields of OpenAI's request bodies, with DeepSeek's, and the generation requests that they describe."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
 from freedive.server.call_ids import matched
+from freedive.server.content_parts import readable
+from freedive.server.generation_request import GenerationRequest
 from freedive.server.model import Model
 from freedive.server.openai.foreign_fields import LABELS, NEUTRAL, TUNING_NOTHING
 from freedive.server.openai.format_fields import Guided, NamedTool, ResponseFormat, parsed_schema
 from freedive.server.openai.message_fields import Message, Tools
-from freedive.server.parts import readable
-from freedive.server.service import Ask
-from freedive.server.wire import JsonObject, Text, Wire, ignore, listed
+from freedive.server.request_body import JsonObject, RequestBody, Text, ignore, listed
 from freedive.text.format import Format
 from freedive.text.question import Question
 from freedive.text.thinking import EFFORTS
 from freedive.text.tools import Function
 
 
-class StreamOptions(Wire):
+class StreamOptions(RequestBody):
     ignored = frozenset({"include_obfuscation"})
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class GenerationRequest(Wire):
+class BaseCompletionRequest(RequestBody):
     """What chat and plain completions share.
 
     top_k, min_p, repetition_penalty, repetition_detection, ignore_eos and timings are ours.
@@ -69,13 +69,13 @@ class GenerationRequest(Wire):
     guided_grammar: Text | None = None
 
     @model_validator(mode="after")
-    def _options_need_a_stream(self) -> GenerationRequest:
+    def _options_need_a_stream(self) -> BaseCompletionRequest:
         if self.stream_options and not self.stream:
             ignore("stream_options")
         return self
 
     @model_validator(mode="after")
-    def _has_one_form(self) -> GenerationRequest:
+    def _has_one_form(self) -> BaseCompletionRequest:
         forms = [name for name in ("response_format", "structured_outputs", *GUIDED) if getattr(self, name) is not None]
         if len(forms) > 1:
             raise UserError(f"'{forms[0]}' and '{forms[1]}' both ask for a form", "Send one of them", param=forms[1])
@@ -94,14 +94,14 @@ GUIDED = {f"guided_{kind}": kind for kind in ("json", "regex", "choice", "gramma
 """vLLM's older fields for a form, and their names in ``structured_outputs``."""
 
 
-class Thinking(Wire):
+class Thinking(RequestBody):
     """DeepSeek's switch, with Anthropic's budget."""
 
     type: Literal["enabled", "disabled", "auto"]
     budget_tokens: int | None = Field(None, ge=0)
 
 
-class Reasoning(Wire):
+class Reasoning(RequestBody):
     """OpenRouter's: whether and how hard to think."""
 
     ignored = frozenset({"exclude", "max_tokens", "summary"})
@@ -117,7 +117,7 @@ RESERVED = frozenset(inspect.signature(Model.question).parameters) - {"thinking"
 """Names that are no variables of a chat template's own: what they say has fields of the request."""
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(BaseCompletionRequest):
     """POST /v1/chat/completions."""
 
     unsupported: ClassVar = NEUTRAL | {
@@ -179,10 +179,12 @@ class ChatRequest(GenerationRequest):
         """Whether the answer is the rest of the last message."""
         return self.messages[-1].prefix or self.continue_final_message
 
-    def ask(self) -> Ask:
-        """In our terms."""
+    def generation_request(self) -> GenerationRequest:
+        """The generation request that this body describes."""
         user, is_guided = self.user_id or self.user, bool(self.format or self.tools)
-        return Ask(self.model, self.questions, self.sampling(), self.n, user, self.user_id, is_guided=is_guided)
+        return GenerationRequest(
+            self.model, self.questions, self.sampling(), self.n, user, self.user_id, is_guided=is_guided
+        )
 
     def questions(self, model: Model) -> Sequence[Question]:
         """The one question that the conversation is. Raises what ``Model.question`` raises."""
@@ -229,7 +231,7 @@ class ChatRequest(GenerationRequest):
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for plain completions."""
 
-Prompt = Text | list[int]
+PromptInput = Text | list[int]
 """Text, or token ids."""
 
 
@@ -239,14 +241,14 @@ def listed_prompts(value: Any) -> Any:
     return [value] if is_ids else listed(value)
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(BaseCompletionRequest):
     """POST /v1/completions. With a ``suffix`` the answer is what stands between the prompt and that."""
 
-    synonyms = GenerationRequest.synonyms | {"json_schema": "guided_json"}
+    synonyms = BaseCompletionRequest.synonyms | {"json_schema": "guided_json"}
 
     prompt: Annotated[
-        list[Prompt],
-        BeforeValidator(listed_prompts, json_schema_input_type=Prompt | list[Prompt]),
+        list[PromptInput],
+        BeforeValidator(listed_prompts, json_schema_input_type=PromptInput | list[PromptInput]),
         Field(min_length=1, max_length=1024),
     ]
     suffix: Text = ""
@@ -259,13 +261,13 @@ class CompletionRequest(GenerationRequest):
             raise UserError("'suffix' needs a prompt of text", "Send text", param="suffix")
         return self
 
-    def ask(self) -> Ask:
-        """In our terms."""
+    def generation_request(self) -> GenerationRequest:
+        """The generation request that this body describes."""
         limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         scores = {"prompt_logprobs": self.logprobs} if self.echo else {}
         sampling = self.given(max_tokens=limit, logprobs=self.logprobs, stop=tuple(self.stop), **scores)
         user, is_guided = self.user_id or self.user, self.format is not None
-        return Ask(self.model, self.questions, sampling, self.n, user, self.user_id, is_guided=is_guided)
+        return GenerationRequest(self.model, self.questions, sampling, self.n, user, self.user_id, is_guided=is_guided)
 
     def questions(self, model: Model) -> Sequence[Question]:
         """One for each prompt."""

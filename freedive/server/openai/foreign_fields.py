@@ -1,4 +1,4 @@
-"""Fields of other servers with OpenAI's API, which clients send out of habit, and what becomes of them here."""
+"""Request fields of other servers with OpenAI's API, and how this server treats them."""
 
 from __future__ import annotations
 

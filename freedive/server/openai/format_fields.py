@@ -1,4 +1,4 @@
-"""The form that an answer is to have, and the function that it is to call, as OpenAI's clients say it."""
+"""The request fields for structured output and for the choice of a tool, in OpenAI's API."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
 from freedive.server.body import check_json
-from freedive.server.wire import JsonObject, Text, Wire
+from freedive.server.request_body import JsonObject, RequestBody, Text
 from freedive.text.format import Format, Kind
 
 
-class FunctionName(Wire):
+class FunctionName(RequestBody):
     name: Text
 
 
-class NamedTool(Wire):
+class NamedTool(RequestBody):
     """The function that must be called."""
 
     type: Literal["function"]
     function: FunctionName
 
 
-class JsonSchema(Wire):
+class JsonSchema(RequestBody):
     ignored = frozenset({"name", "description", "strict"})
 
     schema_: JsonObject = Field(alias="schema")
 
 
-class ResponseFormat(Wire):
+class ResponseFormat(RequestBody):
     """The form of an answer; regex, choice and grammar are ours. A schema is always kept to, ``strict`` or not."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "choice", "grammar"]
@@ -69,7 +69,7 @@ def parsed_schema(value: Any) -> Any:
         raise ValueError(f"not JSON: {error}") from None
 
 
-class Guided(Wire):
+class Guided(RequestBody):
     """The form of an answer as vLLM's clients say it: exactly one field is set."""
 
     ignored = frozenset({"disable_any_whitespace", "disable_fallback", "whitespace_pattern"})

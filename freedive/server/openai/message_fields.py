@@ -1,4 +1,4 @@
-"""What a conversation of OpenAI's is made of: messages, and tools that can be called."""
+"""The fields of messages and tools in OpenAI's chat API."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
 from freedive.server.call_ids import object_text
+from freedive.server.content_parts import content_validator
 from freedive.server.offers import offered
-from freedive.server.parts import parts
-from freedive.server.wire import JsonObject, Text, Wire
+from freedive.server.request_body import JsonObject, RequestBody, Text
 
 
-class TextPart(Wire):
+class TextPart(RequestBody):
     """One part of a message's content."""
 
     ignores_unknown = True
@@ -27,7 +27,7 @@ def _as_json(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
 
 
-class FunctionCall(Wire):
+class FunctionCall(RequestBody):
     """``arguments`` are JSON as text; an object is taken, too."""
 
     ignores_unknown = True
@@ -36,7 +36,7 @@ class FunctionCall(Wire):
     arguments: Annotated[Text, BeforeValidator(_as_json, json_schema_input_type=str | JsonObject)] = "{}"
 
 
-class ToolCall(Wire):
+class ToolCall(RequestBody):
     """A call that the model made before."""
 
     ignores_unknown = True
@@ -51,7 +51,7 @@ class ToolCall(Wire):
         return {"id": self.id, "type": "function", "function": function}
 
 
-class Message(Wire):
+class Message(RequestBody):
     """One turn of a conversation.
 
     Thoughts go by any of three names; whether the model sees them again is for its template to choose. What else a
@@ -63,7 +63,10 @@ class Message(Wire):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
-        Annotated[list[TextPart], BeforeValidator(parts("text"), json_schema_input_type=str | list[TextPart])] | None
+        Annotated[
+            list[TextPart], BeforeValidator(content_validator("text"), json_schema_input_type=str | list[TextPart])
+        ]
+        | None
     ) = None
     name: Text = ""
     reasoning_content: Text | None = None
@@ -85,7 +88,7 @@ class Message(Wire):
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates know it: text content, and ``developer`` by its older name ``system``."""
         reasoning = next((text for text in (self.reasoning_content, self.reasoning, self.thinking) if text), None)
-        said = {
+        delta = {
             "name": self.name or None,
             "reasoning_content": reasoning,
             "tool_calls": [call.for_template() for call in self.tool_calls] or None,
@@ -94,11 +97,11 @@ class Message(Wire):
         return {
             "role": "system" if self.role == "developer" else self.role,
             "content": "\n".join(part.text for part in self.content or ()),
-            **{name: value for name, value in said.items() if value is not None},
+            **{name: value for name, value in delta.items() if value is not None},
         }
 
 
-class Function(Wire):
+class Function(RequestBody):
     """What the model can call: ``parameters`` are a JSON schema."""
 
     ignores_unknown = True
@@ -109,7 +112,7 @@ class Function(Wire):
     strict: bool = False
 
 
-class Tool(Wire):
+class Tool(RequestBody):
     ignores_unknown = True
 
     type: Literal["function"]

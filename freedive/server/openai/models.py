@@ -28,7 +28,7 @@ def router(models: Models) -> APIRouter:
 def _card(slot: Slot) -> Json:
     """``max_context`` is known of loaded models; the others were never ``created`` here."""
     return {
-        "id": slot.known.name,
+        "id": slot.entry.name,
         "object": "model",
         "created": slot.model.created if slot.model else 0,
         "owned_by": "freedive",

@@ -1,4 +1,4 @@
-"""How chat and plain completions answer: whole, or in chunks."""
+"""Responses of OpenAI's chat and plain completions: whole, or in chunks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from freedive.engine.request import Timings
-from freedive.server.answers import Answers, Said, Usage
+from freedive.server.api_errors import openai_error
+from freedive.server.completion_stream import Completions, Delta, Usage
 from freedive.server.logprobs import num_bytes
 from freedive.server.long_json import long_json
-from freedive.server.openai.fields import GenerationRequest
-from freedive.server.problems import openai_error
+from freedive.server.openai.fields import BaseCompletionRequest
 from freedive.server.routing import off_loop
-from freedive.server.stream import EventStream, event, survived
+from freedive.server.stream import EventStream, event, with_error_event
 
 Json = dict[str, Any]
 
@@ -32,66 +32,70 @@ class Choice(Protocol):
     nothing: ClassVar[Json]
     """A chunk's choice that adds nothing."""
 
-    def whole(self, said: Said) -> Json: ...
+    def whole(self, delta: Delta) -> Json: ...
 
-    def chunk(self, said: Said) -> Json | None:
+    def chunk(self, delta: Delta) -> Json | None:
         """None where nothing is certain yet."""
 
 
-def ending(said: Said) -> Json:
+def ending(delta: Delta) -> Json:
     """Why a choice is over; ``stop_reason`` is vLLM's field for what OpenAI's words do not tell apart."""
-    detail = {} if said.stop_reason is None else {"stop_reason": said.stop_reason}
-    return {"finish_reason": said.finish} | detail
+    detail = {} if delta.stop_reason is None else {"stop_reason": delta.stop_reason}
+    return {"finish_reason": delta.finish} | detail
 
 
-async def respond(request: Request, body: GenerationRequest, answers: Answers, choices: Sequence[Choice]) -> Response:
+async def respond(
+    request: Request, body: BaseCompletionRequest, completions: Completions, choices: Sequence[Choice]
+) -> Response:
     """The answers as ``choices`` write them."""
     kind = choices[0]
     head: Json = {
         "id": kind.id_prefix + uuid.uuid4().hex,
         "object": kind.chunk_object if body.stream else kind.object,
         "created": int(time.time()),
-        "model": answers.model.name,
+        "model": completions.model.name,
     }
     if body.stream:
-        chunks = _chunks(head, body, answers, choices)
+        chunks = _chunks(head, body, completions, choices)
         nothing = event(head | {"choices": [kind.nothing]} | _no_usage(body))
-        return EventStream(survived(chunks, lambda problem: event(openai_error(problem)), head["id"]), lambda: nothing)
-    whole = await answers.whole(request)
+        return EventStream(
+            with_error_event(chunks, lambda error: event(openai_error(error)), head["id"]), lambda: nothing
+        )
+    whole = await completions.collect(request)
 
-    written = (choice.whole(said) for choice, said in zip(choices, whole, strict=True))
-    fields = head | {"usage": usage_object(answers.usage)} | _timings(body, answers)
+    written = (choice.whole(delta) for choice, delta in zip(choices, whole, strict=True))
+    fields = head | {"usage": usage_object(completions.usage)} | _timings(body, completions)
     return await long_json(fields, "choices", written, sum(map(_size, whole)))
 
 
-def _size(said: Said) -> int:
+def _size(delta: Delta) -> int:
     """About how many bytes it makes."""
-    return 64 * len(said.events) + num_bytes(said.logprobs) + num_bytes(said.prompt_logprobs)
+    return 64 * len(delta.events) + num_bytes(delta.logprobs) + num_bytes(delta.prompt_logprobs)
 
 
 async def _chunks(
-    head: Json, body: GenerationRequest, answers: Answers, choices: Sequence[Choice]
+    head: Json, body: BaseCompletionRequest, completions: Completions, choices: Sequence[Choice]
 ) -> AsyncGenerator[bytes, None]:
     options = body.stream_options
     usage = _no_usage(body)
-    async with aclosing(answers.said()) as items:
-        async for said in items:
+    async with aclosing(completions.deltas()) as items:
+        async for delta in items:
             if options and options.continuous_usage_stats:
-                usage = {"usage": usage_object(answers.usage)}
-            if chunk := await off_loop(_size(said), _chunk, head | usage, choices[said.index], said):
+                usage = {"usage": usage_object(completions.usage)}
+            if chunk := await off_loop(_size(delta), _chunk, head | usage, choices[delta.index], delta):
                 yield chunk
     if usage or body.timings:
-        total = {"usage": usage_object(answers.usage)} if usage else {}
-        yield event(head | {"choices": []} | total | _timings(body, answers))
+        total = {"usage": usage_object(completions.usage)} if usage else {}
+        yield event(head | {"choices": []} | total | _timings(body, completions))
     yield b"data: [DONE]\n\n"
 
 
-def _chunk(head: Json, choice: Choice, said: Said) -> bytes | None:
-    written = choice.chunk(said)
+def _chunk(head: Json, choice: Choice, delta: Delta) -> bytes | None:
+    written = choice.chunk(delta)
     return event(head | {"choices": [written]}) if written else None
 
 
-def _no_usage(body: GenerationRequest) -> Json:
+def _no_usage(body: BaseCompletionRequest) -> Json:
     return {"usage": None} if body.stream_options and body.stream_options.include_usage else {}
 
 
@@ -108,8 +112,8 @@ def usage_object(usage: Usage) -> Json:
     }
 
 
-def _timings(body: GenerationRequest, answers: Answers) -> Json:
-    return {"timings": timings_object(answers.timings, answers.usage)} if body.timings else {}
+def _timings(body: BaseCompletionRequest, completions: Completions) -> Json:
+    return {"timings": timings_object(completions.timings, completions.usage)} if body.timings else {}
 
 
 def timings_object(timings: Timings, usage: Usage) -> Json:

@@ -1,0 +1,208 @@
+"""Errors as each API reports them: status codes, error objects and HTTP responses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from freedive.errors import ContextLengthExceeded, UserError
+
+MAX_MESSAGE_LENGTH = 600
+"""Messages may quote what the client sent, but not all of it."""
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+CODES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    408: "request_timeout",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+    429: "overloaded",
+}
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
+
+@dataclass(frozen=True)
+class ApiError:
+    """An error, independent of the API that reports it."""
+
+    message: str
+    status: int
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: UserError) -> ApiError:
+        """The error that reports a :class:`UserError`."""
+        headers = {}
+        if error.status == 401:
+            headers = {"WWW-Authenticate": 'Bearer realm="freedive"'}
+        elif error.status in (429, 503):
+            headers = {"Retry-After": str(getattr(error, "retry_after_s", 1))}
+        return cls(_short(str(error)), error.status, error.param, getattr(error, "code", None), headers)
+
+    @classmethod
+    def internal(cls, request_id: str) -> ApiError:
+        """The error that reports a failure of the server."""
+        return cls(f"internal error; the server's log has it as {request_id}", 500)
+
+
+@contextmanager
+def prompt_named(name: str) -> Iterator[None]:
+    """A block whose errors call the prompt by the ``name`` that it has in a request."""
+    try:
+        yield
+    except UserError as error:
+        error.param = name if error.param == "prompt" else error.param
+        raise
+
+
+Json = dict[str, Any]
+Writer = Callable[[ApiError], Json]
+"""Writes the error object of one API."""
+
+
+def openai_error(error: ApiError) -> Json:
+    """OpenAI's error object."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": TYPES.get(error.status, "invalid_request_error"),
+            "param": error.param,
+            "code": error.code or CODES.get(error.status),
+        }
+    }
+
+
+def anthropic_error(error: ApiError) -> Json:
+    """Anthropic's error object."""
+    kind = ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
+    # By these words, clients know that it is time to shorten a conversation.
+    start = "prompt is too long: " if error.code == ContextLengthExceeded.code else ""
+    details = {"details": {"error_code": error.code}} if error.code else {}
+    return {"type": "error", "error": {"type": kind, "message": start + error.message, **details}}
+
+
+def ollama_error(error: ApiError) -> Json:
+    """Ollama's error object."""
+    return {"error": error.message}
+
+
+WRITERS = {"/v1/messages": anthropic_error, "/anthropic/": anthropic_error, "/api/": ollama_error}
+"""By the beginning of a path; elsewhere errors are OpenAI's."""
+
+
+def writer_for(path: str) -> Writer:
+    """The writer of the API that ``path`` belongs to."""
+    return next((writer for start, writer in WRITERS.items() if path.startswith(start)), openai_error)
+
+
+def error_response(error: ApiError, path: str) -> Response:
+    """ASCII JSON: a client's lone surrogates, quoted in a message, have no UTF-8 form."""
+    return Response(json.dumps(writer_for(path)(error)), error.status, error.headers, media_type="application/json")
+
+
+def _short(message: str) -> str:
+    """One line of it."""
+    line = " ".join(message[: MAX_MESSAGE_LENGTH + 1].splitlines())
+    return line if len(message) <= MAX_MESSAGE_LENGTH else line[:MAX_MESSAGE_LENGTH] + "..."
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer every kind of error with an error object."""
+
+    @app.exception_handler(UserError)
+    async def user_error(request: Request, error: UserError) -> Response:
+        return error_response(ApiError.of(error), request.url.path)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        message, param = explain(error.errors(), error.body)
+        return error_response(ApiError(_short(message), 400, param), request.url.path)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        where = f": {request.method} {request.url.path}" if error.status_code in (404, 405) else ""
+        return error_response(ApiError(_short(f"{error.detail}{where}"), error.status_code), request.url.path)
+
+
+FAULT_TEXTS: Mapping[str, str] = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": "must be an object",
+    "finite_number": "must be a finite number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "int_type": "must be a whole number",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "missing": "is missing",
+    "model_attributes_type": "must be an object",
+    "model_type": "must be an object",
+    "string_type": "must be a text",
+    "union_tag_invalid": "has a type that is none of {expected_tags}",
+    "union_tag_not_found": "must be an object with a type",
+    "value_error": "is wrong: {error}",
+}
+"""The text for each error type of pydantic; for other types pydantic's own message is used."""
+
+
+def explain(errors: Sequence[Any], body: Any = None) -> tuple[str, str | None]:
+    """Validation errors of ``body`` as (message, param).
+
+    Of the alternatives that a field has, those count that got furthest into what was sent.
+    """
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", None
+    paths = [_path(error, body) for error in errors]
+    furthest = max((path for path in paths if path[: len(paths[0])] == paths[0]), key=len)
+    faults = dict.fromkeys(_fault_text(error) for error, path in zip(errors, paths, strict=True) if path == furthest)
+    param = ".".join(furthest) or None
+    return (f"'{param}' {' or '.join(faults)}" if param else "the body must be a JSON object"), param
+
+
+def _path(error: Any, body: Any) -> list[str]:
+    """Where in ``body`` the error is: without validation's own names of alternatives and steps."""
+    where, *loc = error["loc"]
+    if where != "body":
+        return [str(part) for part in loc]
+    path = []
+    for part in loc:
+        is_inside = part in body if isinstance(body, dict) else isinstance(body, list) and part in range(len(body))
+        if is_inside:
+            body = body[part]
+        if is_inside or (error["type"] == "missing" and part is loc[-1]):
+            path.append(str(part))
+    return path
+
+
+def _fault_text(error: Any) -> str:
+    said = FAULT_TEXTS.get(error["type"])
+    return said.format(**error.get("ctx", {})) if said else error["msg"].replace("Input should", "must", 1)

@@ -1,0 +1,118 @@
+"""Authentication: which requests are admitted, and as which tenant."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from contextlib import AbstractContextManager, nullcontext
+
+from starlette.datastructures import Headers
+
+from freedive.config import ServerConfig
+from freedive.errors import Forbidden, Unavailable, UserError
+from freedive.server.keys import Key, Keys, nobody
+from freedive.server.origins import ForeignPage, Origins
+from freedive.server.rate_limits import RateLimits
+
+OPEN = frozenset({"/", "/health", "/docs", "/openapi.json"})
+"""What needs no key, and all of /static/: the page asks for one itself."""
+
+
+class Unauthorized(UserError):
+    """A request without a key, or with one that is not known."""
+
+    status = 401
+
+
+class Auth:
+    """Admits requests with a valid key; if there are no keys, on loopback, all but those of foreign web pages."""
+
+    def __init__(self, keys: Keys | None, config: ServerConfig) -> None:
+        self._keys = keys
+        self._rate_limits = RateLimits()
+        self._names = config.host_names
+        self._is_local = is_loopback(config.host)
+        self._anybody = nobody("manage", *(["pull"] if self._is_local or config.pull else []))
+        self.origins = Origins(config.allowed_origins)
+        self.closing = False
+
+    @property
+    def locked(self) -> bool:
+        """Whether a key is needed now."""
+        if self._keys is None:
+            return False
+        self._keys.look()
+        return self._keys.required
+
+    def admit(self, path: str, headers: Headers) -> Key:
+        """The caller's key; where none is needed, that of nobody, whose rights are those that are left open.
+
+        Raises Unauthorized, Forbidden, and Unavailable when the server is about to end.
+        """
+        if self.closing:
+            raise Unavailable("this server is about to end", "Send the request again later")
+        if self.locked:
+            is_open = path in OPEN or path.startswith("/static/")
+            return self._key_or_nobody(headers) if is_open else self._key(headers)
+        if self._is_local:
+            self._refuse_foreign_pages(headers)
+        return self._anybody
+
+    def track(self, key: Key, method: str) -> AbstractContextManager[None]:
+        """Counts a POST request against the limits of ``key`` while the block runs. Raises RateLimited."""
+        return self._rate_limits.track(key) if method == "POST" else nullcontext()
+
+    def _key(self, headers: Headers) -> Key:
+        assert self._keys
+        secret = presented(headers)
+        if not secret:
+            raise Unauthorized("this server asks for a key", "Send the header Authorization: Bearer KEY")
+        if key := self._keys.holder(secret):
+            return key
+        raise Unauthorized("this key is not known here", "Make one with: freedive keys create NAME")
+
+    def _key_or_nobody(self, headers: Headers) -> Key:
+        try:
+            return self._key(headers)
+        except (Unauthorized, Unavailable):
+            return nobody()
+
+    def _refuse_foreign_pages(self, headers: Headers) -> None:
+        """A name that suddenly means this machine makes a foreign page's requests its own; only Host tells then."""
+        host = headers.get("host", "localhost").lower()
+        name = _name(host)
+        if not (is_loopback(name) or _is_address(name) or name in self._names):
+            raise Forbidden(f"this server is not called {name!r}", "Ask localhost, or serve with --hosts NAME")
+        origin = headers.get("origin", f"http://{host}").lower()
+        _, _, authority = origin.partition("://")
+        if authority != host and _name(authority) not in self._names and not self.origins.allow(origin):
+            raise ForeignPage(origin)
+
+
+def presented(headers: Headers) -> str:
+    """The key that a request shows, in OpenAI's, Anthropic's or Azure's way; "" without one."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("x-api-key") or headers.get("api-key") or ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can be meant."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    return _is_address(host) and ipaddress.ip_address(host).is_loopback
+
+
+def _name(authority: str) -> str:
+    """The host in "host:port", "" where that is neither."""
+    match = re.fullmatch(r"(?:\[(.*)\]|([^:\[\]]*))(?::\d*)?", authority)
+    return (match[1] or match[2]) if match else ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,24 @@
+"""Facts about a model that clients see before it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known about a model without loading its weights; unknown fields are empty.
+
+    ``format`` is what most of its weights are stored as, ``sampling`` what its maker recommends. ``capabilities`` are
+    of "completion", "tools", "thinking", "insert" (fill in the middle) and "embedding".
+    """
+
+    family: str = ""
+    num_params: int = 0
+    format: str = ""
+    max_context: int = 0
+    hidden_dim: int = 0
+    template: str = ""
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ("completion",)

@@ -1,0 +1,31 @@
+"""Errors that name request fields as Ollama does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from freedive.errors import UserError
+
+NAMES = {
+    "max_context": "num_ctx",
+    "max_tokens": "num_predict",
+    "reasoning_effort": "think",
+    "repetition_penalty": "repeat_penalty",
+    "thinking": "think",
+}
+"""Our names of what Ollama's clients ask for by others."""
+
+
+@contextmanager
+def with_ollama_names() -> Iterator[None]:
+    """A block whose errors name fields as Ollama does."""
+    try:
+        yield
+    except UserError as error:
+        ours = error.param or ""
+        if ours not in NAMES:
+            raise
+        theirs = NAMES[ours]
+        what, remedy = (text.replace(ours, theirs) for text in (error.what, error.remedy))
+        raise UserError(what, remedy, param=theirs) from error

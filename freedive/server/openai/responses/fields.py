@@ -1,0 +1,227 @@
+"""The fields of request bodies of OpenAI's Responses, and the generation requests that they describe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+
+from freedive.errors import UserError
+from freedive.server.generation_request import GenerationRequest
+from freedive.server.model import Model
+from freedive.server.openai.foreign_fields import LABELS
+from freedive.server.openai.responses import items
+from freedive.server.openai.responses.item_fields import ItemReference, Items, readable_items
+from freedive.server.openai.responses.tools import Tools
+from freedive.server.request_body import JsonObject, RequestBody, Text, ignore
+from freedive.text.format import Format
+from freedive.text.thinking import EFFORTS
+from freedive.text.tools import Function
+
+Json = dict[str, Any]
+LOGPROBS = "message.output_text.logprobs"
+SEALED = "reasoning.encrypted_content"
+Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
+OF_TOOLS = re.compile(r"(code_interpreter|computer|file_search|mcp|message\.input_image|web_search)[a-z_.]*")
+"""What else may be asked to be included: results of tools that are never called here, so there is nothing to add."""
+
+
+def _includable(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [name for name in value if not (isinstance(name, str) and OF_TOOLS.fullmatch(name))]
+
+
+def _effort(value: str) -> str:
+    if value not in EFFORTS:
+        raise ValueError(f"choose one of {', '.join(EFFORTS)}")
+    return value
+
+
+class Reasoning(RequestBody):
+    """How hard to think. A summary is not made: thoughts are told whole."""
+
+    ignores_unknown = True
+
+    effort: Annotated[Text, AfterValidator(_effort), WithJsonSchema({"enum": list(EFFORTS)})] | None = None
+    summary: Text | None = None
+
+
+class TextFormat(RequestBody):
+    """The form of an answer. A schema is always kept to, ``strict`` or not."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Text | None = None
+    description: Text | None = None
+    strict: bool | None = None
+    schema_: JsonObject | None = Field(None, alias="schema")
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> TextFormat:
+        if (self.type == "json_schema") != (self.schema_ is not None):
+            raise UserError("'schema' belongs to the type 'json_schema', and to no other", param="text.format.schema")
+        return self
+
+    def format(self) -> Format | None:
+        """The generation request that this body describes."""
+        return None if self.type == "text" else Format(self.type, self.schema_)
+
+
+class NamedFunction(RequestBody):
+    """The function that must be called."""
+
+    type: Literal["function", "custom"]
+    name: Text
+
+
+class TextConfig(RequestBody):
+    """``verbosity`` is advice that models are not told."""
+
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class PromptRequest(RequestBody):
+    """What a prompt is made of."""
+
+    ignored = LABELS
+    unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "conversation": (),
+        "truncation": ("disabled", "auto"),
+    }
+
+    input: Items = []
+    instructions: Text | None = None
+    previous_response_id: Text | None = None
+    tools: Tools = []
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction = "auto"
+    parallel_tool_calls: bool = True
+    reasoning: Reasoning = Reasoning()
+    text: TextConfig = TextConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _goes_on(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        under_way = data.get("previous_response_id") is not None or bool(data.get("tools"))
+        return data | {"input": readable_items(data.get("input"), under_way=under_way)}
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> PromptRequest:
+        if not (self.input or self.previous_response_id or self.instructions):
+            raise UserError("there is no 'input'", "Give some", param="input")
+        return self
+
+    def items(self, stored: Callable[[str], Json]) -> list[Json]:
+        """The input; ``stored`` finds the items that are referred to, or raises."""
+        return [stored(item.id) if isinstance(item, ItemReference) else item.item() for item in self.input]
+
+    def generation_request(self, model: str, conversation: Sequence[Json], **others: Any) -> GenerationRequest:
+        """What comes after the items of ``conversation``, in our terms."""
+        leading = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        choice = self.tool_choice
+        options: Json = {
+            "tools": [tool.for_template() for tool in self.tools],
+            "tool_choice": Function(choice.name) if isinstance(choice, NamedFunction) else choice,
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "format": self.text.format and self.text.format.format(),
+        }
+
+        def questions(model: Model) -> Any:
+            return [model.question([*leading, *items.messages(conversation)], **options, effort=self._effort(model))]
+
+        return GenerationRequest(model, questions, is_guided=bool(self.tools or options["format"]), **others)
+
+    def _effort(self, model: Model) -> str | None:
+        """An effort only advises a model without thoughts."""
+        effort = self.reasoning.effort
+        if effort in (None, "none") or model.can_think:
+            return effort
+        ignore("reasoning")
+        return None
+
+
+class CountRequest(PromptRequest):
+    """POST /v1/responses/input_tokens."""
+
+    unsupported: ClassVar = {**PromptRequest.unsupported, "personality": ()}
+
+    model: Text = ""
+
+
+class ResponseStreamOptions(RequestBody):
+    ignored = frozenset({"include_obfuscation"})
+
+
+class ResponseRequest(PromptRequest):
+    """POST /v1/responses. top_k, min_p, repetition_penalty and seed are ours.
+
+    ``max_tool_calls`` bounds the calls of built-in tools, of which there are none.
+    """
+
+    ignored = LABELS - {"metadata", "prompt_cache_key", "safety_identifier", "store"} | {"context_management"}
+    unsupported: ClassVar = {
+        **PromptRequest.unsupported,
+        "access_programs": ([],),
+        "background": (False,),
+        "background_options": (),
+        "image": (),
+        "moderation": (),
+        "personality": (),
+        "prompt": (),
+    }
+
+    model: Text
+    max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    include: Annotated[list[Includable], BeforeValidator(_includable, json_schema_input_type=list[Includable])] = []
+    top_logprobs: int = Field(0, ge=0, le=20)
+    max_tool_calls: int | None = None
+    metadata: dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]] = Field(
+        {}, max_length=16
+    )
+    prompt_cache_key: Text | None = None
+    safety_identifier: Text | None = None
+    user: Text | None = None
+    store: bool = True
+    stream: bool = False
+    stream_options: ResponseStreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ResponseRequest:
+        if self.top_logprobs and LOGPROBS not in self.include:
+            raise UserError(f"'top_logprobs' needs 'include': [\"{LOGPROBS}\"]", param="top_logprobs")
+        if self.stream_options and not self.stream:
+            ignore("stream_options")
+        return self
+
+    def sampling(self) -> Json:
+        """The fields of Sampling that the request sets."""
+        return self.given(
+            max_tokens=self.max_output_tokens, logprobs=self.top_logprobs if LOGPROBS in self.include else None
+        )
+
+
+class RetrieveQuery(RequestBody):
+    """GET /v1/responses/{id}. What was to be included had to be asked for when the response was made."""
+
+    ignored = frozenset({"include", "include[]", "include_obfuscation"})
+    unsupported: ClassVar = {"starting_after": (), "stream": ("false",)}
+
+
+class ListQuery(RequestBody):
+    """GET /v1/responses/{id}/input_items."""
+
+    ignored = frozenset({"include", "include[]"})
+
+    after: Text | None = None
+    limit: int = Field(20, ge=1, le=100, strict=False)
+    order: Literal["asc", "desc"] = "desc"

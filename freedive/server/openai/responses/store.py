@@ -1,0 +1,172 @@
+"""Stored responses and their conversations, in one SQLite file of bounded size.
+
+Where room is needed, the owner who takes most gives up the oldest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from freedive.errors import NotFound, Unavailable, UserError
+
+Json = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 64 << 20
+"""Of the file, but for the journal beside it."""
+
+SCHEMA = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+PRAGMA foreign_keys = ON;
+CREATE TABLE IF NOT EXISTS response (id TEXT PRIMARY KEY, owner TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS item (id TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS conversation (
+    response TEXT NOT NULL REFERENCES response ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    item TEXT NOT NULL REFERENCES item,
+    PRIMARY KEY (response, position)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS conversation_of_item ON conversation (item);
+CREATE TABLE IF NOT EXISTS share (
+    response TEXT PRIMARY KEY REFERENCES response ON DELETE CASCADE, owner TEXT NOT NULL, num_bytes INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS share_of_owner ON share (owner, num_bytes);
+"""
+"""An item is there once, however many responses have it in their conversations; it counts for the first of them."""
+
+OLDEST = """
+SELECT response.id FROM response LEFT JOIN share ON share.response = response.id
+WHERE share.response IS NULL
+   OR share.owner = (SELECT owner FROM share GROUP BY owner ORDER BY sum(num_bytes) DESC LIMIT 1)
+ORDER BY response.rowid LIMIT 1
+"""
+"""What goes first: the oldest of the owner who takes most, or one whose size is not known, of an earlier version."""
+
+
+def open_store(path: Path | None) -> Store:
+    """The store at ``path``; where that cannot be used, one in memory, which is said on standard error."""
+    try:
+        return Store(path)
+    except UserError as error:
+        print(f"freedive keeps responses in memory only: {error}", file=sys.stderr, flush=True)
+        return Store()
+
+
+class Store:
+    """Safe to use from several threads and processes. Every response has an owner, who alone can see it.
+
+    Without a ``path`` it lives in memory. Raises UserError for a file that cannot be used. When the disk fails later,
+    nothing is kept any more, which is logged, and reading raises Unavailable.
+    """
+
+    def __init__(self, path: Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        try:
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch(0o600)
+            self._connection = sqlite3.connect(path or ":memory:", check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"{path} cannot be used ({error})", "Move it away, or set FREEDIVE_HOME") from error
+        try:
+            self._connection.executescript(SCHEMA)
+            self._connection.execute("BEGIN IMMEDIATE")  # as good as a write: raises where nothing can be written
+            self._connection.rollback()
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise UserError(f"{path} cannot be used ({error})", "Move it away, or set FREEDIVE_HOME") from error
+
+    def add(self, owner: str, response: Json, conversation: Sequence[Json]) -> None:
+        """Keep a response, and all items up to and with its output, as long as there is room for them."""
+        name = response["id"]
+        uses = [(name, position, item["id"]) for position, item in enumerate(conversation)]
+        try:
+            with self._transaction() as sql:
+                before = self._num_bytes(sql)
+                sql.execute("INSERT INTO response VALUES (?, ?, ?)", (name, owner, json.dumps(response)))
+                bodies = ((item["id"], json.dumps(item)) for item in conversation)
+                sql.executemany("INSERT OR IGNORE INTO item VALUES (?, ?)", bodies)
+                sql.executemany("INSERT INTO conversation VALUES (?, ?, ?)", uses)
+                num_bytes = max(self._num_bytes(sql) - before, len(json.dumps(response)))
+                sql.execute("INSERT INTO share VALUES (?, ?, ?)", (name, owner, num_bytes))
+                while self._num_bytes(sql) > self._max_bytes and (oldest := sql.execute(OLDEST).fetchone()):
+                    _forget(sql, oldest[0])
+        except Unavailable as error:  # the answer is there, and more than that it is kept
+            logger.error("response %s is not kept: %s", name, error.__cause__)
+
+    def response(self, name: str, owner: str, param: str = "response_id") -> Json:
+        """Raises NotFound."""
+        with self._transaction() as sql:
+            return _response(sql, name, owner, param)
+
+    def conversation(self, name: str, owner: str, param: str = "response_id") -> list[Json]:
+        """Everything up to and with the output of a response. Raises NotFound."""
+        query = "SELECT body FROM conversation JOIN item ON item = item.id WHERE response = ? ORDER BY position"
+        with self._transaction() as sql:
+            _response(sql, name, owner, param)
+            return [json.loads(body) for (body,) in sql.execute(query, (name,))]
+
+    def item(self, name: str, owner: str) -> Json:
+        """Raises NotFound."""
+        query = """
+            SELECT item.body FROM item JOIN conversation ON item = item.id JOIN response ON response = response.id
+            WHERE item.id = ? AND owner = ? LIMIT 1
+        """
+        with self._transaction() as sql:
+            found = sql.execute(query, (name, owner)).fetchone()
+        if not found:
+            raise NotFound(f"there is no item '{name}'", "Send the item itself", param="input")
+        item: Json = json.loads(found[0])
+        return item
+
+    def delete(self, name: str, owner: str) -> None:
+        """Raises NotFound."""
+        with self._transaction() as sql:
+            _response(sql, name, owner, "response_id")
+            _forget(sql, name)
+
+    def close(self) -> None:
+        """What was kept stays on disk."""
+        self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing."""
+        try:
+            with self._lock, self._connection:
+                yield self._connection
+        except sqlite3.Error as error:
+            raise Unavailable("stored responses cannot be reached", "Send the whole conversation") from error
+
+    def _num_bytes(self, sql: sqlite3.Connection) -> int:
+        pages, free, size = (
+            sql.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+
+def _response(sql: sqlite3.Connection, name: str, owner: str, param: str) -> Json:
+    found = sql.execute("SELECT body FROM response WHERE id = ? AND owner = ?", (name, owner)).fetchone()
+    if not found:
+        raise NotFound(f"there is no response '{name}'", "It was not stored, or is too old", param=param)
+    response: Json = json.loads(found[0])
+    return response
+
+
+def _forget(sql: sqlite3.Connection, name: str) -> None:
+    """A response, and the items that no other one has."""
+    items = sql.execute("SELECT item FROM conversation WHERE response = ?", (name,)).fetchall()
+    sql.execute("DELETE FROM response WHERE id = ?", (name,))
+    unused = "DELETE FROM item WHERE id = ? AND NOT EXISTS (SELECT 1 FROM conversation WHERE item = item.id)"
+    sql.executemany(unused, items)

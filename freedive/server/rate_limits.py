@@ -1,0 +1,55 @@
+"""Limits of each key: concurrent requests, and requests per minute."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from freedive.errors import Overloaded
+from freedive.server.keys import Key
+
+WINDOW_S = 60.0
+
+
+class RateLimited(Overloaded):
+    """A key that asks more than it may; ``retry_after_s`` is when there will be room, in whole seconds."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, what: str, retry_after_s: int) -> None:
+        super().__init__(what, f"Try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class RateLimits:
+    """Counts the requests of each key. Belongs to one event loop; ``clock`` returns seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
+        self._running: Counter[str] = Counter()
+
+    @contextmanager
+    def track(self, key: Key) -> Iterator[None]:
+        """Counts one request of ``key`` while the block runs. Raises RateLimited; then nothing is counted."""
+        if key.max_running is not None and self._running[key.id] >= key.max_running:
+            raise RateLimited(f"this key has {key.max_running} requests under way, as many as it may", 1)
+        if key.requests_per_minute is not None:
+            self._count(key.id, key.requests_per_minute)
+        self._running[key.id] += 1
+        try:
+            yield
+        finally:
+            self._running[key.id] -= 1
+
+    def _count(self, id: str, limit: int) -> None:
+        recent, now = self._recent[id], self._clock()
+        while recent and recent[0] <= now - WINDOW_S:
+            recent.popleft()
+        if len(recent) >= limit:
+            wait_s = math.ceil(recent[-limit] + WINDOW_S - now)
+            raise RateLimited(f"this key has made {limit} requests within a minute, as many as it may", wait_s)
+        recent.append(now)

@@ -1,0 +1,117 @@
+"""Tasks with one right answer, made from a seed and checked exactly; split by the hash of the instance."""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from freedive.train.data.stories import Message, Record
+
+THINK, END_THINK = "<think>", "</think>"
+DIRECT = 0.7
+"""Part of the worked examples that answer at once, right or not being luck: what reinforcement has to change."""
+
+HELD_OUT = 0.1
+
+_THOUGHT = re.compile(rf"{THINK}(.*?){END_THINK}(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Task:
+    """``steps`` are a way to the ``answer``, in words; ``before`` are messages that come before the question."""
+
+    kind: str
+    question: str
+    steps: str
+    answer: str
+    before: tuple[Message, ...] = ()
+
+    @property
+    def messages(self) -> list[Message]:
+        """What a model is asked."""
+        return [*self.before, {"role": "user", "content": self.question}]
+
+    @property
+    def held_out(self) -> bool:
+        return zlib.crc32(self.question.encode()) % 1000 < 1000 * HELD_OUT
+
+    def reward(self, said: str) -> float:
+        """1 for the right answer, 0.1 for a wrong one after exactly one thought, 0 for the rest."""
+        thought = _THOUGHT.fullmatch(said)
+        answer = thought[2] if thought else said
+        if answer.strip() == self.answer:
+            return 1.0
+        well_formed = thought is not None and said.count(THINK) == said.count(END_THINK) == 1
+        return 0.1 if well_formed else 0.0
+
+
+def chain(source: random.Random) -> Task:
+    """Arithmetic modulo 10 in four to eight steps."""
+    value = source.randrange(10)
+    words, steps = [f"Start with {value}."], []
+    for _ in range(source.randint(4, 8)):
+        by, (word, sign, change) = source.randrange(1, 10), source.choice(_CHANGES)
+        result = change(value, by) % 10
+        words.append(f"{word} {by}.")
+        steps.append(f"{value}{sign}{by}={result}")
+        value = result
+    return Task("chain", f"{' '.join(words)} Keep the last digit.", "; ".join(steps), str(value))
+
+
+def addition(source: random.Random) -> Task:
+    """Two numbers of two to six digits; the steps go digit by digit from the right, with carries."""
+    size = source.randint(2, 6)
+    a, b = (source.randrange(10 ** (size - 1), 10**size) for _ in range(2))
+    carry, steps, digits = 0, [], ""
+    for one, other in zip(reversed(str(a)), reversed(str(b)), strict=True):
+        total = int(one) + int(other) + carry
+        steps.append(f"{one}+{other}+{carry}={total // 10}{total % 10}")
+        carry, digits = total // 10, f"{total % 10}{digits}"
+    return Task("addition", f"What is {a} + {b}?", "; ".join(steps), str(a + b))
+
+
+_CHANGES: tuple[tuple[str, str, Callable[[int, int], int]], ...] = (
+    ("Add", "+", lambda value, by: value + by),
+    ("Subtract", "-", lambda value, by: value - by),
+    ("Multiply by", "*", lambda value, by: value * by),
+)
+
+KINDS: dict[str, Callable[[random.Random], Task]] = {"chain": chain, "addition": addition}
+
+
+def tasks(seed: int, held_out: bool) -> Iterator[Task]:
+    """Endless, of all kinds in turn; those ``held_out`` are never among the others."""
+    source = random.Random(f"tasks {seed} {held_out}")
+    while True:
+        for make in KINDS.values():
+            task = make(source)
+            while task.held_out != held_out:
+                task = make(source)
+            yield task
+
+
+def solutions(count: int, seed: int) -> Iterator[Record]:
+    """Worked examples that think first, each and every one: what pretraining reads."""
+    for task in islice(tasks(seed, held_out=False), count):
+        yield {"messages": _answered(task, f"{THINK}{task.steps}{END_THINK}{task.answer}")}
+
+
+def chats(count: int, seed: int) -> Iterator[Record]:
+    """Examples of which most answer directly and some think first."""
+    source = random.Random(f"worked {seed}")
+    for task in islice(tasks(seed + 1, held_out=False), count):
+        yield {"messages": worked(task, source)}
+
+
+def worked(task: Task, source: random.Random) -> list[Message]:
+    """The question with its answer, most of the time without thoughts."""
+    thought = "" if source.random() < DIRECT else f"{THINK}{task.steps}{END_THINK}"
+    return _answered(task, thought + task.answer)
+
+
+def _answered(task: Task, answer: str) -> list[Message]:
+    return [*task.messages, {"role": "assistant", "content": answer}]

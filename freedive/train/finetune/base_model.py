@@ -1,0 +1,117 @@
+"""An existing model as fine-tuning needs it: float32 weights, stacked experts, its own tokenizer and chat template."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from freedive import machine
+from freedive.api import text_parts
+from freedive.checkpoint.bundle import is_bundle
+from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.rules import Rules, canonical_tensors
+from freedive.checkpoint.tensor import Checkpoint
+from freedive.errors import Unavailable, UserError
+from freedive.hub.cache import MANIFEST
+from freedive.hub.choose import BESIDE_WEIGHTS
+from freedive.hub.sources import resolve
+from freedive.model import spec
+from freedive.model.families import as_hub, describe
+from freedive.progress import byte_bar
+from freedive.text.gguf import read_gguf
+from freedive.text.template import ChatTemplate
+from freedive.text.tokenizer import Tokenizer
+from freedive.train.model.net import Weights, stack_of, stacked_params
+
+NOT_TEXT = ("config.json", MANIFEST)
+"""What lies beside weights and is about them."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """An opened model whose weights are not read yet; ``config`` and ``hub_rules`` describe its Hugging Face folder.
+
+    What reads a wrapped model's pictures is no part of it, and neither is a layer that predicts further tokens: that
+    would have to be tuned on its own.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    model: spec.Model
+    rules: Rules
+    config: Mapping[str, Any]
+    hub_rules: Rules
+    tokenizer: Tokenizer
+    template: ChatTemplate
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all weights in float32."""
+        return 4 * sum(param.size for param in stacked_params(self.model).values())
+
+    def weights(self) -> Weights:
+        """Read them, whatever their format, into float32; a layer's experts are stacks.
+
+        Raises Unavailable where memory does not hold them.
+        """
+        free = machine.available_memory()
+        if self.num_bytes > free:
+            raise Unavailable(
+                f"The weights take {self.num_bytes / 1e9:.1f} GB in float32, and {free / 1e9:.1f} GB are free",
+                "Tune a smaller model, or on a machine with more memory",
+            )
+        weights = {name: torch.empty(param.shape) for name, param in stacked_params(self.model).items()}
+        tensors = canonical_tensors(self.checkpoint, self.model, self.rules)
+        with byte_bar("reading weights", self.num_bytes) as advance:
+            for name, tensor in tensors.items():
+                stack, index = stack_of(name)
+                held = weights[stack] if index is None else weights[stack][index]
+                held.numpy()[...] = dequantize(tensor)
+                advance(4 * math.prod(tensor.shape))
+        return weights
+
+    def write_text(self, folder: Path) -> None:
+        """What turns messages into tokens, as a Hugging Face folder has it: files copied, or made of GGUF metadata."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.kind == "gguf":
+            _write_text(self.checkpoint.config, self.tokenizer, self.template, folder)
+            return
+        source = self.path if self.path.is_dir() else self.path.parent
+        for path in (path for pattern in BESIDE_WEIGHTS for path in source.glob(pattern)):
+            if path.name not in NOT_TEXT and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, folder / path.name)
+
+
+def open_base_model(name: str) -> BaseModel:
+    """The model of this name, address or path, fetched if need be. UserError where it cannot be tuned."""
+    path = resolve(name)
+    if is_bundle(path):
+        raise UserError(f"{path} was written by freedive quantize", "Tune the model that it was made from")
+    checkpoint = open_checkpoint(path)
+    model, rules = describe(checkpoint)
+    model = replace(model, mtp=None)
+    config, hub_rules = as_hub(checkpoint, model)
+    return BaseModel(path, checkpoint, model, rules, config, hub_rules, *text_parts(path, checkpoint))
+
+
+def _write_text(metadata: Mapping[str, Any], tokenizer: Tokenizer, template: ChatTemplate, folder: Path) -> None:
+    vocabulary = read_gguf(metadata)
+    core = vocabulary.core()
+    core.decoder = vocabulary.decoder
+    core.save(str(folder / "tokenizer.json"))
+    about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.roles}
+    about["clean_up_tokenization_spaces"] = False
+    if template.sources:
+        named = [{"name": name, "template": text} for name, text in template.sources.items()]
+        about["chat_template"] = named if len(named) > 1 else named[0]["template"]
+    ends = {"eos_token_id": sorted(tokenizer.stop_ids)}
+    for file, values in (("tokenizer_config.json", about), ("generation_config.json", ends)):
+        (folder / file).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")

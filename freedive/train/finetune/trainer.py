@@ -1,0 +1,55 @@
+"""The trainer of fine-tuning: trains adapters, or some of a model's own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from freedive.train.data.sequences import Sequences
+from freedive.train.data.shards import Shards, Stream
+from freedive.train.finetune.config import FinetuneStage
+from freedive.train.finetune.lora import Tuned, TuneOps, weight_of
+from freedive.train.model.net import losses, stacked_params
+from freedive.train.model.ops import TrainOps
+from freedive.train.model.optim import Optimizer
+from freedive.train.run.trainer import Trainer
+
+HELD_OUT_TOKENS = 16_384
+"""At most so many tell how well other documents are predicted."""
+
+
+@dataclass(kw_only=True)
+class FinetuneTrainer(Trainer):
+    """Trains ``weights``: adapters of those in ``base``, or some of these themselves."""
+
+    stage: FinetuneStage
+    base: Mapping[str, Tensor] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        scale = self.stage.alpha / self.stage.rank if self.stage.rank else 0.0
+        self.tuned = Tuned(stacked_params(self.model), self.base, self.weights, scale)
+        super().__post_init__()
+
+    @property
+    def length(self) -> int:
+        return self.stage.context
+
+    def make_optimizer(self) -> Optimizer:
+        """AdamW alone: Muon's updates are as large for matrices that have been trained as for new ones."""
+        params = stacked_params(self.model)
+        own = {name: params[weight_of(name)] for name in self.weights}
+        return Optimizer(self.weights, own, self.stage.weight_decay, muon=False)
+
+    def losses(self, part: Sequences) -> tuple[Tensor, TrainOps]:
+        ops = TuneOps(part)
+        return losses(self.model, self.tuned, part, ops), ops
+
+    @torch.no_grad()
+    def loss(self, shards: Shards) -> float:
+        """Of other documents: nats per token whose loss counts."""
+        batch = Stream(shards, 0).take(min(HELD_OUT_TOKENS, len(shards.tokens) - len(shards)), self.length)
+        total = sum(self.losses(part)[0].item() for part in batch.split(self.stage.micro_tokens))
+        return total / max(1.0, float(batch.weights.sum()))

@@ -1,0 +1,140 @@
+"""Layers with gradients on kernels of our own, float32 but for the factors of products (see kernels)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freedive.train.model import kernels
+from freedive.train.model.kernels import array
+
+
+class FusedLinears(torch.autograd.Function):
+    """``x`` [T, in] times each of ``weights`` [out, in], transposed: a tuple of [T, out]. ``precision`` may be none."""
+
+    @staticmethod
+    def forward(ctx: Any, precision: str, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *weights)
+        ctx.precision = precision
+        ys = tuple(x.new_empty(len(x), len(weight)) for weight in weights)
+        kernels.current(precision).linears(array(x), list(map(array, weights)), [y.numpy() for y in ys])
+        return ys
+
+    @staticmethod
+    def backward(ctx: Any, *d_ys: Tensor) -> Any:
+        x, *weights = ctx.saved_tensors
+        gradients = [
+            torch.empty(each.shape) if needed else None
+            for each, needed in zip((x, *weights), ctx.needs_input_grad[1:], strict=True)
+        ]
+        d_x, *d_weights = (None if each is None else each.numpy() for each in gradients)
+        arrays = list(map(array, weights)), list(map(array, d_ys))
+        kernels.current(ctx.precision).linears_backward(array(x), *arrays, d_x, d_weights)
+        return None, *gradients
+
+
+class FusedFeedForward(torch.autograd.Function):
+    """See :class:`freedive.train.model.experts.GroupedFeedForward`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shares: Tensor, chosen: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        width = kernels.current().kept_width(gate.shape[1])
+        gate_up, y = x.new_empty(chosen.numel(), 2 * width), x.new_empty(x.shape)
+        ctx.save_for_backward(x, shares, chosen, gate, up, down, gate_up)
+        given = array(x), array(shares), array(chosen), array(gate), array(up), array(down)
+        kernels.current().mixture(*given, gate_up.numpy(), y.numpy())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> Any:
+        given = ctx.saved_tensors
+        x, shares, _, *matrices, _ = given
+        gradients = [torch.empty(each.shape) for each in (x, shares, *matrices)]
+        arrays = [array(each) for each in (*given, d_y)]
+        kernels.current().mixture_backward(*arrays, *(each.numpy() for each in gradients))
+        d_x, d_shares, *d_matrices = gradients
+        return d_x, d_shares, None, *d_matrices
+
+
+class FusedAttention(torch.autograd.Function):
+    """Causal attention of sequences laid end to end: ``q``, ``k`` and ``v`` [T, heads, dim], and so is the result.
+
+    ``begins`` int64 [sequences + 1]: their first rows, and the last one's end. With ``turning`` [T, turned] every
+    head's keys, which are so much shorter, end with it, and the last part of queries and keys is turned by ``angles``
+    [2, T, turned / 2], cosines and sines: of neighbours or of halves.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        turning: Tensor | None,
+        begins: Tensor,
+        scale: float,
+        angles: Tensor | None = None,
+        neighbours: bool = False,
+    ) -> Tensor:
+        out, log_sums = q.new_empty(q.shape), q.new_empty(len(q) * q.shape[1])
+        ctx.save_for_backward(q, k, v, turning, angles, begins, out, log_sums)
+        ctx.how = neighbours, scale
+        kernels.current().attention(*_attended((q, k, v, turning, angles), begins, ctx.how, out, log_sums))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> Any:
+        *given, begins, out, log_sums = ctx.saved_tensors
+        gradients = [None if x is None else torch.empty(x.shape) for x in given[:4]]
+        arrays = _attended(given, begins, ctx.how, out, log_sums, d_out, *gradients)
+        kernels.current().attention_backward(*arrays)
+        return *gradients, None, None, None, None
+
+
+def _attended(
+    given: Iterable[Tensor | None], begins: Tensor, how: tuple[bool, float], *rest: Tensor | None
+) -> tuple[Any, ...]:
+    """What attention is given, as the kernels want it."""
+    inputs, others = ([None if x is None else array(x) for x in some] for some in (given, rest))
+    neighbours, scale = how
+    return *inputs, neighbours, array(begins), scale, *others
+
+
+class FusedCrossEntropy(torch.autograd.Function):
+    """See :class:`freedive.train.model.loss.ChunkedCrossEntropy`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        d_x, d_head = x.new_empty(x.shape), x.new_empty(head.shape)
+        given = array(x), array(head), array(targets), array(weights)
+        total = kernels.current().cross_entropy(*given, d_x.numpy(), d_head.numpy())
+        ctx.save_for_backward(d_x, d_head)
+        return x.new_tensor(total)
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor) -> Any:
+        d_x, d_head = ctx.saved_tensors
+        return d_x * d_total, d_head * d_total, None, None
+
+
+class FusedRmsNorm(torch.autograd.Function):
+    """``x`` [T, dim] by its root mean square, times ``weight`` [dim]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x, y = x.contiguous(), x.new_empty(x.shape)
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        kernels.current().rms_norm(array(x), array(weight), eps, y.numpy())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        d_x, d_weight = x.new_empty(x.shape), x.new_empty(weight.shape)
+        arrays = (array(x), array(weight)), (array(d_y), d_x.numpy(), d_weight.numpy())
+        kernels.current().rms_norm_backward(*arrays[0], ctx.eps, *arrays[1])
+        return d_x, d_weight, None

@@ -1,0 +1,55 @@
+"""The optimizers' updates on freedive's kernels: one pass over the optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from freedive.native import _native
+from freedive.train.model import kernels
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weights with what an optimizer keeps of them, how much of each an update leaves, and how far it goes."""
+
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    momenta: list[Tensor]
+    squares: list[Tensor]
+    keeps: list[float]
+    rates: list[float]
+
+    def updates(self) -> _native.Updates:
+        """The same memory, for the kernels."""
+        tensors = self.weights, self.gradients, self.momenta, self.squares
+        weights, gradients, momenta, squares = ([each.detach().numpy() for each in some] for some in tensors)
+        return _native.Updates(weights, gradients, momenta, squares, self.keeps, self.rates)
+
+
+def adamw(moments: Moments, betas: tuple[float, float], bias2: float, eps: float, shrink: float) -> None:
+    """One update of AdamW (Loshchilov & Hutter 2019) by gradients times ``shrink``; ``bias2`` corrects the squares."""
+    kernels.current().adamw(moments.updates(), *betas, bias2, eps, shrink)
+
+
+def muon(
+    moments: Moments,
+    beta: float,
+    shrink: float,
+    coefficients: tuple[float, float, float],
+    eps: float,
+    turns: int,
+) -> None:
+    """One update of Muon (Jordan et al. 2024) by gradients times ``shrink``, which become the directions of steps."""
+    updates = moments.updates()
+    kernels.current().look_ahead(updates, beta, shrink)
+    orthogonalise(moments.gradients, coefficients, eps, turns)
+    kernels.current().move(updates)
+
+
+def orthogonalise(stacks: Sequence[Tensor], coefficients: tuple[float, float, float], eps: float, turns: int) -> None:
+    """Like :func:`freedive.train.model.optim.orthogonal`, in place, of contiguous stacks [..., rows, columns]."""
+    arrays = [stack.detach().view(-1, *stack.shape[-2:]).numpy() for stack in stacks]
+    kernels.current().orthogonalise(arrays, *coefficients, eps, turns)

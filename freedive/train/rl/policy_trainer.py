@@ -1,0 +1,93 @@
+"""The base of trainers that learn from a model's own rollouts, and the packing of rollouts into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from freedive.model import spec
+from freedive.train.data.chat_tokenizer import ChatTokenizer
+from freedive.train.data.sequences import Sequences
+from freedive.train.model.net import Weights, stacked_params
+from freedive.train.model.optim import Optimizer
+from freedive.train.rl.rollouts import Rollout
+from freedive.train.run import checkpoints
+from freedive.train.run.checkpoints import Checkpoint
+from freedive.train.run.config import Distillation, Reinforcement
+from freedive.train.run.progress import Row
+
+
+@dataclass
+class PolicyTrainer:
+    """Trains a policy on its own rollouts. Checkpoints are written to ``folder``."""
+
+    model: spec.Model
+    settings: Reinforcement | Distillation
+    chat_tokenizer: ChatTokenizer
+    folder: Path
+    weights: Weights
+    step: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.optimizer = Optimizer(self.weights, stacked_params(self.model), 0.0, momentum=self.settings.momentum)
+        for name in self.optimizer.trained:
+            self.weights[name].requires_grad_()
+
+    @property
+    def num_steps(self) -> int:
+        return self.settings.steps
+
+    @property
+    def save_every(self) -> int:
+        return self.settings.save_every
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        if state := checkpoints.restore(self.folder, self.weights, self.optimizer.state):
+            self.step = self.optimizer.num_steps = state["step"]
+
+    def save(self) -> Path:
+        """Write a checkpoint of now."""
+        return checkpoints.save(
+            self.folder, self.step, Checkpoint(self.weights, self.optimizer.state, {"step": self.step})
+        )
+
+
+def rollout_stats(rollouts: Sequence[Rollout]) -> Row:
+    """The mean length of rollouts, the share that was truncated, and their entropy in nats per token."""
+    return {
+        "truncated": sum(not rollout.ended for rollout in rollouts) / len(rollouts),
+        "answer_tokens": float(np.mean([len(rollout.logprobs) for rollout in rollouts])),
+        "entropy": -float(np.mean(np.concatenate([rollout.logprobs for rollout in rollouts]))),
+    }
+
+
+def packed(rollouts: list[Rollout]) -> tuple[Sequences, Tensor, list[Tensor]]:
+    """Rollouts packed end to end, their targets' logprobs [T] (0 in prompts), and each MoE layer's experts [T, k]."""
+    texts, logprobs = [], []
+    for rollout in rollouts:
+        answered = np.arange(len(rollout.tokens)) >= rollout.prompt
+        texts.append((np.array(rollout.tokens), answered.astype(np.float32)))
+        logprobs.append(np.concatenate([np.zeros(rollout.prompt - 1), rollout.logprobs]))
+    routes = torch.from_numpy(np.concatenate([np.stack(rollout.routes) for rollout in rollouts]))
+    return Sequences.of(texts), torch.from_numpy(np.concatenate(logprobs)).float(), list(routes.unbind(1))
+
+
+def micro_batches(rollouts: Sequence[Rollout], num_tokens: int) -> Iterator[list[int]]:
+    """Indices of rollouts, sorted by length, in micro-batches of at most ``num_tokens`` tokens, or of one rollout."""
+    part: list[int] = []
+    room = num_tokens
+    for index in sorted(range(len(rollouts)), key=lambda i: len(rollouts[i].tokens)):
+        length = len(rollouts[index].tokens)
+        if part and length > room:
+            yield part
+            part, room = [], num_tokens
+        part.append(index)
+        room -= length
+    if part:
+        yield part

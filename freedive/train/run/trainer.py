@@ -1,0 +1,195 @@
+"""The training loop of all supervised stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from freedive.errors import UserError
+from freedive.model import spec
+from freedive.train.data.sequences import Sequences
+from freedive.train.data.shards import Shards, Stream
+from freedive.train.model.kernels import peak_flops
+from freedive.train.model.net import CHOICE_BIAS, Weights, initial, losses, mixtures, stacked_params, step_flops
+from freedive.train.model.ops import TrainOps
+from freedive.train.model.optim import Optimizer, learning_rate
+from freedive.train.run import checkpoints
+from freedive.train.run.checkpoints import Checkpoint
+from freedive.train.run.config import Stage
+from freedive.train.run.progress import Row
+
+SAMPLES = 8
+"""Samples of what a stage's weights write, while they learn."""
+
+STILL = 0.1
+"""The last part of a stage, in which routers' biases rest."""
+
+
+@dataclass
+class Seen:
+    """Sums over the micro-batches of a step: losses; for each MoE layer its experts' loads and its router's entropy."""
+
+    loss: float
+    balance_loss: float
+    loads: list[Tensor]
+    entropy: Tensor
+
+
+@dataclass
+class Trainer:
+    """Weights, their optimizer and the data, between two steps. ``folder`` is where checkpoints go.
+
+    ``speak`` makes a sample of what the weights write, now and then.
+    """
+
+    model: spec.Model
+    stage: Stage
+    shards: Shards
+    folder: Path
+    weights: Weights
+    speak: Callable[[Weights], str] | None = None
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.optimizer = self.make_optimizer()
+        self.stream = Stream(self.shards, self.stage.seed)
+        for name in self.optimizer.trained:
+            self.weights[name].requires_grad_()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest text that is read whole."""
+        return self.model.max_context
+
+    def make_optimizer(self) -> Optimizer:
+        """Of all weights that gradients move."""
+        return Optimizer(self.weights, stacked_params(self.model), self.stage.weight_decay)
+
+    def losses(self, part: Sequences) -> tuple[Tensor, TrainOps]:
+        """The summed loss of a part of the batch, and the operations that computed it."""
+        ops = TrainOps(part)
+        return losses(self.model, self.weights, part, ops, self.stage.mtp_loss), ops
+
+    @property
+    def num_steps(self) -> int:
+        return self.stage.steps
+
+    @property
+    def save_every(self) -> int:
+        return self.stage.save_every
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        if state := checkpoints.restore(self.folder, self.weights, self.optimizer.state):
+            self.step = self.optimizer.num_steps = state["step"]
+            self.stream.state = state["stream"]
+
+    def save(self) -> Path:
+        """Write a checkpoint of now."""
+        state = {"step": self.step, "stream": self.stream.state}
+        return checkpoints.save(self.folder, self.step, Checkpoint(self.weights, self.optimizer.state, state))
+
+    def news(self, row: Row) -> str:
+        """A few words on a step."""
+        return f"loss {row['loss']:.3f}  {row['tokens_per_s']:,.0f} tokens/s"
+
+    def advance(self) -> Row:
+        """One update; what is to be known of it."""
+        began, stage = time.perf_counter(), self.stage
+        batch = self.stream.take(stage.step_tokens, self.length)
+        seen = self._gradients(batch)
+        lr = learning_rate(stage, self.step)
+        norm = update(self.weights, self.optimizer, lr, stage.clip)
+        if stage.balance_rate and self.step < (1 - STILL) * stage.steps:
+            balance(self.model, self.weights, seen.loads, stage.balance_rate)
+        self.step += 1
+        seconds = time.perf_counter() - began
+        flops = batch.tokens.size * step_flops(self.model, batch.mean_context) / seconds
+        return self._said() | {
+            "step": self.step,
+            "loss": seen.loss,
+            "bits_per_byte": seen.loss / log(2) / self.shards.bytes_per_token,
+            "lr": lr,
+            "gradient_norm": norm,
+            "tokens_per_s": batch.tokens.size / seconds,
+            "flops": flops,
+            "utilisation": flops / peak_flops(),
+            "balance_loss": seen.balance_loss,
+            "router_entropy": [round(each, 4) for each in seen.entropy.tolist()],
+            "max_violation": [float(load.max() / load.mean() - 1) for load in seen.loads],
+            "loads": [[round(share, 4) for share in (load / load.sum()).tolist()] for load in seen.loads],
+        }
+
+    def _said(self) -> Row:
+        parts = (self.step - 1) * SAMPLES // self.num_steps, self.step * SAMPLES // self.num_steps
+        return {"sample": self.speak(self.weights)} if self.speak and parts[0] < parts[1] else {}
+
+    def _gradients(self, batch: Sequences) -> Seen:
+        """Adds to the weights' gradients: those of the mean loss."""
+        weight, num = max(1.0, float(batch.weights.sum())), len(mixtures(self.model))
+        seen = Seen(0.0, 0.0, [torch.zeros(())] * num, torch.zeros(num))
+        for part in batch.split(self.stage.micro_tokens):
+            summed, ops = self.losses(part)
+            loss = summed / weight
+            uneven = sum(ops.balance, torch.zeros(())) * (len(part.lengths) / len(batch.lengths))
+            (loss + self.stage.balance_loss * uneven).backward()  # type: ignore[no-untyped-call]
+            seen.loss += loss.item()
+            seen.balance_loss += uneven.item()
+            loads = expert_loads(self.model, ops.chosen)
+            seen.loads = [load + count for load, count in zip(seen.loads, loads, strict=True)]
+            if num:
+                seen.entropy += torch.stack(ops.entropy) * (part.tokens.size / batch.tokens.size)
+        return seen
+
+
+def expert_loads(model: spec.Model, chosen: Sequence[Tensor]) -> list[Tensor]:
+    """How many tokens chose each expert, mixture by mixture."""
+    layers = [model.blocks[index].ffn for index in mixtures(model)]
+    counts = [ffn.router.num_experts for ffn in layers if isinstance(ffn, spec.Experts)]
+    return [each.flatten().bincount(minlength=count).float() for each, count in zip(chosen, counts, strict=True)]
+
+
+def balance(model: spec.Model, weights: Weights, loads: Sequence[Tensor], rate: float) -> None:
+    """Make overloaded experts less likely to be chosen, and others likelier (Wang et al. 2024)."""
+    for layer, load in zip(mixtures(model), loads, strict=True):
+        bias = weights[f"layers.{layer}.ffn.{CHOICE_BIAS}"]
+        bias += rate * (load.mean() - load).sign()
+        bias -= bias.mean()
+
+
+def update(weights: Weights, optimizer: Optimizer, lr: float, clip: float) -> float:
+    """Move ``weights`` by their gradients, whose norm is cut at ``clip`` first, and forget these. Returns the norm.
+
+    Raises UserError for gradients that are not finite.
+    """
+    gradients = {name: _gradient(weights[name]) for name in optimizer.trained}
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    if not norm.isfinite():
+        raise UserError("The gradient is not finite", "Choose a smaller learning rate (lr), and begin anew")
+    optimizer.step(gradients, lr, shrink=min(1.0, clip / (float(norm) + 1e-6)))
+    for name in gradients:
+        weights[name].grad = None
+    return float(norm)
+
+
+def mean_loss(model: spec.Model, weights: Weights, shards: Shards, num_tokens: int = 16_384) -> float:
+    """Of held-out data: nats per token whose loss counts."""
+    batch = Stream(shards, 0).take(num_tokens, model.max_context)
+    with torch.no_grad():
+        total = sum(float(losses(model, weights, part, TrainOps(part))) for part in batch.split(4096))
+    return total / float(batch.weights.sum())
+
+
+def start(model: spec.Model, seed: int, given: Mapping[str, Tensor] | None = None) -> Weights:
+    """Weights to begin with: those ``given``, else random ones."""
+    return initial(model, seed) if given is None else {name: value.clone() for name, value in given.items()}
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad.contiguous()
