@@ -53,7 +53,7 @@ wheel: $(VENV)/installed $(VENV)/wheel-tools
 
 # What the kernels are given and what they give, under sanitizers of addresses and undefined behaviour; and the team of
 # threads under that of races.
-SANITIZED := tests/native/test_binding.py tests/checkpoint/test_bundle.py tests/engine/test_sampler.py tests/ops/test_shapes.py
+SANITIZED := tests/native/test_binding.py tests/checkpoint/test_model_folder.py tests/engine/test_sampler.py tests/ops/test_shapes.py
 
 sanitize: $(VENV)/installed $(VENV)/test-tools
 	mkdir -p build

@@ -39,7 +39,7 @@ CACHE_TOKENS = 32768
 FAULTY = {
     "freedive.ops.native": ("NativeRunner.step", "NativeRunner.embed"),
     "freedive.engine.scheduler": ("Scheduler.plan", "Scheduler.remove"),
-    "freedive.engine.prefix": ("PrefixCache.restore", "PrefixCache.keep"),
+    "freedive.engine.prefix": ("PrefixCache.restore", "PrefixCache.publish"),
     "freedive.engine.executor": ("next_piece",),
     "freedive.engine.page_store": ("PageStore.fetch", "PageStore.write"),
 }

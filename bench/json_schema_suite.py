@@ -1,4 +1,4 @@
-"""Runs the official JSON Schema Test Suite against the guides: what is invalid must be impossible to write.
+"""Runs the official JSON Schema Test Suite against constraints: what is invalid must be impossible to write.
 
 The suite is in the source distribution of the package jsonschema: json/tests/draft7 and json/tests/draft2020-12.
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from freedive.errors import UserError
 from freedive.text.format import json_grammar
-from freedive.text.guide import Guide, Guides, MakeGuide
+from freedive.text.grammar_constraint import GrammarCompiler, GrammarConstraint, MakeConstraint
 from freedive.text.lark import Lark
 
 END = 256
@@ -42,21 +42,21 @@ class Bytes:
         return bytes([token]) if token < END else b"<end>"
 
 
-def guide_maker(guides: Guides, schema: Any) -> MakeGuide:
-    """What makes guides for ``schema``. UserError if it is refused."""
-    lark = Lark(guides.tokens)
+def constraint_maker(compiler: GrammarCompiler, schema: Any) -> MakeConstraint:
+    """A factory of constraints for ``schema``. UserError if it is refused."""
+    lark = Lark(compiler.tokens)
     plain = schema if isinstance(schema, dict) else {"allOf": [schema]}
-    return guides.guide(lark.rules(lark.part(json_grammar(plain))), lark.parts)
+    return compiler.compile(lark.rules(lark.part(json_grammar(plain))), lark.parts)
 
 
-def can_write(guide: Guide, text: str) -> bool:
-    """Whether ``guide`` lets through just ``text``."""
+def can_write(constraint: GrammarConstraint, text: str) -> bool:
+    """Whether ``constraint`` lets through just ``text``."""
     for token in (*text.encode(), END):
-        if guide.complete:
+        if constraint.complete:
             return token == END
-        if not np.unpackbits(guide.allowed(), bitorder="little")[token]:
+        if not np.unpackbits(constraint.allowed(), bitorder="little")[token]:
             return False
-        guide.take(token)
+        constraint.take(token)
     return True
 
 
@@ -117,12 +117,12 @@ class Counts:
     accepted: list[str] = field(default_factory=list)
 
 
-def count(file: Path, guides: Guides, reasons: Counter[str], *, show: bool) -> Counts:
+def count(file: Path, compiler: GrammarCompiler, reasons: Counter[str], *, show: bool) -> Counts:
     counts = Counts()
     for case in json.loads(file.read_text()):
         counts.schemas += 1
         try:
-            make_guide = guide_maker(guides, case["schema"])
+            make_guide = constraint_maker(compiler, case["schema"])
         except UserError as error:
             if not all(not test["valid"] for test in case["tests"]):  # else nothing can be written, rightly
                 counts.refused += 1
@@ -143,7 +143,7 @@ def count(file: Path, guides: Guides, reasons: Counter[str], *, show: bool) -> C
 
 
 def main() -> None:
-    guides = Guides(Bytes(), lambda text: False)  # type: ignore[arg-type]
+    compiler = GrammarCompiler(Bytes(), lambda text: False)  # type: ignore[arg-type]
     show = "--show" in sys.argv
     num_accepted = 0
     for folder in (Path(name) for name in sys.argv[1:] if not name.startswith("--")):
@@ -152,7 +152,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         total = Counts()
         for file in sorted(folder.glob("*.json")):
-            counts = count(file, guides, reasons, show=show)
+            counts = count(file, compiler, reasons, show=show)
             for name in ("schemas", "refused", "invalid", "valid", "too_strict", "accepted"):
                 setattr(total, name, getattr(total, name) + getattr(counts, name))
             print(row(file.stem, counts), flush=True)

@@ -69,17 +69,17 @@ class Case:
 
     kernel: str
     name: str
-    model: spec.Model
+    model: spec.ModelSpec
     kind: str
     format: str
     num_threads: int
     points: tuple[Point, ...]
 
 
-def empty_model(**changes: Any) -> spec.Model:
+def empty_model(**changes: Any) -> spec.ModelSpec:
     """Nothing but the embedding, which is the head too."""
     shape = {"vocab_size": 512, "hidden_dim": 64, "layers": (), "max_context": 1 << 16}
-    return spec.Model(**{"family": "none", "norm_eps": 1e-6, "tied": True, **shape, **changes})
+    return spec.ModelSpec(**{"family": "none", "norm_eps": 1e-6, "tied": True, **shape, **changes})
 
 
 def linears(kernel: str, formats: Iterable[str], width: int, num_bytes: int, num_threads: int) -> Iterator[Case]:

@@ -51,7 +51,7 @@ PARTS = 1000
 class Contender:
     """A model that learns, and how it did: ``curve`` holds seconds, tokens and held-out bits per byte."""
 
-    model: spec.Model
+    model: spec.ModelSpec
     stage: config.Stage
     muon: bool
     shards: Shards
@@ -84,7 +84,7 @@ class Contender:
         self.curve.append((self.seconds, self.tokens, bits))
 
 
-def grouped_query(shape: config.Shape, kind: str, dense_dim: int, tied: bool) -> spec.Model:
+def grouped_query(shape: config.Shape, kind: str, dense_dim: int, tied: bool) -> spec.ModelSpec:
     """A dense model with grouped queries, as minimind (Llama's kind) and nanochat (queries and keys normed) have."""
     settings: dict[str, Any] = {
         "model_type": kind,
@@ -110,7 +110,7 @@ def contenders(shards: Shards) -> dict[str, Callable[[float], Contender]]:
     nano, dense = config.preset("nano"), config.preset("nano-dense")
     models = {name: describe_config(run.model.hub_config(1, 0)) for name, run in (("nano", nano), ("dense", dense))}
 
-    def make(model: spec.Model, muon: bool) -> Callable[[float], Contender]:
+    def make(model: spec.ModelSpec, muon: bool) -> Callable[[float], Contender]:
         return lambda rate: Contender(model, replace(nano.pretrain, steps=PARTS, lr=rate), muon, shards)
 
     return {

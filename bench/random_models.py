@@ -30,7 +30,7 @@ from freedive.hub.cache import packed_path
 from freedive.model.families import FAMILIES, describe_config
 from freedive.model.families.names import gguf_rules, hub_rules
 from freedive.model.params import params
-from freedive.model.spec import Model
+from freedive.model.spec import ModelSpec
 
 FOLDER = Path(os.environ.get("FREEDIVE_BENCH_MODELS", Path(__file__).parent.parent / "build" / "models"))
 """Where models are kept."""
@@ -101,7 +101,7 @@ def _save_folder(shape: Shape, form: str, path: Path) -> None:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def _maker_shapes(model: Model, rules: Rules) -> Shapes:
+def _maker_shapes(model: ModelSpec, rules: Rules) -> Shapes:
     """The maker's names and shapes of all weights."""
     unread = np.empty(0, np.uint8)
     canonical = {name: Tensor(name, param.shape, "F32", unread) for name, param in params(model).items()}

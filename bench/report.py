@@ -19,7 +19,9 @@ Report = Mapping[str, Any]
 ALL = {work.name: work for work in WORKLOADS}
 
 
-def summary(model: spec.Model, founds: Sequence[Found], costs: Mapping[str, Cost], limits: Limits) -> dict[str, Any]:
+def summary(
+    model: spec.ModelSpec, founds: Sequence[Found], costs: Mapping[str, Cost], limits: Limits
+) -> dict[str, Any]:
     """Of all groups: freedive's values are of the first, its ratio to a peer of the group that they share."""
     router, measured = router_of(model), founds[0].unique_experts
     unique = {1: float(router.num_chosen if router else 0), BATCH.num_prompts: measured or 0.0}
@@ -46,7 +48,7 @@ def summary(model: spec.Model, founds: Sequence[Found], costs: Mapping[str, Cost
     }
 
 
-def _in_numbers(model: spec.Model, cost: Cost, unique: Mapping[int, float]) -> dict[str, float]:
+def _in_numbers(model: spec.ModelSpec, cost: Cost, unique: Mapping[int, float]) -> dict[str, float]:
     """What the fractions rest on: bytes of a step, by workload, and operations of a prompt's token."""
     steps = {work.name: cost.step_bytes(work, unique[work.num_prompts]) for work in WORKLOADS if not work.reads}
     return {"operations of a prompt's token": cost.token_operations, **steps}

@@ -45,13 +45,13 @@ class Cost:
     ``token_operations``: of a prompt's token, in products with weights other than the head; attention is not counted.
     """
 
-    model: spec.Model
+    model: spec.ModelSpec
     shared: float
     experts: float
     token_operations: float
 
     @classmethod
-    def of(cls, model: spec.Model, sizes: Mapping[str, float]) -> Cost:
+    def of(cls, model: spec.ModelSpec, sizes: Mapping[str, float]) -> Cost:
         """``sizes``: bytes of tensors, by names of GGUF, of Hugging Face or our own."""
         experts = sum(size for name, size in sizes.items() if "_exps." in name or ".experts." in name)
         embedding = sum(size for name, size in sizes.items() if not model.tied and ("embd" in name or "embed" in name))
@@ -72,7 +72,7 @@ class Cost:
         return self.token_operations * speed / peak if peak else None
 
 
-def cost(path: Path, model: spec.Model) -> Cost:
+def cost(path: Path, model: spec.ModelSpec) -> Cost:
     """Of ``model`` as a GGUF file, a folder of safetensors, or one of OpenVINO, whose weights count as all alike."""
     if not path.is_dir():
         return Cost.of(model, {name: tensor.data.nbytes for name, tensor in open_checkpoint(path).tensors.items()})
@@ -83,22 +83,21 @@ def cost(path: Path, model: spec.Model) -> Cost:
     return Cost.of(model, {name: each * param.size for name, param in table.items()})
 
 
-def expected_unique(model: spec.Model, rows: int) -> float:
+def expected_unique(model: spec.ModelSpec, rows: int) -> float:
     """Experts of a layer that ``rows`` tokens read together, if each chooses at random; 0 in a model without."""
     router = router_of(model)
     return router.num_experts * (1 - (1 - router.num_chosen / router.num_experts) ** rows) if router else 0.0
 
 
-def router_of(model: spec.Model) -> spec.Router | None:
+def router_of(model: spec.ModelSpec) -> spec.Router | None:
     """How tokens choose experts, if they do."""
     return next((layer.ffn.router for layer in model.layers if isinstance(layer.ffn, spec.Experts)), None)
 
 
-def _cache_bytes(model: spec.Model, context: int) -> int:
+def _cache_bytes(model: spec.ModelSpec, context: int) -> int:
     """That a token looks back at after ``context`` others."""
     return sum(
-        CACHE_BYTES * spec.per_token_dim(layer.attention.state) * _seen(layer.attention, context)
-        for layer in model.layers
+        CACHE_BYTES * spec.per_token_dim(layer.mixer.state) * _seen(layer.mixer, context) for layer in model.layers
     )
 
 

@@ -22,7 +22,7 @@ from schemas import generated, wild
 
 import freedive
 from freedive.engine.engine import EngineError
-from freedive.engine.request import Generation
+from freedive.engine.generation import Generation
 from freedive.errors import UserError
 from freedive.text.format import Format
 
@@ -58,22 +58,22 @@ def some(first: int, options: argparse.Namespace) -> Sequence[tuple[int, Any]]:
 def ask(model: freedive.LanguageModel, schema: Any, seed: int, num_tokens: int) -> Generation | str:
     """The answer under ``schema``, or why there is none."""
     try:
-        question = model.question(PROMPT, format=Format("json_schema", schema))
+        prompt = model.make_prompt(PROMPT, format=Format("json_schema", schema))
     except UserError:
         return "refused"
     sampling = model.sampling(temperature=1.5, seed=seed, max_tokens=num_tokens)
-    return model.engine.submit(question.tokens, sampling, keep=question.keeps, guide=question.guide())
+    return model.engine.submit(prompt.tokens, sampling, is_visible=prompt.is_visible, constraint=prompt.constraint())
 
 
 def outcome(generation: Generation, schema: Any) -> str:
     """How an answer ended, and whether it is what its schema allows."""
     try:
-        pieces = list(generation)
+        outputs = list(generation)
     except EngineError as error:
         return "given up" if "form cannot be kept to" in str(error) else f"INVALID: {error}"
-    if pieces[-1].finish_reason != "stop":
+    if outputs[-1].finish_reason != "stop":
         return "cut"
-    text = "".join(piece.text for piece in pieces)
+    text = "".join(output.text for output in outputs)
     text = text.rpartition("</think>")[2]
     checker = jsonschema.Draft202012Validator
     if not checker(checker.META_SCHEMA).is_valid(schema):

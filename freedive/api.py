@@ -14,18 +14,24 @@ import numpy as np
 import numpy.typing as npt
 
 from freedive import machine
-from freedive.checkpoint.bundle import Described, is_bundle, open_described, read_bundle, write_description
 from freedive.checkpoint.file import read_json
+from freedive.checkpoint.fingerprint import COMPUTING, DESCRIBING, code_digest, code_fingerprint
 from freedive.checkpoint.fit import check_fit
+from freedive.checkpoint.model_folder import (
+    OpenedStore,
+    is_model_folder,
+    open_described,
+    read_model_folder,
+    write_description,
+)
 from freedive.checkpoint.packed import LAYOUT, DamagedStore, open_store, remove_others, store_bytes, write_store
-from freedive.checkpoint.state import COMPUTING, DESCRIBING, code_digest, code_state
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
+from freedive.engine.generation import RANGES, Sampling
 from freedive.engine.kvcache import pages_for
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pooling
-from freedive.engine.request import RANGES, Sampling
 from freedive.engine.submission import Job
 from freedive.errors import Unavailable, UserError
 from freedive.hub.cache import packed_path, pages_folder
@@ -34,15 +40,14 @@ from freedive.hub.sources import resolve
 from freedive.model import spec
 from freedive.ops.native import NativeRunner
 from freedive.progress import byte_bar
-from freedive.text.asking import Wish, granted
-from freedive.text.budget import thinking_budget as budget_for
 from freedive.text.dialects.dialect import Event, Mark, Text, initial_state
-from freedive.text.dialects.known import dialect_for
+from freedive.text.dialects.registry import dialect_for
 from freedive.text.format import Format
-from freedive.text.guide import Guides, MakeGuide
+from freedive.text.grammar_constraint import GrammarCompiler, MakeConstraint
 from freedive.text.infill import infill_marks
 from freedive.text.lark import Lark
-from freedive.text.question import Question
+from freedive.text.output_spec import OutputSpec, constrain
+from freedive.text.prompt import Prompt
 from freedive.text.roles import rendered
 from freedive.text.template import ChatTemplate
 from freedive.text.thinking import (
@@ -53,6 +58,7 @@ from freedive.text.thinking import (
     thinking_variables,
     without_thoughts,
 )
+from freedive.text.thinking_budget import thinking_budget as budget_for
 from freedive.text.tokenizer import Tokenizer
 from freedive.text.tools import ToolChoice, Tools
 
@@ -74,7 +80,7 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
     config = EngineConfig(**settings)
     path = resolve(name)
     threads = config.threads or machine.physical_cores()
-    model, checkpoint, weights = read_bundle(path) if is_bundle(path) else _packed(path, threads)
+    model, checkpoint, weights = read_model_folder(path) if is_model_folder(path) else _packed(path, threads)
     if config.speculation == "off":
         model = replace(model, mtp=None)
     tokenizer, template = text_parts(path, checkpoint)
@@ -119,7 +125,9 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.template = template
         self.dialect = dialect_for(template.source, tokenizer.added_tokens.values())
-        self.guides = Guides(tokenizer, lambda text: text in (*self.dialect.marks, *self.dialect.separators))
+        self.grammar_compiler = GrammarCompiler(
+            tokenizer, lambda text: text in (*self.dialect.marks, *self.dialect.separators)
+        )
         self.recommended = recommended
         self.engine = Engine(runner, tokenizer, config, store, state_store)
 
@@ -145,7 +153,7 @@ class LanguageModel:
     def chat(self, messages: Messages, **sampling: Any) -> Iterator[str]:
         """The text of the answer to ``messages`` ({"role": ..., "content": ...}), piece by piece.
 
-        ``sampling`` are fields of :class:`freedive.engine.request.Sampling`: temperature, max_tokens, seed ...
+        ``sampling`` are fields of :class:`freedive.engine.generation.Sampling`: temperature, max_tokens, seed ...
         """
         return (event.text for event in self.answer(messages, **sampling) if isinstance(event, Text))
 
@@ -162,28 +170,28 @@ class LanguageModel:
         """The answer with its thoughts and its calls of ``tools``, as it comes. Without tools, calls are text.
 
         ``tools`` are as OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ...}}. See
-        :meth:`question` for the other parameters.
+        :meth:`prompt` for the other parameters.
         """
-        question = self.question(
+        prompt = self.make_prompt(
             messages, tools, format=format, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls
         )
         chosen = self.sampling(**sampling)
         generation = self.engine.submit(
-            question.tokens,
+            prompt.tokens,
             chosen,
-            continues=question.continues,
-            keep=question.keeps,
-            reader=question.reader(),
-            guide=question.guide(chosen.max_tokens),
+            continues=prompt.continues,
+            is_visible=prompt.is_visible,
+            parser=prompt.parser(),
+            constraint=prompt.constraint(chosen.max_tokens),
         )
-        return (event for piece in generation for event in piece.events)
+        return (event for output in generation for event in output.events)
 
     def complete(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Iterator[str]:
         """What follows ``prompt``, in the ``format``, if there is one, without a chat template, piece by piece."""
         tokens = self.tokenizer.encode(prompt, add_special=True, max_tokens=self.max_context)
-        guide = self.make_guide(format)() if format else None
-        generation = self.engine.submit(tokens, self.sampling(**sampling), continues=True, guide=guide)
-        return (piece.text for piece in generation if piece.text)
+        constraint = self.make_constraint(format)() if format else None
+        generation = self.engine.submit(tokens, self.sampling(**sampling), continues=True, constraint=constraint)
+        return (output.text for output in generation if output.text)
 
     def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> npt.NDArray[np.float32]:
         """What the model makes of each text, [len(texts), hidden]: the mean over its tokens, or the last one's state.
@@ -193,14 +201,14 @@ class LanguageModel:
         only = Sampling(max_tokens=1)
         prompts = [self.tokenizer.encode(text, add_special=True, max_tokens=self.max_context) for text in texts]
         generations = self.engine.submit_all([Job(prompt, only, pooling=pooling) for prompt in prompts])
-        pieces = [piece for generation in generations for piece in generation]
-        return np.stack([piece.embedding for piece in pieces if piece.embedding is not None])
+        outputs = [output for generation in generations for output in generation]
+        return np.stack([output.embedding for output in outputs if output.embedding is not None])
 
     def sampling(self, **given: Any) -> Sampling:
         """The ``given`` fields over the recommended ones. UserError for values that no sampler can honour."""
         return Sampling(**{**self.recommended, **given})
 
-    def question(
+    def make_prompt(
         self,
         messages: Messages,
         tools: Tools = (),
@@ -213,12 +221,12 @@ class LanguageModel:
         thinking_budget: int | None = None,
         continues: bool = False,
         **variables: Any,
-    ) -> Question:
+    ) -> Prompt:
         """What asks for the next message or, with ``continues``, for the rest of the last one; and how to read it.
 
         The text of the answer has the ``format``, if there is one, unless tools are called. ``tool_choice`` is auto,
         none (the model does not learn of the tools), required, or a :class:`freedive.text.tools.Function`; without
-        ``parallel_tool_calls`` there is but one call. Where a guide sees to calls, as it does for any of this and for
+        ``parallel_tool_calls`` there is but one call. Where a constraint enforces calls, as for any of this and for
         a tool that is "strict", their arguments have the form that "parameters" say.
 
         ``thinking`` turns thoughts on or off, ``effort`` is one of :data:`freedive.text.thinking.EFFORTS`; None leaves
@@ -239,11 +247,11 @@ class LanguageModel:
             prompt = without_thoughts(prompt, initial_state(dialect, prompt), dialect)
         tokens, state = self.tokenizer.encode(prompt, max_tokens=self.max_context), initial_state(dialect, prompt)
         thoughts = self._thinks_unasked if wanted is None else wanted
-        wish = Wish(format, tools, tool_choice, parallel_tool_calls, thoughts)
-        dialect, make_guide = granted(wish, self.guides, dialect, state)
+        spec = OutputSpec(format, tools, tool_choice, parallel_tool_calls, thoughts)
+        dialect, make_constraint = constrain(spec, self.grammar_compiler, dialect, state)
         limit = 0 if wanted is False else thinking_budget or effort_budget(effort, self.template.source)
         budget = budget_for(self.tokenizer, dialect, state, self.max_context - len(tokens), limit)
-        return Question(tokens, dialect, state, tools, self.dialect.keeps, continues, make_guide, budget)
+        return Prompt(tokens, dialect, state, tools, self.dialect.is_visible, continues, make_constraint, budget)
 
     @cached_property
     def _thinks_unasked(self) -> bool:
@@ -258,20 +266,20 @@ class LanguageModel:
         except UserError:  # then it has nothing to say about this
             return True
 
-    def make_guide(self, format: Format) -> MakeGuide:
-        """What makes guides that give texts the ``format``, from the first token on. It is compiled here, once.
+    def make_constraint(self, format: Format) -> MakeConstraint:
+        """A factory of constraints that give texts the ``format``, from the first token on. It is compiled here, once.
 
         UserError if it cannot be kept to.
         """
-        lark = Lark(self.guides.tokens)
-        return self.guides.guide(lark.rules(lark.part(format.grammar)), lark.parts)
+        lark = Lark(self.grammar_compiler.tokens)
+        return self.grammar_compiler.compile(lark.rules(lark.part(format.grammar)), lark.parts)
 
-    def infill(self, prefix: str, suffix: str) -> Question:
+    def infill(self, prefix: str, suffix: str) -> Prompt:
         """What asks for the text between the two. UserError where the model was not trained for that."""
         begin, between, end = map(self.tokenizer.encode, infill_marks(self.tokenizer.added_tokens.values()))
         encode = partial(self.tokenizer.encode, parse_special=False, max_tokens=self.max_context)
         before, after = map(encode, (prefix, suffix))
-        return Question([*begin, *before, *between, *after, *end], continues=True)
+        return Prompt([*begin, *before, *between, *after, *end], continues=True)
 
     def close(self) -> None:
         """End what is under way and free the threads."""
@@ -284,10 +292,10 @@ class LanguageModel:
         self.close()
 
 
-def _packed(path: Path, threads: int) -> Described:
+def _packed(path: Path, threads: int) -> OpenedStore:
     """The model at ``path`` from its packed store, which is made first where there is none or it is damaged."""
     store = packed_path(path, LAYOUT)
-    description, code = store.with_suffix(".json"), code_state(DESCRIBING)
+    description, code = store.with_suffix(".json"), code_fingerprint(DESCRIBING)
     try:
         return open_described(description, store, by=code)
     except (UserError, DamagedStore, FileNotFoundError):
@@ -297,7 +305,7 @@ def _packed(path: Path, threads: int) -> Described:
     return model, checkpoint, weights
 
 
-def _pack(path: Path, store: Path, threads: int) -> Described:
+def _pack(path: Path, store: Path, threads: int) -> OpenedStore:
     """The model at ``path`` from its own files, with its weights packed in ``store``, perhaps earlier by this code."""
     from freedive.checkpoint.open import open_checkpoint  # imported here: a warm start does without all of these
     from freedive.checkpoint.rules import canonical_tensors
@@ -340,7 +348,7 @@ def recommended(name: str, path: Path) -> Mapping[str, Any]:
     return {name: value for name, value in numbers.items() if RANGES[name][0] <= value <= RANGES[name][1]}
 
 
-def _page_stores(path: Path, model: spec.Model, runner: NativeRunner, config: EngineConfig) -> list[PageStore]:
+def _page_stores(path: Path, model: spec.ModelSpec, runner: NativeRunner, config: EngineConfig) -> list[PageStore]:
     """Where pages and states computed by ``runner`` are kept: all that their bits depend on has a folder of its own."""
     if config.prefix_cache == "off" or not config.disk_cache_gb:
         return []
@@ -348,7 +356,7 @@ def _page_stores(path: Path, model: spec.Model, runner: NativeRunner, config: En
     memories = [memory for memory in (runner.pages, runner.states) if memory.shape[1]]
     return [
         PageStore(
-            pages_folder(path, repr((*kinds, memory.shape[1], place, model, code_state(COMPUTING)))),
+            pages_folder(path, repr((*kinds, memory.shape[1], place, model, code_fingerprint(COMPUTING)))),
             memory,
             int(config.disk_cache_gb * 1e9),
         )
@@ -356,7 +364,7 @@ def _page_stores(path: Path, model: spec.Model, runner: NativeRunner, config: En
     ]
 
 
-def _num_pages(model: spec.Model, config: EngineConfig) -> int:
+def _num_pages(model: spec.ModelSpec, config: EngineConfig) -> int:
     """Pages of the key-value cache: as asked, else what full contexts can use."""
     if config.cache_tokens:
         return pages_for(config.cache_tokens)

@@ -10,15 +10,15 @@ import numpy as np
 from freedive.model.params import Role, params
 from freedive.model.spec import (
     Attention,
+    AttentionTemperature,
     Experts,
     FeedForward,
     LatentAttention,
     Layer,
-    Model,
+    ModelSpec,
     Rope,
     Router,
     ShortConv,
-    Temperature,
 )
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -42,7 +42,7 @@ def experts(num_experts: int = 6, num_chosen: int = 2, **traits: Any) -> Experts
     return Experts(Router(num_experts, num_chosen, **traits), EXPERT)
 
 
-def model(attention: Attention | LatentAttention, ffn: FeedForward | Experts = DENSE, **traits: Any) -> Model:
+def model(attention: Attention | LatentAttention, ffn: FeedForward | Experts = DENSE, **traits: Any) -> ModelSpec:
     """Two layers; the second sees through another window, with another rope."""
     if isinstance(attention, LatentAttention):
         other: Attention | LatentAttention = attention
@@ -52,8 +52,8 @@ def model(attention: Attention | LatentAttention, ffn: FeedForward | Experts = D
     return with_layers(Layer(attention, ffn), Layer(other, ffn), **traits)
 
 
-def with_layers(*layers: Layer, **traits: Any) -> Model:
-    return Model("test", VOCAB, 44, layers, norm_eps=1e-5, max_context=512, **{"tied": False, **traits})
+def with_layers(*layers: Layer, **traits: Any) -> ModelSpec:
+    return ModelSpec("test", VOCAB, 44, layers, norm_eps=1e-5, max_context=512, **{"tied": False, **traits})
 
 
 CONV = ShortConv(52, 3)
@@ -85,7 +85,7 @@ SHAPES = {
 ATTENTIONS = {
     "chunks, then all without rope": with_layers(
         Layer(replace(PLAIN, chunk=8), DENSE),
-        Layer(replace(PLAIN, rope=None, temperature=Temperature(floor_scale=4.0, scale=0.3)), DENSE),
+        Layer(replace(PLAIN, rope=None, temperature=AttentionTemperature(floor_scale=4.0, scale=0.3)), DENSE),
     ),
     "norms of whole projections": model(replace(PLAIN, qk_norm="full")),
     "norms after rope": model(replace(PLAIN, qk_norm="head", norm_after_rope=True)),
@@ -147,12 +147,12 @@ WHOLES = {
     "scaled experts": model(LATENT, replace(experts(), shared=EXPERT), residual_scale=0.3),
 }
 
-DESCRIPTIONS: dict[str, Model] = SHAPES | ATTENTIONS | FEED_FORWARDS | EXPERTS | WHOLES
+DESCRIPTIONS: dict[str, ModelSpec] = SHAPES | ATTENTIONS | FEED_FORWARDS | EXPERTS | WHOLES
 
 SPREAD: dict[Role, float] = {"norm": 0.3, "bias": 0.3}
 
 
-def weights(described: Model) -> dict[str, Floats]:
+def weights(described: ModelSpec) -> dict[str, Floats]:
     """Random weights: matrices that keep the size of what they multiply, norms near 1, biases near 0."""
     rng = np.random.default_rng(0)
     return {

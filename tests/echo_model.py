@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from freedive.config import ServerConfig
-from freedive.engine.request import EngineError, Piece, Sampling, Timings, TokenLogprobs
+from freedive.engine.generation import EngineError, Sampling, Timings, TokenLogprobs, TokenOutput
 from freedive.engine.submission import Job
 from freedive.errors import Overloaded, UserError
 from freedive.server.app import DEFAULTS, create_app, listen, server
@@ -23,7 +23,7 @@ from freedive.server.models import ModelEntry, Models
 from freedive.text.dialects.codecs import json_calls
 from freedive.text.dialects.dialect import Dialect, Mark
 from freedive.text.format import Format
-from freedive.text.question import Question
+from freedive.text.prompt import Prompt
 
 SPEAKING = Dialect(
     {
@@ -76,7 +76,7 @@ class EchoGeneration:
         if not self.ended:
             self.cancelled.set()
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncIterator[TokenOutput]:
         stops = [(self.answer.find(stop), stop) for stop in self.sampling.stop if stop in self.answer]
         end, stop_string = min(stops, default=(None, None))
         answer = self.answer[:end]
@@ -93,9 +93,9 @@ class EchoGeneration:
         else:
             yield self._piece("", (), "stop", stop_string=stop_string)
 
-    def _piece(self, text: str, token_ids: tuple[int, ...], reason: Any = None, **more: Any) -> Piece:
+    def _piece(self, text: str, token_ids: tuple[int, ...], reason: Any = None, **more: Any) -> TokenOutput:
         events = self.reader.read(text, ends=reason is not None)
-        return Piece(events, token_ids, reason, is_thinking=self.reader.is_thinking, **more)
+        return TokenOutput(events, token_ids, reason, is_thinking=self.reader.is_thinking, **more)
 
     def _logprobs(self, token_id: int) -> tuple[TokenLogprobs, ...] | None:
         if self.sampling.logprobs is None:
@@ -107,10 +107,10 @@ class EchoGeneration:
 class EchoEmbedding(EchoGeneration):
     """The lengths of the prompt and of a vowel-free text of it."""
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncIterator[TokenOutput]:
         self.ended = True
         vector = np.array([self.num_prompt_tokens, sum(char not in "aeiou" for char in self.answer)], np.float32)
-        yield Piece((), (), "stop", embedding=vector)
+        yield TokenOutput((), (), "stop", embedding=vector)
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,13 @@ class EchoEngine:
         kind = EchoEmbedding if job.pooling else EchoGeneration
         room = self.model.max_context - len(prompt)
         generation = kind(answer, len(prompt), job.sampling, self.model.delay_s, room)
-        generation.reader = job.reader() if job.reader else None
+        generation.reader = job.make_parser() if job.make_parser else None
         generation.submitted = {
             "tenant": job.tenant,
-            "salt": job.salt,
+            "cache_salt": job.cache_salt,
             "user": job.user,
             "pooling": job.pooling,
-            "guide": job.guide() if job.guide else None,
+            "constraint": job.make_constraint() if job.make_constraint else None,
         }
         self.generations.append(generation)
         return generation
@@ -181,22 +181,22 @@ class EchoModel:
     def sampling(self, **given: Any) -> Sampling:
         return Sampling(**given)
 
-    def question(
+    def make_prompt(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **options: Any
-    ) -> Question:
+    ) -> Prompt:
         self.asked.append({"messages": messages, "tools": tools, **options})
         if messages[-1]["content"] == "untemplated":
             raise ZeroDivisionError("a fault of ours")
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
         tools = () if options.get("tool_choice") == "none" else tools
         dialect = SPEAKING if tools else SPEAKING.without_calls()
-        return Question(self.tokenizer.encode(prompt), dialect, tools=tools, continues=options.get("continues", False))
+        return Prompt(self.tokenizer.encode(prompt), dialect, tools=tools, continues=options.get("continues", False))
 
-    def make_guide(self, format: Format) -> Any:
+    def make_constraint(self, format: Format) -> Any:
         return lambda: format
 
-    def infill(self, prefix: str, suffix: str) -> Question:
-        return Question(self.tokenizer.encode(f"{prefix}[gap]{suffix}"), continues=True)
+    def infill(self, prefix: str, suffix: str) -> Prompt:
+        return Prompt(self.tokenizer.encode(f"{prefix}[gap]{suffix}"), continues=True)
 
     def expert_load(self) -> list[list[int]]:
         return [[3, 1], [0, 4]]

@@ -16,7 +16,7 @@ from tiny_models import TINY, tiny
 
 from freedive.model.families import FAMILIES
 from freedive.model.families.family import Family
-from freedive.model.spec import Experts, FeedForward, LatentAttention, Layer, Mixer, Model, ShortConv
+from freedive.model.spec import Experts, FeedForward, LatentAttention, Layer, Mixer, ModelSpec, ShortConv
 
 HEAD = """# Families
 
@@ -95,9 +95,9 @@ def total(results: list[Result]) -> Result:
     )
 
 
-def traits(spec: Model) -> Iterator[str]:
+def traits(spec: ModelSpec) -> Iterator[str]:
     for layer in spec.layers:
-        yield from mixer_traits(layer.attention)
+        yield from mixer_traits(layer.mixer)
         yield from feeder_traits(layer.ffn)
         yield from (name for name, has in layer_traits(layer).items() if has)
     scales = (spec.embed_scale, spec.residual_scale, spec.logit_scale)

@@ -7,21 +7,21 @@ import numpy as np
 from freedive.checkpoint.tensor import Tensor
 from freedive.model.params import params
 from freedive.model.size import size
-from freedive.model.spec import Model
+from freedive.model.spec import ModelSpec
 
 
-def total_billions(model: Model) -> float:
+def total_billions(model: ModelSpec) -> float:
     """Weights in all, in 1e9."""
     return size(model).total / 1e9
 
 
-def active_billions(model: Model, *, embedding: bool = True) -> float:
+def active_billions(model: ModelSpec, *, embedding: bool = True) -> float:
     """Those of one token, in 1e9: with the whole ``embedding``, as most makers count, or but a row of it."""
     counted = size(model)
     return (counted.active + (counted.embedding if embedding else 0)) / 1e9
 
 
-def hollow(model: Model) -> dict[str, Tensor]:
+def hollow(model: ModelSpec) -> dict[str, Tensor]:
     """Every weight of ``model`` by its canonical name and with its shape, for tests of names."""
     empty = np.zeros((1, 0), np.uint8)
     return {name: Tensor(name, param.shape, "F32", empty) for name, param in params(model).items()}

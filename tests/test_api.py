@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import freedive
-from freedive.engine.request import Generation
+from freedive.engine.generation import Generation
 from freedive.errors import NotFound, Unavailable, UserError
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
@@ -69,15 +69,15 @@ def test_a_stop_string_ends_the_answer(model: freedive.LanguageModel) -> None:
 def test_a_model_without_thoughts_cannot_be_ordered_to_think(model: freedive.LanguageModel) -> None:
     assert not model.can_think
     with pytest.raises(UserError, match="does not think"):
-        model.question([{"role": "user", "content": "hello"}], thinking=True)
+        model.make_prompt([{"role": "user", "content": "hello"}], thinking=True)
 
 
 # --- same request, same answer ------------------------------------------------------------------------------------
 
 
 def read(generation: Generation) -> tuple[str, list[int]]:
-    pieces = list(generation)
-    return "".join(piece.text for piece in pieces), [token for piece in pieces for token in piece.token_ids]
+    outputs = list(generation)
+    return "".join(output.text for output in outputs), [token for output in outputs for token in output.token_ids]
 
 
 def submit(model: freedive.LanguageModel, prompt: str, **sampling: Any) -> Generation:
@@ -137,14 +137,16 @@ def wait_for_all_pages(model: freedive.LanguageModel) -> None:
 
 def test_cancelling_frees_the_pages(model: freedive.LanguageModel) -> None:
     wait_for_all_pages(model)
-    generation = model.engine.submit(model.question(CAPITAL).tokens, model.sampling(ignore_eos=True, max_tokens=2000))
-    pieces = iter(generation)
+    generation = model.engine.submit(
+        model.make_prompt(CAPITAL).tokens, model.sampling(ignore_eos=True, max_tokens=2000)
+    )
+    outputs = iter(generation)
     for _ in range(3):
-        next(pieces)
+        next(outputs)
     stats = model.engine.stats()
     assert (stats.running, stats.free_pages < stats.num_pages) == (1, True)
     generation.cancel()
-    *_, last = pieces
+    *_, last = outputs
     assert last.finish_reason == "cancelled"
     assert model.engine.stats().free_pages == stats.num_pages
     assert model.engine.stats().running == 0

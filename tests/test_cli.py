@@ -24,7 +24,7 @@ from freedive.cli import COMMANDS, app
 from freedive.commands import models
 from freedive.commands.run import UNPRINTED
 from freedive.config import EngineConfig, ServerConfig
-from freedive.engine.request import Sampling
+from freedive.engine.generation import Sampling
 from freedive.errors import UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import catalogue
@@ -106,7 +106,7 @@ def test_help_lists_every_command_without_loading_any() -> None:
     code = "import sys; from freedive.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(f"  {name} " in done.stdout for name in COMMANDS)
-    assert not {"numpy", "httpx", "fastapi", "rich", "freedive.engine.request"} & set(done.stdout.split())
+    assert not {"numpy", "httpx", "fastapi", "rich", "freedive.engine.generation"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -14,7 +14,7 @@ import pytest
 
 import freedive
 from freedive.engine.engine import EngineStats
-from freedive.engine.request import TokenLogprobs
+from freedive.engine.generation import TokenLogprobs
 from freedive.hub import cache
 
 TEXT = "The tide tables of the northern islands have been kept by the same family since the year of the great storm. "
@@ -38,8 +38,8 @@ def conversation(**settings: Any) -> tuple[list[Answer], list[int], EngineStats]
         messages = [{"role": "system", "content": TEXT * 5}]
         for question in QUESTIONS:
             messages.append({"role": "user", "content": question})
-            generation = model.engine.submit(model.question(messages).tokens, model.sampling(**SAMPLING))
-            entries = [entry for piece in generation for entry in piece.logprobs or ()]
+            generation = model.engine.submit(model.make_prompt(messages).tokens, model.sampling(**SAMPLING))
+            entries = [entry for output in generation for entry in output.logprobs or ()]
             answers.append([(entry.token_id, entry) for entry in entries])
             found.append(generation.num_cached_tokens)
             text = model.tokenizer.decode([entry.token_id for entry in entries])

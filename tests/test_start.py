@@ -18,7 +18,7 @@ import freedive
 import freedive.checkpoint.open
 from freedive import api
 from freedive.checkpoint import packed
-from freedive.checkpoint.state import checkpoint_state, code_state, parts
+from freedive.checkpoint.fingerprint import checkpoint_fingerprint, code_fingerprint, split_files
 from freedive.errors import Unavailable
 
 UNNEEDED = {"jinja2", "asyncio", "typer", "pydantic", "rich", "fastapi", "httpx", "gguf", "transformers", "torch"}
@@ -62,7 +62,7 @@ def answer(path: Path) -> tuple[int, str]:
     """The model's longest context, and a few words."""
     with freedive.load(str(path), threads=1, cache_tokens=4096) as model:
         generation = model.engine.submit([9, 30, 77], model.sampling(temperature=0, max_tokens=4))
-        return model.max_context, "".join(piece.text for piece in generation)
+        return model.max_context, "".join(output.text for output in generation)
 
 
 def never(what: str) -> Callable[..., Any]:
@@ -116,15 +116,15 @@ def test_every_part_of_a_split_model_counts(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in names]
     for path in paths:
         path.write_bytes(b"1")
-    assert parts(paths[1]) == paths
-    first = checkpoint_state(paths[0])
-    assert checkpoint_state(paths[0]) == first
+    assert split_files(paths[1]) == paths
+    first = checkpoint_fingerprint(paths[0])
+    assert checkpoint_fingerprint(paths[0]) == first
     for path in paths:
         path.write_bytes(b"22")
-        assert checkpoint_state(paths[0]) != first
-        first = checkpoint_state(paths[0])
+        assert checkpoint_fingerprint(paths[0]) != first
+        first = checkpoint_fingerprint(paths[0])
     paths[2].unlink()
-    assert checkpoint_state(paths[0]) != first
+    assert checkpoint_fingerprint(paths[0]) != first
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_what_other_code_described_is_described_anew(
     expected, opened = answer(folder), []
     opening = freedive.checkpoint.open.open_checkpoint
     monkeypatch.setattr(freedive.checkpoint.open, "open_checkpoint", lambda path: opened.append(path) or opening(path))
-    monkeypatch.setattr(api, "code_state", lambda patterns: code_state(patterns) + "newer")
+    monkeypatch.setattr(api, "code_fingerprint", lambda patterns: code_fingerprint(patterns) + "newer")
     monkeypatch.setattr(api, "write_store", never("the weights are packed again"))
     assert answer(folder) == answer(folder) == expected
     assert opened.count(folder) == 1

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 import freedive
-from freedive.engine.request import Generation
+from freedive.engine.generation import Generation
 from freedive.errors import UserError
 from freedive.text.format import Format
 
@@ -48,14 +48,14 @@ def model(request: pytest.FixtureRequest) -> Iterator[freedive.LanguageModel]:
 
 
 def submit(model: freedive.LanguageModel, form: Format | None, seed: int) -> Generation:
-    question = model.question(ASK, format=form)
+    prompt = model.make_prompt(ASK, format=form)
     sampling = model.sampling(temperature=1.0, seed=seed, max_tokens=60 if form else 40)
-    return model.engine.submit(question.tokens, sampling, keep=question.keeps, guide=question.guide())
+    return model.engine.submit(prompt.tokens, sampling, is_visible=prompt.is_visible, constraint=prompt.constraint())
 
 
 def read(generation: Generation) -> tuple[str, str | None]:
-    pieces = list(generation)
-    return "".join(piece.text for piece in pieces), pieces[-1].finish_reason
+    outputs = list(generation)
+    return "".join(output.text for output in outputs), outputs[-1].finish_reason
 
 
 ALONE: dict[tuple[int, int], tuple[str, str | None]] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import freedive
-from freedive.engine.request import Generation
+from freedive.engine.generation import Generation
 from freedive.text.dialects.parser import Answer, joined
 from freedive.text.format import Format
 
@@ -32,18 +32,22 @@ def model(request: pytest.FixtureRequest) -> Iterator[freedive.LanguageModel]:
 
 
 def begin(model: freedive.LanguageModel, max_tokens: int = 100, **asked: Any) -> Generation:
-    question = model.question(SUM, **asked)
+    prompt = model.make_prompt(SUM, **asked)
     sampling = model.sampling(temperature=0, max_tokens=max_tokens)
     return model.engine.submit(
-        question.tokens, sampling, keep=question.keeps, reader=question.reader(), guide=question.guide(max_tokens)
+        prompt.tokens,
+        sampling,
+        is_visible=prompt.is_visible,
+        parser=prompt.parser(),
+        constraint=prompt.constraint(max_tokens),
     )
 
 
 def read(generation: Generation) -> tuple[Answer, int, str | None]:
     """The answer, how many of its tokens are thoughts, and what ended it."""
-    pieces = list(generation)
-    answer = joined(event for piece in pieces for event in piece.events)
-    return answer, sum(piece.is_thinking for piece in pieces), pieces[-1].finish_reason
+    outputs = list(generation)
+    answer = joined(event for output in outputs for event in output.events)
+    return answer, sum(output.is_thinking for output in outputs), outputs[-1].finish_reason
 
 
 OFF = ({"thinking": False}, {"effort": "none"}, {"thinking_budget": 0}, {"thinking": False, "thinking_budget": 9})
@@ -99,8 +103,8 @@ ALONE: dict[int, list[tuple[int, ...]]] = {}
 def test_bounded_thoughts_are_the_same_alone_in_a_batch_and_with_guesses(model: freedive.LanguageModel) -> None:
     budgets = range(1, 30, 4)
     for budget in budgets:
-        tokens = [piece.token_ids for piece in begin(model, thinking=True, thinking_budget=budget)]
+        tokens = [output.token_ids for output in begin(model, thinking=True, thinking_budget=budget)]
         assert tokens == ALONE.setdefault(budget, tokens)
     together = {budget: begin(model, thinking=True, thinking_budget=budget) for budget in budgets}
     for budget, generation in together.items():
-        assert [piece.token_ids for piece in generation] == ALONE[budget]
+        assert [output.token_ids for output in generation] == ALONE[budget]

@@ -17,7 +17,7 @@ from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.checkpoint.tensor import Tensor
 from freedive.model.families import FAMILIES, describe
 from freedive.model.families.names import gguf_rules
-from freedive.model.spec import Model
+from freedive.model.spec import ModelSpec
 
 Settings = Mapping[str, Any]
 
@@ -91,7 +91,7 @@ def metadata(name: str, config: Settings) -> dict[str, Any]:
     return {"general.architecture": architecture, **given}
 
 
-def _gguf_rules(name: str, spec: Model) -> list[Any]:
+def _gguf_rules(name: str, spec: ModelSpec) -> list[Any]:
     (family,) = (family for family in FAMILIES if family.name == READ_AS.get(name, spec.family))
     assert family.gguf.architecture == ARCHITECTURES[name][0]
     return gguf_rules(spec, family.gguf)

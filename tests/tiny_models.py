@@ -72,7 +72,7 @@ class Tiny:
     """One model three times: transformers', and its description with weights for the reference and the kernels."""
 
     maker: Any
-    spec: spec.Model
+    spec: spec.ModelSpec
     weights: dict[str, Floats]
 
     @cached_property
@@ -184,7 +184,7 @@ def to_batch(
         lengths=lengths,
         starts=starts,
         pages=np.array(pages, np.int32),
-        wanted=np.arange(len(tokens), dtype=np.int32),
+        output_rows=np.arange(len(tokens), dtype=np.int32),
         prompts=np.array([given[request] for request, _ in step], np.int32),
         states=StateUpdates.plain(slots, starts, lengths),
     )

@@ -27,7 +27,7 @@ class WithMtp:
     maker: Any
     layer: torch.nn.Module
     around: dict[str, torch.Tensor]
-    spec: spec.Model
+    spec: spec.ModelSpec
     weights: dict[str, Floats]
 
     @cached_property

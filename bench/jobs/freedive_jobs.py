@@ -12,7 +12,7 @@ import freedive
 from freedive.commands.timing import generate
 from freedive.config import EngineConfig
 from freedive.engine.batch import Batch
-from freedive.engine.request import Sampling
+from freedive.engine.generation import Sampling
 
 
 class FreediveJobs(Jobs):

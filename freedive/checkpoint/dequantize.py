@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from freedive.checkpoint.ours import INTEGERS, decode_f8, decode_integers
+from freedive.checkpoint.block_formats import INTEGERS, decode_f8, decode_integers
 from freedive.checkpoint.tensor import Tensor
 
 FLOATS = ("F32", "F16", "BF16")

@@ -39,9 +39,18 @@ BLOCKS = {
     "I4G64Z": (64, 35),
     "I4G128Z": (128, 67),
 }
-"""The formats of weights: name -> (elements, bytes) of one block. Those from F8G128 on are ours (see ours.py)."""
+"""The formats of weights: name -> (elements, bytes) of one block. Those from F8G128 on are freedive's own: see
+block_formats.py."""
 
-PARTS = {"F8_E4M3": (1, 1), "F8_E8M0": (1, 1), "I8": (1, 1), "U8": (1, 1), "I32": (1, 4), "I64": (1, 8), "F64": (1, 8)}
+PART_FORMATS = {
+    "F8_E4M3": (1, 1),
+    "F8_E8M0": (1, 1),
+    "I8": (1, 1),
+    "U8": (1, 1),
+    "I32": (1, 4),
+    "I64": (1, 8),
+    "F64": (1, 8),
+}
 """Likewise, for what quantised safetensors weights are made of."""
 
 JSON_LIMIT = 100_000_000
@@ -55,7 +64,7 @@ MAX_TENSORS = 1 << 18
 """Of one file: with each expert's apart and quantised, the largest models have fewer in all their files."""
 
 
-class Damaged(UserError):
+class DamagedFile(UserError):
     """A model file whose content contradicts itself or its size."""
 
     def __init__(self, path: Path, what: str) -> None:
@@ -85,7 +94,7 @@ def map_file(path: Path) -> mmap.mmap:
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist", "Check the path; a model of several files needs them all") from None
     except ValueError:  # mmap cannot map nothing
-        raise Damaged(path, "it is empty") from None
+        raise DamagedFile(path, "it is empty") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", "Check that it is a file you may read") from None
 
@@ -99,16 +108,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_json(path: Path, text: bytes) -> dict[str, Any]:
     """``text``, found in the file ``path``, as a JSON object without duplicate keys."""
     if len(text) > JSON_LIMIT:
-        raise Damaged(path, f"its JSON is longer than {JSON_LIMIT} bytes")
+        raise DamagedFile(path, f"its JSON is longer than {JSON_LIMIT} bytes")
     num_values = sum(map(text.count, (b",", b"[", b"{")))  # at most; what holds them takes far more than their text
     if num_values > MAX_VALUES:
-        raise Damaged(path, f"its JSON holds more than {MAX_VALUES} values")
+        raise DamagedFile(path, f"its JSON holds more than {MAX_VALUES} values")
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise Damaged(path, f"its JSON cannot be parsed ({quote(str(error))})") from None
+        raise DamagedFile(path, f"its JSON cannot be parsed ({quote(str(error))})") from None
     if not isinstance(value, dict):
-        raise Damaged(path, "its JSON is not an object")
+        raise DamagedFile(path, "its JSON is not an object")
     return value
 
 
@@ -118,16 +127,16 @@ def lay_out(path: Path, mapped: mmap.mmap, entries: Collection[Entry]) -> dict[s
     tensors: dict[str, Tensor] = {}
     previous_end = 0
     if len(entries) > MAX_TENSORS:
-        raise Damaged(path, f"it claims {len(entries)} tensors, more than {MAX_TENSORS}")
+        raise DamagedFile(path, f"it claims {len(entries)} tensors, more than {MAX_TENSORS}")
     for entry in sorted(entries, key=lambda entry: entry.begin):
         if entry.name in tensors:
-            raise Damaged(path, f"tensor {quote(entry.name)} occurs twice")
+            raise DamagedFile(path, f"tensor {quote(entry.name)} occurs twice")
         num_rows, row_bytes = _rows(path, entry)
         end = entry.begin + num_rows * row_bytes
         if entry.begin < previous_end:
-            raise Damaged(path, f"tensor {quote(entry.name)} overlaps another one")
+            raise DamagedFile(path, f"tensor {quote(entry.name)} overlaps another one")
         if end > len(everything):
-            raise Damaged(path, f"tensor {quote(entry.name)} ends at byte {end} of {len(everything)}")
+            raise DamagedFile(path, f"tensor {quote(entry.name)} ends at byte {end} of {len(everything)}")
         data = everything[entry.begin : end].reshape(num_rows, row_bytes)
         tensors[entry.name] = Tensor(entry.name, entry.shape, entry.format, data)
         previous_end = end
@@ -136,10 +145,10 @@ def lay_out(path: Path, mapped: mmap.mmap, entries: Collection[Entry]) -> dict[s
 
 def _rows(path: Path, entry: Entry) -> tuple[int, int]:
     """Number of rows and bytes per row; a scalar is one row of one element. A tensor may be empty."""
-    block, num_bytes = BLOCKS.get(entry.format) or PARTS[entry.format]
+    block, num_bytes = BLOCKS.get(entry.format) or PART_FORMATS[entry.format]
     *outer, width = entry.shape or (1,)
     if width % block:
-        raise Damaged(
+        raise DamagedFile(
             path, f"tensor {quote(entry.name)}: {entry.format} needs rows of a multiple of {block}, not {width}"
         )
     return math.prod(outer), width // block * num_bytes

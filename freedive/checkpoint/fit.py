@@ -1,4 +1,4 @@
-"""Whether packed weights are those that a description asks for: kernels trust both, so it is made sure here."""
+"""Checks that packed weights match a model description, because kernels trust both."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from freedive.checkpoint.dequantize import FLOATS
 from freedive.checkpoint.packed import DamagedStore, Packed, PackedExperts, Part
 from freedive.model.params import ExpertParams, Param, entries
-from freedive.model.spec import Model
+from freedive.model.spec import ModelSpec
 
 
-def check_fit(model: Model, weights: Mapping[str, Packed]) -> None:
+def check_fit(model: ModelSpec, weights: Mapping[str, Packed]) -> None:
     """Raise DamagedStore unless ``weights`` are exactly those of ``model``, in formats that their roles allow."""
     expected = entries(model)
     for name in (*expected, *weights):

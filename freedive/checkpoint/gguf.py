@@ -10,8 +10,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from freedive.checkpoint.file import MAX_TENSORS, MAX_VALUES, Damaged, Entry, lay_out, map_file, quote
-from freedive.checkpoint.state import parts
+from freedive.checkpoint.file import MAX_TENSORS, MAX_VALUES, DamagedFile, Entry, lay_out, map_file, quote
+from freedive.checkpoint.fingerprint import split_files
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 
@@ -46,7 +46,7 @@ _LENGTH = struct.Struct("<Q")
 
 def open_gguf(path: Path) -> Checkpoint:
     """A GGUF file, or all parts of a split one if ``path`` is any of them (``name-00001-of-00003.gguf``)."""
-    paths = parts(path)
+    paths = split_files(path)
     if paths != [path]:
         return _join([_open_part(part) for part in paths], path)
     whole = _open_part(path)
@@ -61,11 +61,11 @@ def _join(opened: list[Checkpoint], path: Path) -> Checkpoint:
     tensors = {name: tensor for part in opened for name, tensor in part.tensors.items()}
     for index, part in enumerate(opened):
         if part.config.get("split.no") != index or part.config.get("split.count") != len(opened):
-            raise Damaged(path, f"part {index + 1} of {len(opened)} does not say that it is")
+            raise DamagedFile(path, f"part {index + 1} of {len(opened)} does not say that it is")
     if len(tensors) != sum(len(part.tensors) for part in opened):
-        raise Damaged(path, "a tensor occurs in two parts")
+        raise DamagedFile(path, "a tensor occurs in two parts")
     if len(tensors) != opened[0].config.get("split.tensors.count", len(tensors)):
-        raise Damaged(path, "its parts do not hold all tensors")
+        raise DamagedFile(path, "its parts do not hold all tensors")
     return Checkpoint("gguf", opened[0].config, tensors)
 
 
@@ -74,12 +74,12 @@ def _open_part(path: Path) -> Checkpoint:
     reader = _Reader(path, memoryview(mapped)[:METADATA_LIMIT])
     num_tensors, num_keys = reader.preamble()
     if num_tensors > MAX_TENSORS:
-        raise Damaged(path, f"it claims {num_tensors} tensors, more than {MAX_TENSORS}")
+        raise DamagedFile(path, f"it claims {num_tensors} tensors, more than {MAX_TENSORS}")
     config = reader.metadata(num_keys)
     entries = [reader.tensor() for _ in range(num_tensors)]
     alignment = config.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise Damaged(path, f"general.alignment is {quote(alignment)}, not a power of two")
+        raise DamagedFile(path, f"general.alignment is {quote(alignment)}, not a power of two")
     start = -(-reader.position // alignment) * alignment
     return Checkpoint("gguf", config, lay_out(path, mapped, [e._replace(begin=start + e.begin) for e in entries]))
 
@@ -111,7 +111,7 @@ class _Reader:
         for _ in range(num_keys):
             key = self._string()
             if key in config:
-                raise Damaged(self.path, f"metadata key {quote(key)} occurs twice")
+                raise DamagedFile(self.path, f"metadata key {quote(key)} occurs twice")
             (kind,) = self._unpack("<I")
             config[key] = self._array(key) if kind == _ARRAY else self._value(key, kind)
         return config
@@ -121,10 +121,10 @@ class _Reader:
         name = self._string()
         (num_dims,) = self._unpack("<I")
         if not 1 <= num_dims <= _MAX_DIMS:
-            raise Damaged(self.path, f"tensor {quote(name)} has {num_dims} dimensions")
+            raise DamagedFile(self.path, f"tensor {quote(name)} has {num_dims} dimensions")
         *dims, kind, begin = self._unpack(f"<{num_dims}QIQ")
         if 0 in dims:
-            raise Damaged(self.path, f"tensor {quote(name)} has the shape {dims[::-1]}")
+            raise DamagedFile(self.path, f"tensor {quote(name)} has the shape {dims[::-1]}")
         if kind not in FORMAT_IDS:
             raise UserError(
                 f"{self.path}: tensor {quote(name)} has the type {_type_name(kind)}, which freedive does not read",
@@ -155,7 +155,7 @@ class _Reader:
         except (struct.error, OverflowError):
             raise self._short() from None
         except UnicodeDecodeError:
-            raise Damaged(self.path, f"the string at byte {begin} is not UTF-8") from None
+            raise DamagedFile(self.path, f"the string at byte {begin} is not UTF-8") from None
         if position > len(buffer):
             raise self._short()
         self.position = position
@@ -165,22 +165,22 @@ class _Reader:
         if kind == _STRING:
             return self._string()
         if kind not in _SCALARS:
-            raise Damaged(self.path, f"metadata key {quote(key)} has the unknown type {kind}")
+            raise DamagedFile(self.path, f"metadata key {quote(key)} has the unknown type {kind}")
         return self._unpack("<" + _SCALARS[kind])[0]
 
     def _array(self, key: str) -> list[Any]:
         kind, count = self._unpack("<IQ")
         self._num_values += count
         if self._num_values > MAX_VALUES:
-            raise Damaged(self.path, f"its arrays claim more than {MAX_VALUES} values")
+            raise DamagedFile(self.path, f"its arrays claim more than {MAX_VALUES} values")
         if kind == _STRING:
             return self._strings(count)
         if kind not in _SCALARS:
-            raise Damaged(self.path, f"metadata key {quote(key)} is an array of the unknown type {kind}")
+            raise DamagedFile(self.path, f"metadata key {quote(key)} is an array of the unknown type {kind}")
         return list(self._unpack(f"<{count}{_SCALARS[kind]}"))
 
     def _short(self) -> UserError:
-        return Damaged(self.path, f"its header does not end within {len(self._buffer)} bytes")
+        return DamagedFile(self.path, f"its header does not end within {len(self._buffer)} bytes")
 
 
 def _type_name(kind: int) -> str:

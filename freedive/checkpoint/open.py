@@ -6,9 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from freedive.checkpoint.companions import combine
 from freedive.checkpoint.file import quote, read_json
 from freedive.checkpoint.gguf import open_gguf
+from freedive.checkpoint.quantized.discover import combine
 from freedive.checkpoint.safetensors import read_file, read_sharded, read_shards
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError

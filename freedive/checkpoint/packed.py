@@ -97,7 +97,7 @@ Packed = PackedTensor | PackedExperts
 
 
 class DamagedStore(Exception):
-    """A store that is cut short, altered, or of another layout; packing again mends it."""
+    """A store that is cut short, altered, or of another layout; packing again repairs it."""
 
 
 def pack(tensor: Tensor, *, num_threads: int = 1) -> PackedTensor:

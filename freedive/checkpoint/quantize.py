@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from freedive.checkpoint.block_formats import INTEGERS, Floats, encode_integers
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.file import BLOCKS
-from freedive.checkpoint.ours import INTEGERS, Floats, encode_integers
 from freedive.checkpoint.tensor import Bytes, Tensor
 from freedive.model.params import Param
 

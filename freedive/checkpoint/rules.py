@@ -20,7 +20,7 @@ from freedive.checkpoint.file import BLOCKS, quote
 from freedive.checkpoint.tensor import Bytes, Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.model.params import Param, params
-from freedive.model.spec import Model
+from freedive.model.spec import ModelSpec
 
 _NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
 _MAX_FAULTS = 4
@@ -178,7 +178,7 @@ class Ignore:
 Rules = Sequence[Rule | Ignore]
 
 
-def canonical_tensors(checkpoint: Checkpoint, spec: Model, rules: Rules) -> dict[str, Tensor]:
+def canonical_tensors(checkpoint: Checkpoint, spec: ModelSpec, rules: Rules) -> dict[str, Tensor]:
     """Exactly the weights of ``params(spec)``, in its order, by canonical name.
 
     Raises UserError naming, as the maker calls them, tensors that are missing, unexpected or of a wrong shape.
@@ -343,7 +343,7 @@ def _significant(shape: Shape) -> Shape:
     return shape[first:]
 
 
-def _refusal(spec: Model, faults: list[str]) -> UserError:
+def _refusal(spec: ModelSpec, faults: list[str]) -> UserError:
     more = f"; and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
     return UserError(
         f"The tensors do not make a {spec.family} model as configured: {'; '.join(faults[:_MAX_FAULTS])}{more}",

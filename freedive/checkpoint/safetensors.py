@@ -12,12 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from freedive.checkpoint.file import JSON_LIMIT, PARTS, Damaged, Entry, lay_out, map_file, parse_json, quote, read_json
+from freedive.checkpoint.file import (
+    JSON_LIMIT,
+    PART_FORMATS,
+    DamagedFile,
+    Entry,
+    lay_out,
+    map_file,
+    parse_json,
+    quote,
+    read_json,
+)
 from freedive.checkpoint.tensor import Bytes, Tensor
 from freedive.checkpoint.write import new_file
 from freedive.errors import NotFound, UserError
 
-DTYPES = {name: num_bytes for name, (_, num_bytes) in PARTS.items()} | {"F32": 4, "F16": 2, "BF16": 2}
+DTYPES = {name: num_bytes for name, (_, num_bytes) in PART_FORMATS.items()} | {"F32": 4, "F16": 2, "BF16": 2}
 """The dtypes freedive reads -> bytes of a number; they are format names too."""
 
 _MAX_DIMS = 8
@@ -28,10 +38,10 @@ def read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one file."""
     mapped = map_file(path)
     if len(mapped) < 8:
-        raise Damaged(path, "it ends inside its header")
+        raise DamagedFile(path, "it ends inside its header")
     start = 8 + int.from_bytes(mapped[:8], "little")
     if start > min(len(mapped), JSON_LIMIT):
-        raise Damaged(path, f"its header claims {start - 8} bytes, the file has {len(mapped)}")
+        raise DamagedFile(path, f"its header claims {start - 8} bytes, the file has {len(mapped)}")
     header = parse_json(path, mapped[8:start])
     header.pop("__metadata__", None)
     entries = [_entry(path, start, name, value) for name, value in header.items()]
@@ -51,7 +61,7 @@ def read_shards(name: str, paths: Sequence[Path]) -> dict[str, Tensor]:
     for path in paths:
         found = read_file(path)
         if twice := found.keys() & tensors.keys():
-            raise Damaged(path, f"tensor {quote(min(twice))} is in another part, too")
+            raise DamagedFile(path, f"tensor {quote(min(twice))} is in another part, too")
         tensors |= found
     return tensors
 
@@ -63,7 +73,7 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise Damaged(index, "it has no weight_map")
+        raise DamagedFile(index, "it has no weight_map")
     paths = {name: _beside(index, shard) for name, shard in weight_map.items()}
     shards = {path: read_file(path) for path in sorted(set(paths.values()))}
     return {name: shards[path][name] for name, path in paths.items() if name in shards[path]}
@@ -88,7 +98,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], otherwise: str)
 def _beside(index: Path, shard: object) -> Path:
     """The file ``shard`` in the index's folder or one below; an index never reaches beyond that."""
     if not isinstance(shard, str) or not _SHARD.fullmatch(shard) or ".." in shard.split("/"):
-        raise Damaged(index, f"it names {quote(shard)}, which is no .safetensors file in its folder")
+        raise DamagedFile(index, f"it names {quote(shard)}, which is no .safetensors file in its folder")
     return index.parent / shard
 
 
@@ -111,12 +121,12 @@ def _entry(path: Path, start: int, name: str, value: Any) -> Entry:
         case _:
             numbers = [None]
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
-        raise Damaged(path, f"tensor {quote(name)} is described by {quote(value)}")
+        raise DamagedFile(path, f"tensor {quote(name)} is described by {quote(value)}")
     if dtype not in DTYPES:
         raise UserError(
             f"{path}: tensor {quote(name)} has the type {quote(dtype)}, which freedive does not read",
             f"Choose a model with {', '.join(DTYPES)}, or a GGUF file",
         )
     if end - begin != math.prod(shape) * DTYPES[dtype]:
-        raise Damaged(path, f"tensor {quote(name)} does not fill its bytes {begin} to {end}")
+        raise DamagedFile(path, f"tensor {quote(name)} does not fill its bytes {begin} to {end}")
     return Entry(name, tuple(shape), dtype, start + begin)

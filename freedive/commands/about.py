@@ -10,7 +10,7 @@ from freedive.commands.describe import main_formats, opened
 from freedive.errors import UserError
 from freedive.model.size import size
 from freedive.server.model_info import ModelInfo
-from freedive.text.dialects.known import dialect_for
+from freedive.text.dialects.registry import dialect_for
 from freedive.text.infill import can_infill
 from freedive.text.thinking import can_think
 

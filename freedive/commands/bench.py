@@ -19,11 +19,11 @@ import freedive
 from freedive import machine
 from freedive.commands import trace as tracing
 from freedive.commands.flags import Reference, Values, settings
+from freedive.commands.formatting import size_text
 from freedive.commands.timing import Spread, generate, random_prompt, readable
-from freedive.commands.words import size_text
 from freedive.config import EngineConfig, load, variable
-from freedive.engine.limits import Limits
-from freedive.engine.request import Sampling
+from freedive.engine.context_limits import ContextLimits
+from freedive.engine.generation import Sampling
 from freedive.errors import UserError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _trace(name: str, config: EngineConfig, workload: Mapping[str, int], picture
     one = tracing.Answers(1, workload["prompt"], workload["gen"])
     many = tracing.Answers(workload["batch"], workload["batch_prompt"], workload["gen"])
     with freedive.load(name, **asdict(config)) as loaded:
-        Limits.of(loaded.runner, config).max_length([0] * one.prompt, Sampling(max_tokens=one.gen))
+        ContextLimits.of(loaded.runner, config).max_length([0] * one.prompt, Sampling(max_tokens=one.gen))
         loaded.close()  # from here on the runner is ours
         under = conditions(loaded, config)
         steps = tracing.measure(loaded.runner, one, many, workload["repeats"])

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import freedive
-from freedive.commands.answer import print_answer
 from freedive.commands.flags import REFERENCE, Values, field_type, settings
+from freedive.commands.printing import print_answer
 from freedive.commands.run import UNPRINTED
 from freedive.config import EngineConfig, load
-from freedive.engine.request import Sampling
+from freedive.engine.generation import Sampling
 from freedive.errors import UserError
 from freedive.hub.cache import home
 from freedive.text.dialects.dialect import Event

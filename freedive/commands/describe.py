@@ -7,19 +7,19 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from freedive.checkpoint.bundle import is_bundle, read_bundle
 from freedive.checkpoint.file import BLOCKS, read_json
+from freedive.checkpoint.model_folder import is_model_folder, read_model_folder
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import Packed, PackedExperts
 from freedive.checkpoint.quantize import FORMATS, target_format
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
-from freedive.commands.words import count_text, size_text
+from freedive.commands.formatting import count_text, size_text
 from freedive.model.families import describe, describe_config
 from freedive.model.families.storage import declared
 from freedive.model.params import params
 from freedive.model.size import Footprint, cache_bound, cache_dim, footprint, layers_in_words, size, state_bytes
-from freedive.model.spec import Model
+from freedive.model.spec import ModelSpec
 
 CACHE_BYTES = 2
 """Of a number in the key-value cache: half floats."""
@@ -39,7 +39,7 @@ def decoder_facts(path: Path) -> dict[str, str]:
     }
 
 
-def _configured(path: Path) -> tuple[Model, dict[str, Footprint]]:
+def _configured(path: Path) -> tuple[ModelSpec, dict[str, Footprint]]:
     """The model of a config.json: as its maker stores it, and as ``freedive quantize`` would."""
     values = read_json(path)
     spec, storage = describe_config(values), declared(values)
@@ -50,16 +50,16 @@ def _configured(path: Path) -> tuple[Model, dict[str, Footprint]]:
     return spec, weights
 
 
-def _stored(path: Path) -> tuple[Model, dict[str, Footprint]]:
+def _stored(path: Path) -> tuple[ModelSpec, dict[str, Footprint]]:
     """The model of a checkpoint, or of a folder that freedive has written."""
     spec, _, formats = opened(path)
     return spec, {", ".join(main_formats(spec, formats)): _footprint(spec, formats)}
 
 
-def opened(path: Path) -> tuple[Model, Checkpoint, dict[str, str]]:
+def opened(path: Path) -> tuple[ModelSpec, Checkpoint, dict[str, str]]:
     """The model of a checkpoint or a folder, what tells where its text comes from, and each weight's format."""
-    if is_bundle(path):
-        spec, checkpoint, packed = read_bundle(path)
+    if is_model_folder(path):
+        spec, checkpoint, packed = read_model_folder(path)
         return spec, checkpoint, _packed_formats(packed)
     checkpoint = open_checkpoint(path)
     spec, rules = describe(checkpoint)
@@ -67,7 +67,7 @@ def opened(path: Path) -> tuple[Model, Checkpoint, dict[str, str]]:
     return spec, checkpoint, {name: tensor.format for name, tensor in tensors.items()}
 
 
-def main_formats(spec: Model, formats: Mapping[str, str]) -> list[str]:
+def main_formats(spec: ModelSpec, formats: Mapping[str, str]) -> list[str]:
     """Of all matrices, what holds most of them first."""
     sizes: Counter[str] = Counter()
     for name, param in params(spec).items():
@@ -87,7 +87,7 @@ def _packed_formats(weights: Mapping[str, Packed]) -> dict[str, str]:
     return formats
 
 
-def _footprint(spec: Model, formats: Mapping[str, str]) -> Footprint:
+def _footprint(spec: ModelSpec, formats: Mapping[str, str]) -> Footprint:
     """Of weights in ``formats``, by canonical name; blocks that a row does not fill count whole."""
 
     def num_bytes(name: str, shape: tuple[int, ...]) -> int:
@@ -98,7 +98,7 @@ def _footprint(spec: Model, formats: Mapping[str, str]) -> Footprint:
     return footprint(spec, lambda name, param: num_bytes(name, param.shape))
 
 
-def _parameters(spec: Model) -> str:
+def _parameters(spec: ModelSpec) -> str:
     """Of a mixture both counts that model cards give."""
     counted = size(spec)
     if counted.active + counted.embedding >= counted.total:
@@ -117,7 +117,7 @@ def _weights(weights: dict[str, Footprint]) -> str:
     )
 
 
-def _cache(spec: Model) -> str:
+def _cache(spec: ModelSpec) -> str:
     numbers, bound = cache_dim(spec), cache_bound(spec)
     each, whole = CACHE_BYTES * numbers, CACHE_BYTES * numbers * spec.max_context
     text = f"{size_text(each)} for each token ({numbers} numbers), {size_text(whole)} for the whole context"

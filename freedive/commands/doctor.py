@@ -18,7 +18,7 @@ import typer
 import freedive
 from freedive import __version__, machine
 from freedive.commands import trace as tracing
-from freedive.commands.words import size_text
+from freedive.commands.formatting import size_text
 from freedive.errors import UserError
 from freedive.hub import cache
 from freedive.native import _native

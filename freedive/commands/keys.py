@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from freedive.commands.words import print_table
+from freedive.commands.formatting import print_table
 from freedive.config import listed
 from freedive.errors import UserError
 from freedive.server import keys as store

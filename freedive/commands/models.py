@@ -12,7 +12,7 @@ import typer
 from freedive import machine
 from freedive.commands.describe import decoder_facts
 from freedive.commands.flags import REFERENCE, Reference
-from freedive.commands.words import count_text, print_table, size_text
+from freedive.commands.formatting import count_text, print_table, size_text
 from freedive.errors import NotFound, UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import Entry, catalogue, entry_for

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from freedive import machine
-from freedive.checkpoint.bundle import write_bundle
+from freedive.checkpoint.model_folder import write_model_folder
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import store_bytes
 from freedive.checkpoint.quantize import Target
 from freedive.checkpoint.quantize import quantize as quantized
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.commands.flags import Reference
-from freedive.commands.words import size_text
+from freedive.commands.formatting import size_text
 from freedive.errors import Unavailable, UserError
 from freedive.hub.cache import MANIFEST
 from freedive.hub.choose import BESIDE_WEIGHTS
@@ -46,7 +46,7 @@ def quantize(
     if checkpoint.kind == "safetensors":
         _copy_text(source if source.is_dir() else source.parent, folder)
     with byte_bar(f"writing {format}", total := store_bytes(tensors)) as advance:
-        write_bundle(folder, description, checkpoint, tensors, num_threads=threads, advance=advance)
+        write_model_folder(folder, description, checkpoint, tensors, num_threads=threads, advance=advance)
     print(f"{folder}: {size_text(total)}; run it with: freedive run {folder}")
 
 

@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 
 import freedive
-from freedive.commands.answer import print_answer
 from freedive.commands.flags import Reference, Values, settings
+from freedive.commands.printing import print_answer
 from freedive.config import EngineConfig, load
-from freedive.engine.request import Sampling
+from freedive.engine.generation import Sampling
 from freedive.errors import UserError
 from freedive.text.dialects.dialect import Text
 from freedive.text.format import Format

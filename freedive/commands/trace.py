@@ -48,7 +48,7 @@ class Answers:
             lengths=lengths,
             starts=starts,
             pages=np.arange(self.num_pages, dtype=np.int32).reshape(self.count, -1),
-            wanted=lengths.cumsum(dtype=np.int32) - 1 if complete else np.empty(0, np.int32),
+            output_rows=lengths.cumsum(dtype=np.int32) - 1 if complete else np.empty(0, np.int32),
             prompts=np.full(self.count, self.prompt, np.int32),
             states=StateUpdates.plain(np.arange(self.count, dtype=np.int32), starts, lengths),
         )

@@ -1,4 +1,4 @@
-"""One step's data: the only thing that passes between the engine and a model's runner."""
+"""The input of one step, and the interface between the engine and a model's runner."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Batch:
 
     ``tokens`` int32 [T]. ``lengths`` int32 [S]: tokens of each request in this step (sums to T). ``starts`` int32 [S]:
     the position of each request's first token, i.e. how many are cached already. ``pages`` int32 [S, P]: each request's
-    page table, padded with -1; it covers starts + lengths tokens. ``wanted`` int32 [W]: rows of T whose logits are
+    page table, padded with -1; it covers starts + lengths tokens. ``output_rows`` int32 [W]: rows of T whose logits are
     returned. ``prompts`` int32 [S]: how many tokens of each request, from its first, were given rather than generated:
     a property of the request, so that what depends on it does not depend on the batch. ``states``: for a model that
     keeps state of whole sequences.
@@ -63,7 +63,7 @@ class Batch:
     lengths: Ints
     starts: Ints
     pages: Ints
-    wanted: Ints
+    output_rows: Ints
     prompts: Ints
     states: StateUpdates | None = None
 
@@ -81,7 +81,7 @@ class Batch:
             lengths=lengths,
             starts=nothing,
             pages=pages,
-            wanted=np.arange(ends[-1], dtype=np.int32) if wants_all else ends - 1,
+            output_rows=np.arange(ends[-1], dtype=np.int32) if wants_all else ends - 1,
             prompts=lengths,
             states=StateUpdates.plain(np.arange(len(prompts), dtype=np.int32), nothing, lengths),
         )
@@ -115,15 +115,15 @@ class Runner(Protocol):
         Row results do not depend, bit for bit, on the other requests in the batch or on how a prompt was cut.
         """
 
-    def draft(self, tokens: Ints, wanted: Ints) -> Floats:
+    def draft(self, tokens: Ints, output_rows: Ints) -> Floats:
         """Right after a step, guess one token further: logits [W, vocab_size] of what follows ``tokens``.
 
-        ``tokens`` int32 [T] are those that followed the step's, row by row; ``wanted`` are rows of them. All of a
+        ``tokens`` int32 [T] are those that followed the step's, row by row; ``output_rows`` are rows of them. All of a
         request's rows must have gone through, from its first on, for a guess to be a good one.
         """
 
-    def embed(self, wanted: Ints) -> Floats:
-        """Right after a step, what the model makes of its tokens: the states [W, hidden] at rows ``wanted`` of it.
+    def embed(self, output_rows: Ints) -> Floats:
+        """Right after a step, what the model makes of its tokens: the states [W, hidden] at rows ``output_rows`` of it.
 
         They are those that the output head reads, after the last norm.
         """

@@ -1,4 +1,4 @@
-"""The thread that turns requests into tokens.
+"""The engine: one thread that runs all sequences of a model, step by step.
 
 Only the engine thread touches the runner, the scheduler and the pages. Others leave what they submit and cancel for it,
 which it takes in before every step; without work it sleeps.
@@ -15,29 +15,31 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import abc
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from freedive.config import EngineConfig
 from freedive.engine.batch import Runner
+from freedive.engine.chunk_sizer import ChunkSizer
+from freedive.engine.constraint import TokenConstraint
+from freedive.engine.context_limits import ContextLimits
+from freedive.engine.detokenizer import Detokenizer, OutputParser, TokenDecoder
 from freedive.engine.executor import StepExecutor
-from freedive.engine.guide import Guide
+from freedive.engine.generation import Delivery, EngineError, Generation, Sampling, TokenOutput
 from freedive.engine.kvcache import PageTables
-from freedive.engine.limits import Limits
-from freedive.engine.pace import Pace
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pool, Pooling
 from freedive.engine.prefix import PrefixCache
 from freedive.engine.queue import is_full
 from freedive.engine.repetition import RepetitionDetector
-from freedive.engine.request import Delivery, EngineError, Generation, Piece, Sampling
 from freedive.engine.sampler import Sampler
-from freedive.engine.scheduler import Plan, Request, Scheduler
+from freedive.engine.scheduler import Scheduler
 from freedive.engine.scoring import PromptScores
+from freedive.engine.sequence import Sequence, StepPlan
 from freedive.engine.snapshots import Snapshots
-from freedive.engine.speculation import Gate
+from freedive.engine.speculation import DraftBudget
 from freedive.engine.stats import EngineStats
-from freedive.engine.stop import Decoder, Reader, TextStream
 from freedive.engine.submission import Job, Submission
 from freedive.errors import Overloaded, Unavailable
 
@@ -59,7 +61,7 @@ class Tokenizer(Protocol):
     @property
     def stop_ids(self) -> frozenset[int]: ...
 
-    def stream(self, *, continues: bool = False, keep: Callable[[str], bool] | None = None) -> Decoder: ...
+    def stream(self, *, continues: bool = False, is_visible: Callable[[str], bool] | None = None) -> TokenDecoder: ...
 
 
 class Engine:
@@ -77,16 +79,16 @@ class Engine:
         store: PageStore | None = None,
         state_store: PageStore | None = None,
     ) -> None:
-        self._limits = Limits.of(runner, config)
+        self._limits = ContextLimits.of(runner, config)
         self._config = config
         self._runner = runner
         self._tokenizer = tokenizer
         self._store = store
         self._state_store = state_store
         self._snapshots: Snapshots | None = None
-        self._pace = Pace(config.prefill_chunk, STALL_S)
-        self._gate = Gate() if config.speculation == "auto" else None
-        self._executor = StepExecutor(runner, self._pace, self._gate, self._leave)
+        self._chunk_sizer = ChunkSizer(config.prefill_chunk, STALL_S)
+        self._draft_budget = DraftBudget() if config.speculation == "auto" else None
+        self._executor = StepExecutor(runner, self._chunk_sizer, self._draft_budget, self._finish)
         self._wake = threading.Condition()
         self._submitted: list[Submission] = []
         self._cancelled: list[Generation] = []
@@ -96,7 +98,7 @@ class Engine:
         self._failure = ""
         self._num_failures = 0
         self._progress_at = time.perf_counter()
-        self._num_requests = self._num_cached = self._num_restored = 0
+        self._num_requests = self._num_cached_tokens = self._num_restored_tokens = 0
         self._build()
         for each in self._stores:
             each.notify = self._poke
@@ -114,7 +116,7 @@ class Engine:
             )
         self._prefixes = PrefixCache(self._pages, runner.boundaries, self._store, self._snapshots)
         prefixes = self._prefixes if config.prefix_cache == "on" else None
-        self._scheduler = Scheduler(self._pages, config.max_batch, self._pace, self._gate, prefixes)
+        self._scheduler = Scheduler(self._pages, config.max_batch, self._chunk_sizer, self._draft_budget, prefixes)
 
     @property
     def _stores(self) -> list[PageStore]:
@@ -142,35 +144,38 @@ class Engine:
 
     def submit(
         self,
-        prompt: Sequence[int],
+        prompt: abc.Sequence[int],
         sampling: Sampling,
         *,
         id: str | None = None,
         continues: bool = False,
-        keep: Callable[[str], bool] | None = None,
-        reader: Reader | None = None,
-        guide: Guide | None = None,
+        is_visible: Callable[[str], bool] | None = None,
+        parser: OutputParser | None = None,
+        constraint: TokenConstraint | None = None,
         pooling: Pooling | None = None,
-        salt: str = "",
+        cache_salt: str = "",
         user: str = "",
         tenant: str = "",
     ) -> Generation:
         """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already.
 
         With ``continues`` the answer is read as the same text going on, so that a leading space stays. Special tokens
-        have no text, save those that ``keep`` asks for. A ``reader`` tells thoughts and calls from text; without one,
-        all is text. A ``guide`` gives the answer a form. Each answer has a reader and a guide of its own.
+        have no text, except those for which ``is_visible`` is true. A ``parser`` separates thoughts and calls from
+        text; without one, all is text. A ``constraint`` restricts the tokens of the answer. Each answer needs a
+        parser and a constraint of its own.
         With ``pooling`` nothing is generated: the only piece has the prompt's ``embedding``.
 
-        What was computed for one ``salt`` is of no use for another, so that nobody learns by the time to the first
-        token what others have asked. Each ``tenant`` gets an equal share of the steps, and of that each of its users.
-        Salts and users stand below the tenant: two tenants share no cache, whatever they call theirs.
+        Requests share cached prefixes only if they have the same ``cache_salt``: otherwise the time to the first token
+        would reveal other prompts. Each ``tenant`` gets an equal share of the steps, and each of its users an equal
+        part of that share. Salts and users belong to a tenant: two tenants never share a prefix.
         """
-        make_reader = None if reader is None else lambda: reader
-        job = Job(prompt, sampling, id, continues, keep, make_reader, lambda: guide, pooling, salt, user, tenant)
+        make = None if parser is None else lambda: parser
+        job = Job(
+            prompt, sampling, id, continues, is_visible, make, lambda: constraint, pooling, cache_salt, user, tenant
+        )
         return self.submit_all([job])[0]
 
-    def submit_all(self, jobs: Sequence[Job]) -> list[Generation]:
+    def submit_all(self, jobs: abc.Sequence[Job]) -> list[Generation]:
         """Queue ``jobs``, of which there is at least one: all, as one entry of the queue, or none.
 
         Raises what :meth:`submit` raises.
@@ -179,8 +184,8 @@ class Engine:
         generations = [self._generation(job) for job in jobs]
         lengths = dict(zip(generations, max_lengths, strict=True))
 
-        def make(generation: Generation, job: Job) -> Request:
-            return self._request(generation, job, lengths[generation])
+        def make(generation: Generation, job: Job) -> Sequence:
+            return self._sequence(generation, job, lengths[generation])
 
         submission = Submission(list(zip(generations, jobs, strict=True)), make, self._end)
         with self._wake:
@@ -203,25 +208,25 @@ class Engine:
         seed = int.from_bytes(os.urandom(6)) if job.sampling.seed is None else job.sampling.seed
         return Generation(job.id or f"gen-{os.urandom(12).hex()}", len(job.prompt), seed, self._post_cancel)
 
-    def _request(self, generation: Generation, job: Job, max_length: int) -> Request:
+    def _sequence(self, generation: Generation, job: Job, max_length: int) -> Sequence:
         sampling = job.sampling
-        return Request(
+        return Sequence(
             generation=generation,
             sampling=sampling,
             sampler=Sampler(sampling, generation.seed, job.prompt, self._runner.vocab_size),
-            text=TextStream(
-                self._tokenizer.stream(continues=job.continues, keep=job.keep),
+            detokenizer=Detokenizer(
+                self._tokenizer.stream(continues=job.continues, is_visible=job.is_visible),
                 sampling.stop,
-                job.reader() if job.reader else None,
+                job.make_parser() if job.make_parser else None,
             ),
             tokens=list(job.prompt),
             max_length=max_length,
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
-            guide=job.guide() if job.guide else None,
+            constraint=job.make_constraint() if job.make_constraint else None,
             pool=Pool(job.pooling) if job.pooling else None,
             scores=None if sampling.prompt_logprobs is None else PromptScores(job.prompt, sampling.prompt_logprobs),
             repetition=RepetitionDetector() if sampling.repetition_detection else None,
-            salt=f"{job.tenant}/{job.salt}",
+            cache_salt=f"{job.tenant}/{job.cache_salt}",
             user=job.user,
             tenant=job.tenant,
         )
@@ -255,17 +260,17 @@ class Engine:
             running=running,
             waiting=max(num_open - running, 0),
             free_pages=self._pages.num_free,
-            known_pages=self._pages.num_known,
+            known_pages=self._pages.num_registered,
             snapshots=len(self._snapshots) if self._snapshots else 0,
             num_pages=self._pages.num_pages,
             num_requests=self._num_requests,
             num_steps=done.num_steps,
-            num_computed=done.num_computed,
-            num_cached=self._num_cached + self._prefixes.num_cached,
-            num_restored=self._num_restored + self._prefixes.num_restored,
-            num_generated=done.num_generated,
-            num_drafted=done.num_drafted,
-            num_accepted=done.num_accepted,
+            num_computed=done.num_computed_tokens,
+            num_cached=self._num_cached_tokens + self._prefixes.num_cached_tokens,
+            num_restored=self._num_restored_tokens + self._prefixes.num_restored_tokens,
+            num_generated=done.num_generated_tokens,
+            num_drafted=done.num_drafted_tokens,
+            num_accepted=done.num_accepted_tokens,
         )
 
     def _post_cancel(self, generation: Generation) -> None:
@@ -291,7 +296,7 @@ class Engine:
         for generation in tuple(self._open):
             with contextlib.suppress(Exception):  # its pages are free now, but for an engine that was given up
                 self._cancel(generation)
-            self._end(generation, Piece((), (), "cancelled", None, generation.timings))
+            self._end(generation, TokenOutput((), (), "cancelled", None, generation.timings))
 
     def _wait(self) -> bool:
         """Wait for work. False when the engine is to end."""
@@ -310,13 +315,13 @@ class Engine:
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
         for submission in submitted:
-            if request := submission.next():
-                self._scheduler.add(request)
+            if sequence := submission.next():
+                self._scheduler.add(sequence)
         for generation in cancelled:
             self._cancel(generation)
 
     def _step(self) -> None:
-        plan: Plan | None = None
+        plan: StepPlan | None = None
         try:
             plan = self._scheduler.plan()
             self._is_blocked = not plan
@@ -324,17 +329,17 @@ class Engine:
                 self._executor.run(plan, self._pages)
                 self._num_failures, self._progress_at = 0, time.perf_counter()
         except BaseException as error:
-            suspects = self._scheduler.involved() if plan is None else [share.request for share in plan]
+            suspects = self._scheduler.involved() if plan is None else [scheduled.sequence for scheduled in plan]
             self._recover(suspects, error)
 
-    def _recover(self, suspects: Collection[Request], error: BaseException) -> None:
+    def _recover(self, suspects: Collection[Sequence], error: BaseException) -> None:
         """After ``error`` end the ``suspects`` with it, and compute all others anew; or give up."""
         log.error("a step with %d requests failed", len(suspects), exc_info=error)
         self._num_failures += 1
         if self._num_failures >= MAX_FAILURES:
             self._give_up(error)
             return
-        ended = [request.generation for request in suspects if self._forget(request.generation)]
+        ended = [sequence.generation for sequence in suspects if self._forget(sequence.generation)]
         try:
             self._rebuild()
         except BaseException as again:
@@ -345,8 +350,8 @@ class Engine:
 
     def _rebuild(self) -> None:
         """Forget what the pages hold and queue all that is under way again, in the order of its arrival."""
-        self._num_cached += self._prefixes.num_cached
-        self._num_restored += self._prefixes.num_restored
+        self._num_cached_tokens += self._prefixes.num_cached_tokens
+        self._num_restored_tokens += self._prefixes.num_restored_tokens
         self._pages.retire()
         if self._snapshots:
             self._snapshots.retire()
@@ -355,10 +360,10 @@ class Engine:
         with self._wake:
             submissions = [each for each in self._submissions if each not in self._submitted]
         for submission in submissions:
-            for request in submission.requests.values():
-                if request.row >= 0:
-                    request.restart()
-                self._scheduler.add(request)
+            for sequence in submission.sequences.values():
+                if sequence.slot >= 0:
+                    sequence.restart()
+                self._scheduler.add(sequence)
             if not submission.is_queued and (following := submission.next()):
                 self._scheduler.add(following)
         self._progress_at = time.perf_counter()
@@ -376,16 +381,16 @@ class Engine:
     def _cancel(self, generation: Generation) -> None:
         if not (submission := self._open.get(generation)):
             return
-        if request := submission.requests.get(generation):
-            self._leave(request, Piece(request.text.close(), (), "cancelled", None, generation.timings))
+        if sequence := submission.sequences.get(generation):
+            self._finish(sequence, TokenOutput(sequence.detokenizer.close(), (), "cancelled", None, generation.timings))
         else:
             submission.drop(generation)
-            self._end(generation, Piece((), (), "cancelled", None, generation.timings))
+            self._end(generation, TokenOutput((), (), "cancelled", None, generation.timings))
 
-    def _leave(self, request: Request, last: Delivery) -> None:
+    def _finish(self, sequence: Sequence, last: Delivery) -> None:
         """End a request. Its pages are free by the time its reader knows."""
-        self._scheduler.remove(request)
-        self._end(request.generation, last)
+        self._scheduler.remove(sequence)
+        self._end(sequence.generation, last)
 
     def _end(self, generation: Generation, last: Delivery) -> None:
         """Tell a reader that nothing more comes, unless it knows that."""
@@ -397,7 +402,7 @@ class Engine:
         with self._wake:
             if not (submission := self._open.pop(generation, None)):
                 return False
-            submission.requests.pop(generation, None)
+            submission.sequences.pop(generation, None)
             submission.num_open -= 1
             if not submission.num_open:
                 del self._submissions[submission]

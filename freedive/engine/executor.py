@@ -1,136 +1,146 @@
-"""One step: the native call, and what each request makes of its result: tokens, embeddings, guesses."""
+"""Executes one step: calls the runner and turns its logits into tokens, embeddings and drafts."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from itertools import accumulate, islice, zip_longest
 
 import numpy as np
 
-from freedive.engine.advance import empty_piece, next_piece
 from freedive.engine.batch import Batch, Runner
+from freedive.engine.chunk_sizer import ChunkSizer
+from freedive.engine.generation import Delivery, EngineError, TokenOutput
 from freedive.engine.kvcache import PageTables
-from freedive.engine.pace import Pace
-from freedive.engine.request import Delivery, EngineError, Piece
 from freedive.engine.sampler import Floats
-from freedive.engine.scheduler import Plan, Request, Share, is_decoding, to_batch
-from freedive.engine.speculation import Gate
+from freedive.engine.scheduler import is_decoding, to_batch
+from freedive.engine.sequence import ScheduledSequence, Sequence, StepPlan, empty_output, next_output
+from freedive.engine.speculation import DraftBudget
 from freedive.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
 class StepExecutor:
-    """Carries out planned steps on ``runner`` and counts what was done: see :class:`freedive.engine.stats.EngineStats`.
+    """Executes step plans on ``runner`` and counts tokens: see :class:`freedive.engine.stats.EngineStats`.
 
-    ``pace`` and ``gate`` learn how long steps take. ``leave`` ends a request with its last piece or an error.
+    ``chunk_sizer`` and ``draft_budget`` record how long steps take. ``finish`` ends a sequence with its last output or
+    an error.
     """
 
     def __init__(
-        self, runner: Runner, pace: Pace, gate: Gate | None, leave: Callable[[Request, Delivery], None]
+        self,
+        runner: Runner,
+        chunk_sizer: ChunkSizer,
+        draft_budget: DraftBudget | None,
+        finish: Callable[[Sequence, Delivery], None],
     ) -> None:
-        self.num_steps = self.num_computed = self.num_generated = self.num_drafted = self.num_accepted = 0
+        self.num_steps = self.num_computed_tokens = self.num_generated_tokens = self.num_drafted_tokens = (
+            self.num_accepted_tokens
+        ) = 0
         self._runner = runner
-        self._pace = pace
-        self._gate = gate
-        self._leave = leave
+        self._chunk_sizer = chunk_sizer
+        self._draft_budget = draft_budget
+        self._finish = finish
 
-    def run(self, plan: Plan, pages: PageTables) -> None:
-        """Compute the step ``plan``, and hand out what it makes."""
+    def run(self, plan: StepPlan, pages: PageTables) -> None:
+        """Execute ``plan`` and deliver its outputs."""
         start = time.perf_counter()
-        for share in plan:
-            timings = share.request.generation.timings
+        for scheduled in plan:
+            timings = scheduled.sequence.generation.timings
             timings.started_at = timings.started_at or start
         batch = to_batch(plan, pages)
         logits = self._runner.step(batch)
         decoding = is_decoding(plan)
         self.num_steps += 1
-        self.num_computed += len(batch.tokens)
+        self.num_computed_tokens += len(batch.tokens)
         self._embed(plan)
         rows = iter(logits)
-        for share in plan:
-            self.num_drafted += len(share.draft)
-            self._take(share, list(islice(rows, len(share.wanted))))
-        if self._gate and self._runner.drafts:
-            self._predict(plan, batch)
+        for scheduled in plan:
+            self.num_drafted_tokens += len(scheduled.draft)
+            self._take(scheduled, list(islice(rows, len(scheduled.output_rows))))
+        if self._draft_budget and self._runner.drafts:
+            self._draft(plan, batch)
         seconds = time.perf_counter() - start
-        if self._gate and decoding:
-            self._gate.record(len(batch.tokens), seconds)
+        if self._draft_budget and decoding:
+            self._draft_budget.record(len(batch.tokens), seconds)
         if not decoding:
-            self._pace.record(len(batch.tokens), seconds)
+            self._chunk_sizer.record(len(batch.tokens), seconds)
 
-    def _take(self, share: Share, logits: Sequence[Floats]) -> None:
-        """After a step, take note of what it computed for ``share``, whose wanted ``logits`` these are."""
-        request = share.request
-        if request.scores:
-            request.scores.add(request.num_cached, logits)
-        request.num_cached += share.count
-        request.state_end = request.num_cached
-        request.saved.extend(share.saves)
-        if request.num_pending or request.pool:
+    def _take(self, scheduled: ScheduledSequence, logits: abc.Sequence[Floats]) -> None:
+        """After a step, update ``scheduled`` with the ``logits`` of its output rows."""
+        sequence = scheduled.sequence
+        if sequence.scores:
+            sequence.scores.add(sequence.num_cached_tokens, logits)
+        sequence.num_cached_tokens += scheduled.num_tokens
+        sequence.state_end = sequence.num_cached_tokens
+        sequence.saved.extend(scheduled.saves)
+        if sequence.num_pending_tokens or sequence.pool:
             return
-        if len(request.tokens) == request.max_length:
-            self._leave(request, empty_piece(request))
+        if len(sequence.tokens) == sequence.max_length:
+            self._finish(sequence, empty_output(sequence))
         else:
-            self._advance(request, share.draft, logits[-1 - len(share.draft) :])
+            self._verify(sequence, scheduled.draft, logits[-1 - len(scheduled.draft) :])
 
-    def _embed(self, plan: Plan) -> None:
+    def _embed(self, plan: StepPlan) -> None:
         """After a step, pool what it made of the tokens of requests that want that; end those that are complete."""
-        firsts = [0, *accumulate(share.count + len(share.draft) for share in plan)]
-        pooled = [(share, first) for share, first in zip(plan, firsts, strict=False) if share.request.pool]
+        firsts = [0, *accumulate(scheduled.num_tokens + len(scheduled.draft) for scheduled in plan)]
+        pooled = [(scheduled, first) for scheduled, first in zip(plan, firsts, strict=False) if scheduled.sequence.pool]
         if not pooled:
             return
-        rows = np.concatenate([np.arange(first, first + share.count) for share, first in pooled])
+        rows = np.concatenate([np.arange(first, first + scheduled.num_tokens) for scheduled, first in pooled])
         states = iter(self._runner.embed(rows.astype(np.int32)))
-        for share, _ in pooled:
-            request, pool = share.request, share.request.pool
+        for scheduled, _ in pooled:
+            sequence, pool = scheduled.sequence, scheduled.sequence.pool
             assert pool
-            pool.add(islice(states, share.count), first=request.num_cached == 0)
-            if share.completes:
-                timings = request.generation.timings
-                self._leave(request, Piece((), (), "stop", timings=timings, embedding=pool.vector()))
+            pool.add(islice(states, scheduled.num_tokens), first=sequence.num_cached_tokens == 0)
+            if scheduled.completes:
+                timings = sequence.generation.timings
+                self._finish(sequence, TokenOutput((), (), "stop", timings=timings, embedding=pool.vector()))
 
-    def _predict(self, plan: Plan, batch: Batch) -> None:
-        """After a step, have the model predict one token beyond the newest of each request that goes on."""
-        tokens, wanted, asking = batch.tokens.copy(), [], []
+    def _draft(self, plan: StepPlan, batch: Batch) -> None:
+        """After a step, draft one token with the model's MTP layer for each sequence that continues."""
+        tokens, output_rows, sequences = batch.tokens.copy(), [], []
         firsts = batch.lengths.cumsum() - batch.lengths
-        for share, first, start in zip(plan, firsts.tolist(), batch.starts.tolist(), strict=True):
-            request, num_rows = share.request, share.count + len(share.draft)
-            following = request.tokens[start + 1 : start + 1 + num_rows]
+        for scheduled, first, start in zip(plan, firsts.tolist(), batch.starts.tolist(), strict=True):
+            sequence, num_rows = scheduled.sequence, scheduled.num_tokens + len(scheduled.draft)
+            following = sequence.tokens[start + 1 : start + 1 + num_rows]
             tokens[first : first + len(following)] = following
-            if request.row >= 0 and request.num_pending == 1:
-                wanted.append(first + len(following) - 1)
-                asking.append(request)
-        for request, logits in zip(asking, self._runner.draft(tokens, np.array(wanted, np.int32)), strict=True):
-            request.prediction.predict(len(request.tokens), int(logits.argmax()))
+            if sequence.slot >= 0 and sequence.num_pending_tokens == 1:
+                output_rows.append(first + len(following) - 1)
+                sequences.append(sequence)
+        for sequence, logits in zip(
+            sequences, self._runner.draft(tokens, np.array(output_rows, np.int32)), strict=True
+        ):
+            sequence.mtp.predict(len(sequence.tokens), int(logits.argmax()))
 
-    def _advance(self, request: Request, draft: Sequence[int], logits: Sequence[Floats]) -> None:
-        """Add one token to the answer of ``request``, and another for each guess that proves right.
+    def _verify(self, sequence: Sequence, draft: abc.Sequence[int], logits: abc.Sequence[Floats]) -> None:
+        """Add one token to the answer of ``sequence``, and one for each draft token that is accepted.
 
         ``logits`` are those after the newest token and after every guess.
         """
         for guess, row in zip_longest(draft, logits):
-            if not self._add_token(request, row) or request.tokens[-1] != guess:
+            if not self._add_token(sequence, row) or sequence.tokens[-1] != guess:
                 return
-            request.num_cached += 1
-            self.num_accepted += 1
+            sequence.num_cached_tokens += 1
+            self.num_accepted_tokens += 1
 
-    def _add_token(self, request: Request, logits: Floats) -> bool:
-        """Add one token to the answer of ``request``, whose ``logits`` these are. False when it is the last."""
+    def _add_token(self, sequence: Sequence, logits: Floats) -> bool:
+        """Add one token to the answer of ``sequence``, whose ``logits`` these are. False when it is the last."""
         try:
-            piece = next_piece(request, logits)
+            output = next_output(sequence, logits)
         except UserError as error:  # the form that was asked for proves too hard
-            self._leave(request, error)
+            self._finish(sequence, error)
             return False
         except BaseException as error:  # native code raises other things than exceptions
-            log.exception("request %s failed", request.generation.id)
-            self._leave(request, EngineError(f"The answer cannot go on: {error}"))
+            log.exception("request %s failed", sequence.generation.id)
+            self._finish(sequence, EngineError(f"The answer cannot go on: {error}"))
             return False
-        self.num_generated += 1
-        if piece.finish_reason:
-            self._leave(request, piece)
+        self.num_generated_tokens += 1
+        if output.finish_reason:
+            self._finish(sequence, output)
         else:
-            request.generation.deliver(piece)
-        return not piece.finish_reason
+            sequence.generation.deliver(output)
+        return not output.finish_reason

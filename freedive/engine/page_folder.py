@@ -1,4 +1,4 @@
-"""Where pages are kept on disk: one folder for each way of computing, all below one root, and all within one limit."""
+"""Folders of cached pages on disk: one for each model and code version, below one root, with one size limit for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of the key-value cache on disk, so that they outlive the process.
+"""Stores pages of the key-value cache on disk, so that they are available after a restart.
 
 A page is a file, named by its key: a checksum of key and content, then the content. It gets its name when it is whole.
 Nothing waits for the disk to have it: what a crash of the machine leaves half-written fails its checksum.

@@ -1,4 +1,4 @@
-"""One vector for a whole text: what embeddings are."""
+"""Pools the hidden states of a prompt into one embedding vector."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The prefix cache: what one request has put into the key-value cache, others that begin alike take as it is.
+"""The prefix cache: requests that share a prefix reuse its key-value pages.
 
-A full page goes by a key, a hash of all that its bits depend on: the key of the page before, its tokens, and how many
-of them stand before each of the runner's boundaries. Text and tokenizers do not matter.
+The key of a full page is a hash of everything that its bits depend on: the key of the previous page, its tokens, and
+how many of them precede each of the runner's boundaries. It does not depend on text or tokenizers.
 
 Where a model keeps per-sequence state too, a request goes on from the last snapshot of it that there is (see
 engine/snapshots.py) with all pages before: the state is loaded first, then the pages follow.
@@ -10,7 +10,8 @@ engine/snapshots.py) with all pages before: the state is loaded first, then the 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections import abc
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from freedive.engine.page_store import Bytes, PageStore
 from freedive.engine.snapshots import Snapshots
 
 if TYPE_CHECKING:
-    from freedive.engine.scheduler import Request, Share
+    from freedive.engine.sequence import ScheduledSequence, Sequence
 
 STEP_BYTES = 16 << 20
 """What is read ahead from disk at a time, at most, or one page, and put in place before a step."""
@@ -30,166 +31,171 @@ _pack_tokens = struct.Struct(f"<{PAGE_TOKENS}i").pack
 
 
 class PrefixCache:
-    """Lets requests find, share and restore ``pages``. Without a ``store``, none is kept on disk.
+    """Lets sequences find, share and restore ``pages``. Without a ``store``, pages are kept in memory only.
 
     ``snapshots`` are of the per-sequence states, where the model has some.
 
-    ``boundaries`` are the runner's. ``num_cached`` tokens were found in memory so far, ``num_restored`` on disk.
+    ``boundaries`` are the runner's. So far ``num_cached_tokens`` were found in memory, ``num_restored_tokens`` on disk.
     """
 
     def __init__(
         self,
         pages: PageTables,
-        boundaries: Sequence[int],
+        boundaries: abc.Sequence[int],
         store: PageStore | None = None,
         snapshots: Snapshots | None = None,
     ) -> None:
-        self.num_cached = self.num_restored = 0
+        self.num_cached_tokens = self.num_restored_tokens = 0
         self._pages = pages
         self._boundaries = boundaries
         self._store = store
         self._snapshots = snapshots
 
-    def with_saves(self, share: Share) -> Share:
-        """``share`` with the snapshots that are to be taken on its way."""
+    def with_saves(self, scheduled: ScheduledSequence) -> ScheduledSequence:
+        """``scheduled`` with the snapshots that are to be taken on its way."""
         if self._snapshots is None:
-            return share
-        return replace(share, saves=self._snapshots.plan(share.request, share.request.num_cached + share.count))
+            return scheduled
+        return replace(
+            scheduled,
+            saves=self._snapshots.plan(scheduled.sequence, scheduled.sequence.num_cached_tokens + scheduled.num_tokens),
+        )
 
-    def keep(self, request: Request) -> None:
-        """Let others find the pages that ``request`` has filled."""
-        full = request.num_cached // PAGE_TOKENS
-        for place in range(request.num_known, full):
-            self._save(request, place, self._pages.know(request.row, place, self._key(request, place)))
-        request.num_known = full
+    def publish(self, sequence: Sequence) -> None:
+        """Register the full pages of ``sequence``, so that other sequences find them."""
+        full = sequence.num_cached_tokens // PAGE_TOKENS
+        for place in range(sequence.num_registered, full):
+            self._save(sequence, place, self._pages.register(sequence.slot, place, self._key(sequence, place)))
+        sequence.num_registered = full
         if self._snapshots is not None:
-            self._publish(request, self._snapshots)
+            self._publish(sequence, self._snapshots)
 
-    def _publish(self, request: Request, snapshots: Snapshots) -> None:
-        """Let others find the states of ``request`` that were saved. Of an answer's, the last is enough."""
-        for save in request.saved:
-            key = self._key(request, save.position // PAGE_TOKENS - 1)
+    def _publish(self, sequence: Sequence, snapshots: Snapshots) -> None:
+        """Let others find the states of ``sequence`` that were saved. Of an answer's, the last is enough."""
+        for save in sequence.saved:
+            key = self._key(sequence, save.position // PAGE_TOKENS - 1)
             snapshots.publish(save, key)
-            if save.position <= request.generation.num_prompt_tokens:
+            if save.position <= sequence.generation.num_prompt_tokens:
                 snapshots.keep(key)
             else:
-                snapshots.drop(request.answer_key)
-                request.answer_key = key
-        request.saved = []
+                snapshots.drop(sequence.answer_key)
+                sequence.answer_key = key
+        sequence.saved = []
 
-    def num_held(self, request: Request) -> int:
-        """How many of the pages that ``request``, which waits, would find in memory are held by others anyway."""
+    def num_shared(self, sequence: Sequence) -> int:
+        """How many of the pages that ``sequence``, which waits, would find in memory are held by others anyway."""
         pages = []
-        for place in self._lacking(request):
-            if (page := self._pages.find(self._key(request, place))) is None:
+        for place in self._lacking(sequence):
+            if (page := self._pages.find(self._key(sequence, place))) is None:
                 break
             pages.append(page)
-        return sum(map(self._pages.is_held, pages))
+        return sum(map(self._pages.is_referenced, pages))
 
-    def share(self, request: Request) -> None:
-        """Let ``request`` hold the known pages that go on where it stands."""
-        if self._snapshots is not None and (key := self._next_state(request, self._snapshots)):
-            self._load(request, key, self._snapshots)
-        for place in self._lacking(request):
-            if (page := self._pages.find(self._key(request, place))) is None:
+    def attach(self, sequence: Sequence) -> None:
+        """Attach the registered pages that continue the cached tokens of ``sequence``."""
+        if self._snapshots is not None and (key := self._next_state(sequence, self._snapshots)):
+            self._load(sequence, key, self._snapshots)
+        for place in self._lacking(sequence):
+            if (page := self._pages.find(self._key(sequence, place))) is None:
                 return
-            self._pages.share(request.row, place, page)
-            self._save(request, place, page)
-            self.num_cached += _advance(request, place)
+            self._pages.attach(sequence.slot, place, page)
+            self._save(sequence, place, page)
+            self.num_cached_tokens += _record_reuse(sequence, place)
 
-    def restore(self, requests: Sequence[Request]) -> set[Request]:
-        """Give ``requests`` what is known by now, in memory or on disk, of the tokens that they would compute next.
+    def restore(self, sequences: abc.Sequence[Sequence]) -> set[Sequence]:
+        """Give ``sequences`` what is known by now, in memory or on disk, of the tokens that they would compute next.
 
         Returns those that wait for more from the disk, until the next step.
         """
-        for request in requests:
-            self.share(request)
-        waiting = set() if self._snapshots is None else self._restore_states(requests, self._snapshots)
+        for sequence in sequences:
+            self.attach(sequence)
+        waiting = set() if self._snapshots is None else self._restore_states(sequences, self._snapshots)
         if self._store is not None:
-            arrived = self._store.fetch(self._wanted(requests, self._store))
-            waiting |= {request for request in requests if self._fill(request, self._store, arrived)}
-        for request in requests:
-            if request.state_end > request.num_cached and request not in waiting:
-                request.rewind()  # a page that stood between them is lost
+            arrived = self._store.fetch(self._next_reads(sequences, self._store))
+            waiting |= {sequence for sequence in sequences if self._fill(sequence, self._store, arrived)}
+        for sequence in sequences:
+            if sequence.state_end > sequence.num_cached_tokens and sequence not in waiting:
+                sequence.rewind()  # a page that stood between them is lost
         return waiting
 
-    def _restore_states(self, requests: Sequence[Request], snapshots: Snapshots) -> set[Request]:
-        """Give ``requests`` the states that have been read from disk. Returns those that wait for one."""
-        awaited = {request: key for request in requests if (key := self._next_state(request, snapshots))}
+    def _restore_states(self, sequences: abc.Sequence[Sequence], snapshots: Snapshots) -> set[Sequence]:
+        """Give ``sequences`` the states that have been read from disk. Returns those that wait for one."""
+        awaited = {sequence: key for sequence in sequences if (key := self._next_state(sequence, snapshots))}
         snapshots.fetch(list(awaited.values()))
-        for request, key in awaited.items():
-            self._load(request, key, snapshots)
-        return {request for request, key in awaited.items() if not request.is_resuming and key in snapshots}
+        for sequence, key in awaited.items():
+            self._load(sequence, key, snapshots)
+        return {sequence for sequence, key in awaited.items() if not sequence.is_resuming and key in snapshots}
 
-    def _next_state(self, request: Request, snapshots: Snapshots) -> bytes | None:
-        """The key of the last snapshot that ``request`` can go on from, further on than it stands, if there is one."""
-        if request.needs_all or request.is_resuming or request.num_pending == 1:
+    def _next_state(self, sequence: Sequence, snapshots: Snapshots) -> bytes | None:
+        """The key of the last snapshot that ``sequence`` can go on from, further on than it stands, if there is one."""
+        if sequence.needs_all or sequence.is_resuming or sequence.num_pending_tokens == 1:
             return None
         last = None
-        for place in range(request.num_cached // PAGE_TOKENS, _last_place(request)):
-            key = self._key(request, place)
+        for place in range(sequence.num_cached_tokens // PAGE_TOKENS, _last_place(sequence)):
+            key = self._key(sequence, place)
             if self._pages.find(key) is None and (self._store is None or key not in self._store):
                 break
             last = key if key in snapshots else last
         return last
 
-    def _load(self, request: Request, key: bytes, snapshots: Snapshots) -> None:
+    def _load(self, sequence: Sequence, key: bytes, snapshots: Snapshots) -> None:
         """Go on from the snapshot ``key`` if it is in memory: its pages follow."""
-        if snapshots.load(key, request.row):
+        if snapshots.load(key, sequence.slot):
             snapshots.keep(key)
-            request.state_end = (request.keys.index(key) + 1) * PAGE_TOKENS
+            sequence.state_end = (sequence.page_keys.index(key) + 1) * PAGE_TOKENS
 
-    def _wanted(self, requests: Sequence[Request], store: PageStore) -> list[bytes]:
+    def _next_reads(self, sequences: abc.Sequence[Sequence], store: PageStore) -> list[bytes]:
         """The keys of pages to be read next."""
         most, wanted = max(1, STEP_BYTES // store.page_bytes), dict[bytes, None]()
-        for request in requests:
-            for place in self._lacking(request):
+        for sequence in sequences:
+            for place in self._lacking(sequence):
                 if len(wanted) == most:
                     return list(wanted)
-                if (key := self._key(request, place)) not in store:
+                if (key := self._key(sequence, place)) not in store:
                     break
                 wanted[key] = None
         return list(wanted)
 
-    def _fill(self, request: Request, store: PageStore, arrived: Mapping[bytes, Bytes | None]) -> bool:
-        """Give ``request`` what has ``arrived`` for it; return whether it waits for more."""
-        self.share(request)  # what arrived for one before it
-        for place in self._lacking(request):
-            key = self._key(request, place)
+    def _fill(self, sequence: Sequence, store: PageStore, arrived: Mapping[bytes, Bytes | None]) -> bool:
+        """Give ``sequence`` what has ``arrived`` for it; return whether it waits for more."""
+        self.attach(sequence)  # what arrived for one before it
+        for place in self._lacking(sequence):
+            key = self._key(sequence, place)
             if key not in arrived:
                 return key in store
             if (data := arrived[key]) is None:
                 return False
-            store.fill(int(self._pages.table[request.row, place]), data)
-            self._pages.know(request.row, place, key)
-            self.num_restored += _advance(request, place)
+            store.fill(int(self._pages.table[sequence.slot, place]), data)
+            self._pages.register(sequence.slot, place, key)
+            self.num_restored_tokens += _record_reuse(sequence, place)
         return False
 
-    def _save(self, request: Request, place: int, page: int) -> None:
+    def _save(self, sequence: Sequence, place: int, page: int) -> None:
         """Have the page kept on disk if it is the prompt's. What was answered is, when the conversation goes on."""
-        if self._store is not None and (place + 1) * PAGE_TOKENS <= request.generation.num_prompt_tokens:
-            edition = self._pages.editions[page]
-            self._store.write(self._key(request, place), page, lambda: self._pages.editions[page] == edition)
+        if self._store is not None and (place + 1) * PAGE_TOKENS <= sequence.generation.num_prompt_tokens:
+            edition = self._pages.epochs[page]
+            self._store.write(self._key(sequence, place), page, lambda: self._pages.epochs[page] == edition)
 
-    def _lacking(self, request: Request) -> range:
+    def _lacking(self, sequence: Sequence) -> range:
         """Places of the full pages that are still to be filled; with per-sequence state, as far as that is loaded."""
-        if request.needs_all:
+        if sequence.needs_all:
             return range(0)
-        last = _last_place(request)
+        last = _last_place(sequence)
         if self._snapshots is not None:
-            last = min(last, request.state_end // PAGE_TOKENS)
-        return range(request.num_cached // PAGE_TOKENS, last)
+            last = min(last, sequence.state_end // PAGE_TOKENS)
+        return range(sequence.num_cached_tokens // PAGE_TOKENS, last)
 
-    def _key(self, request: Request, place: int) -> bytes:
+    def _key(self, sequence: Sequence, place: int) -> bytes:
         """Of the full page at ``place`` of its tokens."""
-        keys = request.keys
+        keys = sequence.page_keys
         while len(keys) <= place:
             begin = len(keys) * PAGE_TOKENS
-            tokens = _pack_tokens(*request.tokens[begin : begin + PAGE_TOKENS])
-            borders = (request.generation.num_prompt_tokens + boundary - begin for boundary in self._boundaries)
+            tokens = _pack_tokens(*sequence.tokens[begin : begin + PAGE_TOKENS])
+            borders = (sequence.generation.num_prompt_tokens + boundary - begin for boundary in self._boundaries)
             before = bytes(min(max(border, 0), PAGE_TOKENS) for border in borders)
             keys.append(
-                _hash((keys[-1] if keys else _hash(request.salt.encode(errors="surrogatepass"))) + tokens + before)
+                _hash(
+                    (keys[-1] if keys else _hash(sequence.cache_salt.encode(errors="surrogatepass"))) + tokens + before
+                )
             )
         return keys[place]
 
@@ -198,16 +204,16 @@ def _hash(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
 
 
-def _last_place(request: Request) -> int:
+def _last_place(sequence: Sequence) -> int:
     """The end of the places of pages that may be found; not that of the last token, whose logits are wanted."""
-    return (len(request.tokens) - 1) // PAGE_TOKENS
+    return (len(sequence.tokens) - 1) // PAGE_TOKENS
 
 
-def _advance(request: Request, place: int) -> int:
-    """Take note that ``request`` has been given the page at ``place``; return for how many tokens."""
-    count = (place + 1) * PAGE_TOKENS - request.num_cached
-    request.num_cached += count
-    request.num_known = place + 1
-    if request.generation.timings.num_preemptions == 0:
-        request.generation.num_cached_tokens += count
+def _record_reuse(sequence: Sequence, place: int) -> int:
+    """Record that ``sequence`` reuses the page at ``place``; return the number of tokens that this saves."""
+    count = (place + 1) * PAGE_TOKENS - sequence.num_cached_tokens
+    sequence.num_cached_tokens += count
+    sequence.num_registered = place + 1
+    if sequence.generation.timings.num_preemptions == 0:
+        sequence.generation.num_cached_tokens += count
     return count

@@ -1,4 +1,4 @@
-"""Whose turn it is: of the tenant that was served least the user that was served least, and each user's in order.
+"""A fair queue: the least served user of the least served tenant is next; requests of one user keep their order.
 
 A tenant is the holder of one key; users are names that a tenant gives, so they share what it has and no more. Service
 is counted in tokens, as in "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024), section 4: one who
@@ -28,8 +28,8 @@ class OfUser(OfTenant, Protocol):
 R = TypeVar("R", bound=OfUser)
 
 
-class Shares:
-    """The tokens that each of several parties was served, as long as a request of it is open."""
+class ServiceCounters:
+    """Counts the tokens that each tenant or user received while it has an open request."""
 
     def __init__(self) -> None:
         self._num_open: Counter[str] = Counter()
@@ -50,8 +50,8 @@ class Shares:
         if not self._num_open[name]:
             del self._num_open[name], self._served[name]
 
-    def serve(self, name: str, tokens: float) -> None:
-        """Count what a party was given."""
+    def charge(self, name: str, tokens: float) -> None:
+        """Charge ``tokens`` to ``name``."""
         self._served[name] += tokens
 
     def served(self, name: str) -> float:
@@ -64,12 +64,12 @@ class Shares:
 
 
 class FairQueue(Generic[R]):
-    """Waiting requests. ``enter`` and ``leave`` tell when one begins and ends to be under way, waiting or running."""
+    """Waiting requests. ``add`` and ``finish`` tell when one begins and ends to be under way, waiting or running."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, dict[str, deque[R]]] = {}
-        self._tenants = Shares()
-        self._users: dict[str, Shares] = {}
+        self._tenants = ServiceCounters()
+        self._users: dict[str, ServiceCounters] = {}
 
     def __len__(self) -> int:
         return sum(len(requests) for users in self._waiting.values() for requests in users.values())
@@ -77,14 +77,14 @@ class FairQueue(Generic[R]):
     def __iter__(self) -> Iterator[R]:
         return (request for users in self._waiting.values() for requests in users.values() for request in requests)
 
-    def enter(self, request: R) -> None:
+    def add(self, request: R) -> None:
         """Queue a new request behind the others of its user."""
         self._tenants.open(request.tenant)
-        self._users.setdefault(request.tenant, Shares()).open(request.user)
+        self._users.setdefault(request.tenant, ServiceCounters()).open(request.user)
         self._requests(request).append(request)
 
-    def back(self, request: R) -> None:
-        """Queue a request that was running before the others of its user."""
+    def requeue(self, request: R) -> None:
+        """Queue a preempted request, in front of the others of its user."""
         self._requests(request).appendleft(request)
 
     def next(self) -> R:
@@ -102,7 +102,7 @@ class FairQueue(Generic[R]):
         if not users:
             del self._waiting[request.tenant]
 
-    def leave(self, request: R) -> None:
+    def finish(self, request: R) -> None:
         """A request has ended."""
         self._tenants.close(request.tenant)
         users = self._users[request.tenant]
@@ -110,10 +110,10 @@ class FairQueue(Generic[R]):
         if not users:
             del self._users[request.tenant]
 
-    def serve(self, request: R, tokens: float) -> None:
-        """Count what the tenant and the user of ``request`` were given."""
-        self._tenants.serve(request.tenant, tokens)
-        self._users[request.tenant].serve(request.user, tokens)
+    def charge(self, request: R, tokens: float) -> None:
+        """Charge ``tokens`` to the tenant and the user of ``request``."""
+        self._tenants.charge(request.tenant, tokens)
+        self._users[request.tenant].charge(request.user, tokens)
 
     def served(self, request: R) -> tuple[float, float]:
         """What the tenant and the user of ``request`` were given so far: who has less is first."""
@@ -134,8 +134,8 @@ def is_full(under_way: Collection[OfTenant], tenant: str, most: int) -> bool:
     return counts[tenant] >= max(1, most // len(counts.keys() | {tenant}))
 
 
-def most_placed(running: Iterable[R], newcomer: R) -> R | None:
-    """The one of ``running`` (oldest first) that gives its place to ``newcomer``, if anybody has to.
+def preemption_victim(running: Iterable[R], newcomer: R) -> R | None:
+    """The one of ``running`` (oldest first) that is preempted for ``newcomer``, if any.
 
     A tenant without a place takes one from the tenant that has most; a user without one, from the user of the same
     tenant that has most. It is the youngest of that user, and nobody loses his only place.

@@ -1,4 +1,4 @@
-"""Finds out that an answer repeats itself without end."""
+"""Detects answers that repeat themselves endlessly."""
 
 from __future__ import annotations
 

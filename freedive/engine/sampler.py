@@ -1,6 +1,6 @@
-"""From logits to one token; native/sampling.cpp weighs and draws.
+"""Samples one token from logits; native/sampling.cpp computes the weights and draws.
 
-In this order: repetition penalty, presence and frequency penalties, logit bias; a guide's choice; temperature; top-k,
+In this order: repetition penalty, presence and frequency penalties, logit bias; the constraint; temperature; top-k,
 top-p of what top-k left, min-p. Tokens with equal logits are kept or dropped together, except that greedy takes the
 lowest id.
 
@@ -18,8 +18,8 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from freedive.engine.guide import Bits
-from freedive.engine.request import EngineError, Sampling, TokenLogprobs
+from freedive.engine.constraint import Bits
+from freedive.engine.generation import EngineError, Sampling, TokenLogprobs
 from freedive.native import _native
 
 Floats = npt.NDArray[np.float32]

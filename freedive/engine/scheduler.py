@@ -1,311 +1,200 @@
-"""Who takes part in the next step, and with what.
+"""Chooses which sequences run in the next step and how many tokens of each.
 
-Those of the tenant and its user who were served least come first, and each user's in order of arrival: the waiting to
-run, and of the running those whose prompts are read. Whoever answers takes part in every step.
+Waiting sequences and running prefills are ordered by fair queueing (see engine/queue.py): the least served tenant and
+user first, each user's requests in order of arrival. Every decoding sequence takes part in every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections import abc
+from dataclasses import replace
 from operator import add
 
 import numpy as np
 
 from freedive.engine.batch import MAX_DRAFT, Batch, StateUpdates
-from freedive.engine.guide import Guide
+from freedive.engine.chunk_sizer import ChunkSizer
 from freedive.engine.kvcache import PageTables, pages_for
-from freedive.engine.pace import Pace
-from freedive.engine.pooling import Pool
 from freedive.engine.prefix import PrefixCache
-from freedive.engine.queue import GENERATED_WEIGHT, FairQueue, most_placed
-from freedive.engine.repetition import RepetitionDetector
-from freedive.engine.request import Generation, Sampling
-from freedive.engine.sampler import Sampler
-from freedive.engine.scoring import MAX_SCORED_ROWS, PromptScores
-from freedive.engine.snapshots import Save
-from freedive.engine.speculation import Draft, Gate, Prediction, PromptLookup
-from freedive.engine.stop import TextStream
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """A request inside the engine. ``tokens`` are prompt and answer so far, the first ``num_cached`` of them cached.
-
-    It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``row`` is its row of the page
-    table, -1 while it waits. It shares pages with requests of the same ``salt`` only: the first ``num_known`` of its
-    own can be found, by ``keys``. It takes a turn of its ``user``, who takes one of its ``tenant``. With a ``pool``
-    nothing is generated. Its per-sequence state stands at ``state_end``: the tokens from there to ``num_cached`` were
-    accepted drafts, or it is loaded already and their pages follow; copies of it have been ``saved``. When it starts or
-    is removed, ``successor`` gives the request that is queued next of those that were submitted together.
-    """
-
-    generation: Generation
-    sampling: Sampling
-    sampler: Sampler
-    text: TextStream
-    tokens: list[int]
-    max_length: int
-    stop_ids: frozenset[int]
-    guide: Guide | None = None
-    pool: Pool | None = None
-    scores: PromptScores | None = None
-    repetition: RepetitionDetector | None = None
-    salt: str = ""
-    user: str = ""
-    tenant: str = ""
-    keys: list[bytes] = field(default_factory=list)
-    lookup: PromptLookup = field(default_factory=PromptLookup)
-    prediction: Prediction = field(default_factory=Prediction)
-    num_cached: int = 0
-    num_known: int = 0
-    row: int = -1
-    state_end: int = 0
-    saved: list[Save] = field(default_factory=list)
-    answer_key: bytes = b""
-    successor: Callable[[], Request | None] | None = None
-
-    @property
-    def num_pending(self) -> int:
-        """Tokens still to be computed: 1 when decoding."""
-        return len(self.tokens) - self.num_cached
-
-    @property
-    def is_scored(self) -> bool:
-        """Whether logits of the prompt are wanted that have not been computed yet."""
-        return self.scores is not None and not self.scores.complete
-
-    @property
-    def needs_all(self) -> bool:
-        """Whether all tokens must be computed, since what the model makes of each is wanted."""
-        return self.pool is not None or self.is_scored
-
-    @property
-    def is_resuming(self) -> bool:
-        """Whether its state is loaded, and pages before it are still to come."""
-        return self.state_end > self.num_cached
-
-    def rewind(self) -> None:
-        """Compute all tokens anew, but for what is found again."""
-        self.num_cached = self.num_known = self.state_end = 0
-
-    def restart(self) -> None:
-        """Back to the queue: prompt and answer so far have to be computed anew."""
-        self.rewind()
-        self.row, self.saved, self.answer_key = -1, [], b""
-        self.generation.timings.num_preemptions += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What a step computes of a request: ``count`` of its pending tokens, then those that ``draft`` guesses.
-
-    ``saves`` are snapshots of its per-sequence state.
-    """
-
-    request: Request
-    count: int
-    draft: Sequence[int] = ()
-    saves: Sequence[Save] = ()
-
-    @property
-    def tokens(self) -> list[int]:
-        """Those of its rows."""
-        start = self.request.num_cached
-        return [*self.request.tokens[start : start + self.count], *self.draft]
-
-    @property
-    def wanted(self) -> range:
-        """Those of its rows whose logits are wanted: all of a prompt that is scored; else after the newest token and
-
-        every guess, if no token is pending afterwards.
-        """
-        num_rows = self.count + len(self.draft)
-        if self.request.is_scored:
-            return range(num_rows)
-        return range(self.count - 1, num_rows) if self.completes and not self.request.pool else range(0)
-
-    @property
-    def completes(self) -> bool:
-        """Whether no token is pending after the step, so that the next can be sampled."""
-        return self.count == self.request.num_pending
-
-
-Plan = list[Share]
-"""A step: one share of each request that takes part."""
+from freedive.engine.queue import GENERATED_WEIGHT, FairQueue, preemption_victim
+from freedive.engine.scoring import MAX_SCORED_ROWS
+from freedive.engine.sequence import ScheduledSequence, Sequence, StepPlan
+from freedive.engine.speculation import Draft, DraftBudget
 
 
 class Scheduler:
-    """Shares out the steps and the pages. Each request must fit the whole cache.
+    """Schedules steps and allocates pages. Each sequence must fit into the whole cache.
 
-    ``pace`` says how much of the prompts is read at once. Without a ``gate``, none guesses; without ``prefixes``, each
-    computes all of its tokens.
+    ``chunk_sizer`` limits the prompt tokens of a step. Without a ``draft_budget`` there is no speculative decoding;
+    without ``prefixes`` every token is computed.
     """
 
     def __init__(
         self,
         pages: PageTables,
         max_batch: int,
-        pace: Pace,
-        gate: Gate | None = None,
+        chunk_sizer: ChunkSizer,
+        draft_budget: DraftBudget | None = None,
         prefixes: PrefixCache | None = None,
     ) -> None:
         self.pages = pages
-        self.gate = gate
+        self.draft_budget = draft_budget
         self.prefixes = prefixes
-        self.waiting: FairQueue[Request] = FairQueue()
-        self.running: list[Request] = []
-        self.pace = pace
-        self._free_rows = list(range(max_batch))
+        self.waiting: FairQueue[Sequence] = FairQueue()
+        self.running: list[Sequence] = []
+        self.chunk_sizer = chunk_sizer
+        self._free_slots = list(range(max_batch))
 
-    def add(self, request: Request) -> None:
-        """Queue a new request behind all others of its user."""
-        self.waiting.enter(request)
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence behind all others of its user."""
+        self.waiting.add(sequence)
 
-    def remove(self, request: Request) -> None:
-        """Forget a request, wherever it stands, and free its pages."""
-        if request.row < 0:
-            self._take(request)
+    def remove(self, sequence: Sequence) -> None:
+        """Remove a waiting or running sequence and free its pages."""
+        if sequence.slot < 0:
+            self._take(sequence)
         else:
-            self.running.remove(request)
-            self._release(request)
-        self.waiting.leave(request)
+            self.running.remove(sequence)
+            self._release(sequence)
+        self.waiting.finish(sequence)
 
-    def involved(self) -> list[Request]:
-        """Whom :meth:`plan` looks at: the running, and whose turn it is to start."""
+    def involved(self) -> list[Sequence]:
+        """The sequences that :meth:`plan` considers: those that run, and the next one to start."""
         return [*self.running, self.waiting.next()] if self.waiting else list(self.running)
 
-    def plan(self) -> Plan:
+    def plan(self) -> StepPlan:
         """The next step: one token of each decoding request, and prompts in order within the prefill budget.
 
         What is cached already is not computed. Where all are decoding, those guesses join that pay.
         """
-        self._keep(*self.running)
+        self._publish(*self.running)
         self._grow()
-        self._make_way()
+        self._make_room()
         self._admit()
         restoring = self.prefixes.restore(self.running) if self.prefixes else ()
-        decoding = [Share(request, 1) for request in self.running if request.num_pending == 1]
-        reading = [request for request in self.running if request.num_pending > 1 and request not in restoring]
-        plan = decoding + self._chunks(reading, self.pace.chunk if decoding else self.pace.most)
-        for share in plan:
-            generated = (GENERATED_WEIGHT - 1) * share.completes  # by the last token, which is one of ``count``
-            self.waiting.serve(share.request, share.count + generated)
-        if plan and self.gate and is_decoding(plan):
-            plan = self._with_drafts(plan, self.gate)
-        return [self.prefixes.with_saves(share) for share in plan] if self.prefixes else plan
+        decoding = [ScheduledSequence(sequence, 1) for sequence in self.running if sequence.num_pending_tokens == 1]
+        reading = [
+            sequence for sequence in self.running if sequence.num_pending_tokens > 1 and sequence not in restoring
+        ]
+        plan = decoding + self._chunks(reading, self.chunk_sizer.chunk if decoding else self.chunk_sizer.max_chunk)
+        for scheduled in plan:
+            generated = (GENERATED_WEIGHT - 1) * scheduled.completes  # by the last token, which is one of ``count``
+            self.waiting.charge(scheduled.sequence, scheduled.num_tokens + generated)
+        if plan and self.draft_budget and is_decoding(plan):
+            plan = self._with_drafts(plan, self.draft_budget)
+        return [self.prefixes.with_saves(scheduled) for scheduled in plan] if self.prefixes else plan
 
-    def _chunks(self, reading: Sequence[Request], budget: int) -> Plan:
+    def _chunks(self, reading: abc.Sequence[Sequence], budget: int) -> StepPlan:
         """What is read of prompts, ``budget`` tokens in all."""
-        plan: Plan = []
+        plan: StepPlan = []
         scored = MAX_SCORED_ROWS
-        for request in sorted(reading, key=self.waiting.served):
-            if count := min(request.num_pending, budget, scored if request.is_scored else budget):
-                plan.append(Share(request, count))
+        for sequence in sorted(reading, key=self.waiting.served):
+            if count := min(sequence.num_pending_tokens, budget, scored if sequence.is_scored else budget):
+                plan.append(ScheduledSequence(sequence, count))
                 budget -= count
-                scored -= count * request.is_scored
+                scored -= count * sequence.is_scored
         return plan
 
-    def _with_drafts(self, plan: Plan, gate: Gate) -> Plan:
-        """``plan`` with the guesses that pay, as far as pages are free for them."""
-        most = min(MAX_DRAFT, self.pace.most // len(plan))
-        drafts = [_draft(share.request, most) for share in plan]
-        counts = gate.choose([draft.odds for draft in drafts])
+    def _with_drafts(self, plan: StepPlan, draft_budget: DraftBudget) -> StepPlan:
+        """``plan`` with the draft tokens that are worth checking, as far as pages are free for them."""
+        most = min(MAX_DRAFT, self.chunk_sizer.max_chunk // len(plan))
+        drafts = [_draft(scheduled.sequence, most) for scheduled in plan]
+        counts = draft_budget.choose([draft.accept_probs for draft in drafts])
         return [
-            replace(share, draft=draft.tokens[:count])
-            if count and self.pages.reserve(share.request.row, len(share.request.tokens) + count)
-            else share
-            for share, draft, count in zip(plan, drafts, counts, strict=True)
+            replace(scheduled, draft=draft.tokens[:count])
+            if count and self.pages.reserve(scheduled.sequence.slot, len(scheduled.sequence.tokens) + count)
+            else scheduled
+            for scheduled, draft, count in zip(plan, drafts, counts, strict=True)
         ]
 
     def _grow(self) -> None:
         """Give every running request, oldest first, room for its newest token, at the expense of the youngest."""
-        for request in tuple(self.running):
-            while request.row >= 0 and not self.pages.reserve(request.row, len(request.tokens)):
+        for sequence in tuple(self.running):
+            while sequence.slot >= 0 and not self.pages.reserve(sequence.slot, len(sequence.tokens)):
                 self._preempt(self.running[-1])
 
-    def _make_way(self) -> None:
-        """Where all places are taken, take one from those who have most for one who has none."""
-        if self._free_rows or not self.waiting:
+    def _make_room(self) -> None:
+        """Where all slots are taken, preempt a sequence of those who have most slots for one who has none."""
+        if self._free_slots or not self.waiting:
             return
-        if request := most_placed(self.running, self.waiting.next()):
-            self._preempt(request)
+        if sequence := preemption_victim(self.running, self.waiting.next()):
+            self._preempt(sequence)
 
-    def _preempt(self, request: Request) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         """Back to the queue; later its prompt and answer so far are computed anew, as far as they are not found."""
-        self.running.remove(request)
-        self._release(request)
-        request.restart()
-        self.waiting.back(request)
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.restart()
+        self.waiting.requeue(sequence)
 
     def _admit(self) -> None:
         """Start waiting requests while there is room for all their tokens, and a page in hand for each one running."""
-        while self.waiting and self._free_rows:
-            request = self.waiting.next()
-            num_held = self.prefixes.num_held(request) if self.prefixes else 0
-            if pages_for(len(request.tokens)) - num_held + len(self.running) > self.pages.num_free:
+        while self.waiting and self._free_slots:
+            sequence = self.waiting.next()
+            num_held = self.prefixes.num_shared(sequence) if self.prefixes else 0
+            if pages_for(len(sequence.tokens)) - num_held + len(self.running) > self.pages.num_free:
                 return
-            request.row = self._free_rows.pop()
+            sequence.slot = self._free_slots.pop()
             if self.prefixes:
-                self.prefixes.share(request)
-            self.pages.reserve(request.row, len(request.tokens))
-            self._take(request)
-            self.running.append(request)
+                self.prefixes.attach(sequence)
+            self.pages.reserve(sequence.slot, len(sequence.tokens))
+            self._take(sequence)
+            self.running.append(sequence)
 
-    def _take(self, request: Request) -> None:
-        """Take ``request`` out of the queue, in which the next that was submitted with it goes to the end."""
-        self.waiting.take(request)
-        successor, request.successor = request.successor, None
+    def _take(self, sequence: Sequence) -> None:
+        """Take ``sequence`` out of the queue, in which the next that was submitted with it goes to the end."""
+        self.waiting.take(sequence)
+        successor, sequence.successor = sequence.successor, None
         if successor and (following := successor()):
             self.add(following)
 
-    def _release(self, request: Request) -> None:
-        self._keep(request)
-        self.pages.release(request.row)
-        self._free_rows.append(request.row)
+    def _release(self, sequence: Sequence) -> None:
+        self._publish(sequence)
+        self.pages.release(sequence.slot)
+        self._free_slots.append(sequence.slot)
 
-    def _keep(self, *requests: Request) -> None:
+    def _publish(self, *sequences: Sequence) -> None:
         if self.prefixes:
-            for request in requests:
-                self.prefixes.keep(request)
+            for sequence in sequences:
+                self.prefixes.publish(sequence)
 
 
-def is_decoding(plan: Plan) -> bool:
+def is_decoding(plan: StepPlan) -> bool:
     """Whether each request has but one pending token: a step that memory limits, in which further rows are cheap."""
-    return all(share.request.num_pending == 1 for share in plan)
+    return all(scheduled.sequence.num_pending_tokens == 1 for scheduled in plan)
 
 
-def _draft(request: Request, most: int) -> Draft:
-    """The guesses that promise most; so few that there is room for the token which is sampled after them."""
-    most = max(min(most, request.max_length - len(request.tokens) - 1), 0)
-    drafts = [drafter.draft(request.tokens, most) for drafter in (request.lookup, request.prediction)]
-    return max(drafts, key=lambda draft: sum(draft.odds))
+def _draft(sequence: Sequence, most: int) -> Draft:
+    """The draft with the highest expected number of accepted tokens; it leaves room for the token sampled after it."""
+    most = max(min(most, sequence.max_length - len(sequence.tokens) - 1), 0)
+    drafts = [drafter.draft(sequence.tokens, most) for drafter in (sequence.lookup, sequence.mtp)]
+    return max(drafts, key=lambda draft: sum(draft.accept_probs))
 
 
-def to_batch(plan: Plan, pages: PageTables) -> Batch:
-    """The data of a planned step."""
+def to_batch(plan: StepPlan, pages: PageTables) -> Batch:
+    """The batch of a step plan."""
     tokens: list[int] = []
-    wanted: list[int] = []
-    for share in plan:
-        wanted += [len(tokens) + row for row in share.wanted]
-        tokens += share.tokens
-    requests = [share.request for share in plan]
-    starts = [request.num_cached for request in requests]
-    lengths = [share.count + len(share.draft) for share in plan]
-    ends = [share.request.num_cached + share.count for share in plan]
-    rows = np.array([request.row for request in requests], np.int32)
-    saves = [(index, *save) for index, share in enumerate(plan) for save in share.saves]
+    output_rows: list[int] = []
+    for scheduled in plan:
+        output_rows += [len(tokens) + row for row in scheduled.output_rows]
+        tokens += scheduled.tokens
+    sequences = [scheduled.sequence for scheduled in plan]
+    starts = [sequence.num_cached_tokens for sequence in sequences]
+    lengths = [scheduled.num_tokens + len(scheduled.draft) for scheduled in plan]
+    ends = [scheduled.sequence.num_cached_tokens + scheduled.num_tokens for scheduled in plan]
+    rows = np.array([sequence.slot for sequence in sequences], np.int32)
+    saves = [(index, *save) for index, scheduled in enumerate(plan) for save in scheduled.saves]
     most = pages_for(max(map(add, starts, lengths)))
     return Batch(
         tokens=np.array(tokens, np.int32),
         lengths=np.array(lengths, np.int32),
         starts=np.array(starts, np.int32),
         pages=pages.table[rows, :most],
-        wanted=np.array(wanted, np.int32),
-        prompts=np.array([request.generation.num_prompt_tokens for request in requests], np.int32),
+        output_rows=np.array(output_rows, np.int32),
+        prompts=np.array([sequence.generation.num_prompt_tokens for sequence in sequences], np.int32),
         states=StateUpdates(
             slots=rows,
-            begins=np.array([request.state_end for request in requests], np.int32),
+            begins=np.array([sequence.state_end for sequence in sequences], np.int32),
             ends=np.array(ends, np.int32),
             saves=np.array(saves, np.int32).reshape(-1, 3),
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from freedive.engine.request import TokenLogprobs
+from freedive.engine.generation import TokenLogprobs
 from freedive.engine.sampler import Floats, logprobs
 
 MAX_SCORED_ROWS = 128

@@ -7,15 +7,15 @@ answer, and every few thousand tokens. A snapshot goes by the key of the page th
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict, abc
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from freedive.engine.batch import PAGE_TOKENS, Bytes
 from freedive.engine.page_store import PageStore
 
 if TYPE_CHECKING:
-    from freedive.engine.scheduler import Request
+    from freedive.engine.sequence import Sequence
 
 COST_SHARE = 4
 """Along a prompt a snapshot is taken where pages since the last one take at least this many times its bytes."""
@@ -40,7 +40,7 @@ class Snapshots:
         states: Bytes,
         num_sequences: int,
         page_bytes: int,
-        boundaries: Sequence[int],
+        boundaries: abc.Sequence[int],
         store: PageStore | None = None,
     ) -> None:
         self._states = states
@@ -71,7 +71,7 @@ class Snapshots:
         self._states[slot] = self._states[self._slots[key]]
         return True
 
-    def fetch(self, keys: Sequence[bytes]) -> None:
+    def fetch(self, keys: abc.Sequence[bytes]) -> None:
         """Bring snapshots from disk to memory, as far as they have been read; others are read meanwhile."""
         if self._store is None:
             return
@@ -80,9 +80,9 @@ class Snapshots:
                 self._store.fill(slot, data)
                 self._slots[key] = slot
 
-    def plan(self, request: Request, end: int) -> list[Save]:
-        """What to save of ``request`` while its state moves on to position ``end``."""
-        positions = self._positions(request, end)
+    def plan(self, sequence: Sequence, end: int) -> list[Save]:
+        """What to save of ``sequence`` while its state moves on to position ``end``."""
+        positions = self._positions(sequence, end)
         return [Save(position, slot) for position in positions if (slot := self._take()) is not None]
 
     def publish(self, save: Save, key: bytes) -> None:
@@ -107,15 +107,15 @@ class Snapshots:
         """Let every slot count as taken by others, for these snapshots are not used any more."""
         self._epochs = [-1] * len(self._epochs)
 
-    def _positions(self, request: Request, end: int) -> Iterable[int]:
-        """Page boundaries behind the state of ``request``, up to ``end``."""
-        length = request.generation.num_prompt_tokens
+    def _positions(self, sequence: Sequence, end: int) -> Iterable[int]:
+        """Page boundaries behind the state of ``sequence``, up to ``end``."""
+        length = sequence.generation.num_prompt_tokens
         wanted = {length - 1, *(length + boundary for boundary in self._boundaries)}
         if end > length and not self._boundaries:  # else an answer is computed otherwise as part of a prompt
             wanted.add(end)
         places = {position // PAGE_TOKENS * PAGE_TOKENS for position in wanted}
         places.add(min(end, length) // self._interval * self._interval)
-        return sorted(place for place in places if request.state_end < place <= end)
+        return sorted(place for place in places if sequence.state_end < place <= end)
 
     def _take(self) -> int | None:
         """A slot to be filled, unless all of them are being filled."""

@@ -1,4 +1,4 @@
-"""Guessing the next tokens, and checking the guesses as further rows of a step.
+"""Speculative decoding: draft tokens are guessed cheaply and verified as further rows of a step.
 
 A row's logits do not depend on the rows beside it, nor a random draw on anything but its place. So the token that is
 sampled from a row is the one that plain decoding would have sampled; where it is what was guessed, the row behind it
@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-SIZES = {2: 0.4, 4: 0.6, 8: 0.8}
+NGRAM_SIZES = {2: 0.4, 4: 0.6, 8: 0.8}
 """Lengths of the n-grams to look up, and how often the next token repeats: in English and in code, before it is known
 for the text at hand."""
 
-PACE = 1 / 8
+EMA_WEIGHT = 1 / 8
 """Weight of the newest value in a running average."""
 
-MEMORY = 500
+MAX_AGE_STEPS = 500
 """Steps after which an average that was not renewed is forgotten."""
 
 PROBE_INTERVAL = 32
@@ -31,44 +31,44 @@ PROBE_INTERVAL = 32
 
 
 class Draft(NamedTuple):
-    """Guessed tokens, each with the probability that it and all before it are right."""
+    """Draft tokens, each with the probability that it and all tokens before it are accepted."""
 
     tokens: list[int]
-    odds: list[float]
+    accept_probs: list[float]
 
 
 class Drafter(ABC):
-    """Guesses how one request goes on.
+    """Drafts the next tokens of one sequence.
 
-    ``odds`` are how often each kind of guess is right, to begin with. That is learned without any computation: every
-    guess, checked by the model or not, is held against what came.
+    ``accept_probs`` are the initial acceptance probabilities of each kind of draft token. They are updated from every
+    draft token, whether the model checked it or not, by comparison with the token that was sampled.
     """
 
-    def __init__(self, odds: Mapping[int, float]) -> None:
-        self._odds = dict(odds)
+    def __init__(self, accept_probs: Mapping[int, float]) -> None:
+        self._accept_probs = dict(accept_probs)
         self._start = 0
         self._guesses: list[tuple[int, int]] = []  # tokens from _start on, each with its kind
 
-    def draft(self, tokens: Sequence[int], most: int) -> Draft:
-        """At most ``most`` guesses of what follows ``tokens``, prompt and answer so far, which only grow."""
+    def draft(self, tokens: Sequence[int], max_tokens: int) -> Draft:
+        """At most ``max_tokens`` guesses of what follows ``tokens``, prompt and answer so far, which only grow."""
         self._learn(tokens)
-        self._start, self._guesses = len(tokens), self.guess(tokens, most)
-        odds = accumulate((self._odds[kind] for _, kind in self._guesses), mul)
-        return Draft([token for token, _ in self._guesses], list(odds))
+        self._start, self._guesses = len(tokens), self.guess(tokens, max_tokens)
+        accept_probs = accumulate((self._accept_probs[kind] for _, kind in self._guesses), mul)
+        return Draft([token for token, _ in self._guesses], list(accept_probs))
 
     def _learn(self, tokens: Sequence[int]) -> None:
         for (guess, kind), token in zip(self._guesses, tokens[self._start :], strict=False):
-            self._odds[kind] += ((guess == token) - self._odds[kind]) * PACE
+            self._accept_probs[kind] += ((guess == token) - self._accept_probs[kind]) * EMA_WEIGHT
             if guess != token:
                 return
 
     @abstractmethod
-    def guess(self, tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
+    def guess(self, tokens: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
         """The guesses with their kinds."""
 
 
-class Prediction(Drafter):
-    """Guesses what the model itself has predicted beyond the next token (DeepSeek-V3, section 2.2)."""
+class MtpDrafter(Drafter):
+    """Drafts the token that the model's own MTP layer predicted (DeepSeek-V3, section 2.2)."""
 
     def __init__(self) -> None:
         super().__init__({0: 0.7})
@@ -78,9 +78,9 @@ class Prediction(Drafter):
         """Expect ``token`` at ``place`` of the text."""
         self._predicted = {place: token}
 
-    def guess(self, tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
+    def guess(self, tokens: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
         """See :class:`Drafter`."""
-        return [(self._predicted[len(tokens)], 0)][:most] if len(tokens) in self._predicted else []
+        return [(self._predicted[len(tokens)], 0)][:max_tokens] if len(tokens) in self._predicted else []
 
 
 class PromptLookup(Drafter):
@@ -90,28 +90,31 @@ class PromptLookup(Drafter):
     """
 
     def __init__(self) -> None:
-        super().__init__(SIZES)
+        super().__init__(NGRAM_SIZES)
         self._places: dict[int, int] = {}  # of n-grams, by their hash: where the token after them stands
         self._num_indexed = 0
 
-    def guess(self, tokens: Sequence[int], most: int) -> list[tuple[int, int]]:
+    def guess(self, tokens: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
         """See :class:`Drafter`."""
         self._index(tokens)
-        for size in reversed(SIZES):
+        for size in reversed(NGRAM_SIZES):
             if place := self._places.get(hash(tuple(tokens[-size:]))):
                 period = len(tokens) - place  # a guess that reaches the end of the text goes on with itself
-                return [(tokens[place + i % period], max(n for n in SIZES if n <= size + i)) for i in range(most)]
+                return [
+                    (tokens[place + i % period], max(n for n in NGRAM_SIZES if n <= size + i))
+                    for i in range(max_tokens)
+                ]
         return []
 
     def _index(self, tokens: Sequence[int]) -> None:
-        for size in SIZES:
+        for size in NGRAM_SIZES:
             for end in range(max(self._num_indexed, size), len(tokens)):
                 self._places[hash(tuple(tokens[end - size : end]))] = end
         self._num_indexed = len(tokens)
 
 
-class Gate:
-    """Decides how many guesses a step checks: as many as make the expected tokens a second the most.
+class DraftBudget:
+    """Decides how many draft tokens a step verifies: the number with the most expected tokens per second.
 
     What a step takes is measured for every number of rows, as a running average, and lies on straight lines between.
     Beyond the most rows measured it counts as level, but at most twice as many are tried. An average that has not been
@@ -128,18 +131,20 @@ class Gate:
         """Take note of what a step took in which every request decoded."""
         self._num_steps += 1
         average = self._seconds.setdefault(num_rows, seconds)
-        self._seconds[num_rows] += (seconds - average) * PACE
+        self._seconds[num_rows] += (seconds - average) * EMA_WEIGHT
         self._renewed[num_rows] = self._num_steps
-        for old in [rows for rows, step in self._renewed.items() if self._num_steps - step > MEMORY]:
+        for old in [rows for rows, step in self._renewed.items() if self._num_steps - step > MAX_AGE_STEPS]:
             del self._seconds[old], self._renewed[old]
 
-    def choose(self, odds: Sequence[Sequence[float]]) -> list[int]:
-        """How many guesses of each request to check, by the odds of its :class:`Draft`."""
-        room = max(2 * max(self._seconds, default=0) - len(odds), 0)
-        ranked = sorted(((chance, index) for index, chances in enumerate(odds) for chance in chances), reverse=True)
-        chosen = self._num_worth(len(odds), [chance for chance, _ in ranked[:room]])
+    def choose(self, accept_probs: Sequence[Sequence[float]]) -> list[int]:
+        """How many draft tokens of each sequence to verify, given the ``accept_probs`` of its :class:`Draft`."""
+        room = max(2 * max(self._seconds, default=0) - len(accept_probs), 0)
+        ranked = sorted(
+            ((chance, index) for index, chances in enumerate(accept_probs) for chance in chances), reverse=True
+        )
+        chosen = self._num_worth(len(accept_probs), [chance for chance, _ in ranked[:room]])
         counts = Counter(index for _, index in ranked[:chosen])
-        return [counts[index] for index in range(len(odds))]
+        return [counts[index] for index in range(len(accept_probs))]
 
     def _num_worth(self, num_requests: int, chances: Sequence[float]) -> int:
         if not chances:

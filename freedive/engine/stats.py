@@ -1,4 +1,4 @@
-"""What an engine has done, in numbers."""
+"""Counters of an engine."""
 
 from __future__ import annotations
 

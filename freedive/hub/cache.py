@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from freedive.checkpoint.state import checkpoint_state
+from freedive.checkpoint.fingerprint import checkpoint_fingerprint
 from freedive.errors import Unavailable, UserError
 
 MANIFEST = "freedive.json"
@@ -195,7 +195,7 @@ def packed_path(checkpoint: Path, key: str) -> Path:
     """
     folder = _packed_folder(checkpoint)
     _make(folder)
-    return folder / f"{_hash(key + checkpoint_state(checkpoint))}.fdv"
+    return folder / f"{_hash(key + checkpoint_fingerprint(checkpoint))}.fdv"
 
 
 def _packed_folder(checkpoint: Path) -> Path:
@@ -207,7 +207,7 @@ def pages_folder(checkpoint: Path, key: str) -> Path:
 
     ``key`` names what else their bits depend on. Like that of :func:`packed_path`, the name changes with the files.
     """
-    return _pages_root() / f"{_hash(str(checkpoint.resolve()))}-{_hash(key + checkpoint_state(checkpoint))}"
+    return _pages_root() / f"{_hash(str(checkpoint.resolve()))}-{_hash(key + checkpoint_fingerprint(checkpoint))}"
 
 
 def _pages_root() -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
-from freedive.checkpoint.bundle import DESCRIPTION
+from freedive.checkpoint.model_folder import DESCRIPTION
 from freedive.errors import NotFound, UserError
 from freedive.hub.cache import MANIFEST, safe
 

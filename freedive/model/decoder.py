@@ -12,12 +12,12 @@ V = TypeVar("V")
 W = TypeVar("W")
 
 
-def forward(model: spec.Model, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
+def forward(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
     """Logits [wanted, vocab] of the step that ``ops`` holds; ``weights`` go by the names of model.params."""
     return head(model, weights, states(model, weights, ops), ops)
 
 
-def states(model: spec.Model, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
+def states(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
     """What the last layer makes of each token: [T, hidden]."""
     x = _embed(model, weights, ops)
     for index, layer in enumerate(model.layers):
@@ -25,7 +25,7 @@ def states(model: spec.Model, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
     return x
 
 
-def head(model: spec.Model, weights: Mapping[str, W], x: V, ops: Ops[V, W], norm: str = "norm") -> V:
+def head(model: spec.ModelSpec, weights: Mapping[str, W], x: V, ops: Ops[V, W], norm: str = "norm") -> V:
     """Logits [wanted, vocab] from states [T, hidden]."""
     x = ops.rms_norm(ops.select(x), weights[norm], model.norm_eps)
     logits = ops.linear(x, weights["embed" if model.tied else "head"], weights.get("head_bias"))
@@ -33,22 +33,22 @@ def head(model: spec.Model, weights: Mapping[str, W], x: V, ops: Ops[V, W], norm
     return ops.softcap(logits, model.logit_softcap) if model.logit_softcap else logits
 
 
-def embedding(model: spec.Model, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
+def embedding(model: spec.ModelSpec, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
     """What the output head reads: normed states [wanted, hidden] of states [T, hidden]."""
     return ops.rms_norm(ops.select(x), weights["norm"], model.norm_eps)
 
 
-def draft(model: spec.Model, layer: spec.Layer, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
+def draft(model: spec.ModelSpec, layer: spec.Layer, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
     """Logits [wanted, vocab] of the tokens after the next ones: see :func:`draft_states`."""
     return head(model, weights, draft_states(model, layer, weights, x, ops), ops, draft_norm(model))
 
 
-def draft_norm(model: spec.Model) -> str:
+def draft_norm(model: spec.ModelSpec) -> str:
     """The norm of draft states before the output head."""
     return f"layers.{len(model.layers)}.mtp.norm"
 
 
-def draft_states(model: spec.Model, layer: spec.Layer, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
+def draft_states(model: spec.ModelSpec, layer: spec.Layer, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
     """What the layer of multi-token prediction makes of the next tokens, those that ``ops`` holds: [T, hidden].
 
     ``x`` are the :func:`states` at the tokens before, and ``layer`` is the model's ``mtp``. (DeepSeek-V3, section 2.2;
@@ -80,20 +80,18 @@ class Scope(Mapping[str, W]):
         return sum(1 for _ in self)
 
 
-def _embed(model: spec.Model, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
+def _embed(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
     return _scale(ops.embed(weights["embed"]), model.embed_scale, ops)
 
 
-def _block(index: int, layer: spec.Layer, w: Mapping[str, W], model: spec.Model, x: V, ops: Ops[V, W]) -> V:
+def _block(index: int, layer: spec.Layer, w: Mapping[str, W], model: spec.ModelSpec, x: V, ops: Ops[V, W]) -> V:
     h = ops.rms_norm(x, w["attn.norm"], model.norm_eps)
-    x = _add(
-        x, _mix(index, layer.attention, Scope(w, "attn"), model.norm_eps, h, ops), w.get("attn.post_norm"), model, ops
-    )
+    x = _add(x, _mix(index, layer.mixer, Scope(w, "attn"), model.norm_eps, h, ops), w.get("attn.post_norm"), model, ops)
     h = ops.rms_norm(x, w["ffn.norm"], model.norm_eps)
     return _add(x, _feed(layer.ffn, Scope(w, "ffn"), h, ops), w.get("ffn.post_norm"), model, ops)
 
 
-def _add(x: V, branch: V, post_norm: W | None, model: spec.Model, ops: Ops[V, W]) -> V:
+def _add(x: V, branch: V, post_norm: W | None, model: spec.ModelSpec, ops: Ops[V, W]) -> V:
     if post_norm is not None:
         branch = ops.rms_norm(branch, post_norm, model.norm_eps)
     return ops.add(x, _scale(branch, model.residual_scale, ops))
@@ -131,7 +129,7 @@ def _attention(index: int, attn: spec.Attention, w: Mapping[str, W], eps: float,
     if attn.norm_after_rope:
         q, k = _qk_norm(attn, w, eps, q, k, ops)
     if attn.temperature:
-        q = ops.temper(q, attn.temperature)
+        q = ops.scale_by_position(q, attn.temperature)
     return ops.linear(ops.attention(q, k, v, w.get("sinks"), attn, index), w["o"], w.get("o_bias"))
 
 

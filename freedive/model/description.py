@@ -12,7 +12,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from freedive.errors import UserError
-from freedive.model.spec import Attention, Experts, LatentAttention, Layer, Model, Range, Rope, Router, ShortConv
+from freedive.model.spec import Attention, Experts, LatentAttention, Layer, ModelSpec, Range, Rope, Router, ShortConv
 
 MAX_LAYERS = 1000
 MAX_EXPERTS_IN_ALL = 1 << 16
@@ -23,6 +23,14 @@ _LARGEST = 3e38
 
 Read = Callable[[Any], Any]
 """JSON -> the value. Raises _Fault."""
+
+
+_JSON_NAMES = {"ModelSpec": "Model", "AttentionTemperature": "Temperature", "mixer": "attention"}
+"""Classes and fields that have another name in JSON, so that files written earlier can be read."""
+
+
+def _json_name(name: str) -> str:
+    return _JSON_NAMES.get(name, name)
 
 
 class _Fault(Exception):
@@ -41,14 +49,15 @@ class _Fault(Exception):
 def to_json(value: Any) -> Any:
     """A description as JSON: dataclasses are objects that name their class, tuples lists."""
     if is_dataclass(value):
-        return {"class": type(value).__name__} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+        values = {_json_name(f.name): to_json(getattr(value, f.name)) for f in fields(value)}
+        return {"class": _json_name(type(value).__name__)} | values
     return [to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
-def from_json(value: Any) -> Model:
+def from_json(value: Any) -> ModelSpec:
     """The inverse. Raises UserError, naming the number, for what is no description or describes no possible model."""
     try:
-        model: Model = _reader(Model)(value)
+        model: ModelSpec = _reader(ModelSpec)(value)
         for name, fits, what in _rules(model):
             if not fits:
                 raise _Fault(what, name)
@@ -57,12 +66,12 @@ def from_json(value: Any) -> Model:
     return model
 
 
-def check(model: Model) -> None:
+def check(model: ModelSpec) -> None:
     """Raise UserError for a model that no description may be of; nothing is listed that a large one has many of."""
     from_json(to_json(model))
 
 
-def _rules(model: Model) -> Iterator[tuple[str, bool, str]]:
+def _rules(model: ModelSpec) -> Iterator[tuple[str, bool, str]]:
     """What is checked, whether it holds, and what is wrong if it does not."""
     num_layers = len(model.layers)
     yield "layers", 1 <= num_layers <= MAX_LAYERS, f"are {num_layers}, not 1 to {MAX_LAYERS}"
@@ -73,7 +82,7 @@ def _rules(model: Model) -> Iterator[tuple[str, bool, str]]:
 
 
 def _layer_rules(layer: Layer) -> Iterator[tuple[str, bool, str]]:
-    attn = layer.attention
+    attn = layer.mixer
     if isinstance(attn, Attention):
         heads, kv_heads = attn.num_heads, attn.num_kv_heads
         yield "num_kv_heads", heads % kv_heads == 0, f"is {kv_heads}, which does not divide {heads} heads"
@@ -107,7 +116,7 @@ def _reader(hint: Any) -> Read:
     """What reads values of the type ``hint``."""
     origin, args = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
-        return _object_reader({hint.__name__: hint})  # type: ignore[union-attr]
+        return _object_reader({_json_name(hint.__name__): hint})  # type: ignore[union-attr]
     if origin is Annotated:
         return _whole_reader(args[1])
     if origin is Literal:
@@ -115,7 +124,7 @@ def _reader(hint: Any) -> Read:
     if origin is tuple:
         return _list_reader(_reader(args[0]))
     if origin in (Union, types.UnionType):
-        kinds = {kind.__name__: kind for kind in args if kind is not type(None)}
+        kinds = {_json_name(kind.__name__): kind for kind in args if kind is not type(None)}
         read = _object_reader(kinds)
         return (lambda value: None if value is None else read(value)) if type(None) in args else read
     return {bool: _read_flag, float: _read_number, str: _read_name}[hint]
@@ -134,11 +143,12 @@ def _object_reader(kinds: Mapping[str, Any]) -> Read:
         if kind is None:
             raise _Fault(f"is not described as {' or '.join(kinds)}")
         found = {}
-        for name, read_field in readers(kind).items():
+        for field_name, read_field in readers(kind).items():
+            name = _json_name(field_name)
             try:
                 if name not in value:
                     raise _Fault("is missing")
-                found[name] = read_field(value[name])
+                found[field_name] = read_field(value[name])
             except _Fault as fault:
                 fault.path.append(name)
                 raise

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Mixer, Model, ShortConv
+from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Mixer, ModelSpec, ShortConv
 
 Role = Literal["embedding", "linear", "router", "heads", "norm", "bias", "conv"]
 
@@ -45,7 +45,7 @@ class ExpertParams:
 Entries = Mapping[str, Param | ExpertParams]
 
 
-def params(spec: Model) -> Table:
+def params(spec: ModelSpec) -> Table:
     """Every weight of ``spec`` by its canonical name, in the order in which a step reads them."""
     table: Table = {}
     for name, entry in entries(spec).items():
@@ -57,7 +57,7 @@ def params(spec: Model) -> Table:
     return table
 
 
-def entries(spec: Model) -> Entries:
+def entries(spec: ModelSpec) -> Entries:
     """The same with a layer's experts in one entry, ``layers.3.ffn.experts``: what a packed store has a record for."""
     table: dict[str, Param | ExpertParams] = {"embed": Param((spec.vocab_size, spec.hidden_dim), "embedding")}
     for index, layer in enumerate(spec.blocks):
@@ -74,7 +74,7 @@ def entries(spec: Model) -> Entries:
 
 def _layer(layer: Layer, hidden: int) -> Entries:
     ffn = layer.ffn
-    mixer = _mixer(layer.attention, hidden)
+    mixer = _mixer(layer.mixer, hidden)
     feeder = _experts(ffn, hidden) if isinstance(ffn, Experts) else _feed_forward(ffn, hidden)
     table: dict[str, Param | ExpertParams] = {}
     branches: tuple[tuple[str, Entries], ...] = (("attn", mixer), ("ffn", feeder))

@@ -14,7 +14,7 @@ from freedive.model.spec import (
     LatentAttention,
     Layer,
     Mixer,
-    Model,
+    ModelSpec,
     ShortConv,
     per_token_dim,
 )
@@ -34,7 +34,7 @@ class Size:
     embedding: int
 
 
-def size(spec: Model) -> Size:
+def size(spec: ModelSpec) -> Size:
     """In numbers, whatever they are stored as."""
     table = entries(replace(spec, mtp=None))
     total = sum(entry.size for entry in table.values())
@@ -50,14 +50,14 @@ class Footprint:
     read: int
 
 
-def footprint(spec: Model, num_bytes: Callable[[str, Param], float]) -> Footprint:
+def footprint(spec: ModelSpec, num_bytes: Callable[[str, Param], float]) -> Footprint:
     """``num_bytes`` tells what a weight takes, by its canonical name."""
     stored = {name: num_bytes(name, param) for name, param in params(spec).items()}
     read = sum(taken * _share(spec, name) for name, taken in stored.items())
     return Footprint(round(sum(stored.values())), round(read))
 
 
-def _share(spec: Model, name: str) -> float:
+def _share(spec: ModelSpec, name: str) -> float:
     """How much of a weight one token reads, on average."""
     if name == "embed" and not spec.tied:
         return 1 / spec.vocab_size
@@ -68,19 +68,19 @@ def _share(spec: Model, name: str) -> float:
     return 1.0
 
 
-def cache_dim(spec: Model) -> int:
+def cache_dim(spec: ModelSpec) -> int:
     """Numbers that the cache keeps of one token."""
-    return sum(per_token_dim(layer.attention.state) for layer in spec.blocks)
+    return sum(per_token_dim(layer.mixer.state) for layer in spec.blocks)
 
 
-def state_bytes(spec: Model) -> int:
+def state_bytes(spec: ModelSpec) -> int:
     """Bytes of what is kept once a sequence, whatever its length."""
     return sum(4 * part.size for part in spec.per_sequence)
 
 
-def cache_bound(spec: Model) -> int:
+def cache_bound(spec: ModelSpec) -> int:
     """The most numbers that layers with a window or with chunks ever look back at, however long the context is."""
-    return sum(per_token_dim(layer.attention.state) * _span(layer.attention) for layer in spec.blocks)
+    return sum(per_token_dim(layer.mixer.state) * _span(layer.mixer) for layer in spec.blocks)
 
 
 def _span(mixer: Mixer) -> int:
@@ -88,9 +88,9 @@ def _span(mixer: Mixer) -> int:
     return mixer.window or mixer.chunk if isinstance(mixer, Attention) else 0
 
 
-def layers_in_words(spec: Model) -> list[str]:
+def layers_in_words(spec: ModelSpec) -> list[str]:
     """Each kind of layer and how many there are, in the order of first appearance: ``58 x latent attention, ...``."""
-    kinds = Counter(f"{_mixer(layer.attention)}; {_feeder(layer.ffn)}{_norms(layer)}" for layer in spec.layers)
+    kinds = Counter(f"{_mixer(layer.mixer)}; {_feeder(layer.ffn)}{_norms(layer)}" for layer in spec.layers)
     return [f"{count} x {text}" for text, count in kinds.items()]
 
 

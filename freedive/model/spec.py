@@ -1,6 +1,6 @@
-"""What a decoder is: frozen data, no files, no kernels.
+"""The specification of a decoder as frozen data: no files, no kernels.
 
-A family turns its configuration into a :class:`Model`; everything else (shapes, the forward pass, memory needs)
+A family turns its configuration into a :class:`ModelSpec`; everything else (shapes, the forward pass, memory needs)
 follows from it. Counts are ``num_*``; sizes are ``*_dim``, ranks ``*_rank``. A number that is 0 switches its trait off.
 """
 
@@ -80,7 +80,7 @@ State = tuple[PerToken | PerSequence, ...]
 
 
 @dataclass(frozen=True)
-class Temperature:
+class AttentionTemperature:
     """Queries grow with their position p by log(1 + floor((p + 1) / floor_scale)) * scale + 1 (Llama 4)."""
 
     floor_scale: float
@@ -111,7 +111,7 @@ class Attention:
     clip: float = 0.0
     softcap: float = 0.0
     sinks: bool = False
-    temperature: Temperature | None = None
+    temperature: AttentionTemperature | None = None
 
     @property
     def q_dim(self) -> int:
@@ -243,14 +243,14 @@ class Experts:
 class Layer:
     """One block: x + mixer(norm(x)), then x + ffn(norm(x)); with ``post_norms`` both branches are normed again."""
 
-    attention: Attention | LatentAttention | ShortConv
+    mixer: Attention | LatentAttention | ShortConv
     ffn: FeedForward | Experts
     post_norms: bool = False
 
 
 @dataclass(frozen=True)
-class Model:
-    """A whole decoder. ``max_context`` is in tokens; ``tied`` shares the embedding with the output head.
+class ModelSpec:
+    """The specification of a decoder. ``max_context`` is in tokens; ``tied`` shares the embedding with the output head.
 
     Embeddings, every branch before it is added, and logits are multiplied by their scale; logits are capped last.
     ``mtp`` predicts, from the state at a token and the embedding of the next, the one after: multi-token prediction
@@ -279,4 +279,4 @@ class Model:
     @property
     def per_sequence(self) -> list[PerSequence]:
         """What a slot holds: the per-sequence state of every block, in order."""
-        return [part for layer in self.blocks for part in per_sequence(layer.attention.state)]
+        return [part for layer in self.blocks for part in per_sequence(layer.mixer.state)]

@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Rope, Router, ShortConv, Temperature
+from freedive.model.spec import (
+    Attention,
+    AttentionTemperature,
+    Experts,
+    FeedForward,
+    LatentAttention,
+    Rope,
+    Router,
+    ShortConv,
+)
 
 V = TypeVar("V")
 W = TypeVar("W", contravariant=True)
@@ -35,7 +44,7 @@ class Ops(Protocol[V, W]):
     def rope(self, x: V, rope: Rope, head_dim: int) -> V:
         """Rotates the first ``rope.dim`` dimensions of each head by the row's position."""
 
-    def temper(self, q: V, temperature: Temperature) -> V:
+    def scale_by_position(self, q: V, temperature: AttentionTemperature) -> V:
         """Queries times their position's temperature."""
 
     def linear(self, x: V, weight: W, bias: W | None) -> V:

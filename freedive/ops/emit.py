@@ -231,7 +231,7 @@ class Emitter:
             case "head_norm":
                 return _HEAD_NORM, self._head_weights(node), 0, node.attrs["eps"], 0.0
             case "temper":
-                temperature: spec.Temperature = node.attrs["temperature"]
+                temperature: spec.AttentionTemperature = node.attrs["temperature"]
                 return _TEMPER, NONE, 0, temperature.floor_scale, temperature.scale
             case _:
                 return self._rope_step(node.attrs["rope"])

@@ -19,7 +19,7 @@ from freedive.ops.emit import Emitter, Part
 from freedive.ops.record import fuse, record, until_result
 from freedive.ops.trace import Operation, Tracer
 
-CARE = {"exact": (0.0, 0.0), "balanced": (8.0, 0.0), "fast": (8.0, 8.0)}
+OUTLIER_THRESHOLDS = {"exact": (0.0, 0.0), "balanced": (8.0, 0.0), "fast": (8.0, 8.0)}
 """By precision, of tokens early in a prompt and of all others: groups of activations whose largest is above this many
 times the row's root mean square keep 16 bits, others have 8; 0 keeps all. At 8 that is one group in twenty."""
 
@@ -44,7 +44,7 @@ class NativeRunner:
 
     ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, or less where that would
     be more than ``max_cache_bytes``; ``cache_format`` is what it keeps (f32, f16 or int8). ``precision`` is one of
-    :data:`CARE`; which tokens are early follows from their place in the request alone. ``isa`` forces an
+    :data:`OUTLIER_THRESHOLDS`; which tokens are early follows from their place in the request alone. ``isa`` forces an
     instruction-set level (default: :func:`isa_level`).
 
     Per-sequence states have ``num_slots`` slots, the first ``max_sequences`` of which are for requests under way.
@@ -57,7 +57,7 @@ class NativeRunner:
 
     def __init__(
         self,
-        model: spec.Model,
+        model: spec.ModelSpec,
         weights: Mapping[str, Packed],
         *,
         num_threads: int,
@@ -101,7 +101,7 @@ class NativeRunner:
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
             raise UserError(what, "Lower cache_tokens or max_context")
         self.num_bytes = cache_bytes + sum(weight.data.nbytes for weight in weights.values())
-        self._program.early_care, self._program.late_care = CARE[precision]
+        self._program.early_care, self._program.late_care = OUTLIER_THRESHOLDS[precision]
         self._program.allocate(max_rows, num_pages, num_slots, max_sequences)
 
     @property
@@ -145,13 +145,13 @@ class NativeRunner:
         self._num_steps += 1
         return logits
 
-    def draft(self, tokens: Ints, wanted: Ints) -> Floats:
+    def draft(self, tokens: Ints, output_rows: Ints) -> Floats:
         """See engine.batch.Runner."""
-        return self._run(replace(self._batch, tokens=tokens, wanted=wanted), self._parts[1])
+        return self._run(replace(self._batch, tokens=tokens, output_rows=output_rows), self._parts[1])
 
-    def embed(self, wanted: Ints) -> Floats:
+    def embed(self, output_rows: Ints) -> Floats:
         """See engine.batch.Runner."""
-        return self._run(replace(self._batch, wanted=wanted), self._parts[-1])
+        return self._run(replace(self._batch, output_rows=output_rows), self._parts[-1])
 
     def trace(self, batch: Batch) -> tuple[Floats, list[Operation]]:
         """A :meth:`step`, and where its time went: the operations in order."""
@@ -160,7 +160,7 @@ class NativeRunner:
         return logits, self._tracer.operations(batch, self.routes(), self._program.seconds)
 
     def _run(self, batch: Batch, part: Part, traced: bool = False) -> Floats:
-        arrays = batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted, batch.prompts
+        arrays = batch.tokens, batch.lengths, batch.starts, batch.pages, batch.output_rows, batch.prompts
         return self._program.step(*arrays, *part, traced, *_state_arrays(batch))
 
     def routes(self) -> list[npt.NDArray[np.float32]]:
@@ -188,25 +188,25 @@ def _state_arrays(batch: Batch) -> tuple[Ints | None, Ints | None]:
     return np.stack([updates.slots, updates.begins, updates.ends], 1), updates.saves
 
 
-def _boundaries(model: spec.Model, precision: str) -> tuple[int, ...]:
+def _boundaries(model: spec.ModelSpec, precision: str) -> tuple[int, ...]:
     """Where care ends (native/program.h), and where queries begin to be folded (native/latent.cpp)."""
-    early, late = CARE[precision]
+    early, late = OUTLIER_THRESHOLDS[precision]
     return (-_native.CAREFUL_TOKENS,) * (early != late) + (0,) * _has_latents(model)
 
 
-def _has_latents(model: spec.Model) -> bool:
-    return any(isinstance(layer.attention, spec.LatentAttention) for layer in model.blocks)
+def _has_latents(model: spec.ModelSpec) -> bool:
+    return any(isinstance(layer.mixer, spec.LatentAttention) for layer in model.blocks)
 
 
-def _refuse_latents(model: spec.Model) -> None:
+def _refuse_latents(model: spec.ModelSpec) -> None:
     if _has_latents(model):
         what = "This model caches latents (multi-head latent attention), for which there is no int8 cache"
         raise UserError(what, "Choose cache_format f16", param="cache_format")
 
 
-def _refuse_what_is_too_wide(model: spec.Model) -> None:
+def _refuse_what_is_too_wide(model: spec.ModelSpec) -> None:
     for layer in model.blocks:
-        ffn, widths = layer.ffn, _head_widths(layer.attention)
+        ffn, widths = layer.ffn, _head_widths(layer.mixer)
         if max(widths) > _native.MAX_HEAD_DIM:
             what = f"The kernels run heads up to {_native.MAX_HEAD_DIM} wide, not {max(widths)}"
             raise UserError(what, "Choose another model")

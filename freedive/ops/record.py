@@ -37,7 +37,7 @@ class Node:
 class Recorder:
     """Ops over symbols. Weights are canonical names; ``nodes`` is the graph in order."""
 
-    def __init__(self, model: spec.Model) -> None:
+    def __init__(self, model: spec.ModelSpec) -> None:
         self._shapes = {name: param.shape for name, param in params(model).items()}
         self.nodes: list[Node] = []
 
@@ -62,7 +62,7 @@ class Recorder:
     def rope(self, x: Node, rope: spec.Rope, head_dim: int) -> Node:
         return self._node("rope", x, rope=rope)
 
-    def temper(self, q: Node, temperature: spec.Temperature) -> Node:
+    def scale_by_position(self, q: Node, temperature: spec.AttentionTemperature) -> Node:
         return self._node("temper", q, temperature=temperature)
 
     def linear(self, x: Node, weight: str, bias: str | None) -> Node:
@@ -117,7 +117,7 @@ class Recorder:
         return self._node("add", x, y)
 
 
-def record(model: spec.Model) -> list[Node]:
+def record(model: spec.ModelSpec) -> list[Node]:
     """The forward pass as a graph, then what predicts a further token, then the states for those who want no token.
 
     Nobody uses what each ends with: logits, logits, states.

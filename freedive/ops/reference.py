@@ -22,7 +22,7 @@ class SlotStates:
     ``memory`` float32 [num_slots, numbers of a slot]. Inputs of draft tokens lie beside it.
     """
 
-    def __init__(self, model: spec.Model, num_slots: int) -> None:
+    def __init__(self, model: spec.ModelSpec, num_slots: int) -> None:
         self.memory = np.zeros((num_slots, sum(part.size for part in model.per_sequence)), np.float32)
         self._states: list[Array] = []
         self._drafts: list[Array] = []
@@ -30,7 +30,7 @@ class SlotStates:
         offset = 0
         for layer in model.blocks:
             self._first_of.append(len(self._states))
-            for part in spec.per_sequence(layer.attention.state):
+            for part in spec.per_sequence(layer.mixer.state):
                 columns = self.memory[:, offset : offset + part.size]
                 self._states.append(columns.reshape(num_slots, *part.shape, copy=False))
                 self._drafts.append(np.zeros((num_slots, MAX_DRAFT, part.input_dim), np.float32))
@@ -67,7 +67,7 @@ class ReferenceOps:
         return table[self._batch.tokens]
 
     def select(self, x: Array) -> Array:
-        return x[self._batch.wanted]
+        return x[self._batch.output_rows]
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         y: Array = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight
@@ -101,7 +101,7 @@ class ReferenceOps:
 
     router_logits = linear
 
-    def temper(self, q: Array, temperature: spec.Temperature) -> Array:
+    def scale_by_position(self, q: Array, temperature: spec.AttentionTemperature) -> Array:
         steps = np.floor((self._positions + 1) / np.float32(temperature.floor_scale))
         factors = np.log1p(steps) * temperature.scale + 1
         y: Array = q * factors.astype(np.float32)[:, None]
@@ -306,7 +306,7 @@ class ReferenceRunner:
     """
 
     def __init__(
-        self, model: spec.Model, weights: Mapping[str, Array], *, num_pages: int = 64, num_slots: int = 16
+        self, model: spec.ModelSpec, weights: Mapping[str, Array], *, num_pages: int = 64, num_slots: int = 16
     ) -> None:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
@@ -318,10 +318,10 @@ class ReferenceRunner:
         self._weights = weights
         places = num_pages * PAGE_TOKENS
         self._cache = [
-            tuple(np.zeros((places, heads, dim), np.float32) for heads, dim in cache_shapes(layer.attention.state))
+            tuple(np.zeros((places, heads, dim), np.float32) for heads, dim in cache_shapes(layer.mixer.state))
             for layer in model.blocks
         ]
-        self.page_bytes = 4 * PAGE_TOKENS * sum(spec.per_token_dim(layer.attention.state) for layer in model.blocks)
+        self.page_bytes = 4 * PAGE_TOKENS * sum(spec.per_token_dim(layer.mixer.state) for layer in model.blocks)
         self._slots = SlotStates(model, num_slots)
 
     @property
@@ -336,15 +336,15 @@ class ReferenceRunner:
         self.routes = ops.routes
         return head(self._model, self._weights, self._states, ops)
 
-    def draft(self, tokens: Ints, wanted: Ints) -> Array:
+    def draft(self, tokens: Ints, output_rows: Ints) -> Array:
         """See engine.batch.Runner."""
         assert self._model.mtp
-        ops = ReferenceOps(replace(self._batch, tokens=tokens, wanted=wanted), self._cache, self._slots)
+        ops = ReferenceOps(replace(self._batch, tokens=tokens, output_rows=output_rows), self._cache, self._slots)
         return draft(self._model, self._model.mtp, self._weights, self._states, ops)
 
-    def embed(self, wanted: Ints) -> Array:
+    def embed(self, output_rows: Ints) -> Array:
         """See engine.batch.Runner."""
-        ops = ReferenceOps(replace(self._batch, wanted=wanted), self._cache, self._slots)
+        ops = ReferenceOps(replace(self._batch, output_rows=output_rows), self._cache, self._slots)
         return embedding(self._model, self._weights, self._states, ops)
 
 

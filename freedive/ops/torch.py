@@ -45,7 +45,7 @@ class TorchOps:
         return F.embedding(torch.tensor(self._batch.tokens), table)
 
     def select(self, x: Tensor) -> Tensor:
-        return x[torch.tensor(self._batch.wanted)]
+        return x[torch.tensor(self._batch.output_rows)]
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         y = F.rms_norm(_wide(x), x.shape[-1:], eps=eps)
@@ -69,7 +69,7 @@ class TorchOps:
             self._angles_of[rope] = torch.stack([angles.cos(), angles.sin()]) * rope.factor
         return self._angles_of[rope]
 
-    def temper(self, q: Tensor, temperature: spec.Temperature) -> Tensor:
+    def scale_by_position(self, q: Tensor, temperature: spec.AttentionTemperature) -> Tensor:
         steps = ((self._positions + 1) / temperature.floor_scale).floor()
         return (q * (steps.log1p() * temperature.scale + 1)[:, None]).to(q.dtype)
 
@@ -325,7 +325,7 @@ class TorchRunner:
 
     def __init__(
         self,
-        model: spec.Model,
+        model: spec.ModelSpec,
         weights: Mapping[str, Tensor],
         *,
         num_pages: int = 64,
@@ -341,7 +341,7 @@ class TorchRunner:
         self._cache: Cache = [
             tuple(
                 torch.zeros(_shape(part, num_pages * PAGE_TOKENS, num_slots), dtype=weights["embed"].dtype)
-                for part in layer.attention.state
+                for part in layer.mixer.state
             )
             for layer in model.layers
         ]

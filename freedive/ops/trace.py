@@ -82,7 +82,7 @@ class Tracer:
                     yield Work()
 
     def _products(self, phase: Phase, batch: Batch) -> Work:
-        rows = len(batch.wanted if phase.writes[0].wanted else batch.tokens)
+        rows = len(batch.output_rows if phase.writes[0].wanted else batch.tokens)
         weights = [self._matrix(linear.attrs["weight"]) for linear in phase.attrs["linears"]]
         return sum((Work(len(w.data), rows * w.shape[0] * w.shape[1]) for w in weights), Work()) if rows else Work()
 

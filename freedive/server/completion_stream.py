@@ -9,7 +9,7 @@ from itertools import chain
 
 from starlette.requests import Request
 
-from freedive.engine.request import Piece, TokenLogprobs
+from freedive.engine.generation import TokenLogprobs, TokenOutput
 from freedive.errors import UserError
 from freedive.server.model import Generation, Model
 from freedive.server.stream import interleave, unless_disconnected
@@ -80,31 +80,31 @@ class Completions:
         """
         async with aclosing(interleave(self.generations)) as items:
             try:
-                async for index, piece in items:
-                    yield self._read(index, piece)
+                async for index, output in items:
+                    yield self._read(index, output)
             except Exception as error:
                 self.failed = not isinstance(error, UserError) or error.status >= 500
                 raise
 
-    def _read(self, index: int, piece: Piece) -> Delta:
+    def _read(self, index: int, output: TokenOutput) -> Delta:
         if index == 0:
-            self.thinks = piece.is_thinking
-        self._called[index] |= any(isinstance(event, Call) for event in piece.events)
-        self._num_generated += len(piece.token_ids)
-        self._num_reasoning += len(piece.token_ids) * piece.is_thinking
-        called = self._called[index] and piece.finish_reason == "stop"
-        self.finishes[index] = "tool_calls" if called else piece.finish_reason
-        repeats = piece.finish_reason == "repetition"
+            self.thinks = output.is_thinking
+        self._called[index] |= any(isinstance(event, Call) for event in output.events)
+        self._num_generated += len(output.token_ids)
+        self._num_reasoning += len(output.token_ids) * output.is_thinking
+        called = self._called[index] and output.finish_reason == "stop"
+        self.finishes[index] = "tool_calls" if called else output.finish_reason
+        repeats = output.finish_reason == "repetition"
         return Delta(
             index,
-            piece.events,
-            piece.token_ids,
-            piece.logprobs or (),
+            output.events,
+            output.token_ids,
+            output.logprobs or (),
             "length" if repeats else self.finishes[index],  # the word that clients know for an answer that was cut
-            piece.stop_string,
-            "repetition" if repeats else piece.stop_string,
-            None if piece.embedding is None else piece.embedding.tolist(),
-            piece.prompt_logprobs,
+            output.stop_string,
+            "repetition" if repeats else output.stop_string,
+            None if output.embedding is None else output.embedding.tolist(),
+            output.prompt_logprobs,
         )
 
     async def collect(self, request: Request) -> list[Delta]:

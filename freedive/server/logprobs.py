@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from freedive.engine.request import TokenLogprobs
+from freedive.engine.generation import TokenLogprobs
 from freedive.server.model import Tokenizer
 
 Json = dict[str, Any]

@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from freedive.engine.request import Timings
+from freedive.engine.generation import Timings
 from freedive.server.log import endings
 from freedive.server.models import Models
 from freedive.server.request_record import RequestRecord

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from freedive.engine.request import Piece, Sampling, Timings
+from freedive.engine.generation import Sampling, Timings, TokenOutput
 from freedive.engine.submission import Job
 from freedive.text.format import Format
-from freedive.text.guide import MakeGuide
-from freedive.text.question import Question
+from freedive.text.grammar_constraint import MakeConstraint
+from freedive.text.prompt import Prompt
 from freedive.text.tools import ToolChoice
 
 
@@ -25,7 +25,7 @@ class Generation(Protocol):
     @property
     def timings(self) -> Timings: ...
 
-    def __aiter__(self) -> AsyncIterator[Piece]: ...
+    def __aiter__(self) -> AsyncIterator[TokenOutput]: ...
 
     def cancel(self) -> None: ...
 
@@ -91,7 +91,7 @@ class Model(Protocol):
     def sampling(self, **given: Any) -> Sampling:
         """What is given, over what the model's maker recommends."""
 
-    def question(
+    def make_prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
@@ -104,12 +104,12 @@ class Model(Protocol):
         thinking_budget: int | None = None,
         continues: bool = False,
         **variables: Any,
-    ) -> Question: ...
+    ) -> Prompt: ...
 
-    def make_guide(self, format: Format) -> MakeGuide:
-        """What makes guides that give texts the ``format``. UserError if it cannot be kept to."""
+    def make_constraint(self, format: Format) -> MakeConstraint:
+        """A factory of constraints that give texts the ``format``. UserError if it cannot be kept to."""
 
-    def infill(self, prefix: str, suffix: str) -> Question:
+    def infill(self, prefix: str, suffix: str) -> Prompt:
         """What asks for the text between the two. UserError where the model was not trained for that."""
 
     def expert_load(self) -> list[list[int]]:

@@ -12,7 +12,7 @@ from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from freedive.engine.request import Sampling
+from freedive.engine.generation import Sampling
 from freedive.engine.submission import Job
 from freedive.errors import ContextLengthExceeded, UserError
 from freedive.server.completion_stream import Completions
@@ -21,12 +21,12 @@ from freedive.server.keys import Key
 from freedive.server.model import Model
 from freedive.server.models import Models
 from freedive.server.request_record import RequestRecord
-from freedive.text.question import Question
+from freedive.text.prompt import Prompt
 
 T = TypeVar("T")
 
 LONG_BYTES = 1 << 18
-"""Bodies beyond this take long to make questions of, perhaps seconds."""
+"""Bodies beyond this take long to make prompts of, perhaps seconds."""
 
 MAX_ANSWERS = 4096
 """Prompts times choices of one request: each takes some memory until the last is there."""
@@ -67,13 +67,11 @@ class Service:
             generation_request, tenant=key.id, keep_alive_s=generation_request.keep_alive_s if may_keep else None
         )
 
-    async def questions(
-        self, generation_request: GenerationRequest, request: Request
-    ) -> tuple[Model, Sequence[Question]]:
+    async def prompts(self, generation_request: GenerationRequest, request: Request) -> tuple[Model, Sequence[Prompt]]:
         """The model and the prompts of a request, without running it. Raises UserError for what cannot be asked."""
         async with self.models.use(generation_request.model, generation_request.keep_alive_s) as model:
             return model, await self._in_thread(
-                partial(generation_request.questions, model), model, generation_request, request
+                partial(generation_request.prompts, model), model, generation_request, request
             )
 
     async def _in_thread(
@@ -90,16 +88,16 @@ class Service:
 
 def _submit(model: Model, sampling: Sampling, generation_request: GenerationRequest) -> Completions:
     """One generation for each choice, prompt by prompt; all or none. Takes long for many: not for the event loop."""
-    questions = generation_request.questions(model)
-    if len(questions) * generation_request.num_choices > MAX_ANSWERS:
+    prompts = generation_request.prompts(model)
+    if len(prompts) * generation_request.num_choices > MAX_ANSWERS:
         count = generation_request.num_choices
-        what = f"{len(questions)} prompts with {count} choices are more than {MAX_ANSWERS} answers"
+        what = f"{len(prompts)} prompts with {count} choices are more than {MAX_ANSWERS} answers"
         raise UserError(what, "Ask for them in several requests", param="n")
     jobs = []
-    for question in questions:
-        bounded = _bounded(sampling, question, generation_request, model)
+    for prompt in prompts:
+        bounded = _bounded(sampling, prompt, generation_request, model)
         jobs += [
-            _job(question, _seeded(bounded, choice), generation_request)
+            _job(prompt, _seeded(bounded, choice), generation_request)
             for choice in range(generation_request.num_choices)
         ]
     _check_logprobs(jobs, model.max_context)
@@ -109,7 +107,7 @@ def _submit(model: Model, sampling: Sampling, generation_request: GenerationRequ
         if any(len(job.prompt) >= model.max_context for job in jobs):
             raise ContextLengthExceeded(error.what, error.remedy, param=error.param) from error
         raise
-    return Completions(model, generations, generation_request.num_choices, thinks=questions[0].reader().is_thinking)
+    return Completions(model, generations, generation_request.num_choices, thinks=prompts[0].parser().is_thinking)
 
 
 def _check_logprobs(jobs: Sequence[Job], max_context: int) -> None:
@@ -125,16 +123,16 @@ def _check_logprobs(jobs: Sequence[Job], max_context: int) -> None:
         raise UserError(what, "Ask in several requests, or for shorter answers", param="logprobs")
 
 
-def _job(question: Question, sampling: Sampling, generation_request: GenerationRequest) -> Job:
+def _job(prompt: Prompt, sampling: Sampling, generation_request: GenerationRequest) -> Job:
     return Job(
-        question.tokens,
+        prompt.tokens,
         sampling,
-        continues=question.continues,
-        keep=question.keeps,
-        reader=question.reader,
-        guide=partial(question.guide, sampling.max_tokens),
+        continues=prompt.continues,
+        is_visible=prompt.is_visible,
+        make_parser=prompt.parser,
+        make_constraint=partial(prompt.constraint, sampling.max_tokens),
         pooling=generation_request.pooling,
-        salt=generation_request.salt,
+        cache_salt=generation_request.cache_salt,
         user=generation_request.user,
         tenant=generation_request.tenant,
     )
@@ -145,13 +143,13 @@ def _seeded(sampling: Sampling, choice: int) -> Sampling:
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
 
 
-def _bounded(sampling: Sampling, question: Question, generation_request: GenerationRequest, model: Model) -> Sampling:
+def _bounded(sampling: Sampling, prompt: Prompt, generation_request: GenerationRequest, model: Model) -> Sampling:
     """``sampling`` with the limits that ``generation_request`` puts on prompt and answer together."""
     if generation_request.max_context is None:
         return sampling
     max_context = min(generation_request.max_context, model.max_context)
-    room = max_context - len(question.tokens)
+    room = max_context - len(prompt.tokens)
     if room < 1:
-        what = f"The prompt has {len(question.tokens)} tokens, but max_context is {max_context}, answer included"
+        what = f"The prompt has {len(prompt.tokens)} tokens, but max_context is {max_context}, answer included"
         raise ContextLengthExceeded(what, "Shorten the prompt, or raise max_context", param="max_context")
     return replace(sampling, max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room))

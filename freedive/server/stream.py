@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from freedive.engine.request import Piece
+from freedive.engine.generation import TokenOutput
 from freedive.errors import Unavailable, UserError
 from freedive.server.api_errors import ApiError
 from freedive.server.model import Generation
@@ -31,20 +31,22 @@ MAX_READ = 256
 """Generations of one request that are listened to at a time, in their order; the others' pieces wait."""
 
 
-async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Piece], None]:
+async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, TokenOutput], None]:
     """Pieces of several generations as they come, each with the index of its generation.
 
     However it ends, every generation is over: closing the iterator cancels what still runs. Raises Unavailable when
     the engine itself cancels one, which it does when it shuts down.
     """
-    arrived: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(1)  # readers go at their own pace
+    arrived: asyncio.Queue[tuple[int, TokenOutput | Exception | None]] = asyncio.Queue(
+        1
+    )  # readers go at their own pace
     coming = enumerate(generations)
 
     async def read() -> None:
         for index, generation in coming:
             try:
-                async for piece in generation:
-                    await arrived.put((index, piece))
+                async for output in generation:
+                    await arrived.put((index, output))
             except Exception as error:
                 await arrived.put((index, error))
         await arrived.put((-1, None))

@@ -18,7 +18,7 @@ from freedive.server.openai.message_fields import Message, Tools
 from freedive.server.request_body import JsonObject, RequestBody, Text
 from freedive.server.routing import APIRouter, off_loop
 from freedive.server.service import Service
-from freedive.text.question import Question
+from freedive.text.prompt import Prompt
 
 Json = dict[str, Any]
 
@@ -64,17 +64,17 @@ class TokenizeRequest(RequestBody):
 
     def generation_request(self, model: str) -> GenerationRequest:
         """The generation request that this body describes."""
-        return self._chat(model).generation_request() if self.messages else GenerationRequest(model, self._questions)
+        return self._chat(model).generation_request() if self.messages else GenerationRequest(model, self._prompts)
 
     def _chat(self, model: str) -> ChatRequest:
         shared = self.model_fields_set & ChatRequest.model_fields.keys()
         return ChatRequest(**{name: getattr(self, name) for name in shared} | {"model": model})
 
-    def _questions(self, model: Model) -> Sequence[Question]:
+    def _prompts(self, model: Model) -> Sequence[Prompt]:
         given = (self.add_special_tokens, self.add_special)
         special = next((value for value in given if value is not None), self.prompt is not None)
         text = self.content if self.prompt is None else self.prompt
-        return [Question(model.tokenizer.encode(text or "", add_special=special, parse_special=self.parse_special))]
+        return [Prompt(model.tokenizer.encode(text or "", add_special=special, parse_special=self.parse_special))]
 
 
 class DetokenizeRequest(RequestBody):
@@ -90,8 +90,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/tokenize", summary="The tokens of a text or a chat")
     async def tokenize(body: TokenizeRequest, request: Request) -> Json:
-        model, (question,) = await service.questions(body.generation_request(service.models.named(body.model)), request)
-        return await off_loop(BYTES_PER_TOKEN * len(question.tokens), _described, body, model, question.tokens)
+        model, (prompt,) = await service.prompts(body.generation_request(service.models.named(body.model)), request)
+        return await off_loop(BYTES_PER_TOKEN * len(prompt.tokens), _described, body, model, prompt.tokens)
 
     @routes.post("/detokenize", summary="The text of tokens")
     async def detokenize(body: DetokenizeRequest) -> Json:
@@ -101,7 +101,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/chat/completions/render", summary="The prompt that a chat makes")
     async def render(body: ChatRequest, request: Request) -> Json:
-        model, (question,) = await service.questions(body.generation_request(), request)
+        model, (question,) = await service.prompts(body.generation_request(), request)
         prompt = await run_in_threadpool(_text, model.tokenizer, question.tokens)
         return {"prompt": prompt, "tokens": question.tokens, "count": len(question.tokens)}
 

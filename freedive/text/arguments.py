@@ -1,4 +1,4 @@
-"""The arguments of calls, as values: JSON that models write, with numbers as large as they like."""
+"""Parses the arguments of tool calls: JSON written by a model, with numbers of any size."""
 
 from __future__ import annotations
 

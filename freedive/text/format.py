@@ -1,4 +1,4 @@
-"""The form that an answer is to have."""
+"""The response format of an answer, as a grammar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker processes in which strangers' grammars are tried, with limits of time and memory."""
+"""Worker processes that compile untrusted grammars first, with limits of time and memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from freedive.errors import Overloaded, Unavailable
-from freedive.text import grammar_compiler
-from freedive.text.grammar_compiler import receive, send
+from freedive.text import grammar_worker
+from freedive.text.grammar_worker import receive, send
 
 PATIENCE_S = 2.0
 """Seconds of processor time that a grammar may take."""
@@ -103,7 +103,7 @@ class _Worker:
         spec = find_spec("llguidance")
         assert spec
         assert spec.origin
-        program = [sys.executable, "-I", "-S", grammar_compiler.__file__, str(Path(spec.origin).parent)]
+        program = [sys.executable, "-I", "-S", grammar_worker.__file__, str(Path(spec.origin).parent)]
         ours, theirs = socket.socketpair()
         with theirs:
             try:

@@ -16,7 +16,7 @@ _MARKS = (
 
 
 def can_infill(added_tokens: Collection[str]) -> bool:
-    """Whether the vocabulary has what it takes."""
+    """Whether the vocabulary has the tokens for infilling."""
     return any(set(marks) <= set(added_tokens) for marks in _MARKS)
 
 

@@ -1,4 +1,4 @@
-"""Chat templates compiled and run; whatever goes wrong in one is told as the user's matter."""
+"""Compiles and renders chat templates; every fault of a template becomes a UserError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations whose roles a chat template does not take as they come, told in roles that it does take."""
+"""Adapts the roles of a conversation to a chat template that refuses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates: messages to the text that a model was trained on."""
+"""Chat templates: render messages as the text that a model was trained on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from freedive.errors import UserError
 from freedive.text.arguments import argument_values
-from freedive.text.folder import read_json
+from freedive.text.hf_tokenizer import read_json
 from freedive.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Whether and how hard a model is to think: one question, which every family's chat template asks in its own words."""
+"""Reasoning effort: maps the API's settings to the variables of each family's chat template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text to tokens and back, whole or as a stream."""
+"""Encodes text into tokens and decodes tokens, whole or as a stream."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import tokenizers
 
 from freedive.errors import ContextLengthExceeded, UserError
-from freedive.text.folder import read_folder
-from freedive.text.gguf import read_gguf
-from freedive.text.spelling import spelling
+from freedive.text.gguf_tokenizer import read_gguf_tokenizer
+from freedive.text.hf_tokenizer import read_hf_tokenizer
+from freedive.text.token_bytes import read_decoder
 from freedive.text.vocabulary import Vocabulary
 
 MAX_TEXT_BYTES = 8 << 20
@@ -33,12 +33,12 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._make_core, self._token = vocabulary.core, vocabulary.token
         decoder = vocabulary.decoder
-        self._spelling = spelling(json.loads(decoder.__getstate__()) if decoder else None)
-        self.strips_space = self._spelling.strip_space
+        self._decoder_bytes = read_decoder(json.loads(decoder.__getstate__()) if decoder else None)
+        self.strips_space = self._decoder_bytes.strip_space
         self.added_tokens = vocabulary.added
         self.special_ids = vocabulary.special
         self._pieces: dict[int, bytes] = {}
-        if self._spelling.byte_level:  # added tokens are written as they are, not in the byte alphabet
+        if self._decoder_bytes.byte_level:  # added tokens are written as they are, not in the byte alphabet
             self._pieces = {index: text.encode() for index, text in self.added_tokens.items()}
         self.vocab_size = vocabulary.size
         self.roles = vocabulary.roles
@@ -52,12 +52,12 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
         """Read tokenizer.json and the configuration files beside it; UserError if missing or damaged."""
-        return cls(read_folder(folder))
+        return cls(read_hf_tokenizer(folder))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """Build the tokenizer that GGUF metadata (key -> Python value) describes; UserError if it cannot be used."""
-        return cls(read_gguf(metadata))
+        return cls(read_gguf_tokenizer(metadata))
 
     @cached_property
     def _plain_core(self) -> tokenizers.Tokenizer:
@@ -112,26 +112,27 @@ class Tokenizer:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
         skip = self.special_ids if skip_special else frozenset()
         text = b"".join(self.token_bytes(index) for index in ids if index not in skip).decode(errors="replace")
-        return text.removeprefix(" ") if self._spelling.strip_space else text
+        return text.removeprefix(" ") if self._decoder_bytes.strip_space else text
 
     def stream(
-        self, *, skip_special: bool = True, continues: bool = False, keep: Callable[[str], bool] | None = None
+        self, *, skip_special: bool = True, continues: bool = False, is_visible: Callable[[str], bool] | None = None
     ) -> StreamDecoder:
         """A decoder that takes one token at a time. ``continues``: the tokens follow a text, so a first space stays.
 
-        Special tokens are skipped, save those that ``keep`` (such as a dialect's ``keeps``) asks for by their text.
+        Special tokens are skipped, except those whose text satisfies ``is_visible``, such as a dialect's method of that
+        name.
         """
         skip = self.special_ids if skip_special else frozenset()
-        if keep:
-            skip -= {index for index in skip if keep(self.added_tokens[index])}
-        return StreamDecoder(self.token_bytes, skip, self._spelling.strip_space and not continues)
+        if is_visible:
+            skip -= {index for index in skip if is_visible(self.added_tokens[index])}
+        return StreamDecoder(self.token_bytes, skip, self._decoder_bytes.strip_space and not continues)
 
     def token_bytes(self, token: int) -> bytes:
         """What ``token`` adds to a text, perhaps part of a character; nothing for an id without a token."""
         piece = self._pieces.get(token)
         if piece is None:
             text = self._token(token)
-            piece = self._pieces[token] = b"" if text is None else self._spelling.token_bytes(text)
+            piece = self._pieces[token] = b"" if text is None else self._decoder_bytes.token_bytes(text)
         return piece
 
     def token_text(self, token: int) -> str:

@@ -1,4 +1,4 @@
-"""What a model is to do with the tools that it is given."""
+"""Tools and tool choice of a request."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def checked_name(function: Mapping[str, Any]) -> str:
     name = function["name"]
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"The tool {name!r} cannot be called under a guide",
+            f"The tool {name!r} cannot be called under a constraint",
             "Name it with letters, digits, dots, _ and - only.",
             param="tools",
         )

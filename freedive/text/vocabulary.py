@@ -1,4 +1,4 @@
-"""A tokenizer as its files describe it, and what the two kinds of file share."""
+"""The vocabulary of a tokenizer, as read from tokenizer.json or GGUF metadata, and code that both readers share."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import freedive
 from freedive import api
+from freedive.checkpoint.fingerprint import code_digest
 from freedive.checkpoint.packed import open_store
-from freedive.checkpoint.state import code_digest
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def answer(path: Path) -> list[int]:
     with freedive.load(str(path), threads=1, cache_tokens=4096) as model:
         generation = model.engine.submit([9, 30, 77], model.sampling(temperature=0, max_tokens=8))
-        return [token for piece in generation for token in piece.token_ids]
+        return [token for output in generation for token in output.token_ids]
 
 
 def stores(folder: Path) -> list[Path]:
@@ -56,7 +56,7 @@ def test_a_mended_rule_reaches_who_has_the_model(folder: Path, monkeypatch: pyte
         return tensors | {"layers.0.attn.q": tensors["layers.1.attn.q"]}
 
     monkeypatch.setattr(rules, "canonical_tensors", mended)
-    monkeypatch.setattr(api, "code_state", lambda patterns: "newer")
+    monkeypatch.setattr(api, "code_fingerprint", lambda patterns: "newer")
     monkeypatch.setattr(api, "code_digest", lambda patterns: "newer")
     packed = count_calls(monkeypatch, "write_store")
     answer(folder)
@@ -68,14 +68,14 @@ def test_a_mended_rule_reaches_who_has_the_model(folder: Path, monkeypatch: pyte
 
 def test_code_that_was_only_installed_again_keeps_the_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = answer(folder)
-    monkeypatch.setattr(api, "code_state", lambda patterns: "other times, the same text")
+    monkeypatch.setattr(api, "code_fingerprint", lambda patterns: "other times, the same text")
     packed = count_calls(monkeypatch, "write_store")
     assert answer(folder) == expected
     assert packed == []
 
 
 def test_the_digest_of_code_differs_by_its_text_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freedive.checkpoint.state._PACKAGE", tmp_path)
+    monkeypatch.setattr("freedive.checkpoint.fingerprint._PACKAGE", tmp_path)
     digests = set()
     for names in (["a.py"], ["b.py"], ["a.py", "b.py"]):
         for text in ("x = 1", "x = 2"):

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from weights import Floats, quantize, random_tensor
 
 import freedive
-from freedive.checkpoint.bundle import DESCRIPTION, STORE
 from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.model_folder import DESCRIPTION, STORE
 from freedive.checkpoint.packed import pack
 from freedive.checkpoint.quantize import FORMATS, Target, to_bf16
 from freedive.checkpoint.quantize import quantize as quantized

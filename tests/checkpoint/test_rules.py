@@ -29,10 +29,10 @@ from freedive.checkpoint.rules import (
 from freedive.checkpoint.tensor import Bytes, Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.model.params import Param
-from freedive.model.spec import Attention, FeedForward, Layer, Model
+from freedive.model.spec import Attention, FeedForward, Layer, ModelSpec
 
 WIDTH = 32
-MODEL = Model("tiny", 8, WIDTH, (Layer(Attention(1, 1, WIDTH, None, 1), FeedForward(8)),), 1e-6, 8, True)
+MODEL = ModelSpec("tiny", 8, WIDTH, (Layer(Attention(1, 1, WIDTH, None, 1), FeedForward(8)),), 1e-6, 8, True)
 FLOATS = ("F32", "F16", "BF16")
 
 

@@ -13,7 +13,7 @@ from hashlib import blake2b
 import numpy as np
 
 from freedive.engine.batch import PAGE_TOKENS, Batch
-from freedive.engine.request import Sampling
+from freedive.engine.generation import Sampling
 from freedive.engine.sampler import Sampler
 
 VOCAB = 97
@@ -82,7 +82,7 @@ class FakeRunner:
         if self.errors:
             raise self.errors.pop()
         ends = batch.starts + batch.lengths
-        for array in (batch.tokens, batch.lengths, batch.starts, batch.pages, batch.wanted):
+        for array in (batch.tokens, batch.lengths, batch.starts, batch.pages, batch.output_rows):
             assert array.dtype == np.int32
         assert batch.lengths.sum() == len(batch.tokens)
         assert batch.lengths.min() > 0
@@ -111,7 +111,7 @@ class FakeRunner:
             self.histories |= {row - end + 1 + place: history[: place + 1] for place in places}
         if self.sums.size:
             self._move_states(batch)
-        return self._logits([self.histories[row] for row in batch.wanted])
+        return self._logits([self.histories[row] for row in batch.output_rows])
 
     def _check_states(self, batch: Batch) -> None:
         """Each state is the one that the tokens before it make, as they stand in the pages."""
@@ -138,10 +138,10 @@ class FakeRunner:
         places = np.arange(end)
         return int((self.tokens[table].ravel()[:end].astype(np.int64) * (places + 1) ** 2).sum())
 
-    def draft(self, tokens: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def draft(self, tokens: np.ndarray, output_rows: np.ndarray) -> np.ndarray:
         """What the model will say, provided that ``tokens`` are what followed."""
         assert len(tokens) == len(self.histories)
-        return self._logits([np.append(self.histories[row], tokens[row]) for row in wanted])
+        return self._logits([np.append(self.histories[row], tokens[row]) for row in output_rows])
 
     def _logits(self, histories: list[np.ndarray]) -> np.ndarray:
         return np.array([self.logits_of(history) for history in histories], np.float32).reshape(-1, VOCAB)
@@ -152,7 +152,7 @@ class FakeTokenizer:
 
     stop_ids = frozenset({END})
 
-    def stream(self, *, continues: bool = False, keep: Callable[[str], bool] | None = None) -> FakeDecoder:
+    def stream(self, *, continues: bool = False, is_visible: Callable[[str], bool] | None = None) -> FakeDecoder:
         return FakeDecoder()
 
 

@@ -11,7 +11,7 @@ from fake_runner import END, VOCAB, FakeRunner, FakeTokenizer, alone, text_of
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.request import Generation, Piece, Sampling
+from freedive.engine.generation import Generation, Sampling, TokenOutput
 
 
 def start(runner: FakeRunner, **config: int) -> Engine:
@@ -19,10 +19,10 @@ def start(runner: FakeRunner, **config: int) -> Engine:
 
 
 def read(generation: Generation) -> tuple[list[int], str, str | None]:
-    pieces = list(generation)
-    assert [bool(piece.finish_reason) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    tokens = [token for piece in pieces for token in piece.token_ids]
-    return tokens, "".join(piece.text for piece in pieces), pieces[-1].finish_reason
+    outputs = list(generation)
+    assert [bool(output.finish_reason) for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    tokens = [token for output in outputs for token in output.token_ids]
+    return tokens, "".join(output.text for output in outputs), outputs[-1].finish_reason
 
 
 def random_request(rng: random.Random, longest: int = 150) -> tuple[list[int], Sampling]:
@@ -115,12 +115,12 @@ def test_a_stop_string_that_spans_tokens_ends_the_answer_and_is_not_in_it() -> N
     whole = text_of(alone([3, 1], sampling))
     with start(FakeRunner()) as engine:
         stopped = Sampling(temperature=0, max_tokens=40, ignore_eos=True, stop=("@never@", whole[10:14]))
-        pieces = list(engine.submit([3, 1], stopped))
+        outputs = list(engine.submit([3, 1], stopped))
     cut = whole.index(whole[10:14])
-    assert "".join(piece.text for piece in pieces) == whole[:cut]
-    assert (pieces[-1].finish_reason, pieces[-1].stop_string) == ("stop", whole[10:14])
-    assert sum(len(piece.token_ids) for piece in pieces) == cut + 4
-    assert pieces[0].text == whole[0]
+    assert "".join(output.text for output in outputs) == whole[:cut]
+    assert (outputs[-1].finish_reason, outputs[-1].stop_string) == ("stop", whole[10:14])
+    assert sum(len(output.token_ids) for output in outputs) == cut + 4
+    assert outputs[0].text == whole[0]
 
 
 def test_a_seed_is_drawn_and_told_when_none_is_given() -> None:
@@ -148,10 +148,10 @@ def test_the_last_piece_tells_the_timings() -> None:
 def test_logprobs_are_of_the_models_own_distribution() -> None:
     with start(FakeRunner()) as engine:
         sampling = Sampling(temperature=0, max_tokens=5, ignore_eos=True, logit_bias={7: 100}, logprobs=3)
-        pieces = list(engine.submit([1, 2], sampling))
-    for piece in pieces:
-        assert piece.logprobs is not None
-        (entry,) = piece.logprobs
+        outputs = list(engine.submit([1, 2], sampling))
+    for output in outputs:
+        assert output.logprobs is not None
+        (entry,) = output.logprobs
         assert entry.token_id == 7
         assert entry.top[0][1] > entry.top[1][1] > entry.top[2][1]
         assert entry.top[0][1] > entry.logprob
@@ -161,16 +161,16 @@ def test_async_iteration_serves_many_readers_on_one_loop() -> None:
     rng = random.Random(5)
     requests = [random_request(rng) for _ in range(20)]
 
-    async def collect(generation: Generation) -> list[Piece]:
-        return [piece async for piece in generation]
+    async def collect(generation: Generation) -> list[TokenOutput]:
+        return [output async for output in generation]
 
-    async def main(engine: Engine) -> list[list[Piece]]:
+    async def main(engine: Engine) -> list[list[TokenOutput]]:
         return await asyncio.gather(*(collect(engine.submit(*request)) for request in requests))
 
     with start(FakeRunner(100)) as engine:
         answers = asyncio.run(main(engine))
-    for pieces, request in zip(answers, requests, strict=True):
-        assert [token for piece in pieces for token in piece.token_ids] == alone(*request)
+    for outputs, request in zip(answers, requests, strict=True):
+        assert [token for output in outputs for token in output.token_ids] == alone(*request)
 
 
 def test_two_threads_may_submit_at_once() -> None:

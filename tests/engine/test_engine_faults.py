@@ -13,7 +13,7 @@ from fake_runner import NAN, VOCAB, FakeDecoder, FakeRunner, FakeTokenizer, alon
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.request import EngineError, Generation, Sampling
+from freedive.engine.generation import EngineError, Generation, Sampling
 from freedive.errors import Overloaded, Unavailable, UserError
 
 ENDLESS = Sampling(ignore_eos=True)
@@ -24,7 +24,7 @@ def start(runner: FakeRunner, **config: int) -> Engine:
 
 
 def tokens_of(generation: Generation) -> list[int]:
-    return [token for piece in generation for token in piece.token_ids]
+    return [token for output in generation for token in output.token_ids]
 
 
 def is_idle(engine: Engine) -> bool:
@@ -71,8 +71,8 @@ def test_a_waiting_request_can_be_cancelled() -> None:
         running, waiting = engine.submit([1], Sampling(max_tokens=2)), engine.submit([2], ENDLESS)
         waiting.cancel()
         runner.gate.set()
-        (piece,) = list(waiting)
-        assert piece.finish_reason == "cancelled"
+        (output,) = list(waiting)
+        assert output.finish_reason == "cancelled"
         assert tokens_of(running)
     assert not any(2 in batch.tokens for batch in runner.batches if batch.starts[0] == 0)
 
@@ -90,10 +90,10 @@ def test_two_hundred_requests_with_random_cancels_leave_nothing_behind(num_pages
             if rng.random() < 0.5:
                 rng.choice(answers)[2].cancel()
         for prompt, sampling, generation in answers:
-            pieces = list(generation)
-            tokens = [token for piece in pieces for token in piece.token_ids]
+            outputs = list(generation)
+            tokens = [token for output in outputs for token in output.token_ids]
             expected = alone(prompt, sampling)
-            assert tokens == (expected[: len(tokens)] if pieces[-1].finish_reason == "cancelled" else expected)
+            assert tokens == (expected[: len(tokens)] if outputs[-1].finish_reason == "cancelled" else expected)
         assert is_idle(engine)
         assert engine.stats().num_requests == 200
 

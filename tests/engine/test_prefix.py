@@ -19,16 +19,17 @@ from hypothesis import strategies as st
 from freedive.config import EngineConfig
 from freedive.engine import page_store
 from freedive.engine.batch import PAGE_TOKENS
+from freedive.engine.chunk_sizer import ChunkSizer
+from freedive.engine.detokenizer import Detokenizer
 from freedive.engine.engine import Engine
+from freedive.engine.generation import Generation, Sampling
 from freedive.engine.kvcache import PageTables
-from freedive.engine.pace import Pace
 from freedive.engine.page_store import PageStore
 from freedive.engine.prefix import PrefixCache
-from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
-from freedive.engine.scheduler import Request, Scheduler, to_batch
+from freedive.engine.scheduler import Scheduler, to_batch
+from freedive.engine.sequence import Sequence
 from freedive.engine.snapshots import Snapshots
-from freedive.engine.stop import TextStream
 
 TEXT = random.Random(0).choices(range(VOCAB - 2), k=400)
 SHORT = Sampling(max_tokens=5, temperature=0, ignore_eos=True)
@@ -40,8 +41,8 @@ def start(runner: FakeRunner, store: PageStore | None = None, **config: Any) -> 
 
 def ask(engine: Engine, prompt: list[int], sampling: Sampling = SHORT, salt: str = "") -> tuple[int, list[int]]:
     """Tokens that were found, and the answer."""
-    generation = engine.submit(prompt, sampling, salt=salt)
-    answer = [token for piece in generation for token in piece.token_ids]
+    generation = engine.submit(prompt, sampling, cache_salt=salt)
+    answer = [token for output in generation for token in output.token_ids]
     return generation.num_cached_tokens, answer
 
 
@@ -122,7 +123,7 @@ def test_tenants_share_nothing_whatever_salt_they_choose() -> None:
     found = []
     with start(FakeRunner()) as engine:
         for tenant, salt in callers * 2:
-            list(generation := engine.submit(TEXT[:100], SHORT, tenant=tenant, salt=salt))
+            list(generation := engine.submit(TEXT[:100], SHORT, tenant=tenant, cache_salt=salt))
             found.append(generation.num_cached_tokens)
     assert found == [0] * len(callers) + [96] * len(callers)
 
@@ -140,7 +141,7 @@ def test_requests_that_come_together_compute_their_common_beginning_once() -> No
         generations = [engine.submit([*TEXT[:320], index], SHORT) for index in range(8)]
         runner.gate.set()
         for index, generation in enumerate(generations):
-            answer = [token for piece in generation for token in piece.token_ids]
+            answer = [token for output in generation for token in output.token_ids]
             assert answer == alone([*TEXT[:320], index], SHORT)
         assert engine.stats().num_computed < 320 + 8 * (64 + 5)
         assert sum(generation.num_cached_tokens for generation in generations) == engine.stats().num_cached
@@ -148,8 +149,8 @@ def test_requests_that_come_together_compute_their_common_beginning_once() -> No
 
 def test_a_cancelled_request_leaves_its_pages_to_others() -> None:
     with start(FakeRunner(max_context=2000)) as engine:
-        for piece in engine.submit(TEXT[:100], Sampling(ignore_eos=True)):
-            assert piece.token_ids
+        for output in engine.submit(TEXT[:100], Sampling(ignore_eos=True)):
+            assert output.token_ids
             break
         assert ask(engine, TEXT[:100]) == (96, alone(TEXT[:100], SHORT))
 
@@ -161,7 +162,7 @@ def test_a_request_sent_back_finds_its_own_pages() -> None:
         with start(FakeRunner(9, max_context=256), prefix_cache=prefix_cache) as engine:
             generations = [engine.submit([index, *TEXT[:64]], sampling) for index in range(4)]
             for index, generation in enumerate(generations):
-                answer = [token for piece in generation for token in piece.token_ids]
+                answer = [token for output in generation for token in output.token_ids]
                 assert answer == alone([index, *TEXT[:64]], sampling)
             assert sum(generation.timings.num_preemptions for generation in generations) > 0
             assert all(generation.num_cached_tokens == 0 for generation in generations)
@@ -181,7 +182,7 @@ def fill(pages: PageTables, row: int, keys: str) -> None:
     """Let ``row`` have a known page for each letter."""
     assert pages.reserve(row, PAGE_TOKENS * len(keys))
     for place, key in enumerate(keys):
-        pages.know(row, place, key.encode())
+        pages.register(row, place, key.encode())
 
 
 def test_what_was_left_longest_ago_goes_first_and_beginnings_last() -> None:
@@ -190,13 +191,13 @@ def test_what_was_left_longest_ago_goes_first_and_beginnings_last() -> None:
     fill(pages, 1, "xyz")
     pages.release(1)
     pages.release(0)
-    assert (pages.num_free, pages.num_known) == (6, 6)
+    assert (pages.num_free, pages.num_registered) == (6, 6)
     gone = []
     for count in range(1, 7):
         pages.reserve(2, count * PAGE_TOKENS)
         gone.append(known(pages, "abcxyz"))
     assert gone == ["abcxy", "abcx", "abc", "ab", "a", ""]
-    assert pages.editions == [2] * 6
+    assert pages.epochs == [2] * 6
 
 
 def test_what_is_used_again_stays_longer() -> None:
@@ -204,7 +205,7 @@ def test_what_is_used_again_stays_longer() -> None:
     for key in "abc":
         fill(pages, 0, key)
         pages.release(0)
-    pages.share(0, 0, pages.find(b"a") or 0)
+    pages.attach(0, 0, pages.find(b"a") or 0)
     assert pages.num_free == 2
     pages.release(0)
     assert pages.reserve(0, 2 * PAGE_TOKENS)
@@ -217,13 +218,13 @@ def test_a_page_is_free_when_the_last_of_its_holders_has_left() -> None:
     page = pages.find(b"a")
     assert page is not None
     assert pages.reserve(1, 2 * PAGE_TOKENS)
-    pages.share(1, 0, page)  # instead of its own
-    pages.share(2, 0, page)
+    pages.attach(1, 0, page)  # instead of its own
+    pages.attach(2, 0, page)
     assert (pages.num_free, pages.table[:, 0].tolist()) == (1, [page] * 3)
     for row, free in ((1, 2), (0, 2), (2, 3)):
         pages.release(row)
         assert pages.num_free == free
-    assert not pages.is_held(page)
+    assert not pages.is_referenced(page)
 
 
 class Shelf(dict[bytes, bytes]):
@@ -260,17 +261,17 @@ class Driver:
         if runner.sums.size:
             snapshots = Snapshots(runner.states, 4, runner.page_bytes, runner.boundaries, state_store)
         self.prefixes = PrefixCache(self.tables, runner.boundaries, store, snapshots)
-        self.scheduler = Scheduler(self.tables, 4, Pace(48, seconds=1e9), prefixes=self.prefixes)
-        self.open: list[Request] = []
+        self.scheduler = Scheduler(self.tables, 4, ChunkSizer(48, seconds=1e9), prefixes=self.prefixes)
+        self.open: list[Sequence] = []
 
     def add(self, prompt: list[int], count: int, salt: str) -> None:
         generation = Generation("", len(prompt), 0, lambda generation: None)
-        text = TextStream(FakeDecoder(), ())
+        text = Detokenizer(FakeDecoder(), ())
         sampler = Sampler(SHORT, 0, prompt, VOCAB)
         length = len(prompt) + count
-        request = Request(generation, SHORT, sampler, text, list(prompt), length, frozenset(), salt)
-        self.open.append(request)
-        self.scheduler.add(request)
+        sequence = Sequence(generation, SHORT, sampler, text, list(prompt), length, frozenset(), salt)
+        self.open.append(sequence)
+        self.scheduler.add(sequence)
 
     def cancel(self, index: int) -> None:
         if self.open:
@@ -280,33 +281,33 @@ class Driver:
         if plan := self.scheduler.plan():
             rows = iter(self.runner.step(to_batch(plan, self.tables)))
             for share in plan:
-                share.request.num_cached += share.count
-                share.request.state_end = share.request.num_cached
-                share.request.saved.extend(share.saves)
-                if share.request.num_pending == 0:
-                    self.advance(share.request, next(rows))
+                share.sequence.num_cached_tokens += share.num_tokens
+                share.sequence.state_end = share.sequence.num_cached_tokens
+                share.sequence.saved.extend(share.saves)
+                if share.sequence.num_pending_tokens == 0:
+                    self.advance(share.sequence, next(rows))
         self.check()
 
-    def advance(self, request: Request, logits: np.ndarray) -> None:
-        request.tokens.append(request.sampler(logits))
-        if len(request.tokens) == request.max_length:
-            self.scheduler.remove(request)
-            self.open.remove(request)
-            prompt = request.tokens[: request.generation.num_prompt_tokens]
-            count = Sampling(max_tokens=request.max_length - len(prompt), temperature=0, ignore_eos=True)
+    def advance(self, sequence: Sequence, logits: np.ndarray) -> None:
+        sequence.tokens.append(sequence.sampler(logits))
+        if len(sequence.tokens) == sequence.max_length:
+            self.scheduler.remove(sequence)
+            self.open.remove(sequence)
+            prompt = sequence.tokens[: sequence.generation.num_prompt_tokens]
+            count = Sampling(max_tokens=sequence.max_length - len(prompt), temperature=0, ignore_eos=True)
             expected = alone(prompt, count, boundaries=self.runner.boundaries)
-            assert request.tokens[len(prompt) :] == expected
+            assert sequence.tokens[len(prompt) :] == expected
 
     def check(self) -> None:
         table = self.tables.table
         holders = Counter(table[table >= 0].tolist())
-        assert [holders[page] for page in range(self.tables.num_pages)] == self.tables._num_holders
+        assert [holders[page] for page in range(self.tables.num_pages)] == self.tables._ref_counts
         assert self.tables.num_free == self.tables.num_pages - len(holders)
-        places = [*self.tables._free, *self.tables._left, *holders]
+        places = [*self.tables._free, *self.tables._evictable, *holders]
         assert sorted(places) == list(range(self.tables.num_pages))
         for key, page in self.tables._pages.items():
             assert self.tables._keys[page] == key
-        assert self.tables.num_known == sum(key is not None for key in self.tables._keys)
+        assert self.tables.num_registered == sum(key is not None for key in self.tables._keys)
 
 
 prompts = st.tuples(st.integers(0, 130), st.integers(1, 40), st.integers(0, 2))
@@ -369,7 +370,7 @@ def test_what_is_on_disk_is_read_bit_by_bit_while_others_go_on(monkeypatch: pyte
     assert lengths == [[1], [1], [1], [1, 1, 10]]
     while second.open:
         second.step()
-    assert (second.prefixes.num_restored, second.prefixes.num_cached) == (320, 320)
+    assert (second.prefixes.num_restored_tokens, second.prefixes.num_cached_tokens) == (320, 320)
 
 
 # --- memory and disk together -------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from freedive.checkpoint.packed import Packed, pack_model
 from freedive.config import EngineConfig
 from freedive.engine.batch import PAGE_TOKENS
 from freedive.engine.engine import Engine
+from freedive.engine.generation import Sampling, TokenOutput
 from freedive.engine.page_store import PageStore
-from freedive.engine.request import Piece, Sampling
 from freedive.model import spec
 from freedive.model.params import params
 from freedive.ops.native import NativeRunner
@@ -38,7 +38,7 @@ CASES = [
 
 
 @cache
-def model(name: str) -> tuple[spec.Model, dict[str, Packed]]:
+def model(name: str) -> tuple[spec.ModelSpec, dict[str, Packed]]:
     """A tiny model in 8 bits, so that it matters how its activations are rounded."""
     small = with_mtp(name.split()[0]) if "mtp" in name else tiny(name)
     roles = {key: param.role for key, param in params(small.spec).items()}
@@ -71,14 +71,14 @@ def requests() -> list[tuple[list[int], Sampling]]:
     return [*again, guessed, guessed, biased, biased]
 
 
-def answer(engine: Engine, tokens: list[int], sampling: Sampling) -> tuple[list[Piece], int]:
+def answer(engine: Engine, tokens: list[int], sampling: Sampling) -> tuple[list[TokenOutput], int]:
     """The pieces, but for what a clock says, and how many tokens of the prompt were found."""
     generation = engine.submit(tokens, sampling)
-    pieces = [Piece(piece.events, piece.token_ids, None, piece.logprobs) for piece in generation]
-    return pieces, generation.num_cached_tokens
+    outputs = [TokenOutput(output.events, output.token_ids, None, output.logprobs) for output in generation]
+    return outputs, generation.num_cached_tokens
 
 
-def computed(case: tuple[str, str, str]) -> list[list[Piece]]:
+def computed(case: tuple[str, str, str]) -> list[list[TokenOutput]]:
     """Every answer by an engine that shares nothing, and then each as a conversation going on."""
     with start(case, prefix_cache="off", speculation="off") as engine:
         return [answer(engine, *request)[0] for request in [*requests(), *going_on(case, engine)]]
@@ -88,8 +88,8 @@ def going_on(case: tuple[str, str, str], engine: Engine) -> list[tuple[list[int]
     """Three requests that go on where answers end."""
     asked = []
     for tokens, sampling in requests()[:3]:
-        pieces, _ = answer(engine, tokens, sampling)
-        asked.append(([*tokens, *(token for piece in pieces for token in piece.token_ids), 9, 8, 7], sampling))
+        outputs, _ = answer(engine, tokens, sampling)
+        asked.append(([*tokens, *(token for output in outputs for token in output.token_ids), 9, 8, 7], sampling))
     return asked
 
 
@@ -102,7 +102,7 @@ def test_hits_in_memory_and_on_disk_do_not_show(case: tuple[str, str, str], tmp_
         with start(case, tmp_path / "pages") as engine:
             got = [answer(engine, *request) for request in requests()]
             got += [answer(engine, *request) for request in going_on(case, engine)]
-            assert [pieces for pieces, _ in got] == expected
+            assert [outputs for outputs, _ in got] == expected
             assert sum(found for _, found in got[1:]) > 600
             assert engine.stats().num_accepted > 0
             restored.append(engine.stats().num_restored)
@@ -116,7 +116,9 @@ def test_all_at_once_they_do_not_show_either(case: tuple[str, str, str]) -> None
     with start(case) as engine:
         generations = [engine.submit(*request) for request in requests()]
         for generation, wanted in zip(generations, expected, strict=True):
-            assert [Piece(piece.events, piece.token_ids, None, piece.logprobs) for piece in generation] == wanted
+            assert [
+                TokenOutput(output.events, output.token_ids, None, output.logprobs) for output in generation
+            ] == wanted
         assert engine.stats().num_cached > 0
 
 

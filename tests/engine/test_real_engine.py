@@ -15,7 +15,7 @@ from tiny_models import tiny
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.request import EngineError, Generation, Sampling
+from freedive.engine.generation import EngineError, Generation, Sampling
 from freedive.engine.submission import Job
 from freedive.errors import UserError
 from freedive.ops.native import NativeRunner
@@ -27,7 +27,7 @@ NUM_PAGES = 24
 class TinyTokenizer:
     stop_ids = frozenset({2})
 
-    def stream(self, *, continues: bool = False, keep: Callable[[str], bool] | None = None) -> FakeDecoder:
+    def stream(self, *, continues: bool = False, is_visible: Callable[[str], bool] | None = None) -> FakeDecoder:
         return FakeDecoder()
 
 
@@ -37,7 +37,7 @@ class Panic(BaseException):
 
 @dataclass
 class Fickle:
-    """A guide that lets everything pass until it raises."""
+    """A constraint that lets everything pass until it raises."""
 
     error: type[BaseException]
     rest: int
@@ -62,7 +62,7 @@ def engine() -> Iterator[Engine]:
 
 odd = st.text(st.characters(exclude_categories=()), max_size=8) | st.sampled_from(["", "\ud800", "\0", "a" * 5000])
 errors = st.sampled_from([ValueError, MemoryError, Panic, SystemExit, KeyboardInterrupt])
-guides = st.none() | st.builds(Fickle, errors, st.integers(0, 6))
+constraints = st.none() | st.builds(Fickle, errors, st.integers(0, 6))
 samplings = st.builds(
     Sampling,
     max_tokens=st.integers(1, 30),
@@ -89,8 +89,15 @@ class Wish:
     @property
     def job(self) -> Job:
         prompt = [3 + (self.first + index) % (VOCAB - 3) for index in range(self.length)]
-        guide = self.guide
-        return Job(prompt, self.sampling, guide=lambda: guide, pooling=self.pooling, salt=self.salt, user=self.user)
+        constraint = self.guide
+        return Job(
+            prompt,
+            self.sampling,
+            make_constraint=lambda: constraint,
+            pooling=self.pooling,
+            cache_salt=self.salt,
+            user=self.user,
+        )
 
 
 wishes = st.builds(
@@ -98,7 +105,7 @@ wishes = st.builds(
     st.integers(0, 150),
     st.integers(0, 2),
     samplings,
-    guides,
+    constraints,
     st.sampled_from([None, None, "mean", "last"]),
     odd,
     odd,
@@ -151,9 +158,9 @@ def test_answers_of_a_crowd_are_those_of_a_quiet_engine(engine: Engine) -> None:
     ]
 
     def answer(generation: Generation) -> list[int]:
-        return [token for piece in generation for token in piece.token_ids]
+        return [token for output in generation for token in output.token_ids]
 
     quiet = [answer(engine.submit_all([job])[0]) for job in jobs]
-    hostile = [Job([5] * 40, Sampling(max_tokens=9), guide=lambda: Fickle(Panic, 3)) for _ in range(12)]
+    hostile = [Job([5] * 40, Sampling(max_tokens=9), make_constraint=lambda: Fickle(Panic, 3)) for _ in range(12)]
     mixed = [job for pair in zip(jobs, hostile, strict=True) for job in pair]
     assert [answer(each) for each in engine.submit_all(mixed)[::2]] == quiet

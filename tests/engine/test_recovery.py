@@ -16,8 +16,8 @@ from fake_runner import VOCAB, FakeRunner, FakeTokenizer, alone
 from freedive.config import EngineConfig
 from freedive.engine import page_store
 from freedive.engine.engine import Engine
+from freedive.engine.generation import EngineError, Generation, Sampling
 from freedive.engine.page_store import PageStore
-from freedive.engine.request import EngineError, Generation, Sampling
 from freedive.engine.submission import Job
 from freedive.errors import Overloaded, Unavailable, UserError
 
@@ -34,7 +34,7 @@ def start(runner: FakeRunner, store: PageStore | None = None, **config: Any) -> 
 
 
 def tokens_of(generation: Generation) -> list[int]:
-    return [token for piece in generation for token in piece.token_ids]
+    return [token for output in generation for token in output.token_ids]
 
 
 def outcome(generation: Generation) -> list[int] | str:
@@ -64,19 +64,19 @@ PLACES = [
     "freedive.engine.scheduler.Scheduler.plan",
     "freedive.engine.scheduler.Scheduler.add",
     "freedive.engine.scheduler.Scheduler.remove",
-    "freedive.engine.prefix.PrefixCache.keep",
-    "freedive.engine.prefix.PrefixCache.share",
-    "freedive.engine.prefix.PrefixCache.num_held",
+    "freedive.engine.prefix.PrefixCache.publish",
+    "freedive.engine.prefix.PrefixCache.attach",
+    "freedive.engine.prefix.PrefixCache.num_shared",
     "freedive.engine.prefix.PrefixCache.restore",
     "freedive.engine.kvcache.PageTables.reserve",
     "freedive.engine.kvcache.PageTables.release",
-    "freedive.engine.executor.StepExecutor._predict",
-    "freedive.engine.executor.StepExecutor._advance",
-    "freedive.engine.speculation.Gate.choose",
+    "freedive.engine.executor.StepExecutor._draft",
+    "freedive.engine.executor.StepExecutor._verify",
+    "freedive.engine.speculation.DraftBudget.choose",
     "freedive.engine.speculation.PromptLookup.guess",
     "freedive.engine.queue.FairQueue.take",
-    "freedive.engine.queue.FairQueue.serve",
-    "freedive.engine.pace.Pace.record",
+    "freedive.engine.queue.FairQueue.charge",
+    "freedive.engine.chunk_sizer.ChunkSizer.record",
     "fake_runner.FakeRunner.step",
     "fake_runner.FakeDecoder.push",
 ]
@@ -120,7 +120,7 @@ def test_requests_outside_a_failed_step_are_computed_again(monkeypatch: pytest.M
 def test_strings_that_have_no_utf8_form_are_salts_and_users_like_others() -> None:
     with start(FakeRunner()) as engine:
         for _ in range(2):
-            generation = engine.submit(TEXT[:70], SHORT, salt="\ud800", user="\udfff")
+            generation = engine.submit(TEXT[:70], SHORT, cache_salt="\ud800", user="\udfff")
             assert tokens_of(generation) == alone(TEXT[:70], SHORT)
         assert generation.num_cached_tokens == 64
 
@@ -243,12 +243,12 @@ def test_a_batch_that_is_cancelled_ends_at_once() -> None:
 
 
 def test_a_request_of_a_batch_that_cannot_be_made_fails_alone() -> None:
-    def guide() -> None:
+    def make_constraint() -> None:
         raise NativePanic("no such form")
 
     with start(FakeRunner(), max_batch=2) as engine:
         jobs = batch(6)
-        jobs[3] = Job([1], SHORT, guide=guide)
+        jobs[3] = Job([1], SHORT, make_constraint=make_constraint)
         outcomes = [outcome(each) for each in engine.submit_all(jobs)]
         assert [isinstance(each, str) for each in outcomes] == [False, False, False, True, False, False]
         assert "no such form" in outcomes[3]
@@ -268,8 +268,8 @@ def test_requests_of_a_batch_outlive_a_failed_step() -> None:
 
 def test_requests_of_a_batch_cost_memory_only_when_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    make = Engine._request
-    monkeypatch.setattr(Engine, "_request", lambda self, *args: made.append(1) or make(self, *args))
+    make = Engine._sequence
+    monkeypatch.setattr(Engine, "_sequence", lambda self, *args: made.append(1) or make(self, *args))
     runner = FakeRunner()
     runner.gate.clear()
     with start(runner, max_batch=4) as engine:
@@ -331,7 +331,7 @@ def test_a_disk_that_answers_again_is_read_again(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(PageStore, "load", slow)
     runner = FakeRunner()
     with start(runner, PageStore(tmp_path / "pages", runner.pages, 10**7), max_batch=1) as engine:
-        assert tokens_of(engine.submit(TEXT, SHORT, salt="other")) == alone(TEXT, SHORT)
+        assert tokens_of(engine.submit(TEXT, SHORT, cache_salt="other")) == alone(TEXT, SHORT)
         assert tokens_of(engine.submit(TEXT, SHORT)) == alone(TEXT, SHORT)
         assert engine.stats().num_restored == 0
         time.sleep(1.2)

@@ -10,8 +10,8 @@ from fake_runner import VOCAB, FakeRunner, FakeTokenizer
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
+from freedive.engine.generation import Sampling
 from freedive.engine.repetition import MIN_REPEATED, RepetitionDetector
-from freedive.engine.request import Sampling
 
 
 def found_at(tokens: list[int]) -> int | None:
@@ -52,4 +52,4 @@ def test_loop_ends_the_answer_with_a_reason_of_its_own_where_that_is_asked_for(s
     assert cut[-1].finish_reason == "repetition"
     assert MIN_REPEATED < len(cut) < MIN_REPEATED + 20
     assert (len(free), free[-1].finish_reason) == (600, "length")
-    assert [piece.token_ids for piece in free[: len(cut)]] == [piece.token_ids for piece in cut]
+    assert [output.token_ids for output in free[: len(cut)]] == [output.token_ids for output in cut]

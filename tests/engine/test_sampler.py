@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from freedive.engine.request import EngineError, Sampling
+from freedive.engine.generation import EngineError, Sampling
 from freedive.engine.sampler import Adjustment, Sampler, logprobs, uniform
 from freedive.native import _native
 

@@ -7,28 +7,29 @@ import random
 import pytest
 from fake_runner import FakeDecoder
 
+from freedive.engine.chunk_sizer import ChunkSizer
+from freedive.engine.detokenizer import Detokenizer
+from freedive.engine.generation import Generation, Sampling
 from freedive.engine.kvcache import PageTables, pages_for
-from freedive.engine.pace import Pace
-from freedive.engine.request import Generation, Sampling
 from freedive.engine.sampler import Sampler
-from freedive.engine.scheduler import Plan, Request, Scheduler
-from freedive.engine.stop import TextStream
+from freedive.engine.scheduler import Scheduler
+from freedive.engine.sequence import Sequence, StepPlan
 
 MAX_LENGTH = 200
 
 
-def steady(chunk: int) -> Pace:
+def steady(chunk: int) -> ChunkSizer:
     """Always as much."""
-    return Pace(chunk, seconds=1e9)
+    return ChunkSizer(chunk, seconds=1e9)
 
 
-def request(index: int, num_prompt: int, num_answer: int, user: str = "", tenant: str = "") -> Request:
+def request(index: int, num_prompt: int, num_answer: int, user: str = "", tenant: str = "") -> Sequence:
     sampling = Sampling()
-    return Request(
+    return Sequence(
         generation=Generation(str(index), num_prompt, 0, lambda generation: None),
         sampling=sampling,
         sampler=Sampler(sampling, 0, [], 2),
-        text=TextStream(FakeDecoder(), ()),
+        detokenizer=Detokenizer(FakeDecoder(), ()),
         tokens=[1] * num_prompt,
         max_length=num_prompt + num_answer,
         stop_ids=frozenset(),
@@ -37,19 +38,19 @@ def request(index: int, num_prompt: int, num_answer: int, user: str = "", tenant
     )
 
 
-def take_step(scheduler: Scheduler) -> list[Request]:
+def take_step(scheduler: Scheduler) -> list[Sequence]:
     """Those who took part."""
     plan = scheduler.plan()
     carry_out(scheduler, plan)
-    return [share.request for share in plan]
+    return [share.sequence for share in plan]
 
 
-def carry_out(scheduler: Scheduler, plan: Plan) -> None:
+def carry_out(scheduler: Scheduler, plan: StepPlan) -> None:
     """As the engine does, with an answer that is always the same token."""
     for share in plan:
-        one = share.request
-        one.num_cached += share.count
-        if one.num_pending == 0:
+        one = share.sequence
+        one.num_cached_tokens += share.num_tokens
+        if one.num_pending_tokens == 0:
             one.tokens.append(1)
         if len(one.tokens) == one.max_length:
             scheduler.remove(one)
@@ -61,21 +62,21 @@ def test_first_come_first_served_within_the_budget_and_the_youngest_gives_way(nu
     rng = random.Random(seed)
     pages = PageTables(num_pages, 5, MAX_LENGTH)
     scheduler = Scheduler(pages, 5, steady(30))
-    requests = [request(index, rng.randint(1, 120), rng.randint(1, 80)) for index in range(40)]
-    arriving, num_steps = iter(requests), 0
+    sequences = [request(index, rng.randint(1, 120), rng.randint(1, 80)) for index in range(40)]
+    arriving, num_steps = iter(sequences), 0
     for first in (next(arriving) for _ in range(10)):
         scheduler.add(first)
     while scheduler.running or scheduler.waiting:
-        decoding = [one for one in scheduler.running if one.num_pending == 1]
+        decoding = [one for one in scheduler.running if one.num_pending_tokens == 1]
         oldest = next(iter([*scheduler.running, *scheduler.waiting]))
         plan = scheduler.plan()
         num_steps += 1
 
-        planned = [share.request for share in plan]
+        planned = [share.sequence for share in plan]
         assert planned
         assert oldest in planned
         assert all(one in planned or one in scheduler.waiting for one in decoding)
-        assert sum(share.count for share in plan if share.count > 1) <= 30
+        assert sum(share.num_tokens for share in plan if share.num_tokens > 1) <= 30
         arrival = [int(one.generation.id) for one in (*scheduler.running, *scheduler.waiting)]
         assert arrival == sorted(arrival)
         assert sum(pages_for(len(one.tokens)) for one in scheduler.running) == num_pages - pages.num_free
@@ -87,22 +88,22 @@ def test_first_come_first_served_within_the_budget_and_the_youngest_gives_way(nu
             scheduler.remove(rng.choice(list(scheduler.waiting)))
     assert pages.num_free == num_pages
     assert (pages.table == -1).all()
-    assert num_pages < 100 or all(one.generation.timings.num_preemptions == 0 for one in requests)
-    assert requests[0].generation.timings.num_preemptions == 0
+    assert num_pages < 100 or all(one.generation.timings.num_preemptions == 0 for one in sequences)
+    assert sequences[0].generation.timings.num_preemptions == 0
 
 
 def test_prompts_share_the_budget_of_one_step() -> None:
     scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), 4, steady(50))
     for index, num_prompt in enumerate((20, 100, 30)):
         scheduler.add(request(index, num_prompt, 5))
-    assert [share.count for share in scheduler.plan()] == [20, 30]
+    assert [share.num_tokens for share in scheduler.plan()] == [20, 30]
 
 
 def test_a_request_that_cannot_start_yet_is_not_overtaken() -> None:
     scheduler = Scheduler(PageTables(5, 4, MAX_LENGTH), 4, steady(500))
     for index, num_prompt in enumerate((64, 128, 1)):
         scheduler.add(request(index, num_prompt, 5))
-    assert [int(share.request.generation.id) for share in scheduler.plan()] == [0]
+    assert [int(share.sequence.generation.id) for share in scheduler.plan()] == [0]
 
 
 def test_pages_are_taken_whole_or_not_at_all() -> None:
@@ -124,7 +125,7 @@ def test_users_get_equal_shares_however_many_requests_they_have() -> None:
         scheduler.add(request(index, 30, 20, "many"))
     for index in range(60, 70):
         scheduler.add(request(index, 30, 20, "few"))
-    finished: list[Request] = []
+    finished: list[Sequence] = []
     while sum(one.user == "few" for one in finished) < 10:
         finished += [one for one in take_step(scheduler) if len(one.tokens) == one.max_length]
     assert sum(one.user == "many" for one in finished) in range(8, 14)
@@ -159,7 +160,7 @@ def test_users_of_one_tenant_get_equal_shares_of_what_it_has() -> None:
         scheduler.add(request(100 + index, 30, 20, "", "bob"))
     for index in range(200, 210):
         scheduler.add(request(index, 30, 20, "few", "ann"))
-    finished: list[Request] = []
+    finished: list[Sequence] = []
     while sum(one.user == "few" for one in finished) < 10:
         finished += [one for one in take_step(scheduler) if len(one.tokens) == one.max_length]
     assert sum(one.user == "many" for one in finished) in range(6, 16)
@@ -203,18 +204,18 @@ def test_prompts_are_read_in_turns_too() -> None:
 
 
 def test_chunks_shrink_to_the_pace_while_answers_are_under_way() -> None:
-    pace = Pace(512, seconds=0.25)
+    pace = ChunkSizer(512, seconds=0.25)
     for _ in range(8):
         pace.record(pace.chunk, pace.chunk / 400)
     assert 90 <= pace.chunk <= 110
     scheduler = Scheduler(PageTables(100, 4, 2000), 4, pace)
     scheduler.add(request(0, 1500, 5))
-    assert [share.count for share in scheduler.plan()] == [512], "nobody is held up"
+    assert [share.num_tokens for share in scheduler.plan()] == [512], "nobody is held up"
     scheduler.remove(next(iter(scheduler.running)))
     scheduler.add(request(1, 3, 50))
     take_step(scheduler)
     scheduler.add(request(2, 1500, 5))
-    assert [share.count for share in scheduler.plan()] == [1, pace.chunk]
+    assert [share.num_tokens for share in scheduler.plan()] == [1, pace.chunk]
     for _ in range(20):
         pace.record(pace.chunk, 1e-3)
     assert pace.chunk == 512

@@ -8,7 +8,7 @@ from fake_runner import FakeRunner, FakeTokenizer, logits_of
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.request import Sampling, TokenLogprobs
+from freedive.engine.generation import Sampling, TokenLogprobs
 from freedive.engine.sampler import logprobs
 from freedive.engine.scoring import MAX_SCORED_ROWS
 
@@ -34,7 +34,7 @@ def test_prompt_logprobs_are_the_models_own_alone_cached_cut_and_preempted(
             first, *rest = list(generation)
             assert list(first.prompt_logprobs) == expected(PROMPT[: generation.num_prompt_tokens])
             assert first.logprobs
-            assert not any(piece.prompt_logprobs for piece in rest)
+            assert not any(output.prompt_logprobs for output in rest)
         assert all(list(other) for other in others)
 
 
@@ -45,7 +45,7 @@ def test_logits_of_long_prompts_are_computed_in_bounded_parts() -> None:
         generations = [engine.submit(PROMPT[start:], SCORED) for start in range(4)]
         runner.gate.set()
         assert all(next(iter(generation)).prompt_logprobs for generation in generations)
-    assert max(len(batch.wanted) for batch in runner.batches) <= MAX_SCORED_ROWS + len(generations)
+    assert max(len(batch.output_rows) for batch in runner.batches) <= MAX_SCORED_ROWS + len(generations)
 
 
 def test_no_tokens_are_an_answer_too() -> None:
@@ -61,8 +61,8 @@ def test_no_tokens_are_an_answer_too() -> None:
 def test_answers_are_cut_to_the_room() -> None:
     with Engine(FakeRunner(max_context=310), FakeTokenizer(), EngineConfig()) as engine:
         for limit in (None, -1, 11, 8192):
-            pieces = list(engine.submit(PROMPT, Sampling(seed=1, max_tokens=limit, ignore_eos=True)))
-            assert (len(pieces), pieces[-1].finish_reason) == (10, "length")
+            outputs = list(engine.submit(PROMPT, Sampling(seed=1, max_tokens=limit, ignore_eos=True)))
+            assert (len(outputs), outputs[-1].finish_reason) == (10, "length")
 
 
 def test_values_that_ask_for_nothing_are_accepted() -> None:

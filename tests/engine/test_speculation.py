@@ -20,8 +20,8 @@ from weights import LEVELS
 from freedive.config import EngineConfig
 from freedive.engine.batch import MAX_DRAFT, Runner
 from freedive.engine.engine import Engine, EngineStats
-from freedive.engine.request import Sampling
-from freedive.engine.speculation import SIZES, Gate, PromptLookup
+from freedive.engine.generation import Sampling
+from freedive.engine.speculation import NGRAM_SIZES, DraftBudget, PromptLookup
 from freedive.errors import UserError
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner
@@ -54,7 +54,7 @@ def test_text_that_comes_bit_by_bit_is_looked_up_like_text_that_comes_at_once(te
     assert lookup.draft(text, 4).tokens == at_once
     matches = [
         text[end]
-        for size in sorted(SIZES, reverse=True)
+        for size in sorted(NGRAM_SIZES, reverse=True)
         for end in range(len(text) - 1, size - 1, -1)
         if text[end - size : end] == text[-size:]
     ]
@@ -63,17 +63,17 @@ def test_text_that_comes_bit_by_bit_is_looked_up_like_text_that_comes_at_once(te
 
 def test_odds_follow_what_comes_whether_or_not_it_was_computed() -> None:
     lookup, text = PromptLookup(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2
-    first = lookup.draft(text, 4).odds
+    first = lookup.draft(text, 4).accept_probs
     assert first == sorted(first, reverse=True)
     for token in text * 5:
         text.append(token)
         lookup.draft(text, 4)
-    assert lookup.draft(text, 4).odds[-1] > 0.9
+    assert lookup.draft(text, 4).accept_probs[-1] > 0.9
     lookup, source, text = PromptLookup(), random.Random(0), [1, 2]
     for _ in range(300):
         text.append(source.choice([1, 2, 3]))
         lookup.draft(text, 4)
-    assert lookup.draft(text, 4).odds[0] < 0.6
+    assert lookup.draft(text, 4).accept_probs[0] < 0.6
 
 
 def test_looking_up_takes_microseconds_a_token() -> None:
@@ -92,7 +92,9 @@ def test_looking_up_takes_microseconds_a_token() -> None:
 # --- the gate -----------------------------------------------------------------------------------------------------
 
 
-def settle(gate: Gate, seconds: Mapping[int, float], odds: Sequence[Sequence[float]], steps: int = 400) -> list[int]:
+def settle(
+    gate: DraftBudget, seconds: Mapping[int, float], odds: Sequence[Sequence[float]], steps: int = 400
+) -> list[int]:
     """The guesses that most of the last steps checked, in all, where steps of so many rows take ``seconds``."""
     chosen = []
     for _ in range(steps):
@@ -111,10 +113,10 @@ EXPERTS = {rows: 0.3 + 0.7 * 16 * (1 - (1 - 1 / 16) ** rows) for rows in range(1
 
 
 def test_guesses_are_checked_where_rows_are_cheap_and_not_where_they_are_dear() -> None:
-    assert settle(Gate(), FLAT, [SURE]) == [15]
-    assert settle(Gate(), STEEP, [SURE]) == [0]
-    assert settle(Gate(), FLAT, [[0.05**n for n in range(1, 16)]]) == [1]
-    assert settle(Gate(), FLAT, [[]]) == [0]
+    assert settle(DraftBudget(), FLAT, [SURE]) == [15]
+    assert settle(DraftBudget(), STEEP, [SURE]) == [0]
+    assert settle(DraftBudget(), FLAT, [[0.05**n for n in range(1, 16)]]) == [1]
+    assert settle(DraftBudget(), FLAT, [[]]) == [0]
 
 
 @pytest.mark.parametrize("chance", [0.3, 0.6, 0.8, 0.95])
@@ -122,25 +124,25 @@ def test_guesses_are_checked_where_rows_are_cheap_and_not_where_they_are_dear() 
 def test_the_gate_finds_the_number_that_brings_most(seconds: Mapping[int, float], chance: float) -> None:
     odds = [chance**n for n in range(1, 16)]
     rates = [(1 + sum(odds[:n])) / seconds[1 + n] for n in range(16)]
-    (found,) = settle(Gate(), seconds, [odds])
+    (found,) = settle(DraftBudget(), seconds, [odds])
     assert rates[found] > 0.97 * max(rates)
 
 
 def test_the_likeliest_guesses_of_all_requests_share_the_step() -> None:
     stairs = {rows: 1.0 if rows <= 8 else 10.0 for rows in range(1, 300)}
-    assert settle(Gate(), stairs, [[0.9, 0.8, 0.1], [], [0.7, 0.6, 0.5, 0.4]]) == [2, 0, 3]
-    assert settle(Gate(), {rows: max(16.0, rows) for rows in range(1, 300)}, [[0.5]] * 16) == [0] * 16
+    assert settle(DraftBudget(), stairs, [[0.9, 0.8, 0.1], [], [0.7, 0.6, 0.5, 0.4]]) == [2, 0, 3]
+    assert settle(DraftBudget(), {rows: max(16.0, rows) for rows in range(1, 300)}, [[0.5]] * 16) == [0] * 16
 
 
 def test_a_machine_that_changes_is_noticed() -> None:
-    gate = Gate()
+    gate = DraftBudget()
     assert settle(gate, FLAT, [SURE]) == [15]
     assert settle(gate, STEEP, [SURE], steps=2_000) == [0]
     assert settle(gate, FLAT, [SURE], steps=2_000) == [15]
 
 
 def test_what_was_measured_in_a_bad_moment_is_forgotten() -> None:
-    gate = Gate()
+    gate = DraftBudget()
     for rows in (1, 2, 4, 8, 16):
         gate.record(rows, 10.0 * rows)
     for _ in range(50):
@@ -153,7 +155,7 @@ def test_what_was_measured_in_a_bad_moment_is_forgotten() -> None:
 
 def test_trying_what_does_not_pay_costs_little() -> None:
     """Steps cost as much as their rows, so that every guess checked is lost but for its odds."""
-    gate, rows = Gate(), []
+    gate, rows = DraftBudget(), []
     for _ in range(3000):
         rows.append(1 + sum(gate.choose([SURE])))
         gate.record(rows[-1], STEEP[rows[-1]])
@@ -162,7 +164,7 @@ def test_trying_what_does_not_pay_costs_little() -> None:
 
 
 def test_nothing_is_guessed_before_a_step_was_measured() -> None:
-    gate = Gate()
+    gate = DraftBudget()
     assert gate.choose([SURE]) == [0]
     gate.record(1, 1.0)
     assert gate.choose([SURE]) == [1]
@@ -177,7 +179,7 @@ def answers(runner: Runner, requests: Requests, **config: Any) -> tuple[list[Any
         generations = [engine.submit(prompt, sampling) for prompt, sampling in requests]
         pieces = [list(generation) for generation in generations]
         for one in pieces:
-            assert all(len(piece.token_ids) == 1 for piece in one)
+            assert all(len(output.token_ids) == 1 for output in one)
             assert one[-1].timings is not None
             assert one[-1].timings.num_generated == len(one)
         plain = [[(p.text, p.token_ids, p.finish_reason, p.logprobs) for p in one] for one in pieces]

@@ -1,4 +1,4 @@
-"""``python tests/fuzz/fuzz.py [--seconds S | --count N]``: mutated bundles, GGUF files and safetensors folders.
+"""``python tests/fuzz/fuzz.py [--seconds S | --count N]``: mutated model folders, GGUF files and safetensors folders.
 
 Each is loaded in another process. Allowed is a working model or a UserError, in 2 s and 1 GB; anything else is counted
 as a fault, and the input kept under build/fuzz. Ends with 1 if there was one.

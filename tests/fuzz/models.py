@@ -8,9 +8,9 @@ from pathlib import Path
 from tiny_gguf import save_both
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from freedive.checkpoint.bundle import write_bundle
 from freedive.checkpoint.gguf import open_gguf
 from freedive.checkpoint.gguf_writer import write_gguf
+from freedive.checkpoint.model_folder import write_model_folder
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import store_bytes
 from freedive.checkpoint.quantize import quantize
@@ -29,7 +29,7 @@ SEEDS = {
 
 
 def make_seeds(root: Path) -> None:
-    """Each family as a folder of safetensors, as a GGUF file with a tokenizer, and as a bundle in four bits."""
+    """Each family as a folder of safetensors, as a GGUF file with a tokenizer, and as a model folder in four bits."""
     for name in FAMILIES:
         folder = root / f"{name}-folder"
         folder.mkdir(parents=True)
@@ -67,5 +67,5 @@ def _write_bundle(folder: Path, to: Path) -> None:
     tensors = quantize(canonical_tensors(checkpoint, model, rules), params(model), "i4g64")
     to.mkdir()
     assert store_bytes(tensors) < 4 << 20
-    write_bundle(to, model, checkpoint, tensors)
+    write_model_folder(to, model, checkpoint, tensors)
     shutil.copyfile(folder / "tokenizer.json", to / "tokenizer.json")

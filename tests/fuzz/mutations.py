@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from freedive.checkpoint.bundle import DESCRIPTION, STORE
+from freedive.checkpoint.model_folder import DESCRIPTION, STORE
 from freedive.checkpoint.packed import MAGIC
 from freedive.native import _native
 

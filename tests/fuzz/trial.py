@@ -16,7 +16,7 @@ if "FREEDIVE_SANITIZED" in os.environ:
     import sanitized  # noqa: F401
 import freedive
 from freedive.commands.describe import decoder_facts
-from freedive.engine.request import EngineError
+from freedive.engine.generation import EngineError
 from freedive.errors import UserError
 
 MOST_SECONDS = 2.0

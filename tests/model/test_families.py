@@ -48,7 +48,7 @@ def test_saved_folder_gives_the_configured_shape_and_all_weights(saved: tuple[An
 
     assert (spec.vocab_size, spec.hidden_dim, len(spec.layers)) == (128, 64, 2)
     assert (spec.norm_eps, spec.max_context, spec.tied) == (1e-6, 256, config.tie_word_embeddings)
-    assert spec.layers[0].attention.head_dim == (getattr(config, "head_dim", None) or 16)
+    assert spec.layers[0].mixer.head_dim == (getattr(config, "head_dim", None) or 16)
     assert {name: param.shape for name, param in params(spec).items()} == {n: t.shape for n, t in tensors.items()}
     weights = dict(model.named_parameters())
     for name, tensor in maker_tensors(tensors, rules).items():
@@ -62,7 +62,7 @@ def test_windows_are_those_of_transformers_layers(saved: tuple[Any, Path]) -> No
     theirs = [getattr(layer.self_attn, "sliding_window", None) or 0 for layer in model.model.layers]
     if model.config.model_type == "mistral":  # its mask reads the configuration
         theirs = [model.config.sliding_window] * 2
-    assert [layer.attention.window for layer in spec.layers] == theirs
+    assert [layer.mixer.window for layer in spec.layers] == theirs
 
 
 # --- GGUF ---------------------------------------------------------------------------------------------------------
@@ -117,11 +117,11 @@ def test_gguf_gives_the_same_description_and_weights_as_safetensors(name: str, t
 
     assert spec.norm_eps == pytest.approx(reference.norm_eps, rel=1e-7)  # GGUF holds a float32
     for layer, other in zip(spec.layers, reference.layers, strict=True):
-        assert layer.attention.rope
-        assert other.attention.rope
-        assert layer.attention.rope.inv_freq == pytest.approx(other.attention.rope.inv_freq, rel=1e-6)
-        assert replace(layer.attention, rope=other.attention.rope) == other.attention
-        assert layer.attention.rope.factor == other.attention.rope.factor
+        assert layer.mixer.rope
+        assert other.mixer.rope
+        assert layer.mixer.rope.inv_freq == pytest.approx(other.mixer.rope.inv_freq, rel=1e-6)
+        assert replace(layer.mixer, rope=other.mixer.rope) == other.mixer
+        assert layer.mixer.rope.factor == other.mixer.rope.factor
         assert layer.ffn == other.ffn
     assert replace(spec, layers=reference.layers, norm_eps=reference.norm_eps) == reference
     tensors = canonical_tensors(ours, spec, rules)
@@ -137,7 +137,7 @@ def test_transformers_reads_the_same_weights_out_of_a_llama_gguf(tmp_path: Path)
     checkpoint = open_checkpoint(tmp_path / "model.gguf")
     spec, rules = describe(checkpoint)
     tensors = canonical_tensors(checkpoint, spec, rules)
-    assert loaded["config"]["num_key_value_heads"] == spec.layers[0].attention.num_kv_heads
+    assert loaded["config"]["num_key_value_heads"] == spec.layers[0].mixer.num_kv_heads
     for name in ("q", "k", "v"):
         theirs = loaded["tensors"][f"model.layers.1.self_attn.{name}_proj.weight"].numpy()
         np.testing.assert_array_equal(dequantize(tensors[f"layers.1.attn.{name}"]), theirs)
@@ -158,7 +158,7 @@ def test_real_smollm2_is_described(smollm2_path: Path) -> None:
     checkpoint = open_checkpoint(smollm2_path)
     spec, rules = describe(checkpoint)
     tensors = canonical_tensors(checkpoint, spec, rules)
-    attn = spec.layers[0].attention
+    attn = spec.layers[0].mixer
     assert (spec.vocab_size, spec.hidden_dim, len(spec.layers), spec.layers[0].ffn.dim) == (49152, 576, 30, 1536)
     assert (attn.num_heads, attn.num_kv_heads, attn.head_dim, spec.max_context, spec.tied) == (9, 3, 64, 8192, True)
     assert sum(param.size for param in params(spec).values()) == 134_515_008  # the model card's 135M

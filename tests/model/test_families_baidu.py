@@ -81,7 +81,7 @@ ERNIE_300B_A47B = {
 )
 def test_ernie_is_as_its_cards_say(values: dict[str, Any], total: float, active: float) -> None:
     spec = describe_config(values)
-    assert spec.layers[0].attention.rope.interleaved
+    assert spec.layers[0].mixer.rope.interleaved
     assert total_billions(spec) == pytest.approx(total, rel=0.02)
     assert active_billions(spec) == pytest.approx(active, rel=0.15)
 

@@ -41,6 +41,6 @@ SEED_OSS_36B: dict[str, Any] = {
 
 def test_seed_oss_is_as_its_card_says() -> None:
     spec = describe_config(SEED_OSS_36B)
-    attn = spec.layers[0].attention
+    attn = spec.layers[0].mixer
     assert (attn.q_dim, attn.qkv_bias, attn.out_bias, attn.rope.dim) == (80 * 128, True, False, 128)
     assert round(total_billions(spec), 1) == 36.2

@@ -135,7 +135,7 @@ def test_activations_go_by_the_names_of_transformers() -> None:
 
 def test_a_fraction_of_rotated_dimensions_is_kept_where_the_family_has_one() -> None:
     config = {**BASE, "architectures": ["Glm4ForCausalLM"], "head_dim": 16, "partial_rotary_factor": 0.5}
-    attention = describe_config(config).layers[0].attention
+    attention = describe_config(config).layers[0].mixer
     assert isinstance(attention, Attention)
     assert attention.rope
     assert attention.rope.dim == 8
@@ -144,13 +144,13 @@ def test_a_fraction_of_rotated_dimensions_is_kept_where_the_family_has_one() -> 
 def test_gpt_oss_has_a_window_where_nothing_is_said() -> None:
     settings = {key: value for key, value in TINY["gpt_oss"][1].items() if key != "sliding_window"}
     layers = describe_config({**BASE, **settings, "architectures": ["GptOssForCausalLM"]}).layers
-    assert [layer.attention.window for layer in layers[:2]] == [128, 0]
+    assert [layer.mixer.window for layer in layers[:2]] == [128, 0]
 
 
 def test_a_clip_of_zero_is_refused_and_none_is_none() -> None:
     with pytest.raises(UserError, match=r"clip_qkv is 0\.0"):
         describe_config({**OLMOE_7B, "clip_qkv": 0.0})
-    assert describe_config({**OLMOE_7B, "clip_qkv": None}).layers[0].attention.clip == 0
+    assert describe_config({**OLMOE_7B, "clip_qkv": None}).layers[0].mixer.clip == 0
 
 
 def test_biases_of_hy3_that_no_rule_names_are_refused_by_their_switch() -> None:

@@ -234,7 +234,7 @@ def test_published_configurations_give_the_published_sizes(name: str) -> None:
 
 def test_deepseek_v3_is_what_its_report_says() -> None:
     model = describe_config(V3)
-    attn, first, last = model.layers[0].attention, model.layers[2].ffn, model.layers[3].ffn
+    attn, first, last = model.layers[0].mixer, model.layers[2].ffn, model.layers[3].ffn
     assert isinstance(attn, LatentAttention)
     assert isinstance(first, FeedForward)
     assert isinstance(last, Experts)

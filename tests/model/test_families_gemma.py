@@ -15,7 +15,7 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.errors import UserError
 from freedive.model.families import describe, describe_config
-from freedive.model.spec import Attention, Model
+from freedive.model.spec import Attention, ModelSpec
 
 GEMMA_2B: dict[str, Any] = {
     "architectures": ["GemmaForCausalLM"],
@@ -183,8 +183,8 @@ def test_published_configurations_give_the_published_sizes(name: str) -> None:
     assert total_billions(describe_config(config)) == pytest.approx(total, rel=0.01)
 
 
-def attentions(model: Model) -> list[Attention]:
-    attns = [layer.attention for layer in model.layers]
+def attentions(model: ModelSpec) -> list[Attention]:
+    attns = [layer.mixer for layer in model.layers]
     assert all(isinstance(attn, Attention) for attn in attns)
     return attns  # type: ignore[return-value]
 
@@ -211,8 +211,8 @@ def test_full_and_sliding_layers_rotate_at_their_own_pace_in_either_shape_of_set
 
 
 def test_scores_are_scaled_as_the_configuration_says() -> None:
-    assert describe_config(GEMMA2_27B).layers[0].attention.scale == pytest.approx(1 / 12)
-    assert describe_config(GEMMA_7B).layers[0].attention.scale == pytest.approx(1 / 16)
+    assert describe_config(GEMMA2_27B).layers[0].mixer.scale == pytest.approx(1 / 12)
+    assert describe_config(GEMMA_7B).layers[0].mixer.scale == pytest.approx(1 / 16)
 
 
 def test_norms_are_stored_less_one(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 from freedive.model.families import describe
-from freedive.model.spec import Attention, LatentAttention, Model
+from freedive.model.spec import Attention, LatentAttention, ModelSpec
 from freedive.ops.reference import ReferenceRunner
 
 PROMPT = prompt(44)
@@ -45,7 +45,7 @@ def saved(name: str) -> tuple[Checkpoint, Checkpoint]:
         return open_checkpoint(Path(folder)), open_checkpoint(path)
 
 
-def read(checkpoint: Checkpoint) -> tuple[Model, dict[str, Floats]]:
+def read(checkpoint: Checkpoint) -> tuple[ModelSpec, dict[str, Floats]]:
     spec, rules = describe(checkpoint)
     return spec, {name: dequantize(tensor) for name, tensor in canonical_tensors(checkpoint, spec, rules).items()}
 
@@ -254,19 +254,19 @@ def test_windows_and_positions_may_be_given_layer_by_layer() -> None:
 
 def test_latent_attention_is_scaled_by_yarn_as_the_maker_says() -> None:
     (attn, *_) = describe(saved("deepseek_v2_lite")[1])[0].layers
-    plain = describe(changed("deepseek_v2_lite", rope__scaling__type="none"))[0].layers[0].attention
+    plain = describe(changed("deepseek_v2_lite", rope__scaling__type="none"))[0].layers[0].mixer
     magnitude = 0.1 * 0.707 * np.log(4) + 1
-    assert attn.attention.scale == pytest.approx(plain.scale * magnitude**2)
-    without = describe(changed("deepseek_v2_lite", rope__scaling__yarn_log_multiplier=None))[0].layers[0].attention
+    assert attn.mixer.scale == pytest.approx(plain.scale * magnitude**2)
+    without = describe(changed("deepseek_v2_lite", rope__scaling__yarn_log_multiplier=None))[0].layers[0].mixer
     assert isinstance(without, LatentAttention)
     assert (without.scale, without.rope.factor) == (plain.scale, pytest.approx(0.1 * np.log(4) + 1))
 
 
 def attentions(checkpoint: Checkpoint) -> list[Attention]:
-    return [layer.attention for layer in read_spec(checkpoint).layers if isinstance(layer.attention, Attention)]
+    return [layer.mixer for layer in read_spec(checkpoint).layers if isinstance(layer.mixer, Attention)]
 
 
-def read_spec(checkpoint: Checkpoint) -> Model:
+def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     return describe(checkpoint)[0]
 
 

@@ -116,7 +116,7 @@ def test_published_configurations_give_the_published_sizes(name: str) -> None:
 
 def test_half_of_a_head_is_rotated_by_neighbours_in_4_and_by_halves_in_4_5() -> None:
     for config, interleaved in ((GLM4_9B, True), (GLM45, False)):
-        attn = describe_config(config).layers[0].attention
+        attn = describe_config(config).layers[0].mixer
         assert isinstance(attn, Attention)
         assert attn.rope is not None
         assert (attn.rope.dim, attn.rope.interleaved, attn.qkv_bias, attn.out_bias) == (64, interleaved, True, False)

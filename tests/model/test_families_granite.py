@@ -140,13 +140,13 @@ def test_published_configurations_give_the_published_sizes(name: str) -> None:
 def test_scales_are_those_of_the_configuration() -> None:
     model = describe_config(GRANITE33_2B)
     assert (model.embed_scale, model.residual_scale, model.logit_scale) == (12, 0.22, 1 / 8)
-    assert model.layers[0].attention.scale == 1 / 64
+    assert model.layers[0].mixer.scale == 1 / 64
 
 
 def test_swash_has_windows_sinks_and_a_rope_for_each_layer() -> None:
     changes = {"architectures": ["GraniteSWAForCausalLM"], "layer_rope_theta": [0, 1e4] * 20}
-    attns = [layer.attention for layer in describe_config({**GRANITE33_2B, **changes}).layers]
-    plain = describe_config(GRANITE33_2B).layers[0].attention
+    attns = [layer.mixer for layer in describe_config({**GRANITE33_2B, **changes}).layers]
+    plain = describe_config(GRANITE33_2B).layers[0].mixer
     for index, attn in enumerate(attns):
         assert isinstance(attn, Attention)
         assert attn.sinks
@@ -158,9 +158,9 @@ def test_swash_has_windows_sinks_and_a_rope_for_each_layer() -> None:
 def test_a_hybrid_without_experts_or_recurrence_is_a_plain_decoder() -> None:
     model = describe_config(GRANITE4_MICRO)
     assert {type(layer.ffn) for layer in model.layers} == {FeedForward}
-    assert model.layers[0].attention.rope is not None
+    assert model.layers[0].mixer.rope is not None
     nope = describe_config({**GRANITE4_MICRO, "position_embedding_type": "nope"})
-    assert nope.layers[0].attention.rope is None
+    assert nope.layers[0].mixer.rope is None
 
 
 @pytest.mark.parametrize(

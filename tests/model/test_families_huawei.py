@@ -62,7 +62,7 @@ PANGU_PRO_MOE_72B: dict[str, Any] = {
 )
 def test_pangu_is_as_its_cards_say(values: dict[str, Any], total: float, active: float) -> None:
     spec = describe_config(values)
-    attn = spec.layers[0].attention
+    attn = spec.layers[0].mixer
     assert (attn.qkv_bias, attn.out_bias) == (True, True)
     assert total_billions(spec) == pytest.approx(total, rel=0.01)
     assert active_billions(spec) == pytest.approx(active, rel=0.01)
@@ -77,5 +77,5 @@ def test_what_pangu_is_not_is_refused(changes: dict[str, Any], words: str) -> No
 
 
 def test_pangu_without_biases_is_described() -> None:
-    attn = describe_config({**PANGU_EMBEDDED_7B, "bias": False}).layers[0].attention
+    attn = describe_config({**PANGU_EMBEDDED_7B, "bias": False}).layers[0].mixer
     assert (attn.qkv_bias, attn.out_bias) == (False, False)

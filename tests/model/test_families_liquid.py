@@ -85,7 +85,7 @@ LFM2_8B_A1B: dict[str, Any] = {
 def test_lfm2_1_2b_is_what_its_card_says() -> None:
     model = describe_config(LFM2_1_2B)
     assert total_billions(model) == pytest.approx(1.17, abs=0.005)
-    assert [isinstance(layer.attention, Attention) for layer in model.layers].count(True) == 6
+    assert [isinstance(layer.mixer, Attention) for layer in model.layers].count(True) == 6
     assert model.tied
     assert {layer.ffn.dim for layer in model.layers if not isinstance(layer.ffn, Experts)} == {8192}
 
@@ -95,7 +95,7 @@ def test_lfm2_8b_a1b_is_what_its_card_says() -> None:
     assert total_billions(model) == pytest.approx(8.3, abs=0.05)
     assert active_billions(model) == pytest.approx(1.5, abs=0.06)
     assert sum(isinstance(layer.ffn, Experts) for layer in model.layers) == 22
-    assert model.layers[0].attention == ShortConv(2048, 3)
+    assert model.layers[0].mixer == ShortConv(2048, 3)
 
 
 def test_a_sequence_costs_its_convolutions_once_and_attention_for_each_token() -> None:

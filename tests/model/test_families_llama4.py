@@ -14,7 +14,7 @@ from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 from freedive.model.families import describe_config
-from freedive.model.spec import Attention, Experts, FeedForward, Temperature
+from freedive.model.spec import Attention, AttentionTemperature, Experts, FeedForward
 
 SCOUT: dict[str, Any] = {
     "architectures": ["Llama4ForConditionalGeneration"],
@@ -138,11 +138,11 @@ def test_every_fourth_layer_of_llama_4_sees_everything_and_knows_no_positions(
     config: dict[str, Any], norm: str
 ) -> None:
     for index, layer in enumerate(describe_config(config).layers):
-        attn = layer.attention
+        attn = layer.mixer
         assert isinstance(attn, Attention)
         if index % 4 == 3:
             assert (attn.rope, attn.chunk, attn.qk_norm) == (None, 0, "")
-            assert attn.temperature == Temperature(8192, 0.1)
+            assert attn.temperature == AttentionTemperature(8192, 0.1)
         else:
             assert attn.rope is not None
             assert (attn.rope.interleaved, attn.chunk, attn.qk_norm, attn.temperature) == (True, 8192, norm, None)
@@ -163,14 +163,14 @@ def test_scouts_rope_slows_long_waves_and_blends_none() -> None:
         describe_config({**SCOUT, "text_config": {**SCOUT["text_config"], "rope_scaling": scaling}})
         for scaling in (SCOUT["text_config"]["rope_scaling"], None)
     )
-    attns = slowed.layers[0].attention, plain.layers[0].attention
+    attns = slowed.layers[0].mixer, plain.layers[0].mixer
     ratios = np.array(attns[1].rope.inv_freq) / np.array(attns[0].rope.inv_freq)  # type: ignore[union-attr]
     assert set(ratios.round(4).tolist()) == {1.0, 8.0}
 
 
 def test_the_temperature_can_be_off() -> None:
     changed = {**SCOUT["text_config"], "attn_temperature_tuning": False}
-    attn = describe_config({**SCOUT, "text_config": changed}).layers[3].attention
+    attn = describe_config({**SCOUT, "text_config": changed}).layers[3].mixer
     assert isinstance(attn, Attention)
     assert attn.temperature is None
 

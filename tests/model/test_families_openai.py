@@ -17,7 +17,7 @@ from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.model.families import describe, describe_config
 from freedive.model.params import params
-from freedive.model.spec import Model
+from freedive.model.spec import ModelSpec
 
 GPT_OSS_20B: dict[str, Any] = {
     "architectures": ["GptOssForCausalLM"],
@@ -67,14 +67,14 @@ GPT_OSS_120B = {
 }
 
 
-def figures(spec: Model) -> tuple[float, float]:
+def figures(spec: ModelSpec) -> tuple[float, float]:
     return round(total_billions(spec), 2), round(active_billions(spec, embedding=False), 2)
 
 
 def test_gpt_oss_is_as_its_card_says() -> None:
     """OpenAI's table of weights counts the output head among the active ones, the embedding not."""
     spec = describe_config(GPT_OSS_20B)
-    first, second = spec.layers[0].attention, spec.layers[1].attention
+    first, second = spec.layers[0].mixer, spec.layers[1].mixer
     assert (first.window, second.window, first.sinks, spec.max_context) == (128, 0, True, 131072)
     assert figures(spec) == (20.91, 3.61)
     assert figures(describe_config(GPT_OSS_120B)) == (116.83, 5.13)

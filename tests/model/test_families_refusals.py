@@ -37,17 +37,17 @@ def test_configurations_of_real_models_pass() -> None:
         "pretraining_tp": 1,
         "use_cache": True,
     }
-    assert described(**smollm2, torch_dtype="bfloat16", rope_theta=100000).layers[0].attention.rope.inv_freq[0] == 1
+    assert described(**smollm2, torch_dtype="bfloat16", rope_theta=100000).layers[0].mixer.rope.inv_freq[0] == 1
     qwen = {
         "architectures": ["Qwen2ForCausalLM"],
         "use_sliding_window": False,
         "sliding_window": 32768,
         "max_window_layers": 21,
     }
-    assert described(**qwen, use_mrope=False).layers[0].attention.window == 0
+    assert described(**qwen, use_mrope=False).layers[0].mixer.window == 0
     old_mistral = {"architectures": ["MistralForCausalLM"], "sliding_window": None}
-    assert described(**old_mistral).layers[0].attention.window == 0
-    assert described(architectures=["MistralForCausalLM"]).layers[0].attention.window == 4096
+    assert described(**old_mistral).layers[0].mixer.window == 0
+    assert described(architectures=["MistralForCausalLM"]).layers[0].mixer.window == 4096
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_any_config_is_described_or_refused(changes: dict[str, Any]) -> None:
         spec = described(**changes)
     except UserError:
         return
-    assert all(np.isfinite(layer.attention.rope.inv_freq).all() for layer in spec.layers)
+    assert all(np.isfinite(layer.mixer.rope.inv_freq).all() for layer in spec.layers)
 
 
 POSITIVE, FACTOR, LENGTH = st.floats(1e-12, 1e12), st.floats(1e-3, 1e6), st.integers(1, 1 << 30)
@@ -222,7 +222,7 @@ def test_any_possible_rope_numbers_give_finite_frequencies(
 ) -> None:
     assume(table.get("low_freq_factor", 0) < table.get("high_freq_factor", 1))
     spec = described(rope_theta=theta, head_dim=2 * half_dim, max_position_embeddings=context, rope_scaling=table)
-    rope = spec.layers[0].attention.rope
+    rope = spec.layers[0].mixer.rope
     assert np.isfinite([*rope.inv_freq, rope.factor]).all()
     assert min(rope.inv_freq) >= 0
 

@@ -16,8 +16,8 @@ from tiny_models import save
 from typer.testing import CliRunner
 
 from freedive.cli import app
+from freedive.commands.formatting import count_text, size_text
 from freedive.commands.quantize import quantize
-from freedive.commands.words import count_text, size_text
 from freedive.hub import cache
 from freedive.hub.catalogue import catalogue
 

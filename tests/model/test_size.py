@@ -12,8 +12,8 @@ from test_families_mixtures import MIXTRAL_8X7B, QWEN3_30B
 from test_families_openai import GPT_OSS_20B, GPT_OSS_120B
 from tiny_models import save
 
-from freedive.checkpoint.companions import METHODS
 from freedive.checkpoint.file import read_json
+from freedive.checkpoint.quantized.discover import METHODS
 from freedive.errors import UserError
 from freedive.model.families import describe_config
 from freedive.model.families.storage import declared

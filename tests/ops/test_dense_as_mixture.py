@@ -42,7 +42,7 @@ ROUTERS = {
     "one, by its input": spec.Router(4, 1, weighs_input=True, renormalise=True),
 }
 
-Dense = tuple[spec.Model, dict[str, Tensor], Tokenizer]
+Dense = tuple[spec.ModelSpec, dict[str, Tensor], Tokenizer]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def dense(smollm2_path: Path) -> Dense:
     return model, canonical_tensors(checkpoint, model, rules), Tokenizer.from_gguf(checkpoint.config)
 
 
-def mixture(model: spec.Model, tensors: dict[str, Tensor], router: spec.Router) -> NativeRunner:
+def mixture(model: spec.ModelSpec, tensors: dict[str, Tensor], router: spec.Router) -> NativeRunner:
     """The model with every feed-forward copied to all experts, and random routers."""
     rng = np.random.default_rng(0)
     layers = []
@@ -69,7 +69,7 @@ def mixture(model: spec.Model, tensors: dict[str, Tensor], router: spec.Router) 
     return run(mixed, weights)
 
 
-def run(model: spec.Model, weights: dict[str, Tensor]) -> NativeRunner:
+def run(model: spec.ModelSpec, weights: dict[str, Tensor]) -> NativeRunner:
     packed = pack_model(weights, num_threads=2)
     return NativeRunner(model, packed, num_threads=2, max_rows=128, num_pages=8, cache_format="f32")
 

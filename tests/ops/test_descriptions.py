@@ -43,7 +43,7 @@ def without(part: Any, trait: Trait) -> Any:
     return replace(part, **changes)
 
 
-UNSEEN = {(spec.Model, "mtp")}
+UNSEEN = {(spec.ModelSpec, "mtp")}
 """Traits that no logits depend on; test_mtp holds them."""
 
 CASES = sorted({(name, kind.__name__, field) for name, m in DESCRIPTIONS.items() for (kind, field), _ in traits(m)})
@@ -64,7 +64,7 @@ def test_every_trait_and_every_kind_is_described() -> None:
 
 
 @cache
-def logits(described: spec.Model, name: str) -> Floats:
+def logits(described: spec.ModelSpec, name: str) -> Floats:
     """The logits of ``described``, with the weights of the description ``name`` as far as that has them."""
     values = weights(described) | weights(DESCRIPTIONS[name])
     runner = ReferenceRunner(described, {key: values[key] for key in params(described)}, num_pages=2)

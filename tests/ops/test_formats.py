@@ -14,13 +14,13 @@ from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.packed import FORMATS, PackedTensor, pack
 from freedive.checkpoint.tensor import Tensor
 from freedive.model.params import Param, params
-from freedive.model.spec import Attention, FeedForward, Layer, Model, Rope
+from freedive.model.spec import Attention, FeedForward, Layer, ModelSpec, Rope
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner
 
 ROPE = Rope(64, tuple(1e4 ** (-i / 32) for i in range(32)))
 LAYER = Layer(Attention(num_heads=4, num_kv_heads=2, head_dim=64, rope=ROPE, scale=0.125), FeedForward(512))
-MODEL = Model("test", 100, 256, (LAYER, LAYER), 1e-5, 128, tied=True)
+MODEL = ModelSpec("test", 100, 256, (LAYER, LAYER), 1e-5, 128, tied=True)
 
 
 def weight(param: Param, kind: str, seed: int) -> Tensor:

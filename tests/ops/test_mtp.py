@@ -32,7 +32,7 @@ def guesses(runner: Runner, schedule: list[list[tuple[int, int]]], given: list[i
             token for request, n in step for token in PROMPTS[request][done[request] + 1 : done[request] + 1 + n]
         ]
         runner.step(batch)
-        rows = runner.draft(np.array(following, np.int32), batch.wanted)
+        rows = runner.draft(np.array(following, np.int32), batch.output_rows)
         for request, n in step:
             logits[request].append(rows[:n])
             rows, done[request] = rows[n:], done[request] + n
@@ -75,7 +75,7 @@ def test_schedules_and_levels_do_not_show_in_guesses(name: str, level: str) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_models_own_logits_do_not_know_of_it(name: str) -> None:
-    def logits(described: spec.Model) -> list[Floats]:
+    def logits(described: spec.ModelSpec) -> list[Floats]:
         runner = NativeRunner(described, with_mtp(name).packed, num_threads=1, max_rows=200, num_pages=6)
         assert runner.drafts == (described.mtp is not None)
         done, parts = [0, 0], []
@@ -83,7 +83,7 @@ def test_the_models_own_logits_do_not_know_of_it(name: str) -> None:
             batch = to_batch(PROMPTS, step, done, TABLES, [70, 41])
             parts.append(runner.step(batch))
             if runner.drafts:
-                runner.draft(batch.tokens, batch.wanted[:0])
+                runner.draft(batch.tokens, batch.output_rows[:0])
             for request, count in step:
                 done[request] += count
         return parts

@@ -42,7 +42,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 @cache
-def model(name: str) -> tuple[spec.Model, Mapping[str, PackedTensor]]:
+def model(name: str) -> tuple[spec.ModelSpec, Mapping[str, PackedTensor]]:
     """A tiny model for the kernels; "quantised" is Llama with every format that its size allows."""
     if name != "quantised":
         return tiny(name).spec, tiny(name).packed
@@ -134,14 +134,14 @@ def test_only_wanted_rows_are_returned_and_they_are_the_same() -> None:
 
 
 @pytest.fixture(scope="module")
-def smollm2(smollm2_path: Path) -> tuple[spec.Model, Mapping[str, Tensor]]:
+def smollm2(smollm2_path: Path) -> tuple[spec.ModelSpec, Mapping[str, Tensor]]:
     checkpoint = open_checkpoint(smollm2_path)
     described, rules = describe(checkpoint)
     return described, canonical_tensors(checkpoint, described, rules)
 
 
 @pytest.fixture(scope="module")
-def packed(smollm2: tuple[spec.Model, Mapping[str, Tensor]]) -> Mapping[str, PackedTensor]:
+def packed(smollm2: tuple[spec.ModelSpec, Mapping[str, Tensor]]) -> Mapping[str, PackedTensor]:
     return {name: pack(tensor, num_threads=2) for name, tensor in smollm2[1].items()}
 
 
@@ -151,7 +151,7 @@ COMPANION = prompt(9, seed=6, vocab=49152)
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_real_model_gives_the_same_bits(
-    smollm2: tuple[spec.Model, Any], packed: Mapping[str, PackedTensor], level: str
+    smollm2: tuple[spec.ModelSpec, Any], packed: Mapping[str, PackedTensor], level: str
 ) -> None:
     count, others = (3, 2) if level == "scalar" else (24, 9)  # plain loops are slow
     prompts, half = [TEXT[:count], COMPANION[:others]], count // 2
@@ -166,7 +166,7 @@ def test_the_real_model_gives_the_same_bits(
 
 
 def test_the_real_model_is_near_the_reference(
-    smollm2: tuple[spec.Model, Mapping[str, Tensor]], packed: Mapping[str, PackedTensor]
+    smollm2: tuple[spec.ModelSpec, Mapping[str, Tensor]], packed: Mapping[str, PackedTensor]
 ) -> None:
     described, tensors = smollm2
     schedule, table = [[(0, len(TEXT))]], [[0]]

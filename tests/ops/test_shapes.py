@@ -12,7 +12,7 @@ from tiny_models import Floats, pack_floats, prompt, take_steps
 from weights import LEVELS
 
 from freedive.errors import UserError
-from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Model
+from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, ModelSpec
 from freedive.ops.native import NativeRunner
 from freedive.ops.record import fuse, record
 from freedive.ops.reference import ReferenceRunner
@@ -21,13 +21,13 @@ PROMPTS, TABLES = [prompt(50, vocab=VOCAB), prompt(33, seed=1, vocab=VOCAB)], [[
 SCHEDULE = [[(0, 31), (1, 33)], [(0, 1)], [(0, 18)]]
 
 
-def native(described: Model, values: dict[str, Floats], level: str | None = None) -> NativeRunner:
+def native(described: ModelSpec, values: dict[str, Floats], level: str | None = None) -> NativeRunner:
     return NativeRunner(
         described, pack_floats(values), num_threads=1, max_rows=64, num_pages=4, cache_format="f32", isa=level
     )
 
 
-def assert_close(described: Model, level: str, given: list[int] | None = None) -> None:
+def assert_close(described: ModelSpec, level: str, given: list[int] | None = None) -> None:
     values = weights(described)
     got = take_steps(native(described, values, level), PROMPTS, SCHEDULE, TABLES, given)
     expected = take_steps(ReferenceRunner(described, values, num_pages=4), PROMPTS, SCHEDULE, TABLES)

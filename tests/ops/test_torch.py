@@ -36,7 +36,7 @@ SCHEDULES: dict[str, Schedule] = {
 LATENT = [name for name in DESCRIPTIONS if "latent" in name or name == "groups by their best two"]
 
 
-def tensors(described: spec.Model, dtype: torch.dtype = torch.float32) -> Tensors:
+def tensors(described: spec.ModelSpec, dtype: torch.dtype = torch.float32) -> Tensors:
     return {name: torch.tensor(value, dtype=dtype) for name, value in weights(described).items()}
 
 
@@ -200,7 +200,7 @@ def test_of_equal_experts_the_first_are_chosen(name: str) -> None:
     np.testing.assert_allclose(routes, ReferenceOps(batch, []).route(logits, router, None, None), atol=1e-6)
 
 
-def mixed(described: spec.Model) -> Tensors:
+def mixed(described: spec.ModelSpec) -> Tensors:
     """Matrices in bfloat16; routers, norms and biases in float32."""
     return {
         name: value.bfloat16() if params(described)[name].role in ("linear", "embedding", "heads") else value

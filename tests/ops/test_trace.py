@@ -70,8 +70,8 @@ def test_each_phase_appears_once(name: str) -> None:
     assert all(each.layer is None for each in operations if each.kind in ("embed", "head"))
 
 
-def latent_layers(model: spec.Model) -> list[spec.LatentAttention]:
-    return [layer.attention for layer in model.layers if isinstance(layer.attention, spec.LatentAttention)]
+def latent_layers(model: spec.ModelSpec) -> list[spec.LatentAttention]:
+    return [layer.mixer for layer in model.layers if isinstance(layer.mixer, spec.LatentAttention)]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -104,7 +104,7 @@ def test_attention_does_what_its_mask_shows(name: str, start: int, length: int) 
     found = [each.work for each in taking.trace(batch)[1] if each.kind == "attention"]
     q, k = np.arange(start, start + length)[:, None], np.arange(start + length)[None]
     for work, layer in zip(found, model.layers, strict=True):
-        attn = layer.attention
+        attn = layer.mixer
         assert isinstance(attn, spec.Attention)
         mask = k <= q
         if attn.window:

@@ -276,7 +276,7 @@ def test_the_format_reaches_the_model(client: ollama.Client, fake_model: EchoMod
         client.chat("echo", messages=[{"role": "user", "content": "hello"}], format=asked)
         assert fake_model.asked[-1]["format"] == format
         client.generate("echo", "hello", raw=True, format=asked)
-        assert fake_model.engine.generations[-1].submitted["guide"] == format
+        assert fake_model.engine.generations[-1].submitted["constraint"] == format
 
 
 def test_embeddings_old_and_new(client: ollama.Client) -> None:

@@ -334,7 +334,7 @@ def test_formats_reach_the_model(
     client.chat.completions.create(model="echo", messages=HELLO, response_format=asked)
     assert fake_model.asked[-1]["format"] == format
     client.completions.create(model="echo", prompt="x", extra_body={"response_format": asked})
-    assert fake_model.engine.generations[-1].submitted["guide"] == format
+    assert fake_model.engine.generations[-1].submitted["constraint"] == format
 
 
 def test_choices_of_tools_reach_the_model(client: openai.OpenAI, fake_model: EchoModel) -> None:

@@ -84,7 +84,7 @@ def test_users_and_salts_of_clients_stand_below_the_key(house: House) -> None:
     for route, field in words:
         house.post(route, "ann", **ASKING[route], **field)
         submitted = house.model.engine.generations[-1].submitted
-        assert (submitted["tenant"], submitted["user"], submitted["salt"]) == (house.ids["ann"], "u", "u")
+        assert (submitted["tenant"], submitted["user"], submitted["cache_salt"]) == (house.ids["ann"], "u", "u")
     house.post("/v1/responses", "ann", input="hello", user="u")
     house.post("/v1/messages", "ann", **ASKING["/v1/messages"], metadata={"user_id": "u"})
     assert [made.submitted["user"] for made in house.model.engine.generations[-2:]] == ["u", "u"]
@@ -92,7 +92,7 @@ def test_users_and_salts_of_clients_stand_below_the_key(house: House) -> None:
 
 def test_a_form_that_takes_long_to_prepare_holds_up_no_other_request(house: House, monkeypatch: Any) -> None:
     """Neither those of other keys, with a form or without, nor those of the same key without one."""
-    prepared, question = threading.Event(), house.model.question
+    prepared, question = threading.Event(), house.model.make_prompt
 
     def slow(messages: Any, *args: Any, **options: Any) -> Any:
         if messages[-1]["content"] == "slow":
@@ -119,7 +119,7 @@ def test_a_form_that_takes_long_to_prepare_holds_up_no_other_request(house: Hous
 
 
 def test_a_request_whose_client_left_while_it_waited_is_never_begun(house: House, monkeypatch: Any) -> None:
-    begun, question = [], house.model.question
+    begun, question = [], house.model.make_prompt
     prepared = threading.Event()
 
     def slow(messages: Any, *args: Any, **options: Any) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from freedive.text.dialects.dialect import Dialect, State, initial_state
-from freedive.text.dialects.known import dialect_for
+from freedive.text.dialects.registry import dialect_for
 from freedive.text.template import ChatTemplate
 
 TOOLS: list[dict[str, Any]] = [

@@ -10,8 +10,8 @@ from dialect_samples import SAMPLES, TOOLS
 
 from freedive.text.dialects.codecs import coerced
 from freedive.text.dialects.dialect import Call, Dialect, Mode, State, initial_state
-from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Answer, parse
+from freedive.text.dialects.registry import dialect_for
 
 HERMES = dialect_for("<think> <tool_call>", [])
 XML = dialect_for("<function=", [])

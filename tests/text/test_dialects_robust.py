@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pace import seconds_on_an_idle_core
 
 from freedive.text.dialects.dialect import Dialect, Mode, State
-from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Answer, Parser, joined, parse
+from freedive.text.dialects.registry import dialect_for
 
 DIALECTS = {name: dialect_for(sample.source, sample.added_tokens) for name, sample in SAMPLES.items()}
 DIFFERENT = (

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from freedive.text.dialects.dialect import Dialect
-from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Parser, joined
+from freedive.text.dialects.registry import dialect_for
 from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer
 
@@ -34,7 +34,7 @@ def test_a_dialects_special_tokens_are_kept_and_others_are_not(tokenizer: Tokeni
         "Zürich</｜DSML｜parameter></｜DSML｜invoke></｜DSML｜tool_calls><|im_end|>"
     )
     dialect = dialect_for("", tokenizer.added_tokens.values())
-    parser, stream = Parser(dialect), tokenizer.stream(keep=dialect.keeps)
+    parser, stream = Parser(dialect), tokenizer.stream(is_visible=dialect.is_visible)
     texts = [*map(stream.push, tokenizer.encode(output)), stream.flush()]
     assert "".join(texts) == output.removesuffix("<|im_end|>")
     said = joined([*(event for text in texts for event in parser.feed(text)), *parser.finish()])
@@ -43,7 +43,7 @@ def test_a_dialects_special_tokens_are_kept_and_others_are_not(tokenizer: Tokeni
 
 
 def test_a_plain_dialect_keeps_no_special_token(tokenizer: Tokenizer) -> None:
-    stream = tokenizer.stream(keep=Dialect({}).keeps)
+    stream = tokenizer.stream(is_visible=Dialect({}).is_visible)
     assert "".join(map(stream.push, tokenizer.encode("a<|im_end|>｜DSML｜<think>"))) == "a<think>"
 
 

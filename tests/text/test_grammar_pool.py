@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_format import guide_of, guides  # noqa: F401  # a fixture
+from test_format import compiler, constraint_of  # noqa: F401  # a fixture
 
 from freedive.errors import Overloaded, Unavailable, UserError
 from freedive.text import grammar_pool
 from freedive.text.format import Format
-from freedive.text.grammar_compiler import Vocabulary
+from freedive.text.grammar_constraint import GrammarCompiler
 from freedive.text.grammar_pool import GrammarPool, TimedOut
-from freedive.text.guide import Guides
+from freedive.text.grammar_worker import Vocabulary
 
 VOCABULARY = Vocabulary([bytes([n]) for n in range(256)] + [b"<end>"], [256], [256], None).to_bytes()
 
@@ -147,7 +147,7 @@ time.sleep(60)
         time.sleep(0.02)
 
 
-def test_a_verdict_of_time_is_not_kept(guides: Guides, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_verdict_of_time_is_not_kept(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     def late(*_: Any) -> str:
         raise TimedOut
 
@@ -155,8 +155,8 @@ def test_a_verdict_of_time_is_not_kept(guides: Guides, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(GrammarPool, "fault", late)
         with pytest.raises(UserError, match="takes longer than"):
-            guide_of(guides, form)
-    assert guide_of(guides, form).allowed().any()
+            constraint_of(compiler, form)
+    assert constraint_of(compiler, form).allowed().any()
 
 
 def worker_pid(pool: GrammarPool) -> int:

@@ -9,23 +9,23 @@ from typing import Any
 
 import jsonschema
 import pytest
-from guided import follow, smollm2, valid_json, write
+from constrained import follow, smollm2, valid_json, write
 from schemas import wild
-from test_format import guide_of, guides  # noqa: F401  # a fixture
+from test_format import compiler, constraint_of  # noqa: F401  # a fixture
 
 from freedive.errors import UserError
 from freedive.text.format import Format
-from freedive.text.guide import Guides
+from freedive.text.grammar_constraint import GrammarCompiler
 from freedive.text.schema.numbers import NumberError, checked_multiple, inner_bounds
 from freedive.text.schema.rewrite import rewritten
 
 
-def writes(guides: Guides, schema: dict[str, Any], text: str) -> bool:  # noqa: F811
-    guide = guide_of(guides, Format("json_schema", schema))
-    if not follow(guide, smollm2(), text):
+def writes(compiler: GrammarCompiler, schema: dict[str, Any], text: str) -> bool:  # noqa: F811
+    constraint = constraint_of(compiler, Format("json_schema", schema))
+    if not follow(constraint, smollm2(), text):
         return False
     stops = [int(token) for token in smollm2().stop_ids]
-    return guide.complete or any(guide.allowed()[token // 8] >> token % 8 & 1 for token in stops)
+    return constraint.complete or any(constraint.allowed()[token // 8] >> token % 8 & 1 for token in stops)
 
 
 INT64 = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
@@ -54,8 +54,13 @@ INT64 = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
         ({"enum": [1e18, 2.5]}, "1" + "0" * 18, True),
     ],
 )
-def test_numbers_are_kept_exactly_or_more_narrowly(guides: Guides, schema: Any, text: str, may: bool) -> None:  # noqa: F811
-    assert writes(guides, schema, text) == may
+def test_numbers_are_kept_exactly_or_more_narrowly(
+    compiler: GrammarCompiler,  # noqa: F811
+    schema: Any,
+    text: str,
+    may: bool,
+) -> None:
+    assert writes(compiler, schema, text) == may
 
 
 @pytest.mark.parametrize(
@@ -136,8 +141,8 @@ CONTROLS = 'a\x00b\x1f\x7f\n"\\é'
         ({"properties": {"ab": {"const": 1}}, "type": "object"}, r'{"\u0061b":2}', False),
     ],
 )
-def test_control_characters_are_written_exactly(guides: Guides, schema: Any, text: str, may: bool) -> None:  # noqa: F811
-    assert writes(guides, schema, text) == may
+def test_control_characters_are_written_exactly(compiler: GrammarCompiler, schema: Any, text: str, may: bool) -> None:  # noqa: F811
+    assert writes(compiler, schema, text) == may
 
 
 @pytest.mark.parametrize(
@@ -209,7 +214,7 @@ def test_control_characters_are_written_exactly(guides: Guides, schema: Any, tex
     ],
 )  # fmt: skip
 def test_what_llguidance_lacks_is_written_in_what_it_has(
-    guides: Guides,  # noqa: F811
+    compiler: GrammarCompiler,  # noqa: F811
     schema: Any,
     yes: list[str],
     no: list[str],
@@ -218,11 +223,11 @@ def test_what_llguidance_lacks_is_written_in_what_it_has(
     if "additionalItems" in schema:
         checker = jsonschema.Draft7Validator
     for text in yes:
-        assert writes(guides, schema, text), text
+        assert writes(compiler, schema, text), text
     for text in no:
-        assert not writes(guides, schema, text), text
+        assert not writes(compiler, schema, text), text
     for seed in range(6):
-        text = write(guide_of(guides, Format("json_schema", schema)), smollm2(), seed)
+        text = write(constraint_of(compiler, Format("json_schema", schema)), smollm2(), seed)
         assert text is None or not [*checker(schema).iter_errors(valid_json(text))]
 
 
@@ -237,8 +242,8 @@ ANNOTATIONS = {
 @pytest.mark.parametrize(
     "name", ["password", "path", "binary", "byte", "url", "regex", "int64", "decimal", "uri-reference", "json-pointer"]
 )
-def test_annotations_have_no_effect(guides: Guides, name: str) -> None:  # noqa: F811
-    assert writes(guides, {"type": "string", "format": name, **ANNOTATIONS}, '"anything"')
+def test_annotations_have_no_effect(compiler: GrammarCompiler, name: str) -> None:  # noqa: F811
+    assert writes(compiler, {"type": "string", "format": name, **ANNOTATIONS}, '"anything"')
     assert rewritten({"type": "string", "format": name, **ANNOTATIONS}, "tools") == ({"type": "string"}, False)
 
 
@@ -284,9 +289,9 @@ def test_what_is_no_schema_is_refused_by_name(schema: dict[str, Any], words: str
         {"not": {"not": {"$ref": "#"}}},
     ],
 )
-def test_what_proves_too_hard_is_the_users_matter(guides: Guides, schema: dict[str, Any]) -> None:  # noqa: F811
+def test_what_proves_too_hard_is_the_users_matter(compiler: GrammarCompiler, schema: dict[str, Any]) -> None:  # noqa: F811
     with pytest.raises(UserError) as caught:
-        guide_of(guides, Format("json_schema", schema))
+        constraint_of(compiler, Format("json_schema", schema))
     assert caught.value.param == "response_format"
 
 
@@ -300,19 +305,19 @@ def test_what_proves_too_hard_is_the_users_matter(guides: Guides, schema: dict[s
         "start: r0\n" + "\n".join(f"r{n}: r{n + 1}" for n in range(2000)),
     ],
 )  # fmt: skip
-def test_a_grammar_that_nothing_can_match_is_refused(guides: Guides, lark: str) -> None:  # noqa: F811
+def test_a_grammar_that_nothing_can_match_is_refused(compiler: GrammarCompiler, lark: str) -> None:  # noqa: F811
     with pytest.raises(UserError, match="kept to"):
-        guide_of(guides, Format("grammar", lark))
+        constraint_of(compiler, Format("grammar", lark))
 
 
 @pytest.mark.parametrize("start", range(0, 200, 50))
-def test_any_schema_is_refused_or_kept_to(guides: Guides, start: int) -> None:  # noqa: F811
+def test_any_schema_is_refused_or_kept_to(compiler: GrammarCompiler, start: int) -> None:  # noqa: F811
     finished = 0
     for seed in range(start, start + 50):
         schema = wild(seed)
         try:
-            guide = guide_of(guides, Format("json_schema", schema))
-            text = write(guide, smollm2(), seed, longest=60)
+            constraint = constraint_of(compiler, Format("json_schema", schema))
+            text = write(constraint, smollm2(), seed, longest=60)
         except UserError:
             continue
         except RuntimeError as error:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from guided import smollm2
+from constrained import smollm2
 
-from freedive.text.budget import ThoughtConstraint, thinking_budget
 from freedive.text.dialects.dialect import Dialect, Mode, State
-from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Answer, parse
+from freedive.text.dialects.registry import dialect_for
 from freedive.text.thinking import effort_budget, thinking_variables
+from freedive.text.thinking_budget import ThoughtConstraint, thinking_budget
 
 GRANITE = "Here is my thought process: Here is my response:"
 THOUGHT = "one 😀🎉 two 😀🎉 three " * 20

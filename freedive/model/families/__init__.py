@@ -34,7 +34,7 @@ from freedive.model.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from freedive.model.families.refused import REFUSED, refusal
 from freedive.model.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3
 from freedive.model.families.zhipu import GLM4, GLM4_MOE
-from freedive.model.spec import Attention, Model
+from freedive.model.spec import Attention, ModelSpec
 
 FAMILIES = (
     LLAMA,
@@ -76,7 +76,7 @@ FAMILIES = (
 logger = logging.getLogger(__name__)
 
 
-def describe(checkpoint: Checkpoint) -> tuple[Model, Rules]:
+def describe(checkpoint: Checkpoint) -> tuple[ModelSpec, Rules]:
     """The decoder that ``checkpoint`` holds, and how its tensors become canonical.
 
     Raises UserError for an unknown architecture, an unknown key, or numbers that make no model.
@@ -94,12 +94,12 @@ def describe(checkpoint: Checkpoint) -> tuple[Model, Rules]:
     return spec, text_rules(rules, checkpoint.tensors)
 
 
-def describe_config(values: Mapping[str, Any]) -> Model:
+def describe_config(values: Mapping[str, Any]) -> ModelSpec:
     """The decoder of which a parsed config.json gives the ``values``. Raises UserError as :func:`describe` does."""
     return _spec(*_read(values))
 
 
-def as_hub(checkpoint: Checkpoint, model: Model) -> tuple[dict[str, Any], Rules]:
+def as_hub(checkpoint: Checkpoint, model: ModelSpec) -> tuple[dict[str, Any], Rules]:
     """The decoder of ``checkpoint`` as a Hugging Face folder of its own would have it: config.json, and naming rules.
 
     That is the text part alone, and without layers that predict further tokens, as ``model`` has to be. A GGUF file's
@@ -135,21 +135,21 @@ def _type_name(family: Family, values: Mapping[str, Any]) -> str:
     return str(values.get("model_type") or next(texts, family.name))
 
 
-def _spec(family: Family, config: Config) -> Model:
+def _spec(family: Family, config: Config) -> ModelSpec:
     spec = family.spec(config)
     config.refuse_unread(family.name, family.ignorable, {**_said_anyway(spec), **family.fixed})
     check(spec)
     return spec
 
 
-def _said_anyway(spec: Model) -> dict[str, Any]:
+def _said_anyway(spec: ModelSpec) -> dict[str, Any]:
     """What a configuration may say of windows where no layer has one, also for families that know none."""
-    if any(isinstance(layer.attention, Attention) and layer.attention.window for layer in spec.layers):
+    if any(isinstance(layer.mixer, Attention) and layer.mixer.window for layer in spec.layers):
         return {}
     return {"layer_types": [FULL] * len(spec.layers), "use_sliding_window": False}
 
 
-def _with_mtp(spec: Model, config: Config, checkpoint: Checkpoint, mark: str) -> Model:
+def _with_mtp(spec: ModelSpec, config: Config, checkpoint: Checkpoint, mark: str) -> ModelSpec:
     """``spec`` with a layer that predicts a further token, where the files have one; it is shaped as the last."""
     has_one = _num_mtp_layers(config) > 0 and mark.format(len(spec.layers)) in checkpoint.tensors
     return replace(spec, mtp=spec.layers[-1]) if has_one else spec

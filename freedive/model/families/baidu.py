@@ -11,15 +11,15 @@ from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import Naming
 from freedive.model.families.parts import attention, feed_forward, model, num_layers, router, with_shared
 from freedive.model.families.rope import rope
-from freedive.model.spec import Attention, Experts, Layer, Model
+from freedive.model.spec import Attention, Experts, Layer, ModelSpec
 
 
-def _ernie(config: Config) -> Model:
+def _ernie(config: Config) -> ModelSpec:
     layer = Layer(_attention(config), feed_forward(config, bias=config.flag("use_bias")))
     return model("ernie4_5", config, [layer] * num_layers(config))
 
 
-def _ernie_moe(config: Config) -> Model:
+def _ernie_moe(config: Config) -> ModelSpec:
     total, bias = num_layers(config), config.flag("use_bias")
     dense = Layer(_attention(config), feed_forward(config, bias=bias))
     sparse = replace(dense, ffn=_experts(config))
@@ -49,7 +49,7 @@ def _experts(config: Config) -> Experts:
 _CHOICE_BIAS = "layers.{}.ffn.choice_bias"
 
 
-def _published(spec: Model) -> Rules:
+def _published(spec: ModelSpec) -> Rules:
     """What the files say where transformers says otherwise; and the layers that predict further tokens."""
     return [
         Rule("model.layers.{}.mlp.moe_statics.e_score_correction_bias", (_CHOICE_BIAS,), (Row(),)),

@@ -6,10 +6,10 @@ from freedive.model.families.config import Config
 from freedive.model.families.family import Family
 from freedive.model.families.gguf import Gguf
 from freedive.model.families.parts import attention, feed_forward, model, num_layers
-from freedive.model.spec import Layer, Model
+from freedive.model.spec import Layer, ModelSpec
 
 
-def _seed_oss(config: Config) -> Model:
+def _seed_oss(config: Config) -> ModelSpec:
     layer = Layer(
         attention(config, qkv_bias=config.flag("attention_bias"), out_bias=config.flag("attention_out_bias")),
         feed_forward(config, bias=config.flag("mlp_bias")),

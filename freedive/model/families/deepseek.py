@@ -17,12 +17,12 @@ from freedive.model.families.parts import (
     router,
     with_shared,
 )
-from freedive.model.spec import Attention, Experts, LatentAttention, Layer, Model, Router
+from freedive.model.spec import Attention, Experts, LatentAttention, Layer, ModelSpec, Router
 
 _DENSE, _SPARSE = "dense", "sparse"
 
 
-def _deepseek_v2(config: Config) -> Model:
+def _deepseek_v2(config: Config) -> ModelSpec:
     config.choice("scoring_func", ("softmax",))
     gate = router(config, "n_routed_experts", renormalise=config.flag("norm_topk_prob"), scale=_scale(config))
     grouped = groups(config, gate)
@@ -31,12 +31,12 @@ def _deepseek_v2(config: Config) -> Model:
     return decoder("deepseek_v2", config, latent_attention(config, interleaved=True), gate, first_dense(config))
 
 
-def _deepseek_v3(config: Config) -> Model:
+def _deepseek_v3(config: Config) -> ModelSpec:
     attn = latent_attention(config, interleaved=config.flag("rope_interleave", True))
     return decoder("deepseek_v3", config, attn, unbiased_router(config), first_dense(config))
 
 
-def _glm4_moe_lite(config: Config) -> Model:
+def _glm4_moe_lite(config: Config) -> ModelSpec:
     attn = latent_attention(config, interleaved=config.flag("rope_interleave", True))
     types = config.choices("mlp_layer_types", num_layers(config), (_DENSE, _SPARSE)) or first_dense(config)
     return decoder("glm4_moe_lite", config, attn, unbiased_router(config), types)
@@ -44,7 +44,7 @@ def _glm4_moe_lite(config: Config) -> Model:
 
 def decoder(
     family: str, config: Config, attn: Attention | LatentAttention, gate: Router, types: Sequence[str]
-) -> Model:
+) -> ModelSpec:
     dense = feed_forward(config, bias=config.flag("mlp_bias"))
     moe = Experts(gate, feed_forward(config, "moe_intermediate_size", bias=dense.bias))
     moe = with_shared(moe, config.count("n_shared_experts", 0, least=0, most=64))

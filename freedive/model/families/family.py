@@ -9,7 +9,7 @@ from typing import Any
 from freedive.model.families.config import Config
 from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import Naming
-from freedive.model.spec import Model
+from freedive.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Family:
     name: str
     models: str
     architectures: tuple[str, ...]
-    spec: Callable[[Config], Model]
+    spec: Callable[[Config], ModelSpec]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignorable: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)

@@ -12,22 +12,22 @@ from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import HUB, Naming
 from freedive.model.families.parts import FULL, SLIDING, attention, layer_types, model, num_layers, window
 from freedive.model.families.rope import plain_rope, rope
-from freedive.model.spec import Attention, FeedForward, Layer, Model
+from freedive.model.spec import Attention, FeedForward, Layer, ModelSpec
 
 
-def _gemma(config: Config) -> Model:
+def _gemma(config: Config) -> ModelSpec:
     config.choice("hidden_act", ("gelu_pytorch_tanh", "gelu"))  # the first files say gelu and mean its approximation
     return _decoder("gemma", config, [_attention(config)] * num_layers(config))
 
 
-def _gemma2(config: Config) -> Model:
+def _gemma2(config: Config) -> ModelSpec:
     softcap = config.number("attn_logit_softcapping", 0.0, least=0)
     attn = replace(_attention(config), scale=_scale(config), softcap=softcap)
     kinds = {FULL: attn, SLIDING: replace(attn, window=window(config))}
     return _decoder("gemma2", config, [kinds[kind] for kind in _types(config, 2)], post_norms=True)
 
 
-def _gemma3(config: Config) -> Model:
+def _gemma3(config: Config) -> ModelSpec:
     attn = replace(_attention(config), scale=_scale(config), qk_norm="head")
     if "rope_parameters" in config:
         for kind in (FULL, SLIDING):  # there is no theta for both
@@ -54,7 +54,7 @@ def _types(config: Config, period: int) -> Sequence[str]:
     return layer_types(config, [SLIDING if (i + 1) % period else FULL for i in range(num_layers(config))])
 
 
-def _decoder(family: str, config: Config, attns: Sequence[Attention], *, post_norms: bool = False) -> Model:
+def _decoder(family: str, config: Config, attns: Sequence[Attention], *, post_norms: bool = False) -> ModelSpec:
     config.choice("hidden_activation", ("gelu_pytorch_tanh",))
     ffn = FeedForward(config.count("intermediate_size"), "gelu_tanh")
     return model(

@@ -10,14 +10,14 @@ from freedive.model.families.family import Family
 from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import SHARED, Naming, feed_forward_names
 from freedive.model.families.parts import attention, feed_forward, model, num_layers, router
-from freedive.model.spec import Attention, Experts, Layer, Model
+from freedive.model.spec import Attention, Experts, Layer, ModelSpec
 
 
-def _embedded(config: Config) -> Model:
+def _embedded(config: Config) -> ModelSpec:
     return model("PanguEmbedded", config, [Layer(_biased(config), feed_forward(config))] * num_layers(config))
 
 
-def _pro_moe(config: Config) -> Model:
+def _pro_moe(config: Config) -> ModelSpec:
     """Mixture of grouped experts (Tang et al. 2025): as many groups as each token has experts."""
     moge = router(config, group_choice="each", expert_scale=True)
     if moge.num_experts % moge.num_chosen:

@@ -18,10 +18,10 @@ from freedive.model.families.parts import (
     rotated_layers,
     window,
 )
-from freedive.model.spec import Layer, Model
+from freedive.model.spec import Layer, ModelSpec
 
 
-def _smollm3(config: Config) -> Model:
+def _smollm3(config: Config) -> ModelSpec:
     """Where windows are used at all, layers without positions have them, unless listed."""
     bias, rotated = config.flag("attention_bias"), rotated_layers(config)
     attn = attention(config, qkv_bias=bias, out_bias=bias)

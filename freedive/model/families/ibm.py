@@ -27,35 +27,35 @@ from freedive.model.families.parts import (
 )
 from freedive.model.families.refused import refusal
 from freedive.model.families.rope import DEFAULT_THETA, rope
-from freedive.model.spec import Attention, Experts, FeedForward, Layer, Model
+from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpec
 
 _ATTENTION, _RECURRENT = ("attention", FULL), ("mamba", "linear_attention")
 
 
-def _granite(config: Config) -> Model:
+def _granite(config: Config) -> ModelSpec:
     return _decoder("granite", config, _alike(config), _plain(config))
 
 
-def _granitemoe(config: Config) -> Model:
+def _granitemoe(config: Config) -> ModelSpec:
     return _decoder("granitemoe", config, _alike(config), _experts(config))
 
 
-def _granitemoehybrid(config: Config) -> Model:
+def _granitemoehybrid(config: Config) -> ModelSpec:
     """Without experts the shared feed-forward is the only one."""
     shared = feed_forward(config, "shared_intermediate_size")
     ffn = _experts(config) if config.count("num_local_experts", least=0) else shared
     return _decoder("granitemoehybrid", config, _unrecurrent(config), ffn)
 
 
-def _granite_swa(config: Config) -> Model:
+def _granite_swa(config: Config) -> ModelSpec:
     return _decoder("granite_swa", config, _swash(config), _plain(config))
 
 
-def _granitemoe_swa(config: Config) -> Model:
+def _granitemoe_swa(config: Config) -> ModelSpec:
     return _decoder("granitemoe_swa", config, _swash(config), _experts(config))
 
 
-def _decoder(family: str, config: Config, attns: Sequence[Attention], ffn: FeedForward | Experts) -> Model:
+def _decoder(family: str, config: Config, attns: Sequence[Attention], ffn: FeedForward | Experts) -> ModelSpec:
     return model(
         family,
         config,
@@ -113,7 +113,7 @@ _TRANSFORMERS = ("experts.gate_up_proj", "experts.down_proj", "router.weight")
 def _naming(*spellings: tuple[str, str, str]) -> Naming:
     """Experts are stacks, in one of these ``spellings``, the first preferred; gate and up are one tensor everywhere."""
 
-    def rules(spec: Model) -> list[Rule]:
+    def rules(spec: ModelSpec) -> list[Rule]:
         moe, shared = "model.layers.{}.block_sparse_moe", "model.layers.{}.shared_mlp"
         sole = "layers.{}.ffn" if isinstance(spec.layers[0].ffn, FeedForward) else SHARED
         ours = (f"{EXPERT}.gate", f"{EXPERT}.up"), (f"{EXPERT}.down",), ("layers.{}.ffn.router",)
@@ -139,7 +139,7 @@ def _layer_ropes(config: Config) -> dict[str, Any]:
     return {"layer_rope_theta": [theta * turns for turns in rotated]} if rotated else {}
 
 
-def _swash_rules(spec: Model) -> list[Rule]:
+def _swash_rules(spec: ModelSpec) -> list[Rule]:
     """Gate and up are one tensor here too, under other names than apart or under that of up."""
     return [
         *interleaved_heads(spec),

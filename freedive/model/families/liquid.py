@@ -11,18 +11,18 @@ from freedive.model.families.family import Family
 from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import EXPERT, Naming, feed_forward_names
 from freedive.model.families.parts import ACTIVATIONS, FULL, attention, feed_forward, model, num_layers, router
-from freedive.model.spec import Attention, Experts, FeedForward, Layer, Model, ShortConv
+from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpec, ShortConv
 
 CONV = "conv"
 """What ``layer_types`` calls a layer with a short convolution."""
 
 
-def _lfm2(config: Config) -> Model:
+def _lfm2(config: Config) -> ModelSpec:
     ffn = FeedForward(_dense_width(config), ACTIVATIONS[config.choice("hidden_act", tuple(ACTIVATIONS))])
     return model("lfm2", config, [Layer(mixer, ffn) for mixer in _mixers(config)])
 
 
-def _lfm2_moe(config: Config) -> Model:
+def _lfm2_moe(config: Config) -> ModelSpec:
     config.choice("scoring_func", ("sigmoid",))
     routes = router(
         config,
@@ -79,7 +79,7 @@ def _implied(config: Config) -> Mapping[str, Any]:
     }
 
 
-def _hub_rules(spec: Model) -> Rules:
+def _hub_rules(spec: ModelSpec) -> Rules:
     stack = "model.layers.{}.feed_forward.experts"
     return [
         *_taps(spec, "model.layers.{}.conv.conv.weight", 1),
@@ -91,12 +91,12 @@ def _hub_rules(spec: Model) -> Rules:
     ]
 
 
-def _gguf_rules(spec: Model) -> Rules:
+def _gguf_rules(spec: ModelSpec) -> Rules:
     return _taps(spec, "blk.{}.shortconv.conv.weight")
 
 
-def _taps(spec: Model, theirs: str, *middle: int) -> Rules:
-    kernels = [layer.attention.kernel for layer in spec.layers if isinstance(layer.attention, ShortConv)]
+def _taps(spec: ModelSpec, theirs: str, *middle: int) -> Rules:
+    kernels = [layer.mixer.kernel for layer in spec.layers if isinstance(layer.mixer, ShortConv)]
     return [Rule(theirs, ("layers.{}.attn.conv",), (Taps(kernels[0], middle),))] if kernels else []
 
 

@@ -7,10 +7,10 @@ from freedive.model.families.family import Family
 from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import EXPERT, Naming, feed_forward_names, interleaved_heads
 from freedive.model.families.parts import attention, feed_forward, model, num_layers, router, window
-from freedive.model.spec import Experts, Layer, Model
+from freedive.model.spec import Experts, Layer, ModelSpec
 
 
-def _llama(config: Config) -> Model:
+def _llama(config: Config) -> ModelSpec:
     bias = config.flag("attention_bias")
     layer = Layer(
         attention(config, qkv_bias=bias, out_bias=bias),
@@ -19,12 +19,12 @@ def _llama(config: Config) -> Model:
     return model("llama", config, [layer] * num_layers(config))
 
 
-def _mistral(config: Config) -> Model:
+def _mistral(config: Config) -> ModelSpec:
     layer = Layer(attention(config, window=window(config)), feed_forward(config))
     return model("mistral", config, [layer] * num_layers(config))
 
 
-def _mixtral(config: Config) -> Model:
+def _mixtral(config: Config) -> ModelSpec:
     moe = Experts(router(config, "num_local_experts", renormalise=True), feed_forward(config))
     layer = Layer(attention(config, window=window(config)), moe)
     return model("mixtral", config, [layer] * num_layers(config))

@@ -12,12 +12,12 @@ from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import EXPERT, SHARED, Naming, feed_forward_names
 from freedive.model.families.parts import FULL, attention, feed_forward, model, rotated_layers, router
 from freedive.model.families.rope import rope
-from freedive.model.spec import Attention, Experts, Layer, Model, Temperature
+from freedive.model.spec import Attention, AttentionTemperature, Experts, Layer, ModelSpec
 
 _CHUNKED = "chunked_attention"
 
 
-def _llama4(config: Config) -> Model:
+def _llama4(config: Config) -> ModelSpec:
     """Experts in every ``interleave_moe_layer_step``-th layer, unless listed; plain layers are wider."""
     attns = _attentions(config)
     expert, plain = feed_forward(config), feed_forward(config, "intermediate_size_mlp")
@@ -47,13 +47,13 @@ def _attentions(config: Config) -> list[Attention]:
     ]
 
 
-def _temperature(config: Config) -> Temperature | None:
-    temperature = Temperature(config.number("floor_scale"), config.number("attn_scale"))
+def _temperature(config: Config) -> AttentionTemperature | None:
+    temperature = AttentionTemperature(config.number("floor_scale"), config.number("attn_scale"))
     # the first files say 4 for true
     return temperature if config.choice("attn_temperature_tuning", (True, False, 4)) else None
 
 
-def _rules(spec: Model) -> list[Rule]:
+def _rules(spec: ModelSpec) -> list[Rule]:
     """Experts are stacked, and stored [in, out]."""
     experts = "model.layers.{}.feed_forward.experts"
     return [

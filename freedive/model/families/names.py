@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from freedive.checkpoint.rules import Halve, Ignore, Permute, Rule, Rules, Transpose
-from freedive.model.spec import Attention, LatentAttention, Model
+from freedive.model.spec import Attention, LatentAttention, ModelSpec
 
 Names = Mapping[str, str]
 """Canonical names -> a maker's."""
@@ -124,10 +124,10 @@ class Naming:
     """
 
     renames: Names = field(default_factory=dict)
-    rules: Callable[[Model], Rules] = lambda spec: ()
+    rules: Callable[[ModelSpec], Rules] = lambda spec: ()
 
 
-def hub_rules(spec: Model, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
+def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
     """How tensors of a Hugging Face checkpoint become canonical.
 
     Layers of multi-token prediction stand after the last. What the description has not of them, such as second copies
@@ -144,7 +144,7 @@ def hub_rules(spec: Model, naming: Naming, num_mtp_layers: int = 0) -> list[Rule
     return [*naming.rules(spec), *_plain(spec, HUB, naming), *fused, *latents, *unread]
 
 
-def gguf_rules(spec: Model, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
+def gguf_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
     """How tensors of a GGUF file become canonical; its layers of multi-token prediction stand after the last, too."""
     fused = Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up"))
     keys = Rule("blk.{}.attn_k_b.weight", ("layers.{}.attn.k_b",), (Transpose(),))
@@ -163,15 +163,15 @@ def text_rules(rules: Rules, tensors: Mapping[str, object]) -> list[Rule | Ignor
     return [*rules, *unread]
 
 
-def interleaved_heads(spec: Model) -> list[Rule]:
+def interleaved_heads(spec: ModelSpec) -> list[Rule]:
     """For llama.cpp's architectures that rotate neighbours where the maker rotates halves: rows are moved to suit."""
-    attn = next(layer.attention for layer in spec.layers if isinstance(layer.attention, Attention))
+    attn = next(layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention))
     names = {name: GGUF[f"layers.{{}}.attn.{name}"] for name in ("q", "k")}
     names |= {f"{name}_bias": _bias(theirs) for name, theirs in names.items()}
     return [Rule(theirs, (f"layers.{{}}.attn.{name}",), (Permute(attn.head_dim),)) for name, theirs in names.items()]
 
 
-def _plain(spec: Model, base: Names, naming: Naming) -> list[Rule | Ignore]:
+def _plain(spec: ModelSpec, base: Names, naming: Naming) -> list[Rule | Ignore]:
     """The rules of tensors that hold one weight (of each expert), as it is; renamed ones may keep the common name."""
     names = {**base, **naming.renames}
     common = {ours: base[ours] for ours in base.keys() & naming.renames if base[ours] not in names.values()}
@@ -184,15 +184,15 @@ def _renames(names: Names) -> list[Rule]:
     return [Rule(theirs, (ours,)) for ours, theirs in {**biases, **names}.items()]
 
 
-def _latents(spec: Model, theirs: str) -> list[Rule]:
+def _latents(spec: ModelSpec, theirs: str) -> list[Rule]:
     """What makes keys and values of latents, where one tensor holds both: of each head first those, then these."""
-    attn = spec.layers[0].attention
+    attn = spec.layers[0].mixer
     if not isinstance(attn, LatentAttention):
         return []
     return [Rule(theirs, ("layers.{}.attn.k_b", "layers.{}.attn.v_b"), blocks=attn.num_heads)]
 
 
-def _mtp(spec: Model, theirs: str) -> Rule:
+def _mtp(spec: ModelSpec, theirs: str) -> Rule:
     """Each row is one for the embedding, then one for the state."""
     return Rule(theirs, ("layers.{}.mtp.embed_proj", "layers.{}.mtp.state_proj"), (Halve(),), blocks=spec.hidden_dim)
 

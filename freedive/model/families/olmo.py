@@ -6,10 +6,10 @@ from freedive.model.families.config import Config
 from freedive.model.families.family import Family
 from freedive.model.families.gguf import Gguf
 from freedive.model.families.parts import attention, feed_forward, model, num_layers, router
-from freedive.model.spec import Experts, Layer, Model
+from freedive.model.spec import Experts, Layer, ModelSpec
 
 
-def _olmoe(config: Config) -> Model:
+def _olmoe(config: Config) -> ModelSpec:
     bias = config.flag("attention_bias")
     clip = config.number("clip_qkv") if "clip_qkv" in config else 0.0
     layer = Layer(

@@ -10,14 +10,14 @@ from freedive.model.families.family import Family
 from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import EXPERT, Naming
 from freedive.model.families.parts import FULL, SLIDING, attention, layer_types, model, num_layers, router, window
-from freedive.model.spec import Experts, FeedForward, Layer, Model
+from freedive.model.spec import Experts, FeedForward, Layer, ModelSpec
 
 
-def _gpt_oss(config: Config) -> Model:
+def _gpt_oss(config: Config) -> ModelSpec:
     bias = config.flag("attention_bias")
     full = attention(config, qkv_bias=bias, out_bias=bias, sinks=True)
     kinds = {FULL: Layer(full, _experts(config))}
-    kinds[SLIDING] = replace(kinds[FULL], attention=replace(full, window=window(config)))
+    kinds[SLIDING] = replace(kinds[FULL], mixer=replace(full, window=window(config)))
     types = layer_types(config, [FULL if i % 2 else SLIDING for i in range(num_layers(config))])
     return model("gpt_oss", config, [kinds[kind] for kind in types])
 
@@ -31,7 +31,7 @@ def _experts(config: Config) -> Experts:
     return Experts(router(config, "num_local_experts", renormalise=True, bias=True), expert)
 
 
-def _stacks(spec: Model) -> list[Rule]:
+def _stacks(spec: ModelSpec) -> list[Rule]:
     """Outputs of gate and up alternate. Float matrices stand the other way round than MXFP4 ones, called `.weight`."""
     theirs = "model.layers.{}.mlp.experts"
     gate_up, down = (f"{EXPERT}.gate", f"{EXPERT}.up"), (f"{EXPERT}.down",)

@@ -16,7 +16,7 @@ from freedive.model.spec import (
     FeedForward,
     LatentAttention,
     Layer,
-    Model,
+    ModelSpec,
     Router,
 )
 
@@ -115,9 +115,9 @@ def window(config: Config) -> int:
     return config.count("sliding_window", 0, least=0, most=1 << 30)
 
 
-def model(family: str, config: Config, layers: Sequence[Layer], **traits: Any) -> Model:
+def model(family: str, config: Config, layers: Sequence[Layer], **traits: Any) -> ModelSpec:
     """The whole decoder; ``traits`` are further fields of it."""
-    return Model(
+    return ModelSpec(
         family=family,
         vocab_size=config.count("vocab_size", most=1 << 22),
         hidden_dim=config.count("hidden_size"),

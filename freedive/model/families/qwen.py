@@ -20,32 +20,32 @@ from freedive.model.families.parts import (
     router,
     window,
 )
-from freedive.model.spec import Attention, Experts, FeedForward, Layer, Model
+from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpec
 
 
-def _qwen2(config: Config) -> Model:
+def _qwen2(config: Config) -> ModelSpec:
     return _decoder("qwen2", config, attention(config, qkv_bias=True), _late_windows(config), _dense(config))
 
 
-def _qwen2_moe(config: Config) -> Model:
+def _qwen2_moe(config: Config) -> ModelSpec:
     attn = attention(config, qkv_bias=config.flag("qkv_bias", True))
     shared = feed_forward(config, "shared_expert_intermediate_size")
     moe = replace(_experts(config), shared=shared, shared_gate=True)
     return _decoder("qwen2_moe", config, attn, _even_windows(config), _sparse(config, moe))
 
 
-def _qwen3(config: Config) -> Model:
+def _qwen3(config: Config) -> ModelSpec:
     return _decoder("qwen3", config, _normed_attention(config), _late_windows(config), _dense(config))
 
 
-def _qwen3_moe(config: Config) -> Model:
+def _qwen3_moe(config: Config) -> ModelSpec:
     windows = [SLIDING] * num_layers(config)
     return _decoder("qwen3_moe", config, _normed_attention(config), windows, _sparse(config, _experts(config)))
 
 
 def _decoder(
     family: str, config: Config, attn: Attention, types: Sequence[str], ffns: Sequence[FeedForward | Experts]
-) -> Model:
+) -> ModelSpec:
     """``types`` tell full layers from sliding ones, where the configuration uses windows at all."""
     width = window(config) * config.flag("use_sliding_window")
     layers = [

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from freedive.checkpoint.companions import take_quantization
+from freedive.checkpoint.quantized.discover import take_quantization
 from freedive.model.families.config import Config
 from freedive.model.params import Param
 

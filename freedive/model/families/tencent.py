@@ -10,18 +10,18 @@ from freedive.model.families.family import Family
 from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import SHARED, Naming, feed_forward_names
 from freedive.model.families.parts import attention, feed_forward, model, num_layers, router, with_shared
-from freedive.model.spec import Attention, Experts, Layer, Model, Router
+from freedive.model.spec import Attention, Experts, Layer, ModelSpec, Router
 
 _DENSE, _SPARSE = "dense", "sparse"
 
 
-def _hunyuan(config: Config) -> Model:
+def _hunyuan(config: Config) -> ModelSpec:
     config.count("num_experts", 1, most=1)
     layer = Layer(_normed_late(config), feed_forward(config))
     return model("hunyuan_v1_dense", config, [layer] * num_layers(config))
 
 
-def _hunyuan_moe(config: Config) -> Model:
+def _hunyuan_moe(config: Config) -> ModelSpec:
     """Experts; how many are chosen, how wide they are and how many are shared may be listed by layer."""
     total, attn, dense = num_layers(config), _normed_late(config), feed_forward(config)
     num_experts, renormalise = config.count("num_experts"), config.flag("norm_topk_prob", True)
@@ -46,7 +46,7 @@ def _normed_late(config: Config) -> Attention:
     return replace(attn, qk_norm="head" if config.flag("use_qk_norm", True) else "")
 
 
-def _hy3(config: Config) -> Model:
+def _hy3(config: Config) -> ModelSpec:
     total, bias = num_layers(config), config.flag("attention_bias")
     attn = attention(config, qkv_bias=bias, out_bias=bias, qk_norm="head")
     dense = Layer(attn, feed_forward(config))
@@ -69,7 +69,7 @@ def _hy3_experts(config: Config) -> Experts:
     return with_shared(Experts(deepseek, expert), config.count("num_shared_experts"))
 
 
-def _hy3_names(spec: Model) -> list[Rule]:
+def _hy3_names(spec: ModelSpec) -> list[Rule]:
     """What the files say; transformers writes the names of :data:`HY_V3` and the common ones."""
     theirs = {
         "layers.{}.ffn.router": "model.layers.{}.mlp.router.gate.weight",

@@ -12,16 +12,16 @@ from freedive.model.families.gguf import Gguf
 from freedive.model.families.names import Naming
 from freedive.model.families.parts import attention, feed_forward, model, num_layers
 from freedive.model.families.rope import rope
-from freedive.model.spec import Layer, Model
+from freedive.model.spec import Layer, ModelSpec
 
 
-def _glm4(config: Config) -> Model:
+def _glm4(config: Config) -> ModelSpec:
     attn = attention(config, qkv_bias=config.flag("attention_bias", True), rope=None)
     attn = replace(attn, rope=rope(config, attn.head_dim, interleaved=True, partial=True))
     return model("glm4", config, [Layer(attn, feed_forward(config), post_norms=True)] * num_layers(config))
 
 
-def _glm4_moe(config: Config) -> Model:
+def _glm4_moe(config: Config) -> ModelSpec:
     norm = "head" if config.flag("use_qk_norm") else ""
     attn = attention(config, qkv_bias=config.flag("attention_bias"), qk_norm=norm, rope=None)
     attn = replace(attn, rope=rope(config, attn.head_dim, partial=True))

@@ -17,7 +17,7 @@ from freedive.server.model import Model
 from freedive.server.offers import offered
 from freedive.server.request_body import JsonObject, RequestBody, Text
 from freedive.text.format import Format
-from freedive.text.question import Question
+from freedive.text.prompt import Prompt
 from freedive.text.tools import Function
 from freedive.text.tools import ToolChoice as WantedTool
 
@@ -191,15 +191,15 @@ class Conversation(RequestBody):
 
     def generation_request(self) -> GenerationRequest:
         """The generation request that this body describes."""
-        return GenerationRequest(self.model, self.questions, is_guided=self.is_guided)
+        return GenerationRequest(self.model, self.prompts, is_guided=self.is_guided)
 
     @property
     def is_guided(self) -> bool:
         """Whether the answer may have a form."""
         return bool(self.tools or self.output_config.format or self.output_format)
 
-    def questions(self, model: Model) -> Sequence[Question]:
-        """The one question that the conversation is. Raises what ``Model.question`` raises."""
+    def prompts(self, model: Model) -> Sequence[Prompt]:
+        """The one question that the conversation is. Raises what ``Model.make_prompt`` raises."""
         format = self.output_config.format or self.output_format
         options: Json = {
             "tools": [tool.for_template() for tool in self.tools if self._is_shown(tool)],
@@ -209,10 +209,10 @@ class Conversation(RequestBody):
             "continues": self.continues,
         }
         messages = [*self._system(), *turns(self.messages, {tool.name: tool.function() for tool in self.tools})]
-        question = model.question(messages, **options, **self._thinking(model))
+        prompt = model.make_prompt(messages, **options, **self._thinking(model))
         found = referenced(self.messages)
         late = [tool.for_template() for tool in self.tools if tool.name in found and not self._is_shown(tool)]
-        return [replace(question, tools=[*question.tools, *late]) if late else question]
+        return [replace(prompt, tools=[*prompt.tools, *late]) if late else prompt]
 
     def _is_shown(self, tool: Tool) -> bool:
         return not tool.defer_loading or tool.name == self.tool_choice.name
@@ -252,5 +252,5 @@ class MessagesRequest(Conversation):
         """The generation request that this body describes."""
         sampling = self.given(stop=tuple(self.stop_sequences))
         return GenerationRequest(
-            self.model, self.questions, sampling, user=self.metadata.user_id, is_guided=self.is_guided
+            self.model, self.prompts, sampling, user=self.metadata.user_id, is_guided=self.is_guided
         )

@@ -35,8 +35,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/messages/count_tokens", summary="Count the tokens of a conversation")
     async def count_tokens(body: Conversation, request: Request) -> dict[str, int]:
-        _, questions = await service.questions(body.generation_request(), request)
-        return {"input_tokens": sum(len(question.tokens) for question in questions)}
+        _, prompts = await service.prompts(body.generation_request(), request)
+        return {"input_tokens": sum(len(prompt.tokens) for prompt in prompts)}
 
     return routes
 

@@ -17,7 +17,7 @@ from freedive.server.ollama.times import KeepAlive
 from freedive.server.openai.message_fields import Tools
 from freedive.server.request_body import JsonObject, RequestBody, Text, listed
 from freedive.text.format import Format
-from freedive.text.question import Question
+from freedive.text.prompt import Prompt
 
 Json = dict[str, Any]
 
@@ -107,8 +107,8 @@ class AnswerRequest(RequestBody):
         """Whether there is anything to answer; otherwise the model is to be loaded or, with keep_alive 0, unloaded."""
         raise NotImplementedError
 
-    def questions(self, model: Model) -> Sequence[Question]:
-        """The one question that the request is. Raises what ``Model.question`` raises."""
+    def prompts(self, model: Model) -> Sequence[Prompt]:
+        """The one question that the request is. Raises what ``Model.make_prompt`` raises."""
         raise NotImplementedError
 
     def generation_request(self) -> GenerationRequest:
@@ -116,7 +116,7 @@ class AnswerRequest(RequestBody):
         sampling = self.options.sampling() | ({"logprobs": self.top_logprobs} if self.logprobs else {})
         return GenerationRequest(
             self.model,
-            self.questions,
+            self.prompts,
             sampling,
             max_context=self.options.num_ctx,
             keep_alive_s=self.keep_alive,
@@ -151,10 +151,10 @@ class ChatRequest(AnswerRequest):
     def asks(self) -> bool:
         return bool(self.messages)
 
-    def questions(self, model: Model) -> Sequence[Question]:
+    def prompts(self, model: Model) -> Sequence[Prompt]:
         tools = [tool.for_template() for tool in self.tools]
         messages = matched(message.for_template() for message in self.messages)
-        return [model.question(messages, tools, **self._options())]
+        return [model.make_prompt(messages, tools, **self._options())]
 
 
 class GenerateRequest(AnswerRequest):
@@ -189,15 +189,15 @@ class GenerateRequest(AnswerRequest):
     def asks(self) -> bool:
         return bool(self.prompt)
 
-    def questions(self, model: Model) -> Sequence[Question]:
+    def prompts(self, model: Model) -> Sequence[Prompt]:
         if self.suffix:
             return [model.infill(self.prompt, self.suffix)]
         if self.raw:
             tokens = model.tokenizer.encode(self.prompt, add_special=True, max_tokens=model.max_context)
             format = self._format()
-            return [Question(tokens, continues=True, make_guide=model.make_guide(format) if format else None)]
+            return [Prompt(tokens, continues=True, make_constraint=model.make_constraint(format) if format else None)]
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [model.question([*system, {"role": "user", "content": self.prompt}], **self._options())]
+        return [model.make_prompt([*system, {"role": "user", "content": self.prompt}], **self._options())]
 
 
 def _texts(value: Any) -> Any:

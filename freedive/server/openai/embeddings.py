@@ -42,7 +42,7 @@ class EmbeddingRequest(RequestBody):
     def generation_request(self) -> GenerationRequest:
         """The generation request that this body describes."""
         return embedding_request(
-            self.model, self.input, self.pooling, user=self.user_id or self.user, salt=self.user_id
+            self.model, self.input, self.pooling, user=self.user_id or self.user, cache_salt=self.user_id
         )
 
 

@@ -19,7 +19,7 @@ from freedive.server.openai.format_fields import Guided, NamedTool, ResponseForm
 from freedive.server.openai.message_fields import Message, Tools
 from freedive.server.request_body import JsonObject, RequestBody, Text, ignore, listed
 from freedive.text.format import Format
-from freedive.text.question import Question
+from freedive.text.prompt import Prompt
 from freedive.text.thinking import EFFORTS
 from freedive.text.tools import Function
 
@@ -110,7 +110,7 @@ class Reasoning(RequestBody):
     enabled: bool | None = None
 
 
-RESERVED = frozenset(inspect.signature(Model.question).parameters) - {"thinking", "thinking_budget", "variables"} | {
+RESERVED = frozenset(inspect.signature(Model.make_prompt).parameters) - {"thinking", "thinking_budget", "variables"} | {
     "add_generation_prompt",
     "continue_final_message",
 }
@@ -183,13 +183,13 @@ class ChatRequest(BaseCompletionRequest):
         """The generation request that this body describes."""
         user, is_guided = self.user_id or self.user, bool(self.format or self.tools)
         return GenerationRequest(
-            self.model, self.questions, self.sampling(), self.n, user, self.user_id, is_guided=is_guided
+            self.model, self.prompts, self.sampling(), self.n, user, self.user_id, is_guided=is_guided
         )
 
-    def questions(self, model: Model) -> Sequence[Question]:
-        """The one question that the conversation is. Raises what ``Model.question`` raises."""
+    def prompts(self, model: Model) -> Sequence[Prompt]:
+        """The one question that the conversation is. Raises what ``Model.make_prompt`` raises."""
         messages = matched(message.for_template() for message in self.messages)
-        return [model.question(messages, **self._options(), **self._thinking(model))]
+        return [model.make_prompt(messages, **self._options(), **self._thinking(model))]
 
     def sampling(self) -> dict[str, Any]:
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -267,19 +267,19 @@ class CompletionRequest(BaseCompletionRequest):
         scores = {"prompt_logprobs": self.logprobs} if self.echo else {}
         sampling = self.given(max_tokens=limit, logprobs=self.logprobs, stop=tuple(self.stop), **scores)
         user, is_guided = self.user_id or self.user, self.format is not None
-        return GenerationRequest(self.model, self.questions, sampling, self.n, user, self.user_id, is_guided=is_guided)
+        return GenerationRequest(self.model, self.prompts, sampling, self.n, user, self.user_id, is_guided=is_guided)
 
-    def questions(self, model: Model) -> Sequence[Question]:
+    def prompts(self, model: Model) -> Sequence[Prompt]:
         """One for each prompt."""
-        return [self._question(model, prompt) for prompt in self.prompt]
+        return [self._prompt(model, prompt) for prompt in self.prompt]
 
-    def _question(self, model: Model, prompt: str | list[int]) -> Question:
-        make_guide = model.make_guide(self.format) if self.format else None
+    def _prompt(self, model: Model, prompt: str | list[int]) -> Prompt:
+        make_constraint = model.make_constraint(self.format) if self.format else None
         if self.suffix:
-            return replace(model.infill(str(prompt), self.suffix), make_guide=make_guide)
+            return replace(model.infill(str(prompt), self.suffix), make_constraint=make_constraint)
         tokens = (
             prompt
             if isinstance(prompt, list)
             else model.tokenizer.encode(prompt, add_special=True, max_tokens=model.max_context)
         )
-        return Question(tokens, continues=True, make_guide=make_guide)
+        return Prompt(tokens, continues=True, make_constraint=make_constraint)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 from fastapi import Request
 from fastapi.responses import Response
 
-from freedive.engine.request import Timings
+from freedive.engine.generation import Timings
 from freedive.server.api_errors import openai_error
 from freedive.server.completion_stream import Completions, Delta, Usage
 from freedive.server.logprobs import num_bytes

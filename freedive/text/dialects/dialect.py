@@ -108,10 +108,10 @@ class Dialect:
     writing: Writing | None = None
     """How to have calls written, where that is known."""
     messages: Messages | None = None
-    verbatim: bool = False
-    """Once begun the answer has no more markers: a guide keeps to its form."""
-    guided: bool = False
-    """Calls are complete, for a guide sees to that: a marker in the middle of one is a part of it."""
+    constrained_text: bool = False
+    """Once begun the answer has no more markers: a constraint enforces its format."""
+    constrained_calls: bool = False
+    """A constraint makes calls complete, so a marker inside a call is part of it."""
 
     def __or__(self, other: Dialect) -> Dialect:
         """Both: the calls of ``self``, and the markers of ``other`` as well."""
@@ -126,7 +126,7 @@ class Dialect:
         """The markers that mean one of ``wanted``."""
         return [marker for marker, mark in self.marks.items() if mark in wanted]
 
-    def keeps(self, token: str) -> bool:
+    def is_visible(self, token: str) -> bool:
         """Whether the parser needs to see ``token``, also if it is a special token that is not shown otherwise."""
         return any(token in marker for marker in (*self.marks, *self.separators))
 

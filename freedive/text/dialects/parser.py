@@ -1,4 +1,4 @@
-"""Splits what a model writes into its answer, its thoughts and its tool calls, as it comes."""
+"""Incremental parser that splits a model's output into text, thoughts and tool calls."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 from freedive.text.dialects.codecs import parameter_schemas, read_calls
 from freedive.text.dialects.dialect import Call, Dialect, Event, Mark, Mode, State, Text, Thought
 
-_LISTENS = {
+_ACTIVE_MARKS = {
     Mode.TEXT: {Mark.SECTION, Mark.END_SECTION, Mark.CALL, Mark.HEADER, Mark.END},
     Mode.THOUGHT: {Mark.END_THINK, Mark.HEADER, Mark.END},
     Mode.CALL: {Mark.CALL, Mark.END_CALL, Mark.END_SECTION, Mark.HEADER, Mark.END},
     Mode.HEADER: {Mark.MESSAGE},
 }
 """The marks that mean something in each mode; elsewhere their markers are what they are, text."""
-_AT_THE_START = {Mark.THINK, Mark.END_THINK, Mark.ANSWER}
+_ACTIVE_AT_START = {Mark.THINK, Mark.END_THINK, Mark.ANSWER}
 """Marks that mean something only before the answer has begun: an answer may well write about <think>."""
 _LEADS_TO = {Mark.THINK: Mode.THOUGHT, Mark.CALL: Mode.CALL, Mark.HEADER: Mode.HEADER}
 
 
-def heard(dialect: Dialect, mode: Mode, *, begun: bool, in_answer: bool = False) -> list[str]:
+def active_markers(dialect: Dialect, mode: Mode, *, begun: bool, in_answer: bool = False) -> list[str]:
     """The markers that mean something in ``mode``, before or after the answer has ``begun``."""
-    marks = set(_LISTENS[mode])
-    if mode is Mode.TEXT and begun and dialect.verbatim:
+    marks = set(_ACTIVE_MARKS[mode])
+    if mode is Mode.TEXT and begun and dialect.constrained_text:
         return []
     if mode is Mode.TEXT and not begun:
-        marks |= _AT_THE_START
+        marks |= _ACTIVE_AT_START
     if mode is Mode.TEXT and in_answer:
         marks.add(Mark.END_ANSWER)
     if mode is Mode.THOUGHT and dialect.ends_thought:
@@ -110,7 +110,7 @@ class Parser:
         """For the markers that mean something now."""
         key = (self._mode, self._begun, self._in_answer)
         if key not in self._scans:
-            markers = heard(self._dialect, self._mode, begun=self._begun, in_answer=self._in_answer)
+            markers = active_markers(self._dialect, self._mode, begun=self._begun, in_answer=self._in_answer)
             self._scans[key] = _Scan.of(markers)
         return self._scans[key]
 
@@ -148,7 +148,7 @@ class Parser:
 
     def _mark(self, marker: str) -> None:
         mark = self._dialect.marks[marker]
-        if self._mode is Mode.CALL and self._dialect.guided and not self._calls():
+        if self._mode is Mode.CALL and self._dialect.constrained_calls and not self._calls():
             self._inside.append(marker)
             return
         if self._mode is Mode.CALL and mark in (Mark.END_CALL, Mark.END):

@@ -44,7 +44,7 @@ _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
 
 
 class NotKept(UserError):
-    """What a schema rightly asks for, and a guide cannot see to."""
+    """What a schema rightly asks for, and a constraint cannot enforce."""
 
 
 def rewritten(schema: Mapping[str, Any], param: str, *, loose: bool = False) -> tuple[Schema, bool]:

@@ -14,8 +14,8 @@ import torch
 
 from freedive import machine
 from freedive.api import text_parts
-from freedive.checkpoint.bundle import is_bundle
 from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.model_folder import is_model_folder
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import Rules, canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
@@ -26,7 +26,7 @@ from freedive.hub.sources import resolve
 from freedive.model import spec
 from freedive.model.families import as_hub, describe
 from freedive.progress import byte_bar
-from freedive.text.gguf import read_gguf
+from freedive.text.gguf_tokenizer import read_gguf_tokenizer
 from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer
 from freedive.train.model.net import Weights, stack_of, stacked_params
@@ -45,7 +45,7 @@ class BaseModel:
 
     path: Path
     checkpoint: Checkpoint
-    model: spec.Model
+    model: spec.ModelSpec
     rules: Rules
     config: Mapping[str, Any]
     hub_rules: Rules
@@ -93,7 +93,7 @@ class BaseModel:
 def open_base_model(name: str) -> BaseModel:
     """The model of this name, address or path, fetched if need be. UserError where it cannot be tuned."""
     path = resolve(name)
-    if is_bundle(path):
+    if is_model_folder(path):
         raise UserError(f"{path} was written by freedive quantize", "Tune the model that it was made from")
     checkpoint = open_checkpoint(path)
     model, rules = describe(checkpoint)
@@ -103,7 +103,7 @@ def open_base_model(name: str) -> BaseModel:
 
 
 def _write_text(metadata: Mapping[str, Any], tokenizer: Tokenizer, template: ChatTemplate, folder: Path) -> None:
-    vocabulary = read_gguf(metadata)
+    vocabulary = read_gguf_tokenizer(metadata)
     core = vocabulary.core()
     core.decoder = vocabulary.decoder
     core.save(str(folder / "tokenizer.json"))

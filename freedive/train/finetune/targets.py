@@ -35,7 +35,7 @@ def target_of(name: str) -> str:
     return next(part for part, pattern in TARGETS.items() if re.fullmatch(pattern, name))
 
 
-def target_params(model: spec.Model, targets: Iterable[str], *, low_rank: bool) -> dict[str, Param]:
+def target_params(model: spec.ModelSpec, targets: Iterable[str], *, low_rank: bool) -> dict[str, Param]:
     """The weights of the parts ``targets`` that gradients move: with ``low_rank`` matrices alone.
 
     A router's bias for the choice is no such weight: it moves by counting. Raises UserError for a part that there is
@@ -61,7 +61,7 @@ _OPTIONAL = ("attention", "ffn", "experts")
 """What is targeted where nobody says otherwise, whether a model has it or not."""
 
 
-def _nothing(model: spec.Model, part: str, low_rank: bool) -> str:
+def _nothing(model: spec.ModelSpec, part: str, low_rank: bool) -> str:
     if part == "head" and model.tied:
         return "The output head is the embedding: tune.targets=embedding trains both"
     if part == "norms" and low_rank:
@@ -78,7 +78,7 @@ class Count:
     trained: int
 
 
-def counts(model: spec.Model, trained: Mapping[str, Tensor]) -> list[Count]:
+def counts(model: spec.ModelSpec, trained: Mapping[str, Tensor]) -> list[Count]:
     """Of every part that ``model`` has."""
     totals, own = dict.fromkeys(TARGETS, 0), dict.fromkeys(TARGETS, 0)
     for name, param in stacked_params(model).items():

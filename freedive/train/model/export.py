@@ -38,7 +38,7 @@ def canonical(weights: Trained) -> dict[str, Tensor]:
     return tensors
 
 
-def export_folder(model: spec.Model, config: Json, weights: Trained, tokenizer: Path, folder: Path) -> None:
+def export_folder(model: spec.ModelSpec, config: Json, weights: Trained, tokenizer: Path, folder: Path) -> None:
     """Write what transformers, vLLM and freedive load: weights in float32, configuration, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = maker_tensors(_ordered(model, weights), hub_rules(model, DEEPSEEK_V3.hub))
@@ -48,7 +48,9 @@ def export_folder(model: spec.Model, config: Json, weights: Trained, tokenizer: 
     write_safetensors(folder / "model.safetensors", tensors, "name another folder with --run")
 
 
-def export_gguf(model: spec.Model, config: Json, weights: Trained, tokenizer: Path, path: Path, format: str) -> None:
+def export_gguf(
+    model: spec.ModelSpec, config: Json, weights: Trained, tokenizer: Path, path: Path, format: str
+) -> None:
     """Write what llama.cpp, Ollama and freedive load; matrices in ``format``, F32 or Q8_0."""
     table = params(model)
     tensors = {
@@ -119,6 +121,6 @@ def _quantised(tensor: Tensor, format: str) -> Tensor:
     return replace(tensor, format=format, source=quants.quantize(dequantize(tensor), GGMLQuantizationType[format]))
 
 
-def _ordered(model: spec.Model, weights: Trained) -> dict[str, Tensor]:
+def _ordered(model: spec.ModelSpec, weights: Trained) -> dict[str, Tensor]:
     tensors = canonical(weights)
     return {name: tensors[name] for name in params(model)}

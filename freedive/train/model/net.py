@@ -28,7 +28,7 @@ CONV_STD = 0.5
 _EXPERT = re.compile(r"(?P<stack>.+\.experts)\.(?P<index>\d+)\.(?P<part>\w+)")
 
 
-def stacked_params(model: spec.Model) -> dict[str, Param]:
+def stacked_params(model: spec.ModelSpec) -> dict[str, Param]:
     """The weights of ``model``; those of a layer's experts are one, ``...experts.gate`` [experts, out, in]."""
     table: dict[str, Param] = {}
     for name, param in params(model).items():
@@ -67,7 +67,7 @@ def unstacked(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             yield name, weight
 
 
-def initial(model: spec.Model, seed: int) -> Weights:
+def initial(model: spec.ModelSpec, seed: int) -> Weights:
     """Random weights, float32: branches begin small, biases at 0, norms at 1."""
     source = torch.Generator().manual_seed(seed)
     depth = (2 * len(model.layers)) ** -0.5
@@ -87,7 +87,7 @@ def initial(model: spec.Model, seed: int) -> Weights:
 
 
 def losses(
-    model: spec.Model, weights: Mapping[str, Tensor], batch: Sequences, ops: TrainOps, mtp_share: float = 0.0
+    model: spec.ModelSpec, weights: Mapping[str, Tensor], batch: Sequences, ops: TrainOps, mtp_share: float = 0.0
 ) -> Tensor:
     """The sum of the weighted losses of all tokens, in nats.
 
@@ -108,7 +108,7 @@ def losses(
 
 
 def _loss_of(
-    model: spec.Model, weights: Mapping[str, Tensor], batch: Sequences, x: Tensor, norm: str, ops: TrainOps
+    model: spec.ModelSpec, weights: Mapping[str, Tensor], batch: Sequences, x: Tensor, norm: str, ops: TrainOps
 ) -> Tensor:
     counted = torch.from_numpy(batch.weights).nonzero()[:, 0]
     targets, shares = (torch.from_numpy(part)[counted] for part in (batch.targets, batch.weights))
@@ -122,7 +122,7 @@ def _loss_of(
     return total
 
 
-def last_states(model: spec.Model, weights: Mapping[str, Tensor], ops: TrainOps, rows: Tensor) -> Tensor:
+def last_states(model: spec.ModelSpec, weights: Mapping[str, Tensor], ops: TrainOps, rows: Tensor) -> Tensor:
     """What the output matrix is multiplied with, of some ``rows`` of the batch: [len(rows), hidden]."""
     return ops.rms_norm(_some(states(model, weights, ops), rows), weights["norm"], model.norm_eps)
 
@@ -131,7 +131,7 @@ def _some(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows) if len(rows) < len(x) else x
 
 
-def output_matrix(model: spec.Model, weights: Mapping[str, Tensor]) -> Tensor:
+def output_matrix(model: spec.ModelSpec, weights: Mapping[str, Tensor]) -> Tensor:
     """[vocab, hidden]."""
     return weights["embed" if model.tied else "head"]
 
@@ -143,12 +143,12 @@ def weighted_loss(x: Tensor, head: Tensor, targets: Tensor, shares: Tensor) -> T
     return total
 
 
-def mixtures(model: spec.Model) -> list[int]:
+def mixtures(model: spec.ModelSpec) -> list[int]:
     """The layers that have experts; one of multi-token prediction is the last."""
     return [index for index, layer in enumerate(model.blocks) if isinstance(layer.ffn, spec.Experts)]
 
 
-def step_flops(model: spec.Model, length: float) -> float:
+def step_flops(model: spec.ModelSpec, length: float) -> float:
     """Operations of training on one token: six for each weight that it meets, and attention's over half its text."""
     size = 0.0
     for name, param in stacked_params(model).items():
@@ -161,9 +161,7 @@ def step_flops(model: spec.Model, length: float) -> float:
             share = layer.router.num_chosen / layer.router.num_experts
         size += share * param.size
     attention = sum(
-        _attended_dim(layer.attention) * length / 2
-        for layer in model.blocks
-        if not isinstance(layer.attention, spec.ShortConv)
+        _attended_dim(layer.mixer) * length / 2 for layer in model.blocks if not isinstance(layer.mixer, spec.ShortConv)
     )
     return 6.0 * (size + attention)
 

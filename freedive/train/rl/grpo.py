@@ -156,7 +156,7 @@ class GrpoTrainer(PolicyTrainer):
 
 
 def sample_answers(
-    model: spec.Model,
+    model: spec.ModelSpec,
     weights: Weights,
     chat_tokenizer: ChatTokenizer,
     asked: Sequence[Task],
@@ -168,7 +168,7 @@ def sample_answers(
 
 
 def pass_rates(
-    model: spec.Model,
+    model: spec.ModelSpec,
     weights: Weights,
     chat_tokenizer: ChatTokenizer,
     num_tasks: int,

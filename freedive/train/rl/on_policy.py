@@ -182,4 +182,4 @@ def _logits(teacher: LanguageModel, rollout: Rollout) -> Tensor:
     batch = Batch.whole([rollout.tokens[:-1]])
     wanted = np.arange(rollout.prompt - 1, len(batch.tokens), dtype=np.int32)
     prompt = np.array([rollout.prompt], np.int32)
-    return torch.tensor(teacher.runner.step(replace(batch, wanted=wanted, prompts=prompt)))
+    return torch.tensor(teacher.runner.step(replace(batch, output_rows=wanted, prompts=prompt)))

@@ -26,7 +26,7 @@ from freedive.train.run.progress import Row
 class PolicyTrainer:
     """Trains a policy on its own rollouts. Checkpoints are written to ``folder``."""
 
-    model: spec.Model
+    model: spec.ModelSpec
     settings: Reinforcement | Distillation
     chat_tokenizer: ChatTokenizer
     folder: Path

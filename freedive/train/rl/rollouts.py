@@ -44,7 +44,7 @@ class Rollout:
 class Sampler:
     """A model on the kernels, with room for ``num`` answers at once of up to ``length`` tokens, prompts included."""
 
-    def __init__(self, model: spec.Model, weights: Mapping[str, Tensor], num: int, length: int) -> None:
+    def __init__(self, model: spec.ModelSpec, weights: Mapping[str, Tensor], num: int, length: int) -> None:
         tensors, threads = canonical(weights), machine.physical_cores()
         packed = pack_model({name: tensors[name] for name in params(model)}, num_threads=threads)
         self._pages = pages_for(length)
@@ -103,7 +103,7 @@ class Sampler:
 
 
 def sample_text(
-    model: spec.Model, weights: Mapping[str, Tensor], prompt: Sequence[int], end: int, seed: int
+    model: spec.ModelSpec, weights: Mapping[str, Tensor], prompt: Sequence[int], end: int, seed: int
 ) -> list[int]:
     """Samples a continuation of ``prompt``, up to the end token or the end of the context."""
     sampler = Sampler(model, weights, 1, model.max_context)

@@ -50,7 +50,7 @@ class RunContext:
         chat_tokenizer = self.chat_tokenizer()
         return self.run.model.hub_config(chat_tokenizer.end, chat_tokenizer.bos)
 
-    def model(self) -> spec.Model:
+    def model(self) -> spec.ModelSpec:
         model = describe_config(self.hub_config())
         return replace(model, mtp=model.layers[-1]) if self.run.model.mtp else model
 

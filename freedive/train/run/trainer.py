@@ -48,7 +48,7 @@ class Trainer:
     ``speak`` makes a sample of what the weights write, now and then.
     """
 
-    model: spec.Model
+    model: spec.ModelSpec
     stage: Stage
     shards: Shards
     folder: Path
@@ -148,14 +148,14 @@ class Trainer:
         return seen
 
 
-def expert_loads(model: spec.Model, chosen: Sequence[Tensor]) -> list[Tensor]:
+def expert_loads(model: spec.ModelSpec, chosen: Sequence[Tensor]) -> list[Tensor]:
     """How many tokens chose each expert, mixture by mixture."""
     layers = [model.blocks[index].ffn for index in mixtures(model)]
     counts = [ffn.router.num_experts for ffn in layers if isinstance(ffn, spec.Experts)]
     return [each.flatten().bincount(minlength=count).float() for each, count in zip(chosen, counts, strict=True)]
 
 
-def balance(model: spec.Model, weights: Weights, loads: Sequence[Tensor], rate: float) -> None:
+def balance(model: spec.ModelSpec, weights: Weights, loads: Sequence[Tensor], rate: float) -> None:
     """Make overloaded experts less likely to be chosen, and others likelier (Wang et al. 2024)."""
     for layer, load in zip(mixtures(model), loads, strict=True):
         bias = weights[f"layers.{layer}.ffn.{CHOICE_BIAS}"]
@@ -178,7 +178,7 @@ def update(weights: Weights, optimizer: Optimizer, lr: float, clip: float) -> fl
     return float(norm)
 
 
-def mean_loss(model: spec.Model, weights: Weights, shards: Shards, num_tokens: int = 16_384) -> float:
+def mean_loss(model: spec.ModelSpec, weights: Weights, shards: Shards, num_tokens: int = 16_384) -> float:
     """Of held-out data: nats per token whose loss counts."""
     batch = Stream(shards, 0).take(num_tokens, model.max_context)
     with torch.no_grad():
@@ -186,7 +186,7 @@ def mean_loss(model: spec.Model, weights: Weights, shards: Shards, num_tokens: i
     return total / float(batch.weights.sum())
 
 
-def start(model: spec.Model, seed: int, given: Mapping[str, Tensor] | None = None) -> Weights:
+def start(model: spec.ModelSpec, seed: int, given: Mapping[str, Tensor] | None = None) -> Weights:
     """Weights to begin with: those ``given``, else random ones."""
     return initial(model, seed) if given is None else {name: value.clone() for name, value in given.items()}
 

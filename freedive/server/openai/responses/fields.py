@@ -130,10 +130,10 @@ class PromptRequest(RequestBody):
             "format": self.text.format and self.text.format.format(),
         }
 
-        def questions(model: Model) -> Any:
-            return [model.question([*leading, *items.messages(conversation)], **options, effort=self._effort(model))]
+        def prompts(model: Model) -> Any:
+            return [model.make_prompt([*leading, *items.messages(conversation)], **options, effort=self._effort(model))]
 
-        return GenerationRequest(model, questions, is_guided=bool(self.tools or options["format"]), **others)
+        return GenerationRequest(model, prompts, is_guided=bool(self.tools or options["format"]), **others)
 
     def _effort(self, model: Model) -> str | None:
         """An effort only advises a model without thoughts."""

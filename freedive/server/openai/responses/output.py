@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from freedive.engine.request import TokenLogprobs
+from freedive.engine.generation import TokenLogprobs
 from freedive.server.completion_stream import Delta
 from freedive.server.logprobs import logprob_object
 from freedive.server.model import Tokenizer

@@ -50,8 +50,8 @@ def router(service: Service, store: Store) -> APIRouter:
     async def count(body: CountRequest, request: Request) -> Json:
         conversation = await run_in_threadpool(_conversation, body, store, _caller(request))
         generation_request = body.generation_request(service.models.named(body.model), conversation)
-        _, (question,) = await service.questions(generation_request, request)
-        return {"object": "response.input_tokens", "input_tokens": len(question.tokens)}
+        _, (prompt,) = await service.prompts(generation_request, request)
+        return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
 
     @routes.get("/{response_id}", summary="A stored response")
     async def retrieve(response_id: str, query: Annotated[RetrieveQuery, Query()], request: Request) -> Json:

@@ -1,4 +1,4 @@
-"""Formats of our own, for weights that safetensors spread over several tensors: one row is one run of blocks.
+"""Block formats of freedive, for weights that safetensors store in several tensors: one row is one run of blocks.
 
     integers    half-float scale | zero point, one byte (formats ending in Z) | codes; a weight is scale * (code - zero)
     F8G128      float32 scale | 128 codes, e4m3; the last block of a row is filled up with zeros

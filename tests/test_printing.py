@@ -44,7 +44,7 @@ class Script:
     def step(self, batch: Batch) -> np.ndarray:
         if batch.starts[0] == 0:
             self.prompt = batch.tokens.tolist()
-        written = batch.starts[0] + batch.wanted + 1 - len(self.prompt)
+        written = batch.starts[0] + batch.output_rows + 1 - len(self.prompt)
         logits = np.zeros((len(written), self.vocab_size), np.float32)
         logits[np.arange(len(written)), np.array(self.tokens)[written.clip(max=len(self.tokens) - 1)]] = 1
         return logits

@@ -1,4 +1,4 @@
-"""Grammars of tool calls, as a dialect writes them."""
+"""Grammars of tool calls in the syntax of a dialect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from freedive.errors import UserError
 from freedive.text.dialects.codecs import coerced, kinds, named_properties, resolved
 from freedive.text.dialects.dialect import Dialect, Mode
-from freedive.text.dialects.parser import heard
+from freedive.text.dialects.parser import active_markers
 from freedive.text.format import json_grammar
 from freedive.text.lark import Lark, any_of, quoted
 from freedive.text.schema.references import References, TooManySteps
@@ -28,7 +28,7 @@ _ENUMERATED = frozenset({"type", "enum", "const"})
 _BOUNDED = frozenset({"type", "minLength", "maxLength"})
 
 
-class Calls:
+class CallGrammar:
     """Writes the calls of ``functions`` into a grammar. UserError for schemas that are wrong.
 
     NotKept for those of strict functions that cannot be kept to; of others, what cannot is left to the model.
@@ -39,7 +39,7 @@ class Calls:
         self._lark = lark
         self._dialect = dialect
         self._writing = writing = dialect.writing
-        self._apart = "$string" in writing.parameter  # whether it is written if a value is text
+        self._marks_strings = "$string" in writing.parameter  # whether it is written if a value is text
         first = writing.before or writing.call
         self.opening = next((marker for marker in dialect.marks if first.startswith(marker)), "")
         """The marker that begins all calls, if there is one."""
@@ -89,7 +89,7 @@ class Calls:
         read = named_properties(given, given_references)
         for key, schema in properties.items():
             plain = resolved({} if schema is True else _flat(schema, references), references)
-            same = self._apart or kinds(plain) == kinds(resolved(read.get(key), given_references))
+            same = self._marks_strings or kinds(plain) == kinds(resolved(read.get(key), given_references))
             written = self._parameter(function, key, plain, whole, same) if plain is not False else []
             if key in required and not written:
                 _refuse(function, key, "it has no value", UserError)
@@ -112,14 +112,18 @@ class Calls:
             if not _is_loose(function):
                 raise
         types = kinds(schema) - {"string"}
-        value = self._lark.part(json_grammar({"type": sorted(types)}, param="tools")) if self._apart and types else None
+        value = (
+            self._lark.part(json_grammar({"type": sorted(types)}, param="tools"))
+            if self._marks_strings and types
+            else None
+        )
         return [self._written(key, "true", None), *([self._written(key, "false", value)] if value else [])]
 
     def _any_parameters(self) -> str:
         """Parameters of any names, with any texts."""
         before, after = self._writing.parameter.replace("$string", "true").split("$key")
         between, tail = after.split("$value")
-        taboo = [before, *heard(self._dialect, Mode.CALL, begun=True)]
+        taboo = [before, *active_markers(self._dialect, Mode.CALL, begun=True)]
         name = f"{self._lark.literal(before)} {self._lark.terminal(_NAME)} {self._lark.literal(between)}"
         return f"({name} {self._lark.until([tail.rstrip()], taboo, 'ANY')} SPACE?)*"
 
@@ -134,7 +138,7 @@ class Calls:
             texts = self._texts(function, key, schema)
             if texts is None or texts:
                 yield self._written(key, "true", None if texts is None else any_of([*map(quoted, texts)]))
-        if types - {"string"} and (self._apart or texts is not None):
+        if types - {"string"} and (self._marks_strings or texts is not None):
             only = {"type": sorted(types - {"string"})} if "string" in types else {}
             part = self._lark.part(json_grammar({**schema, "$defs": root.get("$defs", {}), **only}, param="tools"))
             yield self._written(key, "false", part)
@@ -145,7 +149,7 @@ class Calls:
         head, tail = parameter.replace("$key", key).replace("$string", is_string).split("$value")
         end = tail.rstrip("\n")
         if value is None:
-            taboo = [parameter.partition("$key")[0], *heard(self._dialect, Mode.CALL, begun=True)]
+            taboo = [parameter.partition("$key")[0], *active_markers(self._dialect, Mode.CALL, begun=True)]
             rest = self._lark.until([end], taboo, like)
         else:
             rest = f"{value} {self._lark.literal(end)}"
@@ -160,7 +164,7 @@ class Calls:
         free = False
         for choice in choices or [schema]:
             types = kinds(choice)
-            if self._apart and types and "string" not in types:
+            if self._marks_strings and types and "string" not in types:
                 continue
             if unknown := choice.keys() - _ENUMERATED:
                 _refuse(function, key, min(unknown))
@@ -171,7 +175,7 @@ class Calls:
         if free:
             return None
         for text in texts:
-            if not self._apart and coerced(text, schema) != text:
+            if not self._marks_strings and coerced(text, schema) != text:
                 _refuse(function, key, f"{text!r}, which could be text or not")
         return texts
 

@@ -1,4 +1,4 @@
-"""Quantised safetensors: a weight spread over several tensors -> one tensor named as the weight, in a format of ours.
+"""Finds quantised weights in safetensors: several tensors of a weight -> one tensor in a block format of freedive.
 
     what                  tensors; X is the logical name, which ends in Y.weight
     FP8 e4m3              X (F8_E4M3), X_scale_inv or X_scale
@@ -17,22 +17,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from freedive.checkpoint import assemble
-from freedive.checkpoint.assemble import Assembler, Parts
-from freedive.checkpoint.file import PARTS, quote
+from freedive.checkpoint.file import PART_FORMATS, quote
+from freedive.checkpoint.quantized import schemes
+from freedive.checkpoint.quantized.schemes import QuantizedParts, Scheme
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
 
 METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4", "gptq", "awq")
 """The values of quantization_config's quant_method that are understood."""
 
-SCHEMES: dict[tuple[str, str], tuple[str, tuple[str, ...], Assembler]] = {
-    ("F8_E4M3", ""): ("", ("_scale_inv", "_scale"), assemble.f8),
-    ("I8", ""): ("", ("_scale", "_zero_point"), assemble.int8),
-    ("I32", "_packed"): ("", ("_scale", "_shape", "_zero_point", "_g_idx"), assemble.packed),
-    ("U8", "_packed"): ("", ("_scale",), assemble.mxfp4),
-    ("U8", "_blocks"): (".weight", ("_scales",), assemble.mxfp4),
-    ("I32", ".qweight"): (".weight", (".qzeros", ".scales", ".g_idx"), assemble.gptq_or_awq),
+SCHEMES: dict[tuple[str, str], tuple[str, tuple[str, ...], Scheme]] = {
+    ("F8_E4M3", ""): ("", ("_scale_inv", "_scale"), schemes.f8),
+    ("I8", ""): ("", ("_scale", "_zero_point"), schemes.int8),
+    ("I32", "_packed"): ("", ("_scale", "_shape", "_zero_point", "_g_idx"), schemes.packed),
+    ("U8", "_packed"): ("", ("_scale",), schemes.mxfp4),
+    ("U8", "_blocks"): (".weight", ("_scales",), schemes.mxfp4),
+    ("I32", ".qweight"): (".weight", (".qzeros", ".scales", ".g_idx"), schemes.gptq_or_awq),
 }
 """Format and ending of a weight's codes -> the ending of its logical name, its companions' endings, what joins them."""
 
@@ -52,12 +52,12 @@ def combine(checkpoint: Checkpoint) -> Checkpoint:
     weights: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, tensor in tensors.items():
-        if tensor.format not in PARTS or name.endswith(_COMPANIONS):
+        if tensor.format not in PART_FORMATS or name.endswith(_COMPANIONS):
             continue
         for (format, codes_end), (end, companion_ends, assembler) in SCHEMES.items():
             if tensor.format == format and name.endswith(codes_end):
                 stem = name.removesuffix(codes_end)
-                parts = Parts(stem + end, tensor, stem, tensors)
+                parts = QuantizedParts(stem + end, tensor, stem, tensors)
                 weights[parts.name] = assembler(parts, quantization)
                 used |= {name, *(stem + companion for companion in companion_ends)}
                 break
@@ -91,7 +91,7 @@ def _without_quantization(config: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_leftovers(rest: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     for name, tensor in rest.items():
-        if tensor.format in PARTS:
+        if tensor.format in PART_FORMATS:
             raise UserError(
                 f"The tensor {quote(name)} has the type {tensor.format}, and belongs to no weight that freedive knows",
                 "Choose a model in another format, such as BF16 or GGUF",

@@ -15,7 +15,7 @@ from freedive.text.vocabulary import Vocabulary, add_ends, damage, stop_ids
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-def read_folder(folder: Path) -> Vocabulary:
+def read_hf_tokenizer(folder: Path) -> Vocabulary:
     """Read ``folder``/tokenizer.json and, where present, the configuration files beside it."""
     core = _core(folder / "tokenizer.json")
     decoder = core.get_added_tokens_decoder()

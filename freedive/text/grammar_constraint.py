@@ -1,4 +1,4 @@
-"""Keeps an answer to a grammar, token by token; llguidance does the work."""
+"""Constrains answers to a grammar, token by token, with llguidance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from freedive.errors import UserError
 from freedive.text import grammar_pool
-from freedive.text.grammar_compiler import SERVER_STACK, Vocabulary, compile_grammar, on_stack
+from freedive.text.grammar_worker import SERVER_STACK, Vocabulary, compile_grammar, on_stack
 from freedive.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ NUM_CACHED = 64
 """Compiled grammars that are kept for later requests."""
 
 
-class Guide:
-    """Follows one answer: see :class:`freedive.engine.guide.Guide`."""
+class GrammarConstraint:
+    """Follows one answer: see :class:`freedive.engine.constraint.TokenConstraint`."""
 
     def __init__(self, compiled: CompiledGrammar) -> None:
         self._compiled = compiled
@@ -44,7 +44,7 @@ class Guide:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing may follow but the end."""
+        """Whether the answer is complete and must end."""
         return self._matcher.is_stopped()
 
     def allowed(self) -> npt.NDArray[np.uint8]:
@@ -57,7 +57,7 @@ class Guide:
         return np.frombuffer(bits, np.uint8)
 
     def take(self, token: int) -> None:
-        """Take note that ``token`` has come."""
+        """Advance the constraint by ``token``."""
         self._tokens.append(token)
         self._matcher.consume_token(token)
         if self._matcher.is_error():
@@ -114,11 +114,11 @@ class CompiledGrammar:
         return matcher
 
 
-MakeGuide = Callable[[], Guide]
+MakeConstraint = Callable[[], GrammarConstraint]
 
 
-class Guides:
-    """Makes guides for the vocabulary of ``tokenizer``. Safe to use from several threads.
+class GrammarCompiler:
+    """Compiles grammars for the vocabulary of ``tokenizer``. Safe to use from several threads.
 
     In grammars its ``tokens`` stand for themselves and are no way to write their text: the special ones, and those
     added ones that are ``markers``. An answer begins with ``lead``, which is not a part of its text.
@@ -131,8 +131,8 @@ class Guides:
         self.tokens = {text: index for index, text in added if index in tokenizer.special_ids or markers(text)}
         self._compiled = lru_cache(NUM_CACHED)(self._compile)
 
-    def guide(self, rules: str, parts: Sequence[Grammar], param: str = "response_format") -> MakeGuide:
-        """What makes a guide for each answer that matches the Lark ``rules``, which call the ``parts`` @p0, @p1 ...
+    def compile(self, rules: str, parts: Sequence[Grammar], param: str = "response_format") -> MakeConstraint:
+        """Compile the Lark ``rules``, which call the ``parts`` @p0, @p1 ...; return a factory of constraints.
 
         UserError, about ``param``, if the parts, which are the user's, cannot be honoured.
         """
@@ -149,7 +149,7 @@ class Guides:
         if isinstance(compiled, str):
             raise UserError(f"The form of the answer cannot be kept to: {compiled}", "Leave that out.", param=param)
         compiled.renew()
-        return lambda: Guide(compiled)
+        return lambda: GrammarConstraint(compiled)
 
     def _compile(self, texts: tuple[str, ...]) -> CompiledGrammar | str:
         """What matches the last of the grammars ``texts``, or what is wrong with them. Raises TimedOut."""

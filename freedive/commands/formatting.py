@@ -1,4 +1,4 @@
-"""Numbers and tables as a person reads them."""
+"""Formats sizes, counts and tables for people."""
 
 from __future__ import annotations
 

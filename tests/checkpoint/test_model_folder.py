@@ -1,4 +1,4 @@
-"""A bundle is checked to its last number, like any stranger's file: what loads is what the description asks for."""
+"""A model folder is untrusted input: every number is checked, and what loads is what the description asks for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tiny_models import float_tensor
 from weights import random_tensor
 
-from freedive.checkpoint.bundle import DESCRIPTION, STORE, read_bundle, write_bundle
+from freedive.checkpoint.model_folder import DESCRIPTION, STORE, read_model_folder, write_model_folder
 from freedive.checkpoint.packed import MAGIC
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
@@ -25,16 +25,16 @@ from freedive.native import _native
 CHECKPOINT = Checkpoint("gguf", {"general.architecture": "x", "list": ["a", 1.5, True]}, {})
 
 
-def description() -> spec.Model:
+def description() -> spec.ModelSpec:
     rope = spec.Rope(4, (1.0, 0.1))
     attention = spec.Attention(2, 1, 4, rope, 0.5)
     latent = spec.LatentAttention(2, 0, 8, nope_dim=4, rope_dim=4, value_dim=4, rope=rope, scale=0.3)
     experts = spec.Experts(spec.Router(num_experts=3, num_chosen=2), spec.FeedForward(32))
     layers = (spec.Layer(attention, experts), spec.Layer(latent, spec.FeedForward(32)))
-    return spec.Model("test", 10, 32, layers, 1e-5, 64, tied=True)
+    return spec.ModelSpec("test", 10, 32, layers, 1e-5, 64, tied=True)
 
 
-def tensors(model: spec.Model) -> dict[str, Tensor]:
+def tensors(model: spec.ModelSpec) -> dict[str, Tensor]:
     """Weights of ``model``: the embedding in blocks, all others in floats."""
     rng = np.random.default_rng(0)
     weights = {name: rng.standard_normal(param.shape, np.float32) for name, param in params(model).items()}
@@ -44,29 +44,29 @@ def tensors(model: spec.Model) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
-    write_bundle(folder, description(), CHECKPOINT, tensors(description()))
+    write_model_folder(folder, description(), CHECKPOINT, tensors(description()))
     return folder
 
 
 @pytest.fixture
-def bundle(written: Path, tmp_path: Path) -> Path:
+def model_folder(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "bundle"))
 
 
-def change_description(bundle: Path, path: str, value: Any) -> None:
+def change_description(model_folder: Path, path: str, value: Any) -> None:
     """Put ``value`` at ``path``, names and indices between dots."""
-    about = json.loads((bundle / DESCRIPTION).read_text("utf-8"))
+    about = json.loads((model_folder / DESCRIPTION).read_text("utf-8"))
     *outer, last = (int(name) if name.isdigit() else name for name in path.split("."))
     inside = about
     for name in outer:
         inside = inside[name]
     inside[last] = value
-    (bundle / DESCRIPTION).write_text(json.dumps(about), "utf-8")
+    (model_folder / DESCRIPTION).write_text(json.dumps(about), "utf-8")
 
 
-def change_header(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def change_header(model_folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Rewrite the store's header, with a checksum that fits it."""
-    data = (bundle / STORE).read_bytes()
+    data = (model_folder / STORE).read_bytes()
     begin = len(MAGIC) + 16
     header = json.loads(data[begin : begin + int.from_bytes(data[len(MAGIC) :][:8], "little")])
     start = header["start"]
@@ -75,16 +75,16 @@ def change_header(bundle: Path, change: Callable[[dict[str, Any]], object]) -> N
     assert begin + len(text) <= start
     checksum = _native.checksum(np.frombuffer(text, np.uint8))
     head = MAGIC + len(text).to_bytes(8, "little") + checksum.to_bytes(8, "little") + text
-    (bundle / STORE).write_bytes(head + data[len(head) :])
+    (model_folder / STORE).write_bytes(head + data[len(head) :])
 
 
-def refuse(bundle: Path, words: str) -> None:
+def refuse(model_folder: Path, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        read_bundle(bundle)
+        read_model_folder(model_folder)
 
 
-def test_a_bundle_comes_back_whole(bundle: Path) -> None:
-    model, checkpoint, weights = read_bundle(bundle)
+def test_a_model_folder_comes_back_whole(model_folder: Path) -> None:
+    model, checkpoint, weights = read_model_folder(model_folder)
     assert (model, checkpoint) == (description(), CHECKPOINT)
     assert weights.keys() == {"embed", "norm", "layers.0.ffn.experts"} | {
         name for name in params(description()) if name.startswith("layers.") and ".experts." not in name
@@ -140,18 +140,18 @@ ROUTER, FFN = "model.layers.0.ffn.router", "model.layers.0.ffn"
     ],
 )
 def test_a_description_with_a_wrong_number_is_refused_by_its_name(
-    path: str, value: Any, words: str, bundle: Path
+    path: str, value: Any, words: str, model_folder: Path
 ) -> None:
-    change_description(bundle, path, value)
-    refuse(bundle, words)
+    change_description(model_folder, path, value)
+    refuse(model_folder, words)
 
 
-def test_a_description_of_more_experts_than_exist_is_refused_before_any_is_listed(bundle: Path) -> None:
-    about = json.loads((bundle / DESCRIPTION).read_text("utf-8"))
+def test_a_description_of_more_experts_than_exist_is_refused_before_any_is_listed(model_folder: Path) -> None:
+    about = json.loads((model_folder / DESCRIPTION).read_text("utf-8"))
     layer = about["model"]["layers"][0]
     layer["ffn"]["router"]["num_experts"] = spec.MAX_EXPERTS
-    change_description(bundle, "model.layers", [layer] * 100)
-    refuse(bundle, f"num_experts make 102400 in all layers, more than {MAX_EXPERTS_IN_ALL}")
+    change_description(model_folder, "model.layers", [layer] * 100)
+    refuse(model_folder, f"num_experts make 102400 in all layers, more than {MAX_EXPERTS_IN_ALL}")
 
 
 def part(name: str, key: str, index: int, value: Any) -> Callable[[dict[str, Any]], object]:
@@ -200,30 +200,30 @@ EXPERTS = "layers.0.ffn.experts"
     ],
 )
 def test_a_store_with_a_wrong_number_is_refused(
-    change: Callable[[dict[str, Any]], object], words: str, bundle: Path
+    change: Callable[[dict[str, Any]], object], words: str, model_folder: Path
 ) -> None:
-    change_header(bundle, change)
-    refuse(bundle, f"model.fdv cannot be used: .*({words}).*quantize")
+    change_header(model_folder, change)
+    refuse(model_folder, f"model.fdv cannot be used: .*({words}).*quantize")
 
 
 def test_a_router_in_blocks_is_refused_whoever_wrote_it(tmp_path: Path) -> None:
     """Kernels read routers and what makes keys of latents as floats."""
     model = description()
     made = tensors(model) | {"layers.0.ffn.router": random_tensor("Q8_0", 3, 32)}
-    write_bundle(tmp_path, model, CHECKPOINT, made)
+    write_model_folder(tmp_path, model, CHECKPOINT, made)
     refuse(tmp_path, "router is Q8_0 instead of F32, F16, BF16")
 
 
-def test_a_damaged_or_missing_store_is_refused(bundle: Path) -> None:
-    data = (bundle / STORE).read_bytes()
-    (bundle / STORE).write_bytes(data[:-1])
-    refuse(bundle, r"model\.fdv cannot be used: .*quantize")
-    (bundle / STORE).unlink()
-    refuse(bundle, r"model\.fdv cannot be used: .*quantize")
+def test_a_damaged_or_missing_store_is_refused(model_folder: Path) -> None:
+    data = (model_folder / STORE).read_bytes()
+    (model_folder / STORE).write_bytes(data[:-1])
+    refuse(model_folder, r"model\.fdv cannot be used: .*quantize")
+    (model_folder / STORE).unlink()
+    refuse(model_folder, r"model\.fdv cannot be used: .*quantize")
 
 
-def test_exchanged_words_of_a_store_are_seen_at_any_distance(bundle: Path) -> None:
-    data = (bundle / STORE).read_bytes()
+def test_exchanged_words_of_a_store_are_seen_at_any_distance(model_folder: Path) -> None:
+    data = (model_folder / STORE).read_bytes()
     begin = json.loads(data[32 : 32 + int.from_bytes(data[16:24], "little")])["start"]
     for distance in (8, 64, 512, 640):
         changed = bytearray(data)
@@ -232,8 +232,8 @@ def test_exchanged_words_of_a_store_are_seen_at_any_distance(bundle: Path) -> No
             data[begin : begin + 8],
         )
         assert changed != data
-        (bundle / STORE).write_bytes(changed)
-        refuse(bundle, "embed is damaged")
+        (model_folder / STORE).write_bytes(changed)
+        refuse(model_folder, "embed is damaged")
 
 
 def test_a_checksum_depends_on_each_bit_and_on_the_order() -> None:

@@ -1,4 +1,4 @@
-"""From tokens to what may be shown: incremental decoding, the reader of a dialect, and stop strings."""
+"""Turns tokens into events: incremental decoding, the output parser of a dialect, and stop strings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from freedive.text.dialects.dialect import Dialect, Event, Text
 from freedive.text.dialects.parser import Parser
 
 
-class Decoder(Protocol):
+class TokenDecoder(Protocol):
     """Incremental decoder of one answer: returns only text that no later token can change."""
 
     def push(self, token_id: int, /) -> str: ...
 
 
-class Reader(Protocol):
-    """Tells the thoughts and calls of one answer from its text."""
+class OutputParser(Protocol):
+    """Separates the thoughts and tool calls of one answer from its text."""
 
     @property
     def is_thinking(self) -> bool: ...
@@ -29,17 +29,17 @@ class Reader(Protocol):
     def read(self, text: str, *, ends: bool) -> list[Event]: ...
 
 
-class TextStream:
+class Detokenizer:
     """Events of one answer, up to the first stop string that its text completes (that one excluded).
 
-    Stop strings are looked for in what the ``reader`` calls text, so not in thoughts, in calls or in their markers;
+    Stop strings are looked for in what the ``parser`` calls text, so not in thoughts, in calls or in their markers;
     without a reader all output is text. Only text that may still turn out to be the beginning of a stop string is held
     back. :attr:`stop_string` is the one that was found. A character that the last token leaves incomplete is left out.
     """
 
-    def __init__(self, decoder: Decoder, stop: tuple[str, ...] = (), reader: Reader | None = None) -> None:
+    def __init__(self, decoder: TokenDecoder, stop: tuple[str, ...] = (), parser: OutputParser | None = None) -> None:
         self._decoder = decoder
-        self._reader = reader or Parser(Dialect({}))
+        self._parser = parser or Parser(Dialect({}))
         self._finder = StopFinder(stop) if stop else None
 
     @property
@@ -53,18 +53,18 @@ class TextStream:
     @property
     def is_thinking(self) -> bool:
         """Whether the output is in the middle of a thought."""
-        return self._reader.is_thinking
+        return self._parser.is_thinking
 
     def push(self, token_id: int) -> list[Event]:
         """The events that ``token_id`` makes certain; sets :attr:`stopped` when it completes a stop string."""
-        return self._cut(self._reader.read(self._decoder.push(token_id), ends=False))
+        return self._cut(self._parser.read(self._decoder.push(token_id), ends=False))
 
     def close(self) -> list[Event]:
         """The remaining events, when no more tokens come."""
         if self.stopped:
             return []
-        is_call_cut_off = self._reader.is_calling  # which is text then, but not the answer's
-        events = self._reader.read("", ends=True)
+        is_call_cut_off = self._parser.is_calling  # which is text then, but not the answer's
+        events = self._parser.read("", ends=True)
         if is_call_cut_off and self._finder:
             return [*_text(self._finder.flush()), *events]
         events = self._cut(events)

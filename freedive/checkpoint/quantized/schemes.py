@@ -1,4 +1,4 @@
-"""The tensors of one quantised weight -> one tensor in a format of ours, each scheme as its makers publish it."""
+"""Quantisation schemes: the tensors of one weight -> one tensor in a block format, each as its authors publish it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from freedive.checkpoint.block_formats import F8_BLOCK, Floats, encode_f8, encode_integers, integer_format
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.file import quote
-from freedive.checkpoint.ours import F8_BLOCK, Floats, encode_f8, encode_integers, integer_format
 from freedive.checkpoint.tensor import Bytes, Tensor
 from freedive.errors import UserError
 
@@ -22,7 +22,7 @@ _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 
 
 @dataclass(frozen=True)
-class Parts:
+class QuantizedParts:
     """What a quantised weight ``name`` is made of: ``codes``, and those of ``tensors`` that begin with ``stem``."""
 
     name: str
@@ -55,11 +55,11 @@ class Parts:
         return _misfit(f"The quantised weight {quote(self.name)} {what}")
 
 
-Assembler = Callable[[Parts, Mapping[str, Any]], Tensor]
+Scheme = Callable[[QuantizedParts, Mapping[str, Any]], Tensor]
 """(parts, quantization_config) -> the weight."""
 
 
-def f8(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
+def f8(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
     """e4m3 with a factor for each block (128 x 128 unless configured otherwise), row or tensor."""
     if len(parts.codes.shape) < 2:
         raise parts.unfit(f"has codes of the shape {list(parts.codes.shape)}")
@@ -84,7 +84,7 @@ def f8(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
     return Tensor(parts.name, parts.codes.shape, "F8G128", make)
 
 
-def mxfp4(parts: Parts, _: Mapping[str, Any]) -> Tensor:
+def mxfp4(parts: QuantizedParts, _: Mapping[str, Any]) -> Tensor:
     """Pairs of e2m1 in bytes, the first low, with an exponent for 32; gpt-oss keeps an axis for the groups."""
     codes = parts.codes
     scales = "_scales" if codes.name.endswith("_blocks") else "_scale"
@@ -111,7 +111,7 @@ class Integers(NamedTuple):
     zeros: npt.NDArray[Any]
 
 
-def packed(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
+def packed(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
     """compressed-tensors: codes in 32-bit words along the inputs, zero points along the outputs; both unsigned."""
     bits = _bits(parts, _declared(quantization, "num_bits"))
     per_word = 32 // bits
@@ -136,7 +136,7 @@ def packed(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
     return _integers(parts, (rows, width), bits, width // groups, has_zero, read, order)
 
 
-def int8(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
+def int8(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
     """compressed-tensors: plain signed bytes."""
     rows, width = parts.matrix()
     groups = _num_groups(parts, quantization, width)
@@ -150,12 +150,12 @@ def int8(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
     return _integers(parts, (rows, width), 8, width // groups, offsets is not None, read)
 
 
-def gptq_or_awq(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
+def gptq_or_awq(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
     """Both keep matrices as [in, out]; they tell themselves apart in the configuration only."""
     return (_awq if quantization.get("quant_method") == "awq" else _gptq)(parts, quantization)
 
 
-def _gptq(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
+def _gptq(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
     """Codes in 32-bit words along the inputs, zero points along the outputs: version 1 stores them less one."""
     bits = _bits(parts, [quantization.get("bits")])
     words, rows = parts.matrix()
@@ -183,7 +183,7 @@ def _gptq(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
     return _integers(parts, (rows, width), bits, group, not symmetric, read, None if in_order else order)
 
 
-def _awq(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
+def _awq(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
     """Codes and zero points in 32-bit words along the outputs, in an order of its own."""
     if quantization.get("version", "gemm") != "gemm" or _bits(parts, [quantization.get("bits", 4)]) != 4:
         raise parts.unfit("is in a form of AWQ other than 4-bit gemm")
@@ -204,7 +204,7 @@ def _awq(parts: Parts, quantization: Mapping[str, Any]) -> Tensor:
 
 
 def _integers(
-    parts: Parts,
+    parts: QuantizedParts,
     shape: tuple[int, int],
     bits: int,
     group: int,
@@ -255,7 +255,7 @@ def _numbers(scale: Tensor) -> Floats:
     return values
 
 
-def _block_size(parts: Parts, quantization: Mapping[str, Any]) -> tuple[int, int]:
+def _block_size(parts: QuantizedParts, quantization: Mapping[str, Any]) -> tuple[int, int]:
     """Outputs and inputs that share a scale where scales form blocks."""
     declared = [quantization.get("weight_block_size"), *_declared(quantization, "block_structure")]
     size = next(filter(None, declared), [F8_BLOCK, F8_BLOCK])
@@ -274,7 +274,7 @@ def _declared(quantization: Mapping[str, Any], key: str) -> list[object]:
     return [value for index, value in enumerate(values) if value not in values[:index]]
 
 
-def _num_groups(parts: Parts, quantization: Mapping[str, Any], width: int) -> int:
+def _num_groups(parts: QuantizedParts, quantization: Mapping[str, Any], width: int) -> int:
     """How many scales compressed-tensors has for a row: as many as the tensor has and some description allows."""
     scale = parts.find("_scale")
     groups = scale.shape[1] if scale and len(scale.shape) == 2 else 1
@@ -284,14 +284,14 @@ def _num_groups(parts: Parts, quantization: Mapping[str, Any], width: int) -> in
     return groups
 
 
-def _bits(parts: Parts, declared: list[object]) -> int:
+def _bits(parts: QuantizedParts, declared: list[object]) -> int:
     match declared:
         case [int(bits)] if bits in (4, 8):
             return bits
     raise parts.unfit(f"is configured with {quote(declared)} bits instead of 4 or 8")
 
 
-def _group_size(parts: Parts, declared: object, width: int) -> int:
+def _group_size(parts: QuantizedParts, declared: object, width: int) -> int:
     """Inputs that share a scale; -1 stands for all."""
     if declared == -1:
         return width

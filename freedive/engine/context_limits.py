@@ -1,4 +1,4 @@
-"""What can be asked of a running model at all; everything else is refused before work starts."""
+"""Checks requests against the model's vocabulary and context length before they are queued."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from freedive.config import EngineConfig
 from freedive.engine.batch import PAGE_TOKENS, Runner
-from freedive.engine.request import Sampling
+from freedive.engine.generation import Sampling
 from freedive.errors import UserError
 
 
 @dataclass(frozen=True)
-class Limits:
+class ContextLimits:
     """``max_context`` tokens of prompt and answer together; ``remedy`` says how to have more of them."""
 
     vocab_size: int
@@ -20,7 +20,7 @@ class Limits:
     remedy: str
 
     @classmethod
-    def of(cls, runner: Runner, config: EngineConfig) -> Limits:
+    def of(cls, runner: Runner, config: EngineConfig) -> ContextLimits:
         """The narrowest of model, setting and cache. UserError when the setting asks more than the model can do."""
         model, cache = runner.max_context, runner.num_pages * PAGE_TOKENS
         wanted = config.max_context or model

@@ -1,7 +1,7 @@
-"""A packed store with a description of the model whose weights it holds, to be run without what they come from.
+"""Model folders: a packed store with a description of its model, which runs without the original files.
 
 The description is JSON, written after the store: the decoder, a GGUF file's metadata if the model comes from one, and
-the stamp of the store. A bundle is both in a folder of its own, ``model.fdv`` and ``decoder.json``; a model that does
+the stamp of the store. A model folder holds both, ``model.fdv`` and ``decoder.json``; a model that does
 not come from a GGUF file has its tokenizer's files beside them, as its maker wrote them.
 """
 
@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from freedive.checkpoint.file import Damaged, read_json
+from freedive.checkpoint.file import DamagedFile, read_json
+from freedive.checkpoint.fingerprint import stamp
 from freedive.checkpoint.fit import check_fit
 from freedive.checkpoint.packed import DamagedStore, Packed, open_store, write_store
-from freedive.checkpoint.state import stamp
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.checkpoint.write import OTHER_DISK, new_file
 from freedive.errors import UserError
@@ -25,18 +25,18 @@ from freedive.progress import Advance
 STORE = "model.fdv"
 DESCRIPTION = "decoder.json"
 
-Described = tuple[spec.Model, Checkpoint, dict[str, Packed]]
-"""The model, a checkpoint without tensors that tells where its text comes from, and the weights."""
+OpenedStore = tuple[spec.ModelSpec, Checkpoint, dict[str, Packed]]
+"""The model, a checkpoint without tensors that has the tokenizer's metadata, and the weights."""
 
 
-def is_bundle(path: Path) -> bool:
-    """Whether ``path`` is a folder that :func:`write_bundle` has written to its end."""
+def is_model_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder that :func:`write_model_folder` has written to its end."""
     return (path / DESCRIPTION).is_file()
 
 
-def write_bundle(
+def write_model_folder(
     folder: Path,
-    model: spec.Model,
+    model: spec.ModelSpec,
     checkpoint: Checkpoint,
     tensors: Mapping[str, Tensor],
     *,
@@ -52,7 +52,7 @@ def write_bundle(
     write_description(folder / DESCRIPTION, folder / STORE, model, checkpoint, otherwise=name_another)
 
 
-def read_bundle(folder: Path) -> Described:
+def read_model_folder(folder: Path) -> OpenedStore:
     """The model in ``folder``. Raises UserError for a damaged folder, or one that another version has written."""
     try:
         return open_described(folder / DESCRIPTION, folder / STORE)
@@ -61,7 +61,7 @@ def read_bundle(folder: Path) -> Described:
 
 
 def write_description(
-    path: Path, store: Path, model: spec.Model, checkpoint: Checkpoint, *, otherwise: str = OTHER_DISK, by: str = ""
+    path: Path, store: Path, model: spec.ModelSpec, checkpoint: Checkpoint, *, otherwise: str = OTHER_DISK, by: str = ""
 ) -> None:
     """Describe at ``path`` what ``store`` holds, which has just been written or verified. ``by``: with which code.
 
@@ -74,7 +74,7 @@ def write_description(
         file.write(text)
 
 
-def open_described(path: Path, store: Path, *, by: str | None = None) -> Described:
+def open_described(path: Path, store: Path, *, by: str | None = None) -> OpenedStore:
     """What ``store`` holds, by the description at ``path``. It is verified unless it is as it was when described.
 
     Raises UserError where there is no description that this version knows, and DamagedStore where the store is not what
@@ -83,10 +83,10 @@ def open_described(path: Path, store: Path, *, by: str | None = None) -> Describ
     about = read_json(path)
     kind, config = about.get("kind"), about.get("config")
     if kind not in ("gguf", "safetensors") or not isinstance(config, dict):
-        raise Damaged(path, "it does not describe a model that this version knows")
+        raise DamagedFile(path, "it does not describe a model that this version knows")
     proven = about.get("store") == stamp(store)
     if by is not None and not (proven and about.get("by") == by):
-        raise Damaged(path, "the store or the code has changed since")
+        raise DamagedFile(path, "the store or the code has changed since")
     model, weights = from_json(about.get("model")), open_store(store, proven=proven)
     check_fit(model, weights)
     return model, Checkpoint(kind, config, {}), weights

@@ -1,4 +1,4 @@
-"""Compiles grammars with llguidance. As a program this file is the worker that tries strangers' grammars first.
+"""Compiles grammars with llguidance. Run as a program, this file is the worker that tries untrusted grammars.
 
 It imports nothing of freedive, so that a worker starts within milliseconds. A grammar that passed the trial is
 compiled again in the server, by the same function and on a larger stack.

@@ -28,7 +28,7 @@ MAX_PIECE_LENGTH = 256
 """Longest piece in characters that is joined of others: the ways to cut a piece take the square of its length."""
 
 
-def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
+def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> Vocabulary:
     """Build the tokenizer that ``metadata`` (key -> Python value) describes; UserError if it is damaged or unknown."""
     kind = _value(metadata, "model", str)
     if kind not in _BUILDERS:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freedive.engine.stop import Automaton, TextStream
+from freedive.engine.detokenizer import Automaton, Detokenizer
 from freedive.text.dialects.codecs import json_calls
 from freedive.text.dialects.dialect import Call, Dialect, Event, Mark
 from freedive.text.dialects.parser import Answer, Parser, joined
@@ -25,7 +25,7 @@ def text_of(events: Sequence[Event]) -> str:
 
 
 def read(text: str, *stop: str) -> tuple[list[str], str | None]:
-    stream = TextStream(Letters(), stop)
+    stream = Detokenizer(Letters(), stop)
     pieces = []
     for letter in text:
         pieces.append(text_of(stream.push(ord(letter))))
@@ -60,7 +60,7 @@ def test_the_text_is_everything_before_the_stop_string_that_ends_first(text: str
 @settings(max_examples=200, deadline=None)
 @given(text=st.text("abc", max_size=30), stop=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3))
 def test_held_back_text_is_always_the_beginning_of_a_stop_string(text: str, stop: list[str]) -> None:
-    stream, shown = TextStream(Letters(), tuple(stop)), ""
+    stream, shown = Detokenizer(Letters(), tuple(stop)), ""
     for count, letter in enumerate(text, 1):
         shown += text_of(stream.push(ord(letter)))
         if stream.stopped:
@@ -77,7 +77,7 @@ CALL = '[{"name": "f", "arguments": {"a": 1}}]'
 
 def seen(output: str, *stop: str) -> tuple[Answer, str | None, int]:
     """What is shown of ``output``, the stop string that ends it, and how many letters were read by then."""
-    stream = TextStream(Letters(), stop, Parser(THINKING, tools=[{"function": {"name": "f"}}]))
+    stream = Detokenizer(Letters(), stop, Parser(THINKING, tools=[{"function": {"name": "f"}}]))
     events, num_read = [], 0
     for letter in output:
         events += stream.push(ord(letter))
@@ -113,7 +113,7 @@ def test_stop_strings_do_not_reach_over_a_call() -> None:
 
 
 def test_white_space_is_shown_at_once_where_no_marker_can_follow() -> None:
-    stream = TextStream(Letters(), ("\n\n",), Parser(THINKING.without_calls()))
+    stream = Detokenizer(Letters(), ("\n\n",), Parser(THINKING.without_calls()))
     assert [text_of(stream.push(ord(letter))) for letter in "a b\n\n"] == ["a", " ", "b", "", ""]
     assert stream.stop_string == "\n\n"
 

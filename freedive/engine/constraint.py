@@ -1,4 +1,4 @@
-"""What an answer has to look like, token by token."""
+"""The interface of constraints, which choose the tokens that an answer may continue with."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Bits = npt.NDArray[np.uint8]
 """A set of tokens: bit ``t % 8`` of byte ``t // 8`` is token ``t``. Those beyond the last byte are not in it."""
 
 
-class Guide(Protocol):
-    """Follows one answer, whose form it knows. What it raises ends the request: UserError as the user's
-    matter, all else as the engine's fault.
+class TokenConstraint(Protocol):
+    """Constrains the tokens of one answer. What it raises ends the request: a UserError is the user's fault,
+    any other exception the engine's.
     """
 
     @property
     def complete(self) -> bool:
-        """Whether nothing may follow but the end."""
+        """Whether the answer is complete and must end."""
 
     def allowed(self) -> Bits | None:
         """The tokens that may come next, at least one; None where all may."""
 
     def take(self, token: int) -> None:
-        """Take note that ``token`` has come."""
+        """Advance the constraint by ``token``."""

@@ -1,4 +1,4 @@
-"""Ends thoughts that have become too long, by writing the marker that closes them."""
+"""Limits the tokens of thoughts: when the budget is spent, the marker that ends the thought is forced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHAR_TOKENS = 3
 
 
 class Constraint(Protocol):
-    """See :class:`freedive.engine.guide.Guide`."""
+    """See :class:`freedive.engine.constraint.TokenConstraint`."""
 
     @property
     def complete(self) -> bool: ...
@@ -59,7 +59,7 @@ class ThinkingBudget:
 
 
 class ThoughtConstraint:
-    """Follows one answer, and closes its thoughts when they have ``num_tokens`` tokens together."""
+    """Constrains one answer so that its thoughts end after ``num_tokens`` tokens in all."""
 
     def __init__(self, budget: ThinkingBudget, inner: Constraint | None, num_tokens: int) -> None:
         self._budget = budget
@@ -72,7 +72,7 @@ class ThoughtConstraint:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing may follow but the end."""
+        """Whether the answer is complete and must end."""
         return self._inner is not None and self._inner.complete
 
     def allowed(self) -> Bits | None:
@@ -89,7 +89,7 @@ class ThoughtConstraint:
         return only
 
     def take(self, token: int) -> None:
-        """Take note that ``token`` has come."""
+        """Advance the constraint by ``token``."""
         if self._inner:
             self._inner.take(token)
         self._parser.read(self._decoder.push(token), ends=False)
@@ -121,7 +121,7 @@ def thinking_budget(
         num_inside=len(tokenizer.encode(end)) - 1,
         vocab_size=tokenizer.vocab_size,
         token_bytes=tokenizer.token_bytes,
-        make_decoder=lambda: tokenizer.stream(keep=dialect.keeps),
+        make_decoder=lambda: tokenizer.stream(is_visible=dialect.is_visible),
         make_parser=lambda: Parser(dialect, state),
         room=room,
         num_tokens=num_tokens,

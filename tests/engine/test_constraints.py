@@ -1,4 +1,4 @@
-"""A guide chooses among the tokens of its own answer, and nobody else notices."""
+"""A constraint chooses among the tokens of its own answer, and nobody else notices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fake_runner import END, VOCAB, FakeRunner, FakeTokenizer, repetitive_logits
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.request import EngineError, Generation, Sampling
+from freedive.engine.generation import EngineError, Generation, Sampling
 from freedive.engine.sampler import Sampler, masked
 from freedive.errors import UserError
 
@@ -47,17 +47,17 @@ class Failing(Counting):
 
 
 def read(generation: Generation) -> tuple[list[int], str | None]:
-    pieces = list(generation)
-    return [token for piece in pieces for token in piece.token_ids], pieces[-1].finish_reason
+    outputs = list(generation)
+    return [token for output in outputs for token in output.token_ids], outputs[-1].finish_reason
 
 
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(seed=1), Sampling(seed=2, top_k=3, top_p=0.9)])
 def test_only_what_is_allowed_comes_and_the_answer_ends_when_it_is_complete(sampling: Sampling) -> None:
-    guide = Counting(20)
+    constraint = Counting(20)
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        tokens, reason = read(engine.submit(PROMPT, sampling, guide=guide))
+        tokens, reason = read(engine.submit(PROMPT, sampling, constraint=constraint))
         assert engine.stats().num_steps == 20
-    assert (len(tokens), reason, guide.taken) == (20, "stop", tokens)
+    assert (len(tokens), reason, constraint.taken) == (20, "stop", tokens)
     assert all(token % (2 if place % 2 else 3) == 0 for place, token in enumerate(tokens))
 
 
@@ -65,7 +65,7 @@ def test_an_answer_that_is_cut_says_so() -> None:
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
         for longest, reason in ((20, "length"), (7, "stop"), (6, "stop")):
             sampling = Sampling(seed=1, max_tokens=7)
-            assert read(engine.submit(PROMPT, sampling, guide=Counting(longest)))[1] == reason
+            assert read(engine.submit(PROMPT, sampling, constraint=Counting(longest)))[1] == reason
 
 
 @pytest.mark.parametrize("config", [{}, {"max_batch": 2}, {"prefill_chunk": 2}, {"speculation": "off"}], ids=str)
@@ -73,7 +73,7 @@ def test_an_answer_that_is_cut_says_so() -> None:
 def test_companions_preemption_and_guesses_do_not_show(config: dict[str, int], num_pages: int) -> None:
     def run(engine: Engine, seed: int, guided: bool) -> Generation:
         sampling = Sampling(seed=seed, temperature=0.3, max_tokens=60, ignore_eos=True)
-        return engine.submit(PROMPT, sampling, guide=Counting(50) if guided else None)
+        return engine.submit(PROMPT, sampling, constraint=Counting(50) if guided else None)
 
     cases = [(seed, seed % 2 == 0) for seed in range(8)]
     alone = []
@@ -91,14 +91,14 @@ def test_companions_preemption_and_guesses_do_not_show(config: dict[str, int], n
 def test_guesses_that_are_right_are_taken_under_a_guide() -> None:
     runner = FakeRunner(logits_of=repetitive_logits_of)
     with Engine(runner, FakeTokenizer(), EngineConfig()) as engine:
-        read(engine.submit(PROMPT, Sampling(temperature=0, max_tokens=300), guide=Counting(300)))
+        read(engine.submit(PROMPT, Sampling(temperature=0, max_tokens=300), constraint=Counting(300)))
         assert engine.stats().num_accepted > 20
 
 
-def test_a_guide_that_fails_ends_its_own_request_alone() -> None:
+def test_a_constraint_that_fails_ends_its_own_request_alone() -> None:
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        bad = engine.submit(PROMPT, Sampling(seed=1), guide=Failing(20))
-        good = engine.submit(PROMPT, Sampling(seed=1), guide=Counting(20))
+        bad = engine.submit(PROMPT, Sampling(seed=1), constraint=Failing(20))
+        good = engine.submit(PROMPT, Sampling(seed=1), constraint=Counting(20))
         with pytest.raises(EngineError, match="too hard"):
             read(bad)
         assert read(good)[1] == "stop"
@@ -110,27 +110,27 @@ def test_a_form_that_proves_too_hard_is_the_users_matter() -> None:
             raise UserError("The form cannot be kept to", param="response_format")
 
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        bad = engine.submit(PROMPT, Sampling(seed=1), guide=TooHard(20))
-        good = engine.submit(PROMPT, Sampling(seed=1), guide=Counting(20))
+        bad = engine.submit(PROMPT, Sampling(seed=1), constraint=TooHard(20))
+        good = engine.submit(PROMPT, Sampling(seed=1), constraint=Counting(20))
         with pytest.raises(UserError, match="cannot be kept to"):
             read(bad)
         assert read(good)[1] == "stop"
         assert engine.stats().free_pages == engine.stats().num_pages
 
 
-def test_the_end_may_come_where_a_guide_allows_it() -> None:
+def test_the_end_may_come_where_a_constraint_allows_it() -> None:
     class Ending(Counting):
         def allowed(self) -> np.ndarray:
             return bits(END)
 
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        assert read(engine.submit(PROMPT, Sampling(seed=1), guide=Ending(5))) == ([END], "stop")
+        assert read(engine.submit(PROMPT, Sampling(seed=1), constraint=Ending(5))) == ([END], "stop")
 
 
 def test_log_probabilities_are_those_of_the_model_itself() -> None:
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
         free = next(iter(engine.submit(PROMPT, Sampling(temperature=0, logprobs=20))))
-        guided = next(iter(engine.submit(PROMPT, Sampling(temperature=0, logprobs=20), guide=Counting(1))))
+        guided = next(iter(engine.submit(PROMPT, Sampling(temperature=0, logprobs=20), constraint=Counting(1))))
     assert free.logprobs
     assert guided.logprobs
     assert guided.logprobs[0].top == free.logprobs[0].top
@@ -148,7 +148,7 @@ def test_tokens_that_are_not_allowed_have_no_probability(size: int, known: int) 
     assert (result == np.where(expected, logits, -np.inf)).all()
 
 
-def test_a_guide_comes_after_penalties_and_before_the_likeliest_are_kept() -> None:
+def test_a_constraint_comes_after_penalties_and_before_the_likeliest_are_kept() -> None:
     logits = np.arange(VOCAB, dtype=np.float32)
     for sampling in (Sampling(top_k=1, seed=0), Sampling(top_p=0.01, seed=0), Sampling(min_p=1, seed=0)):
         assert Sampler(sampling, 0, [], VOCAB)(logits, bits(3, 4, 5)) == 5

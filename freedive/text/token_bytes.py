@@ -1,4 +1,4 @@
-"""What a token adds to a text, in bytes: the decoder of a tokenizer, token by token.
+"""The bytes of each token: the decoder of a tokenizer.json, applied token by token.
 
 Knowing the bytes of every token makes decoding a concatenation, so that a stream costs the same per token however long
 it is, and a character cut into several tokens is simply an unfinished byte sequence.
@@ -27,7 +27,7 @@ _BYTES = _byte_alphabet()
 
 
 @dataclass(frozen=True)
-class Spelling:
+class TokenBytes:
     """``strip_space``: the encoder puts a space before the text, which the decoded text does not have."""
 
     byte_level: bool = False
@@ -46,13 +46,13 @@ class Spelling:
         return token.encode()
 
 
-def spelling(decoder: Mapping[str, Any] | None) -> Spelling:
-    """The spelling that a tokenizer.json's ``decoder`` entry describes.
+def read_decoder(decoder: Mapping[str, Any] | None) -> TokenBytes:
+    """The decoder that a tokenizer.json's ``decoder`` entry describes.
 
     Raises UserError for a decoder that does not work token by token (WordPiece, regular expressions, ...).
     """
     parts = decoder.get("decoders", []) if decoder and decoder["type"] == "Sequence" else [decoder]
-    result = Spelling()
+    result = TokenBytes()
     for part in parts:
         match part:
             case {"type": "ByteLevel"}:

@@ -1,17 +1,17 @@
-"""Grammars of whole answers: thoughts first, as a dialect marks them, then calls or what was asked for."""
+"""Grammars of whole answers: thoughts in the dialect's markers, then calls or the required format."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freedive.text.dialects.calls import Calls
+from freedive.text.dialects.call_grammar import CallGrammar
 from freedive.text.dialects.dialect import Dialect, Mark, Mode, State
-from freedive.text.dialects.parser import heard
+from freedive.text.dialects.parser import active_markers
 from freedive.text.lark import Lark, any_of
 
 
-def answer(
+def answer_grammar(
     lark: Lark,
     dialect: Dialect,
     state: State,
@@ -35,11 +35,11 @@ def answer(
 def _calls(
     lark: Lark, dialect: Dialect, functions: Sequence[Mapping[str, Any]], *, after_text: bool, parallel: bool
 ) -> str:
-    calls = Calls(lark, dialect, functions)
+    calls = CallGrammar(lark, dialect, functions)
     if dialect.messages:
         opening = lark.literal(calls.opening)
     elif after_text and calls.opening:
-        opening = lark.until([calls.opening], heard(dialect, Mode.TEXT, begun=True))
+        opening = lark.until([calls.opening], active_markers(dialect, Mode.TEXT, begun=True))
     else:
         opening = f"SPACE? {lark.literal(calls.opening)}"
     return f"{opening} {calls.after_opening(parallel=parallel)}"
@@ -66,11 +66,11 @@ def _thoughts(lark: Lark, dialect: Dialect, state: State, *, may_begin: bool) ->
 
 def _thought(lark: Lark, dialect: Dialect, ends: Sequence[str]) -> str:
     """A thought up to its end."""
-    return lark.until(ends, heard(dialect, Mode.THOUGHT, begun=False))
+    return lark.until(ends, active_markers(dialect, Mode.THOUGHT, begun=False))
 
 
 def _text(lark: Lark, dialect: Dialect) -> str:
     """Text that has no calls in it."""
     if dialect.bare:
         return lark.terminal(r"/\s*([^\s{\[](?s:.*))?/")
-    return lark.free(heard(dialect, Mode.TEXT, begun=True))
+    return lark.free(active_markers(dialect, Mode.TEXT, begun=True))

@@ -1,4 +1,4 @@
-"""Calls that a guide lets through are read back by the same dialect as calls, with arguments valid for their tool."""
+"""Calls that a constraint allows are read back by the same dialect as calls, with arguments valid for their tool."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import jsonschema
 import numpy as np
 import pytest
 import tokenizers
+from constrained import follow, write
 from dialect_samples import QUESTION, SAMPLES
-from guided import follow, write
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from freedive.errors import UserError
 from freedive.text.arguments import argument_values
-from freedive.text.asking import Wish, granted
 from freedive.text.dialects.codecs import kinds, parameter_schemas
 from freedive.text.dialects.dialect import Dialect, State, initial_state
-from freedive.text.dialects.known import dialect_for
 from freedive.text.dialects.parser import Answer, parse
+from freedive.text.dialects.registry import dialect_for
 from freedive.text.format import Format
-from freedive.text.guide import Guide, Guides
+from freedive.text.grammar_constraint import GrammarCompiler, GrammarConstraint
+from freedive.text.output_spec import OutputSpec, constrain
 from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer
 from freedive.text.tools import Function
@@ -73,14 +73,16 @@ class Asked:
             text for text in (*self.dialect.marks, *self.dialect.separators) if text[0] + text[-1] in ("<>", "[]")
         }
         self.tokenizer = tokenizer_of(folder, tokens if special else set())
-        self.guides = Guides(self.tokenizer, tokens.__contains__)
+        self.compiler = GrammarCompiler(self.tokenizer, tokens.__contains__)
         self.state = initial_state(self.dialect, sample.render([QUESTION], tools=TOOLS))
         self.reads = self.dialect
 
-    def guide(self, **wish: Any) -> Guide:
-        self.reads, make_guide = granted(Wish(tools=TOOLS, **wish), self.guides, self.dialect, self.state)
-        assert make_guide
-        return make_guide()
+    def constraint(self, **wish: Any) -> GrammarConstraint:
+        self.reads, make_constraint = constrain(
+            OutputSpec(tools=TOOLS, **wish), self.compiler, self.dialect, self.state
+        )
+        assert make_constraint
+        return make_constraint()
 
     def thought(self) -> str:
         """What ends the thought that the prompt has begun, if any."""
@@ -102,9 +104,9 @@ def check(said: Answer) -> None:
 def test_a_call_that_must_come_is_one(name: str, special: bool, tmp_path: Path) -> None:
     asked, num_calls = Asked(name, tmp_path, special=special), 0
     for seed in range(12):
-        guide = asked.guide(choice="required")
-        assert follow(guide, asked.tokenizer, asked.thought())
-        output = write(guide, asked.tokenizer, seed, longest=400)
+        constraint = asked.constraint(choice="required")
+        assert follow(constraint, asked.tokenizer, asked.thought())
+        output = write(constraint, asked.tokenizer, seed, longest=400)
         if output is None:
             continue
         said = asked.read(asked.thought() + output)
@@ -119,9 +121,9 @@ def test_a_call_that_must_come_is_one(name: str, special: bool, tmp_path: Path) 
 def test_the_call_is_of_the_function_that_was_named(name: str, tmp_path: Path) -> None:
     asked = Asked(name, tmp_path, special=True)
     for seed in range(4):
-        guide = asked.guide(choice=Function("now"))
-        assert follow(guide, asked.tokenizer, asked.thought())
-        output = write(guide, asked.tokenizer, seed, longest=400)
+        constraint = asked.constraint(choice=Function("now"))
+        assert follow(constraint, asked.tokenizer, asked.thought())
+        output = write(constraint, asked.tokenizer, seed, longest=400)
         assert output is None or [call.name for call in asked.read(asked.thought() + output).calls] == ["now"]
 
 
@@ -136,31 +138,31 @@ def qwen(tmp_path: Path) -> Asked:
 @pytest.mark.parametrize("before", ["", "Let me see {<tool>}.\n", "<think>\nHm.\n</think>\n\nWell:\n"])
 def test_a_strict_tool_may_be_called_or_not(qwen: Asked, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WEATHER["function"], "strict", True)
-    guide = qwen.guide()
-    assert follow(guide, qwen.tokenizer, before + CALL + "<end>")
+    constraint = qwen.constraint()
+    assert follow(constraint, qwen.tokenizer, before + CALL + "<end>")
     said = qwen.read(before + CALL)
     assert [(call.name, json.loads(call.arguments)["city"]) for call in said.calls] == [("weather", "</tool_call>")]
-    assert follow(qwen.guide(), qwen.tokenizer, before + "Nothing to call.<end>")
-    assert not follow(qwen.guide(), qwen.tokenizer, before + CALL.replace("2", '"2"'))
-    assert not follow(qwen.guide(), qwen.tokenizer, before + CALL.replace("weather", "whether"))
+    assert follow(qwen.constraint(), qwen.tokenizer, before + "Nothing to call.<end>")
+    assert not follow(qwen.constraint(), qwen.tokenizer, before + CALL.replace("2", '"2"'))
+    assert not follow(qwen.constraint(), qwen.tokenizer, before + CALL.replace("weather", "whether"))
 
 
 def test_without_parallel_calls_there_is_one(qwen: Asked) -> None:
-    assert follow(qwen.guide(choice="required"), qwen.tokenizer, CALL + "\n" + CALL)
-    assert not follow(qwen.guide(choice="required", parallel=False), qwen.tokenizer, CALL + "\n" + CALL)
-    assert not follow(qwen.guide(parallel=False), qwen.tokenizer, "Well: " + CALL + "\n" + CALL)
+    assert follow(qwen.constraint(choice="required"), qwen.tokenizer, CALL + "\n" + CALL)
+    assert not follow(qwen.constraint(choice="required", parallel=False), qwen.tokenizer, CALL + "\n" + CALL)
+    assert not follow(qwen.constraint(parallel=False), qwen.tokenizer, "Well: " + CALL + "\n" + CALL)
 
 
 def test_an_answer_has_its_format_or_is_a_call(qwen: Asked) -> None:
     wish = {"format": Format("choice", ["yes", "no"])}
-    assert follow(qwen.guide(**wish), qwen.tokenizer, "<think>Hm.</think>\n\nyes")
-    assert follow(qwen.guide(**wish), qwen.tokenizer, "<think>Hm.</think>\n\n" + CALL)
-    assert not follow(qwen.guide(**wish), qwen.tokenizer, "<think>Hm.</think>\n\nI")
+    assert follow(qwen.constraint(**wish), qwen.tokenizer, "<think>Hm.</think>\n\nyes")
+    assert follow(qwen.constraint(**wish), qwen.tokenizer, "<think>Hm.</think>\n\n" + CALL)
+    assert not follow(qwen.constraint(**wish), qwen.tokenizer, "<think>Hm.</think>\n\nI")
 
 
 def test_a_model_left_free_has_no_guide(qwen: Asked) -> None:
-    assert granted(Wish(tools=TOOLS), qwen.guides, qwen.dialect, State()) == (qwen.dialect, None)
-    assert granted(Wish(), qwen.guides, qwen.dialect, State()) == (qwen.dialect, None)
+    assert constrain(OutputSpec(tools=TOOLS), qwen.compiler, qwen.dialect, State()) == (qwen.dialect, None)
+    assert constrain(OutputSpec(), qwen.compiler, qwen.dialect, State()) == (qwen.dialect, None)
 
 
 def test_a_text_that_a_model_writes_in_tags_is_not_cut(tmp_path: Path) -> None:
@@ -171,10 +173,10 @@ def test_a_text_that_a_model_writes_in_tags_is_not_cut(tmp_path: Path) -> None:
     )
     tail += "<parameter=unit>\na <b>\n</parameter>\n</function>\n</tool_call>"
     text = 'Zürich "<b>"\n  </parameter> 7'
-    assert follow(asked.guide(choice="required"), asked.tokenizer, head + text + tail)
+    assert follow(asked.constraint(choice="required"), asked.tokenizer, head + text + tail)
     assert json.loads(asked.read(head + text + tail).calls[0].arguments) == {"city": text, "days": 3, "unit": "a <b>"}
     for marker in ("<parameter=days>", "</function>", "<function="):
-        assert not follow(asked.guide(choice="required"), asked.tokenizer, head + marker)
+        assert not follow(asked.constraint(choice="required"), asked.tokenizer, head + marker)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ def test_what_a_call_cannot_keep_to_is_refused_by_name(
 ) -> None:
     asked = Asked(name, tmp_path, special=True)
     with pytest.raises(UserError, match=words) as caught:
-        granted(Wish(tools=[tool("f", strict=True, x=schema)]), asked.guides, asked.dialect, asked.state)
+        constrain(OutputSpec(tools=[tool("f", strict=True, x=schema)]), asked.compiler, asked.dialect, asked.state)
     assert caught.value.param == "tools"
 
 
@@ -214,19 +216,21 @@ PLAIN = Dialect({})
 @pytest.mark.parametrize(
     ("wish", "param"),
     [
-        (Wish(tools=TOOLS, choice="required"), "tool_choice"),
-        (Wish(tools=TOOLS, choice=Function("now")), "tool_choice"),
-        (Wish(tools=[tool("f", strict=True)]), "tools"),
-        (Wish(tools=TOOLS, parallel=False), "parallel_tool_calls"),
-        (Wish(Format("json_object"), TOOLS), "response_format"),
-        (Wish(choice="required"), "tool_choice"),
-        (Wish(tools=TOOLS, choice=Function("then")), "tool_choice"),
-        (Wish(tools=TOOLS, choice="now"), "tool_choice"),  # type: ignore[arg-type]
+        (OutputSpec(tools=TOOLS, choice="required"), "tool_choice"),
+        (OutputSpec(tools=TOOLS, choice=Function("now")), "tool_choice"),
+        (OutputSpec(tools=[tool("f", strict=True)]), "tools"),
+        (OutputSpec(tools=TOOLS, parallel=False), "parallel_tool_calls"),
+        (OutputSpec(Format("json_object"), TOOLS), "response_format"),
+        (OutputSpec(choice="required"), "tool_choice"),
+        (OutputSpec(tools=TOOLS, choice=Function("then")), "tool_choice"),
+        (OutputSpec(tools=TOOLS, choice="now"), "tool_choice"),  # type: ignore[arg-type]
     ],
 )
-def test_a_model_whose_calls_are_unknown_refuses_what_it_could_not_see_to(qwen: Asked, wish: Wish, param: str) -> None:
+def test_a_model_whose_calls_are_unknown_refuses_what_it_could_not_see_to(
+    qwen: Asked, wish: OutputSpec, param: str
+) -> None:
     with pytest.raises(UserError) as caught:
-        granted(wish, qwen.guides, PLAIN, State())
+        constrain(wish, qwen.compiler, PLAIN, State())
     assert caught.value.param == param
 
 
@@ -239,9 +243,9 @@ def test_a_template_without_tools_refuses_them() -> None:
 
 
 def test_every_token_keeps_its_place(qwen: Asked) -> None:
-    """A guide's bits are those of the tokenizer: what it takes is what is read."""
-    guide = qwen.guide(choice="required")
-    bits = np.unpackbits(guide.allowed(), bitorder="little")
+    """A constraint's bits are those of the tokenizer: what it takes is what is read."""
+    constraint = qwen.constraint(choice="required")
+    bits = np.unpackbits(constraint.allowed(), bitorder="little")
     texts = {qwen.tokenizer.token_text(token) for token in np.flatnonzero(bits)}
     assert texts == {"<", " ", "\n"}
 
@@ -254,10 +258,12 @@ def coder(tmp_path: Path, schema: Any, text: str, *, name: str = "Qwen3-Coder") 
     asked = Asked(name, tmp_path, special=False)
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"v": schema}}}}]
     tools[0]["function"]["parameters"]["required"] = ["v"]
-    make_guide = granted(Wish(tools=tools, choice="required"), asked.guides, asked.dialect, asked.state)[1]
-    assert make_guide
+    make_constraint = constrain(OutputSpec(tools=tools, choice="required"), asked.compiler, asked.dialect, asked.state)[
+        1
+    ]
+    assert make_constraint
     call = f"<tool_call>\n<function=f>\n<parameter=v>\n{text}\n</parameter>\n</function>\n</tool_call>"
-    return follow(make_guide(), asked.tokenizer, call)
+    return follow(make_constraint(), asked.tokenizer, call)
 
 
 ANNOTATED = {"x-order": 1, "readOnly": True, "nullable": True, "$id": "a", "discriminator": {}, "examples": None}
@@ -289,9 +295,11 @@ def test_tagged_calls_take_schemas_as_people_write_them(schema: Any, yes: str, n
 def test_parameters_that_ask_for_nothing_are_none(name: str, parameters: Any, tmp_path: Path) -> None:
     asked = Asked(name, tmp_path, special=False)
     tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
-    reads, make_guide = granted(Wish(tools=tools, choice="required"), asked.guides, asked.dialect, asked.state)
-    assert make_guide
-    output = write(make_guide(), asked.tokenizer, 1, longest=2000)
+    reads, make_constraint = constrain(
+        OutputSpec(tools=tools, choice="required"), asked.compiler, asked.dialect, asked.state
+    )
+    assert make_constraint
+    output = write(make_constraint(), asked.tokenizer, 1, longest=2000)
     assert output is None or parse(reads, output, asked.state, tools).calls[0].name == "f"
 
 
@@ -301,7 +309,7 @@ def test_parameters_that_are_no_schema_are_refused(name: str, parameters: Any, t
     asked = Asked(name, tmp_path, special=False)
     tools = [{"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}]
     with pytest.raises(UserError) as caught:
-        granted(Wish(tools=tools, choice="required"), asked.guides, asked.dialect, asked.state)
+        constrain(OutputSpec(tools=tools, choice="required"), asked.compiler, asked.dialect, asked.state)
     assert caught.value.param == "tools"
 
 
@@ -361,17 +369,17 @@ def written(name: str, arguments: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("kind", UNKEPT)
 @pytest.mark.parametrize("name", ["Qwen3", "Qwen3-Coder"])
-def test_what_a_guide_cannot_see_to_is_left_to_the_model_unless_a_tool_is_strict(
+def test_what_a_constraint_cannot_see_to_is_left_to_the_model_unless_a_tool_is_strict(
     name: str, kind: str, tmp_path: Path
 ) -> None:
     asked = Asked(name, tmp_path, special=False)
     parameters, arguments = UNKEPT[kind]
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", **parameters}}}]
     for wish in ({"choice": "required"}, {"parallel": False}, {"format": Format("choice", ["yes"])}):
-        reads, make_guide = granted(Wish(tools=tools, **wish), asked.guides, asked.dialect, asked.state)
-        assert make_guide
+        reads, make_constraint = constrain(OutputSpec(tools=tools, **wish), asked.compiler, asked.dialect, asked.state)
+        assert make_constraint
         assert follow(
-            make_guide(), asked.tokenizer, "<think>a</think>\n\n" * (name == "Qwen3") + written(name, arguments)
+            make_constraint(), asked.tokenizer, "<think>a</think>\n\n" * (name == "Qwen3") + written(name, arguments)
         )
         said = parse(reads, written(name, arguments), State(), tools).calls
         assert [json.loads(call.arguments) for call in said] == [arguments]
@@ -381,15 +389,15 @@ def test_a_tool_that_is_not_strict_is_still_kept_to_where_it_can_be(tmp_path: Pa
     for name in ("Qwen3", "Qwen3-Coder"):
         asked = Asked(name, tmp_path, special=False)
         kept = {"a": {"type": "integer"}, "b": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}}
-        wish = Wish(tools=[tool("f", **kept)], choice="required")
-        make_guide = granted(wish, asked.guides, asked.dialect, asked.state)[1]
-        assert make_guide
+        wish = OutputSpec(tools=[tool("f", **kept)], choice="required")
+        make_constraint = constrain(wish, asked.compiler, asked.dialect, asked.state)[1]
+        assert make_constraint
         for arguments, allowed_ in (
             ({"a": 1, "b": [1]}, True),
             ({"a": "x", "b": [1]}, False),
             ({"a": 1, "b": ["x"]}, False),
         ):
-            assert follow(make_guide(), asked.tokenizer, written(name, arguments)) == allowed_
+            assert follow(make_constraint(), asked.tokenizer, written(name, arguments)) == allowed_
 
 
 RECURSIVE = {
@@ -408,11 +416,13 @@ RECURSIVE = {
 def test_parameters_behind_a_reference_are_kept_to_and_read_by_type(name: str, tmp_path: Path) -> None:
     asked = Asked(name, tmp_path, special=False)
     tools = [{"type": "function", "function": {"name": "f", "parameters": RECURSIVE, "strict": True}}]
-    reads, make_guide = granted(Wish(tools=tools, choice="required"), asked.guides, asked.dialect, asked.state)
-    assert make_guide
+    reads, make_constraint = constrain(
+        OutputSpec(tools=tools, choice="required"), asked.compiler, asked.dialect, asked.state
+    )
+    assert make_constraint
     arguments = {"value": 1, "next": {"value": 2}}
-    assert follow(make_guide(), asked.tokenizer, written(name, arguments))
-    assert not follow(make_guide(), asked.tokenizer, written(name, {"value": "x"}))
+    assert follow(make_constraint(), asked.tokenizer, written(name, arguments))
+    assert not follow(make_constraint(), asked.tokenizer, written(name, {"value": "x"}))
     assert json.loads(parse(reads, written(name, arguments), State(), tools).calls[0].arguments) == arguments
 
 
@@ -432,11 +442,11 @@ def test_what_tagged_parameters_have_in_all_of_is_kept_to_and_read_by_type(
 ) -> None:
     asked = Asked("Qwen3-Coder", tmp_path, special=False)
     function = {"name": "f", "parameters": {**parameters, "$defs": {"i": ITEM}}, "strict": True}
-    wish = Wish(tools=[{"type": "function", "function": function}], choice="required")
-    reads, make_guide = granted(wish, asked.guides, asked.dialect, asked.state)
-    assert make_guide
-    assert follow(make_guide(), asked.tokenizer, written("Qwen3-Coder", yes))
-    assert not follow(make_guide(), asked.tokenizer, written("Qwen3-Coder", no))
+    wish = OutputSpec(tools=[{"type": "function", "function": function}], choice="required")
+    reads, make_constraint = constrain(wish, asked.compiler, asked.dialect, asked.state)
+    assert make_constraint
+    assert follow(make_constraint(), asked.tokenizer, written("Qwen3-Coder", yes))
+    assert not follow(make_constraint(), asked.tokenizer, written("Qwen3-Coder", no))
     said = parse(reads, written("Qwen3-Coder", yes), State(), wish.tools).calls
     assert json.loads(said[0].arguments) == yes
 
@@ -452,13 +462,13 @@ def test_what_tagged_parameters_have_in_all_of_is_kept_to_and_read_by_type(
 def test_all_of_that_speaks_twice_of_one_thing_is_not_taken_for_less(schema: dict[str, Any], tmp_path: Path) -> None:
     with contextlib.suppress(UserError):
         asked = Asked("Qwen3-Coder", tmp_path, special=False)
-        make_guide = granted(Wish(tools=[tool("f", strict=True, v=schema)]), asked.guides, asked.dialect, asked.state)[
-            1
-        ]
-        assert make_guide
+        make_constraint = constrain(
+            OutputSpec(tools=[tool("f", strict=True, v=schema)]), asked.compiler, asked.dialect, asked.state
+        )[1]
+        assert make_constraint
         for value in ("a", 3, ["a"]):
             text = written("Qwen3-Coder", {"v": value})
-            assert not follow(make_guide(), asked.tokenizer, text) or value == ["a"]
+            assert not follow(make_constraint(), asked.tokenizer, text) or value == ["a"]
 
 
 @pytest.mark.parametrize("depth", [3, 4000])

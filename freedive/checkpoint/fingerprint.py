@@ -1,4 +1,4 @@
-"""What files were when something was made from them, so that it is not used once they have changed."""
+"""Fingerprints of files and code, so that what was made from them is not used after they change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def stamp(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def parts(path: Path) -> list[Path]:
+def split_files(path: Path) -> list[Path]:
     """All files of the GGUF checkpoint of which ``path`` is one (``name-00001-of-00003.gguf``), perhaps the only."""
     match = _PART.fullmatch(path.name)
     if match is None:
@@ -26,25 +26,25 @@ def parts(path: Path) -> list[Path]:
     return [path.with_name(f"{stem}-{index:05}-of-{count}.gguf") for index in range(1, int(count) + 1)]
 
 
-def checkpoint_state(path: Path) -> str:
+def checkpoint_fingerprint(path: Path) -> str:
     """Differs when any file differs that the weights of the checkpoint at ``path`` are read from."""
     if path.is_dir():
         files = sorted(path.iterdir())
     elif path.suffix == ".safetensors":
         files = [path, path.with_name("config.json")]
     else:
-        files = parts(path)
+        files = split_files(path)
     return repr([(file.name, stamp(file)) for file in files if file.exists()])
 
 
-DESCRIBING = ("checkpoint/*.py", "model/**/*.py")
+DESCRIBING = ("checkpoint/**/*.py", "model/**/*.py")
 """The code that reads and describes checkpoints."""
 
 COMPUTING = (*DESCRIBING, "engine/*.py", "ops/*.py", "native/_native.*")
 """The code, too, that computes with them."""
 
 
-def code_state(patterns: Sequence[str]) -> str:
+def code_fingerprint(patterns: Sequence[str]) -> str:
     """Differs when the code differs that matches ``patterns``: what it made before may be wrong."""
     modules = [module for pattern in patterns for module in _PACKAGE.glob(pattern)]
     return repr(sorted((module.name, stamp(module)) for module in modules))

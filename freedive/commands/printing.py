@@ -1,4 +1,4 @@
-"""An answer as the commands show it: its text on standard output, its thoughts to the person."""
+"""Prints an answer: its text on standard output, its thoughts on standard error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes what a guide allows, at random: a model that knows nothing."""
+"""Writes what a constraint allows, at random: a model that knows nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from freedive.checkpoint.open import open_checkpoint
 from freedive.hub.sources import resolve
-from freedive.text.guide import Guide
+from freedive.text.grammar_constraint import GrammarConstraint
 from freedive.text.tokenizer import Tokenizer
 
 WORDS = frozenset(map(ord, '"{}[],:0123456789. abcxyz\n<>/'))
@@ -22,34 +22,34 @@ def smollm2() -> Tokenizer:
     return Tokenizer.from_gguf(open_checkpoint(resolve("smollm2")).config)
 
 
-def allowed(guide: Guide, tokenizer: Tokenizer) -> np.ndarray:
+def allowed(constraint: GrammarConstraint, tokenizer: Tokenizer) -> np.ndarray:
     """bool [vocab_size]"""
-    return np.unpackbits(guide.allowed(), count=tokenizer.vocab_size, bitorder="little").astype(np.bool_)
+    return np.unpackbits(constraint.allowed(), count=tokenizer.vocab_size, bitorder="little").astype(np.bool_)
 
 
-def write(guide: Guide, tokenizer: Tokenizer, seed: int, longest: int = 300) -> str | None:
-    """A text that ``guide`` lets through, or None if it has no end within ``longest`` tokens.
+def write(constraint: GrammarConstraint, tokenizer: Tokenizer, seed: int, longest: int = 300) -> str | None:
+    """A text that ``constraint`` lets through, or None if it has no end within ``longest`` tokens.
 
     A token is drawn from all that may come, or only from the plain ones, and the end is taken more often than not.
     """
     rng, tokens = random.Random(seed), []
     for _ in range(longest):
-        token = _draw(allowed(guide, tokenizer), tokenizer, rng)
-        guide.take(token)
+        token = _draw(allowed(constraint, tokenizer), tokenizer, rng)
+        constraint.take(token)
         if token in tokenizer.stop_ids:
             return tokenizer.decode(tokens, skip_special=False)
         tokens.append(token)
-        if guide.complete:
+        if constraint.complete:
             return tokenizer.decode(tokens, skip_special=False)
     return None
 
 
-def follow(guide: Guide, tokenizer: Tokenizer, text: str) -> bool:
+def follow(constraint: GrammarConstraint, tokenizer: Tokenizer, text: str) -> bool:
     """Take ``text`` as the model would write it, up to a token that may not come: whether there was none."""
     for token in tokenizer.encode(text):
-        if not allowed(guide, tokenizer)[token]:
+        if not allowed(constraint, tokenizer)[token]:
             return False
-        guide.take(token)
+        constraint.take(token)
     return True
 
 

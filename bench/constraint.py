@@ -1,4 +1,4 @@
-"""What a guide costs: tokens per second of the default model with and without one, in turns.
+"""The cost of a constraint: tokens per second of the default model with and without one, alternately.
 
 The default model is the worst case: its tokens take least. A regular expression that any text matches leaves the answer
 as it is, so that the same tokens are compared; a schema is what is used.
@@ -31,10 +31,10 @@ ROUNDS = 7
 
 def tokens_per_s(model: freedive.LanguageModel, format: Format | None) -> float:
     """Of one answer, after its first token."""
-    guide = model.make_guide(format)() if format else None
+    constraint = model.make_constraint(format)() if format else None
     prompt = model.tokenizer.encode("People and what they like, as JSON:\n")
     sampling = model.sampling(max_tokens=NUM_TOKENS, temperature=0.8, seed=1, ignore_eos=True)
-    generation = model.engine.submit(prompt, sampling, guide=guide)
+    generation = model.engine.submit(prompt, sampling, constraint=constraint)
     for _ in generation:
         pass
     assert generation.timings.num_generated == NUM_TOKENS

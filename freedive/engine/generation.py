@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what comes back."""
+"""Sampling parameters of a request, and the generation that returns its output."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EngineError(Exception):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens and when to end. Raises :class:`UserError` (with ``param``) on an impossible value.
+    """Sampling parameters and stop conditions. Raises :class:`UserError` (with ``param``) on an impossible value.
 
     The order of application is given in :mod:`freedive.engine.sampler`.
     """
@@ -133,7 +133,7 @@ class TokenLogprobs:
 
 @dataclass(slots=True)
 class Timings:
-    """When things happened to a request, by ``time.perf_counter``; a duration still open counts up to now."""
+    """Timestamps of a request, by ``time.perf_counter``; a duration that has not ended counts up to now."""
 
     submitted_at: float
     started_at: float | None = None
@@ -174,8 +174,8 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What one token adds to an answer.
+class TokenOutput:
+    """The output of one token.
 
     There are no ``events`` while a character, a marker or a stop string may still be completed. ``token_ids`` includes
     an end token. Only the last piece has ``finish_reason``, ``timings`` and, where that is what ended the answer,
@@ -200,12 +200,12 @@ class Piece:
         return "".join(event.text for event in self.events if isinstance(event, Text))
 
 
-Delivery = Piece | EngineError | UserError
-"""What a reader gets: with an error, nothing more comes."""
+Delivery = TokenOutput | EngineError | UserError
+"""One item that a generation delivers; an error is the last item."""
 
 
 class Generation:
-    """A request under way. Iterate over its pieces, with ``for`` or ``async for``, from one reader.
+    """The output of one request. Iterate over it with ``for`` or ``async for``, from one consumer.
 
     ``num_cached_tokens`` of the prompt need not be computed, since they were found in the prefix cache; it is final by
     the first piece.
@@ -240,14 +240,14 @@ class Generation:
             except Exception:  # a reader's fault is not the engine's
                 log.exception("the reader of %s could not be woken", self.id)
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[TokenOutput]:
         try:
             while not self._ended:
                 yield self._open(self._arrived.get())
         finally:
             self.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncIterator[TokenOutput]:
         import asyncio  # imported here because it takes long, and only a server needs it
 
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
@@ -267,7 +267,7 @@ class Generation:
             self._notify = None
             self.cancel()
 
-    def _open(self, item: Delivery) -> Piece:
+    def _open(self, item: Delivery) -> TokenOutput:
         if isinstance(item, Exception):
             self._ended = True
             raise item
