@@ -61,7 +61,9 @@ class Contender:
 
     def __post_init__(self) -> None:
         self.weights: Weights = initial(self.model, 0)
-        self.optimizer = Optimizer(self.weights, stacked_params(self.model), self.stage.weight_decay, muon=self.muon)
+        self.optimizer = Optimizer(
+            self.weights, stacked_params(self.model), self.stage.weight_decay, muon=self.muon, precision=resolved(AUTO)
+        )
         self.stream = Stream(self.shards, 0)
         for name in self.optimizer.trained:
             self.weights[name].requires_grad_()
@@ -70,7 +72,7 @@ class Contender:
         """One update, at the rate for this part of ``budget`` seconds."""
         began, stage = time.perf_counter(), self.stage
         batch = self.stream.take(stage.step_tokens, self.model.max_context)
-        ops = TrainOps(batch)
+        ops = TrainOps(batch, precision=resolved(AUTO))
         loss = losses(self.model, self.weights, batch, ops) / len(batch.tokens)
         (loss + stage.balance_loss * sum(ops.balance, torch.zeros(()))).backward()
         rate = learning_rate(stage, min(PARTS - 1, int(PARTS * self.seconds / budget)))
@@ -80,7 +82,7 @@ class Contender:
         self.tokens += len(batch.tokens)
 
     def evaluate(self, held_out: Shards) -> None:
-        bits = mean_loss(self.model, self.weights, held_out) / log(2) / held_out.bytes_per_token
+        bits = mean_loss(self.model, self.weights, held_out, resolved(AUTO)) / log(2) / held_out.bytes_per_token
         self.curve.append((self.seconds, self.tokens, bits))
 
 
@@ -139,7 +141,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Where JSON and picture go.")] = FOLDER / "results" / "race.json",
 ) -> None:
     """Train sparse and dense models for equal seconds, in turns."""
-    prepare(AUTO)
+    prepare()
     budget = minutes * 60
     with TemporaryDirectory() as name:
         folder = RunFolder(Path(name))

@@ -60,10 +60,11 @@ class Learner(Protocol):
 
 class Ours:
     def __init__(self, run: config.Run, muon: bool, precision: str = FLOAT32) -> None:
-        prepare(precision)
+        prepare()
+        self.precision = resolved(precision)
         self.model = describe_config(run.model.hub_config(1, 0))
         self.weights = initial(self.model, 0)
-        self.optimizer = Optimizer(self.weights, stacked_params(self.model), DECAY, muon=muon)
+        self.optimizer = Optimizer(self.weights, stacked_params(self.model), DECAY, muon=muon, precision=self.precision)
         self.micro_tokens = run.pretrain.micro_tokens
         for name in self.optimizer.trained:
             self.weights[name].requires_grad_()
@@ -71,7 +72,7 @@ class Ours:
     def step(self, batch: Sequences) -> float:
         total = 0.0
         for part in batch.split(self.micro_tokens):
-            loss = losses(self.model, self.weights, part, TrainOps(part)) / batch.tokens.size
+            loss = losses(self.model, self.weights, part, TrainOps(part, precision=self.precision)) / batch.tokens.size
             loss.backward()
             total += loss.item()
         update(self.weights, self.optimizer, LR, clip=1.0)

@@ -26,6 +26,8 @@ COMMANDS = {
     "show": ("freedive.commands.models:show", "Show what is known of a model."),
     "rm": ("freedive.commands.models:rm", "Delete models from the cache."),
     "train": ("freedive.commands.train:train", "Train a model of your own, from raw text to chat."),
+    "finetune": ("freedive.commands.finetune:finetune", "Fine-tune a model: adapters, or some of its weights."),
+    "merge": ("freedive.commands.finetune:merge", "Write a model with what fine-tuning has trained so far."),
     "quantize": ("freedive.commands.quantize:quantize", "Write a model in a format that takes less room."),
     "bench": ("freedive.commands.bench:bench", "Measure how fast a model runs on this machine."),
     "doctor": ("freedive.commands.doctor:doctor", "Show what this machine has for freedive, and what it lacks."),

@@ -1,4 +1,4 @@
-"""``freedive train STAGE PRESET``: from raw text to a model that freedive serves; or what others trained, tuned."""
+"""``freedive train STAGE PRESET``: from raw text to a model that freedive serves."""
 
 from __future__ import annotations
 
@@ -25,37 +25,29 @@ Stage = Literal[
     "tune",
     "merge",
 ]
-OF_OTHERS = ("tune", "merge")
-OWN = ", ".join(stage for stage in get_args(Stage) if stage not in OF_OTHERS)
+FINETUNING = ("tune", "merge")
+"""Earlier spellings of the commands ``freedive finetune`` and ``freedive merge``."""
+STAGES = ", ".join(stage for stage in get_args(Stage) if stage not in FINETUNING)
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[PART.NAME=VALUE]...", help="Changes to the preset.")]
 
 
 def train(
-    stage: Annotated[
-        Stage,
-        typer.Argument(
-            metavar="STAGE",
-            help=f"One of {OWN}, which does all of them. Or tune a MODEL, and merge what was tuned into it.",
-        ),
-    ],
-    preset: Annotated[
-        str,
-        typer.Argument(
-            metavar="PRESET|MODEL", help="nano, nano-dense, micro or small; to tune: a name, an address or a path."
-        ),
-    ] = "nano",
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[PART.NAME=VALUE]...", help="Changes to the preset.")
-    ] = None,
-    run: Annotated[
-        Path | None, typer.Option(help="Folder of the run; default: runs/PRESET or runs/tune-MODEL.")
-    ] = None,
+    stage: Annotated[Stage, typer.Argument(metavar="STAGE", help=f"One of {STAGES}, which does all of them.")],
+    preset: Annotated[str, typer.Argument(metavar="PRESET", help="nano, nano-dense, micro or small.")] = "nano",
+    settings: Settings = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/PRESET.")] = None,
 ) -> None:
+    perform(stage, preset, settings or [], run)
+
+
+def perform(stage: str, name: str, settings: list[str], run: Path | None) -> None:
+    """Do a stage of training or fine-tuning. Raises UserError where torch is missing."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads make room for the kernels' own
     try:
-        if stage in OF_OTHERS:
+        if stage in FINETUNING:
             from freedive.train.finetune.run import perform
         else:
             from freedive.train.run.stages import perform
     except ImportError as error:
         raise UserError(f"Training needs {error.name}", "Install it: pip install 'freedive[train]'") from None
-    perform(stage, preset, settings or [], run)
+    perform(stage, name, settings, run)

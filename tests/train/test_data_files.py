@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow
 import pytest
-from conftest import TINY
 from pyarrow import parquet
+from tiny_run import TINY
 
 from freedive.errors import UserError
 from freedive.text.template import ChatTemplate

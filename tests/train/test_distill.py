@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from safetensors.torch import load_file
+from tiny_run import TINY
 
 from freedive.errors import Unavailable, UserError
 from freedive.model.families import describe_config

@@ -19,8 +19,10 @@ from others import (
     theirs,
 )
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import freedive
+from freedive.cli import app
 from freedive.engine.batch import Batch
 from freedive.errors import UserError
 from freedive.model.params import params
@@ -253,3 +255,17 @@ def test_a_gguf_file_s_words_become_a_folder_s(smollm2_path: Path, tmp_path: Pat
     assert maker.encode(text, add_special_tokens=False) == base.tokenizer.encode(text) == ours.encode(text)
     assert ours.stop_ids == base.tokenizer.stop_ids
     assert ChatTemplate.from_folder(tmp_path, ours).render(messages) == text
+
+
+@pytest.mark.parametrize(
+    ("command", "stage"),
+    [(["finetune"], "tune"), (["train", "tune"], "tune"), (["merge"], "merge"), (["train", "merge"], "merge")],
+    ids=str,
+)
+def test_commands_have_their_names_and_the_old_ones(
+    command: list[str], stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(finetune, "perform", lambda *given: done.append(given))
+    result = CliRunner().invoke(app, [*command, "some-model", "tune.rank=4", "--run", "folder"])
+    assert (result.exit_code, done) == (0, [(stage, "some-model", ["tune.rank=4"], Path("folder"))])

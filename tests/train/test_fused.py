@@ -7,6 +7,8 @@ registers' model in software.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,7 +29,13 @@ PRECISIONS = {kernels.FLOAT32: 2e-5, kernels.BFLOAT16: 2e-2}
 
 
 def use(monkeypatch: pytest.MonkeyPatch, level: str, threads: int, precision: str) -> None:
-    monkeypatch.setattr(kernels, "current", lambda other="": kernels.kernels(threads, level, other or precision))
+    """Has layers take these kernels, whatever precision they are given."""
+    monkeypatch.setattr(kernels, "current", lambda given: kernels.kernels(threads, level, precision))
+
+
+def fused(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """A layer whose precision is decided by :func:`use`."""
+    return partial(function.apply, "")
 
 
 @pytest.fixture(params=list(itertools.product(LEVELS, (1, 3), PRECISIONS)), ids=str)
@@ -43,7 +51,7 @@ def some(*shape: int, seed: int) -> Tensor:
 
 def linears(x: Tensor, *weights: Tensor) -> Tensor:
     """All that weights make of x, side by side."""
-    return torch.cat(FusedLinears.apply("", x, *weights), 1)
+    return torch.cat(fused(FusedLinears)(x, *weights), 1)
 
 
 def results(function: object, *given: object) -> list[Tensor]:
@@ -90,8 +98,8 @@ def test_products_of_bfloat16_numbers_are_exact(level: str, monkeypatch: pytest.
     use(monkeypatch, level, 2, kernels.BFLOAT16)
     x, weight, d_y = (some(*shape, seed=3).detach().bfloat16().float() for shape in ((70, 90), (50, 90), (70, 50)))
     y, d_x, d_weight = (torch.empty(shape) for shape in ((70, 50), (70, 90), (50, 90)))
-    kernels.current().linears(x.numpy(), [weight.numpy()], [y.numpy()])
-    kernels.current().linears_backward(x.numpy(), [weight.numpy()], [d_y.numpy()], d_x.numpy(), [d_weight.numpy()])
+    kernels.current(kernels.BFLOAT16).linears(x.numpy(), [weight.numpy()], [y.numpy()])
+    kernels.current("").linears_backward(x.numpy(), [weight.numpy()], [d_y.numpy()], d_x.numpy(), [d_weight.numpy()])
     for got, exact in ((y, x @ weight.T), (d_x, d_y @ weight), (d_weight, d_y.T @ x)):
         torch.testing.assert_close(got, exact, rtol=2e-5, atol=2e-5)
 
@@ -103,8 +111,8 @@ def test_no_rows_have_gradients_of_zero(level: str, precision: str, monkeypatch:
     none, weight = torch.zeros(0, 90).numpy(), some(50, 90, seed=3).detach().numpy()
     made = torch.full((2, 50, 90), torch.nan)
     d_y, no_ints, no_weights = torch.zeros(0, 50).numpy(), torch.zeros(0).long().numpy(), torch.zeros(0).numpy()
-    kernels.current().linears_backward(none, [weight], [d_y], none.copy(), [made[0].numpy()])
-    total = kernels.current().cross_entropy(none, weight, no_ints, no_weights, none.copy(), made[1].numpy())
+    kernels.current("").linears_backward(none, [weight], [d_y], none.copy(), [made[0].numpy()])
+    total = kernels.current("").cross_entropy(none, weight, no_ints, no_weights, none.copy(), made[1].numpy())
     assert total == 0
     assert not made.any()
 
@@ -128,7 +136,7 @@ MIXTURES = [
 
 @pytest.mark.parametrize("shape", MIXTURES, ids=str)
 def test_a_mixture_is_torch_s(bound: float, shape: tuple[int, ...]) -> None:
-    check(bound, FusedFeedForward.apply, GroupedFeedForward.apply, *mixture(*shape))
+    check(bound, fused(FusedFeedForward), GroupedFeedForward.apply, *mixture(*shape))
 
 
 def turn(x: Tensor, angles: Tensor, neighbours: bool) -> Tensor:
@@ -176,12 +184,12 @@ def latent_heads(lengths: list[int], count: int, plain: int, turned: int, neighb
     [([1], 1, 1), ([5, 1], 2, 8), ([40, 3, 40], 3, 20), ([100], 1, 64), ([73, 36, 37], 2, 70)],
 )
 def test_attention_is_torch_s(bound: float, lengths: list[int], count: int, dim: int) -> None:
-    check(bound, FusedAttention.apply, attend, *heads(lengths, count, dim))
+    check(bound, fused(FusedAttention), attend, *heads(lengths, count, dim))
 
 
 @pytest.mark.parametrize("neighbours", [True, False])
 def test_the_last_part_of_queries_and_keys_is_turned(bound: float, neighbours: bool) -> None:
-    check(bound, FusedAttention.apply, attend, *latent_heads([40, 3, 40], 3, 12, 8, neighbours))
+    check(bound, fused(FusedAttention), attend, *latent_heads([40, 3, 40], 3, 12, 8, neighbours))
 
 
 def losses(rows: int, hidden: int, vocab: int) -> tuple[Tensor, ...]:
@@ -194,7 +202,7 @@ def test_the_loss_is_cross_entropy(bound: float, rows: int, hidden: int, vocab: 
     def plain(x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         return (F.cross_entropy(x @ head.T, targets, reduction="none") * weights).sum()
 
-    check(bound, FusedCrossEntropy.apply, plain, *losses(rows, hidden, vocab))
+    check(bound, fused(FusedCrossEntropy), plain, *losses(rows, hidden, vocab))
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(1, 3), (5, 8), (300, 40)])
@@ -202,7 +210,7 @@ def test_a_norm_is_torch_s(bound: float, rows: int, dim: int) -> None:
     def plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, eps)
 
-    check(bound, FusedRmsNorm.apply, plain, some(rows, dim, seed=0), some(dim, seed=1), 1e-6)
+    check(bound, fused(FusedRmsNorm), plain, some(rows, dim, seed=0), some(dim, seed=1), 1e-6)
 
 
 SHAPES = [(1, 1), (7, 3), (3, 40, 60), (2, 3, 90, 33)]
@@ -211,7 +219,7 @@ SHAPES = [(1, 1), (7, 3), (3, 40, 60), (2, 3, 90, 33)]
 def test_matrices_are_turned_as_torch_does(bound: float) -> None:
     stacks = [some(*shape, seed=seed).detach() for seed, shape in enumerate(SHAPES)]
     expected = [orthogonal(stack.double()) for stack in stacks]
-    orthogonalise(stacks, NEWTON_SCHULZ, EPS_NORM, TURNS)
+    orthogonalise(stacks, NEWTON_SCHULZ, EPS_NORM, TURNS, "")
     for got, exact in zip(stacks, expected, strict=True):
         torch.testing.assert_close(got.double(), exact, rtol=5 * bound, atol=5 * bound)
 
@@ -222,16 +230,16 @@ def test_any_number_of_threads_gives_equal_bits(level: str, precision: str, monk
     def made(threads: int) -> list[Tensor]:
         use(monkeypatch, level, threads, precision)
         stack = some(3, 40, 60, seed=5).detach()
-        orthogonalise([stack], NEWTON_SCHULZ, EPS_NORM, TURNS)
+        orthogonalise([stack], NEWTON_SCHULZ, EPS_NORM, TURNS, "")
         return [
             stack,
             *results(linears, some(450, 48, seed=0), some(70, 48, seed=1)),
             *results(linears, some(4200, 8, seed=0), some(5, 8, seed=1)),
-            *results(FusedFeedForward.apply, *mixture(500, 2, 4, 48, 32, 4)),
-            *results(FusedAttention.apply, *heads([50, 7, 50], 2, 16)),
-            *results(FusedAttention.apply, *latent_heads([50, 7, 50], 2, 10, 6, True)),
-            *results(FusedCrossEntropy.apply, *losses(1000, 16, 50)),
-            *results(FusedRmsNorm.apply, some(400, 40, seed=0), some(40, seed=1), 1e-6),
+            *results(fused(FusedFeedForward), *mixture(500, 2, 4, 48, 32, 4)),
+            *results(fused(FusedAttention), *heads([50, 7, 50], 2, 16)),
+            *results(fused(FusedAttention), *latent_heads([50, 7, 50], 2, 10, 6, True)),
+            *results(fused(FusedCrossEntropy), *losses(1000, 16, 50)),
+            *results(fused(FusedRmsNorm), some(400, 40, seed=0), some(40, seed=1), 1e-6),
         ]
 
     one = made(1)

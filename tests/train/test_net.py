@@ -127,11 +127,10 @@ def test_the_further_loss_is_that_of_the_paper() -> None:
     torch.testing.assert_close(both - plain, 0.5 * further, rtol=1e-4, atol=1e-4)
 
 
-def test_factors_of_bfloat16_hardly_change_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factors_of_bfloat16_hardly_change_gradients() -> None:
     def made(precision: str) -> tuple[float, list[torch.Tensor], dict[str, torch.Tensor]]:
-        monkeypatch.setattr(kernels, "_precision", precision)
         held, given = weights(), batch()
-        ops = TrainOps(given)
+        ops = TrainOps(given, precision=precision)
         loss = losses(MODEL, held, given, ops)
         loss.backward()
         return loss.item(), ops.chosen, {name: weight.grad for name, weight in held.items() if weight.grad is not None}
@@ -146,11 +145,10 @@ def test_factors_of_bfloat16_hardly_change_gradients(monkeypatch: pytest.MonkeyP
         assert torch.cosine_similarity(gradient.flatten(), got[name].flatten(), dim=0) > 0.99, name
 
 
-def test_routers_are_exact_whatever_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_routers_are_exact_whatever_the_precision() -> None:
     x, weight = torch.randn(5, 64), torch.randn(16, 64)
     exact = (x.double() @ weight.double().T).float()
-    monkeypatch.setattr(kernels, "_precision", kernels.BFLOAT16)
-    ops = TrainOps(batch())
+    ops = TrainOps(batch(), precision=kernels.BFLOAT16)
     torch.testing.assert_close(ops.router_logits(x, weight, None), exact)
     assert not torch.allclose(ops.linear(x, weight, None), exact, rtol=1e-4, atol=1e-4)
 

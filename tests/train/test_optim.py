@@ -24,7 +24,7 @@ TABLE = {name: Param(SHAPES[name], role) for name, role in ROLES.items()}
 @pytest.fixture(params=[(level, threads) for level in _native.isa_levels() for threads in (1, 3)], ids=str)
 def _level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     level, threads = request.param
-    monkeypatch.setattr(kernels, "current", lambda: kernels.kernels(threads, level))
+    monkeypatch.setattr(kernels, "current", lambda precision: kernels.kernels(threads, level, precision))
 
 
 def some(seed: int) -> dict[str, Tensor]:

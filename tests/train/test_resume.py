@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from tiny_run import TINY
 
 from freedive.errors import UserError
 from freedive.train.run import checkpoints

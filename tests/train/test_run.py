@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from conftest import TINY
 from pyarrow import parquet
+from tiny_run import TINY
 
 import freedive
 from freedive.checkpoint.dequantize import dequantize

@@ -76,6 +76,7 @@ class FinetuneContext:
             folder=self.folder.checkpoints(TUNE),
             weights=weights,
             base=base,
+            precision=self.run.precision,
         )
         trainer.resume()
         return trainer
@@ -109,7 +110,7 @@ def tune(context: FinetuneContext) -> None:
 def merge(context: FinetuneContext) -> None:
     """Write the whole model with what has been trained so far."""
     if checkpoints.newest(context.folder.checkpoints(TUNE)) is None:
-        raise UserError(f"{context.folder.root} holds nothing trained", f"Train first: freedive train {TUNE} MODEL")
+        raise UserError(f"{context.folder.root} holds nothing trained", "Train first: freedive finetune MODEL")
     _write_model(context, context.trainer())
 
 
@@ -122,7 +123,7 @@ def perform(stage: str, name: str, settings: list[str], root: Path | None) -> No
     folder = RunFolder(root or Path("runs") / f"{TUNE}-{short}")
     began = time.perf_counter()
     run = _settled(folder, name, settings)
-    prepare(run.precision)
+    prepare()
     folder.refuse_changed(run.data.text)
     STAGES[stage](FinetuneContext(run, folder))
     note(folder, stage, time.perf_counter() - began)

@@ -41,10 +41,10 @@ class FinetuneTrainer(Trainer):
         """AdamW alone: Muon's updates are as large for matrices that have been trained as for new ones."""
         params = stacked_params(self.model)
         own = {name: params[weight_of(name)] for name in self.weights}
-        return Optimizer(self.weights, own, self.stage.weight_decay, muon=False)
+        return Optimizer(self.weights, own, self.stage.weight_decay, muon=False, precision=self.precision)
 
     def losses(self, part: Sequences) -> tuple[Tensor, TrainOps]:
-        ops = TuneOps(part)
+        ops = TuneOps(part, precision=self.precision)
         return losses(self.model, self.tuned, part, ops), ops
 
     @torch.no_grad()

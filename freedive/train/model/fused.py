@@ -1,4 +1,7 @@
-"""Layers with gradients on kernels of our own, float32 but for the factors of products (see kernels)."""
+"""Layers with gradients on kernels of our own, float32 but for the factors of products.
+
+The ``precision`` that each takes first is one of kernels.PRECISIONS, but not ``auto``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from freedive.train.model.kernels import array
 
 
 class FusedLinears(torch.autograd.Function):
-    """``x`` [T, in] times each of ``weights`` [out, in], transposed: a tuple of [T, out]. ``precision`` may be none."""
+    """``x`` [T, in] times each of ``weights`` [out, in], transposed: a tuple of [T, out]."""
 
     @staticmethod
     def forward(ctx: Any, precision: str, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -40,12 +43,15 @@ class FusedFeedForward(torch.autograd.Function):
     """See :class:`freedive.train.model.experts.GroupedFeedForward`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shares: Tensor, chosen: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        width = kernels.current().kept_width(gate.shape[1])
+    def forward(
+        ctx: Any, precision: str, x: Tensor, shares: Tensor, chosen: Tensor, gate: Tensor, up: Tensor, down: Tensor
+    ) -> Tensor:
+        ctx.precision = precision
+        width = kernels.current(precision).kept_width(gate.shape[1])
         gate_up, y = x.new_empty(chosen.numel(), 2 * width), x.new_empty(x.shape)
         ctx.save_for_backward(x, shares, chosen, gate, up, down, gate_up)
         given = array(x), array(shares), array(chosen), array(gate), array(up), array(down)
-        kernels.current().mixture(*given, gate_up.numpy(), y.numpy())
+        kernels.current(precision).mixture(*given, gate_up.numpy(), y.numpy())
         return y
 
     @staticmethod
@@ -54,9 +60,9 @@ class FusedFeedForward(torch.autograd.Function):
         x, shares, _, *matrices, _ = given
         gradients = [torch.empty(each.shape) for each in (x, shares, *matrices)]
         arrays = [array(each) for each in (*given, d_y)]
-        kernels.current().mixture_backward(*arrays, *(each.numpy() for each in gradients))
+        kernels.current(ctx.precision).mixture_backward(*arrays, *(each.numpy() for each in gradients))
         d_x, d_shares, *d_matrices = gradients
-        return d_x, d_shares, None, *d_matrices
+        return None, d_x, d_shares, None, *d_matrices
 
 
 class FusedAttention(torch.autograd.Function):
@@ -70,6 +76,7 @@ class FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        precision: str,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -81,8 +88,8 @@ class FusedAttention(torch.autograd.Function):
     ) -> Tensor:
         out, log_sums = q.new_empty(q.shape), q.new_empty(len(q) * q.shape[1])
         ctx.save_for_backward(q, k, v, turning, angles, begins, out, log_sums)
-        ctx.how = neighbours, scale
-        kernels.current().attention(*_attended((q, k, v, turning, angles), begins, ctx.how, out, log_sums))
+        ctx.precision, ctx.how = precision, (neighbours, scale)
+        kernels.current(precision).attention(*_attended((q, k, v, turning, angles), begins, ctx.how, out, log_sums))
         return out
 
     @staticmethod
@@ -90,8 +97,8 @@ class FusedAttention(torch.autograd.Function):
         *given, begins, out, log_sums = ctx.saved_tensors
         gradients = [None if x is None else torch.empty(x.shape) for x in given[:4]]
         arrays = _attended(given, begins, ctx.how, out, log_sums, d_out, *gradients)
-        kernels.current().attention_backward(*arrays)
-        return *gradients, None, None, None, None
+        kernels.current(ctx.precision).attention_backward(*arrays)
+        return None, *gradients, None, None, None, None
 
 
 def _attended(
@@ -107,28 +114,28 @@ class FusedCrossEntropy(torch.autograd.Function):
     """See :class:`freedive.train.model.loss.ChunkedCrossEntropy`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def forward(ctx: Any, precision: str, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         d_x, d_head = x.new_empty(x.shape), x.new_empty(head.shape)
         given = array(x), array(head), array(targets), array(weights)
-        total = kernels.current().cross_entropy(*given, d_x.numpy(), d_head.numpy())
+        total = kernels.current(precision).cross_entropy(*given, d_x.numpy(), d_head.numpy())
         ctx.save_for_backward(d_x, d_head)
         return x.new_tensor(total)
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor) -> Any:
         d_x, d_head = ctx.saved_tensors
-        return d_x * d_total, d_head * d_total, None, None
+        return None, d_x * d_total, d_head * d_total, None, None
 
 
 class FusedRmsNorm(torch.autograd.Function):
     """``x`` [T, dim] by its root mean square, times ``weight`` [dim]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, precision: str, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x, y = x.contiguous(), x.new_empty(x.shape)
         ctx.save_for_backward(x, weight)
-        ctx.eps = eps
-        kernels.current().rms_norm(array(x), array(weight), eps, y.numpy())
+        ctx.precision, ctx.eps = precision, eps
+        kernels.current(precision).rms_norm(array(x), array(weight), eps, y.numpy())
         return y
 
     @staticmethod
@@ -136,5 +143,5 @@ class FusedRmsNorm(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         d_x, d_weight = x.new_empty(x.shape), x.new_empty(weight.shape)
         arrays = (array(x), array(weight)), (array(d_y), d_x.numpy(), d_weight.numpy())
-        kernels.current().rms_norm_backward(*arrays[0], ctx.eps, *arrays[1])
-        return d_x, d_weight, None
+        kernels.current(ctx.precision).rms_norm_backward(*arrays[0], ctx.eps, *arrays[1])
+        return None, d_x, d_weight, None

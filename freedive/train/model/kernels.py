@@ -1,7 +1,7 @@
 """Training's kernels, and the precision they multiply in. Equal inputs give equal bits, on any number of threads.
 
-All is float32; only the factors of products may be rounded to bfloat16 as they are packed, where :func:`prepare` said
-so. Weights so packed are the shadow weights of others: they live for a pass, and gradients go to the float32 ones.
+All is float32; only the factors of products may be rounded to bfloat16 as they are packed, where the ``precision``
+that layers and optimizers are given says so. Weights so packed live for one pass; gradients go to the float32 ones.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from freedive.native import _native
 TILES = "amx"
 """The instruction-set level with tile registers."""
 
-
 AUTO, FLOAT32, BFLOAT16 = PRECISIONS = ("auto", "float32", "bfloat16")
-_precision = FLOAT32
 
 
 def resolved(wanted: str) -> str:
@@ -35,10 +33,8 @@ def resolved(wanted: str) -> str:
     return fastest if wanted == AUTO else wanted
 
 
-def prepare(wanted: str) -> None:
-    """Train with ``wanted`` precision, on all cores."""
-    global _precision
-    _precision = resolved(wanted)
+def prepare() -> None:
+    """Train on all cores."""
     _keep_freed_memory()
     torch.set_num_threads(machine.physical_cores())
 
@@ -55,9 +51,9 @@ def kernels(num_threads: int, isa: str = "", precision: str = FLOAT32) -> _nativ
     return _native.Training(isa, num_threads, precision == BFLOAT16)
 
 
-def peak_flops() -> float:
+def peak_flops(precision: str) -> float:
     """The operations a second that a product of large matrices reaches here, the best of several."""
-    return _peak_flops(torch.get_num_threads(), _precision)
+    return _peak_flops(torch.get_num_threads(), precision)
 
 
 @cache
@@ -75,9 +71,9 @@ def _peak_flops(num_threads: int, precision: str) -> float:
 atexit.register(kernels.cache_clear)  # threads end before Python does
 
 
-def current(precision: str = "") -> _native.Training:
-    """Those of all threads that torch has, with ``precision`` or the one that was prepared."""
-    return kernels(torch.get_num_threads(), precision=precision or _precision)
+def current(precision: str) -> _native.Training:
+    """The kernels of this ``precision``, with as many threads as torch has."""
+    return kernels(torch.get_num_threads(), precision=precision)
 
 
 def array(x: Tensor) -> npt.NDArray[Any]:

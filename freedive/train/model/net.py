@@ -98,7 +98,7 @@ def losses(
     loss = _loss_of(model, weights, batch, x, "norm", ops)
     if model.mtp:
         further = batch.further()
-        then = TrainOps(further)
+        then = TrainOps(further, precision=ops.precision)
         x = draft_states(model, model.mtp, weights, x, then)
         loss = loss + mtp_share * _loss_of(model, weights, further, x, draft_norm(model), then)
         ops.chosen += then.chosen
@@ -117,7 +117,7 @@ def _loss_of(
     if model.logit_scale != 1.0:
         last, bias = last * model.logit_scale, None if bias is None else bias * model.logit_scale
     if bias is None and not model.logit_softcap:
-        return weighted_loss(last, head, targets, shares)
+        return weighted_loss(last, head, targets, shares, ops.precision)
     total: Tensor = ChunkedCrossEntropy.apply(last, head, targets, shares, bias, model.logit_softcap)  # type: ignore[no-untyped-call]
     return total
 
@@ -136,10 +136,12 @@ def output_matrix(model: spec.ModelSpec, weights: Mapping[str, Tensor]) -> Tenso
     return weights["embed" if model.tied else "head"]
 
 
-def weighted_loss(x: Tensor, head: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+def weighted_loss(x: Tensor, head: Tensor, targets: Tensor, shares: Tensor, precision: str) -> Tensor:
     """The sum of ``shares`` times the cross-entropy of ``targets``, in nats, over rows of last states."""
-    function = FusedCrossEntropy if fits(x, head, shares) else ChunkedCrossEntropy
-    total: Tensor = function.apply(x, head, targets, shares)  # type: ignore[no-untyped-call]
+    if not fits(x, head, shares):
+        total: Tensor = ChunkedCrossEntropy.apply(x, head, targets, shares)  # type: ignore[no-untyped-call]
+    else:
+        total = FusedCrossEntropy.apply(precision, x, head, targets, shares)  # type: ignore[no-untyped-call]
     return total
 
 

@@ -27,14 +27,14 @@ class TrainOps(TorchOps):
     probabilities, at most 1.
     """
 
-    def __init__(self, batch: Sequences, replay: Sequence[Tensor] = ()) -> None:
+    def __init__(self, batch: Sequences, replay: Sequence[Tensor] = (), precision: str = FLOAT32) -> None:
         lengths, rows = batch.lengths.astype(np.int32), np.arange(len(batch.tokens), dtype=np.int32)
         pages = np.zeros((len(lengths), 1), np.int32)
         super().__init__(Batch(batch.tokens.astype(np.int32), lengths, 0 * lengths, pages, rows, lengths))
         self._lengths = torch.from_numpy(batch.lengths)
         self._begins = F.pad(self._lengths.cumsum(0), (1, 0))
         self._replay = iter(replay)
-        self._precision = ""
+        self.precision = precision
         self.chosen: list[Tensor] = []
         self.balance: list[Tensor] = []
         self.entropy: list[Tensor] = []
@@ -69,32 +69,32 @@ class TrainOps(TorchOps):
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         if weight is None or x.dim() > 2 or not fits(x, weight):
             return super().rms_norm(x, weight, eps)
-        y: Tensor = FusedRmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        y: Tensor = FusedRmsNorm.apply(self.precision, x, weight, eps)  # type: ignore[no-untyped-call]
         return y
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if bias is not None or x.dim() > 2 or not fits(x, weight):
             return super().linear(x, weight, bias)
-        return _linears(self._precision, x, weight)[0]
+        return _linears(self.precision, x, weight)[0]
 
     def router_logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        self._precision = FLOAT32
+        given, self.precision = self.precision, FLOAT32
         logits = self.linear(x, weight, bias)
-        self._precision = ""
+        self.precision = given
         return logits
 
     def linears(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]]) -> Sequence[Tensor]:
         weights, biases = zip(*layers, strict=True)
         if any(bias is not None for bias in biases) or not fits(x, *weights):
             return super().linears(x, layers)
-        return _linears(self._precision, x, *weights)
+        return _linears(self.precision, x, *weights)
 
     def feed_forward(self, x: Tensor, ffn: spec.FeedForward, weights: Mapping[str, Tensor]) -> Tensor:
         stacks = [weights[name] for name in ("gate", "up", "down")]
         if not (_plain(ffn) and fits(x, *stacks) and _wants_gradients(stacks[0])):
             return super().feed_forward(x, ffn, weights)
         alone = torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64)  # a mixture of one
-        y: Tensor = FusedFeedForward.apply(x, *alone, *(stack[None] for stack in stacks))  # type: ignore[no-untyped-call]
+        y: Tensor = FusedFeedForward.apply(self.precision, x, *alone, *(stack[None] for stack in stacks))  # type: ignore[no-untyped-call]
         return y
 
     def attention(
@@ -129,16 +129,18 @@ class TrainOps(TorchOps):
         neighbours: bool = False,
     ) -> Tensor:
         """Of heads [T, heads, dim], within each text: [T, heads * dim]."""
-        y: Tensor = FusedAttention.apply(q, k, v, turning, self._begins, scale, angles, neighbours)  # type: ignore[no-untyped-call]
+        y: Tensor = FusedAttention.apply(self.precision, q, k, v, turning, self._begins, scale, angles, neighbours)  # type: ignore[no-untyped-call]
         return y.flatten(1)
 
     def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
         if moe.router.weighs_input or not (_plain(moe.expert) and _wants_gradients(weights["gate"])):
             return super().experts(x, routes, moe, Each(weights))
         _, shares = routes.unbind(1)
-        chosen = self.chosen[-1]
-        function = FusedFeedForward if fits(x, shares, *weights.values()) else GroupedFeedForward
-        y: Tensor = function.apply(x, shares, chosen, weights["gate"], weights["up"], weights["down"])  # type: ignore[no-untyped-call]
+        given = x, shares, self.chosen[-1], weights["gate"], weights["up"], weights["down"]
+        if not fits(x, shares, *weights.values()):
+            y: Tensor = GroupedFeedForward.apply(*given)  # type: ignore[no-untyped-call]
+        else:
+            y = FusedFeedForward.apply(self.precision, *given)  # type: ignore[no-untyped-call]
         return y
 
 

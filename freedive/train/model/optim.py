@@ -10,6 +10,7 @@ from torch import Tensor
 
 from freedive.model.params import Param
 from freedive.train.model import updates
+from freedive.train.model.kernels import FLOAT32
 from freedive.train.model.net import CHOICE_BIAS
 from freedive.train.run.config import Stage
 
@@ -31,7 +32,7 @@ def learning_rate(stage: Stage, step: int) -> float:
 class Optimizer:
     """Updates ``weights`` in place; without ``muon`` by AdamW alone. Its state are tensors by name, for checkpoints.
 
-    ``momentum`` is Muon's.
+    ``momentum`` is Muon's; ``precision`` is that of products in it (see kernels).
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class Optimizer:
         *,
         muon: bool = True,
         momentum: float = MOMENTUM,
+        precision: str = FLOAT32,
     ) -> None:
         self._weights = weights
-        self._decay, self._momentum = weight_decay, momentum
+        self._decay, self._momentum, self._precision = weight_decay, momentum, precision
         matrices = [name for name in weights if table[name].role in ("linear", "heads") and name != "head"]
         self._muon = matrices if muon else []
         self._adam = [name for name in weights if name not in self._muon and not name.endswith(CHOICE_BIAS)]
@@ -63,10 +65,11 @@ class Optimizer:
         """One update by ``gradients`` times ``shrink``, which are used up."""
         self.num_steps += 1
         bias1, bias2 = (1 - beta**self.num_steps for beta in BETAS)
-        updates.adamw(self._moments(self._adam, gradients, lr, lambda _: lr / bias1), BETAS, bias2, EPS, shrink)
+        moments = self._moments(self._adam, gradients, lr, lambda _: lr / bias1)
+        updates.adamw(moments, BETAS, bias2, EPS, shrink, self._precision)
         # Muon's steps are as large as Adam's (Moonlight).
         moments = self._moments(self._muon, gradients, lr, lambda shape: lr * 0.2 * math.sqrt(max(shape[-2:])))
-        updates.muon(moments, self._momentum, shrink, NEWTON_SCHULZ, EPS_NORM, TURNS)
+        updates.muon(moments, self._momentum, shrink, NEWTON_SCHULZ, EPS_NORM, TURNS, self._precision)
 
     def _moments(
         self, names: list[str], gradients: Mapping[str, Tensor], lr: float, rate: Callable[[torch.Size], float]

@@ -29,9 +29,11 @@ class Moments:
         return _native.Updates(weights, gradients, momenta, squares, self.keeps, self.rates)
 
 
-def adamw(moments: Moments, betas: tuple[float, float], bias2: float, eps: float, shrink: float) -> None:
+def adamw(
+    moments: Moments, betas: tuple[float, float], bias2: float, eps: float, shrink: float, precision: str
+) -> None:
     """One update of AdamW (Loshchilov & Hutter 2019) by gradients times ``shrink``; ``bias2`` corrects the squares."""
-    kernels.current().adamw(moments.updates(), *betas, bias2, eps, shrink)
+    kernels.current(precision).adamw(moments.updates(), *betas, bias2, eps, shrink)
 
 
 def muon(
@@ -41,15 +43,18 @@ def muon(
     coefficients: tuple[float, float, float],
     eps: float,
     turns: int,
+    precision: str,
 ) -> None:
     """One update of Muon (Jordan et al. 2024) by gradients times ``shrink``, which become the directions of steps."""
-    updates = moments.updates()
-    kernels.current().look_ahead(updates, beta, shrink)
-    orthogonalise(moments.gradients, coefficients, eps, turns)
-    kernels.current().move(updates)
+    updates, ours = moments.updates(), kernels.current(precision)
+    ours.look_ahead(updates, beta, shrink)
+    orthogonalise(moments.gradients, coefficients, eps, turns, precision)
+    ours.move(updates)
 
 
-def orthogonalise(stacks: Sequence[Tensor], coefficients: tuple[float, float, float], eps: float, turns: int) -> None:
+def orthogonalise(
+    stacks: Sequence[Tensor], coefficients: tuple[float, float, float], eps: float, turns: int, precision: str
+) -> None:
     """Like :func:`freedive.train.model.optim.orthogonal`, in place, of contiguous stacks [..., rows, columns]."""
     arrays = [stack.detach().view(-1, *stack.shape[-2:]).numpy() for stack in stacks]
-    kernels.current().orthogonalise(arrays, *coefficients, eps, turns)
+    kernels.current(precision).orthogonalise(arrays, *coefficients, eps, turns)

@@ -26,7 +26,13 @@ def distill(context: RunContext) -> None:
         weights = start(context.model(), settings.seed, given)
         with teacher_at(settings.teacher, context.chat_tokenizer(), context.run.model.max_context) as teacher:
             student = Student(
-                context.model(), settings, context.chat_tokenizer(), folder.checkpoints(DISTILL), weights, teacher
+                context.model(),
+                settings,
+                context.chat_tokenizer(),
+                folder.checkpoints(DISTILL),
+                weights,
+                teacher,
+                precision=context.run.precision,
             )
             student.resume()
             go_through(student, DISTILL, folder.metrics(DISTILL))

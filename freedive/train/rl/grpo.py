@@ -133,7 +133,7 @@ class GrpoTrainer(PolicyTrainer):
         """Add the gradients of some answers; returns the sum of their divergences."""
         batch, old, replay = packed(rollouts)
         answers = torch.from_numpy(batch.weights).nonzero()[:, 0]
-        x = last_states(self.model, self.weights, TrainOps(batch, replay), answers)
+        x = last_states(self.model, self.weights, TrainOps(batch, replay, self.precision), answers)
         head, targets = output_matrix(self.model, self.weights), torch.from_numpy(batch.targets)[answers]
         logprobs = token_logprobs(x, head, targets)
         drift = logprobs - old[answers]
@@ -145,13 +145,14 @@ class GrpoTrainer(PolicyTrainer):
             if self.settings.beta
             else 0.0
         )
-        weighted_loss(x, head, targets, (gain * ratio * moving - pull) / total).backward()  # type: ignore[no-untyped-call]
+        shares = (gain * ratio * moving - pull) / total
+        weighted_loss(x, head, targets, shares, self.precision).backward()  # type: ignore[no-untyped-call]
         return float((ratio - 1 - drift).sum())
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Sequences, answers: Tensor, targets: Tensor) -> Tensor:
         """Log-probabilities of the answers' tokens under the reference policy, the weights before training."""
-        x = last_states(self.model, self._before, TrainOps(batch), answers)
+        x = last_states(self.model, self._before, TrainOps(batch, precision=self.precision), answers)
         return token_logprobs(x, output_matrix(self.model, self._before), targets)
 
 

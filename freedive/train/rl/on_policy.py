@@ -142,7 +142,7 @@ class Student(PolicyTrainer):
         """The sum over the answers' tokens. Their experts are those that they were drawn with."""
         batch, _, replay = packed(list(rollouts))
         answers = torch.from_numpy(batch.weights).nonzero()[:, 0]
-        x = last_states(self.model, self.weights, TrainOps(batch, replay), answers)
+        x = last_states(self.model, self.weights, TrainOps(batch, replay, self.precision), answers)
         head = output_matrix(self.model, self.weights)
         logits = torch.cat([_logits(self.teacher, rollout) for rollout in rollouts])
         loss: Tensor = ReverseKL.apply(x, head, logits[:, : len(head)])  # type: ignore[no-untyped-call]

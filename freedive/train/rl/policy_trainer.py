@@ -13,6 +13,7 @@ from torch import Tensor
 from freedive.model import spec
 from freedive.train.data.chat_tokenizer import ChatTokenizer
 from freedive.train.data.sequences import Sequences
+from freedive.train.model.kernels import FLOAT32
 from freedive.train.model.net import Weights, stacked_params
 from freedive.train.model.optim import Optimizer
 from freedive.train.rl.rollouts import Rollout
@@ -24,7 +25,7 @@ from freedive.train.run.progress import Row
 
 @dataclass
 class PolicyTrainer:
-    """Trains a policy on its own rollouts. Checkpoints are written to ``folder``."""
+    """Trains a policy on its own rollouts. Checkpoints are written to ``folder``; ``precision``: see kernels."""
 
     model: spec.ModelSpec
     settings: Reinforcement | Distillation
@@ -32,9 +33,12 @@ class PolicyTrainer:
     folder: Path
     weights: Weights
     step: int = field(default=0, kw_only=True)
+    precision: str = field(default=FLOAT32, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.optimizer = Optimizer(self.weights, stacked_params(self.model), 0.0, momentum=self.settings.momentum)
+        self.optimizer = Optimizer(
+            self.weights, stacked_params(self.model), 0.0, momentum=self.settings.momentum, precision=self.precision
+        )
         for name in self.optimizer.trained:
             self.weights[name].requires_grad_()
 

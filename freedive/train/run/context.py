@@ -70,7 +70,9 @@ class RunContext:
         def speak(weights: Weights) -> str:
             return chat_tokenizer.tokenizer.decode(sample_text(model, weights, prompt, chat_tokenizer.end, stage.seed))
 
-        trainer = Trainer(model, stage, self.shards(name), folder.checkpoints(name), weights, speak)
+        trainer = Trainer(
+            model, stage, self.shards(name), folder.checkpoints(name), weights, speak, precision=self.run.precision
+        )
         trainer.resume()
         go_through(trainer, name, folder.metrics(name))
 

@@ -96,7 +96,7 @@ def evaluate(context: RunContext) -> None:
         if not (context.has(stage) and context.folder.data(kind, held_out=True).exists()):
             continue
         shards, weights = context.shards(kind, held_out=True), context.trained(stage)
-        loss = mean_loss(model, weights, shards)
+        loss = mean_loss(model, weights, shards, context.run.precision)
         found[stage] = {"loss": loss, "bits_per_byte": loss / log(2) / shards.bytes_per_token}
         context.say(f"eval: {stage}: loss {loss:.3f}, {found[stage]['bits_per_byte']:.3f} bits a byte")
     for stage in (SFT, RL, DISTILL):
@@ -153,7 +153,7 @@ def perform(stage: str, name: str, settings: list[str], root: Path | None) -> No
     """Do one stage, or all of them, of the preset ``name``. A folder that has been begun keeps its settings."""
     folder = RunFolder(root or Path("runs") / name)
     run = _settled(folder, name, settings)
-    prepare(run.precision)
+    prepare()
     folder.refuse_changed(run.data.text)
     context = RunContext(run, folder)
     every = [each for each in STAGES if each != DISTILL or run.distill.teacher]
@@ -194,6 +194,13 @@ def note(folder: RunFolder, stage: str, seconds: float) -> None:
 def _reinforce(context: RunContext, name: str, settings: Reinforcement) -> None:
     model = context.model()
     weights = start(model, settings.seed, context.trained(SFT))
-    trainer = GrpoTrainer(model, settings, context.chat_tokenizer(), context.folder.checkpoints(name), weights)
+    trainer = GrpoTrainer(
+        model,
+        settings,
+        context.chat_tokenizer(),
+        context.folder.checkpoints(name),
+        weights,
+        precision=context.run.precision,
+    )
     trainer.resume()
     go_through(trainer, name, context.folder.metrics(name))

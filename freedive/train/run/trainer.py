@@ -15,7 +15,7 @@ from freedive.errors import UserError
 from freedive.model import spec
 from freedive.train.data.sequences import Sequences
 from freedive.train.data.shards import Shards, Stream
-from freedive.train.model.kernels import peak_flops
+from freedive.train.model.kernels import FLOAT32, peak_flops
 from freedive.train.model.net import CHOICE_BIAS, Weights, initial, losses, mixtures, stacked_params, step_flops
 from freedive.train.model.ops import TrainOps
 from freedive.train.model.optim import Optimizer, learning_rate
@@ -45,7 +45,7 @@ class Seen:
 class Trainer:
     """Weights, their optimizer and the data, between two steps. ``folder`` is where checkpoints go.
 
-    ``speak`` makes a sample of what the weights write, now and then.
+    ``speak`` makes a sample of what the weights write, now and then; ``precision`` is that of products (see kernels).
     """
 
     model: spec.ModelSpec
@@ -55,6 +55,7 @@ class Trainer:
     weights: Weights
     speak: Callable[[Weights], str] | None = None
     step: int = 0
+    precision: str = FLOAT32
 
     def __post_init__(self) -> None:
         self.optimizer = self.make_optimizer()
@@ -69,11 +70,12 @@ class Trainer:
 
     def make_optimizer(self) -> Optimizer:
         """Of all weights that gradients move."""
-        return Optimizer(self.weights, stacked_params(self.model), self.stage.weight_decay)
+        params = stacked_params(self.model)
+        return Optimizer(self.weights, params, self.stage.weight_decay, precision=self.precision)
 
     def losses(self, part: Sequences) -> tuple[Tensor, TrainOps]:
         """The summed loss of a part of the batch, and the operations that computed it."""
-        ops = TrainOps(part)
+        ops = TrainOps(part, precision=self.precision)
         return losses(self.model, self.weights, part, ops, self.stage.mtp_loss), ops
 
     @property
@@ -119,7 +121,7 @@ class Trainer:
             "gradient_norm": norm,
             "tokens_per_s": batch.tokens.size / seconds,
             "flops": flops,
-            "utilisation": flops / peak_flops(),
+            "utilisation": flops / peak_flops(self.precision),
             "balance_loss": seen.balance_loss,
             "router_entropy": [round(each, 4) for each in seen.entropy.tolist()],
             "max_violation": [float(load.max() / load.mean() - 1) for load in seen.loads],
@@ -178,11 +180,14 @@ def update(weights: Weights, optimizer: Optimizer, lr: float, clip: float) -> fl
     return float(norm)
 
 
-def mean_loss(model: spec.ModelSpec, weights: Weights, shards: Shards, num_tokens: int = 16_384) -> float:
+def mean_loss(
+    model: spec.ModelSpec, weights: Weights, shards: Shards, precision: str, num_tokens: int = 16_384
+) -> float:
     """Of held-out data: nats per token whose loss counts."""
     batch = Stream(shards, 0).take(num_tokens, model.max_context)
     with torch.no_grad():
-        total = sum(float(losses(model, weights, part, TrainOps(part))) for part in batch.split(4096))
+        parts = ((part, TrainOps(part, precision=precision)) for part in batch.split(4096))
+        total = sum(float(losses(model, weights, part, ops)) for part, ops in parts)
     return total / float(batch.weights.sum())
 
 
