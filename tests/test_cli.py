@@ -22,6 +22,7 @@ import freedive
 from freedive import machine
 from freedive.cli import COMMANDS, app
 from freedive.commands import models
+from freedive.commands.chat import _prompt_session
 from freedive.commands.run import UNPRINTED
 from freedive.config import EngineConfig, ServerConfig
 from freedive.engine.generation import Sampling
@@ -386,6 +387,28 @@ class Terminal:
             assert time.monotonic() < deadline, self.shown
             os.write(self.master, b"\x04")
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new", "of an earlier version"])
+def test_what_was_asked_in_a_chat_is_for_nobody_else_to_read(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path / "home"))
+    history = tmp_path / "home" / "history"
+    if kept:
+        history.parent.mkdir()
+        history.write_text("+before\n")
+        history.chmod(0o644)
+    asked = _prompt_session().history
+    asked.store_string("my secret")
+    assert [*asked.load_history_strings()] == ["my secret", "before"][: 1 + kept]
+    assert history.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_chat_whose_lines_cannot_be_kept_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path / "home"))
+    _prompt_session().history.store_string("hello")
 
 
 def test_chat_on_a_terminal(tmp_path: Path) -> None:

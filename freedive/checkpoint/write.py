@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from freedive.checkpoint.disk import settle
 from freedive.checkpoint.tensor import Bytes
 from freedive.errors import Unavailable
 
@@ -34,9 +35,7 @@ def new_file(path: Path, what: str, num_bytes: int, otherwise: str) -> Iterator[
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        settle(temporary, path)
     except OSError as error:
         raise Unavailable(
             f"{what} cannot be written to {path.parent}: {error.strerror}",

@@ -18,12 +18,13 @@ from freedive.commands.run import UNPRINTED
 from freedive.config import EngineConfig, load
 from freedive.engine.generation import Sampling
 from freedive.errors import UserError
-from freedive.hub.cache import home
+from freedive.hub.cache import home, keep_private
 from freedive.text.dialects.dialect import Event
 from freedive.text.dialects.parser import joined
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import History
 
     from freedive.api import LanguageModel
 
@@ -159,11 +160,21 @@ def _obey(conversation: Conversation, line: str) -> None:
 
 def _prompt_session() -> PromptSession[str]:
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
     from prompt_toolkit.output import create_output
 
-    home().mkdir(parents=True, exist_ok=True)
-    return PromptSession(history=FileHistory(str(home() / "history")), output=create_output(sys.stderr))
+    return PromptSession(history=_history(), output=create_output(sys.stderr))
+
+
+def _history() -> History:
+    """What was asked in earlier conversations, which is for nobody else to read; nothing where it cannot be kept."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    path = home() / "history"
+    try:
+        keep_private(path)
+    except UserError:
+        return InMemoryHistory()
+    return FileHistory(str(path))
 
 
 def say(line: str) -> None:

@@ -287,16 +287,24 @@ class Engine:
     # From here on: the engine thread.
 
     def _run(self) -> None:
-        while self._wait() and not self._failure:
-            try:
-                self._take_in()
-                self._step()
-            except BaseException as error:  # native code raises other things than exceptions
-                self._recover((), error)
+        try:
+            self._serve()
+        except BaseException as error:  # nobody watches this thread: as it ends, what is under way must end
+            self._give_up(error)
         for generation in tuple(self._open):
             with contextlib.suppress(Exception):  # its pages are free now, but for an engine that was given up
                 self._cancel(generation)
             self._end(generation, TokenOutput((), (), "cancelled", None, generation.timings))
+
+    def _serve(self) -> None:
+        while not self._failure:
+            try:
+                if not self._wait():
+                    return
+                self._take_in()
+                self._step()
+            except BaseException as error:  # native code raises other things than exceptions
+                self._recover((), error)
 
     def _wait(self) -> bool:
         """Wait for work. False when the engine is to end."""

@@ -26,11 +26,12 @@ class Sequence:
     The keys and values of the first ``num_cached_tokens`` are cached.
 
     It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``slot`` is its row of the page
-    table, -1 while it waits. It shares pages with requests of the same ``cache_salt`` only: the first ``num_registered`` of its
-    own can be found, by ``page_keys``. It takes a turn of its ``user``, who takes one of its ``tenant``. With a ``pool``
-    nothing is generated. Its per-sequence state stands at ``state_end``: the tokens from there to ``num_cached_tokens`` were
-    accepted drafts, or it is loaded already and their pages follow; copies of it have been ``saved``. When it starts or
-    is removed, ``successor`` gives the request that is queued next of those that were submitted together.
+    table, -1 while it waits. It shares pages with requests of the same ``cache_salt`` only: the first
+    ``num_registered`` of its own can be found, by ``page_keys``. It takes a turn of its ``user``, who takes one of its
+    ``tenant``. With a ``pool`` nothing is generated. Its per-sequence state stands at ``state_end``: the tokens from
+    there to ``num_cached_tokens`` were accepted drafts, or it is loaded already and their pages follow; copies of it
+    have been ``saved``. When it starts or is removed, ``successor`` gives the request that is queued next of those that
+    were submitted together.
     """
 
     generation: Generation

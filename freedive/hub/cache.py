@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from freedive.checkpoint.disk import flush as flush
+from freedive.checkpoint.disk import settle as settle
 from freedive.checkpoint.fingerprint import checkpoint_fingerprint
 from freedive.errors import Unavailable, UserError
 
@@ -148,23 +150,6 @@ def record(
     return model
 
 
-def settle(temporary: Path, final: Path) -> None:
-    """Give a whole file its final name, so that a crash leaves either all of it or nothing under that name."""
-    flush(temporary)
-    temporary.replace(final)
-    with suppress(OSError):  # some file systems cannot; without it a power cut may bring back what was there before
-        flush(final.parent)
-
-
-def flush(path: Path) -> None:
-    """Write what the system holds back of a file, or of a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def remove(ref: str) -> int:
     """Delete a model, whole or half-fetched, and what was packed from it; return the bytes freed."""
     with locked(ref):
@@ -238,6 +223,13 @@ def locked(ref: str) -> Iterator[None]:
             print(f"waiting for another process that is busy with {ref}", file=sys.stderr, flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+
+
+def keep_private(path: Path) -> None:
+    """Make the file, if need be, and let its owner alone open it. Raises Unavailable."""
+    _make(path.parent)
+    with _own_file(path):
+        pass
 
 
 @contextmanager

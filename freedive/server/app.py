@@ -168,7 +168,7 @@ def server(app: FastAPI, config: ServerConfig = DEFAULTS) -> Server:
     def close() -> None:
         app.state.auth.closing = True
 
-    protocol: Any = partial(Connection, stall_s=config.stall_timeout)
+    protocol: Any = partial(Connection, stall_s=config.stall_timeout, resting={})
     ours = uvicorn.Config(
         app,
         http=protocol,

@@ -141,6 +141,14 @@ def has_body(headers: Headers) -> bool:
     return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
+def is_framed_twice(headers: Headers) -> bool:
+    """Whether a request says in two ways where its body ends.
+
+    A proxy may have believed the other one, so what follows on this connection cannot be trusted (RFC 9112, 6.3).
+    """
+    return "content-length" in headers and "transfer-encoding" in headers
+
+
 ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 AS_LISTS = bytes.maketrans(b"{}", b"[]")
 

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from freedive.errors import UserError
 from freedive.server.api_errors import ApiError, error_response
 from freedive.server.auth import Auth
-from freedive.server.body import Bodies
+from freedive.server.body import Bodies, is_framed_twice
 from freedive.server.paths import check_encoding
 from freedive.server.request_body import report_ignored_to
 from freedive.server.request_record import CLIENT_LEFT, Observer, RequestRecord, route_pattern
@@ -49,8 +49,9 @@ class EdgeMiddleware:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 ignored = {"X-Freedive-Ignored": ", ".join(sorted(record.ignored))} if record.ignored else {}
+                close = {"Connection": "close"} if is_framed_twice(headers) else {}
                 MutableHeaders(scope=message).update(
-                    SECURITY_HEADERS | {"X-Request-Id": record.id, "Request-Id": record.id} | ignored
+                    SECURITY_HEADERS | {"X-Request-Id": record.id, "Request-Id": record.id} | ignored | close
                 )
             await send(message)
 

@@ -16,10 +16,10 @@ from freedive.text.prompt import Prompt
 class GenerationRequest:
     """A request to a model: ``prompts``, built in a worker thread, each answered ``num_choices`` times.
 
-    ``sampling`` holds the fields that the client sets. ``user`` (for fair scheduling) and ``cache_salt`` (for the cache)
-    come from the client, within the caller's ``tenant``, which :class:`Service` fills in. With ``pooling`` the result
-    is embeddings instead of text. ``max_context`` bounds prompt and answer together, in tokens, where that is less
-    than the model's own. ``is_guided`` tells that the answer may have a form, which can take seconds to prepare.
+    ``sampling`` holds the fields that the client sets. ``user`` (for fair scheduling) and ``cache_salt`` (for the
+    cache) come from the client, within the caller's ``tenant``, which :class:`Service` fills in. With ``pooling`` the
+    result is embeddings instead of text. ``max_context`` bounds prompt and answer together, in tokens, where that is
+    less than the model's own. ``is_guided`` tells that the answer may have a form, which can take seconds to prepare.
     """
 
     model: str

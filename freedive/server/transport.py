@@ -25,14 +25,15 @@ class Connection(H11Protocol):
     """A client's connection: cut when the client does not say what it wants, or for ``stall_s`` takes nothing.
 
     Where there are too many, the one that was idle for longest is cut; where none is idle, a new one is refused.
+    ``resting`` are those of a server that were idle once, in the order in which they became so; they share it.
 
     What waits to be taken is bounded: while there is more than asyncio's high-water mark, nothing more is sent.
     """
 
-    def __init__(self, *args: Any, stall_s: float, **options: Any) -> None:
+    def __init__(self, *args: Any, stall_s: float, resting: dict[Connection, None], **options: Any) -> None:
         super().__init__(*args, **options)
         self._stall_s = stall_s
-        self.idle_since = 0.0
+        self._resting = resting
         self._idle: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -43,13 +44,15 @@ class Connection(H11Protocol):
             self._make_room()
 
     def _make_room(self) -> None:
-        others = (each for each in self.connections if isinstance(each, Connection) and each is not self)
-        idle = [each for each in others if each.is_idle and not each.transport.is_closing()]
-        if idle:
-            min(idle, key=lambda each: each.idle_since).transport.abort()
-        else:
-            self.transport.write(BUSY)
-            self.transport.close()
+        """Looks at each connection once, however many there are: it is in the way of all others."""
+        while self._resting:
+            oldest = next(iter(self._resting))
+            del self._resting[oldest]  # one that is busy comes again when it has been answered
+            if oldest is not self and oldest.is_idle and not oldest.transport.is_closing():
+                oldest.transport.abort()
+                return
+        self.transport.write(BUSY)
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -62,7 +65,8 @@ class Connection(H11Protocol):
 
     def _expect_request(self) -> None:
         _cancel(self._idle)
-        self.idle_since = self.loop.time()
+        self._resting.pop(self, None)
+        self._resting[self] = None
         unread = self.conn.their_state is h11.SEND_BODY
         self._idle = self.loop.call_later(LINGER_S if unread else HEAD_S, self._cut_if_idle)
 
@@ -79,6 +83,7 @@ class Connection(H11Protocol):
         _cancel(self._stalled)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._resting.pop(self, None)
         _cancel(self._idle)
         _cancel(self._stalled)
         super().connection_lost(exc)

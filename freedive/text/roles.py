@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 
-def rendered(template: ChatTemplate, messages: Sequence[Message], **options: Any) -> str:
-    """The prompt for ``messages``; ``options`` are those of ``ChatTemplate.render``.
+def rendered(template: ChatTemplate, messages: Sequence[Message], /, **options: Any) -> str:
+    """The prompt for ``messages``; ``options`` are those of ``ChatTemplate.render``, variables of any name among them.
 
     Agents give instructions amid a conversation, and say several things in a row. Where the template refuses that, or
     leaves such instructions out, they become the user's; where it still refuses, so does a row of the user's messages

@@ -312,6 +312,21 @@ def test_a_disk_that_fills_at_the_very_end(number: int, tmp_path: Path, monkeypa
     write_store_and_fail(tmp_path, os.strerror(number))
 
 
+def test_a_store_and_its_name_are_on_the_disk_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the name, a power cut may bring back the store of other files, which was there before."""
+    flushed: list[tuple[Path, bool]] = []
+    store, real = tmp_path / "s.fdv", os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")), store.exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_store(store, small())
+    assert [(path.suffix, exists) for path, exists in flushed] == [(".partial", False), ("", True)]
+    assert flushed[-1][0] == tmp_path
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
 def test_a_closed_folder_is_told(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:

@@ -61,6 +61,8 @@ def failing_once(monkeypatch: pytest.MonkeyPatch, target: str, error: BaseExcept
 
 
 PLACES = [
+    "freedive.engine.engine.Engine._wait",
+    "freedive.engine.engine.Engine._take_in",
     "freedive.engine.scheduler.Scheduler.plan",
     "freedive.engine.scheduler.Scheduler.add",
     "freedive.engine.scheduler.Scheduler.remove",
@@ -100,6 +102,18 @@ def test_engine_survives_a_fault_anywhere(
         stats = engine.stats()
         assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.num_pages)
         assert stats.num_requests == 9
+
+
+def test_engine_that_cannot_recover_is_given_up_and_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Engine, *args: Any) -> None:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(Engine, "_recover", fail)
+    runner = FakeRunner()
+    runner.errors.append(RuntimeError("out of tea"))
+    with start(runner) as engine:
+        assert "no memory" in outcome(engine.submit([1], SHORT))
+        assert engine.failure == "MemoryError: no memory"
 
 
 def test_requests_outside_a_failed_step_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,24 @@ def test_connections_beyond_the_limit_are_refused_where_all_are_busy(
             each.close()
 
 
+def test_a_crowd_of_connections_is_looked_at_once_each(live_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look at all for each new one froze the server for 20 s when 6000 came."""
+    looks = []
+    is_idle = transport.Connection.is_idle
+
+    def counted(connection: transport.Connection) -> bool:
+        looks.append(1)
+        return is_idle.fget(connection)
+
+    monkeypatch.setattr(transport.Connection, "is_idle", property(counted))
+    monkeypatch.setattr(transport, "MAX_CONNECTIONS", 50)
+    crowd = [connect(live_server) for _ in range(150)]
+    assert httpx.get(f"{live_server}/health").status_code == 200
+    for each in crowd:
+        each.close()
+    assert 100 <= len(looks) <= 400
+
+
 def test_connections_leave_descriptors_for_the_models() -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 2 * transport.MAX_CONNECTIONS
 

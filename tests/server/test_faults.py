@@ -117,6 +117,16 @@ def test_a_body_that_does_not_come_is_given_up(live_server: str, monkeypatch: py
         assert received(raw, b"within 0.2 s").startswith(b"HTTP/1.1 408")
 
 
+def test_a_request_with_two_ends_is_the_last_of_its_connection(live_server: str) -> None:
+    """What is behind it may be a request only to whoever believed the other end."""
+    chunked = f"{HEAD}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n"
+    with connected(live_server) as raw:
+        raw.sendall(f"{chunked}GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        answers = b"".join(iter(lambda: raw.recv(10_000), b""))
+    assert answers.startswith(b"HTTP/1.1 400")
+    assert answers.count(b"HTTP/1.1") == 1
+
+
 def test_a_head_that_does_not_come_is_given_up(live_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "HEAD_S", 0.2)
     with connected(live_server) as raw:

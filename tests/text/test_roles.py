@@ -43,6 +43,12 @@ def conversation(text: str) -> list[dict[str, Any]]:
     return [{"role": role, "content": content} for role, content in pairs]
 
 
+@pytest.mark.parametrize("name", ["template", "name", "variables", "chat", "form", "options"])
+def test_a_template_may_have_variables_of_any_name(name: str) -> None:
+    source = "{{ " + name + " }}"
+    assert rendered(template(source), conversation("user:a"), **{name: "on"}) == "on"
+
+
 CLAUDE_CODE = "system:a user:b system:c"
 CODEX = "system:a system:b user:c user:d"
 
