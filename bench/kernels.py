@@ -25,8 +25,9 @@ from workers import FOLDER
 import freedive
 from freedive import machine
 from freedive.checkpoint.file import BLOCKS
-from freedive.checkpoint.packed import FORMATS, Packed, pack_model
+from freedive.checkpoint.packed import FORMATS, Packed
 from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.checkpoint.weight_store import pack_model
 from freedive.commands.trace import Answers, Share, average, bandwidth
 from freedive.errors import UserError
 from freedive.model import spec

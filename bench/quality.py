@@ -23,7 +23,8 @@ from workers import FOLDER, Worker, peer_python, start_llama
 import freedive
 from freedive import machine
 from freedive.checkpoint.open import open_checkpoint
-from freedive.checkpoint.packed import LAYOUT, open_store
+from freedive.checkpoint.packed import LAYOUT
+from freedive.checkpoint.weight_store import open_store
 from freedive.engine.batch import Batch
 from freedive.engine.kvcache import pages_for
 from freedive.errors import UserError

@@ -24,8 +24,9 @@ from freedive.checkpoint.model_folder import (
     read_model_folder,
     write_description,
 )
-from freedive.checkpoint.packed import LAYOUT, DamagedStore, open_store, remove_others, store_bytes, write_store
+from freedive.checkpoint.packed import LAYOUT, store_bytes
 from freedive.checkpoint.tensor import Checkpoint
+from freedive.checkpoint.weight_store import DamagedStore, open_store, remove_others, write_store
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
 from freedive.engine.generation import RANGES, Sampling
@@ -140,6 +141,10 @@ class LanguageModel:
     def num_bytes(self) -> int:
         """Memory for weights and key-value cache."""
         return self.runner.num_bytes
+
+    def resident_bytes(self) -> int:
+        """How much of that is in physical memory now: mapped weights are read from disk when they are used first."""
+        return self.runner.resident_bytes()
 
     @property
     def can_think(self) -> bool:

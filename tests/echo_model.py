@@ -175,6 +175,9 @@ class EchoModel:
     can_think: bool = True
     closed: bool = False
 
+    def resident_bytes(self) -> int:
+        return self.num_bytes // 2
+
     def __post_init__(self) -> None:
         self.engine = EchoEngine(self)
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import freedive
 import freedive.checkpoint.open
 from freedive import api
-from freedive.checkpoint import packed
+from freedive.checkpoint import weight_store
 from freedive.checkpoint.fingerprint import checkpoint_fingerprint, code_fingerprint, split_files
 from freedive.errors import Unavailable
 
@@ -77,7 +77,7 @@ def test_a_warm_start_reads_neither_the_checkpoint_nor_all_of_the_store(
 ) -> None:
     cold = answer(folder)
     monkeypatch.setattr(freedive.checkpoint.open, "open_checkpoint", never("the checkpoint is opened"))
-    monkeypatch.setattr(packed, "_checksums", never("the store is verified"))
+    monkeypatch.setattr(weight_store, "_checksums", never("the store is verified"))
     assert answer(folder) == cold
 
 
@@ -165,11 +165,11 @@ def test_a_store_that_was_touched_is_verified_once(
     folder: Path, description: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, verified = answer(folder), []
-    checksums, store = packed._checksums, description.with_suffix(".fdv")
-    monkeypatch.setattr(packed, "_checksums", lambda entry: verified.append(entry) or checksums(entry))
+    checksums, store = weight_store._checksums, description.with_suffix(".fdv")
+    monkeypatch.setattr(weight_store, "_checksums", lambda entry: verified.append(entry) or checksums(entry))
     os.utime(store)
     assert answer(folder) == answer(folder) == expected
-    assert len(verified) == len(packed.open_store(store, proven=True))
+    assert len(verified) == len(weight_store.open_store(store, proven=True))
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,10 @@ from tiny_configs import BASE, TINY
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
-from freedive.checkpoint.packed import Packed, pack_model
+from freedive.checkpoint.packed import Packed
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
+from freedive.checkpoint.weight_store import pack_model
 from freedive.engine.batch import Batch, Runner, StateUpdates
 from freedive.model import spec
 from freedive.model.families import describe

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from freedive.checkpoint.dequantize import FLOATS
-from freedive.checkpoint.packed import DamagedStore, Packed, PackedExperts, Part
+from freedive.checkpoint.packed import Packed, PackedExperts, Part
+from freedive.checkpoint.weight_store import DamagedStore
 from freedive.model.params import ExpertParams, Param, entries
 from freedive.model.spec import ModelSpec
 

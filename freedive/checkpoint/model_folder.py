@@ -14,8 +14,8 @@ from pathlib import Path
 from freedive.checkpoint.file import DamagedFile, read_json
 from freedive.checkpoint.fingerprint import stamp
 from freedive.checkpoint.fit import check_fit
-from freedive.checkpoint.packed import DamagedStore, Packed, open_store, write_store
 from freedive.checkpoint.tensor import Checkpoint, Tensor
+from freedive.checkpoint.weight_store import DamagedStore, WeightStore, open_store, write_store
 from freedive.checkpoint.write import OTHER_DISK, new_file
 from freedive.errors import UserError
 from freedive.model import spec
@@ -25,7 +25,7 @@ from freedive.progress import Advance
 STORE = "model.fdv"
 DESCRIPTION = "decoder.json"
 
-OpenedStore = tuple[spec.ModelSpec, Checkpoint, dict[str, Packed]]
+OpenedStore = tuple[spec.ModelSpec, Checkpoint, WeightStore]
 """The model, a checkpoint without tensors that has the tokenizer's metadata, and the weights."""
 
 

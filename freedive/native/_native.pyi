@@ -3,6 +3,8 @@
 What does not fit is a ValueError, an index out of bounds an IndexError.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -56,6 +58,9 @@ def draw(logits: _Floats, temperature: float, top_k: int, top_p: float, min_p: f
 
 def read_bandwidth(num_threads: int, megabytes: int) -> float:
     """GB/s that threads read together from fresh memory, at best. MemoryError where there is not that much."""
+
+def resident_bytes(data: npt.NDArray[Any]) -> int:
+    """Bytes of an array that are in physical memory now."""
 
 def keep_freed_memory(num_bytes: int) -> None:
     """What the process frees from now on it keeps for itself; ``num_bytes`` of it come in large pages."""

@@ -132,6 +132,9 @@ void bind_machine(nb::module_& m) {
         for (const Kernels* level : available_kernels()) names.push_back(level->name);
         return names;
     });
+    m.def("resident_bytes", [](nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> data) {
+        return resident_bytes(data.data(), data.nbytes());
+    }, "data"_a);
     m.def("keep_freed_memory", keep_freed_memory, "num_bytes"_a);
     m.def(
         "read_bandwidth",

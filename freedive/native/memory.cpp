@@ -5,9 +5,11 @@
 #include <malloc.h>
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <vector>
 
 namespace freedive {
 
@@ -25,6 +27,20 @@ Memory::Memory(std::size_t bytes) : bytes_(bytes) {
 
 Memory::~Memory() {
     if (data_) munmap(data_, bytes_);
+}
+
+std::size_t resident_bytes(const void* data, std::size_t bytes) {
+    constexpr std::uintptr_t kPage = 4096, kPages = 1 << 16;
+    const std::uintptr_t begin = std::uintptr_t(data), end = begin + bytes;
+    std::vector<unsigned char> pages(kPages);
+    std::size_t count = 0;
+    for (std::uintptr_t first = begin / kPage * kPage; first < end; first += kPage * kPages) {
+        const std::uintptr_t last = std::min(first + kPage * kPages, (end + kPage - 1) / kPage * kPage);
+        if (mincore((void*)first, last - first, pages.data())) continue;
+        for (std::uintptr_t page = first; page < last; page += kPage)
+            if (pages[(page - first) / kPage] & 1) count += std::min(page + kPage, end) - std::max(page, begin);
+    }
+    return count;
 }
 
 void keep_freed_memory(std::size_t bytes) {

@@ -33,6 +33,9 @@ class Memory {
     std::size_t bytes_ = 0;
 };
 
+// How many bytes of [data, data + bytes) are in physical memory; what the system does not tell counts as not there.
+std::size_t resident_bytes(const void* data, std::size_t bytes);
+
 // What the process frees from now on it keeps, where the system's library can do so; so many bytes come in large pages.
 // Who makes the same again and again spends a sixth of the time on fresh pages otherwise.
 void keep_freed_memory(std::size_t bytes);

@@ -100,6 +100,7 @@ class NativeRunner:
         if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
             raise UserError(what, "Lower cache_tokens or max_context")
+        self._weights = weights
         self.num_bytes = cache_bytes + sum(weight.data.nbytes for weight in weights.values())
         self._program.early_care, self._program.late_care = OUTLIER_THRESHOLDS[precision]
         self._program.allocate(max_rows, num_pages, num_slots, max_sequences)
@@ -108,6 +109,11 @@ class NativeRunner:
     def isa(self) -> str:
         """The instruction-set level in use."""
         return self._program.isa
+
+    def resident_bytes(self) -> int:
+        """How much of ``num_bytes`` is in physical memory now. May be asked from any thread."""
+        arrays = [self.pages, self.states, *(weight.data for weight in self._weights.values())]
+        return sum(map(_native.resident_bytes, arrays))
 
     @property
     def page_bytes(self) -> int:

@@ -78,6 +78,9 @@ class Model(Protocol):
     @property
     def num_bytes(self) -> int: ...
 
+    def resident_bytes(self) -> int:
+        """How much of ``num_bytes`` is in physical memory now."""
+
     @property
     def engine(self) -> Engine: ...
 

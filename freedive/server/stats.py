@@ -76,7 +76,11 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def _numbers(model: Model) -> Json:
-    return {"bytes": model.num_bytes, **dataclasses.asdict(model.engine.stats())}
+    return {
+        "bytes": model.num_bytes,
+        "resident_bytes": model.resident_bytes(),
+        **dataclasses.asdict(model.engine.stats()),
+    }
 
 
 def router(stats: Stats, models: Models) -> APIRouter:

@@ -14,8 +14,8 @@ from tiny_models import float_tensor
 from weights import random_tensor
 
 from freedive.checkpoint.model_folder import DESCRIPTION, STORE, read_model_folder, write_model_folder
-from freedive.checkpoint.packed import MAGIC
 from freedive.checkpoint.tensor import Checkpoint, Tensor
+from freedive.checkpoint.weight_store import MAGIC
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.model.description import MAX_EXPERTS_IN_ALL

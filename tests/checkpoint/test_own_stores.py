@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import freedive
 from freedive import api
 from freedive.checkpoint.fingerprint import code_digest
-from freedive.checkpoint.packed import open_store
+from freedive.checkpoint.weight_store import open_store
 
 
 @pytest.fixture

@@ -21,21 +21,11 @@ import pytest
 from weights import quantize, random_tensor, unpack
 
 import freedive
-from freedive.checkpoint import packed
+from freedive.checkpoint import weight_store
 from freedive.checkpoint.dequantize import dequantize
-from freedive.checkpoint.packed import (
-    ALIGNMENT,
-    FORMATS,
-    DamagedStore,
-    PackedExperts,
-    PackedTensor,
-    open_store,
-    pack,
-    pack_model,
-    store_bytes,
-    write_store,
-)
+from freedive.checkpoint.packed import ALIGNMENT, FORMATS, PackedExperts, PackedTensor, pack, store_bytes
 from freedive.checkpoint.tensor import Tensor
+from freedive.checkpoint.weight_store import DamagedStore, open_store, pack_model, write_store
 from freedive.checkpoint.write import HugePages
 from freedive.errors import Unavailable, UserError
 
@@ -254,7 +244,7 @@ def test_other_files_are_no_stores(data: bytes, tmp_path: Path) -> None:
 
 
 def test_a_store_of_another_layout_is_foreign(whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "LAYOUT", "r16k4-0")
+    monkeypatch.setattr(weight_store, "LAYOUT", "r16k4-0")
     with pytest.raises(DamagedStore, match="layout"):
         open_store(tmp_path / "whole.fdv")
 
@@ -357,7 +347,7 @@ WRITER = """
 import sys
 sys.path[:0] = ["tests", "tests/checkpoint"]
 from pathlib import Path
-from freedive.checkpoint.packed import write_store
+from freedive.checkpoint.weight_store import write_store
 from weights import random_tensor
 def advance(count):
     print("written", flush=True)

@@ -13,7 +13,8 @@ from tiny_models import float_tensor, prompt, take_steps, tiny
 from tiny_mtp import with_mtp
 from weights import quantize
 
-from freedive.checkpoint.packed import Packed, pack_model
+from freedive.checkpoint.packed import Packed
+from freedive.checkpoint.weight_store import pack_model
 from freedive.config import EngineConfig
 from freedive.engine.batch import PAGE_TOKENS
 from freedive.engine.engine import Engine

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from freedive.checkpoint.model_folder import DESCRIPTION, STORE
-from freedive.checkpoint.packed import MAGIC
+from freedive.checkpoint.weight_store import MAGIC
 from freedive.native import _native
 
 NUMBERS = (-1, 0, 1, 2, 3, 7, 31, 32, 33, 64, 127, 200, 255, 1000, 4096, 1 << 16, 1 << 20, 1 << 31, 1 << 34, 1 << 63)

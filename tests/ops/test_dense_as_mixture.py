@@ -15,9 +15,9 @@ import pytest
 from tiny_models import Floats, float_tensor
 
 from freedive.checkpoint.open import open_checkpoint
-from freedive.checkpoint.packed import pack_model
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
+from freedive.checkpoint.weight_store import pack_model
 from freedive.engine.batch import Batch
 from freedive.engine.kvcache import pages_for
 from freedive.model import spec

@@ -13,8 +13,9 @@ from tiny_models import TINY, Floats, Schedule, float_tensor, prompt, take_steps
 from weights import LEVELS
 
 from freedive.checkpoint.dequantize import dequantize
-from freedive.checkpoint.packed import Packed, pack_model
+from freedive.checkpoint.packed import Packed
 from freedive.checkpoint.quantize import Target, quantize
+from freedive.checkpoint.weight_store import pack_model
 from freedive.model.params import params
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner

@@ -14,8 +14,8 @@ from tiny_models import Floats, prompt, save, take_steps
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
-from freedive.checkpoint.packed import pack_model
 from freedive.checkpoint.rules import canonical_tensors
+from freedive.checkpoint.weight_store import pack_model
 from freedive.model.families import describe
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner

@@ -176,7 +176,7 @@ def test_stats_are_json(house: House) -> None:
         house.ask("hello")
     house.lines(3)
     stats = httpx.get(f"{house.url}/v1/stats").json()
-    assert stats["models"] == {"echo": {"bytes": 1 << 20, "running": 0, "waiting": 0}}
+    assert stats["models"] == {"echo": {"bytes": 1 << 20, "resident_bytes": 1 << 19, "running": 0, "waiting": 0}}
     assert stats["uptime_s"] > 0
     assert stats["memory"]["peak_bytes"] > 1 << 20
     assert 0 < stats["latencies"]["first_token_s"]["p50"] <= stats["latencies"]["request_s"]["p99"]

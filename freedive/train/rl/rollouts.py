@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from freedive import machine
-from freedive.checkpoint.packed import pack_model
+from freedive.checkpoint.weight_store import pack_model
 from freedive.engine.batch import Batch, StateUpdates
 from freedive.engine.kvcache import pages_for
 from freedive.model import spec

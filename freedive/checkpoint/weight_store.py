@@ -1,0 +1,254 @@
+"""The weight store: a model's packed weights, made once and then mapped.
+
+    magic | header length, uint64 | header checksum, uint64 | header JSON | records, each of whole 4 KiB pages
+
+A store appears under its name only when whole; every record has a checksum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from freedive.checkpoint.dequantize import FLOATS
+from freedive.checkpoint.file import BLOCKS, parse_json, quote
+from freedive.checkpoint.packed import (
+    ALIGNMENT,
+    FORMATS,
+    LAYOUT,
+    LINE,
+    MAX_DIM,
+    Packed,
+    PackedExperts,
+    Part,
+    aligned,
+    alone,
+    empty_aligned,
+    layout_of,
+    pack,
+    packed_bytes,
+)
+from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.checkpoint.write import OTHER_DISK, HugePages, new_file
+from freedive.native import _native
+from freedive.progress import Advance
+
+MAGIC = b"freedive packed\n"
+
+
+class DamagedStore(Exception):
+    """A store that is cut short, altered, or of another layout; packing again repairs it."""
+
+
+class WeightStore(Mapping[str, Packed]):
+    """A model's packed weights by canonical name; a layer's experts are one entry.
+
+    ``path`` is the file that they are mapped from, or None for weights that were packed in memory.
+    """
+
+    def __init__(self, entries: Mapping[str, Packed], path: Path | None = None) -> None:
+        self.path = path
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Packed:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights, whether in memory or still on disk."""
+        return sum(self.bytes_by_part().values())
+
+    def bytes_by_part(self) -> dict[str, int]:
+        """Bytes of the embedding, of routed experts, and of all other weights (dense)."""
+        sizes = {"embedding": 0, "experts": 0, "dense": 0}
+        for name, packed in self._entries.items():
+            sizes[_part_of(name, packed)] += packed.data.nbytes
+        return sizes
+
+    def resident_bytes(self) -> int:
+        """Bytes that are in physical memory now, as the system counts pages of 4 KiB. May be called from any thread."""
+        return sum(_native.resident_bytes(packed.data) for packed in self._entries.values())
+
+
+def _part_of(name: str, packed: Packed) -> str:
+    if isinstance(packed, PackedExperts):
+        return "experts"
+    return "embedding" if name == "embed" else "dense"
+
+
+def pack_model(tensors: Mapping[str, Tensor], *, num_threads: int = 1) -> WeightStore:
+    """What a store of ``tensors`` gives when it is opened, in memory."""
+    model: dict[str, Packed] = {}
+    for name, entry in layout_of(tensors).items():
+        packed = PackedExperts(len(entry.records), entry.stride, entry.parts, empty_aligned(entry.num_bytes))
+        for index, record in enumerate(entry.records):
+            for key, tensor in record.items():
+                packed.part(index, key).data[:] = pack(tensor, num_threads=num_threads).data
+        model[name] = alone(packed)
+    return WeightStore(model)
+
+
+def write_store(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    num_threads: int = 1,
+    advance: Advance = lambda count: None,
+    otherwise: str = OTHER_DISK,
+    code: str = "",
+) -> None:
+    """Pack every tensor into a new store at ``path``. Raises Unavailable where it cannot be written, leaving nothing.
+
+    ``advance`` is told the bytes written, of :func:`store_bytes` in all. ``otherwise`` is what a user may do who cannot
+    make room. ``code`` is the digest of what made the tensors: see :func:`open_store`.
+    """
+    entries = layout_of(tensors)
+    headers = {name: entry.header() for name, entry in entries.items()}
+    start = aligned(len(json.dumps(headers)) + 20 * len(tensors) + ALIGNMENT)  # checksums are not known yet
+    total = sum(entry.num_bytes for entry in entries.values())
+    with new_file(path, "The packed model", total, otherwise) as file:
+        pages = HugePages(file)
+        for name, entry in entries.items():
+            for index, record in enumerate(entry.records):
+                checksums = []
+                for key, tensor in record.items():
+                    data = pack(tensor, num_threads=num_threads).data
+                    pages.write(start + entry.offset + index * entry.stride + entry.parts[key].offset, data)
+                    checksums.append(_native.checksum(data))
+                headers[name]["checksums"][index] = _joined(checksums)
+                advance(entry.stride)
+        pages.flush()
+        file.truncate(start + total)
+        _write_header(file, {"layout": LAYOUT, "code": code, "start": start, "tensors": headers})
+
+
+def remove_others(store: Path) -> None:
+    """Delete the stores and descriptions in the folder of ``store`` that were made before it, of the same model.
+
+    Who runs one of them keeps it until the end.
+    """
+    for path in store.parent.iterdir():
+        if path.suffix in (".fdv", ".json") and path.stem != store.stem:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> WeightStore:
+    """The tensors of a store, mapped; ``proven``: it is as it was when written or last verified.
+
+    With ``code`` it must have been made by the code of this digest: what it makes differently reaches who has a store.
+    Raises DamagedStore, or FileNotFoundError.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        data = np.frombuffer(_mapped(file, size) if size else b"", np.uint8)
+    header = _read_header(path, data)
+    if code is not None and header.get("code") != code:
+        raise DamagedStore("other code has made it")
+    model = {}
+    end = _place(header.get("start"), "start", ALIGNMENT)
+    for name, entry in _object(header.get("tensors"), "tensors").items():
+        packed = _records(name, entry, data[end:])
+        end += len(packed.data)
+        if not proven and _checksums(packed) != entry["checksums"]:
+            raise DamagedStore(f"{name} is damaged")
+        model[name] = alone(packed)
+    return WeightStore(model, path)
+
+
+def _records(name: str, header: Any, rest: Bytes) -> PackedExperts:
+    """An entry from its header, each of whose numbers is checked, and the ``rest`` of the file: it comes first."""
+    entry, what = _object(header, name), quote(name)
+    checksums, parts = entry.get("checksums"), {}
+    stride = _place(entry.get("stride"), f"the stride of {what}", ALIGNMENT)
+    if not isinstance(checksums, list) or not checksums or len(checksums) * stride > len(rest):
+        raise DamagedStore(f"{what} does not lie in the file")
+    for key, part in _object(entry.get("parts"), name).items():
+        parts[key] = _part(f"{what} {key}".rstrip(), part, stride)
+    if ("" in parts and (len(parts), len(checksums)) != (1, 1)) or not parts:
+        raise DamagedStore(f"{what} is neither a tensor nor experts")
+    return PackedExperts(len(checksums), stride, parts, rest[: len(checksums) * stride])
+
+
+def _part(what: str, value: Any, stride: int) -> Part:
+    match value:
+        case [str(format), [_, *_] as shape, offset] if format in FORMATS and len(shape) <= 3 and _are_dims(shape):
+            dims = tuple(shape)
+        case _:
+            raise DamagedStore(f"{what} is described by {quote(value)}")
+    blocks = 1 if format == "F8G128" else BLOCKS[format][0]  # whose last block is filled up
+    if (len(dims) != 2 and format not in FLOATS) or (len(dims) == 1 and format != "F32") or dims[-1] % blocks:
+        raise DamagedStore(f"{what} cannot be {format} {list(dims)}")
+    if _place(offset, f"the offset of {what}", LINE) + packed_bytes(format, dims) > stride:
+        raise DamagedStore(f"{what} ends beyond its record, of {stride} bytes")
+    return Part(format, dims, offset)
+
+
+def _are_dims(shape: list[Any]) -> bool:
+    return all(type(dim) is int and 0 < dim <= MAX_DIM for dim in shape)
+
+
+def _place(value: Any, what: str, alignment: int) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63 or value % alignment:
+        raise DamagedStore(f"{what} is {quote(value)}, not a multiple of {alignment}")
+    return value
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DamagedStore(f"{quote(what)} is described by {quote(value)}")
+    return value
+
+
+def _mapped(file: BinaryIO, size: int) -> mmap.mmap:
+    """The file's bytes, in huge pages as far as the system has them for files (Linux 6.16 on ext4, earlier on XFS)."""
+    mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    with contextlib.suppress(AttributeError, OSError):  # another system, or a kernel without huge pages
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return mapped
+
+
+def _write_header(file: BinaryIO, header: Mapping[str, Any]) -> None:
+    text = json.dumps(header).encode()
+    sizes = np.array([len(text), _native.checksum(np.frombuffer(text, np.uint8))], np.uint64)
+    file.seek(0)
+    file.write(MAGIC + sizes.tobytes() + text)
+
+
+def _read_header(path: Path, data: Bytes) -> dict[str, Any]:
+    begin = len(MAGIC) + 16
+    if len(data) < begin or data[: len(MAGIC)].tobytes() != MAGIC:
+        raise DamagedStore("it is not a packed store")
+    length, checksum = (int(x) for x in data[len(MAGIC) : begin].view(np.uint64))
+    text = data[begin : begin + length]
+    if len(text) != length or _native.checksum(text) != checksum:
+        raise DamagedStore("its header is damaged")
+    header = parse_json(path, text.tobytes())
+    if header.get("layout") != LAYOUT:
+        raise DamagedStore(f"its layout is {quote(header.get('layout'))}")
+    return header
+
+
+def _checksums(packed: PackedExperts) -> list[int]:
+    """Of each record, of its parts in order."""
+    return [
+        _joined([_native.checksum(packed.part(index, key).data) for key in packed.parts])
+        for index in range(packed.count)
+    ]
+
+
+def _joined(checksums: list[int]) -> int:
+    return checksums[0] if len(checksums) == 1 else _native.checksum(np.array(checksums, np.uint64).view(np.uint8))

@@ -1,0 +1,69 @@
+"""A weight store counts its bytes by part, and those that are really in memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import float_tensor
+
+from freedive.checkpoint.weight_store import WeightStore, open_store, pack_model, write_store
+from freedive.native import _native
+
+ROWS = 1 << 18
+
+
+def tensors() -> dict[str, object]:
+    rng = np.random.default_rng(0)
+    shapes = {"embed": (ROWS, 64), "layers.0.attn.q": (64, 64), "norm": (64,)}
+    shapes |= {f"layers.0.ffn.experts.{expert}.gate": (64, 64) for expert in range(4)}
+    return {name: float_tensor(name, rng.standard_normal(shape, np.float32)) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> WeightStore:
+    path = tmp_path_factory.mktemp("store") / "model.fdv"
+    write_store(path, tensors())
+    return open_store(path)
+
+
+def test_bytes_are_counted_by_part(store: WeightStore) -> None:
+    assert store.bytes_by_part() == {"embedding": ROWS * 256, "experts": 4 * 64 * 256, "dense": 64 * 256 + 256}
+    assert store.num_bytes == sum(store.bytes_by_part().values())
+    assert store.path is not None
+    assert pack_model(tensors()).path is None
+
+
+def test_resident_bytes_are_those_that_were_read(store: WeightStore, tmp_path: Path) -> None:
+    """A store that the system has written out and dropped is on disk alone until its weights are used."""
+    path = tmp_path / "model.fdv"
+    write_store(path, tensors())
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    opened = open_store(path, proven=True)
+    before = opened.resident_bytes()
+    for packed in opened.values():
+        assert packed.data.sum() >= 0
+    assert opened.resident_bytes() == opened.num_bytes
+    kind = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True).stdout.strip()
+    assert before < opened.num_bytes // 2 or kind in ("tmpfs", "ramfs")
+
+
+def test_untouched_memory_is_not_resident() -> None:
+    fresh = np.empty(64 << 20, np.uint8)
+    assert _native.resident_bytes(fresh) < fresh.nbytes // 2
+    fresh[: 32 << 20] = 1
+    assert 32 << 20 <= _native.resident_bytes(fresh) <= fresh.nbytes
+    fresh[:] = 1
+    assert _native.resident_bytes(fresh) == fresh.nbytes
+
+
+def test_part_of_a_page_counts_as_its_part() -> None:
+    touched = np.ones(3 * 4096, np.uint8)
+    assert _native.resident_bytes(touched[100:5000]) == 4900
+    assert _native.resident_bytes(touched[:0]) == 0
