@@ -1,4 +1,5 @@
-"""``python tests/fuzz/fuzz.py [--seconds S | --count N]``: mutated model folders, GGUF files and safetensors folders.
+"""``python tests/fuzz/fuzz.py [--seconds S | --count N]``: mutated model folders, GGUF files,
+safetensors folders and chat templates.
 
 Each is loaded in another process. Allowed is a working model or a UserError, in 2 s and 1 GB; anything else is counted
 as a fault, and the input kept under build/fuzz. Ends with 1 if there was one.
@@ -25,9 +26,14 @@ PATIENCE = 60.0
 sys.path[:0] = [str(TESTS), str(TESTS / "fuzz")]
 
 from models import SEEDS, make_seeds  # noqa: E402
-from mutations import Mutate, mutate_bundle, mutate_gguf, mutate_safetensors  # noqa: E402
+from mutations import Mutate, mutate_bundle, mutate_gguf, mutate_safetensors, mutate_template  # noqa: E402
 
-MUTATE: dict[str, Mutate] = {"bundle": mutate_bundle, "gguf": mutate_gguf, "safetensors": mutate_safetensors}
+MUTATE: dict[str, Mutate] = {
+    "bundle": mutate_bundle,
+    "gguf": mutate_gguf,
+    "safetensors": mutate_safetensors,
+    "template": mutate_template,
+}
 
 
 class Trials:

@@ -18,12 +18,13 @@ from freedive.checkpoint.rules import canonical_tensors
 from freedive.model.families import describe
 from freedive.model.params import params
 
-FAMILIES = ("llama", "qwen3_moe", "deepseek_v3", "gpt_oss")
+FAMILIES = ("llama", "qwen3_moe", "deepseek_v3", "gpt_oss", "lfm2")
 
 SEEDS = {
     "bundle": [f"{name}-bundle" for name in FAMILIES],
     "gguf": [f"{name}-gguf" for name in FAMILIES],
     "safetensors": [f"{name}-folder" for name in FAMILIES],
+    "template": ["llama-folder"],
 }
 """By kind, folders below that of :func:`make_seeds`."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,93 @@ def mutate_safetensors_header(chance: random.Random, path: Path) -> None:
     end = 8 + int.from_bytes(data[:8], "little")
     text = json.dumps(values_of(chance, json.loads(data[8:end]))).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+TEMPLATES = (
+    """{{ bos_token }}{% for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' + message.content | trim }}
+{%- if message.tool_calls %}{% for call in message.tool_calls %}{{ call.function.arguments | tojson }}
+{%- endfor %}{% endif %}
+{{- '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
+    """{%- set ns = namespace(last=-1, text='') %}
+{%- for m in messages[::-1] %}{% set ns.last = loop.index0 %}{% endfor -%}
+{%- macro show(x, depth=0) %}{% if x is mapping %}
+{%- for k, v in x | dictsort %}{{ k }}: {{ show(v, depth + 1) }}{% endfor %}
+{%- else %}{{ x }}{% endif %}{% endmacro -%}
+{%- for m in messages %}{% set ns.text = ns.text ~ m.content.split('</think>')[-1].lstrip('\\n') %}
+{{- show(m) }}{% endfor -%}
+{{ ns.text[:100] if ns.text is string and ns.text | length > 3 else raise_exception('empty') }}
+{{- strftime_now('%Y') }}""",
+)
+STATEMENTS = (
+    *(
+        "{% for i in range(1000000) %}{{ i }}{% endfor %}",
+        "{% set x = 'a' * 9999999 %}",
+        "{% set x = x ~ x %}",
+        "{{ x }}",
+    ),
+    *(
+        "{% for m in messages * 99999 %}{% set ns.text = ns.text ~ m %}{% endfor %}",
+        "{% include 'a' %}",
+        "{{ show(show) }}",
+    ),
+    *(
+        "{% macro show(a) %}{{ show(a) }}{% endmacro %}",
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.format.__globals__ }}",
+    ),
+    *(
+        "{% set messages = messages + messages %}",
+        "{{ messages | map('upper') | list }}",
+        "{% if %}",
+        "{% endfor %}",
+        "{{",
+    ),
+)
+EXPRESSIONS = (
+    *(
+        "messages",
+        "x",
+        "ns",
+        "ns.text",
+        "show",
+        "loop",
+        "none",
+        "true",
+        "-1",
+        "0",
+        "10 ** 10000",
+        "1e308 * 1e308",
+        "1 // 0",
+    ),
+    *("'a' * 99999999", "[0] * 9999999", "range(10 ** 9)", "''.join", "'%s' % messages", "{}", "[[]]", "'x'.split('')"),
+    *("(messages | tojson | indent(99999))", "('ab' | replace('', 'aaaa'))", "(messages | sort)", "('9' * 5000) | int"),
+)
+_UNIT = re.compile(r"(\{\{.*?\}\}|\{%.*?%\})", re.DOTALL)
+_WORD = re.compile(r"\b[a-z_.]+\b(?!')")
+
+
+def mutate_template(chance: random.Random, folder: Path) -> None:
+    """Statements of a chat template are left out, doubled, moved or exchanged, and words in them become expressions."""
+    units = _UNIT.split(chance.choice(TEMPLATES))
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        at = chance.randrange(len(units))
+        match chance.randrange(6):
+            case 0:
+                units.insert(at, chance.choice(STATEMENTS))
+            case 1:
+                units[at] = ""
+            case 2:
+                units[at:at] = units[at : at + chance.choice((1, 3))]
+            case 3:
+                units[at], units[0] = units[0], units[at]
+            case _:
+                units[at] = _WORD.sub(lambda word: _word(chance, word[0]), units[at])
+    (folder / "chat_template.jinja").write_text("".join(units), "utf-8")
+
+
+def _word(chance: random.Random, word: str) -> str:
+    return chance.choice(EXPRESSIONS) if chance.random() < 0.2 else word
 
 
 def mutate_bundle(chance: random.Random, folder: Path) -> None:

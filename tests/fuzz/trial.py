@@ -21,6 +21,13 @@ from freedive.errors import UserError
 
 MOST_SECONDS = 2.0
 MOST_BYTES = 1 << 30
+MESSAGES = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "<think>Well</think>\n\nHi", "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": [1, {"y": None}]}}}
+    ]},
+    {"role": "user", "content": "你好 " * 50},
+]  # fmt: skip
 
 
 def attempt(folder: Path) -> str:
@@ -34,6 +41,8 @@ def attempt(folder: Path) -> str:
             tokens = [1 % vocab, vocab - 1, *range(min(vocab, 40))][: model.max_context - 2]
             for _ in model.engine.submit(tokens, sampling):
                 pass
+            if (folder / "chat_template.jinja").exists():
+                model.template.render(MESSAGES, add_generation_prompt=True)
     except UserError:
         return "refused"
     except EngineError as error:
