@@ -43,7 +43,7 @@ class FreediveJobs(Jobs):
             logits = take_step(batch)
             if len(batch.tokens) == len(batch.lengths) == len(prompts):
                 routes = runner.routes()
-                counts.extend(len(np.unique(layer[:, : layer.shape[1] // 2])) for layer in routes)
+                counts.extend(len(np.unique(layer.experts)) for layer in routes)
             return logits
 
         runner.step = step

@@ -20,17 +20,8 @@ from freedive.checkpoint.tensor import Bytes, Tensor
 from freedive.errors import UserError
 from freedive.native import _native
 
-FORMATS = {
-    name: number
-    for number, name in enumerate(
-        (
-            *("F32", "F16", "BF16", "F8G128", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
-            *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"),
-            *("I4G64", "I4G128", "I8G128", "I4G32Z", "I4G64Z", "I4G128Z"),
-        )
-    )
-}
-"""Format name -> its number in native/formats/format.h."""
+FORMATS: Mapping[str, _native.Format] = _native.Format.__members__
+"""The formats that kernels read, by the names that stores have them under."""
 
 LAYOUT = "r16k4-3"
 """Name of the layout; a change makes old stores foreign."""
@@ -98,10 +89,10 @@ def pack(tensor: Tensor, *, num_threads: int = 1) -> PackedTensor:
         return PackedTensor("F32", tensor.shape, values.view(np.uint8))
     if len(tensor.shape) == 3:
         return _pack_heads(tensor, num_threads)
-    number = FORMATS[tensor.format]
+    format = FORMATS[tensor.format]
     rows, k = tensor.shape
-    out = empty_aligned(_native.packed_bytes(number, rows, k))
-    if not _native.pack(number, rows, k, np.ascontiguousarray(tensor.data).reshape(-1), out, num_threads):
+    out = empty_aligned(_native.packed_bytes(format, rows, k))
+    if not _native.pack(format, rows, k, np.ascontiguousarray(tensor.data).reshape(-1), out, num_threads):
         raise _not_finite(tensor)
     return PackedTensor(tensor.format, tensor.shape, out)
 

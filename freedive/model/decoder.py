@@ -173,8 +173,7 @@ def feed_forward(ffn: spec.FeedForward, w: Mapping[str, W], h: V, ops: Ops[V, W]
 
 def _experts(moe: spec.Experts, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
     logits = ops.router_logits(h, w["router"], w.get("router_bias"))
-    routes = ops.route(logits, moe.router, w.get("choice_bias"), w.get("expert_scale"))
-    y = ops.experts(h, routes, moe, Scope(w, "experts"))
+    y = ops.experts(h, logits, moe, Scope(w, "experts"), w.get("choice_bias"), w.get("expert_scale"))
     if moe.shared:
         shared = ops.feed_forward(h, moe.shared, Scope(w, "shared"))
         if moe.shared_gate:

@@ -40,26 +40,28 @@ void write_result(const AttendPartial& state, int n, float* out) {
     for (int i = 0; i < n; i++) out[i] = state.values[i] / state.sum;
 }
 
-const AttendPartial& fold_splits(Machine& m, int first, int step, int num_splits, int width, Local& local) {
-    local.partials.reserve(1, width);
-    AttendPartial* state = local.partials.start(0, 1, width);
-    for (int split = 0; split < num_splits; split++) m.kernels.fold(*state, m.partials[first + split * step], width);
+const AttendPartial& fold_splits(Program& program, int first, int step, int num_splits, int width,
+                                 ThreadScratch& scratch) {
+    scratch.partials.reserve(1, width);
+    AttendPartial* state = scratch.partials.start(0, 1, width);
+    for (int split = 0; split < num_splits; split++)
+        program.kernels.fold(*state, program.partials[first + split * step], width);
     return *state;
 }
 
-void apply(const Machine& m, const HeadStep& step, int row, int dim, float* head) {
+void apply(const Program& program, const HeadStep& step, int row, int dim, float* head) {
     switch (step.kind) {
         case HeadStep::Norm:
-            m.kernels.rms_norm(head, m.vectors[step.operand].data(), dim, step.a, head);
+            program.kernels.rms_norm(head, program.vectors[step.operand].data(), dim, step.a, head);
             break;
         case HeadStep::RopeHalves:
-            rotate_halves(head, m.buffers[step.operand].row(row), step.dim);
+            rotate_halves(head, program.buffers[step.operand].row(row), step.dim);
             break;
         case HeadStep::RopeInterleaved:
-            rotate_interleaved(head, m.buffers[step.operand].row(row), step.dim);
+            rotate_interleaved(head, program.buffers[step.operand].row(row), step.dim);
             break;
         case HeadStep::Temper:
-            temper(head, dim, m.step.positions[row], step.a, step.b);
+            temper(head, dim, program.step.positions[row], step.a, step.b);
             break;
     }
 }
@@ -69,12 +71,12 @@ int Attention::first_key(int position) const {
     return chunk ? position - position % chunk : 0;
 }
 
-void Attention::prepare(Machine& m) {
+void Attention::prepare(Program& program) {
     tiles_.clear();
     merges_.clear();
     int num_partials = 0;
-    for (int s = 0; s < int(m.step.sequences.size()); s++) {
-        const Sequence& sequence = m.step.sequences[s];
+    for (int s = 0; s < int(program.step.sequences.size()); s++) {
+        const Sequence& sequence = program.step.sequences[s];
         const int rows = sequence.length * group();
         const bool apart = rows <= kMaxAttendRows;
         for (int head = 0; head < num_kv_heads; head++) {
@@ -94,65 +96,68 @@ void Attention::prepare(Machine& m) {
         }
     }
     std::reverse(tiles_.begin(), tiles_.end());  // late rows see most keys: longest tasks first
-    m.partials.reserve(num_partials, stride(m));
+    program.partials.reserve(num_partials, stride(program));
 }
 
 // Storing is a phase of its own, unless each sequence has one token, each head one tile: nobody else reads what it
 // stores.
-void Attention::run(Machine& m, int thread) const {
-    Local& local = m.locals[thread];
-    const int tokens = m.num_rows(q);
-    const bool each_alone = tokens == int(m.step.sequences.size()) && int(tiles_.size()) == tokens * num_kv_heads;
+void Attention::run(Program& program, int thread) const {
+    ThreadScratch& scratch = program.scratch[thread];
+    const int tokens = program.num_rows(q);
+    const bool each_alone = tokens == int(program.step.sequences.size()) && int(tiles_.size()) == tokens * num_kv_heads;
     if (!each_alone)
-        m.team.for_each(tokens * num_kv_heads, std::max(1, tokens / 8),
-                        [&](int i) { store(m, i / num_kv_heads, i % num_kv_heads); });
-    m.team.for_each(int(tiles_.size()), 1, [&](int i) {
-        if (each_alone) store(m, m.step.sequences[tiles_[i].sequence].row, tiles_[i].head);
-        attend(m, tiles_[i], local);
+        program.team.for_each(tokens * num_kv_heads, std::max(1, tokens / 8),
+                              [&](int i) { store(program, i / num_kv_heads, i % num_kv_heads); });
+    program.team.for_each(int(tiles_.size()), 1, [&](int i) {
+        if (each_alone) store(program, program.step.sequences[tiles_[i].sequence].row, tiles_[i].head);
+        attend(program, tiles_[i], scratch);
     });
-    if (!merges_.empty()) m.team.for_each(int(merges_.size()), 1, [&](int i) { merge(m, merges_[i], local); });
+    if (!merges_.empty())
+        program.team.for_each(int(merges_.size()), 1, [&](int i) { merge(program, merges_[i], scratch); });
 }
 
-void Attention::store(Machine& m, int row, int head) const {
+void Attention::store(Program& program, int row, int head) const {
     for (int h = head * group(); h < (head + 1) * group(); h++)
-        for (const HeadStep& step : q_steps) apply(m, step, row, key_dim, m.buffers[q].row(row) + h * key_dim);
-    float* key = m.buffers[k].row(row) + head * key_dim;
-    for (const HeadStep& step : k_steps) apply(m, step, row, key_dim, key);
-    const float* value = m.buffers[v].row(row) + head * value_dim;
+        for (const HeadStep& step : q_steps)
+            apply(program, step, row, key_dim, program.buffers[q].row(row) + h * key_dim);
+    float* key = program.buffers[k].row(row) + head * key_dim;
+    for (const HeadStep& step : k_steps) apply(program, step, row, key_dim, key);
+    const float* value = program.buffers[v].row(row) + head * value_dim;
 
-    const Sequence& s = m.step.sequences[m.step.sequence_of[row]];
-    const int position = m.step.positions[row], page = s.pages[position / kPageTokens], slot = position % kPageTokens;
-    m.cache.store(m.kernels, page, slot, layer, head, key, value);
+    const Sequence& s = program.step.sequences[program.step.sequence_of[row]];
+    const int position = program.step.positions[row], page = s.pages[position / kPageTokens],
+              slot = position % kPageTokens;
+    program.cache.store(program.kernels, page, slot, layer, head, key, value);
 }
 
-void Attention::attend(Machine& m, const Tile& tile, Local& local) const {
-    const Sequence& s = m.step.sequences[tile.sequence];
-    local.floats.resize(kMaxAttendRows * kMaxHeadDim);
+void Attention::attend(Program& program, const Tile& tile, ThreadScratch& scratch) const {
+    const Sequence& s = program.step.sequences[tile.sequence];
+    scratch.floats.resize(kMaxAttendRows * kMaxHeadDim);
     AttendTask task{};
     task.num_rows = tile.count;
-    task.q = local.floats.data();
+    task.q = scratch.floats.data();
     task.key_dim = key_dim;
-    task.value_dim = task.value_stride = stride(m);
+    task.value_dim = task.value_stride = stride(program);
     task.softcap = softcap;
     for (int r = 0; r < tile.count; r++) {
         const int row = tile.first + r, token = row / group(), position = s.start + token;
-        const float* from = m.buffers[q].row(s.row + token) + (tile.head * group() + row % group()) * key_dim;
-        float* to = local.floats.data() + r * kMaxHeadDim;
+        const float* from = program.buffers[q].row(s.row + token) + (tile.head * group() + row % group()) * key_dim;
+        float* to = scratch.floats.data() + r * kMaxHeadDim;
         for (int i = 0; i < key_dim; i++) to[i] = from[i] * scale;
         std::fill(to + key_dim, to + whole_columns(key_dim), 0.0f);
         task.first[r] = first_key(position);
         task.last[r] = position + 1;
     }
-    Partials& partials = tile.partial == kNone ? local.partials : m.partials;
-    if (tile.partial == kNone) partials.reserve(tile.count, stride(m));
-    AttendPartial* states = partials.start(std::max(tile.partial, 0), tile.count, stride(m));
+    Partials& partials = tile.partial == kNone ? scratch.partials : program.partials;
+    if (tile.partial == kNone) partials.reserve(tile.count, stride(program));
+    AttendPartial* states = partials.start(std::max(tile.partial, 0), tile.count, stride(program));
     for (int split = tile.split_begin; split < tile.split_end; split++)
-        attend_split(m, s, tile.head, split, task, states);
+        attend_split(program, s, tile.head, split, task, states);
     for (int r = 0; tile.partial == kNone && r < tile.count; r++)
-        finish(m, tile.sequence, tile.head, tile.first + r, states[r]);
+        finish(program, tile.sequence, tile.head, tile.first + r, states[r]);
 }
 
-void Attention::attend_split(Machine& m, const Sequence& s, int head, int split, AttendTask& task,
+void Attention::attend_split(Program& program, const Sequence& s, int head, int split, AttendTask& task,
                              AttendPartial* states) const {
     const std::uint8_t *keys[kSplitPages], *values[kSplitPages];
     task.begin = split * kSplitTokens;
@@ -161,26 +166,26 @@ void Attention::attend_split(Machine& m, const Sequence& s, int head, int split,
     const int last = task.last[task.num_rows - 1];
     for (int p = 0; p < kSplitPages && task.begin + p * kPageTokens < last; p++) {
         const int page = s.pages[split * kSplitPages + p];
-        keys[p] = m.cache.keys(page, layer, head);
-        values[p] = m.cache.values(page, layer, head);
+        keys[p] = program.cache.keys(page, layer, head);
+        values[p] = program.cache.values(page, layer, head);
     }
-    m.kernels.attend[int(m.cache.format())](task, states);
+    program.kernels.attend[int(program.cache.format())](task, states);
 }
 
-void Attention::merge(Machine& m, const Merge& merge, Local& local) const {
+void Attention::merge(Program& program, const Merge& merge, ThreadScratch& scratch) const {
     for (int row = 0; row < merge.count; row++)
-        finish(m, merge.sequence, merge.head, row,
-               fold_splits(m, merge.partial + row, merge.count, merge.num_splits, stride(m), local));
+        finish(program, merge.sequence, merge.head, row,
+               fold_splits(program, merge.partial + row, merge.count, merge.num_splits, stride(program), scratch));
 }
 
 // A sink takes its part of the softmax and gives no value.
-void Attention::finish(Machine& m, int sequence, int head, int row, AttendPartial state) const {
-    const int query_head = head * group() + row % group(), token = m.step.sequences[sequence].row + row / group();
+void Attention::finish(Program& program, int sequence, int head, int row, AttendPartial state) const {
+    const int query_head = head * group() + row % group(), token = program.step.sequences[sequence].row + row / group();
     if (sinks != kNone) {
         alignas(64) float nothing[kMaxHeadDim] = {};
-        m.kernels.fold(state, {m.vectors[sinks][query_head], 1, nothing}, stride(m));
+        program.kernels.fold(state, {program.vectors[sinks][query_head], 1, nothing}, stride(program));
     }
-    write_result(state, value_dim, m.buffers[out].row(token) + query_head * value_dim);
+    write_result(state, value_dim, program.buffers[out].row(token) + query_head * value_dim);
 }
 
 }  // namespace freedive

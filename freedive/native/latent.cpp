@@ -3,21 +3,21 @@
 #include <algorithm>
 #include <cstring>
 
-#include "input.h"
+#include "activations.h"
 
 namespace freedive {
 namespace {
 
 // A head's matrix times `rows` activation rows: put(row, column, width, products) by panels.
 template <class Put>
-void multiply_rows(const Machine& m, const Weight& w, const float* x, int x_stride, int rows, Put&& put) {
+void multiply_rows(const Program& program, const Weight& w, const float* x, int x_stride, int rows, Put&& put) {
     Products products;
     for (int first = 0; first < rows; first += kBlockRows) {
         const int count = std::min(kBlockRows, rows - first);
         const void* block[kBlockRows];
         for (int r = 0; r < count; r++) block[r] = x + std::size_t(first + r) * x_stride;
         for (int p = 0; p < num_panels(w.rows); p++) {
-            m.kernels.linear[int(w.format)](w.panel(p), w.k, block, count, products.at);
+            program.kernels.linear[int(w.format)](w.panel(p), w.k, block, count, products.at);
             const int column = p * kPanelRows, width = std::min(kPanelRows, w.rows - column);
             for (int r = 0; r < count; r++) put(first + r, column, width, products.at + r * kPanelRows);
         }
@@ -26,21 +26,21 @@ void multiply_rows(const Machine& m, const Weight& w, const float* x, int x_stri
 
 }  // namespace
 
-Weight LatentAttention::head_of(const Machine& m, int weight, int head) const {
-    Weight w = m.weights[weight];
+Weight LatentAttention::head_of(const Program& program, int weight, int head) const {
+    Weight w = program.weights[weight];
     w.rows /= num_heads;
     w.data += panel_bytes(w.format, w.k) * num_panels(w.rows) * head;
     return w;
 }
 
-void LatentAttention::prepare(Machine& m) {
+void LatentAttention::prepare(Program& program) {
     expanded_.clear();
     absorbed_.clear();
     merges_.clear();
-    query_of_.assign(m.num_rows(q), kNone);
+    query_of_.assign(program.num_rows(q), kNone);
     int num_partials = 0, num_queries = 0;
-    for (int s = 0; s < int(m.step.sequences.size()); s++) {
-        const Sequence& sequence = m.step.sequences[s];
+    for (int s = 0; s < int(program.step.sequences.size()); s++) {
+        const Sequence& sequence = program.step.sequences[s];
         const int given = std::clamp(sequence.prompt - sequence.start, 0, sequence.length);
         if (given) expanded_.push_back({s, given});
         for (int i = given; i < sequence.length; i++) {
@@ -56,81 +56,83 @@ void LatentAttention::prepare(Machine& m) {
     }
     std::stable_sort(merges_.begin(), merges_.end(), [](const Merge& a, const Merge& b) { return a.head < b.head; });
     const std::size_t numbers = std::size_t(num_queries) * head_groups() * kLatentHeads * dim();
-    if (m.absorbed.size() < numbers) m.absorbed.resize(numbers);
-    m.partials.reserve(num_partials, whole_columns(rank));
+    if (program.absorbed.size() < numbers) program.absorbed.resize(numbers);
+    program.partials.reserve(num_partials, whole_columns(rank));
 }
 
-void LatentAttention::run(Machine& m, int thread) const {
-    const int rows = m.num_rows(q);  // which meet a head's matrix one after another, while it is near
-    m.team.for_each(rows * num_heads, rows, [&](int i) { take_in(m, i % rows, i / rows); });
+void LatentAttention::run(Program& program, int thread) const {
+    const int rows = program.num_rows(q);  // which meet a head's matrix one after another, while it is near
+    program.team.for_each(rows * num_heads, rows, [&](int i) { take_in(program, i % rows, i / rows); });
     if (!expanded_.empty())
-        m.team.for_each(int(expanded_.size()) * num_heads, 1,
-                        [&](int i) { attend_expanded(m, expanded_[i / num_heads], i % num_heads, m.locals[thread]); });
+        program.team.for_each(int(expanded_.size()) * num_heads, 1, [&](int i) {
+            attend_expanded(program, expanded_[i / num_heads], i % num_heads, program.scratch[thread]);
+        });
     if (absorbed_.empty()) return;
-    m.team.for_each(int(absorbed_.size()), 1, [&](int i) { attend_absorbed(m, absorbed_[i]); });
+    program.team.for_each(int(absorbed_.size()), 1, [&](int i) { attend_absorbed(program, absorbed_[i]); });
     const int queries = int(merges_.size()) / num_heads;  // grouped by head, too
-    m.team.for_each(int(merges_.size()), queries, [&](int i) { merge(m, merges_[i], m.locals[thread]); });
+    program.team.for_each(int(merges_.size()), queries,
+                          [&](int i) { merge(program, merges_[i], program.scratch[thread]); });
 }
 
 // Turns one query head of a row, and absorbs it if the row was generated. The row's latent goes with the first head.
-void LatentAttention::take_in(Machine& m, int row, int head) const {
-    apply(m, rope, row, rope_dim, m.buffers[q].row(row) + head * head_dim() + nope_dim);
-    if (query_of_[row] != kNone) absorb(m, row, query_of_[row], head);
-    if (head == 0) store(m, row);
+void LatentAttention::take_in(Program& program, int row, int head) const {
+    apply(program, rope, row, rope_dim, program.buffers[q].row(row) + head * head_dim() + nope_dim);
+    if (query_of_[row] != kNone) absorb(program, row, query_of_[row], head);
+    if (head == 0) store(program, row);
 }
 
-void LatentAttention::store(Machine& m, int row) const {
-    float* made = m.buffers[kv].row(row);
-    m.kernels.rms_norm(made, m.vectors[norm.weight].data(), rank, norm.eps, made);
-    apply(m, rope, row, rope_dim, made + rank);
+void LatentAttention::store(Program& program, int row) const {
+    float* made = program.buffers[kv].row(row);
+    program.kernels.rms_norm(made, program.vectors[norm.weight].data(), rank, norm.eps, made);
+    apply(program, rope, row, rope_dim, made + rank);
 
-    const Sequence& s = m.step.sequences[m.step.sequence_of[row]];
-    std::uint8_t* slot = latent(m, s, m.step.positions[row]);
-    if (m.cache.format() == CacheFormat::F32)
+    const Sequence& s = program.step.sequences[program.step.sequence_of[row]];
+    std::uint8_t* slot = latent(program, s, program.step.positions[row]);
+    if (program.cache.format() == CacheFormat::F32)
         std::memcpy(slot, made, dim() * sizeof(float));
     else
-        m.kernels.to_half(made, dim(), (std::uint16_t*)slot);
+        program.kernels.to_half(made, dim(), (std::uint16_t*)slot);
 }
 
 // Where the cache keeps the latent at a position.
-std::uint8_t* LatentAttention::latent(Machine& m, const Sequence& s, int position) const {
-    return m.cache.values(s.pages[position / kPageTokens], layer, 0) +
-           std::size_t(position % kPageTokens) * stride(m) * number_bytes(m.cache.format());
+std::uint8_t* LatentAttention::latent(Program& program, const Sequence& s, int position) const {
+    return program.cache.values(s.pages[position / kPageTokens], layer, 0) +
+           std::size_t(position % kPageTokens) * stride(program) * number_bytes(program.cache.format());
 }
 
 // The [dim][16] numbers of the 16 heads that `head` is one of.
-float* LatentAttention::absorbed_query(Machine& m, int query, int head) const {
-    return m.absorbed.data() + (std::size_t(query) * head_groups() + head / kLatentHeads) * dim() * kLatentHeads;
+float* LatentAttention::absorbed_query(Program& program, int query, int head) const {
+    return program.absorbed.data() + (std::size_t(query) * head_groups() + head / kLatentHeads) * dim() * kLatentHeads;
 }
 
 // One head's query against latents instead of keys: k_b^T q, then the rotated part.
-void LatentAttention::absorb(Machine& m, int row, int query, int head) const {
-    const Weight w = head_of(m, k_b, head);
-    const float* from = m.buffers[q].row(row) + head * head_dim();
+void LatentAttention::absorb(Program& program, int row, int query, int head) const {
+    const Weight w = head_of(program, k_b, head);
+    const float* from = program.buffers[q].row(row) + head * head_dim();
     alignas(64) float folded[kMaxHeadDim] = {};
     for (int p = 0; p < num_panels(w.rows); p++) {
         float part[kPanelRows] = {};
         std::copy_n(from + p * kPanelRows, std::min(kPanelRows, nope_dim - p * kPanelRows), part);
-        m.kernels.add_transposed(w.format, w.panel(p), w.k, part, folded);
+        program.kernels.add_transposed(w.format, w.panel(p), w.k, part, folded);
     }
     std::copy_n(from + nope_dim, rope_dim, folded + rank);
-    float* to = absorbed_query(m, query, head);
+    float* to = absorbed_query(program, query, head);
     for (int d = 0; d < dim(); d++) to[d * kLatentHeads + head % kLatentHeads] = folded[d] * scale;
 }
 
 // Keys [page][head_dim][32] and values [position][value_stride] of one head at positions [begin, end) of a split; what
 // follows to the end of the last page is zero.
-void LatentAttention::expand(Machine& m, const Sequence& s, int head, int begin, int end, float* latents, float* keys,
-                             float* values) const {
-    const int count = end - begin, width = stride(m), pages = (count + kPageTokens - 1) / kPageTokens;
+void LatentAttention::expand(Program& program, const Sequence& s, int head, int begin, int end, float* latents,
+                             float* keys, float* values) const {
+    const int count = end - begin, width = stride(program), pages = (count + kPageTokens - 1) / kPageTokens;
     const int value_stride = whole_columns(value_dim);
     for (int t = 0; t < count; t++) {
-        const std::uint8_t* from = latent(m, s, begin + t);
+        const std::uint8_t* from = latent(program, s, begin + t);
         float* to = latents + std::size_t(t) * width;
-        if (m.cache.format() == CacheFormat::F32)
+        if (program.cache.format() == CacheFormat::F32)
             std::memcpy(to, from, width * sizeof(float));
         else
-            m.kernels.from_half((const std::uint16_t*)from, width, to);
+            program.kernels.from_half((const std::uint16_t*)from, width, to);
     }
     std::fill_n(keys, std::size_t(pages) * kPageTokens * head_dim(), 0.0f);
     std::fill_n(values, std::size_t(pages) * kPageTokens * value_stride, 0.0f);
@@ -139,23 +141,25 @@ void LatentAttention::expand(Machine& m, const Sequence& s, int head, int begin,
     };
     for (int t = 0; t < count; t++)
         for (int d = 0; d < rope_dim; d++) key(t, nope_dim + d) = latents[std::size_t(t) * width + rank + d];
-    multiply_rows(m, head_of(m, k_b, head), latents, width, count, [&](int t, int column, int n, const float* x) {
-        for (int d = 0; d < n; d++) key(t, column + d) = x[d];
-    });
-    multiply_rows(m, head_of(m, v_b, head), latents, width, count, [&](int t, int column, int n, const float* x) {
-        std::copy_n(x, n, values + std::size_t(t) * value_stride + column);
-    });
+    multiply_rows(program, head_of(program, k_b, head), latents, width, count,
+                  [&](int t, int column, int n, const float* x) {
+                      for (int d = 0; d < n; d++) key(t, column + d) = x[d];
+                  });
+    multiply_rows(program, head_of(program, v_b, head), latents, width, count,
+                  [&](int t, int column, int n, const float* x) {
+                      std::copy_n(x, n, values + std::size_t(t) * value_stride + column);
+                  });
 }
 
-void LatentAttention::attend_expanded(Machine& m, const Expanded& task, int head, Local& local) const {
-    const Sequence& s = m.step.sequences[task.sequence];
+void LatentAttention::attend_expanded(Program& program, const Expanded& task, int head, ThreadScratch& scratch) const {
+    const Sequence& s = program.step.sequences[task.sequence];
     const int value_stride = whole_columns(value_dim), last = s.start + task.count;
-    const std::size_t sizes[] = {std::size_t(kSplitTokens) * stride(m), std::size_t(kSplitTokens) * head_dim(),
+    const std::size_t sizes[] = {std::size_t(kSplitTokens) * stride(program), std::size_t(kSplitTokens) * head_dim(),
                                  std::size_t(kSplitTokens) * value_stride, kMaxAttendRows * kMaxHeadDim};
-    local.floats.resize(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
-    float *latents = local.floats.data(), *keys = latents + sizes[0], *values = keys + sizes[1];
-    local.partials.reserve(task.count, value_stride);
-    AttendPartial* states = local.partials.start(0, task.count, value_stride);
+    scratch.floats.resize(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
+    float *latents = scratch.floats.data(), *keys = latents + sizes[0], *values = keys + sizes[1];
+    scratch.partials.reserve(task.count, value_stride);
+    AttendPartial* states = scratch.partials.start(0, task.count, value_stride);
 
     const std::uint8_t *key_pages[kSplitPages], *value_pages[kSplitPages];
     for (int p = 0; p < kSplitPages; p++) {
@@ -169,55 +173,55 @@ void LatentAttention::attend_expanded(Machine& m, const Expanded& task, int head
     rows.value_dim = rows.value_stride = value_stride;
     for (int begin = 0; begin < last; begin += kSplitTokens) {
         rows.begin = begin;
-        expand(m, s, head, begin, std::min(begin + kSplitTokens, last), latents, keys, values);
+        expand(program, s, head, begin, std::min(begin + kSplitTokens, last), latents, keys, values);
         for (int first = std::max(0, begin - s.start); first < task.count; first += kMaxAttendRows) {
             rows.num_rows = std::min(kMaxAttendRows, task.count - first);
-            take_queries(m, s, head, first, values + sizes[2], rows);
-            m.kernels.attend[int(CacheFormat::F32)](rows, states + first);
+            take_queries(program, s, head, first, values + sizes[2], rows);
+            program.kernels.attend[int(CacheFormat::F32)](rows, states + first);
         }
     }
     for (int i = 0; i < task.count; i++)
-        write_result(states[i], value_dim, m.buffers[out].row(s.row + i) + head * value_dim);
+        write_result(states[i], value_dim, program.buffers[out].row(s.row + i) + head * value_dim);
 }
 
 // A task's queries, of rows from `first` on.
-void LatentAttention::take_queries(Machine& m, const Sequence& s, int head, int first, float* to,
+void LatentAttention::take_queries(Program& program, const Sequence& s, int head, int first, float* to,
                                    AttendTask& task) const {
     task.q = to;
     for (int r = 0; r < task.num_rows; r++, to += kMaxHeadDim) {
-        const float* from = m.buffers[q].row(s.row + first + r) + head * head_dim();
+        const float* from = program.buffers[q].row(s.row + first + r) + head * head_dim();
         for (int i = 0; i < head_dim(); i++) to[i] = from[i] * scale;
         task.first[r] = 0;
         task.last[r] = s.start + first + r + 1;
     }
 }
 
-void LatentAttention::attend_absorbed(Machine& m, const Absorbed& absorbed) const {
-    const Sequence& s = m.step.sequences[absorbed.sequence];
+void LatentAttention::attend_absorbed(Program& program, const Absorbed& absorbed) const {
+    const Sequence& s = program.step.sequences[absorbed.sequence];
     const std::uint8_t* pages[kSplitPages];
     AttendTask task{};
     task.num_rows = std::min(kLatentHeads, num_heads - absorbed.first_head);
-    task.q = absorbed_query(m, absorbed.query, absorbed.first_head);
+    task.q = absorbed_query(program, absorbed.query, absorbed.first_head);
     task.begin = absorbed.split * kSplitTokens;
     task.values = pages;
     task.key_dim = dim();
     task.value_dim = whole_columns(rank);
-    task.value_stride = stride(m);
-    const int last = m.step.positions[absorbed.row] + 1;
+    task.value_stride = stride(program);
+    const int last = program.step.positions[absorbed.row] + 1;
     std::fill_n(task.last, task.num_rows, last);
     for (int p = 0; p < kSplitPages && task.begin + p * kPageTokens < last; p++)
-        pages[p] = m.cache.values(s.pages[absorbed.split * kSplitPages + p], layer, 0);
-    AttendPartial* states = m.partials.start(absorbed.partial, task.num_rows, task.value_dim);
-    m.kernels.attend_latent[int(m.cache.format())](task, states);
+        pages[p] = program.cache.values(s.pages[absorbed.split * kSplitPages + p], layer, 0);
+    AttendPartial* states = program.partials.start(absorbed.partial, task.num_rows, task.value_dim);
+    program.kernels.attend_latent[int(program.cache.format())](task, states);
 }
 
 // Folds the splits of a head, then makes its values of the weighted latents.
-void LatentAttention::merge(Machine& m, const Merge& merge, Local& local) const {
+void LatentAttention::merge(Program& program, const Merge& merge, ThreadScratch& scratch) const {
     const int width = whole_columns(rank);
-    const AttendPartial& state = fold_splits(m, merge.partial, kLatentHeads, merge.num_splits, width, local);
+    const AttendPartial& state = fold_splits(program, merge.partial, kLatentHeads, merge.num_splits, width, scratch);
     write_result(state, rank, state.values);
-    float* to = m.buffers[out].row(merge.row) + merge.head * value_dim;
-    multiply_rows(m, head_of(m, v_b, merge.head), state.values, width, 1,
+    float* to = program.buffers[out].row(merge.row) + merge.head * value_dim;
+    multiply_rows(program, head_of(program, v_b, merge.head), state.values, width, 1,
                   [&](int, int column, int n, const float* x) { std::copy_n(x, n, to + column); });
 }
 

@@ -1,4 +1,4 @@
-// The operations a program is made of. Integers name buffers, weights and vectors of the machine; -1 is none.
+// The operations a program is made of. Integers name buffers, weights and vectors of the program; -1 is none.
 #pragma once
 
 #include <optional>
@@ -13,14 +13,16 @@ constexpr int kNone = -1;
 struct Embed final : Operation {
     int table, out;
     Embed(int table, int out) : table(table), out(out) {}
-    void run(Machine& machine, int thread) const override;
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
 };
 
 // Rows whose logits are wanted.
 struct Select final : Operation {
     int in, out;
     Select(int in, int out) : in(in), out(out) {}
-    void run(Machine& machine, int thread) const override;
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
 };
 
 // cos and sin of position * inv_freq for each row: [cos: n | sin: n], times factor.
@@ -28,7 +30,8 @@ struct RopeTable final : Operation {
     int inv_freq, out;
     float factor;
     RopeTable(int inv_freq, float factor, int out) : inv_freq(inv_freq), out(out), factor(factor) {}
-    void run(Machine& machine, int thread) const override;
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
 };
 
 // An optional RMS norm of a linear's input, done while the input is made ready.
@@ -42,7 +45,7 @@ struct Epilogue {
     float factor = 1;
     std::vector<int> residuals;
     // Columns [first, first + count) of one row.
-    void write(const Machine& machine, const float* x, const Buffer& to, int row, int first, int count) const;
+    void write(const Program& program, const float* x, const Buffer& to, int row, int first, int count) const;
 };
 
 // out_i = norm(in) weights_i^T + bias_i for weights that share an input.
@@ -56,7 +59,8 @@ struct Linear final : Operation {
     Epilogue epilogue;
     Linear(int in, InputNorm norm, std::vector<Output> outputs, Epilogue epilogue)
         : in(in), norm(norm), outputs(std::move(outputs)), epilogue(std::move(epilogue)) {}
-    void run(Machine& machine, int thread) const override;
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
 };
 
 // out = act(norm(in) gate^T) * (norm(in) up^T).
@@ -67,7 +71,8 @@ struct GluLinear final : Operation {
     Glu glu;
     GluLinear(int in, InputNorm norm, Linear::Output gate, Linear::Output up, Glu glu)
         : in(in), norm(norm), gate(gate), up(up), glu(glu) {}
-    void run(Machine& machine, int thread) const override;
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
 };
 
 // Which experts a token goes to and with what weights, from the logits of a linear.
@@ -81,8 +86,11 @@ struct Router {
     int num_groups, kept_groups;
     GroupChoice group_choice;
     bool weighs_input;
-    void route(const Machine& machine, const float* logits, float* result) const;  // [chosen: k | weights: k]
+    void route(const Program& program, const float* logits, std::int32_t* experts, float* weights) const;
 };
+
+// A router as given, if it can choose; else std::invalid_argument.
+Router checked(Router router);
 
 struct Input;
 struct Products;
@@ -98,32 +106,58 @@ struct Experts final : Operation {
         Glu glu;
         int hidden_stride() const { return num_panels(gate.weight.rows) * kPanelRows; }
     };
-    int in, logits, routes, out;
+    // Where a matrix lies in each expert's record, and its bias if it has one.
+    struct Part {
+        Format format;
+        int rows, k;
+        std::size_t offset;
+        std::optional<std::size_t> bias;
+    };
+    // The router's experts, one record each, `stride` bytes apart.
+    struct Records {
+        std::span<const std::uint8_t> packed;
+        std::size_t stride;
+        Part gate, up, down;
+        Glu glu;
+    };
+    struct Named {
+        int weight, bias;
+    };
+    struct SharedWeights {
+        Named gate, up, down;
+        Glu glu;
+    };
+    int in, logits, out;
     InputNorm norm;
     Router router;
-    Expert first;  // of the router's; the weights of the next lie `stride` bytes on
-    std::size_t stride;
-    std::optional<Expert> shared;  // one more, after the router's, that all tokens go to
-    int shared_gate;               // buffer [rows, 1]: its sigmoid is the weight of the shared one
+    Records records;
+    std::optional<SharedWeights> shared_weights;  // of one more expert, which all tokens go to
+    int shared_gate = kNone;                      // buffer [rows, 1]: its sigmoid is the weight of the shared one
     Epilogue epilogue;
+
+    // Of the program, once attached.
+    int routes;
+    Expert first;                  // of the router's
+    std::optional<Expert> shared;  // after the router's
     int num_places() const { return router.num_chosen + (shared ? 1 : 0); }
     // Of a token, between glu and down: its experts' results beside each other.
     int hidden_width() const {
         return router.num_chosen * first.hidden_stride() + (shared ? shared->hidden_stride() : 0);
     }
-    void run(Machine& machine, int thread) const override;
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
 
   private:
     Expert expert(int index) const;
-    float shared_weight(const Machine& machine, int token) const;
-    void group(const Machine& machine, int first_row, Groups& groups) const;
-    void run_glu(Machine& machine, const Input& input, const Groups& groups) const;
-    void make_hidden(const Machine& machine, const Input& input, const Expert& expert, int panel,
+    float shared_weight(const Program& program, int token) const;
+    void group(const Program& program, int first_row, Groups& groups) const;
+    void run_glu(Program& program, const Input& input, const Groups& groups) const;
+    void make_hidden(const Program& program, const Input& input, const Expert& expert, int panel,
                      std::span<const Choice> choices) const;
-    void quantise_whole(Machine& machine) const;
-    void run_down(Machine& machine, const Groups& groups) const;
-    void add_down(const Machine& machine, const Expert& expert, int panel, std::span<const Choice> choices) const;
-    float* hidden_row(const Machine& machine, const Choice& choice) const;
+    void quantise_whole(Program& program) const;
+    void run_down(Program& program, const Groups& groups) const;
+    void add_down(const Program& program, const Expert& expert, int panel, std::span<const Choice> choices) const;
+    float* hidden_row(const Program& program, const Choice& choice) const;
 };
 
 // Arithmetic on whole rows that no product takes along.
@@ -133,7 +167,8 @@ struct RowOperation final : Operation {
     float value;         // epsilon, factor, cap or limit
     RowOperation(Kind kind, int in, int other, float value, int out)
         : kind(kind), in(in), other(other), out(out), value(value) {}
-    void run(Machine& machine, int thread) const override;
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
 };
 
 // What is done to each head of q or k before attention, in order.
@@ -143,12 +178,13 @@ struct HeadStep {
     int dim;      // Rope: rotated dimensions
     float a, b;   // Norm: epsilon. Temper: floor_scale, scale
 };
-void apply(const Machine& machine, const HeadStep& step, int row, int dim, float* head);
+void apply(const Program& program, const HeadStep& step, int row, int dim, float* head);
 
 // What a row makes of all keys that it sees, from its state.
 void write_result(const AttendPartial& state, int n, float* out);
 // A row's splits folded in order; they lie `step` states apart from `first` on.
-const AttendPartial& fold_splits(Machine& machine, int first, int step, int num_splits, int width, Local& local);
+const AttendPartial& fold_splits(Program& program, int first, int step, int num_splits, int width,
+                                 ThreadScratch& scratch);
 
 // Appends k and v to the cache, then attends: causal, over `window` positions if that is not 0, or inside runs of
 // `chunk` positions.
@@ -159,8 +195,9 @@ struct Attention final : Operation {
     int window, chunk, sinks, layer;
     std::vector<HeadStep> q_steps, k_steps;
 
-    void prepare(Machine& machine) override;
-    void run(Machine& machine, int thread) const override;
+    void attach(Program& program) override;
+    void prepare(Program& program) override;
+    void run(Program& program, int thread) const override;
 
   private:
     // Query rows [first, first + count) of one sequence and key-value head (row = token * heads per kv head + head),
@@ -175,13 +212,13 @@ struct Attention final : Operation {
     };
     int group() const { return num_heads / num_kv_heads; }
     int first_key(int position) const;
-    int stride(const Machine& machine) const { return machine.cache.layer(layer).value_stride(); }
-    void store(Machine& machine, int row, int head) const;
-    void attend(Machine& machine, const Tile& tile, Local& local) const;
-    void attend_split(Machine& machine, const Sequence& sequence, int head, int split, AttendTask& task,
+    int stride(const Program& program) const { return program.cache.layer(layer).value_stride(); }
+    void store(Program& program, int row, int head) const;
+    void attend(Program& program, const Tile& tile, ThreadScratch& scratch) const;
+    void attend_split(Program& program, const Sequence& sequence, int head, int split, AttendTask& task,
                       AttendPartial* states) const;
-    void merge(Machine& machine, const Merge& merge, Local& local) const;
-    void finish(Machine& machine, int sequence, int head, int row, AttendPartial state) const;
+    void merge(Program& program, const Merge& merge, ThreadScratch& scratch) const;
+    void finish(Program& program, int sequence, int head, int row, AttendPartial state) const;
 
     std::vector<Tile> tiles_;
     std::vector<Merge> merges_;
@@ -190,12 +227,13 @@ struct Attention final : Operation {
 // out = c * (conv(b * x) + bias), where `in` holds b, c and x of the width of out beside each other; x is overwritten.
 struct ShortConv final : Operation {
     int in, out, taps, bias, kernel, state;  // taps [kernel, width]: those of the oldest token first
-    ShortConv(int in, int out, int taps, int bias, int kernel, int state)
-        : in(in), out(out), taps(taps), bias(bias), kernel(kernel), state(state) {}
-    void run(Machine& machine, int thread) const override;
+    ShortConv(int in, int out, int taps, int bias, int kernel)
+        : in(in), out(out), taps(taps), bias(bias), kernel(kernel) {}
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
 
   private:
-    void convolve(Machine& machine, const Sequence& sequence, int first, int count, Local& local) const;
+    void convolve(Program& program, const Sequence& sequence, int first, int count, ThreadScratch& scratch) const;
 };
 
 // Multi-head latent attention. The cache keeps one latent row a token: `rank` numbers that keys and values are made of,
@@ -210,8 +248,9 @@ struct LatentAttention final : Operation {
     HeadStep rope;
     int layer;
 
-    void prepare(Machine& machine) override;
-    void run(Machine& machine, int thread) const override;
+    void attach(Program& program) override;
+    void prepare(Program& program) override;
+    void run(Program& program, int thread) const override;
 
   private:
     // The first `count` rows of a sequence, which belong to its prompt.
@@ -228,20 +267,20 @@ struct LatentAttention final : Operation {
     int head_dim() const { return nope_dim + rope_dim; }
     int dim() const { return rank + rope_dim; }
     int head_groups() const { return (num_heads + kLatentHeads - 1) / kLatentHeads; }
-    float* absorbed_query(Machine& machine, int query, int head) const;
-    std::uint8_t* latent(Machine& machine, const Sequence& sequence, int position) const;
-    int stride(const Machine& machine) const { return machine.cache.layer(layer).value_stride(); }
-    Weight head_of(const Machine& machine, int weight, int head) const;
-    void take_in(Machine& machine, int row, int head) const;
-    void store(Machine& machine, int row) const;
-    void absorb(Machine& machine, int row, int query, int head) const;
-    void attend_expanded(Machine& machine, const Expanded& task, int head, Local& local) const;
-    void take_queries(Machine& machine, const Sequence& sequence, int head, int first, float* to,
+    float* absorbed_query(Program& program, int query, int head) const;
+    std::uint8_t* latent(Program& program, const Sequence& sequence, int position) const;
+    int stride(const Program& program) const { return program.cache.layer(layer).value_stride(); }
+    Weight head_of(const Program& program, int weight, int head) const;
+    void take_in(Program& program, int row, int head) const;
+    void store(Program& program, int row) const;
+    void absorb(Program& program, int row, int query, int head) const;
+    void attend_expanded(Program& program, const Expanded& task, int head, ThreadScratch& scratch) const;
+    void take_queries(Program& program, const Sequence& sequence, int head, int first, float* to,
                       AttendTask& task) const;
-    void expand(Machine& machine, const Sequence& sequence, int head, int begin, int end, float* latents, float* keys,
+    void expand(Program& program, const Sequence& sequence, int head, int begin, int end, float* latents, float* keys,
                 float* values) const;
-    void attend_absorbed(Machine& machine, const Absorbed& task) const;
-    void merge(Machine& machine, const Merge& merge, Local& local) const;
+    void attend_absorbed(Program& program, const Absorbed& task) const;
+    void merge(Program& program, const Merge& merge, ThreadScratch& scratch) const;
 
     std::vector<Expanded> expanded_;
     std::vector<Absorbed> absorbed_;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "checks.h"
+
 namespace freedive {
 
 void Partials::reserve(int count, int width) {
@@ -18,25 +20,27 @@ AttendPartial* Partials::start(int first, int count, int width) {
     return states_.data() + first;
 }
 
-int Machine::add_buffer(int width, Rows rows) {
-    buffers.push_back({width, num_panels(width) * kPanelRows, rows, Memory()});
-    return int(buffers.size()) - 1;
-}
-
-void Machine::allocate(int rows, int num_pages, int num_slots, int num_sequences) {
+void Program::allocate(int rows, int num_pages, int num_slots, int num_sequences) {
+    require(rows > 0 && rows <= kMaxDim && num_pages > 0, "a program needs memory for rows and pages");
+    require(num_sequences >= 0 && num_slots >= num_sequences, "a program has fewer slots than sequences");
     max_rows = rows;
     for (Buffer& b : buffers) b.memory = Memory(std::size_t(memory_rows()) * b.stride * sizeof(float));
+    for (Routes& each : routes) {
+        const std::size_t count = std::size_t(memory_rows()) * each.stride();
+        each.experts = Memory(count * sizeof(std::int32_t)), each.weights = Memory(count * sizeof(float));
+    }
     for (const Weight& w : weights) widest = std::max(widest, num_panels(w.k) * kPanelRows);
     const std::size_t cells = std::size_t(memory_rows()) * widest;
     normed = Memory(cells * sizeof(float));
     codes = Memory(cells / kGroup * sizeof(QuantisedGroup));
     hidden = Memory(std::size_t(rows) * hidden_width * sizeof(float));
-    locals.resize(team.size());
+    scratch.resize(team.size());
     cache.allocate(num_pages);
     states.allocate(num_slots, num_sequences);
 }
 
-void Machine::run(Step next, int begin, int end, bool traced) {
+void Program::run(Step next, int begin, int end, bool traced) {
+    index_below(end, operations.size() + 1, "operation"), index_below(begin, end + 1ull, "operation");
     using Clock = std::chrono::steady_clock;
     std::vector<std::vector<Clock::time_point>> ends(team.size());  // by thread, of each operation
     auto last = Clock::now();

@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "checks.h"
 #include "operations.h"
 
 namespace freedive {
@@ -53,34 +54,45 @@ void keep_groups(float* merit, int size, int groups, int kept, bool best_two) {
 
 }  // namespace
 
-void Router::route(const Machine& m, const float* logits, float* result) const {
+Router checked(Router r) {
+    require(r.num_experts > 0 && r.num_experts <= kMaxExperts, "too many experts");
+    require(r.num_groups > 0 && r.num_experts % r.num_groups == 0, "groups do not divide the experts");
+    require(r.num_chosen > 0 && r.kept_groups > 0 && r.kept_groups <= r.num_groups, "no expert is chosen");
+    if (r.group_choice == GroupChoice::Each)
+        require(r.num_chosen % r.num_groups == 0 && r.num_chosen <= r.num_experts, "groups do not divide the chosen");
+    else
+        require(r.num_chosen <= r.kept_groups * (r.num_experts / r.num_groups),
+                "more experts are chosen than are there");
+    return r;
+}
+
+void Router::route(const Program& program, const float* logits, std::int32_t* experts, float* weights) const {
     float scores[kMaxExperts] = {}, merit[kMaxExperts];
-    int chosen[kMaxExperts];
     std::copy_n(logits, num_experts, scores);
     if (sigmoid)
         for (int e = 0; e < num_experts; e++) scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
     else
         softmax(scores, num_experts);
-    for (int e = 0; e < num_experts; e++) merit[e] = scores[e] + (choice_bias == kNone ? 0 : m.vectors[choice_bias][e]);
+    for (int e = 0; e < num_experts; e++)
+        merit[e] = scores[e] + (choice_bias == kNone ? 0 : program.vectors[choice_bias][e]);
     const int size = num_experts / num_groups;
     if (group_choice == GroupChoice::Each) {
-        int* next = chosen;
+        std::int32_t* next = experts;
         for (int g = 0; g < num_groups; g++)
             next = take_best(merit, g * size, (g + 1) * size, num_chosen / num_groups, next);
     } else {
         if (kept_groups < num_groups)
             keep_groups(merit, size, num_groups, kept_groups, group_choice == GroupChoice::BestTwo);
-        take_best(merit, 0, num_experts, num_chosen, chosen);
+        take_best(merit, 0, num_experts, num_chosen, experts);
     }
     float sum = 1e-20f;
-    for (int j = 0; j < num_chosen; j++) sum += scores[chosen[j]];
+    for (int j = 0; j < num_chosen; j++) sum += scores[experts[j]];
     for (int j = 0; j < num_chosen; j++) {
-        float weight = scores[chosen[j]];
+        float weight = scores[experts[j]];
         if (renormalise) weight /= sum;
         weight *= scale;
-        if (expert_scale != kNone) weight *= m.vectors[expert_scale][chosen[j]];
-        result[j] = float(chosen[j]);
-        result[num_chosen + j] = weight;
+        if (expert_scale != kNone) weight *= program.vectors[expert_scale][experts[j]];
+        weights[j] = weight;
     }
 }
 

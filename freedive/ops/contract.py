@@ -11,16 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from freedive.model.spec import (
-    Attention,
-    AttentionTemperature,
-    Experts,
-    FeedForward,
-    LatentAttention,
-    Rope,
-    Router,
-    ShortConv,
-)
+from freedive.model.spec import Attention, AttentionTemperature, Experts, FeedForward, LatentAttention, Rope, ShortConv
 
 V = TypeVar("V")
 W = TypeVar("W", contravariant=True)
@@ -80,11 +71,20 @@ class Ops(Protocol[V, W]):
         layer's per-sequence state is read and moved on as the step's :class:`freedive.engine.batch.StateUpdates` say.
         """
 
-    def route(self, logits: V, router: Router, choice_bias: W | None, expert_scale: W | None) -> V:
-        """The experts of each token with their weights; only :meth:`experts` knows the form."""
+    def experts(
+        self,
+        x: V,
+        logits: V,
+        moe: Experts,
+        weights: Mapping[str, W],
+        choice_bias: W | None,
+        expert_scale: W | None,
+    ) -> V:
+        """The weighted sum of what each token's experts make of it: [T, hidden]. Weights go by ``{expert}.gate``.
 
-    def experts(self, x: V, routes: V, moe: Experts, weights: Mapping[str, W]) -> V:
-        """The weighted sum of what each token's experts make of it: [T, hidden]. Weights go by ``{expert}.gate``."""
+        A token's experts and their weights follow from its ``logits`` [T, num_experts]; ``choice_bias`` [num_experts]
+        counts for the choice only, and ``expert_scale`` [num_experts] multiplies the weight of an expert.
+        """
 
     def gate(self, x: V, gate: V) -> V:
         """x * sigmoid(gate), gate [T, 1]."""

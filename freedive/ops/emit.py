@@ -11,20 +11,43 @@ from freedive.checkpoint.packed import FORMATS, Packed, PackedExperts, PackedTen
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.native import _native
-from freedive.ops.record import Node, Phase
+from freedive.ops.fuse import Phase
+from freedive.ops.operations import (
+    Add,
+    Clip,
+    Embed,
+    Experts,
+    FusedAttention,
+    FusedExperts,
+    FusedGlu,
+    FusedLinear,
+    Gate,
+    HeadNorm,
+    HeadStep,
+    LatentAttention,
+    Linear,
+    RmsNorm,
+    Rope,
+    Scale,
+    Select,
+    SharedExpert,
+    ShortConv,
+    Softcap,
+    Temper,
+)
+from freedive.ops.record import Node
 
 NONE = -1
-_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
-_GROUP_CHOICES = {"max": 0, "top2": 1, "each": 2}
-_HEAD_NORM, _ROPE_HALVES, _ROPE_INTERLEAVED, _TEMPER = range(4)
-_NORM, _SCALE, _SOFTCAP, _CLIP, _GATE, _ADD = range(6)
-
+"""No buffer, weight or vector."""
 
 Named = tuple[int, int]
 """A weight and its bias."""
 
-Shared = tuple[Named, Named, Named, int, float]
+Shared = tuple[Named, Named, Named, _native.Activation, float]
 """Gate, up and down of a shared expert, its activation and limit."""
+
+HeadOperation = tuple[_native.HeadStepKind, int, int, float, float]
+"""Kind, vector or rope table, dimensions, and numbers of its kind."""
 
 
 class Part(NamedTuple):
@@ -56,18 +79,13 @@ class Emitter:
                 self._add_rope_table(rope)
         for index, phase in enumerate(phases):
             dying = [node for node in dict.fromkeys(phase.reads) if last_read[node] == index]
-            replaced = next(
-                (node for node in phase.attrs.get("residuals", ()) if self._in_place(phase, node, dying)), None
-            )
+            replaced = next((node for node in phase.residuals if self._in_place(phase, node, dying)), None)
             if replaced:
                 dying.remove(replaced)
                 self._buffers[phase.writes[0]] = self._buffers[replaced]
             else:
                 self._buffers |= {node: self._take(node) for node in phase.writes}
-            emit = getattr(self, f"_emit_{phase.op}", None)
-            if emit is None:
-                raise UserError(f"The kernels do not run {phase.op} where this model has it", "Choose another model")
-            emit(phase)
+            self._emit(phase)
             for node in dying:
                 self._free.setdefault((node.width, node.wanted), []).append(self._buffers[node])
             if phase.writes[0] not in last_read:
@@ -78,35 +96,63 @@ class Emitter:
     @staticmethod
     def _in_place(phase: Phase, residual: Node, dying: list[Node]) -> bool:
         """Whether a result may replace its residual: a linear's threads still read its input while others write."""
-        return residual in dying and (phase.op == "experts" or residual is not phase.reads[0])
+        return residual in dying and (isinstance(phase.operation, FusedExperts) or residual is not phase.inputs[0])
 
     def _take(self, node: Node) -> int:
         free = self._free.get((node.width, node.wanted))
         return free.pop() if free else self._program.buffer(node.width, node.wanted)
 
-    def _emit_embed(self, phase: Phase) -> None:
-        self._program.embed(self._weight(phase.attrs["table"]), self._buffers[phase.writes[0]])
+    def _emit(self, phase: Phase) -> None:
+        match phase.operation:
+            case Embed(table):
+                self._program.embed(self._weight(table), self._buffers[phase.writes[0]])
+            case Select():
+                self._program.select(self._buffers[phase.inputs[0]], self._buffers[phase.writes[0]])
+            case FusedLinear() as linear:
+                self._emit_linear(phase, linear)
+            case FusedGlu() as glu:
+                self._emit_glu(phase, glu)
+            case FusedAttention() as attention:
+                self._emit_attention(phase, attention)
+            case LatentAttention() as attention:
+                self._emit_latent_attention(phase, attention)
+            case ShortConv() as conv:
+                self._emit_short_conv(phase, conv)
+            case FusedExperts() as experts:
+                self._emit_experts(phase, experts)
+            case RmsNorm(weight, eps):
+                self._emit_rows(phase, _native.RowKind.NORM, self._vector(weight), eps)
+            case Scale(factor):
+                self._emit_rows(phase, _native.RowKind.SCALE, NONE, factor)
+            case Softcap(cap):
+                self._emit_rows(phase, _native.RowKind.SOFTCAP, NONE, cap)
+            case Clip(limit):
+                self._emit_rows(phase, _native.RowKind.CLIP, NONE, limit)
+            case Gate():
+                self._emit_rows(phase, _native.RowKind.GATE, self._buffers[phase.inputs[1]], 0.0)
+            case Add():
+                self._emit_rows(phase, _native.RowKind.ADD, self._buffers[phase.inputs[1]], 0.0)
+            case other:
+                what = f"The kernels do not run {type(other).__name__} where this model has it"
+                raise UserError(what, "Choose another model")
 
-    def _emit_select(self, phase: Phase) -> None:
-        self._program.select(self._buffers[phase.reads[0]], self._buffers[phase.writes[0]])
-
-    def _emit_linear(self, phase: Phase) -> None:
-        outputs = [self._output(linear, out) for linear, out in zip(phase.attrs["linears"], phase.writes, strict=True)]
-        residuals = [self._buffers[node] for node in phase.attrs["residuals"]]
+    def _emit_linear(self, phase: Phase, operation: FusedLinear) -> None:
         self._program.linear(
-            self._buffers[phase.reads[0]], self._norm(phase), outputs, phase.attrs["factor"], residuals
+            self._buffers[phase.inputs[0]],
+            self._norm(operation.norm),
+            [self._output(linear, out) for linear, out in zip(operation.linears, phase.writes, strict=True)],
+            operation.factor,
+            [self._buffers[node] for node in phase.residuals],
         )
 
-    def _emit_glu(self, phase: Phase) -> None:
-        gate, up = (self._output(linear, phase.writes[0]) for linear in phase.attrs["linears"])
-        ffn: spec.FeedForward = phase.attrs["ffn"]
-        self._program.glu(
-            self._buffers[phase.reads[0]], self._norm(phase), gate, up, _ACTIVATIONS[ffn.activation], ffn.limit
-        )
+    def _emit_glu(self, phase: Phase, operation: FusedGlu) -> None:
+        gate, up = (self._output(linear, phase.writes[0]) for linear in (operation.gate, operation.up))
+        activation, limit = _native.Activation[operation.ffn.activation], operation.ffn.limit
+        self._program.glu(self._buffers[phase.inputs[0]], self._norm(operation.norm), gate, up, activation, limit)
 
-    def _emit_attention(self, phase: Phase) -> None:
-        attn: spec.Attention = phase.attrs["attn"]
-        q, k, v = (self._buffers[node] for node in phase.reads)
+    def _emit_attention(self, phase: Phase, operation: FusedAttention) -> None:
+        attn = operation.attention.attn
+        q, k, v = (self._buffers[node] for node in phase.inputs)
         self._program.attention(
             q=q,
             k=k,
@@ -120,21 +166,21 @@ class Emitter:
             softcap=attn.softcap,
             window=attn.window,
             chunk=attn.chunk,
-            sinks=self._vector(phase.attrs["sinks"]),
-            q_steps=[self._head_step(node) for node in phase.attrs["q_steps"]],
-            k_steps=[self._head_step(node) for node in phase.attrs["k_steps"]],
+            sinks=self._vector(operation.attention.sinks),
+            q_steps=[self._head_step(step) for step in operation.q_steps],
+            k_steps=[self._head_step(step) for step in operation.k_steps],
         )
 
-    def _emit_latent_attention(self, phase: Phase) -> None:
-        attn: spec.LatentAttention = phase.attrs["attn"]
-        q, kv = (self._buffers[node] for node in phase.reads)
+    def _emit_latent_attention(self, phase: Phase, operation: LatentAttention) -> None:
+        attn = operation.attn
+        q, kv = (self._buffers[node] for node in phase.inputs)
         self._program.latent_attention(
             q=q,
             kv=kv,
             out=self._buffers[phase.writes[0]],
-            norm=(self._vector(phase.attrs["norm"]), attn.latent_eps),
-            k_b=self._weight(phase.attrs["k_b"]),
-            v_b=self._weight(phase.attrs["v_b"]),
+            norm=(self._vector(operation.norm), attn.latent_eps),
+            k_b=self._weight(operation.k_b),
+            v_b=self._weight(operation.v_b),
             num_heads=attn.num_heads,
             nope_dim=attn.nope_dim,
             rope_dim=attn.rope_dim,
@@ -144,113 +190,91 @@ class Emitter:
             rope=self._rope_step(attn.rope),
         )
 
-    def _emit_short_conv(self, phase: Phase) -> None:
-        conv: spec.ShortConv = phase.attrs["conv"]
+    def _emit_short_conv(self, phase: Phase, operation: ShortConv) -> None:
         self._program.short_conv(
-            x=self._buffers[phase.reads[0]],
+            x=self._buffers[phase.inputs[0]],
             out=self._buffers[phase.writes[0]],
-            taps=self._vector(phase.attrs["taps"]),
-            bias=self._vector(phase.attrs["bias"]),
-            kernel=conv.kernel,
+            taps=self._vector(operation.taps),
+            bias=self._vector(operation.bias),
+            kernel=operation.conv.kernel,
         )
 
-    def _emit_experts(self, phase: Phase) -> None:
-        moe: spec.Experts = phase.attrs["moe"]
-        x, logits, *_ = (self._buffers[node] for node in phase.reads)
-        packed = self._weights[phase.attrs["weights"]]
+    def _emit_experts(self, phase: Phase, operation: FusedExperts) -> None:
+        expert = operation.experts.moe.expert
+        x, logits, *gates = (self._buffers[node] for node in phase.inputs)
+        packed = self._weights[operation.experts.weights]
         assert isinstance(packed, PackedExperts)
         routes = self._program.experts(
             x=x,
-            norm=self._norm(phase),
+            norm=self._norm(operation.norm),
             logits=logits,
-            router=self._router(phase),
+            router=self._router(operation.experts),
             out=self._buffers[phase.writes[0]],
             packed=packed.data,
             stride=packed.stride,
             gate=_part(packed, "gate"),
             up=_part(packed, "up"),
             down=_part(packed, "down"),
-            activation=_ACTIVATIONS[moe.expert.activation],
-            limit=moe.expert.limit,
-            shared=self._shared(phase),
-            shared_gate=next((self._buffers[node] for node in phase.attrs["gates"]), NONE),
-            factor=phase.attrs["factor"],
-            residuals=[self._buffers[node] for node in phase.attrs["residuals"]],
+            activation=_native.Activation[expert.activation],
+            limit=expert.limit,
+            shared=self._shared(operation.shared),
+            shared_gate=gates[0] if gates else NONE,
+            factor=operation.factor,
+            residuals=[self._buffers[node] for node in phase.residuals],
         )
         self.routes.append(routes)
 
-    def _router(self, phase: Phase) -> _native.Router:
-        router: spec.Router = phase.attrs["router"]
+    def _router(self, experts: Experts) -> _native.Router:
+        router = experts.moe.router
         return _native.Router(
             num_experts=router.num_experts,
             num_chosen=router.num_chosen,
             sigmoid=router.score == "sigmoid",
             renormalise=router.renormalise,
             scale=router.scale,
-            choice_bias=self._vector(phase.attrs["choice_bias"]),
-            expert_scale=self._vector(phase.attrs["expert_scale"]),
+            choice_bias=self._vector(experts.choice_bias),
+            expert_scale=self._vector(experts.expert_scale),
             num_groups=router.num_groups,
             kept_groups=router.kept_groups,
-            group_choice=_GROUP_CHOICES[router.group_choice],
+            group_choice=_native.GroupChoice[router.group_choice],
             weighs_input=router.weighs_input,
         )
 
-    def _shared(self, phase: Phase) -> Shared | None:
-        if not phase.attrs["linears"]:
+    def _shared(self, expert: SharedExpert | None) -> Shared | None:
+        if expert is None:
             return None
         gate, up, down = (
-            (self._weight(linear.attrs["weight"]), self._vector(linear.attrs["bias"]))
-            for linear in phase.attrs["linears"]
+            (self._weight(linear.weight), self._vector(linear.bias)) for linear in (expert.gate, expert.up, expert.down)
         )
-        ffn: spec.FeedForward = phase.attrs["glu"]
-        return gate, up, down, _ACTIVATIONS[ffn.activation], ffn.limit
+        return gate, up, down, _native.Activation[expert.ffn.activation], expert.ffn.limit
 
-    def _emit_rms_norm(self, phase: Phase) -> None:
-        self._rows(_NORM, phase, self._vector(phase.attrs["weight"]), phase.attrs["eps"])
+    def _emit_rows(self, phase: Phase, kind: _native.RowKind, other: int, value: float) -> None:
+        self._program.row_operation(kind, self._buffers[phase.inputs[0]], other, value, self._buffers[phase.writes[0]])
 
-    def _emit_scale(self, phase: Phase) -> None:
-        self._rows(_SCALE, phase, NONE, phase.attrs["factor"])
+    def _head_step(self, step: HeadStep) -> HeadOperation:
+        match step:
+            case HeadNorm(_, _, eps):
+                return _native.HeadStepKind.NORM, self._head_weights(step), 0, eps, 0.0
+            case Temper(temperature):
+                return _native.HeadStepKind.TEMPER, NONE, 0, temperature.floor_scale, temperature.scale
+            case Rope(rope):
+                return self._rope_step(rope)
 
-    def _emit_softcap(self, phase: Phase) -> None:
-        self._rows(_SOFTCAP, phase, NONE, phase.attrs["cap"])
-
-    def _emit_clip(self, phase: Phase) -> None:
-        self._rows(_CLIP, phase, NONE, phase.attrs["limit"])
-
-    def _emit_gate(self, phase: Phase) -> None:
-        self._rows(_GATE, phase, self._buffers[phase.reads[1]], 0.0)
-
-    def _emit_add(self, phase: Phase) -> None:
-        self._rows(_ADD, phase, self._buffers[phase.reads[1]], 0.0)
-
-    def _rows(self, kind: int, phase: Phase, other: int, value: float) -> None:
-        self._program.row_operation(kind, self._buffers[phase.reads[0]], other, value, self._buffers[phase.writes[0]])
-
-    def _head_step(self, node: Node) -> tuple[int, int, int, float, float]:
-        match node.op:
-            case "head_norm":
-                return _HEAD_NORM, self._head_weights(node), 0, node.attrs["eps"], 0.0
-            case "temper":
-                temperature: spec.AttentionTemperature = node.attrs["temperature"]
-                return _TEMPER, NONE, 0, temperature.floor_scale, temperature.scale
-            case _:
-                return self._rope_step(node.attrs["rope"])
-
-    def _rope_step(self, rope: spec.Rope) -> tuple[int, int, int, float, float]:
-        kind = _ROPE_INTERLEAVED if rope.interleaved else _ROPE_HALVES
+    def _rope_step(self, rope: spec.Rope) -> HeadOperation:
+        kinds = _native.HeadStepKind
+        kind = kinds.ROPE_INTERLEAVED if rope.interleaved else kinds.ROPE_HALVES
         return kind, self._rope_tables[rope], rope.dim, 0.0, 0.0
 
-    def _head_weights(self, norm: Node) -> int:
-        if norm.attrs["weight"] is not None:
-            return self._vector(norm.attrs["weight"])
-        return self._program.vector(np.ones(norm.attrs["head_dim"], np.float32))
+    def _head_weights(self, norm: HeadNorm) -> int:
+        if norm.weight is not None:
+            return self._vector(norm.weight)
+        return self._program.vector(np.ones(norm.head_dim, np.float32))
 
-    def _norm(self, phase: Phase) -> tuple[int, float]:
-        norm = phase.attrs["norm"]
-        return (NONE, 0.0) if norm is None else (self._vector(norm.attrs["weight"]), norm.attrs["eps"])
+    def _norm(self, norm: RmsNorm | None) -> tuple[int, float]:
+        return (NONE, 0.0) if norm is None else (self._vector(norm.weight), norm.eps)
 
-    def _output(self, linear: Node, out: Node) -> tuple[int, int, int]:
-        return self._weight(linear.attrs["weight"]), self._vector(linear.attrs["bias"]), self._buffers[out]
+    def _output(self, linear: Linear, out: Node) -> tuple[int, int, int]:
+        return self._weight(linear.weight), self._vector(linear.bias), self._buffers[out]
 
     def _weight(self, name: str) -> int:
         if name not in self._handles:
@@ -281,12 +305,14 @@ class Emitter:
 
 def _ropes(phase: Phase) -> Iterator[spec.Rope]:
     """The rotary tables that a phase reads."""
-    if phase.op == "latent_attention":
-        yield phase.attrs["attn"].rope
-    yield from (step.attrs["rope"] for step in phase.attrs.get("q_steps", ()) if step.op == "rope")
+    match phase.operation:
+        case LatentAttention(attn):
+            yield attn.rope
+        case FusedAttention(_, q_steps, _):
+            yield from (step.rope for step in q_steps if isinstance(step, Rope))
 
 
-def _part(packed: PackedExperts, name: str) -> tuple[int, int, int, int, int | None]:
+def _part(packed: PackedExperts, name: str) -> tuple[_native.Format, int, int, int, int | None]:
     """Where one matrix of every expert lies: format, rows, width, offset, and the offset of its bias."""
     part, bias = packed.parts[name], packed.parts.get(f"{name}_bias")
     rows, k = part.shape

@@ -16,7 +16,9 @@ from freedive.errors import UserError
 from freedive.model import spec
 from freedive.native import _native
 from freedive.ops.emit import Emitter, Part
-from freedive.ops.record import fuse, record, until_result
+from freedive.ops.fuse import fuse, until_result
+from freedive.ops.record import record
+from freedive.ops.routes import Routes
 from freedive.ops.trace import Operation, Tracer
 
 OUTLIER_THRESHOLDS = {"exact": (0.0, 0.0), "balanced": (8.0, 0.0), "fast": (8.0, 8.0)}
@@ -24,7 +26,7 @@ OUTLIER_THRESHOLDS = {"exact": (0.0, 0.0), "balanced": (8.0, 0.0), "fast": (8.0,
 times the row's root mean square keep 16 bits, others have 8; 0 keeps all. At 8 that is one group in twenty."""
 
 NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
-"""Formats of the key-value cache, in the order of native/isa/kernels.h, and what a number takes (scales aside)."""
+"""Formats of the key-value cache, and what a number takes (scales aside)."""
 
 
 MAX_SNAPSHOTS = 1024
@@ -78,7 +80,7 @@ class NativeRunner:
         if cache_format == "int8":
             _refuse_latents(model)
         try:
-            self._program = _native.Program(isa or isa_level(), num_threads, list(NUMBER_BYTES).index(cache_format))
+            self._program = _native.Program(isa or isa_level(), num_threads, _native.CacheFormat[cache_format])
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
         phases = fuse(record(model))
@@ -102,7 +104,8 @@ class NativeRunner:
             raise UserError(what, "Lower cache_tokens or max_context")
         self._weights = weights
         self.num_bytes = cache_bytes + sum(weight.data.nbytes for weight in weights.values())
-        self._program.early_care, self._program.late_care = OUTLIER_THRESHOLDS[precision]
+        program = self._program
+        program.early_outlier_threshold, program.late_outlier_threshold = OUTLIER_THRESHOLDS[precision]
         self._program.allocate(max_rows, num_pages, num_slots, max_sequences)
 
     @property
@@ -169,9 +172,9 @@ class NativeRunner:
         arrays = batch.tokens, batch.lengths, batch.starts, batch.pages, batch.output_rows, batch.prompts
         return self._program.step(*arrays, *part, traced, *_state_arrays(batch))
 
-    def routes(self) -> list[npt.NDArray[np.float32]]:
-        """Of each layer with experts, for the rows of the last step: [T, 2 * num_chosen], experts and their weights."""
-        return [self._program.read(buffer) for buffer in self._routes]
+    def routes(self) -> list[Routes]:
+        """Of each layer with experts, for the rows of the last step."""
+        return [Routes(*self._program.routes(index)) for index in self._routes]
 
     def expert_load(self) -> list[list[int]]:
         """How many rows each expert of each layer with experts had, in the steps that were counted.
@@ -182,8 +185,7 @@ class NativeRunner:
 
     def _count_experts(self) -> None:
         for load, routes in zip(self._load, self.routes(), strict=False):  # what predicts a further token has some too
-            chosen = routes[:, : routes.shape[1] // 2].astype(np.int64)
-            load += np.bincount(chosen.ravel(), minlength=len(load))
+            load += np.bincount(routes.experts.ravel(), minlength=len(load))
 
 
 def _state_arrays(batch: Batch) -> tuple[Ints | None, Ints | None]:
@@ -195,9 +197,9 @@ def _state_arrays(batch: Batch) -> tuple[Ints | None, Ints | None]:
 
 
 def _boundaries(model: spec.ModelSpec, precision: str) -> tuple[int, ...]:
-    """Where care ends (native/program.h), and where queries begin to be folded (native/latent.cpp)."""
+    """Where the outlier threshold changes (native/step.h), and where queries begin to be folded (native/latent.cpp)."""
     early, late = OUTLIER_THRESHOLDS[precision]
-    return (-_native.CAREFUL_TOKENS,) * (early != late) + (0,) * _has_latents(model)
+    return (-_native.LATE_PROMPT_TOKENS,) * (early != late) + (0,) * _has_latents(model)
 
 
 def _has_latents(model: spec.ModelSpec) -> bool:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from freedive.engine.batch import MAX_DRAFT, PAGE_TOKENS, Batch, Bytes, Ints, StateUpdates
 from freedive.model import spec
 from freedive.model.decoder import Scope, draft, embedding, feed_forward, head, states
+from freedive.ops.routes import Routes
 
 Array = npt.NDArray[np.float32]
 
@@ -58,7 +59,7 @@ class ReferenceOps:
         self._batch = batch
         self._cache = cache
         self._states = states
-        self.routes: list[Array] = []
+        self.routes: list[Routes] = []
         self._positions: npt.NDArray[np.int64] = np.concatenate(
             [np.arange(start, start + n) for start, n in zip(batch.starts, batch.lengths, strict=True)]
         )
@@ -198,8 +199,10 @@ class ReferenceOps:
         store[slots[start:]] = new.reshape(-1, *store.shape[1:])
         return store[slots]
 
-    def route(self, logits: Array, router: spec.Router, choice_bias: Array | None, expert_scale: Array | None) -> Array:
-        """[T, 2, num_chosen]: experts and weights."""
+    def route(
+        self, logits: Array, router: spec.Router, choice_bias: Array | None, expert_scale: Array | None
+    ) -> Routes:
+        """The experts of each token, best first, and their weights."""
         scores = sigmoid(logits) if router.score == "sigmoid" else softmax(logits)
         merit = scores if choice_bias is None else scores + choice_bias
         chosen = np.array([_choose(row, router) for row in merit], np.int64).reshape(-1, router.num_chosen)
@@ -209,12 +212,20 @@ class ReferenceOps:
         weights = weights * np.float32(router.scale)
         if expert_scale is not None:
             weights = weights * expert_scale[chosen]
-        self.routes.append(np.stack([chosen.astype(np.float32), weights], 1))
-        return self.routes[-1]
+        return Routes(chosen.astype(np.int32), weights)
 
-    def experts(self, x: Array, routes: Array, moe: spec.Experts, weights: Mapping[str, Array]) -> Array:
+    def experts(
+        self,
+        x: Array,
+        logits: Array,
+        moe: spec.Experts,
+        weights: Mapping[str, Array],
+        choice_bias: Array | None,
+        expert_scale: Array | None,
+    ) -> Array:
         out = np.zeros_like(x)
-        chosen, shares = routes[:, 0], routes[:, 1]
+        chosen, shares = routes = self.route(logits, moe.router, choice_bias, expert_scale)
+        self.routes.append(routes)
         for expert in range(moe.router.num_experts):
             rows, places = np.nonzero(chosen == expert)
             share = shares[rows, places][:, None]
@@ -302,7 +313,7 @@ class ReferenceRunner:
 
     ``num_pages`` and ``num_slots`` are how many tokens (by 32) and sequences it keeps state of.
 
-    ``routes`` are those of the last step, [T, 2, num_chosen] (experts, weights) of each layer with experts.
+    ``routes`` are those of the last step, of each layer with experts.
     """
 
     def __init__(
@@ -313,7 +324,7 @@ class ReferenceRunner:
         self.num_pages = num_pages
         self.drafts = model.mtp is not None
         self.boundaries: tuple[int, ...] = ()
-        self.routes: list[Array] = []
+        self.routes: list[Routes] = []
         self._model = model
         self._weights = weights
         places = num_pages * PAGE_TOKENS

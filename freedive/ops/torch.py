@@ -181,8 +181,8 @@ class TorchOps:
 
     def route(
         self, logits: Tensor, router: spec.Router, choice_bias: Tensor | None, expert_scale: Tensor | None
-    ) -> Tensor:
-        """[T, 2, num_chosen]: experts and weights, of which the weights have gradients."""
+    ) -> tuple[Tensor, Tensor]:
+        """Experts int64 and their weights, which have gradients: [T, num_chosen] each."""
         logits = _wide(logits)
         scores = logits.sigmoid() if router.score == "sigmoid" else logits.softmax(-1)
         chosen = self.choose(scores.detach() if choice_bias is None else scores.detach() + choice_bias, router)
@@ -192,7 +192,7 @@ class TorchOps:
         weights = weights * router.scale
         if expert_scale is not None:
             weights = weights * expert_scale[chosen]
-        return torch.stack([chosen.to(weights.dtype), weights], 1)
+        return chosen, weights
 
     def choose(self, merit: Tensor, router: spec.Router) -> Tensor:
         """The experts of each token [T, num_chosen], best first, by merit [T, num_experts]; of equals the lower index.
@@ -209,10 +209,18 @@ class TorchOps:
             merit = groups.masked_fill(dropped[..., None], -torch.inf).flatten(1)
         return _top(merit, router.num_chosen)
 
-    def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
-        chosen, shares = routes.unbind(1)
+    def experts(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        moe: spec.Experts,
+        weights: Mapping[str, Tensor],
+        choice_bias: Tensor | None,
+        expert_scale: Tensor | None,
+    ) -> Tensor:
+        chosen, shares = self.route(logits, moe.router, choice_bias, expert_scale)
         order = chosen.flatten().argsort(stable=True)
-        counts = chosen.long().flatten().bincount(minlength=moe.router.num_experts).tolist()
+        counts = chosen.flatten().bincount(minlength=moe.router.num_experts).tolist()
         rows, share = order // moe.router.num_chosen, shares.flatten()[order, None]
         y = x[rows]
         if moe.router.weighs_input:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +12,19 @@ import numpy.typing as npt
 from freedive.checkpoint.packed import Packed, PackedExperts, PackedTensor
 from freedive.engine.batch import Batch
 from freedive.model import spec
-from freedive.ops.record import Node, Phase
-
-Routes = npt.NDArray[np.float32]
+from freedive.ops.fuse import Phase
+from freedive.ops.operations import (
+    Embed,
+    FusedAttention,
+    FusedExperts,
+    FusedGlu,
+    FusedLinear,
+    LatentAttention,
+    Linear,
+    SharedExpert,
+    ShortConv,
+)
+from freedive.ops.routes import Routes
 
 PREPARATION = "preparation"
 """What comes before the first phase: tasks of attention are planned, threads woken, rotary tables filled."""
@@ -63,39 +74,36 @@ class Tracer:
     def _works(self, batch: Batch, routes: Sequence[Routes]) -> Iterator[Work]:
         chosen = iter(routes)
         for phase in self._phases:
-            match phase.op:
-                case "embed":
-                    table = self._matrix(phase.attrs["table"])
+            match phase.operation:
+                case Embed(name):
+                    table = self._matrix(name)
                     yield Work(len(batch.tokens) * len(table.data) // table.shape[0])
-                case "linear" | "glu":
+                case FusedLinear() | FusedGlu():
                     yield self._products(phase, batch)
-                case "experts":
-                    yield self._experts(phase, next(chosen)) + self._products(phase, batch)
-                case "attention":
-                    yield self._attention(phase.attrs["attn"], batch)
-                case "latent_attention":
-                    yield self._latent_attention(phase, batch)
-                case "short_conv":
-                    conv: spec.ShortConv = phase.attrs["conv"]
+                case FusedExperts() as operation:
+                    yield self._experts(operation, next(chosen)) + self._products(phase, batch)
+                case FusedAttention() as operation:
+                    yield self._attention(operation.attention.attn, batch)
+                case LatentAttention() as operation:
+                    yield self._latent_attention(operation, batch)
+                case ShortConv(conv):
                     yield Work(8 * conv.state[0].size * len(batch.lengths), conv.kernel * conv.dim * len(batch.tokens))
                 case _:
                     yield Work()
 
     def _products(self, phase: Phase, batch: Batch) -> Work:
         rows = len(batch.output_rows if phase.writes[0].wanted else batch.tokens)
-        weights = [self._matrix(linear.attrs["weight"]) for linear in phase.attrs["linears"]]
+        weights = [self._matrix(linear.weight) for linear in _linears(phase)]
         return sum((Work(len(w.data), rows * w.shape[0] * w.shape[1]) for w in weights), Work()) if rows else Work()
 
-    def _experts(self, phase: Phase, routes: Routes) -> Work:
+    def _experts(self, operation: FusedExperts, routes: Routes) -> Work:
         """Of the routed ones: of their weights, those of experts that some token goes to."""
-        moe: spec.Experts = phase.attrs["moe"]
-        experts = self._weights[phase.attrs["weights"]]
+        experts = self._weights[operation.experts.weights]
         assert isinstance(experts, PackedExperts)
         parts = [experts.part(0, name) for name in experts.parts]
-        places = routes[:, : moe.router.num_chosen]
         num_bytes = sum(len(part.data) for part in parts)
         macs = sum(part.shape[0] * part.shape[1] for part in parts if len(part.shape) == 2)
-        return Work(len(np.unique(places)) * num_bytes, places.size * macs)
+        return Work(len(np.unique(routes.experts)) * num_bytes, routes.experts.size * macs)
 
     def _attention(self, attn: spec.Attention, batch: Batch) -> Work:
         keys = pairs = 0
@@ -107,9 +115,9 @@ class Tracer:
             keys * spec.per_token_dim(attn.state) * self._element_bytes, pairs * attn.num_heads * 2 * attn.head_dim
         )
 
-    def _latent_attention(self, phase: Phase, batch: Batch) -> Work:
+    def _latent_attention(self, operation: LatentAttention, batch: Batch) -> Work:
         """Rows of a prompt expand all latents that they see; others fold the same weights into query and result."""
-        attn: spec.LatentAttention = phase.attrs["attn"]
+        attn = operation.attn
         dim = spec.per_token_dim(attn.state)
         keys = folds = scores = 0
         for start, length, prompt in np.stack([batch.starts, batch.lengths, batch.prompts], 1).tolist():
@@ -119,7 +127,7 @@ class Tracer:
             folds += (start + given if given else 0) + length - given
             scores += int(seen[:given].sum()) * (attn.head_dim + attn.value_dim)
             scores += int(seen[given:].sum()) * (dim + attn.kv_rank)
-        weights = sum(len(self._matrix(phase.attrs[name]).data) for name in ("k_b", "v_b"))
+        weights = sum(len(self._matrix(name).data) for name in (operation.k_b, operation.v_b))
         fold = attn.kv_rank * (attn.nope_dim + attn.value_dim)
         return Work(weights + keys * dim * self._element_bytes, attn.num_heads * (folds * fold + scores))
 
@@ -138,14 +146,20 @@ def _seen(start: int, length: int, window: int = 0, chunk: int = 0) -> npt.NDArr
 
 
 def _kind(phase: Phase) -> str:
-    if phase.op not in ("linear", "glu"):
-        return phase.op
-    names = [_within_layer(linear) for linear in phase.attrs["linears"]]
-    return "+".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])
+    match phase.operation:
+        case FusedLinear() | FusedGlu():
+            names = [_within_layer(linear) for linear in _linears(phase)]
+            return "+".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])
+        case FusedAttention():
+            return "attention"
+        case FusedExperts():
+            return "experts"
+        case operation:
+            return re.sub("(?<!^)(?=[A-Z])", "_", type(operation).__name__).lower()
 
 
-def _within_layer(linear: Node) -> str:
-    name: str = linear.attrs["weight"]
+def _within_layer(linear: Linear) -> str:
+    name = linear.weight
     if name == "embed":  # tied
         return "head"
     return name.split(".", 2)[2] if name.startswith("layers.") else name
@@ -162,6 +176,23 @@ def _layers(phases: Sequence[Phase]) -> Iterator[int | None]:
 
 def _weight_names(phase: Phase) -> list[str]:
     """Of the phase's matrices."""
-    if "linears" in phase.attrs:
-        return [linear.attrs["weight"] for linear in phase.attrs["linears"]]
-    return [phase.attrs[key] for key in ("weights", "k_b") if key in phase.attrs]
+    match phase.operation:
+        case FusedExperts() as operation:
+            return [operation.experts.weights]
+        case LatentAttention() as operation:
+            return [operation.k_b]
+        case _:
+            return [linear.weight for linear in _linears(phase)]
+
+
+def _linears(phase: Phase) -> tuple[Linear, ...]:
+    """What a phase multiplies all its rows with."""
+    match phase.operation:
+        case FusedLinear(linears):
+            return linears
+        case FusedGlu(gate, up):
+            return gate, up
+        case FusedExperts(shared=SharedExpert(gate, up, down)):
+            return gate, up, down
+        case _:
+            return ()

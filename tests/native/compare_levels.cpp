@@ -221,8 +221,8 @@ void compare_training(const Kernels& level) {
     each_of_both(level, [&](const Kernels& kernels, int i) {
         const TrainKernels& train = kernels.train;
         auto& [made, sums] = results[i];
-        train.mix(x.data(), y.data(), 0.7f, n, made[0]);
-        sums[0] = train.mix_gradient(x.data(), y.data(), d.data(), 0.7f, n, made[1], made[2], made[3]);
+        train.weighted_swiglu(x.data(), y.data(), 0.7f, n, made[0]);
+        sums[0] = train.weighted_swiglu_gradient(x.data(), y.data(), d.data(), 0.7f, n, made[1], made[2], made[3]);
         std::memcpy(made[4], x.data(), n * sizeof(float));
         sums[1] = train.softmax(made[4], n - 2, n, 1.3f, 0.9f);
         sums[2] = train.dot(x.data(), y.data(), n);
@@ -232,8 +232,8 @@ void compare_training(const Kernels& level) {
             weight[j] = x[j], gradient[j] = y[j], momentum[j] = d[j], square[j] = squares[j] * squares[j];
         const Updated at{weight, gradient, momentum, square, n, 0.99f, 0.01f};
         train.adamw(at, 3, n - 3, {0.9f, 0.95f, 0.1f, 1e-8f, 0.5f});
-        train.look_ahead(at, 0, n, 0.95f, 0.5f);
-        train.move(at, 1, n - 1);
+        train.nesterov(at, 0, n, 0.95f, 0.5f);
+        train.apply_update(at, 1, n - 1);
         std::memcpy(made[7], weight, sizeof weight);
         std::memcpy(made[8], momentum, sizeof momentum);
         sums[3] = square[7];

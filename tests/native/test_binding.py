@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -169,8 +171,6 @@ def wrong_calls() -> dict[str, Callable[[], Any]]:
     x, products = np.zeros((2, 32), np.float32), np.empty(64, np.float32)
     level, kind, nothing = _native.isa_levels()[0], FORMATS["Q8_0"], np.empty(0, np.float32)
     return {
-        "a format": lambda: _native.unpack_row(99, 5, 32, data, 0, out),
-        "a negative format": lambda: _native.packed_bytes(-1, 5, 32),
         "negative rows": lambda: _native.packed_bytes(kind, -5, 32),
         "half a group": lambda: _native.packed_bytes(kind, 5, 33),
         "too much": lambda: _native.packed_bytes(kind, 2**31 - 1, 2**31 - 32),
@@ -219,19 +219,16 @@ RECORDINGS: dict[str, Callable[[Any], Any]] = {
     "a residual of another width": lambda made: made.linear(0, (-1, 0.0), [(0, -1, 1)], 1.0, [0]),
     "a short bias": lambda made: made.linear(0, (-1, 0.0), [(0, 0, 1)], 1.0, []),
     "no norm": lambda made: made.linear(0, (5, 0.0), [(0, -1, 1)], 1.0, []),
-    "no activation": lambda made: made.glu(0, (-1, 0.0), (0, -1, 1), (0, -1, 1), 9, 0.0),
-    "no row operation": lambda made: made.row_operation(6, 0, 0, 0.0, 0),
-    "a norm without weights": lambda made: made.row_operation(0, 0, -1, 0.0, 0),
-    "a sum with another width": lambda made: made.row_operation(5, 0, 1, 0.0, 0),
+    "a norm without weights": lambda made: made.row_operation(_native.RowKind.NORM, 0, -1, 0.0, 0),
+    "a gate of many numbers": lambda made: made.row_operation(_native.RowKind.GATE, 0, 1, 0.0, 0),
+    "a sum with another width": lambda made: made.row_operation(_native.RowKind.ADD, 0, 1, 0.0, 0),
     "heads that are too wide": lambda made: attention(made, key_dim=1000),
     "heads that are more than the row": lambda made: attention(made, num_heads=8),
     "heads that do not divide": lambda made: attention(made, num_kv_heads=3),
     "no heads": lambda made: attention(made, num_heads=0, num_kv_heads=0),
     "a short sink": lambda made: attention(made, sinks=3),
-    "no such step": lambda made: attention(made, q_steps=[(9, 0, 0, 0.0, 0.0)]),
-    "wide rotations": lambda made: attention(made, q_steps=[(1, 0, 32, 0.0, 0.0)]),
-    "a weight of no format": lambda made: made.weight(99, 64, 32, np.zeros(64, np.uint8)),
-    "heads that cut a weight": lambda made: made.weight(0, 64, 32, np.zeros(8192, np.uint8), 3),
+    "wide rotations": lambda made: attention(made, q_steps=[(_native.HeadStepKind.ROPE_HALVES, 0, 32, 0.0, 0.0)]),
+    "heads that cut a weight": lambda made: made.weight(FORMATS["F32"], 64, 32, np.zeros(8192, np.uint8), 3),
     "no rows": lambda made: made.allocate(0, 1),
     "no pages": lambda made: made.allocate(1, 0),
 }
@@ -245,11 +242,35 @@ def test_an_operation_that_does_not_fit_is_not_recorded(name: str) -> None:
     assert made.num_operations == 0
 
 
+UNNAMED: dict[str, Callable[[Any], Any]] = {
+    "a format": lambda made: _native.unpack_row(99, 5, 32, np.zeros(8192, np.uint8), 0, LOGITS),
+    "a negative format": lambda made: _native.packed_bytes(-1, 5, 32),
+    "a weight's format": lambda made: made.weight(99, 64, 32, np.zeros(8192, np.uint8)),
+    "an activation": lambda made: made.glu(0, (-1, 0.0), (0, -1, 1), (0, -1, 1), 9, 0.0),
+    "a row operation": lambda made: made.row_operation(6, 0, 0, 0.0, 0),
+    "a head step": lambda made: attention(made, q_steps=[(9, -1, 0, 1.0, 0.0)]),
+    "a group choice": lambda made: router(num_experts=8, num_chosen=2, group_choice=7),
+    "a cache format": lambda made: _native.Program(_native.isa_levels()[0], 1, 3),
+}
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_a_number_that_no_name_stands_for_is_refused(name: str) -> None:
+    with pytest.raises(TypeError):
+        UNNAMED[name](program())
+
+
 def test_operations_that_fit_are_recorded() -> None:
     made = program()
     made.linear(0, (0, 1e-5), [(0, -1, 1)], 1.0, [1])
     attention(made)
     assert made.num_operations == 2
+
+
+def router(**changes: Any) -> _native.Router:
+    numbers = {"sigmoid": False, "renormalise": False, "scale": 1.0, "choice_bias": -1, "expert_scale": -1}
+    rest = {"num_groups": 1, "kept_groups": 1, "group_choice": _native.GroupChoice.max, "weighs_input": False}
+    return _native.Router(**(numbers | rest | changes))
 
 
 @pytest.mark.parametrize(
@@ -261,45 +282,61 @@ def test_operations_that_fit_are_recorded() -> None:
         {"num_groups": 0},
         {"num_groups": 3},
         {"kept_groups": 9},
-        {"group_choice": 7},
-        {"num_groups": 4, "group_choice": 2, "num_chosen": 6},
+        {"num_groups": 4, "group_choice": _native.GroupChoice.each, "num_chosen": 6},
     ],
     ids=str,
 )
 def test_a_router_that_cannot_choose_is_refused(change: dict[str, Any]) -> None:
-    numbers = {"num_experts": 8, "num_chosen": 2, "sigmoid": False, "renormalise": False, "scale": 1.0}
-    rest = {"choice_bias": -1, "expert_scale": -1, "num_groups": 1, "kept_groups": 1, "group_choice": 0}
-    _native.Router(**numbers, **rest, weighs_input=False)  # type: ignore[arg-type]
+    router(num_experts=8, num_chosen=2)
     with pytest.raises((IndexError, ValueError)):
-        _native.Router(**(numbers | rest | change), weighs_input=False)  # type: ignore[arg-type]
+        router(**({"num_experts": 8, "num_chosen": 2} | change))
 
 
-@pytest.mark.parametrize("change", ["stride", "offset", "bias", "k", "format"])
+RECORD = _native.packed_bytes(FORMATS["F32"], 32, 32)
+
+
+def add_experts(made: Any, packed: Any, **changes: Any) -> None:
+    """Two experts of three matrices [32, 32], which lie in ``packed`` behind each other."""
+    parts = {name: (FORMATS["F32"], 32, 32, i * RECORD, None) for i, name in enumerate(("gate", "up", "down"))}
+    numbers = {"x": 0, "norm": (-1, 0.0), "logits": made.buffer(2, False), "out": 0, "stride": 3 * RECORD, "limit": 0.0}
+    rest = {"shared": None, "shared_gate": -1, "factor": 1.0, "residuals": [], "activation": _native.Activation.silu}
+    chooser = router(num_experts=2, num_chosen=1)
+    made.experts(**(parts | numbers | rest | {"router": chooser, "packed": packed} | changes))
+
+
+WRONG_RECORDS: dict[str, dict[str, Any]] = {
+    "stride": {"stride": 4 * RECORD},
+    "offset": {"up": (FORMATS["F32"], 32, 32, 1 << 34, None)},
+    "bias": {"up": (FORMATS["F32"], 32, 32, RECORD, 3 * RECORD)},
+    "k": {"up": (FORMATS["F32"], 32, 64, 0, None)},
+}
+
+
+@pytest.mark.parametrize("change", WRONG_RECORDS)
 def test_experts_outside_of_their_records_are_refused(change: str) -> None:
-    made = program()
-    numbers = {"num_experts": 2, "num_chosen": 1, "sigmoid": False, "renormalise": False, "scale": 1.0}
-    rest = {"choice_bias": -1, "expert_scale": -1, "num_groups": 1, "kept_groups": 1, "group_choice": 0}
-    router, logits = _native.Router(**numbers, **rest, weighs_input=False), made.buffer(2, False)  # type: ignore[arg-type]
-    matrix = _native.packed_bytes(0, 32, 32)
-
-    def add(stride: int = 3 * matrix, up: tuple[Any, ...] = (0, 32, 32, matrix, None)) -> None:
-        parts = {"gate": (0, 32, 32, 0, None), "up": up, "down": (0, 32, 32, 2 * matrix, None)}
-        made.experts(
-            **{"x": 0, "norm": (-1, 0.0), "logits": logits, "router": router, "out": 0, "stride": stride, **parts},
-            **{"packed": np.zeros(6 * matrix, np.uint8), "activation": 0, "limit": 0.0, "shared": None},
-            **{"shared_gate": -1, "factor": 1.0, "residuals": []},
-        )
-
-    add()
-    wrong: dict[str, dict[str, Any]] = {
-        "stride": {"stride": 4 * matrix},
-        "offset": {"up": (0, 32, 32, 1 << 34, None)},
-        "bias": {"up": (0, 32, 32, matrix, 3 * matrix)},
-        "k": {"up": (0, 32, 64, 0, None)},
-        "format": {"up": (99, 32, 32, 0, None)},
-    }
+    made, packed = program(), np.zeros(6 * RECORD, np.uint8)
+    add_experts(made, packed)
     with pytest.raises((IndexError, ValueError)):
-        add(**wrong[change])
+        add_experts(made, packed, **WRONG_RECORDS[change])
+    assert made.num_operations == 1
+
+
+def test_a_program_keeps_its_weights() -> None:
+    """They are not copied: nobody else need hold the arrays, and none is taken that would have to be converted."""
+    made, table, records = program(), np.zeros(8192, np.uint8), np.zeros(6 * RECORD, np.uint8)
+    watched = [weakref.ref(table), weakref.ref(records)]
+    made.weight(FORMATS["F32"], 64, 32, table)
+    add_experts(made, records)
+    with pytest.raises(TypeError):
+        made.weight(FORMATS["F32"], 64, 32, table.astype(np.int32))
+    with pytest.raises(TypeError):
+        add_experts(made, records.astype(np.int32))
+    del table, records
+    gc.collect()
+    assert all(held() is not None for held in watched)
+    del made
+    gc.collect()
+    assert all(held() is None for held in watched)
 
 
 def test_the_bounds_of_descriptions_are_those_of_the_kernels() -> None:

@@ -103,7 +103,7 @@ def test_copies_of_the_feed_forward_answer_as_the_dense_model(name: str, dense: 
         np.testing.assert_array_equal(got, expected)
     np.testing.assert_allclose(got, expected, atol=1e-2)  # of logits up to 25: sums that are rounded otherwise
     np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
-    chosen = np.concatenate([routes[:, : routes.shape[1] // 2] for routes in mixed.routes()])
+    chosen = np.concatenate([routes.experts for routes in mixed.routes()])
     assert set(np.unique(chosen)) == {0, 1, 2, 3}
     words = answer(plain, question, 12)
     assert "Paris" in tokenizer.decode(words)

@@ -26,7 +26,7 @@ TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")[:1200]
 def attend(level: str, q: Floats, k: Floats, v: Floats, kv_heads: int) -> Floats:
     """One sequence's causal attention over an int8 cache, by the kernels: q, k and v are [tokens, heads * dim]."""
     tokens, dim = len(k), k.shape[1] // kv_heads
-    program = _native.Program(level, 2, list(NUMBER_BYTES).index("int8"))
+    program = _native.Program(level, 2, _native.CacheFormat.int8)
     held = [pack(Tensor("", x.shape, "F32", x.view(np.uint8))) for x in (q, k, v)]
     buffers = [program.buffer(x.shape[1], False) for x in (q, k, v)]
     for packed, buffer in zip(held, buffers, strict=True):

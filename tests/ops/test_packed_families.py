@@ -46,7 +46,7 @@ def rounded(name: str, target: Target) -> Rounded:
     answers = []
     for tokens in PROMPTS:
         (logits,) = take_steps(reference, [tokens], WHOLE, [[0]])
-        answers.append((logits, [np.sort(routes[:, 0], -1) for routes in reference.routes]))
+        answers.append((logits, [np.sort(routes.experts, -1) for routes in reference.routes]))
     return Rounded(pack_model(quantised), answers)
 
 
@@ -65,7 +65,7 @@ def num_alike(runner: NativeRunner, chosen: list[Floats]) -> int:
     """Rows before the first token for which the runner has chosen other experts than the reference in its last step."""
     alike = np.ones(len(PROMPTS[0]), bool)
     for routes, expected in zip(runner.routes(), chosen, strict=True):
-        alike &= (np.sort(routes[:, : expected.shape[1]], -1) == expected).all(-1)
+        alike &= (np.sort(routes.experts, -1) == expected).all(-1)
     return len(alike) if alike.all() else int(alike.argmin())
 
 

@@ -13,8 +13,9 @@ from weights import LEVELS
 
 from freedive.errors import UserError
 from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, ModelSpec
+from freedive.ops.fuse import fuse
 from freedive.ops.native import NativeRunner
-from freedive.ops.record import fuse, record
+from freedive.ops.record import record
 from freedive.ops.reference import ReferenceRunner
 
 PROMPTS, TABLES = [prompt(50, vocab=VOCAB), prompt(33, seed=1, vocab=VOCAB)], [[3, 0], [1, 2]]
@@ -62,28 +63,29 @@ def test_native_chooses_the_experts_of_the_reference(name: str) -> None:
         take_steps(reference, [prompt(32, seed, VOCAB)], [[(0, 32)]], [[1]])
         assert len(batch) == 1
         for got, expected in zip(runner.routes(), reference.routes, strict=True):
-            count = got.shape[1] // 2
-            np.testing.assert_array_equal(got[:, :count], expected[:, 0])
-            np.testing.assert_allclose(got[:, count:], expected[:, 1], atol=1e-5)
-            chosen.append(got[:, :count])
+            np.testing.assert_array_equal(got.experts, expected.experts)
+            np.testing.assert_allclose(got.weights, expected.weights, atol=1e-5)
+            assert np.issubdtype(got.experts.dtype, np.integer)
+            chosen.append(got.experts)
     assert len(np.unique(np.concatenate(chosen))) > 1
 
 
-EMBEDDING = ["select", "rms_norm"]
+EMBEDDING = ["Select", "RmsNorm"]
 """What is run only for those who want states, not logits."""
 
 
 def test_a_dense_layer_is_five_phases() -> None:
     described = model(replace(PLAIN, qk_norm="head", qkv_bias=True))
-    names = [phase.op for phase in fuse(record(described))]
-    assert names == ["embed", *["linear", "attention", "linear", "glu", "linear"] * 2, "select", "linear", *EMBEDDING]
+    names = [type(phase.operation).__name__ for phase in fuse(record(described))]
+    layer = ["FusedLinear", "FusedAttention", "FusedLinear", "FusedGlu", "FusedLinear"]
+    assert names == ["Embed", *layer * 2, "Select", "FusedLinear", *EMBEDDING]
 
 
 def test_a_layer_of_latents_and_experts_is_six_operations() -> None:
     moe = replace(experts(), shared=FeedForward(30))
-    names = [phase.op for phase in fuse(record(model(LATENT, moe)))]
-    mixer = ["linear", "linear", "latent_attention", "linear"]
-    assert names == ["embed", *[*mixer, "linear", "experts"] * 2, "select", "linear", *EMBEDDING]
+    names = [type(phase.operation).__name__ for phase in fuse(record(model(LATENT, moe)))]
+    mixer = ["FusedLinear", "FusedLinear", "LatentAttention", "FusedLinear"]
+    assert names == ["Embed", *[*mixer, "FusedLinear", "FusedExperts"] * 2, "Select", "FusedLinear", *EMBEDDING]
 
 
 def test_an_unknown_level_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:

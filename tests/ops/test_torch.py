@@ -20,7 +20,7 @@ from freedive.model import spec
 from freedive.model.decoder import forward
 from freedive.model.families import describe
 from freedive.model.params import params
-from freedive.ops.reference import ReferenceOps, ReferenceRunner
+from freedive.ops.reference import ReferenceOps, ReferenceRunner, SlotStates
 from freedive.ops.torch import TorchOps, TorchRunner
 
 Tensors = dict[str, torch.Tensor]
@@ -196,8 +196,10 @@ ROUTERS = {
 def test_of_equal_experts_the_first_are_chosen(name: str) -> None:
     router, batch = ROUTERS[name], Batch.whole([[0]], wants_all=True)
     logits = np.random.default_rng(0).integers(-1, 2, (200, router.num_experts)).astype(np.float32)
-    routes = TorchOps(batch).route(torch.tensor(logits), router, None, None)
-    np.testing.assert_allclose(routes, ReferenceOps(batch, []).route(logits, router, None, None), atol=1e-6)
+    chosen, shares = TorchOps(batch).route(torch.tensor(logits), router, None, None)
+    expected = ReferenceOps(batch, [], SlotStates(EXPERTS[name], 1)).route(logits, router, None, None)
+    np.testing.assert_array_equal(chosen, expected.experts)
+    np.testing.assert_allclose(shares, expected.weights, atol=1e-6)
 
 
 def mixed(described: spec.ModelSpec) -> Tensors:

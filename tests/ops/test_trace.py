@@ -15,8 +15,9 @@ from freedive.model import spec
 from freedive.model.params import Param
 from freedive.model.size import footprint
 from freedive.ops import native
+from freedive.ops.fuse import fuse, until_result
 from freedive.ops.native import NativeRunner
-from freedive.ops.record import fuse, record, until_result
+from freedive.ops.record import record
 from freedive.ops.trace import PREPARATION, Operation
 
 MODELS = ("llama", "llama4", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss")
@@ -120,11 +121,11 @@ def test_experts_read_those_that_some_token_goes_to() -> None:
     _, operations = taking.trace(step(0, GIVEN))
     found = [each for each in operations if each.kind == "experts"]
     for each, routes in zip(found, taking.routes(), strict=True):
-        active = set(routes[:, : routes.shape[1] // 2].ravel())
+        active = set(routes.experts.ravel())
         experts = tiny("qwen3_moe").packed[f"layers.{each.layer}.ffn.experts"]
         assert isinstance(experts, PackedExperts)
         assert each.work.bytes == len(active) * sum(len(experts.part(0, part).data) for part in experts.parts)
-        assert 1 < len(active) < routes.size // 2
+        assert 1 < len(active) < routes.experts.size
 
 
 def test_the_load_of_experts_is_what_the_counted_steps_routed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +137,7 @@ def test_the_load_of_experts_is_what_the_counted_steps_routed(monkeypatch: pytes
         taking.step(batch)
         if number != 1:
             for load, routes in zip(expected, taking.routes(), strict=True):
-                np.add.at(load, routes[:, : routes.shape[1] // 2].astype(int), 1)
+                np.add.at(load, routes.experts, 1)
     assert taking.expert_load() == expected.tolist()
     assert runner("llama").expert_load() == []
 

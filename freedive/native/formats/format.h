@@ -166,6 +166,9 @@ std::uint16_t float_to_half(float f);
 // a scale or a float is not finite.
 bool pack_panels(Format f, const std::uint8_t* src, int rows, int k, int first, int last, std::uint8_t* dst);
 
+// Packs all panels, on so many threads. False as above.
+bool pack_matrix(Format f, const std::uint8_t* src, int rows, int k, std::uint8_t* dst, int num_threads);
+
 // Bytes of one source row.
 std::size_t source_row_bytes(Format f, int k);
 

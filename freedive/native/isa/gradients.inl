@@ -8,7 +8,7 @@ LANES void for_vectors(int n, Body body) {
     if (i < n) body(i, n - i);
 }
 
-void mix(const float* gate, const float* up, float share, int n, float* out) {
+void weighted_swiglu(const float* gate, const float* up, float share, int n, float* out) {
     const F factor = f_set(share);
     for_vectors(n, [&](int i, int count) {
         const F g = load_some(gate + i, count);
@@ -16,8 +16,8 @@ void mix(const float* gate, const float* up, float share, int n, float* out) {
     });
 }
 
-float mix_gradient(const float* gate, const float* up, const float* d, float share, int n, float* d_gate, float* d_up,
-                   float* mixed) {
+float weighted_swiglu_gradient(const float* gate, const float* up, const float* d, float share, int n, float* d_gate,
+                               float* d_up, float* mixed) {
     const F factor = f_set(share), one = f_set(1.0f);
     F sum = f_set(0.0f);
     for_vectors(n, [&](int i, int count) {
@@ -105,12 +105,12 @@ LANES void turn(const float* __restrict x, const Angles& by, float sign, float* 
         turn_pairs(x, by, sign, 0, 1, by.pairs, y);
 }
 
-void join(const float* plain, int num_plain, const float* last, const Angles& by, float* y) {
+void concat_rope(const float* plain, int num_plain, const float* last, const Angles& by, float* y) {
     for_vectors(num_plain, [&](int i, int count) { store_some(y + i, load_some(plain + i, count), count); });
     turn(last, by, 1.0f, y + num_plain);
 }
 
-void part(const float* y, int num_plain, const Angles& by, float* plain, float* last) {
+void split_rope(const float* y, int num_plain, const Angles& by, float* plain, float* last) {
     for_vectors(num_plain, [&](int i, int count) { store_some(plain + i, load_some(y + i, count), count); });
     turn(y + num_plain, by, -1.0f, last);
 }

@@ -11,8 +11,8 @@ namespace freedive {
 
 // Activations quantised to 16 bits, a group of 32 with all that products need of it: x ~ scale * (256 * high + low).
 // Two int8 products a weight cost little where memory is the limit, and leave no error to speak of
-// (docs/log/kernels.md). A group that needs no such care has only the high halves: its low ones are zero, and products
-// pass over them.
+// (docs/log/kernels.md). A group without outliers has only the high halves: its low ones are zero, and products pass
+// over them.
 constexpr int kLowBits = 8, kMaxHigh = 127, kMaxCode = (kMaxHigh << kLowBits) + 127;
 struct QuantisedGroup {
     std::int8_t high[kGroup], low[kGroup];
@@ -67,8 +67,8 @@ struct Kernels {
     void (*linear[kNumFormats])(const std::uint8_t* panel, int k, const void* const* x, int rows, float* out);
     // out[k] = sum over the panel's rows i < 32 of x[i] * row i, added to what is there; float formats.
     void (*add_transposed)(Format f, const std::uint8_t* panel, int k, const float* x, float* out);
-    // Groups whose largest number is above `care` times the row's root mean square keep low halves.
-    void (*quantise)(const float* x, int k, float care, QuantisedGroup* out);
+    // Groups whose largest number is above `outlier_threshold` times the row's root mean square keep low halves.
+    void (*quantise)(const float* x, int k, float outlier_threshold, QuantisedGroup* out);
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
     void (*glu)(Glu glu, const float* gate, const float* up, int n, float* out);  // n is a multiple of 16
     void (*softcap)(const float* x, int n, float cap, float* out);                // likewise

@@ -45,8 +45,9 @@ LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f
 
 #include "updates.inl"
 
-constexpr TrainKernels train_kernels{mix,      mix_gradient,      softmax, softmax_gradient, dot, join, part,
-                                     rms_norm, rms_norm_gradient, adamw,   look_ahead,       move};
+constexpr TrainKernels train_kernels{
+    weighted_swiglu, weighted_swiglu_gradient, softmax, softmax_gradient, dot,         concat_rope, split_rope,
+    rms_norm,        rms_norm_gradient,        adamw,   nesterov,         apply_update};
 
 template <int Fmt = 0>
 constexpr void fill_linear(Kernels& kernels) {

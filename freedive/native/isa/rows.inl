@@ -32,8 +32,8 @@ LANES void quantise_group(F a, F b, float small, QuantisedGroup* out) {
         out->scaled_sum[half] = out->scale * float((out->high_sum[half] << kLowBits) + out->low_sum[half]);
 }
 
-void quantise(const float* x, int k, float care, QuantisedGroup* out) {
-    const float small = care > 0 ? care * __builtin_sqrtf(mean_square(x, k)) : -1.0f;
+void quantise(const float* x, int k, float outlier_threshold, QuantisedGroup* out) {
+    const float small = outlier_threshold > 0 ? outlier_threshold * __builtin_sqrtf(mean_square(x, k)) : -1.0f;
     for (int g = 0; g < k / kGroup; g++, out++, x += kGroup) quantise_group(f_load(x), f_load(x + 16), small, out);
 }
 

@@ -87,11 +87,12 @@ struct Angles {
 
 struct TrainKernels {
     // out = share * silu(gate) * up.
-    void (*mix)(const float* gate, const float* up, float share, int n, float* out);
+    void (*weighted_swiglu)(const float* gate, const float* up, float share, int n, float* out);
     // From d, the gradient of silu(gate) * up before its share: the gradients of gate and up, and `mixed`, which is
-    // what mix() makes. Returns the gradient of the share. d_gate and d_up may be gate and up, `mixed` may be d.
-    float (*mix_gradient)(const float* gate, const float* up, const float* d, float share, int n, float* d_gate,
-                          float* d_up, float* mixed);
+    // what weighted_swiglu() makes. Returns the gradient of the share. d_gate and d_up may be gate and up, `mixed` may
+    // be d.
+    float (*weighted_swiglu_gradient)(const float* gate, const float* up, const float* d, float share, int n,
+                                      float* d_gate, float* d_up, float* mixed);
     // x -> share * softmax(scale * x), of n numbers; zeros after them, up to `width`. Returns log(sum(exp(scale * x))).
     // There is to be room for whole vectors of 16, here and below; scale is positive.
     float (*softmax)(float* x, int n, int width, float scale, float share);
@@ -100,9 +101,9 @@ struct TrainKernels {
     void (*softmax_gradient)(float* scores, float* d, int n, int width, float scale, float log_sum, float dot);
     float (*dot)(const float* x, const float* y, int n);
     // y = [plain | last, whose pairs are turned].
-    void (*join)(const float* plain, int num_plain, const float* last, const Angles& by, float* y);
+    void (*concat_rope)(const float* plain, int num_plain, const float* last, const Angles& by, float* y);
     // The other way round.
-    void (*part)(const float* y, int num_plain, const Angles& by, float* plain, float* last);
+    void (*split_rope)(const float* y, int num_plain, const Angles& by, float* plain, float* last);
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
     // From d, the gradient of y; d_weight is added to.
     void (*rms_norm_gradient)(const float* x, const float* weight, const float* d, int n, float eps, float* d_x,
@@ -111,9 +112,9 @@ struct TrainKernels {
     // Of n numbers from `begin` on: Adam's update, whose first moment is not corrected but by the rate.
     void (*adamw)(const Updated& at, std::ptrdiff_t begin, int n, const AdamStep& step);
     // momentum = beta * momentum + shrink * gradient; gradient = shrink * gradient + beta * momentum (Nesterov).
-    void (*look_ahead)(const Updated& at, std::ptrdiff_t begin, int n, float beta, float shrink);
+    void (*nesterov)(const Updated& at, std::ptrdiff_t begin, int n, float beta, float shrink);
     // weight = keep * weight - rate * gradient.
-    void (*move)(const Updated& at, std::ptrdiff_t begin, int n);
+    void (*apply_update)(const Updated& at, std::ptrdiff_t begin, int n);
 };
 
 }  // namespace freedive

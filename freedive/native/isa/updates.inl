@@ -19,7 +19,7 @@ void adamw(const Updated& at, std::ptrdiff_t begin, int n, const AdamStep& step)
     });
 }
 
-void look_ahead(const Updated& at, std::ptrdiff_t begin, int n, float beta, float shrink) {
+void nesterov(const Updated& at, std::ptrdiff_t begin, int n, float beta, float shrink) {
     float *gradients = at.gradient + begin, *momenta = at.momentum + begin;
     for_vectors(n, [&](int i, int count) {
         const F gradient = f_mul(load_some(gradients + i, count), f_set(shrink));
@@ -29,7 +29,7 @@ void look_ahead(const Updated& at, std::ptrdiff_t begin, int n, float beta, floa
     });
 }
 
-void move(const Updated& at, std::ptrdiff_t begin, int n) {
+void apply_update(const Updated& at, std::ptrdiff_t begin, int n) {
     float* weights = at.weight + begin;
     const float* updates = at.gradient + begin;
     for_vectors(n, [&](int i, int count) {

@@ -64,14 +64,16 @@ View joined(const TrainKernels& kernels, const AttentionShape& shape, const Head
     if (!shape.rotation.dim) return plain;
     const MutableView rows{arena.take(std::size_t(head.length) * shape.dim), shape.dim};
     for (int i = 0; i < head.length; i++)
-        kernels.join(plain.row(i), shape.key_dim(), last.row(i), angles(shape.rotation, head.first + i), rows.row(i));
+        kernels.concat_rope(plain.row(i), shape.key_dim(), last.row(i), angles(shape.rotation, head.first + i),
+                            rows.row(i));
     return rows;
 }
 // And of their gradients, which are `joined` if nothing turns.
 void part(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, View joined, MutableView plain,
           MutableView last) {
     for (int i = 0; i < head.length && shape.rotation.dim; i++)
-        kernels.part(joined.row(i), shape.key_dim(), angles(shape.rotation, head.first + i), plain.row(i), last.row(i));
+        kernels.split_rope(joined.row(i), shape.key_dim(), angles(shape.rotation, head.first + i), plain.row(i),
+                           last.row(i));
 }
 
 // The queries and keys of a head, turned.

@@ -70,17 +70,17 @@ void bind_updates(nb::module_& m, nb::class_<Training>& training) {
             },
             "updates"_a, "beta1"_a, "beta2"_a, "bias2"_a, "eps"_a, "shrink"_a)
         .def(
-            "look_ahead",
+            "nesterov",
             [](Training& self, const Updates& updates, float beta, float shrink) {
                 nb::gil_scoped_release released;
-                self.look_ahead(updates.all, beta, shrink);
+                self.nesterov(updates.all, beta, shrink);
             },
             "updates"_a, "beta"_a, "shrink"_a)
         .def(
-            "move",
+            "apply_update",
             [](Training& self, const Updates& updates) {
                 nb::gil_scoped_release released;
-                self.move(updates.all);
+                self.apply_update(updates.all);
             },
             "updates"_a);
 }

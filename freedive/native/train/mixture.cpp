@@ -105,7 +105,7 @@ struct Forward : Pass {
         own.multiply(inputs.view(0, 0, tokens(begin)), count, shape.hidden, both);
         for (int i = 0; i < count; i++) {
             const float *gate = made.row(i), *up = gate + dim;
-            kernels.mix(gate, up, shares[sorted.places[begin + i]], dim, mixed.row(i));
+            kernels.weighted_swiglu(gate, up, shares[sorted.places[begin + i]], dim, mixed.row(i));
             gate_up.write(gate, gate_up.at(begin + i)), gate_up.write(up, gate_up.at(begin + i, 1));
         }
         own.multiply(mixed, count, factors.down[e], {y, shape.hidden, tokens(begin)}, true);
@@ -131,8 +131,8 @@ struct Backward : Pass {
             const float *gate = gate_up.read(gate_up.at(rank), of[0]), *up = gate_up.read(gate_up.at(rank, 1), of[1]);
             float *made_gate = d_gate_up.place(d_gate, of[2]), *made_up = d_gate_up.place(d_up, of[3]);
             float* made_mix = mixed.place(mix, d_mixed.row(i));
-            gradients.shares[place] =
-                kernels.mix_gradient(gate, up, d_mixed.row(i), shares[place], dim, made_gate, made_up, made_mix);
+            gradients.shares[place] = kernels.weighted_swiglu_gradient(gate, up, d_mixed.row(i), shares[place], dim,
+                                                                       made_gate, made_up, made_mix);
             d_gate_up.write(made_gate, d_gate), d_gate_up.write(made_up, d_up), mixed.write(made_mix, mix);
         }
         own.multiply(d_gate_up.view(begin, 0), count, factors.gate[e], d_x, true);

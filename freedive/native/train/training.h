@@ -127,8 +127,8 @@ class Training {
 
     // See TrainKernels; of all of every weight.
     void adamw(std::span<const Updated> all, AdamStep step);
-    void look_ahead(std::span<const Updated> all, float beta, float shrink);
-    void move(std::span<const Updated> all);
+    void nesterov(std::span<const Updated> all, float beta, float shrink);
+    void apply_update(std::span<const Updated> all);
 
   private:
     const TrainKernels& kernels_;

@@ -31,16 +31,16 @@ void Training::adamw(std::span<const Updated> all, AdamStep step) {
     for_pieces(team_, all, [&](const Updated& at, std::ptrdiff_t begin, int n) { kernels_.adamw(at, begin, n, step); });
 }
 
-void Training::look_ahead(std::span<const Updated> all, float beta, float shrink) {
+void Training::nesterov(std::span<const Updated> all, float beta, float shrink) {
     const std::lock_guard lock(one_at_a_time_);
-    for_pieces(team_, all, [&](const Updated& at, std::ptrdiff_t begin, int n) {
-        kernels_.look_ahead(at, begin, n, beta, shrink);
-    });
+    for_pieces(team_, all,
+               [&](const Updated& at, std::ptrdiff_t begin, int n) { kernels_.nesterov(at, begin, n, beta, shrink); });
 }
 
-void Training::move(std::span<const Updated> all) {
+void Training::apply_update(std::span<const Updated> all) {
     const std::lock_guard lock(one_at_a_time_);
-    for_pieces(team_, all, [&](const Updated& at, std::ptrdiff_t begin, int n) { kernels_.move(at, begin, n); });
+    for_pieces(team_, all,
+               [&](const Updated& at, std::ptrdiff_t begin, int n) { kernels_.apply_update(at, begin, n); });
 }
 
 }  // namespace freedive

@@ -49,7 +49,7 @@ class TrainOps(TorchOps):
 
     def route(
         self, logits: Tensor, router: spec.Router, choice_bias: Tensor | None, expert_scale: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         routes = super().route(logits, router, choice_bias, expert_scale)
         scores = logits.float().sigmoid() if router.score == "sigmoid" else logits.float().softmax(-1)
         probs = scores / scores.sum(-1, keepdim=True)
@@ -132,11 +132,19 @@ class TrainOps(TorchOps):
         y: Tensor = FusedAttention.apply(self.precision, q, k, v, turning, self._begins, scale, angles, neighbours)  # type: ignore[no-untyped-call]
         return y.flatten(1)
 
-    def experts(self, x: Tensor, routes: Tensor, moe: spec.Experts, weights: Mapping[str, Tensor]) -> Tensor:
+    def experts(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        moe: spec.Experts,
+        weights: Mapping[str, Tensor],
+        choice_bias: Tensor | None,
+        expert_scale: Tensor | None,
+    ) -> Tensor:
         if moe.router.weighs_input or not (_plain(moe.expert) and _wants_gradients(weights["gate"])):
-            return super().experts(x, routes, moe, Each(weights))
-        _, shares = routes.unbind(1)
-        given = x, shares, self.chosen[-1], weights["gate"], weights["up"], weights["down"]
+            return super().experts(x, logits, moe, Each(weights), choice_bias, expert_scale)
+        chosen, shares = self.route(logits, moe.router, choice_bias, expert_scale)
+        given = x, shares, chosen, weights["gate"], weights["up"], weights["down"]
         if not fits(x, shares, *weights.values()):
             y: Tensor = GroupedFeedForward.apply(*given)  # type: ignore[no-untyped-call]
         else:

@@ -47,9 +47,9 @@ def muon(
 ) -> None:
     """One update of Muon (Jordan et al. 2024) by gradients times ``shrink``, which become the directions of steps."""
     updates, ours = moments.updates(), kernels.current(precision)
-    ours.look_ahead(updates, beta, shrink)
+    ours.nesterov(updates, beta, shrink)
     orthogonalise(moments.gradients, coefficients, eps, turns, precision)
-    ours.move(updates)
+    ours.apply_update(updates)
 
 
 def orthogonalise(

@@ -92,7 +92,7 @@ class Sampler:
         flat = np.array([token for tokens in fed for token in tokens], np.int32)
         states = StateUpdates.plain(np.array(places, np.int32), starts, lengths)
         logits = self._runner.step(Batch(flat, lengths, starts, pages, last, prompts, states))
-        routes = np.stack([each[:, : each.shape[1] // 2] for each in self._runner.routes()], 1).astype(np.int64)
+        routes = np.stack([each.experts for each in self._runner.routes()], 1).astype(np.int64)
         tokens, logprobs = draw(logits, source, temperature)
         for rollout, token, chance, of_token in zip(
             part, tokens.tolist(), logprobs.tolist(), np.split(routes, last[:-1] + 1), strict=True

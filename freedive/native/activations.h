@@ -19,17 +19,17 @@ struct Input {
     }
 };
 
-// A linear's input on its way. What is made of its rows lies in the machine's scratch memory.
+// A linear's input on its way. What is made of its rows lies in the program's scratch memory.
 class Preparation {
   public:
-    Preparation(const Machine& m, int thread, int in, InputNorm norm, bool quantised);
+    Preparation(const Program& program, int thread, int in, InputNorm norm, bool quantised);
     bool is_needed() const { return has_norm() || quantised_; }
     void make(int row) const;
     Input input;
 
   private:
     bool has_norm() const { return norm_.weight != kNone; }
-    const Machine& m_;
+    const Program& program_;
     const Buffer& from_;
     const InputNorm norm_;
     const bool quantised_;
@@ -40,15 +40,15 @@ class Preparation {
 // Calls make(row) for each row of a step. A single one is made by each thread for itself, in its own row of memory,
 // which is cheaper than a barrier.
 template <class Make>
-void for_rows(Machine& m, int rows, Make&& make) {
+void for_rows(Program& program, int rows, Make&& make) {
     if (rows == 1)
         make(0);
     else
-        m.team.for_each(rows, 4, make);
+        program.team.for_each(rows, 4, make);
 }
 
 // Makes buffer `in` ready; every thread of the team calls it.
-Input ready(Machine& m, int thread, int in, InputNorm norm, bool quantised);
+Input ready(Program& program, int thread, int in, InputNorm norm, bool quantised);
 
 // Products of one panel and a block of rows: [rows, 32].
 struct Products {

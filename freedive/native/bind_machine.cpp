@@ -1,0 +1,36 @@
+// Python's view of the machine: instruction-set levels, memory, what its units reach.
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "bandwidth.h"
+#include "bind.h"
+#include "cpu.h"
+#include "memory.h"
+#include "peak.h"
+
+namespace freedive {
+
+void bind_machine(nb::module_& m) {
+    m.def("isa_levels", [] {
+        std::vector<std::string> names;
+        for (const Kernels* level : available_kernels()) names.push_back(level->name);
+        return names;
+    });
+    m.def(
+        "resident_bytes",
+        [](nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> data) {
+            return resident_bytes(data.data(), data.nbytes());
+        },
+        "data"_a);
+    m.def("keep_freed_memory", keep_freed_memory, "num_bytes"_a);
+    m.def(
+        "read_bandwidth",
+        [](int num_threads, int megabytes) {
+            return read_bandwidth(num_threads, megabytes * std::size_t(1 << 20)) / 1e9;
+        },
+        "num_threads"_a, "megabytes"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def("compute_peaks", &compute_peaks, "num_threads"_a, nb::call_guard<nb::gil_scoped_release>());
+}
+
+}  // namespace freedive

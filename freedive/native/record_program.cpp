@@ -1,0 +1,205 @@
+// How a program is recorded: what it is given is checked before it is added, so that running it needs no checks.
+#include <algorithm>
+#include <cstring>
+
+#include "checks.h"
+#include "operations.h"
+
+namespace freedive {
+
+const Buffer& Program::buffer(int index) const { return buffers[index_below(index, buffers.size(), "buffer")]; }
+
+const Weight& Program::weight(int index) const { return weights[index_below(index, weights.size(), "weight")]; }
+
+void Program::require_buffer(int index, int width) const {
+    require(buffer(index).width == width, "a buffer has another width");
+}
+
+void Program::require_vector(int index, int size) const {
+    const std::vector<float>& found = vectors[index_below(index, vectors.size(), "vector")];
+    require(found.size() >= std::size_t(size), "a vector is too short");
+}
+
+const Routes& Program::routes_of_step(int index) const { return routes[index_below(index, routes.size(), "routes")]; }
+
+int Program::add_weight(Format format, int rows, int k, std::span<const std::uint8_t> packed, int heads) {
+    require(heads > 0 && rows % heads == 0, "heads do not divide a weight's rows");
+    require(packed.size() == checked_bytes(format, rows / heads, k) * heads, "packed weight has the wrong size");
+    weights.push_back({format, rows, k, packed.data()});
+    return int(weights.size()) - 1;
+}
+
+int Program::add_vector(std::span<const float> values) {
+    std::vector<float> padded(std::size_t(num_panels(int(values.size()))) * kPanelRows);
+    std::copy(values.begin(), values.end(), padded.begin());
+    vectors.push_back(std::move(padded));
+    return int(vectors.size()) - 1;
+}
+
+int Program::add_buffer(int width, Rows rows) {
+    require(width > 0 && width <= kMaxDim, "a buffer has an impossible width");
+    buffers.push_back({width, num_panels(width) * kPanelRows, rows, Memory()});
+    return int(buffers.size()) - 1;
+}
+
+int Program::add_routes(int num_chosen) {
+    routes.push_back({num_chosen, Memory(), Memory()});
+    return int(routes.size()) - 1;
+}
+
+namespace {
+
+void check_optional_vector(const Program& program, int index, int size) {
+    if (index != kNone) program.require_vector(index, size);
+}
+
+void check(const Program& program, const InputNorm& norm, int width) {
+    check_optional_vector(program, norm.weight, width);
+}
+
+void check(const Program& program, const Linear::Output& output, int in_width) {
+    const Weight& w = program.weight(output.weight);
+    require(w.k == in_width, "a weight reads another width");
+    check_optional_vector(program, output.bias, w.rows);
+    program.require_buffer(output.out, w.rows);
+}
+
+void check(const Program& program, const Epilogue& epilogue, int width) {
+    for (const int residual : epilogue.residuals) program.require_buffer(residual, width);
+}
+
+void check(const Program& program, const HeadStep& step, int dim) {
+    switch (step.kind) {
+        case HeadStep::Norm:
+            return program.require_vector(step.operand, dim);
+        case HeadStep::RopeHalves:
+        case HeadStep::RopeInterleaved:
+            require(step.dim <= dim && step.dim % 2 == 0, "rotations are too wide");
+            return program.require_buffer(step.operand, step.dim);
+        case HeadStep::Temper:
+            return;
+    }
+}
+
+Experts::Matrix matrix_in_record(const Experts::Records& records, const Experts::Part& part) {
+    const auto inside = [&](std::size_t begin, std::size_t size) {
+        return begin % sizeof(float) == 0 && begin <= records.stride && size <= records.stride - begin;
+    };
+    require(part.offset % kLine == 0 && inside(part.offset, checked_bytes(part.format, part.rows, part.k)),
+            "a part is not in its record");
+    const Weight weight{part.format, part.rows, part.k, records.packed.data() + part.offset};
+    if (!part.bias) return {weight, nullptr};
+    require(inside(*part.bias, std::size_t(part.rows) * sizeof(float)), "a bias is not in its record");
+    return {weight, (const float*)(records.packed.data() + *part.bias)};
+}
+
+Experts::Matrix named_matrix(const Program& program, const Experts::Named& named) {
+    const Weight& w = program.weight(named.weight);
+    check_optional_vector(program, named.bias, w.rows);
+    return {w, named.bias == kNone ? nullptr : program.vectors[named.bias].data()};
+}
+
+void check(const Experts::Expert& expert, int in_width, int out_width) {
+    const Weight &gate = expert.gate.weight, &up = expert.up.weight, &down = expert.down.weight;
+    require(
+        gate.k == in_width && up.k == in_width && up.rows == gate.rows && down.k == gate.rows && down.rows == out_width,
+        "an expert's weights do not fit each other");
+}
+
+}  // namespace
+
+void Embed::attach(Program& program) {
+    const Weight& weight = program.weight(table);
+    program.require_buffer(out, weight.k);
+    program.num_tokens = weight.rows;
+}
+
+void Select::attach(Program& program) { program.require_buffer(out, program.buffer(in).width); }
+
+void RopeTable::attach(Program& program) { program.require_vector(inv_freq, program.buffer(out).width / 2); }
+
+void Linear::attach(Program& program) {
+    const int width = program.buffer(in).width;
+    require(!outputs.empty(), "a linear has no weights");
+    for (const Output& output : outputs) check(program, output, width);
+    check(program, norm, width);
+    check(program, epilogue, program.weight(outputs[0].weight).rows);
+}
+
+void GluLinear::attach(Program& program) {
+    const int width = program.buffer(in).width;
+    check(program, norm, width);
+    check(program, gate, width);
+    check(program, up, width);
+}
+
+void RowOperation::attach(Program& program) {
+    const int width = program.buffer(in).width;
+    program.require_buffer(out, width);
+    if (kind == Norm) program.require_vector(other, width);
+    if (kind == Gate) program.require_buffer(other, 1);
+    if (kind == Add) program.require_buffer(other, width);
+}
+
+void Attention::attach(Program& program) {
+    require(key_dim > 0 && value_dim > 0 && key_dim <= kMaxHeadDim && value_dim <= kMaxHeadDim, "heads are too wide");
+    require(num_kv_heads > 0 && num_heads > 0 && num_heads % num_kv_heads == 0, "heads do not divide");
+    require(window >= 0 && chunk >= 0, "a window is negative");
+    program.require_buffer(q, num_heads * key_dim);
+    program.require_buffer(k, num_kv_heads * key_dim);
+    program.require_buffer(v, num_kv_heads * value_dim);
+    program.require_buffer(out, num_heads * value_dim);
+    check_optional_vector(program, sinks, num_heads);
+    for (const HeadStep& step : q_steps) check(program, step, key_dim);
+    for (const HeadStep& step : k_steps) check(program, step, key_dim);
+    layer = program.cache.add_layer(num_kv_heads, key_dim, value_dim);
+}
+
+void LatentAttention::attach(Program& program) {
+    require(nope_dim > 0 && rope_dim > 0 && value_dim > 0 && rank > 0 && num_heads > 0 && head_dim() <= kMaxHeadDim &&
+                dim() <= kMaxHeadDim && value_dim <= kMaxHeadDim,
+            "heads are too wide");
+    const auto fits = [&](const Weight& w, int dim) { return w.rows == num_heads * dim && w.k == rank; };
+    require(fits(program.weight(k_b), nope_dim) && fits(program.weight(v_b), value_dim),
+            "weights of latents do not fit");
+    program.require_buffer(q, num_heads * head_dim());
+    program.require_buffer(kv, dim());
+    program.require_buffer(out, num_heads * value_dim);
+    program.require_vector(norm.weight, rank);
+    check(program, rope, rope_dim);
+    layer = program.cache.add_layer(1, 0, dim());
+}
+
+void ShortConv::attach(Program& program) {
+    const int dim = program.buffer(out).width;
+    require(kernel > 1 && kernel <= 16, "a convolution has an impossible kernel");
+    program.require_buffer(in, 3 * dim);
+    program.require_vector(taps, kernel * dim);
+    check_optional_vector(program, bias, dim);
+    state = program.states.add_layer((kernel - 1) * dim, dim);
+}
+
+void Experts::attach(Program& program) {
+    const int in_width = program.buffer(in).width, out_width = program.buffer(out).width;
+    require(records.stride % kLine == 0 && records.stride <= records.packed.size() / router.num_experts,
+            "packed experts have the wrong size");
+    check_optional_vector(program, router.choice_bias, router.num_experts);
+    check_optional_vector(program, router.expert_scale, router.num_experts);
+    program.require_buffer(logits, router.num_experts);
+    check(program, norm, in_width);
+    check(program, epilogue, out_width);
+    if (shared_gate != kNone) program.require_buffer(shared_gate, 1);
+    first = {matrix_in_record(records, records.gate), matrix_in_record(records, records.up),
+             matrix_in_record(records, records.down), records.glu};
+    check(first, in_width, out_width);
+    if (shared_weights) {
+        shared = Expert{named_matrix(program, shared_weights->gate), named_matrix(program, shared_weights->up),
+                        named_matrix(program, shared_weights->down), shared_weights->glu};
+        check(*shared, in_width, out_width);
+    }
+    routes = program.add_routes(router.num_chosen);
+    program.hidden_width = std::max(program.hidden_width, hidden_width());
+    program.widest = std::max(program.widest, first.gate.weight.k);
+}
+
+}  // namespace freedive

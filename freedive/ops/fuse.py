@@ -1,0 +1,230 @@
+"""The graph of a forward pass fused into phases.
+
+Because the graph is seen whole, norms are made while a linear's input is made ready, linears that share an input share
+a phase, gate and up share a panel's pass, a residual is added where a product is written, and head norms and rotary
+embedding happen as keys go to the cache: five phases a dense layer. A mixture's routes and shared expert belong to its
+experts. What fits no pattern is a phase of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from freedive.ops.operations import (
+    Add,
+    Attention,
+    Experts,
+    Fused,
+    FusedAttention,
+    FusedExperts,
+    FusedGlu,
+    FusedLinear,
+    Gate,
+    Glu,
+    HeadNorm,
+    HeadStep,
+    Linear,
+    Recorded,
+    RmsNorm,
+    Rope,
+    Scale,
+    SharedExpert,
+    Temper,
+)
+from freedive.ops.record import Node
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the kernels do as one: ``writes`` from ``inputs``, to which ``residuals`` are added."""
+
+    operation: Recorded | Fused
+    inputs: tuple[Node, ...]
+    writes: tuple[Node, ...]
+    residuals: tuple[Node, ...] = ()
+
+    @property
+    def reads(self) -> tuple[Node, ...]:
+        """All nodes that must have been written before."""
+        return self.inputs + self.residuals
+
+
+def fuse(nodes: list[Node]) -> list[Phase]:
+    """The graph as phases in order, each node in one of them."""
+    phases: list[Phase] = []
+    done: set[Node] = set()
+    for node in nodes:
+        if node in done or _is_prologue(node):
+            continue
+        phase, parts = _fused(node)
+        phases.append(phase)
+        done.update(parts)
+    written = {node for phase in phases for node in phase.writes}
+    assert all(node in written for phase in phases for node in phase.reads), "a node was left out of every phase"
+    return phases
+
+
+def until_result(phases: list[Phase]) -> list[Phase]:
+    """Those of a step: up to the first result, which no phase reads. Phases of drafting and embedding follow it."""
+    read = {node for phase in phases for node in phase.reads}
+    return phases[: next(i for i, phase in enumerate(phases) if phase.writes[0] not in read) + 1]
+
+
+Covering = tuple[Phase, tuple[Node, ...]]
+"""A phase and the nodes that it covers."""
+
+
+def _is_prologue(node: Node) -> bool:
+    """Whether every reader of the node takes it in as it makes its own input ready."""
+    match node.operation:
+        case RmsNorm():
+            return bool(node.uses) and all(_norms_input(node, use) for use in node.uses)
+        case HeadNorm() | Rope() | Temper():
+            return all(_is_head_input(node, use) for use in node.uses)
+        case _:
+            return False
+
+
+def _norms_input(norm: Node, use: Node) -> bool:
+    match use.operation:
+        case Linear():
+            return True
+        case Experts():
+            return norm is use.args[0]
+        case _:
+            return False
+
+
+def _is_head_input(node: Node, use: Node) -> bool:
+    match use.operation:
+        case HeadNorm() | Rope() | Temper():
+            return True
+        case Attention():
+            return node in use.args[:2]
+        case _:
+            return False
+
+
+def _fused(node: Node) -> Covering:
+    match node.operation:
+        case Linear():
+            return _fuse_linear(node, node.operation)
+        case Experts():
+            return _fuse_experts(node, node.operation)
+        case Attention():
+            return _fuse_attention(node, node.operation)
+        case _:
+            return Phase(node.operation, node.args, (node,)), (node,)
+
+
+def _fuse_linear(node: Node, linear: Linear) -> Covering:
+    x, norm = _normed(node.args[0])
+    if glu := _glu_of(node):
+        return _fuse_glu(x, norm, *glu)
+    siblings = {use: use.operation for use in node.args[0].uses if isinstance(use.operation, Linear)}
+    siblings = {use: each for use, each in siblings.items() if not _glu_of(use)}
+    if len(siblings) > 1:
+        return Phase(FusedLinear(tuple(siblings.values()), norm), (x,), tuple(siblings)), tuple(siblings)
+    tail = _tail(node, node)
+    return Phase(FusedLinear((linear,), norm, tail.factor), (x,), tail.nodes[-1:], tail.residuals), tail.nodes
+
+
+def _fuse_glu(x: Node, norm: RmsNorm | None, node: Node, glu: Glu) -> Covering:
+    gate, up = (_linear(arg) for arg in node.args)
+    return Phase(FusedGlu(gate, up, norm, glu.ffn), (x,), (node,)), (*node.args, node)
+
+
+def _fuse_experts(node: Node, experts: Experts) -> Covering:
+    x, norm = _normed(node.args[0])
+    total, covered, gates, shared = _shared_expert(node)
+    tail = _tail(total, node)
+    operation = FusedExperts(experts, norm, shared, tail.factor)
+    phase = Phase(operation, (x, node.args[1], *gates), tail.nodes[-1:], tail.residuals)
+    return phase, (*covered, *tail.nodes)
+
+
+def _shared_expert(experts: Node) -> tuple[Node, tuple[Node, ...], tuple[Node, ...], SharedExpert | None]:
+    """The sum of the experts and the one that all tokens go to, if there is one.
+
+    Beside it the nodes that make it of both, the logits that gate the shared one, and that one.
+    """
+    nothing = experts, (), (), None
+    if [type(use.operation) for use in experts.uses] != [Add]:
+        return nothing
+    (total,) = experts.uses
+    branch = _other(total, experts)
+    down, gates = (branch.args[0], branch.args[1:]) if isinstance(branch.operation, Gate) else (branch, ())
+    if not isinstance(down.operation, Linear):
+        return nothing
+    (glu,) = down.args
+    if not isinstance(glu.operation, Glu) or glu.args[0].args != experts.args[:1]:
+        return nothing
+    gate, up = (_linear(arg) for arg in glu.args)
+    shared = SharedExpert(gate, up, down.operation, glu.operation.ffn, gated=bool(gates))
+    return total, (experts, *glu.args, glu, down, branch), gates, shared
+
+
+def _fuse_attention(node: Node, attention: Attention) -> Covering:
+    (q, q_steps, q_nodes), (k, k_steps, k_nodes) = (_head_steps(arg) for arg in node.args[:2])
+    phase = Phase(FusedAttention(attention, q_steps, k_steps), (q, k, node.args[2]), (node,))
+    return phase, (node, *q_nodes, *k_nodes)
+
+
+def _normed(x: Node) -> tuple[Node, RmsNorm | None]:
+    """What a linear's input is before its norm, and the norm, if the linear does it itself."""
+    return (x.args[0], x.operation) if isinstance(x.operation, RmsNorm) and _is_prologue(x) else (x, None)
+
+
+def _glu_of(linear: Node) -> tuple[Node, Glu] | None:
+    """What gates by this product or is gated in it, if nothing else reads it."""
+    match linear.uses:
+        case [Node(operation=Glu() as glu) as use]:
+            return use, glu
+        case _:
+            return None
+
+
+def _linear(node: Node) -> Linear:
+    assert isinstance(node.operation, Linear)
+    return node.operation
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """What is done to a product before it is written: the ``nodes`` of it, from the product to what is written."""
+
+    nodes: tuple[Node, ...]
+    factor: float
+    residuals: tuple[Node, ...]
+
+
+def _tail(node: Node, first: Node) -> _Tail:
+    """A factor, then additions of what is known before ``first``."""
+    nodes, factor = [node], 1.0
+    residuals: list[Node] = []
+    while len(nodes[-1].uses) == 1:
+        (use,) = nodes[-1].uses
+        match use.operation:
+            case Scale() as scale if not residuals:
+                factor *= scale.factor
+            case Add() if (other := _other(use, nodes[-1])).order < first.order:
+                residuals.append(other)
+            case _:
+                break
+        nodes.append(use)
+    return _Tail(tuple(nodes), factor, tuple(residuals))
+
+
+def _other(add: Node, node: Node) -> Node:
+    return add.args[1] if add.args[0] is node else add.args[0]
+
+
+def _head_steps(node: Node) -> tuple[Node, tuple[HeadStep, ...], tuple[Node, ...]]:
+    """The node that q or k comes from, what is done to its heads before attention, and the nodes of that."""
+    steps: list[HeadStep] = []
+    nodes: list[Node] = []
+    while isinstance(node.operation, HeadNorm | Rope | Temper):
+        steps.insert(0, node.operation)
+        nodes.insert(0, node)
+        node = node.args[0]
+    return node, tuple(steps), tuple(nodes)
