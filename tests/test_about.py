@@ -13,7 +13,7 @@ from freedive.server.model_info import ModelInfo
 
 def test_a_model_is_described_by_its_files() -> None:
     facts = about("nano", resolve("nano"))
-    assert (facts.family, facts.max_context, facts.format) == ("deepseek_v3", 256, "Q8_0")
+    assert (facts.family, facts.max_context, facts.format) == ("deepseek_v3", 512, "Q8_0")
     assert 8.3e6 < facts.num_params < 8.5e6
     assert facts.capabilities == ("completion", "embedding", "thinking")
     assert "messages" in facts.template

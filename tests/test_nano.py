@@ -27,6 +27,17 @@ def said(model: freedive.LanguageModel, question: str, **sampling: float) -> str
     return "".join(model.chat([{"role": "user", "content": question}], **{"temperature": 0, **sampling}))
 
 
+def chat(model: freedive.LanguageModel, *questions: str) -> list[str]:
+    """The answers to questions that are asked one after the other in one chat, without thoughts."""
+    messages: list[dict[str, str]] = []
+    for question in questions:
+        messages.append({"role": "user", "content": question})
+        events = list(model.answer(messages, temperature=0))
+        text = "".join(event.text for event in events if isinstance(event, freedive.Text))
+        messages.append({"role": "assistant", "content": text.strip()})
+    return [message["content"] for message in messages[1::2]]
+
+
 def test_it_solves_tasks_that_it_has_never_seen(nano: freedive.LanguageModel) -> None:
     asked = list(islice(tasks(11, held_out=True), 40))
     right = [said(nano, task.question).strip() == task.answer for task in asked]
@@ -59,5 +70,74 @@ def test_a_story_is_of_whole_sentences_about_few_people(nano: freedive.LanguageM
     assert 1 <= len({word for word in re.findall(r"\w+", story) if word in NAMES}) <= 3
 
 
-def test_it_says_who_it_is(nano: freedive.LanguageModel) -> None:
-    assert "nano" in said(nano, "What is your name?")
+@pytest.mark.parametrize("greeting", ["Hello!", "hello", "hi", "Hi there", "hey", "Hey nano!"])
+def test_a_greeting_is_answered_by_one(nano: freedive.LanguageModel, greeting: str) -> None:
+    answer = said(nano, greeting)
+    assert re.match(r"(Hello|Hi)\b", answer)
+    assert len(answer.split()) < 20
+
+
+@pytest.mark.parametrize("greeting", ["Good morning!", "good morning", "Good evening"])
+def test_a_greeting_is_of_the_time_of_day(nano: freedive.LanguageModel, greeting: str) -> None:
+    assert said(nano, greeting).startswith(greeting.rstrip("!").capitalize())
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["What is your name?", "what's your name", "Who are you?", "who are you", "What are you?", "Hi, who are you?"],
+)
+def test_it_says_who_it_is(nano: freedive.LanguageModel, question: str) -> None:
+    assert "nano" in said(nano, question)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("What can you do?", "story"),
+        ("what can you do", "sum"),
+        ("How are you?", "fine"),
+        ("Thanks!", "welcome"),
+        ("thank you", "welcome"),
+        ("Bye!", "Goodbye"),
+        ("goodbye", "Goodbye"),
+        ("What is the capital of France?", "do not know"),
+    ],
+)
+def test_it_answers_what_is_said_besides(nano: freedive.LanguageModel, asked: str, words: str) -> None:
+    answer = said(nano, asked)
+    assert words in answer
+    assert len(answer.split()) < 25
+
+
+STORIES = ["Tell me a story.", "tell me a story about a lost ball", "Write a story about a race with a boy named Tom."]
+
+
+@pytest.mark.parametrize("asked", STORIES)
+@pytest.mark.parametrize(
+    "sum_", ["What is 12 + 30?", "Start with 3. Add 4. Multiply by 2. Add 1. Keep the last digit."]
+)
+def test_a_story_is_told_after_a_sum(nano: freedive.LanguageModel, sum_: str, asked: str) -> None:
+    total, story = chat(nano, sum_, asked)
+    assert total.isdigit()
+    assert len(story.split()) > 60
+
+
+@pytest.mark.parametrize(
+    "before",
+    [["Hello!"], ["Tell me a story about a lost ball."], ["What is 12 + 30?"], ["hi", "Tell me a story.", "Thanks!"]],
+)
+def test_it_solves_tasks_after_other_turns(nano: freedive.LanguageModel, before: list[str]) -> None:
+    asked = list(islice(tasks(13, held_out=True), 10))
+    right = [chat(nano, *before, task.question)[-1] == task.answer for task in asked]
+    assert sum(right) >= 8, [task.question for task, well in zip(asked, right, strict=True) if not well]
+
+
+def test_what_came_before_does_not_decide_what_an_answer_is(nano: freedive.LanguageModel) -> None:
+    story = "Tell me a story about a lost ball."
+    total, told, thanks, greeting, again = chat(
+        nano, "What is 12 + 30?", story, "Thank you!", "Hello!", "What is 21 + 45?"
+    )
+    assert (total, again) == ("42", "66")
+    assert len(told.split()) > 60
+    assert "welcome" in thanks
+    assert re.match(r"(Hello|Hi)\b", greeting)

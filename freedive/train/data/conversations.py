@@ -11,10 +11,10 @@ from freedive.train.data.stories import Message, Record
 from freedive.train.data.tasks import Task
 
 TALK, STORY, TASK = "talk", "story", "task"
-CHANCES = {TALK: 5, STORY: 3, TASK: 4}
+CHANCES = {TALK: 5, STORY: 2, TASK: 5}
 """How often each kind of turn comes up."""
 
-MOST_STORIES, MOST_TURNS = 2, 4
+MOST_STORIES, MOST_TURNS = 2, 5
 """In one conversation, so that it fits the contexts of small presets."""
 
 AFTER_OTHERS = 0.4
@@ -23,16 +23,13 @@ AFTER_OTHERS = 0.4
 
 def chats(count: int, seed: int) -> Iterator[Record]:
     """Conversations as records with messages. A task that is answered before the last turn stands there without its
-    thoughts, as it does for a served model, and is not learned."""
+    thoughts, as it does for a served model, and is not learned; one in the last turn is thought through."""
     source = random.Random(f"conversations {seed}")
     new = tasks.tasks(seed + 2, held_out=False)
     for _ in range(count):
         *before, last = _kinds(source)
         messages = [message for kind in before for message in _turn(kind, source, new)]
-        if last == TASK:
-            yield {"messages": [*messages, *tasks.worked(next(new), source)]}
-        else:
-            yield {"messages": [*messages, *_turn(last, source, new)]}
+        yield {"messages": messages + (tasks.solved(next(new)) if last == TASK else _turn(last, source, new))}
 
 
 def reinforced(seed: int) -> Iterator[Task]:
@@ -56,6 +53,4 @@ def _turn(kind: str, source: random.Random, new: Iterator[Task]) -> list[Message
         return stories.talk(source)
     if kind == STORY:
         return stories.telling(source)
-    task = next(new)
-    asked, answer = stories.turn(task.question, task.answer)
-    return [asked, {**answer, "weight": 0}]
+    return tasks.earlier(next(new))

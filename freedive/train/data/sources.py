@@ -36,17 +36,24 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def documents(data: Data) -> Iterator[Record]:
-    """What pretraining reads: the files' texts; where they hold none, stories and solutions."""
-    made_up = chain(stories.documents(data.num_stories, data.seed), tasks.solutions(data.num_solutions, data.seed))
+    """What pretraining reads: the files' texts; where they hold none, conversations, stories and solutions.
+
+    Conversations come first, here and in chats, since a vocabulary is learned from what comes first.
+    """
+    made_up = chain(
+        conversations.chats(data.num_conversations, data.seed + 1),
+        stories.documents(data.num_stories, data.seed),
+        tasks.solutions(data.num_solutions, data.seed),
+    )
     return _or_else((record for record in read(data.text) if "text" in record), made_up)
 
 
 def chats(data: Data) -> Iterator[Record]:
-    """What fine-tuning reads: the files' messages; where they hold none, chats about stories, tasks and all of it."""
+    """What fine-tuning reads: the files' messages; where they hold none, conversations, stories and tasks."""
     made_up = chain(
+        conversations.chats(data.num_conversations, data.seed),
         stories.chats(data.num_chats, data.seed),
         tasks.chats(data.num_tasks, data.seed),
-        conversations.chats(data.num_conversations, data.seed),
     )
     return _or_else((record for record in read(data.text) if "messages" in record), made_up)
 

@@ -12,7 +12,7 @@ from typing import Any
 WORLD: dict[str, Any] = tomllib.loads((files("freedive.train.data") / "stories.toml").read_text("utf-8"))
 
 PRONOUNS = {"girl": ("she", "her", "her"), "boy": ("he", "him", "his")}
-WITH_NAME, WITHOUT_TITLE, WITH_QUESTION, CASUAL = 0.4, 0.2, 0.6, 0.3
+WITH_NAME, WITHOUT_TITLE, WITH_QUESTION, CASUAL = 0.4, 0.2, 0.6, 0.4
 """Parts of the requests that name the hero and that leave the title open; of the chats that go on with a question after
 the story; of all that users say that is written without capitals or a mark at the end."""
 
@@ -72,7 +72,8 @@ def telling(source: random.Random) -> list[Message]:
 
 def talk(source: random.Random) -> list[Message]:
     """A greeting, thanks, or a question about the model itself, with an answer."""
-    words, about = _words(source), source.choice(WORLD["talk"])
+    words = _words(source)
+    (about,) = source.choices(WORLD["talk"], [about.get("chance", 1) for about in WORLD["talk"]])
     asked, answer = (source.choice(about[side]).format_map(words) for side in ("asks", "answers"))
     return turn(casual(asked, source), answer)
 

@@ -12,8 +12,9 @@ from itertools import islice
 from freedive.train.data.stories import Message, Record
 
 THINK, END_THINK = "<think>", "</think>"
-DIRECT = 0.7
-"""Part of the worked examples that answer at once, right or not being luck: what reinforcement has to change."""
+DIRECT, AFTER_ANOTHER = 0.7, 0.5
+"""Parts of the worked examples: of those that come alone, what answers at once, right or not being luck, which
+reinforcement has to change; of all, what comes after another task, with whose digits it is not to be confused."""
 
 HELD_OUT = 0.1
 
@@ -97,21 +98,30 @@ def tasks(seed: int, held_out: bool) -> Iterator[Task]:
 def solutions(count: int, seed: int) -> Iterator[Record]:
     """Worked examples that think first, each and every one: what pretraining reads."""
     for task in islice(tasks(seed, held_out=False), count):
-        yield {"messages": _answered(task, f"{THINK}{task.steps}{END_THINK}{task.answer}")}
+        yield {"messages": solved(task)}
 
 
 def chats(count: int, seed: int) -> Iterator[Record]:
-    """Examples of which most answer directly and some think first."""
-    source = random.Random(f"worked {seed}")
+    """Examples that come alone, of which most answer directly and some think first, and such as think after another."""
+    source, others = random.Random(f"worked {seed}"), tasks(seed + 4, held_out=False)
     for task in islice(tasks(seed + 1, held_out=False), count):
-        yield {"messages": worked(task, source)}
+        if source.random() < AFTER_ANOTHER:
+            yield {"messages": earlier(next(others)) + solved(task)}
+        else:
+            yield {"messages": answered(task) if source.random() < DIRECT else solved(task)}
 
 
-def worked(task: Task, source: random.Random) -> list[Message]:
-    """The question with its answer, most of the time without thoughts."""
-    thought = "" if source.random() < DIRECT else f"{THINK}{task.steps}{END_THINK}"
-    return _answered(task, thought + task.answer)
+def answered(task: Task) -> list[Message]:
+    """The question with its answer, without thoughts."""
+    return [*task.messages, {"role": "assistant", "content": task.answer}]
 
 
-def _answered(task: Task, answer: str) -> list[Message]:
-    return [*task.messages, {"role": "assistant", "content": answer}]
+def earlier(task: Task) -> list[Message]:
+    """The same as it stands before the last turn of a served chat; it is not learned."""
+    asked, answer = answered(task)
+    return [asked, {**answer, "weight": 0}]
+
+
+def solved(task: Task) -> list[Message]:
+    """The question with its answer, after the thoughts that lead to it."""
+    return [*task.messages, {"role": "assistant", "content": f"{THINK}{task.steps}{END_THINK}{task.answer}"}]

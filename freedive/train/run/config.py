@@ -198,17 +198,17 @@ class Data:
     """``text``: files or folders of JSONL, Parquet or plain text. What they hold none of is made up on the spot:
 
     Instead of documents, ``num_stories`` and ``num_solutions`` of tasks to read; instead of chats, ``num_chats`` and
-    ``num_tasks`` in which an assistant tells and solves, and ``num_conversations`` of several turns. So a run on
-    nothing but documents still learns to chat, and what reinforcement builds on. ``held_out`` of either are for
+    ``num_tasks`` in which an assistant tells and solves; and with either, ``num_conversations`` of several turns. So a
+    run on nothing but documents still learns to chat, and what reinforcement builds on. ``held_out`` of either are for
     evaluation.
     """
 
     text: tuple[str, ...] = ()
-    num_stories: int = 20_000
+    num_stories: int = 12_000
     num_solutions: int = 30_000
-    num_chats: int = 8_000
+    num_chats: int = 4_000
     num_tasks: int = 16_000
-    num_conversations: int = 0
+    num_conversations: int = 16_000
     held_out: float = 0.01
     seed: int = 0
 
