@@ -30,7 +30,7 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
-from freedive.model.families import describe
+from freedive.families import describe
 from freedive.ops.reference import ReferenceRunner
 
 MAX_KL = 1e-5

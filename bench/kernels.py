@@ -24,9 +24,10 @@ from workers import FOLDER
 
 import freedive
 from freedive import machine
+from freedive.arrays import Bytes
 from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.packed import FORMATS, Packed
-from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.checkpoint.tensor import Tensor
 from freedive.checkpoint.weight_store import pack_model
 from freedive.commands.trace import Answers, Share, average, bandwidth
 from freedive.errors import UserError

@@ -32,8 +32,8 @@ from workloads import TOKENS_PER_S
 from freedive import machine
 from freedive.checkpoint.open import open_checkpoint
 from freedive.errors import UserError
+from freedive.families import describe
 from freedive.hub.sources import resolve
-from freedive.model.families import describe
 from freedive.native import _native
 from freedive.ops.native import isa_level
 

@@ -22,15 +22,16 @@ from workers import FOLDER, Worker, peer_python, start_llama
 
 import freedive
 from freedive import machine
+from freedive.arrays import Floats
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import LAYOUT
 from freedive.checkpoint.weight_store import open_store
-from freedive.engine.batch import Batch
 from freedive.engine.kvcache import pages_for
 from freedive.errors import UserError
+from freedive.families import describe
 from freedive.hub.cache import packed_path
 from freedive.hub.sources import resolve
-from freedive.model.families import describe
+from freedive.model.batch import Batch
 from freedive.ops.native import NativeRunner
 from freedive.text.tokenizer import Tokenizer
 
@@ -38,7 +39,6 @@ PRECISIONS = ("exact", "balanced", "fast")
 MAX_MEAN_KL = 5e-3
 MIN_TOP1 = 0.97
 
-Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 

@@ -26,8 +26,8 @@ from rich.progress import track
 from workers import FOLDER
 
 from freedive import machine
+from freedive.families import describe_config
 from freedive.model import spec
-from freedive.model.families import describe_config
 from freedive.train.data.shards import Shards, Stream
 from freedive.train.model.kernels import AUTO, prepare, resolved
 from freedive.train.model.net import Weights, initial, losses, stacked_params, step_flops

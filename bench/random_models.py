@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 from shapes import SHAPES, VOCAB, Shape
 
+from freedive.arrays import Bytes
 from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.gguf_writer import write_gguf
 from freedive.checkpoint.packed import LAYOUT
 from freedive.checkpoint.rules import Rules, maker_tensors
 from freedive.checkpoint.safetensors import DTYPES, write_safetensors
-from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.checkpoint.tensor import Tensor
 from freedive.errors import UserError
+from freedive.families import FAMILIES, describe_config
+from freedive.families.names import gguf_rules, hub_rules
 from freedive.hub.cache import packed_path
-from freedive.model.families import FAMILIES, describe_config
-from freedive.model.families.names import gguf_rules, hub_rules
 from freedive.model.params import params
 from freedive.model.spec import ModelSpec
 

@@ -31,7 +31,7 @@ from workers import FOLDER
 
 from freedive import machine
 from freedive.errors import UserError
-from freedive.model.families import describe_config
+from freedive.families import describe_config
 from freedive.train.data.chat_tokenizer import train_tokenizer
 from freedive.train.data.sequences import Sequences
 from freedive.train.model.export import export_folder

@@ -314,7 +314,7 @@ def _pack(path: Path, store: Path, threads: int) -> OpenedStore:
     """The model at ``path`` from its own files, with its weights packed in ``store``, perhaps earlier by this code."""
     from freedive.checkpoint.open import open_checkpoint  # imported here: a warm start does without all of these
     from freedive.checkpoint.rules import canonical_tensors
-    from freedive.model.families import describe
+    from freedive.families import describe
 
     checkpoint, code = open_checkpoint(path), code_digest(DESCRIBING)
     model, rules = describe(checkpoint)

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 from tiny_models import TINY, tiny
 
-from freedive.model.families import FAMILIES
-from freedive.model.families.family import Family
+from freedive.families import FAMILIES
+from freedive.families.family import Family
 from freedive.model.spec import Experts, FeedForward, LatentAttention, Layer, Mixer, ModelSpec, ShortConv
 
 HEAD = """# Families

@@ -21,7 +21,7 @@ from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
 from freedive.commands.trace import average
 from freedive.errors import UserError
-from freedive.model.families import describe, describe_config
+from freedive.families import describe, describe_config
 from freedive.model.params import params
 from freedive.model.size import size
 from freedive.ops.trace import Operation, Work

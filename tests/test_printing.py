@@ -14,8 +14,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from freedive import Call, LanguageModel, Text, Thought
 from freedive.config import EngineConfig
-from freedive.engine.batch import Batch
 from freedive.errors import UserError
+from freedive.model.batch import Batch
 from freedive.text.dialects.parser import joined
 from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer

@@ -23,7 +23,7 @@ from freedive.errors import Unavailable
 
 UNNEEDED = {"jinja2", "asyncio", "typer", "pydantic", "rich", "fastapi", "httpx", "gguf", "transformers", "torch"}
 UNNEEDED |= {
-    "freedive.model.families",
+    "freedive.families",
     "freedive.checkpoint.open",
     "freedive.checkpoint.rules",
     "freedive.text.sandbox",

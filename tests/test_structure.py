@@ -17,15 +17,15 @@ ROOT = Path(freedive.__file__).parents[1]
 
 ORDER = (
     ("freedive.errors", "freedive.machine", "freedive.progress", "freedive.native"),
-    ("freedive.config", "freedive.model.spec", "freedive.engine.batch"),
-    ("freedive.model.params", "freedive.model.description", "freedive.ops.contract"),
+    ("freedive.config", "freedive.model.spec", "freedive.model.batch"),
+    ("freedive.model.params", "freedive.model.description", "freedive.model.operations"),
     ("freedive.checkpoint", "freedive.text", "freedive.model.decoder", "freedive.model.size"),
-    ("freedive.model.families", "freedive.ops"),
+    ("freedive.families", "freedive.ops"),
     ("freedive.engine", "freedive.hub"),
     ("freedive.api",),
     ("freedive",),
     ("freedive.server",),
-    ("freedive.chat",),
+    ("freedive.server.page",),
     ("freedive.server.app", "freedive.train"),
     ("freedive.commands",),
     ("freedive.cli",),
@@ -40,7 +40,7 @@ FORBIDDEN = {
     "freedive.model.decoder": ("numpy",),
     "freedive.engine": ("httpx", "socket", "urllib", "fastapi", "uvicorn", "freedive.native", "freedive.ops"),
     "freedive.server": ("numpy", "freedive.native", "freedive.ops", "freedive.checkpoint"),
-    "freedive.chat": ("numpy", "freedive.native", "freedive.ops", "freedive.checkpoint"),
+    "freedive.server.page": ("numpy", "freedive.native", "freedive.ops", "freedive.checkpoint"),
 }
 """What a room must do without: torch is for training, networks for the server, tensors for the kernels."""
 

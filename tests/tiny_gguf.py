@@ -15,8 +15,8 @@ from freedive.checkpoint.gguf_writer import write_gguf
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.checkpoint.tensor import Tensor
-from freedive.model.families import FAMILIES, describe
-from freedive.model.families.names import gguf_rules
+from freedive.families import FAMILIES, describe
+from freedive.families.names import gguf_rules
 from freedive.model.spec import ModelSpec
 
 Settings = Mapping[str, Any]

@@ -19,9 +19,9 @@ from freedive.checkpoint.packed import Packed
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
 from freedive.checkpoint.weight_store import pack_model
-from freedive.engine.batch import Batch, Runner, StateUpdates
+from freedive.families import describe
 from freedive.model import spec
-from freedive.model.families import describe
+from freedive.model.batch import Batch, Runner, StateUpdates
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -16,8 +16,8 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import Packed
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
+from freedive.families import describe
 from freedive.model import spec
-from freedive.model.families import describe
 
 
 @dataclass

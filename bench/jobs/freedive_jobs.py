@@ -11,8 +11,8 @@ from jobs import Jobs, serve
 import freedive
 from freedive.commands.timing import generate
 from freedive.config import EngineConfig
-from freedive.engine.batch import Batch
 from freedive.engine.generation import Sampling
+from freedive.model.batch import Batch
 
 
 class FreediveJobs(Jobs):

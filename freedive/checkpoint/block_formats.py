@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from freedive.arrays import Bytes, Floats
 from freedive.checkpoint.file import BLOCKS
-
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 
 class Integers(NamedTuple):

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from freedive.arrays import Bytes
 from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
 from freedive.checkpoint.file import quote
-from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.checkpoint.tensor import Tensor
 from freedive.errors import UserError
 from freedive.native import _native
 

@@ -12,10 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from freedive.checkpoint.block_formats import INTEGERS, Floats, encode_integers
+from freedive.arrays import Bytes, Floats
+from freedive.checkpoint.block_formats import INTEGERS, encode_integers
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.file import BLOCKS
-from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.checkpoint.tensor import Tensor
 from freedive.model.params import Param
 
 Target = Literal["i4g64", "i4g128", "i8", "bf16"]

@@ -15,9 +15,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from freedive.arrays import Bytes
 from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
 from freedive.checkpoint.file import BLOCKS, quote
-from freedive.checkpoint.tensor import Bytes, Checkpoint, Tensor
+from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.model.params import Param, params
 from freedive.model.spec import ModelSpec

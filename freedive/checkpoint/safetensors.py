@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from freedive.arrays import Bytes
 from freedive.checkpoint.file import (
     JSON_LIMIT,
     PART_FORMATS,
@@ -23,7 +24,7 @@ from freedive.checkpoint.file import (
     quote,
     read_json,
 )
-from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.checkpoint.tensor import Tensor
 from freedive.checkpoint.write import new_file
 from freedive.errors import NotFound, UserError
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from freedive.arrays import Bytes
 from freedive.checkpoint.dequantize import FLOATS
 from freedive.checkpoint.file import BLOCKS, parse_json, quote
 from freedive.checkpoint.packed import (
@@ -35,7 +36,7 @@ from freedive.checkpoint.packed import (
     pack,
     packed_bytes,
 )
-from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.checkpoint.tensor import Tensor
 from freedive.checkpoint.write import OTHER_DISK, HugePages, new_file
 from freedive.native import _native
 from freedive.progress import Advance

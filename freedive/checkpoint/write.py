@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from freedive.arrays import Bytes
 from freedive.checkpoint.disk import settle
-from freedive.checkpoint.tensor import Bytes
 from freedive.errors import Unavailable
 
 OTHER_DISK = "set FREEDIVE_HOME to a folder on another disk"

@@ -15,8 +15,8 @@ from freedive.checkpoint.quantize import FORMATS, target_format
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.commands.formatting import count_text, size_text
-from freedive.model.families import describe, describe_config
-from freedive.model.families.storage import declared
+from freedive.families import describe, describe_config
+from freedive.families.storage import declared
 from freedive.model.params import params
 from freedive.model.size import Footprint, cache_bound, cache_dim, footprint, layers_in_words, size, state_bytes
 from freedive.model.spec import ModelSpec

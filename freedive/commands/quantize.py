@@ -18,10 +18,10 @@ from freedive.checkpoint.rules import canonical_tensors
 from freedive.commands.flags import Reference
 from freedive.commands.formatting import size_text
 from freedive.errors import Unavailable, UserError
+from freedive.families import describe
 from freedive.hub.cache import MANIFEST
 from freedive.hub.choose import BESIDE_WEIGHTS
 from freedive.hub.sources import resolve
-from freedive.model.families import describe
 from freedive.model.params import params
 from freedive.progress import byte_bar
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from freedive.engine.batch import PAGE_TOKENS, Batch, StateUpdates
 from freedive.engine.kvcache import pages_for
 from freedive.errors import UserError
+from freedive.model.batch import PAGE_TOKENS, Batch, StateUpdates
 from freedive.native import _native
 from freedive.ops.native import NativeRunner
 from freedive.ops.trace import Operation

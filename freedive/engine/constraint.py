@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
+from freedive.arrays import Bytes
 
-Bits = npt.NDArray[np.uint8]
 """A set of tokens: bit ``t % 8`` of byte ``t // 8`` is token ``t``. Those beyond the last byte are not in it."""
 
 
@@ -20,7 +18,7 @@ class TokenConstraint(Protocol):
     def complete(self) -> bool:
         """Whether the answer is complete and must end."""
 
-    def allowed(self) -> Bits | None:
+    def allowed(self) -> Bytes | None:
         """The tokens that may come next, at least one; None where all may."""
 
     def take(self, token: int) -> None:

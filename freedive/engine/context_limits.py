@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from freedive.config import EngineConfig
-from freedive.engine.batch import PAGE_TOKENS, Runner
 from freedive.engine.generation import Sampling
 from freedive.errors import UserError
+from freedive.model.batch import PAGE_TOKENS, Runner
 
 
 @dataclass(frozen=True)

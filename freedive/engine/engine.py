@@ -20,7 +20,6 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from freedive.config import EngineConfig
-from freedive.engine.batch import Runner
 from freedive.engine.chunk_sizer import ChunkSizer
 from freedive.engine.constraint import TokenConstraint
 from freedive.engine.context_limits import ContextLimits
@@ -42,6 +41,7 @@ from freedive.engine.speculation import DraftBudget
 from freedive.engine.stats import EngineStats
 from freedive.engine.submission import Job, Submission
 from freedive.errors import Overloaded, Unavailable
+from freedive.model.batch import Runner
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from itertools import accumulate, islice, zip_longest
 
 import numpy as np
 
-from freedive.engine.batch import Batch, Runner
+from freedive.arrays import Floats
 from freedive.engine.chunk_sizer import ChunkSizer
 from freedive.engine.generation import Delivery, EngineError, TokenOutput
 from freedive.engine.kvcache import PageTables
-from freedive.engine.sampler import Floats
 from freedive.engine.scheduler import is_decoding, to_batch
 from freedive.engine.sequence import ScheduledSequence, Sequence, StepPlan, empty_output, next_output
 from freedive.engine.speculation import DraftBudget
 from freedive.errors import UserError
+from freedive.model.batch import Batch, Runner
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from freedive.engine.batch import PAGE_TOKENS
+from freedive.model.batch import PAGE_TOKENS
 
 
 def pages_for(num_tokens: int) -> int:

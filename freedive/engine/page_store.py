@@ -21,13 +21,12 @@ from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 
+from freedive.arrays import Bytes
 from freedive.engine.page_folder import make_private, page_keys, page_name, trim
 
 log = logging.getLogger(__name__)
 
-Bytes = npt.NDArray[np.uint8]
 
 MAX_QUEUED = 256
 """Pages that may wait to be written; beyond them, new ones are not."""

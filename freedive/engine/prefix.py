@@ -16,10 +16,11 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from freedive.engine.batch import PAGE_TOKENS
+from freedive.arrays import Bytes
 from freedive.engine.kvcache import PageTables
-from freedive.engine.page_store import Bytes, PageStore
+from freedive.engine.page_store import PageStore
 from freedive.engine.snapshots import Snapshots
+from freedive.model.batch import PAGE_TOKENS
 
 if TYPE_CHECKING:
     from freedive.engine.sequence import ScheduledSequence, Sequence

@@ -16,13 +16,10 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
-import numpy.typing as npt
 
-from freedive.engine.constraint import Bits
+from freedive.arrays import Bytes, Floats
 from freedive.engine.generation import EngineError, Sampling, TokenLogprobs
 from freedive.native import _native
-
-Floats = npt.NDArray[np.float32]
 
 
 class Sampler:
@@ -34,7 +31,7 @@ class Sampler:
         self._num_drawn = 0
         self._adjustment = Adjustment(sampling, prompt, vocab_size) if sampling.adjusts else None
 
-    def __call__(self, logits: Floats, allowed: Bits | None = None) -> int:
+    def __call__(self, logits: Floats, allowed: Bytes | None = None) -> int:
         """The next token under ``logits`` [vocab_size], which stay as they are, of all or of those ``allowed``.
 
         EngineError on NaN and infinity.
@@ -88,7 +85,7 @@ class Adjustment:
         self._offset[token] = sampling.logit_bias.get(token, 0.0) - penalty
 
 
-def masked(logits: Floats, allowed: Bits) -> Floats:
+def masked(logits: Floats, allowed: Bytes) -> Floats:
     """A copy of ``logits`` in which all but the tokens ``allowed`` have no probability."""
     result = np.empty_like(logits)
     _native.mask(logits, allowed, result)

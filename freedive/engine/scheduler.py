@@ -12,7 +12,6 @@ from operator import add
 
 import numpy as np
 
-from freedive.engine.batch import MAX_DRAFT, Batch, StateUpdates
 from freedive.engine.chunk_sizer import ChunkSizer
 from freedive.engine.kvcache import PageTables, pages_for
 from freedive.engine.prefix import PrefixCache
@@ -20,6 +19,7 @@ from freedive.engine.queue import GENERATED_WEIGHT, FairQueue, preemption_victim
 from freedive.engine.scoring import MAX_SCORED_ROWS
 from freedive.engine.sequence import ScheduledSequence, Sequence, StepPlan
 from freedive.engine.speculation import Draft, DraftBudget
+from freedive.model.batch import MAX_DRAFT, Batch, StateUpdates
 
 
 class Scheduler:

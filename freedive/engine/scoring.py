@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from freedive.arrays import Floats
 from freedive.engine.generation import TokenLogprobs
-from freedive.engine.sampler import Floats, logprobs
+from freedive.engine.sampler import logprobs
 
 MAX_SCORED_ROWS = 128
 """Rows of a step whose logits are wanted for scores: of a vocabulary of 150,000, they take 77 MB."""

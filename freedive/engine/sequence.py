@@ -7,12 +7,13 @@ from collections import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from freedive.arrays import Floats
 from freedive.engine.constraint import TokenConstraint
 from freedive.engine.detokenizer import Detokenizer
 from freedive.engine.generation import FinishReason, Generation, Sampling, TokenOutput
 from freedive.engine.pooling import Pool
 from freedive.engine.repetition import RepetitionDetector
-from freedive.engine.sampler import Floats, Sampler, logprobs
+from freedive.engine.sampler import Sampler, logprobs
 from freedive.engine.scoring import PromptScores
 from freedive.engine.snapshots import Save
 from freedive.engine.speculation import MtpDrafter, PromptLookup

@@ -11,8 +11,9 @@ from collections import OrderedDict, abc
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from freedive.engine.batch import PAGE_TOKENS, Bytes
+from freedive.arrays import Bytes
 from freedive.engine.page_store import PageStore
+from freedive.model.batch import PAGE_TOKENS
 
 if TYPE_CHECKING:
     from freedive.engine.sequence import Sequence

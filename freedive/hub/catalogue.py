@@ -28,7 +28,7 @@ class Entry:
     @property
     def runs(self) -> bool:
         """Whether freedive knows the model's family."""
-        from freedive.model.families import FAMILIES
+        from freedive.families import FAMILIES
 
         return any(family.name == self.family for family in FAMILIES)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from freedive.model import spec
-from freedive.ops.contract import Ops
+from freedive.model.operations import Ops
 
 V = TypeVar("V")
 W = TypeVar("W")

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from freedive import machine
+from freedive.arrays import Bytes, Floats, Ints
 from freedive.checkpoint.packed import Packed
-from freedive.engine.batch import Batch, Bytes, Floats, Ints
 from freedive.errors import UserError
 from freedive.model import spec
+from freedive.model.batch import Batch
 from freedive.native import _native
 from freedive.ops.emit import Emitter, Part
 from freedive.ops.fuse import fuse, until_result
@@ -42,7 +43,7 @@ def isa_level() -> str:
 
 
 class NativeRunner:
-    """A model on the kernels: implements engine.batch.Runner.
+    """A model on the kernels: implements model.batch.Runner.
 
     ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, or less where that would
     be more than ``max_cache_bytes``; ``cache_format`` is what it keeps (f32, f16 or int8). ``precision`` is one of
@@ -130,7 +131,7 @@ class NativeRunner:
 
     @property
     def states(self) -> Bytes:
-        """See engine.batch.Runner."""
+        """See model.batch.Runner."""
         return self._program.states
 
     def _num_snapshots(self, max_sequences: int) -> int:
@@ -146,7 +147,7 @@ class NativeRunner:
         return self._program.barriers
 
     def step(self, batch: Batch) -> Floats:
-        """See engine.batch.Runner."""
+        """See model.batch.Runner."""
         self._batch = batch
         logits = self._run(batch, self._parts[0])
         if self._num_steps % LOAD_EVERY == 0:
@@ -155,11 +156,11 @@ class NativeRunner:
         return logits
 
     def draft(self, tokens: Ints, output_rows: Ints) -> Floats:
-        """See engine.batch.Runner."""
+        """See model.batch.Runner."""
         return self._run(replace(self._batch, tokens=tokens, output_rows=output_rows), self._parts[1])
 
     def embed(self, output_rows: Ints) -> Floats:
-        """See engine.batch.Runner."""
+        """See model.batch.Runner."""
         return self._run(replace(self._batch, output_rows=output_rows), self._parts[-1])
 
     def trace(self, batch: Batch) -> tuple[Floats, list[Operation]]:

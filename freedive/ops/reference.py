@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from freedive.engine.batch import MAX_DRAFT, PAGE_TOKENS, Batch, Bytes, Ints, StateUpdates
+from freedive.arrays import Bytes, Ints
 from freedive.model import spec
+from freedive.model.batch import MAX_DRAFT, PAGE_TOKENS, Batch, StateUpdates
 from freedive.model.decoder import Scope, draft, embedding, feed_forward, head, states
 from freedive.ops.routes import Routes
 
@@ -337,24 +338,24 @@ class ReferenceRunner:
 
     @property
     def states(self) -> Bytes:
-        """See engine.batch.Runner."""
+        """See model.batch.Runner."""
         return self._slots.memory.view(np.uint8)
 
     def step(self, batch: Batch) -> Array:
-        """See engine.batch.Runner."""
+        """See model.batch.Runner."""
         ops = ReferenceOps(batch, self._cache, self._slots)
         self._batch, self._states = batch, states(self._model, self._weights, ops)
         self.routes = ops.routes
         return head(self._model, self._weights, self._states, ops)
 
     def draft(self, tokens: Ints, output_rows: Ints) -> Array:
-        """See engine.batch.Runner."""
+        """See model.batch.Runner."""
         assert self._model.mtp
         ops = ReferenceOps(replace(self._batch, tokens=tokens, output_rows=output_rows), self._cache, self._slots)
         return draft(self._model, self._model.mtp, self._weights, self._states, ops)
 
     def embed(self, output_rows: Ints) -> Array:
-        """See engine.batch.Runner."""
+        """See model.batch.Runner."""
         ops = ReferenceOps(replace(self._batch, output_rows=output_rows), self._cache, self._slots)
         return embedding(self._model, self._weights, self._states, ops)
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freedive.engine.batch import PAGE_TOKENS, Batch
 from freedive.model import spec
+from freedive.model.batch import PAGE_TOKENS, Batch
 from freedive.model.decoder import Scope, feed_forward, forward
 
 Cache = list[tuple[Tensor, ...]]
@@ -355,7 +355,7 @@ class TorchRunner:
         ]
 
     def step(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """See engine.batch.Runner."""
+        """See model.batch.Runner."""
         with torch.no_grad():
             logits: npt.NDArray[np.float32] = forward(self._model, self._weights, self.ops(batch)).float().numpy()
         return logits

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from freedive.checkpoint.packed import Packed, PackedExperts, PackedTensor
-from freedive.engine.batch import Batch
 from freedive.model import spec
+from freedive.model.batch import Batch
 from freedive.ops.fuse import Phase
 from freedive.ops.operations import (
     Embed,

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from freedive.errors import ContextLengthExceeded, UserError
+from freedive.json_object import Json
 
 MAX_MESSAGE_LENGTH = 600
 """Messages may quote what the client sent, but not all of it."""
@@ -80,7 +81,6 @@ def prompt_named(name: str) -> Iterator[None]:
         raise
 
 
-Json = dict[str, Any]
 Writer = Callable[[ApiError], Json]
 """Writes the error object of one API."""
 

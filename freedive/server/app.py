@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-import freedive.chat.page as chat
+import freedive.server.page.routes as chat
 from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
 from freedive.server import api_errors, docs, metrics, openapi, stats

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
+from freedive.json_object import Json
 from freedive.text.arguments import argument_values
-
-Json = dict[str, Any]
 
 
 def matched(messages: Iterable[Json]) -> list[Json]:

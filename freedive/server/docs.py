@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from functools import cache
 from html import escape
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from freedive.json_object import Json
 from freedive.server.openapi import body_schema, resolve
 from freedive.server.routing import APIRouter
-
-Json = dict[str, Any]
 
 ADDRESS = "http://address-of-this-server/"
 """Stands for the server's address until a visitor tells by which name it goes."""

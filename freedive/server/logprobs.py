@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from freedive.engine.generation import TokenLogprobs
+from freedive.json_object import Json
 from freedive.server.model import Tokenizer
-
-Json = dict[str, Any]
 
 
 def token_name(token_id: int, tokenizer: Tokenizer) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI
 
+from freedive.json_object import Json
 from freedive.server.api_errors import Writer, anthropic_error, ollama_error, openai_error, writer_for
 from freedive.server.stream import EventStream, JsonLines
-
-Json = dict[str, Any]
 
 STATUSES = {
     400: "The request is wrong, or asks for what is not supported",

@@ -13,8 +13,7 @@ from pydantic_core import CoreSchema
 
 from freedive.engine.generation import RANGES, Sampling
 from freedive.errors import UserError
-
-Json = dict[str, Any]
+from freedive.json_object import Json
 
 _REPORTABLE = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
 """Names of fields that may stand in a header and in a log."""

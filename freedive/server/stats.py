@@ -7,19 +7,17 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any
 
 from fastapi import Request
 
 import freedive
 from freedive import machine
+from freedive.json_object import Json
 from freedive.server.keys import Key
 from freedive.server.model import Model
 from freedive.server.models import Models
 from freedive.server.request_record import RequestRecord
 from freedive.server.routing import APIRouter
-
-Json = dict[str, Any]
 
 NUM_REMEMBERED = 1000
 PERCENTILES = (50, 90, 99)

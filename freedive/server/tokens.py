@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import model_validator
 
 from freedive.errors import UserError
+from freedive.json_object import Json
 from freedive.server.content_parts import readable
 from freedive.server.generation_request import GenerationRequest
 from freedive.server.model import Model, Tokenizer
@@ -19,8 +20,6 @@ from freedive.server.request_body import JsonObject, RequestBody, Text
 from freedive.server.routing import APIRouter, off_loop
 from freedive.server.service import Service
 from freedive.text.prompt import Prompt
-
-Json = dict[str, Any]
 
 BYTES_PER_TOKEN = 16
 """About what a token takes in an answer."""

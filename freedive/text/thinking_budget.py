@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from freedive.arrays import Bytes
 from freedive.text.dialects.dialect import Dialect, Mark, Mode, State
 from freedive.text.dialects.parser import Parser
 from freedive.text.tokenizer import StreamDecoder, Tokenizer
-
-Bits = npt.NDArray[np.uint8]
 
 CHAR_TOKENS = 3
 """Most tokens that may be missing to complete a character, in the middle of which no thought is closed."""
@@ -26,7 +24,7 @@ class Constraint(Protocol):
     @property
     def complete(self) -> bool: ...
 
-    def allowed(self) -> Bits | None: ...
+    def allowed(self) -> Bytes | None: ...
 
     def take(self, token: int) -> None: ...
 
@@ -75,7 +73,7 @@ class ThoughtConstraint:
         """Whether the answer is complete and must end."""
         return self._inner is not None and self._inner.complete
 
-    def allowed(self) -> Bits | None:
+    def allowed(self) -> Bytes | None:
         """The tokens that may come next, a bit for each; None where all may."""
         allowed = self._inner.allowed() if self._inner else None
         if not self._due:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freedive.chat.page import choose_language
-from freedive.chat.rendering import MARKDOWN, LiveMarkdown
+from freedive.server.page.rendering import MARKDOWN, LiveMarkdown
+from freedive.server.page.routes import choose_language
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from freedive.checkpoint import gguf as gguf_reader
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.errors import UserError
-from freedive.model.families import describe
+from freedive.families import describe
 
 SHAPES = {
     "token_embd.weight": (64, 32),

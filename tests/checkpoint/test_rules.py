@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pace import seconds_on_an_idle_core
 from weights import quantize, random_tensor
 
+from freedive.arrays import Bytes
 from freedive.checkpoint import rules as module
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.rules import (
@@ -26,7 +27,7 @@ from freedive.checkpoint.rules import (
     canonical_tensors,
     maker_tensors,
 )
-from freedive.checkpoint.tensor import Bytes, Checkpoint, Tensor
+from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.model.params import Param
 from freedive.model.spec import Attention, FeedForward, Layer, ModelSpec

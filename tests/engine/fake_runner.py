@@ -12,9 +12,9 @@ from hashlib import blake2b
 
 import numpy as np
 
-from freedive.engine.batch import PAGE_TOKENS, Batch
 from freedive.engine.generation import Sampling
 from freedive.engine.sampler import Sampler
+from freedive.model.batch import PAGE_TOKENS, Batch
 
 VOCAB = 97
 END = 96

@@ -277,7 +277,7 @@ def test_an_idle_engine_uses_no_processor_time() -> None:
 
 def test_the_fake_runner_notices_shared_and_stale_pages() -> None:
     """The other tests mean something only because these mistakes would show."""
-    from freedive.engine.batch import Batch
+    from freedive.model.batch import Batch
 
     def step(runner: FakeRunner, starts: list[int], pages: list[list[int]]) -> None:
         count = len(starts)

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from freedive.config import EngineConfig
 from freedive.engine import page_store
-from freedive.engine.batch import PAGE_TOKENS
 from freedive.engine.chunk_sizer import ChunkSizer
 from freedive.engine.detokenizer import Detokenizer
 from freedive.engine.engine import Engine
@@ -30,6 +29,7 @@ from freedive.engine.sampler import Sampler
 from freedive.engine.scheduler import Scheduler, to_batch
 from freedive.engine.sequence import Sequence
 from freedive.engine.snapshots import Snapshots
+from freedive.model.batch import PAGE_TOKENS
 
 TEXT = random.Random(0).choices(range(VOCAB - 2), k=400)
 SHORT = Sampling(max_tokens=5, temperature=0, ignore_eos=True)

@@ -16,11 +16,11 @@ from weights import quantize
 from freedive.checkpoint.packed import Packed
 from freedive.checkpoint.weight_store import pack_model
 from freedive.config import EngineConfig
-from freedive.engine.batch import PAGE_TOKENS
 from freedive.engine.engine import Engine
 from freedive.engine.generation import Sampling, TokenOutput
 from freedive.engine.page_store import PageStore
 from freedive.model import spec
+from freedive.model.batch import PAGE_TOKENS
 from freedive.model.params import params
 from freedive.ops.native import NativeRunner
 

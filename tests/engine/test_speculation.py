@@ -18,11 +18,11 @@ from tiny_mtp import with_mtp
 from weights import LEVELS
 
 from freedive.config import EngineConfig
-from freedive.engine.batch import MAX_DRAFT, Runner
 from freedive.engine.engine import Engine, EngineStats
 from freedive.engine.generation import Sampling
 from freedive.engine.speculation import NGRAM_SIZES, DraftBudget, PromptLookup
 from freedive.errors import UserError
+from freedive.model.batch import MAX_DRAFT, Runner
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner
 

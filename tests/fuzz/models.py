@@ -15,7 +15,7 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import store_bytes
 from freedive.checkpoint.quantize import quantize
 from freedive.checkpoint.rules import canonical_tensors
-from freedive.model.families import describe
+from freedive.families import describe
 from freedive.model.params import params
 
 FAMILIES = ("llama", "qwen3_moe", "deepseek_v3", "gpt_oss", "lfm2")

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from standin import StandIn
 
 from freedive.errors import NotFound, Unavailable, UserError
+from freedive.families.refused import REFUSED
 from freedive.hub import cache, sources
 from freedive.hub.catalogue import catalogue, entry_for
 from freedive.hub.choose import choose
 from freedive.hub.download import RemoteFile
 from freedive.hub.sources import Address, parse, resolve
-from freedive.model.families.refused import REFUSED
 
 
 def offered(*paths: str) -> list[RemoteFile]:

@@ -16,7 +16,7 @@ from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.errors import UserError
-from freedive.model.families import describe
+from freedive.families import describe
 from freedive.model.params import params
 
 with warnings.catch_warnings():

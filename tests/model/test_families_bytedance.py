@@ -6,7 +6,7 @@ from typing import Any
 
 from published import total_billions
 
-from freedive.model.families import describe_config
+from freedive.families import describe_config
 
 SEED_OSS_36B: dict[str, Any] = {
     "architectures": ["SeedOssForCausalLM"],

@@ -13,7 +13,7 @@ from tiny_models import maker_class
 
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
-from freedive.model.families import describe, describe_config
+from freedive.families import describe, describe_config
 from freedive.model.spec import Attention, FeedForward
 
 OLD_DEFAULTS: dict[str, Any] = {

@@ -9,7 +9,7 @@ import pytest
 from published import active_billions, total_billions
 
 from freedive.errors import UserError
-from freedive.model.families import describe_config
+from freedive.families import describe_config
 from freedive.model.spec import Experts, FeedForward, LatentAttention, per_token_dim
 
 V3: dict[str, Any] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from families_table import HEAD, about
 
-from freedive.model.families import FAMILIES
+from freedive.families import FAMILIES
 
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"
 

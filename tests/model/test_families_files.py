@@ -20,7 +20,7 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
-from freedive.model.families import describe
+from freedive.families import describe
 from freedive.model.params import params
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe_lite")

@@ -14,7 +14,7 @@ from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.errors import UserError
-from freedive.model.families import describe, describe_config
+from freedive.families import describe, describe_config
 from freedive.model.spec import Attention, ModelSpec
 
 GEMMA_2B: dict[str, Any] = {

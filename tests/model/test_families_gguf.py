@@ -27,7 +27,7 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
-from freedive.model.families import describe
+from freedive.families import describe
 from freedive.model.spec import Attention, LatentAttention, ModelSpec
 from freedive.ops.reference import ReferenceRunner
 

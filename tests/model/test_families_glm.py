@@ -8,7 +8,7 @@ import pytest
 from published import active_billions, total_billions
 
 from freedive.errors import UserError
-from freedive.model.families import describe_config
+from freedive.families import describe_config
 from freedive.model.spec import Attention, Experts, FeedForward
 
 GLM4_9B: dict[str, Any] = {

@@ -17,7 +17,7 @@ from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.checkpoint.safetensors import write_safetensors
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
-from freedive.model.families import as_hub, describe, describe_config
+from freedive.families import as_hub, describe, describe_config
 
 READ_BY_TRANSFORMERS = ("llama2", "mixtral", "qwen2", "qwen3_moe", "gpt_oss", "granitemoeshared", "gemma3")
 

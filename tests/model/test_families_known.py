@@ -15,8 +15,8 @@ from tiny_models import maker_class
 
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
-from freedive.model.families import FAMILIES, describe, describe_config
-from freedive.model.families.refused import REFUSED
+from freedive.families import FAMILIES, describe, describe_config
+from freedive.families.refused import REFUSED
 
 
 def refusal(config: dict[str, Any], kind: str = "safetensors") -> str:

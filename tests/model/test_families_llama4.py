@@ -13,7 +13,7 @@ from tiny_models import float_tensor
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
-from freedive.model.families import describe_config
+from freedive.families import describe_config
 from freedive.model.spec import Attention, AttentionTemperature, Experts, FeedForward
 
 SCOUT: dict[str, Any] = {

@@ -15,7 +15,7 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
-from freedive.model.families import describe, describe_config
+from freedive.families import describe, describe_config
 from freedive.model.params import params
 from freedive.model.spec import ModelSpec
 

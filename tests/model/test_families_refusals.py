@@ -14,7 +14,7 @@ from tiny_configs import BASE
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
-from freedive.model.families import describe
+from freedive.families import describe
 from freedive.model.params import params
 
 LLAMA_JSON: dict[str, Any] = {

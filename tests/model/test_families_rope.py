@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_configs import BASE, LLAMA3_ROPE, YARN_ROPE
 
-from freedive.model.families.config import Config
-from freedive.model.families.rope import SCALINGS, max_context, plain_rope, rope
+from freedive.families.config import Config
+from freedive.families.rope import SCALINGS, max_context, plain_rope, rope
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -11,7 +11,7 @@ from published import active_billions, hollow, total_billions
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
-from freedive.model.families import describe, describe_config
+from freedive.families import describe, describe_config
 from freedive.model.params import params
 from freedive.model.spec import Experts
 

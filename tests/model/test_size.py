@@ -15,8 +15,8 @@ from tiny_models import save
 from freedive.checkpoint.file import read_json
 from freedive.checkpoint.quantized.discover import METHODS
 from freedive.errors import UserError
-from freedive.model.families import describe_config
-from freedive.model.families.storage import declared
+from freedive.families import describe_config
+from freedive.families.storage import declared
 from freedive.model.size import cache_bound, cache_dim, footprint, layers_in_words, size
 from freedive.model.spec import Experts
 

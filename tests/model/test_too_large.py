@@ -16,8 +16,8 @@ from test_families_openai import GPT_OSS_20B
 
 from freedive.commands.describe import decoder_facts
 from freedive.errors import UserError
+from freedive.families import describe_config
 from freedive.model.description import check, from_json, to_json
-from freedive.model.families import describe_config
 
 PUBLISHED = {"DeepSeek-V3": V3, "Kimi-K2": K2, "Qwen3-30B-A3B": QWEN3_30B, "gpt-oss-20b": GPT_OSS_20B}
 

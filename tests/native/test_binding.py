@@ -15,9 +15,9 @@ from tiny_models import pack_floats
 from weights import random_tensor
 
 from freedive.checkpoint.packed import FORMATS, pack
-from freedive.engine.batch import Batch, StateUpdates
 from freedive.engine.sampler import logprobs
 from freedive.model import spec
+from freedive.model.batch import Batch, StateUpdates
 from freedive.model.params import params
 from freedive.native import _native
 from freedive.ops.native import NativeRunner

@@ -18,10 +18,10 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
 from freedive.checkpoint.weight_store import pack_model
-from freedive.engine.batch import Batch
 from freedive.engine.kvcache import pages_for
+from freedive.families import describe
 from freedive.model import spec
-from freedive.model.families import describe
+from freedive.model.batch import Batch
 from freedive.model.params import params
 from freedive.ops.native import NativeRunner
 from freedive.text.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ from tiny_models import Floats, prompt, tiny, to_batch
 from tiny_mtp import with_mtp
 from weights import LEVELS
 
-from freedive.engine.batch import Runner
+from freedive.model.batch import Runner
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner
 

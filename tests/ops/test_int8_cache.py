@@ -12,9 +12,9 @@ from weights import LEVELS, Floats
 import freedive
 from freedive.checkpoint.packed import FORMATS, pack
 from freedive.checkpoint.tensor import Tensor
-from freedive.engine.batch import Batch
 from freedive.engine.kvcache import pages_for
 from freedive.errors import UserError
+from freedive.model.batch import Batch
 from freedive.native import _native
 from freedive.ops.native import NUMBER_BYTES, NativeRunner
 

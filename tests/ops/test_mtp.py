@@ -11,8 +11,8 @@ from tiny_models import Floats, prompt, to_batch
 from tiny_mtp import with_mtp
 from weights import LEVELS
 
-from freedive.engine.batch import Runner
 from freedive.model import spec
+from freedive.model.batch import Runner
 from freedive.model.size import size
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner

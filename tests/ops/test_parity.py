@@ -12,7 +12,7 @@ import torch
 from tiny_models import TINY, Floats, Ints, Schedule, prompt, take_steps, tiny
 from weights import LEVELS
 
-from freedive.engine.batch import Runner
+from freedive.model.batch import Runner
 from freedive.model.spec import Experts
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner

@@ -16,7 +16,7 @@ from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.weight_store import pack_model
-from freedive.model.families import describe
+from freedive.families import describe
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner
 

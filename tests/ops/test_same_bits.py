@@ -18,9 +18,9 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import PackedTensor, pack
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
-from freedive.engine.batch import Batch
+from freedive.families import describe
 from freedive.model import spec
-from freedive.model.families import describe
+from freedive.model.batch import Batch
 from freedive.model.params import params
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner

@@ -15,10 +15,10 @@ from tiny_models import TINY, Schedule, maker_model, prompt, take_steps, tiny
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors
-from freedive.engine.batch import Batch
+from freedive.families import describe
 from freedive.model import spec
+from freedive.model.batch import Batch
 from freedive.model.decoder import forward
-from freedive.model.families import describe
 from freedive.model.params import params
 from freedive.ops.reference import ReferenceOps, ReferenceRunner, SlotStates
 from freedive.ops.torch import TorchOps, TorchRunner

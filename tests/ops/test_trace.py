@@ -10,8 +10,8 @@ import pytest
 from tiny_models import prompt, tiny, to_batch
 
 from freedive.checkpoint.packed import PackedExperts, PackedTensor
-from freedive.engine.batch import Batch
 from freedive.model import spec
+from freedive.model.batch import Batch
 from freedive.model.params import Param
 from freedive.model.size import footprint
 from freedive.ops import native

@@ -24,9 +24,9 @@ from echo_model import EchoModel, served, serving
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
-import freedive.chat
 import freedive.engine
 import freedive.server
+import freedive.server.page
 import freedive.text
 from freedive.errors import Unavailable, UserError
 from freedive.server import keys, transport
@@ -239,7 +239,7 @@ def test_connections_leave_descriptors_for_the_models() -> None:
 
 
 def modules() -> Iterator[object]:
-    for package in (freedive.server, freedive.text, freedive.chat, freedive.engine):
+    for package in (freedive.server, freedive.text, freedive.server.page, freedive.engine):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             yield importlib.import_module(found.name)
 

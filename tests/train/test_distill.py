@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tiny_run import TINY
 
 from freedive.errors import Unavailable, UserError
-from freedive.model.families import describe_config
+from freedive.families import describe_config
 from freedive.server.app import listen, server
 from freedive.text.tokenizer import Tokenizer
 from freedive.train.data import teacher

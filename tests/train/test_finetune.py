@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 import freedive
 from freedive.cli import app
-from freedive.engine.batch import Batch
 from freedive.errors import UserError
+from freedive.model.batch import Batch
 from freedive.model.params import params
 from freedive.ops.torch import TorchRunner
 from freedive.text.template import ChatTemplate

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from freedive.model.families import describe_config
+from freedive.families import describe_config
 from freedive.train.data.chat_tokenizer import train_tokenizer
 from freedive.train.data.sequences import Sequences
 from freedive.train.model import kernels

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from freedive.errors import UserError
-from freedive.model.families import describe_config
+from freedive.families import describe_config
 from freedive.text.tokenizer import Tokenizer
 from freedive.train.data.chat_tokenizer import ChatTokenizer, train_tokenizer
 from freedive.train.data.tasks import END_THINK, THINK, Task, tasks

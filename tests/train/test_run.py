@@ -17,9 +17,9 @@ import freedive
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors
-from freedive.engine.batch import Batch
 from freedive.errors import UserError
-from freedive.model.families import describe
+from freedive.families import describe
+from freedive.model.batch import Batch
 from freedive.train.data import sources, stories
 from freedive.train.data.shards import Shards, Stream
 from freedive.train.model.net import unstacked

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from freedive.checkpoint.block_formats import F8_BLOCK, Floats, encode_f8, encode_integers, integer_format
+from freedive.arrays import Bytes, Floats
+from freedive.checkpoint.block_formats import F8_BLOCK, encode_f8, encode_integers, integer_format
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.file import quote
-from freedive.checkpoint.tensor import Bytes, Tensor
+from freedive.checkpoint.tensor import Tensor
 from freedive.errors import UserError
 
 _FLOATS = ("F32", "F16", "BF16")

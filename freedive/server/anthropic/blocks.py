@@ -6,12 +6,10 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
 
+from freedive.json_object import Json
 from freedive.text.arguments import argument_values
 from freedive.text.dialects.dialect import Call, Event, Text, Thought
-
-Json = dict[str, Any]
 
 
 def content(events: Iterable[Event]) -> list[Json]:

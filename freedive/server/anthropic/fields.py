@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import NotFound, UserError
+from freedive.json_object import Json
 from freedive.server.anthropic.turns import BLOCKS, Message, TextBlock, ToolUseBlock, referenced, text_of, turns
 from freedive.server.content_parts import content_validator, readable
 from freedive.server.generation_request import GenerationRequest
@@ -20,8 +21,6 @@ from freedive.text.format import Format
 from freedive.text.prompt import Prompt
 from freedive.text.tools import Function
 from freedive.text.tools import ToolChoice as WantedTool
-
-Json = dict[str, Any]
 
 BILLING = re.compile(r"\A(?:x-anthropic-billing-header:.*(?:\n|\Z))+")
 """Claude Code's first lines, which change from request to request, so that no cache would know the rest again."""

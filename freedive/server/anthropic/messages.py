@@ -6,11 +6,11 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from freedive.json_object import Json
 from freedive.server.anthropic.blocks import BlockStream, content
 from freedive.server.anthropic.fields import Conversation, MessagesRequest
 from freedive.server.api_errors import anthropic_error
@@ -19,8 +19,6 @@ from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.server.stream import EventStream, event, with_error_event
 from freedive.text.dialects.dialect import Event, Thought
-
-Json = dict[str, Any]
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from freedive.json_object import Json
 from freedive.server.models import Models, Slot
 from freedive.server.routing import APIRouter
-
-Json = dict[str, Any]
 
 PREFIX = "/anthropic/v1"
 

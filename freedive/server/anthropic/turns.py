@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
+from freedive.json_object import Json
 from freedive.server.content_parts import content_validator
 from freedive.server.request_body import JsonObject, RequestBody, Text
-
-Json = dict[str, Any]
 
 
 class TextBlock(RequestBody):

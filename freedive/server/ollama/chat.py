@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
 
+from freedive.json_object import Json
 from freedive.server.ollama.fields import ChatRequest, GenerateRequest
 from freedive.server.ollama.respond import respond
 from freedive.server.routing import APIRouter
@@ -15,8 +15,6 @@ from freedive.server.service import Service
 from freedive.text.arguments import argument_values
 from freedive.text.dialects.dialect import Call
 from freedive.text.dialects.parser import Answer
-
-Json = dict[str, Any]
 
 
 def router(service: Service) -> APIRouter:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from freedive.json_object import Json
 from freedive.server.long_json import long_json
 from freedive.server.ollama.fields import EmbeddingsRequest, EmbedRequest
 from freedive.server.ollama.times import nanoseconds
 from freedive.server.routing import APIRouter
 from freedive.server.service import Service
-
-Json = dict[str, Any]
 
 
 def router(service: Service) -> APIRouter:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from freedive.errors import UserError
+from freedive.json_object import Json
 from freedive.server.call_ids import matched
 from freedive.server.content_parts import is_under_way, placeholder
 from freedive.server.generation_request import GenerationRequest, embedding_request
@@ -18,8 +19,6 @@ from freedive.server.openai.message_fields import Tools
 from freedive.server.request_body import JsonObject, RequestBody, Text, listed
 from freedive.text.format import Format
 from freedive.text.prompt import Prompt
-
-Json = dict[str, Any]
 
 
 class FunctionCall(RequestBody):

@@ -10,13 +10,12 @@ from fastapi.concurrency import run_in_threadpool
 
 import freedive
 from freedive.errors import UserError
+from freedive.json_object import Json
 from freedive.server.model_info import ModelInfo
 from freedive.server.models import Models, Slot
 from freedive.server.ollama.fields import ShowRequest
 from freedive.server.ollama.times import moment
 from freedive.server.routing import APIRouter
-
-Json = dict[str, Any]
 
 VERSION = "0.14.0"
 """The version of Ollama whose API this is: clients ask whether it is new enough for them."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from freedive.json_object import Json
 from freedive.server.api_errors import ollama_error
 from freedive.server.completion_stream import Completions, Delta
 from freedive.server.keys import Key
@@ -22,7 +22,6 @@ from freedive.server.service import Service
 from freedive.server.stream import JsonLines, line, with_error_event
 from freedive.text.dialects.parser import Answer, joined
 
-Json = dict[str, Any]
 Write = Callable[[Answer], Json]
 """A part of an answer, or the whole of it, in the fields of one route."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fastapi import Request
 from fastapi.responses import Response
 
+from freedive.json_object import Json
 from freedive.server.api_errors import prompt_named
 from freedive.server.completion_stream import Delta
 from freedive.server.logprobs import logprob_object
@@ -18,8 +19,6 @@ from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.text.dialects.dialect import Call
 from freedive.text.dialects.parser import joined
-
-Json = dict[str, Any]
 
 
 def router(service: Service) -> APIRouter:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fastapi import Request
 from fastapi.responses import Response
 
+from freedive.json_object import Json
 from freedive.server.completion_stream import Delta
 from freedive.server.logprobs import CompletionLogprobs
 from freedive.server.model import Tokenizer
@@ -16,8 +17,6 @@ from freedive.server.openai.respond import ending, respond
 from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.text.dialects.parser import joined
-
-Json = dict[str, Any]
 
 
 def router(service: Service) -> APIRouter:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from freedive.json_object import Json
 from freedive.server.models import Models, Slot
 from freedive.server.routing import APIRouter
-
-Json = dict[str, Any]
 
 
 def router(models: Models) -> APIRouter:

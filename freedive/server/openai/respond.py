@@ -6,12 +6,13 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from freedive.engine.generation import Timings
+from freedive.json_object import Json
 from freedive.server.api_errors import openai_error
 from freedive.server.completion_stream import Completions, Delta, Usage
 from freedive.server.logprobs import num_bytes
@@ -19,8 +20,6 @@ from freedive.server.long_json import long_json
 from freedive.server.openai.fields import BaseCompletionRequest
 from freedive.server.routing import off_loop
 from freedive.server.stream import EventStream, event, with_error_event
-
-Json = dict[str, Any]
 
 
 class Choice(Protocol):

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from freedive.arrays import Floats
+
 Ints = npt.NDArray[np.integer[Any]]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 
 from freedive.errors import Unavailable, UserError
+from freedive.json_object import Json
 from freedive.train.data.tasks import END_THINK, THINK
 from freedive.train.run.config import Distillation
-from freedive.train.run.settings import Json
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive.errors import Unavailable, UserError
+from freedive.json_object import Json
 from freedive.train.data.chat_tokenizer import SPECIAL, ChatTokenizer
 from freedive.train.data.data_files import values
 from freedive.train.data.stories import Record
@@ -24,7 +25,6 @@ from freedive.train.data.tasks import END_THINK, THINK, Task, tasks
 from freedive.train.data.teacher import Failure, Reply, Teacher, connected
 from freedive.train.run.config import Distillation
 from freedive.train.run.progress import step_bar, until_told
-from freedive.train.run.settings import Json
 
 MAX_FAILURES = 8
 """Consecutive failures after which the teacher is considered unreachable."""

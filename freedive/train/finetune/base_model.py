@@ -20,11 +20,11 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import Rules, canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import Unavailable, UserError
+from freedive.families import as_hub, describe
 from freedive.hub.cache import MANIFEST
 from freedive.hub.choose import BESIDE_WEIGHTS
 from freedive.hub.sources import resolve
 from freedive.model import spec
-from freedive.model.families import as_hub, describe
 from freedive.progress import byte_bar
 from freedive.text.gguf_tokenizer import read_gguf_tokenizer
 from freedive.text.template import ChatTemplate

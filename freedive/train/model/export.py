@@ -15,13 +15,13 @@ from freedive.checkpoint.gguf_writer import Value, write_gguf
 from freedive.checkpoint.rules import maker_tensors
 from freedive.checkpoint.safetensors import write_safetensors
 from freedive.checkpoint.tensor import Tensor
+from freedive.families.deepseek import DEEPSEEK_V3
+from freedive.families.names import gguf_rules, hub_rules
+from freedive.json_object import Json
 from freedive.model import spec
-from freedive.model.families.deepseek import DEEPSEEK_V3
-from freedive.model.families.names import gguf_rules, hub_rules
 from freedive.model.params import params
 from freedive.train.data.chat_tokenizer import END, GGUF_PRE, SPECIAL, TEMPLATE
 from freedive.train.model.net import unstacked
-from freedive.train.run.settings import Json
 
 SIGMOID = 2
 """llama.cpp's number of the router's scores."""

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freedive.engine.batch import Batch
 from freedive.model import spec
+from freedive.model.batch import Batch
 from freedive.ops.torch import TorchOps
 from freedive.train.data.sequences import Sequences
 from freedive.train.model.experts import GroupedFeedForward

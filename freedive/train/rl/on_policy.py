@@ -24,8 +24,8 @@ from torch import Tensor
 
 import freedive
 from freedive import LanguageModel
-from freedive.engine.batch import Batch
 from freedive.errors import UserError
+from freedive.model.batch import Batch
 from freedive.text.tokenizer import Tokenizer
 from freedive.train.data.chat_tokenizer import ChatTokenizer
 from freedive.train.data.tasks import tasks

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from freedive import machine
 from freedive.checkpoint.weight_store import pack_model
-from freedive.engine.batch import Batch, StateUpdates
 from freedive.engine.kvcache import pages_for
 from freedive.model import spec
+from freedive.model.batch import Batch, StateUpdates
 from freedive.model.params import params
 from freedive.ops.native import NativeRunner
 from freedive.train.model.export import canonical

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from freedive.errors import UserError
-from freedive.train.run.settings import Json, apply, build
+from freedive.json_object import Json
+from freedive.train.run.settings import apply, build
 
 LEAST_VOCABULARY, MOST_VOCABULARY = 256 + 7, 1 << 16
 """The bytes and the marks of chats (train.data.chat_tokenizer) are always there; a token takes two bytes on disk."""

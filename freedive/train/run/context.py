@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from freedive.errors import UserError
+from freedive.families import describe_config
+from freedive.json_object import Json
 from freedive.model import spec
-from freedive.model.families import describe_config
 from freedive.text.tokenizer import Tokenizer
 from freedive.train.data.chat_tokenizer import ChatTokenizer
 from freedive.train.data.shards import Shards
@@ -19,7 +20,6 @@ from freedive.train.run import checkpoints
 from freedive.train.run.config import Run, Stage
 from freedive.train.run.folder import RunFolder
 from freedive.train.run.progress import go_through
-from freedive.train.run.settings import Json
 from freedive.train.run.trainer import Trainer, start
 
 PRETRAIN, SFT, RL, CONTROL, DISTILL = "pretrain", "sft", "rl", "control", "distill"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freedive.errors import UserError
+from freedive.json_object import Json
 from freedive.train.data.data_files import fingerprint
-from freedive.train.run.settings import Json
 
 
 @dataclass(frozen=True)

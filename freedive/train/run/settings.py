@@ -10,8 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from freedive.errors import UserError
-
-Json = dict[str, Any]
+from freedive.json_object import Json
 
 
 def apply(values: Json, setting: str) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from freedive.errors import UserError
+from freedive.json_object import Json
 from freedive.server.generation_request import GenerationRequest
 from freedive.server.model import Model
 from freedive.server.openai.foreign_fields import LABELS
@@ -20,7 +21,6 @@ from freedive.text.format import Format
 from freedive.text.thinking import EFFORTS
 from freedive.text.tools import Function
 
-Json = dict[str, Any]
 LOGPROBS = "message.output_text.logprobs"
 SEALED = "reasoning.encrypted_content"
 Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]

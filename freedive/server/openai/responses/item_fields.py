@@ -6,11 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from freedive.json_object import Json
 from freedive.server.content_parts import content_validator, is_the_assistants, readable_part
 from freedive.server.openai.responses import items
 from freedive.server.request_body import RequestBody, Text, ignore, only, type_of
-
-Json = dict[str, Any]
 
 
 class Part(RequestBody):

@@ -9,9 +9,8 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from freedive.json_object import Json
 from freedive.server.call_ids import object_text
-
-Json = dict[str, Any]
 
 
 def message(role: str, texts: Iterable[str]) -> Json:

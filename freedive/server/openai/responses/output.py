@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from freedive.engine.generation import TokenLogprobs
+from freedive.json_object import Json
 from freedive.server.completion_stream import Delta
 from freedive.server.logprobs import logprob_object
 from freedive.server.model import Tokenizer
 from freedive.server.openai.responses import items
 from freedive.server.openai.responses.tools import Calls
 from freedive.text.dialects.dialect import Call, Text, Thought
-
-Json = dict[str, Any]
 
 TOLD = {
     "function_call": ("function_call_arguments", "arguments"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
+from freedive.json_object import Json
 from freedive.server.api_errors import ApiError
 from freedive.server.completion_stream import Completions, Usage
 from freedive.server.openai.responses.fields import SEALED, ResponseRequest
@@ -19,8 +19,6 @@ from freedive.server.openai.responses.store import Store
 from freedive.server.openai.responses.tools import Calls
 from freedive.server.routing import off_loop, size_of
 from freedive.server.stream import event, unless_disconnected
-
-Json = dict[str, Any]
 
 ECHOED = {
     "instructions",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from freedive.errors import UserError
+from freedive.json_object import Json
 from freedive.server.api_errors import prompt_named
 from freedive.server.openai.responses.fields import (
     CountRequest,
@@ -25,8 +26,6 @@ from freedive.server.request_record import RequestRecord
 from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.server.stream import EventStream, with_error_event
-
-Json = dict[str, Any]
 
 
 def router(service: Service, store: Store) -> APIRouter:

@@ -13,11 +13,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from freedive.errors import NotFound, Unavailable, UserError
-
-Json = dict[str, Any]
+from freedive.json_object import Json
 
 logger = logging.getLogger(__name__)
 

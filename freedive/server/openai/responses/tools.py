@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from freedive.json_object import Json
 from freedive.server.offers import offered
 from freedive.server.openai.responses import items
 from freedive.server.request_body import JsonObject, RequestBody, Text
 from freedive.text.arguments import argument_values
 
-Json = dict[str, Any]
 Name = Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 

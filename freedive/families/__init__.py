@@ -12,28 +12,28 @@ from freedive.checkpoint.file import quote
 from freedive.checkpoint.rules import Rules
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
+from freedive.families.baidu import ERNIE_4_5, ERNIE_4_5_MOE
+from freedive.families.bytedance import SEED_OSS
+from freedive.families.config import Config
+from freedive.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
+from freedive.families.family import Family
+from freedive.families.gguf import marks, read_config
+from freedive.families.google import GEMMA, GEMMA2, GEMMA3
+from freedive.families.huawei import PANGU_EMBEDDED, PANGU_PRO_MOE
+from freedive.families.huggingface import SMOLLM3
+from freedive.families.ibm import GRANITE, GRANITE_HYBRID, GRANITE_MOE, GRANITE_MOE_SWA, GRANITE_SWA
+from freedive.families.liquid import LFM2, LFM2_MOE
+from freedive.families.llama import LLAMA, MISTRAL, MIXTRAL
+from freedive.families.llama4 import LLAMA4
+from freedive.families.names import GGUF_MTP, HUB_MTP, gguf_rules, hub_rules, text_rules
+from freedive.families.olmo import OLMOE
+from freedive.families.openai import GPT_OSS
+from freedive.families.parts import FULL
+from freedive.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from freedive.families.refused import REFUSED, refusal
+from freedive.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3
+from freedive.families.zhipu import GLM4, GLM4_MOE
 from freedive.model.description import check
-from freedive.model.families.baidu import ERNIE_4_5, ERNIE_4_5_MOE
-from freedive.model.families.bytedance import SEED_OSS
-from freedive.model.families.config import Config
-from freedive.model.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import marks, read_config
-from freedive.model.families.google import GEMMA, GEMMA2, GEMMA3
-from freedive.model.families.huawei import PANGU_EMBEDDED, PANGU_PRO_MOE
-from freedive.model.families.huggingface import SMOLLM3
-from freedive.model.families.ibm import GRANITE, GRANITE_HYBRID, GRANITE_MOE, GRANITE_MOE_SWA, GRANITE_SWA
-from freedive.model.families.liquid import LFM2, LFM2_MOE
-from freedive.model.families.llama import LLAMA, MISTRAL, MIXTRAL
-from freedive.model.families.llama4 import LLAMA4
-from freedive.model.families.names import GGUF_MTP, HUB_MTP, gguf_rules, hub_rules, text_rules
-from freedive.model.families.olmo import OLMOE
-from freedive.model.families.openai import GPT_OSS
-from freedive.model.families.parts import FULL
-from freedive.model.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
-from freedive.model.families.refused import REFUSED, refusal
-from freedive.model.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3
-from freedive.model.families.zhipu import GLM4, GLM4_MOE
 from freedive.model.spec import Attention, ModelSpec
 
 FAMILIES = (

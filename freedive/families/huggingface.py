@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from freedive.model.families.config import Config
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.names import interleaved_heads
-from freedive.model.families.parts import (
+from freedive.families.config import Config
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.names import interleaved_heads
+from freedive.families.parts import (
     FULL,
     SLIDING,
     attention,

@@ -68,7 +68,7 @@ class Ops(Protocol[V, W]):
         """c * (conv(b * x) + bias) for x [T, 3 * dim], which holds b, c and x side by side: [T, dim].
 
         ``taps`` [kernel * dim] are the weights of the oldest token that is seen, then of the next, and so on. The
-        layer's per-sequence state is read and moved on as the step's :class:`freedive.engine.batch.StateUpdates` say.
+        layer's per-sequence state is read and moved on as the step's :class:`freedive.model.batch.StateUpdates` say.
         """
 
     def experts(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from freedive.checkpoint.rules import Ignore, Row, Rule, Rules
-from freedive.model.families.config import Config
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.names import Naming
-from freedive.model.families.parts import attention, feed_forward, model, num_layers, router, with_shared
-from freedive.model.families.rope import rope
+from freedive.families.config import Config
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.names import Naming
+from freedive.families.parts import attention, feed_forward, model, num_layers, router, with_shared
+from freedive.families.rope import rope
 from freedive.model.spec import Attention, Experts, Layer, ModelSpec
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from freedive.model.families.config import Config
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.names import SHARED, Naming, feed_forward_names
-from freedive.model.families.parts import (
+from freedive.families.config import Config
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.names import SHARED, Naming, feed_forward_names
+from freedive.families.parts import (
     FULL,
     SLIDING,
     attention,

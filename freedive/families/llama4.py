@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from freedive.checkpoint.rules import Rule, Transpose
-from freedive.model.families.config import Config
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.names import EXPERT, SHARED, Naming, feed_forward_names
-from freedive.model.families.parts import FULL, attention, feed_forward, model, rotated_layers, router
-from freedive.model.families.rope import rope
+from freedive.families.config import Config
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.names import EXPERT, SHARED, Naming, feed_forward_names
+from freedive.families.parts import FULL, attention, feed_forward, model, rotated_layers, router
+from freedive.families.rope import rope
 from freedive.model.spec import Attention, AttentionTemperature, Experts, Layer, ModelSpec
 
 _CHUNKED = "chunked_attention"

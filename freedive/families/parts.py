@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from freedive.model.families.config import Config
-from freedive.model.families.rope import latent_magnitude, max_context, rope
+from freedive.families.config import Config
+from freedive.families.rope import latent_magnitude, max_context, rope
 from freedive.model.spec import (
     MAX_EXPERTS,
     Activation,

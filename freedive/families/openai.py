@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from freedive.checkpoint.rules import Rule, Transpose
-from freedive.model.families.config import Config
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.names import EXPERT, Naming
-from freedive.model.families.parts import FULL, SLIDING, attention, layer_types, model, num_layers, router, window
+from freedive.families.config import Config
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.names import EXPERT, Naming
+from freedive.families.parts import FULL, SLIDING, attention, layer_types, model, num_layers, router, window
 from freedive.model.spec import Experts, FeedForward, Layer, ModelSpec
 
 

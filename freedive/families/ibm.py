@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from freedive.checkpoint.rules import Rule
-from freedive.model.families.config import Config
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.names import EXPERT, SHARED, Naming, interleaved_heads
-from freedive.model.families.parts import (
+from freedive.families.config import Config
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.names import EXPERT, SHARED, Naming, interleaved_heads
+from freedive.families.parts import (
     FULL,
     SLIDING,
     attention,
@@ -25,8 +25,8 @@ from freedive.model.families.parts import (
     router,
     window,
 )
-from freedive.model.families.refused import refusal
-from freedive.model.families.rope import DEFAULT_THETA, rope
+from freedive.families.refused import refusal
+from freedive.families.rope import DEFAULT_THETA, rope
 from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpec
 
 _ATTENTION, _RECURRENT = ("attention", FULL), ("mamba", "linear_attention")

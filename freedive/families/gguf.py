@@ -11,9 +11,9 @@ import numpy as np
 
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
-from freedive.model.families.config import Config
-from freedive.model.families.names import Naming
-from freedive.model.families.parts import FULL, SLIDING
+from freedive.families.config import Config
+from freedive.families.names import Naming
+from freedive.families.parts import FULL, SLIDING
 
 KEYS = {
     "vocab_size": "vocab_size",

@@ -7,12 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
-
-Bytes = npt.NDArray[np.uint8]
+from freedive.arrays import Bytes, Floats, Ints
 
 PAGE_TOKENS = 32
 """Tokens in one page of the key-value cache."""

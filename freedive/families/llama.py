@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from freedive.model.families.config import Config
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.names import EXPERT, Naming, feed_forward_names, interleaved_heads
-from freedive.model.families.parts import attention, feed_forward, model, num_layers, router, window
+from freedive.families.config import Config
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.names import EXPERT, Naming, feed_forward_names, interleaved_heads
+from freedive.families.parts import attention, feed_forward, model, num_layers, router, window
 from freedive.model.spec import Experts, Layer, ModelSpec
 
 

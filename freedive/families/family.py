@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from freedive.model.families.config import Config
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.names import Naming
+from freedive.families.config import Config
+from freedive.families.gguf import Gguf
+from freedive.families.names import Naming
 from freedive.model.spec import ModelSpec
 
 

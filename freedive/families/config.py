@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from freedive.checkpoint.file import quote
 from freedive.errors import UserError
-from freedive.model.families.harmless import HARMLESS, HARMLESS_VALUES, SECTION_HARMLESS
+from freedive.families.harmless import HARMLESS, HARMLESS_VALUES, SECTION_HARMLESS
 
 T = TypeVar("T", bound=str | int)
 

@@ -15,11 +15,11 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from freedive.chat.rendering import LiveMarkdown
 from freedive.server.api_errors import ApiError
 from freedive.server.auth import Auth
 from freedive.server.completion_stream import Completions
 from freedive.server.openai.fields import ChatRequest
+from freedive.server.page.rendering import LiveMarkdown
 from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.server.stream import EventStream, event, with_error_event
@@ -36,7 +36,9 @@ def router(service: Service, auth: Auth) -> APIRouter:
     """The page at / and its stream."""
     routes = APIRouter(include_in_schema=False)
     translations: dict[str, dict[str, str]] = json.loads((files(__package__) / "translations.json").read_text("utf-8"))
-    environment = Environment(loader=PackageLoader("freedive.chat", "."), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader("freedive.server.page", "."), autoescape=True, undefined=StrictUndefined
+    )
     template = environment.get_template("page.html")
 
     @routes.get("/")
@@ -64,7 +66,7 @@ def router(service: Service, auth: Auth) -> APIRouter:
 
 def static_files() -> StaticFiles:
     """Style sheets and scripts, by name under /static."""
-    return StaticFiles(packages=[("freedive.chat", "static")])
+    return StaticFiles(packages=[("freedive.server.page", "static")])
 
 
 def choose_language(cookie: str, accepted: str, languages: Sequence[str] | dict[str, Any]) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from freedive.checkpoint.rules import Add, Rule
-from freedive.model.families.config import Config
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.names import HUB, Naming
-from freedive.model.families.parts import FULL, SLIDING, attention, layer_types, model, num_layers, window
-from freedive.model.families.rope import plain_rope, rope
+from freedive.families.config import Config
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.names import HUB, Naming
+from freedive.families.parts import FULL, SLIDING, attention, layer_types, model, num_layers, window
+from freedive.families.rope import plain_rope, rope
 from freedive.model.spec import Attention, FeedForward, Layer, ModelSpec
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from freedive.checkpoint.rules import Rule
-from freedive.model.families.config import Config
-from freedive.model.families.deepseek import decoder, first_dense, unbiased_router
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.names import Naming
-from freedive.model.families.parts import attention, feed_forward, model, num_layers
-from freedive.model.families.rope import rope
+from freedive.families.config import Config
+from freedive.families.deepseek import decoder, first_dense, unbiased_router
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.names import Naming
+from freedive.families.parts import attention, feed_forward, model, num_layers
+from freedive.families.rope import rope
 from freedive.model.spec import Layer, ModelSpec
 
 

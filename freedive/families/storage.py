@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from freedive.checkpoint.quantized.discover import take_quantization
-from freedive.model.families.config import Config
+from freedive.families.config import Config
 from freedive.model.params import Param
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from freedive.model.families.config import Config
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.parts import attention, feed_forward, model, num_layers
+from freedive.families.config import Config
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.parts import attention, feed_forward, model, num_layers
 from freedive.model.spec import Layer, ModelSpec
 
 

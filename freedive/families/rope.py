@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from freedive.model.families.config import Config
+from freedive.families.config import Config
 from freedive.model.spec import MAX_CONTEXT, Rope
 
 Frequencies = npt.NDArray[np.float32]

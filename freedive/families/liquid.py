@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from freedive.checkpoint.rules import Rule, Rules, Taps
-from freedive.model.families.config import Config
-from freedive.model.families.family import Family
-from freedive.model.families.gguf import Gguf
-from freedive.model.families.names import EXPERT, Naming, feed_forward_names
-from freedive.model.families.parts import ACTIVATIONS, FULL, attention, feed_forward, model, num_layers, router
+from freedive.families.config import Config
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.names import EXPERT, Naming, feed_forward_names
+from freedive.families.parts import ACTIVATIONS, FULL, attention, feed_forward, model, num_layers, router
 from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpec, ShortConv
 
 CONV = "conv"
