@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from freedive import machine
-from freedive.checkpoint.file import read_json
 from freedive.checkpoint.fingerprint import COMPUTING, DESCRIBING, code_digest, code_fingerprint
 from freedive.checkpoint.fit import check_fit
 from freedive.checkpoint.model_folder import (
@@ -35,6 +34,7 @@ from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pooling
 from freedive.engine.submission import Job
 from freedive.errors import Unavailable, UserError
+from freedive.files import read_json
 from freedive.hub.cache import packed_path, pages_folder
 from freedive.hub.catalogue import entry_for
 from freedive.hub.sources import resolve
@@ -355,7 +355,7 @@ def recommended(name: str, path: Path) -> Mapping[str, Any]:
 
 def _page_stores(path: Path, model: spec.ModelSpec, runner: NativeRunner, config: EngineConfig) -> list[PageStore]:
     """Where pages and states computed by ``runner`` are kept: all that their bits depend on has a folder of its own."""
-    if config.prefix_cache == "off" or not config.disk_cache_gb:
+    if not config.prefix_cache or not config.disk_cache_gb:
         return []
     kinds = LAYOUT, config.cache_format, config.precision, runner.isa
     memories = [memory for memory in (runner.pages, runner.states) if memory.shape[1]]

@@ -15,13 +15,16 @@ ORIGIN = re.compile(r"[*]|null|[a-z][a-z0-9+.-]*://[^\s/?#@]+")
 
 Config = TypeVar("Config", bound="EngineConfig | ServerConfig")
 
+BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+"""How a setting that is on or off may be written."""
+
 PARSERS: dict[str, Callable[[str], Any]] = {
     "int": int,
     "int | None": int,
     "float": float,
     "float | None": float,
     "str": str,
-    "bool": lambda text: bool(int(text)),
+    "bool": lambda text: boolean(text),
     "tuple[str, ...]": lambda text: (text,),
 }
 """Text of an environment variable -> value, by the annotation of its field."""
@@ -59,7 +62,7 @@ class EngineConfig:
         "to the truth than others' 8 bits), of none (exact)",
         choices=("balanced", "fast", "exact"),
     )
-    prefix_cache: str = setting("on", "Compute once what several requests begin with: on or off", choices=("on", "off"))
+    prefix_cache: bool = setting(True, "Compute once what several requests begin with: on or off")
     disk_cache_gb: float = setting(
         4.0, "GB on disk for the beginnings of requests, to be there after a restart; 0 for none", low=0
     )
@@ -147,6 +150,14 @@ def load(kind: type[Config], given: Mapping[str, Any] | None = None, environ: Ma
     return kind(**values | {name: value for name, value in (given or {}).items() if value is not None})
 
 
+def boolean(text: str) -> bool:
+    """The value of a setting that is on or off; ValueError for a text that is none of :data:`BOOLEANS`."""
+    try:
+        return BOOLEANS[text.strip().lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
 def variable(name: str) -> str:
     """The environment variable of a field."""
     return f"FREEDIVE_{name.upper()}"
@@ -156,12 +167,23 @@ def _parse(item: Field[Any], text: str) -> Any:
     try:
         return PARSERS[str(item.type)](text)
     except ValueError:
-        raise UserError(f"{variable(item.name)} is {text!r}", "Set it to a number, or unset it") from None
+        values = "true or false" if item.type == "bool" else "a number"
+        raise UserError(f"{variable(item.name)} is {text!r}", f"Set it to {values}, or unset it") from None
+
+
+def _switch(name: str, value: object) -> bool:
+    """A setting that is on or off as the command line and older programs give it."""
+    try:
+        return boolean(str(value))
+    except ValueError:
+        raise UserError(f"{name} is {value!r}", "Choose on or off", param=name) from None
 
 
 def _check(config: EngineConfig | ServerConfig) -> None:
     for item in fields(config):
         value, limits = getattr(config, item.name), item.metadata["range"]
+        if item.type == "bool" and not isinstance(value, bool):
+            object.__setattr__(config, item.name, _switch(item.name, value))
         if limits and value is not None and not limits[0] <= value <= limits[1]:
             bounds = f"at least {limits[0]}" if limits[1] == float("inf") else f"from {limits[0]} to {limits[1]}"
             raise UserError(f"{item.name} is {value}", f"Choose a value {bounds}", param=item.name)

@@ -1,16 +1,37 @@
-"""What went wrong, in words a user can act on."""
+"""Errors that a user can cause and correct. Every other exception is a fault of freedive.
+
+::
+
+    UserError
+    ├── ContextLengthExceeded
+    ├── TemplateRefusal
+    ├── NotKept                   a schema that a constraint cannot enforce (text/schema/rewrite.py)
+    ├── DamagedFile               a model file (files.py)
+    ├── DamagedKeys               the key file (server/keys.py)
+    ├── NotFound
+    │   └── ThreadNotFound        (server/anthropic/fields.py)
+    ├── Forbidden
+    │   └── ForeignPage           (server/origins.py)
+    ├── Overloaded
+    │   └── RateLimited           (server/rate_limits.py)
+    ├── Unavailable
+    ├── Unauthorized              requests (server/http_errors.py)
+    ├── BodyTooLarge
+    ├── BodyTooSlow
+    ├── EncodedBody
+    └── UnsupportedMediaType
+"""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can cause and mend: says what is wrong and what to do, on one line.
+    """An error that a user can cause and correct: says what is wrong and what to do, on one line.
 
-    ``what`` names the fault, ``remedy`` the next step. The command line prints it and exits with 1; the server
-    answers with :attr:`status`.
+    ``what`` is a sentence that names the fault, ``remedy`` an imperative that names the next step; both without a full
+    stop at the end. The command line prints both and exits with 1. The server reports them with the HTTP status that
+    ``server/http_errors.py`` gives the class.
     """
-
-    status = 400
 
     def __init__(self, what: str, remedy: str = "", *, param: str | None = None) -> None:
         self.what = what
@@ -32,22 +53,14 @@ class TemplateRefusal(UserError):
 class NotFound(UserError):
     """A model, file or route that does not exist."""
 
-    status = 404
-
 
 class Overloaded(UserError):
     """The server is at its limit now; the same request may succeed later."""
-
-    status = 429
 
 
 class Unavailable(UserError):
     """Something outside this process is missing: the network, disk space, a port."""
 
-    status = 503
-
 
 class Forbidden(UserError):
-    """Something that the one who asks has no right to."""
-
-    status = 403
+    """Something that the caller has no right to."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -242,3 +243,9 @@ def fake_model() -> EchoModel:
 def live_server(fake_model: EchoModel) -> Iterator[str]:
     with serving(fake_model) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def http(live_server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live_server, timeout=20) as client:
+        yield client

@@ -163,6 +163,18 @@ def test_settings_come_from_the_environment_and_flags_win(fake: FakeModel, monke
     assert (fake.config["threads"], fake.config["max_batch"]) == (1, 5)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("off", False), ("on", True), ("false", False), ("TRUE", True), ("0", False), ("yes", True)]
+)
+def test_a_setting_that_is_on_or_off_takes_any_usual_spelling(fake: FakeModel, text: str, value: bool) -> None:
+    assert invoke("run", "m", "x", "--prefix-cache", text).exit_code == 0
+    assert fake.config["prefix_cache"] is EngineConfig(prefix_cache=text).prefix_cache is value
+    assert (
+        "error: prefix_cache is 'perhaps'. Choose on or off"
+        in invoke("run", "m", "x", "--prefix-cache", "perhaps").stderr
+    )
+
+
 def test_raw_continues_text(fake: FakeModel) -> None:
     assert invoke("run", "m", "once", "--raw").stdout == "once and so on\n"
 

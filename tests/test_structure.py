@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,22 +18,20 @@ import freedive
 ROOT = Path(freedive.__file__).parents[1]
 
 ORDER = (
-    ("freedive.errors", "freedive.machine", "freedive.progress", "freedive.native"),
-    ("freedive.config", "freedive.model.spec", "freedive.model.batch"),
-    ("freedive.model.params", "freedive.model.description", "freedive.model.operations"),
-    ("freedive.checkpoint", "freedive.text", "freedive.model.decoder", "freedive.model.size"),
-    ("freedive.families", "freedive.ops"),
-    ("freedive.engine", "freedive.hub"),
-    ("freedive.api",),
-    ("freedive",),
-    ("freedive.server",),
-    ("freedive.server.page",),
-    ("freedive.server.app", "freedive.train"),
-    ("freedive.commands",),
-    ("freedive.cli",),
-    ("freedive.__main__",),
+    ("errors", "arrays", "json_object", "machine", "progress", "native"),
+    ("config", "files"),
+    ("model",),
+    ("checkpoint", "text"),
+    ("families", "ops"),
+    ("engine", "hub"),
+    ("api",),
+    ("__init__",),
+    ("server", "train"),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
 )
-"""Rooms, lowest first: a module belongs to the longest name that it starts with, and imports from lower lines only."""
+"""The folders and files of the package, lowest first: a module imports from its own and from lower lines only."""
 
 FORBIDDEN = {
     "freedive": ("torch", "transformers", "freedive.ops.torch"),
@@ -40,7 +40,6 @@ FORBIDDEN = {
     "freedive.model.decoder": ("numpy",),
     "freedive.engine": ("httpx", "socket", "urllib", "fastapi", "uvicorn", "freedive.native", "freedive.ops"),
     "freedive.server": ("numpy", "freedive.native", "freedive.ops", "freedive.checkpoint"),
-    "freedive.server.page": ("numpy", "freedive.native", "freedive.ops", "freedive.checkpoint"),
 }
 """What a room must do without: torch is for training, networks for the server, tensors for the kernels."""
 
@@ -82,15 +81,10 @@ def imports(module: str) -> Iterator[tuple[str, str]]:
 
 
 def room(module: str) -> tuple[int, str]:
-    """The line and the name of the room that a module belongs to."""
-    fitting = [
-        (level, name)
-        for level, names in enumerate(ORDER)
-        for name in names
-        if belongs(module, name) and (name != "freedive" or module == "freedive")
-    ]
-    assert fitting, f"{module} belongs to no room: give it one in ORDER"
-    return max(fitting, key=lambda place: len(place[1]))
+    """The line and the name of the folder or file that a module belongs to."""
+    name = module.split(".")[1] if "." in module else "__init__"
+    [level] = (level for level, names in enumerate(ORDER) if name in names)
+    return level, name
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -115,6 +109,14 @@ def test_rooms_keep_to_their_trade(module: str) -> None:
 
 def test_the_order_names_only_rooms_that_exist() -> None:
     assert {room(module)[1] for module in MODULES} == {name for names in ORDER for name in names}
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    graph = {
+        module: {imported for imported, _ in imports(module)} & MODULES.keys() - {module, "freedive"}
+        for module in MODULES
+    }
+    assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)  # raises CycleError
 
 
 def doors() -> list[tuple[str, str]]:
@@ -157,3 +159,72 @@ def test_starting_imports_nothing_heavy(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"numpy", "gguf", "tokenizers", "fastapi", "httpx", "torch", "freedive.api", "freedive.native"}
     assert not heavy & set(done.stdout.split())
+
+
+MUTATORS = {
+    *("add", "append", "appendleft", "clear", "discard", "extend", "insert", "move_to_end", "pop", "popitem"),
+    *("popleft", "remove", "reverse", "setdefault", "sort", "update"),
+}
+"""Methods that change a list, a dict, a set or a deque."""
+
+
+def mutations(module: str) -> Iterator[str]:
+    """Where ``module`` changes what is assigned in a module, its own or one that it imports from."""
+    names = {target.id for node in tree(module).body for target in targets(node) if isinstance(target, ast.Name)}
+    names |= {name for imported, name in imports(module) if belongs(imported, "freedive") and name.isupper()}
+
+    def is_global(node: ast.expr) -> bool:
+        """Whether it is such a name, or ``other_module.NAME``."""
+        if isinstance(node, ast.Attribute) and node.attr.isupper() and isinstance(node.value, ast.Name):
+            return node.value.id not in ("self", "cls")
+        return isinstance(node, ast.Name) and node.id in names
+
+    for node in ast.walk(tree(module)):
+        match node:
+            case ast.Global(names=changed):
+                yield f"{module}:{node.lineno} global {', '.join(changed)}"
+            case ast.Call(func=ast.Attribute(value=owner, attr=method)) if method in MUTATORS and is_global(owner):
+                yield f"{module}:{node.lineno} {ast.unparse(node)}"
+            case ast.Subscript(value=owner, ctx=ast.Store() | ast.Del()) if is_global(owner):
+                yield f"{module}:{node.lineno} {ast.unparse(node)}"
+            case ast.Attribute(value=owner, ctx=ast.Store() | ast.Del()) if is_global(owner):
+                yield f"{module}:{node.lineno} {ast.unparse(node)}"
+            case ast.AugAssign(target=ast.Name() as target) if is_global(target):
+                yield f"{module}:{node.lineno} {ast.unparse(node)}"
+
+
+def targets(node: ast.stmt) -> list[ast.expr]:
+    match node:
+        case ast.Assign(targets=found):
+            return found
+        case ast.AnnAssign(target=found):
+            return [found]
+    return []
+
+
+def test_modules_have_no_mutable_state() -> None:
+    """Caches of functions are allowed: they change nothing but the time that a call takes."""
+    assert [place for module in MODULES for place in mutations(module)] == []
+
+
+MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
+SOURCES = sorted(
+    path for kind in ("*.py", "*.cpp", "*.h") for path in (ROOT / "freedive").rglob(kind) if path.is_file()
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_long_file_says_why_in_its_first_comment(path: Path) -> None:
+    lines = path.read_text("utf-8").splitlines()
+    assert len(lines) <= MAX_LINES or re.match(r"(#|//) Over \d+ lines: ", lines[0])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_long_function_says_why_in_its_first_comment(module: str) -> None:
+    lines = MODULES[module].read_text("utf-8").splitlines()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = lines[node.lineno - 1 : node.end_lineno]
+            comment = next((line.strip() for line in body if line.strip().startswith("#")), "")
+            assert len(body) <= MAX_FUNCTION_LINES or re.match(r"# Over \d+ lines: ", comment), node.name

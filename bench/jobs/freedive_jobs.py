@@ -18,7 +18,7 @@ from freedive.model.batch import Batch
 class FreediveJobs(Jobs):
     def __init__(self, path: str, threads: int, precision: str = EngineConfig.precision) -> None:
         self.precision = precision
-        peers = {"speculation": "off", "prefix_cache": "off"}  # as they run
+        peers = {"speculation": "off", "prefix_cache": False}  # as they run
         self.model = freedive.load(path, threads=threads, precision=precision, **peers)
 
     def about(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Block formats of freedive, for weights that safetensors store in several tensors: one row is one run of blocks.
+"""freedive's own block formats, for weights that safetensors files store in several tensors. A row is a run of blocks.
 
     integers    half-float scale | zero point, one byte (formats ending in Z) | codes; a weight is scale * (code - zero)
     F8G128      float32 scale | 128 codes, e4m3; the last block of a row is filled up with zeros
 
-Bytes are codes less 128; of nibbles, each 16 bytes hold 32 codes: the low halves are the first 16. So Q4_0 and Q8_0 are
-of this kind too.
+A byte is a code minus 128. With 4 bits, 16 bytes store 32 codes, the first 16 of them in the low nibbles. So Q4_0 and
+Q8_0 are of this kind too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from freedive.checkpoint.file import BLOCKS
 
 
 class Integers(NamedTuple):
-    """An integer format: bits of a code, inputs that share a scale, and whether they have a zero point of their own."""
+    """An integer format: bits of a code, inputs that share a scale, and whether each group has a zero point."""
 
     bits: int
     group: int

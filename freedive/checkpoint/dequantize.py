@@ -1,4 +1,4 @@
-"""Any format -> float32, by the `gguf` library where the format is GGUF's: obviously right, not fast."""
+"""Converts any format to float32; formats of GGUF with the `gguf` library. Simple and not fast."""
 
 from __future__ import annotations
 

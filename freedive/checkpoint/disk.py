@@ -1,4 +1,4 @@
-"""What a power cut leaves of a file: all of it, or what was there before."""
+"""Writes that survive a power cut: afterwards a file is either complete or unchanged."""
 
 from __future__ import annotations
 

@@ -1,18 +1,17 @@
-"""What both container formats share: mapping a file, reading JSON, and laying out tensors with every bound checked."""
+"""Code that both container formats share: sizes of blocks, and the layout of tensors with every bound checked."""
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from freedive.checkpoint.tensor import Tensor
-from freedive.errors import NotFound, UserError
+from freedive.files import DamagedFile, quote
 
 BLOCKS = {
     "F32": (1, 4),
@@ -53,22 +52,8 @@ PART_FORMATS = {
 }
 """Likewise, for what quantised safetensors weights are made of."""
 
-JSON_LIMIT = 100_000_000
-"""Bytes of the longest JSON text read: the limit that the safetensors format sets for its header."""
-
-
-MAX_VALUES = 1 << 23
-"""Values in a JSON text or the arrays of a GGUF header: three times what the largest vocabularies have."""
-
 MAX_TENSORS = 1 << 18
 """Of one file: with each expert's apart and quantised, the largest models have fewer in all their files."""
-
-
-class DamagedFile(UserError):
-    """A model file whose content contradicts itself or its size."""
-
-    def __init__(self, path: Path, what: str) -> None:
-        super().__init__(f"{path} is damaged or incomplete: {what}", "Fetch the file again")
 
 
 class Entry(NamedTuple):
@@ -78,47 +63,6 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     format: str
     begin: int
-
-
-def quote(value: object) -> str:
-    """``value`` from a file as one short printable line."""
-    text = ascii(value)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-def map_file(path: Path) -> mmap.mmap:
-    """The file's bytes, mapped read-only."""
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise NotFound(f"{path} does not exist", "Check the path; a model of several files needs them all") from None
-    except ValueError:  # mmap cannot map nothing
-        raise DamagedFile(path, "it is empty") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", "Check that it is a file you may read") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file."""
-    with map_file(path) as mapped:
-        return parse_json(path, mapped[: JSON_LIMIT + 1])
-
-
-def parse_json(path: Path, text: bytes) -> dict[str, Any]:
-    """``text``, found in the file ``path``, as a JSON object without duplicate keys."""
-    if len(text) > JSON_LIMIT:
-        raise DamagedFile(path, f"its JSON is longer than {JSON_LIMIT} bytes")
-    num_values = sum(map(text.count, (b",", b"[", b"{")))  # at most; what holds them takes far more than their text
-    if num_values > MAX_VALUES:
-        raise DamagedFile(path, f"its JSON holds more than {MAX_VALUES} values")
-    try:
-        value = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise DamagedFile(path, f"its JSON cannot be parsed ({quote(str(error))})") from None
-    if not isinstance(value, dict):
-        raise DamagedFile(path, "its JSON is not an object")
-    return value
 
 
 def lay_out(path: Path, mapped: mmap.mmap, entries: Collection[Entry]) -> dict[str, Tensor]:
@@ -152,10 +96,3 @@ def _rows(path: Path, entry: Entry) -> tuple[int, int]:
             path, f"tensor {quote(entry.name)}: {entry.format} needs rows of a multiple of {block}, not {width}"
         )
     return math.prod(outer), width // block * num_bytes
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return result

@@ -37,7 +37,7 @@ def checkpoint_fingerprint(path: Path) -> str:
     return repr([(file.name, stamp(file)) for file in files if file.exists()])
 
 
-DESCRIBING = ("checkpoint/**/*.py", "families/**/*.py", "model/**/*.py")
+DESCRIBING = ("files.py", "checkpoint/**/*.py", "families/**/*.py", "model/**/*.py")
 """The code that reads and describes checkpoints."""
 
 COMPUTING = (*DESCRIBING, "engine/*.py", "ops/*.py", "native/_native.*")

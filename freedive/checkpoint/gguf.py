@@ -1,7 +1,7 @@
-"""GGUF files, versions 2 and 3: opened in place, every length and offset checked before it is used.
+"""Reads GGUF files, versions 2 and 3: mapped, with every length and offset checked before it is used.
 
 The layout is that of docs/gguf.md in ggml. The `gguf` library reads the same files, but trusts their numbers and needs
-seconds for the strings of a large vocabulary; its tables are what the tests compare with.
+seconds for the strings of a large vocabulary. The tests compare with its tables.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from freedive.checkpoint.file import MAX_TENSORS, MAX_VALUES, DamagedFile, Entry, lay_out, map_file, quote
+from freedive.checkpoint.file import MAX_TENSORS, Entry, lay_out
 from freedive.checkpoint.fingerprint import split_files
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
+from freedive.files import MAX_VALUES, DamagedFile, map_file, quote
 
 FORMAT_IDS = {
     0: "F32",

@@ -1,4 +1,4 @@
-"""GGUF files, version 3, as docs/gguf.md in ggml lays them out."""
+"""Writes GGUF files, version 3, in the layout of docs/gguf.md in ggml."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Model folders: a packed store with a description of its model, which runs without the original files.
 
 The description is JSON, written after the store: the decoder, a GGUF file's metadata if the model comes from one, and
-the stamp of the store. A model folder holds both, ``model.fdv`` and ``decoder.json``; a model that does
-not come from a GGUF file has its tokenizer's files beside them, as its maker wrote them.
+the stamp of the store. A model folder has both, ``model.fdv`` and ``decoder.json``. A model that does not come from a
+GGUF file also has its tokenizer's files in this folder, unchanged.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from freedive.checkpoint.file import DamagedFile, read_json
 from freedive.checkpoint.fingerprint import stamp
 from freedive.checkpoint.fit import check_fit
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.checkpoint.weight_store import DamagedStore, WeightStore, open_store, write_store
 from freedive.checkpoint.write import OTHER_DISK, new_file
 from freedive.errors import UserError
+from freedive.files import DamagedFile, read_json
 from freedive.model import spec
 from freedive.model.description import from_json, to_json
 from freedive.progress import Advance

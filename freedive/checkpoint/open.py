@@ -1,4 +1,4 @@
-"""A path -> an opened checkpoint, whatever its container."""
+"""Opens the checkpoint at a path: GGUF or safetensors, one file or several."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import os
 import re
 from pathlib import Path
 
-from freedive.checkpoint.file import quote, read_json
 from freedive.checkpoint.gguf import open_gguf
 from freedive.checkpoint.quantized.discover import combine
 from freedive.checkpoint.safetensors import read_file, read_sharded, read_shards
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
+from freedive.files import quote, read_json
 
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 
 PROJECTOR = "mmproj"
-"""How names of GGUF files begin that hold what turns pictures and sound into embeddings, beside the model."""
+"""Prefix of the names of GGUF files with encoders of images and sound, which are not part of the language model."""
 
 _PART = re.compile(r"-\d{5}-of-(?=\d{5}\.)")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a .gguf file, a .safetensors file beside its config.json, or a folder with either; nothing is copied.
+    """Open a .gguf file, a .safetensors file with a config.json, or a folder with either; nothing is copied.
 
     Raises UserError when the file is missing, damaged or of a kind or format that freedive does not read.
     """

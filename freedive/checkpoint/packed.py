@@ -7,7 +7,6 @@ Weights are packed into records: one tensor, or all weights of one expert of one
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,9 +15,10 @@ import numpy as np
 
 from freedive.arrays import Bytes
 from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
-from freedive.checkpoint.file import quote
 from freedive.checkpoint.tensor import Tensor
 from freedive.errors import UserError
+from freedive.files import quote
+from freedive.model.params import expert_of
 from freedive.native import _native
 
 FORMATS: Mapping[str, _native.Format] = _native.Format.__members__
@@ -32,12 +32,10 @@ LINE = 64
 MAX_DIM = 1 << 24
 """Of a stored tensor: its bytes are far from what 64 bits can count."""
 
-_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)")
-
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """``data`` uint8, flat. ``shape`` is logical.
+    """A weight of the store. ``data`` is uint8, flat; ``shape`` is logical.
 
     A matrix [out, in] is panels in its own format, a vector plain float32. Heads [heads, out, in] are one matrix of
     floats after another, each in whole panels.
@@ -143,9 +141,9 @@ def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, Entry]:
     """Entries by name; the tensors of a layer's experts are together in one."""
     records: dict[str, list[dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
-        entry, index, part = match.groups() if (match := _EXPERT.fullmatch(name)) else (name, "0", "")
+        entry, index, part = expert_of(name) or (name, 0, "")
         experts = records.setdefault(entry, [])
-        if int(index) == len(experts):
+        if index == len(experts):
             experts.append({})
         experts[-1][part] = tensor
     entries: dict[str, Entry] = {}

@@ -1,4 +1,4 @@
-"""Any weights -> freedive's own formats: what ``freedive quantize`` writes.
+"""Quantises weights to freedive's own formats, for ``freedive quantize``.
 
 A group's codes and its scale are those with the least squared error among a few candidates; -8 and -128 are used.
 """

@@ -1,7 +1,7 @@
-"""A maker's tensor names, shapes and row orders <-> canonical ones, by tables that read in both directions.
+"""Rules that convert a maker's tensor names, shapes and row orders to canonical ones, and back.
 
-In names, ``{}`` stands for a number between dots: ``model.layers.{}.mlp.up_proj.weight``. Whatever a rule does, shapes
-and formats are told at once and bytes are made when asked for, of one expert at a time.
+In names, ``{}`` stands for a number between dots: ``model.layers.{}.mlp.up_proj.weight``. Shapes and
+formats are computed at once; bytes are computed when they are read, one expert at a time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 
 from freedive.arrays import Bytes
 from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
-from freedive.checkpoint.file import BLOCKS, quote
+from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
+from freedive.files import quote
 from freedive.model.params import Param, params
 from freedive.model.spec import ModelSpec
 
@@ -30,7 +31,7 @@ Shape = tuple[int, ...]
 
 
 class Step(Protocol):
-    """A change of one tensor that can be undone."""
+    """A reversible change of one tensor."""
 
     def apply(self, tensor: Tensor) -> Tensor:
         """The maker's -> canonical."""
@@ -41,10 +42,10 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Permute:
-    """The maker interleaves the rows of each head: (0, d/2, 1, d/2 + 1, ...); ours run in order.
+    """The maker interleaves the rows of each head: (0, d/2, 1, d/2 + 1, ...); canonical rows are in order.
 
-    llama.cpp stores the queries and keys of its `llama` architecture so, to rotate neighbours where Hugging Face
-    rotates halves. Moving whole rows also fits quantised formats.
+    llama.cpp stores the queries and keys of its `llama` architecture in this order, to rotate neighbours where Hugging
+    Face rotates halves. Whole rows move, so this works for quantised formats too.
     """
 
     head_dim: int
@@ -65,7 +66,7 @@ class Permute:
 
 @dataclass(frozen=True)
 class Transpose:
-    """The maker's last two axes are the other way round; quantised formats, whose blocks this cuts, become F16."""
+    """The maker's last two axes are swapped. Quantised formats, whose blocks this would cut, become F16."""
 
     def apply(self, tensor: Tensor) -> Tensor:
         def make() -> Bytes:
@@ -82,7 +83,7 @@ class Transpose:
 
 @dataclass(frozen=True)
 class Add:
-    """Ours are the maker's plus ``term``, in float32: norms that multiply by 1 + weight."""
+    """The canonical weight is the maker's plus ``term``, in float32: norms that multiply by 1 + weight."""
 
     term: float
 
@@ -98,7 +99,7 @@ class Add:
 
 @dataclass(frozen=True)
 class Row:
-    """The maker's is a matrix of one row, [1, n]; ours are its elements, [n]."""
+    """The maker's weight is a matrix of one row, [1, n]; the canonical one is a vector, [n]."""
 
     def apply(self, tensor: Tensor) -> Tensor:
         return replace(tensor, shape=tensor.shape[1:])
@@ -109,7 +110,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Halve:
-    """Each of the maker's rows is two of ours; quantised formats become F16 where that cuts a block."""
+    """Each row of the maker's weight is two canonical rows. Quantised formats become F16 where this cuts a block."""
 
     def apply(self, tensor: Tensor) -> Tensor:
         rows, width = tensor.shape
@@ -124,7 +125,7 @@ class Halve:
 
 @dataclass(frozen=True)
 class Taps:
-    """The maker's is a depthwise convolution [dim, *middle, kernel]; ours is [kernel * dim], tap after tap."""
+    """The maker's weight is a depthwise convolution [dim, *middle, kernel], the canonical one [kernel * dim]."""
 
     kernel: int
     middle: Shape = ()
@@ -168,9 +169,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Ignore:
-    """The tensor ``theirs`` says nothing that the description does not: a buffer, or a copy of a tied weight.
+    """The tensor ``theirs`` is not read: it is a buffer, or a copy of a tied weight.
 
-    With ``*`` at its end, all tensors whose names begin so: parts that are not run.
+    A name with ``*`` at its end stands for all tensors with this prefix: parts that are not run.
     """
 
     theirs: str
@@ -210,7 +211,7 @@ def maker_tensors(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tens
 
 
 class Group(NamedTuple):
-    """What one tensor of the maker's holds: canonical names by (index in the stack, index in ``rule.ours``)."""
+    """The canonical weights in one tensor of the maker: names by (index in the stack, index in ``rule.ours``)."""
 
     rule: Rule
     names: dict[tuple[int, int], str]

@@ -1,4 +1,4 @@
-"""Safetensors files: an 8-byte length, a JSON header, then the tensors' bytes; opened in place, written in order."""
+"""Reads and writes safetensors files: an 8-byte length, a JSON header, then the bytes of the tensors."""
 
 from __future__ import annotations
 
@@ -13,20 +13,11 @@ from typing import Any
 import numpy as np
 
 from freedive.arrays import Bytes
-from freedive.checkpoint.file import (
-    JSON_LIMIT,
-    PART_FORMATS,
-    DamagedFile,
-    Entry,
-    lay_out,
-    map_file,
-    parse_json,
-    quote,
-    read_json,
-)
+from freedive.checkpoint.file import PART_FORMATS, Entry, lay_out
 from freedive.checkpoint.tensor import Tensor
 from freedive.checkpoint.write import new_file
 from freedive.errors import NotFound, UserError
+from freedive.files import JSON_LIMIT, DamagedFile, map_file, parse_json, quote, read_json
 
 DTYPES = {name: num_bytes for name, (_, num_bytes) in PART_FORMATS.items()} | {"F32": 4, "F16": 2, "BF16": 2}
 """The dtypes freedive reads -> bytes of a number; they are format names too."""

@@ -1,4 +1,4 @@
-"""A named tensor as it lies on disk."""
+"""Tensors and checkpoints as they are stored on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Tensor:
 
     ``shape`` is row-major and logical (elements, not blocks): a linear weight is (out, in). ``format`` is a name of
     :data:`freedive.checkpoint.file.BLOCKS`. Rows run over all but the last axis. ``source`` is the data, uint8
-    [num_rows, bytes per row], or makes rows ``begin`` to ``end`` of it anew whenever they are asked for.
+    [num_rows, bytes per row], or a function that computes its rows ``begin`` to ``end`` whenever they are read.
     """
 
     name: str

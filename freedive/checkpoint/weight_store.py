@@ -19,7 +19,7 @@ import numpy as np
 
 from freedive.arrays import Bytes
 from freedive.checkpoint.dequantize import FLOATS
-from freedive.checkpoint.file import BLOCKS, parse_json, quote
+from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.packed import (
     ALIGNMENT,
     FORMATS,
@@ -38,6 +38,7 @@ from freedive.checkpoint.packed import (
 )
 from freedive.checkpoint.tensor import Tensor
 from freedive.checkpoint.write import OTHER_DISK, HugePages, new_file
+from freedive.files import parse_json, quote
 from freedive.native import _native
 from freedive.progress import Advance
 

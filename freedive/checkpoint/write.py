@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole."""
+"""Writes files that get their name when they are complete."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _remedy(error: OSError, num_bytes: int) -> str:
 class HugePages:
     """Writes a file from front to back by aligned pages of 2 MiB, so that the system caches and maps it in such pages.
 
-    Whoever then computes with it spends less time on looking up addresses.
+    Kernels that read it then spend less time on address translation.
     """
 
     SIZE = 1 << 21

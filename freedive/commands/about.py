@@ -1,4 +1,4 @@
-"""What a server says of a model that it has not loaded."""
+"""Facts that a server reports about a model without loading it."""
 
 from __future__ import annotations
 

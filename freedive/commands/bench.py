@@ -1,4 +1,4 @@
-"""``freedive bench MODEL``: how fast a model runs on this machine, measured through the engine that serves."""
+"""``freedive bench MODEL``: measures the speed of a model on this machine, with the engine that the server uses."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def bench(
     engine: Values,
 ) -> None:
     config = load(EngineConfig, engine)
-    config = replace(config, max_batch=max(config.max_batch, batch), prefix_cache="off")
+    config = replace(config, max_batch=max(config.max_batch, batch), prefix_cache=False)
     workload = {"prompt": prompt, "gen": gen, "batch": batch, "batch_prompt": BATCH_PROMPT, "repeats": repeats}
     if trace or picture:
         _trace(model, config, workload, picture, as_json)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """What was said, and how the next answer is sampled."""
+    """The messages so far, and the sampling settings of the next answer."""
 
     def __init__(self, model: LanguageModel, system: str, sampling: Values) -> None:
         self.model = model

@@ -1,4 +1,4 @@
-"""What ``freedive show`` says of the decoder in a checkpoint, or in a config.json alone."""
+"""Facts that ``freedive show`` prints about the decoder in a checkpoint or in a config.json."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from freedive.checkpoint.file import BLOCKS, read_json
+from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.model_folder import is_model_folder, read_model_folder
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import Packed, PackedExperts
@@ -17,6 +17,7 @@ from freedive.checkpoint.tensor import Checkpoint
 from freedive.commands.formatting import count_text, size_text
 from freedive.families import describe, describe_config
 from freedive.families.storage import declared
+from freedive.files import read_json
 from freedive.model.params import params
 from freedive.model.size import Footprint, cache_bound, cache_dim, footprint, layers_in_words, size, state_bytes
 from freedive.model.spec import ModelSpec

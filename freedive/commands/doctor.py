@@ -1,4 +1,4 @@
-"""``freedive doctor``: what this machine has for freedive."""
+"""``freedive doctor``: reports the processor, memory and packages of this machine."""
 
 from __future__ import annotations
 

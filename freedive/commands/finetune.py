@@ -1,4 +1,4 @@
-"""``freedive finetune MODEL`` and ``freedive merge MODEL``: adapters for an existing model, or some of its weights."""
+"""``freedive finetune MODEL`` and ``freedive merge MODEL``: train adapters or weights of a model, and merge them."""
 
 from __future__ import annotations
 

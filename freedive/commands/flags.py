@@ -1,4 +1,4 @@
-"""Flags of a command, one for each field of a dataclass."""
+"""Makes the flags of a command from the fields of dataclasses."""
 
 from __future__ import annotations
 
@@ -71,8 +71,10 @@ def _flag(kind: type, field: Field[Any]) -> inspect.Parameter:
         f"--{field.name.replace('_', '-')}",
         help=_help(kind, field),
         show_default=False,
-        metavar=METAVARS.get(origin),
+        metavar="on|off" if hint is bool and field.default is True else METAVARS.get(origin),
     )
+    if hint is bool and field.default is True:
+        hint = str  # --name off; only a setting that is off by default is a flag without a value
     plain: Any = hint if origin is None else list[str] if origin is Mapping else list[parts[0]]  # type: ignore[valid-type]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[plain | None, option]
@@ -83,7 +85,7 @@ def _value(hint: Any, given: Any) -> Any:
     """What the command line gives for a field -> what the field holds."""
     if typing.get_origin(hint) is Mapping:
         return dict(_pair(text) for text in given)
-    return (typing.get_origin(hint) or hint)(given)
+    return given if hint is bool else (typing.get_origin(hint) or hint)(given)
 
 
 def _pair(text: str) -> tuple[int, float]:
@@ -96,6 +98,8 @@ def _pair(text: str) -> tuple[int, float]:
 
 def _help(kind: type, field: Field[Any]) -> str:
     text: str = field.metadata.get("help") or _docs(kind)[field.name]
+    if field.default is True:
+        return f"{text} (default on)"
     shown = isinstance(field.default, int | float | str) and not isinstance(field.default, bool)
     return f"{text} (default {field.default})" if shown else text
 

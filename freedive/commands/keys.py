@@ -1,4 +1,4 @@
-"""``freedive keys create | list | revoke``: who may ask this machine's server."""
+"""``freedive keys create | list | revoke``: manages the API keys of this machine's server."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def keys(
         int | None, typer.Option(min=1, help="Requests that it may have under way at once; default: any number.")
     ] = None,
     may: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             metavar="RIGHT,...",
             help="What it may do besides asking: pull (fetch models), manage (unload and "
-            "pin models, see what all callers use).",
+            "pin models, see what all callers use). It may be repeated.",
         ),
-    ] = "",
+    ] = None,
 ) -> None:
     if action == "list":
         _list()
     elif name is None:
         raise UserError(f"{action} needs a name", f"Say whose key: freedive keys {action} NAME")
     elif action == "create":
-        print(store.create(name, requests_per_minute, max_running, listed(may)))
+        print(store.create(name, requests_per_minute, max_running, listed(*may or ())))
         print("This is the only time that the key is shown.", file=sys.stderr)
     else:
         print(f"the key of {store.revoke(name).name} is revoked")

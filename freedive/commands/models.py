@@ -23,7 +23,7 @@ PACKING_SHARE = 0.05
 """What packed weights may take beyond the size of the file that they come from."""
 
 WORKING_BYTES = 1e9
-"""What Python, buffers and a small key-value cache take beside the weights."""
+"""Memory of Python, buffers and a small key-value cache, in addition to the weights."""
 
 References = Annotated[list[str], typer.Argument(metavar="MODEL...", help=REFERENCE)]
 

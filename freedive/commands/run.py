@@ -1,4 +1,4 @@
-"""``freedive run MODEL [PROMPT]``: one answer, fit for pipes."""
+"""``freedive run MODEL [PROMPT]``: prints one answer, for use in pipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a model answers: what is timed, and how its spread is told."""
+"""Measures the time to the first token, prefill and decode speed, with their spread."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of some answers side by side.
+    """Seconds of several answers that run at the same time.
 
     ``first_token_s``: the longest wait from submission to a first token. ``prefill_s``: from the first step until all
     have their first token. ``decode_s``: from the first of these tokens to the last of all.

@@ -1,4 +1,4 @@
-"""Where a step's time goes, operation by operation: measured, as a table, and as a picture."""
+"""Measures the time of each operation of a step, and shows it as a table or a picture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bandwidth(threads: int) -> float:
 
 @dataclass(frozen=True)
 class Answers:
-    """``count`` answers side by side to random prompts of ``prompt`` tokens, with ``gen`` random tokens each."""
+    """``count`` answers at the same time to random prompts of ``prompt`` tokens, with ``gen`` random tokens each."""
 
     count: int
     prompt: int

@@ -1,4 +1,4 @@
-"""``freedive version``."""
+"""``freedive version``: prints the version."""
 
 from __future__ import annotations
 

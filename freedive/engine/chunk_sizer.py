@@ -4,6 +4,9 @@ from __future__ import annotations
 
 MIN_CHUNK = 32
 
+STALL_S = 0.25
+"""About how long a step may take while answers are under way: as long, they have to wait for their next token."""
+
 
 class ChunkSizer:
     """Adapts the prefill chunk so that a step takes about ``seconds``; a chunk has at most ``max_chunk`` tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -15,6 +15,15 @@ class TokenDecoder(Protocol):
     """Incremental decoder of one answer: returns only text that no later token can change."""
 
     def push(self, token_id: int, /) -> str: ...
+
+
+class Tokenizer(Protocol):
+    """What the engine needs to know about text."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]: ...
+
+    def stream(self, *, continues: bool = False, is_visible: Callable[[str], bool] | None = None) -> TokenDecoder: ...
 
 
 class OutputParser(Protocol):

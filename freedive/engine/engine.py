@@ -14,16 +14,14 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections import abc
 from collections.abc import Callable, Collection
-from typing import Protocol
 
 from freedive.config import EngineConfig
-from freedive.engine.chunk_sizer import ChunkSizer
+from freedive.engine.chunk_sizer import STALL_S, ChunkSizer
 from freedive.engine.constraint import TokenConstraint
 from freedive.engine.context_limits import ContextLimits
-from freedive.engine.detokenizer import Detokenizer, OutputParser, TokenDecoder
+from freedive.engine.detokenizer import Detokenizer, OutputParser, Tokenizer
 from freedive.engine.executor import StepExecutor
 from freedive.engine.generation import Delivery, EngineError, Generation, Sampling, TokenOutput
 from freedive.engine.kvcache import PageTables
@@ -40,28 +38,17 @@ from freedive.engine.snapshots import Snapshots
 from freedive.engine.speculation import DraftBudget
 from freedive.engine.stats import EngineStats
 from freedive.engine.submission import Job, Submission
+from freedive.engine.watchdog import Watchdog
 from freedive.errors import Overloaded, Unavailable
 from freedive.model.batch import Runner
 
 log = logging.getLogger(__name__)
-
-STALL_S = 0.25
-"""About how long a step may take while answers are under way: as long, they have to wait for their next token."""
 
 MAX_FAILURES = 3
 """Steps that fail one after the other before the model is given up."""
 
 POLL_S = 0.1
 """How often it is looked again whether a step is possible, where none is because the disk has not answered."""
-
-
-class Tokenizer(Protocol):
-    """What the engine needs to know about text."""
-
-    @property
-    def stop_ids(self) -> frozenset[int]: ...
-
-    def stream(self, *, continues: bool = False, is_visible: Callable[[str], bool] | None = None) -> TokenDecoder: ...
 
 
 class Engine:
@@ -94,10 +81,10 @@ class Engine:
         self._cancelled: list[Generation] = []
         self._submissions: dict[Submission, None] = {}
         self._open: dict[Generation, Submission] = {}
-        self._closing = self._draining = self._is_blocked = self._is_poked = self._has_stalled = False
+        self._closing = self._draining = self._is_blocked = self._is_poked = False
         self._failure = ""
         self._num_failures = 0
-        self._progress_at = time.perf_counter()
+        self._watchdog = Watchdog(config.watchdog)
         self._num_requests = self._num_cached_tokens = self._num_restored_tokens = 0
         self._build()
         for each in self._stores:
@@ -115,7 +102,7 @@ class Engine:
                 runner.states, config.max_batch, runner.page_bytes, runner.boundaries, self._state_store
             )
         self._prefixes = PrefixCache(self._pages, runner.boundaries, self._store, self._snapshots)
-        prefixes = self._prefixes if config.prefix_cache == "on" else None
+        prefixes = self._prefixes if config.prefix_cache else None
         self._scheduler = Scheduler(self._pages, config.max_batch, self._chunk_sizer, self._draft_budget, prefixes)
 
     @property
@@ -135,12 +122,7 @@ class Engine:
     @property
     def stalled_s(self) -> float:
         """Seconds without progress while something is under way, where the setting ``watchdog`` allows less; else 0."""
-        seconds = time.perf_counter() - self._progress_at if self._open else 0.0
-        stalled = seconds > self._config.watchdog and not self._failure
-        if stalled and not self._has_stalled:
-            log.error("the engine has made no progress for %d s", seconds)
-        self._has_stalled = stalled
-        return seconds if stalled else 0.0
+        return self._watchdog.stalled_s(bool(self._open) and not self._failure)
 
     def submit(
         self,
@@ -196,7 +178,7 @@ class Engine:
             if is_full(self._submissions, jobs[0].tenant, self._config.max_batch + self._config.max_queue):
                 raise Overloaded(f"{len(self._submissions)} requests are under way already", "Try again later")
             if not self._open:
-                self._progress_at = time.perf_counter()
+                self._watchdog.reset()
             self._submissions[submission] = None
             self._open.update(dict.fromkeys(generations, submission))
             self._num_requests += len(jobs)
@@ -335,7 +317,8 @@ class Engine:
             self._is_blocked = not plan
             if plan:
                 self._executor.run(plan, self._pages)
-                self._num_failures, self._progress_at = 0, time.perf_counter()
+                self._num_failures = 0
+                self._watchdog.reset()
         except BaseException as error:
             suspects = self._scheduler.involved() if plan is None else [scheduled.sequence for scheduled in plan]
             self._recover(suspects, error)
@@ -354,7 +337,7 @@ class Engine:
             log.exception("the engine could not be made anew")
             self._give_up(again)
         for generation in ended:  # last, so that the pages are free by the time a reader knows
-            _finish(generation, EngineError(f"The engine failed while it computed this request: {error}"))
+            generation.finish(EngineError(f"The engine failed while it computed this request: {error}"))
 
     def _rebuild(self) -> None:
         """Forget what the pages hold and queue all that is under way again, in the order of its arrival."""
@@ -374,7 +357,7 @@ class Engine:
                 self._scheduler.add(sequence)
             if not submission.is_queued and (following := submission.next()):
                 self._scheduler.add(following)
-        self._progress_at = time.perf_counter()
+        self._watchdog.reset()
 
     def _give_up(self, error: BaseException) -> None:
         """End all that is under way, and the engine."""
@@ -403,7 +386,7 @@ class Engine:
     def _end(self, generation: Generation, last: Delivery) -> None:
         """Tell a reader that nothing more comes, unless it knows that."""
         if self._forget(generation):
-            _finish(generation, last)
+            generation.finish(last)
 
     def _forget(self, generation: Generation) -> bool:
         """Strike out what is under way. False where it has ended already."""
@@ -415,8 +398,3 @@ class Engine:
             if not submission.num_open:
                 del self._submissions[submission]
         return True
-
-
-def _finish(generation: Generation, last: Delivery) -> None:
-    generation.timings.finished_at = time.perf_counter()
-    generation.deliver(last)

@@ -240,6 +240,11 @@ class Generation:
             except Exception:  # a reader's fault is not the engine's
                 log.exception("the reader of %s could not be woken", self.id)
 
+    def finish(self, last: Delivery) -> None:
+        """Hand over the ``last`` item (engine thread)."""
+        self.timings.finished_at = time.perf_counter()
+        self.deliver(last)
+
     def __iter__(self) -> Iterator[TokenOutput]:
         try:
             while not self._ended:

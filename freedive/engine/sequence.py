@@ -6,6 +6,7 @@ import time
 from collections import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from freedive.arrays import Floats
 from freedive.engine.constraint import TokenConstraint
@@ -15,9 +16,15 @@ from freedive.engine.pooling import Pool
 from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.sampler import Sampler, logprobs
 from freedive.engine.scoring import PromptScores
-from freedive.engine.snapshots import Save
 from freedive.engine.speculation import MtpDrafter, PromptLookup
 from freedive.text.dialects.dialect import Event
+
+
+class Save(NamedTuple):
+    """A copy of a state to be made as it passes ``position``."""
+
+    position: int
+    slot: int
 
 
 @dataclass(slots=True, eq=False)

@@ -9,24 +9,14 @@ from __future__ import annotations
 
 from collections import OrderedDict, abc
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
 
 from freedive.arrays import Bytes
 from freedive.engine.page_store import PageStore
+from freedive.engine.sequence import Save, Sequence
 from freedive.model.batch import PAGE_TOKENS
-
-if TYPE_CHECKING:
-    from freedive.engine.sequence import Sequence
 
 COST_SHARE = 4
 """Along a prompt a snapshot is taken where pages since the last one take at least this many times its bytes."""
-
-
-class Save(NamedTuple):
-    """A copy of a state to be made as it passes ``position``."""
-
-    position: int
-    slot: int
 
 
 class Snapshots:

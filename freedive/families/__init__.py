@@ -1,4 +1,4 @@
-"""Model families: a checkpoint's own words -> a description and naming rules."""
+"""Model families: convert a checkpoint's configuration to a description and naming rules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from freedive.checkpoint.file import quote
 from freedive.checkpoint.rules import Rules
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
@@ -33,6 +32,7 @@ from freedive.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from freedive.families.refused import REFUSED, refusal
 from freedive.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3
 from freedive.families.zhipu import GLM4, GLM4_MOE
+from freedive.files import quote
 from freedive.model.description import check
 from freedive.model.spec import Attention, ModelSpec
 
@@ -130,7 +130,7 @@ def _class_name(family: Family, values: Mapping[str, Any]) -> str:
 
 
 def _type_name(family: Family, values: Mapping[str, Any]) -> str:
-    """What transformers has for the decoder alone may be a type of its own, beside that of the whole."""
+    """The decoder alone may have a type of its own in transformers, which differs from that of the whole model."""
     texts = (name for name in family.architectures if name.endswith("_text"))
     return str(values.get("model_type") or next(texts, family.name))
 

@@ -57,8 +57,12 @@ def _published(spec: ModelSpec) -> Rules:
     ]
 
 
-_DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "rope_theta": 500_000.0}
-_DEFAULTS |= {"tie_word_embeddings": True}
+_DEFAULTS = {
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "rope_theta": 500_000.0,
+    "tie_word_embeddings": True,
+}
 
 ERNIE_4_5 = Family(
     name="ernie4_5",

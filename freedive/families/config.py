@@ -1,13 +1,13 @@
-"""A maker's configuration, read key by key: what is absurd is refused, and so is a key that nobody read."""
+"""Reads a maker's configuration key by key. Absurd values are refused, and so are keys that no family reads."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-from freedive.checkpoint.file import quote
 from freedive.errors import UserError
 from freedive.families.harmless import HARMLESS, HARMLESS_VALUES, SECTION_HARMLESS
+from freedive.files import quote
 
 T = TypeVar("T", bound=str | int)
 

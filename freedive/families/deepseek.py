@@ -73,7 +73,7 @@ def first_dense(config: Config) -> list[str]:
 
 
 def _gguf_implied(config: Config) -> dict[str, Any]:
-    """llama.cpp writes the widths of the cache's rows; since it keeps latents there, those of heads beside them."""
+    """llama.cpp writes the widths of cache rows. As these are latents, other keys have the widths of heads."""
     head_dim, value_dim = (config.count(f"mla_{name}", config.count(name)) for name in ("key_length", "value_length"))
     magnitude = round(10 * config.section("rope_scaling").number("yarn_log_multiplier", 0.0, least=0), 6)
     return {
@@ -98,8 +98,16 @@ _GGUF_KEYS = {
     "rope.dimension_count": "qk_rope_head_dim",
 }
 
-_DEFAULTS = {"rms_norm_eps": 1e-6, "kv_lora_rank": 512, "q_lora_rank": 1536, "n_shared_experts": 2}
-_DEFAULTS |= {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "max_position_embeddings": 2048}
+_DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "n_shared_experts": 2,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "max_position_embeddings": 2048,
+}
 _REPEATED = ("head_dim", "qk_head_dim")  # what transformers works out and writes down again
 
 DEEPSEEK_V2 = Family(

@@ -1,4 +1,4 @@
-"""What a maker's file declares: a :class:`Family` is data, and the registry in ``__init__`` holds them all."""
+"""The declaration of a family as data; the registry in ``__init__`` lists all families."""
 
 from __future__ import annotations
 

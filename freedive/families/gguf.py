@@ -1,4 +1,4 @@
-"""GGUF metadata -> the same configuration that config.json gives, so that a family is described once."""
+"""Converts GGUF metadata to the configuration that config.json has, so that a family is described once."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 @dataclass(frozen=True)
 class Gguf(Naming):
-    """How llama.cpp writes a family down, beside its tensors' names.
+    """How llama.cpp describes a family, apart from its tensor names.
 
     ``architecture`` is its word for it. Where families share one, the last is meant whose ``mark`` is there: a metadata
     key, or a tensor with ``{}`` for its numbers. ``keys`` are read otherwise than :data:`KEYS` has it; None is not

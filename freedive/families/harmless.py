@@ -39,7 +39,7 @@ _OTHERS = (
 )
 
 HARMLESS = frozenset((*_FILE, *_TRAINING, *_TRANSFORMERS, *_CLASSIFIERS, *_GENERATION, *_TEXT, *_OTHERS))
-"""Harmless with any value: what transformers' PretrainedConfig writes beside a model's own keys, and its kin."""
+"""Keys that are harmless with any value: those that transformers' PretrainedConfig adds to a model's own."""
 
 HARMLESS_VALUES: Mapping[str, object] = {
     **dict.fromkeys(("attention_bias", "bias", "mlp_bias", "qkv_bias", "use_bias"), False),

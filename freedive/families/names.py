@@ -1,7 +1,7 @@
 """Tensor names of decoders: canonical, Hugging Face's, llama.cpp's. Families say where they deviate.
 
-In a name, ``{}`` stands for the number of a layer or an expert. Where a weight has a bias, both go by one name, this
-ending in ``.bias``, that in ``.weight``.
+In a name, ``{}`` stands for the number of a layer or an expert. Where a weight has a bias, the names of
+both differ only in their ends, ``.weight`` and ``.bias``.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ VISION = (
     "vision_tower",
     "visual",
 )
-"""What stands beside the text part, in itself or under ``model.``."""
+"""Prefixes of the parts other than the text part, at the top or under ``model.``."""
 
 WRAPPERS = {"model.language_model.": "", "language_model.model.": "language_model."}
 """What a wrapped text part has for ``model.``; and before the names of its other tensors."""

@@ -1,4 +1,4 @@
-"""The parts that families are put together from: configuration keys -> pieces of a description."""
+"""Functions that families share: each converts configuration keys to a part of a description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rope settings -> inverse frequencies and a factor on cosines and sines.
+"""Converts rope settings to inverse frequencies and a factor on cosines and sines.
 
 Formulas as in transformers' modeling_rope_utils.py, in float32 as there. Frequencies are [dim / 2].
 """
@@ -49,7 +49,7 @@ def plain_rope(theta: float, dim: int, *, interleaved: bool = False) -> Rope:
 
 
 def latent_magnitude(config: Config) -> float:
-    """What YaRN makes of the scores of multi-head latent attention beside its factor on cosines and sines."""
+    """The factor of YaRN on the scores of multi-head latent attention, in addition to that on cosines and sines."""
     table = _table(config)
     if _scaling(table) == "default":
         return 1.0
@@ -66,7 +66,7 @@ def max_context(config: Config) -> int:
 
 
 def _table(config: Config, kind: str = "") -> Config:
-    """The rope settings in either shape: new (``rope_parameters``) or old (``rope_scaling`` beside ``rope_theta``)."""
+    """The rope settings in either shape: new (``rope_parameters``) or old (``rope_scaling`` and ``rope_theta``)."""
     table = config.section("rope_parameters" if "rope_parameters" in config else "rope_scaling")
     kind = kind or "full_attention"
     return table.section(kind) if kind in table else table

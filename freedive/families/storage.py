@@ -1,4 +1,4 @@
-"""How a config.json declares that its maker stores the weights: what they take, told without the tensors."""
+"""The format of the weights that a config.json declares: computes their size without the tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Storage:
 
 
 def declared(values: dict[str, Any]) -> Storage | None:
-    """How the tensors beside a config.json are stored; None without a quantization_config.
+    """The storage format of the tensors of a config.json; None without a quantization_config.
 
     Raises UserError for a method that freedive does not know, and for numbers that make no format.
     """

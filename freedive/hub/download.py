@@ -1,11 +1,11 @@
-"""One file over HTTP: resumed where it stopped, checked, and under its final name only when whole."""
+"""Downloads a file over HTTP: resumes it, verifies it, and gives it its final name when it is complete."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,13 @@ import httpx
 
 from freedive.errors import NotFound, Unavailable, UserError
 from freedive.hub.cache import FILES, PARTIAL, StoredFile, settle
+from freedive.progress import Advance
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.5
 """Before the second attempt; doubled before each further one."""
 
 CHUNK_BYTES = 1 << 20
-
-Advance = Callable[[int], None]
-"""Told of bytes that have arrived; of a negative number when some have to come again."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the model hubs hold: Hugging Face and ModelScope."""
+"""Lists the files of repositories at Hugging Face and ModelScope."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from freedive.hub.download import RemoteFile, shown
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository's files at one revision."""
+    """The files of a repository at one revision."""
 
     files: tuple[RemoteFile, ...]
     revision: str | None = None
@@ -79,7 +79,7 @@ def _answer(http: httpx.Client, url: str, params: dict[str, str]) -> Any:
 
 @dataclass(frozen=True)
 class Hub:
-    """How to ask one hub: the headers that carry the user's own token, and how it lists a repository."""
+    """The interface of a hub: the headers with the user's token, and the request that lists a repository."""
 
     headers: Callable[[], dict[str, str]]
     ask: Callable[[httpx.Client, str], Listing]

@@ -1,4 +1,4 @@
-"""A reference -> a checkpoint on this machine.
+"""Resolves a reference to a checkpoint on this machine.
 
 A reference is a name of the catalogue, a local file or folder, or an address:
 
@@ -28,10 +28,10 @@ FORMS = {
 }
 
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
-"""Shows how far a download of so many bytes is, under a title."""
+"""Shows the progress of a download: called with a title and the number of bytes."""
 
 INCLUDED = "included"
-"""The scheme of what comes with freedive itself, beside this file; only the catalogue uses it."""
+"""The scheme of models that are part of the package, in this folder; only the catalogue uses it."""
 
 _REPOSITORY = re.compile(r"(?P<origin>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>.+))?", re.ASCII)
 _WHEEL = re.compile(r"(?P<origin>[A-Za-z0-9][\w.-]*==[\w.!+]+)/(?P<file>.+)", re.ASCII)
@@ -39,7 +39,7 @@ _WHEEL = re.compile(r"(?P<origin>[A-Za-z0-9][\w.-]*==[\w.!+]+)/(?P<file>.+)", re
 
 @dataclass(frozen=True)
 class Address:
-    """A reference to something elsewhere: ``origin`` is a repository or a pip requirement, ``file`` a path inside."""
+    """A reference to a remote model: ``origin`` is a repository or pip requirement, ``file`` a path in it."""
 
     scheme: str
     origin: str

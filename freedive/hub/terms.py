@@ -1,4 +1,4 @@
-"""On what terms a model is fetched: as much as there is room for, or less, and in whose name."""
+"""Limits of a download: disk space, and whether the user's access token may be used."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def go_on() -> None:
 
 @dataclass(frozen=True)
 class Terms:
-    """What the one who fetches a model may use.
+    """The limits of one download.
 
-    ``with_token``: with the access token of this user, where the hub asks for one. Models here, and what came of
-    interrupted downloads, may take ``max_bytes`` together afterwards, and ``free_bytes`` of the disk stay free.
-    ``check`` is called all the while, and raises what ends the download.
+    ``with_token`` allows the access token of this user where the hub asks for one. After the download, all models and
+    interrupted downloads together take at most ``max_bytes``, and ``free_bytes`` of the disk stay free. ``check`` is
+    called during the download; an exception that it raises ends the download.
     """
 
     with_token: bool = True

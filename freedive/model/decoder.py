@@ -1,4 +1,4 @@
-"""The forward pass: written once, run by any set of operations."""
+"""The forward pass of a decoder, which every set of operations can run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A description as JSON, and what a description may say: whoever wrote it, no number of it is trusted.
+"""Reads and writes a model description as JSON, and checks it: no number in it is trusted.
 
 Types, choices and ranges are those that model/spec.py declares; :func:`check` adds how numbers must fit each other.
 """

@@ -1,8 +1,9 @@
-"""spec -> {canonical name: shape, role}: the one shape table."""
+"""The shape and role of every weight of a model, by canonical name."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -32,7 +33,7 @@ Table = dict[str, Param]
 
 @dataclass(frozen=True)
 class ExpertParams:
-    """The weights of the ``count`` experts of a layer, which are alike: ``parts`` are those of each."""
+    """The weights of the ``count`` experts of a layer. All have the same ``parts``."""
 
     count: int
     parts: Table
@@ -43,6 +44,17 @@ class ExpertParams:
 
 
 Entries = Mapping[str, Param | ExpertParams]
+
+_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)")
+
+
+def expert_of(name: str) -> tuple[str, int, str] | None:
+    """The stack, index and part that the canonical name of an expert's weight has: ("layers.3.ffn.experts", 7, "gate").
+
+    None for a weight that belongs to no expert.
+    """
+    match = _EXPERT.fullmatch(name)
+    return (match[1], int(match[2]), match[3]) if match else None
 
 
 def params(spec: ModelSpec) -> Table:

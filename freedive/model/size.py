@@ -1,4 +1,4 @@
-"""How large a description is, what a token costs, and what it looks like in words."""
+"""The number of parameters and bytes of a model, the cost of a token, and a summary in words."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ MAX_EXPERTS = 1024
 
 
 class Range(NamedTuple):
-    """What a whole number of a description may be, whoever wrote it: see model/description.py."""
+    """The range of an integer in a description, checked by model/description.py."""
 
     least: int
     most: int
@@ -229,7 +229,7 @@ class Router:
 class Experts:
     """Mixture of experts (Shazeer et al. 2017; DeepSeekMoE, Dai et al. 2024): each token runs a few of many.
 
-    ``expert`` is the shape of each. ``shared`` runs for every token beside them, times sigmoid(gate(x)) if
+    ``expert`` is the shape of each. ``shared`` runs for every token in addition, times sigmoid(gate(x)) if
     ``shared_gate``.
     """
 
@@ -273,7 +273,7 @@ class ModelSpec:
 
     @property
     def blocks(self) -> tuple[Layer, ...]:
-        """All that keep a state: ``layers``, then ``mtp``, which goes by the index after the last."""
+        """All that keep a state: ``layers``, then ``mtp``, whose index is the one after the last."""
         return (*self.layers, self.mtp) if self.mtp else self.layers
 
     @property

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from freedive.errors import ContextLengthExceeded, UserError
 from freedive.json_object import Json
+from freedive.server.http_errors import status_of
 
 MAX_MESSAGE_LENGTH = 600
 """Messages may quote what the client sent, but not all of it."""
@@ -58,12 +59,12 @@ class ApiError:
     @classmethod
     def of(cls, error: UserError) -> ApiError:
         """The error that reports a :class:`UserError`."""
-        headers = {}
-        if error.status == 401:
+        status, headers = status_of(error), {}
+        if status == 401:
             headers = {"WWW-Authenticate": 'Bearer realm="freedive"'}
-        elif error.status in (429, 503):
+        elif status in (429, 503):
             headers = {"Retry-After": str(getattr(error, "retry_after_s", 1))}
-        return cls(_short(str(error)), error.status, error.param, getattr(error, "code", None), headers)
+        return cls(_short(str(error)), status, error.param, getattr(error, "code", None), headers)
 
     @classmethod
     def internal(cls, request_id: str) -> ApiError:

@@ -16,7 +16,6 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-import freedive.server.page.routes as chat
 from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
 from freedive.server import api_errors, docs, metrics, openapi, stats
@@ -31,6 +30,7 @@ from freedive.server.models import Models
 from freedive.server.ollama.pull import Fetch, no_fetch
 from freedive.server.openai.responses.store import open_store
 from freedive.server.origins import CrossOrigin
+from freedive.server.page import routes as page
 from freedive.server.paths import Paths
 from freedive.server.request_record import Observer
 from freedive.server.service import Service
@@ -100,8 +100,8 @@ def create_app(
     app.include_router(metrics.router(measured))
     app.include_router(stats.router(counted, models))
     app.include_router(docs.router(app, "MODEL" if auth.locked else next(iter(models.slots))))
-    app.include_router(chat.router(service, auth))
-    app.mount("/static", chat.static_files(), name="static")
+    app.include_router(page.router(service, auth))
+    app.mount("/static", page.static_files(), name="static")
     openapi.describe_routes(app)
     return app
 

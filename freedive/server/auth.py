@@ -9,19 +9,14 @@ from contextlib import AbstractContextManager, nullcontext
 from starlette.datastructures import Headers
 
 from freedive.config import ServerConfig
-from freedive.errors import Forbidden, Unavailable, UserError
+from freedive.errors import Forbidden, Unavailable
+from freedive.server.http_errors import Unauthorized
 from freedive.server.keys import Key, Keys, nobody
 from freedive.server.origins import ForeignPage, Origins
 from freedive.server.rate_limits import RateLimits
 
 OPEN = frozenset({"/", "/health", "/docs", "/openapi.json"})
 """What needs no key, and all of /static/: the page asks for one itself."""
-
-
-class Unauthorized(UserError):
-    """A request without a key, or with one that is not known."""
-
-    status = 401
 
 
 class Auth:

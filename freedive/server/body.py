@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from freedive.errors import Unavailable, UserError
+from freedive.server.http_errors import BodyTooLarge, BodyTooSlow, UnsupportedMediaType
 
 BODY_S = 60.0
 """How long a client may take to send a body."""
@@ -28,24 +29,6 @@ MAX_ESCAPES = 1 << 22
 """Backslashes of a body: a text of nothing else is read ten times as slowly as others. It is 25 MB of \\uXXXX."""
 MAX_VALUES = 1 << 20
 """How many members its lists and objects may have together."""
-
-
-class BodyTooLarge(UserError):
-    """A request body beyond the limit."""
-
-    status = 413
-
-
-class UnsupportedMediaType(UserError):
-    """A request body that is not JSON."""
-
-    status = 415
-
-
-class BodyTooSlow(UserError):
-    """A request body that does not come."""
-
-    status = 408
 
 
 @dataclass(eq=False)

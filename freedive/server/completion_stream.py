@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from freedive.engine.generation import TokenLogprobs, TokenOutput
 from freedive.errors import UserError
+from freedive.server.http_errors import status_of
 from freedive.server.model import Generation, Model
 from freedive.server.stream import interleave, unless_disconnected
 from freedive.text.dialects.dialect import Call, Event
@@ -83,7 +84,7 @@ class Completions:
                 async for index, output in items:
                     yield self._read(index, output)
             except Exception as error:
-                self.failed = not isinstance(error, UserError) or error.status >= 500
+                self.failed = not isinstance(error, UserError) or status_of(error) >= 500
                 raise
 
     def _read(self, index: int, output: TokenOutput) -> Delta:

@@ -7,15 +7,9 @@ import re
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from freedive.errors import UserError
+from freedive.server.http_errors import EncodedBody
 
 _SLASHES = re.compile(r"/{2,}")
-
-
-class EncodedBody(UserError):
-    """A request body that is compressed."""
-
-    status = 415
 
 
 class Paths:

@@ -61,7 +61,7 @@ class Format:
                 return json_grammar(self.value)
             case "regex":
                 if (len(self.value) - len(self.value.rstrip("\\"))) % 2:
-                    raise _refused("The regular expression ends in the middle of an escape", "Correct it.")
+                    raise _refused("The regular expression ends in the middle of an escape", "Correct it")
                 from llguidance import regex_to_lark  # imported here: not every start needs it
 
                 return {"lark_grammar": f"start: ANSWER\nANSWER: /{regex_to_lark(self.value, '')}/"}
@@ -79,7 +79,7 @@ def json_grammar(schema: Mapping[str, Any], param: str = "response_format", *, l
     try:
         plain, escapes = rewritten(schema, param, loose=loose)
     except RecursionError:
-        raise UserError("The schema is nested too deeply", "Use $defs and $ref.", param=param) from None
+        raise UserError("The schema is nested too deeply", "Use $defs and $ref", param=param) from None
     options = {**_JSON_OPTIONS, "json_allowed_escapes": _ESCAPES + "u"} if escapes else _JSON_OPTIONS
     return {"json_schema": {**plain, "x-guidance": options}}
 

@@ -22,7 +22,7 @@ _Parts = tuple[Callable[[], tokenizers.Tokenizer], decoders.Decoder, bool]
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-_REMEDY = "The file is damaged or incomplete; fetch it again."
+_REMEDY = "The file is damaged or incomplete; fetch it again"
 
 MAX_PIECE_LENGTH = 256
 """Longest piece in characters that is joined of others: the ways to cut a piece take the square of its length."""
@@ -33,7 +33,7 @@ def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> Vocabulary:
     kind = _value(metadata, "model", str)
     if kind not in _BUILDERS:
         known = ", ".join(_BUILDERS)
-        raise UserError(f"The GGUF tokenizer model {kind!r:.40} is not supported", f"Supported are: {known}.")
+        raise UserError(f"The GGUF tokenizer model {kind!r:.40} is not supported", f"Supported are: {known}")
     tokens = _list(metadata, "tokens", str)
     if not tokens or len(set(tokens)) < len(tokens):
         raise UserError("The GGUF vocabulary is empty or has the same token twice", _REMEDY)
@@ -76,7 +76,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     name = _value(metadata, "pre", str, "default")
     if name not in PRE_TOKENIZERS:
         known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise UserError(f"The GGUF pre-tokenizer {name!r:.40} is not known", f"Known are: {known}.")
+        raise UserError(f"The GGUF pre-tokenizer {name!r:.40} is not known", f"Known are: {known}")
     pre = PRE_TOKENIZERS[name]
     merges = _list(metadata, "merges", str)
 

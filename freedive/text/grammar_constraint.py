@@ -72,7 +72,7 @@ class GrammarConstraint:
     def _check(self) -> None:
         if fault := _one_line(self._matcher.get_error()):
             what = f"The form of the answer cannot be kept to: {fault}"
-            raise UserError(what, "Make it simpler.", param="response_format")
+            raise UserError(what, "Make it simpler", param="response_format")
 
 
 class CompiledGrammar:
@@ -141,13 +141,13 @@ class GrammarCompiler:
         try:
             texts = [json.dumps(part, allow_nan=False) for part in (*named, {"lark_grammar": options + rules})]
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"The form of the answer is not JSON ({error})", "Correct it.", param=param) from None
+            raise UserError(f"The form of the answer is not JSON ({error})", "Correct it", param=param) from None
         try:
             compiled = self._compiled(tuple(texts))
         except grammar_pool.TimedOut:
             compiled = f"it takes longer than {grammar_pool.PATIENCE_S:g} s to prepare"
         if isinstance(compiled, str):
-            raise UserError(f"The form of the answer cannot be kept to: {compiled}", "Leave that out.", param=param)
+            raise UserError(f"The form of the answer cannot be kept to: {compiled}", "Leave that out", param=param)
         compiled.renew()
         return lambda: GrammarConstraint(compiled)
 

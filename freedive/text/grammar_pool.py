@@ -53,7 +53,7 @@ class GrammarPool:
         try:
             worker = self._idle.get(timeout=MAX_WAIT_S)
         except queue.Empty:
-            raise Overloaded("Many forms of answers are being prepared", "Try again in a moment.") from None
+            raise Overloaded("Many forms of answers are being prepared", "Try again in a moment") from None
         try:
             return worker.fault(key, vocabulary, grammar)
         finally:
@@ -118,7 +118,7 @@ class _Worker:
                 ours.close()
                 raise Unavailable(
                     f"The process that prepares forms of answers cannot be started ({error})",
-                    "Try again, or ask without a form.",
+                    "Try again, or ask without a form",
                 ) from None
         self._channel = ours
         return ours

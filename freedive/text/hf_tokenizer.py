@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from freedive.errors import NotFound, UserError
+from freedive.errors import NotFound
+from freedive.files import read_json
+from freedive.json_object import Json
 from freedive.text.vocabulary import Vocabulary, add_ends, damage, stop_ids
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -21,8 +22,8 @@ def read_hf_tokenizer(folder: Path) -> Vocabulary:
     decoder = core.get_added_tokens_decoder()
     added = {index: token.content for index, token in decoder.items()}
     size = max(core.get_vocab_size(with_added_tokens=False), *(index + 1 for index in added), 0)
-    config = read_json(folder / "tokenizer_config.json")
-    roles = _roles(read_json(folder / "special_tokens_map.json")) | _roles(config)
+    config = optional_json(folder / "tokenizer_config.json")
+    roles = _roles(optional_json(folder / "special_tokens_map.json")) | _roles(config)
     if config.get("add_bos_token") and core.num_special_tokens_to_add(False) == 0:
         # Llama-class tokenizers (DeepSeek's too) may say so only here: their tokenizer.json has no post-processor.
         add_ends(core, roles.get("bos_token"), roles.get("eos_token") if config.get("add_eos_token") else None)
@@ -39,22 +40,14 @@ def read_hf_tokenizer(folder: Path) -> Vocabulary:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path.name} cannot be read ({error})", "Fetch the model again.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path.name} does not hold a JSON object", "Fetch the model again.")
-    return content
+def optional_json(path: Path) -> Json:
+    """The JSON object in the file; empty if there is no such file."""
+    return read_json(path, duplicates=True) if path.exists() else {}
 
 
 def _core(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
-        raise NotFound(f"{path.parent} has no tokenizer.json", "Choose a model that comes with one, or its GGUF file.")
+        raise NotFound(f"{path.parent} has no tokenizer.json", "Choose a model that comes with one, or its GGUF file")
     with damage("tokenizer.json is damaged or too new"):
         core = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
         core.encode("a")  # some damage shows only in use
@@ -76,7 +69,7 @@ def _named_ends(folder: Path, core: tokenizers.Tokenizer, roles: Mapping[str, st
     That is generation_config.json or, without one, config.json.
     """
     source = "generation_config.json" if (folder / "generation_config.json").is_file() else "config.json"
-    named = read_json(folder / source).get("eos_token_id")
+    named = optional_json(folder / source).get("eos_token_id")
     listed = [index for index in (named if isinstance(named, list) else [named]) if index is not None]
     eos = core.token_to_id(roles["eos_token"]) if "eos_token" in roles else None
     return (listed if eos is None else [*listed, eos]), source

@@ -44,14 +44,14 @@ def constrain(
     if param and not dialect.writing:
         raise UserError(
             "How this model writes calls is not known well enough to see to them",
-            "Leave them to the model: tool_choice auto without strict, format or a limit on their number.",
+            "Leave them to the model: tool_choice auto without strict, format or a limit on their number",
             param=param,
         )
     if not param and not spec.format:
         return dialect, None
     if dialect.bare and param == "response_format":
         raise UserError(
-            "This model's calls are JSON, and could not be told from an answer that is", "Ask for one.", param=param
+            "This model's calls are JSON, and could not be told from an answer that is", "Ask for one", param=param
         )
     lark = Lark(compiler.tokens)
     rules = lark.rules(

@@ -35,7 +35,7 @@ class Renderer:
             except Exception as error:  # a template is foreign code: it can raise whatever Python can
                 raise UserError(
                     f"The chat template fails: {_line(error) or type(error).__name__}",
-                    "Check the messages' fields, or continue plain text with --raw, or by /v1/completions.",
+                    "Check the messages' fields, or continue plain text with --raw, or by /v1/completions",
                     param="messages",
                 ) from None
 
@@ -44,7 +44,7 @@ class Renderer:
             known = f"only the chat templates {', '.join(self._sources)}" if self._sources else "no chat template"
             raise UserError(
                 f"This model has {known}",
-                "It is probably not a chat model: continue plain text with --raw, or by /v1/completions.",
+                "It is probably not a chat model: continue plain text with --raw, or by /v1/completions",
             )
         if name not in self._compiled:
             try:
@@ -52,7 +52,7 @@ class Renderer:
             except TemplateSyntaxError as error:
                 raise UserError(
                     f"The model's chat template is not valid (line {error.lineno}: {_line(error)})",
-                    "Continue plain text with --raw, or by /v1/completions.",
+                    "Continue plain text with --raw, or by /v1/completions",
                 ) from None
         return self._compiled[name]
 

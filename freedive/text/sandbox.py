@@ -48,8 +48,12 @@ _CHEAP = _names(
     "sequence string test true undefined"
 )
 """Filters and tests that look at no more than the head of a value."""
-_WEIGHTS = {"dictsort": 64, "groupby": 64, "indent": 16, "max": 4, "min": 4, "sort": 64, "string": 4, "title": 64}
-_WEIGHTS |= {"e": 8, "escape": 8, "forceescape": 8, "tojson": 8, "unique": 64, "urlencode": 64, "wordcount": 64}
+_WEIGHTS = {
+    **dict.fromkeys(("max", "min", "string"), 4),
+    **dict.fromkeys(("e", "escape", "forceescape", "tojson"), 8),
+    "indent": 16,
+    **dict.fromkeys(("dictsort", "groupby", "sort", "title", "unique", "urlencode", "wordcount"), 64),
+}
 """How many times the usual work a character is to others."""
 
 _GLOBALS = ("range", "namespace", "cycler", "joiner")

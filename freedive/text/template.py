@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from freedive.errors import UserError
 from freedive.text.arguments import argument_values
-from freedive.text.hf_tokenizer import read_json
+from freedive.text.hf_tokenizer import optional_json
 from freedive.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ChatTemplate:
         files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
         templates = _written({name: _read(path) for name, path in files.items() if path.is_file()})
         for other in ("tokenizer_config.json", "chat_template.json"):
-            templates = templates or _named(read_json(folder / other).get("chat_template"))
+            templates = templates or _named(optional_json(folder / other).get("chat_template"))
         return cls(templates, tokenizer.roles)
 
     @classmethod
@@ -62,7 +62,7 @@ class ChatTemplate:
         """UserError if there are ``tools``, and no template speaks of any."""
         if tools and not re.search(r"\btools\b", self.source):
             raise UserError(
-                "This model's chat template knows no tools", "Ask without them, or choose another model.", param="tools"
+                "This model's chat template knows no tools", "Ask without them, or choose another model", param="tools"
             )
 
     def render(
@@ -81,7 +81,7 @@ class ChatTemplate:
         template refuses the messages, and if it fails or does not come to an end.
         """
         if not messages:
-            raise UserError("There are no messages", "Send at least one message.", param="messages")
+            raise UserError("There are no messages", "Send at least one message", param="messages")
         name = "tool_use" if tools and "tool_use" in self._sources else "default"
         source = self._sources.get(name, "")
         chat = [_prepared(message) | _prepared_calls(message, source) for message in messages]
@@ -112,7 +112,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path.name} cannot be read ({error})", "Fetch the model again.") from None
+        raise UserError(f"{path.name} cannot be read ({error})", "Fetch the model again") from None
 
 
 def _named(entry: Any) -> dict[str, str]:
@@ -124,7 +124,7 @@ def _named(entry: Any) -> dict[str, str]:
             return _written({"default": entry})
         case [*items] if all(isinstance(item, dict) and {"name", "template"} <= item.keys() for item in items):
             return _written({str(item["name"]): str(item["template"]) for item in items})
-    raise UserError("The model's chat_template is neither text nor a list of templates", "Fetch the model again.")
+    raise UserError("The model's chat_template is neither text nor a list of templates", "Fetch the model again")
 
 
 def _written(templates: Mapping[str, str]) -> dict[str, str]:
@@ -192,7 +192,7 @@ def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], str]:
             text = blocks[index]["text"]
             blocks[index] = blocks[index] | {"text": text + _CONTINUE_MARK}
             return message | {"content": blocks}, text
-    raise UserError("The last message has no text to continue", "Give it some content.", param="messages")
+    raise UserError("The last message has no text to continue", "Give it some content", param="messages")
 
 
 def _cut(rendered: str, last_text: str) -> str:
@@ -201,7 +201,7 @@ def _cut(rendered: str, last_text: str) -> str:
     if not mark or last_text.strip() not in before:
         raise UserError(
             "The chat template leaves out parts of the last message, so that it cannot be continued",
-            "Continue a message that the template shows as it is.",
+            "Continue a message that the template shows as it is",
             param="messages",
         )
     return before if after.startswith(" ") else before.rstrip()

@@ -72,6 +72,6 @@ def read_decoder(decoder: Mapping[str, Any] | None) -> TokenBytes:
                 name = part["type"] if part else "no decoder"
                 raise UserError(
                     f"This tokenizer turns tokens into text in a way that is not supported ({name})",
-                    "Use a model whose tokenizer.json has a ByteLevel, ByteFallback or Metaspace decoder.",
+                    "Use a model whose tokenizer.json has a ByteLevel, ByteFallback or Metaspace decoder",
                 )
     return result

@@ -144,7 +144,7 @@ def _num_bytes(text: str) -> int:
     try:
         return len(text.encode())
     except UnicodeEncodeError:
-        raise UserError("The text holds half of a surrogate pair", "Send well-formed Unicode.") from None
+        raise UserError("The text holds half of a surrogate pair", "Send well-formed Unicode") from None
 
 
 class StreamDecoder:

@@ -30,15 +30,15 @@ def functions(tools: Tools, choice: ToolChoice) -> list[Mapping[str, Any]]:
     """The functions that may be called under ``choice``. UserError if there are none."""
     if choice not in ("auto", "none", "required") and not isinstance(choice, Function):
         raise UserError(
-            f"tool_choice is {choice!r}", "Choose auto, none, required or the name of a function.", param="tool_choice"
+            f"tool_choice is {choice!r}", "Choose auto, none, required or the name of a function", param="tool_choice"
         )
     offered = [tool["function"] for tool in tools]
     wanted = [function for function in offered if not isinstance(choice, Function) or function["name"] == choice.name]
     if choice == "required" and not wanted:
-        raise UserError("A tool is to be called, but there are none", "Give some in tools.", param="tool_choice")
+        raise UserError("A tool is to be called, but there are none", "Give some in tools", param="tool_choice")
     if isinstance(choice, Function) and not wanted:
         names = ", ".join(function["name"] for function in offered) or "none"
-        raise UserError(f"There is no tool {choice.name!r}", f"Those given: {names}.", param="tool_choice")
+        raise UserError(f"There is no tool {choice.name!r}", f"Those given: {names}", param="tool_choice")
     return wanted
 
 
@@ -48,7 +48,7 @@ def checked_name(function: Mapping[str, Any]) -> str:
     if not _NAME.fullmatch(name):
         raise UserError(
             f"The tool {name!r} cannot be called under a constraint",
-            "Name it with letters, digits, dots, _ and - only.",
+            "Name it with letters, digits, dots, _ and - only",
             param="tools",
         )
     return str(name)

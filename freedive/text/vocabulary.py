@@ -74,7 +74,7 @@ def damage(what: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # it raises bare Exceptions, and for a panic not even that
-        raise UserError(f"{what} ({' '.join(str(error).split())})", "Fetch the model again.") from None
+        raise UserError(f"{what} ({' '.join(str(error).split())})", "Fetch the model again") from None
 
 
 def is_id(value: object, size: int, source: str) -> TypeGuard[int]:
@@ -85,7 +85,7 @@ def is_id(value: object, size: int, source: str) -> TypeGuard[int]:
     if type(value) is not int:
         raise UserError(
             f"{source} names {value!r:.40} as a token id, which is no number",
-            "The file is damaged or belongs to another model; fetch it again.",
+            "The file is damaged or belongs to another model; fetch it again",
         )
     if 0 <= value < size:
         return True

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from freedive import files
 from freedive.checkpoint import file
 from freedive.checkpoint import gguf as gguf_reader
 from freedive.checkpoint.open import open_checkpoint
@@ -360,9 +361,9 @@ def test_a_header_of_more_values_than_any_model_has_is_refused(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before they are made: the bounds are in the millions, here a hundred values and ten tensors."""
-    for module in (file, gguf_reader):
-        monkeypatch.setattr(module, "MAX_VALUES", 400 if name == "safetensors" else 100)
-        monkeypatch.setattr(module, "MAX_TENSORS", 10)
+    for module, limit in ((files, "MAX_VALUES"), (file, "MAX_TENSORS")):
+        for each in (module, gguf_reader):
+            monkeypatch.setattr(each, limit, 10 if limit == "MAX_TENSORS" else 400 if name == "safetensors" else 100)
     path = folder / ("m.gguf" if "GGUF" in name else "m.safetensors")
     path.write_bytes(HUGE[name])
     assert "more than 10" in refusal(lambda: open_checkpoint(path))

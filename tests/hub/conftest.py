@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import huggingface_hub.constants
 import pytest
 from standin import StandIn, serving
 
-from freedive.hub import download
+from freedive.hub import download, hubs
 
 
 @pytest.fixture
@@ -31,3 +33,17 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
             monkeypatch.delenv(name, raising=False)
             monkeypatch.delenv(name.lower(), raising=False)
         yield state
+
+
+@pytest.fixture
+def tokens(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The Authorization header of each request for a listing."""
+    asked: list[str | None] = []
+    real = hubs.hugging_face
+
+    def noting(http: httpx.Client, repository: str) -> hubs.Listing:
+        asked.append(http.headers.get("authorization"))
+        return real(http, repository)
+
+    monkeypatch.setitem(hubs.HUBS, "hf", replace(hubs.HUBS["hf"], ask=noting))
+    return asked

@@ -378,15 +378,7 @@ class Left(Exception):
     """Whoever wanted the model is gone."""
 
 
-def test_terms_decide_on_the_token_the_room_and_the_end(gguf_hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str | None] = []
-    real = hubs.hugging_face
-
-    def noting(http: httpx.Client, repository: str) -> hubs.Listing:
-        asked.append(http.headers.get("authorization"))
-        return real(http, repository)
-
-    monkeypatch.setitem(hubs.HUBS, "hf", replace(hubs.HUBS["hf"], ask=noting))
+def test_terms_decide_on_the_token_the_room_and_the_end(gguf_hub: StandIn, tokens: list[str | None]) -> None:
     with pytest.raises(Forbidden, match="models may take"):
         resolve("hf:owner/name", terms=Terms(max_bytes=1_000_000))
     with pytest.raises(Unavailable, match="kept free"):
@@ -400,7 +392,7 @@ def test_terms_decide_on_the_token_the_room_and_the_end(gguf_hub: StandIn, monke
     with pytest.raises(Left):
         resolve("hf:owner/name", terms=Terms(with_token=False, check=leave))
     assert cache.find("hf:owner/name") is None
-    assert asked == ["Bearer hf_of_the_test"] * 2 + [None]
+    assert tokens == ["Bearer hf_of_the_test"] * 2 + [None]
     resolve("hf:owner/name", terms=Terms(max_bytes=len(GGUF)))
     gguf_hub.repositories["owner/other"] = {"b-Q4_0.gguf": b"w"}
     with pytest.raises(Forbidden, match="models may take"):

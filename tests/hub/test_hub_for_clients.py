@@ -17,27 +17,13 @@ from standin import StandIn
 from freedive.commands import serve
 from freedive.commands.serve import fetched, model_ids, private
 from freedive.errors import Forbidden, NotFound, Unavailable, UserError
-from freedive.hub import cache, catalogue, hubs
+from freedive.hub import cache, catalogue
 from freedive.hub.catalogue import Entry
 from freedive.hub.sources import resolve
 from freedive.server.models import ModelEntry
 from freedive.server.ollama.pull import ClientLeft, Progress
 
 LIMIT = 1e9
-
-
-@pytest.fixture
-def tokens(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """What each listing was asked for with."""
-    asked: list[str | None] = []
-    real = hubs.hugging_face
-
-    def noting(http: httpx.Client, repository: str) -> hubs.Listing:
-        asked.append(http.headers.get("authorization"))
-        return real(http, repository)
-
-    monkeypatch.setitem(hubs.HUBS, "hf", replace(hubs.HUBS["hf"], ask=noting))
-    return asked
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,11 @@ from test_families_mixtures import MIXTRAL_8X7B, QWEN3_30B
 from test_families_openai import GPT_OSS_20B, GPT_OSS_120B
 from tiny_models import save
 
-from freedive.checkpoint.file import read_json
 from freedive.checkpoint.quantized.discover import METHODS
 from freedive.errors import UserError
 from freedive.families import describe_config
 from freedive.families.storage import declared
+from freedive.files import read_json
 from freedive.model.size import cache_bound, cache_dim, footprint, layers_in_words, size
 from freedive.model.spec import Experts
 

@@ -38,12 +38,6 @@ def client(live_server: str) -> Iterator[anthropic.Anthropic]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def http(live_server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=live_server) as client:
-        yield client
-
-
 @pytest.fixture(scope="module", autouse=True)
 def scripted(fake_model: EchoModel) -> None:
     fake_model.script |= {"rain?": CALLING, "two and two": THOUGHTFUL, "boom": "ab\N{COLLISION SYMBOL}"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,12 +18,6 @@ from freedive.server.openai.fields import ChatRequest, CompletionRequest
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "echo", "prompt": "hi"}
-
-
-@pytest.fixture(scope="module")
-def http(live_server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=live_server, timeout=20) as client:
-        yield client
 
 
 def refusal(response: httpx.Response, status: int = 400) -> dict[str, Any]:

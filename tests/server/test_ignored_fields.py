@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -27,12 +26,6 @@ CHAT, TEXT, RESPONSES, MESSAGES, OLLAMA, GENERATE, EMBED = BODIES
 SPOKEN = {"role": "assistant", "content": "hm"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 USED = {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}
-
-
-@pytest.fixture(scope="module")
-def http(live_server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=live_server, timeout=20) as client:
-        yield client
 
 
 def ignored(response: httpx.Response) -> set[str]:

@@ -174,7 +174,8 @@ def test_a_restart_after_the_last_key_is_revoked_stays_locked(fake_model: EchoMo
 def test_a_key_has_the_rights_that_it_was_made_with() -> None:
     assert invoke("create", "ann", "--may", "pull, manage").exit_code == 0
     keys.create("bob")
-    assert [key.may for key in keys.read_keys(keys.key_file())] == [("pull", "manage"), ()]
+    assert invoke("create", "dan", "--may", "pull", "--may", "manage").exit_code == 0
+    assert [key.may for key in keys.read_keys(keys.key_file())] == [("pull", "manage"), (), ("pull", "manage")]
     listed = invoke("list").stdout.splitlines()
     assert listed[1].endswith("ask, pull, manage")
     assert listed[2].endswith("ask")
@@ -194,11 +195,13 @@ def test_other_addresses_need_keys_or_an_explicit_word() -> None:
     assert check_keys(ServerConfig(host="0.0.0.0")).required
 
 
-def test_a_switch_is_a_number_in_the_environment() -> None:
-    assert load(ServerConfig, environ={"FREEDIVE_INSECURE": "1"}).insecure
-    assert not load(ServerConfig, environ={"FREEDIVE_INSECURE": "0"}).insecure
-    with pytest.raises(UserError, match="FREEDIVE_INSECURE is 'yes'"):
-        load(ServerConfig, environ={"FREEDIVE_INSECURE": "yes"})
+def test_a_switch_in_the_environment_is_written_in_any_usual_way() -> None:
+    for text in ("1", "true", "True", "yes", "on"):
+        assert load(ServerConfig, environ={"FREEDIVE_INSECURE": text}).insecure is True
+    for text in ("0", "false", "no", "OFF"):
+        assert load(ServerConfig, environ={"FREEDIVE_INSECURE": text}).insecure is False
+    with pytest.raises(UserError, match=r"FREEDIVE_INSECURE is 'perhaps'.*true or false"):
+        load(ServerConfig, environ={"FREEDIVE_INSECURE": "perhaps"})
 
 
 def test_a_file_that_may_not_be_read_locks_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,12 +28,6 @@ def client(live_server: str) -> Iterator[ollama.Client]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def http(live_server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=live_server) as client:
-        yield client
-
-
 def refusal(caught: pytest.ExceptionInfo[ollama.ResponseError], status: int = 400) -> str:
     assert caught.value.status_code == status
     return str(caught.value.error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,12 +16,6 @@ from freedive.server.ollama.fields import ChatRequest, GenerateRequest
 from freedive.server.ollama.options import Options
 
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def http(live_server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=live_server) as client:
-        yield client
 
 
 CHAT = {"model": "echo", "messages": HELLO}

@@ -185,11 +185,11 @@ def test_decoders_that_cannot_stream_are_refused(
         ("tokenizer.json", b"{", "tokenizer.json is damaged"),
         ("tokenizer.json", b"\xff\xfe", "tokenizer.json is damaged"),
         ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": 3, "merges": []}}', "tokenizer.json is damaged"),
-        ("tokenizer_config.json", b"[]", "does not hold a JSON object"),
-        ("tokenizer_config.json", b"{", "tokenizer_config.json cannot be read"),
-        ("generation_config.json", b"\xff", "generation_config.json cannot be read"),
+        ("tokenizer_config.json", b"[]", "its JSON is not an object"),
+        ("tokenizer_config.json", b"{", r"tokenizer_config.json is damaged"),
+        ("generation_config.json", b"\xff", r"generation_config.json is damaged"),
         ("generation_config.json", b'{"eos_token_id": [2, "x"]}', "generation_config.json names 'x'"),
-        ("generation_config.json", b"[" * 100_000, "generation_config.json cannot be read"),
+        ("generation_config.json", b"[" * 100_000, r"generation_config.json is damaged"),
     ],
 )
 def test_damaged_files_are_named(byte_level_folder: Path, tmp_path: Path, name: str, content: bytes, says: str) -> None:

@@ -1,4 +1,4 @@
-"""Finds quantised weights in safetensors: several tensors of a weight -> one tensor in a block format of freedive.
+"""Finds quantised weights in safetensors files and makes one tensor in a block format of the tensors of each.
 
     what                  tensors; X is the logical name, which ends in Y.weight
     FP8 e4m3              X (F8_E4M3), X_scale_inv or X_scale
@@ -8,7 +8,7 @@
     GPTQ, AWQ             Y.qweight (I32), Y.qzeros, Y.scales[, Y.g_idx]
 
 Which weights are quantised follows from which tensors exist. Formats and shapes are checked when a checkpoint is
-opened; bytes are made whenever they are asked for.
+opened; bytes are computed when they are read.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from freedive.checkpoint.file import PART_FORMATS, quote
+from freedive.checkpoint.file import PART_FORMATS
 from freedive.checkpoint.quantized import schemes
 from freedive.checkpoint.quantized.schemes import QuantizedParts, Scheme
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
+from freedive.files import quote
 
 METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4", "gptq", "awq")
 """The values of quantization_config's quant_method that are understood."""

@@ -1,4 +1,4 @@
-"""Quantisation schemes: the tensors of one weight -> one tensor in a block format, each as its authors publish it."""
+"""Quantisation schemes as published by their authors: each converts the tensors of a weight to a block format."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 from freedive.arrays import Bytes, Floats
 from freedive.checkpoint.block_formats import F8_BLOCK, encode_f8, encode_integers, integer_format
 from freedive.checkpoint.dequantize import dequantize
-from freedive.checkpoint.file import quote
 from freedive.checkpoint.tensor import Tensor
 from freedive.errors import UserError
+from freedive.files import quote
 
 _FLOATS = ("F32", "F16", "BF16")
 _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
@@ -24,7 +24,7 @@ _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 
 @dataclass(frozen=True)
 class QuantizedParts:
-    """What a quantised weight ``name`` is made of: ``codes``, and those of ``tensors`` that begin with ``stem``."""
+    """The tensors of the quantised weight ``name``: ``codes``, and those of ``tensors`` that begin with ``stem``."""
 
     name: str
     codes: Tensor

@@ -1,4 +1,4 @@
-"""Markdown from a model -> HTML that is safe to show, whole or while it is still being written."""
+"""Renders Markdown from a model as safe HTML, complete or while it is still generated."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ MARKDOWN = _markdown()
 
 
 class LiveMarkdown:
-    """Renders a growing text. Blocks that can no longer change are rendered once; only the last one again and again."""
+    """Renders a growing text. Complete blocks are rendered once; only the last block is rendered again."""
 
     def __init__(self) -> None:
         self._tail = ""

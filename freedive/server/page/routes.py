@@ -1,4 +1,4 @@
-"""The chat page: one HTML page, and the stream of rendered answers behind it."""
+"""Routes of the chat page: the HTML page and the stream of rendered answers."""
 
 from __future__ import annotations
 

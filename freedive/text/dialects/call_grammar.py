@@ -233,6 +233,6 @@ def _refuse(function: Mapping[str, Any], key: str, what: str, kind: type[UserErr
     where = f"parameter {key!r}" if key else "parameters"
     raise kind(
         f"This model's way to write calls cannot keep to the {where} of {function['name']!r}: {what}",
-        "Leave that out, or let the model call freely (tool_choice auto, without strict).",
+        "Leave that out, or let the model call freely (tool_choice auto, without strict)",
         param="tools",
     )

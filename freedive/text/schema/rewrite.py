@@ -58,7 +58,7 @@ def rewritten(schema: Mapping[str, Any], param: str, *, loose: bool = False) -> 
         if writer.has_controls:
             return _Rewriter(schema, param, escapes=True, loose=loose).root(), True
     except TooManySteps:
-        raise UserError("The schema refers to itself in too many ways", "Make it simpler.", param=param) from None
+        raise UserError("The schema refers to itself in too many ways", "Make it simpler", param=param) from None
     return result, False
 
 
@@ -291,7 +291,7 @@ class _Rewriter:
 
     def _refuse(self, path: str, what: str, kind: type[UserError] = UserError) -> NoReturn:
         where = f"The schema at {path[:200]}" if path else "The schema"
-        raise kind(f"{where} {what}", "Correct it or leave it out.", param=self._param)
+        raise kind(f"{where} {what}", "Correct it or leave it out", param=self._param)
 
 
 def _only_integers(named: Any) -> bool:

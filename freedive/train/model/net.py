@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from freedive.model import spec
 from freedive.model.decoder import draft_norm, draft_states, states
-from freedive.model.params import Param, params
+from freedive.model.params import Param, expert_of, params
 from freedive.train.data.sequences import Sequences
 from freedive.train.model.fused import FusedCrossEntropy
 from freedive.train.model.loss import ChunkedCrossEntropy
@@ -24,8 +23,6 @@ CHOICE_BIAS = "choice_bias"
 
 EMBEDDING_STD = 0.02
 CONV_STD = 0.5
-
-_EXPERT = re.compile(r"(?P<stack>.+\.experts)\.(?P<index>\d+)\.(?P<part>\w+)")
 
 
 def stacked_params(model: spec.ModelSpec) -> dict[str, Param]:
@@ -52,8 +49,9 @@ def stacked(weights: Mapping[str, Tensor]) -> Weights:
 
 def stack_of(name: str) -> tuple[str, int | None]:
     """The stack that holds the canonical weight ``name``, and where; itself for what is none of an expert's."""
-    if match := _EXPERT.fullmatch(name):
-        return f"{match['stack']}.{match['part']}", int(match["index"])
+    if expert := expert_of(name):
+        stack, index, part = expert
+        return f"{stack}.{part}", index
     return name, None
 
 

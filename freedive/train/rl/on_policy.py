@@ -49,7 +49,7 @@ def teacher_at(path: str, chat_tokenizer: ChatTokenizer, longest: int) -> Iterat
     if path.startswith(("http://", "https://")):
         raise UserError("A served teacher tells no whole distributions", "Name a folder or GGUF with distill.teacher")
     room = {"max_batch": 1, "cache_tokens": longest, "prefill_chunk": longest}
-    with freedive.load(path, precision="exact", speculation="off", prefix_cache="off", **room) as teacher:
+    with freedive.load(path, precision="exact", speculation="off", prefix_cache=False, **room) as teacher:
         if not _same_ids(chat_tokenizer.tokenizer, teacher.tokenizer):
             what = f"{path} has another tokenizer than this run"
             raise UserError(what, "Name a model trained with this run's tokenizer folder, or distil traces")

@@ -42,26 +42,24 @@ class MessageItem(RequestBody):
         return items.message(self.role, [part.text for part in self.content])
 
 
-class FunctionCallItem(RequestBody):
+class CallItem(RequestBody):
     ignores_unknown = True
 
-    type: Literal["function_call"]
     call_id: Text
     name: Text
     namespace: Text | None = None
+
+
+class FunctionCallItem(CallItem):
+    type: Literal["function_call"]
     arguments: Text
 
     def item(self) -> Json:
         return items.function_call(self.name, self.arguments, self.call_id, self.namespace)
 
 
-class CustomToolCallItem(RequestBody):
-    ignores_unknown = True
-
+class CustomToolCallItem(CallItem):
     type: Literal["custom_tool_call"]
-    call_id: Text
-    name: Text
-    namespace: Text | None = None
     input: Text
 
     def item(self) -> Json:

@@ -28,18 +28,17 @@ def reasoning(texts: Iterable[str], summary: Iterable[str] = ()) -> Json:
 
 def function_call(name: str, arguments: str, call_id: str, namespace: str | None = None) -> Json:
     """What the assistant called."""
-    called = {"call_id": call_id, "name": name, "arguments": arguments}
-    return _item("fc", "function_call", **called, **_within(namespace), status="completed")
+    return _call("fc", "function_call", name, call_id, namespace, arguments=arguments)
 
 
 def custom_tool_call(name: str, input: str, call_id: str, namespace: str | None = None) -> Json:
     """What the assistant called with a text."""
-    called = {"call_id": call_id, "name": name, "input": input}
-    return _item("ctc", "custom_tool_call", **called, **_within(namespace), status="completed")
+    return _call("ctc", "custom_tool_call", name, call_id, namespace, input=input)
 
 
-def _within(namespace: str | None) -> Json:
-    return {"namespace": namespace} if namespace else {}
+def _call(prefix: str, kind: str, name: str, call_id: str, namespace: str | None, **given: str) -> Json:
+    within = {"namespace": namespace} if namespace else {}
+    return _item(prefix, kind, call_id=call_id, name=name, **given, **within, status="completed")
 
 
 def full_name(namespace: str | None, name: str) -> str:
