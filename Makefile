@@ -1,4 +1,4 @@
-# chat | serve | test | bench | check | slow | sanitize | fuzz | wheel | families | nano | clean
+# chat | serve | test | test-all | bench | check | slow | sanitize | fuzz | wheel | families | nano | clean
 #
 # A bare machine needs Python 3.11 or newer with venv and headers, a C++ compiler and make; the rest comes into .venv.
 # Only answers go to standard output, so that `echo question | make chat` can be piped on.
@@ -14,7 +14,7 @@ NATIVE  := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp'
 MAKEFLAGS += --no-print-directory
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: chat serve test bench check slow sanitize fuzz wheel families nano clean browser
+.PHONY: chat serve test test-all bench check slow sanitize fuzz wheel families nano clean browser
 
 chat serve: $(VENV)/installed
 	exec $(BIN)/freedive $@
@@ -23,8 +23,14 @@ bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(ENGINES:%=$(
 	$(BIN)/python bench/quality.py
 	$(BIN)/python bench/peers.py --tidy
 
-test: $(VENV)/installed $(VENV)/test-tools $(CLIENTS)/installed browser
-	$(BIN)/python -m pytest -m "not slow"
+# `make test` is for every change; `make test-all` runs what it leaves out, but for what takes minutes (`make slow`).
+LEFT_OUT := matrix or clients or faults or browser or training
+
+test: $(VENV)/installed $(VENV)/test-tools
+	$(BIN)/python -m pytest -m "not (slow or $(LEFT_OUT))"
+
+test-all: $(VENV)/installed $(VENV)/test-tools $(CLIENTS)/installed browser
+	$(BIN)/python -m pytest -m "not slow and ($(LEFT_OUT))"
 
 slow: $(VENV)/installed $(VENV)/test-tools browser
 	$(BIN)/python -m pytest -m slow
@@ -89,6 +95,7 @@ check: $(VENV)/installed $(VENV)/check-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl,$(NATIVE))
 
 clean:

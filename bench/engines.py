@@ -64,7 +64,7 @@ class Engine:
             print(f"making {path}", file=sys.stderr)
             partial = path.with_name(f"{path.name}.new")
             shutil.rmtree(partial, ignore_errors=True)
-            command = [self.python.with_name("optimum-cli"), "export", "openvino", "--model", source]
+            command: list[str | Path] = [self.python.with_name("optimum-cli"), "export", "openvino", "--model", source]
             done = subprocess.run([*command, *EXPORT, partial], stderr=subprocess.PIPE, stdout=sys.stderr)
             if done.returncode:
                 shutil.rmtree(partial, ignore_errors=True)

@@ -59,7 +59,7 @@ class Server:
     def is_idle(self) -> bool:
         """Whether nothing is under way, and every page free."""
         stats = httpx.get(f"{self.url}/health", timeout=5).json()["models"][MODEL]
-        return stats["running"] + stats["waiting"] == 0 and stats["free_pages"] == stats["num_pages"]
+        return bool(stats["running"] + stats["waiting"] == 0 and stats["free_pages"] == stats["num_pages"])
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -39,7 +39,7 @@ PROMPT = prompt(48)
 DIFFERENT = {"deepseek_v2": "llama.cpp ranks groups of experts by their two best, DeepSeek V2 by the best"}
 """Tiny models that llama.cpp computes otherwise than their makers, and how."""
 
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"scoring_func": "sigmoid"},
     "moonlight": {"scoring_func": "sigmoid"},
     "glm4_moe_lite": {"scoring_func": "sigmoid", "first_k_dense_replace": 1},
@@ -64,7 +64,7 @@ def with_tokenizer(path: Path) -> Path:
     """The file once more with what llama.cpp insists on: a vocabulary, here of bytes."""
     checkpoint = open_checkpoint(path)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(125))]
-    vocabulary = {
+    vocabulary: dict[str, Any] = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": [-float(index) for index in range(128)],
@@ -89,8 +89,8 @@ def conversion_faults(name: str, folder: Path, path: Path, sources: Path) -> Ite
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **PUBLISHED.get(name, {})}))
     converted = path.with_name("converted.gguf")
-    script = [sys.executable, "-O", FOLDER / "llama_convert.py", sources, folder, converted]  # it asserts real sizes
-    subprocess.run(script, check=True, stderr=subprocess.DEVNULL)
+    script: list[str | Path] = [FOLDER / "llama_convert.py", sources, folder, converted]
+    subprocess.run([sys.executable, "-O", *script], check=True, stderr=subprocess.DEVNULL)  # it asserts real sizes
     ours, theirs = open_checkpoint(path), open_checkpoint(converted)
     prefix = f"{ARCHITECTURES[name][0]}."
     for key in sorted(key for key in ours.config.keys() | theirs.config.keys() if key.startswith(prefix)):

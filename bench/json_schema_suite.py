@@ -53,7 +53,7 @@ def can_write(constraint: GrammarConstraint, text: str) -> bool:
     """Whether ``constraint`` lets through just ``text``."""
     for token in (*text.encode(), END):
         if constraint.complete:
-            return token == END
+            return bool(token == END)
         if not np.unpackbits(constraint.allowed(), bitorder="little")[token]:
             return False
         constraint.take(token)
@@ -71,7 +71,8 @@ def spellings(value: Any) -> Iterator[str]:
     yield json.dumps(otherwise(value), ensure_ascii=False)
     if isinstance(value, dict) and value:  # of a key that comes twice the second counts
         key = next(iter(value))
-        for first in (None, 1, "a", True, [], {}):
+        odd: tuple[Any, ...] = (None, 1, "a", True, [], {})
+        for first in odd:
             yield "{" + f"{json.dumps(key)}:{json.dumps(first)}," + json.dumps(value, separators=(",", ":"))[1:]
 
 

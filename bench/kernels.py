@@ -35,6 +35,7 @@ from freedive.model import spec
 from freedive.model.params import Param, params
 from freedive.native import _native
 from freedive.ops.native import NativeRunner
+from freedive.ops.trace import Operation
 
 STREAMED, RESIDENT = "linear by rows, weights from memory", "linear by rows, weights in cache, one thread"
 ATTENTION, EXPERTS, ROWS = "attention", "experts by tokens", "rows of floats, one thread"
@@ -97,7 +98,7 @@ ROPE = spec.Rope(64, tuple(10000.0 ** (-i / 32) for i in range(32)))
 TINY_ATTENTION = spec.Attention(1, 1, 32, None, 0.2)
 TINY_FFN = spec.FeedForward(32)
 
-HEADS = {
+HEADS: dict[str, tuple[spec.Mixer, str]] = {
     "32 heads of 128 on 4": (spec.Attention(32, 4, 128, ROPE, 0.09), "attention"),
     "latent, 16 heads, 512 + 64": (spec.LatentAttention(16, 0, 512, 128, 64, 128, ROPE, 0.07), "latent_attention"),
 }
@@ -162,13 +163,13 @@ def random_blocks(format: str, rows: int, width: int, source: np.random.Generato
     block, num_bytes = BLOCKS[format]
     data = np.frombuffer(source.bytes(rows * width // block * num_bytes), np.uint8)
     exponent = 0x60 if format == "MXFP4" else 0x20  # its scale is a power of two from 2^-127 on, others are half floats
-    return (data & 0x1F | exponent).reshape(rows, -1)
+    return (data & np.uint8(0x1F) | np.uint8(exponent)).reshape(rows, -1)
 
 
 def timed(runner: NativeRunner, kind: str, point: Point, seconds: float) -> Share:
     """The operation in steps of ever new tokens, for so many ``seconds``."""
     source = np.random.default_rng(0)
-    steps = []
+    steps: list[list[Operation]] = []
     began = time.monotonic()
     while len(steps) <= LEAST_STEPS or time.monotonic() - began < seconds:
         batch = point.answers.batch(point.start, point.length, source, runner.vocab_size)
@@ -251,7 +252,7 @@ def main(
     if unknown := [each for each in formats if each not in FORMATS]:
         raise UserError(f"There is no format {unknown[0]}", f"Choose from {', '.join(FORMATS)}")
     chosen = [case for case in cases(formats, count, megabytes, quick) if case.kernel.startswith(kernel)]
-    found = []
+    found: list[dict[str, Any]] = []
     with Progress(console=Console(stderr=True)) as bar:
         for case in bar.track(chosen, description="measuring"):
             found += figures(case, levels, 0.02 if quick else 0.05)

@@ -73,7 +73,7 @@ class Load:
 
     async def ask(self, http: httpx.AsyncClient, user: str, rng: random.Random, end: float) -> str:
         """What became of one request."""
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": " ".join(rng.choices(WORDS, k=rng.randint(5, 400)))}],
             "max_tokens": rng.randint(16, 160),

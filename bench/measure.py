@@ -159,7 +159,8 @@ def _starts(able: Able, vocab_size: int, source: random.Random, rounds: int, dea
             able[name].end()
         if round and time.monotonic() > deadline:
             break
-    return tuple(
-        {name: got[1:] for name, got in found.items() if work.name not in able[name].faults}
-        for found, work in ((seconds, START_TO_FIRST_TOKEN), (megabytes, PEAK_MEMORY))
-    )
+
+    def measured(found: Values, work: Workload) -> Values:
+        return {name: got[1:] for name, got in found.items() if work.name not in able[name].faults}
+
+    return measured(seconds, START_TO_FIRST_TOKEN), measured(megabytes, PEAK_MEMORY)

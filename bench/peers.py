@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,7 +78,7 @@ def examine(
                 faults[engine.name] = {"start": error.what}
                 continue
             costs[engine.name] = cost(checkpoint, spec)
-            contestants.append(Contestant(engine.name, lambda e=engine, c=checkpoint: e.start(c, threads)))
+            contestants.append(Contestant(engine.name, partial(engine.start, checkpoint, threads)))
         found = compete(contestants, rounds, time.monotonic() + 60 * minutes, source, alone=not founds)
         founds += [found] if found else []
         faults |= {each.name: each.faults for each in contestants if each.faults}

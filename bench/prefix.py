@@ -49,7 +49,9 @@ def main(name: str = "smollm2", num_tokens: str = "2000", what: str = "compare")
     if what == "measure":
         measure(name, int(num_tokens), REPEATS)
         return
-    computed, memory, disk = [], [], []
+    computed: list[float] = []
+    memory: list[float] = []
+    disk: list[float] = []
     for _ in range(REPEATS):
         with TemporaryDirectory() as folder:
             os.environ["FREEDIVE_PAGES"] = folder

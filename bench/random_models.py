@@ -124,7 +124,7 @@ def _hub_tensors(shapes: Shapes, group: int) -> Iterator[tuple[str, Tensor]]:
         prefix, groups = name.removesuffix("weight"), width // group
         yield f"{prefix}qweight", _random(f"{prefix}qweight", (width // 8, rows), "I32")
         yield f"{prefix}qzeros", _constant((groups, rows // 8), "I32", np.uint32(0x77777777))  # of 8, less one
-        signs = np.random.default_rng(zlib.crc32(name.encode())).choice(np.float16((-1, 1)), (groups, rows))
+        signs = np.random.default_rng(zlib.crc32(name.encode())).choice(np.array([-1, 1], np.float16), (groups, rows))
         yield f"{prefix}scales", _of(signs * np.float16(0.2 * width**-0.5), "F16")
         yield f"{prefix}g_idx", _of(np.repeat(np.arange(groups, dtype=np.int32), group), "I32")
 

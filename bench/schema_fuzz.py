@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "text"))
 from schemas import generated, wild
 
 import freedive
-from freedive.engine.engine import EngineError
-from freedive.engine.generation import Generation
+from freedive.engine.generation import EngineError, Generation
 from freedive.errors import UserError
 from freedive.text.format import Format
 

@@ -160,10 +160,10 @@ def contestants(run: config.Run, folder: Path, bf16: bool) -> dict[str, Callable
     if resolved(AUTO) == BFLOAT16:
         makers["freedive bf16"] = lambda: Ours(run, muon=False, precision=BFLOAT16)
     for name, experts in ways.items():
-        makers[f"transformers {name} fp32"] = lambda e=experts: Theirs(folder, e, torch.float32, False, size)
+        makers[f"transformers {name} fp32"] = partial(Theirs, folder, experts, torch.float32, False, size)
         if bf16:
-            makers[f"transformers {name} autocast"] = lambda e=experts: Theirs(folder, e, torch.float32, True, size)
-            makers[f"transformers {name} bf16"] = lambda e=experts: Theirs(folder, e, torch.bfloat16, False, size)
+            makers[f"transformers {name} autocast"] = partial(Theirs, folder, experts, torch.float32, True, size)
+            makers[f"transformers {name} bf16"] = partial(Theirs, folder, experts, torch.bfloat16, False, size)
     return makers
 
 

@@ -22,7 +22,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """Chromium, which `make test` installs where it may. Without it these tests are skipped, but fail in CI."""
+    """Chromium, which `make test-all` installs where it may. Without it these tests are skipped, but fail in CI."""
     binary, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (binary and chromedriver):
         missing = pytest.fail if os.environ.get("CI") else pytest.skip

@@ -17,6 +17,48 @@ from freedive.hub.sources import resolve
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LEFT_OUT = {
+    "matrix": [
+        "ops/test_dense_as_mixture.py",
+        "ops/test_parity.py::test_long_prompts_on_the_reference_equal_transformers",
+    ],
+    "clients": ["server/test_clients.py"],
+    "faults": [
+        "checkpoint/test_checkpoint_damage.py",
+        "engine/test_page_store.py::test_a_writer_that_is_killed_leaves_nothing_damaged",
+        "server/test_budget.py::test_no_body_holds_up_others",
+        "server/test_chaos.py",
+        "server/test_mutated_requests.py",
+        "server/test_openapi.py",
+        "text/test_dialects_robust.py",
+        "text/test_text_template.py::test_a_rendering_is_bounded_in_time_and_memory",
+        "text/test_text_template.py::test_hostile_templates_end_soon_in_a_user_error",
+    ],
+    "training": [
+        "train/test_distill.py",
+        "train/test_experts.py::test_gradients_of_grouped_experts_are_the_slope",
+        "train/test_finetune.py",
+        "train/test_resume.py",
+        "train/test_run.py",
+    ],
+}
+"""Files and tests that `make test` leaves to `make test-all`, by marker. Their fixture marks tests with a browser."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    markers = {place: marker for marker, places in LEFT_OUT.items() for place in places}
+    assert all((root / place.partition("::")[0]).exists() for place in markers)
+    for item in items:
+        file = item.path.relative_to(root).as_posix()
+        for place in (file, f"{file}::{getattr(item, 'originalname', item.name)}"):
+            if marker := markers.get(place):
+                item.add_marker(marker)
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def pages_folder() -> Iterator[None]:
     """What tests ask stays out of the user's cache."""

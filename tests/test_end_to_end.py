@@ -56,7 +56,7 @@ def test_run_names_paris_and_prints_nothing_else() -> None:
 
 
 def test_run_reads_standard_input_and_repeats_itself() -> None:
-    arguments = ("run", "smollm2", "-", "--temperature", "0.8", "--seed", "5", "--max-tokens", "12")
+    arguments: tuple[str, ...] = ("run", "smollm2", "-", "--temperature", "0.8", "--seed", "5", "--max-tokens", "12")
     arguments += ("--prefix-cache", "off")  # all is computed, twice
     first = command(*arguments, input="Tell me about the sea.\n")
     assert first[0] == 0

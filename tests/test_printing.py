@@ -35,6 +35,7 @@ class Script:
     max_context = 1024
     drafts = False
     boundaries = ()
+    states = np.zeros((0, 0), np.uint8)
 
     def __init__(self, vocab_size: int, tokens: list[int]) -> None:
         self.vocab_size = vocab_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from functools import partial
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import gguf
@@ -41,14 +41,28 @@ HALVES = {
 All other bytes of a block may have any value, but for MXFP4's exponent.
 """
 
-X86_LEVELS = ("scalar", "avx2", "avx512", "amx-emulated")
-LEVELS = [
-    pytest.param(
-        level, marks=pytest.mark.skipif(level not in _native.isa_levels(), reason=f"this machine has no {level}")
-    )
-    for level in (("scalar", "neon") if platform.machine() == "aarch64" else X86_LEVELS)
-]
-"""Every level of this kind of processor, as test parameters; those that the machine lacks are skipped by name."""
+NAMES = ("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512", "amx-emulated")
+BEST = _native.isa_levels()[-1]
+
+
+def only(kept: Collection[Any], values: Iterable[Any]) -> list[Any]:
+    """Test parameters: ``kept`` are part of `make test`, the other ``values`` of the full matrix (`make test-all`)."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.matrix) for value in values]
+
+
+def levels(kept: Collection[str] = NAMES) -> list[Any]:
+    """Every level of this kind of processor, as test parameters; those that the machine lacks are skipped by name."""
+    found = []
+    for level in NAMES:
+        lacking = pytest.mark.skipif(level not in _native.isa_levels(), reason=f"this machine has no {level}")
+        found.append(pytest.param(level, marks=[lacking, *([] if level in kept else [pytest.mark.matrix])]))
+    return found
+
+
+LEVELS = levels()
+"""For tests that prove equal bits at all levels: once a kernel, and once a model."""
+BEST_LEVEL = levels([BEST])
+"""For tests of what follows from equal bits: the other levels are part of the full matrix."""
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -60,7 +74,10 @@ def random_tensor(kind: str, rows: int, width: int, *, scale: float = 0.02, seed
         return quantize("w", rng.uniform(-scale, scale, (rows, width)).astype(np.float32), kind)
     block, num_bytes = BLOCKS[kind]
     data = rng.integers(0, 256, (rows, -(-width // block), num_bytes), np.uint8)
-    draw = partial(rng.uniform, -scale, scale, (*data.shape[:2], 1))
+
+    def draw() -> np.ndarray[Any, Any]:
+        return rng.uniform(-scale, scale, (*data.shape[:2], 1))
+
     for at in HALVES.get(kind, ()):
         data[..., at : at + 2] = draw().astype(np.float16).view(np.uint8)
     if kind == "MXFP4":

@@ -36,7 +36,8 @@ class FreediveJobs(Jobs):
 
     def unique_experts(self, prompts: list[list[int]], num_tokens: int) -> float | None:
         """Experts that a step of all answers together reads in a layer, on average; None without experts."""
-        runner, counts = self.model.runner, []
+        runner: Any = self.model.runner
+        counts: list[int] = []
         take_step = runner.step
 
         def step(batch: Batch) -> Any:

@@ -28,7 +28,7 @@ EXACT = {**VARIANTS[1], "type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.G
 LOG_ERROR = 4
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def log(level: int, text: bytes, _: Any) -> None:
     if level == LOG_ERROR:
         sys.stderr.write(text.decode(errors="replace"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ class FakeRunner:
         }
         assert all((used == page).sum() == 1 for page in written), "a page that is written has two owners"
         last_rows = batch.lengths.cumsum() - 1
-        self.histories = {}
+        self.histories: dict[Any, Any] = {}
         if self.sums.size:
             self._check_states(batch)
         for table, start, end, row, prompt in zip(tables, batch.starts, ends, last_rows, batch.prompts, strict=True):

@@ -90,7 +90,7 @@ def test_the_oldest_request_is_served_first() -> None:
         runner.gate.set()
         for generation in generations:
             read(generation)
-    finished = [generation.timings.finished_at for generation in generations]
+    finished = [generation.timings.finished_at or 0.0 for generation in generations]
     assert finished == sorted(finished)
     assert [batch.tokens[0] for batch in runner.batches if batch.starts[0] == 0] == list(range(5))
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,7 +101,7 @@ DAMAGES = {
     "zeros": lambda data: bytes(len(data)),
     "garbage": lambda data: random.Random(0).randbytes(len(data)),
     "shifted": lambda data: data[1:] + data[:1],
-    **{f"bit flipped at {place}": lambda data, place=place: flip(data, place) for place in (0, 3, 4, 2500, -1 % 5004)},
+    **{f"bit flipped at {place}": partial(flip, place=place) for place in (0, 3, 4, 2500, -1 % 5004)},
 }
 
 

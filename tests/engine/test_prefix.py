@@ -242,7 +242,8 @@ class Shelf(dict[bytes, bytes]):
         found: dict[bytes, np.ndarray | None] = {}
         for key in keys:
             if self.damaged():
-                found[key] = self.pop(key) and None
+                self.pop(key)
+                found[key] = None
             else:
                 found[key] = np.frombuffer(self[key], np.uint8)
         return found

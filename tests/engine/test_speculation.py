@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny
 from tiny_mtp import with_mtp
-from weights import LEVELS
+from weights import BEST_LEVEL
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine, EngineStats
@@ -291,7 +291,7 @@ def plain_answers(name: str) -> list[Any]:
 
 @pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", BEST_LEVEL)
 @pytest.mark.parametrize(("num_pages", "config"), [(80, {}), (10, {"prefill_chunk": 48})])
 def test_kernels_answer_the_same_at_every_level(name: str, level: str, num_pages: int, config: dict[str, int]) -> None:
     guessed, stats = native_answers(name, num_pages, level, **config)
@@ -301,7 +301,7 @@ def test_kernels_answer_the_same_at_every_level(name: str, level: str, num_pages
 
 @pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", BEST_LEVEL)
 def test_models_that_predict_answer_the_same_at_every_level(name: str, level: str) -> None:
     model = with_mtp(name)
     runs = []

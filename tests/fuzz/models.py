@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tiny_gguf import save_both
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -51,7 +52,7 @@ def _write_gguf(made: Path, folder: Path) -> None:
     """The file with a vocabulary of bytes and words."""
     checkpoint = open_gguf(made)
     tokens = [f"<0x{byte:02X}>" for byte in range(64)] + [f"▁w{index}" for index in range(64)]
-    vocabulary = {
+    vocabulary: dict[str, Any] = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": [0.0] * len(tokens),

@@ -16,7 +16,8 @@ from freedive.checkpoint.weight_store import MAGIC
 from freedive.native import _native
 
 NUMBERS = (-1, 0, 1, 2, 3, 7, 31, 32, 33, 64, 127, 200, 255, 1000, 4096, 1 << 16, 1 << 20, 1 << 31, 1 << 34, 1 << 63)
-ODD = (*NUMBERS, 1 << 70, 0.5, -0.0, 1e308, 1e400, float("nan"), True, False, None, "", "x", "F32", "Q4_K", [], {}, [0])
+ODD: tuple[Any, ...] = (*NUMBERS, 1 << 70, 0.5, -0.0, 1e308, 1e400, float("nan"))
+ODD += (True, False, None, "", "x", "F32", "Q4_K", [], {}, [0])
 
 Mutate = Callable[[random.Random, Path], None]
 """Changes the files of a folder in place."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import huggingface_hub.constants
@@ -158,7 +159,7 @@ def test_a_passing_server_fault_is_tried_again(gguf_hub: StandIn) -> None:
 
     def refuse_once(*args: object) -> cache.StoredFile:
         gguf_hub.refusals = [(503, {}), (429, {})]
-        return real(*args)  # type: ignore[arg-type]
+        return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(download, "download", refuse_once)
@@ -329,7 +330,7 @@ def test_names_in_other_case_are_no_other_models(gguf_hub: StandIn) -> None:
 
 
 def test_a_file_larger_than_announced_is_not_taken(gguf_hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    came = []
+    came: list[Any] = []
     real = hubs.hugging_face
 
     def smaller(http: httpx.Client, repository: str) -> hubs.Listing:

@@ -23,8 +23,8 @@ from freedive.errors import UserError
 from freedive.families import describe
 from freedive.model.params import params
 
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe_lite")
-MIXTURES += ("ernie4_5_moe", "hunyuan_moe", "hy_v3", "pangu_pro_moe")
+MIXTURES: tuple[str, ...] = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3")
+MIXTURES += ("glm4_moe_lite", "ernie4_5_moe", "hunyuan_moe", "hy_v3", "pangu_pro_moe")
 
 
 @cache

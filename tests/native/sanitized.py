@@ -19,4 +19,4 @@ assert found.loader
 module = module_from_spec(found)
 sys.modules[NAME] = module
 found.loader.exec_module(module)
-freedive.native._native = module  # type: ignore[assignment]
+freedive.native._native = module

@@ -48,7 +48,7 @@ def batch(**changes: Any) -> Batch:
         "lengths": ints(2, 1),
         "starts": ints(0, 4),
         "pages": ints(0, 1).reshape(2, 1),
-        "wanted": ints(1, 2),
+        "output_rows": ints(1, 2),
         "prompts": ints(2, 5),
     }
     return Batch(**(arrays | changes))
@@ -103,7 +103,7 @@ def test_a_step_that_says_nothing_of_states_is_refused(recurrent: NativeRunner) 
 WRONG: dict[str, dict[str, Any]] = {
     **{f"token {index}": {"tokens": ints(1, index, 3)} for index in (*BEYOND, 77)},
     **{f"page {index}": {"pages": ints(0, index).reshape(2, 1)} for index in (*BEYOND, 2)},
-    **{f"wanted {index}": {"wanted": ints(0, index)} for index in (*BEYOND, 3)},
+    **{f"wanted {index}": {"output_rows": ints(0, index)} for index in (*BEYOND, 3)},
     **{f"start {index}": {"starts": ints(0, index)} for index in (*BEYOND, 32)},
     **{f"length {index}": {"lengths": ints(2, index)} for index in BEYOND},
     "lengths that do not add up": {"lengths": ints(1, 1)},
@@ -113,7 +113,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "too few tables": {"pages": ints(0).reshape(1, 1)},
     "no pages": {"pages": ints().reshape(2, 0)},
     "too many rows": {"tokens": ints(*range(9)), "lengths": ints(8, 1)},
-    "too many wanted": {"wanted": ints(*[0] * 9)},
+    "too many wanted": {"output_rows": ints(*[0] * 9)},
 }
 
 

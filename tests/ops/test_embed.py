@@ -23,7 +23,8 @@ PIECES = [[(0, 33)], [(1, 7), (0, 30)], [(0, 7), (1, 34)]]
 
 def embedded(runner: Runner, schedule: list[list[tuple[int, int]]]) -> list[Floats]:
     """The states [T, hidden] at every token of each prompt."""
-    done, states = [0, 0], [[], []]
+    done = [0, 0]
+    states: list[list[Floats]] = [[], []]
     for step in schedule:
         batch = to_batch(PROMPTS, step, done, TABLES, GIVEN)
         runner.step(batch)

@@ -8,7 +8,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 from tiny_models import Floats, prompt, take_steps
-from weights import LEVELS, random_tensor
+from weights import BEST_LEVEL, random_tensor
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.packed import FORMATS, PackedTensor, pack
@@ -45,7 +45,7 @@ def pair(kinds: Sequence[str], level: str) -> tuple[NativeRunner, ReferenceRunne
     return native, ReferenceRunner(MODEL, exact, num_pages=8)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", BEST_LEVEL)
 @pytest.mark.parametrize("kinds", [*[(kind,) for kind in FORMATS], tuple(FORMATS)], ids=lambda kinds: "+".join(kinds))
 def test_native_equals_reference_on_dequantised_weights(kinds: Sequence[str], level: str) -> None:
     native, reference = pair(kinds, level)

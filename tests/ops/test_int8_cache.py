@@ -30,7 +30,8 @@ def attend(level: str, q: Floats, k: Floats, v: Floats, kv_heads: int) -> Floats
     held = [pack(Tensor("", x.shape, "F32", x.view(np.uint8))) for x in (q, k, v)]
     buffers = [program.buffer(x.shape[1], False) for x in (q, k, v)]
     for packed, buffer in zip(held, buffers, strict=True):
-        program.embed(program.weight(FORMATS["F32"], *packed.shape, packed.data), buffer)
+        rows, width = packed.shape
+        program.embed(program.weight(FORMATS["F32"], rows, width, packed.data), buffer)
     out, result = program.buffer(q.shape[1], False), program.buffer(q.shape[1], True)
     program.attention(
         q=buffers[0],
@@ -109,8 +110,8 @@ def test_a_limit_in_bytes_limits_the_pages() -> None:
     llama = tiny("llama")
     for name in NUMBER_BYTES:
         sizes = {"num_threads": 1, "max_rows": 8, "num_pages": 1000, "cache_format": name}
-        pages = NativeRunner(llama.spec, llama.packed, **sizes, max_cache_bytes=10**6).num_pages  # type: ignore[arg-type]
-        page_bytes = NativeRunner(llama.spec, llama.packed, **sizes).page_bytes  # type: ignore[arg-type]
+        pages = NativeRunner(llama.spec, llama.packed, **sizes, max_cache_bytes=10**6).num_pages
+        page_bytes = NativeRunner(llama.spec, llama.packed, **sizes).page_bytes
         assert pages == 10**6 // page_bytes < 1000
 
 

@@ -24,7 +24,8 @@ NAMES = ["deepseek_v3", "glm4_moe"]
 
 def guesses(runner: Runner, schedule: list[list[tuple[int, int]]], given: list[int] | None = None) -> list[Floats]:
     """What ``runner`` drafts [T, vocab] after each token but the first of each prompt."""
-    done, logits = [0, 0], [[], []]
+    done = [0, 0]
+    logits: list[list[Floats]] = [[], []]
     given = given or [len(tokens) for tokens in PROMPTS]
     for step in schedule:
         batch = to_batch(PROMPTS, step, done, TABLES, given)

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from tiny_models import TINY, Floats, Schedule, float_tensor, prompt, take_steps, tiny
-from weights import LEVELS
+from weights import BEST_LEVEL
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.packed import Packed
@@ -69,7 +69,7 @@ def num_alike(runner: NativeRunner, chosen: list[Floats]) -> int:
     return len(alike) if alike.all() else int(alike.argmin())
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", BEST_LEVEL)
 @pytest.mark.parametrize("target", get_args(Target))
 @pytest.mark.parametrize("name", TINY)
 def test_rounded_weights_cost_nothing_more(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import TINY, Floats, Ints, Schedule, prompt, take_steps, tiny
-from weights import LEVELS
+from weights import BEST_LEVEL
 
 from freedive.model.batch import Runner
 from freedive.model.spec import Experts
@@ -107,14 +107,14 @@ def test_torch_equals_transformers(name: str, schedule: str, note: Record) -> No
     assert_equal("torch", note, in_torch(name), name, schedule)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", BEST_LEVEL)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", TINY)
 def test_native_equals_transformers(name: str, schedule: str, level: str, note: Record) -> None:
     assert_equal("native", note, native(name, cache_format="f32", isa=level), name, schedule)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", BEST_LEVEL)
 @pytest.mark.parametrize("name", TINY)
 def test_generated_tokens_equal_transformers(name: str, level: str, note: Record) -> None:
     """Latent attention takes another way for them than for given ones."""
@@ -134,7 +134,7 @@ def test_the_same_experts_are_chosen(name: str) -> None:
         np.testing.assert_array_equal(np.sort(native_routes.experts, -1), experts)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", BEST_LEVEL)
 @pytest.mark.parametrize("name", TINY)
 def test_a_half_float_cache_costs_little(name: str, level: str) -> None:
     """By the median row: a rounding may send a token to another expert, and its row elsewhere."""
@@ -144,7 +144,7 @@ def test_a_half_float_cache_costs_little(name: str, level: str) -> None:
         assert 0 < np.median((got - expected).std(-1)) < 3e-3 * expected.std()
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", BEST_LEVEL)
 @pytest.mark.parametrize("name", TINY)
 def test_long_prompts_equal_transformers(name: str, level: str) -> None:
     runner = native(name, cache_format="f32", isa=level)

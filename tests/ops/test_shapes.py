@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from descriptions import ATTENTIONS, DESCRIPTIONS, LATENT, PLAIN, VOCAB, experts, model, weights
 from tiny_models import Floats, pack_floats, prompt, take_steps
-from weights import LEVELS
+from weights import BEST_LEVEL
 
 from freedive.errors import UserError
 from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, ModelSpec
@@ -36,13 +36,13 @@ def assert_close(described: ModelSpec, level: str, given: list[int] | None = Non
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", BEST_LEVEL)
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_native_equals_reference(name: str, level: str) -> None:
     assert_close(DESCRIPTIONS[name], level)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", BEST_LEVEL)
 @pytest.mark.parametrize("given", [[0, 0], [1, 9], [40, 33]])
 @pytest.mark.parametrize("name", [name for name in ATTENTIONS if "latents" in name])
 def test_absorbed_attention_equals_expanded(name: str, given: list[int], level: str) -> None:

@@ -185,7 +185,7 @@ def test_choices_can_be_heard_and_replayed() -> None:
 
 
 ROUTERS = {
-    name: layer.ffn.router
+    name: (model, layer.ffn.router)
     for name, model in EXPERTS.items()
     for layer in model.layers
     if isinstance(layer.ffn, spec.Experts)
@@ -194,10 +194,10 @@ ROUTERS = {
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_of_equal_experts_the_first_are_chosen(name: str) -> None:
-    router, batch = ROUTERS[name], Batch.whole([[0]], wants_all=True)
+    (model, router), batch = ROUTERS[name], Batch.whole([[0]], wants_all=True)
     logits = np.random.default_rng(0).integers(-1, 2, (200, router.num_experts)).astype(np.float32)
     chosen, shares = TorchOps(batch).route(torch.tensor(logits), router, None, None)
-    expected = ReferenceOps(batch, [], SlotStates(EXPERTS[name], 1)).route(logits, router, None, None)
+    expected = ReferenceOps(batch, [], SlotStates(model, 1)).route(logits, router, None, None)
     np.testing.assert_array_equal(chosen, expected.experts)
     np.testing.assert_allclose(shares, expected.weights, atol=1e-6)
 

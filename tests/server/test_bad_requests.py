@@ -99,7 +99,8 @@ def test_images_are_refused_as_images(http: httpx.Client) -> None:
 
 
 def test_what_asks_for_nothing_is_accepted(http: httpx.Client) -> None:
-    nothing = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "functions": None, "n": 1}
+    nothing: dict[str, Any] = {"tools": [], "tool_choice": "none", "functions": None, "n": 1}
+    nothing["response_format"] = {"type": "text"}
     assert http.post("/v1/chat/completions", json=CHAT | nothing).status_code == 200
 
 

@@ -70,15 +70,15 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
 
 def run(script: Path, url: str, home: Path) -> Outcomes:
-    assert CLIENTS.exists(), "the clients are not installed: run `make test`"
+    assert CLIENTS.exists(), "the clients are not installed: run `make test-all`"
     program, *arguments = RUNNERS[script.suffix]
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LLM_USER_PATH": str(home)}
     command = [CLIENTS / "bin" / program, *arguments, script, url]
     environment |= SILENCE | {"NODE_PATH": str(CLIENTS / "node_modules")}
     try:
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
-    except subprocess.SubprocessError as error:
-        fault = f"{error}\n{error.stderr}"
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        fault = f"{error}\n{error.stderr!s}"
         return defaultdict(lambda: fault)
     print(ended.stderr)
     return json.loads(ended.stdout)

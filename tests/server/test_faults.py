@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -47,7 +48,7 @@ def test_deep_nesting_is_refused_as_such(live_server: str, route: str, depth: in
 
 
 def test_the_deepest_that_is_let_in_is_no_fault_of_ours(live_server: str) -> None:
-    schema = {"type": "object"}
+    schema: dict[str, Any] = {"type": "object"}
     for _ in range((MAX_DEPTH - 8) // 2):
         schema = {"type": "object", "properties": {"x": schema}}
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}

@@ -132,8 +132,8 @@ BODIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("route", BODIES)
 def test_an_error_speaks_of_the_request_and_not_of_the_code(http: httpx.Client, route: str) -> None:
-    body = CLASSES[f"`{route}`"]
-    fields = [field.alias or name for name, field in body.model_fields.items()]
+    kind = CLASSES[f"`{route}`"]
+    fields = [field.alias or name for name, field in kind.model_fields.items()]
     assert len(fields) > 1
     for field in fields:
         for value in WRONG:

@@ -277,7 +277,8 @@ def test_arguments_that_are_no_object_do_not_end_a_conversation(
 
 
 def test_an_empty_list_has_no_vectors_and_an_empty_text_has_one(http: httpx.Client) -> None:
-    for nothing in ([], ""):
+    nothings: tuple[Any, ...] = ([], "")
+    for nothing in nothings:
         assert http.post(EMBED, json={"model": "echo", "input": nothing}).json()["embeddings"] == []
     assert len(http.post(EMBED, json={"model": "echo", "input": ["", "a"]}).json()["embeddings"]) == 2
     assert http.post("/api/embeddings", json={"model": "echo", "prompt": ""}).json() == {"embedding": []}

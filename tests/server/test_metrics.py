@@ -188,7 +188,7 @@ def test_the_load_of_experts_is_told(house: House) -> None:
 
 
 def test_percentiles_are_values_that_were_there() -> None:
-    assert percentiles(range(1, 101)) == {"p50": 50, "p90": 90, "p99": 99}  # type: ignore[arg-type]
+    assert percentiles(range(1, 101)) == {"p50": 50, "p90": 90, "p99": 99}
     assert percentiles([7.0]) == {"p50": 7.0, "p90": 7.0, "p99": 7.0}
     assert percentiles([]) == {}
 

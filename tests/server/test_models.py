@@ -35,7 +35,7 @@ class Shelf:
 
 
 def run(scene: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scene(), 10))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(scene(), 10))
 
 
 async def used(models: Models, name: str) -> None:

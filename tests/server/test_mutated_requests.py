@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -26,7 +27,7 @@ def test_mutated_requests_are_answered_and_leave_nothing_behind(url: str) -> Non
     request_fuzz.wait_until_idle(url, "nano")
 
 
-ODD = ([], {}, [{"type": "reasoning"}], {"a": 1}, 5, True)
+ODD: tuple[Any, ...] = ([], {}, [{"type": "reasoning"}], {"a": 1}, 5, True)
 
 
 @pytest.mark.parametrize("odd", ODD, ids=str)

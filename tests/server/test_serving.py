@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -89,7 +90,8 @@ def test_pages_forbid_scripts_and_styles_of_their_own(live_server: str) -> None:
 
 def test_a_silent_stream_is_kept_alive_and_closed_when_the_client_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "KEEP_ALIVE_S", 0.01)
-    closed, sent = [], []
+    closed: list[Any] = []
+    sent: list[Any] = []
 
     async def events() -> AsyncGenerator[bytes, None]:
         try:

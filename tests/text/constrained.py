@@ -32,7 +32,8 @@ def write(constraint: GrammarConstraint, tokenizer: Tokenizer, seed: int, longes
 
     A token is drawn from all that may come, or only from the plain ones, and the end is taken more often than not.
     """
-    rng, tokens = random.Random(seed), []
+    rng = random.Random(seed)
+    tokens: list[int] = []
     for _ in range(longest):
         token = _draw(allowed(constraint, tokenizer), tokenizer, rng)
         constraint.take(token)

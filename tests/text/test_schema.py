@@ -227,8 +227,8 @@ def test_what_llguidance_lacks_is_written_in_what_it_has(
     for text in no:
         assert not writes(compiler, schema, text), text
     for seed in range(6):
-        text = write(constraint_of(compiler, Format("json_schema", schema)), smollm2(), seed)
-        assert text is None or not [*checker(schema).iter_errors(valid_json(text))]
+        written = write(constraint_of(compiler, Format("json_schema", schema)), smollm2(), seed)
+        assert written is None or not [*checker(schema).iter_errors(valid_json(written))]
 
 
 ANNOTATIONS = {
@@ -247,10 +247,13 @@ def test_annotations_have_no_effect(compiler: GrammarCompiler, name: str) -> Non
     assert rewritten({"type": "string", "format": name, **ANNOTATIONS}, "tools") == ({"type": "string"}, False)
 
 
+NO_SCHEMAS: tuple[Any, ...] = (None, [], "string", 7)
+
+
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
-        *(({"properties": {"a": wrong}}, "/properties/a is no schema") for wrong in (None, [], "string", 7)),
+        *(({"properties": {"a": wrong}}, "/properties/a is no schema") for wrong in NO_SCHEMAS),
         ({"properties": True}, "/properties is no object of schemas"),
         ({"properties": []}, "/properties is no object of schemas"),
         ({"anyOf": {}}, "/anyOf is no list of schemas"),

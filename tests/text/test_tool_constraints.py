@@ -223,7 +223,7 @@ PLAIN = Dialect({})
         (OutputSpec(Format("json_object"), TOOLS), "response_format"),
         (OutputSpec(choice="required"), "tool_choice"),
         (OutputSpec(tools=TOOLS, choice=Function("then")), "tool_choice"),
-        (OutputSpec(tools=TOOLS, choice="now"), "tool_choice"),  # type: ignore[arg-type]
+        (OutputSpec(tools=TOOLS, choice="now"), "tool_choice"),
     ],
 )
 def test_a_model_whose_calls_are_unknown_refuses_what_it_could_not_see_to(

@@ -35,7 +35,9 @@ from freedive.train.finetune import run as finetune
 from freedive.train.finetune.base_model import open_base_model
 from freedive.train.finetune.lora import Tuned, adapters
 from freedive.train.finetune.targets import TARGETS, counts, target_params
+from freedive.train.finetune.trainer import FinetuneTrainer
 from freedive.train.model.net import Weights, stacked_params, unstacked
+from freedive.train.run.folder import RunFolder
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -125,7 +127,7 @@ def test_it_learns_and_others_read_the_whole(name: str, rank: int, folders: Any,
 
 def logits_in_training(root: Path, folder: Path, given: Batch) -> np.ndarray:
     """Of the weights that the last checkpoint makes."""
-    context = finetune.FinetuneContext(finetune_config.read_run(root / "config.json"), finetune.RunFolder(root))
+    context = finetune.FinetuneContext(finetune_config.read_run(root / "config.json"), RunFolder(root))
     trainer = context.trainer()
     with torch.no_grad():
         weights = dict(unstacked({name: value.detach() for name, value in trainer.tuned.merge().items()}))
@@ -138,14 +140,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 ) -> None:
     settings = (f"tune.rank={rank}", "tune.lr=1e-3", "tune.merge=false")
     whole = tuned(folders("qwen3_moe"), data, tmp_path / "whole", *settings)
-    advance = finetune.FinetuneTrainer.advance
+    advance = FinetuneTrainer.advance
 
-    def fail(self: finetune.FinetuneTrainer) -> Any:
+    def fail(self: FinetuneTrainer) -> Any:
         if self.step == 3:  # one step is lost
             raise KeyboardInterrupt
         return advance(self)
 
-    monkeypatch.setattr(finetune.FinetuneTrainer, "advance", fail)
+    monkeypatch.setattr(FinetuneTrainer, "advance", fail)
     with pytest.raises(KeyboardInterrupt):
         tuned(folders("qwen3_moe"), data, tmp_path / "parted", *settings)
     monkeypatch.undo()

@@ -15,15 +15,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import BEST_LEVEL, LEVELS
 
-from freedive.native import _native
 from freedive.train.model import kernels
 from freedive.train.model.experts import GroupedFeedForward
 from freedive.train.model.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedLinears, FusedRmsNorm
 from freedive.train.model.optim import EPS_NORM, NEWTON_SCHULZ, TURNS, orthogonal
 from freedive.train.model.updates import orthogonalise
 
-LEVELS = _native.isa_levels()
 PRECISIONS = {kernels.FLOAT32: 2e-5, kernels.BFLOAT16: 2e-2}
 """How far results may be from exact ones, as a part of the largest."""
 
@@ -38,7 +37,13 @@ def fused(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return partial(function.apply, "")
 
 
-@pytest.fixture(params=list(itertools.product(LEVELS, (1, 3), PRECISIONS)), ids=str)
+WAYS = [
+    pytest.param((*level.values, threads, precision), marks=level.marks)
+    for level, threads, precision in itertools.product(BEST_LEVEL, (1, 3), PRECISIONS)
+]
+
+
+@pytest.fixture(params=WAYS, ids=str)
 def bound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
     """Makes layers go by a level's kernels; how far they may be off."""
     use(monkeypatch, *request.param)
@@ -56,7 +61,7 @@ def linears(x: Tensor, *weights: Tensor) -> Tensor:
 
 def results(function: object, *given: object) -> list[Tensor]:
     """The output, then the gradients of what has some."""
-    out = function(*given)  # type: ignore[operator]
+    out = function(*given)
     leaves = [each for each in given if isinstance(each, Tensor) and each.requires_grad]
     weights = some(*out.shape, seed=99).detach().to(out.dtype)
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
@@ -162,8 +167,8 @@ def attend(
         k = torch.cat([k, turn(turning[:, None], angles, neighbours).expand(-1, k.shape[1], -1)], -1)
     parts = []
     for part in zip(*(x.split(begins.diff().tolist()) for x in (q, k, v)), strict=True):
-        heads = (x.transpose(0, 1) for x in part)
-        parts.append(F.scaled_dot_product_attention(*heads, is_causal=True, scale=scale).transpose(0, 1))
+        q, k, v = (x.transpose(0, 1) for x in part)
+        parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(0, 1))
     return torch.cat(parts)
 
 

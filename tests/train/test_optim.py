@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from weights import BEST_LEVEL
 
 from freedive.model.params import Param, Role
-from freedive.native import _native
 from freedive.train.model import kernels
 from freedive.train.model.optim import BETAS, EPS, MOMENTUM, Optimizer, learning_rate, orthogonal
 from freedive.train.run import config
@@ -21,7 +21,10 @@ ROLES: dict[str, Role] = {"a": "linear", "b": "embedding", "norm": "norm"}
 TABLE = {name: Param(SHAPES[name], role) for name, role in ROLES.items()}
 
 
-@pytest.fixture(params=[(level, threads) for level in _native.isa_levels() for threads in (1, 3)], ids=str)
+WAYS = [pytest.param((*level.values, threads), marks=level.marks) for level in BEST_LEVEL for threads in (1, 3)]
+
+
+@pytest.fixture(params=WAYS, ids=str)
 def _level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     level, threads = request.param
     monkeypatch.setattr(kernels, "current", lambda precision: kernels.kernels(threads, level, precision))

@@ -146,7 +146,7 @@ class GrpoTrainer(PolicyTrainer):
             else 0.0
         )
         shares = (gain * ratio * moving - pull) / total
-        weighted_loss(x, head, targets, shares, self.precision).backward()  # type: ignore[no-untyped-call]
+        weighted_loss(x, head, targets, shares, self.precision).backward()
         return float((ratio - 1 - drift).sum())
 
     @torch.no_grad()

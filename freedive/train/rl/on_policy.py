@@ -134,7 +134,7 @@ class Student(PolicyTrainer):
         total, apart = sum(len(rollout.logprobs) for rollout in rollouts), 0.0
         for part in micro_batches(rollouts, self.settings.micro_tokens):
             loss = self._divergence([rollouts[i] for i in part]) / total
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             apart += loss.item()
         return apart, update(self.weights, self.optimizer, self.settings.lr, self.settings.clip)
 

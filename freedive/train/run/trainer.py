@@ -140,7 +140,7 @@ class Trainer:
             summed, ops = self.losses(part)
             loss = summed / weight
             uneven = sum(ops.balance, torch.zeros(())) * (len(part.lengths) / len(batch.lengths))
-            (loss + self.stage.balance_loss * uneven).backward()  # type: ignore[no-untyped-call]
+            (loss + self.stage.balance_loss * uneven).backward()
             seen.loss += loss.item()
             seen.balance_loss += uneven.item()
             loads = expert_loads(self.model, ops.chosen)
