@@ -26,9 +26,9 @@ import freedive
 from freedive import machine
 from freedive.arrays import Bytes
 from freedive.checkpoint.file import BLOCKS
-from freedive.checkpoint.packed import FORMATS, Packed
+from freedive.checkpoint.packed import FORMATS
 from freedive.checkpoint.tensor import Tensor
-from freedive.checkpoint.weight_store import pack_model
+from freedive.checkpoint.weight_store import WeightStore, pack_model
 from freedive.commands.trace import Answers, Share, average, bandwidth
 from freedive.errors import UserError
 from freedive.model import spec
@@ -139,7 +139,7 @@ def rows() -> Iterator[Case]:
     yield Case(ROWS, "norm, quantise, one panel", narrow, "head", "Q4_0", 1, (Point(label, apart, 0, 1),))
 
 
-def random_weights(case: Case, num_threads: int) -> dict[str, Packed]:
+def random_weights(case: Case, num_threads: int) -> WeightStore:
     """Those that the timed operation reads are in the case's format, the others floats."""
     source = np.random.default_rng(0)
     timed = ".experts." if case.model.layers else "embed"

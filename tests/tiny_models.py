@@ -15,10 +15,9 @@ from tiny_configs import BASE, TINY
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
-from freedive.checkpoint.packed import Packed
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
-from freedive.checkpoint.weight_store import pack_model
+from freedive.checkpoint.weight_store import WeightStore, pack_model
 from freedive.families import describe
 from freedive.model import spec
 from freedive.model.batch import Batch, Runner, StateUpdates
@@ -77,7 +76,7 @@ class Tiny:
     weights: dict[str, Floats]
 
     @cached_property
-    def packed(self) -> dict[str, Packed]:
+    def packed(self) -> WeightStore:
         return pack_floats(self.weights)
 
     def maker_logits(self, tokens: Sequence[int]) -> Floats:
@@ -121,7 +120,7 @@ def tiny(name: str) -> Tiny:
         return Tiny(maker, model, {key: dequantize(tensor).copy() for key, tensor in tensors.items()})
 
 
-def pack_floats(weights: dict[str, Floats]) -> dict[str, Packed]:
+def pack_floats(weights: dict[str, Floats]) -> WeightStore:
     """Weights for the kernels, unquantised."""
     return pack_model({name: float_tensor(name, w) for name, w in weights.items()})
 

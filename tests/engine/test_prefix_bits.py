@@ -13,8 +13,7 @@ from tiny_models import float_tensor, prompt, take_steps, tiny
 from tiny_mtp import with_mtp
 from weights import quantize
 
-from freedive.checkpoint.packed import Packed
-from freedive.checkpoint.weight_store import pack_model
+from freedive.checkpoint.weight_store import WeightStore, pack_model
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
 from freedive.engine.generation import Sampling, TokenOutput
@@ -39,7 +38,7 @@ CASES = [
 
 
 @cache
-def model(name: str) -> tuple[spec.ModelSpec, dict[str, Packed]]:
+def model(name: str) -> tuple[spec.ModelSpec, WeightStore]:
     """A tiny model in 8 bits, so that it matters how its activations are rounded."""
     small = with_mtp(name.split()[0]) if "mtp" in name else tiny(name)
     roles = {key: param.role for key, param in params(small.spec).items()}

@@ -299,7 +299,13 @@ def add_experts(made: Any, packed: Any, **changes: Any) -> None:
     """Two experts of three matrices [32, 32], which lie in ``packed`` behind each other."""
     parts = {name: (FORMATS["F32"], 32, 32, i * RECORD, None) for i, name in enumerate(("gate", "up", "down"))}
     numbers = {"x": 0, "norm": (-1, 0.0), "logits": made.buffer(2, False), "out": 0, "stride": 3 * RECORD, "limit": 0.0}
-    rest = {"shared": None, "shared_gate": -1, "factor": 1.0, "residuals": [], "activation": _native.Activation.silu}
+    rest: dict[str, Any] = {
+        "shared": None,
+        "shared_gate": -1,
+        "factor": 1.0,
+        "residuals": [],
+        "activation": _native.Activation.silu,
+    }
     chooser = router(num_experts=2, num_chosen=1)
     made.experts(**(parts | numbers | rest | {"router": chooser, "packed": packed} | changes))
 

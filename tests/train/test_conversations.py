@@ -69,7 +69,7 @@ def test_examples_of_tasks_come_alone_or_after_another_of_either_kind(tokenizer_
         assert messages[-1]["content"].startswith(THINK)
         tokens, weights = vocabulary.chat(messages)
         learned = [token for token, weight in zip(tokens, weights, strict=True) if weight]
-        assert vocabulary.said(learned) == messages[-1]["content"]
+        assert vocabulary.answer_text(learned) == messages[-1]["content"]
     assert not any(tasks.Task("", message["content"], "", "").held_out for each in examples for message in each[::2])
 
 
