@@ -13,6 +13,7 @@ from statistics import median
 
 import freedive
 from freedive.text.format import Format
+from freedive.text.request import TextInput
 
 PERSON = {
     "type": "object",
@@ -31,10 +32,9 @@ ROUNDS = 7
 
 def tokens_per_s(model: freedive.LanguageModel, format: Format | None) -> float:
     """Of one answer, after its first token."""
-    constraint = model.make_constraint(format)() if format else None
-    prompt = model.tokenizer.encode("People and what they like, as JSON:\n")
+    prompt = model.prepare(TextInput("People and what they like, as JSON:\n", add_special=False, format=format))
     sampling = model.sampling(max_tokens=NUM_TOKENS, temperature=0.8, seed=1, ignore_eos=True)
-    generation = model.engine.submit(prompt, sampling, constraint=constraint)
+    generation = model.engine.submit(prompt, sampling)
     for _ in generation:
         pass
     assert generation.timings.num_generated == NUM_TOKENS

@@ -24,6 +24,7 @@ import freedive
 from freedive.engine.generation import EngineError, Generation
 from freedive.errors import UserError
 from freedive.text.format import Format
+from freedive.text.request import ChatInput
 
 PROMPT = [{"role": "user", "content": "Write JSON."}]
 
@@ -57,11 +58,11 @@ def some(first: int, options: argparse.Namespace) -> Sequence[tuple[int, Any]]:
 def ask(model: freedive.LanguageModel, schema: Any, seed: int, num_tokens: int) -> Generation | str:
     """The answer under ``schema``, or why there is none."""
     try:
-        prompt = model.make_prompt(PROMPT, format=Format("json_schema", schema))
+        prompt = model.prepare(ChatInput(tuple(PROMPT), format=Format("json_schema", schema)))
     except UserError:
         return "refused"
     sampling = model.sampling(temperature=1.5, seed=seed, max_tokens=num_tokens)
-    return model.engine.submit(prompt.tokens, sampling, is_visible=prompt.is_visible, constraint=prompt.constraint())
+    return model.engine.submit(prompt, sampling)
 
 
 def outcome(generation: Generation, schema: Any) -> str:

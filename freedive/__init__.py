@@ -8,15 +8,55 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from freedive.api import LanguageModel, load
+    from freedive.config import EngineConfig
+    from freedive.engine.generation import Sampling, Usage
+    from freedive.engine.submission import Scope
+    from freedive.errors import UserError
+    from freedive.reply import Reply
     from freedive.text.dialects.dialect import Call, Text, Thought
+    from freedive.text.format import Format
+    from freedive.text.request import ChatInput, TextInput
+    from freedive.text.tools import Function
 
     __version__: str
 
-__all__ = ["Call", "LanguageModel", "Text", "Thought", "__version__", "load"]
+__all__ = [
+    "Call",
+    "ChatInput",
+    "EngineConfig",
+    "Format",
+    "Function",
+    "LanguageModel",
+    "Reply",
+    "Sampling",
+    "Scope",
+    "Text",
+    "TextInput",
+    "Thought",
+    "Usage",
+    "UserError",
+    "__version__",
+    "load",
+]
+
+_MODULES = {
+    "freedive.api": ("LanguageModel", "load"),
+    "freedive.config": ("EngineConfig",),
+    "freedive.engine.generation": ("Sampling", "Usage"),
+    "freedive.engine.submission": ("Scope",),
+    "freedive.errors": ("UserError",),
+    "freedive.reply": ("Reply",),
+    "freedive.text.dialects.dialect": ("Call", "Text", "Thought"),
+    "freedive.text.format": ("Format",),
+    "freedive.text.request": ("ChatInput", "TextInput"),
+    "freedive.text.tools": ("Function",),
+}
+"""Where the names are that the package offers."""
 
 
 def __getattr__(name: str) -> Any:
@@ -28,12 +68,7 @@ def __getattr__(name: str) -> Any:
             return version("freedive")
         except PackageNotFoundError:  # run from a source tree that is not installed
             return "0"
-    if name in ("LanguageModel", "load"):
-        from freedive import api
-
-        return getattr(api, name)
-    if name in ("Call", "Text", "Thought"):
-        from freedive.text.dialects import dialect
-
-        return getattr(dialect, name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'freedive' has no attribute {name!r}")

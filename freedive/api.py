@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from functools import cached_property, partial
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +29,13 @@ from freedive.checkpoint.tensor import Checkpoint
 from freedive.checkpoint.weight_store import DamagedStore, open_store, remove_others, write_store
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.generation import RANGES, Sampling
+from freedive.engine.generation import RANGES, Sampling, SamplingFields
 from freedive.engine.kvcache import pages_for
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pooling
-from freedive.engine.submission import Job
+from freedive.engine.recording import RecordedAnswer, Recording
+from freedive.engine.request import GenerationRequest, embedding_request
+from freedive.engine.submission import UNSCOPED, Scope
 from freedive.errors import Unavailable, UserError
 from freedive.files import read_json
 from freedive.hub.cache import packed_path, pages_folder
@@ -41,25 +44,12 @@ from freedive.hub.sources import resolve
 from freedive.model import spec
 from freedive.ops.native import NativeRunner
 from freedive.progress import byte_bar
-from freedive.text.dialects.dialect import Event, Mark, Text, initial_state
-from freedive.text.dialects.registry import dialect_for
+from freedive.reply import Reply
 from freedive.text.format import Format
-from freedive.text.grammar_constraint import GrammarCompiler, MakeConstraint
-from freedive.text.infill import infill_marks
-from freedive.text.lark import Lark
-from freedive.text.output_spec import OutputSpec, constrain
+from freedive.text.prepare import PromptMaker
 from freedive.text.prompt import Prompt
-from freedive.text.roles import rendered
+from freedive.text.request import ChatInput, Input, Messages, TextInput
 from freedive.text.template import ChatTemplate
-from freedive.text.thinking import (
-    can_think,
-    effort_budget,
-    has_switch,
-    is_wanted,
-    thinking_variables,
-    without_thoughts,
-)
-from freedive.text.thinking_budget import thinking_budget as budget_for
 from freedive.text.tokenizer import Tokenizer
 from freedive.text.tools import ToolChoice, Tools
 
@@ -68,8 +58,6 @@ CACHE_SHARE = 0.25
 
 RECOMMENDABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Sampling fields that generation_config.json may set."""
-
-Messages = Sequence[Mapping[str, Any]]
 
 
 def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
@@ -104,9 +92,8 @@ class LanguageModel:
     """A model in memory. Close it, or use it in a ``with`` block.
 
     ``engine`` runs requests side by side from any thread; ``tokenizer`` and ``template`` turn text into tokens;
-    ``dialect`` tells thoughts and tool calls in an answer from its text; ``recommended`` are the sampling fields that
-    its maker advises, used where a request does not say. ``store`` keeps beginnings of requests on disk,
-    ``state_store`` the per-sequence states at their ends.
+    ``recommended`` are the sampling fields that its maker advises, used where a request does not say. ``store`` keeps
+    beginnings of requests on disk, ``state_store`` the per-sequence states at their ends.
     """
 
     def __init__(
@@ -125,12 +112,10 @@ class LanguageModel:
         self.runner = runner
         self.tokenizer = tokenizer
         self.template = template
-        self.dialect = dialect_for(template.source, tokenizer.added_tokens.values())
-        self.grammar_compiler = GrammarCompiler(
-            tokenizer, lambda text: text in (*self.dialect.marks, *self.dialect.separators)
-        )
         self.recommended = recommended
+        self._config = config
         self.engine = Engine(runner, tokenizer, config, store, state_store)
+        self._prompts = PromptMaker(tokenizer, template, self.max_context)
 
     @property
     def max_context(self) -> int:
@@ -149,142 +134,122 @@ class LanguageModel:
     @property
     def can_think(self) -> bool:
         """Whether it can be asked for thoughts before the answer."""
-        return can_think(self.template.source, self.dialect)
+        return self._prompts.can_think
 
     def expert_load(self) -> list[list[int]]:
         """How often each expert of each layer with experts was chosen, in a sample of all steps so far."""
         return self.runner.expert_load()
 
-    def chat(self, messages: Messages, **sampling: Any) -> Iterator[str]:
-        """The text of the answer to ``messages`` ({"role": ..., "content": ...}), piece by piece.
+    def prepare(self, asked: Input) -> Prompt:
+        """The prompt that asks for this, and how to read its answers. UserError for what cannot be."""
+        return self._prompts.prepare(asked)
 
-        ``sampling`` are fields of :class:`freedive.engine.generation.Sampling`: temperature, max_tokens, seed ...
-        """
-        return (event.text for event in self.answer(messages, **sampling) if isinstance(event, Text))
-
-    def answer(
+    def chat(
         self,
         messages: Messages,
-        tools: Tools = (),
         *,
-        format: Format | None = None,
+        tools: Tools = (),
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
-        **sampling: Any,
-    ) -> Iterator[Event]:
-        """The answer with its thoughts and its calls of ``tools``, as it comes. Without tools, calls are text.
+        format: Format | None = None,
+        thinking: bool | None = None,
+        effort: str | None = None,
+        thinking_budget: int | None = None,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+        scope: Scope = UNSCOPED,
+        **sampling: Unpack[SamplingFields],
+    ) -> Reply:
+        """The reply to ``messages`` ({"role": ..., "content": ...}): iterate over it for its text, as it comes.
 
-        ``tools`` are as OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ...}}. See
-        :meth:`prompt` for the other parameters.
+        See :class:`freedive.text.request.ChatInput` for what can be asked, and for temperature, max_tokens, seed and
+        the like :class:`freedive.engine.generation.Sampling`. Without tools, calls are text.
         """
-        prompt = self.make_prompt(
-            messages, tools, format=format, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls
+        asked = ChatInput(
+            tuple(messages),
+            tuple(tools),
+            tool_choice,
+            parallel_tool_calls,
+            format,
+            thinking,
+            effort,
+            thinking_budget,
+            continue_final_message,
+            dict(template_kwargs),
         )
-        chosen = self.sampling(**sampling)
-        generation = self.engine.submit(
-            prompt.tokens,
-            chosen,
-            continues=prompt.continues,
-            is_visible=prompt.is_visible,
-            parser=prompt.parser(),
-            constraint=prompt.constraint(chosen.max_tokens),
-        )
-        return (event for output in generation for event in output.events)
+        [reply] = self.generate([asked], scope=scope, **sampling)
+        return reply
 
-    def complete(self, prompt: str, *, format: Format | None = None, **sampling: Any) -> Iterator[str]:
-        """What follows ``prompt``, in the ``format``, if there is one, without a chat template, piece by piece."""
-        tokens = self.tokenizer.encode(prompt, add_special=True, max_tokens=self.max_context)
-        constraint = self.make_constraint(format)() if format else None
-        generation = self.engine.submit(tokens, self.sampling(**sampling), continues=True, constraint=constraint)
-        return (output.text for output in generation if output.text)
+    def complete(
+        self,
+        prompt: str,
+        *,
+        suffix: str = "",
+        format: Format | None = None,
+        scope: Scope = UNSCOPED,
+        **sampling: Unpack[SamplingFields],
+    ) -> Reply:
+        """What follows ``prompt`` or, with a ``suffix``, stands between the two, without a chat template."""
+        [reply] = self.generate([TextInput(prompt, suffix, format=format)], scope=scope, **sampling)
+        return reply
+
+    def generate(
+        self,
+        prompts: Sequence[str | Messages | Input],
+        *,
+        format: Format | None = None,
+        scope: Scope = UNSCOPED,
+        **sampling: Unpack[SamplingFields],
+    ) -> list[Reply]:
+        """A reply to each of ``prompts``, computed side by side: texts that go on, conversations, or inputs.
+
+        ``format`` is for texts and conversations; inputs have their own.
+        """
+        inputs = tuple(_input(prompt, format) for prompt in prompts)
+        return self.answer(GenerationRequest(self.name, inputs, sampling, scope=scope))
+
+    def answer(self, request: GenerationRequest) -> list[Reply]:
+        """The replies to ``request``, whichever model it names: ``n`` for each input, in their order."""
+        prompts = [self.prepare(asked) for asked in request.inputs]
+        jobs = request.jobs(prompts, self.sampling(**request.sampling), self.max_context)
+        return [Reply(generation) for generation in self.engine.submit_all(jobs)] if jobs else []
+
+    @cached_property
+    def fingerprint(self) -> Mapping[str, str]:
+        """What the bits of answers depend on, besides weights and request: code, machine and settings."""
+        return {
+            "code": code_digest(COMPUTING)[:16],
+            "isa": self.runner.isa,
+            "precision": self._config.precision,
+            "cache_format": self._config.cache_format,
+        }
+
+    def record(self, request: GenerationRequest, replies: Sequence[Reply]) -> Recording:
+        """``request``, which :meth:`answer` was asked, with its ``replies``, which are read to their ends."""
+        answers = tuple(RecordedAnswer(reply.seed, reply.token_ids, reply.finish_reason) for reply in replies)
+        sampling = asdict(self.sampling(**request.sampling))
+        return Recording(replace(request, sampling=sampling), answers, self.fingerprint)
+
+    def replay(self, recording: Recording) -> list[Reply]:
+        """Replies to the request of ``recording``, each with the seed that it had then."""
+        prompts = [self.prepare(asked) for asked in recording.request.inputs]
+        jobs = recording.jobs(prompts, self.sampling(**recording.request.sampling), self.max_context)
+        return [Reply(generation) for generation in self.engine.submit_all(jobs)]
 
     def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> npt.NDArray[np.float32]:
         """What the model makes of each text, [len(texts), hidden]: the mean over its tokens, or the last one's state.
 
         Vectors have length 1, so that products of two are cosines.
         """
-        only = Sampling(max_tokens=1)
-        prompts = [self.tokenizer.encode(text, add_special=True, max_tokens=self.max_context) for text in texts]
-        generations = self.engine.submit_all([Job(prompt, only, pooling=pooling) for prompt in prompts])
-        outputs = [output for generation in generations for output in generation]
+        request = embedding_request(self.name, texts, pooling)
+        prompts = [self.prepare(asked) for asked in request.inputs]
+        jobs = request.jobs(prompts, self.sampling(**request.sampling), self.max_context)
+        outputs = [output for generation in self.engine.submit_all(jobs) for output in generation]
         return np.stack([output.embedding for output in outputs if output.embedding is not None])
 
-    def sampling(self, **given: Any) -> Sampling:
+    def sampling(self, **given: Unpack[SamplingFields]) -> Sampling:
         """The ``given`` fields over the recommended ones. UserError for values that no sampler can honour."""
         return Sampling(**{**self.recommended, **given})
-
-    def make_prompt(
-        self,
-        messages: Messages,
-        tools: Tools = (),
-        *,
-        format: Format | None = None,
-        tool_choice: ToolChoice = "auto",
-        parallel_tool_calls: bool = True,
-        thinking: bool | None = None,
-        effort: str | None = None,
-        thinking_budget: int | None = None,
-        continues: bool = False,
-        **variables: Any,
-    ) -> Prompt:
-        """What asks for the next message or, with ``continues``, for the rest of the last one; and how to read it.
-
-        The text of the answer has the ``format``, if there is one, unless tools are called. ``tool_choice`` is auto,
-        none (the model does not learn of the tools), required, or a :class:`freedive.text.tools.Function`; without
-        ``parallel_tool_calls`` there is but one call. Where a constraint enforces calls, as for any of this and for
-        a tool that is "strict", their arguments have the form that "parameters" say.
-
-        ``thinking`` turns thoughts on or off, ``effort`` is one of :data:`freedive.text.thinking.EFFORTS`; None leaves
-        it to the model. After ``thinking_budget`` tokens a thought is ended; 0 turns thoughts off.
-        ``variables`` are the chat template's own switches. UserError for what cannot be.
-        """
-        tools = () if tool_choice == "none" else tools
-        if thinking_budget == 0:
-            thinking, effort = False, None
-        wanted = is_wanted(thinking, effort)
-        self.template.check(tools)
-        switches = thinking_variables(thinking, effort, self.template.source, self.dialect)
-        variables = {**switches, **variables}
-        options = {"tools": tools or None, "continue_final_message": continues}
-        prompt = rendered(self.template, messages, **options, **variables)
-        dialect = self.dialect if tools else self.dialect.without_calls()
-        if switches and not any(switches.values()):
-            prompt = without_thoughts(prompt, initial_state(dialect, prompt), dialect)
-        tokens, state = self.tokenizer.encode(prompt, max_tokens=self.max_context), initial_state(dialect, prompt)
-        thoughts = self._thinks_unasked if wanted is None else wanted
-        spec = OutputSpec(format, tools, tool_choice, parallel_tool_calls, thoughts)
-        dialect, make_constraint = constrain(spec, self.grammar_compiler, dialect, state)
-        limit = 0 if wanted is False else thinking_budget or effort_budget(effort, self.template.source)
-        budget = budget_for(self.tokenizer, dialect, state, self.max_context - len(tokens), limit)
-        return Prompt(tokens, dialect, state, tools, self.dialect.is_visible, continues, make_constraint, budget)
-
-    @cached_property
-    def _thinks_unasked(self) -> bool:
-        """Whether the model thinks where nobody says so, as far as its template tells."""
-        source = self.template.source
-        if self.dialect.messages or not has_switch(source):
-            return bool(self.dialect.messages) or any(begin in source for begin in self.dialect.markers(Mark.THINK))
-        asked = thinking_variables(True, None, source, self.dialect)
-        question = [{"role": "user", "content": "Hello"}]
-        try:
-            return self.template.render(question) == self.template.render(question, **asked)
-        except UserError:  # then it has nothing to say about this
-            return True
-
-    def make_constraint(self, format: Format) -> MakeConstraint:
-        """A factory of constraints that give texts the ``format``, from the first token on. It is compiled here, once.
-
-        UserError if it cannot be kept to.
-        """
-        lark = Lark(self.grammar_compiler.tokens)
-        return self.grammar_compiler.compile(lark.rules(lark.part(format.grammar)), lark.parts)
-
-    def infill(self, prefix: str, suffix: str) -> Prompt:
-        """What asks for the text between the two. UserError where the model was not trained for that."""
-        begin, between, end = map(self.tokenizer.encode, infill_marks(self.tokenizer.added_tokens.values()))
-        encode = partial(self.tokenizer.encode, parse_special=False, max_tokens=self.max_context)
-        before, after = map(encode, (prefix, suffix))
-        return Prompt([*begin, *before, *between, *after, *end], continues=True)
 
     def close(self) -> None:
         """End what is under way and free the threads."""
@@ -295,6 +260,13 @@ class LanguageModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _input(prompt: str | Messages | Input, format: Format | None) -> Input:
+    """``prompt`` as an input: a text goes on, messages are a conversation."""
+    if isinstance(prompt, ChatInput | TextInput):
+        return prompt
+    return TextInput(prompt, format=format) if isinstance(prompt, str) else ChatInput(tuple(prompt), format=format)
 
 
 def _packed(path: Path, threads: int) -> OpenedStore:

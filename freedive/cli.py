@@ -19,6 +19,7 @@ from freedive.errors import UserError
 COMMANDS = {
     "chat": ("freedive.commands.chat:chat", "Talk with a model."),
     "run": ("freedive.commands.run:run", "Answer one prompt; only the answer goes to standard output."),
+    "replay": ("freedive.commands.replay:replay", "Answer a recorded request again: is the answer the same?"),
     "serve": ("freedive.commands.serve:serve", "Serve models over HTTP, with a chat page."),
     "keys": ("freedive.commands.keys:keys", "Create, list and revoke the keys that a server asks for."),
     "list": ("freedive.commands.models:list_models", "List the models of the catalogue and those on this machine."),

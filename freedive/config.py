@@ -100,6 +100,12 @@ class ServerConfig:
     max_body_mb: float = setting(32, "Largest request, in MiB", low=0.001, high=1024)
     stall_timeout: float = setting(120, "Seconds after which a client that takes nothing is dropped", low=0.1)
     drain: float = setting(30, "Seconds that running answers may go on after SIGTERM", low=0)
+    keep_requests: int = setting(
+        0,
+        "Last requests of each key that are kept in memory, prompts and answers, for freedive replay",
+        low=0,
+        high=1000,
+    )
     log: str = setting("off", "A line for each request on standard error", choices=("off", "text", "json"))
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +23,8 @@ from freedive.server.model_info import ModelInfo
 from freedive.server.models import ModelEntry, Models
 from freedive.text.dialects.codecs import json_calls
 from freedive.text.dialects.dialect import Dialect, Mark
-from freedive.text.format import Format
 from freedive.text.prompt import Prompt
+from freedive.text.request import Input, TextInput
 
 SPEAKING = Dialect(
     {
@@ -66,6 +66,7 @@ class EchoGeneration:
         self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         self.reader: Any = None
         self.num_cached_tokens = 0
+        self.seed = sampling.seed or 0
         self.sampling = sampling
         self.delay_s = delay_s
         self.timings = Timings(now := time.perf_counter(), started_at=now)
@@ -132,7 +133,7 @@ class EchoEngine:
         return [self._submit(job) for job in jobs]
 
     def _submit(self, job: Job) -> EchoGeneration:
-        prompt = job.prompt
+        prompt = job.prompt.tokens
         if len(prompt) >= self.model.max_context:
             limit = f"this model's maximum context length is {self.model.max_context}"
             raise UserError(f"The prompt has {len(prompt)} tokens, but {limit}", "Shorten the prompt", param="prompt")
@@ -145,13 +146,13 @@ class EchoEngine:
         kind = EchoEmbedding if job.pooling else EchoGeneration
         room = self.model.max_context - len(prompt)
         generation = kind(answer, len(prompt), job.sampling, self.model.delay_s, room)
-        generation.reader = job.make_parser() if job.make_parser else None
+        generation.reader = job.prompt.parser()
         generation.submitted = {
-            "tenant": job.tenant,
-            "cache_salt": job.cache_salt,
-            "user": job.user,
+            "tenant": job.scope.tenant,
+            "cache_salt": job.scope.cache_salt,
+            "user": job.scope.user,
             "pooling": job.pooling,
-            "constraint": job.make_constraint() if job.make_constraint else None,
+            "constraint": job.prompt.constraint(),
         }
         self.generations.append(generation)
         return generation
@@ -174,6 +175,7 @@ class EchoModel:
     tokenizer: CharTokenizer = field(default_factory=CharTokenizer)
     asked: list[dict[str, Any]] = field(default_factory=list)
     can_think: bool = True
+    fingerprint: dict[str, str] = field(default_factory=lambda: {"code": "echo"})
     closed: bool = False
 
     def resident_bytes(self) -> int:
@@ -185,22 +187,25 @@ class EchoModel:
     def sampling(self, **given: Any) -> Sampling:
         return Sampling(**given)
 
-    def make_prompt(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **options: Any
-    ) -> Prompt:
-        self.asked.append({"messages": messages, "tools": tools, **options})
+    def prepare(self, asked: Input) -> Prompt:
+        if isinstance(asked, TextInput):
+            return self._text(asked)
+        messages, tools = list(asked.messages), list(asked.tools)
+        self.asked.append({**vars(asked), "messages": messages, "tools": tools})
         if messages[-1]["content"] == "untemplated":
             raise ZeroDivisionError("a fault of ours")
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
-        tools = () if options.get("tool_choice") == "none" else tools
+        tools = [] if asked.tool_choice == "none" else tools
         dialect = SPEAKING if tools else SPEAKING.without_calls()
-        return Prompt(self.tokenizer.encode(prompt), dialect, tools=tools, continues=options.get("continues", False))
+        callable_ = [*tools, *asked.unlisted_tools]
+        continues = asked.continue_final_message
+        return Prompt(self.tokenizer.encode(prompt), dialect, tools=callable_, continues=continues)
 
-    def make_constraint(self, format: Format) -> Any:
-        return lambda: format
-
-    def infill(self, prefix: str, suffix: str) -> Prompt:
-        return Prompt(self.tokenizer.encode(f"{prefix}[gap]{suffix}"), continues=True)
+    def _text(self, asked: TextInput) -> Prompt:
+        text = f"{asked.text}[gap]{asked.suffix}" if asked.suffix else asked.text
+        tokens = self.tokenizer.encode(text) if isinstance(text, str) else text
+        constraint: Any = asked.format
+        return Prompt(tokens, continues=True, make_constraint=(lambda: constraint) if constraint else None)
 
     def expert_load(self) -> list[list[int]]:
         return [[3, 1], [0, 4]]

@@ -13,6 +13,7 @@ import pytest
 import freedive
 from freedive.engine.generation import Generation
 from freedive.errors import NotFound, Unavailable, UserError
+from freedive.text.request import ChatInput
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
 STORY = (
@@ -69,7 +70,7 @@ def test_a_stop_string_ends_the_answer(model: freedive.LanguageModel) -> None:
 def test_a_model_without_thoughts_cannot_be_ordered_to_think(model: freedive.LanguageModel) -> None:
     assert not model.can_think
     with pytest.raises(UserError, match="does not think"):
-        model.make_prompt([{"role": "user", "content": "hello"}], thinking=True)
+        model.chat([{"role": "user", "content": "hello"}], thinking=True)
 
 
 # --- same request, same answer ------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def wait_for_all_pages(model: freedive.LanguageModel) -> None:
 def test_cancelling_frees_the_pages(model: freedive.LanguageModel) -> None:
     wait_for_all_pages(model)
     generation = model.engine.submit(
-        model.make_prompt(CAPITAL).tokens, model.sampling(ignore_eos=True, max_tokens=2000)
+        model.prepare(ChatInput(CAPITAL)), model.sampling(ignore_eos=True, max_tokens=2000)
     )
     outputs = iter(generation)
     for _ in range(3):

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,16 +27,23 @@ from freedive.commands.chat import _prompt_session
 from freedive.commands.run import UNPRINTED
 from freedive.config import EngineConfig, ServerConfig
 from freedive.engine.generation import Sampling
+from freedive.engine.request import GenerationRequest
 from freedive.errors import UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import catalogue
 from freedive.text.dialects.dialect import Event, Text, Thought
+from freedive.text.request import ChatInput
 
 FAKE = """
 import sys, time, freedive
+from types import SimpleNamespace
 from freedive import Text, Thought
 class Fake:
-    def answer(self, messages, **sampling):
+    def chat(self, messages, **sampling):
+        return SimpleNamespace(events=lambda: self.events(messages))
+    def answer(self, request):
+        return [self.chat(request.inputs[0].messages)]
+    def events(self, messages):
         if messages[-1]["content"] == "ponder":
             yield Thought("hm ")
             yield Thought("hm")
@@ -69,17 +77,23 @@ class FakeModel:
         self.name, self.config = name, config
         return self
 
-    def answer(self, messages: list[dict[str, str]], **sampling: Any) -> Iterator[Event]:
+    def answer(self, request: GenerationRequest) -> list[SimpleNamespace]:
+        [asked] = request.inputs
+        if isinstance(asked, ChatInput):
+            return [self.chat(asked.messages, **request.sampling)]
+        self.calls.append((asked.text, dict(request.sampling)))
+        return [SimpleNamespace(events=lambda: iter((Text(str(asked.text)), Text(" and so on"))))]
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **sampling: Any) -> SimpleNamespace:
         self.calls.append(([dict(message) for message in messages], sampling))
+        return SimpleNamespace(events=lambda: self.events(messages))
+
+    def events(self, messages: Sequence[Mapping[str, str]]) -> Iterator[Event]:
         if messages[-1]["content"] == "too long":
             raise UserError("The prompt is too long", "Shorten it")
         if "think" in messages[-1]["content"]:
             yield Thought("Hm.")
         yield from (Text("you said: "), Text(messages[-1]["content"]))
-
-    def complete(self, text: str, **sampling: Any) -> Iterator[str]:
-        self.calls.append((text, sampling))
-        yield from (text, " and so on")
 
     def close(self) -> None:
         self.closed = True

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import freedive
 from freedive.api import recommended
+from freedive.text.request import ChatInput
 
 ADVICE = {"do_sample": True, "temperature": 0.3, "top_k": 7, "eos_token_id": 2}
 
@@ -41,7 +42,7 @@ def test_greedy_answers_equal_transformers(folder: Path) -> None:
         torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=0
     )
     with freedive.load(str(folder), cache_tokens=256) as model:
-        assert model.make_prompt([{"role": "user", "content": "w9 w30 w77"}]).tokens == prompt
+        assert model.prepare(ChatInput([{"role": "user", "content": "w9 w30 w77"}])).tokens == prompt
         generation = model.engine.submit(prompt, model.sampling(temperature=0, max_tokens=20))
         tokens = [token for output in generation for token in output.token_ids]
     assert tokens == expected[0, len(prompt) :].tolist()
@@ -55,7 +56,7 @@ def test_instructions_amid_a_conversation_are_asked_where_the_template_refuses_t
         {"role": role, "content": text} for role, text in (("system", "w9"), ("user", "w30"), ("system", "w77"))
     ]
     with freedive.load(str(folder), cache_tokens=256) as model:
-        assert model.make_prompt(messages).tokens == [9, 30, 77, 5]
+        assert model.prepare(ChatInput(messages)).tokens == [9, 30, 77, 5]
 
 
 def test_recommended_sampling_applies_where_nothing_is_said(folder: Path) -> None:

@@ -32,9 +32,7 @@ def chat(model: freedive.LanguageModel, *questions: str) -> list[str]:
     messages: list[dict[str, str]] = []
     for question in questions:
         messages.append({"role": "user", "content": question})
-        events = list(model.answer(messages, temperature=0))
-        text = "".join(event.text for event in events if isinstance(event, freedive.Text))
-        messages.append({"role": "assistant", "content": text.strip()})
+        messages.append({"role": "assistant", "content": model.chat(messages, temperature=0).text.strip()})
     return [message["content"] for message in messages[1::2]]
 
 
@@ -47,7 +45,7 @@ def test_it_solves_tasks_that_it_has_never_seen(nano: freedive.LanguageModel) ->
 def test_it_thinks_before_it_answers(nano: freedive.LanguageModel) -> None:
     assert nano.can_think
     (task,) = islice(tasks(12, held_out=True), 1)
-    events = list(nano.answer([{"role": "user", "content": task.question}], temperature=0))
+    events = list(nano.chat([{"role": "user", "content": task.question}], temperature=0).events())
     assert "".join(event.text for event in events if isinstance(event, freedive.Thought)) == task.steps
 
 

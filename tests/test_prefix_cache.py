@@ -16,6 +16,7 @@ import freedive
 from freedive.engine.engine import EngineStats
 from freedive.engine.generation import TokenLogprobs
 from freedive.hub import cache
+from freedive.text.request import ChatInput
 
 TEXT = "The tide tables of the northern islands have been kept by the same family since the year of the great storm. "
 QUESTIONS = ("What keeps the family?", "Where are the islands, and who lives on them?", "What keeps the family?")
@@ -38,7 +39,7 @@ def conversation(**settings: Any) -> tuple[list[Answer], list[int], EngineStats]
         messages = [{"role": "system", "content": TEXT * 5}]
         for question in QUESTIONS:
             messages.append({"role": "user", "content": question})
-            generation = model.engine.submit(model.make_prompt(messages).tokens, model.sampling(**SAMPLING))
+            generation = model.engine.submit(model.prepare(ChatInput(messages)), model.sampling(**SAMPLING))
             entries = [entry for output in generation for entry in output.logprobs or ()]
             answers.append([(entry.token_id, entry) for entry in entries])
             found.append(generation.num_cached_tokens)

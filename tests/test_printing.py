@@ -35,7 +35,8 @@ class Script:
     max_context = 1024
     drafts = False
     boundaries = ()
-    states = np.zeros((0, 0), np.uint8)
+    page_bytes = 1
+    states = np.zeros((1, 0), np.uint8)
 
     def __init__(self, vocab_size: int, tokens: list[int]) -> None:
         self.vocab_size = vocab_size
@@ -83,8 +84,8 @@ def make(tokenizer: Tokenizer) -> Iterator[Make]:
         model.close()
 
 
-def answer(model: LanguageModel, *tools: Any, **sampling: Any) -> tuple[str, str, tuple[Call, ...]]:
-    said = joined(model.answer(ASK, *tools, temperature=0, **sampling))
+def answer(model: LanguageModel, tools: Any = (), **sampling: Any) -> tuple[str, str, tuple[Call, ...]]:
+    said = joined(model.chat(ASK, tools=tools, temperature=0, **sampling).events())
     return said.content, said.reasoning, said.calls
 
 
@@ -115,7 +116,7 @@ def test_an_answer_can_be_cut_anywhere(make: Make, length: int) -> None:
 
 
 def test_events_come_as_they_are_certain(make: Make) -> None:
-    events = list(make("<think>ab</think>cd<|end|>").answer(ASK, temperature=0))
+    events = list(make("<think>ab</think>cd<|end|>").chat(ASK, temperature=0).events())
     assert events == [Thought("a"), Thought("b"), Text("c"), Text("d")]
 
 
@@ -143,7 +144,7 @@ def test_a_stop_string_looks_at_the_answer_alone(make: Make) -> None:
 
 def test_leaving_an_answer_cancels_it(make: Make) -> None:
     model = make("<think>Hm")
-    for event in model.answer(ASK, temperature=0):
+    for event in model.chat(ASK, temperature=0).events():
         assert event == Thought("H")
         break
     deadline = time.monotonic() + 5
@@ -154,4 +155,4 @@ def test_leaving_an_answer_cancels_it(make: Make) -> None:
 
 def test_an_impossible_answer_is_refused_before_it_is_read(make: Make) -> None:
     with pytest.raises(UserError, match="temperature"):
-        make("Hello<|end|>").answer(ASK, temperature=-1)
+        make("Hello<|end|>").chat(ASK, temperature=-1)

@@ -12,6 +12,7 @@ import freedive
 from freedive.engine.generation import Generation
 from freedive.errors import UserError
 from freedive.text.format import Format
+from freedive.text.request import ChatInput
 
 ASK = [{"role": "user", "content": "Describe a fictional person as JSON."}]
 PERSON = {
@@ -48,9 +49,9 @@ def model(request: pytest.FixtureRequest) -> Iterator[freedive.LanguageModel]:
 
 
 def submit(model: freedive.LanguageModel, form: Format | None, seed: int) -> Generation:
-    prompt = model.make_prompt(ASK, format=form)
+    prompt = model.prepare(ChatInput(ASK, format=form))
     sampling = model.sampling(temperature=1.0, seed=seed, max_tokens=60 if form else 40)
-    return model.engine.submit(prompt.tokens, sampling, is_visible=prompt.is_visible, constraint=prompt.constraint())
+    return model.engine.submit(prompt, sampling)
 
 
 def read(generation: Generation) -> tuple[str, str | None]:
@@ -86,5 +87,5 @@ def test_what_cannot_be_kept_to_is_refused_before_anything_is_computed(model: fr
     before = model.engine.stats().num_requests
     for form, tools in ((Format("json_schema", {"not": {}}), ()), (None, [{"function": {"name": "f"}}])):
         with pytest.raises(UserError):
-            model.answer(ASK, tools, format=form)
+            model.chat(ASK, tools=tools, format=form)
     assert model.engine.stats().num_requests == before

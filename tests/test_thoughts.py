@@ -12,6 +12,7 @@ import freedive
 from freedive.engine.generation import Generation
 from freedive.text.dialects.parser import Answer, joined
 from freedive.text.format import Format
+from freedive.text.request import ChatInput
 
 SUM = [{"role": "user", "content": "What is 17 + 25 - 3?"}]
 CHOICE = Format(
@@ -32,15 +33,8 @@ def model(request: pytest.FixtureRequest) -> Iterator[freedive.LanguageModel]:
 
 
 def begin(model: freedive.LanguageModel, max_tokens: int = 100, **asked: Any) -> Generation:
-    prompt = model.make_prompt(SUM, **asked)
-    sampling = model.sampling(temperature=0, max_tokens=max_tokens)
-    return model.engine.submit(
-        prompt.tokens,
-        sampling,
-        is_visible=prompt.is_visible,
-        parser=prompt.parser(),
-        constraint=prompt.constraint(max_tokens),
-    )
+    prompt = model.prepare(ChatInput(SUM, **asked))
+    return model.engine.submit(prompt, model.sampling(temperature=0, max_tokens=max_tokens))
 
 
 def read(generation: Generation) -> tuple[Answer, int, str | None]:

@@ -15,6 +15,7 @@ import freedive
 from freedive.checkpoint.open import open_checkpoint
 from freedive.families import describe, describe_config
 from freedive.hub.sources import resolve
+from freedive.text.request import ChatInput
 from freedive.train.data.tasks import tasks
 from freedive.train.run import config
 
@@ -46,7 +47,8 @@ def test_chat_request_is_answered_over_http_as_in_process(nano: freedive.Languag
 
 
 def test_prefix_hit_changes_no_token(nano: freedive.LanguageModel) -> None:
-    tokens = nano.make_prompt([{"role": "user", "content": "Tell me a story about a lost ball. " * 8}]).tokens
+    question = {"role": "user", "content": "Tell me a story about a lost ball. " * 8}
+    tokens = nano.prepare(ChatInput((question,))).tokens
     answers, found = [], []
     for _ in range(2):
         generation = nano.engine.submit(tokens, nano.sampling(max_tokens=8, temperature=0, ignore_eos=True))

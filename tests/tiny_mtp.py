@@ -13,9 +13,9 @@ from tiny_models import Floats, float_tensor, pack_floats, save
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
-from freedive.checkpoint.packed import Packed
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
+from freedive.checkpoint.weight_store import WeightStore
 from freedive.families import describe
 from freedive.model import spec
 
@@ -31,7 +31,7 @@ class WithMtp:
     weights: dict[str, Floats]
 
     @cached_property
-    def packed(self) -> dict[str, Packed]:
+    def packed(self) -> WeightStore:
         return pack_floats(self.weights)
 
     def expected(self, tokens: list[int], following: list[int]) -> Floats:

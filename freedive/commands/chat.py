@@ -54,7 +54,7 @@ class Conversation:
                 self.messages.pop()
 
     def _answer(self, said: list[Event]) -> Iterator[Event]:
-        for event in self.model.answer(self.messages, **self.sampling):
+        for event in self.model.chat(self.messages, **self.sampling).events():
             said.append(event)  # first, so that whatever was seen is also remembered
             yield event
 

@@ -15,9 +15,11 @@ from freedive.commands.flags import Reference, Values, settings
 from freedive.commands.printing import print_answer
 from freedive.config import EngineConfig, load
 from freedive.engine.generation import Sampling
+from freedive.engine.recording import Recording
+from freedive.engine.request import GenerationRequest
 from freedive.errors import UserError
-from freedive.text.dialects.dialect import Text
 from freedive.text.format import Format
+from freedive.text.request import ChatInput, TextInput
 
 UNPRINTED = frozenset({"logprobs", "prompt_logprobs"})
 """Sampling fields that change what is reported, not the text."""
@@ -34,6 +36,9 @@ def run(
     json_schema: Annotated[
         Path | None, typer.Option("--json-schema", help="A file with the JSON schema that the answer has to match.")
     ] = None,
+    save_request: Annotated[
+        Path | None, typer.Option("--save-request", help="A file for the request and its answer; see freedive replay.")
+    ] = None,
     *,
     sampling: Values,
     engine: Values,
@@ -46,17 +51,19 @@ def run(
     if not text.strip():
         raise UserError("The prompt is empty", "Write it as an argument, or pipe it in")
     Sampling(**sampling)  # refused before anything heavy is loaded
-    sampling |= {"format": read_format(json_schema)} if json_schema else {}
+    format = read_format(json_schema) if json_schema else None
     config = load(EngineConfig, engine)
     loaded = freedive.load(model, **asdict(config))
     try:
-        if raw:
-            written = print_answer(map(Text, loaded.complete(text, **sampling)))
-        else:
-            instructions = [{"role": "system", "content": system}] if system else []
-            messages = [*instructions, {"role": "user", "content": text}]
-            written = print_answer(loaded.answer(messages, **sampling))
+        instructions = ({"role": "system", "content": system},) if system else ()
+        messages = (*instructions, {"role": "user", "content": text})
+        asked = TextInput(text, format=format) if raw else ChatInput(messages, format=format)
+        request = GenerationRequest(model, (asked,), sampling)
+        [reply] = loaded.answer(request)
+        written = print_answer(reply.events())
         print()
+        if save_request:
+            save(loaded.record(request, [reply]), save_request)
         if json_schema and not is_json(written):
             raise UserError("The answer ends before it matches the schema", "Raise --max-tokens or --max-context")
     finally:
@@ -70,6 +77,14 @@ def is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def save(recording: Recording, file: Path) -> None:
+    """Write ``recording`` to ``file``. UserError where that cannot be."""
+    try:
+        file.write_text(recording.to_json() + "\n", "utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror})", "Name another file") from None
 
 
 def read_format(file: Path) -> Format:

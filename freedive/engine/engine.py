@@ -15,13 +15,12 @@ import logging
 import os
 import threading
 from collections import abc
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from freedive.config import EngineConfig
 from freedive.engine.chunk_sizer import STALL_S, ChunkSizer
-from freedive.engine.constraint import TokenConstraint
 from freedive.engine.context_limits import ContextLimits
-from freedive.engine.detokenizer import Detokenizer, OutputParser, Tokenizer
+from freedive.engine.detokenizer import Detokenizer, Tokenizer
 from freedive.engine.executor import StepExecutor
 from freedive.engine.generation import Delivery, EngineError, Generation, Sampling, TokenOutput
 from freedive.engine.kvcache import PageTables
@@ -37,10 +36,11 @@ from freedive.engine.sequence import Sequence, StepPlan
 from freedive.engine.snapshots import Snapshots
 from freedive.engine.speculation import DraftBudget
 from freedive.engine.stats import EngineStats
-from freedive.engine.submission import Job, Submission
+from freedive.engine.submission import UNSCOPED, Job, Scope, Submission
 from freedive.engine.watchdog import Watchdog
 from freedive.errors import Overloaded, Unavailable
 from freedive.model.batch import Runner
+from freedive.text.prompt import Prompt
 
 log = logging.getLogger(__name__)
 
@@ -126,43 +126,26 @@ class Engine:
 
     def submit(
         self,
-        prompt: abc.Sequence[int],
+        prompt: Prompt | abc.Sequence[int],
         sampling: Sampling,
         *,
-        id: str | None = None,
-        continues: bool = False,
-        is_visible: Callable[[str], bool] | None = None,
-        parser: OutputParser | None = None,
-        constraint: TokenConstraint | None = None,
+        scope: Scope = UNSCOPED,
         pooling: Pooling | None = None,
-        cache_salt: str = "",
-        user: str = "",
-        tenant: str = "",
     ) -> Generation:
-        """Queue ``prompt`` (token ids). UserError when it can never be run, Overloaded when too many wait already.
+        """Queue ``prompt``, or just its token ids, on behalf of ``scope``.
 
-        With ``continues`` the answer is read as the same text going on, so that a leading space stays. Special tokens
-        have no text, except those for which ``is_visible`` is true. A ``parser`` separates thoughts and calls from
-        text; without one, all is text. A ``constraint`` restricts the tokens of the answer. Each answer needs a
-        parser and a constraint of its own.
-        With ``pooling`` nothing is generated: the only piece has the prompt's ``embedding``.
-
-        Requests share cached prefixes only if they have the same ``cache_salt``: otherwise the time to the first token
-        would reveal other prompts. Each ``tenant`` gets an equal share of the steps, and each of its users an equal
-        part of that share. Salts and users belong to a tenant: two tenants never share a prefix.
+        With ``pooling`` nothing is generated: the only piece has the prompt's ``embedding``. Raises UserError when it
+        can never be run, Overloaded when too many wait already.
         """
-        make = None if parser is None else lambda: parser
-        job = Job(
-            prompt, sampling, id, continues, is_visible, make, lambda: constraint, pooling, cache_salt, user, tenant
-        )
-        return self.submit_all([job])[0]
+        prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
+        return self.submit_all([Job(prompt, sampling, scope, pooling)])[0]
 
     def submit_all(self, jobs: abc.Sequence[Job]) -> list[Generation]:
         """Queue ``jobs``, of which there is at least one: all, as one entry of the queue, or none.
 
         Raises what :meth:`submit` raises.
         """
-        max_lengths = [self._limits.max_length(job.prompt, job.sampling) for job in jobs]
+        max_lengths = [self._limits.max_length(job.prompt.tokens, job.sampling) for job in jobs]
         generations = [self._generation(job) for job in jobs]
         lengths = dict(zip(generations, max_lengths, strict=True))
 
@@ -175,7 +158,7 @@ class Engine:
                 raise Unavailable(f"The engine has failed: {self._failure}", "Load the model again")
             if self._closing:
                 raise Unavailable("The engine is closed", "Start it again")
-            if is_full(self._submissions, jobs[0].tenant, self._config.max_batch + self._config.max_queue):
+            if is_full(self._submissions, jobs[0].scope.tenant, self._config.max_batch + self._config.max_queue):
                 raise Overloaded(f"{len(self._submissions)} requests are under way already", "Try again later")
             if not self._open:
                 self._watchdog.reset()
@@ -188,29 +171,29 @@ class Engine:
 
     def _generation(self, job: Job) -> Generation:
         seed = int.from_bytes(os.urandom(6)) if job.sampling.seed is None else job.sampling.seed
-        return Generation(job.id or f"gen-{os.urandom(12).hex()}", len(job.prompt), seed, self._post_cancel)
+        return Generation(f"gen-{os.urandom(12).hex()}", len(job.prompt.tokens), seed, self._post_cancel)
 
     def _sequence(self, generation: Generation, job: Job, max_length: int) -> Sequence:
-        sampling = job.sampling
+        prompt, sampling, scope = job.prompt, job.sampling, job.scope
         return Sequence(
             generation=generation,
             sampling=sampling,
-            sampler=Sampler(sampling, generation.seed, job.prompt, self._runner.vocab_size),
+            sampler=Sampler(sampling, generation.seed, prompt.tokens, self._runner.vocab_size),
             detokenizer=Detokenizer(
-                self._tokenizer.stream(continues=job.continues, is_visible=job.is_visible),
+                self._tokenizer.stream(continues=prompt.continues, is_visible=prompt.is_visible),
                 sampling.stop,
-                job.make_parser() if job.make_parser else None,
+                prompt.parser(),
             ),
-            tokens=list(job.prompt),
+            tokens=list(prompt.tokens),
             max_length=max_length,
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
-            constraint=job.make_constraint() if job.make_constraint else None,
+            constraint=prompt.constraint(sampling.max_tokens),
             pool=Pool(job.pooling) if job.pooling else None,
-            scores=None if sampling.prompt_logprobs is None else PromptScores(job.prompt, sampling.prompt_logprobs),
+            scores=None if sampling.prompt_logprobs is None else PromptScores(prompt.tokens, sampling.prompt_logprobs),
             repetition=RepetitionDetector() if sampling.repetition_detection else None,
-            cache_salt=f"{job.tenant}/{job.cache_salt}",
-            user=job.user,
-            tenant=job.tenant,
+            cache_salt=f"{scope.tenant}/{scope.cache_salt}",
+            user=scope.user,
+            tenant=scope.tenant,
         )
 
     def close(self, *, drain: bool = False) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -117,6 +117,42 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken. Below 1e-5 a temperature separates only rounding errors."""
         return self.temperature < 1e-5
+
+
+class SamplingFields(TypedDict, total=False):
+    """The fields of :class:`Sampling`, as keywords of what takes some of them and leaves the others to the model."""
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    stop: tuple[str, ...]
+    stop_token_ids: frozenset[int]
+    ignore_eos: bool
+    logprobs: int | None
+    prompt_logprobs: int | None
+    repetition_detection: bool
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts: of prompts, of those found in the cache, of answers, and of the thoughts among these."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    thought_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Of prompts and answers together."""
+        return self.prompt_tokens + self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,33 +7,43 @@ from collections import abc, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from freedive.engine.constraint import TokenConstraint
-from freedive.engine.detokenizer import OutputParser
 from freedive.engine.generation import Delivery, EngineError, Generation, Sampling
 from freedive.engine.pooling import Pooling
 from freedive.engine.sequence import Sequence
+from freedive.text.prompt import Prompt
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One request to the engine: what :meth:`freedive.engine.engine.Engine.submit` takes.
+class Scope:
+    """On whose behalf a request is: the ``tenant`` (the holder of a key), one of its users, and a salt of the cache.
 
-    ``make_parser`` and ``make_constraint`` are called on the engine thread when the request starts.
+    Requests share cached prefixes only if they have the same ``cache_salt``: otherwise the time to the first token
+    would reveal other prompts. Each ``tenant`` gets an equal share of the steps, and each of its users an equal part of
+    that share. Salts and users belong to a tenant: two tenants never share a prefix.
     """
 
-    prompt: abc.Sequence[int]
-    sampling: Sampling
-    id: str | None = None
-    continues: bool = False
-    is_visible: Callable[[str], bool] | None = None
-    make_parser: Callable[[], OutputParser] | None = None
-    make_constraint: Callable[[], TokenConstraint | None] | None = None
-    pooling: Pooling | None = None
-    cache_salt: str = ""
-    user: str = ""
     tenant: str = ""
+    user: str = ""
+    cache_salt: str = ""
+
+
+UNSCOPED = Scope()
+"""Of requests of the process itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request to the engine, as :meth:`freedive.engine.engine.Engine.submit` takes it.
+
+    The parser and the constraint of ``prompt`` are made on the engine thread when the request starts.
+    """
+
+    prompt: Prompt
+    sampling: Sampling
+    scope: Scope = UNSCOPED
+    pooling: Pooling | None = None
 
 
 class Submission:
@@ -51,7 +61,7 @@ class Submission:
         end: Callable[[Generation, Delivery], None],
     ) -> None:
         self.sequences: dict[Generation, Sequence] = {}
-        self.tenant = jobs[0][1].tenant
+        self.tenant = jobs[0][1].scope.tenant
         self.num_open = len(jobs)
         self._jobs = deque(jobs)
         self._dropped: set[Generation] = set()

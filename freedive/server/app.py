@@ -18,12 +18,13 @@ from fastapi import FastAPI, Request, Response
 
 from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
-from freedive.server import api_errors, docs, metrics, openapi, stats
+from freedive.server import api_errors, docs, kept_requests, metrics, openapi, stats
 from freedive.server.anthropic.models import ByVersion
 from freedive.server.apis import apis
 from freedive.server.auth import Auth, is_loopback
 from freedive.server.body import Bodies
 from freedive.server.edge import EdgeMiddleware
+from freedive.server.kept_requests import KeptRequests
 from freedive.server.keys import Keys
 from freedive.server.log import line_log
 from freedive.server.models import Models
@@ -59,7 +60,8 @@ def create_app(
     ``stored_responses`` is the file that keeps responses, which without one end with the process. ``state.auth`` of
     the application authenticates requests. Raises UserError.
     """
-    service, store = Service(models), open_store(stored_responses)
+    service = Service(models, keeps_requests=config.keep_requests > 0)
+    store, kept = open_store(stored_responses), KeptRequests(config.keep_requests)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,12 +78,29 @@ def create_app(
     app.add_middleware(
         EdgeMiddleware,
         auth=auth,
-        observers=(measured, counted, *observers),
+        observers=(measured, counted, kept, *observers),
         bodies=bodies,
     )
     app.add_middleware(Paths)
     app.add_middleware(CrossOrigin, origins=auth.origins)  # the outermost: pages can read its refusals, too
 
+    _add_health(app, models)
+    for api in apis(service, store, fetch):
+        for prefix in api.prefixes:
+            in_schema = prefix == api.prefixes[0]
+            for router in api.routers:
+                app.include_router(router, prefix=prefix, tags=[api.name], include_in_schema=in_schema)
+    app.include_router(metrics.router(measured))
+    app.include_router(stats.router(counted, models))
+    app.include_router(kept_requests.router(kept))
+    app.include_router(docs.router(app, "MODEL" if auth.locked else next(iter(models.slots))))
+    app.include_router(page.router(service, auth))
+    app.mount("/static", page.static_files(), name="static")
+    openapi.describe_routes(app)
+    return app
+
+
+def _add_health(app: FastAPI, models: Models) -> None:
     @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
     async def health(request: Request, response: Response) -> dict[str, Any]:
         troubles = models.troubles
@@ -91,19 +110,6 @@ def create_app(
             return status
         stats = {model.name: dataclasses.asdict(model.engine.stats()) for model in models.loaded}
         return status | {"models": stats} | ({"troubles": troubles} if troubles else {})
-
-    for api in apis(service, store, fetch):
-        for prefix in api.prefixes:
-            in_schema = prefix == api.prefixes[0]
-            for router in api.routers:
-                app.include_router(router, prefix=prefix, tags=[api.name], include_in_schema=in_schema)
-    app.include_router(metrics.router(measured))
-    app.include_router(stats.router(counted, models))
-    app.include_router(docs.router(app, "MODEL" if auth.locked else next(iter(models.slots))))
-    app.include_router(page.router(service, auth))
-    app.mount("/static", page.static_files(), name="static")
-    openapi.describe_routes(app)
-    return app
 
 
 def check_keys(config: ServerConfig) -> Keys:

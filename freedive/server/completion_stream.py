@@ -9,7 +9,9 @@ from itertools import chain
 
 from starlette.requests import Request
 
-from freedive.engine.generation import TokenLogprobs, TokenOutput
+from freedive.engine.generation import TokenLogprobs, TokenOutput, Usage
+from freedive.engine.recording import RecordedAnswer, Recording
+from freedive.engine.request import GenerationRequest
 from freedive.errors import UserError
 from freedive.server.http_errors import status_of
 from freedive.server.model import Generation, Model
@@ -37,25 +39,12 @@ class Delta:
     prompt_logprobs: Sequence[TokenLogprobs] = ()
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Token counts: of the prompts, each counted once, of those found in the cache, and of the completions."""
-
-    prompt: int
-    cached: int
-    generated: int
-    reasoning: int
-
-    @property
-    def total(self) -> int:
-        return self.prompt + self.generated
-
-
 class Completions:
     """The ``num_choices`` completions of each prompt of a request, ordered by prompt. They can be read once.
 
     ``timings`` and ``thinks`` (whether the model is thinking now) are those of the first completion. ``finishes`` holds
     the finish reason of each, None while it runs or if the client left; ``failed`` is set by a failure of the server.
+    ``request`` is what they answer, where it may be kept.
     """
 
     def __init__(
@@ -67,6 +56,8 @@ class Completions:
         self.finishes: list[str | None] = [None] * len(generations)
         self.failed = False
         self.thinks = thinks
+        self.request: GenerationRequest | None = None
+        self._token_ids: list[list[int]] = [[] for _ in generations]
         self._num_choices = num_choices
         self._called = [False] * len(generations)
         self._num_generated = self._num_reasoning = 0
@@ -90,6 +81,7 @@ class Completions:
     def _read(self, index: int, output: TokenOutput) -> Delta:
         if index == 0:
             self.thinks = output.is_thinking
+        self._token_ids[index] += output.token_ids
         self._called[index] |= any(isinstance(event, Call) for event in output.events)
         self._num_generated += len(output.token_ids)
         self._num_reasoning += len(output.token_ids) * output.is_thinking
@@ -123,6 +115,15 @@ class Completions:
     async def embeddings(self, request: Request) -> list[list[float]]:
         """The embedding of each prompt, if requested. Raises ClientDisconnect as :meth:`collect` does."""
         return [delta.embedding for delta in await self.collect(request) if delta.embedding is not None]
+
+    @property
+    def recording(self) -> Recording | None:
+        """The request with its answers so far; None where it is for embeddings, or not told."""
+        if self.request is None or self.request.pooling:
+            return None
+        parts = zip(self.generations, self._token_ids, self.finishes, strict=True)
+        answers = tuple(RecordedAnswer(made.seed, tuple(ids), finish or "") for made, ids, finish in parts)
+        return Recording(self.request, answers, self.model.fingerprint)
 
     @property
     def usage(self) -> Usage:

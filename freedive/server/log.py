@@ -29,9 +29,9 @@ def facts(record: RequestRecord) -> Facts:
         usage, timings = completions.usage, completions.timings
         values |= {
             "model": record.model,
-            "prompt_tokens": usage.prompt,
-            "cached_tokens": usage.cached,
-            "generated_tokens": usage.generated,
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "generated_tokens": usage.completion_tokens,
             "queue_s": round(timings.queued_s, 4),
             "first_token_s": round(timings.first_token_s, 4),
             "tokens_per_s": round(timings.tokens_per_s, 2),

@@ -102,8 +102,8 @@ class Metrics:
         for finish in endings(record):
             self._completions.labels(record.model, finish).inc()
         self._observe(record.model, "request", record.seconds)
-        self._observe(record.model, "prompt", record.completions.usage.prompt)
-        self._observe(record.model, "answer", record.completions.usage.generated)
+        self._observe(record.model, "prompt", record.completions.usage.prompt_tokens)
+        self._observe(record.model, "answer", record.completions.usage.completion_tokens)
         for generation in record.completions.generations:
             self._observe_timings(record.model, generation.timings)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
-from freedive.engine.generation import Sampling, Timings, TokenOutput
+from freedive.engine.generation import Sampling, SamplingFields, Timings, TokenOutput
 from freedive.engine.submission import Job
-from freedive.text.format import Format
-from freedive.text.grammar_constraint import MakeConstraint
 from freedive.text.prompt import Prompt
-from freedive.text.tools import ToolChoice
+from freedive.text.request import Input
 
 
 class Generation(Protocol):
@@ -21,6 +19,9 @@ class Generation(Protocol):
 
     @property
     def num_cached_tokens(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
 
     @property
     def timings(self) -> Timings: ...
@@ -91,29 +92,15 @@ class Model(Protocol):
     def can_think(self) -> bool:
         """Whether it can be asked for thoughts before the answer."""
 
-    def sampling(self, **given: Any) -> Sampling:
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """What the bits of answers depend on, besides weights and request."""
+
+    def sampling(self, **given: Unpack[SamplingFields]) -> Sampling:
         """What is given, over what the model's maker recommends."""
 
-    def make_prompt(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] = (),
-        *,
-        format: Format | None = None,
-        tool_choice: ToolChoice = "auto",
-        parallel_tool_calls: bool = True,
-        thinking: bool | None = None,
-        effort: str | None = None,
-        thinking_budget: int | None = None,
-        continues: bool = False,
-        **variables: Any,
-    ) -> Prompt: ...
-
-    def make_constraint(self, format: Format) -> MakeConstraint:
-        """A factory of constraints that give texts the ``format``. UserError if it cannot be kept to."""
-
-    def infill(self, prefix: str, suffix: str) -> Prompt:
-        """What asks for the text between the two. UserError where the model was not trained for that."""
+    def prepare(self, asked: Input) -> Prompt:
+        """The prompt that asks for this. UserError for what cannot be."""
 
     def expert_load(self) -> list[list[int]]:
         """How often each expert of each layer with experts was chosen, in a sample of all steps so far."""

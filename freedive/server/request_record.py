@@ -26,7 +26,8 @@ class RequestRecord:
 
     ``route`` is the pattern of the path, "" if no route matches. ``completions`` is None for requests that generate
     nothing. ``ignored`` holds the names of fields that the client sent and that had no effect. Times are from
-    ``time.perf_counter``, except ``began_at``, in seconds since 1970. The record never holds any content.
+    ``time.perf_counter``, except ``began_at``, in seconds since 1970. The record never holds any content, but for
+    ``completions`` of a server that keeps requests.
     """
 
     id: str
@@ -37,6 +38,7 @@ class RequestRecord:
     route: str = ""
     status: int = CLIENT_LEFT
     completions: Completions | None = None
+    num_body_bytes: int = 0
     ignored: set[str] = field(default_factory=set)
     began_at: float = field(default_factory=time.time)
     started_at: float = field(default_factory=time.perf_counter)

@@ -43,7 +43,7 @@ class Route(APIRoute):
         async def handler(request: Request) -> Response:
             bodies: Bodies = request.app.state.bodies
             async with bodies.received(request) as data:
-                request.state.num_body_bytes = len(data)
+                request.state.record.num_body_bytes = len(data)
                 value = await off_loop(len(data), _parsed, data, field, limiter=bodies.parsers)
             return await handle(_ParsedRequest(request.scope, request.receive, value))
 

@@ -36,7 +36,7 @@ class Stats:
         if not record.completions:
             return
         usage, timings = record.completions.usage, record.completions.timings
-        counts = {"requests": 1, "prompt_tokens": usage.prompt, "generated_tokens": usage.generated}
+        counts = {"requests": 1, "prompt_tokens": usage.prompt_tokens, "generated_tokens": usage.completion_tokens}
         self._callers.setdefault(record.key.id, (record.caller, Counter()))[1].update(counts)
         if timings.first_token_at is not None:
             times = {"queue_s": timings.queued_s, "first_token_s": timings.first_token_s, "request_s": record.seconds}

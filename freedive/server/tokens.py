@@ -12,14 +12,12 @@ from pydantic import model_validator
 from freedive.errors import UserError
 from freedive.json_object import Json
 from freedive.server.content_parts import readable
-from freedive.server.generation_request import GenerationRequest
 from freedive.server.model import Model, Tokenizer
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.openai.message_fields import Message, Tools
 from freedive.server.request_body import JsonObject, RequestBody, Text
 from freedive.server.routing import APIRouter, off_loop
 from freedive.server.service import Service
-from freedive.text.prompt import Prompt
 
 BYTES_PER_TOKEN = 16
 """About what a token takes in an answer."""
@@ -61,19 +59,17 @@ class TokenizeRequest(RequestBody):
             raise UserError("A chat's template adds the special tokens", f"Leave '{name}' out", param=name)
         return self
 
-    def generation_request(self, model: str) -> GenerationRequest:
-        """The generation request that this body describes."""
-        return self._chat(model).generation_request() if self.messages else GenerationRequest(model, self._prompts)
-
-    def _chat(self, model: str) -> ChatRequest:
+    def chat(self, model: str) -> ChatRequest:
+        """The chat that the ``messages`` are."""
         shared = self.model_fields_set & ChatRequest.model_fields.keys()
         return ChatRequest(**{name: getattr(self, name) for name in shared} | {"model": model})
 
-    def _prompts(self, model: Model) -> Sequence[Prompt]:
+    def encode(self, tokenizer: Tokenizer) -> list[int]:
+        """The tokens of the text, however long it is."""
         given = (self.add_special_tokens, self.add_special)
         special = next((value for value in given if value is not None), self.prompt is not None)
         text = self.content if self.prompt is None else self.prompt
-        return [Prompt(model.tokenizer.encode(text or "", add_special=special, parse_special=self.parse_special))]
+        return tokenizer.encode(text or "", add_special=special, parse_special=self.parse_special)
 
 
 class DetokenizeRequest(RequestBody):
@@ -89,8 +85,15 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/tokenize", summary="The tokens of a text or a chat")
     async def tokenize(body: TokenizeRequest, request: Request) -> Json:
-        model, (prompt,) = await service.prompts(body.generation_request(service.models.named(body.model)), request)
-        return await off_loop(BYTES_PER_TOKEN * len(prompt.tokens), _described, body, model, prompt.tokens)
+        name = service.models.named(body.model)
+        if body.messages:
+            chat = body.chat(name)
+            model, (prompt,) = await service.prompts(chat.generation_request, request)
+            chat.report_unheeded(model)
+            tokens = prompt.tokens
+        else:
+            model, tokens = await service.run(name, lambda model: body.encode(model.tokenizer), request)
+        return await off_loop(BYTES_PER_TOKEN * len(tokens), _described, body, model, tokens)
 
     @routes.post("/detokenize", summary="The text of tokens")
     async def detokenize(body: DetokenizeRequest) -> Json:
@@ -100,7 +103,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/chat/completions/render", summary="The prompt that a chat makes")
     async def render(body: ChatRequest, request: Request) -> Json:
-        model, (question,) = await service.prompts(body.generation_request(), request)
+        model, (question,) = await service.prompts(body.generation_request, request)
+        body.report_unheeded(model)
         prompt = await run_in_threadpool(_text, model.tokenizer, question.tokens)
         return {"prompt": prompt, "tokens": question.tokens, "count": len(question.tokens)}
 

@@ -86,9 +86,9 @@ def attributes(record: RequestRecord) -> dict[str, Any]:
             "gen_ai.request.model": record.model,
             "gen_ai.response.model": record.model,
             "gen_ai.response.finish_reasons": endings(record),
-            "gen_ai.usage.input_tokens": completions.usage.prompt,
-            "gen_ai.usage.cache_read.input_tokens": completions.usage.cached,
-            "gen_ai.usage.output_tokens": completions.usage.generated,
+            "gen_ai.usage.input_tokens": completions.usage.prompt_tokens,
+            "gen_ai.usage.cache_read.input_tokens": completions.usage.cached_tokens,
+            "gen_ai.usage.output_tokens": completions.usage.completion_tokens,
         }
     return {name: value for name, value in values.items() if value != ""}
 

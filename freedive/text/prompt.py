@@ -8,7 +8,6 @@ from typing import Any
 
 from freedive.text.dialects.dialect import Dialect, State
 from freedive.text.dialects.parser import Parser
-from freedive.text.grammar_constraint import MakeConstraint
 from freedive.text.thinking_budget import Constraint, ThinkingBudget
 
 
@@ -25,7 +24,7 @@ class Prompt:
     tools: Sequence[Mapping[str, Any]] = ()
     is_visible: Callable[[str], bool] | None = None
     continues: bool = False
-    make_constraint: MakeConstraint | None = None
+    make_constraint: Callable[[], Constraint | None] | None = None
     budget: ThinkingBudget | None = None
 
     def parser(self) -> Parser:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from fake_runner import END, VOCAB, FakeRunner, FakeTokenizer, repetitive_logits_of
@@ -11,6 +13,7 @@ from freedive.engine.engine import Engine
 from freedive.engine.generation import EngineError, Generation, Sampling
 from freedive.engine.sampler import Sampler, masked
 from freedive.errors import UserError
+from freedive.text.prompt import Prompt
 
 PROMPT = [5, 6, 7]
 
@@ -46,6 +49,10 @@ class Failing(Counting):
         return super().allowed()
 
 
+def guided_by(constraint: Any) -> Prompt:
+    return Prompt(PROMPT, make_constraint=lambda: constraint)
+
+
 def read(generation: Generation) -> tuple[list[int], str | None]:
     outputs = list(generation)
     return [token for output in outputs for token in output.token_ids], outputs[-1].finish_reason
@@ -55,7 +62,7 @@ def read(generation: Generation) -> tuple[list[int], str | None]:
 def test_only_what_is_allowed_comes_and_the_answer_ends_when_it_is_complete(sampling: Sampling) -> None:
     constraint = Counting(20)
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        tokens, reason = read(engine.submit(PROMPT, sampling, constraint=constraint))
+        tokens, reason = read(engine.submit(guided_by(constraint), sampling))
         assert engine.stats().num_steps == 20
     assert (len(tokens), reason, constraint.taken) == (20, "stop", tokens)
     assert all(token % (2 if place % 2 else 3) == 0 for place, token in enumerate(tokens))
@@ -65,7 +72,7 @@ def test_an_answer_that_is_cut_says_so() -> None:
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
         for longest, reason in ((20, "length"), (7, "stop"), (6, "stop")):
             sampling = Sampling(seed=1, max_tokens=7)
-            assert read(engine.submit(PROMPT, sampling, constraint=Counting(longest)))[1] == reason
+            assert read(engine.submit(guided_by(Counting(longest)), sampling))[1] == reason
 
 
 @pytest.mark.parametrize("config", [{}, {"max_batch": 2}, {"prefill_chunk": 2}, {"speculation": "off"}], ids=str)
@@ -73,7 +80,7 @@ def test_an_answer_that_is_cut_says_so() -> None:
 def test_companions_preemption_and_guesses_do_not_show(config: dict[str, int], num_pages: int) -> None:
     def run(engine: Engine, seed: int, guided: bool) -> Generation:
         sampling = Sampling(seed=seed, temperature=0.3, max_tokens=60, ignore_eos=True)
-        return engine.submit(PROMPT, sampling, constraint=Counting(50) if guided else None)
+        return engine.submit(guided_by(Counting(50)) if guided else PROMPT, sampling)
 
     cases = [(seed, seed % 2 == 0) for seed in range(8)]
     alone = []
@@ -91,14 +98,14 @@ def test_companions_preemption_and_guesses_do_not_show(config: dict[str, int], n
 def test_guesses_that_are_right_are_taken_under_a_guide() -> None:
     runner = FakeRunner(logits_of=repetitive_logits_of)
     with Engine(runner, FakeTokenizer(), EngineConfig()) as engine:
-        read(engine.submit(PROMPT, Sampling(temperature=0, max_tokens=300), constraint=Counting(300)))
+        read(engine.submit(guided_by(Counting(300)), Sampling(temperature=0, max_tokens=300)))
         assert engine.stats().num_accepted > 20
 
 
 def test_a_constraint_that_fails_ends_its_own_request_alone() -> None:
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        bad = engine.submit(PROMPT, Sampling(seed=1), constraint=Failing(20))
-        good = engine.submit(PROMPT, Sampling(seed=1), constraint=Counting(20))
+        bad = engine.submit(guided_by(Failing(20)), Sampling(seed=1))
+        good = engine.submit(guided_by(Counting(20)), Sampling(seed=1))
         with pytest.raises(EngineError, match="too hard"):
             read(bad)
         assert read(good)[1] == "stop"
@@ -110,8 +117,8 @@ def test_a_form_that_proves_too_hard_is_the_users_matter() -> None:
             raise UserError("The form cannot be kept to", param="response_format")
 
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        bad = engine.submit(PROMPT, Sampling(seed=1), constraint=TooHard(20))
-        good = engine.submit(PROMPT, Sampling(seed=1), constraint=Counting(20))
+        bad = engine.submit(guided_by(TooHard(20)), Sampling(seed=1))
+        good = engine.submit(guided_by(Counting(20)), Sampling(seed=1))
         with pytest.raises(UserError, match="cannot be kept to"):
             read(bad)
         assert read(good)[1] == "stop"
@@ -124,13 +131,13 @@ def test_the_end_may_come_where_a_constraint_allows_it() -> None:
             return bits(END)
 
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        assert read(engine.submit(PROMPT, Sampling(seed=1), constraint=Ending(5))) == ([END], "stop")
+        assert read(engine.submit(guided_by(Ending(5)), Sampling(seed=1))) == ([END], "stop")
 
 
 def test_log_probabilities_are_those_of_the_model_itself() -> None:
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
         free = next(iter(engine.submit(PROMPT, Sampling(temperature=0, logprobs=20))))
-        guided = next(iter(engine.submit(PROMPT, Sampling(temperature=0, logprobs=20), constraint=Counting(1))))
+        guided = next(iter(engine.submit(guided_by(Counting(1)), Sampling(temperature=0, logprobs=20))))
     assert free.logprobs
     assert guided.logprobs
     assert guided.logprobs[0].top == free.logprobs[0].top

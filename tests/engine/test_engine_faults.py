@@ -14,6 +14,7 @@ from fake_runner import NAN, VOCAB, FakeDecoder, FakeRunner, FakeTokenizer, alon
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
 from freedive.engine.generation import EngineError, Generation, Sampling
+from freedive.engine.submission import Scope
 from freedive.errors import Overloaded, Unavailable, UserError
 
 ENDLESS = Sampling(ignore_eos=True)
@@ -209,12 +210,12 @@ def test_a_tenant_that_fills_all_places_leaves_others_their_part() -> None:
     runner.gate.clear()
     with start(runner, max_batch=2, max_queue=4) as engine:
         for index in range(6):
-            engine.submit([1], Sampling(max_tokens=2), tenant="many", user=str(index))
+            engine.submit([1], Sampling(max_tokens=2), scope=Scope("many", str(index)))
         for tenant, places in (("many", 0), ("ann", 3), ("bob", 2)):
             for _ in range(places):
-                engine.submit([1], Sampling(max_tokens=2), tenant=tenant)
+                engine.submit([1], Sampling(max_tokens=2), scope=Scope(tenant))
             with pytest.raises(Overloaded):
-                engine.submit([1], Sampling(max_tokens=2), tenant=tenant)
+                engine.submit([1], Sampling(max_tokens=2), scope=Scope(tenant))
         runner.gate.set()
 
 

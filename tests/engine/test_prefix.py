@@ -29,6 +29,7 @@ from freedive.engine.sampler import Sampler
 from freedive.engine.scheduler import Scheduler, to_batch
 from freedive.engine.sequence import Sequence
 from freedive.engine.snapshots import Snapshots
+from freedive.engine.submission import Scope
 from freedive.model.batch import PAGE_TOKENS
 
 TEXT = random.Random(0).choices(range(VOCAB - 2), k=400)
@@ -41,7 +42,7 @@ def start(runner: FakeRunner, store: PageStore | None = None, **config: Any) -> 
 
 def ask(engine: Engine, prompt: list[int], sampling: Sampling = SHORT, salt: str = "") -> tuple[int, list[int]]:
     """Tokens that were found, and the answer."""
-    generation = engine.submit(prompt, sampling, cache_salt=salt)
+    generation = engine.submit(prompt, sampling, scope=Scope(cache_salt=salt))
     answer = [token for output in generation for token in output.token_ids]
     return generation.num_cached_tokens, answer
 
@@ -123,7 +124,7 @@ def test_tenants_share_nothing_whatever_salt_they_choose() -> None:
     found = []
     with start(FakeRunner()) as engine:
         for tenant, salt in callers * 2:
-            list(generation := engine.submit(TEXT[:100], SHORT, tenant=tenant, cache_salt=salt))
+            list(generation := engine.submit(TEXT[:100], SHORT, scope=Scope(tenant, cache_salt=salt)))
             found.append(generation.num_cached_tokens)
     assert found == [0] * len(callers) + [96] * len(callers)
 

@@ -16,9 +16,10 @@ from tiny_models import tiny
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
 from freedive.engine.generation import EngineError, Generation, Sampling
-from freedive.engine.submission import Job
+from freedive.engine.submission import Job, Scope
 from freedive.errors import UserError
 from freedive.ops.native import NativeRunner
+from freedive.text.prompt import Prompt
 
 VOCAB = 128
 NUM_PAGES = 24
@@ -91,12 +92,10 @@ class Wish:
         prompt = [3 + (self.first + index) % (VOCAB - 3) for index in range(self.length)]
         constraint = self.guide
         return Job(
-            prompt,
+            Prompt(prompt, make_constraint=lambda: constraint),
             self.sampling,
-            make_constraint=lambda: constraint,
-            pooling=self.pooling,
-            cache_salt=self.salt,
-            user=self.user,
+            Scope(user=self.user, cache_salt=self.salt),
+            self.pooling,
         )
 
 
@@ -153,7 +152,7 @@ def test_engine_lives_and_its_pages_return_whatever_is_asked(
 
 def test_answers_of_a_crowd_are_those_of_a_quiet_engine(engine: Engine) -> None:
     jobs = [
-        Job([3 + (index * 7 + place) % 120 for place in range(20 + index)], Sampling(max_tokens=12, seed=index))
+        Job(Prompt([3 + (index * 7 + place) % 120 for place in range(20 + index)]), Sampling(max_tokens=12, seed=index))
         for index in range(12)
     ]
 
@@ -161,6 +160,7 @@ def test_answers_of_a_crowd_are_those_of_a_quiet_engine(engine: Engine) -> None:
         return [token for output in generation for token in output.token_ids]
 
     quiet = [answer(engine.submit_all([job])[0]) for job in jobs]
-    hostile = [Job([5] * 40, Sampling(max_tokens=9), make_constraint=lambda: Fickle(Panic, 3)) for _ in range(12)]
+    prompt = Prompt([5] * 40, make_constraint=lambda: Fickle(Panic, 3))
+    hostile = [Job(prompt, Sampling(max_tokens=9)) for _ in range(12)]
     mixed = [job for pair in zip(jobs, hostile, strict=True) for job in pair]
     assert [answer(each) for each in engine.submit_all(mixed)[::2]] == quiet

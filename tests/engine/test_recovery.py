@@ -18,8 +18,9 @@ from freedive.engine import page_store
 from freedive.engine.engine import Engine
 from freedive.engine.generation import EngineError, Generation, Sampling
 from freedive.engine.page_store import PageStore
-from freedive.engine.submission import Job
+from freedive.engine.submission import Job, Scope
 from freedive.errors import Overloaded, Unavailable, UserError
+from freedive.text.prompt import Prompt
 
 SHORT = Sampling(max_tokens=5, temperature=0, ignore_eos=True)
 TEXT = [index * 7 % 89 for index in range(300)]
@@ -134,7 +135,7 @@ def test_requests_outside_a_failed_step_are_computed_again(monkeypatch: pytest.M
 def test_strings_that_have_no_utf8_form_are_salts_and_users_like_others() -> None:
     with start(FakeRunner()) as engine:
         for _ in range(2):
-            generation = engine.submit(TEXT[:70], SHORT, cache_salt="\ud800", user="\udfff")
+            generation = engine.submit(TEXT[:70], SHORT, scope=Scope(user="\udfff", cache_salt="\ud800"))
             assert tokens_of(generation) == alone(TEXT[:70], SHORT)
         assert generation.num_cached_tokens == 64
 
@@ -194,13 +195,15 @@ def test_engine_that_makes_no_progress_says_so_and_closes_all_the_same(caplog: p
 
 
 def batch(count: int, **options: Any) -> list[Job]:
-    return [Job([index % VOCAB, 1 + index // VOCAB], SHORT, **options) for index in range(count)]
+    return [Job(Prompt([index % VOCAB, 1 + index // VOCAB]), SHORT, **options) for index in range(count)]
 
 
 def test_a_batch_is_one_entry_of_the_queue_however_large() -> None:
     with start(FakeRunner(), max_batch=2, max_queue=0) as engine:
         generations = engine.submit_all(batch(500))
-        assert [tokens_of(each) for each in generations] == [alone(list(job.prompt), SHORT) for job in batch(500)]
+        assert [tokens_of(each) for each in generations] == [
+            alone(list(job.prompt.tokens), SHORT) for job in batch(500)
+        ]
         assert engine.stats().num_requests == 500
         assert not engine._submissions
 
@@ -236,7 +239,7 @@ def test_a_batch_with_one_impossible_request_is_refused_whole() -> None:
     runner = FakeRunner()
     with start(runner) as engine:
         with pytest.raises(UserError, match="does not exist"):
-            engine.submit_all([*batch(5), Job([VOCAB], SHORT)])
+            engine.submit_all([*batch(5), Job(Prompt([VOCAB]), SHORT)])
         assert engine.stats().num_requests == 0
     assert runner.batches == []
 
@@ -262,7 +265,7 @@ def test_a_request_of_a_batch_that_cannot_be_made_fails_alone() -> None:
 
     with start(FakeRunner(), max_batch=2) as engine:
         jobs = batch(6)
-        jobs[3] = Job([1], SHORT, make_constraint=make_constraint)
+        jobs[3] = Job(Prompt([1], make_constraint=make_constraint), SHORT)
         outcomes = [outcome(each) for each in engine.submit_all(jobs)]
         assert [isinstance(each, str) for each in outcomes] == [False, False, False, True, False, False]
         assert "no such form" in outcomes[3]
@@ -277,7 +280,7 @@ def test_requests_of_a_batch_outlive_a_failed_step() -> None:
         runner.gate.set()
         outcomes = [outcome(each) for each in generations]
         assert sum(isinstance(each, str) for each in outcomes) <= 2
-        assert outcomes[5:] == [alone(list(job.prompt), SHORT) for job in batch(20)[5:]]
+        assert outcomes[5:] == [alone(list(job.prompt.tokens), SHORT) for job in batch(20)[5:]]
 
 
 def test_requests_of_a_batch_cost_memory_only_when_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +348,7 @@ def test_a_disk_that_answers_again_is_read_again(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(PageStore, "load", slow)
     runner = FakeRunner()
     with start(runner, PageStore(tmp_path / "pages", runner.pages, 10**7), max_batch=1) as engine:
-        assert tokens_of(engine.submit(TEXT, SHORT, cache_salt="other")) == alone(TEXT, SHORT)
+        assert tokens_of(engine.submit(TEXT, SHORT, scope=Scope(cache_salt="other"))) == alone(TEXT, SHORT)
         assert tokens_of(engine.submit(TEXT, SHORT)) == alone(TEXT, SHORT)
         assert engine.stats().num_restored == 0
         time.sleep(1.2)

@@ -139,7 +139,7 @@ def test_a_model_without_thoughts_does_not_mind_that_it_may_think() -> None:
         thinking = {"type": "enabled", "budget_tokens": 31999}
         answer = client.messages.create(**ASKED, thinking=thinking, output_config={"effort": "high"})
     assert answer.content[0].text == "user: hello"
-    assert not {"thinking", "effort"} & model.asked[-1].keys()
+    assert model.asked[-1]["thinking_is_advice"]
 
 
 def test_calls_are_blocks(client: anthropic.Anthropic, fake_model: EchoModel) -> None:
@@ -233,9 +233,9 @@ def test_the_system_prompt_is_read_without_what_changes_each_time(
 
 def test_the_last_message_of_the_assistant_is_continued(client: anthropic.Anthropic, fake_model: EchoModel) -> None:
     client.messages.create(**ASKED | {"messages": [*HELLO, {"role": "assistant", "content": "Hel"}]})
-    assert fake_model.asked[-1]["continues"]
+    assert fake_model.asked[-1]["continue_final_message"]
     client.messages.create(**ASKED)
-    assert not fake_model.asked[-1]["continues"]
+    assert not fake_model.asked[-1]["continue_final_message"]
 
 
 def test_sampling_reaches_the_engine(client: anthropic.Anthropic, fake_model: EchoModel) -> None:
@@ -247,8 +247,8 @@ def test_sampling_reaches_the_engine(client: anthropic.Anthropic, fake_model: Ec
 
 
 def test_the_user_is_whose_turn_it_is() -> None:
-    assert MessagesRequest.model_validate(ASKED | {"metadata": {"user_id": "u"}}).generation_request().user == "u"
-    assert MessagesRequest.model_validate(ASKED).generation_request().user == ""
+    assert MessagesRequest.model_validate(ASKED | {"metadata": {"user_id": "u"}}).generation_request().scope.user == "u"
+    assert MessagesRequest.model_validate(ASKED).generation_request().scope.user == ""
 
 
 @pytest.mark.parametrize(

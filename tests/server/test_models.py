@@ -17,6 +17,7 @@ from freedive.errors import NotFound, Overloaded, Unavailable, UserError
 from freedive.server import models as models_module
 from freedive.server.app import create_app
 from freedive.server.models import FOREVER, ModelEntry, Models
+from freedive.text.prompt import Prompt
 
 
 class Shelf:
@@ -271,7 +272,7 @@ def test_two_models_that_do_not_fit_are_loaded_no_more_than_half_of_the_time() -
 
 def broken(model: EchoModel) -> EchoModel:
     """One whose engine has given up in the midst of work."""
-    model.engine.submit_all([Job([97], Sampling())])
+    model.engine.submit_all([Job(Prompt([97]), Sampling())])
     model.engine.failure = "out of tea"
     return model
 

@@ -273,7 +273,7 @@ def test_thinking_is_asked_of_the_model(
 def test_a_prefix_is_continued(client: openai.OpenAI, fake_model: EchoModel) -> None:
     messages = [*HELLO, {"role": "assistant", "content": "Hel", "prefix": True}]
     client.chat.completions.create(model="echo", messages=messages)
-    assert fake_model.asked[-1]["continues"]
+    assert fake_model.asked[-1]["continue_final_message"]
 
 
 def test_a_suffix_asks_for_what_is_between(client: openai.OpenAI) -> None:

@@ -92,14 +92,14 @@ def test_users_and_salts_of_clients_stand_below_the_key(house: House) -> None:
 
 def test_a_form_that_takes_long_to_prepare_holds_up_no_other_request(house: House, monkeypatch: Any) -> None:
     """Neither those of other keys, with a form or without, nor those of the same key without one."""
-    prepared, question = threading.Event(), house.model.make_prompt
+    prepared, question = threading.Event(), house.model.prepare
 
-    def slow(messages: Any, *args: Any, **options: Any) -> Any:
-        if messages[-1]["content"] == "slow":
+    def slow(asked: Any) -> Any:
+        if asked.messages[-1]["content"] == "slow":
             assert prepared.wait(20)
-        return question(messages, *args, **options)
+        return question(asked)
 
-    monkeypatch.setattr(house.model, "question", slow)
+    monkeypatch.setattr(house.model, "prepare", slow)
     form = {"response_format": {"type": "json_object"}}
     hard = [{"role": "user", "content": "slow"}]
     asking = [
@@ -119,15 +119,15 @@ def test_a_form_that_takes_long_to_prepare_holds_up_no_other_request(house: Hous
 
 
 def test_a_request_whose_client_left_while_it_waited_is_never_begun(house: House, monkeypatch: Any) -> None:
-    begun, question = [], house.model.make_prompt
+    begun, question = [], house.model.prepare
     prepared = threading.Event()
 
-    def slow(messages: Any, *args: Any, **options: Any) -> Any:
-        begun.append(messages[-1]["content"])
+    def slow(asked: Any) -> Any:
+        begun.append(asked.messages[-1]["content"])
         assert prepared.wait(20)
-        return question(messages, *args, **options)
+        return question(asked)
 
-    monkeypatch.setattr(house.model, "question", slow)
+    monkeypatch.setattr(house.model, "prepare", slow)
     body = {"model": "echo", "response_format": {"type": "json_object"}}
 
     def ask(text: str, timeout: float) -> None:

@@ -59,7 +59,7 @@ def test_tools_and_template_variables_reach_the_template(http: httpx.Client, fak
     tool = {"type": "function", "function": {"name": "f", "parameters": {}, "strict": False}}
     http.post("/tokenize", json={"messages": CHAT, "tools": [tool], "chat_template_kwargs": {"enable_thinking": False}})
     assert fake_model.asked[-1]["tools"] == [tool]
-    assert fake_model.asked[-1]["enable_thinking"] is False
+    assert fake_model.asked[-1]["template_kwargs"] == {"enable_thinking": False}
 
 
 def test_tokens_become_text_again(http: httpx.Client) -> None:

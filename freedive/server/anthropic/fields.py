@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from freedive.engine.request import GenerationRequest
+from freedive.engine.submission import Scope
 from freedive.errors import NotFound, UserError
 from freedive.json_object import Json
 from freedive.server.anthropic.turns import BLOCKS, Message, TextBlock, ToolUseBlock, referenced, text_of, turns
 from freedive.server.content_parts import content_validator, readable
-from freedive.server.generation_request import GenerationRequest
-from freedive.server.model import Model
 from freedive.server.offers import offered
 from freedive.server.request_body import JsonObject, RequestBody, Text
 from freedive.text.format import Format
-from freedive.text.prompt import Prompt
+from freedive.text.request import ChatInput
 from freedive.text.tools import Function
 from freedive.text.tools import ToolChoice as WantedTool
 
@@ -190,40 +189,29 @@ class Conversation(RequestBody):
 
     def generation_request(self) -> GenerationRequest:
         """The generation request that this body describes."""
-        return GenerationRequest(self.model, self.prompts, is_guided=self.is_guided)
+        return GenerationRequest(self.model, (self.chat_input(),))
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether the answer may have a form."""
-        return bool(self.tools or self.output_config.format or self.output_format)
-
-    def prompts(self, model: Model) -> Sequence[Prompt]:
-        """The one question that the conversation is. Raises what ``Model.make_prompt`` raises."""
-        format = self.output_config.format or self.output_format
-        options: Json = {
-            "tools": [tool.for_template() for tool in self.tools if self._is_shown(tool)],
-            "tool_choice": self.tool_choice.choice,
-            "parallel_tool_calls": not self.tool_choice.disable_parallel_tool_use,
-            "format": format and Format("json_schema", format.schema_),
-            "continues": self.continues,
-        }
-        messages = [*self._system(), *turns(self.messages, {tool.name: tool.function() for tool in self.tools})]
-        prompt = model.make_prompt(messages, **options, **self._thinking(model))
-        found = referenced(self.messages)
-        late = [tool.for_template() for tool in self.tools if tool.name in found and not self._is_shown(tool)]
-        return [replace(prompt, tools=[*prompt.tools, *late]) if late else prompt]
+    def chat_input(self) -> ChatInput:
+        """The conversation, in our terms. Both switches of thoughts permit and advise in this API."""
+        format, found = self.output_config.format or self.output_format, referenced(self.messages)
+        late = [tool for tool in self.tools if tool.name in found and not self._is_shown(tool)]
+        allowed = None if self.thinking is None else self.thinking.type != "disabled"
+        return ChatInput(
+            messages=(*self._system(), *turns(self.messages, {tool.name: tool.function() for tool in self.tools})),
+            tools=tuple(tool.for_template() for tool in self.tools if self._is_shown(tool)),
+            tool_choice=self.tool_choice.choice,
+            parallel_tool_calls=not self.tool_choice.disable_parallel_tool_use,
+            format=Format("json_schema", format.schema_) if format else None,
+            thinking=allowed,
+            effort=None if allowed is False else self.output_config.effort,
+            thinking_budget=self.thinking.budget_tokens if self.thinking and allowed else None,
+            continue_final_message=self.continues,
+            unlisted_tools=tuple(tool.for_template() for tool in late),
+            thinking_is_advice=True,
+        )
 
     def _is_shown(self, tool: Tool) -> bool:
         return not tool.defer_loading or tool.name == self.tool_choice.name
-
-    def _thinking(self, model: Model) -> Mapping[str, Any]:
-        """In this API both switches permit and advise, so that models without thoughts can be asked all the same."""
-        if not model.can_think:
-            return {}
-        allowed = None if self.thinking is None else self.thinking.type != "disabled"
-        effort = None if allowed is False else self.output_config.effort
-        budget = self.thinking.budget_tokens if self.thinking and allowed else None
-        return {"thinking": allowed, "effort": effort, "thinking_budget": budget}
 
     def _system(self) -> Iterator[Json]:
         if text := BILLING.sub("", text_of(self.system)):
@@ -250,6 +238,5 @@ class MessagesRequest(Conversation):
     def generation_request(self) -> GenerationRequest:
         """The generation request that this body describes."""
         sampling = self.given(stop=tuple(self.stop_sequences))
-        return GenerationRequest(
-            self.model, self.prompts, sampling, user=self.metadata.user_id, is_guided=self.is_guided
-        )
+        scope = Scope(user=self.metadata.user_id)
+        return GenerationRequest(self.model, (self.chat_input(),), sampling, scope=scope)

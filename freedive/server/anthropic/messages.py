@@ -10,11 +10,12 @@ from dataclasses import replace
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from freedive.engine.generation import Usage
 from freedive.json_object import Json
 from freedive.server.anthropic.blocks import BlockStream, content
 from freedive.server.anthropic.fields import Conversation, MessagesRequest
 from freedive.server.api_errors import anthropic_error
-from freedive.server.completion_stream import Completions, Delta, Usage
+from freedive.server.completion_stream import Completions, Delta
 from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.server.stream import EventStream, event, with_error_event
@@ -29,11 +30,11 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/messages", summary="Answer a conversation", response_model=None)
     async def messages(body: MessagesRequest, request: Request) -> Response:
-        return await _respond(request, body, await service.generate(body.generation_request(), request))
+        return await _respond(request, body, await service.generate(body.generation_request, request))
 
     @routes.post("/messages/count_tokens", summary="Count the tokens of a conversation")
     async def count_tokens(body: Conversation, request: Request) -> dict[str, int]:
-        _, prompts = await service.prompts(body.generation_request(), request)
+        _, prompts = await service.prompts(body.generation_request, request)
         return {"input_tokens": sum(len(prompt.tokens) for prompt in prompts)}
 
     return routes
@@ -99,7 +100,7 @@ def _ending(body: MessagesRequest, delta: Delta, usage: Usage) -> Json:
     reason = STOP_REASONS[delta.finish or "stop"]
     if reason == "end_turn" and delta.stop_string is not None:
         reason = "stop_sequence"
-    if reason == "max_tokens" and usage.generated < body.max_tokens:
+    if reason == "max_tokens" and usage.completion_tokens < body.max_tokens:
         reason = "model_context_window_exceeded"
     return {"stop_reason": reason, "stop_sequence": delta.stop_string}
 
@@ -107,9 +108,9 @@ def _ending(body: MessagesRequest, delta: Delta, usage: Usage) -> Json:
 def usage_object(usage: Usage) -> Json:
     """What the cache had is counted apart. What it takes up is not counted: it costs nobody anything."""
     return {
-        "input_tokens": usage.prompt - usage.cached,
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": usage.cached,
-        "output_tokens": usage.generated,
-        "output_tokens_details": {"thinking_tokens": usage.reasoning},
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"thinking_tokens": usage.thought_tokens},
     }

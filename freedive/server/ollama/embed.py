@@ -24,13 +24,13 @@ def router(service: Service) -> APIRouter:
         started = time.perf_counter()
         if not body.input:
             return JSONResponse({"model": body.model, "embeddings": []})
-        completions = await service.generate(body.generation_request(), request)
+        completions = await service.generate(body.generation_request, request)
         vectors = await completions.embeddings(request)
         fields = {
             "model": body.model,
             "total_duration": nanoseconds(time.perf_counter() - started),
             "load_duration": nanoseconds(completions.timings.submitted_at - started),
-            "prompt_eval_count": completions.usage.prompt,
+            "prompt_eval_count": completions.usage.prompt_tokens,
         }
         return await long_json(fields, "embeddings", vectors)
 
@@ -38,7 +38,7 @@ def router(service: Service) -> APIRouter:
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Json:
         if not body.prompt:
             return {"embedding": []}
-        completions = await service.generate(body.generation_request(), request)
+        completions = await service.generate(body.generation_request, request)
         [vector] = await completions.embeddings(request)
         return {"embedding": vector}
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from freedive.engine.request import GenerationRequest, embedding_request
 from freedive.errors import UserError
 from freedive.json_object import Json
 from freedive.server.call_ids import matched
 from freedive.server.content_parts import is_under_way, placeholder
-from freedive.server.generation_request import GenerationRequest, embedding_request
-from freedive.server.model import Model
 from freedive.server.ollama.options import Options
 from freedive.server.ollama.times import KeepAlive
 from freedive.server.openai.message_fields import Tools
 from freedive.server.request_body import JsonObject, RequestBody, Text, listed
 from freedive.text.format import Format
-from freedive.text.prompt import Prompt
+from freedive.text.request import ChatInput, Input, TextInput
 
 
 class FunctionCall(RequestBody):
@@ -106,29 +105,25 @@ class AnswerRequest(RequestBody):
         """Whether there is anything to answer; otherwise the model is to be loaded or, with keep_alive 0, unloaded."""
         raise NotImplementedError
 
-    def prompts(self, model: Model) -> Sequence[Prompt]:
-        """The one question that the request is. Raises what ``Model.make_prompt`` raises."""
+    def input(self) -> Input:
+        """The one question that the request is, in our terms."""
         raise NotImplementedError
 
     def generation_request(self) -> GenerationRequest:
         """The generation request that this body describes."""
         sampling = self.options.sampling() | ({"logprobs": self.top_logprobs} if self.logprobs else {})
         return GenerationRequest(
-            self.model,
-            self.prompts,
-            sampling,
-            max_context=self.options.num_ctx,
-            keep_alive_s=self.keep_alive,
-            is_guided=bool(self.format or getattr(self, "tools", ())),
+            self.model, (self.input(),), sampling, max_context=self.options.num_ctx, keep_alive_s=self.keep_alive
         )
 
     def _format(self) -> Format | None:
         schema = None if isinstance(self.format, str) else self.format
         return Format("json_schema", schema) if schema else Format("json_object") if self.format else None
 
-    def _options(self) -> dict[str, Any]:
-        thinking = {"effort": self.think} if isinstance(self.think, str) else {"thinking": self.think}
-        return {"format": self._format(), **thinking}
+    def _chat(self, messages: Iterable[Json], tools: Iterable[Json] = ()) -> ChatInput:
+        effort = self.think if isinstance(self.think, str) else None
+        thinking = self.think if isinstance(self.think, bool) else None
+        return ChatInput(tuple(messages), tuple(tools), format=self._format(), thinking=thinking, effort=effort)
 
 
 class ChatRequest(AnswerRequest):
@@ -150,10 +145,9 @@ class ChatRequest(AnswerRequest):
     def asks(self) -> bool:
         return bool(self.messages)
 
-    def prompts(self, model: Model) -> Sequence[Prompt]:
-        tools = [tool.for_template() for tool in self.tools]
+    def input(self) -> Input:
         messages = matched(message.for_template() for message in self.messages)
-        return [model.make_prompt(messages, tools, **self._options())]
+        return self._chat(messages, [tool.for_template() for tool in self.tools])
 
 
 class GenerateRequest(AnswerRequest):
@@ -188,15 +182,11 @@ class GenerateRequest(AnswerRequest):
     def asks(self) -> bool:
         return bool(self.prompt)
 
-    def prompts(self, model: Model) -> Sequence[Prompt]:
-        if self.suffix:
-            return [model.infill(self.prompt, self.suffix)]
-        if self.raw:
-            tokens = model.tokenizer.encode(self.prompt, add_special=True, max_tokens=model.max_context)
-            format = self._format()
-            return [Prompt(tokens, continues=True, make_constraint=model.make_constraint(format) if format else None)]
+    def input(self) -> Input:
+        if self.suffix or self.raw:
+            return TextInput(self.prompt, self.suffix, format=self._format())
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [model.make_prompt([*system, {"role": "user", "content": self.prompt}], **self._options())]
+        return self._chat([*system, {"role": "user", "content": self.prompt}])
 
 
 def _texts(value: Any) -> Any:

@@ -34,7 +34,7 @@ async def respond(service: Service, request: Request, body: AnswerRequest, write
     if not body.asks:
         return await _changed(service, request, body, write)
     with with_ollama_names():
-        completions = await service.generate(body.generation_request(), request)
+        completions = await service.generate(body.generation_request, request)
     if body.stream:
         lines = _lines(body, completions, write, started)
         survivors = with_error_event(lines, lambda error: line(ollama_error(error)), request.state.request_id)
@@ -91,8 +91,8 @@ def _end(completions: Completions, finish: str | None, started: float) -> Json:
         "done_reason": "stop" if finish == "tool_calls" else finish,
         "total_duration": nanoseconds(time.perf_counter() - started),
         "load_duration": nanoseconds(timings.submitted_at - started),
-        "prompt_eval_count": usage.prompt,
+        "prompt_eval_count": usage.prompt_tokens,
         "prompt_eval_duration": nanoseconds(timings.prefill_s),
-        "eval_count": usage.generated,
+        "eval_count": usage.completion_tokens,
         "eval_duration": nanoseconds(timings.decode_s),
     }

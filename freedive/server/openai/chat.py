@@ -28,7 +28,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("/chat/completions", summary="Answer a conversation", response_model=None)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         with prompt_named("messages"):
-            completions = await service.generate(body.generation_request(), request)
+            completions = await service.generate(body.generation_request, request)
+        body.report_unheeded(completions.model)
         choices = [ChatChoice(index, completions.model.tokenizer) for index in range(len(completions))]
         return await respond(request, body, completions, choices)
 

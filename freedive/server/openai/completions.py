@@ -25,7 +25,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/completions", summary="Continue a text, or fill the gap before a suffix", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        completions = await service.generate(body.generation_request(), request)
+        completions = await service.generate(body.generation_request, request)
         tokenizer = completions.model.tokenizer
         prompts = [prompt for prompt in body.prompt for _ in range(body.n)]
         choices = [TextChoice(index, tokenizer, prompt if body.echo else None) for index, prompt in enumerate(prompts)]

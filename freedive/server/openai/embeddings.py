@@ -10,8 +10,9 @@ from fastapi import Request, Response
 from pydantic import BeforeValidator, Field
 
 from freedive.engine.pooling import Pooling
+from freedive.engine.request import GenerationRequest, embedding_request
+from freedive.engine.submission import Scope
 from freedive.server.api_errors import prompt_named
-from freedive.server.generation_request import GenerationRequest, embedding_request
 from freedive.server.long_json import long_json
 from freedive.server.openai.fields import PromptInput, listed_prompts
 from freedive.server.openai.foreign_fields import LABELS
@@ -41,9 +42,8 @@ class EmbeddingRequest(RequestBody):
 
     def generation_request(self) -> GenerationRequest:
         """The generation request that this body describes."""
-        return embedding_request(
-            self.model, self.input, self.pooling, user=self.user_id or self.user, cache_salt=self.user_id
-        )
+        scope = Scope(user=self.user_id or self.user, cache_salt=self.user_id)
+        return embedding_request(self.model, self.input, self.pooling, scope=scope)
 
 
 def router(service: Service) -> APIRouter:
@@ -53,11 +53,11 @@ def router(service: Service) -> APIRouter:
     @routes.post("/embeddings", summary="Texts as vectors")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         with prompt_named("input"):
-            completions = await service.generate(body.generation_request(), request)
+            completions = await service.generate(body.generation_request, request)
         vectors = await completions.embeddings(request)
         write = _floats if body.encoding_format == "float" else _base64
         data = ({"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors))
-        usage = {"prompt_tokens": completions.usage.prompt, "total_tokens": completions.usage.prompt}
+        usage = {"prompt_tokens": completions.usage.prompt_tokens, "total_tokens": completions.usage.prompt_tokens}
         return await long_json({"object": "list", "model": completions.model.name, "usage": usage}, "data", data)
 
     return routes

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from freedive.engine.request import GenerationRequest
+from freedive.engine.submission import Scope
 from freedive.errors import UserError
 from freedive.server.call_ids import matched
 from freedive.server.content_parts import readable
-from freedive.server.generation_request import GenerationRequest
 from freedive.server.model import Model
 from freedive.server.openai.foreign_fields import LABELS, NEUTRAL, TUNING_NOTHING
 from freedive.server.openai.format_fields import Guided, NamedTool, ResponseFormat, parsed_schema
 from freedive.server.openai.message_fields import Message, Tools
 from freedive.server.request_body import JsonObject, RequestBody, Text, ignore, listed
 from freedive.text.format import Format
-from freedive.text.prompt import Prompt
+from freedive.text.request import ChatInput, TextInput, check_template_kwargs
 from freedive.text.thinking import EFFORTS
 from freedive.text.tools import Function
 
@@ -82,6 +80,11 @@ class BaseCompletionRequest(RequestBody):
         return self
 
     @property
+    def scope(self) -> Scope:
+        """On whose behalf the client says it asks."""
+        return Scope(user=self.user_id or self.user, cache_salt=self.user_id)
+
+    @property
     def format(self) -> Format | None:
         """The form that the answer is to have, by whichever field asks for it."""
         fields = {short: value for name, short in GUIDED.items() if (value := getattr(self, name)) is not None}
@@ -108,13 +111,6 @@ class Reasoning(RequestBody):
 
     effort: Text | None = None
     enabled: bool | None = None
-
-
-RESERVED = frozenset(inspect.signature(Model.make_prompt).parameters) - {"thinking", "thinking_budget", "variables"} | {
-    "add_generation_prompt",
-    "continue_final_message",
-}
-"""Names that are no variables of a chat template's own: what they say has fields of the request."""
 
 
 class ChatRequest(BaseCompletionRequest):
@@ -161,9 +157,7 @@ class ChatRequest(BaseCompletionRequest):
         for param, effort in (("reasoning_effort", self.reasoning_effort), ("reasoning", self.reasoning.effort)):
             if effort not in (None, *EFFORTS):
                 raise UserError(f"'{param}' is {effort!r}", f"Choose one of {', '.join(EFFORTS)}", param=param)
-        if reserved := sorted(RESERVED & self.chat_template_kwargs.keys()):
-            what = f"'chat_template_kwargs' has '{reserved[0]}', which is no variable of a template's own"
-            raise UserError(what, "Use the field of the request", param="chat_template_kwargs")
+        check_template_kwargs(self.chat_template_kwargs)
         for message in self.messages[:-1]:
             if message.prefix:
                 raise UserError("'prefix' is for the last message", "Leave it out of the others", param="prefix")
@@ -181,45 +175,45 @@ class ChatRequest(BaseCompletionRequest):
 
     def generation_request(self) -> GenerationRequest:
         """The generation request that this body describes."""
-        user, is_guided = self.user_id or self.user, bool(self.format or self.tools)
-        return GenerationRequest(
-            self.model, self.prompts, self.sampling(), self.n, user, self.user_id, is_guided=is_guided
-        )
+        return GenerationRequest(self.model, (self.chat_input(),), self.sampling(), self.n, self.scope)
 
-    def prompts(self, model: Model) -> Sequence[Prompt]:
-        """The one question that the conversation is. Raises what ``Model.make_prompt`` raises."""
-        messages = matched(message.for_template() for message in self.messages)
-        return [model.make_prompt(messages, **self._options(), **self._thinking(model))]
+    def chat_input(self) -> ChatInput:
+        """The conversation, in our terms."""
+        choice, variables = self.tool_choice, dict(self.chat_template_kwargs)
+        thinking = self._switch(variables.pop("thinking", None))
+        return ChatInput(
+            messages=tuple(matched(message.for_template() for message in self.messages)),
+            tools=tuple(tool.for_template() for tool in self.tools),
+            tool_choice=Function(choice.function.name) if isinstance(choice, NamedTool) else choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            format=self.format,
+            thinking=thinking,
+            effort="none" if thinking is False else self._effort,
+            thinking_budget=self._thinking_budget(variables.pop("thinking_budget", None)),
+            continue_final_message=self.continues,
+            template_kwargs=variables,
+        )
 
     def sampling(self) -> dict[str, Any]:
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         logprobs = self.top_logprobs if self.logprobs else None
         return self.given(max_tokens=limit, logprobs=logprobs, stop=tuple(self.stop))
 
-    def _options(self) -> Mapping[str, Any]:
-        choice = self.tool_choice
-        return {
-            "tools": [tool.for_template() for tool in self.tools],
-            "tool_choice": Function(choice.function.name) if isinstance(choice, NamedTool) else choice,
-            "parallel_tool_calls": self.parallel_tool_calls,
-            "format": self.format,
-            "continues": self.continues,
-        }
+    def report_unheeded(self, model: Model) -> None:
+        """Report what had no effect on ``model``: an effort only advises a model without thoughts."""
+        if self.chat_input().effort not in (None, "none") and not model.can_think:
+            ignore("reasoning_effort")
 
-    def _thinking(self, model: Model) -> Mapping[str, Any]:
-        """The switch, the effort, and the template's variables. An effort only advises a model without thoughts."""
-        variables = dict(self.chat_template_kwargs)
-        named = variables.pop("thinking", None)
-        switches = [named, self.enable_thinking, self.reasoning.enabled]
+    @property
+    def _effort(self) -> str | None:
+        return self.reasoning_effort or self.reasoning.effort
+
+    def _switch(self, variable: Any) -> bool | None:
+        """Whether to think, by whichever field says so; the later ones win."""
+        switches = [variable, self.enable_thinking, self.reasoning.enabled]
         if self.thinking and self.thinking.type != "auto":
             switches.append(self.thinking.type == "enabled")
-        switch = next((value for value in reversed(switches) if isinstance(value, bool)), None)
-        effort = "none" if switch is False else self.reasoning_effort or self.reasoning.effort
-        if effort not in (None, "none") and not model.can_think:
-            ignore("reasoning_effort")
-            effort = None
-        budget = self._thinking_budget(variables.pop("thinking_budget", None))
-        return {"thinking": switch, "effort": effort, "thinking_budget": budget, **variables}
+        return next((value for value in reversed(switches) if isinstance(value, bool)), None)
 
     def _thinking_budget(self, variable: Any) -> int | None:
         """The smallest of Qwen's, vLLM's and Anthropic's, where several are given; -1 is vLLM's for none."""
@@ -266,20 +260,8 @@ class CompletionRequest(BaseCompletionRequest):
         limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         scores = {"prompt_logprobs": self.logprobs} if self.echo else {}
         sampling = self.given(max_tokens=limit, logprobs=self.logprobs, stop=tuple(self.stop), **scores)
-        user, is_guided = self.user_id or self.user, self.format is not None
-        return GenerationRequest(self.model, self.prompts, sampling, self.n, user, self.user_id, is_guided=is_guided)
-
-    def prompts(self, model: Model) -> Sequence[Prompt]:
-        """One for each prompt."""
-        return [self._prompt(model, prompt) for prompt in self.prompt]
-
-    def _prompt(self, model: Model, prompt: str | list[int]) -> Prompt:
-        make_constraint = model.make_constraint(self.format) if self.format else None
-        if self.suffix:
-            return replace(model.infill(str(prompt), self.suffix), make_constraint=make_constraint)
-        tokens = (
-            prompt
-            if isinstance(prompt, list)
-            else model.tokenizer.encode(prompt, add_special=True, max_tokens=model.max_context)
-        )
-        return Prompt(tokens, continues=True, make_constraint=make_constraint)
+        texts = [
+            TextInput(each if isinstance(each, str) else tuple(each), self.suffix, format=self.format)
+            for each in self.prompt
+        ]
+        return GenerationRequest(self.model, tuple(texts), sampling, self.n, self.scope)

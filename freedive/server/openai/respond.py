@@ -11,10 +11,10 @@ from typing import ClassVar, Protocol
 from fastapi import Request
 from fastapi.responses import Response
 
-from freedive.engine.generation import Timings
+from freedive.engine.generation import Timings, Usage
 from freedive.json_object import Json
 from freedive.server.api_errors import openai_error
-from freedive.server.completion_stream import Completions, Delta, Usage
+from freedive.server.completion_stream import Completions, Delta
 from freedive.server.logprobs import num_bytes
 from freedive.server.long_json import long_json
 from freedive.server.openai.fields import BaseCompletionRequest
@@ -101,13 +101,13 @@ def _no_usage(body: BaseCompletionRequest) -> Json:
 def usage_object(usage: Usage) -> Json:
     """OpenAI's usage, and DeepSeek's names for what the cache saved."""
     return {
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.generated,
-        "total_tokens": usage.total,
-        "prompt_tokens_details": {"cached_tokens": usage.cached},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
-        "prompt_cache_hit_tokens": usage.cached,
-        "prompt_cache_miss_tokens": usage.prompt - usage.cached,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.thought_tokens},
+        "prompt_cache_hit_tokens": usage.cached_tokens,
+        "prompt_cache_miss_tokens": usage.prompt_tokens - usage.cached_tokens,
     }
 
 
@@ -117,9 +117,9 @@ def _timings(body: BaseCompletionRequest, completions: Completions) -> Json:
 
 def timings_object(timings: Timings, usage: Usage) -> Json:
     """llama.cpp's names; of the first answer."""
-    num_read = usage.prompt - usage.cached
+    num_read = usage.prompt_tokens - usage.cached_tokens
     return {
-        "cache_n": usage.cached,
+        "cache_n": usage.cached_tokens,
         "prompt_n": num_read,
         "prompt_ms": 1000 * timings.prefill_s,
         "prompt_per_second": num_read / timings.prefill_s if timings.prefill_s else 0.0,

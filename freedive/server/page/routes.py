@@ -58,7 +58,8 @@ def router(service: Service, auth: Auth) -> APIRouter:
 
     @routes.post("/chat/stream", response_model=None)
     async def stream(body: ChatRequest, request: Request) -> EventStream:
-        completions = await service.generate(body.generation_request(), request)
+        completions = await service.generate(body.generation_request, request)
+        body.report_unheeded(completions.model)
         return EventStream(with_error_event(_updates(completions), _error_event, "for the page"))
 
     return routes
@@ -110,6 +111,6 @@ def _meter(completions: Completions) -> dict[str, float]:
     return {
         "first_token_s": completions.timings.first_token_s,
         "tokens_per_s": completions.timings.tokens_per_s,
-        "num_tokens": completions.usage.total,
+        "num_tokens": completions.usage.total_tokens,
         "max_context": completions.model.max_context,
     }

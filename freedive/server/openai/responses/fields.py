@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
+from freedive.engine.request import GenerationRequest
 from freedive.errors import UserError
 from freedive.json_object import Json
-from freedive.server.generation_request import GenerationRequest
 from freedive.server.model import Model
 from freedive.server.openai.foreign_fields import LABELS
 from freedive.server.openai.responses import items
@@ -18,6 +18,7 @@ from freedive.server.openai.responses.item_fields import ItemReference, Items, r
 from freedive.server.openai.responses.tools import Tools
 from freedive.server.request_body import JsonObject, RequestBody, Text, ignore
 from freedive.text.format import Format
+from freedive.text.request import ChatInput
 from freedive.text.thinking import EFFORTS
 from freedive.text.tools import Function
 
@@ -123,25 +124,20 @@ class PromptRequest(RequestBody):
         """What comes after the items of ``conversation``, in our terms."""
         leading = [{"role": "system", "content": self.instructions}] if self.instructions else []
         choice = self.tool_choice
-        options: Json = {
-            "tools": [tool.for_template() for tool in self.tools],
-            "tool_choice": Function(choice.name) if isinstance(choice, NamedFunction) else choice,
-            "parallel_tool_calls": self.parallel_tool_calls,
-            "format": self.text.format and self.text.format.format(),
-        }
+        asked = ChatInput(
+            messages=(*leading, *items.messages(conversation)),
+            tools=tuple(tool.for_template() for tool in self.tools),
+            tool_choice=Function(choice.name) if isinstance(choice, NamedFunction) else choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            format=self.text.format.format() if self.text.format else None,
+            effort=self.reasoning.effort,
+        )
+        return GenerationRequest(model, (asked,), **others)
 
-        def prompts(model: Model) -> Any:
-            return [model.make_prompt([*leading, *items.messages(conversation)], **options, effort=self._effort(model))]
-
-        return GenerationRequest(model, prompts, is_guided=bool(self.tools or options["format"]), **others)
-
-    def _effort(self, model: Model) -> str | None:
-        """An effort only advises a model without thoughts."""
-        effort = self.reasoning.effort
-        if effort in (None, "none") or model.can_think:
-            return effort
-        ignore("reasoning")
-        return None
+    def report_unheeded(self, model: Model) -> None:
+        """Report what had no effect on ``model``: an effort only advises a model without thoughts."""
+        if self.reasoning.effort not in (None, "none") and not model.can_think:
+            ignore("reasoning")
 
 
 class CountRequest(PromptRequest):

@@ -9,9 +9,10 @@ from contextlib import aclosing
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
+from freedive.engine.generation import Usage
 from freedive.json_object import Json
 from freedive.server.api_errors import ApiError
-from freedive.server.completion_stream import Completions, Usage
+from freedive.server.completion_stream import Completions
 from freedive.server.openai.responses.fields import SEALED, ResponseRequest
 from freedive.server.openai.responses.items import new_id
 from freedive.server.openai.responses.output import Output
@@ -137,9 +138,9 @@ def _end(finish: str | None) -> Json:
 
 def _usage(usage: Usage) -> Json:
     return {
-        "input_tokens": usage.prompt,
-        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
-        "output_tokens": usage.generated,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
-        "total_tokens": usage.total,
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.thought_tokens},
+        "total_tokens": usage.total_tokens,
     }

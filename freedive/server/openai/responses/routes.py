@@ -10,6 +10,7 @@ from fastapi import Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
+from freedive.engine.submission import Scope
 from freedive.errors import UserError
 from freedive.json_object import Json
 from freedive.server.api_errors import prompt_named
@@ -37,9 +38,12 @@ def router(service: Service, store: Store) -> APIRouter:
         owner = _caller(request)
         conversation = await run_in_threadpool(_conversation, body, store, owner)
         user = body.safety_identifier or body.user or ""
-        generation_request = body.generation_request(body.model, conversation, sampling=body.sampling(), user=user)
+        describe = partial(
+            body.generation_request, body.model, conversation, sampling=body.sampling(), scope=Scope(user=user)
+        )
         with prompt_named("input"):
-            completions = await service.generate(generation_request, request)
+            completions = await service.generate(describe, request)
+        body.report_unheeded(completions.model)
         reply = Reply(body, completions, conversation, store, owner)
         if body.stream:
             return EventStream(with_error_event(reply.stream(), reply.failed, reply.head["id"]), reply.in_progress)
@@ -48,8 +52,9 @@ def router(service: Service, store: Store) -> APIRouter:
     @routes.post("/input_tokens", summary="Count the tokens that a response would read")
     async def count(body: CountRequest, request: Request) -> Json:
         conversation = await run_in_threadpool(_conversation, body, store, _caller(request))
-        generation_request = body.generation_request(service.models.named(body.model), conversation)
-        _, (prompt,) = await service.prompts(generation_request, request)
+        describe = partial(body.generation_request, service.models.named(body.model), conversation)
+        model, (prompt,) = await service.prompts(describe, request)
+        body.report_unheeded(model)
         return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
 
     @routes.get("/{response_id}", summary="A stored response")

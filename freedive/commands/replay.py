@@ -1,0 +1,57 @@
+"""``freedive replay FILE``: answer a recorded request again, and say whether the answer is the same."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import freedive
+from freedive.commands.flags import Values, settings
+from freedive.config import EngineConfig, load
+from freedive.engine.recording import Recording, first_difference
+from freedive.errors import UserError
+
+
+@settings(engine=EngineConfig)
+def replay(
+    file: Annotated[Path, typer.Argument(help="From freedive run --save-request or a server's /v1/requests/ID.")],
+    model: Annotated[str, typer.Option(help="The model; default: the one that is recorded.")] = "",
+    *,
+    engine: Values,
+) -> None:
+    recording = read_recording(file)
+    with freedive.load(model or recording.request.model, **asdict(load(EngineConfig, engine))) as loaded:
+        for name, now in loaded.fingerprint.items():
+            if (then := recording.made_by.get(name, "unknown")) != now:
+                print(f"{name} was {then}, and is {now}", file=sys.stderr)
+        differing = 0
+        for number, (answer, reply) in enumerate(zip(recording.answers, loaded.replay(recording), strict=True), 1):
+            place = first_difference(answer.token_ids, reply.token_ids)
+            if place is None:
+                print(f"answer {number}: the same, {len(reply.token_ids)} tokens")
+                continue
+            differing += 1
+            then, now = (_token(loaded, ids, place) for ids in (answer.token_ids, reply.token_ids))
+            print(f"answer {number}: differs at token {place + 1}: {then} then, {now} now")
+    if differing:
+        raise typer.Exit(1)
+
+
+def read_recording(file: Path) -> Recording:
+    """The recording in ``file``. UserError where it holds none."""
+    try:
+        return Recording.from_json(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})", "Name another file") from None
+
+
+def _token(model: freedive.LanguageModel, ids: tuple[int, ...], place: int) -> str:
+    """The token at ``place``, with its text."""
+    if place >= len(ids):
+        return "nothing"
+    known = ids[place] < model.tokenizer.vocab_size
+    return f"{ids[place]} {model.tokenizer.token_text(ids[place])!r}" if known else str(ids[place])

@@ -1,0 +1,114 @@
+"""Requests that a server keeps: for their own key alone, only where that was asked for, and only the last ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from echo_model import EchoModel, serving
+
+from freedive.config import ServerConfig
+from freedive.engine.recording import Recording
+from freedive.server import keys
+from freedive.server.keys import Keys
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keys of these tests are nobody else's."""
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
+
+
+CHAT = "/v1/chat/completions"
+
+
+def body(text: str, **fields: Any) -> dict[str, Any]:
+    return {"model": "echo", "messages": [{"role": "user", "content": text}]} | fields
+
+
+@contextmanager
+def house(limit: int, *names: str) -> Iterator[dict[str, httpx.Client]]:
+    """A client for each key, or one without."""
+    headers = {name: {"authorization": f"Bearer {keys.create(name, may=('manage',))}"} for name in names} or {"": {}}
+    with serving(EchoModel(), config=ServerConfig(keep_requests=limit), keys=Keys() if names else None) as url:
+        clients = {name: httpx.Client(base_url=url, headers=each, timeout=20) for name, each in headers.items()}
+        try:
+            yield clients
+        finally:
+            for client in clients.values():
+                client.close()
+
+
+def recording(client: httpx.Client, id: str) -> Recording:
+    """A request is kept a moment after its answer was read."""
+    deadline = time.monotonic() + 5
+    while (answer := client.get(f"/v1/requests/{id}")).status_code != 200:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.01)
+    return Recording.from_json(answer.content)
+
+
+def test_nothing_is_kept_unless_that_is_asked_for() -> None:
+    with house(0) as clients:
+        id = clients[""].post(CHAT, json=body("hello")).headers["x-request-id"]
+        assert clients[""].get("/v1/requests").json()["data"] == []
+        answer = clients[""].get(f"/v1/requests/{id}")
+        assert (answer.status_code, "--keep-requests" in answer.text) == (404, True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_is_kept_with_its_answers(stream: bool) -> None:
+    with house(3) as clients:
+        made = clients[""].post(CHAT, json=body("hello", stream=stream, n=2, seed=5, top_p=0.5, stop=["zzz"]))
+        kept = recording(clients[""], made.headers["x-request-id"])
+        [shown] = clients[""].get("/v1/requests").json()["data"]
+    assert kept.request.inputs[0].messages == ({"role": "user", "content": "hello"},)
+    assert (kept.request.n, kept.request.sampling["top_p"], kept.request.sampling["stop"]) == (2, 0.5, ("zzz",))
+    assert ["".join(map(chr, answer.token_ids)) for answer in kept.answers] == ["user: hello"] * 2
+    assert [(answer.seed, answer.finish_reason) for answer in kept.answers] == [(5, "stop"), (6, "stop")]
+    assert kept.made_by == {"code": "echo"}
+    assert "hello" not in str(shown)
+    assert (shown["model"], shown["route"], shown["answers"], shown["generated_tokens"]) == ("echo", CHAT, 2, 22)
+
+
+def test_only_the_last_ones_are_kept() -> None:
+    with house(2) as clients:
+        ids = [clients[""].post(CHAT, json=body(text)).headers["x-request-id"] for text in ("one", "two", "three")]
+        assert recording(clients[""], ids[2])
+        assert [each["id"] for each in clients[""].get("/v1/requests").json()["data"]] == ids[:0:-1]
+        assert clients[""].get(f"/v1/requests/{ids[0]}").status_code == 404
+
+
+def test_no_key_sees_what_another_has_asked_whatever_its_rights() -> None:
+    with house(5, "ann", "bob") as clients:
+        id = clients["ann"].post(CHAT, json=body("secret"), headers={"x-request-id": "mine"}).headers["x-request-id"]
+        assert id == "mine"
+        assert clients["bob"].get("/v1/requests").json()["data"] == []
+        assert clients["bob"].get("/v1/requests/mine").status_code == 404
+        assert recording(clients["ann"], "mine").answers
+        for _ in range(6):
+            clients["bob"].post(CHAT, json=body("hello"))
+        assert recording(clients["ann"], "mine").answers
+        assert httpx.get(f"{clients['ann'].base_url}/v1/requests").status_code == 401
+
+
+def test_all_apis_are_kept_and_what_has_no_answer_is_not() -> None:
+    with house(9) as clients:
+        client = clients[""]
+        client.post("/v1/completions", json={"model": "echo", "prompt": ["a", "b"], "max_tokens": 1})
+        client.post("/api/generate", json={"model": "echo", "prompt": "c", "stream": False})
+        client.post("/v1/messages", json=body("d", max_tokens=9))
+        client.post("/v1/embeddings", json={"model": "echo", "input": "f"})
+        client.post(CHAT, json=body("\N{COLLISION SYMBOL}"))
+        client.post(CHAT, json=body("overload"))
+        last = client.post("/v1/responses", json={"model": "echo", "input": "e"})
+        assert recording(client, last.headers["x-request-id"])
+        kept = client.get("/v1/requests").json()["data"]
+        routes = [each["route"] for each in kept]
+        assert routes == ["/v1/responses", "/v1/messages", "/api/generate", "/v1/completions"]
+        assert [answer.token_ids for answer in recording(client, kept[-1]["id"]).answers] == [(97,), (98,)]

@@ -1,0 +1,93 @@
+"""Recorded requests answered again: the same tokens, or where they differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import freedive
+from freedive.cli import app
+from freedive.engine.recording import Recording, first_difference
+from freedive.engine.request import GenerationRequest
+from freedive.errors import UserError
+from freedive.text.request import ChatInput, TextInput
+
+
+def cli(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("replay") / "request.json"
+    done = cli("run", "nano", "What is 17 + 25 - 3?", "--max-tokens", 30, "--save-request", file)  # sampled, no seed
+    assert done.exit_code == 0, done.output
+    return file
+
+
+def changed(file: Path, to: Path, change: Any) -> Path:
+    data = json.loads(file.read_text("utf-8"))
+    change(data)
+    to.write_text(json.dumps(data), "utf-8")
+    return to
+
+
+def test_a_recorded_answer_comes_again(recorded: Path) -> None:
+    done = cli("replay", recorded, "--threads", 1, "--prefix-cache", "off")
+    assert done.exit_code == 0
+    number = len(Recording.from_json(recorded.read_bytes()).answers[0].token_ids)
+    assert done.stdout == f"answer 1: the same, {number} tokens\n"
+
+
+def test_a_difference_is_told_by_its_first_token(recorded: Path, tmp_path: Path) -> None:
+    def change(data: Any) -> None:
+        data["answers"][0]["token_ids"][3] = 6
+        data["made_by"]["code"] = "other"
+
+    done = cli("replay", changed(recorded, tmp_path / "other.json", change))
+    assert done.exit_code == 1
+    assert done.stdout.startswith("answer 1: differs at token 4: 6 '</think>' then, ")
+    assert "code was other, and is " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data["answers"].clear(), "0 answers are recorded, but 1 were asked for"),
+        (lambda data: data.update(surprise=1), "surprise"),
+        (lambda data: data["request"].pop("inputs"), "request.inputs"),
+    ],
+)
+def test_what_is_no_recording_is_refused(recorded: Path, tmp_path: Path, change: Any, words: str) -> None:
+    done = cli("replay", changed(recorded, tmp_path / "bad.json", change))
+    assert (done.exit_code, words in done.stderr) == (1, True)
+    with pytest.raises(UserError, match=words):
+        Recording.from_json((tmp_path / "bad.json").read_bytes())
+
+
+def test_a_file_that_is_not_there_and_one_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+    assert "cannot be read" in cli("replay", tmp_path / "none.json").stderr
+    done = cli("run", "nano", "Hi", "--max-tokens", 1, "--save-request", tmp_path / "no" / "file.json")
+    assert (done.exit_code, "cannot be written" in done.stderr) == (1, True)
+
+
+def test_every_choice_of_every_input_comes_again_with_its_own_seed() -> None:
+    ask = ChatInput(({"role": "user", "content": "Hello"},))
+    request = GenerationRequest("nano", (ask, TextInput("Once")), {"temperature": 1.2, "max_tokens": 12}, n=3)
+    with freedive.load("nano", cache_tokens=1024) as model:
+        recording = Recording.from_json(model.record(request, model.answer(request)).to_json())
+        again = model.replay(recording)
+        assert [reply.token_ids for reply in again] == [answer.token_ids for answer in recording.answers]
+    assert len({answer.seed for answer in recording.answers}) == 6
+    assert len({answer.token_ids for answer in recording.answers}) > 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "place"), [([], [], None), ([1], [1], None), ([1], [1, 2], 1), ([1, 2], [3, 2], 0), ([1], [], 0)]
+)
+def test_the_first_difference_is_found(one: list[int], other: list[int], place: int | None) -> None:
+    assert first_difference(one, other) == place
