@@ -47,7 +47,7 @@ def model(name: str) -> tuple[spec.ModelSpec, Mapping[str, Packed]]:
     if name != "quantised":
         return tiny(name).spec, tiny(name).packed
     llama = tiny("llama")
-    packed = pack_floats(llama.weights)
+    packed = dict(pack_floats(llama.weights))
     matrices = [key for key, param in params(llama.spec).items() if param.role in ("linear", "embedding")]
     for index, key in enumerate(matrices):
         packed[key] = pack(quantize(key, llama.weights[key], MIXED[index % len(MIXED)]))

@@ -84,7 +84,10 @@ def test_a_grammar_without_end_times_out(pool: GrammarPool, monkeypatch: pytest.
 def test_a_worker_that_hangs_times_out(pool: GrammarPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_pool, "PATIENCE_S", 0.1)
     fault(pool, EASY)
-    os.kill(worker_pid(pool), signal.SIGSTOP)
+    pid = worker_pid(pool)
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.001)
     with pytest.raises(TimedOut):
         fault(pool, EASY)
 
