@@ -23,10 +23,9 @@ void for_blocks(Choices choices, Block&& block) {
         block(choices.subspan(first, std::min<std::size_t>(kBlockRows, choices.size() - first)));
 }
 
-Experts::Matrix moved(Experts::Matrix matrix, std::size_t bytes) {
-    matrix.weight.data += bytes;
-    if (matrix.bias) matrix.bias += bytes / sizeof(float);
-    return matrix;
+Experts::Matrix matrix_of(const Experts::Part& part, const std::uint8_t* record) {
+    return {{part.format, part.rows, part.k, record + part.offset},
+            part.bias ? (const float*)(record + *part.bias) : nullptr};
 }
 
 void multiply(const Program& program, const Experts::Matrix& matrix, int panel, const void* const* x, int rows,
@@ -55,15 +54,18 @@ void Experts::run(Program& program, int thread) const {
     });
     Groups& groups = program.scratch[thread].groups;
     group(program, first_row, groups);
+    program.experts->acquire(layer, std::span(groups.active).first(groups.active.size() - (shared ? 1 : 0)));
     run_glu(program, preparation.input, groups);
     quantise_whole(program);
     run_down(program, groups);
+    program.experts->release(layer);
 }
 
-Experts::Expert Experts::expert(int index) const {
+Experts::Expert Experts::expert(const Program& program, int index) const {
     if (index == router.num_experts) return *shared;
-    const std::size_t bytes = records.stride * index;
-    return {moved(first.gate, bytes), moved(first.up, bytes), moved(first.down, bytes), first.glu};
+    const std::uint8_t* record = program.experts->record(layer, index);
+    return {matrix_of(records.gate, record), matrix_of(records.up, record), matrix_of(records.down, record),
+            records.glu};
 }
 
 float Experts::shared_weight(const Program& program, int token) const {
@@ -104,7 +106,7 @@ void Experts::run_glu(Program& program, const Input& input, const Groups& groups
     const int grain = std::max(1, std::min(panels, tasks / (program.team.size() * 8)));
     program.team.for_each(tasks, grain, [&](int task) {
         const int at = std::min(task / panels, routed), index = groups.active[at];
-        const Expert active = expert(index);
+        const Expert active = expert(program, index);
         for_blocks(choices_of(groups, index),
                    [&](Choices choices) { make_hidden(program, input, active, task - at * panels, choices); });
     });
@@ -173,7 +175,7 @@ void Experts::run_down(Program& program, const Groups& groups) const {
             for (int p = begin; p < end; p++)
                 epilogue.write(program, nothing, program.buffers[out], t, p * kPanelRows, kPanelRows);
         for (const int index : groups.active) {
-            const Expert active = expert(index);
+            const Expert active = expert(program, index);
             for (int p = begin; p < end; p++)
                 for_blocks(choices_of(groups, index), [&](Choices choices) { add_down(program, active, p, choices); });
         }

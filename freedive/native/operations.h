@@ -136,7 +136,7 @@ struct Experts final : Operation {
     Epilogue epilogue;
 
     // Of the program, once attached.
-    int routes;
+    int routes, layer;             // layer: of the source of experts
     Expert first;                  // of the router's
     std::optional<Expert> shared;  // after the router's
     int num_places() const { return router.num_chosen + (shared ? 1 : 0); }
@@ -148,7 +148,7 @@ struct Experts final : Operation {
     void run(Program& program, int thread) const override;
 
   private:
-    Expert expert(int index) const;
+    Expert expert(const Program& program, int index) const;
     float shared_weight(const Program& program, int token) const;
     void group(const Program& program, int first_row, Groups& groups) const;
     void run_glu(Program& program, const Input& input, const Groups& groups) const;

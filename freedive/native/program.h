@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cache.h"
+#include "expert_source.h"
 #include "states.h"
 #include "step.h"
 #include "threads.h"
@@ -130,6 +131,7 @@ class Program {
     std::vector<Buffer> buffers;
     std::vector<Routes> routes;
     std::vector<std::unique_ptr<Operation>> operations;
+    std::unique_ptr<ExpertSource> experts = std::make_unique<MappedExperts>();
     Cache cache;
     States states;
     Step step;

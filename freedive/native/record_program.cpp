@@ -198,6 +198,7 @@ void Experts::attach(Program& program) {
         check(*shared, in_width, out_width);
     }
     routes = program.add_routes(router.num_chosen);
+    layer = program.experts->add_layer(records.packed, records.stride);
     program.hidden_width = std::max(program.hidden_width, hidden_width());
     program.widest = std::max(program.widest, first.gate.weight.k);
 }
