@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from freedive.engine.generation import RANGES, Sampling
@@ -135,6 +135,9 @@ def _unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_unicode)]
 """JSON can spell strings that no encoding can write."""
+
+Label = Annotated[Text, Field(max_length=1 << 16)]
+"""What a response repeats as it is, though no model reads it."""
 
 
 def _writable(value: Json) -> Json:

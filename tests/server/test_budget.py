@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
 import os
@@ -40,8 +41,6 @@ from freedive.server.openai.fields import ChatRequest
 from freedive.server.routing import Route, encode
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-import contextlib
-
 import walk
 
 HEAD = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
@@ -355,3 +354,11 @@ def test_large_answers_are_written_in_pieces_that_make_the_same_json() -> None:
     assert json.loads(encode(nested)) == nested
     long = {"x": [[*range(70_000)], {"y": "z" * 70_000}]}
     assert json.loads(encode(long)) == long
+
+
+@pytest.mark.parametrize("field", ["user", "safety_identifier", "prompt_cache_key"])
+def test_a_long_label_that_a_response_would_repeat_is_refused_by_name(fake_model: EchoModel, field: str) -> None:
+    with serving(fake_model) as url:
+        answer = httpx.post(f"{url}/v1/responses", json={"input": "hi", field: "é" * 100_000}, timeout=10)
+    assert answer.status_code == 400
+    assert field in answer.json()["error"]["message"]

@@ -16,7 +16,7 @@ from freedive.server.openai.foreign_fields import LABELS
 from freedive.server.openai.responses import items
 from freedive.server.openai.responses.item_fields import ItemReference, Items, readable_items
 from freedive.server.openai.responses.tools import Tools
-from freedive.server.request_body import JsonObject, RequestBody, Text, ignore
+from freedive.server.request_body import JsonObject, Label, RequestBody, Text, ignore
 from freedive.text.format import Format
 from freedive.text.request import ChatInput
 from freedive.text.thinking import EFFORTS
@@ -47,15 +47,15 @@ class Reasoning(RequestBody):
     ignores_unknown = True
 
     effort: Annotated[Text, AfterValidator(_effort), WithJsonSchema({"enum": list(EFFORTS)})] | None = None
-    summary: Text | None = None
+    summary: Label | None = None
 
 
 class TextFormat(RequestBody):
     """The form of an answer. A schema is always kept to, ``strict`` or not."""
 
     type: Literal["text", "json_object", "json_schema"]
-    name: Text | None = None
-    description: Text | None = None
+    name: Label | None = None
+    description: Label | None = None
     strict: bool | None = None
     schema_: JsonObject | None = Field(None, alias="schema")
 
@@ -184,9 +184,9 @@ class ResponseRequest(PromptRequest):
     metadata: dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]] = Field(
         {}, max_length=16
     )
-    prompt_cache_key: Text | None = None
-    safety_identifier: Text | None = None
-    user: Text | None = None
+    prompt_cache_key: Label | None = None
+    safety_identifier: Label | None = None
+    user: Label | None = None
     store: bool = True
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
