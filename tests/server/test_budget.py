@@ -359,6 +359,8 @@ def test_large_answers_are_written_in_pieces_that_make_the_same_json() -> None:
 @pytest.mark.parametrize("field", ["user", "safety_identifier", "prompt_cache_key"])
 def test_a_long_label_that_a_response_would_repeat_is_refused_by_name(fake_model: EchoModel, field: str) -> None:
     with serving(fake_model) as url:
-        answer = httpx.post(f"{url}/v1/responses", json={"input": "hi", field: "é" * 100_000}, timeout=10)
+        answer = httpx.post(
+            f"{url}/v1/responses", json={"model": "echo", "input": "hi", field: "é" * 100_000}, timeout=10
+        )
     assert answer.status_code == 400
     assert field in answer.json()["error"]["message"]
