@@ -40,7 +40,7 @@ FAULTY = {
     "freedive.ops.native": ("NativeRunner.step", "NativeRunner.embed"),
     "freedive.engine.scheduler": ("Scheduler.plan", "Scheduler.remove"),
     "freedive.engine.prefix": ("PrefixCache.restore", "PrefixCache.publish"),
-    "freedive.engine.executor": ("next_piece",),
+    "freedive.engine.executor": ("next_output",),
     "freedive.engine.page_store": ("PageStore.fetch", "PageStore.write"),
 }
 """What fails now and then, by its module."""

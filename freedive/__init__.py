@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from freedive.api import LanguageModel, load
     from freedive.config import EngineConfig
-    from freedive.engine.generation import Sampling, Usage
+    from freedive.engine.generation import Usage
+    from freedive.engine.sampling import Sampling
     from freedive.engine.submission import Scope
     from freedive.errors import UserError
     from freedive.reply import Reply
@@ -47,7 +48,8 @@ __all__ = [
 _MODULES = {
     "freedive.api": ("LanguageModel", "load"),
     "freedive.config": ("EngineConfig",),
-    "freedive.engine.generation": ("Sampling", "Usage"),
+    "freedive.engine.generation": ("Usage",),
+    "freedive.engine.sampling": ("Sampling",),
     "freedive.engine.submission": ("Scope",),
     "freedive.errors": ("UserError",),
     "freedive.reply": ("Reply",),

@@ -29,12 +29,12 @@ from freedive.checkpoint.tensor import Checkpoint
 from freedive.checkpoint.weight_store import DamagedStore, open_store, remove_others, write_store
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.generation import RANGES, Sampling, SamplingFields
 from freedive.engine.kvcache import pages_for
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pooling
 from freedive.engine.recording import RecordedAnswer, Recording
 from freedive.engine.request import GenerationRequest, embedding_request
+from freedive.engine.sampling import RANGES, Sampling, SamplingFields
 from freedive.engine.submission import UNSCOPED, Scope
 from freedive.errors import Unavailable, UserError
 from freedive.files import read_json
@@ -163,7 +163,7 @@ class LanguageModel:
         """The reply to ``messages`` ({"role": ..., "content": ...}): iterate over it for its text, as it comes.
 
         See :class:`freedive.text.request.ChatInput` for what can be asked, and for temperature, max_tokens, seed and
-        the like :class:`freedive.engine.generation.Sampling`. Without tools, calls are text.
+        the like :class:`freedive.engine.sampling.Sampling`. Without tools, calls are text.
         """
         asked = ChatInput(
             tuple(messages),

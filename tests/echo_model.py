@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from freedive.config import ServerConfig
-from freedive.engine.generation import EngineError, Sampling, Timings, TokenLogprobs, TokenOutput
+from freedive.engine.generation import EngineError, Timings, TokenLogprobs, TokenOutput
+from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Job
 from freedive.errors import Overloaded, UserError
 from freedive.server.app import DEFAULTS, create_app, listen, server

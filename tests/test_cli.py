@@ -26,8 +26,8 @@ from freedive.commands import models
 from freedive.commands.chat import _prompt_session
 from freedive.commands.run import UNPRINTED
 from freedive.config import EngineConfig, ServerConfig
-from freedive.engine.generation import Sampling
 from freedive.engine.request import GenerationRequest
+from freedive.engine.sampling import Sampling
 from freedive.errors import UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import catalogue

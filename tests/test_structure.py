@@ -230,3 +230,11 @@ def test_a_long_function_says_why_in_its_first_comment(module: str) -> None:
             body = lines[node.lineno - 1 : node.end_lineno]
             comment = next((line.strip() for line in body if line.strip().startswith("#")), "")
             assert len(body) <= MAX_FUNCTION_LINES or re.match(r"# Over \d+ lines: ", comment), node.name
+
+
+def test_every_file_that_the_architecture_names_exists() -> None:
+    files = {
+        path.name for path in ROOT.rglob("*") if path.suffix in (".py", ".h", ".cpp") and "build" not in path.parts
+    }
+    named = set(re.findall(r"[\w/]+\.(?:py|h|cpp)\b", (ROOT / "docs" / "architecture.md").read_text("utf-8")))
+    assert {name for name in named if name.rpartition("/")[2] not in files} == set()

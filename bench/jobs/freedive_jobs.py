@@ -11,7 +11,7 @@ from jobs import Jobs, serve
 import freedive
 from freedive.commands.timing import generate
 from freedive.config import EngineConfig
-from freedive.engine.generation import Sampling
+from freedive.engine.sampling import Sampling
 from freedive.model.batch import Batch
 
 

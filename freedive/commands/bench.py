@@ -23,7 +23,7 @@ from freedive.commands.formatting import size_text
 from freedive.commands.timing import Spread, generate, random_prompt, readable
 from freedive.config import EngineConfig, load, variable
 from freedive.engine.context_limits import ContextLimits
-from freedive.engine.generation import Sampling
+from freedive.engine.sampling import Sampling
 from freedive.errors import UserError
 
 if TYPE_CHECKING:

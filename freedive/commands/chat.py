@@ -16,7 +16,7 @@ from freedive.commands.flags import REFERENCE, Values, field_type, settings
 from freedive.commands.printing import print_answer
 from freedive.commands.run import UNPRINTED
 from freedive.config import EngineConfig, load
-from freedive.engine.generation import Sampling
+from freedive.engine.sampling import Sampling
 from freedive.errors import UserError
 from freedive.hub.cache import home, keep_private
 from freedive.text.dialects.dialect import Event

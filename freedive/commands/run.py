@@ -14,9 +14,9 @@ import freedive
 from freedive.commands.flags import Reference, Values, settings
 from freedive.commands.printing import print_answer
 from freedive.config import EngineConfig, load
-from freedive.engine.generation import Sampling
 from freedive.engine.recording import Recording
 from freedive.engine.request import GenerationRequest
+from freedive.engine.sampling import Sampling
 from freedive.errors import UserError
 from freedive.text.format import Format
 from freedive.text.request import ChatInput, TextInput

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from freedive.engine.generation import Sampling
+from freedive.engine.sampling import Sampling
 
 if TYPE_CHECKING:
     from freedive.api import LanguageModel

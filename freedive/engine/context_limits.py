@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from freedive.config import EngineConfig
-from freedive.engine.generation import Sampling
+from freedive.engine.sampling import Sampling
 from freedive.errors import UserError
 from freedive.model.batch import PAGE_TOKENS, Runner
 

@@ -22,7 +22,7 @@ from freedive.engine.chunk_sizer import STALL_S, ChunkSizer
 from freedive.engine.context_limits import ContextLimits
 from freedive.engine.detokenizer import Detokenizer, Tokenizer
 from freedive.engine.executor import StepExecutor
-from freedive.engine.generation import Delivery, EngineError, Generation, Sampling, TokenOutput
+from freedive.engine.generation import Delivery, EngineError, Generation, TokenOutput
 from freedive.engine.kvcache import PageTables
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pool, Pooling
@@ -30,6 +30,7 @@ from freedive.engine.prefix import PrefixCache
 from freedive.engine.queue import is_full
 from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.sampler import Sampler
+from freedive.engine.sampling import Sampling
 from freedive.engine.scheduler import Scheduler
 from freedive.engine.scoring import PromptScores
 from freedive.engine.sequence import Sequence, StepPlan

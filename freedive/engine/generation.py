@@ -1,14 +1,14 @@
-"""Sampling parameters of a request, and the generation that returns its output."""
+"""The generation that returns the output of a request, and what is known of it in the end."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,124 +20,9 @@ log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length", "repetition", "cancelled"]
 
-RANGES: dict[str, tuple[float, float]] = {
-    "max_tokens": (-1, 2**31 - 1),
-    "temperature": (0, 100),
-    "top_k": (-1, 2**31 - 1),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "repetition_penalty": (0.01, 100),
-    "presence_penalty": (-100, 100),
-    "frequency_penalty": (-100, 100),
-    "seed": (-(2**63), 2**63 - 1),
-    "logprobs": (0, 20),
-    "prompt_logprobs": (0, 20),
-}
-"""Lowest and highest value of each number in :class:`Sampling`, both included."""
-
-MAX_STOPS = 64
-MAX_STOP_LENGTH = 1024
-MAX_STOP_CHARS = 8192
-"""Characters of all stop strings of a request together."""
-
 
 class EngineError(Exception):
     """A request that the engine accepted and could not finish: its own fault, not the user's."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling parameters and stop conditions. Raises :class:`UserError` (with ``param``) on an impossible value.
-
-    The order of application is given in :mod:`freedive.engine.sampler`.
-    """
-
-    max_tokens: int | None = None
-    """Longest answer in tokens, cut to the room that the context has; None or -1: to its end, 0: no answer."""
-    temperature: float = 1.0
-    """Divides the logits; 0 (anything below 1e-5) is greedy."""
-    top_k: int = 0
-    """Keep the k likeliest tokens; 0 or -1 keeps all."""
-    top_p: float = 1.0
-    """Keep the likeliest tokens that together weigh at least p."""
-    min_p: float = 0.0
-    """Keep tokens at least min_p times as likely as the likeliest."""
-    repetition_penalty: float = 1.0
-    """Divides positive logits, multiplies negative ones, of every token in prompt or answer."""
-    presence_penalty: float = 0.0
-    """Subtracted once from the logit of every token in the answer."""
-    frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token once for each time it stands in the answer."""
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the logits of single tokens, -100 to 100."""
-    seed: int | None = None
-    """Same request, same seed, same answer; None draws one, which ``Generation.seed`` tells."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the answer and are not part of it; empty ones are dropped."""
-    stop_token_ids: frozenset[int] = frozenset()
-    """Tokens that end the answer besides the model's own."""
-    ignore_eos: bool = False
-    """Go on past the model's own end tokens."""
-    logprobs: int | None = None
-    """Report each token's log-probability, and that of the n likeliest, under the model's unaltered distribution."""
-    prompt_logprobs: int | None = None
-    """The same for the tokens of the prompt, each after those before it."""
-    repetition_detection: bool = False
-    """End an answer that repeats itself without end, see :mod:`freedive.engine.repetition`."""
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"{name} is {value}", f"Choose a value from {low} to {high}", param=name)
-        for token, bias in self.logit_bias.items():
-            if not -100 <= bias <= 100:
-                raise UserError(
-                    f"logit_bias of token {token} is {bias}", "Choose a value from -100 to 100", param="logit_bias"
-                )
-        lengths = [len(stop) for stop in self.stop]
-        if len(lengths) > MAX_STOPS or max(lengths, default=0) > MAX_STOP_LENGTH or sum(lengths) > MAX_STOP_CHARS:
-            raise UserError(
-                "stop is not usable",
-                f"Give at most {MAX_STOPS} strings of up to {MAX_STOP_LENGTH} characters, {MAX_STOP_CHARS} in all",
-                param="stop",
-            )
-        # What asks for nothing has one form from here on.
-        object.__setattr__(self, "max_tokens", None if self.max_tokens == -1 else self.max_tokens)
-        object.__setattr__(self, "top_k", max(self.top_k, 0))
-        object.__setattr__(self, "stop", tuple(filter(None, self.stop)))
-
-    @property
-    def adjusts(self) -> bool:
-        """Whether penalties or bias change the logits."""
-        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        return bool(self.logit_bias) or penalties != (1, 0, 0)
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is always taken. Below 1e-5 a temperature separates only rounding errors."""
-        return self.temperature < 1e-5
-
-
-class SamplingFields(TypedDict, total=False):
-    """The fields of :class:`Sampling`, as keywords of what takes some of them and leaves the others to the model."""
-
-    max_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    seed: int | None
-    stop: tuple[str, ...]
-    stop_token_ids: frozenset[int]
-    ignore_eos: bool
-    logprobs: int | None
-    prompt_logprobs: int | None
-    repetition_detection: bool
 
 
 @dataclass(frozen=True)

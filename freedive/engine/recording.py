@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from freedive.engine.generation import Sampling
 from freedive.engine.request import GenerationRequest, read_json, read_sampling, write_json
+from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Job
 from freedive.errors import UserError
 from freedive.text.prompt import Prompt

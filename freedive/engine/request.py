@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_type_hints
 
-from freedive.engine.generation import Sampling
 from freedive.engine.pooling import Pooling
+from freedive.engine.sampling import Sampling
 from freedive.engine.submission import UNSCOPED, Job, Scope
 from freedive.errors import ContextLengthExceeded, UserError
 from freedive.text.prompt import Prompt
@@ -25,7 +25,7 @@ T = TypeVar("T")
 class GenerationRequest:
     """A request to a ``model``: each of ``inputs`` is answered ``n`` times, on behalf of ``scope``.
 
-    ``sampling`` holds the fields of :class:`freedive.engine.generation.Sampling` that the caller sets; the model's
+    ``sampling`` holds the fields of :class:`freedive.engine.sampling.Sampling` that the caller sets; the model's
     maker advises the others. With ``pooling`` the result is embeddings instead of text. ``max_context`` bounds prompt
     and answer together, in tokens, where that is less than the model's own. A server unloads a model that is not used
     for ``keep_alive_s``.

@@ -18,7 +18,8 @@ from hashlib import blake2b
 import numpy as np
 
 from freedive.arrays import Bytes, Floats
-from freedive.engine.generation import EngineError, Sampling, TokenLogprobs
+from freedive.engine.generation import EngineError, TokenLogprobs
+from freedive.engine.sampling import Sampling
 from freedive.native import _native
 
 

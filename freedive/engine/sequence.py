@@ -11,10 +11,11 @@ from typing import NamedTuple
 from freedive.arrays import Floats
 from freedive.engine.constraint import TokenConstraint
 from freedive.engine.detokenizer import Detokenizer
-from freedive.engine.generation import FinishReason, Generation, Sampling, TokenOutput
+from freedive.engine.generation import FinishReason, Generation, TokenOutput
 from freedive.engine.pooling import Pool
 from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.sampler import Sampler, logprobs
+from freedive.engine.sampling import Sampling
 from freedive.engine.scoring import PromptScores
 from freedive.engine.speculation import MtpDrafter, PromptLookup
 from freedive.text.dialects.dialect import Event

@@ -2,7 +2,8 @@
 
 Pages of keys and values can be shared from any page boundary on. A recurrent state is only what it was at one position,
 so copies are made at positions where others are likely to go on: near the end of a prompt, at the last page of an
-answer, and every few thousand tokens. A snapshot goes by the key of the page that it ends with.
+answer, and every few thousand tokens. The layers' kernels make them as the state passes a position. A snapshot is found
+by the key of the page that it ends with.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ from collections import abc, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from freedive.engine.generation import Delivery, EngineError, Generation, Sampling
+from freedive.engine.generation import Delivery, EngineError, Generation
 from freedive.engine.pooling import Pooling
+from freedive.engine.sampling import Sampling
 from freedive.engine.sequence import Sequence
 from freedive.text.prompt import Prompt
 

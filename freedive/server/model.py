@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol, Unpack
 
-from freedive.engine.generation import Sampling, SamplingFields, Timings, TokenOutput
+from freedive.engine.generation import Timings, TokenOutput
+from freedive.engine.sampling import Sampling, SamplingFields
 from freedive.engine.submission import Job
 from freedive.text.prompt import Prompt
 from freedive.text.request import Input

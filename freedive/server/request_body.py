@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
-from freedive.engine.generation import RANGES, Sampling
+from freedive.engine.sampling import RANGES, Sampling
 from freedive.errors import UserError
 from freedive.json_object import Json
 

@@ -12,8 +12,8 @@ from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from freedive.engine.generation import Sampling
 from freedive.engine.request import GenerationRequest
+from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Job
 from freedive.errors import ContextLengthExceeded, UserError
 from freedive.server.completion_stream import Completions

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from freedive.engine.generation import Sampling
 from freedive.engine.sampler import Sampler
+from freedive.engine.sampling import Sampling
 from freedive.model.batch import PAGE_TOKENS, Batch
 
 VOCAB = 97

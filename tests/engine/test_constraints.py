@@ -10,8 +10,9 @@ from fake_runner import END, VOCAB, FakeRunner, FakeTokenizer, repetitive_logits
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.generation import EngineError, Generation, Sampling
+from freedive.engine.generation import EngineError, Generation
 from freedive.engine.sampler import Sampler, masked
+from freedive.engine.sampling import Sampling
 from freedive.errors import UserError
 from freedive.text.prompt import Prompt
 

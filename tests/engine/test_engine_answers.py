@@ -11,7 +11,8 @@ from fake_runner import END, VOCAB, FakeRunner, FakeTokenizer, alone, text_of
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.generation import Generation, Sampling, TokenOutput
+from freedive.engine.generation import Generation, TokenOutput
+from freedive.engine.sampling import Sampling
 
 
 def start(runner: FakeRunner, **config: int) -> Engine:

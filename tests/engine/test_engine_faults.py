@@ -13,7 +13,8 @@ from fake_runner import NAN, VOCAB, FakeDecoder, FakeRunner, FakeTokenizer, alon
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.generation import EngineError, Generation, Sampling
+from freedive.engine.generation import EngineError, Generation
+from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Scope
 from freedive.errors import Overloaded, Unavailable, UserError
 

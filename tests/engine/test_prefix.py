@@ -21,11 +21,12 @@ from freedive.engine import page_store
 from freedive.engine.chunk_sizer import ChunkSizer
 from freedive.engine.detokenizer import Detokenizer
 from freedive.engine.engine import Engine
-from freedive.engine.generation import Generation, Sampling
+from freedive.engine.generation import Generation
 from freedive.engine.kvcache import PageTables
 from freedive.engine.page_store import PageStore
 from freedive.engine.prefix import PrefixCache
 from freedive.engine.sampler import Sampler
+from freedive.engine.sampling import Sampling
 from freedive.engine.scheduler import Scheduler, to_batch
 from freedive.engine.sequence import Sequence
 from freedive.engine.snapshots import Snapshots

@@ -16,8 +16,9 @@ from weights import quantize
 from freedive.checkpoint.weight_store import WeightStore, pack_model
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.generation import Sampling, TokenOutput
+from freedive.engine.generation import TokenOutput
 from freedive.engine.page_store import PageStore
+from freedive.engine.sampling import Sampling
 from freedive.model import spec
 from freedive.model.batch import PAGE_TOKENS
 from freedive.model.params import params

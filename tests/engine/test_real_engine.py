@@ -15,7 +15,8 @@ from tiny_models import tiny
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.generation import EngineError, Generation, Sampling
+from freedive.engine.generation import EngineError, Generation
+from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Job, Scope
 from freedive.errors import UserError
 from freedive.ops.native import NativeRunner

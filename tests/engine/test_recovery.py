@@ -16,8 +16,9 @@ from fake_runner import VOCAB, FakeRunner, FakeTokenizer, alone
 from freedive.config import EngineConfig
 from freedive.engine import page_store
 from freedive.engine.engine import Engine
-from freedive.engine.generation import EngineError, Generation, Sampling
+from freedive.engine.generation import EngineError, Generation
 from freedive.engine.page_store import PageStore
+from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Job, Scope
 from freedive.errors import Overloaded, Unavailable, UserError
 from freedive.text.prompt import Prompt

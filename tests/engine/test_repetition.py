@@ -10,8 +10,8 @@ from fake_runner import VOCAB, FakeRunner, FakeTokenizer
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.generation import Sampling
 from freedive.engine.repetition import MIN_REPEATED, RepetitionDetector
+from freedive.engine.sampling import Sampling
 
 
 def found_at(tokens: list[int]) -> int | None:

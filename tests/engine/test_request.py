@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freedive.engine.generation import RANGES, Sampling, SamplingFields
 from freedive.engine.request import GenerationRequest, embedding_request
+from freedive.engine.sampling import RANGES, Sampling, SamplingFields
 from freedive.engine.submission import Scope
 from freedive.errors import UserError
 from freedive.text.format import Format

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from freedive.config import EngineConfig, ServerConfig, load
-from freedive.engine.generation import Sampling
+from freedive.engine.sampling import Sampling
 from freedive.errors import UserError
 
 

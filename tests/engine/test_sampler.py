@@ -19,8 +19,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from freedive.engine.generation import EngineError, Sampling
+from freedive.engine.generation import EngineError
 from freedive.engine.sampler import Adjustment, Sampler, logprobs, uniform
+from freedive.engine.sampling import Sampling
 from freedive.native import _native
 
 

@@ -9,9 +9,10 @@ from fake_runner import FakeDecoder
 
 from freedive.engine.chunk_sizer import ChunkSizer
 from freedive.engine.detokenizer import Detokenizer
-from freedive.engine.generation import Generation, Sampling
+from freedive.engine.generation import Generation
 from freedive.engine.kvcache import PageTables, pages_for
 from freedive.engine.sampler import Sampler
+from freedive.engine.sampling import Sampling
 from freedive.engine.scheduler import Scheduler
 from freedive.engine.sequence import Sequence, StepPlan
 

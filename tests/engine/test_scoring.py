@@ -8,8 +8,9 @@ from fake_runner import FakeRunner, FakeTokenizer, logits_of
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
-from freedive.engine.generation import Sampling, TokenLogprobs
+from freedive.engine.generation import TokenLogprobs
 from freedive.engine.sampler import logprobs
+from freedive.engine.sampling import Sampling
 from freedive.engine.scoring import MAX_SCORED_ROWS
 
 PROMPT = [int(token) for token in np.random.default_rng(3).integers(0, 90, 300)]

@@ -19,7 +19,7 @@ from weights import BEST_LEVEL
 
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine, EngineStats
-from freedive.engine.generation import Sampling
+from freedive.engine.sampling import Sampling
 from freedive.engine.speculation import NGRAM_SIZES, DraftBudget, PromptLookup
 from freedive.errors import UserError
 from freedive.model.batch import MAX_DRAFT, Runner

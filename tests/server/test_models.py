@@ -11,7 +11,7 @@ import pytest
 from echo_model import EchoModel
 from fastapi.testclient import TestClient
 
-from freedive.engine.generation import Sampling
+from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Job
 from freedive.errors import NotFound, Overloaded, Unavailable, UserError
 from freedive.server import models as models_module

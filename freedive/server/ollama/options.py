@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from freedive.engine.generation import Sampling
+from freedive.engine.sampling import Sampling
 from freedive.server.ollama.field_names import with_ollama_names
 from freedive.server.request_body import RequestBody, Text, listed
 
