@@ -355,3 +355,10 @@ def test_references_that_multiply_are_refused_at_once(schema: dict[str, Any]) ->
     definitions = {"a": itself("a", "properties"), "b": itself("b", "properties"), "c": itself("c", "allOf")}
     with pytest.raises(UserError, match=r"too many ways|cannot be kept to"):
         rewritten({**schema, "$defs": definitions}, "tools")
+
+
+@pytest.mark.parametrize("key", ["allOf", "anyOf", "oneOf", "prefixItems"])
+@pytest.mark.parametrize("beside", [{}, {"unevaluatedProperties": False}, {"oneOf": [{"const": 1}], "anyOf": [{}]}])
+def test_schemas_that_are_no_list_are_refused_by_name(key: str, beside: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"/{key} is no list of schemas"):
+        rewritten({**beside, key: 0.5}, "response_format")

@@ -32,6 +32,7 @@ MAX_LENGTH = 1 << 20
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _OBJECT = ("properties", "patternProperties", "additionalProperties")
 _APPLICATORS = frozenset({"allOf", "anyOf", "oneOf", "$ref", "if", "not", "dependentSchemas", "dependencies"})
+_LISTS = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
 _REFUSED = frozenset({
     "uniqueItems", "maxContains", "minContains", "propertyNames", "unevaluatedItems", "$dynamicRef", "$recursiveRef",
 })  # fmt: skip
@@ -81,7 +82,7 @@ class _Rewriter:
         self._keywords: dict[str, Callable[[Any, str], Any]] = {
             **dict.fromkeys(("additionalProperties", "additionalItems"), self._any),
             "items": lambda value, path: self._list(value, path) if isinstance(value, list) else self._any(value, path),
-            **dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems"), self._list),
+            **dict.fromkeys(_LISTS, self._list),
             "properties": self._named,
             "patternProperties": self._patterns,
             **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), self._count),
@@ -116,7 +117,11 @@ class _Rewriter:
         result: Schema = {}
         with self._left_out:
             result |= {"$ref": self._reference(schema, path)} if schema.get("$ref") is not None else {}
-        schema = self._simplified({key: value for key, value in schema.items() if value is not None or key == "const"})
+        schema = {key: value for key, value in schema.items() if value is not None or key == "const"}
+        for key in _LISTS & schema.keys():
+            if not isinstance(schema[key], list):
+                self._refuse(f"{path}/{key}", "is no list of schemas")
+        schema = self._simplified(schema)
         if "unevaluatedProperties" in schema:  # what is found in a choice alone counts as unevaluated
             others = logic.without_others(schema.pop("unevaluatedProperties"), parts)
             schema["allOf"] = [*schema.get("allOf", []), others]
