@@ -18,7 +18,7 @@ import freedive
 ROOT = Path(freedive.__file__).parents[1]
 
 ORDER = (
-    ("errors", "arrays", "json_object", "machine", "progress", "native"),
+    ("errors", "arrays", "disk", "json_object", "machine", "progress", "native"),
     ("config", "files"),
     ("model",),
     ("checkpoint", "text"),

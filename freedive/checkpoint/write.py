@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from freedive.arrays import Bytes
-from freedive.checkpoint.disk import settle
+from freedive.disk import settle
 from freedive.errors import Unavailable
 
 OTHER_DISK = "set FREEDIVE_HOME to a folder on another disk"

@@ -114,7 +114,7 @@ class PrefixCache:
             arrived = self._store.fetch(self._next_reads(sequences, self._store))
             waiting |= {sequence for sequence in sequences if self._fill(sequence, self._store, arrived)}
         for sequence in sequences:
-            if sequence.state_end > sequence.num_cached_tokens and sequence not in waiting:
+            if sequence.is_resuming and sequence not in waiting:
                 sequence.rewind()  # a page that stood between them is lost
         return waiting
 
@@ -173,8 +173,8 @@ class PrefixCache:
     def _save(self, sequence: Sequence, place: int, page: int) -> None:
         """Have the page kept on disk if it is the prompt's. What was answered is, when the conversation goes on."""
         if self._store is not None and (place + 1) * PAGE_TOKENS <= sequence.generation.num_prompt_tokens:
-            edition = self._pages.epochs[page]
-            self._store.write(self._key(sequence, place), page, lambda: self._pages.epochs[page] == edition)
+            epoch = self._pages.epochs[page]
+            self._store.write(self._key(sequence, place), page, lambda: self._pages.epochs[page] == epoch)
 
     def _lacking(self, sequence: Sequence) -> range:
         """Places of the full pages that are still to be filled; with per-sequence state, as far as that is loaded."""

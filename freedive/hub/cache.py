@@ -24,9 +24,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from freedive.checkpoint.disk import flush as flush
-from freedive.checkpoint.disk import settle as settle
 from freedive.checkpoint.fingerprint import checkpoint_fingerprint
+from freedive.disk import settle
 from freedive.errors import Unavailable, UserError
 
 MANIFEST = "freedive.json"

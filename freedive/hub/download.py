@@ -12,8 +12,9 @@ from pathlib import Path
 
 import httpx
 
+from freedive.disk import settle
 from freedive.errors import NotFound, Unavailable, UserError
-from freedive.hub.cache import FILES, PARTIAL, StoredFile, settle
+from freedive.hub.cache import FILES, PARTIAL, StoredFile
 from freedive.progress import Advance
 
 ATTEMPTS = 5

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from freedive.disk import settle
 from freedive.errors import NotFound, Unavailable, UserError
-from freedive.hub.cache import FILES, PARTIAL, StoredFile, settle
+from freedive.hub.cache import FILES, PARTIAL, StoredFile
 from freedive.hub.download import CHUNK_BYTES, check, digest, shown
 from freedive.hub.terms import Terms, num_bytes
 

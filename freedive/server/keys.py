@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from freedive.disk import settle
 from freedive.errors import Forbidden, NotFound, Unavailable, UserError
 from freedive.hub import cache
 
@@ -156,7 +157,7 @@ def _write(keys: Sequence[Key]) -> None:
     temporary.unlink(missing_ok=True)  # its rights would stay
     with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
         json.dump({"required": True, "keys": [asdict(key) for key in keys]}, file, indent=2)
-    cache.settle(temporary, path)
+    settle(temporary, path)
 
 
 class Keys:

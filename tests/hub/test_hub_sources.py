@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standin import StandIn
 
+from freedive.disk import settle
 from freedive.errors import NotFound, Unavailable, UserError
 from freedive.families.refused import REFUSED
 from freedive.hub import cache, sources
@@ -227,5 +228,5 @@ def test_a_rename_is_on_the_disk_when_it_is_done(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", fsync)
     (tmp_path / "partial").write_text("x")
-    cache.settle(tmp_path / "partial", tmp_path / "final")
+    settle(tmp_path / "partial", tmp_path / "final")
     assert flushed == [(str(tmp_path / "partial"), False), (str(tmp_path), True)]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from freedive.hub.cache import flush
+from freedive.disk import flush
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST, LATEST = (
     *("weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json", "latest"),
