@@ -1,4 +1,4 @@
-"""The interface of constraints, which choose the tokens that an answer may continue with."""
+"""The interface of constraints, which restrict the next token of an answer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from typing import Protocol
 
 from freedive.arrays import Bytes
 
-"""A set of tokens: bit ``t % 8`` of byte ``t // 8`` is token ``t``. Those beyond the last byte are not in it."""
-
 
 class TokenConstraint(Protocol):
-    """Constrains the tokens of one answer. What it raises ends the request: a UserError is the user's fault,
-    any other exception the engine's.
+    """Restricts the tokens of one answer. An exception that it raises ends the request: UserError reports a constraint
+    that the user has to change, and any other exception is reported as an EngineError.
     """
 
     @property
@@ -19,7 +17,11 @@ class TokenConstraint(Protocol):
         """Whether the answer is complete and must end."""
 
     def allowed(self) -> Bytes | None:
-        """The tokens that may come next, at least one; None where all may."""
+        """Returns the tokens that may come next, at least one, or None if all tokens may.
+
+        The result is a bit mask, uint8: bit ``t % 8`` of byte ``t // 8`` is set if token ``t`` may come next. Tokens
+        beyond the last byte may not.
+        """
 
     def take(self, token: int) -> None:
-        """Advance the constraint by ``token``."""
+        """Advances the constraint by ``token``, which is now part of the answer."""

@@ -13,7 +13,10 @@ from freedive.model.batch import PAGE_TOKENS, Runner
 
 @dataclass(frozen=True)
 class ContextLimits:
-    """``max_context`` tokens of prompt and answer together; ``remedy`` says how to have more of them."""
+    """Limits of one engine: ``max_context`` counts the tokens of prompt and answer together.
+
+    ``remedy`` is the end of an error message and names the setting that raises ``max_context``, if there is one.
+    """
 
     vocab_size: int
     max_context: int
@@ -21,7 +24,10 @@ class ContextLimits:
 
     @classmethod
     def of(cls, runner: Runner, config: EngineConfig) -> ContextLimits:
-        """The narrowest of model, setting and cache. UserError when the setting asks more than the model can do."""
+        """Returns the smallest of the limits of the model, the setting ``max_context`` and the cache.
+
+        Raises UserError if the setting exceeds the limit of the model.
+        """
         model, cache = runner.max_context, runner.num_pages * PAGE_TOKENS
         wanted = config.max_context or model
         if wanted > model:
@@ -35,19 +41,21 @@ class ContextLimits:
         return cls(runner.vocab_size, min(wanted, cache), remedy)
 
     def max_length(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """The length in tokens at which a request ends at the latest. UserError when it cannot be honoured."""
+        """Returns the maximum length of prompt and answer together, in tokens.
+
+        Raises UserError if the prompt is empty or too long, or if a token id is not in the vocabulary.
+        """
         if not prompt:
             raise UserError("The prompt is empty", "Give at least one token", param="prompt")
         self._check_ids(prompt, "prompt")
         self._check_ids(sampling.logit_bias, "logit_bias")
         self._check_ids(sampling.stop_token_ids, "stop_token_ids")
         room = self.max_context - len(prompt)
-        holds = (
-            f"this model's maximum context length is {self.max_context}"  # as OpenAI says it, which clients look for
-        )
+        # Clients search error messages for these words, which OpenAI's API uses.
+        limit = f"this model's maximum context length is {self.max_context}"
         if room < (0 if sampling.max_tokens == 0 else 1):
             raise UserError(
-                f"The prompt has {len(prompt)} tokens, but {holds}, answer included",
+                f"The prompt has {len(prompt)} tokens, but {limit}, answer included",
                 f"Shorten the prompt{self.remedy}",
                 param="prompt",
             )

@@ -12,13 +12,13 @@ from freedive.text.dialects.parser import Parser
 
 
 class TokenDecoder(Protocol):
-    """Incremental decoder of one answer: returns only text that no later token can change."""
+    """Decodes one answer incrementally and returns only text that no later token can change."""
 
     def push(self, token_id: int, /) -> str: ...
 
 
 class Tokenizer(Protocol):
-    """What the engine needs to know about text."""
+    """The part of a tokenizer that the engine uses: end tokens and incremental decoding."""
 
     @property
     def stop_ids(self) -> frozenset[int]: ...
@@ -39,11 +39,11 @@ class OutputParser(Protocol):
 
 
 class Detokenizer:
-    """Events of one answer, up to the first stop string that its text completes (that one excluded).
+    """Turns the tokens of one answer into events, up to the first stop string in the text (the stop string excluded).
 
-    Stop strings are looked for in what the ``parser`` calls text, so not in thoughts, in calls or in their markers;
-    without a reader all output is text. Only text that may still turn out to be the beginning of a stop string is held
-    back. :attr:`stop_string` is the one that was found. A character that the last token leaves incomplete is left out.
+    It searches stop strings only in what the ``parser`` returns as text, not in thoughts, tool calls or their markers;
+    without a ``parser`` all output is text. It delays only text that may be the beginning of a stop string.
+    :attr:`stop_string` is the stop string that was found. A character that the last token leaves incomplete is dropped.
     """
 
     def __init__(self, decoder: TokenDecoder, stop: tuple[str, ...] = (), parser: OutputParser | None = None) -> None:
@@ -61,18 +61,18 @@ class Detokenizer:
 
     @property
     def is_thinking(self) -> bool:
-        """Whether the output is in the middle of a thought."""
+        """Whether the newest token is inside a thought."""
         return self._parser.is_thinking
 
     def push(self, token_id: int) -> list[Event]:
-        """The events that ``token_id`` makes certain; sets :attr:`stopped` when it completes a stop string."""
+        """Returns the events that ``token_id`` completes; sets :attr:`stopped` when it completes a stop string."""
         return self._cut(self._parser.read(self._decoder.push(token_id), ends=False))
 
     def close(self) -> list[Event]:
-        """The remaining events, when no more tokens come."""
+        """Returns the remaining events after the last token."""
         if self.stopped:
             return []
-        is_call_cut_off = self._parser.is_calling  # which is text then, but not the answer's
+        is_call_cut_off = self._parser.is_calling  # the parser returns it as text, in which stop strings do not apply
         events = self._parser.read("", ends=True)
         if is_call_cut_off and self._finder:
             return [*_text(self._finder.flush()), *events]
@@ -88,7 +88,7 @@ class Detokenizer:
         for event in events:
             if isinstance(event, Text):
                 shown += _text(self._finder.push(event.text))
-            else:  # a stop string does not reach over a call
+            else:  # a stop string does not continue after a tool call
                 shown += [*_text(self._finder.flush()), event]
             if self.stopped:
                 break
@@ -100,56 +100,59 @@ def _text(text: str) -> list[Text]:
 
 
 class StopFinder:
-    """Finds the first of the strings ``stop`` to be completed in a growing text; of those, the longest."""
+    """Finds the stop string that ends first in a growing text; if several end at one character, the longest of them."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self.found: str | None = None
         self._automaton = automaton(stop)
         self._state = 0
-        self._held = ""
+        self._pending = ""
 
     def push(self, text: str) -> str:
-        """The text that is certainly not part of a stop string, up to the one that is :attr:`found`."""
+        """Appends ``text`` and returns the text that is certainly not part of a stop string.
+
+        If a stop string ends in ``text``, sets :attr:`found` and returns only the text before it.
+        """
         step, state = self._automaton.step, self._state
-        for end, char in enumerate(text, len(self._held) + 1):
+        for end, char in enumerate(text, len(self._pending) + 1):
             state = step(state, char)
             if found := self._automaton.matches[state]:
                 self.found = found
-                return (self._held + text)[: end - len(found)]
+                return (self._pending + text)[: end - len(found)]
         self._state = state
-        text = self._held + text
+        text = self._pending + text
         certain = len(text) - self._automaton.depths[state]
-        self._held = text[certain:]
+        self._pending = text[certain:]
         return text[:certain]
 
     def flush(self) -> str:
-        """What is held back, which no text follows."""
-        text, self._held, self._state = self._held, "", 0
+        """Returns the delayed text, which is no stop string because no text follows it."""
+        text, self._pending, self._state = self._pending, "", 0
         return text
 
 
 class Automaton:
-    """Reads a text character by character in constant time, however many strings it looks for (Aho and Corasick 1975).
+    """Searches a text for many strings at once, in constant amortised time per character (Aho and Corasick 1975).
 
-    A state is the longest end of the text that begins one of the strings; 0 is the empty one. Of each state, ``depths``
-    has its length, and ``matches`` the longest string that it ends with, if it does.
+    A state is the longest suffix of the text that is a prefix of one of the strings; state 0 is the empty suffix.
+    ``depths`` is the length of each state. ``matches`` is the longest string that each state ends with, or None.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
         self.depths = [0]
         self.matches: list[str | None] = [None]
         self._next: dict[tuple[int, str], int] = {}
-        self._shorter = [0]  # the longest proper end of a state that is a state, too
+        self._suffix_links = [0]  # for each state: its longest proper suffix that is also a state
         for string in strings:
             self._insert(string)
         self._link()
 
     def step(self, state: int, char: str) -> int:
-        """The state after ``char`` has followed ``state``."""
+        """Returns the state that follows ``state`` when the text continues with ``char``."""
         while (following := self._next.get((state, char))) is None:
             if state == 0:
                 return 0
-            state = self._shorter[state]
+            state = self._suffix_links[state]
         return following
 
     def _insert(self, string: str) -> None:
@@ -159,23 +162,23 @@ class Automaton:
             if following == len(self.depths):
                 self.depths.append(depth)
                 self.matches.append(None)
-                self._shorter.append(0)
+                self._suffix_links.append(0)
             state = following
         self.matches[state] = string
 
     def _link(self) -> None:
-        """Breadth first, since a state's link is shorter than itself."""
+        """Sets the suffix links breadth first, because the link of a state is shorter than the state."""
         children: dict[int, list[tuple[str, int]]] = {}
         for (state, char), following in self._next.items():
             children.setdefault(state, []).append((char, following))
         waiting = deque(following for _, following in children.get(0, ()))
         while waiting:
             state = waiting.popleft()
-            self.matches[state] = self.matches[state] or self.matches[self._shorter[state]]
+            self.matches[state] = self.matches[state] or self.matches[self._suffix_links[state]]
             for char, following in children.get(state, ()):
-                self._shorter[following] = self.step(self._shorter[state], char)
+                self._suffix_links[following] = self.step(self._suffix_links[state], char)
                 waiting.append(following)
 
 
 automaton = lru_cache(16)(Automaton)
-"""Automata are immutable once made, and answers to one request share theirs."""
+"""Returns an automaton from a cache; an automaton is immutable, so the answers to one request can share it."""

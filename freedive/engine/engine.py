@@ -1,10 +1,11 @@
 """The engine: one thread that runs all sequences of a model, step by step.
 
-Only the engine thread touches the runner, the scheduler and the pages. Others leave what they submit and cancel for it,
-which it takes in before every step; without work it sleeps.
+Only the engine thread uses the runner, the scheduler and the page tables. Other threads append submissions and
+cancellations to lists, which the engine thread reads before every step. Without work the engine thread sleeps.
 
-Whatever goes wrong in a step ends the requests of that step, and no more: scheduler, pages and prefix cache are made
-anew, and all others are computed again from their tokens. Only a model that fails in every step is given up.
+An exception in a step ends only the requests of that step. The engine then rebuilds the scheduler, the page tables and
+the prefix cache, and computes all other requests again from their tokens. It fails for good after ``MAX_FAILURES``
+failed steps in a row.
 """
 
 from __future__ import annotations
@@ -46,17 +47,17 @@ from freedive.text.prompt import Prompt
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""Steps that fail one after the other before the model is given up."""
+"""Number of failed steps in a row after which the engine fails for good."""
 
 POLL_S = 0.1
-"""How often it is looked again whether a step is possible, where none is because the disk has not answered."""
+"""Seconds after which the engine plans again while all sequences wait for the disk, and between checks in close()."""
 
 
 class Engine:
     """Runs many requests on one model at once. Safe to use from any thread. Close it, or use it in a ``with`` block.
 
-    With a ``store``, which is closed with it, pages of prompts are kept on disk, if they are kept at all; with a
-    ``state_store``, snapshots of per-sequence states likewise.
+    With a ``store`` and the setting ``prefix_cache``, the engine writes the pages of prompts to disk. With a
+    ``state_store`` it also writes snapshots of per-sequence states. :meth:`close` closes both stores.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Engine:
         atexit.register(self.close)
 
     def _build(self) -> None:
-        """Make what keeps books of the pages."""
+        """Creates page tables, snapshots, prefix cache and scheduler, all empty."""
         config, runner = self._config, self._runner
         self._pages = PageTables(runner.num_pages, config.max_batch, self.max_context)
         if runner.states.shape[1]:
@@ -112,17 +113,17 @@ class Engine:
 
     @property
     def max_context(self) -> int:
-        """Most tokens that prompt and answer can have together."""
+        """Maximum number of tokens of prompt and answer together."""
         return self._limits.max_context
 
     @property
     def failure(self) -> str:
-        """Why the engine can do nothing any more, though nobody has closed it; else empty. It is to be made anew."""
+        """Why the engine has failed for good and must be replaced by a new one; empty if it has not failed."""
         return self._failure
 
     @property
     def stalled_s(self) -> float:
-        """Seconds without progress while something is under way, where the setting ``watchdog`` allows less; else 0."""
+        """Seconds without progress while requests are open, if they exceed the setting ``watchdog``; else 0."""
         return self._watchdog.stalled_s(bool(self._open) and not self._failure)
 
     def submit(
@@ -133,18 +134,19 @@ class Engine:
         scope: Scope = UNSCOPED,
         pooling: Pooling | None = None,
     ) -> Generation:
-        """Queue ``prompt``, or just its token ids, on behalf of ``scope``.
+        """Queues ``prompt``, a Prompt or token ids, on behalf of ``scope`` and returns its generation.
 
-        With ``pooling`` nothing is generated: the only piece has the prompt's ``embedding``. Raises UserError when it
-        can never be run, Overloaded when too many wait already.
+        With ``pooling`` the engine generates no tokens: the only output has the prompt's ``embedding``. Raises
+        UserError if the request exceeds a limit of the model, Overloaded if the queue is full, and Unavailable if the
+        engine is closed or has failed.
         """
         prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
         return self.submit_all([Job(prompt, sampling, scope, pooling)])[0]
 
     def submit_all(self, jobs: abc.Sequence[Job]) -> list[Generation]:
-        """Queue ``jobs``, of which there is at least one: all, as one entry of the queue, or none.
+        """Queues all ``jobs`` (at least one) as one entry of the queue, or none of them if one is refused.
 
-        Raises what :meth:`submit` raises.
+        Raises the same errors as :meth:`submit`.
         """
         max_lengths = [self._limits.max_length(job.prompt.tokens, job.sampling) for job in jobs]
         generations = [self._generation(job) for job in jobs]
@@ -198,9 +200,9 @@ class Engine:
         )
 
     def close(self, *, drain: bool = False) -> None:
-        """End the engine: what is under way is cancelled or, with ``drain``, finished first. May be called again.
+        """Ends the engine; cancels open requests or, with ``drain``, finishes them first. May be called again.
 
-        An engine that has stalled is not waited for.
+        It does not wait for an engine that has stalled.
         """
         with self._wake:
             self._closing, self._draining = True, drain
@@ -218,7 +220,7 @@ class Engine:
         self.close()
 
     def stats(self) -> EngineStats:
-        """A snapshot for monitoring."""
+        """Returns the current counters of the engine, for monitoring."""
         with self._wake:
             num_open, running = len(self._open), len(self._scheduler.running)
         done = self._executor
@@ -245,20 +247,20 @@ class Engine:
             self._wake.notify()
 
     def _poke(self) -> None:
-        """Look again whether a step is possible."""
+        """Wakes the engine thread, which plans again. A store calls it when it has read a page from disk."""
         with self._wake:
             self._is_poked = True
             self._wake.notify()
 
-    # From here on: the engine thread.
+    # All methods from here on run in the engine thread.
 
     def _run(self) -> None:
         try:
             self._serve()
-        except BaseException as error:  # nobody watches this thread: as it ends, what is under way must end
+        except BaseException as error:  # when this thread ends, every open request must end, or its consumer waits
             self._give_up(error)
         for generation in tuple(self._open):
-            with contextlib.suppress(Exception):  # its pages are free now, but for an engine that was given up
+            with contextlib.suppress(Exception):  # frees its pages; raises only if the scheduler is inconsistent
                 self._cancel(generation)
             self._end(generation, TokenOutput((), (), "cancelled", None, generation.timings))
 
@@ -269,11 +271,11 @@ class Engine:
                     return
                 self._take_in()
                 self._step()
-            except BaseException as error:  # native code raises other things than exceptions
+            except BaseException as error:  # native code can raise exceptions that do not derive from Exception
                 self._recover((), error)
 
     def _wait(self) -> bool:
-        """Wait for work. False when the engine is to end."""
+        """Waits for work. Returns False when the engine must end."""
         with self._wake:
             if self._is_blocked and self._open:
                 news = (self._submitted, self._cancelled)
@@ -284,7 +286,7 @@ class Engine:
             return not self._closing or (self._draining and bool(self._open))
 
     def _take_in(self) -> None:
-        """Take note of what was submitted and cancelled."""
+        """Adds submitted requests to the scheduler and ends cancelled requests."""
         with self._wake:
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
@@ -308,7 +310,7 @@ class Engine:
             self._recover(suspects, error)
 
     def _recover(self, suspects: Collection[Sequence], error: BaseException) -> None:
-        """After ``error`` end the ``suspects`` with it, and compute all others anew; or give up."""
+        """Ends the ``suspects`` with ``error`` and restarts all other requests; gives up after too many failures."""
         log.error("a step with %d requests failed", len(suspects), exc_info=error)
         self._num_failures += 1
         if self._num_failures >= MAX_FAILURES:
@@ -320,11 +322,11 @@ class Engine:
         except BaseException as again:
             log.exception("the engine could not be made anew")
             self._give_up(again)
-        for generation in ended:  # last, so that the pages are free by the time a reader knows
+        for generation in ended:  # last, so that the pages are free when the consumer receives the error
             generation.finish(EngineError(f"The engine failed while it computed this request: {error}"))
 
     def _rebuild(self) -> None:
-        """Forget what the pages hold and queue all that is under way again, in the order of its arrival."""
+        """Drops the contents of all pages and queues all open requests again, in order of arrival."""
         self._num_cached_tokens += self._prefixes.num_cached_tokens
         self._num_restored_tokens += self._prefixes.num_restored_tokens
         self._pages.retire()
@@ -344,7 +346,7 @@ class Engine:
         self._watchdog.reset()
 
     def _give_up(self, error: BaseException) -> None:
-        """End all that is under way, and the engine."""
+        """Ends all open requests with an EngineError, and then the engine."""
         why = f"{type(error).__name__}: {error}"
         log.critical("the engine has failed %d times in a row and is given up: %s", self._num_failures, why)
         with self._wake:
@@ -363,17 +365,17 @@ class Engine:
             self._end(generation, TokenOutput((), (), "cancelled", None, generation.timings))
 
     def _finish(self, sequence: Sequence, last: Delivery) -> None:
-        """End a request. Its pages are free by the time its reader knows."""
+        """Ends a request. Its pages are free when its consumer receives ``last``."""
         self._scheduler.remove(sequence)
         self._end(sequence.generation, last)
 
     def _end(self, generation: Generation, last: Delivery) -> None:
-        """Tell a reader that nothing more comes, unless it knows that."""
+        """Delivers the ``last`` item of ``generation``, unless the generation has already ended."""
         if self._forget(generation):
             generation.finish(last)
 
     def _forget(self, generation: Generation) -> bool:
-        """Strike out what is under way. False where it has ended already."""
+        """Removes ``generation`` from the open requests. Returns False if it has already ended."""
         with self._wake:
             if not (submission := self._open.pop(generation, None)):
                 return False

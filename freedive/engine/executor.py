@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class StepExecutor:
-    """Executes step plans on ``runner`` and counts tokens: see :class:`freedive.engine.stats.EngineStats`.
+    """Executes step plans on ``runner`` and counts tokens (see :class:`freedive.engine.stats.EngineStats`).
 
-    ``chunk_sizer`` and ``draft_budget`` record how long steps take. ``finish`` ends a sequence with its last output or
-    an error.
+    It reports the duration of each step to ``chunk_sizer`` or ``draft_budget``. It calls ``finish`` to end a sequence
+    with its last output or an error.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class StepExecutor:
         self._finish = finish
 
     def run(self, plan: StepPlan, pages: PageTables) -> None:
-        """Execute ``plan`` and deliver its outputs."""
+        """Executes ``plan`` and delivers its outputs."""
         start = time.perf_counter()
         for scheduled in plan:
             timings = scheduled.sequence.generation.timings
@@ -70,7 +70,7 @@ class StepExecutor:
             self._chunk_sizer.record(len(batch.tokens), seconds)
 
     def _take(self, scheduled: ScheduledSequence, logits: abc.Sequence[Floats]) -> None:
-        """After a step, update ``scheduled`` with the ``logits`` of its output rows."""
+        """Updates the sequence of ``scheduled`` after a step with the ``logits`` of its output rows."""
         sequence = scheduled.sequence
         if sequence.scores:
             sequence.scores.add(sequence.num_cached_tokens, logits)
@@ -85,7 +85,7 @@ class StepExecutor:
             self._verify(sequence, scheduled.draft, logits[-1 - len(scheduled.draft) :])
 
     def _embed(self, plan: StepPlan) -> None:
-        """After a step, pool what it made of the tokens of requests that want that; end those that are complete."""
+        """Pools the hidden states of the step for embedding requests, and ends those whose prompt is complete."""
         firsts = [0, *accumulate(scheduled.num_tokens + len(scheduled.draft) for scheduled in plan)]
         pooled = [(scheduled, first) for scheduled, first in zip(plan, firsts, strict=False) if scheduled.sequence.pool]
         if not pooled:
@@ -101,7 +101,7 @@ class StepExecutor:
                 self._finish(sequence, TokenOutput((), (), "stop", timings=timings, embedding=pool.vector()))
 
     def _draft(self, plan: StepPlan, batch: Batch) -> None:
-        """After a step, draft one token with the model's MTP layer for each sequence that continues."""
+        """Drafts one token with the model's MTP layer for each sequence that continues after the step."""
         tokens, output_rows, sequences = batch.tokens.copy(), [], []
         firsts = batch.lengths.cumsum() - batch.lengths
         for scheduled, first, start in zip(plan, firsts.tolist(), batch.starts.tolist(), strict=True):
@@ -117,9 +117,9 @@ class StepExecutor:
             sequence.mtp.predict(len(sequence.tokens), int(logits.argmax()))
 
     def _verify(self, sequence: Sequence, draft: abc.Sequence[int], logits: abc.Sequence[Floats]) -> None:
-        """Add one token to the answer of ``sequence``, and one for each draft token that is accepted.
+        """Adds one token to the answer of ``sequence``, and one more for each draft token that is accepted.
 
-        ``logits`` are those after the newest token and after every guess.
+        ``logits`` has one row for the newest token of ``sequence`` and one for each token of ``draft``.
         """
         for guess, row in zip_longest(draft, logits):
             if not self._add_token(sequence, row) or sequence.tokens[-1] != guess:
@@ -128,13 +128,13 @@ class StepExecutor:
             self.num_accepted_tokens += 1
 
     def _add_token(self, sequence: Sequence, logits: Floats) -> bool:
-        """Add one token to the answer of ``sequence``, whose ``logits`` these are. False when it is the last."""
+        """Samples one token from ``logits`` and adds it to the answer. Returns False if the answer has ended."""
         try:
             output = next_output(sequence, logits)
-        except UserError as error:  # the form that was asked for proves too hard
+        except UserError as error:  # the requested grammar is too complex for the constraint
             self._finish(sequence, error)
             return False
-        except BaseException as error:  # native code raises other things than exceptions
+        except BaseException as error:  # native code can raise exceptions that do not derive from Exception
             log.exception("request %s failed", sequence.generation.id)
             self._finish(sequence, EngineError(f"The answer cannot go on: {error}"))
             return False

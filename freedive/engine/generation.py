@@ -1,4 +1,4 @@
-"""The generation that returns the output of a request, and what is known of it in the end."""
+"""A generation delivers the output of one request: tokens, token counts and timings."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FinishReason = Literal["stop", "length", "repetition", "cancelled"]
 
 
 class EngineError(Exception):
-    """A request that the engine accepted and could not finish: its own fault, not the user's."""
+    """The engine accepted a request but could not finish it, because of a fault in the engine or the model."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts: of prompts, of those found in the cache, of answers, and of the thoughts among these."""
+    """Token counts of prompts, of their cached part, of answers, and of the thoughts in the answers."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -36,15 +36,15 @@ class Usage:
 
     @property
     def total_tokens(self) -> int:
-        """Of prompts and answers together."""
+        """Number of tokens of prompts and answers together."""
         return self.prompt_tokens + self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural logarithms of probabilities: of the token chosen, and of the likeliest (id, logprob), best first.
+    """Log-probability (natural logarithm) of one token, and of the likeliest tokens as (id, logprob), best first.
 
-    The first token of a prompt, which follows nothing, has None and no others.
+    The first token of a prompt has no predecessor: its ``logprob`` is None and its ``top`` is empty.
     """
 
     token_id: int
@@ -54,7 +54,7 @@ class TokenLogprobs:
 
 @dataclass(slots=True)
 class Timings:
-    """Timestamps of a request, by ``time.perf_counter``; a duration that has not ended counts up to now."""
+    """Timestamps of a request (``time.perf_counter``, seconds); a duration that has not ended lasts until now."""
 
     submitted_at: float
     started_at: float | None = None
@@ -65,12 +65,12 @@ class Timings:
 
     @property
     def queued_s(self) -> float:
-        """Seconds from submission until the first step that took it in."""
+        """Seconds from submission to the start of the request's first step."""
         return self._until(self.started_at) - self.submitted_at
 
     @property
     def prefill_s(self) -> float:
-        """Seconds from its first step to its first token."""
+        """Seconds from the start of the request's first step to its first token."""
         return self.first_token_s - self.queued_s
 
     @property
@@ -85,7 +85,7 @@ class Timings:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens after the first, by the second; 0 before there are any."""
+        """Decoding speed: the number of tokens after the first divided by ``decode_s``; 0 before the second token."""
         return (self.num_generated - 1) / self.decode_s if self.num_generated > 1 else 0.0
 
     def _until(self, moment: float | None) -> float:
@@ -98,11 +98,11 @@ class Timings:
 class TokenOutput:
     """The output of one token.
 
-    There are no ``events`` while a character, a marker or a stop string may still be completed. ``token_ids`` includes
-    an end token. Only the last piece has ``finish_reason``, ``timings`` and, where that is what ended the answer,
-    ``stop_string``. ``is_thinking`` tells that the token is part of a thought. Only the first piece has
-    ``prompt_logprobs``, one for each token of the prompt. ``embedding`` float32 [hidden] is there where that was asked
-    for, instead of tokens.
+    ``events`` is empty while the text may be an incomplete character, marker or stop string. ``token_ids`` includes an
+    end token. ``is_thinking`` is true if the token is part of a thought. Only the last output of a request has
+    ``finish_reason``, ``timings`` and, if a stop string ended the answer, ``stop_string``. Only the first output has
+    ``prompt_logprobs``, one for each token of the prompt. The output of an embedding request has ``embedding`` float32
+    [hidden] and no tokens.
     """
 
     events: Sequence[Event]
@@ -117,7 +117,7 @@ class TokenOutput:
 
     @property
     def text(self) -> str:
-        """What the token adds to the text of the answer."""
+        """The text that the token adds to the answer."""
         return "".join(event.text for event in self.events if isinstance(event, Text))
 
 
@@ -126,14 +126,13 @@ Delivery = TokenOutput | EngineError | UserError
 
 
 class Generation:
-    """The output of one request. Iterate over it with ``for`` or ``async for``, from one consumer.
+    """The output of one request. One consumer iterates over it with ``for`` or ``async for``.
 
-    ``num_cached_tokens`` of the prompt need not be computed, since they were found in the prefix cache; it is final by
-    the first piece.
+    ``num_cached_tokens`` counts the prompt tokens that were found in the prefix cache; it is final when the first
+    output arrives.
 
-    The iteration ends after the piece with a ``finish_reason`` and raises :class:`EngineError` when the engine fails,
-    UserError where the answer proves to be impossible as it was asked for.
-    Leaving it early cancels the request.
+    The iteration ends after the output with a ``finish_reason``. It raises :class:`EngineError` if the engine fails,
+    and UserError if the requested constraint cannot be satisfied. Leaving the iteration early cancels the request.
     """
 
     def __init__(self, id: str, num_prompt_tokens: int, seed: int, cancel: Callable[[Generation], None]) -> None:
@@ -148,21 +147,21 @@ class Generation:
         self._ended = False
 
     def cancel(self) -> None:
-        """End the request before its next step; its last piece says ``cancelled``. Does nothing after the end."""
+        """Ends the request before its next step with the finish reason ``cancelled``; does nothing after its end."""
         if self.timings.finished_at is None:
             self._cancel(self)
 
     def deliver(self, item: Delivery) -> None:
-        """Hand over what the engine made (engine thread)."""
+        """Passes ``item`` to the consumer. Only the engine thread calls it."""
         self._arrived.put(item)
         if notify := self._notify:
             try:
                 notify()
-            except Exception:  # a reader's fault is not the engine's
+            except Exception:  # an error in the consumer must not stop the engine
                 log.exception("the reader of %s could not be woken", self.id)
 
     def finish(self, last: Delivery) -> None:
-        """Hand over the ``last`` item (engine thread)."""
+        """Passes the ``last`` item to the consumer. Only the engine thread calls it."""
         self.timings.finished_at = time.perf_counter()
         self.deliver(last)
 
@@ -174,12 +173,12 @@ class Generation:
             self.cancel()
 
     async def __aiter__(self) -> AsyncIterator[TokenOutput]:
-        import asyncio  # imported here because it takes long, and only a server needs it
+        import asyncio  # imported here because the import is slow and only a server needs it
 
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
 
         def notify() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, so there is no consumer any more
                 loop.call_soon_threadsafe(arrived.set)
 
         self._notify = notify

@@ -1,7 +1,7 @@
-"""Page tables of the paged key-value cache: bookkeeping only, the memory belongs to the runner.
+"""Page tables of the paged key-value cache. They only manage page indices; the runner owns the memory.
 
-A full page can be registered under a key, by which other slots find and share it. A page without references stays in
-the cache until it is evicted; the least recently released page is evicted first.
+A full page can be registered under a key, by which other slots find and share it. A registered page without references
+stays in the cache until it is evicted; the least recently released page is evicted first.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from freedive.model.batch import PAGE_TOKENS
 
 
 def pages_for(num_tokens: int) -> int:
-    """Pages that ``num_tokens`` fill, the last one perhaps in part."""
+    """Returns the number of pages that ``num_tokens`` tokens need; the last page may be partly filled."""
     return -(-num_tokens // PAGE_TOKENS)
 
 
 class PageTables:
     """One page table row (slot) for each running sequence.
 
-    ``table`` int32 [num_rows, pages_for(max_tokens)]: the pages of a row in the order of its tokens, then -1.
-    ``epochs``: how often each page was allocated.
+    ``table`` int32 [num_slots, pages_for(max_tokens)] lists the pages of a slot in the order of its tokens, then -1.
+    ``epochs`` [num_pages] counts how often each page was allocated.
     """
 
     def __init__(self, num_pages: int, num_slots: int, max_tokens: int) -> None:
@@ -32,35 +32,40 @@ class PageTables:
         self._num_pages = [0] * num_slots
         self._ref_counts = [0] * num_pages
         self._free = list(range(num_pages))
-        self._evictable: OrderedDict[int, None] = (
-            OrderedDict()
-        )  # registered pages without references, least recent first
+        # Registered pages without references, the least recently released first.
+        self._evictable: OrderedDict[int, None] = OrderedDict()
         self._pages: dict[bytes, int] = {}
         self._keys: list[bytes | None] = [None] * num_pages
 
     @property
     def num_free(self) -> int:
-        """Pages without references, registered ones included."""
+        """Number of pages without references, including registered pages."""
         return len(self._free) + len(self._evictable)
 
     @property
     def num_registered(self) -> int:
-        """Pages that are registered under a key."""
+        """Number of pages that are registered under a key."""
         return len(self._pages)
 
     def reserve(self, slot: int, num_tokens: int) -> bool:
-        """Let ``slot`` cover ``num_tokens``. False, with nothing taken, when too few pages are free."""
-        held, needed = self._num_pages[slot], pages_for(num_tokens)
-        if needed <= held:
+        """Allocates pages until ``slot`` has room for ``num_tokens`` tokens.
+
+        Returns False and allocates nothing if too few pages are free.
+        """
+        count, needed = self._num_pages[slot], pages_for(num_tokens)
+        if needed <= count:
             return True
-        if needed - held > self.num_free:
+        if needed - count > self.num_free:
             return False
-        self.table[slot, held:needed] = [self._take() for _ in range(needed - held)]
+        self.table[slot, count:needed] = [self._allocate() for _ in range(needed - count)]
         self._num_pages[slot] = needed
         return True
 
     def release(self, slot: int) -> None:
-        """Take every page from ``slot``, the last one first: without those before it, it would never be found."""
+        """Releases all pages of ``slot``, the last one first, so that it is evicted first.
+
+        The prefix cache finds a page only after all pages before it.
+        """
         pages = self.table[slot, : self._num_pages[slot]]
         for page in reversed(pages.tolist()):
             self._unreference(page)
@@ -68,22 +73,25 @@ class PageTables:
         self._num_pages[slot] = 0
 
     def register(self, slot: int, place: int, key: bytes) -> int:
-        """Let the page at ``place`` of ``slot``, full now, be found by ``key``, unless another is. Return the page."""
+        """Registers the full page at index ``place`` of ``slot`` under ``key``, unless another page has this key.
+
+        Returns the page of the slot.
+        """
         page = int(self.table[slot, place])
         if self._pages.setdefault(key, page) == page:
             self._keys[page] = key
         return page
 
     def find(self, key: bytes) -> int | None:
-        """The page registered under ``key``."""
+        """Returns the page that is registered under ``key``, or None."""
         return self._pages.get(key)
 
     def is_referenced(self, page: int) -> bool:
-        """Whether a slot references ``page``."""
+        """Returns whether a slot references ``page``."""
         return self._ref_counts[page] > 0
 
     def attach(self, slot: int, place: int, page: int) -> None:
-        """Let ``slot`` reference a registered page, instead of its own page at ``place`` or after its last page."""
+        """Sets the page at index ``place`` of ``slot``, which may be one after its last, to the registered ``page``."""
         if place < self._num_pages[slot]:
             self._unreference(int(self.table[slot, place]))
         self._num_pages[slot] = max(self._num_pages[slot], place + 1)
@@ -92,17 +100,17 @@ class PageTables:
         self._evictable.pop(page, None)
 
     def retire(self) -> None:
-        """Let every page count as taken by others, for these tables are not used any more."""
+        """Invalidates the epochs of all pages, because these tables are no longer used; pending writes are dropped."""
         self.epochs = [-1] * self.num_pages
 
-    def _take(self) -> int:
+    def _allocate(self) -> int:
         page = self._free.pop() if self._free else self._evict()
         self._ref_counts[page] = 1
         self.epochs[page] += 1
         return page
 
     def _evict(self) -> int:
-        """Evict the least recently released page, and return it."""
+        """Evicts the least recently released page and returns its index."""
         page, _ = self._evictable.popitem(last=False)
         key, self._keys[page] = self._keys[page], None
         assert key is not None

@@ -1,4 +1,4 @@
-"""Folders of cached pages on disk: one for each model and code version, below one root, with one size limit for all."""
+"""Folders of cached pages on disk: one for each model and code version in a common root, which has one size limit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 
 ABANDONED_S = 60
-"""Age of an unfinished file at which nobody is writing it any more."""
+"""Seconds since its last change after which an unfinished file counts as abandoned and is deleted."""
 
 TRIMMED = 0.9
-"""Part of the limit that is kept when it is exceeded."""
+"""When the size limit is exceeded, pages are deleted until this fraction of the limit is left."""
 
 _FOLDER = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")
-"""As :func:`freedive.hub.cache.pages_folder` names them."""
+"""Folder names that :func:`freedive.hub.cache.pages_folder` makes."""
 _PAGE = re.compile(r"([0-9a-f]{32})\.page")
 _PARTIAL = re.compile(r"[0-9a-f]{32}\.[0-9]+-[0-9a-f]{8}\.partial")
 
@@ -27,12 +27,12 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def page_name(key: bytes) -> str:
-    """The name of the file that keeps the page of this key."""
+    """Returns the file name of the page with this ``key``."""
     return f"{key.hex()}.page"
 
 
 def page_keys(folder: Path) -> set[bytes]:
-    """The keys of the pages in ``folder``: none where it is not there or not to be trusted."""
+    """Returns the keys of the pages in ``folder``; none if the folder is missing or other users can write to it."""
     try:
         check_private(folder)
         names = [_PAGE.fullmatch(name) for name in os.listdir(folder)]
@@ -42,14 +42,20 @@ def page_keys(folder: Path) -> set[bytes]:
 
 
 def make_private(folder: Path) -> None:
-    """Make ``folder`` and what it is in, closed to others, for prompts are private. OSError where it is not."""
+    """Makes ``folder`` and its parents, readable by this user only, because prompts are private.
+
+    Raises OSError if the folder belongs to another user or others can write to it.
+    """
     folder.parent.mkdir(0o700, parents=True, exist_ok=True)
     folder.mkdir(0o700, exist_ok=True)
     check_private(folder)
 
 
 def check_private(folder: Path) -> None:
-    """OSError unless ``folder`` belongs to this user and nobody else may write in it: pages are read without doubt."""
+    """Raises OSError unless ``folder`` belongs to this user and only this user can write to it.
+
+    A checksum does not authenticate the content of a page, so every possible writer must be trusted.
+    """
     state = folder.lstat()
     if not stat.S_ISDIR(state.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -58,10 +64,10 @@ def check_private(folder: Path) -> None:
 
 
 def trim(root: Path, max_bytes: int) -> tuple[int, list[Path]]:
-    """Delete the pages below ``root``, whoever wrote them, that are beyond the limit, least recently used first.
+    """Deletes the least recently used pages below ``root``, of all processes, if they exceed the limit.
 
-    The limit is ``max_bytes``, or half of what would be free without any pages. Returns what is still allowed to be
-    written (in bytes, negative if nothing is), and the files that were deleted.
+    The limit is ``max_bytes``, or half of the disk space that would be free without any pages if that is less. Returns
+    the number of bytes that may still be written (negative if none), and the files that were deleted.
     """
     files = sorted(_pages(root))
     total = sum(size for _, size, _ in files)
@@ -78,13 +84,13 @@ def trim(root: Path, max_bytes: int) -> tuple[int, list[Path]]:
 
 
 def _pages(root: Path) -> Iterator[tuple[float, int, Path]]:
-    """When each page below ``root`` was used last, and its size. What was never finished is deleted."""
+    """Yields (time of last use, size in bytes, path) of each page below ``root``; deletes abandoned files."""
     for folder in root.iterdir():
         if not _FOLDER.fullmatch(folder.name):
             continue
         with suppress(NotADirectoryError, FileNotFoundError):
             for path in folder.iterdir():
-                with suppress(FileNotFoundError):  # another process was faster
+                with suppress(FileNotFoundError):  # another process has deleted the file
                     state = path.stat()
                     if _PAGE.fullmatch(path.name) and stat.S_ISREG(state.st_mode):
                         yield state.st_mtime, state.st_size, path

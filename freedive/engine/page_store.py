@@ -1,10 +1,10 @@
 """Stores pages of the key-value cache on disk, so that they are available after a restart.
 
-A page is a file, named by its key: a checksum of key and content, then the content. It gets its name when it is whole.
-Nothing waits for the disk to have it: what a crash of the machine leaves half-written fails its checksum.
+Each page is a file named by its key. It contains a checksum of key and content, then the content. A file is renamed to
+its final name when it is complete. The store does not call fsync: if the machine crashes, a partly written file fails
+its checksum.
 
-Only two threads of the store touch the disk, one that reads and one that writes. Whoever uses the store never waits for
-it, however long the disk takes.
+Only two threads of the store access the disk, a reader and a writer. The caller never waits for the disk.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ log = logging.getLogger(__name__)
 
 
 MAX_QUEUED = 256
-"""Pages that may wait to be written; beyond them, new ones are not."""
+"""Maximum number of pages that wait to be written; further pages are not written."""
 
 REST_S = 60
-"""Seconds without another attempt to write, or to read, after one has failed or was not answered."""
+"""Seconds without writes after a write has failed, and without reads after a read took longer than ``PATIENCE_S``."""
 
 PATIENCE_S = 1.0
-"""Seconds after which a page that has not been read is computed, and the disk left alone."""
+"""Seconds to wait for a page from disk; after that, its tokens are computed instead."""
 
 CLOSE_S = 2
-"""Seconds that are left at the end for what waits to be written."""
+"""Seconds that :meth:`PageStore.close` waits for each thread to finish its work."""
 
 UNMEASURED = 1 / 64
-"""Part of the limit that a store writes before it measures again what all stores have written."""
+"""Fraction of the size limit that a store writes before it measures the size of all stores again."""
 
 
 class _Job(NamedTuple):
@@ -51,12 +51,12 @@ class _Job(NamedTuple):
 
 
 class PageStore:
-    """Keeps rows of ``pages``, uint8 [num_pages, page_bytes], in ``folder``, which need not exist yet.
+    """Stores rows of ``pages``, uint8 [num_pages, page_bytes], as files in ``folder``, which need not exist yet.
 
-    Files in all folders beside it may take ``max_bytes`` together, or half of what would be free without them; those
-    that were not used for longest go first. Other processes may use the folder at the same time. No fault of the
-    disk is an error: nothing is found there, then, and nothing written for a while. ``notify`` is called by a thread of
-    the store when a page has been read.
+    All folders with the same parent may take ``max_bytes`` together, or half of the disk space that would be free
+    without them; the least recently used pages are deleted first. Several processes may use a folder at the same time.
+    A disk error raises no exception: the store then finds no pages and writes none for ``REST_S`` seconds. The reader
+    thread calls ``notify`` when it has read a page.
     """
 
     def __init__(self, folder: Path, pages: Bytes, max_bytes: int) -> None:
@@ -67,27 +67,27 @@ class PageStore:
         self._max_bytes = max_bytes
         self._partial = f"{os.getpid()}-{os.urandom(4).hex()}.partial"
         self._keys = page_keys(folder)
-        self._allowance = 0  # bytes that may be written before what is there is measured again
+        self._allowance = 0  # bytes that may be written before the size of all stores is measured again
         self._no_writes_until = self._no_reads_until = 0.0
         self._ends_at = float("inf")
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._reading = threading.Condition()
-        self._wanted: dict[bytes, float] = {}  # keys to be read, and since when
+        self._wanted: dict[bytes, float] = {}  # keys to be read, with the time of the first request
         self._arrived: dict[bytes, Bytes | None] = {}
         self._reads_since: float | None = None
-        self._writer: threading.Thread | None = None  # these begin with the first page that they have to do with
+        self._writer: threading.Thread | None = None  # each thread starts when it gets its first page
         self._reader: threading.Thread | None = None
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether the page is here, or on its way, and the disk answers."""
+        """Returns whether the page is stored or waits to be written, and reads are not suspended."""
         return key in self._keys and time.monotonic() >= self._no_reads_until
 
     def fetch(self, keys: Sequence[bytes]) -> Mapping[bytes, Bytes | None]:
-        """What has been read of ``keys``: a page's content, None where there is nothing whole.
+        """Returns those of ``keys`` that have been read: the content of each page, or None if it is missing or damaged.
 
-        The others are read meanwhile, in this order; ask again when ``notify`` is called. What was asked for before and
-        is not among ``keys`` now is forgotten.
+        The reader thread reads the other pages in the order of ``keys`` and calls ``notify`` after each; call again
+        then. Keys of earlier calls that are not in ``keys`` are dropped.
         """
         now = time.monotonic()
         with self._reading:
@@ -98,7 +98,7 @@ class PageStore:
             if now - min(self._reads_since or now, *self._wanted.values()) > PATIENCE_S:
                 self._no_reads_until = now + REST_S
                 self._wanted = {}
-                self._say("prefixes in %s are not read for a while: the disk does not answer", self._folder)
+                self._warn("prefixes in %s are not read for a while: the disk does not answer", self._folder)
                 return self._arrived
             self._reading.notify()
         if not self._reader:
@@ -106,14 +106,14 @@ class PageStore:
         return self._arrived
 
     def fill(self, page: int, data: Bytes) -> None:
-        """Put what was read into row ``page``."""
+        """Copies ``data`` into row ``page``."""
         self._pages[page] = data
 
     def write(self, key: bytes, page: int, is_same: Callable[[], bool]) -> None:
-        """Have row ``page`` kept under ``key``, soon, if it is not here yet.
+        """Queues row ``page`` to be written under ``key``, unless it is stored already or the queue is full.
 
-        The row is read later, in place, and need not wait for that: only if ``is_same`` then says that it was not put
-        to another use is it kept.
+        The writer thread copies the row later, and the caller may reuse the row before. The writer calls ``is_same``
+        before and after the copy, and discards the copy if the row has been reused.
         """
         if key not in self._keys and self._queue.qsize() < MAX_QUEUED:
             self._keys.add(key)
@@ -122,7 +122,7 @@ class PageStore:
                 self._writer = self._start(self._write, "freedive-page-writer")
 
     def close(self) -> None:
-        """Write what is waiting, as far as a moment suffices. May be called again."""
+        """Writes queued pages for at most ``CLOSE_S`` seconds and ends both threads. May be called again."""
         with self._reading:
             self._ends_at = time.monotonic() + CLOSE_S
             self._reading.notify()
@@ -135,18 +135,18 @@ class PageStore:
         thread = threading.Thread(target=work, name=name, daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # there are too many; later there may be fewer
-            self._say("prefixes cannot be kept in %s: %s", self._folder, error)
+        except RuntimeError as error:  # too many threads run; a later attempt may succeed
+            self._warn("prefixes cannot be kept in %s: %s", self._folder, error)
             return None
         return thread
 
-    def _say(self, message: str, *values: object) -> None:
-        """Once."""
-        if message not in self._said:
+    def _warn(self, message: str, *values: object) -> None:
+        """Logs each ``message`` only once."""
+        if message not in self._warned:
             log.warning(message, *values)
-        self._said.add(message)
+        self._warned.add(message)
 
-    # From here on: the thread that reads.
+    # Methods of the reader thread.
 
     def _read(self) -> None:
         while True:
@@ -163,12 +163,12 @@ class PageStore:
             self.notify()
 
     def load(self, key: bytes) -> Bytes | None:
-        """What is kept under ``key``, if it is there and whole; else it is deleted."""
+        """Returns the page stored under ``key``, or None if it is missing or damaged; deletes a damaged file."""
         path, data, checksum = self._folder / page_name(key), np.empty(self.page_bytes, np.uint8), bytearray(4)
         with suppress(OSError), path.open("rb", buffering=0) as file:
             count = os.readv(file.fileno(), [checksum, data.data])
             if count == 4 + self.page_bytes and not file.read(1) and checksum == _checksum(key, data):
-                with suppress(OSError):  # as good on a disk that is only to be read
+                with suppress(OSError):  # the time of last use cannot be set on a read-only disk
                     os.utime(file.fileno())
                 return data
         self._keys.discard(key)
@@ -176,7 +176,7 @@ class PageStore:
             path.unlink(missing_ok=True)
         return None
 
-    # From here on: the thread that writes.
+    # Methods of the writer thread.
 
     def _write(self) -> None:
         while (job := self._queue.get()) and time.monotonic() < self._ends_at:
@@ -185,7 +185,7 @@ class PageStore:
             except OSError as error:
                 written = False
                 self._no_writes_until = time.monotonic() + REST_S
-                self._say("prefixes cannot be kept in %s: %s", self._folder, error.strerror)
+                self._warn("prefixes cannot be kept in %s: %s", self._folder, error.strerror)
             if not written:
                 self._keys.discard(job.key)
 
@@ -211,7 +211,10 @@ class PageStore:
         return True
 
     def _trim(self) -> None:
-        """Keep all stores together to the limit. Others write at the same time, so little is written in between."""
+        """Deletes pages of all stores until they respect the limit, and computes the number of bytes to write next.
+
+        This number is small, because other processes write at the same time.
+        """
         room, deleted = trim(self._folder.parent, self._max_bytes)
         self._allowance = min(room, int(self._max_bytes * UNMEASURED))
         self._keys -= {bytes.fromhex(path.stem) for path in deleted if path.parent == self._folder}

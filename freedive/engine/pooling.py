@@ -12,14 +12,17 @@ Pooling = Literal["mean", "last"]
 
 
 class Pool:
-    """Gathers the states of a prompt's tokens: their mean, or the last one, as a vector of length 1."""
+    """Pools the hidden states of a prompt's tokens, by mean or last token, into one vector of L2 norm 1."""
 
     def __init__(self, pooling: Pooling) -> None:
         self._pooling = pooling
         self._sum: npt.NDArray[np.float64] = np.zeros(0)
 
     def add(self, states: Iterable[npt.NDArray[np.float32]], *, first: bool) -> None:
-        """Take in the states of the next tokens, the ``first`` ones or more: the same sum, however they are cut."""
+        """Adds the ``states`` [hidden] of the next tokens; ``first`` starts a new sum.
+
+        The sum is the same to the bit for any division of the prompt into chunks.
+        """
         total = None if first else self._sum
         for state in states:
             wide = state.astype(np.float64)
@@ -28,5 +31,5 @@ class Pool:
         self._sum = total
 
     def vector(self) -> npt.NDArray[np.float32]:
-        """float32 [hidden]."""
+        """Returns the embedding, float32 [hidden]."""
         return (self._sum / max(float(np.linalg.norm(self._sum)), 1e-30)).astype(np.float32)

@@ -1,10 +1,10 @@
 """The prefix cache: requests that share a prefix reuse its key-value pages.
 
 The key of a full page is a hash of everything that its bits depend on: the key of the previous page, its tokens, and
-how many of them precede each of the runner's boundaries. It does not depend on text or tokenizers.
+the number of its tokens before each of the runner's boundaries. It does not depend on text or tokenizers.
 
-Where a model keeps per-sequence state too, a request goes on from the last snapshot of it that there is (see
-engine/snapshots.py) with all pages before: the state is loaded first, then the pages follow.
+If a model has per-sequence state too, a request resumes from the last snapshot of this state (see engine/snapshots.py)
+for which all earlier pages exist. The state is loaded first, then the pages.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ if TYPE_CHECKING:
     from freedive.engine.sequence import ScheduledSequence, Sequence
 
 STEP_BYTES = 16 << 20
-"""What is read ahead from disk at a time, at most, or one page, and put in place before a step."""
+"""Maximum number of bytes to read from disk at a time and to copy into pages before a step, but at least one page."""
 
 _pack_tokens = struct.Struct(f"<{PAGE_TOKENS}i").pack
 
 
 class PrefixCache:
-    """Lets sequences find, share and restore ``pages``. Without a ``store``, pages are kept in memory only.
+    """Lets sequences find, share and restore ``pages``. Without a ``store``, the cache is in memory only.
 
-    ``snapshots`` are of the per-sequence states, where the model has some.
-
-    ``boundaries`` are the runner's. So far ``num_cached_tokens`` were found in memory, ``num_restored_tokens`` on disk.
+    ``snapshots`` are those of per-sequence states, or None if the model has no such state. ``boundaries`` are those of
+    the runner. ``num_cached_tokens`` counts tokens found in memory, ``num_restored_tokens`` tokens read from disk.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class PrefixCache:
         self._snapshots = snapshots
 
     def with_saves(self, scheduled: ScheduledSequence) -> ScheduledSequence:
-        """``scheduled`` with the snapshots that are to be taken on its way."""
+        """Returns ``scheduled`` with the snapshots that the step must take."""
         if self._snapshots is None:
             return scheduled
         return replace(
@@ -62,16 +61,16 @@ class PrefixCache:
         )
 
     def publish(self, sequence: Sequence) -> None:
-        """Register the full pages of ``sequence``, so that other sequences find them."""
+        """Registers the full pages and the snapshots of ``sequence``, so that other sequences find them."""
         full = sequence.num_cached_tokens // PAGE_TOKENS
         for place in range(sequence.num_registered, full):
-            self._save(sequence, place, self._pages.register(sequence.slot, place, self._key(sequence, place)))
+            self._store_page(sequence, place, self._pages.register(sequence.slot, place, self._key(sequence, place)))
         sequence.num_registered = full
         if self._snapshots is not None:
-            self._publish(sequence, self._snapshots)
+            self._publish_states(sequence, self._snapshots)
 
-    def _publish(self, sequence: Sequence, snapshots: Snapshots) -> None:
-        """Let others find the states of ``sequence`` that were saved. Of an answer's, the last is enough."""
+    def _publish_states(self, sequence: Sequence, snapshots: Snapshots) -> None:
+        """Registers the saved states of ``sequence``; keeps only the last of those inside the answer."""
         for save in sequence.saved:
             key = self._key(sequence, save.position // PAGE_TOKENS - 1)
             snapshots.publish(save, key)
@@ -83,29 +82,32 @@ class PrefixCache:
         sequence.saved = []
 
     def num_shared(self, sequence: Sequence) -> int:
-        """How many of the pages that ``sequence``, which waits, would find in memory are held by others anyway."""
+        """Returns the number of pages that the waiting ``sequence`` would share with sequences that run.
+
+        These pages are not free, so they need not be counted when the sequence is admitted.
+        """
         pages = []
-        for place in self._lacking(sequence):
+        for place in self._missing(sequence):
             if (page := self._pages.find(self._key(sequence, place))) is None:
                 break
             pages.append(page)
         return sum(map(self._pages.is_referenced, pages))
 
     def attach(self, sequence: Sequence) -> None:
-        """Attach the registered pages that continue the cached tokens of ``sequence``."""
+        """Attaches the registered pages that continue the cached tokens of ``sequence``."""
         if self._snapshots is not None and (key := self._next_state(sequence, self._snapshots)):
             self._load(sequence, key, self._snapshots)
-        for place in self._lacking(sequence):
+        for place in self._missing(sequence):
             if (page := self._pages.find(self._key(sequence, place))) is None:
                 return
             self._pages.attach(sequence.slot, place, page)
-            self._save(sequence, place, page)
+            self._store_page(sequence, place, page)
             self.num_cached_tokens += _record_reuse(sequence, place)
 
     def restore(self, sequences: abc.Sequence[Sequence]) -> set[Sequence]:
-        """Give ``sequences`` what is known by now, in memory or on disk, of the tokens that they would compute next.
+        """Attaches pages in memory, and fills pages read from disk, that continue the cached tokens of ``sequences``.
 
-        Returns those that wait for more from the disk, until the next step.
+        Returns the sequences that wait for more pages from disk and must not run in this step.
         """
         for sequence in sequences:
             self.attach(sequence)
@@ -115,11 +117,11 @@ class PrefixCache:
             waiting |= {sequence for sequence in sequences if self._fill(sequence, self._store, arrived)}
         for sequence in sequences:
             if sequence.is_resuming and sequence not in waiting:
-                sequence.rewind()  # a page that stood between them is lost
+                sequence.rewind()  # a page before the loaded state is lost, so the state cannot be used
         return waiting
 
     def _restore_states(self, sequences: abc.Sequence[Sequence], snapshots: Snapshots) -> set[Sequence]:
-        """Give ``sequences`` the states that have been read from disk. Returns those that wait for one."""
+        """Loads states that have been read from disk into ``sequences``; returns the sequences that wait for one."""
         awaited = {sequence: key for sequence in sequences if (key := self._next_state(sequence, snapshots))}
         snapshots.fetch(list(awaited.values()))
         for sequence, key in awaited.items():
@@ -127,7 +129,7 @@ class PrefixCache:
         return {sequence for sequence, key in awaited.items() if not sequence.is_resuming and key in snapshots}
 
     def _next_state(self, sequence: Sequence, snapshots: Snapshots) -> bytes | None:
-        """The key of the last snapshot that ``sequence`` can go on from, further on than it stands, if there is one."""
+        """Returns the key of the last snapshot that ``sequence`` can resume from, if it saves tokens; else None."""
         if sequence.needs_all or sequence.is_resuming or sequence.num_pending_tokens == 1:
             return None
         last = None
@@ -139,16 +141,16 @@ class PrefixCache:
         return last
 
     def _load(self, sequence: Sequence, key: bytes, snapshots: Snapshots) -> None:
-        """Go on from the snapshot ``key`` if it is in memory: its pages follow."""
+        """Loads the snapshot ``key`` into the slot of ``sequence`` if it is in memory; the pages are attached later."""
         if snapshots.load(key, sequence.slot):
             snapshots.keep(key)
             sequence.state_end = (sequence.page_keys.index(key) + 1) * PAGE_TOKENS
 
     def _next_reads(self, sequences: abc.Sequence[Sequence], store: PageStore) -> list[bytes]:
-        """The keys of pages to be read next."""
+        """Returns the keys of the pages to read from disk next."""
         most, wanted = max(1, STEP_BYTES // store.page_bytes), dict[bytes, None]()
         for sequence in sequences:
-            for place in self._lacking(sequence):
+            for place in self._missing(sequence):
                 if len(wanted) == most:
                     return list(wanted)
                 if (key := self._key(sequence, place)) not in store:
@@ -157,9 +159,9 @@ class PrefixCache:
         return list(wanted)
 
     def _fill(self, sequence: Sequence, store: PageStore, arrived: Mapping[bytes, Bytes | None]) -> bool:
-        """Give ``sequence`` what has ``arrived`` for it; return whether it waits for more."""
-        self.attach(sequence)  # what arrived for one before it
-        for place in self._lacking(sequence):
+        """Fills pages of ``sequence`` with those that have ``arrived``; returns whether it waits for more from disk."""
+        self.attach(sequence)  # pages that a sequence before it in this step has filled and registered
+        for place in self._missing(sequence):
             key = self._key(sequence, place)
             if key not in arrived:
                 return key in store
@@ -170,14 +172,17 @@ class PrefixCache:
             self.num_restored_tokens += _record_reuse(sequence, place)
         return False
 
-    def _save(self, sequence: Sequence, place: int, page: int) -> None:
-        """Have the page kept on disk if it is the prompt's. What was answered is, when the conversation goes on."""
+    def _store_page(self, sequence: Sequence, place: int, page: int) -> None:
+        """Writes ``page`` to disk if it is part of the prompt.
+
+        Pages of the answer are written when they are part of the prompt of a later request.
+        """
         if self._store is not None and (place + 1) * PAGE_TOKENS <= sequence.generation.num_prompt_tokens:
             epoch = self._pages.epochs[page]
             self._store.write(self._key(sequence, place), page, lambda: self._pages.epochs[page] == epoch)
 
-    def _lacking(self, sequence: Sequence) -> range:
-        """Places of the full pages that are still to be filled; with per-sequence state, as far as that is loaded."""
+    def _missing(self, sequence: Sequence) -> range:
+        """Returns the indices of the full pages that ``sequence`` lacks, up to its per-sequence state if it has one."""
         if sequence.needs_all:
             return range(0)
         last = _last_place(sequence)
@@ -186,7 +191,7 @@ class PrefixCache:
         return range(sequence.num_cached_tokens // PAGE_TOKENS, last)
 
     def _key(self, sequence: Sequence, place: int) -> bytes:
-        """Of the full page at ``place`` of its tokens."""
+        """Returns the key of the full page at index ``place`` of ``sequence``."""
         keys = sequence.page_keys
         while len(keys) <= place:
             begin = len(keys) * PAGE_TOKENS
@@ -206,12 +211,12 @@ def _hash(data: bytes) -> bytes:
 
 
 def _last_place(sequence: Sequence) -> int:
-    """The end of the places of pages that may be found; not that of the last token, whose logits are wanted."""
+    """Returns the number of pages that may be reused: not that of the last token, whose logits must be computed."""
     return (len(sequence.tokens) - 1) // PAGE_TOKENS
 
 
 def _record_reuse(sequence: Sequence, place: int) -> int:
-    """Record that ``sequence`` reuses the page at ``place``; return the number of tokens that this saves."""
+    """Records that ``sequence`` reuses the page at index ``place``; returns the number of tokens that this saves."""
     count = (place + 1) * PAGE_TOKENS - sequence.num_cached_tokens
     sequence.num_cached_tokens += count
     sequence.num_registered = place + 1

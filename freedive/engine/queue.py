@@ -1,8 +1,9 @@
 """A fair queue: the least served user of the least served tenant is next; requests of one user keep their order.
 
-A tenant is the holder of one key; users are names that a tenant gives, so they share what it has and no more. Service
-is counted in tokens, as in "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024), section 4: one who
-comes back after a pause begins where the least served of the others is, so that nobody saves up turns.
+A tenant is the owner of one key. Users are names that a tenant chooses, so the users of a tenant divide its share of
+the service. Service is counted in tokens, as in "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024),
+section 4: the counter of a tenant that returns after a pause starts at the lowest counter of the others, so that idle
+time earns no credit.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 GENERATED_WEIGHT = 2
-"""What a generated token counts, where one of a prompt counts 1."""
+"""Weight of a generated token in the service counters; a prompt token has weight 1."""
 
 
 class OfTenant(Protocol):
@@ -29,7 +30,7 @@ R = TypeVar("R", bound=OfUser)
 
 
 class ServiceCounters:
-    """Counts the tokens that each tenant or user received while it has an open request."""
+    """Counts the tokens served to each party (a tenant or a user) while the party has open requests."""
 
     def __init__(self) -> None:
         self._num_open: Counter[str] = Counter()
@@ -39,32 +40,38 @@ class ServiceCounters:
         return bool(self._num_open)
 
     def open(self, name: str) -> None:
-        """A request of a party begins. A new party is one below the least served: at a tie, who comes is first."""
+        """Records a new request of the party ``name``; a new party starts one token below the lowest counter.
+
+        So the new party is first if it would be equal to another.
+        """
         if not self._num_open[name]:
             self._served[name] = min(self._served.values(), default=0) - 1
         self._num_open[name] += 1
 
     def close(self, name: str) -> None:
-        """A request of a party has ended."""
+        """Records the end of a request of the party ``name``, and drops the counter at the end of its last request."""
         self._num_open[name] -= 1
         if not self._num_open[name]:
             del self._num_open[name], self._served[name]
 
     def charge(self, name: str, tokens: float) -> None:
-        """Charge ``tokens`` to ``name``."""
+        """Adds ``tokens`` to the counter of the party ``name``."""
         self._served[name] += tokens
 
     def served(self, name: str) -> float:
-        """What a party was given so far, in tokens, beyond what others had when it came."""
+        """Returns the counter of the party ``name``, in tokens."""
         return self._served[name]
 
     def least(self, names: Iterable[str]) -> str:
-        """Of ``names``, the one that was served least."""
+        """Returns the least served of the parties ``names``."""
         return min(names, key=self._served.__getitem__)
 
 
 class FairQueue(Generic[R]):
-    """Waiting requests. ``add`` and ``finish`` tell when one begins and ends to be under way, waiting or running."""
+    """Waiting requests, ordered by the service of tenants and users.
+
+    A request is open, waiting or running, from ``add`` to ``finish``.
+    """
 
     def __init__(self) -> None:
         self._waiting: dict[str, dict[str, deque[R]]] = {}
@@ -78,23 +85,23 @@ class FairQueue(Generic[R]):
         return (request for users in self._waiting.values() for requests in users.values() for request in requests)
 
     def add(self, request: R) -> None:
-        """Queue a new request behind the others of its user."""
+        """Queues a new request after the other requests of its user."""
         self._tenants.open(request.tenant)
         self._users.setdefault(request.tenant, ServiceCounters()).open(request.user)
         self._requests(request).append(request)
 
     def requeue(self, request: R) -> None:
-        """Queue a preempted request, in front of the others of its user."""
+        """Queues a preempted request before the other requests of its user."""
         self._requests(request).appendleft(request)
 
     def next(self) -> R:
-        """The request whose turn it is; it stays in the queue."""
+        """Returns the next request and leaves it in the queue."""
         tenant = self._tenants.least(self._waiting)
         users = self._waiting[tenant]
         return users[self._users[tenant].least(users)][0]
 
     def take(self, request: R) -> None:
-        """Take a waiting request out of the queue, to run or to end."""
+        """Removes a waiting request from the queue, because it starts or ends."""
         users = self._waiting[request.tenant]
         users[request.user].remove(request)
         if not users[request.user]:
@@ -103,7 +110,7 @@ class FairQueue(Generic[R]):
             del self._waiting[request.tenant]
 
     def finish(self, request: R) -> None:
-        """A request has ended."""
+        """Records that ``request``, which is not in the queue any more, has ended."""
         self._tenants.close(request.tenant)
         users = self._users[request.tenant]
         users.close(request.user)
@@ -111,12 +118,12 @@ class FairQueue(Generic[R]):
             del self._users[request.tenant]
 
     def charge(self, request: R, tokens: float) -> None:
-        """Charge ``tokens`` to the tenant and the user of ``request``."""
+        """Adds ``tokens`` to the counters of the tenant and the user of ``request``."""
         self._tenants.charge(request.tenant, tokens)
         self._users[request.tenant].charge(request.user, tokens)
 
     def served(self, request: R) -> tuple[float, float]:
-        """What the tenant and the user of ``request`` were given so far: who has less is first."""
+        """Returns the counters of the tenant and the user of ``request``; requests with lower counters are first."""
         return self._tenants.served(request.tenant), self._users[request.tenant].served(request.user)
 
     def _requests(self, request: R) -> deque[R]:
@@ -124,9 +131,10 @@ class FairQueue(Generic[R]):
 
 
 def is_full(under_way: Collection[OfTenant], tenant: str, most: int) -> bool:
-    """Whether another request of ``tenant`` must be refused: ``most`` are under way, and it has its part of them.
+    """Returns whether another request of ``tenant`` must be refused.
 
-    So one tenant cannot fill all places. Together, a few more than ``most`` may be under way.
+    It is refused if at least ``most`` requests are open and ``tenant`` has at least its equal part of them. So one
+    tenant cannot fill the queue, and the number of open requests may exceed ``most`` a little.
     """
     if len(under_way) < most:
         return False
@@ -135,10 +143,11 @@ def is_full(under_way: Collection[OfTenant], tenant: str, most: int) -> bool:
 
 
 def preemption_victim(running: Iterable[R], newcomer: R) -> R | None:
-    """The one of ``running`` (oldest first) that is preempted for ``newcomer``, if any.
+    """Returns the request of ``running`` (oldest first) that must be preempted for ``newcomer``, or None.
 
-    A tenant without a place takes one from the tenant that has most; a user without one, from the user of the same
-    tenant that has most. It is the youngest of that user, and nobody loses his only place.
+    A tenant without a running request takes the place of the tenant with the most running requests; a user without one
+    takes the place of the user of the same tenant with the most. The victim is the newest request of the user with the
+    most running requests. No tenant or user loses its only running request.
     """
     running = list(running)
     tenants = Counter(request.tenant for request in running)

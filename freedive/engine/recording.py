@@ -1,4 +1,4 @@
-"""A request with the answers that it had, to be asked again: the same, or where they differ."""
+"""A recording stores a request and its answers, so that a replay can compare new answers with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from freedive.text.prompt import Prompt
 
 @dataclass(frozen=True)
 class RecordedAnswer:
-    """The tokens of one answer, what ended it, and the ``seed`` that it was sampled with."""
+    """The tokens of one answer, its finish reason, and the ``seed`` of its sampling."""
 
     seed: int
     token_ids: tuple[int, ...]
@@ -24,9 +24,10 @@ class RecordedAnswer:
 
 @dataclass(frozen=True)
 class Recording:
-    """``answers`` to ``request``, ``n`` for each input in their order; ``made_by`` tells of code, machine and settings.
+    """A ``request`` and its ``answers``, ``n`` for each input in the order of the inputs.
 
-    The request says all of its sampling, so that it does not depend on what a model recommends.
+    ``made_by`` describes the code, the machine and the settings. ``request.sampling`` has all fields, so that it does
+    not depend on the defaults that a model recommends.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
@@ -36,12 +37,12 @@ class Recording:
     made_by: Mapping[str, str]
 
     def to_json(self) -> str:
-        """The recording as JSON. UserError where a part of it has none."""
+        """Returns the recording as JSON. Raises UserError if a value cannot be written as JSON."""
         return write_json(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Recording:
-        """The recording that :meth:`to_json` wrote. UserError for anything else."""
+        """Reads a recording that :meth:`to_json` wrote. Raises UserError for any other text."""
         recording = read_json(cls, text)
         request = replace(recording.request, sampling=read_sampling(recording.request.sampling))
         if len(recording.answers) != len(request.inputs) * request.n:
@@ -52,7 +53,10 @@ class Recording:
         return replace(recording, request=request)
 
     def jobs(self, prompts: Sequence[Prompt], sampling: Sampling, max_context: int) -> list[Job]:
-        """One for each answer, as :meth:`freedive.engine.request.GenerationRequest.jobs`, with its seed."""
+        """Returns one job for each answer, with the seed of the answer.
+
+        The arguments are those of :meth:`freedive.engine.request.GenerationRequest.jobs`.
+        """
         return [
             replace(job, sampling=replace(job.sampling, seed=answer.seed))
             for job, answer in zip(self.request.jobs(prompts, sampling, max_context), self.answers, strict=True)
@@ -60,7 +64,10 @@ class Recording:
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """The place of the first token that differs, or that only one of them has; None where they are the same."""
+    """Returns the index of the first token in which ``one`` and ``other`` differ, or None if they are equal.
+
+    If one is a prefix of the other, returns the length of the shorter.
+    """
     if tuple(one) == tuple(other):
         return None
     pairs = enumerate(zip(one, other, strict=False))

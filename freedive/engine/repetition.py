@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 NGRAM = 8
-"""Tokens by which a place is recognised that the answer has been at before."""
+"""Length in tokens of the n-gram whose last occurrence gives the candidate period of a loop."""
 
 MIN_REPEATED = 256
-"""Fewest tokens that are a repetition of those before them, one after the other, in a loop."""
+"""Minimum number of consecutive repeated tokens of a loop."""
 
 MIN_ROUNDS = 3
-"""Fewest times that the repeated part has come again in a loop."""
+"""Minimum number of repetitions of the period of a loop."""
 
 
 class RepetitionDetector:
-    """Follows one answer token by token, at constant cost.
+    """Reads one answer token by token, at constant cost, and detects a loop.
 
-    The distance to where the last n-gram stood before is the period that is tried; it is kept as long as each new token
-    is the one that stands a period before it. Lists, tables and code repeat parts, too, but not all of hundreds of
-    tokens.
+    The candidate period is the distance to the previous occurrence of the last n-gram. It stays while each new token
+    equals the token one period before it. Lists, tables and code repeat parts too, but seldom hundreds of tokens
+    without a change.
     """
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
-        self._places: dict[int, int] = {}  # of n-grams, by their hash: how many tokens there were after it
+        self._places: dict[int, int] = {}  # hash of an n-gram -> number of tokens up to its last occurrence
         self._period = 0
         self._num_repeated = 0
 
     def add(self, token: int) -> bool:
-        """Take note that ``token`` has come; whether the answer is in a loop."""
+        """Adds ``token`` to the answer and returns whether the answer is in a loop."""
         self._tokens.append(token)
         count = len(self._tokens)
         ngram = hash(tuple(self._tokens[-NGRAM:]))

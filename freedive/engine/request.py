@@ -1,4 +1,4 @@
-"""One request to a model, as plain data that can be written down and answered again."""
+"""One request to a model, as plain data that can be written as JSON and run again."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A request to a ``model``: each of ``inputs`` is answered ``n`` times, on behalf of ``scope``.
+    """A request to a ``model`` on behalf of ``scope``: ``n`` answers to each of ``inputs``.
 
-    ``sampling`` holds the fields of :class:`freedive.engine.sampling.Sampling` that the caller sets; the model's
-    maker advises the others. With ``pooling`` the result is embeddings instead of text. ``max_context`` bounds prompt
-    and answer together, in tokens, where that is less than the model's own. A server unloads a model that is not used
-    for ``keep_alive_s``.
+    ``sampling`` has the fields of :class:`freedive.engine.sampling.Sampling` that the caller sets; the others have the
+    values that the model recommends. With ``pooling`` the result is embeddings instead of text. ``max_context`` limits
+    prompt and answer together, in tokens, if it is less than the limit of the model. A server unloads the model after
+    ``keep_alive_s`` seconds without requests.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
@@ -44,23 +44,23 @@ class GenerationRequest:
 
     @property
     def is_guided(self) -> bool:
-        """Whether an answer may have a form, which can take seconds to prepare."""
+        """Whether an input may need a grammar, which can take seconds to compile."""
         return any(each.is_guided for each in self.inputs)
 
     def to_json(self) -> str:
-        """The request as JSON. UserError where a part of it has none."""
+        """Returns the request as JSON. Raises UserError if a value cannot be written as JSON."""
         return write_json(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> GenerationRequest:
-        """The request that :meth:`to_json` wrote. UserError for anything else, unknown names among it."""
+        """Reads a request that :meth:`to_json` wrote. Raises UserError for any other text and for unknown fields."""
         request = read_json(cls, text)
         return replace(request, sampling=read_sampling(request.sampling))
 
     def jobs(self, prompts: Sequence[Prompt], sampling: Sampling, max_context: int) -> list[Job]:
-        """``n`` jobs for each of ``prompts``, which the inputs became, for a model with this ``max_context``.
+        """Returns ``n`` jobs for each of ``prompts``, the prepared inputs, for a model with this ``max_context``.
 
-        Raises ContextLengthExceeded where a prompt leaves no room.
+        Raises ContextLengthExceeded if a prompt leaves no room for an answer.
         """
         return [
             Job(prompt, _seeded(bounded, choice), self.scope, self.pooling)
@@ -70,7 +70,7 @@ class GenerationRequest:
         ]
 
     def _bounded(self, sampling: Sampling, prompt: Prompt, max_context: int) -> Sampling:
-        """``sampling`` with the limit that the request puts on prompt and answer together."""
+        """Returns ``sampling`` with ``max_tokens`` limited by the request's ``max_context``."""
         if self.max_context is None:
             return sampling
         max_context = min(self.max_context, max_context)
@@ -84,18 +84,18 @@ class GenerationRequest:
 def embedding_request(
     model: str, texts: Sequence[str | Sequence[int]], pooling: Pooling = "mean", **others: Any
 ) -> GenerationRequest:
-    """The request for embeddings of ``texts``, each a string or its tokens; ``others`` are further fields."""
+    """Returns a request for embeddings of ``texts``, each a string or its token ids; ``others`` are further fields."""
     inputs = tuple(TextInput(text if isinstance(text, str) else tuple(text)) for text in texts)
     return GenerationRequest(model, inputs, {"max_tokens": 1}, pooling=pooling, **others)
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:
-    """Choices of a seeded request differ from each other, and from run to run they do not."""
+    """Returns ``sampling`` with a seed for each ``choice``: choices differ, but every run gives the same choices."""
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
 
 
 def write_json(value: Any) -> str:
-    """A dataclass as JSON. UserError where a part of it has none."""
+    """Returns a dataclass as JSON. Raises UserError if a value cannot be written as JSON."""
     try:
         return _adapter(cast(Any, type(value))).dump_json(value, indent=1).decode()
     except ValueError as error:
@@ -103,7 +103,10 @@ def write_json(value: Any) -> str:
 
 
 def read_json(kind: type[T], text: str | bytes) -> T:
-    """The ``kind`` that :func:`write_json` wrote; sampling is yet to be read. UserError for anything else."""
+    """Reads a ``kind`` that :func:`write_json` wrote. Raises UserError for any other text.
+
+    It does not check ``sampling``: see :func:`read_sampling`.
+    """
     from pydantic import ValidationError
 
     try:
@@ -114,7 +117,7 @@ def read_json(kind: type[T], text: str | bytes) -> T:
 
 
 def read_sampling(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` from JSON with the types that Sampling has. UserError where they are others."""
+    """Returns ``fields`` from JSON, converted to the types of Sampling. Raises UserError if that is impossible."""
     from pydantic import TypeAdapter, ValidationError
 
     hints = get_type_hints(Sampling)
@@ -127,7 +130,10 @@ def read_sampling(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unreadable(error: ValidationError) -> UserError:
-    """What is told of pydantic's errors: they are of each kind of input in turn, so one of the kind that fits best."""
+    """Returns one of pydantic's errors as a UserError.
+
+    Pydantic reports errors for every type of a union; the type with the fewest errors is likely the intended one.
+    """
     errors = error.errors(include_url=False)
     counts = Counter(each["loc"][:3] for each in errors)
     first = min(errors, key=lambda each: (counts[each["loc"][:3]], each["type"] != "unexpected_keyword_argument"))
@@ -137,6 +143,6 @@ def _unreadable(error: ValidationError) -> UserError:
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter  # imported here: only what writes or reads requests needs it
+    from pydantic import TypeAdapter  # imported here because only reading and writing JSON needs it
 
     return TypeAdapter(kind)

@@ -1,11 +1,11 @@
 """Samples one token from logits; native/sampling.cpp computes the weights and draws.
 
-In this order: repetition penalty, presence and frequency penalties, logit bias; the constraint; temperature; top-k,
-top-p of what top-k left, min-p. Tokens with equal logits are kept or dropped together, except that greedy takes the
-lowest id.
+The order is: repetition penalty, presence and frequency penalties, logit bias; the constraint; temperature; top-k,
+top-p of the tokens that top-k kept, min-p. Tokens with equal logits are kept or dropped together; greedy sampling takes
+the one with the lowest id.
 
-Every draw takes its random number from a hash of (seed, position in the answer), so a token depends on its request and
-its logits alone: not on the rest of the batch, nor on how often the request was interrupted.
+The random number of a draw is a hash of (seed, position in the answer). So a token depends only on its request and its
+logits, not on the rest of the batch or on preemptions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from freedive.native import _native
 
 
 class Sampler:
-    """Chooses the tokens of one request, one call after the other."""
+    """Chooses the tokens of one request; each call chooses the next token."""
 
     def __init__(self, sampling: Sampling, seed: int, prompt: Sequence[int], vocab_size: int) -> None:
         self._sampling = sampling
@@ -33,16 +33,16 @@ class Sampler:
         self._adjustment = Adjustment(sampling, prompt, vocab_size) if sampling.adjusts else None
 
     def __call__(self, logits: Floats, allowed: Bytes | None = None) -> int:
-        """The next token under ``logits`` [vocab_size], which stay as they are, of all or of those ``allowed``.
+        """Returns the next token, given ``logits`` [vocab_size] and the bit mask of ``allowed`` tokens (None: all).
 
-        EngineError on NaN and infinity.
+        It does not change ``logits``. Raises EngineError if the largest logit is NaN or infinite.
         """
         sampling = self._sampling
         if self._adjustment:
             logits = self._adjustment.apply(logits)
         if allowed is not None:
             logits = masked(logits, allowed)
-        token = int(logits.argmax())  # of the NaN, if there is one
+        token = int(logits.argmax())  # the index of a NaN if there is one
         if not math.isfinite(logits[token]):
             raise EngineError("the model produced numbers that are not finite; its weights may be damaged")
         if not sampling.greedy:
@@ -55,7 +55,7 @@ class Sampler:
 
 
 class Adjustment:
-    """Penalties and bias of one request, kept up to date as its answer grows."""
+    """The penalties and the logit bias of one request, updated with each token of its answer."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab_size: int) -> None:
         self._sampling = sampling
@@ -67,7 +67,7 @@ class Adjustment:
             self._offset[token] = bias
 
     def apply(self, logits: Floats) -> Floats:
-        """A copy of ``logits`` with penalties and bias applied."""
+        """Returns a copy of ``logits`` with penalties and bias applied."""
         adjusted = logits.copy()
         penalty = self._sampling.repetition_penalty
         if penalty != 1:
@@ -78,7 +78,7 @@ class Adjustment:
         return adjusted
 
     def count(self, token: int) -> None:
-        """Take note that ``token`` is now part of the answer."""
+        """Updates the penalties for ``token``, which is now part of the answer."""
         sampling = self._sampling
         self._counts[token] += 1
         self._seen[token] = True
@@ -87,14 +87,14 @@ class Adjustment:
 
 
 def masked(logits: Floats, allowed: Bytes) -> Floats:
-    """A copy of ``logits`` in which all but the tokens ``allowed`` have no probability."""
+    """Returns a copy of ``logits`` in which all tokens outside the bit mask ``allowed`` have probability 0."""
     result = np.empty_like(logits)
     _native.mask(logits, allowed, result)
     return result
 
 
 def logprobs(logits: Floats, token: int, num_top: int) -> TokenLogprobs:
-    """Log-probabilities of ``token`` and of the ``num_top`` likeliest tokens; of equals, those with the lowest ids."""
+    """Returns the log-probabilities of ``token`` and of the ``num_top`` likeliest tokens (lower ids first on a tie)."""
     top = float(logits.max())
     log_total = top + math.log(np.exp(logits - top).sum(dtype=np.float64))
     likeliest: list[int] = []
@@ -107,6 +107,6 @@ def logprobs(logits: Floats, token: int, num_top: int) -> TokenLogprobs:
 
 
 def uniform(seed: int, position: int) -> float:
-    """The random number in [0, 1) that belongs to ``position`` of the answer."""
+    """Returns the random number in [0, 1) for ``position`` of the answer."""
     key = seed.to_bytes(8, "little", signed=True) + position.to_bytes(8, "little")
     return (int.from_bytes(blake2b(key, digest_size=8).digest()) >> 12) * 2.0**-52

@@ -1,4 +1,4 @@
-"""Sampling parameters of a request: what they are, and the values that they may have."""
+"""The sampling parameters of a request and their allowed values."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "logprobs": (0, 20),
     "prompt_logprobs": (0, 20),
 }
-"""Lowest and highest value of each number in :class:`Sampling`, both included."""
+"""Minimum and maximum (both allowed) of each number in :class:`Sampling`."""
 
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024
 MAX_STOP_CHARS = 8192
-"""Characters of all stop strings of a request together."""
+"""Maximum number of characters in all stop strings of a request together."""
 
 
 @dataclass(frozen=True)
@@ -37,37 +37,37 @@ class Sampling:
     """
 
     max_tokens: int | None = None
-    """Longest answer in tokens, cut to the room that the context has; None or -1: to its end, 0: no answer."""
+    """Maximum number of tokens of the answer; None or -1 allows all that the context has room for, 0 no answer."""
     temperature: float = 1.0
-    """Divides the logits; 0 (anything below 1e-5) is greedy."""
+    """Divides the logits; 0 (every value below 1e-5) is greedy sampling."""
     top_k: int = 0
-    """Keep the k likeliest tokens; 0 or -1 keeps all."""
+    """Keeps the k likeliest tokens; 0 or -1 keeps all."""
     top_p: float = 1.0
-    """Keep the likeliest tokens that together weigh at least p."""
+    """Keeps the fewest likeliest tokens whose total probability is at least p."""
     min_p: float = 0.0
-    """Keep tokens at least min_p times as likely as the likeliest."""
+    """Keeps the tokens that are at least min_p times as likely as the likeliest token."""
     repetition_penalty: float = 1.0
-    """Divides positive logits, multiplies negative ones, of every token in prompt or answer."""
+    """Divides positive logits and multiplies negative logits of every token that is in the prompt or the answer."""
     presence_penalty: float = 0.0
-    """Subtracted once from the logit of every token in the answer."""
+    """Is subtracted once from the logit of every token that is in the answer."""
     frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token once for each time it stands in the answer."""
+    """Is subtracted from the logit of a token once for each occurrence of the token in the answer."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the logits of single tokens, -100 to 100."""
+    """Is added to the logits of single tokens, by token id; -100 to 100."""
     seed: int | None = None
-    """Same request, same seed, same answer; None draws one, which ``Generation.seed`` tells."""
+    """The same request with the same seed gives the same answer; None draws a seed, which is ``Generation.seed``."""
     stop: tuple[str, ...] = ()
-    """Strings that end the answer and are not part of it; empty ones are dropped."""
+    """Strings that end the answer and are not part of it; empty strings are ignored."""
     stop_token_ids: frozenset[int] = frozenset()
-    """Tokens that end the answer besides the model's own."""
+    """Token ids that end the answer, in addition to the model's end tokens."""
     ignore_eos: bool = False
-    """Go on past the model's own end tokens."""
+    """Continues the answer after the model's end tokens."""
     logprobs: int | None = None
-    """Report each token's log-probability, and that of the n likeliest, under the model's unaltered distribution."""
+    """Reports the log-probability of each token and of the n likeliest, before penalties, bias and temperature."""
     prompt_logprobs: int | None = None
-    """The same for the tokens of the prompt, each after those before it."""
+    """Reports the same for each token of the prompt."""
     repetition_detection: bool = False
-    """End an answer that repeats itself without end, see :mod:`freedive.engine.repetition`."""
+    """Ends an answer that repeats itself in a loop, see :mod:`freedive.engine.repetition`."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
@@ -86,7 +86,7 @@ class Sampling:
                 f"Give at most {MAX_STOPS} strings of up to {MAX_STOP_LENGTH} characters, {MAX_STOP_CHARS} in all",
                 param="stop",
             )
-        # What asks for nothing has one form from here on.
+        # Each setting that is switched off has one value from here on.
         object.__setattr__(self, "max_tokens", None if self.max_tokens == -1 else self.max_tokens)
         object.__setattr__(self, "top_k", max(self.top_k, 0))
         object.__setattr__(self, "stop", tuple(filter(None, self.stop)))
@@ -99,12 +99,12 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken. Below 1e-5 a temperature separates only rounding errors."""
+        """Whether the likeliest token is always chosen: a temperature below 1e-5 amplifies only rounding errors."""
         return self.temperature < 1e-5
 
 
 class SamplingFields(TypedDict, total=False):
-    """The fields of :class:`Sampling`, as keywords of what takes some of them and leaves the others to the model."""
+    """The fields of :class:`Sampling` as optional keyword arguments; the model recommends the values of the others."""
 
     max_tokens: int | None
     temperature: float

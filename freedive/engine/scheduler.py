@@ -23,7 +23,7 @@ from freedive.model.batch import MAX_DRAFT, Batch, StateUpdates
 
 
 class Scheduler:
-    """Schedules steps and allocates pages. Each sequence must fit into the whole cache.
+    """Schedules steps and allocates pages. Each sequence must be small enough to fit into the cache alone.
 
     ``chunk_sizer`` limits the prompt tokens of a step. Without a ``draft_budget`` there is no speculative decoding;
     without ``prefixes`` every token is computed.
@@ -46,11 +46,11 @@ class Scheduler:
         self._free_slots = list(range(max_batch))
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence behind all others of its user."""
+        """Queues a new sequence after the other sequences of its user."""
         self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Remove a waiting or running sequence and free its pages."""
+        """Removes a waiting or running sequence and frees its pages."""
         if sequence.slot < 0:
             self._take(sequence)
         else:
@@ -59,13 +59,14 @@ class Scheduler:
         self.waiting.finish(sequence)
 
     def involved(self) -> list[Sequence]:
-        """The sequences that :meth:`plan` considers: those that run, and the next one to start."""
+        """Returns the sequences that :meth:`plan` reads: all running sequences and the next waiting one."""
         return [*self.running, self.waiting.next()] if self.waiting else list(self.running)
 
     def plan(self) -> StepPlan:
-        """The next step: one token of each decoding request, and prompts in order within the prefill budget.
+        """Returns the next step: one token of each decoding sequence, and prompt tokens within the prefill budget.
 
-        What is cached already is not computed. Where all are decoding, those guesses join that pay.
+        Cached tokens are not computed. If all sequences of the step decode, it also verifies the draft tokens that
+        increase the expected number of tokens per second.
         """
         self._publish(*self.running)
         self._grow()
@@ -78,14 +79,14 @@ class Scheduler:
         ]
         plan = decoding + self._chunks(reading, self.chunk_sizer.chunk if decoding else self.chunk_sizer.max_chunk)
         for scheduled in plan:
-            generated = (GENERATED_WEIGHT - 1) * scheduled.completes  # by the last token, which is one of ``count``
+            generated = (GENERATED_WEIGHT - 1) * scheduled.completes  # num_tokens already counts 1 for this row
             self.waiting.charge(scheduled.sequence, scheduled.num_tokens + generated)
         if plan and self.draft_budget and is_decoding(plan):
             plan = self._with_drafts(plan, self.draft_budget)
         return [self.prefixes.with_saves(scheduled) for scheduled in plan] if self.prefixes else plan
 
     def _chunks(self, reading: abc.Sequence[Sequence], budget: int) -> StepPlan:
-        """What is read of prompts, ``budget`` tokens in all."""
+        """Returns the prompt chunks of the step, at most ``budget`` tokens in all, the least served user first."""
         plan: StepPlan = []
         scored = MAX_SCORED_ROWS
         for sequence in sorted(reading, key=self.waiting.served):
@@ -96,7 +97,7 @@ class Scheduler:
         return plan
 
     def _with_drafts(self, plan: StepPlan, draft_budget: DraftBudget) -> StepPlan:
-        """``plan`` with the draft tokens that are worth checking, as far as pages are free for them."""
+        """Returns ``plan`` with the draft tokens that are worth verifying and for which pages are free."""
         most = min(MAX_DRAFT, self.chunk_sizer.max_chunk // len(plan))
         drafts = [_draft(scheduled.sequence, most) for scheduled in plan]
         counts = draft_budget.choose([draft.accept_probs for draft in drafts])
@@ -108,31 +109,33 @@ class Scheduler:
         ]
 
     def _grow(self) -> None:
-        """Give every running request, oldest first, room for its newest token, at the expense of the youngest."""
+        """Reserves a page for the newest token of every running sequence, oldest first; preempts the newest sequences
+        if pages are missing.
+        """
         for sequence in tuple(self.running):
             while sequence.slot >= 0 and not self.pages.reserve(sequence.slot, len(sequence.tokens)):
                 self._preempt(self.running[-1])
 
     def _make_room(self) -> None:
-        """Where all slots are taken, preempt a sequence of those who have most slots for one who has none."""
+        """Preempts a sequence if no slot is free and the tenant or user of the next waiting sequence has none."""
         if self._free_slots or not self.waiting:
             return
         if sequence := preemption_victim(self.running, self.waiting.next()):
             self._preempt(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the queue; later its prompt and answer so far are computed anew, as far as they are not found."""
+        """Returns a running sequence to the queue; later its tokens are computed again, except for cached pages."""
         self.running.remove(sequence)
         self._release(sequence)
         sequence.restart()
         self.waiting.requeue(sequence)
 
     def _admit(self) -> None:
-        """Start waiting requests while there is room for all their tokens, and a page in hand for each one running."""
+        """Starts waiting sequences while pages are free for their tokens plus one page for each running sequence."""
         while self.waiting and self._free_slots:
             sequence = self.waiting.next()
-            num_held = self.prefixes.num_shared(sequence) if self.prefixes else 0
-            if pages_for(len(sequence.tokens)) - num_held + len(self.running) > self.pages.num_free:
+            num_shared = self.prefixes.num_shared(sequence) if self.prefixes else 0
+            if pages_for(len(sequence.tokens)) - num_shared + len(self.running) > self.pages.num_free:
                 return
             sequence.slot = self._free_slots.pop()
             if self.prefixes:
@@ -142,7 +145,7 @@ class Scheduler:
             self.running.append(sequence)
 
     def _take(self, sequence: Sequence) -> None:
-        """Take ``sequence`` out of the queue, in which the next that was submitted with it goes to the end."""
+        """Removes ``sequence`` from the queue and adds the next sequence of the same submission at its end."""
         self.waiting.take(sequence)
         successor, sequence.successor = sequence.successor, None
         if successor and (following := successor()):
@@ -160,19 +163,19 @@ class Scheduler:
 
 
 def is_decoding(plan: StepPlan) -> bool:
-    """Whether each request has but one pending token: a step that memory limits, in which further rows are cheap."""
+    """Returns whether each sequence has one pending token; memory bandwidth limits such a step, so rows are cheap."""
     return all(scheduled.sequence.num_pending_tokens == 1 for scheduled in plan)
 
 
 def _draft(sequence: Sequence, most: int) -> Draft:
-    """The draft with the highest expected number of accepted tokens; it leaves room for the token sampled after it."""
+    """Returns the draft with the most expected accepted tokens; it leaves room for the token sampled after it."""
     most = max(min(most, sequence.max_length - len(sequence.tokens) - 1), 0)
     drafts = [drafter.draft(sequence.tokens, most) for drafter in (sequence.lookup, sequence.mtp)]
     return max(drafts, key=lambda draft: sum(draft.accept_probs))
 
 
 def to_batch(plan: StepPlan, pages: PageTables) -> Batch:
-    """The batch of a step plan."""
+    """Returns the batch of a step plan."""
     tokens: list[int] = []
     output_rows: list[int] = []
     for scheduled in plan:

@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt's own tokens, collected as the prompt is computed."""
+"""Collects the log-probabilities of a prompt's tokens while the prompt is computed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from freedive.engine.generation import TokenLogprobs
 from freedive.engine.sampler import logprobs
 
 MAX_SCORED_ROWS = 128
-"""Rows of a step whose logits are wanted for scores: of a vocabulary of 150,000, they take 77 MB."""
+"""Maximum number of prompt rows per step whose logits are computed: 77 MB for a vocabulary of 150,000 tokens."""
 
 
 class PromptScores:
-    """Log-probabilities of the tokens of ``prompt``, and of the ``num_top`` likeliest in the place of each.
+    """Log-probabilities of each token of ``prompt``, and of the ``num_top`` likeliest tokens at its position.
 
-    Only numbers are kept, not logits.
+    It does not store the logits.
     """
 
     def __init__(self, prompt: Sequence[int], num_top: int) -> None:
@@ -26,16 +26,16 @@ class PromptScores:
 
     @property
     def complete(self) -> bool:
-        """Whether all tokens have their scores."""
+        """Whether all tokens of the prompt have log-probabilities."""
         return len(self._entries) == len(self._prompt)
 
     def add(self, start: int, logits: Sequence[Floats]) -> None:
-        """Take ``logits`` of the tokens from ``start`` on. Those that were computed before, too, are passed over."""
+        """Adds the ``logits`` of the rows from position ``start`` on; ignores rows that were added before."""
         for place, row in enumerate(logits, start + 1):
             if place == len(self._entries) < len(self._prompt):
                 self._entries.append(logprobs(row, self._prompt[place], self._num_top))
 
     def taken(self) -> Sequence[TokenLogprobs]:
-        """All entries, the first time that this is asked."""
+        """Returns all log-probabilities on the first call, and nothing on later calls."""
         entries, self._is_taken = () if self._is_taken else self._entries, True
         return entries

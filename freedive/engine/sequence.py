@@ -1,4 +1,4 @@
-"""A request while the engine runs it, what a step computes of it, and how its answer grows by one token."""
+"""A sequence is a request inside the engine. This module also defines the plan of a step and samples the next token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from freedive.text.dialects.dialect import Event
 
 
 class Save(NamedTuple):
-    """A copy of a state to be made as it passes ``position``."""
+    """A snapshot to take: a copy of a per-sequence state into ``slot`` when the state is at ``position``."""
 
     position: int
     slot: int
@@ -30,17 +30,19 @@ class Save(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request inside the engine. ``tokens`` are prompt and answer so far.
+    """A request inside the engine.
 
-    The keys and values of the first ``num_cached_tokens`` are cached.
+    ``tokens`` are the prompt and the answer so far; the keys and values of the first ``num_cached_tokens`` are cached.
+    The sequence ends with a token of ``stop_ids`` or when it has ``max_length`` tokens. ``slot`` is its row of the page
+    table, -1 while it waits. It shares pages only with sequences of the same ``cache_salt``. Its first
+    ``num_registered`` pages are registered under ``page_keys``. Its service is charged to ``user`` and ``tenant``. A
+    sequence with a ``pool`` generates no tokens.
 
-    It ends with one of ``stop_ids`` or, at the latest, with ``max_length`` tokens. ``slot`` is its row of the page
-    table, -1 while it waits. It shares pages with requests of the same ``cache_salt`` only: the first
-    ``num_registered`` of its own can be found, by ``page_keys``. It takes a turn of its ``user``, who takes one of its
-    ``tenant``. With a ``pool`` nothing is generated. Its per-sequence state stands at ``state_end``: the tokens from
-    there to ``num_cached_tokens`` were accepted drafts, or it is loaded already and their pages follow; copies of it
-    have been ``saved``. When it starts or is removed, ``successor`` gives the request that is queued next of those that
-    were submitted together.
+    Its per-sequence state is at position ``state_end``. If that is less than ``num_cached_tokens``, the tokens between
+    them are accepted draft tokens, which the next step applies; if it is greater, the state was loaded from a snapshot
+    and pages before it must still be attached. ``saved`` are the snapshots taken and not yet published.
+
+    When the sequence starts or is removed, ``successor`` returns the next sequence of the same submission.
     """
 
     generation: Generation
@@ -70,30 +72,30 @@ class Sequence:
 
     @property
     def num_pending_tokens(self) -> int:
-        """Tokens still to be computed: 1 when decoding."""
+        """Number of tokens still to be computed; 1 when decoding."""
         return len(self.tokens) - self.num_cached_tokens
 
     @property
     def is_scored(self) -> bool:
-        """Whether logits of the prompt are wanted that have not been computed yet."""
+        """Whether log-probabilities of prompt tokens are requested and not complete."""
         return self.scores is not None and not self.scores.complete
 
     @property
     def needs_all(self) -> bool:
-        """Whether all tokens must be computed, since what the model makes of each is wanted."""
+        """Whether every token must be computed, because hidden states or logits of all tokens are requested."""
         return self.pool is not None or self.is_scored
 
     @property
     def is_resuming(self) -> bool:
-        """Whether its state is loaded, and pages before it are still to come."""
+        """Whether its state was loaded from a snapshot and pages before it are still missing."""
         return self.state_end > self.num_cached_tokens
 
     def rewind(self) -> None:
-        """Compute all tokens anew, but for what is found again."""
+        """Marks all tokens as not cached; the prefix cache may find pages again."""
         self.num_cached_tokens = self.num_registered = self.state_end = 0
 
     def restart(self) -> None:
-        """Back to the queue: prompt and answer so far have to be computed anew."""
+        """Resets a preempted sequence, whose prompt and answer so far must be computed again."""
         self.rewind()
         self.slot, self.saved, self.answer_key = -1, [], b""
         self.generation.timings.num_preemptions += 1
@@ -101,9 +103,9 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """What a step computes of a sequence: ``num_tokens`` of its pending tokens, then the tokens of ``draft``.
+    """The part of a step for one sequence: ``num_tokens`` of its pending tokens, then the tokens of ``draft``.
 
-    ``saves`` are snapshots of its per-sequence state.
+    ``saves`` are the snapshots of its per-sequence state that the step takes.
     """
 
     sequence: Sequence
@@ -113,14 +115,14 @@ class ScheduledSequence:
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens of its rows."""
+        """The tokens of the rows of this sequence in the step."""
         start = self.sequence.num_cached_tokens
         return [*self.sequence.tokens[start : start + self.num_tokens], *self.draft]
 
     @property
     def output_rows(self) -> range:
-        """The rows whose logits are needed: all rows of a prompt that is scored; else those of the newest token and
-        of every draft token, if no token is pending afterwards.
+        """The rows whose logits are needed: all rows if prompt log-probabilities are requested; else the rows of the
+        newest token and of every draft token, if no token is pending after the step.
         """
         num_rows = self.num_tokens + len(self.draft)
         if self.sequence.is_scored:
@@ -129,16 +131,16 @@ class ScheduledSequence:
 
     @property
     def completes(self) -> bool:
-        """Whether no token is pending after the step, so that the next can be sampled."""
+        """Whether no token is pending after the step, so that the next token can be sampled."""
         return self.num_tokens == self.sequence.num_pending_tokens
 
 
 StepPlan = list[ScheduledSequence]
-"""A step: one entry for each sequence that takes part."""
+"""The plan of a step: one entry for each sequence in it."""
 
 
 def next_output(sequence: Sequence, logits: Floats) -> TokenOutput:
-    """Choose the next token of ``sequence`` under ``logits``; return its output."""
+    """Samples the next token of ``sequence`` from ``logits`` and returns its output."""
     token = _sample(sequence, logits)
     sequence.tokens.append(token)
     timings, num_top = sequence.generation.timings, sequence.sampling.logprobs
@@ -158,7 +160,7 @@ def next_output(sequence: Sequence, logits: Floats) -> TokenOutput:
 
 
 def empty_output(sequence: Sequence) -> TokenOutput:
-    """The only output of a ``sequence`` that generates no tokens, after its prompt has been computed."""
+    """Returns the only output of a ``sequence`` that generates no tokens, after its prompt has been computed."""
     prompt_logprobs = sequence.scores.taken() if sequence.scores else ()
     return TokenOutput((), (), "length", timings=sequence.generation.timings, prompt_logprobs=prompt_logprobs)
 
@@ -172,7 +174,7 @@ def _sample(sequence: Sequence, logits: Floats) -> int:
 
 
 def _read(sequence: Sequence, token: int) -> tuple[list[Event], FinishReason | None]:
-    """The events that ``token``, the newest of ``sequence``, adds, and why the answer ends with it, if it does."""
+    """Returns the events of ``token``, the newest of ``sequence``, and the finish reason, or None if it continues."""
     stream = sequence.detokenizer
     events = [] if token in sequence.stop_ids else stream.push(token)
     reason = _finish_reason(sequence, token)
@@ -182,7 +184,7 @@ def _read(sequence: Sequence, token: int) -> tuple[list[Event], FinishReason | N
 
 
 def _finish_reason(sequence: Sequence, token: int) -> FinishReason | None:
-    """Why the answer of ``sequence`` ends with ``token``, stop strings aside."""
+    """Returns why the answer ends with ``token``, or None; does not consider stop strings."""
     if token in sequence.stop_ids or (sequence.constraint is not None and sequence.constraint.complete):
         return "stop"
     if len(sequence.tokens) == sequence.max_length:

@@ -1,8 +1,8 @@
-"""Speculative decoding: draft tokens are guessed cheaply and verified as further rows of a step.
+"""Speculative decoding: cheap drafters propose tokens, which are verified as further rows of a step.
 
-A row's logits do not depend on the rows beside it, nor a random draw on anything but its place. So the token that is
-sampled from a row is the one that plain decoding would have sampled; where it is what was guessed, the row behind it
-counts too. Guesses change when tokens come, never which.
+The logits of a row do not depend on other rows, and a random draw depends only on the seed and the position. So the
+token sampled from a row is the token that plain decoding would sample. If it equals the draft token, the next row is
+valid too. Speculation changes the speed, never the tokens.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from typing import NamedTuple
 import numpy as np
 
 NGRAM_SIZES = {2: 0.4, 4: 0.6, 8: 0.8}
-"""Lengths of the n-grams to look up, and how often the next token repeats: in English and in code, before it is known
-for the text at hand."""
+"""Lengths of the n-grams to look up, with the initial acceptance probability of each (typical of English and code)."""
 
 EMA_WEIGHT = 1 / 8
-"""Weight of the newest value in a running average."""
+"""Weight of the newest value in an exponential moving average."""
 
 MAX_AGE_STEPS = 500
-"""Steps after which an average that was not renewed is forgotten."""
+"""Number of steps after which an average that was not updated is dropped."""
 
 PROBE_INTERVAL = 32
-"""Choices from one that is not the best to the next."""
+"""Every ``PROBE_INTERVAL``-th choice is not the best one, to measure its duration."""
 
 
 class Draft(NamedTuple):
@@ -50,7 +49,10 @@ class Drafter(ABC):
         self._guesses: list[tuple[int, int]] = []  # tokens from _start on, each with its kind
 
     def draft(self, tokens: Sequence[int], max_tokens: int) -> Draft:
-        """At most ``max_tokens`` guesses of what follows ``tokens``, prompt and answer so far, which only grow."""
+        """Returns at most ``max_tokens`` draft tokens that may follow ``tokens``, the prompt and the answer so far.
+
+        ``tokens`` must extend the tokens of the previous call.
+        """
         self._learn(tokens)
         self._start, self._guesses = len(tokens), self.guess(tokens, max_tokens)
         accept_probs = accumulate((self._accept_probs[kind] for _, kind in self._guesses), mul)
@@ -64,7 +66,7 @@ class Drafter(ABC):
 
     @abstractmethod
     def guess(self, tokens: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
-        """The guesses with their kinds."""
+        """Returns at most ``max_tokens`` draft tokens as (token, kind)."""
 
 
 class MtpDrafter(Drafter):
@@ -75,7 +77,7 @@ class MtpDrafter(Drafter):
         self._predicted: dict[int, int] = {}
 
     def predict(self, place: int, token: int) -> None:
-        """Expect ``token`` at ``place`` of the text."""
+        """Predicts ``token`` at position ``place`` of the sequence."""
         self._predicted = {place: token}
 
     def guess(self, tokens: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
@@ -84,14 +86,15 @@ class MtpDrafter(Drafter):
 
 
 class PromptLookup(Drafter):
-    """Guesses that what followed the last few tokens where they stood before follows again (Saxena 2023).
+    """Drafts the tokens that followed the last occurrence of the newest n-gram (prompt lookup decoding, Saxena 2023).
 
-    The longest n-gram counts, and its last place. Its length is the kind of the guess; each guess makes it longer.
+    The longest known n-gram is used. The kind of a draft token is the length of the n-gram before it, which grows with
+    every draft token.
     """
 
     def __init__(self) -> None:
         super().__init__(NGRAM_SIZES)
-        self._places: dict[int, int] = {}  # of n-grams, by their hash: where the token after them stands
+        self._places: dict[int, int] = {}  # hash of an n-gram -> position of the token after its last occurrence
         self._num_indexed = 0
 
     def guess(self, tokens: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
@@ -99,7 +102,7 @@ class PromptLookup(Drafter):
         self._index(tokens)
         for size in reversed(NGRAM_SIZES):
             if place := self._places.get(hash(tuple(tokens[-size:]))):
-                period = len(tokens) - place  # a guess that reaches the end of the text goes on with itself
+                period = len(tokens) - place  # a draft that reaches the end of the tokens continues periodically
                 return [
                     (tokens[place + i % period], max(n for n in NGRAM_SIZES if n <= size + i))
                     for i in range(max_tokens)
@@ -116,19 +119,19 @@ class PromptLookup(Drafter):
 class DraftBudget:
     """Decides how many draft tokens a step verifies: the number with the most expected tokens per second.
 
-    What a step takes is measured for every number of rows, as a running average, and lies on straight lines between.
-    Beyond the most rows measured it counts as level, but at most twice as many are tried. An average that has not been
-    renewed for long is forgotten, so that larger steps are tried again; and now and then a step checks one more than
-    seems best, or nothing, so that it stays known what that takes.
+    The duration of a step is a moving average for each number of rows, with linear interpolation between them. Beyond
+    the largest measured number of rows the duration counts as constant, and at most twice as many rows are tried. An
+    average that was not updated for ``MAX_AGE_STEPS`` is dropped, so that larger steps are tried again. Sometimes a
+    step verifies one draft token more than the best number, or none, so that these durations stay known.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
-        self._renewed: dict[int, int] = {}  # by number of rows, like _seconds: when it was measured last, in steps
+        self._renewed: dict[int, int] = {}  # number of rows -> step of the last measurement
         self._num_steps = self._num_choices = 0
 
     def record(self, num_rows: int, seconds: float) -> None:
-        """Take note of what a step took in which every request decoded."""
+        """Records that a step in which every sequence decodes, with ``num_rows`` rows, took ``seconds``."""
         self._num_steps += 1
         average = self._seconds.setdefault(num_rows, seconds)
         self._seconds[num_rows] += (seconds - average) * EMA_WEIGHT
@@ -137,7 +140,7 @@ class DraftBudget:
             del self._seconds[old], self._renewed[old]
 
     def choose(self, accept_probs: Sequence[Sequence[float]]) -> list[int]:
-        """How many draft tokens of each sequence to verify, given the ``accept_probs`` of its :class:`Draft`."""
+        """Returns the number of draft tokens to verify of each sequence, given the ``accept_probs`` of its draft."""
         room = max(2 * max(self._seconds, default=0) - len(accept_probs), 0)
         ranked = sorted(
             ((chance, index) for index, chances in enumerate(accept_probs) for chance in chances), reverse=True

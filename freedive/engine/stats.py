@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineStats:
-    """The engine at one moment. Apart from ``num_pages``, the size of the cache, ``num_*`` count since its start.
+    """The state of the engine at one moment; ``num_*`` count since its start, except ``num_pages``.
 
-    Of the pages, ``known_pages`` can be found by others that begin alike, free ones among them; ``snapshots`` are
-    copies of per-sequence states that others can go on from. Tokens are ``num_computed`` as input, guesses among them,
-    or were found: ``num_cached`` in memory, ``num_restored`` on disk. Of ``num_generated``, ``num_accepted`` had been
-    guessed right, among ``num_drafted`` guesses that were checked.
+    ``running`` and ``waiting`` are numbers of requests. The cache has ``num_pages`` pages, of which ``free_pages`` have
+    no references and ``known_pages`` are registered for reuse, free pages included. ``snapshots`` is the number of
+    snapshots of per-sequence states in memory. ``num_computed`` counts the input tokens of all steps, draft tokens
+    included; ``num_cached`` the tokens reused from memory, and ``num_restored`` those read from disk. ``num_generated``
+    counts sampled tokens; ``num_drafted`` the draft tokens that were verified, and ``num_accepted`` those accepted.
     """
 
     running: int

@@ -1,4 +1,4 @@
-"""Requests submitted together: one entry of the queue, whose sequences start one after the other."""
+"""A submission is a group of requests that form one entry of the queue and start one after the other."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """On whose behalf a request is: the ``tenant`` (the holder of a key), one of its users, and a salt of the cache.
+    """The owner of a request: the ``tenant`` (the owner of a key), one of its users, and a salt of the prefix cache.
 
-    Requests share cached prefixes only if they have the same ``cache_salt``: otherwise the time to the first token
-    would reveal other prompts. Each ``tenant`` gets an equal share of the steps, and each of its users an equal part of
-    that share. Salts and users belong to a tenant: two tenants never share a prefix.
+    Requests share cached prefixes only if they have the same ``cache_salt``; otherwise the time to the first token
+    would reveal other prompts. Each ``tenant`` gets an equal share of the service, and each of its users an equal part
+    of that share. Salts and users belong to a tenant: two tenants never share a prefix.
     """
 
     tenant: str = ""
@@ -31,7 +31,7 @@ class Scope:
 
 
 UNSCOPED = Scope()
-"""Of requests of the process itself."""
+"""The scope of requests that have no tenant, such as those of the Python API."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,12 @@ class Job:
 
 
 class Submission:
-    """Jobs with their generations, of which few have a :class:`Sequence` at any time.
+    """A group of jobs and their generations; it creates the :class:`Sequence` of a job only when it is needed.
 
-    Only the next job waits in the scheduler's queue. The one behind it gets its request, with all that costs memory,
-    when that one starts. So a batch of thousands costs little, and what arrives later is behind one request of it, not
-    behind all. ``sequences`` are those that were made and have not ended. Belongs to the engine thread once submitted.
+    Only the next job waits in the scheduler's queue. When its sequence starts, the sequence of the following job is
+    created and queued. So a group of thousands of jobs needs little memory, and a later request waits behind one job of
+    the group, not behind all. ``sequences`` are those that were created and have not ended. After it was submitted,
+    only the engine thread may use it.
     """
 
     def __init__(
@@ -68,26 +69,26 @@ class Submission:
         self._dropped: set[Generation] = set()
         self._make = make
         self._end = end
-        self._first = make(*jobs[0])  # in the thread of who submits, who learns of faults at once
+        self._first = make(*jobs[0])  # in the caller's thread, so that the caller gets its exception
 
     @property
     def is_queued(self) -> bool:
-        """Whether one of the requests will bring the next when it starts."""
+        """Whether a sequence of this submission will queue the next one when it starts."""
         return any(sequence.successor for sequence in self.sequences.values())
 
     def drop(self, generation: Generation) -> None:
-        """Leave out a job that has no request yet."""
+        """Removes a job that has no sequence yet."""
         self._dropped.add(generation)
 
     def next(self) -> Sequence | None:
-        """The request of the next job. One that cannot be made ends its generation with an error."""
+        """Returns the sequence of the next job, or None. A job whose sequence cannot be created ends with an error."""
         while self._jobs:
             generation, job = self._jobs.popleft()
             if generation in self._dropped:
                 continue
             try:
                 sequence = self._first if self._first.generation is generation else self._make(generation, job)
-            except BaseException as error:  # native code raises other things than exceptions
+            except BaseException as error:  # native code can raise exceptions that do not derive from Exception
                 log.exception("request %s could not be made", generation.id)
                 self._end(generation, EngineError(f"The answer cannot begin: {error}"))
                 continue

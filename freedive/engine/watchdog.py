@@ -1,4 +1,4 @@
-"""Notices that an engine makes no progress."""
+"""Detects an engine that makes no progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Measures the time since the last progress; more than ``limit_s`` seconds mean that the engine has stalled."""
+    """Measures the time since the last progress; an engine without progress for ``limit_s`` seconds has stalled."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
@@ -17,11 +17,11 @@ class Watchdog:
         self._has_stalled = False
 
     def reset(self) -> None:
-        """Record progress."""
+        """Records progress."""
         self._progress_at = time.perf_counter()
 
     def stalled_s(self, is_busy: bool) -> float:
-        """Seconds without progress if they exceed the limit, else 0. Only an engine that ``is_busy`` can stall.
+        """Returns the seconds without progress if they exceed the limit, else 0; an idle engine cannot stall.
 
         Logs the beginning of each stall.
         """

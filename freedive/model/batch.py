@@ -14,22 +14,22 @@ PAGE_TOKENS = 32
 """Tokens in one page of the key-value cache."""
 
 NO_SAVES: Ints = np.zeros((0, 3), np.int32)
-"""For steps that save no state."""
+"""The ``saves`` of a step that copies no state, int32 [0, 3]."""
 
 MAX_DRAFT = 15
-"""Most tokens of a request that a step may compute without knowing whether they will be accepted."""
+"""Maximum number of draft tokens of one request in a step."""
 
 
 @dataclass(frozen=True)
 class StateUpdates:
-    """What a step does to per-sequence states, for each of its S requests; all int32.
+    """How a step updates the per-sequence states of its S requests; all arrays are int32.
 
-    ``slots`` [S]: where the request's state lies. ``begins`` [S]: the position that this state stands at. Tokens from
-    there to the step's start were drafts of the step before: accepted since then, they are applied first. ``ends`` [S]:
-    the position up to which the step moves the state on; its rows behind that are drafts.
+    ``slots`` [S] are the slots of the states. ``begins`` [S] are the positions of the states before the step. Tokens
+    between this position and the start of the step were accepted draft tokens of the previous step; they are applied
+    first. ``ends`` [S] are the positions of the states after the step; rows after them are draft tokens.
 
-    ``saves`` [N, 3]: request, position and slot of copies to be made of a state as it passes a position of
-    begins + 1 .. ends.
+    ``saves`` [N, 3] are the copies to make: the index of the request, the position (begins + 1 .. ends) and the slot
+    that receives the state of this position.
     """
 
     slots: Ints
@@ -39,20 +39,20 @@ class StateUpdates:
 
     @classmethod
     def plain(cls, slots: Ints, starts: Ints, lengths: Ints) -> StateUpdates:
-        """Every state moves on over all of a step's tokens: nothing is drafted, nothing saved."""
+        """Returns updates without draft tokens and copies: each state advances over all tokens of the step."""
         return cls(slots, starts, starts + lengths, NO_SAVES)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens of S requests, T in all, laid end to end.
+    """The input of one step: T tokens of S requests, concatenated.
 
-    ``tokens`` int32 [T]. ``lengths`` int32 [S]: tokens of each request in this step (sums to T). ``starts`` int32 [S]:
-    the position of each request's first token, i.e. how many are cached already. ``pages`` int32 [S, P]: each request's
-    page table, padded with -1; it covers starts + lengths tokens. ``output_rows`` int32 [W]: rows of T whose logits are
-    returned. ``prompts`` int32 [S]: how many tokens of each request, from its first, were given rather than generated:
-    a property of the request, so that what depends on it does not depend on the batch. ``states``: for a model that
-    keeps state of whole sequences.
+    ``tokens`` int32 [T]. ``lengths`` int32 [S]: the number of tokens of each request in this step (their sum is T).
+    ``starts`` int32 [S]: the position of the first of these tokens, which is the number of cached tokens. ``pages``
+    int32 [S, P]: the page table of each request, padded with -1, with room for starts + lengths tokens. ``output_rows``
+    int32 [W]: the rows of T whose logits are returned. ``prompts`` int32 [S]: the length of the prompt of each request;
+    results may depend on it, because it does not change with the batch. ``states``: the updates of per-sequence states,
+    needed if the model has such states.
     """
 
     tokens: Ints
@@ -65,7 +65,10 @@ class Batch:
 
     @classmethod
     def whole(cls, prompts: Sequence[Sequence[int]], *, wants_all: bool = False) -> Batch:
-        """One step of whole ``prompts``, over pages and slots in order: logits of the last rows, or of all rows."""
+        """Returns one step that computes whole ``prompts`` and returns logits of the last row of each, or of all rows.
+
+        Pages and slots are used in order, from 0.
+        """
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         ends, nothing = lengths.cumsum(dtype=np.int32), np.zeros_like(lengths)
         counts = -(-lengths // PAGE_TOKENS)
@@ -84,13 +87,13 @@ class Batch:
 
 
 class Runner(Protocol):
-    """A model with a key-value cache of ``num_pages`` pages, ready to take steps, one caller at a time.
+    """A model with a key-value cache of ``num_pages`` pages that computes steps, for one caller at a time.
 
-    ``drafts`` tells whether it predicts further tokens too. ``boundaries`` are places, counted from the end of a
-    prompt, from which on tokens are computed otherwise than before: what a token leaves in the cache depends, besides
-    on it and the tokens before it, on which of them stand before each. ``page_bytes`` is what the cache takes for a
-    page. ``states`` uint8 [num_slots, slot_bytes] is the memory of per-sequence states: copying a row copies a state. A
-    model that has none has slots of 0 bytes.
+    ``drafts`` is true if :meth:`draft` can predict further tokens. ``boundaries`` are positions relative to the end of
+    the prompt at which the computation of tokens changes (for example its precision). So the cache content of a token
+    depends on the tokens up to it and on which of them are before each boundary. ``page_bytes`` is the size of a page
+    of the cache. ``states`` uint8 [num_slots, slot_bytes] is the memory of per-sequence states: copying a row copies a
+    state. A model without such states has slots of 0 bytes.
     """
 
     vocab_size: int
@@ -106,20 +109,18 @@ class Runner(Protocol):
     def states(self) -> Bytes: ...
 
     def step(self, batch: Batch) -> Floats:
-        """Write keys and values of all tokens into their pages; return logits [W, vocab_size].
+        """Writes the keys and values of all tokens into their pages and returns logits [W, vocab_size].
 
-        Row results do not depend, bit for bit, on the other requests in the batch or on how a prompt was cut.
+        The bits of a row do not depend on the other requests in the batch or on how the prompt was split into chunks.
         """
 
     def draft(self, tokens: Ints, output_rows: Ints) -> Floats:
-        """Right after a step, guess one token further: logits [W, vocab_size] of what follows ``tokens``.
+        """Runs the MTP layer after a step and returns logits [W, vocab_size] of the tokens that follow ``tokens``.
 
-        ``tokens`` int32 [T] are those that followed the step's, row by row; ``output_rows`` are rows of them. All of a
-        request's rows must have gone through, from its first on, for a guess to be a good one.
+        ``tokens`` int32 [T] are the tokens that followed the tokens of the step, row by row. ``output_rows`` int32 [W]
+        are the rows whose logits are returned. The prediction is good only if ``draft`` was called after every step of
+        the request.
         """
 
     def embed(self, output_rows: Ints) -> Floats:
-        """Right after a step, what the model makes of its tokens: the states [W, hidden] at rows ``output_rows`` of it.
-
-        They are those that the output head reads, after the last norm.
-        """
+        """Returns the hidden states [W, hidden] at the rows ``output_rows`` of the last step, after the last norm."""

@@ -1,4 +1,4 @@
-"""The forward pass of a decoder, which every set of operations can run."""
+"""The forward pass of a decoder, written once and run by every implementation of the operations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ W = TypeVar("W")
 
 
 def forward(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
-    """Logits [wanted, vocab] of the step that ``ops`` holds; ``weights`` go by the names of model.params."""
+    """Returns the logits [W, vocab] of the step of ``ops``; ``weights`` have the canonical names of model/params.py."""
     return head(model, weights, states(model, weights, ops), ops)
 
 
 def states(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
-    """What the last layer makes of each token: [T, hidden]."""
+    """Returns the hidden states [T, hidden] after the last layer, before the last norm."""
     x = _embed(model, weights, ops)
     for index, layer in enumerate(model.layers):
         x = _block(index, layer, Scope(weights, f"layers.{index}"), model, x, ops)
@@ -26,7 +26,7 @@ def states(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> V
 
 
 def head(model: spec.ModelSpec, weights: Mapping[str, W], x: V, ops: Ops[V, W], norm: str = "norm") -> V:
-    """Logits [wanted, vocab] from states [T, hidden]."""
+    """Returns the logits [W, vocab] of the output rows of hidden states ``x`` [T, hidden]."""
     x = ops.rms_norm(ops.select(x), weights[norm], model.norm_eps)
     logits = ops.linear(x, weights["embed" if model.tied else "head"], weights.get("head_bias"))
     logits = _scale(logits, model.logit_scale, ops)
@@ -34,25 +34,25 @@ def head(model: spec.ModelSpec, weights: Mapping[str, W], x: V, ops: Ops[V, W], 
 
 
 def embedding(model: spec.ModelSpec, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
-    """What the output head reads: normed states [wanted, hidden] of states [T, hidden]."""
+    """Returns the output rows [W, hidden] of hidden states ``x`` [T, hidden], after the last norm."""
     return ops.rms_norm(ops.select(x), weights["norm"], model.norm_eps)
 
 
 def draft(model: spec.ModelSpec, layer: spec.Layer, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
-    """Logits [wanted, vocab] of the tokens after the next ones: see :func:`draft_states`."""
+    """Returns the MTP logits [W, vocab], which predict the token after the next: see :func:`draft_states`."""
     return head(model, weights, draft_states(model, layer, weights, x, ops), ops, draft_norm(model))
 
 
 def draft_norm(model: spec.ModelSpec) -> str:
-    """The norm of draft states before the output head."""
+    """Returns the name of the norm that is applied to draft states before the output head."""
     return f"layers.{len(model.layers)}.mtp.norm"
 
 
 def draft_states(model: spec.ModelSpec, layer: spec.Layer, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
-    """What the layer of multi-token prediction makes of the next tokens, those that ``ops`` holds: [T, hidden].
+    """Returns the hidden states [T, hidden] after the MTP layer ``layer``, whose input tokens are those of ``ops``.
 
-    ``x`` are the :func:`states` at the tokens before, and ``layer`` is the model's ``mtp``. (DeepSeek-V3, section 2.2;
-    the states are normed for the model's output head first.)
+    ``x`` [T, hidden] are the :func:`states` at the positions before these tokens (DeepSeek-V3, section 2.2). They pass
+    through the norm of the output head first.
     """
     index, eps = len(model.layers), model.norm_eps
     w = Scope(weights, f"layers.{index}")
@@ -63,7 +63,7 @@ def draft_states(model: spec.ModelSpec, layer: spec.Layer, weights: Mapping[str,
 
 
 class Scope(Mapping[str, W]):
-    """The weights under one prefix."""
+    """A view of the weights whose names begin with ``prefix``, by the rest of their names."""
 
     def __init__(self, weights: Mapping[str, W], prefix: str) -> None:
         self._weights = weights
@@ -166,7 +166,10 @@ def _feed(ffn: spec.FeedForward | spec.Experts, w: Mapping[str, W], h: V, ops: O
 
 
 def feed_forward(ffn: spec.FeedForward, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
-    """Of a layer or of one expert; ``w`` has ``gate``, ``up`` and ``down``, with ``_bias`` after each where it has."""
+    """Returns the output [T, hidden] of the feed-forward network of a layer or of one expert.
+
+    ``w`` has ``gate``, ``up`` and ``down``, and their biases (``gate_bias``, ...) if the model has biases.
+    """
     gate, up = _linears(h, w, ("gate", "up"), ops)
     return ops.linear(ops.glu(gate, up, ffn), w["down"], w.get("down_bias"))
 

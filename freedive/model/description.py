@@ -1,6 +1,6 @@
-"""Reads and writes a model description as JSON, and checks it: no number in it is trusted.
+"""Reads and writes a model description as JSON and checks every value in it.
 
-Types, choices and ranges are those that model/spec.py declares; :func:`check` adds how numbers must fit each other.
+The types, choices and ranges are those of model/spec.py. :func:`check` also checks that values are consistent.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from freedive.model.spec import Attention, Experts, LatentAttention, Layer, Mode
 
 MAX_LAYERS = 1000
 MAX_EXPERTS_IN_ALL = 1 << 16
-"""Of all layers together: twice what the largest models have."""
+"""Maximum number of experts of all layers together, twice that of the largest models."""
 
 _LARGEST = 3e38
-"""The largest number of a description is one that float32 holds."""
+"""Maximum absolute value of a number in a description, which float32 can represent."""
 
 Read = Callable[[Any], Any]
-"""JSON -> the value. Raises _Fault."""
+"""Converts a JSON value to a Python value. Raises _Fault if it is invalid."""
 
 
 _JSON_NAMES = {"ModelSpec": "Model", "AttentionTemperature": "Temperature", "mixer": "attention"}
-"""Classes and fields that have another name in JSON, so that files written earlier can be read."""
+"""Names of classes and fields that differ in JSON, so that existing files stay readable."""
 
 
 def _json_name(name: str) -> str:
@@ -34,7 +34,7 @@ def _json_name(name: str) -> str:
 
 
 class _Fault(Exception):
-    """What is wrong with a value, and the path to it, innermost name first."""
+    """An invalid value: ``what`` is wrong with it and the ``path`` to it, innermost name first."""
 
     def __init__(self, what: str, *path: str) -> None:
         super().__init__(what)
@@ -47,7 +47,7 @@ class _Fault(Exception):
 
 
 def to_json(value: Any) -> Any:
-    """A description as JSON: dataclasses are objects that name their class, tuples lists."""
+    """Returns a description as JSON values; a dataclass becomes an object with its class name, a tuple a list."""
     if is_dataclass(value):
         values = {_json_name(f.name): to_json(getattr(value, f.name)) for f in fields(value)}
         return {"class": _json_name(type(value).__name__)} | values
@@ -55,7 +55,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> ModelSpec:
-    """The inverse. Raises UserError, naming the number, for what is no description or describes no possible model."""
+    """Returns the model that :func:`to_json` wrote. Raises UserError with the path of an invalid value."""
     try:
         model: ModelSpec = _reader(ModelSpec)(value)
         for name, fits, what in _rules(model):
@@ -67,17 +67,17 @@ def from_json(value: Any) -> ModelSpec:
 
 
 def check(model: ModelSpec) -> None:
-    """Raise UserError for a model that no description may be of; nothing is listed that a large one has many of."""
+    """Raises UserError if ``model`` has a value that no description may have."""
     from_json(to_json(model))
 
 
 def _rules(model: ModelSpec) -> Iterator[tuple[str, bool, str]]:
-    """What is checked, whether it holds, and what is wrong if it does not."""
+    """Yields each rule as (name of the value, whether it holds, what is wrong if it does not)."""
     num_layers = len(model.layers)
     yield "layers", 1 <= num_layers <= MAX_LAYERS, f"are {num_layers}, not 1 to {MAX_LAYERS}"
     total = sum(layer.ffn.router.num_experts for layer in model.blocks if isinstance(layer.ffn, Experts))
     yield "num_experts", total <= MAX_EXPERTS_IN_ALL, f"make {total} in all layers, more than {MAX_EXPERTS_IN_ALL}"
-    for layer in dict.fromkeys(model.blocks):  # most are alike
+    for layer in dict.fromkeys(model.blocks):  # most layers are equal
         yield from _layer_rules(layer)
 
 
@@ -113,7 +113,7 @@ def _router_rules(router: Router) -> Iterator[tuple[str, bool, str]]:
 
 @cache
 def _reader(hint: Any) -> Read:
-    """What reads values of the type ``hint``."""
+    """Returns the function that reads values of the type ``hint``."""
     origin, args = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
         return _object_reader({_json_name(hint.__name__): hint})  # type: ignore[union-attr]
@@ -131,9 +131,12 @@ def _reader(hint: Any) -> Read:
 
 
 def _object_reader(kinds: Mapping[str, Any]) -> Read:
-    """An object of one of the dataclasses ``kinds``, which it names; it has all fields and no others."""
+    """Returns the function that reads an object of one of the dataclasses ``kinds``.
 
-    @cache  # only now, since dataclasses may hold each other
+    The object has a field ``class`` with the name of the dataclass, and exactly the fields of that dataclass.
+    """
+
+    @cache  # evaluated late, because dataclasses may contain each other
     def readers(kind: Any) -> dict[str, Read]:
         hints = get_type_hints(kind, include_extras=True)
         return {field.name: _reader(hints[field.name]) for field in fields(kind)}
@@ -197,7 +200,7 @@ def _read_flag(value: Any) -> bool:
 
 
 def _read_number(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST:  # nor is NaN
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST:  # refuses NaN too
         raise _Fault(f"is {_quoted(value)}, not a number")
     return float(value)
 

@@ -1,9 +1,9 @@
 """The operations that a forward pass is written in.
 
-Three sets implement them: ``reference`` (numpy, obviously right), ``torch`` (differentiable) and ``native`` (recorded
-once, run fast). A value is whatever a set computes with: an array, or a symbol while recording. Shapes below are
-[T, dim]: T tokens of all requests in a step, laid end to end; which request and position a row belongs to is the set's
-own knowledge.
+There are three implementations: ``reference`` (numpy, simple), ``torch`` (differentiable) and ``native`` (recorded
+once, then run by compiled kernels). A value is an array, a tensor, or a node of a graph while recording. Shapes below
+are [T, dim], where T is the number of tokens of all requests in a step, concatenated. The implementation knows the
+request and the position of each row.
 """
 
 from __future__ import annotations
@@ -21,54 +21,58 @@ class Ops(Protocol[V, W]):
     """``V`` is the type of activations, ``W`` the type of weights: linear [out, in], norm and bias [dim]."""
 
     def embed(self, table: W) -> V:
-        """Rows of ``table`` [vocab, hidden] for the step's tokens: [T, hidden]."""
+        """Returns the rows [T, hidden] of ``table`` [vocab, hidden] for the tokens of the step."""
 
     def select(self, x: V) -> V:
-        """The rows whose logits are wanted: [wanted, dim]."""
+        """Returns the output rows [W, dim] of x, whose logits are needed."""
 
     def rms_norm(self, x: V, weight: W, eps: float) -> V:
-        """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich 2019)."""
+        """Returns x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich 2019)."""
 
     def head_norm(self, x: V, weight: W | None, head_dim: int, eps: float) -> V:
-        """RMS norm of each head of x [T, heads * head_dim] on its own; ``weight`` is [head_dim], or none."""
+        """Returns the RMS norm of each head of x [T, heads * head_dim]; ``weight`` is [head_dim], or None for ones."""
 
     def rope(self, x: V, rope: Rope, head_dim: int) -> V:
         """Rotates the first ``rope.dim`` dimensions of each head by the row's position."""
 
     def scale_by_position(self, q: V, temperature: AttentionTemperature) -> V:
-        """Queries times their position's temperature."""
+        """Multiplies each query by the attention temperature of its position."""
 
     def linear(self, x: V, weight: W, bias: W | None) -> V:
-        """x @ weight.T + bias."""
+        """Returns x @ weight.T + bias."""
 
     def linears(self, x: V, layers: Sequence[tuple[W, W | None]]) -> Sequence[V]:
-        """Several of the same x, by (weight, bias)."""
+        """Returns one :meth:`linear` of x for each (weight, bias)."""
 
     def router_logits(self, x: V, weight: W, bias: W | None) -> V:
-        """The same of a router, which stays exact where training rounds the factors of other products."""
+        """Returns x @ weight.T + bias of a router, which training computes without the rounding of other products."""
 
     def glu(self, gate: V, up: V, ffn: FeedForward) -> V:
-        """``ffn.activation`` of gate and up, both clamped by ``ffn.limit`` first."""
+        """Combines gate and up by ``ffn.activation``, after both are clamped by ``ffn.limit``."""
 
     def feed_forward(self, x: V, ffn: FeedForward, weights: Mapping[str, W]) -> V:
-        """What a layer without experts, or a shared one, makes of x: :func:`freedive.model.decoder.feed_forward`."""
+        """Returns the output of a dense feed-forward network or a shared expert for x [T, hidden].
+
+        See :func:`freedive.model.decoder.feed_forward`.
+        """
 
     def attention(self, q: V, k: V, v: V, sinks: W | None, attn: Attention, layer: int) -> V:
-        """Appends k and v to the layer's cache, then attends causally: [T, num_heads * head_dim]."""
+        """Appends k and v to the cache of ``layer``, and returns causal attention [T, num_heads * head_dim]."""
 
     def latent_attention(self, q: V, kv: V, norm: W, k_b: W, v_b: W, attn: LatentAttention, layer: int) -> V:
-        """Appends kv [T, kv_rank + rope_dim], its latent part normed and the rest rotated, to the layer's cache; then
-        attends causally with the keys and values that ``k_b`` and ``v_b`` make of latents: [T, heads * value_dim].
+        """Appends kv to the cache of ``layer``, and returns causal attention [T, heads * value_dim].
 
-        q is not rotated yet. Tokens of a prompt attend to expanded keys; later ones fold ``k_b`` and ``v_b`` into
-        query and result instead (absorbed), which is the same but for rounding.
+        The latent part of kv [T, kv_rank + rope_dim] is normed and the rest rotated before they are cached. ``k_b`` and
+        ``v_b`` expand latents to keys and values. q is not rotated yet. Prompt tokens attend to expanded keys. Later
+        tokens multiply ``k_b`` into the query and ``v_b`` into the result instead (absorbed), which is equal except for
+        rounding.
         """
 
     def short_conv(self, x: V, taps: W, bias: W | None, conv: ShortConv, layer: int) -> V:
-        """c * (conv(b * x) + bias) for x [T, 3 * dim], which holds b, c and x side by side: [T, dim].
+        """Returns c * (conv(b * x) + bias) [T, dim], where ``x`` [T, 3 * dim] is the concatenation of b, c and x.
 
-        ``taps`` [kernel * dim] are the weights of the oldest token that is seen, then of the next, and so on. The
-        layer's per-sequence state is read and moved on as the step's :class:`freedive.model.batch.StateUpdates` say.
+        ``taps`` [kernel * dim] are the weights of the convolution, those of the oldest token first. The operation
+        updates the per-sequence state of ``layer`` by the step's :class:`freedive.model.batch.StateUpdates`.
         """
 
     def experts(
@@ -80,23 +84,24 @@ class Ops(Protocol[V, W]):
         choice_bias: W | None,
         expert_scale: W | None,
     ) -> V:
-        """The weighted sum of what each token's experts make of it: [T, hidden]. Weights go by ``{expert}.gate``.
+        """Returns the weighted sum [T, hidden] of the outputs of each token's experts.
 
-        A token's experts and their weights follow from its ``logits`` [T, num_experts]; ``choice_bias`` [num_experts]
-        counts for the choice only, and ``expert_scale`` [num_experts] multiplies the weight of an expert.
+        The names in ``weights`` are ``{expert}.gate``, ``{expert}.up`` and ``{expert}.down``. The router ``logits``
+        [T, num_experts] determine the experts of a token and their weights; ``choice_bias`` [num_experts] changes only
+        the choice, and ``expert_scale`` [num_experts] multiplies the weight of each expert.
         """
 
     def gate(self, x: V, gate: V) -> V:
-        """x * sigmoid(gate), gate [T, 1]."""
+        """Returns x * sigmoid(gate) for gate [T, 1]."""
 
     def scale(self, x: V, factor: float) -> V:
-        """x * factor."""
+        """Returns x * factor."""
 
     def softcap(self, x: V, cap: float) -> V:
-        """cap * tanh(x / cap)."""
+        """Returns cap * tanh(x / cap)."""
 
     def clip(self, x: V, limit: float) -> V:
-        """x within -limit .. limit."""
+        """Returns x clamped to -limit .. limit."""
 
     def add(self, x: V, y: V) -> V:
-        """x + y."""
+        """Returns x + y."""

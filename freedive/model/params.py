@@ -15,9 +15,10 @@ Role = Literal["embedding", "linear", "router", "heads", "norm", "bias", "conv"]
 
 @dataclass(frozen=True)
 class Param:
-    """One weight. Matrices are [out, in]; norms and biases are [dim]; ``heads`` are [heads, out, in].
+    """The shape and role of one weight.
 
-    The taps of a convolution are [kernel * dim], those of the oldest token first.
+    Matrices are [out, in], norms and biases [dim], ``heads`` [heads, out, in]. The weights of a convolution are
+    [kernel * dim], those of the oldest token first.
     """
 
     shape: tuple[int, ...]
@@ -33,7 +34,7 @@ Table = dict[str, Param]
 
 @dataclass(frozen=True)
 class ExpertParams:
-    """The weights of the ``count`` experts of a layer. All have the same ``parts``."""
+    """The weights of the ``count`` experts of a layer; each expert has the weights ``parts``."""
 
     count: int
     parts: Table
@@ -49,16 +50,16 @@ _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)")
 
 
 def expert_of(name: str) -> tuple[str, int, str] | None:
-    """The stack, index and part that the canonical name of an expert's weight has: ("layers.3.ffn.experts", 7, "gate").
+    """Splits the canonical name of an expert's weight into ("layers.3.ffn.experts", index, "gate").
 
-    None for a weight that belongs to no expert.
+    Returns None for a weight that belongs to no expert.
     """
     match = _EXPERT.fullmatch(name)
     return (match[1], int(match[2]), match[3]) if match else None
 
 
 def params(spec: ModelSpec) -> Table:
-    """Every weight of ``spec`` by its canonical name, in the order in which a step reads them."""
+    """Returns every weight of ``spec`` by its canonical name, in the order in which a step reads them."""
     table: Table = {}
     for name, entry in entries(spec).items():
         if isinstance(entry, ExpertParams):
@@ -70,7 +71,10 @@ def params(spec: ModelSpec) -> Table:
 
 
 def entries(spec: ModelSpec) -> Entries:
-    """The same with a layer's experts in one entry, ``layers.3.ffn.experts``: what a packed store has a record for."""
+    """Returns every weight of ``spec``, with all experts of a layer as one entry (``layers.3.ffn.experts``).
+
+    A packed store has one record for each entry.
+    """
     table: dict[str, Param | ExpertParams] = {"embed": Param((spec.vocab_size, spec.hidden_dim), "embedding")}
     for index, layer in enumerate(spec.blocks):
         table |= {f"layers.{index}.{name}": entry for name, entry in _layer(layer, spec.hidden_dim).items()}
@@ -166,7 +170,7 @@ def _experts(moe: Experts, hidden: int) -> Entries:
 
 
 def _mtp(hidden: int) -> Table:
-    """What is around the layer that predicts a further token."""
+    """Returns the weights of the MTP module that are not part of its layer."""
     norms = {name: _vector(hidden, "norm") for name in ("embed_norm", "state_norm", "norm")}
     return norms | _linear("embed_proj", hidden, hidden) | _linear("state_proj", hidden, hidden)
 

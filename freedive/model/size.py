@@ -1,4 +1,4 @@
-"""The number of parameters and bytes of a model, the cost of a token, and a summary in words."""
+"""Computes the number of parameters and bytes of a model and the cost of a token, and describes its layers in words."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from freedive.model.spec import (
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters in all, and those that one token reads: of a mixture the chosen experts, of the embedding one row.
+    """Numbers of parameters: ``total``, and ``active``, which one token reads.
 
-    Makers count so (DeepSeek-V3 37B, Kimi K2 32B, gpt-oss 3.6B) or with the whole embedding (Qwen3-30B-A3B 3.3B,
-    Mixtral 12.9B): that is ``active + embedding``. ``embedding`` is 0 where it is the output head too, which a token
-    reads anyway. Layers after the last one, which predict further tokens, are not counted.
+    A token reads its chosen experts and one row of the embedding. Some publishers count active parameters like this
+    (DeepSeek-V3 37B, Kimi K2 32B, gpt-oss 3.6B), others with the whole embedding (Qwen3-30B-A3B 3.3B, Mixtral 12.9B),
+    which is ``active + embedding``. ``embedding`` is 0 if the embedding is also the output head, which every token
+    reads. MTP layers are not counted.
     """
 
     total: int
@@ -35,7 +36,7 @@ class Size:
 
 
 def size(spec: ModelSpec) -> Size:
-    """In numbers, whatever they are stored as."""
+    """Returns the numbers of parameters of ``spec``."""
     table = entries(replace(spec, mtp=None))
     total = sum(entry.size for entry in table.values())
     active = round(sum(entry.size * _share(spec, name) for name, entry in table.items()))
@@ -44,21 +45,21 @@ def size(spec: ModelSpec) -> Size:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of all weights, and of those that one token reads."""
+    """Bytes of all weights (``total``), and of the weights that one token reads (``read``)."""
 
     total: int
     read: int
 
 
 def footprint(spec: ModelSpec, num_bytes: Callable[[str, Param], float]) -> Footprint:
-    """``num_bytes`` tells what a weight takes, by its canonical name."""
+    """Returns the bytes of the weights; ``num_bytes`` returns the bytes of one weight, given its canonical name."""
     stored = {name: num_bytes(name, param) for name, param in params(spec).items()}
     read = sum(taken * _share(spec, name) for name, taken in stored.items())
     return Footprint(round(sum(stored.values())), round(read))
 
 
 def _share(spec: ModelSpec, name: str) -> float:
-    """How much of a weight one token reads, on average."""
+    """Returns the fraction of a weight that one token reads, on average."""
     if name == "embed" and not spec.tied:
         return 1 / spec.vocab_size
     if name.split(".")[2:4] == ["ffn", "experts"]:
@@ -69,27 +70,27 @@ def _share(spec: ModelSpec, name: str) -> float:
 
 
 def cache_dim(spec: ModelSpec) -> int:
-    """Numbers that the cache keeps of one token."""
+    """Returns the number of values that the cache stores for one token."""
     return sum(per_token_dim(layer.mixer.state) for layer in spec.blocks)
 
 
 def state_bytes(spec: ModelSpec) -> int:
-    """Bytes of what is kept once a sequence, whatever its length."""
+    """Returns the bytes of the per-sequence state of one sequence, which does not depend on its length."""
     return sum(4 * part.size for part in spec.per_sequence)
 
 
 def cache_bound(spec: ModelSpec) -> int:
-    """The most numbers that layers with a window or with chunks ever look back at, however long the context is."""
+    """Returns the maximum number of cached values that layers with a window or chunks read, for any context length."""
     return sum(per_token_dim(layer.mixer.state) * _span(layer.mixer) for layer in spec.blocks)
 
 
 def _span(mixer: Mixer) -> int:
-    """Positions that a window or a chunk holds; 0 where attention sees all."""
+    """Returns the number of positions in a window or chunk, or 0 if attention is not limited."""
     return mixer.window or mixer.chunk if isinstance(mixer, Attention) else 0
 
 
 def layers_in_words(spec: ModelSpec) -> list[str]:
-    """Each kind of layer and how many there are, in the order of first appearance: ``58 x latent attention, ...``."""
+    """Describes each kind of layer with its count, in order of first appearance: ``58 x latent attention, ...``."""
     kinds = Counter(f"{_mixer(layer.mixer)}; {_feeder(layer.ffn)}{_norms(layer)}" for layer in spec.layers)
     return [f"{count} x {text}" for text, count in kinds.items()]
 

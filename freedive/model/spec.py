@@ -1,7 +1,7 @@
 """The specification of a decoder as frozen data: no files, no kernels.
 
 A family turns its configuration into a :class:`ModelSpec`; everything else (shapes, the forward pass, memory needs)
-follows from it. Counts are ``num_*``; sizes are ``*_dim``, ranks ``*_rank``. A number that is 0 switches its trait off.
+follows from it. Counts are ``num_*``; sizes are ``*_dim``, ranks ``*_rank``. The value 0 switches a feature off.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 MAX_CONTEXT = 1 << 30
-"""Most tokens of a context that a description may have."""
+"""Maximum context length, in tokens, that a description may have."""
 
 MAX_EXPERTS = 1024
-"""The most experts that a router chooses from: what the kernels have room for."""
+"""Maximum number of experts of a layer that the kernels support."""
 
 
 class Range(NamedTuple):
@@ -25,16 +25,16 @@ class Range(NamedTuple):
 
 
 Count = Annotated[int, Range(1, 4096)]
-"""Heads, or dimensions of one."""
+"""A number of heads, or the dimension of one head."""
 
 Width = Annotated[int, Range(1, 1 << 20)]
-"""Dimensions of a row of activations."""
+"""The dimension of a row of activations."""
 
 Span = Annotated[int, Range(0, MAX_CONTEXT)]
-"""Positions; 0 is all."""
+"""A number of positions; 0 means all positions."""
 
 Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
-"""How gate and up combine: act(gate) * up; or gpt-oss's gate * sigmoid(1.702 gate) * (up + 1)."""
+"""How gate and up are combined: act(gate) * up, or gate * sigmoid(1.702 gate) * (up + 1) for gpt-oss."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class PerToken:
-    """State that a mixer keeps of every token, in pages: ``heads`` rows of ``dim`` numbers in the cache's format."""
+    """State that a mixer stores for every token, in pages: ``heads`` rows of ``dim`` values in the cache format."""
 
     heads: int
     dim: int
@@ -61,9 +61,10 @@ class PerToken:
 
 @dataclass(frozen=True)
 class PerSequence:
-    """State that a mixer keeps once a sequence, in a slot: float32 of ``shape``, zero before the first token.
+    """State that a mixer stores once per sequence, in a slot: float32 of ``shape``, zero before the first token.
 
-    A token changes it by ``input_dim`` numbers. Those of draft tokens are kept apart until the drafts are accepted.
+    Each token updates it with ``input_dim`` values. The values of draft tokens are stored separately until the drafts
+    are accepted.
     """
 
     shape: tuple[int, ...]
@@ -71,17 +72,17 @@ class PerSequence:
 
     @property
     def size(self) -> int:
-        """Numbers of one sequence."""
+        """Number of values of one sequence."""
         return math.prod(self.shape)
 
 
 State = tuple[PerToken | PerSequence, ...]
-"""All that a mixer keeps. Caches, pages, slots, snapshots and sizes follow from it alone."""
+"""The whole state of a mixer; the sizes of caches, pages, slots and snapshots follow from it."""
 
 
 @dataclass(frozen=True)
 class AttentionTemperature:
-    """Queries grow with their position p by log(1 + floor((p + 1) / floor_scale)) * scale + 1 (Llama 4)."""
+    """Queries at position p are multiplied by log(1 + floor((p + 1) / floor_scale)) * scale + 1 (Llama 4)."""
 
     floor_scale: float
     scale: float
@@ -91,10 +92,11 @@ class AttentionTemperature:
 class Attention:
     """Grouped-query attention (Ainslie et al. 2023).
 
-    ``window`` W sees W positions, its own included; ``chunk`` C sees its own run of C positions; 0 sees everything
-    before. ``qk_norm`` is RMS norm of queries and keys: of each ``head``, of the ``full`` projection, or of each head
-    without weights (``l2``). Scores are softcap * tanh(score / softcap). A sink is a learned logit of each head that
-    takes its part of the softmax and gives no value (Xiao et al. 2023; gpt-oss).
+    With ``window`` W, a token attends to the last W positions, its own included. With ``chunk`` C, it attends only to
+    earlier positions in its own block of C positions. With 0, it attends to all earlier positions. ``qk_norm`` is the
+    RMS norm of queries and keys: of each ``head``, of the ``full`` projection, or of each head without weights
+    (``l2``). With ``softcap``, scores are softcap * tanh(score / softcap). A sink is a learned logit of each head that
+    is part of the softmax but has no value (Xiao et al. 2023; gpt-oss).
     """
 
     num_heads: Count
@@ -123,16 +125,16 @@ class Attention:
 
     @property
     def state(self) -> State:
-        """Keys and values."""
+        """The keys and values of each token."""
         return (PerToken(self.num_kv_heads, self.head_dim),) * 2
 
 
 @dataclass(frozen=True)
 class LatentAttention:
-    """Multi-head latent attention (DeepSeek-V2, section 2.1): the cache keeps one latent row of a token for all heads.
+    """Multi-head latent attention (DeepSeek-V2, section 2.1): the cache stores one latent row per token for all heads.
 
-    A query head is ``nope_dim`` dimensions, then ``rope_dim`` rotated ones. ``q_rank`` 0 makes queries straight from
-    the input. Norms of latents have an epsilon of their own.
+    A query head has ``nope_dim`` dimensions without rotation, then ``rope_dim`` rotated dimensions. With ``q_rank`` 0,
+    queries are computed directly from the input. ``latent_eps`` is the epsilon of the norms of latents.
     """
 
     num_heads: Count
@@ -152,7 +154,7 @@ class LatentAttention:
 
     @property
     def state(self) -> State:
-        """The latent that keys and values are made of, and the rotated part of the keys."""
+        """The latent from which keys and values are computed, and the rotated part of the keys."""
         return PerToken(1, self.kv_rank), PerToken(1, self.rope_dim)
 
 
@@ -160,7 +162,7 @@ class LatentAttention:
 class ShortConv:
     """Gated short convolution (LFM2): out(c * conv(b * x)), where b, c, x [T, dim] each are a third of in(h).
 
-    The convolution is causal and depthwise: each dimension is a weighted sum of its last ``kernel`` tokens.
+    The convolution is causal and depthwise: each output value is a weighted sum over the last ``kernel`` tokens.
     """
 
     dim: Width
@@ -169,29 +171,29 @@ class ShortConv:
 
     @property
     def state(self) -> tuple[PerSequence]:
-        """b * x of the tokens that the next one still sees."""
+        """The values b * x of the last ``kernel`` - 1 tokens, which the convolution of the next token reads."""
         return (PerSequence((self.kernel - 1, self.dim), input_dim=self.dim),)
 
 
 Mixer = Attention | LatentAttention | ShortConv
-"""What tokens learn of those before them by."""
+"""The part of a layer that reads earlier tokens: attention or a convolution."""
 
 
 def per_token_dim(state: State) -> int:
-    """Numbers that pages keep of one token."""
+    """Returns the number of values that pages store for one token."""
     return sum(part.heads * part.dim for part in state if isinstance(part, PerToken))
 
 
 def per_sequence(state: State) -> list[PerSequence]:
-    """What slots keep of a sequence."""
+    """Returns the parts of ``state`` that are stored once per sequence."""
     return [part for part in state if isinstance(part, PerSequence)]
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Gated feed-forward: down(activation(gate(x)) * up(x)) (Shazeer 2020).
+    """Gated feed-forward network: down(activation(gate(x)) * up(x)) (Shazeer 2020).
 
-    ``limit`` clamps gate from above and up on both sides before they are combined.
+    ``limit`` clamps gate to at most limit, and up to -limit .. limit, before they are combined.
     """
 
     dim: Width
@@ -202,13 +204,14 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Router:
-    """Which experts a token goes to, and with what weights.
+    """Chooses the experts of each token and their weights.
 
-    Scores are the softmax or sigmoid of a linear's logits; ``choice_bias`` is added for the choice only (Wang et al.
-    2024). With groups, ``num_chosen`` experts come from the ``kept_groups`` whose best (``max``) or best two (``top2``)
-    members score highest, or equally many from ``each`` group. Weights are the chosen scores, divided by their sum if
-    ``renormalise``, times ``scale`` and a learned ``expert_scale``; they multiply an expert's output, or its input.
-    Of equal scores the lower index wins.
+    Scores are the softmax or sigmoid of the router's logits. ``choice_bias`` is added only for the choice (Wang et al.
+    2024). With groups, the ``num_chosen`` experts come from the ``kept_groups`` groups with the highest best score
+    (``max``) or sum of the two best scores (``top2``), or the same number comes from ``each`` group. The weights are
+    the chosen scores, divided by their sum if ``renormalise``, times ``scale`` and a learned ``expert_scale``. A weight
+    multiplies the output of its expert, or the input if ``weighs_input``. If scores are equal, the lower index is
+    chosen.
     """
 
     num_experts: Annotated[int, Range(1, MAX_EXPERTS)]
@@ -227,10 +230,10 @@ class Router:
 
 @dataclass(frozen=True)
 class Experts:
-    """Mixture of experts (Shazeer et al. 2017; DeepSeekMoE, Dai et al. 2024): each token runs a few of many.
+    """Mixture of experts (Shazeer et al. 2017; DeepSeekMoE, Dai et al. 2024): each token runs a few of many experts.
 
-    ``expert`` is the shape of each. ``shared`` runs for every token in addition, times sigmoid(gate(x)) if
-    ``shared_gate``.
+    All experts have the shape ``expert``. The ``shared`` expert runs for every token in addition; with ``shared_gate``
+    its output is multiplied by sigmoid(gate(x)).
     """
 
     router: Router
@@ -250,11 +253,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The specification of a decoder. ``max_context`` is in tokens; ``tied`` shares the embedding with the output head.
+    """The specification of a decoder. ``max_context`` is in tokens; if ``tied``, the output head is the embedding.
 
-    Embeddings, every branch before it is added, and logits are multiplied by their scale; logits are capped last.
-    ``mtp`` predicts, from the state at a token and the embedding of the next, the one after: multi-token prediction
-    (DeepSeek-V3, section 2.2), with the model's embedding and output head. No answer depends on it.
+    ``embed_scale`` multiplies embeddings, ``residual_scale`` every branch before it is added, and ``logit_scale`` the
+    logits, to which ``logit_softcap`` is applied last. ``mtp`` is the layer of multi-token prediction (DeepSeek-V3,
+    section 2.2): from the hidden state at a token and the embedding of the next token it predicts the token after that,
+    with the model's embedding and output head. Answers do not depend on it.
     """
 
     family: str
@@ -273,10 +277,10 @@ class ModelSpec:
 
     @property
     def blocks(self) -> tuple[Layer, ...]:
-        """All that keep a state: ``layers``, then ``mtp``, whose index is the one after the last."""
+        """All layers that have a state: ``layers``, then ``mtp``, whose index is ``len(layers)``."""
         return (*self.layers, self.mtp) if self.mtp else self.layers
 
     @property
     def per_sequence(self) -> list[PerSequence]:
-        """What a slot holds: the per-sequence state of every block, in order."""
+        """The per-sequence states of all layers in order, which a slot stores."""
         return [part for layer in self.blocks for part in per_sequence(layer.mixer.state)]

@@ -124,7 +124,7 @@ def test_many_long_stop_strings_cost_no_more_than_one() -> None:
 
         def step(self, state: int, char: str) -> int:
             while (following := self._next.get((state, char))) is None and state:
-                state, self.num_looks = self._shorter[state], self.num_looks + 1
+                state, self.num_looks = self._suffix_links[state], self.num_looks + 1
             self.num_looks += 1
             return following or 0
 
