@@ -1,10 +1,10 @@
-"""freedive's own block formats, for weights that safetensors files store in several tensors. A row is a run of blocks.
+"""freedive's own block formats, for weights that safetensors files store in several tensors. A row consists of blocks.
 
-    integers    half-float scale | zero point, one byte (formats ending in Z) | codes; a weight is scale * (code - zero)
-    F8G128      float32 scale | 128 codes, e4m3; the last block of a row is filled up with zeros
+    integers    float16 scale | zero point, one byte (formats ending in Z) | codes; a weight is scale * (code - zero)
+    F8G128      float32 scale | 128 codes, e4m3; the last block of a row is padded with zeros
 
-A byte is a code minus 128. With 4 bits, 16 bytes store 32 codes, the first 16 of them in the low nibbles. So Q4_0 and
-Q8_0 are of this kind too.
+An 8-bit code is stored minus 128, as a signed byte. With 4 bits, 16 bytes store 32 codes, the first 16 of them in the
+low nibbles. GGUF's Q4_0 and Q8_0 have the same layout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from freedive.checkpoint.file import BLOCKS
 
 
 class Integers(NamedTuple):
-    """An integer format: bits of a code, inputs that share a scale, and whether each group has a zero point."""
+    """An integer format: bits per code, inputs per group (which share a scale), and whether groups have zero points."""
 
     bits: int
     group: int
@@ -36,13 +36,13 @@ INTEGERS = {
     "I8G128": Integers(8, 128, False),
     "Q8_0": Integers(8, 32, False),
 }
-"""The integer formats, of each kind the widest group first."""
+"""The integer formats; among those with equal bits and zero points, the widest group comes first."""
 
 F8_BLOCK = 128
 
 
 def integer_format(bits: int, group: int, has_zero: bool) -> str | None:
-    """The format with the widest groups that can hold groups of ``group`` inputs without loss, if there is one."""
+    """Returns the format with the widest groups that stores groups of ``group`` inputs without loss, or None."""
     for name, kind in INTEGERS.items():
         if (kind.bits, kind.has_zero) == (bits, has_zero) and group % kind.group == 0:
             return name
@@ -50,10 +50,11 @@ def integer_format(bits: int, group: int, has_zero: bool) -> str | None:
 
 
 def encode_integers(format: str, codes: Bytes, scales: Floats, zeros: npt.NDArray[Any]) -> Bytes:
-    """Unsigned ``codes`` [rows, width] with ``scales`` and ``zeros`` [rows, groups] as blocks [rows, bytes].
+    """Encodes unsigned ``codes`` [rows, width], ``scales`` and ``zeros`` [rows, groups] as blocks [rows, bytes].
 
-    Groups may be wider than the format's. Formats without zero points have them at half the range. Scales become half
-    floats: exactly where they are such, or bfloats of at least 2^-17; where they are too large, infinite.
+    Groups may be wider than those of the format. In a format without zero points, the zero point is half the range of
+    codes. Scales become float16: without loss if they are float16, or bfloat16 of at least 2^-17; too large scales
+    become infinite.
     """
     bits, group, has_zero = INTEGERS[format]
     rows, width = codes.shape
@@ -73,7 +74,7 @@ def encode_integers(format: str, codes: Bytes, scales: Floats, zeros: npt.NDArra
 
 
 def decode_integers(format: str, data: Bytes) -> Floats:
-    """The values [rows, width] of blocks [rows, bytes]."""
+    """Decodes blocks [rows, bytes] to values [rows, width]."""
     bits, group, has_zero = INTEGERS[format]
     blocks = data.reshape(len(data), -1, BLOCKS[format][1])
     scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
@@ -88,7 +89,7 @@ def decode_integers(format: str, data: Bytes) -> Floats:
 
 
 def encode_f8(codes: Bytes, scales: Floats) -> Bytes:
-    """e4m3 ``codes`` [rows, width] with ``scales`` [rows, ceil(width / 128)] as blocks [rows, bytes]."""
+    """Encodes e4m3 ``codes`` [rows, width] and ``scales`` [rows, ceil(width / 128)] as blocks [rows, bytes]."""
     rows, width = codes.shape
     blocks = np.zeros((*scales.shape, 4 + F8_BLOCK), np.uint8)
     blocks[..., :4] = scales[..., None].view(np.uint8)
@@ -99,7 +100,7 @@ def encode_f8(codes: Bytes, scales: Floats) -> Bytes:
 
 
 def decode_f8(data: Bytes, width: int) -> Floats:
-    """The values [rows, width] of blocks [rows, bytes]."""
+    """Decodes blocks [rows, bytes] to values [rows, width]."""
     blocks = data.reshape(len(data), -1, 4 + F8_BLOCK)
     scales = np.ascontiguousarray(blocks[..., :4]).view(np.float32)
     values: Floats = _E4M3[blocks[..., 4:]] * scales
@@ -107,7 +108,7 @@ def decode_f8(data: Bytes, width: int) -> Floats:
 
 
 def _e4m3_table() -> Floats:
-    """The value of every byte: sign, 4 bits of exponent with bias 7, 3 of mantissa; 0x7f and 0xff are NaN."""
+    """Returns the e4m3 value of every byte: sign, 4 exponent bits with bias 7, 3 mantissa bits; 0x7f, 0xff are NaN."""
     byte = np.arange(256)
     exponent, mantissa = byte >> 3 & 15, byte & 7
     size = np.where(exponent > 0, np.ldexp(8.0 + mantissa, exponent - 10), np.ldexp(mantissa + 0.0, -9))

@@ -1,4 +1,4 @@
-"""Converts any format to float32; formats of GGUF with the `gguf` library. Simple and not fast."""
+"""Converts every format to float32, simply and slowly; GGUF formats are converted by the `gguf` library."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ FLOATS = ("F32", "F16", "BF16")
 
 
 def dequantize(tensor: Tensor) -> npt.NDArray[np.float32]:
-    """``tensor`` as float32 of its logical shape; F32 stays a read-only view of the file."""
+    """Returns ``tensor`` as float32 in its logical shape; an F32 tensor stays a read-only view of the file."""
     if tensor.format == "F8G128":
         return decode_f8(tensor.data, tensor.shape[-1]).reshape(tensor.shape)
     if tensor.format in INTEGERS:
         return decode_integers(tensor.format, tensor.data).reshape(tensor.shape)
-    from gguf import GGMLQuantizationType, quants  # only now: a warm start dequantises nothing
+    from gguf import GGMLQuantizationType, quants  # imported here because a warm start dequantises nothing
 
     values: npt.NDArray[np.float32] = quants.dequantize(tensor.data, GGMLQuantizationType[tensor.format])
     return values.reshape(tensor.shape)
 
 
 def as_floats(tensor: Tensor) -> Tensor:
-    """``tensor`` itself if it is F32, F16 or BF16, else dequantised to F16."""
+    """Returns ``tensor`` itself if it is F32, F16 or BF16, else dequantised to F16."""
     if tensor.format in FLOATS:
         return tensor
-    with np.errstate(over="ignore"):  # what half floats cannot hold becomes infinite, and is refused when packed
+    with np.errstate(over="ignore"):  # values beyond the range of float16 become infinite; packing refuses them
         halves = dequantize(tensor).astype(np.float16)
     return replace(tensor, format="F16", source=halves.reshape(-1, tensor.shape[-1]).view(np.uint8))

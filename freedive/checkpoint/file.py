@@ -1,4 +1,4 @@
-"""Code that both container formats share: sizes of blocks, and the layout of tensors with every bound checked."""
+"""Code for both container formats: block sizes, and views of the tensors of a file after every bound was checked."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ BLOCKS = {
     "I4G64Z": (64, 35),
     "I4G128Z": (128, 67),
 }
-"""The formats of weights: name -> (elements, bytes) of one block. Those from F8G128 on are freedive's own: see
-block_formats.py."""
+"""Formats of weights: name -> (elements, bytes) of one block.
+
+The formats from F8G128 on are freedive's own: see block_formats.py."""
 
 PART_FORMATS = {
     "F8_E4M3": (1, 1),
@@ -50,14 +51,14 @@ PART_FORMATS = {
     "I64": (1, 8),
     "F64": (1, 8),
 }
-"""Likewise, for what quantised safetensors weights are made of."""
+"""Formats of the tensors that make up a quantised safetensors weight: name -> (elements, bytes)."""
 
 MAX_TENSORS = 1 << 18
-"""Of one file: with each expert's apart and quantised, the largest models have fewer in all their files."""
+"""Maximum number of tensors of a file, more than the largest models with quantised experts have in all their files."""
 
 
 class Entry(NamedTuple):
-    """A tensor as a header declares it. ``begin`` is its offset in bytes from the start of the file."""
+    """The declaration of a tensor in a header; ``begin`` is its offset in bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -66,7 +67,10 @@ class Entry(NamedTuple):
 
 
 def lay_out(path: Path, mapped: mmap.mmap, entries: Collection[Entry]) -> dict[str, Tensor]:
-    """The tensors of one file as views of its mapped bytes: inside the file, apart from each other, named once."""
+    """Returns the tensors of one file as views of its mapped bytes.
+
+    Raises DamagedFile if a tensor exceeds the file, overlaps another one or occurs twice.
+    """
     everything = np.frombuffer(mapped, np.uint8)
     tensors: dict[str, Tensor] = {}
     previous_end = 0
@@ -88,7 +92,7 @@ def lay_out(path: Path, mapped: mmap.mmap, entries: Collection[Entry]) -> dict[s
 
 
 def _rows(path: Path, entry: Entry) -> tuple[int, int]:
-    """Number of rows and bytes per row; a scalar is one row of one element. A tensor may be empty."""
+    """Returns the number of rows and the bytes per row; a scalar is one row of one element. A tensor may be empty."""
     block, num_bytes = BLOCKS.get(entry.format) or PART_FORMATS[entry.format]
     *outer, width = entry.shape or (1,)
     if width % block:

@@ -1,4 +1,4 @@
-"""Fingerprints of files and code, so that what was made from them is not used after they change."""
+"""Fingerprints of files and code, which show whether data derived from them is still valid."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def stamp(path: Path) -> list[int]:
-    """The file's size, and when its content and its inode last changed, in ns: no program can set the latter."""
+    """Returns the size of the file in bytes and the times of the last content and inode change in nanoseconds.
+
+    Programs cannot set the time of the last inode change.
+    """
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def split_files(path: Path) -> list[Path]:
-    """All files of the GGUF checkpoint of which ``path`` is one (``name-00001-of-00003.gguf``), perhaps the only."""
+    """Returns all files of the GGUF checkpoint that contains ``path``, such as ``name-00001-of-00003.gguf``.
+
+    A checkpoint may have only one file.
+    """
     match = _PART.fullmatch(path.name)
     if match is None:
         return [path]
@@ -27,7 +33,7 @@ def split_files(path: Path) -> list[Path]:
 
 
 def checkpoint_fingerprint(path: Path) -> str:
-    """Differs when any file differs that the weights of the checkpoint at ``path`` are read from."""
+    """Returns a fingerprint that changes when any weight file of the checkpoint at ``path`` changes."""
     if path.is_dir():
         files = sorted(path.iterdir())
     elif path.suffix == ".safetensors":
@@ -38,20 +44,20 @@ def checkpoint_fingerprint(path: Path) -> str:
 
 
 DESCRIBING = ("files.py", "checkpoint/**/*.py", "families/**/*.py", "model/**/*.py")
-"""The code that reads and describes checkpoints."""
+"""Patterns of the code that reads and describes checkpoints."""
 
 COMPUTING = (*DESCRIBING, "engine/*.py", "ops/*.py", "native/_native.*")
-"""The code, too, that computes with them."""
+"""Patterns of the code that reads and describes checkpoints or computes with them."""
 
 
 def code_fingerprint(patterns: Sequence[str]) -> str:
-    """Differs when the code differs that matches ``patterns``: what it made before may be wrong."""
+    """Returns a fingerprint that changes when a file that matches ``patterns`` is changed or installed again."""
     modules = [module for pattern in patterns for module in _PACKAGE.glob(pattern)]
     return repr(sorted((module.name, stamp(module)) for module in modules))
 
 
 def code_digest(patterns: Sequence[str]) -> str:
-    """Differs when the text differs of the code that matches ``patterns``; installing it again changes nothing."""
+    """Returns a digest of the text of the code that matches ``patterns``; installing it again does not change it."""
     digest = sha256()
     for module in sorted(module for pattern in patterns for module in _PACKAGE.glob(pattern)):
         text = module.read_bytes()

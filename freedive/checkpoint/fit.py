@@ -1,4 +1,4 @@
-"""Checks that packed weights match a model description, because kernels trust both."""
+"""Checks that packed weights match a model description, because the kernels check neither."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from freedive.model.spec import ModelSpec
 
 
 def check_fit(model: ModelSpec, weights: Mapping[str, Packed]) -> None:
-    """Raise DamagedStore unless ``weights`` are exactly those of ``model``, in formats that their roles allow."""
+    """Raises DamagedStore unless ``weights`` are exactly those of ``model``, in formats that their roles allow."""
     expected = entries(model)
     for name in (*expected, *weights):
         if name not in weights or name not in expected:

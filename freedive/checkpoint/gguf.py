@@ -1,7 +1,7 @@
-"""Reads GGUF files, versions 2 and 3: mapped, with every length and offset checked before it is used.
+"""Reads GGUF files, versions 2 and 3. Files are mapped; every length and offset is checked before it is used.
 
-The layout is that of docs/gguf.md in ggml. The `gguf` library reads the same files, but trusts their numbers and needs
-seconds for the strings of a large vocabulary. The tests compare with its tables.
+The layout is specified in docs/gguf.md of ggml. The `gguf` library reads the same files, but it does not check their
+numbers and needs seconds for the strings of a large vocabulary. The tests compare with its tables.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ FORMAT_IDS = {
     30: "BF16",
     39: "MXFP4",
 }
-"""ggml's tensor types -> format names."""
+"""ggml tensor type -> format name."""
 
 METADATA_LIMIT = 1 << 27
-"""Bytes of the longest header read; a vocabulary of 260,000 tokens takes a tenth of it."""
+"""Maximum size of a header in bytes; a vocabulary of 260,000 tokens needs a tenth of it."""
 
 _MAX_DIMS = 4
 _STRING, _ARRAY = 8, 9
@@ -46,7 +46,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 def open_gguf(path: Path) -> Checkpoint:
-    """A GGUF file, or all parts of a split one if ``path`` is any of them (``name-00001-of-00003.gguf``)."""
+    """Opens a GGUF file, or all parts of a split file if ``path`` is one of them (``name-00001-of-00003.gguf``)."""
     paths = split_files(path)
     if paths != [path]:
         return _join([_open_part(part) for part in paths], path)
@@ -86,7 +86,7 @@ def _open_part(path: Path) -> Checkpoint:
 
 
 class _Reader:
-    """Reads a header front to back. Counts are never trusted: a false one runs into the end of the buffer."""
+    """Reads a header from front to back; a wrong count ends at the end of the buffer with DamagedFile."""
 
     def __init__(self, path: Path, buffer: memoryview) -> None:
         self.path = path
@@ -95,7 +95,10 @@ class _Reader:
         self._num_values = 0
 
     def preamble(self) -> tuple[int, int]:
-        """Number of tensors and of metadata keys."""
+        """Reads the preamble and returns the numbers of tensors and of metadata keys.
+
+        Raises UserError for another kind of file or an unknown version.
+        """
         if self._buffer[:4].tobytes() != b"GGUF":
             raise UserError(f"{self.path} is neither a GGUF nor a safetensors file", "Name a model's file or folder")
         self.position = 4
@@ -107,7 +110,7 @@ class _Reader:
         return num_tensors, num_keys
 
     def metadata(self, num_keys: int) -> dict[str, Any]:
-        """All keys and values, as plain Python values."""
+        """Reads all keys and values, as plain Python values."""
         config: dict[str, Any] = {}
         for _ in range(num_keys):
             key = self._string()
@@ -118,7 +121,7 @@ class _Reader:
         return config
 
     def tensor(self) -> Entry:
-        """The next tensor's declaration; ``begin`` counts from the start of the data."""
+        """Reads the declaration of the next tensor; its ``begin`` is relative to the start of the data."""
         name = self._string()
         (num_dims,) = self._unpack("<I")
         if not 1 <= num_dims <= _MAX_DIMS:
@@ -145,7 +148,7 @@ class _Reader:
         return self._strings(1)[0]
 
     def _strings(self, count: int) -> list[str]:
-        """``count`` strings; this loop is most of the time that opening takes, so it runs on locals."""
+        """Reads ``count`` strings; this loop takes most of the time of opening a file, so it uses local variables."""
         buffer, position, length_at = self._buffer, self.position, _LENGTH.unpack_from
         strings = []
         try:

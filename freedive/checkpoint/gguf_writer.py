@@ -1,4 +1,4 @@
-"""Writes GGUF files, version 3, in the layout of docs/gguf.md in ggml."""
+"""Writes GGUF files, version 3, in the layout that docs/gguf.md of ggml specifies."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _IDS = {name: number for number, name in FORMAT_IDS.items()}
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Mapping[str, Tensor]) -> None:
-    """Write ``tensors`` under the keys' names, in order, with ``metadata`` before them; one tensor in memory at a time.
+    """Writes ``metadata`` and ``tensors`` in order; only one tensor is in memory at a time.
 
-    Floats are stored in 32 bits; integers in the first that holds them of uint32, int32, uint64, int64, and in arrays
-    of int32, uint32, int64, uint64. Raises UserError for a format that GGUF lacks, and Unavailable where the file
-    cannot be written, leaving nothing.
+    Metadata floats are stored as float32. Integers have the first sufficient type of uint32, int32, uint64, int64; in
+    arrays, of int32, uint32, int64, uint64. Raises UserError for a format that GGUF lacks, and Unavailable if the file
+    cannot be written; then no file is left.
     """
     for name, tensor in tensors.items():
         if tensor.format not in _IDS:
@@ -65,13 +65,13 @@ def _num_bytes(tensor: Tensor) -> int:
 
 
 def _declaration(name: str, tensor: Tensor, start: int) -> bytes:
-    """Name, dimensions from the innermost, type, and place in the data."""
+    """Returns the declaration of a tensor: name, dimensions from the innermost, type, and offset in the data."""
     dims = tensor.shape[::-1] or (1,)
     return _string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, _IDS[tensor.format], start)
 
 
 def _value(value: Value) -> bytes:
-    """A type, then the value; of an array, its elements' type and number too."""
+    """Returns the type and the bytes of a value; for an array, also the type and the number of its elements."""
     if isinstance(value, Scalar):
         kind = _kind([value], (4, 5, 10, 11))
         return struct.pack("<I", kind) + _elements([value], kind)
@@ -80,7 +80,7 @@ def _value(value: Value) -> bytes:
 
 
 def _kind(values: Sequence[Scalar], integers: Sequence[int]) -> int:
-    """The type of all ``values``: of ``integers``, the first that holds them; of no values at all, too."""
+    """Returns the type of all ``values``; for integers and empty arrays, the first sufficient type of ``integers``."""
     if any(isinstance(value, str) for value in values):
         return _STRING
     if any(isinstance(value, float) for value in values):

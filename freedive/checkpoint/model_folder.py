@@ -1,8 +1,8 @@
-"""Model folders: a packed store with a description of its model, which runs without the original files.
+"""Model folders: a packed store and a description of its model, which run without the original files.
 
-The description is JSON, written after the store: the decoder, a GGUF file's metadata if the model comes from one, and
-the stamp of the store. A model folder has both, ``model.fdv`` and ``decoder.json``. A model that does not come from a
-GGUF file also has its tokenizer's files in this folder, unchanged.
+A model folder has ``model.fdv``, the store, and ``decoder.json``, the description, which is written after the store.
+The description contains the model specification, the metadata of the GGUF file if the model comes from one, and the
+stamp of the store. If the model does not come from a GGUF file, the folder also has the files of its tokenizer.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ STORE = "model.fdv"
 DESCRIPTION = "decoder.json"
 
 OpenedStore = tuple[spec.ModelSpec, Checkpoint, WeightStore]
-"""The model, a checkpoint without tensors that has the tokenizer's metadata, and the weights."""
+"""The model, a checkpoint without tensors but with the metadata of the tokenizer, and the weights."""
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether ``path`` is a folder that :func:`write_model_folder` has written to its end."""
+    """Returns whether ``path`` is a folder that :func:`write_model_folder` has completely written."""
     return (path / DESCRIPTION).is_file()
 
 
@@ -43,9 +43,9 @@ def write_model_folder(
     num_threads: int = 1,
     advance: Advance = lambda count: None,
 ) -> None:
-    """Pack ``tensors``, canonical and of the model ``model``, into ``folder``, which exists.
+    """Packs the canonical ``tensors`` of ``model`` into the existing ``folder``.
 
-    ``checkpoint`` is what they come from. Raises Unavailable where the folder cannot be written.
+    ``checkpoint`` is the source of the tensors. Raises Unavailable if the folder cannot be written.
     """
     name_another = "name a folder on another disk"
     write_store(folder / STORE, tensors, num_threads=num_threads, advance=advance, otherwise=name_another)
@@ -53,7 +53,7 @@ def write_model_folder(
 
 
 def read_model_folder(folder: Path) -> OpenedStore:
-    """The model in ``folder``. Raises UserError for a damaged folder, or one that another version has written."""
+    """Opens the model in ``folder``. Raises UserError if the folder is damaged or written by another version."""
     try:
         return open_described(folder / DESCRIPTION, folder / STORE)
     except (DamagedStore, FileNotFoundError) as error:
@@ -63,9 +63,9 @@ def read_model_folder(folder: Path) -> OpenedStore:
 def write_description(
     path: Path, store: Path, model: spec.ModelSpec, checkpoint: Checkpoint, *, otherwise: str = OTHER_DISK, by: str = ""
 ) -> None:
-    """Describe at ``path`` what ``store`` holds, which has just been written or verified. ``by``: with which code.
+    """Writes the description of ``store`` to ``path``; the store must have just been written or verified.
 
-    Raises Unavailable, as :func:`write_store` does.
+    ``by`` is the fingerprint of the code that made the store. Raises Unavailable if the file cannot be written.
     """
     config = checkpoint.config if checkpoint.kind == "gguf" else {}
     about = {"model": to_json(model), "kind": checkpoint.kind, "config": config, "store": stamp(store), "by": by}
@@ -75,10 +75,10 @@ def write_description(
 
 
 def open_described(path: Path, store: Path, *, by: str | None = None) -> OpenedStore:
-    """What ``store`` holds, by the description at ``path``. It is verified unless it is as it was when described.
+    """Opens ``store`` with the description at ``path``; verifies checksums if the store changed since the description.
 
-    Raises UserError where there is no description that this version knows, and DamagedStore where the store is not what
-    is described. With ``by``, the description must have been made by that code, and the store be as it was then.
+    Raises UserError if this version cannot read the description, and DamagedStore if the store does not match it. With
+    ``by``, it also raises UserError if other code made the description or if the store changed since.
     """
     about = read_json(path)
     kind, config = about.get("kind"), about.get("config")

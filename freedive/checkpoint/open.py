@@ -17,17 +17,17 @@ INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 
 PROJECTOR = "mmproj"
-"""Prefix of the names of GGUF files with encoders of images and sound, which are not part of the language model."""
+"""Prefix of the names of GGUF files with image or audio encoders, which are not part of the language model."""
 
 _PART = re.compile(r"-\d{5}-of-(?=\d{5}\.)")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a .gguf file, a .safetensors file with a config.json, or a folder with either; nothing is copied.
+    """Opens a .gguf file, a .safetensors file with a config.json, or a folder with either, without copying data.
 
-    Raises UserError when the file is missing, damaged or of a kind or format that freedive does not read.
+    Raises UserError if the file is missing or damaged, or if freedive does not read its kind or format.
     """
-    if os.path.isdir(path):  # unlike Path.is_dir, false for a path that no file can have
+    if os.path.isdir(path):  # unlike Path.is_dir, it returns False for an invalid path
         return _open_folder(path)
     if path.suffix == ".safetensors":
         return combine(Checkpoint("safetensors", read_json(path.with_name("config.json")), read_file(path)))
@@ -58,7 +58,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 
 
 def _models(folder: Path) -> dict[str, list[Path]]:
-    """The files of each model in ``folder``, by the name of the first; a GGUF file finds its other parts itself."""
+    """Returns the files of each model in ``folder`` by the name of the first file; for GGUF, only the first file."""
     models: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         models.setdefault(_PART.sub("-00001-of-", path.name), []).append(path)

@@ -1,7 +1,7 @@
 """Weights in the layout that the kernels read: see native/formats/format.h.
 
-Weights are packed into records: one tensor, or all weights of one expert of one layer, so that one read fetches it. A
-:class:`freedive.checkpoint.weight_store.WeightStore` holds a model's records.
+Weights are packed into records. A record is one tensor, or all weights of one expert of one layer, so that one read
+loads the expert. A :class:`freedive.checkpoint.weight_store.WeightStore` contains the records of a model.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from freedive.model.params import expert_of
 from freedive.native import _native
 
 FORMATS: Mapping[str, _native.Format] = _native.Format.__members__
-"""The formats that kernels read, by the names that stores have them under."""
+"""Format name in a store -> format of the kernels."""
 
 LAYOUT = "r16k4-3"
-"""Name of the layout; a change makes old stores foreign."""
+"""Name of the layout; stores with another name are packed again."""
 
 ALIGNMENT = 4096
 LINE = 64
 MAX_DIM = 1 << 24
-"""Of a stored tensor: its bytes are far from what 64 bits can count."""
+"""Maximum size of a dimension of a stored tensor, so that its number of bytes cannot overflow 64 bits."""
 
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A weight of the store. ``data`` is uint8, flat; ``shape`` is logical.
+    """A packed weight. ``data`` is one-dimensional uint8; ``shape`` is logical.
 
-    A matrix [out, in] is panels in its own format, a vector plain float32. Heads [heads, out, in] are one matrix of
-    floats after another, each in whole panels.
+    A matrix [out, in] is stored as panels in its format, a vector as float32. Heads [heads, out, in] are stored as one
+    matrix of floats after another, each in whole panels.
     """
 
     format: str
@@ -47,7 +47,7 @@ class PackedTensor:
 
 
 class Part(NamedTuple):
-    """One weight of a record, ``offset`` bytes from its start."""
+    """One weight of a record, at ``offset`` bytes from the start of the record."""
 
     format: str
     shape: tuple[int, ...]
@@ -56,9 +56,9 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedExperts:
-    """The experts of a layer, one record each: that of expert e begins at byte e * ``stride`` of ``data``.
+    """The experts of a layer, one record each; the record of expert e begins at byte e * ``stride`` of ``data``.
 
-    All records have the same ``parts``: gate, up, down, and where there are any, biases (gate_bias, ...).
+    All records have the same ``parts``: gate, up, down, and biases (gate_bias, ...) if the model has them.
     """
 
     count: int
@@ -67,7 +67,7 @@ class PackedExperts:
     data: Bytes
 
     def part(self, expert: int, name: str) -> PackedTensor:
-        """One weight of one expert, in place."""
+        """Returns one weight of one expert as a view of ``data``."""
         format, shape, offset = self.parts[name]
         begin = expert * self.stride + offset
         return PackedTensor(format, shape, self.data[begin : begin + packed_bytes(format, shape)])
@@ -77,9 +77,9 @@ Packed = PackedTensor | PackedExperts
 
 
 def pack(tensor: Tensor, *, num_threads: int = 1) -> PackedTensor:
-    """A matrix as panels in its own format; a vector as float32. Lossless.
+    """Packs a matrix into panels of its format, or a vector into float32, without loss.
 
-    Raises UserError for a scale or a float that is NaN or infinite.
+    Raises UserError if a scale or a float is NaN or infinite.
     """
     if len(tensor.shape) == 1:
         values = dequantize(tensor).astype(np.float32)
@@ -103,7 +103,7 @@ def _not_finite(tensor: Tensor) -> UserError:
 
 
 def _pack_heads(tensor: Tensor, num_threads: int) -> PackedTensor:
-    """Floats stay what they are and the rest becomes F16: kernels multiply these weights from either side."""
+    """Packs heads [heads, out, in]; formats other than floats become F16, because kernels multiply from both sides."""
     data, format = as_floats(tensor).data, _packed_format(tensor)
     out = empty_aligned(packed_bytes(format, tensor.shape))
     for rows, panels in zip(np.split(data, tensor.shape[0]), np.split(out, tensor.shape[0]), strict=True):
@@ -112,14 +112,15 @@ def _pack_heads(tensor: Tensor, num_threads: int) -> PackedTensor:
 
 
 def store_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """What the packed tensors take."""
+    """Returns the number of bytes of the packed ``tensors``."""
     return sum(entry.num_bytes for entry in layout_of(tensors).values())
 
 
 class Entry(NamedTuple):
-    """What a store holds under one name: records of ``stride`` bytes, alike in their parts.
+    """One entry of a store: records of ``stride`` bytes with the same parts.
 
-    A tensor that is no expert's is one record of one part, which has no name. ``offset`` counts from the first entry.
+    A tensor that does not belong to an expert is one record with one part, whose name is empty. ``offset`` is relative
+    to the first entry.
     """
 
     records: list[dict[str, Tensor]]
@@ -132,13 +133,13 @@ class Entry(NamedTuple):
         return len(self.records) * self.stride
 
     def header(self) -> dict[str, Any]:
-        """As JSON, with room for the checksums."""
+        """Returns the entry as JSON values, with zeros in place of the checksums."""
         checksums = [0] * len(self.records)
         return {"stride": self.stride, "parts": self.parts, "checksums": checksums}
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, Entry]:
-    """Entries by name; the tensors of a layer's experts are together in one."""
+    """Returns the entries of a store of ``tensors`` by name; the experts of a layer are one entry."""
     records: dict[str, list[dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         entry, index, part = expert_of(name) or (name, 0, "")
@@ -156,7 +157,7 @@ def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, Entry]:
 
 
 def _record_layout(records: list[dict[str, Tensor]]) -> tuple[dict[str, Part], int]:
-    """Where the parts of each of the ``records`` lie, and how long a record is."""
+    """Returns the parts of each of the ``records``, with their offsets, and the size of a record in bytes."""
     parts: dict[str, Part] = {}
     offset = 0
     for key, tensor in records[0].items():
@@ -183,7 +184,7 @@ def packed_bytes(format: str, shape: tuple[int, ...]) -> int:
 
 
 def alone(packed: PackedExperts) -> Packed:
-    """``packed``, or the tensor that it is if it is no expert's."""
+    """Returns ``packed``, or its only tensor if it does not consist of experts."""
     return packed.part(0, "") if "" in packed.parts else packed
 
 
@@ -192,7 +193,7 @@ def aligned(offset: int, alignment: int = ALIGNMENT) -> int:
 
 
 def empty_aligned(num_bytes: int) -> Bytes:
-    """Uninitialised bytes at an address that the kernels' lines need."""
+    """Returns uninitialised bytes at an address that is a multiple of 64, which the kernels need."""
     memory = np.empty(num_bytes + 64, np.uint8)
     shift = -memory.ctypes.data % 64
     return memory[shift : shift + num_bytes]

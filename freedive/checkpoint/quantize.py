@@ -1,6 +1,7 @@
 """Quantises weights to freedive's own formats, for ``freedive quantize``.
 
-A group's codes and its scale are those with the least squared error among a few candidates; -8 and -128 are used.
+The scale and the codes of a group are those with the least squared error among a few candidates. The codes use the
+full range, -8 and -128 included.
 """
 
 from __future__ import annotations
@@ -27,28 +28,29 @@ FORMATS: dict[Target, tuple[str, ...]] = {
     "i8": ("I8G128", "Q8_0", "BF16"),
     "bf16": ("BF16",),
 }
-"""What matrices become: the first of these formats whose blocks divide their width."""
+"""Target -> candidate formats; a matrix gets the first format whose block size divides its width."""
 
 _CHUNK = 1 << 16
-"""Numbers quantised at once by a thread: they and what is made of them fit its cache."""
+"""Number of values that a thread quantises at once, so that they and the results fit into its cache."""
 
 _REACHES = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8)
-"""Parts of a group's largest magnitude that its extreme code may stand for."""
+"""Candidate values of the extreme code, as fractions of the largest magnitude of the group."""
 
 
 def quantize(
     tensors: Mapping[str, Tensor], params: Mapping[str, Param], target: Target, *, num_threads: int = 1
 ) -> dict[str, Tensor]:
-    """Canonical ``tensors`` with their matrices in ``target``; rows are made when they are asked for.
+    """Returns the canonical ``tensors`` with their matrices in ``target``; rows are computed when they are read.
 
-    Embedding and head, on which a model's answers depend most, keep eight bits; routers and vectors stay as they are.
+    Embedding and output head have at least eight bits, because the answers depend most on them. Routers and vectors are
+    not changed.
     """
     formats = {name: target_format(name, param, tensors[name].format, target) for name, param in params.items()}
     return {name: _converted(tensors[name], format, num_threads) for name, format in formats.items()}
 
 
 def target_format(name: str, param: Param, stored: str, target: Target) -> str:
-    """What the weight with the canonical ``name``, ``stored`` in some format, becomes."""
+    """Returns the new format of the weight with the canonical ``name``, whose present format is ``stored``."""
     if param.role == "embedding" or name == "head":
         target = "bf16" if target == "bf16" else "i8"
     elif param.role == "heads" and target == "bf16":
@@ -87,16 +89,17 @@ def _encoded(values: Floats, format: str) -> Bytes:
     bits, group, _ = INTEGERS[format]
     half = 1 << bits - 1
     groups = values.reshape(len(values), -1, group)
-    with np.errstate(invalid="ignore", over="ignore"):  # packing refuses what is not finite
+    with np.errstate(invalid="ignore", over="ignore"):  # packing refuses values that are not finite
         scales = _scales(groups, half, _REACHES if bits == 4 else (1.0,))
         codes = (_codes(groups, scales, half) + half).astype(np.uint8)
     return encode_integers(format, codes.reshape(values.shape), scales, np.empty(0))
 
 
 def _scales(groups: Floats, half: int, reaches: Iterable[float]) -> Floats:
-    """Scales of [..., group]: the number farthest from zero becomes -half, or half - 1, or is cut there.
+    """Returns the best scale of each group of [..., group].
 
-    For given codes q the best scale is sum(x q) / sum(q q), and what it explains sum(x q)^2 / sum(q q).
+    The candidates map the value farthest from zero to the code -half or half - 1, or clamp it there. For given codes q
+    the best scale is sum(x q) / sum(q q), which reduces the squared error by sum(x q)^2 / sum(q q).
     """
     top = np.take_along_axis(groups, np.abs(groups).argmax(-1, keepdims=True), -1)[..., 0]
     best, scales = np.full(top.shape, -1, np.float32), np.zeros_like(top)
@@ -108,7 +111,7 @@ def _scales(groups: Floats, half: int, reaches: Iterable[float]) -> Floats:
             better = explained * explained / size > best
             best = np.where(better, explained * explained / size, best)
             scales = np.where(better, explained / size, scales)
-    halves: Floats = scales.astype(np.float16).astype(np.float32)  # what is kept; codes are chosen for that
+    halves: Floats = scales.astype(np.float16).astype(np.float32)  # the stored value, for which the codes are chosen
     return np.where(np.isfinite(top), halves, np.float32(np.nan))
 
 
@@ -119,7 +122,7 @@ def _codes(groups: Floats, scales: Floats, half: int) -> Floats:
 
 
 def to_bf16(values: Floats) -> Bytes:
-    """Rounded to nearest even, as rows of bytes."""
+    """Rounds ``values`` to bfloat16 (nearest, ties to even) and returns them as rows of bytes."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     return np.where(np.isfinite(values), rounded, bits >> 16 | 0x40).astype(np.uint16).view(np.uint8)

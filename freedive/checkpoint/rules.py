@@ -1,7 +1,7 @@
 """Rules that convert a maker's tensor names, shapes and row orders to canonical ones, and back.
 
-In names, ``{}`` stands for a number between dots: ``model.layers.{}.mlp.up_proj.weight``. Shapes and
-formats are computed at once; bytes are computed when they are read, one expert at a time.
+In names, ``{}`` stands for a number between dots: ``model.layers.{}.mlp.up_proj.weight``. Shapes and formats are
+computed immediately. Bytes are computed when they are read, one expert at a time.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class Step(Protocol):
     """A reversible change of one tensor."""
 
     def apply(self, tensor: Tensor) -> Tensor:
-        """The maker's -> canonical."""
+        """Converts the maker's tensor to the canonical one."""
 
     def revert(self, tensor: Tensor) -> Tensor:
-        """Canonical -> the maker's."""
+        """Converts the canonical tensor to the maker's."""
 
 
 @dataclass(frozen=True)
 class Permute:
     """The maker interleaves the rows of each head: (0, d/2, 1, d/2 + 1, ...); canonical rows are in order.
 
-    llama.cpp stores the queries and keys of its `llama` architecture in this order, to rotate neighbours where Hugging
-    Face rotates halves. Whole rows move, so this works for quantised formats too.
+    llama.cpp stores the query and key weights of its `llama` architecture in this order, because it rotates neighbours
+    while Hugging Face rotates halves. Only whole rows are moved, so this works for quantised formats too.
     """
 
     head_dim: int
@@ -66,7 +66,7 @@ class Permute:
 
 @dataclass(frozen=True)
 class Transpose:
-    """The maker's last two axes are swapped. Quantised formats, whose blocks this would cut, become F16."""
+    """The last two axes of the maker's weight are swapped; quantised formats, whose blocks this splits, become F16."""
 
     def apply(self, tensor: Tensor) -> Tensor:
         def make() -> Bytes:
@@ -83,7 +83,7 @@ class Transpose:
 
 @dataclass(frozen=True)
 class Add:
-    """The canonical weight is the maker's plus ``term``, in float32: norms that multiply by 1 + weight."""
+    """The canonical weight is the maker's plus ``term``, in float32, for norms that multiply by 1 + weight."""
 
     term: float
 
@@ -110,7 +110,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Halve:
-    """Each row of the maker's weight is two canonical rows. Quantised formats become F16 where this cuts a block."""
+    """Each row of the maker's weight is two canonical rows; a quantised format becomes F16 if this splits a block."""
 
     def apply(self, tensor: Tensor) -> Tensor:
         rows, width = tensor.shape
@@ -148,13 +148,14 @@ class Taps:
 
 @dataclass(frozen=True)
 class Rule:
-    """The maker's tensor ``theirs`` holds the canonical ``ours``, all of them.
+    """The maker's tensor ``theirs`` contains all the canonical weights ``ours``.
 
-    Where ours have one number more than theirs, their last, theirs is a stack [E, ...] of what that number counts.
-    Each goes through ``steps``. Then its rows (the elements of a vector) are ``blocks`` equal runs, each holding an
-    equal share of every one of ours, in order: one run of gate, then up; as many as rows where they alternate; as many
-    as heads where each head has its own keys, then values. Of several rules for the same weight the first whose tensor
-    is there counts.
+    If the names ``ours`` have one number more than ``theirs``, the maker's tensor is a stack [E, ...], and this last
+    number is the index in it. ``steps`` are applied to each item of the stack. After them, the rows of an item (or the
+    elements of a vector) are divided into ``blocks`` equal blocks, and each block contains an equal part of every
+    weight of ``ours``, in order. Examples: 1 block of gate, then up; as many blocks as rows if gate and up alternate;
+    as many blocks as heads if each head has its keys, then its values. If several rules have the same weight, the first
+    one whose tensor exists is used.
     """
 
     theirs: str
@@ -169,9 +170,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Ignore:
-    """The tensor ``theirs`` is not read: it is a buffer, or a copy of a tied weight.
+    """The tensor ``theirs`` is not read, because it is a buffer or a copy of a tied weight.
 
-    A name with ``*`` at its end stands for all tensors with this prefix: parts that are not run.
+    A name that ends with ``*`` means all tensors with this prefix, such as those of parts that are not run.
     """
 
     theirs: str
@@ -181,9 +182,9 @@ Rules = Sequence[Rule | Ignore]
 
 
 def canonical_tensors(checkpoint: Checkpoint, spec: ModelSpec, rules: Rules) -> dict[str, Tensor]:
-    """Exactly the weights of ``params(spec)``, in its order, by canonical name.
+    """Returns the weights of ``params(spec)``, in its order, by canonical name.
 
-    Raises UserError naming, as the maker calls them, tensors that are missing, unexpected or of a wrong shape.
+    Raises UserError with the maker's names of tensors that are missing, unexpected or of a wrong shape.
     """
     expected = params(spec)
     shapes = {name: Tensor(name, param.shape, "F32", _nothing) for name, param in expected.items()}
@@ -205,20 +206,23 @@ def canonical_tensors(checkpoint: Checkpoint, spec: ModelSpec, rules: Rules) -> 
 
 
 def maker_tensors(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    """The inverse: canonical tensors under the maker's names and in the maker's shapes, as for an export."""
+    """Converts canonical tensors to the maker's names and shapes; the inverse of :func:`canonical_tensors`."""
     found = groups(tensors, rules)
     return {theirs: replace(_revert(group, tensors), name=theirs) for theirs, group in found.items()}
 
 
 class Group(NamedTuple):
-    """The canonical weights in one tensor of the maker: names by (index in the stack, index in ``rule.ours``)."""
+    """The canonical weights in one tensor of the maker; ``names`` maps (index in the stack, index in ``rule.ours``)."""
 
     rule: Rule
     names: dict[tuple[int, int], str]
 
 
 def groups(names: Iterable[str], rules: Rules, present: Collection[str] = ()) -> dict[str, Group]:
-    """Canonical ``names`` by the maker's tensor that holds them, of several the first that is ``present``."""
+    """Groups canonical ``names`` by the maker's tensor that contains them.
+
+    If several rules match, it uses the first one whose tensor is ``present``, or the first one if none is.
+    """
     table: dict[str, list[Rule]] = {}
     for entry in rules:
         if isinstance(entry, Rule):
@@ -227,8 +231,8 @@ def groups(names: Iterable[str], rules: Rules, present: Collection[str] = ()) ->
     found: dict[str, Group] = {}
     for name in names:
         pattern, numbers = _split(name)
-        holders = table[pattern]
-        rule = next((rule for rule in holders if rule.theirs.format(*numbers) in present), holders[0])
+        candidates = table[pattern]
+        rule = next((rule for rule in candidates if rule.theirs.format(*numbers) in present), candidates[0])
         theirs = rule.theirs.format(*numbers)
         place = int(numbers[-1]) if rule.stacks else 0, rule.ours.index(pattern)
         found.setdefault(theirs, Group(rule, {})).names[place] = name
@@ -236,7 +240,7 @@ def groups(names: Iterable[str], rules: Rules, present: Collection[str] = ()) ->
 
 
 def _unused(names: Iterable[str], rules: Rules) -> list[str]:
-    """Those of the maker's ``names`` that no rule ignores."""
+    """Returns those of the maker's ``names`` that no rule ignores."""
     ignored = {rule.theirs for rule in rules if isinstance(rule, Ignore)}
     prefixes = tuple(theirs[:-1] for theirs in ignored if theirs.endswith("*"))
     return [
@@ -247,7 +251,7 @@ def _unused(names: Iterable[str], rules: Rules) -> list[str]:
 
 
 def _apply(tensor: Tensor, group: Group, shapes: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-    """The canonical tensors in the maker's ``tensor``."""
+    """Yields the names and values of the canonical tensors in the maker's ``tensor``."""
     rule, names = group
     sizes = [_num_units(shapes[names[0, part]].shape) // rule.blocks for part in range(len(rule.ours))]
     for (index, part), name in names.items():
@@ -261,7 +265,7 @@ def _apply(tensor: Tensor, group: Group, shapes: Mapping[str, Tensor]) -> Iterab
 
 
 def _revert(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The maker's tensor but for its name, from the canonical ones that it holds."""
+    """Returns the maker's tensor, without its name, made from the canonical ``tensors`` of ``group``."""
     rule, names = group
 
     def item(index: int) -> Tensor:
@@ -277,32 +281,32 @@ def _revert(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _item(stack: Tensor, index: int) -> Tensor:
-    """``stack[index]``."""
+    """Returns ``stack[index]``."""
     shape = stack.shape[1:]
     start = index * math.prod(shape[:-1])
     return replace(stack, shape=shape, source=lambda begin, end: stack.rows(start + begin, start + end))
 
 
 def _share(tensor: Tensor, blocks: int, begin: int, end: int, shape: Shape) -> Tensor:
-    """Units ``begin`` to ``end`` of each of ``blocks`` runs."""
-    return _made(tensor, lambda: _runs(tensor, blocks)[:, begin:end], shape)
+    """Returns units ``begin`` to ``end`` of each of the ``blocks`` blocks of ``tensor``."""
+    return _made(tensor, lambda: _split_blocks(tensor, blocks)[:, begin:end], shape)
 
 
 def _joined(parts: Sequence[Tensor], blocks: int) -> Tensor:
-    """The inverse: ``blocks`` runs, in each a share of every one of ``parts``."""
+    """Returns a tensor of ``blocks`` blocks, each with an equal part of every one of ``parts``; inverts _share."""
     if len(parts) == 1:
         return parts[0]
     shape = (sum(_num_units(part.shape) for part in parts), *parts[0].shape[1:][-1:])
-    return _made(parts[0], lambda: np.concatenate([_runs(part, blocks) for part in parts], axis=1), shape)
+    return _made(parts[0], lambda: np.concatenate([_split_blocks(part, blocks) for part in parts], axis=1), shape)
 
 
-def _runs(tensor: Tensor, blocks: int) -> Bytes:
+def _split_blocks(tensor: Tensor, blocks: int) -> Bytes:
     units = _units(tensor)
     return units.reshape(blocks, -1, units.shape[1])
 
 
 def _units(tensor: Tensor) -> Bytes:
-    """What may be moved about, uint8 [num_units, bytes]: rows of a matrix, elements of a vector."""
+    """Returns the units that can be reordered, uint8 [num_units, bytes]: rows of a matrix, elements of a vector."""
     return tensor.data.reshape(_num_units(tensor.shape), -1)
 
 
@@ -311,7 +315,7 @@ def _num_units(shape: Shape) -> int:
 
 
 def _made(tensor: Tensor, make: Callable[[], Bytes], shape: Shape | None = None, format: str | None = None) -> Tensor:
-    """A tensor whose bytes ``make`` gives, else like ``tensor``."""
+    """Returns a tensor like ``tensor`` whose bytes ``make`` computes."""
     shape = shape or tensor.shape
     num_rows = math.prod(shape[:-1])
 
@@ -326,13 +330,15 @@ def _nothing(begin: int, end: int) -> Bytes:
 
 
 def _split(name: str) -> tuple[str, list[str]]:
-    """Pattern and numbers; a brace that a file's own name brings is dropped, so that it cannot pass for a number."""
+    """Splits a name into its pattern and its numbers; drops braces in the name, which would look like a number."""
     parts = _NUMBER.split(name.replace("{", ""))
     return "{}".join(parts[::2]), parts[1::2]
 
 
 def _misfit(tensor: Tensor, shape: Shape, param: Param) -> str | None:
-    """What is wrong with the maker's ``tensor`` of ``shape``; on leading axes of 1 makers do not agree."""
+    """Returns what is wrong with the maker's ``tensor``, or None; ignores leading axes of size 1, which makers add or
+    omit.
+    """
     if tensor.shape != shape and _significant(tensor.shape) != _significant(shape):
         return f"{quote(tensor.name)} is {list(tensor.shape)} instead of {list(shape)}"
     if param.role in ("norm", "bias", "conv", "router") and tensor.format not in FLOATS:

@@ -20,14 +20,14 @@ from freedive.errors import NotFound, UserError
 from freedive.files import JSON_LIMIT, DamagedFile, map_file, parse_json, quote, read_json
 
 DTYPES = {name: num_bytes for name, (_, num_bytes) in PART_FORMATS.items()} | {"F32": 4, "F16": 2, "BF16": 2}
-"""The dtypes freedive reads -> bytes of a number; they are format names too."""
+"""dtype that freedive reads -> bytes of one value; dtypes are also format names."""
 
 _MAX_DIMS = 8
 _SHARD = re.compile(r"[\w.-][\w. -]*(/[\w.-][\w. -]*)*\.safetensors", re.ASCII)
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file."""
+    """Reads the tensors of one file as views of the mapped file. Raises UserError if it is damaged."""
     mapped = map_file(path)
     if len(mapped) < 8:
         raise DamagedFile(path, "it ends inside its header")
@@ -38,11 +38,13 @@ def read_file(path: Path) -> dict[str, Tensor]:
     header.pop("__metadata__", None)
     entries = [_entry(path, start, name, value) for name, value in header.items()]
     laid_out = lay_out(path, mapped, entries)
-    return {name: _narrowed(tensor) for name, tensor in laid_out.items() if 0 not in tensor.shape}  # which says nothing
+    return {
+        name: _narrowed(tensor) for name, tensor in laid_out.items() if 0 not in tensor.shape
+    }  # drops empty tensors
 
 
 def read_shards(name: str, paths: Sequence[Path]) -> dict[str, Tensor]:
-    """The tensors of the parts ``paths`` of one model without an index; ``name`` is that of the first part."""
+    """Reads the tensors of a model without an index; ``paths`` are its parts, ``name`` is the name of the first part."""
     num_parts = int(name.rpartition("-of-")[2].partition(".")[0])
     present = {path.name for path in paths}
     for number in range(1, num_parts + 1):
@@ -59,9 +61,9 @@ def read_shards(name: str, paths: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def read_sharded(index: Path) -> dict[str, Tensor]:
-    """The tensors that ``index`` (model.safetensors.index.json) names and its files hold.
+    """Reads the tensors that ``index`` (model.safetensors.index.json) lists, except those that a file lacks.
 
-    Those that a file lacks may be of parts that are not run; whether one is needed, the description tells.
+    A missing tensor may belong to a part that is not run; :mod:`freedive.checkpoint.rules` refuses the model otherwise.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -72,9 +74,9 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], otherwise: str) -> None:
-    """Write ``tensors`` in order, one of them in memory at a time.
+    """Writes ``tensors`` in order; only one tensor is in memory at a time.
 
-    Raises Unavailable where the file cannot be written; ``otherwise`` is what a user may do who cannot make room.
+    Raises Unavailable if the file cannot be written; ``otherwise`` is the remedy if the user cannot free disk space.
     """
     header, end = {}, 0
     for name, tensor in tensors.items():
@@ -88,14 +90,14 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], otherwise: str)
 
 
 def _beside(index: Path, shard: object) -> Path:
-    """The file ``shard`` in the index's folder or one below; an index never reaches beyond that."""
+    """Returns the path of ``shard``, which must be in the folder of ``index`` or below. Raises DamagedFile if not."""
     if not isinstance(shard, str) or not _SHARD.fullmatch(shard) or ".." in shard.split("/"):
         raise DamagedFile(index, f"it names {quote(shard)}, which is no .safetensors file in its folder")
     return index.parent / shard
 
 
 def _narrowed(tensor: Tensor) -> Tensor:
-    """Numbers of 64 bits as ones of 32."""
+    """Converts an F64 tensor to F32; returns other tensors unchanged."""
     if tensor.format != "F64":
         return tensor
 
@@ -106,7 +108,7 @@ def _narrowed(tensor: Tensor) -> Tensor:
 
 
 def _entry(path: Path, start: int, name: str, value: Any) -> Entry:
-    """The header's value for one tensor, its byte range checked against dtype and shape."""
+    """Reads the header entry of one tensor and checks its byte range against its dtype and shape."""
     match value:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]} if len(shape) <= _MAX_DIMS:
             numbers = [*shape, begin, end]

@@ -12,7 +12,7 @@ from freedive.arrays import Bytes
 
 @dataclass(frozen=True)
 class Tensor:
-    """Bytes of one tensor, usually memory-mapped, never copied until read.
+    """The bytes of one tensor, usually memory-mapped; they are not copied before they are read.
 
     ``shape`` is row-major and logical (elements, not blocks): a linear weight is (out, in). ``format`` is a name of
     :data:`freedive.checkpoint.file.BLOCKS`. Rows run over all but the last axis. ``source`` is the data, uint8
@@ -26,17 +26,17 @@ class Tensor:
 
     @property
     def data(self) -> Bytes:
-        """uint8 [num_rows, bytes per row]."""
+        """The data, uint8 [num_rows, bytes per row]."""
         return self.source(0, math.prod(self.shape[:-1])) if callable(self.source) else self.source
 
     def rows(self, begin: int, end: int) -> Bytes:
-        """Rows ``begin`` to ``end`` of the data, without making the others."""
+        """Returns rows ``begin`` to ``end`` (excluded) of the data, without computing other rows."""
         return self.source(begin, end) if callable(self.source) else self.source[begin:end]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened model: its description as the maker wrote it, and its tensors by the maker's names.
+    """An opened model: the maker's configuration, and the tensors by the maker's names.
 
     ``kind`` is "gguf" or "safetensors". ``config`` is GGUF metadata (key -> value) or the parsed config.json.
     """

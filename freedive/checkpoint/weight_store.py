@@ -1,8 +1,8 @@
-"""The weight store: a model's packed weights, made once and then mapped.
+"""The weight store: the packed weights of a model, written once and then mapped.
 
     magic | header length, uint64 | header checksum, uint64 | header JSON | records, each of whole 4 KiB pages
 
-A store appears under its name only when whole; every record has a checksum.
+A store gets its file name when it is complete. Every record has a checksum.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ MAGIC = b"freedive packed\n"
 
 
 class DamagedStore(Exception):
-    """A store that is cut short, altered, or of another layout; packing again repairs it."""
+    """A store is truncated, changed or of another layout; packing the model again repairs it."""
 
 
 class WeightStore(Mapping[str, Packed]):
-    """A model's packed weights by canonical name; a layer's experts are one entry.
+    """The packed weights of a model by canonical name; the experts of a layer are one entry.
 
-    ``path`` is the file that they are mapped from, or None for weights that were packed in memory.
+    ``path`` is the mapped file, or None if the weights were packed in memory.
     """
 
     def __init__(self, entries: Mapping[str, Packed], path: Path | None = None) -> None:
@@ -70,18 +70,18 @@ class WeightStore(Mapping[str, Packed]):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all weights, whether in memory or still on disk."""
+        """Bytes of all weights, in memory and on disk."""
         return sum(self.bytes_by_part().values())
 
     def bytes_by_part(self) -> dict[str, int]:
-        """Bytes of the embedding, of routed experts, and of all other weights (dense)."""
+        """Returns the bytes of the embedding, of the routed experts, and of all other weights (dense)."""
         sizes = {"embedding": 0, "experts": 0, "dense": 0}
         for name, packed in self._entries.items():
             sizes[_part_of(name, packed)] += packed.data.nbytes
         return sizes
 
     def resident_bytes(self) -> int:
-        """Bytes that are in physical memory now, as the system counts pages of 4 KiB. May be called from any thread."""
+        """Returns the bytes that are in physical memory now, in pages of 4 KiB. May be called from any thread."""
         return sum(_native.resident_bytes(packed.data) for packed in self._entries.values())
 
 
@@ -92,7 +92,7 @@ def _part_of(name: str, packed: Packed) -> str:
 
 
 def pack_model(tensors: Mapping[str, Tensor], *, num_threads: int = 1) -> WeightStore:
-    """What a store of ``tensors`` gives when it is opened, in memory."""
+    """Packs ``tensors`` in memory; the result equals that of :func:`write_store` and :func:`open_store`."""
     model: dict[str, Packed] = {}
     for name, entry in layout_of(tensors).items():
         packed = PackedExperts(len(entry.records), entry.stride, entry.parts, empty_aligned(entry.num_bytes))
@@ -112,14 +112,17 @@ def write_store(
     otherwise: str = OTHER_DISK,
     code: str = "",
 ) -> None:
-    """Pack every tensor into a new store at ``path``. Raises Unavailable where it cannot be written, leaving nothing.
+    """Packs every tensor into a new store at ``path``.
 
-    ``advance`` is told the bytes written, of :func:`store_bytes` in all. ``otherwise`` is what a user may do who cannot
-    make room. ``code`` is the digest of what made the tensors: see :func:`open_store`.
+    Raises Unavailable if the file cannot be written; then no file is left. It calls ``advance`` with numbers of bytes
+    written, whose sum is :func:`store_bytes`. ``otherwise`` is the remedy if the user cannot free disk space. ``code``
+    is the digest of the code that made the tensors: see :func:`open_store`.
     """
     entries = layout_of(tensors)
     headers = {name: entry.header() for name, entry in entries.items()}
-    start = aligned(len(json.dumps(headers)) + 20 * len(tensors) + ALIGNMENT)  # checksums are not known yet
+    start = aligned(
+        len(json.dumps(headers)) + 20 * len(tensors) + ALIGNMENT
+    )  # leaves room for checksums, not yet known
     total = sum(entry.num_bytes for entry in entries.values())
     with new_file(path, "The packed model", total, otherwise) as file:
         pages = HugePages(file)
@@ -138,9 +141,9 @@ def write_store(
 
 
 def remove_others(store: Path) -> None:
-    """Delete the stores and descriptions in the folder of ``store`` that were made before it, of the same model.
+    """Deletes the older stores and descriptions of the same model, which are in the folder of ``store``.
 
-    Who runs one of them keeps it until the end.
+    A process that has mapped one of them can use it until it ends.
     """
     for path in store.parent.iterdir():
         if path.suffix in (".fdv", ".json") and path.stem != store.stem:
@@ -149,10 +152,11 @@ def remove_others(store: Path) -> None:
 
 
 def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> WeightStore:
-    """The tensors of a store, mapped; ``proven``: it is as it was when written or last verified.
+    """Opens a store and maps its weights.
 
-    With ``code`` it must have been made by the code of this digest: what it makes differently reaches who has a store.
-    Raises DamagedStore, or FileNotFoundError.
+    It verifies the checksums unless ``proven``, which says that the store did not change since it was written or last
+    verified. With ``code``, the store must have been made by the code with this digest, so that a store of older code
+    is not used. Raises DamagedStore if the store cannot be used, and FileNotFoundError if it does not exist.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -172,7 +176,7 @@ def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> 
 
 
 def _records(name: str, header: Any, rest: Bytes) -> PackedExperts:
-    """An entry from its header, each of whose numbers is checked, and the ``rest`` of the file: it comes first."""
+    """Returns the entry ``name``, whose records are at the beginning of ``rest``; checks every number of ``header``."""
     entry, what = _object(header, name), quote(name)
     checksums, parts = entry.get("checksums"), {}
     stride = _place(entry.get("stride"), f"the stride of {what}", ALIGNMENT)
@@ -191,7 +195,7 @@ def _part(what: str, value: Any, stride: int) -> Part:
             dims = tuple(shape)
         case _:
             raise DamagedStore(f"{what} is described by {quote(value)}")
-    blocks = 1 if format == "F8G128" else BLOCKS[format][0]  # whose last block is filled up
+    blocks = 1 if format == "F8G128" else BLOCKS[format][0]  # the last block of F8G128 is padded
     if (len(dims) != 2 and format not in FLOATS) or (len(dims) == 1 and format != "F32") or dims[-1] % blocks:
         raise DamagedStore(f"{what} cannot be {format} {list(dims)}")
     if _place(offset, f"the offset of {what}", LINE) + packed_bytes(format, dims) > stride:
@@ -216,7 +220,7 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 
 
 def _mapped(file: BinaryIO, size: int) -> mmap.mmap:
-    """The file's bytes, in huge pages as far as the system has them for files (Linux 6.16 on ext4, earlier on XFS)."""
+    """Maps the file, in huge pages if the system supports them for files (Linux 6.16 on ext4, earlier on XFS)."""
     mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     with contextlib.suppress(AttributeError, OSError):  # another system, or a kernel without huge pages
         mapped.madvise(mmap.MADV_HUGEPAGE)
@@ -245,7 +249,7 @@ def _read_header(path: Path, data: Bytes) -> dict[str, Any]:
 
 
 def _checksums(packed: PackedExperts) -> list[int]:
-    """Of each record, of its parts in order."""
+    """Returns the checksum of each record, computed from the checksums of its parts in order."""
     return [
         _joined([_native.checksum(packed.part(index, key).data) for key in packed.parts])
         for index in range(packed.count)

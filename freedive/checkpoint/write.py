@@ -1,4 +1,4 @@
-"""Writes files that get their name when they are complete."""
+"""Writes files that get their final name when they are complete."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from freedive.disk import settle
 from freedive.errors import Unavailable
 
 OTHER_DISK = "set FREEDIVE_HOME to a folder on another disk"
-"""What a user may do who cannot make room in the cache."""
+"""Remedy in an error message if the user cannot free disk space for the cache."""
 
 _PARTIAL = re.compile(r".+\.(\d+)-\d+\.partial", re.DOTALL)
 
 
 @contextmanager
 def new_file(path: Path, what: str, num_bytes: int, otherwise: str) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of ``path`` at the end; on any exception nothing is left.
+    """Opens a temporary file to write, and renames it to ``path`` at the end; deletes it after an exception.
 
-    Raises Unavailable, saying that ``what`` cannot be written, if the disk is closed or lacks ``num_bytes``: make room,
-    or ``otherwise``.
+    Raises Unavailable if ``what`` cannot be written. The remedy is to free ``num_bytes``, or ``otherwise``.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     _sweep(path.parent)
@@ -46,16 +45,16 @@ def new_file(path: Path, what: str, num_bytes: int, otherwise: str) -> Iterator[
 
 
 def _remedy(error: OSError, num_bytes: int) -> str:
-    """What helps against ``error``: room, or the right to write."""
+    """Returns the remedy for ``error``: to make the folder writable, or to free ``num_bytes``."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "Make the folder writable"
     return f"Make room for {max(1, round(num_bytes / 2**20)):,} MiB"
 
 
 class HugePages:
-    """Writes a file from front to back by aligned pages of 2 MiB, so that the system caches and maps it in such pages.
+    """Writes a file from front to back in aligned pages of 2 MiB, so that the system caches and maps it in huge pages.
 
-    Kernels that read it then spend less time on address translation.
+    Kernels that read the file then spend less time on address translation.
     """
 
     SIZE = 1 << 21
@@ -66,7 +65,7 @@ class HugePages:
         self._page = np.zeros(self.SIZE, np.uint8)
 
     def write(self, offset: int, data: Bytes) -> None:
-        """Put ``data`` at ``offset``, not before what was written last."""
+        """Writes ``data`` at ``offset``, which must not be before the end of the previous data."""
         while data.size:
             while offset >= self._begin + self.SIZE:
                 self.flush()
@@ -76,19 +75,19 @@ class HugePages:
             offset, data = offset + part.size, data[part.size :]
 
     def flush(self) -> None:
-        """Write the page begun, filled up with zeros; the last call makes the file longer than what was put there."""
+        """Writes the current page, padded with zeros; so the file can be longer than its data."""
         self._file.write(self._page.data)
         self._begin += self.SIZE
         self._page[:] = 0
 
 
 def _sweep(folder: Path) -> None:
-    """Delete what processes that were killed while they wrote have left."""
+    """Deletes temporary files of processes that were killed while they wrote."""
     for left in folder.glob("*.partial"):
         if match := _PARTIAL.fullmatch(left.name):
             try:
                 os.kill(int(match[1]), 0)
             except (ProcessLookupError, OverflowError):
                 left.unlink(missing_ok=True)
-            except PermissionError:  # it is alive, and another user's
+            except PermissionError:  # the process is alive and belongs to another user
                 continue

@@ -1,4 +1,4 @@
-"""Phases -> operations of the native program."""
+"""Converts phases to operations of the native program."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from freedive.ops.operations import (
 from freedive.ops.record import Node
 
 NONE = -1
-"""No buffer, weight or vector."""
+"""Handle that means no buffer, no weight or no vector."""
 
 Named = tuple[int, int]
-"""A weight and its bias."""
+"""The handles of a weight and its bias."""
 
 Shared = tuple[Named, Named, Named, _native.Activation, float]
-"""Gate, up and down of a shared expert, its activation and limit."""
+"""A shared expert: gate, up, down, activation and limit."""
 
 HeadOperation = tuple[_native.HeadStepKind, int, int, float, float]
-"""Kind, vector or rope table, dimensions, and numbers of its kind."""
+"""A step on heads: its kind, its vector or rope table, the number of dimensions, and two parameters of the kind."""
 
 
 class Part(NamedTuple):
-    """Operations of the program, ``begin`` to ``end``, and the buffer of their result."""
+    """A part of the program: its operations ``begin`` to ``end`` (excluded) and the buffer of its result."""
 
     begin: int
     end: int
@@ -59,7 +59,7 @@ class Part(NamedTuple):
 
 
 class Emitter:
-    """Phases -> the program's operations, giving out buffers and taking them back when their last reader has run."""
+    """Converts phases to operations of ``program``; reuses a buffer after its last reader."""
 
     def __init__(self, program: _native.Program, weights: Mapping[str, Packed]) -> None:
         self._program = program
@@ -71,7 +71,7 @@ class Emitter:
         self.routes: list[int] = []
 
     def emit(self, phases: list[Phase]) -> list[Part]:
-        """Records all phases; returns the parts that end with a result, which no phase reads."""
+        """Adds all phases to the program and returns its parts; a part ends with a result that no phase reads."""
         parts: list[Part] = []
         last_read = {node: index for index, phase in enumerate(phases) for node in phase.reads}
         for phase in phases:
@@ -95,7 +95,10 @@ class Emitter:
 
     @staticmethod
     def _in_place(phase: Phase, residual: Node, dying: list[Node]) -> bool:
-        """Whether a result may replace its residual: a linear's threads still read its input while others write."""
+        """Returns whether the result may overwrite ``residual``.
+
+        The input of a linear may not be overwritten, because other threads still read it.
+        """
         return residual in dying and (isinstance(phase.operation, FusedExperts) or residual is not phase.inputs[0])
 
     def _take(self, node: Node) -> int:
@@ -304,7 +307,7 @@ class Emitter:
 
 
 def _ropes(phase: Phase) -> Iterator[spec.Rope]:
-    """The rotary tables that a phase reads."""
+    """Yields the rotary embeddings whose tables a phase reads."""
     match phase.operation:
         case LatentAttention(attn):
             yield attn.rope
@@ -313,7 +316,7 @@ def _ropes(phase: Phase) -> Iterator[spec.Rope]:
 
 
 def _part(packed: PackedExperts, name: str) -> tuple[_native.Format, int, int, int, int | None]:
-    """Where one matrix of every expert lies: format, rows, width, offset, and the offset of its bias."""
+    """Returns format, rows, width and offset of one matrix in the record of an expert, and the offset of its bias."""
     part, bias = packed.parts[name], packed.parts.get(f"{name}_bias")
     rows, k = part.shape
     return FORMATS[part.format], rows, k, part.offset, bias.offset if bias else None

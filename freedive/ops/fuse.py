@@ -1,9 +1,9 @@
-"""The graph of a forward pass fused into phases.
+"""Fuses the graph of a forward pass into phases.
 
-Because the graph is seen whole, norms are made while a linear's input is made ready, linears that share an input share
-a phase, gate and up share a panel's pass, a residual is added where a product is written, and head norms and rotary
-embedding happen as keys go to the cache: five phases a dense layer. A mixture's routes and shared expert belong to its
-experts. What fits no pattern is a phase of its own.
+Norms are computed while the input of a linear is prepared. Linears with the same input share a phase. Gate and up
+share one pass over the input. A residual is added where a product is written. Head norms and rotary embeddings are
+computed when keys are written to the cache. So a dense layer has five phases. The routing and the shared expert of a
+mixture are part of the phase of its experts. An operation that matches no pattern is a phase of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from freedive.ops.record import Node
 
 @dataclass(frozen=True)
 class Phase:
-    """What the kernels do as one: ``writes`` from ``inputs``, to which ``residuals`` are added."""
+    """One operation of the kernels, which computes ``writes`` from ``inputs`` and adds ``residuals``."""
 
     operation: Recorded | Fused
     inputs: tuple[Node, ...]
@@ -45,12 +45,12 @@ class Phase:
 
     @property
     def reads(self) -> tuple[Node, ...]:
-        """All nodes that must have been written before."""
+        """All nodes that must be computed before."""
         return self.inputs + self.residuals
 
 
 def fuse(nodes: list[Node]) -> list[Phase]:
-    """The graph as phases in order, each node in one of them."""
+    """Returns the phases of the graph in order; each node is part of one phase."""
     phases: list[Phase] = []
     done: set[Node] = set()
     for node in nodes:
@@ -65,17 +65,20 @@ def fuse(nodes: list[Node]) -> list[Phase]:
 
 
 def until_result(phases: list[Phase]) -> list[Phase]:
-    """Those of a step: up to the first result, which no phase reads. Phases of drafting and embedding follow it."""
+    """Returns the phases of a step: those up to the first result, which no phase reads.
+
+    The phases for drafting and for embeddings follow them.
+    """
     read = {node for phase in phases for node in phase.reads}
     return phases[: next(i for i, phase in enumerate(phases) if phase.writes[0] not in read) + 1]
 
 
 Covering = tuple[Phase, tuple[Node, ...]]
-"""A phase and the nodes that it covers."""
+"""A phase and the nodes that it computes."""
 
 
 def _is_prologue(node: Node) -> bool:
-    """Whether every reader of the node takes it in as it makes its own input ready."""
+    """Returns whether every reader of ``node`` computes it while it prepares its own input."""
     match node.operation:
         case RmsNorm():
             return bool(node.uses) and all(_norms_input(node, use) for use in node.uses)
@@ -144,9 +147,9 @@ def _fuse_experts(node: Node, experts: Experts) -> Covering:
 
 
 def _shared_expert(experts: Node) -> tuple[Node, tuple[Node, ...], tuple[Node, ...], SharedExpert | None]:
-    """The sum of the experts and the one that all tokens go to, if there is one.
+    """Returns the sum of routed and shared experts, the nodes fused into it, the gate logits, and the shared expert.
 
-    Beside it the nodes that make it of both, the logits that gate the shared one, and that one.
+    Without a shared expert, returns ``experts``, no nodes, no logits, and None.
     """
     nothing = experts, (), (), None
     if [type(use.operation) for use in experts.uses] != [Add]:
@@ -171,12 +174,12 @@ def _fuse_attention(node: Node, attention: Attention) -> Covering:
 
 
 def _normed(x: Node) -> tuple[Node, RmsNorm | None]:
-    """What a linear's input is before its norm, and the norm, if the linear does it itself."""
+    """Returns the input ``x`` of a linear before its norm, and the norm if the linear computes it; else x and None."""
     return (x.args[0], x.operation) if isinstance(x.operation, RmsNorm) and _is_prologue(x) else (x, None)
 
 
 def _glu_of(linear: Node) -> tuple[Node, Glu] | None:
-    """What gates by this product or is gated in it, if nothing else reads it."""
+    """Returns the Glu node that reads ``linear`` and its operation, or None if the reader is not a single Glu."""
     match linear.uses:
         case [Node(operation=Glu() as glu) as use]:
             return use, glu
@@ -191,7 +194,10 @@ def _linear(node: Node) -> Linear:
 
 @dataclass(frozen=True)
 class _Tail:
-    """What is done to a product before it is written: the ``nodes`` of it, from the product to what is written."""
+    """The operations on a product before it is written: a factor and residuals.
+
+    ``nodes`` are the nodes from the product to the result.
+    """
 
     nodes: tuple[Node, ...]
     factor: float
@@ -199,7 +205,7 @@ class _Tail:
 
 
 def _tail(node: Node, first: Node) -> _Tail:
-    """A factor, then additions of what is known before ``first``."""
+    """Returns the tail of the product ``node``: scales, then additions of nodes that are computed before ``first``."""
     nodes, factor = [node], 1.0
     residuals: list[Node] = []
     while len(nodes[-1].uses) == 1:
@@ -220,7 +226,7 @@ def _other(add: Node, node: Node) -> Node:
 
 
 def _head_steps(node: Node) -> tuple[Node, tuple[HeadStep, ...], tuple[Node, ...]]:
-    """The node that q or k comes from, what is done to its heads before attention, and the nodes of that."""
+    """Returns the node before the steps on the heads of q or k, these steps in order, and their nodes."""
     steps: list[HeadStep] = []
     nodes: list[Node] = []
     while isinstance(node.operation, HeadNorm | Rope | Temper):

@@ -1,4 +1,4 @@
-"""The operations run by the kernels: recorded once per model, a whole step in one call."""
+"""Runs a model on the compiled kernels: the operations are recorded once, and a step is one native call."""
 
 from __future__ import annotations
 
@@ -23,39 +23,38 @@ from freedive.ops.routes import Routes
 from freedive.ops.trace import Operation, Tracer
 
 OUTLIER_THRESHOLDS = {"exact": (0.0, 0.0), "balanced": (8.0, 0.0), "fast": (8.0, 8.0)}
-"""By precision, of tokens early in a prompt and of all others: groups of activations whose largest is above this many
-times the row's root mean square keep 16 bits, others have 8; 0 keeps all. At 8 that is one group in twenty."""
+"""Precision -> outlier thresholds of tokens early in a prompt and of all other tokens.
+
+A group of activations keeps 16 bits if its largest magnitude exceeds the threshold times the root mean square of the
+row; other groups have 8 bits. With threshold 0 all groups keep 16 bits. With threshold 8 about 5% of the groups do."""
 
 NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
-"""Formats of the key-value cache, and what a number takes (scales aside)."""
+"""Format of the key-value cache -> bytes of one value, without scales."""
 
 
 MAX_SNAPSHOTS = 1024
-"""The most copies of states that are kept in memory."""
+"""Maximum number of snapshots of states in memory."""
 
 LOAD_EVERY = 64
-"""Of so many steps, one counts what its experts had to do."""
+"""One of every ``LOAD_EVERY`` steps counts the rows of each expert."""
 
 
 def isa_level() -> str:
-    """The instruction-set level that is used by default: FREEDIVE_ISA, else the machine's best."""
+    """Returns the default instruction-set level: FREEDIVE_ISA if set, else the best level of the machine."""
     return os.environ.get("FREEDIVE_ISA") or _native.isa_levels()[-1]
 
 
 class NativeRunner:
-    """A model on the kernels: implements model.batch.Runner.
+    """Runs a model on the compiled kernels; implements :class:`freedive.model.batch.Runner`.
 
-    ``max_rows`` is the most tokens of a step, ``num_pages`` the size of the key-value cache, or less where that would
-    be more than ``max_cache_bytes``; ``cache_format`` is what it keeps (f32, f16 or int8). ``precision`` is one of
-    :data:`OUTLIER_THRESHOLDS`; which tokens are early follows from their place in the request alone. ``isa`` forces an
-    instruction-set level (default: :func:`isa_level`).
+    ``max_rows`` is the maximum number of tokens of a step. ``num_pages`` is the size of the key-value cache, which is
+    reduced if it would exceed ``max_cache_bytes``. ``cache_format`` is f32, f16 or int8. ``precision`` is a key of
+    :data:`OUTLIER_THRESHOLDS`; whether a token is early depends only on its position in the request. ``isa`` selects an
+    instruction-set level (default: :func:`isa_level`). ``max_sequences`` is the number of slots for running sequences;
+    further slots are for snapshots. ``num_bytes`` is the memory for weights, cache and states.
 
-    Per-sequence states have ``num_slots`` slots, the first ``max_sequences`` of which are for requests under way.
-
-    ``num_bytes`` is the memory for weights, cache and states.
-
-    Raises UserError for a level that the machine lacks, a cache that does not fit, an int8 cache of latents, or heads
-    too wide for the kernels.
+    Raises UserError if the machine lacks the instruction-set level, if the cache does not fit into memory, for an int8
+    cache of latents, and if the model has more experts or wider heads than the kernels support.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class NativeRunner:
         self.num_pages = num_pages
         num_slots = max_sequences + self._num_snapshots(max_sequences)
         cache_bytes = num_pages * self._program.page_bytes + num_slots * self._program.slot_bytes
-        if cache_bytes > machine.available_memory():  # asked here, since memory is only given out when it is used
+        if cache_bytes > machine.available_memory():  # checked here because the system commits memory only on first use
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
             raise UserError(what, "Lower cache_tokens or max_context")
         self._weights = weights
@@ -111,22 +110,22 @@ class NativeRunner:
 
     @property
     def isa(self) -> str:
-        """The instruction-set level in use."""
+        """The instruction-set level that the kernels use."""
         return self._program.isa
 
     def resident_bytes(self) -> int:
-        """How much of ``num_bytes`` is in physical memory now. May be asked from any thread."""
+        """Returns the part of ``num_bytes`` that is in physical memory now. May be called from any thread."""
         arrays = [self.pages, self.states, *(weight.data for weight in self._weights.values())]
         return sum(map(_native.resident_bytes, arrays))
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page of the cache, all layers together."""
+        """Bytes of one page of the cache, for all layers together."""
         return self._program.page_bytes
 
     @property
     def pages(self) -> npt.NDArray[np.uint8]:
-        """The memory of the cache: [num_pages, page_bytes]."""
+        """The memory of the cache, uint8 [num_pages, page_bytes]."""
         return self._program.pages
 
     @property
@@ -135,7 +134,7 @@ class NativeRunner:
         return self._program.states
 
     def _num_snapshots(self, max_sequences: int) -> int:
-        """Slots for copies of states, from which requests that begin alike go on: a quarter of what pages take."""
+        """Returns the number of slots for snapshots, which take about a quarter of the memory of the pages."""
         if not self._program.slot_bytes:
             return 0
         affordable = self.num_pages * self._program.page_bytes // 4 // self._program.slot_bytes
@@ -143,7 +142,7 @@ class NativeRunner:
 
     @property
     def barriers(self) -> int:
-        """How often the threads have waited for each other so far: at the end of each phase."""
+        """Number of thread barriers so far; each phase ends with one."""
         return self._program.barriers
 
     def step(self, batch: Batch) -> Floats:
@@ -164,7 +163,7 @@ class NativeRunner:
         return self._run(replace(self._batch, output_rows=output_rows), self._parts[-1])
 
     def trace(self, batch: Batch) -> tuple[Floats, list[Operation]]:
-        """A :meth:`step`, and where its time went: the operations in order."""
+        """Computes a :meth:`step`; returns its logits and its operations in order, with their durations."""
         self._batch = batch
         logits = self._run(batch, self._parts[0], traced=True)
         return logits, self._tracer.operations(batch, self.routes(), self._program.seconds)
@@ -174,23 +173,25 @@ class NativeRunner:
         return self._program.step(*arrays, *part, traced, *_state_arrays(batch))
 
     def routes(self) -> list[Routes]:
-        """Of each layer with experts, for the rows of the last step."""
+        """Returns the routes of the last step, for each layer with experts."""
         return [Routes(*self._program.routes(index)) for index in self._routes]
 
     def expert_load(self) -> list[list[int]]:
-        """How many rows each expert of each layer with experts had, in the steps that were counted.
+        """Returns the number of rows of each expert in the counted steps, for each layer with experts.
 
-        May be asked from any thread: counts only grow.
+        May be called from any thread; counts only grow.
         """
         return [load.tolist() for load in self._load]
 
     def _count_experts(self) -> None:
-        for load, routes in zip(self._load, self.routes(), strict=False):  # what predicts a further token has some too
+        for load, routes in zip(
+            self._load, self.routes(), strict=False
+        ):  # routes of an MTP layer, the last, are ignored
             load += np.bincount(routes.experts.ravel(), minlength=len(load))
 
 
 def _state_arrays(batch: Batch) -> tuple[Ints | None, Ints | None]:
-    """What the program is told of per-sequence states: slot, begin and end of each request; and what is saved."""
+    """Returns slot, begin and end of each request as int32 [S, 3], and the copies to make, or None without states."""
     if batch.states is None:
         return None, None
     updates = batch.states
@@ -198,7 +199,9 @@ def _state_arrays(batch: Batch) -> tuple[Ints | None, Ints | None]:
 
 
 def _boundaries(model: spec.ModelSpec, precision: str) -> tuple[int, ...]:
-    """Where the outlier threshold changes (native/step.h), and where queries begin to be folded (native/latent.cpp)."""
+    """Returns the positions at which the outlier threshold changes (native/step.h) and at which latent attention begins
+    to absorb weights into queries (native/latent.cpp), relative to the end of the prompt.
+    """
     early, late = OUTLIER_THRESHOLDS[precision]
     return (-_native.LATE_PROMPT_TOKENS,) * (early != late) + (0,) * _has_latents(model)
 

@@ -1,6 +1,6 @@
-"""What a forward pass is made of: one dataclass an operation, first as it is recorded, then as the kernels run it.
+"""The operations of a forward pass, one dataclass each: first the recorded operations, then the fused ones.
 
-They hold weight names and numbers; what an operation reads and writes is said by the node or phase that has it.
+They contain weight names and parameters. The node or phase of an operation has its inputs and outputs.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from freedive.model import spec
 
 @dataclass(frozen=True)
 class Embed:
-    """Rows of the token embedding."""
+    """Looks up the rows of the token embedding."""
 
     table: str
 
 
 @dataclass(frozen=True)
 class Select:
-    """The rows whose logits are wanted."""
+    """Selects the output rows of the step, whose logits are needed."""
 
 
 @dataclass(frozen=True)
 class RmsNorm:
-    """The RMS norm of whole rows."""
+    """Computes the RMS norm of whole rows."""
 
     weight: str
     eps: float
@@ -32,7 +32,7 @@ class RmsNorm:
 
 @dataclass(frozen=True)
 class HeadNorm:
-    """The RMS norm of each head, without weights if ``weight`` is None."""
+    """Computes the RMS norm of each head, without weights if ``weight`` is None."""
 
     weight: str | None
     head_dim: int
@@ -41,25 +41,25 @@ class HeadNorm:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding of each head."""
+    """Applies the rotary position embedding to each head."""
 
     rope: spec.Rope
 
 
 @dataclass(frozen=True)
 class Temper:
-    """Queries are scaled by their position."""
+    """Multiplies each query by the attention temperature of its position."""
 
     temperature: spec.AttentionTemperature
 
 
 HeadStep = HeadNorm | Rope | Temper
-"""What is done to the heads of queries or keys before attention."""
+"""An operation on the heads of queries or keys before attention."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A matrix product."""
+    """Multiplies the input by a matrix and adds a bias if there is one."""
 
     weight: str
     bias: str | None
@@ -67,14 +67,14 @@ class Linear:
 
 @dataclass(frozen=True)
 class Glu:
-    """The activation of a gate times what it gates."""
+    """Combines gate and up of a feed-forward network by its activation."""
 
     ffn: spec.FeedForward
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention over cached keys and values; reads q, k and v."""
+    """Computes attention over cached keys and values; reads q, k and v."""
 
     attn: spec.Attention
     sinks: str | None
@@ -82,7 +82,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class LatentAttention:
-    """Multi-head latent attention; reads q and the latents."""
+    """Computes multi-head latent attention; reads q and the latents."""
 
     attn: spec.LatentAttention
     norm: str
@@ -92,7 +92,7 @@ class LatentAttention:
 
 @dataclass(frozen=True)
 class ShortConv:
-    """A gated short convolution."""
+    """Computes a gated short convolution."""
 
     conv: spec.ShortConv
     taps: str
@@ -101,9 +101,9 @@ class ShortConv:
 
 @dataclass(frozen=True)
 class Experts:
-    """The weighted sum of what each token's experts make of it; reads the input and the router's logits.
+    """Computes the weighted sum of the outputs of each token's experts; reads the input and the router's logits.
 
-    ``weights`` is the name that theirs begin with.
+    ``weights`` is the common prefix of the names of the experts' weights.
     """
 
     moe: spec.Experts
@@ -114,33 +114,33 @@ class Experts:
 
 @dataclass(frozen=True)
 class Gate:
-    """Rows times the sigmoid of one number each."""
+    """Multiplies each row by the sigmoid of one gate logit."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Rows times a factor."""
+    """Multiplies the input by a factor."""
 
     factor: float
 
 
 @dataclass(frozen=True)
 class Softcap:
-    """Numbers are bounded smoothly by ``cap``."""
+    """Computes cap * tanh(x / cap)."""
 
     cap: float
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Numbers are cut off at ``limit`` on both sides."""
+    """Clamps the input to -limit .. limit."""
 
     limit: float
 
 
 @dataclass(frozen=True)
 class Add:
-    """The sum of two."""
+    """Adds two inputs."""
 
 
 Recorded = (
@@ -167,7 +167,7 @@ Recorded = (
 
 @dataclass(frozen=True)
 class FusedLinear:
-    """Products of one input, which is normed first if ``norm`` is given; times ``factor``, plus the residuals."""
+    """Multiplies one input, after ``norm`` if given, by several matrices; times ``factor``, plus the residuals."""
 
     linears: tuple[Linear, ...]
     norm: RmsNorm | None
@@ -176,7 +176,7 @@ class FusedLinear:
 
 @dataclass(frozen=True)
 class FusedGlu:
-    """Gate and up of a feed-forward, and the gating."""
+    """Computes gate and up of a feed-forward network, and combines them by its activation."""
 
     gate: Linear
     up: Linear
@@ -186,7 +186,7 @@ class FusedGlu:
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """Attention, and what is done to heads before it."""
+    """Computes attention, after steps on the heads of queries and keys."""
 
     attention: Attention
     q_steps: tuple[HeadStep, ...]
@@ -195,7 +195,7 @@ class FusedAttention:
 
 @dataclass(frozen=True)
 class SharedExpert:
-    """The expert that all tokens go to, by the weight that a logit of its own gives it if it is ``gated``."""
+    """The expert that runs for all tokens; if ``gated``, its output is multiplied by the sigmoid of a gate logit."""
 
     gate: Linear
     up: Linear
@@ -206,9 +206,9 @@ class SharedExpert:
 
 @dataclass(frozen=True)
 class FusedExperts:
-    """Routing, the routed experts and the shared one; times ``factor``, plus the residuals.
+    """Computes the routing, the routed experts and the shared expert; times ``factor``, plus the residuals.
 
-    Reads the input, the router's logits, then the logit of the shared expert if that is gated.
+    It reads the input, the router's logits, and the gate logit of the shared expert if that is gated.
     """
 
     experts: Experts

@@ -1,4 +1,4 @@
-"""Runs the decoder on symbols: the forward pass as a graph of operations."""
+"""Records the forward pass of a decoder as a graph of operations, without computing it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ from freedive.ops.operations import (
 
 @dataclass(eq=False)
 class Node:
-    """One recorded operation and its result: ``args`` are the nodes it reads."""
+    """One recorded operation and its result [rows, width].
+
+    ``args`` are the nodes that it reads, and ``uses`` are the nodes that read it. ``wanted`` is true if the rows are
+    only the output rows of the step. ``order`` is its index in the graph.
+    """
 
     operation: Recorded
     args: tuple[Node, ...]
@@ -47,7 +51,7 @@ class Node:
 
 
 class Recorder:
-    """Ops over symbols. Weights are canonical names; ``nodes`` is the graph in order."""
+    """An implementation of Ops that records nodes. Weights are canonical names; ``nodes`` is the graph in order."""
 
     def __init__(self, model: spec.ModelSpec) -> None:
         self._shapes = {name: param.shape for name, param in params(model).items()}
@@ -131,9 +135,9 @@ class Recorder:
 
 
 def record(model: spec.ModelSpec) -> list[Node]:
-    """The forward pass as a graph, then what predicts a further token, then the states for those who want no token.
+    """Returns the graph of the forward pass, then of the MTP layer if there is one, then of the embeddings.
 
-    Nobody uses what each ends with: logits, logits, states.
+    The last node of each of them (logits, MTP logits, normed hidden states) is read by no other node.
     """
     recorder, names = Recorder(model), {name: name for name in params(model)}
     x = states(model, names, recorder)

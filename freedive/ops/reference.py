@@ -1,4 +1,4 @@
-"""The operations in plain numpy: slow, and obviously right. The other sets are held against this one."""
+"""The operations in plain numpy: slow and simple. Tests compare the other implementations with this one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Array = npt.NDArray[np.float32]
 
 
 class SlotStates:
-    """Per-sequence states of ``model`` in ``num_slots`` slots: zero at position 0, and moved on by steps.
+    """Per-sequence states of ``model`` in ``num_slots`` slots; a state is zero at position 0.
 
-    ``memory`` float32 [num_slots, numbers of a slot]. Inputs of draft tokens lie beside it.
+    ``memory`` is float32 [num_slots, values of a slot]. The inputs of draft tokens are stored separately.
     """
 
     def __init__(self, model: spec.ModelSpec, num_slots: int) -> None:
@@ -39,21 +39,21 @@ class SlotStates:
                 offset += part.size
 
     def of(self, layer: int, slot: int) -> Array:
-        """The (first) state of a layer in a slot, to be read and written."""
+        """Returns a writable view of the first per-sequence state of ``layer`` in ``slot``."""
         state: Array = self._states[self._first_of[layer]][slot]
         return state
 
     def drafts(self, layer: int, slot: int) -> Array:
-        """The inputs of the last step's draft tokens: [MAX_DRAFT, input_dim]."""
+        """Returns a writable view of the inputs of the last step's draft tokens, [MAX_DRAFT, input_dim]."""
         drafts: Array = self._drafts[self._first_of[layer]][slot]
         return drafts
 
 
 class ReferenceOps:
-    """Operations of one step over arrays.
+    """The operations of one step over numpy arrays.
 
-    ``cache`` is what each layer keeps per token, by its declaration: [places, heads, dim] each; ``states`` what it
-    keeps per sequence.
+    ``cache`` has the per-token states of each layer, one array [num_pages * PAGE_TOKENS, heads, dim] for each declared
+    state. ``states`` has the per-sequence states.
     """
 
     def __init__(self, batch: Batch, cache: list[tuple[Array, ...]], states: SlotStates) -> None:
@@ -143,16 +143,16 @@ class ReferenceOps:
         latent = self.rms_norm(kv[:, : attn.kv_rank], norm, attn.latent_eps)
         shared = self.rope(kv[:, attn.kv_rank :], attn.rope, attn.rope_dim)
         heads = q.reshape(len(q), attn.num_heads, attn.head_dim).copy()
-        turned = np.ascontiguousarray(heads[..., attn.nope_dim :]).reshape(len(q), -1)
-        heads[..., attn.nope_dim :] = self.rope(turned, attn.rope, attn.rope_dim).reshape(len(q), attn.num_heads, -1)
+        rotated = np.ascontiguousarray(heads[..., attn.nope_dim :]).reshape(len(q), -1)
+        heads[..., attn.nope_dim :] = self.rope(rotated, attn.rope, attn.rope_dim).reshape(len(q), attn.num_heads, -1)
         out = np.empty((len(q), attn.num_heads * attn.value_dim), np.float32)
         for rows, start, slots in self._sequences():
-            latents, turns = (
+            latents, rope_keys = (
                 self._append(store, new[rows], start, slots)[:, 0]
                 for store, new in zip(self._cache[layer], (latent, shared), strict=True)
             )
             plain = np.einsum("tr,hnr->thn", latents, k_b)
-            keys = np.concatenate([plain, np.repeat(turns[:, None], attn.num_heads, axis=1)], -1)
+            keys = np.concatenate([plain, np.repeat(rope_keys[:, None], attn.num_heads, axis=1)], -1)
             values = np.einsum("tr,hvr->thv", latents, v_b)
             out[rows] = _attend(heads[rows], keys, values, start, attn, None).reshape(-1, out.shape[1])
         return out
@@ -169,11 +169,11 @@ class ReferenceOps:
             for tap, weight in enumerate(weights):
                 first = start - begin + tap
                 out[rows] += weight * seen[first : first + rows.stop - rows.start]
-            self._move(layer, index, updates, seen)
+            self._update_state(layer, index, updates, seen)
         return c * (out if bias is None else out + bias)
 
-    def _move(self, layer: int, index: int, updates: StateUpdates, seen: Array) -> None:
-        """Move the state of a request on. ``seen`` are its inputs, from the first that the old state holds."""
+    def _update_state(self, layer: int, index: int, updates: StateUpdates, seen: Array) -> None:
+        """Updates the state of request ``index``. ``seen`` are its inputs, from the first one in the old state on."""
         slot, begin, end = (int(values[index]) for values in (updates.slots, updates.begins, updates.ends))
         kept = self._states.of(layer, slot)
         for _, position, to in updates.saves[updates.saves[:, 0] == index]:
@@ -183,7 +183,9 @@ class ReferenceOps:
         self._states.drafts(layer, slot)[: len(drafts)] = drafts
 
     def _sequences(self) -> Iterator[tuple[slice, int, npt.NDArray[np.int64]]]:
-        """Each request: its rows of the step, the position of the first, and the cache slots of all positions."""
+        """Yields for each request its rows of the step, the position of the first row, and the cache rows of all its
+        positions.
+        """
         batch, row = self._batch, 0
         for start, length, pages in zip(batch.starts, batch.lengths, batch.pages, strict=True):
             position = np.arange(start + length)
@@ -196,14 +198,14 @@ class ReferenceOps:
 
     @staticmethod
     def _append(store: Array, new: Array, start: int, slots: npt.NDArray[np.int64]) -> Array:
-        """Writes the new rows to their slots; returns all rows of the request."""
+        """Writes the ``new`` rows to their cache rows and returns all rows of the request."""
         store[slots[start:]] = new.reshape(-1, *store.shape[1:])
         return store[slots]
 
     def route(
         self, logits: Array, router: spec.Router, choice_bias: Array | None, expert_scale: Array | None
     ) -> Routes:
-        """The experts of each token, best first, and their weights."""
+        """Returns the experts of each token, best first, and their weights."""
         scores = sigmoid(logits) if router.score == "sigmoid" else softmax(logits)
         merit = scores if choice_bias is None else scores + choice_bias
         chosen = np.array([_choose(row, router) for row in merit], np.int64).reshape(-1, router.num_chosen)
@@ -264,7 +266,7 @@ def softmax(x: Array) -> Array:
 
 
 def _choose(merit: Array, router: spec.Router) -> npt.NDArray[np.int64]:
-    """The experts of one token, best first; of equals the lower index."""
+    """Returns the experts of one token, best first; if scores are equal, the lower index comes first."""
     groups = merit.reshape(router.num_groups, -1)
     if router.group_choice == "each":
         best = np.argsort(-groups, axis=-1, kind="stable")[:, : router.num_chosen // router.num_groups]
@@ -286,7 +288,10 @@ def _attend(
     attn: spec.Attention | spec.LatentAttention,
     sinks: Array | None,
 ) -> Array:
-    """One request: q [Q, heads, dim] from position ``start`` on, keys and values [T, heads, dim] -> [Q, heads, dim]."""
+    """Returns causal attention [Q, heads, dim] of one request.
+
+    ``q`` [Q, heads, dim] are the queries from position ``start`` on; ``keys`` and ``values`` are [T, heads, dim].
+    """
     scores = np.einsum("qhd,khd->hqk", q, keys) * np.float32(attn.scale)
     query, key = np.arange(start, start + len(q))[:, None], np.arange(len(keys))[None, :]
     seen = key <= query
@@ -310,11 +315,10 @@ def _attend(
 
 
 class ReferenceRunner:
-    """A model that takes steps with :class:`ReferenceOps`. ``weights`` are float32 by canonical name.
+    """Runs a model with :class:`ReferenceOps`; implements :class:`freedive.model.batch.Runner`.
 
-    ``num_pages`` and ``num_slots`` are how many tokens (by 32) and sequences it keeps state of.
-
-    ``routes`` are those of the last step, of each layer with experts.
+    ``weights`` are float32 by canonical name. The cache has ``num_pages`` pages and ``num_slots`` slots. ``routes``
+    are the routes of the last step, for each layer with experts.
     """
 
     def __init__(
@@ -361,5 +365,5 @@ class ReferenceRunner:
 
 
 def cache_shapes(state: spec.State) -> list[tuple[int, int]]:
-    """(heads, dim) of all that pages keep of a token: keys and values, or latents and rotated keys."""
+    """Returns (heads, dim) of each per-token state: keys and values, or latents and rotated keys."""
     return [(part.heads, part.dim) for part in state if isinstance(part, spec.PerToken)]

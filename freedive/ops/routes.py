@@ -1,4 +1,4 @@
-"""Where routers send tokens."""
+"""The routes of tokens to experts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 class Routes(NamedTuple):
-    """Of one layer, for the tokens of a step: their experts and the weights of these, [T, num_chosen] each."""
+    """The experts of each token of a step in one layer, and their weights, [T, num_chosen] each."""
 
     experts: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]

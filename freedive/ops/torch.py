@@ -1,7 +1,7 @@
-"""The operations in PyTorch: differentiable, for training. Nothing that serves imports this module, or torch.
+"""The operations in PyTorch: differentiable, for training. No module that serves imports this module or torch.
 
-Activations may be of any float type; a linear computes in its weight's, while norms, rotations, softmax and routing
-compute in float32 at least.
+Activations may have any float type. A linear computes in the type of its weight; norms, rotations, softmax and routing
+compute at least in float32.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from freedive.model.batch import PAGE_TOKENS, Batch
 from freedive.model.decoder import Scope, feed_forward, forward
 
 Cache = list[tuple[Tensor, ...]]
-"""Of each layer what it declares: per token as [places, heads, dim] each, then per sequence as [slots, *shape]."""
+"""The states of each layer: per token [num_pages * PAGE_TOKENS, heads, dim], per sequence [num_slots, *shape]."""
 
 
 class TorchOps:
-    """Operations of one step over tensors.
+    """The operations of one step over tensors.
 
-    Without a ``cache`` every request is whole: it starts at 0, ``pages`` is not looked at, and gradients reach every
-    weight. With one, keys and values are written in place, so gradients must be off. ``absorbed`` folds the key and
-    value matrices of latent attention into queries and results.
+    Without a ``cache`` every request must start at position 0; ``pages`` is not used, and all weights get gradients.
+    With a ``cache``, keys and values are written in place, so gradients must be off. With ``absorbed``, latent
+    attention multiplies its key and value matrices into queries and results.
     """
 
     def __init__(self, batch: Batch, cache: Cache | None = None, *, absorbed: bool = False) -> None:
@@ -59,11 +59,11 @@ class TorchOps:
         heads = x.reshape(len(x), -1, head_dim)
         pair, shape = (-1, (-1, 2)) if rope.interleaved else (-2, (2, -1))
         a, b = heads[..., : rope.dim].reshape(*heads.shape[:2], *shape).unbind(pair)
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], pair).flatten(2)
-        return torch.cat([turned.to(x.dtype), heads[..., rope.dim :]], -1).flatten(1)
+        rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], pair).flatten(2)
+        return torch.cat([rotated.to(x.dtype), heads[..., rope.dim :]], -1).flatten(1)
 
     def _angles(self, rope: spec.Rope) -> Tensor:
-        """Cosines and sines of every token, the same in all layers: [2, T, dim / 2]."""
+        """Returns the cosines and sines [2, T, dim / 2] of all tokens; they are equal in all layers."""
         if rope not in self._angles_of:
             angles = self._positions[:, None] * torch.tensor(rope.inv_freq)
             self._angles_of[rope] = torch.stack([angles.cos(), angles.sin()]) * rope.factor
@@ -101,7 +101,7 @@ class TorchOps:
         parts = []
         by_run = self._by_run(q, attn.num_heads), *(self._by_run(x, attn.num_kv_heads) for x in (k, v))
         for run, queries, *new in zip(self._runs, *by_run, strict=True):
-            keys, values = self._remember(layer, run, *new)
+            keys, values = self._append(layer, run, *new)
             parts.append(_attend(queries, keys, values, run.start, attn, sinks))
         return torch.cat(parts)
 
@@ -109,17 +109,17 @@ class TorchOps:
         self, q: Tensor, kv: Tensor, norm: Tensor, k_b: Tensor, v_b: Tensor, attn: spec.LatentAttention, layer: int
     ) -> Tensor:
         latent = self.rms_norm(kv[:, : attn.kv_rank], norm, attn.latent_eps)
-        turning = self.rope(kv[:, attn.kv_rank :], attn.rope, attn.rope_dim)
+        rope_key = self.rope(kv[:, attn.kv_rank :], attn.rope, attn.rope_dim)
         q = self._latent_queries(q, k_b, attn)
         parts = []
-        by_run = self._by_run(q, attn.num_heads), self._by_run(latent, 1), self._by_run(turning, 1)
+        by_run = self._by_run(q, attn.num_heads), self._by_run(latent, 1), self._by_run(rope_key, 1)
         for run, queries, *new in zip(self._runs, *by_run, strict=True):
-            latents, turns = self._remember(layer, run, *new)
+            latents, rope_keys = self._append(layer, run, *new)
             if self._absorbed:
                 keys, values = latents, latents
             else:
                 keys, values = (torch.einsum("nsir,hdr->nshd", latents, matrix) for matrix in (k_b, v_b))
-            keys = torch.cat([keys, turns.expand(-1, -1, keys.shape[2], -1)], -1)
+            keys = torch.cat([keys, rope_keys.expand(-1, -1, keys.shape[2], -1)], -1)
             plain = spec.Attention(attn.num_heads, keys.shape[2], keys.shape[3], None, attn.scale)
             parts.append(_attend(queries, keys, values, run.start, plain, None))
         out = torch.cat(parts)
@@ -128,16 +128,16 @@ class TorchOps:
         return out
 
     def _latent_queries(self, q: Tensor, k_b: Tensor, attn: spec.LatentAttention) -> Tensor:
-        """Queries with their last part rotated; when absorbed, the first part is turned to look at latents."""
+        """Returns the queries with their last part rotated; if absorbed, the first part is multiplied by ``k_b``."""
         heads = q.reshape(len(q), attn.num_heads, attn.head_dim)
-        plain, turning = heads[..., : attn.nope_dim], heads[..., attn.nope_dim :]
-        turning = self.rope(turning.flatten(1), attn.rope, attn.rope_dim).view_as(turning)
+        plain, rotated = heads[..., : attn.nope_dim], heads[..., attn.nope_dim :]
+        rotated = self.rope(rotated.flatten(1), attn.rope, attn.rope_dim).view_as(rotated)
         if self._absorbed:
             plain = torch.einsum("thd,hdr->thr", plain, k_b)
-        return torch.cat([plain, turning], -1).flatten(1)
+        return torch.cat([plain, rotated], -1).flatten(1)
 
     def _by_run(self, x: Tensor, num_heads: int) -> list[Tensor]:
-        """x [T, heads * dim] as each run's [requests, rows, heads, dim]; taken apart once, which gradients like."""
+        """Splits x [T, heads * dim] into [requests, rows, heads, dim] for each run, in one split for fast gradients."""
         parts = torch.split(x, [run.count * len(run.positions) for run in self._runs])
         return [
             part.reshape(run.count, len(run.positions), num_heads, -1)
@@ -157,9 +157,9 @@ class TorchOps:
         return c * (y if bias is None else y + bias)
 
     def _with_history(self, layer: int, run: Run, first: int, new: Tensor, conv: spec.ShortConv) -> Tensor:
-        """The inputs [requests, kernel - 1 + rows, dim] that a convolution sees; with a cache, they move it on.
+        """Returns the inputs [requests, kernel - 1 + rows, dim] of a convolution, and updates the cache if it exists.
 
-        ``first`` is the index of the run's first request. Steps with drafts are not for this set of operations.
+        ``first`` is the index of the first request of the run. Steps with draft tokens are not supported.
         """
         zeros = new.new_zeros(run.count, conv.kernel - 1, conv.dim)
         if self._cache is None:
@@ -170,8 +170,8 @@ class TorchOps:
         kept[slots] = seen[:, -(conv.kernel - 1) :]
         return seen
 
-    def _remember(self, layer: int, run: Run, *new: Tensor) -> tuple[Tensor, ...]:
-        """Writes new rows [requests, rows, heads, dim] to the cache; returns all positions'."""
+    def _append(self, layer: int, run: Run, *new: Tensor) -> tuple[Tensor, ...]:
+        """Writes ``new`` rows [requests, rows, heads, dim] to the cache and returns the rows of all positions."""
         if self._cache is None:
             return new
         slots = run.slots
@@ -182,7 +182,7 @@ class TorchOps:
     def route(
         self, logits: Tensor, router: spec.Router, choice_bias: Tensor | None, expert_scale: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Experts int64 and their weights, which have gradients: [T, num_chosen] each."""
+        """Returns the experts (int64) and their weights (with gradients), [T, num_chosen] each."""
         logits = _wide(logits)
         scores = logits.sigmoid() if router.score == "sigmoid" else logits.softmax(-1)
         chosen = self.choose(scores.detach() if choice_bias is None else scores.detach() + choice_bias, router)
@@ -195,9 +195,10 @@ class TorchOps:
         return chosen, weights
 
     def choose(self, merit: Tensor, router: spec.Router) -> Tensor:
-        """The experts of each token [T, num_chosen], best first, by merit [T, num_experts]; of equals the lower index.
+        """Returns the experts of each token [T, num_chosen] with the highest ``merit`` [T, num_experts], best first.
 
-        Called once for each layer that has experts, in order: override it to count loads or to replay choices.
+        If merits are equal, the lower index comes first. It is called once for each layer with experts, in order:
+        override it to count loads or to replay choices.
         """
         groups = merit.reshape(len(merit), router.num_groups, -1)
         if router.group_choice == "each":
@@ -253,7 +254,7 @@ class TorchOps:
 
 @dataclass(frozen=True)
 class Run:
-    """Requests side by side that begin and end at the same positions, so that one product attends for all of them."""
+    """Consecutive requests of a step with the same start and length, whose attention is one batched product."""
 
     start: int
     pages: npt.NDArray[np.int32]
@@ -265,7 +266,7 @@ class Run:
 
     @property
     def slots(self) -> Tensor:
-        """Where the cache keeps every position up to the last: [requests, positions]."""
+        """The cache rows of every position up to the last, [requests, positions]."""
         position = np.arange(self.start + len(self.positions))
         return torch.tensor(self.pages[:, position // PAGE_TOKENS] * PAGE_TOKENS + position % PAGE_TOKENS)
 
@@ -278,19 +279,24 @@ def _runs(batch: Batch) -> Iterator[Run]:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
-    """Queries from position ``start`` on over all keys and values, each [requests, positions, heads, dim]:
-    [requests * positions, heads * dim].
+    """Returns the attention [requests * rows, heads * dim] of queries from position ``start`` on.
+
+    Queries, keys and values are [requests, positions, heads, dim].
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if attn.softcap or sinks is not None:
-        y = _attend_by_hand(q, k, v, start, attn, sinks)
+        y = _attend_explicitly(q, k, v, start, attn, sinks)
     else:
-        seen = _seen(q, k, start, attn) if start or attn.window or attn.chunk else None  # torch is faster without
+        seen = (
+            _seen(q, k, start, attn) if start or attn.window or attn.chunk else None
+        )  # torch is faster without a mask
         y = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=attn.scale, enable_gqa=True)
     return y.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
-def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
+def _attend_explicitly(
+    q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None
+) -> Tensor:
     k, v = (x.repeat_interleave(attn.num_heads // attn.num_kv_heads, 1) for x in (k, v))
     scores = _wide(q @ k.mT) * attn.scale
     if attn.softcap:
@@ -302,7 +308,7 @@ def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Atte
 
 
 def _seen(q: Tensor, k: Tensor, start: int, attn: spec.Attention) -> Tensor:
-    """Whether each query sees each key: [queries, keys]."""
+    """Returns the attention mask [queries, keys]: whether each query attends to each key."""
     query, key = torch.arange(start, start + q.shape[2])[:, None], torch.arange(k.shape[2])
     seen = key <= query
     if attn.window:
@@ -319,17 +325,20 @@ def _shape(part: spec.PerToken | spec.PerSequence, num_places: int, num_slots: i
 
 
 def _top(x: Tensor, count: int) -> Tensor:
-    """The places of the ``count`` largest of each row; of equals the first (torch's own topk takes any)."""
+    """Returns the indices of the ``count`` largest values of each row, the lower index first if values are equal.
+
+    The order of equal values in ``torch.topk`` is undefined.
+    """
     return x.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
 
 def _wide(x: Tensor) -> Tensor:
-    """float32 at least."""
+    """Returns ``x`` in float32, or unchanged if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class TorchRunner:
-    """A model that takes steps with :class:`TorchOps`. ``weights`` are tensors of one float type by canonical name."""
+    """Runs a model with :class:`TorchOps`. ``weights`` are tensors of one float type by canonical name."""
 
     def __init__(
         self,
@@ -361,5 +370,5 @@ class TorchRunner:
         return logits
 
     def ops(self, batch: Batch) -> TorchOps:
-        """The operations of one step."""
+        """Returns the operations of the step ``batch``."""
         return TorchOps(batch, self._cache, absorbed=self._absorbed)

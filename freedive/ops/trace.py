@@ -1,4 +1,4 @@
-"""What each operation of a step took, and what it had to do at least."""
+"""Measures the duration of each operation of a step, and computes its minimum memory traffic and multiply-adds."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from freedive.ops.operations import (
 from freedive.ops.routes import Routes
 
 PREPARATION = "preparation"
-"""What comes before the first phase: tasks of attention are planned, threads woken, rotary tables filled."""
+"""Name of the work before the first phase: planning attention tasks, waking threads, filling rotary tables."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes of weights and of cached keys and values that are read, each once, and multiply-adds."""
+    """The ``bytes`` of weights and cached state that are read, each counted once, and the multiply-adds (``macs``)."""
 
     bytes: int = 0
     macs: int = 0
@@ -43,9 +43,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of a step. ``kind`` is what it is called, products after their weights: ``attn.q+k+v``.
+    """One operation of a step.
 
-    ``layer`` is that of its weights, else of the operation before it; None outside of layers.
+    ``kind`` is its name; products have the names of their weights, such as ``attn.q+k+v``. ``layer`` is the layer of
+    its weights, or of the previous operation if it has no weights; None outside of layers.
     """
 
     kind: str
@@ -55,7 +56,10 @@ class Operation:
 
 
 class Tracer:
-    """What the ``phases`` of a program with these weights are called, and how much they do in a step."""
+    """Computes the name and the work of each of ``phases`` in a step.
+
+    ``element_bytes`` is the number of bytes of one value in the key-value cache.
+    """
 
     def __init__(self, phases: Sequence[Phase], weights: Mapping[str, Packed], element_bytes: int) -> None:
         self._phases = phases
@@ -63,7 +67,10 @@ class Tracer:
         self._element_bytes = element_bytes
 
     def operations(self, batch: Batch, routes: Sequence[Routes], seconds: Sequence[float]) -> list[Operation]:
-        """The step of ``batch``: ``routes`` of its layers with experts, ``seconds`` of its native operations."""
+        """Returns the operations of the step ``batch``.
+
+        ``routes`` are those of each layer with experts; ``seconds`` are the durations of the native operations.
+        """
         first = len(seconds) - len(self._phases)
         rows = zip(self._phases, _layers(self._phases), seconds[first:], self._works(batch, routes), strict=True)
         return [
@@ -97,7 +104,7 @@ class Tracer:
         return sum((Work(len(w.data), rows * w.shape[0] * w.shape[1]) for w in weights), Work()) if rows else Work()
 
     def _experts(self, operation: FusedExperts, routes: Routes) -> Work:
-        """Of the routed ones: of their weights, those of experts that some token goes to."""
+        """Returns the work of the routed experts; it counts the weights of experts that at least one token uses."""
         experts = self._weights[operation.experts.weights]
         assert isinstance(experts, PackedExperts)
         parts = [experts.part(0, name) for name in experts.parts]
@@ -116,7 +123,9 @@ class Tracer:
         )
 
     def _latent_attention(self, operation: LatentAttention, batch: Batch) -> Work:
-        """Rows of a prompt expand all latents that they see; others fold the same weights into query and result."""
+        """Returns the work of latent attention: prompt rows expand all latents that they attend to; other rows absorb
+        the same weights into the query and the result.
+        """
         attn = operation.attn
         dim = spec.per_token_dim(attn.state)
         keys = folds = scores = 0
@@ -138,7 +147,7 @@ class Tracer:
 
 
 def _seen(start: int, length: int, window: int = 0, chunk: int = 0) -> npt.NDArray[np.int64]:
-    """How many positions each of a request's rows attends to."""
+    """Returns the number of positions that each row of a request attends to."""
     positions = np.arange(start, start + length, dtype=np.int64)
     if window:
         return np.minimum(positions + 1, window)
@@ -166,7 +175,7 @@ def _within_layer(linear: Linear) -> str:
 
 
 def _layers(phases: Sequence[Phase]) -> Iterator[int | None]:
-    """The layer of each phase."""
+    """Yields the layer of each phase."""
     layer: int | None = None
     for phase in phases:
         for name in _weight_names(phase):
@@ -175,7 +184,7 @@ def _layers(phases: Sequence[Phase]) -> Iterator[int | None]:
 
 
 def _weight_names(phase: Phase) -> list[str]:
-    """Of the phase's matrices."""
+    """Returns the names of the weights of ``phase``."""
     match phase.operation:
         case FusedExperts() as operation:
             return [operation.experts.weights]
@@ -186,7 +195,7 @@ def _weight_names(phase: Phase) -> list[str]:
 
 
 def _linears(phase: Phase) -> tuple[Linear, ...]:
-    """What a phase multiplies all its rows with."""
+    """Returns the matrices by which ``phase`` multiplies all its rows."""
     match phase.operation:
         case FusedLinear(linears):
             return linears

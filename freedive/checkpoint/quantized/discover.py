@@ -1,6 +1,6 @@
-"""Finds quantised weights in safetensors files and makes one tensor in a block format of the tensors of each.
+"""Finds quantised weights in safetensors files and combines the tensors of each into one tensor in a block format.
 
-    what                  tensors; X is the logical name, which ends in Y.weight
+    scheme                tensors; X is the logical name, which ends in Y.weight
     FP8 e4m3              X (F8_E4M3), X_scale_inv or X_scale
     int8                  X (I8), X_scale[, X_zero_point]
     int4 or int8, packed  X_packed (I32), X_scale, X_shape[, X_zero_point, X_g_idx]
@@ -25,7 +25,7 @@ from freedive.errors import UserError
 from freedive.files import quote
 
 METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4", "gptq", "awq")
-"""The values of quantization_config's quant_method that are understood."""
+"""Supported values of quant_method in quantization_config."""
 
 SCHEMES: dict[tuple[str, str], tuple[str, tuple[str, ...], Scheme]] = {
     ("F8_E4M3", ""): ("", ("_scale_inv", "_scale"), schemes.f8),
@@ -35,21 +35,22 @@ SCHEMES: dict[tuple[str, str], tuple[str, tuple[str, ...], Scheme]] = {
     ("U8", "_blocks"): (".weight", ("_scales",), schemes.mxfp4),
     ("I32", ".qweight"): (".weight", (".qzeros", ".scales", ".g_idx"), schemes.gptq_or_awq),
 }
-"""Format and ending of a weight's codes -> the ending of its logical name, its companions' endings, what joins them."""
+"""(format, name ending) of the codes of a weight -> the ending of its logical name, the endings of its other tensors,
+and the function that combines them."""
 
 _COMPANIONS = tuple({ending for _, endings, _ in SCHEMES.values() for ending in endings})
 _ACTIVATION_SCALES = (".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale")
-"""For engines that quantise activations or the cache to eight bits; freedive's need none."""
+"""Name endings of scales for quantised activations or caches, which freedive does not use."""
 
 
 def combine(checkpoint: Checkpoint) -> Checkpoint:
-    """The same model with every quantised weight as one tensor, and without its configuration's quantization_config.
+    """Returns the checkpoint with every quantised weight as one tensor and without ``quantization_config``.
 
-    Raises UserError for a method that freedive does not know, and for tensors that are missing or do not fit.
+    Raises UserError for an unknown quantisation method, and for tensors that are missing or do not match.
     """
     config, quantization = take_quantization(checkpoint.config)
-    said = ((name, t) for name, t in checkpoint.tensors.items() if 0 not in t.shape)  # empty ones are legal
-    tensors = {name: t for name, t in said if not name.endswith(_ACTIVATION_SCALES)}
+    filled = ((name, t) for name, t in checkpoint.tensors.items() if 0 not in t.shape)  # files may have empty tensors
+    tensors = {name: t for name, t in filled if not name.endswith(_ACTIVATION_SCALES)}
     weights: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, tensor in tensors.items():
@@ -68,9 +69,9 @@ def combine(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def take_quantization(config: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """``config`` without its quantization_config, and that; a wrapped model may have it with its text part's keys.
+    """Returns ``config`` without ``quantization_config``, and the latter, which may be inside ``text_config``.
 
-    Raises UserError for a method that freedive does not know.
+    Raises UserError for an unknown quantisation method.
     """
     inner = config.get("text_config")
     found = [c["quantization_config"] for c in (config, inner) if isinstance(c, dict) and c.get("quantization_config")]

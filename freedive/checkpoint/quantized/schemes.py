@@ -19,12 +19,12 @@ from freedive.files import quote
 
 _FLOATS = ("F32", "F16", "BF16")
 _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
-"""The nibble of a 32-bit word that holds each of its eight outputs."""
+"""For each of the eight outputs of a 32-bit word, the index of its nibble."""
 
 
 @dataclass(frozen=True)
 class QuantizedParts:
-    """The tensors of the quantised weight ``name``: ``codes``, and those of ``tensors`` that begin with ``stem``."""
+    """The tensors of the quantised weight ``name``: ``codes``, and those of ``tensors`` with the prefix ``stem``."""
 
     name: str
     codes: Tensor
@@ -35,7 +35,9 @@ class QuantizedParts:
         return self.tensors.get(self.stem + ending)
 
     def need(self, ending: str, formats: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
-        """The companion of one of ``formats`` and exactly ``shape``. UserError if there is none."""
+        """Returns the tensor with this name ``ending``. Raises UserError if it is missing or its format or ``shape`` is
+        wrong.
+        """
         name = self.stem + ending
         tensor = self.tensors.get(name)
         if tensor is None:
@@ -47,7 +49,7 @@ class QuantizedParts:
         return tensor
 
     def matrix(self) -> tuple[int, int]:
-        """The shape of codes that must be two-dimensional."""
+        """Returns the shape of the codes. Raises UserError if they are not two-dimensional."""
         if len(self.codes.shape) != 2:
             raise self.unfit(f"has codes of the shape {list(self.codes.shape)}")
         return self.codes.shape[0], self.codes.shape[1]
@@ -57,11 +59,11 @@ class QuantizedParts:
 
 
 Scheme = Callable[[QuantizedParts, Mapping[str, Any]], Tensor]
-"""(parts, quantization_config) -> the weight."""
+"""A function that combines (parts, quantization_config) into the weight. Raises UserError if the parts do not match."""
 
 
 def f8(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
-    """e4m3 with a factor for each block (128 x 128 unless configured otherwise), row or tensor."""
+    """Combines e4m3 codes with a scale per block (128 x 128 unless configured otherwise), per row or per tensor."""
     if len(parts.codes.shape) < 2:
         raise parts.unfit(f"has codes of the shape {list(parts.codes.shape)}")
     *outer, rows, width = parts.codes.shape
@@ -86,7 +88,10 @@ def f8(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
 
 
 def mxfp4(parts: QuantizedParts, _: Mapping[str, Any]) -> Tensor:
-    """Pairs of e2m1 in bytes, the first low, with an exponent for 32; gpt-oss keeps an axis for the groups."""
+    """Combines e2m1 codes, two per byte (the first in the low nibble), with an exponent per 32 codes.
+
+    The tensors of gpt-oss have an additional axis for the groups.
+    """
     codes = parts.codes
     scales = "_scales" if codes.name.endswith("_blocks") else "_scale"
     outer = codes.shape[:-2] if scales == "_scales" else codes.shape[:-1]
@@ -105,7 +110,7 @@ def mxfp4(parts: QuantizedParts, _: Mapping[str, Any]) -> Tensor:
 
 
 class Integers(NamedTuple):
-    """Unsigned ``codes`` [rows, width], ``scales`` and ``zeros`` [rows, groups]: scale * (code - zero)."""
+    """Weights scale * (code - zero): unsigned ``codes`` [rows, width], ``scales`` and ``zeros`` [rows, groups]."""
 
     codes: Bytes
     scales: Floats
@@ -113,7 +118,10 @@ class Integers(NamedTuple):
 
 
 def packed(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
-    """compressed-tensors: codes in 32-bit words along the inputs, zero points along the outputs; both unsigned."""
+    """Combines packed weights of compressed-tensors.
+
+    32-bit words pack unsigned codes along the inputs, and unsigned zero points along the outputs.
+    """
     bits = _bits(parts, _declared(quantization, "num_bits"))
     per_word = 32 // bits
     rows, words = parts.matrix()
@@ -138,7 +146,7 @@ def packed(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
 
 
 def int8(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
-    """compressed-tensors: plain signed bytes."""
+    """Combines int8 weights of compressed-tensors, whose codes are signed bytes."""
     rows, width = parts.matrix()
     groups = _num_groups(parts, quantization, width)
     scales = parts.need("_scale", _FLOATS, (rows, groups))
@@ -152,12 +160,15 @@ def int8(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
 
 
 def gptq_or_awq(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
-    """Both keep matrices as [in, out]; they tell themselves apart in the configuration only."""
+    """Combines GPTQ or AWQ weights, which store matrices as [in, out]; only the configuration distinguishes them."""
     return (_awq if quantization.get("quant_method") == "awq" else _gptq)(parts, quantization)
 
 
 def _gptq(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
-    """Codes in 32-bit words along the inputs, zero points along the outputs: version 1 stores them less one."""
+    """Combines GPTQ weights: 32-bit words pack codes along the inputs, and zero points along the outputs.
+
+    Version 1 stores each zero point minus one.
+    """
     bits = _bits(parts, [quantization.get("bits")])
     words, rows = parts.matrix()
     width = words * 32 // bits
@@ -170,7 +181,7 @@ def _gptq(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
     order = parts.need(".g_idx", ("I32",), (width,)) if parts.find(".g_idx") else None
     symmetric = quantization.get("sym") is True
     less = np.uint16(quantization.get("checkpoint_format") != "gptq_v2")
-    in_order = not quantization.get("desc_act")  # saves reading every g_idx when the model is opened
+    in_order = not quantization.get("desc_act")  # avoids reading every g_idx when the model is opened
 
     def read() -> Integers:
         codes = _unpack(parts.codes.data.reshape(words, rows, 4), bits).swapaxes(0, 1).reshape(rows, width)
@@ -185,7 +196,7 @@ def _gptq(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
 
 
 def _awq(parts: QuantizedParts, quantization: Mapping[str, Any]) -> Tensor:
-    """Codes and zero points in 32-bit words along the outputs, in an order of its own."""
+    """Combines AWQ weights: 32-bit words pack codes and zero points along the outputs, in the order ``_AWQ_ORDER``."""
     if quantization.get("version", "gemm") != "gemm" or _bits(parts, [quantization.get("bits", 4)]) != 4:
         raise parts.unfit("is in a form of AWQ other than 4-bit gemm")
     width, words = parts.matrix()
@@ -213,7 +224,7 @@ def _integers(
     read: Callable[[], Integers],
     order: Tensor | None = None,
 ) -> Tensor:
-    """The weight in the integer format that holds it; as half floats if none does, or ``order`` scatters its groups."""
+    """Returns the weight in a lossless integer format, or as F16 if there is none or ``order`` scatters its groups."""
     width = shape[1]
     in_groups = width % group == 0 and not (order and _scattered(order, group))
     format = integer_format(bits, group, has_zero) if in_groups else None
@@ -226,8 +237,8 @@ def _integers(
         if of.min() < 0 or of.max() >= scales.shape[1]:
             raise parts.unfit(f"has a g_idx beyond its {scales.shape[1]} groups")
         out = np.empty((end - begin, width), np.float16)
-        with np.errstate(all="ignore"):  # what is not finite, or becomes so in half floats, is refused when packed
-            for row in range(begin, end):  # floats of the whole would take too much memory
+        with np.errstate(all="ignore"):  # packing refuses values that are not finite or overflow float16
+            for row in range(begin, end):  # float32 values of all rows would take too much memory
                 out[row - begin] = (codes[row].astype(np.float32) - zeros[row][of]) * scales[row][of]
         return out.view(np.uint8)
 
@@ -235,20 +246,20 @@ def _integers(
 
 
 def _scattered(order: Tensor, group: int) -> bool:
-    """Whether the inputs of a group are not neighbours."""
+    """Returns whether the inputs of a group are not consecutive."""
     of = order.data.view(np.int32)[0]
     return not np.array_equal(of, np.arange(len(of)) // group)
 
 
 def _unpack(data: Bytes, bits: int) -> Bytes:
-    """Bytes [..., n] as codes [..., 8 n / bits], the lowest bits first."""
+    """Unpacks bytes [..., n] into codes [..., 8 n / bits], the lowest bits first."""
     if bits == 8:
         return data
     return np.stack([data & 15, data >> 4], -1).reshape(*data.shape[:-1], -1)
 
 
 def _numbers(scale: Tensor) -> Floats:
-    """Scales in any float type or as exponents, 2^(e - 127), of which 255 is NaN."""
+    """Returns scales as float32, from any float type or from exponents: 2^(e - 127), NaN for e = 255."""
     if scale.format != "F8_E8M0":
         return dequantize(scale)
     exponents = scale.data.reshape(scale.shape)
@@ -257,7 +268,7 @@ def _numbers(scale: Tensor) -> Floats:
 
 
 def _block_size(parts: QuantizedParts, quantization: Mapping[str, Any]) -> tuple[int, int]:
-    """Outputs and inputs that share a scale where scales form blocks."""
+    """Returns the numbers of outputs and inputs of a block, which share a scale."""
     declared = [quantization.get("weight_block_size"), *_declared(quantization, "block_structure")]
     size = next(filter(None, declared), [F8_BLOCK, F8_BLOCK])
     match size:
@@ -267,7 +278,7 @@ def _block_size(parts: QuantizedParts, quantization: Mapping[str, Any]) -> tuple
 
 
 def _declared(quantization: Mapping[str, Any], key: str) -> list[object]:
-    """The values of ``key`` in compressed-tensors' descriptions of weights, of which a model may have several."""
+    """Returns the values of ``key`` in the weight descriptions of compressed-tensors; a model may have several."""
     groups = quantization.get("config_groups")
     found = groups.values() if isinstance(groups, dict) else ()
     schemes = [group.get("weights") for group in found if isinstance(group, dict)]
@@ -276,7 +287,7 @@ def _declared(quantization: Mapping[str, Any], key: str) -> list[object]:
 
 
 def _num_groups(parts: QuantizedParts, quantization: Mapping[str, Any], width: int) -> int:
-    """How many scales compressed-tensors has for a row: as many as the tensor has and some description allows."""
+    """Returns the number of scales per row. Raises UserError if no weight description allows this number."""
     scale = parts.find("_scale")
     groups = scale.shape[1] if scale and len(scale.shape) == 2 else 1
     sizes = [width if size in (None, -1) else size for size in _declared(quantization, "group_size")]
@@ -293,7 +304,7 @@ def _bits(parts: QuantizedParts, declared: list[object]) -> int:
 
 
 def _group_size(parts: QuantizedParts, declared: object, width: int) -> int:
-    """Inputs that share a scale; -1 stands for all."""
+    """Returns the number of inputs that share a scale; -1 in the configuration means all inputs."""
     if declared == -1:
         return width
     if type(declared) is not int or declared < 1:
