@@ -52,21 +52,23 @@ def open_gguf(path: Path) -> Checkpoint:
         return _join([_open_part(part) for part in paths], path)
     whole = _open_part(path)
     if whole.config.get("split.count", 1) != 1:
-        raise UserError(f"{path} is one part of a split model", "Give the parts their names -00001-of-0000N.gguf back")
+        raise UserError(
+            f"{path} is one part of a split model", "Rename the parts to their original names, -00001-of-0000N.gguf"
+        )
     return whole
 
 
 def _join(opened: list[Checkpoint], path: Path) -> Checkpoint:
     if not opened:
-        raise UserError(f"{path} claims to be one of no parts", "Give the file its original name")
+        raise UserError(f"{path} has a name that declares 0 parts", "Give the file its original name")
     tensors = {name: tensor for part in opened for name, tensor in part.tensors.items()}
     for index, part in enumerate(opened):
         if part.config.get("split.no") != index or part.config.get("split.count") != len(opened):
-            raise DamagedFile(path, f"part {index + 1} of {len(opened)} does not say that it is")
+            raise DamagedFile(path, f"the metadata of part {index + 1} of {len(opened)} names another part")
     if len(tensors) != sum(len(part.tensors) for part in opened):
         raise DamagedFile(path, "a tensor occurs in two parts")
     if len(tensors) != opened[0].config.get("split.tensors.count", len(tensors)):
-        raise DamagedFile(path, "its parts do not hold all tensors")
+        raise DamagedFile(path, "its parts do not contain all tensors")
     return Checkpoint("gguf", opened[0].config, tensors)
 
 

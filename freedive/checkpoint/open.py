@@ -40,7 +40,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     if not (folder / "config.json").exists() and (folder / ADAPTER).exists():
         base = read_json(folder / ADAPTER).get("base_model_name_or_path")
         raise UserError(
-            f"{folder} holds an adapter of {quote(base)}, which is no model by itself",
+            f"{folder} has an adapter of {quote(base)}, which is not a whole model",
             "Merge it into that model first (merge_and_unload of PEFT), and name the folder that this writes",
         )
     models = _models(folder)
@@ -52,9 +52,11 @@ def _open_folder(folder: Path) -> Checkpoint:
         case [(name, paths)]:
             return combine(Checkpoint("safetensors", read_json(folder / "config.json"), read_shards(name, paths)))
         case []:
-            raise UserError(f"{folder} holds no model", "It needs a .gguf file, or config.json and .safetensors files")
+            raise UserError(
+                f"{folder} contains no model", "It needs a .gguf file, or config.json and .safetensors files"
+            )
         case several:
-            raise UserError(f"{folder} holds several models: {', '.join(dict(several))}", "Name one of these files")
+            raise UserError(f"{folder} contains several models: {', '.join(dict(several))}", "Name one of these files")
 
 
 def _models(folder: Path) -> dict[str, list[Path]]:

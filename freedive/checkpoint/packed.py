@@ -98,7 +98,7 @@ def pack(tensor: Tensor, *, num_threads: int = 1) -> PackedTensor:
 
 def _not_finite(tensor: Tensor) -> UserError:
     return UserError(
-        f"The weight {quote(tensor.name)} holds NaN or infinite numbers", "The file is damaged: fetch the model again"
+        f"The weight {quote(tensor.name)} has NaN or infinite values", "The file is damaged: fetch the model again"
     )
 
 
@@ -166,7 +166,7 @@ def _record_layout(records: list[dict[str, Tensor]]) -> tuple[dict[str, Part], i
     for record in records:
         for key, tensor in record.items():
             if _packed_format(tensor) != parts[key].format:
-                what = f"{tensor.name} is {tensor.format}, but of the layer's first expert it is {parts[key].format}"
+                what = f"{tensor.name} is {tensor.format}, but in the layer's first expert it is {parts[key].format}"
                 raise UserError(f"The weight {what}", "Choose a file of this model whose experts have one format")
     return parts, aligned(offset, ALIGNMENT)
 

@@ -44,13 +44,13 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def read_shards(name: str, paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Reads the tensors of a model without an index; ``paths`` are its parts, ``name`` is the name of the first part."""
+    """Reads the tensors of a model without an index; ``paths`` are its parts, ``name`` that of the first part."""
     num_parts = int(name.rpartition("-of-")[2].partition(".")[0])
     present = {path.name for path in paths}
     for number in range(1, num_parts + 1):
         part = name.replace("-00001-of-", f"-{number:05}-of-")
         if part not in present:
-            raise NotFound(f"{paths[0].with_name(part)} does not exist", "A model of several files needs them all")
+            raise NotFound(f"{paths[0].with_name(part)} does not exist", "Fetch it too: a model needs all its files")
     tensors: dict[str, Tensor] = {}
     for path in paths:
         found = read_file(path)

@@ -163,7 +163,7 @@ def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> 
         data = np.frombuffer(_mapped(file, size) if size else b"", np.uint8)
     header = _read_header(path, data)
     if code is not None and header.get("code") != code:
-        raise DamagedStore("other code has made it")
+        raise DamagedStore("it was made by other code")
     model = {}
     end = _place(header.get("start"), "start", ALIGNMENT)
     for name, entry in _object(header.get("tensors"), "tensors").items():
@@ -181,7 +181,7 @@ def _records(name: str, header: Any, rest: Bytes) -> PackedExperts:
     checksums, parts = entry.get("checksums"), {}
     stride = _place(entry.get("stride"), f"the stride of {what}", ALIGNMENT)
     if not isinstance(checksums, list) or not checksums or len(checksums) * stride > len(rest):
-        raise DamagedStore(f"{what} does not lie in the file")
+        raise DamagedStore(f"{what} is not inside the file")
     for key, part in _object(entry.get("parts"), name).items():
         parts[key] = _part(f"{what} {key}".rstrip(), part, stride)
     if ("" in parts and (len(parts), len(checksums)) != (1, 1)) or not parts:

@@ -162,7 +162,7 @@ class Engine:
             if self._closing:
                 raise Unavailable("The engine is closed", "Start it again")
             if is_full(self._submissions, jobs[0].scope.tenant, self._config.max_batch + self._config.max_queue):
-                raise Overloaded(f"{len(self._submissions)} requests are under way already", "Try again later")
+                raise Overloaded(f"{len(self._submissions)} requests are open already", "Try again later")
             if not self._open:
                 self._watchdog.reset()
             self._submissions[submission] = None

@@ -136,7 +136,7 @@ class StepExecutor:
             return False
         except BaseException as error:  # native code can raise exceptions that do not derive from Exception
             log.exception("request %s failed", sequence.generation.id)
-            self._finish(sequence, EngineError(f"The answer cannot go on: {error}"))
+            self._finish(sequence, EngineError(f"The answer cannot continue: {error}"))
             return False
         self.num_generated_tokens += 1
         if output.finish_reason:

@@ -138,7 +138,7 @@ def _unreadable(error: ValidationError) -> UserError:
     counts = Counter(each["loc"][:3] for each in errors)
     first = min(errors, key=lambda each: (counts[each["loc"][:3]], each["type"] != "unexpected_keyword_argument"))
     place = ".".join(map(str, first["loc"])) or "it"
-    return UserError(f"This is no request: {place}: {first['msg'].lower()}", "Write it with to_json")
+    return UserError(f"This is not a request: {place}: {first['msg'].lower()}", "Write it with to_json")
 
 
 @cache

@@ -77,9 +77,9 @@ logger = logging.getLogger(__name__)
 
 
 def describe(checkpoint: Checkpoint) -> tuple[ModelSpec, Rules]:
-    """The decoder that ``checkpoint`` holds, and how its tensors become canonical.
+    """Returns the specification of the decoder in ``checkpoint`` and the rules that make its tensors canonical.
 
-    Raises UserError for an unknown architecture, an unknown key, or numbers that make no model.
+    Raises UserError for an unknown architecture, an unknown key, or impossible values.
     """
     if checkpoint.kind == "gguf":
         family, config = _read_gguf(checkpoint)
@@ -95,62 +95,65 @@ def describe(checkpoint: Checkpoint) -> tuple[ModelSpec, Rules]:
 
 
 def describe_config(values: Mapping[str, Any]) -> ModelSpec:
-    """The decoder of which a parsed config.json gives the ``values``. Raises UserError as :func:`describe` does."""
+    """Returns the specification of the decoder whose parsed config.json is ``values``.
+
+    Raises the same errors as :func:`describe`.
+    """
     return _spec(*_read(values))
 
 
 def as_hub(checkpoint: Checkpoint, model: ModelSpec) -> tuple[dict[str, Any], Rules]:
-    """The decoder of ``checkpoint`` as a Hugging Face folder of its own would have it: config.json, and naming rules.
+    """Returns the config.json and the naming rules of a Hugging Face folder with the decoder of ``checkpoint``.
 
-    That is the text part alone, and without layers that predict further tokens, as ``model`` has to be. A GGUF file's
-    keys are spelled as freedive reads them, which for some families is not how transformers does. Raises UserError for
-    one that says what no config.json can.
+    The folder has only the text part and no MTP layers, and ``model`` must not have MTP layers either. For a GGUF file,
+    the keys are those that freedive reads, which for some families differ from those of transformers. Raises UserError
+    if no config.json can describe the decoder.
     """
     if checkpoint.kind == "gguf":
         family, config = _read_gguf(checkpoint)
         family.spec(config)
-        family.spec(config := Config(config.used()))  # without what only llama.cpp's words needed
+        family.spec(config := Config(config.used()))  # drops keys that only the conversion from GGUF metadata read
         values: Mapping[str, Any] = {key: value for key, value in config.used().items() if key != "rope_divisors"}
-        absent = dict.fromkeys(family.defaults)  # in a GGUF file nothing stands in for what is not there
+        absent = dict.fromkeys(family.defaults)  # a GGUF file has no defaults for missing keys
     else:
         (family, values), absent = _chosen(checkpoint.config), {}
     names: dict[str, Any] = {"architectures": [_class_name(family, values)], "model_type": _type_name(family, values)}
     if "num_nextn_predict_layers" in values:
         names["num_nextn_predict_layers"] = 0
-    for said in ({**values, **names}, {**absent, **values, **names}):
-        if describe_config(said) == model:
-            return said, hub_rules(model, family.hub)
-    raise UserError(f"No config.json says what this {family.name} file does", "Name the model that it was made from")
+    for candidate in ({**values, **names}, {**absent, **values, **names}):
+        if describe_config(candidate) == model:
+            return candidate, hub_rules(model, family.hub)
+    raise UserError(f"No config.json can describe this {family.name} file", "Name the model that it was made from")
 
 
 def _class_name(family: Family, values: Mapping[str, Any]) -> str:
-    """Of the decoder alone, in transformers: as config.json has it, or else of the family."""
+    """Returns the class name of the text decoder in transformers: the one in config.json, else that of the family."""
     declared = (name for name in _declared(values) if isinstance(name, str))
     return next(name for name in (*declared, *family.architectures) if name.endswith("ForCausalLM"))
 
 
 def _type_name(family: Family, values: Mapping[str, Any]) -> str:
-    """The decoder alone may have a type of its own in transformers, which differs from that of the whole model."""
+    """Returns the model_type of the text decoder in transformers, which may differ from that of the whole model."""
     texts = (name for name in family.architectures if name.endswith("_text"))
     return str(values.get("model_type") or next(texts, family.name))
 
 
 def _spec(family: Family, config: Config) -> ModelSpec:
     spec = family.spec(config)
-    config.refuse_unread(family.name, family.ignorable, {**_said_anyway(spec), **family.fixed})
+    config.refuse_unread(family.name, family.ignorable, {**_unused_windows(spec), **family.fixed})
     check(spec)
     return spec
 
 
-def _said_anyway(spec: ModelSpec) -> dict[str, Any]:
-    """What a configuration may say of windows where no layer has one, also for families that know none."""
+def _unused_windows(spec: ModelSpec) -> dict[str, Any]:
+    """Returns the keys about windows, with their only allowed values, that any family may have if no layer has one."""
     if any(isinstance(layer.mixer, Attention) and layer.mixer.window for layer in spec.layers):
         return {}
     return {"layer_types": [FULL] * len(spec.layers), "use_sliding_window": False}
 
 
 def _with_mtp(spec: ModelSpec, config: Config, checkpoint: Checkpoint, mark: str) -> ModelSpec:
-    """``spec`` with a layer that predicts a further token, where the files have one; it is shaped as the last."""
+    """Returns ``spec`` with an MTP layer if the checkpoint has one; it has the shape of the last layer."""
     has_one = _num_mtp_layers(config) > 0 and mark.format(len(spec.layers)) in checkpoint.tensors
     return replace(spec, mtp=spec.layers[-1]) if has_one else spec
 
@@ -160,7 +163,7 @@ def _num_mtp_layers(config: Config) -> int:
 
 
 def _read_gguf(checkpoint: Checkpoint) -> tuple[Family, Config]:
-    """The family of a GGUF file, and what its metadata and its tensors say."""
+    """Returns the family of a GGUF file, and its configuration from metadata and tensors."""
     present, written = {"", *marks(checkpoint)}, (family for family in FAMILIES if family.gguf.architecture)
     known = {family.gguf.architecture: family for family in written if family.gguf.mark in present}
     family = _pick(known, [checkpoint.config.get("general.architecture")])
@@ -168,29 +171,31 @@ def _read_gguf(checkpoint: Checkpoint) -> tuple[Family, Config]:
 
 
 def _read(values: Mapping[str, Any]) -> tuple[Family, Config]:
-    """The family of a config.json, and what it says of the part that reads and writes text."""
+    """Returns the family of a config.json, and the configuration of its text part."""
     family, values = _chosen(values)
     return family, Config(values, family.defaults)
 
 
 def _chosen(values: Mapping[str, Any]) -> tuple[Family, Mapping[str, Any]]:
-    """The family of a config.json, and the values of the part that reads and writes text."""
+    """Returns the family of a config.json, and the values of its text part."""
     known = {name: family for family in FAMILIES for name in (*family.architectures, family.name)}
     if not _is_wrapped(values):
         return _pick(known, _declared(values)), values
     text = values["text_config"]
-    whole = {key: values[key] for key in ("tie_word_embeddings",) if key in values}  # the head stands outside
+    whole = {
+        key: values[key] for key in ("tie_word_embeddings",) if key in values
+    }  # this key is outside of text_config
     family = _pick(known, _declared(values)[:-1] + _declared(text) + _declared(values)[-1:])
     return family, {**text, **whole}
 
 
 def _is_wrapped(values: Mapping[str, Any]) -> bool:
-    """Whether the language model is one part of several: it takes pictures too, or sound."""
+    """Returns whether the language model is the text part of a multimodal model."""
     return isinstance(values.get("text_config"), dict)
 
 
 def _declared(values: Mapping[str, Any]) -> list[object]:
-    """What config.json calls the model: the class first, the type last."""
+    """Returns the names of the architecture in config.json: the class first, model_type last."""
     architectures = values.get("architectures")
     first = architectures[:1] if isinstance(architectures, list) else []
     return [*first, values.get("model_type")]
@@ -207,5 +212,5 @@ def _pick(known: Mapping[str, Family], declared: Iterable[object]) -> Family:
         raise UserError("The model does not say which architecture it has", "Fetch it again, or choose another model")
     near = difflib.get_close_matches(names[0], known, n=3, cutoff=0.5) or sorted(known)
     raise UserError(
-        f"freedive does not know the architecture {quote(names[0])}", f"It knows, nearest: {', '.join(near)}"
+        f"freedive does not know the architecture {quote(names[0])}", f"The nearest known names are {', '.join(near)}"
     )

@@ -1,4 +1,4 @@
-"""Baidu's ERNIE 4.5: Llama that rotates neighbours; dense, or with experts in all but the first layers."""
+"""Baidu's ERNIE 4.5: Llama with interleaved rotary embeddings; dense, or with experts in all but the first layers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _attention(config: Config) -> Attention:
 
 
 def _experts(config: Config) -> Experts:
-    """``moe_norm_min`` keeps sums of weights from vanishing, which those of a softmax never do."""
+    """Returns the experts. ``moe_norm_min`` is a lower bound of sums of weights, which softmax scores always exceed."""
     config.number("moe_norm_min", most=1e-6)
     config.choice("moe_gate", ("topk", "topk_fused"))
     choice_bias = config.flag("moe_use_aux_free", True)
@@ -50,7 +50,7 @@ _CHOICE_BIAS = "layers.{}.ffn.choice_bias"
 
 
 def _published(spec: ModelSpec) -> Rules:
-    """What the files say where transformers says otherwise; and the layers that predict further tokens."""
+    """Returns rules for names in published files that differ from transformers, and ignores MTP layers."""
     return [
         Rule("model.layers.{}.mlp.moe_statics.e_score_correction_bias", (_CHOICE_BIAS,), (Row(),)),
         Ignore("model.mtp_*"),
@@ -99,7 +99,7 @@ ERNIE_4_5_MOE = Family(
             "leading_dense_block_count": "moe_layer_start_index",
             "interleave_moe_layer_step": "moe_layer_interval",
             "expert_shared_count": "moe_num_shared_experts",
-            "expert_shared_feed_forward_length": None,  # wrong but for one size: the count tells
+            "expert_shared_feed_forward_length": None,  # wrong in most published files; the count is used instead
         },
         implied=lambda config: {"moe_norm_min": 1e-12},
     ),

@@ -1,4 +1,4 @@
-"""Reads a maker's configuration key by key. Absurd values are refused, and so are keys that no family reads."""
+"""Reads a maker's configuration key by key; refuses impossible values and keys that the family does not read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _REMEDY = "Choose another file of this model, or another model"
 
 
 class Config:
-    """The description of one model, in Hugging Face's spelling.
+    """The configuration of one model, with the keys of Hugging Face.
 
-    ``defaults`` stand in for absent keys; null is absent, and overrides a default. ``names`` gives the spelling of
-    the file, for messages. Every getter raises UserError for a missing key without default or an impossible value.
+    ``defaults`` are the values of absent keys. A key with the value null is absent and has no default. ``names`` maps
+    keys to their names in the file, for error messages. Every getter raises UserError for an impossible value, and for
+    a missing key without a default.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Config:
         self._sections: dict[str, Config] = {}
 
     def supply(self, values: Mapping[str, Any]) -> None:
-        """Fill in ``values`` for absent keys, also of sections; nobody needs to read them."""
+        """Sets ``values`` for absent keys, also in sections; :meth:`refuse_unread` does not check these keys."""
         for key, value in values.items():
             if isinstance(value, dict):
                 self.section(key).supply(value)
@@ -44,14 +45,14 @@ class Config:
                 self._values.setdefault(key, value)
 
     def count(self, key: str, default: int | None = None, *, least: int = 1, most: int = 1 << 20) -> int:
-        """A whole number in ``least`` .. ``most``; 64.0 is one, too."""
+        """Returns a whole number in ``least`` .. ``most``; accepts a float without a fraction, such as 64.0."""
         value = _whole(self._get(key, default))
         if type(value) is not int or not least <= value <= most:
             raise self._impossible(key, value, f"a whole number from {least} to {most}")
         return value
 
     def counts(self, key: str, length: int, default: int | None = None, *, most: int = 1 << 20) -> list[int]:
-        """``length`` whole numbers in 1 .. ``most``; one stands for all."""
+        """Returns ``length`` whole numbers in 1 .. ``most``; a single number in the file is repeated."""
         value = self._get(key, default)
         values = [_whole(count) for count in (value if isinstance(value, list) else [value] * length)]
         if len(values) != length or not all(type(count) is int and 1 <= count <= most for count in values):
@@ -59,14 +60,14 @@ class Config:
         return values
 
     def number(self, key: str, default: float | None = None, *, least: float = 1e-12, most: float = 1e12) -> float:
-        """A finite number in ``least`` .. ``most``; it may be written as text."""
+        """Returns a finite number in ``least`` .. ``most``; the file may have it as a string."""
         value = _numeric(self._get(key, default))
         if type(value) not in (int, float) or not least <= value <= most:
             raise self._impossible(key, value, f"a number from {least:g} to {most:g}")
         return float(value)
 
     def numbers(self, key: str, length: int, *, least: float, most: float) -> list[float] | None:
-        """``length`` numbers, or None when the key is absent or lists nothing."""
+        """Returns ``length`` numbers in ``least`` .. ``most``, or None if the key is absent or its list is empty."""
         value = self._get(key, [])
         if value == []:
             return None
@@ -76,21 +77,21 @@ class Config:
         return given
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """True or false."""
+        """Returns the boolean value of ``key``."""
         value = self._get(key, default)
         if not isinstance(value, bool):
             raise self._impossible(key, value, "true or false")
         return value
 
     def choice(self, key: str, known: tuple[T, ...]) -> T:
-        """One of ``known``, the first when the key is absent."""
+        """Returns one of ``known``, the first one if the key is absent."""
         value = self._get(key, known[0])
         if value not in known:
             raise self._impossible(key, value, f"one of {', '.join(map(str, known))}")
         return known[known.index(value)]
 
     def choices(self, key: str, length: int, known: tuple[str, ...]) -> list[str] | None:
-        """``length`` values of ``known``, or None when the key is absent."""
+        """Returns ``length`` values of ``known``, or None if the key is absent."""
         if key not in self._values:
             return None
         value = self._get(key, None)
@@ -99,14 +100,14 @@ class Config:
         return value
 
     def indices(self, key: str, length: int) -> list[int]:
-        """Some of the whole numbers below ``length``; none when the key is absent."""
+        """Returns a list of whole numbers below ``length``; an empty list if the key is absent."""
         value = self._get(key, [])
         if not isinstance(value, list) or not all(type(x) is int and 0 <= x < length for x in value):
             raise self._impossible(key, value, f"whole numbers below {length}")
         return value
 
     def section(self, key: str) -> Config:
-        """The object under ``key``; empty when the key is absent."""
+        """Returns the object under ``key``, empty if the key is absent."""
         if key not in self._sections:
             value = self._get(key, {})
             if not isinstance(value, dict):
@@ -115,24 +116,27 @@ class Config:
         return self._sections[key]
 
     def first(self, *keys: str) -> str:
-        """The first of ``keys``, which mean the same, that is there; if none is, the last, or what a GGUF file says."""
+        """Returns the first present key of ``keys``, which have the same meaning.
+
+        If no key is present, returns the one that a GGUF file would have, else the last one.
+        """
         return next((key for known in (self._values, self._names) for key in keys if key in known), keys[-1])
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
     def used(self) -> dict[str, Any]:
-        """What has been read so far and was there, in sections too."""
+        """Returns the present keys that were read so far, with their values, also in sections."""
         used = {key: value for key, value in self._values.items() if key in self._read}
         return used | {key: section.used() for key, section in self._sections.items() if key in used}
 
     def refuse_unread(
         self, family: str, ignorable: Collection[str] = (), fixed: Mapping[str, object] | None = None
     ) -> None:
-        """Refuse the model if a key of it or of a section was never read, and is not harmless.
+        """Raises UserError if a key of the configuration or of a section was never read and is not harmless.
 
-        Harmless are HARMLESS and ``ignorable`` keys, and those that have the value which HARMLESS_VALUES or ``fixed``
-        has for them.
+        The keys in HARMLESS and ``ignorable`` are harmless with any value, and the keys in HARMLESS_VALUES and
+        ``fixed`` with the value there.
         """
         self._refuse(family, HARMLESS.union(ignorable), {**HARMLESS_VALUES, **(fixed or {})})
 
@@ -146,7 +150,7 @@ class Config:
             section._refuse(family, SECTION_HARMLESS, {})
 
     def refusal(self, key: str, what: str) -> UserError:
-        """The error that ``key`` does not agree with the rest of the configuration."""
+        """Returns the error that the value of ``key`` is impossible, or contradicts the rest of the configuration."""
         return UserError(f"The configuration's {self._name(key)} {what}", _REMEDY)
 
     def _get(self, key: str, default: object) -> Any:
@@ -165,12 +169,12 @@ class Config:
 
 
 def _whole(value: Any) -> Any:
-    """A float without a fraction as the whole number that it is; anything else as it stands."""
+    """Converts a float without a fraction to an integer; returns any other value unchanged."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _numeric(value: Any) -> Any:
-    """Text that spells a number as that number; anything else as it stands."""
+    """Converts a string that contains a number to a float; returns any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:

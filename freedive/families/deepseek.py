@@ -1,4 +1,4 @@
-"""DeepSeek V2, V3, R1, V3.1; with their decoder, Moonshot's Moonlight and Kimi K2, and Zhipu's GLM-4.7-Flash."""
+"""DeepSeek V2, V3, R1, V3.1; Moonshot's Moonlight and Kimi K2, and Zhipu's GLM-4.7-Flash, with the same decoder."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def decoder(
 
 
 def unbiased_router(config: Config) -> Router:
-    """Balanced without an auxiliary loss (`noaux_tc`): a bias, learned by counting, has a say in the choice only."""
+    """Returns a router balanced without an auxiliary loss (`noaux_tc`): a learned bias changes only the choice."""
     config.choice("scoring_func", ("sigmoid",))
     config.choice("topk_method", ("noaux_tc",))
     renormalise = config.flag("norm_topk_prob", True)
@@ -66,14 +66,14 @@ def _scale(config: Config) -> float:
 
 
 def first_dense(config: Config) -> list[str]:
-    """Which layers are mixtures: from ``first_k_dense_replace`` on, every ``moe_layer_freq``-th."""
+    """Returns the type of each layer: from ``first_k_dense_replace`` on, every ``moe_layer_freq``-th is a mixture."""
     total = num_layers(config)
     first, step = config.count("first_k_dense_replace", 0, least=0), config.count("moe_layer_freq", 1)
     return [_SPARSE if i >= first and i % step == 0 else _DENSE for i in range(total)]
 
 
 def _gguf_implied(config: Config) -> dict[str, Any]:
-    """llama.cpp writes the widths of cache rows. As these are latents, other keys have the widths of heads."""
+    """Returns the head widths from other keys, because key_length and value_length may be widths of cached latents."""
     head_dim, value_dim = (config.count(f"mla_{name}", config.count(name)) for name in ("key_length", "value_length"))
     magnitude = round(10 * config.section("rope_scaling").number("yarn_log_multiplier", 0.0, least=0), 6)
     return {
@@ -108,7 +108,7 @@ _DEFAULTS = {
     "v_head_dim": 128,
     "max_position_embeddings": 2048,
 }
-_REPEATED = ("head_dim", "qk_head_dim")  # what transformers works out and writes down again
+_REPEATED = ("head_dim", "qk_head_dim")  # derived values, which transformers also writes
 
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",

@@ -14,12 +14,12 @@ from freedive.model.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Family:
-    """Models that share a description.
+    """A family of models with the same architecture.
 
-    ``name`` is config.json's model_type, ``models`` what people call its members, ``architectures`` what else it may be
-    called in config.json: class names, and types of the same make. ``defaults`` is what those classes fill in for
-    absent keys. ``ignorable`` keys say nothing about the mathematics; ``fixed`` ones may be there with the only value
-    for which the description holds.
+    ``name`` is the model_type in config.json. ``models`` names well-known members. ``architectures`` are other names in
+    config.json: class names and equivalent types. ``spec`` makes the specification from a configuration. ``defaults``
+    are the values of absent keys in these classes. ``ignorable`` keys do not change the computation. ``fixed`` keys are
+    allowed only with the given value. ``hub`` and ``gguf`` are the naming of tensors in the two kinds of files.
     """
 
     name: str

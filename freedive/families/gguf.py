@@ -1,4 +1,4 @@
-"""Converts GGUF metadata to the configuration that config.json has, so that a family is described once."""
+"""Converts GGUF metadata to the keys of config.json, so that each family is described only once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KEYS = {
     "expert_weights_norm": "norm_topk_prob",
     "expert_weights_scale": "routed_scaling_factor",
 }
-"""Keys after ``<architecture>.`` -> Hugging Face's."""
+"""GGUF key without the prefix ``<architecture>.`` -> Hugging Face key."""
 
 SCALING_KEYS = {
     "rope.scaling.type": "rope_type",
@@ -51,7 +51,7 @@ SCALING_KEYS = {
     "rope.scaling.yarn_beta_slow": "beta_slow",
     "rope.scaling.yarn_log_multiplier": "yarn_log_multiplier",
 }
-"""Likewise, for keys of the section ``rope_scaling``."""
+"""GGUF key without the prefix ``<architecture>.`` -> Hugging Face key in the section ``rope_scaling``."""
 
 TENSORS = {
     "attention_bias": "blk.{}.attn_q.bias",
@@ -62,32 +62,33 @@ TENSORS = {
     "use_qk_norm": "blk.{}.attn_q_norm.weight",
     "moe_use_aux_free": "blk.{}.exp_probs_b.bias",
 }
-"""Hugging Face's switches -> the tensor that is there when they are on."""
+"""Boolean Hugging Face key -> the tensor that exists if it is true."""
 
 LINEAR_SCALE = "rope.scale_linear"
-"""What files had before ``rope.scaling.type``: the factor of a linear scaling."""
+"""The factor of a linear scaling, in files older than the key ``rope.scaling.type``."""
 
 HARMLESS = ("rope.scaling.finetuned", "tensor_data_layout", LINEAR_SCALE)
 
 ZERO_IS_ABSENT = ("expert_count", "expert_used_count")
-"""Keys that converters write for dense models, too."""
+"""Keys that converters write with the value 0 for dense models."""
 
 SAYS_NOTHING: Mapping[str, object] = {"attention.causal": True, "pooling_type": 0}
-"""Keys that say with this value what holds anyway, where a family does not read them."""
+"""Keys that have no effect with this value, and are ignored if the family does not read them."""
 
 BY_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-"""Keys that may list a number for each layer, which here has to be the same for all."""
+"""Keys that may be a list with one number per layer; all these numbers must be equal."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
 class Gguf(Naming):
-    """How llama.cpp describes a family, apart from its tensor names.
+    """The metadata and the tensor names of a family in GGUF files.
 
-    ``architecture`` is its word for it. Where families share one, the last is meant whose ``mark`` is there: a metadata
-    key, or a tensor with ``{}`` for its numbers. ``keys`` are read otherwise than :data:`KEYS` has it; None is not
-    read, because it says nothing new. ``implied`` is what the architecture's name says, and what other keys amount to.
+    ``architecture`` is its name in llama.cpp. If several families have the same name, the last one whose ``mark``
+    exists is used; a mark is a metadata key, or a tensor name with ``{}`` for numbers. ``keys`` override :data:`KEYS`;
+    a key mapped to None is ignored, because other keys have its information. ``implied`` returns further values, which
+    follow from the architecture or from other keys.
     """
 
     architecture: str = ""
@@ -97,7 +98,7 @@ class Gguf(Naming):
 
 
 def read_config(checkpoint: Checkpoint, gguf: Gguf) -> Config:
-    """The configuration of a GGUF checkpoint. Keys that no table knows keep their name, so that nobody reads them."""
+    """Returns the configuration of a GGUF checkpoint; unknown keys keep their names, so that they are refused later."""
     prefix = f"{gguf.architecture}."
     keys = {**KEYS, **dict.fromkeys(HARMLESS), **gguf.keys}
     nothing = {
@@ -122,7 +123,7 @@ def read_config(checkpoint: Checkpoint, gguf: Gguf) -> Config:
 
 
 def _scaling(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The section ``rope_scaling``: a factor without a type is that of a linear scaling."""
+    """Returns the section ``rope_scaling``; a factor without a type is that of a linear scaling."""
     scaling = {ours: given[key] for key, ours in SCALING_KEYS.items() if key in given}
     if given.get(LINEAR_SCALE, 0) not in (0, 1):
         scaling.setdefault("factor", given[LINEAR_SCALE])
@@ -130,7 +131,7 @@ def _scaling(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def marks(checkpoint: Checkpoint) -> set[str]:
-    """What may tell families apart that share an architecture: the keys, and the tensors' names with ``{}``."""
+    """Returns all possible marks of a family: keys whose value is not 0, and tensor names with ``{}`` for numbers."""
     return {
         *(key for key, value in checkpoint.config.items() if value != 0),
         *(_NUMBER.sub("{}", name) for name in checkpoint.tensors),
@@ -138,13 +139,13 @@ def marks(checkpoint: Checkpoint) -> set[str]:
 
 
 def _names(prefix: str, keys: Mapping[str, str | None]) -> dict[str, str]:
-    """Our keys -> the file's, for messages."""
+    """Returns Hugging Face key -> GGUF key, for error messages."""
     names = {ours: prefix + key for key, ours in keys.items() if ours}
     return names | {f"rope_scaling.{ours}": prefix + key for key, ours in SCALING_KEYS.items()}
 
 
 def _spelled(key: str, value: Any) -> Any:
-    """The ``value`` of a ``key`` as Hugging Face would have it; what is impossible stays as it is, to be refused."""
+    """Converts the ``value`` of a GGUF ``key`` to that of Hugging Face; impossible values stay, to be refused later."""
     match key, value:
         case "expert_gating_func", int(1):
             return "softmax"
@@ -160,7 +161,7 @@ def _spelled(key: str, value: Any) -> Any:
 
 
 def _seen_in_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What llama.cpp does not write down because the tensors tell."""
+    """Returns the values that are not in the metadata because they follow from the tensors."""
     tensors, present = checkpoint.tensors, marks(checkpoint)
     seen: dict[str, Any] = {key: name in present for key, name in TENSORS.items()}
     seen["tie_word_embeddings"] = "output.weight" not in tensors

@@ -1,4 +1,4 @@
-"""Google's Gemma 1, 2 and the part of 3 that reads and writes text."""
+"""Google's Gemma 1, Gemma 2 and the text part of Gemma 3."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from freedive.model.spec import Attention, FeedForward, Layer, ModelSpec
 
 
 def _gemma(config: Config) -> ModelSpec:
-    config.choice("hidden_act", ("gelu_pytorch_tanh", "gelu"))  # the first files say gelu and mean its approximation
+    config.choice(
+        "hidden_act", ("gelu_pytorch_tanh", "gelu")
+    )  # the first files have gelu but mean its tanh approximation
     return _decoder("gemma", config, [_attention(config)] * num_layers(config))
 
 
@@ -30,7 +32,7 @@ def _gemma2(config: Config) -> ModelSpec:
 def _gemma3(config: Config) -> ModelSpec:
     attn = replace(_attention(config), scale=_scale(config), qk_norm="head")
     if "rope_parameters" in config:
-        for kind in (FULL, SLIDING):  # there is no theta for both
+        for kind in (FULL, SLIDING):  # each kind must have its own rope_theta
             config.section("rope_parameters").section(kind).number("rope_theta")
         local = rope(config, attn.head_dim, kind=SLIDING)
     else:
@@ -50,7 +52,7 @@ def _scale(config: Config) -> float:
 
 
 def _types(config: Config, period: int) -> Sequence[str]:
-    """Every ``period``-th layer sees everything, unless listed."""
+    """Returns the type of each layer: every ``period``-th has no window, unless ``layer_types`` lists the types."""
     return layer_types(config, [SLIDING if (i + 1) % period else FULL for i in range(num_layers(config))])
 
 
@@ -74,14 +76,14 @@ _SANDWICH = {
 
 
 def _naming(renames: dict[str, str]) -> Naming:
-    """Norms multiply by 1 + weight."""
+    """Returns the naming of Gemma, whose norms multiply by 1 + weight."""
     norms = {ours: theirs for ours, theirs in {**HUB, **renames}.items() if ours.endswith("norm")}
     rules = [Rule(theirs, (ours,), (Add(1.0),)) for ours, theirs in norms.items()]
     return Naming(renames, lambda spec: rules)
 
 
 def _gguf_scale(config: Config, num_layers_27b: int) -> dict[str, int]:
-    """llama.cpp knows the models of 27B, whose queries are scaled otherwise, by the number of their layers."""
+    """Returns the scale of queries; 27B models have another one, and their number of layers identifies them."""
     if config.count("num_hidden_layers") == num_layers_27b:
         return {"query_pre_attn_scalar": config.count("hidden_size") // config.count("num_attention_heads")}
     return {"query_pre_attn_scalar": config.count("head_dim")}

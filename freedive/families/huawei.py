@@ -1,4 +1,4 @@
-"""Huawei's openPangu: Embedded, which is Llama with biases; Pro MoE, which takes an expert of each group (MoGE)."""
+"""Huawei's openPangu: Embedded, which is Llama with biases; Pro MoE, which chooses one expert of each group (MoGE)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _embedded(config: Config) -> ModelSpec:
 
 
 def _pro_moe(config: Config) -> ModelSpec:
-    """Mixture of grouped experts (Tang et al. 2025): as many groups as each token has experts."""
+    """Returns a mixture of grouped experts (Tang et al. 2025): the number of groups is that of experts per token."""
     moge = router(config, group_choice="each", expert_scale=True)
     if moge.num_experts % moge.num_chosen:
         raise config.refusal("num_experts", f"({moge.num_experts}) does not make {moge.num_chosen} equal groups")

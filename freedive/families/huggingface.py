@@ -1,4 +1,4 @@
-"""Hugging Face's SmolLM3: Llama with layers that know no positions."""
+"""Hugging Face's SmolLM3: Llama with some layers without position embeddings."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from freedive.model.spec import Layer, ModelSpec
 
 
 def _smollm3(config: Config) -> ModelSpec:
-    """Where windows are used at all, layers without positions have them, unless listed."""
+    """Returns the specification. If windows are used, layers without position embeddings have them by default."""
     bias, rotated = config.flag("attention_bias"), rotated_layers(config)
     attn = attention(config, qkv_bias=bias, out_bias=bias)
     ffn = feed_forward(config, bias=config.flag("mlp_bias"))
     width = window(config) * config.flag("use_sliding_window")
-    types = layer_types(config, [FULL if turns else SLIDING for turns in rotated])
+    types = layer_types(config, [FULL if rotates else SLIDING for rotates in rotated])
     layers = [
-        Layer(replace(attn, rope=attn.rope if turns else None, window=width if kind == SLIDING else 0), ffn)
-        for turns, kind in zip(rotated, types, strict=True)
+        Layer(replace(attn, rope=attn.rope if rotates else None, window=width if kind == SLIDING else 0), ffn)
+        for rotates, kind in zip(rotated, types, strict=True)
     ]
     return model("smollm3", config, layers)
 

@@ -1,6 +1,7 @@
-"""IBM's Granite: 3, dense or with experts; 4 without recurrent layers; swash, with windows, sinks and a rope per layer.
+"""IBM's Granite 3 (dense or with experts), Granite 4 without recurrent layers, and Granite SWA.
 
-Embeddings, attention, every branch and logits are scaled by numbers of the configuration.
+Granite SWA has windows, sinks and a rotary embedding per layer. The configuration has scales for embeddings, attention,
+every branch and logits.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ _ATTENTION, _RECURRENT = ("attention", FULL), ("mamba", "linear_attention")
 
 
 def _granite(config: Config) -> ModelSpec:
-    return _decoder("granite", config, _alike(config), _plain(config))
+    return _decoder("granite", config, _equal_attentions(config), _plain(config))
 
 
 def _granitemoe(config: Config) -> ModelSpec:
-    return _decoder("granitemoe", config, _alike(config), _experts(config))
+    return _decoder("granitemoe", config, _equal_attentions(config), _experts(config))
 
 
 def _granitemoehybrid(config: Config) -> ModelSpec:
-    """Without experts the shared feed-forward is the only one."""
+    """Returns the specification; a model without experts has only the shared feed-forward network."""
     shared = feed_forward(config, "shared_intermediate_size")
     ffn = _experts(config) if config.count("num_local_experts", least=0) else shared
     return _decoder("granitemoehybrid", config, _unrecurrent(config), ffn)
@@ -66,7 +67,7 @@ def _decoder(family: str, config: Config, attns: Sequence[Attention], ffn: FeedF
     )
 
 
-def _alike(config: Config) -> list[Attention]:
+def _equal_attentions(config: Config) -> list[Attention]:
     bias, scale = config.flag("attention_bias"), config.number("attention_multiplier", 1.0)
     return [attention(config, qkv_bias=bias, out_bias=bias, scale=scale)] * num_layers(config)
 
@@ -76,16 +77,19 @@ def _unrecurrent(config: Config) -> list[Attention]:
     if not types or not set(_ATTENTION).issuperset(types):
         raise refusal("granitemoehybrid with recurrent layers", "Mamba layers")
     rotated = config.choice("position_embedding_type", ("nope", "rope")) == "rope"
-    return [attn if rotated else replace(attn, rope=None) for attn in _alike(config)]
+    return [attn if rotated else replace(attn, rope=None) for attn in _equal_attentions(config)]
 
 
 def _swash(config: Config) -> list[Attention]:
-    """All but every fourth layer have a window, unless listed; a theta of 0 leaves a layer without positions."""
+    """Returns the attention of each layer of Granite SWA.
+
+    By default all layers but every fourth have a window. A layer whose theta is 0 has no position embedding.
+    """
     total, width = num_layers(config), window(config)
     types = layer_types(config, [SLIDING if i % 4 else FULL for i in range(total)])
     attns = [
         replace(attn, window=width if kind == SLIDING else 0, sinks=True)
-        for attn, kind in zip(_alike(config), types, strict=True)
+        for attn, kind in zip(_equal_attentions(config), types, strict=True)
     ]
     thetas = config.numbers("layer_rope_theta", total, least=0, most=1e12)
     if not thetas:
@@ -111,14 +115,17 @@ _TRANSFORMERS = ("experts.gate_up_proj", "experts.down_proj", "router.weight")
 
 
 def _naming(*spellings: tuple[str, str, str]) -> Naming:
-    """Experts are stacks, in one of these ``spellings``, the first preferred; gate and up are one tensor everywhere."""
+    """Returns naming rules for stacked experts, whose gate and up are one tensor.
+
+    ``spellings`` are alternative names; the first one is preferred.
+    """
 
     def rules(spec: ModelSpec) -> list[Rule]:
         moe, shared = "model.layers.{}.block_sparse_moe", "model.layers.{}.shared_mlp"
         sole = "layers.{}.ffn" if isinstance(spec.layers[0].ffn, FeedForward) else SHARED
         ours = (f"{EXPERT}.gate", f"{EXPERT}.up"), (f"{EXPERT}.down",), ("layers.{}.ffn.router",)
         return [
-            *(Rule(f"{moe}.{name}", held) for names in spellings for name, held in zip(names, ours, strict=True)),
+            *(Rule(f"{moe}.{name}", parts) for names in spellings for name, parts in zip(names, ours, strict=True)),
             Rule(f"{shared}.input_linear.weight", (f"{sole}.gate", f"{sole}.up")),
             Rule(f"{shared}.output_linear.weight", (f"{sole}.down",)),
         ]
@@ -127,20 +134,20 @@ def _naming(*spellings: tuple[str, str, str]) -> Naming:
 
 
 def _rotated(config: Config) -> dict[str, Any]:
-    """Granite 4 does not rotate where recurrent layers give the order; it has none here."""
+    """Refuses files without rotary embeddings, which are those of Granite 4 with recurrent layers."""
     config.choice("rotated", (True,))
     return {}
 
 
 def _layer_ropes(config: Config) -> dict[str, Any]:
-    """llama.cpp says which layers rotate, all with the same theta."""
+    """Returns the theta of each layer; in GGUF files all layers with rotary embeddings have the same theta."""
     rotated = config.numbers("rotated_layers", config.count("num_hidden_layers"), least=0, most=1)
     theta = config.number("rope_theta", DEFAULT_THETA)
-    return {"layer_rope_theta": [theta * turns for turns in rotated]} if rotated else {}
+    return {"layer_rope_theta": [theta * rotates for rotates in rotated]} if rotated else {}
 
 
 def _swash_rules(spec: ModelSpec) -> list[Rule]:
-    """Gate and up are one tensor here too, under other names than apart or under that of up."""
+    """Returns rules for GGUF files, in which gate and up are one tensor, for shared experts under the name of up."""
     return [
         *interleaved_heads(spec),
         Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up")),

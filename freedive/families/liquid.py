@@ -14,7 +14,7 @@ from freedive.families.parts import ACTIVATIONS, FULL, attention, feed_forward, 
 from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpec, ShortConv
 
 CONV = "conv"
-"""What ``layer_types`` calls a layer with a short convolution."""
+"""Name in ``layer_types`` of a layer with a short convolution."""
 
 
 def _lfm2(config: Config) -> ModelSpec:
@@ -58,7 +58,7 @@ def _layer_types(config: Config) -> list[str]:
 
 
 def _dense_width(config: Config) -> int:
-    """As Lfm2MLP has it: two thirds of what is written down, times a factor, rounded up to whole multiples."""
+    """Returns the width as Lfm2MLP of transformers: two thirds of the key, times a factor, rounded up to a multiple."""
     width = config.count(config.first("block_ff_dim", "intermediate_size"))
     multiple, factor = config.count("block_multiple_of", 256), config.number("block_ffn_dim_multiplier", 1.0)
     if not config.flag("block_auto_adjust_ff_dim", True):
@@ -67,7 +67,7 @@ def _dense_width(config: Config) -> int:
 
 
 def _implied(config: Config) -> Mapping[str, Any]:
-    """llama.cpp lists key-value heads by layer, none where there is a convolution."""
+    """Returns the layer types from the GGUF list of key-value heads, in which layers with a convolution have 0."""
     heads = config.numbers("kv_heads_by_layer", num_layers(config), least=0, most=4096) or []
     counts = {int(count) for count in heads if count}
     if len(counts) > 1:

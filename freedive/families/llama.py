@@ -1,4 +1,4 @@
-"""Meta's Llama 2 and 3, and those who kept its decoder: SmolLM, SmolLM2; Mistral, whose Mixtral has experts."""
+"""Meta's Llama 2 and 3, and models with the same decoder: SmolLM, SmolLM2; Mistral; and Mixtral, which has experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meta's Llama 4, the part of it that reads and writes text."""
+"""The text part of Meta's Llama 4."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _CHUNKED = "chunked_attention"
 
 
 def _llama4(config: Config) -> ModelSpec:
-    """Experts in every ``interleave_moe_layer_step``-th layer, unless listed; plain layers are wider."""
+    """Returns the specification: every ``interleave_moe_layer_step``-th layer has experts unless ``moe_layers`` lists
+    them; dense layers are wider.
+    """
     attns = _attentions(config)
     expert, plain = feed_forward(config), feed_forward(config, "intermediate_size_mlp")
     moe = Experts(router(config, "num_local_experts", score="sigmoid", weighs_input=True), expert, shared=expert)
@@ -28,13 +30,13 @@ def _llama4(config: Config) -> ModelSpec:
 
 
 def _attentions(config: Config) -> list[Attention]:
-    """Layers that rotate see chunks; those that do not see everything, with a temperature."""
+    """Returns the attention of each layer: chunked with rotary embedding, or full with an attention temperature."""
     rotated = rotated_layers(config)
     types = config.choices("layer_types", len(rotated), (FULL, _CHUNKED))
-    types = types or [_CHUNKED if turns else FULL for turns in rotated]
+    types = types or [_CHUNKED if rotates else FULL for rotates in rotated]
     bias, chunk = config.flag("attention_bias"), config.count("attention_chunk_size", 0, least=0, most=1 << 30)
     plain = attention(config, rope=None, qkv_bias=bias, out_bias=bias)
-    turned = replace(
+    with_rope = replace(
         plain,
         rope=rope(config, plain.head_dim, interleaved=True),
         qk_norm="l2" if config.flag("use_qk_norm", True) else "",
@@ -42,19 +44,19 @@ def _attentions(config: Config) -> list[Attention]:
     )
     plain = replace(plain, temperature=_temperature(config))
     return [
-        replace(turned if turns else plain, chunk=chunk if kind == _CHUNKED else 0)
-        for turns, kind in zip(rotated, types, strict=True)
+        replace(with_rope if rotates else plain, chunk=chunk if kind == _CHUNKED else 0)
+        for rotates, kind in zip(rotated, types, strict=True)
     ]
 
 
 def _temperature(config: Config) -> AttentionTemperature | None:
     temperature = AttentionTemperature(config.number("floor_scale"), config.number("attn_scale"))
-    # the first files say 4 for true
+    # The first published files have 4 instead of true.
     return temperature if config.choice("attn_temperature_tuning", (True, False, 4)) else None
 
 
 def _rules(spec: ModelSpec) -> list[Rule]:
-    """Experts are stacked, and stored [in, out]."""
+    """Returns rules for stacked experts, whose matrices are stored as [in, out]."""
     experts = "model.layers.{}.feed_forward.experts"
     return [
         Rule(f"{experts}.gate_up_proj", (f"{EXPERT}.gate", f"{EXPERT}.up"), (Transpose(),)),
@@ -66,7 +68,7 @@ _TEMPERATURE = {"floor_scale": 8192, "attn_scale": 0.1}
 
 
 def _gguf_implied(config: Config) -> dict[str, Any]:
-    """llama.cpp knows Maverick, which does not norm, by the number of its experts."""
+    """Returns constants of the family; Maverick, which has 128 experts, has no norms of queries and keys."""
     return {"attention_chunk_size": 8192, "use_qk_norm": config.count("num_experts") != 128, **_TEMPERATURE}
 
 

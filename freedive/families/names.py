@@ -1,7 +1,7 @@
-"""Tensor names of decoders: canonical, Hugging Face's, llama.cpp's. Families say where they deviate.
+"""Tensor names of decoders: canonical names, those of Hugging Face and those of llama.cpp. Families declare exceptions.
 
-In a name, ``{}`` stands for the number of a layer or an expert. Where a weight has a bias, the names of
-both differ only in their ends, ``.weight`` and ``.bias``.
+In a name, ``{}`` stands for the number of a layer or an expert. The names of a weight and of its bias differ only in
+their ends, ``.weight`` and ``.bias``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from freedive.checkpoint.rules import Halve, Ignore, Permute, Rule, Rules, Trans
 from freedive.model.spec import Attention, LatentAttention, ModelSpec
 
 Names = Mapping[str, str]
-"""Canonical names -> a maker's."""
+"""Canonical name -> name in the file."""
 
 EXPERT = "layers.{}.ffn.experts.{}"
 SHARED = "layers.{}.ffn.shared"
@@ -22,7 +22,10 @@ SHARED = "layers.{}.ffn.shared"
 def feed_forward_names(
     ours: str, theirs: str, parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
 ) -> Names:
-    """Names of the three products of the canonical feed-forward ``ours``; ``parts`` are its maker's names for them."""
+    """Returns the names of gate, up and down of a feed-forward network: ``ours`` are canonical, ``theirs`` the file's.
+
+    ``parts`` are the last parts of the file's names.
+    """
     return {
         f"{ours}.{name}": f"{theirs}{part}.weight" for name, part in zip(("gate", "up", "down"), parts, strict=True)
     }
@@ -90,11 +93,11 @@ GGUF: Names = {
 }
 
 HUB_MTP, GGUF_MTP = "model.layers.{}.eh_proj.weight", "blk.{}.nextn.eh_proj.weight"
-"""What tells that the layer of this number predicts a further token."""
+"""Names of a tensor that exists if the layer with this number is an MTP layer."""
 
 REDUNDANT = (
-    "model.layers.{}.self_attn.rotary_emb.inv_freq",  # follows from the rope settings
-    "rope_freqs.weight",  # is part of the description: families.gguf reads it
+    "model.layers.{}.self_attn.rotary_emb.inv_freq",  # computed from the rope settings
+    "rope_freqs.weight",  # read by families/gguf.py as part of the configuration
 )
 
 VISION = (
@@ -108,19 +111,19 @@ VISION = (
     "vision_tower",
     "visual",
 )
-"""Prefixes of the parts other than the text part, at the top or under ``model.``."""
+"""Prefixes of the parts of multimodal models that are not the text part, at the top level or after ``model.``."""
 
 WRAPPERS = {"model.language_model.": "", "language_model.model.": "language_model."}
-"""What a wrapped text part has for ``model.``; and before the names of its other tensors."""
+"""Prefix that replaces ``model.`` in the text part of a multimodal model -> prefix of its other tensors."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """Where a family deviates from the names that its container has for all.
+    """The tensor names of a family that differ from the common names of its file format.
 
-    ``renames`` are single tensors; ``rules`` gives, for a description, those that hold several weights, are changed on
-    the way, or are not read. They go before the common ones: where two serve the same weight, the first whose tensor is
-    there counts.
+    ``renames`` maps single tensors. ``rules`` returns, for a specification, the rules of tensors that contain several
+    weights, need a conversion, or are not read. They precede the common rules: if several rules match a weight, the
+    first one whose tensor exists is used.
     """
 
     renames: Names = field(default_factory=dict)
@@ -128,10 +131,10 @@ class Naming:
 
 
 def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
-    """How tensors of a Hugging Face checkpoint become canonical.
+    """Returns the rules that make the tensors of a Hugging Face checkpoint canonical.
 
-    Layers of multi-token prediction stand after the last. What the description has not of them, such as second copies
-    of embedding and output head, is not read.
+    MTP layers come after the last layer. Their tensors that are not in the specification, such as copies of the
+    embedding and the output head, are not read.
     """
     mlp = "model.layers.{}.mlp.experts"
     fused = [
@@ -145,7 +148,7 @@ def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[
 
 
 def gguf_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
-    """How tensors of a GGUF file become canonical; its layers of multi-token prediction stand after the last, too."""
+    """Returns the rules that make the tensors of a GGUF file canonical; MTP layers come after the last layer."""
     fused = Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up"))
     keys = Rule("blk.{}.attn_k_b.weight", ("layers.{}.attn.k_b",), (Transpose(),))
     latents = [*_latents(spec, "blk.{}.attn_kv_b.weight"), _mtp(spec, GGUF_MTP)]
@@ -155,16 +158,18 @@ def gguf_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list
 
 
 def text_rules(rules: Rules, tensors: Mapping[str, object]) -> list[Rule | Ignore]:
-    """``rules`` for the text part of a checkpoint that holds more."""
+    """Returns ``rules`` for the text part of a multimodal checkpoint; the other parts are not read."""
     unread = [Ignore(f"{prefix}{name}.*") for prefix in ("", "model.") for name in VISION]
-    for inside, beside in WRAPPERS.items():
+    for inside, outside in WRAPPERS.items():
         if HUB["embed"].replace("model.", inside) in tensors:
-            return [*(replace(rule, theirs=_wrapped(rule.theirs, inside, beside)) for rule in rules), *unread]
+            return [*(replace(rule, theirs=_wrapped(rule.theirs, inside, outside)) for rule in rules), *unread]
     return [*rules, *unread]
 
 
 def interleaved_heads(spec: ModelSpec) -> list[Rule]:
-    """For llama.cpp's architectures that rotate neighbours where the maker rotates halves: rows are moved to suit."""
+    """Returns rules that reorder the rows of q and k, for architectures of llama.cpp that rotate neighbours instead of
+    halves.
+    """
     attn = next(layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention))
     names = {name: GGUF[f"layers.{{}}.attn.{name}"] for name in ("q", "k")}
     names |= {f"{name}_bias": _bias(theirs) for name, theirs in names.items()}
@@ -172,7 +177,7 @@ def interleaved_heads(spec: ModelSpec) -> list[Rule]:
 
 
 def _plain(spec: ModelSpec, base: Names, naming: Naming) -> list[Rule | Ignore]:
-    """The rules of tensors that hold one weight (of each expert), as it is; renamed ones may keep the common name."""
+    """Returns the rules of tensors that contain one weight (per expert) unchanged; common names stay valid too."""
     names = {**base, **naming.renames}
     common = {ours: base[ours] for ours in base.keys() & naming.renames if base[ours] not in names.values()}
     head: list[Rule | Ignore] = [Ignore(names["head"])] if spec.tied else []
@@ -185,7 +190,7 @@ def _renames(names: Names) -> list[Rule]:
 
 
 def _latents(spec: ModelSpec, theirs: str) -> list[Rule]:
-    """What makes keys and values of latents, where one tensor holds both: of each head first those, then these."""
+    """Returns the rule of a tensor that contains ``k_b`` and ``v_b``, in this order for each head."""
     attn = spec.layers[0].mixer
     if not isinstance(attn, LatentAttention):
         return []
@@ -193,7 +198,7 @@ def _latents(spec: ModelSpec, theirs: str) -> list[Rule]:
 
 
 def _mtp(spec: ModelSpec, theirs: str) -> Rule:
-    """Each row is one for the embedding, then one for the state."""
+    """Returns the rule of eh_proj: each of its rows is a row of ``embed_proj``, then a row of ``state_proj``."""
     return Rule(theirs, ("layers.{}.mtp.embed_proj", "layers.{}.mtp.state_proj"), (Halve(),), blocks=spec.hidden_dim)
 
 
@@ -201,5 +206,5 @@ def _bias(theirs: str) -> str:
     return theirs.removesuffix(".weight") + ".bias"
 
 
-def _wrapped(theirs: str, inside: str, beside: str) -> str:
-    return inside + theirs.removeprefix("model.") if theirs.startswith("model.") else beside + theirs
+def _wrapped(theirs: str, inside: str, outside: str) -> str:
+    return inside + theirs.removeprefix("model.") if theirs.startswith("model.") else outside + theirs

@@ -1,4 +1,4 @@
-"""Ai2's OLMoE."""
+"""Ai2's OLMoE: a mixture of experts with norms of whole query and key projections."""
 
 from __future__ import annotations
 

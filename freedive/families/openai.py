@@ -1,4 +1,4 @@
-"""OpenAI's gpt-oss: every second layer sees a window, every head has a sink, every product but the head a bias."""
+"""OpenAI's gpt-oss: every second layer has a window, every head a sink, every linear but the output head a bias."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _gpt_oss(config: Config) -> ModelSpec:
 
 
 def _experts(config: Config) -> Experts:
-    """The router's softmax over the chosen experts' logits is one over all, renormalised."""
+    """Returns the experts; softmax over the chosen experts' logits equals softmax over all experts, renormalised."""
     config.choice("hidden_act", ("silu",))
     config.number("swiglu_alpha", 1.702, least=1.702, most=1.702)
     limit = config.number("swiglu_limit", 7.0)
@@ -32,7 +32,10 @@ def _experts(config: Config) -> Experts:
 
 
 def _stacks(spec: ModelSpec) -> list[Rule]:
-    """Outputs of gate and up alternate. Float matrices stand the other way round than MXFP4 ones, called `.weight`."""
+    """Returns rules for stacked experts, in which the outputs of gate and up alternate.
+
+    Float matrices are [in, out]; MXFP4 matrices, whose names end with `.weight`, are [out, in].
+    """
     theirs = "model.layers.{}.mlp.experts"
     gate_up, down = (f"{EXPERT}.gate", f"{EXPERT}.up"), (f"{EXPERT}.down",)
     num_pairs = spec.layers[0].ffn.expert.dim if isinstance(spec.layers[0].ffn, Experts) else 1
@@ -64,7 +67,7 @@ GPT_OSS = Family(
             "truncate": False,
         },
     },
-    ignorable=("experts_per_token", "initial_context_length"),  # said twice
+    ignorable=("experts_per_token", "initial_context_length"),  # copies of other keys
     hub=Naming({"layers.{}.ffn.router": "model.layers.{}.mlp.router.weight"}, _stacks),
     gguf=Gguf(
         {"layers.{}.ffn.norm": "blk.{}.post_attention_norm.weight"},

@@ -1,4 +1,4 @@
-"""Functions that families share: each converts configuration keys to a part of a description."""
+"""Functions that families share: each converts configuration keys to a part of a specification."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from freedive.model.spec import (
 )
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-"""What ``layer_types`` calls a layer that sees everything before, and one that sees a window."""
+"""Names in ``layer_types`` of layers with full attention and with a sliding window."""
 
 ACTIVATIONS: Mapping[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-"""transformers' names of activations -> ours."""
+"""Activation name of transformers -> activation name of a specification."""
 
 
 def num_layers(config: Config) -> int:
@@ -32,7 +32,7 @@ def num_layers(config: Config) -> int:
 
 
 def attention(config: Config, **traits: Any) -> Attention:
-    """Grouped-query attention over everything before; ``traits`` are further fields of it, or others instead."""
+    """Returns grouped-query attention over all earlier positions; ``traits`` are fields that are added or replaced."""
     num_heads = config.count("num_attention_heads", most=4096)
     num_kv_heads = config.count("num_key_value_heads", num_heads, most=4096)
     if num_heads % num_kv_heads:
@@ -49,9 +49,9 @@ def attention(config: Config, **traits: Any) -> Attention:
 
 
 def latent_attention(config: Config, *, interleaved: bool) -> LatentAttention:
-    """Multi-head latent attention; ``interleaved`` is how its rotated dimensions lie."""
+    """Returns multi-head latent attention; ``interleaved`` is the layout of its rotated dimensions (see Rope)."""
     num_heads = config.count("num_attention_heads", most=4096)
-    config.count("num_key_value_heads", num_heads)  # the latent makes keys and values of every head
+    config.count("num_key_value_heads", num_heads)  # read but not used: every head has keys and values
     nope_dim, rope_dim = config.count("qk_nope_head_dim", most=4096), config.count("qk_rope_head_dim", most=4096)
     return LatentAttention(
         num_heads=num_heads,
@@ -67,12 +67,15 @@ def latent_attention(config: Config, *, interleaved: bool) -> LatentAttention:
 
 
 def feed_forward(config: Config, width: str = "intermediate_size", *, bias: bool = False) -> FeedForward:
-    """Gated feed-forward, as wide as the key ``width`` says."""
+    """Returns a gated feed-forward network; the key ``width`` has its dimension."""
     return FeedForward(config.count(width), ACTIVATIONS[config.choice("hidden_act", tuple(ACTIVATIONS))], bias)
 
 
 def router(config: Config, spelling: str = "num_experts", **traits: Any) -> Router:
-    """A router over as many experts as the configuration has: in the family's ``spelling``, or another usual one."""
+    """Returns a router; the number of experts is read from the key ``spelling`` or another common key.
+
+    ``traits`` are further fields of the router.
+    """
     experts = config.first("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", spelling)
     chosen = config.first("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_tok")
     num_experts = config.count(experts, most=MAX_EXPERTS)
@@ -80,43 +83,47 @@ def router(config: Config, spelling: str = "num_experts", **traits: Any) -> Rout
 
 
 def groups(config: Config, router: Router, choice: Literal["max", "top2"] = "max") -> Router:
-    """``router`` restricted to the best ``topk_group`` of ``n_group`` groups of experts."""
+    """Returns ``router`` restricted to the best ``topk_group`` of ``n_group`` groups of experts."""
     num_groups = config.count("n_group", 1, most=router.num_experts)
     kept_groups = config.count("topk_group", num_groups, most=num_groups)
     if router.num_experts % num_groups:
         raise config.refusal("n_group", f"({num_groups}) does not divide {router.num_experts} experts")
     if kept_groups * (router.num_experts // num_groups) < router.num_chosen:
-        raise config.refusal("topk_group", f"({kept_groups}) leaves fewer than the {router.num_chosen} experts wanted")
+        raise config.refusal(
+            "topk_group", f"({kept_groups}) leaves fewer than the {router.num_chosen} experts of each token"
+        )
     if choice == "top2" and num_groups == router.num_experts:
         raise config.refusal("n_group", f"({num_groups}) leaves no two experts to a group")
     return replace(router, num_groups=num_groups, kept_groups=kept_groups, group_choice=choice)
 
 
 def with_shared(moe: Experts, num_shared: int, *, bias: bool = False) -> Experts:
-    """``moe`` with ``num_shared`` experts that run for every token, as the one wide feed-forward that they are."""
+    """Returns ``moe`` with ``num_shared`` shared experts, combined into one wide feed-forward network."""
     shared = replace(moe.expert, dim=num_shared * moe.expert.dim, bias=bias) if num_shared else None
     return replace(moe, shared=shared)
 
 
 def layer_types(config: Config, otherwise: Sequence[str]) -> Sequence[str]:
-    """FULL or SLIDING for each layer: as ``layer_types`` lists them, or ``otherwise``."""
+    """Returns FULL or SLIDING for each layer: the list in ``layer_types``, or ``otherwise`` if it is absent."""
     return config.choices("layer_types", len(otherwise), (FULL, SLIDING)) or otherwise
 
 
 def rotated_layers(config: Config) -> list[bool]:
-    """Which layers know positions: all but every ``no_rope_layer_interval``-th, unless ``no_rope_layers`` lists it."""
+    """Returns whether each layer has rotary embeddings: all layers but every ``no_rope_layer_interval``-th, unless
+    ``no_rope_layers`` lists them.
+    """
     total, interval = num_layers(config), config.count("no_rope_layer_interval", 4)
     listed = config.numbers("no_rope_layers", total, least=0, most=1)
-    return [bool(turns) for turns in listed or ((i + 1) % interval for i in range(total))]
+    return [bool(rotates) for rotates in listed or ((i + 1) % interval for i in range(total))]
 
 
 def window(config: Config) -> int:
-    """Positions that a sliding layer sees; 0 is all."""
+    """Returns the number of positions in the sliding window; 0 means all positions."""
     return config.count("sliding_window", 0, least=0, most=1 << 30)
 
 
 def model(family: str, config: Config, layers: Sequence[Layer], **traits: Any) -> ModelSpec:
-    """The whole decoder; ``traits`` are further fields of it."""
+    """Returns the specification of the whole decoder; ``traits`` are further fields of it."""
     return ModelSpec(
         family=family,
         vocab_size=config.count("vocab_size", most=1 << 22),

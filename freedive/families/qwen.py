@@ -46,7 +46,7 @@ def _qwen3_moe(config: Config) -> ModelSpec:
 def _decoder(
     family: str, config: Config, attn: Attention, types: Sequence[str], ffns: Sequence[FeedForward | Experts]
 ) -> ModelSpec:
-    """``types`` tell full layers from sliding ones, where the configuration uses windows at all."""
+    """Returns the specification; layers of type SLIDING have a window if the configuration uses windows."""
     width = window(config) * config.flag("use_sliding_window")
     layers = [
         Layer(replace(attn, window=width if kind == SLIDING else 0), ffn) for kind, ffn in zip(types, ffns, strict=True)
@@ -60,14 +60,14 @@ def _normed_attention(config: Config) -> Attention:
 
 
 def _late_windows(config: Config) -> Sequence[str]:
-    """Layers from ``max_window_layers`` on slide."""
+    """Returns the type of each layer: layers from ``max_window_layers`` on have a window."""
     total = num_layers(config)
     first = config.count("max_window_layers", total, least=0)
     return layer_types(config, ([FULL] * first + [SLIDING] * total)[:total])
 
 
 def _even_windows(config: Config) -> Sequence[str]:
-    """Every other layer slides, the first one too, but none from ``max_window_layers`` on."""
+    """Returns the type of each layer: layers 0, 2, 4, ... before ``max_window_layers`` have a window."""
     last = config.count("max_window_layers", 0, least=0)
     return layer_types(config, [SLIDING if i % 2 == 0 and i < last else FULL for i in range(num_layers(config))])
 
@@ -84,7 +84,7 @@ def _experts(config: Config) -> Experts:
 
 
 def _sparse(config: Config, moe: Experts) -> list[FeedForward | Experts]:
-    """``moe`` in every ``decoder_sparse_step``-th layer but those that are listed as plain."""
+    """Returns ``moe`` for every ``decoder_sparse_step``-th layer except those in ``mlp_only_layers``, else dense."""
     step, dense = config.count("decoder_sparse_step", 1), feed_forward(config)
     plain = config.indices("mlp_only_layers", num_layers(config))
     return [dense if i in plain or (i + 1) % step else moe for i in range(num_layers(config))]

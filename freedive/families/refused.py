@@ -1,4 +1,4 @@
-"""Architectures that freedive knows by name and does not run yet, and what they need."""
+"""Architectures that freedive knows by name but does not run yet, with the features that they need."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 
 REFUSED = {name: need for need, names in _NEEDS.items() for name in names}
-"""Classes and types of config.json, and llama.cpp's names -> what they need."""
+"""Name of an architecture (class or type of config.json, or name in llama.cpp) -> the features that it needs."""
 
 
 def refusal(name: str, need: str) -> UserError:
-    """The error that freedive lacks what the architecture ``name`` needs."""
+    """Returns the error that freedive lacks the feature ``need`` of the architecture ``name``."""
     return UserError(f"freedive does not run {name} yet: it needs {need}", "Choose another model")

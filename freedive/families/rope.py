@@ -1,6 +1,6 @@
 """Converts rope settings to inverse frequencies and a factor on cosines and sines.
 
-Formulas as in transformers' modeling_rope_utils.py, in float32 as there. Frequencies are [dim / 2].
+The formulas and the precision, float32, are those of modeling_rope_utils.py of transformers. Frequencies are [dim / 2].
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def rope(
     kind: str = "",
     theta: float | None = None,
 ) -> Rope:
-    """The rotary embedding of heads of ``head_dim``; of layers of that ``kind``, where the settings are by kind.
+    """Returns the rotary embedding of heads of ``head_dim``; ``kind`` is the layer type if the settings depend on it.
 
-    ``partial``: the family may rotate a part of each head; others are refused if they say so. ``theta`` stands for that
-    of the configuration.
+    Only with ``partial`` may the configuration rotate a part of each head. ``theta`` replaces that of the
+    configuration. Raises UserError for impossible settings.
     """
     table = _table(config, kind)
     dim = _rotary_dim(config, table, head_dim, partial)
@@ -44,12 +44,12 @@ def rope(
 
 
 def plain_rope(theta: float, dim: int, *, interleaved: bool = False) -> Rope:
-    """The rotary embedding of ``dim`` dimensions without scaling."""
+    """Returns the rotary embedding of ``dim`` dimensions without scaling."""
     return Rope(dim, tuple(map(float, _plain(theta, dim))), interleaved=interleaved)
 
 
 def latent_magnitude(config: Config) -> float:
-    """The factor of YaRN on the scores of multi-head latent attention, in addition to that on cosines and sines."""
+    """Returns the factor of YaRN on the scores of latent attention, in addition to that on cosines and sines."""
     table = _table(config)
     if _scaling(table) == "default":
         return 1.0
@@ -57,7 +57,7 @@ def latent_magnitude(config: Config) -> float:
 
 
 def max_context(config: Config) -> int:
-    """Positions that the model can tell apart; with yarn, what its factor makes of the original context if more."""
+    """Returns the maximum context length; with YaRN, the original context times its factor if that is greater."""
     table = _table(config)
     given = _max_position(config)
     if _scaling(table) != "yarn" or "factor" not in table:
@@ -66,16 +66,16 @@ def max_context(config: Config) -> int:
 
 
 def _table(config: Config, kind: str = "") -> Config:
-    """The rope settings in either shape: new (``rope_parameters``) or old (``rope_scaling`` and ``rope_theta``)."""
+    """Returns the rope settings from ``rope_parameters``, or in older files from ``rope_scaling``."""
     table = config.section("rope_parameters" if "rope_parameters" in config else "rope_scaling")
     kind = kind or "full_attention"
     return table.section(kind) if kind in table else table
 
 
 def _rotary_dim(config: Config, table: Config, head_dim: int, partial: bool) -> int:
-    """How many of a head's dimensions are rotated: all, unless the configuration gives a number or a fraction.
+    """Returns the number of rotated dimensions of a head: all, unless the configuration has a number or a fraction.
 
-    What families that always rotate all do with a fraction differs from one release of transformers to the next.
+    Families without ``partial`` refuse a fraction, because releases of transformers treat it differently.
     """
     fraction = table.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0, most=1), most=1)
     dim = config.count("rotary_dim", max(int(head_dim * fraction), 1), most=head_dim)
@@ -97,20 +97,20 @@ def _max_position(config: Config) -> int:
 
 
 def _original(config: Config, table: Config) -> int:
-    """Positions that the model was first trained for; what stands outside of the table counts more."""
+    """Returns the context length before scaling; a key outside of the rope settings has priority."""
     key = "original_max_position_embeddings"
     inside = table.count(key, _max_position(config), most=MAX_CONTEXT)
     return config.count(key, inside, most=MAX_CONTEXT)
 
 
 def _plain(theta: float, dim: int) -> Frequencies:
-    """The powers are rounded once, as torch's are: numpy's own in float32 are often the next number instead."""
+    """Returns unscaled frequencies; powers are computed in float64 and rounded once, so that they equal torch's."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     return np.float32(1) / (np.float64(theta) ** exponents).astype(np.float32)
 
 
 def _default(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
-    """Nothing is scaled: a factor of 1 and a number of positions may stand there all the same."""
+    """Returns unscaled frequencies; the settings may have a factor of 1 and an original context length."""
     table.number("factor", 1.0, least=1, most=1)
     _original(config, table)
     return _plain(theta, dim), 1.0
@@ -121,9 +121,9 @@ def _linear(config: Config, table: Config, theta: float, dim: int) -> tuple[Freq
 
 
 def _dynamic(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
-    """NTK with a fixed ``alpha`` stretches the base once and for all (Hunyuan); other numbers then say nothing.
+    """Returns NTK scaling with a fixed ``alpha`` (Hunyuan), which multiplies theta; other settings are ignored.
 
-    Without ``alpha`` the base would grow with texts longer than the context, which are not accepted.
+    Without ``alpha``, scaling would begin only beyond the context length, which requests cannot exceed.
     """
     _factor(table)
     for key in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
@@ -133,7 +133,7 @@ def _dynamic(config: Config, table: Config, theta: float, dim: int) -> tuple[Fre
 
 
 def _llama3(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
-    """Long waves are slowed by ``factor``, short ones kept, those between, if any, blended (Llama 3.1)."""
+    """Divides low frequencies by ``factor``, keeps high ones, and interpolates between them (Llama 3.1)."""
     factor, low, high = _factor(table), table.number("low_freq_factor"), table.number("high_freq_factor")
     if low > high:
         raise table.refusal("high_freq_factor", f"({high:g}) is below low_freq_factor ({low:g})")
@@ -144,7 +144,7 @@ def _llama3(config: Config, table: Config, theta: float, dim: int) -> tuple[Freq
 
 
 def _yarn(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
-    """YaRN (Peng et al. 2023, section 3.2): interpolate slow dimensions, keep fast ones, ramp between."""
+    """YaRN (Peng et al. 2023, section 3.2): divides low frequencies by the factor, keeps high ones, ramps between."""
     original = _original(config, table)
     factor = _factor(table, _max_position(config) / original)
     fast, slow = table.number("beta_fast", 32.0), table.number("beta_slow", 1.0)
@@ -159,7 +159,7 @@ def _yarn(config: Config, table: Config, theta: float, dim: int) -> tuple[Freque
 
 
 def _yarn_magnitude(table: Config, factor: float) -> float:
-    """What cosines and sines are multiplied by: given, or from the factor."""
+    """Returns the factor on cosines and sines: ``attention_factor``, or computed from the scaling factor."""
     above, below = table.number("mscale", 0.0, least=0), table.number("mscale_all_dim", 0.0, least=0)
     ratio = _magnitude(factor, above) / _magnitude(factor, below) if above and below else _magnitude(factor, 1.0)
     return table.number("attention_factor", ratio)

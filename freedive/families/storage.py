@@ -1,4 +1,4 @@
-"""The format of the weights that a config.json declares: computes their size without the tensors."""
+"""Computes the size of weights from the storage format that a config.json declares, without the tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from freedive.model.params import Param
 
 @dataclass(frozen=True)
 class Storage:
-    """``bits`` are those of one number of a linear weight, its share of the scales included.
+    """The storage format of a model. ``bits`` is the size of one value of a quantised linear weight, scales included.
 
-    Everything else has 16: embedding and output head, the heads of latent attention, which kernels multiply from either
-    side, and with ``experts_only`` the linears outside of experts.
+    All other weights have 16 bits: embedding, output head, the heads of latent attention and, with ``experts_only``,
+    the linears outside of experts. ``method`` is the name of the quantisation method.
     """
 
     method: str
@@ -24,15 +24,15 @@ class Storage:
     experts_only: bool
 
     def num_bytes(self, name: str, param: Param) -> float:
-        """Of the weight with the canonical ``name``."""
+        """Returns the bytes of the weight with the canonical ``name``."""
         quantised = param.role == "linear" and name != "head" and (".experts." in name or not self.experts_only)
         return param.size * (self.bits if quantised else 16) / 8
 
 
 def declared(values: dict[str, Any]) -> Storage | None:
-    """The storage format of the tensors of a config.json; None without a quantization_config.
+    """Returns the storage format that a config.json declares, or None without a quantization_config.
 
-    Raises UserError for a method that freedive does not know, and for numbers that make no format.
+    Raises UserError for an unknown quantisation method, and for impossible values.
     """
     _, quantization = take_quantization(values)
     if not quantization:
@@ -43,12 +43,12 @@ def declared(values: dict[str, Any]) -> Storage | None:
 
 
 def _leaves_attention(quantization: Mapping[str, Any]) -> bool:
-    """Whether the modules to leave alone include attention: published models that leave it quantise experts alone."""
+    """Returns whether attention is not quantised; in published models, then only experts are."""
     return any("self_attn" in str(quantization.get(key)) for key in ("modules_to_not_convert", "ignore"))
 
 
 def _f8(config: Config) -> float:
-    """A float32 scale for each block; for whole rows or tensors, next to nothing."""
+    """Returns the bits per value: 8, plus a float32 scale per block; scales per row or tensor are not counted."""
     block = config.numbers("weight_block_size", 2, least=1, most=1 << 20)
     return 8 + 32 / (block[0] * block[1]) if block else 8.0
 
@@ -65,7 +65,10 @@ def _compressed_tensors(config: Config) -> float:
 
 
 def _grouped(bits: int, group: int, *, symmetric: bool) -> float:
-    """With a half-float scale, and a zero point if not ``symmetric``, for each ``group``; below 1 it is a whole row."""
+    """Returns the bits per value with a float16 scale, and a zero point if not ``symmetric``, for each ``group``.
+
+    If ``group`` is less than 1, a group is a whole row, whose scale is not counted.
+    """
     return bits + (16 + (0 if symmetric else bits)) / group if group > 0 else float(bits)
 
 

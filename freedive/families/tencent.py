@@ -1,4 +1,4 @@
-"""Tencent's Hunyuan, dense and A13B, which norms heads after rotating them; and Hy3, which routes as DeepSeek-V3."""
+"""Tencent's Hunyuan (dense and A13B), with head norms after the rotation, and Hy3, with the router of DeepSeek-V3."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _DENSE, _SPARSE = "dense", "sparse"
 
 def _hunyuan(config: Config) -> ModelSpec:
     config.count("num_experts", 1, most=1)
-    layer = Layer(_normed_late(config), feed_forward(config))
+    layer = Layer(_norm_after_rope(config), feed_forward(config))
     return model("hunyuan_v1_dense", config, [layer] * num_layers(config))
 
 
 def _hunyuan_moe(config: Config) -> ModelSpec:
-    """Experts; how many are chosen, how wide they are and how many are shared may be listed by layer."""
-    total, attn, dense = num_layers(config), _normed_late(config), feed_forward(config)
+    """Returns the specification; the number, width and shared number of experts per token may differ by layer."""
+    total, attn, dense = num_layers(config), _norm_after_rope(config), feed_forward(config)
     num_experts, renormalise = config.count("num_experts"), config.flag("norm_topk_prob", True)
     lists = (
         config.counts("moe_topk", total, most=num_experts),
@@ -38,7 +38,7 @@ def _hunyuan_moe(config: Config) -> ModelSpec:
     return model("hunyuan_v1_moe", config, layers)
 
 
-def _normed_late(config: Config) -> Attention:
+def _norm_after_rope(config: Config) -> Attention:
     bias = config.flag("attention_bias")
     attn = attention(config, qkv_bias=bias, out_bias=bias, norm_after_rope=True)
     if config.count("attention_head_dim", attn.head_dim) != attn.head_dim:
@@ -70,7 +70,7 @@ def _hy3_experts(config: Config) -> Experts:
 
 
 def _hy3_names(spec: ModelSpec) -> list[Rule]:
-    """What the files say; transformers writes the names of :data:`HY_V3` and the common ones."""
+    """Returns rules for the names in published files; transformers writes those of :data:`HY_V3` and common names."""
     theirs = {
         "layers.{}.ffn.router": "model.layers.{}.mlp.router.gate.weight",
         "layers.{}.ffn.choice_bias": "model.layers.{}.mlp.expert_bias",
@@ -110,7 +110,7 @@ _UNUSED = (
     "text_start_id",
     "topk_group",
 )
-"""Of other models of the same code: with images, classes, shared caches, groups of experts."""
+"""Keys of other models with the same code: with images, classes, shared caches or groups of experts."""
 _FIXED = {
     "add_classification_head": False,
     "group_limited_greedy": False,
@@ -157,7 +157,7 @@ HUNYUAN_MOE = Family(
         keys={
             "expert_used_count": "moe_topk",
             "expert_shared_count": "num_shared_expert",
-            "expert_shared_feed_forward_length": None,  # intermediate_size once more
+            "expert_shared_feed_forward_length": None,  # a copy of intermediate_size
         },
         implied=lambda config: {"norm_topk_prob": True},
     ),
@@ -183,7 +183,7 @@ HY_V3 = Family(
         "enable_lm_head_fp32",
         "enable_moe_fp32_combine",
         "eod_token_id",
-        "expert_hidden_dim",  # moe_intermediate_size once more
+        "expert_hidden_dim",  # a copy of moe_intermediate_size
         "sep_token_id",
         "use_grouped_mm",
     ),

@@ -1,4 +1,4 @@
-"""Zhipu's GLM: 4 of April 2025, dense; 4.5, 4.6 and 4.7, mixtures of experts. (4.7-Flash is in `deepseek`.)"""
+"""Zhipu's GLM-4-0414 (dense), and GLM-4.5, 4.6 and 4.7 (mixtures of experts); GLM-4.7-Flash is in deepseek.py."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The folders of this machine that hold models, and what is made from them.
+"""The cache of models and of the data computed from them, on this machine.
 
 $FREEDIVE_HOME | $XDG_CACHE_HOME/freedive | ~/.cache/freedive
     models/<slug of the reference>/     freedive.json, written last: without it a model is incomplete
-        files/                          the files of the repository or wheel, and no others
+        files/                          only the files of the repository or wheel
         partial/                        files that are being downloaded
-    packed/<hash of the path>/          made from the checkpoint at that path: stores and descriptions
-    pages/<hash of the path>-<hash>/    prompts in the form of the key-value cache (or below $FREEDIVE_PAGES)
-    locks/<slug of the reference>       locked while a model is fetched or removed
+    packed/<hash of the path>/          stores and descriptions made from the checkpoint at that path
+    pages/<hash of the path>-<hash>/    pages of the key-value cache (or below $FREEDIVE_PAGES)
+    locks/<slug of the reference>       locked while a model is downloaded or removed
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from freedive.errors import Unavailable, UserError
 MANIFEST = "freedive.json"
 FILES, PARTIAL = "files", "partial"
 LAYOUT = 2
-"""Of a model's folder. In the first, the manifest lay among the files."""
+"""Version of the layout of a model's folder; in version 1 the manifest was in the same folder as the files."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a model: ``path`` relative to the model's folder, ``size`` in bytes."""
+    """A file of a model; ``path`` is relative to the folder of its files, ``size`` is in bytes."""
 
     path: str
     size: int
@@ -45,7 +45,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Stored:
-    """A model whose files are all in the cache. ``checkpoint`` is the file to open, "." for all of them."""
+    """A model that is completely in the cache. ``checkpoint`` is the file to open, or "." to open the folder."""
 
     ref: str
     checkpoint: str
@@ -66,7 +66,7 @@ class Stored:
 
 
 def home() -> Path:
-    """The cache's root; it need not exist yet."""
+    """Returns the root of the cache, which need not exist yet. Raises UserError if the user has no home folder."""
     if own := os.environ.get("FREEDIVE_HOME"):
         return Path(own).expanduser().absolute()
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -74,17 +74,20 @@ def home() -> Path:
     try:
         return Path.home() / ".cache" / "freedive"
     except RuntimeError:
-        what = "this user has no home folder, so there is no place for models"
+        what = "This user has no home folder, so there is no place for models"
         raise UserError(what, "Set FREEDIVE_HOME to a folder") from None
 
 
 def safe(path: str) -> bool:
-    """Whether a path that strangers chose stays inside the folder it is taken relative to, and can be shown."""
+    """Returns whether an untrusted relative ``path`` stays inside its folder and has only printable characters."""
     return not {"", ".", ".."} & set(path.split("/")) and "\\" not in path and path.isprintable()
 
 
 def identity(ref: str) -> str:
-    """The same for all spellings of a reference: hubs and indexes do not tell cases apart, but files' names do."""
+    """Returns ``ref`` with the case-insensitive parts in lower case, so that equivalent references are equal.
+
+    Hubs and package indexes ignore case; file names do not.
+    """
     scheme, colon, rest = ref.partition(":")
     owner, slash, rest = rest.partition("/")
     name, _, file = rest.partition("/")
@@ -94,14 +97,14 @@ def identity(ref: str) -> str:
 
 
 def model_folder(ref: str) -> Path:
-    """Where the model with this reference belongs; one of an earlier version, where it is."""
+    """Returns the folder of the model with this reference; an existing folder of an older version if there is one."""
     folder = home() / "models" / _slug(identity(ref))
     earlier = home() / "models" / _slug(ref)
     return earlier if not folder.exists() and earlier.exists() else folder
 
 
 def _slug(ref: str) -> str:
-    """Readable and, by its hash, one to one: references may hold characters and lengths that names may not."""
+    """Returns a readable and unique file name for ``ref``, which may be too long or have forbidden characters."""
     return f"{re.sub(r'[^A-Za-z0-9._]+', '-', ref)[:100]}-{_hash(ref)}"
 
 
@@ -110,26 +113,26 @@ def _hash(text: str) -> str:
 
 
 def stored() -> list[Stored]:
-    """All models that are here, by reference."""
+    """Returns all models in the cache, sorted by reference."""
     models = (_read(path) for path in home().glob(f"models/*/{MANIFEST}"))
     return sorted(filter(None, models), key=lambda model: model.ref)
 
 
 def find(ref: str) -> Stored | None:
-    """The model with this reference, in any spelling, if it is wholly here."""
+    """Returns the model with this reference, ignoring case, if it is completely in the cache; else None."""
     if (manifest := model_folder(ref) / MANIFEST).exists():
         return _read(manifest)
     return next((model for model in stored() if identity(model.ref) == identity(ref)), None)
 
 
 def _read(manifest: Path) -> Stored | None:
-    """None for a damaged manifest: such a model counts as not fetched, and fetching it mends it."""
+    """Reads a manifest; returns None if it is damaged, so that the model is downloaded again."""
     try:
         table = json.loads(manifest.read_text("utf-8"))
         model = Stored(**table | {"files": tuple(StoredFile(**file) for file in table["files"])})
         names = [file.path for file in model.files]
-        opens_its_own = all(map(safe, names)) and model.checkpoint in (".", *names)
-        return model if opens_its_own and model_folder(model.ref) == manifest.parent else None
+        is_safe = all(map(safe, names)) and model.checkpoint in (".", *names)
+        return model if is_safe and model_folder(model.ref) == manifest.parent else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -137,7 +140,7 @@ def _read(manifest: Path) -> Stored | None:
 def record(
     ref: str, checkpoint: str, files: tuple[StoredFile, ...], licence: str | None = None, revision: str | None = None
 ) -> Stored:
-    """Declare a model whole: all ``files`` are in its folder under their final names. Others there are deleted."""
+    """Marks a model as complete, when all ``files`` have their final names; deletes other files in its folder."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     model, folder = Stored(ref, checkpoint, files, licence, revision, date, LAYOUT), model_folder(ref)
     own = {folder / FILES / file.path for file in files} | {folder / MANIFEST}
@@ -150,17 +153,17 @@ def record(
 
 
 def remove(ref: str) -> int:
-    """Delete a model, whole or half-fetched, and what was packed from it; return the bytes freed."""
+    """Deletes a model, complete or not, and the data made from it; returns the number of bytes freed."""
     with locked(ref):
         model = find(ref)
         folder = model_folder(model.ref if model else ref)
         freed = remove_packed(model.path) if model else 0
-        (folder / MANIFEST).unlink(missing_ok=True)  # first: from here on the model is not whole
+        (folder / MANIFEST).unlink(missing_ok=True)  # first, because the model is incomplete from here on
         return freed + _remove_tree(folder)
 
 
 def remove_packed(checkpoint: Path) -> int:
-    """Delete what was packed from the checkpoint at this path, and computed with it; return the bytes freed."""
+    """Deletes the stores and pages made from the checkpoint at this path; returns the number of bytes freed."""
     pages = _pages_root().glob(f"{_hash(str(checkpoint.resolve()))}-*")
     return sum(map(_remove_tree, (_packed_folder(checkpoint), *pages)))
 
@@ -172,10 +175,10 @@ def _remove_tree(folder: Path) -> int:
 
 
 def packed_path(checkpoint: Path, key: str) -> Path:
-    """Where the store packed from ``checkpoint`` (a file or folder) under ``key`` belongs; its folder exists.
+    """Returns the path of the store of ``checkpoint`` (a file or folder) with this ``key``; creates its folder.
 
-    ``key`` names the layout, e.g. its version and number format. The name changes when the checkpoint's files do, so
-    a store that exists under it was made from these very files.
+    ``key`` identifies the layout, for example its version and number format. The path changes when a file of the
+    checkpoint changes, so a store at this path was made from the present files.
     """
     folder = _packed_folder(checkpoint)
     _make(folder)
@@ -187,9 +190,10 @@ def _packed_folder(checkpoint: Path) -> Path:
 
 
 def pages_folder(checkpoint: Path, key: str) -> Path:
-    """Where pages of the key-value cache belong that were computed with ``checkpoint`` (a file or folder).
+    """Returns the folder of the cached pages that were computed with ``checkpoint`` (a file or folder).
 
-    ``key`` names what else their bits depend on. Like that of :func:`packed_path`, the name changes with the files.
+    ``key`` identifies everything else that their bits depend on. The path changes when a file of the checkpoint
+    changes.
     """
     return _pages_root() / f"{_hash(str(checkpoint.resolve()))}-{_hash(key + checkpoint_fingerprint(checkpoint))}"
 
@@ -203,15 +207,15 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        what = f"{folder} cannot be made: {error.strerror}"
+        what = f"{folder} cannot be created: {error.strerror}"
         raise Unavailable(what, "Set FREEDIVE_HOME to a folder that can be written") from None
 
 
 @contextmanager
 def locked(ref: str) -> Iterator[None]:
-    """One process at a time for this model; the lock falls with the process that holds it, however that ends.
+    """Holds the lock of a model, which only one process can have; the system releases it when the process ends.
 
-    Every user who can open the file can take the lock, so only the owner can open it.
+    A user who can open the file could take the lock, so only the owner can open it.
     """
     path = home() / "locks" / _slug(identity(ref))
     _make(path.parent)
@@ -225,7 +229,7 @@ def locked(ref: str) -> Iterator[None]:
 
 
 def keep_private(path: Path) -> None:
-    """Make the file, if need be, and let its owner alone open it. Raises Unavailable."""
+    """Creates the file if it does not exist, readable by its owner only. Raises Unavailable if that is impossible."""
     _make(path.parent)
     with _own_file(path):
         pass
@@ -233,15 +237,15 @@ def keep_private(path: Path) -> None:
 
 @contextmanager
 def _own_file(path: Path) -> Iterator[int]:
-    """A descriptor of the file, which only its owner can open."""
+    """Opens the file, which only its owner can open, and yields its descriptor."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
     except OSError as error:
         what = f"{path} cannot be written: {error.strerror}"
-        raise Unavailable(what, "Set FREEDIVE_HOME to a folder that is yours") from None
+        raise Unavailable(what, "Set FREEDIVE_HOME to a folder that you own") from None
     try:
         with suppress(PermissionError):
-            os.fchmod(descriptor, 0o600)  # those of an earlier version were everybody's to open
+            os.fchmod(descriptor, 0o600)  # in an earlier version all users could open these files
         yield descriptor
     finally:
         os.close(descriptor)

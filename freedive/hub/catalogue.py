@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the catalogue. ``total`` and ``active`` parameters in billions, ``gigabytes`` 1e9 bytes to fetch."""
+    """One model of the catalogue; ``total`` and ``active`` are in 1e9 parameters, ``gigabytes`` is the download."""
 
     name: str
     ref: str
@@ -27,7 +27,7 @@ class Entry:
 
     @property
     def runs(self) -> bool:
-        """Whether freedive knows the model's family."""
+        """Whether freedive supports the family of the model."""
         from freedive.families import FAMILIES
 
         return any(family.name == self.family for family in FAMILIES)
@@ -35,11 +35,11 @@ class Entry:
 
 @cache
 def catalogue() -> Mapping[str, Entry]:
-    """Every entry by its name, in the order of the file."""
+    """Returns every entry by its name, in the order of the file."""
     tables = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text("utf-8"))
     return MappingProxyType({name: Entry(name=name, **table) for name, table in tables.items()})
 
 
 def entry_for(ref: str) -> Entry | None:
-    """The entry that a name or an address means."""
+    """Returns the entry with this name or address, or None."""
     return next((entry for entry in catalogue().values() if ref.lower() == entry.name or ref == entry.ref), None)

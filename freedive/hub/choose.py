@@ -1,4 +1,4 @@
-"""Chooses the files of a repository that make a model."""
+"""Chooses the files of a repository that are needed to run its model."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from freedive.checkpoint.model_folder import DESCRIPTION
 from freedive.errors import NotFound, UserError
 from freedive.hub.cache import MANIFEST, safe
 
-if TYPE_CHECKING:  # at run time the HTTP client behind it would slow every warm start
+if TYPE_CHECKING:  # at run time this would import the HTTP client and slow down every warm start
     from freedive.hub.download import RemoteFile
 
 WEIGHTS = "model*.safetensors"
 
 BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "merges.txt", "LICENSE*")
-"""Configuration, tokenizer, chat template and terms: top-level files that go with the weights."""
+"""Patterns of the top-level files needed with safetensors weights: configuration, tokenizer, template and licence."""
 
 FORMATS = (
     *("Q4_K_M", "Q4_0", "Q4_K_S", "Q4_1", "MXFP4", "IQ4_XS", "IQ4_NL", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K"),
     *("Q8_0", "BF16", "F16", "F32", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
 )
-"""GGUF formats, the best trade of size for quality first."""
+"""GGUF formats in order of preference, the best compromise between size and quality first."""
 
 OURS = (MANIFEST, DESCRIPTION)
-"""Names that mean something to freedive itself in a model's folder, so that files of strangers do not have them."""
+"""File names that freedive itself uses in a model's folder; files of a repository with these names are ignored."""
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen ``files``. ``checkpoint`` is the one to open, "." for all of them; ``reason`` explains the choice."""
+    """The chosen ``files``; ``checkpoint`` is the file to open, or "."; ``reason`` explains the choice to the user."""
 
     files: tuple[RemoteFile, ...]
     checkpoint: str
@@ -42,7 +42,10 @@ class Choice:
 
 
 def choose(repository: str, files: Iterable[RemoteFile], wanted: str | None) -> Choice:
-    """The files to fetch: the one that was asked for, else safetensors with what belongs to them, else one GGUF."""
+    """Chooses the ``wanted`` file; without it, the safetensors files and their configuration, else one GGUF file.
+
+    Raises NotFound if the wanted file does not exist, and UserError if there are no weights to choose from.
+    """
     offered = {file.path: file for file in files if safe(file.path) and file.path.rpartition("/")[2] not in OURS}
     if wanted:
         if wanted not in offered:
@@ -54,7 +57,7 @@ def choose(repository: str, files: Iterable[RemoteFile], wanted: str | None) -> 
         return Choice(tuple(offered[path] for path in weights + beside), ".", "safetensors")
     best = _best_gguf([path for path in offered if is_model(path)])
     if best is None:
-        raise UserError(f"{repository} holds no weights that freedive can choose from", _offer(repository, offered))
+        raise UserError(f"{repository} has no weights that freedive can choose", _offer(repository, offered))
     return Choice(_parts(best, offered), best, f"{best} (for another file write {repository}/FILE)")
 
 
@@ -68,7 +71,7 @@ def _best_gguf(paths: list[str]) -> str | None:
 
 
 def is_model(path: str) -> bool:
-    """A GGUF of a language model, or the first part of one; not a vision projector."""
+    """Returns whether ``path`` is a GGUF file of a language model, or the first part of one; not a vision projector."""
     part = _PART.search(path)
     return (
         path.endswith(".gguf") and not path.rpartition("/")[2].startswith("mmproj") and (not part or int(part[1]) == 1)
@@ -76,7 +79,7 @@ def is_model(path: str) -> bool:
 
 
 def _parts(path: str, offered: dict[str, RemoteFile]) -> tuple[RemoteFile, ...]:
-    """The file, or all parts of a GGUF that was cut."""
+    """Returns the file, or all parts of a split GGUF file."""
     if not _PART.search(path):
         return (offered[path],)
     whole = _PART.sub("", path)

@@ -19,14 +19,14 @@ from freedive.progress import Advance
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.5
-"""Before the second attempt; doubled before each further one."""
+"""Pause before the second attempt in seconds; it doubles before each further attempt."""
 
 CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that a hub offers: its ``path`` in the repository, and its ``sha256``, None if unpublished."""
+    """A file of a hub: its ``path`` in the repository, its ``size`` in bytes, its ``sha256`` or None if unpublished."""
 
     path: str
     url: str
@@ -35,15 +35,16 @@ class RemoteFile:
 
 
 def client(headers: dict[str, str]) -> httpx.Client:
-    """``identity``: a compressed body has no length to check and no middle to resume from."""
+    """Returns an HTTP client for uncompressed bodies, because compressed ones cannot be checked or resumed."""
     return httpx.Client(headers={"Accept-Encoding": "identity"} | headers, follow_redirects=True, timeout=30)
 
 
 def download(http: httpx.Client, file: RemoteFile, folder: Path, advance: Advance) -> StoredFile:
-    """Fetch ``file`` into the ``folder`` of a model. It never gets more bytes than were announced.
+    """Downloads ``file`` into the ``folder`` of a model and verifies it; calls ``advance`` with numbers of bytes.
 
-    A broken connection is tried again from where it broke, and so is a later call after an interrupted one, but only
-    where a published hash will prove that the two pieces belong together.
+    It never writes more bytes than the hub announced. After a broken connection it resumes the download, also in a
+    later call if the hub publishes a SHA-256, which proves that the parts belong together. Raises httpx.HTTPError if
+    the download fails, and Unavailable if the file is damaged.
     """
     target = folder / FILES / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,15 +56,15 @@ def download(http: httpx.Client, file: RemoteFile, folder: Path, advance: Advanc
     if not file.sha256:
         partial.unlink(missing_ok=True)
     for attempt in range(1, ATTEMPTS + 1):
-        advance(0)  # nobody may wait for it any more
+        advance(0)  # raises if the download was cancelled
         try:
             _append(http, file, partial, advance)
             break
         except httpx.HTTPError as error:
-            if attempt == ATTEMPTS or not _passing(error):
+            if attempt == ATTEMPTS or not _is_temporary(error):
                 raise
             time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
-        except OSError:  # the disk is full or failing: what is there only takes its space
+        except OSError:  # the disk is full or failing, and the partial file would only take space
             partial.unlink(missing_ok=True)
             raise
     stored = StoredFile(file.path, partial.stat().st_size, digest(partial))
@@ -73,12 +74,12 @@ def download(http: httpx.Client, file: RemoteFile, folder: Path, advance: Advanc
 
 
 def partial_file(folder: Path, path: str) -> Path:
-    """Where the file with this ``path`` of a model in ``folder`` is until it is whole."""
+    """Returns the path of the partial download of the file ``path`` of a model in ``folder``."""
     return folder / PARTIAL / hashlib.sha256(path.encode()).hexdigest()
 
 
 def _append(http: httpx.Client, file: RemoteFile, partial: Path, advance: Advance) -> None:
-    """Fetch what ``partial`` lacks; a server that cannot continue in the middle starts again."""
+    """Downloads the missing bytes of ``partial``, or all bytes if the server does not support ranges."""
     with partial.open("ab") as out:
         done = out.tell()
         if done >= file.size:
@@ -93,7 +94,7 @@ def _append(http: httpx.Client, file: RemoteFile, partial: Path, advance: Advanc
                     if done + len(chunk) > file.size:
                         partial.unlink()
                         what = f"{file.path} is larger than the {file.size} bytes that were announced"
-                        raise Unavailable(what, "It was deleted; fetch it again, or from elsewhere")
+                        raise Unavailable(what, "It was deleted; fetch it again, or from another source")
                     out.write(chunk)
                     advance(len(chunk))
                     done += len(chunk)
@@ -102,27 +103,27 @@ def _append(http: httpx.Client, file: RemoteFile, partial: Path, advance: Advanc
                 raise
 
 
-def _passing(error: httpx.HTTPError) -> bool:
-    """A fault that may be gone in a moment: a broken connection, a server that is overloaded or restarting."""
+def _is_temporary(error: httpx.HTTPError) -> bool:
+    """Returns whether ``error`` may be temporary: a broken connection, an overloaded or restarting server."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code == httpx.codes.TOO_MANY_REQUESTS or error.response.is_server_error
     return isinstance(error, httpx.TransportError)
 
 
 def check(stored: StoredFile, size: int | None, sha256: str | None, at: Path) -> None:
-    """Refuse and delete the file ``at`` if it is not what its source announced."""
+    """Deletes the file ``at`` and raises Unavailable if its size or its SHA-256 differs from the announced value."""
     if sha256 and stored.sha256 != sha256:
-        fault = f"its SHA-256 is {stored.sha256[:12]}..., announced was {sha256[:12]}..."
+        fault = f"its SHA-256 is {stored.sha256[:12]}... instead of {sha256[:12]}..."
     elif size is not None and stored.size != size:
-        fault = f"it has {stored.size} bytes, announced were {size}"
+        fault = f"it has {stored.size} bytes instead of {size}"
     else:
         return
     at.unlink()
-    raise Unavailable(f"{stored.path} arrived damaged: {fault}", "It was deleted; fetch it again")
+    raise Unavailable(f"{stored.path} is damaged after the download: {fault}", "It was deleted; fetch it again")
 
 
 def shown(text: str) -> str:
-    """``text`` of strangers without what would steer a terminal."""
+    """Returns untrusted ``text`` with all unprintable characters, such as terminal control codes, replaced by "?"."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
@@ -133,7 +134,7 @@ def digest(path: Path) -> str:
 
 @contextmanager
 def explained(ref: str, folder: Path) -> Iterator[None]:
-    """Turn the faults of networks, hubs and disks into a UserError that says what to do about ``ref``."""
+    """Converts errors of networks, hubs and disks in its block to a UserError with a remedy for ``ref``."""
     try:
         yield
     except httpx.HTTPStatusError as error:

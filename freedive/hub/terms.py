@@ -12,20 +12,20 @@ from freedive.errors import Forbidden, Unavailable
 from freedive.hub import cache
 
 MAX_FILES = 1000
-"""Files that a model may consist of."""
+"""Maximum number of files of a model."""
 
 
 def go_on() -> None:
-    """Nobody wants a download to end."""
+    """Never ends a download; the default of :attr:`Terms.check`."""
 
 
 @dataclass(frozen=True)
 class Terms:
     """The limits of one download.
 
-    ``with_token`` allows the access token of this user where the hub asks for one. After the download, all models and
-    interrupted downloads together take at most ``max_bytes``, and ``free_bytes`` of the disk stay free. ``check`` is
-    called during the download; an exception that it raises ends the download.
+    ``with_token`` allows the use of this user's access token. After the download, all models and partial downloads
+    together may take at most ``max_bytes``, and ``free_bytes`` of the disk must stay free. ``check`` is called during
+    the download; an exception that it raises ends the download.
     """
 
     with_token: bool = True
@@ -34,24 +34,27 @@ class Terms:
     check: Callable[[], None] = go_on
 
     def room(self, folder: Path) -> float:
-        """The bytes that may still come into the ``folder`` of a model."""
+        """Returns the number of bytes that may still be written to the ``folder`` of a model."""
         free = shutil.disk_usage(folder).free - self.free_bytes
         return min(free, self.max_bytes - num_bytes(cache.home() / "models"))
 
     def admit(self, ref: str, size: int, folder: Path) -> None:
-        """Refuse before the first byte what cannot fit; what an interrupted call fetched counts as there."""
+        """Checks, before the download, that ``size`` bytes of the model ``ref`` fit; partial downloads count as done.
+
+        Raises Unavailable if the disk is too small, and Forbidden if all models would exceed ``max_bytes``.
+        """
         missing = size - num_bytes(folder)
         if missing > shutil.disk_usage(folder).free - self.free_bytes:
-            kept = f" beside {self.free_bytes / 1e9:.1f} GB that are kept free" if self.free_bytes else ""
-            what = f"{ref} needs {missing / 1e9:.1f} GB, for which the disk has no room{kept}"
+            kept = f" without the {self.free_bytes / 1e9:.1f} GB that must stay free" if self.free_bytes else ""
+            what = f"{ref} needs {missing / 1e9:.1f} GB, more than the free space of the disk{kept}"
             raise Unavailable(what, "Free some space, or set FREEDIVE_HOME to a folder on a larger disk")
         if missing > self.room(folder):
             what = f"{ref} has {size / 1e9:.1f} GB, and models may take {self.max_bytes / 1e9:.1f} GB together"
-            raise Forbidden(what, "Ask who runs this server to fetch it, or for a larger --pull-limit-gb")
+            raise Forbidden(what, "Ask the administrator of this server to fetch it, or to raise --pull-limit-gb")
 
 
 def num_bytes(folder: Path) -> int:
-    """What the files below ``folder`` take, while others may make and delete them."""
+    """Returns the total size of the files below ``folder``; other processes may create and delete files meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
@@ -60,4 +63,4 @@ def num_bytes(folder: Path) -> int:
 
 
 OWN = Terms()
-"""Those of somebody at this machine."""
+"""The terms of a user of this machine: no limits."""

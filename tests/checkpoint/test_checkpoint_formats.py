@@ -177,7 +177,7 @@ def test_a_false_index_is_refused(weight_map: Any, words: str, tmp_path: Path) -
 
 
 def test_folders_without_one_clear_model_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no model"):
+    with pytest.raises(UserError, match="contains no model"):
         open_checkpoint(tmp_path)
     save_file({"x": np.zeros(2, np.float32)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=r"config\.json does not exist"):

@@ -85,7 +85,7 @@ def test_a_projector_beside_a_gguf_model_is_not_a_model(name: str, tmp_path: Pat
 def test_a_folder_of_an_adapter_says_what_it_belongs_to(tmp_path: Path) -> None:
     save_file({"x": np.zeros(2, np.float32)}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
-    with pytest.raises(UserError, match=r"an adapter of 'owner/base', which is no model by itself\. Merge it"):
+    with pytest.raises(UserError, match=r"an adapter of 'owner/base', which is not a whole model\. Merge it"):
         open_checkpoint(tmp_path)
 
 

@@ -131,7 +131,7 @@ def test_experts_of_a_layer_that_differ_are_refused_by_name(tmp_path: Path) -> N
     tensors = mixture()
     name = "layers.1.ffn.experts.2.up"
     tensors[name] = replace(random_tensor("Q6_K", 40, 256), name=name)
-    with pytest.raises(UserError, match=rf"{name} is Q6_K, but of the layer's first expert it is Q5_K"):
+    with pytest.raises(UserError, match=rf"{name} is Q6_K, but in the layer's first expert it is Q5_K"):
         write_store(tmp_path / "s.fdv", tensors)
     assert list(tmp_path.iterdir()) == []
 

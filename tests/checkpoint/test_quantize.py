@@ -100,7 +100,7 @@ def test_peculiar_groups(target: Target) -> None:
     np.testing.assert_allclose(got[3], values[3], atol=1e-7)
     for value in (np.nan, np.inf, -np.inf):
         values[4, 3] = value
-        with pytest.raises(UserError, match="'w' holds NaN or infinite"):
+        with pytest.raises(UserError, match="'w' has NaN or infinite"):
             pack(convert(quantize("w", values, "F32"), target))
 
 

@@ -315,24 +315,24 @@ def test_scales_that_are_not_finite_are_found_when_packing(name: str, tmp_path: 
         example = EXAMPLES[name]()
         (scale,) = (tensor for key, tensor in example.tensors.items() if "scale" in key and "input" not in key)
         scale.view(-1)[-1] = value
-        assert f"{X}.weight' holds NaN or infinite" in refusal(example, tmp_path)
+        assert f"{X}.weight' has NaN or infinite" in refusal(example, tmp_path)
 
 
 def test_numbers_that_are_not_finite_are_found_when_packing(tmp_path: Path) -> None:
     for code in (0x7F, 0xFF):
         example = f8(130, 200)
         example.tensors[f"{X}.weight"].view(torch.uint8)[129, 199] = code
-        assert f"{X}.weight' holds NaN" in refusal(example, tmp_path)
+        assert f"{X}.weight' has NaN" in refusal(example, tmp_path)
     example = mxfp4_packed()
     example.tensors[f"{X}.weight_scale"][9, 1] = 255
-    assert f"{X}.weight' holds NaN" in refusal(example, tmp_path)
+    assert f"{X}.weight' has NaN" in refusal(example, tmp_path)
     for dtype in (torch.float32, torch.half, torch.bfloat16):
         for shape in ((5,), (5, 7)):
             for value in NOT_FINITE:
                 plain = torch.ones(shape, dtype=dtype)
                 plain.view(-1)[-1] = value
                 tensors = Example({"w": plain}, {}, "", np.empty(0, np.float32)).open(tmp_path).tensors
-                with pytest.raises(UserError, match="'w' holds NaN or infinite"):
+                with pytest.raises(UserError, match="'w' has NaN or infinite"):
                     pack(tensors["w"])
 
 

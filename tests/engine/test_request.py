@@ -108,14 +108,14 @@ def test_unknown_names_are_refused(place: tuple[Any, ...], words: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": 1, "inputs": []}', '{"model": "a", "inputs": [{}]}'])
 def test_what_is_no_request_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="This is no request"):
+    with pytest.raises(UserError, match="This is not a request"):
         GenerationRequest.from_json(text)
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": "hot"}, {"max_tokens": 1.5}, {"stop": 3}], ids=str)
 def test_sampling_of_other_types_is_refused(wrong: dict[str, Any]) -> None:
     data = json.loads(REQUEST.to_json()) | {"sampling": wrong}
-    with pytest.raises(UserError, match="This is no request"):
+    with pytest.raises(UserError, match="This is not a request"):
         GenerationRequest.from_json(json.dumps(data))
 
 

@@ -133,7 +133,7 @@ def test_a_partial_file_of_another_revision_is_refused_by_its_hash(gguf_hub: Sta
 @pytest.mark.parametrize("scheme", ["hf", "modelscope"])
 def test_a_wrong_hash_is_refused_and_nothing_is_left(gguf_hub: StandIn, home: Path, scheme: str) -> None:
     gguf_hub.hashes["a-Q4_K_M.gguf"] = "0" * 64
-    with pytest.raises(UserError, match=r"arrived damaged: its SHA-256 .* fetch it again"):
+    with pytest.raises(UserError, match=r"is damaged after the download: its SHA-256 .* fetch it again"):
         resolve(f"{scheme}:owner/name")
     assert not list(home.glob("models/*"))
 
@@ -382,7 +382,7 @@ class Left(Exception):
 def test_terms_decide_on_the_token_the_room_and_the_end(gguf_hub: StandIn, tokens: list[str | None]) -> None:
     with pytest.raises(Forbidden, match="models may take"):
         resolve("hf:owner/name", terms=Terms(max_bytes=1_000_000))
-    with pytest.raises(Unavailable, match="kept free"):
+    with pytest.raises(Unavailable, match="must stay free"):
         resolve("hf:owner/name", terms=Terms(free_bytes=1e15))
     assert gguf_hub.downloads == []
 

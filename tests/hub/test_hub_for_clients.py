@@ -93,7 +93,7 @@ def test_what_clients_fetch_has_a_limit_that_counts_what_was_interrupted(
         fetched({}, 1e6, "hf:owner/c", Progress())
     assert str(cache.home()) not in str(refused.value)
     monkeypatch.setattr(serve, "KEPT_FREE_BYTES", 1e15)
-    with pytest.raises(Unavailable, match="kept free"):
+    with pytest.raises(Unavailable, match="must stay free"):
         fetched({}, LIMIT, "hf:owner/c", Progress())
 
 

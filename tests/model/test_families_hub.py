@@ -54,7 +54,7 @@ def test_a_gguf_file_becomes_a_folder(name: str, tmp_path: Path) -> None:
 
 
 def test_what_no_config_json_says_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"No config\.json says what this llama file does"):
+    with pytest.raises(UserError, match=r"No config\.json can describe this llama file"):
         rewritten(save_both("llama", tmp_path), tmp_path / "again")  # each frequency has a factor of its own
 
 

@@ -77,7 +77,7 @@ def test_configurations_of_real_models_pass() -> None:
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
         ({"rope_theta": 0}, "rope_theta"),
         ({"attention_bias": 1}, "attention_bias"),
-        ({"architectures": ["LlamaForCausalML"], "model_type": "x"}, "nearest: LlamaForCausalLM"),
+        ({"architectures": ["LlamaForCausalML"], "model_type": "x"}, "nearest known names are LlamaForCausalLM"),
         ({"architectures": ["\x1b[2J\n"], "model_type": None}, "does not know the architecture"),
         ({"architectures": None, "model_type": None}, "does not say which architecture"),
         ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["full_attention"]}, "layer_types"),

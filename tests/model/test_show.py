@@ -171,7 +171,7 @@ def test_a_stored_model_that_cannot_run_says_why() -> None:
         ("[]", "not an object"),
         ("{}", "does not say which architecture"),
         ('{"architectures": ["LlamaForCausalLM"]}', "lacks"),
-        ('{"architectures": ["LamaForCausalLM"]}', "nearest: LlamaForCausalLM"),
+        ('{"architectures": ["LamaForCausalLM"]}', "nearest known names are LlamaForCausalLM"),
         (json.dumps({**V3, "num_hidden_layers": 0}), "num_hidden_layers"),
         (json.dumps({**V3, "index_topk": 1}), "index_topk"),
         (json.dumps({**V3, "quantization_config": {"quant_method": "exl3"}}), "quantised by 'exl3'"),
@@ -184,7 +184,7 @@ def test_a_bad_configuration_is_one_line(text: str, words: str, tmp_path: Path) 
 
 def test_what_is_not_there_or_no_model_is_one_line(tmp_path: Path) -> None:
     assert "There is no file or folder" in refusal("none/config.json")
-    assert "holds no model" in refusal(tmp_path)
+    assert "contains no model" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(

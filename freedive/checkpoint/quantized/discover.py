@@ -99,4 +99,4 @@ def _refuse_leftovers(rest: Mapping[str, Tensor], weights: Mapping[str, Tensor])
                 "Choose a model in another format, such as BF16 or GGUF",
             )
         if name in weights:
-            raise UserError(f"The weight {quote(name)} is there twice, plain and quantised", "Fetch the model again")
+            raise UserError(f"The weight {quote(name)} exists twice, plain and quantised", "Fetch the model again")
