@@ -81,7 +81,7 @@ class MtpDrafter(Drafter):
         self._predicted = {place: token}
 
     def guess(self, tokens: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
-        """See :class:`Drafter`."""
+        """Implements :meth:`Drafter.guess`."""
         return [(self._predicted[len(tokens)], 0)][:max_tokens] if len(tokens) in self._predicted else []
 
 
@@ -98,7 +98,7 @@ class PromptLookup(Drafter):
         self._num_indexed = 0
 
     def guess(self, tokens: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
-        """See :class:`Drafter`."""
+        """Implements :meth:`Drafter.guess`."""
         self._index(tokens)
         for size in reversed(NGRAM_SIZES):
             if place := self._places.get(hash(tuple(tokens[-size:]))):

@@ -138,24 +138,26 @@ def _llama3(config: Config, table: Config, theta: float, dim: int) -> tuple[Freq
     if low > high:
         raise table.refusal("high_freq_factor", f"({high:g}) is below low_freq_factor ({low:g})")
     inv_freq = _plain(theta, dim)
-    turns = np.float32(_original(config, table)) * inv_freq / np.float32(2 * math.pi)
-    kept = np.clip((turns - np.float32(low)) / np.float32(high - low or 1e-6), 0, 1)
-    return (1 - kept) * inv_freq / np.float32(factor) + kept * inv_freq, 1.0
+    rotations = np.float32(_original(config, table)) * inv_freq / np.float32(2 * math.pi)
+    unscaled = np.clip((rotations - np.float32(low)) / np.float32(high - low or 1e-6), 0, 1)
+    return (1 - unscaled) * inv_freq / np.float32(factor) + unscaled * inv_freq, 1.0
 
 
 def _yarn(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
-    """YaRN (Peng et al. 2023, section 3.2): divides low frequencies by the factor, keeps high ones, ramps between."""
+    """Divides low frequencies by the factor, keeps high ones, ramps between (YaRN, Peng et al. 2023, section 3.2)."""
     original = _original(config, table)
     factor = _factor(table, _max_position(config) / original)
     fast, slow = table.number("beta_fast", 32.0), table.number("beta_slow", 1.0)
-    low, high = (dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (fast, slow))
+    low, high = (
+        dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta)) for rotations in (fast, slow)
+    )
     if table.flag("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     ramp = np.arange(dim // 2, dtype=np.float32) - np.float32(low)
-    kept = 1 - np.clip(ramp / np.float32(high - low or 0.001), 0, 1)
+    unscaled = 1 - np.clip(ramp / np.float32(high - low or 0.001), 0, 1)
     inv_freq = _plain(theta, dim)
-    return inv_freq / np.float32(factor) * (1 - kept) + inv_freq * kept, _yarn_magnitude(table, factor)
+    return inv_freq / np.float32(factor) * (1 - unscaled) + inv_freq * unscaled, _yarn_magnitude(table, factor)
 
 
 def _yarn_magnitude(table: Config, factor: float) -> float:

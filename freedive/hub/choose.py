@@ -53,8 +53,10 @@ def choose(repository: str, files: Iterable[RemoteFile], wanted: str | None) -> 
         return Choice(_parts(wanted, offered), wanted, wanted)
     weights = [path for path in offered if fnmatch(path, WEIGHTS)]
     if weights:
-        beside = [path for path in offered if "/" not in path and any(fnmatch(path, kind) for kind in BESIDE_WEIGHTS)]
-        return Choice(tuple(offered[path] for path in weights + beside), ".", "safetensors")
+        companions = [
+            path for path in offered if "/" not in path and any(fnmatch(path, kind) for kind in BESIDE_WEIGHTS)
+        ]
+        return Choice(tuple(offered[path] for path in weights + companions), ".", "safetensors")
     best = _best_gguf([path for path in offered if is_model(path)])
     if best is None:
         raise UserError(f"{repository} has no weights that freedive can choose", _offer(repository, offered))

@@ -29,11 +29,11 @@ from freedive.ops.operations import (
     RmsNorm,
     Rope,
     Scale,
+    ScaleByPosition,
     Select,
     SharedExpert,
     ShortConv,
     Softcap,
-    Temper,
 )
 from freedive.ops.record import Node
 
@@ -258,7 +258,7 @@ class Emitter:
         match step:
             case HeadNorm(_, _, eps):
                 return _native.HeadStepKind.NORM, self._head_weights(step), 0, eps, 0.0
-            case Temper(temperature):
+            case ScaleByPosition(temperature):
                 return _native.HeadStepKind.TEMPER, NONE, 0, temperature.floor_scale, temperature.scale
             case Rope(rope):
                 return self._rope_step(rope)

@@ -28,8 +28,8 @@ from freedive.ops.operations import (
     RmsNorm,
     Rope,
     Scale,
+    ScaleByPosition,
     SharedExpert,
-    Temper,
 )
 from freedive.ops.record import Node
 
@@ -82,7 +82,7 @@ def _is_prologue(node: Node) -> bool:
     match node.operation:
         case RmsNorm():
             return bool(node.uses) and all(_norms_input(node, use) for use in node.uses)
-        case HeadNorm() | Rope() | Temper():
+        case HeadNorm() | Rope() | ScaleByPosition():
             return all(_is_head_input(node, use) for use in node.uses)
         case _:
             return False
@@ -100,7 +100,7 @@ def _norms_input(norm: Node, use: Node) -> bool:
 
 def _is_head_input(node: Node, use: Node) -> bool:
     match use.operation:
-        case HeadNorm() | Rope() | Temper():
+        case HeadNorm() | Rope() | ScaleByPosition():
             return True
         case Attention():
             return node in use.args[:2]
@@ -229,7 +229,7 @@ def _head_steps(node: Node) -> tuple[Node, tuple[HeadStep, ...], tuple[Node, ...
     """Returns the node before the steps on the heads of q or k, these steps in order, and their nodes."""
     steps: list[HeadStep] = []
     nodes: list[Node] = []
-    while isinstance(node.operation, HeadNorm | Rope | Temper):
+    while isinstance(node.operation, HeadNorm | Rope | ScaleByPosition):
         steps.insert(0, node.operation)
         nodes.insert(0, node)
         node = node.args[0]

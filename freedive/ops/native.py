@@ -130,7 +130,7 @@ class NativeRunner:
 
     @property
     def states(self) -> Bytes:
-        """See model.batch.Runner."""
+        """Implements :meth:`freedive.model.batch.Runner.states`."""
         return self._program.states
 
     def _num_snapshots(self, max_sequences: int) -> int:
@@ -146,7 +146,7 @@ class NativeRunner:
         return self._program.barriers
 
     def step(self, batch: Batch) -> Floats:
-        """See model.batch.Runner."""
+        """Implements :meth:`freedive.model.batch.Runner.step`."""
         self._batch = batch
         logits = self._run(batch, self._parts[0])
         if self._num_steps % LOAD_EVERY == 0:
@@ -155,11 +155,11 @@ class NativeRunner:
         return logits
 
     def draft(self, tokens: Ints, output_rows: Ints) -> Floats:
-        """See model.batch.Runner."""
+        """Implements :meth:`freedive.model.batch.Runner.draft`."""
         return self._run(replace(self._batch, tokens=tokens, output_rows=output_rows), self._parts[1])
 
     def embed(self, output_rows: Ints) -> Floats:
-        """See model.batch.Runner."""
+        """Implements :meth:`freedive.model.batch.Runner.embed`."""
         return self._run(replace(self._batch, output_rows=output_rows), self._parts[-1])
 
     def trace(self, batch: Batch) -> tuple[Floats, list[Operation]]:

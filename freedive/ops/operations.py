@@ -47,13 +47,13 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class Temper:
+class ScaleByPosition:
     """Multiplies each query by the attention temperature of its position."""
 
     temperature: spec.AttentionTemperature
 
 
-HeadStep = HeadNorm | Rope | Temper
+HeadStep = HeadNorm | Rope | ScaleByPosition
 """An operation on the heads of queries or keys before attention."""
 
 
@@ -149,7 +149,7 @@ Recorded = (
     | RmsNorm
     | HeadNorm
     | Rope
-    | Temper
+    | ScaleByPosition
     | Linear
     | Glu
     | Attention

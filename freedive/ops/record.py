@@ -23,10 +23,10 @@ from freedive.ops.operations import (
     RmsNorm,
     Rope,
     Scale,
+    ScaleByPosition,
     Select,
     ShortConv,
     Softcap,
-    Temper,
 )
 
 
@@ -79,7 +79,7 @@ class Recorder:
         return self._node(Rope(rope), x)
 
     def scale_by_position(self, q: Node, temperature: spec.AttentionTemperature) -> Node:
-        return self._node(Temper(temperature), q)
+        return self._node(ScaleByPosition(temperature), q)
 
     def linear(self, x: Node, weight: str, bias: str | None) -> Node:
         return self._node(Linear(weight, bias), x, width=self._shapes[weight][0])

@@ -342,24 +342,24 @@ class ReferenceRunner:
 
     @property
     def states(self) -> Bytes:
-        """See model.batch.Runner."""
+        """Implements :meth:`freedive.model.batch.Runner.states`."""
         return self._slots.memory.view(np.uint8)
 
     def step(self, batch: Batch) -> Array:
-        """See model.batch.Runner."""
+        """Implements :meth:`freedive.model.batch.Runner.step`."""
         ops = ReferenceOps(batch, self._cache, self._slots)
         self._batch, self._states = batch, states(self._model, self._weights, ops)
         self.routes = ops.routes
         return head(self._model, self._weights, self._states, ops)
 
     def draft(self, tokens: Ints, output_rows: Ints) -> Array:
-        """See model.batch.Runner."""
+        """Implements :meth:`freedive.model.batch.Runner.draft`."""
         assert self._model.mtp
         ops = ReferenceOps(replace(self._batch, tokens=tokens, output_rows=output_rows), self._cache, self._slots)
         return draft(self._model, self._model.mtp, self._weights, self._states, ops)
 
     def embed(self, output_rows: Ints) -> Array:
-        """See model.batch.Runner."""
+        """Implements :meth:`freedive.model.batch.Runner.embed`."""
         ops = ReferenceOps(replace(self._batch, output_rows=output_rows), self._cache, self._slots)
         return embedding(self._model, self._weights, self._states, ops)
 

@@ -364,7 +364,7 @@ class TorchRunner:
         ]
 
     def step(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """See model.batch.Runner."""
+        """Implements :meth:`freedive.model.batch.Runner.step`."""
         with torch.no_grad():
             logits: npt.NDArray[np.float32] = forward(self._model, self._weights, self.ops(batch)).float().numpy()
         return logits
