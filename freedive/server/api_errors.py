@@ -69,7 +69,7 @@ class ApiError:
     @classmethod
     def internal(cls, request_id: str) -> ApiError:
         """The error that reports a failure of the server."""
-        return cls(f"internal error; the server's log has it as {request_id}", 500)
+        return cls(f"Internal error; the server's log has it as {request_id}", 500)
 
 
 @contextmanager
@@ -181,12 +181,12 @@ def explain(errors: Sequence[Any], body: Any = None) -> tuple[str, str | None]:
     """
     first = errors[0]
     if first["type"] == "json_invalid":
-        return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", None
+        return f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", None
     paths = [_path(error, body) for error in errors]
     furthest = max((path for path in paths if path[: len(paths[0])] == paths[0]), key=len)
     faults = dict.fromkeys(_fault_text(error) for error, path in zip(errors, paths, strict=True) if path == furthest)
     param = ".".join(furthest) or None
-    return (f"'{param}' {' or '.join(faults)}" if param else "the body must be a JSON object"), param
+    return (f"'{param}' {' or '.join(faults)}" if param else "The body must be a JSON object"), param
 
 
 def _path(error: Any, body: Any) -> list[str]:

@@ -116,10 +116,10 @@ def check_keys(config: ServerConfig) -> Keys:
     """The keys of this machine. Raises UserError where they are damaged, or others could ask without one."""
     keys = Keys()
     if not (keys.required or config.insecure or is_loopback(config.host)):
-        what = f"everybody who reaches {config.host} could ask, for there are no keys"
-        raise UserError(what, "Create one with: freedive keys create NAME, or say --insecure")
+        what = f"Everybody who reaches {config.host} could send requests, because there are no keys"
+        raise UserError(what, "Create one with: freedive keys create NAME, or use --insecure")
     if "*" in config.allowed_origins and not (keys.required or config.insecure):
-        what = "every web page that somebody here looks at could use this server, for there are no keys"
+        what = "Every web page that is open on this machine could use this server, because there are no keys"
         raise UserError(what, "Name the origins, or create a key with: freedive keys create NAME", param="origins")
     return keys
 
@@ -131,7 +131,7 @@ def check_port(host: str, port: int) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one. Raises UserError."""
-    where = f"port {port} on {host}"
+    where = f"Port {port} on {host}"
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
@@ -141,7 +141,7 @@ def listen(host: str, port: int) -> socket.socket:
             case errno.EACCES:
                 raise UserError(f"{where} needs more rights", "Choose a port above 1023 with --port") from error
             case _:
-                raise UserError(f"cannot listen at {where} ({error})", "Check --host and --port") from error
+                raise UserError(f"{where} cannot be used ({error})", "Check --host and --port") from error
     # Connections inherit it. asyncio sets it only on sockets that name their protocol; without it every answer would
     # wait 40 ms for an acknowledgement of its headers.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

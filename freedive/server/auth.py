@@ -45,7 +45,7 @@ class Auth:
         Raises Unauthorized, Forbidden, and Unavailable when the server is about to end.
         """
         if self.closing:
-            raise Unavailable("this server is about to end", "Send the request again later")
+            raise Unavailable("The server is shutting down", "Send the request again later")
         if self.locked:
             is_open = path in OPEN or path.startswith("/static/")
             return self._key_or_nobody(headers) if is_open else self._key(headers)
@@ -61,10 +61,10 @@ class Auth:
         assert self._keys
         secret = presented(headers)
         if not secret:
-            raise Unauthorized("this server asks for a key", "Send the header Authorization: Bearer KEY")
+            raise Unauthorized("This server requires a key", "Send the header Authorization: Bearer KEY")
         if key := self._keys.holder(secret):
             return key
-        raise Unauthorized("this key is not known here", "Make one with: freedive keys create NAME")
+        raise Unauthorized("The key is not valid on this server", "Create one with: freedive keys create NAME")
 
     def _key_or_nobody(self, headers: Headers) -> Key:
         try:
@@ -77,7 +77,7 @@ class Auth:
         host = headers.get("host", "localhost").lower()
         name = _name(host)
         if not (is_loopback(name) or _is_address(name) or name in self._names):
-            raise Forbidden(f"this server is not called {name!r}", "Ask localhost, or serve with --hosts NAME")
+            raise Forbidden(f"This server does not have the name {name!r}", "Send requests to localhost, or serve with --hosts NAME")
         origin = headers.get("origin", f"http://{host}").lower()
         _, _, authority = origin.partition("://")
         if authority != host and _name(authority) not in self._names and not self.origins.allow(origin):

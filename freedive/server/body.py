@@ -69,7 +69,7 @@ class Bodies:
             raise self._too_large()
         is_json = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
         if (method == "POST" or has_body(headers)) and not is_json and "origin" in headers:
-            raise UnsupportedMediaType("the body must be JSON", "Send the header Content-Type: application/json")
+            raise UnsupportedMediaType("The body must be JSON", "Send the header Content-Type: application/json")
 
     @asynccontextmanager
     async def received(self, request: Request) -> AsyncIterator[bytes]:
@@ -81,11 +81,11 @@ class Bodies:
                 await self._read(reading, request.receive)
         except TimeoutError:
             if not reading.displaced:
-                raise BodyTooSlow(f"the body did not come within {BODY_S:g} s", "Send it faster") from None
+                raise BodyTooSlow(f"The body did not come within {BODY_S:g} s", "Send it faster") from None
         finally:
             self._open.discard(reading)
         if reading.displaced:
-            raise Unavailable("too many large bodies are under way", "Send the request again later")
+            raise Unavailable("Too many large bodies are being received", "Send the request again later")
         reading.complete = True
         self._open.add(reading)
         try:
@@ -116,7 +116,7 @@ class Bodies:
                 reading.deadline.reschedule(asyncio.get_running_loop().time())
 
     def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the body is larger than {self._max_bytes / (1 << 20):g} MiB", "Send less at once")
+        return BodyTooLarge(f"The body is larger than {self._max_bytes / (1 << 20):g} MiB", "Send less at once")
 
 
 def has_body(headers: Headers) -> bool:
@@ -144,9 +144,9 @@ def check_json(body: bytes) -> None:
     try:
         body.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"the body is not UTF-8 at byte {error.start}", "Send JSON in UTF-8") from None
+        raise UserError(f"The body is not UTF-8 at byte {error.start}", "Send JSON in UTF-8") from None
     if b"\0" in body:
-        raise UserError("the body has a NUL character", "Send JSON in UTF-8")
+        raise UserError("The body has a NUL character", "Send JSON in UTF-8")
     _check_number(body.count(b"\\"), MAX_ESCAPES, "backslashes")
     quotes_are_ends = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
     _check_number(quotes_are_ends.count(b'"') // 2, MAX_STRINGS, "strings")
@@ -159,9 +159,9 @@ def check_json(body: bytes) -> None:
             return
         brackets = brackets[: 2 * MAX_CONTAINERS].replace(b"[]", b"")
     if brackets.strip(b"]"):
-        raise UserError(f"the body is nested more than {MAX_DEPTH} deep, or not whole", "Send flatter JSON")
+        raise UserError(f"The body is nested more than {MAX_DEPTH} deep, or not whole", "Send flatter JSON")
 
 
 def _check_number(number: int, limit: int, things: str) -> None:
     if number > limit:
-        raise UserError(f"the body has more than {limit} {things}", "Send less at once")
+        raise UserError(f"The body has more than {limit} {things}", "Send less at once")

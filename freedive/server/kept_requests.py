@@ -60,8 +60,8 @@ class KeptRequests:
         for kept in self.of(key_id):
             if kept.id == id:
                 return kept
-        remedy = "See /v1/requests for those that are" if self._limit else "Start the server with --keep-requests"
-        raise NotFound(f"no request {id!r} is kept", remedy)
+        remedy = "GET /v1/requests lists the kept requests" if self._limit else "Start the server with --keep-requests"
+        raise NotFound(f"There is no kept request {id!r}", remedy)
 
 
 def router(kept: KeptRequests) -> APIRouter:

@@ -57,8 +57,8 @@ class Key:
     def require(self, right: str) -> None:
         """Raises Forbidden without this right."""
         if right not in self.may:
-            what = f"you may not {RIGHTS[right]} on this server"
-            raise Forbidden(what, f"Ask who runs it for a key made with: freedive keys create NAME --may {right}")
+            what = f"You may not {RIGHTS[right]} on this server"
+            raise Forbidden(what, f"Ask its operator for a key made with: freedive keys create NAME --may {right}")
 
 
 def nobody(*may: str) -> Key:
@@ -70,8 +70,8 @@ class DamagedKeys(UserError):
     """A key file that cannot be understood. Who could come in is not known, so nobody can."""
 
     def __init__(self, path: Path, why: str) -> None:
-        remedy = "Restore it, or delete it and make keys anew with: freedive keys create NAME"
-        super().__init__(f"the keys in {path} cannot be read ({why})", remedy)
+        remedy = "Restore it, or delete it and make new keys with: freedive keys create NAME"
+        super().__init__(f"The keys in {path} cannot be read ({why})", remedy)
 
 
 def key_file() -> Path:
@@ -121,7 +121,7 @@ def create(
     """
     for right in may:
         if right not in RIGHTS:
-            raise UserError(f"{right!r} is not a right", f"Choose of {', '.join(RIGHTS)}", param="may")
+            raise UserError(f"{right!r} is not a right", f"Choose one of {', '.join(RIGHTS)}", param="may")
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} cannot be a key's name", "Use up to 64 letters, digits and . _ @ -", param="name")
     secret = PREFIX + secrets.token_urlsafe(NUM_SECRET_BYTES)
@@ -131,7 +131,7 @@ def create(
     with cache.locked(LOCK):
         keys = read_keys(key_file())
         if any(other.name == name for other in keys):
-            raise UserError(f"there is a key named {name} already", f"Revoke it first: freedive keys revoke {name}")
+            raise UserError(f"There is already a key named {name}", f"Revoke it first: freedive keys revoke {name}")
         _write([*keys, key])
     return secret
 
@@ -142,7 +142,7 @@ def revoke(name: str) -> Key:
         keys = read_keys(key_file())
         gone = next((key for key in keys if name in (key.name, key.id)), None)
         if not gone:
-            raise NotFound(f"there is no key {name}", "See those there are with: freedive keys list")
+            raise NotFound(f"There is no key {name}", "List the keys with: freedive keys list")
         _write([key for key in keys if key is not gone])
     return gone
 
@@ -179,7 +179,7 @@ class Keys:
         """The key that this is. Raises Unavailable while the file is damaged."""
         self.look()
         if self._keys is None:
-            raise Unavailable("this server cannot read its keys", "Ask who runs it to mend them")
+            raise Unavailable("The server cannot read its key file", "Ask its operator to repair the file")
         digest, found = _hash(secret), None
         for key in self._keys:
             if hmac.compare_digest(key.hash, digest):

@@ -175,7 +175,7 @@ class Models:
             if names & {name, name.lower(), name.lower().removesuffix(":latest")}:
                 return slot
         there = ", ".join(self.slots)
-        raise NotFound(f"the model '{name}' is not served here", f"There are: {there}", param="model")
+        raise NotFound(f"The model '{name}' is not served here", f"Served models: {there}", param="model")
 
     def named(self, name: str) -> str:
         """``name``, or where that is empty the only loaded model's. Raises UserError where there are others."""

@@ -24,7 +24,7 @@ class ForeignPage(Forbidden):
     """A request that a page from elsewhere makes in the name of its reader."""
 
     def __init__(self, origin: str) -> None:
-        super().__init__("a page from elsewhere may not ask this server", f"Serve with --origins {origin}")
+        super().__init__("Pages of other origins may not use this server", f"Serve with --origins {origin}")
 
 
 class Origins:

@@ -33,4 +33,4 @@ def check_encoding(headers: Headers) -> None:
     """Raises EncodedBody for a compressed body: how much it holds would be known too late."""
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise EncodedBody(f"the body is encoded as {encoding[:40]!r}", "Send it without Content-Encoding")
+        raise EncodedBody(f"The body is encoded as {encoding[:40]!r}", "Send it without Content-Encoding")

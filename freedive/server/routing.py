@@ -87,9 +87,9 @@ def _parsed(data: bytes, field: Any) -> Any:
         context = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
         raise RequestValidationError([context]) from None
     except ValueError:  # Python's limit, as reading an integer takes the square of its length
-        raise UserError("the body has a number of too many digits", "Send a smaller number") from None
+        raise UserError("The body has a number of too many digits", "Send a smaller number") from None
     if value is None:
-        raise UserError("the body must be a JSON object", "Send one")
+        raise UserError("The body must be a JSON object", "Send one")
     validated, errors = field.validate(value, {}, loc=("body",))
     if errors:
         raise RequestValidationError(errors[:MAX_ERRORS], body=value)

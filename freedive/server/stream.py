@@ -62,7 +62,7 @@ async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[
                 num_reading -= 1
                 continue
             if item.finish_reason == "cancelled":
-                raise Unavailable("the server is shutting down", "Send the request again later")
+                raise Unavailable("The server is shutting down", "Send the request again later")
             yield index, item
     finally:
         for generation in generations:

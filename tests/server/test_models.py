@@ -56,7 +56,7 @@ def test_a_model_is_loaded_once_by_whoever_asks_first() -> None:
 
 
 def test_an_unknown_model_is_named_with_those_there_are() -> None:
-    with pytest.raises(NotFound, match=r"'c' is not served here\. There are: a, b"):
+    with pytest.raises(NotFound, match=r"'c' is not served here\. Served models: a, b"):
         Shelf().models("a", "b").slot("c")
 
 

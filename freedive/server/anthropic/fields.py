@@ -167,14 +167,14 @@ class Conversation(RequestBody):
         """
         match data:
             case {"thread": {"type": "continue"}}:
-                what = "conversations are not kept here"
+                what = "Conversations are not kept here"
                 raise ThreadNotFound(what, "Send the whole conversation", param="thread")
         return readable(data, BLOCKS["assistant"])
 
     @model_validator(mode="after")
     def _fits_together(self) -> Conversation:
         if self.continues and any(isinstance(block, ToolUseBlock) for block in self.messages[-1].content):
-            raise UserError("the last message has calls without results", "Add a 'tool_result' each", param="messages")
+            raise UserError("The last message has calls without results", "Add a 'tool_result' each", param="messages")
         return self
 
     @property

@@ -53,7 +53,7 @@ Fetch = Callable[[str, Progress], ModelEntry]
 
 def no_fetch(name: str, progress: Progress) -> ModelEntry:
     """For servers of models that are given."""
-    raise UserError("this server fetches no models", f"Fetch it with: freedive pull {name}", param="model")
+    raise UserError("This server does not fetch models", f"Fetch it with: freedive pull {name}", param="model")
 
 
 class Pulls:

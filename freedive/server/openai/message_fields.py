@@ -79,7 +79,7 @@ class Message(RequestBody):
     @model_validator(mode="after")
     def _says_something(self) -> Message:
         if self.content is None and self.role not in ("assistant", "tool"):
-            raise UserError(f"a message of role '{self.role}' has no 'content'", "Give it some", param="content")
+            raise UserError(f"A message of role '{self.role}' has no 'content'", "Give it some", param="content")
         if self.role != "assistant" and (self.tool_calls or self.prefix):
             name = "tool_calls" if self.tool_calls else "prefix"
             raise UserError(f"'{name}' is for messages of the assistant", "Leave it out", param=name)

@@ -113,7 +113,7 @@ class PromptRequest(RequestBody):
     @model_validator(mode="after")
     def _asks_something(self) -> PromptRequest:
         if not (self.input or self.previous_response_id or self.instructions):
-            raise UserError("there is no 'input'", "Give some", param="input")
+            raise UserError("'input' is missing", "Send one", param="input")
         return self
 
     def items(self, stored: Callable[[str], Json]) -> list[Json]:

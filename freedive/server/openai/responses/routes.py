@@ -76,7 +76,7 @@ def router(service: Service, store: Store) -> APIRouter:
     @routes.post("/{response_id}/cancel", summary="Cancel a response in the background, of which there are none")
     async def cancel(response_id: str, request: Request) -> Json:
         await run_in_threadpool(store.response, response_id, _caller(request))
-        what = "only responses in the background can be cancelled"
+        what = "Only responses in the background can be cancelled"
         raise UserError(what, "Close the connection to end an answer under way", param="response_id")
 
     return routes

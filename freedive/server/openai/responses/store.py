@@ -124,7 +124,7 @@ class Store:
         with self._transaction() as sql:
             found = sql.execute(query, (name, owner)).fetchone()
         if not found:
-            raise NotFound(f"there is no item '{name}'", "Send the item itself", param="input")
+            raise NotFound(f"There is no item '{name}'", "Send the item itself", param="input")
         item: Json = json.loads(found[0])
         return item
 
@@ -145,7 +145,7 @@ class Store:
             with self._lock, self._connection:
                 yield self._connection
         except sqlite3.Error as error:
-            raise Unavailable("stored responses cannot be reached", "Send the whole conversation") from error
+            raise Unavailable("Stored responses cannot be reached", "Send the whole conversation") from error
 
     def _num_bytes(self, sql: sqlite3.Connection) -> int:
         pages, free, size = (
@@ -157,7 +157,7 @@ class Store:
 def _response(sql: sqlite3.Connection, name: str, owner: str, param: str) -> Json:
     found = sql.execute("SELECT body FROM response WHERE id = ? AND owner = ?", (name, owner)).fetchone()
     if not found:
-        raise NotFound(f"there is no response '{name}'", "It was not stored, or is too old", param=param)
+        raise NotFound(f"There is no response '{name}'", "It was not stored, or is too old", param=param)
     response: Json = json.loads(found[0])
     return response
 
