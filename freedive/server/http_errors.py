@@ -41,5 +41,5 @@ STATUSES: dict[type[UserError], int] = {
 
 
 def status_of(error: UserError) -> int:
-    """The HTTP status that reports ``error``."""
+    """Returns the HTTP status that reports ``error``."""
     return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)

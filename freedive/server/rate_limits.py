@@ -15,7 +15,7 @@ WINDOW_S = 60.0
 
 
 class RateLimited(Overloaded):
-    """A key that asks more than it may; ``retry_after_s`` is when there will be room, in whole seconds."""
+    """A key has reached its limit; ``retry_after_s`` is the time until it may send again, in whole seconds."""
 
     code = "rate_limit_exceeded"
 
@@ -34,7 +34,7 @@ class RateLimits:
 
     @contextmanager
     def track(self, key: Key) -> Iterator[None]:
-        """Counts one request of ``key`` while the block runs. Raises RateLimited; then nothing is counted."""
+        """Counts one request of ``key`` as running while the block runs. Raises RateLimited without counting it."""
         if key.max_running is not None and self._running[key.id] >= key.max_running:
             raise RateLimited(f"This key has {key.max_running} running requests, which is its limit", 1)
         if key.requests_per_minute is not None:
