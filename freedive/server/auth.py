@@ -80,9 +80,7 @@ class Auth:
         host = headers.get("host", "localhost").lower()
         name = _name(host)
         if not (is_loopback(name) or _is_address(name) or name in self._names):
-            raise Forbidden(
-                f"This server does not have the name {name!r}", "Use localhost, or serve with --hosts NAME"
-            )
+            raise Forbidden(f"This server does not have the name {name!r}", "Use localhost, or serve with --hosts NAME")
         origin = headers.get("origin", f"http://{host}").lower()
         _, _, authority = origin.partition("://")
         if authority != host and _name(authority) not in self._names and not self.origins.allow(origin):

@@ -16,7 +16,7 @@ from freedive.server.service import Service
 
 
 def router(service: Service) -> APIRouter:
-    """The routes."""
+    """Returns the routes of Ollama's embedding APIs."""
     routes = APIRouter()
 
     @routes.post("/embed", summary="Texts as vectors")

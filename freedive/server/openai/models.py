@@ -8,7 +8,7 @@ from freedive.server.routing import APIRouter
 
 
 def router(models: Models) -> APIRouter:
-    """The routes."""
+    """Returns the routes that list models."""
     routes = APIRouter()
 
     @routes.get("/models", summary="List the models that can be asked")
@@ -23,7 +23,7 @@ def router(models: Models) -> APIRouter:
 
 
 def _card(slot: Slot) -> Json:
-    """``max_context`` is known of loaded models; the others were never ``created`` here."""
+    """Returns the model object; a model that is not loaded has no ``max_context``, and 0 as ``created``."""
     return {
         "id": slot.entry.name,
         "object": "model",

@@ -30,7 +30,7 @@ from freedive.server.stream import EventStream, with_error_event
 
 
 def router(service: Service, store: Store) -> APIRouter:
-    """The routes."""
+    """Returns the routes of OpenAI's Responses API."""
     routes = APIRouter(prefix="/responses")
 
     @routes.post("", summary="Answer, with the conversation kept here", response_model=None)
@@ -76,27 +76,27 @@ def router(service: Service, store: Store) -> APIRouter:
     @routes.post("/{response_id}/cancel", summary="Cancel a response in the background, of which there are none")
     async def cancel(response_id: str, request: Request) -> Json:
         await run_in_threadpool(store.response, response_id, _caller(request))
-        what = "Only responses in the background can be cancelled"
-        raise UserError(what, "Close the connection to end an answer under way", param="response_id")
+        what = "Only background responses can be cancelled"
+        raise UserError(what, "Close the connection to cancel a running response", param="response_id")
 
     return routes
 
 
 def _caller(request: Request) -> str:
-    """The tenant that asks, where keys tell tenants apart."""
+    """Returns the tenant of a request, "" if requests need no key."""
     record: RequestRecord = request.state.record
     return record.key.id
 
 
 def _conversation(body: PromptRequest, store: Store, owner: str) -> list[Json]:
-    """All items that are to be answered. Raises NotFound for what is not stored."""
+    """Returns the stored and new items of the conversation. Raises NotFound for items that are not stored."""
     previous = body.previous_response_id
     earlier = store.conversation(previous, owner, "previous_response_id") if previous else []
     return [*earlier, *body.items(partial(store.item, owner=owner))]
 
 
 def _page(items: Sequence[Json], query: ListQuery) -> Json:
-    """As many of ``items`` as are asked for."""
+    """Returns the page of ``items`` that ``query`` selects. Raises UserError for an unknown item."""
     ordered = items if query.order == "asc" else items[::-1]
     names = [item["id"] for item in ordered]
     if query.after is not None and query.after not in names:
