@@ -71,7 +71,7 @@ def outcome(generation: Generation, schema: Any) -> str:
     try:
         outputs = list(generation)
     except EngineError as error:
-        return "given up" if "form cannot be kept to" in str(error) else f"INVALID: {error}"
+        return "given up" if "cannot be enforced" in str(error) else f"INVALID: {error}"
     if outputs[-1].finish_reason != "stop":
         return "cut"
     text = "".join(output.text for output in outputs)

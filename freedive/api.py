@@ -128,7 +128,7 @@ class LanguageModel:
         return self.runner.num_bytes
 
     def resident_bytes(self) -> int:
-        """Returns how many bytes of ``num_bytes`` are in physical memory: mapped weights are read at their first use."""
+        """Returns how many of ``num_bytes`` are in physical memory: mapped weights are read at their first use."""
         return self.runner.resident_bytes()
 
     @property

@@ -255,7 +255,7 @@ class Models:
                 idle = [other for other in idle if not other.preloaded]
             if not idle:
                 names = ", ".join(model.name for model in others)
-                what = f"'{entry.name}' does not fit into memory: {names} cannot be unloaded now"
+                what = f"'{entry.name}' does not fit into memory with {names}, busy or kept by the operator"
                 raise Overloaded(what, "Try again later")
             oldest = min(idle, key=lambda other: (other.preloaded, other.used_at))
             if (wait_s := oldest.stays_until - time.monotonic()) > 0:
