@@ -1,4 +1,4 @@
-"""Settings: one dataclass each. Command-line flags and FREEDIVE_* variables derive from the fields."""
+"""Settings as dataclasses, whose fields define the command-line flags and the FREEDIVE_* environment variables."""
 
 from __future__ import annotations
 

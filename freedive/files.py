@@ -1,4 +1,4 @@
-"""Reading files that may be damaged: mapped bytes and bounded JSON."""
+"""Reads files that may be damaged: mapped bytes and bounded JSON."""
 
 from __future__ import annotations
 

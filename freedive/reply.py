@@ -104,7 +104,7 @@ class Reply:
 
     @property
     def timings(self) -> Timings:
-        """The times of submission, first step, first token and end, as far as they have been reached."""
+        """The times of submission, first step, first token and end; None for those that are still to come."""
         return self._generation.timings
 
     @property

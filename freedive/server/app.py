@@ -101,7 +101,7 @@ def create_app(
 
 
 def _add_health(app: FastAPI, models: Models) -> None:
-    @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
+    @app.get("/health", tags=["server"], summary="Whether the server works, and its load")
     async def health(request: Request, response: Response) -> dict[str, Any]:
         troubles = models.troubles
         response.status_code = 503 if troubles else 200

@@ -1,4 +1,4 @@
-"""Authentication: which requests are admitted, and as which tenant."""
+"""Authentication: admits or refuses requests, and determines their tenant."""
 
 from __future__ import annotations
 

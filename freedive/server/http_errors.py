@@ -1,4 +1,4 @@
-"""Errors of requests themselves, and the HTTP status of every error."""
+"""Errors of HTTP requests, and the HTTP status of every error."""
 
 from __future__ import annotations
 

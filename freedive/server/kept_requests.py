@@ -68,7 +68,7 @@ def router(kept: KeptRequests) -> APIRouter:
     """Returns the routes for kept requests."""
     routes = APIRouter(prefix="/v1/requests", tags=["server"])
 
-    @routes.get("", summary="The key's own last requests, where the server keeps them")
+    @routes.get("", summary="List the key's kept requests (--keep-requests)")
     async def requests(request: Request) -> Json:
         return {"object": "list", "data": [each.summary() for each in kept.of(request.state.record.key.id)]}
 

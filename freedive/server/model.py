@@ -1,4 +1,4 @@
-"""Protocols of a loaded model, such as :class:`freedive.api.LanguageModel`, as far as the server uses it."""
+"""Protocols of a loaded model, such as :class:`freedive.api.LanguageModel`, with the methods that the server uses."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class Models:
 
     @property
     def troubles(self) -> dict[str, str]:
-        """Why models do not answer, by name, for models that are loaded and failed or stalled."""
+        """Why models do not answer, by name, for models that have failed or stalled."""
         return {name: slot.trouble for name, slot in self._slots.items() if slot.trouble}
 
     def add(self, entry: ModelEntry) -> None:

@@ -1,4 +1,4 @@
-"""Normalization of request paths and methods."""
+"""Normalises request paths and methods."""
 
 from __future__ import annotations
 

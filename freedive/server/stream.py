@@ -131,7 +131,7 @@ def line(data: Any) -> bytes:
 async def with_error_event(
     events: AsyncGenerator[bytes, None], write: Callable[[ApiError], bytes], id: str
 ) -> AsyncGenerator[bytes, None]:
-    """Yields ``events`` and, if they fail, a last event made by ``write``. The log names the failure by ``id``."""
+    """Yields ``events`` and, if they fail, a last event from ``write``; logs a failure of the server under ``id``."""
     async with aclosing(events):
         try:
             async for data in events:

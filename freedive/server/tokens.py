@@ -84,7 +84,7 @@ def router(service: Service) -> APIRouter:
     """Returns the routes for tokenization."""
     routes = APIRouter()
 
-    @routes.post("/tokenize", summary="The tokens of a text or a chat")
+    @routes.post("/tokenize", summary="Tokenize a text or a conversation")
     async def tokenize(body: TokenizeRequest, request: Request) -> Json:
         name = service.models.named(body.model)
         if body.messages:
@@ -96,13 +96,13 @@ def router(service: Service) -> APIRouter:
             model, tokens = await service.run(name, lambda model: body.encode(model.tokenizer), request)
         return await off_loop(BYTES_PER_TOKEN * len(tokens), _described, body, model, tokens)
 
-    @routes.post("/detokenize", summary="The text of tokens")
+    @routes.post("/detokenize", summary="Decode tokens to text")
     async def detokenize(body: DetokenizeRequest) -> Json:
         async with service.models.use(service.models.named(body.model)) as model:
             text = await run_in_threadpool(_text, model.tokenizer, body.tokens)
         return {"prompt": text, "content": text}
 
-    @routes.post("/v1/chat/completions/render", summary="The prompt that a chat makes")
+    @routes.post("/v1/chat/completions/render", summary="Render the prompt of a conversation")
     async def render(body: ChatRequest, request: Request) -> Json:
         model, (rendered,) = await service.prompts(body.generation_request, request)
         body.report_unheeded(model)

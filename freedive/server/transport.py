@@ -1,4 +1,4 @@
-"""Timeouts and limits of connections, and a graceful shutdown, beyond what uvicorn has."""
+"""Timeouts and limits of connections, and a graceful shutdown, which uvicorn lacks."""
 
 from __future__ import annotations
 

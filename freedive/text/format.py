@@ -1,4 +1,4 @@
-"""The response format of an answer, as a grammar."""
+"""The format of an answer, and its conversion to a grammar."""
 
 from __future__ import annotations
 

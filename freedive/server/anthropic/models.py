@@ -35,13 +35,13 @@ def router(models: Models) -> APIRouter:
     """Returns the routes that list models; mount them at ``PREFIX``."""
     routes = APIRouter()
 
-    @routes.get("/models", summary="List the models that can be asked, on one page")
+    @routes.get("/models", summary="List the served models, on one page")
     async def list_models() -> Json:
         names = list(models.slots)
         cards = [_card(slot) for slot in models.slots.values()]
         return {"data": cards, "has_more": False, "first_id": names[0], "last_id": names[-1]}
 
-    @routes.get("/models/{name:path}", summary="One model")
+    @routes.get("/models/{name:path}", summary="Describe a model")
     async def retrieve_model(name: str) -> Json:
         return _card(models.slot(name))
 

@@ -34,11 +34,11 @@ def router(models: Models) -> APIRouter:
     """Returns the routes that describe models."""
     routes = APIRouter()
 
-    @routes.get("/version", summary="Ollama's version that this speaks, and our own")
+    @routes.get("/version", summary="The version of Ollama's API, and of freedive")
     async def version() -> Json:
         return {"version": VERSION, "freedive": freedive.__version__}
 
-    @routes.get("/tags", summary="List the models that can be asked")
+    @routes.get("/tags", summary="List the served models")
     async def tags() -> Json:
         slots = list(models.slots.values())
         return {"models": await run_in_threadpool(lambda: [_tag(slot) for slot in slots])}
@@ -47,7 +47,7 @@ def router(models: Models) -> APIRouter:
     async def ps() -> Json:
         return {"models": [_running(slot) for slot in models.slots.values() if slot.model]}
 
-    @routes.post("/show", summary="What is known of a model")
+    @routes.post("/show", summary="Describe a model")
     async def show(body: ShowRequest) -> Json:
         return await run_in_threadpool(_shown, models.slot(body.model))
 

@@ -93,7 +93,7 @@ def router(models: Models, fetch: Fetch) -> APIRouter:
     """Returns the route that downloads models."""
     routes, pulls = APIRouter(), Pulls(models, fetch)
 
-    @routes.post("/pull", summary="Fetch a model and serve it", response_model=None)
+    @routes.post("/pull", summary="Download a model and serve it", response_model=None)
     async def pull(body: PullRequest, request: Request) -> Response:
         name = body.model.removesuffix(":latest")
         if name not in models:

@@ -50,7 +50,7 @@ def router(service: Service) -> APIRouter:
     """Returns the route of OpenAI's embeddings API."""
     routes = APIRouter()
 
-    @routes.post("/embeddings", summary="Texts as vectors")
+    @routes.post("/embeddings", summary="Embed texts")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         with prompt_named("input"):
             completions = await service.generate(body.generation_request, request)

@@ -11,11 +11,11 @@ def router(models: Models) -> APIRouter:
     """Returns the routes that list models."""
     routes = APIRouter()
 
-    @routes.get("/models", summary="List the models that can be asked")
+    @routes.get("/models", summary="List the served models")
     async def list_models() -> Json:
         return {"object": "list", "data": [_card(slot) for slot in models.slots.values()]}
 
-    @routes.get("/models/{name:path}", summary="One model")
+    @routes.get("/models/{name:path}", summary="Describe a model")
     async def retrieve_model(name: str) -> Json:
         return _card(models.slot(name))
 
