@@ -84,12 +84,12 @@ def is_id(value: object, size: int, source: str) -> TypeGuard[int]:
     """
     if type(value) is not int:
         raise UserError(
-            f"{source} has {value!r:.40} as a token id, which is not a number",
+            f"{source} names {value!r:.40} as a token id, which is not a number",
             "The file is damaged or belongs to another model; fetch it again",
         )
     if 0 <= value < size:
         return True
-    logger.warning("%s has the token id %d, which is ignored: the vocabulary has %d tokens", source, value, size)
+    logger.warning("%s names %d as a token id, which is ignored: the vocabulary has %d tokens", source, value, size)
     return False
 
 
