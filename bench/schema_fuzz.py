@@ -70,8 +70,10 @@ def outcome(generation: Generation, schema: Any) -> str:
     """How an answer ended, and whether it is what its schema allows."""
     try:
         outputs = list(generation)
+    except UserError:  # the grammar is too complex
+        return "given up"
     except EngineError as error:
-        return "given up" if "form cannot be kept to" in str(error) else f"INVALID: {error}"
+        return f"INVALID: {error}"
     if outputs[-1].finish_reason != "stop":
         return "cut"
     text = "".join(output.text for output in outputs)

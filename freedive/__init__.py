@@ -58,11 +58,11 @@ _MODULES = {
     "freedive.text.request": ("ChatInput", "TextInput"),
     "freedive.text.tools": ("Function",),
 }
-"""Where the names are that the package offers."""
+"""The public names of the package, by the module that defines them."""
 
 
 def __getattr__(name: str) -> Any:
-    """What takes time to import is imported when first used, so that ``freedive --help`` answers at once."""
+    """Imports public names at first use, so that ``freedive --help`` starts fast."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,4 @@
-"""``python -m freedive``."""
+"""The entry point of ``python -m freedive``."""
 
 from freedive.cli import main
 

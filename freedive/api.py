@@ -1,4 +1,4 @@
-"""freedive from Python: load a model, talk to it."""
+"""The Python API: load a model and generate with it."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ from freedive.text.tokenizer import Tokenizer
 from freedive.text.tools import ToolChoice, Tools
 
 CACHE_SHARE = 0.25
-"""Part of the memory that is free which the key-value cache may take where ``cache_tokens`` is not set."""
+"""The share of free memory for the key-value cache if ``cache_tokens`` is not set."""
 
 RECOMMENDABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Sampling fields that generation_config.json may set."""
 
 
 def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
-    """Load a model by a catalogue name, a hub address (``hf:owner/name``) or a path, fetching it if need be.
+    """Loads a model by its catalogue name, hub address (``hf:owner/name``) or path; downloads it if necessary.
 
-    ``settings`` are fields of :class:`freedive.config.EngineConfig`. Raises UserError when it is not to be had or does
-    not fit.
+    ``settings`` are fields of :class:`freedive.config.EngineConfig`. Raises UserError if the model is not found or not
+    supported, or does not fit into memory.
     """
     config = EngineConfig(**settings)
     path = resolve(name)
@@ -91,9 +91,9 @@ def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
 class LanguageModel:
     """A model in memory. Close it, or use it in a ``with`` block.
 
-    ``engine`` runs requests side by side from any thread; ``tokenizer`` and ``template`` turn text into tokens;
-    ``recommended`` are the sampling fields that its maker advises, used where a request does not say. ``store`` keeps
-    beginnings of requests on disk, ``state_store`` the per-sequence states at their ends.
+    ``engine`` runs requests from any thread in batches; ``tokenizer`` and ``template`` convert text to tokens;
+    ``recommended`` holds the maker's sampling fields, the defaults of a request. ``store`` keeps pages of prompts on
+    disk, ``state_store`` the per-sequence states at the ends of these pages.
     """
 
     def __init__(
@@ -119,29 +119,29 @@ class LanguageModel:
 
     @property
     def max_context(self) -> int:
-        """Most tokens that prompt and answer can have together."""
+        """The most tokens of prompt and answer together."""
         return self.engine.max_context
 
     @property
     def num_bytes(self) -> int:
-        """Memory for weights and key-value cache."""
+        """Bytes of memory for weights and key-value cache."""
         return self.runner.num_bytes
 
     def resident_bytes(self) -> int:
-        """How much of that is in physical memory now: mapped weights are read from disk when they are used first."""
+        """Returns how many of ``num_bytes`` are in physical memory: mapped weights are read at their first use."""
         return self.runner.resident_bytes()
 
     @property
     def can_think(self) -> bool:
-        """Whether it can be asked for thoughts before the answer."""
+        """Whether the model can think before it answers."""
         return self._prompts.can_think
 
     def expert_load(self) -> list[list[int]]:
-        """How often each expert of each layer with experts was chosen, in a sample of all steps so far."""
+        """Returns how often each expert of each mixture layer was chosen, in a sample of all steps so far."""
         return self.runner.expert_load()
 
     def prepare(self, asked: Input) -> Prompt:
-        """The prompt that asks for this, and how to read its answers. UserError for what cannot be."""
+        """Returns the prompt of an input, with the parser of its answer. Raises UserError if it cannot be honoured."""
         return self._prompts.prepare(asked)
 
     def chat(
@@ -160,10 +160,11 @@ class LanguageModel:
         scope: Scope = UNSCOPED,
         **sampling: Unpack[SamplingFields],
     ) -> Reply:
-        """The reply to ``messages`` ({"role": ..., "content": ...}): iterate over it for its text, as it comes.
+        """Returns the reply to ``messages`` ({"role": ..., "content": ...}); iterate over it for its text.
 
-        See :class:`freedive.text.request.ChatInput` for what can be asked, and for temperature, max_tokens, seed and
-        the like :class:`freedive.engine.sampling.Sampling`. Without tools, calls are text.
+        :class:`freedive.text.request.ChatInput` describes the arguments, and
+        :class:`freedive.engine.sampling.Sampling` those in ``sampling``: temperature, max_tokens, seed and others.
+        Without tools, the reply has tool calls as text.
         """
         asked = ChatInput(
             tuple(messages),
@@ -189,7 +190,7 @@ class LanguageModel:
         scope: Scope = UNSCOPED,
         **sampling: Unpack[SamplingFields],
     ) -> Reply:
-        """What follows ``prompt`` or, with a ``suffix``, stands between the two, without a chat template."""
+        """Returns the continuation of ``prompt``, or the text between ``prompt`` and ``suffix``, without template."""
         [reply] = self.generate([TextInput(prompt, suffix, format=format)], scope=scope, **sampling)
         return reply
 
@@ -201,22 +202,22 @@ class LanguageModel:
         scope: Scope = UNSCOPED,
         **sampling: Unpack[SamplingFields],
     ) -> list[Reply]:
-        """A reply to each of ``prompts``, computed side by side: texts that go on, conversations, or inputs.
+        """Returns a reply to each of ``prompts`` (texts to continue, conversations, or inputs), computed in one batch.
 
-        ``format`` is for texts and conversations; inputs have their own.
+        ``format`` applies to texts and conversations; an input has its own.
         """
         inputs = tuple(_input(prompt, format) for prompt in prompts)
         return self.answer(GenerationRequest(self.name, inputs, sampling, scope=scope))
 
     def answer(self, request: GenerationRequest) -> list[Reply]:
-        """The replies to ``request``, whichever model it names: ``n`` for each input, in their order."""
+        """Returns ``n`` replies for each input of ``request``, in order; ignores the model that it names."""
         prompts = [self.prepare(asked) for asked in request.inputs]
         jobs = request.jobs(prompts, self.sampling(**request.sampling), self.max_context)
         return [Reply(generation) for generation in self.engine.submit_all(jobs)] if jobs else []
 
     @cached_property
     def fingerprint(self) -> Mapping[str, str]:
-        """What the bits of answers depend on, besides weights and request: code, machine and settings."""
+        """Everything that the bits of an answer depend on, except weights and request: code, machine and settings."""
         return {
             "code": code_digest(COMPUTING)[:16],
             "isa": self.runner.isa,
@@ -225,21 +226,21 @@ class LanguageModel:
         }
 
     def record(self, request: GenerationRequest, replies: Sequence[Reply]) -> Recording:
-        """``request``, which :meth:`answer` was asked, with its ``replies``, which are read to their ends."""
+        """Returns the recording of a ``request`` and its ``replies`` from :meth:`answer`; reads them to the end."""
         answers = tuple(RecordedAnswer(reply.seed, reply.token_ids, reply.finish_reason) for reply in replies)
         sampling = asdict(self.sampling(**request.sampling))
         return Recording(replace(request, sampling=sampling), answers, self.fingerprint)
 
     def replay(self, recording: Recording) -> list[Reply]:
-        """Replies to the request of ``recording``, each with the seed that it had then."""
+        """Returns replies to the request of ``recording``, each with its recorded seed."""
         prompts = [self.prepare(asked) for asked in recording.request.inputs]
         jobs = recording.jobs(prompts, self.sampling(**recording.request.sampling), self.max_context)
         return [Reply(generation) for generation in self.engine.submit_all(jobs)]
 
     def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> npt.NDArray[np.float32]:
-        """What the model makes of each text, [len(texts), hidden]: the mean over its tokens, or the last one's state.
+        """Returns the embedding of each text, [len(texts), hidden_dim]: the mean or the last of its tokens' states.
 
-        Vectors have length 1, so that products of two are cosines.
+        Vectors have length 1, so the product of two vectors is their cosine similarity.
         """
         request = embedding_request(self.name, texts, pooling)
         prompts = [self.prepare(asked) for asked in request.inputs]
@@ -248,11 +249,11 @@ class LanguageModel:
         return np.stack([output.embedding for output in outputs if output.embedding is not None])
 
     def sampling(self, **given: Unpack[SamplingFields]) -> Sampling:
-        """The ``given`` fields over the recommended ones. UserError for values that no sampler can honour."""
+        """Returns the ``given`` fields and the recommended ones for the rest. Raises UserError for invalid values."""
         return Sampling(**{**self.recommended, **given})
 
     def close(self) -> None:
-        """End what is under way and free the threads."""
+        """Cancels running requests and frees the threads."""
         self.engine.close()
 
     def __enter__(self) -> LanguageModel:
@@ -263,28 +264,28 @@ class LanguageModel:
 
 
 def _input(prompt: str | Messages | Input, format: Format | None) -> Input:
-    """``prompt`` as an input: a text goes on, messages are a conversation."""
+    """Returns ``prompt`` as an input: a text to continue, or a conversation."""
     if isinstance(prompt, ChatInput | TextInput):
         return prompt
     return TextInput(prompt, format=format) if isinstance(prompt, str) else ChatInput(tuple(prompt), format=format)
 
 
 def _packed(path: Path, threads: int) -> OpenedStore:
-    """The model at ``path`` from its packed store, which is made first where there is none or it is damaged."""
+    """Opens the packed store of the model at ``path``; writes the store first if it is missing or damaged."""
     store = packed_path(path, LAYOUT)
     description, code = store.with_suffix(".json"), code_fingerprint(DESCRIBING)
     try:
         return open_described(description, store, by=code)
     except (UserError, DamagedStore, FileNotFoundError):
         model, checkpoint, weights = _pack(path, store, threads)
-    with suppress(Unavailable):  # then the next start is as long as this one
+    with suppress(Unavailable):  # without a description, the next start takes as long as this one
         write_description(description, store, model, checkpoint, by=code)
     return model, checkpoint, weights
 
 
 def _pack(path: Path, store: Path, threads: int) -> OpenedStore:
-    """The model at ``path`` from its own files, with its weights packed in ``store``, perhaps earlier by this code."""
-    from freedive.checkpoint.open import open_checkpoint  # imported here: a warm start does without all of these
+    """Reads the model files at ``path``; packs their weights in ``store`` unless this code has done so before."""
+    from freedive.checkpoint.open import open_checkpoint  # a warm start imports none of these
     from freedive.checkpoint.rules import canonical_tensors
     from freedive.families import describe
 
@@ -303,7 +304,7 @@ def _pack(path: Path, store: Path, threads: int) -> OpenedStore:
 
 
 def text_parts(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate]:
-    """What turns messages into tokens, of the model at ``path``, which ``checkpoint`` is opened from."""
+    """Returns tokenizer and chat template of the model at ``path``, from which ``checkpoint`` was opened."""
     if checkpoint.kind == "gguf":
         tokenizer = Tokenizer.from_gguf(checkpoint.config)
         return tokenizer, ChatTemplate.from_gguf(checkpoint.config, tokenizer)
@@ -313,9 +314,9 @@ def text_parts(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTempl
 
 
 def recommended(name: str, path: Path) -> Mapping[str, Any]:
-    """Sampling that the maker advises: the catalogue's, else what generation_config.json has of possible values.
+    """Returns the maker's sampling fields from the catalogue, else the valid values of generation_config.json.
 
-    Others stand there for nothing at all, such as a top_k of -1.
+    Invalid values, such as a top_k of -1, mean that a field is not set.
     """
     if entry := entry_for(name):
         return entry.sampling
@@ -326,7 +327,7 @@ def recommended(name: str, path: Path) -> Mapping[str, Any]:
 
 
 def _page_stores(path: Path, model: spec.ModelSpec, runner: NativeRunner, config: EngineConfig) -> list[PageStore]:
-    """Where pages and states computed by ``runner`` are kept: all that their bits depend on has a folder of its own."""
+    """Returns the disk stores of the runner's pages and states; the folder depends on all that affects their bits."""
     if not config.prefix_cache or not config.disk_cache_gb:
         return []
     kinds = LAYOUT, config.cache_format, config.precision, runner.isa
@@ -342,7 +343,7 @@ def _page_stores(path: Path, model: spec.ModelSpec, runner: NativeRunner, config
 
 
 def _num_pages(model: spec.ModelSpec, config: EngineConfig) -> int:
-    """Pages of the key-value cache: as asked, else what full contexts can use."""
+    """Returns the number of cache pages: by ``cache_tokens``, else for a full batch of full contexts."""
     if config.cache_tokens:
         return pages_for(config.cache_tokens)
     return pages_for(config.max_context or model.max_context) * config.max_batch

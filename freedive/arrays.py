@@ -1,4 +1,4 @@
-"""The types of numpy arrays that parts hand to each other."""
+"""Types of numpy arrays in the interfaces between packages."""
 
 from __future__ import annotations
 

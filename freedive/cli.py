@@ -1,4 +1,4 @@
-"""The command line: subcommand -> function, imported when it is used."""
+"""The command line: each subcommand is a function that is imported when it is used."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 
 class Commands(TyperGroup):
-    """Subcommands by the table above; a UserError becomes one line."""
+    """The group of subcommands in :data:`COMMANDS`; prints a UserError as one line."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -71,7 +71,7 @@ class Commands(TyperGroup):
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
-        except OSError as error:  # a folder that may not be read, a disk that fails: the system's words say it best
+        except OSError as error:  # a folder without permission, a disk failure: the system's message is clear
             if error.errno == errno.EPIPE:
                 raise
             print(f"error: {error.strerror or error}: {error.filename or 'freedive'}", file=sys.stderr)
@@ -103,7 +103,7 @@ def freedive(
 
 
 def main() -> None:
-    """Entry point of the ``freedive`` command: text is UTF-8 whatever the locale, and what is not is replaced."""
+    """Runs the ``freedive`` command; standard streams are UTF-8 in every locale, and invalid bytes are replaced."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""Settings: one dataclass each. Command-line flags and FREEDIVE_* variables derive from the fields."""
+"""Settings as dataclasses, whose fields define the command-line flags and the FREEDIVE_* environment variables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ORIGIN = re.compile(r"[*]|null|[a-z][a-z0-9+.-]*://[^\s/?#@]+")
 Config = TypeVar("Config", bound="EngineConfig | ServerConfig")
 
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-"""How a setting that is on or off may be written."""
+"""The spellings of a boolean setting."""
 
 PARSERS: dict[str, Callable[[str], Any]] = {
     "int": int,
@@ -27,47 +27,45 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "bool": lambda text: boolean(text),
     "tuple[str, ...]": lambda text: (text,),
 }
-"""Text of an environment variable -> value, by the annotation of its field."""
+"""The parser of an environment variable's text, by the annotation of its field."""
 
 
 def setting(
     default: Any, help: str, *, low: float | None = None, high: float = float("inf"), choices: tuple[str, ...] = ()
 ) -> Any:
-    """A field with its description and what it may be: a number from ``low`` to ``high``, or one of ``choices``."""
+    """Returns a dataclass field with a description and its valid values: ``low`` to ``high``, or ``choices``."""
     limits = None if low is None else (low, high)
     return field(default=default, metadata={"help": help, "range": limits, "choices": choices})
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How a model is run. None means that the machine or the model decides."""
+    """Settings of the engine. None means a default that depends on the machine or the model."""
 
-    threads: int | None = setting(None, "Threads that compute; default: the physical cores", low=1, high=1024)
-    max_context: int | None = setting(
-        None, "Longest prompt and answer together, in tokens; default: the model's", low=2
-    )
+    threads: int | None = setting(None, "Threads for computation; default: the physical cores", low=1, high=1024)
+    max_context: int | None = setting(None, "Most tokens of prompt and answer together; default: the model's", low=2)
     cache_tokens: int | None = setting(None, "Tokens that the key-value cache holds; default: by free memory", low=32)
     cache_format: str = setting(
         "f16",
-        "What the cache keeps keys and values as: f16, or int8, which takes half the memory and is faster far into a "
-        "conversation, but less exact",
+        "Format of cached keys and values: f16, or int8, which takes half the memory and is faster in long "
+        "conversations, but less exact",
         choices=("f16", "int8"),
     )
     max_batch: int = setting(16, "Requests computed together", low=1, high=4096)
     prefill_chunk: int = setting(512, "Prompt tokens computed in one step", low=2, high=65536)
-    max_queue: int = setting(256, "Requests that may wait for a place", low=0)
+    max_queue: int = setting(256, "Requests that may wait in the queue", low=0)
     precision: str = setting(
         "balanced",
-        "Activations in 8 bits but for what stands out: of early prompt tokens (balanced), of all tokens (fast: nearer "
-        "to the truth than others' 8 bits), of none (exact)",
+        "Activations in 8 bits, with outliers in higher precision: for early prompt tokens (balanced), for all tokens "
+        "(fast), for none (exact)",
         choices=("balanced", "fast", "exact"),
     )
-    prefix_cache: bool = setting(True, "Compute once what several requests begin with: on or off")
+    prefix_cache: bool = setting(True, "Reuse computed pages of shared prompt prefixes: on or off")
     disk_cache_gb: float = setting(
-        4.0, "GB on disk for the beginnings of requests, to be there after a restart; 0 for none", low=0
+        4.0, "GB on disk for pages of prompt prefixes, which are reused after a restart; 0 for none", low=0
     )
-    watchdog: float = setting(300, "Seconds without progress after which /health tells that a model has stalled", low=1)
-    speculation: str = setting("auto", "Guess tokens ahead where it pays: auto or off", choices=("auto", "off"))
+    watchdog: float = setting(300, "Seconds without progress after which /health reports a stalled model", low=1)
+    speculation: str = setting("auto", "Speculative decoding: auto (where faster) or off", choices=("auto", "off"))
 
     def __post_init__(self) -> None:
         _check(self)
@@ -75,7 +73,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where and how to serve HTTP."""
+    """Settings of the HTTP server."""
 
     host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every network")
     port: int = setting(8000, "Port to listen on; 0 for any free one", low=0, high=65535)
@@ -83,26 +81,26 @@ class ServerConfig:
     memory_gb: float | None = setting(
         None, "Memory that loaded models may take together; default: by free memory", low=0.1
     )
-    insecure: bool = setting(False, "Listen on other addresses than this machine's own though there are no keys")
-    hosts: str = setting("", "Names of this server besides localhost, with commas between them")
+    insecure: bool = setting(False, "Listen on addresses of other networks although there are no keys")
+    hosts: str = setting("", "Host names of this server in addition to localhost, separated by commas")
     origins: tuple[str, ...] = setting(
         (),
-        "Web pages that may use this server from elsewhere: exact origins such as http://localhost:3000 or "
-        "app://obsidian.md, with commas between them, or, where keys are, * for all",
+        "Origins whose web pages may use this server, such as http://localhost:3000 or app://obsidian.md, separated by "
+        "commas; * for all, which needs keys",
     )
     alias: tuple[str, ...] = setting(
-        (), "A further name for a served model: NAME=MODEL, with commas between several, or repeated"
+        (), "A further name for a served model: NAME=MODEL, separated by commas or repeated"
     )
-    pull: bool = setting(False, "Let everybody who reaches a server without keys fetch models, not only this machine")
+    pull: bool = setting(False, "On a server without keys, let other machines download models, too")
     pull_limit_gb: float = setting(
-        200, "GB on disk that models may take together when clients of the server fetch more of them", low=0
+        200, "GB on disk for all models together; at the limit, clients cannot download more", low=0
     )
-    max_body_mb: float = setting(32, "Largest request, in MiB", low=0.001, high=1024)
-    stall_timeout: float = setting(120, "Seconds after which a client that takes nothing is dropped", low=0.1)
-    drain: float = setting(30, "Seconds that running answers may go on after SIGTERM", low=0)
+    max_body_mb: float = setting(32, "Largest request body, in MiB", low=0.001, high=1024)
+    stall_timeout: float = setting(120, "Seconds after which a client that reads nothing is disconnected", low=0.1)
+    drain: float = setting(30, "Seconds that running answers may continue after SIGTERM", low=0)
     keep_requests: int = setting(
         0,
-        "Last requests of each key that are kept in memory, prompts and answers, for freedive replay",
+        "Number of last requests of each key, with answers, that are kept in memory for freedive replay",
         low=0,
         high=1000,
     )
@@ -114,7 +112,7 @@ class ServerConfig:
             if not HOST_NAME.fullmatch(name):
                 what = f"hosts has {name!r}, which is not a name of this server, such as box.lan"
                 origin = name if "://" in name else f"http://{name}"
-                raise UserError(what, f"For a web page from elsewhere, write --origins {origin}", param="hosts")
+                raise UserError(what, f"For a web page of another origin, use --origins {origin}", param="hosts")
         for origin in self.allowed_origins:
             if not ORIGIN.fullmatch(origin):
                 what = f"{origin!r} is not an origin"
@@ -126,28 +124,28 @@ class ServerConfig:
 
     @property
     def host_names(self) -> frozenset[str]:
-        """``hosts``, one by one, in small letters."""
+        """The names in ``hosts``, in lower case."""
         return frozenset(listed(self.hosts.lower()))
 
     @property
     def allowed_origins(self) -> frozenset[str]:
-        """``origins``, one by one, as browsers write them: in small letters, without a slash at the end."""
+        """The origins in ``origins`` in the spelling of browsers: lower case, without a trailing slash."""
         return frozenset(origin.lower().rstrip("/") for origin in listed(*self.origins))
 
     @property
     def aliases(self) -> dict[str, str]:
-        """``alias``, one by one: name -> model."""
+        """The model of each name in ``alias``."""
         pairs = (text.partition("=") for text in listed(*self.alias))
         return {name.strip(): model.strip() for name, _, model in pairs}
 
 
 def listed(*texts: str) -> tuple[str, ...]:
-    """What stands between the commas of ``texts``."""
+    """Returns the parts between the commas of all ``texts``, without empty ones."""
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
 def load(kind: type[Config], given: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Config:
-    """``kind`` filled from ``given`` (where not None), else from FREEDIVE_<FIELD> in ``environ``, else by default."""
+    """Returns a ``kind`` from ``given`` (if not None), else from FREEDIVE_<FIELD> in ``environ``, else defaults."""
     values = {
         item.name: _parse(item, environ[variable(item.name)])
         for item in fields(kind)
@@ -157,7 +155,7 @@ def load(kind: type[Config], given: Mapping[str, Any] | None = None, environ: Ma
 
 
 def boolean(text: str) -> bool:
-    """The value of a setting that is on or off; ValueError for a text that is none of :data:`BOOLEANS`."""
+    """Parses a boolean setting. Raises ValueError for a text that is not in :data:`BOOLEANS`."""
     try:
         return BOOLEANS[text.strip().lower()]
     except KeyError:
@@ -165,7 +163,7 @@ def boolean(text: str) -> bool:
 
 
 def variable(name: str) -> str:
-    """The environment variable of a field."""
+    """Returns the environment variable of a field."""
     return f"FREEDIVE_{name.upper()}"
 
 
@@ -178,7 +176,7 @@ def _parse(item: Field[Any], text: str) -> Any:
 
 
 def _switch(name: str, value: object) -> bool:
-    """A setting that is on or off as the command line and older programs give it."""
+    """Parses a boolean setting from the command line or from Python. Raises UserError."""
     try:
         return boolean(str(value))
     except ValueError:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 def settle(temporary: Path, final: Path) -> None:
-    """Give a whole file its final name, so that a crash leaves either all of it or nothing under that name."""
+    """Renames a complete file to its final name; after a crash, the final name has the complete file or the old one."""
     flush(temporary)
     temporary.replace(final)
-    with suppress(OSError):  # some file systems cannot; without it a power cut may bring back what was there before
+    with suppress(OSError):  # some file systems cannot; then a power cut may undo the rename
         flush(final.parent)
 
 
 def flush(path: Path) -> None:
-    """Write what the system holds back of a file, or of a folder's list of names, to the disk."""
+    """Writes the system's cached data of a file, or of a folder's entries, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

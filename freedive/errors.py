@@ -1,4 +1,4 @@
-"""Errors that a user can cause and correct. Every other exception is a fault of freedive.
+"""Errors that a user can cause and correct. Every other exception is a defect of freedive.
 
 ::
 
@@ -26,10 +26,11 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """An error that a user can cause and correct: says what is wrong and what to do, on one line.
+    """An error that a user can cause and correct; its message says in one line what is wrong and what to do.
 
-    ``what`` is a sentence that names the fault, ``remedy`` an imperative that names the next step; both without a full
-    stop at the end. The command line prints both and exits with 1. The server reports them with the HTTP status that
+    ``what`` is a sentence that describes the error, ``remedy`` an imperative sentence for the next step. Both begin
+    with an upper-case letter, unless they begin with the name of a field, flag or file, and have no full stop at the
+    end. The command line prints both and exits with 1. The server reports them with the HTTP status that
     ``server/http_errors.py`` gives the class.
     """
 
@@ -41,13 +42,13 @@ class UserError(Exception):
 
 
 class ContextLengthExceeded(UserError):
-    """A prompt that leaves no room for an answer in the model's context."""
+    """A prompt that leaves no tokens for an answer in the model's context."""
 
     code = "context_length_exceeded"
 
 
 class TemplateRefusal(UserError):
-    """Messages that a model's chat template does not take."""
+    """Messages that a model's chat template refuses."""
 
 
 class NotFound(UserError):
@@ -55,12 +56,12 @@ class NotFound(UserError):
 
 
 class Overloaded(UserError):
-    """The server is at its limit now; the same request may succeed later."""
+    """The server has reached a limit; the same request may succeed later."""
 
 
 class Unavailable(UserError):
-    """Something outside this process is missing: the network, disk space, a port."""
+    """A resource outside this process is missing: the network, disk space, a port."""
 
 
 class Forbidden(UserError):
-    """Something that the caller has no right to."""
+    """An action that the caller has no right to."""

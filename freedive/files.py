@@ -1,4 +1,4 @@
-"""Reading files that may be damaged: mapped bytes and bounded JSON."""
+"""Reads files that may be damaged: mapped bytes and bounded JSON."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from freedive.errors import NotFound, UserError
 from freedive.json_object import Json
 
 JSON_LIMIT = 100_000_000
-"""Bytes of the longest JSON text read: the limit that the safetensors format sets for its header."""
+"""The most bytes of a JSON text: the safetensors format's limit for its header."""
 
 MAX_VALUES = 1 << 23
-"""Values in a JSON text or the arrays of a GGUF header: three times what the largest vocabularies have."""
+"""The most values of a JSON text or of a GGUF header's arrays: three times those of the largest vocabularies."""
 
 
 class DamagedFile(UserError):
@@ -25,35 +25,35 @@ class DamagedFile(UserError):
 
 
 def quote(value: object) -> str:
-    """``value`` from a file as one short printable line."""
+    """Returns ``value`` from a file as ASCII text of at most 100 characters."""
     text = ascii(value)
     return text if len(text) <= 100 else text[:97] + "..."
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The file's bytes, mapped read-only."""
+    """Maps a file read-only. Raises NotFound, DamagedFile for an empty file, and UserError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise NotFound(f"{path} does not exist", "Check the path; a model of several files needs them all") from None
-    except ValueError:  # mmap cannot map nothing
+        raise NotFound(f"{path} does not exist", "Check the path; a model in several files needs all of them") from None
+    except ValueError:  # mmap refuses an empty file
         raise DamagedFile(path, "it is empty") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", "Check that it is a file you may read") from None
 
 
 def read_json(path: Path, *, duplicates: bool = False) -> Json:
-    """The JSON object in the file; of ``duplicates`` of a key, the last one counts where they are allowed."""
+    """Returns the JSON object in a file. Raises DamagedFile for a repeated key, unless ``duplicates`` is true."""
     with map_file(path) as mapped:
         return parse_json(path, mapped[: JSON_LIMIT + 1], duplicates=duplicates)
 
 
 def parse_json(path: Path, text: bytes, *, duplicates: bool = False) -> Json:
-    """``text``, found in the file ``path``, as a JSON object."""
+    """Parses ``text`` from the file ``path`` as a JSON object. Raises DamagedFile."""
     if len(text) > JSON_LIMIT:
         raise DamagedFile(path, f"its JSON is longer than {JSON_LIMIT} bytes")
-    num_values = sum(map(text.count, (b",", b"[", b"{")))  # at most; what holds them takes far more than their text
+    num_values = sum(map(text.count, (b",", b"[", b"{")))  # an upper bound; objects take far more memory than text
     if num_values > MAX_VALUES:
         raise DamagedFile(path, f"its JSON holds more than {MAX_VALUES} values")
     try:

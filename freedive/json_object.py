@@ -1,8 +1,8 @@
-"""The JSON objects that requests, answers and settings are made of."""
+"""The type of parsed JSON objects."""
 
 from __future__ import annotations
 
 from typing import Any
 
 Json = dict[str, Any]
-"""A JSON object, parsed."""
+"""A parsed JSON object."""

@@ -1,4 +1,4 @@
-"""What this process may use of the machine it runs on."""
+"""Processors and memory that this process may use."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use: its affinity without hyper-threads, within a container's quota."""
+    """Returns the physical cores that affinity and container quota allow, without hyper-threads."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {_core(cpu) for cpu in allowed}
     return max(1, min(len(cores), _quota() or len(cores)))
 
 
 def _core(cpu: int) -> tuple[str, str]:
-    """Package and core of a logical processor; where the system does not say, each is its own core."""
+    """Returns package and core of a logical processor; if they are unknown, each processor is its own core."""
     topology = _CPUS / f"cpu{cpu}" / "topology"
     try:
         return (topology / "physical_package_id").read_text(), (topology / "core_id").read_text()
@@ -28,7 +28,7 @@ def _core(cpu: int) -> tuple[str, str]:
 
 
 def _quota() -> int | None:
-    """Whole processors that cgroup v2 grants, if it limits them."""
+    """Returns the whole processors in the cgroup v2 quota, None without a quota."""
     try:
         quota, period = (_CGROUP / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -37,19 +37,19 @@ def _quota() -> int | None:
 
 
 def available_memory() -> int:
-    """Bytes that can still be allocated without swapping, within a container's limit."""
+    """Returns the bytes that can be allocated without swapping, within a container's limit."""
     free = [_meminfo("MemAvailable")]
     try:
         limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        free.append(limit - used + int(stat["active_file"]) + int(stat["inactive_file"]))  # a file's pages can go
+        free.append(limit - used + int(stat["active_file"]) + int(stat["inactive_file"]))  # file cache
     except (OSError, ValueError, KeyError):
         pass
     return min(free)
 
 
 def total_memory() -> int:
-    """Bytes of memory of this machine, or of the container that this process runs in."""
+    """Returns the bytes of memory of this machine or container."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         return min(total, int((_CGROUP / "memory.max").read_text()))
@@ -66,13 +66,13 @@ def _meminfo(key: str) -> int:
 
 
 def peak_memory() -> int:
-    """Most bytes of physical memory that this process has held."""
+    """Returns the peak physical memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def cpu_name() -> str:
-    """The processor as it calls itself."""
+    """Returns the processor's model name, "unknown" if the system does not tell it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

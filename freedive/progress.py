@@ -1,4 +1,4 @@
-"""The bar that long work on bytes shows on standard error."""
+"""A progress bar on standard error for work that is measured in bytes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[[int], None]
-"""Called with the number of bytes just done."""
+"""A function that adds a number of bytes to the progress."""
 
 
 @contextmanager
 def byte_bar(title: str, total: int) -> Iterator[Advance]:
-    """A bar over ``total`` bytes with amount, speed and time left."""
+    """Shows a bar of ``total`` bytes with amount, speed and remaining time while the block runs."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

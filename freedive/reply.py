@@ -1,4 +1,4 @@
-"""The reply to one request: text as it comes, and what is known of it in the end."""
+"""The reply to one request: its text as a stream, and its complete text, tool calls, usage and timings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from freedive.text.dialects.parser import Answer, joined
 
 
 class Reply:
-    """What a model answers to one request, which is computed from its submission on, read or not.
+    """The answer to one request. The engine computes it from submission on, whether it is read or not.
 
-    Iterate over it, with ``for`` or ``async for``, for the pieces of its text as they come; ``events`` has thoughts and
-    calls among them. Leaving the iteration early cancels the rest. Everything else reads the reply to its end first:
-    in asynchronous code, ``await reply.read()`` before. What was read is kept, so that a reply can be read again. It
-    is for one thread.
+    Iterate over the reply with ``for`` or ``async for`` to get its text in pieces; ``events`` also has thoughts and
+    tool calls. Leaving the iteration early cancels the rest. All other attributes wait for the end of the reply; in
+    asynchronous code, call ``await reply.read()`` before. A reply can be read several times, by one thread.
 
-    Reading raises EngineError when the engine fails, UserError where what was asked for proves to be impossible.
+    Reading raises EngineError if the engine fails, and UserError if the format of the answer cannot be enforced.
     """
 
     def __init__(self, generation: Generation) -> None:
@@ -45,72 +44,72 @@ class Reply:
             self.cancel()
 
     def events(self) -> Iterator[Event]:
-        """Thoughts, pieces of text and calls, as they come."""
+        """Yields thoughts, pieces of text and tool calls as they arrive."""
         with closing(self._read()) as outputs:
             yield from (event for output in outputs for event in output.events)
 
     async def read(self) -> Reply:
-        """Wait for the end, without holding up an event loop; returns the reply."""
+        """Waits for the end of the reply without blocking the event loop, and returns the reply."""
         async for _ in self:
             pass
         return self
 
     def cancel(self) -> None:
-        """End it before its next token; its ``finish_reason`` is ``cancelled``. Does nothing after the end."""
+        """Stops the reply before its next token, with the ``finish_reason`` "cancelled"; no effect after the end."""
         self._generation.cancel()
 
     @property
     def text(self) -> str:
-        """The text, without thoughts and calls."""
+        """The text without thoughts and tool calls."""
         return self._answer.content
 
     @property
     def thoughts(self) -> str:
-        """What the model thought before it answered."""
+        """The model's thoughts before the answer."""
         return self._answer.reasoning
 
     @property
     def tool_calls(self) -> tuple[Call, ...]:
-        """The calls of tools, in their order."""
+        """The tool calls in order."""
         return self._answer.calls
 
     @property
     def finish_reason(self) -> FinishReason | Literal["tool_calls"]:
-        """What ended it: stop, length, tool_calls, repetition or cancelled."""
+        """Why the reply ended: stop, length, tool_calls, repetition or cancelled."""
         reason = self._whole[-1].finish_reason
         assert reason is not None
         return "tool_calls" if reason == "stop" and self.tool_calls else reason
 
     @property
     def stop_string(self) -> str | None:
-        """The stop string that ended it, if one did."""
+        """The stop string that ended the reply, None if none did."""
         return self._whole[-1].stop_string
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The tokens of the answer, an end token included."""
+        """The tokens of the answer, including an end token."""
         return tuple(token for output in self._whole for token in output.token_ids)
 
     @property
     def logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """Of each token, where ``logprobs`` were asked for."""
+        """The log-probabilities of each token, empty if ``logprobs`` is not set."""
         return tuple(entry for output in self._whole for entry in output.logprobs or ())
 
     @property
     def usage(self) -> Usage:
-        """Counts of tokens."""
+        """Token counts of the request and its reply."""
         thought = sum(len(output.token_ids) for output in self._whole if output.is_thinking)
         generation = self._generation
         return Usage(generation.num_prompt_tokens, generation.num_cached_tokens, len(self.token_ids), thought)
 
     @property
     def timings(self) -> Timings:
-        """When it began, had its first token, and ended, so far."""
+        """The times of submission, first step, first token and end; None for those that are still to come."""
         return self._generation.timings
 
     @property
     def seed(self) -> int:
-        """What it was sampled with: the same request with this seed has the same answer."""
+        """The seed of the sampler: the same request with this seed gets the same answer."""
         return self._generation.seed
 
     @property
@@ -119,20 +118,20 @@ class Reply:
 
     @property
     def _whole(self) -> list[TokenOutput]:
-        """All output, for which it waits."""
+        """All outputs; waits for the end of the reply."""
         for _ in self._read():
             pass
         return self._outputs
 
     @property
     def _is_whole(self) -> bool:
-        """Whether all has been read. Raises again what reading raised."""
+        """Whether the reply was read to its end. Raises the error of an earlier read again."""
         if self._error:
             raise self._error
         return bool(self._outputs) and self._outputs[-1].finish_reason is not None
 
     def _read(self) -> Generator[TokenOutput, None, None]:
-        """What has been read, then what comes; left early, the rest is cancelled."""
+        """Yields all outputs, first those that were read before; cancels the rest if it is closed early."""
         place = 0
         try:
             while place < len(self._outputs) or self._pull():
@@ -142,20 +141,20 @@ class Reply:
             self.cancel()
 
     def _pull(self) -> bool:
-        """Wait for the next piece. False when there is none."""
+        """Waits for the next output; returns False at the end of the reply."""
         if self._is_whole:
             return False
         self._arriving = self._arriving or iter(self._generation)
         try:
             self._outputs.append(next(self._arriving))
         except BaseException as error:
-            self._arriving = None  # what was interrupted is cancelled, and its last piece comes to another iterator
+            self._arriving = None  # the reply is cancelled; a new iterator gets its last output
             self._note(error)
             raise
         return True
 
     async def _wait(self) -> bool:
-        """As :meth:`_pull`, in an event loop."""
+        """Waits for the next output in an event loop; returns False at the end of the reply."""
         if self._is_whole:
             return False
         self._arriving_async = self._arriving_async or aiter(self._generation)
@@ -168,6 +167,6 @@ class Reply:
         return True
 
     def _note(self, error: BaseException) -> None:
-        """Remember what ended the reply."""
+        """Stores the error that ended the reply."""
         if isinstance(error, EngineError | UserError):
             self._error = error

@@ -247,7 +247,7 @@ def test_a_busy_port_is_one_line() -> None:
         port = taken.getsockname()[1]
         code, out, err = command("serve", "--port", str(port))
     assert (code, out, len(err.splitlines())) == (1, "", 1)
-    assert f"port {port} on 127.0.0.1 is in use" in err
+    assert f"Port {port} on 127.0.0.1 is in use" in err
 
 
 def test_ctrl_c_ends_the_server_in_the_middle_of_an_answer() -> None:

@@ -18,7 +18,7 @@ from freedive.json_object import Json
 from freedive.server.http_errors import status_of
 
 MAX_MESSAGE_LENGTH = 600
-"""Messages may quote what the client sent, but not all of it."""
+"""Characters of the longest error message; a message may quote text that the client sent."""
 
 TYPES = {
     401: "authentication_error",
@@ -58,7 +58,7 @@ class ApiError:
 
     @classmethod
     def of(cls, error: UserError) -> ApiError:
-        """The error that reports a :class:`UserError`."""
+        """Returns the error that reports a :class:`UserError`."""
         status, headers = status_of(error), {}
         if status == 401:
             headers = {"WWW-Authenticate": 'Bearer realm="freedive"'}
@@ -68,13 +68,13 @@ class ApiError:
 
     @classmethod
     def internal(cls, request_id: str) -> ApiError:
-        """The error that reports a failure of the server."""
-        return cls(f"internal error; the server's log has it as {request_id}", 500)
+        """Returns the error that reports an internal failure; the server's log has the details under ``request_id``."""
+        return cls(f"Internal error; the server's log has it as {request_id}", 500)
 
 
 @contextmanager
 def prompt_named(name: str) -> Iterator[None]:
-    """A block whose errors call the prompt by the ``name`` that it has in a request."""
+    """Sets the ``param`` of a UserError about the prompt to ``name``, the request field that holds the prompt."""
     try:
         yield
     except UserError as error:
@@ -83,11 +83,11 @@ def prompt_named(name: str) -> Iterator[None]:
 
 
 Writer = Callable[[ApiError], Json]
-"""Writes the error object of one API."""
+"""A function that returns the error object of one API."""
 
 
 def openai_error(error: ApiError) -> Json:
-    """OpenAI's error object."""
+    """Returns OpenAI's error object."""
     return {
         "error": {
             "message": error.message,
@@ -99,41 +99,44 @@ def openai_error(error: ApiError) -> Json:
 
 
 def anthropic_error(error: ApiError) -> Json:
-    """Anthropic's error object."""
+    """Returns Anthropic's error object."""
     kind = ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
-    # By these words, clients know that it is time to shorten a conversation.
+    # Clients recognise this prefix and then shorten the conversation.
     start = "prompt is too long: " if error.code == ContextLengthExceeded.code else ""
     details = {"details": {"error_code": error.code}} if error.code else {}
     return {"type": "error", "error": {"type": kind, "message": start + error.message, **details}}
 
 
 def ollama_error(error: ApiError) -> Json:
-    """Ollama's error object."""
+    """Returns Ollama's error object."""
     return {"error": error.message}
 
 
 WRITERS = {"/v1/messages": anthropic_error, "/anthropic/": anthropic_error, "/api/": ollama_error}
-"""By the beginning of a path; elsewhere errors are OpenAI's."""
+"""The error writer by path prefix; all other paths use :func:`openai_error`."""
 
 
 def writer_for(path: str) -> Writer:
-    """The writer of the API that ``path`` belongs to."""
+    """Returns the error writer of the API that ``path`` belongs to."""
     return next((writer for start, writer in WRITERS.items() if path.startswith(start)), openai_error)
 
 
 def error_response(error: ApiError, path: str) -> Response:
-    """ASCII JSON: a client's lone surrogates, quoted in a message, have no UTF-8 form."""
+    """Returns ``error`` as an HTTP response in the format of the API that ``path`` belongs to.
+
+    The JSON is ASCII, because a message may quote a lone surrogate from the client, which UTF-8 cannot encode.
+    """
     return Response(json.dumps(writer_for(path)(error)), error.status, error.headers, media_type="application/json")
 
 
 def _short(message: str) -> str:
-    """One line of it."""
+    """Returns ``message`` on one line, cut to :data:`MAX_MESSAGE_LENGTH` characters."""
     line = " ".join(message[: MAX_MESSAGE_LENGTH + 1].splitlines())
     return line if len(message) <= MAX_MESSAGE_LENGTH else line[:MAX_MESSAGE_LENGTH] + "..."
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer every kind of error with an error object."""
+    """Adds handlers to ``app`` that answer every kind of error with an error object."""
 
     @app.exception_handler(UserError)
     async def user_error(request: Request, error: UserError) -> Response:
@@ -175,22 +178,22 @@ FAULT_TEXTS: Mapping[str, str] = {
 
 
 def explain(errors: Sequence[Any], body: Any = None) -> tuple[str, str | None]:
-    """Validation errors of ``body`` as (message, param).
+    """Returns the pydantic errors of ``body`` as one message and the path of the field (message, param).
 
-    Of the alternatives that a field has, those count that got furthest into what was sent.
+    If a field allows several types, the errors deepest in ``body`` are reported: they belong to the closest match.
     """
     first = errors[0]
     if first["type"] == "json_invalid":
-        return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", None
+        return f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", None
     paths = [_path(error, body) for error in errors]
     furthest = max((path for path in paths if path[: len(paths[0])] == paths[0]), key=len)
     faults = dict.fromkeys(_fault_text(error) for error, path in zip(errors, paths, strict=True) if path == furthest)
     param = ".".join(furthest) or None
-    return (f"'{param}' {' or '.join(faults)}" if param else "the body must be a JSON object"), param
+    return (f"'{param}' {' or '.join(faults)}" if param else "The body must be a JSON object"), param
 
 
 def _path(error: Any, body: Any) -> list[str]:
-    """Where in ``body`` the error is: without validation's own names of alternatives and steps."""
+    """Returns the path of ``error`` in ``body``, without the names that pydantic adds for union members."""
     where, *loc = error["loc"]
     if where != "body":
         return [str(part) for part in loc]
@@ -205,5 +208,5 @@ def _path(error: Any, body: Any) -> list[str]:
 
 
 def _fault_text(error: Any) -> str:
-    said = FAULT_TEXTS.get(error["type"])
-    return said.format(**error.get("ctx", {})) if said else error["msg"].replace("Input should", "must", 1)
+    text = FAULT_TEXTS.get(error["type"])
+    return text.format(**error.get("ctx", {})) if text else error["msg"].replace("Input should", "must", 1)

@@ -22,7 +22,7 @@ from freedive.server.service import Service
 
 
 class Api(NamedTuple):
-    """Routes, each below every one of ``prefixes``; only those below the first are in the description."""
+    """One API: its routers are mounted under every prefix; only routes under the first are in the OpenAPI schema."""
 
     name: str
     prefixes: tuple[str, ...]
@@ -30,12 +30,12 @@ class Api(NamedTuple):
 
 
 def apis(service: Service, store: Store, fetch: Fetch) -> tuple[Api, ...]:
-    """The routes over ``service``; ``store`` keeps responses, ``fetch`` gets more models."""
+    """Returns all APIs of ``service``; ``store`` keeps responses, and ``fetch`` downloads models."""
     models = service.models
     return (
         Api(
             "OpenAI",
-            ("/v1", "", "/beta", "/beta/v1"),  # DeepSeek's clients go without the version
+            ("/v1", "", "/beta", "/beta/v1"),  # DeepSeek's clients use /beta without /v1
             (
                 chat.router(service),
                 completions.router(service),

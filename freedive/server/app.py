@@ -39,10 +39,10 @@ from freedive.server.tracing import tracing
 from freedive.server.transport import Connection, Server
 
 SHUTDOWN_S = 2
-"""How long answers under way may go on after Ctrl-C."""
+"""Seconds that running answers may continue after Ctrl-C."""
 
 DEFAULTS = ServerConfig()
-"""As nobody has set anything."""
+"""The default settings of a server."""
 
 
 def create_app(
@@ -54,11 +54,11 @@ def create_app(
     fetch: Fetch = no_fetch,
     stored_responses: Path | None = None,
 ) -> FastAPI:
-    """All routes over ``models``, of which the first is the page's default. Without ``keys`` nobody needs one.
+    """Returns the HTTP application that serves ``models``; the first of them is the chat page's default.
 
-    ``observers`` are told of each request, besides the server's own metrics. ``fetch`` gets more models;
-    ``stored_responses`` is the file that keeps responses, which without one end with the process. ``state.auth`` of
-    the application authenticates requests. Raises UserError.
+    If ``keys`` is None, requests need no key. ``observers`` receive the record of each finished request, like the
+    server's own metrics. ``fetch`` downloads a model for a client. ``stored_responses`` is the file of stored
+    responses; if it is None, they are kept in memory. ``app.state.auth`` authenticates requests.
     """
     service = Service(models, keeps_requests=config.keep_requests > 0)
     store, kept = open_store(stored_responses), KeptRequests(config.keep_requests)
@@ -82,7 +82,7 @@ def create_app(
         bodies=bodies,
     )
     app.add_middleware(Paths)
-    app.add_middleware(CrossOrigin, origins=auth.origins)  # the outermost: pages can read its refusals, too
+    app.add_middleware(CrossOrigin, origins=auth.origins)  # the outermost, so that pages can read errors too
 
     _add_health(app, models)
     for api in apis(service, store, fetch):
@@ -101,37 +101,41 @@ def create_app(
 
 
 def _add_health(app: FastAPI, models: Models) -> None:
-    @app.get("/health", tags=["server"], summary="Whether the server is up, and how busy")
+    @app.get("/health", tags=["server"], summary="Whether the server works, and its load")
     async def health(request: Request, response: Response) -> dict[str, Any]:
         troubles = models.troubles
         response.status_code = 503 if troubles else 200
         status = {"status": "failing" if troubles else "ok"}
-        if "manage" not in request.state.record.key.may:  # of a server with keys, what others do is not told to all
+        if "manage" not in request.state.record.key.may:  # statistics reveal other tenants' use
             return status
         stats = {model.name: dataclasses.asdict(model.engine.stats()) for model in models.loaded}
         return status | {"models": stats} | ({"troubles": troubles} if troubles else {})
 
 
 def check_keys(config: ServerConfig) -> Keys:
-    """The keys of this machine. Raises UserError where they are damaged, or others could ask without one."""
+    """Returns the keys of this machine.
+
+    Raises UserError if the key file is damaged, or if ``config`` would let other machines or web pages use the server
+    without a key.
+    """
     keys = Keys()
     if not (keys.required or config.insecure or is_loopback(config.host)):
-        what = f"everybody who reaches {config.host} could ask, for there are no keys"
-        raise UserError(what, "Create one with: freedive keys create NAME, or say --insecure")
+        what = f"Everybody who reaches {config.host} could send requests, because there are no keys"
+        raise UserError(what, "Create one with: freedive keys create NAME, or use --insecure")
     if "*" in config.allowed_origins and not (keys.required or config.insecure):
-        what = "every web page that somebody here looks at could use this server, for there are no keys"
+        what = "Every web page that is open on this machine could use this server, because there are no keys"
         raise UserError(what, "Name the origins, or create a key with: freedive keys create NAME", param="origins")
     return keys
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises UserError when nobody could listen there; to be asked before anything heavy is loaded."""
+    """Raises UserError if the port cannot be used; call this before a model is loaded."""
     listen(host, port).close()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes any free one. Raises UserError."""
-    where = f"port {port} on {host}"
+    """Returns a listening socket; port 0 takes any free port. Raises UserError if the port cannot be used."""
+    where = f"Port {port} on {host}"
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
@@ -141,17 +145,17 @@ def listen(host: str, port: int) -> socket.socket:
             case errno.EACCES:
                 raise UserError(f"{where} needs more rights", "Choose a port above 1023 with --port") from error
             case _:
-                raise UserError(f"cannot listen at {where} ({error})", "Check --host and --port") from error
-    # Connections inherit it. asyncio sets it only on sockets that name their protocol; without it every answer would
-    # wait 40 ms for an acknowledgement of its headers.
+                raise UserError(f"{where} cannot be used ({error})", "Check --host and --port") from error
+    # Connections inherit this option. asyncio sets it only on sockets that name their protocol. Without it every answer
+    # would wait 40 ms for the acknowledgement of its headers.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def serve(models: Models, config: ServerConfig, keys: Keys | None = None, **outside: Any) -> None:
-    """Serve until Ctrl-C or SIGTERM, with what :func:`create_app` takes from ``outside``.
+    """Serves ``models`` until Ctrl-C or SIGTERM; ``outside`` holds further arguments of :func:`create_app`.
 
-    Prints the address on standard error. Raises UserError when the port is taken.
+    Prints the address on standard error. Raises UserError if the port cannot be used.
     """
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
@@ -169,13 +173,13 @@ def _observers(config: ServerConfig) -> list[Observer]:
 
 
 def server(app: FastAPI, config: ServerConfig = DEFAULTS) -> Server:
-    """Only our own log speaks: the edge reports every failure once, with the request's id."""
+    """Returns the uvicorn server of ``app``, without uvicorn's log: EdgeMiddleware logs every failure once."""
 
     def close() -> None:
         app.state.auth.closing = True
 
     protocol: Any = partial(Connection, stall_s=config.stall_timeout, resting={})
-    ours = uvicorn.Config(
+    uvicorn_config = uvicorn.Config(
         app,
         http=protocol,
         log_config=None,
@@ -183,4 +187,4 @@ def server(app: FastAPI, config: ServerConfig = DEFAULTS) -> Server:
         access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
-    return Server(ours, {SIGINT: SHUTDOWN_S, SIGTERM: config.drain}, close)
+    return Server(uvicorn_config, {SIGINT: SHUTDOWN_S, SIGTERM: config.drain}, close)

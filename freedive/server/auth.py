@@ -1,4 +1,4 @@
-"""Authentication: which requests are admitted, and as which tenant."""
+"""Authentication: admits or refuses requests, and determines their tenant."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from freedive.server.origins import ForeignPage, Origins
 from freedive.server.rate_limits import RateLimits
 
 OPEN = frozenset({"/", "/health", "/docs", "/openapi.json"})
-"""What needs no key, and all of /static/: the page asks for one itself."""
+"""Paths that need no key, like all paths under /static/: the chat page asks the user for the key itself."""
 
 
 class Auth:
-    """Admits requests with a valid key; if there are no keys, on loopback, all but those of foreign web pages."""
+    """Admits requests with a valid key; without keys it admits all requests, on loopback except from foreign pages."""
 
     def __init__(self, keys: Keys | None, config: ServerConfig) -> None:
         self._keys = keys
@@ -33,19 +33,19 @@ class Auth:
 
     @property
     def locked(self) -> bool:
-        """Whether a key is needed now."""
+        """Whether requests need a key now."""
         if self._keys is None:
             return False
         self._keys.look()
         return self._keys.required
 
     def admit(self, path: str, headers: Headers) -> Key:
-        """The caller's key; where none is needed, that of nobody, whose rights are those that are left open.
+        """Returns the caller's key; if no key is needed, an anonymous key with the rights that are open to everybody.
 
-        Raises Unauthorized, Forbidden, and Unavailable when the server is about to end.
+        Raises Unauthorized, Forbidden, and Unavailable when the server is shutting down.
         """
         if self.closing:
-            raise Unavailable("this server is about to end", "Send the request again later")
+            raise Unavailable("The server is shutting down", "Send the request again later")
         if self.locked:
             is_open = path in OPEN or path.startswith("/static/")
             return self._key_or_nobody(headers) if is_open else self._key(headers)
@@ -61,10 +61,10 @@ class Auth:
         assert self._keys
         secret = presented(headers)
         if not secret:
-            raise Unauthorized("this server asks for a key", "Send the header Authorization: Bearer KEY")
+            raise Unauthorized("This server requires a key", "Send the header Authorization: Bearer KEY")
         if key := self._keys.holder(secret):
             return key
-        raise Unauthorized("this key is not known here", "Make one with: freedive keys create NAME")
+        raise Unauthorized("The key is not valid on this server", "Create one with: freedive keys create NAME")
 
     def _key_or_nobody(self, headers: Headers) -> Key:
         try:
@@ -73,11 +73,14 @@ class Auth:
             return nobody()
 
     def _refuse_foreign_pages(self, headers: Headers) -> None:
-        """A name that suddenly means this machine makes a foreign page's requests its own; only Host tells then."""
+        """Raises Forbidden for requests of web pages from other origins, also after DNS rebinding.
+
+        If a page's host name is rebound to this machine, its requests are same-origin; only the Host header shows it.
+        """
         host = headers.get("host", "localhost").lower()
         name = _name(host)
         if not (is_loopback(name) or _is_address(name) or name in self._names):
-            raise Forbidden(f"this server is not called {name!r}", "Ask localhost, or serve with --hosts NAME")
+            raise Forbidden(f"This server does not have the name {name!r}", "Use localhost, or serve with --hosts NAME")
         origin = headers.get("origin", f"http://{host}").lower()
         _, _, authority = origin.partition("://")
         if authority != host and _name(authority) not in self._names and not self.origins.allow(origin):
@@ -85,7 +88,7 @@ class Auth:
 
 
 def presented(headers: Headers) -> str:
-    """The key that a request shows, in OpenAI's, Anthropic's or Azure's way; "" without one."""
+    """Returns the key in the headers that OpenAI's, Anthropic's or Azure's clients send, "" if there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
@@ -93,14 +96,14 @@ def presented(headers: Headers) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can be meant."""
+    """Whether ``host`` can only be this machine."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     return _is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
 def _name(authority: str) -> str:
-    """The host in "host:port", "" where that is neither."""
+    """Returns the host of ``host:port``, "" if ``authority`` does not have this form."""
     match = re.fullmatch(r"(?:\[(.*)\]|([^:\[\]]*))(?::\d*)?", authority)
     return (match[1] or match[2]) if match else ""
 

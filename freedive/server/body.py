@@ -1,4 +1,4 @@
-"""Request bodies: read only where a route asks for one; bounded in bytes, in time and in parts."""
+"""Request bodies: read only for routes that take one; bounded in bytes, in time and in JSON values."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from freedive.errors import Unavailable, UserError
 from freedive.server.http_errors import BodyTooLarge, BodyTooSlow, UnsupportedMediaType
 
 BODY_S = 60.0
-"""How long a client may take to send a body."""
+"""Seconds that a client may take to send a body."""
 SHARE = 4
-"""How many bodies of the largest size may be held at once, all requests together."""
+"""The limit for the bytes of all bodies together, as a multiple of the limit for one body."""
 MAX_DEPTH = 100
-"""How deep lists and objects of a body may be nested."""
+"""The largest nesting depth of lists and objects in a body."""
 MAX_CONTAINERS = 1 << 17
-"""How many lists and objects a body may have: what is made of them costs the interpreter's lock."""
+"""The most lists and objects in a body: Python holds the interpreter's lock while it creates them."""
 MAX_STRINGS = 1 << 18
-"""How many strings it may have, names of fields among them."""
+"""The most strings in a body, field names included."""
 MAX_ESCAPES = 1 << 22
-"""Backslashes of a body: a text of nothing else is read ten times as slowly as others. It is 25 MB of \\uXXXX."""
+"""The most backslashes in a body (25 MB of \\uXXXX): text of escapes is parsed ten times as slowly as other text."""
 MAX_VALUES = 1 << 20
-"""How many members its lists and objects may have together."""
+"""The most members of all lists and objects in a body together."""
 
 
 @dataclass(eq=False)
 class _Reading:
-    """A body of which a part has come. ``displaced``: it was given up to make room for others."""
+    """A body that is being received. ``displaced``: it was dropped to free memory for other bodies."""
 
     deadline: asyncio.Timeout
     data: bytearray = field(default_factory=bytearray)
@@ -42,38 +42,41 @@ class _Reading:
 
 
 class Bodies:
-    """The bodies that are read or parsed now. Belongs to one event loop.
+    """The bodies that are being received or parsed, with a limit on their memory. Belongs to one event loop.
 
-    Each has at most ``max_bytes``, all together ``SHARE`` times as many: beyond that, the largest that has not come
-    as a whole is given up, so that many slow clients cannot keep out others.
+    A body has at most ``max_bytes``, and all bodies together have at most ``SHARE`` times as many. Beyond that, the
+    largest incomplete body is dropped, so that many slow clients cannot block other clients.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._open: set[_Reading] = set()
-        self.parsers = CapacityLimiter(2)  # threads, since more would only wait for the interpreter's lock
+        self.parsers = CapacityLimiter(2)  # threads; more would only wait for the interpreter's lock
 
     @property
     def num_bytes(self) -> int:
-        """The bytes that are held now."""
+        """Bytes of all bodies in memory now."""
         return sum(len(reading.data) for reading in self._open)
 
     def check_head(self, method: str, headers: Headers) -> None:
-        """Raises UserError for a body that its head already tells to be too large, or that a foreign page may send.
+        """Raises UserError if the headers announce a body that is too large, or one that is not JSON from a web page.
 
-        A browser asks before it sends JSON to another site, and always says where it comes from. From others, as from
-        curl -d, a body that is not called JSON is taken for it.
+        A browser sends a preflight request before it sends JSON to another origin, and always sends an Origin header.
+        From other clients, such as curl -d, a body without the JSON content type is parsed as JSON.
         """
         length = headers.get("content-length", "0")
         if len(length) > 12 or int(length) > self._max_bytes:
             raise self._too_large()
         is_json = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
         if (method == "POST" or has_body(headers)) and not is_json and "origin" in headers:
-            raise UnsupportedMediaType("the body must be JSON", "Send the header Content-Type: application/json")
+            raise UnsupportedMediaType("The body must be JSON", "Send the header Content-Type: application/json")
 
     @asynccontextmanager
     async def received(self, request: Request) -> AsyncIterator[bytes]:
-        """A block in which the whole body of ``request`` is held. Raises UserError and ClientDisconnect."""
+        """Yields the whole body of ``request``, which counts as memory in use until the block ends.
+
+        Raises UserError if the body is too large, too slow or dropped, and ClientDisconnect.
+        """
         reading = _Reading(asyncio.timeout(BODY_S))
         self._open.add(reading)
         try:
@@ -81,11 +84,11 @@ class Bodies:
                 await self._read(reading, request.receive)
         except TimeoutError:
             if not reading.displaced:
-                raise BodyTooSlow(f"the body did not come within {BODY_S:g} s", "Send it faster") from None
+                raise BodyTooSlow(f"The body did not come within {BODY_S:g} s", "Send it faster") from None
         finally:
             self._open.discard(reading)
         if reading.displaced:
-            raise Unavailable("too many large bodies are under way", "Send the request again later")
+            raise Unavailable("Too many large bodies are being received", "Send the request again later")
         reading.complete = True
         self._open.add(reading)
         try:
@@ -116,18 +119,18 @@ class Bodies:
                 reading.deadline.reschedule(asyncio.get_running_loop().time())
 
     def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the body is larger than {self._max_bytes / (1 << 20):g} MiB", "Send less at once")
+        return BodyTooLarge(f"The body is larger than {self._max_bytes / (1 << 20):g} MiB", "Send less at once")
 
 
 def has_body(headers: Headers) -> bool:
-    """Whether a request says that it has a body."""
+    """Whether ``headers`` announce a body."""
     return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def is_framed_twice(headers: Headers) -> bool:
-    """Whether a request says in two ways where its body ends.
+    """Whether a request has both Content-Length and Transfer-Encoding (RFC 9112, 6.3: request smuggling).
 
-    A proxy may have believed the other one, so what follows on this connection cannot be trusted (RFC 9112, 6.3).
+    A proxy may have used the other header, so further requests on this connection cannot be trusted.
     """
     return "content-length" in headers and "transfer-encoding" in headers
 
@@ -137,16 +140,16 @@ AS_LISTS = bytes.maketrans(b"{}", b"[]")
 
 
 def check_json(body: bytes) -> None:
-    """Raises UserError for what is not UTF-8, and for JSON that would take long to parse, or more stack than there is.
+    """Raises UserError for a body that is not UTF-8, or whose JSON would take long to parse or overflow the stack.
 
-    Whether it is JSON at all is not asked here. Takes time in proportion to the length, whatever the body holds.
+    Does not check that the body is valid JSON. Takes time in proportion to the length of any body.
     """
     try:
         body.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"the body is not UTF-8 at byte {error.start}", "Send JSON in UTF-8") from None
+        raise UserError(f"The body is not UTF-8 at byte {error.start}", "Send JSON in UTF-8") from None
     if b"\0" in body:
-        raise UserError("the body has a NUL character", "Send JSON in UTF-8")
+        raise UserError("The body has a NUL character", "Send JSON in UTF-8")
     _check_number(body.count(b"\\"), MAX_ESCAPES, "backslashes")
     quotes_are_ends = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
     _check_number(quotes_are_ends.count(b'"') // 2, MAX_STRINGS, "strings")
@@ -154,14 +157,14 @@ def check_json(body: bytes) -> None:
     _check_number(outside.count(b","), MAX_VALUES, "values")
     brackets = outside.translate(AS_LISTS, ALL_BUT_BRACKETS)
     _check_number(brackets.count(b"["), MAX_CONTAINERS, "lists and objects")
-    for _ in range(MAX_DEPTH):  # each time, the innermost go
+    for _ in range(MAX_DEPTH):  # each pass removes the innermost pairs
         if not brackets:
             return
         brackets = brackets[: 2 * MAX_CONTAINERS].replace(b"[]", b"")
     if brackets.strip(b"]"):
-        raise UserError(f"the body is nested more than {MAX_DEPTH} deep, or not whole", "Send flatter JSON")
+        raise UserError(f"The body is nested more than {MAX_DEPTH} deep, or not whole", "Send flatter JSON")
 
 
 def _check_number(number: int, limit: int, things: str) -> None:
     if number > limit:
-        raise UserError(f"the body has more than {limit} {things}", "Send less at once")
+        raise UserError(f"The body has more than {limit} {things}", "Send less at once")

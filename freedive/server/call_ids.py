@@ -11,10 +11,10 @@ from freedive.text.arguments import argument_values
 
 
 def matched(messages: Iterable[Json]) -> list[Json]:
-    """``messages``, as chat templates know them, with an id for every call and for every result.
+    """Returns ``messages`` (in the format of chat templates) with an id for every tool call and every tool result.
 
-    A call that came without gets its number: nine letters and digits are what Mistral's templates want of an id. A
-    result without is of the first call of its name, or of any name if it has none, that was not answered before.
+    A call without an id gets its number as nine letters and digits, which Mistral's templates require. A result without
+    an id answers the first unanswered call of the same tool, or of any tool if the result has no name.
     """
     written: list[Json] = []
     unanswered = _Unanswered()
@@ -33,7 +33,7 @@ def matched(messages: Iterable[Json]) -> list[Json]:
 
 
 class _Unanswered:
-    """Calls without a result, by id and by name, each in the order in which they came."""
+    """Tool calls without a result, by id and by name, each in order of arrival."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
@@ -44,7 +44,7 @@ class _Unanswered:
         self._ids[name][id] = None
 
     def take(self, id: str | None, name: str | None) -> str | None:
-        """The id of the call that a result with this ``id`` and ``name`` is of: now it has one."""
+        """Returns the id of the call that a result with this ``id`` and ``name`` answers, and removes that call."""
         if id is None:
             id = next(iter(self._names if name is None else self._ids[name]), None)
         if id in self._names:
@@ -53,10 +53,10 @@ class _Unanswered:
 
 
 def object_text(arguments: str) -> str:
-    """``arguments`` if they are a JSON object, else one that holds them.
+    """Returns ``arguments`` if they are a JSON object, else a JSON object that contains them as text.
 
-    A model may have written anything, and may have been cut off; templates that go through the arguments would fail
-    from then on.
+    A model may write invalid JSON, or its answer may be cut; templates that iterate over the arguments would fail in
+    every later turn.
     """
     try:
         value = argument_values(arguments or "{}")

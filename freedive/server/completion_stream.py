@@ -43,8 +43,8 @@ class Completions:
     """The ``num_choices`` completions of each prompt of a request, ordered by prompt. They can be read once.
 
     ``timings`` and ``thinks`` (whether the model is thinking now) are those of the first completion. ``finishes`` holds
-    the finish reason of each, None while it runs or if the client left; ``failed`` is set by a failure of the server.
-    ``request`` is what they answer, where it may be kept.
+    the finish reason of each, None while it runs or if the client disconnected; ``failed`` is set by a failure of the
+    server. ``request`` is the request, if the server keeps requests for replay, else None.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Completions:
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Yields the deltas of all completions as they arrive. Closing the generator cancels the completions.
 
-        Raises EngineError, UserError for a form that proves too hard, and Unavailable when the engine shuts down.
+        Raises EngineError, UserError for a grammar that is too complex, and Unavailable when the engine shuts down.
         """
         async with aclosing(interleave(self.generations)) as items:
             try:
@@ -93,7 +93,7 @@ class Completions:
             output.events,
             output.token_ids,
             output.logprobs or (),
-            "length" if repeats else self.finishes[index],  # the word that clients know for an answer that was cut
+            "length" if repeats else self.finishes[index],  # the finish reason that clients know for a cut answer
             output.stop_string,
             "repetition" if repeats else output.stop_string,
             None if output.embedding is None else output.embedding.tolist(),
@@ -113,12 +113,12 @@ class Completions:
         return [_merged(parts) for parts in await unless_disconnected(request, collected())]
 
     async def embeddings(self, request: Request) -> list[list[float]]:
-        """The embedding of each prompt, if requested. Raises ClientDisconnect as :meth:`collect` does."""
+        """Returns the embedding of each prompt, if requested. Raises ClientDisconnect as :meth:`collect` does."""
         return [delta.embedding for delta in await self.collect(request) if delta.embedding is not None]
 
     @property
     def recording(self) -> Recording | None:
-        """The request with its answers so far; None where it is for embeddings, or not told."""
+        """The request with its answers so far; None for embeddings, and if the server does not keep requests."""
         if self.request is None or self.request.pooling:
             return None
         parts = zip(self.generations, self._token_ids, self.finishes, strict=True)
@@ -127,7 +127,7 @@ class Completions:
 
     @property
     def usage(self) -> Usage:
-        """Token counts so far."""
+        """Token counts of all completions so far."""
         asked = self.generations[:: self._num_choices]
         num_prompt = sum(generation.num_prompt_tokens for generation in asked)
         num_cached = sum(generation.num_cached_tokens for generation in asked)

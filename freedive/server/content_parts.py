@@ -1,4 +1,4 @@
-"""Message content in parts, as several APIs have it: text parts are kept, other modalities are replaced or refused."""
+"""Message content in parts, for several APIs: text parts are kept, other modalities are replaced or refused."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ SENSES = {
     "video": "video",
     "video_url": "video",
 }
-"""Types of parts that need more than reading, and what they are."""
+"""Types of parts that a text model cannot read, and the modality of each."""
 
 _TEXTS = {"input_text": "text", "output_text": "text", "refusal": "refusal", "text": "text"}
-"""Types of parts that are text in one API or another, and the field that holds it."""
+"""Types of text parts of all APIs, and the field that holds the text."""
 
 
 def content_validator(*kinds: str, param: str = "messages") -> Callable[[Any], Any]:
-    """A validator of a list of parts, in which a plain string is a text part, as is text by another API's name.
+    """Returns a validator of a list of parts, which converts strings and text parts of other APIs to ``kinds[0]``.
 
-    The first of ``kinds`` is the type of texts. Parts of other than these ``kinds`` are refused before their fields
-    are looked at.
+    The validator refuses parts of types that are not in ``kinds`` before their fields are validated.
     """
     check = only(param, *kinds, thing="content", remedy="Send text parts")
 
@@ -53,24 +52,24 @@ def _as_text(part: Any, kinds: Collection[str]) -> Any:
 
 
 def placeholder(thing: str) -> str:
-    """The text that stands for an image, or the like, in a conversation under way."""
+    """Returns the text that replaces an image, audio, video or file, and reports ``thing`` as ignored."""
     ignore(thing)
     return f"[{thing}: this model cannot {'hear' if thing == 'audio' else 'see'} it]"
 
 
 def is_under_way(body: Mapping[str, Any], messages: Iterable[Any]) -> bool:
-    """Whether a conversation must be able to go on: the assistant has spoken, or there are tools, as agents have.
+    """Whether refusing a part would break a running conversation: it has an assistant message, or tools.
 
-    Agents keep what they sent in the first message for ever, and add to it there what the user says next.
+    Agents send the first message again in every request, so an image in it would make every later request fail.
     """
     return bool(body.get("tools")) or any(map(is_the_assistants, messages))
 
 
 def readable(body: Any, allowed: Collection[str] = ()) -> Any:
-    """``body`` with messages that a model of text can read, where their conversation is under way.
+    """Returns ``body`` with messages that a text model can read, if their conversation is under way.
 
-    Images and the like become a text that names them, and parts by the assistant that are not of its ``allowed`` types
-    are left out. Where nothing is lost they stay, and are refused where parts are looked over.
+    Images, audio, video and files become a text that names them. Assistant parts of types that are not ``allowed`` are
+    dropped and reported. In a new conversation all parts stay, and the validator refuses them.
     """
     messages = body.get("messages") if isinstance(body, dict) else None
     if not isinstance(messages, list) or not is_under_way(body, messages):
@@ -92,7 +91,7 @@ def _readable(message: Any, allowed: Collection[str]) -> Any:
 
 
 def readable_part(part: Any) -> Any:
-    """``part`` with words in place of images and the like, also in what it contains."""
+    """Returns ``part`` with texts in place of images, audio, video and files, also in nested parts."""
     kind = type_of(part)
     if kind in SENSES:
         return {"type": "text", "text": placeholder(SENSES[kind])}

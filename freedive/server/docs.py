@@ -1,4 +1,4 @@
-"""/docs: the API's description as a plain page, made from its OpenAPI schema, without scripts from elsewhere."""
+"""/docs: the API's reference as a plain page, made from its OpenAPI schema, without scripts of other hosts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from freedive.server.openapi import body_schema, resolve
 from freedive.server.routing import APIRouter
 
 ADDRESS = "http://address-of-this-server/"
-"""Stands for the server's address until a visitor tells by which name it goes."""
+"""The placeholder of the server's address in the rendered page; each request replaces it by its own base URL."""
 
 
 def router(app: FastAPI, model: str) -> APIRouter:
-    """The route that documents ``app``; ``model`` stands in its example."""
+    """Returns the route that documents ``app``, with ``model`` in its example."""
     routes = APIRouter()
     environment = Environment(loader=PackageLoader("freedive.server", "."), autoescape=True, undefined=StrictUndefined)
     template = environment.get_template("docs.html")
@@ -37,7 +37,7 @@ def router(app: FastAPI, model: str) -> APIRouter:
 
 
 def operations(schema: Json) -> list[Json]:
-    """One entry per method and path: method, path, summary, parameters, and the fields of its body."""
+    """Returns one entry for each method and path: method, path, summary, and the fields of the body."""
     return [
         {
             "method": method.upper(),
@@ -64,7 +64,7 @@ def _fields(schema: Json, operation: Json) -> list[Json]:
 
 
 def _type(schema: Json, node: Json) -> str:
-    """A field's type in a few words: "string | list of string"."""
+    """Returns a field's type as text, such as "string | list of string"."""
     node = resolve(schema, node)
     for options in ("anyOf", "oneOf"):
         if options in node:

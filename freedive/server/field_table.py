@@ -1,4 +1,4 @@
-"""A table of all request fields, honoured, ignored or refused: python -m freedive.server.field_table docs/api.md."""
+"""Writes the table of all request fields into a page: python -m freedive.server.field_table docs/api.md."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ CLASSES: Mapping[str, type[RequestBody]] = {
     "`/tokenize`": TokenizeRequest,
     "`/detokenize`": DetokenizeRequest,
 }
-"""The bodies of requests, by where they go."""
+"""The class of request bodies by route."""
 
 START, END = "<!-- fields: made by python -m freedive.server.field_table -->", "<!-- end of fields -->"
 
 
 def table() -> str:
-    """The table in Markdown."""
+    """Returns the table of all request fields in Markdown."""
     rows = [cells for where, body in CLASSES.items() for cells in _rows(where, body)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD), *rows))
 
@@ -66,7 +66,7 @@ def _neutral(fields: Mapping[str, tuple[object, ...]]) -> Iterator[str]:
 
 
 def written(page: str) -> str:
-    """``page`` with the table as it should be."""
+    """Returns the Markdown text ``page`` with the current table between its markers."""
     before, _, rest = page.partition(START)
     _, _, after = rest.partition(END)
     return f"{before}{START}\n\n{table()}\n\n{END}{after}"

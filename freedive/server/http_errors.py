@@ -1,4 +1,4 @@
-"""Errors of requests themselves, and the HTTP status of every error."""
+"""Errors of HTTP requests, and the HTTP status of every error."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ STATUSES: dict[type[UserError], int] = {
 
 
 def status_of(error: UserError) -> int:
-    """The HTTP status that reports ``error``."""
+    """Returns the HTTP status that reports ``error``."""
     return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)

@@ -1,4 +1,4 @@
-"""The last requests of each key with their answers, kept in memory for ``freedive replay`` where that is asked for."""
+"""The last requests of each key with their answers, kept in memory for ``freedive replay`` (--keep-requests)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from freedive.server.request_record import RequestRecord
 from freedive.server.routing import APIRouter, off_loop
 
 REPLAYABLE = {"stop", "length", "tool_calls", "repetition"}
-"""Ends of answers that come again; one whose client left ends elsewhere."""
+"""Finish reasons that a replay reproduces; an answer whose client disconnected stops at a random token."""
 
 
 @dataclass(frozen=True)
 class KeptRequest:
-    """A finished request, under the id that its answer carried (``X-Request-Id``)."""
+    """A finished request; ``id`` is the ``X-Request-Id`` of its answer, ``created`` is in seconds since 1970."""
 
     id: str
     created: float
@@ -28,7 +28,7 @@ class KeptRequest:
     recording: Recording
 
     def summary(self) -> Json:
-        """What a list shows of it: no content."""
+        """Returns the fields of the request for a list, without its content."""
         request, answers = self.recording.request, self.recording.answers
         num_tokens = sum(len(answer.token_ids) for answer in answers)
         about = {"model": request.model, "answers": len(answers), "generated_tokens": num_tokens}
@@ -43,7 +43,7 @@ class KeptRequests:
         self._kept: dict[str, deque[KeptRequest]] = {}
 
     def __call__(self, record: RequestRecord) -> None:
-        """Keep a request that has ended, if its answers are whole."""
+        """Keeps a finished request if all its answers are complete."""
         completions = record.completions
         if not (self._limit and completions and set(completions.finishes) <= REPLAYABLE):
             return
@@ -52,23 +52,23 @@ class KeptRequests:
             kept.append(KeptRequest(record.id, record.began_at, record.route, record.num_body_bytes, recording))
 
     def of(self, key_id: str) -> list[KeptRequest]:
-        """The requests of one key, the newest first."""
+        """Returns the kept requests of one key, newest first."""
         return list(reversed(self._kept.get(key_id, ())))
 
     def find(self, id: str, key_id: str) -> KeptRequest:
-        """One of them. Raises NotFound."""
+        """Returns the kept request ``id`` of one key. Raises NotFound."""
         for kept in self.of(key_id):
             if kept.id == id:
                 return kept
-        remedy = "See /v1/requests for those that are" if self._limit else "Start the server with --keep-requests"
-        raise NotFound(f"no request {id!r} is kept", remedy)
+        remedy = "GET /v1/requests lists the kept requests" if self._limit else "Start the server with --keep-requests"
+        raise NotFound(f"There is no kept request {id!r}", remedy)
 
 
 def router(kept: KeptRequests) -> APIRouter:
-    """The routes."""
+    """Returns the routes for kept requests."""
     routes = APIRouter(prefix="/v1/requests", tags=["server"])
 
-    @routes.get("", summary="The key's own last requests, where the server keeps them")
+    @routes.get("", summary="List the key's kept requests (--keep-requests)")
     async def requests(request: Request) -> Json:
         return {"object": "list", "data": [each.summary() for each in kept.of(request.state.record.key.id)]}
 

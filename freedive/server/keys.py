@@ -25,7 +25,7 @@ PREFIX = "fd-"
 NUM_SECRET_BYTES = 32
 LOCK = "keys"
 LOOK_S = 1.0
-"""How often a server looks whether the file has changed."""
+"""Seconds between two checks of a server whether the key file has changed."""
 HINT_LENGTH = 4
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
@@ -33,16 +33,17 @@ RIGHTS = {
     "pull": "fetch models from hubs",
     "manage": "unload and pin models, and see what all callers use",
 }
-"""What a key may do besides asking, which every key may."""
+"""Rights that a key may have in addition to sending requests, which every key may."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """What is kept of a key: ``hint`` are its last characters, to know it by; None does not limit.
+    """The stored data of a key: not the secret itself, but its hash, and its last characters as a ``hint``.
 
-    ``id`` is the tenant: two keys share no cache, stored response, statistic or turn, and no other key ever has this
-    id, as it may have the name. ``may`` are some of :data:`RIGHTS`; others, of a later version, allow nothing. Its
-    ``hash`` is a plain SHA-256: slow hashes make up for passwords that can be guessed, and nobody guesses 256 bits.
+    ``id`` identifies the tenant: two keys share no cache, stored response, statistic or queue position. An id is never
+    used again; a name can be. A limit of None does not limit. ``may`` holds names of :data:`RIGHTS`; an unknown right
+    (of a later version) allows nothing. ``hash`` is a plain SHA-256: a slow hash protects passwords that can be
+    guessed, but a random secret of 256 bits cannot be guessed.
     """
 
     id: str
@@ -55,47 +56,47 @@ class Key:
     may: tuple[str, ...] = ()
 
     def require(self, right: str) -> None:
-        """Raises Forbidden without this right."""
+        """Raises Forbidden if the key does not have this right."""
         if right not in self.may:
-            what = f"you may not {RIGHTS[right]} on this server"
-            raise Forbidden(what, f"Ask who runs it for a key made with: freedive keys create NAME --may {right}")
+            what = f"You may not {RIGHTS[right]} on this server"
+            raise Forbidden(what, f"Ask its operator for a key made with: freedive keys create NAME --may {right}")
 
 
 def nobody(*may: str) -> Key:
-    """The tenant of all requests that come without a key."""
+    """Returns the anonymous key, the tenant of all requests without a key, with the rights ``may``."""
     return Key("", "", "", "", "", may=may)
 
 
 class DamagedKeys(UserError):
-    """A key file that cannot be understood. Who could come in is not known, so nobody can."""
+    """A key file that cannot be read or parsed: the server then admits no key."""
 
     def __init__(self, path: Path, why: str) -> None:
-        remedy = "Restore it, or delete it and make keys anew with: freedive keys create NAME"
-        super().__init__(f"the keys in {path} cannot be read ({why})", remedy)
+        remedy = "Restore it, or delete it and make new keys with: freedive keys create NAME"
+        super().__init__(f"The keys in {path} cannot be read ({why})", remedy)
 
 
 def key_file() -> Path:
-    """Where the keys are; it need not exist yet."""
+    """Returns the path of the key file, which may not exist yet."""
     return cache.home() / "keys.json"
 
 
 @dataclass(frozen=True)
 class KeyFile:
-    """What a key file holds. With ``required``, keys are needed even when there is none."""
+    """The content of a key file. With ``required``, requests need a key even if the file has none."""
 
     keys: tuple[Key, ...] = ()
     required: bool = False
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """All keys of a file, none where there is no file. Raises DamagedKeys."""
+    """Returns all keys of a file, none if the file does not exist. Raises DamagedKeys."""
     return read_key_file(path).keys
 
 
 def read_key_file(path: Path) -> KeyFile:
-    """The file at ``path``, or an empty one. Raises DamagedKeys.
+    """Returns the content of the key file at ``path``, an empty one if it does not exist. Raises DamagedKeys.
 
-    Where it does not say whether keys are required, as older ones do not, they are: there was a key once.
+    A file of an older version without the field ``required`` requires keys, because it once had a key.
     """
     try:
         table = json.loads(path.read_text("utf-8"))
@@ -115,34 +116,34 @@ def create(
     max_running: int | None = None,
     may: Sequence[str] = (),
 ) -> str:
-    """A new key, which is not kept: only its holder can tell it.
+    """Creates a key and returns its secret, of which only the hash is stored.
 
-    Raises UserError for a name that is taken or odd, and for a right that does not exist.
+    Raises UserError for a name that is taken or has other characters, and for an unknown right.
     """
     for right in may:
         if right not in RIGHTS:
-            raise UserError(f"{right!r} is not a right", f"Choose of {', '.join(RIGHTS)}", param="may")
+            raise UserError(f"{right!r} is not a right", f"Choose one of {', '.join(RIGHTS)}", param="may")
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} cannot be a key's name", "Use up to 64 letters, digits and . _ @ -", param="name")
     secret = PREFIX + secrets.token_urlsafe(NUM_SECRET_BYTES)
-    made = datetime.now(UTC).isoformat(timespec="seconds")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     limits = requests_per_minute, max_running
-    key = Key(secrets.token_hex(8), name, _hash(secret), secret[-HINT_LENGTH:], made, *limits, tuple(may))
+    key = Key(secrets.token_hex(8), name, _hash(secret), secret[-HINT_LENGTH:], created, *limits, tuple(may))
     with cache.locked(LOCK):
         keys = read_keys(key_file())
         if any(other.name == name for other in keys):
-            raise UserError(f"there is a key named {name} already", f"Revoke it first: freedive keys revoke {name}")
+            raise UserError(f"There is already a key named {name}", f"Revoke it first: freedive keys revoke {name}")
         _write([*keys, key])
     return secret
 
 
 def revoke(name: str) -> Key:
-    """Forget the key with this name or id. Raises NotFound."""
+    """Deletes the key with this name or id, and returns it. Raises NotFound."""
     with cache.locked(LOCK):
         keys = read_keys(key_file())
         gone = next((key for key in keys if name in (key.name, key.id)), None)
         if not gone:
-            raise NotFound(f"there is no key {name}", "See those there are with: freedive keys list")
+            raise NotFound(f"There is no key {name}", "List the keys with: freedive keys list")
         _write([key for key in keys if key is not gone])
     return gone
 
@@ -154,17 +155,17 @@ def _hash(secret: str) -> str:
 def _write(keys: Sequence[Key]) -> None:
     path = key_file()
     temporary = path.with_suffix(".partial")
-    temporary.unlink(missing_ok=True)  # its rights would stay
+    temporary.unlink(missing_ok=True)  # an existing file would keep its permissions
     with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
         json.dump({"required": True, "keys": [asdict(key) for key in keys]}, file, indent=2)
     settle(temporary, path)
 
 
 class Keys:
-    """The keys of a file as a server sees them, a second after they change at most.
+    """The keys of a file, which are read again within ``LOOK_S`` seconds of a change.
 
-    Raises DamagedKeys when they cannot be read at first. Once keys were ``required``, they are until the end: neither
-    revoking the last one nor deleting the file opens the door.
+    Raises DamagedKeys if the file cannot be read at the start. Once keys were ``required``, they stay required until
+    the process ends: revoking the last key or deleting the file does not open the server.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -176,10 +177,10 @@ class Keys:
         self.required = file.required
 
     def holder(self, secret: str) -> Key | None:
-        """The key that this is. Raises Unavailable while the file is damaged."""
+        """Returns the key with this secret, None if there is none. Raises Unavailable while the file is damaged."""
         self.look()
         if self._keys is None:
-            raise Unavailable("this server cannot read its keys", "Ask who runs it to mend them")
+            raise Unavailable("The server cannot read its key file", "Ask its operator to repair the file")
         digest, found = _hash(secret), None
         for key in self._keys:
             if hmac.compare_digest(key.hash, digest):
@@ -187,7 +188,7 @@ class Keys:
         return found
 
     def look(self) -> None:
-        """Read the file again if it has changed, at most once in ``LOOK_S``."""
+        """Reads the file again if it has changed, at most once in ``LOOK_S`` seconds."""
         now = time.monotonic()
         if now < self._next_look:
             return

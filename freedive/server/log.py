@@ -13,7 +13,7 @@ Facts = dict[str, Any]
 
 
 def facts(record: RequestRecord) -> Facts:
-    """What a log keeps of a request; times in seconds."""
+    """Returns the fields that the log has for a request; times are in seconds."""
     values: Facts = {
         "time": datetime.fromtimestamp(record.began_at, UTC).isoformat(timespec="milliseconds"),
         "id": record.id,
@@ -41,14 +41,14 @@ def facts(record: RequestRecord) -> Facts:
 
 
 def endings(record: RequestRecord) -> list[str]:
-    """How each answer ended: stop, length, tool_calls, failed, or left by its client."""
+    """Returns how each answer ended: its finish reason, "failed", or "left" if the client disconnected."""
     if not record.completions:
         return []
     return [finish or ("failed" if record.completions.failed else "left") for finish in record.completions.finishes]
 
 
 def _text(values: Facts) -> str:
-    """On one line, as ``name=value`` where the value does not speak for itself; "-" stands for nothing."""
+    """Returns the fields on one line: time, method, route and status, then ``name=value``; "-" is an empty value."""
     words = {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in values.items()}
     head = [words.pop(name) or "-" for name in ("time", "method", "route", "status")]
     return " ".join([*head, *(f"{name}={word or '-'}" for name, word in words.items())])
@@ -58,7 +58,7 @@ WRITERS: dict[str, Callable[[Facts], str]] = {"text": _text, "json": json.dumps}
 
 
 def line_log(kind: str, stream: TextIO) -> Observer:
-    """An observer that writes a line of ``kind``, one of :data:`WRITERS`."""
+    """Returns an observer that writes one line per request in the format ``kind``, one of :data:`WRITERS`."""
 
     def write(record: RequestRecord) -> None:
         print(WRITERS[kind](facts(record)), file=stream, flush=True)

@@ -11,7 +11,7 @@ from freedive.server.model import Tokenizer
 
 
 def token_name(token_id: int, tokenizer: Tokenizer) -> str:
-    r"""The text of a token or, of one that is no text by itself, its bytes in OpenAI's notation: ``bytes:\xf0\x9f``."""
+    r"""Returns the text of a token, or its bytes in OpenAI's notation (``bytes:\xf0\x9f``) if they are not UTF-8."""
     data = tokenizer.token_bytes(token_id)
     try:
         return data.decode()
@@ -20,12 +20,12 @@ def token_name(token_id: int, tokenizer: Tokenizer) -> str:
 
 
 def num_bytes(entries: Iterable[TokenLogprobs]) -> int:
-    """About how long they are as JSON."""
+    """Returns the approximate size of ``entries`` as JSON, in bytes."""
     return sum(128 * (1 + len(entry.top)) for entry in entries)
 
 
 def logprob_object(entry: TokenLogprobs, tokenizer: Tokenizer) -> Json:
-    """Of the token chosen, and of the likeliest: as chats have it."""
+    """Returns the log-probabilities of the chosen token and of the likeliest tokens in the format of the chat API."""
     top = [_token(token_id, logprob, tokenizer) for token_id, logprob in entry.top]
     return _token(entry.token_id, entry.logprob, tokenizer) | {"top_logprobs": top}
 
@@ -36,22 +36,22 @@ def _token(token_id: int, logprob: float | None, tokenizer: Tokenizer) -> Json:
 
 
 class CompletionLogprobs:
-    """Lists as plain completions have them, of one answer in several parts.
+    """The log-probabilities of one answer, written part by part as the lists of OpenAI's completions API.
 
-    The place of a token in the text is that of the character that it begins or goes on with.
+    ``text_offset`` of a token is the index of the character that the token starts or continues.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._place = 0
+        self._num_chars = 0
 
     def skip(self, num_chars: int) -> None:
-        """Take note that the next characters are not shown."""
-        self._place -= max(num_chars, 0)
+        """Excludes the next ``num_chars`` characters from the offsets, because the answer does not show them."""
+        self._num_chars -= max(num_chars, 0)
 
     def part(self, entries: Sequence[TokenLogprobs]) -> Json:
-        """The lists for the next tokens."""
+        """Returns the lists for the next tokens."""
         return {
             "tokens": [token_name(entry.token_id, self._tokenizer) for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],
@@ -60,7 +60,7 @@ class CompletionLogprobs:
         }
 
     def _top(self, entry: TokenLogprobs) -> dict[str, float]:
-        """The likeliest by name; where several have one name, it is the chosen one's, or the likeliest of them."""
+        """Returns the likeliest tokens by text; of several tokens with one text, the chosen or the likeliest counts."""
         best = {token_name(token_id, self._tokenizer): logprob for token_id, logprob in reversed(entry.top)}
         name = token_name(entry.token_id, self._tokenizer)
         if name in best and entry.logprob is not None:
@@ -68,6 +68,6 @@ class CompletionLogprobs:
         return dict(reversed(best.items()))
 
     def _offset(self, token: int) -> int:
-        place = max(self._place, 0)
-        self._place += len(self._utf8.decode(self._tokenizer.token_bytes(token)))
-        return place
+        offset = max(self._num_chars, 0)
+        self._num_chars += len(self._utf8.decode(self._tokenizer.token_bytes(token)))
+        return offset

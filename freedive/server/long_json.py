@@ -14,10 +14,10 @@ from freedive.server.routing import INLINE_BYTES, encode, off_loop
 async def long_json(
     fields: Mapping[str, Any], name: str, items: Iterable[Any], size: int = INLINE_BYTES + 1
 ) -> Response:
-    """An object of ``fields``, and of the list ``items`` under ``name``: in a thread, unless the ``size`` is small.
+    """Returns a JSON response of ``fields`` and the list ``items`` under ``name``, encoded in a thread if it is long.
 
-    One item is made and written after the other: the interpreter does nothing else while it writes one value, nor
-    while it looks for garbage among all that are there.
+    ``size`` is the approximate size in bytes. Items are created and encoded one at a time, because one call of the
+    encoder, and garbage collection over many objects, hold the interpreter's lock.
     """
     return Response(await off_loop(size, _written, fields, name, items), media_type="application/json")
 

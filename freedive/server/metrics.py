@@ -19,20 +19,20 @@ from freedive.server.request_record import RequestRecord
 from freedive.server.routing import APIRouter
 
 GAUGES = {
-    "running": ("requests_running", "Requests that are computed now"),
-    "waiting": ("requests_waiting", "Requests that wait for a place"),
+    "running": ("requests_running", "Requests that are running"),
+    "waiting": ("requests_waiting", "Requests that wait in the queue"),
     "free_pages": ("cache_free_pages", "Free pages of the key-value cache"),
     "num_pages": ("cache_pages", "Pages of the key-value cache"),
 }
 COUNTERS = {
-    "num_requests": ("engine_requests", "Requests that the engine took"),
+    "num_requests": ("engine_requests", "Requests that the engine accepted"),
     "num_steps": ("engine_steps", "Steps of the model"),
-    "num_computed": ("computed_tokens", "Tokens computed as input, guesses among them"),
+    "num_computed": ("computed_tokens", "Input tokens computed, draft tokens included"),
     "num_generated": ("generated_tokens", "Tokens of answers"),
-    "num_drafted": ("drafted_tokens", "Guesses that were checked"),
-    "num_accepted": ("accepted_tokens", "Guesses that were right"),
+    "num_drafted": ("drafted_tokens", "Draft tokens that were verified"),
+    "num_accepted": ("accepted_tokens", "Draft tokens that were accepted"),
 }
-"""Fields of an engine's statistics: the name of each without ``freedive_``, and what it is. Others become gauges."""
+"""Metric name (without ``freedive_``) and description of each field that counts; all other fields are gauges."""
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKENS = tuple(4**power for power in range(10))
@@ -46,11 +46,11 @@ HISTOGRAMS = {
     "prompt": ("prompt_tokens", "Tokens of a request's prompts", TOKENS),
     "answer": ("answer_tokens", "Tokens of a request's answers", TOKENS),
 }
-"""Of requests with answers, by model."""
+"""Histograms of requests with answers, by model: name, description and upper bounds of the buckets."""
 
 
 class Engines(Collector):
-    """The statistics of every loaded model's engine."""
+    """Collects the engine statistics of every loaded model."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
@@ -74,7 +74,7 @@ def _family(field: str) -> GaugeMetricFamily | CounterMetricFamily:
 
 
 class Metrics:
-    """An observer of requests, with a registry of its own."""
+    """An observer that counts finished requests in its own Prometheus registry."""
 
     def __init__(self, models: Models) -> None:
         self.registry = CollectorRegistry()
@@ -95,7 +95,7 @@ class Metrics:
         }
 
     def __call__(self, record: RequestRecord) -> None:
-        """Count a request that has ended."""
+        """Counts a finished request."""
         self._requests.labels(record.route or "none", record.status, record.model).inc()
         if not record.completions:
             return
@@ -108,7 +108,7 @@ class Metrics:
             self._observe_timings(record.model, generation.timings)
 
     def _observe_timings(self, model: str, timings: Timings) -> None:
-        """Those that came to an end."""
+        """Observes the timings of the phases that a generation has reached."""
         if timings.started_at is not None:
             self._observe(model, "queue", timings.queued_s)
         if timings.first_token_at is not None:
@@ -122,12 +122,12 @@ class Metrics:
 
 
 def router(metrics: Metrics) -> APIRouter:
-    """The route."""
+    """Returns the route of the metrics."""
     routes = APIRouter()
 
     @routes.get("/metrics", tags=["server"], summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def scrape(request: Request) -> Response:
-        request.state.record.key.require("manage")  # numbers between two looks tell what others have just asked
+        request.state.record.key.require("manage")  # differences between two scrapes reveal other tenants' requests
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(metrics.registry), headers={"Content-Type": media_type})
 

@@ -1,4 +1,4 @@
-"""The protocols that the server needs of a loaded model, such as :class:`freedive.api.LanguageModel`."""
+"""Protocols of a loaded model, such as :class:`freedive.api.LanguageModel`, with the methods that the server uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from freedive.text.request import Input
 
 
 class Generation(Protocol):
-    """A running request: iterate for its pieces, the last of which has a finish reason."""
+    """A running sequence. Iterating over it yields its outputs; the last output has a finish reason."""
 
     @property
     def num_prompt_tokens(self) -> int: ...
@@ -33,7 +33,7 @@ class Generation(Protocol):
 
 
 class Engine(Protocol):
-    """``failure`` is why it can do nothing any more, ``stalled_s`` for how long it has done nothing, if too long."""
+    """A model's engine. ``failure`` is why it has failed, or ""; ``stalled_s`` is how long it has stalled, or 0."""
 
     @property
     def failure(self) -> str: ...
@@ -42,14 +42,14 @@ class Engine(Protocol):
     def stalled_s(self) -> float: ...
 
     def submit_all(self, jobs: Sequence[Job]) -> Sequence[Generation]:
-        """All of them or none."""
+        """Submits all jobs, or raises UserError and submits none."""
 
     def stats(self) -> Any:
-        """A dataclass of plain numbers, ``running`` and ``waiting`` among them."""
+        """Returns a dataclass of numbers, with the fields ``running`` and ``waiting``."""
 
 
 class Tokenizer(Protocol):
-    """``vocab_size`` is one more than the highest id."""
+    """A tokenizer; ``vocab_size`` is the highest token id plus one."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -81,7 +81,7 @@ class Model(Protocol):
     def num_bytes(self) -> int: ...
 
     def resident_bytes(self) -> int:
-        """How much of ``num_bytes`` is in physical memory now."""
+        """Returns how many bytes of ``num_bytes`` are in physical memory now."""
 
     @property
     def engine(self) -> Engine: ...
@@ -91,26 +91,26 @@ class Model(Protocol):
 
     @property
     def can_think(self) -> bool:
-        """Whether it can be asked for thoughts before the answer."""
+        """Whether the model can think before it answers."""
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """What the bits of answers depend on, besides weights and request."""
+        """Everything that the bits of an answer depend on, except weights and request: code, machine and settings."""
 
     def sampling(self, **given: Unpack[SamplingFields]) -> Sampling:
-        """What is given, over what the model's maker recommends."""
+        """Returns the sampling settings: ``given`` fields, then those that the model's maker recommends."""
 
     def prepare(self, asked: Input) -> Prompt:
-        """The prompt that asks for this. UserError for what cannot be."""
+        """Returns the prompt of an input. Raises UserError if the model cannot honour the input."""
 
     def expert_load(self) -> list[list[int]]:
-        """How often each expert of each layer with experts was chosen, in a sample of all steps so far."""
+        """Returns how often each expert of each mixture layer was chosen, in a sample of all steps so far."""
 
     def close(self) -> None: ...
 
 
 class Renamed:
-    """A model under another name. All else is the model's own."""
+    """A model under an alias; all other attributes are those of the model."""
 
     def __init__(self, model: Model, name: str) -> None:
         self._model = model

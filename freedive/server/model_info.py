@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known about a model without loading its weights; unknown fields are empty.
+    """Facts about a model that need no weights in memory; unknown fields are empty.
 
-    ``format`` is what most of its weights are stored as, ``sampling`` what its maker recommends. ``capabilities`` are
-    of "completion", "tools", "thinking", "insert" (fill in the middle) and "embedding".
+    ``format`` is the storage format of most weights, ``sampling`` the settings that the maker recommends. Values of
+    ``capabilities`` are "completion", "tools", "thinking", "insert" (fill in the middle) and "embedding".
     """
 
     family: str = ""

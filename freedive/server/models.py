@@ -21,18 +21,18 @@ log = logging.getLogger(__name__)
 
 FOREVER = float("inf")
 TICK_S = 0.5
-"""How often it is looked whether a model's time is over, or it has failed."""
+"""Seconds between two checks for models that have expired or failed."""
 
 RETRY_S = 10
-"""Seconds until a failed model that could not be loaded again is tried once more without being asked for."""
+"""Seconds between two attempts to reload a failed preloaded model without a request for it."""
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model that the server offers: how to load it, and roughly how many bytes of memory it takes.
+    """A model that the server offers: how to load it, and about how many bytes of memory it takes.
 
-    ``modified_at`` is of its files, in seconds since 1970; ``info`` reads them. It is found by the names in ``also``
-    as well, which are not told to clients.
+    ``modified_at`` is the modification time of its files, in seconds since 1970; ``info`` reads the files. Requests may
+    also use the names in ``also``, which are not listed to clients.
     """
 
     name: str
@@ -47,8 +47,8 @@ class ModelEntry:
 class Slot:
     """An offered model, and its loaded instance if there is one. Times are from ``time.monotonic``.
 
-    A ``preloaded`` one is the operator's, as is how long it stays; a ``fetched`` one is there since a client had it
-    fetched. ``failure`` is why the model has to be loaded again; ``stays_until`` is when it may make room.
+    ``preloaded``: the operator loaded it at the start, and it does not expire. ``fetched``: a client had it downloaded.
+    ``failure`` is why the model must be loaded again. The model is not unloaded for another one before ``stays_until``.
     """
 
     entry: ModelEntry
@@ -67,13 +67,13 @@ class Slot:
         return self.used_at + self.keep_alive_s
 
     def under(self, name: str) -> Slot:
-        """What is to be seen of it now, under another name."""
+        """Returns a copy of this slot under another name."""
         model = cast(Model, Renamed(self.model, name)) if self.model else None
         return replace(self, entry=replace(self.entry, name=name), model=model)
 
     @property
     def busy(self) -> bool:
-        """Whether somebody is about to ask it, or it has not answered yet. One that has failed never answers."""
+        """Whether the model has requests. A failed model is busy only while a request waits for it to be loaded."""
         if self.num_users:
             return True
         if self.has_failed:
@@ -83,12 +83,12 @@ class Slot:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the model is in memory, but of no use any more."""
+        """Whether the model is in memory, but its engine has failed."""
         return bool(self.model and self.model.engine.failure)
 
     @property
     def trouble(self) -> str:
-        """Why the model does not answer, though it should; empty where all is well."""
+        """Why the model does not answer; empty if it answers or is not loaded."""
         if self.model and self.model.engine.failure:
             return f"it has failed ({self.model.engine.failure})"
         if self.model and (seconds := self.model.engine.stalled_s):
@@ -99,11 +99,10 @@ class Slot:
 class Models:
     """All offered models, by name. Belongs to one event loop.
 
-    ``max_bytes`` is what loaded ones may take together: the least recently used make room, each after it was there for
-    as long as loading it took. One that is loaded on demand stays for ``keep_alive_s`` after its last use. Those that
-    are ``loaded`` already are the operator's: they stay until all others have made room. A model whose engine has
-    failed is loaded again. ``aliases`` are further names, each with the model that answers under it. Raises UserError
-    where that is not known.
+    ``max_bytes`` limits the memory of loaded models: the least recently used model is unloaded, but not before it was
+    loaded for as long as loading took. A model that was loaded on demand is unloaded ``keep_alive_s`` after its last
+    use. Models in ``loaded`` are the operator's: they do not expire, and are unloaded last. A model whose engine has
+    failed is loaded again. ``aliases`` maps further names to models. Raises UserError for an alias of an unknown model.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class Models:
 
     @property
     def slots(self) -> Mapping[str, Slot]:
-        """Every offered model by its name, in the order given, then those that have another name as well."""
+        """Every offered model by its name, in the order given, then by its aliases."""
         return self._slots | {alias: slot.under(alias) for alias, slot in self._aliases.items()}
 
     @property
@@ -141,20 +140,20 @@ class Models:
 
     @property
     def troubles(self) -> dict[str, str]:
-        """Why models do not answer, by name, of those that should."""
+        """Why models do not answer, by name, for models that have failed or stalled."""
         return {name: slot.trouble for name, slot in self._slots.items() if slot.trouble}
 
     def add(self, entry: ModelEntry) -> None:
-        """Adds a model that was downloaded for a client, unless there is one of that name."""
+        """Adds a model that was downloaded for a client, unless a model has this name already."""
         self._slots.setdefault(entry.name, Slot(entry, self._keep_alive_s, fetched=True))
 
     def slot(self, name: str) -> Slot:
-        """What is to be seen of a model under the name by which it is asked for. Raises NotFound."""
+        """Returns the slot of a model, under the alias if ``name`` is one. Raises NotFound."""
         slot, alias = self._find(name), self._alias(name)
         return slot.under(alias) if alias else slot
 
     def __contains__(self, name: str) -> bool:
-        """Whether a model can be asked for by this name."""
+        """Whether a model has this name or alias."""
         try:
             return bool(self._find(name))
         except NotFound:
@@ -164,9 +163,9 @@ class Models:
         return next((each for each in (name, name.removesuffix(":latest")) if each in self._aliases), None)
 
     def _find(self, name: str) -> Slot:
-        """Ollama's clients write a name as ``name:latest``, and hubs take capitals for small letters.
+        """Returns the slot of a model by its name, alias or other name. Raises NotFound with the names of all models.
 
-        Raises NotFound, naming the models there are.
+        Accepts ``name:latest``, as Ollama's clients write a name, and ignores upper case, as hubs do.
         """
         if alias := self._alias(name):
             return self._aliases[alias]
@@ -174,21 +173,21 @@ class Models:
             names = {slot.entry.name.lower(), *slot.entry.also}
             if names & {name, name.lower(), name.lower().removesuffix(":latest")}:
                 return slot
-        there = ", ".join(self.slots)
-        raise NotFound(f"the model '{name}' is not served here", f"There are: {there}", param="model")
+        names_of_all = ", ".join(self.slots)
+        raise NotFound(f"The model '{name}' is not served here", f"Served models: {names_of_all}", param="model")
 
     def named(self, name: str) -> str:
-        """``name``, or where that is empty the only loaded model's. Raises UserError where there are others."""
+        """Returns ``name``, or the loaded model's if it is empty. Raises UserError if not exactly one is loaded."""
         if name or len(self.loaded) == 1:
             return name or self.loaded[0].name
         raise UserError("'model' is missing", f"Choose one of {', '.join(self.slots)}", param="model")
 
     @asynccontextmanager
     async def use(self, name: str, keep_alive_s: float | None = None) -> AsyncIterator[Model]:
-        """The model, loaded if need be, and kept while the block runs, its answers run, and ``keep_alive_s`` after.
+        """Yields the model, which is loaded first if necessary, and is not unloaded while the block or its answers run.
 
-        Raises NotFound, Overloaded when there is no room beside models that are busy, Unavailable when it has stalled,
-        and what loading raises.
+        ``keep_alive_s`` replaces the time that the model stays after its last use. Raises NotFound, Overloaded if busy
+        models leave no memory for it, Unavailable if it has stalled, and the errors of loading.
         """
         slot, alias = self._find(name), self._alias(name)
         slot.num_users += 1
@@ -204,23 +203,23 @@ class Models:
                 slot.keep_alive_s = keep_alive_s
 
     async def release(self, name: str) -> None:
-        """Unload a model as soon as it has answered those who ask it now."""
+        """Unloads a model, as soon as it has answered its current requests."""
         slot = self._find(name)
         slot.keep_alive_s = 0
         async with self._changing:
             await self._unload_idle(slot)
 
     async def expire(self) -> None:
-        """Unload models whose time is over, and load again those that have failed, for ever."""
+        """Unloads expired models and reloads failed preloaded models, in an endless loop."""
         while True:
             await asyncio.sleep(TICK_S)
             for slot in tuple(self._slots.values()):
                 try:
-                    await self._look_after(slot)
+                    await self._maintain(slot)
                 except Exception:
                     log.exception("model %s", slot.entry.name)
 
-    async def _look_after(self, slot: Slot) -> None:
+    async def _maintain(self, slot: Slot) -> None:
         now = time.monotonic()
         if slot.has_failed or slot.failure:
             if slot.preloaded and now >= slot.retry_at:
@@ -237,7 +236,7 @@ class Models:
                 await self._unload_idle(slot)
 
     async def _loaded(self, slot: Slot) -> Model:
-        async with self._changing:  # one at a time: each is sized by the memory that is free
+        async with self._changing:  # one at a time: each load sizes its cache by the free memory
             if slot.has_failed:
                 await self._unload(slot)
             if slot.model is None:
@@ -256,11 +255,11 @@ class Models:
                 idle = [other for other in idle if not other.preloaded]
             if not idle:
                 names = ", ".join(model.name for model in others)
-                what = f"'{entry.name}' does not fit into memory beside {names}, now busy or kept by the operator"
+                what = f"'{entry.name}' does not fit into memory with {names}, busy or kept by the operator"
                 raise Overloaded(what, "Try again later")
             oldest = min(idle, key=lambda other: (other.preloaded, other.used_at))
             if (wait_s := oldest.stays_until - time.monotonic()) > 0:
-                await asyncio.sleep(wait_s)  # else two clients could have two models loaded in turns, for ever
+                await asyncio.sleep(wait_s)  # else two clients could make two models replace each other for ever
             else:
                 await self._unload(oldest)
 
@@ -269,7 +268,7 @@ class Models:
             await self._unload(slot)
 
     async def _unload(self, slot: Slot) -> None:
-        model, slot.model = slot.model, None  # from here on it is loaded anew
+        model, slot.model = slot.model, None  # from here on, a new request loads it again
         slot.keep_alive_s = FOREVER if slot.preloaded else self._keep_alive_s
         if not model:
             return
@@ -281,7 +280,7 @@ class Models:
 
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
-        """A block in which models expire."""
+        """Runs :meth:`expire` while the block runs."""
         expiring = asyncio.create_task(self.expire())
         try:
             yield

@@ -1,4 +1,4 @@
-"""The tools of a request: those that the client runs are kept, those that a server would run are left out."""
+"""The tools of a request: tools that the client runs are kept, tools that the server would run are dropped."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 from freedive.server.request_body import ignore, only, type_of
 
 _SCHEMAS = ("function", "input_schema", "parameters")
-"""Fields by which a tool says how it is called: what has one is no tool of a server's."""
+"""Fields that describe a tool's arguments: a tool with one of them is run by the client."""
 
 
 def offered(*kinds: str | None, remedy: str = "") -> Callable[[Any], Any]:
-    """A validator of a list of tools, which leaves out those that the server would have to run, and reports them.
+    """Returns a validator of a list of tools, which drops and reports tools that the server would have to run.
 
-    Tools of ``kinds`` stay. A tool of another type that brings a schema is refused.
+    The validator keeps tools of the types ``kinds``, and refuses tools of other types that have a schema.
     """
     check = only("tools", *kinds, remedy=remedy)
 
     def checked(tools: Any) -> Any:
-        return check([tool for tool in tools if not _is_a_servers(tool, kinds)]) if isinstance(tools, list) else tools
+        return check([tool for tool in tools if not _is_server_tool(tool, kinds)]) if isinstance(tools, list) else tools
 
     return checked
 
 
-def _is_a_servers(tool: Any, kinds: tuple[str | None, ...]) -> bool:
+def _is_server_tool(tool: Any, kinds: tuple[str | None, ...]) -> bool:
     kind = type_of(tool)
     if kind is None or kind in kinds or any(name in tool for name in _SCHEMAS):
         return False

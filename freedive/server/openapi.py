@@ -1,4 +1,4 @@
-"""The OpenAPI description: FastAPI's, completed with errors and streams."""
+"""The OpenAPI schema: FastAPI's, completed with the schemas of errors and streams."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from freedive.server.api_errors import Writer, anthropic_error, ollama_error, op
 from freedive.server.stream import EventStream, JsonLines
 
 STATUSES = {
-    400: "The request is wrong, or asks for what is not supported",
-    401: "A key is needed, or is not known",
-    403: "A page from elsewhere asks",
-    404: "There is no such model or thing",
-    408: "The body did not come",
+    400: "The request is invalid, or has an unsupported field or value",
+    401: "The key is missing or not valid",
+    403: "The key lacks a right, or a page of another origin sent the request",
+    404: "The model or object does not exist",
+    408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The body is not JSON",
-    429: "The server is at its limit now",
-    500: "A fault of the server's",
-    503: "Something that the server needs is missing",
+    429: "The server or the key is at its limit",
+    500: "Internal error of the server",
+    503: "The server or a resource that it needs is unavailable",
 }
 
 
@@ -41,14 +41,14 @@ ERRORS: dict[Writer, Json] = {
     ),
     ollama_error: _object(error=TEXT),
 }
-"""The schemas of what the writers of errors write."""
+"""The schema of error objects by error writer."""
 
 STREAMS: dict[Writer, str] = {ollama_error: JsonLines.media_type}
-"""By the same: what streams are, where they are not server-sent events."""
+"""The media type of streams by error writer; all other APIs use server-sent events."""
 
 
 def describe_routes(app: FastAPI) -> None:
-    """Describe every route's errors as they are, and the streams of those that can stream."""
+    """Adds errors and streams to the OpenAPI schema of ``app``."""
     derived = app.openapi
 
     def openapi() -> Json:
@@ -61,13 +61,13 @@ def describe_routes(app: FastAPI) -> None:
                 schema["components"]["schemas"].pop(name, None)
         return app.openapi_schema or {}
 
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this assignment
 
 
 def _describe(schema: Json, path: str, operation: Json) -> None:
     writer = writer_for(path)
     responses = operation["responses"]
-    responses.pop("422", None)  # FastAPI's own, which is never sent
+    responses.pop("422", None)  # FastAPI's default, which is never sent
     error = {"application/json": {"schema": ERRORS[writer]}}
     responses |= {str(status): {"description": what, "content": error} for status, what in STATUSES.items()}
     if "stream" in body_schema(schema, operation).get("properties", {}):
@@ -75,14 +75,14 @@ def _describe(schema: Json, path: str, operation: Json) -> None:
 
 
 def body_schema(schema: Json, operation: Json) -> Json:
-    """The schema of the operation's body, empty where it has none."""
+    """Returns the schema of the operation's body, an empty one if it has no body."""
     if "requestBody" not in operation:
         return {}
     return resolve(schema, operation["requestBody"]["content"]["application/json"]["schema"])
 
 
 def resolve(schema: Json, node: Json) -> Json:
-    """The schema a reference stands for."""
+    """Returns the schema that ``node`` refers to, or ``node`` itself if it has no $ref."""
     while "$ref" in node:
         node = schema["components"]["schemas"][node["$ref"].rpartition("/")[2]]
     return node

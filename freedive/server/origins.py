@@ -13,22 +13,22 @@ from freedive.server.api_errors import ApiError, error_response
 
 METHODS = "GET, HEAD, POST, DELETE"
 EXPOSED = "X-Request-Id, Request-Id, Retry-After, X-Freedive-Ignored"
-"""Headers of answers that a page may read, besides the few that all may."""
+"""Response headers that a page may read, in addition to those that CORS always allows."""
 MAX_AGE_S = 600
-"""How long a browser may remember what a preflight was told."""
+"""Seconds that a browser may cache the answer to a preflight."""
 VARYING = "Origin, Access-Control-Request-Headers, Access-Control-Request-Private-Network"
-"""What the answer to a preflight depends on."""
+"""Request headers that the answer to a preflight depends on."""
 
 
 class ForeignPage(Forbidden):
-    """A request that a page from elsewhere makes in the name of its reader."""
+    """A request of a web page from an origin that is not allowed."""
 
     def __init__(self, origin: str) -> None:
-        super().__init__("a page from elsewhere may not ask this server", f"Serve with --origins {origin}")
+        super().__init__("Pages of other origins may not use this server", f"Serve with --origins {origin}")
 
 
 class Origins:
-    """The origins that are allowed, as browsers write them; "*" stands for all."""
+    """The allowed origins, in the spelling of browsers; "*" allows all."""
 
     def __init__(self, allowed: Set[str]) -> None:
         self._allowed = allowed
@@ -37,14 +37,14 @@ class Origins:
         return bool(self._allowed)
 
     def allow(self, origin: str) -> bool:
-        """Whether a page of this origin may use the server."""
+        """Whether pages of this origin may use the server."""
         return "*" in self._allowed or origin.lower() in self._allowed
 
 
 class CrossOrigin:
-    """Answers preflights, before keys are asked for, and lets pages of allowed origins read answers, errors as well.
+    """Middleware that answers CORS preflights, and lets pages of allowed origins read responses and errors.
 
-    A preflight carries no key, and asks only what a page may send: the request behind it still needs one.
+    A preflight needs no key: it only asks which requests the page may send, and these need a key.
     """
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:

@@ -1,4 +1,4 @@
-"""Normalization of request paths and methods."""
+"""Normalises request paths and methods."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SLASHES = re.compile(r"/{2,}")
 
 
 class Paths:
-    """Leads to the routes what differs from them by slashes alone, and HEAD to what answers GET.
+    """Middleware that removes superfluous slashes from paths, and answers HEAD like GET.
 
-    uvicorn itself leaves out the body of an answer to HEAD.
+    uvicorn omits the body of a response to HEAD.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -30,7 +30,7 @@ class Paths:
 
 
 def check_encoding(headers: Headers) -> None:
-    """Raises EncodedBody for a compressed body: how much it holds would be known too late."""
+    """Raises EncodedBody for a compressed body, because its size is not known before it is decompressed."""
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise EncodedBody(f"the body is encoded as {encoding[:40]!r}", "Send it without Content-Encoding")
+        raise EncodedBody(f"The body is encoded as {encoding[:40]!r}", "Send it without Content-Encoding")

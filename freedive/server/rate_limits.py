@@ -15,7 +15,7 @@ WINDOW_S = 60.0
 
 
 class RateLimited(Overloaded):
-    """A key that asks more than it may; ``retry_after_s`` is when there will be room, in whole seconds."""
+    """A key has reached its limit; ``retry_after_s`` is the time until it may send again, in whole seconds."""
 
     code = "rate_limit_exceeded"
 
@@ -34,9 +34,9 @@ class RateLimits:
 
     @contextmanager
     def track(self, key: Key) -> Iterator[None]:
-        """Counts one request of ``key`` while the block runs. Raises RateLimited; then nothing is counted."""
+        """Counts one request of ``key`` as running while the block runs. Raises RateLimited without counting it."""
         if key.max_running is not None and self._running[key.id] >= key.max_running:
-            raise RateLimited(f"this key has {key.max_running} requests under way, as many as it may", 1)
+            raise RateLimited(f"This key has {key.max_running} running requests, which is its limit", 1)
         if key.requests_per_minute is not None:
             self._count(key.id, key.requests_per_minute)
         self._running[key.id] += 1
@@ -51,5 +51,5 @@ class RateLimits:
             recent.popleft()
         if len(recent) >= limit:
             wait_s = math.ceil(recent[-limit] + WINDOW_S - now)
-            raise RateLimited(f"this key has made {limit} requests within a minute, as many as it may", wait_s)
+            raise RateLimited(f"This key has sent {limit} requests within a minute, which is its limit", wait_s)
         recent.append(now)

@@ -1,4 +1,4 @@
-"""What request bodies of all APIs share: fields are honoured, ignored and reported, or refused by name."""
+"""The base class of all request bodies: each field is honoured, ignored and reported, or refused by name."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from freedive.errors import UserError
 from freedive.json_object import Json
 
 _REPORTABLE = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
-"""Names of fields that may stand in a header and in a log."""
+"""Field names that are safe in a response header and in a log."""
 _MAX_REPORTED = 32
 _ignored: ContextVar[set[str] | None] = ContextVar("ignored", default=None)
 
 
 def report_ignored_to(names: set[str]) -> None:
-    """From here on, what the request of this context sends and nobody honours is added to ``names``."""
+    """Makes :func:`ignore` add names to ``names`` in the current context, which is that of one request."""
     _ignored.set(names)
 
 
 def ignore(name: str) -> None:
-    """Reports that the field ``name`` was sent, and has no effect."""
+    """Reports that the request has the field ``name``, and that the field has no effect."""
     names = _ignored.get()
     if names is not None and len(names) < _MAX_REPORTED and _REPORTABLE.fullmatch(name):
         names.add(name)
 
 
 def _as_accepted(schema: Json, body: type[RequestBody]) -> None:
-    """Says in the schema of ``body`` what it accepts beyond its fields: null, and fields without effect."""
+    """Adds null, and fields without effect, to the JSON schema of ``body``, which accepts them."""
     required = schema.get("required", [])
     fields = schema.get("properties", {})
     schema["properties"] = {
@@ -50,7 +50,7 @@ NULL: Json = {"type": "null"}
 
 
 def _or_null(name: str, node: Json) -> Json:
-    """``node`` or null, with the bounds of Sampling where it names a number there."""
+    """Returns a schema that accepts ``node`` or null, with the bounds of Sampling if ``name`` is one of its numbers."""
     low, high = RANGES.get(name, (None, None))
     bounds = {} if low is None else {"minimum": low, "maximum": high}
     label = {key: value for key, value in node.items() if key in ("default", "title")}
@@ -61,7 +61,7 @@ def _or_null(name: str, node: Json) -> Json:
 
 
 def _failing_fast(schema: Any) -> Any:
-    """``schema`` of pydantic's core, whose lists and objects have one error at most."""
+    """Returns a pydantic-core schema with ``fail_fast`` in all lists and objects."""
     if isinstance(schema, list):
         return [_failing_fast(each) for each in schema]
     if not isinstance(schema, dict):
@@ -71,12 +71,12 @@ def _failing_fast(schema: Any) -> Any:
 
 
 class RequestBody(BaseModel):
-    """A JSON object from a client. null means absent; what would not be honoured is reported, or refused by name.
+    """A JSON object from a client. null means absent; a field that is not honoured is reported, or refused by name.
 
-    ``ignored`` fields may have any value: they label a request or advise, and do not change its answer. ``synonyms``
-    are other names of fields. ``unsupported`` maps fields that are not served to the values that ask for nothing; any
-    other value is refused. A field without an entry is refused, but in a class that ``ignores_unknown``: there it
-    describes what was, not what is asked for. Whatever is ignored is reported.
+    ``ignored`` fields may have any value: they are labels or advice and do not change the answer. ``synonyms`` maps
+    other names to fields. ``unsupported`` maps fields that are not implemented to their neutral values; any other value
+    is refused. An unknown field is refused, except in a class that ``ignores_unknown``: such a class describes earlier
+    turns or tools, not the answer. Every ignored field is reported.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_as_accepted)
@@ -87,7 +87,7 @@ class RequestBody(BaseModel):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Validation of lists and objects stops at the first error: the others would only be dropped."""
+        """Returns a schema that stops at the first error of a list or object: further errors are not reported."""
         return cast(CoreSchema, _failing_fast(handler(source)))
 
     @model_validator(mode="before")
@@ -103,9 +103,10 @@ class RequestBody(BaseModel):
                 continue
             if ours in fields:
                 if honoured.setdefault(ours, value) != value:
-                    raise UserError(f"'{name}' is another name of a field that is there", "Send one", param=name)
+                    what = f"'{name}' is another name of '{ours}', which has another value"
+                    raise UserError(what, "Send one of them", param=name)
             elif name in cls.unsupported:
-                if not any(_same(value, nothing) for nothing in cls.unsupported[name]):
+                if not any(_same(value, neutral) for neutral in cls.unsupported[name]):
                     raise UserError(f"'{name}' is not supported by this server", "Leave it out", param=name)
             elif name in cls.ignored or cls.ignores_unknown:
                 ignore(name)
@@ -114,15 +115,15 @@ class RequestBody(BaseModel):
         return honoured
 
     def given(self, **others: Any) -> dict[str, Any]:
-        """The fields of Sampling that the request sets, and ``others``; the rest is the model's to choose."""
+        """Returns the fields of Sampling that the request sets, and ``others``; the model's defaults fill the rest."""
         shared = type(self).model_fields.keys() & Sampling.__dataclass_fields__.keys()
         fields = {name: value for name in shared if (value := getattr(self, name)) is not None}
         return fields | others
 
 
-def _same(value: object, nothing: object) -> bool:
-    """Whether they are equal, and not one of them true and the other 1."""
-    return value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
+def _same(value: object, neutral: object) -> bool:
+    """Whether the values are equal, where true and 1 are different."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def _unicode(text: str) -> str:
@@ -134,10 +135,10 @@ def _unicode(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_unicode)]
-"""JSON can spell strings that no encoding can write."""
+"""A string without lone surrogates, which JSON can express but UTF-8 cannot encode."""
 
 Label = Annotated[Text, Field(max_length=1 << 16)]
-"""What a response repeats as it is, though no model reads it."""
+"""A bounded string that a response repeats, and that no model reads."""
 
 
 def _writable(value: Json) -> Json:
@@ -149,19 +150,19 @@ def _writable(value: Json) -> Json:
 
 
 JsonObject = Annotated[Json, AfterValidator(_writable)]
-"""Whatever a client likes, as long as it can be written again."""
+"""Any JSON object that can be encoded again."""
 
 
 def type_of(value: Any) -> str | None:
-    """The type that an object from a client says it has; None for what is no object, or says it in no text."""
+    """Returns the string under "type" in an object from a client; None if there is none."""
     kind = value.get("type") if isinstance(value, dict) else None
     return kind if isinstance(kind, str) else None
 
 
 def only(param: str, *kinds: str | None, thing: str = "", remedy: str = "") -> Callable[[Any], Any]:
-    """Looks over a list: things of a type that we do not serve are named before their fields are looked at.
+    """Returns a validator that refuses items of a list whose "type" is not in ``kinds``, before their fields.
 
-    A ``thing`` goes by the name of its field, where it has no other.
+    The error calls an item ``thing``, or by the field name ``param`` if ``thing`` is empty.
     """
 
     def check(value: Any) -> Any:
@@ -175,11 +176,11 @@ def only(param: str, *kinds: str | None, thing: str = "", remedy: str = "") -> C
 
 
 def listed(value: Any) -> Any:
-    """One string as a list of it; everything else as it is."""
+    """Returns a list of one string for a string, and any other value unchanged."""
     return [value] if isinstance(value, str) else value
 
 
 def writable(value: Any) -> Any:
-    """``value`` if all texts in it are. Raises ValueError."""
+    """Returns ``value`` if all its strings can be encoded as UTF-8, else raises ValueError."""
     json.dumps(value, ensure_ascii=False).encode()
     return value

@@ -15,9 +15,9 @@ from freedive.server.completion_stream import Completions
 from freedive.server.keys import Key, nobody
 
 OWN_ID = re.compile(r"[!-~]{1,128}")
-"""What a client may call its request; it goes into headers and logs."""
+"""Request ids that a client may choose with X-Request-Id: they are safe in headers and logs."""
 CLIENT_LEFT = 499
-"""The status of a request whose client left before it had one."""
+"""The status of a request whose client disconnected before the response began."""
 
 
 @dataclass(eq=False)
@@ -26,8 +26,8 @@ class RequestRecord:
 
     ``route`` is the pattern of the path, "" if no route matches. ``completions`` is None for requests that generate
     nothing. ``ignored`` holds the names of fields that the client sent and that had no effect. Times are from
-    ``time.perf_counter``, except ``began_at``, in seconds since 1970. The record never holds any content, but for
-    ``completions`` of a server that keeps requests.
+    ``time.perf_counter``, except ``began_at``, in seconds since 1970. The record has no content of the request, except
+    in ``completions`` if the server keeps requests.
     """
 
     id: str
@@ -46,19 +46,19 @@ class RequestRecord:
 
     @classmethod
     def of(cls, scope: Scope, headers: Headers) -> RequestRecord:
-        """The record of a request that has just arrived."""
+        """Returns the record of a request that has just arrived."""
         given = headers.get("x-request-id", "")
         id = given if OWN_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         return cls(id, scope["method"], headers.get("traceparent", ""))
 
     @property
     def seconds(self) -> float:
-        """How long it took, or takes already."""
+        """Seconds from the start of the request to its end, or to now."""
         return (self.ended_at or time.perf_counter()) - self.started_at
 
     @property
     def model(self) -> str:
-        """The model that answers, "" where none does."""
+        """The name of the model that answers, "" if the request needs none."""
         return self.completions.model.name if self.completions else ""
 
     @property
@@ -72,8 +72,8 @@ Observer = Callable[[RequestRecord], None]
 
 
 def route_pattern(scope: Scope) -> str:
-    """The pattern that a routed request's path fits, and not the path, of which there are without number."""
+    """Returns the pattern of the route that matched, "" if none did: a metric by path would have unbounded labels."""
     if route := scope.get("route"):
-        own = re.search(route.path_regex.pattern.removeprefix("^"), scope["path"])  # newer routes lack their prefix
+        own = re.search(route.path_regex.pattern.removeprefix("^"), scope["path"])  # newer Starlette omits the prefix
         return f"{scope['path'][: own.start() if own else 0]}{route.path}"
     return str(scope["root_path"] or scope["path"]) if "endpoint" in scope else ""

@@ -19,18 +19,18 @@ from freedive.errors import UserError
 from freedive.server.body import Bodies, check_json
 
 INLINE_BYTES = 1 << 16
-"""Bodies and answers up to about this size are handled at once; a thread would cost more than it saves."""
+"""Bodies and responses up to this size in bytes are handled in the event loop; a thread would cost more time."""
 SLICE = 1024
-"""Members of a list that are encoded at once, with the interpreter's lock held."""
+"""Items of a list that are encoded in one call, which holds the interpreter's lock."""
 MAX_ERRORS = 64
-"""Faults of a body that are looked at: alternatives of one field have one each."""
+"""Validation errors of a body that are examined: each member of a union has its own."""
 
 T = TypeVar("T")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class Route(APIRoute):
-    """Reads a body only where the endpoint takes one, and only after the request was let in."""
+    """A route that reads the body only if the endpoint takes one, after the request was authenticated."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, _encoded(endpoint), **options)
@@ -51,33 +51,33 @@ class Route(APIRoute):
 
 
 class APIRouter(fastapi.APIRouter):
-    """FastAPI's, with :class:`Route`."""
+    """FastAPI's router, with :class:`Route` as the class of its routes."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(route_class=Route, **options)
 
 
 async def off_loop(size: int, function: Callable[..., T], *args: Any, limiter: CapacityLimiter | None = None) -> T:
-    """What ``function`` makes of ``args``, in a thread where their ``size`` in bytes is not small."""
+    """Returns ``function(*args)``, computed in a thread if ``size`` is more than :data:`INLINE_BYTES`."""
     return function(*args) if size <= INLINE_BYTES else await run_sync(function, *args, limiter=limiter)
 
 
 class _ParsedRequest(Request):
-    """A request whose body is there as what validation has made of it; None where it has none."""
+    """A request whose body was parsed and validated before FastAPI sees it; None if it has no body."""
 
     def __init__(self, scope: Any, receive: Any, value: Any) -> None:
         super().__init__(scope, receive)
         self._value = value
 
     async def body(self) -> bytes:
-        return b"" if self._value is None else b"parsed"  # FastAPI only asks whether there is one
+        return b"" if self._value is None else b"parsed"  # FastAPI only checks whether it is empty
 
     async def json(self) -> Any:
         return self._value
 
 
 def _parsed(data: bytes, field: Any) -> Any:
-    """The validated value of a body, None for an empty one. Raises UserError and RequestValidationError."""
+    """Returns the validated value of a body, None for an empty one. Raises UserError and RequestValidationError."""
     if not data:
         return None
     check_json(data)
@@ -86,10 +86,10 @@ def _parsed(data: bytes, field: Any) -> Any:
     except json.JSONDecodeError as error:
         context = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
         raise RequestValidationError([context]) from None
-    except ValueError:  # Python's limit, as reading an integer takes the square of its length
-        raise UserError("the body has a number of too many digits", "Send a smaller number") from None
+    except ValueError:  # Python's limit for digits, because parsing an integer takes quadratic time
+        raise UserError("The body has a number with too many digits", "Send a smaller number") from None
     if value is None:
-        raise UserError("the body must be a JSON object", "Send one")
+        raise UserError("The body must be a JSON object", "Send one")
     validated, errors = field.validate(value, {}, loc=("body",))
     if errors:
         raise RequestValidationError(errors[:MAX_ERRORS], body=value)
@@ -97,7 +97,7 @@ def _parsed(data: bytes, field: Any) -> Any:
 
 
 def _encoded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """``endpoint`` with an object that it returns written as JSON, in slices, and in a thread where that takes long."""
+    """Returns ``endpoint`` with the dict that it returns encoded as JSON, in a thread if it is long."""
 
     @functools.wraps(endpoint)
     async def call(*args: Any, **options: Any) -> Any:
@@ -110,7 +110,7 @@ def _encoded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def size_of(value: Any) -> int:
-    """About how many bytes ``value`` has as JSON; as soon as it is certain that they are many, no more is counted."""
+    """Returns the approximate size of ``value`` as JSON, in bytes; stops counting beyond :data:`INLINE_BYTES`."""
     size, stack = 0, [value]
     while stack and size <= INLINE_BYTES:
         item = stack.pop()
@@ -124,7 +124,7 @@ def size_of(value: Any) -> int:
 
 
 def encode(value: Any) -> bytes:
-    """``value`` as JSON in ASCII. No slice of it holds the interpreter's lock for long."""
+    """Returns ``value`` as ASCII JSON, encoded in slices so that other threads can take the interpreter's lock."""
     return "".join(_slices(value)).encode()
 
 

@@ -1,4 +1,4 @@
-"""Starts the completions of a request, whichever API it came through."""
+"""Starts the completions of a request, for all APIs."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from freedive.text.prompt import Prompt
 T = TypeVar("T")
 
 Describe = Callable[[], GenerationRequest]
-"""Makes the generation request of a body."""
+"""A function that converts a request body to a generation request."""
 
 LONG_BYTES = 1 << 18
-"""Bodies beyond this take long to make prompts of, perhaps seconds."""
+"""Bodies above this size in bytes can take seconds to tokenize."""
 
 MAX_ANSWERS = 4096
-"""Prompts times choices of one request: each takes some memory until the last is there."""
+"""The most prompts times choices of one request: each answer takes memory until the last one has finished."""
 
 MAX_LOGPROBS = 1 << 20
-"""Log-probabilities of one request with several answers: each takes about 500 bytes until it is written."""
+"""The most log-probabilities of one request with several answers: each takes about 500 bytes until it is written."""
 
 
 @dataclass(frozen=True)
 class Service:
     """Starts completions on the server's models.
 
-    Templates, tokenizers and grammars of each model have threads of their own for each tenant, those of long requests
-    and of forms apart: a slow one delays neither other models, nor other tenants, nor short requests. Completions tell
-    their request only where the server ``keeps_requests``.
+    Each tenant has its own threads per model for templates, tokenizers and grammars, with one more for long requests
+    and structured output: a slow request delays no other model, no other tenant and no short request. Completions have
+    their request only if ``keeps_requests``.
     """
 
     models: Models
@@ -53,12 +53,12 @@ class Service:
     _threads: dict[tuple[str, str, bool], CapacityLimiter] = field(default_factory=dict)
 
     async def generate(self, describe: Describe, request: Request) -> Completions:
-        """Starts the completions of what ``describe`` describes, for the tenant that sent ``request``.
+        """Starts the completions of the generation request that ``describe`` returns, for the tenant of ``request``.
 
-        Raises UserError for what cannot be asked, Overloaded when too much is asked at once.
+        Raises UserError for a request that cannot be honoured, and Overloaded if the queue is full.
         """
         record: RequestRecord = request.state.record
-        generation_request = self._in_the_name_of(record.key, await _described(describe, request))
+        generation_request = self._scoped(record.key, await _described(describe, request))
         async with self.models.use(generation_request.model, generation_request.keep_alive_s) as model:
             sampling = model.sampling(**generation_request.sampling)
             work = partial(_submit, model, sampling, generation_request)
@@ -68,8 +68,8 @@ class Service:
         record.completions = completions
         return completions
 
-    def _in_the_name_of(self, key: Key, generation_request: GenerationRequest) -> GenerationRequest:
-        """``generation_request`` as far as this key may: how long models stay is for those who may manage them."""
+    def _scoped(self, key: Key, generation_request: GenerationRequest) -> GenerationRequest:
+        """Returns the request with the key's tenant, and without ``keep_alive_s`` unless the key may manage models."""
         return replace(
             generation_request,
             scope=replace(generation_request.scope, tenant=key.id),
@@ -77,7 +77,7 @@ class Service:
         )
 
     async def prompts(self, describe: Describe, request: Request) -> tuple[Model, Sequence[Prompt]]:
-        """The model and the prompts of a request, without running it. Raises UserError for what cannot be asked."""
+        """Returns the model and the prompts of a request, without running it. Raises UserError as in generate."""
         generation_request = await _described(describe, request)
         work = partial(_prompts, generation_request=generation_request)
         return await self.run(generation_request.model, work, request, is_guided=generation_request.is_guided)
@@ -85,36 +85,36 @@ class Service:
     async def run(
         self, name: str, work: Callable[[Model], T], request: Request, *, is_guided: bool = False
     ) -> tuple[Model, T]:
-        """The model of this name, and what ``work`` makes of it in a thread."""
+        """Returns the model of this name, and the result of ``work`` on it, computed in a thread."""
         async with self.models.use(name) as model:
             return model, await self._in_thread(partial(work, model), model, request, is_guided=is_guided)
 
     async def _in_thread(self, work: Callable[[], T], model: Model, request: Request, *, is_guided: bool) -> T:
         is_long = is_guided or request.state.record.num_body_bytes > LONG_BYTES
-        party = (model.name, request.state.record.key.id, is_long)
-        threads = self._threads.setdefault(party, CapacityLimiter(1 if is_long else 4))
+        group = (model.name, request.state.record.key.id, is_long)
+        threads = self._threads.setdefault(group, CapacityLimiter(1 if is_long else 4))
         async with threads:
-            if await request.is_disconnected():  # while it waited for its turn
+            if await request.is_disconnected():  # while it waited for a thread
                 raise ClientDisconnect
             return await run_sync(work, limiter=CapacityLimiter(1))
 
 
 async def _described(describe: Describe, request: Request) -> GenerationRequest:
-    """The generation request, made in a thread where the body is long."""
+    """Returns the generation request, built in a thread if the body is long."""
     return await off_loop(request.state.record.num_body_bytes, describe)
 
 
 def _prompts(model: Model, generation_request: GenerationRequest) -> list[Prompt]:
-    """The prompts for its inputs. Takes long for many: not for the event loop."""
+    """Returns the prompts of all inputs. Blocks: call it in a thread."""
     return [model.prepare(each) for each in generation_request.inputs]
 
 
 def _submit(model: Model, sampling: Sampling, generation_request: GenerationRequest) -> Completions:
-    """One generation for each choice, prompt by prompt; all or none. Takes long for many: not for the event loop."""
+    """Submits one generation for each choice of each prompt, all or none. Blocks: call it in a thread."""
     prompts, n = _prompts(model, generation_request), generation_request.n
     if len(prompts) * n > MAX_ANSWERS:
         what = f"{len(prompts)} prompts with {n} choices are more than {MAX_ANSWERS} answers"
-        raise UserError(what, "Ask for them in several requests", param="n")
+        raise UserError(what, "Send several requests", param="n")
     jobs = generation_request.jobs(prompts, sampling, model.max_context)
     _check_logprobs(jobs, model.max_context)
     try:
@@ -127,7 +127,7 @@ def _submit(model: Model, sampling: Sampling, generation_request: GenerationRequ
 
 
 def _check_logprobs(jobs: Sequence[Job], max_context: int) -> None:
-    """Raises UserError where several answers together would have too many log-probabilities to be held."""
+    """Raises UserError if several answers together would have more than :data:`MAX_LOGPROBS` log-probabilities."""
     number = 0
     for job in jobs:
         room, sampling = max_context - len(job.prompt.tokens), job.sampling
@@ -135,5 +135,5 @@ def _check_logprobs(jobs: Sequence[Job], max_context: int) -> None:
         for length, top in ((len(job.prompt.tokens), sampling.prompt_logprobs), (asked, sampling.logprobs)):
             number += 0 if top is None else length * (1 + top)
     if len(jobs) > 1 and number > MAX_LOGPROBS:
-        what = f"{len(jobs)} answers with up to {number} log-probabilities are more than {MAX_LOGPROBS} of them"
-        raise UserError(what, "Ask in several requests, or for shorter answers", param="logprobs")
+        what = f"{len(jobs)} answers may have {number} log-probabilities, more than {MAX_LOGPROBS}"
+        raise UserError(what, "Send several requests, or set a smaller max_tokens", param="logprobs")

@@ -24,7 +24,7 @@ PERCENTILES = (50, 90, 99)
 
 
 class Stats:
-    """An observer that remembers the last requests with answers, and counts them all by caller."""
+    """An observer that stores the latencies of the last requests, and counts all requests by caller."""
 
     def __init__(self) -> None:
         self._started_at = time.monotonic()
@@ -32,7 +32,7 @@ class Stats:
         self._callers: dict[str, tuple[str, Counter[str]]] = {}
 
     def __call__(self, record: RequestRecord) -> None:
-        """Remember a request that has ended."""
+        """Counts a finished request, if it has answers."""
         if not record.completions:
             return
         usage, timings = record.completions.usage, record.completions.timings
@@ -44,15 +44,15 @@ class Stats:
             self._recent.append((record.key.id, times))
 
     def report(self, models: Models, key: Key) -> Json:
-        """Everything for who may manage the server; else what ``key`` itself has asked.
+        """Returns statistics of all callers for a key that may manage the server, else only those of ``key``.
 
-        Latencies are of those among the last ``NUM_REMEMBERED`` requests.
+        Latencies are percentiles over the last ``NUM_REMEMBERED`` requests of the server.
         """
         sees_all = "manage" in key.may
         recent = [times for tenant, times in self._recent if sees_all or tenant == key.id]
         callers = [counted for tenant, counted in self._callers.items() if sees_all or tenant == key.id]
         by_name: dict[str, Counter[str]] = {}
-        for name, counts in callers:  # one name may have had several keys
+        for name, counts in callers:  # several keys may have had the same name
             by_name.setdefault(name, Counter()).update(counts)
         return {
             "version": freedive.__version__,
@@ -68,7 +68,7 @@ class Stats:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Those of :data:`PERCENTILES`, each a value that was there; none of nothing."""
+    """Returns the :data:`PERCENTILES` of ``values`` (nearest-rank), none if there are no values."""
     ordered = sorted(values)
     return {f"p{part}": ordered[math.ceil(part / 100 * len(ordered)) - 1] for part in PERCENTILES if ordered}
 
@@ -82,7 +82,7 @@ def _numbers(model: Model) -> Json:
 
 
 def router(stats: Stats, models: Models) -> APIRouter:
-    """The route."""
+    """Returns the routes of the statistics."""
     routes = APIRouter()
 
     @routes.get("/v1/stats", tags=["server"], summary="Load, latencies and memory")

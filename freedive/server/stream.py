@@ -23,23 +23,21 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEEP_ALIVE_S = 10.0
-"""Silence after which a comment is sent, so that no proxy or client takes a long prefill for a dead connection."""
+"""Seconds without output after which a comment is sent, so that no proxy or client times out in a long prefill."""
 COMMENTS = 5
-"""How many are sent before data that add nothing: some clients leave where they have read no data for 300 s."""
+"""Comments before empty data events are sent instead: some clients disconnect after 300 s without data."""
 
 MAX_READ = 256
-"""Generations of one request that are listened to at a time, in their order; the others' pieces wait."""
+"""The most generations of one request that are read at the same time; further ones are read when these end."""
 
 
 async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, TokenOutput], None]:
-    """Pieces of several generations as they come, each with the index of its generation.
+    """Yields the outputs of several generations as they arrive, each with the index of its generation.
 
-    However it ends, every generation is over: closing the iterator cancels what still runs. Raises Unavailable when
-    the engine itself cancels one, which it does when it shuts down.
+    Closing the iterator cancels all generations that still run. Raises Unavailable if the engine cancels a generation,
+    which it does when it shuts down.
     """
-    arrived: asyncio.Queue[tuple[int, TokenOutput | Exception | None]] = asyncio.Queue(
-        1
-    )  # readers go at their own pace
+    arrived: asyncio.Queue[tuple[int, TokenOutput | Exception | None]] = asyncio.Queue(1)  # bounds unread outputs
     coming = enumerate(generations)
 
     async def read() -> None:
@@ -62,7 +60,7 @@ async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[
                 num_reading -= 1
                 continue
             if item.finish_reason == "cancelled":
-                raise Unavailable("the server is shutting down", "Send the request again later")
+                raise Unavailable("The server is shutting down", "Send the request again later")
             yield index, item
     finally:
         for generation in generations:
@@ -71,9 +69,9 @@ async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[
 
 
 class EventStream(Response):
-    """Server-sent events from a generator, which is closed at once when the client leaves.
+    """Server-sent events from a generator, which is closed as soon as the client disconnects.
 
-    ``nothing`` writes data that add nothing to the answer. It is called only while the generator waits.
+    ``nothing`` returns an event that adds nothing to the answer. It is called only while the generator waits.
     """
 
     media_type = "text/event-stream"
@@ -108,32 +106,32 @@ class EventStream(Response):
             await self.events.aclose()
 
     def _sign(self, silence: int) -> bytes:
-        """What is sent the ``silence``-th time that nothing came."""
+        """Returns the data to send after ``silence`` periods without output."""
         return self.nothing() if self.nothing and silence > COMMENTS else self.keep_alive
 
 
 class JsonLines(EventStream):
-    """JSON objects, one a line. They have no comments."""
+    """A stream of JSON objects, one per line, without keep-alive comments."""
 
     media_type = "application/x-ndjson"
     keep_alive = b""
 
 
 def event(data: Any, name: str = "") -> bytes:
-    """One server-sent event holding JSON."""
+    """Returns one server-sent event with ``data`` as JSON."""
     head = f"event: {name}\n".encode() if name else b""
     return head + b"data: " + line(data) + b"\n"
 
 
 def line(data: Any) -> bytes:
-    """JSON on a line of its own."""
+    """Returns ``data`` as one line of JSON."""
     return json.dumps(data, separators=(",", ":")).encode() + b"\n"
 
 
 async def with_error_event(
     events: AsyncGenerator[bytes, None], write: Callable[[ApiError], bytes], id: str
 ) -> AsyncGenerator[bytes, None]:
-    """Yields ``events`` and, if they fail, a last event made by ``write``. The log names the failure by ``id``."""
+    """Yields ``events`` and, if they fail, a last event from ``write``; logs a failure of the server under ``id``."""
     async with aclosing(events):
         try:
             async for data in events:
@@ -146,7 +144,7 @@ async def with_error_event(
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``; cancels it and raises ClientDisconnect when the client leaves first."""
+    """Returns the result of ``work``; cancels it and raises ClientDisconnect if the client disconnects first."""
     task, left = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request.receive))
     try:
         await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
@@ -163,7 +161,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _ended(*futures: asyncio.Future[Any]) -> None:
-    """Cancel what still runs and see it end; errors were either told already or do not matter any more."""
+    """Cancels the futures and waits for their end; ignores their errors, which were reported or do not matter."""
     for future in futures:
         future.cancel()
     await asyncio.gather(*futures, return_exceptions=True)

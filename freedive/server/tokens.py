@@ -20,13 +20,13 @@ from freedive.server.routing import APIRouter, off_loop
 from freedive.server.service import Service
 
 BYTES_PER_TOKEN = 16
-"""About what a token takes in an answer."""
+"""Approximate bytes of one token in a response."""
 
 
 class TokenizeRequest(RequestBody):
-    """POST /tokenize: ``prompt`` (vLLM's), ``content`` (llama.cpp's) or a chat's ``messages``.
+    """POST /tokenize: ``prompt`` (vLLM), ``content`` (llama.cpp) or the ``messages`` of a chat.
 
-    Tokens that begin or end a text are added to a prompt, as vLLM does, but not to a content, as in llama.cpp.
+    Special tokens such as BOS are added to ``prompt``, as in vLLM, but not to ``content``, as in llama.cpp.
     """
 
     unsupported: ClassVar = {"chat_template": (), "mm_processor_kwargs": ({},)}
@@ -53,19 +53,20 @@ class TokenizeRequest(RequestBody):
     @model_validator(mode="after")
     def _one_thing(self) -> TokenizeRequest:
         if sum([self.prompt is not None, self.content is not None, bool(self.messages)]) != 1:
-            raise UserError("'prompt', 'content' and 'messages' are three ways to ask", "Send one", param="prompt")
+            what = "A request has exactly one of 'prompt', 'content' and 'messages'"
+            raise UserError(what, "Send one of them", param="prompt")
         if self.messages and (self.add_special_tokens or self.add_special):
             name = "add_special_tokens" if self.add_special_tokens else "add_special"
             raise UserError("A chat's template adds the special tokens", f"Leave '{name}' out", param=name)
         return self
 
     def chat(self, model: str) -> ChatRequest:
-        """The chat that the ``messages`` are."""
+        """Returns the chat request with the fields that both requests have."""
         shared = self.model_fields_set & ChatRequest.model_fields.keys()
         return ChatRequest(**{name: getattr(self, name) for name in shared} | {"model": model})
 
     def encode(self, tokenizer: Tokenizer) -> list[int]:
-        """The tokens of the text, however long it is."""
+        """Returns the tokens of the text, without a limit on its length."""
         given = (self.add_special_tokens, self.add_special)
         special = next((value for value in given if value is not None), self.prompt is not None)
         text = self.content if self.prompt is None else self.prompt
@@ -80,10 +81,10 @@ class DetokenizeRequest(RequestBody):
 
 
 def router(service: Service) -> APIRouter:
-    """The routes."""
+    """Returns the routes for tokenization."""
     routes = APIRouter()
 
-    @routes.post("/tokenize", summary="The tokens of a text or a chat")
+    @routes.post("/tokenize", summary="Tokenize a text or a conversation")
     async def tokenize(body: TokenizeRequest, request: Request) -> Json:
         name = service.models.named(body.model)
         if body.messages:
@@ -95,18 +96,18 @@ def router(service: Service) -> APIRouter:
             model, tokens = await service.run(name, lambda model: body.encode(model.tokenizer), request)
         return await off_loop(BYTES_PER_TOKEN * len(tokens), _described, body, model, tokens)
 
-    @routes.post("/detokenize", summary="The text of tokens")
+    @routes.post("/detokenize", summary="Decode tokens to text")
     async def detokenize(body: DetokenizeRequest) -> Json:
         async with service.models.use(service.models.named(body.model)) as model:
             text = await run_in_threadpool(_text, model.tokenizer, body.tokens)
         return {"prompt": text, "content": text}
 
-    @routes.post("/v1/chat/completions/render", summary="The prompt that a chat makes")
+    @routes.post("/v1/chat/completions/render", summary="Render the prompt of a conversation")
     async def render(body: ChatRequest, request: Request) -> Json:
-        model, (question,) = await service.prompts(body.generation_request, request)
+        model, (rendered,) = await service.prompts(body.generation_request, request)
         body.report_unheeded(model)
-        prompt = await run_in_threadpool(_text, model.tokenizer, question.tokens)
-        return {"prompt": prompt, "tokens": question.tokens, "count": len(question.tokens)}
+        prompt = await run_in_threadpool(_text, model.tokenizer, rendered.tokens)
+        return {"prompt": prompt, "tokens": rendered.tokens, "count": len(rendered.tokens)}
 
     return routes
 
@@ -126,7 +127,7 @@ def _text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 
 
 def _piece(tokenizer: Tokenizer, token: int) -> Json:
-    """llama.cpp's: parts of characters are bytes."""
+    """Returns a token in llama.cpp's format: its text, or its bytes if they are not UTF-8."""
     piece = tokenizer.token_bytes(token)
     try:
         return {"id": token, "piece": piece.decode()}

@@ -1,6 +1,6 @@
-"""A span of OpenTelemetry for each request, where a collector is set and the packages are there; else nothing at all.
+"""An OpenTelemetry span for each request, if a collector is configured.
 
-Names follow the semantic conventions for generative models. Never holds what was said.
+Names follow OpenTelemetry's semantic conventions for generative models. A span has no prompt and no answer.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-"""The variables that ask for traces; OpenTelemetry reads them, and others of its own, itself."""
+"""The environment variables that enable traces; OpenTelemetry reads their values itself."""
 
 
 def tracing(environ: Mapping[str, str] = os.environ) -> Observer | None:
-    """An observer that sends spans to the collector that ``environ`` names, None where it names none.
+    """Returns an observer that sends spans to the collector that ``environ`` names, None if it names none.
 
-    Raises UserError where the packages are missing.
+    Raises UserError if OpenTelemetry's packages are not installed.
     """
     asked = next((name for name in ENDPOINTS if environ.get(name)), None)
     if asked is None:
@@ -43,7 +43,7 @@ def tracing(environ: Mapping[str, str] = os.environ) -> Observer | None:
 
 
 def spans(tracer: Tracer) -> Observer:
-    """An observer that makes each request a span when it has ended, under the span that the client names."""
+    """Returns an observer that records each finished request as a child of the span in its traceparent header."""
     from opentelemetry.trace import SpanKind, StatusCode
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -64,12 +64,12 @@ def spans(tracer: Tracer) -> Observer:
 
 
 def span_name(record: RequestRecord) -> str:
-    """Operation and model where there is one, else method and route."""
+    """Returns operation and model for a request with answers, else method and route."""
     return f"{_operation(record)} {record.model}" if record.completions else f"{record.method} {record.route}".rstrip()
 
 
 def attributes(record: RequestRecord) -> dict[str, Any]:
-    """By the conventions' names."""
+    """Returns the attributes of a span by their names in the semantic conventions."""
     values: dict[str, Any] = {
         "http.request.method": record.method,
         "http.response.status_code": record.status,
@@ -99,5 +99,5 @@ def _operation(record: RequestRecord) -> str:
 
 
 def _ns(record: RequestRecord, moment: float) -> int:
-    """A time by ``time.perf_counter`` in nanoseconds since 1970."""
+    """Converts a time of ``time.perf_counter`` to nanoseconds since 1970."""
     return int((record.began_at + moment - record.started_at) * 1e9)

@@ -1,4 +1,4 @@
-"""Timeouts and limits of connections, and a graceful shutdown, beyond what uvicorn has."""
+"""Timeouts and limits of connections, and a graceful shutdown, which uvicorn lacks."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 60.0
-"""How long a client may take to say what it wants."""
+"""Seconds that a client may take to send the headers of its next request."""
 LINGER_S = 1.0
-"""How long the rest of a body that nobody wants is read and dropped, so that its sender gets to see the answer."""
+"""Seconds in which the rest of an unwanted body is read and dropped, so that the client can read the response."""
 MAX_CONNECTIONS = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-"""Half of the descriptors that the process may have; files and the models need the others."""
+"""Half of the process's file descriptors at most; files and models need the other half."""
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Connection(H11Protocol):
-    """A client's connection: cut when the client does not say what it wants, or for ``stall_s`` takes nothing.
+    """A client's connection, closed if the client sends no request, or reads nothing for ``stall_s`` seconds.
 
-    Where there are too many, the one that was idle for longest is cut; where none is idle, a new one is refused.
-    ``resting`` are those of a server that were idle once, in the order in which they became so; they share it.
+    If there are too many connections, the one that was idle for longest is closed; if none is idle, the new one is
+    refused. ``resting`` is shared by all connections of a server: those that became idle, in that order.
 
-    What waits to be taken is bounded: while there is more than asyncio's high-water mark, nothing more is sent.
+    Unsent data is bounded: above asyncio's high-water mark, the application waits.
     """
 
     def __init__(self, *args: Any, stall_s: float, resting: dict[Connection, None], **options: Any) -> None:
@@ -37,17 +37,17 @@ class Connection(H11Protocol):
         self._idle: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's signature
         super().connection_made(transport)
         self._expect_request()
         if len(self.connections) > MAX_CONNECTIONS:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Looks at each connection once, however many there are: it is in the way of all others."""
+        """Closes the oldest idle connection, or refuses this one. Examines each entry once: it blocks the loop."""
         while self._resting:
             oldest = next(iter(self._resting))
-            del self._resting[oldest]  # one that is busy comes again when it has been answered
+            del self._resting[oldest]  # a busy connection is added again after its response
             if oldest is not self and oldest.is_idle and not oldest.transport.is_closing():
                 oldest.transport.abort()
                 return
@@ -60,7 +60,7 @@ class Connection(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request of the client is under way."""
+        """Whether the connection has no running request."""
         return self.cycle is None or self.cycle.response_complete
 
     def _expect_request(self) -> None:
@@ -95,9 +95,10 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 
 class Server(uvicorn.Server):
-    """Ends after a signal: answers under way may go on for the signal's time in ``graces``. A second one ends at once.
+    """A server that ends after a signal; running answers may continue for ``graces[signal]`` seconds.
 
-    Tells ``on_end`` as soon as the first signal comes. The process then goes on, rather than dying by the signal.
+    A second signal ends the server at once. Calls ``on_end`` at the first signal. :meth:`run` then returns, and does
+    not raise the signal again.
     """
 
     def __init__(self, config: uvicorn.Config, graces: dict[int, float], on_end: Callable[[], None]) -> None:
@@ -109,6 +110,6 @@ class Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
             return
-        self.config.timeout_graceful_shutdown = self._graces[sig]  # type: ignore[assignment]  # a fraction will do
+        self.config.timeout_graceful_shutdown = self._graces[sig]  # type: ignore[assignment]  # uvicorn accepts a float
         self.should_exit = True
         self._on_end()

@@ -7,11 +7,11 @@ import math
 from typing import Any
 
 MAX_DIGITS = 1000
-"""Of a whole number that is read: Python takes time that grows with their square."""
+"""The most digits of an integer that is parsed: Python takes quadratic time for them."""
 
 
 def argument_values(text: str) -> Any:
-    """The value of ``text``. Numbers that a double or Python cannot hold stay text; ValueError for what is not JSON."""
+    """Parses JSON. Numbers beyond a double or :data:`MAX_DIGITS` stay text. Raises ValueError for invalid JSON."""
     return _DECODER.decode(text)
 
 

@@ -1,4 +1,4 @@
-"""The response format of an answer, as a grammar."""
+"""The format of an answer, and its conversion to a grammar."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _EXPECTED: dict[Kind, tuple[Any, str]] = {
     "grammar": (str, "a grammar in llguidance's Lark"),
 }
 
-_ESCAPES = r"nrbtf\""  # with \u0061 a key could be given that the schema speaks of under its letter
+_ESCAPES = r"nrbtf\""  # no \u0061: it could spell a key that the schema names
 _JSON_OPTIONS = {
-    "whitespace_pattern": r"[ \t]{1,2}|\n[ \t]{0,40}",  # a model at a loss would go on with white space for ever
+    "whitespace_pattern": r"[ \t]{1,2}|\n[ \t]{0,40}",  # unbounded white space could go on for ever
     "json_allowed_escapes": _ESCAPES,
     "lenient": False,
     "coerce_one_of": False,
@@ -33,10 +33,11 @@ _JSON_OPTIONS = {
 
 @dataclass(frozen=True)
 class Format:
-    """``kind`` is json_object, json_schema (``value``: the schema), regex (a regular expression, in Rust's syntax, that
+    """The format of an answer, by ``kind``.
 
-    the whole answer matches), choice (texts, one of which is the answer) or grammar (Lark, as llguidance has it).
-    Raises UserError for a ``value`` that is not of that kind; what a schema means is found out when it is used.
+    json_object has no ``value``; json_schema has a schema; regex has a regular expression in Rust's syntax that the
+    whole answer matches; choice has texts, one of which is the answer; grammar has a grammar in llguidance's Lark.
+    Raises UserError for a ``value`` of the wrong type; a schema is checked when it is used.
     """
 
     kind: Kind
@@ -47,13 +48,13 @@ class Format:
             raise _refused(f"There is no format {self.kind!r}", f"Choose one of {', '.join(KINDS)}")
         kind, expected = _EXPECTED[self.kind]
         if not isinstance(self.value, kind):
-            raise _refused(f"The format {self.kind} has a wrong value", f"Give it {expected}")
+            raise _refused(f"The format {self.kind} has a wrong value", f"Use {expected}")
         if self.kind == "choice" and not (self.value and all(isinstance(text, str) and text for text in self.value)):
-            raise _refused("The choice is not a list of texts", "Give it at least one, and none that is empty")
+            raise _refused("The choice is not a list of texts", "Use at least one text, and no empty one")
 
     @property
     def grammar(self) -> dict[str, Any]:
-        """As one of the grammars that llguidance knows; UserError for a schema that it would not keep to."""
+        """The format as a grammar for llguidance. Raises UserError for a schema that cannot be enforced."""
         match self.kind:
             case "json_object":
                 return json_grammar({"type": "object"})
@@ -62,7 +63,7 @@ class Format:
             case "regex":
                 if (len(self.value) - len(self.value.rstrip("\\"))) % 2:
                     raise _refused("The regular expression ends in the middle of an escape", "Correct it")
-                from llguidance import regex_to_lark  # imported here: not every start needs it
+                from llguidance import regex_to_lark  # imported here, because it is rarely needed
 
                 return {"lark_grammar": f"start: ANSWER\nANSWER: /{regex_to_lark(self.value, '')}/"}
             case "choice":
@@ -72,9 +73,9 @@ class Format:
 
 
 def json_grammar(schema: Mapping[str, Any], param: str = "response_format", *, loose: bool = False) -> dict[str, Any]:
-    """The grammar of JSON under ``schema``. UserError, about ``param``, for what it could not keep to.
+    """Returns the grammar of JSON that ``schema`` allows.
 
-    With ``loose`` that is left out.
+    Raises UserError, about ``param``, for keywords that cannot be enforced; with ``loose`` these are dropped.
     """
     try:
         plain, escapes = rewritten(schema, param, loose=loose)

@@ -18,22 +18,22 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _Parts = tuple[Callable[[], tokenizers.Tokenizer], decoders.Decoder, bool]
-"""What makes a tokenizer without added tokens, what turns its tokens into text, and whether bos precedes a text."""
+"""A factory of the tokenizer without added tokens, its decoder, and whether a BOS token precedes a text."""
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _REMEDY = "The file is damaged or incomplete; fetch it again"
 
 MAX_PIECE_LENGTH = 256
-"""Longest piece in characters that is joined of others: the ways to cut a piece take the square of its length."""
+"""Characters of the longest piece that merges make: finding its merges takes quadratic time."""
 
 
 def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> Vocabulary:
-    """Build the tokenizer that ``metadata`` (key -> Python value) describes; UserError if it is damaged or unknown."""
+    """Builds the tokenizer of GGUF ``metadata``. Raises UserError if it is damaged or not supported."""
     kind = _value(metadata, "model", str)
     if kind not in _BUILDERS:
         known = ", ".join(_BUILDERS)
-        raise UserError(f"The GGUF tokenizer model {kind!r:.40} is not supported", f"Supported are: {known}")
+        raise UserError(f"The GGUF tokenizer model {kind!r:.40} is not supported", f"Use a model with one of: {known}")
     tokens = _list(metadata, "tokens", str)
     if not tokens or len(set(tokens)) < len(tokens):
         raise UserError("The GGUF vocabulary is empty or has the same token twice", _REMEDY)
@@ -76,7 +76,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     name = _value(metadata, "pre", str, "default")
     if name not in PRE_TOKENIZERS:
         known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise UserError(f"The GGUF pre-tokenizer {name!r:.40} is not known", f"Known are: {known}")
+        raise UserError(f"The GGUF pre-tokenizer {name!r:.40} is not supported", f"Use a model with one of: {known}")
     pre = PRE_TOKENIZERS[name]
     merges = _list(metadata, "merges", str)
 
@@ -84,7 +84,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
         pairs = [tuple(merge.split(" ")) for merge in merges]
         try:
             core = _bpe(tokens, pairs, ignore_merges=pre.whole_words)
-        except UserError:  # looking at each takes as long as all the rest, and hardly any file needs it
+        except UserError:  # filtering is slow, and few files need it
             core = _bpe(tokens, _known_merges(merges, tokens), ignore_merges=pre.whole_words)
         splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -117,10 +117,10 @@ _BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece}
 
 
 def merges_by_score(pieces: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece BPE vocabulary, first merge first.
+    """Returns the merges of a SentencePiece BPE vocabulary, highest rank first.
 
-    SentencePiece has no list of merges: it joins any two neighbours that make up a piece, best score first (Kudo and
-    Richardson 2018). Every way to cut a piece into two pieces is thus a merge with the rank of the piece.
+    SentencePiece has no list of merges: it joins any two neighbours that form a piece, best score first (Kudo and
+    Richardson 2018). So every way to cut a piece into two pieces is a merge with the rank of the piece.
     """
     return [
         (piece[:cut], piece[cut:])
@@ -132,9 +132,9 @@ def merges_by_score(pieces: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def _known_merges(merges: list[str], tokens: list[str]) -> list[tuple[str, str]]:
-    """The ``merges`` as pairs, without those of tokens that the vocabulary lacks: no text is ever merged by them.
+    """Returns ``merges`` as pairs, without merges of tokens that are not in the vocabulary, which have no effect.
 
-    Raises UserError where that is true of most.
+    Raises UserError if most merges are such.
     """
     vocab = set(tokens)
     split = [merge.split(" ") for merge in merges]
@@ -143,7 +143,7 @@ def _known_merges(merges: list[str], tokens: list[str]) -> list[tuple[str, str]]
     if len(pairs) < len(merges):
         if 2 * len(pairs) < len(merges) or any(len(pair) != 2 for pair in split):
             raise UserError("The GGUF merges do not fit the vocabulary", _REMEDY)
-        logger.warning("%d merges name tokens that the vocabulary lacks: they are not used", len(merges) - len(pairs))
+        logger.warning("%d merges name tokens that are not in the vocabulary and are ignored", len(merges) - len(pairs))
     return pairs
 
 
@@ -162,7 +162,7 @@ def _value(metadata: Mapping[str, Any], name: str, kind: type[T], default: T | N
 
 
 def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
-    """True or false, which some files write as 1 or 0."""
+    """Returns a boolean, which some files write as 1 or 0."""
     value = metadata.get(f"tokenizer.ggml.{name}", default)
     if value not in (0, 1):
         raise UserError(f"The GGUF file has a malformed tokenizer.ggml.{name}", _REMEDY)
@@ -170,7 +170,7 @@ def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def _list(metadata: Mapping[str, Any], name: str, kind: type[T], length: int | None = None) -> list[T]:
-    """A list of ``kind``, of ``length`` if that is given."""
+    """Returns a list of ``kind``. Raises UserError if it has another type, or another length than ``length``."""
     values = _value(metadata, name, list)
     if length not in (None, len(values)) or not {*map(type, values)} <= {kind}:
         raise UserError(f"The GGUF file has a malformed tokenizer.ggml.{name}", _REMEDY)

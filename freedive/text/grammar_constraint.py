@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     import llguidance
 
 Grammar = Mapping[str, Any]
-"""One as llguidance has it: {"lark_grammar": ...} or {"json_schema": ...}."""
+"""A grammar in llguidance's format: {"lark_grammar": ...} or {"json_schema": ...}."""
 
 MAX_LENGTH = 1 << 20
-"""Characters of a grammar."""
+"""The most characters of a grammar."""
 
 MAX_RENEWAL_S = 0.05
-"""Seconds that compiling may take where the engine waits for it."""
+"""Seconds of compilation that the engine may wait for during a step."""
 
 NUM_CACHED = 64
-"""Compiled grammars that are kept for later requests."""
+"""The number of compiled grammars in the cache."""
 
 
 class GrammarConstraint:
-    """Follows one answer: see :class:`freedive.engine.constraint.TokenConstraint`."""
+    """Constrains one answer to a grammar; see :class:`freedive.engine.constraint.TokenConstraint`."""
 
     def __init__(self, compiled: CompiledGrammar) -> None:
         self._compiled = compiled
@@ -48,7 +48,7 @@ class GrammarConstraint:
         return self._matcher.is_stopped()
 
     def allowed(self) -> npt.NDArray[np.uint8]:
-        """The tokens that may come next, a bit for each. UserError when the grammar proves too hard."""
+        """Returns the bitmask of allowed next tokens, uint8. Raises UserError if the grammar is too complex."""
         bits = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             self._start_anew()
@@ -57,7 +57,7 @@ class GrammarConstraint:
         return np.frombuffer(bits, np.uint8)
 
     def take(self, token: int) -> None:
-        """Advance the constraint by ``token``."""
+        """Advances the constraint by ``token``."""
         self._tokens.append(token)
         self._matcher.consume_token(token)
         if self._matcher.is_error():
@@ -65,21 +65,21 @@ class GrammarConstraint:
             self._check()
 
     def _start_anew(self) -> None:
-        """Follow the same answer without what the grammar has learned from others, which counts towards its limits."""
+        """Continues the answer with a new matcher: the states of earlier answers count towards the grammar's limits."""
         self._matcher = self._compiled.renewed() or self._matcher
         self._matcher.consume_tokens(self._tokens)
 
     def _check(self) -> None:
         if fault := _one_line(self._matcher.get_error()):
-            what = f"The form of the answer cannot be kept to: {fault}"
+            what = f"The format of the answer cannot be enforced: {fault}"
             raise UserError(what, "Make it simpler", param="response_format")
 
 
 class CompiledGrammar:
-    """A grammar that passed its trial. Its matchers share the states that any of them has come to.
+    """A grammar that a worker has compiled before without a fault. Its matchers share their lexer states.
 
-    When these are too many, it is compiled again: at once where that is quick, else before the next request, in the
-    thread of who asks, as the engine does not wait.
+    If the states are too many, the grammar is compiled again: at once if that is fast, else in the thread of the next
+    request, because the engine does not wait.
     """
 
     def __init__(self, make: Callable[[], llguidance.LLMatcher]) -> None:
@@ -88,19 +88,19 @@ class CompiledGrammar:
         self._is_used_up = False
         self._original = self._compile()
         self.fault = _one_line(self._original.get_error())
-        """What is wrong after all; "" if nothing is."""
+        """What is wrong with the grammar, "" if nothing is."""
 
     def matcher(self) -> llguidance.LLMatcher:
-        """One for an answer."""
+        """Returns a matcher for one answer."""
         return self._original.deep_copy()
 
     def renew(self) -> None:
-        """Compile again if need be."""
+        """Compiles the grammar again if its states are used up."""
         if self._is_used_up:
             self._original = self._compile()
 
     def renewed(self) -> llguidance.LLMatcher | None:
-        """One that knows no states yet, as will those after it. None where that would take long."""
+        """Returns a matcher of a newly compiled grammar, None if compiling takes long."""
         self._is_used_up = True
         if self._seconds >= MAX_RENEWAL_S:
             return None
@@ -120,8 +120,8 @@ MakeConstraint = Callable[[], GrammarConstraint]
 class GrammarCompiler:
     """Compiles grammars for the vocabulary of ``tokenizer``. Safe to use from several threads.
 
-    In grammars its ``tokens`` stand for themselves and are no way to write their text: the special ones, and those
-    added ones that are ``markers``. An answer begins with ``lead``, which is not a part of its text.
+    Grammars refer to ``tokens`` (special tokens, and added tokens that are ``markers``) by id; these tokens never spell
+    ordinary text. ``lead`` is the rule before each answer, for a leading space that is not part of its text.
     """
 
     def __init__(self, tokenizer: Tokenizer, markers: Callable[[str], bool]) -> None:
@@ -132,28 +132,28 @@ class GrammarCompiler:
         self._compiled = lru_cache(NUM_CACHED)(self._compile)
 
     def compile(self, rules: str, parts: Sequence[Grammar], param: str = "response_format") -> MakeConstraint:
-        """Compile the Lark ``rules``, which call the ``parts`` @p0, @p1 ...; return a factory of constraints.
+        """Compiles the Lark ``rules``, which refer to ``parts`` as @p0, @p1 ..., and returns a factory of constraints.
 
-        UserError, about ``param``, if the parts, which are the user's, cannot be honoured.
+        Raises UserError, about ``param``, if the parts, which come from the user, cannot be enforced.
         """
         named = [{**part, "name": f"p{index}"} for index, part in enumerate(parts)]
-        options = '%llguidance {"no_forcing": true}\n'  # else it wants texts tokenized as the model would, one by one
+        options = '%llguidance {"no_forcing": true}\n'  # forced tokens need the model's tokenization
         try:
             texts = [json.dumps(part, allow_nan=False) for part in (*named, {"lark_grammar": options + rules})]
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"The form of the answer is not JSON ({error})", "Correct it", param=param) from None
+            raise UserError(f"The format of the answer is not JSON ({error})", "Correct it", param=param) from None
         try:
             compiled = self._compiled(tuple(texts))
         except grammar_pool.TimedOut:
             compiled = f"it takes longer than {grammar_pool.PATIENCE_S:g} s to prepare"
         if isinstance(compiled, str):
-            raise UserError(f"The form of the answer cannot be kept to: {compiled}", "Leave that out", param=param)
+            raise UserError(f"The format of the answer cannot be enforced: {compiled}", "Simplify it", param=param)
         compiled.renew()
         return lambda: GrammarConstraint(compiled)
 
     def _compile(self, texts: tuple[str, ...]) -> CompiledGrammar | str:
-        """What matches the last of the grammars ``texts``, or what is wrong with them. Raises TimedOut."""
-        import llguidance  # imported here: not every start needs it
+        """Returns the compiled grammar of ``texts`` (parts, then rules), or what is wrong with it. Raises TimedOut."""
+        import llguidance  # imported here, because it is rarely needed
 
         *parts, rules = texts
         if sum(map(len, texts)) > MAX_LENGTH:
@@ -173,7 +173,7 @@ class GrammarCompiler:
 
     @cached_property
     def _vocabulary_data(self) -> tuple[str, bytes]:
-        """The vocabulary for workers, and a name for it."""
+        """The hash and the bytes of the vocabulary, for workers."""
         data = self._vocabulary.to_bytes()
         return hashlib.sha256(data).hexdigest(), data
 
@@ -186,7 +186,7 @@ class GrammarCompiler:
 
 
 def _one_line(fault: str) -> str:
-    """What llguidance says is wrong, without the places in the grammar that it quotes."""
+    """Returns llguidance's error on one line, without quotes of the grammar."""
     text = re.sub(r"^at \d+\(\d+\): |^failed to compile JSON schema: |<non-verbose/>|\n +\d+ \|(.|\n)*", "", fault)
     return _MEANINGS.get(text.strip(), " ".join(text.split()))
 

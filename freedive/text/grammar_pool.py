@@ -1,4 +1,4 @@
-"""Worker processes that compile untrusted grammars first, with limits of time and memory."""
+"""Worker processes that compile untrusted grammars first, with limits on time and memory."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from freedive.text import grammar_worker
 from freedive.text.grammar_worker import receive, send
 
 PATIENCE_S = 2.0
-"""Seconds of processor time that a grammar may take."""
+"""CPU seconds that a grammar may take to compile."""
 
 SLOWNESS = 5
-"""How many times as long the clock may take: the machine may be busy."""
+"""The limit of wall-clock time as a multiple of CPU time, for a busy machine."""
 
 MAX_WAIT_S = 10.0
-"""Seconds that a request waits for a worker."""
+"""Seconds that a request waits for a free worker."""
 
 NUM_WORKERS = 2
 NUM_VOCABULARIES = 4
-"""Vocabularies that a worker keeps."""
+"""The number of vocabularies that a worker caches."""
 
 
 class TimedOut(Exception):
-    """A grammar took too long. That may be due to the load of the machine, and is not to be remembered."""
+    """A grammar took too long to compile; the result is not cached, because the machine may have been busy."""
 
 
 class GrammarPool:
-    """At most ``num_workers`` processes, each started when it is first needed. Safe to use from several threads."""
+    """At most ``num_workers`` worker processes, each started at its first use. Safe to use from several threads."""
 
     def __init__(self, num_workers: int = NUM_WORKERS) -> None:
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
@@ -46,27 +46,27 @@ class GrammarPool:
             self._idle.put(worker)
 
     def fault(self, key: str, vocabulary: bytes, grammar: str) -> str:
-        """What is wrong with ``grammar`` over the ``vocabulary`` called ``key``; "" if nothing is.
+        """Compiles ``grammar`` for the ``vocabulary`` named ``key``, and returns what is wrong, "" if nothing is.
 
-        Raises TimedOut; Overloaded if no worker is free for long; Unavailable if none can be started.
+        Raises TimedOut, Overloaded if no worker becomes free, and Unavailable if none can be started.
         """
         try:
             worker = self._idle.get(timeout=MAX_WAIT_S)
         except queue.Empty:
-            raise Overloaded("Many forms of answers are being prepared", "Try again in a moment") from None
+            raise Overloaded("Too many formats of answers are being compiled", "Try again later") from None
         try:
             return worker.fault(key, vocabulary, grammar)
         finally:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """End all workers. They are started again if they are needed."""
+        """Ends all workers; a later call of :meth:`fault` starts them again."""
         for worker in self._workers:
             worker.close()
 
 
 class _Worker:
-    """One process, which is started anew when it has died."""
+    """One worker process, which is started again after it has died."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,16 +78,16 @@ class _Worker:
         try:
             channel.settimeout(PATIENCE_S * SLOWNESS)
             if key not in self._known:
-                forgotten = self._known[: len(self._known) + 1 - NUM_VOCABULARIES]
-                send(channel, json.dumps(["vocabulary", key, forgotten]).encode())
+                evicted = self._known[: len(self._known) + 1 - NUM_VOCABULARIES]
+                send(channel, json.dumps(["vocabulary", key, evicted]).encode())
                 send(channel, vocabulary)
-                self._known = [*self._known[len(forgotten) :], key]
+                self._known = [*self._known[len(evicted) :], key]
             send(channel, json.dumps(["grammar", key, PATIENCE_S, grammar]).encode())
             answer = receive(channel)
         except TimeoutError:
             self.close()
             raise TimedOut from None
-        except OSError:  # it died while it was written to
+        except OSError:  # the worker died while it was receiving
             answer = None
         return self._death() if answer is None else answer.decode(errors="replace")
 
@@ -112,19 +112,19 @@ class _Worker:
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    start_new_session=True,  # an interrupt from the terminal is for the server
+                    start_new_session=True,  # Ctrl-C must reach only the server
                 )
             except OSError as error:
                 ours.close()
                 raise Unavailable(
-                    f"The process that prepares forms of answers cannot be started ({error})",
-                    "Try again, or ask without a form",
+                    f"The process that compiles formats of answers cannot be started ({error})",
+                    "Try again, or send the request without a format",
                 ) from None
         self._channel = ours
         return ours
 
     def _death(self) -> str:
-        """What the death of the process says about the grammar. Raises TimedOut if it says nothing lasting."""
+        """Returns the fault that ended the process. Raises TimedOut if the time limit or the system ended it."""
         assert self._process
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=PATIENCE_S)
@@ -137,7 +137,7 @@ class _Worker:
 
 @cache
 def shared_pool() -> GrammarPool:
-    """The pool of this process, which all models use."""
+    """Returns the pool of this process, which all models share."""
     pool = GrammarPool()
     atexit.register(pool.close)
     return pool

@@ -1,6 +1,6 @@
-"""Compiles grammars with llguidance. Run as a program, this file is the worker that tries untrusted grammars.
+"""Compiles grammars with llguidance. Run as a program, this file is the worker that tests untrusted grammars.
 
-It imports nothing of freedive, so that a worker starts within milliseconds. A grammar that passed the trial is
+The file imports nothing of freedive, so that a worker starts within milliseconds. A grammar that passed the trial is
 compiled again in the server, by the same function and on a larger stack.
 """
 
@@ -19,25 +19,25 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 TRIAL_STACK = 16 << 20
-"""Bytes of stack for a trial: llguidance recurses along chains of references."""
+"""Bytes of stack for a trial: llguidance recurses over chains of references."""
 
 SERVER_STACK = 2 * TRIAL_STACK
-"""Bytes of stack in the server, where what passed the trial must not run out of it."""
+"""Bytes of stack in the server, where a grammar that passed the trial must not overflow the stack."""
 
 MAX_MEMORY = 1 << 30
-"""Bytes of address space of a worker."""
+"""The limit of a worker's address space in bytes."""
 
 NUM_WALKS, WALK_LENGTH = 2, 8
-"""Random answers of a trial, and the tokens of each: some faults show only behind the first token."""
+"""The number of random answers of a trial, and their tokens: some faults appear only after the first token."""
 
 MAX_LEXER_STATES = 50_000
-"""States of the regular expressions of one grammar. One takes 1 to 2 kB."""
+"""The most lexer states of one grammar; each takes 1 to 2 kB."""
 
 _LENGTH = 4  # bytes that hold the length of a message
 
 
 class Vocabulary:
-    """The tokens of a model, as llguidance asks for them: every token by its bytes."""
+    """The tokens of a model as bytes, with the interface that llguidance needs."""
 
     is_tokenizer_wrapper = True
 
@@ -49,22 +49,22 @@ class Vocabulary:
         self.bos_token_id = bos
 
     def __call__(self, text: str) -> list[int]:
-        """Nothing asks for tokens of a text: grammars are compiled without forced tokens."""
+        """Returns no tokens: llguidance tokenizes texts only for forced tokens, which are turned off."""
         return []
 
     def native(self, llguidance: Any) -> Any:
-        """The tokenizer of llguidance for these tokens."""
+        """Returns llguidance's tokenizer of these tokens."""
         return llguidance.LLTokenizer(self, eos_token=sorted(self.stops) or None)
 
     def to_bytes(self) -> bytes:
-        """All of it, for a worker."""
+        """Returns the vocabulary as bytes, for a worker."""
         lengths = [len(token) for token in self.tokens]
         head = json.dumps([lengths, [*self.special_token_ids], [*self.stops], self.bos_token_id]).encode()
         return len(head).to_bytes(_LENGTH, "big") + head + b"".join(self.tokens)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Vocabulary:
-        """The reverse of :meth:`to_bytes`."""
+        """Returns the vocabulary that :meth:`to_bytes` has written."""
         start = _LENGTH + int.from_bytes(data[:_LENGTH], "big")
         lengths, special, stops, bos = json.loads(data[_LENGTH:start])
         tokens = []
@@ -75,13 +75,13 @@ class Vocabulary:
 
 
 def compile_grammar(llguidance: Any, tokenizer: Any, grammar: str) -> Any:
-    """The matcher of ``grammar``. It is in an error state if the grammar has a fault."""
+    """Returns the matcher of ``grammar``, which is in an error state if the grammar has a fault."""
     limits = llguidance.LLParserLimits(verbose_errors=False, max_lexer_states=MAX_LEXER_STATES)
     return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
 
 
 def fault_of(matcher: Any) -> str:
-    """What is wrong with the grammar of ``matcher`` as far as a few random answers show; "" if nothing is."""
+    """Returns what is wrong with the grammar of ``matcher``, "" if a few random answers show no fault."""
     fault: str = matcher.get_error()
     state = 1
     for _ in range(0 if fault else NUM_WALKS):
@@ -97,21 +97,21 @@ def fault_of(matcher: Any) -> str:
 
 
 def _some_token(bits: bytes, number: int) -> int:
-    """One of the tokens in the bitmask ``bits``, which has at least one."""
+    """Returns a token in the bitmask ``bits``, selected by ``number``; the mask must not be empty."""
     start = number % len(bits)
     place = next(index % len(bits) for index in range(start, start + len(bits)) if bits[index % len(bits)])
     return place * 8 + (bits[place] & -bits[place]).bit_length() - 1
 
 
 def on_stack(size: int, function: Callable[[], T]) -> T:
-    """What ``function`` returns or raises, called in a thread with ``size`` bytes of stack."""
+    """Calls ``function`` in a thread with ``size`` bytes of stack; returns its result, or raises its error."""
     results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
             results.append(function())
-        except BaseException as error:  # it is raised again below
+        except BaseException as error:  # raised again below
             errors.append(error)
 
     with _stack_size:
@@ -128,16 +128,16 @@ def on_stack(size: int, function: Callable[[], T]) -> T:
 
 
 _stack_size = threading.Lock()
-"""Held while the stack size of new threads, which is the whole process's, is another."""
+"""Guards the stack size of new threads, which is a setting of the whole process."""
 
 
 def send(channel: socket.socket, message: bytes) -> None:
-    """Send ``message`` with its length in front."""
+    """Sends ``message`` after its length."""
     channel.sendall(len(message).to_bytes(_LENGTH, "big") + message)
 
 
 def receive(channel: socket.socket) -> bytes | None:
-    """The next message; None if the other side has gone."""
+    """Returns the next message, None if the other side has closed the channel."""
     head = _read(channel, _LENGTH)
     return None if head is None else _read(channel, int.from_bytes(head, "big"))
 
@@ -153,9 +153,9 @@ def _read(channel: socket.socket, length: int) -> bytes | None:
 
 
 def _answer_trials(llguidance: Any, channel: socket.socket) -> None:
-    """Answer every trial with the fault that it found, until the server closes the channel.
+    """Answers each trial with the fault of its grammar, until the server closes the channel.
 
-    A message is ["vocabulary", key, forgotten keys], followed by the vocabulary, or ["grammar", key, seconds, grammar].
+    A message is ["vocabulary", key, evicted keys], followed by the vocabulary, or ["grammar", key, seconds, grammar].
     """
     tokenizers: dict[str, Any] = {}
     while (message := receive(channel)) is not None:
@@ -167,19 +167,19 @@ def _answer_trials(llguidance: Any, channel: socket.socket) -> None:
                 tokenizers[key] = Vocabulary.from_bytes(data).native(llguidance)
             continue
         seconds, grammar = rest
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # of processor time; then SIGPROF ends this process
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # CPU time; after it SIGPROF ends this process
         fault = fault_of(compile_grammar(llguidance, tokenizers[key], grammar))
         signal.setitimer(signal.ITIMER_PROF, 0)
         send(channel, fault.encode())
 
 
 def main() -> None:
-    """Be a worker: argv[1] is the folder of llguidance, and file descriptor 0 the channel to the server."""
+    """Runs a worker: argv[1] is the folder of llguidance, and file descriptor 0 the channel to the server."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(5)
     sys.path.insert(0, sys.argv[1])
-    import _lib as llguidance  # type: ignore[import-not-found]  # the package around it takes 30 times as long
+    import _lib as llguidance  # type: ignore[import-not-found]  # importing the whole package takes 30 times as long
 
     channel = socket.socket(fileno=0)
     on_stack(TRIAL_STACK, lambda: _answer_trials(llguidance, channel))

@@ -17,7 +17,7 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 
 def read_hf_tokenizer(folder: Path) -> Vocabulary:
-    """Read ``folder``/tokenizer.json and, where present, the configuration files beside it."""
+    """Reads tokenizer.json in ``folder`` and, if present, the configuration files. Raises UserError and NotFound."""
     core = _core(folder / "tokenizer.json")
     decoder = core.get_added_tokens_decoder()
     added = {index: token.content for index, token in decoder.items()}
@@ -25,7 +25,7 @@ def read_hf_tokenizer(folder: Path) -> Vocabulary:
     config = optional_json(folder / "tokenizer_config.json")
     roles = _roles(optional_json(folder / "special_tokens_map.json")) | _roles(config)
     if config.get("add_bos_token") and core.num_special_tokens_to_add(False) == 0:
-        # Llama-class tokenizers (DeepSeek's too) may say so only here: their tokenizer.json has no post-processor.
+        # The tokenizer.json of Llama-class models (and DeepSeek's) may lack the post-processor that adds BOS and EOS.
         add_ends(core, roles.get("bos_token"), roles.get("eos_token") if config.get("add_eos_token") else None)
     return Vocabulary(
         core=lambda: core,
@@ -41,32 +41,32 @@ def read_hf_tokenizer(folder: Path) -> Vocabulary:
 
 
 def optional_json(path: Path) -> Json:
-    """The JSON object in the file; empty if there is no such file."""
+    """Returns the JSON object in the file, an empty one if the file does not exist."""
     return read_json(path, duplicates=True) if path.exists() else {}
 
 
 def _core(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
-        raise NotFound(f"{path.parent} has no tokenizer.json", "Choose a model that comes with one, or its GGUF file")
+        raise NotFound(f"{path.parent} has no tokenizer.json", "Choose a model with a tokenizer.json, or a GGUF file")
     with damage("tokenizer.json is damaged or too new"):
         core = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
-        core.encode("a")  # some damage shows only in use
+        core.encode("a")  # some damage appears only in use
     core.no_truncation()
     core.no_padding()
     return core
 
 
 def _roles(config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens by role; each is a string, or an object with the string under "content"."""
+    """Returns the special tokens by role; each entry is a string, or an object with the string under "content"."""
     values = {role: config[role] for role in _ROLES if config.get(role) is not None}
     texts = {role: value.get("content") if isinstance(value, dict) else value for role, value in values.items()}
     return {role: text for role, text in texts.items() if isinstance(text, str)}
 
 
 def _named_ends(folder: Path, core: tokenizers.Tokenizer, roles: Mapping[str, str]) -> tuple[list[object], str]:
-    """End-of-sequence ids, the tokenizer's own and the configuration's, and the file that holds the latter.
+    """Returns the end-of-sequence ids of tokenizer and configuration, and the name of the configuration file.
 
-    That is generation_config.json or, without one, config.json.
+    The file is generation_config.json or, if it does not exist, config.json.
     """
     source = "generation_config.json" if (folder / "generation_config.json").is_file() else "config.json"
     named = optional_json(folder / source).get("eos_token_id")

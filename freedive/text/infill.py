@@ -1,4 +1,4 @@
-"""Fill in the middle: the tokens by which models that can do it tell what stands before a gap from what follows it."""
+"""Fill in the middle: the special tokens around prefix and suffix, for models that were trained with them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _MARKS = (
 
 
 def can_infill(added_tokens: Collection[str]) -> bool:
-    """Whether the vocabulary has the tokens for infilling."""
+    """Whether the vocabulary has the tokens for fill-in-the-middle."""
     return any(set(marks) <= set(added_tokens) for marks in _MARKS)
 
 
 def infill_marks(added_tokens: Collection[str]) -> tuple[str, str, str]:
-    """The tokens before the text before the gap, before the text after it, and before the answer.
+    """Returns the tokens before the prefix, before the suffix, and before the answer.
 
-    UserError if the vocabulary has none.
+    Raises UserError if the vocabulary has none.
     """
     for marks in _MARKS:
         if set(marks) <= set(added_tokens):

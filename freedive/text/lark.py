@@ -1,4 +1,4 @@
-"""Writes grammars in llguidance's Lark: what its methods return stands for a text, in the rules of the same grammar."""
+"""Writes grammars in llguidance's Lark; each method returns an expression for the rules of the same grammar."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 
 def quoted(text: str) -> str:
-    """``text``, letter by letter."""
+    """Returns an expression that matches exactly ``text``, spelled in ordinary tokens."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def any_of(choices: Collection[str]) -> str:
-    """One of ``choices``."""
+    """Returns an expression that matches one of the expressions ``choices``."""
     return f"({' | '.join(choices)})"
 
 
 class Lark:
-    """One grammar. Its ``tokens`` are special: they occur where they are written out, and in no other text."""
+    """One grammar. Its ``tokens`` are special: they match only where a literal has them, and no other text."""
 
     def __init__(self, tokens: Mapping[str, int]) -> None:
         self.parts: list[Mapping[str, Any]] = []
@@ -28,22 +28,22 @@ class Lark:
         self._rules = ["ANY: /(?s:.*)/", r"SPACE: /[ \n]{1,4}/"]
 
     def literal(self, text: str) -> str:
-        """Just ``text``, its special tokens as such."""
+        """Returns an expression that matches exactly ``text``, with special tokens by their ids."""
         pieces = [piece for piece in self._special.split(text) if piece]
         return " ".join(f"<[{self._tokens[piece]}]>" if piece in self._tokens else quoted(piece) for piece in pieces)
 
     def literals(self, texts: Collection[str]) -> str:
-        """Just one of ``texts``."""
+        """Returns an expression that matches one of ``texts``."""
         return any_of([self.literal(text) for text in texts])
 
     def free(self, without: Collection[str] = ()) -> str:
-        """Any text that has none of the strings ``without`` in it."""
+        """Returns an expression that matches any text without the strings ``without``."""
         return self.terminal(f"ANY & ~(ANY {any_of([*map(quoted, without)])} ANY)") if without else "ANY"
 
     def until(self, ends: Collection[str], without: Collection[str] = (), like: str = "ANY") -> str:
-        """Any text up to the first of ``ends``, that one included. It has none of the strings ``without`` in it.
+        """Returns an expression that matches any text up to and including the first of ``ends``.
 
-        It matches ``like``, a regular expression in Lark's notation.
+        The text before the end has none of the strings ``without``, and matches ``like``, a Lark regular expression.
         """
         plain = [end for end in ends if not self._special.search(end)]
         inner = self.free([text for text in without if text not in plain])
@@ -58,16 +58,16 @@ class Lark:
         return any_of(ways)
 
     def part(self, grammar: Mapping[str, Any]) -> str:
-        """What another grammar matches."""
+        """Returns an expression that matches another grammar."""
         self.parts.append(grammar)
         return f"@p{len(self.parts) - 1}"
 
     def rules(self, start: str) -> str:
-        """The whole grammar of a text that ``start`` stands for."""
+        """Returns the whole grammar, whose start rule is the expression ``start``."""
         return "\n".join([f"start: {start}", *self._rules])
 
     def terminal(self, body: str) -> str:
-        """What the regular expression ``body``, in Lark's notation, matches."""
+        """Adds a terminal with the Lark regular expression ``body``, and returns its name."""
         name = f"T{len(self._rules)}"
         self._rules.append(f"{name}: {body}")
         return name

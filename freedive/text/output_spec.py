@@ -1,4 +1,4 @@
-"""What is required of an answer, and the constraint that enforces it."""
+"""The requirements of a request on its answer, and the constraint that enforces them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from freedive.text.tools import Function, ToolChoice, Tools, functions
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """A ``format`` for the text of an answer, if any, and when to call which of the ``tools``, and how many at once.
+    """The ``format`` of an answer's text, if any; the ``tools``, which of them must be called, and whether in parallel.
 
-    Without ``thoughts`` the answer begins with what was asked for.
+    Without ``thoughts``, the answer begins with the text or the calls.
     """
 
     format: Format | None = None
@@ -30,28 +30,30 @@ class OutputSpec:
 
     @property
     def must_call(self) -> bool:
-        """Whether the answer must be a call."""
+        """Whether the answer must have a tool call."""
         return self.choice == "required" or isinstance(self.choice, Function)
 
 
 def constrain(
     spec: OutputSpec, compiler: GrammarCompiler, dialect: Dialect, state: State
 ) -> tuple[Dialect, MakeConstraint | None]:
-    """The dialect to parse an answer to ``spec`` with, and its constraint, if one is needed. UserError if this model
-    cannot fulfil ``spec``."""
+    """Returns the dialect of the answer's parser, and a factory of its constraint, None if it needs none.
+
+    Raises UserError if this model cannot fulfil ``spec``.
+    """
     callable_ = functions(spec.tools, spec.choice)
     param = _needs_constrained_calls(spec, callable_)
     if param and not dialect.writing:
         raise UserError(
-            "How this model writes calls is not known well enough to see to them",
-            "Leave them to the model: tool_choice auto without strict, format or a limit on their number",
+            "The tool calls of this model cannot be constrained, because their syntax is not known",
+            "Use tool_choice auto, and leave out strict, the format and parallel_tool_calls",
             param=param,
         )
     if not param and not spec.format:
         return dialect, None
     if dialect.bare and param == "response_format":
         raise UserError(
-            "This model's calls are JSON, and could not be told from an answer that is", "Ask for one", param=param
+            "This model's tool calls cannot be told from an answer in JSON", "Send tools or a format", param=param
         )
     lark = Lark(compiler.tokens)
     rules = lark.rules(
@@ -74,7 +76,7 @@ def constrain(
 
 
 def _needs_constrained_calls(spec: OutputSpec, callable_: list[Mapping[str, Any]]) -> str | None:
-    """The request parameter that requires constrained calls, if there is one."""
+    """Returns the request parameter that requires constrained calls, None if none does."""
     reasons = {
         "tool_choice": spec.must_call,
         "tools": any(function.get("strict") for function in callable_),

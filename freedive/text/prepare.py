@@ -1,4 +1,4 @@
-"""Turns what a model is asked into its prompt: template, tokens, thoughts, and what constrains the answer."""
+"""Converts an input to a prompt: template, tokens, thinking budget, and the constraint of the answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from freedive.text.tokenizer import Tokenizer
 class PromptMaker:
     """Makes the prompts of one model, of up to ``max_context`` tokens. Safe to use from several threads.
 
-    ``dialect`` tells thoughts and tool calls in an answer from its text.
+    ``dialect`` separates thoughts and tool calls in an answer from its text.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, max_context: int) -> None:
@@ -47,11 +47,11 @@ class PromptMaker:
 
     @property
     def can_think(self) -> bool:
-        """Whether the model can be asked for thoughts before the answer."""
+        """Whether the model can think before it answers."""
         return can_think(self.template.source, self.dialect)
 
     def prepare(self, asked: Input) -> Prompt:
-        """The prompt that asks for this, and how to read its answers. UserError for what cannot be."""
+        """Returns the prompt of an input. Raises UserError if the model cannot honour the input."""
         return self._chat(asked) if isinstance(asked, ChatInput) else self._text(asked)
 
     def _chat(self, asked: ChatInput) -> Prompt:
@@ -86,7 +86,7 @@ class PromptMaker:
         )
 
     def _thoughts(self, asked: ChatInput) -> tuple[bool | None, str | None, int | None]:
-        """Thinking, effort and budget, as far as this model can be told of them."""
+        """Returns thinking, effort and budget in tokens, without those that this model cannot honour."""
         if not self.can_think and asked.thinking_is_advice:
             return None, None, None
         if asked.thinking_budget == 0:
@@ -100,15 +100,15 @@ class PromptMaker:
 
     @cached_property
     def _thinks_unasked(self) -> bool:
-        """Whether the model thinks where nobody says so, as far as its template tells."""
+        """Whether the model thinks by default, according to its template."""
         source = self.template.source
         if self.dialect.messages or not has_switch(source):
             return bool(self.dialect.messages) or any(begin in source for begin in self.dialect.markers(Mark.THINK))
         switches = thinking_variables(True, None, source, self.dialect)
-        question = [{"role": "user", "content": "Hello"}]
+        messages = [{"role": "user", "content": "Hello"}]
         try:
-            return self.template.render(question) == self.template.render(question, **switches)
-        except UserError:  # then it has nothing to say about this
+            return self.template.render(messages) == self.template.render(messages, **switches)
+        except UserError:  # the template needs other messages and shows no default
             return True
 
     def _text(self, asked: TextInput) -> Prompt:
@@ -125,9 +125,9 @@ class PromptMaker:
         return Prompt(tokens, continues=True, make_constraint=make_constraint)
 
     def _constraint(self, format: Format) -> MakeConstraint:
-        """A factory of constraints that give texts the ``format``, from the first token on. It is compiled here, once.
+        """Returns a factory of constraints that enforce ``format`` from the first token on; compiles the format once.
 
-        UserError if it cannot be kept to.
+        Raises UserError if the format cannot be enforced.
         """
         lark = Lark(self._compiler.tokens)
         return self._compiler.compile(lark.rules(lark.part(format.grammar)), lark.parts)

@@ -1,7 +1,7 @@
-"""How byte-level BPE vocabularies split text before merging: the patterns published in each maker's tokenizer.json.
+"""How byte-level BPE tokenizers split text before merging: the patterns of each maker's published tokenizer.json.
 
 A GGUF file only names its pattern (``tokenizer.ggml.pre``). Patterns are in Oniguruma syntax and are applied one after
-the other; what a pattern does not match stays a piece of its own.
+the other; text between two matches is a piece of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class PreTokenizer(NamedTuple):
-    """``whole_words``: a word that is in the vocabulary is taken as it is, without merging ("ignore_merges")."""
+    """The patterns of one tokenizer. ``whole_words``: a word in the vocabulary is not merged ("ignore_merges")."""
 
     patterns: tuple[str, ...]
     whole_words: bool = False
@@ -32,7 +32,7 @@ _QWEN35 = (
 
 
 def _cased_words(suffix: str, no: str = "") -> str:
-    """Words that begin a new piece at a capital (camelCase); ``no`` is taken out of the letters."""
+    """Returns a pattern of words that splits before an upper-case letter (camelCase); ``no`` excludes letters."""
     upper, lower = rf"[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}{no}]", rf"[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}{no}]"
     prefix = r"[^\r\n\p{L}\p{N}]?"
     return rf"{prefix}{upper}*{lower}+{suffix}|{prefix}{upper}+{lower}*{suffix}"
@@ -52,7 +52,7 @@ _DEEPSEEK3_WORDS = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_LINES_AND_SPACES}"
 )
-# DeepSeek lists its cased letters one range after the other; that list is the general categories less these blocks.
+# DeepSeek's pattern lists all ranges of cased letters; they are the general categories without these blocks.
 _DEEPSEEK_LETTERS = (
     r"[[\p{Lu}\p{Ll}\p{Lt}]&&[^\x{560}-\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C8F}\x{2D00}-\x{2D2D}\x{A790}-\x{A7FA}"
     r"\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{10D50}-\x{10D85}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DF2A}]]"
@@ -101,4 +101,4 @@ _FAMILIES: dict[tuple[str, ...], PreTokenizer] = {
 }
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: entry for names, entry in _FAMILIES.items() for name in names}
-"""``tokenizer.ggml.pre`` -> how to split."""
+"""The pre-tokenizer by its name in ``tokenizer.ggml.pre``."""

@@ -13,9 +13,9 @@ from freedive.text.thinking_budget import Constraint, ThinkingBudget
 
 @dataclass(frozen=True)
 class Prompt:
-    """``tokens`` ask for the next message or, with ``continues``, for what follows them as the same text.
+    """The ``tokens`` of a prompt; with ``continues``, the answer continues the text of the prompt.
 
-    ``is_visible`` tells which special tokens the parser of an answer must see. ``budget`` bounds its thoughts.
+    ``is_visible`` returns whether the parser of an answer needs a special token. ``budget`` limits the thoughts.
     """
 
     tokens: Sequence[int]
@@ -28,10 +28,10 @@ class Prompt:
     budget: ThinkingBudget | None = None
 
     def parser(self) -> Parser:
-        """A parser for one answer, which separates thoughts and calls from text."""
+        """Returns a parser for one answer, which separates thoughts and tool calls from text."""
         return Parser(self.dialect, self.state, self.tools)
 
     def constraint(self, max_tokens: int | None = None) -> Constraint | None:
-        """A constraint for one answer of at most ``max_tokens``: it enforces the format and the thinking budget."""
+        """Returns a constraint for one answer of at most ``max_tokens``, for its format and its thinking budget."""
         constraint = self.make_constraint() if self.make_constraint else None
         return self.budget.constraint(constraint, max_tokens) if self.budget else constraint

@@ -1,4 +1,4 @@
-"""What one rendering of a template may take: work, memory and time, all its steps together."""
+"""The limits of work, memory and time for one rendering of a template."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from jinja2.exceptions import SecurityError
 from jinja2.utils import Namespace
 
 MAX_SIZE = 1 << 24
-"""Characters and items of any value that a template makes, its result included."""
+"""The most characters or items of any value in a template, including its result."""
 MAX_WORK = 1 << 27
-"""Characters that are looked at or made, about 5 ns each."""
+"""The most characters that are read or created, about 5 ns each."""
 MAX_MADE = 1 << 26
-"""Bytes of all values that are made."""
+"""The most bytes of all values that are created."""
 MAX_S = 1.0
-"""Seconds of computation."""
+"""The most CPU seconds."""
 
 STEP = 1 << 9
-"""The work of a round of a loop or of a macro call: there can be 262,144 of them."""
+"""The work of one loop iteration or macro call, so that 262,144 of them are possible."""
 ITEM = 64
-"""What a number, or a place in a list, counts as."""
+"""The work and the bytes that a number or a list entry counts as."""
 
 
 class RenderBudget:
-    """Counts what one rendering takes. Every method raises SecurityError as soon as it is too much."""
+    """Counts work and memory of one rendering. Every method raises SecurityError at a limit."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """A new rendering."""
+        """Resets the counts for a new rendering."""
         self._work = self._made = 0
         self._deadline = time.thread_time() + MAX_S
-        self._sizes: dict[int, tuple[Any, int]] = {}  # holds the value, too, so that its id stays its own
+        self._sizes: dict[int, tuple[Any, int]] = {}  # also holds the value, so that its id is not reused
 
     def spend(self, work: int) -> None:
-        """Take note of ``work`` that is about to be done."""
+        """Counts ``work`` that is about to be done."""
         self._work += work
         if self._work > MAX_WORK:
             raise SecurityError(f"it takes more than {MAX_WORK // STEP} steps, or as much work as these")
@@ -45,7 +45,7 @@ class RenderBudget:
             raise SecurityError(f"it takes more than {MAX_S:g} s")
 
     def make(self, value: Any) -> Any:
-        """``value``, which was made; what it holds was counted before."""
+        """Counts a new ``value`` and returns it; its items were counted before."""
         if isinstance(value, str):
             self._make(len(value) if value.isascii() else 4 * len(value))
         elif isinstance(value, (list, tuple, dict)):
@@ -59,14 +59,14 @@ class RenderBudget:
             raise SecurityError(f"it makes more than {MAX_MADE >> 20} MB of values")
 
     def touch(self, value: Any) -> Any:
-        """``value``, which is about to be looked at as a whole."""
+        """Counts a complete read of ``value`` and returns it."""
         self.spend(self.measure(value))
         return value
 
     def measure(self, value: Any) -> int:
-        """How long ``value`` is as text, about, without making the text: lists can hold one another many times over.
+        """Returns the approximate length of ``value`` as text without creating it: nested lists can be very long.
 
-        Templates cannot change lists and objects, so that each is measured once.
+        Templates cannot change lists and objects, so each is measured once.
         """
         if isinstance(value, str):
             return check_size(len(value))
@@ -88,7 +88,7 @@ class RenderBudget:
 
 
 def check_size(size: int) -> int:
-    """``size``. Raises SecurityError where no value may be so large."""
+    """Returns ``size``. Raises SecurityError if it is more than :data:`MAX_SIZE`."""
     if size > MAX_SIZE:
         raise SecurityError(f"it makes a value of more than {MAX_SIZE} characters")
     return size

@@ -1,4 +1,4 @@
-"""Compiles and renders chat templates; every fault of a template becomes a UserError."""
+"""Compiles and renders chat templates; every error of a template becomes a UserError."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from freedive.text.sandbox import Refused, Sandbox
 
 
 class Renderer:
-    """Templates by name, each compiled when it is first used. Safe to use from several threads."""
+    """Renders templates by name; compiles each at its first use. Safe to use from several threads."""
 
     def __init__(self, sources: Mapping[str, str]) -> None:
         self._sources = sources
@@ -22,8 +22,8 @@ class Renderer:
         self._lock = threading.Lock()
 
     def render(self, name: str, variables: Mapping[str, Any]) -> str:
-        """What the template ``name`` makes of ``variables``; UserError if there is none, or if it refuses or fails."""
-        with self._lock:  # the sandbox counts what one rendering takes
+        """Renders the template ``name`` with ``variables``. Raises UserError if it does not exist, refuses or fails."""
+        with self._lock:  # the sandbox counts one rendering at a time
             try:
                 self._sandbox.budget.begin()
                 return self._template(name).render(variables)
@@ -32,7 +32,7 @@ class Renderer:
             except Refused as error:
                 what = f"The chat template refuses these messages: {_line(error)}"
                 raise TemplateRefusal(what, param="messages") from None
-            except Exception as error:  # a template is foreign code: it can raise whatever Python can
+            except Exception as error:  # a template is untrusted code and can raise any error
                 raise UserError(
                     f"The chat template fails: {_line(error) or type(error).__name__}",
                     "Check the messages' fields, or continue plain text with --raw, or by /v1/completions",

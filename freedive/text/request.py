@@ -1,4 +1,4 @@
-"""What a model is asked, as plain data: a conversation or a text. Every API and command makes one of these."""
+"""The input of a request as plain data: a conversation or a text. All APIs and commands create inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from freedive.text.thinking import EFFORTS
 from freedive.text.tools import ToolChoice
 
 Messages = Sequence[Mapping[str, Any]]
-"""A conversation as OpenAI has it: {"role": ..., "content": ...}."""
+"""A conversation in OpenAI's format: {"role": ..., "content": ...}."""
 
 RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt", "continue_final_message"}) | {
     "tool_choice",
@@ -21,24 +21,24 @@ RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt", "con
     "effort",
     "continues",
 }
-"""Names that are no variables of a chat template's own: what they say has fields of the input."""
+"""Names that ``template_kwargs`` may not have, because the input has fields for them."""
 
 
 @dataclass(frozen=True)
 class ChatInput:
-    """A conversation of which the next message is asked for or, with ``continue_final_message``, the rest of the last.
+    """A conversation. The answer is the next message or, with ``continue_final_message``, the rest of the last one.
 
-    The text of the answer has the ``format``, if there is one, unless ``tools`` are called. ``tools`` are as OpenAI has
-    them; ``unlisted_tools`` may be called too, though the template does not list them, since messages told of them.
-    ``tool_choice`` is auto, none (the model does not learn of the tools), required, or a
-    :class:`freedive.text.tools.Function`; without ``parallel_tool_calls`` there is but one call. Where a constraint
-    enforces calls, as for any of this and for a tool that is "strict", their arguments have the form that "parameters"
-    say.
+    The text of the answer has the ``format``, if there is one, unless ``tools`` are called. ``tools`` are in OpenAI's
+    format; the model may also call ``unlisted_tools``, which messages describe instead of the template.
+    ``tool_choice`` is auto, none (the prompt has no tools), required, or a :class:`freedive.text.tools.Function`;
+    without ``parallel_tool_calls`` the answer has at most one call. A ``tool_choice`` that requires calls, a
+    ``format``, a "strict" tool and ``parallel_tool_calls`` of false constrain calls: their arguments then match
+    "parameters".
 
-    ``thinking`` turns thoughts on or off, ``effort`` says how much of them; None leaves it to the model. After
-    ``thinking_budget`` tokens a thought is ended; 0 turns thoughts off. A model that cannot think takes an effort as
-    advice, but refuses to be told to think unless ``thinking_is_advice``. ``template_kwargs`` are the chat template's
-    own switches.
+    ``thinking`` turns thoughts on or off, ``effort`` sets their amount; None leaves both to the model. A thought ends
+    after ``thinking_budget`` tokens; 0 turns thoughts off. For a model that cannot think, an effort is ignored, and
+    ``thinking`` is an error unless ``thinking_is_advice``. ``template_kwargs`` are further variables of the chat
+    template.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -63,16 +63,16 @@ class ChatInput:
 
     @property
     def is_guided(self) -> bool:
-        """Whether the answer may have a form, which can take seconds to prepare."""
+        """Whether the answer may need a constraint, which can take seconds to compile."""
         return bool(self.format or self.tools)
 
 
 @dataclass(frozen=True)
 class TextInput:
-    """A ``text``, or its token ids, that goes on without a chat template.
+    """A ``text``, or its token ids, to continue without a chat template.
 
-    With a ``suffix`` the answer is what stands between the two, for models that were trained for it. ``add_special``
-    adds what the model expects around a text (bos, eos). The answer has the ``format``, if there is one.
+    With a ``suffix``, the answer is the text between ``text`` and ``suffix``, for models that were trained for it.
+    ``add_special`` adds the BOS and EOS tokens of the model. The answer has the ``format``, if there is one.
     """
 
     text: str | tuple[int, ...]
@@ -84,11 +84,11 @@ class TextInput:
         if not isinstance(self.text, str):
             object.__setattr__(self, "text", tuple(self.text))
             if self.suffix:
-                raise UserError("'suffix' needs a prompt of text", "Send text", param="suffix")
+                raise UserError("'suffix' needs a prompt of text", "Send the prompt as text", param="suffix")
 
     @property
     def is_guided(self) -> bool:
-        """Whether the answer may have a form, which can take seconds to prepare."""
+        """Whether the answer needs a constraint, which can take seconds to compile."""
         return self.format is not None
 
 
@@ -96,7 +96,7 @@ Input = ChatInput | TextInput
 
 
 def check_template_kwargs(variables: Mapping[str, Any]) -> None:
-    """Raises UserError for variables that are not a chat template's own."""
+    """Raises UserError if ``variables`` has a name that is a field of the input."""
     if reserved := sorted(RESERVED & variables.keys()):
-        what = f"'chat_template_kwargs' has '{reserved[0]}', which is no variable of a template's own"
-        raise UserError(what, "Use the field of the request", param="chat_template_kwargs")
+        what = f"'chat_template_kwargs' has '{reserved[0]}', which is a field of the request"
+        raise UserError(what, "Use that field", param="chat_template_kwargs")

@@ -15,11 +15,11 @@ Message = Mapping[str, Any]
 
 
 def rendered(template: ChatTemplate, messages: Sequence[Message], /, **options: Any) -> str:
-    """The prompt for ``messages``; ``options`` are those of ``ChatTemplate.render``, variables of any name among them.
+    """Renders ``messages``; ``options`` are those of ``ChatTemplate.render``, including template variables.
 
-    Agents give instructions amid a conversation, and say several things in a row. Where the template refuses that, or
-    leaves such instructions out, they become the user's; where it still refuses, so does a row of the user's messages
-    become one. What a template takes is rendered as it came. Raises the template's own refusal where nothing helps.
+    Agents send system messages inside a conversation, and several user messages in a row. If the template refuses or
+    drops such system messages, they become user messages; if it still refuses, consecutive user messages are joined.
+    Messages that the template accepts are not changed. Raises the first refusal if the template accepts no form.
     """
     refusals: list[TemplateRefusal] = []
     incomplete: list[str] = []
@@ -38,7 +38,7 @@ def rendered(template: ChatTemplate, messages: Sequence[Message], /, **options: 
 
 
 def _forms(messages: Sequence[Message]) -> list[Sequence[Message]]:
-    """``messages``, and what else they can be told as, each once."""
+    """Returns ``messages`` and their other forms, without repetitions."""
     instructed = _instructed_first(messages)
     forms: list[Sequence[Message]] = [messages]
     for form in (instructed, _joined(instructed, "user")):
@@ -48,7 +48,7 @@ def _forms(messages: Sequence[Message]) -> list[Sequence[Message]]:
 
 
 def _instructed_first(messages: Sequence[Message]) -> list[Message]:
-    """One system message at the beginning, if any; later ones are the user's."""
+    """Joins the leading system messages into one; later system messages become user messages."""
     leading = list(takewhile(lambda message: message.get("role") == "system", messages))
     later = [
         {**message, "role": "user"} if message.get("role") == "system" else message
@@ -58,7 +58,7 @@ def _instructed_first(messages: Sequence[Message]) -> list[Message]:
 
 
 def _joined(messages: Sequence[Message], role: str) -> list[Message]:
-    """``messages``, of which neighbours of this role that are nothing but text are one."""
+    """Joins consecutive messages of this role that have only text."""
     joined: list[Message] = []
     for joinable, group in groupby(messages, key=lambda message: _is_text(message, role)):
         same = list(group)
@@ -72,5 +72,5 @@ def _is_text(message: Message, role: str) -> bool:
 
 
 def _later_instructions(messages: Sequence[Message]) -> list[str]:
-    """The texts of system messages that do not come first."""
+    """Returns the texts of system messages after the first message."""
     return [str(message["content"]) for message in messages[1:] if _is_text(message, "system")]

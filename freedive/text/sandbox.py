@@ -1,8 +1,8 @@
-"""A jinja2 environment for chat templates: what transformers offers them, within limits.
+"""A jinja2 environment for chat templates, compatible with transformers, with limits on work and memory.
 
-A template is code that came with a download. jinja2's sandbox keeps it from Python's internals; this module also keeps
-it from running for ever and from filling the memory: whatever takes work or makes a value is counted before it is
-done, against one budget for the whole rendering. A template that goes too far ends in a SecurityError.
+A template is untrusted code. jinja2's sandbox protects Python's internals. This module also limits running time and
+memory: every operation that takes work or creates a value is counted before it is done, against one budget for the
+whole rendering. A template that exceeds the budget raises SecurityError.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jinja2.visitor import NodeTransformer
 from freedive.text.render_budget import ITEM, STEP, RenderBudget, check_size
 
 MAX_SOURCE = 1 << 20
-"""Characters of a template; the longest known has 30,000."""
+"""The most characters of a template; the longest known one has 30,000."""
 
 _MAX_INT_BITS = 4096
 _MAX_DIGITS = 4096
@@ -41,20 +41,20 @@ _FILTERS = _names(
     "last length list lower map max min reject rejectattr replace reverse safe select selectattr sort string "
     "title tojson trim truncate unique upper urlencode wordcount xmlattr"
 )
-"""The filters that are offered: those that pad or repeat as far as their arguments say, no known template needs."""
+"""The available filters. Filters that pad or repeat text are left out; no known template needs them."""
 _CHEAP = _names(
     "abs attr count d default first float items last length map reject rejectattr safe select selectattr boolean "
     "callable defined divisibleby even false filter float integer iterable mapping none number odd sameas "
     "sequence string test true undefined"
 )
-"""Filters and tests that look at no more than the head of a value."""
+"""Filters and tests that take constant time."""
 _WEIGHTS = {
     **dict.fromkeys(("max", "min", "string"), 4),
     **dict.fromkeys(("e", "escape", "forceescape", "tojson"), 8),
     "indent": 16,
     **dict.fromkeys(("dictsort", "groupby", "sort", "title", "unique", "urlencode", "wordcount"), 64),
 }
-"""How many times the usual work a character is to others."""
+"""The work per character of expensive filters, relative to that of other filters."""
 
 _GLOBALS = ("range", "namespace", "cycler", "joiner")
 _TEXT_METHODS = _names(
@@ -67,13 +67,13 @@ _WIDE_FIELD = re.compile(r"%[^a-zA-Z%]*(\d{4}|\*)|\{[^}]*(\d{4}|\{)")
 
 
 class Refused(TemplateError):
-    """The template itself called raise_exception."""
+    """The template called raise_exception."""
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Compiles templates as transformers does.
+    """A jinja2 environment with the settings, filters and functions of transformers.
 
-    ``budget`` counts one rendering: begin it anew before each, and render one at a time.
+    ``budget`` counts one rendering: call ``budget.begin`` before each, and render one template at a time.
     """
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
@@ -94,9 +94,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         }
 
     def _counted(self, name: str, function: Any) -> Callable[..., Any]:
-        """A filter or test whose work and result are counted. What generators give is taken first."""
+        """Returns a filter or test that counts its work and its result; iterators become lists first."""
         budget, cheap, weight = self.budget, name in _CHEAP, _WEIGHTS.get(name, 1)
-        num_own = 1 if hasattr(function, "jinja_pass_arg") else 0  # the environment or the like, not the template's
+        num_own = 1 if hasattr(function, "jinja_pass_arg") else 0  # the environment or context, which jinja2 passes
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -111,7 +111,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return call
 
     def _spend_on(self, value: Any, args: Sequence[Any], weight: int = 1) -> None:
-        """Count what is done with ``value``: some searches look for the whole of a text at each place of another."""
+        """Counts an operation on ``value`` with ``args``; searching a text can take the product of both lengths."""
         searched = sum(map(self.budget.measure, args))
         self.budget.spend(weight * self.budget.measure(value) * (1 + searched // (8 * ITEM)) + searched)
 
@@ -125,7 +125,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def touched(self, value: Any) -> Any:
         return self.budget.touch(value)
 
-    def concat(self, parts: Iterable[str]) -> str:  # jinja2 calls it for every block
+    def concat(self, parts: Iterable[str]) -> str:  # jinja2 calls this for every block
         return self.join_text(*parts)
 
     def join_text(self, *values: Any) -> str:
@@ -136,7 +136,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _make_dict(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         pairs = [list(arg.items() if isinstance(arg, Mapping) else arg) for arg in args]
         num_keys = sum(map(len, pairs))
-        self.budget.spend(num_keys * num_keys // ITEM)  # numbers can be chosen to fall into one place of the table
+        self.budget.spend(num_keys * num_keys // ITEM)  # keys with equal hashes take quadratic time
         made: dict[Any, Any] = self.budget.make(dict(*pairs, **kwargs))
         return made
 
@@ -191,7 +191,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return __self.budget.make(super().call(__context, __obj, *args, **kwargs))
 
     def _check_method(self, text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Count what ``text.name(*args)`` does. The arguments are returned, as one may be an iterator."""
+        """Counts the call ``text.name(*args)``, and returns the arguments with iterators as lists."""
         if name == "join":
             items: list[Any] = list(*args)
             self.budget.spend(check_size(self.budget.measure(items) + len(text) * len(items)))
@@ -218,7 +218,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class Generation(Extension):
-    """``{% generation %}`` marks the assistant's text for training; here it is only a scope of its own."""
+    """``{% generation %}`` marks the assistant's text for training; in inference it is only a scope."""
 
     tags = {"generation"}  # noqa: RUF012  # the name and type that jinja2 prescribes
 
@@ -228,7 +228,7 @@ class Generation(Extension):
 
 
 class _Instrument(NodeTransformer):
-    """Has everything counted that takes work: rounds of loops, macro calls, ``a ~ b``, comparisons, lists, slices."""
+    """Adds calls that count work: loop iterations, macro calls, ``a ~ b``, comparisons, lists, dicts and slices."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -318,7 +318,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Unlike jinja2's own filter, as transformers: no HTML escapes, and non-ASCII text as it is."""
+    """Encodes JSON as in transformers, without the HTML and non-ASCII escapes of jinja2's filter."""
     assert isinstance(environment, Sandbox)
     check_size(environment.budget.measure(value) * (1 + (indent or 0)))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _ASKS_FOR_NONE = re.compile(r"(?<!_)content['\"\]]*\s+is\s+(not\s+)?none(?!\s+or\b)")
-_CONTINUE_MARK = "<CONTINUE-FROM-HERE> "  # the space shows whether the template trims what it is given
+_CONTINUE_MARK = "<CONTINUE-FROM-HERE> "  # the space shows whether the template trims the text
 
 
 class ChatTemplate:
-    """A model's chat templates by name. "default" is used, or "tool_use", if there is one, when tools are given."""
+    """A model's chat templates by name: "tool_use" is used for requests with tools if it exists, else "default"."""
 
     def __init__(self, templates: Mapping[str, str], roles: Mapping[str, str]) -> None:
         self._sources = templates
@@ -37,13 +37,14 @@ class ChatTemplate:
 
     @property
     def source(self) -> str:
-        """The text of all templates."""
+        """The source text of all templates."""
         return "\n".join(self._sources.values())
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
-        """Read chat_template.jinja and additional_chat_templates/, or else the entry in tokenizer_config.json or
-        chat_template.json. One that is empty is none."""
+        """Reads chat_template.jinja and additional_chat_templates/, else the entry in tokenizer_config.json or
+        chat_template.json. Ignores empty templates. Raises UserError for a damaged file.
+        """
         files = {"default": folder / "chat_template.jinja"}
         files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
         templates = _written({name: _read(path) for name, path in files.items() if path.is_file()})
@@ -53,16 +54,16 @@ class ChatTemplate:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
-        """Read tokenizer.chat_template and its named companions (tokenizer.chat_template.tool_use ...)."""
+        """Reads tokenizer.chat_template and named templates (tokenizer.chat_template.tool_use ...) of GGUF metadata."""
         key = "tokenizer.chat_template"
         named = {name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")}
         return cls(_named(metadata.get(key)) | _written(named), tokenizer.roles)
 
     def check(self, tools: Sequence[Mapping[str, Any]]) -> None:
-        """UserError if there are ``tools``, and no template speaks of any."""
+        """Raises UserError if there are ``tools``, and no template uses tools."""
         if tools and not re.search(r"\btools\b", self.source):
             raise UserError(
-                "This model's chat template knows no tools", "Ask without them, or choose another model", param="tools"
+                "This model's chat template has no tools", "Leave the tools out, or choose another model", param="tools"
             )
 
     def render(
@@ -74,11 +75,11 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
-        """The prompt for ``messages`` ({"role": ..., "content": ...}), as transformers renders it.
+        """Renders ``messages`` ({"role": ..., "content": ...}) as transformers does.
 
         ``add_generation_prompt`` opens the assistant's answer; ``continue_final_message`` instead leaves the last
-        message open. ``variables`` are the template's own switches. Raises UserError if there is no template, if the
-        template refuses the messages, and if it fails or does not come to an end.
+        message open. ``variables`` are further variables of the template. Raises UserError if there is no template, or
+        if the template refuses the messages, fails or exceeds its budget.
         """
         if not messages:
             raise UserError("There are no messages", "Send at least one message", param="messages")
@@ -103,7 +104,7 @@ class ChatTemplate:
 
     @cached_property
     def _renderer(self) -> Renderer:
-        from freedive.text.renderer import Renderer  # imported here: jinja2 takes long, and not everything is a chat
+        from freedive.text.renderer import Renderer  # imported here, because jinja2 is slow to import
 
         return Renderer(self._sources)
 
@@ -116,7 +117,7 @@ def _read(path: Path) -> str:
 
 
 def _named(entry: Any) -> dict[str, str]:
-    """A configuration's chat_template: nothing, one template, or a list of {"name": ..., "template": ...}."""
+    """Returns the templates of a chat_template entry: None, one template, or {"name": ..., "template": ...} objects."""
     match entry:
         case None:
             return {}
@@ -128,14 +129,14 @@ def _named(entry: Any) -> dict[str, str]:
 
 
 def _written(templates: Mapping[str, str]) -> dict[str, str]:
-    """Those of ``templates`` that hold something."""
+    """Returns the ``templates`` that are not empty."""
     return {name: text for name, text in templates.items() if text.strip()}
 
 
 class Arguments(dict[str, Any]):
-    """A tool call's arguments. Templates differ in whether they want an object or its JSON text: this is either.
+    """A tool call's arguments, which act as a dict and as its JSON text, because templates use either.
 
-    What a model left unfinished is no object: then there are none, and the text is ``unread``.
+    If the model wrote no valid JSON object, the dict is empty, and ``unread`` is the text.
     """
 
     unread: str | None = None
@@ -151,14 +152,14 @@ class Arguments(dict[str, Any]):
 
 
 def _prepared(message: Mapping[str, Any]) -> dict[str, Any]:
-    """As transformers: no empty fields, and the reasoning under every name that templates read."""
+    """Returns the message without None fields, and with the reasoning under every name that templates use."""
     fields = {key: value for key, value in message.items() if value is not None}
     reasoning = next((fields[name] for name in _REASONING if name in fields), None)
     return fields if reasoning is None else {"thinking": reasoning, **fields, "reasoning_content": reasoning}
 
 
 def _prepared_calls(message: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What a message with tool calls has for a template that knows of them: objects as arguments, and a content."""
+    """Returns the tool calls of a message with objects as arguments, and its content, if the template uses them."""
     calls = message.get("tool_calls")
     if not isinstance(calls, list) or "tool_calls" not in source:
         return {}
@@ -167,7 +168,7 @@ def _prepared_calls(message: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _prepared_call(call: Any) -> Any:
-    """``call`` with its arguments, which OpenAI's clients write as JSON, as :class:`Arguments` where they can be."""
+    """Returns ``call`` with its arguments, which OpenAI's clients send as JSON text, as :class:`Arguments`."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or "arguments" not in function:
         return call
@@ -182,7 +183,7 @@ def _prepared_call(call: Any) -> Any:
 
 
 def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """``message`` with the mark behind its text, and that text."""
+    """Returns ``message`` with a mark after its text, and the text without it."""
     content = message.get("content")
     if isinstance(content, str):
         return message | {"content": content + _CONTINUE_MARK}, content
@@ -192,16 +193,16 @@ def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], str]:
             text = blocks[index]["text"]
             blocks[index] = blocks[index] | {"text": text + _CONTINUE_MARK}
             return message | {"content": blocks}, text
-    raise UserError("The last message has no text to continue", "Give it some content", param="messages")
+    raise UserError("The last message has no text to continue", "Send its content", param="messages")
 
 
 def _cut(rendered: str, last_text: str) -> str:
-    """``rendered`` up to the mark, which must follow the whole last text."""
+    """Returns ``rendered`` up to the mark, which must follow the complete last text."""
     before, mark, after = rendered.rpartition(_CONTINUE_MARK.rstrip())
     if not mark or last_text.strip() not in before:
         raise UserError(
-            "The chat template leaves out parts of the last message, so that it cannot be continued",
-            "Continue a message that the template shows as it is",
+            "The last message cannot be continued, because the chat template drops parts of it",
+            "Continue a message that has only text",
             param="messages",
         )
     return before if after.startswith(" ") else before.rstrip()

@@ -18,23 +18,23 @@ EFFORTS = {
     "max": "max",
     "ultra": "max",
 }
-"""What clients may ask for, and what templates know. "none" is not to think at all."""
+"""The effort in templates by the effort in requests. "none" turns thoughts off."""
 
 EFFORT_TOKENS = {"low": 1024, "medium": 8192}
-"""Most tokens of thoughts by effort, for models that were not trained to tell efforts apart; higher ones have no bound.
+"""The thinking budget in tokens by effort, for models without efforts; higher efforts have no limit.
 
 The numbers are those of Google's OpenAI-compatible API.
 """
 
 _SWITCHES = ("enable_thinking", "thinking")
-"""Variables by which templates turn thoughts on and off."""
+"""Template variables that turn thoughts on and off."""
 
 
 def thinking_variables(thinking: bool | None, effort: str | None, source: str, dialect: Dialect) -> Mapping[str, Any]:
-    """The variables of the template with this ``source`` that say so; None leaves it to the model.
+    """Returns the template variables for ``thinking`` and ``effort``; None leaves the choice to the model.
 
-    An effort is an order to think; a template without efforts takes it as just that, and a model without thoughts as
-    advice that it cannot follow. UserError where it is told outright to think.
+    An effort turns thoughts on; a template without efforts ignores its amount, and a model without thoughts ignores it.
+    Raises UserError if ``thinking`` is true, without an effort, for a model without thoughts.
     """
     thinking = is_wanted(thinking, effort)
     effort = EFFORTS[effort] if effort is not None else None
@@ -50,29 +50,29 @@ def thinking_variables(thinking: bool | None, effort: str | None, source: str, d
 
 
 def is_wanted(thinking: bool | None, effort: str | None) -> bool | None:
-    """Whether thoughts are asked for; None leaves it to the model."""
+    """Returns whether the request turns thoughts on or off, None if it leaves the choice to the model."""
     return thinking if effort is None else EFFORTS[effort] != "none"
 
 
 def effort_budget(effort: str | None, source: str) -> int | None:
-    """The most tokens of thoughts that ``effort`` allows, where the template with this ``source`` has no efforts."""
+    """Returns the thinking budget of ``effort`` in tokens, None if the template supports efforts itself."""
     if effort is None or "reasoning_effort" in source:
         return None
     return EFFORT_TOKENS.get(EFFORTS[effort])
 
 
 def has_switch(source: str) -> bool:
-    """Whether the template with this ``source`` can be told to have the model think or not."""
+    """Whether the template with this ``source`` can turn thoughts on and off."""
     return any(name in source for name in _SWITCHES)
 
 
 def can_think(source: str, dialect: Dialect) -> bool:
-    """Whether the model of this template and dialect may think before it answers."""
+    """Whether the model of this template and dialect can think before it answers."""
     return bool({Mark.THINK, Mark.HEADER} & set(dialect.marks.values())) or has_switch(source)
 
 
 def without_thoughts(prompt: str, state: State, dialect: Dialect) -> str:
-    """``prompt`` with its thoughts closed: for models whose template opens them though they were turned off."""
+    """Closes the thoughts at the end of ``prompt``, for templates that open them although they are turned off."""
     if state.mode is not Mode.THOUGHT:
         return prompt
     end = next(marker for marker, mark in dialect.marks.items() if mark is Mark.END_THINK)

@@ -1,4 +1,4 @@
-"""Limits the tokens of thoughts: when the budget is spent, the marker that ends the thought is forced."""
+"""Limits the tokens of thoughts: when the budget is used up, the tokens that end the thought are forced."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from freedive.text.dialects.parser import Parser
 from freedive.text.tokenizer import StreamDecoder, Tokenizer
 
 CHAR_TOKENS = 3
-"""Most tokens that may be missing to complete a character, in the middle of which no thought is closed."""
+"""The most tokens beyond the budget that complete a UTF-8 character before the thought is closed."""
 
 
 class Constraint(Protocol):
-    """See :class:`freedive.engine.constraint.TokenConstraint`."""
+    """The protocol of :class:`freedive.engine.constraint.TokenConstraint`."""
 
     @property
     def complete(self) -> bool: ...
@@ -31,9 +31,9 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True)
 class ThinkingBudget:
-    """How many tokens a thought may have: ``num_tokens``, if that was asked for, of the ``room`` that the context has.
+    """The limit of thoughts: ``num_tokens``, if set; ``room`` is the number of tokens left in the context.
 
-    ``closing`` are the tokens that end a thought, of which the first ``num_inside`` still count as a part of it.
+    ``closing`` are the tokens that end a thought; the first ``num_inside`` of them count as part of the thought.
     """
 
     closing: Sequence[int]
@@ -46,9 +46,9 @@ class ThinkingBudget:
     num_tokens: int | None = None
 
     def constraint(self, inner: Constraint | None, max_tokens: int | None) -> Constraint | None:
-        """For one answer, what keeps to the budget and to ``inner``.
+        """Returns a constraint of one answer that enforces the budget and ``inner``.
 
-        Where the answer has a form, its thoughts leave it at least half of the tokens that there are for both.
+        If ``inner`` constrains the answer, thoughts get at most half of the tokens.
         """
         limits = [] if self.num_tokens is None else [self.num_tokens]
         if inner:
@@ -57,7 +57,7 @@ class ThinkingBudget:
 
 
 class ThoughtConstraint:
-    """Constrains one answer so that its thoughts end after ``num_tokens`` tokens in all."""
+    """Constrains one answer so that its thoughts have at most ``num_tokens`` tokens together."""
 
     def __init__(self, budget: ThinkingBudget, inner: Constraint | None, num_tokens: int) -> None:
         self._budget = budget
@@ -65,7 +65,7 @@ class ThoughtConstraint:
         self._left = num_tokens - budget.num_inside
         self._decoder, self._parser = budget.make_decoder(), budget.make_parser()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._due: list[int] = []  # tokens that close the thought, the next one last
+        self._due: list[int] = []  # tokens that close the thought, in reverse order
         self._close_if_spent()
 
     @property
@@ -74,12 +74,12 @@ class ThoughtConstraint:
         return self._inner is not None and self._inner.complete
 
     def allowed(self) -> Bytes | None:
-        """The tokens that may come next, a bit for each; None where all may."""
+        """Returns the bitmask of allowed next tokens, None if all are allowed."""
         allowed = self._inner.allowed() if self._inner else None
         if not self._due:
             return allowed
         byte, bit = divmod(self._due[-1], 8)
-        if allowed is not None and not allowed[byte] >> bit & 1:  # the form does not let it be closed like this
+        if allowed is not None and not allowed[byte] >> bit & 1:  # the format does not allow this token
             self._due.clear()
             return allowed
         only = np.zeros(self._budget.vocab_size // 8 + 1, np.uint8)
@@ -87,7 +87,7 @@ class ThoughtConstraint:
         return only
 
     def take(self, token: int) -> None:
-        """Advance the constraint by ``token``."""
+        """Advances the constraint by ``token``."""
         if self._inner:
             self._inner.take(token)
         self._parser.read(self._decoder.push(token), ends=False)
@@ -107,11 +107,11 @@ class ThoughtConstraint:
 def thinking_budget(
     tokenizer: Tokenizer, dialect: Dialect, state: State, room: int, num_tokens: int | None
 ) -> ThinkingBudget | None:
-    """The budget of answers in ``dialect``; None where it has no thoughts, or none that are known to be closed."""
+    """Returns the budget of answers in ``dialect``, None if the dialect has no marker that ends thoughts."""
     if dialect.messages:
         end, rest = dialect.messages.thought[1], dialect.messages.answer[0]
     elif ends := dialect.markers(Mark.END_THINK):
-        end, rest = ends[0], ""  # the layout around it is the model's own
+        end, rest = ends[0], ""  # the model writes the white space around it
     else:
         return None
     return ThinkingBudget(

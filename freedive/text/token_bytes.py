@@ -1,7 +1,7 @@
-"""The bytes of each token: the decoder of a tokenizer.json, applied token by token.
+"""The bytes of each token: the decoder of a tokenizer.json, applied to single tokens.
 
-Knowing the bytes of every token makes decoding a concatenation, so that a stream costs the same per token however long
-it is, and a character cut into several tokens is simply an unfinished byte sequence.
+With the bytes of every token, decoding is concatenation: a stream takes constant time per token, and a character in
+several tokens is an incomplete UTF-8 sequence until its last token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on."""
+    """Returns GPT-2's byte alphabet: printable Latin-1 maps to itself, the characters from U+0100 on to other bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -28,7 +28,7 @@ _BYTES = _byte_alphabet()
 
 @dataclass(frozen=True)
 class TokenBytes:
-    """``strip_space``: the encoder puts a space before the text, which the decoded text does not have."""
+    """A decoder. ``strip_space``: the encoder adds a space before the text, which decoding removes."""
 
     byte_level: bool = False
     byte_fallback: bool = False
@@ -36,7 +36,7 @@ class TokenBytes:
     strip_space: bool = False
 
     def token_bytes(self, token: str) -> bytes:
-        """The bytes of a token of the vocabulary, given as the vocabulary writes it."""
+        """Returns the bytes of a token, which is given in the spelling of the vocabulary."""
         if self.byte_level and all(char in _BYTES for char in token):
             return bytes(_BYTES[char] for char in token)
         if self.byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
@@ -47,9 +47,9 @@ class TokenBytes:
 
 
 def read_decoder(decoder: Mapping[str, Any] | None) -> TokenBytes:
-    """The decoder that a tokenizer.json's ``decoder`` entry describes.
+    """Returns the decoder that the ``decoder`` entry of a tokenizer.json describes.
 
-    Raises UserError for a decoder that does not work token by token (WordPiece, regular expressions, ...).
+    Raises UserError for a decoder that does not work on single tokens (WordPiece, regular expressions, ...).
     """
     parts = decoder.get("decoders", []) if decoder and decoder["type"] == "Sequence" else [decoder]
     result = TokenBytes()
@@ -71,7 +71,7 @@ def read_decoder(decoder: Mapping[str, Any] | None) -> TokenBytes:
             case _:
                 name = part["type"] if part else "no decoder"
                 raise UserError(
-                    f"This tokenizer turns tokens into text in a way that is not supported ({name})",
+                    f"The decoder of this tokenizer is not supported ({name})",
                     "Use a model whose tokenizer.json has a ByteLevel, ByteFallback or Metaspace decoder",
                 )
     return result

@@ -10,24 +10,24 @@ from typing import Any, Literal
 from freedive.errors import UserError
 
 Tools = Sequence[Mapping[str, Any]]
-"""As OpenAI has them: {"type": "function", "function": {"name": ..., "parameters": ..., "strict": ...}}."""
+"""Tools in OpenAI's format: {"type": "function", "function": {"name": ..., "parameters": ..., "strict": ...}}."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """The function that must be called, by its ``name``."""
+    """A tool choice that names the function to call."""
 
     name: str
 
 
 ToolChoice = Literal["auto", "none", "required"] | Function
-"""Whether the model decides, may call nothing, must call something, or must call one function."""
+"""Whether the model decides (auto), may call no tool, must call a tool, or must call one function."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def functions(tools: Tools, choice: ToolChoice) -> list[Mapping[str, Any]]:
-    """The functions that may be called under ``choice``. UserError if there are none."""
+    """Returns the functions that ``choice`` allows. Raises UserError if it requires one that does not exist."""
     if choice not in ("auto", "none", "required") and not isinstance(choice, Function):
         raise UserError(
             f"tool_choice is {choice!r}", "Choose auto, none, required or the name of a function", param="tool_choice"
@@ -35,20 +35,20 @@ def functions(tools: Tools, choice: ToolChoice) -> list[Mapping[str, Any]]:
     offered = [tool["function"] for tool in tools]
     wanted = [function for function in offered if not isinstance(choice, Function) or function["name"] == choice.name]
     if choice == "required" and not wanted:
-        raise UserError("A tool is to be called, but there are none", "Give some in tools", param="tool_choice")
+        raise UserError("tool_choice requires a tool call, but there are no tools", "Send tools", param="tool_choice")
     if isinstance(choice, Function) and not wanted:
         names = ", ".join(function["name"] for function in offered) or "none"
-        raise UserError(f"There is no tool {choice.name!r}", f"Those given: {names}", param="tool_choice")
+        raise UserError(f"There is no tool {choice.name!r}", f"Choose one of: {names}", param="tool_choice")
     return wanted
 
 
 def checked_name(function: Mapping[str, Any]) -> str:
-    """The name of ``function``, if every dialect can write it."""
+    """Returns the name of ``function``. Raises UserError for a name that some dialects cannot write."""
     name = function["name"]
     if not _NAME.fullmatch(name):
         raise UserError(
             f"The tool {name!r} cannot be called under a constraint",
-            "Name it with letters, digits, dots, _ and - only",
+            "Use only letters, digits, dots, _ and - in its name",
             param="tools",
         )
     return str(name)

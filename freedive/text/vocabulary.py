@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer, as read from tokenizer.json or GGUF metadata, and code that both readers share."""
+"""The vocabulary of a tokenizer from tokenizer.json or GGUF metadata, and code that both readers share."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ END_OF_TURN = frozenset(
         "[EOT]",
     }
 )
-"""Special tokens that end an answer in every model that has them, also where a configuration forgets to say so."""
+"""Special tokens that end an answer in every model that has them, even if its configuration does not list them."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All that decoding needs, and ``core``, which makes the tokenizer itself: that takes long, and only text needs it.
+    """The data for decoding, and ``core``, which creates the tokenizer: that is slow, and only encoding needs it.
 
-    ``token`` is the text of an id, as the vocabulary writes it; ``added`` are the tokens, by id, that text is searched
-    for before it is split, ``special`` those of them that are not shown. ``roles`` are the special tokens by the names
-    that chat templates use: bos_token, eos_token, unk_token ...
+    ``token`` returns the spelling of an id in the vocabulary. ``added`` maps ids to tokens that are matched in a text
+    before it is split; ``special`` are those that are not shown. ``roles`` maps the names that chat templates use
+    (bos_token, eos_token, unk_token ...) to special tokens.
     """
 
     core: Callable[[], tokenizers.Tokenizer]
@@ -58,43 +58,43 @@ class Vocabulary:
 
 
 def stop_ids(added: Mapping[int, str], size: int, named: Iterable[object], source: str) -> frozenset[int]:
-    """The ids in ``named``, checked, and the well-known ends of a turn among the ``added`` tokens."""
+    """Returns the valid ids in ``named``, and the ids of :data:`END_OF_TURN` tokens among the ``added`` tokens."""
     ids = {value for value in named if is_id(value, size, source)}
     found = {text: index for index, text in added.items() if text in END_OF_TURN}
     if "<|return|>" in found:
-        found.pop("<|end|>", None)  # in this dialect it ends a message, and the answer goes on with the next one
+        found.pop("<|end|>", None)  # in harmony it ends a message, not the answer
     return frozenset(ids | {*found.values()})
 
 
 @contextmanager
 def damage(what: str) -> Iterator[None]:
-    """Turn whatever the tokenizers library throws at bad data into a UserError that begins with ``what``."""
+    """Converts all errors of the tokenizers library to a UserError that begins with ``what``."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # it raises bare Exceptions, and for a panic not even that
+    except BaseException as error:  # the library raises Exception, and BaseException for a panic
         raise UserError(f"{what} ({' '.join(str(error).split())})", "Fetch the model again") from None
 
 
 def is_id(value: object, size: int, source: str) -> TypeGuard[int]:
-    """Whether ``value`` is a token id. A number past the vocabulary is told and not used, as llama.cpp does with it.
+    """Whether ``value`` is a token id. Logs an integer outside of the vocabulary and returns False, like llama.cpp.
 
-    Raises UserError for what is no number, naming where it came from.
+    Raises UserError for a value that is not an integer; ``source`` is the file in the message.
     """
     if type(value) is not int:
         raise UserError(
-            f"{source} names {value!r:.40} as a token id, which is no number",
+            f"{source} names {value!r:.40} as a token id, which is not a number",
             "The file is damaged or belongs to another model; fetch it again",
         )
     if 0 <= value < size:
         return True
-    logger.warning("%s names %d as a token id, but the vocabulary has %d tokens: it is not used", source, value, size)
+    logger.warning("%s names %d as a token id, which is ignored: the vocabulary has %d tokens", source, value, size)
     return False
 
 
 def add_ends(core: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:
-    """Let ``core`` put ``bos`` before and ``eos`` behind a text that is encoded with its special tokens."""
+    """Makes ``core`` add ``bos`` before and ``eos`` after a text that is encoded with special tokens."""
     ends = [(token, core.token_to_id(token)) for token in (bos, eos) if token is not None]
     single = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
     with damage("The bos or eos token is not in the vocabulary"):

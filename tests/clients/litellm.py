@@ -120,4 +120,4 @@ def errors(url: str) -> None:
         litellm.completion(**_asked(url, "overload"))
     with raises(Exception) as broken:
         list(litellm.completion(**_asked(url, "boom"), stream=True))
-    assert "internal error" in str(broken.exception)
+    assert "Internal error" in str(broken.exception)

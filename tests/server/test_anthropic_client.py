@@ -365,7 +365,7 @@ def test_what_is_not_honoured_is_refused_by_name(
 
 
 def test_an_unknown_model_is_not_found(client: anthropic.Anthropic) -> None:
-    with pytest.raises(anthropic.NotFoundError, match="There are: echo") as caught:
+    with pytest.raises(anthropic.NotFoundError, match="Served models: echo") as caught:
         client.messages.create(**ASKED | {"model": "claude"})
     assert caught.value.type == "not_found_error"
 

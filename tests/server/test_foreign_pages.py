@@ -45,7 +45,7 @@ def test_pages_from_elsewhere_are_refused(url: str, origin: str) -> None:
     refused = httpx.post(f"{url}/v1/completions", json=body, headers={"origin": origin})
     assert refused.status_code == 403
     message = refused.json()["error"]["message"]
-    assert message == f"a page from elsewhere may not ask this server. Serve with --origins {origin}"
+    assert message == f"Pages of other origins may not use this server. Serve with --origins {origin}"
     assert "access-control-allow-origin" not in refused.headers
 
 
@@ -167,7 +167,7 @@ def test_origins_are_read_as_people_write_them() -> None:
 
 def test_all_origins_need_keys_or_an_explicit_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="every web page"):
+    with pytest.raises(UserError, match="Every web page"):
         check_keys(ServerConfig(origins=("*",)))
     assert check_keys(ServerConfig(origins=("*",), insecure=True))
     create("ann")

@@ -56,7 +56,7 @@ def test_a_model_is_loaded_once_by_whoever_asks_first() -> None:
 
 
 def test_an_unknown_model_is_named_with_those_there_are() -> None:
-    with pytest.raises(NotFound, match=r"'c' is not served here\. There are: a, b"):
+    with pytest.raises(NotFound, match=r"'c' is not served here\. Served models: a, b"):
         Shelf().models("a", "b").slot("c")
 
 
@@ -77,7 +77,7 @@ def test_a_busy_model_makes_no_room() -> None:
     async def scene() -> None:
         models = Shelf().models("a", "b", max_bytes=10)
         async with models.use("a"):
-            with pytest.raises(Overloaded, match="'b' does not fit into memory beside a"):
+            with pytest.raises(Overloaded, match="'b' does not fit into memory with a"):
                 await used(models, "b")
         await used(models, "b")
 

@@ -228,7 +228,7 @@ def test_generate_without_a_template_with_a_system_prompt_and_with_a_gap(client:
 def test_an_unknown_model_is_not_found(client: ollama.Client, ask: str) -> None:
     with pytest.raises(ollama.ResponseError) as caught:
         getattr(client, ask)("nothing")
-    assert "There are: echo" in refusal(caught, 404)
+    assert "Served models: echo" in refusal(caught, 404)
 
 
 def test_nothing_is_truncated(client: ollama.Client) -> None:

@@ -167,7 +167,7 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 
 
 def test_an_unknown_model_is_not_found_and_the_loaded_are_named(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="There are: echo") as caught:
+    with pytest.raises(openai.NotFoundError, match="Served models: echo") as caught:
         client.chat.completions.create(model="gpt-99", messages=HELLO)
     assert caught.value.param == "model"
     assert caught.value.code == "not_found"

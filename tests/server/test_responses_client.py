@@ -264,7 +264,7 @@ def test_sampling_reaches_the_engine(client: openai.OpenAI, fake_model: EchoMode
 
 
 def test_errors_have_their_status(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="There are: echo"):
+    with pytest.raises(openai.NotFoundError, match="Served models: echo"):
         client.responses.create(model="gpt-99", input="hello")
     with pytest.raises(openai.RateLimitError):
         client.responses.create(model="echo", input="overload")

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_busy_port_is_told_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(Unavailable, match=f"port {port} on 127.0.0.1 is in use. Choose another with --port"):
+        with pytest.raises(Unavailable, match=f"Port {port} on 127.0.0.1 is in use. Choose another with --port"):
             check_port("127.0.0.1", port)
     check_port("127.0.0.1", port)
 

@@ -200,7 +200,7 @@ def test_a_marker_that_is_a_token_ends_a_thought_and_is_no_text() -> None:
         ({"type": "string", "minLength": 3, "maxLength": 2}, "Unsatisfiable"),
         ({"type": "object", "minProperties": 3}, "minProperties"),
         ({"oneOf": [{"pattern": "a"}, {"pattern": "b"}]}, "oneOf"),
-        ({"$ref": "#"}, "kept to"),
+        ({"$ref": "#"}, "enforced"),
         ({"x-guidance": {"lenient": True}, "properties": {"a": {"not": {"pattern": "a"}}}}, "not"),
         ({"const": float("nan")}, "/const holds nan"),
     ],
@@ -250,7 +250,7 @@ def test_an_answer_does_not_depend_on_those_before_it(compiler: GrammarCompiler)
 def test_an_answer_that_comes_to_a_limit_says_that_its_form_cannot_be_kept_to(compiler: GrammarCompiler) -> None:
     constraint = constraint_of(compiler, Format("regex", "[a-c]+"))
     constraint.take(smollm2().encode("a")[0])
-    with pytest.raises(UserError, match="form of the answer cannot be kept to"):
+    with pytest.raises(UserError, match="format of the answer cannot be enforced"):
         constraint.take(smollm2().encode("?")[0])
 
 
@@ -276,7 +276,7 @@ def test_a_slow_grammar_is_compiled_anew_by_who_asks_and_never_for_a_running_ans
 
 @pytest.mark.parametrize("form", [Format("regex", "["), Format("regex", "(?=a)"), Format("grammar", "start: x")])
 def test_what_cannot_be_read_is_refused(compiler: GrammarCompiler, form: Format) -> None:
-    with pytest.raises(UserError, match="kept to"):
+    with pytest.raises(UserError, match="enforced"):
         constraint_of(compiler, form)
 
 

@@ -159,7 +159,7 @@ def test_patterns_cut_where_the_papers_say(name: str, text: str, pieces: list[st
     [
         ({"model": None}, "has no tokenizer.ggml.model"),
         ({"model": "rwkv"}, "'rwkv' is not supported"),
-        ({"pre": "martian"}, "'martian' is not known. Known are: .*smollm"),
+        ({"pre": "martian"}, "'martian' is not supported. Use a model with one of: .*smollm"),
         ({"tokens": None}, "has no tokenizer.ggml.tokens"),
         ({"tokens": "abc"}, "malformed tokenizer.ggml.tokens"),
         ({"tokens": [1, 2]}, "malformed tokenizer.ggml.tokens"),

@@ -237,7 +237,7 @@ def test_a_model_whose_calls_are_unknown_refuses_what_it_could_not_see_to(
 def test_a_template_without_tools_refuses_them() -> None:
     ChatTemplate({"default": "{{ tools }}"}, {}).check(TOOLS)
     ChatTemplate({"default": "{{ messages }}"}, {}).check([])
-    with pytest.raises(UserError, match="knows no tools") as caught:
+    with pytest.raises(UserError, match="has no tools") as caught:
         ChatTemplate({"default": "{{ messages }}"}, {}).check(TOOLS)
     assert caught.value.param == "tools"
 

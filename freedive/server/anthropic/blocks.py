@@ -13,7 +13,7 @@ from freedive.text.dialects.dialect import Call, Event, Text, Thought
 
 
 def content(events: Iterable[Event]) -> list[Json]:
-    """The blocks of a whole answer, in the order in which they were said."""
+    """Returns the content blocks of a complete answer, in the order of its events."""
     blocks: list[Json] = []
     for _, group in groupby(events, key=type):
         same = list(group)
@@ -26,9 +26,9 @@ def content(events: Iterable[Event]) -> list[Json]:
 
 
 def block(event: Event) -> Json:
-    """The block of one whole text, thought or call, which gets an id of its own where the model gave none.
+    """Returns the block of one complete text, thought or call; a call without an id gets a new one.
 
-    Thoughts are not signed: they are nobody's secret here.
+    Thoughts have an empty signature, because this server does not need to verify them.
     """
     match event:
         case Text(text):
@@ -41,21 +41,21 @@ def block(event: Event) -> Json:
 
 
 class BlockStream:
-    """Writes one answer as events: each block starts, grows, and stops before the next."""
+    """Writes one answer as streaming events: each block starts, grows, and stops before the next one."""
 
     def __init__(self) -> None:
         self._index = -1
         self._open: Event | None = None
 
     def write(self, event: Event) -> Iterator[Json]:
-        """What ``event`` adds."""
+        """Yields the streaming events for one more ``event`` of the answer."""
         if isinstance(event, Call) or type(event) is not type(self._open):
             yield from self._begin(event)
         if not (isinstance(event, Thought) and not event.text):
             yield self._grown(_delta(event))
 
     def wait(self, thinks: bool) -> Iterator[Json]:
-        """An empty piece of the block that is open, else of the one that is likely to come next."""
+        """Yields an empty delta of the open block; opens the likely next block if none is open."""
         if self._open is None or isinstance(self._open, Call):
             yield from self._begin(Thought("") if thinks else Text(""))
         yield self._grown(_delta(Thought("") if isinstance(self._open, Thought) else Text("")))
@@ -67,7 +67,7 @@ class BlockStream:
         yield {"type": "content_block_start", "index": self._index, "content_block": block(empty)}
 
     def stop(self) -> Iterator[Json]:
-        """The end of the block that is open, if one is."""
+        """Yields the end of the open block, if there is one."""
         if isinstance(self._open, Thought):
             yield self._grown({"type": "signature_delta", "signature": ""})
         if self._open:

@@ -22,13 +22,13 @@ from freedive.text.tools import Function
 from freedive.text.tools import ToolChoice as WantedTool
 
 BILLING = re.compile(r"\A(?:x-anthropic-billing-header:.*(?:\n|\Z))+")
-"""Claude Code's first lines, which change from request to request, so that no cache would know the rest again."""
+"""Claude Code's first lines, which are removed: they change in every request and would defeat the prefix cache."""
 
 
 class Tool(RequestBody):
-    """What the model can call. Calls come whole, however eagerly their input might be streamed.
+    """A tool that the model can call. A call is always streamed as a whole.
 
-    One whose loading is deferred is not shown to the model before a result refers to it.
+    A tool with ``defer_loading`` is not in the prompt before a tool result refers to it.
     """
 
     ignores_unknown = True
@@ -43,22 +43,22 @@ class Tool(RequestBody):
     defer_loading: bool = False
 
     def for_template(self) -> Json:
-        """The tool as chat templates know it."""
+        """Returns the tool in the format of chat templates."""
         return {"type": "function", "function": self.function()}
 
     def function(self) -> Json:
-        """The function that it is. Examples have a place of their own in a JSON schema."""
+        """Returns the tool's function; its examples become ``examples`` of the JSON schema."""
         described = {"description": self.description} if self.description else {}
         examples = {"examples": self.input_examples} if self.input_examples else {}
         strict = {"strict": True} if self.strict else {}
         return {"name": self.name, **described, "parameters": {**self.input_schema, **examples}, **strict}
 
 
-def _offered(tools: Any) -> Any:
-    """Tools without the server's. Where no client's tool searches among the deferred ones, all are shown instead."""
+def _client_tools(tools: Any) -> Any:
+    """Returns the client's tools; if no client tool can search for the deferred ones, none stays deferred."""
     if not isinstance(tools, list):
         return tools
-    kept = _clients_tools([{"type": "custom"} | tool if isinstance(tool, dict) else tool for tool in tools])
+    kept = _without_server_tools([{"type": "custom"} | tool if isinstance(tool, dict) else tool for tool in tools])
     all_given, given = ([tool for tool in some if isinstance(tool, dict)] for some in (tools, kept))
     searched_here = any(str(tool.get("type")).startswith("tool_search_tool") for tool in all_given)
     if searched_here or all(tool.get("defer_loading") for tool in given):
@@ -66,7 +66,7 @@ def _offered(tools: Any) -> Any:
     return kept
 
 
-_clients_tools = offered("custom", remedy="Give tools a name, a description and an input_schema")
+_without_server_tools = offered("custom", remedy="Give tools a name, a description and an input_schema")
 
 
 class ToolChoice(RequestBody):
@@ -82,7 +82,7 @@ class ToolChoice(RequestBody):
 
     @property
     def choice(self) -> WantedTool:
-        """The generation request that this body describes."""
+        """The tool choice of the generation request."""
         return Function(self.name) if self.type == "tool" else _CHOICES[self.type]
 
 
@@ -90,7 +90,7 @@ _CHOICES: dict[str, WantedTool] = {"auto": "auto", "any": "required", "none": "n
 
 
 class Thinking(RequestBody):
-    """Permission to think, for at most ``budget_tokens``."""
+    """Whether the model may think, and for how many tokens at most (``budget_tokens``)."""
 
     ignores_unknown = True
 
@@ -100,7 +100,7 @@ class Thinking(RequestBody):
 
 
 class OutputFormat(RequestBody):
-    """The form of an answer."""
+    """The JSON schema of an answer."""
 
     type: Literal["json_schema"]
     schema_: JsonObject = Field(alias="schema")
@@ -114,16 +114,16 @@ class OutputConfig(RequestBody):
 
 
 class ThreadNotFound(NotFound):
-    """A conversation that would have to be kept here."""
+    """A request that continues a conversation stored on the server, which this server does not support."""
 
     code = "thread_not_found"
 
 
 class Conversation(RequestBody):
-    """POST /v1/messages/count_tokens, and what it shares with /v1/messages.
+    """POST /v1/messages/count_tokens, and the fields that it shares with /v1/messages.
 
-    Ignored is what labels a request: who pays, in which queue, and what to report of the cache; and advice on how to
-    shorten a conversation, which is the client's here.
+    Ignored are labels of a request (billing, service tier, cache control), and settings for shortening a conversation,
+    which only the client does.
     """
 
     ignored = frozenset(
@@ -152,7 +152,7 @@ class Conversation(RequestBody):
         list[TextBlock],
         BeforeValidator(content_validator("text", param="system"), json_schema_input_type=str | list[TextBlock]),
     ] = []
-    tools: Annotated[list[Tool], BeforeValidator(_offered, json_schema_input_type=list[Tool])] = []
+    tools: Annotated[list[Tool], BeforeValidator(_client_tools, json_schema_input_type=list[Tool])] = []
     tool_choice: ToolChoice = ToolChoice(type="auto")
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
@@ -161,20 +161,20 @@ class Conversation(RequestBody):
     @model_validator(mode="before")
     @classmethod
     def _is_whole(cls, data: Any) -> Any:
-        """Clients that want a conversation kept send it whole when they hear that it was not.
+        """Refuses stored conversations, and drops blocks that a server's own tools wrote in earlier answers.
 
-        What a server's own tools did in an earlier answer is left out.
+        After the error ``thread_not_found``, clients send the whole conversation.
         """
         match data:
             case {"thread": {"type": "continue"}}:
-                what = "conversations are not kept here"
+                what = "Conversations are not kept here"
                 raise ThreadNotFound(what, "Send the whole conversation", param="thread")
         return readable(data, BLOCKS["assistant"])
 
     @model_validator(mode="after")
     def _fits_together(self) -> Conversation:
         if self.continues and any(isinstance(block, ToolUseBlock) for block in self.messages[-1].content):
-            raise UserError("the last message has calls without results", "Add a 'tool_result' each", param="messages")
+            raise UserError("The last message has calls without results", "Add their results", param="messages")
         return self
 
     @property
@@ -184,15 +184,15 @@ class Conversation(RequestBody):
 
     @property
     def shows_thoughts(self) -> bool:
-        """Whether the client wants to read them."""
+        """Whether the client wants to read the thoughts."""
         return self.thinking is None or self.thinking.display != "omitted"
 
     def generation_request(self) -> GenerationRequest:
-        """The generation request that this body describes."""
+        """Returns the generation request that this body describes."""
         return GenerationRequest(self.model, (self.chat_input(),))
 
     def chat_input(self) -> ChatInput:
-        """The conversation, in our terms. Both switches of thoughts permit and advise in this API."""
+        """Returns the conversation as an input; ``thinking`` and ``effort`` are only advice in this API."""
         format, found = self.output_config.format or self.output_format, referenced(self.messages)
         late = [tool for tool in self.tools if tool.name in found and not self._is_shown(tool)]
         allowed = None if self.thinking is None else self.thinking.type != "disabled"
@@ -236,7 +236,7 @@ class MessagesRequest(Conversation):
     metadata: Metadata = Metadata()
 
     def generation_request(self) -> GenerationRequest:
-        """The generation request that this body describes."""
+        """Returns the generation request that this body describes."""
         sampling = self.given(stop=tuple(self.stop_sequences))
         scope = Scope(user=self.metadata.user_id)
         return GenerationRequest(self.model, (self.chat_input(),), sampling, scope=scope)

@@ -25,7 +25,7 @@ STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_
 
 
 def router(service: Service) -> APIRouter:
-    """The routes."""
+    """Returns the routes of Anthropic's Messages API."""
     routes = APIRouter()
 
     @routes.post("/messages", summary="Answer a conversation", response_model=None)
@@ -41,12 +41,12 @@ def router(service: Service) -> APIRouter:
 
 
 def named(data: Json) -> bytes:
-    """An event, which goes by the type of its data."""
+    """Returns a server-sent event that has the type of its data as name."""
     return event(data, data["type"])
 
 
 class MessageStream(EventStream):
-    """Anthropic's API has an event which says that nothing has come yet."""
+    """A stream that sends Anthropic's event ``ping`` as keep-alive."""
 
     keep_alive = named({"type": "ping"})
 
@@ -67,7 +67,7 @@ async def _respond(request: Request, body: MessagesRequest, completions: Complet
 async def _events(
     head: Json, body: MessagesRequest, completions: Completions, blocks: BlockStream
 ) -> AsyncGenerator[bytes, None]:
-    """What is known of usage at the start is told again at the end, when it is certain."""
+    """Yields the streaming events of an answer; the usage at the start is preliminary, the one at the end is final."""
     nothing: Json = {
         "content": [],
         "stop_reason": None,
@@ -89,14 +89,14 @@ async def _events(
 
 
 def _shown(body: Conversation, events: Sequence[Event]) -> Sequence[Event]:
-    """``events`` without what is in the thoughts, where the client does not want to read them."""
+    """Returns ``events``, with empty thoughts if the client does not want to read them."""
     if body.shows_thoughts:
         return events
     return [replace(each, text="") if isinstance(each, Thought) else each for each in events]
 
 
 def _ending(body: MessagesRequest, delta: Delta, usage: Usage) -> Json:
-    """Why the answer, of which ``delta`` is the last, is over."""
+    """Returns Anthropic's stop reason for an answer whose last delta is ``delta``."""
     reason = STOP_REASONS[delta.finish or "stop"]
     if reason == "end_turn" and delta.stop_string is not None:
         reason = "stop_sequence"
@@ -106,7 +106,7 @@ def _ending(body: MessagesRequest, delta: Delta, usage: Usage) -> Json:
 
 
 def usage_object(usage: Usage) -> Json:
-    """What the cache had is counted apart. What it takes up is not counted: it costs nobody anything."""
+    """Returns Anthropic's usage: ``input_tokens`` are without cached tokens, and writing to the cache is free."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,

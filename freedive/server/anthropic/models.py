@@ -15,7 +15,10 @@ PREFIX = "/anthropic/v1"
 
 
 class ByVersion:
-    """Leads requests of Anthropic's clients to the routes below: /v1/models is an address of OpenAI's as well."""
+    """Middleware that sends /v1/models to Anthropic's routes if the request has Anthropic's version header.
+
+    Without that header, the path belongs to OpenAI's API.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -29,16 +32,16 @@ class ByVersion:
 
 
 def router(models: Models) -> APIRouter:
-    """The routes, to be had at ``PREFIX``."""
+    """Returns the routes that list models; mount them at ``PREFIX``."""
     routes = APIRouter()
 
-    @routes.get("/models", summary="List the models that can be asked, on one page")
+    @routes.get("/models", summary="List the served models, on one page")
     async def list_models() -> Json:
         names = list(models.slots)
         cards = [_card(slot) for slot in models.slots.values()]
         return {"data": cards, "has_more": False, "first_id": names[0], "last_id": names[-1]}
 
-    @routes.get("/models/{name:path}", summary="One model")
+    @routes.get("/models/{name:path}", summary="Describe a model")
     async def retrieve_model(name: str) -> Json:
         return _card(models.slot(name))
 
@@ -46,7 +49,7 @@ def router(models: Models) -> APIRouter:
 
 
 def _card(slot: Slot) -> Json:
-    """Limits are known of loaded models; the others were never created here, which 1970 stands for."""
+    """Returns the model object; a model that is not loaded has no limits, and 1970 as creation time."""
     max_context = slot.model.max_context if slot.model else None
     return {
         "type": "model",

@@ -16,7 +16,7 @@ from freedive.server.request_body import JsonObject, RequestBody, Text
 
 
 class TextBlock(RequestBody):
-    """A text. What is found in the cache is used, marked by ``cache_control`` or not."""
+    """A text. The prefix cache is used with and without ``cache_control``."""
 
     ignores_unknown = True
 
@@ -25,7 +25,7 @@ class TextBlock(RequestBody):
 
 
 class ThinkingBlock(RequestBody):
-    """Earlier thoughts. Whether the model sees them again is for its template to choose."""
+    """Thoughts of an earlier turn; the chat template decides whether the model sees them again."""
 
     ignores_unknown = True
 
@@ -34,7 +34,7 @@ class ThinkingBlock(RequestBody):
 
 
 class RedactedThinkingBlock(RequestBody):
-    """Earlier thoughts that only the server which wrote them can read."""
+    """Thoughts of an earlier turn, encrypted by another server, which are ignored."""
 
     ignores_unknown = True
 
@@ -42,7 +42,7 @@ class RedactedThinkingBlock(RequestBody):
 
 
 class ToolUseBlock(RequestBody):
-    """A call that the model made before."""
+    """A tool call of an earlier turn."""
 
     ignores_unknown = True
 
@@ -53,7 +53,7 @@ class ToolUseBlock(RequestBody):
 
 
 class ToolReferenceBlock(RequestBody):
-    """A tool that a search found: from here on the model knows it."""
+    """A deferred tool that a tool search found; the model sees its definition from here on."""
 
     ignores_unknown = True
 
@@ -65,7 +65,7 @@ ResultPart = Annotated[TextBlock | ToolReferenceBlock, Field(discriminator="type
 
 
 class ToolResultBlock(RequestBody):
-    """What a call came to."""
+    """The result of a tool call."""
 
     ignores_unknown = True
 
@@ -86,11 +86,11 @@ BLOCKS = {
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
     "system": ("text",),
 }
-"""By role. Blocks of other types are refused."""
+"""The allowed types of blocks by role of the message."""
 
 
 class Message(RequestBody):
-    """One turn of a conversation, or a part of it: neighbours of the same role are one turn."""
+    """A message of a conversation; consecutive messages of the same role are one turn."""
 
     ignores_unknown = True
 
@@ -113,18 +113,18 @@ class Message(RequestBody):
 
 
 Definitions = Mapping[str, Json]
-"""The functions that results may refer to, by name."""
+"""Functions that tool results may refer to, by name."""
 
 
 def turns(messages: Iterable[Message], definitions: Definitions) -> Iterator[Json]:
-    """``messages`` as chat templates know them: neighbours of the same role are one."""
+    """Yields ``messages`` in the format of chat templates; consecutive messages of the same role become one."""
     for role, group in groupby(messages, key=lambda message: message.role):
         blocks = [block for message in group for block in message.content]
-        yield from [_assistant(blocks)] if role == "assistant" else _asked(role, blocks, definitions)
+        yield from [_assistant(blocks)] if role == "assistant" else _non_assistant(role, blocks, definitions)
 
 
-def _asked(role: str, blocks: Iterable[Block], definitions: Definitions) -> Iterator[Json]:
-    """A turn of the user as chat templates know it: results of tools are messages of their own."""
+def _non_assistant(role: str, blocks: Iterable[Block], definitions: Definitions) -> Iterator[Json]:
+    """Yields a user or system turn in the format of chat templates; each tool result becomes a message."""
     for _, group in groupby(blocks, key=type):
         same = list(group)
         results = [_result(block, definitions) for block in same if isinstance(block, ToolResultBlock)]
@@ -132,14 +132,14 @@ def _asked(role: str, blocks: Iterable[Block], definitions: Definitions) -> Iter
 
 
 def _result(block: ToolResultBlock, definitions: Definitions) -> Json:
-    """Templates have no other place for what failed."""
+    """Returns a tool message; "Error: " marks a failure, because chat templates have no field for it."""
     start = "Error: " if block.is_error else ""
     content = start + "\n".join(_result_text(part, definitions) for part in block.content)
     return {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
 
 
 def _result_text(part: TextBlock | ToolReferenceBlock, definitions: Definitions) -> str:
-    """A tool that was found is described where it was, so that the prompt's head stays as it is in the cache."""
+    """Returns the text of a part; a found tool is described here, so that the prompt's cached start stays valid."""
     if isinstance(part, TextBlock):
         return part.text
     if definition := definitions.get(part.tool_name):
@@ -148,7 +148,7 @@ def _result_text(part: TextBlock | ToolReferenceBlock, definitions: Definitions)
 
 
 def referenced(messages: Iterable[Message]) -> set[str]:
-    """The names of all tools that results refer to."""
+    """Returns the names of all tools that tool results refer to."""
     results = (block for message in messages for block in message.content if isinstance(block, ToolResultBlock))
     return {part.tool_name for block in results for part in block.content if isinstance(part, ToolReferenceBlock)}
 
@@ -169,5 +169,5 @@ def _call(block: ToolUseBlock) -> Json:
 
 
 def text_of(blocks: Iterable[Block]) -> str:
-    """What is text in ``blocks``."""
+    """Returns the text blocks of ``blocks``, joined by newlines."""
     return "\n".join(block.text for block in blocks if isinstance(block, TextBlock))

@@ -18,7 +18,7 @@ from freedive.text.dialects.parser import Answer
 
 
 def router(service: Service) -> APIRouter:
-    """The routes."""
+    """Returns the routes of Ollama's chat and generate APIs."""
     routes = APIRouter()
 
     @routes.post("/chat", summary="Answer a conversation", response_model=None)

@@ -16,10 +16,10 @@ from freedive.server.service import Service
 
 
 def router(service: Service) -> APIRouter:
-    """The routes."""
+    """Returns the routes of Ollama's embedding APIs."""
     routes = APIRouter()
 
-    @routes.post("/embed", summary="Texts as vectors")
+    @routes.post("/embed", summary="Embed texts")
     async def embed(body: EmbedRequest, request: Request) -> Response:
         started = time.perf_counter()
         if not body.input:
@@ -34,7 +34,7 @@ def router(service: Service) -> APIRouter:
         }
         return await long_json(fields, "embeddings", vectors)
 
-    @routes.post("/embeddings", summary="A text as a vector")
+    @routes.post("/embeddings", summary="Embed a text")
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Json:
         if not body.prompt:
             return {"embedding": []}

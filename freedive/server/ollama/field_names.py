@@ -14,12 +14,12 @@ NAMES = {
     "repetition_penalty": "repeat_penalty",
     "thinking": "think",
 }
-"""Our names of what Ollama's clients ask for by others."""
+"""Ollama's name of a field by freedive's name."""
 
 
 @contextmanager
 def with_ollama_names() -> Iterator[None]:
-    """A block whose errors name fields as Ollama does."""
+    """Raises each UserError of the block again, with Ollama's name of the field."""
     try:
         yield
     except UserError as error:

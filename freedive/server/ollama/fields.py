@@ -28,7 +28,7 @@ class FunctionCall(RequestBody):
 
 
 class ToolCall(RequestBody):
-    """A call that the model made before."""
+    """A tool call of an earlier turn."""
 
     ignores_unknown = True
 
@@ -36,12 +36,12 @@ class ToolCall(RequestBody):
     function: FunctionCall
 
     def for_template(self) -> Json:
-        """The call as chat templates know it."""
+        """Returns the call in the format of chat templates."""
         return {"id": self.id, "type": "function", "function": self.function.model_dump()}
 
 
 class Message(RequestBody):
-    """One turn of a conversation. ``tool_name`` and ``tool_call_id`` say which call a result is of."""
+    """One message of a conversation. ``tool_name`` and ``tool_call_id`` tell which call a tool result answers."""
 
     ignores_unknown = True
     synonyms = {"name": "tool_name"}
@@ -57,11 +57,11 @@ class Message(RequestBody):
     @model_validator(mode="after")
     def _calls_are_the_assistants(self) -> Message:
         if self.tool_calls and self.role != "assistant":
-            raise UserError("'tool_calls' is for messages of the assistant", "Leave it out", param="tool_calls")
+            raise UserError("'tool_calls' is only for messages of the assistant", "Leave it out", param="tool_calls")
         return self
 
     def for_template(self) -> Json:
-        """The message as chat templates know it."""
+        """Returns the message in the format of chat templates."""
         calls = [call.for_template() for call in self.tool_calls]
         optional = {
             "name": self.tool_name,
@@ -81,7 +81,7 @@ def _without_images(message: Any) -> Any:
 
 
 class AnswerRequest(RequestBody):
-    """What chat and generate share."""
+    """The fields that /api/chat and /api/generate share."""
 
     ignored = frozenset({"shift", "truncate"})
 
@@ -102,15 +102,15 @@ class AnswerRequest(RequestBody):
 
     @property
     def asks(self) -> bool:
-        """Whether there is anything to answer; otherwise the model is to be loaded or, with keep_alive 0, unloaded."""
+        """Whether the request has a prompt; without one it loads the model, or unloads it if keep_alive is 0."""
         raise NotImplementedError
 
     def input(self) -> Input:
-        """The one question that the request is, in our terms."""
+        """Returns the one input of the request."""
         raise NotImplementedError
 
     def generation_request(self) -> GenerationRequest:
-        """The generation request that this body describes."""
+        """Returns the generation request that this body describes."""
         sampling = self.options.sampling() | ({"logprobs": self.top_logprobs} if self.logprobs else {})
         return GenerationRequest(
             self.model, (self.input(),), sampling, max_context=self.options.num_ctx, keep_alive_s=self.keep_alive
@@ -135,7 +135,7 @@ class ChatRequest(AnswerRequest):
     @model_validator(mode="before")
     @classmethod
     def _is_readable(cls, data: Any) -> Any:
-        """A text stands for each image of a conversation under way."""
+        """Replaces each image by a text if the conversation is under way."""
         messages = data.get("messages") if isinstance(data, dict) else None
         if not isinstance(messages, list) or not is_under_way(data, messages):
             return data
@@ -151,7 +151,7 @@ class ChatRequest(AnswerRequest):
 
 
 class GenerateRequest(AnswerRequest):
-    """POST /api/generate. With a ``suffix`` the answer is what stands between the prompt and that."""
+    """POST /api/generate. With a ``suffix``, the answer is the text between prompt and suffix."""
 
     unsupported: ClassVar = {
         "context": ([],),
@@ -171,10 +171,10 @@ class GenerateRequest(AnswerRequest):
     def _fits_together(self) -> GenerateRequest:
         plain = "raw" if self.raw else "suffix" if self.suffix else ""
         if self.suffix and self.format:
-            raise UserError("'format' does not go with 'suffix'", "Leave one of them out", param="format")
+            raise UserError("'format' and 'suffix' cannot be combined", "Leave one of them out", param="format")
         for name in ("system", "think"):
             if plain and getattr(self, name):
-                what = f"'{name}' is for prompts that go through the chat template, and those with '{plain}' do not"
+                what = f"'{name}' needs the chat template, which '{plain}' turns off"
                 raise UserError(what, "Leave one of them out", param=name)
         return self
 
@@ -194,7 +194,7 @@ def _texts(value: Any) -> Any:
 
 
 class EmbedRequest(RequestBody):
-    """POST /api/embed. Nothing has no vector; an empty text among others has that of a space."""
+    """POST /api/embed. An empty list gives no vector; an empty text is embedded as a space."""
 
     ignored = frozenset({"truncate"})
     unsupported: ClassVar = {"dimensions": (0,)}
@@ -205,13 +205,13 @@ class EmbedRequest(RequestBody):
     keep_alive: KeepAlive | None = None
 
     def generation_request(self) -> GenerationRequest:
-        """The generation request that this body describes."""
+        """Returns the generation request that this body describes."""
         texts = [text or " " for text in self.input]
         return embedding_request(self.model, texts, keep_alive_s=self.keep_alive, max_context=self.options.num_ctx)
 
 
 class EmbeddingsRequest(RequestBody):
-    """POST /api/embeddings, the older form."""
+    """POST /api/embeddings, the older form of /api/embed."""
 
     model: Text
     prompt: Text = ""
@@ -219,14 +219,14 @@ class EmbeddingsRequest(RequestBody):
     keep_alive: KeepAlive | None = None
 
     def generation_request(self) -> GenerationRequest:
-        """The generation request that this body describes."""
+        """Returns the generation request that this body describes."""
         return embedding_request(
             self.model, [self.prompt], keep_alive_s=self.keep_alive, max_context=self.options.num_ctx
         )
 
 
 class ModelRequest(RequestBody):
-    """What names a model; older clients do it by ``name``."""
+    """A request that names a model; older clients use ``name`` instead of ``model``."""
 
     model: Text = ""
     name: Text = ""
@@ -240,7 +240,7 @@ class ModelRequest(RequestBody):
 
 
 class ShowRequest(ModelRequest):
-    """POST /api/show. ``verbose`` asks for the vocabulary, too, which is not told."""
+    """POST /api/show. ``verbose``, which asks for the vocabulary, has no effect."""
 
     ignored = frozenset({"options", "verbose"})
     unsupported: ClassVar = {"system": ("",), "template": ("",)}

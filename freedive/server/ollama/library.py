@@ -1,4 +1,4 @@
-"""GET /api/tags, /api/ps and /api/version, POST /api/show: what there is. What would change files is refused."""
+"""GET /api/tags, /api/ps and /api/version, POST /api/show; routes that would change model files are refused."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from freedive.server.ollama.times import moment
 from freedive.server.routing import APIRouter
 
 VERSION = "0.14.0"
-"""The version of Ollama whose API this is: clients ask whether it is new enough for them."""
+"""The version of Ollama whose API this server implements; clients check whether it is new enough."""
 
 REFUSED = {
-    ("POST", "/create"): "Make one with: freedive quantize, or freedive train",
-    ("POST", "/copy"): "Ask for the model by the name it has",
+    ("POST", "/create"): "Create a model with: freedive quantize, or freedive train",
+    ("POST", "/copy"): "Use the model's own name, or serve with --alias NAME=MODEL",
     ("POST", "/push"): "Copy the file that freedive list shows",
     ("DELETE", "/delete"): "Remove it with: freedive rm",
     ("POST", "/blobs/{digest}"): "Serve a file with: freedive serve PATH",
 }
-"""Routes that would change the files of this machine, and what to do instead."""
+"""Routes that would change files of this machine, and the remedy in their error."""
 
 
 def router(models: Models) -> APIRouter:
-    """The routes."""
+    """Returns the routes that describe models."""
     routes = APIRouter()
 
-    @routes.get("/version", summary="Ollama's version that this speaks, and our own")
+    @routes.get("/version", summary="The version of Ollama's API, and of freedive")
     async def version() -> Json:
         return {"version": VERSION, "freedive": freedive.__version__}
 
-    @routes.get("/tags", summary="List the models that can be asked")
+    @routes.get("/tags", summary="List the served models")
     async def tags() -> Json:
         slots = list(models.slots.values())
         return {"models": await run_in_threadpool(lambda: [_tag(slot) for slot in slots])}
@@ -47,7 +47,7 @@ def router(models: Models) -> APIRouter:
     async def ps() -> Json:
         return {"models": [_running(slot) for slot in models.slots.values() if slot.model]}
 
-    @routes.post("/show", summary="What is known of a model")
+    @routes.post("/show", summary="Describe a model")
     async def show(body: ShowRequest) -> Json:
         return await run_in_threadpool(_shown, models.slot(body.model))
 
@@ -93,7 +93,7 @@ def _shown(slot: Slot) -> Json:
 
 
 def _names(slot: Slot) -> Json:
-    """The digest is of the name: the files of a model may have none."""
+    """Returns name and digest of a model; the digest is that of the name, because files may have none."""
     name = slot.entry.name
     return {"name": name, "model": name, "digest": hashlib.sha256(name.encode()).hexdigest()}
 
@@ -121,5 +121,5 @@ def _model_info(info: ModelInfo) -> Json:
 
 
 def _count(number: int) -> str:
-    """As Ollama writes it: 134.5M, 30.5B."""
+    """Returns a number of parameters in Ollama's format: 134.5M, 30.5B."""
     return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"

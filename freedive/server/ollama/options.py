@@ -1,4 +1,4 @@
-"""The ``options`` of Ollama's requests: how to choose tokens and when to end."""
+"""The ``options`` of Ollama's requests: sampling settings and limits."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ RUNNING = frozenset(
         "vocab_only",
     }
 )
-"""They say how to run a model, which is decided here, and not what it answers."""
+"""Options about how to run a model, which the server's operator sets; they do not change the answer."""
 
 WITHOUT_OBJECT = frozenset({"draft_num_predict", "mirostat_eta", "mirostat_tau", "num_keep"})
-"""They tune what never happens here: mirostat, guesses of a second model, and the truncation of a full context."""
+"""Options of features that do not exist here: mirostat, a separate draft model, truncation of a full context."""
 
 UNUSED = frozenset({"mirostat", "penalize_newline", "repeat_last_n", "tfs_z", "typical_p"})
-"""Sliders that interfaces send, and that Ollama itself no longer uses with most models."""
+"""Options that user interfaces send, and that Ollama itself no longer uses with most models."""
 
 
 class Options(RequestBody):
-    """``num_predict`` below 1 goes on to the end of the context; a ``seed`` of -1 draws one."""
+    """The options of a request. ``num_predict`` below 1 means no limit; ``seed`` -1 means a random seed."""
 
     ignored = RUNNING | WITHOUT_OBJECT | UNUSED
 
@@ -64,7 +64,7 @@ class Options(RequestBody):
         return self
 
     def sampling(self) -> dict[str, Any]:
-        """The fields of Sampling that are set."""
+        """Returns the fields of Sampling that the options set."""
         limit = self.num_predict if self.num_predict and self.num_predict > 0 else None
         penalty = {} if self.repeat_penalty is None else {"repetition_penalty": self.repeat_penalty}
         return self.given(max_tokens=limit, stop=tuple(self.stop), **penalty)

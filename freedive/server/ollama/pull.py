@@ -20,44 +20,44 @@ from freedive.server.routing import APIRouter
 from freedive.server.stream import JsonLines, line, unless_disconnected, with_error_event
 
 TICK_S = 0.5
-"""Time between two lines of progress."""
+"""Seconds between two lines of progress."""
 
 SUCCESS = {"status": "success"}
 
 
 class ClientLeft(Exception):
-    """Whoever asked for a model is gone; the download ends, and goes on where it stopped when it is asked for again."""
+    """The client of a download has disconnected; the download stops, and the next request resumes it."""
 
 
 @dataclass
 class Progress:
-    """Bytes of a download: in all, once that is known, and those that have come. ``wanted`` until its client leaves."""
+    """Bytes of a download: ``total`` (0 if unknown) and ``completed``. ``wanted`` until its client disconnects."""
 
     total: int = 0
     completed: int = 0
     wanted: bool = True
 
     def advance(self, count: int) -> None:
-        """So many more have come."""
+        """Adds ``count`` bytes to ``completed``."""
         self.completed += count
 
     def check(self) -> None:
-        """Raises ClientLeft when it is time to end."""
+        """Raises ClientLeft if the client has disconnected."""
         if not self.wanted:
             raise ClientLeft
 
 
 Fetch = Callable[[str, Progress], ModelEntry]
-"""Fetches a model by its name or address, and tells how far it is. Runs in a thread; raises UserError."""
+"""Downloads a model by its name or address and updates the progress. Runs in a thread. Raises UserError."""
 
 
 def no_fetch(name: str, progress: Progress) -> ModelEntry:
-    """For servers of models that are given."""
-    raise UserError("this server fetches no models", f"Fetch it with: freedive pull {name}", param="model")
+    """Raises UserError: the ``fetch`` of servers that do not download models."""
+    raise UserError("This server does not fetch models", f"Fetch the model with: freedive pull {name}", param="model")
 
 
 class Pulls:
-    """Fetches models for clients, one at a time, and has them served. Belongs to one event loop."""
+    """Downloads models for clients, one at a time, and adds them to the served models. Belongs to one event loop."""
 
     def __init__(self, models: Models, fetch: Fetch) -> None:
         self._models = models
@@ -65,9 +65,9 @@ class Pulls:
         self._turn = asyncio.Lock()
 
     async def pull(self, name: str, progress: Progress) -> None:
-        """The model, fetched unless it is here. Raises what fetching raises.
+        """Downloads the model, unless it is served already. Raises the errors of the download.
 
-        When the task is cancelled, the download ends, and only then the next one begins.
+        If the task is cancelled, the download stops, and the next download begins after that.
         """
         await self._turn.acquire()
         if name in self._models:
@@ -90,10 +90,10 @@ class Pulls:
 
 
 def router(models: Models, fetch: Fetch) -> APIRouter:
-    """The route."""
+    """Returns the route that downloads models."""
     routes, pulls = APIRouter(), Pulls(models, fetch)
 
-    @routes.post("/pull", summary="Fetch a model and serve it", response_model=None)
+    @routes.post("/pull", summary="Download a model and serve it", response_model=None)
     async def pull(body: PullRequest, request: Request) -> Response:
         name = body.model.removesuffix(":latest")
         if name not in models:
@@ -108,7 +108,7 @@ def router(models: Models, fetch: Fetch) -> APIRouter:
 
 
 def _in_background(work: Callable[[], ModelEntry]) -> asyncio.Future[ModelEntry]:
-    """The result of ``work``, which keeps no process from ending."""
+    """Returns the future result of ``work``, which runs in a daemon thread, so that the process can end at any time."""
     future: Future[ModelEntry] = Future()
     future.set_running_or_notify_cancel()
 

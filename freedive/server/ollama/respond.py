@@ -23,22 +23,22 @@ from freedive.server.stream import JsonLines, line, with_error_event
 from freedive.text.dialects.parser import Answer, joined
 
 Write = Callable[[Answer], Json]
-"""A part of an answer, or the whole of it, in the fields of one route."""
+"""A function that returns a part of an answer, or all of it, in the fields of one route."""
 
 NOTHING = Answer("", "", ())
 
 
 async def respond(service: Service, request: Request, body: AnswerRequest, write: Write) -> Response:
-    """What ``body`` asks for, as ``write`` writes it."""
+    """Returns the response to ``body``, whole or as a stream, with the fields that ``write`` returns."""
     started = time.perf_counter()
     if not body.asks:
-        return await _changed(service, request, body, write)
+        return await _load_or_unload(service, request, body, write)
     with with_ollama_names():
         completions = await service.generate(body.generation_request, request)
     if body.stream:
         lines = _lines(body, completions, write, started)
-        survivors = with_error_event(lines, lambda error: line(ollama_error(error)), request.state.request_id)
-        return JsonLines(survivors, lambda: line(_head(body) | write(NOTHING) | {"done": False}))
+        safe_lines = with_error_event(lines, lambda error: line(ollama_error(error)), request.state.request_id)
+        return JsonLines(safe_lines, lambda: line(_head(body) | write(NOTHING) | {"done": False}))
     [delta] = await completions.collect(request)
 
     def written() -> bytes:
@@ -48,8 +48,8 @@ async def respond(service: Service, request: Request, body: AnswerRequest, write
     return Response(await off_loop(num_bytes(delta.logprobs), written), media_type="application/json")
 
 
-async def _changed(service: Service, request: Request, body: AnswerRequest, write: Write) -> Response:
-    """The model loaded or unloaded, which is all that a request without a prompt asks for."""
+async def _load_or_unload(service: Service, request: Request, body: AnswerRequest, write: Write) -> Response:
+    """Loads or unloads the model, which is the effect of a request without a prompt."""
     key: Key = request.state.record.key
     unload = body.keep_alive == 0
     if unload:
@@ -84,7 +84,7 @@ def _logprobs(completions: Completions, delta: Delta) -> Json:
 
 
 def _end(completions: Completions, finish: str | None, started: float) -> Json:
-    """Loading is all that came before the question was the engine's; a call of tools is an end like others."""
+    """Returns the last fields of an answer; ``load_duration`` is all time before submission to the engine."""
     timings, usage = completions.timings, completions.usage
     return {
         "done": True,

@@ -1,4 +1,4 @@
-"""Times as Ollama writes them: durations like 1h30m to us and nanoseconds from us, moments as RFC 3339."""
+"""Times in Ollama's formats: durations like 1h30m in requests, nanoseconds and RFC 3339 in responses."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PART = re.compile(rf"([0-9]++(?:\.[0-9]*+)?|\.[0-9]++)({'|'.join(_UNITS)})")
 _DURATION = re.compile(rf"([+-]?)(0|(?:{_PART.pattern})++)")
 
 LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
-"""The moment that stands for never."""
+"""The timestamp that represents "never", in seconds since 1970."""
 
 
 def seconds(value: Any) -> Any:
-    """A duration in words as a number of seconds; everything else as it is. Raises ValueError."""
+    """Returns the seconds of a duration like "1h30m", and any other value unchanged. Raises ValueError."""
     if not isinstance(value, str):
         return value
     if not (found := _DURATION.fullmatch(value)):
@@ -35,14 +35,14 @@ def _not_negative(value: float) -> float:
 KeepAlive = Annotated[
     float, BeforeValidator(seconds, json_schema_input_type=float | str), AfterValidator(_not_negative)
 ]
-"""Seconds that a model is to stay; a negative number stands for ever."""
+"""Seconds that a model stays loaded after its last use; a negative number means for ever."""
 
 
 def nanoseconds(value_s: float) -> int:
-    """The duration as a whole number."""
+    """Returns a duration in seconds as whole nanoseconds."""
     return round(1e9 * value_s)
 
 
 def moment(timestamp: float) -> str:
-    """Seconds since 1970 in words."""
+    """Returns seconds since 1970 as RFC 3339 text."""
     return datetime.fromtimestamp(min(timestamp, LAST), UTC).isoformat().replace("+00:00", "Z")

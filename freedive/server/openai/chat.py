@@ -22,7 +22,7 @@ from freedive.text.dialects.parser import joined
 
 
 def router(service: Service) -> APIRouter:
-    """The route."""
+    """Returns the route of OpenAI's chat API."""
     routes = APIRouter()
 
     @routes.post("/chat/completions", summary="Answer a conversation", response_model=None)
@@ -37,7 +37,7 @@ def router(service: Service) -> APIRouter:
 
 
 class ChatChoice:
-    """Thoughts go by DeepSeek's name, ``reasoning_content``."""
+    """Writes one choice of a chat completion; thoughts are in DeepSeek's field ``reasoning_content``."""
 
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
@@ -81,6 +81,6 @@ class ChatChoice:
 
 
 def tool_call(call: Call) -> Json:
-    """A call as OpenAI has it, with an id of its own where the model gave none."""
+    """Returns a call in OpenAI's format; a call without an id gets a new one."""
     function = {"name": call.name, "arguments": call.arguments}
     return {"id": call.id or f"call_{uuid.uuid4().hex}", "type": "function", "function": function}

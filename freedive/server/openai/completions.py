@@ -20,7 +20,7 @@ from freedive.text.dialects.parser import joined
 
 
 def router(service: Service) -> APIRouter:
-    """The route."""
+    """Returns the route of OpenAI's completions API."""
     routes = APIRouter()
 
     @routes.post("/completions", summary="Continue a text, or fill the gap before a suffix", response_model=None)
@@ -35,7 +35,7 @@ def router(service: Service) -> APIRouter:
 
 
 class TextChoice:
-    """Begins with the ``prompt``, text or tokens, if there is one."""
+    """Writes one choice of a text completion; it starts with ``prompt`` (text or token ids) if that is given (echo)."""
 
     object = chunk_object = "text_completion"
     id_prefix = "cmpl-"
@@ -50,7 +50,7 @@ class TextChoice:
     def whole(self, delta: Delta) -> Json:
         prompt, self.prompt = self.prompt or "", None
         echo = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt, skip_special=False)
-        if delta.prompt_logprobs:  # what the tokenizer puts before a text is not shown
+        if delta.prompt_logprobs:  # special tokens that the tokenizer adds before the text are not shown
             tokens = [entry.token_id for entry in delta.prompt_logprobs]
             self.logprobs.skip(len(self.tokenizer.decode(tokens, skip_special=False)) - len(echo))
         entries = [*delta.prompt_logprobs, *delta.logprobs]

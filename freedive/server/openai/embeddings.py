@@ -24,7 +24,7 @@ Vector = list[float]
 
 
 class EmbeddingRequest(RequestBody):
-    """POST /v1/embeddings. ``pooling`` is ours: the mean over all tokens, or the last token's state."""
+    """POST /v1/embeddings. ``pooling`` is an extension: the mean over all tokens, or the last token's state."""
 
     ignored = LABELS | {"input_type"}
     unsupported: ClassVar = {"add_special_tokens": (True,), "dimensions": (), "truncate_prompt_tokens": ()}
@@ -41,16 +41,16 @@ class EmbeddingRequest(RequestBody):
     user_id: Text = ""
 
     def generation_request(self) -> GenerationRequest:
-        """The generation request that this body describes."""
+        """Returns the generation request that this body describes."""
         scope = Scope(user=self.user_id or self.user, cache_salt=self.user_id)
         return embedding_request(self.model, self.input, self.pooling, scope=scope)
 
 
 def router(service: Service) -> APIRouter:
-    """The route."""
+    """Returns the route of OpenAI's embeddings API."""
     routes = APIRouter()
 
-    @routes.post("/embeddings", summary="Texts as vectors")
+    @routes.post("/embeddings", summary="Embed texts")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         with prompt_named("input"):
             completions = await service.generate(body.generation_request, request)
@@ -68,5 +68,5 @@ def _floats(vector: Vector) -> Vector:
 
 
 def _base64(vector: Vector) -> str:
-    """Little-endian float32, as OpenAI's own clients ask for it."""
+    """Returns the vector as base64 of little-endian float32, which OpenAI's clients request by default."""
     return b64encode(pack(f"<{len(vector)}f", *vector)).decode()

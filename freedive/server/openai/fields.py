@@ -30,9 +30,9 @@ class StreamOptions(RequestBody):
 
 
 class BaseCompletionRequest(RequestBody):
-    """What chat and plain completions share.
+    """The fields that chat and text completions share.
 
-    top_k, min_p, repetition_penalty, repetition_detection, ignore_eos and timings are ours.
+    top_k, min_p, repetition_penalty, repetition_detection, ignore_eos and timings are extensions of OpenAI's API.
     """
 
     ignored = LABELS | TUNING_NOTHING
@@ -76,17 +76,17 @@ class BaseCompletionRequest(RequestBody):
     def _has_one_form(self) -> BaseCompletionRequest:
         forms = [name for name in ("response_format", "structured_outputs", *GUIDED) if getattr(self, name) is not None]
         if len(forms) > 1:
-            raise UserError(f"'{forms[0]}' and '{forms[1]}' both ask for a form", "Send one of them", param=forms[1])
+            raise UserError(f"'{forms[0]}' and '{forms[1]}' both set a format", "Send one of them", param=forms[1])
         return self
 
     @property
     def scope(self) -> Scope:
-        """On whose behalf the client says it asks."""
+        """The user on whose behalf the client sends the request, and the salt of the prefix cache."""
         return Scope(user=self.user_id or self.user, cache_salt=self.user_id)
 
     @property
     def format(self) -> Format | None:
-        """The form that the answer is to have, by whichever field asks for it."""
+        """The format of the answer, from the field that sets it."""
         fields = {short: value for name, short in GUIDED.items() if (value := getattr(self, name)) is not None}
         guided = Guided(**fields) if fields else self.structured_outputs
         asked = guided or self.response_format
@@ -94,18 +94,18 @@ class BaseCompletionRequest(RequestBody):
 
 
 GUIDED = {f"guided_{kind}": kind for kind in ("json", "regex", "choice", "grammar")}
-"""vLLM's older fields for a form, and their names in ``structured_outputs``."""
+"""vLLM's older fields for a format, and their names in ``structured_outputs``."""
 
 
 class Thinking(RequestBody):
-    """DeepSeek's switch, with Anthropic's budget."""
+    """DeepSeek's switch for thinking, with Anthropic's budget in tokens."""
 
     type: Literal["enabled", "disabled", "auto"]
     budget_tokens: int | None = Field(None, ge=0)
 
 
 class Reasoning(RequestBody):
-    """OpenRouter's: whether and how hard to think."""
+    """OpenRouter's settings for thinking."""
 
     ignored = frozenset({"exclude", "max_tokens", "summary"})
 
@@ -160,11 +160,11 @@ class ChatRequest(BaseCompletionRequest):
         check_template_kwargs(self.chat_template_kwargs)
         for message in self.messages[:-1]:
             if message.prefix:
-                raise UserError("'prefix' is for the last message", "Leave it out of the others", param="prefix")
+                raise UserError("'prefix' is only for the last message", "Leave it out elsewhere", param="prefix")
         if self.continues and self.messages[-1].role != "assistant":
-            raise UserError("'messages' do not end with the assistant's", "Continue one of these", param="messages")
+            raise UserError("The last message is not the assistant's", "Continue one that is", param="messages")
         if self.add_generation_prompt == self.continues and "add_generation_prompt" in self.model_fields_set:
-            what = "'add_generation_prompt' is true exactly where no message is continued"
+            what = "'add_generation_prompt' must be true, unless the last message is continued"
             raise UserError(what, "Leave it out", param="add_generation_prompt")
         return self
 
@@ -174,11 +174,11 @@ class ChatRequest(BaseCompletionRequest):
         return self.messages[-1].prefix or self.continue_final_message
 
     def generation_request(self) -> GenerationRequest:
-        """The generation request that this body describes."""
+        """Returns the generation request that this body describes."""
         return GenerationRequest(self.model, (self.chat_input(),), self.sampling(), self.n, self.scope)
 
     def chat_input(self) -> ChatInput:
-        """The conversation, in our terms."""
+        """Returns the conversation as an input."""
         choice, variables = self.tool_choice, dict(self.chat_template_kwargs)
         thinking = self._switch(variables.pop("thinking", None))
         return ChatInput(
@@ -200,7 +200,7 @@ class ChatRequest(BaseCompletionRequest):
         return self.given(max_tokens=limit, logprobs=logprobs, stop=tuple(self.stop))
 
     def report_unheeded(self, model: Model) -> None:
-        """Report what had no effect on ``model``: an effort only advises a model without thoughts."""
+        """Reports ``reasoning_effort`` as ignored if ``model`` cannot think."""
         if self.chat_input().effort not in (None, "none") and not model.can_think:
             ignore("reasoning_effort")
 
@@ -209,34 +209,34 @@ class ChatRequest(BaseCompletionRequest):
         return self.reasoning_effort or self.reasoning.effort
 
     def _switch(self, variable: Any) -> bool | None:
-        """Whether to think, by whichever field says so; the later ones win."""
+        """Returns whether to think, None if no field says so; of several fields, the last in the list below counts."""
         switches = [variable, self.enable_thinking, self.reasoning.enabled]
         if self.thinking and self.thinking.type != "auto":
             switches.append(self.thinking.type == "enabled")
         return next((value for value in reversed(switches) if isinstance(value, bool)), None)
 
     def _thinking_budget(self, variable: Any) -> int | None:
-        """The smallest of Qwen's, vLLM's and Anthropic's, where several are given; -1 is vLLM's for none."""
+        """Returns the smallest of Qwen's, vLLM's and Anthropic's budgets, in tokens; vLLM's -1 means no budget."""
         switch = self.thinking.budget_tokens if self.thinking else None
         given = (self.thinking_budget, self.thinking_token_budget, switch, variable)
         return min((budget for budget in given if isinstance(budget, int) and budget >= 0), default=None)
 
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""OpenAI's default for plain completions."""
+"""OpenAI's default of ``max_tokens`` for text completions."""
 
 PromptInput = Text | list[int]
-"""Text, or token ids."""
+"""A prompt as text or as token ids."""
 
 
 def listed_prompts(value: Any) -> Any:
-    """One prompt, text or token ids, as a list of it; everything else as it is."""
+    """Returns a list of one prompt for a text or a list of token ids, and any other value unchanged."""
     is_ids = isinstance(value, list) and value and all(isinstance(item, int) for item in value)
     return [value] if is_ids else listed(value)
 
 
 class CompletionRequest(BaseCompletionRequest):
-    """POST /v1/completions. With a ``suffix`` the answer is what stands between the prompt and that."""
+    """POST /v1/completions. With a ``suffix``, the answer is the text between prompt and suffix."""
 
     synonyms = BaseCompletionRequest.synonyms | {"json_schema": "guided_json"}
 
@@ -252,11 +252,11 @@ class CompletionRequest(BaseCompletionRequest):
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
         if self.suffix and not all(isinstance(prompt, str) for prompt in self.prompt):
-            raise UserError("'suffix' needs a prompt of text", "Send text", param="suffix")
+            raise UserError("'suffix' needs a prompt of text", "Send the prompt as text", param="suffix")
         return self
 
     def generation_request(self) -> GenerationRequest:
-        """The generation request that this body describes."""
+        """Returns the generation request that this body describes."""
         limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         scores = {"prompt_logprobs": self.logprobs} if self.echo else {}
         sampling = self.given(max_tokens=limit, logprobs=self.logprobs, stop=tuple(self.stop), **scores)

@@ -24,7 +24,7 @@ LABELS = frozenset(
         "verbosity",
     }
 )
-"""Fields that label a request for its operator, choose among servers, or only advise."""
+"""Ignored fields that label a request, choose among servers, or only advise."""
 
 TUNING_NOTHING = frozenset(
     {
@@ -48,7 +48,7 @@ TUNING_NOTHING = frozenset(
         "xtc_threshold",
     }
 )
-"""Fields of other servers about what does not happen here, or about how an answer is shown."""
+"""Ignored fields that tune features which do not exist here, or that concern how an answer is displayed."""
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": ([],),
@@ -94,4 +94,4 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "use_beam_search": (False,),
     "xtc_probability": (0,),
 }
-"""Fields of other servers that are not served, and their values that ask for nothing."""
+"""Fields of other servers that are not supported, and their neutral values, which are accepted."""

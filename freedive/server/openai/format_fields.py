@@ -18,7 +18,7 @@ class FunctionName(RequestBody):
 
 
 class NamedTool(RequestBody):
-    """The function that must be called."""
+    """A tool choice that names the function to call."""
 
     type: Literal["function"]
     function: FunctionName
@@ -31,7 +31,7 @@ class JsonSchema(RequestBody):
 
 
 class ResponseFormat(RequestBody):
-    """The form of an answer; regex, choice and grammar are ours. A schema is always kept to, ``strict`` or not."""
+    """The format of an answer; regex, choice and grammar are extensions. A schema is enforced with any ``strict``."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "choice", "grammar"]
     json_schema: JsonSchema | None = None
@@ -45,13 +45,12 @@ class ResponseFormat(RequestBody):
         wanted = {self.type} - {"text", "json_object"}
         if given != wanted:
             name = min(given ^ wanted)
-            remedy = "Give it" if name in wanted else "Leave it out"
-            what = f"'{name}' and the type '{self.type}' of 'response_format' do not go together"
-            raise UserError(what, remedy, param="response_format")
+            verb, remedy = ("needs", "Send it") if name in wanted else ("has no", "Leave it out")
+            raise UserError(f"'type' {self.type!r} {verb} '{name}'", remedy, param="response_format")
         return self
 
     def format(self) -> Format | None:
-        """In our terms. Raises UserError for a value that cannot be kept to."""
+        """Returns the format, None for plain text. Raises UserError for a value that cannot be enforced."""
         if self.type == "text":
             return None
         value = self.json_schema.schema_ if self.json_schema else self.regex or self.choice or self.grammar
@@ -59,18 +58,18 @@ class ResponseFormat(RequestBody):
 
 
 def parsed_schema(value: Any) -> Any:
-    """A schema that came as text. Raises UserError and ValueError."""
+    """Returns the schema of a JSON text, and any other value unchanged. Raises UserError and ValueError."""
     if not isinstance(value, str):
         return value
     check_json(value.encode(errors="surrogatepass"))
     try:
         return json.loads(value)
     except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from None
+        raise ValueError(f"it is not JSON: {error}") from None
 
 
 class Guided(RequestBody):
-    """The form of an answer as vLLM's clients say it: exactly one field is set."""
+    """The format of an answer in vLLM's API: exactly one field is set."""
 
     ignored = frozenset({"disable_any_whitespace", "disable_fallback", "whitespace_pattern"})
     unsupported: ClassVar = {"disable_additional_properties": (False,), "structural_tag": ()}
@@ -84,7 +83,9 @@ class Guided(RequestBody):
     @model_validator(mode="after")
     def _has_one_form(self) -> Guided:
         if len(self._forms()) != 1:
-            raise UserError("'structured_outputs' asks for one form", "Set one field", param="structured_outputs")
+            raise UserError(
+                "'structured_outputs' must set exactly one format", "Set one field", param="structured_outputs"
+            )
         return self
 
     def _forms(self) -> dict[Kind, Any]:
@@ -98,6 +99,6 @@ class Guided(RequestBody):
         return {kind: value for kind, value in forms.items() if value is not None}
 
     def format(self) -> Format:
-        """In our terms. Raises UserError for a value that cannot be kept to."""
+        """Returns the format. Raises UserError for a value that cannot be enforced."""
         [(kind, value)] = self._forms().items()
         return Format("json_object") if kind == "json_object" else Format(kind, value)

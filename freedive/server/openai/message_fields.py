@@ -15,7 +15,7 @@ from freedive.server.request_body import JsonObject, RequestBody, Text
 
 
 class TextPart(RequestBody):
-    """One part of a message's content."""
+    """A text part of a message's content."""
 
     ignores_unknown = True
 
@@ -28,7 +28,7 @@ def _as_json(value: Any) -> Any:
 
 
 class FunctionCall(RequestBody):
-    """``arguments`` are JSON as text; an object is taken, too."""
+    """A function call; ``arguments`` are JSON text, and an object is accepted, too."""
 
     ignores_unknown = True
 
@@ -37,7 +37,7 @@ class FunctionCall(RequestBody):
 
 
 class ToolCall(RequestBody):
-    """A call that the model made before."""
+    """A tool call of an earlier turn."""
 
     ignores_unknown = True
 
@@ -46,16 +46,16 @@ class ToolCall(RequestBody):
     function: FunctionCall
 
     def for_template(self) -> dict[str, Any]:
-        """The call as chat templates know it."""
+        """Returns the call in the format of chat templates."""
         function = {"name": self.function.name, "arguments": object_text(self.function.arguments)}
         return {"id": self.id, "type": "function", "function": function}
 
 
 class Message(RequestBody):
-    """One turn of a conversation.
+    """One message of a conversation.
 
-    Thoughts go by any of three names; whether the model sees them again is for its template to choose. What else a
-    client kept with a message is ignored.
+    Thoughts may have any of three names; the chat template decides whether the model sees them again. Unknown fields,
+    such as those that a client stores with an answer, are ignored.
     """
 
     ignores_unknown = True
@@ -79,14 +79,14 @@ class Message(RequestBody):
     @model_validator(mode="after")
     def _says_something(self) -> Message:
         if self.content is None and self.role not in ("assistant", "tool"):
-            raise UserError(f"a message of role '{self.role}' has no 'content'", "Give it some", param="content")
+            raise UserError(f"A message of role '{self.role}' has no 'content'", "Send it", param="content")
         if self.role != "assistant" and (self.tool_calls or self.prefix):
             name = "tool_calls" if self.tool_calls else "prefix"
-            raise UserError(f"'{name}' is for messages of the assistant", "Leave it out", param=name)
+            raise UserError(f"'{name}' is only for messages of the assistant", "Leave it out", param=name)
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """The message as chat templates know it: text content, and ``developer`` by its older name ``system``."""
+        """Returns the message in the format of chat templates, where the role ``developer`` becomes ``system``."""
         reasoning = next((text for text in (self.reasoning_content, self.reasoning, self.thinking) if text), None)
         delta = {
             "name": self.name or None,
@@ -102,7 +102,7 @@ class Message(RequestBody):
 
 
 class Function(RequestBody):
-    """What the model can call: ``parameters`` are a JSON schema."""
+    """A function that the model can call; ``parameters`` are a JSON schema."""
 
     ignores_unknown = True
 
@@ -119,9 +119,9 @@ class Tool(RequestBody):
     function: Function
 
     def for_template(self) -> dict[str, Any]:
-        """The tool as it came: templates write all of it into the prompt."""
+        """Returns the tool with the fields that were sent, because templates write all of them into the prompt."""
         return {"type": "function", "function": {"parameters": {}} | self.function.model_dump(exclude_unset=True)}
 
 
 Tools = Annotated[list[Tool], BeforeValidator(offered("function"), json_schema_input_type=list[Tool])]
-"""Tools that a server would have to run are left out."""
+"""A list of tools, without those that a server would have to run."""

@@ -8,14 +8,14 @@ from freedive.server.routing import APIRouter
 
 
 def router(models: Models) -> APIRouter:
-    """The routes."""
+    """Returns the routes that list models."""
     routes = APIRouter()
 
-    @routes.get("/models", summary="List the models that can be asked")
+    @routes.get("/models", summary="List the served models")
     async def list_models() -> Json:
         return {"object": "list", "data": [_card(slot) for slot in models.slots.values()]}
 
-    @routes.get("/models/{name:path}", summary="One model")
+    @routes.get("/models/{name:path}", summary="Describe a model")
     async def retrieve_model(name: str) -> Json:
         return _card(models.slot(name))
 
@@ -23,7 +23,7 @@ def router(models: Models) -> APIRouter:
 
 
 def _card(slot: Slot) -> Json:
-    """``max_context`` is known of loaded models; the others were never ``created`` here."""
+    """Returns the model object; a model that is not loaded has no ``max_context``, and 0 as ``created``."""
     return {
         "id": slot.entry.name,
         "object": "model",

@@ -1,4 +1,4 @@
-"""Responses of OpenAI's chat and plain completions: whole, or in chunks."""
+"""Responses of OpenAI's chat and text completions: whole, or in chunks."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from freedive.server.stream import EventStream, event, with_error_event
 
 
 class Choice(Protocol):
-    """Writes one choice of an answer, as a whole or piece by piece."""
+    """Writes one choice of an answer, whole or in chunks."""
 
     object: str
     chunk_object: str
     id_prefix: str
     nothing: ClassVar[Json]
-    """A chunk's choice that adds nothing."""
+    """The choice of a chunk that adds nothing to the answer."""
 
     def whole(self, delta: Delta) -> Json: ...
 
     def chunk(self, delta: Delta) -> Json | None:
-        """None where nothing is certain yet."""
+        """Returns the choice of the next chunk, None if ``delta`` adds nothing."""
 
 
 def ending(delta: Delta) -> Json:
-    """Why a choice is over; ``stop_reason`` is vLLM's field for what OpenAI's words do not tell apart."""
+    """Returns why a choice has ended; vLLM's field ``stop_reason`` is more exact than OpenAI's ``finish_reason``."""
     detail = {} if delta.stop_reason is None else {"stop_reason": delta.stop_reason}
     return {"finish_reason": delta.finish} | detail
 
@@ -46,7 +46,7 @@ def ending(delta: Delta) -> Json:
 async def respond(
     request: Request, body: BaseCompletionRequest, completions: Completions, choices: Sequence[Choice]
 ) -> Response:
-    """The answers as ``choices`` write them."""
+    """Returns the response to ``body``, whole or as a stream, with the choices that ``choices`` write."""
     kind = choices[0]
     head: Json = {
         "id": kind.id_prefix + uuid.uuid4().hex,
@@ -68,7 +68,7 @@ async def respond(
 
 
 def _size(delta: Delta) -> int:
-    """About how many bytes it makes."""
+    """Returns the approximate size of ``delta`` as JSON, in bytes."""
     return 64 * len(delta.events) + num_bytes(delta.logprobs) + num_bytes(delta.prompt_logprobs)
 
 
@@ -99,7 +99,7 @@ def _no_usage(body: BaseCompletionRequest) -> Json:
 
 
 def usage_object(usage: Usage) -> Json:
-    """OpenAI's usage, and DeepSeek's names for what the cache saved."""
+    """Returns OpenAI's usage, with DeepSeek's fields for cached and computed prompt tokens."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -116,7 +116,7 @@ def _timings(body: BaseCompletionRequest, completions: Completions) -> Json:
 
 
 def timings_object(timings: Timings, usage: Usage) -> Json:
-    """llama.cpp's names; of the first answer."""
+    """Returns the timings of the first answer in llama.cpp's fields."""
     num_read = usage.prompt_tokens - usage.cached_tokens
     return {
         "cache_n": usage.cached_tokens,

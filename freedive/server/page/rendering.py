@@ -17,9 +17,9 @@ from pygments.lexers import get_lexer_by_name
 from pygments.token import Text, _TokenType
 
 HIGHLIGHT_S = 0.05
-"""How long a block of code may be highlighted: lexers take the square of some texts' length."""
+"""CPU seconds for highlighting one code block: some lexers take quadratic time for some texts."""
 MAX_HIGHLIGHTED = 10_000
-"""How many characters of it are."""
+"""The most characters of a code block that are highlighted."""
 LANGUAGES = frozenset(
     re.findall(
         r"\S+",
@@ -28,14 +28,14 @@ LANGUAGES = frozenset(
         "tex toml ts tsx typescript xml yaml yml zsh",
     )
 )
-"""What is highlighted: of these lexers no single step takes long, whatever the text."""
+"""Highlighted languages: no single step of their lexers takes long for any text."""
 
 
 def _markdown() -> MarkdownIt:
-    """CommonMark and tables, without what reaches out of the text or across its blocks.
+    """Returns a renderer of CommonMark and tables, without raw HTML, images and reference links.
 
-    Raw HTML is shown as text; images, which would fetch from anywhere, become links. Without reference links every
-    block can be rendered alone, so a growing text never changes the blocks before its last.
+    Raw HTML is shown as text, and images become links, so that they load nothing. Without reference links each block
+    can be rendered alone, so a growing text never changes blocks before its last.
     """
     markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
     markdown.disable(["reference", "image", "html_block", "html_inline"])
@@ -66,7 +66,7 @@ def _highlighted(code: str, language: str) -> str:
 
 
 def _in_time(tokens: Iterable[tuple[_TokenType, str]], code: str) -> Iterator[tuple[_TokenType, str]]:
-    """``tokens`` as far as they come in time, and the rest of ``code`` as it is."""
+    """Yields ``tokens`` until :data:`HIGHLIGHT_S` has passed, then the rest of ``code`` as plain text."""
     position, deadline = 0, time.thread_time() + HIGHLIGHT_S
     for kind, text in tokens:
         if time.thread_time() > deadline:
@@ -82,7 +82,7 @@ def _link(self: RendererHTML, tokens: Sequence[Token], index: int, options: Opti
 
 
 def _cell(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
-    """Alignment as a class: the page's policy forbids inline styles."""
+    """Renders a cell with its alignment as a class, because the page's security policy forbids inline styles."""
     style = tokens[index].attrs.pop("style", None)
     if style:
         tokens[index].attrs["class"] = str(style).removeprefix("text-align:")
@@ -93,13 +93,13 @@ MARKDOWN = _markdown()
 
 
 class LiveMarkdown:
-    """Renders a growing text. Complete blocks are rendered once; only the last block is rendered again."""
+    """Renders a growing text; complete blocks are rendered once, and only the last block is rendered again."""
 
     def __init__(self) -> None:
         self._tail = ""
 
     def push(self, text: str) -> tuple[str, str]:
-        """Add ``text``; returns (HTML of the blocks settled by it, HTML of the block still open)."""
+        """Adds ``text`` and returns (HTML of the blocks that it completed, HTML of the incomplete last block)."""
         self._tail += text.replace("\r", "")
         settled = ""
         if "\n" in text:
@@ -108,7 +108,7 @@ class LiveMarkdown:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Cut before the last block that begins on a complete line: what follows on that line cannot change it any more."""
+    """Cuts ``text`` before its last block that begins on a complete line; blocks before it cannot change any more."""
     complete = text[: text.rfind("\n") + 1]
     blocks = [token for token in MARKDOWN.parse(complete) if token.level == 0 and token.nesting >= 0]
     first = blocks[-1].map[0] if blocks and blocks[-1].map else 0

@@ -27,13 +27,13 @@ from freedive.text.dialects.dialect import Event
 from freedive.text.dialects.parser import joined
 
 FRAME_S = 0.04
-"""Shortest time between two updates of a growing answer."""
+"""Seconds between two updates of a growing answer, at least."""
 RENDER_SHARE = 0.1
-"""The part of the time that rendering may take: long blocks, which are slow to render, are updated less often."""
+"""The share of time for rendering: long blocks, which are slow to render, are updated less often."""
 
 
 def router(service: Service, auth: Auth) -> APIRouter:
-    """The page at / and its stream."""
+    """Returns the routes of the chat page and its stream."""
     routes = APIRouter(include_in_schema=False)
     translations: dict[str, dict[str, str]] = json.loads((files(__package__) / "translations.json").read_text("utf-8"))
     environment = Environment(
@@ -66,20 +66,18 @@ def router(service: Service, auth: Auth) -> APIRouter:
 
 
 def static_files() -> StaticFiles:
-    """Style sheets and scripts, by name under /static."""
+    """Returns the application that serves style sheets and scripts under /static."""
     return StaticFiles(packages=[("freedive.server.page", "static")])
 
 
 def choose_language(cookie: str, accepted: str, languages: Sequence[str] | dict[str, Any]) -> str:
-    """The reader's own choice, else the first language of their browser that we know, else English."""
+    """Returns the cookie's language, else the first of Accept-Language that is in ``languages``, else English."""
     wanted = [cookie, *(part.partition(";")[0].strip().partition("-")[0].lower() for part in accepted.split(","))]
     return next((language for language in wanted if language in languages), "en")
 
 
 async def _updates(completions: Completions) -> AsyncGenerator[bytes, None]:
-    """Events of one answer: new ``thoughts`` and ``text``, HTML that has ``settled``, HTML of the still open ``tail``,
-    and a meter.
-    """
+    """Yields the events of one answer: new thoughts and text, HTML of complete blocks and of the last one, a meter."""
     live, unsent, due = LiveMarkdown(), list[Event](), 0.0
     async with aclosing(completions.deltas()) as items:
         async for delta in items:

@@ -22,7 +22,7 @@ def answer_grammar(
     parallel: bool = True,
     thoughts: bool = True,
 ) -> str:
-    """A text, which matches the grammar ``form`` if there is one, or calls of ``functions``; ``thoughts`` before it."""
+    """Returns the rule of an answer: optional ``thoughts``, then text, which matches ``form`` if given, or calls."""
     ways = []
     if functions:
         ways.append(_calls(lark, dialect, functions, after_text=not must_call and not form, parallel=parallel))
@@ -46,7 +46,7 @@ def _calls(
 
 
 def _thoughts(lark: Lark, dialect: Dialect, state: State, *, may_begin: bool) -> str:
-    """What may come before the answer from ``state`` on, or must. Thoughts begin only where they ``may_begin``."""
+    """Returns the rule before the answer: the rest of open thoughts, and new thoughts if they ``may_begin``."""
     if dialect.messages and not may_begin:
         return ""
     if dialect.messages:
@@ -65,12 +65,12 @@ def _thoughts(lark: Lark, dialect: Dialect, state: State, *, may_begin: bool) ->
 
 
 def _thought(lark: Lark, dialect: Dialect, ends: Sequence[str]) -> str:
-    """A thought up to its end."""
+    """Returns the rule of a thought including its end marker."""
     return lark.until(ends, active_markers(dialect, Mode.THOUGHT, begun=False))
 
 
 def _text(lark: Lark, dialect: Dialect) -> str:
-    """Text that has no calls in it."""
+    """Returns the rule of text without tool calls."""
     if dialect.bare:
         return lark.terminal(r"/\s*([^\s{\[](?s:.*))?/")
     return lark.free(active_markers(dialect, Mode.TEXT, begun=True))

@@ -22,16 +22,17 @@ _NAME = "/[A-Za-z0-9_.-]{1,64}/"
 _ROOT = frozenset({"type", "properties", "required", "additionalProperties", "$defs"})
 _JOINED = frozenset({"$ref", "allOf", "$defs"})
 _REST = frozenset({"additionalProperties", "patternProperties", "items", "prefixItems"})
-"""What is said of all that other keywords do not name."""
+"""Keywords about properties and items that other keywords do not name."""
 
 _ENUMERATED = frozenset({"type", "enum", "const"})
 _BOUNDED = frozenset({"type", "minLength", "maxLength"})
 
 
 class CallGrammar:
-    """Writes the calls of ``functions`` into a grammar. UserError for schemas that are wrong.
+    """Writes the calls of ``functions`` into a grammar.
 
-    NotKept for those of strict functions that cannot be kept to; of others, what cannot is left to the model.
+    Raises UserError for an invalid schema, and NotKept for a strict function whose schema cannot be enforced; for other
+    functions, keywords that cannot be enforced are dropped.
     """
 
     def __init__(self, lark: Lark, dialect: Dialect, functions: Sequence[Mapping[str, Any]]) -> None:
@@ -39,14 +40,14 @@ class CallGrammar:
         self._lark = lark
         self._dialect = dialect
         self._writing = writing = dialect.writing
-        self._marks_strings = "$string" in writing.parameter  # whether it is written if a value is text
+        self._marks_strings = "$string" in writing.parameter  # whether calls mark values that are strings
         first = writing.before or writing.call
         self.opening = next((marker for marker in dialect.marks if first.startswith(marker)), "")
-        """The marker that begins all calls, if there is one."""
+        """The marker before all calls, "" if there is none."""
         self._call = any_of([self._one(function) for function in functions])
 
     def after_opening(self, *, parallel: bool) -> str:
-        """One call, or several if they may be ``parallel``, from behind the opening marker on."""
+        """Returns the rule of one call, or of several if ``parallel``, after the opening marker."""
         writing, lark = self._writing, self._lark
         start = len(self.opening)
         following = lark.literal(writing.between or "") + " SPACE? "
@@ -101,7 +102,7 @@ class CallGrammar:
     def _parameter(
         self, function: Mapping[str, Any], key: str, schema: Any, root: Mapping[str, Any], same: bool
     ) -> list[str]:
-        """How the parameter ``key`` may be written; ``same`` is whether it is read as a value of the same types."""
+        """Returns rules for writing the parameter ``key``; ``same``: the parser reads it with the same types."""
         try:
             if not _KEY.fullmatch(key):
                 _refuse(function, key, "its name", UserError)
@@ -120,7 +121,7 @@ class CallGrammar:
         return [self._written(key, "true", None), *([self._written(key, "false", value)] if value else [])]
 
     def _any_parameters(self) -> str:
-        """Parameters of any names, with any texts."""
+        """Returns the rule of parameters with any names and any text values."""
         before, after = self._writing.parameter.replace("$string", "true").split("$key")
         between, tail = after.split("$value")
         taboo = [before, *active_markers(self._dialect, Mode.CALL, begun=True)]
@@ -128,7 +129,7 @@ class CallGrammar:
         return f"({name} {self._lark.until([tail.rstrip()], taboo, 'ANY')} SPACE?)*"
 
     def _ways(self, function: Mapping[str, Any], key: str, schema: Any, root: Mapping[str, Any]) -> Iterator[str]:
-        """How the parameter ``key`` may be written: as text, as JSON or both."""
+        """Yields rules for writing the parameter ``key``: as text, as JSON or both."""
         types = kinds(schema)
         texts: list[str] | None = []
         if types == {"string"} and _BOUNDED.issuperset(schema) and len(schema) > 1:
@@ -144,7 +145,7 @@ class CallGrammar:
             yield self._written(key, "false", part)
 
     def _written(self, key: str, is_string: str, value: str | None, like: str = "ANY") -> str:
-        """A parameter with ``value``, or with any text ``like`` that regular expression if that is None."""
+        """Returns the rule of a parameter with ``value``; if it is None, with any text that matches ``like``."""
         parameter = self._writing.parameter
         head, tail = parameter.replace("$key", key).replace("$string", is_string).split("$value")
         end = tail.rstrip("\n")
@@ -156,7 +157,7 @@ class CallGrammar:
         return f"({self._lark.literal(head)} {rest} SPACE?)"
 
     def _texts(self, function: Mapping[str, Any], key: str, schema: Any) -> list[str] | None:
-        """The texts among the values of ``schema``, which ``key`` has; None if they are all."""
+        """Returns the strings that the ``schema`` of ``key`` allows, None if it allows all strings."""
         choices = _choices(schema)
         if choices and (unknown := schema.keys() - {"anyOf", "oneOf", "type"}):
             _refuse(function, key, min(unknown))
@@ -181,20 +182,20 @@ class CallGrammar:
 
 
 def _choices(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The choices of ``schema`` that can be taken, if it has any."""
+    """Returns the members of anyOf or oneOf of ``schema`` that allow any value."""
     choices = schema.get("anyOf") or schema.get("oneOf") or []
     return [{} if choice is True else choice for choice in choices if choice is not False]
 
 
 def _object_schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of the arguments of ``function``, which are an object."""
+    """Returns the schema of the arguments of ``function``. Raises UserError if it does not allow an object."""
     schema = function.get("parameters")
     if schema in (None, {}):
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if schema is True:
         return {"type": "object"}
     if not isinstance(schema, Mapping):
-        _refuse(function, "", "they are no schema of an object", UserError)
+        _refuse(function, "", "they are not a schema of an object", UserError)
     named = schema.get("type", "object")
     if "object" not in (named if isinstance(named, list) else [named]):
         _refuse(function, "", f"type {named!r}", UserError)
@@ -202,12 +203,12 @@ def _object_schema(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_loose(function: Mapping[str, Any]) -> bool:
-    """Whether nobody was promised that the arguments of ``function`` are as its schema says."""
+    """Whether the arguments of ``function`` may differ from its schema, because it is not strict."""
     return not function.get("strict")
 
 
 def _flat(schema: Any, references: References) -> Any:
-    """``schema`` with what it refers to and all of its allOf in one, if they speak of different things."""
+    """Merges ``schema`` with its $ref and allOf into one schema, if their keywords do not conflict."""
     try:
         parts = references.parts(schema)
     except TooManySteps:
@@ -232,7 +233,7 @@ def _flat(schema: Any, references: References) -> Any:
 def _refuse(function: Mapping[str, Any], key: str, what: str, kind: type[UserError] = NotKept) -> NoReturn:
     where = f"parameter {key!r}" if key else "parameters"
     raise kind(
-        f"This model's way to write calls cannot keep to the {where} of {function['name']!r}: {what}",
-        "Leave that out, or let the model call freely (tool_choice auto, without strict)",
+        f"The {where} of {function['name']!r} cannot be enforced in this model's call syntax: {what}",
+        "Leave that out, or use tool_choice auto without strict",
         param="tools",
     )

@@ -1,4 +1,4 @@
-"""The few ways in which models write the name and the arguments of a tool call."""
+"""Codecs for the name and the arguments of a tool call, in the syntaxes that models use."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from freedive.text.dialects.dialect import Call, Codec, Schemas
 from freedive.text.schema.references import References
 
 MAX_PYTHONIC = 1 << 16
-"""Characters of a call in Python's syntax: the time and memory of its parser grow much faster than with JSON."""
+"""The most characters of a call in Python syntax, whose parser takes far more time and memory than JSON's."""
 
 _UNREADABLE = (ValueError, TypeError, LookupError, SyntaxError, RecursionError, MemoryError)
-"""What a model can make json and ast raise."""
+"""Errors that json and ast raise for text of a model."""
 
 _CALL_KEYS = frozenset({"id", "type", "name", "arguments", "parameters"})
 
 
 def read_calls(codecs: Iterable[Codec], body: str, schemas: Schemas) -> list[Call]:
-    """The calls in ``body`` by the first codec that can read it; none if no codec can."""
+    """Returns the calls in ``body`` from the first codec that can read it, none if no codec can."""
     for codec in codecs:
         try:
             return codec(body, schemas)
@@ -36,7 +36,7 @@ def read_calls(codecs: Iterable[Codec], body: str, schemas: Schemas) -> list[Cal
 
 
 def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> Schemas:
-    """The parameters' schemas of ``tools`` as OpenAI has them: {"type": "function", "function": {...}}."""
+    """Returns the schemas of all parameters by function of ``tools``: {"type": "function", "function": {...}}."""
     found: dict[str, Mapping[str, Any]] = {}
     for function in (tool["function"] for tool in tools):
         root = _mapping(function.get("parameters"))
@@ -47,7 +47,7 @@ def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> Schemas:
 
 
 def named_properties(root: Any, references: References) -> dict[str, Any]:
-    """The properties that ``root`` names, also behind $ref and in its choices; one named twice may be as either."""
+    """Returns all properties of ``root``, also in $ref and choices; a property with two schemas may match either."""
     found: dict[str, list[Any]] = {}
     waiting, seen = [root], {id(root)}
     while waiting:
@@ -63,7 +63,7 @@ def named_properties(root: Any, references: References) -> dict[str, Any]:
 
 
 def resolved(schema: Any, references: References) -> Any:
-    """``schema`` with what its own $ref and those of its choices refer to."""
+    """Replaces the $ref of ``schema`` and of its choices by the schemas that they refer to."""
     if not isinstance(schema, Mapping):
         return schema
     schema = references.merged(schema)
@@ -74,7 +74,7 @@ def resolved(schema: Any, references: References) -> Any:
 
 
 def json_calls(body: str, schemas: Schemas) -> list[Call]:
-    """{"name": ..., "arguments": {...}} once or several times, or lists of these; also with "parameters"."""
+    """Reads {"name": ..., "arguments": {...}} objects, or lists of them; "parameters" may replace "arguments"."""
     calls: list[Call] = []
     start = 0
     while begin := _NEXT_VALUE.search(body, start):
@@ -84,14 +84,14 @@ def json_calls(body: str, schemas: Schemas) -> list[Call]:
 
 
 def pythonic_calls(body: str, schemas: Schemas) -> list[Call]:
-    """[f(a=1), g()] in Python's syntax, with literals only; also a single call."""
+    """Reads [f(a=1), g()] in Python syntax with literal arguments, or a single call."""
     tree = _python(body)
     return [_python_call(node) for node in (tree.elts if isinstance(tree, ast.List) else [tree])]
 
 
 @dataclass(frozen=True)
 class NamedJson:
-    """A name, perhaps an id, and the arguments as a JSON object: the groups of ``pattern``."""
+    """A codec of calls with JSON arguments: ``pattern`` has the groups name, arguments and optionally id."""
 
     pattern: re.Pattern[str]
 
@@ -106,10 +106,10 @@ class NamedJson:
 
 @dataclass(frozen=True)
 class Tagged:
-    """A name, and arguments between tags: ``key`` opens a value, and one of ``closes`` ends it.
+    """A codec of calls with tagged arguments: ``key`` matches the opening tag of a value, ``closes`` are closing tags.
 
-    ``name`` has the function's name as its group, ``key`` the parameter's and, if it has a second one, whether the
-    value is a string or JSON. Without it values are untyped text, and the tool's schema says what they are.
+    The group of ``name`` is the function's name. The first group of ``key`` is the parameter's name, and the optional
+    second group tells whether the value is a string or JSON. Without it, the tool's schema gives the type.
     """
 
     name: re.Pattern[str]
@@ -141,10 +141,10 @@ class Tagged:
 
 
 def coerced(text: str, schema: Any) -> Any:
-    """``text`` as a value of ``schema``; as it is, if the schema has no type, or none that fits."""
+    """Converts ``text`` to a type of ``schema``; returns it unchanged if no other type than string fits."""
     others = kinds(schema) - {"string"}
     if others:
-        for read in (_DECODER.decode, _literal):  # templates that print lists make models write Python's
+        for read in (_DECODER.decode, _literal):  # templates that print lists teach models Python syntax
             with contextlib.suppress(*_UNREADABLE):
                 value = read(text)
                 if _KIND_OF[type(value)] & others:
@@ -153,7 +153,7 @@ def coerced(text: str, schema: Any) -> Any:
 
 
 def kinds(schema: Any) -> set[str]:
-    """The JSON types that ``schema``, which clients write, allows as far as it says."""
+    """Returns the JSON types that ``schema`` names in its types, choices and values; empty if it names none."""
     if not isinstance(schema, Mapping):
         return set()
     named = schema.get("type")
@@ -174,7 +174,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _json_call(item: Any) -> Call:
-    """``item`` as a call, unless it says more than a call can hold: what a model wrote is not to be lost."""
+    """Converts ``item`` to a call. Raises ValueError for further fields, so that no text of the model is lost."""
     if isinstance(item, dict) and item.keys() <= {"type", "id", "function"} and isinstance(item.get("function"), dict):
         item = item | item["function"]
         del item["function"]
@@ -201,7 +201,7 @@ def _python_call(node: ast.expr) -> Call:
 def _python(text: str) -> ast.expr:
     if len(text) > MAX_PYTHONIC:
         raise ValueError("too long")
-    with warnings.catch_warnings(action="ignore"):  # about escapes in the model's strings
+    with warnings.catch_warnings(action="ignore"):  # about invalid escapes in strings
         return ast.parse(text.strip(), mode="eval").body
 
 
@@ -210,7 +210,7 @@ def _literal(text: str) -> Any:
 
 
 def _dumped(arguments: Any) -> str:
-    """The JSON text of ``arguments``. ValueError if they are no object, or what JSON and UTF-8 cannot hold."""
+    """Returns ``arguments`` as JSON text. Raises ValueError if they are no object, or not valid JSON in UTF-8."""
     if not isinstance(arguments, dict):
         raise ValueError("the arguments are no object")
     text = _json(arguments)
@@ -231,7 +231,7 @@ def _json(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Numeral:
-    """A number that Python cannot read, as the model wrote it."""
+    """A number in the model's spelling, which is too large for a double or too long to parse."""
 
     text: str
 

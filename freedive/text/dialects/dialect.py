@@ -1,4 +1,4 @@
-"""How a model marks its thoughts and tool calls: a dialect is data, and one parser runs them all."""
+"""Dialects: how a model marks its thoughts and tool calls. A dialect is data; one parser handles all dialects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import Any
 
 Schemas = Mapping[str, Mapping[str, Any]]
-"""Per function the JSON schemas of its parameters."""
+"""The JSON schemas of parameters by function and parameter name."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Thought:
 
 @dataclass(frozen=True)
 class Call:
-    """A whole tool call. ``arguments`` is the text of a JSON object; ``id`` is the model's own, if it gave one."""
+    """A complete tool call. ``arguments`` is the text of a JSON object; ``id`` is the model's, None if it has none."""
 
     name: str
     arguments: str
@@ -38,11 +38,11 @@ class Call:
 Event = Text | Thought | Call
 
 Codec = Callable[[str, Schemas], list[Call]]
-"""Reads what stands between the marks of a call. Raises ValueError where that is not what the codec expects."""
+"""A function that reads the text between a call's markers. Raises ValueError for text in another syntax."""
 
 
 class Mark(Enum):
-    """What a marker means. A section holds calls, an answer wraps the text; the marks of both are only left out."""
+    """The meaning of a marker. SECTION marks surround calls, and ANSWER marks surround text; the parser drops both."""
 
     THINK = auto()
     END_THINK = auto()
@@ -53,11 +53,11 @@ class Mark(Enum):
     CALL = auto()
     END_CALL = auto()
     HEADER = auto()
-    """Begins the header of a message (harmony), which says what the message is."""
+    """The start of a message's header (harmony)."""
     MESSAGE = auto()
-    """Ends the header."""
+    """The end of a header."""
     END = auto()
-    """Ends the message."""
+    """The end of a message."""
 
 
 _CALL_MARKS = frozenset({Mark.SECTION, Mark.END_SECTION, Mark.CALL, Mark.END_CALL})
@@ -65,12 +65,12 @@ _CALL_MARKS = frozenset({Mark.SECTION, Mark.END_SECTION, Mark.CALL, Mark.END_CAL
 
 @dataclass(frozen=True)
 class Writing:
-    """How calls are written, for a grammar: what the codecs read, the other way round.
+    """The syntax of calls for a grammar, which the codecs can read.
 
-    ``call`` has places for a $name and for $arguments, the text of a JSON object, or for $parameters. Of these each
-    is written as ``parameter`` with a $key, a $value and, if text and JSON look alike, $string, true or false. A line's
-    end in ``call`` stands for any white space or none. ``before`` and ``after`` stand around all calls, ``between`` two
-    of them; None where there is but one.
+    ``call`` is a template with $name and either $arguments (a JSON object) or $parameters. Each parameter is written as
+    the template ``parameter`` with $key, $value and, in some dialects, $string (true or false). A newline in ``call``
+    matches any white space or none. ``before`` and ``after`` surround all calls; ``between`` separates two calls, and
+    is None if an answer has at most one call.
     """
 
     call: str
@@ -82,7 +82,7 @@ class Writing:
 
 @dataclass(frozen=True)
 class Messages:
-    """Where headers tell messages apart: what begins and what ends a thought, and what begins the answer."""
+    """The markers in a dialect of messages with headers: start and end of a thought, and start of the answer."""
 
     thought: tuple[str, str]
     answer: tuple[str, ...]
@@ -90,49 +90,49 @@ class Messages:
 
 @dataclass(frozen=True)
 class Dialect:
-    """Markers by their text, and how calls are written. Without markers everything is text."""
+    """The meaning of each marker by its text, and the syntax of calls. Without markers, all output is text."""
 
     marks: Mapping[str, Mark]
     codecs: tuple[Codec, ...] = ()
-    """Tried in order on every call."""
+    """Codecs, tried in order for every call."""
     separators: tuple[str, ...] = ()
-    """Special tokens inside calls and headers: not for the parser, but a decoder must keep them for the codecs."""
+    """Special tokens inside calls and headers, which the decoder must keep for the codecs."""
     header: re.Pattern[str] | None = None
-    """A header from its marker on; the group ``channel`` is "analysis" for thoughts. Others are text."""
+    """A header from its marker on; in the group ``channel``, "analysis" means thoughts, other values text."""
     bare: bool = False
-    """A whole answer that begins with a bracket is a call, if it names a tool that was given."""
+    """An answer that begins with a bracket is a call, if it names a tool of the request."""
     must_close: bool = False
-    """A call that the output leaves open may lack arguments, and is none."""
+    """A call that is open at the end of the output is text, because it may lack arguments."""
     ends_thought: bool = False
-    """Call markers are special tokens, meant also where a thought was not closed."""
+    """Call markers are special tokens, and also end an open thought."""
     writing: Writing | None = None
-    """How to have calls written, where that is known."""
+    """The syntax of calls for a grammar, None if it is not known."""
     messages: Messages | None = None
     constrained_text: bool = False
-    """Once begun the answer has no more markers: a constraint enforces its format."""
+    """A constraint enforces the format of the text, so the answer has no markers after its start."""
     constrained_calls: bool = False
-    """A constraint makes calls complete, so a marker inside a call is part of it."""
+    """A constraint makes all calls complete, so a marker inside a call is part of its text."""
 
     def __or__(self, other: Dialect) -> Dialect:
-        """Both: the calls of ``self``, and the markers of ``other`` as well."""
+        """Returns a dialect with the calls of ``self`` and the markers of both."""
         return replace(self, marks={**other.marks, **self.marks})
 
     def without_calls(self) -> Dialect:
-        """The same thoughts and answers for a conversation without tools, where what looks like a call is text."""
+        """Returns the dialect for a conversation without tools, in which the syntax of calls is text."""
         marks = {marker: mark for marker, mark in self.marks.items() if mark not in _CALL_MARKS}
         return replace(self, marks=marks, codecs=(), bare=False, writing=None)
 
     def markers(self, *wanted: Mark) -> list[str]:
-        """The markers that mean one of ``wanted``."""
+        """Returns the markers with a meaning in ``wanted``."""
         return [marker for marker, mark in self.marks.items() if mark in wanted]
 
     def is_visible(self, token: str) -> bool:
-        """Whether the parser needs to see ``token``, also if it is a special token that is not shown otherwise."""
+        """Whether the parser needs the special token ``token``, which decoding drops otherwise."""
         return any(token in marker for marker in (*self.marks, *self.separators))
 
 
 class Mode(Enum):
-    """What the output is in the middle of."""
+    """What the current part of the output is."""
 
     TEXT = auto()
     THOUGHT = auto()
@@ -142,9 +142,9 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class State:
-    """Where an output begins. ``after_marker``: white space that comes first belongs to the marker's layout.
+    """The state of the parser at the start of an output.
 
-    ``in_answer``: the markers that wrap an answer are already open.
+    ``after_marker``: leading white space belongs to a marker, and is dropped. ``in_answer``: an ANSWER marker is open.
     """
 
     mode: Mode = Mode.TEXT
@@ -160,7 +160,7 @@ _OPENED = {
 
 
 def initial_state(dialect: Dialect, prompt: str) -> State:
-    """The state that a rendered prompt leaves: many templates open the thoughts, or put an empty block of them."""
+    """Returns the state at the end of a rendered prompt; many templates end with an open or an empty thought."""
     tail = prompt.rstrip()
     if dialect.header and _last(dialect, Mark.HEADER, tail) > _last(dialect, Mark.MESSAGE, tail):
         return State(Mode.HEADER)

@@ -16,14 +16,14 @@ _ACTIVE_MARKS = {
     Mode.CALL: {Mark.CALL, Mark.END_CALL, Mark.END_SECTION, Mark.HEADER, Mark.END},
     Mode.HEADER: {Mark.MESSAGE},
 }
-"""The marks that mean something in each mode; elsewhere their markers are what they are, text."""
+"""The marks that are active in each mode; markers of other marks are text."""
 _ACTIVE_AT_START = {Mark.THINK, Mark.END_THINK, Mark.ANSWER}
-"""Marks that mean something only before the answer has begun: an answer may well write about <think>."""
+"""Marks that are active only before the answer has begun: the answer itself may contain "<think>"."""
 _LEADS_TO = {Mark.THINK: Mode.THOUGHT, Mark.CALL: Mode.CALL, Mark.HEADER: Mode.HEADER}
 
 
 def active_markers(dialect: Dialect, mode: Mode, *, begun: bool, in_answer: bool = False) -> list[str]:
-    """The markers that mean something in ``mode``, before or after the answer has ``begun``."""
+    """Returns the active markers in ``mode``, before or after the answer has ``begun``."""
     marks = set(_ACTIVE_MARKS[mode])
     if mode is Mode.TEXT and begun and dialect.constrained_text:
         return []
@@ -37,10 +37,10 @@ def active_markers(dialect: Dialect, mode: Mode, *, begun: bool, in_answer: bool
 
 
 class Parser:
-    """Reads one output in pieces, however cut: the events are the same, save that texts come in other pieces.
+    """Parses one output that arrives in pieces. The events do not depend on the pieces, except for cuts in texts.
 
-    Only what may be a marker is held back, and white space that a marker may follow: it belongs to the marker. A call
-    comes when it is complete. One that cannot be read is text, markers included; nothing raises.
+    The parser buffers only a possible marker, and white space before it, which belongs to the marker. A call is
+    returned when it is complete. A call that no codec can read is text, with its markers; no method raises an error.
     """
 
     def __init__(
@@ -53,21 +53,21 @@ class Parser:
         self._mode = state.mode
         self._after_marker = state.after_marker
         self._in_answer = state.in_answer
-        self._begun = False  # whether the answer has
-        self._opening = ""  # of a call or header: white space and marker
-        self._inside: list[str] = []  # a call or header
-        self._held = ""  # perhaps the start of a marker
-        self._space: list[str] = []  # perhaps before a marker
+        self._begun = False  # whether the answer has begun
+        self._opening = ""  # white space and marker before a call or header
+        self._inside: list[str] = []  # text of a call or header
+        self._held = ""  # a possible start of a marker
+        self._space: list[str] = []  # white space, possibly before a marker
         self._events: list[Event] = []
         self._scans: dict[tuple[Mode, bool, bool], _Scan] = {}
 
     def feed(self, text: str) -> list[Event]:
-        """The events that ``text`` makes certain."""
+        """Adds ``text`` and returns the events that it completes."""
         text, start = self._held + text, 0
         while found := self._scan().marker.search(text, start):
             self._take(text[start : found.start()])
             start = found.start()
-            if found[0] in self._scan().markers:  # not if the text before it has begun an answer
+            if found[0] in self._scan().markers:  # false if the text before it has begun the answer
                 start = found.end()
                 self._mark(found[0])
         certain = self._scan().certain(text, start)
@@ -77,25 +77,25 @@ class Parser:
 
     @property
     def mode(self) -> Mode:
-        """What the output is in the middle of."""
+        """The mode at the current end of the output."""
         return self._mode
 
     @property
     def is_thinking(self) -> bool:
-        """Whether the answer has yet to begin: the output is in the middle of a thought, or of what names a message."""
+        """Whether the output is inside a thought or a header, before the answer."""
         return self._mode in (Mode.THOUGHT, Mode.HEADER)
 
     @property
     def is_calling(self) -> bool:
-        """Whether the output is in the middle of a call."""
+        """Whether the output is inside a tool call."""
         return self._mode is Mode.CALL
 
     def read(self, text: str, *, ends: bool) -> list[Event]:
-        """The events that ``text`` makes certain, and the rest if the output ends with it."""
+        """Adds ``text`` and returns the events that it completes, and all remaining events if the output ends."""
         return [*self.feed(text), *self.finish()] if ends else self.feed(text)
 
     def finish(self) -> list[Event]:
-        """The rest, when the output is at its end."""
+        """Returns the remaining events at the end of the output."""
         self._take(self._held)
         if self._mode is Mode.CALL and not self._dialect.must_close:
             self._end_call("")
@@ -107,7 +107,7 @@ class Parser:
         return self._taken()
 
     def _scan(self) -> _Scan:
-        """For the markers that mean something now."""
+        """Returns the search for the markers that are active now."""
         key = (self._mode, self._begun, self._in_answer)
         if key not in self._scans:
             markers = active_markers(self._dialect, self._mode, begun=self._begun, in_answer=self._in_answer)
@@ -115,7 +115,7 @@ class Parser:
         return self._scans[key]
 
     def _take(self, text: str) -> None:
-        """``text`` without markers."""
+        """Adds ``text``, which has no markers, to the current part of the output."""
         if self._mode is Mode.TEXT and self._bare and not self._begun and text.lstrip()[:1] in ("{", "["):
             self._open(Mode.CALL, "")
         if self._mode in (Mode.CALL, Mode.HEADER):
@@ -124,15 +124,15 @@ class Parser:
             self._say(text)
 
     def _say(self, text: str) -> None:
-        """Text of the answer or of a thought, without the white space at either end that a marker may own."""
+        """Emits text of the answer or of a thought, without white space at its ends that may belong to a marker."""
         if self._after_marker:
             text = text.lstrip()
-        said = text.rstrip() if self._dialect.marks else text
-        if said:
-            self._emit("".join(self._space) + said)
+        visible = text.rstrip() if self._dialect.marks else text
+        if visible:
+            self._emit("".join(self._space) + visible)
             self._space.clear()
             self._after_marker = False
-        self._space.append(text[len(said) :])
+        self._space.append(text[len(visible) :])
         if self._begun and self._mode is Mode.TEXT and not self._scan().markers:
             self._emit("".join(self._space))
             self._space.clear()
@@ -170,7 +170,7 @@ class Parser:
         self._after_marker = True
 
     def _begin_message(self, marker: str) -> None:
-        """The header is complete: it names a tool to call, or the channel of what follows."""
+        """Starts the message of a complete header, which names a tool to call, or the channel of the text."""
         header = self._opening.lstrip() + "".join(self._inside)
         found = self._dialect.header and self._dialect.header.fullmatch(header)
         if found and "to=" in header:
@@ -201,7 +201,7 @@ class Parser:
 
 @dataclass(frozen=True)
 class _Scan:
-    """Finds ``markers``. ``begins`` finds where one could begin, ``prefixes`` are what it could begin with."""
+    """Finds ``markers``. ``begins`` matches their first characters; ``prefixes`` are all incomplete markers."""
 
     markers: frozenset[str]
     marker: re.Pattern[str]
@@ -216,7 +216,7 @@ class _Scan:
         return cls(frozenset(markers), _any_of(markers), _any_of(firsts), prefixes, max(map(len, prefixes), default=0))
 
     def certain(self, text: str, start: int) -> int:
-        """Up to where ``text``, which has no whole marker from ``start`` on, cannot become one."""
+        """Returns the end of the part of ``text`` that cannot belong to an incomplete marker after ``start``."""
         for begin in self.begins.finditer(text, max(start, len(text) - self.longest)):
             if text[begin.start() :] in self.prefixes:
                 return begin.start()
@@ -229,7 +229,7 @@ def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class Answer:
-    """One whole output."""
+    """A complete output: text, thoughts and tool calls."""
 
     content: str
     reasoning: str
@@ -237,7 +237,7 @@ class Answer:
 
 
 def joined(events: Iterable[Event]) -> Answer:
-    """The answer that ``events`` make together."""
+    """Joins ``events`` to an answer."""
     events = list(events)
     return Answer(
         "".join(event.text for event in events if isinstance(event, Text)),
@@ -249,5 +249,5 @@ def joined(events: Iterable[Event]) -> Answer:
 def parse(
     dialect: Dialect, output: str, state: State | None = None, tools: Sequence[Mapping[str, Any]] | None = None
 ) -> Answer:
-    """The answer in a whole output."""
+    """Parses a complete output."""
     return joined(Parser(dialect, state, tools).read(output, ends=True))

@@ -1,4 +1,4 @@
-"""The dialects of the model families, found by the markers that a chat template or a vocabulary has."""
+"""The dialects of the model families, found by the markers in a chat template or a vocabulary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from freedive.text.dialects.dialect import Dialect, Mark, Messages, Writing
 
 
 def _marks(**markers: str | tuple[str, ...]) -> dict[str, Mark]:
-    """END_CALL="</x>", CALL=("<x>", "<y>") ... as a mapping from marker to mark."""
+    """Returns a mapping from marker to mark for arguments such as END_CALL="</x>", CALL=("<x>", "<y>")."""
     pairs = [(name, [text] if isinstance(text, str) else text) for name, text in markers.items()]
     return {text: Mark[name] for name, texts in pairs for text in texts}
 
@@ -51,7 +51,7 @@ _HARMONY = Dialect(
     ),
 )
 
-_DSML_NAMES = ("function_calls", "tool_calls", "calls")  # DeepSeek V3.2, V4, V4.1; the last one with a space in tags
+_DSML_NAMES = ("function_calls", "tool_calls", "calls")  # DeepSeek V3.2, V4, V4.1; V4.1 has a space in its tags
 _DSML = Dialect(
     _marks(
         SECTION=tuple(f"<｜DSML｜{space}{name}>" for name in _DSML_NAMES for space in ("", " ")),
@@ -72,7 +72,7 @@ _DSML = Dialect(
 
 
 def _dsml(name: str, space: str = "") -> Dialect:
-    """As one of them writes it."""
+    """Returns the dialect of one DeepSeek version, with its call syntax."""
     tag = f"｜DSML｜{space}"
     writing = Writing(
         f'<{tag}invoke name="$name">\n$parameters</{tag}invoke>',
@@ -137,7 +137,7 @@ _KIMI = Dialect(
 
 
 def _hunyuan3(suffix: str) -> Dialect:
-    """Hy3 and Hy4: every tag carries the same suffix, such as ":opensource"."""
+    """Returns the dialect of Hy3 and Hy4, in which every tag has the same suffix, such as ":opensource"."""
     close = f"</arg_value{suffix}>"
     key = rf"<arg_key{suffix}>([^<>\n]+)</arg_key{suffix}>\s*<arg_value{suffix}>"
     return Dialect(
@@ -208,7 +208,7 @@ _NAMED = '{"name": "$name", "arguments": $arguments}'
 
 
 def _list(begin: str, end: str = "") -> Writing:
-    """One list of all calls."""
+    """Returns the syntax of a JSON list of all calls between ``begin`` and ``end``."""
     return Writing(_NAMED, before=f"{begin}[", between=", ", after=f"]{end}")
 
 
@@ -277,26 +277,26 @@ _BY_SIGNS = (
     (("<|python_start|>",), _LLAMA4),
     (("<|python_tag|>",), _LLAMA3),
 )
-"""What tells, all together, how calls are written, the surest first."""
+"""Call dialects by signs, all of which must occur in a template or vocabulary; the most specific signs first."""
 
 
 def dialect_for(template: str, added_tokens: Collection[str]) -> Dialect:
-    """The dialect that a chat template's source teaches, or else the tokens that a tokenizer adds to its vocabulary.
+    """Returns the dialect by the markers in a chat template's source, else by the tokenizer's added tokens.
 
-    Models that are known by neither speak plain text.
+    Returns a dialect without markers if neither has known ones.
     """
     for token in added_tokens:
         if (section := _HUNYUAN3_SECTION.fullmatch(token)) and f"<tool_sep{section[1]}>" in added_tokens:
             return _hunyuan3(section[1])
-    spoken = Dialect({})
+    marked = Dialect({})
     for begin, end in _THOUGHTS:
         if any(tag in template or tag in added_tokens for tag in (begin, end)):
-            spoken |= Dialect({begin: Mark.THINK, end: Mark.END_THINK})
+            marked |= Dialect({begin: Mark.THINK, end: Mark.END_THINK})
     for begin, end in _ANSWERS:
         if begin in template or begin in added_tokens:
-            spoken |= Dialect({begin: Mark.ANSWER, end: Mark.END_ANSWER})
+            marked |= Dialect({begin: Mark.ANSWER, end: Mark.END_ANSWER})
     for source in (template, "\n".join(added_tokens)):
         for signs, calls in _BY_SIGNS:
             if all(sign in source for sign in signs):
-                return calls | spoken
-    return spoken
+                return calls | marked
+    return marked

@@ -1,6 +1,6 @@
-"""Conditions of JSON schemas in the words of anyOf, allOf, const, type, pattern and required.
+"""Rewrites conditional keywords of JSON schemas with anyOf, allOf, const, type, pattern and required.
 
-What is written is true of no more values than the condition, and of the same ones wherever that can be said.
+The result allows no value that the condition does not allow, and the same values where that can be expressed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 Schema = dict[str, Any]
 Target = Callable[[Any], Any]
-"""Gives a schema, or what it refers to."""
+"""A function that returns a schema, or the schema that its $ref refers to."""
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 MAX_LEVELS = 8
@@ -23,11 +23,11 @@ _NOT_CONDITIONS = frozenset({"title", "description", "default", "examples", "dep
 
 
 class NotExpressible(Exception):
-    """A condition, by the name of its keyword, that cannot be written."""
+    """A condition that cannot be rewritten; the message has its keyword."""
 
 
 def conditions(schema: Schema, target: Target) -> Iterator[Any]:
-    """What the conditional keywords of ``schema`` mean."""
+    """Yields schemas that express the conditional keywords of ``schema``. Raises NotExpressible."""
     if "not" in schema:
         yield negated(schema["not"], target)
     if "if" in schema and (schema.keys() & {"then", "else"}):
@@ -45,7 +45,7 @@ def conditions(schema: Schema, target: Target) -> Iterator[Any]:
 
 
 def negated(schema: Any, target: Target, levels: int = MAX_LEVELS) -> Any:
-    """A schema of values that ``schema`` does not allow. NotExpressible if there is none that says so."""
+    """Returns a schema of values that ``schema`` does not allow. Raises NotExpressible."""
     schema = target(schema)
     if isinstance(schema, bool):
         return not schema
@@ -59,7 +59,7 @@ def negated(schema: Any, target: Target, levels: int = MAX_LEVELS) -> Any:
 
 
 def _negated_keyword(keyword: str, value: Any, negated: Callable[[Any], Any]) -> list[Any]:
-    """Schemas of which one holds where ``keyword`` with ``value`` does not."""
+    """Returns schemas, one of which each value matches that violates ``keyword`` with ``value``."""
     match keyword, value:
         case "type", str() | list():
             named = {value} if isinstance(value, str) else {*value}
@@ -98,11 +98,11 @@ _BEYOND = {
     "minItems": ("array", "maxItems", -1),
     "maxItems": ("array", "minItems", 1),
 }
-"""By keyword the type of values that do not match it, and the keyword that they match, with another number."""
+"""By keyword: the type of values that violate it, the opposite keyword, and the difference of its number."""
 
 
 def one_of(schemas: list[Any], target: Target) -> Schema | None:
-    """What oneOf with ``schemas`` means in other words; None if it cannot be said."""
+    """Rewrites oneOf with ``schemas`` as anyOf, None if that is not possible."""
     if disjoint(schemas, target):
         return {"anyOf": schemas}
     if len(schemas) > MAX_CHOICES:
@@ -117,7 +117,7 @@ def one_of(schemas: list[Any], target: Target) -> Schema | None:
 
 
 def _other_than(value: Any) -> Schema:
-    """Anything but ``value``."""
+    """Returns a schema of values other than ``value``."""
     match value:
         case bool():
             return _or_other("boolean", {"const": not value})
@@ -133,13 +133,13 @@ def _other_than(value: Any) -> Schema:
 
 
 def _or_other(name: str, *ways: Schema) -> Schema:
-    """Values that are of another type than ``name``, or match one of ``ways``."""
+    """Returns a schema of values of other types than ``name``, or of values that match one of ``ways``."""
     others = [other for other in TYPES if other != name and (other, name) != ("integer", "number")]
     return {"anyOf": [{"type": others}, *({"type": name, **way} for way in ways)]}
 
 
 def _other_text(text: str) -> str:
-    """A regular expression of all texts but ``text``."""
+    """Returns a regular expression that matches all texts except ``text``."""
     ways = [rf"{re.escape(text)}[\s\S]+"]
     for place, letter in enumerate(text):
         same = re.escape(text[:place])
@@ -148,7 +148,7 @@ def _other_text(text: str) -> str:
 
 
 def disjoint(schemas: Any, target: Target) -> bool:
-    """Whether no value can match two of ``schemas``, as far as types, values and required properties tell."""
+    """Whether types, values and required properties show that no value matches two of ``schemas``."""
     if not isinstance(schemas, list) or len(schemas) ** 2 > MAX_PAIRS:
         return False
     pairs = ((one, other) for place, one in enumerate(schemas) for other in schemas[:place])
@@ -175,7 +175,7 @@ def _disjoint(one: Any, other: Any, target: Target, levels: int) -> bool:
 
 
 def _types(schema: Mapping[str, Any]) -> set[str]:
-    """The types of values that ``schema`` may allow; integers are numbers."""
+    """Returns the types that ``schema`` may allow; "number" includes integers."""
     named = schema.get("type")
     found = {named} if isinstance(named, str) else {name for name in _listed(schema, "type") if isinstance(name, str)}
     if not found:
@@ -190,7 +190,7 @@ def _type_of(value: Any) -> str:
 
 
 def _values(schema: Mapping[str, Any]) -> set[str] | None:
-    """The values of an enum or a const as texts; None if there is neither. 1.0 and 1 are the same."""
+    """Returns the values of an enum or a const as texts, None if there is neither; 1.0 and 1 are equal."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if not isinstance(values, list):
         return None
@@ -198,7 +198,7 @@ def _values(schema: Mapping[str, Any]) -> set[str] | None:
 
 
 def with_names(schema: Schema, target: Target) -> Schema:
-    """``schema`` with the propertyNames among its properties, where it lists values or is a pattern."""
+    """Rewrites propertyNames of ``schema`` as properties or patternProperties, if it is a list or a pattern."""
     names = target(schema.get("propertyNames"))
     if not isinstance(names, Mapping) or "patternProperties" in schema:
         return schema
@@ -215,7 +215,7 @@ def with_names(schema: Schema, target: Target) -> Schema:
 
 
 def with_distinct_items(schema: Schema, target: Target) -> Schema:
-    """``schema`` without uniqueItems, if its items are a few texts: they come in the order of its enum."""
+    """Rewrites uniqueItems of ``schema``, if its items are a few texts, as all subsets in the order of the enum."""
     items = target(schema.get("items"))
     texts = [*dict.fromkeys(text for text in _listed(items, "enum") if isinstance(text, str))] if items else []
     if schema.get("type") != "array" or "prefixItems" in schema or len(texts) > MAX_DISTINCT or not texts:
@@ -226,7 +226,7 @@ def with_distinct_items(schema: Schema, target: Target) -> Schema:
 
 
 def without_others(value: Any, parts: list[Mapping[str, Any]]) -> Schema:
-    """What unevaluatedProperties with ``value`` means where all ``parts`` of a schema must be kept to."""
+    """Rewrites unevaluatedProperties with ``value`` as additionalProperties; ``parts`` are all parts of the schema."""
     properties: dict[str, Any] = {}
     patterns: dict[str, Any] = {}
     for part in parts:

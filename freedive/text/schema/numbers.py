@@ -1,4 +1,4 @@
-"""Numbers of JSON schemas as llguidance can hold them: doubles for numbers, 64 bits for integers."""
+"""Numbers of JSON schemas in the precision of llguidance: doubles for numbers, 64 bits for integers."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
 MAX_INTEGER = 2**63 - 1024
-"""The greatest double that 64 bits hold."""
+"""The largest double that fits into a signed 64-bit integer."""
 
 MAX_NUMBER = Decimal(10**17)
-"""Bounds of numbers that are no integers: llguidance has 64 bits for what is before the point."""
+"""The largest bound of non-integers: llguidance has 64 bits for digits before the point."""
 
 NUM_DIGITS = 15
-"""Digits of a bound, and digits behind its point: all that a double is sure to keep."""
+"""The most significant digits of a bound, and digits after its point, which a double represents exactly."""
 
 DISTANCE = Decimal("1e-9")
-"""Kept from an exclusive bound of numbers, which llguidance does not always exclude."""
+"""The distance to an exclusive bound, which llguidance does not always exclude."""
 
 MAX_MULTIPLE = 100_000
-"""Of what, at most, numbers are asked to be multiples, in all and in common: every remainder is a state."""
+"""The limit of multipleOf values, of their sum and their common multiple: every remainder is a lexer state."""
 
 
 class NumberError(Exception):
-    """A number that cannot be kept to, and why."""
+    """A number that cannot be enforced; the message says why."""
 
 
 def is_exact(value: float) -> bool:
-    """Whether llguidance can write ``value``, and no other number instead."""
+    """Whether llguidance can represent ``value`` exactly."""
     return abs(value) <= MAX_INTEGER and (not isinstance(value, int) or int(float(value)) == value)
 
 
 def inner_bounds(bounds: Mapping[str, Any], *, integer: bool) -> dict[str, Any]:
-    """minimum and maximum for the ``bounds`` of a schema, which are just as far apart or closer."""
+    """Returns minimum and maximum for the ``bounds`` of a schema, rounded inwards. Raises NumberError."""
     values = {key: _decimal(key, value) for key, value in bounds.items() if not isinstance(value, bool)}
     exclusive = {key for key in ("minimum", "maximum") if bounds.get(f"exclusive{key.title()}") is True}  # draft 4
     distance = Decimal(1) if integer else DISTANCE
@@ -56,15 +56,15 @@ def inner_bounds(bounds: Mapping[str, Any], *, integer: bool) -> dict[str, Any]:
 
 
 def checked_multiple(value: Any, others: list[Decimal]) -> float:
-    """``value`` of multipleOf, beside ``others`` of the same schema, to which it is added."""
+    """Returns ``value`` of multipleOf, and adds it to ``others`` of the same schema. Raises NumberError."""
     number = _decimal("multipleOf", value)
     if not 0 < number <= MAX_MULTIPLE or number != round(number, 9):
         raise NumberError(
-            f"multipleOf {short(value)}, which is not from 1e-9 to {MAX_MULTIPLE}, with up to 9 digits behind the point"
+            f"multipleOf {short(value)}, which is not from 1e-9 to {MAX_MULTIPLE}, with up to 9 digits after the point"
         )
-    exponent = -number.normalize().as_tuple().exponent  # type: ignore[operator]  # it is finite
+    exponent = -number.normalize().as_tuple().exponent  # type: ignore[operator]  # a finite number has an int
     scaled = float(value)
-    for _ in range(exponent):  # just as llguidance finds its digits
+    for _ in range(exponent):  # the computation of llguidance
         scaled *= 10
     if exponent > 0 and (scaled != number.scaleb(exponent) or scaled % 1):
         raise NumberError(f"multipleOf {short(value)}, which cannot be counted exactly")
@@ -77,12 +77,12 @@ def checked_multiple(value: Any, others: list[Decimal]) -> float:
 
 
 def number_of(value: Decimal) -> float:
-    """``value`` as JSON's writer takes it."""
+    """Converts ``value`` to int or float, for the JSON encoder."""
     return int(value) if value == value.to_integral_value() else float(value)
 
 
 def _inner_integer(value: Decimal, *, up: bool) -> int:
-    """The double next to ``value``, from it upwards or downwards."""
+    """Returns the next double from ``value`` upwards or downwards. Raises NumberError."""
     limit = -MAX_INTEGER if up else MAX_INTEGER
     if (value < limit) if up else (value > limit):
         return limit
@@ -116,8 +116,8 @@ def _decimal(key: str, value: Any) -> Decimal:
 
 
 def short(value: Any) -> str:
-    """``value`` for a message."""
-    if isinstance(value, int) and value.bit_length() > 128:  # to write it could take long
+    """Returns ``value`` as short text for a message."""
+    if isinstance(value, int) and value.bit_length() > 128:  # converting it to text takes quadratic time
         return f"of {int(value.bit_length() * math.log10(2)) + 1} digits"
     text = str(value)
     return text if len(text) < 40 else f"{text[:40]}..."

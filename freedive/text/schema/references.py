@@ -1,4 +1,4 @@
-"""What the references of a JSON schema refer to, inside the same document."""
+"""Resolves the references of a JSON schema inside the same document."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _NOT_SCHEMAS = frozenset({"enum", "const", "default", "example", "examples"})
 
 
 MAX_LEVELS = 8
-"""References that are followed one after the other to find out what a schema says."""
+"""The longest chain of references that is followed."""
 
 
 MAX_STEPS = 20_000
-"""Schemas that are looked at to find out what others say: each may refer to itself many times."""
+"""The most schemas that are visited, because a schema may refer to itself many times."""
 
 
 class TooManySteps(Exception):
-    """The references of a schema multiply."""
+    """Following the references of a schema takes more than :data:`MAX_STEPS` steps."""
 
 
 class UnknownReference(Exception):
-    """A reference to what is not in the document."""
+    """A reference to a schema that is not in the document."""
 
 
 class References:
-    """Finds the targets of references from ``root``, and names them d0, d1 ..."""
+    """Finds the targets of references in ``root``, and names them d0, d1 ..."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
@@ -40,7 +40,7 @@ class References:
         self._find_resources(root)
 
     def name(self, schema: Mapping[str, Any]) -> str:
-        """The name of what ``schema`` refers to. UnknownReference if it is not there."""
+        """Returns the name of the schema that ``schema`` refers to. Raises UnknownReference."""
         target = self._find(schema)
         if id(target) not in self._names:
             self._names[id(target)] = name = f"d{len(self._names)}"
@@ -48,12 +48,12 @@ class References:
         return self._names[id(target)]
 
     def pending(self) -> dict[str, Any]:
-        """The targets by their names that were named since the last call."""
+        """Returns the targets that were named since the last call, by name."""
         pending, self._pending = self._pending, {}
         return pending
 
     def target(self, schema: Any) -> Any:
-        """``schema``, or what it refers to if it has nothing but a reference. Raises TooManySteps."""
+        """Returns ``schema``, or the target of its reference if it has no other keyword. Raises TooManySteps."""
         self._count()
         for _ in range(MAX_LEVELS):
             if not isinstance(schema, Mapping) or schema.keys() != {"$ref"}:
@@ -65,7 +65,7 @@ class References:
         return schema
 
     def parts(self, schema: Any, levels: int = MAX_LEVELS) -> list[Mapping[str, Any]]:
-        """``schema``, what it refers to, and the schemas of its allOf, of which each must be kept to."""
+        """Returns ``schema``, the target of its reference, and the schemas of its allOf, all of which apply."""
         self._count()
         if not isinstance(schema, Mapping) or not levels:
             return []
@@ -75,13 +75,13 @@ class References:
         return [schema, *(part for item in more for part in self.parts(item, levels - 1))]
 
     def referred(self, schema: Mapping[str, Any]) -> Any:
-        """What ``schema`` refers to, or None."""
+        """Returns the target of the reference of ``schema``, None if there is none."""
         with contextlib.suppress(UnknownReference):
             return self._find(schema) if "$ref" in schema else None
         return None
 
     def merged(self, schema: Any) -> Any:
-        """``schema``, or what it refers to under its own other keywords."""
+        """Returns ``schema`` merged over the target of its reference, or unchanged if it has no reference."""
         target = self.referred(schema) if isinstance(schema, Mapping) else None
         if target is None:
             return schema
@@ -96,9 +96,9 @@ class References:
     def _find(self, schema: Mapping[str, Any]) -> Any:
         reference = schema["$ref"]
         if not isinstance(reference, str):
-            raise UnknownReference("has a $ref that is no text")
+            raise UnknownReference("has a $ref that is not a string")
         if "$id" in schema and schema is not self._root:
-            raise UnknownReference("has a $ref beside an $id, which each draft reads differently")
+            raise UnknownReference("has both $ref and $id, whose meaning differs between drafts")
         uri, fragment = urldefrag(urljoin(self._bases.get(id(schema), ""), reference))
         fragment = unquote(fragment)
         found = self._resources.get(uri)
@@ -118,7 +118,7 @@ class References:
         return found
 
     def _find_resources(self, root: Mapping[str, Any]) -> None:
-        """Find what has a URI or an anchor of its own, and the base URI of every schema."""
+        """Finds all schemas with a URI or an anchor, and the base URI of every schema."""
         waiting: list[tuple[Any, str]] = [(root, "")]
         while waiting:
             value, base = waiting.pop()

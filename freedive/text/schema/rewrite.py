@@ -1,8 +1,8 @@
-"""Rewrites JSON schemas for llguidance, so that what it compiles is never wider than what the schema allows.
+"""Rewrites JSON schemas for llguidance, so that the compiled grammar allows no value that the schema does not allow.
 
-What has no effect on validity is left out, what llguidance lacks is written in what it has, and what cannot be kept to
-is refused by name. Numbers, for which llguidance has doubles and 64 bits, are moved inwards where these cannot hold
-them. Every definition that is referred to gets a plain name.
+Keywords without effect on validity are dropped, keywords that llguidance lacks are expressed with others, and keywords
+that cannot be enforced are refused by name. Bounds that llguidance cannot represent (doubles, 64-bit integers) are
+rounded inwards. Every definition that is referred to gets a plain name.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from freedive.text.schema.references import References, TooManySteps, UnknownRef
 FORMATS = frozenset({
     *("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"),
 })  # fmt: skip
-"""Formats that answers are kept to. All others are annotations."""
+"""Formats that are enforced; all others are annotations."""
 
 MAX_DEPTH = 100
 MAX_SCHEMAS = 20_000
 MAX_LENGTH = 1 << 20
-"""Of a text or a list: an answer is never that long."""
+"""The length of texts and lists beyond which a limit has no effect, because no answer is that long."""
 
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _OBJECT = ("properties", "patternProperties", "additionalProperties")
@@ -37,7 +37,7 @@ _REFUSED = frozenset({
     "uniqueItems", "maxContains", "minContains", "propertyNames", "unevaluatedItems", "$dynamicRef", "$recursiveRef",
 })  # fmt: skip
 _PLAIN_ESCAPES = frozenset("dDwWsSbBnrtfpPAz")
-"""Letters behind a backslash in a pattern that stand for no control character without a short escape in JSON."""
+"""Letters after a backslash that mean no control character, or one with a short escape in JSON."""
 
 
 _ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
@@ -45,13 +45,14 @@ _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
 
 
 class NotKept(UserError):
-    """What a schema rightly asks for, and a constraint cannot enforce."""
+    """A schema is valid, but a constraint cannot enforce it."""
 
 
 def rewritten(schema: Mapping[str, Any], param: str, *, loose: bool = False) -> tuple[Schema, bool]:
-    """``schema`` for llguidance, and whether its answers need escapes of the form \\u0000.
+    """Returns ``schema`` for llguidance, and whether its answers need escapes of the form \\u0000.
 
-    NotKept, about ``param``, for what cannot be kept to; with ``loose`` that is left out. UserError for what is wrong.
+    Raises NotKept, about ``param``, for keywords that cannot be enforced; with ``loose`` they are dropped. Raises
+    UserError for an invalid schema.
     """
     try:
         writer = _Rewriter(schema, param, escapes=False, loose=loose)
@@ -64,9 +65,9 @@ def rewritten(schema: Mapping[str, Any], param: str, *, loose: bool = False) -> 
 
 
 class _Rewriter:
-    """Rewrites one schema. With ``escapes`` objects that name properties have no others.
+    """Rewrites one schema. With ``escapes``, objects with named properties allow no other properties.
 
-    Otherwise a key could be written as an escape, and llguidance would take it for one that is not named.
+    Otherwise an escape in a key could spell a named property, which llguidance would treat as an unnamed one.
     """
 
     def __init__(self, schema: Mapping[str, Any], param: str, *, escapes: bool, loose: bool) -> None:
@@ -95,7 +96,7 @@ class _Rewriter:
         }
 
     def root(self) -> Schema:
-        """The whole schema, with the definitions that it refers to."""
+        """Returns the rewritten schema with the definitions that it refers to."""
         result = self._any(self._schema, "")
         definitions: dict[str, Any] = {}
         while pending := self._references.pending():
@@ -122,7 +123,7 @@ class _Rewriter:
             if not isinstance(schema[key], list):
                 self._refuse(f"{path}/{key}", "is no list of schemas")
         schema = self._simplified(schema)
-        if "unevaluatedProperties" in schema:  # what is found in a choice alone counts as unevaluated
+        if "unevaluatedProperties" in schema:  # properties that only a choice names count as unevaluated
             others = logic.without_others(schema.pop("unevaluatedProperties"), parts)
             schema["allOf"] = [*schema.get("allOf", []), others]
         for key, value in schema.items():
@@ -130,7 +131,7 @@ class _Rewriter:
                 if key in self._keywords:
                     result[key] = self._keywords[key](value, f"{path}/{key}")
                 elif key in _REFUSED or (key == "format" and not isinstance(value, str)):
-                    self._refuse(path, f"asks for {key!r}, which cannot be kept to", NotKept)
+                    self._refuse(path, f"has {key!r}, which cannot be enforced", NotKept)
                 elif key == "format" and value in FORMATS:
                     result[key] = value
         for add in (self._add_numbers, self._add_conditions, self._check_counts):
@@ -139,7 +140,7 @@ class _Rewriter:
         return self._closed(result) if self._escapes else result
 
     def _simplified(self, schema: Schema) -> Schema:
-        """``schema`` without the keywords that ask for nothing, and in the words of draft 2020-12."""
+        """Returns ``schema`` without keywords that have no effect, in the vocabulary of draft 2020-12."""
         if isinstance(schema.get("items"), list):  # before draft 2020-12
             rest = {"items": schema["additionalItems"]} if "additionalItems" in schema else {}
             items = {"prefixItems": schema["items"]}
@@ -181,11 +182,11 @@ class _Rewriter:
             self._refuse(path, f"has {error}", NotKept)
 
     def _add_conditions(self, result: Schema, schema: Schema, path: str) -> None:
-        """Add to ``result`` what the conditions of ``schema`` mean in anyOf and allOf."""
+        """Adds the conditional keywords of ``schema`` to ``result`` as anyOf and allOf."""
         try:
             conditions = [*logic.conditions(schema, self._references.target)]
         except logic.NotExpressible as error:
-            self._refuse(path, f"asks for {error}, which cannot be kept to", NotKept)
+            self._refuse(path, f"has {error}, which cannot be enforced", NotKept)
         if conditions:
             added = [self._any(condition, f"{path}/") for condition in conditions]
             result["allOf"] = [*result.get("allOf", []), *added]
@@ -197,13 +198,13 @@ class _Rewriter:
         if least <= len(required):
             counts.pop("minProperties", None)
         if counts and result.get("properties", {}).keys() - set(required):
-            self._refuse(path, f"asks for {min(counts)!r} beside properties that may be left out", NotKept)
+            self._refuse(path, f"has {min(counts)!r} and optional properties, which cannot be enforced", NotKept)
         if least > 1 + len(required):
-            self._refuse(path, "asks for 'minProperties' beyond the required ones: keys may come twice", NotKept)
+            self._refuse(path, "has 'minProperties' beyond the required ones: a key could occur twice", NotKept)
         result |= counts
 
     def _closed(self, schema: Schema) -> Schema:
-        """``schema`` without properties that it does not name, if it names any."""
+        """Returns ``schema`` without unnamed properties, if it has named ones."""
         if not schema.get("properties") and not schema.get("patternProperties"):
             return schema
         others = schema.get("additionalProperties", True)
@@ -236,7 +237,7 @@ class _Rewriter:
         if (len(value) - len(value.rstrip("\\"))) % 2:
             self._refuse(path, "ends in the middle of an escape")
         if _LOOK_AROUND.search(_ESCAPE_OR_CLASS.sub("", value)):
-            self._refuse(path, "has look-around, which cannot be kept to", NotKept)
+            self._refuse(path, "has look-around, which cannot be enforced", NotKept)
         escaped = value.split("\\\\")
         if any(
             part[0] not in _PLAIN_ESCAPES for text in escaped for part in text.split("\\")[1:] if part[:1].isalnum()

@@ -26,7 +26,7 @@ LOGPROBS = "message.output_text.logprobs"
 SEALED = "reasoning.encrypted_content"
 Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
 OF_TOOLS = re.compile(r"(code_interpreter|computer|file_search|mcp|message\.input_image|web_search)[a-z_.]*")
-"""What else may be asked to be included: results of tools that are never called here, so there is nothing to add."""
+"""Values of ``include`` that have no effect: results of tools that this server never calls."""
 
 
 def _includable(value: Any) -> Any:
@@ -42,7 +42,7 @@ def _effort(value: str) -> str:
 
 
 class Reasoning(RequestBody):
-    """How hard to think. A summary is not made: thoughts are told whole."""
+    """How hard to think. The response has no summary of the thoughts, because it has the thoughts themselves."""
 
     ignores_unknown = True
 
@@ -51,7 +51,7 @@ class Reasoning(RequestBody):
 
 
 class TextFormat(RequestBody):
-    """The form of an answer. A schema is always kept to, ``strict`` or not."""
+    """The format of an answer. A schema is enforced with any value of ``strict``."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: Label | None = None
@@ -66,26 +66,26 @@ class TextFormat(RequestBody):
         return self
 
     def format(self) -> Format | None:
-        """The generation request that this body describes."""
+        """Returns the format, None for plain text."""
         return None if self.type == "text" else Format(self.type, self.schema_)
 
 
 class NamedFunction(RequestBody):
-    """The function that must be called."""
+    """A tool choice that names the function to call."""
 
     type: Literal["function", "custom"]
     name: Text
 
 
 class TextConfig(RequestBody):
-    """``verbosity`` is advice that models are not told."""
+    """The format of the answer's text; ``verbosity`` has no effect."""
 
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class PromptRequest(RequestBody):
-    """What a prompt is made of."""
+    """The fields of a request from which the prompt is built."""
 
     ignored = LABELS
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {
@@ -113,15 +113,15 @@ class PromptRequest(RequestBody):
     @model_validator(mode="after")
     def _asks_something(self) -> PromptRequest:
         if not (self.input or self.previous_response_id or self.instructions):
-            raise UserError("there is no 'input'", "Give some", param="input")
+            raise UserError("'input' is missing", "Send one", param="input")
         return self
 
     def items(self, stored: Callable[[str], Json]) -> list[Json]:
-        """The input; ``stored`` finds the items that are referred to, or raises."""
+        """Returns the input items; ``stored`` returns an item by its id, or raises NotFound."""
         return [stored(item.id) if isinstance(item, ItemReference) else item.item() for item in self.input]
 
     def generation_request(self, model: str, conversation: Sequence[Json], **others: Any) -> GenerationRequest:
-        """What comes after the items of ``conversation``, in our terms."""
+        """Returns the generation request that continues the items of ``conversation``."""
         leading = [{"role": "system", "content": self.instructions}] if self.instructions else []
         choice = self.tool_choice
         asked = ChatInput(
@@ -135,7 +135,7 @@ class PromptRequest(RequestBody):
         return GenerationRequest(model, (asked,), **others)
 
     def report_unheeded(self, model: Model) -> None:
-        """Report what had no effect on ``model``: an effort only advises a model without thoughts."""
+        """Reports ``reasoning`` as ignored if it sets an effort and ``model`` cannot think."""
         if self.reasoning.effort not in (None, "none") and not model.can_think:
             ignore("reasoning")
 
@@ -153,9 +153,9 @@ class ResponseStreamOptions(RequestBody):
 
 
 class ResponseRequest(PromptRequest):
-    """POST /v1/responses. top_k, min_p, repetition_penalty and seed are ours.
+    """POST /v1/responses. top_k, min_p, repetition_penalty and seed are extensions of OpenAI's API.
 
-    ``max_tool_calls`` bounds the calls of built-in tools, of which there are none.
+    ``max_tool_calls`` limits calls of built-in tools, which this server does not have.
     """
 
     ignored = LABELS - {"metadata", "prompt_cache_key", "safety_identifier", "store"} | {"context_management"}
@@ -200,14 +200,14 @@ class ResponseRequest(PromptRequest):
         return self
 
     def sampling(self) -> Json:
-        """The fields of Sampling that the request sets."""
+        """Returns the fields of Sampling that the request sets."""
         return self.given(
             max_tokens=self.max_output_tokens, logprobs=self.top_logprobs if LOGPROBS in self.include else None
         )
 
 
 class RetrieveQuery(RequestBody):
-    """GET /v1/responses/{id}. What was to be included had to be asked for when the response was made."""
+    """GET /v1/responses/{id}. ``include`` has no effect here: it takes effect when the response is created."""
 
     ignored = frozenset({"include", "include[]", "include_obfuscation"})
     unsupported: ClassVar = {"starting_after": (), "stream": ("false",)}

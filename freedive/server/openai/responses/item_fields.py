@@ -13,7 +13,7 @@ from freedive.server.request_body import RequestBody, Text, ignore, only, type_o
 
 
 class Part(RequestBody):
-    """A text in a message."""
+    """A text part of a message or of a tool's output."""
 
     ignores_unknown = True
 
@@ -30,7 +30,7 @@ Parts = Annotated[
 
 
 class MessageItem(RequestBody):
-    """What somebody said; the type may be left out."""
+    """A message; its ``type`` is optional."""
 
     ignores_unknown = True
 
@@ -83,9 +83,9 @@ class Thought(RequestBody):
 
 
 class ReasoningItem(RequestBody):
-    """Thoughts of an earlier turn: in the open, else sealed by this server, else as a summary.
+    """Thoughts of an earlier turn, from ``content``, else from ``encrypted_content``, else from ``summary``.
 
-    What another server sealed is ignored.
+    ``encrypted_content`` of another server is ignored and reported.
     """
 
     ignores_unknown = True
@@ -106,7 +106,7 @@ class ReasoningItem(RequestBody):
 
 
 class ItemReference(RequestBody):
-    """An item of a stored response."""
+    """A reference to an item of a stored response."""
 
     type: Literal["item_reference"] = "item_reference"
     id: Text
@@ -157,14 +157,14 @@ LEFT_OUT = frozenset(
         "web_search_call",
     }
 )
-"""Types of items that another server wrote, or that tools did which are left out here."""
+"""Types of items that are dropped and reported: those of other servers, and of tools that do not exist here."""
 _known_items = only("input", *KINDS)
-_OURS = frozenset({"function_call", "custom_tool_call", "reasoning"})
-"""Types of items that are the assistant's, besides its messages."""
+_ASSISTANT_TYPES = frozenset({"function_call", "custom_tool_call", "reasoning"})
+"""Types of items that the assistant wrote, other than messages."""
 
 
 def _typed(item: Any) -> Any:
-    """The two kinds of items that may go without their type."""
+    """Adds the type to a message or an item reference, where it is optional."""
     if not isinstance(item, dict) or item.get("type") is not None:
         return item
     return item | {"type": "message" if "role" in item or "content" in item else "item_reference"}
@@ -186,14 +186,14 @@ def _is_left_out(item: Any) -> bool:
 
 
 def readable_items(value: Any, *, under_way: bool) -> Any:
-    """A request's input, with words in place of images and the like once a conversation is ``under_way``."""
+    """Returns a request's input with texts in place of images, audio and files if its conversation is under way."""
     if not isinstance(value, list) or not (under_way or any(map(_is_the_assistants, value))):
         return value
     return [_readable(item) for item in value]
 
 
 def _is_the_assistants(item: Any) -> bool:
-    return type_of(item) in _OURS or is_the_assistants(item)
+    return type_of(item) in _ASSISTANT_TYPES or is_the_assistants(item)
 
 
 def _readable(item: Any) -> Any:
@@ -204,4 +204,4 @@ def _readable(item: Any) -> Any:
 
 
 Items = Annotated[list[Item], BeforeValidator(_items, json_schema_input_type=str | list[Item])]
-"""A plain string is what the user says."""
+"""A list of input items; a string is accepted as a message of the user."""

@@ -1,4 +1,4 @@
-"""The items of a conversation as OpenAI's Responses list them, and the messages that chat templates make of them."""
+"""The items of a conversation in OpenAI's Responses API, and their conversion to messages for chat templates."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from freedive.server.call_ids import object_text
 
 
 def message(role: str, texts: Iterable[str]) -> Json:
-    """What somebody said."""
+    """Returns the item of a message with text parts."""
     kind: Json = {"type": "output_text", "annotations": []} if role == "assistant" else {"type": "input_text"}
     return _item("msg", "message", role=role, content=[kind | {"text": text} for text in texts], status="completed")
 
 
 def reasoning(texts: Iterable[str], summary: Iterable[str] = ()) -> Json:
-    """What the assistant thought."""
+    """Returns the item of the assistant's thoughts."""
     content = [{"type": "reasoning_text", "text": text} for text in texts]
     summaries = [{"type": "summary_text", "text": text} for text in summary]
     return _item("rs", "reasoning", summary=summaries, content=content, status="completed")
 
 
 def function_call(name: str, arguments: str, call_id: str, namespace: str | None = None) -> Json:
-    """What the assistant called."""
+    """Returns the item of a function call; ``arguments`` are JSON text."""
     return _call("fc", "function_call", name, call_id, namespace, arguments=arguments)
 
 
 def custom_tool_call(name: str, input: str, call_id: str, namespace: str | None = None) -> Json:
-    """What the assistant called with a text."""
+    """Returns the item of a custom tool call, whose input is plain text."""
     return _call("ctc", "custom_tool_call", name, call_id, namespace, input=input)
 
 
@@ -42,21 +42,21 @@ def _call(prefix: str, kind: str, name: str, call_id: str, namespace: str | None
 
 
 def full_name(namespace: str | None, name: str) -> str:
-    """The one name of a tool, by which a model calls it."""
+    """Returns the name by which the model calls a tool of a namespace: ``namespace__name``."""
     return f"{namespace.rstrip('_')}__{name}" if namespace else name
 
 
 OUTPUTS = ("function_call_output", "custom_tool_call_output")
-"""Types of items that say what came of a call."""
+"""Types of items that hold the result of a call."""
 
 
 def call_output(kind: str, call_id: str, output: str | Sequence[Json]) -> Json:
-    """What came of a call; ``kind`` is one of :data:`OUTPUTS`."""
+    """Returns the item of a call's result; ``kind`` is one of :data:`OUTPUTS`."""
     return _item("fco", kind, call_id=call_id, output=output, status="completed")
 
 
 def new_id(prefix: str) -> str:
-    """Every item and response has an id of its own, also those that clients name otherwise."""
+    """Returns a new id for an item or a response; ids that clients send with items are not used."""
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
@@ -65,12 +65,12 @@ def _item(prefix: str, kind: str, **fields: Any) -> Json:
 
 
 def sealed(text: str) -> str:
-    """Thoughts as one opaque string, for clients that carry them from turn to turn. It keeps no secret."""
+    """Encodes thoughts as one opaque string, which clients send back in the next turn. It is not encrypted."""
     return base64.b64encode(text.encode()).decode()
 
 
 def unsealed(seal: str) -> str | None:
-    """The thoughts in it, None where it was not made by this server."""
+    """Decodes the thoughts of :func:`sealed`, None if another server wrote the string."""
     try:
         return base64.b64decode(seal, validate=True).decode()
     except (binascii.Error, ValueError):
@@ -78,11 +78,11 @@ def unsealed(seal: str) -> str | None:
 
 
 PARTS = ("reasoning_content", "content", "tool_calls")
-"""What a message of the assistant consists of, in the order in which it comes."""
+"""The fields of an assistant message, in the order in which the model generates them."""
 
 
 def messages(items: Iterable[Json]) -> list[Json]:
-    """For chat templates: what the assistant thought, said and called in one turn is one message."""
+    """Converts items to messages of chat templates; thoughts, text and calls of one turn become one message."""
     turns: list[Json] = []
     for item in items:
         if item["type"] in OUTPUTS:
@@ -111,7 +111,7 @@ def _part(item: Json) -> tuple[str, Any]:
 
 
 def _say(turns: list[Json], name: str, value: Any) -> None:
-    """Add a part to the assistant's message, or begin another if such a part, or a later one, has been there."""
+    """Adds a field to the last assistant message; starts a new message if it has this field or a later one already."""
     turn = turns[-1] if turns and turns[-1]["role"] == "assistant" else None
     if turn and name == "tool_calls":
         turn[name] = [*turn.get(name, []), *value]

@@ -19,13 +19,14 @@ TOLD = {
     "function_call": ("function_call_arguments", "arguments"),
     "custom_tool_call": ("custom_tool_call_input", "input"),
 }
-"""By the type of a call's item: the events that tell of it, and the field that they fill."""
+"""The event name and the field of a call's input, by type of the item."""
 
 
 class Output:
-    """Texts and thoughts grow piece by piece, in items of their own wherever one follows the other; calls come whole.
+    """The output items of one response. Texts and thoughts grow piece by piece, calls are added as a whole.
 
-    ``calls`` knows what kind of item each is. ``seals``: thoughts are given sealed as well.
+    Each run of text or thoughts is one item. ``calls`` converts calls to items. With ``seals``, items of thoughts also
+    have ``encrypted_content``.
     """
 
     def __init__(self, tokenizer: Tokenizer, calls: Calls, *, seals: bool) -> None:
@@ -34,10 +35,10 @@ class Output:
         self._tokenizer = tokenizer
         self._seals = seals
         self._growing: type[Text | Thought] | None = None
-        self._logprobs: list[TokenLogprobs] = []  # of what has not been said yet
+        self._logprobs: list[TokenLogprobs] = []  # of tokens whose text is not in an event yet
 
     def grow(self, delta: Delta) -> Iterator[Json]:
-        """What ``delta`` adds."""
+        """Adds ``delta`` to the items, and yields its streaming events."""
         self._logprobs += delta.logprobs
         for event in delta.events:
             if type(event) is not self._growing:
@@ -97,7 +98,7 @@ class Output:
         }
 
     def _told(self, what: str, logprobs: Sequence[Json], **text: str) -> Json:
-        """Texts are told with their logprobs, thoughts without."""
+        """Returns an event of the growing part; events of texts also have log-probabilities."""
         extra = {"logprobs": logprobs} if self._growing is Text else {}
         return {"type": f"response.{self._part['type']}.{what}", **self._place, **text, **extra}
 
@@ -111,7 +112,7 @@ class Output:
         return {"item_id": self.items[-1]["id"], "output_index": len(self.items) - 1, "content_index": 0}
 
     def _spoken(self, text: str) -> list[Json]:
-        """The logprobs of the tokens that spell ``text``: the last ones. Before them come those of markers."""
+        """Returns the log-probabilities of the last tokens, which spell ``text``; earlier tokens are markers."""
         needed, start = len(text.encode()), len(self._logprobs)
         while start and needed > 0:
             start -= 1

@@ -34,13 +34,13 @@ ECHOED = {
     "top_logprobs",
     "user",
 }
-"""Fields of the request that a response repeats."""
+"""Fields of the request that the response repeats."""
 
 
 class Reply:
-    """The answer to ``body`` after ``conversation``; ``owner`` may look at it later. Read it once, either way.
+    """The response to ``body``, which continues ``conversation``. Read it once, with ``whole`` or ``stream``.
 
-    What fails, or whose client leaves before the end, is not stored.
+    The response is stored for ``owner``, unless it fails or its client disconnects before the end.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Reply:
         self.head = _head(body, completions)
 
     async def whole(self, request: Request) -> Json:
-        """The response. Raises ClientDisconnect when the client of ``request`` leaves before."""
+        """Returns the response object. Raises ClientDisconnect if the client of ``request`` disconnects first."""
 
         async def last() -> Json:
             async for told in self._events():  # noqa: B007 - the last one is wanted
@@ -67,17 +67,17 @@ class Reply:
         return await unless_disconnected(request, last())
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The response as server-sent events."""
+        """Yields the response as server-sent events."""
         async with aclosing(self._events()) as events:
             async for told in events:
                 yield await off_loop(size_of(told), self._written, told)
 
     def in_progress(self) -> bytes:
-        """The event that says that the response goes on."""
+        """Returns the event that says that the response is still being generated."""
         return self._written({"type": "response.in_progress", "response": self.head})
 
     def failed(self, error: ApiError) -> bytes:
-        """The event that ends a response which failed."""
+        """Returns the last event of a response that failed."""
         code = {429: "rate_limit_exceeded"}.get(error.status, "server_error")
         details = {"code": code, "message": error.message}
         response = self.head | {"status": "failed", "error": details, "output": self._output.items}
@@ -104,7 +104,7 @@ class Reply:
 
 
 def _head(body: ResponseRequest, completions: Completions) -> Json:
-    """A response that has just begun. What the model chooses where the request is silent is told, too."""
+    """Returns the object of a response that has just started, with the sampling settings in effect."""
     sampling = completions.model.sampling(**body.sampling())
     return {
         "id": new_id("resp"),

@@ -30,10 +30,10 @@ from freedive.server.stream import EventStream, with_error_event
 
 
 def router(service: Service, store: Store) -> APIRouter:
-    """The routes."""
+    """Returns the routes of OpenAI's Responses API."""
     routes = APIRouter(prefix="/responses")
 
-    @routes.post("", summary="Answer, with the conversation kept here", response_model=None)
+    @routes.post("", summary="Create a response, and store its conversation", response_model=None)
     async def create(body: ResponseRequest, request: Request) -> Response | Json:
         owner = _caller(request)
         conversation = await run_in_threadpool(_conversation, body, store, owner)
@@ -49,7 +49,7 @@ def router(service: Service, store: Store) -> APIRouter:
             return EventStream(with_error_event(reply.stream(), reply.failed, reply.head["id"]), reply.in_progress)
         return await reply.whole(request)
 
-    @routes.post("/input_tokens", summary="Count the tokens that a response would read")
+    @routes.post("/input_tokens", summary="Count the input tokens of a response")
     async def count(body: CountRequest, request: Request) -> Json:
         conversation = await run_in_threadpool(_conversation, body, store, _caller(request))
         describe = partial(body.generation_request, service.models.named(body.model), conversation)
@@ -57,46 +57,46 @@ def router(service: Service, store: Store) -> APIRouter:
         body.report_unheeded(model)
         return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
 
-    @routes.get("/{response_id}", summary="A stored response")
+    @routes.get("/{response_id}", summary="Return a stored response")
     async def retrieve(response_id: str, query: Annotated[RetrieveQuery, Query()], request: Request) -> Json:
         return await run_in_threadpool(store.response, response_id, _caller(request))
 
-    @routes.delete("/{response_id}", summary="Forget a stored response")
+    @routes.delete("/{response_id}", summary="Delete a stored response")
     async def delete(response_id: str, request: Request) -> Json:
         await run_in_threadpool(store.delete, response_id, _caller(request))
         return {"id": response_id, "object": "response", "deleted": True}
 
-    @routes.get("/{response_id}/input_items", summary="What a stored response answers")
+    @routes.get("/{response_id}/input_items", summary="List the input items of a stored response")
     async def input_items(response_id: str, query: Annotated[ListQuery, Query()], request: Request) -> Json:
         owner = _caller(request)
         response = await run_in_threadpool(store.response, response_id, owner)
         conversation = await run_in_threadpool(store.conversation, response_id, owner)
         return _page(conversation[: len(conversation) - len(response["output"])], query)
 
-    @routes.post("/{response_id}/cancel", summary="Cancel a response in the background, of which there are none")
+    @routes.post("/{response_id}/cancel", summary="Refused: there are no background responses")
     async def cancel(response_id: str, request: Request) -> Json:
         await run_in_threadpool(store.response, response_id, _caller(request))
-        what = "only responses in the background can be cancelled"
-        raise UserError(what, "Close the connection to end an answer under way", param="response_id")
+        what = "Only background responses can be cancelled"
+        raise UserError(what, "Close the connection to cancel a running response", param="response_id")
 
     return routes
 
 
 def _caller(request: Request) -> str:
-    """The tenant that asks, where keys tell tenants apart."""
+    """Returns the tenant of a request, "" if requests need no key."""
     record: RequestRecord = request.state.record
     return record.key.id
 
 
 def _conversation(body: PromptRequest, store: Store, owner: str) -> list[Json]:
-    """All items that are to be answered. Raises NotFound for what is not stored."""
+    """Returns the stored and new items of the conversation. Raises NotFound for items that are not stored."""
     previous = body.previous_response_id
     earlier = store.conversation(previous, owner, "previous_response_id") if previous else []
     return [*earlier, *body.items(partial(store.item, owner=owner))]
 
 
 def _page(items: Sequence[Json], query: ListQuery) -> Json:
-    """As many of ``items`` as are asked for."""
+    """Returns the page of ``items`` that ``query`` selects. Raises UserError for an unknown item."""
     ordered = items if query.order == "asc" else items[::-1]
     names = [item["id"] for item in ordered]
     if query.after is not None and query.after not in names:

@@ -1,6 +1,6 @@
 """Stored responses and their conversations, in one SQLite file of bounded size.
 
-Where room is needed, the owner who takes most gives up the oldest.
+At the limit, the oldest response of the owner who uses the most bytes is deleted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from freedive.json_object import Json
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 64 << 20
-"""Of the file, but for the journal beside it."""
+"""The default limit of the file in bytes, without its write-ahead log."""
 
 SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS share (
 );
 CREATE INDEX IF NOT EXISTS share_of_owner ON share (owner, num_bytes);
 """
-"""An item is there once, however many responses have it in their conversations; it counts for the first of them."""
+"""An item is stored once for all conversations that contain it; its size counts for the first response with it."""
 
 OLDEST = """
 SELECT response.id FROM response LEFT JOIN share ON share.response = response.id
@@ -48,11 +48,11 @@ WHERE share.response IS NULL
    OR share.owner = (SELECT owner FROM share GROUP BY owner ORDER BY sum(num_bytes) DESC LIMIT 1)
 ORDER BY response.rowid LIMIT 1
 """
-"""What goes first: the oldest of the owner who takes most, or one whose size is not known, of an earlier version."""
+"""Selects the next response to delete: the oldest of the largest owner, or one of an earlier version without a size."""
 
 
 def open_store(path: Path | None) -> Store:
-    """The store at ``path``; where that cannot be used, one in memory, which is said on standard error."""
+    """Returns the store at ``path``; if the file cannot be used, prints why and returns a store in memory."""
     try:
         return Store(path)
     except UserError as error:
@@ -61,10 +61,10 @@ def open_store(path: Path | None) -> Store:
 
 
 class Store:
-    """Safe to use from several threads and processes. Every response has an owner, who alone can see it.
+    """A store of responses, safe for several threads and processes. Only its owner can read a response.
 
-    Without a ``path`` it lives in memory. Raises UserError for a file that cannot be used. When the disk fails later,
-    nothing is kept any more, which is logged, and reading raises Unavailable.
+    If ``path`` is None, the store is in memory. Raises UserError if the file cannot be used. If the disk fails later,
+    new responses are logged and not stored, and reading raises Unavailable.
     """
 
     def __init__(self, path: Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
@@ -79,14 +79,14 @@ class Store:
             raise UserError(f"{path} cannot be used ({error})", "Move it away, or set FREEDIVE_HOME") from error
         try:
             self._connection.executescript(SCHEMA)
-            self._connection.execute("BEGIN IMMEDIATE")  # as good as a write: raises where nothing can be written
+            self._connection.execute("BEGIN IMMEDIATE")  # raises if the file cannot be written
             self._connection.rollback()
         except sqlite3.Error as error:
             self._connection.close()
             raise UserError(f"{path} cannot be used ({error})", "Move it away, or set FREEDIVE_HOME") from error
 
     def add(self, owner: str, response: Json, conversation: Sequence[Json]) -> None:
-        """Keep a response, and all items up to and with its output, as long as there is room for them."""
+        """Stores a response with all items of its conversation, including its output; deletes old ones at the limit."""
         name = response["id"]
         uses = [(name, position, item["id"]) for position, item in enumerate(conversation)]
         try:
@@ -100,23 +100,23 @@ class Store:
                 sql.execute("INSERT INTO share VALUES (?, ?, ?)", (name, owner, num_bytes))
                 while self._num_bytes(sql) > self._max_bytes and (oldest := sql.execute(OLDEST).fetchone()):
                     _forget(sql, oldest[0])
-        except Unavailable as error:  # the answer is there, and more than that it is kept
+        except Unavailable as error:  # the client gets the answer, although it is not stored
             logger.error("response %s is not kept: %s", name, error.__cause__)
 
     def response(self, name: str, owner: str, param: str = "response_id") -> Json:
-        """Raises NotFound."""
+        """Returns a stored response. Raises NotFound."""
         with self._transaction() as sql:
             return _response(sql, name, owner, param)
 
     def conversation(self, name: str, owner: str, param: str = "response_id") -> list[Json]:
-        """Everything up to and with the output of a response. Raises NotFound."""
+        """Returns all items up to and including the output of a response. Raises NotFound."""
         query = "SELECT body FROM conversation JOIN item ON item = item.id WHERE response = ? ORDER BY position"
         with self._transaction() as sql:
             _response(sql, name, owner, param)
             return [json.loads(body) for (body,) in sql.execute(query, (name,))]
 
     def item(self, name: str, owner: str) -> Json:
-        """Raises NotFound."""
+        """Returns a stored item. Raises NotFound."""
         query = """
             SELECT item.body FROM item JOIN conversation ON item = item.id JOIN response ON response = response.id
             WHERE item.id = ? AND owner = ? LIMIT 1
@@ -124,28 +124,28 @@ class Store:
         with self._transaction() as sql:
             found = sql.execute(query, (name, owner)).fetchone()
         if not found:
-            raise NotFound(f"there is no item '{name}'", "Send the item itself", param="input")
+            raise NotFound(f"There is no item '{name}'", "Send the item itself", param="input")
         item: Json = json.loads(found[0])
         return item
 
     def delete(self, name: str, owner: str) -> None:
-        """Raises NotFound."""
+        """Deletes a stored response, and items that no other response has. Raises NotFound."""
         with self._transaction() as sql:
             _response(sql, name, owner, "response_id")
             _forget(sql, name)
 
     def close(self) -> None:
-        """What was kept stays on disk."""
+        """Closes the file; its responses stay stored."""
         self._connection.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing."""
+        """Runs the block in one SQLite transaction. Raises Unavailable if the disk fails."""
         try:
             with self._lock, self._connection:
                 yield self._connection
         except sqlite3.Error as error:
-            raise Unavailable("stored responses cannot be reached", "Send the whole conversation") from error
+            raise Unavailable("Stored responses cannot be read", "Send the whole conversation") from error
 
     def _num_bytes(self, sql: sqlite3.Connection) -> int:
         pages, free, size = (
@@ -157,13 +157,13 @@ class Store:
 def _response(sql: sqlite3.Connection, name: str, owner: str, param: str) -> Json:
     found = sql.execute("SELECT body FROM response WHERE id = ? AND owner = ?", (name, owner)).fetchone()
     if not found:
-        raise NotFound(f"there is no response '{name}'", "It was not stored, or is too old", param=param)
+        raise NotFound(f"There is no response '{name}'", "Send the whole conversation", param=param)
     response: Json = json.loads(found[0])
     return response
 
 
 def _forget(sql: sqlite3.Connection, name: str) -> None:
-    """A response, and the items that no other one has."""
+    """Deletes a response, and the items that no other response has."""
     items = sql.execute("SELECT item FROM conversation WHERE response = ?", (name,)).fetchall()
     sql.execute("DELETE FROM response WHERE id = ?", (name,))
     unused = "DELETE FROM item WHERE id = ? AND NOT EXISTS (SELECT 1 FROM conversation WHERE item = item.id)"

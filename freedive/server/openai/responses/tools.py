@@ -1,4 +1,4 @@
-"""Tools as OpenAI's Responses have them, and the one name by which a model calls each."""
+"""The tools of OpenAI's Responses API, and the conversion of the model's calls to items."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Name = Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
 class FunctionTool(RequestBody):
-    """What the model can call: ``parameters`` are a JSON schema. A deferred tool is shown from the beginning."""
+    """A function that the model can call; ``parameters`` are a JSON schema. ``defer_loading`` has no effect."""
 
     ignores_unknown = True
     unsupported: ClassVar = {"allowed_callers": (["direct"],), "async": (False,)}
@@ -30,13 +30,13 @@ class FunctionTool(RequestBody):
     strict: bool = False
 
     def for_template(self) -> Json:
-        """The function as it came, but for its one name."""
+        """Returns the function in the format of chat templates, with the namespace in its name."""
         given = self.model_dump(exclude={"type", "namespace"}, exclude_unset=True)
         return _function({"parameters": {}} | given | {"name": items.full_name(self.namespace, self.name)})
 
 
 class TextFormat(RequestBody):
-    """The form of a custom tool's input, which the model is told, and not made to keep to."""
+    """The format of a custom tool's input, which is described to the model but not enforced."""
 
     ignores_unknown = True
 
@@ -46,7 +46,7 @@ class TextFormat(RequestBody):
 
 
 class CustomTool(RequestBody):
-    """What the model calls with a text: a function whose one argument is the ``input``."""
+    """A tool that takes plain text; the model sees a function with one argument, ``input``."""
 
     ignores_unknown = True
 
@@ -57,7 +57,7 @@ class CustomTool(RequestBody):
     format: TextFormat = TextFormat()
 
     def for_template(self) -> Json:
-        """The function that stands for it."""
+        """Returns the tool in the format of chat templates, as a function with one argument."""
         grammar = f"Grammar of the input ({self.format.syntax}):\n{self.format.definition}"
         description = [self.description] if self.description else []
         description += [grammar] if self.format.definition else []
@@ -71,7 +71,7 @@ def _function(function: Json) -> Json:
 
 
 def _flat(tools: Any) -> Any:
-    """The tools of namespaces as tools that know their namespace."""
+    """Replaces each namespace by its tools, which get the field ``namespace``."""
     if not isinstance(tools, list):
         return tools
     flat: list[Any] = []
@@ -87,11 +87,11 @@ def _flat(tools: Any) -> Any:
 _offered = offered("function", "custom")
 Tool = Annotated[FunctionTool | CustomTool, Field(discriminator="type")]
 Tools = Annotated[list[Tool], BeforeValidator(_flat, json_schema_input_type=list[Tool])]
-"""Namespaces are taken apart; tools that the server would have to run are left out."""
+"""A list of tools without namespaces, and without tools that the server would have to run."""
 
 
 class Calls:
-    """Writes calls of ``tools`` as items, each of its tool's kind."""
+    """Converts calls of ``tools`` to items of the tool's kind."""
 
     def __init__(self, tools: Iterable[FunctionTool | CustomTool]) -> None:
         self._tools: Mapping[str, FunctionTool | CustomTool] = {
@@ -99,7 +99,7 @@ class Calls:
         }
 
     def item(self, name: str, arguments: str, call_id: str) -> Json:
-        """The item of a call by its one name."""
+        """Returns the item of a call; ``name`` is that of :func:`items.full_name`."""
         tool = self._tools.get(name)
         if tool is None:
             return items.function_call(name, arguments, call_id)
@@ -109,7 +109,7 @@ class Calls:
 
 
 def _input(arguments: str) -> str:
-    """The text that a custom tool was called with; whatever else a model wrote comes as it is."""
+    """Returns the input of a custom tool call, or all ``arguments`` if they have another form."""
     match argument_values(arguments):
         case {"input": str(text)}:
             return text
