@@ -20,7 +20,7 @@ from weights import BEST_LEVEL, LEVELS
 from freedive.train.model import kernels
 from freedive.train.model.experts import GroupedFeedForward
 from freedive.train.model.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedLinears, FusedRmsNorm
-from freedive.train.model.optim import EPS_NORM, NEWTON_SCHULZ, TURNS, orthogonal
+from freedive.train.model.optim import EPS_NORM, NEWTON_SCHULZ, ITERATIONS, orthogonal
 from freedive.train.model.updates import orthogonalise
 
 PRECISIONS = {kernels.FLOAT32: 2e-5, kernels.BFLOAT16: 2e-2}
@@ -224,7 +224,7 @@ SHAPES = [(1, 1), (7, 3), (3, 40, 60), (2, 3, 90, 33)]
 def test_matrices_are_turned_as_torch_does(bound: float) -> None:
     stacks = [some(*shape, seed=seed).detach() for seed, shape in enumerate(SHAPES)]
     expected = [orthogonal(stack.double()) for stack in stacks]
-    orthogonalise(stacks, NEWTON_SCHULZ, EPS_NORM, TURNS, "")
+    orthogonalise(stacks, NEWTON_SCHULZ, EPS_NORM, ITERATIONS, "")
     for got, exact in zip(stacks, expected, strict=True):
         torch.testing.assert_close(got.double(), exact, rtol=5 * bound, atol=5 * bound)
 
@@ -235,7 +235,7 @@ def test_any_number_of_threads_gives_equal_bits(level: str, precision: str, monk
     def made(threads: int) -> list[Tensor]:
         use(monkeypatch, level, threads, precision)
         stack = some(3, 40, 60, seed=5).detach()
-        orthogonalise([stack], NEWTON_SCHULZ, EPS_NORM, TURNS, "")
+        orthogonalise([stack], NEWTON_SCHULZ, EPS_NORM, ITERATIONS, "")
         return [
             stack,
             *results(linears, some(450, 48, seed=0), some(70, 48, seed=1)),

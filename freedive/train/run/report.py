@@ -1,4 +1,4 @@
-"""The report of a run as one self-contained HTML page: curves, loads, samples, costs, hashes."""
+"""The report of a run as one self-contained HTML page: curves, expert loads, samples, durations, hashes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ HASHED = ("tokenizer/tokenizer.json", "data/*/manifest.json", "model/model.safet
 
 
 DEAD = 0.01
-"""Of an even share: what has less is as good as not there."""
+"""The part of an even share of the tokens below which an expert counts as dead."""
 
 
 def write_report(root: Path, run: Run, told: Mapping[str, str]) -> Path:
-    """Write ``root``/report.html from the metrics there; ``told`` are samples: what was asked, and the answer."""
+    """Writes ``root``/report.html from the metrics files; ``told`` are samples, answers by prompt."""
     parts = [f"<h1>{html.escape(root.name)}</h1>", f"<p>{html.escape(machine.cpu_name())}</p>"]
     for stage in SUPERVISED:
         if rows := read_rows(root / f"{stage}.jsonl"):
@@ -70,7 +70,7 @@ def _supervised(stage: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _balance(loads: Sequence[Sequence[float]]) -> str:
-    """How evenly the experts of all mixtures are used."""
+    """Describes how evenly the experts of all mixtures are used."""
     times = [share * len(layer) for layer in loads for share in layer]
     if not times:
         return ""
@@ -111,7 +111,7 @@ def _reinforced(runs: Mapping[str, Sequence[Row]]) -> list[str]:
 
 
 def _passed(rows: Sequence[Row]) -> Iterable[tuple[int, Mapping[str, float]]]:
-    """Steps after which held-out tasks were tried, and the part that was right, by kind."""
+    """Yields each step after which held-out tasks were evaluated, with the share of correct answers by kind."""
     for row in rows:
         if "before" in row:
             yield row["step"] - 1, row["before"]
