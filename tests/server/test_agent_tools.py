@@ -1,4 +1,4 @@
-"""Tools as coding agents send them: in namespaces, called with a text, deferred until a search finds them."""
+"""Tools as coding agents send them: in namespaces, called with a text, or deferred until a search finds them."""
 
 from __future__ import annotations
 
