@@ -20,7 +20,7 @@ from freedive.model.spec import Experts, FeedForward, LatentAttention, Layer, Mi
 
 HEAD = """# Families
 
-Made by `make families` from the results of the tests. Each row compares tiny random models, which have every trait of the
+Made by `make families` from the results of the tests. Each row compares tiny random models with every trait of the
 family, with transformers in float32 (Pangu Pro MoE with a reference of its own): whole prompts, uneven chunks, token by
 token and ragged batches, at every instruction-set level of the machine. Figures are the largest distance of any logit;
 a test fails beyond 1e-4. "works" means that all tests of a family ran and passed. GGUF files under llama.cpp's
