@@ -53,10 +53,10 @@ def assert_holds(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def test_every_format_comes_back_as_it_was_packed(tmp_path: Path) -> None:
     tensors = {kind: random_tensor(kind, 70, 512) for kind in FORMATS} | small()
-    told: list[int] = []
-    write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=told.append)
+    reported: list[int] = []
+    write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=reported.append)
     assert_holds(tmp_path / "s.fdv", tensors)
-    assert sum(told) == store_bytes(tensors)
+    assert sum(reported) == store_bytes(tensors)
     assert [path.name for path in tmp_path.iterdir()] == ["s.fdv"]
 
 
@@ -96,9 +96,9 @@ def mixture() -> dict[str, Tensor]:
 
 def test_experts_become_records_of_whole_pages(tmp_path: Path) -> None:
     tensors = mixture()
-    told: list[int] = []
-    write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=told.append)
-    assert sum(told) == store_bytes(tensors)
+    reported: list[int] = []
+    write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=reported.append)
+    assert sum(reported) == store_bytes(tensors)
     for store in (open_store(tmp_path / "s.fdv"), pack_model(tensors)):
         assert list(store) == ["before", "layers.1.ffn.experts", "after"]
         experts = store["layers.1.ffn.experts"]

@@ -230,9 +230,14 @@ def test_content_and_keys_appear_nowhere(observed: ObservedServer) -> None:
     httpx.get(f"{observed.url}/{SECRET_WORD}?key={SECRET_WORD}")
     observed.lines(2)
     seen = [span.to_json() for span in observed.exporter.get_finished_spans()]
-    for told in (observed.text.getvalue(), observed.json.getvalue(), httpx.get(f"{observed.url}/metrics").text, *seen):
-        assert SECRET_WORD not in told
-        assert "fd-secret" not in told
+    for reported in (
+        observed.text.getvalue(),
+        observed.json.getvalue(),
+        httpx.get(f"{observed.url}/metrics").text,
+        *seen,
+    ):
+        assert SECRET_WORD not in reported
+        assert "fd-secret" not in reported
     assert SECRET_WORD not in httpx.get(f"{observed.url}/v1/stats").text
 
 

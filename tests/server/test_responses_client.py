@@ -87,11 +87,13 @@ def test_responses_match_the_types_of_the_client(client: openai.OpenAI, live_ser
     asked["include"] = ["message.output_text.logprobs", "reasoning.encrypted_content"]
     stream = httpx.post(f"{live_server}/v1/responses", json=asked)
     lines = stream.text.splitlines()
-    told = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
-    assert [line.removeprefix("event: ") for line in lines if line.startswith("event: ")] == [t["type"] for t in told]
-    read = TypeAdapter(list[ResponseStreamEvent]).validate_python(told)
+    reported = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    assert [line.removeprefix("event: ") for line in lines if line.startswith("event: ")] == [
+        t["type"] for t in reported
+    ]
+    read = TypeAdapter(list[ResponseStreamEvent]).validate_python(reported)
     assert {event.type for event in read} >= {"response.function_call_arguments.done", "response.reasoning_text.done"}
-    response = client.responses.retrieve(told[0]["response"]["id"])
+    response = client.responses.retrieve(reported[0]["response"]["id"])
     assert Response.model_validate(response.to_dict()) == response
     items = httpx.get(f"{live_server}/v1/responses/{response.id}/input_items").json()
     assert ResponseItemList.model_validate(items).data[0].type == "message"

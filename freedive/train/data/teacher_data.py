@@ -24,7 +24,7 @@ from freedive.train.data.stories import Record
 from freedive.train.data.tasks import END_THINK, THINK, Task, tasks
 from freedive.train.data.teacher import Failure, Reply, Teacher, connected
 from freedive.train.run.config import Distillation
-from freedive.train.run.progress import step_bar, until_told
+from freedive.train.run.progress import step_bar, stop_signals
 
 MAX_FAILURES = 8
 """Consecutive failures after which the teacher is considered unreachable."""
@@ -150,7 +150,7 @@ async def _ask(settings: Distillation, missing: Sequence[tuple[TeacherPrompt, in
     done, right = total - len(missing), Counter[bool]()
     with ExitStack() as stack:
         show = stack.enter_context(step_bar("asking", total, done))
-        signals = stack.enter_context(until_told())
+        signals = stack.enter_context(stop_signals())
         file = stack.enter_context(path.open("a", encoding="utf-8"))
 
         def keep(question: TeacherPrompt, sample: int, reply: Reply) -> None:

@@ -97,9 +97,9 @@ def tune(context: FinetuneContext) -> None:
         config.write_run(context.run, context.folder.config)
     trainer = context.trainer()
     context.say(table(counts(trainer.model, trainer.weights)))
-    _tell_held_out(context, trainer)
+    _print_held_out_loss(context, trainer)
     go_through(trainer, TUNE, context.folder.metrics(TUNE))
-    _tell_held_out(context, trainer)
+    _print_held_out_loss(context, trainer)
     if context.run.tune.rank:
         folder = context.folder.root / "adapter"
         about = write_adapter(trainer.weights, context.run.tune, context.base.hub_rules, context.run.model, folder)
@@ -179,7 +179,7 @@ def _learned(made: list[tuple[Record, Document]]) -> int:
     return sum(sum(weights) for _, (_, weights) in made)
 
 
-def _tell_held_out(context: FinetuneContext, trainer: FinetuneTrainer) -> None:
+def _print_held_out_loss(context: FinetuneContext, trainer: FinetuneTrainer) -> None:
     if context.folder.data(TUNE, held_out=True).exists():
         context.say(f"held out: loss {trainer.loss(context.shards(held_out=True)):.3f} after {trainer.step} steps")
 

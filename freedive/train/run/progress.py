@@ -45,16 +45,16 @@ def go_through(work: Steps, title: str, metrics: Path) -> None:
     with (
         step_bar(title, work.num_steps, work.step) as show,
         metrics.open("a", encoding="utf-8") as file,
-        until_told() as told,
+        stop_signals() as signals,
     ):
-        while work.step < work.num_steps and not told:
+        while work.step < work.num_steps and not signals:
             row = work.advance()
             file.write(json.dumps(row) + "\n")
             file.flush()
             show(work.step, work.news(row))
-            if work.step % work.save_every == 0 or work.step == work.num_steps or told:
+            if work.step % work.save_every == 0 or work.step == work.num_steps or signals:
                 work.save()
-    if told:
+    if signals:
         raise UserError(f"Stopped after step {work.step}, which is saved", "Run the same command to go on")
 
 
@@ -77,13 +77,13 @@ def step_bar(title: str, steps: int, done: int) -> Iterator[Callable[[int, str],
 
 
 @contextmanager
-def until_told() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Yields a list that receives SIGTERM and SIGINT instead of the default handlers."""
-    told: list[int] = []
+    signals: list[int] = []
     wanted = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda got, _: told.append(got)) for number in wanted}
+    before = {number: signal.signal(number, lambda got, _: signals.append(got)) for number in wanted}
     try:
-        yield told
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

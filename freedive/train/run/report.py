@@ -31,8 +31,8 @@ DEAD = 0.01
 """The part of an even share of the tokens below which an expert counts as dead."""
 
 
-def write_report(root: Path, run: Run, told: Mapping[str, str]) -> Path:
-    """Writes ``root``/report.html from the metrics files; ``told`` are samples, answers by prompt."""
+def write_report(root: Path, run: Run, samples: Mapping[str, str]) -> Path:
+    """Writes ``root``/report.html from the metrics files; ``samples`` are answers of the model by prompt."""
     parts = [f"<h1>{html.escape(root.name)}</h1>", f"<p>{html.escape(machine.cpu_name())}</p>"]
     for stage in SUPERVISED:
         if rows := read_rows(root / f"{stage}.jsonl"):
@@ -40,8 +40,8 @@ def write_report(root: Path, run: Run, told: Mapping[str, str]) -> Path:
     parts += _table("Answers of the teacher", _read(root / "distill.json"))
     parts += _reinforced({name: read_rows(root / f"{stage}.jsonl") for stage, name in REINFORCED.items()})
     parts += _table("Held out", _read(root / "eval.json"))
-    if told:
-        parts += ["<h2>Samples</h2>", *(_sample(asked, answer) for asked, answer in told.items())]
+    if samples:
+        parts += ["<h2>Samples</h2>", *(_sample(asked, answer) for asked, answer in samples.items())]
     parts += _table("Seconds", _read(root / "seconds.json"))
     parts += _table("SHA-256", dict(_hashes(root)))
     parts += ["<h2>Settings</h2>", f"<pre>{html.escape(json.dumps(asdict(run), indent=2))}</pre>"]
@@ -82,8 +82,8 @@ def _balance(loads: Sequence[Sequence[float]]) -> str:
 
 
 def _on_policy(stage: str, rows: Sequence[Row]) -> list[str]:
-    told = {"loss": "nats a token from the teacher", "loss_of_answer": "nats an answer from the teacher"}
-    lines = ({title: [(row["step"], row[key]) for row in rows]} for key, title in told.items())
+    titles = {"loss": "nats a token from the teacher", "loss_of_answer": "nats an answer from the teacher"}
+    lines = ({title: [(row["step"], row[key]) for row in rows]} for key, title in titles.items())
     return [f"<h2>{stage}</h2>", *(curves(title, line) for line in lines for title in line)]
 
 

@@ -125,8 +125,8 @@ def export(context: RunContext) -> None:
 
 def report(context: RunContext) -> None:
     """Writes an HTML report of the run, with samples of the model's answers."""
-    told = samples(context.folder.model) if (context.folder.model / "config.json").exists() else {}
-    path = write_report(context.folder.root, context.run, told)
+    sampled = samples(context.folder.model) if (context.folder.model / "config.json").exists() else {}
+    path = write_report(context.folder.root, context.run, sampled)
     context.say(f"report: {path}")
 
 
