@@ -1,7 +1,7 @@
 # chat | serve | test | test-all | bench | check | slow | sanitize | fuzz | wheel | families | nano | clean
 #
-# A bare machine needs Python 3.11 or newer with venv and headers, a C++ compiler and make; the rest comes into .venv.
-# Only answers go to standard output, so that `echo question | make chat` can be piped on.
+# Requires Python 3.11 or newer with venv and headers, a C++ compiler and make; everything else is installed in .venv.
+# Only answers go to standard output, so that the output of `echo question | make chat` can be piped.
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -23,7 +23,7 @@ bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(ENGINES:%=$(
 	$(BIN)/python bench/quality.py
 	$(BIN)/python bench/peers.py --tidy
 
-# `make test` is for every change; `make test-all` runs what it leaves out, but for what takes minutes (`make slow`).
+# `make test` is for every change; `make test-all` runs the other tests, except those that take minutes (`make slow`).
 LEFT_OUT := matrix or clients or faults or browser or training
 
 test: $(VENV)/installed $(VENV)/test-tools
@@ -35,7 +35,7 @@ test-all: $(VENV)/installed $(VENV)/test-tools $(CLIENTS)/installed browser
 slow: $(VENV)/installed $(VENV)/test-tools browser
 	$(BIN)/python -m pytest -m slow
 
-# The chat page is tested in Chromium. It is installed where this user may do that; otherwise those tests are skipped.
+# The chat page is tested in Chromium, which is installed if this user may do that; otherwise its tests are skipped.
 browser:
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || $(INSTALL_BROWSER) || \
 	    echo "the tests of the chat page need Chromium and are skipped: install chromium and chromium-driver" >&2
@@ -43,7 +43,7 @@ browser:
 INSTALL_BROWSER := { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && export DEBIAN_FRONTEND=noninteractive && \
     apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; } >&2 </dev/null
 
-# Wheels that need no compiler where they are installed: one for Python 3.11, and one for 3.12 and later (stable ABI).
+# Wheels need no compiler to be installed: one is for Python 3.11, one for 3.12 and later (stable ABI).
 WHEEL_PYTHONS ?= python3.11 python3.12
 wheel: $(VENV)/installed $(VENV)/wheel-tools
 	rm -rf build/wheels && mkdir -p build/wheels dist
@@ -57,8 +57,8 @@ wheel: $(VENV)/installed $(VENV)/wheel-tools
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
 	ls dist/*.whl
 
-# What the kernels are given and what they give, under sanitizers of addresses and undefined behaviour; and the team of
-# threads under that of races.
+# Tests of the kernels' inputs and outputs with the address and undefined-behaviour sanitizers, and of the thread team
+# with the thread sanitizer.
 SANITIZED := tests/native/test_binding.py tests/checkpoint/test_model_folder.py tests/engine/test_sampler.py tests/ops/test_shapes.py
 
 sanitize: $(VENV)/installed $(VENV)/test-tools
@@ -75,7 +75,7 @@ library    = $$($${CXX:-c++} -print-file-name=$(1))
 under_asan = LD_PRELOAD="$(call library,libasan.so) $(call library,libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
              PYTHONMALLOC=malloc PYTHONPATH=tests/native FREEDIVE_SANITIZED=build/sanitize
 
-# Mutated models until SECONDS have passed, or COUNT of each kind were tried.
+# Tries mutated models for SECONDS, or COUNT of each kind.
 SECONDS ?= 120
 fuzz: $(VENV)/installed $(VENV)/test-tools
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) $(if $(COUNT),--count $(COUNT))
@@ -84,7 +84,7 @@ families: $(VENV)/installed $(VENV)/test-tools
 	$(BIN)/python -m pytest tests/ops tests/model --ignore tests/model/test_families_doc.py -m "not slow" --junitxml=build/families.xml -o junit_family=xunit1
 	$(BIN)/python tests/families_table.py build/families.xml >docs/families.md
 
-# The model of the catalogue's name nano, made anew; half an hour.
+# Trains the model nano of the catalogue again, in half an hour.
 nano: $(VENV)/installed $(VENV)/train-tools
 	rm -rf build/nano
 	$(BIN)/freedive train speedrun nano --run build/nano
@@ -101,7 +101,7 @@ check: $(VENV)/installed $(VENV)/check-tools
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# The installation points at this folder: Python is never copied, and only changed C++ is compiled again.
+# The installation is editable: Python files are not copied, and only changed C++ is compiled again.
 $(VENV)/installed: pyproject.toml $(NATIVE) | $(VENV)/build-tools
 	echo "installing freedive (the kernels take a minute or two)" >&2
 	$(call pip,--no-build-isolation --editable .)
@@ -117,12 +117,12 @@ $(VENV)/build-tools:
 	touch $@
 
 $(VENV)/%-tools: pyproject.toml | $(VENV)/build-tools
-	echo "installing what $* needs" >&2
+	echo "installing the packages of $*" >&2
 	$(call pip_listed,$*)
 	touch $@
 
-# Clients, and Node for one of them, have a Python of their own: they need other versions of what is tested. There are a
-# hundred packages, for which pip takes minutes.
+# Clients, and Node for one of them, have a Python environment of their own, since they need other versions of tested
+# packages. There are a hundred packages, for which pip takes minutes; uv is faster.
 $(CLIENTS)/installed: private BIN = $(@D)/bin
 $(CLIENTS)/installed: pyproject.toml | $(VENV)/build-tools
 	echo "installing clients to test with" >&2
@@ -133,10 +133,10 @@ $(CLIENTS)/installed: pyproject.toml | $(VENV)/build-tools
 	$(BIN)/npm install --silent --no-audit --no-fund --prefix $(@D) openai@7.59.0 </dev/null >&2
 	touch $@
 
-# Every peer has a Python of its own. One that cannot be installed is left out of the comparison, which says so.
-# llama.cpp is built for this processor; but without AMX, whose code there g++ 12 breaks (-march=native would bring it in).
-# A wheel that pip has kept may have been built with other options. What handles pictures and sound is built for another
-# torch than the one without a GPU, and keeps transformers and vLLM from starting.
+# Every peer has a Python environment of its own. One that cannot be installed is omitted from the comparison, which
+# reports that. llama.cpp is built for this processor, but without AMX, whose code g++ 12 miscompiles (-march=native
+# would include it). A wheel in pip's cache may have been built with other options. The torch packages for images and audio are
+# built for another torch than the CPU one, and prevent transformers and vLLM from starting.
 $(PEERS)/%/installed: private BIN = $(@D)/bin
 $(PEERS)/%/installed: pyproject.toml | $(VENV)/build-tools
 	echo "installing $* to compare with (some minutes)" >&2
@@ -148,8 +148,8 @@ $(PEERS)/%/installed: pyproject.toml | $(VENV)/build-tools
 PEER_OPTIONS = $(if $(shell grep -sw amx_tile /proc/cpuinfo),-DGGML_NATIVE=OFF $(ALL_BUT_AMX:%=-DGGML_%=ON),-DGGML_NATIVE=ON)
 ALL_BUT_AMX := SSE42 AVX AVX2 FMA F16C BMI2 AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16
 
-# $(call pip,ARGUMENTS) installs; $(call pip_listed,GROUP) what pyproject.toml lists under that name, of which
-# $(call listed,GROUP) makes a file. None reads our standard input.
+# $(call pip,ARGUMENTS) installs packages. $(call listed,GROUP) writes a group of pyproject.toml to a file, and
+# $(call pip_listed,GROUP) installs that group. None of them reads standard input.
 pip = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(1) </dev/null >&2
 listed = $(BIN)/python -c '$(LIST)' $(1) >$@.txt
 pip_listed = $(call listed,$(1)) && $(call pip,--requirement $@.txt)

@@ -1,11 +1,11 @@
-"""Everything at once goes wrong for ten minutes: does every request end, are answers right, does the server stay whole?
+"""Chaos test: injects faults into a real server for ten minutes; checks that requests end and answers are correct.
 
-64 streams ask a real server, a tenth of them leave in the middle. One in 2,000 calls inside the engine fails, a child
-process of the server is killed every 20 seconds, and the disk hangs for 5 seconds twice. Before that, a server that is
-left in peace answers the same requests; afterwards every answer that was given whole is held against its own. Prints
-what was seen as JSON and fails if a promise of docs/reliability.md does not hold.
+64 streams send requests; a tenth of them disconnect in the middle of an answer. One in 2,000 calls inside the engine
+raises an error, a child process of the server is killed every 20 seconds, and the disk hangs twice for 5 seconds.
+Before that, a server without faults answers the same requests; every complete answer is compared with its answers.
+Prints the results as JSON and fails if a guarantee of docs/reliability.md does not hold.
 
-`python bench/chaos.py serve ...` is the server, with its faults: `freedive serve` itself has none of this.
+`python bench/chaos.py serve ...` is the server with injected faults; `freedive serve` has none of this code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import httpx
 from load import WORDS, events, idle_pages, resident_bytes, server
 
 LEAVES = 0.1
-"""Part of the requests that disconnect in the middle."""
+"""Share of the requests that disconnect in the middle of the answer."""
 KILL_S = 20.0
 HANG_S = 5.0
 CACHE_TOKENS = 32768
@@ -43,9 +43,9 @@ FAULTY = {
     "freedive.engine.executor": ("next_output",),
     "freedive.engine.page_store": ("PageStore.fetch", "PageStore.write"),
 }
-"""What fails now and then, by its module."""
+"""Functions that fail at random, by module."""
 SLOW = {"freedive.engine.page_store": ("PageStore.load", "PageStore._save")}
-"""What hangs as long as the disk does."""
+"""Functions that hang while the disk does."""
 
 Body = dict[str, Any]
 
@@ -54,7 +54,7 @@ Body = dict[str, Any]
 
 
 def sabotage() -> None:
-    """Have functions of this process fail, and its disk hang as long as the file FREEDIVE_CHAOS_HANG is there."""
+    """Makes functions of this process fail at random, and its disk hang while the file FREEDIVE_CHAOS_HANG exists."""
     rng, one_in = random.Random(0), int(os.environ["FREEDIVE_CHAOS_ONE_IN"])
     hang = Path(os.environ["FREEDIVE_CHAOS_HANG"])
 
@@ -91,7 +91,7 @@ def _wrap(module: str, name: str, before: Callable[[], None]) -> None:
 
 
 def bodies(model: str) -> list[tuple[str, Body]]:
-    """What is asked, by its path: the same in every run, and with one answer only."""
+    """Returns the requests as (path, body): the same in every run, each with a deterministic answer."""
     rng = random.Random(1)
     beginnings = [" ".join(rng.choices(WORDS, k=50)) for _ in range(4)]
     asked: list[tuple[str, Body]] = []
@@ -119,7 +119,10 @@ def bodies(model: str) -> list[tuple[str, Body]]:
 
 
 async def ask(http: httpx.AsyncClient, path: str, body: Body, leaves_after: int) -> str | None:
-    """The whole answer, None where it was left in the middle. RuntimeError with what the server says is wrong."""
+    """Returns the whole answer, or None if it left in the middle.
+
+    Raises RuntimeError with an error that the server reports.
+    """
     if not body.get("stream"):
         answer = await http.post(path, json=body)
         if answer.status_code != 200:
@@ -144,7 +147,7 @@ async def ask(http: httpx.AsyncClient, path: str, body: Body, leaves_after: int)
 
 
 class Chaos:
-    """What the clients saw."""
+    """The clients' requests and their observations."""
 
     def __init__(self, asked: list[tuple[str, Body]], expected: list[str | None], hang: Path) -> None:
         self.asked = asked
@@ -158,7 +161,7 @@ class Chaos:
         self.health: Counter[int] = Counter()
 
     async def run(self, url: str, pid: int, seconds: float, num_streams: int) -> None:
-        """All streams until the time is over."""
+        """Runs all streams for ``seconds``."""
         end = time.monotonic() + seconds
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
@@ -167,7 +170,7 @@ class Chaos:
             await asyncio.gather(*troubles, *streams)
 
     async def stream(self, http: httpx.AsyncClient, rng: random.Random, end: float) -> None:
-        """One request after the other."""
+        """Sends one request after another."""
         while time.monotonic() < end:
             number = rng.randrange(len(self.asked))
             leaves_after = rng.randint(1, 20) if rng.random() < LEAVES else 10**9
@@ -184,14 +187,14 @@ class Chaos:
                     self.wrong.append(f"{number}: {said[:200]} is not {str(self.expected[number])[:200]}")
 
     async def watch(self, http: httpx.AsyncClient, pid: int, end: float) -> None:
-        """Ask /health, and look at the server's memory."""
+        """Polls /health and records the server's memory."""
         while time.monotonic() < end:
             self.health[(await http.get("/health")).status_code] += 1
             self.memory.append(resident_bytes(pid))
             await asyncio.sleep(0.2)
 
     async def kill(self, pid: int, end: float) -> None:
-        """Kill a child of the server, whatever it works at."""
+        """Kills a random child process of the server at intervals."""
         while time.monotonic() < end:
             await asyncio.sleep(min(KILL_S, max(end - time.monotonic(), 0) / 2 + 0.1))
             for child in children(pid)[:1]:
@@ -200,7 +203,7 @@ class Chaos:
                     self.outcomes["killed children"] += 1
 
     async def stop_disk(self, seconds: float) -> None:
-        """Twice."""
+        """Makes the disk hang twice."""
         for _ in range(2):
             await asyncio.sleep(seconds / 4)
             self.hang.touch()
@@ -209,7 +212,7 @@ class Chaos:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that ``pid`` has started."""
+    """Returns the child processes of ``pid``."""
     with contextlib.suppress(OSError):
         return [
             int(child)
@@ -220,13 +223,13 @@ def children(pid: int) -> list[int]:
 
 
 async def in_peace(url: str, asked: list[tuple[str, Body]]) -> list[str | None]:
-    """The answers of a server that nothing happens to, one after the other."""
+    """Returns the answers of a server without faults, which gets one request at a time."""
     async with httpx.AsyncClient(base_url=url, timeout=300) as http:
         return [await ask(http, path, body, 10**9) for path, body in asked]
 
 
 def report(seen: Chaos, pages: tuple[int, int], seconds: float) -> dict[str, Any]:
-    """What was seen, in figures."""
+    """Returns the observations as figures for JSON."""
     rest = seen.memory[len(seen.memory) // 2 :]
     fifth = max(len(rest) // 5, 1)
     return {
@@ -244,7 +247,7 @@ def report(seen: Chaos, pages: tuple[int, int], seconds: float) -> dict[str, Any
 
 
 def run(model: str, seconds: float, num_streams: int, one_in: int, folder: Path) -> dict[str, Any]:
-    """Both runs; what was seen in the second."""
+    """Runs the server without and with faults; returns the report of the second run."""
     hang = folder / "hang"
     os.environ |= {"FREEDIVE_CHAOS_ONE_IN": str(one_in), "FREEDIVE_CHAOS_HANG": str(hang)}
     os.environ["FREEDIVE_PAGES"] = str(folder / "pages")

@@ -1,7 +1,7 @@
 """The cost of a constraint: tokens per second of the default model with and without one, alternately.
 
-The default model is the worst case: its tokens take least. A regular expression that any text matches leaves the answer
-as it is, so that the same tokens are compared; a schema is what is used.
+The small default model is the worst case: its steps are the shortest. A regular expression that matches any text leaves
+the answer unchanged, so that the same tokens are compared; a JSON schema is the common case.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROUNDS = 7
 
 
 def tokens_per_s(model: freedive.LanguageModel, format: Format | None) -> float:
-    """Of one answer, after its first token."""
+    """Returns the decode speed of one answer after its first token."""
     prompt = model.prepare(TextInput("People and what they like, as JSON:\n", add_special=False, format=format))
     sampling = model.sampling(max_tokens=NUM_TOKENS, temperature=0.8, seed=1, ignore_eos=True)
     generation = model.engine.submit(prompt, sampling)

@@ -1,4 +1,4 @@
-"""The engines that are compared: what each reads, and how it is started."""
+"""The engines that are compared: the checkpoint that each reads, and how its worker starts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from workers import JOBS, LLAMA, PEERS, Worker, ending, python_of
 from freedive.errors import UserError
 
 OURS, FAST, THEIRS = "freedive", "freedive fast", "llama.cpp"
-"""As it comes; with activations in 8 bits, as peers have them; whom others are measured by."""
+"""freedive with its default settings; freedive with 8-bit activations, as peers have; the peer that others are compared
+to."""
 
 PEERS_FOLDER = Path(os.environ.get("FREEDIVE_BENCH_PEERS", PEERS))
-"""A Python for each peer, by the peer's name."""
+"""The folder with a Python environment for each peer, by the peer's name."""
 
 GGUF, OPENVINO = "GGUF", "INT4"
-"""Forms of a model beside those of :mod:`random_models`: the file itself; what OpenVINO makes of BF16."""
+"""Forms of a model besides those of :mod:`random_models`: the GGUF file itself, and OpenVINO's export of BF16."""
 
 EXPORT = (
     *("--task", "text-generation-with-past", "--weight-format", "int4", "--sym", "--ratio", "1.0"),
@@ -32,7 +33,8 @@ EXPORT = (
 
 @dataclass(frozen=True)
 class Engine:
-    """``peer`` is its Python's name, ``script`` its worker, ``form`` what it reads, ``options`` more for the worker."""
+    """An engine: ``peer`` names its Python environment, ``script`` its worker, ``form`` what it reads; ``options`` go
+    to the worker."""
 
     name: str
     peer: str
@@ -45,7 +47,10 @@ class Engine:
         return python_of(PEERS_FOLDER, self.peer) if self.peer else Path(sys.executable)
 
     def checkpoint(self, model: str, gguf: Path) -> Path:
-        """What it reads of ``model``, made if need be. Raises UserError where that is not to be had."""
+        """Returns the checkpoint of ``model`` that the engine reads, which it may create.
+
+        Raises UserError if that fails.
+        """
         if not self.python.exists():
             raise UserError("not installed", "Run `make bench`")
         if self.form == GGUF:

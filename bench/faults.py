@@ -1,7 +1,7 @@
-"""What should not happen to a server, made to happen: is the answer clear, nothing lost and the server alive?
+"""Fault injection: damages what a server depends on, and checks that errors are clear and that it stays alive.
 
 Runs `freedive serve` on the default model with a prefix cache of its own, and counts. Answers are compared with those
-of a server that keeps nothing. As root, a full disk is a small one that is mounted for it; otherwise that is left out.
+of a server without a prefix cache. Root mounts a small disk to fill it; other users skip that check.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUIET = ["--stall-timeout", "2"]
 
 
 class Server:
-    """One that is asked by these checks; ``folder`` is for what it keeps."""
+    """A server under test; ``folder`` is for its prefix cache."""
 
     def __init__(self, url: str, pid: int, folder: Path) -> None:
         self.url = url
@@ -39,14 +39,14 @@ class Server:
         self.folder = folder
 
     def ask(self, prompt: str) -> str:
-        """The answer, which should not depend on anything but the prompt."""
+        """Returns the answer, which should depend on the prompt alone."""
         body = {"model": MODEL, "prompt": prompt, "max_tokens": 12, "temperature": 0, "user": "checker"}
         response = httpx.post(f"{self.url}/v1/completions", json=body, timeout=120)
         response.raise_for_status()
         return str(response.json()["choices"][0]["text"])
 
     def refuses(self, body: bytes | Iterator[bytes], statuses: tuple[int, ...] = (400,)) -> None:
-        """A clear answer, in the form of OpenAI's errors, and life afterwards."""
+        """Checks that ``body`` gets an error in OpenAI's format, and that the server lives on."""
         headers = {"content-type": "application/json"}
         response = httpx.post(f"{self.url}/v1/chat/completions", content=body, headers=headers, timeout=120)
         assert response.status_code in statuses, response.text[:200]
@@ -57,21 +57,21 @@ class Server:
         assert httpx.get(f"{self.url}/health", timeout=5).json()["status"] == "ok"
 
     def is_idle(self) -> bool:
-        """Whether nothing is under way, and every page free."""
+        """Returns whether no request is running and every page is free."""
         stats = httpx.get(f"{self.url}/health", timeout=5).json()["models"][MODEL]
         return bool(stats["running"] + stats["waiting"] == 0 and stats["free_pages"] == stats["num_pages"])
 
 
 @contextlib.contextmanager
 def serving(folder: Path, *arguments: str) -> Iterator[Server]:
-    """A server that keeps pages below ``folder``."""
+    """Starts a server whose prefix cache is below ``folder``."""
     os.environ["FREEDIVE_PAGES"] = str(folder)
     with server([MODEL, *QUIET, *arguments]) as (url, pid):
         yield Server(url, pid, folder)
 
 
 def kills(folder: Path, expected: list[str], count: int) -> int:
-    """kill -9 while pages are written; then the next server must answer as ever."""
+    """Kills the server (SIGKILL) while it writes pages, ``count`` times; the next server must give the same answers."""
     rng = random.Random(1)
     for _ in range(count):
         with contextlib.suppress(httpx.HTTPError), serving(folder) as one:
@@ -87,7 +87,7 @@ def kills(folder: Path, expected: list[str], count: int) -> int:
 
 
 def damages(folder: Path, expected: list[str]) -> int:
-    """Flipped bits, cut ends, foreign content and none, in every page that is kept."""
+    """Damages every stored page: flipped bits, truncated files, foreign content and empty files."""
     rng = random.Random(2)
     files = sorted(folder.rglob("*.page"))
     for file in files:
@@ -108,7 +108,7 @@ def damages(folder: Path, expected: list[str]) -> int:
 
 
 def full_disk(folder: Path, expected: list[str]) -> int:
-    """A disk with room for a few pages only; counts prompts, each of which needs more."""
+    """Fills a disk that holds only a few pages; returns the number of prompts, each of which needs more."""
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True).returncode:
         return 0
@@ -123,7 +123,7 @@ def full_disk(folder: Path, expected: list[str]) -> int:
 
 
 def readers_of_nothing(one: Server, expected: list[str], count: int) -> int:
-    """Clients that ask for a long stream and take nothing of it: others are answered, and their pages come back."""
+    """Checks that clients that never read a long stream do not delay others, and that their pages are freed."""
     body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 400, "stream": True, "ignore_eos": True})
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}\r\n\r\n"
@@ -140,7 +140,7 @@ def readers_of_nothing(one: Server, expected: list[str], count: int) -> int:
 
 
 def large_bodies(one: Server, count: int) -> int:
-    """10 MB of one kind or another."""
+    """Sends bodies of 10 MB of several kinds."""
     size = 10_000_000
     kinds = [
         json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "a" * size}]}),
@@ -155,7 +155,7 @@ def large_bodies(one: Server, count: int) -> int:
 
 
 def long_prompts(one: Server, count: int) -> int:
-    """100,000 tokens, where the context holds 8,192: refused with OpenAI's code for that."""
+    """Sends prompts of 100,000 tokens to a context of 8,192; each must be refused with OpenAI's error code."""
     for index in range(count):
         body = {"model": MODEL, "messages": [{"role": "user", "content": f"{index} " + "river " * 100_000}]}
         response = httpx.post(f"{one.url}/v1/chat/completions", json=body, timeout=120)
@@ -176,7 +176,7 @@ def broken_utf8(one: Server, count: int) -> int:
 
 
 def nests(one: Server, count: int) -> int:
-    """Lists and objects as deep as 1,000,000."""
+    """Sends lists and objects nested up to 1,000,000 deep."""
     rng = random.Random(4)
     for _ in range(count):
         depth = int(10 ** rng.uniform(2.1, 6))

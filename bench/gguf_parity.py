@@ -1,6 +1,6 @@
-"""Tiny GGUF files of every architecture in llama.cpp: python bench/gguf_parity.py
+"""Compares freedive with llama.cpp on tiny GGUF files of every architecture: python bench/gguf_parity.py
 
-Where llama.cpp reads a file as freedive does, both give the same logits but for rounding. With the sources of llama.cpp
+If llama.cpp reads a file as freedive does, both give the same logits but for rounding. With the sources of llama.cpp
 (--sources), its converter must write the same metadata and tensors from the same safetensors as tests/tiny_gguf.py.
 """
 
@@ -37,7 +37,7 @@ MAX_KL = 1e-5
 PROMPT = prompt(48)
 
 DIFFERENT = {"deepseek_v2": "llama.cpp ranks groups of experts by their two best, DeepSeek V2 by the best"}
-"""Tiny models that llama.cpp computes otherwise than their makers, and how."""
+"""Tiny models that llama.cpp computes differently than their makers, and the difference."""
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"scoring_func": "sigmoid"},
@@ -50,7 +50,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "granite_swa": {"no_rope_layers": [0, 1, 1, 1]},
     "granitemoe_swa": {"no_rope_layers": [0, 1, 1, 1]},
 }
-"""What published configurations say, and the converter needs, where transformers writes something else or nothing."""
+"""Values of published configurations that the converter needs and that transformers writes
+differently or not at all."""
 
 
 def our_logits(checkpoint: Checkpoint) -> Floats:
@@ -61,7 +62,7 @@ def our_logits(checkpoint: Checkpoint) -> Floats:
 
 
 def with_tokenizer(path: Path) -> Path:
-    """The file once more with what llama.cpp insists on: a vocabulary, here of bytes."""
+    """Returns a copy of the file with a vocabulary of bytes, which llama.cpp requires."""
     checkpoint = open_checkpoint(path)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(125))]
     vocabulary: dict[str, Any] = {
@@ -76,7 +77,7 @@ def with_tokenizer(path: Path) -> Path:
 
 
 def compare_logits(path: Path, python: Path) -> tuple[float, float]:
-    """The largest difference of a logit, and the largest KL divergence in nats."""
+    """Returns the largest difference of a logit, and the largest KL divergence in nats."""
     file = path.with_name("logits.npy")
     with start_llama(with_tokenizer(path), 1, python) as worker:
         worker.call("logits", tokens=PROMPT, file=str(file), exact=True)
@@ -85,12 +86,13 @@ def compare_logits(path: Path, python: Path) -> tuple[float, float]:
 
 
 def conversion_faults(name: str, folder: Path, path: Path, sources: Path) -> Iterator[str]:
-    """In what the converter's file differs from ours."""
+    """Yields the differences between the converter's file and ours."""
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **PUBLISHED.get(name, {})}))
     converted = path.with_name("converted.gguf")
     script: list[str | Path] = [FOLDER / "llama_convert.py", sources, folder, converted]
-    subprocess.run([sys.executable, "-O", *script], check=True, stderr=subprocess.DEVNULL)  # it asserts real sizes
+    # -O skips its assertions on published sizes.
+    subprocess.run([sys.executable, "-O", *script], check=True, stderr=subprocess.DEVNULL)
     ours, theirs = open_checkpoint(path), open_checkpoint(converted)
     prefix = f"{ARCHITECTURES[name][0]}."
     for key in sorted(key for key in ours.config.keys() | theirs.config.keys() if key.startswith(prefix)):

@@ -1,4 +1,4 @@
-"""Runs the official JSON Schema Test Suite against constraints: what is invalid must be impossible to write.
+"""Runs the official JSON Schema Test Suite against constraints: no invalid instance may be writable.
 
 The suite is in the source distribution of the package jsonschema: json/tests/draft7 and json/tests/draft2020-12.
 
@@ -26,7 +26,7 @@ END = 256
 
 
 class Bytes:
-    """A tokenizer whose tokens are the bytes, and one for the end."""
+    """A tokenizer with a token for each byte and an end token."""
 
     vocab_size = END + 1
     stop_ids = frozenset({END})
@@ -43,14 +43,14 @@ class Bytes:
 
 
 def constraint_maker(compiler: GrammarCompiler, schema: Any) -> MakeConstraint:
-    """A factory of constraints for ``schema``. UserError if it is refused."""
+    """Returns a factory of constraints for ``schema``. Raises UserError if the schema is refused."""
     lark = Lark(compiler.tokens)
     plain = schema if isinstance(schema, dict) else {"allOf": [schema]}
     return compiler.compile(lark.rules(lark.part(json_grammar(plain))), lark.parts)
 
 
 def can_write(constraint: GrammarConstraint, text: str) -> bool:
-    """Whether ``constraint`` lets through just ``text``."""
+    """Returns whether ``constraint`` accepts exactly ``text``."""
     for token in (*text.encode(), END):
         if constraint.complete:
             return bool(token == END)
@@ -61,7 +61,7 @@ def can_write(constraint: GrammarConstraint, text: str) -> bool:
 
 
 def spellings(value: Any) -> Iterator[str]:
-    """Texts of ``value``: spaced or not, with keys in several orders, with numbers and letters written differently."""
+    """Yields texts of ``value``, with and without spaces, with other orders of keys, other numbers and escapes."""
     orders = [value, reordered(value, reverse=False), reordered(value, reverse=True)]
     for ordered in orders:
         yield from {json.dumps(ordered, separators=(",", ":"), ensure_ascii=ascii) for ascii in (True, False)}
@@ -69,7 +69,7 @@ def spellings(value: Any) -> Iterator[str]:
     yield json.dumps(value, indent=1, ensure_ascii=False)
     yield escaped(json.dumps(value, ensure_ascii=False))
     yield json.dumps(otherwise(value), ensure_ascii=False)
-    if isinstance(value, dict) and value:  # of a key that comes twice the second counts
+    if isinstance(value, dict) and value:  # of a repeated key the last one counts
         key = next(iter(value))
         odd: tuple[Any, ...] = (None, 1, "a", True, [], {})
         for first in odd:
@@ -83,7 +83,7 @@ def reordered(value: Any, *, reverse: bool) -> Any:
 
 
 def otherwise(value: Any) -> Any:
-    """Whole numbers as fractions, and the other way round."""
+    """Returns ``value`` with whole numbers as fractions, and fractions as whole numbers."""
     if isinstance(value, dict):
         return {key: otherwise(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -94,7 +94,7 @@ def otherwise(value: Any) -> Any:
 
 
 def escaped(text: str) -> str:
-    """``text`` with its letters as escapes."""
+    """Returns ``text`` with its letters as escapes."""
     inside, result = False, []
     letters = iter(text)
     for letter in letters:
@@ -108,7 +108,7 @@ def escaped(text: str) -> str:
 
 @dataclass
 class Counts:
-    """Of one keyword, that is one file of the suite."""
+    """The counts of one keyword, which is one file of the suite."""
 
     schemas: int = 0
     refused: int = 0

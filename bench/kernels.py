@@ -1,7 +1,8 @@
-"""How fast each kernel is, at every instruction-set level: python bench/kernels.py --quick --isa avx512
+"""Measures the speed of each kernel at every instruction-set level: python bench/kernels.py --quick --isa avx512
 
-A kernel runs as models run it: as an operation of a native program of random weights, by all threads, with what makes
-its input ready. Bytes are those of weights and of cached keys and values; TOPS count multiplications and additions.
+A kernel runs as in a model: as an operation of a native program with random weights, on all threads, with the
+operations that prepare its input. Bytes are those of weights and of cached keys and values; TOPS count multiplications
+and additions.
 """
 
 from __future__ import annotations
@@ -41,20 +42,20 @@ STREAMED, RESIDENT = "linear by rows, weights from memory", "linear by rows, wei
 ATTENTION, EXPERTS, ROWS = "attention", "experts by tokens", "rows of floats, one thread"
 
 COMMON_FORMATS = ("BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "MXFP4", "I4G64")
-"""What a quick run measures."""
+"""The formats of a quick run."""
 
 NOT_FOR_USE = ("scalar", "amx-emulated")
-"""Levels that others are tested against."""
+"""Levels that only serve as references in tests."""
 
 LEAST_STEPS = 3
 STEP_ROWS = 512
 ATTENTION_LAYERS = 4
-"""Several, so that one's keys and values push another's out of the nearer caches."""
+"""The number of layers, so that the keys and values of one evict those of another from the inner caches."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One figure of a case: the steps that compute positions ``start`` to ``start + length`` of the answers."""
+    """A point of a case: the steps that compute positions ``start`` to ``start + length`` of the answers."""
 
     label: str
     answers: Answers
@@ -68,7 +69,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Case:
-    """A model of which the operation ``kind`` is timed; ``format`` is that of the weights it reads."""
+    """A model whose operation ``kind`` is timed; ``format`` is that of the weights it reads."""
 
     kernel: str
     name: str
@@ -80,13 +81,13 @@ class Case:
 
 
 def empty_model(**changes: Any) -> spec.ModelSpec:
-    """Nothing but the embedding, which is the head too."""
+    """Returns a model without layers, whose embedding is also the head."""
     shape = {"vocab_size": 512, "hidden_dim": 64, "layers": (), "max_context": 1 << 16}
     return spec.ModelSpec(**{"family": "none", "norm_eps": 1e-6, "tied": True, **shape, **changes})
 
 
 def linears(kernel: str, formats: Iterable[str], width: int, num_bytes: int, num_threads: int) -> Iterator[Case]:
-    """The head of a model without layers, on several rows, in every format."""
+    """Yields cases that time the head of a model without layers, for several numbers of rows, in every format."""
     points = tuple(Point(str(rows), Answers(rows, 1, 1), 0, 1) for rows in (1, 2, 4, 8, 16, 48))
     for format in formats:
         panel = _native.packed_bytes(FORMATS[format], 32, width)
@@ -110,7 +111,7 @@ MIXTURES = {
 
 
 def attentions(contexts: Sequence[int], num_threads: int) -> Iterator[Case]:
-    """Writing a token after, and reading the last tokens of, prompts of some length."""
+    """Yields cases that time attention: one token after prompts of some length, and the last tokens of such prompts."""
     points = []
     for context in contexts:
         answers = Answers(1, context, 1)
@@ -130,7 +131,7 @@ def experts(formats: Iterable[str], num_threads: int) -> Iterator[Case]:
 
 
 def rows() -> Iterator[Case]:
-    """What is done to rows of floats, whose bytes count here."""
+    """Yields cases that time operations on rows of floats, whose bytes are counted here."""
     width, label = 4096, f"{STEP_ROWS} of 4096"
     whole, apart = Answers(1, STEP_ROWS, 1), Answers(STEP_ROWS, 1, 1)
     normed = empty_model(hidden_dim=width, layers=(spec.Layer(TINY_ATTENTION, TINY_FFN, post_norms=True),))
@@ -140,7 +141,7 @@ def rows() -> Iterator[Case]:
 
 
 def random_weights(case: Case, num_threads: int) -> WeightStore:
-    """Those that the timed operation reads are in the case's format, the others floats."""
+    """Returns random weights: those that the timed operation reads in the case's format, the others as floats."""
     source = np.random.default_rng(0)
     timed = ".experts." if case.model.layers else "embed"
     tensors = {
@@ -159,15 +160,15 @@ def _random_tensor(name: str, param: Param, format: str, source: np.random.Gener
 
 
 def random_blocks(format: str, rows: int, width: int, source: np.random.Generator) -> Bytes:
-    """Bytes that are small positive numbers in whatever kind of float a block's scales are."""
+    """Returns random blocks whose bytes are small positive numbers in any float format of a block's scales."""
     block, num_bytes = BLOCKS[format]
     data = np.frombuffer(source.bytes(rows * width // block * num_bytes), np.uint8)
-    exponent = 0x60 if format == "MXFP4" else 0x20  # its scale is a power of two from 2^-127 on, others are half floats
+    exponent = 0x60 if format == "MXFP4" else 0x20  # MXFP4 scales are powers of two from 2^-127 on, others half floats
     return (data & np.uint8(0x1F) | np.uint8(exponent)).reshape(rows, -1)
 
 
 def timed(runner: NativeRunner, kind: str, point: Point, seconds: float) -> Share:
-    """The operation in steps of ever new tokens, for so many ``seconds``."""
+    """Times the operation in steps of new random tokens, for ``seconds``."""
     source = np.random.default_rng(0)
     steps: list[list[Operation]] = []
     began = time.monotonic()
@@ -179,7 +180,7 @@ def timed(runner: NativeRunner, kind: str, point: Point, seconds: float) -> Shar
 
 
 def figures(case: Case, levels: Iterable[str], seconds: float) -> Iterator[dict[str, Any]]:
-    """Every point of the case at every level, ready for JSON."""
+    """Yields the figures of every point of the case at every level, ready for JSON."""
     weights = random_weights(case, machine.physical_cores())
     pages = max(point.answers.num_pages for point in case.points)
     max_rows = max(point.num_rows for point in case.points)

@@ -1,4 +1,4 @@
-"""llama.cpp's own converter, without a tokenizer: python -O llama_convert.py SOURCES FOLDER FILE
+"""Runs llama.cpp's own converter without a tokenizer: python -O llama_convert.py SOURCES FOLDER FILE
 
 SOURCES is the folder of llama.cpp; FOLDER holds config.json and model.safetensors; FILE is written in 32-bit floats.
 """

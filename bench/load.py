@@ -1,8 +1,8 @@
-"""64 streams at once for minutes, of which some leave in the middle: does the server stay whole, quick and fair?
+"""Load test: 64 streams for minutes, some of which disconnect; checks that the server stays alive, fast and fair.
 
 Two users keep the default model busy, one with three times as many streams as the other. A tenth of the requests
-disconnect after some pieces, another tenth before the first. Meanwhile /health is asked ten times a second. Prints what
-was seen as JSON and fails if a promise of docs/reliability.md does not hold.
+disconnect after some events, another tenth before the first. Meanwhile /health is polled ten times a second. Prints the
+results as JSON and fails if a guarantee of docs/reliability.md does not hold.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ import httpx
 
 STREAMS = {"ann": 48, "bob": 16}
 LEAVES = 0.1
-"""Part of the requests that disconnect in the middle; as many do so before the first piece."""
+"""Share of the requests that disconnect in the middle; as many disconnect before the first event."""
 CACHE_TOKENS = 32768
-"""So few that the prefix cache is full within a minute: memory that goes on growing has leaked."""
+"""A small cache: it is full within a minute, so that memory that still grows is a leak."""
 WORDS = ("river", "stone", "light", "green", "music", "paper", "window", "garden", "train", "yellow", "silver")
 
 
 class Load:
-    """What the clients saw."""
+    """The clients' requests and their observations."""
 
     def __init__(self, url: str, model: str) -> None:
         self.url = url
@@ -46,7 +46,7 @@ class Load:
         self.memory: list[int] = []
 
     async def run(self, seconds: float, pid: int) -> None:
-        """All streams until the time is over."""
+        """Runs all streams for ``seconds``."""
         end = time.monotonic() + seconds
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(base_url=self.url, timeout=600, limits=limits) as http:
@@ -55,7 +55,7 @@ class Load:
             await asyncio.gather(self.watch(http, pid, end), *streams)
 
     async def watch(self, http: httpx.AsyncClient, pid: int, end: float) -> None:
-        """Ask /health, and look at the server's memory."""
+        """Polls /health and records the server's memory."""
         while time.monotonic() < end:
             begun = time.perf_counter()
             (await http.get("/health")).raise_for_status()
@@ -64,7 +64,7 @@ class Load:
             await asyncio.sleep(0.1)
 
     async def stream(self, http: httpx.AsyncClient, user: str, rng: random.Random, end: float) -> None:
-        """One request after the other."""
+        """Sends one request after another."""
         while time.monotonic() < end:
             try:
                 self.outcomes[await self.ask(http, user, rng, end)] += 1
@@ -72,7 +72,7 @@ class Load:
                 self.errors.append(repr(error))
 
     async def ask(self, http: httpx.AsyncClient, user: str, rng: random.Random, end: float) -> str:
-        """What became of one request."""
+        """Sends one request and returns how it ended."""
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": " ".join(rng.choices(WORDS, k=rng.randint(5, 400)))}],
@@ -101,21 +101,21 @@ class Load:
 
 
 async def events(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The events of a stream."""
+    """Yields the events of a stream."""
     async for line in answer.aiter_lines():
         if line.startswith("data: {"):
             yield json.loads(line.removeprefix("data: "))
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process holds by itself, not as a part of files."""
+    """Returns the anonymous memory of a process in bytes, without mapped files."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     return int(fields["RssAnon"].split()[0]) * 1024
 
 
 @contextlib.contextmanager
 def server(arguments: list[str], program: tuple[str, ...] = ("-m", "freedive")) -> Iterator[tuple[str, int]]:
-    """The address and process id of a server, which ``program`` is called to be."""
+    """Starts a server with ``program``; yields its address and process id."""
     command = [sys.executable, *program, "serve", "--port", "0", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
@@ -124,7 +124,7 @@ def server(arguments: list[str], program: tuple[str, ...] = ("-m", "freedive")) 
             line = process.stderr.readline()
             assert line, "the server did not start"
             found = re.search(r"http://[\d.:]+", line)
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the server
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would block the server
         try:
             yield found[0], process.pid
         finally:
@@ -133,7 +133,7 @@ def server(arguments: list[str], program: tuple[str, ...] = ("-m", "freedive")) 
 
 
 def idle_pages(url: str) -> tuple[int, int]:
-    """Free and all pages, when all is quiet."""
+    """Returns the numbers of free pages and of all pages once no request is running."""
     for _ in range(100):
         (stats,) = httpx.get(f"{url}/health").json()["models"].values()
         if stats["running"] + stats["waiting"] == 0:
@@ -143,7 +143,7 @@ def idle_pages(url: str) -> tuple[int, int]:
 
 
 def report(load: Load, pages: tuple[int, int], seconds: float) -> dict[str, Any]:
-    """What was seen, in figures."""
+    """Returns the observations as figures for JSON."""
     half = len(load.memory) // 2
     rest = load.memory[half:]
     return {

@@ -1,4 +1,4 @@
-"""Engines side by side: each in a process of its own that sleeps while another works, in turns, round after round."""
+"""Measures engines side by side: each in a process of its own, in interleaved rounds; the others sleep meanwhile."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from workloads import (
 from freedive.errors import UserError
 
 STARTS = 3
-"""Most new processes of each engine to time; one more of each comes first and only warms the file cache."""
+"""The most new processes of each engine that are timed; one more comes first to warm the file cache."""
 
 
 @dataclass
 class Contestant:
-    """An engine with one model. ``faults``: why it did not do a workload."""
+    """An engine with one model; ``faults`` are the errors by workload."""
 
     name: str
     start: Callable[[], Worker]
@@ -38,7 +38,10 @@ class Contestant:
     worker: Worker | None = None
 
     def call(self, work: str, job: str, **arguments: Any) -> Any:
-        """The worker's answer; None where it failed at this work, now or before. freedive's own faults are raised."""
+        """Calls the worker; returns None if it failed at this workload, now or before.
+
+        Errors of freedive itself are raised.
+        """
         if work in self.faults:
             return None
         try:
@@ -59,9 +62,10 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Found:
-    """What one group of engines did: ``values`` by workload and engine, of equal length within a workload.
+    """The results of one group of engines: ``values`` by workload and engine, equally many in each workload.
 
-    ``settings``: chosen by an engine for a workload. ``unique_experts``: that a step of the batch read in a layer.
+    ``settings`` are those that an engine chose for a workload. ``unique_experts`` is the number of experts that a step
+    of the batch read in a layer.
     """
 
     about: dict[str, dict[str, Any]]
@@ -71,23 +75,24 @@ class Found:
     unique_experts: float | None
 
     def comparisons(self, work: str) -> dict[str, Comparison]:
-        """With each peer."""
+        """Returns the comparison of freedive with each peer."""
         values, unit = self.values[work], self.units[work]
         peers = [name for name in values if name not in (OURS, FAST)]
         return {name: Comparison(unit, values[OURS], values[name]) for name in peers}
 
 
 def in_turns(names: Sequence[str], round: int) -> list[str]:
-    """Who goes first alternates, so that a machine that speeds up or slows down favours nobody."""
+    """Reverses the order of the names every other round, so that a change of the machine's speed favours no engine."""
     return list(names if round % 2 == 0 else reversed(names))
 
 
 def compete(
     contestants: Sequence[Contestant], rounds: int, deadline: float, source: random.Random, alone: bool
 ) -> Found | None:
-    """Everything measured. The rounds end at the deadline (monotonic); contestants that failed tell why.
+    """Measures everything. The rounds end at the deadline (monotonic time); an engine that failed has its error in the
+    report.
 
-    Where none but freedive can start, nothing is, unless it is to be measured ``alone``, too.
+    If only freedive starts, nothing is measured, unless ``alone`` allows that.
     """
     about = {each.name: each.call("start", "about") for each in contestants}
     about = {name: said for name, said in about.items() if said}
@@ -117,7 +122,7 @@ Values = dict[str, list[float]]
 def _prepare(
     able: Able, works: Sequence[Workload], vocab_size: int, source: random.Random
 ) -> dict[str, dict[str, str]]:
-    """Warm everyone up; what each chose for each workload."""
+    """Warms up all engines; returns the settings that each chose for each workload."""
     settings: dict[str, dict[str, str]] = {}
     for work in works:
         prompts = work.prompts(vocab_size, source)
@@ -130,7 +135,7 @@ def _prepare(
 def _speeds(
     able: Able, works: Sequence[Workload], vocab_size: int, source: random.Random, rounds: int, deadline: float
 ) -> dict[str, Values]:
-    """Tokens/s by workload and engine."""
+    """Returns tokens/s by workload and engine."""
     values: dict[str, Values] = {work.name: {name: [] for name in able} for work in works}
     for round in range(rounds):
         began = time.monotonic()
@@ -145,7 +150,8 @@ def _speeds(
 
 
 def _starts(able: Able, vocab_size: int, source: random.Random, rounds: int, deadline: float) -> tuple[Values, Values]:
-    """Seconds to the first token and megabytes at the peak, of new processes with warm files: one round at least."""
+    """Returns the seconds to the first token and the peak memory in MB of new processes with warm files, for at least
+    one round."""
     seconds: Values = {name: [] for name in able}
     megabytes: Values = {name: [] for name in able}
     for round in range(rounds + 1):

@@ -1,8 +1,8 @@
-"""Peer comparison: freedive and others on the same models with the same threads, interleaved: python bench/peers.py
+"""Compares freedive with other engines on the same models and threads, interleaved: python bench/peers.py
 
-Engines that read the GGUF file stay loaded side by side. One that needs a form of its own (16-bit floats, or its own
-four bits) is measured in a pair with freedive, at the first of a model's formats. `--help` tells the choices; a table,
-a JSON file with every value, and a picture come out.
+Engines that read the GGUF file stay loaded together. An engine that needs another form (16-bit floats, or a 4-bit
+format of its own) is measured in a pair with freedive, on the first format of a model. `--help` lists the options.
+Writes a table, a JSON file with every value, and a picture.
 """
 
 from __future__ import annotations
@@ -41,20 +41,23 @@ from freedive.ops.native import isa_level
 MODELS = (*SHAPES, "smollm2")
 
 QUALITY = FOLDER / "results" / "quality.json"
-"""What bench/quality.py has measured: speed is not shown without accuracy."""
+"""The results of bench/quality.py: speed is not shown without accuracy."""
 
 QUIET_LOAD = 0.5
-"""Load average below which figures can be trusted: spinning threads suffer most from a busy machine, and unequally."""
+"""The load average below which figures are reliable: a busy machine slows engines with spinning threads the most."""
 
 LEFT_BEHIND = 0.5
-"""An engine with a form of its own that nowhere reached this part of freedive's speed is not measured with further
-models: the slowest would take most of the time. Nor is one whose form could not be made, or that could not read it."""
+"""An engine with a form of its own that never reached this share of freedive's speed is not measured with further
+models: the slowest would take most of the time.
+
+The same applies if its form could not be made or read.
+"""
 
 
 def groups(engines: Sequence[Engine]) -> list[list[Engine]]:
-    """Who is loaded at once: all that read the file; each of the others with freedive.
+    """Returns the engines that are loaded together: all that read the GGUF file, and each of the others with freedive.
 
-    What needs most memory is loaded first.
+    The engine that needs the most memory is loaded first.
     """
     others = [engine for engine in engines if engine.form != GGUF]
     return [[engine for engine in engines if engine.form == GGUF], *([other, ENGINES[OURS]] for other in others)]
@@ -63,7 +66,7 @@ def groups(engines: Sequence[Engine]) -> list[list[Engine]]:
 def examine(
     model: str, path: Path, engines: Sequence[Engine], threads: int, rounds: int, minutes: float
 ) -> dict[str, Any]:
-    """Everything measured with one file, ready for JSON."""
+    """Measures everything with one file; returns a report for JSON."""
     spec, _ = describe(open_checkpoint(path))
     source, limits = random.Random(0), Limits.measured(threads)
     founds: list[Found] = []
@@ -86,7 +89,7 @@ def examine(
 
 
 def left_behind(measured: Mapping[str, Any]) -> dict[str, str]:
-    """Who is not worth trying again, and why, by the models that have been measured."""
+    """Returns the engines that are not measured again, with the reason, from the models measured so far."""
     reasons = {}
     for model, found in ((title, found) for title, found in measured.items() if title.split()[0] in SHAPES):
         speeds = [row for row in found["results"].values() if row["unit"] == TOKENS_PER_S]
@@ -115,7 +118,7 @@ def main(
         str, typer.Option(help="Of docs/NAME.md and .png, and results/NAME.json; default: peers-LEVEL of the kernels.")
     ] = "",
 ) -> None:
-    """Compare freedive with its peers. A run that is stopped goes on after the last model that it had finished."""
+    """Compare freedive with its peers. A run that was stopped continues after the last model that it had finished."""
     chosen = [_engine(name) for name in dict.fromkeys([OURS, *_listed(engines)])]
     threads, load = threads or machine.physical_cores(), os.getloadavg()[0]
     if load > QUIET_LOAD:
@@ -153,7 +156,7 @@ def main(
 
 
 def _measured(so_far: Path, conditions: dict[str, Any]) -> dict[str, Any]:
-    """The models that a run under the same conditions had finished when it was stopped."""
+    """Returns the models that a stopped run under the same conditions had finished."""
     earlier = json.loads(so_far.read_text()) if so_far.exists() else {}
     return dict(earlier["models"]) if conditions.items() <= earlier.items() else {}
 
@@ -163,7 +166,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _formats(model: str, wanted: str) -> list[str]:
-    """Of a model with random weights, those ``wanted``; of another the one that it has, without a name."""
+    """Returns the formats ``wanted`` of a model with random weights; another model has one format, without a name."""
     if model not in SHAPES:
         return [""]
     return [format for format in SHAPES[model].formats if not wanted or format in _listed(wanted)]

@@ -1,4 +1,4 @@
-"""The peer comparison as a picture: tokens/s of each engine relative to llama.cpp."""
+"""Draws the peer comparison as a picture: tokens/s of each engine relative to llama.cpp."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from freedive.errors import UserError
 
 COLUMNS = 2
 COLORS = ("#d62728", "#f08a8b", "#888888", "#444444", "#1f77b4", "#2ca02c", "#98df8a", "#ff9f40")
-"""Of the engines, in their order."""
+"""The colors of the engines, in their order."""
 
 
 def draw(report: Mapping[str, Any], file: Path) -> None:
-    """Grouped bars for each model: tokens/s of every engine over those of llama.cpp, by workload."""
+    """Draws grouped bars for each model: tokens/s of every engine over those of llama.cpp, by workload."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -42,7 +42,7 @@ def draw(report: Mapping[str, Any], file: Path) -> None:
 
 
 def _bars(axes: Any, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Draws them; one of each engine for the legend."""
+    """Draws the bars; returns one bar of each engine for the legend."""
     works = [work for work, row in results.items() if row["unit"] == TOKENS_PER_S and THEIRS in row["engines"]]
     names = [name for name in ENGINES if any(name in results[work]["engines"] for work in works)]
     colors = dict(zip(ENGINES, COLORS, strict=True))

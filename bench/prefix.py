@@ -1,6 +1,6 @@
-"""Time to the first token after a long beginning: computed, found in memory, and found on disk by a new process.
+"""The time to the first token after a long prefix: computed, found in memory, and found on disk by a new process.
 
-Usage: python bench/prefix.py [MODEL] [TOKENS] (the pages are kept in a folder that is deleted at the end).
+Usage: python bench/prefix.py [MODEL] [TOKENS] (the pages are in a folder that is deleted at the end).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import freedive
 
 REPEATS = 5
 QUESTION = 16
-"""Tokens that each request has of its own."""
+"""The number of tokens that each request does not share."""
 
 
 def first_token(model: freedive.LanguageModel, beginning: list[int], source: random.Random) -> float:
-    """Seconds to the first token of an answer to ``beginning`` and a question."""
+    """Returns the seconds to the first token of an answer to ``beginning`` and a question."""
     prompt = beginning + source.choices(range(model.runner.vocab_size), k=QUESTION)
     start = time.perf_counter()
     next(iter(model.engine.submit(prompt, model.sampling(max_tokens=1))))
@@ -29,11 +29,11 @@ def first_token(model: freedive.LanguageModel, beginning: list[int], source: ran
 
 
 def measure(name: str, num_tokens: int, repeats: int) -> None:
-    """Print the time of a first request with this beginning, and the median of ``repeats`` more."""
+    """Prints the time of a first request with this prefix, and the median time of ``repeats`` more."""
     source = random.Random(0)
     with freedive.load(name) as model:
         beginning = source.choices(range(model.runner.vocab_size), k=num_tokens)
-        first_token(model, source.choices(range(model.runner.vocab_size), k=64), source)  # wakes the machine up
+        first_token(model, source.choices(range(model.runner.vocab_size), k=64), source)  # warms up the machine
         print(
             first_token(model, beginning, source), median(first_token(model, beginning, source) for _ in range(repeats))
         )

@@ -1,8 +1,8 @@
-"""How far next-token distributions are from exact ones: python bench/quality.py --model smollm2
+"""Measures how far next-token distributions are from exact ones: python bench/quality.py --model smollm2
 
-Reference: transformers in float32 on the dequantised weights of the same GGUF. Against it, at every position of the
-prompts in prompts.json: freedive's kernels, and llama.cpp. Fails when freedive misses the bounds below or is the
-farther of the two.
+The reference is transformers in float32 on the dequantised weights of the same GGUF. freedive's kernels and llama.cpp
+are compared with it at every position of the prompts in prompts.json. Fails if freedive exceeds the bounds below or is
+farther from the reference than llama.cpp.
 """
 
 from __future__ import annotations
@@ -44,14 +44,17 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Closeness:
-    """``kl`` [positions]: KL(reference || other) in nats. ``same`` [positions]: whether both prefer one token."""
+    """``kl`` [positions]: KL(reference || other) in nats.
+
+    ``same`` [positions]: whether both have the same top token.
+    """
 
     kl: Doubles
     same: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, reference: Floats, other: Floats) -> Closeness:
-        """Of logits [positions, vocab_size]."""
+        """Compares logits [positions, vocab_size]."""
         p, q = log_softmax(reference), log_softmax(other)
         return cls((np.exp(p) * (p - q)).sum(1), reference.argmax(1) == other.argmax(1))
 
@@ -70,7 +73,7 @@ class Closeness:
 
 
 def log_softmax(logits: Floats) -> Doubles:
-    """In float64, so that only the engines' errors are seen."""
+    """Computes log-softmax in float64, so that it adds no error to those of the engines."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))  # type: ignore[no-any-return]
 
@@ -91,7 +94,8 @@ class Reference:
 
 
 class Native:
-    """freedive's kernels with a key-value cache in ``cache_format``; each text is a prompt, read in ``precision``."""
+    """freedive's kernels with a key-value cache in ``cache_format``; each text is a prompt, computed in
+    ``precision``."""
 
     def __init__(self, path: Path, max_rows: int, cache_format: str = "f16", precision: str = "exact") -> None:
         model, _ = describe(open_checkpoint(path))
@@ -110,7 +114,7 @@ class Native:
 
 
 class Llama:
-    """llama.cpp in ``worker``."""
+    """llama.cpp in the process ``worker``."""
 
     def __init__(self, worker: Worker, folder: Path) -> None:
         self._worker = worker
@@ -124,15 +128,15 @@ class Llama:
 def compare(
     reference: Reference, others: Mapping[str, Native | Llama], prompts: Mapping[str, list[int]]
 ) -> Iterator[tuple[str, dict[str, Closeness]]]:
-    """How close each of ``others`` is, prompt by prompt."""
+    """Compares each of ``others`` with the reference, prompt by prompt."""
     for name, tokens in prompts.items():
         exact = reference.logits(tokens)
         yield name, {other: Closeness.of(exact, engine.logits(tokens)) for other, engine in others.items()}
 
 
 def examine(path: Path, python: Path) -> dict[str, Any]:
-    """All prompts with all engines, ready for JSON."""
-    freedive.load(str(path)).close()  # packs the weights, if that is still to do
+    """Compares all engines on all prompts; returns a report for JSON."""
+    freedive.load(str(path)).close()  # packs the weights unless that was done before
     tokenizer = Tokenizer.from_gguf(open_checkpoint(path).config)
     texts: dict[str, str] = json.loads((FOLDER / "prompts.json").read_text("utf-8"))
     prompts = {name: tokenizer.encode(text, add_special=True) for name, text in texts.items()}

@@ -1,15 +1,16 @@
-"""Sparse and dense at equal wall clock: python bench/race.py --minutes 5
+"""Compares sparse and dense models at equal wall-clock time: python bench/race.py --minutes 5
 
-The same texts, tokenizer and seed. Each contender first tries a few learning rates for a part of the time and keeps the
-best; then all train for the same seconds, in turns of one update, with the rate over their own seconds. All are tried
-on the same held-out texts. What it shows is kept, whoever wins.
+Texts, tokenizer and seed are the same. Each model first tries a few learning rates for a part of the time and keeps the
+best. Then all train for the same number of seconds, interleaved by updates, with a learning-rate schedule over their
+own seconds. All are evaluated on the same held-out texts. Results are written whichever model wins.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there: its threads make room for the kernels' own
+# Before torch is imported: its waiting threads leave the cores to the kernels.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import json
 import time
@@ -42,14 +43,14 @@ from freedive.train.run.trainer import balance, expert_loads, mean_loss, update
 EVALUATIONS = 10
 RATES = 1e-3, 2e-3, 4e-3, 8e-3
 TRIAL = 6
-"""A trial of a rate takes such a part of the time."""
+"""A trial of a learning rate takes this fraction of the time: 1 / TRIAL."""
 PARTS = 1000
-"""That the time is cut into, for the learning rate over it."""
+"""The number of steps of the learning-rate schedule over the time."""
 
 
 @dataclass
 class Contender:
-    """A model that learns, and how it did: ``curve`` holds seconds, tokens and held-out bits per byte."""
+    """A model that trains, and its results: ``curve`` holds seconds, tokens and held-out bits per byte."""
 
     model: spec.ModelSpec
     stage: config.Stage
@@ -69,7 +70,7 @@ class Contender:
             self.weights[name].requires_grad_()
 
     def advance(self, budget: float) -> None:
-        """One update, at the rate for this part of ``budget`` seconds."""
+        """Makes one update, at the learning rate for its position in ``budget`` seconds."""
         began, stage = time.perf_counter(), self.stage
         batch = self.stream.take(stage.step_tokens, self.model.max_context)
         ops = TrainOps(batch, precision=resolved(AUTO))
@@ -87,7 +88,8 @@ class Contender:
 
 
 def grouped_query(shape: config.Shape, kind: str, dense_dim: int, tied: bool) -> spec.ModelSpec:
-    """A dense model with grouped queries, as minimind (Llama's kind) and nanochat (queries and keys normed) have."""
+    """Returns a dense model with grouped queries, as minimind (like Llama) and nanochat (normed queries
+    and keys) have."""
     settings: dict[str, Any] = {
         "model_type": kind,
         "vocab_size": shape.vocab_size,
@@ -108,7 +110,7 @@ def grouped_query(shape: config.Shape, kind: str, dense_dim: int, tied: bool) ->
 
 
 def contenders(shards: Shards) -> dict[str, Callable[[float], Contender]]:
-    """Of equal width, depth and, within a few percent, operations a token."""
+    """Returns models of equal width, depth and, within a few percent, operations per token."""
     nano, dense = config.preset("nano"), config.preset("nano-dense")
     models = {name: describe_config(run.model.hub_config(1, 0)) for name, run in (("nano", nano), ("dense", dense))}
 
@@ -125,7 +127,7 @@ def contenders(shards: Shards) -> dict[str, Callable[[float], Contender]]:
 
 
 def tried(make: Callable[[float], Contender], budget: float, held_out: Shards) -> dict[float, float]:
-    """Held-out bits per byte after ``budget`` seconds at each rate."""
+    """Returns the held-out bits per byte after ``budget`` seconds at each learning rate."""
     found = {}
     for rate in RATES:
         contender = make(rate)

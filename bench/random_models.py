@@ -1,6 +1,6 @@
-"""Checkpoints of real shapes with random weights, made on the spot: python bench/random_models.py NAME FORM...
+"""Makes checkpoints of real shapes with random weights: python bench/random_models.py NAME FORM...
 
-A form is a format of GGUF files, or one of Hugging Face folders: BF16, or GPTQ (four bits, groups of 128).
+A form is a format of GGUF files, or one of Hugging Face folders: BF16, or GPTQ (4 bits, groups of 128).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from freedive.model.params import params
 from freedive.model.spec import ModelSpec
 
 FOLDER = Path(os.environ.get("FREEDIVE_BENCH_MODELS", Path(__file__).parent.parent / "build" / "models"))
-"""Where models are kept."""
+"""The folder of the checkpoints."""
 
 BF16, GPTQ = "BF16", "GPTQ"
 
@@ -49,7 +49,7 @@ QUANTIZATION = {
 
 
 def random_model(name: str, form: str) -> Path:
-    """The model ``name`` of :data:`SHAPES` in ``form``: a GGUF file or a folder, made unless it is there."""
+    """Returns the model ``name`` of :data:`SHAPES` in ``form``, a GGUF file or a folder; makes it unless it exists."""
     shape = SHAPES[name]
     if form not in (*shape.formats, *shape.folders):
         raise UserError(f"{name} is not made as {form}", f"Choose of {', '.join((*shape.formats, *shape.folders))}")
@@ -62,7 +62,7 @@ def random_model(name: str, form: str) -> Path:
 
 
 def discard(name: str) -> None:
-    """Delete what was made of the model ``name``, in every form, and what freedive packed from it."""
+    """Deletes the model ``name`` in every form, and what freedive packed from it."""
     for path in FOLDER.glob(f"{name}-*"):
         packed_path(path, LAYOUT).unlink(missing_ok=True)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -103,7 +103,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def _maker_shapes(model: ModelSpec, rules: Rules) -> Shapes:
-    """The maker's names and shapes of all weights."""
+    """Returns the maker's names and shapes of all weights."""
     unread = np.empty(0, np.uint8)
     canonical = {name: Tensor(name, param.shape, "F32", unread) for name, param in params(model).items()}
     return {name: tensor.shape for name, tensor in maker_tensors(canonical, rules).items()}
@@ -114,7 +114,7 @@ def _quantization(shape: Shape) -> dict[str, Any]:
 
 
 def _hub_tensors(shapes: Shapes, group: int) -> Iterator[tuple[str, Tensor]]:
-    """In BF16; with a ``group``, products that experts and attention are made of in GPTQ's parts."""
+    """Yields tensors in BF16; with a ``group``, the matrices of experts and attention as GPTQ tensors."""
     for name, shape in shapes.items():
         product = len(shape) == 2 and not re.search(r"embed_tokens|lm_head|mlp\.gate\.|bias", name)
         if not (group and product):
@@ -123,14 +123,15 @@ def _hub_tensors(shapes: Shapes, group: int) -> Iterator[tuple[str, Tensor]]:
         rows, width = shape
         prefix, groups = name.removesuffix("weight"), width // group
         yield f"{prefix}qweight", _random(f"{prefix}qweight", (width // 8, rows), "I32")
-        yield f"{prefix}qzeros", _constant((groups, rows // 8), "I32", np.uint32(0x77777777))  # of 8, less one
+        zeros = np.uint32(0x77777777)  # 8, which GPTQ stores less one
+        yield f"{prefix}qzeros", _constant((groups, rows // 8), "I32", zeros)
         signs = np.random.default_rng(zlib.crc32(name.encode())).choice(np.array([-1, 1], np.float16), (groups, rows))
         yield f"{prefix}scales", _of(signs * np.float16(0.2 * width**-0.5), "F16")
         yield f"{prefix}g_idx", _of(np.repeat(np.arange(groups, dtype=np.int32), group), "I32")
 
 
 def _gguf_format(form: str, name: str, shape: tuple[int, ...]) -> str:
-    """What llama.cpp's own tool makes of the tensor ``name`` (but that Q4_K_M has its six bits in even layers)."""
+    """Returns the format of the tensor ``name`` that llama.cpp's tool chooses (but Q4_K_M has Q6_K in even layers)."""
     if len(shape) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name:
         return "F32"
     format = form
@@ -144,11 +145,12 @@ def _gguf_format(form: str, name: str, shape: tuple[int, ...]) -> str:
 
 
 NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
-"""Formats of rows that are no multiple of 256."""
+"""Formats for rows that are no multiple of 256 long."""
 
 
 def _random(name: str, shape: tuple[int, ...], format: str) -> Tensor:
-    """Weights of about the size 1 / sqrt(width), made when they are read: the same each time."""
+    """Returns weights of about the size 1 / sqrt(width), generated when they are read, with the same
+    values each time."""
 
     def make(begin: int, end: int) -> Bytes:
         source = np.random.default_rng((zlib.crc32(name.encode()), begin))
@@ -161,7 +163,7 @@ def _random(name: str, shape: tuple[int, ...], format: str) -> Tensor:
 
 
 def random_rows(format: str, rows: int, width: int, source: np.random.Generator) -> Bytes:
-    """Their mean must be zero: else all tokens look alike and choose the same experts."""
+    """Returns random rows with mean zero; otherwise all tokens would be similar and choose the same experts."""
     size = width**-0.5
     if format in ("F32", "BF16"):
         return _as_floats(source.standard_normal((rows, width), np.float32) * np.float32(size), format)
@@ -169,7 +171,7 @@ def random_rows(format: str, rows: int, width: int, source: np.random.Generator)
     data = np.frombuffer(source.bytes(rows * width // block * num_bytes), np.uint8).reshape(-1, num_bytes).copy()
     for at, part in SCALES.get(format, {}).items():
         data[:, at : at + 2] = np.frombuffer(np.float16(part * size).tobytes(), np.uint8)
-    if len(SCALES.get(format, {})) == 1:  # codes are not balanced around zero; blocks of either sign are
+    if len(SCALES.get(format, {})) == 1:  # codes are not centred on zero, so blocks get random signs
         data[:, at + 1] ^= source.integers(0, 2, len(data), np.uint8) << 7
     if format == "MXFP4":
         data[:, 0] = 127 + round(math.log2(size / 3))
@@ -183,11 +185,11 @@ SCALES: dict[str, dict[int, float]] = {
     "Q4_K": {0: 1 / 150, 2: 1 / 20},
     "Q6_K": {208: 1 / 1400},
 }
-"""Where a block's half-float scales lie, and what they are for random codes of size 1."""
+"""The offset of a block's half-float scales, and their value for random codes of size 1."""
 
 
 def _as_floats(values: Any, format: str) -> Bytes:
-    """float32 [rows, width] -> bytes; BF16 rounds towards zero."""
+    """Converts float32 [rows, width] to bytes; BF16 rounds towards zero."""
     if format == "F32":
         return np.ascontiguousarray(values, np.float32).view(np.uint8)
     return np.ascontiguousarray(values.astype(np.float32).view(np.uint16)[:, 1::2]).view(np.uint8)
@@ -202,14 +204,14 @@ def _of(values: Any, format: str) -> Tensor:
 
 
 def _byte_letters() -> list[str]:
-    """How byte-level BPE writes each byte."""
+    """Returns the character of each byte in byte-level BPE."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = iter(range(256, 512))
     return [chr(byte) if byte in plain else chr(next(rest)) for byte in range(256)]
 
 
 LETTERS = _byte_letters()
-MERGE = LETTERS[0], LETTERS[1]  # readers want one at least
+MERGE = LETTERS[0], LETTERS[1]  # readers need at least one merge
 TOKENS = [*LETTERS, "".join(MERGE), *(f"<{number}>" for number in range(len(LETTERS) + 1, VOCAB))]
 
 

@@ -1,4 +1,4 @@
-"""What was measured, summed up and shown."""
+"""Summarises and prints the measurements."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ ALL = {work.name: work for work in WORKLOADS}
 def summary(
     model: spec.ModelSpec, founds: Sequence[Found], costs: Mapping[str, Cost], limits: Limits
 ) -> dict[str, Any]:
-    """Of all groups: freedive's values are of the first, its ratio to a peer of the group that they share."""
+    """Summarises all groups: freedive's values come from the first, its ratio to a peer from the group
+    that they share."""
     router, measured = router_of(model), founds[0].unique_experts
     unique = {1: float(router.num_chosen if router else 0), BATCH.num_prompts: measured or 0.0}
     results: dict[str, Any] = {}
@@ -49,19 +50,20 @@ def summary(
 
 
 def _in_numbers(model: spec.ModelSpec, cost: Cost, unique: Mapping[int, float]) -> dict[str, float]:
-    """What the fractions rest on: bytes of a step, by workload, and operations of a prompt's token."""
+    """Returns the basis of the fractions: bytes of a step by workload, and operations per prompt token."""
     steps = {work.name: cost.step_bytes(work, unique[work.num_prompts]) for work in WORKLOADS if not work.reads}
     return {"operations of a prompt's token": cost.token_operations, **steps}
 
 
 def best_peer(row: Report) -> str | None:
-    """Whom freedive is least ahead of."""
+    """Returns the peer that freedive is least ahead of."""
     ratios: Mapping[str, Any] = row["ratios"]
     return min(ratios, key=lambda name: ratios[name]["median"]) if ratios else None
 
 
 def markdown(report: Report) -> str:
-    """The comparison in two tables: ratios of freedive to llama.cpp and to the best peer; medians of every engine."""
+    """Returns the comparison as two tables: ratios of freedive to llama.cpp and to the best peer; medians of every
+    engine."""
     models = report["models"]
     works = list(dict.fromkeys(work for found in models.values() for work in found["results"]))
     abouts = _abouts(report)
@@ -83,7 +85,7 @@ def markdown(report: Report) -> str:
 
 
 def accuracy(quality: Report) -> str:
-    """A section on what ``bench/quality.py`` measured of each precision: a speed says little without it."""
+    """Returns a section on accuracy, from the results of ``bench/quality.py`` for each precision."""
     heads = ["", "mean KL", "99th percentile", "largest", "same first choice"]
     rows = [
         [engine, *(f"{row[key]:.1e}" for key in ("mean_kl", "p99_kl", "max_kl")), f"{row['top1']:.1%}"]
@@ -96,7 +98,7 @@ def accuracy(quality: Report) -> str:
 
 
 def _abouts(report: Report) -> dict[str, Report]:
-    """What every engine that started says of itself."""
+    """Returns what each engine that started reports about itself."""
     return {name: about for found in report["models"].values() for name, about in found["engines"].items()}
 
 

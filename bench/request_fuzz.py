@@ -1,9 +1,9 @@
-"""Sends mutated bodies to every route of a real server, four at a time, and checks that it lives on.
+"""Sends mutated bodies to every route of a real server, four at a time, and checks that it stays alive.
 
     python bench/request_fuzz.py --requests 10000
 
-A body is one that is answered, in which one field of the OpenAPI description often has an odd value, and up to two more
-changes are made. No answer may have the status 500, and in the end no request is left and every page is free.
+A body is a valid one, in which one field of the OpenAPI description often has an odd value, with up to two more
+changes. No answer may have the status 500; at the end no request may be left and every page must be free.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ ODD: tuple[Json, ...] = (
     *([], [None], [[]], [1, "a", {}], {}, {"type": "object"}, {"type": "function"}, {"a": {"b": [{}]}}),
     *({"$ref": "#"}, {"const": 2**64}, {"enum": []}, {"type": "text", "text": "hi"}, {"role": "user", "content": "hi"}),
 )
-"""Values that some field is unlikely to expect."""
+"""Values that a field is unlikely to expect."""
 
 EVEN: tuple[Json, ...] = (1, 4, 0.5, True, "hi", ["hi"], "none", "auto", "low", "user", [], {})
-"""Values that some field expects. null means that a field is absent, everywhere."""
+"""Values that a field may expect. null always means that a field is absent."""
 
 
 def places(value: Json) -> Iterator[tuple[Json, Any]]:
-    """Every (container, key) in ``value``."""
+    """Yields every (container, key) in ``value``."""
     for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
         yield value, key
         if isinstance(item, dict | list):
@@ -59,7 +59,7 @@ def places(value: Json) -> Iterator[tuple[Json, Any]]:
 
 
 def mutated(body: Json, source: random.Random) -> Json:
-    """``body`` with up to two members taken away, replaced, doubled or exchanged."""
+    """Returns ``body`` with up to two members removed, replaced, duplicated or exchanged."""
     for _ in range(max(source.randrange(-2, 3), 0)):
         found = list(places(body)) if isinstance(body, dict | list) else []
         if not found:
@@ -84,9 +84,9 @@ def get(url: str, route: str) -> Json:
 
 
 def attack(url: str, model: str, number: int, seed: int) -> tuple[Counter[int], list[str]]:
-    """How many answers of each status came, and the bodies that were answered by 500."""
+    """Returns the number of answers of each status, and the bodies that got status 500."""
     described = bodies(get(url, "/openapi.json"), model)
-    plan = [each for each in described if each[1] != "keep_alive"]  # which could unload the model
+    plan = [each for each in described if each[1] != "keep_alive"]  # keep_alive could unload the model
     faults: list[str] = []
 
     def one(index: int) -> int:
@@ -108,7 +108,7 @@ def attack(url: str, model: str, number: int, seed: int) -> tuple[Counter[int], 
 
 
 def wait_until_idle(url: str, model: str, seconds: float = 30) -> Json:
-    """The statistics of the engine as soon as no request is left and every page is free; else TimeoutError."""
+    """Returns the engine's statistics once no request is left and every page is free. Raises TimeoutError."""
     for _ in range(int(10 * seconds)):
         left = get(url, "/health")["models"][model]
         if not (left["running"] or left["waiting"]) and left["free_pages"] == left["num_pages"]:

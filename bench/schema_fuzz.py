@@ -1,8 +1,8 @@
-"""Asks the real engine for answers under generated schemas, good ones and nonsense, and checks what comes.
+"""Generates answers of the real engine under valid and invalid random schemas, and checks the answers.
 
     python bench/schema_fuzz.py --schemas 10000
 
-Nothing may crash, what finishes must be valid under the package jsonschema, and in the end no request is left.
+Nothing may crash, finished answers must be valid by the package jsonschema, and at the end no request may be left.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def some(first: int, options: argparse.Namespace) -> Sequence[tuple[int, Any]]:
 
 
 def ask(model: freedive.LanguageModel, schema: Any, seed: int, num_tokens: int) -> Generation | str:
-    """The answer under ``schema``, or why there is none."""
+    """Returns the generation under ``schema``, or the reason why it was refused."""
     try:
         prompt = model.prepare(ChatInput(tuple(PROMPT), format=Format("json_schema", schema)))
     except UserError:
@@ -67,7 +67,7 @@ def ask(model: freedive.LanguageModel, schema: Any, seed: int, num_tokens: int) 
 
 
 def outcome(generation: Generation, schema: Any) -> str:
-    """How an answer ended, and whether it is what its schema allows."""
+    """Returns how an answer ended, and whether it is valid under its schema."""
     try:
         outputs = list(generation)
     except UserError:  # the grammar is too complex

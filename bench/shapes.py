@@ -1,4 +1,5 @@
-"""Published shapes of mixtures of experts, with fewer layers and words, so that 24 GB hold them in 16-bit floats."""
+"""Published shapes of mixtures of experts, with fewer layers and tokens, so that they fit into 24 GB
+in 16-bit floats."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ COMMON = {
 
 @dataclass(frozen=True)
 class Shape:
-    """config.json, and the same as GGUF metadata: keys without the architecture.
+    """A model's config.json, and the same as GGUF metadata: keys without the architecture.
 
-    ``formats`` are those of its GGUF, ``folders`` the forms of its Hugging Face folders. In GPTQ ``group`` weights
-    share a scale.
+    ``formats`` are those of its GGUF files, ``folders`` the forms of its Hugging Face folders. In GPTQ ``group``
+    weights share a scale.
     """
 
     family: str
@@ -77,7 +78,7 @@ SHAPES = {
             "num_hidden_layers": 8,
             "num_attention_heads": 16,
             "num_key_value_heads": 16,
-            "q_lora_rank": 1536,  # V2-Lite has none, which llama.cpp only believes of 26 or 27 layers
+            "q_lora_rank": 1536,  # V2-Lite has none, which llama.cpp accepts only with 26 or 27 layers
             "kv_lora_rank": 512,
             "qk_nope_head_dim": 128,
             "qk_rope_head_dim": 64,

@@ -1,8 +1,8 @@
-"""Training beside transformers: python bench/training.py --preset nano
+"""Compares training speed with transformers: python bench/training.py --preset nano
 
-The same configuration, weights, tokens and optimizer (AdamW, fused where transformers takes it). Each way is tried
-alone, and losses must agree in float32; then ours and transformers' best take steps in turns. A table and a JSON file
-come out.
+Configuration, weights, tokens and optimizer are the same (AdamW, fused if transformers supports it). Each variant first
+runs alone, and losses must agree in float32. Then freedive and the best variants of transformers make interleaved
+steps. Writes a table and a JSON file.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from freedive.train.run.trainer import update
 LR, DECAY = 1e-3, 0.1
 PROGRESS = Console(stderr=True)
 FINALISTS = 2
-"""Of transformers' ways: all of them at once would not fit into memory."""
+"""The number of transformers' variants in the comparison; all of them would not fit into memory."""
 
 AGREE = 2e-3
-"""Losses may differ by this part after the first steps, in float32."""
+"""The largest relative difference of losses after the first steps, in float32."""
 
 
 class Learner(Protocol):
-    """Something that learns from batches."""
+    """A model that trains on batches."""
 
     def step(self, batch: Sequences) -> float:
-        """One update; the mean loss before it."""
+        """Makes one update; returns the mean loss before it."""
 
 
 class Ours:
@@ -80,7 +80,7 @@ class Ours:
 
 
 class Theirs:
-    """transformers' own model, in ``dtype``, under autocast or not."""
+    """transformers' own model, in ``dtype``, with or without autocast."""
 
     def __init__(self, folder: Path, experts: str, dtype: torch.dtype, autocast: bool, micro_tokens: int) -> None:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
@@ -109,11 +109,11 @@ class Theirs:
 
 
 SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""As `freedive train` sets it: torch's threads make room for the kernels' own."""
+"""The setting of `freedive train`: torch's waiting threads leave the cores to the kernels."""
 
 
 class Remote:
-    """A learner in a process of its own, as nothing of one engine is to wait on another's threads."""
+    """A learner in a process of its own, so that no engine waits for the threads of another."""
 
     def __init__(self, name: str, preset: str, folder: Path, bf16: bool) -> None:
         context = multiprocessing.get_context("spawn")
@@ -126,7 +126,7 @@ class Remote:
         os.environ.update(before)
 
     def step(self, batch: Sequences) -> tuple[float, float]:
-        """The loss before one update, and the seconds that it took."""
+        """Returns the loss before one update, and the seconds that the update took."""
         self._here.send(batch)
         loss, seconds = self._here.recv()
         return loss, seconds
@@ -137,7 +137,7 @@ class Remote:
 
 
 def _learn(orders: Any, name: str, preset: str, folder: Path, bf16: bool) -> None:
-    """The other process: a step for every batch that comes."""
+    """Runs the other process: one step for every batch that arrives."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(machine.physical_cores())
@@ -150,7 +150,7 @@ def _learn(orders: Any, name: str, preset: str, folder: Path, bf16: bool) -> Non
 
 
 def contestants(run: config.Run, folder: Path, bf16: bool) -> dict[str, Callable[[], Learner]]:
-    """Ours with either optimizer, and transformers in each way that trains."""
+    """Returns freedive with either optimizer, and transformers in each variant that trains."""
     size = run.pretrain.micro_tokens
     ways = {"eager": "eager", "grouped": "grouped_mm"}
     makers: dict[str, Callable[[], Learner]] = {
@@ -168,21 +168,21 @@ def contestants(run: config.Run, folder: Path, bf16: bool) -> dict[str, Callable
 
 
 def tried(learner: Remote, batches: list[Sequences]) -> dict[str, Any]:
-    """The loss of each of a few steps alone, and the seconds of the last."""
+    """Returns the loss of each of a few steps alone, and the seconds of the last."""
     steps = [learner.step(batch) for batch in batches]
     learner.close()
     return {"trial_losses": [loss for loss, _ in steps], "trial_seconds": steps[-1][1]}
 
 
 def finalists(trials: dict[str, dict[str, Any]]) -> list[str]:
-    """All of ours, and the fastest of transformers'."""
+    """Returns all of freedive's variants, and the fastest of transformers."""
     ours = [name for name in trials if name.startswith("freedive")]
     theirs = sorted(trials.keys() - set(ours), key=lambda name: trials[name]["trial_seconds"])
     return ours + theirs[:FINALISTS]
 
 
 def compete(learners: dict[str, Remote], batches: list[Sequences], warm_up: int) -> dict[str, dict[str, Any]]:
-    """Steps in turns; the seconds and the loss of each."""
+    """Makes interleaved steps; returns the seconds and the loss of each."""
     found: dict[str, dict[str, Any]] = {name: {"seconds": [], "losses": []} for name in learners}
     for index, batch in enumerate(track(batches, "In turns", console=PROGRESS)):
         for name, learner in learners.items() if index % 2 else reversed(learners.items()):

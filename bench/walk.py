@@ -1,8 +1,8 @@
-"""Which body, sent to which route, holds up others the longest? Walks all routes and fields of the OpenAPI description.
+"""Finds the bodies that delay other requests the longest, over all routes and fields of the OpenAPI description.
 
-Every field of every route, at any depth, is sent long, deep, repetitive and broken values. Meanwhile /health is asked
+Every field of every route, at any depth, gets long, deep, repetitive and broken values. Meanwhile /health is polled
 every 10 ms on another connection, and a small chat streams on a third. Prints the slowest (route, field, value) and how
-long /health and the stream waited there; fails on any answer of status 500, and on a server that does not live on.
+long /health and the stream waited; fails on any status 500, and if the server does not stay alive.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Json = Any
 Path = tuple[str | int, ...]
 
 PLACE = "value-of-the-walk"
-"""Stands in a body for the value that is sent in its place."""
+"""A placeholder in a body for the value that is sent."""
 MAX_FIELD_DEPTH = 6
 JSON_TYPE = {"Content-Type": "application/json"}
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -43,7 +43,7 @@ WORKING: Mapping[str, Json] = {
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [1]},
 }
-"""Bodies that are answered, for the other fields to stand beside."""
+"""Valid bodies, to which the tested field is added."""
 
 
 def _repeated(part: bytes) -> Callable[[int], bytes]:
@@ -79,11 +79,11 @@ VALUES: Mapping[str, Callable[[int], bytes]] = {
     "spaces": lambda size: b" " * size + b"1",
     "NaN": lambda size: b"NaN",
 }
-"""What is sent, by a name: makes a value of about so many bytes."""
+"""The functions that make a value of about the given number of bytes, by name."""
 
 
 def fields(description: Json, schema: Json, depth: int = 0) -> Iterator[tuple[Path, Json]]:
-    """The path of each field below ``schema``, and the body that it stands in, with PLACE in its place."""
+    """Yields the path of each field below ``schema``, and its body with PLACE as its value."""
     schema = _resolved(description, schema)
     for option in [*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ())]:
         yield from fields(description, option, depth)
@@ -109,7 +109,7 @@ def _resolved(description: Json, schema: Json) -> Json:
 
 
 def _example(description: Json, schema: Json) -> Json:
-    """A small value that fits ``schema``, about."""
+    """Returns a small value that roughly fits ``schema``."""
     schema = _resolved(description, schema)
     for name in ("anyOf", "oneOf"):
         if name in schema:
@@ -123,7 +123,7 @@ def _example(description: Json, schema: Json) -> Json:
 
 
 def bodies(description: Json, model: str) -> Iterator[tuple[str, str, bytes]]:
-    """(route, field, body) for each field of each route that takes a body; PLACE stands where the value belongs."""
+    """Yields (route, field, body) for each field of each route that takes a body, with PLACE as the value."""
     for path, methods in description["paths"].items():
         if path == "/api/pull" or "post" not in methods:
             continue
@@ -139,7 +139,7 @@ def bodies(description: Json, model: str) -> Iterator[tuple[str, str, bytes]]:
 
 @dataclass
 class Watch:
-    """How long /health and the pieces of a stream wait, in seconds, as seen from outside."""
+    """Measures how long /health and the events of a stream wait, in seconds, as a client sees it."""
 
     url: str
     model: str
@@ -204,7 +204,7 @@ def connect(url: str) -> http.client.HTTPConnection:
 
 
 def send(url: str, route: str, body: bytes, headers: Mapping[str, str]) -> int:
-    """The status of the answer, of which no more than 64 MB are read."""
+    """Sends a body; returns the status of the answer, of which at most 64 MB are read."""
     connection = connect(url)
     try:
         connection.request("POST", route, body, JSON_TYPE | dict(headers))
@@ -212,14 +212,14 @@ def send(url: str, route: str, body: bytes, headers: Mapping[str, str]) -> int:
         answer.read(64 << 20)
         return answer.status
     except (BrokenPipeError, ConnectionResetError):
-        return 0  # refused before it was sent as a whole
+        return 0  # refused before the whole body was sent
     finally:
         connection.close()
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What one body did."""
+    """The effect of one body."""
 
     health_ms: int
     stream_ms: int
@@ -233,7 +233,7 @@ class Visit:
 def walk(
     url: str, model: str, size: int, *, key: str = "", every: int = 1, only: str = "", seconds: float = 1e9
 ) -> tuple[list[Visit], list[str]]:
-    """Every ``every``-th visit of all, slowest first, and what failed; no new one is begun after ``seconds``."""
+    """Sends every ``every``-th body; returns the visits, slowest first, and the failures. Stops after ``seconds``."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     connection = connect(url)
     connection.request("GET", "/openapi.json")
@@ -262,7 +262,7 @@ def walk(
 
 @contextmanager
 def server(command: list[str], environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """The address of a server in a process of its own."""
+    """Starts a server in a process of its own; yields its address."""
     with subprocess.Popen(command, env=dict(environment), stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr

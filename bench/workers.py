@@ -1,4 +1,4 @@
-"""Engines in processes of their own: long-lived, and idle unless called."""
+"""Engines in processes of their own, which live long and sleep between calls."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from freedive.errors import UserError
 
 FOLDER = Path(__file__).parent
 JOBS = FOLDER / "jobs"
-"""What runs inside workers: a folder of its own, which hides no module that a peer would import (such as kernels)."""
+"""The scripts of the workers, in a folder of their own so that they hide no module that a peer imports."""
 
 PEERS = FOLDER.parent / ".venv" / "peers"
-"""Where `make bench` gives every peer a Python of its own."""
+"""The folder in which `make bench` gives every peer a Python environment."""
 
 LLAMA = "llama"
 
@@ -27,7 +27,7 @@ _FAULT = re.compile(r"^(?:\[\w+\]: )?((?:\w+\.)*\w*(?:Error|Exception)\b.*|.*GGM
 
 
 class Worker:
-    """A process that does :mod:`jobs`. Use it in a ``with`` block."""
+    """A process that runs :mod:`jobs`. Use it in a ``with`` block."""
 
     def __init__(self, *command: object) -> None:
         self._messages = TemporaryFile()  # noqa: SIM115
@@ -40,10 +40,13 @@ class Worker:
         )
 
     def call(self, job: str, **arguments: Any) -> Any:
-        """What the worker's method ``job`` returns. Raises UserError, saying why, where the process has ended."""
+        """Returns the result of the worker's method ``job``.
+
+        Raises UserError with the reason if the process has ended.
+        """
         assert self._process.stdin
         assert self._process.stdout
-        with contextlib.suppress(BrokenPipeError):  # said below
+        with contextlib.suppress(BrokenPipeError):  # reported below
             print(json.dumps([job, arguments]), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
@@ -57,12 +60,12 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(BrokenPipeError):
-            self._process.communicate()  # the end of its input is the end of its work
+            self._process.communicate()  # closing its input ends the worker
         self._messages.close()
 
 
 def ending(status: int, messages: bytes) -> str:
-    """Why a process has ended, in one line: what it raised, the signal that ended it, its last words."""
+    """Returns in one line why a process has ended: its exception, its signal, or its last output."""
     text = messages.decode(errors="replace")
     if faults := _FAULT.findall(text):
         return str(faults[-1])
@@ -73,12 +76,15 @@ def ending(status: int, messages: bytes) -> str:
 
 
 def start_llama(model: Path, threads: int, python: Path) -> Worker:
-    """llama.cpp, in the Python that has it."""
+    """Starts llama.cpp in the Python environment that has it."""
     return Worker(python, JOBS / "llama_jobs.py", model, threads)
 
 
 def peer_python(given: Path | None) -> Path:
-    """The Python with llama-cpp-python: as given, else the one of `make bench`, else this one. UserError without it."""
+    """Returns the Python with llama-cpp-python: ``given``, that of `make bench`, or this one.
+
+    Raises UserError without it.
+    """
     made = python_of(PEERS, LLAMA)
     python = given or (made if made.exists() else Path(sys.executable))
     if not python.exists() or subprocess.run([python, "-c", "import llama_cpp"], capture_output=True).returncode:
@@ -87,5 +93,5 @@ def peer_python(given: Path | None) -> Path:
 
 
 def python_of(peers: Path, name: str) -> Path:
-    """The Python of the peer ``name``."""
+    """Returns the path of the Python of the peer ``name``."""
     return peers / name / "bin" / "python"

@@ -1,4 +1,4 @@
-"""What every engine is asked to do, and what came of it."""
+"""The workloads of all engines, and their results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Prompts = list[list[int]]
 
 @dataclass(frozen=True)
 class Workload:
-    """``num_prompts`` prompts of ``prompt`` tokens, answered side by side with ``gen`` tokens each; 1 only reads."""
+    """``num_prompts`` prompts of ``prompt`` tokens, answered at once with ``gen`` tokens each; 1 measures
+    prefill only."""
 
     name: str
     num_prompts: int
@@ -25,16 +26,16 @@ class Workload:
 
     @property
     def reads(self) -> bool:
-        """Whether it measures the reading of prompts."""
+        """Whether the workload measures prefill."""
         return self.gen == 1
 
     @property
     def context(self) -> int:
-        """Tokens that a step of writing looks back at, on average."""
+        """The mean context of a decode step, in tokens."""
         return self.prompt + self.gen // 2
 
     def speed(self, prefill_s: float, decode_s: float) -> float:
-        """Tokens/s read or, where more than one is written, written after the first."""
+        """Returns the tokens/s of prefill or, with more than one token, of decoding after the first."""
         if self.reads:
             return self.num_prompts * self.prompt / prefill_s
         return self.num_prompts * (self.gen - 1) / decode_s
@@ -57,7 +58,7 @@ PEAK_MEMORY = Workload("peak memory", 1, 512, 129)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Values of freedive and of a peer, measured in pairs. ``ratios``: how many times better freedive is."""
+    """Paired values of freedive and a peer; ``ratios`` are above 1 if freedive is better."""
 
     unit: str
     ours: list[float]
@@ -70,5 +71,5 @@ class Comparison:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """For a report."""
+    """Returns median and range for a report."""
     return {**asdict(Spread.of(values)), "values": list(values)}

@@ -1,4 +1,4 @@
-"""The command line: each subcommand is a function that is imported when it is used."""
+"""The command line: a table of subcommands, whose modules are imported only when they are called."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ COMMANDS = {
     "doctor": ("freedive.commands.doctor:doctor", "Show what this machine has for freedive, and what it lacks."),
     "version": ("freedive.commands.version:version", "Show the version."),
 }
+"""The function and the help text of each subcommand."""
 
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 
 class Commands(TyperGroup):
-    """The group of subcommands in :data:`COMMANDS`; prints a UserError as one line."""
+    """The group of the subcommands in :data:`COMMANDS`; it prints a UserError as one line and exits with status 1."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -71,7 +72,7 @@ class Commands(TyperGroup):
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
-        except OSError as error:  # a folder without permission, a disk failure: the system's message is clear
+        except OSError as error:  # a folder without permission, a failing disk: print the system's message
             if error.errno == errno.EPIPE:
                 raise
             print(f"error: {error.strerror or error}: {error.filename or 'freedive'}", file=sys.stderr)
@@ -103,7 +104,7 @@ def freedive(
 
 
 def main() -> None:
-    """Runs the ``freedive`` command; standard streams are UTF-8 in every locale, and invalid bytes are replaced."""
+    """Runs the ``freedive`` command with UTF-8 streams in any locale; bytes that are not UTF-8 are replaced."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")

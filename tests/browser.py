@@ -1,4 +1,4 @@
-"""A real browser, headless, and what a reader of the chat page does and sees in it."""
+"""A real headless browser, and a user's actions on the chat page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """Chromium, which `make test-all` installs where it may. Without it these tests are skipped, but fail in CI."""
+    """Chromium, which `make test-all` installs if it can. Without it these tests are skipped, but fail in CI."""
     binary, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (binary and chromedriver):
         missing = pytest.fail if os.environ.get("CI") else pytest.skip
@@ -34,14 +34,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(chromedriver))
-    # A window without a screen need not have the focus, which the page is tested for.
+    # A window without a screen may lack the focus, which the page is tested for.
     driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
     yield driver
     driver.quit()
 
 
 class Page:
-    """The chat page at ``url``, opened."""
+    """The chat page at ``url``."""
 
     def __init__(self, browser: webdriver.Chrome, url: str) -> None:
         self.browser = browser
@@ -61,9 +61,9 @@ class Page:
         return WebDriverWait(self.browser, seconds, 0.02).until(lambda _: self.find(selector))
 
     def wait_for_end(self) -> None:
-        """Until the newest answer is whole."""
+        """Waits until the newest answer is complete."""
         self.wait(".turn:last-child .meter .copy")
 
     def errors(self) -> list[str]:
-        """What the browser's console has complained of since last asked."""
+        """Returns the new messages of the browser's console."""
         return [entry["message"] for entry in self.browser.get_log("browser")]

@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms."""
+"""Fixtures of all test folders."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 
 from freedive.hub.sources import resolve
 
-# A runner may have been started with Ctrl-C ignored, as background jobs are; the processes that tests start and
-# interrupt would inherit that.
+# A test runner in the background ignores Ctrl-C, and the processes that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -28,8 +27,8 @@ LEFT_OUT = {
         "checkpoint/test_checkpoint_damage.py",
         "engine/test_page_store.py::test_a_writer_that_is_killed_leaves_nothing_damaged",
         "checkpoint/test_quantized.py::test_odd_values_in_a_configuration_are_survived",
-        "server/test_budget.py::test_bodies_without_a_key_are_answered_before_they_come",
-        "server/test_budget.py::test_no_body_holds_up_others",
+        "server/test_budget.py::test_requests_without_a_key_are_refused_before_their_body_is_read",
+        "server/test_budget.py::test_no_body_delays_other_requests",
         "server/test_chaos.py",
         "server/test_faults.py",
         "server/test_mutated_requests.py",
@@ -46,7 +45,10 @@ LEFT_OUT = {
         "train/test_run.py",
     ],
 }
-"""Files and tests that `make test` leaves to `make test-all`, by marker. Their fixture marks tests with a browser."""
+"""Files and tests that `make test` leaves to `make test-all`, by marker.
+
+A fixture marks the tests that use a browser.
+"""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -65,7 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def pages_folder() -> Iterator[None]:
-    """What tests ask stays out of the user's cache."""
+    """Keeps the pages of tests out of the user's cache."""
     with TemporaryDirectory(prefix="freedive-pages-", ignore_cleanup_errors=True) as folder:
         os.environ["FREEDIVE_PAGES"] = folder
         yield
@@ -73,5 +75,5 @@ def pages_folder() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
-    """The real default model, fetched once into the user's cache: SmolLM2-135M-Instruct as GGUF Q4_1."""
+    """The default model, downloaded once into the user's cache: SmolLM2-135M-Instruct as GGUF Q4_1."""
     return resolve("smollm2")

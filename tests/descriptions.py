@@ -1,4 +1,4 @@
-"""Made-up descriptions: between them every trait of model/spec.py, and shapes that no family has."""
+"""Synthetic model descriptions: together they have every trait of model/spec.py, and shapes that no family has."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def experts(num_experts: int = 6, num_chosen: int = 2, **traits: Any) -> Experts
 
 
 def model(attention: Attention | LatentAttention, ffn: FeedForward | Experts = DENSE, **traits: Any) -> ModelSpec:
-    """Two layers; the second sees through another window, with another rope."""
+    """Two layers with different windows and ropes."""
     if isinstance(attention, LatentAttention):
         other: Attention | LatentAttention = attention
     else:
@@ -153,7 +153,7 @@ SPREAD: dict[Role, float] = {"norm": 0.3, "bias": 0.3}
 
 
 def weights(described: ModelSpec) -> dict[str, Floats]:
-    """Random weights: matrices that keep the size of what they multiply, norms near 1, biases near 0."""
+    """Random weights: matrices that preserve the norm of their input, norms near 1, biases near 0."""
     rng = np.random.default_rng(0)
     return {
         name: (

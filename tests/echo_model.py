@@ -1,4 +1,4 @@
-"""A model that answers from a script, one character a token, a little later each: everything a server test needs."""
+"""A fake model that answers from a script, one character per token, with a delay: all that a server test needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SPEAKING = Dialect(
 
 
 class CharTokenizer:
-    """One token per character, its id the code point, below the surrogates."""
+    """One token per character; its id is the code point, which is below the surrogates."""
 
     vocab_size = 0xD800
 
@@ -59,7 +59,7 @@ class CharTokenizer:
 
 
 class EchoGeneration:
-    """Says ``answer``; keeps ``sampling`` and whether it was ``cancelled`` for the test to see."""
+    """Generates ``answer``; ``sampling`` and ``cancelled`` are for the test to check."""
 
     def __init__(self, answer: str, num_prompt_tokens: int, sampling: Sampling, delay_s: float, room: int) -> None:
         self.answer = answer
@@ -108,7 +108,7 @@ class EchoGeneration:
 
 
 class EchoEmbedding(EchoGeneration):
-    """The lengths of the prompt and of a vowel-free text of it."""
+    """An embedding of two numbers: the lengths of the prompt and of the prompt without vowels."""
 
     async def __aiter__(self) -> AsyncIterator[TokenOutput]:
         self.ended = True
@@ -164,7 +164,7 @@ class EchoEngine:
 
 @dataclass
 class EchoModel:
-    """``script`` maps a cue in the prompt to the answer; without a cue the prompt itself comes back."""
+    """``script`` maps a word in the prompt to the answer; without such a word the answer is the prompt itself."""
 
     name: str = "echo"
     created: int = 1_700_000_000
@@ -216,18 +216,18 @@ class EchoModel:
 
 
 def served(*models: Any) -> Models:
-    """All of them loaded."""
+    """Models that are all loaded."""
     return Models([model_entry(model) for model in models], models)
 
 
 def model_entry(model: EchoModel) -> ModelEntry:
-    """A model that can be loaded."""
+    """An entry of a model that can be loaded."""
     return ModelEntry(model.name, lambda: model, model.num_bytes, model.created, lambda: model.about)
 
 
 @contextmanager
 def serving(*models: Any, config: ServerConfig = DEFAULTS, **options: Any) -> Iterator[str]:
-    """The address of a real HTTP server over ``models``, in a thread of this process; ``options`` of create_app."""
+    """Serves ``models`` over real HTTP in a thread; yields the address. ``options`` go to create_app."""
     listener = listen("127.0.0.1", 0)
     running = server(create_app(served(*models), config, **options), config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})

@@ -1,6 +1,6 @@
-"""docs/families.md from the results of the tests: ``python tests/families_table.py results.xml >docs/families.md``.
+"""Makes docs/families.md from test results: ``python tests/families_table.py results.xml >docs/families.md``.
 
-The tests leave what they saw in the JUnit file as properties: the family, the kind of comparison, the distance.
+The tests write properties into the JUnit file: the family, the kind of comparison, the measured distance.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from freedive.model.spec import Experts, FeedForward, LatentAttention, Layer, Mi
 
 HEAD = """# Families
 
-Made by `make families` from what the tests saw. Each row compares tiny random models, which have every trait of the
+Made by `make families` from the results of the tests. Each row compares tiny random models with every trait of the
 family, with transformers in float32 (Pangu Pro MoE with a reference of its own): whole prompts, uneven chunks, token by
 token and ragged batches, at every instruction-set level of the machine. Figures are the largest distance of any logit;
-a test fails beyond 1e-4. "works" stands where all of a family's tests ran and passed. GGUF files under llama.cpp's
+a test fails beyond 1e-4. "works" means that all tests of a family ran and passed. GGUF files under llama.cpp's
 names give the logits of the same model's safetensors. Packed: the models in bf16, int8 and int4 at every level, as the
 error against exact arithmetic on the same weights.
 
@@ -36,7 +36,7 @@ KINDS = ("reference", "torch", "native", "gguf", "packed")
 
 @dataclass
 class Result:
-    """Of one family's tests of one kind."""
+    """The results of one kind of tests of a family."""
 
     num_tests: int = 0
     failed: bool = False
@@ -56,7 +56,7 @@ def main(results: Path) -> None:
 
 
 def read(results: Path) -> Mapping[tuple[str, str], Result]:
-    """Results by (name of a tiny configuration, kind)."""
+    """Returns the results by (name of a tiny configuration, kind)."""
     seen: dict[tuple[str, str], Result] = defaultdict(Result)
     for case in ElementTree.parse(results).iter("testcase"):
         noted = {entry.get("name", ""): entry.get("value", "") for entry in case.iter("property")}
@@ -69,7 +69,7 @@ def read(results: Path) -> Mapping[tuple[str, str], Result]:
 
 
 def row(family: Family, seen: Mapping[tuple[str, str], Result]) -> str:
-    """One line of the table: what the family is, and what its tests saw."""
+    """Returns one row of the table: the family, and its test results."""
     names = [name for name in TINY if tiny(name).spec.family == family.name]
     columns = {kind: total([seen.get((name, kind), Result()) for name in names]) for kind in KINDS}
     needed = [columns[kind] for kind in ("reference", "torch", "native")] + [columns["gguf"]] * bool(
@@ -80,7 +80,7 @@ def row(family: Family, seen: Mapping[tuple[str, str], Result]) -> str:
 
 
 def about(family: Family) -> str:
-    """The columns that follow from the description alone."""
+    """Returns the columns that follow from the description alone."""
     specs = [tiny(name).spec for name in TINY if tiny(name).spec.family == family.name]
     words = list(dict.fromkeys(trait for spec in specs for trait in traits(spec)))
     name = f"{family.name}, GGUF {family.gguf.architecture}" if family.gguf.architecture else family.name

@@ -40,7 +40,7 @@ class FeedForward(LlamaMLP):
 
 class Experts(nn.ModuleList):
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """x [T, hidden]; each token's experts and their weights [T, num_chosen]."""
+        """Computes experts for x [T, hidden]; the experts of each token and their weights are [T, num_chosen]."""
         rows = []
         for row, experts, shares in zip(x, chosen, weights, strict=True):
             rows.append(sum(share * self[expert](row) for expert, share in zip(experts, shares, strict=True)))
@@ -48,7 +48,7 @@ class Experts(nn.ModuleList):
 
 
 class MixtureOfGroupedExperts(nn.Module):
-    """The best expert of each group, weighted by its softmax over all experts and a scale of its own."""
+    """The best expert of each group, weighted by its softmax over all experts and by a scale of its own."""
 
     def __init__(self, config: PanguProMoEConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a server says of models that it has not loaded."""
+"""The facts that a server reports about models that are not loaded."""
 
 from __future__ import annotations
 

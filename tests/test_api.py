@@ -1,4 +1,4 @@
-"""freedive from Python with the real default model: it answers, and the same request has the same answer."""
+"""The Python API with the real default model: it answers, and the same request has the same answer."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_three_lines_answer() -> None:
     assert "Paris" in answer
 
 
-def test_an_answer_arrives_in_pieces(model: freedive.LanguageModel) -> None:
+def test_an_answer_is_streamed(model: freedive.LanguageModel) -> None:
     pieces = list(model.chat([{"role": "user", "content": "Count from one to ten."}], temperature=0, max_tokens=20))
     assert len(pieces) > 10
     assert all(pieces)
 
 
-def test_a_text_goes_on_without_a_template(model: freedive.LanguageModel) -> None:
+def test_a_text_is_continued_without_a_template(model: freedive.LanguageModel) -> None:
     text = "".join(model.complete("The capital of France is", temperature=0, max_tokens=3))
     assert text.startswith(" ")
     assert "Paris" in text
@@ -88,7 +88,7 @@ def submit(model: freedive.LanguageModel, prompt: str, **sampling: Any) -> Gener
 
 @cache
 def alone(request: str) -> tuple[str, list[int]]:
-    """Text and tokens of the request by itself, in one chunk, on one thread."""
+    """Returns text and tokens of the request alone, in one chunk, on one thread."""
     with freedive.load("smollm2", threads=1, cache_tokens=128, prefix_cache="off") as model:
         return read(submit(model, STORY, **REQUESTS[request]))
 
@@ -98,7 +98,7 @@ def alone(request: str) -> tuple[str, list[int]]:
     [{"prefill_chunk": 512}, {"prefill_chunk": 16, "threads": 2}, {"prefill_chunk": 7, "max_batch": 3}],
     ids=str,
 )
-def test_companions_chunks_and_threads_do_not_show(settings: dict[str, Any]) -> None:
+def test_an_answer_does_not_depend_on_batch_chunks_or_threads(settings: dict[str, Any]) -> None:
     alike = {"threads": 1, "cache_tokens": 2048, "prefix_cache": "off"}
     with freedive.load("smollm2", **{**alike, **settings}) as model:
         companions = [submit(model, text, temperature=1.0, seed=3) for text in COMPANIONS]
@@ -108,7 +108,7 @@ def test_companions_chunks_and_threads_do_not_show(settings: dict[str, Any]) -> 
         assert all(read(companion) for companion in companions)
 
 
-def test_preemption_does_not_show() -> None:
+def test_an_answer_does_not_depend_on_preemption() -> None:
     with freedive.load("smollm2", threads=2, cache_tokens=160, prefix_cache="off") as model:
         generations = {request: submit(model, STORY, **sampling) for request, sampling in REQUESTS.items()}
         for request, generation in generations.items():
@@ -126,7 +126,7 @@ def test_seeds_differ(model: freedive.LanguageModel) -> None:
     assert len({read(generation)[0] for generation in generations}) == 4
 
 
-# --- leaving early ------------------------------------------------------------------------------------------------
+# --- cancelling ---------------------------------------------------------------------------------------------------
 
 
 def wait_for_all_pages(model: freedive.LanguageModel) -> None:
@@ -159,7 +159,7 @@ def test_leaving_the_loop_cancels(model: freedive.LanguageModel) -> None:
     wait_for_all_pages(model)
 
 
-# --- what cannot be had -------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_model_is_refused_with_a_hint() -> None:

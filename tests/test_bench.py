@@ -1,4 +1,4 @@
-"""Measuring: the two commands with the real model, and the arithmetic of the comparisons."""
+"""The commands bench and doctor with the real model, and the arithmetic of the comparisons."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_bench_reports_every_figure_with_its_spread(smollm2_path: Path) -> None:
         *("prefill_tokens_per_s", "decode_tokens_per_s", "batch_decode_tokens_per_s", "first_token_s", "startup_s")
     }
     assert all(0 < spread["low"] <= spread["median"] <= spread["high"] for spread in results.values())
-    # Whoever waits for the first token waits at least until all 40 tokens are read.
+    # The first token cannot come before all 40 prompt tokens are computed.
     assert results["first_token_s"]["high"] >= 40 / results["prefill_tokens_per_s"]["low"] * 0.999
 
 
@@ -100,7 +100,7 @@ def test_a_trace_adds_up(smollm2_path: Path) -> None:
             assert step[key] == pytest.approx(sum(each[key] for each in step["operations"]))
         assert sum(each["kind"] == "head" for each in step["operations"]) == 1
         assert [each["count"] for each in step["operations"] if each["kind"] == "ffn.down"] == [30]
-    assert 90e6 < report["steps"]["writing a token after 40"]["bytes"] < 110e6  # the model's size, and a short cache
+    assert 90e6 < report["steps"]["writing a token after 40"]["bytes"] < 110e6  # the model, and a short cache
 
 
 def test_a_trace_that_does_not_fit_is_refused_in_one_line(smollm2_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_every_kernel_is_measured_where_a_level_and_a_format_are_chosen(tmp_path
     figures = json.loads((tmp_path / "out" / "kernels.json").read_text("utf-8"))["figures"]
     assert {each["case"] for each in figures} == {"MXFP4"}
     assert [each["point"] for each in figures] == ["1", "2", "4", "8", "16", "48"] * 2
-    for each in figures:  # 18 bytes hold 32 weights once packed
+    for each in figures:  # 32 packed weights take 18 bytes
         assert each["tops"] * 1e12 / (2 * int(each["point"])) / 32 * 18 == pytest.approx(
             each["gb_per_s"] * 1e9, rel=0.01
         )
@@ -199,7 +199,7 @@ def test_a_speed_counts_the_tokens_read_or_those_written_after_the_first() -> No
     assert Workload("", 8, 16, 129).speed(9.9, 2.0) == 512
 
 
-def test_the_first_turn_alternates() -> None:
+def test_the_order_of_engines_alternates() -> None:
     assert [in_turns([OURS, THEIRS], turn)[0] for turn in range(4)] == [OURS, THEIRS, OURS, THEIRS]
 
 
@@ -251,7 +251,7 @@ def test_nothing_is_measured_where_no_peer_starts() -> None:
     assert peer.faults == {"start": "no"}
 
 
-def test_who_is_far_behind_or_did_not_start_is_not_tried_again() -> None:
+def test_an_engine_that_is_slow_or_did_not_start_is_not_measured_again() -> None:
     def found(ratio: float, fault: str) -> dict[str, object]:
         row = {"unit": "tokens/s", "ratios": {"vLLM bf16": {"median": ratio}, "llama.cpp": {"median": 9.0}}}
         return {"results": {"w": row}, "faults": {"vLLM int4": {fault: "no"}}}
@@ -265,7 +265,7 @@ def test_who_is_far_behind_or_did_not_start_is_not_tried_again() -> None:
 def test_the_bytes_of_a_step_are_those_of_the_weights_that_it_reads_and_of_its_cache() -> None:
     model = describe_config(SHAPES["qwen3-moe"].config)
     table = params(model)
-    cost = Cost.of(model, {name: float(param.size) for name, param in table.items()})  # a byte each
+    cost = Cost.of(model, {name: float(param.size) for name, param in table.items()})  # one byte for each weight
     one, batch = Workload("", 1, 16, 129), Workload("", 8, 16, 129)
     cache = 7 * 2 * 4 * 128 * 2 * one.context
     shared = size(model).active - model.hidden_dim - 7 * 8 * 3 * 2048 * 768

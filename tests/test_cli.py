@@ -1,4 +1,4 @@
-"""The command line: what goes where, and what each fault looks like. The model is a fake that repeats."""
+"""The command line: outputs, settings and error messages. The model is a fake that repeats the last message."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ freedive.load = lambda name, **config: Fake()
 from freedive.cli import main
 main()
 """
-"""A whole process of freedive whose model repeats the last message and counts the messages."""
+"""The program of a freedive process whose model repeats the last message and counts the messages."""
 
 
 class FakeModel:
-    """Repeats; remembers what it was asked, and how."""
+    """Repeats the last message; keeps the requests and settings for the test to check."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, dict[str, Any]]] = []
@@ -146,7 +146,7 @@ def test_run_prints_only_the_answer(fake: FakeModel) -> None:
     assert fake.closed
 
 
-def test_thoughts_go_nowhere_without_a_terminal(fake: FakeModel) -> None:
+def test_thoughts_are_not_printed_without_a_terminal(fake: FakeModel) -> None:
     result = invoke("run", "m", "think")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "you said: think\n", "")
 
@@ -156,7 +156,7 @@ def test_run_reads_standard_input(fake: FakeModel, arguments: list[str]) -> None
     assert invoke(*arguments, input="two\nlines\n").stdout == "you said: two\nlines\n"
 
 
-def test_run_passes_what_was_asked_and_nothing_else(fake: FakeModel) -> None:
+def test_run_passes_only_the_given_settings(fake: FakeModel) -> None:
     flags = "--temperature 0 --top-k 5 --stop A --stop B --seed 7 --logit-bias 5=-1.5 --stop-token-ids 3 --ignore-eos"
     result = invoke("run", "m", "x", "--system", "be brief", "--threads", "2", *flags.split())
     assert result.exit_code == 0
@@ -206,7 +206,7 @@ def test_raw_continues_text(fake: FakeModel) -> None:
         (["show", "./none.gguf"], "error: There is no file or folder"),
     ],
 )
-def test_a_users_fault_is_one_line(fake: FakeModel, arguments: list[str], fault: str) -> None:
+def test_a_user_error_is_one_line(fake: FakeModel, arguments: list[str], fault: str) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 1
     assert result.stdout.strip() == ""
@@ -251,7 +251,7 @@ def test_shell_completion_knows_the_commands(shell: str) -> None:
         command = [sys.executable, "-m", "freedive", *arguments]
         return subprocess.run(command, env=os.environ | environment, text=True, stdout=subprocess.PIPE).stdout
 
-    # Without detection the shell is an argument; a test's parent may be none.
+    # Without detection the shell is an argument; the parent of a test may be no shell.
     script = freedive("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_FREEDIVE_COMPLETE" in script
     words = {"_TYPER_COMPLETE_ARGS": "freedive s", "COMP_WORDS": "freedive s", "COMP_CWORD": "1"}
@@ -269,7 +269,7 @@ def test_chat_answers_each_line_of_a_pipe_and_remembers(fake: FakeModel) -> None
     assert fake.closed
 
 
-def test_chat_remembers_thoughts_beside_the_answer(fake: FakeModel) -> None:
+def test_chat_keeps_thoughts_with_the_answer(fake: FakeModel) -> None:
     assert invoke("chat", input="think\nmore\n").stdout == "you said: think\nyou said: more\n"
     assert fake.calls[1][0] == [
         {"role": "user", "content": "think"},
@@ -278,13 +278,13 @@ def test_chat_remembers_thoughts_beside_the_answer(fake: FakeModel) -> None:
     ]
 
 
-def test_chat_through_a_pipe_ends_at_a_fault(fake: FakeModel) -> None:
+def test_chat_through_a_pipe_ends_at_an_error(fake: FakeModel) -> None:
     result = invoke("chat", "m", "--system", "s", input="too long\nmore\n")
     assert (result.exit_code, result.stderr) == (1, "error: The prompt is too long. Shorten it\n")
     assert len(fake.calls) == 1
 
 
-def test_list_and_show_and_rm_know_what_is_here(fake: FakeModel, tmp_path: Path) -> None:
+def test_list_show_and_rm_use_the_models_in_the_cache(fake: FakeModel, tmp_path: Path) -> None:
     folder = cache.model_folder("hf:owner/name") / cache.FILES
     folder.mkdir(parents=True)
     (folder / "m.gguf").write_bytes(b"0" * 2_000_000)
@@ -323,7 +323,7 @@ def test_pull_fetches_what_cannot_run_yet_and_says_so(fake: FakeModel, monkeypat
     assert "m.gguf (freedive cannot run no-such-family yet)" in result.stdout
 
 
-def test_rm_of_a_local_file_takes_only_what_was_packed_from_it(fake: FakeModel, tmp_path: Path) -> None:
+def test_rm_of_a_local_file_deletes_only_its_packed_store(fake: FakeModel, tmp_path: Path) -> None:
     model = tmp_path / "own.gguf"
     model.write_bytes(b"mine")
     store = cache.packed_path(model, "v1")
@@ -333,7 +333,7 @@ def test_rm_of_a_local_file_takes_only_what_was_packed_from_it(fake: FakeModel, 
     assert not store.exists()
 
 
-def test_bytes_that_are_no_text_are_replaced(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_replaced(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FAKE, "run", "m"],
         input=b"a \xff b",
@@ -353,7 +353,7 @@ def test_ctrl_c_ends_a_command_with_130() -> None:
     assert "Traceback" not in complaints
 
 
-def test_a_fault_of_the_system_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_system_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").write_text("not a folder")
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path / "home"))
     result = CliRunner().invoke(app, ["rm", "smollm2"])
@@ -373,7 +373,7 @@ def test_a_broken_pipe_is_quiet() -> None:
 
 
 class Terminal:
-    """freedive (chat) with a terminal of its own for input and prompts; the answers go into a pipe."""
+    """A freedive chat process with a terminal for input and prompts; its answers go into a pipe."""
 
     def __init__(self, home: Path, *arguments: str) -> None:
         self.master, slave = pty.openpty()
@@ -395,7 +395,7 @@ class Terminal:
         os.close(self.out)
 
     def wait_for(self, text: str, place: int) -> None:
-        """Until ``text`` has been shown there since the last such wait."""
+        """Waits until ``text`` has appeared in the output ``place`` since the last such wait."""
         deadline = time.monotonic() + 20
         while text not in self.shown[place]:
             assert time.monotonic() < deadline, (text, self.shown)
@@ -407,7 +407,7 @@ class Terminal:
         os.write(self.master, f"{line}\r".encode())
 
     def end(self) -> None:
-        """Ctrl-D, which counts only at the prompt."""
+        """Types Ctrl-D, which only the prompt reads."""
         deadline = time.monotonic() + 10
         while self.child.poll() is None:
             assert time.monotonic() < deadline, self.shown
@@ -416,7 +416,7 @@ class Terminal:
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["new", "of an earlier version"])
-def test_what_was_asked_in_a_chat_is_for_nobody_else_to_read(
+def test_the_chat_history_is_readable_by_its_owner_alone(
     kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path / "home"))
@@ -431,7 +431,7 @@ def test_what_was_asked_in_a_chat_is_for_nobody_else_to_read(
     assert history.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_chat_whose_lines_cannot_be_kept_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_works_if_its_history_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").write_text("a file")
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path / "home"))
     _prompt_session().history.store_string("hello")
@@ -465,7 +465,7 @@ def test_chat_on_a_terminal(tmp_path: Path) -> None:
     assert "hello" in (tmp_path / "history").read_text()
 
 
-def test_chat_shows_thoughts_dim_and_forgets_those_that_led_nowhere(tmp_path: Path) -> None:
+def test_chat_shows_thoughts_dimmed_and_drops_those_without_an_answer(tmp_path: Path) -> None:
     with Terminal(tmp_path) as terminal:
         terminal.wait_for(">", terminal.master)
         terminal.type("ponder")
@@ -482,7 +482,7 @@ def test_chat_shows_thoughts_dim_and_forgets_those_that_led_nowhere(tmp_path: Pa
         terminal.end()
 
 
-def test_run_shows_thoughts_dim_on_a_terminal(tmp_path: Path) -> None:
+def test_run_shows_thoughts_dimmed_on_a_terminal(tmp_path: Path) -> None:
     with Terminal(tmp_path, "run", "m", "ponder") as terminal:
         terminal.wait_for("ponder (1)\n", terminal.out)
         terminal.wait_for("\x1b[2mhm\x1b[0m\r\n\r\n", terminal.master)

@@ -1,4 +1,4 @@
-"""Examples of the documentation run as they stand."""
+"""The Python examples of the documentation run as they are."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def test_examples_of_python_run_in_their_order() -> None:
     assert len(blocks) > 8
     for block in blocks:
         line = text.count("\n", 0, block.start(1))
-        exec(compile("\n" * line + block[1], "docs/python.md", "exec"), names)  # so that a traceback names the line
+        exec(compile("\n" * line + block[1], "docs/python.md", "exec"), names)  # for line numbers in tracebacks
     assert names["model"].engine.failure == ""

@@ -1,4 +1,5 @@
-"""The real model through every door: the command line, HTTP with the official client, and the page in a browser."""
+"""The real model through every interface: the command line, HTTP with the official client, and the
+page in a browser."""
 
 from __future__ import annotations
 
@@ -33,12 +34,12 @@ ENDLESS: list[Any] = [{"role": "user", "content": "Count from one to five thousa
 
 @pytest.fixture(scope="module", autouse=True)
 def packed(smollm2_path: Path) -> None:
-    """The model is fetched and packed before the first command runs."""
+    """Downloads and packs the model before the first command runs."""
     freedive.load(str(smollm2_path), cache_tokens=64).close()
 
 
 def command(*arguments: str, input: str | bytes = "", timeout: float = 60) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a ``freedive`` process."""
+    """Returns exit code, standard output and standard error of a ``freedive`` process."""
     data = input.encode() if isinstance(input, str) else input
     done = subprocess.run([*COMMAND, *arguments], input=data, capture_output=True, cwd=ROOT, timeout=timeout)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
@@ -57,7 +58,7 @@ def test_run_names_paris_and_prints_nothing_else() -> None:
 
 def test_run_reads_standard_input_and_repeats_itself() -> None:
     arguments: tuple[str, ...] = ("run", "smollm2", "-", "--temperature", "0.8", "--seed", "5", "--max-tokens", "12")
-    arguments += ("--prefix-cache", "off")  # all is computed, twice
+    arguments += ("--prefix-cache", "off")  # both runs compute everything
     first = command(*arguments, input="Tell me about the sea.\n")
     assert first[0] == 0
     assert len(first[1].split()) > 3
@@ -91,7 +92,7 @@ def test_chat_fed_by_a_pipe_answers_each_line() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_each_fault_is_one_line(arguments: list[str], input: str, code: int, words: str) -> None:
+def test_each_error_is_one_line(arguments: list[str], input: str, code: int, words: str) -> None:
     got, out, err = command(*arguments, input=input)
     assert (got, out) == (code, ""), err
     assert words in err
@@ -116,7 +117,7 @@ def test_an_unusable_isa_level_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert "scalar" in err
 
 
-def test_a_reader_that_leaves_ends_run_quietly() -> None:
+def test_a_closed_pipe_ends_run_quietly() -> None:
     arguments = [*COMMAND, "run", "smollm2", "Write a long story.", "--max-tokens", "300", "--ignore-eos"]
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
@@ -131,7 +132,7 @@ def test_a_reader_that_leaves_ends_run_quietly() -> None:
 
 
 class Server:
-    """``freedive serve`` as its own process, on a free port."""
+    """``freedive serve`` in a process of its own, on a free port."""
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
@@ -148,7 +149,7 @@ class Server:
         self.url = found[0]
 
     def stop(self) -> str:
-        """Ctrl-C; what it still says on standard error."""
+        """Sends Ctrl-C; returns the rest of standard error."""
         self.process.send_signal(signal.SIGINT)
         try:
             _, err = self.process.communicate(timeout=20)
@@ -203,7 +204,7 @@ def test_the_official_client_completes_a_text(client: openai.OpenAI) -> None:
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (9, "length")
 
 
-def test_requests_at_once_answer_as_alone(client: openai.OpenAI) -> None:
+def test_concurrent_requests_answer_as_alone(client: openai.OpenAI) -> None:
     def answer(number: int, seed: int) -> str | None:
         done = client.chat.completions.create(
             model="smollm2",
@@ -220,8 +221,8 @@ def test_requests_at_once_answer_as_alone(client: openai.OpenAI) -> None:
         assert list(pool.map(answer, numbers, seeds)) == alone
 
 
-def test_a_client_that_leaves_frees_its_place(server: str, client: openai.OpenAI) -> None:
-    longer = {"max_tokens": 400, "extra_body": {"ignore_eos": True}}  # than the client takes to look
+def test_a_disconnected_client_frees_its_slot(server: str, client: openai.OpenAI) -> None:
+    longer = {"max_tokens": 400, "extra_body": {"ignore_eos": True}}  # more tokens than the client waits for
     with client.chat.completions.create(model="smollm2", messages=ENDLESS, stream=True, **longer) as stream:
         for chunk, _ in zip(stream, range(4), strict=False):
             assert chunk.object == "chat.completion.chunk"
@@ -263,7 +264,7 @@ def test_ctrl_c_ends_the_server_in_the_middle_of_an_answer() -> None:
 # --- the page -----------------------------------------------------------------------------------------------------
 
 
-def test_the_page_answers_in_pieces_and_stops_a_second_answer(browser: webdriver.Chrome, server: str) -> None:
+def test_the_page_streams_an_answer_and_stops_a_second_one(browser: webdriver.Chrome, server: str) -> None:
     page = Page(browser, server)
     page.ask("Explain in two sentences what rain is.")
     page.wait(".answer .tail p")

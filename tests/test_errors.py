@@ -1,4 +1,4 @@
-"""Errors: their tree, their HTTP statuses and the style of their sentences."""
+"""The errors: their class tree, their HTTP statuses and the style of their messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TREES = {path: ast.parse(path.read_text("utf-8")) for path in sorted(FOLDER.rglo
 
 @cache
 def bases() -> dict[str, str]:
-    """The class that each kind of UserError is derived from, by name."""
+    """Returns the base class of each UserError class, by name."""
     classes = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     found = {"UserError": ""}
     while more := {
@@ -35,7 +35,7 @@ def bases() -> dict[str, str]:
 
 
 def drawn() -> dict[str, str]:
-    """The same, as the docstring of ``freedive.errors`` draws it."""
+    """Returns the base class of each UserError class as the docstring of ``freedive.errors`` draws it."""
     found, above = {}, [""]
     for line in (errors.__doc__ or "").partition("::\n")[2].splitlines():
         if line.strip():
@@ -57,7 +57,8 @@ def test_every_class_has_a_status_and_subclasses_that_of_their_base() -> None:
 
 
 def sentences() -> Iterator[tuple[str, list[str]]]:
-    """Where a UserError is made, by its class or by a function that returns one, and how its texts can end."""
+    """Yields where a UserError is made, by its class or by a function that returns one, and the ends of
+    its messages."""
     for path, tree in TREES.items():
         makers = set(kinds := bases())
         for node in ast.walk(tree):
@@ -70,7 +71,8 @@ def sentences() -> Iterator[tuple[str, list[str]]]:
 
 
 def ends(node: ast.expr, path: Path | None) -> list[str]:
-    """How the text of an argument can end: literals in it, and those assigned to its name in the file ``path``."""
+    """Returns the possible ends of an argument's text: its literals, and those assigned to its name in the file
+    ``path``."""
     match node:
         case ast.Constant(value=str(text)):
             return [text]
@@ -92,7 +94,7 @@ def ends(node: ast.expr, path: Path | None) -> list[str]:
 
 
 def test_sentences_of_errors_end_without_a_full_stop() -> None:
-    """str(UserError) joins both by one, and log lines and JSON messages end like others."""
+    """str(UserError) joins both sentences by a full stop, and log lines and JSON messages have no final one."""
     made = list(sentences())
     assert len(made) > 250
     assert [place for place, texts in made if any(text.rstrip().endswith((".", "!", "\n")) for text in texts)] == []

@@ -1,4 +1,4 @@
-"""A folder as a hub has it: configuration, safetensors, tokenizer and recommended sampling, from load to text."""
+"""A folder as on a model hub: configuration, safetensors, tokenizer and recommended sampling, from load to text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ADVICE = {"do_sample": True, "temperature": 0.3, "top_k": 7, "eos_token_id": 2}
 
 @pytest.fixture(params=["llama", "qwen2", "qwen3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny random model of the family, whose tokens are words w0 ... w127."""
+    """A tiny random model of the family, whose tokens are the words w0 ... w127."""
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path / "home"))
     folder = tmp_path / "model"
     save(request.param, folder)
@@ -48,7 +48,7 @@ def test_greedy_answers_equal_transformers(folder: Path) -> None:
     assert tokens == expected[0, len(prompt) :].tolist()
 
 
-def test_instructions_amid_a_conversation_are_asked_where_the_template_refuses_them(folder: Path) -> None:
+def test_a_system_message_in_the_middle_becomes_a_user_message_if_the_template_refuses_it(folder: Path) -> None:
     strict = """{% for m in messages %}{% if m.role == "system" and not loop.first %}{{ raise_exception("no") }}
     {%- endif %}{{ m.content }} {% endfor %}w5"""
     (folder / "chat_template.jinja").write_text(strict)
@@ -59,7 +59,7 @@ def test_instructions_amid_a_conversation_are_asked_where_the_template_refuses_t
         assert model.prepare(ChatInput(messages)).tokens == [9, 30, 77, 5]
 
 
-def test_recommended_sampling_applies_where_nothing_is_said(folder: Path) -> None:
+def test_recommended_sampling_is_the_default(folder: Path) -> None:
     with freedive.load(str(folder), cache_tokens=256) as model:
         assert (model.sampling().temperature, model.sampling().top_k) == (0.3, 7)
         assert (model.sampling(temperature=1.5).temperature, model.sampling(temperature=1.5).top_k) == (1.5, 7)
@@ -72,6 +72,6 @@ def test_recommended_sampling_applies_where_nothing_is_said(folder: Path) -> Non
         {"temperature": -0.5, "top_k": True, "top_p": "1", "repetition_penalty": float("inf")},
     ],
 )
-def test_advice_that_no_sampler_can_follow_is_left_out(advice: dict[str, object], tmp_path: Path) -> None:
+def test_invalid_recommended_sampling_is_ignored(advice: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({**advice, "min_p": 0.1}))
     assert recommended(str(tmp_path), tmp_path) == {"min_p": 0.1}

@@ -1,4 +1,4 @@
-"""What the process may use, where a container limits it."""
+"""The memory and threads that the process may use when a container limits them."""
 
 from __future__ import annotations
 

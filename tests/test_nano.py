@@ -1,4 +1,4 @@
-"""The model that comes with freedive: small, sparse, trained by freedive, able to do what it was trained for."""
+"""The bundled model nano: small, sparse, trained by freedive, and able to do what it was trained for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def said(model: freedive.LanguageModel, question: str, **sampling: float) -> str
 
 
 def chat(model: freedive.LanguageModel, *questions: str) -> list[str]:
-    """The answers to questions that are asked one after the other in one chat, without thoughts."""
+    """Returns the answers, without thoughts, to questions that are asked in sequence in one chat."""
     messages: list[dict[str, str]] = []
     for question in questions:
         messages.append({"role": "user", "content": question})
@@ -49,7 +49,7 @@ def test_it_thinks_before_it_answers(nano: freedive.LanguageModel) -> None:
     assert "".join(event.text for event in events if isinstance(event, freedive.Thought)) == task.steps
 
 
-def test_its_thoughts_are_served_apart(nano: freedive.LanguageModel) -> None:
+def test_its_thoughts_are_served_as_reasoning(nano: freedive.LanguageModel) -> None:
     (task,) = islice(tasks(12, held_out=True), 1)
     body = {"model": nano.name, "messages": [{"role": "user", "content": task.question}], "temperature": 0}
     with serving(nano) as url:
@@ -101,7 +101,7 @@ def test_it_says_who_it_is(nano: freedive.LanguageModel, question: str) -> None:
         ("What is the capital of France?", "do not know"),
     ],
 )
-def test_it_answers_what_is_said_besides(nano: freedive.LanguageModel, asked: str, words: str) -> None:
+def test_it_answers_small_talk(nano: freedive.LanguageModel, asked: str, words: str) -> None:
     answer = said(nano, asked)
     assert words in answer
     assert len(answer.split()) < 25
@@ -130,7 +130,7 @@ def test_it_solves_tasks_after_other_turns(nano: freedive.LanguageModel, before:
     assert sum(right) >= 8, [task.question for task, well in zip(asked, right, strict=True) if not well]
 
 
-def test_what_came_before_does_not_decide_what_an_answer_is(nano: freedive.LanguageModel) -> None:
+def test_an_answer_fits_its_question_after_any_turn(nano: freedive.LanguageModel) -> None:
     story = "Tell me a story about a lost ball."
     total, told, thanks, greeting, again = chat(
         nano, "What is 12 + 30?", story, "Thank you!", "Hello!", "What is 21 + 45?"

@@ -1,4 +1,4 @@
-"""The prefix cache with the real default model: the same answers, sooner, in this process and in the next."""
+"""The prefix cache with the real default model: equal answers, sooner, in this process and in the next."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Answer = list[tuple[int, TokenLogprobs]]
 
 @pytest.fixture
 def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where pages are kept while the test runs."""
+    """The folder of the stored pages during the test."""
     monkeypatch.setenv("FREEDIVE_PAGES", str(tmp_path / "pages"))
     return tmp_path / "pages"
 
 
 def conversation(**settings: Any) -> tuple[list[Answer], list[int], EngineStats]:
-    """Answers to questions about one text, how many tokens of each were found, and what the engine counted."""
+    """Asks questions about one text; returns the answers, the cached tokens of each, and the engine's statistics."""
     answers, found = [], []
     with freedive.load("smollm2", cache_tokens=2048, **settings) as model:
         messages = [{"role": "system", "content": TEXT * 5}]
@@ -76,7 +76,7 @@ def folders(pages: Path) -> Iterator[str]:
     return (path.name for path in pages.glob("*"))
 
 
-def test_each_way_of_computing_has_pages_of_its_own(pages: Path, smollm2_path: Path, tmp_path: Path) -> None:
+def test_each_precision_and_kernel_has_pages_of_its_own(pages: Path, smollm2_path: Path, tmp_path: Path) -> None:
     copy = tmp_path / smollm2_path.name
     shutil.copyfile(smollm2_path, copy)
     seen: set[str] = set()
@@ -96,7 +96,7 @@ def test_each_way_of_computing_has_pages_of_its_own(pages: Path, smollm2_path: P
     assert len(set(folders(pages))) == 3
 
 
-def test_weights_that_were_changed_know_nothing_of_before(pages: Path, tmp_path: Path) -> None:
+def test_changed_weights_use_no_old_pages(pages: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"weights")
     before = cache.pages_folder(path, "balanced")
@@ -107,12 +107,12 @@ def test_weights_that_were_changed_know_nothing_of_before(pages: Path, tmp_path:
 
 
 @pytest.mark.parametrize("settings", [{"disk_cache_gb": 0}, {"prefix_cache": "off"}], ids=str)
-def test_nothing_is_kept_that_is_not_wanted(pages: Path, settings: dict[str, Any]) -> None:
+def test_no_pages_are_stored_if_the_cache_is_off(pages: Path, settings: dict[str, Any]) -> None:
     conversation(**settings)
     assert not pages.exists()
 
 
-def test_the_next_process_begins_where_the_last_one_was(pages: Path) -> None:
+def test_the_next_process_finds_the_stored_pages(pages: Path) -> None:
     command = [sys.executable, "-m", "freedive", "run", "smollm2", "--temperature", "0", "--max-tokens", "8"]
 
     def run() -> tuple[str, dict[str, float]]:
@@ -122,9 +122,9 @@ def test_the_next_process_begins_where_the_last_one_was(pages: Path) -> None:
     (said, kept), (said_again, kept_again) = run(), run()
     assert said_again == said
     assert kept.keys() == kept_again.keys()
-    assert any(kept_again[name] > kept[name] for name in kept)  # they were read
+    assert any(kept_again[name] > kept[name] for name in kept)  # the pages were read, which updates their time
 
 
-def test_tests_keep_out_of_the_users_cache() -> None:
+def test_tests_do_not_use_the_users_cache() -> None:
     assert os.environ["FREEDIVE_PAGES"]
     assert not cache.pages_folder(Path("model.gguf"), "").is_relative_to(cache.home())

@@ -1,4 +1,7 @@
-"""Thoughts, text and calls from Python, told apart as they come. The model is a script of tokens, one a character."""
+"""Thoughts, text and tool calls from Python, separated as they arrive.
+
+The model is a script of tokens, one per character.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ OPENED = THINKING + "<think>\n"
 
 
 class Script:
-    """A runner that writes ``tokens``, then the last of them again and again, and keeps the prompts it was given."""
+    """A runner that outputs ``tokens`` and then repeats the last one; it keeps the prompts that it was given."""
 
     num_pages = 64
     max_context = 1024
@@ -54,7 +57,7 @@ class Script:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """Of bytes, with <think>, </think> and <tool_call> as special tokens; </tool_call> is written in letters."""
+    """A tokenizer of bytes with <think>, </think> and <tool_call> as special tokens; </tool_call> is plain letters."""
     alphabet = {letter: index for index, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}
     core = tokenizers.Tokenizer(models.BPE(alphabet, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -100,7 +103,7 @@ def answer(model: LanguageModel, tools: Any = (), **sampling: Any) -> tuple[str,
         (THINKING, "Write <thi or <b>.\n<|end|>", "Write <thi or <b>.\n", ""),
     ],
 )
-def test_thoughts_are_told_from_text(make: Make, template: str, says: str, content: str, reasoning: str) -> None:
+def test_thoughts_are_separated_from_text(make: Make, template: str, says: str, content: str, reasoning: str) -> None:
     model = make(says, template)
     assert answer(model) == (content, reasoning, ())
     assert "".join(model.chat(ASK, temperature=0)) == content
@@ -115,7 +118,7 @@ def test_an_answer_can_be_cut_anywhere(make: Make, length: int) -> None:
     assert content == "\nHello <b!"[:shown].lstrip()
 
 
-def test_events_come_as_they_are_certain(make: Make) -> None:
+def test_events_arrive_as_soon_as_they_are_certain(make: Make) -> None:
     events = list(make("<think>ab</think>cd<|end|>").chat(ASK, temperature=0).events())
     assert events == [Thought("a"), Thought("b"), Text("c"), Text("d")]
 
@@ -137,7 +140,7 @@ def test_a_template_is_given_the_tools(make: Make, tokenizer: Tokenizer) -> None
         assert tokenizer.decode(model.runner.prompt) == prompt  # type: ignore[attr-defined]
 
 
-def test_a_stop_string_looks_at_the_answer_alone(make: Make) -> None:
+def test_a_stop_string_applies_to_the_answer_alone(make: Make) -> None:
     said = "<think>one two</think>three two one<|end|>"
     assert answer(make(said), stop=("two",)) == ("three ", "one two", ())
 

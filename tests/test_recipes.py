@@ -1,4 +1,4 @@
-"""Recipes: what they make of archives like the real ones; no network."""
+"""The recipes: what they make of archives like the real ones, without network access."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ CHAPTERS = [
 
 
 def serialised(strings: Sequence[str], version: int) -> bytes:
-    """A character vector as R writes it."""
+    """Returns a character vector as R writes it."""
     head = b"X\n" + struct.pack(">iii", version, 0x40201, 0x30500)
     head += struct.pack(">i", 5) + b"UTF-8" if version == 3 else b""
     body = b"".join(struct.pack(">ii", 0x40009, len(text.encode())) + text.encode() for text in strings)

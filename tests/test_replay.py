@@ -1,4 +1,4 @@
-"""Recorded requests answered again: the same tokens, or where they differ."""
+"""Recorded requests are answered again: with the same tokens, or with the first difference."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def changed(file: Path, to: Path, change: Any) -> Path:
     return to
 
 
-def test_a_recorded_answer_comes_again(recorded: Path) -> None:
+def test_a_recorded_answer_is_reproduced(recorded: Path) -> None:
     done = cli("replay", recorded, "--threads", 1, "--prefix-cache", "off")
     assert done.exit_code == 0
     number = len(Recording.from_json(recorded.read_bytes()).answers[0].token_ids)
     assert done.stdout == f"answer 1: the same, {number} tokens\n"
 
 
-def test_a_difference_is_told_by_its_first_token(recorded: Path, tmp_path: Path) -> None:
+def test_the_first_different_token_is_reported(recorded: Path, tmp_path: Path) -> None:
     def change(data: Any) -> None:
         data["answers"][0]["token_ids"][3] = 6
         data["made_by"]["code"] = "other"
@@ -69,13 +69,13 @@ def test_what_is_no_recording_is_refused(recorded: Path, tmp_path: Path, change:
         Recording.from_json((tmp_path / "bad.json").read_bytes())
 
 
-def test_a_file_that_is_not_there_and_one_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+def test_a_missing_file_and_one_that_cannot_be_written_are_reported(tmp_path: Path) -> None:
     assert "cannot be read" in cli("replay", tmp_path / "none.json").stderr
     done = cli("run", "nano", "Hi", "--max-tokens", 1, "--save-request", tmp_path / "no" / "file.json")
     assert (done.exit_code, "cannot be written" in done.stderr) == (1, True)
 
 
-def test_every_choice_of_every_input_comes_again_with_its_own_seed() -> None:
+def test_every_choice_of_every_input_is_replayed_with_its_own_seed() -> None:
     ask = ChatInput(({"role": "user", "content": "Hello"},))
     request = GenerationRequest("nano", (ask, TextInput("Once")), {"temperature": 1.2, "max_tokens": 12}, n=3)
     with freedive.load("nano", cache_tokens=1024) as model:

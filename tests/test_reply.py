@@ -1,4 +1,4 @@
-"""Replies from Python: text as it comes, and all that is known of them in the end."""
+"""Replies in Python: streamed text, and all facts about a reply at its end."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def model() -> Iterator[freedive.LanguageModel]:
         yield model
 
 
-def test_pieces_are_the_text_however_often_they_are_read(model: freedive.LanguageModel) -> None:
+def test_streamed_parts_join_to_the_text_each_time_they_are_read(model: freedive.LanguageModel) -> None:
     reply = model.chat(ASK, temperature=0)
     pieces = list(reply)
     assert len(pieces) > 1
     assert "".join(pieces) == reply.text == "".join(reply) == model.chat(ASK, temperature=0).text
 
 
-def test_a_reply_tells_all_of_itself(model: freedive.LanguageModel) -> None:
+def test_a_reply_has_all_its_facts(model: freedive.LanguageModel) -> None:
     reply = model.chat(ASK, temperature=0, logprobs=1, thinking=True)
     assert reply.thoughts
     assert reply.finish_reason == "stop"
@@ -57,7 +57,7 @@ def test_reading_whole_in_the_middle_of_an_iteration_loses_nothing(model: freedi
     assert seen == reply.text
 
 
-def test_computing_begins_without_a_reader(model: freedive.LanguageModel) -> None:
+def test_generation_starts_without_a_reader(model: freedive.LanguageModel) -> None:
     reply = model.chat(ASK, temperature=0, max_tokens=5)
     deadline = time.monotonic() + 10
     while reply.timings.finished_at is None:
@@ -113,7 +113,7 @@ def test_what_cannot_be_asked_is_refused_at_once(model: freedive.LanguageModel) 
 # --- in an event loop -------------------------------------------------------------------------------------------------
 
 
-def test_replies_are_read_side_by_side_in_an_event_loop(model: freedive.LanguageModel) -> None:
+def test_replies_are_read_concurrently_in_an_event_loop(model: freedive.LanguageModel) -> None:
     async def pieces(reply: freedive.Reply) -> list[str]:
         return [piece async for piece in reply]
 
@@ -142,7 +142,7 @@ def test_a_cancelled_reader_cancels_its_reply(model: freedive.LanguageModel) -> 
 
 
 class Failing:
-    """A generation that says one thing, and fails."""
+    """A generation that outputs one text and then fails."""
 
     num_prompt_tokens, num_cached_tokens, seed = 3, 1, 7
 

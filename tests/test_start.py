@@ -1,4 +1,4 @@
-"""A warm start reads only what was packed and described before, unless anything that it came from has changed."""
+"""A warm start reads only the packed store and its description, unless a file that they were made from has changed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ print(*sys.modules)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny model of two layers whose tokens are words w0 ... w127."""
+    """A tiny model of two layers whose tokens are the words w0 ... w127."""
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path / "home"))
     folder = tmp_path / "model"
     save("llama", folder)
@@ -59,7 +59,7 @@ def change_config(folder: Path, **values: Any) -> None:
 
 
 def answer(path: Path) -> tuple[int, str]:
-    """The model's longest context, and a few words."""
+    """Returns the model's longest context, and a few generated words."""
     with freedive.load(str(path), threads=1, cache_tokens=4096) as model:
         generation = model.engine.submit([9, 30, 77], model.sampling(temperature=0, max_tokens=4))
         return model.max_context, "".join(output.text for output in generation)
@@ -129,7 +129,7 @@ def test_every_part_of_a_split_model_counts(tmp_path: Path) -> None:
 
 @pytest.fixture
 def description(folder: Path, tmp_path: Path) -> Path:
-    """Of the model in ``folder``, which has been started once."""
+    """The stored description of the model in ``folder``, which has been loaded once."""
     answer(folder)
     (path,) = tmp_path.glob("home/packed/*/*.json")
     return path

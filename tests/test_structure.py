@@ -1,4 +1,5 @@
-"""The house keeps its order: imports go down only, rooms keep to their trade, doors have a sign."""
+"""The structure of the package: the order of imports, docstrings of what other folders use, no global state, short
+files."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ ORDER = (
     ("cli",),
     ("__main__",),
 )
-"""The folders and files of the package, lowest first: a module imports from its own and from lower lines only."""
+"""The folders and files of the package, lowest first: a module imports only from its own line and from lower lines."""
 
 FORBIDDEN = {
     "freedive": ("torch", "transformers", "freedive.ops.torch"),
@@ -42,18 +43,19 @@ FORBIDDEN = {
     "freedive.engine": ("httpx", "socket", "urllib", "fastapi", "uvicorn", "freedive.native", "freedive.ops"),
     "freedive.server": ("numpy", "freedive.native", "freedive.ops", "freedive.checkpoint"),
 }
-"""What a room must do without: torch is for training, networks for the server, tensors for the kernels."""
+"""Imports that a package or module must not have: torch is for training, networks for the server, tensors for the
+kernels."""
 
 PERMITTED = {
     "freedive.ops.torch": ("torch",),
     "freedive.train": ("torch", "freedive.ops.torch"),
     "freedive.engine.sampler": ("freedive.native",),
 }
-"""What a room may use though a larger one must not: drawing from a vocabulary is a kernel, too."""
+"""Exceptions for parts of the above; sampling over a vocabulary is a kernel, too."""
 
 
-def belongs(module: str, room: str) -> bool:
-    return module == room or module.startswith(f"{room}.")
+def belongs(module: str, part: str) -> bool:
+    return module == part or module.startswith(f"{part}.")
 
 
 def name_of(path: Path) -> str:
@@ -61,7 +63,7 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(path): path for path in sorted((ROOT / "freedive").rglob("*.py")) if path.stat().st_size}
-"""Every module that says anything, by its name."""
+"""Every module that is not empty, by its name."""
 
 
 @cache
@@ -70,7 +72,7 @@ def tree(module: str) -> ast.Module:
 
 
 def imports(module: str) -> Iterator[tuple[str, str]]:
-    """Every (module, name in it or "") that ``module`` imports, wherever in its text."""
+    """Yields every (module, name in it or "") that ``module`` imports anywhere in its text."""
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -81,8 +83,8 @@ def imports(module: str) -> Iterator[tuple[str, str]]:
                 yield (whole, "") if whole in MODULES else (node.module, alias.name)
 
 
-def room(module: str) -> tuple[int, str]:
-    """The line and the name of the folder or file that a module belongs to."""
+def part_of(module: str) -> tuple[int, str]:
+    """Returns the line of :data:`ORDER` and the name of the folder or file that a module belongs to."""
     name = module.split(".")[1] if "." in module else "__init__"
     [level] = (level for level, names in enumerate(ORDER) if name in names)
     return level, name
@@ -90,15 +92,15 @@ def room(module: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down_only(module: str) -> None:
-    level, own = room(module)
+    level, own = part_of(module)
     for imported, _ in imports(module):
         if belongs(imported, "freedive"):
-            other_level, other = room(imported)
+            other_level, other = part_of(imported)
             assert other == own or other_level < level, f"{module} imports {imported}"
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_rooms_keep_to_their_trade(module: str) -> None:
+def test_modules_import_nothing_forbidden(module: str) -> None:
     forbidden, permitted = (
         {name for where, names in table.items() if belongs(module, where) for name in names}
         for table in (FORBIDDEN, PERMITTED)
@@ -108,11 +110,11 @@ def test_rooms_keep_to_their_trade(module: str) -> None:
         assert not any(belongs(imported, name) for name in banned), f"{module} imports {imported}"
 
 
-def test_the_order_names_only_rooms_that_exist() -> None:
-    assert {room(module)[1] for module in MODULES} == {name for names in ORDER for name in names}
+def test_the_order_names_only_parts_that_exist() -> None:
+    assert {part_of(module)[1] for module in MODULES} == {name for names in ORDER for name in names}
 
 
-def test_modules_import_each_other_in_no_circle() -> None:
+def test_imports_have_no_cycle() -> None:
     graph = {
         module: {imported for imported, _ in imports(module)} & MODULES.keys() - {module, "freedive"}
         for module in MODULES
@@ -120,21 +122,21 @@ def test_modules_import_each_other_in_no_circle() -> None:
     assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)  # raises CycleError
 
 
-def doors() -> list[tuple[str, str]]:
-    """The names that one room imports from another."""
+def shared_names() -> list[tuple[str, str]]:
+    """Returns the names that one folder or file imports from another."""
     return sorted(
         {
             (imported, name)
             for module in MODULES
             for imported, name in imports(module)
-            if imported in MODULES and name and room(imported) != room(module)
+            if imported in MODULES and name and part_of(imported) != part_of(module)
         }
     )
 
 
-def test_what_other_rooms_use_has_a_docstring() -> None:
+def test_what_other_parts_use_has_a_docstring() -> None:
     silent = []
-    for module, name in doors():
+    for module, name in shared_names():
         for node in tree(module).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name and not ast.get_docstring(node):
                 silent.append(f"{module}.{name}")
@@ -171,12 +173,12 @@ MUTATORS = {
 
 
 def mutations(module: str) -> Iterator[str]:
-    """Where ``module`` changes what is assigned in a module, its own or one that it imports from."""
+    """Yields each place where ``module`` changes a global of its own or of a module that it imports from."""
     names = {target.id for node in tree(module).body for target in targets(node) if isinstance(target, ast.Name)}
     names |= {name for imported, name in imports(module) if belongs(imported, "freedive") and name.isupper()}
 
     def is_global(node: ast.expr) -> bool:
-        """Whether it is such a name, or ``other_module.NAME``."""
+        """Returns whether the node is such a name, or ``other_module.NAME``."""
         if isinstance(node, ast.Attribute) and node.attr.isupper() and isinstance(node.value, ast.Name):
             return node.value.id not in ("self", "cls")
         return isinstance(node, ast.Name) and node.id in names
@@ -205,7 +207,7 @@ def targets(node: ast.stmt) -> list[ast.expr]:
 
 
 def test_modules_have_no_mutable_state() -> None:
-    """Caches of functions are allowed: they change nothing but the time that a call takes."""
+    """Caches of functions are allowed, since they change only the duration of a call."""
     assert [place for module in MODULES for place in mutations(module)] == []
 
 

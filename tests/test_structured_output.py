@@ -1,4 +1,4 @@
-"""Answers of the real default model in a form that was asked for."""
+"""Answers of the real default model in a requested format."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def read(generation: Generation) -> tuple[str, str | None]:
 
 
 ALONE: dict[tuple[int, int], tuple[str, str | None]] = {}
-"""What came from each request by itself, with guesses or without."""
+"""The answers of each request alone, with and without speculation."""
 
 
-def test_answers_have_their_form_alone_and_in_a_batch(model: freedive.LanguageModel) -> None:
+def test_answers_match_their_format_alone_and_in_a_batch(model: freedive.LanguageModel) -> None:
     wanted = [(seed, number) for seed in range(2) for number in range(len(FORMATS))]
     for seed, number in wanted:
         said = read(submit(model, FORMATS[number], seed))
@@ -76,14 +76,14 @@ def test_answers_have_their_form_alone_and_in_a_batch(model: freedive.LanguageMo
     assert all(map(read, companions))
 
 
-def test_python_asks_for_a_form(model: freedive.LanguageModel) -> None:
+def test_python_requests_a_format(model: freedive.LanguageModel) -> None:
     text = "".join(model.chat(ASK, format=FORMATS[0], temperature=0, max_tokens=200))
     assert valid(FORMATS[0], text)
     pieces = list(model.complete("Is the sky blue? Answer:", format=Format("choice", [" yes", " no"]), temperature=0))
     assert "".join(pieces) in (" yes", " no")
 
 
-def test_what_cannot_be_kept_to_is_refused_before_anything_is_computed(model: freedive.LanguageModel) -> None:
+def test_an_unsupported_format_is_refused_before_anything_is_computed(model: freedive.LanguageModel) -> None:
     before = model.engine.stats().num_requests
     for form, tools in ((Format("json_schema", {"not": {}}), ()), (None, [{"function": {"name": "f"}}])):
         with pytest.raises(UserError):

@@ -1,4 +1,4 @@
-"""Thoughts of a real model: none where they were turned off or a form begins, and no more than their budget."""
+"""Thoughts of a real model: none if they are turned off or a format forbids them, and no more than their budget."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def begin(model: freedive.LanguageModel, max_tokens: int = 100, **asked: Any) ->
 
 
 def read(generation: Generation) -> tuple[Answer, int, str | None]:
-    """The answer, how many of its tokens are thoughts, and what ended it."""
+    """Returns the answer, the number of its tokens that are thoughts, and its finish reason."""
     outputs = list(generation)
     answer = joined(event for output in outputs for event in output.events)
     return answer, sum(output.is_thinking for output in outputs), outputs[-1].finish_reason
@@ -48,10 +48,10 @@ OFF = ({"thinking": False}, {"effort": "none"}, {"thinking_budget": 0}, {"thinki
 
 
 @pytest.mark.parametrize("asked", OFF, ids=str)
-def test_thoughts_that_are_turned_off_do_not_come_with_a_form_or_without(
+def test_no_thoughts_come_if_they_are_turned_off_with_or_without_a_format(
     model: freedive.LanguageModel, asked: dict[str, Any]
 ) -> None:
-    assert read(begin(model))[1] > 20  # it thinks if it may
+    assert read(begin(model))[1] > 20  # it thinks if that is allowed
     for form in (None, CHOICE):
         answer, num_thoughts, reason = read(begin(model, format=form, **asked))
         assert (answer.reasoning, num_thoughts <= 2, reason) == ("", True, "stop")
@@ -59,7 +59,7 @@ def test_thoughts_that_are_turned_off_do_not_come_with_a_form_or_without(
         assert form is None or json.loads(answer.content)["a"] in ("yes", "no")
 
 
-def test_form_begins_at_once_where_nobody_asks_for_thoughts_of_a_template_without_any(
+def test_a_format_begins_at_once_unless_thoughts_are_requested(
     model: freedive.LanguageModel,
 ) -> None:
     answer, num_thoughts, reason = read(begin(model, format=CHOICE))
@@ -68,7 +68,7 @@ def test_form_begins_at_once_where_nobody_asks_for_thoughts_of_a_template_withou
 
 
 @pytest.mark.parametrize("max_tokens", [40, 60, 100])
-def test_thoughts_leave_a_form_its_half_of_the_tokens(model: freedive.LanguageModel, max_tokens: int) -> None:
+def test_thoughts_leave_half_of_the_tokens_to_a_format(model: freedive.LanguageModel, max_tokens: int) -> None:
     answer, num_thoughts, reason = read(begin(model, max_tokens, format=CHOICE, thinking=True))
     assert 10 < num_thoughts <= max_tokens // 2
     assert reason == "stop"
@@ -76,7 +76,7 @@ def test_thoughts_leave_a_form_its_half_of_the_tokens(model: freedive.LanguageMo
 
 
 @pytest.mark.parametrize("budget", [1, 2, 5, 20])
-def test_thoughts_end_with_their_budget_and_the_answer_goes_on(model: freedive.LanguageModel, budget: int) -> None:
+def test_thoughts_end_with_their_budget_and_the_answer_follows(model: freedive.LanguageModel, budget: int) -> None:
     whole, _, _ = read(begin(model, thinking=True))
     for form in (None, CHOICE):
         answer, num_thoughts, reason = read(begin(model, format=form, thinking=True, thinking_budget=budget))
@@ -91,10 +91,10 @@ def test_budget_that_is_not_reached_changes_nothing(model: freedive.LanguageMode
 
 
 ALONE: dict[int, list[tuple[int, ...]]] = {}
-"""Tokens by budget, with guesses or without."""
+"""The tokens by budget, with and without speculation."""
 
 
-def test_bounded_thoughts_are_the_same_alone_in_a_batch_and_with_guesses(model: freedive.LanguageModel) -> None:
+def test_bounded_thoughts_are_equal_alone_in_a_batch_and_with_speculation(model: freedive.LanguageModel) -> None:
     budgets = range(1, 30, 4)
     for budget in budgets:
         tokens = [output.token_ids for output in begin(model, thinking=True, thinking_budget=budget)]

@@ -1,4 +1,4 @@
-"""The basics, in seconds: a model is opened, answers, is served, finds a prefix again, and learns."""
+"""The basics, in seconds: a model is opened, answers, is served, reuses a prefix, and learns."""
 
 from __future__ import annotations
 

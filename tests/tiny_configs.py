@@ -1,6 +1,6 @@
-"""A tiny configuration of every family, with all its traits: small enough to run in milliseconds.
+"""A tiny configuration of every family, with all its traits, that runs in milliseconds.
 
-Prompts of 40 tokens and more reach beyond every window, chunk and original context here.
+Prompts of at least 40 tokens exceed every window, chunk and original context here.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ TINY: dict[str, tuple[str, Settings]] = {
             "use_qk_norm": True,
         },
     ),
-    "llama4_plain": (  # as Maverick: queries and keys not normed
+    "llama4_plain": (  # like Maverick: queries and keys without norms
         "Llama4",
         {
             "num_hidden_layers": 4,
@@ -142,7 +142,7 @@ TINY: dict[str, tuple[str, Settings]] = {
         {**MOE, "head_dim": 32, "num_experts": 8, "norm_topk_prob": True, "mlp_only_layers": [0]},
     ),
     "olmoe": (
-        "Olmoe",  # grouped heads show the width of the norm of keys
+        "Olmoe",  # grouped heads, so that the norm of keys has a width of its own
         {"intermediate_size": 48, "num_experts": 8, "num_experts_per_tok": 3, "clip_qkv": 0.5},
     ),
     "deepseek_v2_lite": (
@@ -172,7 +172,7 @@ TINY: dict[str, tuple[str, Settings]] = {
         "DeepseekV3",
         {**DEEPSEEK, **GROUPED, "rope_parameters": {**YARN_ROPE, "mscale": 1.0, "mscale_all_dim": 1.0}},
     ),
-    "moonlight": (  # Kimi K2 but for its latent queries
+    "moonlight": (  # Kimi K2 without latent queries
         "DeepseekV3",
         {**DEEPSEEK, "q_lora_rank": None, "n_routed_experts": 8, "n_shared_experts": 2, "n_group": 1, "topk_group": 1},
     ),
@@ -252,7 +252,7 @@ TINY: dict[str, tuple[str, Settings]] = {
     "granitemoe": ("GraniteMoe", GRANITE_MOE),
     "granitemoeshared": ("GraniteMoeShared", {**GRANITE_MOE, "shared_intermediate_size": 40}),
     "granitemoehybrid": (
-        "GraniteMoeHybrid",  # the recurrent layers of others are refused
+        "GraniteMoeHybrid",  # the recurrent layers of other sizes are refused
         {**GRANITE_MOE, "shared_intermediate_size": 40, "layer_types": ["full_attention"] * 2},
     ),
     "granitemoehybrid_dense": (
@@ -318,4 +318,4 @@ TINY: dict[str, tuple[str, Settings]] = {
         },
     ),
 }
-"""What the class is called in transformers, or in tests/pangu.py, before ForCausalLM; and what differs from BASE."""
+"""The class name in transformers, or in tests/pangu.py, before ForCausalLM; and the differences from BASE."""

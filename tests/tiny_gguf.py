@@ -33,7 +33,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "qwen3_moe": ("qwen3moe", {"mlp_only_layers": []}),
     "olmoe": ("olmoe", {"clip_qkv": None, "num_key_value_heads": 4}),
     "deepseek_v2": ("deepseek2", {"rope_parameters": {**YARN_ROPE, "mscale": 0.707, "mscale_all_dim": 0.707}}),
-    "deepseek_v2_lite": ("deepseek2", {"num_hidden_layers": 27}),  # llama.cpp knows it by that
+    "deepseek_v2_lite": ("deepseek2", {"num_hidden_layers": 27}),  # llama.cpp recognises it by the number of layers
     "deepseek_v3": ("deepseek2", {}),
     "moonlight": ("deepseek2", {"num_hidden_layers": 27}),
     "glm4_moe_lite": ("deepseek2", {}),
@@ -61,15 +61,16 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 32}),
     "gemma3": ("gemma3", {"query_pre_attn_scalar": 32, "num_hidden_layers": 7, "sliding_window_pattern": 6}),
 }
-"""llama.cpp's name for a tiny configuration, and what has to change for traits that it fixes or lacks."""
+"""llama.cpp's name of a tiny configuration, and the changes for traits that it fixes or lacks."""
 
 READ_AS = {"mistral": "llama", "glm4_moe_lite": "deepseek_v3"}
 READ_AS |= {"granitemoehybrid": "granitemoe", "granitemoehybrid_dense": "granite"}
-"""Tiny configurations whose family has no architecture of its own -> the family that reads it."""
+"""The family that reads a tiny configuration whose own family has no architecture in llama.cpp."""
 
 
 def save_both(name: str, folder: Path) -> Path:
-    """The tiny model ``name``: in ``folder`` as its makers write it, and in a GGUF file, whose path is returned."""
+    """Writes the tiny model ``name`` into ``folder`` in its maker's format, and as a GGUF file whose path
+    is returned."""
     model = maker_model(name, **ARCHITECTURES[name][1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -84,7 +85,7 @@ def save_both(name: str, folder: Path) -> Path:
 
 
 def metadata(name: str, config: Settings) -> dict[str, Any]:
-    """What the converter makes of config.json."""
+    """Returns the metadata that the converter makes of config.json."""
     architecture = ARCHITECTURES[name][0]
     values = _common(config) | EXTRA.get(architecture, lambda config: {})(config)
     given = {f"{architecture}.{key}": value for key, value in values.items() if value is not None}
@@ -98,7 +99,7 @@ def _gguf_rules(name: str, spec: ModelSpec) -> list[Any]:
 
 
 def _rope_factors(model: Any) -> dict[str, Tensor]:
-    """By how much Llama 3 slows each frequency."""
+    """Returns the factor by which Llama 3 slows each frequency."""
     rope = model.config.get_text_config().rope_parameters
     if rope.get("rope_type") != "llama3":
         return {}
@@ -192,7 +193,7 @@ def _deepseek(config: Settings) -> dict[str, Any]:
         "attention.value_length_mla": config["v_head_dim"],
         "rope.dimension_count": rope_dim,
         **({"rope.scaling.yarn_log_multiplier": log_multiplier} if log_multiplier else {}),
-        # the published configurations of sigmoid routers give their scoring_func
+        # published configurations of sigmoid routers contain scoring_func
         **({"expert_gating_func": 2} if config["model_type"] != "deepseek_v2" else {}),
     }
 
@@ -235,7 +236,7 @@ def _ernie_moe(config: Settings) -> dict[str, Any]:
 
 
 def _hunyuan(config: Settings) -> dict[str, Any]:
-    """The context of 256 k tokens is the converter's own."""
+    """The context of 256 k tokens is set by the converter itself."""
     rope, dim = config["rope_parameters"], config["head_dim"]
     return {
         "rope.freq_base": rope["rope_theta"] * rope["alpha"] ** (dim / (dim - 2)),
@@ -285,7 +286,7 @@ def _granite(config: Settings) -> dict[str, Any]:
 
 
 def _unrecurrent(config: Settings) -> dict[str, Any]:
-    """Granite 4: the recurrent layers that it does not have are described all the same."""
+    """Returns metadata of Granite 4's recurrent layers, which the converter writes even if there are none."""
     return {
         "attention.head_count_kv": [config["num_key_value_heads"]] * config["num_hidden_layers"],
         "rope.scaling.finetuned": True,
@@ -369,4 +370,4 @@ EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "gemma2": _gemma2,
     "gemma3": _gemma3,
 }
-"""What single architectures have beyond COMMON, or instead."""
+"""Metadata of single architectures in addition to COMMON, or instead of it."""

@@ -1,4 +1,4 @@
-"""Tiny random models of every family, by transformers, and steps taken with them by any runner."""
+"""Tiny random models of every family, made by transformers, and steps that any runner takes with them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def maker_class(name: str) -> Any:
-    """The class that makes the model."""
+    """Returns the class that makes the model."""
     family = TINY[name][0]
     return getattr(pangu if family.startswith("Pangu") else transformers, f"{family}ForCausalLM")
 
 
 def maker_model(name: str, **changes: Any) -> Any:
-    """A model of transformers whose every weight is random, those too that are 0 or 1 at first."""
+    """Returns a model of transformers with random weights, also for those that are initialised to 0 or 1."""
     kind = maker_class(name)
     config = kind.config_class(**{**BASE, "max_position_embeddings": 1024, **TINY[name][1], **changes})
     slow = {"attn_implementation": "eager", "experts_implementation": "eager"}
@@ -59,7 +59,7 @@ def maker_model(name: str, **changes: Any) -> Any:
 
 
 def save(name: str, folder: Path, **options: Any) -> Any:
-    """The model, after writing it to ``folder`` as its makers would, or as the ``options`` of transformers say."""
+    """Writes the model to ``folder`` in its maker's format, or by the ``options`` of transformers; returns it."""
     model = maker_model(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -69,7 +69,8 @@ def save(name: str, folder: Path, **options: Any) -> Any:
 
 @dataclass
 class Tiny:
-    """One model three times: transformers', and its description with weights for the reference and the kernels."""
+    """One model in three forms: transformers', and its description with weights for the reference and for
+    the kernels."""
 
     maker: Any
     spec: spec.ModelSpec
@@ -80,20 +81,20 @@ class Tiny:
         return pack_floats(self.weights)
 
     def maker_logits(self, tokens: Sequence[int]) -> Floats:
-        """transformers' logits [T, vocab] of the whole prompt."""
+        """Returns transformers' logits [T, vocab] of the whole prompt."""
         with torch.no_grad():
             logits: Floats = self.maker(torch.tensor([list(tokens)])).logits[0].numpy()
             return logits
 
     def maker_choices(self, tokens: Sequence[int]) -> list[Ints]:
-        """The experts [T, num_chosen] that transformers chooses in each layer that has some, each row sorted."""
+        """Returns the experts [T, num_chosen] that transformers chooses in each mixture; each row is sorted."""
         choices: list[Ints] = []
 
         def note(_: Any, args: tuple[Any, ...]) -> None:
             choices.append(np.sort(args[1].numpy(), -1))
 
         def note_scores(_: Any, args: object, result: tuple[Any, ...]) -> None:
-            scores = result[0]  # Llama 4 runs all experts, on inputs times their scores
+            scores = result[0]  # Llama 4 runs all experts on inputs times their scores
             choices.append(scores.nonzero()[:, 1].view(len(scores), -1).numpy())
 
         modules = dict(self.maker.named_modules())
@@ -111,7 +112,7 @@ class Tiny:
 
 @cache
 def tiny(name: str) -> Tiny:
-    """A tiny model, read back from the folder that transformers saved it in."""
+    """Returns a tiny model that is read back from the folder that transformers saved it in."""
     with TemporaryDirectory() as folder:
         maker = save(name, Path(folder))
         checkpoint = open_checkpoint(Path(folder))
@@ -121,12 +122,12 @@ def tiny(name: str) -> Tiny:
 
 
 def pack_floats(weights: dict[str, Floats]) -> WeightStore:
-    """Weights for the kernels, unquantised."""
+    """Packs weights for the kernels without quantisation."""
     return pack_model({name: float_tensor(name, w) for name, w in weights.items()})
 
 
 def float_tensor(name: str, values: Floats) -> Tensor:
-    """``values`` as a file would hold them."""
+    """Returns ``values`` as a tensor of a file."""
     rows = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
     return Tensor(name, values.shape, "F32", rows.view(np.uint8))
 
@@ -137,7 +138,7 @@ def prompt(length: int, seed: int = 0, vocab: int = 128) -> list[int]:
 
 
 Schedule = Sequence[Sequence[tuple[int, int]]]
-"""Steps, each of (request, how many of its tokens come next)."""
+"""Steps; each consists of (request, number of its next tokens)."""
 
 
 def take_steps(
@@ -147,7 +148,7 @@ def take_steps(
     tables: Sequence[Sequence[int]],
     given: Sequence[int] | None = None,
 ) -> list[Floats]:
-    """The logits [T, vocab] of each prompt, computed as ``schedule`` says, with the pages of ``tables``.
+    """Returns the logits [T, vocab] of each prompt, computed by ``schedule``, with the pages of ``tables``.
 
     Only the first ``given`` tokens of each prompt count as given, the others as generated (default: all are given).
     """
@@ -172,7 +173,7 @@ def to_batch(
     tables: Sequence[Sequence[int]],
     given: Sequence[int],
 ) -> Batch:
-    """A step that wants the logits of every row."""
+    """Returns a step that computes the logits of every row."""
     tokens = [token for request, count in step for token in prompts[request][done[request] : done[request] + count]]
     width = max(len(tables[request]) for request, _ in step)
     pages = [list(tables[request]) + [-1] * (width - len(tables[request])) for request, _ in step]

@@ -1,4 +1,4 @@
-"""Tiny models of transformers with a layer of multi-token prediction, as DeepSeek and Zhipu publish them."""
+"""Tiny models of transformers with a layer of multi-token prediction, in the format of DeepSeek and Zhipu."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from freedive.model import spec
 
 @dataclass
 class WithMtp:
-    """One model: transformers', its further layer with what is ``around`` it, and its description and weights."""
+    """A model of transformers, its layer for multi-token prediction with the weights ``around`` it, and freedive's
+    description and weights."""
 
     maker: Any
     layer: torch.nn.Module
@@ -35,7 +36,8 @@ class WithMtp:
         return pack_floats(self.weights)
 
     def expected(self, tokens: list[int], following: list[int]) -> Floats:
-        """Section 2.2 of DeepSeek-V3's report, in torch: logits [T, vocab] of what comes after ``following``."""
+        """Returns the logits [T, vocab] of the tokens after ``following``, by section 2.2 of DeepSeek-V3's report, in
+        torch."""
         model, eps = self.maker.model, self.maker.config.rms_norm_eps
         with torch.no_grad():
             state = model(torch.tensor([tokens])).last_hidden_state
@@ -55,7 +57,8 @@ def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def further_layer(maker: Any) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """Shaped as the last one, with other weights; and norms and projection around it, by their makers' names."""
+    """Returns a layer shaped like the last one, with other weights, and the norms and projection around it, by makers'
+    names."""
     last, dim, generator = maker.model.layers[-1], maker.config.hidden_size, torch.Generator().manual_seed(3)
     layer = type(last)(maker.config, layer_idx=len(maker.model.layers)).eval()
     with torch.no_grad():
@@ -67,7 +70,7 @@ def further_layer(maker: Any) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]
 
 
 def add_layer(checkpoint: Checkpoint, index: int, layer: torch.nn.Module, around: dict[str, torch.Tensor]) -> None:
-    """Put the layer into ``checkpoint``, with the copies of embedding and head that files have beside it."""
+    """Adds the layer to ``checkpoint``, with the copies of embedding and head that such files contain."""
     checkpoint.config["num_nextn_predict_layers"] = 1
     further = {**layer.state_dict(), **{f"{key}.weight": value for key, value in around.items()}}
     further["embed_tokens.weight"] = further["shared_head.head.weight"] = torch.zeros(2, 2)
@@ -77,7 +80,8 @@ def add_layer(checkpoint: Checkpoint, index: int, layer: torch.nn.Module, around
 
 @cache
 def with_mtp(name: str) -> WithMtp:
-    """A tiny model with a further layer, read back from the folder that transformers saved the model in."""
+    """Returns a tiny model with a layer of multi-token prediction, read back from the folder that
+    transformers saved."""
     with TemporaryDirectory() as folder:
         maker = save(name, Path(folder))
         layer, around = further_layer(maker)

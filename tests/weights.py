@@ -1,4 +1,4 @@
-"""Random weights in every format that the kernels read, and what the machine can run them on."""
+"""Random weights in every format that the kernels read, and the instruction-set levels that the machine supports."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ HALVES = {
     "I4G64Z": (0,),
     "I4G128Z": (0,),
 }
-"""The formats that kernels multiply as integers -> where the half floats of a block lie, in bytes.
+"""The formats that kernels multiply as integers, with the byte offsets of a block's half floats.
 
-All other bytes of a block may have any value, but for MXFP4's exponent.
+All other bytes of a block may have any value, except MXFP4's exponent.
 """
 
 NAMES = ("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512", "amx-emulated")
@@ -51,7 +51,7 @@ def only(kept: Collection[Any], values: Iterable[Any]) -> list[Any]:
 
 
 def levels(kept: Collection[str] = NAMES) -> list[Any]:
-    """Every level of this kind of processor, as test parameters; those that the machine lacks are skipped by name."""
+    """Every level of this kind of processor as test parameters; those that the machine lacks are skipped by name."""
     found = []
     for level in NAMES:
         lacking = pytest.mark.skipif(level not in _native.isa_levels(), reason=f"this machine has no {level}")
@@ -60,15 +60,15 @@ def levels(kept: Collection[str] = NAMES) -> list[Any]:
 
 
 LEVELS = levels()
-"""For tests that prove equal bits at all levels: once a kernel, and once a model."""
+"""For tests that prove equal bits at all levels, once for each kernel and once for each model."""
 BEST_LEVEL = levels([BEST])
-"""For tests of what follows from equal bits: the other levels are part of the full matrix."""
+"""For tests that rely on equal bits: the other levels are part of the full matrix."""
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def random_tensor(kind: str, rows: int, width: int, *, scale: float = 0.02, seed: int = 0) -> Tensor:
-    """Random codes under random scales (and minima) of either sign up to ``scale``; floats likewise."""
+    """Returns random codes with random scales (and minima) of either sign up to ``scale``; floats likewise."""
     rng = np.random.default_rng(seed)
     if kind in ("F32", "F16", "BF16"):
         return quantize("w", rng.uniform(-scale, scale, (rows, width)).astype(np.float32), kind)
@@ -89,14 +89,14 @@ def random_tensor(kind: str, rows: int, width: int, *, scale: float = 0.02, seed
 
 
 def quantize(name: str, values: Floats, kind: str) -> Tensor:
-    """``values`` in another format, by the gguf library (which writes no K-quants)."""
+    """Converts ``values`` to another format with the gguf library (which writes no K-quants)."""
     return Tensor(
         name, values.shape, kind, gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]).view(np.uint8)
     )
 
 
 def unpack(tensor: PackedTensor) -> Floats:
-    """A packed matrix as float32 [out, in]."""
+    """Returns a packed matrix as float32 [out, in]."""
     rows, k = tensor.shape
     out = np.empty((rows, k), np.float32)
     for row in range(rows):

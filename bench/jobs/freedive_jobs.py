@@ -18,7 +18,7 @@ from freedive.model.batch import Batch
 class FreediveJobs(Jobs):
     def __init__(self, path: str, threads: int, precision: str = EngineConfig.precision) -> None:
         self.precision = precision
-        peers = {"speculation": "off", "prefix_cache": False}  # as they run
+        peers = {"speculation": "off", "prefix_cache": False}  # the settings of the peers
         self.model = freedive.load(path, threads=threads, precision=precision, **peers)
 
     def about(self) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class FreediveJobs(Jobs):
         return run.prefill_s, run.decode_s
 
     def unique_experts(self, prompts: list[list[int]], num_tokens: int) -> float | None:
-        """Experts that a step of all answers together reads in a layer, on average; None without experts."""
+        """Returns the mean number of experts that a step of all answers reads in a layer; None without experts."""
         runner: Any = self.model.runner
         counts: list[int] = []
         take_step = runner.step

@@ -1,4 +1,4 @@
-"""llama.cpp and its forks through the C interface that they share. ``api`` is a Python module that binds it."""
+"""Runs llama.cpp and its forks through the C interface that they share; ``api`` is a Python module that binds it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from jobs import WARM_UP_ANSWER, Jobs, beginnings
 
 BATCH = 512
-"""Tokens of one call and of one pass of the kernels (n_batch = n_ubatch)."""
+"""Tokens per call and per pass of the kernels (n_batch = n_ubatch)."""
 
 WARM_UP, TRIAL = 16, 17
-"""Tokens of each prompt that are read before settings are tried; of an answer, when they are."""
+"""Tokens of each prompt that are computed before settings are tried, and tokens of an answer in a trial."""
 
 Settings = dict[str, Any]
 Shape = tuple[int, int, int]
 Row = tuple[int, int, int, bool]
-"""Sequence, position, token, whether its logits are wanted."""
+"""Sequence, position, token, and whether its logits are needed."""
 
 
 class GgmlJobs(Jobs):
@@ -37,11 +37,11 @@ class GgmlJobs(Jobs):
         self.source = random.Random(0)
 
     def clear(self, context: Any) -> None:
-        """Empty the cache."""
+        """Clears the cache."""
         raise NotImplementedError
 
     def variants_for(self, num_sequences: int) -> Sequence[Settings]:
-        """Settings of a context whose effect depends on the work; the fastest is taken for each."""
+        """Returns settings of a context whose effect depends on the workload; the fastest is used for each."""
         raise NotImplementedError
 
     def in_words(self, variant: Settings) -> str:
@@ -77,11 +77,11 @@ class GgmlJobs(Jobs):
         return first - start, time.perf_counter() - first
 
     def _step(self, context: Any, rows: list[Row]) -> list[int]:
-        """Compute ``rows``; draw a token for each of the logits."""
+        """Computes ``rows``; samples a token for each of the logits."""
         return [self.source.randrange(self.vocab_size) for _ in self.decode(context, rows)]
 
     def decode(self, context: Any, rows: list[Row]) -> Iterator[Any]:
-        """Compute ``rows``; yields the logits [vocab_size] of those wanted, which the next call overwrites."""
+        """Computes ``rows``; yields the logits [vocab_size] that are needed, which the next call overwrites."""
         for begin in range(0, len(rows), BATCH):
             part = rows[begin : begin + BATCH]
             batch = self.batch
@@ -97,14 +97,14 @@ class GgmlJobs(Jobs):
                     yield np.ctypeslib.as_array(pointer, (self.vocab_size,))
 
     def context(self, shape: Shape) -> Any:
-        """The context for work of this shape, with an empty cache."""
+        """Returns the context for work of this shape, with an empty cache."""
         if shape not in self.contexts:
             self.open(shape, self.variants_for(shape[0])[0])
         self.clear(self.contexts[shape])
         return self.contexts[shape]
 
     def open(self, shape: Shape, variant: Settings) -> None:
-        """Make the only context for work of this shape."""
+        """Creates the only context for work of this shape."""
         if old := self.contexts.pop(shape, None):
             self.api.llama_free(old)
         num_sequences, prompt, num_tokens = shape

@@ -15,10 +15,10 @@ from ik_llama_cpp import _ctypes_api as api
 from jobs import serve
 
 MAX_CONTEXT = 8192
-"""Its Python does not tell the model's own."""
+"""The context of every model, since the Python package does not report a model's own."""
 
 MODEL = {"repack_tensors": True, "use_mmap": False}
-"""Rows interleaved when the model is loaded (-rtr), which rules out a mapped file."""
+"""Rows are interleaved when the model is loaded (-rtr), which excludes a mapped file."""
 
 
 FLASH, PLAIN = {"flash_attn": True, "mla_attn": 3}, {"flash_attn": False, "mla_attn": 1}
@@ -40,7 +40,7 @@ class IkJobs(GgmlJobs):
         api.llama_kv_cache_clear(context)
 
     def variants_for(self, num_sequences: int) -> Sequence[Settings]:
-        return (FLASH, PLAIN) if num_sequences == 1 else (PLAIN,)  # FLASH aborts where keys are another sequence's
+        return (FLASH, PLAIN) if num_sequences == 1 else (PLAIN,)  # FLASH aborts with keys of several sequences
 
     def in_words(self, variant: Settings) -> str:
         return f"flash attention {'on' if variant['flash_attn'] else 'off'}"

@@ -23,7 +23,7 @@ VARIANTS: tuple[Settings, ...] = (
 )
 
 EXACT = {**VARIANTS[1], "type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
-"""The least rounding."""
+"""The settings with the least rounding."""
 
 LOG_ERROR = 4
 
@@ -58,7 +58,7 @@ class LlamaJobs(GgmlJobs):
         return f"flash attention {'on' if variant['flash_attn_type'] == ON else 'off'}{cache}"
 
     def logits(self, tokens: list[int], file: str, exact: bool = False) -> None:
-        """Write the logits after every token as float32 [len(tokens), vocab_size]."""
+        """Writes the logits after every token as float32 [len(tokens), vocab_size]."""
         shape = 1, len(tokens), 1
         if exact:
             self.open(shape, EXACT)

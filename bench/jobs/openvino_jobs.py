@@ -23,7 +23,7 @@ class OpenVinoJobs(Jobs):
         self.config = json.loads((Path(path) / "config.json").read_text())
         scheduler = genai.SchedulerConfig()
         scheduler.cache_size = 2  # GiB
-        scheduler.max_num_batched_tokens = 4096  # whole prompts go at once
+        scheduler.max_num_batched_tokens = 4096  # a whole prompt fits into one step
         scheduler.max_num_seqs = 8
         scheduler.enable_prefix_caching = False
         properties = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}

@@ -16,14 +16,14 @@ from jobs import Jobs, beginnings, serve
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 Variant = tuple[str, str]
-"""How experts are computed; which cache."""
+"""The implementation of the experts, and the kind of cache."""
 
 READING: tuple[Variant, ...] = (("grouped_mm", "dynamic"), ("eager", "dynamic"))
 WRITING: tuple[Variant, ...] = (*READING, ("batched_mm", "dynamic"), ("grouped_mm", "static"), ("batched_mm", "static"))
-"""Settings whose effect depends on the work; the fastest is taken for each."""
+"""Settings whose effect depends on the workload; the fastest is used for each."""
 
 WARM_UP, TRIAL = 16, 8
-"""Tokens of each prompt that are read before settings are tried; and of an answer, when they are."""
+"""Tokens of each prompt that are computed before settings are tried, and tokens of an answer in a trial."""
 
 
 class TransformersJobs(Jobs):
@@ -59,7 +59,7 @@ class TransformersJobs(Jobs):
 
     @torch.inference_mode()
     def _try_writing(self, prompts: list[list[int]]) -> dict[Variant, float]:
-        """The prompts are read once for each kind of cache; what is tried goes on from there."""
+        """Times variants of decoding; the prompts are computed once for each kind of cache."""
         seconds = {}
         for kind in dict.fromkeys(kind for _, kind in WRITING):
             variants = [variant for variant in WRITING if variant[1] == kind]
@@ -88,7 +88,7 @@ class TransformersJobs(Jobs):
         return first - start, time.perf_counter() - first
 
     def _read(self, prompts: list[list[int]], room: int, variant: Variant) -> tuple[Any, Any]:
-        """The first tokens of the answers, [sequences, 1], and a cache with ``room`` for so many of a sequence."""
+        """Returns the first tokens of the answers, [sequences, 1], and a cache of ``room`` tokens per sequence."""
         experts, kind = variant
         cache = StaticCache(self.config, max_cache_len=room) if kind == "static" else DynamicCache(config=self.config)
         # batched_mm copies the experts of every token
@@ -96,7 +96,7 @@ class TransformersJobs(Jobs):
         return self._step(torch.tensor(prompts), cache), cache
 
     def _step(self, tokens: Any, cache: Any) -> Any:
-        """Compute the rows [sequences, length] of ``tokens``; draw the next, [sequences, 1]."""
+        """Computes the rows [sequences, length] of ``tokens``; samples the next, [sequences, 1]."""
         self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return torch.randint(self.config.vocab_size, (len(tokens), 1), generator=self.source)
 

@@ -15,7 +15,7 @@ THREADS = int(sys.argv[2])
 os.environ |= {
     "VLLM_CPU_OMP_THREADS_BIND": f"0-{THREADS - 1}",
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process drives the engine, without a queue between
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process drives the engine, without a queue
     "VLLM_LOGGING_LEVEL": "INFO",
     "HF_HUB_OFFLINE": "1",
 }
@@ -27,7 +27,7 @@ from vllm.sampling_params import RequestOutputKind  # noqa: E402
 
 MAX_CONTEXT = 4352
 MAX_STEP = 4096
-"""Tokens of one step: whole prompts go at once."""
+"""Tokens of one step; a whole prompt fits."""
 
 
 class VllmJobs(Jobs):
@@ -57,7 +57,7 @@ class VllmJobs(Jobs):
         }
 
     def generate(self, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
-        """Seconds to the first tokens of all prompts, and from there until each has ``num_tokens``."""
+        """Returns the seconds to the first tokens of all prompts, and from there until each has ``num_tokens``."""
         sampling = SamplingParams(
             temperature=1.0,
             seed=None,

@@ -16,7 +16,7 @@ from freedive.text.thinking import can_think
 
 
 def about(name: str, path: Path) -> ModelInfo:
-    """Of the model ``name``, whose files are at ``path``. One that cannot be run can do nothing."""
+    """Returns facts about the model ``name`` at ``path``; one that freedive cannot run has no capabilities."""
     try:
         return _about(name, path)
     except (UserError, OSError):
@@ -39,9 +39,9 @@ def _about(name: str, path: Path) -> ModelInfo:
 
 
 def capabilities(source: str, added_tokens: Collection[str]) -> tuple[str, ...]:
-    """What a model with such a chat template and vocabulary can do.
+    """Returns the capabilities of a model with this chat template and vocabulary.
 
-    It has tools if the template shows them to the model and its calls can be read.
+    It can use tools if the template renders them and the parser reads its calls.
     """
     dialect = dialect_for(source, added_tokens)
     abilities = {

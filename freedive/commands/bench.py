@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from freedive.api import LanguageModel
 
 BATCH_PROMPT = 16
-"""Tokens of each prompt where many answers are made at once."""
+"""Tokens of each prompt in the measurement of many answers at once."""
 
 ROWS = {
     "prefill_tokens_per_s": "reading {prompt} tokens, tokens/s",
@@ -39,11 +39,11 @@ ROWS = {
     "first_token_s": "first token of an answer to {prompt} tokens, s",
     "startup_s": "new process to first token, s",
 }
-"""What is measured, and how the table calls it."""
+"""The results by name, with their titles in the table."""
 
 
 def startup_s(model: str, config: EngineConfig) -> float:
-    """Seconds that a new ``freedive run`` takes to its first output."""
+    """Measures the seconds that a new ``freedive run`` takes to its first output."""
     given = {variable(name): str(value) for name, value in asdict(config).items() if value is not None}
     command = [
         sys.executable,
@@ -70,7 +70,7 @@ def startup_s(model: str, config: EngineConfig) -> float:
 
 
 def conditions(model: LanguageModel, config: EngineConfig) -> dict[str, Any]:
-    """What figures depend on besides the model; guesses that were right make writing faster than a step a token."""
+    """Returns the conditions of the measurement; accepted draft tokens make decoding faster than one token per step."""
     stats = model.engine.stats()
     return {
         "cpu": machine.cpu_name(),
@@ -121,7 +121,7 @@ def bench(
 
 
 def _throughput(model: LanguageModel, prompt: int, gen: int, batch: int, repeats: int) -> dict[str, list[float]]:
-    """The figures of every repeat, after one that does not count."""
+    """Returns the results of every repeat, without those of a warm-up."""
     source = random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in list(ROWS)[:4]}
     for _ in range(repeats + 1):
@@ -144,7 +144,7 @@ def _trace(name: str, config: EngineConfig, workload: Mapping[str, int], picture
     many = tracing.Answers(workload["batch"], workload["batch_prompt"], workload["gen"])
     with freedive.load(name, **asdict(config)) as loaded:
         ContextLimits.of(loaded.runner, config).max_length([0] * one.prompt, Sampling(max_tokens=one.gen))
-        loaded.close()  # from here on the runner is ours
+        loaded.close()  # the engine thread has ended, so this thread may use the runner
         under = conditions(loaded, config)
         steps = tracing.measure(loaded.runner, one, many, workload["repeats"])
     bandwidth = tracing.bandwidth(under["threads"])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """The messages so far, and the sampling settings of the next answer."""
+    """The messages of a conversation, and the sampling settings of the next answer."""
 
     def __init__(self, model: LanguageModel, system: str, sampling: Values) -> None:
         self.model = model
@@ -39,7 +39,7 @@ class Conversation:
         self.system(system)
 
     def ask(self, text: str) -> None:
-        """Print the answer as it comes. One that is cut short stays as far as it came; mere thoughts do not."""
+        """Prints the answer as it arrives. An interrupted answer is kept if it has text besides thoughts."""
         said: list[Event] = []
         self.messages.append({"role": "user", "content": text})
         try:
@@ -55,7 +55,7 @@ class Conversation:
 
     def _answer(self, said: list[Event]) -> Iterator[Event]:
         for event in self.model.chat(self.messages, **self.sampling).events():
-            said.append(event)  # first, so that whatever was seen is also remembered
+            said.append(event)  # before it is printed, so that all text that was seen is kept
             yield event
 
     def help(self, _: str) -> None:
@@ -115,7 +115,7 @@ def chat(
     sampling: Values,
     engine: Values,
 ) -> None:
-    Sampling(**sampling)  # refused before anything heavy is loaded
+    Sampling(**sampling)  # raises UserError before the model is loaded
     config = load(EngineConfig, engine)
     loaded = freedive.load(model, **asdict(config))
     try:
@@ -130,7 +130,7 @@ def chat(
 
 
 def _talk(conversation: Conversation) -> None:
-    """Until Ctrl-D. The prompt goes to standard error, so that standard output has the answers alone."""
+    """Reads messages until Ctrl-D; prompts go to standard error, so that standard output holds the answers alone."""
     say("Write a message, or /help. Ctrl-D ends the conversation.")
     session = _prompt_session()
     while True:
@@ -166,7 +166,7 @@ def _prompt_session() -> PromptSession[str]:
 
 
 def _history() -> History:
-    """What was asked in earlier conversations, which is for nobody else to read; nothing where it cannot be kept."""
+    """Returns the history of typed messages in a file that only this user can read, or in memory if that fails."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     path = home() / "history"
@@ -178,5 +178,5 @@ def _history() -> History:
 
 
 def say(line: str) -> None:
-    """To the person, not into the answer."""
+    """Prints a message to standard error."""
     print(line, file=sys.stderr, flush=True)

@@ -23,11 +23,14 @@ from freedive.model.size import Footprint, cache_bound, cache_dim, footprint, la
 from freedive.model.spec import ModelSpec
 
 CACHE_BYTES = 2
-"""Of a number in the key-value cache: half floats."""
+"""The size in bytes of a number in the key-value cache, a half float."""
 
 
 def decoder_facts(path: Path) -> dict[str, str]:
-    """Facts by name, several on lines of their own. Raises UserError for what freedive cannot read or run."""
+    """Returns facts by name, as text of one or several lines.
+
+    Raises UserError if freedive cannot read or run the model.
+    """
     spec, weights = _configured(path) if path.suffix == ".json" else _stored(path)
     return {
         "family": spec.family,
@@ -41,7 +44,8 @@ def decoder_facts(path: Path) -> dict[str, str]:
 
 
 def _configured(path: Path) -> tuple[ModelSpec, dict[str, Footprint]]:
-    """The model of a config.json: as its maker stores it, and as ``freedive quantize`` would."""
+    """Returns the model of a config.json, with the size of its weights in its own format and in those of ``freedive
+    quantize``."""
     values = read_json(path)
     spec, storage = describe_config(values), declared(values)
     weights = {storage.method: footprint(spec, storage.num_bytes)} if storage else {}
@@ -52,13 +56,13 @@ def _configured(path: Path) -> tuple[ModelSpec, dict[str, Footprint]]:
 
 
 def _stored(path: Path) -> tuple[ModelSpec, dict[str, Footprint]]:
-    """The model of a checkpoint, or of a folder that freedive has written."""
+    """Returns the model of a checkpoint, or of a folder that freedive has written, with the size of its weights."""
     spec, _, formats = opened(path)
     return spec, {", ".join(main_formats(spec, formats)): _footprint(spec, formats)}
 
 
 def opened(path: Path) -> tuple[ModelSpec, Checkpoint, dict[str, str]]:
-    """The model of a checkpoint or a folder, what tells where its text comes from, and each weight's format."""
+    """Returns the model of a checkpoint or folder, the checkpoint of its tokenizer, and the format of each weight."""
     if is_model_folder(path):
         spec, checkpoint, packed = read_model_folder(path)
         return spec, checkpoint, _packed_formats(packed)
@@ -69,7 +73,7 @@ def opened(path: Path) -> tuple[ModelSpec, Checkpoint, dict[str, str]]:
 
 
 def main_formats(spec: ModelSpec, formats: Mapping[str, str]) -> list[str]:
-    """Of all matrices, what holds most of them first."""
+    """Returns the formats of the matrices, the one with most parameters first."""
     sizes: Counter[str] = Counter()
     for name, param in params(spec).items():
         if len(param.shape) > 1:
@@ -89,7 +93,7 @@ def _packed_formats(weights: Mapping[str, Packed]) -> dict[str, str]:
 
 
 def _footprint(spec: ModelSpec, formats: Mapping[str, str]) -> Footprint:
-    """Of weights in ``formats``, by canonical name; blocks that a row does not fill count whole."""
+    """Returns the footprint of weights in ``formats``, by canonical name; partial blocks count as whole ones."""
 
     def num_bytes(name: str, shape: tuple[int, ...]) -> int:
         elements, block_bytes = BLOCKS[formats[name]]
@@ -100,7 +104,7 @@ def _footprint(spec: ModelSpec, formats: Mapping[str, str]) -> Footprint:
 
 
 def _parameters(spec: ModelSpec) -> str:
-    """Of a mixture both counts that model cards give."""
+    """Returns the number of parameters; for a mixture also the active ones, as model cards do."""
     counted = size(spec)
     if counted.active + counted.embedding >= counted.total:
         return count_text(counted.total)

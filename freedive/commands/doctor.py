@@ -28,10 +28,10 @@ FEATURES = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"),
     *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve"),
 )
-"""Processor features that kernels can use, by the names that Linux gives them."""
+"""Processor features that kernels can use, by their Linux names."""
 
 TRACED = tracing.Answers(1, 128, 32), tracing.Answers(8, 16, 32)
-"""What is measured where a trace is asked for: little, so that it takes a second or two."""
+"""The workloads of ``--trace``, small enough to take a second or two."""
 
 
 def doctor(
@@ -54,7 +54,7 @@ def doctor(
 
 
 def examine() -> dict[str, Any]:
-    """Everything the command shows. Sizes are in bytes, bandwidths in GB/s by the number of threads."""
+    """Returns all facts that the command prints: sizes in bytes, bandwidths in GB/s by the number of threads."""
     threads = machine.physical_cores()
     levels = _native.isa_levels()
     home = cache.home()
@@ -80,7 +80,7 @@ def examine() -> dict[str, Any]:
 
 
 def _traced() -> dict[str, list[tracing.Share]]:
-    """The steps of the smallest model of the cache."""
+    """Traces the steps of the smallest model in the cache."""
     if not (models := cache.stored()):
         raise UserError("There is no model here to trace", "Fetch one: freedive pull smollm2")
     smallest = min(models, key=lambda model: model.size)
@@ -90,7 +90,7 @@ def _traced() -> dict[str, list[tracing.Share]]:
 
 
 def _features() -> list[str]:
-    """Those of FEATURES that the processor has; none where the system does not say."""
+    """Returns those of FEATURES that the processor has, or none if the system does not list them."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -100,7 +100,7 @@ def _features() -> list[str]:
 
 
 def _extras() -> dict[str, list[str]]:
-    """The packages of each extra of freedive that are not installed."""
+    """Returns the missing packages of each of freedive's extras."""
     missing: defaultdict[str, list[str]] = defaultdict(list)
     for requirement in _requirements():
         if extra := re.search(r"extra == [\"']([\w-]+)", requirement):

@@ -17,19 +17,19 @@ import typer
 from freedive.errors import UserError
 
 Values = dict[str, Any]
-"""Fields that were given, by name; defaults stay with the dataclass."""
+"""Values of the fields that were given, by name; the dataclass has the defaults of the others."""
 
 REFERENCE = "A name (see `freedive list`), hf:owner/name[/file], modelscope:owner/name[/file] or a path."
 
 Reference = Annotated[str, typer.Argument(metavar="MODEL", help=REFERENCE)]
-"""The model that a command is about."""
+"""The model argument of a command."""
 
 METAVARS: dict[Any, str] = {Mapping: "TOKEN=BIAS", tuple: "TEXT", frozenset: "TOKEN"}
-"""How one of several values is written, by the kind of field; such a flag may be repeated."""
+"""The metavariable of a flag with several values, by the type of the field; such a flag may be repeated."""
 
 
 def settings(*, leave_out: frozenset[str] = frozenset(), **kinds: type) -> Callable[..., Callable[..., None]]:
-    """Give a command the fields of dataclasses as flags; it gets one :data:`Values` by each keyword of ``kinds``."""
+    """Gives a command the fields of dataclasses as flags; for each keyword in ``kinds`` it receives :data:`Values`."""
     flags = {
         keyword: [_flag(kind, field) for field in fields(kind) if field.name not in leave_out]
         for keyword, kind in kinds.items()
@@ -57,7 +57,7 @@ def settings(*, leave_out: frozenset[str] = frozenset(), **kinds: type) -> Calla
 
 
 def field_type(kind: type, name: str) -> Any:
-    """The type of a field without its "or None"."""
+    """Returns the type of a field without its "or None"."""
     hint = typing.get_type_hints(kind)[name]
     if isinstance(hint, types.UnionType):
         return next(part for part in typing.get_args(hint) if part is not types.NoneType)
@@ -74,7 +74,7 @@ def _flag(kind: type, field: Field[Any]) -> inspect.Parameter:
         metavar="on|off" if hint is bool and field.default is True else METAVARS.get(origin),
     )
     if hint is bool and field.default is True:
-        hint = str  # --name off; only a setting that is off by default is a flag without a value
+        hint = str  # --name off: only a field that is False by default becomes a flag without a value
     plain: Any = hint if origin is None else list[str] if origin is Mapping else list[parts[0]]  # type: ignore[valid-type]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[plain | None, option]
@@ -82,7 +82,7 @@ def _flag(kind: type, field: Field[Any]) -> inspect.Parameter:
 
 
 def _value(hint: Any, given: Any) -> Any:
-    """What the command line gives for a field -> what the field holds."""
+    """Converts a value of the command line to the type of its field."""
     if typing.get_origin(hint) is Mapping:
         return dict(_pair(text) for text in given)
     return given if hint is bool else (typing.get_origin(hint) or hint)(given)
@@ -106,7 +106,7 @@ def _help(kind: type, field: Field[Any]) -> str:
 
 @functools.cache
 def _docs(kind: type) -> dict[str, str]:
-    """The docstrings below the fields of a class, which Python itself drops."""
+    """Returns the docstrings below the fields of a class, which Python does not keep."""
     body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(kind)).body[0]).body
     return {
         field.target.id: inspect.cleandoc(text.value.value)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def size_text(size: float) -> str:
-    """Bytes in decimal units, as disks and hubs count."""
+    """Formats bytes in decimal units, as disks and model hubs do."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}"
@@ -14,7 +14,7 @@ def size_text(size: float) -> str:
 
 
 def count_text(count: float) -> str:
-    """Parameters to three digits, as model cards give them: 671B, 1.03T."""
+    """Formats a number of parameters with three digits, as model cards do: 671B, 1.03T."""
     rounded = float(f"{count:.3g}")
     for unit, name in ((1e12, "T"), (1e9, "B")):
         if rounded >= unit:
@@ -23,7 +23,7 @@ def count_text(count: float) -> str:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of equally many texts, each column as wide as its widest."""
+    """Prints rows of equally many texts, each column as wide as its longest text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

@@ -20,7 +20,7 @@ from freedive.hub.sources import Address, parse
 from freedive.hub.sources import pull as fetch
 
 PACKING_SHARE = 0.05
-"""What packed weights may take beyond the size of the file that they come from."""
+"""The memory of packed weights beyond the size of their file, as a share of that size."""
 
 WORKING_BYTES = 1e9
 """Memory of Python, buffers and a small key-value cache, in addition to the weights."""
@@ -54,7 +54,7 @@ def list_models(
 
 
 def _listed() -> list[dict[str, Any]]:
-    """Facts of every model of the catalogue, then of the others in the cache. A size that is not known is 0."""
+    """Returns facts about every model of the catalogue, then about the others in the cache; an unknown size is 0."""
     here = {model.ref: model for model in cache.stored()}
     models = []
     for entry in catalogue().values():
@@ -88,7 +88,7 @@ def _listed() -> list[dict[str, Any]]:
 
 
 def _fits(size: float) -> bool:
-    """Whether a model with ``size`` bytes of weights fits into this machine's memory."""
+    """Returns whether a model with ``size`` bytes of weights fits into this machine's memory."""
     return size * (1 + PACKING_SHARE) + WORKING_BYTES <= machine.total_memory()
 
 
@@ -116,7 +116,7 @@ def show(
 
 
 def _stored_facts(stored: cache.Stored) -> dict[str, str]:
-    """A model may be here that freedive cannot run; then the reason stands for what its decoder is."""
+    """Returns facts about a model in the cache; if freedive cannot run it, "problem" gives the reason."""
     try:
         facts = decoder_facts(stored.path)
     except UserError as error:

@@ -11,7 +11,7 @@ from freedive.text.dialects.dialect import Event, Text, Thought
 
 
 def print_answer(events: Iterable[Event]) -> str:
-    """Print the text as it comes, and the thoughts dim on standard error if that is a terminal; returns the text."""
+    """Prints the text as it arrives, and thoughts dimmed on standard error if that is a terminal; returns the text."""
     watched, thinking, written = sys.stderr.isatty(), False, ""
     for event in events:
         if isinstance(event, Thought) and watched:

@@ -60,7 +60,7 @@ def _make_empty(folder: Path) -> None:
 
 
 def _copy_text(source: Path, folder: Path) -> None:
-    """Tokenizer, chat template, recommended sampling and licence."""
+    """Copies the tokenizer, chat template, recommended sampling and licence."""
     for pattern in BESIDE_WEIGHTS:
         for path in source.glob(pattern):
             if not path.name.endswith((".index.json", MANIFEST)):

@@ -1,4 +1,4 @@
-"""``freedive replay FILE``: answer a recorded request again, and say whether the answer is the same."""
+"""``freedive replay FILE``: answers a recorded request again and compares the answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def replay(
 
 
 def read_recording(file: Path) -> Recording:
-    """The recording in ``file``. UserError where it holds none."""
+    """Reads a recording. Raises UserError if ``file`` cannot be read."""
     try:
         return Recording.from_json(file.read_bytes())
     except OSError as error:
@@ -50,7 +50,7 @@ def read_recording(file: Path) -> Recording:
 
 
 def _token(model: freedive.LanguageModel, ids: tuple[int, ...], place: int) -> str:
-    """The token at ``place``, with its text."""
+    """Returns the token at ``place`` with its text."""
     if place >= len(ids):
         return "nothing"
     known = ids[place] < model.tokenizer.vocab_size

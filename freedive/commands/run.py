@@ -22,7 +22,7 @@ from freedive.text.format import Format
 from freedive.text.request import ChatInput, TextInput
 
 UNPRINTED = frozenset({"logprobs", "prompt_logprobs"})
-"""Sampling fields that change what is reported, not the text."""
+"""Sampling fields that change the report but not the text."""
 
 
 @settings(sampling=Sampling, engine=EngineConfig, leave_out=UNPRINTED)
@@ -50,7 +50,7 @@ def run(
     text = sys.stdin.read().strip("\n") if prompt == "-" else prompt
     if not text.strip():
         raise UserError("The prompt is empty", "Write it as an argument, or pipe it in")
-    Sampling(**sampling)  # refused before anything heavy is loaded
+    Sampling(**sampling)  # raises UserError before the model is loaded
     format = read_format(json_schema) if json_schema else None
     config = load(EngineConfig, engine)
     loaded = freedive.load(model, **asdict(config))
@@ -71,7 +71,7 @@ def run(
 
 
 def is_json(text: str) -> bool:
-    """Whether ``text``, which begins as JSON does, is complete."""
+    """Returns whether ``text`` is complete JSON."""
     try:
         json.loads(text)
     except ValueError:
@@ -80,7 +80,7 @@ def is_json(text: str) -> bool:
 
 
 def save(recording: Recording, file: Path) -> None:
-    """Write ``recording`` to ``file``. UserError where that cannot be."""
+    """Writes ``recording`` to ``file``. Raises UserError if that fails."""
     try:
         file.write_text(recording.to_json() + "\n", "utf-8")
     except OSError as error:
@@ -88,7 +88,7 @@ def save(recording: Recording, file: Path) -> None:
 
 
 def read_format(file: Path) -> Format:
-    """The format that a file with a JSON schema asks for. UserError if it holds none."""
+    """Reads a format from a file with a JSON schema. Raises UserError if it holds none."""
     try:
         return Format("json_schema", json.loads(file.read_text("utf-8")))
     except (OSError, ValueError) as error:

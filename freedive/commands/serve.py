@@ -31,13 +31,13 @@ from freedive.server.ollama.pull import Progress
 
 DEFAULT = "smollm2"
 MEMORY_SHARE = 0.9
-"""Part of the memory that is free which loaded models may take where ``memory_gb`` is not set."""
+"""The share of the available memory that loaded models may take if ``memory_gb`` is not set."""
 KEPT_FREE_BYTES = 4e9
-"""Of the disk, whatever clients fetch."""
+"""Disk space in bytes that downloads by clients leave free."""
 FOR_CLIENTS = ("hf", "modelscope")
-"""Hubs from which clients may have what they name; a package index may hold what is this user's alone."""
+"""Hubs from which clients may fetch any model; a package index may hold private packages of this user."""
 FOLDERS = re.compile(r"(?<![\w:/.])(?:~|[.]{1,2})?/(?=\S)(?:[^\s/'\"]+/)*")
-"""The folders before the name of a file, in a message."""
+"""The folders before a file name in a message."""
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def serve(
     engine: Values,
 ) -> None:
     where, how = load(ServerConfig, server), asdict(load(EngineConfig, engine))
-    keys = app.check_keys(where)  # before models are loaded for nothing
+    keys = app.check_keys(where)  # before models are loaded in vain
     app.check_port(where.host, where.port)
     served = _models(models or [DEFAULT], [] if models else _stored(), where, how)
     fetch = partial(fetched, how, where.pull_limit_gb * 1e9)
@@ -61,11 +61,11 @@ def serve(
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:
-    """``names`` loaded as far as they fit together, the others when they are asked for."""
+    """Loads the models ``names`` that fit into memory together; the others are loaded on demand."""
     names = list(dict.fromkeys(names))
     ids = model_ids(dict.fromkeys([*names, *on_demand]))
     entries = [_model_entry(name, how, id) for name, id in ids.items()]
-    Models(entries, aliases=where.aliases)  # refuses aliases that cannot be, before models are loaded for nothing
+    Models(entries, aliases=where.aliases)  # raises UserError for invalid aliases before models are loaded in vain
     max_bytes = where.memory_gb * 1e9 if where.memory_gb else machine.available_memory() * MEMORY_SHARE
     loaded: list[Model] = []
     num_bytes = 0
@@ -79,9 +79,9 @@ def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Ma
 
 
 def model_ids(names: Iterable[str]) -> dict[str, str]:
-    """The id of each model: its name or address; of one that is named by a path, that of its file or folder.
+    """Returns the id of each model: its name or address, or the file or folder name of a path.
 
-    Where two would have the same, as many folders stand before it as tell them apart.
+    If two paths end with the same name, the second id has as many parent folders as it needs to differ.
     """
     ids: dict[str, str] = {}
     for name in names:
@@ -109,7 +109,8 @@ def _load(name: str, how: Mapping[str, Any], id: str) -> Model:
 
 
 def private(work: Callable[[], T]) -> Callable[[], T]:
-    """``work`` whose errors go to clients: where files are on this machine stands on standard error only."""
+    """Wraps ``work`` for clients: its errors omit folders of this machine, and are printed in full to
+    standard error."""
 
     def run() -> T:
         try:
@@ -128,10 +129,10 @@ def _without_folders(text: str) -> str:
 
 
 def fetched(how: Mapping[str, Any], max_bytes: float, name: str, progress: Progress) -> ModelEntry:
-    """A model that a client names, who may have what hubs have; files of this machine are not for clients to name.
+    """Fetches a model that a client names: one of the catalogue or of a public hub, never a local file.
 
-    The user's own tokens, and the package index that pip is set to, are for models of the catalogue only. Raises
-    NotFound for what is none of these, and what :func:`freedive.hub.sources.resolve` raises.
+    The user's own tokens, and pip's package index, are used for models of the catalogue only. Raises NotFound for other
+    names, and the errors of :func:`freedive.hub.sources.resolve`.
     """
     entry = entry_for(name)
     if not entry and name.partition(":")[0] not in FOR_CLIENTS:
@@ -154,17 +155,17 @@ def fetched(how: Mapping[str, Any], max_bytes: float, name: str, progress: Progr
 
 
 def _num_bytes(path: Path) -> int:
-    """About what the weights of a checkpoint take."""
+    """Returns the approximate size of a checkpoint's weights in bytes."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _stored() -> list[str]:
-    """The models on this machine, by the names that `freedive list` gives them."""
+    """Returns the names of the models on this machine, as `freedive list` prints them."""
     return [_name_of(model) for model in stored()]
 
 
 def _name_of(model: Stored) -> str:
-    """The catalogue's name of a model, else its reference."""
+    """Returns the catalogue's name of a model, or else its reference."""
     names = {identity(entry.ref): entry.name for entry in catalogue().values()}
     return names.get(identity(model.ref), model.ref)

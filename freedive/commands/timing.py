@@ -1,4 +1,4 @@
-"""Measures the time to the first token, prefill and decode speed, with their spread."""
+"""Measures the time to the first token, and the prefill and decode speed, with their spread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spread:
-    """Repeats of one measurement."""
+    """The spread of a repeated measurement."""
 
     median: float
     low: float
@@ -29,10 +29,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of several answers that run at the same time.
+    """Durations in seconds of several answers that run at the same time.
 
-    ``first_token_s``: the longest wait from submission to a first token. ``prefill_s``: from the first step until all
-    have their first token. ``decode_s``: from the first of these tokens to the last of all.
+    ``first_token_s``: the longest time from submission to a first token. ``prefill_s``: from the first step until all
+    have their first token. ``decode_s``: from the first of these tokens to the last token of all.
     """
 
     first_token_s: float
@@ -41,12 +41,12 @@ class Run:
 
 
 def readable(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Formats a number with three significant digits, or with all digits before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def random_prompt(length: int, vocab_size: int, source: random.Random) -> list[int]:
-    """Token ids that no cache has seen."""
+    """Returns random token ids, which no cache contains."""
     return source.choices(range(vocab_size), k=length)
 
 
@@ -56,9 +56,9 @@ GREEDY = Sampling(temperature=0)
 def generate(
     model: LanguageModel, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling = GREEDY
 ) -> Run:
-    """Answer ``prompts`` (token ids) side by side with ``num_tokens`` each.
+    """Answers ``prompts`` (token ids) at the same time with ``num_tokens`` tokens each.
 
-    Several are queued behind a request that keeps the engine busy meanwhile, so that they go in step.
+    Several prompts are queued behind a request that keeps the engine busy, so that they start in the same step.
     """
     sampling = replace(sampling, max_tokens=num_tokens, ignore_eos=True)
     if len(prompts) > 1:

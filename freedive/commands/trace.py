@@ -18,17 +18,17 @@ from freedive.ops.native import NativeRunner
 from freedive.ops.trace import Operation
 
 BANDWIDTH_MEGABYTES = 512
-"""Memory read to measure its bandwidth: more than caches hold."""
+"""Megabytes that are read to measure memory bandwidth; more than the caches hold."""
 
 
 def bandwidth(threads: int) -> float:
-    """GB/s that ``threads`` read from memory together."""
+    """Returns the memory bandwidth in GB/s of ``threads`` that read together."""
     return _native.read_bandwidth(threads, BANDWIDTH_MEGABYTES)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """``count`` answers at the same time to random prompts of ``prompt`` tokens, with ``gen`` random tokens each."""
+    """A workload: ``count`` answers at once to random prompts of ``prompt`` tokens, with ``gen`` random tokens each."""
 
     count: int
     prompt: int
@@ -39,7 +39,7 @@ class Answers:
         return self.count * pages_for(self.prompt + self.gen)
 
     def batch(self, start: int, length: int, tokens: np.random.Generator, vocab_size: int) -> Batch:
-        """The step that computes positions ``start`` to ``start + length`` of every answer."""
+        """Returns the batch of positions ``start`` to ``start + length`` of every answer."""
         lengths = np.full(self.count, length, np.int32)
         starts = np.full(self.count, start, np.int32)
         complete = start + length >= self.prompt
@@ -54,13 +54,13 @@ class Answers:
         )
 
     def read(self, runner: NativeRunner) -> list[Operation]:
-        """The prompts' operations, in steps of as many rows as the runner takes."""
+        """Runs the prompts in steps of at most ``max_rows`` rows; returns their operations."""
         chunk = min(self.prompt, runner.max_rows // self.count)
         starts = range(0, self.prompt, chunk)
         return list(chain.from_iterable(self._trace(runner, at, min(chunk, self.prompt - at)) for at in starts))
 
     def write(self, runner: NativeRunner) -> list[list[Operation]]:
-        """The operations of each step after the prompts were read."""
+        """Runs a step for each generated token; returns the operations of each."""
         return [self._trace(runner, self.prompt + step, 1) for step in range(self.gen)]
 
     def _trace(self, runner: NativeRunner, start: int, length: int) -> list[Operation]:
@@ -69,7 +69,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Share:
-    """Operations of one kind in a step: how many, their seconds, the bytes read and the multiply-adds done."""
+    """Operations of one kind in a step: their number, seconds, bytes read and multiply-adds."""
 
     kind: str
     count: float
@@ -83,12 +83,12 @@ class Share:
 
     @property
     def tops(self) -> float:
-        """Trillions of multiplications and additions a second."""
+        """The speed in 10^12 multiplications and additions per second."""
         return 2 * self.macs / self.seconds / 1e12
 
 
 def average(steps: Sequence[Sequence[Operation]]) -> list[Share]:
-    """The kinds of operation in an average step. The slower half of the steps does not count: others disturbed it."""
+    """Averages the operations of each kind over the faster half of the steps; the slower half was disturbed."""
     quiet = sorted(steps, key=lambda step: sum(each.seconds for each in step))[: (len(steps) + 1) // 2]
     kinds: dict[str, list[Operation]] = {}
     for each in chain.from_iterable(quiet):
@@ -97,7 +97,7 @@ def average(steps: Sequence[Sequence[Operation]]) -> list[Share]:
 
 
 def whole(shares: Sequence[Share]) -> Share:
-    """All of a step."""
+    """Sums the operations of a step."""
     parts = [(each.count, each.seconds, each.bytes, each.macs) for each in shares]
     return Share("step", *(sum(column) for column in zip(*parts, strict=True)))
 
@@ -108,9 +108,9 @@ def _share(kind: str, operations: Sequence[Operation], steps: int) -> Share:
 
 
 def measure(runner: NativeRunner, one: Answers, many: Answers, repeats: int) -> dict[str, list[Share]]:
-    """Shares by what a step does: reading a prompt, ``repeats`` times; writing the answer to it, and many at once.
+    """Measures by phase: a prompt, ``repeats`` times; the tokens of its answer; and those of many answers at once.
 
-    Nobody else may use the runner meanwhile. UserError where its cache does not hold the answers.
+    Nothing else may use the runner meanwhile. Raises UserError if its cache is too small for the answers.
     """
     for answers in (one, many):
         if answers.num_pages > runner.num_pages:
@@ -127,7 +127,7 @@ def measure(runner: NativeRunner, one: Answers, many: Answers, repeats: int) -> 
 
 
 def as_json(shares: Sequence[Share]) -> dict[str, Any]:
-    """The step and its operations with their speeds."""
+    """Returns the step and its operations with their speeds."""
     step, *parts = (
         asdict(share) | {"gb_per_s": share.gb_per_s, "tops": share.tops} for share in (whole(shares), *shares)
     )
@@ -135,7 +135,7 @@ def as_json(shares: Sequence[Share]) -> dict[str, Any]:
 
 
 def print_tables(steps: Mapping[str, Sequence[Share]], bandwidth: float) -> None:
-    """A table for each step; its bars, laid end to end, are the step. ``bandwidth`` is the machine's, in GB/s."""
+    """Prints a table for each step, whose bars together span the step. ``bandwidth`` is the machine's, in GB/s."""
     from rich.bar import Bar
     from rich.box import SIMPLE
     from rich.console import Console
@@ -167,7 +167,7 @@ def _speeds(share: Share, bandwidth: float) -> tuple[str, ...]:
 
 
 def draw(title: str, steps: Mapping[str, Sequence[Share]], file: Path) -> None:
-    """The tables as a picture (PNG or SVG). UserError where matplotlib is missing."""
+    """Draws the tables as a picture (PNG or SVG). Raises UserError if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -183,7 +183,7 @@ def draw(title: str, steps: Mapping[str, Sequence[Share]], file: Path) -> None:
         widths = [share.seconds * 1e3 for share in shares]
         bars = axes.barh([share.kind for share in shares], widths, left=ends - widths, color="#3b7dd8")
         axes.bar_label(bars, [_label(share) for share in shares], padding=4, fontsize=8)
-        axes.set_xlim(0, 1.35 * ends[-1])  # room for the last label
+        axes.set_xlim(0, 1.35 * ends[-1])  # space for the last label
         axes.invert_yaxis()
         axes.set_title(f"{name}: {ends[-1]:.2f} ms", loc="left", fontsize=10)
     axes.set_xlabel("ms")

@@ -26,7 +26,7 @@ Stage = Literal[
     "merge",
 ]
 FINETUNING = ("tune", "merge")
-"""Earlier spellings of the commands ``freedive finetune`` and ``freedive merge``."""
+"""Earlier names of the commands ``freedive finetune`` and ``freedive merge``."""
 STAGES = ", ".join(stage for stage in get_args(Stage) if stage not in FINETUNING)
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[PART.NAME=VALUE]...", help="Changes to the preset.")]
 
@@ -41,8 +41,8 @@ def train(
 
 
 def perform(stage: str, name: str, settings: list[str], run: Path | None) -> None:
-    """Do a stage of training or fine-tuning. Raises UserError where torch is missing."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads make room for the kernels' own
+    """Runs a stage of training or fine-tuning. Raises UserError if torch is missing."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's waiting threads leave the cores to the kernels
     try:
         if stage in FINETUNING:
             from freedive.train.finetune.run import perform

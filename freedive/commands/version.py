@@ -6,5 +6,5 @@ import freedive
 
 
 def version() -> None:
-    """Print the name and the version of this package."""
+    """Prints the name and the version of this package."""
     print(f"freedive {freedive.__version__}")

@@ -1,4 +1,4 @@
-"""A browser, the echo model, and a live server over it."""
+"""Fixtures of the chat page's tests: a browser, the echo model, and a live server."""
 
 from browser import browser
 from echo_model import fake_model, live_server

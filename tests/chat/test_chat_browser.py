@@ -1,4 +1,4 @@
-"""The chat page in a real browser, headless. Without Chromium these tests fail: a page nobody opened is not tested."""
+"""The chat page in a real headless browser."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def page(browser: webdriver.Chrome, live_server: str, fake_model: EchoModel) -> 
     assert [complaint for complaint in page.errors() if "status of 4" not in complaint] == []
 
 
-def test_an_answer_arrives_in_pieces(page: Page, fake_model: EchoModel) -> None:
+def test_an_answer_is_streamed(page: Page, fake_model: EchoModel) -> None:
     fake_model.delay_s = 0.02
     fake_model.script["ocean"] = "The ocean is deep and blue, and this answer takes its time."
     page.ask("Tell me of the ocean")
@@ -59,7 +59,7 @@ def test_an_answer_arrives_in_pieces(page: Page, fake_model: EchoModel) -> None:
     assert "first token after 0.0" in page.find(".meter").text
 
 
-def test_thoughts_are_folded_beside_the_answer(page: Page, fake_model: EchoModel) -> None:
+def test_thoughts_are_folded_above_the_answer(page: Page, fake_model: EchoModel) -> None:
     fake_model.script["two"] = "<think>\n1 < 2, so\nthree.\n</think>\n\nIt is **three**."
     page.ask("two and one")
     page.wait_for_end()
@@ -93,7 +93,7 @@ def test_stop_ends_the_second_answer_on_the_server_too(page: Page, fake_model: E
     assert f"assistant: {stopped}"[:30] in page.texts(".answer")[2]
 
 
-def test_the_model_is_told_the_whole_conversation_until_a_new_chat(page: Page) -> None:
+def test_the_model_gets_the_whole_conversation_until_a_new_chat(page: Page) -> None:
     page.ask("one")
     page.wait_for_end()
     page.ask("two")
@@ -136,7 +136,7 @@ def test_shift_enter_breaks_the_line_and_enter_sends(page: Page) -> None:
     assert page.texts(".question") == ["a\nb"]
 
 
-def test_a_refusal_is_shown_in_the_conversation_and_forgotten(page: Page) -> None:
+def test_an_error_is_shown_in_the_conversation_but_not_sent_again(page: Page) -> None:
     page.ask("overload")
     assert page.wait(".notice.error").text == "The engine has 9 requests already. Try again later"
     page.ask("again")

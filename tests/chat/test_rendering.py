@@ -1,4 +1,4 @@
-"""Markdown as the page shows it."""
+"""The chat page's Markdown."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_cells_are_aligned_by_class() -> None:
     assert '<td class="right">1</td>' in MARKDOWN.render("| a |\n|--:|\n| 1 |")
 
 
-def test_links_open_elsewhere_and_tell_nothing() -> None:
+def test_links_open_in_a_new_tab_without_a_referrer() -> None:
     assert 'target="_blank" rel="noopener noreferrer nofollow"' in MARKDOWN.render("[a](https://example.org)")
 
 

@@ -55,7 +55,7 @@ EXTREMES = (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**60, 2**63 - 1, 2**63, 2
 
 
 def read_all(path: Path) -> None:
-    """Everything that loading does before the first weight is converted, and then the rows."""
+    """Does all that loading does before it converts the first weight, and reads the rows."""
     checkpoint = open_checkpoint(path)
     spec, rules = describe(checkpoint)
     for tensor in canonical_tensors(checkpoint, spec, rules).values():
@@ -114,7 +114,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refusal(action: Callable[[], object]) -> str:
-    """The words of the UserError that ``action`` ends in, "" if it succeeds; any other exception fails the test."""
+    """Returns the message of the UserError that ``action`` raises, or ""; any other exception fails the test."""
     try:
         action()
     except UserError as error:
@@ -123,7 +123,7 @@ def refusal(action: Callable[[], object]) -> str:
 
 
 def mutate(data: bytes, header: int, rng: random.Random) -> bytes:
-    """One to three random faults, mostly within the header's bytes."""
+    """Applies one to three random changes, mostly to bytes of the header."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(min(header, len(changed) - 1))
@@ -146,7 +146,7 @@ def mutate(data: bytes, header: int, rng: random.Random) -> bytes:
 
 
 def survive(path: Path, versions: list[bytes]) -> int:
-    """How many of ``versions`` are refused; anything but a UserError fails the test."""
+    """Returns how many of ``versions`` are refused; any error but a UserError fails the test."""
     refused = 0
     start = time.process_time()
     for data in versions:
@@ -215,7 +215,7 @@ def test_mutated_json_is_read_or_refused(name: str, safetensors_bytes: bytes, fo
     assert refused > 250
 
 
-# --- particular lies ----------------------------------------------------------------------------------------------
+# --- inconsistent files -------------------------------------------------------------------------------------------
 
 
 def string(text: bytes, length: int | None = None) -> bytes:
@@ -323,12 +323,12 @@ SAFETENSORS_LIES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("lie", GGUF_LIES)
-def test_gguf_lies_are_named(lie: str, folder: Path) -> None:
+def test_inconsistent_gguf_files_are_refused_by_name(lie: str, folder: Path) -> None:
     refuse(folder / "m.gguf", *GGUF_LIES[lie])
 
 
 @pytest.mark.parametrize("lie", SAFETENSORS_LIES)
-def test_safetensors_lies_are_named(lie: str, folder: Path) -> None:
+def test_inconsistent_safetensors_files_are_refused_by_name(lie: str, folder: Path) -> None:
     refuse(folder / "m.safetensors", *SAFETENSORS_LIES[lie])
 
 
@@ -360,7 +360,8 @@ HUGE = {
 def test_a_header_of_more_values_than_any_model_has_is_refused(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before they are made: the bounds are in the millions, here a hundred values and ten tensors."""
+    """The count is checked before the values are read; the bounds are lowered from millions to a hundred values and ten
+    tensors."""
     for module, limit in ((files, "MAX_VALUES"), (file, "MAX_TENSORS")):
         for each in (module, gguf_reader):
             monkeypatch.setattr(each, limit, 10 if limit == "MAX_TENSORS" else 400 if name == "safetensors" else 100)
@@ -369,8 +370,8 @@ def test_a_header_of_more_values_than_any_model_has_is_refused(
     assert "more than 10" in refusal(lambda: open_checkpoint(path))
 
 
-def test_an_empty_tensor_is_legal_and_says_nothing(folder: Path) -> None:
-    """As transformers writes the shared experts of a model that has none."""
+def test_an_empty_tensor_is_ignored(folder: Path) -> None:
+    """transformers writes an empty tensor for the shared experts of a model that has none."""
     header = {"a": entry(), "e": entry(shape=[72, 0], offsets=(16, 16)), "f": entry(shape=[0, 3], offsets=(16, 16))}
     (folder / "m.safetensors").write_bytes(st_file(header))
     assert set(open_checkpoint(folder / "m.safetensors").tensors) == {"a"}

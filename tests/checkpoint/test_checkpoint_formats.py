@@ -1,4 +1,4 @@
-"""Tensors read from either container equal what the libraries of those formats wrote."""
+"""Tensors that are read from either container equal those that the libraries of the formats wrote."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from freedive.errors import UserError
 
 
 def write_gguf(path: Path, tensors: dict[str, tuple[np.ndarray[Any, Any], str]], **metadata: Any) -> None:
-    """A GGUF file of ``tensors`` (bytes or floats, format) by the gguf library."""
+    """Writes a GGUF file of ``tensors`` (bytes or floats, format) with the gguf library."""
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in metadata.items():
         (writer.add_uint16 if key.startswith("split") else writer.add_array)(key.replace("__", "."), value)
@@ -35,7 +35,7 @@ def write_gguf(path: Path, tensors: dict[str, tuple[np.ndarray[Any, Any], str]],
 
 
 def random_blocks(kind: str, num_rows: int, width: int) -> np.ndarray[Any, Any]:
-    """Random bytes whose scales are finite: every float16 field has a small exponent."""
+    """Returns random bytes with finite scales: every float16 field has a small exponent."""
     block, num_bytes = BLOCKS[kind]
     data = np.random.default_rng(0).integers(0, 256, (num_rows, width // block, num_bytes), np.uint8)
     high_bytes = {"F32": (3,), "F16": (1,), "BF16": (1,), "MXFP4": (0,)}

@@ -1,4 +1,4 @@
-"""Folders as people have them: more files than needed, parts without an index, names with spaces, adapters."""
+"""Folders as users have them: with extra files, parts without an index, names with spaces, adapters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def opened(folder: Path) -> dict[str, Any]:
 
 
 def move(folder: Path, *names: str) -> None:
-    """Give the parts of a sharded folder other ``names``, and its index these."""
+    """Renames the parts of a sharded folder, also in its index."""
     index = json.loads((folder / INDEX).read_text())
     for (tensor, old), new in zip(list(index["weight_map"].items()), names, strict=True):
         (folder / new).parent.mkdir(exist_ok=True)
@@ -82,7 +82,7 @@ def test_a_projector_beside_a_gguf_model_is_not_a_model(name: str, tmp_path: Pat
     assert list(open_checkpoint(tmp_path).tensors) == ["model.gguf"]
 
 
-def test_a_folder_of_an_adapter_says_what_it_belongs_to(tmp_path: Path) -> None:
+def test_the_folder_of_an_adapter_is_refused_with_its_base_model(tmp_path: Path) -> None:
     save_file({"x": np.zeros(2, np.float32)}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
     with pytest.raises(UserError, match=r"an adapter of 'owner/base', which is not a whole model\. Merge it"):
@@ -98,7 +98,7 @@ def test_numbers_of_64_bits_are_read_as_32(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dequantize(tensor), values.astype(np.float32))
 
 
-def test_an_empty_tensor_says_nothing(tmp_path: Path) -> None:
+def test_an_empty_tensor_is_ignored(tmp_path: Path) -> None:
     header = {"none": {"dtype": "F32", "shape": [72, 0], "data_offsets": [0, 0]}}
     header["one"] = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     text = json.dumps(header).encode()

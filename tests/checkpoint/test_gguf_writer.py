@@ -1,4 +1,5 @@
-"""What the GGUF writer writes, the gguf library and our reader read back; nothing half-written bears its name."""
+"""The gguf library and freedive's reader read what the GGUF writer writes; an incomplete file never
+has its final name."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ FLOATS = np.arange(12, dtype=np.float32)
 
 
 def assert_holds(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Both readers see ``tensors``, in order."""
+    """Checks that both readers return ``tensors``, in order."""
     ours = open_checkpoint(path).tensors
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     assert list(ours) == list(theirs) == list(tensors)
@@ -35,7 +36,7 @@ def assert_holds(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def tensors() -> dict[str, Tensor]:
-    """One of every format, and of one to four axes."""
+    """Returns a tensor of every format, and tensors of one to four axes."""
     shapes = ((12,), (3, 4), (2, 3, 2), (2, 1, 3, 2))
     floats = {f"axes.{len(shape)}": quantize("", FLOATS.reshape(shape), "F32") for shape in shapes}
     return floats | {kind: random_tensor(kind, 3, 256) for kind in FORMAT_IDS.values()}
@@ -49,7 +50,7 @@ def test_every_format_and_shape_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("alignment", [8, 32, 4096])
 def test_tensors_lie_one_after_another_where_the_alignment_allows(alignment: int, tmp_path: Path) -> None:
-    """llama.cpp refuses any other place."""
+    """llama.cpp refuses tensors at any other offset."""
     write_gguf(tmp_path / "m.gguf", {"general.alignment": alignment}, tensors())
     assert_holds(tmp_path / "m.gguf", tensors())
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
@@ -61,7 +62,7 @@ def test_tensors_lie_one_after_another_where_the_alignment_allows(alignment: int
     assert (tmp_path / "m.gguf").stat().st_size == expected
 
 
-def test_a_made_tensor_is_written_as_it_is_made(tmp_path: Path) -> None:
+def test_a_computed_tensor_is_written_in_chunks(tmp_path: Path) -> None:
     whole = random_tensor("Q8_0", 6, 64)
     made = Tensor("w", (6, 64), "Q8_0", lambda begin, end: whole.data[begin:end])
     write_gguf(tmp_path / "m.gguf", {}, {"w": made})
@@ -92,7 +93,7 @@ def test_any_metadata_is_read_back(metadata: dict[str, Any]) -> None:
         assert [type(value) for value in config.values()] == [type(value) for value in metadata.values()]
         fields = gguf.GGUFReader(path).fields
         for key, value in metadata.items():
-            if value != []:  # of which the library makes None
+            if value != []:  # the library reads an empty list as None
                 assert fields[key].contents() == value
 
 
@@ -152,7 +153,7 @@ def test_a_format_that_gguf_lacks_is_refused_by_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"before")
     (tmp_path / "notes.1.partial").write_text("the user's own")

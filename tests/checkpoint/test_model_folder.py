@@ -1,4 +1,4 @@
-"""A model folder is untrusted input: every number is checked, and what loads is what the description asks for."""
+"""A model folder is untrusted input: every number is checked, and the loaded weights match the description."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def description() -> spec.ModelSpec:
 
 
 def tensors(model: spec.ModelSpec) -> dict[str, Tensor]:
-    """Weights of ``model``: the embedding in blocks, all others in floats."""
+    """Returns weights of ``model``: the embedding in blocks, all others as floats."""
     rng = np.random.default_rng(0)
     weights = {name: rng.standard_normal(param.shape, np.float32) for name, param in params(model).items()}
     return {name: float_tensor(name, w) for name, w in weights.items()} | {"embed": random_tensor("Q8_0", 10, 32)}
@@ -50,11 +50,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model_folder(written: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(written, tmp_path / "bundle"))
+    return Path(shutil.copytree(written, tmp_path / "model"))
 
 
 def change_description(model_folder: Path, path: str, value: Any) -> None:
-    """Put ``value`` at ``path``, names and indices between dots."""
+    """Sets ``value`` at ``path``, which is names and indices separated by dots."""
     about = json.loads((model_folder / DESCRIPTION).read_text("utf-8"))
     *outer, last = (int(name) if name.isdigit() else name for name in path.split("."))
     inside = about
@@ -65,7 +65,7 @@ def change_description(model_folder: Path, path: str, value: Any) -> None:
 
 
 def change_header(model_folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Rewrite the store's header, with a checksum that fits it."""
+    """Rewrites the store's header with a matching checksum."""
     data = (model_folder / STORE).read_bytes()
     begin = len(MAGIC) + 16
     header = json.loads(data[begin : begin + int.from_bytes(data[len(MAGIC) :][:8], "little")])
@@ -97,7 +97,7 @@ ROUTER, FFN = "model.layers.0.ffn.router", "model.layers.0.ffn"
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        # numbers that the weights contradict
+        # numbers that contradict the weights
         ("model.vocab_size", 1 << 20, r"embed is \[10, 32\] instead of \[1048576, 32\]"),
         ("model.hidden_dim", 64, r"embed is \[10, 32\] instead of \[10, 64\]"),
         ("model.layers.1.ffn.dim", 64, r"ffn.gate is \[32, 32\] instead of \[64, 32\]"),
@@ -108,7 +108,7 @@ ROUTER, FFN = "model.layers.0.ffn.router", "model.layers.0.ffn"
         ("model.layers.0.attention.sinks", True, "sinks is missing"),
         ("model.tied", False, "head is missing"),
         ("model.layers.0.post_norms", True, "post_norm is missing"),
-        # numbers that are impossible, or do not fit each other
+        # numbers that are impossible or inconsistent
         (f"{ROUTER}.num_chosen", 200, "num_chosen is 200, more than the 3 experts"),
         (f"{ROUTER}.num_chosen", 0, "num_chosen is 0, not a whole number from 1"),
         (f"{ROUTER}.num_groups", 2, "num_groups is 2, which does not divide 3"),
@@ -155,7 +155,7 @@ def test_a_description_of_more_experts_than_exist_is_refused_before_any_is_liste
 
 
 def part(name: str, key: str, index: int, value: Any) -> Callable[[dict[str, Any]], object]:
-    """A change of a part's format (0), shape (1) or offset (2)."""
+    """Returns a change of a part's format (0), shape (1) or offset (2)."""
     return lambda header: header["tensors"][name]["parts"][key].__setitem__(index, value)
 
 
@@ -207,7 +207,7 @@ def test_a_store_with_a_wrong_number_is_refused(
 
 
 def test_a_router_in_blocks_is_refused_whoever_wrote_it(tmp_path: Path) -> None:
-    """Kernels read routers and what makes keys of latents as floats."""
+    """Kernels read routers, and the matrices that make keys of latents, as floats."""
     model = description()
     made = tensors(model) | {"layers.0.ffn.router": random_tensor("Q8_0", 3, 32)}
     write_model_folder(tmp_path, model, CHECKPOINT, made)
@@ -222,7 +222,7 @@ def test_a_damaged_or_missing_store_is_refused(model_folder: Path) -> None:
     refuse(model_folder, r"model\.fdv cannot be used: .*quantize")
 
 
-def test_exchanged_words_of_a_store_are_seen_at_any_distance(model_folder: Path) -> None:
+def test_swapped_words_of_a_store_are_detected_at_any_distance(model_folder: Path) -> None:
     data = (model_folder / STORE).read_bytes()
     begin = json.loads(data[32 : 32 + int.from_bytes(data[16:24], "little")])["start"]
     for distance in (8, 64, 512, 640):

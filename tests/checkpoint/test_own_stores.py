@@ -1,4 +1,4 @@
-"""Stores in the cache are checked like bundles, and belong to the code that has made them."""
+"""Stores in the cache are checked like model folders, and are valid only for the code that made them."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
     return calls
 
 
-def test_a_mended_rule_reaches_who_has_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_rule_rebuilds_an_existing_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(folder)
     before = {name: weight.data.copy() for name, weight in open_store(stores(folder)[0]).items()}
     from freedive.checkpoint import rules
 
     real = rules.canonical_tensors
 
-    def mended(*args: Any) -> Any:
+    def fixed(*args: Any) -> Any:
         tensors = real(*args)
         return tensors | {"layers.0.attn.q": tensors["layers.1.attn.q"]}
 
-    monkeypatch.setattr(rules, "canonical_tensors", mended)
+    monkeypatch.setattr(rules, "canonical_tensors", fixed)
     monkeypatch.setattr(api, "code_fingerprint", lambda patterns: "newer")
     monkeypatch.setattr(api, "code_digest", lambda patterns: "newer")
     packed = count_calls(monkeypatch, "write_store")
@@ -102,7 +102,7 @@ def test_a_store_of_files_that_have_changed_is_removed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("vocab_size", 1 << 20), ("hidden_dim", 32), ("layers", []), ("tied", 3)])
-def test_a_description_in_the_cache_that_lies_is_made_anew(name: str, value: Any, folder: Path) -> None:
+def test_an_inconsistent_description_in_the_cache_is_rebuilt(name: str, value: Any, folder: Path) -> None:
     expected = answer(folder)
     description = stores(folder)[0].with_suffix(".json")
     about = json.loads(description.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""The packed store: what goes in comes out; damage is seen; nothing half-written ever bears its name."""
+"""The packed store: it returns what was packed, detects damage, and an incomplete one never has its final name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def small() -> dict[str, Tensor]:
-    """A matrix and vectors of every float format: a store of a few pages."""
+    """Returns a matrix and vectors of every float format: a store of a few pages."""
     rng = np.random.default_rng(0)
     vectors = {
         kind: quantize(kind, rng.standard_normal(37).astype(np.float32), kind) for kind in ("F32", "F16", "BF16")
@@ -53,10 +53,10 @@ def assert_holds(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def test_every_format_comes_back_as_it_was_packed(tmp_path: Path) -> None:
     tensors = {kind: random_tensor(kind, 70, 512) for kind in FORMATS} | small()
-    told: list[int] = []
-    write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=told.append)
+    reported: list[int] = []
+    write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=reported.append)
     assert_holds(tmp_path / "s.fdv", tensors)
-    assert sum(told) == store_bytes(tensors)
+    assert sum(reported) == store_bytes(tensors)
     assert [path.name for path in tmp_path.iterdir()] == ["s.fdv"]
 
 
@@ -82,7 +82,7 @@ NUM_EXPERTS = 3
 
 
 def mixture() -> dict[str, Tensor]:
-    """A layer of experts with biases between two matrices, every part in its own format."""
+    """Returns a layer of experts with biases between two matrices; every part has its own format."""
     rng = np.random.default_rng(1)
     tensors = {"before": random_tensor("Q8_0", 5, 32)}
     for expert in range(NUM_EXPERTS):
@@ -96,9 +96,9 @@ def mixture() -> dict[str, Tensor]:
 
 def test_experts_become_records_of_whole_pages(tmp_path: Path) -> None:
     tensors = mixture()
-    told: list[int] = []
-    write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=told.append)
-    assert sum(told) == store_bytes(tensors)
+    reported: list[int] = []
+    write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=reported.append)
+    assert sum(reported) == store_bytes(tensors)
     for store in (open_store(tmp_path / "s.fdv"), pack_model(tensors)):
         assert list(store) == ["before", "layers.1.ffn.experts", "after"]
         experts = store["layers.1.ffn.experts"]
@@ -114,7 +114,7 @@ def test_experts_become_records_of_whole_pages(tmp_path: Path) -> None:
 
 
 def test_records_lie_as_they_are_read(tmp_path: Path) -> None:
-    """Each begins on a page, its parts on lines of the cache, with less than a line between."""
+    """Each record begins on a page, its parts begin on cache lines, and gaps are shorter than a line."""
     write_store(tmp_path / "s.fdv", mixture())
     experts = open_store(tmp_path / "s.fdv")["layers.1.ffn.experts"]
     assert isinstance(experts, PackedExperts)
@@ -137,7 +137,8 @@ def test_experts_of_a_layer_that_differ_are_refused_by_name(tmp_path: Path) -> N
 
 
 def test_one_record_at_a_time_is_in_memory(tmp_path: Path) -> None:
-    """And the page that is being written, of 64 experts of 1 MB each, which are made when they are asked for."""
+    """The limit is a record and the page that is being written, for 64 experts of 1 MB each that are computed on
+    demand."""
     shape = (512, 1024)
 
     def rows(begin: int, end: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -166,7 +167,7 @@ def test_pages_hold_what_was_put_there_and_zeros_between(tmp_path: Path) -> None
 
 
 def test_a_store_reaches_the_file_in_whole_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Aligned writes of that size are what makes the system keep huge pages."""
+    """The system uses huge pages only if writes have their size and alignment."""
     written = []
     flush = HugePages.flush
 
@@ -205,7 +206,7 @@ def whole(tmp_path: Path) -> bytes:
 
 
 def covered(path: Path) -> list[int]:
-    """Places of bytes that mean something: the whole header, and some of the tensors' own."""
+    """Returns offsets of bytes that matter: the whole header, and some of the tensors' bytes."""
     data = path.read_bytes()
     header = 32 + int.from_bytes(data[16:24], "little")
     places = list(range(header))
@@ -217,7 +218,7 @@ def covered(path: Path) -> list[int]:
     return places
 
 
-def test_a_changed_byte_is_seen_wherever_it_is(whole: bytes, tmp_path: Path) -> None:
+def test_a_changed_byte_is_detected_at_any_offset(whole: bytes, tmp_path: Path) -> None:
     path = tmp_path / "flipped.fdv"
     rng = np.random.default_rng(0)
     for place in covered(tmp_path / "whole.fdv"):
@@ -228,7 +229,7 @@ def test_a_changed_byte_is_seen_wherever_it_is(whole: bytes, tmp_path: Path) -> 
             open_store(path)
 
 
-def test_any_shortening_is_seen(whole: bytes, tmp_path: Path) -> None:
+def test_any_truncation_is_detected(whole: bytes, tmp_path: Path) -> None:
     path = tmp_path / "short.fdv"
     for length in [*range(0, 64), *range(64, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:length])
@@ -237,7 +238,7 @@ def test_any_shortening_is_seen(whole: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"GGUF" * 100, bytes(5000), b"freedive packed\n" + b"\xff" * 100])
-def test_other_files_are_no_stores(data: bytes, tmp_path: Path) -> None:
+def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "other.fdv").write_bytes(data)
     with pytest.raises(DamagedStore):
         open_store(tmp_path / "other.fdv")
@@ -249,7 +250,7 @@ def test_a_store_of_another_layout_is_foreign(whole: bytes, tmp_path: Path, monk
         open_store(tmp_path / "whole.fdv")
 
 
-def test_loading_mends_a_damaged_store(
+def test_loading_repairs_a_damaged_store(
     smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
@@ -263,7 +264,7 @@ def test_loading_mends_a_damaged_store(
     fresh = store.read_bytes()
     damaged = bytearray(fresh)
     damaged[len(fresh) // 2] ^= 1
-    store.unlink()  # the old store is still mapped: its file must not change
+    store.unlink()  # the old store is still mapped, so its file must not change
     store.write_bytes(damaged)
     assert answer() == expected
     assert store.read_bytes() == fresh
@@ -271,12 +272,12 @@ def test_loading_mends_a_damaged_store(
     assert "Traceback" not in capsys.readouterr().err
 
 
-# --- a disk that is full, or closed -------------------------------------------------------------------------------
+# --- a full or read-only disk -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
-    """As on a disk that is full: files cannot grow beyond ``num_bytes``."""
+    """Limits file sizes to ``num_bytes``, like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -286,7 +287,7 @@ def largest_file(num_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("room", [0, 5000, 100_000, 1_000_000])
-def test_a_full_disk_is_told_and_nothing_is_left(room: int, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_file(room: int, tmp_path: Path) -> None:
     tensors = {f"m{index}": random_tensor("Q8_0", 512, 512, seed=index) for index in range(6)}
     with pytest.raises(Unavailable, match=r"cannot be written to .*Make room for [1-9][0-9,]* MiB"), largest_file(room):
         write_store(tmp_path / "s.fdv", tensors)
@@ -303,7 +304,7 @@ def test_a_disk_that_fills_at_the_very_end(number: int, tmp_path: Path, monkeypa
 
 
 def test_a_store_and_its_name_are_on_the_disk_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the name, a power cut may bring back the store of other files, which was there before."""
+    """Without the flushed name, a power cut may restore the previous store, which was made from other files."""
     flushed: list[tuple[Path, bool]] = []
     store, real = tmp_path / "s.fdv", os.fsync
 
@@ -318,7 +319,7 @@ def test_a_store_and_its_name_are_on_the_disk_when_it_is_done(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
-def test_a_closed_folder_is_told(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_is_reported(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -332,7 +333,7 @@ def write_store_and_fail(folder: Path, words: str) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_made_is_told(
+def test_a_cache_that_cannot_be_created_is_reported(
     smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
@@ -341,7 +342,7 @@ def test_a_cache_that_cannot_be_made_is_told(
         freedive.load(str(smollm2_path))
 
 
-# --- several at once, and sudden ends -----------------------------------------------------------------------------
+# --- concurrent and killed writers --------------------------------------------------------------------------------
 
 WRITER = """
 import sys
@@ -354,7 +355,7 @@ def advance(count):
     sys.stdin.readline()
 write_store(Path(sys.argv[1]), {f"m{i}": random_tensor("Q8_0", 64, 64, seed=i) for i in range(3)}, advance=advance)
 """
-"""Writes a store of three tensors, and after each one says so and waits for a line."""
+"""A program that writes a store of three tensors; after each one it prints a line and waits for one."""
 
 WRITTEN = {f"m{index}": random_tensor("Q8_0", 64, 64, seed=index) for index in range(3)}
 
@@ -368,7 +369,7 @@ def writer(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def one_written(process: subprocess.Popen[str]) -> None:
-    """Wait until the writer has written one more tensor."""
+    """Waits until the writer has written one more tensor."""
     assert process.stdout
     assert process.stdout.readline() == "written\n"
 
@@ -394,7 +395,7 @@ def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path], "what the killed writers left is gone"
 
 
-def test_processes_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
+def test_concurrent_processes_do_not_disturb_each_other(tmp_path: Path) -> None:
     path = tmp_path / "s.fdv"
     with writer(path) as first, writer(path) as second:
         for _ in range(3):
@@ -407,7 +408,7 @@ def test_processes_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.fdv"]
 
 
-def test_threads_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
+def test_concurrent_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
     path, barrier = tmp_path / "s.fdv", threading.Barrier(3)
     errors: list[Exception] = []
 

@@ -1,4 +1,4 @@
-"""`freedive quantize`: close to the weights it is given, what it promises to keep it keeps, and what it writes runs."""
+"""`freedive quantize`: small errors, tensors that stay as they are, and folders that run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def normal(*shape: int, seed: int = 0) -> Floats:
 
 
 def error(tensor: Tensor, values: Floats) -> float:
-    """Relative squared error."""
+    """Returns the relative squared error."""
     return float(((dequantize(tensor) - values) ** 2).sum() / (values**2).sum())
 
 
@@ -82,14 +82,14 @@ def test_any_format_can_be_converted(kind: str) -> None:
             np.testing.assert_array_equal(tensor.rows(begin, end), tensor.data[begin:end])
 
 
-def test_threads_do_not_show() -> None:
+def test_the_result_does_not_depend_on_threads() -> None:
     source = quantize("w", normal(700, 512), "F32")
     np.testing.assert_array_equal(convert(source, "i4g64").data, convert(source, "i4g64", threads=3).data)
 
 
 @pytest.mark.parametrize("target", FORMATS)
 def test_peculiar_groups(target: Target) -> None:
-    """Zeros stay zeros; a single outlier, equal and tiny numbers come back."""
+    """Zeros stay zeros; a single outlier, equal numbers and tiny numbers are restored."""
     values = np.zeros((5, 128), np.float32)
     values[1, 77] = -3
     values[2] = 0.5
@@ -153,7 +153,7 @@ def test_a_folder_that_is_not_empty_is_refused(smollm2_path: Path, home: Path) -
     assert sorted(path.name for path in home.iterdir()) == ["file"]
 
 
-def test_text_files_come_along(home: Path) -> None:
+def test_text_files_are_copied(home: Path) -> None:
     save("qwen3", home / "model")
     (home / "model" / "generation_config.json").write_text('{"temperature": 0.5}')
     invoke(str(home / "model"), str(home / "out"), "--format", "i8")

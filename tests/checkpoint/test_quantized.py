@@ -1,6 +1,6 @@
-"""Every quantised safetensors scheme reads as its makers publish it; what is missing or does not fit is named.
+"""Every quantised safetensors scheme is read as published; missing and inconsistent parts are named.
 
-The schemes are written here once more, number by number, from their descriptions.
+The schemes are implemented here a second time, number by number, from their descriptions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Example:
-    """A quantised weight: its tensors, what configures them, and what it must become."""
+    """A quantised weight: its tensors, their configuration, and the expected values."""
 
     tensors: dict[str, torch.Tensor]
     quantization: dict[str, Any]
@@ -56,7 +56,8 @@ def random_scales(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def words(codes: Array, bits: int, axis: int) -> torch.Tensor:
-    """32-bit words of unsigned ``codes``, the first in the lowest bits; at the end of ``axis`` zeros fill the last."""
+    """Returns 32-bit words of unsigned ``codes``, the first in the lowest bits; zeros fill the last word
+    of ``axis``."""
     per_word = 32 // bits
     moved = np.moveaxis(codes.astype(np.uint64), axis, -1)
     moved = np.pad(moved, [(0, 0)] * (moved.ndim - 1) + [(0, -moved.shape[-1] % per_word)])
@@ -92,7 +93,7 @@ def compressed(kind: str, **weights: Any) -> dict[str, Any]:
 
 
 def per_row(example: Example, scale: torch.Tensor) -> Example:
-    """The same FP8 codes with ``scale`` for rows or for all, as compressed-tensors has them."""
+    """Returns the same FP8 codes with one ``scale`` per row or for all, in the format of compressed-tensors."""
     weight = example.tensors[f"{X}.weight"]
     tensors = {f"{X}.weight": weight, f"{X}.weight_scale": scale, f"{X}.input_scale": torch.tensor(0.5)}
     values = (weight.float() * scale.float()).numpy()
@@ -149,7 +150,7 @@ def gptq(
         of = np.random.default_rng(3).permutation(of)
     groups = int(of.max()) + 1
     zeros = np.full((rows, groups), 1 << bits - 1) if sym else random_codes(rows, groups, below=1 << bits, seed=2)
-    zeros = zeros + (version == 1 and not sym)  # what version 1 stores less one is 1 to 16
+    zeros = zeros + (version == 1 and not sym)  # version 1 stores 1 to 16 less one
     scales = random_scales(groups, rows).half()
     tensors = {
         f"{X}.qweight": words(codes.T, bits, 0),
@@ -171,7 +172,7 @@ def awq(format: str, group: int) -> Example:
     scales = random_scales(width // group, rows).half()
 
     def shuffled(matrix: Array) -> torch.Tensor:
-        """Along the outputs, each eight in the order that nibbles have in a word."""
+        """Reorders each eight outputs as the 4-bit codes in a word are."""
         return words(matrix.T.reshape(-1, rows // 8, 8)[..., order].reshape(-1, rows), 4, 1)
 
     tensors = {f"{X}.qweight": shuffled(codes), f"{X}.qzeros": shuffled(zeros), f"{X}.scales": scales}
@@ -224,7 +225,7 @@ def test_a_quantised_weight_is_one_tensor_with_the_published_values(name: str, t
     assert list(checkpoint.tensors) == [example.name]
     tensor = checkpoint.tensors[example.name]
     assert (tensor.shape, tensor.format) == (example.values.shape, example.format)
-    rtol = 1e-3 if example.format == "F16" else 1e-6  # half floats round; elsewhere float32 does, of exact products
+    rtol = 1e-3 if example.format == "F16" else 1e-6  # half floats round; elsewhere float32 rounds exact products
     np.testing.assert_allclose(dequantize(tensor), example.values, rtol=rtol, atol=0)
     num_rows = len(tensor.data)
     np.testing.assert_array_equal(tensor.rows(num_rows // 3, num_rows - 1), tensor.data[num_rows // 3 : -1])
@@ -249,7 +250,7 @@ def test_weights_that_are_not_quantised_stay_as_they_are(tmp_path: Path) -> None
     }
 
 
-def test_a_wrapped_model_has_its_quantisation_beside_its_text_part(tmp_path: Path) -> None:
+def test_a_wrapped_model_declares_its_quantisation_outside_its_text_part(tmp_path: Path) -> None:
     example = packed(70, 96, 32, "Q4_0")
     example.open(tmp_path)
     config = {"text_config": {"model_type": "llama", "quantization_config": example.quantization}}
@@ -263,7 +264,7 @@ def test_a_wrapped_model_has_its_quantisation_beside_its_text_part(tmp_path: Pat
 
 
 def refusal(example: Example, folder: Path) -> str:
-    """The words of the UserError that opening and packing end in, "" if they succeed."""
+    """Returns the message of the UserError that opening and packing raise, or ""."""
     try:
         for tensor in example.open(folder).tensors.values():
             assert tensor.data.nbytes < 1 << 20
@@ -275,7 +276,7 @@ def refusal(example: Example, folder: Path) -> str:
 
 
 def companions(example: Example) -> list[str]:
-    """What the weight cannot do without."""
+    """Returns the tensors that the weight needs."""
     optional = (".input_scale", ".g_idx", "_zero_point")
     return [name for name in example.tensors if not name.endswith(optional)]
 
@@ -291,7 +292,7 @@ def test_a_missing_companion_is_named(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_companions_of_another_shape_or_type_are_named(name: str, tmp_path: Path) -> None:
-    """But for FP8 scales, on whose axes of 1 makers do not agree."""
+    """FP8 scales are excepted, since makers do not agree on their axes of 1."""
     _, *parts = EXAMPLES[name]().tensors
     for part in parts:
         tensor = EXAMPLES[name]().tensors[part]
@@ -357,7 +358,7 @@ LIES: dict[str, tuple[Callable[[], Example], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_false_configurations_are_refused(lie: str, tmp_path: Path) -> None:
+def test_invalid_configurations_are_refused(lie: str, tmp_path: Path) -> None:
     make, changes, expected = LIES[lie]
     example = make()
     example.quantization |= changes

@@ -1,4 +1,5 @@
-"""Naming rules: what a maker splits, stacks, permutes, transposes or offsets becomes canonical, and comes back."""
+"""Naming rules: tensors that a maker splits, stacks, permutes, transposes or offsets become
+canonical, and back again."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ FLOATS = ("F32", "F16", "BF16")
 
 
 def theirs_of(name: str, shape: Sequence[int], kind: str, seed: int = 0) -> Tensor:
-    """A tensor of random bytes (finite where they are floats) in a maker's file."""
+    """Returns a tensor of random bytes (finite as floats) in a maker's file."""
     if len(shape) == 1:
         values = np.random.default_rng(seed).integers(-(2**15), 2**15, shape).astype(np.float32) / 2**13
         data = quantize(name, values, kind).data.reshape(1, -1)
@@ -54,7 +55,7 @@ def canonical(
     expected: dict[str, Sequence[int]],
     role: Any = "linear",
 ) -> dict[str, Tensor]:
-    """The tensors of a model whose weights are ``expected``: canonical name -> shape."""
+    """Returns the tensors of a model with the weights ``expected``: canonical name -> shape."""
     table = {name: Param(tuple(shape), role) for name, shape in expected.items()}
     monkeypatch.setattr(module, "params", lambda _: table)
     return canonical_tensors(Checkpoint("safetensors", {}, {t.name: t for t in tensors}), MODEL, rules)
@@ -66,13 +67,13 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
     assert ours.data.tobytes() == theirs.data.tobytes()
 
 
-# --- one kind of rule each: what it means in numpy, and that it comes back ------------------------------------------
+# --- each kind of rule: its meaning in numpy, and its inverse -------------------------------------------------------
 
 HEADS, EXPERTS, FFN = 3, 4, 6
 
 
 def case(rule: Rule, shape: Sequence[int], expected: dict[str, Sequence[int]], meaning: Any, formats: Any) -> Any:
-    """``meaning`` takes the maker's values to those of ``expected``, in order."""
+    """Makes a test case; ``meaning`` converts the maker's values to those of ``expected``, in order."""
     return rule, shape, expected, meaning, formats
 
 
@@ -216,7 +217,7 @@ def test_a_rule_means_what_numpy_says_and_comes_back(name: str, kind: str, monke
 def test_any_chain_comes_back(
     kind: str, shares: list[int], blocks: int, num_experts: int, permuted: bool, transposed: bool
 ) -> None:
-    """``shares`` are the rows of each part in a block; ``num_experts`` 0 is no stack."""
+    """``shares`` are the rows of each part in a block; ``num_experts`` 0 means no stack."""
     names = [f"part{index}" for index in range(len(shares))]
     stack = "e.{}." if num_experts else ""
     rows = 4 * blocks * sum(shares)
@@ -267,7 +268,7 @@ def test_norms_biases_and_routers_are_floats(role: str, shape: Any, monkeypatch:
         canonical(monkeypatch, [wrong], [rule], {"x": shape}, role)
 
 
-# --- nothing is made before it is needed ------------------------------------------------------------------------------
+# --- tensors are computed on demand -----------------------------------------------------------------------------------
 
 
 def test_plain_experts_are_views_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +351,7 @@ def test_whole_parts_are_ignored_by_their_prefix(monkeypatch: pytest.MonkeyPatch
 
 
 def test_forty_five_thousand_tensors_take_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as DeepSeek-V3 has."""
+    """DeepSeek-V3 has 45,000 tensors."""
     parts = ("gate", "up", "down")
     rules = [
         Rule(f"model.layers.{{}}.mlp.experts.{{}}.{p}_proj.weight", (f"layers.{{}}.ffn.experts.{{}}.{p}",))
@@ -364,4 +365,4 @@ def test_forty_five_thousand_tensors_take_a_second(monkeypatch: pytest.MonkeyPat
     def load() -> None:
         assert len(canonical(monkeypatch, theirs, rules, expected)) == 58 * 256 * 3
 
-    assert seconds_on_an_idle_core(load, times=3) < 1  # some 0.5
+    assert seconds_on_an_idle_core(load, times=3) < 1  # it takes about 0.5 s

@@ -1,4 +1,4 @@
-"""A weight store counts its bytes by part, and those that are really in memory."""
+"""A weight store counts the bytes of each part, and those that are in memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_bytes_are_counted_by_part(store: WeightStore) -> None:
 
 
 def test_resident_bytes_are_those_that_were_read(store: WeightStore, tmp_path: Path) -> None:
-    """A store that the system has written out and dropped is on disk alone until its weights are used."""
+    """A store that the system has written and evicted is only on disk until its weights are used."""
     path = tmp_path / "model.fdv"
     write_store(path, tensors())
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Instructor: objects out of answers, by each of the ways it can ask for them."""
+"""Instructor: objects from answers, in each of its modes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ raises = TestCase().assertRaises
 
 
 class Person(BaseModel):
-    """Somebody."""
+    """A person."""
 
     name: str
     age: int
@@ -35,7 +35,7 @@ def _client(url: str, mode: instructor.Mode) -> instructor.Instructor:
 
 
 def _found(url: str, mode: instructor.Mode, text: str, max_retries: int = 1) -> dict[str, Any]:
-    """What comes is of a class derived from ours, equal to none of ours."""
+    """The result is an instance of a class derived from ours, so it equals no instance of ours."""
     return _client(url, mode).create(response_model=Person, **_asked(text) | {"max_retries": max_retries}).model_dump()
 
 
@@ -74,7 +74,7 @@ def tools_in_parallel(url: str) -> None:
 
 
 def asked_again(url: str) -> None:
-    """What does not fit is shown to the model, with the reason."""
+    """An answer that does not fit is sent back to the model with the reason."""
     for mode, text, name in (
         (instructor.Mode.TOOLS, "Call for Bob", "Bob"),
         (instructor.Mode.JSON_SCHEMA, "Who was Eve?", "Eve"),

@@ -17,7 +17,7 @@ raises = TestCase().assertRaises
 
 
 class Person(BaseModel):
-    """Somebody."""
+    """A person."""
 
     name: str
     age: int
@@ -99,7 +99,7 @@ def json_by_tools(url: str) -> None:
 
 
 def embeddings(url: str) -> None:
-    # Otherwise it cuts texts into OpenAI's tokens, whose vocabulary it would have to fetch.
+    # Otherwise it splits texts into OpenAI's tokens, whose vocabulary it would download.
     model = OpenAIEmbeddings(base_url=f"{url}/v1", api_key="none", model="echo", check_embedding_ctx_length=False)
     first, second, third = model.embed_documents(["one", "two", "one"])
     assert first == third != second

@@ -1,4 +1,4 @@
-"""litellm: as any server of OpenAI's API, and as DeepSeek, which it asks at other addresses."""
+"""litellm as a client of OpenAI's API, and of DeepSeek's, which has other paths."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ HELLO = [ChatMessage(role="user", content="hello")]
 
 
 class Person(BaseModel):
-    """Somebody."""
+    """A person."""
 
     name: str
     age: int

@@ -1,4 +1,4 @@
-"""Simon Willison's llm, which knows the server by a line in a file of its user's folder."""
+"""Simon Willison's llm, which finds the server in a file of the user's folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Person(BaseModel):
 
 
 def _known(url: str, model_name: str = "echo") -> None:
-    """Write the server into llm's list of models."""
+    """Adds the server to llm's list of models."""
     entry = {
         "model_id": "freedive",
         "model_name": model_name,

@@ -1,4 +1,4 @@
-"""OpenAI's own library, newer than the one that the other server tests use."""
+"""OpenAI's own library, in a newer version than in the other server tests."""
 
 from __future__ import annotations
 

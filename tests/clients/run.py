@@ -1,7 +1,7 @@
-"""``python -P run.py SCRIPT URL`` calls every function of a client's script with the server's address.
+"""Calls every function of a client's script with the server's address: ``python -P run.py SCRIPT URL``.
 
-Says how each ended as one JSON object: null, or the fault with what the function knew. -P keeps the scripts, which are
-named after their clients, from being imported in place of these.
+Prints the results as one JSON object: null, or the error with the function's local variables. -P keeps the scripts,
+which are named after their clients, from being imported instead of these.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ MAX_VALUE_LENGTH = 500
 
 
 class Abroad(BaseException):
-    """A client looked for a host elsewhere; no handler of its own shall hide that."""
+    """Raised when a client resolves a foreign host; not an Exception, so that the client cannot catch it."""
 
 
 def stay_home(event: str, arguments: tuple[object, ...]) -> None:
-    """Audit hook: no names are looked up but ours."""
+    """An audit hook that allows only local host names."""
     if event == "socket.getaddrinfo" and arguments[0] not in LOOPBACK:
         raise Abroad(arguments[0])
 
@@ -41,7 +41,7 @@ def outcome(check: Callable[[str], None], url: str) -> str | None:
 
 
 def fault(check: Callable[[str], None], error: BaseException) -> str:
-    """The traceback, and the local variables of ``check``."""
+    """Returns the traceback and the local variables of ``check``."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code is check.__code__]
     known = [f"{name} = {str(value)[:MAX_VALUE_LENGTH]}\n" for name, value in frames[0].f_locals.items()]
     return "".join(traceback.format_exception(error) + known)

@@ -10,5 +10,5 @@ import pytest
 
 @pytest.fixture
 def steps_cost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that counts its readings: however many rows a step has, it takes as long."""
+    """Replaces the clock by a counter of its readings, so that every step takes equally long."""
     monkeypatch.setattr("freedive.engine.executor.time", SimpleNamespace(perf_counter=count().__next__))

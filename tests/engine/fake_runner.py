@@ -1,7 +1,7 @@
-"""A model without a network: it really keeps tokens in pages, and its logits hash all that it reads back from them.
+"""A fake model that stores tokens in pages, and whose logits hash all tokens that it reads back from them.
 
-So a page shared, stale, lost or out of order changes the output, or fails at once. ``alone`` computes what a request
-must answer, with neither pages nor batches.
+So a wrongly shared, stale, lost or misordered page changes the output or fails at once. ``alone`` computes the expected
+answer of a request without pages and batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAN = 95
 
 
 def logits_of(history: np.ndarray) -> np.ndarray:
-    """float32 [VOCAB], a function of the tokens ``history`` alone."""
+    """Returns logits, float32 [VOCAB], that depend on the tokens ``history`` alone."""
     if history[-1] == NAN:
         return np.full(VOCAB, np.nan, np.float32)
     digest = blake2b(np.asarray(history, np.int32).tobytes(), digest_size=8).digest()
@@ -34,13 +34,14 @@ def logits_of(history: np.ndarray) -> np.ndarray:
 
 
 def kept(tokens: np.ndarray, start: int, prompt: int, boundaries: tuple[int, ...]) -> np.ndarray:
-    """What the cache holds of ``tokens``, the first at ``start``: beyond each boundary they are others."""
+    """Returns the cache content for ``tokens``, the first at ``start``; it differs beyond each boundary."""
     places = np.arange(start, start + len(tokens))
     return tokens + VOCAB * sum((places >= prompt + boundary) * 2**i for i, boundary in enumerate(boundaries))
 
 
 def repetitive_logits_of(history: np.ndarray) -> np.ndarray:
-    """Logits that depend mostly on the last token, so that answers run in circles, and a little on all."""
+    """Returns logits that depend mostly on the last token, so that answers repeat themselves, and a little on all
+    tokens."""
     return logits_of(history[-1:]) + logits_of(history) / 1024
 
 
@@ -67,7 +68,8 @@ class FakeRunner:
         self.tokens, self.positions = memory[:, :PAGE_TOKENS], memory[:, PAGE_TOKENS:]
         self.page_bytes = self.pages.shape[1]
         self.sums = np.full((num_slots or 1, 2 if num_slots else 0), -1, np.int64)
-        """The states: what tokens up to some position sum up to, weighted by their places; and the position."""
+        """The recurrent states: the sum of the tokens up to a position, weighted by their positions; and that
+        position."""
         self.states = self.sums.view(np.uint8)
         self.batches: list[Batch] = []
         self.errors: list[Exception] = []
@@ -115,7 +117,7 @@ class FakeRunner:
         return self._logits([self.histories[row] for row in batch.output_rows])
 
     def _check_states(self, batch: Batch) -> None:
-        """Each state is the one that the tokens before it make, as they stand in the pages."""
+        """Checks that each state matches the tokens before it, as they are in the pages."""
         updates = batch.states
         assert len(set(updates.slots.tolist())) == len(updates.slots)
         for slot, begin, start, table in zip(updates.slots, updates.begins, batch.starts, batch.pages, strict=True):
@@ -140,7 +142,7 @@ class FakeRunner:
         return int((self.tokens[table].ravel()[:end].astype(np.int64) * (places + 1) ** 2).sum())
 
     def draft(self, tokens: np.ndarray, output_rows: np.ndarray) -> np.ndarray:
-        """What the model will say, provided that ``tokens`` are what followed."""
+        """Predicts the next tokens, provided that ``tokens`` followed."""
         assert len(tokens) == len(self.histories)
         return self._logits([np.append(self.histories[row], tokens[row]) for row in output_rows])
 
@@ -149,7 +151,7 @@ class FakeRunner:
 
 
 class FakeTokenizer:
-    """Token i is the character number i from "!"; the end token has no text."""
+    """Token i is the i-th character from "!"; the end token has no text."""
 
     stop_ids = frozenset({END})
 
@@ -170,7 +172,7 @@ def text_of(tokens: list[int]) -> str:
 
 
 def alone(prompt: list[int], sampling: Sampling, max_context: int = 512, boundaries: tuple[int, ...] = ()) -> list[int]:
-    """The answer's tokens, computed without an engine. Stop strings are not looked at."""
+    """Returns the answer's tokens, computed without an engine and without stop strings."""
     sampler = Sampler(sampling, sampling.seed or 0, prompt, VOCAB)
     tokens = list(prompt)
     longest = len(prompt) + sampling.max_tokens if sampling.max_tokens else max_context

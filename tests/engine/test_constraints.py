@@ -1,4 +1,4 @@
-"""A constraint chooses among the tokens of its own answer, and nobody else notices."""
+"""A constraint limits the tokens of its own answer and affects no other request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def bits(*tokens: int, size: int = VOCAB) -> np.ndarray:
 
 
 class Counting:
-    """Allows multiples of three, or of two after an odd number of tokens, and is complete after ``longest``."""
+    """Allows multiples of three, or of two after an odd number of tokens; it is complete after ``longest`` tokens."""
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
@@ -50,7 +50,7 @@ class Failing(Counting):
         return super().allowed()
 
 
-def guided_by(constraint: Any) -> Prompt:
+def constrained_by(constraint: Any) -> Prompt:
     return Prompt(PROMPT, make_constraint=lambda: constraint)
 
 
@@ -60,28 +60,30 @@ def read(generation: Generation) -> tuple[list[int], str | None]:
 
 
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(seed=1), Sampling(seed=2, top_k=3, top_p=0.9)])
-def test_only_what_is_allowed_comes_and_the_answer_ends_when_it_is_complete(sampling: Sampling) -> None:
+def test_only_allowed_tokens_come_and_the_answer_ends_when_it_is_complete(sampling: Sampling) -> None:
     constraint = Counting(20)
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        tokens, reason = read(engine.submit(guided_by(constraint), sampling))
+        tokens, reason = read(engine.submit(constrained_by(constraint), sampling))
         assert engine.stats().num_steps == 20
     assert (len(tokens), reason, constraint.taken) == (20, "stop", tokens)
     assert all(token % (2 if place % 2 else 3) == 0 for place, token in enumerate(tokens))
 
 
-def test_an_answer_that_is_cut_says_so() -> None:
+def test_a_truncated_answer_has_the_reason_length() -> None:
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
         for longest, reason in ((20, "length"), (7, "stop"), (6, "stop")):
             sampling = Sampling(seed=1, max_tokens=7)
-            assert read(engine.submit(guided_by(Counting(longest)), sampling))[1] == reason
+            assert read(engine.submit(constrained_by(Counting(longest)), sampling))[1] == reason
 
 
 @pytest.mark.parametrize("config", [{}, {"max_batch": 2}, {"prefill_chunk": 2}, {"speculation": "off"}], ids=str)
 @pytest.mark.parametrize("num_pages", [200, 12])
-def test_companions_preemption_and_guesses_do_not_show(config: dict[str, int], num_pages: int) -> None:
-    def run(engine: Engine, seed: int, guided: bool) -> Generation:
+def test_constrained_answers_do_not_depend_on_batch_preemption_or_speculation(
+    config: dict[str, int], num_pages: int
+) -> None:
+    def run(engine: Engine, seed: int, constrained: bool) -> Generation:
         sampling = Sampling(seed=seed, temperature=0.3, max_tokens=60, ignore_eos=True)
-        return engine.submit(guided_by(Counting(50)) if guided else PROMPT, sampling)
+        return engine.submit(constrained_by(Counting(50)) if constrained else PROMPT, sampling)
 
     cases = [(seed, seed % 2 == 0) for seed in range(8)]
     alone = []
@@ -96,30 +98,30 @@ def test_companions_preemption_and_guesses_do_not_show(config: dict[str, int], n
         assert [read(generation) for generation in generations] == alone
 
 
-def test_guesses_that_are_right_are_taken_under_a_guide() -> None:
+def test_correct_drafts_are_accepted_under_a_constraint() -> None:
     runner = FakeRunner(logits_of=repetitive_logits_of)
     with Engine(runner, FakeTokenizer(), EngineConfig()) as engine:
-        read(engine.submit(guided_by(Counting(300)), Sampling(temperature=0, max_tokens=300)))
+        read(engine.submit(constrained_by(Counting(300)), Sampling(temperature=0, max_tokens=300)))
         assert engine.stats().num_accepted > 20
 
 
 def test_a_constraint_that_fails_ends_its_own_request_alone() -> None:
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        bad = engine.submit(guided_by(Failing(20)), Sampling(seed=1))
-        good = engine.submit(guided_by(Counting(20)), Sampling(seed=1))
+        bad = engine.submit(constrained_by(Failing(20)), Sampling(seed=1))
+        good = engine.submit(constrained_by(Counting(20)), Sampling(seed=1))
         with pytest.raises(EngineError, match="too hard"):
             read(bad)
         assert read(good)[1] == "stop"
 
 
-def test_a_form_that_proves_too_hard_is_the_users_matter() -> None:
+def test_a_format_that_proves_too_complex_is_a_user_error() -> None:
     class TooHard(Counting):
         def allowed(self) -> np.ndarray:
             raise UserError("The form cannot be kept to", param="response_format")
 
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        bad = engine.submit(guided_by(TooHard(20)), Sampling(seed=1))
-        good = engine.submit(guided_by(Counting(20)), Sampling(seed=1))
+        bad = engine.submit(constrained_by(TooHard(20)), Sampling(seed=1))
+        good = engine.submit(constrained_by(Counting(20)), Sampling(seed=1))
         with pytest.raises(UserError, match="cannot be kept to"):
             read(bad)
         assert read(good)[1] == "stop"
@@ -132,17 +134,17 @@ def test_the_end_may_come_where_a_constraint_allows_it() -> None:
             return bits(END)
 
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
-        assert read(engine.submit(guided_by(Ending(5)), Sampling(seed=1))) == ([END], "stop")
+        assert read(engine.submit(constrained_by(Ending(5)), Sampling(seed=1))) == ([END], "stop")
 
 
 def test_log_probabilities_are_those_of_the_model_itself() -> None:
     with Engine(FakeRunner(), FakeTokenizer(), EngineConfig()) as engine:
         free = next(iter(engine.submit(PROMPT, Sampling(temperature=0, logprobs=20))))
-        guided = next(iter(engine.submit(guided_by(Counting(1)), Sampling(temperature=0, logprobs=20))))
+        constrained = next(iter(engine.submit(constrained_by(Counting(1)), Sampling(temperature=0, logprobs=20))))
     assert free.logprobs
-    assert guided.logprobs
-    assert guided.logprobs[0].top == free.logprobs[0].top
-    assert guided.logprobs[0].logprob <= free.logprobs[0].logprob
+    assert constrained.logprobs
+    assert constrained.logprobs[0].top == free.logprobs[0].top
+    assert constrained.logprobs[0].logprob <= free.logprobs[0].logprob
 
 
 @pytest.mark.parametrize("size", [8, 61, 64, 100, 131])

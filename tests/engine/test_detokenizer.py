@@ -1,4 +1,4 @@
-"""Stop strings: nothing of them is shown, and nothing else is kept back."""
+"""Stop strings: no part of them is shown, and no other text is delayed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from freedive.text.dialects.parser import Answer, Parser, joined
 
 
 class Letters:
-    """Token id = code point."""
+    """A tokenizer whose token ids are code points."""
 
     def push(self, token_id: int) -> str:
         return chr(token_id)
@@ -34,14 +34,14 @@ def read(text: str, *stop: str) -> tuple[list[str], str | None]:
     return [*pieces, text_of(stream.close())], stream.stop_string
 
 
-def test_text_that_may_become_a_stop_string_is_held_back_and_the_rest_is_not() -> None:
+def test_only_text_that_may_become_a_stop_string_is_delayed() -> None:
     assert read("ab.\n\nQ", "\n\nQ:") == (["a", "b", ".", "", "", "", "\n\nQ"], None)
     assert read("ab\n\nQ:x", "\n\nQ:") == (["a", "b", "", "", "", "", ""], "\n\nQ:")
     assert read("aab", "ab") == (["", "a", "", ""], "ab")
     assert read("aac", "ab") == (["", "a", "ac", ""], None)
 
 
-def test_without_stop_strings_nothing_is_held_back() -> None:
+def test_without_stop_strings_no_text_is_delayed() -> None:
     assert read("abc") == (["a", "b", "c", ""], None)
 
 
@@ -59,7 +59,7 @@ def test_the_text_is_everything_before_the_stop_string_that_ends_first(text: str
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text("abc", max_size=30), stop=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3))
-def test_held_back_text_is_always_the_beginning_of_a_stop_string(text: str, stop: list[str]) -> None:
+def test_delayed_text_is_always_the_beginning_of_a_stop_string(text: str, stop: list[str]) -> None:
     stream, shown = Detokenizer(Letters(), tuple(stop)), ""
     for count, letter in enumerate(text, 1):
         shown += text_of(stream.push(ord(letter)))
@@ -76,7 +76,7 @@ CALL = '[{"name": "f", "arguments": {"a": 1}}]'
 
 
 def seen(output: str, *stop: str) -> tuple[Answer, str | None, int]:
-    """What is shown of ``output``, the stop string that ends it, and how many letters were read by then."""
+    """Returns the shown part of ``output``, the stop string that ended it, and the number of letters read by then."""
     stream = Detokenizer(Letters(), stop, Parser(THINKING, tools=[{"function": {"name": "f"}}]))
     events, num_read = [], 0
     for letter in output:
@@ -131,7 +131,7 @@ def test_many_long_stop_strings_cost_no_more_than_one() -> None:
     stops = [*("a" * size + "b" for size in range(64, 127)), "ab" * 512]
     text = ("a" * 63 + "ab" * 100 + "c") * 10
     automaton, state = Counting(stops), 0
-    automaton.num_looks = 0  # those of its making
+    automaton.num_looks = 0  # those of its construction
     for char in text:
         state = automaton.step(state, char)
     assert automaton.num_looks <= 2 * len(text)

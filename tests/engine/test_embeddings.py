@@ -1,4 +1,4 @@
-"""A text's vector depends on the text alone, and pools its tokens' states."""
+"""A text's embedding depends on the text alone, and pools the states of its tokens."""
 
 from __future__ import annotations
 

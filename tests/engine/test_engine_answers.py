@@ -1,4 +1,4 @@
-"""Same request, same answer: whoever shares the batch, however prompts are cut, whatever is pre-empted."""
+"""Same request, same answer: for any batch, any chunks of prompts and any preemption."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def random_request(rng: random.Random, longest: int = 150) -> tuple[list[int], S
     ],
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_answers_do_not_depend_on_companions_chunks_preemption_or_order(
+def test_answers_do_not_depend_on_batch_chunks_preemption_or_order(
     num_pages: int, config: dict[str, int], seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -124,7 +124,7 @@ def test_a_stop_string_that_spans_tokens_ends_the_answer_and_is_not_in_it() -> N
     assert outputs[0].text == whole[0]
 
 
-def test_a_seed_is_drawn_and_told_when_none_is_given() -> None:
+def test_a_random_seed_is_reported_when_none_is_given() -> None:
     with start(FakeRunner()) as engine:
         first = engine.submit([1, 2], Sampling(max_tokens=20))
         answer = read(first)
@@ -132,7 +132,7 @@ def test_a_seed_is_drawn_and_told_when_none_is_given() -> None:
         assert read(engine.submit([1, 2], Sampling(max_tokens=20))) != answer
 
 
-def test_the_last_piece_tells_the_timings() -> None:
+def test_the_last_output_has_the_timings() -> None:
     with start(FakeRunner()) as engine:
         generation = engine.submit([1] * 9, Sampling(max_tokens=20, ignore_eos=True))
         *_, last = generation

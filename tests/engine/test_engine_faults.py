@@ -1,4 +1,4 @@
-"""Cancelling, refusing, failing and closing: nothing leaks, nobody hangs, the others go on."""
+"""Cancelling, refusing, failing and closing: no leak, no hanging reader, and other requests continue."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_idle(engine: Engine) -> bool:
     return (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.num_pages)
 
 
-def test_cancelling_frees_the_pages_and_tells_the_reader() -> None:
+def test_cancelling_frees_the_pages_and_ends_the_reader() -> None:
     with start(FakeRunner(max_context=2000)) as engine:
         generation = engine.submit([1] * 100, ENDLESS)
         reader = iter(generation)
@@ -61,7 +61,7 @@ def test_leaving_the_loop_cancels() -> None:
         for _ in first:
             break
         asyncio.run(leave(second))
-        tokens_of(engine.submit([3], Sampling(max_tokens=1)))  # a step later
+        tokens_of(engine.submit([3], Sampling(max_tokens=1)))  # one step later
         assert is_idle(engine)
         assert first.timings.num_generated < 1999
 
@@ -175,7 +175,7 @@ def test_a_reader_whose_event_loop_has_gone_does_not_disturb_the_engine() -> Non
         ([1], {"stop_token_ids": frozenset({-3})}, "stop_token_ids", ["-3"]),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_at_once(
+def test_impossible_requests_are_refused_at_once(
     prompt: list[int], settings: dict[str, object], param: str, words: list[str]
 ) -> None:
     with start(FakeRunner(num_pages=3, max_context=512)) as engine:
@@ -206,7 +206,7 @@ def test_the_remedy_names_the_setting_that_limits() -> None:
         start(FakeRunner(max_context=40), max_context=41)
 
 
-def test_a_tenant_that_fills_all_places_leaves_others_their_part() -> None:
+def test_a_tenant_that_fills_the_queue_leaves_others_their_share() -> None:
     runner = FakeRunner()
     runner.gate.clear()
     with start(runner, max_batch=2, max_queue=4) as engine:
@@ -220,7 +220,7 @@ def test_a_tenant_that_fills_all_places_leaves_others_their_part() -> None:
         runner.gate.set()
 
 
-def test_too_many_requests_are_turned_away_and_later_ones_are_not() -> None:
+def test_requests_beyond_the_queue_are_rejected_and_later_ones_accepted() -> None:
     runner = FakeRunner()
     runner.gate.clear()
     with start(runner, max_batch=2, max_queue=3) as engine:
@@ -233,7 +233,7 @@ def test_too_many_requests_are_turned_away_and_later_ones_are_not() -> None:
         assert tokens_of(engine.submit([1], Sampling(max_tokens=2)))
 
 
-def test_closing_cancels_what_is_under_way_and_refuses_what_comes() -> None:
+def test_closing_cancels_running_requests_and_refuses_new_ones() -> None:
     engine = start(FakeRunner(max_context=2000))
     generations = [engine.submit([index], ENDLESS) for index in range(20)]
     engine.close()
@@ -244,7 +244,7 @@ def test_closing_cancels_what_is_under_way_and_refuses_what_comes() -> None:
         engine.submit([1], Sampling())
 
 
-def test_draining_finishes_what_is_under_way() -> None:
+def test_draining_finishes_running_requests() -> None:
     engine = start(FakeRunner(max_context=2000), max_batch=2)
     generations = [engine.submit([index], Sampling(max_tokens=30, ignore_eos=True)) for index in range(7)]
     engine.close(drain=True)
@@ -278,7 +278,7 @@ def test_an_idle_engine_uses_no_processor_time() -> None:
 
 
 def test_the_fake_runner_notices_shared_and_stale_pages() -> None:
-    """The other tests mean something only because these mistakes would show."""
+    """Without this the other tests could miss such mistakes."""
     from freedive.model.batch import Batch
 
     def step(runner: FakeRunner, starts: list[int], pages: list[list[int]]) -> None:

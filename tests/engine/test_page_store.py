@@ -1,4 +1,4 @@
-"""Pages on disk: what is read is what was written, or nothing; and no fault of the disk is anybody's."""
+"""Pages on disk: a page is read as it was written, or not at all; errors of the disk fail no request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGE_BYTES = 5000
 FILE_BYTES = PAGE_BYTES + 4
 AMPLE = 10**8
 A, B = "a" * 16 + "-" + "1" * 16, "b" * 16 + "-" + "2" * 16
-"""Folders as the cache names them."""
+"""Folder names as the cache makes them."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -42,7 +42,7 @@ def store_in(folder: Path, max_bytes: int = AMPLE, num_pages: int = 2) -> PageSt
 
 
 def put(folder: Path, *numbers: int, max_bytes: int = AMPLE) -> PageStore:
-    """Write pages by a store that is closed by then."""
+    """Writes pages with a store that is then closed."""
     pages = np.stack([content(number) for number in numbers])
     with closing(PageStore(folder, pages, max_bytes)) as store:
         for row, number in enumerate(numbers):
@@ -51,7 +51,7 @@ def put(folder: Path, *numbers: int, max_bytes: int = AMPLE) -> PageStore:
 
 
 def found(folder: Path, *numbers: int) -> list[int]:
-    """Those of ``numbers`` that a new store reads; wrong content fails at once."""
+    """Returns those of ``numbers`` that a new store reads; wrong content fails the test."""
     result = []
     with closing(store_in(folder)) as store:
         for number in numbers:
@@ -69,7 +69,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*"))
 
 
-def test_what_one_process_wrote_another_reads(tmp_path: Path) -> None:
+def test_a_process_reads_the_pages_of_another(tmp_path: Path) -> None:
     put(tmp_path / A, 1, 2, 3)
     assert found(tmp_path / A, 1, 2, 3, 4) == [1, 2, 3]
     assert found(tmp_path / B, 1) == []
@@ -77,7 +77,7 @@ def test_what_one_process_wrote_another_reads(tmp_path: Path) -> None:
     assert names(tmp_path / A) == [file_of(tmp_path, number).name for number in (1, 2, 3)]
 
 
-def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
+def test_an_existing_page_is_not_written_again(tmp_path: Path) -> None:
     put(tmp_path / A, 1)
     before = file_of(tmp_path / A, 1).stat()
     put(tmp_path / A, 1)
@@ -106,7 +106,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_damaged_is_not_read_but_deleted(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_page_is_deleted(tmp_path: Path, damage: str) -> None:
     put(tmp_path / A, 1, 2)
     path = file_of(tmp_path / A, 1)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
@@ -126,7 +126,7 @@ def test_a_page_under_anothers_name_is_not_read(tmp_path: Path) -> None:
     assert found(tmp_path / A, 1, 2) == []
 
 
-def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+def test_foreign_files_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / A
     folder.mkdir()
     (folder / "notes.page").write_text("buy tea")
@@ -147,7 +147,7 @@ def test_a_file_that_vanishes_is_not_there(tmp_path: Path) -> None:
         assert key_of(1) not in store
 
 
-def test_what_was_never_finished_is_swept_away_unless_it_is_new(tmp_path: Path) -> None:
+def test_old_unfinished_files_are_deleted(tmp_path: Path) -> None:
     folder = tmp_path / A
     put(folder, 1)
     for name, age in (("1-00000000", 3600), ("2-00000000", 1)):
@@ -162,22 +162,22 @@ def test_what_was_never_finished_is_swept_away_unless_it_is_new(tmp_path: Path) 
 
 
 def age(folder: Path, **seconds: int) -> None:
-    """Let pages have been used so many seconds ago."""
+    """Sets the time of last use of pages to ``seconds`` ago."""
     for number, ago in seconds.items():
         os.utime(file_of(folder, int(number[1:])), (time.time() - ago,) * 2)
 
 
-def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_page_is_deleted_first(tmp_path: Path) -> None:
     put(tmp_path / A, 1, 2, 3)
     put(tmp_path / B, 4)
     age(tmp_path / A, _1=400, _2=300, _3=200)
     age(tmp_path / B, _4=350)
-    assert found(tmp_path / A, 1) == [1]  # which is use
+    assert found(tmp_path / A, 1) == [1]  # reading counts as use
     put(tmp_path / A, 5, max_bytes=4 * FILE_BYTES)
     assert (found(tmp_path / A, 1, 2, 3, 5), found(tmp_path / B, 4)) == ([1, 3, 5], [])
 
 
-def test_the_limit_holds_while_much_is_written(tmp_path: Path) -> None:
+def test_the_limit_holds_during_many_writes(tmp_path: Path) -> None:
     most = 0
     for first in range(0, 100, 5):
         put(tmp_path / (A, B)[first % 2], *range(first, first + 5), max_bytes=12 * FILE_BYTES)
@@ -187,7 +187,7 @@ def test_the_limit_holds_while_much_is_written(tmp_path: Path) -> None:
 
 
 def test_all_stores_together_keep_to_the_limit(tmp_path: Path) -> None:
-    """Five models that are served at once, each with a store of its own, and another process's beside them."""
+    """Five models that are served at once, each with a store of its own, and a store of another process."""
     pages = np.zeros((1, PAGE_BYTES), np.uint8)
     stores = [PageStore(tmp_path / f"{index:016x}-{index:016x}", pages, 20 * FILE_BYTES) for index in range(5)]
     for number in range(100):
@@ -209,7 +209,7 @@ def test_large_limits_are_measured_now_and_then(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("folder", ["downloads", A])
 def test_files_of_others_stay_whatever_their_age(tmp_path: Path, folder: str) -> None:
-    """As where FREEDIVE_PAGES names a folder in which other programs work."""
+    """FREEDIVE_PAGES may name a folder that other programs use too."""
     others = [tmp_path / folder / "film.mkv.partial", tmp_path / "downloads" / f"{'0' * 32}.page"]
     others.append(tmp_path / "downloads" / f"{'0' * 32}.1-00000000.partial")
     for path in others:
@@ -254,7 +254,7 @@ def test_folders_are_made_for_this_user_alone(tmp_path: Path) -> None:
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_half_of_what_the_disk_has_free_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_the_free_disk_space_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def usage(path: Path) -> SimpleNamespace:
         return SimpleNamespace(free=(10 - len(names(tmp_path / A))) * FILE_BYTES)
 
@@ -277,7 +277,7 @@ def test_more_than_can_be_written_in_time_is_not_written(tmp_path: Path, monkeyp
 # --- disks that fail ----------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_told_once_and_tried_again_later(
+def test_a_full_disk_is_reported_once_and_tried_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(tmp_path / A, 1)
@@ -330,9 +330,7 @@ def test_a_disk_that_really_is_full_keeps_what_it_has(tmp_path: Path, monkeypatc
         assert not any("partial" in name for name in names(tmp_path / "disk" / A))
 
 
-def test_a_folder_that_cannot_be_made_is_told_and_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_cannot_be_created_is_only_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     put(tmp_path / "file" / A, 1, 2)
     assert "prefixes cannot be kept" in caplog.text
@@ -373,7 +371,7 @@ for _ in range(rounds):
 
 
 def writer(folder: Path, *numbers: int) -> subprocess.Popen[str]:
-    """A process that writes and reads again: its seed, how many rounds, and of which pages."""
+    """Starts a process that writes and reads pages; the arguments are its seed, its rounds, and the pages."""
     command = [sys.executable, "-c", WRITER, str(folder), *map(str, numbers)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
@@ -390,7 +388,7 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_is_killed_leaves_nothing_damaged(tmp_path: Path) -> None:
-    """Of twenty kills, some four come while a file is half-written."""
+    """Of twenty kills, about four come while a file is half-written."""
     folder = tmp_path / A
     put(folder, 999)
     source = random.Random(0)

@@ -1,4 +1,4 @@
-"""The prefix cache: what is shared changes no answer, and every page comes back."""
+"""The prefix cache: shared pages change no answer, and every page is freed."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def start(runner: FakeRunner, store: PageStore | None = None, **config: Any) -> 
 
 
 def ask(engine: Engine, prompt: list[int], sampling: Sampling = SHORT, salt: str = "") -> tuple[int, list[int]]:
-    """Tokens that were found, and the answer."""
+    """Returns the number of cached tokens, and the answer."""
     generation = engine.submit(prompt, sampling, scope=Scope(cache_salt=salt))
     answer = [token for output in generation for token in output.token_ids]
     return generation.num_cached_tokens, answer
 
 
-# --- what is shared -----------------------------------------------------------------------------------------------
+# --- sharing ------------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_that_begins_alike_is_computed_from_where_it_differs() -> None:
+def test_a_shared_prefix_is_not_computed_again() -> None:
     runner = FakeRunner()
     with start(runner) as engine:
         assert ask(engine, TEXT[:200]) == (0, alone(TEXT[:200], SHORT))
@@ -65,7 +65,7 @@ def test_a_prompt_that_begins_alike_is_computed_from_where_it_differs() -> None:
 
 
 with_and_without_states = pytest.mark.parametrize("num_slots", [0, 40], ids=["pages", "pages and states"])
-"""A model that keeps per-sequence states too is found as much."""
+"""A model with per-sequence states finds as many tokens."""
 
 
 @with_and_without_states
@@ -77,7 +77,7 @@ def test_the_last_token_is_always_computed(length: int, found: int, num_slots: i
 
 
 @with_and_without_states
-def test_an_answer_is_found_when_the_conversation_goes_on(num_slots: int) -> None:
+def test_an_answer_is_cached_for_the_next_turn(num_slots: int) -> None:
     with start(FakeRunner(num_slots=num_slots)) as engine:
         _, answer = ask(engine, TEXT[:20], Sampling(max_tokens=80, temperature=0, ignore_eos=True))
         prompt = [*TEXT[:20], *answer, 7, 8]
@@ -86,9 +86,7 @@ def test_an_answer_is_found_when_the_conversation_goes_on(num_slots: int) -> Non
 
 @with_and_without_states
 @pytest.mark.parametrize(("boundaries", "found"), [((), 192), ((-32,), 160), ((0,), 192), ((-70, 0), 128)])
-def test_pages_are_shared_only_where_boundaries_lie_alike(
-    boundaries: tuple[int, ...], found: int, num_slots: int
-) -> None:
+def test_pages_are_shared_only_if_boundaries_are_equal(boundaries: tuple[int, ...], found: int, num_slots: int) -> None:
     with start(FakeRunner(boundaries=boundaries, num_slots=num_slots)) as engine:
         for prompt, expected in ((TEXT[:200], 0), (TEXT[:300], found), (TEXT[:300], 288)):
             assert ask(engine, prompt) == (expected, alone(prompt, SHORT, boundaries=boundaries))
@@ -107,7 +105,7 @@ def test_without_room_for_snapshots_answers_are_the_same() -> None:
 
 
 @with_and_without_states
-def test_answers_are_not_taken_for_prompts_where_that_shows(num_slots: int) -> None:
+def test_pages_of_answers_are_not_shared_with_prompts_if_their_bits_differ(num_slots: int) -> None:
     with start(FakeRunner(boundaries=(0,), num_slots=num_slots)) as engine:
         _, answer = ask(engine, TEXT[:40], Sampling(max_tokens=80, temperature=0, ignore_eos=True))
         prompt = [*TEXT[:40], *answer, 7, 8]
@@ -130,13 +128,13 @@ def test_tenants_share_nothing_whatever_salt_they_choose() -> None:
     assert found == [0] * len(callers) + [96] * len(callers)
 
 
-def test_off_means_that_all_is_computed() -> None:
+def test_without_the_cache_everything_is_computed() -> None:
     with start(FakeRunner(), prefix_cache="off") as engine:
         assert [ask(engine, TEXT[:100])[0] for _ in range(2)] == [0, 0]
         assert (engine.stats().num_computed, engine.stats().known_pages) == (208, 0)
 
 
-def test_requests_that_come_together_compute_their_common_beginning_once() -> None:
+def test_concurrent_requests_compute_their_common_prefix_once() -> None:
     runner = FakeRunner(200)
     runner.gate.clear()
     with start(runner, prefill_chunk=64) as engine:
@@ -157,7 +155,7 @@ def test_a_cancelled_request_leaves_its_pages_to_others() -> None:
         assert ask(engine, TEXT[:100]) == (96, alone(TEXT[:100], SHORT))
 
 
-def test_a_request_sent_back_finds_its_own_pages() -> None:
+def test_a_preempted_request_finds_its_own_pages() -> None:
     sampling = Sampling(max_tokens=100, temperature=0, ignore_eos=True)
     computed = {}
     for prefix_cache in ("on", "off"):
@@ -173,7 +171,7 @@ def test_a_request_sent_back_finds_its_own_pages() -> None:
     assert computed["on"] < computed["off"]
 
 
-# --- the bookkeeping ----------------------------------------------------------------------------------------------
+# --- page tables --------------------------------------------------------------------------------------------------
 
 
 def known(pages: PageTables, keys: str) -> str:
@@ -181,13 +179,13 @@ def known(pages: PageTables, keys: str) -> str:
 
 
 def fill(pages: PageTables, row: int, keys: str) -> None:
-    """Let ``row`` have a known page for each letter."""
+    """Gives ``row`` a registered page for each letter."""
     assert pages.reserve(row, PAGE_TOKENS * len(keys))
     for place, key in enumerate(keys):
         pages.register(row, place, key.encode())
 
 
-def test_what_was_left_longest_ago_goes_first_and_beginnings_last() -> None:
+def test_the_least_recently_used_page_is_evicted_first_and_prefixes_last() -> None:
     pages = PageTables(6, 3, 6 * PAGE_TOKENS)
     fill(pages, 0, "abc")
     fill(pages, 1, "xyz")
@@ -202,7 +200,7 @@ def test_what_was_left_longest_ago_goes_first_and_beginnings_last() -> None:
     assert pages.epochs == [2] * 6
 
 
-def test_what_is_used_again_stays_longer() -> None:
+def test_a_page_that_is_used_again_stays_longer() -> None:
     pages = PageTables(3, 2, 3 * PAGE_TOKENS)
     for key in "abc":
         fill(pages, 0, key)
@@ -214,7 +212,7 @@ def test_what_is_used_again_stays_longer() -> None:
     assert known(pages, "abc") == "a"
 
 
-def test_a_page_is_free_when_the_last_of_its_holders_has_left() -> None:
+def test_a_page_is_freed_with_its_last_reference() -> None:
     pages = PageTables(3, 3, 3 * PAGE_TOKENS)
     fill(pages, 0, "a")
     page = pages.find(b"a")
@@ -229,8 +227,8 @@ def test_a_page_is_free_when_the_last_of_its_holders_has_left() -> None:
     assert not pages.is_referenced(page)
 
 
-class Shelf(dict[bytes, bytes]):
-    """A store without a disk, on which what is ``damaged`` is found and cannot be read."""
+class MemoryStore(dict[bytes, bytes]):
+    """A page store in memory; keys that are ``damaged`` are found but cannot be read."""
 
     def __init__(self, memory: np.ndarray, damaged: Callable[[], bool]) -> None:
         self.pages, self.damaged = memory, damaged
@@ -255,7 +253,7 @@ class Shelf(dict[bytes, bytes]):
 
 
 class Driver:
-    """An engine without a thread: steps are taken when the test says so, and pages are counted after each."""
+    """An engine without a thread: the test triggers each step, and pages are counted after it."""
 
     def __init__(self, runner: FakeRunner, store: Any, max_context: int, state_store: Any = None) -> None:
         self.runner = runner
@@ -327,11 +325,11 @@ actions = st.one_of(adding, adding, st.tuples(st.just("cancel"), st.integers(0, 
     st.sampled_from([0, 5, 30]),
     st.randoms(use_true_random=False),
 )
-def test_any_order_of_requests_answers_rightly_and_loses_no_page(
+def test_any_order_of_requests_answers_correctly_and_loses_no_page(
     todo: list[Any], num_pages: int, boundaries: tuple[int, ...], on_disk: bool, num_slots: int, source: random.Random
 ) -> None:
     runner = FakeRunner(num_pages, 256, boundaries=boundaries, num_slots=num_slots)
-    stores = [Shelf(memory, lambda: source.random() < 0.2) for memory in (runner.pages, runner.states)]
+    stores = [MemoryStore(memory, lambda: source.random() < 0.2) for memory in (runner.pages, runner.states)]
     driver = Driver(runner, stores[0] if on_disk else None, 256, stores[1] if on_disk and num_slots else None)
     for action, *details in todo:
         if action == "add":
@@ -351,9 +349,9 @@ def test_any_order_of_requests_answers_rightly_and_loses_no_page(
     assert (driver.tables.table == -1).all()
 
 
-def test_what_is_on_disk_is_read_bit_by_bit_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_on_disk_are_read_in_parts_while_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = FakeRunner(40, 512)
-    store = Shelf(runner.pages, lambda: False)
+    store = MemoryStore(runner.pages, lambda: False)
     first = Driver(runner, store, 512)
     first.add(TEXT[:321], 1, "")
     while first.open:
@@ -415,7 +413,7 @@ def test_a_disk_that_hangs_takes_no_page_and_no_request(tmp_path: Path, monkeypa
     assert list(tmp_path.glob("pages/*")) == []
 
 
-def test_a_page_put_to_another_use_is_not_written(tmp_path: Path) -> None:
+def test_a_reused_page_is_not_written(tmp_path: Path) -> None:
     runner = FakeRunner(2)
     with closing(PageStore(tmp_path / "pages", runner.pages, 10**6)) as store:
         store.write(b"0" * 16, 0, lambda: False)

@@ -1,4 +1,4 @@
-"""What the kernels left in the cache for one request, or on disk, gives another the very same answer, bit by bit."""
+"""Cached pages of one request, in memory or on disk, give another request the same answer to the bit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CASES = [
 
 @cache
 def model(name: str) -> tuple[spec.ModelSpec, WeightStore]:
-    """A tiny model in 8 bits, so that it matters how its activations are rounded."""
+    """A tiny 8-bit model, whose results depend on the rounding of its activations."""
     small = with_mtp(name.split()[0]) if "mtp" in name else tiny(name)
     roles = {key: param.role for key, param in params(small.spec).items()}
 
@@ -61,7 +61,7 @@ def start(case: tuple[str, str, str], store: Path | None = None, **config: Any) 
 
 
 def requests() -> list[tuple[list[int], Sampling]]:
-    """Prompts that begin alike for a while, of lengths that let the careful last tokens begin anywhere."""
+    """Returns prompts with common prefixes, of lengths for which the exact last tokens begin at any offset."""
     rng = random.Random(2)
     shared = [(TEXT[: rng.randint(40, 290)], rng.randint(0, 70)) for _ in range(6)]
     prompts = [[*begin, *prompt(own + 1, seed=own)] for begin, own in shared]
@@ -73,20 +73,20 @@ def requests() -> list[tuple[list[int], Sampling]]:
 
 
 def answer(engine: Engine, tokens: list[int], sampling: Sampling) -> tuple[list[TokenOutput], int]:
-    """The pieces, but for what a clock says, and how many tokens of the prompt were found."""
+    """Returns the outputs, without timings, and the number of cached prompt tokens."""
     generation = engine.submit(tokens, sampling)
     outputs = [TokenOutput(output.events, output.token_ids, None, output.logprobs) for output in generation]
     return outputs, generation.num_cached_tokens
 
 
 def computed(case: tuple[str, str, str]) -> list[list[TokenOutput]]:
-    """Every answer by an engine that shares nothing, and then each as a conversation going on."""
+    """Returns every answer of an engine without a prefix cache, and the answers of each continued conversation."""
     with start(case, prefix_cache="off", speculation="off") as engine:
-        return [answer(engine, *request)[0] for request in [*requests(), *going_on(case, engine)]]
+        return [answer(engine, *request)[0] for request in [*requests(), *continued(case, engine)]]
 
 
-def going_on(case: tuple[str, str, str], engine: Engine) -> list[tuple[list[int], Sampling]]:
-    """Three requests that go on where answers end."""
+def continued(case: tuple[str, str, str], engine: Engine) -> list[tuple[list[int], Sampling]]:
+    """Returns three requests that continue after answers."""
     asked = []
     for tokens, sampling in requests()[:3]:
         outputs, _ = answer(engine, tokens, sampling)
@@ -96,13 +96,13 @@ def going_on(case: tuple[str, str, str], engine: Engine) -> list[tuple[list[int]
 
 @pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
-def test_hits_in_memory_and_on_disk_do_not_show(case: tuple[str, str, str], tmp_path: Path) -> None:
+def test_hits_in_memory_and_on_disk_change_no_bit(case: tuple[str, str, str], tmp_path: Path) -> None:
     expected = computed(case)
     restored = []
     for _ in range(2):
         with start(case, tmp_path / "pages") as engine:
             got = [answer(engine, *request) for request in requests()]
-            got += [answer(engine, *request) for request in going_on(case, engine)]
+            got += [answer(engine, *request) for request in continued(case, engine)]
             assert [outputs for outputs, _ in got] == expected
             assert sum(found for _, found in got[1:]) > 600
             assert engine.stats().num_accepted > 0
@@ -112,7 +112,7 @@ def test_hits_in_memory_and_on_disk_do_not_show(case: tuple[str, str, str], tmp_
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
-def test_all_at_once_they_do_not_show_either(case: tuple[str, str, str]) -> None:
+def test_hits_of_concurrent_requests_change_no_bit(case: tuple[str, str, str]) -> None:
     expected = computed(case)[: len(requests())]
     with start(case) as engine:
         generations = [engine.submit(*request) for request in requests()]
@@ -124,7 +124,7 @@ def test_all_at_once_they_do_not_show_either(case: tuple[str, str, str]) -> None
 
 
 def test_boundaries_are_where_the_bits_change() -> None:
-    """Where none is declared what is in the cache depends on tokens alone; where one is it does not."""
+    """Without declared boundaries the cache depends on the tokens alone; with one it does not."""
     for case, boundaries in (
         (("qwen3", "f16", "exact"), ()),
         (("qwen3", "f16", "fast"), ()),

@@ -1,4 +1,4 @@
-"""The real engine over the kernels and a tiny model: whatever is asked of it, it lives, and every page comes back."""
+"""The real engine with the kernels and a tiny model: it survives any requests, and every page is freed."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class TinyTokenizer:
 
 
 class Panic(BaseException):
-    """As native code raises them."""
+    """Like a panic in native code."""
 
 
 @dataclass
-class Fickle:
-    """A constraint that lets everything pass until it raises."""
+class Failing:
+    """A constraint that allows everything until it raises an error."""
 
     error: type[BaseException]
     rest: int
@@ -64,7 +64,7 @@ def engine() -> Iterator[Engine]:
 
 odd = st.text(st.characters(exclude_categories=()), max_size=8) | st.sampled_from(["", "\ud800", "\0", "a" * 5000])
 errors = st.sampled_from([ValueError, MemoryError, Panic, SystemExit, KeyboardInterrupt])
-constraints = st.none() | st.builds(Fickle, errors, st.integers(0, 6))
+constraints = st.none() | st.builds(Failing, errors, st.integers(0, 6))
 samplings = st.builds(
     Sampling,
     max_tokens=st.integers(1, 30),
@@ -79,11 +79,11 @@ samplings = st.builds(
 
 
 @dataclass
-class Wish:
+class Request:
     length: int
     first: int
     sampling: Sampling
-    guide: Fickle | None
+    guide: Failing | None
     pooling: Any
     salt: str
     user: str
@@ -101,7 +101,7 @@ class Wish:
 
 
 wishes = st.builds(
-    Wish,
+    Request,
     st.integers(0, 150),
     st.integers(0, 2),
     samplings,
@@ -113,7 +113,7 @@ wishes = st.builds(
 
 
 def ended(generation: Generation) -> str:
-    """How it ended, which it must."""
+    """Returns how the generation ended; it must end."""
     try:
         *_, last = generation
     except EngineError:
@@ -125,16 +125,16 @@ def ended(generation: Generation) -> str:
 batches_with_cancels = st.lists(
     st.tuples(st.lists(wishes, min_size=1, max_size=5), st.none() | st.integers(0, 39)), min_size=1, max_size=8
 )
-"""Requests submitted together, and which of all requests so far is cancelled then, counted modulo their number.
+"""Batches of requests, with the request of all so far (modulo their number) that is cancelled then.
 
-Nothing is drawn later: an example that hypothesis gives up in the middle would leave its requests in the engine.
+Nothing is drawn later: an example that hypothesis abandons in the middle would leave its requests in the engine.
 """
 
 
 @settings(max_examples=60, deadline=None)
 @given(batches_with_cancels)
-def test_engine_lives_and_its_pages_return_whatever_is_asked(
-    engine: Engine, batches: list[tuple[list[Wish], int | None]]
+def test_engine_survives_any_requests_and_frees_their_pages(
+    engine: Engine, batches: list[tuple[list[Request], int | None]]
 ) -> None:
     generations: list[Generation] = []
     for batch, cancelled in batches:
@@ -151,7 +151,7 @@ def test_engine_lives_and_its_pages_return_whatever_is_asked(
     assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.num_pages)
 
 
-def test_answers_of_a_crowd_are_those_of_a_quiet_engine(engine: Engine) -> None:
+def test_concurrent_answers_equal_those_of_single_requests(engine: Engine) -> None:
     jobs = [
         Job(Prompt([3 + (index * 7 + place) % 120 for place in range(20 + index)]), Sampling(max_tokens=12, seed=index))
         for index in range(12)
@@ -161,7 +161,7 @@ def test_answers_of_a_crowd_are_those_of_a_quiet_engine(engine: Engine) -> None:
         return [token for output in generation for token in output.token_ids]
 
     quiet = [answer(engine.submit_all([job])[0]) for job in jobs]
-    prompt = Prompt([5] * 40, make_constraint=lambda: Fickle(Panic, 3))
+    prompt = Prompt([5] * 40, make_constraint=lambda: Failing(Panic, 3))
     hostile = [Job(prompt, Sampling(max_tokens=9)) for _ in range(12)]
     mixed = [job for pair in zip(jobs, hostile, strict=True) for job in pair]
     assert [answer(each) for each in engine.submit_all(mixed)[::2]] == quiet

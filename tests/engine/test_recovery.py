@@ -1,4 +1,4 @@
-"""Whatever goes wrong on the engine thread ends the requests concerned; the engine, and all others, go on."""
+"""An error on the engine thread ends only the requests concerned; the engine and all other requests continue."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXT = [index * 7 % 89 for index in range(300)]
 
 
 class NativePanic(BaseException):
-    """As those of Rust, which are no exceptions."""
+    """Like a panic of Rust, which is no Exception."""
 
 
 def start(runner: FakeRunner, store: PageStore | None = None, **config: Any) -> Engine:
@@ -47,7 +47,7 @@ def outcome(generation: Generation) -> list[int] | str:
 
 
 def failing_once(monkeypatch: pytest.MonkeyPatch, target: str, error: BaseException, after: int = 0) -> None:
-    """Let one call of ``target`` raise ``error``, the one ``after`` so many."""
+    """Makes one call of ``target`` raise ``error``, after ``after`` successful ones."""
     owner, _, name = target.rpartition(".")
     calls = []
 
@@ -89,7 +89,7 @@ PLACES = [
 @pytest.mark.parametrize("after", [0, 1, 5])
 @pytest.mark.parametrize("target", PLACES)
 @pytest.mark.parametrize("error", [MemoryError("no memory"), NativePanic("panic")], ids=["memory", "panic"])
-def test_engine_survives_a_fault_anywhere(
+def test_engine_survives_an_error_anywhere(
     monkeypatch: pytest.MonkeyPatch, target: str, error: BaseException, after: int
 ) -> None:
     failing_once(monkeypatch, target, error, after)
@@ -106,7 +106,7 @@ def test_engine_survives_a_fault_anywhere(
         assert stats.num_requests == 9
 
 
-def test_engine_that_cannot_recover_is_given_up_and_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_that_cannot_recover_is_closed_and_ends_all_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Engine, *args: Any) -> None:
         raise MemoryError("no memory")
 
@@ -141,7 +141,7 @@ def test_strings_that_have_no_utf8_form_are_salts_and_users_like_others() -> Non
         assert generation.num_cached_tokens == 64
 
 
-def test_readers_that_cannot_be_woken_disturb_nobody() -> None:
+def test_readers_that_cannot_be_notified_disturb_no_request() -> None:
     def notify() -> None:
         raise ValueError("asleep")
 
@@ -152,10 +152,8 @@ def test_readers_that_cannot_be_woken_disturb_nobody() -> None:
         assert tokens_of(deaf) == alone([1], SHORT)
 
 
-def test_pages_of_before_a_failure_are_not_written_to_disk_as_what_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The failure comes while the store waits with its work; then the pages have other content."""
+def test_pages_from_before_a_failure_are_not_written_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failure comes while the store's work is queued; afterwards the pages have other content."""
     begin = threading.Event()
     monkeypatch.setattr(PageStore, "_write", waiting(PageStore._write, begin))
     runner = FakeRunner(4, 128)
@@ -209,7 +207,7 @@ def test_a_batch_is_one_entry_of_the_queue_however_large() -> None:
         assert not engine._submissions
 
 
-def test_entries_beyond_the_queue_are_turned_away() -> None:
+def test_entries_beyond_the_queue_are_rejected() -> None:
     runner = FakeRunner()
     runner.gate.clear()
     with start(runner, max_batch=1, max_queue=1) as engine:
@@ -222,7 +220,7 @@ def test_entries_beyond_the_queue_are_turned_away() -> None:
         assert tokens_of(engine.submit([1], SHORT))
 
 
-def test_who_comes_after_a_batch_is_behind_one_request_of_it() -> None:
+def test_a_request_after_a_batch_waits_for_one_request_of_it() -> None:
     runner = FakeRunner()
     runner.gate.clear()
     with start(runner, max_batch=2) as engine:
@@ -272,7 +270,7 @@ def test_a_request_of_a_batch_that_cannot_be_made_fails_alone() -> None:
         assert "no such form" in outcomes[3]
 
 
-def test_requests_of_a_batch_outlive_a_failed_step() -> None:
+def test_requests_of_a_batch_survive_a_failed_step() -> None:
     runner = FakeRunner()
     runner.gate.clear()
     with start(runner, max_batch=2) as engine:
@@ -301,13 +299,13 @@ def test_requests_of_a_batch_cost_memory_only_when_they_run(monkeypatch: pytest.
 
 
 def kept(folder: Path, prompt: list[int]) -> None:
-    """Have the prompt's pages on disk."""
+    """Stores the prompt's pages on disk."""
     runner = FakeRunner()
     with start(runner, PageStore(folder, runner.pages, 10**7)) as engine:
         tokens_of(engine.submit(prompt, SHORT))
 
 
-def test_a_disk_that_hangs_delays_a_request_by_its_patience_and_no_other(
+def test_a_hanging_disk_delays_one_request_by_a_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept(tmp_path / "pages", TEXT)
@@ -332,7 +330,7 @@ def test_a_disk_that_hangs_delays_a_request_by_its_patience_and_no_other(
         before = runner.pages.copy()
         hanging.set()
         engine._store._reader.join(0.2)
-        assert (runner.pages == before).all()  # what comes too late is written nowhere
+        assert (runner.pages == before).all()  # late data is written nowhere
     assert time.monotonic() - begun < 15
 
 
@@ -353,13 +351,13 @@ def test_a_disk_that_answers_again_is_read_again(tmp_path: Path, monkeypatch: py
         assert tokens_of(engine.submit(TEXT, SHORT)) == alone(TEXT, SHORT)
         assert engine.stats().num_restored == 0
         time.sleep(1.2)
-        for page in range(0, 64):  # what is in memory goes
+        for page in range(0, 64):  # evicts all pages from memory
             tokens_of(engine.submit([page, *TEXT[:250]], SHORT))
         assert tokens_of(engine.submit(TEXT, SHORT)) == alone(TEXT, SHORT)
         assert engine.stats().num_restored == 288
 
 
-def test_pages_that_nobody_waits_for_any_more_take_no_memory(tmp_path: Path) -> None:
+def test_pages_that_no_request_waits_for_take_no_memory(tmp_path: Path) -> None:
     pages = np.zeros((4, 100), np.uint8)
     with closing(PageStore(tmp_path / "pages", pages, 10**6)) as store:
         for row in range(4):
@@ -374,7 +372,9 @@ def test_pages_that_nobody_waits_for_any_more_take_no_memory(tmp_path: Path) -> 
         assert not store._arrived
 
 
-def test_store_whose_thread_cannot_start_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_works_without_a_store_whose_thread_cannot_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -388,7 +388,7 @@ def test_store_whose_thread_cannot_start_is_done_without(tmp_path: Path, monkeyp
         assert engine.failure == ""
 
 
-def test_engine_given_up_refuses_and_says_why() -> None:
+def test_a_failed_engine_refuses_requests_with_the_reason() -> None:
     runner = FakeRunner()
     runner.errors += [RuntimeError("out of tea")] * 3
     with start(runner) as engine:

@@ -1,4 +1,4 @@
-"""Answers that repeat themselves without end are ended, and no others."""
+"""Answers that repeat themselves endlessly are ended, and no others."""
 
 from __future__ import annotations
 

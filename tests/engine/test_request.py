@@ -1,4 +1,4 @@
-"""Requests written as JSON and read again: the same, or refused."""
+"""Requests as JSON: a round trip gives an equal request; other JSON is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Impossible values are refused by name, with a remedy."""
+"""Invalid values are refused by name, with a remedy."""
 
 from __future__ import annotations
 

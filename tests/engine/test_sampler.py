@@ -30,7 +30,7 @@ def some_logits(size: int, scale: float = 3.0, seed: int = 0) -> np.ndarray:
 
 
 def warped(logits: np.ndarray, prompt: list[int], sampling: Sampling) -> np.ndarray:
-    """Probabilities as transformers would draw from, float64."""
+    """Returns the probabilities that transformers would sample from, in float64."""
     processors = LogitsProcessorList()
     if sampling.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
@@ -76,7 +76,7 @@ def test_kept_tokens_and_probabilities_are_those_of_transformers(
     logits, sampling = some_logits(size, scale, seed=size), Sampling(**settings)
     prompt = [0, 3, 3, size - 1]
     expected, actual = warped(logits, prompt, sampling), ours(logits, prompt, sampling)
-    # Beside the boundary of a nucleus float32 may fall on either side; no more than one token may differ.
+    # At the boundary of a nucleus float32 may fall on either side; at most one token may differ.
     differing = np.flatnonzero((expected > 1e-37) != (actual > 1e-37))
     assert len(differing) <= (1 if sampling.top_p < 1 else 0)
     np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=expected[differing].max(initial=1e-37))
@@ -180,7 +180,7 @@ def test_sampling_leaves_the_logits_as_they_are() -> None:
 
 def test_logprobs_are_those_of_torch() -> None:
     logits = some_logits(5000)
-    logits[[11, 12]] = logits.max() + 1  # equals: the lower id first
+    logits[[11, 12]] = logits.max() + 1  # equal logits: the lower id comes first
     expected = torch.log_softmax(torch.from_numpy(logits).double(), -1)
     entry = logprobs(logits, 77, 5)
     assert entry.logprob == pytest.approx(float(expected[77]), abs=1e-5)
@@ -199,7 +199,8 @@ def best_seconds(call: Callable[[], object]) -> float:
 
 
 def test_sampling_is_fast_enough_not_to_matter() -> None:
-    """Best of 50, with a wide margin over the figures in the comments (EPYC, 2 cores), for busy machines."""
+    """The bounds leave a wide margin over the figures in the comments (best of 50; EPYC, 2 cores), for
+    busy machines."""
     small, large = some_logits(49152), some_logits(151936)
     assert best_seconds(lambda: Sampler(Sampling(temperature=0), 0, [], 49152)(small)) < 100e-6  # 8 us
     for settings in ({"top_k": 40, "top_p": 0.9}, {"top_p": 0.9}, {"min_p": 0.05}, {}):  # 0.1 to 0.4 ms

@@ -1,4 +1,4 @@
-"""The scheduler's promises, step by step, with no engine around it."""
+"""The scheduler's guarantees, step by step, without an engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_LENGTH = 200
 
 
 def steady(chunk: int) -> ChunkSizer:
-    """Always as much."""
+    """A chunk sizer with a constant size."""
     return ChunkSizer(chunk, seconds=1e9)
 
 
@@ -40,14 +40,14 @@ def request(index: int, num_prompt: int, num_answer: int, user: str = "", tenant
 
 
 def take_step(scheduler: Scheduler) -> list[Sequence]:
-    """Those who took part."""
+    """Runs one step; returns the sequences in it."""
     plan = scheduler.plan()
     carry_out(scheduler, plan)
     return [share.sequence for share in plan]
 
 
 def carry_out(scheduler: Scheduler, plan: StepPlan) -> None:
-    """As the engine does, with an answer that is always the same token."""
+    """Executes a plan as the engine does; the answer is always the same token."""
     for share in plan:
         one = share.sequence
         one.num_cached_tokens += share.num_tokens
@@ -59,7 +59,7 @@ def carry_out(scheduler: Scheduler, plan: StepPlan) -> None:
 
 @pytest.mark.parametrize("num_pages", [7, 12, 100])
 @pytest.mark.parametrize("seed", range(4))
-def test_first_come_first_served_within_the_budget_and_the_youngest_gives_way(num_pages: int, seed: int) -> None:
+def test_first_come_first_served_within_the_budget_and_the_youngest_is_preempted(num_pages: int, seed: int) -> None:
     rng = random.Random(seed)
     pages = PageTables(num_pages, 5, MAX_LENGTH)
     scheduler = Scheduler(pages, 5, steady(30))
@@ -107,7 +107,7 @@ def test_a_request_that_cannot_start_yet_is_not_overtaken() -> None:
     assert [int(share.sequence.generation.id) for share in scheduler.plan()] == [0]
 
 
-def test_pages_are_taken_whole_or_not_at_all() -> None:
+def test_pages_are_allocated_all_or_none() -> None:
     pages = PageTables(4, 2, 128)
     assert pages.reserve(0, 33)
     assert not pages.reserve(1, 65)
@@ -132,7 +132,7 @@ def test_users_get_equal_shares_however_many_requests_they_have() -> None:
     assert sum(one.user == "many" for one in finished) in range(8, 14)
 
 
-def test_one_who_has_no_place_gets_one_of_who_has_several() -> None:
+def test_a_user_without_a_slot_gets_one_of_a_user_with_several() -> None:
     scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), 4, steady(64))
     for index in range(8):
         scheduler.add(request(index, 3, 190, "many"))
@@ -143,7 +143,7 @@ def test_one_who_has_no_place_gets_one_of_who_has_several() -> None:
     assert [one.generation.timings.num_preemptions for one in scheduler.waiting] == [1, 0, 0, 0, 0]
 
 
-def test_tenants_get_equal_shares_however_many_users_they_invent() -> None:
+def test_tenants_get_equal_shares_however_many_users_they_name() -> None:
     scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), 4, steady(64))
     for index in range(20):
         scheduler.add(request(index, 30, 20, "one name", "ann"))
@@ -168,7 +168,7 @@ def test_users_of_one_tenant_get_equal_shares_of_what_it_has() -> None:
     assert sum(one.tenant == "bob" for one in finished) in range(14, 28)
 
 
-def test_a_new_user_takes_no_place_from_another_tenant() -> None:
+def test_a_new_user_takes_no_slot_from_another_tenant() -> None:
     scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), 4, steady(64))
     for index in range(3):
         scheduler.add(request(index, 3, 190, "", "ann"))
@@ -183,7 +183,7 @@ def test_a_new_user_takes_no_place_from_another_tenant() -> None:
     assert [one.tenant for one in scheduler.running].count("ann") == 2, "who has most gives one to who has none"
 
 
-def test_who_comes_back_has_no_turns_saved_up() -> None:
+def test_an_idle_user_accumulates_no_credit() -> None:
     scheduler = Scheduler(PageTables(100, 4, MAX_LENGTH), 4, steady(64))
     scheduler.add(request(0, 3, 2, "away"))
     for index in range(1, 40):
@@ -196,7 +196,7 @@ def test_who_comes_back_has_no_turns_saved_up() -> None:
     assert 0.4 < took_part.count("away") / len(took_part) < 0.6
 
 
-def test_prompts_are_read_in_turns_too() -> None:
+def test_prompts_of_users_are_computed_alternately() -> None:
     scheduler = Scheduler(PageTables(100, 4, 2000), 4, steady(64))
     scheduler.add(request(0, 1500, 5, "long"))
     take_step(scheduler)
@@ -204,7 +204,7 @@ def test_prompts_are_read_in_turns_too() -> None:
     assert take_step(scheduler) == [short]
 
 
-def test_chunks_shrink_to_the_pace_while_answers_are_under_way() -> None:
+def test_chunks_shrink_while_answers_are_decoded() -> None:
     pace = ChunkSizer(512, seconds=0.25)
     for _ in range(8):
         pace.record(pace.chunk, pace.chunk / 400)
@@ -222,7 +222,7 @@ def test_chunks_shrink_to_the_pace_while_answers_are_under_way() -> None:
     assert pace.chunk == 512
 
 
-def test_prompts_count_also_where_they_are_read_at_once() -> None:
+def test_whole_prompts_count_as_service_too() -> None:
     scheduler = Scheduler(PageTables(100, 1, MAX_LENGTH), 1, steady(512))
     for index in range(60):
         scheduler.add(request(index, 180, 2, "long"))

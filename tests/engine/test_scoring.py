@@ -1,4 +1,4 @@
-"""The log-probabilities of a prompt are those under the tokens before each, however it is computed."""
+"""The log-probabilities of a prompt are conditioned on the tokens before each, however the prompt is computed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_prompt_logprobs_are_the_models_own_alone_cached_cut_and_preempted(
     config: dict[str, int], num_pages: int
 ) -> None:
     with Engine(FakeRunner(num_pages), FakeTokenizer(), EngineConfig(**config)) as engine:
-        list(engine.submit(PROMPT, Sampling(temperature=0, max_tokens=1)))  # its pages are known from now on
+        list(engine.submit(PROMPT, Sampling(temperature=0, max_tokens=1)))  # registers its pages
         others = [engine.submit(PROMPT[:size], Sampling(seed=size, max_tokens=90)) for size in (200, 150)]
         generations = [engine.submit(PROMPT[:size], SCORED) for size in (300, 200, 1, 2, 129)]
         for generation in generations:
@@ -51,7 +51,7 @@ def test_logits_of_long_prompts_are_computed_in_bounded_parts() -> None:
 
 def test_no_tokens_are_an_answer_too() -> None:
     with Engine(FakeRunner(max_context=300), FakeTokenizer(), EngineConfig()) as engine:
-        for prompt in (PROMPT[:1], PROMPT):  # the latter leaves no room at all
+        for prompt in (PROMPT[:1], PROMPT):  # the latter leaves no room for an answer
             (plain,) = engine.submit(prompt, Sampling(max_tokens=0))
             (scored,) = engine.submit(prompt, Sampling(max_tokens=0, prompt_logprobs=3))
             assert (plain.events, plain.token_ids, plain.finish_reason, plain.prompt_logprobs) == ((), (), "length", ())
@@ -59,7 +59,7 @@ def test_no_tokens_are_an_answer_too() -> None:
             assert scored.timings
 
 
-def test_answers_are_cut_to_the_room() -> None:
+def test_answers_are_truncated_to_the_context() -> None:
     with Engine(FakeRunner(max_context=310), FakeTokenizer(), EngineConfig()) as engine:
         for limit in (None, -1, 11, 8192):
             outputs = list(engine.submit(PROMPT, Sampling(seed=1, max_tokens=limit, ignore_eos=True)))

@@ -1,4 +1,4 @@
-"""Guessing ahead changes how soon tokens come and nothing else."""
+"""Speculation changes when tokens arrive and nothing else."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from freedive.ops.reference import ReferenceRunner
 Requests = Sequence[tuple[list[int], Sampling]]
 
 
-# --- guesses ------------------------------------------------------------------------------------------------------
+# --- drafts -------------------------------------------------------------------------------------------------------
 
 
-def test_what_followed_before_is_guessed_to_follow_again() -> None:
+def test_the_continuation_of_an_earlier_match_is_drafted() -> None:
     assert PromptLookup().draft([5, 6, 7, 8, 9, 5, 6], 3).tokens == [7, 8, 9]
-    assert PromptLookup().draft([5, 6, 7, 5, 6, 8, 5, 6], 1).tokens == [8]  # the last time counts,
+    assert PromptLookup().draft([5, 6, 7, 5, 6, 8, 5, 6], 1).tokens == [8]  # the last occurrence counts,
     text = [1, 2, 3, 4, 9, 0, 3, 4, 8, 0, 1, 2, 3, 4]
-    assert PromptLookup().draft(text, 1).tokens == [9]  # but a longer likeness more
+    assert PromptLookup().draft(text, 1).tokens == [9]  # but a longer match more
     assert PromptLookup().draft([1, 2, 3, 4], 5).tokens == []
     assert PromptLookup().draft([1], 5).tokens == []
 
 
-def test_a_guess_that_reaches_the_end_of_the_text_goes_on_in_circles() -> None:
+def test_a_draft_that_reaches_the_end_of_the_text_repeats_it() -> None:
     assert PromptLookup().draft([9, 1, 2, 3, 1, 2], 7).tokens == [3, 1, 2, 3, 1, 2, 3]
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 40))
-def test_text_that_comes_bit_by_bit_is_looked_up_like_text_that_comes_at_once(text: list[int], step: int) -> None:
+def test_text_in_parts_is_looked_up_like_text_at_once(text: list[int], step: int) -> None:
     lookup = PromptLookup()
     for end in range(1, len(text), step):
         lookup.draft(text[:end], 4)
@@ -61,7 +61,7 @@ def test_text_that_comes_bit_by_bit_is_looked_up_like_text_that_comes_at_once(te
     assert at_once[:1] == matches[:1]
 
 
-def test_odds_follow_what_comes_whether_or_not_it_was_computed() -> None:
+def test_accept_probabilities_follow_the_tokens_whether_or_not_drafts_were_checked() -> None:
     lookup, text = PromptLookup(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 2
     first = lookup.draft(text, 4).accept_probs
     assert first == sorted(first, reverse=True)
@@ -76,7 +76,7 @@ def test_odds_follow_what_comes_whether_or_not_it_was_computed() -> None:
     assert lookup.draft(text, 4).accept_probs[0] < 0.6
 
 
-def test_looking_up_takes_microseconds_a_token() -> None:
+def test_prompt_lookup_takes_microseconds_per_token() -> None:
     source, text, lookup = random.Random(0), [], PromptLookup()
     text = source.choices(range(30), k=20_000)
     lookup.draft(text, MAX_DRAFT)
@@ -86,16 +86,16 @@ def test_looking_up_takes_microseconds_a_token() -> None:
         start = time.perf_counter()
         lookup.draft(text, MAX_DRAFT)
         times.append(time.perf_counter() - start)
-    assert sorted(times)[100] < 100e-6  # some 10, and this machine may be busy
+    assert sorted(times)[100] < 100e-6  # about 10 us, with a margin for busy machines
 
 
-# --- the gate -----------------------------------------------------------------------------------------------------
+# --- the draft budget ---------------------------------------------------------------------------------------------
 
 
 def settle(
     gate: DraftBudget, seconds: Mapping[int, float], odds: Sequence[Sequence[float]], steps: int = 400
 ) -> list[int]:
-    """The guesses that most of the last steps checked, in all, where steps of so many rows take ``seconds``."""
+    """Returns the drafts that most of the last steps checked, in all, if a step of n rows takes ``seconds[n]``."""
     chosen = []
     for _ in range(steps):
         chosen.append(gate.choose(odds))
@@ -109,10 +109,10 @@ SURE = [0.9**n for n in range(1, 16)]
 FLAT = {rows: 1 + rows / 100 for rows in range(1, 300)}
 STEEP = {rows: float(rows) for rows in range(1, 300)}
 EXPERTS = {rows: 0.3 + 0.7 * 16 * (1 - (1 - 1 / 16) ** rows) for rows in range(1, 300)}
-"""Of 128 experts each token runs 8; the rest of a step costs the same."""
+"""Each token uses 8 of 128 experts; the rest of a step has a constant cost."""
 
 
-def test_guesses_are_checked_where_rows_are_cheap_and_not_where_they_are_dear() -> None:
+def test_drafts_are_checked_only_if_rows_are_cheap() -> None:
     assert settle(DraftBudget(), FLAT, [SURE]) == [15]
     assert settle(DraftBudget(), STEEP, [SURE]) == [0]
     assert settle(DraftBudget(), FLAT, [[0.05**n for n in range(1, 16)]]) == [1]
@@ -121,27 +121,27 @@ def test_guesses_are_checked_where_rows_are_cheap_and_not_where_they_are_dear() 
 
 @pytest.mark.parametrize("chance", [0.3, 0.6, 0.8, 0.95])
 @pytest.mark.parametrize("seconds", [FLAT, STEEP, EXPERTS, {**EXPERTS, 2: 1.0}])
-def test_the_gate_finds_the_number_that_brings_most(seconds: Mapping[int, float], chance: float) -> None:
+def test_the_budget_finds_the_best_number_of_drafts(seconds: Mapping[int, float], chance: float) -> None:
     odds = [chance**n for n in range(1, 16)]
     rates = [(1 + sum(odds[:n])) / seconds[1 + n] for n in range(16)]
     (found,) = settle(DraftBudget(), seconds, [odds])
     assert rates[found] > 0.97 * max(rates)
 
 
-def test_the_likeliest_guesses_of_all_requests_share_the_step() -> None:
+def test_the_likeliest_drafts_of_all_requests_share_the_step() -> None:
     stairs = {rows: 1.0 if rows <= 8 else 10.0 for rows in range(1, 300)}
     assert settle(DraftBudget(), stairs, [[0.9, 0.8, 0.1], [], [0.7, 0.6, 0.5, 0.4]]) == [2, 0, 3]
     assert settle(DraftBudget(), {rows: max(16.0, rows) for rows in range(1, 300)}, [[0.5]] * 16) == [0] * 16
 
 
-def test_a_machine_that_changes_is_noticed() -> None:
+def test_the_budget_adapts_to_a_slower_machine() -> None:
     gate = DraftBudget()
     assert settle(gate, FLAT, [SURE]) == [15]
     assert settle(gate, STEEP, [SURE], steps=2_000) == [0]
     assert settle(gate, FLAT, [SURE], steps=2_000) == [15]
 
 
-def test_what_was_measured_in_a_bad_moment_is_forgotten() -> None:
+def test_outliers_of_step_times_are_forgotten() -> None:
     gate = DraftBudget()
     for rows in (1, 2, 4, 8, 16):
         gate.record(rows, 10.0 * rows)
@@ -153,8 +153,8 @@ def test_what_was_measured_in_a_bad_moment_is_forgotten() -> None:
     assert settle(gate, FLAT, [SURE]) == [15]
 
 
-def test_trying_what_does_not_pay_costs_little() -> None:
-    """Steps cost as much as their rows, so that every guess checked is lost but for its odds."""
+def test_trials_that_do_not_pay_cost_little() -> None:
+    """A step costs as much as its rows, so every checked draft is a loss, except for what it teaches."""
     gate, rows = DraftBudget(), []
     for _ in range(3000):
         rows.append(1 + sum(gate.choose([SURE])))
@@ -163,7 +163,7 @@ def test_trying_what_does_not_pay_costs_little() -> None:
     assert tokens / sum(STEEP[num] for num in rows) > 0.97
 
 
-def test_nothing_is_guessed_before_a_step_was_measured() -> None:
+def test_nothing_is_drafted_before_a_step_was_measured() -> None:
     gate = DraftBudget()
     assert gate.choose([SURE]) == [0]
     gate.record(1, 1.0)
@@ -174,7 +174,7 @@ def test_nothing_is_guessed_before_a_step_was_measured() -> None:
 
 
 def answers(runner: Runner, requests: Requests, **config: Any) -> tuple[list[Any], EngineStats]:
-    """Every request's pieces, but for what a clock says."""
+    """Returns the outputs of every request, without timings."""
     with Engine(runner, FakeTokenizer(), EngineConfig(**config)) as engine:
         generations = [engine.submit(prompt, sampling) for prompt, sampling in requests]
         pieces = [list(generation) for generation in generations]
@@ -211,7 +211,7 @@ def random_request(rng: random.Random, vocab: int) -> tuple[list[int], Sampling]
 @pytest.mark.parametrize("logits", [logits_of, repetitive_logits_of])
 @pytest.mark.parametrize("num_slots", [0, 18], ids=["pages", "pages and slots"])
 @pytest.mark.parametrize("seed", range(3))
-def test_answers_are_those_without_guessing(
+def test_answers_equal_those_without_speculation(
     num_pages: int, config: dict[str, int], logits: Any, num_slots: int, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -228,8 +228,8 @@ def test_answers_are_those_without_guessing(
 
 @pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize("prefill_chunk", [512, 7])
-def test_what_a_model_predicts_itself_is_guessed(prefill_chunk: int) -> None:
-    """The fake model predicts rightly, if it is told rightly what came: then every second token was guessed."""
+def test_multi_token_predictions_are_drafted(prefill_chunk: int) -> None:
+    """The fake model predicts correctly if it gets the right tokens; then every second token was a draft."""
     rng = random.Random(5)
     greedy = Sampling(max_tokens=41, temperature=0, ignore_eos=True)
     requests = [([rng.randrange(VOCAB - 2) for _ in range(length)], greedy) for length in (1, 20, 50)]
@@ -243,7 +243,7 @@ def test_what_a_model_predicts_itself_is_guessed(prefill_chunk: int) -> None:
 @pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("num_pages", [200, 9])
-def test_what_a_model_predicts_changes_no_answer(num_pages: int, seed: int) -> None:
+def test_multi_token_predictions_change_no_answer(num_pages: int, seed: int) -> None:
     rng = random.Random(seed)
     requests = [random_request(rng, VOCAB) for _ in range(16)]
     runner = FakeRunner(num_pages, 256, repetitive_logits_of, drafts=True)
@@ -254,8 +254,8 @@ def test_what_a_model_predicts_changes_no_answer(num_pages: int, seed: int) -> N
 
 
 @pytest.mark.usefixtures("steps_cost_the_same")
-def test_guesses_take_no_page_from_a_running_request() -> None:
-    """Both fill the cache to its last page; nobody is sent back for the sake of a guess."""
+def test_drafts_take_no_page_from_a_running_request() -> None:
+    """Both requests fill the cache to its last page; no request is preempted for a draft."""
     requests = [([1, 2, 3] * 5, Sampling(max_tokens=17, ignore_eos=True, temperature=0))] * 2
     runner = FakeRunner(2, 64, repetitive_logits_of)
     with Engine(runner, FakeTokenizer(), EngineConfig(max_batch=2)) as engine:
@@ -314,8 +314,8 @@ def test_models_that_predict_answer_the_same_at_every_level(name: str, level: st
 
 @pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "lfm2_moe"])
-def test_the_reference_accepts_guesses_too(name: str) -> None:
-    """Its products are not bound to the last bit, so only greedy answers are held against each other."""
+def test_the_reference_accepts_drafts_too(name: str) -> None:
+    """Its products are not exact to the last bit, so only greedy answers are compared."""
     sampling = Sampling(max_tokens=50, temperature=0, ignore_eos=True, logit_bias={20: 4, 21: 4})
     requests = [([5, 6, 7, 8] * 10, sampling)] * 2
     runs = [

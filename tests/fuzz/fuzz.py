@@ -1,8 +1,8 @@
-"""``python tests/fuzz/fuzz.py [--seconds S | --count N]``: mutated model folders, GGUF files,
-safetensors folders and chat templates.
+"""Fuzzes the loading of models: ``python tests/fuzz/fuzz.py [--seconds S | --count N]``.
 
-Each is loaded in another process. Allowed is a working model or a UserError, in 2 s and 1 GB; anything else is counted
-as a fault, and the input kept under build/fuzz. Ends with 1 if there was one.
+It mutates model folders, GGUF files, safetensors folders and chat templates, and loads each in another process. A
+working model or a UserError is allowed, within 2 s and 1 GB. Anything else is a fault, whose input is kept under
+build/fuzz. The exit status is 1 if there was a fault.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 KEPT = TESTS.parent / "build" / "fuzz"
 PATIENCE = 60.0
-"""Seconds until a process that does not answer is ended."""
+"""Seconds after which a process that does not answer is killed."""
 
 sys.path[:0] = [str(TESTS), str(TESTS / "fuzz")]
 
 from models import SEEDS, make_seeds  # noqa: E402
-from mutations import Mutate, mutate_bundle, mutate_gguf, mutate_safetensors, mutate_template  # noqa: E402
+from mutations import Mutate, mutate_gguf, mutate_model_folder, mutate_safetensors, mutate_template  # noqa: E402
 
 MUTATE: dict[str, Mutate] = {
-    "bundle": mutate_bundle,
+    "model-folder": mutate_model_folder,
     "gguf": mutate_gguf,
     "safetensors": mutate_safetensors,
     "template": mutate_template,
@@ -37,7 +37,7 @@ MUTATE: dict[str, Mutate] = {
 
 
 class Trials:
-    """A process that tries models one after another, begun anew when one has ended it."""
+    """A process that tries models one after another; it is restarted when a model has ended it."""
 
     def __init__(self, home: Path) -> None:
         self._home = home

@@ -22,16 +22,16 @@ from freedive.model.params import params
 FAMILIES = ("llama", "qwen3_moe", "deepseek_v3", "gpt_oss", "lfm2")
 
 SEEDS = {
-    "bundle": [f"{name}-bundle" for name in FAMILIES],
+    "model-folder": [f"{name}-model-folder" for name in FAMILIES],
     "gguf": [f"{name}-gguf" for name in FAMILIES],
     "safetensors": [f"{name}-folder" for name in FAMILIES],
     "template": ["llama-folder"],
 }
-"""By kind, folders below that of :func:`make_seeds`."""
+"""The folders of each kind of model, relative to that of :func:`make_seeds`."""
 
 
 def make_seeds(root: Path) -> None:
-    """Each family as a folder of safetensors, as a GGUF file with a tokenizer, and as a model folder in four bits."""
+    """Writes each family as a safetensors folder, as a GGUF file with a tokenizer, and as a 4-bit model folder."""
     for name in FAMILIES:
         folder = root / f"{name}-folder"
         folder.mkdir(parents=True)
@@ -39,7 +39,7 @@ def make_seeds(root: Path) -> None:
         _write_tokenizer(folder)
         _write_gguf(made, root / f"{name}-gguf")
         shutil.rmtree(made.parent)
-        _write_bundle(folder, root / f"{name}-bundle")
+        _write_model_folder(folder, root / f"{name}-model-folder")
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -49,7 +49,7 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def _write_gguf(made: Path, folder: Path) -> None:
-    """The file with a vocabulary of bytes and words."""
+    """Copies a GGUF file with a vocabulary of bytes and words."""
     checkpoint = open_gguf(made)
     tokens = [f"<0x{byte:02X}>" for byte in range(64)] + [f"▁w{index}" for index in range(64)]
     vocabulary: dict[str, Any] = {
@@ -63,7 +63,7 @@ def _write_gguf(made: Path, folder: Path) -> None:
     write_gguf(folder / "model.gguf", {**checkpoint.config, **vocabulary}, checkpoint.tensors)
 
 
-def _write_bundle(folder: Path, to: Path) -> None:
+def _write_model_folder(folder: Path, to: Path) -> None:
     checkpoint = open_checkpoint(folder)
     model, rules = describe(checkpoint)
     tensors = quantize(canonical_tensors(checkpoint, model, rules), params(model), "i4g64")

@@ -1,4 +1,4 @@
-"""Mutations of files: of bytes anywhere, and of what a JSON header says."""
+"""Mutations of files: of any bytes, and of the values in JSON headers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ODD: tuple[Any, ...] = (*NUMBERS, 1 << 70, 0.5, -0.0, 1e308, 1e400, float("nan")
 ODD += (True, False, None, "", "x", "F32", "Q4_K", [], {}, [0])
 
 Mutate = Callable[[random.Random, Path], None]
-"""Changes the files of a folder in place."""
+"""A function that changes the files of a folder in place."""
 
 
 def bytes_of(chance: random.Random, data: bytes) -> bytes:
-    """``data`` with bits flipped, numbers replaced, or stretches cut out, doubled, moved or zeroed."""
+    """Returns ``data`` with flipped bits, replaced numbers, or ranges that are removed, duplicated, moved or zeroed."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 5))):
         at, length = chance.randrange(len(changed) + 1), chance.choice((1, 2, 4, 8, 64, 1000))
@@ -52,7 +52,7 @@ def bytes_of(chance: random.Random, data: bytes) -> bytes:
 
 
 def values_of(chance: random.Random, value: Any) -> Any:
-    """A JSON value with a few of what is in it changed, left out, or doubled."""
+    """Returns a JSON value with a few of its members changed, removed or duplicated."""
     for _ in range(chance.choice((1, 1, 2, 4))):
         _change_one(chance, value)
     return value
@@ -92,7 +92,7 @@ def mutate_bytes(chance: random.Random, path: Path) -> None:
 
 
 def mutate_store_header(chance: random.Random, path: Path) -> None:
-    """With a checksum that fits, as whoever means harm would give it."""
+    """Mutates the header and updates the checksum, as an attacker would."""
     data = path.read_bytes()
     begin = len(MAGIC) + 16
     end = begin + int.from_bytes(data[len(MAGIC) : len(MAGIC) + 8], "little")
@@ -174,7 +174,7 @@ _WORD = re.compile(r"\b[a-z_.]+\b(?!')")
 
 
 def mutate_template(chance: random.Random, folder: Path) -> None:
-    """Statements of a chat template are left out, doubled, moved or exchanged, and words in them become expressions."""
+    """Removes, duplicates, moves or swaps statements of a chat template, and replaces words by expressions."""
     units = _UNIT.split(chance.choice(TEMPLATES))
     for _ in range(chance.choice((1, 1, 2, 4))):
         at = chance.randrange(len(units))
@@ -196,7 +196,7 @@ def _word(chance: random.Random, word: str) -> str:
     return chance.choice(EXPRESSIONS) if chance.random() < 0.2 else word
 
 
-def mutate_bundle(chance: random.Random, folder: Path) -> None:
+def mutate_model_folder(chance: random.Random, folder: Path) -> None:
     change = chance.choice((mutate_json, mutate_json, mutate_store_header, mutate_store_header, mutate_bytes))
     change(chance, folder / (DESCRIPTION if change is mutate_json else STORE))
 

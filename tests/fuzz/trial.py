@@ -1,6 +1,6 @@
-"""One mutated model in this process: loaded, shown, and a step taken with it. Run by fuzz.py, a process for many.
+"""Loads one mutated model, describes it and takes a step; a process of fuzz.py runs it for many models.
 
-Reads lines ``folder`` and answers each with ``works``, ``refused`` or a fault; a crash is no answer.
+Reads lines ``folder`` and answers each with ``works``, ``refused`` or a fault. After a crash there is no answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ MESSAGES = [
 
 
 def attempt(folder: Path) -> str:
-    """What becomes of the model in ``folder``: it works, is refused, or its numbers are said to be not finite."""
+    """Returns what happens to the model in ``folder``: it works, is refused, or has numbers that are reported as not
+    finite."""
     path = folder / "model.gguf" if (folder / "model.gguf").exists() else folder
     try:
         decoder_facts(path)
@@ -59,7 +60,7 @@ def main() -> None:
         start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             said = attempt(Path(line.rstrip("\n")))
-        except BaseException:  # whatever it is, it is what is looked for
+        except BaseException:  # any exception is a fault
             said = "fault: " + traceback.format_exc().replace("\n", " | ")
         seconds = time.process_time() - start
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

@@ -1,4 +1,4 @@
-"""A hub of our own, and a cache of our own, for each test."""
+"""Fixtures of the hub's tests: a local hub and a cache for each test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """A stand-in for both hubs; attempts follow one another without a pause."""
+    """A stand-in for both hubs, without pauses between attempts."""
     monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
     with serving(StandIn()) as state:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", state.url)

@@ -1,6 +1,6 @@
-"""A model hub on 127.0.0.1: as much of the Hugging Face and ModelScope protocols as their clients use.
+"""A model hub on 127.0.0.1 with the parts of the Hugging Face and ModelScope protocols that clients use.
 
-It serves repositories from memory, and can be told to cut connections, to answer slowly or to refuse.
+It serves repositories from memory, and can cut connections, answer slowly or refuse requests.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ COMMIT = "c0ffee" + "0" * 34
 
 @dataclass
 class StandIn:
-    """``repositories``: "owner/name" -> {path: content}. Files that end in .json are small ones without a SHA-256."""
+    """The state of the hub; ``repositories`` maps "owner/name" to {path: content}. Files that end in .json have no
+    SHA-256."""
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
-    """path -> SHA-256 to announce instead of the true one."""
+    """The SHA-256 that is published instead of the true one, by path."""
     cuts: list[int] = field(default_factory=list)
-    """After how many bytes to break off each of the next downloads."""
+    """The number of bytes after which each of the next downloads is cut off."""
     refusals: list[tuple[int, dict[str, str]]] = field(default_factory=list)
-    """Status and headers to answer each of the next requests with."""
+    """Status and headers of the answers to the next requests."""
     gated: set[str] = field(default_factory=set)
     """Repositories whose files need a token."""
     ranges: bool = True
     pause_seconds: float = 0.0
-    """Between pieces of 64 KiB."""
+    """Pause between chunks of 64 KiB."""
     downloads: list[tuple[str, str | None]] = field(default_factory=list)
-    """Path and Range header of every download that was asked for."""
+    """Path and Range header of every requested download."""
     url: str = ""
 
 
@@ -133,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         sent = body if cut is None else body[:cut]
-        with suppress(ConnectionError):  # of a client that was killed
+        with suppress(ConnectionError):  # the client was killed
             for place in range(0, len(sent), 1 << 16):
                 self.wfile.write(sent[place : place + (1 << 16)])
                 time.sleep(self.standin.pause_seconds)

@@ -1,4 +1,4 @@
-"""Fetching from hubs: whole and right under the final name, or one clear line and nothing there."""
+"""Downloads from hubs: complete and verified under the final name, or one clear error and no file."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def gguf_hub(hub: StandIn) -> StandIn:
 
 
 def nothing_final(home: Path) -> bool:
-    """No file of a model under its final name."""
+    """Returns whether no model file has its final name."""
     return not [path for path in home.glob("models/*/files/**/*") if path.is_file()]
 
 
-def test_standin_speaks_what_the_hubs_own_client_understands(gguf_hub: StandIn, tmp_path: Path) -> None:
+def test_the_hubs_own_client_understands_the_standin(gguf_hub: StandIn, tmp_path: Path) -> None:
     code = """import huggingface_hub as hub, sys
 (file,) = hub.HfApi().model_info("owner/name", files_metadata=True).siblings
 print(file.rfilename, file.size, file.lfs.sha256)
@@ -78,7 +78,7 @@ def test_a_safetensors_repository_arrives_as_a_folder(hub: StandIn, scheme: str)
     } == wanted | weights
 
 
-def test_the_manifest_tells_what_was_fetched(gguf_hub: StandIn) -> None:
+def test_the_manifest_records_what_was_fetched(gguf_hub: StandIn) -> None:
     resolve("hf:owner/name")
     (model,) = cache.stored()
     assert (model.ref, model.licence, model.size) == ("hf:owner/name", "apache-2.0", len(GGUF))
@@ -154,7 +154,7 @@ def test_whole_files_of_an_interrupted_repository_are_not_fetched_twice(
     assert "model-00001-of-00002.safetensors" not in [path for path, _ in hub.downloads]
 
 
-def test_a_passing_server_fault_is_tried_again(gguf_hub: StandIn) -> None:
+def test_a_temporary_server_fault_is_retried(gguf_hub: StandIn) -> None:
     real = download.download
 
     def refuse_once(*args: object) -> cache.StoredFile:
@@ -291,7 +291,7 @@ def test_a_repository_cannot_bring_a_manifest_of_ours(
 
 
 @pytest.mark.parametrize("name", [cache.MANIFEST, "decoder.json", f"sub/{cache.MANIFEST}"])
-def test_our_own_names_cannot_be_asked_for(hub: StandIn, name: str) -> None:
+def test_reserved_file_names_are_refused(hub: StandIn, name: str) -> None:
     hub.repositories["owner/name"] = {name: b"{}", "m-Q4_0.gguf": b"w"}
     with pytest.raises(NotFound, match="has no file"):
         resolve(f"hf:owner/name/{name}")
@@ -320,7 +320,7 @@ def test_a_model_of_an_earlier_version_is_found_where_it_is(gguf_hub: StandIn) -
     assert cache.remove("hf:owner/name") >= len(GGUF)
 
 
-def test_names_in_other_case_are_no_other_models(gguf_hub: StandIn) -> None:
+def test_names_are_not_case_sensitive(gguf_hub: StandIn) -> None:
     path = resolve("hf:owner/name")
     gguf_hub.repositories["Owner/NAME"] = gguf_hub.repositories["owner/name"]
     assert resolve("hf:Owner/NAME") == path
@@ -369,14 +369,14 @@ def test_a_listing_without_end_is_no_listing(gguf_hub: StandIn, monkeypatch: pyt
         resolve("hf:owner/name")
 
 
-def test_names_that_steer_a_terminal_are_not_shown(hub: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_names_are_not_printed(hub: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
     hub.repositories["owner/name"] = {"a-Q4_0\x1b[2J.gguf": b"evil", "b-Q8_0.gguf": b"w"}
     assert resolve("hf:owner/name").name == "b-Q8_0.gguf"
     assert "\x1b[2J" not in capsys.readouterr().err
 
 
-class Left(Exception):
-    """Whoever wanted the model is gone."""
+class Cancelled(Exception):
+    """Raised when the client that requested the model is gone."""
 
 
 def test_terms_decide_on_the_token_the_room_and_the_end(gguf_hub: StandIn, tokens: list[str | None]) -> None:
@@ -388,9 +388,9 @@ def test_terms_decide_on_the_token_the_room_and_the_end(gguf_hub: StandIn, token
 
     def leave() -> None:
         if gguf_hub.downloads:
-            raise Left
+            raise Cancelled
 
-    with pytest.raises(Left):
+    with pytest.raises(Cancelled):
         resolve("hf:owner/name", terms=Terms(with_token=False, check=leave))
     assert cache.find("hf:owner/name") is None
     assert tokens == ["Bearer hf_of_the_test"] * 2 + [None]

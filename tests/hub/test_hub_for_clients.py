@@ -1,4 +1,4 @@
-"""Models that the clients of a server ask it to fetch."""
+"""Models that a server fetches for its clients."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ LIMIT = 1e9
 
 @pytest.fixture(autouse=True)
 def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk of a test machine may be full."""
+    """Reports much free disk space, since the test machine may have little."""
     monkeypatch.setattr(serve, "KEPT_FREE_BYTES", 0)
 
 
-def test_a_model_is_fetched_and_tells_how_far_it_is(hub: StandIn) -> None:
+def test_a_model_is_fetched_with_progress(hub: StandIn) -> None:
     hub.repositories["owner/name"] = {"m-Q4_0.gguf": b"w" * 1000}
     progress = Progress()
     model_entry = fetched({}, LIMIT, "hf:owner/name", progress)
@@ -40,7 +40,7 @@ def test_a_model_is_fetched_and_tells_how_far_it_is(hub: StandIn) -> None:
     assert (progress.total, progress.completed) == (1000, 1000)
 
 
-def test_files_of_this_machine_are_not_for_clients_to_name(tmp_path: Path) -> None:
+def test_clients_cannot_name_local_files(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"w")
     for name in (str(file), str(tmp_path), f"file:{file}", "~/m.gguf", "m.gguf", "pypi:their-own==1/secret.gguf"):
@@ -48,7 +48,7 @@ def test_files_of_this_machine_are_not_for_clients_to_name(tmp_path: Path) -> No
             fetched({}, LIMIT, name, Progress())
 
 
-def test_the_operators_token_is_for_models_of_the_catalogue_only(
+def test_the_operators_token_is_used_for_models_of_the_catalogue_only(
     hub: StandIn, tokens: list[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repositories |= {"owner/name": {"m-Q4_0.gguf": b"w"}, "owner/known": {"k-Q4_0.gguf": b"w"}}
@@ -67,7 +67,7 @@ def test_a_model_in_other_case_is_served_under_its_one_name(hub: StandIn) -> Non
     assert len(hub.downloads) == 1
 
 
-def test_a_model_that_the_operator_fetched_is_for_clients_only_if_they_could_fetch_it(hub: StandIn) -> None:
+def test_clients_get_a_fetched_model_only_if_they_could_fetch_it(hub: StandIn) -> None:
     hub.repositories |= {"owner/open": {"m-Q4_0.gguf": b"w"}, "owner/gated": {"m-Q4_0.gguf": b"w"}}
     for name in ("open", "gated"):
         resolve(f"hf:owner/{name}")
@@ -111,7 +111,7 @@ def pulled(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield url
 
 
-def leave_in_the_midst(url: str, name: str, hub: StandIn) -> None:
+def disconnect_midway(url: str, name: str, hub: StandIn) -> None:
     before = len(hub.downloads)
     with httpx.stream("POST", f"{url}/api/pull", json={"model": name}) as answer:
         lines = answer.iter_lines()
@@ -121,7 +121,7 @@ def leave_in_the_midst(url: str, name: str, hub: StandIn) -> None:
 
 
 def came() -> int:
-    """Bytes of what is not whole."""
+    """Returns the bytes of unfinished downloads."""
     with suppress(FileNotFoundError):
         return sum(path.stat().st_size for path in cache.home().glob("models/*/partial/*"))
     return 0
@@ -131,8 +131,8 @@ def downloading() -> int:
     return sum(thread.name.startswith("freedive-pull") for thread in threading.enumerate())
 
 
-def test_a_download_ends_with_its_client_and_goes_on_where_it_stopped(hub: StandIn, pulled: str) -> None:
-    leave_in_the_midst(pulled, "hf:owner/a", hub)
+def test_a_download_ends_with_its_client_and_is_resumed(hub: StandIn, pulled: str) -> None:
+    disconnect_midway(pulled, "hf:owner/a", hub)
     deadline = time.monotonic() + 10
     while downloading():
         assert time.monotonic() < deadline
@@ -147,7 +147,7 @@ def test_a_download_ends_with_its_client_and_goes_on_where_it_stopped(hub: Stand
 def test_downloads_run_one_at_a_time_however_many_begin_and_leave(hub: StandIn, pulled: str) -> None:
     most = 0
     for _ in range(5):
-        leave_in_the_midst(pulled, "hf:owner/a", hub)
+        disconnect_midway(pulled, "hf:owner/a", hub)
         most = max(most, downloading())
     threads = [
         threading.Thread(target=httpx.post, args=(f"{pulled}/api/pull",), kwargs={"json": {"model": f"hf:owner/{x}"}})
@@ -171,9 +171,7 @@ def test_downloads_run_one_at_a_time_however_many_begin_and_leave(hub: StandIn, 
         ("see https://host.example/a/b for 3 tokens/s, 1 / 2", "see https://host.example/a/b for 3 tokens/s, 1 / 2"),
     ],
 )
-def test_errors_of_files_do_not_tell_clients_where_they_are(
-    message: str, told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_do_not_show_local_paths_to_clients(message: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise UserError(message, f"Look at {message}")
 
@@ -183,7 +181,7 @@ def test_errors_of_files_do_not_tell_clients_where_they_are(
     assert message in capsys.readouterr().err
 
 
-def test_a_model_that_is_named_by_its_path_goes_by_the_name_of_its_file(tmp_path: Path) -> None:
+def test_a_model_given_by_path_has_the_name_of_its_file(tmp_path: Path) -> None:
     for name in ("a/m.gguf", "b/m.gguf", "c/folder/config.json"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("{}")

@@ -1,4 +1,4 @@
-"""References: what they mean, and which files they choose."""
+"""Model references: their meaning, and the files that they choose."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_every_name_of_the_catalogue_is_an_address() -> None:
         assert entry_for(name.upper()) is entry
 
 
-def test_what_the_catalogue_calls_not_runnable_is_refused_by_its_family() -> None:
+def test_entries_that_cannot_run_are_refused_by_their_family() -> None:
     assert {name for name, entry in catalogue().items() if not entry.runs} == {
         "granite-4.0-h-tiny",
         "kimi-linear-48b-a3b",
@@ -127,7 +127,7 @@ def test_the_best_files_are_chosen(paths: list[str], checkpoint: str) -> None:
     assert choose("hf:o/n", offered(*paths), None).checkpoint == checkpoint
 
 
-def test_all_parts_of_a_cut_gguf_come_along() -> None:
+def test_all_parts_of_a_split_gguf_are_fetched() -> None:
     files = offered("m-Q4_0-00001-of-00002.gguf", "m-Q4_0-00002-of-00002.gguf", "m-Q8_0-00001-of-00001.gguf")
     assert choose("hf:o/n", files, None).files == tuple(files[:2])
 
@@ -148,7 +148,7 @@ def test_safe_paths_stay_inside(path: str) -> None:
         assert "\0" not in path
 
 
-def test_removing_a_model_takes_its_packed_stores_along(hub: StandIn) -> None:
+def test_removing_a_model_removes_its_packed_stores(hub: StandIn) -> None:
     hub.repositories["owner/name"] = {"m-Q4_0.gguf": b"w" * 1000}
     path = resolve("hf:owner/name")
     store = cache.packed_path(path, "v1")
@@ -193,7 +193,7 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     assert cache.home() == tmp_path / ".cache" / "freedive"
 
 
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_user_without_a_home_names_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FREEDIVE_HOME", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -205,7 +205,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
         cache.home()
 
 
-def test_locks_are_their_owners_alone(home: Path) -> None:
+def test_locks_are_accessible_to_their_owner_alone(home: Path) -> None:
     with cache.locked("a"):
         (lock,) = home.glob("locks/*")
         assert lock.stat().st_mode & 0o777 == 0o600

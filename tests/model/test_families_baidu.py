@@ -1,4 +1,4 @@
-"""ERNIE 4.5 is described as Baidu publishes it, dense and with experts, with its prediction layers left out."""
+"""ERNIE 4.5 is described as Baidu publishes it, dense and with experts, without its prediction layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations as people's files have them: complete, spelled otherwise, or with what says nothing."""
+"""Configurations in users' files: complete ones, ones in older formats, and ones with keys that have no effect."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ OLD_DEFAULTS: dict[str, Any] = {
     "typical_p": 1.0,
     "use_bfloat16": False,
 }
-"""What transformers 4 wrote beside a model's own keys when it was asked for everything."""
+"""The defaults that transformers 4 wrote in addition to a model's own keys when asked for everything."""
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -93,7 +93,7 @@ def test_the_whole_configuration_of_transformers_is_read(name: str) -> None:
         ({"hidden_act": "swish"}, {}),
     ],
 )
-def test_what_says_nothing_new_is_read_as_if_it_were_not_there(said: dict[str, Any], meant: dict[str, Any]) -> None:
+def test_keys_without_effect_are_ignored(said: dict[str, Any], meant: dict[str, Any]) -> None:
     assert described(**said) == described(**meant)
 
 
@@ -122,12 +122,12 @@ def test_what_says_nothing_new_is_read_as_if_it_were_not_there(said: dict[str, A
         ({"logit_scale": 0.5}, "logit_scale"),
     ],
 )
-def test_what_could_change_the_mathematics_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
+def test_keys_that_could_change_the_computation_are_refused_by_name(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         described(**changes)
 
 
-def test_activations_go_by_the_names_of_transformers() -> None:
+def test_activations_have_the_names_of_transformers() -> None:
     ffn = described(hidden_act="gelu_pytorch_tanh").layers[0].ffn
     assert isinstance(ffn, FeedForward)
     assert ffn.activation == "gelu_tanh"
@@ -141,7 +141,7 @@ def test_a_fraction_of_rotated_dimensions_is_kept_where_the_family_has_one() -> 
     assert attention.rope.dim == 8
 
 
-def test_gpt_oss_has_a_window_where_nothing_is_said() -> None:
+def test_gpt_oss_has_a_window_by_default() -> None:
     settings = {key: value for key, value in TINY["gpt_oss"][1].items() if key != "sliding_window"}
     layers = describe_config({**BASE, **settings, "architectures": ["GptOssForCausalLM"]}).layers
     assert [layer.mixer.window for layer in layers[:2]] == [128, 0]
@@ -169,7 +169,7 @@ def test_biases_of_hy3_that_no_rule_names_are_refused_by_their_switch() -> None:
         ("qwen3_moe", "Qwen3MoeForCausalLM", "num_experts"),
     ],
 )
-def test_a_number_of_experts_that_lacks_goes_by_the_file_s_own_key(name: str, architecture: str, key: str) -> None:
+def test_a_missing_number_of_experts_is_named_by_the_files_own_key(name: str, architecture: str, key: str) -> None:
     config = {**BASE, **TINY[name][1], "architectures": [architecture]}
     config.pop(key, None)
     with pytest.raises(UserError, match=f"lacks {key}$|lacks {key}\\."):
@@ -206,17 +206,17 @@ def from_gguf(**changes: Any) -> Any:
         {"llama.attention.causal": True, "llama.pooling_type": 0},
     ],
 )
-def test_gguf_keys_that_say_nothing_new_change_nothing(changes: dict[str, Any]) -> None:
+def test_gguf_keys_without_effect_are_ignored(changes: dict[str, Any]) -> None:
     assert from_gguf(**changes) == from_gguf()
 
 
 @pytest.mark.parametrize("changes", [{"attention.causal": False}, {"pooling_type": 1}])
-def test_gguf_keys_that_say_something_new_are_refused_where_nobody_reads_them(changes: dict[str, Any]) -> None:
+def test_gguf_keys_with_an_effect_are_refused_if_no_family_reads_them(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"llama.{next(iter(changes))}"):
         from_gguf(**{f"llama.{key}": value for key, value in changes.items()})
 
 
-def test_gguf_scales_linearly_where_no_type_is_said() -> None:
+def test_gguf_rope_scaling_is_linear_by_default() -> None:
     scaled = from_gguf(**{"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0})
     assert scaled != from_gguf()
     assert from_gguf(**{"llama.rope.scale_linear": 4.0}) == scaled

@@ -1,4 +1,4 @@
-"""DeepSeek, Kimi and GLM-4.7-Flash: configurations as published, and what is known of these models."""
+"""DeepSeek, Kimi and GLM-4.7-Flash: published configurations, and published facts about these models."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ PUBLISHED = {
     "Kimi-K2.5": (K25, 1000, 32),
     "GLM-4.7-Flash": (GLM_FLASH, 30, 3),
 }
-"""config.json, and billions of weights, in all and active, of the model card."""
+"""config.json, and the total and active parameters of the model card, in 1e9."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -229,7 +229,7 @@ def test_published_configurations_give_the_published_sizes(name: str) -> None:
     model = describe_config(config)
     assert total_billions(model) == pytest.approx(total, rel=0.03)
     least, most = (active_billions(model, embedding=counted) for counted in (False, True))
-    assert math.floor(least) <= active <= math.ceil(most)  # cards count either way, and round either way
+    assert math.floor(least) <= active <= math.ceil(most)  # model cards count and round in either way
 
 
 def test_deepseek_v3_is_what_its_report_says() -> None:
@@ -270,6 +270,6 @@ def test_kimi_k25_is_kimi_k2_with_a_longer_context() -> None:
         ({"mlp_layer_types": ["dense"]}, "mlp_layer_types"),
     ],
 )
-def test_what_makes_no_deepseek_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
+def test_invalid_configurations_are_refused_by_name(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         describe_config({**V3, **changes})

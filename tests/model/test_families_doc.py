@@ -1,4 +1,4 @@
-"""docs/families.md says of every family what it is, and claims nothing of others."""
+"""docs/families.md describes every family, and no other."""
 
 from __future__ import annotations
 

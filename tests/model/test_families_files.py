@@ -1,4 +1,4 @@
-"""Every family's checkpoints, in each form in which they are published, hold the same canonical weights."""
+"""The checkpoints of every family, in each published form, hold the same canonical weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIXTURES += ("glm4_moe_lite", "ernie4_5_moe", "hunyuan_moe", "hy_v3", "pangu_pro
 
 @cache
 def saved(name: str, **options: Any) -> Checkpoint:
-    """The tiny model as transformers saves it, read into memory."""
+    """Returns the tiny model as transformers saves it, read into memory."""
     with TemporaryDirectory() as folder:
         save(name, Path(folder), **options)
         checkpoint = open_checkpoint(Path(folder))
@@ -38,7 +38,7 @@ def saved(name: str, **options: Any) -> Checkpoint:
 
 
 def weights(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The canonical weights."""
+    """Returns the canonical weights."""
     model, rules = describe(checkpoint)
     return {name: dequantize(tensor) for name, tensor in canonical_tensors(checkpoint, model, rules).items()}
 
@@ -60,20 +60,20 @@ def test_rules_restore_what_the_maker_wrote(name: str) -> None:
     assert restored.keys() == checkpoint.tensors.keys()
     for key, tensor in restored.items():
         written = dequantize(checkpoint.tensors[key])
-        np.testing.assert_allclose(dequantize(tensor), written, rtol=0, atol=3e-7)  # norms less 1 are rounded
+        np.testing.assert_allclose(dequantize(tensor), written, rtol=0, atol=3e-7)  # norms minus 1 are rounded
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_transformers_own_form_holds_the_same_weights(name: str) -> None:
-    """It fuses what makers publish apart: the experts of a layer, gate and up."""
+    """transformers fuses tensors that makers publish separately: the experts of a layer, gate and up."""
     assert_same(saved(name, save_original_format=False), saved(name))
 
 
-# --- one part of several ------------------------------------------------------------------------------------------
+# --- the text part of a multimodal model --------------------------------------------------------------------------
 
 
 def wrapped(checkpoint: Checkpoint, inside: str, beside: str) -> Checkpoint:
-    """The same model as the text part of one that sees."""
+    """Returns the same model as the text part of a vision model."""
     config = {
         "architectures": ["SomethingForConditionalGeneration"],
         "model_type": "something",
@@ -95,7 +95,7 @@ def wrapped(checkpoint: Checkpoint, inside: str, beside: str) -> Checkpoint:
     [("model.language_model.", ""), ("language_model.model.", "language_model."), ("model.", "")],
 )
 @pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "mixtral", "gemma3", "llama4"])
-def test_the_text_part_of_a_model_that_sees_is_run(
+def test_the_text_part_of_a_vision_model_is_run(
     name: str, inside: str, beside: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -103,7 +103,7 @@ def test_the_text_part_of_a_model_that_sees_is_run(
     assert "runs its text part" in caplog.text
 
 
-def test_the_head_of_a_wrapped_model_stands_outside() -> None:
+def test_the_head_of_a_wrapped_model_is_outside_its_text_part() -> None:
     whole = wrapped(saved("qwen3"), "model.language_model.", "")
     whole.config["tie_word_embeddings"] = True
     model, _ = describe(whole)
@@ -126,7 +126,7 @@ def with_mtp(checkpoint: Checkpoint, names: tuple[str, ...], **config: Any) -> C
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe_lite", "glm4_moe"])
-def test_multi_token_prediction_by_other_names_is_passed_over(name: str) -> None:
+def test_multi_token_prediction_by_other_names_is_ignored(name: str) -> None:
     names = ("model.layers.3.proj.weight", "model.layers.3.mlp.experts.0.up_proj.weight", "mtp.fc.weight")
     checkpoint = with_mtp(saved(name), names, num_nextn_predict_layers=1)
     assert len(describe(checkpoint)[0].layers) == 3
@@ -134,7 +134,7 @@ def test_multi_token_prediction_by_other_names_is_passed_over(name: str) -> None
     assert_same(checkpoint, saved(name))
 
 
-def test_multi_token_prediction_that_is_not_whole_is_refused() -> None:
+def test_incomplete_multi_token_prediction_is_refused() -> None:
     checkpoint = with_mtp(saved("deepseek_v3"), ("model.layers.3.eh_proj.weight",), num_nextn_predict_layers=1)
     with pytest.raises(UserError, match=r"model\.layers\.3\.\S+ .*is missing"):
         weights(checkpoint)

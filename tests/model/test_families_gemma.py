@@ -1,4 +1,4 @@
-"""Gemma: configurations as published, and what is known of these models."""
+"""Gemma: published configurations, and published facts about these models."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ PUBLISHED = {
     "gemma-3-4b": (GEMMA3_4B, 3.88),
     "gemma-3-27b": (GEMMA3_27B, 27.0),
 }
-"""config.json, and billions of weights of the technical reports; of Gemma 3 those of the text part."""
+"""config.json, and the parameters of the technical reports in 1e9; of Gemma 3 those of the text part."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,6 +1,6 @@
-"""A model's GGUF file means what its safetensors mean, in every architecture of llama.cpp that freedive knows.
+"""A model's GGUF file means the same as its safetensors, in every architecture of llama.cpp that freedive supports.
 
-tests/tiny_gguf.py writes the files; bench/gguf_parity.py holds those against llama.cpp and its converter.
+tests/tiny_gguf.py writes the files; bench/gguf_parity.py compares them with llama.cpp and its converter.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from freedive.ops.reference import ReferenceRunner
 PROMPT = prompt(44)
 
 BEYOND_THE_LIBRARY = {"hy_v3", "granite_swa"}
-"""Architectures of llama.cpp that the gguf library does not have yet."""
+"""Architectures of llama.cpp that the gguf library lacks."""
 
 
 @cache
 def saved(name: str) -> tuple[Checkpoint, Checkpoint]:
-    """The tiny model ``name`` as safetensors and as GGUF."""
+    """Returns the tiny model ``name`` as safetensors and as GGUF."""
     with TemporaryDirectory() as folder:
         path = save_both(name, Path(folder))
         return open_checkpoint(Path(folder)), open_checkpoint(path)
@@ -51,7 +51,8 @@ def read(checkpoint: Checkpoint) -> tuple[ModelSpec, dict[str, Floats]]:
 
 
 def changed(name: str, **metadata: Any) -> Checkpoint:
-    """The GGUF of the tiny model ``name`` with other metadata, in which ``__`` stands for a dot; None is absent."""
+    """Returns the GGUF of the tiny model ``name`` with changed metadata; ``__`` stands for a dot, None
+    removes a key."""
     checkpoint = saved(name)[1]
     prefix = f"{ARCHITECTURES[name][0]}."
     changes = {prefix + key.replace("__", "."): value for key, value in metadata.items()}
@@ -60,7 +61,7 @@ def changed(name: str, **metadata: Any) -> Checkpoint:
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """The numbers and words of a description, by where they stand."""
+    """Returns the numbers and strings of a description by their path."""
     if is_dataclass(value):
         parts = {field.name: getattr(value, field.name) for field in fields(value)}
     elif isinstance(value, tuple):
@@ -78,7 +79,7 @@ def test_gguf_gives_the_description_weights_and_logits_of_safetensors(
     expected = replace(hub_spec, family=READ_AS.get(name, hub_spec.family), max_context=spec.max_context)
     ours, theirs = leaves(spec), leaves(expected)
     assert ours.keys() == theirs.keys()
-    for key, value in theirs.items():  # GGUF holds numbers in 32 bits
+    for key, value in theirs.items():  # GGUF stores 32-bit numbers
         assert ours[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
     assert weights.keys() == hub.keys()
     assert all(np.array_equal(weights[key], values) for key, values in hub.items())
@@ -186,7 +187,7 @@ def test_experts_whose_gate_and_up_are_one_tensor_are_read() -> None:
     np.testing.assert_array_equal(weights["layers.1.ffn.experts.5.up"], up[5])
 
 
-def test_latent_attention_of_before_it_was_split_is_read() -> None:
+def test_unsplit_latent_attention_of_older_files_is_read() -> None:
     checkpoint = changed(
         "deepseek_v2_lite",
         attention__key_length=20,
@@ -207,7 +208,7 @@ def test_latent_attention_of_before_it_was_split_is_read() -> None:
 
 
 @pytest.mark.parametrize("name", ["glm4_moe", "glm4_moe_lite", "hy_v3"])
-def test_layers_that_predict_further_tokens_are_read_where_they_are_whole(name: str) -> None:
+def test_complete_layers_of_multi_token_prediction_are_read(name: str) -> None:
     layers = {key: tensor for key, tensor in saved(name)[1].tensors.items() if key.startswith("blk.2.")}
     further = {key.replace("blk.2.", "blk.3."): tensor for key, tensor in layers.items()}
     checkpoint = changed(name, block_count=4, nextn_predict_layers=1)
@@ -234,7 +235,7 @@ def test_layers_that_predict_further_tokens_are_read_where_they_are_whole(name: 
 # --- metadata ---------------------------------------------------------------------------------------------------------
 
 
-def test_models_that_llama_cpp_knows_by_a_number_are_known_by_it() -> None:
+def test_models_that_llama_cpp_identifies_by_a_number_are_identified_too() -> None:
     assert attentions(changed("llama4", expert_count=128))[0].qk_norm == ""
     assert attentions(changed("llama4"))[0].qk_norm == "l2"
     assert attentions(changed("gemma2", block_count=46))[0].scale == (64 // 4) ** -0.5
@@ -291,7 +292,7 @@ def test_absent_unexpected_and_misshapen_tensors_are_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_key_that_nobody_reads_is_refused(name: str) -> None:
+def test_a_key_that_no_family_reads_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"attention\.new_trait = 3, unknown"):
         describe(changed(name, attention__new_trait=3))
 
@@ -317,7 +318,7 @@ def test_a_key_that_nobody_reads_is_refused(name: str) -> None:
         ("ernie4_5_moe", {"expert_used_count": [3, 3, 2]}, r"expert_used_count is \[3, 3, 2\]"),
     ],
 )
-def test_what_makes_no_model_is_refused_by_the_files_own_name(name: str, changes: dict[str, Any], words: str) -> None:
+def test_invalid_metadata_is_refused_by_the_files_own_key(name: str, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         describe(changed(name, **changes))
 

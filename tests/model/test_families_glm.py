@@ -1,4 +1,4 @@
-"""GLM-4 and 4.5: configurations as published, and what is known of these models."""
+"""GLM-4 and 4.5: published configurations, and published facts about these models."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ PUBLISHED = {
     "GLM-4.5": (GLM45, 355, 32),
     "GLM-4.6": (GLM46, 355, 32),
 }
-"""config.json, and billions of weights, in all and active, of the model card."""
+"""config.json, and the total and active parameters of the model card, in 1e9."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configurations_give_the_published_sizes(name: str) -> None:
-    """The cards count the layer that predicts further tokens in all weights, and not the embedding in active ones."""
+    """The cards count the layer of multi-token prediction in the total, and no embedding in the active parameters."""
     config, total, active = PUBLISHED[name]
     model = describe_config(config)
     assert total_billions(model) == pytest.approx(total, rel=0.01)

@@ -1,4 +1,4 @@
-"""Granite: configurations as published, and what is known of these models."""
+"""Granite: published configurations, and published facts about these models."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ PUBLISHED = {
     "granite-3.1-3b-a800m": (GRANITE31_3B, 3.3, 0.88),
     "granite-4.0-micro": (GRANITE4_MICRO, 3.4, 3.4),
 }
-"""config.json, and billions of weights, in all and active, of the model card."""
+"""config.json, and the total and active parameters of the model card, in 1e9."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

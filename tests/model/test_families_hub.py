@@ -1,4 +1,4 @@
-"""Any checkpoint's decoder as a Hugging Face folder of its own: freedive reads the same of it, transformers too."""
+"""The decoder of any checkpoint as a new Hugging Face folder, which freedive and transformers read alike."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ READ_BY_TRANSFORMERS = ("llama2", "mixtral", "qwen2", "qwen3_moe", "gpt_oss", "g
 
 
 def rewritten(path: Path, folder: Path) -> Path:
-    """The checkpoint at ``path`` written anew in ``folder``."""
+    """Returns ``folder``, to which the checkpoint at ``path`` is written."""
     checkpoint = open_checkpoint(path)
     model, rules = describe(checkpoint)
     model = replace(model, mtp=None)
@@ -53,7 +53,7 @@ def test_a_gguf_file_becomes_a_folder(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(got, expected)
 
 
-def test_what_no_config_json_says_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_no_config_json_describes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"No config\.json can describe this llama file"):
         rewritten(save_both("llama", tmp_path), tmp_path / "again")  # each frequency has a factor of its own
 

@@ -1,4 +1,4 @@
-"""Which models freedive takes, under which names; the others are refused by what they need, or by their neighbours."""
+"""The models that freedive supports, by name; others are refused with the reason or with similar names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refusal(config: dict[str, Any], kind: str = "safetensors") -> str:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_known_but_not_run_says_what_it_needs(name: str) -> None:
+def test_a_known_model_that_cannot_run_is_refused_with_the_reason(name: str) -> None:
     said = f"freedive does not run {name} yet: it needs {REFUSED[name]}"
     assert said in refusal({"model_type": name, "hidden_size": 64})
     assert said in refusal({"architectures": [name], "model_type": "llama"})
@@ -83,7 +83,7 @@ def test_a_configuration_alone_is_described_as_with_its_tensors() -> None:
         assert describe_config(config) == describe(Checkpoint("safetensors", config, {}))[0]
 
 
-# --- anything that JSON can say -----------------------------------------------------------------------------------
+# --- random configurations ----------------------------------------------------------------------------------------
 
 CONFIGS = (V2, V2_LITE, V3, MOONLIGHT, K2, K25, GLM_FLASH, QWEN15_MOE, QWEN3_30B, MIXTRAL_8X7B, OLMOE_7B)
 ANY_NUMBER = st.integers() | st.floats() | st.sampled_from([0, 1, 2, 3, 2**31, 2**64])
@@ -110,7 +110,7 @@ def test_any_change_of_a_published_configuration_is_described_or_refused(
 
 
 def test_a_switch_that_one_family_has_is_unknown_to_the_others() -> None:
-    """Some change nothing that a tensor would show."""
+    """Some switches change nothing that a tensor would show."""
     for switch in ("moe_router_use_sigmoid", "norm_type", "qk_norm", "group_limited_greedy", "is_llama_config"):
         with pytest.raises(UserError, match=f"{switch} = .*unknown to freedive for qwen3_moe"):
             describe_config({**QWEN3_30B, switch: True})

@@ -1,4 +1,4 @@
-"""Liquid AI's LFM2 as its configurations and model cards say."""
+"""Liquid AI's LFM2 as its configurations and model cards describe it."""
 
 from __future__ import annotations
 
@@ -114,6 +114,6 @@ def test_a_sequence_costs_its_convolutions_once_and_attention_for_each_token() -
         ({"block_use_swiglu": False}, "block_use_swiglu = False, unknown"),
     ],
 )
-def test_what_the_kernels_do_not_compute_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_unsupported_configurations_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         describe_config({**LFM2_1_2B, **changes})

@@ -1,4 +1,4 @@
-"""Llama 4 and SmolLM3, some of whose layers know no positions: configurations as published, and what is known."""
+"""Llama 4 and SmolLM3, some of whose layers have no positions: published configurations and facts."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ PUBLISHED = {
     "Llama-4-Maverick-17B-128E": (MAVERICK, 400, 17),
     "SmolLM3-3B": (SMOLLM3, 3.08, 3.08),
 }
-"""config.json, and billions of weights, in all and active, of the model card; Llama 4 has 0.9 more to see with."""
+"""config.json, and the total and active parameters of the model card in 1e9, of which Llama 4's vision part has 0.9."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -175,7 +175,7 @@ def test_the_temperature_can_be_off() -> None:
     assert attn.temperature is None
 
 
-def test_experts_may_be_listed_as_compressed_files_do() -> None:
+def test_experts_may_be_separate_tensors_as_in_compressed_files() -> None:
     stacked = saved("llama4")
     tensors = dict(stacked.tensors)
     for name in stacked.tensors:

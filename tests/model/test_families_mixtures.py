@@ -1,4 +1,4 @@
-"""Qwen's mixtures, Mixtral and OLMoE: configurations as published, and what is known of these models."""
+"""Qwen's mixtures, Mixtral and OLMoE: published configurations, and published facts about these models."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ PUBLISHED = {
     "Mixtral-8x7B": (MIXTRAL_8X7B, 46.7, 12.9),
     "OLMoE-1B-7B": (OLMOE_7B, 6.9, 1.3),
 }
-"""config.json, and billions of weights, in all and active, of the model card."""
+"""config.json, and the total and active parameters of the model card, in 1e9."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -72,7 +72,7 @@ def figures(spec: ModelSpec) -> tuple[float, float]:
 
 
 def test_gpt_oss_is_as_its_card_says() -> None:
-    """OpenAI's table of weights counts the output head among the active ones, the embedding not."""
+    """OpenAI's table counts the output head among the active parameters, but not the embedding."""
     spec = describe_config(GPT_OSS_20B)
     first, second = spec.layers[0].mixer, spec.layers[1].mixer
     assert (first.window, second.window, first.sinks, spec.max_context) == (128, 0, True, 131072)
@@ -95,7 +95,7 @@ def test_what_gpt_oss_is_not_is_refused(changes: dict[str, Any], words: str) -> 
 
 
 def test_alternating_rows_of_stacked_experts_are_told_apart(tmp_path: Path) -> None:
-    """Both forms: [experts, in, out] in floats; MXFP4's [experts, out, in], here with floats in its place."""
+    """Both forms: [experts, in, out] in floats, and MXFP4's [experts, out, in], here with floats."""
     model = save("gpt_oss", tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     spec, rules = describe(checkpoint)
@@ -121,7 +121,7 @@ def test_alternating_rows_of_stacked_experts_are_told_apart(tmp_path: Path) -> N
 
 
 def _as_blocks(tensor: Tensor) -> Tensor:
-    """A stack of matrices turned round, under the name that MXFP4 has at opening."""
+    """Returns a stack of transposed matrices under the name that MXFP4 has when a file is opened."""
     if len(tensor.shape) < 3:
         return tensor
     values = np.ascontiguousarray(dequantize(tensor).swapaxes(1, 2))

@@ -1,4 +1,4 @@
-"""Configurations and tensors that make no model are refused, by the name of what is wrong."""
+"""Invalid configurations and tensors are refused by the name of what is wrong."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_gguf_faults_are_named_as_the_file_spells_them() -> None:
 
 
 def tensors_of(spec: Any, rules: Any) -> dict[str, Tensor]:
-    """The maker's tensors of ``spec``, without bytes."""
+    """Returns the maker's tensors of ``spec``, without data."""
     empty = np.zeros((1, 0), np.uint8)
     ours = {name: Tensor(name, param.shape, "F32", empty) for name, param in params(spec).items()}
     return dict(maker_tensors(ours, rules))
@@ -139,7 +139,7 @@ def test_buffers_and_the_copy_of_a_tied_head_are_ignored() -> None:
     assert list(canonical_tensors(Checkpoint("safetensors", {}, tensors), spec, rules)) == list(params(spec))
 
 
-# --- anything that JSON can say -----------------------------------------------------------------------------------
+# --- random configurations ----------------------------------------------------------------------------------------
 
 ANY_NUMBER = st.integers() | st.floats() | st.sampled_from([2**31, 2**40, 2**63, 2**64])
 ANY_JSON = st.recursive(

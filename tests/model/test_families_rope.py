@@ -1,4 +1,4 @@
-"""Inverse frequencies and factors equal those of transformers, from either shape of configuration."""
+"""Inverse frequencies and factors equal those of transformers, from both formats of configurations."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_rope_is_that_of_transformers(name: str, head_dim: int) -> None:
 
 
 def test_inverse_frequencies_are_rounded_as_torch_rounds_them() -> None:
-    """All but a few: torch's own powers are not always the nearest number."""
+    """A few may differ, since torch's own powers are not always the nearest number."""
     apart = total = 0
     for theta in (1e4, 5e4, 1e5, 1.5e5, 2e5, 5e5, 1e6, 1e7):
         for dim in (16, 32, 64, 80, 96, 128, 192, 256):

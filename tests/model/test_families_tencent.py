@@ -1,4 +1,4 @@
-"""Hunyuan and Hy3 are described as Tencent publishes them, and read from the published names and transformers'."""
+"""Hunyuan and Hy3 are described as Tencent publishes them, and read with published and transformers' names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``freedive show``: what it says of published configurations, of files and of what is stored."""
+"""``freedive show`` for published configurations, for files and for stored models."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ SHOWN = {
         ],
     ),
 }
-"""config.json as published, and what is said of the whole, of its layers, and of bytes."""
+"""A published config.json, and the expected text for the model, for its layers, and for its bytes."""
 
 
 FACT = re.compile(r"^(\S+(?: \S+)*) +(.*(?:\n .*)*)\n", re.MULTILINE)
-"""A name, and text that may go on in lines that are indented."""
+"""A name, and text that may continue in indented lines."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def show(ref: str | Path) -> dict[str, str]:
-    """What is printed, by the name of the line or of the lines."""
+    """Returns the printed facts by name."""
     result = CliRunner().invoke(app, ["show", str(ref)])
     assert (result.exit_code, result.stderr) == (0, "")
     return {name: re.sub(r"\n +", "\n", text) for name, text in FACT.findall(result.stdout)}
@@ -115,7 +115,7 @@ def test_a_folder_that_freedive_has_written_is_shown_as_it_is_stored(tmp_path: P
     maker = save("qwen3_moe", tmp_path / "model")
     quantize(str(tmp_path / "model"), tmp_path / "small", "bf16")
     taken = sum(
-        weight.numel() * (2 if weight.ndim > 1 and not name.endswith("mlp.gate.weight") else 4)  # routers stay as is
+        weight.numel() * (2 if weight.ndim > 1 and not name.endswith("mlp.gate.weight") else 4)  # routers stay float
         for name, weight in maker.state_dict().items()
     )
     facts = show(tmp_path / "small")

@@ -1,4 +1,4 @@
-"""What models weigh and what a token costs, against the figures that their makers publish."""
+"""The sizes of models and the costs of a token, compared with the figures that makers publish."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MXFP4 = {
     ],
     "quant_method": "mxfp4",
 }
-"""As gpt-oss declares it."""
+"""The quantisation in gpt-oss's config.json."""
 
 INT4 = {
     "config_groups": {
@@ -55,7 +55,7 @@ INT4 = {
     "kv_cache_scheme": None,
     "quant_method": "compressed-tensors",
 }
-"""As Kimi K2 Thinking declares it, which has the sizes of K2."""
+"""The quantisation in the config.json of Kimi K2 Thinking, which has the sizes of K2."""
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_makers_count_active_weights_with_or_without_the_embedding(
         assert (counted.active + counted.embedding) / 1e9 == pytest.approx(with_embedding, rel=0.02)
 
 
-def test_a_token_reads_everything_but_idle_experts_and_other_words() -> None:
+def test_a_token_reads_all_weights_but_unused_experts_and_embedding_rows() -> None:
     spec = describe_config(V3)
     counted, experts = size(spec), 58 * (256 - 8) * 3 * 7168 * 2048
     assert counted.total - counted.active == experts + 129279 * 7168
@@ -140,11 +140,11 @@ def test_a_declared_method_has_its_bits(quantization: dict[str, Any], bits: floa
         assert (storage.bits, storage.experts_only) == (bits, False)
 
 
-def test_every_method_that_is_read_is_weighed() -> None:
+def test_every_supported_method_has_a_size() -> None:
     assert {quantization["quant_method"] for quantization, _ in DECLARATIONS} == set(METHODS)
 
 
-def test_what_is_not_quantised_declares_nothing() -> None:
+def test_unquantised_models_declare_no_method() -> None:
     assert declared({}) is None
     assert declared({"quantization_config": None}) is None
 
@@ -161,12 +161,12 @@ def test_what_is_not_quantised_declares_nothing() -> None:
         ({"quant_method": "compressed-tensors"}, r"lacks quantization_config\S+\.num_bits"),
     ],
 )
-def test_a_declaration_that_makes_no_format_is_refused(quantization: object, words: str) -> None:
+def test_an_invalid_quantisation_config_is_refused(quantization: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
         declared({"quantization_config": quantization})
 
 
-def test_a_footprint_is_weighed_as_parameters_are_counted() -> None:
+def test_footprints_and_parameter_counts_agree() -> None:
     spec = describe_config(QWEN3_30B)
     taken, counted = footprint(spec, lambda name, param: 2 * param.size), size(spec)
     assert (taken.total, taken.read) == (2 * counted.total, 2 * counted.active)
@@ -179,7 +179,7 @@ def test_the_cache_keeps_latents_whole_and_of_windows_what_they_see() -> None:
     assert (cache_dim(oss), cache_bound(oss)) == (24 * 2 * 8 * 64, 12 * 128 * 2 * 8 * 64)
 
 
-def test_layers_are_told_by_kind() -> None:
+def test_layers_are_described_by_kind() -> None:
     for config, counts in ((V3, [3, 58]), (GPT_OSS_20B, [12, 12]), (QWEN3_30B, [48]), (GEMMA3_27B, [52, 10])):
         words = layers_in_words(describe_config(config))
         assert [int(text.partition(" x ")[0]) for text in words] == counts

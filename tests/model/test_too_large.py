@@ -1,4 +1,4 @@
-"""Descriptions of models too large to exist are refused in milliseconds, before anything is listed."""
+"""Descriptions of impossibly large models are refused in milliseconds, before any list is built."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_more_experts_than_exist_are_refused_before_they_are_listed(name: str, t
     change, words = HUGE[name]
     path = tmp_path / "config.json"
     path.write_text(json.dumps(QWEN3_30B | change))
-    with pytest.raises(UserError):  # once for what is imported
+    with pytest.raises(UserError):  # the first call imports modules
         decoder_facts(path)
     tracemalloc.start()
     begun = time.process_time()

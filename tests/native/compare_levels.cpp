@@ -1,4 +1,4 @@
-// Holds every instruction-set level that this machine has against the scalar one, bit for bit. Prints the levels.
+// Compares every instruction-set level of this machine with the scalar one, bit for bit. Prints the levels.
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -42,7 +42,7 @@ std::vector<std::uint8_t> random_source(Format f, int rows, int k) {
         do {
             for (std::size_t i = 0; i < row_bytes; i++) to[i] = std::uint8_t(random_bits());
             if (f == Format::F32) std::memcpy(to, normal(k).data(), row_bytes);
-            if (!is_quantised(f) || f == Format::MXFP4)  // exponents of reason
+            if (!is_quantised(f) || f == Format::MXFP4)  // small exponents
                 for (std::size_t i = 0; i < row_bytes; i++) to[i] &= 0xbf;
         } while (!pack_panels(f, to, 1, k, 0, 1, panel.data()));
     }
@@ -51,7 +51,7 @@ std::vector<std::uint8_t> random_source(Format f, int rows, int k) {
 
 void compare_linear(const Kernels& level, Format f) {
     constexpr int rows = 40, tokens = 21;
-    const int k = is_quantised(f) ? 768 : 333;  // more than a stretch of groups
+    const int k = is_quantised(f) ? 768 : 333;  // more than one stretch of groups
     const auto source = random_source(f, rows, k);
     const std::size_t bytes = panel_bytes(f, k) * num_panels(rows);
     auto* packed = static_cast<std::uint8_t*>(std::aligned_alloc(64, bytes));
@@ -109,7 +109,7 @@ void compare_rows(const Kernels& level) {
     expect_same(level.name, "from_half", out[1], out[0], sizeof out[0]);
 }
 
-// States of `rows` rows before any key, their values in `out` [rows][width], then max and sum.
+// States of `rows` rows before any key: their values in `out` [rows][width], then the maxima and sums.
 template <int Rows, int Width>
 struct States {
     float out[Rows][Width + 2] = {};
@@ -145,7 +145,7 @@ void compare_attention(const Kernels& level) {
     expect_same(level.name, "attention", results[1].out, results[0].out, sizeof results[0].out);
 }
 
-// Groups of random codes, with a line of scales before each; values 32 wide take one.
+// Groups of random codes, each after a cache line of scales; values 32 wide take one.
 std::uint8_t* random_codes(int groups) {
     constexpr std::size_t bytes = kLine + CachedCodes::group_bytes;
     auto* const codes = static_cast<std::uint8_t*>(std::aligned_alloc(64, groups * bytes));
@@ -192,7 +192,7 @@ void compare_latent_attention(const Kernels& level) {
     expect_same(level.name, "latent attention", results[1].out, results[0].out, sizeof results[0].out);
 }
 
-// Sums run over inputs in order on every level, but for products of bfloat16 in tiles.
+// Every level adds inputs in the same order, except for products of bfloat16 in tiles.
 void compare_products(const Kernels& level) {
     constexpr int rows = 5, k = 70, columns = 13;
     const auto left = normal(rows * k), right = normal(k * columns);

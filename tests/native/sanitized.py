@@ -1,4 +1,4 @@
-"""Imported before freedive, puts the kernels of ``make sanitize`` in place of the others."""
+"""Replaces the kernels by those of ``make sanitize``; it must be imported before freedive."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-// A team's tasks: each is done once, by every number of threads and in every order of their speed; a thread goes
-// through its own share in order, and takes from the back of another's. Says what is not so, and ends with 1.
+// The tasks of a thread team: each runs once, for every number of threads and every order of their speeds. A thread
+// runs its own share in order and steals from the back of another's. Prints errors and exits with 1.
 #include <cstdio>
 #include <vector>
 
@@ -32,7 +32,7 @@ void every_task_is_done_once(int threads, int n, int grain) {
     expect(!early, "a thread goes on before all tasks are done", threads, n, grain);
 }
 
-// The second of two threads is held up in its first task until the other has done all the rest.
+// The second of two threads waits in its first task until the other has done all other tasks.
 void what_a_slow_thread_leaves_is_taken_from_its_back(int n) {
     std::atomic<int> done{0};
     std::atomic<bool> began{false};

@@ -1,4 +1,4 @@
-"""aarch64 without such a machine: cross-compiled, and run under emulation."""
+"""The aarch64 kernels, cross-compiled and run under emulation."""
 
 from __future__ import annotations
 

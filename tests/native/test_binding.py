@@ -1,4 +1,4 @@
-"""What Python says to the kernels is checked where it comes in: never a read or a write out of bounds."""
+"""The binding checks all arguments of Python: no read or write is out of bounds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def runner() -> NativeRunner:
 
 
 def batch(**changes: Any) -> Batch:
-    """Two sequences, of two tokens and one, of which the logits of two are wanted."""
+    """Returns a batch of two sequences, of two tokens and one, with two output rows."""
     arrays = {
         "tokens": ints(1, 2, 3),
         "lengths": ints(2, 1),
@@ -60,17 +60,17 @@ def test_a_step_that_fits_is_taken(runner: NativeRunner) -> None:
 
 @pytest.fixture(scope="module")
 def recurrent() -> NativeRunner:
-    """A model with per-sequence states, and room for two sequences and some snapshots."""
+    """Returns a model with per-sequence states, for two sequences and some snapshots."""
     return runner_of("short convolutions", max_sequences=2)
 
 
 def moves(**changes: Any) -> StateUpdates:
-    """Of :func:`batch`: a state that begins at 0, and one of a draft token that has been accepted; one is saved."""
+    """Returns state updates for :func:`batch`: one state begins at 0, one has an accepted draft token; one is saved."""
     arrays = {"slots": ints(0, 1), "begins": ints(0, 3), "ends": ints(2, 5), "saves": ints(1, 4, 2).reshape(-1, 3)}
     return StateUpdates(**(arrays | changes))
 
 
-def test_states_that_fit_move_on(recurrent: NativeRunner) -> None:
+def test_valid_state_updates_are_applied(recurrent: NativeRunner) -> None:
     assert recurrent.step(batch(states=moves())).shape == (2, recurrent.vocab_size)
 
 
@@ -95,7 +95,7 @@ def test_states_beyond_their_bounds_are_refused(name: str, recurrent: NativeRunn
         recurrent.step(batch(states=moves(**WRONG_MOVES[name])))
 
 
-def test_a_step_that_says_nothing_of_states_is_refused(recurrent: NativeRunner) -> None:
+def test_a_step_without_state_updates_is_refused(recurrent: NativeRunner) -> None:
     with pytest.raises(ValueError, match="nothing of states"):
         recurrent.step(batch())
 
@@ -126,14 +126,14 @@ def test_a_step_beyond_its_bounds_is_refused(name: str, runner: NativeRunner) ->
 
 
 @pytest.mark.parametrize("part", [(-1, 1, 0), (0, 1000, 0), (2, 1, 0), (0, 1, 1000), (0, 1, -1)])
-def test_operations_and_buffers_that_are_not_there_are_refused(part: Any, runner: NativeRunner) -> None:
+def test_unknown_operations_and_buffers_are_refused(part: Any, runner: NativeRunner) -> None:
     with pytest.raises((IndexError, ValueError)):
         runner._run(batch(), part)
     with pytest.raises(IndexError):
         runner._program.read(1000)
 
 
-# --- what stands alone --------------------------------------------------------------------------------------------
+# --- functions without a program ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", [0, 4, *BEYOND])
@@ -194,7 +194,7 @@ def test_sizes_that_do_not_fit_are_refused(name: str) -> None:
 
 
 def program() -> Any:
-    """Buffers of 32 and 64 numbers, a weight that makes 64 of 32, and a vector of 32."""
+    """Returns a program with buffers of 32 and 64 numbers, a weight [64, 32], and a vector of 32."""
     made = _native.Program(_native.isa_levels()[0], 1)
     made.buffer(32, False)
     made.buffer(64, False)
@@ -255,7 +255,7 @@ UNNAMED: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", UNNAMED)
-def test_a_number_that_no_name_stands_for_is_refused(name: str) -> None:
+def test_an_unknown_enum_value_is_refused(name: str) -> None:
     with pytest.raises(TypeError):
         UNNAMED[name](program())
 
@@ -296,7 +296,7 @@ RECORD = _native.packed_bytes(FORMATS["F32"], 32, 32)
 
 
 def add_experts(made: Any, packed: Any, **changes: Any) -> None:
-    """Two experts of three matrices [32, 32], which lie in ``packed`` behind each other."""
+    """Adds two experts of three matrices [32, 32], which are adjacent in ``packed``."""
     parts = {name: (FORMATS["F32"], 32, 32, i * RECORD, None) for i, name in enumerate(("gate", "up", "down"))}
     numbers = {"x": 0, "norm": (-1, 0.0), "logits": made.buffer(2, False), "out": 0, "stride": 3 * RECORD, "limit": 0.0}
     rest: dict[str, Any] = {
@@ -328,7 +328,7 @@ def test_experts_outside_of_their_records_are_refused(change: str) -> None:
 
 
 def test_a_program_keeps_its_weights() -> None:
-    """They are not copied: nobody else need hold the arrays, and none is taken that would have to be converted."""
+    """Weights are not copied: the program keeps references to the arrays, and refuses arrays that need a conversion."""
     made, table, records = program(), np.zeros(8192, np.uint8), np.zeros(6 * RECORD, np.uint8)
     watched = [weakref.ref(table), weakref.ref(records)]
     made.weight(FORMATS["F32"], 64, 32, table)

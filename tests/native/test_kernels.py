@@ -1,4 +1,4 @@
-"""Packing and products, every format at every instruction-set level, against the gguf library and numpy."""
+"""Packing and products in every format at every instruction-set level, compared with the gguf library and numpy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_NMSE = 1e-6
 
 
 def widths(kind: str) -> tuple[int, ...]:
-    """Input dimensions: the least that a format can have, an odd number of groups, and several blocks."""
+    """Returns input dimensions: the smallest of a format, an odd number of groups, and several blocks."""
     if kind not in HALVES:
         return (1, 7, 45, 128, 300)
     block = BLOCKS[kind][0]
@@ -29,7 +29,7 @@ def widths(kind: str) -> tuple[int, ...]:
 
 
 def multiply(level: str, w: PackedTensor, x: Floats) -> Floats:
-    """Products [M, rows rounded up to whole panels] of activations ``x`` [M, k]."""
+    """Returns products [M, rows rounded up to whole panels] of activations ``x`` [M, k]."""
     rows, k = w.shape
     panels = -(-rows // PANEL)
     out = np.full(panels * len(x) * PANEL, np.nan, np.float32)
@@ -42,7 +42,7 @@ def activations(num_rows: int, k: int, seed: int = 1) -> Floats:
 
 
 def as_read_by(kind: str, x: Floats) -> Floats:
-    """What the kernels see of ``x``: 16 bits with one scale per 32 inputs where weights are quantised."""
+    """Returns ``x`` as the kernels round it: 16 bits with one scale per 32 inputs if weights are quantised."""
     if kind not in HALVES:
         return x
     groups = x.reshape(len(x), -1, GROUP)
@@ -53,16 +53,16 @@ def as_read_by(kind: str, x: Floats) -> Floats:
 
 
 def product(tensor: Tensor, x: Floats) -> np.ndarray[Any, Any]:
-    """x @ w.T in float64."""
+    """Returns x @ w.T in float64."""
     return x.astype(np.float64) @ dequantize(tensor).astype(np.float64).T
 
 
 def check_exact(tensor: Tensor, x: Floats, level: str) -> Floats:
-    """The kernel's product differs from float64's only by the rounding of float32 sums."""
+    """Checks that the kernel's product differs from float64's only by the rounding of float32 sums."""
     got = multiply(level, pack(tensor), x)
     x = as_read_by(tensor.format, x)
     expected = product(tensor, x)
-    # Codes and minimum of a weight are summed apart and may cancel: a row's largest weight bounds them both.
+    # Codes and minima are summed separately and may cancel: the largest weight of a row bounds both.
     size = np.abs(x).sum(-1)[:, None] * np.abs(dequantize(tensor)).max(-1)
     assert np.all(np.abs(got[:, : expected.shape[1]] - expected) <= 1e-6 * size + 1e-30)
     assert not got[:, expected.shape[1] :].any(), "rows that only fill a panel are not 0"
@@ -93,7 +93,7 @@ def test_products_are_those_of_the_dequantised_weights(kind: str, level: str) ->
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_row_alone_equals_the_row_in_company_and_on_every_level(kind: str, level: str) -> None:
+def test_a_row_is_equal_alone_in_a_batch_and_on_every_level(kind: str, level: str) -> None:
     k = widths(kind)[-1]
     packed = pack(random_tensor(kind, 70, k))
     x = activations(40, k)
@@ -105,7 +105,7 @@ def test_a_row_alone_equals_the_row_in_company_and_on_every_level(kind: str, lev
 
 
 def peculiar(k: int) -> dict[str, Floats]:
-    """Activations that tempt a kernel to overflow, to divide by zero, or to round differently."""
+    """Returns activations that could make a kernel overflow, divide by zero, or round differently."""
     x = activations(3, k)
     outlier, sparse = x.copy(), np.zeros_like(x)
     outlier[:, k // 2] = [1e4, -1e4, 3e5]
@@ -132,7 +132,7 @@ def test_peculiar_activations(kind: str, level: str) -> None:
     for name, x in peculiar(k).items():
         got = multiply(level, packed, x)
         np.testing.assert_array_equal(got, multiply("scalar", packed, x), err_msg=name)
-        if name != "subnormal":  # as_read_by and the kernels may differ in which of them count as 0
+        if name != "subnormal":  # as_read_by and the kernels may flush different subnormals to 0
             check_exact(tensor, x, level)
         if not x.any():
             assert not got.any()
@@ -144,13 +144,13 @@ def test_peculiar_activations(kind: str, level: str) -> None:
 def test_peculiar_scales(kind: str, level: str, scale: float) -> None:
     k = widths(kind)[-1]
     got = check_exact(random_tensor(kind, 33, k, scale=scale), activations(3, k), level)
-    assert got.any() == (scale > 0 or kind == "MXFP4")  # whose least scale is 2^-128
+    assert got.any() == (scale > 0 or kind == "MXFP4")  # the smallest scale of MXFP4 is 2^-128
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kind", HALVES)
 def test_extreme_codes_do_not_overflow(kind: str, level: str) -> None:
-    """All codes at one end and all activations at one end: the largest integer sums there can be."""
+    """All codes and all activations are at an extreme, which gives the largest integer sums."""
     k = widths(kind)[-1]
     block, num_bytes = BLOCKS[kind]
     for fill in (0x00, 0x7F, 0x80, 0xFF):
@@ -171,12 +171,12 @@ HALF_FLOATS = HALF_FLOATS[np.isfinite(HALF_FLOATS)]
 
 
 def same_floats(a: Floats, b: Floats) -> bool:
-    """Equal bits."""
+    """Returns whether all bits are equal."""
     return bool(np.all(a.view(np.uint32) == b.view(np.uint32)))
 
 
 def column(kind: str, values: np.ndarray[Any, Any]) -> PackedTensor:
-    """A matrix of one input."""
+    """Returns a matrix with one input."""
     return pack(Tensor("w", (len(values), 1), kind, values.view(np.uint8).reshape(len(values), -1)))
 
 
@@ -192,7 +192,7 @@ def test_every_half_float_is_loaded_as_numpy_reads_it(level: str) -> None:
 
 
 def awkward_floats() -> Floats:
-    """Every half float, what lies halfway between neighbours and just beside that, and what no half float can hold."""
+    """Returns every half float, the midpoints of neighbours and values next to those, and values out of range."""
     halves = HALF_FLOATS.astype(np.float32)
     ordered = np.unique(halves)
     middle = (ordered[:-1].astype(np.float64) + ordered[1:]) / 2
@@ -203,7 +203,7 @@ def awkward_floats() -> Floats:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_cache_rounds_to_half_floats_as_numpy_does_and_saturates(level: str) -> None:
-    """A token that sees only itself gets its own value back, as the cache kept it."""
+    """A token that attends only to itself returns its own value as the cache stores it."""
     heads, dim = 32, 64
     values = awkward_floats()
     tokens = -(-len(values) // (heads * dim))

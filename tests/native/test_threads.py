@@ -1,4 +1,4 @@
-"""The team of threads, as a program of its own."""
+"""The thread team, tested by a program of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FLAGS = ["-std=c++20", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror"]
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
-def test_each_task_is_done_once_in_order_and_what_a_slow_thread_leaves_by_others(tmp_path: Path) -> None:
+def test_each_task_runs_once_in_order_and_other_threads_take_those_of_a_slow_one(tmp_path: Path) -> None:
     program, main = tmp_path / "share_tasks", Path(__file__).with_name("share_tasks.cpp")
     subprocess.run(["g++", *FLAGS, main, ROOT / "freedive" / "native" / "threads.cpp", "-o", program], check=True)
     result = subprocess.run([program], capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Tile instructions beside their model in software. On machines that lack them each traps and is done in software."""
+"""Tile instructions compared with their software model, which also executes them on machines without AMX."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def check(folder: Path, *sources: Path, flags: list[str], least: int) -> None:
-    """A program says that all was right; at ``least`` so many instructions trapped, or none on a machine with tiles."""
+    """Checks that a program succeeds and that ``least`` instructions trapped, or none on a machine with tiles."""
     program = folder / "program"
     subprocess.run(["g++", *FLAGS, *flags, *GCC_HEADERS, *sources, "-o", program], check=True)
     result = subprocess.run([program], capture_output=True, text=True, timeout=200)
@@ -36,7 +36,7 @@ def check(folder: Path, *sources: Path, flags: list[str], least: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif("avx512" not in _native.isa_levels(), reason="this machine has no avx512")
-def test_the_amx_level_does_what_its_model_in_software_does(tmp_path: Path) -> None:
+def test_the_amx_level_equals_its_software_model(tmp_path: Path) -> None:
     check(tmp_path, HERE / "trap_tiles.cpp", LEVEL, flags=AVX512, least=50_000)
 
 

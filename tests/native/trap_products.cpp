@@ -1,5 +1,5 @@
-// Runs products of bfloat16 on tiles whose instructions are trapped. They must be those of tiles that are in software
-// to begin with. Prints how many instructions trapped.
+// Runs products of bfloat16 on tiles whose instructions trap, and compares them with those of the software tiles.
+// Prints the number of trapped instructions.
 #include <cstdio>
 #include <random>
 #include <vector>
@@ -11,7 +11,7 @@
 namespace freedive::tested {
 #include "../../freedive/native/isa/bf16.inl"
 
-#include "../../freedive/native/isa/tile_products.inl"  // reads it
+#include "../../freedive/native/isa/tile_products.inl"  // uses it
 }  // namespace freedive::tested
 
 using namespace freedive;
@@ -26,7 +26,7 @@ std::vector<float> some(int rows, int columns) {
     return numbers;
 }
 
-// left [rows, k] times right [k, columns], where one tile holds them.
+// left [rows, k] times right [k, columns], which fit into one tile.
 std::vector<float> product(const FloatProducts& by, const std::vector<float>& left, const std::vector<float>& right,
                            int rows, int k, int columns, bool adds) {
     std::vector<float> packed_left(by.cells(k) * by.tile_rows), packed_right(by.cells(k) * by.tile_columns);

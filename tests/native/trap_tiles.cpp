@@ -1,5 +1,5 @@
-// Runs the amx level with its instructions trapped. Its products must be those of the level whose tiles are in software
-// to begin with. Prints how many instructions trapped.
+// Runs the amx level with trapped instructions, and compares its products with those of the software level. Prints the
+// number of trapped instructions.
 #include <cstdio>
 #include <random>
 #include <vector>
@@ -10,7 +10,7 @@
 using namespace freedive;
 
 namespace freedive {
-const Kernels avx512_kernels{};  // few rows go there: not tested here
+const Kernels avx512_kernels{};  // few rows use these kernels: not tested here
 }
 
 namespace {

@@ -1,5 +1,5 @@
-// Tile instructions on a machine without AMX: each traps, is decoded, and is done in software. One that has it runs
-// them.
+// Tile instructions on a machine without AMX: each traps, is decoded, and is executed in software. A machine with AMX
+// executes them.
 #pragma once
 
 #include <sys/syscall.h>
@@ -34,7 +34,7 @@ struct Instruction {
     int displacement_bytes = mod == 1 ? 1 : mod == 2 || is_relative || (mod == 0 && has_sib && base == 5) ? 4 : 0;
     int length = 5 + has_sib + (mod == 3 ? 0 : displacement_bytes);
 
-    greg_t value(int low, int high_bit) const {  // the high bit of a register's number is kept inverted
+    greg_t value(int low, int high_bit) const {  // the high bit of a register's number is stored inverted
         return registers[kRegisters[low | (bytes[1] & high_bit ? 0 : 8)]];
     }
     greg_t stride() const { return value(bytes[5] >> 3 & 7, 0x40) << (bytes[5] >> 6); }
@@ -75,7 +75,7 @@ inline void take_trap(int, siginfo_t*, void* context) {
 
 inline void take_traps() {
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    syscall(SYS_arch_prctl, kRequestPermission, kTileData);  // refused where there are none
+    syscall(SYS_arch_prctl, kRequestPermission, kTileData);  // refused on machines without tiles
     struct sigaction action{};
     action.sa_sigaction = take_trap;
     action.sa_flags = SA_SIGINFO;

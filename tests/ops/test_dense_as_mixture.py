@@ -1,7 +1,7 @@
-"""Real weights: a mixture whose experts are copies of a dense model's feed-forward answers as the dense model does.
+"""A mixture whose experts are copies of a real dense model's feed-forward gives the dense model's answers.
 
-Whatever the router says, the weights of the chosen sum to 1; so router, grouped products and combination must be right
-on real text, with real outliers.
+For any routing the weights of the chosen experts sum to 1. So this tests router, grouped products and combination on
+real text with real outliers.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def dense(smollm2_path: Path) -> Dense:
 
 
 def mixture(model: spec.ModelSpec, tensors: dict[str, Tensor], router: spec.Router) -> NativeRunner:
-    """The model with every feed-forward copied to all experts, and random routers."""
+    """Returns the model with every feed-forward copied to all experts, and random routers."""
     rng = np.random.default_rng(0)
     layers = []
     for layer in model.layers:
@@ -75,7 +75,7 @@ def run(model: spec.ModelSpec, weights: dict[str, Tensor]) -> NativeRunner:
 
 
 def logits(runner: NativeRunner, tokens: list[int], start: int = 0) -> Floats:
-    """Of ``tokens`` from position ``start`` on, in one request."""
+    """Returns the logits of ``tokens`` from position ``start`` on, in one request."""
     count, end = len(tokens), start + len(tokens)
     one = np.array([count], np.int32)
     pages = np.arange(pages_for(end), dtype=np.int32)[None]
@@ -99,9 +99,9 @@ def test_copies_of_the_feed_forward_answer_as_the_dense_model(name: str, dense: 
     plain, mixed = run(model, tensors), mixture(model, tensors, ROUTERS[name])
     text, question = tokenizer.encode(TEXT), tokenizer.encode(QUESTION)
     expected, got = logits(plain, text), logits(mixed, text)
-    if ROUTERS[name].num_chosen == 1:  # its weight is 1: nothing is rounded anew
+    if ROUTERS[name].num_chosen == 1:  # the weight is 1, so nothing is rounded again
         np.testing.assert_array_equal(got, expected)
-    np.testing.assert_allclose(got, expected, atol=1e-2)  # of logits up to 25: sums that are rounded otherwise
+    np.testing.assert_allclose(got, expected, atol=1e-2)  # of logits up to 25: sums are rounded differently
     np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
     chosen = np.concatenate([routes.experts for routes in mixed.routes()])
     assert set(np.unique(chosen)) == {0, 1, 2, 3}

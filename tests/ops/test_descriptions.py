@@ -1,4 +1,4 @@
-"""The made-up descriptions have every trait that can be described, and each trait shows in their logits."""
+"""The synthetic descriptions have every trait that can be described, and each trait changes their logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Trait = tuple[type, str]
 
 
 def traits(part: Any) -> Iterator[tuple[Trait, Any]]:
-    """Every field under ``part`` that says something else than its default, with its value."""
+    """Yields every field under ``part`` that differs from its default, with its value."""
     for field in fields(part):
         value = getattr(part, field.name)
         if field.default is not MISSING and value != field.default:
@@ -31,7 +31,7 @@ def traits(part: Any) -> Iterator[tuple[Trait, Any]]:
 
 
 def without(part: Any, trait: Trait) -> Any:
-    """``part`` with the trait at its default, wherever it is."""
+    """Returns ``part`` with the trait at its default everywhere."""
     if isinstance(part, tuple):
         return tuple(without(inner, trait) for inner in part)
     if not is_dataclass(part) or isinstance(part, type):
@@ -44,7 +44,7 @@ def without(part: Any, trait: Trait) -> Any:
 
 
 UNSEEN = {(spec.ModelSpec, "mtp")}
-"""Traits that no logits depend on; test_mtp holds them."""
+"""Traits that change no logits; test_mtp tests them."""
 
 CASES = sorted({(name, kind.__name__, field) for name, m in DESCRIPTIONS.items() for (kind, field), _ in traits(m)})
 """(description, class, field) of every trait that a description has."""
@@ -65,7 +65,7 @@ def test_every_trait_and_every_kind_is_described() -> None:
 
 @cache
 def logits(described: spec.ModelSpec, name: str) -> Floats:
-    """The logits of ``described``, with the weights of the description ``name`` as far as that has them."""
+    """Returns the logits of ``described``, with the weights of the description ``name`` that it has."""
     values = weights(described) | weights(DESCRIPTIONS[name])
     runner = ReferenceRunner(described, {key: values[key] for key in params(described)}, num_pages=2)
     (result,) = take_steps(runner, [prompt(45, vocab=VOCAB)], [[(0, 45)]], [[1, 0]])

@@ -1,4 +1,4 @@
-"""States of a step: what transformers calls last_hidden_state, whatever the step and the batch."""
+"""The states of a step equal transformers' last_hidden_state for any step and batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PIECES = [[(0, 33)], [(1, 7), (0, 30)], [(0, 7), (1, 34)]]
 
 
 def embedded(runner: Runner, schedule: list[list[tuple[int, int]]]) -> list[Floats]:
-    """The states [T, hidden] at every token of each prompt."""
+    """Returns the states [T, hidden] of all tokens of each prompt."""
     done = [0, 0]
     states: list[list[Floats]] = [[], []]
     for step in schedule:
@@ -36,7 +36,7 @@ def embedded(runner: Runner, schedule: list[list[tuple[int, int]]]) -> list[Floa
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_they_are_the_maker_s(name: str) -> None:
+def test_states_equal_those_of_the_maker(name: str) -> None:
     model = tiny(name)
     with torch.no_grad():
         base = model.maker.model
@@ -58,7 +58,7 @@ def test_the_same_bits_however_prompts_are_cut(name: str, isa: str) -> None:
         np.testing.assert_array_equal(whole, pieces)
 
 
-def test_they_are_there_after_a_draft_too() -> None:
+def test_states_are_available_after_a_draft() -> None:
     model = with_mtp("deepseek_v3")
     runner = NativeRunner(model.spec, model.packed, num_threads=1, max_rows=200, num_pages=6)
     batch = to_batch(PROMPTS, WHOLE[0], [0, 0], TABLES, GIVEN)

@@ -1,4 +1,4 @@
-"""Whole models in every weight format, alone and mixed, against the reference on the dequantised weights."""
+"""Whole models in every weight format, alone and mixed, compared with the reference on the dequantised weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODEL = ModelSpec("test", 100, 256, (LAYER, LAYER), 1e-5, 128, tied=True)
 
 
 def weight(param: Param, kind: str, seed: int) -> Tensor:
-    """Random codes of ``kind`` whose values have the spread of a trained matrix; vectors are floats near 1."""
+    """Returns random codes of ``kind`` with the spread of a trained matrix; vectors are floats near 1."""
     if len(param.shape) == 1:
         values = (1 + 0.3 * np.random.default_rng(seed).standard_normal(param.shape)).astype(np.float32)
         return Tensor("norm", param.shape, "F32", values.view(np.uint8).reshape(1, -1))
@@ -34,7 +34,7 @@ def weight(param: Param, kind: str, seed: int) -> Tensor:
 
 
 def pair(kinds: Sequence[str], level: str) -> tuple[NativeRunner, ReferenceRunner]:
-    """The same model twice; ``kinds`` are given to its weights in turn."""
+    """Returns the same model twice; its weights get the formats ``kinds`` cyclically."""
     tensors = {
         name: weight(param, kind, seed)
         for seed, ((name, param), kind) in enumerate(zip(params(MODEL).items(), cycle(kinds), strict=False))

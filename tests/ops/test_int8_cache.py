@@ -1,4 +1,4 @@
-"""The int8 key-value cache: what it keeps, how near to exact attention it stays, what it saves, and who gets none."""
+"""The int8 key-value cache: its content, its error, its size, and the models without one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")[:1200]
 
 
 def attend(level: str, q: Floats, k: Floats, v: Floats, kv_heads: int) -> Floats:
-    """One sequence's causal attention over an int8 cache, by the kernels: q, k and v are [tokens, heads * dim]."""
+    """Computes one sequence's causal attention over an int8 cache with the kernels; q, k and v are [tokens, heads *
+    dim]."""
     tokens, dim = len(k), k.shape[1] // kv_heads
     program = _native.Program(level, 2, _native.CacheFormat.int8)
     held = [pack(Tensor("", x.shape, "F32", x.view(np.uint8))) for x in (q, k, v)]
@@ -58,7 +59,7 @@ def attend(level: str, q: Floats, k: Floats, v: Floats, kv_heads: int) -> Floats
 
 
 def exact_attention(q: Floats, k: Floats, v: Floats, kv_heads: int) -> Floats:
-    """The same in float64, by the definition."""
+    """Computes the same in float64, by the definition."""
     tokens, dim = len(k), k.shape[1] // kv_heads
     queries, keys, values = (x.astype(np.float64).reshape(tokens, -1, dim).transpose(1, 0, 2) for x in (q, k, v))
     group = len(queries) // kv_heads
@@ -81,8 +82,8 @@ def test_attention_is_near_the_exact_one(level: str, dim: int) -> None:
     assert nmse(attend(level, 3 * q, k, v, KV_HEADS), exact_attention(3 * q, k, v, KV_HEADS)) < 5e-4
 
 
-def test_a_loud_dimension_spoils_only_the_keys_beside_it() -> None:
-    """Keys of some models have dimensions a hundred times as large as others; their scales are by 32 dimensions."""
+def test_a_large_dimension_affects_only_its_group_of_32() -> None:
+    """Keys of some models have dimensions a hundred times as large as others, so every 32 dimensions have a scale."""
     rng, dim = np.random.default_rng(5), 128
     q, k, v = (rng.standard_normal((TOKENS, h * dim), np.float32) for h in (HEADS, KV_HEADS, KV_HEADS))
     k.reshape(TOKENS, KV_HEADS, dim)[:, :, 7] += 100
@@ -91,7 +92,7 @@ def test_a_loud_dimension_spoils_only_the_keys_beside_it() -> None:
 
 @pytest.mark.parametrize("scale", [0, 1e-38, 1e-28, 3e-7, 1, 3e6, 1e36])
 def test_a_token_alone_gets_its_value_back_within_half_a_step(scale: float) -> None:
-    """A step is the 127th part of the value's largest number, and up to the 128th part more. 1e-30 is zero."""
+    """A step is the 127th part of the largest number, and up to the 128th part more. 1e-30 becomes zero."""
     v = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32) * np.float32(scale)
     step = float(np.abs(v).max()) / 127 * (1 + 1 / 128)
     np.testing.assert_allclose(attend("", 0 * v, v, v, 1), v, rtol=0, atol=max(step / 2 * 1.0001, 1e-30))
@@ -115,8 +116,8 @@ def test_a_limit_in_bytes_limits_the_pages() -> None:
         assert pages == 10**6 // page_bytes < 1000
 
 
-def test_the_real_model_hardly_changes_its_mind(smollm2_path: Path) -> None:
-    """Mean KL of next tokens to those with a cache of halves, in nats."""
+def test_the_real_model_changes_little(smollm2_path: Path) -> None:
+    """Compares the mean KL of next tokens, in nats, with that of a half-float cache."""
     logits = []
     for name in ("f16", "int8"):
         with freedive.load(str(smollm2_path), cache_tokens=512, cache_format=name, precision="exact") as model:

@@ -1,4 +1,4 @@
-"""Multi-token prediction: the layer after the last guesses as in its makers' files, and changes no answer."""
+"""Multi-token prediction: the layer drafts as its makers describe, and changes no answer."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PROMPTS = [prompt(70, seed=1), prompt(41, seed=2)]
 NAMES = ["deepseek_v3", "glm4_moe"]
 
 
-def guesses(runner: Runner, schedule: list[list[tuple[int, int]]], given: list[int] | None = None) -> list[Floats]:
-    """What ``runner`` drafts [T, vocab] after each token but the first of each prompt."""
+def draft_logits(runner: Runner, schedule: list[list[tuple[int, int]]], given: list[int] | None = None) -> list[Floats]:
+    """Returns the draft logits [T, vocab] of ``runner`` after each token but the first of each prompt."""
     done = [0, 0]
     logits: list[list[Floats]] = [[], []]
     given = given or [len(tokens) for tokens in PROMPTS]
@@ -46,9 +46,9 @@ PIECES = [[(0, 33)], [(1, 7), (0, 30)], [(0, 1), (1, 1)], [(1, 32), (0, 4)], [(0
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("schedule", [WHOLE, PIECES], ids=["whole", "pieces"])
-def test_the_reference_guesses_as_the_report_describes(name: str, schedule: Any) -> None:
+def test_the_reference_drafts_as_the_report_describes(name: str, schedule: Any) -> None:
     model = with_mtp(name)
-    got = guesses(ReferenceRunner(model.spec, model.weights), schedule)
+    got = draft_logits(ReferenceRunner(model.spec, model.weights), schedule)
     for logits, tokens in zip(got, PROMPTS, strict=True):
         np.testing.assert_allclose(logits, model.expected(tokens[:-1], tokens[1:]), atol=2e-4, rtol=2e-4)
 
@@ -59,23 +59,25 @@ def native(name: str, **options: Any) -> NativeRunner:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_kernels_guess_as_the_reference(name: str) -> None:
+def test_kernels_draft_as_the_reference(name: str) -> None:
     model = with_mtp(name)
-    expected = guesses(ReferenceRunner(model.spec, model.weights), WHOLE)
-    for got, wanted in zip(guesses(native(name, cache_format="f32"), WHOLE), expected, strict=True):
+    expected = draft_logits(ReferenceRunner(model.spec, model.weights), WHOLE)
+    for got, wanted in zip(draft_logits(native(name, cache_format="f32"), WHOLE), expected, strict=True):
         np.testing.assert_allclose(got, wanted, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("level", LEVELS)
-def test_schedules_and_levels_do_not_show_in_guesses(name: str, level: str) -> None:
-    expected = guesses(native(name), WHOLE, [50, 41])
-    for got, wanted in zip(guesses(native(name, isa=level, num_threads=2), PIECES, [50, 41]), expected, strict=True):
+def test_drafts_do_not_depend_on_schedules_or_levels(name: str, level: str) -> None:
+    expected = draft_logits(native(name), WHOLE, [50, 41])
+    for got, wanted in zip(
+        draft_logits(native(name, isa=level, num_threads=2), PIECES, [50, 41]), expected, strict=True
+    ):
         np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_models_own_logits_do_not_know_of_it(name: str) -> None:
+def test_the_models_own_logits_do_not_depend_on_it(name: str) -> None:
     def logits(described: spec.ModelSpec) -> list[Floats]:
         runner = NativeRunner(described, with_mtp(name).packed, num_threads=1, max_rows=200, num_pages=6)
         assert runner.drafts == (described.mtp is not None)

@@ -1,4 +1,5 @@
-"""Every family in freedive's own formats: near exact arithmetic on the same rounded weights, at every level alike."""
+"""Every family in freedive's own formats: near exact arithmetic on the same rounded weights, with equal bits at every
+level."""
 
 from __future__ import annotations
 
@@ -24,16 +25,16 @@ PROMPTS = [prompt(20, seed=seed) for seed in range(6)]
 WHOLE: Schedule = [[(0, 20)]]
 CUT: Schedule = [[(0, 7)], [(0, 8)], [(0, 1)], [(0, 1)], [(0, 3)]]
 GIVEN = 14
-"""Tokens of a prompt that count as given; latent attention takes another way for those that follow."""
+"""Tokens of a prompt that count as given; latent attention computes later ones in another way."""
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A tiny model in one of our formats, and what the reference makes of what its weights have become."""
+    """A tiny model in one of freedive's formats, and the reference's results with its rounded weights."""
 
     packed: dict[str, Packed]
     answers: list[tuple[Floats, list[Floats]]]
-    """Logits of each prompt, and the experts chosen in each layer that has some."""
+    """The logits of each prompt, and the experts that each mixture chose."""
 
 
 @cache
@@ -62,7 +63,7 @@ def at_best_level(name: str, target: Target) -> list[Floats]:
 
 
 def num_alike(runner: NativeRunner, chosen: list[Floats]) -> int:
-    """Rows before the first token for which the runner has chosen other experts than the reference in its last step."""
+    """Returns the number of rows before the first one whose experts differ from the reference's in the last step."""
     alike = np.ones(len(PROMPTS[0]), bool)
     for routes, expected in zip(runner.routes(), chosen, strict=True):
         alike &= (np.sort(routes.experts, -1) == expected).all(-1)
@@ -75,9 +76,10 @@ def num_alike(runner: NativeRunner, chosen: list[Floats]) -> int:
 def test_rounded_weights_cost_nothing_more(
     name: str, target: Target, level: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """The error is under 5e-4 of what the logits amount to; and neither level nor cut shows in any bit.
+    """The relative error is under 5e-4, and neither levels nor chunks change a bit.
 
-    A tie of two experts may be broken otherwise, which is no error: a prompt's rows from there on are not compared.
+    A tie of two experts may be resolved differently, which is no error: the rows of the prompt after it are not
+    compared.
     """
     runner = native(name, target, level)
     answers = rounded(name, target).answers

@@ -1,4 +1,4 @@
-"""transformers = reference = torch = native on tiny random models, however prompts are cut and whatever runs beside."""
+"""transformers = reference = torch = native on tiny random models, for any chunks of prompts and any batch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from freedive.ops.torch import TorchRunner
 
 PROMPTS = (prompt(70), prompt(41, seed=1))
 TABLES = ((5, 1, 3), (0, 4))
-"""Pages of both prompts, interleaved and out of order."""
+"""The pages of both prompts, interleaved and out of order."""
 
 MIXTURES = [name for name, (_, settings) in TINY.items() if any("experts" in key for key in settings)]
 
 LONG = prompt(530, seed=2)
 LONG_TABLE = tuple(np.random.default_rng(3).permutation(17).tolist())
-"""Longer than two splits of attention (256 positions), over scattered pages."""
+"""A page table longer than two splits of attention (256 positions), with scattered pages."""
 
 SCHEDULES: dict[str, Schedule] = {
     "whole": [[(0, 70)], [(1, 41)]],
@@ -63,7 +63,7 @@ Record = Callable[[str, object], None]
 
 @pytest.fixture
 def note(name: str, record_property: Record) -> Record:
-    """Leaves what a test saw of the family ``name`` to docs/families.md."""
+    """Writes the results of the family ``name`` for docs/families.md."""
 
     def leave(kind: str, distance: object) -> None:
         for key, value in (("family", name), ("kind", kind), ("distance", distance)):
@@ -73,7 +73,7 @@ def note(name: str, record_property: Record) -> Record:
 
 
 def distance(runner: Runner, name: str, schedule: Schedule, given: list[int] | None = None) -> float:
-    """Of any logit from transformers', the largest."""
+    """Returns the largest difference of a logit from transformers'."""
     results = take_steps(runner, PROMPTS, schedule, TABLES, given)
     expected = [maker_logits(name, tuple(tokens)) for tokens in PROMPTS]
     return max(float(np.abs(a - b).max()) for a, b in zip(results, expected, strict=True))
@@ -117,7 +117,7 @@ def test_native_equals_transformers(name: str, schedule: str, level: str, note: 
 @pytest.mark.parametrize("level", BEST_LEVEL)
 @pytest.mark.parametrize("name", TINY)
 def test_generated_tokens_equal_transformers(name: str, level: str, note: Record) -> None:
-    """Latent attention takes another way for them than for given ones."""
+    """Latent attention computes generated tokens in another way than given ones."""
     assert_equal("native", note, native(name, cache_format="f32", isa=level), name, "ragged batch", given=[25, 1])
 
 
@@ -137,7 +137,7 @@ def test_the_same_experts_are_chosen(name: str) -> None:
 @pytest.mark.parametrize("level", BEST_LEVEL)
 @pytest.mark.parametrize("name", TINY)
 def test_a_half_float_cache_costs_little(name: str, level: str) -> None:
-    """By the median row: a rounding may send a token to another expert, and its row elsewhere."""
+    """The bound is for the median row: rounding may route a token to another expert, which changes its row."""
     results = take_steps(native(name, isa=level), PROMPTS, SCHEDULES["ragged batch"], TABLES)
     for got, tokens in zip(results, PROMPTS, strict=True):
         expected = maker_logits(name, tuple(tokens))
@@ -161,6 +161,6 @@ def test_long_prompts_on_the_reference_equal_transformers(name: str) -> None:
 
 
 def assert_close_but_for_ties(got: Floats, expected: Floats) -> None:
-    """Over 530 positions roundings grow, and of 530 choices of experts one may be a tie."""
+    """Over 530 positions rounding errors grow, and one of 530 choices of experts may be a tie."""
     distances = np.abs(got - expected).max(-1)
     assert (distances > 1e-4).sum() <= 1, np.sort(distances)[-3:]

@@ -1,4 +1,4 @@
-"""How many phases a layer has when one token is generated: how often the threads wait for each other."""
+"""The number of phases of a layer when one token is generated, that is how often threads wait for each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GATED = replace(MIXTURE, shared=FeedForward(30), shared_gate=True)
 
 
 def phases(layer: Layer, context: int) -> int:
-    """Of one more such layer, in the step of the token that follows ``context`` others."""
+    """Returns the phases that one more such layer adds to the step after ``context`` tokens."""
     one, two = (step_barriers([layer] * count, context) for count in (1, 2))
     return two - one
 
@@ -42,7 +42,8 @@ def step_barriers(layers: list[Layer], context: int) -> int:
     ],
 )
 def test_a_mixture(attention: Attention | LatentAttention, expected: int, moe: Experts) -> None:
-    """Projections, attention, its output, router, gate and up, down; of latents also what goes before and after."""
+    """Projections, attention, its output, router, gate and up, down; latent attention has products before
+    and after it."""
     assert phases(Layer(attention, moe), context=20) == expected
 
 
@@ -50,6 +51,6 @@ def test_a_dense_layer() -> None:
     assert phases(Layer(PLAIN, FeedForward(50)), context=20) == 5
 
 
-def test_splits_of_a_long_context_wait_for_what_they_share() -> None:
-    """The new key before, their sum after."""
+def test_splits_of_a_long_context_have_two_more_barriers() -> None:
+    """The barriers are for the new key before, and for their sum after."""
     assert phases(Layer(PLAIN, MIXTURE), context=280) == 8

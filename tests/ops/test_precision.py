@@ -1,4 +1,4 @@
-"""Activations in 8 bits but for what stands out: close to exact, the same in any company."""
+"""Activations in 8 bits except for outliers: near exact, and equal in any batch."""
 
 import numpy as np
 import pytest

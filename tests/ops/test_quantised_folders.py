@@ -1,4 +1,4 @@
-"""Quantised checkpoints as makers publish them, through naming, packing and kernels: equal to their plain values."""
+"""Quantised checkpoints as makers publish them, through naming, packing and kernels, equal their plain values."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from freedive.ops.reference import ReferenceRunner
 
 Named = dict[str, torch.Tensor]
 Scheme = Callable[[str, torch.Tensor], tuple[Named, torch.Tensor]]
-"""(name, weight) -> the tensors that take its place, and the values that they stand for."""
+"""(name, weight) -> the tensors that replace it, and their values."""
 
 
 def fp8(name: str, weight: torch.Tensor) -> tuple[Named, torch.Tensor]:
-    """One block of e4m3, whose scale covers all of a weight smaller than 128 x 128."""
+    """Quantises to one block of e4m3, whose scale covers all of a weight smaller than 128 x 128."""
     scale = weight.abs().max().reshape(1, 1) / 448
     codes = (weight / scale).to(torch.float8_e4m3fn)
     return {name: codes, f"{name}_scale_inv": scale}, codes.float() * scale
 
 
 def int4(name: str, weight: torch.Tensor) -> tuple[Named, torch.Tensor]:
-    """Groups of 32, symmetric, eight codes to a word."""
+    """Quantises to symmetric groups of 32, with eight codes per word."""
     groups = weight.reshape(len(weight), -1, 32)
     scale = (groups.abs().amax(-1, keepdim=True) / 7).bfloat16()
     codes = (groups / scale.float()).round().clamp(-8, 7)
@@ -52,7 +52,7 @@ INT4 = {
 
 
 def quantise(folder: Path, scheme: Scheme, config: dict[str, Any], parts: str) -> Path:
-    """The model in ``folder`` with the projections whose names hold ``parts`` quantised; a copy has plain values."""
+    """Quantises the projections whose names contain ``parts``; returns a copy of ``folder`` with their plain values."""
     quantised: Named = {}
     plain: Named = {}
     for name, weight in load_file(folder / "model.safetensors").items():
@@ -98,4 +98,4 @@ def test_a_quantised_folder_answers_as_its_plain_values_do(
         take_steps(runner, [prompt(40)], [[(0, 33)], [(0, 7)]], [[1, 0]])[0] for runner in (native, reference)
     )
     error = ((got - expected) ** 2).sum() / (expected**2).sum()
-    assert error < 1e-5  # latent attention keeps the keys' and values' weights in half floats
+    assert error < 1e-5  # latent attention stores the weights of keys and values as half floats

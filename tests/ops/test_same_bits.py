@@ -1,4 +1,4 @@
-"""Same request, same answer: a row's logits never depend, by a single bit, on how or beside what they are computed."""
+"""Same request, same answer: no bit of a row's logits depends on the batch, the chunks, the level or the threads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner
 
 MIXED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16", "F32")
-"""Formats that the matrices of the quantised model take in turn, so that neighbours differ."""
+"""Formats that the matrices of the quantised model get cyclically, so that neighbours differ."""
 
 LENGTHS = (300, 41, 7)
 PROMPTS = [prompt(length, seed=length) for length in LENGTHS]
@@ -43,7 +43,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 @cache
 def model(name: str) -> tuple[spec.ModelSpec, Mapping[str, Packed]]:
-    """A tiny model for the kernels; "quantised" is Llama with every format that its size allows."""
+    """Returns a tiny model for the kernels; "quantised" is Llama with every format that its size allows."""
     if name != "quantised":
         return tiny(name).spec, tiny(name).packed
     llama = tiny("llama")
@@ -60,7 +60,7 @@ def native(name: str, **options: Any) -> NativeRunner:
 
 @cache
 def alone(name: str, cache_format: str) -> list[Floats]:
-    """Every prompt by itself, in one step, on one thread, at the machine's best level."""
+    """Returns the logits of every prompt alone, in one step, on one thread, at the machine's best level."""
     runner = native(name, cache_format=cache_format)
     return take_steps(runner, PROMPTS, [[(0, 300)], [(1, 41)], [(2, 7)]], TABLES)
 
@@ -79,7 +79,7 @@ def assert_same_bits(got: list[Floats], expected: list[Floats]) -> None:
         *product(("mistral", "qwen3", "gpt_oss"), ("int8",)),
     ],
 )
-def test_schedules_and_levels_do_not_show(name: str, cache_format: str, schedule: str, level: str) -> None:
+def test_logits_do_not_depend_on_schedules_or_levels(name: str, cache_format: str, schedule: str, level: str) -> None:
     runner = native(name, cache_format=cache_format, isa=level)
     assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES), alone(name, cache_format))
 
@@ -89,14 +89,14 @@ def test_schedules_and_levels_do_not_show(name: str, cache_format: str, schedule
 @pytest.mark.parametrize(
     ("name", "cache_format"), [("quantised", "f16"), ("deepseek_v3", "f16"), ("gpt_oss", "f16"), ("gpt_oss", "int8")]
 )
-def test_threads_do_not_show(name: str, cache_format: str, schedule: str, num_threads: int) -> None:
+def test_logits_do_not_depend_on_threads(name: str, cache_format: str, schedule: str, num_threads: int) -> None:
     runner = native(name, num_threads=num_threads, cache_format=cache_format)
     assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES), alone(name, cache_format))
 
 
 @pytest.mark.parametrize("schedule", ["token by token", "in company"])
-def test_of_generated_tokens_too_only_their_place_counts(schedule: str) -> None:
-    """Latent attention folds keys into their queries, where those of a prompt meet expanded keys."""
+def test_logits_of_generated_tokens_do_not_depend_on_schedules(schedule: str) -> None:
+    """Latent attention folds the key matrices into the queries of generated tokens, but expands the keys of prompts."""
     given, runner = [270, 9, 1], native("deepseek_v3", num_threads=2)
     whole = take_steps(runner, PROMPTS, SCHEDULES["all at once"], TABLES, given)
     assert_same_bits(take_steps(runner, PROMPTS, SCHEDULES[schedule], TABLES, given), whole)
@@ -104,7 +104,7 @@ def test_of_generated_tokens_too_only_their_place_counts(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("cache_format", ["f16", "int8"])
-def test_the_same_pages_do_not_show_what_they_held_before(cache_format: str) -> None:
+def test_logits_do_not_depend_on_the_old_content_of_pages(cache_format: str) -> None:
     runner = native("quantised", num_threads=2, cache_format=cache_format)
     for seed in (1, 2):
         others = [prompt(length, seed=length + seed) for length in (320, 64, 32)]
@@ -113,13 +113,13 @@ def test_the_same_pages_do_not_show_what_they_held_before(cache_format: str) -> 
         assert_same_bits(got, alone("quantised", cache_format))
 
 
-def test_other_pages_do_not_show() -> None:
+def test_logits_do_not_depend_on_the_pages() -> None:
     others = [[page + 1 if page % 2 == 0 else page - 1 for page in table] for table in TABLES]
     got = take_steps(native("quantised"), PROMPTS, SCHEDULES["in company"], others)
     assert_same_bits(got, alone("quantised", "f16"))
 
 
-def test_only_wanted_rows_are_returned_and_they_are_the_same() -> None:
+def test_only_output_rows_are_returned_and_they_are_equal() -> None:
     tokens = np.array(PROMPTS[1], np.int32)
     one = np.array([41], np.int32)
     pages = np.array([TABLES[1]], np.int32)
@@ -153,7 +153,7 @@ COMPANION = prompt(9, seed=6, vocab=49152)
 def test_the_real_model_gives_the_same_bits(
     smollm2: tuple[spec.ModelSpec, Any], packed: Mapping[str, PackedTensor], level: str
 ) -> None:
-    count, others = (3, 2) if level == "scalar" else (24, 9)  # plain loops are slow
+    count, others = (3, 2) if level == "scalar" else (24, 9)  # the scalar level is slow
     prompts, half = [TEXT[:count], COMPANION[:others]], count // 2
 
     def logits(schedule: Schedule, **options: Any) -> Floats:

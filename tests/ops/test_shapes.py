@@ -1,4 +1,4 @@
-"""Descriptions that no tiny model has: between them every trait, odd sizes, every kind of router."""
+"""Descriptions that no tiny model has: together they have every trait, odd sizes, and every kind of router."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_native_equals_reference(name: str, level: str) -> None:
 @pytest.mark.parametrize("given", [[0, 0], [1, 9], [40, 33]])
 @pytest.mark.parametrize("name", [name for name in ATTENTIONS if "latents" in name])
 def test_absorbed_attention_equals_expanded(name: str, given: list[int], level: str) -> None:
-    """The reference expands all keys; the kernels only those of the first ``given`` positions."""
+    """The reference expands all keys; the kernels expand only those of the first ``given`` positions."""
     assert_close(DESCRIPTIONS[name], level, given)
 
 
@@ -71,7 +71,7 @@ def test_native_chooses_the_experts_of_the_reference(name: str) -> None:
 
 
 EMBEDDING = ["Select", "RmsNorm"]
-"""What is run only for those who want states, not logits."""
+"""Operations that run only if states are requested, not logits."""
 
 
 def test_a_dense_layer_is_five_phases() -> None:

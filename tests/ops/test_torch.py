@@ -1,4 +1,5 @@
-"""torch = reference on every made-up description; its gradients are those of finite differences and transformers."""
+"""torch = reference on every synthetic description; its gradients equal finite differences and
+transformers' gradients."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def tensors(described: spec.ModelSpec, dtype: torch.dtype = torch.float32) -> Te
 
 
 def loss(logits: torch.Tensor, tokens: npt.ArrayLike) -> torch.Tensor:
-    """A mean over all rows, that each says its own token."""
+    """Returns the mean loss over all rows of predicting each row's own token."""
     return torch.nn.functional.cross_entropy(logits, torch.tensor(tokens).long())
 
 
@@ -50,7 +51,7 @@ def gradient(value: torch.Tensor) -> torch.Tensor:
 
 
 ROUNDING = 3e-4
-"""How far float32 may be from float64 in some logit: that depends on how a processor's library sums."""
+"""The largest difference of a logit in float32 from float64, which depends on the order of sums in a library."""
 
 
 @cache
@@ -109,14 +110,14 @@ def test_gradients_are_the_slope(name: str) -> None:
 
     zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(loss_at(zero), zero)
-    step = torch.tensor(1e-7, dtype=torch.float64)  # too short to reach a limit, or another choice
+    step = torch.tensor(1e-7, dtype=torch.float64)  # too short to change a clipped value or a route
     with torch.no_grad():
         expected = (loss_at(step) - loss_at(-step)) / (2 * step)
     assert abs(slope.item() / expected.item() - 1) < 1e-6
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
-def test_every_weight_learns_except_what_only_chooses(name: str) -> None:
+def test_every_weight_but_the_choice_bias_has_a_gradient(name: str) -> None:
     described = DESCRIPTIONS[name]
     held = {key: value.requires_grad_() for key, value in tensors(described).items()}
     logits = forward(described, held, TorchOps(Batch.whole(PROMPTS, wants_all=True)))
@@ -126,8 +127,9 @@ def test_every_weight_learns_except_what_only_chooses(name: str) -> None:
 
 
 def maker_gradients(name: str, prompts: list[list[int]], folder: Path) -> dict[str, Floats]:
-    """transformers' gradients of the mean loss over all tokens, by canonical name: they take the weights' places, and
-    are read back from the file that they are saved in.
+    """Returns transformers' gradients of the mean loss over all tokens, by canonical name.
+
+    They replace the weights in the model, and are read back from the file that it is saved in.
     """
     maker = maker_model(name)
     logits = torch.cat([maker(torch.tensor([tokens])).logits[0] for tokens in prompts])
@@ -152,7 +154,7 @@ def test_gradients_equal_those_of_transformers(name: str, tmp_path: Path) -> Non
 
 
 class Replay(TorchOps):
-    """Experts as they are told, layer by layer."""
+    """Operations with given routes, layer by layer."""
 
     def __init__(self, batch: Batch, choices: list[torch.Tensor]) -> None:
         super().__init__(batch)
@@ -162,8 +164,8 @@ class Replay(TorchOps):
         return next(self._choices)
 
 
-class Listen(TorchOps):
-    """Keeps the choices that were made."""
+class Record(TorchOps):
+    """Operations that record the routes."""
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch)
@@ -174,9 +176,9 @@ class Listen(TorchOps):
         return self.choices[-1]
 
 
-def test_choices_can_be_heard_and_replayed() -> None:
+def test_routes_can_be_recorded_and_replayed() -> None:
     described, batch = EXPERTS["experts by softmax"], Batch.whole(PROMPTS, wants_all=True)
-    listen = Listen(batch)
+    listen = Record(batch)
     logits = forward(described, tensors(described), listen)
     assert [chosen.shape for chosen in listen.choices] == [(116, 2)] * 2
     torch.testing.assert_close(forward(described, tensors(described), Replay(batch, listen.choices)), logits)
@@ -203,7 +205,7 @@ def test_of_equal_experts_the_first_are_chosen(name: str) -> None:
 
 
 def mixed(described: spec.ModelSpec) -> Tensors:
-    """Matrices in bfloat16; routers, norms and biases in float32."""
+    """Returns matrices in bfloat16, and routers, norms and biases in float32."""
     return {
         name: value.bfloat16() if params(described)[name].role in ("linear", "embedding", "heads") else value
         for name, value in tensors(described).items()

@@ -1,4 +1,4 @@
-"""A traced step: every phase once, with the bytes and multiply-adds that the model's size says, and the same bits."""
+"""A traced step has every phase once, with the bytes and multiply-adds of the model's size, and the same bits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def step(start: int, length: int) -> Batch:
 
 
 def one_token(name: str) -> list[Operation]:
-    """The operations that write a token after the prompt."""
+    """Returns the operations of the first decode step."""
     taking = runner(name)
     taking.step(step(0, GIVEN))
     return taking.trace(step(GIVEN, 1))[1]
@@ -46,7 +46,7 @@ def is_multiplied(name: str, weight: str, param: Param) -> bool:
 
 
 def packed_bytes(name: str, weight: str, param: Param) -> int:
-    """Of what products read. Biases are left out, but those of experts lie between their weights."""
+    """Returns the bytes that products read. Biases are left out, but those of experts are between their weights."""
     layer, _, expert = weight.partition(".experts.")
     if expert:
         experts = tiny(name).packed[f"{layer}.experts"]
@@ -96,7 +96,7 @@ def test_a_token_is_multiplied_with_every_weight_that_it_reads(name: str) -> Non
 
 @pytest.mark.parametrize("name", ["mistral", "llama4", "gpt_oss"])
 @pytest.mark.parametrize(("start", "length"), [(0, 300), (290, 1), (130, 200)])
-def test_attention_does_what_its_mask_shows(name: str, start: int, length: int) -> None:
+def test_attention_has_the_multiply_adds_of_its_mask(name: str, start: int, length: int) -> None:
     model = tiny(name).spec
     taking = NativeRunner(model, tiny(name).packed, num_threads=2, max_rows=400, num_pages=12)
     lengths = np.array([length], np.int32)
@@ -116,7 +116,7 @@ def test_attention_does_what_its_mask_shows(name: str, start: int, length: int) 
         assert work.bytes == mask.any(0).sum() * spec.per_token_dim(attn.state) * 2
 
 
-def test_experts_read_those_that_some_token_goes_to() -> None:
+def test_experts_count_the_bytes_of_chosen_ones() -> None:
     taking = runner("qwen3_moe")
     _, operations = taking.trace(step(0, GIVEN))
     found = [each for each in operations if each.kind == "experts"]

@@ -1,4 +1,4 @@
-"""The echo model and a live server over it."""
+"""Fixtures of the server's tests: the echo model and a live server."""
 
 from echo_model import fake_model, http, live_server
 

@@ -1,4 +1,4 @@
-"""Tools as coding agents send them: in namespaces, called with a text, deferred until a search finds them."""
+"""Tools as coding agents send them: in namespaces, called with a text, or deferred until a search finds them."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_a_custom_tool_is_called_with_a_text(client: openai.OpenAI, fake_model: 
     assert shown["parameters"]["required"] == ["input"]
     assert "start: /x/" in shown["description"]
     events = list(client.responses.create(**asked, stream=True))
-    told = {event.type: event for event in events}
-    assert told["response.custom_tool_call_input.delta"].delta == PATCH
-    assert told["response.custom_tool_call_input.done"].input == PATCH
+    reported = {event.type: event for event in events}
+    assert reported["response.custom_tool_call_input.delta"].delta == PATCH
+    assert reported["response.custom_tool_call_input.done"].input == PATCH
     assert events[-1].response.output[0].input == PATCH
 
 

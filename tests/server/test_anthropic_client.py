@@ -60,7 +60,7 @@ def test_an_answer_is_a_message(client: anthropic.Anthropic) -> None:
     assert answer._request_id.startswith("req-")
 
 
-def test_a_stream_tells_how_each_block_starts_grows_and_stops(client: anthropic.Anthropic) -> None:
+def test_a_stream_has_the_start_deltas_and_stop_of_each_block(client: anthropic.Anthropic) -> None:
     first, *events, delta, last = client.messages.create(**ASKED, stream=True)
     assert (first.type, first.message.content, first.message.stop_reason) == ("message_start", [], None)
     assert first.message.usage.input_tokens == len("user: hello")
@@ -104,7 +104,7 @@ def test_thoughts_are_blocks_before_the_answer(client: anthropic.Anthropic) -> N
     assert answer.usage.output_tokens_details.thinking_tokens == thought
 
 
-def test_thoughts_can_be_left_out(client: anthropic.Anthropic) -> None:
+def test_thoughts_can_be_omitted(client: anthropic.Anthropic) -> None:
     omitted = asking("two and two", thinking={"type": "adaptive", "display": "omitted"})
     answer = client.messages.create(**omitted)
     assert [block.type for block in answer.content] == ["thinking", "text"]
@@ -133,7 +133,7 @@ def test_a_model_may_think_as_much_as_it_is_allowed(
     assert (fake_model.asked[-1]["thinking"], fake_model.asked[-1]["effort"]) == (thinking, effort)
 
 
-def test_a_model_without_thoughts_does_not_mind_that_it_may_think() -> None:
+def test_permission_to_think_has_no_effect_on_a_model_without_thoughts() -> None:
     model = EchoModel(can_think=False)
     with serving(model) as url, anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
         thinking = {"type": "enabled", "budget_tokens": 31999}
@@ -199,7 +199,7 @@ def test_calls_results_and_thoughts_reach_the_template(client: anthropic.Anthrop
     ]
 
 
-def test_neighbours_of_the_same_role_are_one_turn(client: anthropic.Anthropic, fake_model: EchoModel) -> None:
+def test_adjacent_messages_of_one_role_are_joined(client: anthropic.Anthropic, fake_model: EchoModel) -> None:
     messages = [*HELLO, {"role": "user", "content": "again"}, {"role": "system", "content": "be brief"}, *HELLO]
     client.messages.create(**ASKED | {"messages": messages})
     assert fake_model.asked[-1]["messages"] == [
@@ -246,7 +246,7 @@ def test_sampling_reaches_the_engine(client: anthropic.Anthropic, fake_model: Ec
     assert (sampling.max_tokens, sampling.stop) == (1000, ("zz",))
 
 
-def test_the_user_is_whose_turn_it_is() -> None:
+def test_the_user_id_selects_the_queue() -> None:
     assert MessagesRequest.model_validate(ASKED | {"metadata": {"user_id": "u"}}).generation_request().scope.user == "u"
     assert MessagesRequest.model_validate(ASKED).generation_request().scope.user == ""
 
@@ -259,14 +259,14 @@ def test_the_user_is_whose_turn_it_is() -> None:
         ({"max_tokens": 11}, "user: hello", "end_turn", None),
     ],
 )
-def test_why_an_answer_ends(
+def test_the_stop_reason_is_reported(
     client: anthropic.Anthropic, fields: dict[str, Any], text: str, reason: str, sequence: str | None
 ) -> None:
     answer = client.messages.create(**asking("hello", **fields))
     assert (answer.content[0].text, answer.stop_reason, answer.stop_sequence) == (text, reason, sequence)
 
 
-def test_more_tokens_than_there_is_room_for_may_be_asked_for() -> None:
+def test_max_tokens_may_exceed_the_context() -> None:
     model = EchoModel(max_context=20, delay_s=0, script={"hello": "x" * 30})
     with serving(model) as url, anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
         full = client.messages.create(**ASKED | {"max_tokens": 32000}, timeout=10)
@@ -354,7 +354,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ),
     ],
 )
-def test_what_is_not_honoured_is_refused_by_name(
+def test_unsupported_fields_are_refused_by_name(
     client: anthropic.Anthropic, fields: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(anthropic.BadRequestError) as caught:
@@ -370,7 +370,9 @@ def test_an_unknown_model_is_not_found(client: anthropic.Anthropic) -> None:
     assert caught.value.type == "not_found_error"
 
 
-def test_a_conversation_beyond_the_context_is_told_in_the_words_that_clients_know(client: anthropic.Anthropic) -> None:
+def test_a_conversation_beyond_the_context_has_the_error_message_that_clients_parse(
+    client: anthropic.Anthropic,
+) -> None:
     with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: The prompt has 5006 tokens"):
         client.messages.create(**asking("x" * 5000))
 
@@ -383,7 +385,7 @@ def test_overload_is_a_rate_limit(client: anthropic.Anthropic) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_engine_failure_is_told_and_survived(client: anthropic.Anthropic, stream: bool) -> None:
+def test_an_engine_failure_is_reported_and_the_server_continues(client: anthropic.Anthropic, stream: bool) -> None:
     with pytest.raises(anthropic.APIStatusError, match="the server's log has it as") as caught:
         list(client.messages.create(**asking("boom"), stream=stream))
     assert caught.value.type == "api_error"
@@ -391,7 +393,7 @@ def test_an_engine_failure_is_told_and_survived(client: anthropic.Anthropic, str
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_the_engine(
+def test_a_disconnected_client_frees_the_engine(
     client: anthropic.Anthropic, fake_model: EchoModel, stream: bool
 ) -> None:
     fake_model.script["endless"] = "word " * 5000

@@ -1,4 +1,4 @@
-"""Whatever a client sends, the answer is an error object with the right status, and the server lives on."""
+"""For any request the answer is valid or an error object with the right status, and the server stays alive."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def refusal(response: httpx.Response, status: int = 400) -> dict[str, Any]:
         ({"\ud800": 1}, "\ud800"),
     ],
 )
-def test_what_is_not_honoured_is_refused_by_name(http: httpx.Client, extra: dict[str, Any], param: str) -> None:
+def test_unsupported_fields_are_refused_by_name(http: httpx.Client, extra: dict[str, Any], param: str) -> None:
     headers = {"content-type": "application/json"}
     error = refusal(http.post("/v1/chat/completions", content=json.dumps(CHAT | extra), headers=headers))
     assert error["param"] == param
@@ -98,7 +98,7 @@ def test_images_are_refused_as_images(http: httpx.Client) -> None:
     assert "content of type 'image_url' is not supported" in error["message"]
 
 
-def test_what_asks_for_nothing_is_accepted(http: httpx.Client) -> None:
+def test_fields_without_effect_are_accepted(http: httpx.Client) -> None:
     nothing: dict[str, Any] = {"tools": [], "tool_choice": "none", "functions": None, "n": 1}
     nothing["response_format"] = {"type": "text"}
     assert http.post("/v1/chat/completions", json=CHAT | nothing).status_code == 200
@@ -118,7 +118,7 @@ def test_only_json_is_taken_so_that_foreign_pages_cannot_post(http: httpx.Client
         headers = {"content-type": kind, "origin": str(http.base_url).rstrip("/")}
         response = http.post("/v1/chat/completions", content=json.dumps(CHAT), headers=headers)
         assert "Content-Type" in refusal(response, 415)["message"]
-        del headers["origin"]  # no browser, but curl -d
+        del headers["origin"]  # no browser: curl -d
         assert http.post("/v1/chat/completions", content=json.dumps(CHAT), headers=headers).status_code == 200
     assert "access-control-allow-origin" not in http.get("/v1/models", headers={"origin": "http://evil"}).headers
 
@@ -145,7 +145,7 @@ def test_unknown_routes_and_methods(http: httpx.Client) -> None:
     refusal(http.get("/static/../page.py"), 404)
 
 
-def test_a_fault_of_ours_is_a_500_with_an_id_that_the_log_has(
+def test_an_internal_error_is_a_500_with_an_id_that_the_log_has(
     http: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     message = {"role": "user", "content": "untemplated"}

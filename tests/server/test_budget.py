@@ -1,4 +1,4 @@
-"""What a stranger sends costs a bounded amount: no body holds up others, and without a key none is even read."""
+"""The cost of a request is bounded: no body delays other requests, and without a key no body is read."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def locked(fake_model: EchoModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server that asks for a key."""
+    """The address of a server that requires a key."""
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
     keys.create("ann")
     with serving(fake_model, keys=keys.Keys()) as url:
@@ -63,12 +63,12 @@ def connect(url: str) -> socket.socket:
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/docs", "/static/none", "/v1/chat/completions", "/nowhere"])
-def test_bodies_without_a_key_are_answered_before_they_come(locked: str, path: str) -> None:
+def test_requests_without_a_key_are_refused_before_their_body_is_read(locked: str, path: str) -> None:
     with connect(locked) as raw:
         raw.sendall(HEAD.format(path, 30 * MIB).encode() + b"[" * 200)
         assert re.match(rb"HTTP/1.1 4\d\d", raw.recv(1000))
         begun = time.monotonic()
-        while raw.recv(10_000):  # until the server, to which no more comes, has had enough of waiting
+        while raw.recv(10_000):  # until the server gives up waiting for the rest
             pass
         assert time.monotonic() - begun < 8
 
@@ -94,8 +94,8 @@ def _flat(routes: list[object]) -> list[object]:
     ]
 
 
-def test_unfinished_bodies_are_bounded_in_all() -> None:
-    """The largest goes, so that small ones are not kept out."""
+def test_the_total_of_unfinished_bodies_is_bounded() -> None:
+    """The largest body is dropped, so that small ones are not refused."""
 
     async def run() -> None:
         limit = Bodies(1000)
@@ -154,12 +154,12 @@ def test_checking_a_body_takes_time_in_proportion_to_its_length(body: bytes) -> 
     assert time.process_time() - begun < 2
 
 
-def test_the_largest_bodies_that_pass_are_parsed_soon() -> None:
+def test_the_largest_accepted_bodies_are_parsed_quickly() -> None:
     for part, limit in ((b"12345,", MAX_VALUES), (b'"abc":1,', MAX_STRINGS), (b"[[1]],", MAX_CONTAINERS // 2)):
         ends = (b"{", b"}") if b":" in part else (b"[", b"]")
         body = ends[0] + (part * (limit - 2))[:-1] + ends[1]
         check_json(body)
-        gc.disable()  # it would look at all that the tests before have left
+        gc.disable()  # it would scan the objects of earlier tests
         begun = time.process_time()
         json.loads(body)
         seconds = time.process_time() - begun
@@ -219,8 +219,8 @@ def test_connections_beyond_the_limit_are_refused_where_all_are_busy(
             each.close()
 
 
-def test_a_crowd_of_connections_is_looked_at_once_each(live_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To look at all for each new one froze the server for 20 s when 6000 came."""
+def test_many_connections_are_each_inspected_once(live_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scanning all connections for each new one once froze the server for 20 s with 6000 connections."""
     looks = []
     is_idle = transport.Connection.is_idle
 
@@ -248,7 +248,7 @@ def modules() -> Iterator[object]:
 
 
 def patterns(value: object, depth: int = 0) -> Iterator[re.Pattern[str] | re.Pattern[bytes]]:
-    """Every compiled pattern in ``value``: in collections, and in objects of ours."""
+    """Yields every compiled pattern in ``value``: in collections, and in objects of freedive."""
     if isinstance(value, re.Pattern):
         yield value
     elif depth < 5:
@@ -280,7 +280,7 @@ PARTS += (
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: repr(pattern.pattern)[:40])
 def test_patterns_take_time_in_proportion_to_the_text(pattern: re.Pattern[str]) -> None:
-    """Of texts that repeat something. Twice the text may take thrice the time, not four times as much."""
+    """The texts repeat something. Twice the text may take three times as long, not four times."""
     for part in PARTS:
         texts = [(part * 20_000)[:length] + end for length in (5_000, 20_000) for end in ("", "!")]
         if isinstance(pattern.pattern, bytes):
@@ -300,7 +300,7 @@ def test_durations_are_read_in_linear_time(value: str) -> None:
     assert time.process_time() - begun < 2
 
 
-def test_long_messages_are_cut_before_they_are_looked_at() -> None:
+def test_long_messages_are_truncated_before_they_are_processed() -> None:
     begun = time.process_time()
     for _ in range(1000):
         ApiError.of(UserError("x\n" * 200_000))
@@ -315,8 +315,8 @@ serve(served(EchoModel()), ServerConfig(port=0))
 """
 
 
-def test_no_body_holds_up_others() -> None:
-    """A sample of the walk that bench/walk.py makes in full; the limit is for a machine that does much else."""
+def test_no_body_delays_other_requests() -> None:
+    """A sample of the full run of bench/walk.py; the limit has a margin for busy machines."""
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
     with walk.server([sys.executable, "-c", SERVER], environment) as url:

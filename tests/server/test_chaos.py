@@ -1,4 +1,4 @@
-"""The short form of bench/chaos.py, and requests that once ended a model for everybody, on a real server."""
+"""A short form of bench/chaos.py, and requests that once made a model unavailable, on a real server."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_batch_is_answered_and_others_beside_it(
     asking.join()
     assert answers[0].status_code == 200
     assert len(answers[0].json().get("data") or answers[0].json()["choices"]) == count
-    assert worst < 2  # 0.2 s on a machine that does nothing else
+    assert worst < 2  # 0.2 s on an idle machine
 
 
 def test_more_answers_than_a_request_may_have_are_refused_by_number(real_server: str) -> None:

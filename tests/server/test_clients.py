@@ -1,7 +1,7 @@
-"""The clients people use, as they are published, against a live server.
+"""Published client programs against a live server.
 
-They live in a Python of their own, so that nothing they need changes what the other tests need. ``tests/clients`` has a
-script for each; a script is run once, and every function of it is a test here.
+They have a Python environment of their own, so that their dependencies do not change those of other tests.
+``tests/clients`` has a script for each; a script is run once, and each of its functions is a test here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHECKS = [
     if path.suffix in RUNNERS and path.stem != "run"
     for name in FUNCTION.findall(path.read_text("utf-8"))
 ]
-"""Every (script, function)."""
+"""Every pair of script and function."""
 
 
 def call(name: str, /, **arguments: object) -> str:
@@ -50,20 +50,20 @@ ANSWERS = {
     "think": "<think>Hm.</think>So it is.",
     "boom": "ab\N{COLLISION SYMBOL}",
 }
-"""What the model answers to a prompt in which a cue is; the first cue counts."""
+"""The model's answer to a prompt that contains a word; the first word counts."""
 
 SILENCE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LANGSMITH_TRACING": "false"}
-"""Nothing is fetched, and nothing is told, elsewhere."""
+"""The environment in which clients download and report nothing."""
 
 TIMEOUT_S = 250
-"""Of a script; newly installed clients are compiled first."""
+"""The limit of a script in seconds; newly installed clients are compiled first."""
 
 Outcomes = dict[str, str | None]
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Outcomes]]:
-    """How each function of a script ended: None, or what was wrong."""
+    """Returns the result of each function of a script: None, or the error."""
     home = tmp_path_factory.mktemp("home")
     with serving(EchoModel(script=ANSWERS, delay_s=0)) as url:
         yield cache(lambda script: run(SCRIPTS / script, url, home))
@@ -85,6 +85,6 @@ def run(script: Path, url: str, home: Path) -> Outcomes:
 
 
 @pytest.mark.parametrize(("script", "function"), CHECKS, ids=["-".join(check) for check in CHECKS])
-def test_clients_get_on_with_the_server(outcomes: Callable[[str], Outcomes], script: str, function: str) -> None:
+def test_clients_work_with_the_server(outcomes: Callable[[str], Outcomes], script: str, function: str) -> None:
     if fault := outcomes(script)[function]:
         pytest.fail(fault, pytrace=False)

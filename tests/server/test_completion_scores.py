@@ -1,4 +1,4 @@
-"""Log-probabilities of a real model over HTTP: token by token, of the answer and, echoed, of the prompt."""
+"""Log-probabilities of a real model over HTTP, token by token, of the answer and of the echoed prompt."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_limits_that_ask_for_nothing_or_too_much_are_honoured(client: openai.Ope
     assert free.finish_reason == "length"
 
 
-def test_loop_says_why_it_was_ended(client: openai.OpenAI) -> None:
+def test_the_reason_of_an_endless_repetition_is_reported(client: openai.OpenAI) -> None:
     looping = {"repetition_detection": True, "logit_bias": {"300": 100}}
     (choice,) = complete(client, prompt="la la la", max_tokens=-1, extra_body=looping)
     assert (choice.finish_reason, choice.stop_reason) == ("length", "repetition")

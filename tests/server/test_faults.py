@@ -1,4 +1,4 @@
-"""Clients that are slow, odd or hostile cost a bounded amount, and the server ends when it should, as it should."""
+"""Slow, unusual and hostile clients have a bounded cost, and the server shuts down correctly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HEAD = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: applic
 
 
 def nested(depth: int) -> bytes:
-    """A request with lists ``depth`` deep."""
+    """Returns a request with lists nested ``depth`` deep."""
     return b'{"model": "echo", "prompt": "hi", "logit_bias": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
 
 
@@ -47,7 +47,7 @@ def test_deep_nesting_is_refused_as_such(live_server: str, route: str, depth: in
     assert f"nested more than {MAX_DEPTH} deep" in answer.json()["error"]["message"]
 
 
-def test_the_deepest_that_is_let_in_is_no_fault_of_ours(live_server: str) -> None:
+def test_the_deepest_accepted_nesting_is_no_server_error(live_server: str) -> None:
     schema: dict[str, Any] = {"type": "object"}
     for _ in range((MAX_DEPTH - 8) // 2):
         schema = {"type": "object", "properties": {"x": schema}}
@@ -73,7 +73,7 @@ def test_brackets_in_strings_are_no_nesting(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("body", [b'{"prompt": "\xff"}', b"\xff\xfe[\0]\0", b"[\0]\0", b'{"a": "\xed\xa0\x80"}'])
-def test_what_is_not_utf8_is_said_to_be(live_server: str, body: bytes) -> None:
+def test_a_body_that_is_not_utf8_is_refused_as_such(live_server: str, body: bytes) -> None:
     answer = httpx.post(f"{live_server}/v1/completions", content=body, headers=JSON)
     assert answer.status_code == 400
     assert "Send JSON in UTF-8" in answer.json()["error"]["message"]
@@ -96,7 +96,7 @@ def connected(url: str) -> Iterator[socket.socket]:
 
 
 def received(raw: socket.socket, end: bytes) -> bytes:
-    """All up to where ``end`` is in it."""
+    """Receives data until it contains ``end``."""
     data = b""
     while end not in data:
         data += raw.recv(10_000)
@@ -111,7 +111,7 @@ def test_a_body_is_bounded_whatever_the_method(fake_model: EchoModel, method: st
         assert httpx.request(method, f"{url}/v1/models").status_code in (200, 405)
 
 
-def test_a_body_that_does_not_come_is_given_up(live_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_does_not_arrive_times_out(live_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "BODY_S", 0.2)
     with connected(live_server) as raw:
         raw.sendall(f"{HEAD}Content-Length: 100\r\n\r\n{{".encode())
@@ -119,7 +119,7 @@ def test_a_body_that_does_not_come_is_given_up(live_server: str, monkeypatch: py
 
 
 def test_a_request_with_two_ends_is_the_last_of_its_connection(live_server: str) -> None:
-    """What is behind it may be a request only to whoever believed the other end."""
+    """The rest may be a request only to a proxy that trusts the other length."""
     chunked = f"{HEAD}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n"
     with connected(live_server) as raw:
         raw.sendall(f"{chunked}GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -128,19 +128,19 @@ def test_a_request_with_two_ends_is_the_last_of_its_connection(live_server: str)
     assert answers.count(b"HTTP/1.1") == 1
 
 
-def test_a_head_that_does_not_come_is_given_up(live_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_does_not_arrive_times_out(live_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "HEAD_S", 0.2)
     with connected(live_server) as raw:
         raw.sendall(b"GET / HT")
         assert raw.recv(100) == b""
-    with connected(live_server) as raw:  # a connection that was of use before
+    with connected(live_server) as raw:  # the connection was used before
         raw.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert received(raw, b"}}}").startswith(b"HTTP/1.1 200")
         raw.sendall(b"GET /hea")
         assert raw.recv(100) == b""
 
 
-def test_a_request_that_takes_longer_than_a_head_may_goes_on(
+def test_a_request_may_take_longer_than_the_timeout_of_heads(
     live_server: str, fake_model: EchoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "HEAD_S", 0.05)
@@ -149,7 +149,7 @@ def test_a_request_that_takes_longer_than_a_head_may_goes_on(
     assert httpx.post(f"{live_server}/v1/completions", json=body).json()["choices"][0]["text"] == "slow answer"
 
 
-def test_a_client_that_takes_nothing_is_dropped_and_its_answer_cancelled() -> None:
+def test_a_client_that_reads_nothing_is_dropped_and_its_answer_cancelled() -> None:
     model = EchoModel(delay_s=0.0, script={"endless": "word " * 400_000}, max_context=3_000_000)
     with serving(model, config=ServerConfig(stall_timeout=0.3)) as url, socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -162,7 +162,7 @@ def test_a_client_that_takes_nothing_is_dropped_and_its_answer_cancelled() -> No
         assert raw.recv(16).startswith(b"HTTP/1.1 200")
         assert model.engine.generations[0].cancelled.wait(30)
         num_made = model.engine.generations[0].timings.num_generated
-        assert num_made < 100_000  # the rest was never made, let alone kept
+        assert num_made < 100_000  # the rest was never generated
         assert httpx.get(f"{url}/health").json()["status"] == "ok"
 
 
@@ -205,7 +205,7 @@ def streamed(address: str, prompt: str, received: list[str], begun: threading.Ev
 
 @contextmanager
 def asking(address: str, prompt: str) -> Iterator[list[str]]:
-    """A block in which an answer has begun; after it, all that came of it."""
+    """A block during which an answer is streamed; yields all that was received."""
     received: list[str] = []
     begun = threading.Event()
     thread = threading.Thread(target=streamed, args=(address, prompt, received, begun))
@@ -246,7 +246,7 @@ def test_a_second_signal_ends_at_once() -> None:
         assert running.stderr.read() == ""
 
 
-def test_a_server_about_to_end_says_so_to_who_still_asks() -> None:
+def test_a_server_that_shuts_down_refuses_new_requests() -> None:
     app = create_app(served(EchoModel()))
     with TestClient(app, base_url="http://localhost") as client:
         assert client.get("/v1/models").status_code == 200

@@ -1,4 +1,4 @@
-"""What holds of every class of a request's fields, whatever its API."""
+"""Properties of every class of request fields, in all APIs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CHECKED = validators(Text) | validators(JsonObject)
 
 
 def unchecked(annotation: Any, metadata: tuple[Any, ...] = ()) -> bool:
-    """Whether a text can be in ``annotation`` that nobody has looked at."""
+    """Returns whether ``annotation`` can contain a string that is not validated."""
     if any(isinstance(each, AfterValidator) and each.func in CHECKED for each in metadata):
         return False
     if annotation in (str, Any, object, dict, list):
@@ -51,7 +51,7 @@ def unchecked(annotation: Any, metadata: tuple[Any, ...] = ()) -> bool:
     return False
 
 
-def test_every_text_of_a_client_is_checked_to_be_text() -> None:
+def test_every_string_of_a_client_is_validated() -> None:
     bare = [
         f"{body.__name__}.{name}"
         for body in set(all_classes())
@@ -61,7 +61,7 @@ def test_every_text_of_a_client_is_checked_to_be_text() -> None:
     assert bare == []
 
 
-def test_the_check_of_classes_finds_texts_that_nobody_looks_at() -> None:
+def test_the_check_finds_strings_that_are_not_validated() -> None:
     found = [str, list[str], dict[str, Any], str | None, typing.Annotated[list[str], 1], dict[str, list[str]]]
     assert all(map(unchecked, found))
     assert not any(
@@ -69,7 +69,7 @@ def test_the_check_of_classes_finds_texts_that_nobody_looks_at() -> None:
     )
 
 
-def test_no_field_is_treated_in_two_ways() -> None:
+def test_no_field_has_two_treatments() -> None:
     for body in all_classes():
         fields = {field.alias or name for name, field in body.model_fields.items()}
         kinds = [fields, body.ignored, body.unsupported.keys(), body.synonyms.keys()]
@@ -79,7 +79,7 @@ def test_no_field_is_treated_in_two_ways() -> None:
         assert set(body.synonyms.values()) <= fields
 
 
-def test_the_documents_say_of_every_field_what_becomes_of_it() -> None:
+def test_the_documentation_has_the_treatment_of_every_field() -> None:
     page = (ROOT / "docs" / "api.md").read_text("utf-8")
     assert page == written(page), "run: python -m freedive.server.field_table docs/api.md"
     listed = set(CLASSES.values())
@@ -131,7 +131,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("route", BODIES)
-def test_an_error_speaks_of_the_request_and_not_of_the_code(http: httpx.Client, route: str) -> None:
+def test_an_error_names_the_request_and_not_the_code(http: httpx.Client, route: str) -> None:
     kind = CLASSES[f"`{route}`"]
     fields = [field.alias or name for name, field in kind.model_fields.items()]
     assert len(fields) > 1

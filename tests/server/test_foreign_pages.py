@@ -1,4 +1,4 @@
-"""On a machine of one's own nobody needs a key, so that pages of others must be kept out by what browsers tell."""
+"""A server on the user's own machine needs no key, so pages of other origins are refused by their headers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_this_machines_names_are_known(url: str, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "", "[", "1.2.3"])
-def test_a_name_that_suddenly_means_this_machine_is_refused(url: str, host: str) -> None:
+def test_a_foreign_host_name_is_refused_against_dns_rebinding(url: str, host: str) -> None:
     for route in ("/v1/models", "/", "/health"):
         refused = httpx.get(f"{url}{route}", headers={"host": host})
         assert refused.status_code == 403
@@ -50,13 +50,13 @@ def test_pages_from_elsewhere_are_refused(url: str, origin: str) -> None:
 
 
 @pytest.mark.parametrize("origin", ["{url}", "https://other.lan", "http://box.lan:5"])
-def test_the_servers_own_page_is_not(url: str, origin: str) -> None:
+def test_the_servers_own_page_is_allowed(url: str, origin: str) -> None:
     body = {"model": "echo", "prompt": "hi"}
     headers = {"origin": origin.format(url=url)}
     assert httpx.post(f"{url}/v1/completions", json=body, headers=headers).status_code == 200
 
 
-def test_what_is_loopback() -> None:
+def test_loopback_addresses_are_recognised() -> None:
     assert all(map(is_loopback, ["127.0.0.1", "127.1.2.3", "::1", "localhost"]))
     assert not any(map(is_loopback, ["0.0.0.0", "::", "10.0.0.1", "example.org", ""]))
 
@@ -66,18 +66,18 @@ LOCKED = Key("id", "ann", hashlib.sha256(b"secret").hexdigest(), "", "")
 
 
 class OneKey(Keys):
-    """Keys of which there is one, in no file."""
+    """A key store with one key and no file."""
 
     def __init__(self) -> None:
         self._keys, self.required = (LOCKED,), True
 
     def look(self) -> None:
-        """Nothing ever changes."""
+        """Does nothing, since the keys never change."""
 
 
 @pytest.fixture(params=["open", "locked"], scope="module")
 def shared(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server that pages from elsewhere may use, without keys and with them."""
+    """A server that pages of other origins may use, with and without keys."""
     keys = OneKey() if request.param == "locked" else None
     with serving(EchoModel(), config=ServerConfig(origins=(",".join(ALLOWED),)), keys=keys) as url:
         yield url
@@ -165,7 +165,7 @@ def test_origins_are_read_as_people_write_them() -> None:
     assert config.allowed_origins == {"http://localhost:3000", "app://obsidian.md"}
 
 
-def test_all_origins_need_keys_or_an_explicit_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_origins_need_keys_or_an_explicit_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
     with pytest.raises(UserError, match="Every web page"):
         check_keys(ServerConfig(origins=("*",)))

@@ -1,4 +1,4 @@
-"""What asks for nothing, or for what happens anyway, is accepted, and a header and the log say what had no effect."""
+"""Fields without effect are accepted; a header and the log name them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ NOTHING: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("route", "extra"), NOTHING)
-def test_what_asks_for_nothing_is_accepted_without_a_word(
+def test_fields_that_ask_for_nothing_are_accepted_silently(
     http: httpx.Client, route: str, extra: dict[str, Any]
 ) -> None:
     assert ignored(http.post(route, json=BODIES[route] | extra)) == set()
@@ -81,7 +81,7 @@ SAID: list[tuple[str, dict[str, Any], set[str]]] = [
 
 
 @pytest.mark.parametrize(("route", "extra", "names"), SAID)
-def test_what_has_no_effect_is_accepted_and_named(
+def test_fields_without_effect_are_accepted_and_named(
     http: httpx.Client, route: str, extra: dict[str, Any], names: set[str]
 ) -> None:
     said = ignored(http.post(route, json=BODIES[route] | extra))
@@ -165,7 +165,7 @@ def test_an_image_of_a_conversation_under_way_becomes_a_text_that_names_it(
 def test_an_image_in_an_agents_first_message_does_not_end_its_session(
     http: httpx.Client, fake_model: EchoModel, route: str
 ) -> None:
-    """Claude Code writes what the user says next into the first message, as long as nobody has answered that."""
+    """As long as no message is answered, Claude Code adds the user's next words to the first message."""
     url = "data:image/png;base64,AA=="
     source = {"type": "base64", "media_type": "image/png", "data": "AA=="}
     function = {"name": "f", "parameters": {"type": "object"}}
@@ -199,7 +199,7 @@ def test_an_image_that_a_tool_gave_becomes_a_text_that_names_it(http: httpx.Clie
     assert fake_model.asked[-1]["messages"][-1]["content"] == "[image: this model cannot see it]"
 
 
-def test_what_a_servers_tools_did_is_left_out_of_an_answer(http: httpx.Client, fake_model: EchoModel) -> None:
+def test_server_tool_blocks_of_an_answer_are_omitted(http: httpx.Client, fake_model: EchoModel) -> None:
     search = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}
     found = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
     answer = {"role": "assistant", "content": [search, found, {"type": "text", "text": "hm", "citations": []}]}
@@ -242,7 +242,7 @@ def test_thoughts_are_turned_off_by_any_servers_switch(http: httpx.Client, fake_
         assert (fake_model.asked[-1]["thinking"], fake_model.asked[-1]["effort"]) == (False, "none")
 
 
-def test_the_log_has_what_a_request_sent_in_vain() -> None:
+def test_the_log_names_the_ignored_fields_of_a_request() -> None:
     stream = io.StringIO()
     with serving(EchoModel(), observers=[line_log("json", stream)]) as url:
         httpx.post(url + CHAT, json=BODIES[CHAT] | {"metadata": {"secret": "s"}, "verbosity": "low"})

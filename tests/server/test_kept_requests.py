@@ -1,4 +1,4 @@
-"""Requests that a server keeps: for their own key alone, only where that was asked for, and only the last ones."""
+"""Requests that a server records: only if configured, for their own key alone, and only the latest ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from freedive.server.keys import Keys
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keys of these tests are nobody else's."""
+    """A home of its own, so that the tests' keys are separate."""
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
 
 
@@ -32,8 +32,8 @@ def body(text: str, **fields: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def house(limit: int, *names: str) -> Iterator[dict[str, httpx.Client]]:
-    """A client for each key, or one without."""
+def clients_of(limit: int, *names: str) -> Iterator[dict[str, httpx.Client]]:
+    """Yields a client for each key, or one without."""
     headers = {name: {"authorization": f"Bearer {keys.create(name, may=('manage',))}"} for name in names} or {"": {}}
     with serving(EchoModel(), config=ServerConfig(keep_requests=limit), keys=Keys() if names else None) as url:
         clients = {name: httpx.Client(base_url=url, headers=each, timeout=20) for name, each in headers.items()}
@@ -45,7 +45,7 @@ def house(limit: int, *names: str) -> Iterator[dict[str, httpx.Client]]:
 
 
 def recording(client: httpx.Client, id: str) -> Recording:
-    """A request is kept a moment after its answer was read."""
+    """Returns a recording, which is available a moment after the answer was read."""
     deadline = time.monotonic() + 5
     while (answer := client.get(f"/v1/requests/{id}")).status_code != 200:
         assert time.monotonic() < deadline, answer.text
@@ -53,8 +53,8 @@ def recording(client: httpx.Client, id: str) -> Recording:
     return Recording.from_json(answer.content)
 
 
-def test_nothing_is_kept_unless_that_is_asked_for() -> None:
-    with house(0) as clients:
+def test_nothing_is_recorded_unless_configured() -> None:
+    with clients_of(0) as clients:
         id = clients[""].post(CHAT, json=body("hello")).headers["x-request-id"]
         assert clients[""].get("/v1/requests").json()["data"] == []
         answer = clients[""].get(f"/v1/requests/{id}")
@@ -62,8 +62,8 @@ def test_nothing_is_kept_unless_that_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_is_kept_with_its_answers(stream: bool) -> None:
-    with house(3) as clients:
+def test_a_request_is_recorded_with_its_answers(stream: bool) -> None:
+    with clients_of(3) as clients:
         made = clients[""].post(CHAT, json=body("hello", stream=stream, n=2, seed=5, top_p=0.5, stop=["zzz"]))
         kept = recording(clients[""], made.headers["x-request-id"])
         [shown] = clients[""].get("/v1/requests").json()["data"]
@@ -76,16 +76,16 @@ def test_a_request_is_kept_with_its_answers(stream: bool) -> None:
     assert (shown["model"], shown["route"], shown["answers"], shown["generated_tokens"]) == ("echo", CHAT, 2, 22)
 
 
-def test_only_the_last_ones_are_kept() -> None:
-    with house(2) as clients:
+def test_only_the_latest_requests_are_kept() -> None:
+    with clients_of(2) as clients:
         ids = [clients[""].post(CHAT, json=body(text)).headers["x-request-id"] for text in ("one", "two", "three")]
         assert recording(clients[""], ids[2])
         assert [each["id"] for each in clients[""].get("/v1/requests").json()["data"]] == ids[:0:-1]
         assert clients[""].get(f"/v1/requests/{ids[0]}").status_code == 404
 
 
-def test_no_key_sees_what_another_has_asked_whatever_its_rights() -> None:
-    with house(5, "ann", "bob") as clients:
+def test_no_key_sees_the_requests_of_another() -> None:
+    with clients_of(5, "ann", "bob") as clients:
         id = clients["ann"].post(CHAT, json=body("secret"), headers={"x-request-id": "mine"}).headers["x-request-id"]
         assert id == "mine"
         assert clients["bob"].get("/v1/requests").json()["data"] == []
@@ -97,8 +97,8 @@ def test_no_key_sees_what_another_has_asked_whatever_its_rights() -> None:
         assert httpx.get(f"{clients['ann'].base_url}/v1/requests").status_code == 401
 
 
-def test_all_apis_are_kept_and_what_has_no_answer_is_not() -> None:
-    with house(9) as clients:
+def test_requests_of_all_apis_are_recorded_unless_they_have_no_answer() -> None:
+    with clients_of(9) as clients:
         client = clients[""]
         client.post("/v1/completions", json={"model": "echo", "prompt": ["a", "b"], "max_tokens": 1})
         client.post("/api/generate", json={"model": "echo", "prompt": "c", "stream": False})

@@ -1,4 +1,4 @@
-"""Keys: how they are kept, who gets in with one, and how much they may ask."""
+"""API keys: how they are stored, what they permit, and their limits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def url(fake_model: EchoModel) -> Iterator[str]:
-    """A server that looks at the keys."""
+    """The address of a server that checks keys."""
     with serving(fake_model, keys=Keys()) as url:
         yield url
 
@@ -82,14 +82,14 @@ def test_a_key_is_revoked_by_name_or_id() -> None:
         (("revoke", "x"), "no key x"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(arguments: tuple[str, ...], message: str) -> None:
+def test_an_impossible_command_is_one_line(arguments: tuple[str, ...], message: str) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
 
 
-def test_two_keys_of_one_name_would_be_one_caller() -> None:
+def test_a_second_key_of_the_same_name_is_refused() -> None:
     keys.create("ann")
     with pytest.raises(UserError, match="There is already a key named ann"):
         keys.create("ann")
@@ -103,7 +103,7 @@ def test_two_writers_do_not_lose_each_others_keys() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"keys": [{}]}', '{"keys": [1]}', "\udcff"])
-def test_a_damaged_file_is_said_and_nobody_gets_in(home: Path, fake_model: EchoModel, text: str) -> None:
+def test_a_damaged_key_file_is_reported_and_locks_the_server(home: Path, fake_model: EchoModel, text: str) -> None:
     secret = keys.create("ann")
     with serving(fake_model, keys=Keys()) as url:
         (home / "keys.json").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_said_and_nobody_gets_in(home: Path, fake_model: EchoM
 @pytest.mark.parametrize(
     "header", [("authorization", "Bearer {}"), ("authorization", "bearer  {}"), ("x-api-key", "{}"), ("api-key", "{}")]
 )
-def test_a_key_is_taken_in_every_apis_way(url: str, header: tuple[str, str]) -> None:
+def test_a_key_is_accepted_in_the_header_of_every_api(url: str, header: tuple[str, str]) -> None:
     secret = keys.create("ann")
     name, form = header
     assert ask(url, **{name: form.format(secret)}).status_code == 200
@@ -152,7 +152,7 @@ def test_the_refusal_is_in_each_apis_form(url: str) -> None:
         assert [model.id for model in right.models.list()] == ["echo"]
 
 
-def test_a_revoked_key_is_out_at_once_and_the_last_does_not_open_the_door(url: str, home: Path) -> None:
+def test_a_revoked_key_is_refused_at_once_also_if_it_was_the_last(url: str, home: Path) -> None:
     secret = keys.create("ann")
     assert ask(url, authorization=f"Bearer {secret}").status_code == 200
     keys.revoke("ann")
@@ -183,7 +183,7 @@ def test_a_key_has_the_rights_that_it_was_made_with() -> None:
     assert "'everything' is not a right. Choose one of pull, manage" in refused.stderr
 
 
-def test_other_addresses_need_keys_or_an_explicit_word() -> None:
+def test_other_addresses_need_keys_or_an_explicit_flag() -> None:
     with pytest.raises(UserError, match="freedive keys create NAME, or use --insecure"):
         check_keys(ServerConfig(host="0.0.0.0"))
     result = CliRunner().invoke(app, ["serve", "no-such-model", "--host", "0.0.0.0"])
@@ -222,7 +222,7 @@ class Clock:
         return self.now
 
 
-def test_requests_of_a_minute_are_counted_and_the_wait_is_true() -> None:
+def test_requests_of_a_minute_are_counted_and_the_retry_time_is_exact() -> None:
     clock = Clock()
     rate_limits, key = RateLimits(clock), Key("1", "ann", "", "", "", requests_per_minute=2)
     for second in (0.0, 20.0):
@@ -242,7 +242,7 @@ def test_requests_of_a_minute_are_counted_and_the_wait_is_true() -> None:
         pass
 
 
-def test_a_key_beyond_its_limit_is_told_when_to_come_back(url: str) -> None:
+def test_a_key_beyond_its_limit_gets_a_retry_time(url: str) -> None:
     secret = keys.create("ann", requests_per_minute=1)
     other = keys.create("bob")
     assert ask(url, authorization=f"Bearer {secret}").status_code == 200
@@ -254,7 +254,7 @@ def test_a_key_beyond_its_limit_is_told_when_to_come_back(url: str) -> None:
     assert ask(url, authorization=f"Bearer {other}").status_code == 200
 
 
-def test_who_was_refused_is_known(fake_model: EchoModel) -> None:
+def test_refused_requests_are_logged_with_their_key(fake_model: EchoModel) -> None:
     seen: list[tuple[str, int]] = []
     secret = keys.create("ann", requests_per_minute=1)
     with serving(
@@ -292,7 +292,7 @@ def test_keys_never_reach_the_log(url: str, caplog: pytest.LogCaptureFixture) ->
     assert secret not in caplog.text
 
 
-def test_the_temporary_file_of_a_crash_is_no_hindrance(home: Path) -> None:
+def test_the_temporary_file_of_a_crash_is_ignored(home: Path) -> None:
     (home / "keys.partial").write_text("half")
     os.chmod(home / "keys.partial", 0o644)
     keys.create("ann")

@@ -1,4 +1,4 @@
-"""What a server tells of itself: to Prometheus, as JSON, in a log and in traces; and never what was said."""
+"""What a server reports: to Prometheus, as JSON, in a log and in traces, but never the content of requests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-class House:
+class ObservedServer:
     """A server with its model, a log of each kind, and the spans of its requests."""
 
     def __init__(self) -> None:
@@ -57,12 +57,12 @@ class House:
         return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers)
 
     def lines(self, count: int) -> list[dict[str, Any]]:
-        """The log, once it has ``count`` lines: requests are reported when they have ended, answers arrive before."""
+        """Returns the log once it has ``count`` lines, since a request is logged after its answer has been sent."""
         until(lambda: len(self.json.getvalue().splitlines()) == count)
         return [json.loads(line) for line in self.json.getvalue().splitlines()]
 
     def metrics(self) -> dict[tuple[str, ...], float]:
-        """Values by name and the values of its labels."""
+        """Returns values by name and label values."""
         text = httpx.get(f"{self.url}/metrics").text
         return {
             (sample.name, *(sample.labels[name] for name in LABELS if name in sample.labels)): sample.value
@@ -71,29 +71,29 @@ class House:
         }
 
     def span(self, count: int) -> ReadableSpan:
-        """The last of ``count`` spans."""
+        """Returns the last of ``count`` spans."""
         until(lambda: len(self.exporter.get_finished_spans()) == count)
         return self.exporter.get_finished_spans()[-1]
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
-    house = House()
-    with serving(house.model, observers=house.observers) as house.url:
-        yield house
+def observed() -> Iterator[ObservedServer]:
+    observed = ObservedServer()
+    with serving(observed.model, observers=observed.observers) as observed.url:
+        yield observed
 
 
-def test_requests_are_counted_by_route_status_and_model(house: House) -> None:
-    house.ask("hi")
-    house.ask("hi", stream=True)
-    house.ask("hi", temperature=-1)
-    httpx.get(f"{house.url}/v1/models/echo")
-    httpx.get(f"{house.url}/some/where")
-    httpx.request("ODD", f"{house.url}/v1/models")
-    httpx.get(f"{house.url}/static/main.js")
-    httpx.get(f"{house.url}/static/nothing.js")
-    house.lines(8)
-    counts = {key[1:]: value for key, value in house.metrics().items() if key[0] == "freedive_requests_total"}
+def test_requests_are_counted_by_route_status_and_model(observed: ObservedServer) -> None:
+    observed.ask("hi")
+    observed.ask("hi", stream=True)
+    observed.ask("hi", temperature=-1)
+    httpx.get(f"{observed.url}/v1/models/echo")
+    httpx.get(f"{observed.url}/some/where")
+    httpx.request("ODD", f"{observed.url}/v1/models")
+    httpx.get(f"{observed.url}/static/main.js")
+    httpx.get(f"{observed.url}/static/nothing.js")
+    observed.lines(8)
+    counts = {key[1:]: value for key, value in observed.metrics().items() if key[0] == "freedive_requests_total"}
     assert counts == {
         ("/v1/chat/completions", "200", "echo"): 2,
         ("/v1/chat/completions", "400", ""): 1,
@@ -105,11 +105,11 @@ def test_requests_are_counted_by_route_status_and_model(house: House) -> None:
     }
 
 
-def test_latencies_and_lengths_are_distributions(house: House) -> None:
-    house.ask("hello")
-    house.ask("hello", n=2)
-    house.lines(2)
-    found = house.metrics()
+def test_latencies_and_lengths_are_distributions(observed: ObservedServer) -> None:
+    observed.ask("hello")
+    observed.ask("hello", n=2)
+    observed.lines(2)
+    found = observed.metrics()
     assert found["freedive_prompt_tokens_sum", "echo"] == 2 * len("user: hello")
     assert found["freedive_answer_tokens_sum", "echo"] == 3 * len("user: hello")
     assert found["freedive_request_seconds_count", "echo"] == 2
@@ -121,18 +121,18 @@ def test_latencies_and_lengths_are_distributions(house: House) -> None:
     assert ("process_resident_memory_bytes",) in found
 
 
-def test_answers_are_counted_by_their_ends(house: House) -> None:
-    house.ask("hi")
-    house.ask("hi there", max_tokens=2)
-    house.ask("boom", stream=True)
-    house.model.delay_s = 0.01
+def test_answers_are_counted_by_finish_reason(observed: ObservedServer) -> None:
+    observed.ask("hi")
+    observed.ask("hi there", max_tokens=2)
+    observed.ask("boom", stream=True)
+    observed.model.delay_s = 0.01
     body = {"model": "echo", "prompt": "word " * 500, "stream": True}
-    with httpx.stream("POST", f"{house.url}/v1/completions", json=body) as answer:
+    with httpx.stream("POST", f"{observed.url}/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         next(lines)
-    assert house.model.engine.generations[-1].cancelled.wait(5)
-    house.lines(4)
-    ends = {key[2]: value for key, value in house.metrics().items() if key[0] == "freedive_answers_total"}
+    assert observed.model.engine.generations[-1].cancelled.wait(5)
+    observed.lines(4)
+    ends = {key[2]: value for key, value in observed.metrics().items() if key[0] == "freedive_answers_total"}
     assert ends == {"stop": 1, "length": 1, "failed": 1, "left": 1}
 
 
@@ -147,10 +147,10 @@ class ManyStats:
 
 
 def test_engines_are_read_when_they_are_scraped_whatever_they_count(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    observed: ObservedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EchoEngine, "stats", lambda self: ManyStats())
-    found = house.metrics()
+    found = observed.metrics()
     assert found["freedive_requests_running", "echo"] == 1
     assert found["freedive_requests_waiting", "echo"] == 2
     assert found["freedive_cache_free_pages", "echo"] == 3
@@ -159,23 +159,23 @@ def test_engines_are_read_when_they_are_scraped_whatever_they_count(
     assert not any("words" in key[0] for key in found)
 
 
-def test_names_and_types_are_as_prometheus_advises(house: House) -> None:
-    house.ask("hi")
-    text = httpx.get(f"{house.url}/metrics").text
+def test_names_and_types_are_as_prometheus_advises(observed: ObservedServer) -> None:
+    observed.ask("hi")
+    text = httpx.get(f"{observed.url}/metrics").text
     for family in text_string_to_metric_families(text):
         if family.name.startswith("freedive_") and not family.name.endswith("_created"):
             assert family.documentation
             assert family.type in ("counter", "gauge", "histogram")
-    modern = httpx.get(f"{house.url}/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    modern = httpx.get(f"{observed.url}/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
     assert modern.headers["content-type"].startswith("application/openmetrics-text")
     assert modern.text.endswith("# EOF\n")
 
 
-def test_stats_are_json(house: House) -> None:
+def test_stats_are_json(observed: ObservedServer) -> None:
     for _ in range(3):
-        house.ask("hello")
-    house.lines(3)
-    stats = httpx.get(f"{house.url}/v1/stats").json()
+        observed.ask("hello")
+    observed.lines(3)
+    stats = httpx.get(f"{observed.url}/v1/stats").json()
     assert stats["models"] == {"echo": {"bytes": 1 << 20, "resident_bytes": 1 << 19, "running": 0, "waiting": 0}}
     assert stats["uptime_s"] > 0
     assert stats["memory"]["peak_bytes"] > 1 << 20
@@ -183,27 +183,27 @@ def test_stats_are_json(house: House) -> None:
     assert stats["callers"] == {"": {"requests": 3, "prompt_tokens": 33, "generated_tokens": 33}}
 
 
-def test_the_load_of_experts_is_told(house: House) -> None:
-    assert httpx.get(f"{house.url}/v1/stats/experts").json() == {"models": {"echo": [[3, 1], [0, 4]]}}
+def test_the_load_of_experts_is_reported(observed: ObservedServer) -> None:
+    assert httpx.get(f"{observed.url}/v1/stats/experts").json() == {"models": {"echo": [[3, 1], [0, 4]]}}
 
 
-def test_percentiles_are_values_that_were_there() -> None:
+def test_percentiles_are_observed_values() -> None:
     assert percentiles(range(1, 101)) == {"p50": 50, "p90": 90, "p99": 99}
     assert percentiles([7.0]) == {"p50": 7.0, "p90": 7.0, "p99": 7.0}
     assert percentiles([]) == {}
 
 
-def test_each_request_is_a_line(house: House) -> None:
-    house.ask("hello", {"x-request-id": "mine"})
-    house.ask("hello", temperature=-1)
-    httpx.get(f"{house.url}/health")
-    first, second, third = house.lines(3)
+def test_each_request_is_a_line_of_the_log(observed: ObservedServer) -> None:
+    observed.ask("hello", {"x-request-id": "mine"})
+    observed.ask("hello", temperature=-1)
+    httpx.get(f"{observed.url}/health")
+    first, second, third = observed.lines(3)
     assert first["id"] == "mine"
     assert (first["route"], first["status"], first["model"]) == ("/v1/chat/completions", 200, "echo")
     assert (first["prompt_tokens"], first["generated_tokens"], first["finish"]) == (11, 11, ["stop"])
     assert 0 < first["first_token_s"] <= first["seconds"]
     assert (second["status"], third["route"]) == (400, "/health")
-    text = house.text.getvalue().splitlines()
+    text = observed.text.getvalue().splitlines()
     assert len(text) == 3
     assert " POST /v1/chat/completions 200 id=mine " in text[0]
     assert "generated_tokens=11" in text[0]
@@ -214,31 +214,36 @@ def test_callers_are_named_and_their_questions_go_by_their_names(
 ) -> None:
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
     headers = {"authorization": f"Bearer {keys.create('ann')}"}
-    house = House()
-    with serving(house.model, keys=Keys(), observers=house.observers) as house.url:
-        house.ask("hi", headers, user="bob")
-        house.ask("hi")
-        house.lines(2)
-        stats = httpx.get(f"{house.url}/v1/stats", headers=headers).json()
-    assert [line["caller"] for line in house.lines(3)][:2] == ["ann", ""]
+    observed = ObservedServer()
+    with serving(observed.model, keys=Keys(), observers=observed.observers) as observed.url:
+        observed.ask("hi", headers, user="bob")
+        observed.ask("hi")
+        observed.lines(2)
+        stats = httpx.get(f"{observed.url}/v1/stats", headers=headers).json()
+    assert [line["caller"] for line in observed.lines(3)][:2] == ["ann", ""]
     assert stats["callers"].keys() == {"ann"}
-    assert house.exporter.get_finished_spans()[0].attributes["enduser.id"] == "ann"
+    assert observed.exporter.get_finished_spans()[0].attributes["enduser.id"] == "ann"
 
 
-def test_what_was_said_and_the_keys_are_nowhere(house: House) -> None:
-    house.ask(SECRET_WORD, {"authorization": "Bearer fd-secret"}, user=SECRET_WORD)
-    httpx.get(f"{house.url}/{SECRET_WORD}?key={SECRET_WORD}")
-    house.lines(2)
-    seen = [span.to_json() for span in house.exporter.get_finished_spans()]
-    for told in (house.text.getvalue(), house.json.getvalue(), httpx.get(f"{house.url}/metrics").text, *seen):
-        assert SECRET_WORD not in told
-        assert "fd-secret" not in told
-    assert SECRET_WORD not in httpx.get(f"{house.url}/v1/stats").text
+def test_content_and_keys_appear_nowhere(observed: ObservedServer) -> None:
+    observed.ask(SECRET_WORD, {"authorization": "Bearer fd-secret"}, user=SECRET_WORD)
+    httpx.get(f"{observed.url}/{SECRET_WORD}?key={SECRET_WORD}")
+    observed.lines(2)
+    seen = [span.to_json() for span in observed.exporter.get_finished_spans()]
+    for reported in (
+        observed.text.getvalue(),
+        observed.json.getvalue(),
+        httpx.get(f"{observed.url}/metrics").text,
+        *seen,
+    ):
+        assert SECRET_WORD not in reported
+        assert "fd-secret" not in reported
+    assert SECRET_WORD not in httpx.get(f"{observed.url}/v1/stats").text
 
 
-def test_a_request_is_a_span_under_its_clients(house: House) -> None:
-    house.ask("hello", {"traceparent": TRACE})
-    span = house.span(1)
+def test_a_request_is_a_span_under_its_clients(observed: ObservedServer) -> None:
+    observed.ask("hello", {"traceparent": TRACE})
+    span = observed.span(1)
     assert span.name == "chat echo"
     assert f"{span.context.trace_id:032x}" == TRACE.split("-")[1]
     assert f"{span.parent.span_id:016x}" == TRACE.split("-")[2]
@@ -253,17 +258,17 @@ def test_a_request_is_a_span_under_its_clients(house: House) -> None:
     assert span.status.status_code is StatusCode.UNSET
 
 
-def test_a_failed_answer_is_a_failed_span(house: House) -> None:
-    assert house.ask("boom", stream=True).status_code == 200
-    assert house.span(1).status.status_code is StatusCode.ERROR
-    assert house.ask("untemplated").status_code == 500
-    assert house.span(2).attributes["error.type"] == "500"
+def test_a_failed_answer_is_a_failed_span(observed: ObservedServer) -> None:
+    assert observed.ask("boom", stream=True).status_code == 200
+    assert observed.span(1).status.status_code is StatusCode.ERROR
+    assert observed.ask("untemplated").status_code == 500
+    assert observed.span(2).attributes["error.type"] == "500"
     body = {"model": "echo", "prompt": "hi"}
-    httpx.post(f"{house.url}/v1/completions", json=body)
-    assert house.span(3).name == "text_completion echo"
+    httpx.post(f"{observed.url}/v1/completions", json=body)
+    assert observed.span(3).name == "text_completion echo"
 
 
-def test_traces_cost_nothing_unasked_and_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traces_need_an_extra_only_if_they_are_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracing({}) is None
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(UserError, match=r"pip install 'freedive\[otel\]'"):

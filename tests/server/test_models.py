@@ -1,4 +1,4 @@
-"""Models come when they are asked for, and go when they must make room or nobody asks."""
+"""Models are loaded on demand, and unloaded to free memory or when they are idle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from freedive.server.models import FOREVER, ModelEntry, Models
 from freedive.text.prompt import Prompt
 
 
-class Shelf:
+class Loader:
     """Counts how often each model is loaded."""
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ async def used(models: Models, name: str) -> None:
         pass
 
 
-def test_a_model_is_loaded_once_by_whoever_asks_first() -> None:
-    shelf = Shelf()
+def test_a_model_is_loaded_once_by_the_first_request() -> None:
+    shelf = Loader()
 
     async def scene() -> None:
         models = shelf.models("a", "b")
@@ -55,13 +55,13 @@ def test_a_model_is_loaded_once_by_whoever_asks_first() -> None:
     run(scene)
 
 
-def test_an_unknown_model_is_named_with_those_there_are() -> None:
+def test_the_error_for_an_unknown_model_lists_the_known_ones() -> None:
     with pytest.raises(NotFound, match=r"'c' is not served here\. Served models: a, b"):
-        Shelf().models("a", "b").slot("c")
+        Loader().models("a", "b").slot("c")
 
 
-def test_the_model_that_was_unused_for_longest_makes_room() -> None:
-    shelf = Shelf()
+def test_the_least_recently_used_model_is_unloaded() -> None:
+    shelf = Loader()
 
     async def scene() -> None:
         models = shelf.models("a", "b", "c", max_bytes=20)
@@ -73,9 +73,9 @@ def test_the_model_that_was_unused_for_longest_makes_room() -> None:
     run(scene)
 
 
-def test_a_busy_model_makes_no_room() -> None:
+def test_a_busy_model_is_not_unloaded() -> None:
     async def scene() -> None:
-        models = Shelf().models("a", "b", max_bytes=10)
+        models = Loader().models("a", "b", max_bytes=10)
         async with models.use("a"):
             with pytest.raises(Overloaded, match="'b' does not fit into memory with a"):
                 await used(models, "b")
@@ -88,7 +88,7 @@ def test_an_idle_model_expires_and_a_request_can_say_when(monkeypatch: pytest.Mo
     monkeypatch.setattr(models_module, "TICK_S", 0.01)
 
     async def scene() -> None:
-        models = Shelf().models("a", "b", keep_alive_s=0.05)
+        models = Loader().models("a", "b", keep_alive_s=0.05)
         async with models.living():
             async with models.use("a"):
                 await used(models, "b")
@@ -104,11 +104,11 @@ def test_an_idle_model_expires_and_a_request_can_say_when(monkeypatch: pytest.Mo
     run(scene)
 
 
-def test_a_model_loaded_again_has_forgotten_what_a_request_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reloaded_model_has_the_default_keep_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models_module, "TICK_S", 0.01)
 
     async def scene() -> None:
-        models = Shelf().models("a")
+        models = Loader().models("a")
         async with models.living():
             async with models.use("a", keep_alive_s=0):
                 pass
@@ -121,11 +121,11 @@ def test_a_model_loaded_again_has_forgotten_what_a_request_said(monkeypatch: pyt
     run(scene)
 
 
-def test_a_model_is_released_when_those_who_ask_it_have_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_released_after_its_running_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models_module, "TICK_S", 0.01)
 
     async def scene() -> None:
-        models = Shelf().models("a")
+        models = Loader().models("a")
         async with models.living():
             async with models.use("a"):
                 await models.release("a")
@@ -140,7 +140,7 @@ def test_a_model_is_released_when_those_who_ask_it_have_their_answers(monkeypatc
 
 
 def test_a_model_can_be_added_and_a_known_one_stays() -> None:
-    shelf = Shelf()
+    shelf = Loader()
 
     async def scene() -> None:
         models = shelf.models("a")
@@ -176,7 +176,7 @@ ALIASES = {"gpt-x": "a", "claude": "b"}
 
 
 def test_an_alias_is_listed_and_answers_under_its_own_name() -> None:
-    shelf = Shelf()
+    shelf = Loader()
     entries = [ModelEntry(name, partial(shelf.load, name), 10) for name in "ab"]
 
     async def scene() -> None:
@@ -200,7 +200,7 @@ def test_an_alias_that_cannot_be_is_refused(aliases: dict[str, str], fault: str)
         Models([ModelEntry(name, EchoModel) for name in "ab"], aliases=aliases)
 
 
-def test_a_path_finds_a_model_and_is_told_to_nobody() -> None:
+def test_a_path_finds_a_model_and_is_never_reported() -> None:
     models = Models([ModelEntry("m.gguf", EchoModel, also=("/some/where/m.gguf", "m.gguf"))])
     assert models.slot("/some/where/m.gguf").entry.name == "m.gguf"
     with pytest.raises(NotFound) as refused:
@@ -208,7 +208,7 @@ def test_a_path_finds_a_model_and_is_told_to_nobody() -> None:
     assert "/some" not in str(refused.value)
 
 
-def test_capitals_make_no_other_model() -> None:
+def test_model_names_are_not_case_sensitive() -> None:
     models = Models([ModelEntry("hf:owner/Name", EchoModel)])
     assert models.slot("hf:Owner/name:latest").entry.name == "hf:owner/Name"
     assert "hf:OWNER/NAME" in models
@@ -227,11 +227,11 @@ def test_every_api_lists_aliases(route: str) -> None:
             assert http.post(answering, json=chat).json()["model"] == "gpt-x"
 
 
-# --- what is preloaded -----------------------------------------------------------------------------
+# --- preloaded models ---------------------------------------------------------------------------------------------
 
 
-def test_a_preloaded_model_makes_room_last_and_never_for_what_a_client_had_fetched() -> None:
-    shelf = Shelf()
+def test_a_preloaded_model_is_unloaded_last_and_never_for_a_fetched_model() -> None:
+    shelf = Loader()
     mine = EchoModel(name="mine", num_bytes=10)
 
     async def scene() -> None:
@@ -250,7 +250,7 @@ def test_a_preloaded_model_makes_room_last_and_never_for_what_a_client_had_fetch
 
 
 def test_two_models_that_do_not_fit_are_loaded_no_more_than_half_of_the_time() -> None:
-    shelf = Shelf()
+    shelf = Loader()
 
     def load(name: str) -> EchoModel:
         time.sleep(0.05)
@@ -271,14 +271,14 @@ def test_two_models_that_do_not_fit_are_loaded_no_more_than_half_of_the_time() -
 
 
 def broken(model: EchoModel) -> EchoModel:
-    """One whose engine has given up in the midst of work."""
+    """Returns a model whose engine has failed during a request."""
     model.engine.submit_all([Job(Prompt([97]), Sampling())])
     model.engine.failure = "out of tea"
     return model
 
 
-def test_a_model_whose_engine_has_failed_is_loaded_again_for_who_asks_next() -> None:
-    shelf = Shelf()
+def test_a_failed_model_is_reloaded_for_the_next_request() -> None:
+    shelf = Loader()
 
     async def scene() -> None:
         models = shelf.models("a", "b", max_bytes=10)
@@ -290,12 +290,12 @@ def test_a_model_whose_engine_has_failed_is_loaded_again_for_who_asks_next() -> 
         assert shelf.made[0].closed
         assert models.troubles == {}
         broken(shelf.made[1])
-        await used(models, "b")  # for which the failed one makes room, though its work is open
+        await used(models, "b")  # unloads the failed model, though a request was running
 
     run(scene)
 
 
-def test_a_preloaded_model_that_fails_is_loaded_again_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preloaded_model_that_fails_is_reloaded_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models_module, "TICK_S", 0.01)
     monkeypatch.setattr(models_module, "RETRY_S", 0.05)
     first, loads = EchoModel(name="a"), []
@@ -321,11 +321,11 @@ def test_a_preloaded_model_that_fails_is_loaded_again_unasked(monkeypatch: pytes
     run(scene)
 
 
-def test_a_model_that_does_not_close_well_ends_neither_the_others_nor_the_watch(
+def test_an_error_in_closing_a_model_affects_no_other_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(models_module, "TICK_S", 0.01)
-    shelf = Shelf()
+    shelf = Loader()
 
     def close() -> None:
         raise OSError("it clings")
@@ -343,7 +343,7 @@ def test_a_model_that_does_not_close_well_ends_neither_the_others_nor_the_watch(
     run(scene)
 
 
-def test_a_stalled_model_is_said_to_be() -> None:
+def test_a_stalled_model_is_reported() -> None:
     async def scene() -> None:
         model = EchoModel(name="a")
         models = Models([ModelEntry("a", lambda: model)], [model])

@@ -1,4 +1,4 @@
-"""Bodies with odd members, sent to every route of a server with a real engine: a sample of bench/request_fuzz.py."""
+"""Bodies with odd members for every route of a server with a real engine: a sample of bench/request_fuzz.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def url() -> object:
         yield url
 
 
-def test_mutated_requests_are_answered_and_leave_nothing_behind(url: str) -> None:
+def test_mutated_requests_are_answered_and_freed(url: str) -> None:
     statuses, faults = request_fuzz.attack(url, "nano", 300, seed=7)
     assert faults == []
     assert statuses[200] > 50, "some are answered, or nothing but the edge was tried"
@@ -31,7 +31,7 @@ ODD: tuple[Any, ...] = ([], {}, [{"type": "reasoning"}], {"a": 1}, 5, True)
 
 
 @pytest.mark.parametrize("odd", ODD, ids=str)
-def test_types_that_are_no_texts_are_refused(url: str, odd: object) -> None:
+def test_types_that_are_not_strings_are_refused(url: str, odd: object) -> None:
     part = {"type": odd, "text": "hi"}
     turns = [
         {"role": "user", "content": "hi"},

@@ -46,7 +46,7 @@ def test_durations_are_nanoseconds(client: ollama.Client) -> None:
     assert 0 < answer.prompt_eval_duration < answer.total_duration
 
 
-def test_chat_streams_in_lines_and_the_last_one_sums_up(client: ollama.Client) -> None:
+def test_chat_streams_lines_and_the_last_one_has_the_totals(client: ollama.Client) -> None:
     *parts, last = client.chat(model="echo", messages=HELLO, stream=True)
     assert "".join(part.message.content for part in parts) == SAID
     assert len(parts) > 5
@@ -76,7 +76,7 @@ THOUGHTFUL = "<think>\nTwo and two.\n</think>\n\nFour."
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_thoughts_come_apart(client: ollama.Client, fake_model: EchoModel, stream: bool) -> None:
+def test_thoughts_are_a_field_of_their_own(client: ollama.Client, fake_model: EchoModel, stream: bool) -> None:
     fake_model.script["two and two"] = THOUGHTFUL
     asked = {"model": "echo", "stream": stream}
     chat = client.chat(messages=[{"role": "user", "content": "two and two"}], **asked)
@@ -236,14 +236,16 @@ def test_nothing_is_truncated(client: ollama.Client) -> None:
         client.generate("echo", "x" * 5000)
 
 
-def test_overload_is_told(client: ollama.Client) -> None:
+def test_overload_is_reported(client: ollama.Client) -> None:
     with pytest.raises(ollama.ResponseError) as caught:
         client.generate("echo", "overload")
     refusal(caught, 429)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_engine_failure_is_told_and_survived(client: ollama.Client, fake_model: EchoModel, stream: bool) -> None:
+def test_an_engine_failure_is_reported_and_the_server_continues(
+    client: ollama.Client, fake_model: EchoModel, stream: bool
+) -> None:
     fake_model.script["boom"] = "ab\N{COLLISION SYMBOL}"
     with pytest.raises(ollama.ResponseError, match="the server's log has it as req-"):
         list(client.generate("echo", "boom", stream=stream))
@@ -251,7 +253,7 @@ def test_an_engine_failure_is_told_and_survived(client: ollama.Client, fake_mode
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_the_engine(live_server: str, fake_model: EchoModel, stream: bool) -> None:
+def test_a_disconnected_client_frees_the_engine(live_server: str, fake_model: EchoModel, stream: bool) -> None:
     fake_model.script["endless"] = "word " * 5000
     with ollama.Client(host=live_server, timeout=0.3) as hasty:
         if stream:

@@ -1,4 +1,4 @@
-"""Ollama's official client library asks what models there are, and for others."""
+"""Ollama's official client library lists, shows, pulls and unloads models."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_empty_request_loads_or_unloads() -> None:
         assert client.ps().models[0].expires_at.year == 9999
 
 
-def test_a_model_is_unloaded_after_its_answer_when_nobody_is_to_wait() -> None:
+def test_a_model_with_keep_alive_0_is_unloaded_after_its_answer() -> None:
     model = EchoModel()
     with serving(model) as url, ollama.Client(host=url) as client:
         assert client.generate("echo", "hello", keep_alive="0s").response == SAID
@@ -87,19 +87,19 @@ def test_models_are_listed_and_shown() -> None:
         assert older["model_info"] == shown.modelinfo
 
 
-def test_clients_see_that_somebody_is_there_and_how_new(http: httpx.Client) -> None:
+def test_clients_see_that_the_server_runs_and_its_version(http: httpx.Client) -> None:
     for path in ("/", "/api/version", "/api/tags"):
         response = http.head(path)
         assert (response.status_code, response.content) == (200, b"")
     assert http.get("/api/version").json().keys() == {"version", "freedive"}
 
 
-def test_latest_is_no_other_model(client: ollama.Client) -> None:
+def test_the_tag_latest_is_ignored(client: ollama.Client) -> None:
     answer = client.chat("echo:latest", HELLO)
     assert (answer.model, answer.message.content) == ("echo:latest", SAID)
 
 
-def test_what_is_here_already_is_pulled_at_once(client: ollama.Client) -> None:
+def test_a_stored_model_is_pulled_at_once(client: ollama.Client) -> None:
     assert client.pull("echo:latest").status == "success"
     assert [state.status for state in client.pull("echo", stream=True)] == ["pulling manifest", "success"]
 
@@ -110,7 +110,7 @@ def test_a_server_of_given_models_pulls_no_others(client: ollama.Client) -> None
     assert "freedive pull other" in refusal(caught)
 
 
-def test_a_pull_tells_its_progress_and_the_model_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pull_reports_its_progress_and_the_model_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulling, "TICK_S", 0.01)
     told = threading.Event()
 
@@ -138,7 +138,9 @@ def test_a_pull_tells_its_progress_and_the_model_is_served(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_pull_ends_with_its_client_and_holds_up_no_server(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+def test_a_pull_ends_with_its_client_and_does_not_block_the_server(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
     monkeypatch.setattr(pulling, "TICK_S", 0.01)
     ended = threading.Event()
 
@@ -166,7 +168,7 @@ def test_a_pull_ends_with_its_client_and_holds_up_no_server(monkeypatch: pytest.
         assert [model.model for model in client.list().models] == ["echo"]
 
 
-def test_what_would_change_the_files_of_this_machine_is_refused_with_a_remedy(client: ollama.Client) -> None:
+def test_requests_that_change_local_files_are_refused_with_a_remedy(client: ollama.Client) -> None:
     for attempt in (
         lambda: client.create("mine", from_="echo"),
         lambda: client.copy("echo", "other"),

@@ -1,4 +1,4 @@
-"""What Ollama's API has and this server does not honour is refused by name."""
+"""Fields of Ollama's API that this server does not support are refused by name."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ TEXT = {"model": "echo", "prompt": "hello"}
         ("pull", {"insecure": True}, "insecure"),
     ],
 )
-def test_what_is_not_honoured_is_refused_by_name(
+def test_unsupported_fields_are_refused_by_name(
     http: httpx.Client, route: str, extra: dict[str, Any], param: str
 ) -> None:
     body = {"chat": CHAT, "generate": TEXT}.get(route, {"model": "echo"}) | extra
@@ -61,7 +61,7 @@ def test_what_is_not_honoured_is_refused_by_name(
     assert param in response.json()["error"]
 
 
-def test_what_asks_for_nothing_is_accepted(http: httpx.Client) -> None:
+def test_fields_without_effect_are_accepted(http: httpx.Client) -> None:
     options = {
         "mirostat": 0,
         "mirostat_tau": 5.0,
@@ -74,7 +74,7 @@ def test_what_asks_for_nothing_is_accepted(http: httpx.Client) -> None:
     assert http.post("/api/generate", json=TEXT | nothing).status_code == 200
 
 
-def test_texts_that_no_encoding_can_write_are_refused(http: httpx.Client) -> None:
+def test_strings_that_cannot_be_encoded_are_refused(http: httpx.Client) -> None:
     call = {"function": {"name": "f", "arguments": {"a": "\ud800"}}}
     body = json.dumps(CHAT | {"messages": [{"role": "assistant", "tool_calls": [call]}]})
     response = http.post("/api/chat", content=body, headers={"content-type": "application/json"})

@@ -1,4 +1,4 @@
-"""The official client library against a live server."""
+"""OpenAI's official client library against a live server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_chat_answers(client: openai.OpenAI) -> None:
     assert answer._request_id.startswith("req-")
 
 
-def test_chat_streams_in_pieces(client: openai.OpenAI) -> None:
+def test_chat_is_streamed(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="echo", messages=HELLO, stream=True, stream_options={"include_usage": True}
     )
@@ -51,7 +51,7 @@ def test_chat_streams_in_pieces(client: openai.OpenAI) -> None:
 THOUGHTFUL = "<think>\nTwo and two,\nthat is.\n</think>\n\nIt is four, <think> me."
 
 
-def test_thoughts_come_apart(client: openai.OpenAI, fake_model: EchoModel) -> None:
+def test_thoughts_are_a_field_of_their_own(client: openai.OpenAI, fake_model: EchoModel) -> None:
     fake_model.script["two and two"] = THOUGHTFUL
     messages = [{"role": "user", "content": "two and two"}]
     message = client.chat.completions.create(model="echo", messages=messages).choices[0].message
@@ -108,7 +108,7 @@ def test_sampling_reaches_the_engine(client: openai.OpenAI, fake_model: EchoMode
     assert sampling.logprobs is None
 
 
-def test_stop_and_length_are_told_apart(client: openai.OpenAI) -> None:
+def test_stop_and_length_are_different_finish_reasons(client: openai.OpenAI) -> None:
     stopped = client.chat.completions.create(model="echo", messages=HELLO, stop=["lo", "never"])
     assert (stopped.choices[0].message.content, stopped.choices[0].finish_reason) == ("user: hel", "stop")
     cut = client.chat.completions.create(model="echo", messages=HELLO, max_tokens=4)
@@ -188,7 +188,9 @@ def test_overload_is_a_rate_limit(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_engine_failure_is_told_and_survived(client: openai.OpenAI, fake_model: EchoModel, stream: bool) -> None:
+def test_an_engine_failure_is_reported_and_the_server_continues(
+    client: openai.OpenAI, fake_model: EchoModel, stream: bool
+) -> None:
     fake_model.script["boom"] = "ab\N{COLLISION SYMBOL}"
     with pytest.raises(openai.APIError, match="the server's log has it as"):
         list(client.completions.create(model="echo", prompt="boom", stream=stream))
@@ -196,7 +198,7 @@ def test_an_engine_failure_is_told_and_survived(client: openai.OpenAI, fake_mode
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, fake_model: EchoModel, stream: bool) -> None:
+def test_a_disconnected_client_frees_the_engine(client: openai.OpenAI, fake_model: EchoModel, stream: bool) -> None:
     fake_model.script["endless"] = "word " * 5000
     started = time.monotonic()
     if stream:
@@ -276,7 +278,7 @@ def test_a_prefix_is_continued(client: openai.OpenAI, fake_model: EchoModel) -> 
     assert fake_model.asked[-1]["continue_final_message"]
 
 
-def test_a_suffix_asks_for_what_is_between(client: openai.OpenAI) -> None:
+def test_a_suffix_requests_infilling(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="echo", prompt="def f(", suffix="): pass")
     assert answer.choices[0].text == "def f([gap]): pass"[:16]
 

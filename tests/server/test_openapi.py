@@ -1,4 +1,4 @@
-"""Every route does what the OpenAPI description says, whatever is sent, be it according to the description or not."""
+"""Every route behaves as the OpenAPI description says, for valid and invalid requests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CASES = [
     pytest.param(operation, mode, id=f"{operation.label} {mode.value}")
     for operation in OPERATIONS
     for mode in GenerationMode
-    if mode.is_positive or operation.body or operation.query  # else there is nothing to get wrong
+    if mode.is_positive or operation.body or operation.query  # otherwise nothing can be invalid
 ]
 
 
@@ -58,7 +58,7 @@ WORKING: dict[str, dict[str, Any]] = {
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [104, 105]},
 }
-"""Bodies that are answered, but for the model. What depends on other fields no schema can say."""
+"""Valid bodies without the model; no schema can express which fields depend on others."""
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +69,14 @@ def session() -> Iterator[requests.Session]:
 
 @pytest.fixture
 def response_id(live_server: str, fake_model: EchoModel, session: requests.Session) -> str:
-    """Of a stored response."""
+    """Returns the id of a stored response."""
     fake_model.delay_s = 0
     response = session.post(f"{live_server}/v1/responses", json={"model": "echo", "input": "hi"})
     return response.json()["id"]
 
 
 def aim(case: Case[Any], mode: GenerationMode, response_id: str, choice: int) -> None:
-    """Name what is there, which no generated name ever would; of a good body keep an eighth, beside what works."""
+    """Sets the names of an existing model and response, which are never generated; keeps an eighth of a valid body."""
     working = WORKING.get(case.operation.path)
     if working and mode.is_positive and isinstance(case.body, dict):
         kept = sorted(case.body.keys() - working.keys())[choice::8]
@@ -97,7 +97,7 @@ def send(mode: GenerationMode, live_server: str, session: requests.Session, resp
         if choice < 8:
             aim(case, mode, response_id, choice)
         if case.method == "POST" and not case.operation.body:
-            case.headers["Content-Type"] = "application/json"  # by which a page from elsewhere cannot post
+            case.headers["Content-Type"] = "application/json"  # pages of other origins cannot post this type
         case.call_and_validate(base_url=live_server, session=session, checks=CHECKS)
 
     return send
@@ -122,7 +122,7 @@ def test_a_route_is_as_described(operation: APIOperation[Any, Any, Any, Any], mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("operation", "mode"), CASES)
-def test_a_route_is_as_described_at_length(
+def test_a_route_is_as_described_with_many_examples(
     operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode, send: Send
 ) -> None:
     probe(operation, mode, send, num_examples=200)

@@ -1,4 +1,4 @@
-"""Addresses as clients spell them, and bodies that are encoded."""
+"""Variants of paths, and encoded bodies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.parametrize(
     "path", ["/", "/health", "/v1/models", "/v1/models/echo", "/api/tags", "/api/version", "/docs"]
 )
-def test_head_asks_for_what_get_gives(http: httpx.Client, path: str) -> None:
+def test_head_returns_the_headers_of_get(http: httpx.Client, path: str) -> None:
     response = http.head(path)
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["content-type"] == http.get(path).headers["content-type"]
@@ -24,7 +24,7 @@ def test_head_is_refused_where_get_is(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["//v1/chat/completions", "/v1//chat/completions", "/v1/chat/completions/"])
-def test_slashes_too_many_lead_to_the_same_place(http: httpx.Client, path: str) -> None:
+def test_extra_slashes_are_ignored(http: httpx.Client, path: str) -> None:
     body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
     assert http.post(str(http.base_url).rstrip("/") + path, json=body).status_code == 200
 

@@ -1,4 +1,4 @@
-"""Stored responses: their owners', bounded, whole, and there again after a restart."""
+"""Stored responses: separate by owner, bounded, complete, and restored after a restart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 
 def turn(store: Store, name: str, text: str, earlier: list[Json] | None = None, owner: str = "") -> list[Json]:
-    """One question and its answer, kept under ``name``: the conversation so far."""
+    """Stores one question and its answer under ``name``; returns the conversation so far."""
     conversation = [*(earlier or []), message("user", [text]), message("assistant", [text.upper()])]
     store.add(owner, {"id": name, "output": conversation[-1:]}, conversation)
     return conversation
@@ -42,7 +42,7 @@ def test_a_conversation_survives_a_restart(tmp_path: Path) -> None:
     store.close()
 
 
-def test_nobody_sees_what_another_stored() -> None:
+def test_no_key_sees_the_responses_of_another() -> None:
     store = Store()
     conversation = turn(store, "resp_1", "secret", owner="ann")
     for look in (store.response, store.conversation, store.delete):
@@ -53,7 +53,7 @@ def test_nobody_sees_what_another_stored() -> None:
     assert store.conversation("resp_1", "ann") == conversation
 
 
-def test_callers_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callers_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
     ann, bob = ({"authorization": f"Bearer {keys.create(name)}"} for name in ("ann", "bob"))
     with TestClient(create_app(served(EchoModel()), keys=keys.Keys())) as http:
@@ -66,7 +66,7 @@ def test_callers_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert http.post("/v1/responses", json=more, headers=ann).status_code == 200
 
 
-def test_what_is_deleted_stays_only_in_what_came_after() -> None:
+def test_a_deleted_response_remains_only_in_later_ones() -> None:
     store = Store()
     first = turn(store, "resp_1", "one")
     second = turn(store, "resp_2", "two", first)
@@ -79,7 +79,7 @@ def test_what_is_deleted_stays_only_in_what_came_after() -> None:
         store.item(first[0]["id"], "")
 
 
-def test_the_oldest_make_room(tmp_path: Path) -> None:
+def test_the_oldest_responses_are_deleted_first(tmp_path: Path) -> None:
     path, max_bytes = tmp_path / "responses.sqlite", 1 << 20
     store = Store(path, max_bytes=max_bytes)
     for number in range(60):
@@ -98,7 +98,7 @@ def has(store: Store, name: str) -> bool:
         return False
 
 
-def test_what_cannot_be_kept_whole_is_not_kept_at_all() -> None:
+def test_a_response_that_is_too_large_is_not_stored() -> None:
     store = Store()
     store.add("", {"id": "resp_1"}, [{"id": "msg_1"}, {"id": None}])
     assert not has(store, "resp_1")
@@ -109,7 +109,7 @@ def test_what_cannot_be_kept_whole_is_not_kept_at_all() -> None:
     assert not has(huge, "resp_1")
 
 
-def test_an_owner_who_stores_much_displaces_only_what_is_his() -> None:
+def test_an_owner_displaces_only_his_own_responses() -> None:
     store = Store(max_bytes=1 << 20)
     turn(store, "resp_of_ann", "a" * 100_000, owner="ann")
     for number in range(60):
@@ -120,7 +120,7 @@ def test_an_owner_who_stores_much_displaces_only_what_is_his() -> None:
         store.response("resp_0", "bob")
 
 
-def test_a_store_of_an_earlier_version_is_read_and_gives_way_first(tmp_path: Path) -> None:
+def test_a_store_of_an_earlier_version_is_read_and_its_responses_are_deleted_first(tmp_path: Path) -> None:
     path = tmp_path / "responses.sqlite"
     store = Store(path)
     turn(store, "resp_old", "x" * 100_000)
@@ -149,7 +149,7 @@ def a_file_as_home(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [a_folder, something_else, a_file_as_home])
-def test_a_server_whose_store_cannot_be_opened_says_so_and_keeps_responses_in_memory(
+def test_a_store_that_cannot_be_opened_is_reported_and_replaced_by_memory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
 ) -> None:
     home = tmp_path / "home"
@@ -161,7 +161,7 @@ def test_a_server_whose_store_cannot_be_opened_says_so_and_keeps_responses_in_me
         assert httpx.get(f"{url}/v1/responses/{name}").json()["id"] == name
 
 
-def test_an_answer_arrives_though_it_cannot_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_arrives_even_if_it_cannot_be_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "responses.sqlite"
     with serving(EchoModel(), stored_responses=path) as url:
         with sqlite3.connect(path) as connection:
@@ -171,7 +171,7 @@ def test_an_answer_arrives_though_it_cannot_be_kept(tmp_path: Path, caplog: pyte
     assert "is not kept" in caplog.text
 
 
-def test_a_key_made_anew_under_an_old_name_reads_nothing_of_the_old_one(
+def test_a_new_key_with_an_old_name_reads_nothing_of_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))

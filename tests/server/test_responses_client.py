@@ -1,4 +1,4 @@
-"""OpenAI's Responses by the official client library, against a live server."""
+"""OpenAI's Responses API with the official client library, against a live server."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_text_is_answered(client: openai.OpenAI) -> None:
     assert response.completed_at >= response.created_at > 0
 
 
-def test_the_stream_tells_the_same_in_order(client: openai.OpenAI) -> None:
+def test_the_stream_has_the_same_content_in_order(client: openai.OpenAI) -> None:
     events = list(client.responses.create(model="echo", input="two and two", stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     kinds = [event.type.removeprefix("response.") for event in events]
@@ -82,16 +82,18 @@ def test_the_stream_tells_the_same_in_order(client: openai.OpenAI) -> None:
 PARTS = ("reasoning_text", "output_text")
 
 
-def test_everything_is_as_the_client_s_types_have_it(client: openai.OpenAI, live_server: str) -> None:
+def test_responses_match_the_types_of_the_client(client: openai.OpenAI, live_server: str) -> None:
     asked = {"model": "echo", "input": "two and two rain?", "tools": [WEATHER], "stream": True, "top_logprobs": 1}
     asked["include"] = ["message.output_text.logprobs", "reasoning.encrypted_content"]
     stream = httpx.post(f"{live_server}/v1/responses", json=asked)
     lines = stream.text.splitlines()
-    told = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
-    assert [line.removeprefix("event: ") for line in lines if line.startswith("event: ")] == [t["type"] for t in told]
-    read = TypeAdapter(list[ResponseStreamEvent]).validate_python(told)
+    reported = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    assert [line.removeprefix("event: ") for line in lines if line.startswith("event: ")] == [
+        t["type"] for t in reported
+    ]
+    read = TypeAdapter(list[ResponseStreamEvent]).validate_python(reported)
     assert {event.type for event in read} >= {"response.function_call_arguments.done", "response.reasoning_text.done"}
-    response = client.responses.retrieve(told[0]["response"]["id"])
+    response = client.responses.retrieve(reported[0]["response"]["id"])
     assert Response.model_validate(response.to_dict()) == response
     items = httpx.get(f"{live_server}/v1/responses/{response.id}/input_items").json()
     assert ResponseItemList.model_validate(items).data[0].type == "message"
@@ -201,7 +203,7 @@ def test_an_item_can_be_referred_to(client: openai.OpenAI) -> None:
         client.responses.create(model="echo", input=[{"type": "item_reference", "id": "msg_none"}])
 
 
-def test_what_is_not_stored_or_deleted_is_not_found(client: openai.OpenAI) -> None:
+def test_a_response_that_is_not_stored_is_not_found(client: openai.OpenAI) -> None:
     secret = client.responses.create(model="echo", input="psst", store=False)
     gone = client.responses.create(model="echo", input="bye")
     client.responses.delete(gone.id)
@@ -223,7 +225,7 @@ def test_only_what_runs_in_the_background_is_cancelled(client: openai.OpenAI) ->
         client.responses.cancel("resp_none")
 
 
-def test_tokens_are_counted_before_they_are_asked(client: openai.OpenAI) -> None:
+def test_input_tokens_are_counted(client: openai.OpenAI) -> None:
     first = client.responses.create(model="echo", input="one")
     assert client.responses.input_tokens.count(input="hey").input_tokens == len("user: hey")
     counted = client.responses.input_tokens.count(model="echo", input="hey", previous_response_id=first.id)
@@ -273,7 +275,7 @@ def test_errors_have_their_status(client: openai.OpenAI) -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_a_fault_is_told_and_leaves_nothing(client: openai.OpenAI) -> None:
+def test_an_error_is_reported_and_stores_nothing(client: openai.OpenAI) -> None:
     with pytest.raises(openai.InternalServerError, match="the server's log has it as"):
         client.responses.create(model="echo", input="boom")
     *_, last = client.responses.create(model="echo", input="boom", stream=True)
@@ -286,7 +288,7 @@ def test_a_fault_is_told_and_leaves_nothing(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, fake_model: EchoModel, stream: bool) -> None:
+def test_a_disconnected_client_frees_the_engine(client: openai.OpenAI, fake_model: EchoModel, stream: bool) -> None:
     started = time.monotonic()
     if stream:
         events = client.responses.create(model="echo", input="endless", stream=True)
@@ -324,7 +326,7 @@ def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, fake_model
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ],
 )
-def test_what_is_not_honoured_is_refused_by_name(live_server: str, asked: dict[str, Any], param: str) -> None:
+def test_unsupported_fields_are_refused_by_name(live_server: str, asked: dict[str, Any], param: str) -> None:
     body = json.dumps({"model": "echo", "input": "hello"} | asked)
     response = httpx.post(f"{live_server}/v1/responses", content=body, headers={"content-type": "application/json"})
     assert response.status_code == (404 if param == "previous_response_id" else 400)

@@ -1,4 +1,4 @@
-"""The process around the application: its port, its life and end, its pages."""
+"""The server process: its port, its start and shutdown, and its pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from freedive.server.app import check_port, listen
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_busy_port_is_told_in_one_line() -> None:
+def test_a_busy_port_is_reported_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(Unavailable, match=f"Port {port} on 127.0.0.1 is in use. Choose another with --port"):
@@ -67,7 +67,7 @@ def test_serve_prints_its_address_and_ends_on_ctrl_c_in_the_middle_of_an_answer(
         assert process.stderr.read() == ""
 
 
-def test_health_tells_how_busy_each_model_is(live_server: str) -> None:
+def test_health_reports_the_load_of_each_model(live_server: str) -> None:
     health = httpx.get(f"{live_server}/health").json()
     assert health == {"status": "ok", "models": {"echo": {"running": 0, "waiting": 0}}}
 

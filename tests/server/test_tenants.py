@@ -1,4 +1,4 @@
-"""Tenants: what stands below a key, and what a key may do besides asking."""
+"""Tenants: users and salts are separate for each key, and rights of keys are enforced."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-class House:
-    """A server with two keys that may only ask, and one that may all."""
+class TenantServer:
+    """A server with two keys that may only send requests, and one with all rights."""
 
     def __init__(self, url: str, model: EchoModel, headers: dict[str, dict[str, str]]) -> None:
         self.url, self.model, self.headers = url, model, headers
@@ -64,53 +64,53 @@ def fetch(name: str, progress: Progress) -> ModelEntry:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
+def tenants() -> Iterator[TenantServer]:
     rights = {"ann": (), "bob": (), "boss": ("pull", "manage")}
     headers = {name: {"authorization": f"Bearer {keys.create(name, may=may)}"} for name, may in rights.items()}
     model = EchoModel()
     with serving(model, keys=Keys(), fetch=fetch) as url:
-        yield House(url, model, headers)
+        yield TenantServer(url, model, headers)
 
 
 @pytest.mark.parametrize("route", ASKING)
-def test_every_route_asks_in_the_name_of_the_key(house: House, route: str) -> None:
+def test_every_route_submits_requests_for_the_key(tenants: TenantServer, route: str) -> None:
     for name in ("ann", "bob"):
-        assert house.post(route, name, **ASKING[route]).status_code == 200
-        assert house.model.engine.generations[-1].submitted["tenant"] == house.ids[name]
+        assert tenants.post(route, name, **ASKING[route]).status_code == 200
+        assert tenants.model.engine.generations[-1].submitted["tenant"] == tenants.ids[name]
 
 
-def test_users_and_salts_of_clients_stand_below_the_key(house: House) -> None:
+def test_users_and_salts_of_clients_are_separate_for_each_key(tenants: TenantServer) -> None:
     words = [("/v1/chat/completions", {"user_id": "u"}), ("/v1/embeddings", {"user_id": "u"})]
     for route, field in words:
-        house.post(route, "ann", **ASKING[route], **field)
-        submitted = house.model.engine.generations[-1].submitted
-        assert (submitted["tenant"], submitted["user"], submitted["cache_salt"]) == (house.ids["ann"], "u", "u")
-    house.post("/v1/responses", "ann", input="hello", user="u")
-    house.post("/v1/messages", "ann", **ASKING["/v1/messages"], metadata={"user_id": "u"})
-    assert [made.submitted["user"] for made in house.model.engine.generations[-2:]] == ["u", "u"]
+        tenants.post(route, "ann", **ASKING[route], **field)
+        submitted = tenants.model.engine.generations[-1].submitted
+        assert (submitted["tenant"], submitted["user"], submitted["cache_salt"]) == (tenants.ids["ann"], "u", "u")
+    tenants.post("/v1/responses", "ann", input="hello", user="u")
+    tenants.post("/v1/messages", "ann", **ASKING["/v1/messages"], metadata={"user_id": "u"})
+    assert [made.submitted["user"] for made in tenants.model.engine.generations[-2:]] == ["u", "u"]
 
 
-def test_a_form_that_takes_long_to_prepare_holds_up_no_other_request(house: House, monkeypatch: Any) -> None:
-    """Neither those of other keys, with a form or without, nor those of the same key without one."""
-    prepared, question = threading.Event(), house.model.prepare
+def test_a_slow_format_delays_no_other_request(tenants: TenantServer, monkeypatch: Any) -> None:
+    """It delays neither requests of other keys nor requests of the same key without a format."""
+    prepared, question = threading.Event(), tenants.model.prepare
 
     def slow(asked: Any) -> Any:
         if asked.messages[-1]["content"] == "slow":
             assert prepared.wait(20)
         return question(asked)
 
-    monkeypatch.setattr(house.model, "prepare", slow)
+    monkeypatch.setattr(tenants.model, "prepare", slow)
     form = {"response_format": {"type": "json_object"}}
     hard = [{"role": "user", "content": "slow"}]
     asking = [
-        threading.Thread(target=house.post, args=("/v1/chat/completions", "ann"), kwargs={"messages": hard} | form)
+        threading.Thread(target=tenants.post, args=("/v1/chat/completions", "ann"), kwargs={"messages": hard} | form)
         for _ in range(8)
     ]
     for thread in asking:
         thread.start()
     try:
         for who, extra in (("bob", {}), ("bob", form), ("ann", {})):
-            answer = house.post("/v1/chat/completions", who, messages=HELLO, **extra)
+            answer = tenants.post("/v1/chat/completions", who, messages=HELLO, **extra)
             assert answer.status_code == 200
     finally:
         prepared.set()
@@ -118,8 +118,8 @@ def test_a_form_that_takes_long_to_prepare_holds_up_no_other_request(house: Hous
             thread.join()
 
 
-def test_a_request_whose_client_left_while_it_waited_is_never_begun(house: House, monkeypatch: Any) -> None:
-    begun, question = [], house.model.prepare
+def test_a_waiting_request_of_a_disconnected_client_is_never_started(tenants: TenantServer, monkeypatch: Any) -> None:
+    begun, question = [], tenants.model.prepare
     prepared = threading.Event()
 
     def slow(asked: Any) -> Any:
@@ -127,14 +127,14 @@ def test_a_request_whose_client_left_while_it_waited_is_never_begun(house: House
         assert prepared.wait(20)
         return question(asked)
 
-    monkeypatch.setattr(house.model, "prepare", slow)
+    monkeypatch.setattr(tenants.model, "prepare", slow)
     body = {"model": "echo", "response_format": {"type": "json_object"}}
 
     def ask(text: str, timeout: float) -> None:
         message = [{"role": "user", "content": text}]
         with contextlib.suppress(httpx.TimeoutException):
-            url = f"{house.url}/v1/chat/completions"
-            httpx.post(url, json=body | {"messages": message}, headers=house.headers["ann"], timeout=timeout)
+            url = f"{tenants.url}/v1/chat/completions"
+            httpx.post(url, json=body | {"messages": message}, headers=tenants.headers["ann"], timeout=timeout)
 
     first = threading.Thread(target=ask, args=("first", 20))
     first.start()
@@ -148,9 +148,9 @@ def test_a_request_whose_client_left_while_it_waited_is_never_begun(house: House
     assert begun == ["first", "last"]
 
 
-def test_a_key_sees_only_its_own_statistics(house: House) -> None:
-    house.post("/v1/chat/completions", "ann", messages=HELLO)
-    stats = {name: house.get("/v1/stats", name).json() for name in ("ann", "bob", "boss")}
+def test_a_key_sees_only_its_own_statistics(tenants: TenantServer) -> None:
+    tenants.post("/v1/chat/completions", "ann", messages=HELLO)
+    stats = {name: tenants.get("/v1/stats", name).json() for name in ("ann", "bob", "boss")}
     assert stats["ann"]["callers"].keys() == {"ann"}
     assert stats["ann"]["latencies"]["request_s"]
     assert stats["bob"]["callers"] == {}
@@ -159,51 +159,51 @@ def test_a_key_sees_only_its_own_statistics(house: House) -> None:
     assert (stats["bob"]["models"], stats["boss"]["models"].keys()) == ({}, {"echo"})
 
 
-def test_a_key_made_anew_under_an_old_name_sees_nothing_of_the_old_ones_statistics(house: House) -> None:
-    house.post("/v1/chat/completions", "ann", messages=HELLO)
+def test_a_new_key_with_an_old_name_sees_no_old_statistics(tenants: TenantServer) -> None:
+    tenants.post("/v1/chat/completions", "ann", messages=HELLO)
     keys.revoke("ann")
-    house.headers["ann"] = {"authorization": f"Bearer {keys.create('ann')}"}
-    assert house.get("/v1/stats", "ann").json()["callers"] == {}
+    tenants.headers["ann"] = {"authorization": f"Bearer {keys.create('ann')}"}
+    assert tenants.get("/v1/stats", "ann").json()["callers"] == {}
 
 
 @pytest.mark.parametrize("route", ["/metrics", "/v1/stats/experts"])
-def test_numbers_of_all_callers_are_for_those_who_manage(house: House, route: str) -> None:
-    refused = house.get(route, "ann")
+def test_statistics_of_all_callers_need_the_right_to_manage(tenants: TenantServer, route: str) -> None:
+    refused = tenants.get(route, "ann")
     assert refused.status_code == 403
     assert "--may manage" in refused.json()["error"]["message"]
-    assert house.get(route, "boss").status_code == 200
+    assert tenants.get(route, "boss").status_code == 200
 
 
-def test_health_tells_those_without_a_right_only_that_the_server_is_up(house: House) -> None:
-    assert house.get("/health").json() == house.get("/health", "ann").json() == {"status": "ok"}
-    wrong = httpx.get(f"{house.url}/health", headers={"authorization": "Bearer dummy"})
+def test_health_without_the_right_to_manage_only_reports_that_the_server_is_up(tenants: TenantServer) -> None:
+    assert tenants.get("/health").json() == tenants.get("/health", "ann").json() == {"status": "ok"}
+    wrong = httpx.get(f"{tenants.url}/health", headers={"authorization": "Bearer dummy"})
     assert (wrong.status_code, wrong.json()) == (200, {"status": "ok"})
-    assert house.get("/health", "boss").json()["models"].keys() == {"echo"}
+    assert tenants.get("/health", "boss").json()["models"].keys() == {"echo"}
     with serving(EchoModel()) as url:
         assert httpx.get(f"{url}/health").json()["models"].keys() == {"echo"}
 
 
-def test_only_a_key_that_may_pull_pulls_what_is_not_here(house: House) -> None:
+def test_only_a_key_with_the_right_to_pull_fetches_new_models(tenants: TenantServer) -> None:
     for stream in (True, False):
-        refused = house.post("/api/pull", "ann", model="new", stream=stream)
+        refused = tenants.post("/api/pull", "ann", model="new", stream=stream)
         assert refused.status_code == 403
         assert "--may pull" in refused.json()["error"]
-        assert house.post("/api/pull", "ann", model="echo", stream=stream).status_code == 200
-    assert house.post("/api/pull", "boss", model="new", stream=False).status_code == 200
-    assert house.post("/v1/completions", "ann", model="new", prompt="hi").status_code == 200
+        assert tenants.post("/api/pull", "ann", model="echo", stream=stream).status_code == 200
+    assert tenants.post("/api/pull", "boss", model="new", stream=False).status_code == 200
+    assert tenants.post("/v1/completions", "ann", model="new", prompt="hi").status_code == 200
 
 
-def test_only_a_key_that_may_manage_unloads_and_pins(house: House) -> None:
-    refused = house.post("/api/generate", "ann", keep_alive=0)
+def test_only_a_key_that_may_manage_unloads_and_pins(tenants: TenantServer) -> None:
+    refused = tenants.post("/api/generate", "ann", keep_alive=0)
     assert refused.status_code == 403
-    assert not house.model.closed
+    assert not tenants.model.closed
     for keep_alive in (0, -1, "1h"):
-        assert house.post("/api/chat", "ann", messages=HELLO, keep_alive=keep_alive, stream=False).status_code == 200
-        assert house.post("/api/embed", "ann", input="hi", keep_alive=keep_alive).status_code == 200
-    [running] = house.get("/api/ps", "ann").json()["models"]
+        assert tenants.post("/api/chat", "ann", messages=HELLO, keep_alive=keep_alive, stream=False).status_code == 200
+        assert tenants.post("/api/embed", "ann", input="hi", keep_alive=keep_alive).status_code == 200
+    [running] = tenants.get("/api/ps", "ann").json()["models"]
     assert running["expires_at"].startswith("9999"), "as the operator has it"
-    assert house.post("/api/generate", "boss", keep_alive=0).json()["done_reason"] == "unload"
-    assert house.model.closed
+    assert tenants.post("/api/generate", "boss", keep_alive=0).json()["done_reason"] == "unload"
+    assert tenants.model.closed
 
 
 @pytest.mark.parametrize(
@@ -221,10 +221,10 @@ def test_without_keys_this_machine_pulls_and_others_only_where_that_is_allowed(
         assert httpx.post(f"{url}/api/pull", json={"model": "new", "stream": False}).status_code == status
 
 
-def test_a_server_with_keys_lets_no_key_pull_for_the_flag(house: House) -> None:
+def test_a_server_with_keys_lets_no_key_pull_for_the_flag(tenants: TenantServer) -> None:
     with serving(EchoModel(), config=ServerConfig(pull=True), keys=Keys(), fetch=fetch) as url:
         body = {"model": "new", "stream": False}
-        assert httpx.post(f"{url}/api/pull", json=body, headers=house.headers["ann"]).status_code == 403
+        assert httpx.post(f"{url}/api/pull", json=body, headers=tenants.headers["ann"]).status_code == 403
 
 
 def test_downloads_of_a_server_wait_for_each_other() -> None:
@@ -251,7 +251,7 @@ def test_downloads_of_a_server_wait_for_each_other() -> None:
     assert sorted(names) == ["a", "b", "c", "echo"]
 
 
-def test_a_store_that_fails_tells_no_place(tmp_path: Path) -> None:
+def test_the_error_of_a_store_shows_no_path(tmp_path: Path) -> None:
     path = tmp_path / "responses.sqlite"
     with serving(EchoModel(), stored_responses=path) as url:
         path.write_bytes(b"x" * (1 << 16))
@@ -259,10 +259,10 @@ def test_a_store_that_fails_tells_no_place(tmp_path: Path) -> None:
     assert str(tmp_path) not in answer.text
 
 
-def test_a_server_runs_without_side_stores(home: Path) -> None:
-    """A file in place of a folder is to root what a read-only home is to others."""
+def test_a_server_runs_without_writable_stores(home: Path) -> None:
+    """For root, a file in place of a folder has the effect of a read-only home."""
     environment = os.environ | {"FREEDIVE_HOME": str(home), "FREEDIVE_PAGES": str(home / "pages")}
-    assert freedive_says("run", "nano", "What is 1 + 2?", environment=environment)  # what it needs is packed now
+    assert freedive_says("run", "nano", "What is 1 + 2?", environment=environment)  # packs the model
     (home / "responses.sqlite").mkdir()
     for name in ("pages", "locks", "models"):
         shutil.rmtree(home / name, ignore_errors=True)

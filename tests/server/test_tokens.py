@@ -1,4 +1,4 @@
-"""Tokens of texts and chats, as clients of vLLM and of llama.cpp ask for them."""
+"""The token endpoints of vLLM and llama.cpp for texts and chats."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_special_tokens_are_added_to_prompts_only_unless_asked(
     assert how(content="x", parse_special=False) == 0
 
 
-def test_tokens_can_be_told_by_their_text(http: httpx.Client) -> None:
+def test_tokens_can_be_returned_with_their_text(http: httpx.Client) -> None:
     assert http.post("/tokenize", json={"prompt": "hä", "return_token_strs": True}).json()["token_strs"] == ["h", "ä"]
     pieces = http.post("/tokenize", json={"content": "hä", "with_pieces": True}).json()["tokens"]
     assert pieces == [{"id": 104, "piece": "h"}, {"id": 228, "piece": "ä"}]
@@ -85,7 +85,7 @@ def test_a_chat_is_rendered_as_it_would_be_asked(http: httpx.Client) -> None:
         ("/detokenize", {"tokens": ["a"]}, "tokens.0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(http: httpx.Client, route: str, asked: dict[str, Any], param: str) -> None:
+def test_invalid_requests_are_refused(http: httpx.Client, route: str, asked: dict[str, Any], param: str) -> None:
     response = http.post(route, json=asked)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 

@@ -1,4 +1,4 @@
-"""Small tokenizers trained on the spot, by the libraries whose behaviour we promise to match."""
+"""Small tokenizers, trained in the tests by the libraries whose behaviour freedive matches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CORPUS = [f"{a} {b} {number}" for number, a in enumerate(WORDS) for b in WORDS] 
 
 @pytest.fixture(scope="session")
 def byte_level_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with a byte-level BPE tokenizer.json in the manner of Qwen."""
+    """A model folder with a byte-level BPE tokenizer.json like Qwen's."""
     core = tokenizers.Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -50,7 +50,7 @@ def byte_level_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train_sentencepiece() -> Callable[..., sentencepiece.SentencePieceProcessor]:
-    """Train a SentencePiece BPE model with byte fallback; keyword arguments go to the trainer."""
+    """Trains a SentencePiece BPE model with byte fallback; keyword arguments go to the trainer."""
 
     def train(**options: Any) -> sentencepiece.SentencePieceProcessor:
         model = io.BytesIO()
@@ -82,7 +82,7 @@ def sentencepiece_model(
 
 @pytest.fixture(scope="session")
 def as_gguf() -> Callable[[sentencepiece.SentencePieceProcessor], dict[str, Any]]:
-    """GGUF metadata of a SentencePiece model, in the manner of llama.cpp's converter."""
+    """Converts a SentencePiece model to GGUF metadata as llama.cpp's converter does."""
 
     def kind(model: sentencepiece.SentencePieceProcessor, index: int) -> int:
         flags = {2: model.is_unknown, 3: model.is_control, 5: model.is_unused, 6: model.is_byte}

@@ -1,4 +1,4 @@
-"""Writes what a constraint allows, at random: a model that knows nothing."""
+"""Generates random text that a constraint allows, like a model without knowledge."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ WORDS = frozenset(map(ord, '"{}[],:0123456789. abcxyz\n<>/'))
 
 @cache
 def smollm2() -> Tokenizer:
-    """Of the default model: 49152 tokens, among them many that hold a quote and a brace at once."""
+    """Returns the default model's tokenizer: 49152 tokens, many of which contain a quote and a brace."""
     return Tokenizer.from_gguf(open_checkpoint(resolve("smollm2")).config)
 
 
 def allowed(constraint: GrammarConstraint, tokenizer: Tokenizer) -> np.ndarray:
-    """bool [vocab_size]"""
+    """Returns the allowed tokens, bool [vocab_size]."""
     return np.unpackbits(constraint.allowed(), count=tokenizer.vocab_size, bitorder="little").astype(np.bool_)
 
 
 def write(constraint: GrammarConstraint, tokenizer: Tokenizer, seed: int, longest: int = 300) -> str | None:
-    """A text that ``constraint`` lets through, or None if it has no end within ``longest`` tokens.
+    """Returns a random text that ``constraint`` allows, or None if it does not end within ``longest`` tokens.
 
-    A token is drawn from all that may come, or only from the plain ones, and the end is taken more often than not.
+    Tokens are drawn from all allowed ones or from the plain ones, and the end is usually taken when it is allowed.
     """
     rng = random.Random(seed)
     tokens: list[int] = []
@@ -46,7 +46,7 @@ def write(constraint: GrammarConstraint, tokenizer: Tokenizer, seed: int, longes
 
 
 def follow(constraint: GrammarConstraint, tokenizer: Tokenizer, text: str) -> bool:
-    """Take ``text`` as the model would write it, up to a token that may not come: whether there was none."""
+    """Feeds ``text`` to the constraint up to a token that is not allowed; returns whether there was none."""
     for token in tokenizer.encode(text):
         if not allowed(constraint, tokenizer)[token]:
             return False
@@ -70,5 +70,5 @@ def _plain(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def valid_json(text: str) -> object:
-    """The value of ``text``; NaN and Infinity are not JSON."""
+    """Parses ``text``; NaN and Infinity are not JSON."""
     return json.loads(text, parse_constant=lambda name: 1 / 0)

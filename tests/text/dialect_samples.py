@@ -1,4 +1,4 @@
-"""How each family's chat template writes an assistant's turn, cut down to what the dialects are about."""
+"""The parts of each family's chat template that write an assistant's turn."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ JSON_LIST = (
 
 @dataclass(frozen=True)
 class Sample:
-    """A template in pieces: what opens an assistant's turn, the turn, what ends it, and what a prompt adds to open."""
+    """Parts of a template: the start of an assistant's turn, the turn, its end, and the start that a prompt adds."""
 
     turn: str
     opens: str = "<|im_start|>assistant\n"
@@ -60,7 +60,7 @@ class Sample:
     thinks: bool = True
     max_calls: int = 2
     says: bool = True
-    """Whether a turn with calls can have a text as well."""
+    """Whether a turn with calls can also have a text."""
 
     @property
     def source(self) -> str:
@@ -280,7 +280,7 @@ QUESTION = {"role": "user", "content": "How do you write <think>?"}
 
 
 def output_of(sample: Sample, message: dict[str, Any]) -> tuple[Dialect, State, str]:
-    """What a model that follows its template perfectly writes to say ``message``."""
+    """Returns the output for ``message`` of a model that follows its template exactly."""
     prompt = sample.render([QUESTION], tools=TOOLS)
     whole = sample.render([QUESTION, message], tools=TOOLS, add_generation_prompt=False)
     opened = sample.render([QUESTION], tools=TOOLS, add_generation_prompt=False) + sample.opens

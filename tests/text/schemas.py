@@ -89,7 +89,7 @@ KEYS = ["name", "id", "größe", "x y", "値", "a-b", 'q"', "type", "items", "$x
 
 
 def generated(seed: int, depth: int = 3) -> Schema:
-    """A schema of objects, arrays, unions and scalars, with names, limits and references, from ``seed``."""
+    """Returns a schema of objects, arrays, unions and scalars, with names, limits and references, from ``seed``."""
     rng = random.Random(seed)
     schema = _object(rng, depth)
     schema["$defs"] = {"shared": _any(rng, 1)}
@@ -145,7 +145,7 @@ REFERENCES = ["#", "#/$defs/a", "#/$defs/b%20%5Bc%5D", "#/properties/a", "#ancho
 
 
 def wild(seed: int, depth: int = 3) -> Schema:
-    """A schema of any keywords, a few of them with values that make no sense, from ``seed``."""
+    """Returns a schema of any keywords, a few of them with invalid values, from ``seed``."""
     rng = random.Random(seed)
     schema = _wild(rng, depth)
     if not isinstance(schema, dict):

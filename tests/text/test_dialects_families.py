@@ -1,4 +1,4 @@
-"""What a family's chat template writes for an assistant's turn is read back as the message that it was."""
+"""An assistant's turn that a family's chat template writes is parsed back to the same message."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALLS = [
 
 
 def answer_to(sample: Sample, message: dict[str, Any]) -> Answer:
-    """The same whether it comes whole or letter by letter."""
+    """Parses the output whole and letter by letter, with equal results."""
     dialect, state, output = output_of(sample, message)
     whole = parse(dialect, output, state, TOOLS)
     parser = Parser(dialect, state, TOOLS)

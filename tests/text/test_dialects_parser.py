@@ -1,4 +1,4 @@
-"""Which dialect a model speaks, where its output begins, and what becomes of output that is not quite right."""
+"""Detection of the dialect and of the start of the output, and outputs that are not quite correct."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_prompt_says_where_the_output_begins(dialect: Dialect, prompt: str, st
         (HARMONY, "<|start|>assistant to=functions.now<|channel|>commentary<|message|>{no}<|call|>"),
     ],
 )
-def test_what_cannot_be_read_is_shown_as_it_was_written(dialect: Dialect, output: str) -> None:
+def test_output_that_cannot_be_parsed_is_shown_unchanged(dialect: Dialect, output: str) -> None:
     assert parse(dialect, output, tools=TOOLS) == Answer(output, "", ())
 
 
@@ -107,7 +107,7 @@ def test_a_bare_call_counts_only_where_tools_were_given() -> None:
     assert parse(LLAMA3, output, tools=TOOLS) == Answer("", "", (Call("now", "{}"),))
 
 
-def test_a_cut_thought_stays_a_thought() -> None:
+def test_a_truncated_thought_stays_a_thought() -> None:
     assert parse(HERMES, "I wonder <too", THINKING) == Answer("", "I wonder <too", ())
 
 

@@ -1,4 +1,4 @@
-"""Whatever a model writes and however it is cut: no exception, the same events, nothing lost, in linear time."""
+"""For any output and any split of it: no exception, equal events, no lost text, linear time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIFFERENT = (
     *("DeepSeek R1", "DeepSeek V4", "Qwen3", "Qwen3.5", "Granite 3.3", "Granite 3.2", "Hunyuan A13B", "Hy3"),
     *("openPangu", "Kimi K2", "gpt-oss", "Llama 4", "GLM-4.5", "Mistral Small 3.2"),
 )
-"""One of each kind, to be fuzzed."""
+"""One dialect of each kind for fuzzing."""
 BODIES = [
     '{"name": "now", "arguments": {"apple": [1]}}',
     '{"name": 1, "berry": NaN}',
@@ -38,7 +38,7 @@ MESSAGE = {
 
 
 def soup_of(name: str) -> st.SearchStrategy[str]:
-    """Well-formed outputs, slices of them, markers, whole and torn, and words, in any order."""
+    """Returns a strategy of well-formed outputs, slices of them, whole and partial markers, and words, in any order."""
     dialect, output = DIALECTS[name], output_of(SAMPLES[name], MESSAGE)[2]
     marker = st.sampled_from([*dialect.marks, *dialect.separators, "<"])
     piece = st.sampled_from([*WORDS, *BODIES, " ", "\n", "{", "[", "é"])
@@ -48,7 +48,7 @@ def soup_of(name: str) -> st.SearchStrategy[str]:
     return st.lists(st.one_of(marker, piece, torn, cut, st.just(output)), max_size=12).map("".join)
 
 
-def said_in_pieces(dialect: Dialect, output: str, cuts: list[int], state: State) -> Answer:
+def parsed_in_chunks(dialect: Dialect, output: str, cuts: list[int], state: State) -> Answer:
     parser = Parser(dialect, state, TOOLS)
     ends = [0, *sorted(cut % (len(output) + 1) for cut in cuts), len(output)]
     events = [event for start, end in pairwise(ends) for event in parser.feed(output[start:end])]
@@ -58,25 +58,25 @@ def said_in_pieces(dialect: Dialect, output: str, cuts: list[int], state: State)
 @pytest.mark.parametrize("name", DIFFERENT)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
-def test_any_output_is_read_the_same_however_cut_and_no_word_is_lost(name: str, data: st.DataObject) -> None:
+def test_any_split_of_an_output_gives_the_same_answer_and_loses_no_word(name: str, data: st.DataObject) -> None:
     dialect = DIALECTS[name]
     output = data.draw(soup_of(name))
     modes = [Mode.TEXT, Mode.THOUGHT] + [Mode.HEADER] * bool(dialect.header)
     state = State(data.draw(st.sampled_from(modes)), data.draw(st.booleans()))
     whole = parse(dialect, output, state, TOOLS)
-    assert said_in_pieces(dialect, output, data.draw(st.lists(st.integers(0, 10_000), max_size=30)), state) == whole
+    assert parsed_in_chunks(dialect, output, data.draw(st.lists(st.integers(0, 10_000), max_size=30)), state) == whole
     shown = whole.content + whole.reasoning + "".join(call.name + call.arguments for call in whole.calls)
     assert {word: shown.count(word) for word in WORDS} == {word: output.count(word) for word in WORDS}
 
 
 @given(st.text(), st.lists(st.integers(0, 100), max_size=5))
 def test_a_model_without_markers_is_shown_as_it_writes(output: str, cuts: list[int]) -> None:
-    assert said_in_pieces(Dialect({}), output, cuts, State()) == Answer(output, "", ())
+    assert parsed_in_chunks(Dialect({}), output, cuts, State()) == Answer(output, "", ())
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_no_marker_begins_another(name: str) -> None:
-    """Else what is found would depend on how the output is cut."""
+    """Otherwise the result would depend on how the output is split."""
     markers = DIALECTS[name].marks
     assert not [(one, other) for one in markers for other in markers if one != other and other.startswith(one)]
 
@@ -103,7 +103,7 @@ def test_hostile_outputs_take_linear_time(name: str) -> None:
 @pytest.mark.parametrize(
     ("body", "size"), [("word and\n", 1_000_000), (" ", 200_000), ("<", 200_000), ("<tool_call>{", 200_000)]
 )
-def test_a_long_output_in_small_pieces_takes_linear_time(body: str, size: int) -> None:
+def test_a_long_output_in_small_chunks_takes_linear_time(body: str, size: int) -> None:
     parser, output = Parser(DIALECTS["Qwen3"]), "<think>" + body * (size // len(body))
 
     def feed() -> None:
@@ -114,7 +114,7 @@ def test_a_long_output_in_small_pieces_takes_linear_time(body: str, size: int) -
     assert seconds_on_an_idle_core(feed) < 2
 
 
-def test_only_what_may_be_a_marker_is_held_back() -> None:
+def test_only_text_that_may_be_a_marker_is_delayed() -> None:
     parser = Parser(DIALECTS["Qwen3"])
     shown = ["".join(event.text for event in parser.feed(piece)) for piece in ("a <", "b", " <to", "ols>", "\n", "c")]
     assert shown == ["a", " <b", "", " <tools>", "", "\nc"]

@@ -1,4 +1,4 @@
-"""From tokens to a message and back: markers survive decoding, and calls reach a template in the form it wants."""
+"""From tokens to a message and back: decoding keeps markers, and calls reach a template in its format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CALL = {"name": "f", "arguments": {"ort": "Zürich"}}
 
 @pytest.fixture(scope="module")
 def tokenizer(byte_level_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """Of a DeepSeek kind: the special token that a DSML marker holds is only a part of it."""
+    """A tokenizer like DeepSeek's: the special token in a DSML marker is only a part of the marker."""
     folder = tmp_path_factory.mktemp("dsml")
     core = json.loads((byte_level_folder / "tokenizer.json").read_text())
     like = core["added_tokens"][0]

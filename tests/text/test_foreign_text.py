@@ -1,4 +1,4 @@
-"""Tokenizer files and chat templates as people have them: marks of byte order, nulls, empty ones, other places."""
+"""Tokenizer files and chat templates of users: byte order marks, nulls, empty templates, other locations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(byte_level_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
-def test_a_mark_of_byte_order_is_no_part_of_a_file(name: str, folder: Path) -> None:
+def test_a_byte_order_mark_of_a_file_is_ignored(name: str, folder: Path) -> None:
     plain = Tokenizer.from_folder(folder)
     (folder / name).write_bytes(BOM + (folder / name).read_bytes())
     marked = Tokenizer.from_folder(folder)
@@ -31,7 +31,7 @@ def test_a_mark_of_byte_order_is_no_part_of_a_file(name: str, folder: Path) -> N
     assert (marked.stop_ids, marked.roles) == (plain.stop_ids, plain.roles)
 
 
-def test_a_mark_of_byte_order_is_no_part_of_a_prompt(folder: Path) -> None:
+def test_a_byte_order_mark_of_a_template_is_ignored(folder: Path) -> None:
     (folder / "chat_template.jinja").write_bytes(BOM + b"{{ messages[0].content }}")
     assert ChatTemplate.from_folder(folder, Tokenizer.from_folder(folder)).render(CHAT) == "hi"
 

@@ -1,4 +1,4 @@
-"""What a constraint lets through has the form that was asked for, and what it could not keep to is refused."""
+"""Text that a constraint allows matches the requested format, and unsupported formats are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PERSON = {
     "additionalProperties": False,
 }
 FORMATS = jsonschema.FormatChecker(["date", "ipv4", "ipv6", "uuid", "email"])
-"""Not those of RFC 3339, which allows a small z: jsonschema does not."""
+"""Without those of RFC 3339, which allows a lower-case z, unlike jsonschema."""
 JSON = '{"name": "Ada", "age": 36}'
 
 
@@ -56,7 +56,7 @@ def test_there_are_many_schemas() -> None:
 
 
 @pytest.mark.parametrize("start", range(0, len(SCHEMAS), 20))
-def test_what_comes_is_valid_under_the_schema(compiler: GrammarCompiler, start: int) -> None:
+def test_generated_text_is_valid_under_the_schema(compiler: GrammarCompiler, start: int) -> None:
     finished = 0
     for number, schema in enumerate(SCHEMAS[start : start + 20], start):
         checker = jsonschema.Draft202012Validator(schema, format_checker=FORMATS)
@@ -65,7 +65,7 @@ def test_what_comes_is_valid_under_the_schema(compiler: GrammarCompiler, start: 
             if text is not None:
                 checker.validate(valid_json(text))
                 finished += 1
-    assert finished > 20  # of 40
+    assert finished > 20  # of 40 texts
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -105,10 +105,10 @@ def test_a_constraint_is_complete_when_nothing_may_follow(compiler: GrammarCompi
     assert constraint.complete
     number = constraint_of(compiler, Format("json_schema", {"type": "integer"}))
     assert follow(number, smollm2(), "12")
-    assert not number.complete  # another digit may
+    assert not number.complete  # another digit may follow
 
 
-def test_white_space_comes_to_an_end(compiler: GrammarCompiler) -> None:
+def test_white_space_is_bounded(compiler: GrammarCompiler) -> None:
     assert follow(
         constraint_of(compiler, Format("json_schema", PERSON)), smollm2(), '{\n    "name" : "Ada",\n    "age": 36\n}'
     )
@@ -183,7 +183,7 @@ def test_a_marker_that_is_a_token_ends_a_thought_and_is_no_text() -> None:
     assert not follow(make_constraint(), tokenizer, '{"a": <repo_name>')
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_marker_that_is_a_token_ends_a_thought_and_is_no_text() -> None:
         ({"const": float("nan")}, "/const holds nan"),
     ],
 )
-def test_what_a_schema_cannot_have_is_refused_by_name(
+def test_unsupported_keywords_are_refused_by_name(
     compiler: GrammarCompiler, schema: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words) as caught:
@@ -235,7 +235,7 @@ def test_a_regular_expression_with_half_an_escape_is_refused() -> None:
 
 
 def test_an_answer_does_not_depend_on_those_before_it(compiler: GrammarCompiler) -> None:
-    """States that others have come to count towards the limits of a grammar: then it is compiled anew."""
+    """Parser states accumulate and count towards the limits of a grammar; then it is compiled again."""
     lark = Lark(compiler.tokens)
     rules = lark.rules(lark.part(Format("regex", r"([a-z]{1,40}[0-9]?){1,40}").grammar))
     make_constraint = compiler.compile(rules, lark.parts)
@@ -247,14 +247,14 @@ def test_an_answer_does_not_depend_on_those_before_it(compiler: GrammarCompiler)
     assert not follow(constraint, smollm2(), "?")
 
 
-def test_an_answer_that_comes_to_a_limit_says_that_its_form_cannot_be_kept_to(compiler: GrammarCompiler) -> None:
+def test_an_answer_that_reaches_a_limit_has_an_error_about_its_format(compiler: GrammarCompiler) -> None:
     constraint = constraint_of(compiler, Format("regex", "[a-c]+"))
     constraint.take(smollm2().encode("a")[0])
     with pytest.raises(UserError, match="format of the answer cannot be enforced"):
         constraint.take(smollm2().encode("?")[0])
 
 
-def test_a_slow_grammar_is_compiled_anew_by_who_asks_and_never_for_a_running_answer(
+def test_a_slow_grammar_is_compiled_again_for_a_new_request_and_never_during_an_answer(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guide_module, "MAX_RENEWAL_S", 0.0)
@@ -275,7 +275,7 @@ def test_a_slow_grammar_is_compiled_anew_by_who_asks_and_never_for_a_running_ans
 
 
 @pytest.mark.parametrize("form", [Format("regex", "["), Format("regex", "(?=a)"), Format("grammar", "start: x")])
-def test_what_cannot_be_read_is_refused(compiler: GrammarCompiler, form: Format) -> None:
+def test_invalid_formats_are_refused(compiler: GrammarCompiler, form: Format) -> None:
     with pytest.raises(UserError, match="enforced"):
         constraint_of(compiler, form)
 

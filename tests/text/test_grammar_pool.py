@@ -1,4 +1,4 @@
-"""A grammar from a stranger can end the worker that tries it, and nothing else."""
+"""A grammar of a client can end the worker process that tries it, and nothing else."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_worker_that_hangs_times_out(pool: GrammarPool, monkeypatch: pytest.Mo
         fault(pool, EASY)
 
 
-def test_a_worker_that_was_killed_says_nothing_of_the_grammar(pool: GrammarPool) -> None:
+def test_a_killed_worker_is_no_fault_of_the_grammar(pool: GrammarPool) -> None:
     fault(pool, EASY)
     os.kill(worker_pid(pool), signal.SIGKILL)
     with pytest.raises(TimedOut):
@@ -122,7 +122,7 @@ def test_requests_beyond_the_workers_wait_and_are_refused_in_the_end(
     assert fault(pool, EASY) == ""
 
 
-def test_a_worker_that_cannot_be_started_is_said(pool: GrammarPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_started_is_reported(pool: GrammarPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_pool.sys, "executable", "/nowhere/python")
     with pytest.raises(Unavailable):
         fault(pool, EASY)
@@ -150,7 +150,7 @@ time.sleep(60)
         time.sleep(0.02)
 
 
-def test_a_verdict_of_time_is_not_kept(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_timeout_is_not_cached(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     def late(*_: Any) -> str:
         raise TimedOut
 

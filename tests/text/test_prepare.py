@@ -1,4 +1,4 @@
-"""Prompts of a model that cannot think: what orders it to is refused, what advises it changes nothing."""
+"""Prompts for a model that cannot think: explicit requests for thoughts are refused, hints have no effect."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def maker(smollm2_path: Path) -> PromptMaker:
     ],
     ids=str,
 )
-def test_advice_to_think_changes_nothing(maker: PromptMaker, asked: dict[str, Any]) -> None:
+def test_a_hint_to_think_has_no_effect(maker: PromptMaker, asked: dict[str, Any]) -> None:
     plain, advised = maker.prepare(ChatInput(ASK)), maker.prepare(ChatInput(ASK, **asked))
     assert (plain.tokens, plain.constraint(9)) == (advised.tokens, advised.constraint(9)) == (plain.tokens, None)
 
 
 @pytest.mark.parametrize("effort", [None, "high"])
-def test_an_order_to_think_is_refused(maker: PromptMaker, effort: str | None) -> None:
+def test_an_explicit_request_to_think_is_refused(maker: PromptMaker, effort: str | None) -> None:
     with pytest.raises(UserError, match="does not think"):
         maker.prepare(ChatInput(ASK, thinking=True, effort=effort))
 

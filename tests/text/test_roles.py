@@ -1,4 +1,4 @@
-"""Agents mix roles as no chat template was trained: none is sent away for it, and nothing that they say is lost."""
+"""Conversations with roles that a chat template does not accept are rendered without loss."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ALTERNATING = """
     {%- if m.role != due %}{{- raise_exception('Roles must alternate.') }}{%- endif %}
     {{- '<' + m.role + '>' + m.content }}
 {%- endfor %}"""
-DEAF = """
+OMITS_SYSTEM = """
 {%- for m in messages %}
     {%- if m.role != 'system' or loop.first %}{{- '<' + m.role + '>' + m.content }}{%- endif %}
 {%- endfor %}"""
-"""Leaves later system messages out without a word."""
+"""A template that silently omits later system messages."""
 
 
 def template(source: str) -> ChatTemplate:
@@ -38,7 +38,7 @@ def template(source: str) -> ChatTemplate:
 
 
 def conversation(text: str) -> list[dict[str, Any]]:
-    """Of words like ``system:a``."""
+    """Returns messages from words like ``system:a``."""
     pairs = (word.split(":") for word in text.split())
     return [{"role": role, "content": content} for role, content in pairs]
 
@@ -64,20 +64,20 @@ def test_roles_that_a_template_takes_are_rendered_as_they_came(said: str) -> Non
     [
         (ONE_SYSTEM, CLAUDE_CODE, "<system>a<user>b<user>c"),
         (ONE_SYSTEM, CODEX, "<system>a\n\nb<user>c<user>d"),
-        (DEAF, CLAUDE_CODE, "<system>a<user>b<user>c"),
-        (DEAF, CODEX, "<system>a\n\nb<user>c<user>d"),
+        (OMITS_SYSTEM, CLAUDE_CODE, "<system>a<user>b<user>c"),
+        (OMITS_SYSTEM, CODEX, "<system>a\n\nb<user>c<user>d"),
         (ALTERNATING, CLAUDE_CODE, "<system>a<user>b\n\nc"),
         (ALTERNATING, CODEX, "<system>a\n\nb<user>c\n\nd"),
         (ALTERNATING, "user:a user:b assistant:c system:d user:e", "<user>a\n\nb<assistant>c<user>d\n\ne"),
     ],
 )
-def test_roles_that_a_template_does_not_take_are_told_in_those_that_it_does(source: str, said: str, told: str) -> None:
+def test_roles_that_a_template_does_not_accept_become_accepted_ones(source: str, said: str, told: str) -> None:
     assert rendered(template(source), conversation(said)) == told
 
 
-@pytest.mark.parametrize("source", [ONE_SYSTEM, DEAF, ALTERNATING])
+@pytest.mark.parametrize("source", [ONE_SYSTEM, OMITS_SYSTEM, ALTERNATING])
 @pytest.mark.parametrize("said", [CLAUDE_CODE, CODEX])
-def test_roles_told_otherwise_leave_the_head_of_the_next_prompt_as_it_was(source: str, said: str) -> None:
+def test_replaced_roles_do_not_change_the_prefix_of_the_next_prompt(source: str, said: str) -> None:
     first = conversation(said)
     following = [*first, *conversation("assistant:x user:y system:z")]
     assert rendered(template(source), following).startswith(rendered(template(source), first))

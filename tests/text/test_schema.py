@@ -1,4 +1,4 @@
-"""A schema that is rewritten allows nothing that the original does not, and what cannot be kept to is named."""
+"""A rewritten schema allows nothing that the original does not, and unsupported parts are refused by name."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_numbers_are_kept_exactly_or_more_narrowly(
     ],
     ids=lambda value: str(value)[:50] if isinstance(value, str) else "",
 )
-def test_numbers_that_cannot_be_held_are_refused_by_name(schema: dict[str, Any], words: str) -> None:
+def test_numbers_that_cannot_be_represented_are_refused_by_name(schema: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         rewritten(schema, "response_format")
     assert caught.value.param == "response_format"
@@ -213,7 +213,7 @@ def test_control_characters_are_written_exactly(compiler: GrammarCompiler, schem
         ({"$id": "https://a.b/c", "$ref": "https://a.b/c#/$defs/d", "$defs": {"d": {"const": 1}}}, ["1"], ["2"]),
     ],
 )  # fmt: skip
-def test_what_llguidance_lacks_is_written_in_what_it_has(
+def test_keywords_that_llguidance_lacks_are_rewritten(
     compiler: GrammarCompiler,  # noqa: F811
     schema: Any,
     yes: list[str],
@@ -275,7 +275,7 @@ NO_SCHEMAS: tuple[Any, ...] = (None, [], "string", 7)
         ({"items": {"patternProperties": 3}}, "/items/patternProperties is no object"),
     ],
 )
-def test_what_is_no_schema_is_refused_by_name(schema: dict[str, Any], words: str) -> None:
+def test_an_invalid_schema_is_refused_by_name(schema: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         rewritten(schema, "tools")
 
@@ -292,7 +292,7 @@ def test_what_is_no_schema_is_refused_by_name(schema: dict[str, Any], words: str
         {"not": {"not": {"$ref": "#"}}},
     ],
 )
-def test_what_proves_too_hard_is_the_users_matter(compiler: GrammarCompiler, schema: dict[str, Any]) -> None:  # noqa: F811
+def test_a_schema_that_is_too_complex_is_a_user_error(compiler: GrammarCompiler, schema: dict[str, Any]) -> None:  # noqa: F811
     with pytest.raises(UserError) as caught:
         constraint_of(compiler, Format("json_schema", schema))
     assert caught.value.param == "response_format"
@@ -314,7 +314,7 @@ def test_a_grammar_that_nothing_can_match_is_refused(compiler: GrammarCompiler, 
 
 
 @pytest.mark.parametrize("start", range(0, 200, 50))
-def test_any_schema_is_refused_or_kept_to(compiler: GrammarCompiler, start: int) -> None:  # noqa: F811
+def test_any_schema_is_refused_or_followed(compiler: GrammarCompiler, start: int) -> None:  # noqa: F811
     finished = 0
     for seed in range(start, start + 50):
         schema = wild(seed)
@@ -331,7 +331,7 @@ def test_any_schema_is_refused_or_kept_to(compiler: GrammarCompiler, start: int)
 
 
 def itself(name: str, keyword: str) -> dict[str, Any]:
-    """A schema that refers to itself in 60 ways."""
+    """Returns a schema that refers to itself in 60 ways."""
     way = {"$ref": f"#/$defs/{name}"}
     if keyword == "allOf":
         return {"allOf": [way] * 60}

@@ -1,4 +1,4 @@
-"""Tokenizers built from GGUF metadata match the programs that made them."""
+"""Tokenizers that are built from GGUF metadata match the programs that made them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_default_model_knows_its_special_tokens(smollm2: Tokenizer) -> None:
     assert smollm2.vocab_size == 49152
     assert smollm2.bos_id == 1
     assert smollm2.stop_ids == {0, 2}  # <|endoftext|>, <|im_end|>
-    assert smollm2.encode("hi", add_special=True) == smollm2.encode("hi")  # the file says: no bos
+    assert smollm2.encode("hi", add_special=True) == smollm2.encode("hi")  # the file disables bos
     assert smollm2.decode(smollm2.encode("<|im_start|>hi<|im_end|>")) == "hi"
     written_out = smollm2.encode("<|im_end|>", parse_special=False)
     assert len(written_out) > 1
@@ -65,7 +65,7 @@ def test_scores_give_the_same_pieces_as_sentencepiece(
 ) -> None:
     text = text.replace("▁", "").replace(
         "\0", ""
-    )  # sentencepiece cannot tell the one from a space, and skips the other
+    )  # sentencepiece cannot distinguish one from a space, and skips the other
     ids = space_marks.encode(text, parse_special=False)
     assert ids == sentencepiece_model.encode(text)
     assert space_marks.decode(ids) == text
@@ -94,7 +94,7 @@ def test_sentencepiece_models_begin_with_bos(
 
 
 def byte_level(**changes: Any) -> dict[str, Any]:
-    """A byte-level vocabulary of the 256 bytes, two merges, one control and one user-defined token."""
+    """Returns a byte-level vocabulary of the 256 bytes, two merges, one control and one user-defined token."""
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "hel", "<|im_end|>", "<think>"]
     metadata = {
         "model": "gpt2",
@@ -183,10 +183,12 @@ def test_damaged_metadata_is_named(changes: dict[str, Any], says: str) -> None:
 
 @pytest.mark.parametrize("index", [2**32 - 1, 260, -1])
 @pytest.mark.parametrize("role", ["eos", "bos", "padding", "unknown", "eot"])
-def test_ids_past_the_vocabulary_are_told_and_not_used(role: str, index: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_ids_past_the_vocabulary_are_reported_and_ignored(
+    role: str, index: int, caplog: pytest.LogCaptureFixture
+) -> None:
     tokenizer = Tokenizer.from_gguf(byte_level(**{f"{role}_token_id": index}))
     assert f"tokenizer.ggml.{role}_token_id names {index}" in caplog.text
-    assert tokenizer.stop_ids == {258}  # the well-known end of a turn stays one
+    assert tokenizer.stop_ids == {258}  # the well-known end-of-turn token remains
     assert tokenizer.bos_id is None
     assert tokenizer.encode("hel", add_special=True) == [257]
 
@@ -199,7 +201,7 @@ def test_flags_may_be_numbers(flag: int) -> None:
     ]
 
 
-def test_a_merge_of_an_unknown_token_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_merge_of_an_unknown_token_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
     plain = Tokenizer.from_gguf(byte_level())
     for merge in ("h q", "qu x", "hel o"):
         more = Tokenizer.from_gguf(byte_level(merges=["h e", merge, "he l"]))

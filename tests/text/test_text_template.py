@@ -150,7 +150,7 @@ def chat_template(source: Any, tokenizer: Tokenizer) -> ChatTemplate:
 def test_templates_render_as_in_transformers(
     tokenizer: Tokenizer, transformers_tokenizer: Any, name: str, messages: list[Any], options: dict[str, Any]
 ) -> None:
-    """The same text, or an error where transformers has one."""
+    """The texts are equal, or both raise an error."""
     try:
         expected = transformers_tokenizer.apply_chat_template(
             messages,
@@ -168,7 +168,7 @@ def test_templates_render_as_in_transformers(
         assert ours.render(messages, **options) == expected
 
 
-def test_a_refusal_is_told_in_the_templates_words(tokenizer: Tokenizer) -> None:
+def test_the_error_has_the_templates_message(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="refuses these messages: Conversation roles must alternate") as caught:
         chat_template(MISTRAL, tokenizer).render([CHAT[0], CHAT[0]])
     assert caught.value.param == "messages"
@@ -335,7 +335,7 @@ def test_a_rendering_is_bounded_in_time_and_memory(tokenizer: Tokenizer, case: s
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.thread_time() - begun < 8  # 2 s, and tracing makes everything slower
+    assert time.thread_time() - begun < 8  # 2 s without the overhead of tracing
     assert peak < 200 << 20
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers from a model folder, and decoding piece by piece."""
+"""Tokenizers of model folders, and incremental decoding."""
 
 from __future__ import annotations
 
@@ -228,7 +228,8 @@ def test_any_odd_entry_is_read_or_refused(
 
 
 def _entries(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Where every value of a JSON tree is kept, except single words and merges, of which there are too many."""
+    """Yields the container and key of every value of a JSON tree, without single words and merges, which
+    are too many."""
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, child in children:
         yield node, key
@@ -241,8 +242,8 @@ def test_a_folder_without_a_tokenizer_is_not_found(tmp_path: Path) -> None:
         Tokenizer.from_folder(tmp_path)
 
 
-def test_encoding_leaves_the_lock_to_other_threads(byte_level: Tokenizer) -> None:
-    """A thread that only counts goes on counting."""
+def test_encoding_releases_the_interpreter_lock(byte_level: Tokenizer) -> None:
+    """A thread that counts continues during an encoding."""
     text, counts, ended = "the cat sat " * 100_000, [0], threading.Event()
 
     def count() -> None:

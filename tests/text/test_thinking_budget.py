@@ -22,7 +22,7 @@ DIALECTS = {
 
 
 class EndingAt:
-    """Allows nothing but ``token`` after ``count`` tokens."""
+    """A constraint that allows only ``token`` after ``count`` tokens."""
 
     complete = False
 
@@ -39,7 +39,7 @@ class EndingAt:
 
 
 def written(dialect: Dialect, state: State, opening: str, num_tokens: int) -> str:
-    """What comes of a model that would think for ever, up to the answer."""
+    """Returns the output, up to the answer, of a model that would think endlessly."""
     tokenizer = smollm2()
     budget = thinking_budget(tokenizer, dialect, state, 1000, num_tokens)
     assert budget
@@ -69,7 +69,7 @@ def test_thought_is_closed_in_time_between_characters(dialect: str, num_tokens: 
     assert len(smollm2().encode(text)) <= num_tokens + 24  # the markers are several tokens here
 
 
-def test_form_that_does_not_let_a_thought_be_closed_goes_first() -> None:
+def test_a_format_that_forbids_the_closing_marker_takes_precedence() -> None:
     dialect, state, _ = DIALECTS["tags"]
     budget = thinking_budget(smollm2(), dialect, state, 1000, 0)
     assert budget

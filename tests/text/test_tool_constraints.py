@@ -1,4 +1,4 @@
-"""Calls that a constraint allows are read back by the same dialect as calls, with arguments valid for their tool."""
+"""Calls that a constraint allows are parsed by the same dialect as calls with valid arguments."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ WRITES = [name for name, sample in SAMPLES.items() if sample.max_calls]
 
 
 def tokenizer_of(folder: Path, tokens: set[str]) -> Tokenizer:
-    """Of bytes, and the special ``tokens``."""
+    """Returns a tokenizer of bytes and the special ``tokens``."""
     alphabet = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = tokenizers.Tokenizer(models.BPE(alphabet, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -64,7 +64,7 @@ def tokenizer_of(folder: Path, tokens: set[str]) -> Tokenizer:
 
 
 class Asked:
-    """One family's model: its markers are special tokens, or all of them text."""
+    """The model of one family: its markers are special tokens, or all of them are text."""
 
     def __init__(self, name: str, folder: Path, *, special: bool) -> None:
         sample = SAMPLES[name]
@@ -85,7 +85,7 @@ class Asked:
         return make_constraint()
 
     def thought(self) -> str:
-        """What ends the thought that the prompt has begun, if any."""
+        """The text that ends the thought that the prompt has begun, or nothing."""
         return next((m for m, mark in self.dialect.marks.items() if mark.name == "END_THINK"), "") * (
             self.state.mode.name == "THOUGHT"
         )
@@ -160,7 +160,7 @@ def test_an_answer_has_its_format_or_is_a_call(qwen: Asked) -> None:
     assert not follow(qwen.constraint(**wish), qwen.tokenizer, "<think>Hm.</think>\n\nI")
 
 
-def test_a_model_left_free_has_no_guide(qwen: Asked) -> None:
+def test_a_model_without_format_or_tools_has_no_constraint(qwen: Asked) -> None:
     assert constrain(OutputSpec(tools=TOOLS), qwen.compiler, qwen.dialect, State()) == (qwen.dialect, None)
     assert constrain(OutputSpec(), qwen.compiler, qwen.dialect, State()) == (qwen.dialect, None)
 
@@ -179,7 +179,7 @@ def test_a_text_that_a_model_writes_in_tags_is_not_cut(tmp_path: Path) -> None:
         assert not follow(asked.constraint(choice="required"), asked.tokenizer, head + marker)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_text_that_a_model_writes_in_tags_is_not_cut(tmp_path: Path) -> None:
         ("Qwen3-Coder", {"$ref": "#/nowhere"}, "ref"),
     ],
 )
-def test_what_a_call_cannot_keep_to_is_refused_by_name(
+def test_unsupported_parameters_are_refused_by_name(
     name: str, schema: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     asked = Asked(name, tmp_path, special=True)
@@ -226,9 +226,7 @@ PLAIN = Dialect({})
         (OutputSpec(tools=TOOLS, choice="now"), "tool_choice"),
     ],
 )
-def test_a_model_whose_calls_are_unknown_refuses_what_it_could_not_see_to(
-    qwen: Asked, wish: OutputSpec, param: str
-) -> None:
+def test_a_model_with_unknown_calls_refuses_constraints_on_them(qwen: Asked, wish: OutputSpec, param: str) -> None:
     with pytest.raises(UserError) as caught:
         constrain(wish, qwen.compiler, PLAIN, State())
     assert caught.value.param == param
@@ -243,18 +241,18 @@ def test_a_template_without_tools_refuses_them() -> None:
 
 
 def test_every_token_keeps_its_place(qwen: Asked) -> None:
-    """A constraint's bits are those of the tokenizer: what it takes is what is read."""
+    """The bits of a constraint have the token ids of the tokenizer."""
     constraint = qwen.constraint(choice="required")
     bits = np.unpackbits(constraint.allowed(), bitorder="little")
     texts = {qwen.tokenizer.token_text(token) for token in np.flatnonzero(bits)}
     assert texts == {"<", " ", "\n"}
 
 
-# --- schemas as people write them ---------------------------------------------------------------------------------
+# --- schemas of users ---------------------------------------------------------------------------------------------
 
 
 def coder(tmp_path: Path, schema: Any, text: str, *, name: str = "Qwen3-Coder") -> bool:
-    """Whether a call with ``text`` for its one parameter may be written by a model that writes calls in tags."""
+    """Returns whether a model that writes calls in tags may write a call with ``text`` for its one parameter."""
     asked = Asked(name, tmp_path, special=False)
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"v": schema}}}}]
     tools[0]["function"]["parameters"]["required"] = ["v"]
@@ -285,7 +283,7 @@ ANNOTATED = {"x-order": 1, "readOnly": True, "nullable": True, "$id": "a", "disc
         ({"type": "integer", "minimum": -(2**63)}, "-5", "x"),
     ],
 )
-def test_tagged_calls_take_schemas_as_people_write_them(schema: Any, yes: str, no: str | None, tmp_path: Path) -> None:
+def test_tagged_calls_accept_schemas_of_users(schema: Any, yes: str, no: str | None, tmp_path: Path) -> None:
     assert coder(tmp_path, schema, yes)
     assert no is None or not coder(tmp_path, schema, no)
 
@@ -359,7 +357,7 @@ UNKEPT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def written(name: str, arguments: dict[str, Any]) -> str:
-    """A call of f, as the model writes it."""
+    """Returns a call of f as the model writes it."""
     if name == "Qwen3":
         return f'<tool_call>\n{{"name": "f", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
@@ -369,9 +367,7 @@ def written(name: str, arguments: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("kind", UNKEPT)
 @pytest.mark.parametrize("name", ["Qwen3", "Qwen3-Coder"])
-def test_what_a_constraint_cannot_see_to_is_left_to_the_model_unless_a_tool_is_strict(
-    name: str, kind: str, tmp_path: Path
-) -> None:
+def test_unsupported_parameters_are_unconstrained_unless_a_tool_is_strict(name: str, kind: str, tmp_path: Path) -> None:
     asked = Asked(name, tmp_path, special=False)
     parameters, arguments = UNKEPT[kind]
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", **parameters}}}]
@@ -385,7 +381,7 @@ def test_what_a_constraint_cannot_see_to_is_left_to_the_model_unless_a_tool_is_s
         assert [json.loads(call.arguments) for call in said] == [arguments]
 
 
-def test_a_tool_that_is_not_strict_is_still_kept_to_where_it_can_be(tmp_path: Path) -> None:
+def test_supported_parameters_of_a_tool_that_is_not_strict_are_constrained(tmp_path: Path) -> None:
     for name in ("Qwen3", "Qwen3-Coder"):
         asked = Asked(name, tmp_path, special=False)
         kept = {"a": {"type": "integer"}, "b": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}}

@@ -1,4 +1,4 @@
-"""A run so small that it takes a second a stage."""
+"""Fixtures of the training tests: a run that takes about a second per stage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of 300 tokens."""
+    """The folder of a tokenizer of 300 tokens."""
     folder = tmp_path_factory.mktemp("words")
     train_tokenizer(SENTENCES, 300, folder)
     return folder
@@ -37,7 +37,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Any:
-    """Makes the folder of a tiny model with a tokenizer, once."""
+    """Returns a function that makes the folder of a tiny model with a tokenizer, once per model."""
     made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:

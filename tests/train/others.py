@@ -1,4 +1,4 @@
-"""Tiny models of others to be tuned, and what transformers makes of them."""
+"""Tiny models for fine-tuning, and their loss in transformers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAMILIES = (
     *("llama", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "gemma2", "gemma3"),
     *("granitemoeshared", "granite_swa", "ernie4_5", "ernie4_5_moe", "llama4", "mixtral"),
 )
-"""All kinds of attention, experts and heads."""
+"""Families with all kinds of attention, experts and heads."""
 
 SENTENCES = ("The boat is red.", "A diver sees a fish.", "Fish are quick and boats are slow.", "Red is a colour.")
 SETTINGS = [
@@ -57,7 +57,7 @@ def our_loss(base: BaseModel, weights: Mapping[str, Any], given: Sequences) -> t
 
 
 def names_of_theirs(base: BaseModel, weights: Weights) -> dict[str, torch.Tensor]:
-    """Gradients, or weights, under the names of the folder."""
+    """Returns gradients or weights under the names of the folder."""
     named = maker_tensors(canonical(weights), base.hub_rules)
     return {
         name: torch.from_numpy(tensor.data.view(np.float32).reshape(tensor.shape).copy())

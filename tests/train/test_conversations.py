@@ -1,4 +1,4 @@
-"""Conversations that are made up: of several turns, in any order, and what of them is learned."""
+"""Synthetic conversations of several turns in any order, and the parts that are learned."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CHATS = [record["messages"] for record in conversations.chats(400, 1)]
 
 
 def kind(asked: str) -> str:
-    """What sort of turn a user's words begin."""
+    """Returns the kind of the turn that begins with ``asked``."""
     if "+" in asked or asked.startswith("Start with"):
         return "task"
     return "story" if "story" in asked.lower() else "talk"
 
 
-def test_conversations_are_the_same_for_a_seed_and_take_turns() -> None:
+def test_conversations_are_equal_for_a_seed_and_alternate_roles() -> None:
     assert [record["messages"] for record in conversations.chats(400, 1)] == CHATS
     for messages in CHATS:
         assert [message["role"] for message in messages] == ["user", "assistant"] * (len(messages) // 2)
@@ -39,7 +39,7 @@ def test_conversations_hold_every_kind_of_turn_after_every_other() -> None:
     assert min(pairs[first, then] for first in ("task", "story", "talk") for then in ("task", "story", "talk")) > 5
 
 
-def test_answers_to_earlier_tasks_stand_without_thoughts_and_are_not_learned(tokenizer_folder: Path) -> None:
+def test_answers_to_earlier_tasks_have_no_thoughts_and_are_not_learned(tokenizer_folder: Path) -> None:
     vocabulary = ChatTokenizer(Tokenizer.from_folder(tokenizer_folder))
     earlier = 0
     for messages in CHATS:
@@ -73,7 +73,7 @@ def test_examples_of_tasks_come_alone_or_after_another_of_either_kind(tokenizer_
     assert not any(tasks.Task("", message["content"], "", "").held_out for each in examples for message in each[::2])
 
 
-def test_tasks_in_the_last_turn_are_thought_through_and_learned(tokenizer_folder: Path) -> None:
+def test_tasks_in_the_last_turn_have_thoughts_and_are_learned(tokenizer_folder: Path) -> None:
     vocabulary = ChatTokenizer(Tokenizer.from_folder(tokenizer_folder))
     solved = [messages for messages in CHATS if kind(messages[-2]["content"]) == "task"]
     assert sum(len(messages) > 2 for messages in solved) > 100

@@ -1,4 +1,4 @@
-"""Files of training data: read as what they are, in every encoding that is known, or refused by name."""
+"""Files of training data are read by their format, in every supported encoding, or refused by name."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_single_record_may_be_a_json_file(tmp_path: Path) -> None:
     assert read(tmp_path / "x.json") == [CHAT]
 
 
-def test_a_mark_of_byte_order_in_the_middle_is_no_part_of_a_line(tmp_path: Path) -> None:
+def test_byte_order_marks_inside_a_file_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(2 * LINES.encode("utf-8-sig"))
     assert read(tmp_path) == [CHAT, TEXT, CHAT, TEXT]
 
@@ -86,13 +86,13 @@ def test_a_folder_with_data_that_is_not_read_is_refused(suffix: str, tmp_path: P
         read(tmp_path)
 
 
-def test_what_is_hidden_or_tells_about_others_in_a_folder_is_no_data(tmp_path: Path) -> None:
+def test_hidden_files_and_descriptions_in_a_folder_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(LINES)
     for name in ("README.md", "readme.txt", "LICENSE.txt", "._a.jsonl", ".cache/b.jsonl", "manifest.json", "a.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "not this"}')
     assert read(tmp_path) == [CHAT, TEXT]
-    assert read(tmp_path / "README.md") == [{"text": '{"text": "not this"}'}]  # one that is named is meant
+    assert read(tmp_path / "README.md") == [{"text": '{"text": "not this"}'}]  # a file that is named itself is data
 
 
 @pytest.mark.parametrize(
@@ -155,15 +155,13 @@ def answer(**fields: Any) -> dict[str, Any]:
         (answer(content=None), "is no record"),
     ],
 )
-def test_what_training_does_not_know_is_refused_and_not_dropped(
-    record: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_unknown_keys_are_refused(record: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps(record))
     with pytest.raises(UserError, match=message):
         read(tmp_path)
 
 
-def test_what_asks_for_nothing_beside_a_message_is_read_over(tmp_path: Path) -> None:
+def test_keys_without_effect_are_ignored(tmp_path: Path) -> None:
     record = {
         **answer(tool_calls=[], reasoning_content=None, id="m1", weight=1),
         "tools": [],
@@ -189,11 +187,11 @@ def test_an_answer_of_weight_0_is_not_learned(tokenizer_folder: Path) -> None:
     assert rendered(chat[:2], template) == []
 
 
-# --- what is held out, and what a run has read --------------------------------------------------------------------
+# --- held-out records and changed files -----------------------------------------------------------------------------
 
 
 def held_out_record() -> dict[str, Any]:
-    """A record that the hash would hold out."""
+    """Returns a record that the hash would hold out."""
     made = ({"messages": [{"role": "user", "content": str(n)}, CHAT["messages"][1]]} for n in range(10_000))
     return next(record for record in made if sources.is_held_out(record, Data(held_out=0.05)))
 
@@ -208,7 +206,7 @@ def test_a_few_records_are_learned_and_none_held_out(
     assert f"data: tune: {copies} documents" in capsys.readouterr().out
 
 
-def test_a_run_says_that_its_data_has_changed(folders: Any, data: Path, tmp_path: Path) -> None:
+def test_a_fine_tuning_run_refuses_changed_data(folders: Any, data: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
     own.write_bytes(data.read_bytes())
     settings = [f"data.text={own}", "tune.steps=1", "tune.merge=false", "tune.step_tokens=64"]
@@ -219,15 +217,15 @@ def test_a_run_says_that_its_data_has_changed(folders: Any, data: Path, tmp_path
     again()
     again()
     own.touch()
-    again()  # another time alone is no other content
+    again()  # a new time alone is no new content
     own.write_text(own.read_text().replace("Say", "Sag"))
     with pytest.raises(UserError, match=r"own\.jsonl is not what .*run has read"):
         again()
     own.unlink()
-    again()  # it is not needed anymore
+    again()  # a deleted file is accepted
 
 
-def test_a_run_from_scratch_says_that_its_data_has_changed(tmp_path: Path) -> None:
+def test_a_training_run_refuses_changed_data(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("Once upon a time there was a duck. " * 50)
     settings = [*TINY, f"data.text={tmp_path / 'texts'}"]
@@ -245,7 +243,7 @@ def test_an_empty_file_is_no_text_to_learn_a_tokenizer_from(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("size", [0, 10, LEAST_VOCABULARY - 1, 65537])
-def test_a_vocabulary_that_cannot_be_is_refused_before_a_run_begins(size: int, tmp_path: Path) -> None:
+def test_an_impossible_vocabulary_is_refused_before_a_run_begins(size: int, tmp_path: Path) -> None:
     assert 256 + len(SPECIAL) == LEAST_VOCABULARY
     with pytest.raises(UserError, match=rf"model\.vocab_size is {size}"):
         perform("tokenizer", "nano", [f"model.vocab_size={size}"], tmp_path / "run")
@@ -267,7 +265,7 @@ def test_checkpoints_beyond_a_million_steps_are_found_and_cleaned(tmp_path: Path
     assert newest.name == "step_1000001"
 
 
-def test_a_step_that_is_saved_again_is_never_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_is_saved_again_always_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = checkpoints.Checkpoint({}, {}, {"step": 1})
     target = checkpoints.save(tmp_path, 1, empty)
     monkeypatch.setattr(Path, "rename", lambda *paths: pytest.fail("a whole checkpoint is put away"))

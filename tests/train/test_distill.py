@@ -1,5 +1,5 @@
-"""Distillation: a teacher that fails in every way is asked until it has answered, and its right answers are learned;
-and a teacher in the same process, towards which the student moves."""
+"""Distillation: a served teacher with all kinds of faults, whose correct replies are learned, and a teacher in the same
+process, whose distribution the student learns."""
 
 from __future__ import annotations
 
@@ -55,9 +55,10 @@ FAULTS = {
 
 @dataclass
 class FakeTeacher:
-    """Adds right the first time it is asked something, wrong the second, without end the third, and so on.
+    """A teacher that adds correctly the first time it gets a prompt, wrongly the second, without an end the third, and
+    so on.
 
-    ``faults`` come first, one a request; ``kills`` the process politely with the request of that number.
+    ``faults`` are the answers to the first requests; request number ``kills`` sends SIGTERM to the process.
     """
 
     faults: list[str] = field(default_factory=list)
@@ -119,7 +120,9 @@ def chat_tokenizer(run: Path) -> ChatTokenizer:
     return ChatTokenizer(Tokenizer.from_folder(run / "tokenizer"))
 
 
-def test_a_run_learns_what_its_teacher_got_right(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_learns_the_correct_replies_of_its_teacher(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, fake = tmp_path / "run", FakeTeacher()
     shutil.copytree(run, folder)
     with served(fake) as address:
@@ -130,7 +133,7 @@ def test_a_run_learns_what_its_teacher_got_right(run: Path, tmp_path: Path, caps
         **{"asked": 60, "answered": 60, "right": 10, "kept": 10, "right_chain": 0.0, "right_addition": 1 / 3}
     }
     assert "60 asked, 60 answered, 10 right, 10 kept" in capsys.readouterr().out
-    perform("distill", "nano", [], folder)  # all is done, and the teacher gone
+    perform("distill", "nano", [], folder)  # all is done, and the teacher has ended
     with pytest.raises(UserError, match="begun with other settings"):
         perform("distill", "nano", ["distill.lr=1.0"], folder)
     for stage in ("eval", "export", "report"):
@@ -143,7 +146,7 @@ def test_a_run_learns_what_its_teacher_got_right(run: Path, tmp_path: Path, caps
     assert "Answers of the teacher" in (folder / "report.html").read_text()
 
 
-def test_every_fault_that_may_pass_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_temporary_fault_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FREEDIVE_TEACHER_KEY", "secret")
     fake = FakeTeacher(faults=["error", "busy", "cut", "no JSON", "no choices"])
     with served(fake) as address:
@@ -161,12 +164,12 @@ def test_every_fault_that_may_pass_is_tried_again(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(("fault", "what"), [("refused", "404 .*no such model"), ("cut", "peer closed connection")])
-def test_a_teacher_that_only_fails_is_left(fault: str, what: str, tmp_path: Path) -> None:
+def test_a_teacher_that_always_fails_ends_the_stage(fault: str, what: str, tmp_path: Path) -> None:
     with served(FakeTeacher([fault] * 1000)) as address, pytest.raises(Unavailable, match=what):
         gather(asking(address), tmp_path / "answers.jsonl")
 
 
-def test_a_teacher_that_is_not_there_is_left(tmp_path: Path) -> None:
+def test_an_unreachable_teacher_ends_the_stage(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="does not say what models it has"):
         gather(asking("http://127.0.0.1:9/v1"), tmp_path / "answers.jsonl")
     with pytest.raises(Unavailable, match=r"fails again and again.*kept"):
@@ -179,21 +182,21 @@ def test_what_is_no_address_is_refused(address: str, tmp_path: Path) -> None:
         gather(asking(address), tmp_path / "answers.jsonl")
 
 
-def test_told_to_stop_it_keeps_what_was_said(tmp_path: Path) -> None:
+def test_a_stopped_stage_keeps_the_replies(tmp_path: Path) -> None:
     path, fake = tmp_path / "answers.jsonl", FakeTeacher(kills=10)
     with served(fake) as address:
         with pytest.raises(UserError, match=r"Stopped with \d+ of 60 answers, which are kept"):
             gather(asking(address, num_parallel=2), path)
         kept = path.read_text()
         assert 5 <= kept.count("\n") <= 12
-        path.write_text(kept + kept[:-30])  # one line more, cut short
+        path.write_text(kept + kept[:-30])  # an incomplete last line
         assert len(gather(asking(address, num_parallel=2), path)) == 60
         assert path.read_text().startswith(kept)
         gather(asking(address, instruction="Be brief."), path)
-    assert len(fake.requests) >= 120  # asked in another way, all over again
+    assert len(fake.requests) >= 120  # other settings: everything is asked again
 
 
-def test_what_is_asked(tmp_path: Path) -> None:
+def test_the_prompts_are_those_of_the_files_or_tasks(tmp_path: Path) -> None:
     made = teacher_prompts(asking(""))
     assert len(set(made)) == 20
     file = tmp_path / "prompts.jsonl"
@@ -205,7 +208,7 @@ def test_what_is_asked(tmp_path: Path) -> None:
             teacher_prompts(asking("", prompts=(str(file),)))
 
 
-def test_only_right_answers_are_kept_each_once(chat_tokenizer: ChatTokenizer) -> None:
+def test_only_distinct_correct_replies_are_kept(chat_tokenizer: ChatTokenizer) -> None:
     known, open_ended = TeacherPrompt("1+1", "2", "sum"), TeacherPrompt("Hi")
     said = [
         *((known, text) for text in ("<think>1, 2</think>2", "<think>1, 2</think> 2 ", "2", "2", "3")),
@@ -250,7 +253,7 @@ def test_the_divergence_is_torchs_and_so_is_its_gradient() -> None:
 
 
 def beginner(run: Path, folder: Path) -> Path:
-    """A run with the same words that has hardly begun."""
+    """Returns a run with the same vocabulary and hardly any training."""
     for part in ("tokenizer", "data"):
         shutil.copytree(run / part, folder / part)
     perform("pretrain", "nano", [*TINY, "pretrain.steps=2"], folder)
@@ -260,7 +263,7 @@ def beginner(run: Path, folder: Path) -> Path:
 ON_POLICY = ["distill.kind=on_policy", "distill.steps=6", "distill.lr=3e-3", "distill.num_prompts=4"]
 
 
-def test_on_policy_the_pupil_comes_to_speak_as_its_teacher_and_resumes_bit_by_bit(run: Path, tmp_path: Path) -> None:
+def test_on_policy_the_student_approaches_its_teacher_and_resumes_to_the_same_bits(run: Path, tmp_path: Path) -> None:
     settings = [*ON_POLICY, f"distill.teacher={run / 'model'}"]
     whole, parted = beginner(run, tmp_path / "whole"), tmp_path / "parted"
     perform("distill", "nano", [*settings, "distill.save_every=3"], whole)
@@ -295,7 +298,7 @@ def test_a_teacher_of_the_same_weights_has_nothing_to_teach(
     assert "right" not in row  # since no answer is known
 
 
-def test_teachers_that_cannot_be_followed_are_refused(run: Path, tmp_path: Path) -> None:
+def test_unsupported_teachers_are_refused(run: Path, tmp_path: Path) -> None:
     others = ChatTokenizer(train_tokenizer(["other words"], 300, tmp_path / "tokenizer"))
     with pytest.raises(UserError, match="has another tokenizer"), teacher_at(str(run / "model"), others, 64):
         pass

@@ -1,4 +1,4 @@
-"""Grouped experts and chunked losses: equal to the plain operations, and so are their gradients."""
+"""Grouped experts and chunked losses equal the plain operations, and so do their gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning what others trained: as transformers computes it, with an adapter that PEFT would apply the same way."""
+"""Fine-tuning of existing models: computed as in transformers, with an adapter that PEFT applies in the same way."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_loss_and_gradients_are_those_of_transformers(name: str, folders: Any, t
     ours.backward()
     expected.backward()
     moved = maker_step(maker)
-    maker.save_pretrained(tmp_path)  # so that gradients go by the names of the folder, however modules hold weights
+    maker.save_pretrained(tmp_path)  # so that gradients have the names of the folder, whatever the modules are called
     after = open_base_weights(tmp_path, folders(name))
     for each, weight in weights.items():
         if weight.grad is None:
@@ -61,7 +61,7 @@ def test_loss_and_gradients_are_those_of_transformers(name: str, folders: Any, t
 
 
 def maker_step(maker: Any) -> float:
-    """One step down their gradients; its length."""
+    """Makes one step along their gradients; returns its length."""
     with torch.no_grad():
         for parameter in maker.parameters():
             if parameter.grad is not None:
@@ -108,7 +108,9 @@ def rows(root: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt_oss"])
 @pytest.mark.parametrize("rank", [0, 4])
-def test_it_learns_and_others_read_the_whole(name: str, rank: int, folders: Any, data: Path, tmp_path: Path) -> None:
+def test_it_learns_and_transformers_reads_the_model(
+    name: str, rank: int, folders: Any, data: Path, tmp_path: Path
+) -> None:
     lr = "3e-2" if rank else "3e-3"
     root = tuned(folders(name), data, tmp_path / "run", f"tune.rank={rank}", f"tune.lr={lr}", "tune.steps=12")
     found = [row["loss"] for row in rows(root)]
@@ -126,7 +128,7 @@ def test_it_learns_and_others_read_the_whole(name: str, rank: int, folders: Any,
 
 
 def logits_in_training(root: Path, folder: Path, given: Batch) -> np.ndarray:
-    """Of the weights that the last checkpoint makes."""
+    """Returns the logits of the weights in the last checkpoint."""
     context = finetune.FinetuneContext(finetune_config.read_run(root / "config.json"), RunFolder(root))
     trainer = context.trainer()
     with torch.no_grad():
@@ -135,7 +137,7 @@ def logits_in_training(root: Path, folder: Path, given: Batch) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_a_stopped_run_goes_on_to_the_same_bits(
+def test_a_stopped_run_resumes_to_the_same_bits(
     rank: int, folders: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = (f"tune.rank={rank}", "tune.lr=1e-3", "tune.merge=false")
@@ -172,7 +174,7 @@ def test_only_targets_are_trained(folders: Any, data: Path, tmp_path: Path, caps
     assert told["norms"][0] == told["norms"][1]
     assert told["attention"][1:] == ["0", "0.00%"]
     assert int(told["router"][0].replace(",", "")) == 2 * (16 * 64 + 16)
-    assert int(told["router"][1].replace(",", "")) == 2 * 16 * 64  # all but the biases of the choice
+    assert int(told["router"][1].replace(",", "")) == 2 * 16 * 64  # all but the choice biases
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -201,12 +203,12 @@ def test_counts_are_those_of_the_parameters(name: str, folders: Any) -> None:
         (("data.text=nowhere",), "nowhere does not exist"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(
+def test_impossible_settings_are_refused(
     settings: tuple[str, ...], what: str, folders: Any, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=what):
         tuned(folders("llama"), data, tmp_path / "run", *settings)
-    assert not (tmp_path / "run" / "config.json").exists()  # so that the next try may change them
+    assert not (tmp_path / "run" / "config.json").exists()  # so that the next call may change them
 
 
 def test_a_folder_keeps_its_settings_and_its_model(folders: Any, data: Path, tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_a_folder_keeps_its_settings_and_its_model(folders: Any, data: Path, tmp
         finetune.perform("tune", str(folders("qwen3")), [], root)
 
 
-def test_nothing_to_merge_or_to_learn_is_said(folders: Any, tmp_path: Path) -> None:
+def test_nothing_to_merge_or_to_learn_is_an_error(folders: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Name files or folders with data\.text"):
         finetune.perform("tune", str(folders("llama")), [], tmp_path / "run")
     silent = tmp_path / "silent.jsonl"
@@ -229,13 +231,13 @@ def test_nothing_to_merge_or_to_learn_is_said(folders: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3"])
-def test_documents_side_by_side_do_not_see_each_other(name: str, folders: Any, tmp_path: Path) -> None:
+def test_packed_documents_do_not_attend_to_each_other(name: str, folders: Any, tmp_path: Path) -> None:
     base, source = open_base_model(str(folders(name))), np.random.default_rng(0)
     made = [source.integers(3, 300, size).tolist() for size in (9, 30, 2, 9, 17)]
     (tmp_path / "tokenizer").write_text("")
     write_shards(tmp_path, [(tokens, [1] * len(tokens)) for tokens in made], 1, tmp_path / "tokenizer", 1 << 17)
     batch = Stream(Shards(tmp_path, tmp_path / "tokenizer"), seed=0).take(sum(map(len, made)) - len(made), 20)
-    assert batch.lengths.tolist() == [1, 8, 8, 9, 16, 20]  # the longest in two pieces
+    assert batch.lengths.tolist() == [1, 8, 8, 9, 16, 20]  # the longest is cut into two
     weights = base.weights()
     with torch.no_grad():
         together = our_loss(base, weights, batch)
@@ -244,7 +246,7 @@ def test_documents_side_by_side_do_not_see_each_other(name: str, folders: Any, t
     torch.testing.assert_close(together, sum(alone), rtol=1e-5, atol=1e-3)
 
 
-def test_a_gguf_file_s_words_become_a_folder_s(smollm2_path: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_of_a_gguf_file_becomes_one_of_a_folder(smollm2_path: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     base = open_base_model(str(smollm2_path))

@@ -1,7 +1,8 @@
-"""Our kernels' layers: torch's numbers and gradients at every instruction-set level, the same bits on all threads.
+"""The layers on training kernels: torch's numbers and gradients at every instruction-set level, with the same bits for
+any threads.
 
-With factors of bfloat16 they are those numbers but for rounding. At the scalar level these products go by the tile
-registers' model in software.
+With factors of bfloat16 the numbers differ by rounding only. At the scalar level these products use the software model
+of the tile registers.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from weights import BEST_LEVEL, LEVELS
 from freedive.train.model import kernels
 from freedive.train.model.experts import GroupedFeedForward
 from freedive.train.model.fused import FusedAttention, FusedCrossEntropy, FusedFeedForward, FusedLinears, FusedRmsNorm
-from freedive.train.model.optim import EPS_NORM, NEWTON_SCHULZ, TURNS, orthogonal
+from freedive.train.model.optim import EPS_NORM, ITERATIONS, NEWTON_SCHULZ, orthogonal
 from freedive.train.model.updates import orthogonalise
 
 PRECISIONS = {kernels.FLOAT32: 2e-5, kernels.BFLOAT16: 2e-2}
-"""How far results may be from exact ones, as a part of the largest."""
+"""The largest error of results, relative to the largest result."""
 
 
 def use(monkeypatch: pytest.MonkeyPatch, level: str, threads: int, precision: str) -> None:
-    """Has layers take these kernels, whatever precision they are given."""
+    """Makes layers use these kernels for any precision."""
     monkeypatch.setattr(kernels, "current", lambda given: kernels.kernels(threads, level, precision))
 
 
 def fused(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """A layer whose precision is decided by :func:`use`."""
+    """Returns a layer whose precision is chosen by :func:`use`."""
     return partial(function.apply, "")
 
 
@@ -45,7 +46,7 @@ WAYS = [
 
 @pytest.fixture(params=WAYS, ids=str)
 def bound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
-    """Makes layers go by a level's kernels; how far they may be off."""
+    """Makes layers use the kernels of a level; returns the largest relative error."""
     use(monkeypatch, *request.param)
     return PRECISIONS[request.param[2]]
 
@@ -55,12 +56,12 @@ def some(*shape: int, seed: int) -> Tensor:
 
 
 def linears(x: Tensor, *weights: Tensor) -> Tensor:
-    """All that weights make of x, side by side."""
+    """Multiplies x by all weights and concatenates the results."""
     return torch.cat(fused(FusedLinears)(x, *weights), 1)
 
 
 def results(function: object, *given: object) -> list[Tensor]:
-    """The output, then the gradients of what has some."""
+    """Returns the output, then the gradients of the arguments that have one."""
     out = function(*given)
     leaves = [each for each in given if isinstance(each, Tensor) and each.requires_grad]
     weights = some(*out.shape, seed=99).detach().to(out.dtype)
@@ -68,7 +69,7 @@ def results(function: object, *given: object) -> list[Tensor]:
 
 
 def check(bound: float, function: object, oracle: object, *given: object) -> None:
-    """What the oracle makes in float64, within ``bound``."""
+    """Compares the results with those of the oracle in float64, within ``bound``."""
     wide = [
         each.detach().double().requires_grad_(each.requires_grad)
         if isinstance(each, Tensor) and each.is_floating_point()
@@ -145,7 +146,7 @@ def test_a_mixture_is_torch_s(bound: float, shape: tuple[int, ...]) -> None:
 
 
 def turn(x: Tensor, angles: Tensor, neighbours: bool) -> Tensor:
-    """x [T, heads, dim] as complex numbers, of which each is turned."""
+    """Rotates x [T, heads, dim] as complex numbers."""
     a, b = x.unflatten(-1, (-1, 2) if neighbours else (2, -1)).unbind(-1 if neighbours else -2)
     turned = torch.complex(a, b) * torch.complex(*angles)[:, None]
     return torch.stack([turned.real, turned.imag], -1 if neighbours else -2).flatten(2)
@@ -224,7 +225,7 @@ SHAPES = [(1, 1), (7, 3), (3, 40, 60), (2, 3, 90, 33)]
 def test_matrices_are_turned_as_torch_does(bound: float) -> None:
     stacks = [some(*shape, seed=seed).detach() for seed, shape in enumerate(SHAPES)]
     expected = [orthogonal(stack.double()) for stack in stacks]
-    orthogonalise(stacks, NEWTON_SCHULZ, EPS_NORM, TURNS, "")
+    orthogonalise(stacks, NEWTON_SCHULZ, EPS_NORM, ITERATIONS, "")
     for got, exact in zip(stacks, expected, strict=True):
         torch.testing.assert_close(got.double(), exact, rtol=5 * bound, atol=5 * bound)
 
@@ -235,7 +236,7 @@ def test_any_number_of_threads_gives_equal_bits(level: str, precision: str, monk
     def made(threads: int) -> list[Tensor]:
         use(monkeypatch, level, threads, precision)
         stack = some(3, 40, 60, seed=5).detach()
-        orthogonalise([stack], NEWTON_SCHULZ, EPS_NORM, TURNS, "")
+        orthogonalise([stack], NEWTON_SCHULZ, EPS_NORM, ITERATIONS, "")
         return [
             stack,
             *results(linears, some(450, 48, seed=0), some(70, 48, seed=1)),

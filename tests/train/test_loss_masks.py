@@ -1,4 +1,4 @@
-"""What of a chat is learned: the assistant's words and the end of its turn, whatever the template."""
+"""The parts of a chat that are learned: the assistant's messages and the ends of its turns, for any template."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ TRIMS = (
     "{% for m in messages %}{{ '<turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim }}"
     "{{ '</turn>\n' }}{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}"
 )
-OPENS_THOUGHTS = (  # prompts with what it does not write, as DeepSeek R1's
+OPENS_THOUGHTS = (  # the prompt has a mark that an answer does not have, as DeepSeek R1's
     "{% for m in messages %}{% if m.role == 'user' %}{{ '<U>' + m.content }}{% else %}"
     "{{ '<A>' + m.content.split('</think>')[-1] + '<end>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<A><think>\n{% endif %}"
 )
-DROPS_THOUGHTS = (  # of all answers but the last, as Qwen3's
+DROPS_THOUGHTS = (  # in all answers but the last, as Qwen3's
     "{% for m in messages %}{{ '<s>' + m.role + '\n' }}"
     "{{ m.content if loop.last else m.content.split('</think>')[-1] }}{{ '</s>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
 )
-RETURNS = (  # marks the last end otherwise, as gpt-oss's
+RETURNS = (  # marks the last end differently, as gpt-oss's
     "{% for m in messages %}{{ '<s>' + m.role + '<m>' + m.content }}"
     "{{ '<return>' if loop.last and m.role == 'assistant' else '<end>' }}{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant{% endif %}"
@@ -50,7 +50,7 @@ THOUGHT = [{**m, "content": f"<think>a</think>{m['content']}"} if m["role"] == "
 
 
 def learned(template: str, messages: list[dict[str, str]]) -> list[list[str]]:
-    """Of each rendering, the spans that are learned."""
+    """Returns the learned spans of each rendering."""
     chats = rendered(messages, ChatTemplate({"default": template}, {}))
     return [[chat.text[begin:end] for begin, end in chat.spans] for chat in chats]
 
@@ -97,4 +97,4 @@ def test_tokens_are_those_of_the_whole_text(tokenizer: Tokenizer, tmp_path: Path
 def test_a_text_is_learned_to_its_end(tokenizer: Tokenizer) -> None:
     ((tokens, weights),) = documents({"text": "Say yes"}, tokenizer, ChatTemplate({}, {}))
     assert tokenizer.decode(tokens, skip_special=False) == "Say yes<|end|>"
-    assert weights == [0] + [1] * (len(tokens) - 1)  # nothing comes before the first
+    assert weights == [0] + [1] * (len(tokens) - 1)  # the first token has no context

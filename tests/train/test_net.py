@@ -1,4 +1,4 @@
-"""The decoder in training: as transformers computes it, with transformers' gradients; balance as in the paper."""
+"""The decoder in training: loss and gradients as in transformers, and the balance of the paper."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
         torch.testing.assert_close(held[name].grad, parameters[their_name].grad, rtol=1e-3, atol=1e-5)
 
 
-def test_micro_batches_do_not_show_in_the_gradient() -> None:
+def test_the_gradient_does_not_depend_on_micro_batches() -> None:
     held, given = weights(), batch()
     gradients = []
     for num_tokens in (120, 40):
@@ -77,7 +77,7 @@ def test_micro_batches_do_not_show_in_the_gradient() -> None:
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
 
 
-def test_replayed_choices_are_taken() -> None:
+def test_replayed_routes_are_used() -> None:
     held, given = weights(), batch()
     first = TrainOps(given)
     expected = losses(MODEL, held, given, first)
@@ -94,7 +94,7 @@ def test_the_balance_loss_is_least_where_experts_share_evenly() -> None:
     losses(MODEL, held, given, ops)
     assert len(ops.balance) == len(mixtures(MODEL)) == 2
     with torch.no_grad():
-        held["layers.1.ffn.router"].zero_()  # equal scores: all tokens choose the same, and each score is the mean
+        held["layers.1.ffn.router"].zero_()  # equal scores: all tokens choose the same experts
         held["layers.2.ffn.router"].zero_()
     even = TrainOps(given)
     losses(MODEL, held, given, even)
@@ -109,8 +109,8 @@ def test_every_canonical_weight_is_there_once() -> None:
     assert stacked_params(MODEL)["layers.1.ffn.experts.up"].shape == (16, 128, 64)
 
 
-def test_the_further_loss_is_that_of_the_paper() -> None:
-    """Against section 2.2 of DeepSeek-V3's report over transformers' layers (tests/tiny_mtp.py)."""
+def test_the_mtp_loss_is_that_of_the_paper() -> None:
+    """Compares with section 2.2 of DeepSeek-V3's report, computed with transformers' layers (tests/tiny_mtp.py)."""
     from tiny_mtp import with_mtp
 
     made = with_mtp("deepseek_v3")

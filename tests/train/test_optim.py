@@ -1,4 +1,4 @@
-"""Optimizers, and learning rates over a stage: torch's own steps, and the papers'."""
+"""Optimizers and the learning-rate schedule, compared with torch and the papers."""
 
 from __future__ import annotations
 

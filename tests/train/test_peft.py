@@ -1,4 +1,4 @@
-"""Adapters are what PEFT documents, and what it reads."""
+"""Adapters match PEFT's documentation, and PEFT reads them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_peft_reads_adapters(name: str, folders: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_peft_misreads_is_told(name: str, folders: Any, tmp_path: Path) -> None:
+def test_adapters_that_peft_misreads_are_reported(name: str, folders: Any, tmp_path: Path) -> None:
     base = open_base_model(str(folders(name)))
     adapted_at_random(base, tmp_path)
     lost = misread(json.loads((tmp_path / "adapter_config.json").read_text()), base.config["model_type"])

@@ -1,4 +1,4 @@
-"""Stopped anywhere, a run goes on to the same bits; what is cut short or damaged is passed over."""
+"""A run that is stopped anywhere resumes to the same bits; incomplete and damaged checkpoints are ignored."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def same_end(one: Path, other: Path) -> bool:
 
 
 def killed_again_and_again(folder: Path, settings: list[str], kills: int, seconds: tuple[float, float]) -> int:
-    """Trains to the end although it is killed ``kills`` times on the way; how often that was while it saved."""
+    """Trains to the end in spite of ``kills`` kills; returns how many of them came during a save."""
     command, source, saving = [*RUN, "pretrain", "nano", *settings, "--run", folder], random.Random(0), 0
     partial = folder / "checkpoints" / "pretrain"
     for _ in range(kills):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         begun = (folder / "pretrain.jsonl").stat().st_mtime_ns if (folder / "pretrain.jsonl").exists() else 0
-        while process.poll() is None and not _goes_on(folder, begun):
+        while process.poll() is None and not _makes_progress(folder, begun):
             time.sleep(0.01)
         time.sleep(source.uniform(*seconds))
         process.kill()
@@ -61,13 +61,13 @@ def killed_again_and_again(folder: Path, settings: list[str], kills: int, second
     return saving
 
 
-def _goes_on(folder: Path, begun: int) -> bool:
-    """Whether a run has added to its metrics since ``begun``."""
+def _makes_progress(folder: Path, begun: int) -> bool:
+    """Returns whether a run has added to its metrics since ``begun``."""
     file = folder / "pretrain.jsonl"
     return file.exists() and file.stat().st_mtime_ns > begun
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
     folder = prepared(tmp_path / "run")
     killed_again_and_again(folder, TINY, kills=3, seconds=(0, 1.5))
     assert losses(folder) == losses(uninterrupted)
@@ -87,7 +87,7 @@ def test_twenty_kills_while_training_and_saving_change_no_bit(tmp_path: Path) ->
     assert same_end(killed, whole)
 
 
-def test_a_signal_to_end_saves_first(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_signal_saves_a_checkpoint_before_the_end(uninterrupted: Path, tmp_path: Path) -> None:
     folder = prepared(tmp_path / "run")
     command = [*RUN, "pretrain", "nano", *TINY, "pretrain.save_every=1000", "--run", folder]
     (folder / "config.json").unlink()
@@ -107,7 +107,7 @@ def some(step: int) -> Checkpoint:
 
 
 @pytest.mark.parametrize("name", [checkpoints.WEIGHTS, checkpoints.OPTIMIZER, checkpoints.STATE, checkpoints.MANIFEST])
-def test_a_damaged_checkpoint_is_passed_over(name: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_ignored(name: str, tmp_path: Path) -> None:
     save(tmp_path, 1, some(1))
     path = save(tmp_path, 2, some(2)) / name
     path.write_bytes(path.read_bytes()[:-1])
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_passed_over(name: str, tmp_path: Path) -> None:
     assert load(found).state == {"step": 1}
 
 
-def test_a_checkpoint_cut_short_while_written_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_checkpoint_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1, some(1))
 
     def fail(path: Path) -> None:

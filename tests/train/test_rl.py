@@ -1,4 +1,5 @@
-"""Reinforcement: tasks are right, answers' logprobs are the trainer's, and a reward moves the model towards itself."""
+"""Reinforcement: tasks are correct, answers' log-probabilities are the trainer's, and rewards make
+answers more likely."""
 
 from __future__ import annotations
 
@@ -74,7 +75,7 @@ def sampled(num: int, temperature: float) -> list[Rollout]:
     return Sampler(MODEL, weights(), num, 60).generate(prompts, 1, np.random.default_rng(1), temperature)
 
 
-def test_odds_and_experts_of_answers_are_the_trainers() -> None:
+def test_logprobs_and_experts_of_answers_are_the_trainers() -> None:
     rollouts = sampled(30, 1.0)
     assert {rollout.ended for rollout in rollouts} == {True, False} or all(len(s.tokens) <= 60 for s in rollouts)
     batch, logprobs, replay = packed(rollouts)
@@ -90,7 +91,7 @@ def test_odds_and_experts_of_answers_are_the_trainers() -> None:
     assert torch.cat(same).float().mean() > 0.99
 
 
-def test_answers_do_not_depend_on_their_companions() -> None:
+def test_answers_do_not_depend_on_their_batch() -> None:
     together = sampled(12, 0.0)
     for rollout in together[:4]:
         prompt = rollout.tokens[: rollout.prompt]
@@ -99,7 +100,7 @@ def test_answers_do_not_depend_on_their_companions() -> None:
         assert alone.logprobs == rollout.logprobs
 
 
-def test_draws_follow_the_odds() -> None:
+def test_draws_follow_the_probabilities() -> None:
     logits = np.log(np.array([[0.5, 0.3, 0.2]], np.float32)).repeat(20_000, 0)
     tokens, logprobs = draw(logits, np.random.default_rng(0), 1.0)
     assert np.bincount(tokens) / len(tokens) == pytest.approx([0.5, 0.3, 0.2], abs=0.02)
@@ -115,7 +116,7 @@ def trainer(tmp_path: Path) -> GrpoTrainer:
 
 
 def test_what_is_rewarded_becomes_likelier(trainer: GrpoTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens of the vocabulary's first half, whatever they say."""
+    """The reward is the share of tokens in the first half of the vocabulary."""
 
     def shares(asked: list[Task], rollouts: list[Rollout], source: np.random.Generator) -> np.ndarray:
         return np.array([np.mean(np.array(rollout.answer) < 200) for rollout in rollouts]).reshape(-1, 8)
@@ -127,7 +128,7 @@ def test_what_is_rewarded_becomes_likelier(trainer: GrpoTrainer, monkeypatch: py
 
 
 def _all_ended(answers: Callable[..., list[Rollout]]) -> Callable[..., list[Rollout]]:
-    """Answers that count although they were cut off."""
+    """Marks truncated answers as ended."""
 
     def ended(*given: Any) -> list[Rollout]:
         return [replace(rollout, ended=True) for rollout in answers(*given)]
@@ -135,7 +136,7 @@ def _all_ended(answers: Callable[..., list[Rollout]]) -> Callable[..., list[Roll
     return ended
 
 
-def test_a_trainer_that_is_not_the_engine_is_noticed(trainer: GrpoTrainer) -> None:
+def test_a_trainer_that_differs_from_the_engine_is_detected(trainer: GrpoTrainer) -> None:
     trainer.settings = replace(trainer.settings, max_divergence=1e-12)
     rollouts = sampled(8, 1.0)
     with pytest.raises(UserError, match="nats a token from the trainer's"):
@@ -143,7 +144,7 @@ def test_a_trainer_that_is_not_the_engine_is_noticed(trainer: GrpoTrainer) -> No
 
 
 @pytest.mark.parametrize(("refills", "rounds"), [(0, 1), (2, 3)])
-def test_groups_that_teach_nothing_are_replaced_in_so_many_rounds(
+def test_groups_that_teach_nothing_are_replaced_in_a_bounded_number_of_rounds(
     trainer: GrpoTrainer, monkeypatch: pytest.MonkeyPatch, refills: int, rounds: int
 ) -> None:
     asked: list[str] = []
@@ -161,7 +162,7 @@ def test_groups_that_teach_nothing_are_replaced_in_so_many_rounds(
     assert len(rollouts) == rewards.size
 
 
-def test_parts_hold_every_sample_once_and_no_more_tokens_than_told() -> None:
+def test_micro_batches_have_every_rollout_once_within_the_token_limit() -> None:
     lengths = [3, 50, 7, 7, 20, 1, 9]
     rollouts = [Rollout([0] * length, 1) for length in lengths]
     found = list(micro_batches(rollouts, 24))
@@ -179,7 +180,8 @@ def test_beta_draws_logprobs_back_to_the_reference(trainer: GrpoTrainer) -> None
     prompts = np.random.default_rng(0).integers(2, 400, (24, 5)).tolist()
 
     def learn(step: int) -> float:
-        """An update without any reward; how far answers were from those before, in nats a token."""
+        """Makes an update without rewards; returns the divergence from the policy before training, in nats
+        per token."""
         rollouts = Sampler(MODEL, trainer.weights, 24, 30).generate(prompts, 1, np.random.default_rng(step))
         batch, logprobs, _ = packed(rollouts)
         rows = torch.from_numpy(batch.weights).nonzero()[:, 0]

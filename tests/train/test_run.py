@@ -1,4 +1,4 @@
-"""A whole run in small: what it leaves, and that others read it."""
+"""A tiny complete run: its results, and that other programs read them."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ def test_the_template_says_what_was_trained(run: Path) -> None:
     assert weights == [0] * len(opened) + [1] * (len(tokens) - len(opened))
     assert (
         chat_tokenizer.chat([{"role": "user", "content": "Hi <|end|>"}])[0].count(chat_tokenizer.end) == 1
-    )  # a user's are plain text
+    )  # a user's special tokens are plain text
 
 
-def test_a_stream_goes_on_where_it_stood(run: Path) -> None:
+def test_a_stream_resumes_at_its_position(run: Path) -> None:
     shards = Shards(run / "data" / "pretrain-held-out", run / "tokenizer" / "tokenizer.json")
     whole, parted = Stream(shards, 1), Stream(shards, 1)
     expected = [whole.take(200, 64).tokens for _ in range(40)]
@@ -126,7 +126,7 @@ def test_records_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "what"), [("{", "line 1 is not JSON"), ('{"txt": 1}', "line 1 is no record"), ("[]", "is no record")]
 )
-def test_what_is_no_record_is_refused_by_its_line(line: str, what: str, tmp_path: Path) -> None:
+def test_an_invalid_record_is_refused_by_its_line(line: str, what: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(line)
     with pytest.raises(UserError, match=what):
         list(sources.read([str(tmp_path / "a.jsonl")]))
@@ -142,12 +142,12 @@ def test_what_is_no_record_is_refused_by_its_line(line: str, what: str, tmp_path
         ("pretrain.lr=fast", "pretrain.lr is 'fast'"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused_by_name(setting: str, what: str) -> None:
+def test_invalid_settings_are_refused_by_name(setting: str, what: str) -> None:
     with pytest.raises(UserError, match=what):
         config.preset("nano", [setting])
 
 
-def test_settings_come_back_from_a_file(tmp_path: Path) -> None:
+def test_settings_are_restored_from_a_file(tmp_path: Path) -> None:
     run = config.preset("nano", ["data.text=['a', 'b']", "pretrain.lr=1"])
     assert run.data.text == ("a", "b")
     assert run.pretrain.lr == 1.0

@@ -1,4 +1,4 @@
-"""Settings of a run so small that it takes a second a stage."""
+"""Settings of a run that takes about a second per stage."""
 
 TINY = [
     *("model.vocab_size=600", "model.hidden_dim=64", "model.num_layers=3", "model.num_heads=2", "model.q_rank=32"),

@@ -1,4 +1,4 @@
-"""The tokenizer of a run: byte-level BPE with single digits, and the chat's marks."""
+"""The tokenizer of a run: byte-level BPE in which each digit is a token, and the special tokens of a chat."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ SPECIAL = (BOS, END, SYSTEM, USER, ASSISTANT, "<think>", "</think>")
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Words, single digits, marks, spaces: what Qwen2 uses, and llama.cpp knows by the name below."""
+"""Splits text into words, single digits, punctuation and spaces, as Qwen2 does; ``GGUF_PRE`` is llama.cpp's name for
+it."""
 
 GGUF_PRE = "qwen2"
 
@@ -28,7 +29,7 @@ Messages = Sequence[dict[str, Any]]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
-    """Learn a vocabulary from ``texts`` and write it to ``folder`` as transformers would."""
+    """Learns a vocabulary from ``texts`` and writes it to ``folder`` in the format of transformers."""
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Core
 
@@ -65,39 +66,41 @@ class ChatTokenizer:
         self.bos, self.end = self.ids[BOS], self.ids[END]
 
     def document(self, text: str) -> tuple[list[int], list[int]]:
-        """A whole text: all of it is learned."""
+        """Returns the tokens of a whole text and their loss weights, which are all 1."""
         tokens = [self.bos, *self.tokenizer.encode(text, parse_special=False), self.end]
         return tokens, [1] * len(tokens)
 
     def opening(self) -> list[int]:
-        """What is before the first word of a text."""
+        """Returns the tokens that precede the first word of a text."""
         return [self.bos]
 
     def user_prompt(self, text: str) -> list[int]:
-        """A prompt that asks for an answer to ``text``."""
+        """Returns a prompt that asks for an answer to ``text``."""
         return self.prompt([{"role": "user", "content": text}])
 
     def prompt(self, messages: Messages) -> list[int]:
-        """A prompt that asks for an answer to the last of ``messages``."""
+        """Returns a prompt that asks for an answer to the last of ``messages``."""
         return [*self.chat(messages)[0], self.ids[ASSISTANT]]
 
     def chat(self, messages: Messages) -> tuple[list[int], list[int]]:
-        """A chat as the template writes it: what the assistant says is learned, its end included, unless its message
-        has ``weight`` 0."""
+        """Returns the tokens of a chat, as the template writes it, and their loss weights.
+
+        The weight is 1 for what the assistant says and for the end token after it, unless its message has ``weight`` 0.
+        """
         tokens, weights = [self.bos], [0]
         for message in messages:
-            ours = message["role"] == "assistant"
-            said = [*self.tokenizer.encode(message["content"], parse_special=ours), self.end]
-            tokens += [self.ids[f"<|{message['role']}|>"], *said]
-            weights += [0, *[int(ours and message.get("weight", 1))] * len(said)]
+            is_assistant = message["role"] == "assistant"
+            content = [*self.tokenizer.encode(message["content"], parse_special=is_assistant), self.end]
+            tokens += [self.ids[f"<|{message['role']}|>"], *content]
+            weights += [0, *[int(is_assistant and message.get("weight", 1))] * len(content)]
         return tokens, weights
 
     def answer_text(self, answer: Sequence[int]) -> str:
-        """The text of an answer, marks of thoughts included and that of its end not."""
+        """Returns the text of an answer: with the marks of thoughts, without the end token."""
         ended = bool(answer) and answer[-1] == self.end
         return self.tokenizer.decode(answer[: -1 if ended else None], skip_special=False)
 
 
 def encode_record(record: dict[str, Any], chat_tokenizer: ChatTokenizer) -> tuple[list[int], list[int]]:
-    """A record of the data, {"text": ...} or {"messages": [...]}."""
+    """Encodes a training record, {"text": ...} or {"messages": [...]}, as tokens and loss weights."""
     return chat_tokenizer.chat(record["messages"]) if "messages" in record else chat_tokenizer.document(record["text"])

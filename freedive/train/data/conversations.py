@@ -1,4 +1,4 @@
-"""Conversations of several turns: talk, stories and tasks in any order, so that each is answered as what it is."""
+"""Conversations of several turns: small talk, stories and tasks in random order."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from freedive.train.data.tasks import Task
 
 TALK, STORY, TASK = "talk", "story", "task"
 CHANCES = {TALK: 5, STORY: 2, TASK: 5}
-"""How often each kind of turn comes up."""
+"""Relative frequency of each kind of turn."""
 
 MOST_STORIES, MOST_TURNS = 2, 5
-"""In one conversation, so that it fits the contexts of small presets."""
+"""The most stories and the most turns of one conversation, which has to fit into the context of small presets."""
 
 AFTER_OTHERS = 0.4
-"""Part of the tasks of reinforcement that come after other turns."""
+"""Share of the reinforcement tasks that come after other turns."""
 
 
 def chats(count: int, seed: int) -> Iterator[Record]:
-    """Conversations as records with messages. A task that is answered before the last turn stands there without its
-    thoughts, as it does for a served model, and is not learned; one in the last turn is thought through."""
+    """Yields ``count`` conversations as records with messages.
+
+    A task before the last turn has its answer without thoughts, as a served model would see it, and has loss weight 0.
+    A task in the last turn has its thoughts and is learned.
+    """
     source = random.Random(f"conversations {seed}")
     new = tasks.tasks(seed + 2, held_out=False)
     for _ in range(count):
@@ -33,7 +36,7 @@ def chats(count: int, seed: int) -> Iterator[Record]:
 
 
 def reinforced(seed: int) -> Iterator[Task]:
-    """Endless tasks to be reinforced, some of them after other turns."""
+    """Yields tasks for reinforcement without end; some come after other turns."""
     source = random.Random(f"reinforced {seed}")
     others = tasks.tasks(seed + 3, held_out=False)
     for task in tasks.tasks(seed, held_out=False):
@@ -42,10 +45,10 @@ def reinforced(seed: int) -> Iterator[Task]:
 
 
 def _kinds(source: random.Random) -> list[str]:
-    """The kinds of a conversation's turns."""
+    """Draws the kinds of the turns of one conversation."""
     kinds = source.choices(list(CHANCES), list(CHANCES.values()), k=source.randint(1, MOST_TURNS))
-    told = [index for index, kind in enumerate(kinds) if kind == STORY]
-    return [kind for index, kind in enumerate(kinds) if index not in told[MOST_STORIES:]]
+    story_indices = [index for index, kind in enumerate(kinds) if kind == STORY]
+    return [kind for index, kind in enumerate(kinds) if index not in story_indices[MOST_STORIES:]]
 
 
 def _turn(kind: str, source: random.Random, new: Iterator[Task]) -> list[Message]:

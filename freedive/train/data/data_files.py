@@ -1,7 +1,7 @@
-"""Files of training data: which of a folder are meant, how they are encoded, and the values that they hold.
+"""Reads files of training data: finds them in folders, decodes them, and yields their records.
 
-A file's suffix says what it holds, in any case and also before ``.gz``. What is none of them is refused, and never read
-as plain text.
+The suffix of a file names its format, in upper or lower case, also before ``.gz``. A file with another suffix is
+refused, never read as plain text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO, Any
 from freedive.errors import UserError
 
 Value = tuple[Any, str]
-"""What was read, and where it stands."""
+"""A value of a file, and its location for error messages, such as "FILE, line 3"."""
 
 NOT_DATA = frozenset(
     {
@@ -27,7 +27,7 @@ NOT_DATA = frozenset(
         *("dataset_dict", "dataset_info", "dataset_infos"),
     }
 )
-"""Names of files that lie in folders beside the data, without their suffixes."""
+"""Names, without suffixes, of files that accompany data in folders and hold none."""
 
 OTHER_DATA = frozenset(
     {
@@ -35,7 +35,7 @@ OTHER_DATA = frozenset(
         *(".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".gz"),
     }
 )
-"""Suffixes that somebody's data may well have, and that are not read: in a folder they are refused, too."""
+"""Suffixes of formats that are not supported: a folder that holds such a file is refused."""
 
 GZIP = ".gz"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -44,13 +44,13 @@ _BOM = "\ufeff"
 
 
 def values(paths: Sequence[str], setting: str) -> Iterator[Value]:
-    """What is in the files and folders that ``setting`` names, of any form, and where each value stands."""
+    """Yields each value in the files and folders ``paths`` with its location; errors name ``setting``."""
     for file in data_files(paths, setting):
         yield from READERS[_kind(file)](file)
 
 
 def data_files(paths: Sequence[str], setting: str) -> Iterator[Path]:
-    """The files that ``setting`` names, those of folders in order. UserError for what is not there or is not read."""
+    """Yields the files in ``paths``, those of a folder sorted. Raises UserError for a missing or unsupported file."""
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path} does not exist", f"Name files or folders with {setting}")
@@ -65,21 +65,24 @@ def data_files(paths: Sequence[str], setting: str) -> Iterator[Path]:
 
 
 def fingerprint(paths: Sequence[str], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """By path the size, time and hash of each file that is there; one that looks as in ``known`` is not read again."""
+    """Returns size, modification time and SHA-256 of each existing file, by path.
+
+    A file whose size and time equal those in ``known`` is not hashed again.
+    """
     found = {}
     for path in chain.from_iterable(data_files([path], "") for path in paths if Path(path).exists()):
         about = path.stat()
         seen = [about.st_size, about.st_mtime_ns]
-        before = (known or {}).get(str(path))
-        if not before or before[:2] != seen:
+        recorded = (known or {}).get(str(path))
+        if not recorded or recorded[:2] != seen:
             with path.open("rb") as file:
-                before = [*seen, hashlib.file_digest(file, "sha256").hexdigest()]
-        found[str(path)] = before
+                recorded = [*seen, hashlib.file_digest(file, "sha256").hexdigest()]
+        found[str(path)] = recorded
     return found
 
 
 def _of_folder(folder: Path) -> Iterator[Path]:
-    """The files of data under ``folder``: none that is hidden, and none that only tells about the others."""
+    """Yields the data files under ``folder``, without hidden files and those named in NOT_DATA."""
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         about = path.name.partition(".")[0].lower() in NOT_DATA
@@ -88,7 +91,7 @@ def _of_folder(folder: Path) -> Iterator[Path]:
 
 
 def _kind(path: Path) -> str:
-    """The suffix that says what a file holds; only text is read compressed."""
+    """Returns the suffix that names the format; of a compressed file, which must be text, the one before ``.gz``."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [GZIP]:
         inside = suffixes[-2] if len(suffixes) > 1 else ""
@@ -98,7 +101,7 @@ def _kind(path: Path) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
-    """The text of a file, which may be compressed; UTF-8, or UTF-16 where it begins with that mark."""
+    """Opens a text file, compressed or not, as UTF-8, or as UTF-16 if it begins with a byte order mark of UTF-16."""
     try:
         with path.open("rb") as raw:
             is_compressed = raw.read(2) == _GZIP_START or path.suffix.lower() == GZIP
@@ -115,7 +118,8 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int]]:
-    """The lines that hold something, with their numbers; files that were joined may have marks in their middle."""
+    """Yields the lines that are not empty with their numbers, without byte order marks, which joined
+    files have inside."""
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if text := line.lstrip(_BOM).strip():
@@ -128,7 +132,7 @@ def _json_lines(path: Path) -> Iterator[Value]:
 
 
 def _json(path: Path) -> Iterator[Value]:
-    """One array of records, one record, or lines."""
+    """Yields the items of one JSON array, or one JSON object, or the lines of a file that is JSONL."""
     lines = list(_lines(path))
     try:
         whole = json.loads("\n".join(line for line, _ in lines))
@@ -143,11 +147,11 @@ def _parsed(line: str, path: Path, number: int) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}, line {number} is not JSON: {error}", "Mend or remove the line") from None
+        raise UserError(f"{path}, line {number} is not JSON: {error}", "Correct or remove the line") from None
 
 
 def _plain(path: Path) -> Iterator[Value]:
-    """The whole file, as it stands."""
+    """Yields the whole file as one record."""
     with _opened(path) as file:
         yield {"text": file.read().removeprefix(_BOM)}, str(path)
 
@@ -176,4 +180,4 @@ READERS: Mapping[str, Callable[[Path], Iterator[Value]]] = {
     ".txt": _plain,
     ".md": _plain,
 }
-"""Suffix -> what reads such a file."""
+"""The function that reads a file, by suffix."""

@@ -1,4 +1,4 @@
-"""Batches of texts packed end to end; no text attends to another."""
+"""Batches of documents packed end to end; no document attends to another."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Ints = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Sequences:
-    """Texts laid end to end, T tokens in all, of which none sees another.
+    """Documents packed end to end, T tokens in all; no document attends to another.
 
-    ``tokens``, ``targets`` int64 [T]: what is read, and what follows; ``weights`` float32 [T] of the targets' losses;
-    ``lengths`` int64 [texts].
+    ``tokens`` int64 [T] are the inputs and ``targets`` int64 [T] the tokens that follow them; ``weights`` float32 [T]
+    are the loss weights of the targets; ``lengths`` int64 [documents].
     """
 
     tokens: npt.NDArray[np.int64]
@@ -29,7 +29,7 @@ class Sequences:
 
     @classmethod
     def of(cls, texts: Sequence[tuple[Ints, Floats]]) -> Sequences:
-        """Of texts' tokens and their weights, one more of each than there will be rows."""
+        """Packs documents, each given as tokens [n + 1] and their loss weights [n + 1], as n rows each."""
         return cls(
             np.concatenate([tokens[:-1] for tokens, _ in texts], dtype=np.int64),
             np.concatenate([tokens[1:] for tokens, _ in texts], dtype=np.int64),
@@ -38,7 +38,7 @@ class Sequences:
         )
 
     def split(self, num_tokens: int) -> Iterator[Sequences]:
-        """Parts of whole texts, of at most ``num_tokens`` where a text is not longer than that."""
+        """Yields micro-batches of whole documents, each of at most ``num_tokens`` tokens or of one document."""
         ends, first = np.cumsum(self.lengths), 0
         while first < len(ends):
             begin = int(ends[first] - self.lengths[first])
@@ -48,7 +48,8 @@ class Sequences:
             first = stop
 
     def further(self) -> Sequences:
-        """The same one token further: what follows is read, and what comes after it to be told."""
+        """Returns the batch of multi-token prediction: the targets become inputs, and the tokens after them the
+        targets."""
         ends = np.cumsum(self.lengths) - 1
         targets, weights = np.roll(self.targets, -1), np.roll(self.weights, -1)
         weights[ends] = 0
@@ -56,5 +57,5 @@ class Sequences:
 
     @property
     def mean_context(self) -> float:
-        """How many tokens a token's text has, on average."""
+        """The mean over all tokens of the length of their document, in tokens."""
         return float((self.lengths**2).sum() / self.lengths.sum())

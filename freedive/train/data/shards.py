@@ -24,9 +24,9 @@ def write_shards(
     tokenizer: Path,
     vocab_size: int = 1 << 16,
 ) -> dict[str, Any]:
-    """Write ``documents`` (tokens, weights of their losses) and return the manifest, which comes last.
+    """Writes ``documents`` (tokens and their loss weights), and the manifest last; returns the manifest.
 
-    ``num_bytes`` of text they were, so that a loss can be told in bits per byte.
+    ``num_bytes`` is the size of the documents as UTF-8 text, from which losses are converted to bits per byte.
     """
     width = "uint16" if vocab_size <= 1 << 16 else "uint32"
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,10 @@ def write_shards(
 
 
 class Shards:
-    """What :func:`write_shards` has written, mapped. UserError where it is not there or of another tokenizer."""
+    """The files of :func:`write_shards`, memory-mapped.
+
+    Raises UserError if they are missing or of another tokenizer.
+    """
 
     def __init__(self, folder: Path, tokenizer: Path) -> None:
         file = folder / MANIFEST
@@ -72,7 +75,7 @@ class Shards:
 
 
 class Stream:
-    """Documents in a new order each epoch, without end. ``state`` is where it stands."""
+    """An endless stream of documents, in a new random order each epoch. ``state`` is the position, for checkpoints."""
 
     def __init__(self, shards: Shards, seed: int) -> None:
         self._shards = shards
@@ -80,30 +83,31 @@ class Stream:
         self.state = {"epoch": 0, "document": 0, "offset": 0}
 
     def take(self, num_tokens: int, length: int) -> Sequences:
-        """The next documents, of about ``num_tokens``; what is longer than ``length`` comes in pieces.
+        """Returns the next documents, of at least ``num_tokens`` tokens; longer ones than ``length`` are cut into
+        chunks.
 
-        Those of one length are side by side, so that they go through attention together.
+        Chunks are sorted by length, so that attention computes those of equal length together.
         """
-        pieces, left = list[slice](), num_tokens
-        while left > 0:
+        chunks, remaining = list[slice](), num_tokens
+        while remaining > 0:
             begin, end = self._rest_of_document()
-            piece = slice(begin, min(end, begin + length + 1))
-            pieces.append(piece)
+            chunk = slice(begin, min(end, begin + length + 1))
+            chunks.append(chunk)
             self.state["offset"] += length
-            left -= piece.stop - begin - 1
-        pieces.sort(key=lambda piece: piece.stop - piece.start)
+            remaining -= chunk.stop - begin - 1
+        chunks.sort(key=lambda chunk: chunk.stop - chunk.start)
         tokens, weights = self._shards.tokens, self._shards.weights
-        return Sequences.of([(tokens[piece], weights[piece].astype(np.float32)) for piece in pieces])
+        return Sequences.of([(tokens[chunk], weights[chunk].astype(np.float32)) for chunk in chunks])
 
     def _rest_of_document(self) -> tuple[int, int]:
-        """Begin and end of what is left of the document under way; the next one where nothing is."""
+        """Returns the begin and end of the rest of the current document, or of the next one if nothing is left."""
         starts, state = self._shards.starts, self.state
         while True:
             order = self._order(state["epoch"])
             while state["document"] < len(order):
                 document = order[state["document"]]
                 begin, end = int(starts[document]) + state["offset"], int(starts[document + 1])
-                if begin + 1 < end:  # a last token has nothing to follow it
+                if begin + 1 < end:  # the last token of a document has no target
                     return begin, end
                 state["document"], state["offset"] = state["document"] + 1, 0
             state.update(epoch=state["epoch"] + 1, document=0, offset=0)

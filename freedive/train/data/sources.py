@@ -20,7 +20,7 @@ ROLES = ("system", "user", "assistant")
 KNOWN = frozenset(
     ("role", "content", "weight", "id", "message_id", "uuid", "timestamp", "created_at", "lang", "language", "model")
 )
-"""Keys of a message that are read, or that only tell where it is from."""
+"""Keys of a message that are read, or that only describe its origin."""
 
 NOTHING: tuple[object, ...] = (None, "", [], {})
 BESIDE: Mapping[str, tuple[object, ...]] = {
@@ -28,17 +28,19 @@ BESIDE: Mapping[str, tuple[object, ...]] = {
     "chat_template_kwargs": NOTHING,
     "weight": (None, 1),
 }
-"""Keys of a record that would change what is to be learned, and the values with which they do not. Others are columns
-of somebody's table."""
+"""Keys of a record that would change what is to be learned, with the values that change nothing.
+
+All other keys are ignored as columns of a table.
+"""
 
 _PARTS = 10_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def documents(data: Data) -> Iterator[Record]:
-    """What pretraining reads: the files' texts; where they hold none, conversations, stories and solutions.
+    """Yields the records of pretraining: texts of the user's files; if there are none, synthetic ones.
 
-    Conversations come first, here and in chats, since a vocabulary is learned from what comes first.
+    Conversations come first, here and in :func:`chats`, because the tokenizer is trained on the first records.
     """
     made_up = chain(
         conversations.chats(data.num_conversations, data.seed + 1),
@@ -49,7 +51,7 @@ def documents(data: Data) -> Iterator[Record]:
 
 
 def chats(data: Data) -> Iterator[Record]:
-    """What fine-tuning reads: the files' messages; where they hold none, conversations, stories and tasks."""
+    """Yields the records of fine-tuning: messages of the user's files; if there are none, synthetic ones."""
     made_up = chain(
         conversations.chats(data.num_conversations, data.seed),
         stories.chats(data.num_chats, data.seed),
@@ -64,12 +66,15 @@ def _or_else(found: Iterator[Record], made_up: Iterator[Record]) -> Iterator[Rec
 
 
 def is_held_out(record: Record, data: Data | Texts) -> bool:
-    """Whether a record is for evaluation: by its content, so that equal ones stay together."""
+    """Returns whether a record is for evaluation.
+
+    A hash of its content decides, so that equal records stay together.
+    """
     return zlib.crc32(json.dumps(record, sort_keys=True).encode()) % _PARTS < data.held_out * _PARTS
 
 
 def parted(records: Iterable[Record], data: Data | Texts) -> dict[bool, list[Record]]:
-    """Records to learn from (False) and those that are held out (True); of few, all are learned."""
+    """Splits records into those for training (False) and for evaluation (True); if none is for training, all are."""
     parts: dict[bool, list[Record]] = {False: [], True: []}
     for record in records:
         parts[is_held_out(record, data)].append(record)
@@ -77,25 +82,25 @@ def parted(records: Iterable[Record], data: Data | Texts) -> dict[bool, list[Rec
 
 
 def characters(record: Record) -> str:
-    """All text of a record."""
+    """Returns all text of a record."""
     return record["text"] if "text" in record else "".join(message["content"] for message in record["messages"])
 
 
 def read(paths: Sequence[str]) -> Iterator[Record]:
-    """The records of files and folders: lines of JSON, rows of Parquet, whole files of plain text; none that is empty.
+    """Yields the records of files and folders (JSON lines, Parquet rows, whole text files), without empty ones.
 
-    Raises UserError for what is not there or is no record, and where there is nothing at all.
+    Raises UserError for a missing file, for a value that is no record, and if there is no record at all.
     """
-    something = not paths
+    found = not paths
     for value, place in values(paths, "data.text"):
         record = _record(value, place)
         text = characters(record)
         if not text.isascii() and _SURROGATE.search(text):
-            raise UserError(f"{place} holds half of a surrogate pair", "Mend or remove it: it is no character")
+            raise UserError(f"{place} holds half of a surrogate pair", "Correct or remove it: it is no character")
         if text.strip():
-            something = True
+            found = True
             yield record
-    if not something:
+    if not found:
         raise UserError(f"{', '.join(paths)} holds no text", "Name other files with data.text")
 
 
@@ -116,7 +121,7 @@ def _record(value: Any, place: str) -> Record:
 
 
 def _message(value: Any, place: str) -> Message:
-    """Role and content of a message, with its weight where that is 0."""
+    """Returns role and content of a message, and its weight if that is 0."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), str) or value.get("role") not in ROLES:
         raise _no_record(place)
     if unknown := [key for key in value if value[key] not in NOTHING and key not in KNOWN]:
@@ -129,8 +134,8 @@ def _message(value: Any, place: str) -> Message:
 
 
 def _no_record(place: str) -> UserError:
-    told = 'Write {"text": ...} or {"messages": [{"role": ..., "content": ...}]}'
-    return UserError(f"{place} is no record", f"{told}, with text as content, of {', '.join(ROLES)}")
+    form = 'Write {"text": ...} or {"messages": [{"role": ..., "content": ...}]}'
+    return UserError(f"{place} is no record", f"{form}, with text as content, of {', '.join(ROLES)}")
 
 
 def _unknown(place: str, key: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Stories of a tiny world, and chats about them: endless, and the same for the same seed."""
+"""Synthetic stories, and chats about them: endless, and equal for equal seeds."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ WORLD: dict[str, Any] = tomllib.loads((files("freedive.train.data") / "stories.t
 
 PRONOUNS = {"girl": ("she", "her", "her"), "boy": ("he", "him", "his")}
 WITH_NAME, WITHOUT_TITLE, WITH_QUESTION, CASUAL = 0.4, 0.2, 0.6, 0.4
-"""Parts of the requests that name the hero and that leave the title open; of the chats that go on with a question after
-the story; of all that users say that is written without capitals or a mark at the end."""
+"""The share of the requests that name the hero; of those that leave the title open; of the chats that continue with a
+question after the story; of the user's messages without capitals or without a final punctuation mark."""
 
 
 Message = dict[str, Any]
-"""{"role": ..., "content": ...}, and "weight": 0 where it is not to be learned."""
+"""{"role": ..., "content": ...}, and "weight": 0 if the message is not to be learned."""
 
 Record = dict[str, Any]
-"""{"text": ...} or {"messages": [...]}, as :mod:`freedive.train.data.sources` has them."""
+"""{"text": ...} or {"messages": [...]}; see :mod:`freedive.train.data.sources`."""
 
 
 @dataclass(frozen=True)
 class Story:
-    """``title`` says what it is about; ``questions`` are pairs with their answers."""
+    """A story: ``title`` is its topic; ``questions`` are pairs of a question about it and the answer."""
 
     title: str
     text: str
@@ -35,7 +35,7 @@ class Story:
 
 
 def story(source: random.Random) -> Story:
-    """A story of one of the plots."""
+    """Makes a story from a random plot."""
     plot = source.choice(WORLD["plots"])
     words = _words(source)
     opening, ending = source.choice(WORLD["openings"]), source.choice(WORLD["endings"])
@@ -46,32 +46,32 @@ def story(source: random.Random) -> Story:
 
 
 def documents(count: int, seed: int) -> Iterator[Record]:
-    """Stories as records with a text."""
+    """Yields ``count`` stories as records with a text."""
     source = random.Random(f"documents {seed}")
     for _ in range(count):
         yield {"text": story(source).text}
 
 
 def chats(count: int, seed: int) -> Iterator[Record]:
-    """Chats as records with messages: a story that was asked for, perhaps with a question about it."""
+    """Yields ``count`` chats as records with messages: a request, a story, and sometimes a question about it."""
     source = random.Random(f"chats {seed}")
     for _ in range(count):
         yield {"messages": telling(source)}
 
 
 def telling(source: random.Random) -> list[Message]:
-    """A request for a story, the story, and perhaps a question about it with its answer."""
-    told, kind = story(source), source.random()
+    """Makes a request for a story, the story, and sometimes a question about it with its answer."""
+    made, kind = story(source), source.random()
     asks = "asks_with_name" if kind < WITH_NAME else "another" if kind < WITH_NAME + WITHOUT_TITLE else "asks"
-    asked = source.choice(WORLD["chat"][asks]).format_map({**told.words, "title": told.title})
-    messages = turn(casual(asked, source), told.text)
+    asked = source.choice(WORLD["chat"][asks]).format_map({**made.words, "title": made.title})
+    messages = turn(casual(asked, source), made.text)
     if source.random() < WITH_QUESTION:
-        messages += turn(*source.choice(told.questions))
+        messages += turn(*source.choice(made.questions))
     return messages
 
 
 def talk(source: random.Random) -> list[Message]:
-    """A greeting, thanks, or a question about the model itself, with an answer."""
+    """Makes a greeting, thanks, or a question about the model itself, with an answer."""
     words = _words(source)
     (about,) = source.choices(WORLD["talk"], [about.get("chance", 1) for about in WORLD["talk"]])
     asked, answer = (source.choice(about[side]).format_map(words) for side in ("asks", "answers"))
@@ -79,19 +79,19 @@ def talk(source: random.Random) -> list[Message]:
 
 
 def turn(asked: str, answer: str) -> list[Message]:
-    """What a user says, and the answer to it."""
+    """Returns a user's message and the answer to it."""
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
 
 def casual(text: str, source: random.Random) -> str:
-    """``text``, now and then as people type it: without capitals, or without a mark at the end."""
+    """Returns ``text``, sometimes in lower case or without its final punctuation mark, as people type."""
     if source.random() < CASUAL:
         text = text.lower()
     return text.rstrip(".!?") if source.random() < CASUAL else text
 
 
 def _words(source: random.Random) -> dict[str, str]:
-    """What stands for each name in the plots' sentences."""
+    """Draws the text for each placeholder in the sentences of the plots."""
     kind = source.choice(list(PRONOUNS))
     hero = source.choice(WORLD["girls" if kind == "girl" else "boys"])
     friend = source.choice([name for name in WORLD["girls"] + WORLD["boys"] if name != hero])

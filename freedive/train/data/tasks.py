@@ -1,4 +1,4 @@
-"""Tasks with one right answer, made from a seed and checked exactly; split by the hash of the instance."""
+"""Tasks with one correct answer, made from a seed and verified exactly; held out by the hash of the question."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from freedive.train.data.stories import Message, Record
 
 THINK, END_THINK = "<think>", "</think>"
 DIRECT, AFTER_ANOTHER = 0.7, 0.5
-"""Parts of the worked examples: of those that come alone, what answers at once, right or not being luck, which
-reinforcement has to change; of all, what comes after another task, with whose digits it is not to be confused."""
+"""Shares of the worked examples.
+
+``DIRECT``: of the examples that come alone, those answered without thoughts. Such answers are often wrong, which
+reinforcement has to change. ``AFTER_ANOTHER``: of all examples, those that come after another task, so that the model
+learns not to mix up their digits.
+"""
 
 HELD_OUT = 0.1
 
@@ -23,7 +27,7 @@ _THOUGHT = re.compile(rf"{THINK}(.*?){END_THINK}(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Task:
-    """``steps`` are a way to the ``answer``, in words; ``before`` are messages that come before the question."""
+    """A task: ``steps`` derive the ``answer`` in words; ``before`` are messages that come before the question."""
 
     kind: str
     question: str
@@ -33,7 +37,7 @@ class Task:
 
     @property
     def messages(self) -> list[Message]:
-        """What a model is asked."""
+        """The messages that ask a model the question."""
         return [*self.before, {"role": "user", "content": self.question}]
 
     @property
@@ -41,7 +45,7 @@ class Task:
         return zlib.crc32(self.question.encode()) % 1000 < 1000 * HELD_OUT
 
     def reward(self, said: str) -> float:
-        """1 for the right answer, 0.1 for a wrong one after exactly one thought, 0 for the rest."""
+        """Returns 1 for the correct answer, 0.1 for a wrong answer after exactly one thought, and 0 otherwise."""
         thought = _THOUGHT.fullmatch(said)
         answer = thought[2] if thought else said
         if answer.strip() == self.answer:
@@ -51,7 +55,7 @@ class Task:
 
 
 def chain(source: random.Random) -> Task:
-    """Arithmetic modulo 10 in four to eight steps."""
+    """Makes a task of arithmetic modulo 10 in four to eight steps."""
     value = source.randrange(10)
     words, steps = [f"Start with {value}."], []
     for _ in range(source.randint(4, 8)):
@@ -64,7 +68,7 @@ def chain(source: random.Random) -> Task:
 
 
 def addition(source: random.Random) -> Task:
-    """Two numbers of two to six digits; the steps go digit by digit from the right, with carries."""
+    """Makes a sum of two numbers of two to six digits; its steps go digit by digit from the right, with carries."""
     size = source.randint(2, 6)
     a, b = (source.randrange(10 ** (size - 1), 10**size) for _ in range(2))
     carry, steps, digits = 0, [], ""
@@ -85,7 +89,7 @@ KINDS: dict[str, Callable[[random.Random], Task]] = {"chain": chain, "addition":
 
 
 def tasks(seed: int, held_out: bool) -> Iterator[Task]:
-    """Endless, of all kinds in turn; those ``held_out`` are never among the others."""
+    """Yields tasks without end, of each kind by turns; ``held_out`` ones never appear in training."""
     source = random.Random(f"tasks {seed} {held_out}")
     while True:
         for make in KINDS.values():
@@ -96,13 +100,13 @@ def tasks(seed: int, held_out: bool) -> Iterator[Task]:
 
 
 def solutions(count: int, seed: int) -> Iterator[Record]:
-    """Worked examples that think first, each and every one: what pretraining reads."""
+    """Yields worked examples for pretraining; all have thoughts."""
     for task in islice(tasks(seed, held_out=False), count):
         yield {"messages": solved(task)}
 
 
 def chats(count: int, seed: int) -> Iterator[Record]:
-    """Examples that come alone, of which most answer directly and some think first, and such as think after another."""
+    """Yields worked examples for fine-tuning, in the shares ``DIRECT`` and ``AFTER_ANOTHER``."""
     source, others = random.Random(f"worked {seed}"), tasks(seed + 4, held_out=False)
     for task in islice(tasks(seed + 1, held_out=False), count):
         if source.random() < AFTER_ANOTHER:
@@ -112,16 +116,16 @@ def chats(count: int, seed: int) -> Iterator[Record]:
 
 
 def answered(task: Task) -> list[Message]:
-    """The question with its answer, without thoughts."""
+    """Returns the question and its answer, without thoughts."""
     return [*task.messages, {"role": "assistant", "content": task.answer}]
 
 
 def earlier(task: Task) -> list[Message]:
-    """The same as it stands before the last turn of a served chat; it is not learned."""
+    """Returns the question and its answer as a served chat has them before its last turn; the answer is not learned."""
     asked, answer = answered(task)
     return [asked, {**answer, "weight": 0}]
 
 
 def solved(task: Task) -> list[Message]:
-    """The question with its answer, after the thoughts that lead to it."""
+    """Returns the question and its answer, with the thoughts that derive it."""
     return [*task.messages, {"role": "assistant", "content": f"{THINK}{task.steps}{END_THINK}{task.answer}"}]

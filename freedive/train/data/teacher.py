@@ -1,4 +1,4 @@
-"""A client for a teacher behind OpenAI's chat completions API, with retries."""
+"""A client for a teacher that is served with OpenAI's chat completions API; it retries."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from freedive.train.run.config import Distillation
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0
-"""Before the second attempt; doubled before each further one. A server may ask for a longer one."""
+"""Pause before the second attempt; it doubles before each further one. A server may ask for a longer pause."""
 
 LONGEST_PAUSE = 60.0
 TIMEOUT = httpx.Timeout(600, connect=10)
-"""Seconds: an answer from a large model takes its time."""
+"""Seconds: a large model needs minutes for an answer."""
 
 BUSY = (408, 409, 425, 429)
-"""Statuses besides 5xx that may pass."""
+"""Statuses besides 5xx after which a request is tried again."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """``text``: what was said, thoughts first, between their marks. ``whole``: whether it ended by itself."""
+    """A reply of the teacher: ``text`` begins with the thoughts, between their marks; ``whole`` is False
+    if it was cut."""
 
     text: str
     whole: bool
 
 
 class Failure(Exception):
-    """A question that has got no answer, and why."""
+    """Raised when a prompt gets no reply; its text is the reason."""
 
 
-class _Passing(Exception):
-    """A fault that may pass; ``pause``: seconds that the server asks to wait."""
+class _Transient(Exception):
+    """A temporary fault; ``pause`` is the time in seconds that the server asks to wait."""
 
     def __init__(self, fault: str, pause: float = 0.0) -> None:
         super().__init__(fault)
@@ -50,14 +51,14 @@ class _Passing(Exception):
 
 @dataclass(frozen=True)
 class Teacher:
-    """A ``model`` of the server that ``http`` talks to."""
+    """A client of the ``model`` on the server that ``http`` is connected to."""
 
     http: httpx.AsyncClient
     model: str
     settings: Distillation
 
     async def reply(self, prompt: str) -> Reply:
-        """One answer. Raises Failure where it is refused, or fails again and again."""
+        """Returns one reply. Raises Failure if the request is refused, or after ATTEMPTS temporary faults."""
         asked = [{"role": "system", "content": self.settings.instruction}] if self.settings.instruction else []
         body = {
             "model": self.model,
@@ -68,7 +69,7 @@ class Teacher:
         for attempt in range(ATTEMPTS):
             try:
                 return _reply(await _json(self.http, "POST", "chat/completions", body))
-            except _Passing as error:
+            except _Transient as error:
                 fault = error
             if attempt + 1 < ATTEMPTS:
                 await asyncio.sleep(min(LONGEST_PAUSE, max(fault.pause, PAUSE_SECONDS * 2**attempt)))
@@ -77,7 +78,10 @@ class Teacher:
 
 @asynccontextmanager
 async def connected(settings: Distillation) -> AsyncIterator[Teacher]:
-    """The teacher that the settings name. UserError for an address that cannot be one, or where no model is told."""
+    """Connects to the teacher of ``settings``.
+
+    Raises UserError if the address is not valid, or if it has several models and none is named.
+    """
     address = settings.teacher
     if not _is_address(address):
         raise UserError(f"distill.teacher is {address!r}", "Name a server, such as http://localhost:8000/v1")
@@ -98,7 +102,7 @@ def _is_address(text: str) -> bool:
 async def _only_model(http: httpx.AsyncClient, address: str) -> str:
     try:
         names = [str(model["id"]) for model in (await _json(http, "GET", "models"))["data"]]
-    except (Failure, _Passing, LookupError, TypeError) as error:
+    except (Failure, _Transient, LookupError, TypeError) as error:
         raise Unavailable(f"{address} does not say what models it has: {error}", "Name one: distill.model=") from None
     if len(names) != 1:
         raise UserError(f"{address} has {len(names)} models", f"Name one: distill.model={' or '.join(names[:8])}")
@@ -109,27 +113,29 @@ async def _json(http: httpx.AsyncClient, method: str, path: str, body: Json | No
     try:
         response = await http.request(method, path, json=body)
     except httpx.TransportError as error:
-        raise _Passing(str(error) or type(error).__name__) from None
+        raise _Transient(str(error) or type(error).__name__) from None
     if response.is_success:
         try:
             return response.json()
         except ValueError:
-            raise _Passing("an answer that is not JSON") from None
+            raise _Transient("an answer that is not JSON") from None
     fault = f"{response.status_code} {response.text[:200]}".strip()
     if response.status_code in BUSY or response.status_code >= 500:
-        raise _Passing(fault, _seconds(response.headers.get("Retry-After", "")))
+        raise _Transient(fault, _seconds(response.headers.get("Retry-After", "")))
     raise Failure(fault)
 
 
 def _seconds(text: str) -> float:
-    """What Retry-After asks for; a date is left alone."""
+    """Returns the seconds in a Retry-After header, or 0 if it holds a date."""
     return float(text) if text.isdecimal() else 0.0
 
 
 def _reply(answer: Any) -> Reply:
-    """Thoughts come in a field of their own (DeepSeek; ``reasoning`` elsewhere), or in the text.
+    """Returns the reply in a response.
 
-    Where the template has opened them, the text may only close them.
+    Thoughts are in a field of their own, by DeepSeek's or another name, or in the text.
+
+    If the chat template opens the thoughts, the text holds only the mark that closes them.
     """
     try:
         choice = answer["choices"][0]
@@ -138,7 +144,7 @@ def _reply(answer: Any) -> Reply:
         thoughts = str(message.get("reasoning_content") or message.get("reasoning") or "").strip()
         whole = choice.get("finish_reason") not in ("length", "content_filter")
     except (LookupError, TypeError, AttributeError):
-        raise _Passing("an answer without choices") from None
+        raise _Transient("an answer without choices") from None
     if thoughts:
         text = f"{THINK}{thoughts}{END_THINK}{text}"
     elif END_THINK in text and THINK not in text:

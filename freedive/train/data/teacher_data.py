@@ -1,7 +1,7 @@
-"""Training data from a teacher's replies: stored on disk as they come, and only correct ones are used.
+"""Training data from a teacher's replies: replies are stored as they arrive, and only correct ones are used.
 
-Rejection sampling (Yuan et al. 2023, RFT; DeepSeek-R1, section 2.3.3): several answers to each prompt, those that the
-verifier passes, each once.
+Rejection sampling (Yuan et al. 2023, RFT; DeepSeek-R1, section 2.3.3): the teacher answers each prompt several times,
+and the distinct replies that the verifier accepts become chats.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from freedive.train.data.stories import Record
 from freedive.train.data.tasks import END_THINK, THINK, Task, tasks
 from freedive.train.data.teacher import Failure, Reply, Teacher, connected
 from freedive.train.run.config import Distillation
-from freedive.train.run.progress import step_bar, until_told
+from freedive.train.run.progress import step_bar, stop_signals
 
 MAX_FAILURES = 8
 """Consecutive failures after which the teacher is considered unreachable."""
 
 GLANCE_SECONDS = 0.5
-"""How often a signal to stop is looked for while nothing comes."""
+"""Interval in seconds at which a signal to stop is checked while no reply arrives."""
 
 TASK_SEED = 2
-"""Added to the seed, so that other tasks are asked than fine-tuning has shown."""
+"""Added to the seed, so that the teacher gets other tasks than those that fine-tuning has shown."""
 
 Key = tuple[str, str, int]
 
@@ -47,7 +47,7 @@ class TeacherPrompt:
     task: str = ""
 
     def passes(self, said: str) -> bool:
-        """Whether ``said`` has the right answer behind its thoughts."""
+        """Returns whether ``said`` has the correct answer after its thoughts."""
         return self.answer is None or Task(self.task, self.prompt, "", self.answer).reward(said) == 1
 
 
@@ -71,13 +71,16 @@ Replies = Sequence[tuple[TeacherPrompt, StoredReply | None]]
 
 
 def teacher_label(settings: Distillation) -> str:
-    """A name for the teacher and how it is asked: with another, everything is asked anew."""
+    """Returns a label of the teacher and its settings.
+
+    Replies are stored under it, so that changes ask everything again.
+    """
     name = settings.model or settings.teacher
     return f"{name}, temperature {settings.temperature}, {settings.max_tokens} tokens: {settings.instruction}"
 
 
 def teacher_prompts(settings: Distillation) -> list[TeacherPrompt]:
-    """The prompts for the teacher: those of the user's files, else tasks that are not held out; each once."""
+    """Returns the distinct prompts for the teacher: those of the user's files, or tasks that are not held out."""
     if settings.prompts:
         found = (_teacher_prompt(value, place) for value, place in values(settings.prompts, "distill.prompts"))
         return list(dict.fromkeys(found))
@@ -93,10 +96,10 @@ def _teacher_prompt(value: Any, place: str) -> TeacherPrompt:
 
 
 def gather(settings: Distillation, path: Path) -> Replies:
-    """The answers to all questions, asking for those that ``path`` (JSONL) does not hold yet.
+    """Returns the replies to all prompts; asks the teacher for those that ``path`` (JSONL) does not hold yet.
 
-    Raises UserError where it was told to stop or the address cannot be a teacher's, Unavailable where the teacher is
-    gone: what has been answered stays, and a later call asks for the rest.
+    Raises UserError if a signal stopped it or the address is not valid, and Unavailable if the teacher cannot be
+    reached. Stored replies remain, and a later call asks for the rest.
     """
     wanted = [(question, i) for question in teacher_prompts(settings) for i in range(settings.num_samples)]
     asked, stored = teacher_label(settings), _read(path)
@@ -108,7 +111,7 @@ def gather(settings: Distillation, path: Path) -> Replies:
 
 
 def correct_replies(given: Replies, chat_tokenizer: ChatTokenizer, longest: int) -> tuple[list[Record], Json]:
-    """Chats made of the right answers, each once, that ``longest`` tokens hold; and how many were what."""
+    """Returns a chat for each distinct correct reply of at most ``longest`` tokens, and the counts and shares."""
     chats: dict[tuple[str, str], Record] = {}
     right: dict[str, list[bool]] = defaultdict(list)
     for question, answer in given:
@@ -125,13 +128,13 @@ def correct_replies(given: Replies, chat_tokenizer: ChatTokenizer, longest: int)
 
 
 def _well_formed(said: str) -> bool:
-    """Something, with at most one thought and none of a chat's other marks, which would be read as such."""
+    """Returns whether a reply is not empty, has at most one thought, and none of the other special tokens of a chat."""
     others = set(SPECIAL) - {THINK, END_THINK}
     return said != "" and said.count(THINK) == said.count(END_THINK) <= 1 and not any(mark in said for mark in others)
 
 
 def _read(path: Path) -> dict[Key, StoredReply]:
-    """The file's answers. A last line that was cut short is cut off, so that others can follow."""
+    """Reads the stored replies; cuts off an incomplete last line, so that more can be appended."""
     if not path.exists():
         return {}
     with path.open("rb+") as file:
@@ -143,11 +146,11 @@ def _read(path: Path) -> dict[Key, StoredReply]:
 
 
 async def _ask(settings: Distillation, missing: Sequence[tuple[TeacherPrompt, int]], path: Path, total: int) -> None:
-    """Append the answers to ``missing`` to the file, as they come, with a bar."""
+    """Appends the replies to ``missing`` to the file as they arrive, and shows a progress bar."""
     done, right = total - len(missing), Counter[bool]()
     with ExitStack() as stack:
         show = stack.enter_context(step_bar("asking", total, done))
-        told = stack.enter_context(until_told())
+        signals = stack.enter_context(stop_signals())
         file = stack.enter_context(path.open("a", encoding="utf-8"))
 
         def keep(question: TeacherPrompt, sample: int, reply: Reply) -> None:
@@ -160,8 +163,8 @@ async def _ask(settings: Distillation, missing: Sequence[tuple[TeacherPrompt, in
             show(done, f"{right[True] / right.total():.0%} right")
 
         async with connected(settings) as teacher:
-            await _replies(teacher, missing, keep, told)
-    if told:
+            await _replies(teacher, missing, keep, signals)
+    if signals:
         raise UserError(f"Stopped with {done} of {total} answers, which are kept", "Run the same command to go on")
 
 
@@ -169,13 +172,13 @@ async def _replies(
     teacher: Teacher,
     missing: Sequence[tuple[TeacherPrompt, int]],
     keep: Callable[[TeacherPrompt, int, Reply], None],
-    told: Sequence[int],
+    signals: Sequence[int],
 ) -> None:
-    """Ask some at a time, until all are answered or have failed, or something is ``told``."""
+    """Asks several prompts in parallel until all are answered or have failed, or ``signals`` is no longer empty."""
     waiting, failures = iter(missing), 0
     pending: dict[asyncio.Task[Reply], tuple[TeacherPrompt, int]] = {}
     try:
-        while not told:
+        while not signals:
             for question, sample in islice(waiting, teacher.settings.num_parallel - len(pending)):
                 pending[asyncio.create_task(teacher.reply(question.prompt))] = question, sample
             if not pending:

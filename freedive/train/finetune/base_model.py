@@ -1,4 +1,4 @@
-"""An existing model as fine-tuning needs it: float32 weights, stacked experts, its own tokenizer and chat template."""
+"""An existing model for fine-tuning: float32 weights, stacked experts, its own tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ from freedive.text.tokenizer import Tokenizer
 from freedive.train.model.net import Weights, stack_of, stacked_params
 
 NOT_TEXT = ("config.json", MANIFEST)
-"""What lies beside weights and is about them."""
+"""Files of a model folder that belong to the weights rather than to the text."""
 
 
 @dataclass(frozen=True)
 class BaseModel:
     """An opened model whose weights are not read yet; ``config`` and ``hub_rules`` describe its Hugging Face folder.
 
-    What reads a wrapped model's pictures is no part of it, and neither is a layer that predicts further tokens: that
-    would have to be tuned on its own.
+    It has no vision encoder, and no layer for multi-token prediction, which would need a training of its own.
     """
 
     path: Path
@@ -54,13 +53,13 @@ class BaseModel:
 
     @property
     def num_bytes(self) -> int:
-        """Of all weights in float32."""
+        """The size of all weights in float32, in bytes."""
         return 4 * sum(param.size for param in stacked_params(self.model).values())
 
     def weights(self) -> Weights:
-        """Read them, whatever their format, into float32; a layer's experts are stacks.
+        """Reads the weights from any format into float32; the experts of a layer are one stack.
 
-        Raises Unavailable where memory does not hold them.
+        Raises Unavailable if they do not fit into the free memory.
         """
         free = machine.available_memory()
         if self.num_bytes > free:
@@ -73,13 +72,14 @@ class BaseModel:
         with byte_bar("reading weights", self.num_bytes) as advance:
             for name, tensor in tensors.items():
                 stack, index = stack_of(name)
-                held = weights[stack] if index is None else weights[stack][index]
-                held.numpy()[...] = dequantize(tensor)
+                target = weights[stack] if index is None else weights[stack][index]
+                target.numpy()[...] = dequantize(tensor)
                 advance(4 * math.prod(tensor.shape))
         return weights
 
     def write_text(self, folder: Path) -> None:
-        """What turns messages into tokens, as a Hugging Face folder has it: files copied, or made of GGUF metadata."""
+        """Writes the tokenizer and template files of a Hugging Face folder, which it copies or makes from GGUF
+        metadata."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.kind == "gguf":
             _write_text(self.checkpoint.config, self.tokenizer, self.template, folder)
@@ -91,7 +91,10 @@ class BaseModel:
 
 
 def open_base_model(name: str) -> BaseModel:
-    """The model of this name, address or path, fetched if need be. UserError where it cannot be tuned."""
+    """Opens the model of this name, address or path, and downloads it if necessary.
+
+    Raises UserError if it cannot be tuned.
+    """
     path = resolve(name)
     if is_model_folder(path):
         raise UserError(f"{path} was written by freedive quantize", "Tune the model that it was made from")

@@ -17,9 +17,9 @@ from freedive.train.run.settings import build
 class FinetuneStage(Stage):
     """How an existing model is fine-tuned.
 
-    ``rank`` is that of LoRA's matrices, which count ``alpha`` / ``rank`` times; 0 trains the weights themselves.
-    ``targets`` are names of train.finetune.targets.TARGETS, also with commas between them. Documents longer than
-    ``context`` are cut into independent pieces. With ``merge`` the whole model is written at the end.
+    ``rank`` is the rank of LoRA's matrices, which are scaled by ``alpha`` / ``rank``; 0 trains the weights themselves.
+    ``targets`` are names of train.finetune.targets.TARGETS, separate or joined by commas. Documents longer than
+    ``context`` tokens are cut into independent chunks. ``merge`` writes the whole model at the end.
     """
 
     rank: int = 8
@@ -30,13 +30,14 @@ class FinetuneStage(Stage):
 
     @property
     def target_names(self) -> list[str]:
-        """The targets one by one."""
+        """The names of the targets, one per item."""
         return [part.strip() for text in self.targets for part in text.split(",")]
 
 
 @dataclass(frozen=True)
 class Texts:
-    """``text``: files or folders of JSONL, Parquet or plain text. ``held_out`` of the documents are for evaluation."""
+    """The user's texts: ``text`` names files or folders of JSONL, Parquet or plain text; ``held_out`` is a share of
+    them."""
 
     text: tuple[str, ...] = ()
     held_out: float = 0.05
@@ -44,9 +45,9 @@ class Texts:
 
 @dataclass(frozen=True)
 class FinetuneRun:
-    """Everything that fine-tuning depends on; ``model`` is what freedive loads by that name.
+    """All settings of a fine-tuning run; ``model`` is a name, address or path that freedive loads.
 
-    ``precision`` as in train.run.config.Run.
+    ``precision`` is as in train.run.config.Run.
     """
 
     model: str
@@ -56,7 +57,10 @@ class FinetuneRun:
 
 
 def finetune_run(model: str, settings: Sequence[str] = ()) -> FinetuneRun:
-    """The preset for ``model`` with dotted ``settings``. UserError names what is unknown or of a wrong kind."""
+    """Returns the preset for ``model`` with dotted ``settings``.
+
+    Raises UserError for an unknown one or one of a wrong type.
+    """
     values = preset_values(TUNE, settings)
     if "model" in values:
         raise UserError(f"The model is {model}, and no setting", "Set parts of tune and data")
@@ -64,5 +68,5 @@ def finetune_run(model: str, settings: Sequence[str] = ()) -> FinetuneRun:
 
 
 def read_run(path: Path) -> FinetuneRun:
-    """What config.save has written."""
+    """Reads a file that config.write_run has written."""
     return typing.cast(FinetuneRun, build(FinetuneRun, json.loads(path.read_text("utf-8")), ""))

@@ -1,9 +1,8 @@
-"""Low-rank adapters (Hu et al. 2021, LoRA): a matrix W stays, and W + scale B A is trained.
+"""Low-rank adapters (Hu et al. 2021, LoRA): a matrix W is frozen, and B and A of W + scale B A are trained.
 
-B A is never made while training. y = x W' + scale (x A') B' keeps a large model's memory at one copy of it, where
-weights made for each use would be a second, kept for the way back; and it spares the gradients of whole matrices, a
-third of the work. The price is paid by operations, not by the decoder: one of them, the linear, knows a
-:class:`LowRank`.
+B A is never computed while training. y = x W' + scale (x A') B' needs one copy of a large model in memory; a merged
+weight for each use would be a second copy, kept for the backward pass. It also saves the gradients of whole matrices, a
+third of the work. Only one operation, the linear layer, handles a :class:`LowRank`; the decoder is unchanged.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from freedive.train.model.net import Weights
 from freedive.train.model.ops import TrainOps
 
 A, B = ".lora_a", ".lora_b"
-"""What is trained of a weight, by the ends of names."""
+"""Suffixes of the names of an adapter's two matrices."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A matrix ``base`` [out, in] that stays, ``a`` [rank, in] and ``b`` [out, rank]; or stacks [E, ...] of them.
+    """A frozen matrix ``base`` [out, in] with ``a`` [rank, in] and ``b`` [out, rank]; or stacks [E, ...] of all three.
 
     A base [heads, out, in] without a stack of adapters counts as one matrix [heads * out, in].
     """
@@ -36,44 +35,44 @@ class LowRank:
     scale: float
 
     def dense(self) -> Tensor:
-        """The sum, made."""
+        """Computes the merged weight."""
         return self.base + (self.scale * (self.b @ self.a)).view_as(self.base)
 
     def unbind(self) -> list[LowRank]:
-        """Each matrix of a stack."""
+        """Returns the matrices of a stack, one for each expert."""
         stacks = zip(self.base.unbind(), self.a.unbind(), self.b.unbind(), strict=True)
         return [LowRank(*each, self.scale) for each in stacks]
 
 
 def is_adaptable(param: Param) -> bool:
-    """Whether a weight has matrices."""
+    """Returns whether a weight can have an adapter, which requires that it is a matrix."""
     return param.role not in ("norm", "bias", "conv")
 
 
 def weight_of(name: str) -> str:
-    """The weight that something trained, an adapter's or its own, belongs to."""
+    """Returns the name of the weight that a trained tensor, an adapter's matrix or the weight itself, belongs to."""
     return name.removesuffix(A).removesuffix(B)
 
 
 def adapters(wanted: Mapping[str, Param], rank: int, seed: int) -> Weights:
-    """A, random, and B, zero, for every weight of ``wanted``: at first they change nothing."""
+    """Makes A, random, and B, zero, for each weight in ``wanted``; at first they change nothing."""
     source = torch.Generator().manual_seed(seed)
     made = {}
     for name, param in wanted.items():
         *outer, out_dim, in_dim = param.shape
         stack = outer if param.role != "heads" else []
         rows = out_dim * outer[0] if param.role == "heads" else out_dim
-        reach = in_dim**-0.5  # as torch and PEFT begin a linear
+        reach = in_dim**-0.5  # the initialization of linear layers in torch and PEFT
         made[name + A] = torch.empty(*stack, rank, in_dim).uniform_(-reach, reach, generator=source)
         made[name + B] = torch.zeros(*stack, rows, rank)
     return made
 
 
 class Tuned(Mapping[str, Any]):
-    """The weights that the decoder reads: those ``trained``, ``base`` ones that stay, and :class:`LowRank` ones.
+    """The weights that the decoder reads: trained ones, frozen ones of ``base``, and :class:`LowRank` ones.
 
-    What a linear does not read, such as embeddings, output head and the parts of latents, is made for each use; these
-    are few.
+    Weights that a linear layer does not read (embeddings, the output head, parts of latents) are merged for each use;
+    they are few.
     """
 
     def __init__(self, table: Mapping[str, Param], base: Mapping[str, Tensor], trained: Weights, scale: float) -> None:
@@ -99,7 +98,7 @@ class Tuned(Mapping[str, Any]):
 
     @torch.no_grad()
     def merge(self) -> Mapping[str, Tensor]:
-        """All weights as they are now, the adapted ones in place of the base's."""
+        """Merges the adapters into ``base`` in place, and returns all weights."""
         for name, base in self._base.items():
             weight = self[name]
             base.copy_(weight.dense() if isinstance(weight, LowRank) else weight)
@@ -107,7 +106,7 @@ class Tuned(Mapping[str, Any]):
 
 
 class TuneOps(TrainOps):
-    """Operations on whole sequences whose linears know low-rank weights."""
+    """Training operations whose linear layers accept low-rank weights."""
 
     def linear(self, x: Tensor, weight: Tensor | LowRank, bias: Tensor | None) -> Tensor:
         if not isinstance(weight, LowRank):

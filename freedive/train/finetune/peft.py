@@ -1,15 +1,15 @@
-"""Adapters as PEFT has them: adapter_config.json and adapter_model.safetensors, by Hugging Face's names.
+"""Adapters in PEFT's format: adapter_config.json and adapter_model.safetensors, with Hugging Face names.
 
 Where a maker's tensor holds several of our weights (gate and up; keys and values of latents), their A are stacked and
-each B has columns of its own, so that PEFT sees one adapter of a larger rank: B goes through the rules of the weight.
+each B has columns of its own, so that PEFT sees one adapter of a larger rank. B passes the rules of the weight.
 
-Of experts PEFT (0.21) knows two forms. Where a Hugging Face folder has each expert's matrices, an adapter has them too,
-``mlp.experts.3.gate_proj``: with transformers 4 they are modules; for transformers 5, which stacks them, PEFT converts
-such adapters of Mixtral, Qwen, OLMoE and the like, but drops those of dense layers and shared experts if their matrices
-go by the same last names (DeepSeek, ERNIE). Where the folder has stacks, they are ``target_parameters``, and adapters
-are stacks in the order in which PEFT flattens them; it reads those of gpt-oss, while for Granite, whose modules are
-named otherwise than its tensors, and for Llama 4, whose stacks it takes for transposed ones, it does not. The merged
-model says the same to everyone.
+PEFT (0.21) supports two forms of expert adapters. If a Hugging Face folder has the matrices of each expert, so has an
+adapter, ``mlp.experts.3.gate_proj``. With transformers 4 they are modules. For transformers 5, which stacks them, PEFT
+converts such adapters of Mixtral, Qwen, OLMoE and similar models, but drops those of dense layers and shared experts
+whose matrices have the same last names (DeepSeek, ERNIE). If the folder has stacks, they are ``target_parameters``, and
+adapters are stacks in the order in which PEFT flattens them. PEFT reads those of gpt-oss. It does not read those of
+Granite, whose modules have other names than its tensors, nor those of Llama 4, whose stacks it assumes to be
+transposed. The merged model is read correctly by all programs.
 """
 
 from __future__ import annotations
@@ -33,17 +33,20 @@ from freedive.train.model.net import unstacked
 
 PREFIX = "base_model.model."
 STACKED = "base_layer."
-"""PEFT wraps a module once for each of its parameters, the first innermost; what is inside goes by this name."""
+"""PEFT wraps a module once for each of its parameters, the first innermost; this is the name of the inner module."""
 
 
 READS_STACKS = "gpt_oss"
-"""The kind of models of whose stacks PEFT reads adapters."""
+"""The ``model_type`` whose stacked adapters PEFT reads correctly."""
 
 
 def write_adapter(
     trained: Mapping[str, Tensor], tune: FinetuneStage, rules: Rules, base: str, folder: Path
 ) -> dict[str, Any]:
-    """The adapters in ``trained``, of the model ``base`` whose tensors ``rules`` name. Returns their configuration."""
+    """Writes the adapters in ``trained`` of the model ``base``, whose tensors ``rules`` name.
+
+    Returns their configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     modules, stacks, parts = [], [], {}
@@ -77,7 +80,10 @@ def write_adapter(
 
 
 def misread(about: Mapping[str, Any], kind: str) -> list[str]:
-    """What PEFT (0.21) drops or mistakes of an adapter_config.json ``about`` a ``kind`` of model: see above."""
+    """Returns the modules of an adapter_config.json that PEFT (0.21) drops or misreads for a ``kind`` of model.
+
+    The docstring of this module gives the reasons.
+    """
     modules, stacks = about["target_modules"], about["target_parameters"] or []
     experts = {name for name in modules if re.search(r"\.experts\.\d+\.", name)}
     same = {name.rpartition(".")[2] for name in experts}
@@ -86,7 +92,8 @@ def misread(about: Mapping[str, Any], kind: str) -> list[str]:
 
 
 def _fused(trained: Mapping[str, Tensor], rules: Rules) -> Iterator[tuple[str, Tensor, Tensor, int]]:
-    """Of each of the maker's tensors: its name, A [rank, in], B [out, rank] (or stacks), and how many ours it holds."""
+    """Yields the name of each maker's tensor, its A [rank, in], B [out, rank] (or stacks), and how many weights it
+    holds."""
     a = dict(unstacked(_ends(trained, A)))
     b = dict(unstacked(_ends(trained, B)))
     found = groups(b, rules)
@@ -110,7 +117,7 @@ def _indices(group: Group) -> range:
 
 
 def _widened(group: Group, b: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """B of each weight in columns of its own beside those of its companions."""
+    """Yields B of each weight, padded to the columns of all weights in the same tensor of the maker."""
     count = len(group.rule.ours)
     for (_, part), name in group.names.items():
         rows, rank = b[name].shape
@@ -126,7 +133,8 @@ def _module(module: str, a: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 
 def _stack(theirs: str, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """A [E, rank, in] and B [E, out, rank] with experts and ranks in one axis: outermost in A, innermost in B."""
+    """Flattens A [E, rank, in] and B [E, out, rank] as PEFT does: experts are the outer axis in A, the
+    inner one in B."""
     module, _, parameter = theirs.rpartition(".")
     place = f"{PREFIX}{module}.{STACKED if parameter == 'gate_up_proj' else ''}"
     return {

@@ -1,6 +1,6 @@
 """Fine-tuning of an existing model in a run folder: writes a PEFT adapter and the merged model.
 
-FOLDER/config.json  tokenizer/  data/  checkpoints/tune/  tune.jsonl  adapter/  model/
+FOLDER/config.json tokenizer/ data/ checkpoints/tune/ tune.jsonl adapter/ model/
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MERGE = "merge"
 
 @dataclass(frozen=True)
 class FinetuneContext:
-    """A fine-tuning run: its settings, its folder, and where messages go."""
+    """A fine-tuning run: its settings, its folder, and the function that prints messages."""
 
     run: FinetuneRun
     folder: RunFolder
@@ -57,7 +57,10 @@ class FinetuneContext:
         return Shards(self.folder.data(TUNE, held_out), self.folder.vocabulary)
 
     def wanted(self) -> dict[str, Param]:
-        """The weights that are trained, or have adapters. UserError for settings that the model does not go with."""
+        """Returns the weights that are trained or have adapters.
+
+        Raises UserError for settings that the model does not support.
+        """
         tune, most = self.run.tune, self.base.model.max_context
         if not 2 <= tune.context <= most:
             raise UserError(f"tune.context is {tune.context}", f"The model takes 2 to {most} tokens")
@@ -66,7 +69,7 @@ class FinetuneContext:
         return target_params(self.base.model, tune.target_names, low_rank=tune.rank > 0)
 
     def trainer(self) -> FinetuneTrainer:
-        """Where the last checkpoint has left it, or at the beginning."""
+        """Returns the trainer at the last checkpoint, or at the beginning."""
         tune, wanted, base = self.run.tune, self.wanted(), self.base.weights()
         weights = adapters(wanted, tune.rank, tune.seed) if tune.rank else {name: base[name] for name in wanted}
         trainer = FinetuneTrainer(
@@ -83,20 +86,20 @@ class FinetuneContext:
 
 
 def tune(context: FinetuneContext) -> None:
-    """Tell what is trained, train it, and write what came of it."""
+    """Prints what is trained, trains it, and writes the adapter and the merged model."""
     if not context.run.data.text:
         raise UserError("There is nothing to learn from", "Name files or folders with data.text")
-    context.wanted()  # what cannot be is refused before anything is done
-    # The settings are written when there is data: they say that the run has begun.
+    context.wanted()  # raises UserError before any work is done
+    # The settings are written after the data: a config.json means that the run has begun.
     if not context.folder.config.exists():
         _make_data(context)
         context.folder.remember(context.run.data.text)
         config.write_run(context.run, context.folder.config)
     trainer = context.trainer()
     context.say(table(counts(trainer.model, trainer.weights)))
-    _tell_held_out(context, trainer)
+    _print_held_out_loss(context, trainer)
     go_through(trainer, TUNE, context.folder.metrics(TUNE))
-    _tell_held_out(context, trainer)
+    _print_held_out_loss(context, trainer)
     if context.run.tune.rank:
         folder = context.folder.root / "adapter"
         about = write_adapter(trainer.weights, context.run.tune, context.base.hub_rules, context.run.model, folder)
@@ -108,7 +111,7 @@ def tune(context: FinetuneContext) -> None:
 
 
 def merge(context: FinetuneContext) -> None:
-    """Write the whole model with what has been trained so far."""
+    """Writes the whole model with the weights of the newest checkpoint."""
     if checkpoints.newest(context.folder.checkpoints(TUNE)) is None:
         raise UserError(f"{context.folder.root} holds nothing trained", "Train first: freedive finetune MODEL")
     _write_model(context, context.trainer())
@@ -118,7 +121,7 @@ STAGES: dict[str, Callable[[FinetuneContext], None]] = {TUNE: tune, MERGE: merge
 
 
 def perform(stage: str, name: str, settings: list[str], root: Path | None) -> None:
-    """Do one stage of fine-tuning the model ``name``. A folder that has been begun keeps its settings."""
+    """Runs one stage of fine-tuning the model ``name``. A run that has begun keeps its settings."""
     short = re.sub(r"[^\w.-]+", "-", name.rstrip("/").rpartition("/")[2])
     folder = RunFolder(root or Path("runs") / f"{TUNE}-{short}")
     began = time.perf_counter()
@@ -147,19 +150,19 @@ def _resolved(run: FinetuneRun) -> FinetuneRun:
 
 
 def _make_data(context: FinetuneContext) -> None:
-    """Tokenise what is read as the model would read it; a small part is held out, if that leaves anything to learn."""
+    """Tokenises the data with the model's template; holds out a small part if the rest has something to learn."""
     base, data = context.base, context.run.data
     parts = sources.parted(sources.read(data.text), data)
     made = {
-        held: [(r, d) for r in some for d in documents(r, base.tokenizer, base.template)]
-        for held, some in parts.items()
+        held_out: [(r, d) for r in records for d in documents(r, base.tokenizer, base.template)]
+        for held_out, records in parts.items()
     }
     if not _learned(made[False]):
         made = {False: made[False] + made[True], True: []}
     if not _learned(made[False]):
         raise UserError("Nothing that the assistant says is in the data", "Name other files with data.text")
     base.write_text(context.folder.tokenizer)
-    for held_out in (True, False):  # what is trained on comes last: where it is there, all is
+    for held_out in (True, False):  # the training data comes last: if it exists, all data does
         if not _learned(made[held_out]):
             continue
         texts = {id(record): record for record, _ in made[held_out]}.values()
@@ -176,13 +179,13 @@ def _learned(made: list[tuple[Record, Document]]) -> int:
     return sum(sum(weights) for _, (_, weights) in made)
 
 
-def _tell_held_out(context: FinetuneContext, trainer: FinetuneTrainer) -> None:
+def _print_held_out_loss(context: FinetuneContext, trainer: FinetuneTrainer) -> None:
     if context.folder.data(TUNE, held_out=True).exists():
         context.say(f"held out: loss {trainer.loss(context.shards(held_out=True)):.3f} after {trainer.step} steps")
 
 
 def _write_model(context: FinetuneContext, trainer: FinetuneTrainer) -> None:
-    """As a Hugging Face folder; float32, so that it computes what was trained."""
+    """Writes a Hugging Face folder in float32, so that the model computes exactly what was trained."""
     base, folder = context.base, context.folder.model
     shutil.copytree(context.folder.tokenizer, folder, dirs_exist_ok=True)
     about: dict[str, Any] = {**base.config, "dtype": "float32"}

@@ -1,4 +1,4 @@
-"""The parts of a model that fine-tuning can target, and how many parameters of each are trained."""
+"""The parts of a model that fine-tuning can target, and the number of parameters that are trained in each."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ TARGETS = {
     "router": r"layers\.\d+\.ffn\.(router|router_bias|choice_bias|expert_scale|shared_gate)",
     "head": r"head(_bias)?",
 }
-"""Target name -> pattern of the weights that belong to it; the first match counts.
+"""The pattern of the weights of each target; the first match counts.
 
-Feed-forwards of dense layers and those that run for every token beside the experts are ``ffn``. The gate of the latter
-is the router's, as it tells how much a feed-forward counts.
+``ffn`` is the feed-forward of dense layers and of shared experts. The gate of shared experts belongs to ``router``,
+since it weighs a feed-forward.
 """
 
 
 def target_of(name: str) -> str:
-    """The part that the weight of this canonical name belongs to."""
+    """Returns the target that the weight of this canonical name belongs to."""
     return next(part for part, pattern in TARGETS.items() if re.fullmatch(pattern, name))
 
 
 def target_params(model: spec.ModelSpec, targets: Iterable[str], *, low_rank: bool) -> dict[str, Param]:
-    """The weights of the parts ``targets`` that gradients move: with ``low_rank`` matrices alone.
+    """Returns the weights of ``targets`` that gradients train; with ``low_rank`` only matrices.
 
-    A router's bias for the choice is no such weight: it moves by counting. Raises UserError for a part that there is
-    not, or that has nothing to train.
+    A router's choice bias is not one of them: it follows the experts' loads. Raises UserError for an unknown target, or
+    for one that has nothing to train.
     """
     table = {name: param for name, param in stacked_params(model).items() if not name.endswith(CHOICE_BIAS)}
     wanted: dict[str, Param] = {}
@@ -58,7 +58,7 @@ def target_params(model: spec.ModelSpec, targets: Iterable[str], *, low_rank: bo
 
 
 _OPTIONAL = ("attention", "ffn", "experts")
-"""What is targeted where nobody says otherwise, whether a model has it or not."""
+"""Targets of the default settings; a model may lack them."""
 
 
 def _nothing(model: spec.ModelSpec, part: str, low_rank: bool) -> str:
@@ -71,7 +71,7 @@ def _nothing(model: spec.ModelSpec, part: str, low_rank: bool) -> str:
 
 @dataclass(frozen=True)
 class Count:
-    """Of a part: parameters that it has, and parameters that are trained for it."""
+    """The parameters of a target, and the number of trained parameters for it."""
 
     part: str
     total: int
@@ -79,7 +79,7 @@ class Count:
 
 
 def counts(model: spec.ModelSpec, trained: Mapping[str, Tensor]) -> list[Count]:
-    """Of every part that ``model`` has."""
+    """Counts the parameters of every target that ``model`` has."""
     totals, own = dict.fromkeys(TARGETS, 0), dict.fromkeys(TARGETS, 0)
     for name, param in stacked_params(model).items():
         totals[target_of(name)] += param.size
@@ -89,7 +89,7 @@ def counts(model: spec.ModelSpec, trained: Mapping[str, Tensor]) -> list[Count]:
 
 
 def table(rows: Sequence[Count]) -> str:
-    """For a terminal: parameters, those trained, and their share; the sum last."""
+    """Returns a text table of parameters, trained parameters and their share, with the sum in the last row."""
     whole = Count("all", sum(row.total for row in rows), sum(row.trained for row in rows))
     lines = [f"{'part':<10} {'parameters':>16} {'trained':>14}   share"]
     lines += [

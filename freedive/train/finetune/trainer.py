@@ -1,4 +1,4 @@
-"""The trainer of fine-tuning: trains adapters, or some of a model's own weights."""
+"""The trainer of fine-tuning: trains adapters, or a part of the model's own weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from freedive.train.model.optim import Optimizer
 from freedive.train.run.trainer import Trainer
 
 HELD_OUT_TOKENS = 16_384
-"""At most so many tell how well other documents are predicted."""
+"""The most held-out tokens on which the loss is measured."""
 
 
 @dataclass(kw_only=True)
 class FinetuneTrainer(Trainer):
-    """Trains ``weights``: adapters of those in ``base``, or some of these themselves."""
+    """Trains ``weights``: adapters for weights in ``base``, or some weights of ``base`` themselves."""
 
     stage: FinetuneStage
     base: Mapping[str, Tensor] = field(repr=False)
@@ -38,7 +38,7 @@ class FinetuneTrainer(Trainer):
         return self.stage.context
 
     def make_optimizer(self) -> Optimizer:
-        """AdamW alone: Muon's updates are as large for matrices that have been trained as for new ones."""
+        """Returns an AdamW optimizer. Muon's updates do not get smaller for matrices that are already trained."""
         params = stacked_params(self.model)
         own = {name: params[weight_of(name)] for name in self.weights}
         return Optimizer(self.weights, own, self.stage.weight_decay, muon=False, precision=self.precision)
@@ -49,7 +49,7 @@ class FinetuneTrainer(Trainer):
 
     @torch.no_grad()
     def loss(self, shards: Shards) -> float:
-        """Of other documents: nats per token whose loss counts."""
+        """Returns the mean loss on other documents, in nats per token with loss weight 1."""
         batch = Stream(shards, 0).take(min(HELD_OUT_TOKENS, len(shards.tokens) - len(shards)), self.length)
         total = sum(self.losses(part)[0].item() for part in batch.split(self.stage.micro_tokens))
         return total / max(1.0, float(batch.weights.sum()))

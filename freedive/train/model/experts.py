@@ -1,4 +1,4 @@
-"""The experts of a layer with gradients: rows sorted by expert, a product for each, nothing padded or dropped."""
+"""The experts of a layer with gradients: rows are sorted by expert, one product for each; none is padded or dropped."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class GroupedFeedForward(torch.autograd.Function):
-    """What its experts make of each token, weighted and summed.
+    """Computes the weighted sum of each token's experts.
 
-    ``x`` [T, hidden]; ``chosen`` int64 and ``shares`` [T, k]: a token's experts and their weights; ``gate`` and ``up``
-    [E, dim, hidden], ``down`` [E, hidden, dim]. Gradients reach all but ``chosen``. Every sum has one order, so equal
-    inputs give equal bits.
+    ``x`` [T, hidden]; ``chosen`` int64 and ``shares`` [T, k] are a token's experts and their weights; ``gate`` and
+    ``up`` [E, dim, hidden], ``down`` [E, hidden, dim]. All inputs but ``chosen`` get gradients. Every sum has a fixed
+    order, so equal inputs give equal bits.
     """
 
     @staticmethod
@@ -53,7 +53,7 @@ class GroupedFeedForward(torch.autograd.Function):
 
 
 def _products(rows: Tensor, matrices: Tensor, ends: list[int]) -> Tensor:
-    """Each expert's rows times its matrix: [R, in], [E, in, out] -> [R, out]."""
+    """Multiplies each expert's rows by its matrix: [R, in], [E, in, out] -> [R, out]."""
     out = rows.new_empty(len(rows), matrices.shape[2])
     for matrix, (begin, end) in zip(matrices, pairwise([0, *ends]), strict=True):
         torch.mm(rows[begin:end], matrix, out=out[begin:end])
@@ -61,7 +61,7 @@ def _products(rows: Tensor, matrices: Tensor, ends: list[int]) -> Tensor:
 
 
 def _outer(left: Tensor, right: Tensor, ends: list[int]) -> Tensor:
-    """The gradient of each expert's matrix: [R, out], [R, in] -> [E, out, in]."""
+    """Computes the gradient of each expert's matrix: [R, out], [R, in] -> [E, out, in]."""
     out = left.new_empty(len(ends), left.shape[1], right.shape[1])
     for matrix, (begin, end) in zip(out, pairwise([0, *ends]), strict=True):
         torch.mm(left[begin:end].T, right[begin:end], out=matrix)
@@ -69,5 +69,5 @@ def _outer(left: Tensor, right: Tensor, ends: list[int]) -> Tensor:
 
 
 def _by_token(rows: Tensor, order: Tensor, chosen: Tensor) -> Tensor:
-    """Sorted rows back in the places of ``chosen``: [T, k, dim]."""
+    """Undoes the sort: returns rows in the order of ``chosen``, [T, k, dim]."""
     return rows.index_select(0, order.argsort()).view(*chosen.shape, -1)

@@ -1,4 +1,4 @@
-"""Trained weights as files that others read: a Hugging Face folder, and GGUF."""
+"""Writes trained weights in formats that other programs read: a Hugging Face folder, and GGUF."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from freedive.train.data.chat_tokenizer import END, GGUF_PRE, SPECIAL, TEMPLATE
 from freedive.train.model.net import unstacked
 
 SIGMOID = 2
-"""llama.cpp's number of the router's scores."""
+"""The number of sigmoid router scores in llama.cpp (``expert_gating_func``)."""
 
 Trained = Mapping[str, torch.Tensor]
 
 
 def canonical(weights: Trained) -> dict[str, Tensor]:
-    """Stacked weights in training as canonical tensors, float32."""
+    """Converts stacked training weights to canonical tensors in float32."""
     tensors = {}
     for name, weight in unstacked(weights):
         values = weight.detach().float().contiguous().numpy()
@@ -39,7 +39,7 @@ def canonical(weights: Trained) -> dict[str, Tensor]:
 
 
 def export_folder(model: spec.ModelSpec, config: Json, weights: Trained, tokenizer: Path, folder: Path) -> None:
-    """Write what transformers, vLLM and freedive load: weights in float32, configuration, tokenizer."""
+    """Writes a folder that transformers, vLLM and freedive load: weights in float32, configuration, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = maker_tensors(_ordered(model, weights), hub_rules(model, DEEPSEEK_V3.hub))
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -51,7 +51,7 @@ def export_folder(model: spec.ModelSpec, config: Json, weights: Trained, tokeniz
 def export_gguf(
     model: spec.ModelSpec, config: Json, weights: Trained, tokenizer: Path, path: Path, format: str
 ) -> None:
-    """Write what llama.cpp, Ollama and freedive load; matrices in ``format``, F32 or Q8_0."""
+    """Writes a file that llama.cpp, Ollama and freedive load, with matrices in ``format``, F32 or Q8_0."""
     table = params(model)
     tensors = {
         name: _quantised(tensor, format) if table[name].role in ("linear", "embedding") else tensor
@@ -63,7 +63,8 @@ def export_gguf(
 
 
 def gguf_metadata(config: Json) -> dict[str, Value]:
-    """config.json in llama.cpp's words, which tell latent attention by the width of the cache's rows."""
+    """Converts a config.json to llama.cpp's metadata keys, which identify latent attention by the width of the cache
+    rows."""
     latent = config["kv_lora_rank"]
     keys: dict[str, Value] = {
         "block_count": config["num_hidden_layers"],
@@ -95,7 +96,7 @@ def gguf_metadata(config: Json) -> dict[str, Value]:
 
 
 def gguf_vocabulary(tokenizer: Path, vocab_size: int) -> dict[str, Value]:
-    """The tokenizer in llama.cpp's words; ids that nothing was learned for are unused."""
+    """Converts the tokenizer to llama.cpp's metadata keys; ids without a learned token are marked as unused."""
     model = json.loads((tokenizer / "tokenizer.json").read_text("utf-8"))["model"]
     texts = {index: text for text, index in model["vocab"].items()}
     kinds = [3 if texts.get(index) in SPECIAL else 1 if index in texts else 5 for index in range(vocab_size)]

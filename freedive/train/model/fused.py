@@ -1,6 +1,6 @@
-"""Layers with gradients on kernels of our own, float32 but for the factors of products.
+"""Layers with gradients on freedive's training kernels; all tensors are float32, products may round their factors.
 
-The ``precision`` that each takes first is one of kernels.PRECISIONS, but not ``auto``.
+The first argument ``precision`` of each layer is one of kernels.PRECISIONS, but not ``auto``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from freedive.train.model.kernels import array
 
 
 class FusedLinears(torch.autograd.Function):
-    """``x`` [T, in] times each of ``weights`` [out, in], transposed: a tuple of [T, out]."""
+    """Multiplies ``x`` [T, in] by the transpose of each of ``weights`` [out, in]; returns a tuple of [T, out]."""
 
     @staticmethod
     def forward(ctx: Any, precision: str, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -40,7 +40,7 @@ class FusedLinears(torch.autograd.Function):
 
 
 class FusedFeedForward(torch.autograd.Function):
-    """See :class:`freedive.train.model.experts.GroupedFeedForward`."""
+    """Computes :class:`freedive.train.model.experts.GroupedFeedForward` on the kernels."""
 
     @staticmethod
     def forward(
@@ -66,11 +66,12 @@ class FusedFeedForward(torch.autograd.Function):
 
 
 class FusedAttention(torch.autograd.Function):
-    """Causal attention of sequences laid end to end: ``q``, ``k`` and ``v`` [T, heads, dim], and so is the result.
+    """Causal attention within each of several packed sequences; ``q``, ``k``, ``v`` and the result are [T, heads, dim].
 
-    ``begins`` int64 [sequences + 1]: their first rows, and the last one's end. With ``turning`` [T, turned] every
-    head's keys, which are so much shorter, end with it, and the last part of queries and keys is turned by ``angles``
-    [2, T, turned / 2], cosines and sines: of neighbours or of halves.
+    ``begins`` int64 [sequences + 1] are the first rows of the sequences and the end of the last. ``turning`` [T,
+    rope_dim] is the rotary part of the keys, which all heads share: ``k`` is shorter by it, and queries and keys are
+    rotated in their last ``rope_dim`` dimensions by ``angles`` [2, T, rope_dim / 2], cosines and sines. ``neighbours``
+    rotates adjacent pairs, otherwise pairs of the two halves.
     """
 
     @staticmethod
@@ -104,14 +105,14 @@ class FusedAttention(torch.autograd.Function):
 def _attended(
     given: Iterable[Tensor | None], begins: Tensor, how: tuple[bool, float], *rest: Tensor | None
 ) -> tuple[Any, ...]:
-    """What attention is given, as the kernels want it."""
+    """Converts the arguments of attention to arrays in the order of the kernels."""
     inputs, others = ([None if x is None else array(x) for x in some] for some in (given, rest))
     neighbours, scale = how
     return *inputs, neighbours, array(begins), scale, *others
 
 
 class FusedCrossEntropy(torch.autograd.Function):
-    """See :class:`freedive.train.model.loss.ChunkedCrossEntropy`."""
+    """Computes :class:`freedive.train.model.loss.ChunkedCrossEntropy` on the kernels."""
 
     @staticmethod
     def forward(ctx: Any, precision: str, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class FusedCrossEntropy(torch.autograd.Function):
 
 
 class FusedRmsNorm(torch.autograd.Function):
-    """``x`` [T, dim] by its root mean square, times ``weight`` [dim]."""
+    """Divides ``x`` [T, dim] by its root mean square and multiplies it by ``weight`` [dim]."""
 
     @staticmethod
     def forward(ctx: Any, precision: str, x: Tensor, weight: Tensor, eps: float) -> Tensor:

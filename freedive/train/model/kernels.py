@@ -1,7 +1,7 @@
-"""Training's kernels, and the precision they multiply in. Equal inputs give equal bits, on any number of threads.
+"""The training kernels and the precision of their products. Equal inputs give equal bits for any number of threads.
 
-All is float32; only the factors of products may be rounded to bfloat16 as they are packed, where the ``precision``
-that layers and optimizers are given says so. Weights so packed live for one pass; gradients go to the float32 ones.
+All tensors are float32. With the ``precision`` bfloat16 the factors of products are rounded to it as they are packed.
+Packed weights live for one pass; gradients apply to the float32 weights.
 """
 
 from __future__ import annotations
@@ -25,34 +25,35 @@ TILES = "amx"
 AUTO, FLOAT32, BFLOAT16 = PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-def resolved(wanted: str) -> str:
-    """The precision of products that ``wanted`` stands for: ``auto`` is bfloat16 where tile registers multiply it."""
-    if wanted not in PRECISIONS:
-        raise UserError(f"precision is {wanted!r}", f"Choose of {', '.join(PRECISIONS)}")
+def resolved(precision: str) -> str:
+    """Returns ``precision``, where ``auto`` becomes bfloat16 if tile registers multiply it here, and else float32."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision is {precision!r}", f"Choose of {', '.join(PRECISIONS)}")
     fastest = BFLOAT16 if TILES in _native.isa_levels() else FLOAT32
-    return fastest if wanted == AUTO else wanted
+    return fastest if precision == AUTO else precision
 
 
 def prepare() -> None:
-    """Train on all cores."""
+    """Sets torch to all physical cores, and keeps freed memory for the next steps."""
     _keep_freed_memory()
     torch.set_num_threads(machine.physical_cores())
 
 
 @cache
 def _keep_freed_memory() -> None:
-    """What one step frees is what the next one takes."""
+    """Makes the allocator keep freed memory, since the next step needs the same amount."""
     _native.keep_freed_memory(machine.available_memory() // 2)
 
 
 @cache
 def kernels(num_threads: int, isa: str = "", precision: str = FLOAT32) -> _native.Training:
-    """The kernels with threads of their own; at an instruction-set level, by default the machine's best."""
+    """Returns kernels with ``num_threads`` threads of their own, at the instruction-set level ``isa`` (empty: the
+    best)."""
     return _native.Training(isa, num_threads, precision == BFLOAT16)
 
 
 def peak_flops(precision: str) -> float:
-    """The operations a second that a product of large matrices reaches here, the best of several."""
+    """Returns the best measured speed of a product of large matrices on this machine, in operations per second."""
     return _peak_flops(torch.get_num_threads(), precision)
 
 
@@ -68,15 +69,15 @@ def _peak_flops(num_threads: int, precision: str) -> float:
     return 2 * size**3 / min(seconds)
 
 
-atexit.register(kernels.cache_clear)  # threads end before Python does
+atexit.register(kernels.cache_clear)  # the kernels' threads have to end before the interpreter does
 
 
 def current(precision: str) -> _native.Training:
-    """The kernels of this ``precision``, with as many threads as torch has."""
+    """Returns the kernels of this ``precision`` with as many threads as torch has."""
     return kernels(torch.get_num_threads(), precision=precision)
 
 
 def array(x: Tensor) -> npt.NDArray[Any]:
-    """The same memory, if it is contiguous."""
+    """Returns a tensor as an array, which shares its memory if the tensor is contiguous."""
     memory: npt.NDArray[Any] = x.detach().contiguous().numpy()
     return memory

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary without ever holding the logits of a whole batch."""
+"""Cross-entropy over a vocabulary that computes the logits of a batch in chunks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 1024
-"""Rows whose logits exist at once."""
+"""The number of rows whose logits are in memory at once."""
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The weighted sum of -log p(target), in nats.
+    """Computes the weighted sum of -log p(target), in nats.
 
-    ``x`` [T, hidden]; ``head`` [vocab, hidden]; ``targets`` int64, ``weights`` float32 [T]; ``bias`` [vocab] of the
-    logits, which are capped at ``cap`` unless it is 0. Gradients are made in the forward pass, chunk by chunk, for
-    ``x`` and, where they are trained, for ``head`` and ``bias``.
+    ``x`` [T, hidden]; ``head`` [vocab, hidden]; ``targets`` int64 and ``weights`` float32 [T]; ``bias`` [vocab] is
+    added to the logits, which are soft-capped at ``cap`` unless it is 0. The forward pass computes the gradients, chunk
+    by chunk, for ``x`` and, if they are trained, for ``head`` and ``bias``.
     """
 
     @staticmethod

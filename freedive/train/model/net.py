@@ -19,14 +19,15 @@ from freedive.train.model.ops import TrainOps, fits
 Weights = dict[str, Tensor]
 
 CHOICE_BIAS = "choice_bias"
-"""What moves by counting, not by gradients."""
+"""Suffix of the router's choice bias, which follows the experts' loads and has no gradient."""
 
 EMBEDDING_STD = 0.02
 CONV_STD = 0.5
 
 
 def stacked_params(model: spec.ModelSpec) -> dict[str, Param]:
-    """The weights of ``model``; those of a layer's experts are one, ``...experts.gate`` [experts, out, in]."""
+    """Returns the weights of ``model``; those of a layer's experts are one stack, ``...experts.gate`` [experts, out,
+    in]."""
     table: dict[str, Param] = {}
     for name, param in params(model).items():
         stack, index = stack_of(name)
@@ -35,7 +36,7 @@ def stacked_params(model: spec.ModelSpec) -> dict[str, Param]:
 
 
 def stacked(weights: Mapping[str, Tensor]) -> Weights:
-    """Canonical weights with a layer's experts in one."""
+    """Stacks the experts of each layer in canonical weights."""
     table: Weights = {}
     stacks: dict[str, list[Tensor]] = {}
     for name, weight in weights.items():
@@ -48,7 +49,8 @@ def stacked(weights: Mapping[str, Tensor]) -> Weights:
 
 
 def stack_of(name: str) -> tuple[str, int | None]:
-    """The stack that holds the canonical weight ``name``, and where; itself for what is none of an expert's."""
+    """Returns the stack and the index of the canonical weight ``name``; a weight of no expert is its own
+    stack (None)."""
     if expert := expert_of(name):
         stack, index, part = expert
         return f"{stack}.{part}", index
@@ -56,7 +58,7 @@ def stack_of(name: str) -> tuple[str, int | None]:
 
 
 def unstacked(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Canonical weights, as views."""
+    """Yields canonical weights as views of stacked ones."""
     for name, weight in weights.items():
         stack, _, part = name.rpartition(".")
         if stack.endswith(".experts"):
@@ -66,7 +68,7 @@ def unstacked(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def initial(model: spec.ModelSpec, seed: int) -> Weights:
-    """Random weights, float32: branches begin small, biases at 0, norms at 1."""
+    """Returns random float32 weights: small ones for the outputs of branches, 0 for biases and 1 for norms."""
     source = torch.Generator().manual_seed(seed)
     depth = (2 * len(model.layers)) ** -0.5
 
@@ -87,10 +89,10 @@ def initial(model: spec.ModelSpec, seed: int) -> Weights:
 def losses(
     model: spec.ModelSpec, weights: Mapping[str, Tensor], batch: Sequences, ops: TrainOps, mtp_share: float = 0.0
 ) -> Tensor:
-    """The sum of the weighted losses of all tokens, in nats.
+    """Returns the sum of the weighted losses of all tokens, in nats.
 
-    ``mtp_share`` of the loss of the tokens after the next is added where the model predicts them (DeepSeek-V3, section
-    2.2). That layer's choices and balance follow the others' in ``ops``.
+    If the model has multi-token prediction, ``mtp_share`` times its loss is added (DeepSeek-V3, section 2.2). The
+    routes and balance losses of its layer are appended to those in ``ops``.
     """
     x = states(model, weights, ops)
     loss = _loss_of(model, weights, batch, x, "norm", ops)
@@ -121,7 +123,8 @@ def _loss_of(
 
 
 def last_states(model: spec.ModelSpec, weights: Mapping[str, Tensor], ops: TrainOps, rows: Tensor) -> Tensor:
-    """What the output matrix is multiplied with, of some ``rows`` of the batch: [len(rows), hidden]."""
+    """Returns the normalised states [len(rows), hidden] of some ``rows`` of the batch, the input of the
+    output matrix."""
     return ops.rms_norm(_some(states(model, weights, ops), rows), weights["norm"], model.norm_eps)
 
 
@@ -130,12 +133,12 @@ def _some(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def output_matrix(model: spec.ModelSpec, weights: Mapping[str, Tensor]) -> Tensor:
-    """[vocab, hidden]."""
+    """Returns the output matrix, [vocab, hidden]."""
     return weights["embed" if model.tied else "head"]
 
 
 def weighted_loss(x: Tensor, head: Tensor, targets: Tensor, shares: Tensor, precision: str) -> Tensor:
-    """The sum of ``shares`` times the cross-entropy of ``targets``, in nats, over rows of last states."""
+    """Returns the sum of ``shares`` times the cross-entropy of ``targets``, in nats, over rows of last states."""
     if not fits(x, head, shares):
         total: Tensor = ChunkedCrossEntropy.apply(x, head, targets, shares)  # type: ignore[no-untyped-call]
     else:
@@ -144,12 +147,13 @@ def weighted_loss(x: Tensor, head: Tensor, targets: Tensor, shares: Tensor, prec
 
 
 def mixtures(model: spec.ModelSpec) -> list[int]:
-    """The layers that have experts; one of multi-token prediction is the last."""
+    """Returns the indices of the layers that have experts; a layer of multi-token prediction comes last."""
     return [index for index, layer in enumerate(model.blocks) if isinstance(layer.ffn, spec.Experts)]
 
 
 def step_flops(model: spec.ModelSpec, length: float) -> float:
-    """Operations of training on one token: six for each weight that it meets, and attention's over half its text."""
+    """Returns the operations of training on one token: six for each active weight, and attention over half its
+    document."""
     size = 0.0
     for name, param in stacked_params(model).items():
         if param.role in ("embedding", "norm", "bias", "conv"):
@@ -167,6 +171,6 @@ def step_flops(model: spec.ModelSpec, length: float) -> float:
 
 
 def _attended_dim(attn: spec.Attention | spec.LatentAttention) -> int:
-    """Of keys and values, for all queries of a token."""
+    """Returns the dimensions of keys and values that all queries of one token are multiplied by."""
     value_dim = attn.value_dim if isinstance(attn, spec.LatentAttention) else attn.head_dim
     return attn.num_heads * (attn.head_dim + value_dim)

@@ -1,4 +1,4 @@
-"""The decoder's operations in training: on freedive's kernels where they fit, with records of the routing."""
+"""The decoder's operations in training: freedive's kernels for float32, else torch; they record the routing."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from freedive.train.model.kernels import FLOAT32
 
 
 class TrainOps(TorchOps):
-    """Operations on whole texts, over stacked experts.
+    """Operations on packed documents with stacked experts.
 
-    ``chosen`` [T, k] of every mixture are kept; with ``replay`` they are what was chosen before. ``balance`` collects
-    each mixture's sequence-wise loss (DeepSeek-V3, section 2.1.2, equations 17 to 20), ``entropy`` that of its router's
-    probabilities, at most 1.
+    ``chosen`` [T, k] records the routes of every mixture; ``replay`` gives routes to use instead of new ones.
+    ``balance`` collects each mixture's sequence-wise balance loss (DeepSeek-V3, section 2.1.2, equations 17 to 20),
+    ``entropy`` the entropy of its router's probabilities, divided by its maximum.
     """
 
     def __init__(self, batch: Sequences, replay: Sequence[Tensor] = (), precision: str = FLOAT32) -> None:
@@ -54,17 +54,18 @@ class TrainOps(TorchOps):
         scores = logits.float().sigmoid() if router.score == "sigmoid" else logits.float().softmax(-1)
         probs = scores / scores.sum(-1, keepdim=True)
         self.entropy.append(torch.special.entr(probs.detach()).sum(-1).mean() / log(router.num_experts))
-        part = self._by_text(probs)
-        took = self._by_text(torch.zeros_like(scores).scatter_(1, self.chosen[-1], 1.0))
-        self.balance.append((part * took).sum(-1).mean() * (router.num_experts / router.num_chosen))
+        mean_probs = self._by_text(probs)
+        chosen = self._by_text(torch.zeros_like(scores).scatter_(1, self.chosen[-1], 1.0))
+        self.balance.append((mean_probs * chosen).sum(-1).mean() * (router.num_experts / router.num_chosen))
         return routes
 
     def _by_text(self, x: Tensor) -> Tensor:
-        """The mean over each text's tokens: [T, n] -> [texts, n]."""
+        """Averages over the tokens of each document: [T, n] -> [documents, n]."""
         return torch.segment_reduce(x, "mean", lengths=self._lengths)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return y.add_(x)  # a branch's result is nobody else's; torch would say so if it were needed again
+        # Nothing else uses a branch's result; torch raises an error if a gradient needs it.
+        return y.add_(x)
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         if weight is None or x.dim() > 2 or not fits(x, weight):
@@ -93,7 +94,10 @@ class TrainOps(TorchOps):
         stacks = [weights[name] for name in ("gate", "up", "down")]
         if not (_plain(ffn) and fits(x, *stacks) and _wants_gradients(stacks[0])):
             return super().feed_forward(x, ffn, weights)
-        alone = torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64)  # a mixture of one
+        alone = (
+            torch.ones(len(x), 1),
+            torch.zeros(len(x), 1, dtype=torch.int64),
+        )  # a mixture of one expert
         y: Tensor = FusedFeedForward.apply(self.precision, x, *alone, *(stack[None] for stack in stacks))  # type: ignore[no-untyped-call]
         return y
 
@@ -128,7 +132,7 @@ class TrainOps(TorchOps):
         angles: Tensor | None = None,
         neighbours: bool = False,
     ) -> Tensor:
-        """Of heads [T, heads, dim], within each text: [T, heads * dim]."""
+        """Computes attention within each document over heads [T, heads, dim]; returns [T, heads * dim]."""
         y: Tensor = FusedAttention.apply(self.precision, q, k, v, turning, self._begins, scale, angles, neighbours)  # type: ignore[no-untyped-call]
         return y.flatten(1)
 
@@ -153,7 +157,7 @@ class TrainOps(TorchOps):
 
 
 def fits(*tensors: object) -> bool:
-    """Whether our kernels take them; torch takes the rest."""
+    """Returns whether all arguments are float32 tensors, which freedive's kernels need; torch computes the rest."""
     return all(isinstance(each, Tensor) and each.dtype == torch.float32 for each in tensors)
 
 
@@ -163,7 +167,7 @@ def _linears(precision: str, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
 
 
 class Each(Mapping[str, Tensor]):
-    """Stacks, of which ``3.gate`` is the matrix of the fourth expert; each is taken apart but once, gradients too."""
+    """Maps ``3.gate`` to the matrix of expert 3 in a stack; each stack is unbound once, and so are its gradients."""
 
     def __init__(self, stacks: Mapping[str, Tensor]) -> None:
         self._experts = {name: stack.unbind() for name, stack in stacks.items()}
@@ -180,10 +184,10 @@ class Each(Mapping[str, Tensor]):
 
 
 def _plain(expert: spec.FeedForward) -> bool:
-    """Whether it is such as :class:`GroupedFeedForward` computes."""
+    """Returns whether :class:`GroupedFeedForward` supports such an expert: SiLU without biases or limits."""
     return expert.activation == "silu" and not (expert.bias or expert.limit)
 
 
 def _wants_gradients(stack: object) -> bool:
-    """Whether a stack is trained itself: :class:`GroupedFeedForward` would make its gradient for nothing else."""
+    """Returns whether a stack itself is trained; :class:`GroupedFeedForward` always computes its gradient."""
     return isinstance(stack, Tensor) and (stack.requires_grad or not torch.is_grad_enabled())

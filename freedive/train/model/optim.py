@@ -1,4 +1,4 @@
-"""Muon for matrices, AdamW for the rest, in float32; and the schedule of the learning rate."""
+"""Optimizers in float32, Muon for matrices and AdamW for other weights, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from freedive.train.run.config import Stage
 
 MOMENTUM = 0.95
 BETAS, EPS = (0.9, 0.95), 1e-8
-NEWTON_SCHULZ, TURNS, EPS_NORM = (3.4445, -4.7750, 2.0315), 5, 1e-7
-"""Coefficients of the quintic whose five turns bring singular values near 1 (Jordan et al. 2024, Muon)."""
+NEWTON_SCHULZ, ITERATIONS, EPS_NORM = (3.4445, -4.7750, 2.0315), 5, 1e-7
+"""The coefficients of the quintic, and the number of iterations, that bring singular values near 1 (Jordan et al. 2024,
+Muon)."""
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Warm-up, stable, decay: of the update ``step``, counted from 0."""
+    """Returns the learning rate of the update ``step``, counted from 0: warm-up, stable, decay."""
     warmup, decay = max(1, round(stage.warmup * stage.steps)), round(stage.decay * stage.steps)
     rising = min(1.0, (step + 1) / warmup)
     left = (stage.steps - step) / (decay + 1)
@@ -30,9 +31,9 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 class Optimizer:
-    """Updates ``weights`` in place; without ``muon`` by AdamW alone. Its state are tensors by name, for checkpoints.
+    """Updates ``weights`` in place by Muon and AdamW, or by AdamW alone without ``muon``. ``state`` is for checkpoints.
 
-    ``momentum`` is Muon's; ``precision`` is that of products in it (see kernels).
+    ``momentum`` is Muon's; ``precision`` is that of its products (see kernels).
     """
 
     def __init__(
@@ -57,19 +58,19 @@ class Optimizer:
 
     @property
     def trained(self) -> list[str]:
-        """The weights that gradients move."""
+        """The names of the weights that gradients train."""
         return [*self._muon, *self._adam]
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], lr: float, shrink: float = 1.0) -> None:
-        """One update by ``gradients`` times ``shrink``, which are used up."""
+        """Makes one update by ``gradients`` times ``shrink``; it overwrites ``gradients``."""
         self.num_steps += 1
         bias1, bias2 = (1 - beta**self.num_steps for beta in BETAS)
         moments = self._moments(self._adam, gradients, lr, lambda _: lr / bias1)
         updates.adamw(moments, BETAS, bias2, EPS, shrink, self._precision)
-        # Muon's steps are as large as Adam's (Moonlight).
+        # Muon's updates are scaled to the size of Adam's (Moonlight, Liu et al. 2025).
         moments = self._moments(self._muon, gradients, lr, lambda shape: lr * 0.2 * math.sqrt(max(shape[-2:])))
-        updates.muon(moments, self._momentum, shrink, NEWTON_SCHULZ, EPS_NORM, TURNS, self._precision)
+        updates.muon(moments, self._momentum, shrink, NEWTON_SCHULZ, EPS_NORM, ITERATIONS, self._precision)
 
     def _moments(
         self, names: list[str], gradients: Mapping[str, Tensor], lr: float, rate: Callable[[torch.Size], float]
@@ -86,12 +87,15 @@ class Optimizer:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest matrices whose singular values are all about 1: [..., rows, columns]. Our kernels do the same."""
+    """Returns the nearest matrices [..., rows, columns] with singular values near 1.
+
+    It is the reference of the kernels.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + EPS_NORM)
-    for _ in range(TURNS):
+    for _ in range(ITERATIONS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
     return x.mT if tall else x

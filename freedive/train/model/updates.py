@@ -1,4 +1,4 @@
-"""The optimizers' updates on freedive's kernels: one pass over the optimizer state."""
+"""The optimizers' updates on freedive's kernels, in one pass over the optimizer state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from freedive.train.model import kernels
 
 @dataclass(frozen=True)
 class Moments:
-    """Weights with what an optimizer keeps of them, how much of each an update leaves, and how far it goes."""
+    """Weights, gradients and optimizer state by weight; ``keeps`` are weight-decay factors, ``rates``
+    learning rates."""
 
     weights: list[Tensor]
     gradients: list[Tensor]
@@ -23,7 +24,7 @@ class Moments:
     rates: list[float]
 
     def updates(self) -> _native.Updates:
-        """The same memory, for the kernels."""
+        """Returns the same memory as an argument of the kernels."""
         tensors = self.weights, self.gradients, self.momenta, self.squares
         weights, gradients, momenta, squares = ([each.detach().numpy() for each in some] for some in tensors)
         return _native.Updates(weights, gradients, momenta, squares, self.keeps, self.rates)
@@ -32,7 +33,8 @@ class Moments:
 def adamw(
     moments: Moments, betas: tuple[float, float], bias2: float, eps: float, shrink: float, precision: str
 ) -> None:
-    """One update of AdamW (Loshchilov & Hutter 2019) by gradients times ``shrink``; ``bias2`` corrects the squares."""
+    """Makes one update of AdamW (Loshchilov & Hutter 2019) by gradients times ``shrink``; ``bias2`` corrects the
+    squares."""
     kernels.current(precision).adamw(moments.updates(), *betas, bias2, eps, shrink)
 
 
@@ -45,16 +47,16 @@ def muon(
     turns: int,
     precision: str,
 ) -> None:
-    """One update of Muon (Jordan et al. 2024) by gradients times ``shrink``, which become the directions of steps."""
-    updates, ours = moments.updates(), kernels.current(precision)
-    ours.nesterov(updates, beta, shrink)
+    """Makes one update of Muon (Jordan et al. 2024) by gradients times ``shrink``; it overwrites the gradients."""
+    updates, training = moments.updates(), kernels.current(precision)
+    training.nesterov(updates, beta, shrink)
     orthogonalise(moments.gradients, coefficients, eps, turns, precision)
-    ours.apply_update(updates)
+    training.apply_update(updates)
 
 
 def orthogonalise(
     stacks: Sequence[Tensor], coefficients: tuple[float, float, float], eps: float, turns: int, precision: str
 ) -> None:
-    """Like :func:`freedive.train.model.optim.orthogonal`, in place, of contiguous stacks [..., rows, columns]."""
+    """Applies :func:`freedive.train.model.optim.orthogonal` in place to contiguous stacks [..., rows, columns]."""
     arrays = [stack.detach().view(-1, *stack.shape[-2:]).numpy() for stack in stacks]
     kernels.current(precision).orthogonalise(arrays, *coefficients, eps, turns)

@@ -1,4 +1,4 @@
-"""The distillation stage: on a teacher's stored replies, or on-policy."""
+"""The distillation stage: trains on a teacher's stored replies, or on-policy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from freedive.train.run.trainer import start
 
 
 def distill(context: RunContext) -> None:
-    """Go on from the newest weights, with a teacher: on what it says, or on what it thinks of our own answers."""
+    """Trains the newest weights with a teacher: on its replies, or on its distributions over the student's answers."""
     folder, settings = context.folder, context.run.distill
     if not settings.teacher:
         raise UserError("There is no teacher", "Name one: distill.teacher=http://localhost:8000/v1, or a folder")
@@ -44,7 +44,7 @@ def distill(context: RunContext) -> None:
 
 
 def _collect(context: RunContext) -> None:
-    """Have the teacher answer, and make data of what is right."""
+    """Collects the teacher's replies and makes training data of the correct ones."""
     folder, chat_tokenizer = context.folder, context.chat_tokenizer()
     given = teacher_data.gather(context.run.distill, folder.answers)
     kept, counts = teacher_data.correct_replies(given, chat_tokenizer, context.run.model.max_context)

@@ -1,8 +1,9 @@
-"""Reinforcement learning on tasks that can be checked: GRPO (Shao et al. 2024) with later corrections.
+"""Reinforcement learning on verifiable tasks: GRPO (Shao et al. 2024) with later corrections.
 
-Of each prompt come several answers; an answer's advantage is its reward less their mean, without a division by their
-spread; the loss is a mean over tokens; the ratio's upper bound is the looser one (DAPO). Answers come from freedive's
-kernels, and the experts that they chose are replayed in training, so that both models are the same but for rounding.
+The policy answers each prompt several times. The advantage of an answer is its reward minus the mean of its group,
+without division by the standard deviation. The loss is a mean over tokens, and the upper clip bound is higher than the
+lower one (DAPO). Answers are sampled with freedive's kernels, and their routes are replayed in training, so that both
+computations differ only by rounding.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ class GrpoTrainer(PolicyTrainer):
         self._before = {name: weight.detach().clone() for name, weight in kept.items()}
 
     def news(self, row: Row) -> str:
-        """A few words on a step."""
+        """Returns a summary of a step for the progress bar."""
         return f"{row['right']:.0%} right, {row['answer_tokens']:.0f} tokens"
 
     def advance(self) -> Row:
-        """Answers to new tasks, and one update from them; now and then, how held-out tasks go."""
+        """Samples answers to new tasks and makes one update from them; at intervals it evaluates held-out tasks."""
         given = self.settings
         before = {} if self.step else {"before": self.evaluate()}
         rollouts, rewards = self._rollouts()
@@ -75,14 +76,14 @@ class GrpoTrainer(PolicyTrainer):
         )
 
     def evaluate(self) -> dict[str, float]:
-        """The part of held-out tasks whose first answer is right, by kind."""
+        """Returns the share of held-out tasks whose first answer is correct, by kind."""
         return pass_rates(self.model, self.weights, self.chat_tokenizer, self.settings.num_eval)
 
     def _rollouts(self) -> tuple[list[Rollout], npt.NDArray[np.float64]]:
-        """Answers to new tasks, group by group, and their rewards [groups, num_samples].
+        """Samples answers to new tasks, group by group, and returns them with their rewards [groups, num_samples].
 
-        Where all answers of a group have one reward there is nothing to learn, and others are asked instead, in at most
-        ``refills`` further rounds (DAPO's dynamic sampling, with an end).
+        A group in which all rewards are equal teaches nothing. It is replaced by another task, in at most ``refills``
+        further rounds (DAPO's dynamic sampling, but bounded).
         """
         given = self.settings
         source = np.random.default_rng((given.seed, self.step))
@@ -98,14 +99,14 @@ class GrpoTrainer(PolicyTrainer):
         return rollouts, rewards
 
     def _fitting(self, task: Task) -> Task:
-        """``task``, with what comes before it if that leaves half of the context."""
+        """Returns ``task``, without the messages before it if they take more than half of the context."""
         fits = len(self.chat_tokenizer.prompt(task.messages)) <= self.model.max_context // 2
         return task if fits else replace(task, before=())
 
     def _rewards(
         self, asked: list[Task], rollouts: list[Rollout], source: np.random.Generator
     ) -> npt.NDArray[np.float64]:
-        """[groups, num_samples]."""
+        """Returns the rewards, [groups, num_samples]."""
         if self.settings.reward == "random":
             rewards = source.integers(0, 2, len(rollouts)).astype(np.float64)
         else:
@@ -119,18 +120,19 @@ class GrpoTrainer(PolicyTrainer):
         return rewards.reshape(-1, self.settings.num_samples)
 
     def _learn(self, rollouts: list[Rollout], advantages: npt.NDArray[np.float64]) -> float:
-        """One update; returns how far the rollouts' log-probabilities are from the trainer's, in nats per token."""
-        total, apart = sum(len(rollout.logprobs) for rollout in rollouts), 0.0
+        """Makes one update; returns the divergence of the rollouts' log-probabilities from the trainer's, in nats per
+        token."""
+        total, divergence = sum(len(rollout.logprobs) for rollout in rollouts), 0.0
         for part in micro_batches(rollouts, self.settings.micro_tokens):
-            apart += self._accumulate([rollouts[i] for i in part], advantages[part], total)
-        if apart / total > self.settings.max_divergence:
-            what = f"The answers' log-probabilities are {apart / total:.1e} nats a token from the trainer's"
+            divergence += self._accumulate([rollouts[i] for i in part], advantages[part], total)
+        if divergence / total > self.settings.max_divergence:
+            what = f"The answers' log-probabilities are {divergence / total:.1e} nats a token from the trainer's"
             raise UserError(what, "This is a fault of freedive's: report it, with the run's folder")
         update(self.weights, self.optimizer, self.settings.lr, self.settings.clip)
-        return apart / total
+        return divergence / total
 
     def _accumulate(self, rollouts: list[Rollout], advantages: npt.NDArray[np.float64], total: int) -> float:
-        """Add the gradients of some answers; returns the sum of their divergences."""
+        """Adds the gradients of some answers to the weights; returns the sum of their divergences in nats."""
         batch, old, replay = packed(rollouts)
         answers = torch.from_numpy(batch.weights).nonzero()[:, 0]
         x = last_states(self.model, self.weights, TrainOps(batch, replay, self.precision), answers)
@@ -151,7 +153,8 @@ class GrpoTrainer(PolicyTrainer):
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Sequences, answers: Tensor, targets: Tensor) -> Tensor:
-        """Log-probabilities of the answers' tokens under the reference policy, the weights before training."""
+        """Returns the log-probabilities of the answers' tokens under the reference policy, the weights before
+        training."""
         x = last_states(self.model, self._before, TrainOps(batch, precision=self.precision), answers)
         return token_logprobs(x, output_matrix(self.model, self._before), targets)
 
@@ -163,7 +166,7 @@ def sample_answers(
     asked: Sequence[Task],
     source: np.random.Generator,
 ) -> list[Rollout]:
-    """One answer to each task."""
+    """Samples one answer to each task."""
     prompts = [chat_tokenizer.prompt(task.messages) for task in asked]
     return Sampler(model, weights, len(prompts), model.max_context).generate(prompts, chat_tokenizer.end, source)
 
@@ -176,9 +179,9 @@ def pass_rates(
     num_samples: int = 1,
     ks: Sequence[int] = (1,),
 ) -> dict[str, float]:
-    """pass@k of ``num_tasks`` held-out tasks of each kind: the chance that one of k answers is right.
+    """Returns pass@k of ``num_tasks`` held-out tasks of each kind: the probability that one of k answers is correct.
 
-    It is told from ``num_samples`` answers, without bias (Chen et al. 2021, Codex, section 2.1).
+    The estimate from ``num_samples`` answers is unbiased (Chen et al. 2021, Codex, section 2.1).
     """
     asked = list(islice(tasks(EVALUATION_SEED, held_out=True), num_tasks * len(KINDS)))
     source = np.random.default_rng(EVALUATION_SEED)
@@ -200,7 +203,7 @@ def pass_rates(
 
 @torch.no_grad()
 def token_logprobs(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """The log-probability of each target after the last states ``x`` [rows, hidden]: [rows]."""
+    """Returns the log-probability [rows] of each target after the last states ``x`` [rows, hidden]."""
     parts = [
         (rows @ head.T).float().log_softmax(-1).gather(1, target[:, None])[:, 0]
         for rows, target in zip(torch.split(x, CHUNK), torch.split(targets, CHUNK), strict=True)

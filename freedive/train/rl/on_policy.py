@@ -1,13 +1,12 @@
 """On-policy distillation: the student learns the teacher's distribution at each token of its own answers.
 
-The loss is the reverse Kullback-Leibler divergence of whole distributions, with no gradient through the sampling
-(Agarwal et al. 2024, GKD, with lambda = 1; Thinking Machines 2025, "On-Policy Distillation"). The student
-seeks what the teacher holds likely, and learns it where it goes itself, so that mistakes are corrected where they are
-made.
+The loss is the reverse Kullback-Leibler divergence of whole distributions, without a gradient through the sampling
+(Agarwal et al. 2024, GKD, with lambda = 1; Thinking Machines 2025, "On-Policy Distillation"). The student learns the
+likely modes of the teacher in the states that it reaches itself, so that mistakes are corrected where they occur.
 
-Both should already answer in the same manner, as after fine-tuning on the same kind of chats: a student that only tells
-on leads the teacher to where it, too, has never been, and the loss of a token can fall while answers grow endless.
-"loss_of_answer", the divergence of whole answers, shows whether the student draws nearer.
+Both models should already answer in the same format, as after fine-tuning on the same kind of chats. A student that
+only continues text leads the teacher into states that it has never seen either; then the loss per token can fall while
+answers never end. "loss_of_answer", the divergence of whole answers, shows whether the student improves.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ from freedive.train.run.trainer import update
 
 @contextmanager
 def teacher_at(path: str, chat_tokenizer: ChatTokenizer, longest: int) -> Iterator[LanguageModel]:
-    """The model in a folder or file, with room for ``longest`` tokens.
+    """Loads the teacher in a folder or file, with a cache of ``longest`` tokens.
 
-    UserError where its vocabulary is not that of ``chat_tokenizer``.
+    Raises UserError if its vocabulary is not that of ``chat_tokenizer``.
     """
     if path.startswith(("http://", "https://")):
         raise UserError("A served teacher tells no whole distributions", "Name a folder or GGUF with distill.teacher")
@@ -57,7 +56,7 @@ def teacher_at(path: str, chat_tokenizer: ChatTokenizer, longest: int) -> Iterat
 
 
 def _same_ids(ours: Tokenizer, theirs: Tokenizer) -> bool:
-    """Whether each of our ids is theirs, too; beyond them, theirs may be padded."""
+    """Returns whether each id of ``ours`` has the same bytes in ``theirs``, which may have more ids."""
     size = ours.vocab_size
     return size <= theirs.vocab_size and all(ours.token_bytes(i) == theirs.token_bytes(i) for i in range(size))
 
@@ -75,12 +74,12 @@ class Student(PolicyTrainer):
         self._prompts = self._own_prompts()
 
     def news(self, row: Row) -> str:
-        """A few words on a step."""
+        """Returns a summary of a step for the progress bar."""
         right = f", {row['right']:.0%} right" if "right" in row else ""
         return f"{row['loss_of_answer']:.2f} nats an answer from the teacher{right}"
 
     def advance(self) -> Row:
-        """Answers to some prompts, and one update from what the teacher thinks of them."""
+        """Samples answers to some prompts and makes one update from the teacher's distributions over them."""
         given = self.settings
         source = np.random.default_rng((given.seed, self.step))
         each = [question for question in self._asked(source) for _ in range(given.num_samples)]
@@ -111,7 +110,7 @@ class Student(PolicyTrainer):
         }
 
     def _own_prompts(self) -> list[TeacherPrompt]:
-        """The user's prompts that leave room for an answer; none where tasks are asked."""
+        """Returns the user's prompts that are shorter than the context; an empty list means that tasks are asked."""
         if not self.settings.prompts:
             return []
         fitting = [
@@ -122,7 +121,7 @@ class Student(PolicyTrainer):
         return fitting
 
     def _asked(self, source: np.random.Generator) -> list[TeacherPrompt]:
-        """Those of this step: drawn from the user's, else new tasks."""
+        """Returns the prompts of this step: drawn from the user's prompts, or new tasks."""
         count = self.settings.num_prompts
         if self._prompts:
             return [self._prompts[i] for i in source.integers(0, len(self._prompts), count)]
@@ -130,16 +129,16 @@ class Student(PolicyTrainer):
         return [TeacherPrompt(task.question, task.answer, task.kind) for task in made]
 
     def _learn(self, rollouts: Sequence[Rollout]) -> tuple[float, float]:
-        """One update; the mean divergence, in nats a token, before it, and the gradient's norm."""
-        total, apart = sum(len(rollout.logprobs) for rollout in rollouts), 0.0
+        """Makes one update; returns the mean divergence before it, in nats per token, and the norm of the gradient."""
+        total, divergence = sum(len(rollout.logprobs) for rollout in rollouts), 0.0
         for part in micro_batches(rollouts, self.settings.micro_tokens):
             loss = self._divergence([rollouts[i] for i in part]) / total
             loss.backward()
-            apart += loss.item()
-        return apart, update(self.weights, self.optimizer, self.settings.lr, self.settings.clip)
+            divergence += loss.item()
+        return divergence, update(self.weights, self.optimizer, self.settings.lr, self.settings.clip)
 
     def _divergence(self, rollouts: Sequence[Rollout]) -> Tensor:
-        """The sum over the answers' tokens. Their experts are those that they were drawn with."""
+        """Returns the sum of the divergences of the answers' tokens; the routes are those of the sampling."""
         batch, _, replay = packed(list(rollouts))
         answers = torch.from_numpy(batch.weights).nonzero()[:, 0]
         x = last_states(self.model, self.weights, TrainOps(batch, replay, self.precision), answers)
@@ -150,22 +149,22 @@ class Student(PolicyTrainer):
 
 
 class ReverseKL(torch.autograd.Function):
-    """The sum over tokens of KL(student || teacher), in nats.
+    """Computes the sum over tokens of KL(student || teacher), in nats.
 
-    ``x`` [T, hidden] and ``head`` [vocab, hidden] are the student's; ``wanted`` [T, vocab] are the teacher's logits.
-    Gradients are made in the forward pass, chunk by chunk: that of a logit is p (log p - log q - KL).
+    ``x`` [T, hidden] and ``head`` [vocab, hidden] are the student's; ``teacher_logits`` [T, vocab] are the teacher's.
+    The forward pass computes the gradients, chunk by chunk; that of a logit is p (log p - log q - KL).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, head: Tensor, wanted: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, head: Tensor, teacher_logits: Tensor) -> Tensor:
         total = torch.zeros((), dtype=x.dtype)
         d_x, d_head = torch.empty_like(x), torch.zeros_like(head)
-        for rows, theirs, d_rows in zip(*(torch.split(part, CHUNK) for part in (x, wanted, d_x)), strict=True):
+        for rows, theirs, d_rows in zip(*(torch.split(part, CHUNK) for part in (x, teacher_logits, d_x)), strict=True):
             log_p = (rows @ head.T).log_softmax(-1)
-            p, apart = log_p.exp(), log_p - theirs.log_softmax(-1)
-            divergence = (p * apart).sum(-1, keepdim=True)
+            p, log_ratio = log_p.exp(), log_p - theirs.log_softmax(-1)
+            divergence = (p * log_ratio).sum(-1, keepdim=True)
             total += divergence.sum()
-            d_logits = p * (apart - divergence)
+            d_logits = p * (log_ratio - divergence)
             torch.mm(d_logits, head, out=d_rows)
             d_head.addmm_(d_logits.T, rows)
         ctx.save_for_backward(d_x, d_head)
@@ -178,8 +177,8 @@ class ReverseKL(torch.autograd.Function):
 
 
 def _logits(teacher: LanguageModel, rollout: Rollout) -> Tensor:
-    """What the teacher expects where each token of the answer stands: [tokens, vocab]."""
+    """Returns the teacher's logits for each token of the answer, [tokens, vocab]."""
     batch = Batch.whole([rollout.tokens[:-1]])
-    wanted = np.arange(rollout.prompt - 1, len(batch.tokens), dtype=np.int32)
+    output_rows = np.arange(rollout.prompt - 1, len(batch.tokens), dtype=np.int32)
     prompt = np.array([rollout.prompt], np.int32)
-    return torch.tensor(teacher.runner.step(replace(batch, output_rows=wanted, prompts=prompt)))
+    return torch.tensor(teacher.runner.step(replace(batch, output_rows=output_rows, prompts=prompt)))

@@ -1,4 +1,4 @@
-"""The base of trainers that learn from a model's own rollouts, and the packing of rollouts into batches."""
+"""The base class of trainers that learn from a model's own rollouts, and the packing of rollouts into batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from freedive.train.run.progress import Row
 
 @dataclass
 class PolicyTrainer:
-    """Trains a policy on its own rollouts. Checkpoints are written to ``folder``; ``precision``: see kernels."""
+    """Trains a policy on its own rollouts; ``folder`` is for checkpoints, ``precision`` one of kernels.PRECISIONS."""
 
     model: spec.ModelSpec
     settings: Reinforcement | Distillation
@@ -51,19 +51,19 @@ class PolicyTrainer:
         return self.settings.save_every
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+        """Restores the newest checkpoint, if there is one."""
         if state := checkpoints.restore(self.folder, self.weights, self.optimizer.state):
             self.step = self.optimizer.num_steps = state["step"]
 
     def save(self) -> Path:
-        """Write a checkpoint of now."""
+        """Writes a checkpoint of the current step."""
         return checkpoints.save(
             self.folder, self.step, Checkpoint(self.weights, self.optimizer.state, {"step": self.step})
         )
 
 
 def rollout_stats(rollouts: Sequence[Rollout]) -> Row:
-    """The mean length of rollouts, the share that was truncated, and their entropy in nats per token."""
+    """Returns the mean length of rollouts, the share that was truncated, and their entropy in nats per token."""
     return {
         "truncated": sum(not rollout.ended for rollout in rollouts) / len(rollouts),
         "answer_tokens": float(np.mean([len(rollout.logprobs) for rollout in rollouts])),
@@ -72,7 +72,8 @@ def rollout_stats(rollouts: Sequence[Rollout]) -> Row:
 
 
 def packed(rollouts: list[Rollout]) -> tuple[Sequences, Tensor, list[Tensor]]:
-    """Rollouts packed end to end, their targets' logprobs [T] (0 in prompts), and each MoE layer's experts [T, k]."""
+    """Packs rollouts; returns the batch, the log-probabilities [T] (0 in prompts), and each mixture's
+    experts [T, k]."""
     texts, logprobs = [], []
     for rollout in rollouts:
         answered = np.arange(len(rollout.tokens)) >= rollout.prompt
@@ -83,15 +84,16 @@ def packed(rollouts: list[Rollout]) -> tuple[Sequences, Tensor, list[Tensor]]:
 
 
 def micro_batches(rollouts: Sequence[Rollout], num_tokens: int) -> Iterator[list[int]]:
-    """Indices of rollouts, sorted by length, in micro-batches of at most ``num_tokens`` tokens, or of one rollout."""
-    part: list[int] = []
-    room = num_tokens
+    """Yields indices of rollouts, sorted by length, in micro-batches of at most ``num_tokens`` tokens or of one
+    rollout."""
+    batch: list[int] = []
+    free = num_tokens
     for index in sorted(range(len(rollouts)), key=lambda i: len(rollouts[i].tokens)):
         length = len(rollouts[index].tokens)
-        if part and length > room:
-            yield part
-            part, room = [], num_tokens
-        part.append(index)
-        room -= length
-    if part:
-        yield part
+        if batch and length > free:
+            yield batch
+            batch, free = [], num_tokens
+        batch.append(index)
+        free -= length
+    if batch:
+        yield batch

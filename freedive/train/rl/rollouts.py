@@ -1,4 +1,4 @@
-"""Rollouts sampled on freedive's kernels, with the log-probability and the experts of each token."""
+"""Samples rollouts with freedive's kernels, and records the log-probability and the experts of each token."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SAMPLE_TEMPERATURE = 0.7
 
 @dataclass
 class Rollout:
-    """A sampled answer. ``tokens``: the prompt, then the answer; ``logprobs``: of each token of the answer.
+    """A sampled answer: ``tokens`` are the prompt and the answer, ``logprobs`` belong to the answer's tokens.
 
-    ``routes`` [tokens but the last, mixtures, num_chosen]: the experts of each token that went through the model.
+    ``routes`` [tokens - 1, mixtures, num_chosen] are the experts of each token but the last, which was not computed.
     """
 
     tokens: list[int]
@@ -37,12 +37,12 @@ class Rollout:
 
     @property
     def answer(self) -> list[int]:
-        """Its tokens, that of the end included."""
+        """The tokens of the answer, with the end token."""
         return self.tokens[self.prompt :]
 
 
 class Sampler:
-    """A model on the kernels, with room for ``num`` answers at once of up to ``length`` tokens, prompts included."""
+    """A model on the kernels that samples ``num`` answers at once, of up to ``length`` tokens with their prompts."""
 
     def __init__(self, model: spec.ModelSpec, weights: Mapping[str, Tensor], num: int, length: int) -> None:
         tensors, threads = canonical(weights), machine.physical_cores()
@@ -62,7 +62,7 @@ class Sampler:
     def generate(
         self, prompts: Sequence[Sequence[int]], end: int, source: np.random.Generator, temperature: float = 1.0
     ) -> list[Rollout]:
-        """One answer for each prompt, up to the token ``end``, or cut off where there is no more room."""
+        """Samples one answer to each prompt, up to the token ``end`` or the maximum length."""
         rollouts = [Rollout(list(prompt), len(prompt)) for prompt in prompts]
         places = {id(rollout): index for index, rollout in enumerate(rollouts)}
         waiting = list(rollouts)
@@ -83,7 +83,7 @@ class Sampler:
         source: np.random.Generator,
         temperature: float,
     ) -> None:
-        """Feed what is new of each sample, and draw the next token."""
+        """Computes the new tokens of each rollout, and draws the next one."""
         lengths = np.array([len(tokens) for tokens in fed], np.int32)
         starts = np.array([len(rollout.routes) for rollout in part], np.int32)
         pages = np.add.outer(np.array(places) * self._pages, np.arange(self._pages)).astype(np.int32)
@@ -94,11 +94,11 @@ class Sampler:
         logits = self._runner.step(Batch(flat, lengths, starts, pages, last, prompts, states))
         routes = np.stack([each.experts for each in self._runner.routes()], 1).astype(np.int64)
         tokens, logprobs = draw(logits, source, temperature)
-        for rollout, token, chance, of_token in zip(
+        for rollout, token, logprob, of_token in zip(
             part, tokens.tolist(), logprobs.tolist(), np.split(routes, last[:-1] + 1), strict=True
         ):
             rollout.tokens.append(token)
-            rollout.logprobs.append(chance)
+            rollout.logprobs.append(logprob)
             rollout.routes.extend(of_token)
 
 
@@ -114,11 +114,15 @@ def sample_text(
 def draw(
     logits: npt.NDArray[np.float32], source: np.random.Generator, temperature: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """A token for each row of logits, and its log-probability at temperature 1. At 0 it is the likeliest."""
+    """Draws a token for each row of logits; returns them and their log-probabilities at temperature 1.
+
+    Temperature 0 takes the most probable token.
+    """
     logprobs = logits - logits.max(-1, keepdims=True)
     logprobs -= np.log(np.exp(logprobs).sum(-1, keepdims=True))
     if temperature:
-        noise = -np.log(-np.log(source.random(logprobs.shape, np.float32) + 1e-20) + 1e-20)  # Gumbel's
+        # Gumbel noise: the argmax is a sample of the distribution.
+        noise = -np.log(-np.log(source.random(logprobs.shape, np.float32) + 1e-20) + 1e-20)
         tokens = (logprobs / temperature + noise).argmax(-1)
     else:
         tokens = logprobs.argmax(-1)
@@ -126,7 +130,7 @@ def draw(
 
 
 def _fitting(rollouts: Sequence[Rollout]) -> Iterator[list[Rollout]]:
-    """Parts that a step has room for."""
+    """Splits rollouts into parts that fit into one step of MAX_ROWS rows."""
     part: list[Rollout] = []
     rows = 0
     for rollout in rollouts:

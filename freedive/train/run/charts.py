@@ -11,11 +11,11 @@ COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd")
 MAX_POINTS, MAX_COLUMNS = 400, 60
 
 Line = Sequence[tuple[float, float]]
-"""Points (x, y) in the order of x."""
+"""Points (x, y), sorted by x."""
 
 
 def curves(title: str, lines: Mapping[str, Line], low: float | None = None, high: float | None = None) -> str:
-    """Lines over one axis of steps, each with its name; ``low`` and ``high`` bound the other axis if given."""
+    """Draws named lines over the training steps as SVG; ``low`` and ``high`` bound the y axis if given."""
     lines = {name: _thinned(line) for name, line in lines.items() if line}
     if not lines:
         return ""
@@ -45,7 +45,7 @@ def curves(title: str, lines: Mapping[str, Line], low: float | None = None, high
 
 
 def heat_map(title: str, columns: Sequence[Sequence[float]], cell: int = 6) -> str:
-    """Shares of each expert (down) over time (across): white none, rose an even share, red more."""
+    """Draws the load of each expert (down) over time (across): white is none, rose an even share, red more."""
     shown = columns[:: max(1, len(columns) // MAX_COLUMNS)]
     width, num = (WIDTH - LEFT) / len(shown), len(shown[0])
     cells = "".join(
@@ -58,7 +58,7 @@ def heat_map(title: str, columns: Sequence[Sequence[float]], cell: int = 6) -> s
 
 
 def _thinned(line: Line) -> Line:
-    """At most MAX_POINTS, each the mean of its neighbours."""
+    """Averages neighbouring points so that at most MAX_POINTS remain."""
     step = -(-len(line) // MAX_POINTS)
     parts = [line[begin : begin + step] for begin in range(0, len(line), step)]
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
@@ -71,5 +71,5 @@ def _svg(height: float, title: str, inside: str) -> str:
     )
 
 
-def _text(x: float, y: float, chat_tokenizer: str, color: str = "#555") -> str:
-    return f"<text x='{x:.0f}' y='{y:.0f}' fill='{color}'>{html.escape(chat_tokenizer)}</text>"
+def _text(x: float, y: float, text: str, color: str = "#555") -> str:
+    return f"<text x='{x:.0f}' y='{y:.0f}' fill='{color}'>{html.escape(text)}</text>"

@@ -1,6 +1,6 @@
-"""Atomic checkpoints: written to a temporary folder, checked by hashes, renamed, then referenced by ``latest``.
+"""Atomic checkpoints: written to a temporary folder, hashed, renamed, then referenced by ``latest``.
 
-FOLDER/step_000100/{weights,optimizer}.safetensors, state.json, manifest.json      FOLDER/latest
+FOLDER/step_000100/{weights,optimizer}.safetensors, state.json, manifest.json; FOLDER/latest
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from freedive.disk import flush
 WEIGHTS, OPTIMIZER, STATE, MANIFEST, LATEST = (
     *("weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json", "latest"),
 )
-KEPT = 2
-"""Checkpoints of a stage that stay."""
+MAX_CHECKPOINTS = 2
+"""The number of checkpoints of a stage that are kept."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``state``: all that is not a tensor, such as the step and where the data stand."""
+    """A checkpoint: ``state`` holds everything that is not a tensor, such as the step and the position in the data."""
 
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
@@ -36,7 +36,7 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint; until it is whole, what was the latest before stays so."""
+    """Writes a checkpoint; the previous one remains the latest until the new one is complete."""
     target = folder / f"step_{step:06}"
     partial = target.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -48,7 +48,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     (partial / MANIFEST).write_text(json.dumps(hashes), "utf-8")
     for path in (*partial.iterdir(), partial):
         flush(path)
-    if not is_whole(target):  # one that is has the same bits: the step was done again
+    if not is_whole(target):  # a complete one has the same bits: the step was repeated
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     shutil.rmtree(partial, ignore_errors=True)
@@ -57,26 +57,26 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     flush(pointer)
     pointer.replace(folder / LATEST)
     flush(folder)
-    for old in _steps(folder)[KEPT:]:
+    for old in _steps(folder)[MAX_CHECKPOINTS:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def newest(folder: Path) -> Path | None:
-    """The last checkpoint that is whole; what was cut short or has been damaged is passed over."""
+    """Returns the latest complete checkpoint, or None; ignores incomplete and damaged ones."""
     pointer = folder / LATEST
     named = [folder / pointer.read_text("utf-8")] if pointer.exists() else []
     return next((path for path in (*named, *_steps(folder)) if is_whole(path)), None)
 
 
 def _steps(folder: Path) -> list[Path]:
-    """All checkpoints, the last step first."""
+    """Returns the folders of all checkpoints, the last step first."""
     numbers = {path: path.name.removeprefix("step_") for path in folder.glob("step_*")}
     return sorted((path for path, number in numbers.items() if number.isdigit()), key=lambda p: -int(numbers[p]))
 
 
 def is_whole(path: Path) -> bool:
-    """Whether all files are there, as their hashes say."""
+    """Returns whether all files exist and match the hashes of the manifest."""
     try:
         hashes = json.loads((path / MANIFEST).read_text("utf-8"))
         return all(_hash(path / name) == expected for name, expected in hashes.items())
@@ -85,20 +85,20 @@ def is_whole(path: Path) -> bool:
 
 
 def restore(folder: Path, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> Mapping[str, Any] | None:
-    """Put the newest checkpoint's values in place; its state. None, and nothing is changed, where there is none."""
+    """Copies the newest checkpoint into ``weights`` and ``optimizer`` and returns its state; None if there is none."""
     path = newest(folder)
     if path is None:
         return None
     found = load(path)
     with torch.no_grad():
-        for held, values in ((weights, found.weights), (optimizer, found.optimizer)):
+        for tensors, values in ((weights, found.weights), (optimizer, found.optimizer)):
             for name, value in values.items():
-                held[name].copy_(value)
+                tensors[name].copy_(value)
     return found.state
 
 
 def load(path: Path) -> Checkpoint:
-    """A checkpoint that is whole."""
+    """Reads a complete checkpoint."""
     state = json.loads((path / STATE).read_text("utf-8"))
     return Checkpoint(load_file(path / WEIGHTS), load_file(path / OPTIMIZER), state)
 

@@ -16,16 +16,16 @@ from freedive.json_object import Json
 from freedive.train.run.settings import apply, build
 
 LEAST_VOCABULARY, MOST_VOCABULARY = 256 + 7, 1 << 16
-"""The bytes and the marks of chats (train.data.chat_tokenizer) are always there; a token takes two bytes on disk."""
+"""The least is all bytes and the special tokens of chats (train.data.chat_tokenizer); at most two bytes hold a token on
+disk."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder of DeepSeek-V3's kind: latent attention, a dense first layer, then mixtures with shared experts.
+    """A decoder like DeepSeek-V3: latent attention, a dense first layer, then mixtures with shared experts.
 
-    ``num_experts`` 0 makes all layers dense; ``mtp`` adds one that predicts the token after the next. Heads have
-    ``nope_dim`` + ``rope_dim`` = ``value_dim`` dimensions, since torch's fast attention wants keys and values of one
-    width.
+    ``num_experts`` 0 makes all layers dense; ``mtp`` adds a layer that predicts the token after the next. ``nope_dim``
+    + ``rope_dim`` = ``value_dim``, since torch's fast attention needs keys and values of equal width.
     """
 
     vocab_size: int
@@ -55,7 +55,7 @@ class Shape:
         return self.nope_dim + self.rope_dim
 
     def hub_config(self, eos_id: int, bos_id: int) -> Json:
-        """The model's config.json."""
+        """Returns the model's config.json."""
         sparse = self.num_experts > 0
         return {
             "architectures": ["DeepseekV3ForCausalLM"],
@@ -73,7 +73,7 @@ class Shape:
             "intermediate_size": self.dense_dim,
             "first_k_dense_replace": 1 if sparse else self.num_layers,
             "moe_layer_freq": 1,
-            "n_routed_experts": self.num_experts if sparse else 2,  # which no layer has
+            "n_routed_experts": self.num_experts if sparse else 2,  # no layer has any
             "num_experts_per_tok": self.num_chosen if sparse else 1,
             "n_shared_experts": self.num_shared,
             "moe_intermediate_size": self.expert_dim if sparse else self.dense_dim,
@@ -99,10 +99,10 @@ class Shape:
 class Stage:
     """How weights are trained on one kind of data.
 
-    ``lr`` grows over the first ``warmup`` of the steps, stays, and falls over the last ``decay`` to ``lr_end`` of
-    itself. ``micro_tokens`` go through the model at once, ``step_tokens`` into an update. ``balance_rate`` moves the
-    router's bias, ``balance_loss`` weighs the sequence-wise loss, ``mtp_loss`` that of multi-token prediction
-    (DeepSeek-V3, sections 2.1.2 and 2.2).
+    ``lr`` rises during the share ``warmup`` of the steps, stays, and falls during the last share ``decay`` to
+    ``lr_end`` times itself. A micro-batch has ``micro_tokens``, an update ``step_tokens``. ``balance_rate`` is the step
+    of the router's choice bias; ``balance_loss`` is the weight of the sequence-wise balance loss, ``mtp_loss`` that of
+    multi-token prediction (DeepSeek-V3, sections 2.1.2 and 2.2).
     """
 
     steps: int
@@ -123,14 +123,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Reinforcement:
-    """GRPO: ``num_samples`` answers to each of ``num_prompts`` tasks are one update.
+    """Settings of GRPO: one update uses ``num_samples`` answers to each of ``num_prompts`` tasks.
 
-    Tasks of whose answers all or none are right teach nothing; up to ``refills`` times others take their place.
+    A task of which all answers or none are correct teaches nothing; others replace it in up to ``refills`` further
+    rounds.
 
-    The ratio of new to old probabilities is cut at 1 - ``clip_low`` and 1 + ``clip_high``. ``reward``: ``correct``, or
-    ``random``, which is to change nothing. Gradients are mostly noise here, which makes Muon's steps as long as any:
-    with a ``momentum`` of 0.95 they would go far in one direction, and ``beta`` times their divergence from the policy
-    before training, in nats a token, keeps them from adding up.
+    The ratio of new to old probabilities is clipped at 1 - ``clip_low`` and 1 + ``clip_high``. ``reward`` is
+    ``correct``, or ``random`` for a control run that should learn nothing. Gradients are mostly noise here, but Muon's
+    updates have a fixed size: a ``momentum`` of 0.95 would move the weights far in one direction, and ``beta`` times
+    the divergence from the policy before training, in nats per token, keeps such updates from adding up.
     """
 
     steps: int
@@ -160,13 +161,13 @@ class Distillation:
     """Learning from a ``teacher``, on the run's own tasks or on ``prompts``: files of {"prompt", "answer", "task"}.
 
     ``kind`` ``traces``: the teacher is the address of an OpenAI-compatible server, such as http://localhost:8000/v1.
-    Its ``model`` (empty: the only one there) answers each of ``num_tasks`` tasks or all prompts ``num_samples`` times,
-    told what ``instruction`` says; ``key`` names the environment variable with the key, if it wants one. Answers that
-    are right become the data of ``steps`` of fine-tuning, which go as ``sft`` sets but for what is set here.
+    Its ``model`` (empty: its only one) answers each of ``num_tasks`` tasks, or all prompts, ``num_samples`` times;
+    ``instruction`` is the system message. ``key`` names the environment variable that holds the API key, if the server
+    needs one. Correct answers become the data of ``steps`` of fine-tuning with the settings of ``sft``, except those
+    that are set here.
 
-    ``kind`` ``on_policy``: the teacher is a folder or GGUF with the run's own vocabulary. In each of ``steps`` the
-    model itself answers ``num_prompts`` of the prompts ``num_samples`` times, and is drawn to what the teacher would
-    have said at every token.
+    ``kind`` ``on_policy``: the teacher is a folder or GGUF file with the run's own vocabulary. In each of ``steps`` the
+    student answers ``num_prompts`` prompts ``num_samples`` times and learns the teacher's distribution at every token.
     """
 
     steps: int = 100
@@ -196,12 +197,13 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Data:
-    """``text``: files or folders of JSONL, Parquet or plain text. What they hold none of is made up on the spot:
+    """The data of a run: ``text`` names files or folders of JSONL, Parquet or plain text; synthetic data replaces what
+    they lack.
 
-    Instead of documents, ``num_stories`` and ``num_solutions`` of tasks to read; instead of chats, ``num_chats`` and
-    ``num_tasks`` in which an assistant tells and solves; and with either, ``num_conversations`` of several turns. So a
-    run on nothing but documents still learns to chat, and what reinforcement builds on. ``held_out`` of either are for
-    evaluation.
+    Without documents, pretraining reads ``num_stories`` stories and ``num_solutions`` solved tasks; without chats,
+    fine-tuning reads ``num_chats`` chats about stories and ``num_tasks`` tasks. Both also read ``num_conversations`` of
+    several turns. So a run on documents alone still learns to chat, and what reinforcement builds on. ``held_out`` is
+    the share of both kinds for evaluation.
     """
 
     text: tuple[str, ...] = ()
@@ -216,9 +218,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a run depends on.
+    """All settings of a run.
 
-    ``precision`` is that of products' factors: ``float32``, ``bfloat16``, or ``auto``, which a run's folder settles.
+    ``precision`` is that of products' factors: ``float32``, ``bfloat16``, or ``auto``, which is resolved when a run
+    begins.
     """
 
     model: Shape
@@ -232,11 +235,14 @@ class Run:
 
 PRESETS = files("freedive.train") / "presets"
 TUNE = "tune"
-"""The preset for models of others (train.finetune.config); all others are of :class:`Run`."""
+"""The preset for fine-tuning existing models (train.finetune.config); all other presets are a :class:`Run`."""
 
 
 def preset(name: str, settings: Sequence[str] = ()) -> Run:
-    """The preset ``name`` with dotted ``settings``. UserError names what is unknown, of a wrong kind, or missing."""
+    """Returns the preset ``name`` with dotted ``settings``.
+
+    Raises UserError for a name that is unknown, a value of a wrong type, or one that is missing.
+    """
     presets = sorted(path.name.removesuffix(".toml") for path in PRESETS.iterdir() if path.name.endswith(".toml"))
     presets.remove(TUNE)
     if name not in presets:
@@ -245,7 +251,7 @@ def preset(name: str, settings: Sequence[str] = ()) -> Run:
 
 
 def changed(run: Run, settings: Sequence[str]) -> Run:
-    """``run`` with dotted ``settings``. UserError as for :func:`preset`."""
+    """Returns ``run`` with dotted ``settings``. Raises UserError as :func:`preset` does."""
     values = asdict(run)
     for setting in settings:
         apply(values, setting)
@@ -253,17 +259,17 @@ def changed(run: Run, settings: Sequence[str]) -> Run:
 
 
 def write_run(run: Any, path: Path) -> None:
-    """As JSON."""
+    """Writes the settings of a run as JSON."""
     path.write_text(json.dumps(asdict(run), indent=2) + "\n", "utf-8")
 
 
 def read_run(path: Path) -> Run:
-    """What :func:`write_run` has written."""
+    """Reads a file that :func:`write_run` has written."""
     return typing.cast(Run, build(Run, json.loads(path.read_text("utf-8")), ""))
 
 
 def preset_values(name: str, settings: Sequence[str]) -> Json:
-    """What the file of the preset ``name`` says, changed by dotted ``settings``."""
+    """Returns the values in the file of the preset ``name``, changed by dotted ``settings``."""
     values = tomllib.loads((PRESETS / f"{name}.toml").read_text("utf-8"))
     for setting in settings:
         apply(values, setting)

@@ -26,16 +26,16 @@ PRETRAIN, SFT, RL, CONTROL, DISTILL = "pretrain", "sft", "rl", "control", "disti
 
 
 NEWEST_FIRST = (DISTILL, RL, SFT, PRETRAIN)
-"""Stages whose weights others go on from."""
+"""Stages whose weights other stages continue from, the latest first."""
 
 
 ASKED = "Tell me a story about a lost ball."
-"""What is asked now and then while chats are learned."""
+"""The prompt of the samples during fine-tuning."""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """A training run: its settings, its folder, and where messages go."""
+    """A training run: its settings, its folder, and the function that prints messages."""
 
     run: Run
     folder: RunFolder
@@ -58,11 +58,11 @@ class RunContext:
         return Shards(self.folder.data(stage, held_out), self.folder.vocabulary)
 
     def has(self, stage: str) -> bool:
-        """Whether ``stage`` has left weights."""
+        """Returns whether ``stage`` has a checkpoint."""
         return checkpoints.newest(self.folder.checkpoints(stage)) is not None
 
     def supervised(self, name: str, stage: Stage, given: dict[str, Tensor] | None) -> None:
-        """Train on the shards of the stage ``name``, from the weights ``given`` or from random ones."""
+        """Trains on the shards of the stage ``name``, from the weights ``given`` or from random ones."""
         model, folder = self.model(), self.folder
         chat_tokenizer, weights = self.chat_tokenizer(), start(model, stage.seed, given)
         prompt = chat_tokenizer.opening() if name == PRETRAIN else chat_tokenizer.user_prompt(ASKED)
@@ -77,7 +77,7 @@ class RunContext:
         go_through(trainer, name, folder.metrics(name))
 
     def trained(self, *stages: str) -> dict[str, Tensor]:
-        """The weights that the first of ``stages`` has left which has any."""
+        """Returns the weights of the first of ``stages`` that has a checkpoint. Raises UserError if none has."""
         for stage in stages:
             if path := checkpoints.newest(self.folder.checkpoints(stage)):
                 return dict(checkpoints.load(path).weights)

@@ -1,4 +1,4 @@
-"""The folder of a training run: where its settings, data, checkpoints and results are."""
+"""The folder of a training run: the paths of its settings, data, checkpoints and results."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class RunFolder:
 
     @property
     def sources(self) -> Path:
-        """What the files looked like that the data was made of."""
+        """The file with size, time and hash of each file that the data was made from."""
         return self.root / "sources.json"
 
     def remember(self, paths: Sequence[str]) -> None:
-        """Keep what the files of data look like, now that they have been read."""
+        """Records size, time and hash of the data files after they were read."""
         write_json(self.sources, fingerprint(paths))
 
     def refuse_changed(self, paths: Sequence[str]) -> None:
-        """UserError if files of data have changed since they were read. Those that are gone are not needed anymore."""
+        """Raises UserError if a data file has changed since it was read; a deleted file is accepted."""
         if not self.sources.exists():
             return
         recorded = json.loads(self.sources.read_text("utf-8"))
@@ -58,7 +58,7 @@ class RunFolder:
 
     @property
     def answers(self) -> Path:
-        """What a teacher has said."""
+        """The file of the teacher's replies."""
         return self.root / "answers.jsonl"
 
     def metrics(self, stage: str) -> Path:
@@ -70,5 +70,5 @@ class RunFolder:
 
 
 def write_json(path: Path, values: Json) -> None:
-    """As a person can read it."""
+    """Writes a JSON file with indentation."""
     path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 from freedive.errors import UserError
 
 Row = dict[str, Any]
-"""What is to be known of a step, ready for JSON."""
+"""The metrics of a step, ready for JSON."""
 
 
 class Steps(Protocol):
-    """Work that goes step by step, ``step`` of ``num_steps`` being done."""
+    """A training loop that ``advance`` moves one step on; ``step`` of ``num_steps`` are done."""
 
     step: int
 
@@ -27,40 +27,40 @@ class Steps(Protocol):
     def save_every(self) -> int: ...
 
     def advance(self) -> Row:
-        """One step more."""
+        """Makes one step and returns its metrics."""
 
     def save(self) -> Path:
-        """Write a checkpoint of now."""
+        """Writes a checkpoint of the current step."""
 
     def news(self, row: Row) -> str:
-        """A few words on a step."""
+        """Returns a summary of a step for the progress bar."""
 
 
 def go_through(work: Steps, title: str, metrics: Path) -> None:
-    """To the last step, with a bar, a line of ``metrics`` (JSONL) for each and checkpoints.
+    """Runs ``work`` to its last step, with a progress bar, checkpoints, and one line of ``metrics`` (JSONL) per step.
 
-    On a signal to end it saves, and raises UserError.
+    After SIGTERM or SIGINT it saves a checkpoint and raises UserError.
     """
     keep_rows(metrics, work.step)
     with (
         step_bar(title, work.num_steps, work.step) as show,
         metrics.open("a", encoding="utf-8") as file,
-        until_told() as told,
+        stop_signals() as signals,
     ):
-        while work.step < work.num_steps and not told:
+        while work.step < work.num_steps and not signals:
             row = work.advance()
             file.write(json.dumps(row) + "\n")
             file.flush()
             show(work.step, work.news(row))
-            if work.step % work.save_every == 0 or work.step == work.num_steps or told:
+            if work.step % work.save_every == 0 or work.step == work.num_steps or signals:
                 work.save()
-    if told:
+    if signals:
         raise UserError(f"Stopped after step {work.step}, which is saved", "Run the same command to go on")
 
 
 @contextmanager
 def step_bar(title: str, steps: int, done: int) -> Iterator[Callable[[int, str], None]]:
-    """A bar on standard error with the time left; it is told the steps done, and what to show of the last."""
+    """Shows a progress bar with the remaining time on standard error; yields a function of the step and its summary."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -77,26 +77,26 @@ def step_bar(title: str, steps: int, done: int) -> Iterator[Callable[[int, str],
 
 
 @contextmanager
-def until_told() -> Iterator[list[int]]:
-    """A list that is empty until SIGTERM or SIGINT comes."""
-    told: list[int] = []
+def stop_signals() -> Iterator[list[int]]:
+    """Yields a list that receives SIGTERM and SIGINT instead of the default handlers."""
+    signals: list[int] = []
     wanted = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda got, _: told.append(got)) for number in wanted}
+    before = {number: signal.signal(number, lambda got, _: signals.append(got)) for number in wanted}
     try:
-        yield told
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """What a JSONL file holds; a last line that was cut short is left out."""
+    """Reads the rows of a JSONL file, without a last line that is incomplete."""
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def keep_rows(path: Path, step: int) -> None:
-    """Forget the rows after ``step``; stopped meanwhile, all are still there."""
+    """Removes the rows after ``step`` from a metrics file, atomically."""
     rows = [row for row in read_rows(path) if row["step"] <= step]
     kept = path.with_suffix(".partial")
     kept.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

@@ -1,4 +1,4 @@
-"""The report of a run as one self-contained HTML page: curves, loads, samples, costs, hashes."""
+"""The report of a run as one self-contained HTML page: curves, expert loads, samples, durations, hashes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ HASHED = ("tokenizer/tokenizer.json", "data/*/manifest.json", "model/model.safet
 
 
 DEAD = 0.01
-"""Of an even share: what has less is as good as not there."""
+"""The part of an even share of the tokens below which an expert counts as dead."""
 
 
-def write_report(root: Path, run: Run, told: Mapping[str, str]) -> Path:
-    """Write ``root``/report.html from the metrics there; ``told`` are samples: what was asked, and the answer."""
+def write_report(root: Path, run: Run, samples: Mapping[str, str]) -> Path:
+    """Writes ``root``/report.html from the metrics files; ``samples`` are answers of the model by prompt."""
     parts = [f"<h1>{html.escape(root.name)}</h1>", f"<p>{html.escape(machine.cpu_name())}</p>"]
     for stage in SUPERVISED:
         if rows := read_rows(root / f"{stage}.jsonl"):
@@ -40,8 +40,8 @@ def write_report(root: Path, run: Run, told: Mapping[str, str]) -> Path:
     parts += _table("Answers of the teacher", _read(root / "distill.json"))
     parts += _reinforced({name: read_rows(root / f"{stage}.jsonl") for stage, name in REINFORCED.items()})
     parts += _table("Held out", _read(root / "eval.json"))
-    if told:
-        parts += ["<h2>Samples</h2>", *(_sample(asked, answer) for asked, answer in told.items())]
+    if samples:
+        parts += ["<h2>Samples</h2>", *(_sample(asked, answer) for asked, answer in samples.items())]
     parts += _table("Seconds", _read(root / "seconds.json"))
     parts += _table("SHA-256", dict(_hashes(root)))
     parts += ["<h2>Settings</h2>", f"<pre>{html.escape(json.dumps(asdict(run), indent=2))}</pre>"]
@@ -70,7 +70,7 @@ def _supervised(stage: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _balance(loads: Sequence[Sequence[float]]) -> str:
-    """How evenly the experts of all mixtures are used."""
+    """Describes how evenly the experts of all mixtures are used."""
     times = [share * len(layer) for layer in loads for share in layer]
     if not times:
         return ""
@@ -82,8 +82,8 @@ def _balance(loads: Sequence[Sequence[float]]) -> str:
 
 
 def _on_policy(stage: str, rows: Sequence[Row]) -> list[str]:
-    told = {"loss": "nats a token from the teacher", "loss_of_answer": "nats an answer from the teacher"}
-    lines = ({title: [(row["step"], row[key]) for row in rows]} for key, title in told.items())
+    titles = {"loss": "nats a token from the teacher", "loss_of_answer": "nats an answer from the teacher"}
+    lines = ({title: [(row["step"], row[key]) for row in rows]} for key, title in titles.items())
     return [f"<h2>{stage}</h2>", *(curves(title, line) for line in lines for title in line)]
 
 
@@ -111,7 +111,7 @@ def _reinforced(runs: Mapping[str, Sequence[Row]]) -> list[str]:
 
 
 def _passed(rows: Sequence[Row]) -> Iterable[tuple[int, Mapping[str, float]]]:
-    """Steps after which held-out tasks were tried, and the part that was right, by kind."""
+    """Yields each step after which held-out tasks were evaluated, with the share of correct answers by kind."""
     for row in rows:
         if "before" in row:
             yield row["step"] - 1, row["before"]

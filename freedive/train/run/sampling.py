@@ -16,7 +16,7 @@ ASKED = (
 
 
 def samples(folder: Path) -> dict[str, str]:
-    """Answers by question, drawn with fixed seeds."""
+    """Returns answers by prompt, sampled with fixed seeds."""
     with freedive.load(str(folder)) as model:
         return {
             asked: "".join(model.chat([{"role": "user", "content": asked}], temperature=0.7, seed=seed))

@@ -1,4 +1,4 @@
-"""Nested dataclasses of settings: built from plain values, changed by dotted names, with errors that name the place."""
+"""Nested dataclasses of settings: built from plain values, changed by dotted names; errors name the setting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from freedive.json_object import Json
 
 
 def apply(values: Json, setting: str) -> None:
-    """Put ``part.name=value`` in its place; the value is read as TOML, or else as text."""
+    """Sets ``part.name=value`` in ``values``; the value is parsed as TOML, or else taken as text."""
     place, equals, text = setting.partition("=")
     if not equals:
         raise UserError(f"{setting!r} sets nothing", "Write part.name=value, such as pretrain.steps=500")
@@ -31,7 +31,10 @@ def apply(values: Json, setting: str) -> None:
 
 
 def build(kind: type, values: Mapping[str, Any], place: str) -> Any:
-    """The dataclass ``kind`` from nested ``values``. UserError names what is unknown, of a wrong kind, or missing."""
+    """Builds the dataclass ``kind`` from nested ``values``.
+
+    Raises UserError for a name that is unknown, a value of a wrong type, or one that is missing.
+    """
     hints = typing.get_type_hints(kind)
     known = {item.name: item for item in fields(kind)}
     for name in values:

@@ -1,4 +1,4 @@
-"""The stages of a training run in one folder; each resumes where it stopped, and needs the results of those before."""
+"""The stages of a training run in one folder; each can be resumed and needs the results of those before it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from freedive.train.run.sampling import samples
 from freedive.train.run.trainer import mean_loss, start
 
 LEARNED_FROM = 20_000
-"""Documents that the tokenizer is learned from, of either kind."""
+"""The most documents, and the most chats, that the tokenizer is trained on."""
 
 EVAL_SAMPLES, EVAL_KS = 16, (1, 8)
-"""Answers to each held-out task, and how many of them there may be until one is right."""
+"""The number of answers to each held-out task, and the k of the pass@k that are reported."""
 
 
 def tokenizer(context: RunContext) -> None:
-    """Learn a vocabulary from documents and chats; tell how many bytes a token stands for."""
+    """Trains a tokenizer on documents and chats, and prints the mean number of bytes per token."""
     data, size = context.run.data, context.run.model.vocab_size
     records = [record for make in _KINDS.values() for record in islice(make(data), LEARNED_FROM)]
     texts = [sources.characters(record) for record in records]
@@ -50,14 +50,14 @@ def tokenizer(context: RunContext) -> None:
 
 
 def data(context: RunContext) -> None:
-    """Tokenise what the stages read; a small part is held out."""
+    """Tokenises the data of the stages; a small part is held out."""
     chat_tokenizer, settings = context.chat_tokenizer(), context.run.data
     for stage, make in _KINDS.items():
-        for held, records in sources.parted(make(settings), settings).items():
+        for held_out, records in sources.parted(make(settings), settings).items():
             if not records:
                 continue
             num_bytes = sum(len(sources.characters(record).encode()) for record in records)
-            folder = context.folder.data(stage, held)
+            folder = context.folder.data(stage, held_out)
             found = write_shards(
                 folder, (encode_record(r, chat_tokenizer) for r in records), num_bytes, context.folder.vocabulary
             )
@@ -66,29 +66,29 @@ def data(context: RunContext) -> None:
 
 
 def pretrain(context: RunContext) -> None:
-    """From random weights, on documents."""
+    """Trains random weights on documents."""
     context.supervised(PRETRAIN, context.run.pretrain, None)
 
 
 def sft(context: RunContext) -> None:
-    """Go on from the pretrained weights, on chats: only what the assistant says is learned."""
+    """Fine-tunes the pretrained weights on chats; only the assistant's messages are learned."""
     context.supervised(SFT, context.run.sft, context.trained(PRETRAIN))
 
 
 def rl(context: RunContext) -> None:
-    """Go on from the fine-tuned weights, on tasks whose answers are checked."""
+    """Trains the fine-tuned weights by reinforcement on tasks with verifiable answers."""
     _reinforce(context, RL, context.run.rl)
 
 
 def control(context: RunContext) -> None:
-    """The same with rewards that are thrown like a coin: what rises here has not been learned from answers."""
+    """Trains with random rewards; an improvement here does not come from correct answers."""
     _reinforce(context, CONTROL, replace(context.run.rl, reward="random"))
 
 
 def evaluate(context: RunContext) -> None:
-    """Bits per byte of what was held out, and how many held-out tasks are solved in one answer or one of several.
+    """Evaluates each stage: bits per byte on held-out text, and pass@k on held-out tasks.
 
-    The text is documents after pretraining, and chats after each stage from then on.
+    The text is documents after pretraining, and chats after the later stages.
     """
     model, found = context.model(), dict[str, dict[str, float]]()
     for stage in (PRETRAIN, SFT, RL, DISTILL):
@@ -110,7 +110,7 @@ def evaluate(context: RunContext) -> None:
 
 
 def export(context: RunContext) -> None:
-    """Write the model as a Hugging Face folder and, for llama.cpp, as GGUF in F32 and Q8_0."""
+    """Writes the model as a Hugging Face folder and, for llama.cpp, as GGUF in F32 and Q8_0."""
     model, weights, settings = context.model(), context.trained(*NEWEST_FIRST), context.hub_config()
     export_folder(model, settings, weights, context.folder.tokenizer, context.folder.model)
     for format in ("F32", "Q8_0") if context.run.model.num_experts else ():
@@ -124,9 +124,9 @@ def export(context: RunContext) -> None:
 
 
 def report(context: RunContext) -> None:
-    """A page that tells how the run went, with samples of what the model writes."""
-    told = samples(context.folder.model) if (context.folder.model / "config.json").exists() else {}
-    path = write_report(context.folder.root, context.run, told)
+    """Writes an HTML report of the run, with samples of the model's answers."""
+    sampled = samples(context.folder.model) if (context.folder.model / "config.json").exists() else {}
+    path = write_report(context.folder.root, context.run, sampled)
     context.say(f"report: {path}")
 
 
@@ -142,7 +142,7 @@ STAGES: dict[str, Callable[[RunContext], None]] = {
     "export": export,
     "report": report,
 }
-"""In the order of a whole run."""
+"""The function of each stage, in the order of a whole run."""
 
 SPEEDRUN = "speedrun"
 
@@ -150,7 +150,7 @@ _KINDS = {PRETRAIN: sources.documents, SFT: sources.chats}
 
 
 def perform(stage: str, name: str, settings: list[str], root: Path | None) -> None:
-    """Do one stage, or all of them, of the preset ``name``. A folder that has been begun keeps its settings."""
+    """Runs one stage of the preset ``name``, or all of them. A run that has begun keeps its settings."""
     folder = RunFolder(root or Path("runs") / name)
     run = _settled(folder, name, settings)
     prepare()
@@ -164,7 +164,7 @@ def perform(stage: str, name: str, settings: list[str], root: Path | None) -> No
 
 
 def _settled(folder: RunFolder, name: str, settings: list[str]) -> Run:
-    """The folder's settings. Those of distillation may come later: a teacher is often found when all else is done."""
+    """Returns the settings of the folder; those of distillation may change until that stage begins."""
     if not folder.config.exists():
         run = config.preset(name, settings)
         run = replace(run, precision=resolved(run.precision))
@@ -184,7 +184,7 @@ def _settled(folder: RunFolder, name: str, settings: list[str]) -> Run:
 
 
 def note(folder: RunFolder, stage: str, seconds: float) -> None:
-    """Keep how long a stage took, over all its sessions."""
+    """Adds ``seconds`` to the recorded duration of a stage."""
     path = folder.root / "seconds.json"
     spent = json.loads(path.read_text("utf-8")) if path.exists() else {}
     spent[stage] = round(spent.get(stage, 0.0) + seconds, 1)

@@ -25,15 +25,15 @@ from freedive.train.run.config import Stage
 from freedive.train.run.progress import Row
 
 SAMPLES = 8
-"""Samples of what a stage's weights write, while they learn."""
+"""The number of samples that a stage takes of its model during training."""
 
-STILL = 0.1
-"""The last part of a stage, in which routers' biases rest."""
+FROZEN_BIAS = 0.1
+"""The last share of a stage, in which the routers' choice biases do not change."""
 
 
 @dataclass
 class Seen:
-    """Sums over the micro-batches of a step: losses; for each MoE layer its experts' loads and its router's entropy."""
+    """Sums over the micro-batches of a step: losses, and for each mixture its expert loads and its router entropy."""
 
     loss: float
     balance_loss: float
@@ -43,9 +43,9 @@ class Seen:
 
 @dataclass
 class Trainer:
-    """Weights, their optimizer and the data, between two steps. ``folder`` is where checkpoints go.
+    """Weights, their optimizer and the data, between two steps; ``folder`` is for checkpoints.
 
-    ``speak`` makes a sample of what the weights write, now and then; ``precision`` is that of products (see kernels).
+    ``speak`` samples a text from the weights; ``precision`` is that of products (see kernels).
     """
 
     model: spec.ModelSpec
@@ -65,16 +65,16 @@ class Trainer:
 
     @property
     def length(self) -> int:
-        """Tokens of the longest text that is read whole."""
+        """The maximum length of a document in tokens; longer ones are cut."""
         return self.model.max_context
 
     def make_optimizer(self) -> Optimizer:
-        """Of all weights that gradients move."""
+        """Returns an optimizer of all weights that gradients train."""
         params = stacked_params(self.model)
         return Optimizer(self.weights, params, self.stage.weight_decay, precision=self.precision)
 
     def losses(self, part: Sequences) -> tuple[Tensor, TrainOps]:
-        """The summed loss of a part of the batch, and the operations that computed it."""
+        """Returns the summed loss of a micro-batch, and the operations that computed it."""
         ops = TrainOps(part, precision=self.precision)
         return losses(self.model, self.weights, part, ops, self.stage.mtp_loss), ops
 
@@ -87,28 +87,28 @@ class Trainer:
         return self.stage.save_every
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+        """Restores the newest checkpoint, if there is one."""
         if state := checkpoints.restore(self.folder, self.weights, self.optimizer.state):
             self.step = self.optimizer.num_steps = state["step"]
             self.stream.state = state["stream"]
 
     def save(self) -> Path:
-        """Write a checkpoint of now."""
+        """Writes a checkpoint of the current step."""
         state = {"step": self.step, "stream": self.stream.state}
         return checkpoints.save(self.folder, self.step, Checkpoint(self.weights, self.optimizer.state, state))
 
     def news(self, row: Row) -> str:
-        """A few words on a step."""
+        """Returns a summary of a step for the progress bar."""
         return f"loss {row['loss']:.3f}  {row['tokens_per_s']:,.0f} tokens/s"
 
     def advance(self) -> Row:
-        """One update; what is to be known of it."""
+        """Makes one update and returns its metrics."""
         began, stage = time.perf_counter(), self.stage
         batch = self.stream.take(stage.step_tokens, self.length)
         seen = self._gradients(batch)
         lr = learning_rate(stage, self.step)
         norm = update(self.weights, self.optimizer, lr, stage.clip)
-        if stage.balance_rate and self.step < (1 - STILL) * stage.steps:
+        if stage.balance_rate and self.step < (1 - FROZEN_BIAS) * stage.steps:
             balance(self.model, self.weights, seen.loads, stage.balance_rate)
         self.step += 1
         seconds = time.perf_counter() - began
@@ -133,7 +133,7 @@ class Trainer:
         return {"sample": self.speak(self.weights)} if self.speak and parts[0] < parts[1] else {}
 
     def _gradients(self, batch: Sequences) -> Seen:
-        """Adds to the weights' gradients: those of the mean loss."""
+        """Adds the gradients of the batch's mean loss to those of the weights; returns the sums of the step."""
         weight, num = max(1.0, float(batch.weights.sum())), len(mixtures(self.model))
         seen = Seen(0.0, 0.0, [torch.zeros(())] * num, torch.zeros(num))
         for part in batch.split(self.stage.micro_tokens):
@@ -151,14 +151,14 @@ class Trainer:
 
 
 def expert_loads(model: spec.ModelSpec, chosen: Sequence[Tensor]) -> list[Tensor]:
-    """How many tokens chose each expert, mixture by mixture."""
+    """Counts the tokens that chose each expert, for each mixture."""
     layers = [model.blocks[index].ffn for index in mixtures(model)]
     counts = [ffn.router.num_experts for ffn in layers if isinstance(ffn, spec.Experts)]
     return [each.flatten().bincount(minlength=count).float() for each, count in zip(chosen, counts, strict=True)]
 
 
 def balance(model: spec.ModelSpec, weights: Weights, loads: Sequence[Tensor], rate: float) -> None:
-    """Make overloaded experts less likely to be chosen, and others likelier (Wang et al. 2024)."""
+    """Lowers the choice bias of overloaded experts and raises that of others by ``rate`` (Wang et al. 2024)."""
     for layer, load in zip(mixtures(model), loads, strict=True):
         bias = weights[f"layers.{layer}.ffn.{CHOICE_BIAS}"]
         bias += rate * (load.mean() - load).sign()
@@ -166,7 +166,7 @@ def balance(model: spec.ModelSpec, weights: Weights, loads: Sequence[Tensor], ra
 
 
 def update(weights: Weights, optimizer: Optimizer, lr: float, clip: float) -> float:
-    """Move ``weights`` by their gradients, whose norm is cut at ``clip`` first, and forget these. Returns the norm.
+    """Updates ``weights`` by their gradients, clipped to the norm ``clip``, and clears these. Returns the norm.
 
     Raises UserError for gradients that are not finite.
     """
@@ -183,7 +183,7 @@ def update(weights: Weights, optimizer: Optimizer, lr: float, clip: float) -> fl
 def mean_loss(
     model: spec.ModelSpec, weights: Weights, shards: Shards, precision: str, num_tokens: int = 16_384
 ) -> float:
-    """Of held-out data: nats per token whose loss counts."""
+    """Returns the mean loss on held-out data, in nats per token with loss weight 1."""
     batch = Stream(shards, 0).take(num_tokens, model.max_context)
     with torch.no_grad():
         parts = ((part, TrainOps(part, precision=precision)) for part in batch.split(4096))
@@ -192,7 +192,7 @@ def mean_loss(
 
 
 def start(model: spec.ModelSpec, seed: int, given: Mapping[str, Tensor] | None = None) -> Weights:
-    """Weights to begin with: those ``given``, else random ones."""
+    """Returns the initial weights: copies of those ``given``, or random ones."""
     return initial(model, seed) if given is None else {name: value.clone() for name, value in given.items()}
 
 
