@@ -212,7 +212,7 @@ class LanguageModel:
         """The replies to ``request``, whichever model it names: ``n`` for each input, in their order."""
         prompts = [self.prepare(asked) for asked in request.inputs]
         jobs = request.jobs(prompts, self.sampling(**request.sampling), self.max_context)
-        return [Reply(generation) for generation in self.engine.submit_all(jobs)] if jobs else []
+        return [Reply(generation) for generation in self.engine.submit_all(jobs)]
 
     @cached_property
     def fingerprint(self) -> Mapping[str, str]:
@@ -241,6 +241,8 @@ class LanguageModel:
 
         Vectors have length 1, so that products of two are cosines.
         """
+        if not texts:
+            raise UserError("There are no texts", "Give at least one", param="texts")
         request = embedding_request(self.name, texts, pooling)
         prompts = [self.prepare(asked) for asked in request.inputs]
         jobs = request.jobs(prompts, self.sampling(**request.sampling), self.max_context)

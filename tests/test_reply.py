@@ -94,6 +94,8 @@ def test_a_batch_is_answered_as_its_parts_are(model: freedive.LanguageModel) -> 
     ]
     assert [reply.token_ids for reply in replies] == [reply.token_ids for reply in alone]
     assert model.generate([]) == []
+    with pytest.raises(UserError, match="There are no texts"):
+        model.embed([])
 
 
 def test_a_batch_has_one_format(model: freedive.LanguageModel) -> None:

@@ -142,10 +142,12 @@ class Engine:
         return self.submit_all([Job(prompt, sampling, scope, pooling)])[0]
 
     def submit_all(self, jobs: abc.Sequence[Job]) -> list[Generation]:
-        """Queue ``jobs``, of which there is at least one: all, as one entry of the queue, or none.
+        """Queue ``jobs``: all, as one entry of the queue, or none.
 
         Raises what :meth:`submit` raises.
         """
+        if not jobs:
+            return []
         max_lengths = [self._limits.max_length(job.prompt.tokens, job.sampling) for job in jobs]
         generations = [self._generation(job) for job in jobs]
         lengths = dict(zip(generations, max_lengths, strict=True))

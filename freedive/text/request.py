@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from freedive.errors import UserError
+from freedive.files import quote
 from freedive.text.format import Format
 from freedive.text.thinking import EFFORTS
 from freedive.text.tools import ToolChoice
@@ -58,7 +59,7 @@ class ChatInput:
         for name in ("messages", "tools", "unlisted_tools"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.effort not in (None, *EFFORTS):
-            raise UserError(f"effort is {self.effort!r}", f"Choose one of {', '.join(EFFORTS)}", param="effort")
+            raise UserError(f"effort is {quote(self.effort)}", f"Choose one of {', '.join(EFFORTS)}", param="effort")
         check_template_kwargs(self.template_kwargs)
 
     @property
