@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import freedive
-from freedive import commands
 from freedive.cli import app
+from freedive.commands import replay
 from freedive.engine.recording import Recording, first_difference
 from freedive.engine.request import GenerationRequest
 from freedive.errors import UserError
@@ -100,7 +100,7 @@ def test_a_file_cannot_write_to_the_terminal(recorded: Path, tmp_path: Path) -> 
 
 
 def test_a_file_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands.replay, "JSON_LIMIT", 1000)
+    monkeypatch.setattr(replay, "JSON_LIMIT", 1000)
     assert "/dev/zero is longer than 1000 bytes" in cli("replay", "/dev/zero").stderr
 
 

@@ -12,6 +12,7 @@ from freedive.engine.pooling import Pooling
 from freedive.engine.sampling import Sampling
 from freedive.engine.submission import UNSCOPED, Job, Scope
 from freedive.errors import ContextLengthExceeded, UserError
+from freedive.field_types import check_fields
 from freedive.files import quote
 from freedive.text.prompt import Prompt
 from freedive.text.request import Input, TextInput
@@ -47,6 +48,7 @@ class GenerationRequest:
     keep_alive_s: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.n < 1:
             raise UserError(f"n is {self.n}", "Ask for at least one answer", param="n")
 
@@ -93,8 +95,7 @@ def embedding_request(
     model: str, texts: Sequence[str | Sequence[int]], pooling: Pooling = "mean", **others: Any
 ) -> GenerationRequest:
     """The request for embeddings of ``texts``, each a string or its tokens; ``others`` are further fields."""
-    inputs = tuple(TextInput(text if isinstance(text, str) else tuple(text)) for text in texts)
-    return GenerationRequest(model, inputs, {"max_tokens": 1}, pooling=pooling, **others)
+    return GenerationRequest(model, tuple(map(TextInput, texts)), {"max_tokens": 1}, pooling=pooling, **others)
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:

@@ -14,7 +14,7 @@ from echo_model import EchoModel, serving
 
 from freedive.config import ServerConfig
 from freedive.engine.recording import Recording
-from freedive.server import keys, kept_requests
+from freedive.server import kept_requests, keys
 from freedive.server.keys import Keys
 
 
@@ -90,9 +90,7 @@ def test_what_is_kept_of_a_key_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPat
         first = clients["bob"].post(CHAT, json=body("mine")).headers["x-request-id"]
         assert recording(clients["bob"], first)
         sizes = [100, 3000, 3000, 3000, 11_000, 7]
-        ids = [
-            clients["ann"].post(CHAT, json=body("x" * size, max_tokens=1)).headers["x-request-id"] for size in sizes
-        ]
+        ids = [clients["ann"].post(CHAT, json=body("x" * size, max_tokens=1)).headers["x-request-id"] for size in sizes]
         assert recording(clients["ann"], ids[5])
         kept = [each["id"] for each in clients["ann"].get("/v1/requests").json()["data"]]
         assert kept == [ids[5], ids[3], ids[2]]
