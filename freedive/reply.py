@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import closing
-from typing import Literal
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
 
 from freedive.engine.generation import EngineError, FinishReason, Generation, Timings, TokenLogprobs, TokenOutput, Usage
 from freedive.errors import UserError
 from freedive.text.dialects.dialect import Call, Event
 from freedive.text.dialects.parser import Answer, joined
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 
 class Reply:
@@ -17,8 +21,8 @@ class Reply:
 
     Iterate over it, with ``for`` or ``async for``, for the pieces of its text as they come; ``events`` has thoughts and
     calls among them. Leaving the iteration early cancels the rest. Everything else reads the reply to its end first:
-    in asynchronous code, ``await reply.read()`` before. What was read is kept, so that a reply can be read again. It
-    is for one thread.
+    in asynchronous code, ``await reply.read()`` before. What was read is kept, so that a reply can be read again, by
+    several threads, or tasks of one event loop, at once.
 
     Reading raises EngineError when the engine fails, UserError where what was asked for proves to be impossible.
     """
@@ -27,7 +31,8 @@ class Reply:
         self._generation = generation
         self._outputs: list[TokenOutput] = []
         self._arriving: Iterator[TokenOutput] | None = None
-        self._arriving_async: AsyncIterator[TokenOutput] | None = None
+        self._turn = Lock()
+        self._loop: AbstractEventLoop | None = None
         self._error: Exception | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -37,7 +42,7 @@ class Reply:
     async def __aiter__(self) -> AsyncIterator[str]:
         place = 0
         try:
-            while place < len(self._outputs) or await self._wait():
+            while await self._wait(place):
                 if text := self._outputs[place].text:
                     yield text
                 place += 1
@@ -135,37 +140,49 @@ class Reply:
         """What has been read, then what comes; left early, the rest is cancelled."""
         place = 0
         try:
-            while place < len(self._outputs) or self._pull():
+            while self._pull(place):
                 yield self._outputs[place]
                 place += 1
         finally:
             self.cancel()
 
-    def _pull(self) -> bool:
-        """Wait for the next piece. False when there is none."""
-        if self._is_whole:
-            return False
-        self._arriving = self._arriving or iter(self._generation)
-        try:
-            self._outputs.append(next(self._arriving))
-        except BaseException as error:
-            self._arriving = None  # what was interrupted is cancelled, and its last piece comes to another iterator
-            self._note(error)
-            raise
-        return True
+    def _pull(self, place: int) -> bool:
+        """Wait for the piece at ``place``, the next at most. False when there is none."""
+        with self._turn:
+            if place < len(self._outputs):
+                return True
+            if self._is_whole:
+                return False
+            self._arriving = self._arriving or iter(self._generation)
+            try:
+                self._outputs.append(next(self._arriving))
+            except BaseException as error:
+                self._arriving = None  # what was interrupted is cancelled, and its last piece comes to another iterator
+                self._note(error)
+                raise
+            return True
 
-    async def _wait(self) -> bool:
+    async def _wait(self, place: int) -> bool:
         """As :meth:`_pull`, in an event loop."""
-        if self._is_whole:
-            return False
-        self._arriving_async = self._arriving_async or aiter(self._generation)
-        try:
-            self._outputs.append(await anext(self._arriving_async))
-        except BaseException as error:
-            self._arriving_async = None
-            self._note(error)
-            raise
-        return True
+        import asyncio  # imported here because it takes long, and only asynchronous code needs it
+
+        if self._loop is not asyncio.get_running_loop():  # what belongs to a loop ends with it
+            self._loop = asyncio.get_running_loop()
+            self._turn_async = asyncio.Lock()
+            self._arriving_async: AsyncIterator[TokenOutput] | None = None
+        async with self._turn_async:
+            if place < len(self._outputs):
+                return True
+            if self._is_whole:
+                return False
+            self._arriving_async = self._arriving_async or aiter(self._generation)
+            try:
+                self._outputs.append(await anext(self._arriving_async))
+            except BaseException as error:
+                self._arriving_async = None
+                self._note(error)
+                raise
+            return True
 
     def _note(self, error: BaseException) -> None:
         """Remember what ended the reply."""

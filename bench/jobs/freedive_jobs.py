@@ -19,8 +19,8 @@ class FreediveJobs(Jobs):
     def __init__(self, path: str, threads: int, precision: str = EngineConfig.precision) -> None:
         self.precision = precision
         settings: EngineSettings = {"threads": threads, "precision": precision}
-        peers: EngineSettings = {"speculation": "off", "prefix_cache": False}  # as they run
-        self.model = freedive.load(path, **{**settings, **peers})
+        settings |= {"speculation": "off", "prefix_cache": False}  # as peers run
+        self.model = freedive.load(path, **settings)
 
     def about(self) -> dict[str, Any]:
         runner = self.model.runner

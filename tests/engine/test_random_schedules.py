@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_prefix_bits import TEXT, answer, start
+from test_prefix_bits import TEXT, start
 from tiny_models import prompt
 
 from freedive.engine.engine import Engine
@@ -33,6 +34,11 @@ def random_request(rng: random.Random) -> Asked:
     return begin + own, sampling
 
 
+def read(generation: Generation) -> list[TokenOutput]:
+    """The pieces, but for what a clock says."""
+    return [replace(output, finish_reason=None, timings=None) for output in generation]
+
+
 def together(engine: Engine, asked: list[Asked], rng: random.Random) -> list[list[TokenOutput] | None]:
     """The answers to requests that run side by side; None for those that were cancelled somewhere on their way."""
     generations = [engine.submit(tokens, sampling) for tokens, sampling in asked]
@@ -45,18 +51,15 @@ def together(engine: Engine, asked: list[Asked], rng: random.Random) -> list[lis
         generation.cancel()
     for generation in generations:
         if generation not in answers:
-            answers[generation] = [
-                TokenOutput(each.events, each.token_ids, None, each.logprobs, prompt_logprobs=each.prompt_logprobs)
-                for each in generation
-            ]
+            answers[generation] = read(generation)
     return [answers[generation] for generation in generations]
 
 
 def damage(folder: Path, rng: random.Random) -> None:
     """Change some of the files below ``folder`` as a disk may, or as another model's would be."""
-    files = sorted(folder.rglob("*.page"))
-    for file in rng.sample(files, len(files) // 3):
-        data = bytearray(file.read_bytes())
+    whole = {file: file.read_bytes() for file in sorted(folder.rglob("*.page"))}
+    for file in rng.sample(list(whole), len(whole) // 3):
+        data = bytearray(whole[file])
         kind = rng.randrange(5)
         if kind == 0:
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -65,7 +68,7 @@ def damage(folder: Path, rng: random.Random) -> None:
         elif kind == 2:
             data += b"x"
         elif kind == 3:
-            data[:] = rng.choice(files).read_bytes()
+            data[:] = rng.choice(list(whole.values()))
         file.unlink()
         if kind < 4:
             file.write_bytes(data)
@@ -79,9 +82,9 @@ def test_random_schedules_do_not_show(case: tuple[str, str, str], seed: int, tmp
     expected = {}
     with start(case, prefix_cache=False, speculation="off", max_batch=1) as engine:
         for tokens, sampling in (each for batch in batches for each in batch):
-            expected[tuple(tokens), repr(sampling)] = answer_with_scores(engine, tokens, sampling)
+            expected[tuple(tokens), repr(sampling)] = read(engine.submit(tokens, sampling))
     for _ in range(3):  # each time another process, which finds what those before have left on the disk
-        with start(case, tmp_path, max_batch=rng.choice([1, 2, 5])) as engine:
+        with start(case, tmp_path, rng.choice([20, 30, 120]), max_batch=rng.choice([1, 2, 5])) as engine:
             for batch in batches:
                 for (tokens, sampling), got in zip(batch, together(engine, batch, rng), strict=True):
                     if got is not None:
@@ -89,12 +92,3 @@ def test_random_schedules_do_not_show(case: tuple[str, str, str], seed: int, tmp
             stats = engine.stats()
             assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.num_pages)
         damage(tmp_path, rng)
-
-
-def answer_with_scores(engine: Engine, tokens: list[int], sampling: Sampling) -> list[TokenOutput]:
-    """The pieces of one request alone, but for what a clock says."""
-    generation = engine.submit(tokens, sampling)
-    return [
-        TokenOutput(each.events, each.token_ids, None, each.logprobs, prompt_logprobs=each.prompt_logprobs)
-        for each in generation
-    ]

@@ -50,8 +50,8 @@ def teacher_at(path: str, chat_tokenizer: ChatTokenizer, longest: int) -> Iterat
     if path.startswith(("http://", "https://")):
         raise UserError("A served teacher tells no whole distributions", "Name a folder or GGUF with distill.teacher")
     room: EngineSettings = {"max_batch": 1, "cache_tokens": longest, "prefill_chunk": longest}
-    plain: EngineSettings = {"precision": "exact", "speculation": "off", "prefix_cache": False}
-    with freedive.load(path, **{**room, **plain}) as teacher:
+    plain: EngineSettings = room | {"precision": "exact", "speculation": "off", "prefix_cache": False}
+    with freedive.load(path, **plain) as teacher:
         if not _same_ids(chat_tokenizer.tokenizer, teacher.tokenizer):
             what = f"{path} has another tokenizer than this run"
             raise UserError(what, "Name a model trained with this run's tokenizer folder, or distil traces")
