@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -27,7 +27,7 @@ from freedive.checkpoint.model_folder import (
 from freedive.checkpoint.packed import LAYOUT, store_bytes
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.checkpoint.weight_store import DamagedStore, open_store, remove_others, write_store
-from freedive.config import EngineConfig
+from freedive.config import EngineConfig, EngineSettings
 from freedive.engine.engine import Engine
 from freedive.engine.kvcache import pages_for
 from freedive.engine.page_store import PageStore
@@ -37,7 +37,7 @@ from freedive.engine.request import GenerationRequest, embedding_request
 from freedive.engine.sampling import RANGES, Sampling, SamplingFields
 from freedive.engine.submission import UNSCOPED, Scope
 from freedive.errors import Unavailable, UserError
-from freedive.files import read_json
+from freedive.files import quote, read_json
 from freedive.hub.cache import packed_path, pages_folder
 from freedive.hub.catalogue import entry_for
 from freedive.hub.sources import resolve
@@ -60,7 +60,7 @@ RECOMMENDABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Sampling fields that generation_config.json may set."""
 
 
-def load(name: str = "smollm2", **settings: Any) -> LanguageModel:
+def load(name: str = "smollm2", **settings: Unpack[EngineSettings]) -> LanguageModel:
     """Loads a model by its catalogue name, hub address (``hf:owner/name``) or path; downloads it if necessary.
 
     ``settings`` are fields of :class:`freedive.config.EngineConfig`. Raises UserError if the model is not found or not
@@ -167,8 +167,8 @@ class LanguageModel:
         Without tools, the reply has tool calls as text.
         """
         asked = ChatInput(
-            tuple(messages),
-            tuple(tools),
+            messages,
+            tools,
             tool_choice,
             parallel_tool_calls,
             format,
@@ -176,7 +176,7 @@ class LanguageModel:
             effort,
             thinking_budget,
             continue_final_message,
-            dict(template_kwargs),
+            template_kwargs,
         )
         [reply] = self.generate([asked], scope=scope, **sampling)
         return reply
@@ -206,6 +206,7 @@ class LanguageModel:
 
         ``format`` applies to texts and conversations; an input has its own.
         """
+        _check_list("prompts", prompts)
         inputs = tuple(_input(prompt, format) for prompt in prompts)
         return self.answer(GenerationRequest(self.name, inputs, sampling, scope=scope))
 
@@ -213,7 +214,7 @@ class LanguageModel:
         """Returns ``n`` replies for each input of ``request``, in order; ignores the model that it names."""
         prompts = [self.prepare(asked) for asked in request.inputs]
         jobs = request.jobs(prompts, self.sampling(**request.sampling), self.max_context)
-        return [Reply(generation) for generation in self.engine.submit_all(jobs)] if jobs else []
+        return [Reply(generation) for generation in self.engine.submit_all(jobs)]
 
     @cached_property
     def fingerprint(self) -> Mapping[str, str]:
@@ -242,6 +243,9 @@ class LanguageModel:
 
         Vectors have length 1, so the product of two vectors is their cosine similarity.
         """
+        _check_list("texts", texts)
+        if not texts:
+            raise UserError("There are no texts", "Give at least one", param="texts")
         request = embedding_request(self.name, texts, pooling)
         prompts = [self.prepare(asked) for asked in request.inputs]
         jobs = request.jobs(prompts, self.sampling(**request.sampling), self.max_context)
@@ -263,11 +267,17 @@ class LanguageModel:
         self.close()
 
 
+def _check_list(name: str, values: object) -> None:
+    """Raises UserError where ``values`` is no list: one text would be taken for a list of letters."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise UserError(f"{name} is {quote(values)}", "Give a list", param=name)
+
+
 def _input(prompt: str | Messages | Input, format: Format | None) -> Input:
     """Returns ``prompt`` as an input: a text to continue, or a conversation."""
     if isinstance(prompt, ChatInput | TextInput):
         return prompt
-    return TextInput(prompt, format=format) if isinstance(prompt, str) else ChatInput(tuple(prompt), format=format)
+    return TextInput(prompt, format=format) if isinstance(prompt, str) else ChatInput(prompt, format=format)
 
 
 def _packed(path: Path, threads: int) -> OpenedStore:

@@ -6,9 +6,10 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from freedive.errors import UserError
+from freedive.field_types import check_fields
 
 HOST_NAME = re.compile(r"[a-z0-9._-]+")
 ORIGIN = re.compile(r"[*]|null|[a-z][a-z0-9+.-]*://[^\s/?#@]+")
@@ -62,13 +63,30 @@ class EngineConfig:
     )
     prefix_cache: bool = setting(True, "Reuse computed pages of shared prompt prefixes: on or off")
     disk_cache_gb: float = setting(
-        4.0, "GB on disk for pages of prompt prefixes, which are reused after a restart; 0 for none", low=0
+        4.0, "GB on disk for pages of prompt prefixes, which are reused after a restart; 0 for none", low=0, high=1e9
     )
     watchdog: float = setting(300, "Seconds without progress after which /health reports a stalled model", low=1)
     speculation: str = setting("auto", "Speculative decoding: auto (where faster) or off", choices=("auto", "off"))
 
     def __post_init__(self) -> None:
         _check(self)
+
+
+class EngineSettings(TypedDict, total=False):
+    """The fields of :class:`EngineConfig`, as keywords of what takes some of them."""
+
+    threads: int | None
+    max_context: int | None
+    cache_tokens: int | None
+    cache_format: str
+    max_batch: int
+    prefill_chunk: int
+    max_queue: int
+    precision: str
+    prefix_cache: bool
+    disk_cache_gb: float
+    watchdog: float
+    speculation: str
 
 
 @dataclass(frozen=True)
@@ -185,9 +203,12 @@ def _switch(name: str, value: object) -> bool:
 
 def _check(config: EngineConfig | ServerConfig) -> None:
     for item in fields(config):
-        value, limits = getattr(config, item.name), item.metadata["range"]
+        value = getattr(config, item.name)
         if item.type == "bool" and not isinstance(value, bool):
             object.__setattr__(config, item.name, _switch(item.name, value))
+    check_fields(config)
+    for item in fields(config):
+        value, limits = getattr(config, item.name), item.metadata["range"]
         if limits and value is not None and not limits[0] <= value <= limits[1]:
             bounds = f"at least {limits[0]}" if limits[1] == float("inf") else f"from {limits[0]} to {limits[1]}"
             raise UserError(f"{item.name} is {value}", f"Choose a value {bounds}", param=item.name)

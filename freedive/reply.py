@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import closing
-from typing import Literal
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
 
 from freedive.engine.generation import EngineError, FinishReason, Generation, Timings, TokenLogprobs, TokenOutput, Usage
 from freedive.errors import UserError
 from freedive.text.dialects.dialect import Call, Event
 from freedive.text.dialects.parser import Answer, joined
 
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
 
 class Reply:
     """The answer to one request. The engine computes it from submission on, whether it is read or not.
 
-    Iterate over the reply with ``for`` or ``async for`` to get its text in pieces; ``events`` also has thoughts and
+    Iterate over the reply with ``for`` or ``async for`` to get its text in parts; ``events`` also has thoughts and
     tool calls. Leaving the iteration early cancels the rest. All other attributes wait for the end of the reply; in
-    asynchronous code, call ``await reply.read()`` before. A reply can be read several times, by one thread.
+    asynchronous code, call ``await reply.read()`` before. Several threads, or tasks of one event loop, can read a reply
+    at the same time, each from its beginning.
 
     Reading raises EngineError if the engine fails, and UserError if the format of the answer cannot be enforced.
     """
@@ -26,7 +31,8 @@ class Reply:
         self._generation = generation
         self._outputs: list[TokenOutput] = []
         self._arriving: Iterator[TokenOutput] | None = None
-        self._arriving_async: AsyncIterator[TokenOutput] | None = None
+        self._turn = Lock()
+        self._loop: AbstractEventLoop | None = None
         self._error: Exception | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -36,7 +42,7 @@ class Reply:
     async def __aiter__(self) -> AsyncIterator[str]:
         place = 0
         try:
-            while place < len(self._outputs) or await self._wait():
+            while await self._wait(place):
                 if text := self._outputs[place].text:
                     yield text
                 place += 1
@@ -134,37 +140,49 @@ class Reply:
         """Yields all outputs, first those that were read before; cancels the rest if it is closed early."""
         place = 0
         try:
-            while place < len(self._outputs) or self._pull():
+            while self._pull(place):
                 yield self._outputs[place]
                 place += 1
         finally:
             self.cancel()
 
-    def _pull(self) -> bool:
-        """Waits for the next output; returns False at the end of the reply."""
-        if self._is_whole:
-            return False
-        self._arriving = self._arriving or iter(self._generation)
-        try:
-            self._outputs.append(next(self._arriving))
-        except BaseException as error:
-            self._arriving = None  # the reply is cancelled; a new iterator gets its last output
-            self._note(error)
-            raise
-        return True
+    def _pull(self, place: int) -> bool:
+        """Waits for the output at index ``place``, at most the next one; returns False at the end of the reply."""
+        with self._turn:
+            if place < len(self._outputs):
+                return True
+            if self._is_whole:
+                return False
+            self._arriving = self._arriving or iter(self._generation)
+            try:
+                self._outputs.append(next(self._arriving))
+            except BaseException as error:
+                self._arriving = None  # the reply is cancelled; a new iterator gets its last output
+                self._note(error)
+                raise
+            return True
 
-    async def _wait(self) -> bool:
-        """Waits for the next output in an event loop; returns False at the end of the reply."""
-        if self._is_whole:
-            return False
-        self._arriving_async = self._arriving_async or aiter(self._generation)
-        try:
-            self._outputs.append(await anext(self._arriving_async))
-        except BaseException as error:
-            self._arriving_async = None
-            self._note(error)
-            raise
-        return True
+    async def _wait(self, place: int) -> bool:
+        """Waits in an event loop for the output at index ``place``; returns False at the end of the reply."""
+        import asyncio  # imported here because it takes long, and only asynchronous code needs it
+
+        if self._loop is not asyncio.get_running_loop():  # locks and iterators belong to one loop
+            self._loop = asyncio.get_running_loop()
+            self._turn_async = asyncio.Lock()
+            self._arriving_async: AsyncIterator[TokenOutput] | None = None
+        async with self._turn_async:
+            if place < len(self._outputs):
+                return True
+            if self._is_whole:
+                return False
+            self._arriving_async = self._arriving_async or aiter(self._generation)
+            try:
+                self._outputs.append(await anext(self._arriving_async))
+            except BaseException as error:
+                self._arriving_async = None
+                self._note(error)
+                raise
+            return True
 
     def _note(self, error: BaseException) -> None:
         """Stores the error that ended the reply."""

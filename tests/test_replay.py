@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 import freedive
 from freedive.cli import app
+from freedive.commands import replay
 from freedive.engine.recording import Recording, first_difference
 from freedive.engine.request import GenerationRequest
 from freedive.errors import UserError
@@ -60,6 +61,10 @@ def test_the_first_different_token_is_reported(recorded: Path, tmp_path: Path) -
         (lambda data: data["answers"].clear(), "0 answers are recorded, but 1 were asked for"),
         (lambda data: data.update(surprise=1), "surprise"),
         (lambda data: data["request"].pop("inputs"), "request.inputs"),
+        (lambda data: (data["request"].update(n=0), data["answers"].clear()), "n is 0"),
+        (lambda data: data["request"]["inputs"][0].update(effort="x" * 10**6), "effort is 'xx"),
+        (lambda data: data["request"]["sampling"].update({"x" * 10**6: 1}), "no sampling field 'xx"),
+        (lambda data: data.update({"x" * 10**6: 1}), "no request: xx"),
     ],
 )
 def test_what_is_no_recording_is_refused(recorded: Path, tmp_path: Path, change: Any, words: str) -> None:
@@ -67,6 +72,36 @@ def test_what_is_no_recording_is_refused(recorded: Path, tmp_path: Path, change:
     assert (done.exit_code, words in done.stderr) == (1, True)
     with pytest.raises(UserError, match=words):
         Recording.from_json((tmp_path / "bad.json").read_bytes())
+    assert len(done.stderr) < 500
+
+
+def test_an_answer_that_ends_otherwise_differs(recorded: Path, tmp_path: Path) -> None:
+    then = Recording.from_json(recorded.read_bytes()).answers[0].finish_reason
+    other = changed(recorded, tmp_path / "end.json", lambda data: data["answers"][0].update(finish_reason="repetition"))
+    done = cli("replay", other)
+    assert (done.exit_code, done.stdout) == (
+        1,
+        f"answer 1: differs in what ended it: 'repetition' then, {then!r} now\n",
+    )
+
+
+def test_a_request_for_nothing_has_no_answers(recorded: Path, tmp_path: Path) -> None:
+    def change(data: Any) -> None:
+        data["request"]["inputs"].clear()
+        data["answers"].clear()
+
+    done = cli("replay", changed(recorded, tmp_path / "nothing.json", change))
+    assert (done.exit_code, done.stdout) == (0, "")
+
+
+def test_a_file_cannot_write_to_the_terminal(recorded: Path, tmp_path: Path) -> None:
+    other = changed(recorded, tmp_path / "escape.json", lambda data: data["made_by"].update(isa="\x1b]0;owned\x07"))
+    assert "\x1b" not in cli("replay", other).stderr
+
+
+def test_a_file_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "JSON_LIMIT", 1000)
+    assert "/dev/zero is longer than 1000 bytes" in cli("replay", "/dev/zero").stderr
 
 
 def test_a_missing_file_and_one_that_cannot_be_written_are_reported(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -94,6 +95,8 @@ def test_a_batch_is_answered_as_its_parts_are(model: freedive.LanguageModel) -> 
     ]
     assert [reply.token_ids for reply in replies] == [reply.token_ids for reply in alone]
     assert model.generate([]) == []
+    with pytest.raises(UserError, match="There are no texts"):
+        model.embed([])
 
 
 def test_a_batch_has_one_format(model: freedive.LanguageModel) -> None:
@@ -136,6 +139,36 @@ def test_a_cancelled_reader_cancels_its_reply(model: freedive.LanguageModel) -> 
     reply = model.complete("One", ignore_eos=True, max_tokens=3900)
     asyncio.run(leave(reply))
     assert reply.finish_reason == "cancelled"
+
+
+def test_several_threads_read_the_same(model: freedive.LanguageModel) -> None:
+    reply = model.complete("One", **LONG)
+    with ThreadPoolExecutor(8) as threads:
+        texts = [threads.submit("".join, reply) for _ in range(8)]
+        assert {text.result(60) for text in texts} == {reply.text}
+
+
+def test_several_tasks_read_the_same(model: freedive.LanguageModel) -> None:
+    async def read(reply: freedive.Reply) -> set[str]:
+        wholes = await asyncio.wait_for(asyncio.gather(*(reply.read() for _ in range(8))), 60)
+        return {whole.text for whole in wholes}
+
+    reply = model.complete("One", **LONG)
+    assert asyncio.run(read(reply)) == {reply.text}
+
+
+def test_a_reply_outlives_the_loop_that_read_it_first(model: freedive.LanguageModel) -> None:
+    async def begin(reply: freedive.Reply) -> None:
+        pieces.append(aiter(reply))
+        await anext(pieces[-1])
+
+    async def end(reply: freedive.Reply) -> str:
+        return (await asyncio.wait_for(reply.read(), 60)).finish_reason
+
+    pieces: list[AsyncIterator[str]] = []
+    reply = model.complete("One", **LONG)
+    asyncio.run(begin(reply))
+    assert asyncio.run(end(reply)) == "cancelled"
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,9 @@ ROOT = Path(freedive.__file__).parents[1]
 
 ORDER = (
     ("errors", "arrays", "disk", "json_object", "machine", "progress", "native"),
-    ("config", "files"),
+    ("files",),
+    ("field_types",),
+    ("config",),
     ("model",),
     ("checkpoint", "text"),
     ("families", "ops"),

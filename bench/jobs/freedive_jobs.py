@@ -10,7 +10,7 @@ from jobs import Jobs, serve
 
 import freedive
 from freedive.commands.timing import generate
-from freedive.config import EngineConfig
+from freedive.config import EngineConfig, EngineSettings
 from freedive.engine.sampling import Sampling
 from freedive.model.batch import Batch
 
@@ -18,8 +18,9 @@ from freedive.model.batch import Batch
 class FreediveJobs(Jobs):
     def __init__(self, path: str, threads: int, precision: str = EngineConfig.precision) -> None:
         self.precision = precision
-        peers = {"speculation": "off", "prefix_cache": False}  # the settings of the peers
-        self.model = freedive.load(path, threads=threads, precision=precision, **peers)
+        settings: EngineSettings = {"threads": threads, "precision": precision}
+        settings |= {"speculation": "off", "prefix_cache": False}  # the settings of the peers
+        self.model = freedive.load(path, **settings)
 
     def about(self) -> dict[str, Any]:
         runner = self.model.runner

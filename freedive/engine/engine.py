@@ -144,10 +144,12 @@ class Engine:
         return self.submit_all([Job(prompt, sampling, scope, pooling)])[0]
 
     def submit_all(self, jobs: abc.Sequence[Job]) -> list[Generation]:
-        """Queues all ``jobs`` (at least one) as one entry of the queue, or none of them if one is refused.
+        """Queues all ``jobs`` as one entry of the queue, or none of them if one is refused.
 
         Raises the same errors as :meth:`submit`.
         """
+        if not jobs:
+            return []
         max_lengths = [self._limits.max_length(job.prompt.tokens, job.sampling) for job in jobs]
         generations = [self._generation(job) for job in jobs]
         lengths = dict(zip(generations, max_lengths, strict=True))

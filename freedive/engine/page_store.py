@@ -94,16 +94,17 @@ class PageStore:
             self._arrived = {key: self._arrived[key] for key in keys if key in self._arrived}
             self._wanted = {key: self._wanted.get(key, now) for key in keys if key not in self._arrived}
             if not self._wanted:
-                return self._arrived
+                return dict(self._arrived)  # a copy, since the reader adds to it
             if now - min(self._reads_since or now, *self._wanted.values()) > PATIENCE_S:
                 self._no_reads_until = now + REST_S
                 self._wanted = {}
                 self._warn("prefixes in %s are not read for a while: the disk does not answer", self._folder)
-                return self._arrived
+                return dict(self._arrived)
             self._reading.notify()
+            arrived = dict(self._arrived)
         if not self._reader:
             self._reader = self._start(self._read, "freedive-page-reader")
-        return self._arrived
+        return arrived
 
     def fill(self, page: int, data: Bytes) -> None:
         """Copies ``data`` into row ``page``."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from freedive.engine.request import GenerationRequest, read_json, read_sampling, write_json
+from freedive.engine.request import STRICT, GenerationRequest, read_json, read_sampling, write_json
 from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Job
 from freedive.errors import UserError
@@ -30,7 +30,7 @@ class Recording:
     not depend on the defaults that a model recommends.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar = STRICT
 
     request: GenerationRequest
     answers: tuple[RecordedAnswer, ...]

@@ -12,13 +12,18 @@ from freedive.engine.pooling import Pooling
 from freedive.engine.sampling import Sampling
 from freedive.engine.submission import UNSCOPED, Job, Scope
 from freedive.errors import ContextLengthExceeded, UserError
+from freedive.field_types import check_fields
+from freedive.files import quote
 from freedive.text.prompt import Prompt
 from freedive.text.request import Input, TextInput
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 T = TypeVar("T")
+
+STRICT: ConfigDict = {"extra": "forbid", "strict": True}
+"""How dataclasses are read from JSON."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class GenerationRequest:
     ``keep_alive_s`` seconds without requests.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar = STRICT
 
     model: str
     inputs: tuple[Input, ...]
@@ -41,6 +46,11 @@ class GenerationRequest:
     pooling: Pooling | None = None
     max_context: int | None = None
     keep_alive_s: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.n < 1:
+            raise UserError(f"n is {self.n}", "Ask for at least one answer", param="n")
 
     @property
     def is_guided(self) -> bool:
@@ -85,8 +95,7 @@ def embedding_request(
     model: str, texts: Sequence[str | Sequence[int]], pooling: Pooling = "mean", **others: Any
 ) -> GenerationRequest:
     """Returns a request for embeddings of ``texts``, each a string or its token ids; ``others`` are further fields."""
-    inputs = tuple(TextInput(text if isinstance(text, str) else tuple(text)) for text in texts)
-    return GenerationRequest(model, inputs, {"max_tokens": 1}, pooling=pooling, **others)
+    return GenerationRequest(model, tuple(map(TextInput, texts)), {"max_tokens": 1}, pooling=pooling, **others)
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:
@@ -95,9 +104,11 @@ def _seeded(sampling: Sampling, choice: int) -> Sampling:
 
 
 def write_json(value: Any) -> str:
-    """Returns a dataclass as JSON. Raises UserError if a value cannot be written as JSON."""
+    """Returns a dataclass as JSON, with Infinity and NaN as constants. Raises UserError if a value has no JSON form."""
+    from pydantic_core import to_json
+
     try:
-        return _adapter(cast(Any, type(value))).dump_json(value, indent=1).decode()
+        return to_json(value, indent=1, inf_nan_mode="constants").decode()
     except ValueError as error:
         raise UserError(f"The request cannot be written as JSON ({error})", "Give it plain data") from None
 
@@ -122,7 +133,7 @@ def read_sampling(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     hints = get_type_hints(Sampling)
     if unknown := sorted(fields.keys() - hints.keys()):
-        raise UserError(f"There is no sampling field {unknown[0]!r}", "Leave it out", param=unknown[0])
+        raise UserError(f"There is no sampling field {quote(unknown[0])}", "Leave it out", param="sampling")
     try:
         return {name: TypeAdapter(hints[name]).validate_python(value) for name, value in fields.items()}
     except ValidationError as error:
@@ -137,7 +148,7 @@ def _unreadable(error: ValidationError) -> UserError:
     errors = error.errors(include_url=False)
     counts = Counter(each["loc"][:3] for each in errors)
     first = min(errors, key=lambda each: (counts[each["loc"][:3]], each["type"] != "unexpected_keyword_argument"))
-    place = ".".join(map(str, first["loc"])) or "it"
+    place = quote(".".join(map(str, first["loc"])))[1:-1] or "it"
     return UserError(f"This is not a request: {place}: {first['msg'].lower()}", "Write it with to_json")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 from freedive.errors import UserError
+from freedive.field_types import check_fields
 
 RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (-1, 2**31 - 1),
@@ -70,6 +71,7 @@ class Sampling:
     """Ends an answer that repeats itself in a loop, see :mod:`freedive.engine.repetition`."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -90,6 +92,7 @@ class Sampling:
         object.__setattr__(self, "max_tokens", None if self.max_tokens == -1 else self.max_tokens)
         object.__setattr__(self, "top_k", max(self.top_k, 0))
         object.__setattr__(self, "stop", tuple(filter(None, self.stop)))
+        object.__setattr__(self, "stop_token_ids", frozenset(self.stop_token_ids))
 
     @property
     def adjusts(self) -> bool:

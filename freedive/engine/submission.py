@@ -11,6 +11,7 @@ from freedive.engine.generation import Delivery, EngineError, Generation
 from freedive.engine.pooling import Pooling
 from freedive.engine.sampling import Sampling
 from freedive.engine.sequence import Sequence
+from freedive.field_types import check_fields
 from freedive.text.prompt import Prompt
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ class Scope:
     tenant: str = ""
     user: str = ""
     cache_salt: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 UNSCOPED = Scope()

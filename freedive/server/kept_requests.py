@@ -3,40 +3,56 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fastapi import Request, Response
 
 from freedive.engine.recording import Recording
-from freedive.errors import NotFound
+from freedive.errors import NotFound, UserError
 from freedive.json_object import Json
 from freedive.server.request_record import RequestRecord
-from freedive.server.routing import APIRouter, off_loop
+from freedive.server.routing import APIRouter
 
 REPLAYABLE = {"stop", "length", "tool_calls", "repetition"}
 """Finish reasons that a replay reproduces; an answer whose client disconnected stops at a random token."""
 
+KEPT_BYTES = 64 << 20
+"""Bytes of JSON that the kept requests of one key may take together."""
+
 
 @dataclass(frozen=True)
 class KeptRequest:
-    """A finished request; ``id`` is the ``X-Request-Id`` of its answer, ``created`` is in seconds since 1970."""
+    """A finished request and its answers as JSON; ``id`` is the ``X-Request-Id`` of its answer.
+
+    ``summary`` has its fields for a list, without content.
+    """
 
     id: str
-    created: float
-    route: str
-    num_bytes: int
-    recording: Recording
+    summary: Json
+    text: bytes
 
-    def summary(self) -> Json:
-        """Returns the fields of the request for a list, without its content."""
-        request, answers = self.recording.request, self.recording.answers
-        num_tokens = sum(len(answer.token_ids) for answer in answers)
-        about = {"model": request.model, "answers": len(answers), "generated_tokens": num_tokens}
-        return {"id": self.id, "created": int(self.created), "route": self.route} | about
+    @classmethod
+    def of(cls, record: RequestRecord, recording: Recording) -> KeptRequest:
+        """Returns ``recording`` with the summary of ``record``. Raises UserError if it cannot be written as JSON."""
+        answers = recording.answers
+        summary = {
+            "id": record.id,
+            "created": int(record.began_at),
+            "route": record.route,
+            "model": recording.request.model,
+            "answers": len(answers),
+            "generated_tokens": sum(len(answer.token_ids) for answer in answers),
+        }
+        return cls(record.id, summary, recording.to_json().encode())
 
 
 class KeptRequests:
-    """An observer that keeps the last ``limit`` finished requests of each key; other keys do not see them."""
+    """An observer that keeps the last ``limit`` finished requests of each key; other keys do not see them.
+
+    They are kept as JSON, of which each key has ``KEPT_BYTES`` at most: the oldest make room. A request that is larger
+    than that is not kept, nor is one that has no JSON.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -48,8 +64,17 @@ class KeptRequests:
         if not (self._limit and completions and set(completions.finishes) <= REPLAYABLE):
             return
         if recording := completions.recording:
-            kept = self._kept.setdefault(record.key.id, deque(maxlen=self._limit))
-            kept.append(KeptRequest(record.id, record.began_at, record.route, record.num_body_bytes, recording))
+            with suppress(UserError):
+                self._keep(record.key.id, KeptRequest.of(record, recording))
+
+    def _keep(self, key_id: str, request: KeptRequest) -> None:
+        """Keeps ``request`` if it fits, and drops the oldest requests of the key that no longer fit."""
+        if len(request.text) > KEPT_BYTES:
+            return
+        kept = self._kept.setdefault(key_id, deque())
+        kept.append(request)
+        while len(kept) > self._limit or sum(len(each.text) for each in kept) > KEPT_BYTES:
+            kept.popleft()
 
     def of(self, key_id: str) -> list[KeptRequest]:
         """Returns the kept requests of one key, newest first."""
@@ -70,12 +95,11 @@ def router(kept: KeptRequests) -> APIRouter:
 
     @routes.get("", summary="List the key's kept requests (--keep-requests)")
     async def requests(request: Request) -> Json:
-        return {"object": "list", "data": [each.summary() for each in kept.of(request.state.record.key.id)]}
+        return {"object": "list", "data": [each.summary for each in kept.of(request.state.record.key.id)]}
 
     @routes.get("/{request_id}", summary="A kept request with its answers, for freedive replay", response_model=None)
     async def recording(request_id: str, request: Request) -> Response:
         found = kept.find(request_id, request.state.record.key.id)
-        text = await off_loop(found.num_bytes, found.recording.to_json)
-        return Response(text, media_type="application/json")
+        return Response(found.text, media_type="application/json")
 
     return routes

@@ -28,6 +28,7 @@ from freedive.text.thinking import (
 )
 from freedive.text.thinking_budget import thinking_budget
 from freedive.text.tokenizer import Tokenizer
+from freedive.text.tools import Tools
 
 
 class PromptMaker:
@@ -94,7 +95,7 @@ class PromptMaker:
         effort = asked.effort if self.can_think or asked.effort == "none" else None
         return asked.thinking, effort, asked.thinking_budget
 
-    def _rendered(self, asked: ChatInput, tools: tuple[Mapping[str, Any], ...], variables: Mapping[str, Any]) -> str:
+    def _rendered(self, asked: ChatInput, tools: Tools, variables: Mapping[str, Any]) -> str:
         options = {"tools": tools or None, "continue_final_message": asked.continue_final_message}
         return rendered(self.template, asked.messages, **options, **variables)
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from freedive.errors import UserError
+from freedive.field_types import check_fields
+from freedive.files import quote
 from freedive.text.format import Format
 from freedive.text.thinking import EFFORTS
-from freedive.text.tools import ToolChoice
+from freedive.text.tools import ToolChoice, Tools
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation in OpenAI's format: {"role": ..., "content": ...}."""
@@ -41,8 +43,8 @@ class ChatInput:
     template.
     """
 
-    messages: tuple[Mapping[str, Any], ...]
-    tools: tuple[Mapping[str, Any], ...] = ()
+    messages: Messages
+    tools: Tools = ()
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     format: Format | None = None
@@ -51,14 +53,16 @@ class ChatInput:
     thinking_budget: int | None = None
     continue_final_message: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    unlisted_tools: tuple[Mapping[str, Any], ...] = ()
+    unlisted_tools: Tools = ()
     thinking_is_advice: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("messages", "tools", "unlisted_tools"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "template_kwargs", dict(self.template_kwargs))
         if self.effort not in (None, *EFFORTS):
-            raise UserError(f"effort is {self.effort!r}", f"Choose one of {', '.join(EFFORTS)}", param="effort")
+            raise UserError(f"effort is {quote(self.effort)}", f"Choose one of {', '.join(EFFORTS)}", param="effort")
         check_template_kwargs(self.template_kwargs)
 
     @property
@@ -75,12 +79,13 @@ class TextInput:
     ``add_special`` adds the BOS and EOS tokens of the model. The answer has the ``format``, if there is one.
     """
 
-    text: str | tuple[int, ...]
+    text: str | Sequence[int]
     suffix: str = ""
     add_special: bool = True
     format: Format | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.text, str):
             object.__setattr__(self, "text", tuple(self.text))
             if self.suffix:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,6 +68,20 @@ def file_of(folder: Path, number: int) -> Path:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*"))
+
+
+def test_fetched_pages_do_not_change_while_more_are_read(tmp_path: Path) -> None:
+    put(tmp_path / A, 1, 2, 3)
+    with closing(store_in(tmp_path / A)) as store:
+        keys = [key_of(number) for number in (1, 2, 3)]
+        views = [store.fetch(keys)]
+        before = [dict(view) for view in views]
+        while len(views[-1]) < len(keys):
+            time.sleep(0.001)
+            views.append(store.fetch(keys))
+            before.append(dict(views[-1]))
+        assert [sorted(view) for view in views] == [sorted(view) for view in before]
+        assert all(view is not other for view, other in pairwise(views))
 
 
 def test_a_process_reads_the_pages_of_another(tmp_path: Path) -> None:

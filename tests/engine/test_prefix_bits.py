@@ -51,9 +51,9 @@ def model(name: str) -> tuple[spec.ModelSpec, WeightStore]:
     return small.spec, pack_model({key: tensor(key, weight) for key, weight in small.weights.items()})
 
 
-def start(case: tuple[str, str, str], store: Path | None = None, **config: Any) -> Engine:
+def start(case: tuple[str, str, str], store: Path | None = None, num_pages: int = 120, **config: Any) -> Engine:
     name, cache_format, precision = case
-    sizes = {"num_threads": 1, "max_rows": 80, "num_pages": 120}
+    sizes = {"num_threads": 1, "max_rows": 80, "num_pages": num_pages, "max_sequences": config.get("max_batch", 16)}
     runner = NativeRunner(*model(name), **sizes, cache_format=cache_format, precision=precision)
     memories = [runner.pages, runner.states] if store else []
     stores = [PageStore(store / str(index), memory, 10**8) for index, memory in enumerate(memories) if store]

@@ -119,6 +119,18 @@ def test_sampling_of_other_types_is_refused(wrong: dict[str, Any]) -> None:
         GenerationRequest.from_json(json.dumps(data))
 
 
+def test_numbers_that_json_lacks_come_back() -> None:
+    numbers = {"a": float("inf"), "b": [float("-inf"), float("nan")]}
+    request = replace(REQUEST, inputs=(ChatInput(({"role": "user", "content": numbers},)),))
+    assert repr(GenerationRequest.from_json(request.to_json())) == repr(request)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_request_for_less_than_one_answer_is_refused(n: int) -> None:
+    with pytest.raises(UserError, match=f"n is {n}"):
+        replace(REQUEST, n=n)
+
+
 def test_what_has_no_json_is_refused() -> None:
     odd = replace(REQUEST, inputs=(ChatInput(({"role": "user", "content": object()},)),))
     with pytest.raises(UserError, match="cannot be written as JSON"):

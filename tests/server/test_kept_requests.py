@@ -14,7 +14,7 @@ from echo_model import EchoModel, serving
 
 from freedive.config import ServerConfig
 from freedive.engine.recording import Recording
-from freedive.server import keys
+from freedive.server import kept_requests, keys
 from freedive.server.keys import Keys
 
 
@@ -82,6 +82,20 @@ def test_only_the_latest_requests_are_kept() -> None:
         assert recording(clients[""], ids[2])
         assert [each["id"] for each in clients[""].get("/v1/requests").json()["data"]] == ids[:0:-1]
         assert clients[""].get(f"/v1/requests/{ids[0]}").status_code == 404
+
+
+def test_kept_requests_of_a_key_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_requests, "KEPT_BYTES", 10_000)
+    with clients_of(9, "ann", "bob") as clients:
+        first = clients["bob"].post(CHAT, json=body("mine")).headers["x-request-id"]
+        assert recording(clients["bob"], first)
+        sizes = [100, 3000, 3000, 3000, 11_000, 7]
+        ids = [clients["ann"].post(CHAT, json=body("x" * size, max_tokens=1)).headers["x-request-id"] for size in sizes]
+        assert recording(clients["ann"], ids[5])
+        kept = [each["id"] for each in clients["ann"].get("/v1/requests").json()["data"]]
+        assert kept == [ids[5], ids[3], ids[2]]
+        assert sum(len(clients["ann"].get(f"/v1/requests/{id}").content) for id in kept) <= 10_000
+        assert recording(clients["bob"], first)
 
 
 def test_no_key_sees_the_requests_of_another() -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import freedive
 from freedive import LanguageModel
+from freedive.config import EngineSettings
 from freedive.errors import UserError
 from freedive.model.batch import Batch
 from freedive.text.tokenizer import Tokenizer
@@ -47,8 +48,9 @@ def teacher_at(path: str, chat_tokenizer: ChatTokenizer, longest: int) -> Iterat
     """
     if path.startswith(("http://", "https://")):
         raise UserError("A served teacher tells no whole distributions", "Name a folder or GGUF with distill.teacher")
-    room = {"max_batch": 1, "cache_tokens": longest, "prefill_chunk": longest}
-    with freedive.load(path, precision="exact", speculation="off", prefix_cache=False, **room) as teacher:
+    room: EngineSettings = {"max_batch": 1, "cache_tokens": longest, "prefill_chunk": longest}
+    plain: EngineSettings = room | {"precision": "exact", "speculation": "off", "prefix_cache": False}
+    with freedive.load(path, **plain) as teacher:
         if not _same_ids(chat_tokenizer.tokenizer, teacher.tokenizer):
             what = f"{path} has another tokenizer than this run"
             raise UserError(what, "Name a model trained with this run's tokenizer folder, or distil traces")

@@ -1,0 +1,94 @@
+"""Whatever happens to requests side by side, each has the bits that it has alone in a cold engine: random schedules."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_prefix_bits import TEXT, start
+from tiny_models import prompt
+
+from freedive.engine.engine import Engine
+from freedive.engine.generation import Generation, TokenOutput
+from freedive.engine.sampling import Sampling
+
+Asked = tuple[list[int], Sampling]
+
+
+def random_request(rng: random.Random) -> Asked:
+    """A prompt that begins as others do, or repeats itself so that drafts are accepted and refused."""
+    begin = TEXT[: rng.choice([0, 31, 32, 33, 64, 95, 96, 97, rng.randint(0, 300)])]
+    own = prompt(rng.randint(1, 90), seed=rng.randint(0, 3))
+    if rng.random() < 0.3:
+        own = own[:7] * rng.randint(2, 12)
+    sampling = Sampling(
+        max_tokens=rng.choice([1, 2, 33, rng.randint(1, 70)]),
+        temperature=rng.choice([0, 0.7]),
+        seed=rng.randint(0, 3),
+        ignore_eos=True,
+        logprobs=1,
+        prompt_logprobs=rng.choice([None, None, None, 1]),
+    )
+    return begin + own, sampling
+
+
+def read(generation: Generation) -> list[TokenOutput]:
+    """The pieces, but for what a clock says."""
+    return [replace(output, finish_reason=None, timings=None) for output in generation]
+
+
+def together(engine: Engine, asked: list[Asked], rng: random.Random) -> list[list[TokenOutput] | None]:
+    """The answers to requests that run side by side; None for those that were cancelled somewhere on their way."""
+    generations = [engine.submit(tokens, sampling) for tokens, sampling in asked]
+    leavers = [generation for generation in generations if rng.random() < 0.25]
+    answers: dict[Generation, list[TokenOutput] | None] = dict.fromkeys(leavers)
+    for generation in leavers:
+        pieces = iter(generation)
+        for _ in range(rng.choice([0, 0, 1, 5])):
+            next(pieces, None)
+        generation.cancel()
+    for generation in generations:
+        if generation not in answers:
+            answers[generation] = read(generation)
+    return [answers[generation] for generation in generations]
+
+
+def damage(folder: Path, rng: random.Random) -> None:
+    """Change some of the files below ``folder`` as a disk may, or as another model's would be."""
+    whole = {file: file.read_bytes() for file in sorted(folder.rglob("*.page"))}
+    for file in rng.sample(list(whole), len(whole) // 3):
+        data = bytearray(whole[file])
+        kind = rng.randrange(5)
+        if kind == 0:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del data[rng.randrange(len(data)) :]
+        elif kind == 2:
+            data += b"x"
+        elif kind == 3:
+            data[:] = rng.choice(list(whole.values()))
+        file.unlink()
+        if kind < 4:
+            file.write_bytes(data)
+
+
+@pytest.mark.parametrize("case", [("lfm2", "f16", "balanced"), ("lfm2_moe", "int8", "exact"), ("qwen3", "f16", "fast")])
+@pytest.mark.parametrize("seed", range(2))
+def test_random_schedules_do_not_show(case: tuple[str, str, str], seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    batches = [[random_request(rng) for _ in range(rng.randint(3, 12))] for _ in range(4)]
+    expected = {}
+    with start(case, prefix_cache=False, speculation="off", max_batch=1) as engine:
+        for tokens, sampling in (each for batch in batches for each in batch):
+            expected[tuple(tokens), repr(sampling)] = read(engine.submit(tokens, sampling))
+    for _ in range(3):  # each time another process, which finds what those before have left on the disk
+        with start(case, tmp_path, rng.choice([20, 30, 120]), max_batch=rng.choice([1, 2, 5])) as engine:
+            for batch in batches:
+                for (tokens, sampling), got in zip(batch, together(engine, batch, rng), strict=True):
+                    if got is not None:
+                        assert got == expected[tuple(tokens), repr(sampling)]
+            stats = engine.stats()
+            assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.num_pages)
+        damage(tmp_path, rng)
