@@ -262,7 +262,7 @@ def test_processes_that_pull_at_once_share_one_download(gguf_hub: StandIn, home:
 @pytest.mark.parametrize("scheme", ["hf", "modelscope"])
 def test_a_listing_cannot_name_places_outside(hub: StandIn, home: Path, scheme: str, path: str) -> None:
     hub.repositories["owner/name"] = {path: b"evil"}
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="has no weights"):
         resolve(f"{scheme}:owner/name")
     assert hub.downloads == []
     assert not list(home.glob("models/*"))
