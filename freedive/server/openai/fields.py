@@ -162,7 +162,7 @@ class ChatRequest(BaseCompletionRequest):
             if message.prefix:
                 raise UserError("'prefix' is only for the last message", "Leave it out elsewhere", param="prefix")
         if self.continues and self.messages[-1].role != "assistant":
-            raise UserError("The last message is not the assistant's", "Continue one that is", param="messages")
+            raise UserError("'messages' do not end with the assistant's", "End them with one", param="messages")
         if self.add_generation_prompt == self.continues and "add_generation_prompt" in self.model_fields_set:
             what = "'add_generation_prompt' must be true, unless the last message is continued"
             raise UserError(what, "Leave it out", param="add_generation_prompt")

@@ -46,7 +46,8 @@ class ResponseFormat(RequestBody):
         if given != wanted:
             name = min(given ^ wanted)
             verb, remedy = ("needs", "Send it") if name in wanted else ("has no", "Leave it out")
-            raise UserError(f"'type' {self.type!r} {verb} '{name}'", remedy, param="response_format")
+            what = f"'response_format' of type '{self.type}' {verb} '{name}'"
+            raise UserError(what, remedy, param="response_format")
         return self
 
     def format(self) -> Format | None:
