@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from functools import cache
@@ -30,9 +31,14 @@ def check_fields(record: Any) -> None:
 
 @cache
 def _checks(kind: type) -> tuple[tuple[str, str, Fits], ...]:
-    """Of each field its name, its type as it is written, and what checks it."""
+    """Of each field its name, its type in words, and what checks it."""
     hints = get_type_hints(kind)
-    return tuple((field.name, str(field.type), _fits(hints[field.name])) for field in fields(kind))
+    return tuple((field.name, _written(hints[field.name]), _fits(hints[field.name])) for field in fields(kind))
+
+
+def _written(hint: Any) -> str:
+    """A type as code has it, without the names of modules."""
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else re.sub(r"\b[a-z_]+\.", "", str(hint))
 
 
 def _fits(hint: Any) -> Fits:

@@ -72,6 +72,20 @@ def test_a_disk_without_end_is_refused() -> None:
         EngineConfig(disk_cache_gb=float("inf"))
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ChatInput(None), r"messages is None. Give it a value of the type Sequence\[Mapping\[str, Any\]\]"),
+        (lambda: TextInput("", format=1), r"format is 1. Give it a value of the type Format \| None"),
+        (lambda: Sampling(top_k=""), r"top_k is ''. Give it a value of the type int"),
+        (lambda: Sampling(stop=1), r"stop is 1. Give it a value of the type tuple\[str, \.\.\.\]"),
+    ],
+)
+def test_a_refusal_tells_the_type(make: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make()
+
+
 def test_one_stop_string_is_not_taken_for_letters() -> None:
     with pytest.raises(UserError, match="stop is 'end'"):
         Sampling(stop="end")
