@@ -6,6 +6,10 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <vector>
+
+#include "checks.h"
+#include "cpu.h"
 
 namespace freedive {
 namespace {
@@ -13,6 +17,14 @@ namespace {
 constexpr int kBlock = 64, kLanes = 16;
 constexpr int kBinBits = 18;  // of a weight that its bin forgets: those of a bin are within 3% of each other
 constexpr int kBins = (std::bit_cast<std::uint32_t>(1.0f) >> kBinBits) + 1;
+
+// Tokens with weights from `floor` on can be drawn; it is above 0, and equal weights are never separated. Zeros follow
+// the weights up to a whole block, and `peaks` holds the largest weight of each block.
+struct Weights {
+    std::vector<float> values, peaks;
+    float floor = 0;
+    float drawable(std::size_t token) const { return values[token] >= floor ? values[token] : 0; }
+};
 
 int bin(float weight) { return int(std::bit_cast<std::uint32_t>(weight) >> kBinBits); }
 
@@ -92,15 +104,39 @@ double sum_of_block(const Weights& weights, std::size_t block) {
     return sum;
 }
 
+const Weights& weights_of(std::span<const float> logits, const Sampling& sampling) {
+    static const Kernels& kernels = choose_kernels("");
+    static thread_local Weights weights;  // kept, since getting fresh memory takes longer than the computation
+    require(!logits.empty(), "there are no logits");
+    const float top = largest(logits), nothing = -std::numeric_limits<float>::infinity();
+    const std::size_t whole = logits.size() / kBlock * kBlock;
+    float rest[kBlock];
+    std::fill(std::copy(logits.begin() + whole, logits.end(), rest), rest + kBlock, nothing);
+    weights.values.resize(num_blocks(logits.size()) * kBlock);
+    kernels.weigh(logits.data(), int(whole), top, sampling.temperature, weights.values.data());
+    if (whole < logits.size()) kernels.weigh(rest, kBlock, top, sampling.temperature, weights.values.data() + whole);
+    find_peaks(weights.values, weights.peaks);
+
+    weights.floor = std::numeric_limits<float>::min();
+    const auto raise = [&](float floor) { weights.floor = std::max(weights.floor, floor); };
+    if (0 < sampling.top_k && sampling.top_k < int(logits.size()))
+        raise(kth_largest(weights.values, weights.peaks, sampling.top_k));
+    if (sampling.top_p < 1) raise(nucleus(weights, sampling.top_p));
+    raise(sampling.min_p);
+    return weights;
+}
+
 }  // namespace
 
 float kth_largest(std::span<const float> values, int k) {
+    index_below(k - std::int64_t(1), values.size(), "place");
     std::vector<float> peaks;
     find_peaks(values, peaks);
     return kth_largest(values, peaks, k);
 }
 
-void mask(std::span<const float> logits, std::span<const std::uint8_t> allowed, float* out) {
+void mask(std::span<const float> logits, std::span<const std::uint8_t> allowed, std::span<float> out) {
+    require(out.size() == logits.size(), "mask: sizes do not match");
     constexpr float nothing = -std::numeric_limits<float>::infinity();
     static const auto offsets = [] {  // of the eight tokens in each byte; adding keeps a NaN, which is a fault
         std::array<std::array<float, 8>, 256> table;
@@ -117,25 +153,14 @@ void mask(std::span<const float> logits, std::span<const std::uint8_t> allowed, 
     }
 }
 
-void weigh(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling, Weights& weights) {
-    const float top = largest(logits), nothing = -std::numeric_limits<float>::infinity();
-    const std::size_t whole = logits.size() / kBlock * kBlock;
-    float rest[kBlock];
-    std::fill(std::copy(logits.begin() + whole, logits.end(), rest), rest + kBlock, nothing);
-    weights.values.resize(num_blocks(logits.size()) * kBlock);
-    kernels.weigh(logits.data(), int(whole), top, sampling.temperature, weights.values.data());
-    if (whole < logits.size()) kernels.weigh(rest, kBlock, top, sampling.temperature, weights.values.data() + whole);
-    find_peaks(weights.values, weights.peaks);
-
-    weights.floor = std::numeric_limits<float>::min();
-    const auto raise = [&](float floor) { weights.floor = std::max(weights.floor, floor); };
-    if (0 < sampling.top_k && sampling.top_k < int(logits.size()))
-        raise(kth_largest(weights.values, weights.peaks, sampling.top_k));
-    if (sampling.top_p < 1) raise(nucleus(weights, sampling.top_p));
-    raise(sampling.min_p);
+void weigh(std::span<const float> logits, const Sampling& sampling, std::span<float> out) {
+    require(out.size() == logits.size(), "weigh: sizes do not match");
+    const Weights& weights = weights_of(logits, sampling);
+    for (std::size_t i = 0; i < out.size(); i++) out[i] = weights.drawable(i);
 }
 
-int draw(const Weights& weights, double random) {
+int draw(std::span<const float> logits, const Sampling& sampling, double random) {
+    const Weights& weights = weights_of(logits, sampling);
     std::vector<double> sums(weights.peaks.size());
     double total = 0;
     for (std::size_t b = 0; b < sums.size(); b++) total += sums[b] = sum_of_block(weights, b);
@@ -153,8 +178,7 @@ int draw(const Weights& weights, double random) {
         return found;
     };
     const std::size_t block = find(0, sums.size(), [&](std::size_t b) { return sums[b]; });
-    return int(find(block * kBlock, (block + 1) * kBlock,
-                    [&](std::size_t i) { return weights.values[i] >= weights.floor ? weights.values[i] : 0; }));
+    return int(find(block * kBlock, (block + 1) * kBlock, [&](std::size_t i) { return weights.drawable(i); }));
 }
 
 }  // namespace freedive

@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace freedive {
 
@@ -166,13 +167,15 @@ std::uint16_t float_to_half(float f);
 // a scale or a float is not finite.
 bool pack_panels(Format f, const std::uint8_t* src, int rows, int k, int first, int last, std::uint8_t* dst);
 
-// Packs all panels, on so many threads. False as above.
-bool pack_matrix(Format f, const std::uint8_t* src, int rows, int k, std::uint8_t* dst, int num_threads);
+// Packs all panels on `num_threads` threads; the result is that of pack_panels(). Throws std::invalid_argument if the
+// sizes do not match the shape.
+bool pack_matrix(Format f, std::span<const std::uint8_t> src, int rows, int k, std::span<std::uint8_t> dst,
+                 int num_threads);
 
 // Bytes of one source row.
 std::size_t source_row_bytes(Format f, int k);
 
-// Dequantises one row of a packed matrix into out[k].
-void unpack_row(const Weight& w, int row, float* out);
+// Dequantises one row of a packed matrix into the first k numbers of `out`. Throws if there is no such row or no room.
+void unpack_row(const Weight& w, int row, std::span<float> out);
 
 }  // namespace freedive

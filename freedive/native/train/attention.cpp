@@ -7,6 +7,47 @@ namespace {
 
 constexpr int kMostQueryRows = 64;
 
+// Rotary embedding of the last `dim` numbers of queries and keys; `angles` holds cosines [tokens, dim / 2], then sines.
+struct Rotation {
+    const float* angles = nullptr;
+    std::ptrdiff_t tokens = 0;
+    int dim = 0;
+    bool neighbours = false;
+};
+
+struct AttentionShape {
+    const std::int64_t* begins;
+    int sequences, heads, dim;
+    float scale;
+    Rotation rotation;
+    int length(int sequence) const { return int(begins[sequence + 1] - begins[sequence]); }
+    int key_dim() const { return dim - rotation.dim; }
+    std::ptrdiff_t tokens() const { return begins[sequences]; }
+};
+
+Rotation checked_rotation(const AttentionInput& input, std::size_t tokens) {
+    if (!input.turning.is_given()) return {};
+    require_num_dims(input.turning, 2);
+    const std::size_t dim = input.turning.shape[1];
+    require(dim % 2 == 0, "an array has the wrong shape");
+    require_shape(input.turning, {tokens, dim}), require_shape(input.angles, {2, tokens, dim / 2});
+    return {input.angles.data, std::ptrdiff_t(tokens), int(dim), input.neighbours};
+}
+
+AttentionShape checked_shape(const AttentionInput& input, const auto& out, const auto& log_sums) {
+    require_num_dims(input.q, 3), require_num_dims(input.begins, 1);
+    const std::size_t tokens = input.q.shape[0], heads = input.q.shape[1], dim = input.q.shape[2];
+    const Rotation rotation = checked_rotation(input, tokens);
+    require(std::size_t(rotation.dim) <= dim, "an array has the wrong shape");
+    require_shape(input.k, {tokens, heads, dim - rotation.dim}), require_shape(input.v, {tokens, heads, dim});
+    require_shape(out, {tokens, heads, dim}), require_shape(log_sums, {tokens * heads});
+    const std::int64_t* first = input.begins.data;
+    const std::int64_t* last = first + input.begins.shape[0] - 1;
+    require(last >= first && *first == 0 && *last == std::int64_t(tokens) && std::is_sorted(first, last + 1),
+            "sequences do not lie end to end");
+    return {first, int(last - first), int(heads), int(dim), input.scale, rotation};
+}
+
 // In whole tiles.
 int query_rows(const FloatProducts& products) { return kMostQueryRows / products.tile_rows * products.tile_rows; }
 
@@ -81,10 +122,10 @@ struct Turned {
     View q, k;
     Turned(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, const AttentionInput& input,
            Arena& arena)
-        : q(head.of<View>(input.q, shape, shape.dim)), k(head.of<View>(input.k, shape, shape.key_dim())) {
+        : q(head.of<View>(input.q.data, shape, shape.dim)), k(head.of<View>(input.k.data, shape, shape.key_dim())) {
         const int dim = shape.rotation.dim;
         q = joined(kernels, shape, head, q, q.columns_from(shape.key_dim()), arena);
-        k = joined(kernels, shape, head, k, {input.turning + head.first * dim, dim}, arena);
+        k = joined(kernels, shape, head, k, {input.turning.data + head.first * dim, dim}, arena);
     }
 };
 
@@ -109,18 +150,19 @@ void sum_heads(Team& team, const AttentionShape& shape, const float* parts, floa
 
 }  // namespace
 
-void Training::attention(AttentionShape shape, AttentionInput input, float* out, float* log_sums) {
+void Training::attention(const AttentionInput& input, const MutableFloatArray& out, const MutableFloatArray& log_sums) {
+    const AttentionShape shape = checked_shape(input, out, log_sums);
     const std::lock_guard lock(one_at_a_time_);
     const int dim = shape.dim, at_once = query_rows(products_);
     const auto run_head = [&](const Head& head, Own& own) {
         Arena& arena = own.arena;
         arena.clear();
         const auto [q, k] = Turned(kernels_, shape, head, input, arena);
-        const auto v = head.of<View>(input.v, shape, dim);
-        const auto to = head.of<MutableView>(out, shape, dim), scores = scores_of(products_, arena, head.length);
+        const auto v = head.of<View>(input.v.data, shape, dim);
+        const auto to = head.of<MutableView>(out.data, shape, dim), scores = scores_of(products_, arena, head.length);
         const Panels keys = packed(products_, arena, {k, dim, head.length, true});
         const Panels values = packed(products_, arena, {v, head.length, dim, false});
-        float* log_sum = log_sums + head.log_sums(shape);
+        float* log_sum = log_sums.data + head.log_sums(shape);
         for (int begin = 0; begin < head.length; begin += at_once) {
             const int count = std::min(at_once, head.length - begin), end = begin + count;
             own.multiply(q.from(begin), count, seen(keys, end), scores);
@@ -133,8 +175,12 @@ void Training::attention(AttentionShape shape, AttentionInput input, float* out,
     team_.run([&](int thread) { for_heads(team_, shape, [&](const Head& head) { run_head(head, own_[thread]); }); });
 }
 
-void Training::attention_backward(AttentionShape shape, AttentionInput input, const float* out, const float* log_sums,
-                                  const float* d_out, AttentionGradients gradients) {
+void Training::attention_backward(const AttentionInput& input, const FloatArray& out, const FloatArray& log_sums,
+                                  const FloatArray& d_out, const AttentionGradients& gradients) {
+    const AttentionShape shape = checked_shape(input, out, log_sums);
+    require(d_out.shape == out.shape && gradients.q.shape == input.q.shape && gradients.k.shape == input.k.shape &&
+                gradients.v.shape == input.v.shape && gradients.turning.shape == input.turning.shape,
+            "an array has the wrong shape");
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
     const int dim = shape.dim, at_once = query_rows(products_), turning = shape.rotation.dim;
@@ -144,11 +190,11 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
         Arena& arena = own.arena;
         arena.clear();
         const auto [q, k] = Turned(kernels_, shape, head, input, arena);
-        const auto v = head.of<View>(input.v, shape, dim);
-        const auto made = head.of<View>(out, shape, dim), d_made = head.of<View>(d_out, shape, dim);
-        const auto plain_q = head.of<MutableView>(gradients.q, shape, dim);
-        const auto plain_k = head.of<MutableView>(gradients.k, shape, shape.key_dim());
-        const auto d_v = head.of<MutableView>(gradients.v, shape, dim);
+        const auto v = head.of<View>(input.v.data, shape, dim);
+        const auto made = head.of<View>(out.data, shape, dim), d_made = head.of<View>(d_out.data, shape, dim);
+        const auto plain_q = head.of<MutableView>(gradients.q.data, shape, dim);
+        const auto plain_k = head.of<MutableView>(gradients.k.data, shape, shape.key_dim());
+        const auto d_v = head.of<MutableView>(gradients.v.data, shape, dim);
         const auto gradient = [&](MutableView plain) {
             return turning ? MutableView{arena.take(std::size_t(length) * dim), dim} : plain;
         };
@@ -158,7 +204,7 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
         const Panels values = packed(products_, arena, {v, dim, length, true});
         const Panels key_rows = packed(products_, arena, {k, length, dim, false});
         Panels few{q, at_once, dim, false, arena.take(Panels{q, at_once, dim, false}.size(products_))};
-        const float* log_sum = log_sums + head.log_sums(shape);
+        const float* log_sum = log_sums.data + head.log_sums(shape);
         for (int begin = 0; begin < length; begin += at_once) {
             const int count = std::min(at_once, length - begin), end = begin + count;
             for (int row = end; row < std::min(end + at_once, length); row++)
@@ -186,7 +232,7 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
     };
     team_.run([&](int thread) {
         for_heads(team_, shape, [&](const Head& head) { run_head(head, own_[thread]); });
-        if (turning) sum_heads(team_, shape, d_turning, gradients.turning);
+        if (turning) sum_heads(team_, shape, d_turning, gradients.turning.data);
     });
 }
 

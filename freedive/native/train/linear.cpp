@@ -11,6 +11,35 @@ constexpr int kPartRows = 2048, kMostParts = 8, kPartStep = 32;  // rows of a pa
 constexpr int kNearRows = 512;                                   // whose gradients stay in the second cache
 constexpr int kSummed = 4096;                                    // numbers of parts that are added at once
 
+// Linear layers of the same x [rows, in], for each of which y [rows, out] = x weight^T.
+struct LinearShape {
+    int rows, in;
+};
+struct Linear {
+    const float* weight;
+    int out;
+    float* y;
+};
+struct LinearGradient {
+    const float* weight;
+    int out;
+    const float* d_y;
+    float* d_weight;  // null: not computed
+};
+
+LinearShape checked_shape(const FloatArray& x, std::size_t num_weights, std::size_t num_ys) {
+    require_num_dims(x, 2);
+    require(num_weights == num_ys, "lists differ in length");
+    return {int(x.shape[0]), int(x.shape[1])};
+}
+// Returns the layer's number of outputs.
+int checked_outputs(const FloatArray& x, const FloatArray& weight, const auto& y) {
+    require_num_dims(weight, 2);
+    require_shape(weight, {weight.shape[0], x.shape[1]});
+    require_shape(y, {x.shape[0], weight.shape[0]});
+    return int(weight.shape[0]);
+}
+
 // Inside a job: calls run(row, count) for blocks of rows.
 template <class Run>
 void for_blocks(Team& team, int rows, Run&& run) {
@@ -86,7 +115,13 @@ struct Parts {
 
 }  // namespace
 
-void Training::linears(LinearShape shape, const float* x, std::span<const Linear> all) {
+void Training::linears(const FloatArray& input, std::span<const FloatArray> weights,
+                       std::span<const MutableFloatArray> ys) {
+    const LinearShape shape = checked_shape(input, weights.size(), ys.size());
+    std::vector<Linear> all;
+    for (std::size_t i = 0; i < ys.size(); i++)
+        all.push_back({weights[i].data, checked_outputs(input, weights[i], ys[i]), ys[i].data});
+    const float* x = input.data;
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
     const auto factors = panels_of(products_, shared_, all, shape.in, forward_panels);
@@ -101,7 +136,20 @@ void Training::linears(LinearShape shape, const float* x, std::span<const Linear
     });
 }
 
-void Training::linears_backward(LinearShape shape, const float* x, std::span<const LinearGradient> all, float* d_x) {
+void Training::linears_backward(const FloatArray& input, std::span<const FloatArray> weights,
+                                std::span<const FloatArray> d_ys, const MutableFloatArray& d_input,
+                                std::span<const MutableFloatArray> d_weights) {
+    const LinearShape shape = checked_shape(input, weights.size(), d_ys.size());
+    require(d_weights.size() == weights.size(), "lists differ in length");
+    std::vector<LinearGradient> all;
+    for (std::size_t i = 0; i < d_ys.size(); i++) {
+        const int out = checked_outputs(input, weights[i], d_ys[i]);
+        if (d_weights[i].is_given()) require(d_weights[i].shape == weights[i].shape, "an array has the wrong shape");
+        all.push_back({weights[i].data, out, d_ys[i].data, d_weights[i].data});
+    }
+    if (d_input.is_given()) require(d_input.shape == input.shape, "an array has the wrong shape");
+    const float* x = input.data;
+    float* d_x = d_input.data;
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
     const auto factors = panels_of(products_, shared_, all, shape.in, backward_panels);

@@ -8,6 +8,12 @@ namespace {
 
 constexpr int kBlockRows = 36;  // about: in whole tiles
 
+// `count` matrices [rows, columns], one after the other.
+struct Matrices {
+    float* data;
+    int count, rows, columns;
+};
+
 // out = left right, of which only what lies on and below the diagonal is computed, since it is symmetric.
 void multiply_symmetric(const FloatProducts& products, Own& own, View left, const Panels& right, MutableView out) {
     const int n = right.columns, step = kBlockRows / products.tile_rows * products.tile_rows;
@@ -43,7 +49,12 @@ void turn(const FloatProducts& products, Polynomial p, int turns, int rows, int 
 
 }  // namespace
 
-void Training::orthogonalise(std::span<const Matrices> all, Polynomial polynomial, int turns) {
+void Training::orthogonalise(std::span<const MutableFloatArray> stacks, Polynomial polynomial, int turns) {
+    std::vector<Matrices> all;
+    for (const MutableFloatArray& each : stacks) {
+        require_num_dims(each, 3);
+        all.push_back({each.data, int(each.shape[0]), int(each.shape[1]), int(each.shape[2])});
+    }
     const std::lock_guard lock(one_at_a_time_);
     const auto run_matrix = [&](const Matrices& matrices, int index, Own& own) {
         Arena& arena = own.arena;
