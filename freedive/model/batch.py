@@ -9,14 +9,15 @@ from typing import Protocol
 import numpy as np
 
 from freedive.arrays import Bytes, Floats, Ints
+from freedive.native import _native
 
-PAGE_TOKENS = 32
+PAGE_TOKENS = _native.PAGE_TOKENS
 """Tokens in one page of the key-value cache."""
 
 NO_SAVES: Ints = np.zeros((0, 3), np.int32)
 """For steps that save no state."""
 
-MAX_DRAFT = 15
+MAX_DRAFT = _native.MAX_DRAFT
 """Most tokens of a request that a step may compute without knowing whether they will be accepted."""
 
 

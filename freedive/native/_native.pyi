@@ -88,6 +88,10 @@ class HeadStepKind(Enum):
     ROPE_INTERLEAVED = ...
     TEMPER = ...
 
+PAGE_TOKENS: int
+"""Tokens in one page of the key-value cache."""
+MAX_DRAFT: int
+"""The most draft tokens of a sequence in one step."""
 MAX_HEAD_DIM: int
 """The widest head that attention takes."""
 MAX_EXPERTS: int

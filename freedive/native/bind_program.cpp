@@ -249,6 +249,8 @@ void bind_memory(ProgramClass& program) {
 }  // namespace
 
 void bind_program(nb::module_& m) {
+    m.attr("PAGE_TOKENS") = kPageTokens;
+    m.attr("MAX_DRAFT") = kMaxDraft;
     m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
     m.attr("MAX_EXPERTS") = kMaxExperts;
     m.attr("LATE_PROMPT_TOKENS") = kLatePromptTokens;
