@@ -63,6 +63,12 @@ class GroupChoice(Enum):
     top2 = ...
     each = ...
 
+class RouterScore(Enum):
+    """How a router's logits become scores, as model.spec names them."""
+
+    softmax = ...
+    sigmoid = ...
+
 class CacheFormat(Enum):
     """Numbers of the key-value cache."""
 
@@ -149,7 +155,7 @@ class Router:
         *,
         num_experts: int,
         num_chosen: int,
-        sigmoid: bool,
+        score: RouterScore,
         renormalise: bool,
         scale: float,
         choice_bias: int,

@@ -78,9 +78,11 @@ struct GluLinear final : Operation {
 // Which experts a token goes to and with what weights, from the logits of a linear.
 constexpr int kMaxExperts = 1024;
 enum class GroupChoice : int { Best, BestTwo, Each };
+enum class RouterScore : int { Softmax, Sigmoid };
 struct Router {
     int num_experts, num_chosen;
-    bool sigmoid, renormalise;
+    RouterScore score;
+    bool renormalise;
     float scale;
     int choice_bias, expert_scale;  // vectors
     int num_groups, kept_groups;

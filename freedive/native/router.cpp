@@ -69,7 +69,7 @@ Router checked(Router r) {
 void Router::route(const Program& program, const float* logits, std::int32_t* experts, float* weights) const {
     float scores[kMaxExperts] = {}, merit[kMaxExperts];
     std::copy_n(logits, num_experts, scores);
-    if (sigmoid)
+    if (score == RouterScore::Sigmoid)
         for (int e = 0; e < num_experts; e++) scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
     else
         softmax(scores, num_experts);
