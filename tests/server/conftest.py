@@ -1,5 +1,6 @@
-"""The echo model and a live server over it."""
+"""The echo model, a live server over it, and Ollama's client of that server."""
 
 from echo_model import fake_model, http, live_server
+from ollama_setup import ollama_client
 
-__all__ = ["fake_model", "http", "live_server"]
+__all__ = ["fake_model", "http", "live_server", "ollama_client"]
