@@ -1,4 +1,4 @@
-// Routes: which experts a token goes to, with what weights.
+// Routing: chooses the experts of each token and their weights.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -19,7 +19,8 @@ void softmax(float* x, int n) {
     for (int i = 0; i < n; i++) x[i] /= sum;
 }
 
-// The `count` best of merit[first, last), best first; of equals the lower index.
+// Writes the indices of the `count` largest of merit[first, last), largest first; equal values keep index order.
+// Returns the end of what it wrote.
 int* take_best(const float* merit, int first, int last, int count, int* out) {
     int taken = 0;
     for (int i = first; i < last; i++) {
@@ -42,7 +43,7 @@ float strength(const float* group, int size, bool best_two) {
     return best_two ? first + second : first;
 }
 
-// Takes all groups but the `kept` strongest out of the choice.
+// Excludes the experts of all groups except the `kept` strongest.
 void keep_groups(float* merit, int size, int groups, int kept, bool best_two) {
     float strengths[kMaxExperts];
     int order[kMaxExperts];

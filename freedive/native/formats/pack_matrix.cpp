@@ -1,4 +1,4 @@
-// Packing on several threads.
+// Packs a matrix on several threads, each of which takes one panel at a time.
 #include <atomic>
 #include <thread>
 #include <vector>

@@ -1,5 +1,5 @@
-// Causal attention of whole sequences: a task is a head of a sequence. Scores of a few queries against all keys that
-// they see are made at once; of the backward pass they are made again, from the logarithms of their sums.
+// Causal attention of whole sequences; a task is one head of one sequence. It computes the scores of a few queries
+// against all their keys at once. The backward pass recomputes the scores from the logarithms of their sums.
 #include "training.h"
 
 namespace freedive {
@@ -48,7 +48,7 @@ AttentionShape checked_shape(const AttentionInput& input, const auto& out, const
     return {first, int(last - first), int(heads), int(dim), input.scale, rotation};
 }
 
-// In whole tiles.
+// Queries at once: kMostQueryRows rounded down to whole tiles.
 int query_rows(const FloatProducts& products) { return kMostQueryRows / products.tile_rows * products.tile_rows; }
 
 Panels packed(const FloatProducts& products, Arena& arena, Panels panels) {
@@ -57,19 +57,19 @@ Panels packed(const FloatProducts& products, Arena& arena, Panels panels) {
     return panels;
 }
 
-// Rows of scores: not a power of two apart, which would crowd them into few sets of the cache.
+// Memory for rows of scores. Their distance is not a power of two, at which they would share few sets of the cache.
 MutableView scores_of(const FloatProducts& products, Arena& arena, int length) {
     const int columns = (length / products.tile_columns + 1) * products.tile_columns;
     return {arena.take(std::size_t(kMostQueryRows) * columns), columns};
 }
 
-// The keys that no query before `end` is without.
+// The keys before position `end`, which the queries before `end` see.
 Panels seen(Panels keys, int end) {
     keys.columns = end;
     return keys;
 }
 
-// A head of a sequence: its rows are those of `first` on, and the columns its own.
+// One head of one sequence, whose rows begin with `first`.
 struct Head {
     int sequence, head, length;
     std::ptrdiff_t first;
@@ -89,7 +89,7 @@ struct Head {
     }
 };
 
-// Asks for a row of a head: they lie apart, so that no machine foresees the next.
+// Prefetches a row of a head; the rows lie too far apart for the hardware prefetcher.
 void fetch(const float* row, int dim) {
     for (int i = 0; i < dim; i += 16) __builtin_prefetch(row + i, 0, 2);
 }
@@ -99,7 +99,7 @@ Angles angles(const Rotation& by, std::ptrdiff_t token) {
     return {cos, cos + by.tokens * (by.dim / 2), by.dim / 2, by.neighbours};
 }
 
-// Rows whose last part is turned, of both parts; as they are where nothing turns.
+// Returns rows with their last part rotated, joined from both parts; the plain rows if there is no rotation.
 View joined(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, View plain, View last,
             Arena& arena) {
     if (!shape.rotation.dim) return plain;
@@ -109,7 +109,7 @@ View joined(const TrainKernels& kernels, const AttentionShape& shape, const Head
                             rows.row(i));
     return rows;
 }
-// And of their gradients, which are `joined` if nothing turns.
+// Splits gradients of joined rows into those of both parts; does nothing if there is no rotation.
 void part(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, View joined, MutableView plain,
           MutableView last) {
     for (int i = 0; i < head.length && shape.rotation.dim; i++)
@@ -117,7 +117,7 @@ void part(const TrainKernels& kernels, const AttentionShape& shape, const Head& 
                            last.row(i));
 }
 
-// The queries and keys of a head, turned.
+// The queries and keys of a head after rotary embedding.
 struct Turned {
     View q, k;
     Turned(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, const AttentionInput& input,
@@ -129,13 +129,13 @@ struct Turned {
     }
 };
 
-// Inside a job: calls run(head) for every head.
+// Calls run(head) for every head, inside a job.
 template <class Run>
 void for_heads(Team& team, const AttentionShape& shape, Run&& run) {
     team.for_each(shape.sequences * shape.heads, 1, [&](int task) { run(Head(shape, task)); });
 }
 
-// Sums over heads [heads, tokens * dim], in order.
+// Sums `parts` [heads, tokens * dim] over the heads, in order.
 void sum_heads(Team& team, const AttentionShape& shape, const float* parts, float* sum) {
     const std::ptrdiff_t dim = shape.rotation.dim;
     team.for_each(shape.sequences, 1, [&](int sequence) {

@@ -1,12 +1,13 @@
-// The loss and its gradients at once: logits of a few rows live in a thread's cache, and what is left of them is packed
-// as a factor of the head's gradient.
+// The loss and its gradients in one pass: the logits of a few rows stay in a thread's cache, and their gradients are
+// packed as a factor of the head's gradient.
 #include "training.h"
 
 namespace freedive {
 namespace {
-constexpr int kBlockRows = 96, kChunkRows = 10 * kBlockRows;  // of a task, and between two additions to d_head
-constexpr int kBandTiles = 2;                                 // of d_head: a task
-constexpr int kSpace = 48;  // between rows of logits: a power of two apart they would crowd into few sets of the cache
+constexpr int kBlockRows = 96, kChunkRows = 10 * kBlockRows;  // rows of a task; rows between two additions to d_head
+constexpr int kBandTiles = 2;                                 // tiles of d_head in one task
+// Padding between rows of logits: at distances of a power of two they would share few cache sets.
+constexpr int kSpace = 48;
 
 // Logits [rows, vocab] = x [rows, hidden] head^T.
 struct CrossEntropyShape {
@@ -41,7 +42,8 @@ double Training::cross_entropy(const FloatArray& input, const FloatArray& head_w
     const PackedColumns gradients(products_, vocab, most, shared_);
     float* losses = shared_.take(rows);
     if (!rows) std::fill_n(d_head, std::ptrdiff_t(vocab) * hidden, 0.0f);
-    // Rows [row, row + count): their losses and gradients. Those of their logits go to row `at` of the chunk's.
+    // Computes losses and gradients of rows [row, row + count). Packs their logits' gradients from row `at` of the
+    // chunk.
     const auto run_block = [&, hidden = hidden, vocab = vocab](std::ptrdiff_t row, int at, int count, Own& own) {
         own.arena.clear();
         const MutableView logits{own.arena.take(std::size_t(count) * (vocab + kSpace)), vocab + kSpace};

@@ -1,15 +1,16 @@
-// Linear layers: blocks of rows by whole weights. Weights' gradients are summed by parts of the rows, whose number
-// depends on the shape alone, and by bands of their own rows; a task makes its rows' gradients by the way, while they
-// are near.
+// Linear layers. A task of the forward pass multiplies a block of rows by whole weights. In the backward pass the rows
+// are divided into parts, whose number depends on the shape alone, and each weight's gradient into bands of its rows; a
+// task computes one band of one part, and the gradients of some input rows while these are in the cache.
 #include "training.h"
 
 namespace freedive {
 namespace {
 
 constexpr int kBlockRows = 96;
-constexpr int kPartRows = 2048, kMostParts = 8, kPartStep = 32;  // rows of a part, about; its last steps are whole
-constexpr int kNearRows = 512;                                   // whose gradients stay in the second cache
-constexpr int kSummed = 4096;                                    // numbers of parts that are added at once
+constexpr int kPartRows = 2048, kMostParts = 8;  // rows of a part, about
+constexpr int kPartStep = 32;                    // of which the boundaries of parts are multiples
+constexpr int kNearRows = 512;                   // rows whose gradients fit in the second-level cache
+constexpr int kSummed = 4096;                    // numbers that one task adds over all parts
 
 // Linear layers of the same x [rows, in], for each of which y [rows, out] = x weight^T.
 struct LinearShape {
@@ -40,7 +41,7 @@ int checked_outputs(const FloatArray& x, const FloatArray& weight, const auto& y
     return int(weight.shape[0]);
 }
 
-// Inside a job: calls run(row, count) for blocks of rows.
+// Calls run(row, count) for blocks of rows, inside a job.
 template <class Run>
 void for_blocks(Team& team, int rows, Run&& run) {
     team.for_each((rows + kBlockRows - 1) / kBlockRows, 1, [&](int block) {
@@ -49,7 +50,7 @@ void for_blocks(Team& team, int rows, Run&& run) {
     });
 }
 
-// The factors of all weights, with memory to be packed in.
+// The right factors of all weights, with memory that is still to be packed.
 template <class Weights>
 std::vector<Panels> panels_of(const FloatProducts& products, Arena& arena, const Weights& all, int in,
                               Panels (*panels)(const float*, int, int)) {
@@ -61,7 +62,7 @@ std::vector<Panels> panels_of(const FloatProducts& products, Arena& arena, const
     return factors;
 }
 
-// Gradients [out, in] in parts, which are summed in order.
+// Gradients of weights [out, in], computed in parts of the rows and then summed in order.
 struct Parts {
     Parts(LinearShape shape, std::span<const LinearGradient> all, Arena& arena)
         : shape(shape), all(all), count(std::clamp(shape.rows / kPartRows, 1, kMostParts)) {
@@ -71,18 +72,18 @@ struct Parts {
     const LinearShape shape;
     const std::span<const LinearGradient> all;
     const int count;
-    std::vector<float*> rest;  // the first part is where the sum will be
+    std::vector<float*> rest;  // memory of all parts but the first, which is computed in place
 
     std::ptrdiff_t size(const LinearGradient& of) const { return std::ptrdiff_t(of.out) * shape.in; }
     int row(int part) const { return part == count ? shape.rows : shape.rows / count / kPartStep * kPartStep * part; }
 
-    // What a band of the rows of every gradient has of a part: calls first(row, count) for its blocks, then adds them.
+    // Adds the rows of one part to one band of every gradient. Calls first(row, count) for the band's share of blocks.
     template <class First>
     void add_band(int part, int band, int bands, const float* x, Own& own, First&& first) const {
         std::vector<OuterProduct> products;
         int row = this->row(part), block = 0;
         const int end = this->row(part + 1);
-        do {  // also of no rows, which make gradients of 0
+        do {  // runs once without rows too, so that the gradients become 0
             const int count = std::min(kNearRows, end - row);
             if (block % bands == band) first(row, count);
             products.clear();
@@ -99,7 +100,7 @@ struct Parts {
         return {
             {of.d_y + row * of.out + begin, of.out}, end - begin, {to + std::ptrdiff_t(begin) * shape.in, shape.in}};
     }
-    // Inside a job.
+    // Sums the parts in order, inside a job.
     void add(Team& team) const {
         for (std::size_t i = 0; i < all.size() && count > 1; i++) {
             const std::ptrdiff_t size = this->size(all[i]);

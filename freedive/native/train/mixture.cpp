@@ -1,12 +1,12 @@
-// A mixture of gated experts. Tokens are cut into blocks; a block belongs to one thread, which goes through its experts
-// in order and adds what they make to the block's rows, so that all of it stays near.
+// A mixture of gated experts. Tokens are divided into blocks. One thread runs all experts of a block in order and adds
+// their outputs to the block's rows, which stay in its cache.
 #include "training.h"
 
 namespace freedive {
 namespace {
 
-constexpr int kExpertRows = 128;  // that an expert is to get of a block, on average
-constexpr int kBandRows = 192;    // of a weight's gradient: a task
+constexpr int kExpertRows = 128;  // average rows of a block for each expert
+constexpr int kBandRows = 192;    // rows of a weight's gradient in one task
 
 // Each of `tokens` goes to `chosen` of the `experts`.
 struct MixtureShape {
@@ -29,8 +29,8 @@ MixtureShape checked_shape(const MixtureInput& input, const auto& gate_up, std::
 // Choices sorted by expert, and within an expert by token.
 struct Sorted {
     int block_tokens, num_blocks;
-    std::vector<int> places;  // in `choices`, by rank
-    std::vector<int> tokens;  // likewise
+    std::vector<int> places;  // indices into `choices`, by rank
+    std::vector<int> tokens;  // their tokens, by rank
     std::vector<int> first;   // ranks of an expert's choices in a block begin at [expert * num_blocks + block]
 
     int begin(int expert, int block) const { return first[expert * num_blocks + block]; }
@@ -55,7 +55,7 @@ struct Sorted {
     }
 };
 
-// The factors of all experts' products, with memory to be packed in.
+// The right factors of all experts, with memory that is still to be packed.
 struct Factors {
     std::vector<Panels> gate, up, down;
 
@@ -77,7 +77,7 @@ struct Factors {
     }
 };
 
-// What both passes go by.
+// What the forward and the backward pass have in common.
 struct Pass {
     const TrainKernels& kernels;
     const MixtureShape shape;
@@ -85,10 +85,10 @@ struct Pass {
     const Factors factors;
     const float* shares;
     Kept inputs;   // x
-    Kept gate_up;  // by rank, in two parts
+    Kept gate_up;  // by rank; two parts: gate and up
 
     const int* tokens(int rank) const { return sorted.tokens.data() + rank; }
-    // Calls run(expert, block) for all experts, on a block's thread, after rows of `out` have been set to 0.
+    // Sets the rows of `out` to 0 and calls run(expert, block) for all experts; one thread has all of a block.
     template <class Run>
     void for_blocks(Team& team, float* out, Run&& run) const {
         team.for_each(sorted.num_blocks, 1, [&](int block) {
@@ -97,16 +97,16 @@ struct Pass {
             for (int e = 0; e < shape.experts; e++) run(e, block);
         });
     }
-    // Inside a job.
+    // Converts all tokens' rows to the kept form, inside a job.
     void keep_rows(Team& team, const float* rows, const Kept& to) const {
         team.for_each(to.halves() ? shape.tokens : 0, 32,
                       [&](int token) { to.write(rows + std::ptrdiff_t(token) * shape.hidden, to.at(token)); });
     }
 };
 
-// Tokens' rows: themselves where floats are kept, else with memory.
+// The kept rows of all tokens: the given rows if they are kept as floats, else new memory.
 Kept kept_rows(const FloatProducts& products, Arena& arena, MixtureShape shape, const float* rows) {
-    Kept kept(products, const_cast<float*>(rows), shape.hidden);  // floats are never written
+    Kept kept(products, const_cast<float*>(rows), shape.hidden);  // never written if they are floats
     if (kept.halves()) kept.data = arena.take(shape.tokens * kept.stride);
     return kept;
 }
@@ -157,10 +157,9 @@ struct Backward : Pass {
         own.multiply(d_gate_up.view(begin, 1), count, factors.up[e], d_x, true);
     }
 
-    // The gradients [out, in] of an expert's weights are cut into bands of rows; those of gate and up are made
-    // together.
+    // The gradients [out, in] of an expert's weights are divided into bands of rows; a task of gate also computes up.
     static int bands(int out) { return (out + kBandRows - 1) / kBandRows; }
-    int bands() const { return bands(shape.dim) + bands(shape.hidden); }  // of an expert
+    int bands() const { return bands(shape.dim) + bands(shape.hidden); }  // number of bands of one expert
     void run_band(int e, int band, Own& own) const {
         const int first = sorted.begin(e, 0), count = sorted.begin(e + 1, 0) - first;
         const int dim = shape.dim, hidden = shape.hidden, begin = band * kBandRows;
@@ -216,7 +215,7 @@ void Training::mixture_backward(const MixtureInput& input, const FloatArray& gat
     const std::size_t rows = std::size_t(shape.tokens) * shape.chosen, width = kept_width(shape.dim);
     const Backward pass{{kernels_, shape, Sorted(shape, input.choices.data), factors, input.shares.data,
                          kept_rows(products_, shared_, shape, input.x.data),
-                         Kept(products_, const_cast<float*>(gate_up.data), shape.dim, 2)},  // only read
+                         Kept(products_, const_cast<float*>(gate_up.data), shape.dim, 2)},  // only read from
                         gradients,
                         kept_rows(products_, shared_, shape, d_y.data),
                         Kept(products_, shared_.take(rows * 2 * width), shape.dim, 2),

@@ -1,4 +1,4 @@
-// Arithmetic on rows, in blocks of them.
+// RMS norm of rows, a block of rows in each task.
 #include "training.h"
 
 namespace freedive {
@@ -38,7 +38,7 @@ void Training::rms_norm_backward(const FloatArray& x, const FloatArray& weight, 
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
     const int blocks = blocks_of(shape.rows), dim = shape.dim;
-    float* parts = shared_.take(std::size_t(blocks) * dim);  // of d_weight, by block
+    float* parts = shared_.take(std::size_t(blocks) * dim);  // d_weight of each block
     std::fill_n(parts, std::size_t(blocks) * dim, 0.0f);
     team_.run([&](int) {
         team_.for_each(blocks, 1, [&](int block) {

@@ -1,5 +1,5 @@
-// The forward and backward passes of training's layers, on a team of threads. All is float32 but the factors of
-// products, which may be rounded.
+// The forward and backward passes of training's layers on a team of threads, in float32. Only the factors of products
+// may be rounded to bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -44,12 +44,12 @@ std::vector<Updated> updated_weights(std::span<const MutableFloatArray> weights,
                                      std::span<const MutableFloatArray> squares, std::span<const float> keeps,
                                      std::span<const float> rates);
 
-// x -> (a + b x x^T + c (x x^T)^2) x, after x has been divided by its norm, plus eps.
+// One Newton-Schulz iteration: x -> (a + b x x^T + c (x x^T)^2) x. Before the first, x is divided by (its norm + eps).
 struct Polynomial {
     float a, b, c, eps;
 };
 
-// What a thread has for itself.
+// The memory and products of one thread.
 struct Own : Multiplier {
     using Multiplier::Multiplier;
     Arena arena;
@@ -93,7 +93,7 @@ class Training {
     // Replaces each matrix of the stacks [count, rows, columns] by the result of `turns` Newton-Schulz iterations.
     void orthogonalise(std::span<const MutableFloatArray> stacks, Polynomial polynomial, int turns);
 
-    // See TrainKernels; of all of every weight.
+    // The updates of TrainKernels, for all numbers of every weight.
     void adamw(std::span<const Updated> all, AdamStep step);
     void nesterov(std::span<const Updated> all, float beta, float shrink);
     void apply_update(std::span<const Updated> all);

@@ -1,4 +1,4 @@
-// Optimizers' passes over all weights, in pieces of them.
+// The optimizers' updates: passes over all weights, one piece of a weight in each task.
 #include "training.h"
 
 namespace freedive {
