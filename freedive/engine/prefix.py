@@ -92,9 +92,13 @@ class PrefixCache:
         return sum(map(self._pages.is_referenced, pages))
 
     def attach(self, sequence: Sequence) -> None:
-        """Attach the registered pages that continue the cached tokens of ``sequence``."""
+        """Give ``sequence`` what is in memory: its last state, and the pages that continue its cached tokens."""
         if self._snapshots is not None and (key := self._next_state(sequence, self._snapshots)):
             self._load(sequence, key, self._snapshots)
+        self._attach_pages(sequence)
+
+    def _attach_pages(self, sequence: Sequence) -> None:
+        """Attach the registered pages that continue the cached tokens of ``sequence``."""
         for place in self._lacking(sequence):
             if (page := self._pages.find(self._key(sequence, place))) is None:
                 return
@@ -107,9 +111,9 @@ class PrefixCache:
 
         Returns those that wait for more from the disk, until the next step.
         """
-        for sequence in sequences:
-            self.attach(sequence)
         waiting = set() if self._snapshots is None else self._restore_states(sequences, self._snapshots)
+        for sequence in sequences:
+            self._attach_pages(sequence)
         if self._store is not None:
             arrived = self._store.fetch(self._next_reads(sequences, self._store))
             waiting |= {sequence for sequence in sequences if self._fill(sequence, self._store, arrived)}
@@ -119,12 +123,15 @@ class PrefixCache:
         return waiting
 
     def _restore_states(self, sequences: abc.Sequence[Sequence], snapshots: Snapshots) -> set[Sequence]:
-        """Give ``sequences`` the states that have been read from disk. Returns those that wait for one."""
-        awaited = {sequence: key for sequence in sequences if (key := self._next_state(sequence, snapshots))}
-        snapshots.fetch(list(awaited.values()))
-        for sequence, key in awaited.items():
-            self._load(sequence, key, snapshots)
-        return {sequence for sequence, key in awaited.items() if not sequence.is_resuming and key in snapshots}
+        """Give ``sequences`` the states that are in memory or have been read from disk. Returns those that wait."""
+        found = {sequence: key for sequence in sequences if (key := self._next_state(sequence, snapshots))}
+        missing = {sequence: key for sequence, key in found.items() if not self._load(sequence, key, snapshots)}
+        snapshots.fetch(list(missing.values()))
+        return {
+            sequence
+            for sequence, key in missing.items()
+            if not self._load(sequence, key, snapshots) and key in snapshots
+        }
 
     def _next_state(self, sequence: Sequence, snapshots: Snapshots) -> bytes | None:
         """The key of the last snapshot that ``sequence`` can go on from, further on than it stands, if there is one."""
@@ -138,11 +145,13 @@ class PrefixCache:
             last = key if key in snapshots else last
         return last
 
-    def _load(self, sequence: Sequence, key: bytes, snapshots: Snapshots) -> None:
-        """Go on from the snapshot ``key`` if it is in memory: its pages follow."""
-        if snapshots.load(key, sequence.slot):
-            snapshots.keep(key)
-            sequence.state_end = (sequence.page_keys.index(key) + 1) * PAGE_TOKENS
+    def _load(self, sequence: Sequence, key: bytes, snapshots: Snapshots) -> bool:
+        """Load the snapshot ``key`` into the slot of ``sequence``; its pages follow. False if it is not in memory."""
+        if not snapshots.load(key, sequence.slot):
+            return False
+        snapshots.keep(key)
+        sequence.state_end = (sequence.page_keys.index(key) + 1) * PAGE_TOKENS
+        return True
 
     def _next_reads(self, sequences: abc.Sequence[Sequence], store: PageStore) -> list[bytes]:
         """The keys of pages to be read next."""
@@ -158,7 +167,7 @@ class PrefixCache:
 
     def _fill(self, sequence: Sequence, store: PageStore, arrived: Mapping[bytes, Bytes | None]) -> bool:
         """Give ``sequence`` what has ``arrived`` for it; return whether it waits for more."""
-        self.attach(sequence)  # what arrived for one before it
+        self._attach_pages(sequence)  # that arrived for a sequence before it
         for place in self._lacking(sequence):
             key = self._key(sequence, place)
             if key not in arrived:
