@@ -30,7 +30,7 @@ from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.packed import FORMATS
 from freedive.checkpoint.tensor import Tensor
 from freedive.checkpoint.weight_store import WeightStore, pack_model
-from freedive.commands.trace import Answers, Share, average, bandwidth
+from freedive.commands.trace import Answers, OperationSummary, average, bandwidth
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.model.params import Param, params
@@ -167,7 +167,7 @@ def random_blocks(format: str, rows: int, width: int, source: np.random.Generato
     return (data & np.uint8(0x1F) | np.uint8(exponent)).reshape(rows, -1)
 
 
-def timed(runner: NativeRunner, kind: str, point: Point, seconds: float) -> Share:
+def timed(runner: NativeRunner, kind: str, point: Point, seconds: float) -> OperationSummary:
     """Times the operation in steps of new random tokens, for ``seconds``."""
     source = np.random.default_rng(0)
     steps: list[list[Operation]] = []
@@ -175,8 +175,8 @@ def timed(runner: NativeRunner, kind: str, point: Point, seconds: float) -> Shar
     while len(steps) <= LEAST_STEPS or time.monotonic() - began < seconds:
         batch = point.answers.batch(point.start, point.length, source, runner.vocab_size)
         steps.append(runner.trace(batch)[1])
-    (share,) = (share for share in average(steps[1:]) if share.kind == kind)
-    return share
+    (summary,) = (summary for summary in average(steps[1:]) if summary.kind == kind)
+    return summary
 
 
 def figures(case: Case, levels: Iterable[str], seconds: float) -> Iterator[dict[str, Any]]:
@@ -190,18 +190,18 @@ def figures(case: Case, levels: Iterable[str], seconds: float) -> Iterator[dict[
         )
         max((point.answers for point in case.points), key=lambda answers: answers.prompt).read(runner)
         for point in case.points:
-            share = timed(runner, case.kind, point, seconds)
-            floats = share.count * point.num_rows * case.model.hidden_dim
-            read = 4 * floats if case.kernel == ROWS else share.bytes
+            summary = timed(runner, case.kind, point, seconds)
+            floats = summary.count * point.num_rows * case.model.hidden_dim
+            read = 4 * floats if case.kernel == ROWS else summary.bytes
             yield {
                 "kernel": case.kernel,
                 "case": case.name,
                 "isa": level,
                 "threads": case.num_threads,
                 "point": point.label,
-                "seconds": share.seconds / share.count,
-                "gb_per_s": read / share.seconds / 1e9,
-                "tops": share.tops,
+                "seconds": summary.seconds / summary.count,
+                "gb_per_s": read / summary.seconds / 1e9,
+                "tops": summary.tops,
             }
 
 

@@ -155,7 +155,7 @@ def _trace(name: str, config: EngineConfig, workload: Mapping[str, int], picture
             "model": name,
             "conditions": under | {"bandwidth_gb_per_s": bandwidth},
             "workload": workload,
-            "steps": {title: tracing.as_json(shares) for title, shares in steps.items()},
+            "steps": {title: tracing.as_json(summaries) for title, summaries in steps.items()},
         }
         print(json.dumps(report, indent=2))
     else:

@@ -41,7 +41,7 @@ def doctor(
     report = examine()
     steps = _traced() if trace else {}
     if as_json:
-        shown = {"steps": {title: tracing.as_json(shares) for title, shares in steps.items()}} if trace else {}
+        shown = {"steps": {title: tracing.as_json(summaries) for title, summaries in steps.items()}} if trace else {}
         print(json.dumps(report | shown, indent=2))
     else:
         _print(report)
@@ -79,7 +79,7 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _traced() -> dict[str, list[tracing.Share]]:
+def _traced() -> dict[str, list[tracing.OperationSummary]]:
     """Traces the steps of the smallest model in the cache."""
     if not (models := cache.stored()):
         raise UserError("There is no model here to trace", "Fetch one: freedive pull smollm2")

@@ -68,7 +68,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Share:
+class OperationSummary:
     """Operations of one kind in a step: their number, seconds, bytes read and multiply-adds."""
 
     kind: str
@@ -87,27 +87,27 @@ class Share:
         return 2 * self.macs / self.seconds / 1e12
 
 
-def average(steps: Sequence[Sequence[Operation]]) -> list[Share]:
+def average(steps: Sequence[Sequence[Operation]]) -> list[OperationSummary]:
     """Averages the operations of each kind over the faster half of the steps; the slower half was disturbed."""
     quiet = sorted(steps, key=lambda step: sum(each.seconds for each in step))[: (len(steps) + 1) // 2]
     kinds: dict[str, list[Operation]] = {}
     for each in chain.from_iterable(quiet):
         kinds.setdefault(each.kind, []).append(each)
-    return [_share(kind, operations, len(quiet)) for kind, operations in kinds.items()]
+    return [_summary(kind, operations, len(quiet)) for kind, operations in kinds.items()]
 
 
-def whole(shares: Sequence[Share]) -> Share:
+def total(summaries: Sequence[OperationSummary]) -> OperationSummary:
     """Sums the operations of a step."""
-    parts = [(each.count, each.seconds, each.bytes, each.macs) for each in shares]
-    return Share("step", *(sum(column) for column in zip(*parts, strict=True)))
+    parts = [(each.count, each.seconds, each.bytes, each.macs) for each in summaries]
+    return OperationSummary("step", *(sum(column) for column in zip(*parts, strict=True)))
 
 
-def _share(kind: str, operations: Sequence[Operation], steps: int) -> Share:
+def _summary(kind: str, operations: Sequence[Operation], steps: int) -> OperationSummary:
     parts = [(1, each.seconds, each.work.bytes, each.work.macs) for each in operations]
-    return Share(kind, *(sum(column) / steps for column in zip(*parts, strict=True)))
+    return OperationSummary(kind, *(sum(column) / steps for column in zip(*parts, strict=True)))
 
 
-def measure(runner: NativeRunner, one: Answers, many: Answers, repeats: int) -> dict[str, list[Share]]:
+def measure(runner: NativeRunner, one: Answers, many: Answers, repeats: int) -> dict[str, list[OperationSummary]]:
     """Measures by phase: a prompt, ``repeats`` times; the tokens of its answer; and those of many answers at once.
 
     Nothing else may use the runner meanwhile. Raises UserError if its cache is too small for the answers.
@@ -126,15 +126,16 @@ def measure(runner: NativeRunner, one: Answers, many: Answers, repeats: int) -> 
     }
 
 
-def as_json(shares: Sequence[Share]) -> dict[str, Any]:
+def as_json(summaries: Sequence[OperationSummary]) -> dict[str, Any]:
     """Returns the step and its operations with their speeds."""
     step, *parts = (
-        asdict(share) | {"gb_per_s": share.gb_per_s, "tops": share.tops} for share in (whole(shares), *shares)
+        asdict(summary) | {"gb_per_s": summary.gb_per_s, "tops": summary.tops}
+        for summary in (total(summaries), *summaries)
     )
     return step | {"operations": parts}
 
 
-def print_tables(steps: Mapping[str, Sequence[Share]], bandwidth: float) -> None:
+def print_tables(steps: Mapping[str, Sequence[OperationSummary]], bandwidth: float) -> None:
     """Prints a table for each step, whose bars together span the step. ``bandwidth`` is the machine's, in GB/s."""
     from rich.bar import Bar
     from rich.box import SIMPLE
@@ -142,47 +143,47 @@ def print_tables(steps: Mapping[str, Sequence[Share]], bandwidth: float) -> None
     from rich.table import Table
 
     console = Console(highlight=False)
-    for title, shares in steps.items():
-        total, begin = whole(shares), 0.0
+    for title, summaries in steps.items():
+        step, begin = total(summaries), 0.0
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, padding=0, show_footer=True)
-        table.add_column("", total.kind, no_wrap=True)
+        table.add_column("", step.kind, no_wrap=True)
         columns = ("count", "ms", "share", "", "GB/s", f"of {bandwidth:.0f}", "TOPS")
-        for name, footer in zip(columns, (*_times(total, total), "", *_speeds(total, bandwidth)), strict=True):
+        for name, footer in zip(columns, (*_times(step, step), "", *_speeds(step, bandwidth)), strict=True):
             table.add_column(name, footer, justify="right", no_wrap=True)
-        for share in shares:
-            bar = Bar(total.seconds, begin, begin + share.seconds, width=20, color="cyan")
-            table.add_row(share.kind, *_times(share, total), bar, *_speeds(share, bandwidth))
-            begin += share.seconds
+        for summary in summaries:
+            bar = Bar(step.seconds, begin, begin + summary.seconds, width=20, color="cyan")
+            table.add_row(summary.kind, *_times(summary, step), bar, *_speeds(summary, bandwidth))
+            begin += summary.seconds
         console.print(table)
 
 
-def _times(share: Share, total: Share) -> tuple[str, ...]:
-    return f"{share.count:g}", f"{share.seconds * 1e3:.3f}", f"{share.seconds / total.seconds:.1%}"
+def _times(summary: OperationSummary, step: OperationSummary) -> tuple[str, ...]:
+    return f"{summary.count:g}", f"{summary.seconds * 1e3:.3f}", f"{summary.seconds / step.seconds:.1%}"
 
 
-def _speeds(share: Share, bandwidth: float) -> tuple[str, ...]:
-    if not share.bytes:
+def _speeds(summary: OperationSummary, bandwidth: float) -> tuple[str, ...]:
+    if not summary.bytes:
         return "", "", ""
-    return f"{share.gb_per_s:.1f}", f"{share.gb_per_s / bandwidth:.0%}", f"{share.tops:.3f}"
+    return f"{summary.gb_per_s:.1f}", f"{summary.gb_per_s / bandwidth:.0%}", f"{summary.tops:.3f}"
 
 
-def draw(title: str, steps: Mapping[str, Sequence[Share]], file: Path) -> None:
+def draw(title: str, steps: Mapping[str, Sequence[OperationSummary]], file: Path) -> None:
     """Draws the tables as a picture (PNG or SVG). Raises UserError if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("A picture needs matplotlib", "Install it: pip install matplotlib") from None
 
-    heights = [len(shares) + 2 for shares in steps.values()]
+    heights = [len(summaries) + 2 for summaries in steps.values()]
     figure = Figure(figsize=(9, 0.3 * sum(heights) + 0.5), layout="constrained")
     figure.suptitle(title)
-    for axes, (name, shares) in zip(
+    for axes, (name, summaries) in zip(
         figure.subplots(len(steps), height_ratios=heights, squeeze=False).flat, steps.items(), strict=True
     ):
-        ends = np.cumsum([share.seconds for share in shares]) * 1e3
-        widths = [share.seconds * 1e3 for share in shares]
-        bars = axes.barh([share.kind for share in shares], widths, left=ends - widths, color="#3b7dd8")
-        axes.bar_label(bars, [_label(share) for share in shares], padding=4, fontsize=8)
+        ends = np.cumsum([summary.seconds for summary in summaries]) * 1e3
+        widths = [summary.seconds * 1e3 for summary in summaries]
+        bars = axes.barh([summary.kind for summary in summaries], widths, left=ends - widths, color="#3b7dd8")
+        axes.bar_label(bars, [_label(summary) for summary in summaries], padding=4, fontsize=8)
         axes.set_xlim(0, 1.35 * ends[-1])  # space for the last label
         axes.invert_yaxis()
         axes.set_title(f"{name}: {ends[-1]:.2f} ms", loc="left", fontsize=10)
@@ -191,6 +192,6 @@ def draw(title: str, steps: Mapping[str, Sequence[Share]], file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
-def _label(share: Share) -> str:
-    milliseconds = f"{share.seconds * 1e3:.2f} ms"
-    return f"{milliseconds}, {share.gb_per_s:.1f} GB/s, {share.tops:.2f} TOPS" if share.bytes else milliseconds
+def _label(summary: OperationSummary) -> str:
+    milliseconds = f"{summary.seconds * 1e3:.2f} ms"
+    return f"{milliseconds}, {summary.gb_per_s:.1f} GB/s, {summary.tops:.2f} TOPS" if summary.bytes else milliseconds

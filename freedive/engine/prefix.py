@@ -94,9 +94,13 @@ class PrefixCache:
         return sum(map(self._pages.is_referenced, pages))
 
     def attach(self, sequence: Sequence) -> None:
-        """Attaches the registered pages that continue the cached tokens of ``sequence``."""
+        """Attaches what is in memory: the last state of ``sequence``, and the pages that continue its cached tokens."""
         if self._snapshots is not None and (key := self._next_state(sequence, self._snapshots)):
             self._load(sequence, key, self._snapshots)
+        self._attach_pages(sequence)
+
+    def _attach_pages(self, sequence: Sequence) -> None:
+        """Attaches the registered pages that continue the cached tokens of ``sequence``."""
         for place in self._missing(sequence):
             if (page := self._pages.find(self._key(sequence, place))) is None:
                 return
@@ -109,9 +113,9 @@ class PrefixCache:
 
         Returns the sequences that wait for more pages from disk and must not run in this step.
         """
-        for sequence in sequences:
-            self.attach(sequence)
         waiting = set() if self._snapshots is None else self._restore_states(sequences, self._snapshots)
+        for sequence in sequences:
+            self._attach_pages(sequence)
         if self._store is not None:
             arrived = self._store.fetch(self._next_reads(sequences, self._store))
             waiting |= {sequence for sequence in sequences if self._fill(sequence, self._store, arrived)}
@@ -122,11 +126,14 @@ class PrefixCache:
 
     def _restore_states(self, sequences: abc.Sequence[Sequence], snapshots: Snapshots) -> set[Sequence]:
         """Loads states that have been read from disk into ``sequences``; returns the sequences that wait for one."""
-        awaited = {sequence: key for sequence in sequences if (key := self._next_state(sequence, snapshots))}
-        snapshots.fetch(list(awaited.values()))
-        for sequence, key in awaited.items():
-            self._load(sequence, key, snapshots)
-        return {sequence for sequence, key in awaited.items() if not sequence.is_resuming and key in snapshots}
+        found = {sequence: key for sequence in sequences if (key := self._next_state(sequence, snapshots))}
+        missing = {sequence: key for sequence, key in found.items() if not self._load(sequence, key, snapshots)}
+        snapshots.fetch(list(missing.values()))
+        return {
+            sequence
+            for sequence, key in missing.items()
+            if not self._load(sequence, key, snapshots) and key in snapshots
+        }
 
     def _next_state(self, sequence: Sequence, snapshots: Snapshots) -> bytes | None:
         """Returns the key of the last snapshot that ``sequence`` can resume from, if it saves tokens; else None."""
@@ -140,11 +147,13 @@ class PrefixCache:
             last = key if key in snapshots else last
         return last
 
-    def _load(self, sequence: Sequence, key: bytes, snapshots: Snapshots) -> None:
+    def _load(self, sequence: Sequence, key: bytes, snapshots: Snapshots) -> bool:
         """Loads the snapshot ``key`` into the slot of ``sequence`` if it is in memory; the pages are attached later."""
-        if snapshots.load(key, sequence.slot):
-            snapshots.keep(key)
-            sequence.state_end = (sequence.page_keys.index(key) + 1) * PAGE_TOKENS
+        if not snapshots.load(key, sequence.slot):
+            return False
+        snapshots.keep(key)
+        sequence.state_end = (sequence.page_keys.index(key) + 1) * PAGE_TOKENS
+        return True
 
     def _next_reads(self, sequences: abc.Sequence[Sequence], store: PageStore) -> list[bytes]:
         """Returns the keys of the pages to read from disk next."""
@@ -160,7 +169,7 @@ class PrefixCache:
 
     def _fill(self, sequence: Sequence, store: PageStore, arrived: Mapping[bytes, Bytes | None]) -> bool:
         """Fills pages of ``sequence`` with those that have ``arrived``; returns whether it waits for more from disk."""
-        self.attach(sequence)  # pages that a sequence before it in this step has filled and registered
+        self._attach_pages(sequence)  # that arrived for a sequence before it
         for place in self._missing(sequence):
             key = self._key(sequence, place)
             if key not in arrived:

@@ -9,14 +9,15 @@ from typing import Protocol
 import numpy as np
 
 from freedive.arrays import Bytes, Floats, Ints
+from freedive.native import _native
 
-PAGE_TOKENS = 32
+PAGE_TOKENS = _native.PAGE_TOKENS
 """Tokens in one page of the key-value cache."""
 
 NO_SAVES: Ints = np.zeros((0, 3), np.int32)
 """The ``saves`` of a step that copies no state, int32 [0, 3]."""
 
-MAX_DRAFT = 15
+MAX_DRAFT = _native.MAX_DRAFT
 """Maximum number of draft tokens of one request in a step."""
 
 

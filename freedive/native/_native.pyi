@@ -63,6 +63,12 @@ class GroupChoice(Enum):
     top2 = ...
     each = ...
 
+class RouterScore(Enum):
+    """How a router's logits become scores, as model.spec names them."""
+
+    softmax = ...
+    sigmoid = ...
+
 class CacheFormat(Enum):
     """Numbers of the key-value cache."""
 
@@ -88,6 +94,10 @@ class HeadStepKind(Enum):
     ROPE_INTERLEAVED = ...
     TEMPER = ...
 
+PAGE_TOKENS: int
+"""Tokens in one page of the key-value cache."""
+MAX_DRAFT: int
+"""The most draft tokens of a sequence in one step."""
 MAX_HEAD_DIM: int
 """The widest head that attention takes."""
 MAX_EXPERTS: int
@@ -145,7 +155,7 @@ class Router:
         *,
         num_experts: int,
         num_chosen: int,
-        sigmoid: bool,
+        score: RouterScore,
         renormalise: bool,
         scale: float,
         choice_bias: int,

@@ -1,13 +1,13 @@
-// A linear's input, made ready once (norm, codes) for all the products that read it.
+// The input of a linear operation, normed and quantised once for all products that read it.
 #pragma once
 
 #include "operations.h"
 
 namespace freedive {
 
-constexpr int kBlockRows = 48;  // activation rows that share a pass over a panel's results
+constexpr int kBlockRows = 48;  // activation rows that one pass over a panel computes
 
-// Activations in the forms that weights read.
+// Activations as codes for quantised weights and as floats for other weights; strides in elements.
 struct Input {
     const QuantisedGroup* codes;
     const float* floats;
@@ -19,7 +19,7 @@ struct Input {
     }
 };
 
-// A linear's input on its way. What is made of its rows lies in the program's scratch memory.
+// Norms and quantises the rows of a linear operation's input into the program's memory.
 class Preparation {
   public:
     Preparation(const Program& program, int thread, int in, InputNorm norm, bool quantised);
@@ -37,8 +37,8 @@ class Preparation {
     QuantisedGroup* codes_;
 };
 
-// Calls make(row) for each row of a step. A single one is made by each thread for itself, in its own row of memory,
-// which is cheaper than a barrier.
+// Calls make(row) for each row of a step. If there is only one, every thread makes its own copy in its own row of
+// memory, which is cheaper than a barrier.
 template <class Make>
 void for_rows(Program& program, int rows, Make&& make) {
     if (rows == 1)
@@ -47,15 +47,15 @@ void for_rows(Program& program, int rows, Make&& make) {
         program.team.for_each(rows, 4, make);
 }
 
-// Makes buffer `in` ready; every thread of the team calls it.
+// Prepares buffer `in` and returns the result. Every thread of the team calls it.
 Input ready(Program& program, int thread, int in, InputNorm norm, bool quantised);
 
-// Products of one panel and a block of rows: [rows, 32].
+// The products of one panel with a block of rows: [rows, 32].
 struct Products {
     alignas(64) float at[kBlockRows * kPanelRows];
 };
 
-// The `count` outputs of a panel plus bias, which may be null.
+// Adds the bias, which may be null, to the `count` outputs of a panel.
 void add_bias(Products& products, const float* bias, int count, int rows);
 
 }  // namespace freedive

@@ -1,5 +1,5 @@
-// Attention over a paged cache. Keys are taken in splits of 256 absolute positions whose results are folded in order,
-// so a row's result does not depend on what it is computed beside or how a prompt was cut.
+// Attention over a paged cache. Keys are processed in splits of 256 absolute positions, whose results are merged in
+// order, so a row's result does not depend on the other rows of the step or on how a prompt was chunked.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -99,8 +99,8 @@ void Attention::prepare(Program& program) {
     program.partials.reserve(num_partials, stride(program));
 }
 
-// Storing is a phase of its own, unless each sequence has one token, each head one tile: nobody else reads what it
-// stores.
+// Storing keys and values needs a barrier, unless each sequence has one token and each head one tile: then only the
+// task that stores them reads them.
 void Attention::run(Program& program, int thread) const {
     ThreadScratch& scratch = program.scratch[thread];
     const int tokens = program.num_rows(q);
@@ -178,7 +178,7 @@ void Attention::merge(Program& program, const Merge& merge, ThreadScratch& scrat
                fold_splits(program, merge.partial + row, merge.count, merge.num_splits, stride(program), scratch));
 }
 
-// A sink takes its part of the softmax and gives no value.
+// A sink takes part in the softmax but has no value.
 void Attention::finish(Program& program, int sequence, int head, int row, AttendPartial state) const {
     const int query_head = head * group() + row % group(), token = program.step.sequences[sequence].row + row / group();
     if (sinks != kNone) {

@@ -11,7 +11,7 @@ namespace freedive {
 namespace {
 
 constexpr int kPasses = 5;
-constexpr std::size_t kUnroll = 4;  // loads in flight that do not wait for each other
+constexpr std::size_t kUnroll = 4;  // independent loads in flight
 
 using Line = std::uint64_t __attribute__((vector_size(64)));
 
@@ -30,10 +30,11 @@ double read_bandwidth(int num_threads, std::size_t bytes) {
     const Memory memory(share * num_threads * sizeof(Line));
     Line* lines = memory.as<Line>();
     Team team(num_threads);
-    team.run(
-        [&](int thread) { std::fill_n(lines + thread * share, share, Line{} + 1); });  // by the thread that reads it
+    team.run([&](int thread) {
+        std::fill_n(lines + thread * share, share, Line{} + 1);
+    });  // each thread writes what it reads
 
-    std::atomic<std::uint64_t> total = 0;  // a use for what is read, or the compiler would drop the reading
+    std::atomic<std::uint64_t> total = 0;  // uses the sum, so that the compiler keeps the loads
     double best = 0;
     for (int pass = 0; pass < kPasses; pass++) {
         const auto start = std::chrono::steady_clock::now();

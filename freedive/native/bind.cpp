@@ -1,4 +1,4 @@
-// The module that Python imports: each domain registers what it has.
+// The module that Python imports; each domain registers its own functions and classes.
 #include "bind.h"
 
 #include "train/bind.h"

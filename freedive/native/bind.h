@@ -1,4 +1,4 @@
-// What all of Python's views share: arrays, and the functions that register them, one for each domain.
+// Types of arrays that the Python bindings share, and one function that registers each domain.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -1,4 +1,4 @@
-// Python's view of the machine: instruction-set levels, memory, what its units reach.
+// Python's view of the machine: instruction-set levels, resident memory, bandwidth and peak operations per second.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>

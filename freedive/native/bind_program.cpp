@@ -124,6 +124,9 @@ void bind_enums(nb::module_& m) {
         .value("max", GroupChoice::Best)
         .value("top2", GroupChoice::BestTwo)
         .value("each", GroupChoice::Each);
+    nb::enum_<RouterScore>(m, "RouterScore")
+        .value("softmax", RouterScore::Softmax)
+        .value("sigmoid", RouterScore::Sigmoid);
     nb::enum_<CacheFormat>(m, "CacheFormat")
         .value("f32", CacheFormat::F32)
         .value("f16", CacheFormat::F16)
@@ -146,13 +149,13 @@ void bind_router(nb::module_& m) {
     nb::class_<Router>(m, "Router")
         .def(
             "__init__",
-            [](Router* self, int num_experts, int num_chosen, bool sigmoid, bool renormalise, float scale,
+            [](Router* self, int num_experts, int num_chosen, RouterScore score, bool renormalise, float scale,
                int choice_bias, int expert_scale, int num_groups, int kept_groups, GroupChoice group_choice,
                bool weighs_input) {
-                new (self) Router(checked({num_experts, num_chosen, sigmoid, renormalise, scale, choice_bias,
+                new (self) Router(checked({num_experts, num_chosen, score, renormalise, scale, choice_bias,
                                            expert_scale, num_groups, kept_groups, group_choice, weighs_input}));
             },
-            nb::kw_only(), "num_experts"_a, "num_chosen"_a, "sigmoid"_a, "renormalise"_a, "scale"_a, "choice_bias"_a,
+            nb::kw_only(), "num_experts"_a, "num_chosen"_a, "score"_a, "renormalise"_a, "scale"_a, "choice_bias"_a,
             "expert_scale"_a, "num_groups"_a, "kept_groups"_a, "group_choice"_a, "weighs_input"_a);
 }
 
@@ -249,6 +252,8 @@ void bind_memory(ProgramClass& program) {
 }  // namespace
 
 void bind_program(nb::module_& m) {
+    m.attr("PAGE_TOKENS") = kPageTokens;
+    m.attr("MAX_DRAFT") = kMaxDraft;
     m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
     m.attr("MAX_EXPERTS") = kMaxExperts;
     m.attr("LATE_PROMPT_TOKENS") = kLatePromptTokens;

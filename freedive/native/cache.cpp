@@ -7,14 +7,14 @@
 namespace freedive {
 namespace {
 
-// A key goes into a column, element i at slot + i * 32.
+// Stores a key as a column of a page: element i at slot + i * 32.
 template <class T>
 void scatter(const T* from, int n, T* slot) {
     for (int i = 0; i < n; i++) slot[std::size_t(i) * kPageTokens] = from[i];
 }
 
-// Writes the scale of n numbers that share one, rounded up to a bfloat so that codes stay in range; returns what turns
-// the numbers into codes. What is next to nothing counts as zero: its inverse would overflow.
+// Writes the scale of n numbers as a bfloat16, rounded up so that codes stay in range. Returns its inverse, by which
+// numbers become codes; for numbers so small that the inverse would overflow, returns 0.
 float put_scale(const float* x, int n, std::uint16_t* to) {
     float top = 0;
     for (int i = 0; i < n; i++) top = std::max(top, std::abs(x[i]));
@@ -25,7 +25,7 @@ float put_scale(const float* x, int n, std::uint16_t* to) {
 
 std::uint8_t code(float x, float inverse) { return std::uint8_t(CachedCodes::zero + std::lrint(x * inverse)); }
 
-// Where a panel's group keeps the code of an input, for one of its rows.
+// The offset of the code of an input and a row in a group of a panel.
 std::size_t place(int row, int input) {
     return (row / kTileRows * CachedCodes::tile_lines + input / 4) * kLine + row % kTileRows * 4 + input % 4;
 }

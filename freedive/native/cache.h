@@ -1,4 +1,4 @@
-// Cached keys and values, in pages of 32 tokens.
+// The key-value cache, in pages of 32 tokens.
 #pragma once
 
 #include <vector>
@@ -8,18 +8,19 @@
 
 namespace freedive {
 
-constexpr int whole_columns(int n) { return (n + 31) / 32 * 32; }  // what attention makes at once, at any level
+// Attention computes 32 columns at once at every level.
+constexpr int whole_columns(int n) { return (n + 31) / 32 * 32; }
 
-constexpr int number_bytes(CacheFormat format) { return format == CacheFormat::F32 ? 4 : 2; }  // not of int8
+constexpr int number_bytes(CacheFormat format) { return format == CacheFormat::F32 ? 4 : 2; }  // f32 or f16 only
 
-// Keys and values of one layer inside a page.
+// The layout of one layer's keys and values inside a page.
 struct CacheLayer {
     int num_heads, key_dim, value_dim;
     std::size_t offset;  // bytes from the start of a page
     int value_stride() const { return whole_columns(value_dim); }
 };
 
-// A page holds every layer's keys and values, head by head, as AttendTask has them.
+// A page holds the keys and values of every layer, head by head, in the layout of CacheFormat (isa/kernels.h).
 class Cache {
   public:
     explicit Cache(CacheFormat format) : format_(format) {}
@@ -32,7 +33,7 @@ class Cache {
     std::size_t page_bytes() const { return page_bytes_; }
     std::uint8_t* keys(int page, int layer, int head) const;
     std::uint8_t* values(int page, int layer, int head) const;
-    // Writes one head's key and value of the token at `slot` of a page.
+    // Writes the key and value of one head for the token at position `slot` of a page.
     void store(const Kernels& kernels, int page, int slot, int layer, int head, const float* key,
                const float* value) const;
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <stdexcept>
 #include <string>
 
@@ -27,6 +28,12 @@ inline std::size_t checked_bytes(Format format, int rows, int k) {
     require(rows >= 0 && rows <= kMaxDim && k >= 0 && k <= kMaxDim, "a matrix has impossible dimensions");
     require(!is_quantised(format) || k % kGroup == 0, "rows of a quantised matrix are not whole groups");
     return panel_bytes(format, k) * num_panels(rows);
+}
+
+// A packed matrix [rows, k] whose bytes are as many as its shape needs.
+inline Weight checked_weight(Format format, int rows, int k, std::span<const std::uint8_t> packed) {
+    require(packed.size() == checked_bytes(format, rows, k), "packed weight has the wrong size");
+    return {format, rows, k, packed.data()};
 }
 
 }  // namespace freedive

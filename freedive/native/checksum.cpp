@@ -6,10 +6,10 @@
 namespace freedive {
 namespace {
 
-constexpr int kLanes = 8;  // so many multiplications are on their way at once
+constexpr int kLanes = 8;  // multiplications in flight
 constexpr std::uint64_t kPrime = 0x9e3779b185ebca87, kOther = 0xc2b2ae3d27d4eb4f;
 
-// A round of xxHash64: one to one in either argument, so that no change of one word is lost.
+// A round of xxHash64. It is a bijection in each argument, so a change of one word always changes the result.
 std::uint64_t stir(std::uint64_t state, std::uint64_t word) { return std::rotl(state + word * kOther, 31) * kPrime; }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// A checksum of bytes at memory speed: for faults of disks and copies, not against forgery.
+// A checksum of bytes at memory speed. It detects faults of disks and copies, but is no protection against forgery.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 
 namespace freedive {
 
-// Depends on every bit and on the order of the bytes.
+// Returns 64 bits that depend on every bit and on the order of the bytes.
 std::uint64_t checksum(std::span<const std::uint8_t> data);
 
 }  // namespace freedive

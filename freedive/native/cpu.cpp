@@ -13,7 +13,7 @@
 namespace freedive {
 
 #if defined(__x86_64__)
-// The processor has them, the system saves them, and Linux gives a process tiles when it asks for them.
+// Tiles need a processor that has them and a system that saves them; Linux grants them to a process on request.
 bool may_use_tiles() {
 #if defined(__linux__)
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
@@ -25,7 +25,7 @@ bool may_use_tiles() {
 
 namespace {
 
-// A small product comes out of tiles as it does without.
+// Whether tiles compute a small product correctly.
 bool tiles_agree() {
     constexpr int rows = 20, k = 3 * kGroup;
     alignas(64) std::uint8_t panel[Quantised<Format::Q8_0>::panel_bytes(k)];

@@ -1,5 +1,5 @@
-// Where the records of routed experts are read from: mapped files today; a cache of slots over a disk can take its
-// place.
+// The source of the routed experts' weights. Today it is a mapped file; later it can be a cache in memory of experts on
+// disk.
 #pragma once
 
 #include <cstdint>
@@ -8,22 +8,22 @@
 
 namespace freedive {
 
-// A layer's experts are wanted once a step: when its routes are known, before the first product.
+// A step asks for a layer's experts once, after the routes are known and before the first product.
 class ExpertSource {
   public:
     virtual ~ExpertSource() = default;
     // Returns the number of the layer whose records lie in `records`, `stride` bytes apart.
     virtual int add_layer(std::span<const std::uint8_t> records, std::size_t stride) = 0;
-    // Every thread of the team calls it with all experts that the step reads of the layer, in ascending order; it
-    // returns when their records can be read.
+    // Returns when the records of all `experts` can be read. Every thread of the team calls it with all experts of the
+    // layer that the step reads, in ascending order.
     virtual void acquire(int layer, std::span<const int> experts) = 0;
-    // Of an expert that was acquired.
+    // Returns the record of an acquired expert.
     virtual const std::uint8_t* record(int layer, int expert) const = 0;
-    // Every thread calls it when it has computed its last product of the layer.
+    // Every thread calls it after its last product of the layer.
     virtual void release(int layer) = 0;
 };
 
-// Records in memory, or in a file that is mapped: the system reads what is touched.
+// Records in memory or in a mapped file, of which the operating system reads the pages that are touched.
 class MappedExperts final : public ExpertSource {
   public:
     int add_layer(std::span<const std::uint8_t> records, std::size_t stride) override {

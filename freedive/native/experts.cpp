@@ -1,5 +1,5 @@
-// Mixture of experts: products grouped by expert. A token's experts add up in order of their index, so that its result
-// does not depend on what it is computed beside.
+// Mixture of experts: products grouped by expert. A token's experts are added in the order of their index, so that its
+// result does not depend on the other rows of the step.
 #include <algorithm>
 #include <cmath>
 
@@ -8,7 +8,7 @@
 namespace freedive {
 namespace {
 
-constexpr int kBandPanels = 8;  // of the output, that a task sums up over all experts
+constexpr int kBandPanels = 8;  // panels of the output that one task sums over all experts
 
 using Choices = std::span<const Choice>;
 
@@ -16,7 +16,7 @@ Choices choices_of(const Groups& groups, int expert) {
     return {groups.choices.data() + groups.first[expert], groups.choices.data() + groups.first[expert + 1]};
 }
 
-// Calls block(choices) for all of them, few enough at a time for one set of products.
+// Calls block(choices) for all choices, at most kBlockRows at a time.
 template <class Block>
 void for_blocks(Choices choices, Block&& block) {
     for (std::size_t first = 0; first < choices.size(); first += kBlockRows)
@@ -98,8 +98,8 @@ void Experts::group(const Program& program, int first_row, Groups& groups) const
     }
 }
 
-// hidden[token, place] = act(gate x) * (up x), by (expert, panel). The shared expert comes last and has a width of its
-// own.
+// Computes hidden[token, place] = act(gate x) * (up x); a task is one panel of one expert. The shared expert comes last
+// and may have another width.
 void Experts::run_glu(Program& program, const Input& input, const Groups& groups) const {
     const int panels = num_panels(first.gate.weight.rows), routed = int(groups.active.size()) - (shared ? 1 : 0);
     const int tasks = routed * panels + (shared ? num_panels(shared->gate.weight.rows) : 0);
@@ -112,7 +112,7 @@ void Experts::run_glu(Program& program, const Input& input, const Groups& groups
     });
 }
 
-// One panel of hidden rows. If `down` reads codes they become codes here, unless that depends on the whole row.
+// Computes one panel of hidden rows. If `down` is quantised, quantises them too, unless that depends on the whole row.
 void Experts::make_hidden(const Program& program, const Input& input, const Expert& expert, int panel,
                           Choices choices) const {
     const int rows = int(choices.size());
@@ -138,15 +138,15 @@ void Experts::make_hidden(const Program& program, const Input& input, const Expe
     }
 }
 
-// A place has room for floats; codes, which take less, are kept there in their stead.
+// The memory of one choice, with room for floats. Codes need less room and are stored in the same place.
 static_assert(kPanelRows == kGroup && sizeof(QuantisedGroup) <= kGroup * sizeof(float));
 float* Experts::hidden_row(const Program& program, const Choice& choice) const {
     return program.hidden.as<float>() + std::size_t(choice.token) * hidden_width() +
            choice.place * first.hidden_stride();
 }
 
-// Which groups of a row keep low halves, where not all do, is known when the whole row is. Codes replace their floats
-// in order, so that none is overwritten before it is read.
+// Quantises whole rows, if the groups that keep low halves depend on the whole row. Codes replace the floats in order,
+// so that no float is overwritten before it is read.
 void Experts::quantise_whole(Program& program) const {
     const auto has_threshold = [&](int row) { return program.outlier_threshold(Rows::Tokens, row) > 0; };
     const int rows = program.num_rows(in);
@@ -163,8 +163,8 @@ void Experts::quantise_whole(Program& program) const {
     });
 }
 
-// out = residuals + factor * sum of weight * down(hidden). A task owns a band of the output over all experts, so that
-// what it reads of each is one stream; narrow bands would jump too often from one to the next.
+// out = residuals + factor * sum of weight * down(hidden). A task computes a band of the output over all experts, and
+// reads one stream of each expert's weights; in narrower bands these streams would be too short.
 void Experts::run_down(Program& program, const Groups& groups) const {
     const int panels = num_panels(first.down.weight.rows);
     const int width = std::max(1, std::min(kBandPanels, panels / (program.team.size() * 2)));
@@ -182,7 +182,7 @@ void Experts::run_down(Program& program, const Groups& groups) const {
     });
 }
 
-// Adds what an expert makes of its tokens to one panel of their outputs.
+// Adds an expert's outputs for its tokens to one panel of theirs.
 void Experts::add_down(const Program& program, const Expert& expert, int panel, Choices choices) const {
     const int rows = int(choices.size());
     const void* x[kBlockRows] = {};

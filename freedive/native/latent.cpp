@@ -1,5 +1,5 @@
 // Multi-head latent attention (DeepSeek-V2, section 2.1) over a paged cache of latents. As in attention.cpp, keys are
-// taken in splits of 256 absolute positions whose results are folded in order.
+// processed in splits of 256 absolute positions, whose results are merged in order.
 #include <algorithm>
 #include <cstring>
 
@@ -61,7 +61,7 @@ void LatentAttention::prepare(Program& program) {
 }
 
 void LatentAttention::run(Program& program, int thread) const {
-    const int rows = program.num_rows(q);  // which meet a head's matrix one after another, while it is near
+    const int rows = program.num_rows(q);  // consecutive tasks use the same head's matrix while it is in the cache
     program.team.for_each(rows * num_heads, rows, [&](int i) { take_in(program, i % rows, i / rows); });
     if (!expanded_.empty())
         program.team.for_each(int(expanded_.size()) * num_heads, 1, [&](int i) {
@@ -69,12 +69,13 @@ void LatentAttention::run(Program& program, int thread) const {
         });
     if (absorbed_.empty()) return;
     program.team.for_each(int(absorbed_.size()), 1, [&](int i) { attend_absorbed(program, absorbed_[i]); });
-    const int queries = int(merges_.size()) / num_heads;  // grouped by head, too
+    const int queries = int(merges_.size()) / num_heads;  // also ordered by head
     program.team.for_each(int(merges_.size()), queries,
                           [&](int i) { merge(program, merges_[i], program.scratch[thread]); });
 }
 
-// Turns one query head of a row, and absorbs it if the row was generated. The row's latent goes with the first head.
+// Rotates one query head of a row, and absorbs k_b into it if the row was generated. The first head's task also stores
+// the row's latent.
 void LatentAttention::take_in(Program& program, int row, int head) const {
     apply(program, rope, row, rope_dim, program.buffers[q].row(row) + head * head_dim() + nope_dim);
     if (query_of_[row] != kNone) absorb(program, row, query_of_[row], head);
@@ -94,18 +95,18 @@ void LatentAttention::store(Program& program, int row) const {
         program.kernels.to_half(made, dim(), (std::uint16_t*)slot);
 }
 
-// Where the cache keeps the latent at a position.
+// The address of the latent at a position in the cache.
 std::uint8_t* LatentAttention::latent(Program& program, const Sequence& s, int position) const {
     return program.cache.values(s.pages[position / kPageTokens], layer, 0) +
            std::size_t(position % kPageTokens) * stride(program) * number_bytes(program.cache.format());
 }
 
-// The [dim][16] numbers of the 16 heads that `head` is one of.
+// The absorbed queries [dim][16] of the 16 heads that include `head`.
 float* LatentAttention::absorbed_query(Program& program, int query, int head) const {
     return program.absorbed.data() + (std::size_t(query) * head_groups() + head / kLatentHeads) * dim() * kLatentHeads;
 }
 
-// One head's query against latents instead of keys: k_b^T q, then the rotated part.
+// Computes one head's query for latents instead of keys: k_b^T q, then the rotated part.
 void LatentAttention::absorb(Program& program, int row, int query, int head) const {
     const Weight w = head_of(program, k_b, head);
     const float* from = program.buffers[q].row(row) + head * head_dim();
@@ -120,8 +121,8 @@ void LatentAttention::absorb(Program& program, int row, int query, int head) con
     for (int d = 0; d < dim(); d++) to[d * kLatentHeads + head % kLatentHeads] = folded[d] * scale;
 }
 
-// Keys [page][head_dim][32] and values [position][value_stride] of one head at positions [begin, end) of a split; what
-// follows to the end of the last page is zero.
+// Expands latents to keys [page][head_dim][32] and values [position][value_stride] of one head at positions
+// [begin, end) of a split; the rest of the last page is zero.
 void LatentAttention::expand(Program& program, const Sequence& s, int head, int begin, int end, float* latents,
                              float* keys, float* values) const {
     const int count = end - begin, width = stride(program), pages = (count + kPageTokens - 1) / kPageTokens;
@@ -184,7 +185,7 @@ void LatentAttention::attend_expanded(Program& program, const Expanded& task, in
         write_result(states[i], value_dim, program.buffers[out].row(s.row + i) + head * value_dim);
 }
 
-// A task's queries, of rows from `first` on.
+// Copies a task's queries, of rows from `first` on.
 void LatentAttention::take_queries(Program& program, const Sequence& s, int head, int first, float* to,
                                    AttendTask& task) const {
     task.q = to;
@@ -215,7 +216,7 @@ void LatentAttention::attend_absorbed(Program& program, const Absorbed& absorbed
     program.kernels.attend_latent[int(program.cache.format())](task, states);
 }
 
-// Folds the splits of a head, then makes its values of the weighted latents.
+// Merges the splits of a head, then computes its values from the weighted latents.
 void LatentAttention::merge(Program& program, const Merge& merge, ThreadScratch& scratch) const {
     const int width = whole_columns(rank);
     const AttendPartial& state = fold_splits(program, merge.partial, kLatentHeads, merge.num_splits, width, scratch);

@@ -1,4 +1,4 @@
-// Matrix products: an input is made ready once (norm, codes), then panels of 32 outputs are tasks.
+// Matrix products. The input is normed and quantised once; then each task computes panels of 32 outputs.
 #include <algorithm>
 
 #include "activations.h"
@@ -49,7 +49,7 @@ void multiply(Program& program, const Input& input, const Linear::Output& o, int
     if (o.bias != kNone) add_bias(out, program.vectors[o.bias].data() + panel * kPanelRows, kPanelRows, rows);
 }
 
-// Calls block(panel, row, rows) for all panels and blocks of rows, panels being shared out over the team.
+// Calls block(panel, row, rows) for all panels and blocks of rows; the panels are the team's tasks.
 template <class Block>
 void for_blocks(Program& program, int panels, int num_rows, Block&& block) {
     const int grain = std::max(1, panels / (program.team.size() * 4));

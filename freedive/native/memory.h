@@ -1,4 +1,4 @@
-// Page-aligned zeroed memory that takes physical space only where it is touched.
+// Page-aligned memory, initially zero. The operating system provides physical memory only for pages that are touched.
 #pragma once
 
 #include <cstddef>
@@ -33,11 +33,11 @@ class Memory {
     std::size_t bytes_ = 0;
 };
 
-// How many bytes of [data, data + bytes) are in physical memory; what the system does not tell counts as not there.
+// Returns how many bytes of [data, data + bytes) are in physical memory, or 0 where the system does not report it.
 std::size_t resident_bytes(const void* data, std::size_t bytes);
 
-// What the process frees from now on it keeps, where the system's library can do so; so many bytes come in large pages.
-// Who makes the same again and again spends a sixth of the time on fresh pages otherwise.
+// Makes the allocator keep freed memory for reuse, where the C library supports it, and asks for large pages for the
+// first `bytes`. Training frees and allocates the same sizes in every step; fresh pages would take a sixth of its time.
 void keep_freed_memory(std::size_t bytes);
 
 }  // namespace freedive

@@ -1,4 +1,4 @@
-// The operations a program is made of. Integers name buffers, weights and vectors of the program; -1 is none.
+// The operations of a program. Integers are indices of its buffers, weights and vectors; -1 means none.
 #pragma once
 
 #include <optional>
@@ -17,7 +17,7 @@ struct Embed final : Operation {
     void run(Program& program, int thread) const override;
 };
 
-// Rows whose logits are wanted.
+// Copies the rows whose logits are wanted.
 struct Select final : Operation {
     int in, out;
     Select(int in, int out) : in(in), out(out) {}
@@ -34,17 +34,17 @@ struct RopeTable final : Operation {
     void run(Program& program, int thread) const override;
 };
 
-// An optional RMS norm of a linear's input, done while the input is made ready.
+// An optional RMS norm of a linear operation's input, applied while the input is prepared.
 struct InputNorm {
     int weight = kNone;
     float eps = 0;
 };
 
-// What is done to a product as it is written: times a factor, plus residuals.
+// Applied to a product as it is written: multiplies by a factor and adds residuals.
 struct Epilogue {
     float factor = 1;
     std::vector<int> residuals;
-    // Columns [first, first + count) of one row.
+    // Writes columns [first, first + count) of one row.
     void write(const Program& program, const float* x, const Buffer& to, int row, int first, int count) const;
 };
 
@@ -78,9 +78,11 @@ struct GluLinear final : Operation {
 // Which experts a token goes to and with what weights, from the logits of a linear.
 constexpr int kMaxExperts = 1024;
 enum class GroupChoice : int { Best, BestTwo, Each };
+enum class RouterScore : int { Softmax, Sigmoid };
 struct Router {
     int num_experts, num_chosen;
-    bool sigmoid, renormalise;
+    RouterScore score;
+    bool renormalise;
     float scale;
     int choice_bias, expert_scale;  // vectors
     int num_groups, kept_groups;
@@ -89,13 +91,13 @@ struct Router {
     void route(const Program& program, const float* logits, std::int32_t* experts, float* weights) const;
 };
 
-// A router as given, if it can choose; else std::invalid_argument.
+// Returns the router if its numbers are consistent; else throws std::invalid_argument.
 Router checked(Router router);
 
 struct Input;
 struct Products;
 
-// out = the sum of what each token's experts make of norm(in), by their weights.
+// out = the weighted sum of the outputs of each token's experts for norm(in).
 struct Experts final : Operation {
     struct Matrix {
         Weight weight;
@@ -160,7 +162,7 @@ struct Experts final : Operation {
     float* hidden_row(const Program& program, const Choice& choice) const;
 };
 
-// Arithmetic on whole rows that no product takes along.
+// Arithmetic on whole rows that is not fused with a product.
 struct RowOperation final : Operation {
     enum Kind : int { Norm, Scale, Softcap, Clip, Gate, Add } kind;
     int in, other, out;  // other: Norm's vector of weights, the gates [rows, 1], or what is added
@@ -171,7 +173,7 @@ struct RowOperation final : Operation {
     void run(Program& program, int thread) const override;
 };
 
-// What is done to each head of q or k before attention, in order.
+// A step applied to each head of q or k before attention, in order.
 struct HeadStep {
     enum Kind : int { Norm, RopeHalves, RopeInterleaved, Temper } kind;
     int operand;  // Norm: vector of weights. Rope: buffer of a RopeTable
@@ -180,9 +182,9 @@ struct HeadStep {
 };
 void apply(const Program& program, const HeadStep& step, int row, int dim, float* head);
 
-// What a row makes of all keys that it sees, from its state.
+// Writes the attention result of a row over all keys that it sees.
 void write_result(const AttendPartial& state, int n, float* out);
-// A row's splits folded in order; they lie `step` states apart from `first` on.
+// Merges the partial results of a row's splits in order; they lie `step` apart, beginning with `first`.
 const AttendPartial& fold_splits(Program& program, int first, int step, int num_splits, int width,
                                  ThreadScratch& scratch);
 

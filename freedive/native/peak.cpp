@@ -13,16 +13,16 @@ namespace {
 
 constexpr int kPasses = 5;
 constexpr int kIterations = 1 << 19;
-constexpr int kChains = 12;  // sums that do not wait for each other
+constexpr int kChains = 12;  // independent sums
 
 struct Unit {
     const char *type, *instruction;
     bool present;
     void (*run)();
-    double operations;  // of one iteration
+    double operations;  // in one iteration
 };
 
-// In assembly: it needs no flags for the instructions, and no compiler moves the sums out of their registers.
+// Assembly needs no compiler flags for the instructions, and the sums stay in registers.
 #define FREEDIVE_CHAINS(step) \
     step(0) step(1) step(2) step(3) step(4) step(5) step(6) step(7) step(8) step(9) step(10) step(11)
 

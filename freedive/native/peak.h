@@ -1,4 +1,4 @@
-// How fast the machine multiplies: the limit of reading prompts, where a weight that was read serves many tokens.
+// The machine's peak multiplication rate. It limits prefill, where each weight that is read serves many tokens.
 #pragma once
 
 #include <string>
@@ -7,8 +7,9 @@
 
 namespace freedive {
 
-// Of each unit of the machine: the type of its factors ("int8", "bf16", "fp32"), its instruction, and the operations
-// per second that `num_threads` reach together on registers, the best of a few passes. A product and its sum are two.
+// Returns for each unit of the machine the type of its factors ("int8", "bf16", "fp32"), its instruction, and the
+// operations per second that `num_threads` threads reach together on registers: the best of a few passes. A
+// multiply-add counts as two operations.
 std::vector<std::tuple<std::string, std::string, double>> compute_peaks(int num_threads);
 
 }  // namespace freedive

@@ -1,11 +1,11 @@
-// A step's arrays become its rows and sequences, each number checked: what the engine says is not trusted here.
+// Makes a Step of the engine's arrays and checks every number, so that running it reads and writes only its own memory.
 #include "checks.h"
 #include "program.h"
 
 namespace freedive {
 namespace {
 
-// Slot, begin and end of a sequence's state.
+// Reads a row of `moves`: slot, begin and end of the sequence's state.
 void plan_move(const States& states, const std::int32_t* move, Sequence& sequence) {
     const auto drafts_fit = [](int count) { return count >= 0 && count <= kMaxDraft; };
     sequence.slot = index_below(move[0], states.num_sequences(), "slot");

@@ -42,7 +42,7 @@ void Program::allocate(int rows, int num_pages, int num_slots, int num_sequences
 void Program::run(Step next, int begin, int end, bool traced) {
     index_below(end, operations.size() + 1, "operation"), index_below(begin, end + 1ull, "operation");
     using Clock = std::chrono::steady_clock;
-    std::vector<std::vector<Clock::time_point>> ends(team.size());  // by thread, of each operation
+    std::vector<std::vector<Clock::time_point>> ends(team.size());  // for each thread, of each operation
     auto last = Clock::now();
     const auto lap = [&](Clock::time_point now) {
         seconds.push_back(std::chrono::duration<double>(now - last).count());
@@ -59,7 +59,7 @@ void Program::run(Step next, int begin, int end, bool traced) {
             if (traced) ends[thread].push_back(Clock::now());
         }
     });
-    // The first thread to leave tells when an operation ended: others may have slept through more than their barrier.
+    // An operation ends when the first thread leaves its barrier; others may wake up later.
     for (std::size_t i = 0; traced && i < part.size(); i++) {
         auto first = ends[0][i];
         for (const auto& thread : ends) first = std::min(first, thread[i]);

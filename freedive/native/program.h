@@ -1,4 +1,4 @@
-// A recorded forward pass and what it runs on. Python decides what the model is; nothing here knows a family.
+// A recorded forward pass with its weights, memory and threads. Python describes the model; C++ knows no family.
 #pragma once
 
 #include <memory>
@@ -14,7 +14,7 @@
 
 namespace freedive {
 
-// Activations [rows, stride] in floats; the stride is the width rounded up to whole panels, the padding is zero.
+// Float activations [rows, stride]. The stride is the width rounded up to whole panels; the padding is zero.
 struct Buffer {
     int width, stride;
     Rows rows;
@@ -22,27 +22,27 @@ struct Buffer {
     float* row(int r) const { return memory.as<float>() + std::size_t(r) * stride; }
 };
 
-// Of a layer with experts, by row of a step: the experts that its token goes to, and their weights.
+// The routing of a layer of experts: for each row of a step, the chosen experts and their weights.
 struct Routes {
     int num_chosen;
-    Memory experts, weights;                                            // [rows, stride]
-    int stride() const { return num_panels(num_chosen) * kPanelRows; }  // threads write rows beside each other
+    Memory experts, weights;                                            // [rows, stride] each
+    int stride() const { return num_panels(num_chosen) * kPanelRows; }  // padded, since threads write neighbouring rows
     std::int32_t* experts_of(int row) const { return experts.as<std::int32_t>() + std::size_t(row) * stride(); }
     float* weights_of(int row) const { return weights.as<float>() + std::size_t(row) * stride(); }
 };
 
-// That a token goes to an expert, which is in some place among those that it goes to. Weights multiply what the expert
-// is given, and what it makes of that.
+// One token routed to one expert, which is the token's expert number `place`. The two weights multiply the expert's
+// input and its output.
 struct Choice {
     int token, place;
     float input_weight, weight;
 };
 
-// A step's choices, sorted by expert.
+// All choices of a step, sorted by expert.
 struct Groups {
-    std::vector<int> first;  // of each expert, and the end: indices into choices
+    std::vector<int> first;  // [experts + 1]: where each expert's choices begin in `choices`
     std::vector<Choice> choices;
-    std::vector<int> active;  // experts that have any
+    std::vector<int> active;  // experts with at least one choice
 };
 
 class Program;
@@ -51,17 +51,18 @@ class Program;
 class Operation {
   public:
     virtual ~Operation() = default;
-    // Checks that the operation fits a program that it is about to be added to, and claims what it keeps there.
+    // Checks that the operation fits the program that it will be added to, and reserves cache layers, states and
+    // routes.
     virtual void attach(Program& program) = 0;
-    virtual void prepare(Program&) {}  // on the caller's thread, before a step
+    virtual void prepare(Program&) {}  // runs on the caller's thread before a step
     virtual void run(Program& program, int thread) const = 0;
 };
 
-// States of rows on their way through the keys. Threads share one where they write to different ranges of it.
+// Partial attention results of rows over some of their keys. Threads may share one and write to different ranges of it.
 class Partials {
   public:
     void reserve(int count, int width);
-    // States [first, first + count) that have seen nothing, their values `width` floats apart from each other.
+    // Resets partial results [first, first + count) to no keys; their values lie `width` floats apart.
     AttendPartial* start(int first, int count, int width);
     const AttendPartial& operator[](int index) const { return states_[index]; }
 
@@ -70,7 +71,7 @@ class Partials {
     std::vector<float> values_;
 };
 
-// Scratch memory of a thread.
+// The scratch memory of one thread.
 struct ThreadScratch {
     std::vector<float> floats;
     Partials partials;
@@ -83,7 +84,7 @@ class Program {
     Program(const Kernels& kernels, int num_threads, CacheFormat cache_format)
         : kernels(kernels), team(num_threads), cache(cache_format) {}
 
-    // Recording. What does not fit is refused as checks.h says; integers that are returned name what was added.
+    // Recording. Arguments that do not fit throw as described in checks.h; the returned integer names what was added.
     int add_weight(Format format, int rows, int k, std::span<const std::uint8_t> packed, int heads);  // not copied
     int add_vector(std::span<const float> values);
     int add_buffer(int width, Rows rows);
@@ -102,24 +103,24 @@ class Program {
     // Ends recording: allocates buffers for `max_rows` rows a step, a cache of `num_pages` pages, and slots of states.
     void allocate(int max_rows, int num_pages, int num_slots, int num_sequences);
 
-    // What is named by an index, which is checked.
+    // Access by index; an index out of bounds throws.
     const Buffer& buffer(int index) const;
     const Weight& weight(int index) const;
     const Routes& routes_of_step(int index) const;
     void require_buffer(int index, int width) const;
-    void require_vector(int index, int size) const;  // of at least so many numbers
+    void require_vector(int index, int size) const;  // at least `size` numbers
 
     Step plan(const StepArrays& arrays) const;
-    // Runs operations `begin` to `end` for a step; the last one's output buffer then holds their result, and `seconds`
-    // what each took if `traced`.
+    // Runs operations [begin, end) for a step. The output buffer of the last one holds the result; if `traced`,
+    // `seconds` holds the time of each.
     void run(Step step, int begin, int end, bool traced);
 
-    // Rows that memory is for: those of a step, and one for each thread but the first (see own_row).
+    // The number of rows in memory: the rows of a step, and one for each thread except the first (see own_row).
     int memory_rows() const { return max_rows + team.size() - 1; }
-    // Where a thread keeps what it makes for itself of a step's only row.
+    // The row where a thread keeps its own copy of the only row of a step (see for_rows).
     int own_row(int thread) const { return thread ? max_rows + thread - 1 : 0; }
     int num_rows(int buffer) const { return step.num_rows(buffers[buffer].rows); }
-    // Of quantise(): which groups of a row keep their low halves; 0 keeps all.
+    // The threshold of quantise() for a row: groups above it keep 16 bits; 0 means that all groups do.
     float outlier_threshold(Rows rows, int row) const {
         return rows == Rows::Tokens && step.is_early(row) ? early_outlier_threshold : late_outlier_threshold;
     }
@@ -135,20 +136,20 @@ class Program {
     Cache cache;
     States states;
     Step step;
-    Partials partials;                   // what splits of keys make of rows, to be merged
-    std::vector<float> absorbed;         // queries of latent attention: [query][groups of 16 heads][dim][16]
-    std::vector<ThreadScratch> scratch;  // of each thread
-    int num_tokens = 0;                  // that the embedding has rows for
-    int max_rows = 0, widest = 0;        // rows of a step; numbers of a linear's input
-    float early_outlier_threshold = 0;   // of quantise(), for the tokens that come early in a prompt
-    float late_outlier_threshold = 0;    // for its last ones, and those generated
+    Partials partials;                   // partial attention results by split of keys, to be merged
+    std::vector<float> absorbed;         // latent attention's absorbed queries: [query][groups of 16 heads][dim][16]
+    std::vector<ThreadScratch> scratch;  // one for each thread
+    int num_tokens = 0;                  // rows of the embedding table
+    int max_rows = 0, widest = 0;        // the most rows of a step; the widest input of a linear operation
+    float early_outlier_threshold = 0;   // threshold of quantise() for the early tokens of a prompt
+    float late_outlier_threshold = 0;    // threshold for the last tokens of a prompt and for generated ones
 
-    // Inputs of a linear, made ready: normed floats and their codes. Of each token, what its experts make between glu
-    // and down, at most `hidden_width` numbers.
+    // Prepared inputs of linear operations: normed floats, and their codes. `hidden` holds the experts' hidden
+    // activations between the gated unit and the down projection, at most `hidden_width` numbers for each token.
     Memory normed, codes, hidden;
     int hidden_width = 0;
 
-    // Of a traced step: until the first operation began, then of each operation.
+    // The times of a traced step: until the first operation began, then of each operation.
     std::vector<double> seconds;
 };
 

@@ -1,4 +1,4 @@
-// Routes: which experts a token goes to, with what weights.
+// Routing: chooses the experts of each token and their weights.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -19,7 +19,8 @@ void softmax(float* x, int n) {
     for (int i = 0; i < n; i++) x[i] /= sum;
 }
 
-// The `count` best of merit[first, last), best first; of equals the lower index.
+// Writes the indices of the `count` largest of merit[first, last), largest first; equal values keep index order.
+// Returns the end of what it wrote.
 int* take_best(const float* merit, int first, int last, int count, int* out) {
     int taken = 0;
     for (int i = first; i < last; i++) {
@@ -42,7 +43,7 @@ float strength(const float* group, int size, bool best_two) {
     return best_two ? first + second : first;
 }
 
-// Takes all groups but the `kept` strongest out of the choice.
+// Excludes the experts of all groups except the `kept` strongest.
 void keep_groups(float* merit, int size, int groups, int kept, bool best_two) {
     float strengths[kMaxExperts];
     int order[kMaxExperts];
@@ -69,7 +70,7 @@ Router checked(Router r) {
 void Router::route(const Program& program, const float* logits, std::int32_t* experts, float* weights) const {
     float scores[kMaxExperts] = {}, merit[kMaxExperts];
     std::copy_n(logits, num_experts, scores);
-    if (sigmoid)
+    if (score == RouterScore::Sigmoid)
         for (int e = 0; e < num_experts; e++) scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
     else
         softmax(scores, num_experts);

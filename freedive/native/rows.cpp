@@ -11,7 +11,7 @@ void Embed::run(Program& program, int) const {
     const Weight& w = program.weights[table];
     const Buffer& to = program.buffers[out];
     program.team.for_each(program.num_rows(out), 8,
-                          [&](int row) { unpack_row(w, program.step.tokens[row], to.row(row)); });
+                          [&](int row) { unpack_row(w, program.step.tokens[row], {to.row(row), std::size_t(w.k)}); });
 }
 
 void Select::run(Program& program, int) const {

@@ -6,13 +6,25 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <vector>
+
+#include "checks.h"
+#include "cpu.h"
 
 namespace freedive {
 namespace {
 
 constexpr int kBlock = 64, kLanes = 16;
-constexpr int kBinBits = 18;  // of a weight that its bin forgets: those of a bin are within 3% of each other
+constexpr int kBinBits = 18;  // low bits of a weight that its bin ignores: weights of a bin are within 3% of each other
 constexpr int kBins = (std::bit_cast<std::uint32_t>(1.0f) >> kBinBits) + 1;
+
+// Tokens with weights from `floor` on can be drawn; it is above 0, and equal weights are never separated. Zeros follow
+// the weights up to a whole block, and `peaks` holds the largest weight of each block.
+struct Weights {
+    std::vector<float> values, peaks;
+    float floor = 0;
+    float drawable(std::size_t token) const { return values[token] >= floor ? values[token] : 0; }
+};
 
 int bin(float weight) { return int(std::bit_cast<std::uint32_t>(weight) >> kBinBits); }
 
@@ -40,7 +52,7 @@ void find_peaks(std::span<const float> values, std::vector<float>& peaks) {
 float kth_largest(std::span<const float> values, const std::vector<float>& peaks, int k) {
     std::vector<float> ordered = peaks, candidates;
     float least = -std::numeric_limits<float>::infinity();
-    if (k <= int(peaks.size())) {  // so many blocks have a value at or above the k-th peak, so the k largest all are
+    if (k <= int(peaks.size())) {  // k blocks reach the k-th peak, so the k largest values do
         std::nth_element(ordered.begin(), ordered.begin() + (k - 1), ordered.end(), std::greater<>());
         least = ordered[k - 1];
     }
@@ -52,7 +64,7 @@ float kth_largest(std::span<const float> values, const std::vector<float>& peaks
     return candidates[k - 1];
 }
 
-// Calls each(weight) for those from `floor` on.
+// Calls each(weight) for all weights of at least `floor`.
 template <class Each>
 void for_weights(const Weights& weights, float floor, Each&& each) {
     for (std::size_t b = 0; b < weights.peaks.size(); b++)
@@ -61,8 +73,8 @@ void for_weights(const Weights& weights, float floor, Each&& each) {
                 if (w >= floor) each(w);
 }
 
-// The least of the largest weights that together make up `top_p` of those from the floor on. Of sums by bins only the
-// one where they get there needs to be sorted.
+// Returns the smallest of the largest weights that together make up `top_p` of the weights of at least the floor. Sums
+// of bins find the bin of that weight, which is the only one to be sorted.
 float nucleus(const Weights& weights, float top_p) {
     double bins[kBins] = {}, total = 0, sum = 0;
     for_weights(weights, weights.floor, [&](float w) { bins[bin(w)] += w; });
@@ -92,32 +104,10 @@ double sum_of_block(const Weights& weights, std::size_t block) {
     return sum;
 }
 
-}  // namespace
-
-float kth_largest(std::span<const float> values, int k) {
-    std::vector<float> peaks;
-    find_peaks(values, peaks);
-    return kth_largest(values, peaks, k);
-}
-
-void mask(std::span<const float> logits, std::span<const std::uint8_t> allowed, float* out) {
-    constexpr float nothing = -std::numeric_limits<float>::infinity();
-    static const auto offsets = [] {  // of the eight tokens in each byte; adding keeps a NaN, which is a fault
-        std::array<std::array<float, 8>, 256> table;
-        for (int byte = 0; byte < 256; byte++)
-            for (int bit = 0; bit < 8; bit++) table[byte][bit] = byte >> bit & 1 ? 0.0f : nothing;
-        return table;
-    }();
-    for (std::size_t first = 0; first < logits.size(); first += 8) {
-        const auto& offset = offsets[first / 8 < allowed.size() ? allowed[first / 8] : 0];
-        if (first + 8 <= logits.size())
-            for (std::size_t i = 0; i < 8; i++) out[first + i] = logits[first + i] + offset[i];
-        else
-            for (std::size_t i = 0; first + i < logits.size(); i++) out[first + i] = logits[first + i] + offset[i];
-    }
-}
-
-void weigh(const Kernels& kernels, std::span<const float> logits, const Sampling& sampling, Weights& weights) {
+const Weights& weights_of(std::span<const float> logits, const Sampling& sampling) {
+    static const Kernels& kernels = choose_kernels("");
+    static thread_local Weights weights;  // kept, since getting fresh memory takes longer than the computation
+    require(!logits.empty(), "there are no logits");
     const float top = largest(logits), nothing = -std::numeric_limits<float>::infinity();
     const std::size_t whole = logits.size() / kBlock * kBlock;
     float rest[kBlock];
@@ -133,14 +123,49 @@ void weigh(const Kernels& kernels, std::span<const float> logits, const Sampling
         raise(kth_largest(weights.values, weights.peaks, sampling.top_k));
     if (sampling.top_p < 1) raise(nucleus(weights, sampling.top_p));
     raise(sampling.min_p);
+    return weights;
 }
 
-int draw(const Weights& weights, double random) {
+}  // namespace
+
+float kth_largest(std::span<const float> values, int k) {
+    index_below(k - std::int64_t(1), values.size(), "place");
+    std::vector<float> peaks;
+    find_peaks(values, peaks);
+    return kth_largest(values, peaks, k);
+}
+
+void mask(std::span<const float> logits, std::span<const std::uint8_t> allowed, std::span<float> out) {
+    require(out.size() == logits.size(), "mask: sizes do not match");
+    constexpr float nothing = -std::numeric_limits<float>::infinity();
+    static const auto offsets = [] {  // for the tokens of each byte; adding them keeps a NaN
+        std::array<std::array<float, 8>, 256> table;
+        for (int byte = 0; byte < 256; byte++)
+            for (int bit = 0; bit < 8; bit++) table[byte][bit] = byte >> bit & 1 ? 0.0f : nothing;
+        return table;
+    }();
+    for (std::size_t first = 0; first < logits.size(); first += 8) {
+        const auto& offset = offsets[first / 8 < allowed.size() ? allowed[first / 8] : 0];
+        if (first + 8 <= logits.size())
+            for (std::size_t i = 0; i < 8; i++) out[first + i] = logits[first + i] + offset[i];
+        else
+            for (std::size_t i = 0; first + i < logits.size(); i++) out[first + i] = logits[first + i] + offset[i];
+    }
+}
+
+void weigh(std::span<const float> logits, const Sampling& sampling, std::span<float> out) {
+    require(out.size() == logits.size(), "weigh: sizes do not match");
+    const Weights& weights = weights_of(logits, sampling);
+    for (std::size_t i = 0; i < out.size(); i++) out[i] = weights.drawable(i);
+}
+
+int draw(std::span<const float> logits, const Sampling& sampling, double random) {
+    const Weights& weights = weights_of(logits, sampling);
     std::vector<double> sums(weights.peaks.size());
     double total = 0;
     for (std::size_t b = 0; b < sums.size(); b++) total += sums[b] = sum_of_block(weights, b);
     double rest = random * total;
-    // Rounding may carry the target past the end: then the last one is it.
+    // If rounding carries the target past the end, the last one is chosen.
     const auto find = [&](std::size_t begin, std::size_t end, auto&& size) {
         std::size_t found = begin;
         for (std::size_t i = begin; i < end; i++) {
@@ -153,8 +178,7 @@ int draw(const Weights& weights, double random) {
         return found;
     };
     const std::size_t block = find(0, sums.size(), [&](std::size_t b) { return sums[b]; });
-    return int(find(block * kBlock, (block + 1) * kBlock,
-                    [&](std::size_t i) { return weights.values[i] >= weights.floor ? weights.values[i] : 0; }));
+    return int(find(block * kBlock, (block + 1) * kBlock, [&](std::size_t i) { return weights.drawable(i); }));
 }
 
 }  // namespace freedive

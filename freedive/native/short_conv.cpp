@@ -1,4 +1,4 @@
-// Gated short convolutions. A state is the last inputs that the next token still sees.
+// Gated short convolutions. The state of a sequence holds the last kernel - 1 inputs, which the next token needs.
 #include <algorithm>
 #include <vector>
 
@@ -7,7 +7,7 @@
 namespace freedive {
 namespace {
 
-constexpr int kColumns = 256;  // that one task has
+constexpr int kColumns = 256;  // columns of one task
 
 }  // namespace
 
@@ -26,8 +26,8 @@ void ShortConv::convolve(Program& program, const Sequence& s, int first, int cou
         return program.buffers[in].row(s.row + position - s.start) + third * dim + first;
     };
     scratch.floats.assign(std::size_t(kernel) * count, 0.0f);
-    const float* nothing = scratch.floats.data();  // before the first token
-    float* moved = scratch.floats.data() + count;  // the state to be
+    const float* nothing = scratch.floats.data();  // zeros, the inputs before the first token
+    float* moved = scratch.floats.data() + count;  // the new state
     const auto input = [&](int position) -> const float* {
         if (position < s.state_begin) return s.state_begin ? kept + std::size_t(position - past) * dim : nothing;
         return position < s.start ? drafts + std::size_t(position - s.state_begin) * dim : row(position, 2);

@@ -1,4 +1,4 @@
-// What layers keep of whole sequences, as floats: a slot for each sequence under way, and slots for copies.
+// Per-sequence states of all layers, as floats: one slot for each running sequence, and slots for snapshots.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@ namespace freedive {
 
 constexpr int kMaxDraft = 15;  // tokens of a sequence that a step computes before they are accepted
 
-// A layer's part of a slot, and what it remembers of a draft token, in floats.
+// A layer's part of a slot, and the inputs that it keeps of each draft token; sizes and offsets in floats.
 struct StateLayer {
     int size, input_dim;
     std::size_t offset, input_offset;
@@ -19,7 +19,7 @@ struct StateLayer {
 class States {
   public:
     int add_layer(int size, int input_dim);
-    // The first `num_sequences` of `num_slots` are for sequences under way: only these have draft tokens.
+    // The first `num_sequences` of `num_slots` slots are for running sequences; only these have draft tokens.
     void allocate(int num_slots, int num_sequences);
     int num_slots() const { return num_slots_; }
     int num_sequences() const { return num_sequences_; }
@@ -28,7 +28,7 @@ class States {
     float* state(int slot, int layer) const {
         return memory_.as<float>() + slot * slot_floats_ + layers_[layer].offset;
     }
-    // Inputs of a sequence's draft tokens: [kMaxDraft, input_dim].
+    // The inputs of a sequence's draft tokens: [kMaxDraft, input_dim].
     float* drafts(int slot, int layer) const {
         return drafts_.as<float>() + kMaxDraft * (slot * input_floats_ + layers_[layer].input_offset);
     }

@@ -5,10 +5,10 @@
 namespace freedive {
 namespace {
 
-constexpr int kSpins = 2000;   // some 20 to 50 us
-constexpr int kPatience = 12;  // spins between steps, after each of which others may have the core
+constexpr int kSpins = 2000;   // about 20 to 50 us
+constexpr int kPatience = 12;  // how often a thread spins and then yields before it sleeps
 
-thread_local int this_thread = 0;  // of its team; who calls start() is the first
+thread_local int this_thread = 0;  // index in its team; the caller of start() is 0
 
 void pause() {
 #if defined(__x86_64__)
@@ -18,7 +18,7 @@ void pause() {
 #endif
 }
 
-// Spins until ready() or until patience ends; says which.
+// Spins until ready(), at most kSpins times. Returns whether it became ready.
 template <class Ready>
 bool spin(Ready&& ready) {
     for (int i = 0; i < kSpins; i++) {
@@ -45,7 +45,7 @@ void Team::work(int thread) {
     this_thread = thread;
     for (unsigned seen = 0;; seen++) {
         const auto called = [&] { return jobs_.load(std::memory_order_acquire) != seen; };
-        // Within an answer the next step comes soon, and being woken takes longer than looking.
+        // During an answer the next step comes soon, and waking a thread takes longer than spinning.
         for (int i = 0; i < kPatience && !spin(called); i++) std::this_thread::yield();
         jobs_.wait(seen);
         if (ending_) return;
@@ -63,7 +63,7 @@ void Team::start(Function function, void* context) {
     barrier();
 }
 
-// The next tasks of the thread's own share, or else the last of what is left of the fullest.
+// Returns the next tasks of the thread's own share, or the last tasks of the share with the most left.
 Team::Range Team::take(int n, int grain) {
     const auto begin = [&](int thread) { return int(std::int64_t(n) * thread / size_); };
     const auto taken_of = [&](int thread) { return shares_[thread].taken.load(std::memory_order_relaxed); };

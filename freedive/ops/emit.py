@@ -232,7 +232,7 @@ class Emitter:
         return _native.Router(
             num_experts=router.num_experts,
             num_chosen=router.num_chosen,
-            sigmoid=router.score == "sigmoid",
+            score=_native.RouterScore[router.score],
             renormalise=router.renormalise,
             scale=router.scale,
             choice_bias=self._vector(experts.choice_bias),

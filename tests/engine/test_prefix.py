@@ -21,13 +21,14 @@ from freedive.engine import page_store
 from freedive.engine.chunk_sizer import ChunkSizer
 from freedive.engine.detokenizer import Detokenizer
 from freedive.engine.engine import Engine
-from freedive.engine.generation import Generation
+from freedive.engine.executor import StepExecutor
+from freedive.engine.generation import Delivery, Generation, TokenOutput
 from freedive.engine.kvcache import PageTables
 from freedive.engine.page_store import PageStore
 from freedive.engine.prefix import PrefixCache
 from freedive.engine.sampler import Sampler
 from freedive.engine.sampling import Sampling
-from freedive.engine.scheduler import Scheduler, to_batch
+from freedive.engine.scheduler import Scheduler
 from freedive.engine.sequence import Sequence
 from freedive.engine.snapshots import Snapshots
 from freedive.engine.submission import Scope
@@ -262,7 +263,9 @@ class Driver:
         if runner.sums.size:
             snapshots = Snapshots(runner.states, 4, runner.page_bytes, runner.boundaries, state_store)
         self.prefixes = PrefixCache(self.tables, runner.boundaries, store, snapshots)
-        self.scheduler = Scheduler(self.tables, 4, ChunkSizer(48, seconds=1e9), prefixes=self.prefixes)
+        chunk_sizer = ChunkSizer(48, seconds=1e9)
+        self.scheduler = Scheduler(self.tables, 4, chunk_sizer, prefixes=self.prefixes)
+        self.executor = StepExecutor(runner, chunk_sizer, None, self.finish)
         self.open: list[Sequence] = []
 
     def add(self, prompt: list[int], count: int, salt: str) -> None:
@@ -270,7 +273,7 @@ class Driver:
         text = Detokenizer(FakeDecoder(), ())
         sampler = Sampler(SHORT, 0, prompt, VOCAB)
         length = len(prompt) + count
-        sequence = Sequence(generation, SHORT, sampler, text, list(prompt), length, frozenset(), salt)
+        sequence = Sequence(generation, SHORT, sampler, text, list(prompt), length, frozenset(), cache_salt=salt)
         self.open.append(sequence)
         self.scheduler.add(sequence)
 
@@ -280,24 +283,17 @@ class Driver:
 
     def step(self) -> None:
         if plan := self.scheduler.plan():
-            rows = iter(self.runner.step(to_batch(plan, self.tables)))
-            for share in plan:
-                share.sequence.num_cached_tokens += share.num_tokens
-                share.sequence.state_end = share.sequence.num_cached_tokens
-                share.sequence.saved.extend(share.saves)
-                if share.sequence.num_pending_tokens == 0:
-                    self.advance(share.sequence, next(rows))
+            self.executor.run(plan, self.tables)
         self.check()
 
-    def advance(self, sequence: Sequence, logits: np.ndarray) -> None:
-        sequence.tokens.append(sequence.sampler(logits))
-        if len(sequence.tokens) == sequence.max_length:
-            self.scheduler.remove(sequence)
-            self.open.remove(sequence)
-            prompt = sequence.tokens[: sequence.generation.num_prompt_tokens]
-            count = Sampling(max_tokens=sequence.max_length - len(prompt), temperature=0, ignore_eos=True)
-            expected = alone(prompt, count, boundaries=self.runner.boundaries)
-            assert sequence.tokens[len(prompt) :] == expected
+    def finish(self, sequence: Sequence, delivery: Delivery) -> None:
+        assert isinstance(delivery, TokenOutput)
+        self.scheduler.remove(sequence)
+        self.open.remove(sequence)
+        prompt = sequence.tokens[: sequence.generation.num_prompt_tokens]
+        count = Sampling(max_tokens=sequence.max_length - len(prompt), temperature=0, ignore_eos=True)
+        expected = alone(prompt, count, boundaries=self.runner.boundaries)
+        assert sequence.tokens[len(prompt) :] == expected
 
     def check(self) -> None:
         table = self.tables.table

@@ -249,6 +249,7 @@ UNNAMED: dict[str, Callable[[Any], Any]] = {
     "an activation": lambda made: made.glu(0, (-1, 0.0), (0, -1, 1), (0, -1, 1), 9, 0.0),
     "a row operation": lambda made: made.row_operation(6, 0, 0, 0.0, 0),
     "a head step": lambda made: attention(made, q_steps=[(9, -1, 0, 1.0, 0.0)]),
+    "a router's score": lambda made: router(num_experts=8, num_chosen=2, score=2),
     "a group choice": lambda made: router(num_experts=8, num_chosen=2, group_choice=7),
     "a cache format": lambda made: _native.Program(_native.isa_levels()[0], 1, 3),
 }
@@ -268,9 +269,10 @@ def test_operations_that_fit_are_recorded() -> None:
 
 
 def router(**changes: Any) -> _native.Router:
-    numbers = {"sigmoid": False, "renormalise": False, "scale": 1.0, "choice_bias": -1, "expert_scale": -1}
-    rest = {"num_groups": 1, "kept_groups": 1, "group_choice": _native.GroupChoice.max, "weighs_input": False}
-    return _native.Router(**(numbers | rest | changes))
+    numbers = {"renormalise": False, "scale": 1.0, "choice_bias": -1, "expert_scale": -1}
+    rest = {"num_groups": 1, "kept_groups": 1, "weighs_input": False}
+    enums = {"score": _native.RouterScore.softmax, "group_choice": _native.GroupChoice.max}
+    return _native.Router(**(numbers | rest | enums | changes))
 
 
 @pytest.mark.parametrize(

@@ -5,49 +5,35 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import ollama
 import pytest
 from echo_model import EchoModel
+from ollama_setup import HELLO, SAID, refusal
 
 from freedive.text.format import Format
 
-HELLO = [{"role": "user", "content": "hello"}]
-SAID = "user: hello"
 
-
-@pytest.fixture(scope="module")
-def client(live_server: str) -> Iterator[ollama.Client]:
-    with ollama.Client(host=live_server) as client:
-        yield client
-
-
-def refusal(caught: pytest.ExceptionInfo[ollama.ResponseError], status: int = 400) -> str:
-    assert caught.value.status_code == status
-    return str(caught.value.error)
-
-
-def test_chat_answers(client: ollama.Client) -> None:
-    answer = client.chat(model="echo", messages=HELLO)
+def test_chat_answers(ollama_client: ollama.Client) -> None:
+    answer = ollama_client.chat(model="echo", messages=HELLO)
     assert (answer.model, answer.message.role, answer.message.content) == ("echo", "assistant", SAID)
     assert (answer.done, answer.done_reason) == (True, "stop")
     assert answer.prompt_eval_count == answer.eval_count == len(SAID)
     assert answer.message.thinking is answer.message.tool_calls is answer.logprobs is None
 
 
-def test_durations_are_nanoseconds(client: ollama.Client) -> None:
+def test_durations_are_nanoseconds(ollama_client: ollama.Client) -> None:
     started = time.monotonic_ns()
-    answer = client.generate(model="echo", prompt="hello")
+    answer = ollama_client.generate(model="echo", prompt="hello")
     assert 1_000_000 * len("hello") < answer.eval_duration < answer.total_duration < time.monotonic_ns() - started
     assert 0 < answer.load_duration < answer.total_duration
     assert 0 < answer.prompt_eval_duration < answer.total_duration
 
 
-def test_chat_streams_lines_and_the_last_one_has_the_totals(client: ollama.Client) -> None:
-    *parts, last = client.chat(model="echo", messages=HELLO, stream=True)
+def test_chat_streams_lines_and_the_last_one_has_the_totals(ollama_client: ollama.Client) -> None:
+    *parts, last = ollama_client.chat(model="echo", messages=HELLO, stream=True)
     assert "".join(part.message.content for part in parts) == SAID
     assert len(parts) > 5
     assert not any(part.done for part in parts)
@@ -76,14 +62,14 @@ THOUGHTFUL = "<think>\nTwo and two.\n</think>\n\nFour."
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_thoughts_are_a_field_of_their_own(client: ollama.Client, fake_model: EchoModel, stream: bool) -> None:
+def test_thoughts_are_a_field_of_their_own(ollama_client: ollama.Client, fake_model: EchoModel, stream: bool) -> None:
     fake_model.script["two and two"] = THOUGHTFUL
     asked = {"model": "echo", "stream": stream}
-    chat = client.chat(messages=[{"role": "user", "content": "two and two"}], **asked)
+    chat = ollama_client.chat(messages=[{"role": "user", "content": "two and two"}], **asked)
     messages = [part.message for part in (chat if stream else [chat])]
     assert "".join(message.thinking or "" for message in messages) == "Two and two."
     assert "".join(message.content for message in messages) == "Four."
-    text = client.generate(prompt="two and two", **asked)
+    text = ollama_client.generate(prompt="two and two", **asked)
     parts = list(text) if stream else [text]
     assert "".join(part.thinking or "" for part in parts) == "Two and two."
     assert "".join(part.response for part in parts) == "Four."
@@ -99,9 +85,12 @@ def test_thoughts_are_a_field_of_their_own(client: ollama.Client, fake_model: Ec
     ],
 )
 def test_thinking_is_asked_of_the_model(
-    client: ollama.Client, fake_model: EchoModel, think: Any, asked: dict[str, Any]
+    ollama_client: ollama.Client, fake_model: EchoModel, think: Any, asked: dict[str, Any]
 ) -> None:
-    for ask in (lambda: client.chat("echo", HELLO, think=think), lambda: client.generate("echo", "hi", think=think)):
+    for ask in (
+        lambda: ollama_client.chat("echo", HELLO, think=think),
+        lambda: ollama_client.generate("echo", "hi", think=think),
+    ):
         ask()
         assert asked.items() <= fake_model.asked[-1].items()
 
@@ -119,9 +108,11 @@ CALLING = 'Let me see.\n<tool_call>{"name": "weather", "arguments": {"city": "K�
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_tool_calls_have_objects_as_arguments(client: ollama.Client, fake_model: EchoModel, stream: bool) -> None:
+def test_tool_calls_have_objects_as_arguments(
+    ollama_client: ollama.Client, fake_model: EchoModel, stream: bool
+) -> None:
     fake_model.script["rain?"] = CALLING
-    answer = client.chat("echo", [{"role": "user", "content": "rain?"}], tools=[weather], stream=stream)
+    answer = ollama_client.chat("echo", [{"role": "user", "content": "rain?"}], tools=[weather], stream=stream)
     parts = list(answer) if stream else [answer]
     [call] = [call for part in parts for call in part.message.tool_calls or ()]
     assert weather(**call.function.arguments) == "rain in Köln"
@@ -132,13 +123,15 @@ def test_tool_calls_have_objects_as_arguments(client: ollama.Client, fake_model:
     assert function["parameters"]["properties"]["city"]["type"] == "string"
 
 
-def test_calls_and_results_reach_the_template_with_ids_that_match(client: ollama.Client, fake_model: EchoModel) -> None:
+def test_calls_and_results_reach_the_template_with_ids_that_match(
+    ollama_client: ollama.Client, fake_model: EchoModel
+) -> None:
     def call(name: str, **arguments: str) -> dict[str, Any]:
         return {"function": {"name": name, "arguments": arguments}}
 
     calls = [call("weather", city="Köln"), call("clock"), call("weather", city="Bonn")]
     results = [("clock", "noon"), ("weather", "rain"), ("weather", "sun")]
-    client.chat(
+    ollama_client.chat(
         "echo",
         [
             *HELLO,
@@ -168,7 +161,7 @@ def test_ids_that_clients_send_are_kept(http: httpx.Client, fake_model: EchoMode
     assert asked["tool_calls"][0]["id"] == answered["tool_call_id"] == "c7"
 
 
-def test_options_reach_the_sampler(client: ollama.Client, fake_model: EchoModel) -> None:
+def test_options_reach_the_sampler(ollama_client: ollama.Client, fake_model: EchoModel) -> None:
     options = {
         "temperature": 0,
         "top_k": 5,
@@ -182,7 +175,7 @@ def test_options_reach_the_sampler(client: ollama.Client, fake_model: EchoModel)
         "num_predict": 4,
         "num_thread": 1,
     }
-    answer = client.generate("echo", "hello", options=options)
+    answer = ollama_client.generate("echo", "hello", options=options)
     assert (answer.response, answer.done_reason, answer.eval_count) == (SAID[:4], "length", 4)
     sampling = fake_model.engine.generations[-1].sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0, 5, 0.5, 0.1)
@@ -191,65 +184,65 @@ def test_options_reach_the_sampler(client: ollama.Client, fake_model: EchoModel)
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, 0.25)
 
 
-def test_stop_strings_end_the_answer(client: ollama.Client) -> None:
-    answer = client.generate("echo", "hello", options={"stop": ["lo"]})
+def test_stop_strings_end_the_answer(ollama_client: ollama.Client) -> None:
+    answer = ollama_client.generate("echo", "hello", options={"stop": ["lo"]})
     assert (answer.response, answer.done_reason) == ("user: hel", "stop")
 
 
 @pytest.mark.parametrize("limit", [0, -1, -2])
 def test_no_limit_and_no_seed_have_numbers_of_their_own(
-    client: ollama.Client, fake_model: EchoModel, limit: int
+    ollama_client: ollama.Client, fake_model: EchoModel, limit: int
 ) -> None:
-    client.generate("echo", "hello", options={"num_predict": limit, "seed": -1})
+    ollama_client.generate("echo", "hello", options={"num_predict": limit, "seed": -1})
     sampling = fake_model.engine.generations[-1].sampling
     assert sampling.max_tokens is sampling.seed is None
 
 
-def test_num_ctx_bounds_prompt_and_answer_together(client: ollama.Client) -> None:
-    answer = client.generate("echo", "hello", options={"num_ctx": len(SAID) + 3})
+def test_num_ctx_bounds_prompt_and_answer_together(ollama_client: ollama.Client) -> None:
+    answer = ollama_client.generate("echo", "hello", options={"num_ctx": len(SAID) + 3})
     assert (answer.eval_count, answer.done_reason) == (3, "length")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_logprobs(client: ollama.Client, stream: bool) -> None:
-    answer = client.generate("echo", "hello", logprobs=True, top_logprobs=2, stream=stream)
+def test_logprobs(ollama_client: ollama.Client, stream: bool) -> None:
+    answer = ollama_client.generate("echo", "hello", logprobs=True, top_logprobs=2, stream=stream)
     entries = [entry for part in (answer if stream else [answer]) for entry in part.logprobs or ()]
     assert "".join(entry.token for entry in entries) == SAID
     assert [top.token for top in entries[0].top_logprobs] == ["u", "?"]
 
 
-def test_generate_without_a_template_with_a_system_prompt_and_with_a_gap(client: ollama.Client) -> None:
-    assert client.generate("echo", "hello", raw=True).response == "hello"
-    assert client.generate("echo", "hello", system="Be kind.").response == "system: Be kind.\nuser: hello"
-    assert client.generate("echo", "def f(", suffix="): pass").response == "def f([gap]): pass"
+def test_generate_without_a_template_with_a_system_prompt_and_with_a_gap(ollama_client: ollama.Client) -> None:
+    assert ollama_client.generate("echo", "hello", raw=True).response == "hello"
+    assert ollama_client.generate("echo", "hello", system="Be kind.").response == "system: Be kind.\nuser: hello"
+    assert ollama_client.generate("echo", "def f(", suffix="): pass").response == "def f([gap]): pass"
 
 
 @pytest.mark.parametrize("ask", ["chat", "generate", "show"])
-def test_an_unknown_model_is_not_found(client: ollama.Client, ask: str) -> None:
+def test_an_unknown_model_is_not_found(ollama_client: ollama.Client, ask: str) -> None:
     with pytest.raises(ollama.ResponseError) as caught:
-        getattr(client, ask)("nothing")
+        getattr(ollama_client, ask)("nothing")
     assert "Served models: echo" in refusal(caught, 404)
 
 
-def test_nothing_is_truncated(client: ollama.Client) -> None:
+def test_nothing_is_truncated(ollama_client: ollama.Client) -> None:
     with pytest.raises(ollama.ResponseError, match="The prompt has 5006 tokens"):
-        client.generate("echo", "x" * 5000)
+        ollama_client.generate("echo", "x" * 5000)
 
 
-def test_overload_is_reported(client: ollama.Client) -> None:
+def test_overload_is_reported(ollama_client: ollama.Client) -> None:
     with pytest.raises(ollama.ResponseError) as caught:
-        client.generate("echo", "overload")
+        ollama_client.generate("echo", "overload")
     refusal(caught, 429)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_engine_failure_is_reported_and_the_server_continues(
-    client: ollama.Client, fake_model: EchoModel, stream: bool
+    ollama_client: ollama.Client, fake_model: EchoModel, stream: bool
 ) -> None:
     fake_model.script["boom"] = "ab\N{COLLISION SYMBOL}"
     with pytest.raises(ollama.ResponseError, match="the server's log has it as req-"):
-        list(client.generate("echo", "boom", stream=stream))
-    assert client.generate("echo", "alive", raw=True).response == "alive"
+        list(ollama_client.generate("echo", "boom", stream=stream))
+    assert ollama_client.generate("echo", "alive", raw=True).response == "alive"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -266,20 +259,20 @@ def test_a_disconnected_client_frees_the_engine(live_server: str, fake_model: Ec
     assert fake_model.engine.generations[-1].cancelled.wait(2)
 
 
-def test_the_format_reaches_the_model(client: ollama.Client, fake_model: EchoModel) -> None:
+def test_the_format_reaches_the_model(ollama_client: ollama.Client, fake_model: EchoModel) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     for asked, format in (("json", Format("json_object")), (schema, Format("json_schema", schema)), ("", None)):
-        client.chat("echo", messages=[{"role": "user", "content": "hello"}], format=asked)
+        ollama_client.chat("echo", messages=[{"role": "user", "content": "hello"}], format=asked)
         assert fake_model.asked[-1]["format"] == format
-        client.generate("echo", "hello", raw=True, format=asked)
+        ollama_client.generate("echo", "hello", raw=True, format=asked)
         assert fake_model.engine.generations[-1].submitted["constraint"] == format
 
 
-def test_embeddings_old_and_new(client: ollama.Client) -> None:
-    answer = client.embed("echo", ["area", "sky"])
+def test_embeddings_old_and_new(ollama_client: ollama.Client) -> None:
+    answer = ollama_client.embed("echo", ["area", "sky"])
     assert answer.embeddings == [[4, 1], [3, 3]]
     assert answer.prompt_eval_count == 7
-    assert client.embed("echo", "sky").embeddings == [[3, 3]]
-    assert client.embeddings("echo", "sky").embedding == [3, 3]
+    assert ollama_client.embed("echo", "sky").embeddings == [[3, 3]]
+    assert ollama_client.embeddings("echo", "sky").embedding == [3, 3]
     with pytest.raises(ollama.ResponseError, match="'dimensions' is not supported"):
-        client.embed("echo", "sky", dimensions=2)
+        ollama_client.embed("echo", "sky", dimensions=2)

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 import httpx
 import ollama
 import pytest
 from echo_model import EchoModel, model_entry, serving
+from ollama_setup import HELLO, SAID, refusal
 
 from freedive.errors import NotFound
 from freedive.server.model_info import ModelInfo
 from freedive.server.models import ModelEntry
 from freedive.server.ollama import pull as pulling
 from freedive.server.ollama.pull import ClientLeft, Progress
-
-HELLO = [{"role": "user", "content": "hello"}]
-SAID = "user: hello"
-
-
-@pytest.fixture(scope="module")
-def client(live_server: str) -> Iterator[ollama.Client]:
-    with ollama.Client(host=live_server) as client:
-        yield client
-
-
-def refusal(caught: pytest.ExceptionInfo[ollama.ResponseError], status: int = 400) -> str:
-    assert caught.value.status_code == status
-    return str(caught.value.error)
 
 
 def test_an_empty_request_loads_or_unloads() -> None:
@@ -94,19 +80,19 @@ def test_clients_see_that_the_server_runs_and_its_version(http: httpx.Client) ->
     assert http.get("/api/version").json().keys() == {"version", "freedive"}
 
 
-def test_the_tag_latest_is_ignored(client: ollama.Client) -> None:
-    answer = client.chat("echo:latest", HELLO)
+def test_the_tag_latest_is_ignored(ollama_client: ollama.Client) -> None:
+    answer = ollama_client.chat("echo:latest", HELLO)
     assert (answer.model, answer.message.content) == ("echo:latest", SAID)
 
 
-def test_a_stored_model_is_pulled_at_once(client: ollama.Client) -> None:
-    assert client.pull("echo:latest").status == "success"
-    assert [state.status for state in client.pull("echo", stream=True)] == ["pulling manifest", "success"]
+def test_a_stored_model_is_pulled_at_once(ollama_client: ollama.Client) -> None:
+    assert ollama_client.pull("echo:latest").status == "success"
+    assert [state.status for state in ollama_client.pull("echo", stream=True)] == ["pulling manifest", "success"]
 
 
-def test_a_server_of_given_models_pulls_no_others(client: ollama.Client) -> None:
+def test_a_server_of_given_models_pulls_no_others(ollama_client: ollama.Client) -> None:
     with pytest.raises(ollama.ResponseError) as caught:
-        client.pull("other")
+        ollama_client.pull("other")
     assert "freedive pull other" in refusal(caught)
 
 
@@ -168,13 +154,13 @@ def test_a_pull_ends_with_its_client_and_does_not_block_the_server(
         assert [model.model for model in client.list().models] == ["echo"]
 
 
-def test_requests_that_change_local_files_are_refused_with_a_remedy(client: ollama.Client) -> None:
+def test_requests_that_change_local_files_are_refused_with_a_remedy(ollama_client: ollama.Client) -> None:
     for attempt in (
-        lambda: client.create("mine", from_="echo"),
-        lambda: client.copy("echo", "other"),
-        lambda: client.push("echo"),
-        lambda: client.delete("echo"),
-        lambda: client.create_blob(__file__),
+        lambda: ollama_client.create("mine", from_="echo"),
+        lambda: ollama_client.copy("echo", "other"),
+        lambda: ollama_client.push("echo"),
+        lambda: ollama_client.delete("echo"),
+        lambda: ollama_client.create_blob(__file__),
     ):
         with pytest.raises(ollama.ResponseError) as caught:
             attempt()

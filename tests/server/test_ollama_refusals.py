@@ -10,13 +10,11 @@ import pytest
 from echo_model import EchoModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ollama_setup import HELLO
 from test_bad_requests import values
 
 from freedive.server.ollama.fields import ChatRequest, GenerateRequest
 from freedive.server.ollama.options import Options
-
-HELLO = [{"role": "user", "content": "hello"}]
-
 
 CHAT = {"model": "echo", "messages": HELLO}
 TEXT = {"model": "echo", "prompt": "hello"}

@@ -1,4 +1,4 @@
-// Weight formats and the packed panel: the one definition that packing, kernels and row look-up share.
+// Weight formats and the packed panel: the one definition that packing, kernels and row lookup share.
 //
 // A panel is 32 output rows (two tiles of 16) over the whole input dimension K, so that one sequential pointer feeds
 // a kernel. Quantised formats store groups of 32 inputs, and one or more groups that share scales make a span:
@@ -7,7 +7,8 @@
 //
 // A line is 64 bytes, aligned. A group of one tile is 8 quads of 4 inputs; a quad's codes are 64 bytes [16 rows][4
 // inputs] (layout R16K4). Codes lie in planes of 1, 2, 4 or 8 bits, as many lines as bits; a line of a plane of w bits
-// holds 8 / w quads, the first in the lowest bits. 3, 5 and 6 bits are a plane of 2 or 4 and one of what is above.
+// holds 8 / w quads, the first in the lowest bits. Codes of 3, 5 and 6 bits have a plane of the low 2 or 4 bits and a
+// plane of the high bits.
 //
 // A weight is scale * (code - zero) + minimum, where `code` may be looked up in a table of 16. F32, F16 and BF16 store
 // [K][32 rows]; F8G128 the same in bytes (e4m3), with a pair of lines of 32 float scales before every 128 inputs.
@@ -15,6 +16,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace freedive {
 
@@ -24,7 +26,8 @@ constexpr int kGroup = 32;
 constexpr int kQuads = kGroup / 4;
 constexpr int kLine = 64;
 
-// The formats of files and, from I4G64 on, our own: G is the group that shares a scale, Z means zero points.
+// The formats of files and, from I4G64 on, freedive's own: G is the group size that shares a scale, Z means zero
+// points.
 enum class Format : int {
     F32,
     F16,
@@ -52,9 +55,9 @@ enum class Format : int {
 };
 constexpr int kNumFormats = 23;
 
-// How scales are kept. For each span: a half float; a bfloat; a half float and a half-float minimum, or zero point.
-// Or half-float super-scales for each span, and for each group: 6-bit scale and minimum; signed 8-bit scales of both
-// half groups; 4-bit scales (low) and minima (high) of both half groups.
+// How scales are stored. The first four are for each span: a half float; a bfloat16; a half float with a half-float
+// minimum, or with a zero point. The Super ones have half-float super-scales for each span, and for each group: a 6-bit
+// scale and minimum; signed 8-bit scales of both half groups; 4-bit scales (low) and minima (high) of both half groups.
 enum class Scales { Half, Bf16, HalfMin, HalfZero, SuperMin, SuperHalves, SuperHalvesMin };
 
 template <Format F>
@@ -62,10 +65,10 @@ struct Quantised;
 template <int Bits, int Zero, Scales S, int Span = 1>
 struct QuantisedTraits {
     static constexpr int bits = Bits, zero = Zero;
-    static constexpr int code_bits = Bits;  // of what enters the product: more where codes are looked up
+    static constexpr int code_bits = Bits;  // in the product; more than Bits if codes are looked up in a table
     static constexpr int low_bits = Bits == 8 ? 8 : Bits >= 4 ? 4 : 2, high_bits = Bits - low_bits;
     static constexpr Scales scales = S;
-    static constexpr int span = Span;  // groups
+    static constexpr int span = Span;  // number of groups
     static constexpr bool super = S == Scales::SuperMin || S == Scales::SuperHalves || S == Scales::SuperHalvesMin;
     static constexpr bool halves = S == Scales::SuperHalves || S == Scales::SuperHalvesMin;
     static constexpr bool minima = S != Scales::Half && S != Scales::Bf16 && S != Scales::SuperHalves;
@@ -76,7 +79,7 @@ struct QuantisedTraits {
         const int groups = k / kGroup, spans = (groups + Span - 1) / Span;
         return std::size_t(groups) * group_bytes + std::size_t(spans) * (span_lines * kLine);
     }
-    // Start of group g inside a panel; its span's lines lie before the span's first group.
+    // The offset of group g inside a panel. The lines of a span lie before its first group.
     static constexpr std::size_t group_offset(int g) {
         return std::size_t(g) * group_bytes + std::size_t(g / Span + 1) * (span_lines * kLine);
     }
@@ -166,13 +169,15 @@ std::uint16_t float_to_half(float f);
 // a scale or a float is not finite.
 bool pack_panels(Format f, const std::uint8_t* src, int rows, int k, int first, int last, std::uint8_t* dst);
 
-// Packs all panels, on so many threads. False as above.
-bool pack_matrix(Format f, const std::uint8_t* src, int rows, int k, std::uint8_t* dst, int num_threads);
+// Packs all panels on `num_threads` threads; the result is that of pack_panels(). Throws std::invalid_argument if the
+// sizes do not match the shape.
+bool pack_matrix(Format f, std::span<const std::uint8_t> src, int rows, int k, std::span<std::uint8_t> dst,
+                 int num_threads);
 
 // Bytes of one source row.
 std::size_t source_row_bytes(Format f, int k);
 
-// Dequantises one row of a packed matrix into out[k].
-void unpack_row(const Weight& w, int row, float* out);
+// Dequantises one row of a packed matrix into the first k numbers of `out`. Throws if there is no such row or no room.
+void unpack_row(const Weight& w, int row, std::span<float> out);
 
 }  // namespace freedive

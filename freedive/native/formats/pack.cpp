@@ -1,6 +1,7 @@
 // Rows of files -> packed panels, and one packed row -> floats.
 #include <cstring>
 
+#include "../checks.h"
 #include "blocks.h"
 
 namespace freedive {
@@ -221,7 +222,10 @@ bool pack_panels(Format f, const std::uint8_t* src, int rows, int k, int first, 
     return finite;
 }
 
-void unpack_row(const Weight& w, int row, float* out) {
+void unpack_row(const Weight& w, int row, std::span<float> to) {
+    index_below(row, w.rows, "row");
+    require(to.size() >= std::size_t(w.k), "unpack_row: the output is too short");
+    float* out = to.data();
     const std::uint8_t* panel = w.panel(row / kPanelRows);
     row %= kPanelRows;
     if (is_quantised(w.format)) {

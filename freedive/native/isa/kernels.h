@@ -1,4 +1,4 @@
-// What an instruction-set level provides: one table of functions, chosen at run time.
+// The kernels of an instruction-set level: a table of functions that is chosen at run time.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,10 @@
 
 namespace freedive {
 
-// Activations quantised to 16 bits, a group of 32 with all that products need of it: x ~ scale * (256 * high + low).
-// Two int8 products a weight cost little where memory is the limit, and leave no error to speak of
-// (docs/log/kernels.md). A group without outliers has only the high halves: its low ones are zero, and products pass
-// over them.
+// A group of 32 activations quantised to 16 bits, with the sums that products need: x ~ scale * (256 * high + low). Two
+// int8 products for each weight cost little where memory is the limit, and their error is negligible
+// (docs/log/kernels.md). A group without outliers has only high halves: its low halves are zero, and products skip
+// them.
 constexpr int kLowBits = 8, kMaxHigh = 127, kMaxCode = (kMaxHigh << kLowBits) + 127;
 struct QuantisedGroup {
     std::int8_t high[kGroup], low[kGroup];
@@ -28,7 +28,7 @@ constexpr int kPageTokens = 32;
 constexpr int kSplitTokens = 256, kSplitPages = kSplitTokens / kPageTokens;
 constexpr int kMaxHeadDim = 576;
 constexpr int kLatentHeads = 16;
-// What a cache keeps keys and values as: floats, halves, or int8 codes. A page of 32 tokens has for each head
+// The number format of cached keys and values: floats, half floats or int8 codes. A page of 32 tokens has for each head
 // - keys [key_dim][32], then values [32][value_stride];
 // - or as codes: keys as a panel whose rows are the tokens, so that dimensions share scales by 32; then values as a
 // line of

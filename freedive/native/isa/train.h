@@ -61,24 +61,24 @@ struct FloatProducts {
     void (*pack_left_rows)(View rows, int count, int begin, int k, float* tile);
     std::ptrdiff_t left_step;  // of a packed left factor
 
-    // Two numbers in a cell: of a row of n, to keep it for later at half the size, and back. Null where a cell is one.
+    // Converts a row of n numbers to cells of two bfloat16 numbers, and back. Null if a cell is one float.
     void (*keep)(const float* row, int n, float* cells);
     void (*load)(const float* cells, int n, float* row);
 };
 enum class Precision : int { Float32, Bfloat16 };
 constexpr int kNumPrecisions = 2;
 
-// A weight in training. An update leaves `keep` of it, and goes `rate` into the direction that an optimizer found.
+// A weight in training with its optimizer state. An update is weight = keep * weight - rate * direction.
 struct Updated {
     float *weight, *gradient, *momentum, *square;
     std::ptrdiff_t size;
     float keep, rate;
 };
 struct AdamStep {
-    float beta1, beta2, bias2, eps, shrink;  // of gradients, before anything else
+    float beta1, beta2, bias2, eps, shrink;  // shrink: factor of the gradients, applied first
 };
 
-// What pairs of numbers are turned by: neighbours, or one of the first half with one of the second.
+// Angles of rotary embedding. A rotated pair is two neighbours, or one number from each half.
 struct Angles {
     const float *cos, *sin;
     int pairs;
@@ -102,10 +102,10 @@ struct TrainKernels {
     float (*dot)(const float* x, const float* y, int n);
     // y = [plain | last, whose pairs are turned].
     void (*concat_rope)(const float* plain, int num_plain, const float* last, const Angles& by, float* y);
-    // The other way round.
+    // The inverse of concat_rope for gradients: rotates back and splits.
     void (*split_rope)(const float* y, int num_plain, const Angles& by, float* plain, float* last);
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
-    // From d, the gradient of y; d_weight is added to.
+    // From d, the gradient of y: writes d_x and adds to d_weight.
     void (*rms_norm_gradient)(const float* x, const float* weight, const float* d, int n, float eps, float* d_x,
                               float* d_weight);
 

@@ -1,5 +1,5 @@
-// Memory for what a computation makes on its way; kept from one to the next, since fresh memory takes longer to get
-// than to fill.
+// Memory for intermediate results. It is reused by the next computation, since getting fresh memory takes longer than
+// filling it.
 #pragma once
 
 #include <algorithm>
@@ -11,9 +11,9 @@ namespace freedive {
 
 class Arena {
   public:
-    // Everything taken before is free again.
+    // Frees everything that was taken, for reuse.
     void clear() { chunk_ = used_ = 0; }
-    // Room for `count` numbers, on cache lines of their own; what is in it is left over from others.
+    // Returns room for `count` numbers on their own cache lines; the contents are undefined.
     template <class T = float>
     T* take(std::size_t count) {
         const std::size_t bytes = (count * sizeof(T) + kLine - 1) / kLine * kLine;

@@ -1,5 +1,5 @@
-// Causal attention of whole sequences: a task is a head of a sequence. Scores of a few queries against all keys that
-// they see are made at once; of the backward pass they are made again, from the logarithms of their sums.
+// Causal attention of whole sequences; a task is one head of one sequence. It computes the scores of a few queries
+// against all their keys at once. The backward pass recomputes the scores from the logarithms of their sums.
 #include "training.h"
 
 namespace freedive {
@@ -7,7 +7,48 @@ namespace {
 
 constexpr int kMostQueryRows = 64;
 
-// In whole tiles.
+// Rotary embedding of the last `dim` numbers of queries and keys; `angles` holds cosines [tokens, dim / 2], then sines.
+struct Rotation {
+    const float* angles = nullptr;
+    std::ptrdiff_t tokens = 0;
+    int dim = 0;
+    bool neighbours = false;
+};
+
+struct AttentionShape {
+    const std::int64_t* begins;
+    int sequences, heads, dim;
+    float scale;
+    Rotation rotation;
+    int length(int sequence) const { return int(begins[sequence + 1] - begins[sequence]); }
+    int key_dim() const { return dim - rotation.dim; }
+    std::ptrdiff_t tokens() const { return begins[sequences]; }
+};
+
+Rotation checked_rotation(const AttentionInput& input, std::size_t tokens) {
+    if (!input.turning.is_given()) return {};
+    require_num_dims(input.turning, 2);
+    const std::size_t dim = input.turning.shape[1];
+    require(dim % 2 == 0, "an array has the wrong shape");
+    require_shape(input.turning, {tokens, dim}), require_shape(input.angles, {2, tokens, dim / 2});
+    return {input.angles.data, std::ptrdiff_t(tokens), int(dim), input.neighbours};
+}
+
+AttentionShape checked_shape(const AttentionInput& input, const auto& out, const auto& log_sums) {
+    require_num_dims(input.q, 3), require_num_dims(input.begins, 1);
+    const std::size_t tokens = input.q.shape[0], heads = input.q.shape[1], dim = input.q.shape[2];
+    const Rotation rotation = checked_rotation(input, tokens);
+    require(std::size_t(rotation.dim) <= dim, "an array has the wrong shape");
+    require_shape(input.k, {tokens, heads, dim - rotation.dim}), require_shape(input.v, {tokens, heads, dim});
+    require_shape(out, {tokens, heads, dim}), require_shape(log_sums, {tokens * heads});
+    const std::int64_t* first = input.begins.data;
+    const std::int64_t* last = first + input.begins.shape[0] - 1;
+    require(last >= first && *first == 0 && *last == std::int64_t(tokens) && std::is_sorted(first, last + 1),
+            "sequences do not lie end to end");
+    return {first, int(last - first), int(heads), int(dim), input.scale, rotation};
+}
+
+// Queries at once: kMostQueryRows rounded down to whole tiles.
 int query_rows(const FloatProducts& products) { return kMostQueryRows / products.tile_rows * products.tile_rows; }
 
 Panels packed(const FloatProducts& products, Arena& arena, Panels panels) {
@@ -16,19 +57,19 @@ Panels packed(const FloatProducts& products, Arena& arena, Panels panels) {
     return panels;
 }
 
-// Rows of scores: not a power of two apart, which would crowd them into few sets of the cache.
+// Memory for rows of scores. Their distance is not a power of two, at which they would share few sets of the cache.
 MutableView scores_of(const FloatProducts& products, Arena& arena, int length) {
     const int columns = (length / products.tile_columns + 1) * products.tile_columns;
     return {arena.take(std::size_t(kMostQueryRows) * columns), columns};
 }
 
-// The keys that no query before `end` is without.
+// The keys before position `end`, which the queries before `end` see.
 Panels seen(Panels keys, int end) {
     keys.columns = end;
     return keys;
 }
 
-// A head of a sequence: its rows are those of `first` on, and the columns its own.
+// One head of one sequence, whose rows begin with `first`.
 struct Head {
     int sequence, head, length;
     std::ptrdiff_t first;
@@ -48,7 +89,7 @@ struct Head {
     }
 };
 
-// Asks for a row of a head: they lie apart, so that no machine foresees the next.
+// Prefetches a row of a head; the rows lie too far apart for the hardware prefetcher.
 void fetch(const float* row, int dim) {
     for (int i = 0; i < dim; i += 16) __builtin_prefetch(row + i, 0, 2);
 }
@@ -58,7 +99,7 @@ Angles angles(const Rotation& by, std::ptrdiff_t token) {
     return {cos, cos + by.tokens * (by.dim / 2), by.dim / 2, by.neighbours};
 }
 
-// Rows whose last part is turned, of both parts; as they are where nothing turns.
+// Returns rows with their last part rotated, joined from both parts; the plain rows if there is no rotation.
 View joined(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, View plain, View last,
             Arena& arena) {
     if (!shape.rotation.dim) return plain;
@@ -68,7 +109,7 @@ View joined(const TrainKernels& kernels, const AttentionShape& shape, const Head
                             rows.row(i));
     return rows;
 }
-// And of their gradients, which are `joined` if nothing turns.
+// Splits gradients of joined rows into those of both parts; does nothing if there is no rotation.
 void part(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, View joined, MutableView plain,
           MutableView last) {
     for (int i = 0; i < head.length && shape.rotation.dim; i++)
@@ -76,25 +117,25 @@ void part(const TrainKernels& kernels, const AttentionShape& shape, const Head& 
                            last.row(i));
 }
 
-// The queries and keys of a head, turned.
+// The queries and keys of a head after rotary embedding.
 struct Turned {
     View q, k;
     Turned(const TrainKernels& kernels, const AttentionShape& shape, const Head& head, const AttentionInput& input,
            Arena& arena)
-        : q(head.of<View>(input.q, shape, shape.dim)), k(head.of<View>(input.k, shape, shape.key_dim())) {
+        : q(head.of<View>(input.q.data, shape, shape.dim)), k(head.of<View>(input.k.data, shape, shape.key_dim())) {
         const int dim = shape.rotation.dim;
         q = joined(kernels, shape, head, q, q.columns_from(shape.key_dim()), arena);
-        k = joined(kernels, shape, head, k, {input.turning + head.first * dim, dim}, arena);
+        k = joined(kernels, shape, head, k, {input.turning.data + head.first * dim, dim}, arena);
     }
 };
 
-// Inside a job: calls run(head) for every head.
+// Calls run(head) for every head, inside a job.
 template <class Run>
 void for_heads(Team& team, const AttentionShape& shape, Run&& run) {
     team.for_each(shape.sequences * shape.heads, 1, [&](int task) { run(Head(shape, task)); });
 }
 
-// Sums over heads [heads, tokens * dim], in order.
+// Sums `parts` [heads, tokens * dim] over the heads, in order.
 void sum_heads(Team& team, const AttentionShape& shape, const float* parts, float* sum) {
     const std::ptrdiff_t dim = shape.rotation.dim;
     team.for_each(shape.sequences, 1, [&](int sequence) {
@@ -109,18 +150,19 @@ void sum_heads(Team& team, const AttentionShape& shape, const float* parts, floa
 
 }  // namespace
 
-void Training::attention(AttentionShape shape, AttentionInput input, float* out, float* log_sums) {
+void Training::attention(const AttentionInput& input, const MutableFloatArray& out, const MutableFloatArray& log_sums) {
+    const AttentionShape shape = checked_shape(input, out, log_sums);
     const std::lock_guard lock(one_at_a_time_);
     const int dim = shape.dim, at_once = query_rows(products_);
     const auto run_head = [&](const Head& head, Own& own) {
         Arena& arena = own.arena;
         arena.clear();
         const auto [q, k] = Turned(kernels_, shape, head, input, arena);
-        const auto v = head.of<View>(input.v, shape, dim);
-        const auto to = head.of<MutableView>(out, shape, dim), scores = scores_of(products_, arena, head.length);
+        const auto v = head.of<View>(input.v.data, shape, dim);
+        const auto to = head.of<MutableView>(out.data, shape, dim), scores = scores_of(products_, arena, head.length);
         const Panels keys = packed(products_, arena, {k, dim, head.length, true});
         const Panels values = packed(products_, arena, {v, head.length, dim, false});
-        float* log_sum = log_sums + head.log_sums(shape);
+        float* log_sum = log_sums.data + head.log_sums(shape);
         for (int begin = 0; begin < head.length; begin += at_once) {
             const int count = std::min(at_once, head.length - begin), end = begin + count;
             own.multiply(q.from(begin), count, seen(keys, end), scores);
@@ -133,8 +175,12 @@ void Training::attention(AttentionShape shape, AttentionInput input, float* out,
     team_.run([&](int thread) { for_heads(team_, shape, [&](const Head& head) { run_head(head, own_[thread]); }); });
 }
 
-void Training::attention_backward(AttentionShape shape, AttentionInput input, const float* out, const float* log_sums,
-                                  const float* d_out, AttentionGradients gradients) {
+void Training::attention_backward(const AttentionInput& input, const FloatArray& out, const FloatArray& log_sums,
+                                  const FloatArray& d_out, const AttentionGradients& gradients) {
+    const AttentionShape shape = checked_shape(input, out, log_sums);
+    require(d_out.shape == out.shape && gradients.q.shape == input.q.shape && gradients.k.shape == input.k.shape &&
+                gradients.v.shape == input.v.shape && gradients.turning.shape == input.turning.shape,
+            "an array has the wrong shape");
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
     const int dim = shape.dim, at_once = query_rows(products_), turning = shape.rotation.dim;
@@ -144,11 +190,11 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
         Arena& arena = own.arena;
         arena.clear();
         const auto [q, k] = Turned(kernels_, shape, head, input, arena);
-        const auto v = head.of<View>(input.v, shape, dim);
-        const auto made = head.of<View>(out, shape, dim), d_made = head.of<View>(d_out, shape, dim);
-        const auto plain_q = head.of<MutableView>(gradients.q, shape, dim);
-        const auto plain_k = head.of<MutableView>(gradients.k, shape, shape.key_dim());
-        const auto d_v = head.of<MutableView>(gradients.v, shape, dim);
+        const auto v = head.of<View>(input.v.data, shape, dim);
+        const auto made = head.of<View>(out.data, shape, dim), d_made = head.of<View>(d_out.data, shape, dim);
+        const auto plain_q = head.of<MutableView>(gradients.q.data, shape, dim);
+        const auto plain_k = head.of<MutableView>(gradients.k.data, shape, shape.key_dim());
+        const auto d_v = head.of<MutableView>(gradients.v.data, shape, dim);
         const auto gradient = [&](MutableView plain) {
             return turning ? MutableView{arena.take(std::size_t(length) * dim), dim} : plain;
         };
@@ -158,7 +204,7 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
         const Panels values = packed(products_, arena, {v, dim, length, true});
         const Panels key_rows = packed(products_, arena, {k, length, dim, false});
         Panels few{q, at_once, dim, false, arena.take(Panels{q, at_once, dim, false}.size(products_))};
-        const float* log_sum = log_sums + head.log_sums(shape);
+        const float* log_sum = log_sums.data + head.log_sums(shape);
         for (int begin = 0; begin < length; begin += at_once) {
             const int count = std::min(at_once, length - begin), end = begin + count;
             for (int row = end; row < std::min(end + at_once, length); row++)
@@ -186,7 +232,7 @@ void Training::attention_backward(AttentionShape shape, AttentionInput input, co
     };
     team_.run([&](int thread) {
         for_heads(team_, shape, [&](const Head& head) { run_head(head, own_[thread]); });
-        if (turning) sum_heads(team_, shape, d_turning, gradients.turning);
+        if (turning) sum_heads(team_, shape, d_turning, gradients.turning.data);
     });
 }
 

@@ -1,10 +1,6 @@
-// What optimizers do, for Python.
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/vector.h>
-
-#include <stdexcept>
-
+// Python's view of optimizers' updates. It converts types only.
 #include "bind.h"
+#include "bind_arrays.h"
 #include "training.h"
 
 namespace nb = nanobind;
@@ -13,27 +9,7 @@ using namespace nb::literals;
 namespace freedive {
 namespace {
 
-using MutableFloats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-using Stack = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Arrays = std::vector<MutableFloats>;
-
-// Weights with what an optimizer keeps of them; `squares` may be none.
-std::vector<Updated> updated(const Arrays& weights, const Arrays& gradients, const Arrays& momenta,
-                             const Arrays& squares, const std::vector<float>& keeps, const std::vector<float>& rates) {
-    const std::size_t count = weights.size();
-    if (gradients.size() != count || momenta.size() != count || keeps.size() != count || rates.size() != count ||
-        (!squares.empty() && squares.size() != count))
-        throw std::invalid_argument("lists differ in length");
-    std::vector<Updated> all;
-    for (std::size_t i = 0; i < count; i++) {
-        const MutableFloats* square = squares.empty() ? nullptr : &squares[i];
-        for (const MutableFloats* each : {&gradients[i], &momenta[i], square})
-            if (each && each->size() != weights[i].size()) throw std::invalid_argument("an array has the wrong shape");
-        all.push_back({weights[i].data(), gradients[i].data(), momenta[i].data(), square ? square->data() : nullptr,
-                       std::ptrdiff_t(weights[i].size()), keeps[i], rates[i]});
-    }
-    return all;
-}
 
 struct Updates {
     std::vector<Updated> all;
@@ -47,19 +23,17 @@ void bind_updates(nb::module_& m, nb::class_<Training>& training) {
             "__init__",
             [](Updates* self, const Arrays& weights, const Arrays& gradients, const Arrays& momenta,
                const Arrays& squares, const std::vector<float>& keeps, const std::vector<float>& rates) {
-                new (self) Updates{updated(weights, gradients, momenta, squares, keeps, rates)};
+                new (self) Updates{
+                    updated_weights(views(weights), views(gradients), views(momenta), views(squares), keeps, rates)};
             },
             nb::arg("weights").noconvert(), nb::arg("gradients").noconvert(), nb::arg("momenta").noconvert(),
             nb::arg("squares").noconvert(), "keeps"_a, "rates"_a);
     training
         .def(
             "orthogonalise",
-            [](Training& self, const std::vector<Stack>& stacks, float a, float b, float c, float eps, int turns) {
-                std::vector<Matrices> all;
-                for (const Stack& each : stacks)
-                    all.push_back({each.data(), int(each.shape(0)), int(each.shape(1)), int(each.shape(2))});
+            [](Training& self, const Arrays& stacks, float a, float b, float c, float eps, int turns) {
                 nb::gil_scoped_release released;
-                self.orthogonalise(all, {a, b, c, eps}, turns);
+                self.orthogonalise(views(stacks), {a, b, c, eps}, turns);
             },
             "stacks"_a, "a"_a, "b"_a, "c"_a, "eps"_a, "turns"_a)
         .def(

@@ -1,17 +1,47 @@
-// Linear layers: blocks of rows by whole weights. Weights' gradients are summed by parts of the rows, whose number
-// depends on the shape alone, and by bands of their own rows; a task makes its rows' gradients by the way, while they
-// are near.
+// Linear layers. A task of the forward pass multiplies a block of rows by whole weights. In the backward pass the rows
+// are divided into parts, whose number depends on the shape alone, and each weight's gradient into bands of its rows; a
+// task computes one band of one part, and the gradients of some input rows while these are in the cache.
 #include "training.h"
 
 namespace freedive {
 namespace {
 
 constexpr int kBlockRows = 96;
-constexpr int kPartRows = 2048, kMostParts = 8, kPartStep = 32;  // rows of a part, about; its last steps are whole
-constexpr int kNearRows = 512;                                   // whose gradients stay in the second cache
-constexpr int kSummed = 4096;                                    // numbers of parts that are added at once
+constexpr int kPartRows = 2048, kMostParts = 8;  // rows of a part, about
+constexpr int kPartStep = 32;                    // of which the boundaries of parts are multiples
+constexpr int kNearRows = 512;                   // rows whose gradients fit in the second-level cache
+constexpr int kSummed = 4096;                    // numbers that one task adds over all parts
 
-// Inside a job: calls run(row, count) for blocks of rows.
+// Linear layers of the same x [rows, in], for each of which y [rows, out] = x weight^T.
+struct LinearShape {
+    int rows, in;
+};
+struct Linear {
+    const float* weight;
+    int out;
+    float* y;
+};
+struct LinearGradient {
+    const float* weight;
+    int out;
+    const float* d_y;
+    float* d_weight;  // null: not computed
+};
+
+LinearShape checked_shape(const FloatArray& x, std::size_t num_weights, std::size_t num_ys) {
+    require_num_dims(x, 2);
+    require(num_weights == num_ys, "lists differ in length");
+    return {int(x.shape[0]), int(x.shape[1])};
+}
+// Returns the layer's number of outputs.
+int checked_outputs(const FloatArray& x, const FloatArray& weight, const auto& y) {
+    require_num_dims(weight, 2);
+    require_shape(weight, {weight.shape[0], x.shape[1]});
+    require_shape(y, {x.shape[0], weight.shape[0]});
+    return int(weight.shape[0]);
+}
+
+// Calls run(row, count) for blocks of rows, inside a job.
 template <class Run>
 void for_blocks(Team& team, int rows, Run&& run) {
     team.for_each((rows + kBlockRows - 1) / kBlockRows, 1, [&](int block) {
@@ -20,7 +50,7 @@ void for_blocks(Team& team, int rows, Run&& run) {
     });
 }
 
-// The factors of all weights, with memory to be packed in.
+// The right factors of all weights, with memory that is still to be packed.
 template <class Weights>
 std::vector<Panels> panels_of(const FloatProducts& products, Arena& arena, const Weights& all, int in,
                               Panels (*panels)(const float*, int, int)) {
@@ -32,7 +62,7 @@ std::vector<Panels> panels_of(const FloatProducts& products, Arena& arena, const
     return factors;
 }
 
-// Gradients [out, in] in parts, which are summed in order.
+// Gradients of weights [out, in], computed in parts of the rows and then summed in order.
 struct Parts {
     Parts(LinearShape shape, std::span<const LinearGradient> all, Arena& arena)
         : shape(shape), all(all), count(std::clamp(shape.rows / kPartRows, 1, kMostParts)) {
@@ -42,18 +72,18 @@ struct Parts {
     const LinearShape shape;
     const std::span<const LinearGradient> all;
     const int count;
-    std::vector<float*> rest;  // the first part is where the sum will be
+    std::vector<float*> rest;  // memory of all parts but the first, which is computed in place
 
     std::ptrdiff_t size(const LinearGradient& of) const { return std::ptrdiff_t(of.out) * shape.in; }
     int row(int part) const { return part == count ? shape.rows : shape.rows / count / kPartStep * kPartStep * part; }
 
-    // What a band of the rows of every gradient has of a part: calls first(row, count) for its blocks, then adds them.
+    // Adds the rows of one part to one band of every gradient. Calls first(row, count) for the band's share of blocks.
     template <class First>
     void add_band(int part, int band, int bands, const float* x, Own& own, First&& first) const {
         std::vector<OuterProduct> products;
         int row = this->row(part), block = 0;
         const int end = this->row(part + 1);
-        do {  // also of no rows, which make gradients of 0
+        do {  // runs once without rows too, so that the gradients become 0
             const int count = std::min(kNearRows, end - row);
             if (block % bands == band) first(row, count);
             products.clear();
@@ -70,7 +100,7 @@ struct Parts {
         return {
             {of.d_y + row * of.out + begin, of.out}, end - begin, {to + std::ptrdiff_t(begin) * shape.in, shape.in}};
     }
-    // Inside a job.
+    // Sums the parts in order, inside a job.
     void add(Team& team) const {
         for (std::size_t i = 0; i < all.size() && count > 1; i++) {
             const std::ptrdiff_t size = this->size(all[i]);
@@ -86,7 +116,13 @@ struct Parts {
 
 }  // namespace
 
-void Training::linears(LinearShape shape, const float* x, std::span<const Linear> all) {
+void Training::linears(const FloatArray& input, std::span<const FloatArray> weights,
+                       std::span<const MutableFloatArray> ys) {
+    const LinearShape shape = checked_shape(input, weights.size(), ys.size());
+    std::vector<Linear> all;
+    for (std::size_t i = 0; i < ys.size(); i++)
+        all.push_back({weights[i].data, checked_outputs(input, weights[i], ys[i]), ys[i].data});
+    const float* x = input.data;
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
     const auto factors = panels_of(products_, shared_, all, shape.in, forward_panels);
@@ -101,7 +137,20 @@ void Training::linears(LinearShape shape, const float* x, std::span<const Linear
     });
 }
 
-void Training::linears_backward(LinearShape shape, const float* x, std::span<const LinearGradient> all, float* d_x) {
+void Training::linears_backward(const FloatArray& input, std::span<const FloatArray> weights,
+                                std::span<const FloatArray> d_ys, const MutableFloatArray& d_input,
+                                std::span<const MutableFloatArray> d_weights) {
+    const LinearShape shape = checked_shape(input, weights.size(), d_ys.size());
+    require(d_weights.size() == weights.size(), "lists differ in length");
+    std::vector<LinearGradient> all;
+    for (std::size_t i = 0; i < d_ys.size(); i++) {
+        const int out = checked_outputs(input, weights[i], d_ys[i]);
+        if (d_weights[i].is_given()) require(d_weights[i].shape == weights[i].shape, "an array has the wrong shape");
+        all.push_back({weights[i].data, out, d_ys[i].data, d_weights[i].data});
+    }
+    if (d_input.is_given()) require(d_input.shape == input.shape, "an array has the wrong shape");
+    const float* x = input.data;
+    float* d_x = d_input.data;
     const std::lock_guard lock(one_at_a_time_);
     shared_.clear();
     const auto factors = panels_of(products_, shared_, all, shape.in, backward_panels);

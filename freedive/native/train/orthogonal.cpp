@@ -1,4 +1,4 @@
-// Newton-Schulz on many matrices, each of which is one thread's.
+// Newton-Schulz iterations on many matrices; one thread computes all of a matrix.
 #include <cmath>
 
 #include "training.h"
@@ -6,9 +6,15 @@
 namespace freedive {
 namespace {
 
-constexpr int kBlockRows = 36;  // about: in whole tiles
+constexpr int kBlockRows = 36;  // rounded down to whole tiles
 
-// out = left right, of which only what lies on and below the diagonal is computed, since it is symmetric.
+// `count` matrices [rows, columns], one after the other.
+struct Matrices {
+    float* data;
+    int count, rows, columns;
+};
+
+// out = left right for a symmetric product: computes the lower triangle and mirrors it.
 void multiply_symmetric(const FloatProducts& products, Own& own, View left, const Panels& right, MutableView out) {
     const int n = right.columns, step = kBlockRows / products.tile_rows * products.tile_rows;
     Panels lower = right;
@@ -20,7 +26,7 @@ void multiply_symmetric(const FloatProducts& products, Own& own, View left, cons
         for (int j = i + 1; j < n; j++) out.row(i)[j] = out.row(j)[i];
 }
 
-// x [rows, columns], rows <= columns: turned `turns` times.
+// Applies `turns` iterations to x [rows, columns], rows <= columns. The result lies in `next` if `turns` is odd.
 void turn(const FloatProducts& products, Polynomial p, int turns, int rows, int columns, float* x, float* next,
           Own& own) {
     Arena& arena = own.arena;
@@ -43,7 +49,12 @@ void turn(const FloatProducts& products, Polynomial p, int turns, int rows, int 
 
 }  // namespace
 
-void Training::orthogonalise(std::span<const Matrices> all, Polynomial polynomial, int turns) {
+void Training::orthogonalise(std::span<const MutableFloatArray> stacks, Polynomial polynomial, int turns) {
+    std::vector<Matrices> all;
+    for (const MutableFloatArray& each : stacks) {
+        require_num_dims(each, 3);
+        all.push_back({each.data, int(each.shape[0]), int(each.shape[1]), int(each.shape[2])});
+    }
     const std::lock_guard lock(one_at_a_time_);
     const auto run_matrix = [&](const Matrices& matrices, int index, Own& own) {
         Arena& arena = own.arena;

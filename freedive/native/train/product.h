@@ -1,5 +1,5 @@
-// FloatProducts of float matrices: rows by a packed matrix, and columns by columns. Sums have one order, whatever the
-// threads and the rows beside.
+// Products of float matrices: rows by a packed matrix, and columns by columns. The order of each sum depends neither on
+// the number of threads nor on the other rows.
 #pragma once
 
 #include <span>
@@ -10,7 +10,7 @@
 
 namespace freedive {
 
-// A right factor [k, columns] in panels. It is made of `source`: as it is, or transposed.
+// A right factor [k, columns], packed in panels from `source` or from its transpose.
 struct Panels {
     View source;
     int k, columns;
@@ -23,26 +23,26 @@ struct Panels {
     std::size_t size(const FloatProducts& products) const {
         return products.cells(k) * count(products) * products.tile_columns;
     }
-    // Where the panel that begins with `column` has the input `row`.
+    // The address of input `row` in the panel that begins with `column`.
     float* at(const FloatProducts& products, int column, int row = 0) const {
         return data + products.cells(k) * column + products.cells(row) * products.tile_columns;
     }
     void pack(const FloatProducts& products, int panel) const;
 };
 
-// What rows of `in` numbers are multiplied by, given a weight [out, in]; and what their gradients are.
+// The right factors that a layer with weight [out, in] multiplies its input rows by, and its output gradients.
 inline Panels forward_panels(const float* weight, int out, int in) { return {{weight, in}, in, out, true}; }
 inline Panels backward_panels(const float* weight, int out, int in) { return {{weight, in}, out, in, false}; }
 
-// Tiles of nearly equal height that rows are cut into: small ones would leave the multipliers waiting.
+// Divides rows into tiles of nearly equal height, since small tiles would leave the multipliers idle.
 struct Cut {
     Cut(const FloatProducts& products, int num_rows);
-    int num_rows, step, tiles, least, taller;  // the first `taller` ones have a step more
+    int num_rows, step, tiles, least, taller;  // the first `taller` tiles are one step higher
     int begin(int tile) const { return std::min(num_rows, (tile * least + std::min(tile, taller)) * step); }
     int height(int tile) const { return begin(tile + 1) - begin(tile); }
 };
 
-// A left factor: `cut.num_rows` columns of up to k rows, packed in tiles.
+// A left factor in packed tiles: `cut.num_rows` columns of up to k rows.
 struct PackedColumns {
     PackedColumns(const FloatProducts& products, int columns, int k, Arena& arena)
         : products(products),
@@ -54,7 +54,7 @@ struct PackedColumns {
     std::ptrdiff_t tile_size;
     float* data;
 
-    // Rows [row, row + count), which begin with a whole step.
+    // Packs rows [row, row + count); `row` is a multiple of the step.
     void pack(View rows, int row, int count) const {
         for (int t = 0; t < cut.tiles; t++)
             products.pack_left_columns(rows, count, cut.begin(t), cut.height(t),
@@ -62,7 +62,7 @@ struct PackedColumns {
     }
 };
 
-// Rows of several parts in the form that is kept for later: halves where factors are, else the floats themselves.
+// Rows of several parts, kept for the backward pass: in bfloat16 if the factors of products are, else in float32.
 struct Kept {
     Kept(const FloatProducts& products, float* data, int dim, int parts = 1)
         : products(&products), data(data), dim(dim), width(width_of(products, dim)), stride(parts * width) {}
@@ -72,72 +72,72 @@ struct Kept {
     const FloatProducts* products;
     float* data;
     int dim;
-    std::ptrdiff_t width, stride;  // of a part, and of all
+    std::ptrdiff_t width, stride;  // of one part, and of a row, in floats
 
     bool halves() const { return products->keep; }
     float* at(std::ptrdiff_t row, int part = 0) const { return data + row * stride + part * width; }
     View view(std::ptrdiff_t row = 0, int part = 0, const int* index = nullptr) const {
         return {at(row, part), stride, index, halves()};
     }
-    // A row as floats: in place, or in memory of the reader.
+    // Returns a row as floats: in place, or converted into `own`.
     const float* read(float* kept, float* own) const {
         if (!halves()) return kept;
         products->load(kept, dim, own);
         return own;
     }
-    // Where a row can be made, to be written then.
+    // Returns where to compute a row before write() stores it.
     float* place(float* kept, float* own) const { return halves() ? own : kept; }
     void write(const float* row, float* kept) const {
         if (halves()) products->keep(row, dim, kept);
     }
 };
 
-// One thread packs a factor that has memory, its rows in order.
+// Packs all panels of a factor on one thread. Its memory must be allocated.
 void pack(const FloatProducts& products, const Panels& factor);
-// Inside a job: all threads pack all panels of factors that have memory.
+// Packs all panels of several factors on all threads, inside a job. Their memory must be allocated.
 void pack(const FloatProducts& products, Team& team, std::span<const Panels> factors);
 
-// What rows are multiplied by, and where that is written or added.
+// A right factor, and where the product is written or, if `adds`, added.
 struct Product {
     const Panels& right;
     MutableView out;
     bool adds;
 };
-// Columns whose products with other columns make a matrix: out [width, ...].
+// Left columns of an outer product out [width, ...].
 struct OuterProduct {
     View left;
     int width;
     MutableView out;
 };
 
-// A thread's own: products, and memory for their left factors.
+// Computes products on one thread, with memory for their left factors.
 class Multiplier {
   public:
     explicit Multiplier(const FloatProducts& products) : products_(products) {}
 
-    // For each of `all`: out [num_rows, columns] = left [num_rows, inner] right; of `right` the first `inner` rows.
+    // For each of `all`: out [num_rows, columns] = left [num_rows, inner] times the first `inner` rows of `right`.
     void multiply(View left, int num_rows, int inner, std::span<const Product> all);
     void multiply(View left, int num_rows, const Panels& right, MutableView out, bool adds = false) {
         const Product product{right, out, adds};
         multiply(left, num_rows, right.k, {&product, 1});
     }
 
-    // out [width, columns] = left^T right, where left has k rows (all of them in order), or that added.
+    // out [width, columns] = left^T right, or added to it if `adds`. `left` has k rows, in order.
     void multiply_columns(View left, int width, const Panels& right, MutableView out, bool adds);
-    // Likewise of some tiles [begin, end) of a packed factor; `out` begins with its first column.
+    // The same for tiles [begin, end) of a packed factor; `out` begins with the row of its first column.
     void multiply_columns(const PackedColumns& left, int begin, int end, const Panels& right, MutableView out,
                           bool adds);
 
-    // Likewise for each of `all`, of num_rows rows each that are not packed yet: out [width, right_width].
+    // The same for each of `all`, whose num_rows rows are not packed yet: out [width, right_width].
     void multiply_outer(std::span<const OuterProduct> all, View right, int right_width, int num_rows, bool adds);
 
   private:
-    // Goes over the columns, for tiles that know their left factors and outputs; `right` begins with its input `begin`.
+    // Computes all columns for tiles_, whose left factors and outputs are set; starts at input `begin` of `right`.
     void sweep(const Panels& right, int begin, bool adds);
 
     const FloatProducts& products_;
     Arena arena_;
-    std::vector<ProductTile> tiles_, all_;  // of a panel, which know their left factors; and of all
+    std::vector<ProductTile> tiles_, all_;  // of one panel, with their left factors set; of all panels
 };
 
 }  // namespace freedive

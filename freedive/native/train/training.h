@@ -1,97 +1,61 @@
-// The forward and backward passes of training's layers, on a team of threads. All is float32 but the factors of
-// products, which may be rounded.
+// The forward and backward passes of training's layers on a team of threads, in float32. Only the factors of products
+// may be rounded to bfloat16.
 #pragma once
 
 #include <cstdint>
 #include <mutex>
 #include <vector>
 
+#include "arrays.h"
 #include "product.h"
 
 namespace freedive {
 
-// Linear layers of the same x [rows, in], for each of which y [rows, out] = x weight^T.
-struct LinearShape {
-    int rows, in;
-};
-struct Linear {
-    const float* weight;
-    int out;
-    float* y;
-};
-struct LinearGradient {
-    const float* weight;
-    int out;
-    const float* d_y;
-    float* d_weight;  // may be none
-};
-
-// Gated experts: each of `tokens` goes to `chosen` of them. Shapes of weights: [experts, dim, hidden], but of down
-// [experts, hidden, dim].
-struct MixtureShape {
-    int tokens, chosen, experts, hidden, dim;
-};
-struct MixtureWeights {
-    const float *gate, *up, *down;
+// A layer of gated experts: x [tokens, hidden]; shares and choices [tokens, chosen]; gate and up [experts, dim,
+// hidden]; down [experts, hidden, dim].
+struct MixtureInput {
+    FloatArray x, shares;
+    IntArray choices;
+    FloatArray gate, up, down;
 };
 struct MixtureGradients {
-    float *x, *shares, *gate, *up, *down;
+    MutableFloatArray x, shares, gate, up, down;
 };
 
-// Rotary embedding of the last `dim` numbers of queries and keys, of which keys have them in common: angles are cosines
-// [tokens, dim / 2], then sines. Neighbours are turned together, or halves.
-struct Rotation {
-    const float* angles = nullptr;
-    std::ptrdiff_t tokens = 0;
-    int dim = 0;
-    bool neighbours = false;
-};
-
-// Causal attention: rows [tokens, heads * dim] of q, k and v, whose heads have one width. Sequences lie end to end;
-// begins [sequences + 1] are their first rows, and the last one's end. With a rotation a head's keys lack their last
-// part, which is `turning` [tokens, rotation.dim] for all heads.
-struct AttentionShape {
-    const std::int64_t* begins;
-    int sequences, heads, dim;
-    float scale;
-    Rotation rotation;
-    int length(int sequence) const { return int(begins[sequence + 1] - begins[sequence]); }
-    int key_dim() const { return dim - rotation.dim; }
-    std::ptrdiff_t tokens() const { return begins[sequences]; }
-};
+// Causal attention: q, k and v [tokens, heads, dim]. Sequences lie end to end: `begins` [sequences + 1] holds the first
+// row of each and the end of the last. With rotary embedding `turning` [tokens, turned] is the last part of every
+// head's key, so k is [tokens, heads, dim - turned]; `angles` [2, tokens, turned / 2] holds cosines, then sines. A
+// rotated pair is two neighbours, or one number from each half.
 struct AttentionInput {
-    const float *q, *k, *v, *turning;
+    FloatArray q, k, v, turning, angles;
+    bool neighbours;
+    IntArray begins;
+    float scale;
 };
 struct AttentionGradients {
-    float *q, *k, *v, *turning;
+    MutableFloatArray q, k, v, turning;
 };
 
-// Logits [rows, vocab] = x [rows, hidden] head^T.
-struct CrossEntropyShape {
-    int rows, hidden, vocab;
-};
+// Weights with the arrays of an optimizer, all of equal size; `squares` may be empty. Throws std::invalid_argument for
+// arrays that do not fit each other.
+std::vector<Updated> updated_weights(std::span<const MutableFloatArray> weights,
+                                     std::span<const MutableFloatArray> gradients,
+                                     std::span<const MutableFloatArray> momenta,
+                                     std::span<const MutableFloatArray> squares, std::span<const float> keeps,
+                                     std::span<const float> rates);
 
-struct NormShape {
-    int rows, dim;
-    float eps;
-};
-
-// `count` matrices [rows, columns], one after the other.
-struct Matrices {
-    float* data;
-    int count, rows, columns;
-};
-// x -> (a + b x x^T + c (x x^T)^2) x, after x has been divided by its norm, plus eps.
+// One Newton-Schulz iteration: x -> (a + b x x^T + c (x x^T)^2) x. Before the first, x is divided by (its norm + eps).
 struct Polynomial {
     float a, b, c, eps;
 };
 
-// What a thread has for itself.
+// The memory and products of one thread.
 struct Own : Multiplier {
     using Multiplier::Multiplier;
     Arena arena;
 };
 
+// Every operation throws std::invalid_argument before it starts if shapes, indices or sequences do not fit.
 class Training {
   public:
     Training(const TrainKernels& kernels, const FloatProducts& products, int num_threads)
@@ -99,33 +63,37 @@ class Training {
         for (int i = 0; i < num_threads; i++) own_.emplace_back(products);
     }
 
-    void linears(LinearShape shape, const float* x, std::span<const Linear> all);
-    void linears_backward(LinearShape shape, const float* x, std::span<const LinearGradient> all, float* d_x);
+    // For each weight [out, in]: y [rows, out] = x [rows, in] weight^T.
+    void linears(const FloatArray& x, std::span<const FloatArray> weights, std::span<const MutableFloatArray> ys);
+    // d_x and each of d_weights may be missing.
+    void linears_backward(const FloatArray& x, std::span<const FloatArray> weights, std::span<const FloatArray> d_ys,
+                          const MutableFloatArray& d_x, std::span<const MutableFloatArray> d_weights);
 
-    // `choices` and `shares` [tokens, chosen]; gate_up [tokens * chosen, 2 * kept_width(dim)] is for the backward pass.
+    // y [tokens, hidden]. gate_up [tokens * chosen, 2 * kept_width(dim)] is kept for the backward pass.
     std::ptrdiff_t kept_width(int dim) const;
-    void mixture(MixtureShape shape, const float* x, const float* shares, const std::int64_t* choices,
-                 MixtureWeights weights, float* gate_up, float* y);
-    void mixture_backward(MixtureShape shape, const float* x, const float* shares, const std::int64_t* choices,
-                          MixtureWeights weights, const float* gate_up, const float* d_y, MixtureGradients gradients);
+    void mixture(const MixtureInput& input, const MutableFloatArray& gate_up, const MutableFloatArray& y);
+    void mixture_backward(const MixtureInput& input, const FloatArray& gate_up, const FloatArray& d_y,
+                          const MixtureGradients& gradients);
 
-    // `log_sums` [tokens * heads] are kept for the backward pass.
-    void attention(AttentionShape shape, AttentionInput input, float* out, float* log_sums);
-    void attention_backward(AttentionShape shape, AttentionInput input, const float* out, const float* log_sums,
-                            const float* d_out, AttentionGradients gradients);
+    // out [tokens, heads, dim]. `log_sums` [tokens * heads] are kept for the backward pass.
+    void attention(const AttentionInput& input, const MutableFloatArray& out, const MutableFloatArray& log_sums);
+    void attention_backward(const AttentionInput& input, const FloatArray& out, const FloatArray& log_sums,
+                            const FloatArray& d_out, const AttentionGradients& gradients);
 
-    // Returns the sum of the weighted losses of all targets, in nats; d_x and d_head are its gradients.
-    double cross_entropy(CrossEntropyShape shape, const float* x, const float* head, const std::int64_t* targets,
-                         const float* weights, float* d_x, float* d_head);
+    // Returns the sum of the losses of `targets` [rows] times their `weights` [rows], in nats; the logits are x
+    // [rows, hidden] head^T [hidden, vocab]. d_x and d_head are its gradients.
+    double cross_entropy(const FloatArray& x, const FloatArray& head, const IntArray& targets,
+                         const FloatArray& weights, const MutableFloatArray& d_x, const MutableFloatArray& d_head);
 
-    void rms_norm(NormShape shape, const float* x, const float* weight, float* y);
-    void rms_norm_backward(NormShape shape, const float* x, const float* weight, const float* d_y, float* d_x,
-                           float* d_weight);
+    // x and y [rows, dim], weight [dim].
+    void rms_norm(const FloatArray& x, const FloatArray& weight, float eps, const MutableFloatArray& y);
+    void rms_norm_backward(const FloatArray& x, const FloatArray& weight, float eps, const FloatArray& d_y,
+                           const MutableFloatArray& d_x, const MutableFloatArray& d_weight);
 
-    // Matrices become what Newton-Schulz makes of them in so many turns.
-    void orthogonalise(std::span<const Matrices> all, Polynomial polynomial, int turns);
+    // Replaces each matrix of the stacks [count, rows, columns] by the result of `turns` Newton-Schulz iterations.
+    void orthogonalise(std::span<const MutableFloatArray> stacks, Polynomial polynomial, int turns);
 
-    // See TrainKernels; of all of every weight.
+    // The updates of TrainKernels, for all numbers of every weight.
     void adamw(std::span<const Updated> all, AdamStep step);
     void nesterov(std::span<const Updated> all, float beta, float shrink);
     void apply_update(std::span<const Updated> all);

@@ -1,4 +1,4 @@
-// Optimizers' passes over all weights, in pieces of them.
+// The optimizers' updates: passes over all weights, one piece of a weight in each task.
 #include "training.h"
 
 namespace freedive {
@@ -26,7 +26,29 @@ void for_pieces(Team& team, std::span<const Updated> all, Run&& run) {
 
 }  // namespace
 
+std::vector<Updated> updated_weights(std::span<const MutableFloatArray> weights,
+                                     std::span<const MutableFloatArray> gradients,
+                                     std::span<const MutableFloatArray> momenta,
+                                     std::span<const MutableFloatArray> squares, std::span<const float> keeps,
+                                     std::span<const float> rates) {
+    const std::size_t count = weights.size();
+    require(gradients.size() == count && momenta.size() == count && keeps.size() == count && rates.size() == count &&
+                (squares.empty() || squares.size() == count),
+            "lists differ in length");
+    std::vector<Updated> all;
+    for (std::size_t i = 0; i < count; i++) {
+        const std::size_t size = weights[i].size();
+        require(
+            gradients[i].size() == size && momenta[i].size() == size && (squares.empty() || squares[i].size() == size),
+            "an array has the wrong shape");
+        all.push_back({weights[i].data, gradients[i].data, momenta[i].data, squares.empty() ? nullptr : squares[i].data,
+                       std::ptrdiff_t(size), keeps[i], rates[i]});
+    }
+    return all;
+}
+
 void Training::adamw(std::span<const Updated> all, AdamStep step) {
+    for (const Updated& each : all) require(each.size == 0 || each.square, "AdamW needs averages of squares");
     const std::lock_guard lock(one_at_a_time_);
     for_pieces(team_, all, [&](const Updated& at, std::ptrdiff_t begin, int n) { kernels_.adamw(at, begin, n, step); });
 }

@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from freedive.arrays import Floats
 
-Ints = npt.NDArray[np.integer[Any]]
-
 
 @dataclass(frozen=True)
 class Sequences:
@@ -28,7 +26,7 @@ class Sequences:
     lengths: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, texts: Sequence[tuple[Ints, Floats]]) -> Sequences:
+    def of(cls, texts: Sequence[tuple[npt.NDArray[np.integer[Any]], Floats]]) -> Sequences:
         """Packs documents, each given as tokens [n + 1] and their loss weights [n + 1], as n rows each."""
         return cls(
             np.concatenate([tokens[:-1] for tokens, _ in texts], dtype=np.int64),
