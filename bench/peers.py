@@ -174,7 +174,7 @@ def _formats(model: str, wanted: str) -> list[str]:
 
 def _engine(name: str) -> Engine:
     if name not in ENGINES:
-        raise UserError(f"There is no engine {name!r}", f"Choose of {', '.join(ENGINES)}")
+        raise UserError(f"There is no engine {name!r}", f"Choose one of {', '.join(ENGINES)}")
     return ENGINES[name]
 
 

@@ -52,7 +52,7 @@ def random_model(name: str, form: str) -> Path:
     """Returns the model ``name`` of :data:`SHAPES` in ``form``, a GGUF file or a folder; makes it unless it exists."""
     shape = SHAPES[name]
     if form not in (*shape.formats, *shape.folders):
-        raise UserError(f"{name} is not made as {form}", f"Choose of {', '.join((*shape.formats, *shape.folders))}")
+        raise UserError(f"{name} is not made as {form}", f"Choose one of {', '.join((*shape.formats, *shape.folders))}")
     path = FOLDER / (f"{name}-{form}" if form in shape.folders else f"{name}-{form}.gguf")
     if not path.exists():
         print(f"making {path}", file=sys.stderr)

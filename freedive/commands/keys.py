@@ -41,10 +41,10 @@ def keys(
         print(store.create(name, requests_per_minute, max_running, listed(*may or ())))
         print("This is the only time that the key is shown.", file=sys.stderr)
     else:
-        print(f"the key of {store.revoke(name).name} is revoked")
+        print(f"The key of {store.revoke(name).name} is revoked")
         if not store.read_keys(store.key_file()):
-            remedy = f"to serve without keys again, delete {store.key_file()} and start the server anew"
-            print(f"No key is left, and a server still asks for one; {remedy}.", file=sys.stderr)
+            remedy = f"To serve without keys again, delete {store.key_file()} and start the server anew"
+            print(f"No key is left, and a server still asks for one. {remedy}.", file=sys.stderr)
 
 
 def _list() -> None:

@@ -44,7 +44,7 @@ class Sampler:
             logits = masked(logits, allowed)
         token = int(logits.argmax())  # the index of a NaN if there is one
         if not math.isfinite(logits[token]):
-            raise EngineError("the model produced numbers that are not finite; its weights may be damaged")
+            raise EngineError("The model produced numbers that are not finite; its weights may be damaged")
         if not sampling.greedy:
             random = uniform(self._seed, self._num_drawn)
             token = _native.draw(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, random)

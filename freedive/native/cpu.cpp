@@ -77,7 +77,7 @@ const Kernels& choose_kernels(const std::string& name) {
         if (name == level->name) return *level;
         known += (known.empty() ? "" : ", ") + std::string(level->name);
     }
-    throw std::invalid_argument("instruction-set level '" + name + "' is not on this machine; it has: " + known);
+    throw std::invalid_argument("Instruction-set level '" + name + "' is not on this machine; it has: " + known);
 }
 
 }  // namespace freedive

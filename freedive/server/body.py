@@ -84,7 +84,7 @@ class Bodies:
                 await self._read(reading, request.receive)
         except TimeoutError:
             if not reading.displaced:
-                raise BodyTooSlow(f"The body did not come within {BODY_S:g} s", "Send it faster") from None
+                raise BodyTooSlow(f"The body did not arrive within {BODY_S:g} s", "Send it faster") from None
         finally:
             self._open.discard(reading)
         if reading.displaced:

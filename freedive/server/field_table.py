@@ -45,7 +45,7 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD), *rows))
 
 
-HEAD = ["where", "what becomes of it", "fields"]
+HEAD = ["where", "result", "fields"]
 
 
 def _rows(where: str, body: type[RequestBody]) -> Iterator[list[str]]:
@@ -55,7 +55,7 @@ def _rows(where: str, body: type[RequestBody]) -> Iterator[list[str]]:
     if body.ignored:
         yield ["", "ignored, and reported", ", ".join(f"`{name}`" for name in sorted(body.ignored))]
     if neutral := {name: values for name, values in body.unsupported.items() if values}:
-        yield ["", "refused, but for values that ask for nothing", ", ".join(_neutral(neutral))]
+        yield ["", "refused, except for values without effect", ", ".join(_neutral(neutral))]
     if refused := sorted(name for name, values in body.unsupported.items() if not values):
         yield ["", "refused", ", ".join(f"`{name}`" for name in refused)]
 

@@ -67,7 +67,7 @@ def test_a_key_is_revoked_by_name_or_id() -> None:
     keys.create("ann")
     keys.create("bob")
     (bob,) = (key for key in keys.read_keys(keys.key_file()) if key.name == "bob")
-    assert invoke("revoke", "ann").stdout == "the key of ann is revoked\n"
+    assert invoke("revoke", "ann").stdout == "The key of ann is revoked\n"
     assert keys.revoke(bob.id).name == "bob"
     assert keys.read_keys(keys.key_file()) == ()
     with pytest.raises(NotFound, match="There is no key ann"):

@@ -45,7 +45,7 @@ def target_params(model: spec.ModelSpec, targets: Iterable[str], *, low_rank: bo
     wanted: dict[str, Param] = {}
     for part in targets:
         if part not in TARGETS:
-            raise UserError(f"tune.targets names {part!r}, which is no part", f"Choose of {', '.join(TARGETS)}")
+            raise UserError(f"tune.targets names {part!r}, which is no part", f"Choose one of {', '.join(TARGETS)}")
         found = {name: param for name, param in table.items() if target_of(name) == part}
         if low_rank:
             found = {name: param for name, param in found.items() if is_adaptable(param)}
@@ -53,7 +53,7 @@ def target_params(model: spec.ModelSpec, targets: Iterable[str], *, low_rank: bo
             raise UserError(_nothing(model, part, low_rank), "Leave it out of tune.targets")
         wanted |= found
     if not wanted:
-        raise UserError("tune.targets leave nothing to train", f"Choose of {', '.join(TARGETS)}")
+        raise UserError("tune.targets leave nothing to train", f"Choose one of {', '.join(TARGETS)}")
     return {name: param for name, param in table.items() if name in wanted}
 
 

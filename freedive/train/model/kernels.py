@@ -28,7 +28,7 @@ AUTO, FLOAT32, BFLOAT16 = PRECISIONS = ("auto", "float32", "bfloat16")
 def resolved(precision: str) -> str:
     """Returns ``precision``, where ``auto`` becomes bfloat16 if tile registers multiply it here, and else float32."""
     if precision not in PRECISIONS:
-        raise UserError(f"precision is {precision!r}", f"Choose of {', '.join(PRECISIONS)}")
+        raise UserError(f"precision is {precision!r}", f"Choose one of {', '.join(PRECISIONS)}")
     fastest = BFLOAT16 if TILES in _native.isa_levels() else FLOAT32
     return fastest if precision == AUTO else precision
 

@@ -246,7 +246,7 @@ def preset(name: str, settings: Sequence[str] = ()) -> Run:
     presets = sorted(path.name.removesuffix(".toml") for path in PRESETS.iterdir() if path.name.endswith(".toml"))
     presets.remove(TUNE)
     if name not in presets:
-        raise UserError(f"There is no preset {name!r}", f"Choose of {', '.join(presets)}")
+        raise UserError(f"There is no preset {name!r}", f"Choose one of {', '.join(presets)}")
     return typing.cast(Run, build(Run, preset_values(name, settings), ""))
 
 
