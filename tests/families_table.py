@@ -16,7 +16,7 @@ from tiny_models import TINY, tiny
 
 from freedive.families import FAMILIES
 from freedive.families.family import Family
-from freedive.model.spec import Experts, FeedForward, LatentAttention, Layer, Mixer, ModelSpec, ShortConv
+from freedive.model.spec import DeltaRule, Experts, FeedForward, LatentAttention, Layer, Mixer, ModelSpec, ShortConv
 
 HEAD = """# Families
 
@@ -113,6 +113,9 @@ def mixer_traits(attn: Mixer) -> Iterator[str]:
     if isinstance(attn, ShortConv):
         yield "short convolutions"
         return
+    if isinstance(attn, DeltaRule):
+        yield f"delta rule with decay by {attn.decay}"
+        return
     if isinstance(attn, LatentAttention):
         yield "MLA" if attn.q_rank else "MLA without query latents"
         return
@@ -130,6 +133,7 @@ def mixer_traits(attn: Mixer) -> Iterator[str]:
         "clipped q, k, v": attn.clip,
         "capped scores": attn.softcap,
         "sinks": attn.sinks,
+        "output gate": attn.output_gate,
         "temperature": attn.temperature,
     }
     yield from (name for name, has in found.items() if has)

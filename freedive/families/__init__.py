@@ -29,6 +29,7 @@ from freedive.families.olmo import OLMOE
 from freedive.families.openai import GPT_OSS
 from freedive.families.parts import FULL
 from freedive.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from freedive.families.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from freedive.families.refused import REFUSED, refusal
 from freedive.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3
 from freedive.families.zhipu import GLM4, GLM4_MOE
@@ -44,6 +45,9 @@ FAMILIES = (
     QWEN2_MOE,
     QWEN3,
     QWEN3_MOE,
+    QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
     OLMOE,
     DEEPSEEK_V2,
     DEEPSEEK_V3,

@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from freedive.model.spec import Attention, AttentionTemperature, Experts, FeedForward, LatentAttention, Rope, ShortConv
+from freedive.model.spec import (
+    Attention,
+    AttentionTemperature,
+    DeltaRule,
+    Experts,
+    FeedForward,
+    LatentAttention,
+    Rope,
+    ShortConv,
+)
 
 V = TypeVar("V")
 W = TypeVar("W", contravariant=True)
@@ -71,6 +80,19 @@ class Ops(Protocol[V, W]):
         layer's per-sequence state is read and moved on as the step's :class:`freedive.model.batch.StateUpdates` say.
         """
 
+    def silu_conv(self, x: V, taps: W, kernel: int, layer: int, part: int) -> V:
+        """silu(conv(x)) for x [T, dim], with taps as above; ``part`` is which of the layer's states is this one's."""
+
+    def delta_rule(self, q: V, k: V, v: V, beta: V, decay: V, a_log: W, dt_bias: W, delta: DeltaRule, layer: int) -> V:
+        """The recurrence of :class:`freedive.model.spec.DeltaRule`: [T, num_value_heads * value_dim].
+
+        q and k [T, k_dim] are not scaled yet; ``beta`` [T, num_value_heads] is before its sigmoid, and ``decay``
+        [T, decay_dim] before ``dt_bias`` is added. The layer's last state is read and moved on, token by token.
+        """
+
+    def gated_norm(self, x: V, gate: V, weight: W, delta: DeltaRule, eps: float) -> V:
+        """RMS norm of each value head of x on its own, times ``delta.gate_activation`` of the gate: both [T, v_dim]."""
+
     def experts(
         self,
         x: V,
@@ -87,7 +109,7 @@ class Ops(Protocol[V, W]):
         """
 
     def gate(self, x: V, gate: V) -> V:
-        """x * sigmoid(gate), gate [T, 1]."""
+        """x * sigmoid(gate), gate [T, n]: each number of it is for dim / n numbers of a row of x side by side."""
 
     def scale(self, x: V, factor: float) -> V:
         """x * factor."""

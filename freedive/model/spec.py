@@ -94,7 +94,8 @@ class Attention:
     ``window`` W sees W positions, its own included; ``chunk`` C sees its own run of C positions; 0 sees everything
     before. ``qk_norm`` is RMS norm of queries and keys: of each ``head``, of the ``full`` projection, or of each head
     without weights (``l2``). Scores are softcap * tanh(score / softcap). A sink is a learned logit of each head that
-    takes its part of the softmax and gives no value (Xiao et al. 2023; gpt-oss).
+    takes its part of the softmax and gives no value (Xiao et al. 2023; gpt-oss). ``output_gate`` multiplies each number
+    of the result by the sigmoid of a linear's output (Qwen3-Next).
     """
 
     num_heads: Count
@@ -112,6 +113,7 @@ class Attention:
     softcap: float = 0.0
     sinks: bool = False
     temperature: AttentionTemperature | None = None
+    output_gate: bool = False
 
     @property
     def q_dim(self) -> int:
@@ -173,7 +175,56 @@ class ShortConv:
         return (PerSequence((self.kernel - 1, self.dim), input_dim=self.dim),)
 
 
-Mixer = Attention | LatentAttention | ShortConv
+@dataclass(frozen=True)
+class DeltaRule:
+    """Gated delta rule (Gated DeltaNet, Yang et al. 2025; Kimi Delta Attention, 2025): linear attention as recurrence.
+
+    Each value head keeps a matrix S [key_dim, value_dim]. A token with decay d, strength beta, query q, key k and value
+    v makes S = d * S, then S = S + k (beta * (v - S^T k))^T, and reads S^T q / sqrt(key_dim). Before that, q, k and v
+    pass a causal depthwise convolution over ``kernel`` tokens and silu; q and k are scaled to length 1. The value heads
+    of a key head lie side by side, or ``num_key_heads`` apart if ``tiled``.
+
+    The decay is one number of a head, or by ``channel`` one of each of its ``key_dim``: exp(-exp(a_log) softplus(x)),
+    or exp(decay_bound * sigmoid(exp(a_log) x)) if ``decay_bound`` is not 0. ``decay_rank`` and ``gate_rank`` are those
+    of two matrices that make x and the gate; 0 is one matrix. The result is RMS normed by head, times
+    ``gate_activation`` of the gate.
+    """
+
+    num_key_heads: Count
+    num_value_heads: Count
+    key_dim: Count
+    value_dim: Count
+    kernel: Annotated[int, Range(2, 16)]
+    decay: Literal["head", "channel"]
+    decay_rank: Annotated[int, Range(0, 1 << 20)]
+    gate_rank: Annotated[int, Range(0, 1 << 20)]
+    gate_activation: Literal["silu", "sigmoid"] = "silu"
+    decay_bound: float = 0.0
+    tiled: bool = False
+
+    @property
+    def k_dim(self) -> int:
+        """Numbers of all keys of a token; queries have as many."""
+        return self.num_key_heads * self.key_dim
+
+    @property
+    def v_dim(self) -> int:
+        return self.num_value_heads * self.value_dim
+
+    @property
+    def decay_dim(self) -> int:
+        """Decays of a token."""
+        return self.num_value_heads * (self.key_dim if self.decay == "channel" else 1)
+
+    @property
+    def state(self) -> tuple[PerSequence, PerSequence, PerSequence, PerSequence]:
+        """What the convolutions of q, k and v still see, and S. A token changes S by k, v, decay and beta."""
+        q, k, v = (PerSequence((self.kernel - 1, dim), dim) for dim in (self.k_dim, self.k_dim, self.v_dim))
+        inputs = self.k_dim + self.v_dim + self.decay_dim + self.num_value_heads
+        return q, k, v, PerSequence((self.num_value_heads, self.key_dim, self.value_dim), inputs)
+
+
+Mixer = Attention | LatentAttention | ShortConv | DeltaRule
 """What tokens learn of those before them by."""
 
 
@@ -243,7 +294,7 @@ class Experts:
 class Layer:
     """One block: x + mixer(norm(x)), then x + ffn(norm(x)); with ``post_norms`` both branches are normed again."""
 
-    mixer: Attention | LatentAttention | ShortConv
+    mixer: Attention | LatentAttention | ShortConv | DeltaRule
     ffn: FeedForward | Experts
     post_norms: bool = False
 
