@@ -324,6 +324,35 @@ TINY: dict[str, tuple[str, Settings]] = {
             "routed_scaling_factor": 1.5,
         },
     ),
+    "kimi_linear": (
+        "KimiLinear",
+        {
+            **MOE,
+            **LATENT,
+            "q_lora_rank": None,
+            "linear_head_dim": 20,
+            "linear_num_heads": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "num_experts": 8,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "bailing_hybrid": (
+        "BailingHybrid",
+        {
+            **MOE,
+            **LATENT,
+            "head_dim": 12,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "num_experts": 16,
+            "num_experts_per_tok": 4,
+            "n_group": 4,
+            "topk_group": 2,
+        },
+    ),
     "qwen3_next": (
         "Qwen3Next",
         {

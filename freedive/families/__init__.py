@@ -11,6 +11,7 @@ from typing import Any
 from freedive.checkpoint.rules import Rules
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
+from freedive.families.ant import BAILING_HYBRID
 from freedive.families.baidu import ERNIE_4_5, ERNIE_4_5_MOE
 from freedive.families.bytedance import SEED_OSS
 from freedive.families.config import Config
@@ -24,6 +25,7 @@ from freedive.families.ibm import GRANITE, GRANITE_HYBRID, GRANITE_MOE, GRANITE_
 from freedive.families.liquid import LFM2, LFM2_MOE
 from freedive.families.llama import LLAMA, MISTRAL, MIXTRAL
 from freedive.families.llama4 import LLAMA4
+from freedive.families.moonshot import KIMI_LINEAR
 from freedive.families.names import GGUF_MTP, HUB_MTP, gguf_rules, hub_rules, text_rules
 from freedive.families.olmo import OLMOE
 from freedive.families.openai import GPT_OSS
@@ -52,6 +54,8 @@ FAMILIES = (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     GLM4_MOE_LITE,
+    KIMI_LINEAR,
+    BAILING_HYBRID,
     GPT_OSS,
     SEED_OSS,
     ERNIE_4_5,
@@ -76,6 +80,9 @@ FAMILIES = (
     LFM2,
     LFM2_MOE,
 )
+
+_GGUF_ONLY = ("rope_divisors", "tiled_value_heads")
+"""Keys that stand for what only a GGUF file says."""
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +121,7 @@ def as_hub(checkpoint: Checkpoint, model: ModelSpec) -> tuple[dict[str, Any], Ru
         family, config = _read_gguf(checkpoint)
         family.spec(config)
         family.spec(config := Config(config.used()))  # without what only llama.cpp's words needed
-        values: Mapping[str, Any] = {key: value for key, value in config.used().items() if key != "rope_divisors"}
+        values: Mapping[str, Any] = {key: value for key, value in config.used().items() if key not in _GGUF_ONLY}
         absent = dict.fromkeys(family.defaults)  # in a GGUF file nothing stands in for what is not there
     else:
         (family, values), absent = _chosen(checkpoint.config), {}

@@ -20,6 +20,9 @@ from freedive.model.spec import (
     Router,
 )
 
+LINEAR = "linear_attention"
+"""What ``layer_types`` calls a layer with the gated delta rule."""
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 """What ``layer_types`` calls a layer that sees everything before, and one that sees a window."""
 
@@ -48,11 +51,13 @@ def attention(config: Config, **traits: Any) -> Attention:
     return Attention(num_heads, num_kv_heads, head_dim, **{"scale": head_dim**-0.5, **traits})
 
 
-def latent_attention(config: Config, *, interleaved: bool) -> LatentAttention:
-    """Multi-head latent attention; ``interleaved`` is how its rotated dimensions lie."""
+def latent_attention(config: Config, *, interleaved: bool, **traits: Any) -> LatentAttention:
+    """Multi-head latent attention; ``interleaved`` is how its rotated dimensions lie, ``traits`` as of attention."""
     num_heads = config.count("num_attention_heads", most=4096)
     config.count("num_key_value_heads", num_heads)  # the latent makes keys and values of every head
     nope_dim, rope_dim = config.count("qk_nope_head_dim", most=4096), config.count("qk_rope_head_dim", most=4096)
+    if "rope" not in traits:
+        traits["rope"] = rope(config, rope_dim, interleaved=interleaved)
     return LatentAttention(
         num_heads=num_heads,
         q_rank=config.count("q_lora_rank", 0, least=0),
@@ -60,9 +65,9 @@ def latent_attention(config: Config, *, interleaved: bool) -> LatentAttention:
         nope_dim=nope_dim,
         rope_dim=rope_dim,
         value_dim=config.count("v_head_dim", most=4096),
-        rope=rope(config, rope_dim, interleaved=interleaved),
         scale=(nope_dim + rope_dim) ** -0.5 * latent_magnitude(config),
         bias=config.flag("attention_bias"),
+        **traits,
     )
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freedive.checkpoint.rules import Add, Rule, Rules, Taps
+from freedive.checkpoint.rules import Add, Exp, Negate, Rule, Rules, Taps
 from freedive.families.config import Config
 from freedive.families.family import Family
+from freedive.families.gguf import Gguf
 from freedive.families.names import HUB, SHARED, Naming, feed_forward_names
-from freedive.families.parts import FULL, attention, feed_forward, model, num_layers, router
+from freedive.families.parts import FULL, LINEAR, attention, feed_forward, model, num_layers, router
 from freedive.families.rope import rope
 from freedive.model.spec import Attention, DeltaRule, Experts, FeedForward, Layer, ModelSpec
-
-LINEAR = "linear_attention"
-"""What ``layer_types`` calls a layer with the gated delta rule."""
 
 
 def _qwen3_next(config: Config) -> ModelSpec:
@@ -60,13 +58,15 @@ def _delta_rule(config: Config) -> DeltaRule:
         decay="head",
         decay_rank=0,
         gate_rank=0,
+        tiled=config.flag("tiled_value_heads"),
     )
 
 
 def _layer_types(config: Config) -> Sequence[str]:
+    """As listed, in GGUF files with those that predict further tokens at the end."""
     total, interval = num_layers(config), config.count("full_attention_interval", 4)
-    listed = config.choices("layer_types", total, (FULL, LINEAR))
-    return listed or [LINEAR if (i + 1) % interval else FULL for i in range(total)]
+    listed = config.choices("layer_types", total + config.count("num_nextn_predict_layers", 0, least=0), (FULL, LINEAR))
+    return listed[:total] if listed else [LINEAR if (i + 1) % interval else FULL for i in range(total)]
 
 
 def _experts(config: Config) -> Experts:
@@ -80,7 +80,6 @@ def _experts(config: Config) -> Experts:
 
 _ATTN, _SELF, _DELTA = "layers.{}.attn", "model.layers.{}.self_attn", "model.layers.{}.linear_attn"
 _RENAMES = {
-    f"{_ATTN}.a_log": f"{_DELTA}.A_log",
     f"{_ATTN}.dt_bias": f"{_DELTA}.dt_bias",
     f"{_ATTN}.out_norm": f"{_DELTA}.norm.weight",
     f"{_ATTN}.out": f"{_DELTA}.out_proj.weight",
@@ -93,35 +92,90 @@ _NORMS = ("layers.{}.attn.norm", "layers.{}.attn.q_norm", "layers.{}.attn.k_norm
 """Those that multiply by 1 + weight."""
 
 
+def _implied(config: Config) -> dict[str, Any]:
+    """llama.cpp gives the width of all value heads, and of 3.5 it has those of a key head apart from each other."""
+    num_heads, width = config.count("linear_num_value_heads", most=4096), config.count("linear_inner_size")
+    if width % num_heads:
+        raise config.refusal("linear_inner_size", f"({width}) is no multiple of {num_heads} heads")
+    return {"linear_value_head_dim": width // num_heads, "norm_topk_prob": True}
+
+
+def _implied_tiled(config: Config) -> dict[str, Any]:
+    return {**_implied(config), "tiled_value_heads": True}
+
+
 def _hub_rules(spec: ModelSpec) -> Rules:
     qkv = Rule(f"{_DELTA}.in_proj_qkv.weight", _parts("in_q", "in_k", "in_v"))
-    return [*_common_rules(spec, _SELF, _DELTA), qkv, *(Rule(HUB[name], (name,), (Add(1.0),)) for name in _NORMS)]
+    both = _shared_rules(spec, f"{_SELF}.q_proj", f"{_DELTA}.conv1d.weight")
+    rate = Rule(f"{_DELTA}.A_log", _parts("rate"), (Exp(),))
+    return [*both, qkv, rate, *(Rule(HUB[name], (name,), (Add(1.0),)) for name in _NORMS)]
 
 
 def _next_rules(spec: ModelSpec) -> Rules:
     """Qwen3-Next has the rows of each key head side by side."""
+    return [*_by_key_head(spec, f"{_DELTA}.in_proj_qkvz.weight", f"{_DELTA}.in_proj_ba.weight"), *_hub_rules(spec)]
+
+
+def _gguf_rules(spec: ModelSpec) -> Rules:
+    return [
+        *_shared_rules(spec, "blk.{}.attn_q", "blk.{}.ssm_conv1d.weight"),
+        Rule("blk.{}.attn_qkv.weight", _parts("in_q", "in_k", "in_v")),
+        Rule("blk.{}.ssm_a", _parts("rate"), (Negate(),)),
+    ]
+
+
+def _gguf_next_rules(spec: ModelSpec) -> Rules:
+    """Files of the first converter have all of q, k, v and gate in one tensor, as the maker does."""
+    qkvz, ba = _by_key_head(spec, "blk.{}.ssm_in.weight", "blk.{}.ssm_ba.weight")
+    gate = Rule("blk.{}.attn_gate.weight", _parts("in_gate"))
+    return [ba, *_gguf_rules(spec), gate, qkvz]
+
+
+def _by_key_head(spec: ModelSpec, qkvz: str, ba: str) -> list[Rule]:
     heads = next((layer.mixer.num_key_heads for layer in spec.layers if isinstance(layer.mixer, DeltaRule)), 1)
-    qkvz = Rule(f"{_DELTA}.in_proj_qkvz.weight", _parts("in_q", "in_k", "in_v", "in_gate"), blocks=heads)
-    ba = Rule(f"{_DELTA}.in_proj_ba.weight", _parts("in_beta", "in_decay"), blocks=heads)
-    return [qkvz, ba, *_hub_rules(spec)]
+    return [
+        Rule(qkvz, _parts("in_q", "in_k", "in_v", "in_gate"), blocks=heads),
+        Rule(ba, _parts("in_beta", "in_decay"), blocks=heads),
+    ]
 
 
-def _common_rules(spec: ModelSpec, q: str, conv: str) -> list[Rule]:
+def _shared_rules(spec: ModelSpec, q: str, conv: str) -> list[Rule]:
     """Rows of queries and gates alternate by head, and one convolution is that of q, k and v."""
     rules = []
     for mixer in dict.fromkeys(layer.mixer for layer in spec.layers):
         if isinstance(mixer, DeltaRule):
-            taps = Taps(mixer.kernel, (1,)), mixer.kernel
-            rules.append(Rule(f"{conv}.conv1d.weight", _parts("q_conv", "k_conv", "v_conv"), taps[:1], taps[1]))
+            taps = Taps(mixer.kernel, (1,) if conv.endswith("linear_attn.conv1d.weight") else ())
+            rules.append(Rule(conv, _parts("q_conv", "k_conv", "v_conv"), (taps,), blocks=mixer.kernel))
         elif isinstance(mixer, Attention):
-            rules.append(Rule(f"{q}.q_proj.weight", _parts("q", "gate"), blocks=mixer.num_heads))
-            rules.append(Rule(f"{q}.q_proj.bias", _parts("q_bias", "gate_bias"), blocks=mixer.num_heads))
+            rules.append(Rule(f"{q}.weight", _parts("q", "gate"), blocks=mixer.num_heads))
+            rules.append(Rule(f"{q}.bias", _parts("q_bias", "gate_bias"), blocks=mixer.num_heads))
     return rules
 
 
 def _parts(*names: str) -> tuple[str, ...]:
     return tuple(f"{_ATTN}.{name}" for name in names)
 
+
+_GGUF_NAMES = {
+    f"{_ATTN}.dt_bias": "blk.{}.ssm_dt.bias",
+    f"{_ATTN}.out_norm": "blk.{}.ssm_norm.weight",
+    f"{_ATTN}.out": "blk.{}.ssm_out.weight",
+    f"{_ATTN}.in_gate": "blk.{}.attn_gate.weight",
+    f"{_ATTN}.in_beta": "blk.{}.ssm_beta.weight",
+    f"{_ATTN}.in_decay": "blk.{}.ssm_alpha.weight",
+    "layers.{}.ffn.norm": "blk.{}.post_attention_norm.weight",
+}
+_GGUF_KEYS: Mapping[str, str | None] = {
+    "ssm.conv_kernel": "linear_conv_kernel_dim",
+    "ssm.state_size": "linear_key_head_dim",
+    "ssm.group_count": "linear_num_key_heads",
+    "ssm.time_step_rank": "linear_num_value_heads",
+    "ssm.inner_size": "linear_inner_size",
+    "attention.recurrent_layers": "layer_types",
+    "full_attention_interval": "full_attention_interval",
+    "rope.dimension_sections": None,  # of text the three positions of a token are one
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
 
 _DEFAULTS: Mapping[str, Any] = {
     "rms_norm_eps": 1e-6,
@@ -145,9 +199,10 @@ QWEN3_NEXT = Family(
     architectures=("Qwen3NextForCausalLM",),
     spec=_qwen3_next,
     defaults={**_MOE_DEFAULTS, "num_experts_per_tok": 10, "num_experts": 512, "intermediate_size": 5632},
-    ignorable=_IGNORABLE,
+    ignorable=(*_IGNORABLE, "intermediate_size"),
     fixed=_FIXED,
     hub=Naming(_RENAMES, _next_rules),
+    gguf=Gguf(_GGUF_NAMES, _gguf_next_rules, architecture="qwen3next", keys=_GGUF_KEYS, implied=_implied),
 )
 QWEN3_5 = Family(
     name="qwen3_5",
@@ -158,6 +213,7 @@ QWEN3_5 = Family(
     ignorable=_IGNORABLE,
     fixed=_FIXED,
     hub=Naming(_RENAMES, _hub_rules),
+    gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="qwen35", keys=_GGUF_KEYS, implied=_implied_tiled),
 )
 QWEN3_5_MOE = Family(
     name="qwen3_5_moe",
@@ -168,4 +224,5 @@ QWEN3_5_MOE = Family(
     ignorable=(*_IGNORABLE, "intermediate_size"),
     fixed={**_FIXED, "mlp_only_layers": []},
     hub=Naming(_RENAMES, _hub_rules),
+    gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="qwen35moe", keys=_GGUF_KEYS, implied=_implied_tiled),
 )

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from freedive.errors import UserError
 
 _NEEDS: Mapping[str, tuple[str, ...]] = {
-    "Gated DeltaNet layers": (*("qwen3next", "qwen35", "qwen35moe", "olmo_hybrid", "OlmoHybridForCausalLM"),),
+    "Gated DeltaNet layers": ("olmo_hybrid", "OlmoHybridForCausalLM"),
     "Gated DeltaNet layers and a sparse-attention indexer": (
         *("qwen4_exp", "qwen4_exp_text", "Qwen4ExpForCausalLM", "Qwen4ExpForConditionalGeneration"),
     ),
-    "Kimi Delta Attention layers": ("kimi_linear", "KimiLinearForCausalLM", "kimi-linear"),
+    "Kimi Delta Attention layers": ("kimi-linear",),
     "Kimi Delta Attention layers and attention over residuals": (
         *("kimi_k3", "KimiK3ForConditionalGeneration", "kimi-k3"),
     ),

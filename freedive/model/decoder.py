@@ -148,11 +148,12 @@ def _qk_norm(attn: spec.Attention, w: Mapping[str, W], eps: float, q: V, k: V, o
 
 
 def _latent_attention(index: int, attn: spec.LatentAttention, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
-    q, kv = _linears(h, w, ("q_a" if attn.q_rank else "q", "kv_a"), ops)
+    names = ("q_a" if attn.q_rank else "q", "kv_a", *(["gate"] if attn.output_gate else []))
+    q, kv, *gate = _linears(h, w, names, ops)
     if attn.q_rank:
         q = ops.linear(ops.rms_norm(q, w["q_a_norm"], attn.latent_eps), w["q_b"], None)
     out = ops.latent_attention(q, kv, w["kv_a_norm"], w["k_b"], w["v_b"], attn, index)
-    return ops.linear(out, w["o"], w.get("o_bias"))
+    return ops.linear(ops.gate(out, *gate) if gate else out, w["o"], w.get("o_bias"))
 
 
 def _short_conv(index: int, conv: spec.ShortConv, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
@@ -172,7 +173,7 @@ def _delta_rule(index: int, delta: spec.DeltaRule, w: Mapping[str, W], eps: floa
         decay = ops.linear(decay, w["in_decay_b"], None)
     if delta.gate_rank:
         gate = ops.linear(gate, w["in_gate_b"], None)
-    out = ops.delta_rule(q, k, v, beta, decay, w["a_log"], w["dt_bias"], delta, index)
+    out = ops.delta_rule(q, k, v, beta, decay, w["rate"], w["dt_bias"], delta, index)
     return ops.linear(ops.gated_norm(out, gate, w["out_norm"], delta, eps), w["out"], None)
 
 

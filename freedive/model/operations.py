@@ -83,7 +83,7 @@ class Ops(Protocol[V, W]):
     def silu_conv(self, x: V, taps: W, kernel: int, layer: int, part: int) -> V:
         """silu(conv(x)) for x [T, dim], with taps as above; ``part`` is which of the layer's states is this one's."""
 
-    def delta_rule(self, q: V, k: V, v: V, beta: V, decay: V, a_log: W, dt_bias: W, delta: DeltaRule, layer: int) -> V:
+    def delta_rule(self, q: V, k: V, v: V, beta: V, decay: V, rate: W, dt_bias: W, delta: DeltaRule, layer: int) -> V:
         """The recurrence of :class:`freedive.model.spec.DeltaRule`: [T, num_value_heads * value_dim].
 
         q and k [T, k_dim] are not scaled yet; ``beta`` [T, num_value_heads] is before its sigmoid, and ``decay``

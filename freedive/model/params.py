@@ -147,6 +147,8 @@ def _latent_attention(attn: LatentAttention, hidden: int) -> Table:
     table["kv_a_norm"] = _vector(attn.kv_rank, "norm")
     table["k_b"] = Param((heads, attn.nope_dim, attn.kv_rank), "heads")
     table["v_b"] = Param((heads, attn.value_dim, attn.kv_rank), "heads")
+    if attn.output_gate:
+        table |= _linear("gate", heads, hidden)
     return table | _linear("o", hidden, heads * attn.value_dim, attn.bias)
 
 
@@ -159,7 +161,10 @@ def _short_conv(conv: ShortConv, hidden: int) -> Table:
 
 
 def _delta_rule(delta: DeltaRule, hidden: int) -> Table:
-    """Named apart from those of attention, since the layers of a model may have either."""
+    """Named apart from those of attention, since the layers of a model may have either.
+
+    The rates of decay are positive factors, and so treated as norms are.
+    """
     widths = {"q": delta.k_dim, "k": delta.k_dim, "v": delta.v_dim}
     table: Table = {}
     for name, dim in widths.items():
@@ -168,7 +173,7 @@ def _delta_rule(delta: DeltaRule, hidden: int) -> Table:
         table[f"{name}_conv"] = _vector(delta.kernel * dim, "conv")
     table |= _linear("in_beta", delta.num_value_heads, hidden)
     table |= _low_rank("in_decay", delta.decay_dim, hidden, delta.decay_rank)
-    table["a_log"] = _vector(delta.num_value_heads, "bias")
+    table["rate"] = _vector(delta.num_value_heads, "norm")
     table["dt_bias"] = _vector(delta.decay_dim, "bias")
     table |= _low_rank("in_gate", delta.v_dim, hidden, delta.gate_rank)
     table["out_norm"] = _vector(delta.value_dim, "norm")

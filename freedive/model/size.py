@@ -100,7 +100,8 @@ def _mixer(attn: Mixer) -> str:
         return f"short convolution over {attn.kernel} tokens"
     if isinstance(attn, DeltaRule):
         keys = f" on {attn.num_key_heads}" if attn.num_key_heads != attn.num_value_heads else ""
-        return f"delta rule, {attn.num_value_heads} heads of {attn.key_dim} x {attn.value_dim}{keys}, decay by {attn.decay}"
+        heads = f"{attn.num_value_heads} heads of {attn.key_dim} x {attn.value_dim}{keys}"
+        return f"delta rule, {heads}, decay by {attn.decay}"
     if isinstance(attn, LatentAttention):
         queries = f"queries through {attn.q_rank}, " if attn.q_rank else ""
         return (

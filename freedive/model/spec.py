@@ -134,7 +134,8 @@ class LatentAttention:
     """Multi-head latent attention (DeepSeek-V2, section 2.1): the cache keeps one latent row of a token for all heads.
 
     A query head is ``nope_dim`` dimensions, then ``rope_dim`` rotated ones. ``q_rank`` 0 makes queries straight from
-    the input. Norms of latents have an epsilon of their own.
+    the input. Norms of latents have an epsilon of their own. ``output_gate`` multiplies the result of each head by the
+    sigmoid of one number that a linear makes of the input (Ling 3).
     """
 
     num_heads: Count
@@ -143,10 +144,11 @@ class LatentAttention:
     nope_dim: Count
     rope_dim: Count
     value_dim: Count
-    rope: Rope
+    rope: Rope | None
     scale: float
     bias: bool = False
     latent_eps: float = 1e-6
+    output_gate: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -184,10 +186,10 @@ class DeltaRule:
     pass a causal depthwise convolution over ``kernel`` tokens and silu; q and k are scaled to length 1. The value heads
     of a key head lie side by side, or ``num_key_heads`` apart if ``tiled``.
 
-    The decay is one number of a head, or by ``channel`` one of each of its ``key_dim``: exp(-exp(a_log) softplus(x)),
-    or exp(decay_bound * sigmoid(exp(a_log) x)) if ``decay_bound`` is not 0. ``decay_rank`` and ``gate_rank`` are those
-    of two matrices that make x and the gate; 0 is one matrix. The result is RMS normed by head, times
-    ``gate_activation`` of the gate.
+    The decay is one number of a head, or by ``channel`` one of each of its ``key_dim``: exp(-rate * softplus(x)) with
+    the head's rate, or exp(decay_bound * sigmoid(rate * x)) if ``decay_bound`` is not 0. ``decay_rank`` and
+    ``gate_rank`` are those of two matrices that make x and the gate; 0 is one matrix. The result is RMS normed by head,
+    times ``gate_activation`` of the gate.
     """
 
     num_key_heads: Count

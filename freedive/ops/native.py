@@ -230,5 +230,7 @@ def _head_widths(mixer: spec.Mixer) -> list[int]:
             return [mixer.head_dim]
         case spec.LatentAttention():
             return [mixer.head_dim, mixer.value_dim, spec.per_token_dim(mixer.state)]
+        case spec.DeltaRule():
+            return [mixer.key_dim, mixer.value_dim]
         case spec.ShortConv():
             return [0]

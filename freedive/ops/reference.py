@@ -80,7 +80,9 @@ class ReferenceOps:
         one = np.ones(head_dim, np.float32) if weight is None else weight
         return self.rms_norm(x.reshape(len(x), -1, head_dim), one, eps).reshape(x.shape)
 
-    def rope(self, x: Array, rope: spec.Rope, head_dim: int) -> Array:
+    def rope(self, x: Array, rope: spec.Rope | None, head_dim: int) -> Array:
+        if rope is None:
+            return x
         angles = self._positions[:, None].astype(np.float32) * np.array(rope.inv_freq, np.float32)
         cos, sin = np.cos(angles)[:, None] * rope.factor, np.sin(angles)[:, None] * rope.factor
         heads = x.reshape(len(x), -1, head_dim).copy()
@@ -198,12 +200,12 @@ class ReferenceOps:
         v: Array,
         beta: Array,
         decay: Array,
-        a_log: Array,
+        rate: Array,
         dt_bias: Array,
         delta: spec.DeltaRule,
         layer: int,
     ) -> Array:
-        queries, new = delta_inputs(q, k, v, beta, decay, a_log, dt_bias, delta)
+        queries, new = delta_inputs(q, k, v, beta, decay, rate, dt_bias, delta)
         out, part, updates = np.empty_like(v), len(delta.state) - 1, self._batch.states
         assert updates is not None
         for index, (rows, start, _) in enumerate(self._sequences()):

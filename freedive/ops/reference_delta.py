@@ -16,10 +16,10 @@ UNIT_EPS = 1e-6
 
 
 def delta_inputs(
-    q: Array, k: Array, v: Array, beta: Array, decay: Array, a_log: Array, dt_bias: Array, delta: DeltaRule
+    q: Array, k: Array, v: Array, beta: Array, decay: Array, rate: Array, dt_bias: Array, delta: DeltaRule
 ) -> tuple[Array, Array]:
     """Queries [T, k_dim] that are ready, and what changes the state: k, v, decay and beta side by side."""
-    rate = np.repeat(np.exp(a_log), delta.decay_dim // delta.num_value_heads)
+    rate = np.repeat(rate, delta.decay_dim // delta.num_value_heads)
     x = decay + dt_bias
     if delta.decay_bound:
         log_decay = np.float32(delta.decay_bound) * sigmoid(rate * x)

@@ -55,7 +55,9 @@ class TorchOps:
     def head_norm(self, x: Tensor, weight: Tensor | None, head_dim: int, eps: float) -> Tensor:
         return self.rms_norm(x.reshape(len(x), -1, head_dim), weight, eps).flatten(1)
 
-    def rope(self, x: Tensor, rope: spec.Rope, head_dim: int) -> Tensor:
+    def rope(self, x: Tensor, rope: spec.Rope | None, head_dim: int) -> Tensor:
+        if rope is None:
+            return x
         cos, sin = self._angles(rope)[:, :, None]
         heads = x.reshape(len(x), -1, head_dim)
         pair, shape = (-1, (-1, 2)) if rope.interleaved else (-2, (2, -1))
@@ -99,8 +101,7 @@ class TorchOps:
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, attn: spec.Attention, layer: int
     ) -> Tensor:
-        parts = []
-        by_run = self._by_run(q, attn.num_heads), *(self._by_run(x, attn.num_kv_heads) for x in (k, v))
+        parts, by_run = [], (self._by_run(q, attn.num_heads), *(self._by_run(x, attn.num_kv_heads) for x in (k, v)))
         for run, queries, *new in zip(self._runs, *by_run, strict=True):
             keys, values = self._remember(layer, run, *new)
             parts.append(_attend(queries, keys, values, run.start, attn, sinks))
@@ -187,12 +188,12 @@ class TorchOps:
         v: Tensor,
         beta: Tensor,
         decay: Tensor,
-        a_log: Tensor,
+        rate: Tensor,
         dt_bias: Tensor,
         delta: spec.DeltaRule,
         layer: int,
     ) -> Tensor:
-        inputs = delta_inputs(q, k, v, beta, decay, a_log, dt_bias, delta)
+        inputs = delta_inputs(q, k, v, beta, decay, rate, dt_bias, delta)
         by_run = [self._by_run(x, delta.num_value_heads) for x in inputs]
         parts, first = [], 0
         for run, *new in zip(self._runs, *by_run, strict=True):

@@ -23,11 +23,11 @@ class DeltaInputs(NamedTuple):
 
 
 def delta_inputs(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, a_log: Tensor, dt_bias: Tensor, delta: DeltaRule
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, rate: Tensor, dt_bias: Tensor, delta: DeltaRule
 ) -> DeltaInputs:
     """The inputs [T, num_value_heads * numbers] of the recurrence from those of the operation."""
-    q, k, v, beta, decay, a_log = map(wide, (q, k, v, beta, decay, a_log))
-    rate = a_log.exp().repeat_interleave(delta.decay_dim // delta.num_value_heads)
+    q, k, v, beta, decay, rate = map(wide, (q, k, v, beta, decay, rate))
+    rate = rate.repeat_interleave(delta.decay_dim // delta.num_value_heads)
     x = decay + dt_bias
     logs = delta.decay_bound * (rate * x).sigmoid() if delta.decay_bound else -rate * F.softplus(x)
     queries = _unit(q, delta) * delta.key_dim**-0.5

@@ -265,7 +265,7 @@ def test_guesses_take_no_page_from_a_running_request() -> None:
         assert engine.stats().num_accepted > 0
 
 
-MODELS = ["qwen3", "qwen3_moe", "deepseek_v3", "mistral", "gpt_oss", "lfm2", "lfm2_moe"]
+MODELS = ["qwen3", "qwen3_moe", "deepseek_v3", "mistral", "gpt_oss", "lfm2", "lfm2_moe", "qwen3_next", "qwen3_5"]
 
 
 def tiny_requests() -> Requests:
@@ -313,7 +313,7 @@ def test_models_that_predict_answer_the_same_at_every_level(name: str, level: st
 
 
 @pytest.mark.usefixtures("steps_cost_the_same")
-@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "lfm2_moe"])
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "lfm2_moe", "qwen3_5"])
 def test_the_reference_accepts_guesses_too(name: str) -> None:
     """Its products are not bound to the last bit, so only greedy answers are held against each other."""
     sampling = Sampling(max_tokens=50, temperature=0, ignore_eos=True, logit_bias={20: 4, 21: 4})
