@@ -265,7 +265,19 @@ def test_guesses_take_no_page_from_a_running_request() -> None:
         assert engine.stats().num_accepted > 0
 
 
-MODELS = ["qwen3", "qwen3_moe", "deepseek_v3", "mistral", "gpt_oss", "lfm2", "lfm2_moe", "qwen3_next", "qwen3_5"]
+MODELS = [
+    "qwen3",
+    "qwen3_moe",
+    "deepseek_v3",
+    "mistral",
+    "gpt_oss",
+    "lfm2",
+    "lfm2_moe",
+    "qwen3_next",
+    "qwen3_5",
+    "kimi_linear",
+    "bailing_hybrid",
+]
 
 
 def tiny_requests() -> Requests:
