@@ -111,6 +111,7 @@ ATTENTIONS = {
     "latents": model(LATENT),
     "latents with queries from the input": model(replace(LATENT, q_rank=0, rope=rope(8))),
     "latents with biases": model(replace(LATENT, bias=True, latent_eps=0.1)),
+    "latents with output gates": model(replace(LATENT, output_gate=True, rope=None)),
     "latents with wide values": model(replace(LATENT, nope_dim=6, rope_dim=4, rope=rope(4, factor=1.2), value_dim=24)),
 }
 

@@ -11,12 +11,13 @@ from freedive.families.family import Family
 from freedive.families.moonshot import SPELLINGS, delta_names, delta_rules, hybrid
 from freedive.families.names import Naming, latent_rules
 from freedive.families.parts import FULL, LINEAR, latent_attention, num_layers
-from freedive.model.spec import DeltaRule, ModelSpec
+from freedive.model.spec import DeltaRule, LatentAttention, ModelSpec
 
 
 def _bailing_hybrid(config: Config) -> ModelSpec:
     config.respell(SPELLINGS)
-    mixers = {FULL: latent_attention(config, interleaved=True, output_gate=True), LINEAR: _delta_rule(config)}
+    latent = latent_attention(config, interleaved=True, output_gate=True)
+    mixers: dict[str, LatentAttention | DeltaRule] = {FULL: latent, LINEAR: _delta_rule(config)}
     return hybrid("bailing_hybrid", config, mixers, _layer_types(config))
 
 

@@ -20,7 +20,7 @@ from freedive.families.parts import (
     router,
     with_shared,
 )
-from freedive.model.spec import DeltaRule, Experts, LatentAttention, Layer, ModelSpec, Router
+from freedive.model.spec import DeltaRule, Experts, FeedForward, LatentAttention, Layer, ModelSpec, Router
 
 DENSE, SPARSE = "dense", "sparse"
 """What ``mlp_layer_types`` calls a layer with one feed-forward, and one with experts."""
@@ -38,7 +38,8 @@ SPELLINGS = {
 
 def _kimi_linear(config: Config) -> ModelSpec:
     config.respell(SPELLINGS)
-    mixers = {FULL: latent_attention(config, interleaved=False, rope=None), LINEAR: _delta_rule(config)}
+    latent = latent_attention(config, interleaved=False, rope=None)
+    mixers: dict[str, LatentAttention | DeltaRule] = {FULL: latent, LINEAR: _delta_rule(config)}
     config.choice("moe_router_activation_func", ("sigmoid",))
     return hybrid("kimi_linear", config, mixers, _layer_types(config))
 
@@ -49,7 +50,7 @@ def hybrid(
     """A decoder whose layers have ``mixers`` by ``types``, and a dense feed-forward first, then experts."""
     moe = Experts(_router(config), feed_forward(config, "moe_intermediate_size"))
     moe = with_shared(moe, config.count("n_shared_experts", least=0, most=64))
-    ffns = {DENSE: feed_forward(config), SPARSE: moe}
+    ffns: dict[str, FeedForward | Experts] = {DENSE: feed_forward(config), SPARSE: moe}
     kinds = zip(types, _feeder_types(config), strict=True)
     return model(family, config, [Layer(mixers[mixer], ffns[ffn]) for mixer, ffn in kinds])
 

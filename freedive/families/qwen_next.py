@@ -31,7 +31,7 @@ def _qwen3_5_moe(config: Config) -> ModelSpec:
 
 
 def _decoder(family: str, config: Config, ffns: Sequence[FeedForward | Experts]) -> ModelSpec:
-    kinds = {FULL: _attention(config), LINEAR: _delta_rule(config)}
+    kinds: dict[str, Attention | DeltaRule] = {FULL: _attention(config), LINEAR: _delta_rule(config)}
     layers = [Layer(kinds[kind], ffn) for kind, ffn in zip(_layer_types(config), ffns, strict=True)]
     return model(family, config, layers)
 

@@ -82,7 +82,8 @@ void DeltaRule::recur(Program& program, const Sequence& s, int head, int first, 
             if (save.position == position) write(save.slot);
         if (position == s.state_end) write(s.slot);
         if (position == s.end()) return;
-        DeltaTask task = position < s.start ? drafted(program, s, position, head) : computed(program, s, position, head);
+        DeltaTask task =
+            position < s.start ? drafted(program, s, position, head) : computed(program, s, position, head);
         task.v.first += first, task.num_columns = columns;
         if (task.out) task.out += first;
         task.num_tokens = run_end(s, position) - position;
