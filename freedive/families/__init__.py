@@ -94,10 +94,10 @@ def describe(checkpoint: Checkpoint) -> tuple[ModelSpec, Rules]:
     """
     if checkpoint.kind == "gguf":
         family, config = _read_gguf(checkpoint)
-        spec = _with_mtp(_spec(family, config), config, checkpoint, GGUF_MTP)
+        spec = _with_mtp(family, config, checkpoint, GGUF_MTP)
         return spec, gguf_rules(spec, family.gguf, _num_mtp_layers(config))
     family, config = _read(checkpoint.config)
-    spec = _with_mtp(_spec(family, config), config, checkpoint, HUB_MTP)
+    spec = _with_mtp(family, config, checkpoint, HUB_MTP)
     rules = hub_rules(spec, family.hub, _num_mtp_layers(config))
     if not _is_wrapped(checkpoint.config):
         return spec, rules
@@ -160,9 +160,10 @@ def _said_anyway(spec: ModelSpec) -> dict[str, Any]:
     return {"layer_types": [FULL] * len(spec.layers), "use_sliding_window": False}
 
 
-def _with_mtp(spec: ModelSpec, config: Config, checkpoint: Checkpoint, mark: str) -> ModelSpec:
-    """``spec`` with a layer that predicts a further token, where the files have one; it is shaped as the last."""
-    has_one = _num_mtp_layers(config) > 0 and mark.format(len(spec.layers)) in checkpoint.tensors
+def _with_mtp(family: Family, config: Config, checkpoint: Checkpoint, mark: str) -> ModelSpec:
+    """The decoder with a layer that predicts a further token, where the files have one; it is shaped as the last."""
+    spec = _spec(family, config)
+    has_one = family.runs_mtp and _num_mtp_layers(config) > 0 and mark.format(len(spec.layers)) in checkpoint.tensors
     return replace(spec, mtp=spec.layers[-1]) if has_one else spec
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freedive.checkpoint.rules import Rules
+from freedive.checkpoint.rules import Rule, Rules
 from freedive.families.config import Config
 from freedive.families.family import Family
-from freedive.families.moonshot import SPELLINGS, delta_names, delta_rules, hybrid
+from freedive.families.moonshot import SPELLINGS, delta_rules, hybrid
 from freedive.families.names import Naming, latent_rules
 from freedive.families.parts import FULL, LINEAR, latent_attention, num_layers
 from freedive.model.spec import DeltaRule, LatentAttention, ModelSpec
@@ -47,26 +47,30 @@ def _layer_types(config: Config) -> Sequence[str]:
     return listed or [LINEAR if (i + 1) % size else FULL for i in range(total)]
 
 
-_ATTN = "model.layers.{}.attention"
+_ATTN, _OWN = "model.layers.{}.attention", "model.layers.{}.self_attn"
+_LINEARS = {"in_decay": "f_proj", "in_gate": "g_proj"}
 
 
 def _hub_rules(spec: ModelSpec) -> Rules:
-    return [*delta_rules(spec, _ATTN, (0,)), *latent_rules(spec, f"{_ATTN}.kv_b_proj.weight")]
+    """Outputs and gates have one name in both kinds of layers, and another in transformers' own form."""
+    ends = {"out": "dense", "gate": "g_proj"}
+    return [
+        *delta_rules(spec, _ATTN, (0,), _LINEARS),
+        *latent_rules(spec, f"{_ATTN}.kv_b_proj.weight"),
+        *(Rule(f"{_ATTN}.{theirs}.weight", (f"layers.{{}}.attn.{ours}",)) for ours, theirs in ends.items()),
+        Rule(f"{_OWN}.o_proj.weight", ("layers.{}.attn.out",)),
+        Rule(f"{_OWN}.g_proj.weight", ("layers.{}.attn.gate",)),
+    ]
 
 
 _RENAMES = {
     "embed": "model.word_embeddings.weight",
-    **delta_names(_ATTN),
-    "layers.{}.attn.in_decay": f"{_ATTN}.f_proj.weight",
-    "layers.{}.attn.in_gate": f"{_ATTN}.g_proj.weight",
-    "layers.{}.attn.out": f"{_ATTN}.dense.weight",
     "layers.{}.attn.q": f"{_ATTN}.q_proj.weight",
     "layers.{}.attn.q_a": f"{_ATTN}.q_a_proj.weight",
     "layers.{}.attn.q_a_norm": f"{_ATTN}.q_a_layernorm.weight",
     "layers.{}.attn.q_b": f"{_ATTN}.q_b_proj.weight",
     "layers.{}.attn.kv_a": f"{_ATTN}.kv_a_proj_with_mqa.weight",
     "layers.{}.attn.kv_a_norm": f"{_ATTN}.kv_a_layernorm.weight",
-    "layers.{}.attn.gate": f"{_ATTN}.g_proj.weight",
     "layers.{}.attn.o": f"{_ATTN}.dense.weight",
     "layers.{}.ffn.choice_bias": "model.layers.{}.mlp.gate.expert_bias",
 }
@@ -99,4 +103,5 @@ BAILING_HYBRID = Family(
     defaults=_DEFAULTS,
     ignorable=("qk_head_dim", "mtp_loss_scaling_factor", "num_mtp_layers"),
     hub=Naming(_RENAMES, _hub_rules),
+    runs_mtp=False,
 )

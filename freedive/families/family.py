@@ -19,7 +19,7 @@ class Family:
     ``name`` is config.json's model_type, ``models`` what people call its members, ``architectures`` what else it may be
     called in config.json: class names, and types of the same make. ``defaults`` is what those classes fill in for
     absent keys. ``ignorable`` keys say nothing about the mathematics; ``fixed`` ones may be there with the only value
-    for which the description holds.
+    for which the description holds. Layers of multi-token prediction are passed over unless ``runs_mtp``.
     """
 
     name: str
@@ -29,5 +29,6 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignorable: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    runs_mtp: bool = True
     hub: Naming = field(default_factory=Naming)
     gguf: Gguf = field(default_factory=Gguf)

@@ -99,52 +99,47 @@ def _feeder_types(config: Config) -> Sequence[str]:
     return listed or [SPARSE if i >= first and i % step == 0 else DENSE for i in range(total)]
 
 
-def delta_rules(spec: ModelSpec, theirs: str, rate_shape: tuple[int, ...]) -> list[Rule]:
-    """How the convolutions and the rates of ``theirs``, a layer's attention, become canonical."""
+def delta_rules(spec: ModelSpec, theirs: str, rate_shape: Sequence[int], linears: Mapping[str, str]) -> list[Rule]:
+    """How what Kimi Delta Attention has beside attention becomes canonical; ``theirs`` is the name of its module.
+
+    ``linears`` are those of decay and gate. In transformers' own form the forget gate is a module of its own, and one
+    convolution is that of q, k and v. In ``rate_shape`` 0 stands for the number of heads.
+    """
     delta = next((layer.mixer for layer in spec.layers if isinstance(layer.mixer, DeltaRule)), None)
     if delta is None:
         return []
-    taps, ours = (Taps(delta.kernel, (1,)),), "layers.{}.attn."
-    rate_shape = tuple(delta.num_value_heads if size == 0 else size for size in rate_shape)
-    rate = Rule(f"{theirs}.A_log", (f"{ours}rate",), (Flatten(rate_shape), Exp()))
-    return [rate, *(Rule(f"{theirs}.{name}_conv1d.weight", (f"{ours}{name}_conv",), taps) for name in "qkv")]
+    taps, own = (Taps(delta.kernel, (1,)),), "model.layers.{}.self_attn"
+    rate = Flatten(tuple(size or delta.num_value_heads for size in rate_shape)), Exp()
+    rules = [Rule(f"{theirs}.{name}_conv1d.weight", _ours(f"{name}_conv"), taps) for name in "qkv"]
+    rules.append(Rule(f"{own}.conv1d.weight", _ours("q_conv", "k_conv", "v_conv"), taps, blocks=delta.kernel))
+    for module, gate in ((theirs, theirs), (own, f"{own}.forget_gate")):
+        rules += [Rule(f"{module}.{name}_proj.weight", _ours(f"in_{name}")) for name in "qkv"]
+        rules += [Rule(f"{module}.b_proj.weight", _ours("in_beta")), Rule(f"{module}.o_norm.weight", _ours("out_norm"))]
+        rules += [Rule(f"{gate}.A_log", _ours("rate"), rate), Rule(f"{gate}.dt_bias", _ours("dt_bias"))]
+        for name, linear in linears.items():
+            rules.append(Rule(f"{gate if 'decay' in name else module}.{linear}.weight", _ours(name)))
+    return rules
 
 
-def delta_names(theirs: str) -> Mapping[str, str]:
-    """Names of what Kimi Delta Attention and Ling's call alike."""
-    ours = "layers.{}.attn"
-    return {
-        **{f"{ours}.in_{name}": f"{theirs}.{name}_proj.weight" for name in "qkv"},
-        f"{ours}.in_beta": f"{theirs}.b_proj.weight",
-        f"{ours}.dt_bias": f"{theirs}.dt_bias",
-        f"{ours}.out_norm": f"{theirs}.o_norm.weight",
-        f"{ours}.out": f"{theirs}.o_proj.weight",
-    }
+def _ours(*names: str) -> tuple[str, ...]:
+    return tuple(f"layers.{{}}.attn.{name}" for name in names)
 
 
 _SELF, _MOE = "model.layers.{}.self_attn", "model.layers.{}.block_sparse_moe."
+_LINEARS = {"in_decay_a": "f_a_proj", "in_decay_b": "f_b_proj", "in_gate_a": "g_a_proj", "in_gate_b": "g_b_proj"}
 
 
 def _hub_rules(spec: ModelSpec) -> Rules:
-    """transformers writes dense layers under the name of mixtures, too."""
-    prefixes = ("model.layers.{}.mlp.", _MOE)
-    dense = [feed_forward_names("layers.{}.ffn", prefix).items() for prefix in prefixes]
-    return [
-        *delta_rules(spec, _SELF, (1, 1, 0, 1)),
-        *(Rule(theirs, (ours,)) for names in dense for ours, theirs in names),
-    ]
+    return delta_rules(spec, _SELF, (1, 1, 0, 1), _LINEARS)
 
 
 _RENAMES = {
-    **delta_names(_SELF),
-    "layers.{}.attn.in_decay_a": f"{_SELF}.f_a_proj.weight",
-    "layers.{}.attn.in_decay_b": f"{_SELF}.f_b_proj.weight",
-    "layers.{}.attn.in_gate_a": f"{_SELF}.g_a_proj.weight",
-    "layers.{}.attn.in_gate_b": f"{_SELF}.g_b_proj.weight",
+    "layers.{}.attn.out": f"{_SELF}.o_proj.weight",
     "layers.{}.ffn.router": f"{_MOE}gate.weight",
     "layers.{}.ffn.choice_bias": f"{_MOE}gate.e_score_correction_bias",
     **feed_forward_names(EXPERT, f"{_MOE}experts.{{}}.", ("w1", "w3", "w2")),
     **feed_forward_names(SHARED, f"{_MOE}shared_experts."),
+    **feed_forward_names("layers.{}.ffn", _MOE),  # as transformers writes it: makers have the common names
 }
 
 _DEFAULTS: Mapping[str, Any] = {

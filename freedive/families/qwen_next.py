@@ -203,6 +203,7 @@ QWEN3_NEXT = Family(
     fixed=_FIXED,
     hub=Naming(_RENAMES, _next_rules),
     gguf=Gguf(_GGUF_NAMES, _gguf_next_rules, architecture="qwen3next", keys=_GGUF_KEYS, implied=_implied),
+    runs_mtp=False,
 )
 QWEN3_5 = Family(
     name="qwen3_5",
@@ -214,6 +215,7 @@ QWEN3_5 = Family(
     fixed=_FIXED,
     hub=Naming(_RENAMES, _hub_rules),
     gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="qwen35", keys=_GGUF_KEYS, implied=_implied_tiled),
+    runs_mtp=False,
 )
 QWEN3_5_MOE = Family(
     name="qwen3_5_moe",
@@ -225,4 +227,5 @@ QWEN3_5_MOE = Family(
     fixed={**_FIXED, "mlp_only_layers": []},
     hub=Naming(_RENAMES, _hub_rules),
     gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="qwen35moe", keys=_GGUF_KEYS, implied=_implied_tiled),
+    runs_mtp=False,
 )

@@ -184,7 +184,7 @@ def test_kimi_linear_48b_is_what_its_card_says() -> None:
     assert [index + 1 for index, layer in enumerate(model.layers) if isinstance(layer.mixer, LatentAttention)] == (
         FULL_LAYERS
     )
-    assert model.layers[3].mixer.rope is None  # type: ignore[union-attr]
+    assert model.layers[3].mixer.rope is None
     assert model.max_context == 1 << 20
 
 
