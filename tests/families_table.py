@@ -23,9 +23,10 @@ HEAD = """# Families
 Made by `make families` from what the tests saw. Each row compares tiny random models, which have every trait of the
 family, with transformers in float32 (Pangu Pro MoE with a reference of its own): whole prompts, uneven chunks, token by
 token and ragged batches, at every instruction-set level of the machine. Figures are the largest distance of any logit;
-a test fails beyond 1e-4, and beyond 5e-4 with the delta rule, which transformers computes by chunks of 64 tokens. "works" stands where all of a family's tests ran and passed. GGUF files under llama.cpp's
-names give the logits of the same model's safetensors. Packed: the models in bf16, int8 and int4 at every level, as the
-error against exact arithmetic on the same weights.
+a test fails beyond 1e-4, or beyond 5e-4 with the delta rule, which transformers computes by chunks of 64 tokens.
+"works" stands where all of a family's tests ran and passed. GGUF files under llama.cpp's names give the logits of the
+same model's safetensors. Packed: the models in bf16, int8 and int4 at every level, as the error against exact
+arithmetic on the same weights.
 
 | family | models | traits | reference | torch | native | GGUF | packed | |
 |---|---|---|---|---|---|---|---|---|
@@ -118,6 +119,7 @@ def mixer_traits(attn: Mixer) -> Iterator[str]:
         return
     if isinstance(attn, LatentAttention):
         yield "MLA" if attn.q_rank else "MLA without query latents"
+        yield from ["no rope in MLA"] * (attn.rope is None) + ["output gate of heads"] * attn.output_gate
         return
     yield "GQA"
     order = " after rope" if attn.norm_after_rope else ""
