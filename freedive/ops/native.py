@@ -33,6 +33,9 @@ NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 MAX_SNAPSHOTS = 1024
 """The most copies of states that are kept in memory."""
 
+SNAPSHOT_BYTES = 512 << 20
+"""What copies of states may take however small the cache is: enough for all sequences unless states are large."""
+
 LOAD_EVERY = 64
 """Of so many steps, one counts what its experts had to do."""
 
@@ -138,8 +141,7 @@ class NativeRunner:
         """Slots for copies of states, from which requests that begin alike go on: a quarter of what pages take."""
         if not self._program.slot_bytes:
             return 0
-        affordable = self.num_pages * self._program.page_bytes // 4 // self._program.slot_bytes
-        return max(2 * max_sequences, min(affordable, MAX_SNAPSHOTS))
+        return num_snapshots(self._program.slot_bytes, self.num_pages * self._program.page_bytes, max_sequences)
 
     @property
     def barriers(self) -> int:
@@ -187,6 +189,15 @@ class NativeRunner:
     def _count_experts(self) -> None:
         for load, routes in zip(self._load, self.routes(), strict=False):  # what predicts a further token has some too
             load += np.bincount(routes.experts.ravel(), minlength=len(load))
+
+
+def num_snapshots(slot_bytes: int, cache_bytes: int, max_sequences: int) -> int:
+    """Copies of states of ``slot_bytes`` beside a cache of ``cache_bytes``: a quarter of it, but two of each sequence.
+
+    Where two of each sequence would take more than :data:`SNAPSHOT_BYTES`, as many as fit into that do.
+    """
+    least = max(2, min(2 * max_sequences, SNAPSHOT_BYTES // slot_bytes))
+    return max(least, min(cache_bytes // 4 // slot_bytes, MAX_SNAPSHOTS))
 
 
 def _state_arrays(batch: Batch) -> tuple[Ints | None, Ints | None]:
