@@ -11,6 +11,7 @@ from freedive.model.params import Role, params
 from freedive.model.spec import (
     Attention,
     AttentionTemperature,
+    DeltaRule,
     Experts,
     FeedForward,
     LatentAttention,
@@ -57,10 +58,18 @@ def with_layers(*layers: Layer, **traits: Any) -> ModelSpec:
 
 
 CONV = ShortConv(52, 3)
+DELTA = DeltaRule(2, 4, key_dim=12, value_dim=20, kernel=4, decay="head", decay_rank=0, gate_rank=0)
+KDA = DeltaRule(
+    3, 3, key_dim=20, value_dim=36, kernel=3, decay="channel", decay_rank=10, gate_rank=14, gate_activation="sigmoid"
+)
 
 SHAPES = {
     "short convolutions": with_layers(
         Layer(CONV, DENSE), Layer(PLAIN, DENSE), Layer(ShortConv(36, 5, bias=True), experts())
+    ),
+    "delta rule": with_layers(Layer(DELTA, DENSE), Layer(PLAIN, DENSE), Layer(replace(DELTA, tiled=True), experts())),
+    "delta rule by channel": with_layers(
+        Layer(KDA, DENSE), Layer(LATENT, DENSE), Layer(replace(KDA, decay_rank=0, gate_rank=0, decay_bound=-3.0), DENSE)
     ),
     "layers of other heads": with_layers(
         Layer(PLAIN, DENSE), Layer(Attention(3, 1, 32, rope=rope(32), scale=0.2, window=9), DENSE), Layer(LATENT, DENSE)
@@ -97,10 +106,12 @@ ATTENTIONS = {
     "soft caps": model(replace(PLAIN, softcap=1.5), logit_softcap=2.0),
     "soft caps in a window": model(replace(PLAIN, softcap=1.5, window=9)),
     "sinks": model(replace(PLAIN, sinks=True)),
+    "output gates": model(replace(PLAIN, output_gate=True, qkv_bias=True)),
     "sinks in a window": model(replace(PLAIN, sinks=True, window=5, qkv_bias=True, out_bias=True)),
     "latents": model(LATENT),
     "latents with queries from the input": model(replace(LATENT, q_rank=0, rope=rope(8))),
     "latents with biases": model(replace(LATENT, bias=True, latent_eps=0.1)),
+    "latents with output gates": model(replace(LATENT, output_gate=True, rope=None)),
     "latents with wide values": model(replace(LATENT, nope_dim=6, rope_dim=4, rope=rope(4, factor=1.2), value_dim=24)),
 }
 

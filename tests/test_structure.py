@@ -38,7 +38,7 @@ ORDER = (
 """The folders and files of the package, lowest first: a module imports only from its own line and from lower lines."""
 
 FORBIDDEN = {
-    "freedive": ("torch", "transformers", "freedive.ops.torch"),
+    "freedive": ("torch", "transformers", "freedive.ops.torch", "freedive.ops.torch_delta"),
     "freedive.model.spec": ("numpy",),
     "freedive.model.params": ("numpy",),
     "freedive.model.decoder": ("numpy",),
@@ -49,7 +49,8 @@ FORBIDDEN = {
 kernels."""
 
 PERMITTED = {
-    "freedive.ops.torch": ("torch",),
+    "freedive.ops.torch": ("torch", "freedive.ops.torch_delta"),
+    "freedive.ops.torch_delta": ("torch",),
     "freedive.train": ("torch", "freedive.ops.torch"),
     "freedive.engine.sampler": ("freedive.native",),
 }

@@ -54,6 +54,13 @@ LATENT: Settings = {
     "v_head_dim": 20,
 }
 DEEPSEEK: Settings = {**MOE, **LATENT, "first_k_dense_replace": 1}
+DELTA: Settings = {
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+}
 GROUPED: Settings = {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2}
 GRANITE: Settings = {
     "embedding_multiplier": 3.0,
@@ -315,6 +322,61 @@ TINY: dict[str, tuple[str, Settings]] = {
             "num_experts": 8,
             "num_experts_per_tok": 3,
             "routed_scaling_factor": 1.5,
+        },
+    ),
+    "kimi_linear": (
+        "KimiLinear",
+        {
+            **MOE,
+            **LATENT,
+            "q_lora_rank": None,
+            "linear_head_dim": 20,
+            "linear_num_heads": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "num_experts": 8,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "bailing_hybrid": (
+        "BailingHybrid",
+        {
+            **MOE,
+            **LATENT,
+            "head_dim": 12,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "num_experts": 16,
+            "num_experts_per_tok": 4,
+            "n_group": 4,
+            "topk_group": 2,
+        },
+    ),
+    "qwen3_next": (
+        "Qwen3Next",
+        {
+            **MOE,
+            **DELTA,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "num_experts": 8,
+            "shared_expert_intermediate_size": 48,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "qwen3_5": (
+        "Qwen3_5",
+        {**DELTA, "num_hidden_layers": 3, "layer_types": ["linear_attention", "linear_attention", "full_attention"]},
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5Moe",
+        {
+            **MOE,
+            **DELTA,
+            "num_hidden_layers": 4,
+            "linear_conv_kernel_dim": 3,
+            "num_experts": 8,
+            "shared_expert_intermediate_size": 48,
         },
     ),
 }

@@ -11,13 +11,14 @@ import numpy as np
 from tiny_configs import YARN_ROPE
 from tiny_models import float_tensor, maker_model
 
+from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.gguf_writer import write_gguf
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.checkpoint.tensor import Tensor
 from freedive.families import FAMILIES, describe
 from freedive.families.names import gguf_rules
-from freedive.model.spec import ModelSpec
+from freedive.model.spec import DeltaRule, ModelSpec
 
 Settings = Mapping[str, Any]
 
@@ -57,6 +58,9 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "granitemoe_swa": ("granite_swa", {"layer_rope_theta": [0, 1e4, 1e4, 1e4]}),
     "lfm2": ("lfm2", {"conv_bias": False}),
     "lfm2_moe": ("lfm2moe", {"routed_scaling_factor": 1.0}),
+    "qwen3_next": ("qwen3next", {"mlp_only_layers": []}),
+    "qwen3_5": ("qwen35", {}),
+    "qwen3_5_moe": ("qwen35moe", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 32}),
     "gemma3": ("gemma3", {"query_pre_attn_scalar": 32, "num_hidden_layers": 7, "sliding_window_pattern": 6}),
@@ -66,6 +70,9 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
 READ_AS = {"mistral": "llama", "glm4_moe_lite": "deepseek_v3"}
 READ_AS |= {"granitemoehybrid": "granitemoe", "granitemoehybrid_dense": "granite"}
 """The family that reads a tiny configuration whose own family has no architecture in llama.cpp."""
+
+TILED = {"qwen3_5", "qwen3_5_moe"}
+"""Tiny configurations of which llama.cpp's converter moves the value heads."""
 
 
 def save_both(name: str, folder: Path) -> Path:
@@ -77,11 +84,28 @@ def save_both(name: str, folder: Path) -> Path:
         model.save_pretrained(folder)
     checkpoint = open_checkpoint(folder)
     spec, rules = describe(checkpoint)
-    tensors = maker_tensors(canonical_tensors(checkpoint, spec, rules), _gguf_rules(name, spec))
+    canonical = with_tiled_heads(spec, canonical_tensors(checkpoint, spec, rules)) if name in TILED else None
+    tensors = maker_tensors(canonical or canonical_tensors(checkpoint, spec, rules), _gguf_rules(name, spec))
     path = folder / "gguf" / "model.gguf"
     path.parent.mkdir()
     write_gguf(path, metadata(name, checkpoint.config), {**_rope_factors(model), **tensors})
     return path
+
+
+def with_tiled_heads(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` with the value heads of a key head as far apart as there are key heads."""
+    moved = dict(tensors)
+    for index, layer in enumerate(spec.layers):
+        if isinstance(delta := layer.mixer, DeltaRule):
+            order = np.arange(delta.num_value_heads).reshape(delta.num_key_heads, -1).T.ravel()
+            rows = dict.fromkeys(("in_v", "in_gate", "in_beta", "in_decay", "rate", "dt_bias"), 0)
+            for name, axis in {**rows, "v_conv": 1, "out": 1}.items():
+                key = f"layers.{index}.attn.{name}"
+                values = dequantize(tensors[key])
+                matrix = values.reshape(delta.kernel, -1) if name == "v_conv" else values
+                heads = np.stack(np.split(matrix, delta.num_value_heads, axis))[order]
+                moved[key] = float_tensor(key, np.concatenate(heads, axis).reshape(values.shape))
+    return moved
 
 
 def metadata(name: str, config: Settings) -> dict[str, Any]:
@@ -346,6 +370,24 @@ def _lfm2_moe(config: Settings) -> dict[str, Any]:
     }
 
 
+def _qwen_next(config: Settings) -> dict[str, Any]:
+    return {
+        **_qwen_moe(config),
+        "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+        "ssm.state_size": config["linear_key_head_dim"],
+        "ssm.group_count": config["linear_num_key_heads"],
+        "ssm.time_step_rank": config["linear_num_value_heads"],
+        "ssm.inner_size": config["linear_value_head_dim"] * config["linear_num_value_heads"],
+        "attention.recurrent_layers": [kind == "linear_attention" for kind in config["layer_types"]],
+        "full_attention_interval": 4,
+        "rope.dimension_count": config["head_dim"] // 4,
+    }
+
+
+def _qwen3_5(config: Settings) -> dict[str, Any]:
+    return {**_qwen_next(config), "rope.dimension_sections": [2, 1, 1, 0]}
+
+
 EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "llama": _llama,
     "smollm3": _llama,
@@ -366,6 +408,9 @@ EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "granite_swa": _granite_swa,
     "lfm2": _lfm2,
     "lfm2moe": _lfm2_moe,
+    "qwen3next": _qwen_next,
+    "qwen35": _qwen3_5,
+    "qwen35moe": _qwen3_5,
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3": _gemma3,

@@ -98,6 +98,27 @@ class Add:
 
 
 @dataclass(frozen=True)
+class Exp:
+    """The canonical weight is the exponential of the maker's, in float32: rates of decay are positive."""
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return _made(tensor, lambda: np.exp(dequantize(tensor)).view(np.uint8), format="F32")
+
+    def revert(self, tensor: Tensor) -> Tensor:
+        return _made(tensor, lambda: np.log(dequantize(tensor)).view(np.uint8), format="F32")
+
+
+@dataclass(frozen=True)
+class Negate:
+    """The canonical weight is the maker's with the other sign, in float32."""
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return _made(tensor, lambda: (-dequantize(tensor)).view(np.uint8), format="F32")
+
+    revert = apply
+
+
+@dataclass(frozen=True)
 class Row:
     """The maker's weight is a matrix of one row, [1, n]; the canonical one is a vector, [n]."""
 
@@ -106,6 +127,19 @@ class Row:
 
     def revert(self, tensor: Tensor) -> Tensor:
         return replace(tensor, shape=(1, *tensor.shape))
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """The maker's weight has the ``shape``, whatever its axes mean; the canonical one is a vector."""
+
+    shape: Shape
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return _made(tensor, lambda: tensor.data, (math.prod(tensor.shape),))
+
+    def revert(self, tensor: Tensor) -> Tensor:
+        return _made(tensor, lambda: tensor.data, self.shape)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from freedive.checkpoint.rules import Rules
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
+from freedive.families.ant import BAILING_HYBRID
 from freedive.families.baidu import ERNIE_4_5, ERNIE_4_5_MOE
 from freedive.families.bytedance import SEED_OSS
 from freedive.families.config import Config
@@ -24,11 +25,13 @@ from freedive.families.ibm import GRANITE, GRANITE_HYBRID, GRANITE_MOE, GRANITE_
 from freedive.families.liquid import LFM2, LFM2_MOE
 from freedive.families.llama import LLAMA, MISTRAL, MIXTRAL
 from freedive.families.llama4 import LLAMA4
+from freedive.families.moonshot import KIMI_LINEAR
 from freedive.families.names import GGUF_MTP, HUB_MTP, gguf_rules, hub_rules, text_rules
 from freedive.families.olmo import OLMOE
 from freedive.families.openai import GPT_OSS
 from freedive.families.parts import FULL
 from freedive.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from freedive.families.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from freedive.families.refused import REFUSED, refusal
 from freedive.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3
 from freedive.families.zhipu import GLM4, GLM4_MOE
@@ -44,10 +47,15 @@ FAMILIES = (
     QWEN2_MOE,
     QWEN3,
     QWEN3_MOE,
+    QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
     OLMOE,
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     GLM4_MOE_LITE,
+    KIMI_LINEAR,
+    BAILING_HYBRID,
     GPT_OSS,
     SEED_OSS,
     ERNIE_4_5,
@@ -73,6 +81,9 @@ FAMILIES = (
     LFM2_MOE,
 )
 
+_GGUF_ONLY = ("rope_divisors", "tiled_value_heads")
+"""Keys that stand for what only a GGUF file says."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -83,10 +94,10 @@ def describe(checkpoint: Checkpoint) -> tuple[ModelSpec, Rules]:
     """
     if checkpoint.kind == "gguf":
         family, config = _read_gguf(checkpoint)
-        spec = _with_mtp(_spec(family, config), config, checkpoint, GGUF_MTP)
+        spec = _with_mtp(family, config, checkpoint, GGUF_MTP)
         return spec, gguf_rules(spec, family.gguf, _num_mtp_layers(config))
     family, config = _read(checkpoint.config)
-    spec = _with_mtp(_spec(family, config), config, checkpoint, HUB_MTP)
+    spec = _with_mtp(family, config, checkpoint, HUB_MTP)
     rules = hub_rules(spec, family.hub, _num_mtp_layers(config))
     if not _is_wrapped(checkpoint.config):
         return spec, rules
@@ -113,7 +124,7 @@ def as_hub(checkpoint: Checkpoint, model: ModelSpec) -> tuple[dict[str, Any], Ru
         family, config = _read_gguf(checkpoint)
         family.spec(config)
         family.spec(config := Config(config.used()))  # drops keys that only the conversion from GGUF metadata read
-        values: Mapping[str, Any] = {key: value for key, value in config.used().items() if key != "rope_divisors"}
+        values: Mapping[str, Any] = {key: value for key, value in config.used().items() if key not in _GGUF_ONLY}
         absent = dict.fromkeys(family.defaults)  # a GGUF file has no defaults for missing keys
     else:
         (family, values), absent = _chosen(checkpoint.config), {}
@@ -152,9 +163,10 @@ def _unused_windows(spec: ModelSpec) -> dict[str, Any]:
     return {"layer_types": [FULL] * len(spec.layers), "use_sliding_window": False}
 
 
-def _with_mtp(spec: ModelSpec, config: Config, checkpoint: Checkpoint, mark: str) -> ModelSpec:
-    """Returns ``spec`` with an MTP layer if the checkpoint has one; it has the shape of the last layer."""
-    has_one = _num_mtp_layers(config) > 0 and mark.format(len(spec.layers)) in checkpoint.tensors
+def _with_mtp(family: Family, config: Config, checkpoint: Checkpoint, mark: str) -> ModelSpec:
+    """Returns the specification, with an MTP layer if the checkpoint has one; it has the shape of the last layer."""
+    spec = _spec(family, config)
+    has_one = family.runs_mtp and _num_mtp_layers(config) > 0 and mark.format(len(spec.layers)) in checkpoint.tensors
     return replace(spec, mtp=spec.layers[-1]) if has_one else spec
 
 

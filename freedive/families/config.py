@@ -44,6 +44,15 @@ class Config:
             else:
                 self._values.setdefault(key, value)
 
+    def respell(self, names: Mapping[str, str]) -> None:
+        """Read each key of ``names`` that is given as the key that it stands for, unless that is given too."""
+        for theirs, ours in names.items():
+            if theirs in self._given:
+                self._read.add(theirs)
+                if ours not in self._given:
+                    self._values[ours] = self._values[theirs]
+                    self._names = {**self._names, self._prefix + ours: self._prefix + theirs}
+
     def count(self, key: str, default: int | None = None, *, least: int = 1, most: int = 1 << 20) -> int:
         """Returns a whole number in ``least`` .. ``most``; accepts a float without a fraction, such as 64.0."""
         value = _whole(self._get(key, default))

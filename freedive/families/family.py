@@ -19,7 +19,8 @@ class Family:
     ``name`` is the model_type in config.json. ``models`` names well-known members. ``architectures`` are other names in
     config.json: class names and equivalent types. ``spec`` makes the specification from a configuration. ``defaults``
     are the values of absent keys in these classes. ``ignorable`` keys do not change the computation. ``fixed`` keys are
-    allowed only with the given value. ``hub`` and ``gguf`` are the naming of tensors in the two kinds of files.
+    allowed only with the given value. MTP layers are not read unless ``runs_mtp``. ``hub`` and ``gguf`` are the naming
+    of tensors in the two kinds of files.
     """
 
     name: str
@@ -29,5 +30,6 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignorable: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    runs_mtp: bool = True
     hub: Naming = field(default_factory=Naming)
     gguf: Gguf = field(default_factory=Gguf)

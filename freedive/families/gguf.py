@@ -13,7 +13,7 @@ from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.families.config import Config
 from freedive.families.names import Naming
-from freedive.families.parts import FULL, SLIDING
+from freedive.families.parts import FULL, LINEAR, SLIDING
 
 KEYS = {
     "vocab_size": "vocab_size",
@@ -153,6 +153,8 @@ def _spelled(key: str, value: Any) -> Any:
             return "sigmoid"
         case "attention.sliding_window_pattern", [*layers]:
             return [SLIDING if slides else FULL for slides in layers]
+        case "attention.recurrent_layers", [*layers]:
+            return [LINEAR if recurs else FULL for recurs in layers]
         case "attention.rope_pattern", [*layers]:
             return [1 if rotates else 0 for rotates in layers]
         case _, [int(first), *others] if key in BY_LAYER and all(other == first for other in others):

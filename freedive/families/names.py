@@ -141,7 +141,7 @@ def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[
         Rule(f"{mlp}.gate_up_proj", (f"{EXPERT}.gate", f"{EXPERT}.up")),
         Rule(f"{mlp}.down_proj", (f"{EXPERT}.down",)),
     ]
-    latents = [*_latents(spec, "model.layers.{}.self_attn.kv_b_proj.weight"), _mtp(spec, HUB_MTP)]
+    latents = [*latent_rules(spec, "model.layers.{}.self_attn.kv_b_proj.weight"), _mtp(spec, HUB_MTP)]
     mtp = ("mtp.*", *(f"model.layers.{len(spec.layers) + index}.*" for index in range(num_mtp_layers)))
     unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
     return [*naming.rules(spec), *_plain(spec, HUB, naming), *fused, *latents, *unread]
@@ -151,7 +151,7 @@ def gguf_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list
     """Returns the rules that make the tensors of a GGUF file canonical; MTP layers come after the last layer."""
     fused = Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up"))
     keys = Rule("blk.{}.attn_k_b.weight", ("layers.{}.attn.k_b",), (Transpose(),))
-    latents = [*_latents(spec, "blk.{}.attn_kv_b.weight"), _mtp(spec, GGUF_MTP)]
+    latents = [*latent_rules(spec, "blk.{}.attn_kv_b.weight"), _mtp(spec, GGUF_MTP)]
     mtp = (f"blk.{len(spec.layers) + index}.*" for index in range(num_mtp_layers))
     unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
     return [*naming.rules(spec), *_plain(spec, GGUF, naming), fused, keys, *latents, *unread]
@@ -189,12 +189,10 @@ def _renames(names: Names) -> list[Rule]:
     return [Rule(theirs, (ours,)) for ours, theirs in {**biases, **names}.items()]
 
 
-def _latents(spec: ModelSpec, theirs: str) -> list[Rule]:
+def latent_rules(spec: ModelSpec, theirs: str) -> list[Rule]:
     """Returns the rule of a tensor that contains ``k_b`` and ``v_b``, in this order for each head."""
-    attn = spec.layers[0].mixer
-    if not isinstance(attn, LatentAttention):
-        return []
-    return [Rule(theirs, ("layers.{}.attn.k_b", "layers.{}.attn.v_b"), blocks=attn.num_heads)]
+    attn = next((layer.mixer for layer in spec.layers if isinstance(layer.mixer, LatentAttention)), None)
+    return [] if attn is None else [Rule(theirs, ("layers.{}.attn.k_b", "layers.{}.attn.v_b"), blocks=attn.num_heads)]
 
 
 def _mtp(spec: ModelSpec, theirs: str) -> Rule:

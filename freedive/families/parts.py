@@ -20,6 +20,9 @@ from freedive.model.spec import (
     Router,
 )
 
+LINEAR = "linear_attention"
+"""What ``layer_types`` calls a layer with the gated delta rule."""
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Names in ``layer_types`` of layers with full attention and with a sliding window."""
 
@@ -48,11 +51,15 @@ def attention(config: Config, **traits: Any) -> Attention:
     return Attention(num_heads, num_kv_heads, head_dim, **{"scale": head_dim**-0.5, **traits})
 
 
-def latent_attention(config: Config, *, interleaved: bool) -> LatentAttention:
-    """Returns multi-head latent attention; ``interleaved`` is the layout of its rotated dimensions (see Rope)."""
+def latent_attention(config: Config, *, interleaved: bool, **traits: Any) -> LatentAttention:
+    """Returns multi-head latent attention; ``interleaved`` is the layout of its rotated dimensions (see Rope), and
+    ``traits`` are further fields.
+    """
     num_heads = config.count("num_attention_heads", most=4096)
     config.count("num_key_value_heads", num_heads)  # read but not used: every head has keys and values
     nope_dim, rope_dim = config.count("qk_nope_head_dim", most=4096), config.count("qk_rope_head_dim", most=4096)
+    if "rope" not in traits:
+        traits["rope"] = rope(config, rope_dim, interleaved=interleaved)
     return LatentAttention(
         num_heads=num_heads,
         q_rank=config.count("q_lora_rank", 0, least=0),
@@ -60,9 +67,9 @@ def latent_attention(config: Config, *, interleaved: bool) -> LatentAttention:
         nope_dim=nope_dim,
         rope_dim=rope_dim,
         value_dim=config.count("v_head_dim", most=4096),
-        rope=rope(config, rope_dim, interleaved=interleaved),
         scale=(nope_dim + rope_dim) ** -0.5 * latent_magnitude(config),
         bias=config.flag("attention_bias"),
+        **traits,
     )
 
 

@@ -7,16 +7,11 @@ from collections.abc import Mapping
 from freedive.errors import UserError
 
 _NEEDS: Mapping[str, tuple[str, ...]] = {
-    "Gated DeltaNet layers": (
-        *("qwen3_next", "Qwen3NextForCausalLM", "qwen3next"),
-        *("qwen3_5", "qwen3_5_text", "Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration", "qwen35"),
-        *("qwen3_5_moe", "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
-        *("qwen35moe", "olmo_hybrid", "OlmoHybridForCausalLM"),
-    ),
+    "Gated DeltaNet layers": ("olmo_hybrid", "OlmoHybridForCausalLM"),
     "Gated DeltaNet layers and a sparse-attention indexer": (
         *("qwen4_exp", "qwen4_exp_text", "Qwen4ExpForCausalLM", "Qwen4ExpForConditionalGeneration"),
     ),
-    "Kimi Delta Attention layers": ("kimi_linear", "KimiLinearForCausalLM", "kimi-linear"),
+    "Kimi Delta Attention layers": ("kimi-linear",),
     "Kimi Delta Attention layers and attention over residuals": (
         *("kimi_k3", "KimiK3ForConditionalGeneration", "kimi-k3"),
     ),

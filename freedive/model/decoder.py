@@ -116,10 +116,12 @@ def _mix(
             return _latent_attention(index, mixer, w, h, ops)
         case spec.ShortConv():
             return _short_conv(index, mixer, w, h, ops)
+        case spec.DeltaRule():
+            return _delta_rule(index, mixer, w, eps, h, ops)
 
 
 def _attention(index: int, attn: spec.Attention, w: Mapping[str, W], eps: float, h: V, ops: Ops[V, W]) -> V:
-    q, k, v = _linears(h, w, "qkv", ops)
+    q, k, v, *gate = _linears(h, w, ("q", "k", "v", "gate") if attn.output_gate else "qkv", ops)
     if not attn.norm_after_rope:
         q, k = _qk_norm(attn, w, eps, q, k, ops)
     if attn.clip:
@@ -130,7 +132,8 @@ def _attention(index: int, attn: spec.Attention, w: Mapping[str, W], eps: float,
         q, k = _qk_norm(attn, w, eps, q, k, ops)
     if attn.temperature:
         q = ops.scale_by_position(q, attn.temperature)
-    return ops.linear(ops.attention(q, k, v, w.get("sinks"), attn, index), w["o"], w.get("o_bias"))
+    out = ops.attention(q, k, v, w.get("sinks"), attn, index)
+    return ops.linear(ops.gate(out, *gate) if gate else out, w["o"], w.get("o_bias"))
 
 
 def _qk_norm(attn: spec.Attention, w: Mapping[str, W], eps: float, q: V, k: V, ops: Ops[V, W]) -> tuple[V, V]:
@@ -145,16 +148,33 @@ def _qk_norm(attn: spec.Attention, w: Mapping[str, W], eps: float, q: V, k: V, o
 
 
 def _latent_attention(index: int, attn: spec.LatentAttention, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
-    q, kv = _linears(h, w, ("q_a" if attn.q_rank else "q", "kv_a"), ops)
+    names = ("q_a" if attn.q_rank else "q", "kv_a", *(["gate"] if attn.output_gate else []))
+    q, kv, *gate = _linears(h, w, names, ops)
     if attn.q_rank:
         q = ops.linear(ops.rms_norm(q, w["q_a_norm"], attn.latent_eps), w["q_b"], None)
     out = ops.latent_attention(q, kv, w["kv_a_norm"], w["k_b"], w["v_b"], attn, index)
-    return ops.linear(out, w["o"], w.get("o_bias"))
+    return ops.linear(ops.gate(out, *gate) if gate else out, w["o"], w.get("o_bias"))
 
 
 def _short_conv(index: int, conv: spec.ShortConv, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
     x = ops.linear(h, w["in"], w.get("in_bias"))
     return ops.linear(ops.short_conv(x, w["conv"], w.get("conv_bias"), conv, index), w["out"], w.get("out_bias"))
+
+
+def _delta_rule(index: int, delta: spec.DeltaRule, w: Mapping[str, W], eps: float, h: V, ops: Ops[V, W]) -> V:
+    ranks = {"in_decay": delta.decay_rank, "in_gate": delta.gate_rank}
+    firsts = [f"{name}_a" if rank else name for name, rank in ranks.items()]
+    *qkv, beta, decay, gate = _linears(h, w, ("in_q", "in_k", "in_v", "in_beta", *firsts), ops)
+    q, k, v = (
+        ops.silu_conv(x, w[f"{name}_conv"], delta.kernel, index, part)
+        for part, (x, name) in enumerate(zip(qkv, "qkv", strict=True))
+    )
+    if delta.decay_rank:
+        decay = ops.linear(decay, w["in_decay_b"], None)
+    if delta.gate_rank:
+        gate = ops.linear(gate, w["in_gate_b"], None)
+    out = ops.delta_rule(q, k, v, beta, decay, w["rate"], w["dt_bias"], delta, index)
+    return ops.linear(ops.gated_norm(out, gate, w["out_norm"], delta, eps), w["out"], None)
 
 
 def _linears(h: V, w: Mapping[str, W], names: Iterable[str], ops: Ops[V, W]) -> Sequence[V]:

@@ -12,7 +12,17 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from freedive.errors import UserError
-from freedive.model.spec import Attention, Experts, LatentAttention, Layer, ModelSpec, Range, Rope, Router, ShortConv
+from freedive.model.spec import (
+    Attention,
+    DeltaRule,
+    Experts,
+    LatentAttention,
+    Layer,
+    ModelSpec,
+    Range,
+    Rope,
+    Router,
+)
 
 MAX_LAYERS = 1000
 MAX_EXPERTS_IN_ALL = 1 << 16
@@ -86,7 +96,10 @@ def _layer_rules(layer: Layer) -> Iterator[tuple[str, bool, str]]:
     if isinstance(attn, Attention):
         heads, kv_heads = attn.num_heads, attn.num_kv_heads
         yield "num_kv_heads", heads % kv_heads == 0, f"is {kv_heads}, which does not divide {heads} heads"
-    if not isinstance(attn, ShortConv) and attn.rope:
+    if isinstance(attn, DeltaRule):
+        heads, key_heads = attn.num_value_heads, attn.num_key_heads
+        yield "num_key_heads", heads % key_heads == 0, f"is {key_heads}, which does not divide {heads} value heads"
+    if isinstance(attn, Attention | LatentAttention) and attn.rope:
         yield from _rope_rules(attn.rope, attn)
     if isinstance(layer.ffn, Experts):
         yield from _router_rules(layer.ffn.router)

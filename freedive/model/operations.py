@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from freedive.model.spec import Attention, AttentionTemperature, Experts, FeedForward, LatentAttention, Rope, ShortConv
+from freedive.model.spec import (
+    Attention,
+    AttentionTemperature,
+    DeltaRule,
+    Experts,
+    FeedForward,
+    LatentAttention,
+    Rope,
+    ShortConv,
+)
 
 V = TypeVar("V")
 W = TypeVar("W", contravariant=True)
@@ -75,6 +84,19 @@ class Ops(Protocol[V, W]):
         updates the per-sequence state of ``layer`` by the step's :class:`freedive.model.batch.StateUpdates`.
         """
 
+    def silu_conv(self, x: V, taps: W, kernel: int, layer: int, part: int) -> V:
+        """silu(conv(x)) for x [T, dim], with taps as above; ``part`` is which of the layer's states is this one's."""
+
+    def delta_rule(self, q: V, k: V, v: V, beta: V, decay: V, rate: W, dt_bias: W, delta: DeltaRule, layer: int) -> V:
+        """The recurrence of :class:`freedive.model.spec.DeltaRule`: [T, num_value_heads * value_dim].
+
+        q and k [T, k_dim] are not scaled yet; ``beta`` [T, num_value_heads] is before its sigmoid, and ``decay``
+        [T, decay_dim] before ``dt_bias`` is added. The layer's last state is read and moved on, token by token.
+        """
+
+    def gated_norm(self, x: V, gate: V, weight: W, delta: DeltaRule, eps: float) -> V:
+        """RMS norm of each value head of x on its own, times ``delta.gate_activation`` of the gate: both [T, v_dim]."""
+
     def experts(
         self,
         x: V,
@@ -92,7 +114,7 @@ class Ops(Protocol[V, W]):
         """
 
     def gate(self, x: V, gate: V) -> V:
-        """Returns x * sigmoid(gate) for gate [T, 1]."""
+        """Returns x * sigmoid(gate) for x [T, dim] and gate [T, n]; each gate multiplies dim / n neighbours of a row."""
 
     def scale(self, x: V, factor: float) -> V:
         """Returns x * factor."""

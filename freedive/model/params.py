@@ -8,7 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Mixer, ModelSpec, ShortConv
+from freedive.model.spec import (
+    Attention,
+    DeltaRule,
+    Experts,
+    FeedForward,
+    LatentAttention,
+    Layer,
+    Mixer,
+    ModelSpec,
+    ShortConv,
+)
 
 Role = Literal["embedding", "linear", "router", "heads", "norm", "bias", "conv"]
 
@@ -110,6 +120,8 @@ def _mixer(mixer: Mixer, hidden: int) -> Table:
             return _latent_attention(mixer, hidden)
         case ShortConv():
             return _short_conv(mixer, hidden)
+        case DeltaRule():
+            return _delta_rule(mixer, hidden)
 
 
 def _attention(attn: Attention, hidden: int) -> Table:
@@ -122,6 +134,8 @@ def _attention(attn: Attention, hidden: int) -> Table:
         table["k_norm"] = _vector(attn.kv_dim if full else attn.head_dim, "norm")
     if attn.sinks:
         table["sinks"] = _vector(attn.num_heads, "bias")
+    if attn.output_gate:
+        table |= _linear("gate", attn.q_dim, hidden, attn.qkv_bias)
     return table | _linear("o", hidden, attn.q_dim, attn.out_bias)
 
 
@@ -137,6 +151,8 @@ def _latent_attention(attn: LatentAttention, hidden: int) -> Table:
     table["kv_a_norm"] = _vector(attn.kv_rank, "norm")
     table["k_b"] = Param((heads, attn.nope_dim, attn.kv_rank), "heads")
     table["v_b"] = Param((heads, attn.value_dim, attn.kv_rank), "heads")
+    if attn.output_gate:
+        table |= _linear("gate", heads, hidden)
     return table | _linear("o", hidden, heads * attn.value_dim, attn.bias)
 
 
@@ -146,6 +162,33 @@ def _short_conv(conv: ShortConv, hidden: int) -> Table:
     if conv.bias:
         table["conv_bias"] = _vector(conv.dim, "bias")
     return table | _linear("out", hidden, conv.dim, conv.bias)
+
+
+def _delta_rule(delta: DeltaRule, hidden: int) -> Table:
+    """Named apart from those of attention, since the layers of a model may have either.
+
+    The rates of decay are positive factors, and so treated as norms are.
+    """
+    widths = {"q": delta.k_dim, "k": delta.k_dim, "v": delta.v_dim}
+    table: Table = {}
+    for name, dim in widths.items():
+        table |= _linear(f"in_{name}", dim, hidden)
+    for name, dim in widths.items():
+        table[f"{name}_conv"] = _vector(delta.kernel * dim, "conv")
+    table |= _linear("in_beta", delta.num_value_heads, hidden)
+    table |= _low_rank("in_decay", delta.decay_dim, hidden, delta.decay_rank)
+    table["rate"] = _vector(delta.num_value_heads, "norm")
+    table["dt_bias"] = _vector(delta.decay_dim, "bias")
+    table |= _low_rank("in_gate", delta.v_dim, hidden, delta.gate_rank)
+    table["out_norm"] = _vector(delta.value_dim, "norm")
+    return table | _linear("out", hidden, delta.v_dim)
+
+
+def _low_rank(name: str, out_dim: int, in_dim: int, rank: int) -> Table:
+    """One matrix, or two whose product has ``rank``."""
+    if not rank:
+        return _linear(name, out_dim, in_dim)
+    return _linear(f"{name}_a", rank, in_dim) | _linear(f"{name}_b", out_dim, rank)
 
 
 def _feed_forward(ffn: FeedForward, hidden: int) -> Table:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from freedive.model.params import Param, entries, params
 from freedive.model.spec import (
     Attention,
+    DeltaRule,
     Experts,
     FeedForward,
     LatentAttention,
@@ -98,6 +99,10 @@ def layers_in_words(spec: ModelSpec) -> list[str]:
 def _mixer(attn: Mixer) -> str:
     if isinstance(attn, ShortConv):
         return f"short convolution over {attn.kernel} tokens"
+    if isinstance(attn, DeltaRule):
+        keys = f" on {attn.num_key_heads}" if attn.num_key_heads != attn.num_value_heads else ""
+        heads = f"{attn.num_value_heads} heads of {attn.key_dim} x {attn.value_dim}{keys}"
+        return f"delta rule, {heads}, decay by {attn.decay}"
     if isinstance(attn, LatentAttention):
         queries = f"queries through {attn.q_rank}, " if attn.q_rank else ""
         return (
@@ -113,6 +118,7 @@ def _mixer(attn: Mixer) -> str:
         "no rotation": attn.rope is None,
         "sinks": attn.sinks,
         f"soft cap {attn.softcap:g}": attn.softcap,
+        "output gate": attn.output_gate,
         "biases": attn.qkv_bias or attn.out_bias,
         {"head": "norms of heads", "full": "norms of q and k", "l2": "norms without weights"}.get(
             attn.qk_norm, ""

@@ -96,7 +96,8 @@ class Attention:
     earlier positions in its own block of C positions. With 0, it attends to all earlier positions. ``qk_norm`` is the
     RMS norm of queries and keys: of each ``head``, of the ``full`` projection, or of each head without weights
     (``l2``). With ``softcap``, scores are softcap * tanh(score / softcap). A sink is a learned logit of each head that
-    is part of the softmax but has no value (Xiao et al. 2023; gpt-oss).
+    is part of the softmax but has no value (Xiao et al. 2023; gpt-oss). With ``output_gate``, each number of the result
+    is multiplied by the sigmoid of a linear projection of the input (Qwen3-Next).
     """
 
     num_heads: Count
@@ -114,6 +115,7 @@ class Attention:
     softcap: float = 0.0
     sinks: bool = False
     temperature: AttentionTemperature | None = None
+    output_gate: bool = False
 
     @property
     def q_dim(self) -> int:
@@ -134,7 +136,8 @@ class LatentAttention:
     """Multi-head latent attention (DeepSeek-V2, section 2.1): the cache stores one latent row per token for all heads.
 
     A query head has ``nope_dim`` dimensions without rotation, then ``rope_dim`` rotated dimensions. With ``q_rank`` 0,
-    queries are computed directly from the input. ``latent_eps`` is the epsilon of the norms of latents.
+    queries are computed directly from the input. ``latent_eps`` is the epsilon of the norms of latents. With
+    ``output_gate``, the result of each head is multiplied by the sigmoid of one linear output (Ling 3).
     """
 
     num_heads: Count
@@ -143,10 +146,11 @@ class LatentAttention:
     nope_dim: Count
     rope_dim: Count
     value_dim: Count
-    rope: Rope
+    rope: Rope | None
     scale: float
     bias: bool = False
     latent_eps: float = 1e-6
+    output_gate: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -175,8 +179,57 @@ class ShortConv:
         return (PerSequence((self.kernel - 1, self.dim), input_dim=self.dim),)
 
 
-Mixer = Attention | LatentAttention | ShortConv
-"""The part of a layer that reads earlier tokens: attention or a convolution."""
+@dataclass(frozen=True)
+class DeltaRule:
+    """Gated delta rule (Gated DeltaNet, Yang et al. 2025; Kimi Delta Attention, 2025): linear attention as recurrence.
+
+    Each value head has a matrix S [key_dim, value_dim]. A token with decay d, strength beta, query q, key k and value v
+    sets S = d * S, then S = S + k (beta * (v - S^T k))^T, and returns S^T q / sqrt(key_dim). Before that, a causal
+    depthwise convolution over ``kernel`` tokens and silu are applied to q, k and v; q and k are scaled to length 1. The
+    value heads of a key head are neighbours, or ``num_key_heads`` apart if ``tiled``.
+
+    The decay is one number per head, or with ``channel`` one per dimension of its keys: exp(-rate * softplus(x)) with
+    the rate of the head, or exp(decay_bound * sigmoid(rate * x)) if ``decay_bound`` is not 0. x and the gate are linear
+    projections of the input, of rank ``decay_rank`` and ``gate_rank``; 0 is full rank. The result is the RMS norm of
+    each head times ``gate_activation`` of the gate.
+    """
+
+    num_key_heads: Count
+    num_value_heads: Count
+    key_dim: Count
+    value_dim: Count
+    kernel: Annotated[int, Range(2, 16)]
+    decay: Literal["head", "channel"]
+    decay_rank: Annotated[int, Range(0, 1 << 20)]
+    gate_rank: Annotated[int, Range(0, 1 << 20)]
+    gate_activation: Literal["silu", "sigmoid"] = "silu"
+    decay_bound: float = 0.0
+    tiled: bool = False
+
+    @property
+    def k_dim(self) -> int:
+        """Numbers of all keys of a token; queries have as many."""
+        return self.num_key_heads * self.key_dim
+
+    @property
+    def v_dim(self) -> int:
+        return self.num_value_heads * self.value_dim
+
+    @property
+    def decay_dim(self) -> int:
+        """Decays of a token."""
+        return self.num_value_heads * (self.key_dim if self.decay == "channel" else 1)
+
+    @property
+    def state(self) -> tuple[PerSequence, PerSequence, PerSequence, PerSequence]:
+        """What the convolutions of q, k and v still see, and S. A token changes S by k, v, decay and beta."""
+        q, k, v = (PerSequence((self.kernel - 1, dim), dim) for dim in (self.k_dim, self.k_dim, self.v_dim))
+        inputs = self.k_dim + self.v_dim + self.decay_dim + self.num_value_heads
+        return q, k, v, PerSequence((self.num_value_heads, self.key_dim, self.value_dim), inputs)
+
+
+Mixer = Attention | LatentAttention | ShortConv | DeltaRule
+"""The part of a layer that reads earlier tokens: attention, a convolution or a recurrence."""
 
 
 def per_token_dim(state: State) -> int:
@@ -246,7 +299,7 @@ class Experts:
 class Layer:
     """One block: x + mixer(norm(x)), then x + ffn(norm(x)); with ``post_norms`` both branches are normed again."""
 
-    mixer: Attention | LatentAttention | ShortConv
+    mixer: Attention | LatentAttention | ShortConv | DeltaRule
     ffn: FeedForward | Experts
     post_norms: bool = False
 

@@ -55,6 +55,7 @@ class Activation(Enum):
     silu = ...
     gelu_tanh = ...
     swiglu_oai = ...
+    sigmoid = ...
 
 class GroupChoice(Enum):
     """How a router chooses among groups of experts, as model.spec names them."""
@@ -236,7 +237,29 @@ class Program:
         q_steps: list[_HeadStep],
         k_steps: list[_HeadStep],
     ) -> None: ...
-    def short_conv(self, *, x: int, out: int, taps: int, bias: int, kernel: int) -> None: ...
+    def short_conv(self, *, x: int, out: int, taps: int, bias: int, kernel: int, gated: bool) -> None: ...
+    def delta_rule(
+        self,
+        *,
+        q: int,
+        k: int,
+        v: int,
+        beta: int,
+        decay: int,
+        out: int,
+        num_key_heads: int,
+        num_value_heads: int,
+        key_dim: int,
+        value_dim: int,
+        by_channel: bool,
+        tiled: bool,
+        rate: int,
+        bias: int,
+        decay_bound: float,
+    ) -> None: ...
+    def gated_norm(
+        self, *, x: int, gate: int, out: int, weight: int, head_dim: int, eps: float, activation: Activation
+    ) -> None: ...
     def latent_attention(
         self,
         *,

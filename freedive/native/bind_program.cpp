@@ -115,11 +115,23 @@ void add_latent_attention(Program& program, int q, int kv, int out, Norm norm, i
     program.add(std::move(op));
 }
 
+void add_delta_rule(Program& program, int q, int k, int v, int beta, int decay, int out, int num_key_heads,
+                    int num_value_heads, int key_dim, int value_dim, bool by_channel, bool tiled, int rate, int bias,
+                    float decay_bound) {
+    auto op = std::make_unique<DeltaRule>();
+    op->q = q, op->k = k, op->v = v, op->beta = beta, op->decay = decay, op->out = out;
+    op->num_key_heads = num_key_heads, op->num_value_heads = num_value_heads;
+    op->key_dim = key_dim, op->value_dim = value_dim, op->by_channel = by_channel, op->tiled = tiled;
+    op->rate = rate, op->bias = bias, op->decay_bound = decay_bound;
+    program.add(std::move(op));
+}
+
 void bind_enums(nb::module_& m) {
     nb::enum_<Activation>(m, "Activation")
         .value("silu", Activation::Silu)
         .value("gelu_tanh", Activation::GeluTanh)
-        .value("swiglu_oai", Activation::SwigluOai);
+        .value("swiglu_oai", Activation::SwigluOai)
+        .value("sigmoid", Activation::Sigmoid);
     nb::enum_<GroupChoice>(m, "GroupChoice")
         .value("max", GroupChoice::Best)
         .value("top2", GroupChoice::BestTwo)
@@ -198,8 +210,13 @@ void bind_recording(ProgramClass& program) {
             "x"_a, "norm"_a, "gate"_a, "up"_a, "activation"_a, "limit"_a)
         .def("row_operation", &Program::emplace<RowOperation, RowOperation::Kind, int, int, float, int>, "kind"_a,
              "x"_a, "other"_a, "value"_a, "out"_a)
-        .def("short_conv", &Program::emplace<ShortConv, int, int, int, int, int>, nb::kw_only(), "x"_a, "out"_a,
-             "taps"_a, "bias"_a, "kernel"_a)
+        .def("short_conv", &Program::emplace<ShortConv, int, int, int, int, int, bool>, nb::kw_only(), "x"_a, "out"_a,
+             "taps"_a, "bias"_a, "kernel"_a, "gated"_a)
+        .def("delta_rule", &add_delta_rule, nb::kw_only(), "q"_a, "k"_a, "v"_a, "beta"_a, "decay"_a, "out"_a,
+             "num_key_heads"_a, "num_value_heads"_a, "key_dim"_a, "value_dim"_a, "by_channel"_a, "tiled"_a, "rate"_a,
+             "bias"_a, "decay_bound"_a)
+        .def("gated_norm", &Program::emplace<GatedNorm, int, int, int, int, int, float, Activation>, nb::kw_only(),
+             "x"_a, "gate"_a, "out"_a, "weight"_a, "head_dim"_a, "eps"_a, "activation"_a)
         .def("experts", &add_experts, nb::kw_only(), "x"_a, "norm"_a, "logits"_a, "router"_a, "out"_a,
              "packed"_a.noconvert(), "stride"_a, "gate"_a, "up"_a, "down"_a, "activation"_a, "limit"_a,
              "shared"_a.none(), "shared_gate"_a, "factor"_a, "residuals"_a, nb::keep_alive<1, 7>())

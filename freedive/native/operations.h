@@ -165,7 +165,7 @@ struct Experts final : Operation {
 // Arithmetic on whole rows that is not fused with a product.
 struct RowOperation final : Operation {
     enum Kind : int { Norm, Scale, Softcap, Clip, Gate, Add } kind;
-    int in, other, out;  // other: Norm's vector of weights, the gates [rows, 1], or what is added
+    int in, other, out;  // other: Norm's vector of weights, the gates [rows, n], or what is added
     float value;         // epsilon, factor, cap or limit
     RowOperation(Kind kind, int in, int other, float value, int out)
         : kind(kind), in(in), other(other), out(out), value(value) {}
@@ -227,15 +227,56 @@ struct Attention final : Operation {
 };
 
 // out = c * (conv(b * x) + bias), where `in` holds b, c and x of the width of out beside each other; x is overwritten.
+// Or if it is not gated out = silu(conv(x) + bias), where `in` holds x.
 struct ShortConv final : Operation {
-    int in, out, taps, bias, kernel, state;  // taps [kernel, width]: those of the oldest token first
-    ShortConv(int in, int out, int taps, int bias, int kernel)
-        : in(in), out(out), taps(taps), bias(bias), kernel(kernel) {}
+    int in, out, taps, bias, kernel;  // taps [kernel, width]: those of the oldest token first
+    bool gated;
+    int state;
+    ShortConv(int in, int out, int taps, int bias, int kernel, bool gated)
+        : in(in), out(out), taps(taps), bias(bias), kernel(kernel), gated(gated) {}
     void attach(Program& program) override;
     void run(Program& program, int thread) const override;
 
   private:
     void convolve(Program& program, const Sequence& sequence, int first, int count, ThreadScratch& scratch) const;
+};
+
+// The gated delta rule (isa/kernels.h) for all value heads, from q, k, v, beta and decay before norms and gates, which
+// overwrite them. The value heads of a key head lie beside each other, or num_key_heads apart if `tiled`.
+struct DeltaRule final : Operation {
+    int q, k, v, beta, decay, out;
+    int num_key_heads, num_value_heads, key_dim, value_dim;
+    bool by_channel, tiled;
+    int rate, bias;  // vectors of as many numbers as decays
+    float decay_bound;
+
+    // Of the program, once attached.
+    int state, query_weight, key_weight;
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
+
+  private:
+    int key_head(int head) const;
+    int input_dim(const Program& program) const;
+    void add_constants(Program& program);
+    void normalise(Program& program, int row, int head) const;
+    void make_gates(Program& program, int row) const;
+    void recur(Program& program, const Sequence& sequence, int head, int first, ThreadScratch& scratch) const;
+    int run_end(const Sequence& sequence, int position) const;
+    DeltaTask computed(const Program& program, const Sequence& sequence, int position, int head) const;
+    DeltaTask drafted(const Program& program, const Sequence& sequence, int position, int head) const;
+    void keep_drafts(Program& program, const Sequence& sequence) const;
+};
+
+// out = act(gate) * norm(in), each head of `in` being normed on its own.
+struct GatedNorm final : Operation {
+    int in, gate, out, weight, head_dim;
+    float eps;
+    Activation activation;
+    GatedNorm(int in, int gate, int out, int weight, int head_dim, float eps, Activation activation)
+        : in(in), gate(gate), out(out), weight(weight), head_dim(head_dim), eps(eps), activation(activation) {}
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
 };
 
 // Multi-head latent attention. The cache keeps one latent row a token: `rank` numbers that keys and values are made of,

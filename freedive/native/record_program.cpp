@@ -137,7 +137,7 @@ void RowOperation::attach(Program& program) {
     const int width = program.buffer(in).width;
     program.require_buffer(out, width);
     if (kind == Norm) program.require_vector(other, width);
-    if (kind == Gate) program.require_buffer(other, 1);
+    if (kind == Gate) require(width % program.buffer(other).width == 0, "gates do not divide a row");
     if (kind == Add) program.require_buffer(other, width);
 }
 
@@ -173,10 +173,34 @@ void LatentAttention::attach(Program& program) {
 void ShortConv::attach(Program& program) {
     const int dim = program.buffer(out).width;
     require(kernel > 1 && kernel <= 16, "a convolution has an impossible kernel");
-    program.require_buffer(in, 3 * dim);
+    program.require_buffer(in, gated ? 3 * dim : dim);
     program.require_vector(taps, kernel * dim);
     check_optional_vector(program, bias, dim);
     state = program.states.add_layer((kernel - 1) * dim, dim);
+}
+
+void DeltaRule::attach(Program& program) {
+    require(key_dim > 0 && value_dim > 0 && key_dim <= kMaxHeadDim && value_dim <= kMaxHeadDim, "heads are too wide");
+    require(num_key_heads > 0 && num_value_heads > 0 && num_value_heads % num_key_heads == 0, "heads do not divide");
+    const int num_decays = num_value_heads * (by_channel ? key_dim : 1);
+    program.require_buffer(q, num_key_heads * key_dim);
+    program.require_buffer(k, num_key_heads * key_dim);
+    program.require_buffer(v, num_value_heads * value_dim);
+    program.require_buffer(beta, num_value_heads);
+    program.require_buffer(decay, num_decays);
+    program.require_buffer(out, num_value_heads * value_dim);
+    program.require_vector(rate, num_decays);
+    program.require_vector(bias, num_decays);
+    add_constants(program);
+    state = program.states.add_layer(num_value_heads * key_dim * value_dim, input_dim(program));
+}
+
+void GatedNorm::attach(Program& program) {
+    const int width = program.buffer(out).width;
+    require(head_dim > 0 && width % head_dim == 0, "heads do not divide a row");
+    program.require_buffer(in, width);
+    program.require_buffer(gate, width);
+    program.require_vector(weight, head_dim);
 }
 
 void Experts::attach(Program& program) {

@@ -35,13 +35,28 @@ void RopeTable::run(Program& program, int) const {
     });
 }
 
+namespace {
+
+// A row of `to` is x times the sigmoids of its gates, each of which is for as many numbers beside each other.
+void apply_gates(const Program& program, const Buffer& gates, int row, const float* x, const Buffer& to) {
+    const float* logits = gates.row(row);
+    float* y = to.row(row);
+    const int each = to.width / gates.width;
+    if (each == 1) return program.kernels.glu({Activation::Sigmoid, 0}, logits, x, to.stride, y);
+    for (int g = 0; g < gates.width; g++) {
+        const float gate = 1 / (1 + std::exp(-logits[g]));
+        for (int i = g * each; i < (g + 1) * each; i++) y[i] = x[i] * gate;
+    }
+}
+
+}  // namespace
+
 void RowOperation::run(Program& program, int) const {
     const Buffer &from = program.buffers[in], &to = program.buffers[out];
     program.team.for_each(program.num_rows(out), 4, [&](int row) {
         const float* x = from.row(row);
         float* y = to.row(row);
         const int n = to.stride;
-        const float gate = kind == Gate ? 1 / (1 + std::exp(-program.buffers[other].row(row)[0])) : 0;
         const float* added = kind == Add ? program.buffers[other].row(row) : nullptr;
         switch (kind) {
             case Norm:
@@ -57,7 +72,7 @@ void RowOperation::run(Program& program, int) const {
                 for (int i = 0; i < n; i++) y[i] = std::min(std::max(x[i], -value), value);
                 break;
             case Gate:
-                for (int i = 0; i < n; i++) y[i] = x[i] * gate;
+                apply_gates(program, program.buffers[other], row, x, to);
                 break;
             case Add:
                 for (int i = 0; i < n; i++) y[i] = x[i] + added[i];

@@ -1,5 +1,6 @@
 // Gated short convolutions. The state of a sequence holds the last kernel - 1 inputs, which the next token needs.
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "operations.h"
@@ -8,6 +9,11 @@ namespace freedive {
 namespace {
 
 constexpr int kColumns = 256;  // columns of one task
+constexpr auto kOnes = [] {
+    std::array<float, kColumns> ones;
+    ones.fill(1);
+    return ones;
+}();
 
 }  // namespace
 
@@ -23,7 +29,7 @@ void ShortConv::convolve(Program& program, const Sequence& s, int first, int cou
     const int dim = program.buffers[out].width, history = kernel - 1, past = s.state_begin - history;
     float *kept = program.states.state(s.slot, state) + first, *drafts = program.states.drafts(s.slot, state) + first;
     const auto row = [&](int position, int third) {
-        return program.buffers[in].row(s.row + position - s.start) + third * dim + first;
+        return program.buffers[in].row(s.row + position - s.start) + (gated ? third * dim : 0) + first;
     };
     scratch.floats.assign(std::size_t(kernel) * count, 0.0f);
     const float* nothing = scratch.floats.data();  // zeros, the inputs before the first token
@@ -36,7 +42,7 @@ void ShortConv::convolve(Program& program, const Sequence& s, int first, int cou
     for (int position = s.start; position < s.end(); position++) {
         float *x = row(position, 2), *to = program.buffers[out].row(s.row + position - s.start) + first;
         const float *b = row(position, 0), *c = row(position, 1);
-        for (int i = 0; i < count; i++) x[i] *= b[i];
+        for (int i = 0; gated && i < count; i++) x[i] *= b[i];
         std::fill_n(to, count, 0.0f);
         for (int tap = 0; tap < kernel; tap++) {
             const float *seen = input(position - history + tap), *w = program.vectors[taps].data() + tap * dim + first;
@@ -44,7 +50,8 @@ void ShortConv::convolve(Program& program, const Sequence& s, int first, int cou
         }
         if (bias != kNone)
             for (int i = 0; i < count; i++) to[i] += program.vectors[bias][first + i];
-        for (int i = 0; i < count; i++) to[i] *= c[i];
+        for (int i = 0; gated && i < count; i++) to[i] *= c[i];
+        if (!gated) program.kernels.glu({Activation::Silu, 0}, to, kOnes.data(), (count + 15) / 16 * 16, to);
     }
 
     for (const Save& save : s.saves)

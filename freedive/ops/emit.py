@@ -15,6 +15,7 @@ from freedive.ops.fuse import Phase
 from freedive.ops.operations import (
     Add,
     Clip,
+    DeltaRule,
     Embed,
     Experts,
     FusedAttention,
@@ -22,6 +23,7 @@ from freedive.ops.operations import (
     FusedGlu,
     FusedLinear,
     Gate,
+    GatedNorm,
     HeadNorm,
     HeadStep,
     LatentAttention,
@@ -33,6 +35,7 @@ from freedive.ops.operations import (
     Select,
     SharedExpert,
     ShortConv,
+    SiluConv,
     Softcap,
 )
 from freedive.ops.record import Node
@@ -121,6 +124,12 @@ class Emitter:
                 self._emit_latent_attention(phase, attention)
             case ShortConv() as conv:
                 self._emit_short_conv(phase, conv)
+            case SiluConv() as conv:
+                self._emit_silu_conv(phase, conv)
+            case DeltaRule() as rule:
+                self._emit_delta_rule(phase, rule)
+            case GatedNorm() as norm:
+                self._emit_gated_norm(phase, norm)
             case FusedExperts() as experts:
                 self._emit_experts(phase, experts)
             case RmsNorm(weight, eps):
@@ -190,7 +199,7 @@ class Emitter:
             value_dim=attn.value_dim,
             rank=attn.kv_rank,
             scale=attn.scale,
-            rope=self._rope_step(attn.rope),
+            rope=self._rope_step(_latent_rope(attn)),
         )
 
     def _emit_short_conv(self, phase: Phase, operation: ShortConv) -> None:
@@ -200,6 +209,51 @@ class Emitter:
             taps=self._vector(operation.taps),
             bias=self._vector(operation.bias),
             kernel=operation.conv.kernel,
+            gated=True,
+        )
+
+    def _emit_silu_conv(self, phase: Phase, operation: SiluConv) -> None:
+        self._program.short_conv(
+            x=self._buffers[phase.inputs[0]],
+            out=self._buffers[phase.writes[0]],
+            taps=self._vector(operation.taps),
+            bias=NONE,
+            kernel=operation.kernel,
+            gated=False,
+        )
+
+    def _emit_delta_rule(self, phase: Phase, operation: DeltaRule) -> None:
+        delta = operation.delta
+        q, k, v, beta, decay = (self._buffers[node] for node in phase.inputs)
+        rates = self._matrix(operation.rate).data.view(np.float32)[: delta.num_value_heads]
+        self._program.delta_rule(
+            q=q,
+            k=k,
+            v=v,
+            beta=beta,
+            decay=decay,
+            out=self._buffers[phase.writes[0]],
+            num_key_heads=delta.num_key_heads,
+            num_value_heads=delta.num_value_heads,
+            key_dim=delta.key_dim,
+            value_dim=delta.value_dim,
+            by_channel=delta.decay == "channel",
+            tiled=delta.tiled,
+            rate=self._program.vector(np.repeat(rates, delta.decay_dim // delta.num_value_heads)),
+            bias=self._vector(operation.dt_bias),
+            decay_bound=delta.decay_bound,
+        )
+
+    def _emit_gated_norm(self, phase: Phase, operation: GatedNorm) -> None:
+        x, gate = (self._buffers[node] for node in phase.inputs)
+        self._program.gated_norm(
+            x=x,
+            gate=gate,
+            out=self._buffers[phase.writes[0]],
+            weight=self._vector(operation.weight),
+            head_dim=operation.delta.value_dim,
+            eps=operation.eps,
+            activation=_native.Activation[operation.delta.gate_activation],
         )
 
     def _emit_experts(self, phase: Phase, operation: FusedExperts) -> None:
@@ -310,9 +364,14 @@ def _ropes(phase: Phase) -> Iterator[spec.Rope]:
     """Yields the rotary embeddings whose tables a phase reads."""
     match phase.operation:
         case LatentAttention(attn):
-            yield attn.rope
+            yield _latent_rope(attn)
         case FusedAttention(_, q_steps, _):
             yield from (step.rope for step in q_steps if isinstance(step, Rope))
+
+
+def _latent_rope(attn: spec.LatentAttention) -> spec.Rope:
+    """That of latent attention; where it rotates nothing, by angles of 0."""
+    return attn.rope or spec.Rope(attn.rope_dim, (0.0,) * (attn.rope_dim // 2))
 
 
 def _part(packed: PackedExperts, name: str) -> tuple[_native.Format, int, int, int, int | None]:

@@ -35,6 +35,9 @@ NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 MAX_SNAPSHOTS = 1024
 """Maximum number of snapshots of states in memory."""
 
+SNAPSHOT_BYTES = 512 << 20
+"""What copies of states may take however small the cache is: enough for all sequences unless states are large."""
+
 LOAD_EVERY = 64
 """One of every ``LOAD_EVERY`` steps counts the rows of each expert."""
 
@@ -137,8 +140,7 @@ class NativeRunner:
         """Returns the number of slots for snapshots, which take about a quarter of the memory of the pages."""
         if not self._program.slot_bytes:
             return 0
-        affordable = self.num_pages * self._program.page_bytes // 4 // self._program.slot_bytes
-        return max(2 * max_sequences, min(affordable, MAX_SNAPSHOTS))
+        return num_snapshots(self._program.slot_bytes, self.num_pages * self._program.page_bytes, max_sequences)
 
     @property
     def barriers(self) -> int:
@@ -190,6 +192,15 @@ class NativeRunner:
             load += np.bincount(routes.experts.ravel(), minlength=len(load))
 
 
+def num_snapshots(slot_bytes: int, cache_bytes: int, max_sequences: int) -> int:
+    """Copies of states of ``slot_bytes`` beside a cache of ``cache_bytes``: a quarter of it, but two of each sequence.
+
+    Where two of each sequence would take more than :data:`SNAPSHOT_BYTES`, as many as fit into that do.
+    """
+    least = max(2, min(2 * max_sequences, SNAPSHOT_BYTES // slot_bytes))
+    return max(least, min(cache_bytes // 4 // slot_bytes, MAX_SNAPSHOTS))
+
+
 def _state_arrays(batch: Batch) -> tuple[Ints | None, Ints | None]:
     """Returns slot, begin and end of each request as int32 [S, 3], and the copies to make, or None without states."""
     if batch.states is None:
@@ -233,5 +244,7 @@ def _head_widths(mixer: spec.Mixer) -> list[int]:
             return [mixer.head_dim]
         case spec.LatentAttention():
             return [mixer.head_dim, mixer.value_dim, spec.per_token_dim(mixer.state)]
+        case spec.DeltaRule():
+            return [mixer.key_dim, mixer.value_dim]
         case spec.ShortConv():
             return [0]

@@ -100,6 +100,32 @@ class ShortConv:
 
 
 @dataclass(frozen=True)
+class SiluConv:
+    """A short convolution, then silu."""
+
+    kernel: int
+    taps: str
+
+
+@dataclass(frozen=True)
+class DeltaRule:
+    """The gated delta rule; reads q, k, v, beta and decay."""
+
+    delta: spec.DeltaRule
+    rate: str
+    dt_bias: str
+
+
+@dataclass(frozen=True)
+class GatedNorm:
+    """The RMS norm of each head, times the activation of a gate."""
+
+    delta: spec.DeltaRule
+    weight: str
+    eps: float
+
+
+@dataclass(frozen=True)
 class Experts:
     """Computes the weighted sum of the outputs of each token's experts; reads the input and the router's logits.
 
@@ -114,7 +140,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Gate:
-    """Multiplies each row by the sigmoid of one gate logit."""
+    """Multiplies each row by the sigmoids of its gate logits; each gate multiplies an equal share of the row."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +181,9 @@ Recorded = (
     | Attention
     | LatentAttention
     | ShortConv
+    | SiluConv
+    | DeltaRule
+    | GatedNorm
     | Experts
     | Gate
     | Scale

@@ -12,9 +12,11 @@ from freedive.ops.operations import (
     Add,
     Attention,
     Clip,
+    DeltaRule,
     Embed,
     Experts,
     Gate,
+    GatedNorm,
     Glu,
     HeadNorm,
     LatentAttention,
@@ -26,6 +28,7 @@ from freedive.ops.operations import (
     ScaleByPosition,
     Select,
     ShortConv,
+    SiluConv,
     Softcap,
 )
 
@@ -105,6 +108,26 @@ class Recorder:
 
     def short_conv(self, x: Node, taps: str, bias: str | None, conv: spec.ShortConv, layer: int) -> Node:
         return self._node(ShortConv(conv, taps, bias), x, width=conv.dim)
+
+    def silu_conv(self, x: Node, taps: str, kernel: int, layer: int, part: int) -> Node:
+        return self._node(SiluConv(kernel, taps), x)
+
+    def delta_rule(
+        self,
+        q: Node,
+        k: Node,
+        v: Node,
+        beta: Node,
+        decay: Node,
+        rate: str,
+        dt_bias: str,
+        delta: spec.DeltaRule,
+        layer: int,
+    ) -> Node:
+        return self._node(DeltaRule(delta, rate, dt_bias), q, k, v, beta, decay, width=delta.v_dim)
+
+    def gated_norm(self, x: Node, gate: Node, weight: str, delta: spec.DeltaRule, eps: float) -> Node:
+        return self._node(GatedNorm(delta, weight, eps), x, gate)
 
     def experts(
         self,

@@ -13,6 +13,7 @@ from freedive.arrays import Bytes, Ints
 from freedive.model import spec
 from freedive.model.batch import MAX_DRAFT, PAGE_TOKENS, Batch, StateUpdates
 from freedive.model.decoder import Scope, draft, embedding, feed_forward, head, states
+from freedive.ops.reference_delta import advance, delta_inputs, sigmoid
 from freedive.ops.routes import Routes
 
 Array = npt.NDArray[np.float32]
@@ -38,14 +39,14 @@ class SlotStates:
                 self._drafts.append(np.zeros((num_slots, MAX_DRAFT, part.input_dim), np.float32))
                 offset += part.size
 
-    def of(self, layer: int, slot: int) -> Array:
-        """Returns a writable view of the first per-sequence state of ``layer`` in ``slot``."""
-        state: Array = self._states[self._first_of[layer]][slot]
+    def of(self, layer: int, slot: int, part: int = 0) -> Array:
+        """Returns a writable view of per-sequence state number ``part`` of ``layer`` in ``slot``."""
+        state: Array = self._states[self._first_of[layer] + part][slot]
         return state
 
-    def drafts(self, layer: int, slot: int) -> Array:
+    def drafts(self, layer: int, slot: int, part: int = 0) -> Array:
         """Returns a writable view of the inputs of the last step's draft tokens, [MAX_DRAFT, input_dim]."""
-        drafts: Array = self._drafts[self._first_of[layer]][slot]
+        drafts: Array = self._drafts[self._first_of[layer] + part][slot]
         return drafts
 
 
@@ -79,7 +80,9 @@ class ReferenceOps:
         one = np.ones(head_dim, np.float32) if weight is None else weight
         return self.rms_norm(x.reshape(len(x), -1, head_dim), one, eps).reshape(x.shape)
 
-    def rope(self, x: Array, rope: spec.Rope, head_dim: int) -> Array:
+    def rope(self, x: Array, rope: spec.Rope | None, head_dim: int) -> Array:
+        if rope is None:
+            return x
         angles = self._positions[:, None].astype(np.float32) * np.array(rope.inv_freq, np.float32)
         cos, sin = np.cos(angles)[:, None] * rope.factor, np.sin(angles)[:, None] * rope.factor
         heads = x.reshape(len(x), -1, head_dim).copy()
@@ -159,28 +162,65 @@ class ReferenceOps:
 
     def short_conv(self, x: Array, taps: Array, bias: Array | None, conv: spec.ShortConv, layer: int) -> Array:
         b, c, x = np.split(x, 3, axis=-1)
-        new, out = b * x, np.zeros_like(x)
-        weights, updates = taps.reshape(conv.kernel, conv.dim), self._batch.states
+        out = self._convolve(b * x, taps, conv.kernel, layer, 0)
+        return c * (out if bias is None else out + bias)
+
+    def silu_conv(self, x: Array, taps: Array, kernel: int, layer: int, part: int) -> Array:
+        out = self._convolve(x, taps, kernel, layer, part)
+        return out * sigmoid(out)
+
+    def _convolve(self, new: Array, taps: Array, kernel: int, layer: int, part: int) -> Array:
+        out = np.zeros_like(new)
+        weights, updates = taps.reshape(kernel, -1), self._batch.states
         assert updates is not None
         for index, (rows, start, _) in enumerate(self._sequences()):
             slot, begin = int(updates.slots[index]), int(updates.begins[index])
-            kept, drafts = self._states.of(layer, slot), self._states.drafts(layer, slot)
+            kept, drafts = self._states.of(layer, slot, part), self._states.drafts(layer, slot, part)
             seen = np.concatenate([kept if begin else np.zeros_like(kept), drafts[: start - begin], new[rows]])
             for tap, weight in enumerate(weights):
                 first = start - begin + tap
                 out[rows] += weight * seen[first : first + rows.stop - rows.start]
-            self._update_state(layer, index, updates, seen)
-        return c * (out if bias is None else out + bias)
+            self._update_state(layer, part, index, updates, seen)
+        return out
 
-    def _update_state(self, layer: int, index: int, updates: StateUpdates, seen: Array) -> None:
+    def _update_state(self, layer: int, part: int, index: int, updates: StateUpdates, seen: Array) -> None:
         """Updates the state of request ``index``. ``seen`` are its inputs, from the first one in the old state on."""
         slot, begin, end = (int(values[index]) for values in (updates.slots, updates.begins, updates.ends))
-        kept = self._states.of(layer, slot)
+        kept = self._states.of(layer, slot, part)
         for _, position, to in updates.saves[updates.saves[:, 0] == index]:
-            self._states.of(layer, to)[:] = seen[position - begin : position - begin + len(kept)]
+            self._states.of(layer, to, part)[:] = seen[position - begin : position - begin + len(kept)]
         kept[:] = seen[end - begin : end - begin + len(kept)]
         drafts = seen[end - begin + len(kept) :]
-        self._states.drafts(layer, slot)[: len(drafts)] = drafts
+        self._states.drafts(layer, slot, part)[: len(drafts)] = drafts
+
+    def delta_rule(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        beta: Array,
+        decay: Array,
+        rate: Array,
+        dt_bias: Array,
+        delta: spec.DeltaRule,
+        layer: int,
+    ) -> Array:
+        queries, new = delta_inputs(q, k, v, beta, decay, rate, dt_bias, delta)
+        out, part, updates = np.empty_like(v), len(delta.state) - 1, self._batch.states
+        assert updates is not None
+        for index, (rows, start, _) in enumerate(self._sequences()):
+            slot, begin, end = (int(values[index]) for values in (updates.slots, updates.begins, updates.ends))
+            saves = [*updates.saves[updates.saves[:, 0] == index], (index, end, slot)]
+            copies = [(int(at) - begin, self._states.of(layer, to, part)) for _, at, to in saves]
+            kept, drafts = self._states.of(layer, slot, part), self._states.drafts(layer, slot, part)
+            inputs = np.concatenate([drafts[: start - begin], new[rows]])
+            out[rows] = advance(kept * bool(begin), inputs, queries[rows], copies, delta)
+            drafts[: len(inputs) - end + begin] = inputs[end - begin :]
+        return out
+
+    def gated_norm(self, x: Array, gate: Array, weight: Array, delta: spec.DeltaRule, eps: float) -> Array:
+        act = sigmoid(gate) if delta.gate_activation == "sigmoid" else gate * sigmoid(gate)
+        return self.head_norm(x, weight, delta.value_dim, eps) * act
 
     def _sequences(self) -> Iterator[tuple[slice, int, npt.NDArray[np.int64]]]:
         """Yields for each request its rows of the step, the position of the first row, and the cache rows of all its
@@ -238,7 +278,7 @@ class ReferenceOps:
         return out
 
     def gate(self, x: Array, gate: Array) -> Array:
-        return x * sigmoid(gate)
+        return x * np.repeat(sigmoid(gate), x.shape[-1] // gate.shape[-1], axis=-1)
 
     def scale(self, x: Array, factor: float) -> Array:
         return x * np.float32(factor)
@@ -252,11 +292,6 @@ class ReferenceOps:
 
     def add(self, x: Array, y: Array) -> Array:
         return x + y
-
-
-def sigmoid(x: Array) -> Array:
-    y: Array = np.reciprocal(1 + np.exp(-x))
-    return y
 
 
 def softmax(x: Array) -> Array:

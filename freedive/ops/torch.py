@@ -19,6 +19,7 @@ from torch import Tensor
 from freedive.model import spec
 from freedive.model.batch import PAGE_TOKENS, Batch
 from freedive.model.decoder import Scope, feed_forward, forward
+from freedive.ops.torch_delta import DeltaInputs, delta_inputs, recur, wide
 
 Cache = list[tuple[Tensor, ...]]
 """The states of each layer: per token [num_pages * PAGE_TOKENS, heads, dim], per sequence [num_slots, *shape]."""
@@ -48,13 +49,15 @@ class TorchOps:
         return x[torch.tensor(self._batch.output_rows)]
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        y = F.rms_norm(_wide(x), x.shape[-1:], eps=eps)
+        y = F.rms_norm(wide(x), x.shape[-1:], eps=eps)
         return (y if weight is None else y * weight).to(x.dtype)
 
     def head_norm(self, x: Tensor, weight: Tensor | None, head_dim: int, eps: float) -> Tensor:
         return self.rms_norm(x.reshape(len(x), -1, head_dim), weight, eps).flatten(1)
 
-    def rope(self, x: Tensor, rope: spec.Rope, head_dim: int) -> Tensor:
+    def rope(self, x: Tensor, rope: spec.Rope | None, head_dim: int) -> Tensor:
+        if rope is None:
+            return x
         cos, sin = self._angles(rope)[:, :, None]
         heads = x.reshape(len(x), -1, head_dim)
         pair, shape = (-1, (-1, 2)) if rope.interleaved else (-2, (2, -1))
@@ -98,8 +101,7 @@ class TorchOps:
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, attn: spec.Attention, layer: int
     ) -> Tensor:
-        parts = []
-        by_run = self._by_run(q, attn.num_heads), *(self._by_run(x, attn.num_kv_heads) for x in (k, v))
+        parts, by_run = [], (self._by_run(q, attn.num_heads), *(self._by_run(x, attn.num_kv_heads) for x in (k, v)))
         for run, queries, *new in zip(self._runs, *by_run, strict=True):
             keys, values = self._append(layer, run, *new)
             parts.append(_attend(queries, keys, values, run.start, attn, sinks))
@@ -146,29 +148,67 @@ class TorchOps:
 
     def short_conv(self, x: Tensor, taps: Tensor, bias: Tensor | None, conv: spec.ShortConv, layer: int) -> Tensor:
         b, c, x = x.chunk(3, -1)
-        parts, first = [], 0
-        for run, new in zip(self._runs, self._by_run(b * x, 1), strict=True):
-            seen = self._with_history(layer, run, first, new[:, :, 0], conv)
-            rows = len(run.positions)
-            weighted = [seen[:, tap : tap + rows] * weight for tap, weight in enumerate(taps.view(conv.kernel, -1))]
-            parts.append(torch.stack(weighted).sum(0).flatten(0, 1))
-            first += run.count
-        y = torch.cat(parts)
+        y = self._convolve(b * x, taps, conv.kernel, layer, 0)
         return c * (y if bias is None else y + bias)
 
-    def _with_history(self, layer: int, run: Run, first: int, new: Tensor, conv: spec.ShortConv) -> Tensor:
+    def silu_conv(self, x: Tensor, taps: Tensor, kernel: int, layer: int, part: int) -> Tensor:
+        return F.silu(self._convolve(x, taps, kernel, layer, part))
+
+    def _convolve(self, x: Tensor, taps: Tensor, kernel: int, layer: int, part: int) -> Tensor:
+        parts, first = [], 0
+        for run, new in zip(self._runs, self._by_run(x, 1), strict=True):
+            seen = self._with_history(layer, part, run, first, new[:, :, 0], kernel)
+            rows = len(run.positions)
+            weighted = [seen[:, tap : tap + rows] * weight for tap, weight in enumerate(taps.view(kernel, -1))]
+            parts.append(torch.stack(weighted).sum(0).flatten(0, 1))
+            first += run.count
+        return torch.cat(parts)
+
+    def _with_history(self, layer: int, part: int, run: Run, first: int, new: Tensor, kernel: int) -> Tensor:
         """Returns the inputs [requests, kernel - 1 + rows, dim] of a convolution, and updates the cache if it exists.
 
         ``first`` is the index of the first request of the run. Steps with draft tokens are not supported.
         """
-        zeros = new.new_zeros(run.count, conv.kernel - 1, conv.dim)
+        zeros = new.new_zeros(run.count, kernel - 1, new.shape[-1])
         if self._cache is None:
             return torch.cat([zeros, new], 1)
-        assert self._batch.states is not None
-        (kept,), slots = self._cache[layer], torch.tensor(self._batch.states.slots[first : first + run.count])
+        kept, slots = self._cache[layer][part], self._slots(run, first)
         seen = torch.cat([kept[slots] if run.start else zeros, new], 1)
-        kept[slots] = seen[:, -(conv.kernel - 1) :]
+        kept[slots] = seen[:, -(kernel - 1) :]
         return seen
+
+    def _slots(self, run: Run, first: int) -> Tensor:
+        assert self._batch.states is not None
+        return torch.tensor(self._batch.states.slots[first : first + run.count])
+
+    def delta_rule(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        decay: Tensor,
+        rate: Tensor,
+        dt_bias: Tensor,
+        delta: spec.DeltaRule,
+        layer: int,
+    ) -> Tensor:
+        inputs = delta_inputs(q, k, v, beta, decay, rate, dt_bias, delta)
+        by_run = [self._by_run(x, delta.num_value_heads) for x in inputs]
+        parts, first = [], 0
+        for run, *new in zip(self._runs, *by_run, strict=True):
+            states = v.new_zeros(run.count, *delta.state[-1].shape) if self._cache is None else self._cache[layer][-1]
+            slots = torch.arange(run.count) if self._cache is None else self._slots(run, first)
+            out, state = recur(wide(states[slots]) * bool(run.start), DeltaInputs(*new))
+            if self._cache is not None:
+                states[slots] = state.to(v.dtype)
+            parts.append(out.flatten(0, 1).flatten(1))
+            first += run.count
+        return torch.cat(parts).to(v.dtype)
+
+    def gated_norm(self, x: Tensor, gate: Tensor, weight: Tensor, delta: spec.DeltaRule, eps: float) -> Tensor:
+        act = gate.sigmoid() if delta.gate_activation == "sigmoid" else F.silu(gate)
+        return self.head_norm(x, weight, delta.value_dim, eps) * act
 
     def _append(self, layer: int, run: Run, *new: Tensor) -> tuple[Tensor, ...]:
         """Writes ``new`` rows [requests, rows, heads, dim] to the cache and returns the rows of all positions."""
@@ -183,7 +223,7 @@ class TorchOps:
         self, logits: Tensor, router: spec.Router, choice_bias: Tensor | None, expert_scale: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Returns the experts (int64) and their weights (with gradients), [T, num_chosen] each."""
-        logits = _wide(logits)
+        logits = wide(logits)
         scores = logits.sigmoid() if router.score == "sigmoid" else logits.softmax(-1)
         chosen = self.choose(scores.detach() if choice_bias is None else scores.detach() + choice_bias, router)
         weights = scores.gather(-1, chosen)
@@ -231,13 +271,13 @@ class TorchOps:
             for expert, part in enumerate(torch.split(y, counts))
             if len(part)
         ]
-        y = _wide(torch.cat(parts))
+        y = wide(torch.cat(parts))
         if not moe.router.weighs_input:
             y = y * share
         return torch.zeros_like(y[: len(x)]).index_add(0, rows, y).to(x.dtype)
 
     def gate(self, x: Tensor, gate: Tensor) -> Tensor:
-        return (x * gate.sigmoid()).to(x.dtype)
+        return (x * gate.sigmoid().repeat_interleave(x.shape[-1] // gate.shape[-1], -1)).to(x.dtype)
 
     def scale(self, x: Tensor, factor: float) -> Tensor:
         return x * factor
@@ -298,7 +338,7 @@ def _attend_explicitly(
     q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None
 ) -> Tensor:
     k, v = (x.repeat_interleave(attn.num_heads // attn.num_kv_heads, 1) for x in (k, v))
-    scores = _wide(q @ k.mT) * attn.scale
+    scores = wide(q @ k.mT) * attn.scale
     if attn.softcap:
         scores = attn.softcap * (scores / attn.softcap).tanh()
     scores = scores.masked_fill(~_seen(q, k, start, attn), -torch.inf)
@@ -330,11 +370,6 @@ def _top(x: Tensor, count: int) -> Tensor:
     The order of equal values in ``torch.topk`` is undefined.
     """
     return x.argsort(dim=-1, descending=True, stable=True)[..., :count]
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Returns ``x`` in float32, or unchanged if it is float64."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class TorchRunner:

@@ -14,6 +14,7 @@ from freedive.model import spec
 from freedive.model.batch import Batch
 from freedive.ops.fuse import Phase
 from freedive.ops.operations import (
+    DeltaRule,
     Embed,
     FusedAttention,
     FusedExperts,
@@ -23,6 +24,7 @@ from freedive.ops.operations import (
     Linear,
     SharedExpert,
     ShortConv,
+    SiluConv,
 )
 from freedive.ops.routes import Routes
 
@@ -95,6 +97,12 @@ class Tracer:
                     yield self._latent_attention(operation, batch)
                 case ShortConv(conv):
                     yield Work(8 * conv.state[0].size * len(batch.lengths), conv.kernel * conv.dim * len(batch.tokens))
+                case SiluConv(kernel):
+                    size = kernel * phase.writes[0].width
+                    yield Work(8 * (size - phase.writes[0].width) * len(batch.lengths), size * len(batch.tokens))
+                case DeltaRule(delta):
+                    size = delta.state[-1].size
+                    yield Work(8 * size * len(batch.lengths), 3 * size * len(batch.tokens))
                 case _:
                     yield Work()
 

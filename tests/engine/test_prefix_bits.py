@@ -35,6 +35,9 @@ CASES = [
     *(("lfm2", "f16", precision) for precision in ("exact", "balanced", "fast")),
     ("lfm2_moe", "f16", "balanced"),
     ("lfm2_moe", "int8", "fast"),
+    *(("qwen3_5_moe", "f16", precision) for precision in ("exact", "balanced")),
+    ("qwen3_next", "int8", "fast"),
+    ("kimi_linear", "f16", "balanced"),
 ]  # fmt: skip
 
 

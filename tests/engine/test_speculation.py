@@ -265,7 +265,19 @@ def test_drafts_take_no_page_from_a_running_request() -> None:
         assert engine.stats().num_accepted > 0
 
 
-MODELS = ["qwen3", "qwen3_moe", "deepseek_v3", "mistral", "gpt_oss", "lfm2", "lfm2_moe"]
+MODELS = [
+    "qwen3",
+    "qwen3_moe",
+    "deepseek_v3",
+    "mistral",
+    "gpt_oss",
+    "lfm2",
+    "lfm2_moe",
+    "qwen3_next",
+    "qwen3_5",
+    "kimi_linear",
+    "bailing_hybrid",
+]
 
 
 def tiny_requests() -> Requests:
@@ -313,7 +325,7 @@ def test_models_that_predict_answer_the_same_at_every_level(name: str, level: st
 
 
 @pytest.mark.usefixtures("steps_cost_the_same")
-@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "lfm2_moe"])
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "lfm2_moe", "qwen3_5"])
 def test_the_reference_accepts_drafts_too(name: str) -> None:
     """Its products are not exact to the last bit, so only greedy answers are compared."""
     sampling = Sampling(max_tokens=50, temperature=0, ignore_eos=True, logit_bias={20: 4, 21: 4})

@@ -19,7 +19,7 @@ from freedive.checkpoint.rules import canonical_tensors
 from freedive.families import describe
 from freedive.model.params import params
 
-FAMILIES = ("llama", "qwen3_moe", "deepseek_v3", "gpt_oss", "lfm2", "lfm2_moe")
+FAMILIES = ("llama", "qwen3_moe", "deepseek_v3", "gpt_oss", "lfm2", "lfm2_moe", "qwen3_5")
 
 SEEDS = {
     "model-folder": [f"{name}-model-folder" for name in FAMILIES],

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_gguf import ARCHITECTURES, READ_AS, save_both
+from tiny_gguf import ARCHITECTURES, READ_AS, TILED, save_both, with_tiled_heads
 from tiny_models import Floats, float_tensor, prompt, take_steps
 
 from freedive.checkpoint.dequantize import dequantize
@@ -28,7 +28,7 @@ from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 from freedive.families import describe
-from freedive.model.spec import Attention, LatentAttention, ModelSpec
+from freedive.model.spec import Attention, DeltaRule, LatentAttention, ModelSpec
 from freedive.ops.reference import ReferenceRunner
 
 PROMPT = prompt(44)
@@ -77,12 +77,21 @@ def test_gguf_gives_the_description_weights_and_logits_of_safetensors(
 ) -> None:
     (hub_spec, hub), (spec, weights) = map(read, saved(name))
     expected = replace(hub_spec, family=READ_AS.get(name, hub_spec.family), max_context=spec.max_context)
+    if name in TILED:
+        layers = tuple(
+            replace(layer, mixer=replace(layer.mixer, tiled=True)) if isinstance(layer.mixer, DeltaRule) else layer
+            for layer in expected.layers
+        )
+        tensors = with_tiled_heads(hub_spec, {key: float_tensor(key, values) for key, values in hub.items()})
+        expected, moved = replace(expected, layers=layers), {key: dequantize(value) for key, value in tensors.items()}
+    else:
+        moved = hub
     ours, theirs = leaves(spec), leaves(expected)
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():  # GGUF stores 32-bit numbers
         assert ours[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
-    assert weights.keys() == hub.keys()
-    assert all(np.array_equal(weights[key], values) for key, values in hub.items())
+    assert weights.keys() == moved.keys()
+    assert all(np.array_equal(weights[key], values) for key, values in moved.items())
     logits, others = (
         take_steps(ReferenceRunner(model, held), [PROMPT], [[(0, len(PROMPT))]], [(1, 0)])[0]
         for model, held in ((spec, weights), (hub_spec, hub))
@@ -107,9 +116,9 @@ def test_every_tensor_is_one_that_llama_cpp_has_for_the_architecture(name: str) 
     kinds = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
     legal = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[kinds[ARCHITECTURES[name][0]]]}
     for tensor in saved(name)[1].tensors:
-        stem, suffix = tensor.rsplit(".", 1)
+        stem, suffix = re.fullmatch(r"(.*?)(\.weight|\.bias)?", tensor).groups()
         assert re.sub(r"^blk\.\d+", "blk.{bid}", stem) in legal
-        assert suffix in ("weight", "bias")
+        assert suffix or stem.endswith("ssm_a")
 
 
 def heads_interleaved(rows: Floats, head_dim: int = 16) -> Floats:

@@ -20,7 +20,7 @@ from freedive.model import spec
 from freedive.model.batch import Batch, StateUpdates
 from freedive.model.params import params
 from freedive.native import _native
-from freedive.ops.native import NativeRunner
+from freedive.ops.native import MAX_SNAPSHOTS, NativeRunner, num_snapshots
 
 LOGITS = np.array([0.5, 2, 1], np.float32)
 BEYOND = (-1, 1 << 20, 2**31 - 1, -(2**31))
@@ -58,16 +58,25 @@ def test_a_step_that_fits_is_taken(runner: NativeRunner) -> None:
     assert runner.step(batch()).shape == (2, runner.vocab_size)
 
 
-@pytest.fixture(scope="module")
-def recurrent() -> NativeRunner:
+@pytest.fixture(scope="module", params=["short convolutions", "delta rule", "delta rule by channel"])
+def recurrent(request: pytest.FixtureRequest) -> NativeRunner:
     """Returns a model with per-sequence states, for two sequences and some snapshots."""
-    return runner_of("short convolutions", max_sequences=2)
+    return runner_of(request.param, max_sequences=2)
 
 
 def moves(**changes: Any) -> StateUpdates:
     """Returns state updates for :func:`batch`: one state begins at 0, one has an accepted draft token; one is saved."""
     arrays = {"slots": ints(0, 1), "begins": ints(0, 3), "ends": ints(2, 5), "saves": ints(1, 4, 2).reshape(-1, 3)}
     return StateUpdates(**(arrays | changes))
+
+
+def test_snapshots_of_large_states_are_bounded() -> None:
+    """A state of Qwen3.5-35B has 63 MiB, one of LFM2 16 KiB."""
+    assert num_snapshots(16 << 10, cache_bytes=0, max_sequences=16) == 32
+    assert num_snapshots(63 << 20, cache_bytes=0, max_sequences=16) == 8
+    assert num_snapshots(1 << 30, cache_bytes=0, max_sequences=16) == 2
+    assert num_snapshots(63 << 20, cache_bytes=8 << 30, max_sequences=1) == 32
+    assert num_snapshots(1 << 10, cache_bytes=8 << 30, max_sequences=1) == MAX_SNAPSHOTS
 
 
 def test_valid_state_updates_are_applied(recurrent: NativeRunner) -> None:
@@ -209,6 +218,20 @@ def attention(made: Any, **changes: Any) -> Any:
     return made.attention(**(numbers | rest | changes))
 
 
+def delta_rule(made: Any, **changes: Any) -> Any:
+    """One key head and two value heads, all of 16 dimensions; buffer 0 has 32 numbers and buffer 1 has 64."""
+    keys, values, gates = made.buffer(16, False), made.buffer(32, False), made.buffer(2, False)
+    buffers = {"q": keys, "k": keys, "v": values, "out": values, "beta": gates, "decay": gates}
+    sizes = {"num_key_heads": 1, "num_value_heads": 2, "key_dim": 16, "value_dim": 16}
+    rest = {"by_channel": False, "tiled": False, "rate": 0, "bias": 0, "decay_bound": 0.0}
+    return made.delta_rule(**(buffers | sizes | rest | changes))
+
+
+def gated_norm(made: Any, **changes: Any) -> Any:
+    numbers = {"x": 0, "gate": 0, "out": 0, "weight": 0, "head_dim": 16, "eps": 1e-6}
+    return made.gated_norm(**(numbers | {"activation": _native.Activation.silu} | changes))
+
+
 RECORDINGS: dict[str, Callable[[Any], Any]] = {
     "no buffer": lambda made: made.select(7, 0),
     "another width": lambda made: made.select(0, 1),
@@ -228,6 +251,16 @@ RECORDINGS: dict[str, Callable[[Any], Any]] = {
     "no heads": lambda made: attention(made, num_heads=0, num_kv_heads=0),
     "a short sink": lambda made: attention(made, sinks=3),
     "wide rotations": lambda made: attention(made, q_steps=[(_native.HeadStepKind.ROPE_HALVES, 0, 32, 0.0, 0.0)]),
+    "a delta rule of wider heads": lambda made: delta_rule(made, key_dim=1000),
+    "a delta rule of more heads": lambda made: delta_rule(made, num_value_heads=4),
+    "a delta rule whose heads do not divide": lambda made: delta_rule(made, num_key_heads=3),
+    "a delta rule without heads": lambda made: delta_rule(made, num_key_heads=0, num_value_heads=0),
+    "a delta rule with fewer decays": lambda made: delta_rule(made, by_channel=True),
+    "a delta rule without rates": lambda made: delta_rule(made, rate=7),
+    "a gated norm of heads that do not divide": lambda made: gated_norm(made, head_dim=20),
+    "a gated norm of no dimensions": lambda made: gated_norm(made, head_dim=0),
+    "a gated norm with a wider gate": lambda made: gated_norm(made, gate=1),
+    "a gated norm without weights": lambda made: gated_norm(made, weight=-1),
     "heads that cut a weight": lambda made: made.weight(FORMATS["F32"], 64, 32, np.zeros(8192, np.uint8), 3),
     "no rows": lambda made: made.allocate(0, 1),
     "no pages": lambda made: made.allocate(1, 0),
@@ -265,7 +298,9 @@ def test_operations_that_fit_are_recorded() -> None:
     made = program()
     made.linear(0, (0, 1e-5), [(0, -1, 1)], 1.0, [1])
     attention(made)
-    assert made.num_operations == 2
+    delta_rule(made)
+    gated_norm(made)
+    assert made.num_operations == 4
 
 
 def router(**changes: Any) -> _native.Router:

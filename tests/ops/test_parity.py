@@ -13,7 +13,7 @@ from tiny_models import TINY, Floats, Ints, Schedule, prompt, take_steps, tiny
 from weights import BEST_LEVEL
 
 from freedive.model.batch import Runner
-from freedive.model.spec import Experts
+from freedive.model.spec import DeltaRule, Experts
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner
 from freedive.ops.torch import TorchRunner
@@ -84,7 +84,12 @@ def assert_equal(
 ) -> None:
     found = distance(runner, name, SCHEDULES[schedule], given)
     note(kind, found)
-    assert found < 1e-4
+    assert found < tolerance(name)
+
+
+def tolerance(name: str) -> float:
+    """transformers computes the delta rule by chunks of 64 tokens, and rounds otherwise than token by token."""
+    return 5e-4 if any(isinstance(layer.mixer, DeltaRule) for layer in tiny(name).spec.layers) else 1e-4
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -150,17 +155,17 @@ def test_long_prompts_equal_transformers(name: str, level: str) -> None:
     runner = native(name, cache_format="f32", isa=level)
     for schedule in ([[(0, 530)]], [[(0, 255)], [(0, 1)], [(0, 1)], [(0, 254)], [(0, 1)], [(0, 1)], [(0, 17)]]):
         (logits,) = take_steps(runner, [LONG], schedule, [LONG_TABLE])
-        assert_close_but_for_ties(logits, maker_logits(name, tuple(LONG)))
+        assert_close_but_for_ties(logits, maker_logits(name, tuple(LONG)), tolerance(name))
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_long_prompts_on_the_reference_equal_transformers(name: str) -> None:
     model = tiny(name)
     (logits,) = take_steps(ReferenceRunner(model.spec, model.weights), [LONG], [[(0, 300)], [(0, 230)]], [LONG_TABLE])
-    assert_close_but_for_ties(logits, maker_logits(name, tuple(LONG)))
+    assert_close_but_for_ties(logits, maker_logits(name, tuple(LONG)), tolerance(name))
 
 
-def assert_close_but_for_ties(got: Floats, expected: Floats) -> None:
+def assert_close_but_for_ties(got: Floats, expected: Floats, tolerance: float) -> None:
     """Over 530 positions rounding errors grow, and one of 530 choices of experts may be a tie."""
     distances = np.abs(got - expected).max(-1)
-    assert (distances > 1e-4).sum() <= 1, np.sort(distances)[-3:]
+    assert (distances > tolerance).sum() <= 1, np.sort(distances)[-3:]

@@ -1,6 +1,7 @@
 // The kernels of an instruction-set level: a table of functions that is chosen at run time.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -53,10 +54,33 @@ struct AttendPartial {
 };
 constexpr float kNoScore = -1e30f;  // finite, so that a row that sees nothing in a split subtracts to 0, not NaN
 
-enum class Activation : int { Silu, GeluTanh, SwigluOai };
+enum class Activation : int { Silu, GeluTanh, SwigluOai, Sigmoid };
 struct Glu {
     Activation activation;
     float limit;  // clamps gate from above and up on both sides if it is not 0
+};
+
+// Rows of floats, `stride` numbers apart from each other.
+struct FloatRows {
+    const float* first;
+    std::ptrdiff_t stride;
+    const float* row(int r) const { return first + r * stride; }
+};
+
+// Tokens of one head of the gated delta rule: S = decay * S, S += k (beta * (v - S^T k))^T, out = S^T q; and which
+// columns of S [key_dim][kDeltaColumns] count, the others being zero.
+constexpr int kDeltaColumns = 32;
+struct DeltaTask {
+    int num_tokens, key_dim, num_columns;
+    bool by_channel;  // whether a decay is key_dim numbers, or one
+    FloatRows q, k, v, beta, decay;
+    float* out;  // may be null
+    std::ptrdiff_t out_stride;
+};
+// A decay is exp(-rate * softplus(x + bias)), or exp(bound * sigmoid(rate * (x + bias))) if `bound` is not 0.
+struct DecayGate {
+    const float *rate, *bias;
+    float bound;
 };
 
 struct Kernels {
@@ -79,6 +103,8 @@ struct Kernels {
     void (*attend[kNumCacheFormats])(const AttendTask& task, AttendPartial* states);
     void (*attend_latent[kNumCacheFormats - 1])(const AttendTask& task, AttendPartial* states);  // not of int8
     void (*fold)(AttendPartial& into, const AttendPartial& next, int n);  // n is a multiple of 16
+    void (*delta_rule)(const DeltaTask& task, float* state);
+    void (*decays)(const DecayGate& gate, const float* x, int n, float* out);  // n is a multiple of 16
     TrainKernels train;
     FloatProducts products[kNumPrecisions];
 };

@@ -37,6 +37,8 @@ LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f
 
 #include "attention_int8.inl"  // reads what the others define
 
+#include "delta.inl"
+
 #include "bf16.inl"
 
 #include "products.inl"  // reads it
@@ -69,6 +71,8 @@ constexpr Kernels table(const char* name) {
                     {attend<float>, attend<std::uint16_t>, attend_int8},
                     {attend_latent<float>, attend_latent<std::uint16_t>},
                     fold,
+                    delta_rule,
+                    decays,
                     train_kernels,
                     {products<Precision::Float32>, products<Precision::Bfloat16>}};
     fill_linear(kernels);

@@ -54,6 +54,7 @@ LANES F combine(F gate, F up) {
         const F inner = f_mul(f_set(0.7978845608028654f), f_fma(f_set(0.044715f), cube, gate));
         return f_mul(f_mul(f_mul(f_set(0.5f), gate), f_add(f_set(1.0f), f_tanh(inner))), up);
     }
+    if constexpr (A == Activation::Sigmoid) return f_mul(f_sigmoid(gate), up);
     return f_mul(f_div(gate, f_add(f_set(1.0f), f_exp(f_sub(f_set(0.0f), gate)))), up);
 }
 
@@ -70,6 +71,7 @@ LANES void glu_as(float limit, const float* gate, const float* up, int n, float*
 void glu(Glu glu, const float* gate, const float* up, int n, float* out) {
     if (glu.activation == Activation::Silu) return glu_as<Activation::Silu>(glu.limit, gate, up, n, out);
     if (glu.activation == Activation::GeluTanh) return glu_as<Activation::GeluTanh>(glu.limit, gate, up, n, out);
+    if (glu.activation == Activation::Sigmoid) return glu_as<Activation::Sigmoid>(glu.limit, gate, up, n, out);
     glu_as<Activation::SwigluOai>(glu.limit, gate, up, n, out);
 }
 

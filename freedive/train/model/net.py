@@ -165,7 +165,9 @@ def step_flops(model: spec.ModelSpec, length: float) -> float:
             share = layer.router.num_chosen / layer.router.num_experts
         size += share * param.size
     attention = sum(
-        _attended_dim(layer.mixer) * length / 2 for layer in model.blocks if not isinstance(layer.mixer, spec.ShortConv)
+        _attended_dim(layer.mixer) * length / 2
+        for layer in model.blocks
+        if isinstance(layer.mixer, spec.Attention | spec.LatentAttention)
     )
     return 6.0 * (size + attention)
 

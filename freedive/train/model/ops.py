@@ -113,7 +113,8 @@ class TrainOps(TorchOps):
     def latent_attention(
         self, q: Tensor, kv: Tensor, norm: Tensor, k_b: Tensor, v_b: Tensor, attn: spec.LatentAttention, layer: int
     ) -> Tensor:
-        if attn.head_dim != attn.value_dim or attn.rope.dim != attn.rope_dim or not fits(q, kv, norm, k_b, v_b):
+        fused = attn.head_dim == attn.value_dim and fits(q, kv, norm, k_b, v_b)
+        if not fused or attn.rope is None or attn.rope.dim != attn.rope_dim:
             return super().latent_attention(q, kv, norm, k_b, v_b, attn, layer)
         latent, turning = torch.split(kv, [attn.kv_rank, attn.rope_dim], 1)
         latent = self.rms_norm(latent, norm, attn.latent_eps)
