@@ -114,7 +114,7 @@ class Ops(Protocol[V, W]):
         """
 
     def gate(self, x: V, gate: V) -> V:
-        """Returns x * sigmoid(gate) for x [T, dim] and gate [T, n]; each gate multiplies dim / n neighbours of a row."""
+        """Returns x * sigmoid(gate) for x [T, dim] and gate [T, n]; each gate multiplies dim / n columns."""
 
     def scale(self, x: V, factor: float) -> V:
         """Returns x * factor."""

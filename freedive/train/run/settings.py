@@ -39,7 +39,9 @@ def build(kind: type, values: Mapping[str, Any], place: str) -> Any:
     known = {item.name: item for item in fields(kind)}
     for name in values:
         if name not in known:
-            raise UserError(f"There is no setting {place}{name}", f"Choose one of {', '.join(place + k for k in known)}")
+            raise UserError(
+                f"There is no setting {place}{name}", f"Choose one of {', '.join(place + k for k in known)}"
+            )
     built = {name: _value(hints[name], value, f"{place}{name}") for name, value in values.items()}
     try:
         return kind(**built)
