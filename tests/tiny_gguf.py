@@ -58,6 +58,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "granitemoe_swa": ("granite_swa", {"layer_rope_theta": [0, 1e4, 1e4, 1e4]}),
     "lfm2": ("lfm2", {"conv_bias": False}),
     "lfm2_moe": ("lfm2moe", {"routed_scaling_factor": 1.0}),
+    "kimi_linear": ("kimi-linear", {"linear_num_heads": 4}),
     "qwen3_next": ("qwen3next", {"mlp_only_layers": []}),
     "qwen3_5": ("qwen35", {}),
     "qwen3_5_moe": ("qwen35moe", {}),
@@ -124,7 +125,7 @@ def _gguf_rules(name: str, spec: ModelSpec) -> list[Any]:
 
 def _rope_factors(model: Any) -> dict[str, Tensor]:
     """Returns the factor by which Llama 3 slows each frequency."""
-    rope = model.config.get_text_config().rope_parameters
+    rope = getattr(model.config.get_text_config(), "rope_parameters", {})
     if rope.get("rope_type") != "llama3":
         return {}
     plain = rope["rope_theta"] ** -(np.arange(0, model.config.head_dim, 2) / model.config.head_dim)
@@ -152,7 +153,7 @@ COMMON = (
 
 
 def _common(config: Settings) -> dict[str, Any]:
-    return {**_present(config, COMMON), **_rope(config["rope_parameters"])}
+    return {**_present(config, COMMON), **_rope(config.get("rope_parameters") or {})}
 
 
 def _present(config: Settings, keys: tuple[tuple[str, str], ...]) -> dict[str, Any]:
@@ -162,8 +163,8 @@ def _present(config: Settings, keys: tuple[tuple[str, str], ...]) -> dict[str, A
 def _rope(rope: Settings) -> dict[str, Any]:
     if "full_attention" in rope:
         return {**_rope(rope["full_attention"]), "rope.freq_base_swa": rope["sliding_attention"]["rope_theta"]}
-    if rope["rope_type"] not in ("linear", "yarn"):
-        return {"rope.freq_base": rope["rope_theta"]}
+    if rope.get("rope_type") not in ("linear", "yarn"):
+        return _present(rope, (("rope.freq_base", "rope_theta"),))
     keys = (
         ("rope.freq_base", "rope_theta"),
         ("rope.scaling.type", "rope_type"),
@@ -388,6 +389,33 @@ def _qwen3_5(config: Settings) -> dict[str, Any]:
     return {**_qwen_next(config), "rope.dimension_sections": [2, 1, 1, 0]}
 
 
+def _kimi_linear(config: Settings) -> dict[str, Any]:
+    """Key-value heads are those of the one latent, by layer."""
+    kv_rank, rope_dim = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    keys = (
+        ("context_length", "model_max_length"),
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("expert_used_count", "num_experts_per_token"),
+        ("expert_shared_count", "num_shared_experts"),
+        ("expert_weights_scale", "routed_scaling_factor"),
+        ("ssm.conv_kernel", "linear_conv_kernel_dim"),
+        ("kda.head_dim", "linear_head_dim"),
+        ("attention.kv_lora_rank", "kv_lora_rank"),
+        ("attention.value_length_mla", "v_head_dim"),
+        ("rope.dimension_count", "qk_rope_head_dim"),
+    )
+    return {
+        **_present(config, keys),
+        "vocab_size": config["vocab_size"],
+        "attention.head_count_kv": [int(kind != "linear_attention") for kind in config["layer_types"]],
+        "attention.key_length": kv_rank + rope_dim,
+        "attention.value_length": None,
+        "attention.key_length_mla": config["qk_nope_head_dim"] + rope_dim,
+        "leading_dense_block_count": config["mlp_layer_types"].count("dense"),
+        "expert_gating_func": 2,
+    }
+
+
 EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "llama": _llama,
     "smollm3": _llama,
@@ -408,6 +436,7 @@ EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "granite_swa": _granite_swa,
     "lfm2": _lfm2,
     "lfm2moe": _lfm2_moe,
+    "kimi-linear": _kimi_linear,
     "qwen3next": _qwen_next,
     "qwen35": _qwen3_5,
     "qwen35moe": _qwen3_5,

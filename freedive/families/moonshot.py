@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freedive.checkpoint.rules import Exp, Flatten, Rule, Rules, Taps
+from freedive.checkpoint.rules import Exp, Flatten, Negate, Rule, Rules, Taps
 from freedive.families.config import Config
 from freedive.families.family import Family
+from freedive.families.gguf import Gguf
 from freedive.families.names import EXPERT, SHARED, Naming, feed_forward_names
 from freedive.families.parts import (
     FULL,
@@ -40,7 +41,7 @@ def _kimi_linear(config: Config) -> ModelSpec:
     config.respell(SPELLINGS)
     latent = latent_attention(config, interleaved=False, rope=None)
     mixers: dict[str, LatentAttention | DeltaRule] = {FULL: latent, LINEAR: _delta_rule(config)}
-    config.choice("moe_router_activation_func", ("sigmoid",))
+    config.choice(config.first("moe_router_activation_func", "scoring_func"), ("sigmoid",))
     return hybrid("kimi_linear", config, mixers, _layer_types(config))
 
 
@@ -133,6 +134,50 @@ def _hub_rules(spec: ModelSpec) -> Rules:
     return delta_rules(spec, _SELF, (1, 1, 0, 1), _LINEARS)
 
 
+def _implied(config: Config) -> dict[str, Any]:
+    """llama.cpp lists key-value heads by layer, none where there is no latent."""
+    heads = config.numbers("kv_heads_by_layer", num_layers(config), least=0, most=1) or []
+    head_dim, rope_dim = config.count("mla_key_length"), config.count("qk_rope_head_dim")
+    return {
+        "layer_types": [FULL if count else LINEAR for count in heads],
+        "linear_num_heads": config.count("num_attention_heads", most=4096),
+        "qk_nope_head_dim": max(head_dim - rope_dim, 0),
+    }
+
+
+def _gguf_rules(spec: ModelSpec) -> Rules:
+    delta = next((layer.mixer for layer in spec.layers if isinstance(layer.mixer, DeltaRule)), None)
+    if delta is None:
+        return []
+    taps, rate = (Taps(delta.kernel, (1,)),), (Flatten((delta.num_value_heads, 1)), Negate())
+    convs = [Rule(f"blk.{{}}.ssm_conv1d_{name}.weight", _ours(f"{name}_conv"), taps) for name in "qkv"]
+    return [*convs, Rule("blk.{}.ssm_a", _ours("rate"), rate)]
+
+
+_GGUF_NAMES = {
+    **{f"layers.{{}}.attn.in_{name}": f"blk.{{}}.attn_{name}.weight" for name in "qkv"},
+    **{
+        f"layers.{{}}.attn.{name}": f"blk.{{}}.ssm_{linear.removesuffix('_proj')}.weight"
+        for name, linear in _LINEARS.items()
+    },
+    "layers.{}.attn.in_beta": "blk.{}.ssm_beta.weight",
+    "layers.{}.attn.dt_bias": "blk.{}.ssm_dt.bias",
+    "layers.{}.attn.out_norm": "blk.{}.ssm_norm.weight",
+    "layers.{}.attn.out": "blk.{}.attn_output.weight",
+}
+_GGUF_KEYS: Mapping[str, str | None] = {
+    "attention.head_count_kv": "kv_heads_by_layer",
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "attention.key_length": None,
+    "attention.value_length": None,
+    "attention.key_length_mla": "mla_key_length",
+    "attention.value_length_mla": "v_head_dim",
+    "rope.dimension_count": "qk_rope_head_dim",
+    "ssm.conv_kernel": "linear_conv_kernel_dim",
+    "kda.head_dim": "linear_head_dim",
+}
+
 _RENAMES = {
     "layers.{}.attn.out": f"{_SELF}.o_proj.weight",
     "layers.{}.ffn.router": f"{_MOE}gate.weight",
@@ -167,4 +212,5 @@ KIMI_LINEAR = Family(
     ignorable=("head_dim", "qk_head_dim", "rope_theta", "rope_parameters", "rope_scaling"),
     fixed={"mla_use_nope": True, "use_grouped_topk": True},
     hub=Naming(_RENAMES, _hub_rules),
+    gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="kimi-linear", keys=_GGUF_KEYS, implied=_implied),
 )

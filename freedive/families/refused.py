@@ -11,7 +11,6 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "Gated DeltaNet layers and a sparse-attention indexer": (
         *("qwen4_exp", "qwen4_exp_text", "Qwen4ExpForCausalLM", "Qwen4ExpForConditionalGeneration"),
     ),
-    "Kimi Delta Attention layers": ("kimi-linear",),
     "Kimi Delta Attention layers and attention over residuals": (
         *("kimi_k3", "KimiK3ForConditionalGeneration", "kimi-k3"),
     ),

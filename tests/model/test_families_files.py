@@ -94,7 +94,7 @@ def wrapped(checkpoint: Checkpoint, inside: str, beside: str) -> Checkpoint:
     ("inside", "beside"),
     [("model.language_model.", ""), ("language_model.model.", "language_model."), ("model.", "")],
 )
-@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "mixtral", "gemma3", "llama4"])
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "mixtral", "gemma3", "llama4", "qwen3_5", "qwen3_5_moe"])
 def test_the_text_part_of_a_vision_model_is_run(
     name: str, inside: str, beside: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -152,7 +152,7 @@ def test_a_stored_model_is_described_beside_what_is_known_of_its_files(smollm2_p
 def test_a_stored_model_that_cannot_run_says_why() -> None:
     folder = cache.model_folder("hf:owner/name") / cache.FILES
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"architectures": ["KimiLinearForCausalLM"]}))
+    (folder / "config.json").write_text(json.dumps({"architectures": ["KimiK3ForConditionalGeneration"]}))
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     cache.record(
         "hf:owner/name", ".", tuple(cache.StoredFile(name, 1, "") for name in ("config.json", "model.safetensors"))

@@ -77,6 +77,7 @@ def assert_same_bits(got: list[Floats], expected: list[Floats]) -> None:
     [
         *product(("mistral", "qwen2", "qwen3", "deepseek_v3", "gpt_oss", "quantised"), ("f32", "f16")),
         *product(("mistral", "qwen3", "gpt_oss"), ("int8",)),
+        *product(("qwen3_5", "bailing_hybrid"), ("f16",)),
     ],
 )
 def test_logits_do_not_depend_on_schedules_or_levels(name: str, cache_format: str, schedule: str, level: str) -> None:
@@ -87,7 +88,11 @@ def test_logits_do_not_depend_on_schedules_or_levels(name: str, cache_format: st
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 5])
 @pytest.mark.parametrize("schedule", ["all at once", "in company"])
 @pytest.mark.parametrize(
-    ("name", "cache_format"), [("quantised", "f16"), ("deepseek_v3", "f16"), ("gpt_oss", "f16"), ("gpt_oss", "int8")]
+    ("name", "cache_format"),
+    [
+        *product(("quantised", "deepseek_v3", "gpt_oss", "qwen3_5", "kimi_linear"), ("f16",)),
+        ("gpt_oss", "int8"),
+    ],
 )
 def test_logits_do_not_depend_on_threads(name: str, cache_format: str, schedule: str, num_threads: int) -> None:
     runner = native(name, num_threads=num_threads, cache_format=cache_format)
