@@ -129,7 +129,7 @@ ROUTER, FFN = "model.layers.0.ffn.router", "model.layers.0.ffn"
         ("model.layers.0.attention.window", 1 << 62, "window is"),
         ("model.layers", [], "layers are 0"),
         ("model.layers.0.ffn.class", "Model", "ffn is not described as FeedForward or Experts"),
-        ("model.layers.0.attention.secret", 1, "attention has more than this version"),
+        ("model.layers.0.attention.secret", 1, "attention has fields that this version"),
         ("model.family", "x" * 1000, "family is 'xxx"),
         ("model", None, "description is not described as Model"),
         ("model", 3, "description is not described as Model"),

@@ -237,7 +237,7 @@ def test_multi_token_predictions_are_drafted(prefill_chunk: int) -> None:
     plain, _ = answers(FakeRunner(), requests, speculation="off")
     assert guessed == plain
     assert stats.num_accepted >= 0.95 * stats.num_drafted
-    assert stats.num_accepted > 0.4 * stats.num_generated
+    assert stats.num_accepted > 0.35 * stats.num_generated  # steps that read a prompt check none
 
 
 @pytest.mark.usefixtures("steps_cost_the_same")

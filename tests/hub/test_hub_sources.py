@@ -72,7 +72,6 @@ def test_every_name_of_the_catalogue_is_an_address() -> None:
 def test_entries_that_cannot_run_are_refused_by_their_family() -> None:
     assert {name for name, entry in catalogue().items() if not entry.runs} == {
         "granite-4.0-h-tiny",
-        "kimi-linear-48b-a3b",
     }
     assert all(entry.runs != (entry.family in REFUSED) for entry in catalogue().values())
 

@@ -105,7 +105,7 @@ def test_pip_is_the_interpreters_own_and_not_what_lies_in_the_folder(
 
 @pytest.mark.parametrize("max_bytes", [10, len(CONTENT)])
 def test_a_wheel_and_what_it_unpacks_to_are_bounded(wheels: Path, home: Path, max_bytes: int) -> None:
-    with pytest.raises(Unavailable, match="room"):
+    with pytest.raises(Unavailable, match="free space"):
         resolve(REF, terms=Terms(max_bytes=max_bytes))
     assert not list(home.glob("models/*"))
 
