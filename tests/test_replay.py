@@ -64,7 +64,7 @@ def test_the_first_different_token_is_reported(recorded: Path, tmp_path: Path) -
         (lambda data: (data["request"].update(n=0), data["answers"].clear()), "n is 0"),
         (lambda data: data["request"]["inputs"][0].update(effort="x" * 10**6), "effort is 'xx"),
         (lambda data: data["request"]["sampling"].update({"x" * 10**6: 1}), "no sampling field 'xx"),
-        (lambda data: data.update({"x" * 10**6: 1}), "no request: xx"),
+        (lambda data: data.update({"x" * 10**6: 1}), "not a request: xx"),
     ],
 )
 def test_what_is_no_recording_is_refused(recorded: Path, tmp_path: Path, change: Any, words: str) -> None:
