@@ -14,13 +14,13 @@ from freedive.errors import UserError
 from freedive.files import quote
 
 Fits = Callable[[Any], bool]
-"""Whether a value is of a type."""
+"""Returns whether a value is of a type."""
 
 
 def check_fields(record: Any) -> None:
-    """Raises UserError, which names the field, where a value of the dataclass ``record`` is not of its field's type.
+    """Raises UserError, which names the field, if a value of the dataclass ``record`` is not of the type of its field.
 
-    Numbers may be of any library, an integer may stand for a float, and a list or a set for a tuple or a frozenset.
+    Numbers of any library are accepted, an integer for a float, and a list or a set for a tuple or a frozenset.
     """
     kind: Any = type(record)
     for name, written, fits in _checks(kind):
@@ -31,13 +31,13 @@ def check_fields(record: Any) -> None:
 
 @cache
 def _checks(kind: type) -> tuple[tuple[str, str, Fits], ...]:
-    """Of each field its name, its type in words, and what checks it."""
+    """Returns the name of each field, its type as text, and its check."""
     hints = get_type_hints(kind)
     return tuple((field.name, _written(hints[field.name]), _fits(hints[field.name])) for field in fields(kind))
 
 
 def _written(hint: Any) -> str:
-    """A type as code has it, without the names of modules."""
+    """Returns a type as text, without the names of modules."""
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else re.sub(r"\b[a-z_]+\.", "", str(hint))
 
 
@@ -66,7 +66,7 @@ def _fits(hint: Any) -> Fits:
 
 
 def _all_fit(member: Any) -> Fits:
-    """Whether a value is a collection of which each is a ``member``."""
+    """Returns the check of a collection whose items are of the type ``member``."""
     fits = _fits(member)
 
     def check(value: Any) -> bool:

@@ -22,7 +22,7 @@ def _bailing_hybrid(config: Config) -> ModelSpec:
 
 
 def _delta_rule(config: Config) -> DeltaRule:
-    """What ``linear_head_dim`` and the others say is what transformers works out and writes down again."""
+    """Reads the derived keys such as ``linear_head_dim`` that transformers adds when it saves a configuration."""
     heads = config.count("linear_num_heads", config.count("num_attention_heads", most=4096), most=4096)
     dim = config.count("linear_head_dim", config.count("head_dim", most=4096), most=4096)
     kernel = config.count("linear_conv_kernel_dim", config.count("short_conv_kernel_size", least=2), least=2, most=16)
@@ -52,7 +52,7 @@ _LINEARS = {"in_decay": "f_proj", "in_gate": "g_proj"}
 
 
 def _hub_rules(spec: ModelSpec) -> Rules:
-    """Outputs and gates have one name in both kinds of layers, and another in transformers' own form."""
+    """Returns the rules; outputs and gates have one name in both kinds of layers, another in transformers."""
     ends = {"out": "dense", "gate": "g_proj"}
     return [
         *delta_rules(spec, _ATTN, (0,), _LINEARS),

@@ -45,7 +45,7 @@ class Config:
                 self._values.setdefault(key, value)
 
     def respell(self, names: Mapping[str, str]) -> None:
-        """Read each key of ``names`` that is given as the key that it stands for, unless that is given too."""
+        """Renames keys by ``names`` (spelling in the file -> standard key), unless the standard key is present too."""
         for theirs, ours in names.items():
             if theirs in self._given:
                 self._read.add(theirs)

@@ -24,7 +24,7 @@ from freedive.families.parts import (
 from freedive.model.spec import DeltaRule, Experts, FeedForward, LatentAttention, Layer, ModelSpec, Router
 
 DENSE, SPARSE = "dense", "sparse"
-"""What ``mlp_layer_types`` calls a layer with one feed-forward, and one with experts."""
+"""Names in ``mlp_layer_types`` of layers with one feed-forward network and with experts."""
 
 SPELLINGS = {
     "model_max_length": "max_position_embeddings",
@@ -34,7 +34,7 @@ SPELLINGS = {
     "num_experts_per_token": "num_experts_per_tok",
     "num_shared_experts": "n_shared_experts",
 }
-"""Keys of published files -> transformers' names for them."""
+"""Key of published files -> key of transformers."""
 
 
 def _kimi_linear(config: Config) -> ModelSpec:
@@ -48,7 +48,7 @@ def _kimi_linear(config: Config) -> ModelSpec:
 def hybrid(
     family: str, config: Config, mixers: Mapping[str, LatentAttention | DeltaRule], types: Sequence[str]
 ) -> ModelSpec:
-    """A decoder whose layers have ``mixers`` by ``types``, and a dense feed-forward first, then experts."""
+    """Returns a decoder with a mixer of ``mixers`` for each of ``types``, and dense layers before sparse ones."""
     moe = Experts(_router(config), feed_forward(config, "moe_intermediate_size"))
     moe = with_shared(moe, config.count("n_shared_experts", least=0, most=64))
     ffns: dict[str, FeedForward | Experts] = {DENSE: feed_forward(config), SPARSE: moe}
@@ -82,7 +82,7 @@ def _router(config: Config) -> Router:
 
 
 def _layer_types(config: Config) -> Sequence[str]:
-    """Published files count the layers of each kind from 1."""
+    """Returns the type of each layer; published files number layers from 1."""
     total, section = num_layers(config), config.section("linear_attn_config")
     listed = config.choices("layer_types", total, (FULL, LINEAR))
     full, linear = (section.indices(name, total + 1) for name in ("full_attn_layers", "kda_layers"))
@@ -101,7 +101,7 @@ def _feeder_types(config: Config) -> Sequence[str]:
 
 
 def delta_rules(spec: ModelSpec, theirs: str, rate_shape: Sequence[int], linears: Mapping[str, str]) -> list[Rule]:
-    """How what Kimi Delta Attention has beside attention becomes canonical; ``theirs`` is the name of its module.
+    """Returns the rules for the tensors of Kimi Delta Attention; ``theirs`` is the name of its module.
 
     ``linears`` are those of decay and gate. In transformers' own form the forget gate is a module of its own, and one
     convolution is that of q, k and v. In ``rate_shape`` 0 stands for the number of heads.
@@ -135,7 +135,7 @@ def _hub_rules(spec: ModelSpec) -> Rules:
 
 
 def _implied(config: Config) -> dict[str, Any]:
-    """llama.cpp lists key-value heads by layer, none where there is no latent."""
+    """Returns the layer types; llama.cpp lists key-value heads by layer, 0 for layers without latent attention."""
     heads = config.numbers("kv_heads_by_layer", num_layers(config), least=0, most=1) or []
     head_dim, rope_dim = config.count("mla_key_length"), config.count("qk_rope_head_dim")
     return {

@@ -21,7 +21,7 @@ from freedive.model.spec import (
 )
 
 LINEAR = "linear_attention"
-"""What ``layer_types`` calls a layer with the gated delta rule."""
+"""Name in ``layer_types`` of a layer with the gated delta rule."""
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Names in ``layer_types`` of layers with full attention and with a sliding window."""

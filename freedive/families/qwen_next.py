@@ -63,7 +63,7 @@ def _delta_rule(config: Config) -> DeltaRule:
 
 
 def _layer_types(config: Config) -> Sequence[str]:
-    """As listed, in GGUF files with those that predict further tokens at the end."""
+    """Returns the type of each layer; the list of a GGUF file ends with its MTP layers."""
     total, interval = num_layers(config), config.count("full_attention_interval", 4)
     listed = config.choices("layer_types", total + config.count("num_nextn_predict_layers", 0, least=0), (FULL, LINEAR))
     return listed[:total] if listed else [LINEAR if (i + 1) % interval else FULL for i in range(total)]
@@ -89,11 +89,11 @@ _RENAMES = {
     **feed_forward_names(SHARED, "model.layers.{}.mlp.shared_expert."),
 }
 _NORMS = ("layers.{}.attn.norm", "layers.{}.attn.q_norm", "layers.{}.attn.k_norm", "layers.{}.ffn.norm", "norm")
-"""Those that multiply by 1 + weight."""
+"""Norms that multiply by 1 + weight."""
 
 
 def _implied(config: Config) -> dict[str, Any]:
-    """llama.cpp gives the width of all value heads, and of 3.5 it has those of a key head apart from each other."""
+    """Returns keys that GGUF metadata lack; llama.cpp gives the width of all value heads together."""
     num_heads, width = config.count("linear_num_value_heads", most=4096), config.count("linear_inner_size")
     if width % num_heads:
         raise config.refusal("linear_inner_size", f"({width}) is no multiple of {num_heads} heads")
@@ -112,7 +112,7 @@ def _hub_rules(spec: ModelSpec) -> Rules:
 
 
 def _next_rules(spec: ModelSpec) -> Rules:
-    """Qwen3-Next has the rows of each key head side by side."""
+    """Returns the rules of Qwen3-Next, whose projections contain all rows of one key head, then of the next."""
     return [*_by_key_head(spec, f"{_DELTA}.in_proj_qkvz.weight", f"{_DELTA}.in_proj_ba.weight"), *_hub_rules(spec)]
 
 
@@ -125,7 +125,7 @@ def _gguf_rules(spec: ModelSpec) -> Rules:
 
 
 def _gguf_next_rules(spec: ModelSpec) -> Rules:
-    """Files of the first converter have all of q, k, v and gate in one tensor, as the maker does."""
+    """Returns the rules of Qwen3-Next; files of the first converter have q, k, v and gate in one tensor."""
     qkvz, ba = _by_key_head(spec, "blk.{}.ssm_in.weight", "blk.{}.ssm_ba.weight")
     gate = Rule("blk.{}.attn_gate.weight", _parts("in_gate"))
     return [ba, *_gguf_rules(spec), gate, qkvz]
@@ -140,7 +140,7 @@ def _by_key_head(spec: ModelSpec, qkvz: str, ba: str) -> list[Rule]:
 
 
 def _shared_rules(spec: ModelSpec, q: str, conv: str) -> list[Rule]:
-    """Rows of queries and gates alternate by head, and one convolution is that of q, k and v."""
+    """Returns the rules of joint tensors: queries and gates alternate by head; one convolution is of q, k and v."""
     rules = []
     for mixer in dict.fromkeys(layer.mixer for layer in spec.layers):
         if isinstance(mixer, DeltaRule):

@@ -85,17 +85,17 @@ class Ops(Protocol[V, W]):
         """
 
     def silu_conv(self, x: V, taps: W, kernel: int, layer: int, part: int) -> V:
-        """silu(conv(x)) for x [T, dim], with taps as above; ``part`` is which of the layer's states is this one's."""
+        """Returns silu(conv(x)) for x [T, dim], ``taps`` as in :meth:`short_conv`; ``part`` is its state."""
 
     def delta_rule(self, q: V, k: V, v: V, beta: V, decay: V, rate: W, dt_bias: W, delta: DeltaRule, layer: int) -> V:
-        """The recurrence of :class:`freedive.model.spec.DeltaRule`: [T, num_value_heads * value_dim].
+        """Returns the results of :class:`freedive.model.spec.DeltaRule`, [T, num_value_heads * value_dim].
 
-        q and k [T, k_dim] are not scaled yet; ``beta`` [T, num_value_heads] is before its sigmoid, and ``decay``
-        [T, decay_dim] before ``dt_bias`` is added. The layer's last state is read and moved on, token by token.
+        q and k [T, k_dim] are not scaled; ``beta`` [T, num_value_heads] is before its sigmoid, ``decay`` [T, decay_dim]
+        before ``dt_bias`` is added. The operation updates the last state of ``layer``, token by token.
         """
 
     def gated_norm(self, x: V, gate: V, weight: W, delta: DeltaRule, eps: float) -> V:
-        """RMS norm of each value head of x on its own, times ``delta.gate_activation`` of the gate: both [T, v_dim]."""
+        """Returns the RMS norm of each value head of x, times the activation of the gate: both [T, v_dim]."""
 
     def experts(
         self,

@@ -208,7 +208,7 @@ class DeltaRule:
 
     @property
     def k_dim(self) -> int:
-        """Numbers of all keys of a token; queries have as many."""
+        """Width of all keys of a token, and of all queries."""
         return self.num_key_heads * self.key_dim
 
     @property
@@ -217,12 +217,12 @@ class DeltaRule:
 
     @property
     def decay_dim(self) -> int:
-        """Decays of a token."""
+        """Number of decays of a token."""
         return self.num_value_heads * (self.key_dim if self.decay == "channel" else 1)
 
     @property
     def state(self) -> tuple[PerSequence, PerSequence, PerSequence, PerSequence]:
-        """What the convolutions of q, k and v still see, and S. A token changes S by k, v, decay and beta."""
+        """The last inputs of the convolutions of q, k and v; and S, whose inputs are k, v, decay and beta."""
         q, k, v = (PerSequence((self.kernel - 1, dim), dim) for dim in (self.k_dim, self.k_dim, self.v_dim))
         inputs = self.k_dim + self.v_dim + self.decay_dim + self.num_value_heads
         return q, k, v, PerSequence((self.num_value_heads, self.key_dim, self.value_dim), inputs)

@@ -1,5 +1,5 @@
-// The gated delta rule: a task walks all tokens of a sequence with some columns of one head's state in its nearest
-// cache. Norms and gates are made ready before, what drafts leave is kept after.
+// The gated delta rule. A task applies all tokens of a sequence to some columns of the state of one head, which stay in
+// the nearest cache. Norms and gates are computed before; the inputs of draft tokens are stored after.
 #include <algorithm>
 #include <cmath>
 
@@ -10,7 +10,7 @@ namespace {
 
 constexpr float kUnitEps = 1e-6f;  // added to the sum of squares of q and k
 
-// Numbers up to whole vectors of 16.
+// Rounds n up to a multiple of 16, the numbers of a vector.
 int padded(int n) { return (n + 15) / 16 * 16; }
 
 }  // namespace
@@ -43,7 +43,7 @@ void DeltaRule::run(Program& program, int thread) const {
         program.team.for_each(int(sequences.size()), 1, [&](int i) { keep_drafts(program, sequences[i]); });
 }
 
-// Scales a key head of q and k to length 1, and queries by 1 / sqrt(key_dim) too: an RMS norm with equal weights.
+// Scales a key head of q and k to length 1, and queries also by 1 / sqrt(key_dim): an RMS norm with equal weights.
 void DeltaRule::normalise(Program& program, int row, int head) const {
     const float eps = kUnitEps / float(key_dim);
     float* query = program.buffers[q].row(row) + head * key_dim;
@@ -61,7 +61,8 @@ void DeltaRule::make_gates(Program& program, int row) const {
     for (int i = 0; i < num_value_heads; i++) betas[i] = 1 / (1 + std::exp(-betas[i]));
 }
 
-// A column block of a head, from the state that a sequence has; copies are made as it moves on, drafts leave no trace.
+// Computes a block of columns of a head from the state of the sequence. It copies the state at the positions of
+// `saves`, and draft tokens do not change the stored state.
 void DeltaRule::recur(Program& program, const Sequence& s, int head, int first, ThreadScratch& scratch) const {
     const int columns = std::min(kDeltaColumns, value_dim - first);
     scratch.floats.resize(std::size_t(key_dim) * kDeltaColumns + kLine);
@@ -92,7 +93,7 @@ void DeltaRule::recur(Program& program, const Sequence& s, int head, int first, 
     }
 }
 
-// Up to where tokens from `position` on lie in one place, and nothing is copied.
+// The end of the run of tokens from `position` on that have one source, and inside which the state is not copied.
 int DeltaRule::run_end(const Sequence& s, int position) const {
     int end = position < s.start ? s.start : s.end();
     for (const Save& save : s.saves)
@@ -100,7 +101,7 @@ int DeltaRule::run_end(const Sequence& s, int position) const {
     return s.state_end > position ? std::min(end, s.state_end) : end;
 }
 
-// The step's own tokens from `position` on.
+// The tokens of this step from `position` on.
 DeltaTask DeltaRule::computed(const Program& program, const Sequence& s, int position, int head) const {
     const auto rows = [&](int buffer, int column) {
         const Buffer& from = program.buffers[buffer];
@@ -121,7 +122,7 @@ DeltaTask DeltaRule::computed(const Program& program, const Sequence& s, int pos
             .out_stride = to.stride};
 }
 
-// Tokens from `position` on that were drafts of the step before: k, v, decays and betas beside each other.
+// Accepted draft tokens of the previous step from `position` on: k, v, decays and betas are stored one after another.
 DeltaTask DeltaRule::drafted(const Program& program, const Sequence& s, int position, int head) const {
     const int k_dim = num_key_heads * key_dim, v_dim = num_value_heads * value_dim;
     const int num_decays = program.buffers[decay].width, stride = input_dim(program);
@@ -131,7 +132,7 @@ DeltaTask DeltaRule::drafted(const Program& program, const Sequence& s, int posi
             .key_dim = key_dim,
             .num_columns = 0,
             .by_channel = by_channel,
-            .q = key,  // nobody asks what they read
+            .q = key,  // not used: the results of these tokens were computed in the previous step
             .k = key,
             .v = {from + k_dim + head * value_dim, stride},
             .beta = {from + k_dim + v_dim + num_decays + head, stride},

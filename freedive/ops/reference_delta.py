@@ -12,13 +12,13 @@ from freedive.model.spec import DeltaRule
 Array = npt.NDArray[np.float32]
 
 UNIT_EPS = 1e-6
-"""What is added to the sum of squares of q and k before they are divided by its root."""
+"""Added to the sum of squares of q and k before the root is taken."""
 
 
 def delta_inputs(
     q: Array, k: Array, v: Array, beta: Array, decay: Array, rate: Array, dt_bias: Array, delta: DeltaRule
 ) -> tuple[Array, Array]:
-    """Queries [T, k_dim] that are ready, and what changes the state: k, v, decay and beta side by side."""
+    """Returns the scaled queries [T, k_dim], and the concatenation of k, v, decay and beta, which changes the state."""
     rate = np.repeat(rate, delta.decay_dim // delta.num_value_heads)
     x = decay + dt_bias
     if delta.decay_bound:
@@ -32,7 +32,7 @@ def delta_inputs(
 def advance(
     state: Array, inputs: Array, queries: Array, copies: Sequence[tuple[int, Array]], delta: DeltaRule
 ) -> Array:
-    """What the last tokens of ``inputs``, which have ``queries``, read from the state as it moves on: [rows, v_dim].
+    """Applies ``inputs`` to ``state``; returns what ``queries``, those of the last tokens, read from it: [rows, v_dim].
 
     ``copies`` are made of it after so many tokens each.
     """
@@ -48,7 +48,7 @@ def advance(
 
 
 def _move(state: Array, inputs: Array, delta: DeltaRule) -> None:
-    """Moves ``state`` [num_value_heads, key_dim, value_dim] on by one token's ``inputs``."""
+    """Applies the ``inputs`` of one token to ``state`` [num_value_heads, key_dim, value_dim]."""
     ends = np.cumsum([delta.k_dim, delta.v_dim, delta.decay_dim])
     k, v, decay, beta = np.split(inputs, ends)
     keys = _by_value_head(k.reshape(-1, delta.key_dim), delta)
@@ -59,14 +59,14 @@ def _move(state: Array, inputs: Array, delta: DeltaRule) -> None:
 
 
 def _read(state: Array, query: Array, delta: DeltaRule) -> Array:
-    """What a token's ``query`` [k_dim] finds in the state: [v_dim]."""
+    """Returns what ``query`` [k_dim] of a token reads from ``state``: [v_dim]."""
     queries = _by_value_head(query.reshape(-1, delta.key_dim), delta)
     out: Array = np.einsum("hkv,hk->hv", state, queries).ravel()
     return out
 
 
 def key_heads(delta: DeltaRule) -> Sequence[int]:
-    """The key head of each value head."""
+    """Returns the index of the key head of each value head."""
     group = delta.num_value_heads // delta.num_key_heads
     return [h % delta.num_key_heads if delta.tiled else h // group for h in range(delta.num_value_heads)]
 

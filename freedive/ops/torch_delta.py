@@ -13,7 +13,7 @@ from freedive.ops.reference_delta import UNIT_EPS, key_heads
 
 
 class DeltaInputs(NamedTuple):
-    """What moves states on and reads them, by value head: of q, k and decay key_dim numbers each, of v value_dim."""
+    """The inputs of the recurrence by value head: q, k and decay have key_dim numbers each, v has value_dim."""
 
     q: Tensor
     k: Tensor
@@ -25,7 +25,7 @@ class DeltaInputs(NamedTuple):
 def delta_inputs(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, rate: Tensor, dt_bias: Tensor, delta: DeltaRule
 ) -> DeltaInputs:
-    """The inputs [T, num_value_heads * numbers] of the recurrence from those of the operation."""
+    """Returns the inputs of the recurrence [T, num_value_heads * numbers] from those of the operation."""
     q, k, v, beta, decay, rate = map(wide, (q, k, v, beta, decay, rate))
     rate = rate.repeat_interleave(delta.decay_dim // delta.num_value_heads)
     x = decay + dt_bias
@@ -35,7 +35,7 @@ def delta_inputs(
 
 
 def recur(state: Tensor, inputs: DeltaInputs) -> tuple[Tensor, Tensor]:
-    """The results [requests, rows, heads, value_dim] for inputs [requests, rows, heads, ...], and the last state.
+    """Returns results [requests, rows, heads, value_dim] for inputs [requests, rows, heads, ...] and the last state.
 
     ``state`` is [requests, heads, key_dim, value_dim].
     """
@@ -49,12 +49,12 @@ def recur(state: Tensor, inputs: DeltaInputs) -> tuple[Tensor, Tensor]:
 
 
 def _unit(x: Tensor, delta: DeltaRule) -> Tensor:
-    """Each key head scaled to length 1, for each of its value heads."""
+    """Returns each key head scaled to length 1, repeated for its value heads."""
     heads = x.view(len(x), delta.num_key_heads, delta.key_dim)
     heads = heads * (heads.square().sum(-1, keepdim=True) + UNIT_EPS).rsqrt()
     return heads[:, key_heads(delta)].flatten(1)
 
 
 def wide(x: Tensor) -> Tensor:
-    """float32 at least."""
+    """Returns ``x`` in float32, or unchanged if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

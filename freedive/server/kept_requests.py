@@ -50,8 +50,8 @@ class KeptRequest:
 class KeptRequests:
     """An observer that keeps the last ``limit`` finished requests of each key; other keys do not see them.
 
-    They are kept as JSON, of which each key has ``KEPT_BYTES`` at most: the oldest make room. A request that is larger
-    than that is not kept, nor is one that has no JSON.
+    They are stored as JSON, at most ``KEPT_BYTES`` for each key; the oldest are dropped first. Larger requests,
+    and those that cannot be written as JSON, are not kept.
     """
 
     def __init__(self, limit: int) -> None:

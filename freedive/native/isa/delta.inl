@@ -1,11 +1,11 @@
-// The gated delta rule, token by token; included by kernels.inl. The pass over a state that applies a token's change
-// and takes what it reads also decays the state for the next token and takes what that finds under its key. So a state
-// is walked once a token, and bits do not depend on where a run of tokens begins or ends.
+// The gated delta rule, token by token; included by kernels.inl. One pass over the state applies the change of a token
+// and computes its result, then decays the state for the next token and computes the product with its key. So the state
+// is read and written once for each token, and bits do not depend on where a run of tokens begins or ends.
 
 constexpr int kDeltaVectors = kDeltaColumns / 16;
 
-// Adds to each row of the state its part of a token's change, and sums up `read`; then, for the next token, decays the
-// row and sums up `found`.
+// Adds the change of a token to each row of the state and sums `read`, the product with its query; then decays the row
+// for the next token and sums `found`, the product with its key.
 template <bool Changes, bool HasNext, bool ByChannel>
 LANES void delta_pass(float* state, int key_dim, const F (&change)[kDeltaVectors], const float* k, const float* q,
                       const float* next_k, const float* next_decay, F (&read)[kDeltaVectors],

@@ -67,8 +67,8 @@ struct FloatRows {
     const float* row(int r) const { return first + r * stride; }
 };
 
-// Tokens of one head of the gated delta rule: S = decay * S, S += k (beta * (v - S^T k))^T, out = S^T q; and which
-// columns of S [key_dim][kDeltaColumns] count, the others being zero.
+// Tokens of one head of the gated delta rule: S = decay * S, S += k (beta * (v - S^T k))^T, out = S^T q. Of the columns
+// of S [key_dim][kDeltaColumns] the first `num_columns` are used; the others are zero.
 constexpr int kDeltaColumns = 32;
 struct DeltaTask {
     int num_tokens, key_dim, num_columns;
