@@ -37,8 +37,17 @@ ORDER = (
 )
 """The folders and files of the package, lowest first: a module imports only from its own line and from lower lines."""
 
+TORCH_OPS = ("freedive.ops.torch", "freedive.ops.torch_attention", "freedive.ops.torch_delta")
+"""The modules that import torch and that serving does without."""
+
 FORBIDDEN = {
-    "freedive": ("torch", "transformers", "freedive.ops.torch", "freedive.ops.torch_delta"),
+    "freedive": (
+        "torch",
+        "transformers",
+        "freedive.ops.torch",
+        "freedive.ops.torch_attention",
+        "freedive.ops.torch_delta",
+    ),
     "freedive.model.spec": ("numpy",),
     "freedive.model.params": ("numpy",),
     "freedive.model.decoder": ("numpy",),
@@ -49,8 +58,7 @@ FORBIDDEN = {
 kernels."""
 
 PERMITTED = {
-    "freedive.ops.torch": ("torch", "freedive.ops.torch_delta"),
-    "freedive.ops.torch_delta": ("torch",),
+    **dict.fromkeys(TORCH_OPS, ("torch", *TORCH_OPS)),
     "freedive.train": ("torch", "freedive.ops.torch"),
     "freedive.engine.sampler": ("freedive.native",),
 }

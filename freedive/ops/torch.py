@@ -19,6 +19,7 @@ from torch import Tensor
 from freedive.model import spec
 from freedive.model.batch import PAGE_TOKENS, Batch
 from freedive.model.decoder import Scope, feed_forward, forward
+from freedive.ops.torch_attention import attend
 from freedive.ops.torch_delta import DeltaInputs, delta_inputs, recur, wide
 
 Cache = list[tuple[Tensor, ...]]
@@ -104,7 +105,7 @@ class TorchOps:
         parts, by_run = [], (self._by_run(q, attn.num_heads), *(self._by_run(x, attn.num_kv_heads) for x in (k, v)))
         for run, queries, *new in zip(self._runs, *by_run, strict=True):
             keys, values = self._append(layer, run, *new)
-            parts.append(_attend(queries, keys, values, run.start, attn, sinks))
+            parts.append(attend(queries, keys, values, run.start, attn, sinks))
         return torch.cat(parts)
 
     def latent_attention(
@@ -123,7 +124,7 @@ class TorchOps:
                 keys, values = (torch.einsum("nsir,hdr->nshd", latents, matrix) for matrix in (k_b, v_b))
             keys = torch.cat([keys, rope_keys.expand(-1, -1, keys.shape[2], -1)], -1)
             plain = spec.Attention(attn.num_heads, keys.shape[2], keys.shape[3], None, attn.scale)
-            parts.append(_attend(queries, keys, values, run.start, plain, None))
+            parts.append(attend(queries, keys, values, run.start, plain, None))
         out = torch.cat(parts)
         if self._absorbed:
             out = torch.einsum("thr,hdr->thd", out.reshape(len(q), attn.num_heads, -1), v_b).flatten(1)
@@ -316,46 +317,6 @@ def _runs(batch: Batch) -> Iterator[Run]:
     for (start, length), same in groupby(requests, key=lambda request: request[:2]):
         pages = np.stack([table for _, _, table in same])
         yield Run(start, pages, torch.arange(start, start + length))
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None) -> Tensor:
-    """Returns the attention [requests * rows, heads * dim] of queries from position ``start`` on.
-
-    Queries, keys and values are [requests, positions, heads, dim].
-    """
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if attn.softcap or sinks is not None:
-        y = _attend_explicitly(q, k, v, start, attn, sinks)
-    else:
-        seen = (
-            _seen(q, k, start, attn) if start or attn.window or attn.chunk else None
-        )  # torch is faster without a mask
-        y = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=attn.scale, enable_gqa=True)
-    return y.transpose(1, 2).flatten(0, 1).flatten(1)
-
-
-def _attend_explicitly(
-    q: Tensor, k: Tensor, v: Tensor, start: int, attn: spec.Attention, sinks: Tensor | None
-) -> Tensor:
-    k, v = (x.repeat_interleave(attn.num_heads // attn.num_kv_heads, 1) for x in (k, v))
-    scores = wide(q @ k.mT) * attn.scale
-    if attn.softcap:
-        scores = attn.softcap * (scores / attn.softcap).tanh()
-    scores = scores.masked_fill(~_seen(q, k, start, attn), -torch.inf)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:-1], 1)], -1)
-    return scores.softmax(-1)[..., : k.shape[2]].to(v.dtype) @ v
-
-
-def _seen(q: Tensor, k: Tensor, start: int, attn: spec.Attention) -> Tensor:
-    """Returns the attention mask [queries, keys]: whether each query attends to each key."""
-    query, key = torch.arange(start, start + q.shape[2])[:, None], torch.arange(k.shape[2])
-    seen = key <= query
-    if attn.window:
-        seen &= query - key < attn.window
-    if attn.chunk:
-        seen &= query // attn.chunk == key // attn.chunk
-    return seen
 
 
 def _shape(part: spec.PerToken | spec.PerSequence, num_places: int, num_slots: int) -> tuple[int, ...]:

@@ -65,7 +65,7 @@ def test_a_model_that_no_config_json_describes_is_refused(tmp_path: Path) -> Non
 
 
 def test_value_heads_in_llama_cpps_order_are_what_no_config_json_says(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"No config\.json says what this qwen3_5 file does"):
+    with pytest.raises(UserError, match=r"No config\.json can describe this qwen3_5 file"):
         rewritten(save_both("qwen3_5", tmp_path), tmp_path / "again")
 
 

@@ -21,7 +21,8 @@ from freedive.model import spec
 from freedive.model.batch import Batch
 from freedive.model.decoder import forward
 from freedive.model.params import params
-from freedive.ops.reference import ReferenceOps, ReferenceRunner, SlotStates
+from freedive.ops.reference import ReferenceOps, ReferenceRunner
+from freedive.ops.reference_states import SlotStates
 from freedive.ops.torch import TorchOps, TorchRunner
 
 Tensors = dict[str, torch.Tensor]
