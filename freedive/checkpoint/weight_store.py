@@ -120,9 +120,8 @@ def write_store(
     """
     entries = layout_of(tensors)
     headers = {name: entry.header() for name, entry in entries.items()}
-    start = aligned(
-        len(json.dumps(headers)) + 20 * len(tensors) + ALIGNMENT
-    )  # leaves room for checksums, not yet known
+    # This leaves space for the checksums, which are not known yet.
+    start = aligned(len(json.dumps(headers)) + 20 * len(tensors) + ALIGNMENT)
     total = sum(entry.num_bytes for entry in entries.values())
     with new_file(path, "The packed model", total, otherwise) as file:
         pages = HugePages(file)

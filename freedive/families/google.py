@@ -16,9 +16,8 @@ from freedive.model.spec import Attention, FeedForward, Layer, ModelSpec
 
 
 def _gemma(config: Config) -> ModelSpec:
-    config.choice(
-        "hidden_act", ("gelu_pytorch_tanh", "gelu")
-    )  # the first files have gelu but mean its tanh approximation
+    # The first files have "gelu", but mean its tanh approximation.
+    config.choice("hidden_act", ("gelu_pytorch_tanh", "gelu"))
     return _decoder("gemma", config, [_attention(config)] * num_layers(config))
 
 

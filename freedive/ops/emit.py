@@ -123,9 +123,9 @@ class Emitter:
             case LatentAttention() as attention:
                 self._emit_latent_attention(phase, attention)
             case ShortConv() as conv:
-                self._emit_short_conv(phase, conv)
+                self._emit_conv(phase, conv.conv.kernel, conv.taps, conv.bias, gated=True)
             case SiluConv() as conv:
-                self._emit_silu_conv(phase, conv)
+                self._emit_conv(phase, conv.kernel, conv.taps, None, gated=False)
             case DeltaRule() as rule:
                 self._emit_delta_rule(phase, rule)
             case GatedNorm() as norm:
@@ -202,24 +202,14 @@ class Emitter:
             rope=self._rope_step(_latent_rope(attn)),
         )
 
-    def _emit_short_conv(self, phase: Phase, operation: ShortConv) -> None:
+    def _emit_conv(self, phase: Phase, kernel: int, taps: str, bias: str | None, *, gated: bool) -> None:
         self._program.short_conv(
             x=self._buffers[phase.inputs[0]],
             out=self._buffers[phase.writes[0]],
-            taps=self._vector(operation.taps),
-            bias=self._vector(operation.bias),
-            kernel=operation.conv.kernel,
-            gated=True,
-        )
-
-    def _emit_silu_conv(self, phase: Phase, operation: SiluConv) -> None:
-        self._program.short_conv(
-            x=self._buffers[phase.inputs[0]],
-            out=self._buffers[phase.writes[0]],
-            taps=self._vector(operation.taps),
-            bias=NONE,
-            kernel=operation.kernel,
-            gated=False,
+            taps=self._vector(taps),
+            bias=self._vector(bias),
+            kernel=kernel,
+            gated=gated,
         )
 
     def _emit_delta_rule(self, phase: Phase, operation: DeltaRule) -> None:

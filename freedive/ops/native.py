@@ -186,9 +186,8 @@ class NativeRunner:
         return [load.tolist() for load in self._load]
 
     def _count_experts(self) -> None:
-        for load, routes in zip(
-            self._load, self.routes(), strict=False
-        ):  # routes of an MTP layer, the last, are ignored
+        # The routes of an MTP layer, the last ones, are ignored.
+        for load, routes in zip(self._load, self.routes(), strict=False):
             load += np.bincount(routes.experts.ravel(), minlength=len(load))
 
 

@@ -1,4 +1,4 @@
-"""Whatever happens to requests side by side, each has the bits that it has alone in a cold engine: random schedules."""
+"""Random schedules: each request has the same bits in any batch as alone in an engine without a cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Asked = tuple[list[int], Sampling]
 
 
 def random_request(rng: random.Random) -> Asked:
-    """A prompt that begins as others do, or repeats itself so that drafts are accepted and refused."""
+    """Returns a prompt with a shared prefix, or with repetitions for which drafts are accepted and rejected."""
     begin = TEXT[: rng.choice([0, 31, 32, 33, 64, 95, 96, 97, rng.randint(0, 300)])]
     own = prompt(rng.randint(1, 90), seed=rng.randint(0, 3))
     if rng.random() < 0.3:
@@ -36,12 +36,12 @@ def random_request(rng: random.Random) -> Asked:
 
 
 def read(generation: Generation) -> list[TokenOutput]:
-    """The pieces, but for what a clock says."""
+    """Returns the outputs of ``generation`` without finish reasons and timings."""
     return [replace(output, finish_reason=None, timings=None) for output in generation]
 
 
 def together(engine: Engine, asked: list[Asked], rng: random.Random) -> list[list[TokenOutput] | None]:
-    """The answers to requests that run side by side; None for those that were cancelled somewhere on their way."""
+    """Returns the outputs of requests that run at the same time; None for requests that were cancelled."""
     generations = [engine.submit(tokens, sampling) for tokens, sampling in asked]
     leavers = [generation for generation in generations if rng.random() < 0.25]
     answers: dict[Generation, list[TokenOutput] | None] = dict.fromkeys(leavers)
@@ -57,7 +57,7 @@ def together(engine: Engine, asked: list[Asked], rng: random.Random) -> list[lis
 
 
 def damage(folder: Path, rng: random.Random) -> None:
-    """Change some of the files below ``folder`` as a disk may, or as another model's would be."""
+    """Changes some files in ``folder``, as a failing disk may, or replaces them by others."""
     whole = {file: file.read_bytes() for file in sorted(folder.rglob("*.page"))}
     for file in rng.sample(list(whole), len(whole) // 3):
         data = bytearray(whole[file])

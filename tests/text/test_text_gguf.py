@@ -63,9 +63,8 @@ def test_the_default_model_knows_its_special_tokens(smollm2: Tokenizer) -> None:
 def test_scores_give_the_same_pieces_as_sentencepiece(
     sentencepiece_model: Any, space_marks: Tokenizer, text: str
 ) -> None:
-    text = text.replace("▁", "").replace(
-        "\0", ""
-    )  # sentencepiece cannot distinguish one from a space, and skips the other
+    # sentencepiece does not distinguish the mark of a space from a space, and skips a NUL.
+    text = text.replace("▁", "").replace("\0", "")
     ids = space_marks.encode(text, parse_special=False)
     assert ids == sentencepiece_model.encode(text)
     assert space_marks.decode(ids) == text

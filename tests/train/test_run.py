@@ -84,9 +84,8 @@ def test_the_template_says_what_was_trained(run: Path) -> None:
     opened = chat_tokenizer.tokenizer.encode(prompt)
     assert tokens[: len(opened)] == opened
     assert weights == [0] * len(opened) + [1] * (len(tokens) - len(opened))
-    assert (
-        chat_tokenizer.chat([{"role": "user", "content": "Hi <|end|>"}])[0].count(chat_tokenizer.end) == 1
-    )  # a user's special tokens are plain text
+    # Special tokens in a user's message are plain text.
+    assert chat_tokenizer.chat([{"role": "user", "content": "Hi <|end|>"}])[0].count(chat_tokenizer.end) == 1
 
 
 def test_a_stream_resumes_at_its_position(run: Path) -> None:

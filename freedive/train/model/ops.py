@@ -94,10 +94,8 @@ class TrainOps(TorchOps):
         stacks = [weights[name] for name in ("gate", "up", "down")]
         if not (_plain(ffn) and fits(x, *stacks) and _wants_gradients(stacks[0])):
             return super().feed_forward(x, ffn, weights)
-        alone = (
-            torch.ones(len(x), 1),
-            torch.zeros(len(x), 1, dtype=torch.int64),
-        )  # a mixture of one expert
+        # The network is computed as a mixture of one expert.
+        alone = torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64)
         y: Tensor = FusedFeedForward.apply(self.precision, x, *alone, *(stack[None] for stack in stacks))  # type: ignore[no-untyped-call]
         return y
 
