@@ -132,7 +132,7 @@ def _hub_tensors(shapes: Shapes, group: int) -> Iterator[tuple[str, Tensor]]:
 
 def _gguf_format(form: str, name: str, shape: tuple[int, ...]) -> str:
     """Returns the format of the tensor ``name`` that llama.cpp's tool chooses (but Q4_K_M has Q6_K in even layers)."""
-    if len(shape) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name:
+    if len(shape) == 1 or re.search(r"\.bias$|ffn_gate_inp|ssm_conv1d", name):
         return "F32"
     format = form
     if form == "Q4_K_M":
@@ -148,6 +148,10 @@ NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 """Formats for rows that are no multiple of 256 long."""
 
 
+CENTRES = {"ssm_a": -1.0, "A_log": 0.0}
+"""The mean of vectors of the delta rule: rates of decay of 1, negative in GGUF and as a logarithm elsewhere."""
+
+
 def _random(name: str, shape: tuple[int, ...], format: str) -> Tensor:
     """Returns weights of about the size 1 / sqrt(width), generated when they are read, with the same
     values each time."""
@@ -155,8 +159,8 @@ def _random(name: str, shape: tuple[int, ...], format: str) -> Tensor:
     def make(begin: int, end: int) -> Bytes:
         source = np.random.default_rng((zlib.crc32(name.encode()), begin))
         if len(shape) == 1:
-            values = name.endswith("norm.weight") + 0.02 * source.standard_normal((1, *shape), np.float32)
-            return _as_floats(values, format)
+            values = CENTRES.get(name.rpartition(".")[2], float(name.endswith("norm.weight")))
+            return _as_floats(values + 0.02 * source.standard_normal((1, *shape), np.float32), format)
         return random_rows(format, end - begin, shape[-1], source)
 
     return Tensor(name, shape, format, make)
