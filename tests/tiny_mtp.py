@@ -1,4 +1,4 @@
-"""Tiny models of transformers with a layer of multi-token prediction, in the format of DeepSeek and Zhipu."""
+"""Tiny models of transformers with a layer of multi-token prediction, in the formats of DeepSeek, Zhipu and Qwen."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ from freedive.checkpoint.tensor import Checkpoint
 from freedive.checkpoint.weight_store import WeightStore
 from freedive.families import describe
 from freedive.model import spec
+
+
+IN_MODULE = {"eh_proj": "fc", "enorm": "pre_fc_norm_embedding", "hnorm": "pre_fc_norm_hidden"}
+IN_MODULE |= {"shared_head.norm": "norm"}
+"""DeepSeek's names of what is around the layer -> those in Qwen's module ``mtp``."""
+
+QWEN = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
+"""Models with such a module, whose norms multiply by 1 + weight."""
 
 
 @dataclass
@@ -42,13 +50,15 @@ class WithMtp:
         with torch.no_grad():
             state = model(torch.tensor([tokens])).last_hidden_state
             token = model.embed_tokens(torch.tensor([following]))
-            pair = [norm(token, self.around["enorm"], eps), norm(state, self.around["hnorm"], eps)]
+            gain = 1.0 if self.spec.family in QWEN else 0.0
+            pair = [norm(token, gain + self.around["enorm"], eps), norm(state, gain + self.around["hnorm"], eps)]
             x = torch.cat(pair, -1) @ self.around["eh_proj"].T
             places = torch.arange(len(tokens))[None]
             mask = torch.full((len(tokens), len(tokens)), -torch.inf).triu(1)[None, None]
-            turns = model.rotary_emb(x, places)
+            turns = model.rotary_emb(x, places.expand(3, 1, -1) if self.spec.family.startswith("qwen3_5") else places)
             x = self.layer(x, attention_mask=mask, position_ids=places, position_embeddings=turns)
-            logits: Floats = self.maker.lm_head(norm(x, self.around["shared_head.norm"], eps))[0].numpy()
+            x = norm(x, gain + self.around["shared_head.norm"], eps)
+            logits: Floats = self.maker.lm_head(x)[0].numpy()
             return logits
 
 
@@ -57,16 +67,25 @@ def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def further_layer(maker: Any) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """Returns a layer shaped like the last one, with other weights, and the norms and projection around it, by makers'
-    names."""
-    last, dim, generator = maker.model.layers[-1], maker.config.hidden_size, torch.Generator().manual_seed(3)
-    layer = type(last)(maker.config, layer_idx=len(maker.model.layers)).eval()
+    """Returns a layer shaped like the last one with attention, with other weights, and the norms and projection around
+    it, by makers' names."""
+    index, last = max((i, layer) for i, layer in enumerate(maker.model.layers) if hasattr(layer, "self_attn"))
+    dim, generator = maker.config.hidden_size, torch.Generator().manual_seed(3)
+    layer = type(last)(maker.config, layer_idx=index).eval()
     with torch.no_grad():
         for weight, other in zip(layer.state_dict().values(), last.state_dict().values(), strict=True):
             weight.copy_(other.flip(0) if weight.ndim > 1 else other)
     norms = ("enorm", "hnorm", "shared_head.norm")
     around = {key: 1 + 0.3 * torch.randn(dim, generator=generator) for key in norms}
     return layer, {**around, "eh_proj": torch.randn(dim, 2 * dim, generator=generator) / dim**0.5}
+
+
+def add_module(checkpoint: Checkpoint, layer: torch.nn.Module, around: dict[str, torch.Tensor]) -> None:
+    """Adds the layer to ``checkpoint`` as the module ``mtp``, as Qwen does."""
+    further = {f"layers.0.{key}": value for key, value in layer.state_dict().items()}
+    further |= {f"{IN_MODULE[key]}.weight": value for key, value in around.items()}
+    named = {f"mtp.{key}": value.numpy() for key, value in further.items()}
+    checkpoint.tensors.update({key: float_tensor(key, value) for key, value in named.items()})
 
 
 def add_layer(checkpoint: Checkpoint, index: int, layer: torch.nn.Module, around: dict[str, torch.Tensor]) -> None:
@@ -86,7 +105,10 @@ def with_mtp(name: str) -> WithMtp:
         maker = save(name, Path(folder))
         layer, around = further_layer(maker)
         checkpoint = open_checkpoint(Path(folder))
-        add_layer(checkpoint, len(maker.model.layers), layer, around)
+        if name in QWEN:
+            add_module(checkpoint, layer, around)
+        else:
+            add_layer(checkpoint, len(maker.model.layers), layer, around)
         model, rules = describe(checkpoint)
         tensors = canonical_tensors(checkpoint, model, rules)
         return WithMtp(maker, layer, around, model, {key: dequantize(one).copy() for key, one in tensors.items()})

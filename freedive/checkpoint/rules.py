@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -188,8 +188,9 @@ class Rule:
     number is the index in it. ``steps`` are applied to each item of the stack. After them, the rows of an item (or the
     elements of a vector) are divided into ``blocks`` equal blocks, and each block contains an equal part of every
     weight of ``ours``, in order. Examples: 1 block of gate, then up; as many blocks as rows if gate and up alternate;
-    as many blocks as heads if each head has its keys, then its values. If several rules have the same weight, the first
-    one whose tensor exists is used.
+    as many blocks as heads if each head has its keys, then its values. Names ``ours`` may give the number of a layer
+    instead of its ``{}``: the rule is then of this layer only. If several rules have the same weight, the first one
+    whose tensor exists is used.
     """
 
     theirs: str
@@ -264,13 +265,32 @@ def groups(names: Iterable[str], rules: Rules, present: Collection[str] = ()) ->
                 table.setdefault(ours, []).append(entry)
     found: dict[str, Group] = {}
     for name in names:
-        pattern, numbers = _split(name)
-        candidates = table[pattern]
-        rule = next((rule for rule in candidates if rule.theirs.format(*numbers) in present), candidates[0])
-        theirs = rule.theirs.format(*numbers)
+        candidates = list(_candidates(name, table))
+        rule, pattern, numbers = next((each for each in candidates if each.theirs in present), candidates[0])
         place = int(numbers[-1]) if rule.stacks else 0, rule.ours.index(pattern)
-        found.setdefault(theirs, Group(rule, {})).names[place] = name
+        found.setdefault(rule.theirs.format(*numbers), Group(rule, {})).names[place] = name
     return found
+
+
+class _Candidate(NamedTuple):
+    """A rule that has a canonical name in the form ``pattern``, in which ``numbers`` are left open."""
+
+    rule: Rule
+    pattern: str
+    numbers: list[str]
+
+    @property
+    def theirs(self) -> str:
+        return self.rule.theirs.format(*self.numbers)
+
+
+def _candidates(name: str, table: Mapping[str, Sequence[Rule]]) -> Iterator[_Candidate]:
+    """Yields the rules of ``table`` that match ``name``: those of this layer first, then those of any layer."""
+    pattern, numbers = _split(name)
+    if numbers:
+        layer = pattern.replace("{}", numbers[0], 1)
+        yield from (_Candidate(rule, layer, numbers[1:]) for rule in table.get(layer, ()))
+    yield from (_Candidate(rule, pattern, numbers) for rule in table[pattern])
 
 
 def _unused(names: Iterable[str], rules: Rules) -> list[str]:

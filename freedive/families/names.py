@@ -92,8 +92,13 @@ GGUF: Names = {
     "head": "output.weight",
 }
 
-HUB_MTP, GGUF_MTP = "model.layers.{}.eh_proj.weight", "blk.{}.nextn.eh_proj.weight"
-"""Names of a tensor that exists if the layer with this number is an MTP layer."""
+MTP_PARTS: Mapping[str, str] = {
+    "eh_proj": "fc",
+    "enorm": "pre_fc_norm_embedding",
+    "hnorm": "pre_fc_norm_hidden",
+    "shared_head.norm": "norm",
+}
+"""What a layer of multi-token prediction has in addition to other layers -> its name in a module ``mtp``."""
 
 REDUNDANT = (
     "model.layers.{}.self_attn.rotary_emb.inv_freq",  # computed from the rope settings
@@ -123,11 +128,24 @@ class Naming:
 
     ``renames`` maps single tensors. ``rules`` returns, for a specification, the rules of tensors that contain several
     weights, need a conversion, or are not read. They precede the common rules: if several rules match a weight, the
-    first one whose tensor exists is used.
+    first one whose tensor exists is used. With ``mtp_module``, the MTP layer is a module ``mtp`` of its own (Qwen)
+    instead of a further layer (DeepSeek).
     """
 
     renames: Names = field(default_factory=dict)
     rules: Callable[[ModelSpec], Rules] = lambda spec: ()
+    mtp_module: bool = False
+
+    def mtp_marks(self, index: int) -> list[str]:
+        """Returns the names of tensors of a Hugging Face checkpoint that exist if layer ``index`` is an MTP layer."""
+        if self.mtp_module:
+            return [f"mtp.{name}.weight" for name in MTP_PARTS.values()]
+        return [f"model.layers.{index}.{name}.weight" for name in MTP_PARTS]
+
+
+def gguf_mtp_marks(index: int) -> list[str]:
+    """Returns the names of tensors of a GGUF file that exist if layer ``index`` is an MTP layer."""
+    return [f"blk.{index}.nextn.{name.replace('.', '_')}.weight" for name in MTP_PARTS]
 
 
 def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
@@ -141,20 +159,23 @@ def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[
         Rule(f"{mlp}.gate_up_proj", (f"{EXPERT}.gate", f"{EXPERT}.up")),
         Rule(f"{mlp}.down_proj", (f"{EXPERT}.down",)),
     ]
-    latents = [*latent_rules(spec, "model.layers.{}.self_attn.kv_b_proj.weight"), _mtp(spec, HUB_MTP)]
-    mtp = ("mtp.*", *(f"model.layers.{len(spec.layers) + index}.*" for index in range(num_mtp_layers)))
-    unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
-    return [*naming.rules(spec), *_plain(spec, HUB, naming), *fused, *latents, *unread]
+    latents = latent_rules(spec, "model.layers.{}.self_attn.kv_b_proj.weight")
+    pair = _embed_and_state(spec, "model.layers.{}.eh_proj.weight")
+    rules = [*naming.rules(spec), *_plain(spec, HUB, naming), *fused, *latents, pair]
+    unread = ("mtp.*", *(f"model.layers.{len(spec.layers) + index}.*" for index in range(num_mtp_layers)))
+    in_module = _in_module(rules, len(spec.layers)) if naming.mtp_module and spec.mtp else []
+    return [*in_module, *rules, *(Ignore(name) for name in (*REDUNDANT, *unread))]
 
 
 def gguf_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
     """Returns the rules that make the tensors of a GGUF file canonical; MTP layers come after the last layer."""
     fused = Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up"))
     keys = Rule("blk.{}.attn_k_b.weight", ("layers.{}.attn.k_b",), (Transpose(),))
-    latents = [*latent_rules(spec, "blk.{}.attn_kv_b.weight"), _mtp(spec, GGUF_MTP)]
+    latents = latent_rules(spec, "blk.{}.attn_kv_b.weight")
+    pair = _embed_and_state(spec, "blk.{}.nextn.eh_proj.weight")
     mtp = (f"blk.{len(spec.layers) + index}.*" for index in range(num_mtp_layers))
     unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
-    return [*naming.rules(spec), *_plain(spec, GGUF, naming), fused, keys, *latents, *unread]
+    return [*naming.rules(spec), *_plain(spec, GGUF, naming), fused, keys, *latents, pair, *unread]
 
 
 def text_rules(rules: Rules, tensors: Mapping[str, object]) -> list[Rule | Ignore]:
@@ -195,7 +216,21 @@ def latent_rules(spec: ModelSpec, theirs: str) -> list[Rule]:
     return [] if attn is None else [Rule(theirs, ("layers.{}.attn.k_b", "layers.{}.attn.v_b"), blocks=attn.num_heads)]
 
 
-def _mtp(spec: ModelSpec, theirs: str) -> Rule:
+def _in_module(rules: Rules, index: int) -> list[Rule]:
+    """Returns the rules of layer ``index`` for a checkpoint in which this layer is the module ``mtp``."""
+    layer = "model.layers.{}."
+    parts = {f"{layer}{theirs}.": f"mtp.{name}." for theirs, name in MTP_PARTS.items()} | {layer: "mtp.layers.0."}
+    found = []
+    for rule in rules:
+        prefix = next((prefix for prefix in parts if rule.theirs.startswith(prefix)), None)
+        if prefix and isinstance(rule, Rule):
+            theirs = rule.theirs.replace(prefix, parts[prefix], 1)
+            ours = tuple(name.replace("{}", str(index), 1) for name in rule.ours)
+            found.append(replace(rule, theirs=theirs, ours=ours))
+    return found
+
+
+def _embed_and_state(spec: ModelSpec, theirs: str) -> Rule:
     """Returns the rule of eh_proj: each of its rows is a row of ``embed_proj``, then a row of ``state_proj``."""
     return Rule(theirs, ("layers.{}.mtp.embed_proj", "layers.{}.mtp.state_proj"), (Halve(),), blocks=spec.hidden_dim)
 

@@ -89,6 +89,7 @@ _RENAMES = {
     **feed_forward_names(SHARED, "model.layers.{}.mlp.shared_expert."),
 }
 _NORMS = ("layers.{}.attn.norm", "layers.{}.attn.q_norm", "layers.{}.attn.k_norm", "layers.{}.ffn.norm", "norm")
+_NORMS += ("layers.{}.mtp.embed_norm", "layers.{}.mtp.state_norm", "layers.{}.mtp.norm")
 """Norms that multiply by 1 + weight."""
 
 
@@ -201,9 +202,8 @@ QWEN3_NEXT = Family(
     defaults={**_MOE_DEFAULTS, "num_experts_per_tok": 10, "num_experts": 512, "intermediate_size": 5632},
     ignorable=(*_IGNORABLE, "intermediate_size"),
     fixed=_FIXED,
-    hub=Naming(_RENAMES, _next_rules),
+    hub=Naming(_RENAMES, _next_rules, mtp_module=True),
     gguf=Gguf(_GGUF_NAMES, _gguf_next_rules, architecture="qwen3next", keys=_GGUF_KEYS, implied=_implied),
-    runs_mtp=False,
 )
 QWEN3_5 = Family(
     name="qwen3_5",
@@ -213,9 +213,8 @@ QWEN3_5 = Family(
     defaults={**_DEFAULTS, "num_key_value_heads": 4},
     ignorable=_IGNORABLE,
     fixed=_FIXED,
-    hub=Naming(_RENAMES, _hub_rules),
+    hub=Naming(_RENAMES, _hub_rules, mtp_module=True),
     gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="qwen35", keys=_GGUF_KEYS, implied=_implied_tiled),
-    runs_mtp=False,
 )
 QWEN3_5_MOE = Family(
     name="qwen3_5_moe",
@@ -225,7 +224,6 @@ QWEN3_5_MOE = Family(
     defaults={**_MOE_DEFAULTS, "num_experts_per_tok": 8, "num_experts": 256},
     ignorable=(*_IGNORABLE, "intermediate_size"),
     fixed={**_FIXED, "mlp_only_layers": []},
-    hub=Naming(_RENAMES, _hub_rules),
+    hub=Naming(_RENAMES, _hub_rules, mtp_module=True),
     gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="qwen35moe", keys=_GGUF_KEYS, implied=_implied_tiled),
-    runs_mtp=False,
 )
