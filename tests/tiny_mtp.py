@@ -19,7 +19,6 @@ from freedive.checkpoint.weight_store import WeightStore
 from freedive.families import describe
 from freedive.model import spec
 
-
 IN_MODULE = {"eh_proj": "fc", "enorm": "pre_fc_norm_embedding", "hnorm": "pre_fc_norm_hidden"}
 IN_MODULE |= {"shared_head.norm": "norm"}
 """DeepSeek's names of what is around the layer -> those in Qwen's module ``mtp``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from freedive.families.liquid import LFM2, LFM2_MOE
 from freedive.families.llama import LLAMA, MISTRAL, MIXTRAL
 from freedive.families.llama4 import LLAMA4
 from freedive.families.moonshot import KIMI_LINEAR
-from freedive.families.names import gguf_mtp_marks, gguf_rules, hub_rules, text_rules
+from freedive.families.names import GGUF_EH_PROJ, gguf_rules, hub_rules, text_rules
 from freedive.families.olmo import OLMOE
 from freedive.families.openai import GPT_OSS
 from freedive.families.parts import FULL
@@ -94,10 +94,10 @@ def describe(checkpoint: Checkpoint) -> tuple[ModelSpec, Rules]:
     """
     if checkpoint.kind == "gguf":
         family, config = _read_gguf(checkpoint)
-        spec = _with_mtp(family, config, checkpoint, gguf_mtp_marks)
+        spec = _with_mtp(family, config, checkpoint, GGUF_EH_PROJ)
         return spec, gguf_rules(spec, family.gguf, _num_mtp_layers(config))
     family, config = _read(checkpoint.config)
-    spec = _with_mtp(family, config, checkpoint, family.hub.mtp_marks)
+    spec = _with_mtp(family, config, checkpoint, family.hub.mtp_mark)
     rules = hub_rules(spec, family.hub, _num_mtp_layers(config))
     if not _is_wrapped(checkpoint.config):
         return spec, rules
@@ -163,20 +163,17 @@ def _unused_windows(spec: ModelSpec) -> dict[str, Any]:
     return {"layer_types": [FULL] * len(spec.layers), "use_sliding_window": False}
 
 
-def _with_mtp(
-    family: Family, config: Config, checkpoint: Checkpoint, marks: Callable[[int], Iterable[str]]
-) -> ModelSpec:
-    """Returns the specification, with an MTP layer if the checkpoint has one.
+def _with_mtp(family: Family, config: Config, checkpoint: Checkpoint, mark: str) -> ModelSpec:
+    """Returns the specification, with an MTP layer if the checkpoint has the tensor ``mark`` of one.
 
-    It has the shape of the last layer with attention. ``marks`` are the names of tensors that only an MTP layer has.
+    It has the shape of the last layer with attention.
     """
     spec = _spec(family, config)
     announced = family.hub.mtp_module or _num_mtp_layers(config) > 0
-    if not (family.runs_mtp and announced and all(name in checkpoint.tensors for name in marks(len(spec.layers)))):
+    if not (family.runs_mtp and announced and mark.format(len(spec.layers)) in checkpoint.tensors):
         return spec
-    return replace(
-        spec, mtp=next(layer for layer in reversed(spec.layers) if isinstance(layer.mixer, Attention | LatentAttention))
-    )
+    attention = (layer for layer in reversed(spec.layers) if isinstance(layer.mixer, Attention | LatentAttention))
+    return replace(spec, mtp=next(attention))
 
 
 def _num_mtp_layers(config: Config) -> int:

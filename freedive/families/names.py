@@ -92,6 +92,9 @@ GGUF: Names = {
     "head": "output.weight",
 }
 
+HUB_EH_PROJ, GGUF_EH_PROJ = "model.layers.{}.eh_proj.weight", "blk.{}.nextn.eh_proj.weight"
+"""Names of the matrix in an MTP layer that joins embeddings and hidden states."""
+
 MTP_PARTS: Mapping[str, str] = {
     "eh_proj": "fc",
     "enorm": "pre_fc_norm_embedding",
@@ -136,16 +139,10 @@ class Naming:
     rules: Callable[[ModelSpec], Rules] = lambda spec: ()
     mtp_module: bool = False
 
-    def mtp_marks(self, index: int) -> list[str]:
-        """Returns the names of tensors of a Hugging Face checkpoint that exist if layer ``index`` is an MTP layer."""
-        if self.mtp_module:
-            return [f"mtp.{name}.weight" for name in MTP_PARTS.values()]
-        return [f"model.layers.{index}.{name}.weight" for name in MTP_PARTS]
-
-
-def gguf_mtp_marks(index: int) -> list[str]:
-    """Returns the names of tensors of a GGUF file that exist if layer ``index`` is an MTP layer."""
-    return [f"blk.{index}.nextn.{name.replace('.', '_')}.weight" for name in MTP_PARTS]
+    @property
+    def mtp_mark(self) -> str:
+        """The name of a tensor that a Hugging Face checkpoint has if the layer with this number is an MTP layer."""
+        return f"mtp.{MTP_PARTS['eh_proj']}.weight" if self.mtp_module else HUB_EH_PROJ
 
 
 def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
@@ -160,7 +157,7 @@ def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[
         Rule(f"{mlp}.down_proj", (f"{EXPERT}.down",)),
     ]
     latents = latent_rules(spec, "model.layers.{}.self_attn.kv_b_proj.weight")
-    pair = _embed_and_state(spec, "model.layers.{}.eh_proj.weight")
+    pair = _embed_and_state(spec, HUB_EH_PROJ)
     rules = [*naming.rules(spec), *_plain(spec, HUB, naming), *fused, *latents, pair]
     unread = ("mtp.*", *(f"model.layers.{len(spec.layers) + index}.*" for index in range(num_mtp_layers)))
     in_module = _in_module(rules, len(spec.layers)) if naming.mtp_module and spec.mtp else []
@@ -172,7 +169,7 @@ def gguf_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list
     fused = Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up"))
     keys = Rule("blk.{}.attn_k_b.weight", ("layers.{}.attn.k_b",), (Transpose(),))
     latents = latent_rules(spec, "blk.{}.attn_kv_b.weight")
-    pair = _embed_and_state(spec, "blk.{}.nextn.eh_proj.weight")
+    pair = _embed_and_state(spec, GGUF_EH_PROJ)
     mtp = (f"blk.{len(spec.layers) + index}.*" for index in range(num_mtp_layers))
     unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
     return [*naming.rules(spec), *_plain(spec, GGUF, naming), fused, keys, *latents, pair, *unread]

@@ -37,6 +37,7 @@ CASES = [
     ("lfm2_moe", "int8", "fast"),
     *(("qwen3_5_moe", "f16", precision) for precision in ("exact", "balanced")),
     ("qwen3_next", "int8", "fast"),
+    ("qwen3_5_moe with mtp", "f16", "balanced"),
     ("kimi_linear", "f16", "balanced"),
 ]  # fmt: skip
 

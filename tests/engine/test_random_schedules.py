@@ -83,7 +83,15 @@ def wait_until_idle(engine: Engine) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("case", [("lfm2", "f16", "balanced"), ("lfm2_moe", "int8", "exact"), ("qwen3", "f16", "fast")])
+CASES = [
+    ("lfm2", "f16", "balanced"),
+    ("lfm2_moe", "int8", "exact"),
+    ("qwen3", "f16", "fast"),
+    ("qwen3_5_moe with mtp", "f16", "balanced"),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("seed", range(2))
 def test_random_schedules_do_not_show(case: tuple[str, str, str], seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)

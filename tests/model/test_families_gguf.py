@@ -21,13 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import ARCHITECTURES, READ_AS, TILED, save_both, with_tiled_heads
 from tiny_models import Floats, float_tensor, prompt, take_steps
+from tiny_mtp import with_mtp
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.open import open_checkpoint
-from freedive.checkpoint.rules import canonical_tensors
+from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
-from freedive.families import describe
+from freedive.families import FAMILIES, describe
+from freedive.families.names import gguf_rules
 from freedive.model.spec import Attention, DeltaRule, LatentAttention, ModelSpec
 from freedive.ops.reference import ReferenceRunner
 
@@ -342,3 +344,22 @@ def test_any_metadata_is_described_or_refused(name: str, data: st.DataObject) ->
     key = data.draw(st.sampled_from([key for key in checkpoint.config if key != "general.architecture"]))
     with contextlib.suppress(UserError):
         read_spec(replace(checkpoint, config={**checkpoint.config, key: data.draw(VALUES)}))
+
+
+@pytest.mark.parametrize("name", ["glm4_moe", "qwen3_next", "qwen3_5", "qwen3_5_moe"])
+def test_a_layer_of_multi_token_prediction_is_read_from_gguf_too(name: str) -> None:
+    model, checkpoint = with_mtp(name), saved(name)[1]
+    (family,) = (family for family in FAMILIES if family.name == model.spec.family)
+    weights = {key: float_tensor(key, value) for key, value in model.weights.items()}
+    moved = with_tiled_heads(model.spec, weights) if name in TILED else weights
+    prefix, layers = f"{ARCHITECTURES[name][0]}.", len(model.spec.layers)
+    config = checkpoint.config | {f"{prefix}block_count": layers + 1, f"{prefix}nextn_predict_layers": 1}
+    recurrent = f"{prefix}attention.recurrent_layers"
+    config |= {recurrent: [*config[recurrent], False]} if recurrent in config else {}
+    tensors = maker_tensors(moved, gguf_rules(model.spec, family.gguf, 1))
+    assert f"blk.{layers}.nextn.shared_head_norm.weight" in tensors
+    spec, got = read(replace(checkpoint, config=config, tensors=tensors))
+    assert replace(spec, mtp=None) == read(checkpoint)[0]
+    for key in (key for key in got if key.startswith(f"layers.{layers}.")):
+        np.testing.assert_array_equal(got[key], model.weights[key])
+    assert f"layers.{layers}.mtp.norm" in got
