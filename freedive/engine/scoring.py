@@ -35,7 +35,7 @@ class PromptLogprobs:
             if place == len(self._entries) < len(self._prompt):
                 self._entries.append(logprobs(row, self._prompt[place], self._num_top))
 
-    def taken(self) -> Sequence[TokenLogprobs]:
+    def pop(self) -> Sequence[TokenLogprobs]:
         """Returns all log-probabilities on the first call, and nothing on later calls."""
         entries, self._is_popped = () if self._is_popped else self._entries, True
         return entries

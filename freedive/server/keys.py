@@ -187,7 +187,7 @@ class Keys:
                 found = key
         return found
 
-    def look(self) -> None:
+    def reload_if_changed(self) -> None:
         """Reads the file again if it has changed, at most once in ``POLL_S`` seconds."""
         now = time.monotonic()
         if now < self._next_check:
