@@ -96,6 +96,7 @@ check: $(VENV)/installed $(VENV)/check-tools
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
+	for fixtures in tests/*/conftest.py; do $(BIN)/mypy --config-file tests/mypy.ini $$fixtures || exit 1; done
 	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl,$(NATIVE))
 
 clean:

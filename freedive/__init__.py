@@ -2,8 +2,8 @@
 
 >>> import freedive
 >>> model = freedive.load("smollm2")
->>> for piece in model.chat([{"role": "user", "content": "What is the capital of France?"}]):
-...     print(piece, end="", flush=True)
+>>> for text in model.chat([{"role": "user", "content": "What is the capital of France?"}]):
+...     print(text, end="", flush=True)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keywords of the Python API: a value of another type is refused by name, before anything is computed."""
+"""The Python API checks its keyword arguments before it computes anything: an error names the argument and its type."""
 
 from __future__ import annotations
 

@@ -141,14 +141,14 @@ def _talk(conversation: Conversation) -> None:
         except EOFError:
             return
         try:
-            _obey(conversation, line)
+            _run_command(conversation, line)
         except UserError as error:
             say(f"error: {error}")
         except KeyboardInterrupt:
             say("(stopped)")
 
 
-def _obey(conversation: Conversation, line: str) -> None:
+def _run_command(conversation: Conversation, line: str) -> None:
     name, _, argument = line.partition(" ")
     if name in COMMANDS:
         COMMANDS[name](conversation, argument.strip())

@@ -20,7 +20,7 @@ from freedive.commands.formatting import size_text
 from freedive.errors import Unavailable, UserError
 from freedive.families import describe
 from freedive.hub.cache import MANIFEST
-from freedive.hub.choose import BESIDE_WEIGHTS
+from freedive.hub.choose import COMPANION_FILES
 from freedive.hub.sources import resolve
 from freedive.model.params import params
 from freedive.progress import byte_bar
@@ -61,7 +61,7 @@ def _make_empty(folder: Path) -> None:
 
 def _copy_text(source: Path, folder: Path) -> None:
     """Copies the tokenizer, chat template, recommended sampling and licence."""
-    for pattern in BESIDE_WEIGHTS:
+    for pattern in COMPANION_FILES:
         for path in source.glob(pattern):
             if not path.name.endswith((".index.json", MANIFEST)):
                 shutil.copyfile(path, folder / path.name)

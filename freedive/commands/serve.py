@@ -21,8 +21,8 @@ from freedive.config import EngineConfig, ServerConfig, load
 from freedive.errors import NotFound, UserError
 from freedive.hub.cache import Stored, find, home, identity, stored
 from freedive.hub.catalogue import catalogue, entry_for
+from freedive.hub.download_limits import DownloadLimits
 from freedive.hub.sources import FORMS, parse, resolve
-from freedive.hub.terms import Terms
 from freedive.progress import Advance
 from freedive.server import app
 from freedive.server.model import Model
@@ -34,7 +34,7 @@ MEMORY_SHARE = 0.9
 """The share of the available memory that loaded models may take if ``memory_gb`` is not set."""
 KEPT_FREE_BYTES = 4e9
 """Disk space in bytes that downloads by clients leave free."""
-FOR_CLIENTS = ("hf", "modelscope")
+PUBLIC_HUBS = ("hf", "modelscope")
 """Hubs from which clients may fetch any model; a package index may hold private packages of this user."""
 FOLDERS = re.compile(r"(?<![\w:/.])(?:~|[.]{1,2})?/(?=\S)(?:[^\s/'\"]+/)*")
 """The folders before a file name in a message."""
@@ -135,9 +135,9 @@ def fetched(how: Mapping[str, Any], max_bytes: float, name: str, progress: Progr
     names, and the errors of :func:`freedive.hub.sources.resolve`.
     """
     entry = entry_for(name)
-    if not entry and name.partition(":")[0] not in FOR_CLIENTS:
+    if not entry and name.partition(":")[0] not in PUBLIC_HUBS:
         raise NotFound(f"{name} is not a model of the catalogue", f"Write {FORMS['hf']}", param="model")
-    terms = Terms(bool(entry), max_bytes, KEPT_FREE_BYTES, progress.check)
+    limits = DownloadLimits(bool(entry), max_bytes, KEPT_FREE_BYTES, progress.check)
 
     @contextmanager
     def bar(title: str, total: int) -> Iterator[Advance]:
@@ -145,7 +145,7 @@ def fetched(how: Mapping[str, Any], max_bytes: float, name: str, progress: Progr
         yield progress.advance
 
     def fetch() -> ModelEntry:
-        resolve(name, bar=bar, terms=terms)
+        resolve(name, bar=bar, limits=limits)
         found = find(str(parse(name)))
         id = _name_of(found) if found else entry.name if entry else name
         return _model_entry(id, how, id)

@@ -33,7 +33,7 @@ from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.sampler import Sampler
 from freedive.engine.sampling import Sampling
 from freedive.engine.scheduler import Scheduler
-from freedive.engine.scoring import PromptScores
+from freedive.engine.scoring import PromptLogprobs
 from freedive.engine.sequence import Sequence, StepPlan
 from freedive.engine.snapshots import Snapshots
 from freedive.engine.speculation import DraftBudget
@@ -194,7 +194,9 @@ class Engine:
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
             constraint=prompt.constraint(sampling.max_tokens),
             pool=Pool(job.pooling) if job.pooling else None,
-            scores=None if sampling.prompt_logprobs is None else PromptScores(prompt.tokens, sampling.prompt_logprobs),
+            scores=None
+            if sampling.prompt_logprobs is None
+            else PromptLogprobs(prompt.tokens, sampling.prompt_logprobs),
             repetition=RepetitionDetector() if sampling.repetition_detection else None,
             cache_salt=f"{scope.tenant}/{scope.cache_salt}",
             user=scope.user,

@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 MAX_QUEUED = 256
 """Maximum number of pages that wait to be written; further pages are not written."""
 
-REST_S = 60
-"""Seconds without writes after a write has failed, and without reads after a read took longer than ``PATIENCE_S``."""
+BACKOFF_S = 60
+"""Seconds without writes after a failed write, and without reads after a read that exceeded ``READ_TIMEOUT_S``."""
 
-PATIENCE_S = 1.0
+READ_TIMEOUT_S = 1.0
 """Seconds to wait for a page from disk; after that, its tokens are computed instead."""
 
 CLOSE_S = 2
@@ -55,8 +55,8 @@ class PageStore:
 
     All folders with the same parent may take ``max_bytes`` together, or half of the disk space that would be free
     without them; the least recently used pages are deleted first. Several processes may use a folder at the same time.
-    A disk error raises no exception: the store then finds no pages and writes none for ``REST_S`` seconds. The reader
-    thread calls ``notify`` when it has read a page.
+    A disk error raises no exception: the store then finds no pages and writes none for ``BACKOFF_S`` seconds. The
+    reader thread calls ``notify`` when it has read a page.
     """
 
     def __init__(self, folder: Path, pages: Bytes, max_bytes: int) -> None:
@@ -95,8 +95,8 @@ class PageStore:
             self._wanted = {key: self._wanted.get(key, now) for key in keys if key not in self._arrived}
             if not self._wanted:
                 return dict(self._arrived)  # a copy, since the reader adds to it
-            if now - min(self._reads_since or now, *self._wanted.values()) > PATIENCE_S:
-                self._no_reads_until = now + REST_S
+            if now - min(self._reads_since or now, *self._wanted.values()) > READ_TIMEOUT_S:
+                self._no_reads_until = now + BACKOFF_S
                 self._wanted = {}
                 self._warn("prefixes in %s are not read for a while: the disk does not answer", self._folder)
                 return dict(self._arrived)
@@ -185,7 +185,7 @@ class PageStore:
                 written = time.monotonic() >= self._no_writes_until and self._save(job)
             except OSError as error:
                 written = False
-                self._no_writes_until = time.monotonic() + REST_S
+                self._no_writes_until = time.monotonic() + BACKOFF_S
                 self._warn("prefixes cannot be kept in %s: %s", self._folder, error.strerror)
             if not written:
                 self._keys.discard(job.key)

@@ -12,7 +12,7 @@ MAX_SCORED_ROWS = 128
 """Maximum number of prompt rows per step whose logits are computed: 77 MB for a vocabulary of 150,000 tokens."""
 
 
-class PromptScores:
+class PromptLogprobs:
     """Log-probabilities of each token of ``prompt``, and of the ``num_top`` likeliest tokens at its position.
 
     It does not store the logits.
@@ -22,7 +22,7 @@ class PromptScores:
         self._prompt = prompt
         self._num_top = num_top
         self._entries = [TokenLogprobs(prompt[0], None, ())]
-        self._is_taken = False
+        self._is_popped = False
 
     @property
     def complete(self) -> bool:
@@ -35,7 +35,7 @@ class PromptScores:
             if place == len(self._entries) < len(self._prompt):
                 self._entries.append(logprobs(row, self._prompt[place], self._num_top))
 
-    def taken(self) -> Sequence[TokenLogprobs]:
+    def pop(self) -> Sequence[TokenLogprobs]:
         """Returns all log-probabilities on the first call, and nothing on later calls."""
-        entries, self._is_taken = () if self._is_taken else self._entries, True
+        entries, self._is_popped = () if self._is_popped else self._entries, True
         return entries

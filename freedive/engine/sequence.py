@@ -16,7 +16,7 @@ from freedive.engine.pooling import Pool
 from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.sampler import Sampler, logprobs
 from freedive.engine.sampling import Sampling
-from freedive.engine.scoring import PromptScores
+from freedive.engine.scoring import PromptLogprobs
 from freedive.engine.speculation import MtpDrafter, PromptLookup
 from freedive.text.dialects.dialect import Event
 
@@ -54,7 +54,7 @@ class Sequence:
     stop_ids: frozenset[int]
     constraint: TokenConstraint | None = None
     pool: Pool | None = None
-    scores: PromptScores | None = None
+    scores: PromptLogprobs | None = None
     repetition: RepetitionDetector | None = None
     cache_salt: str = ""
     user: str = ""
@@ -155,13 +155,13 @@ def next_output(sequence: Sequence, logits: Floats) -> TokenOutput:
         timings if reason else None,
         sequence.detokenizer.stop_string,
         is_thinking=sequence.detokenizer.is_thinking,
-        prompt_logprobs=sequence.scores.taken() if sequence.scores else (),
+        prompt_logprobs=sequence.scores.pop() if sequence.scores else (),
     )
 
 
 def empty_output(sequence: Sequence) -> TokenOutput:
     """Returns the only output of a ``sequence`` that generates no tokens, after its prompt has been computed."""
-    prompt_logprobs = sequence.scores.taken() if sequence.scores else ()
+    prompt_logprobs = sequence.scores.pop() if sequence.scores else ()
     return TokenOutput((), (), "length", timings=sequence.generation.timings, prompt_logprobs=prompt_logprobs)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # at run time this would import the HTTP client and slow down
 
 WEIGHTS = "model*.safetensors"
 
-BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "merges.txt", "LICENSE*")
+COMPANION_FILES = ("*.json", "*.jinja", "*.model", "merges.txt", "LICENSE*")
 """Patterns of the top-level files needed with safetensors weights: configuration, tokenizer, template and licence."""
 
 FORMATS = (
@@ -26,7 +26,7 @@ FORMATS = (
 )
 """GGUF formats in order of preference, the best compromise between size and quality first."""
 
-OURS = (MANIFEST, DESCRIPTION)
+RESERVED_NAMES = (MANIFEST, DESCRIPTION)
 """File names that freedive itself uses in a model's folder; files of a repository with these names are ignored."""
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")
@@ -46,7 +46,9 @@ def choose(repository: str, files: Iterable[RemoteFile], wanted: str | None) -> 
 
     Raises NotFound if the wanted file does not exist, and UserError if there are no weights to choose from.
     """
-    offered = {file.path: file for file in files if safe(file.path) and file.path.rpartition("/")[2] not in OURS}
+    offered = {
+        file.path: file for file in files if safe(file.path) and file.path.rpartition("/")[2] not in RESERVED_NAMES
+    }
     if wanted:
         if wanted not in offered:
             raise NotFound(f"{repository} has no file {wanted}", _offer(repository, offered))
@@ -54,7 +56,7 @@ def choose(repository: str, files: Iterable[RemoteFile], wanted: str | None) -> 
     weights = [path for path in offered if fnmatch(path, WEIGHTS)]
     if weights:
         companions = [
-            path for path in offered if "/" not in path and any(fnmatch(path, kind) for kind in BESIDE_WEIGHTS)
+            path for path in offered if "/" not in path and any(fnmatch(path, kind) for kind in COMPANION_FILES)
         ]
         return Choice(tuple(offered[path] for path in weights + companions), ".", "safetensors")
     best = _best_gguf([path for path in offered if is_model(path)])

@@ -133,7 +133,7 @@ def digest(path: Path) -> str:
 
 
 @contextmanager
-def explained(ref: str, folder: Path) -> Iterator[None]:
+def as_user_errors(ref: str, folder: Path) -> Iterator[None]:
     """Converts errors of networks, hubs and disks in its block to a UserError with a remedy for ``ref``."""
     try:
         yield

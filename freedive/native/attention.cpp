@@ -29,7 +29,7 @@ void rotate_interleaved(float* x, const float* cosines, int dim) {
     }
 }
 
-void temper(float* x, int dim, int position, float floor_scale, float scale) {
+void scale_by_position(float* x, int dim, int position, float floor_scale, float scale) {
     const float factor = std::log1p(std::floor(float(position + 1) / floor_scale)) * scale + 1;
     for (int i = 0; i < dim; i++) x[i] *= factor;
 }
@@ -60,8 +60,8 @@ void apply(const Program& program, const HeadStep& step, int row, int dim, float
         case HeadStep::RopeInterleaved:
             rotate_interleaved(head, program.buffers[step.operand].row(row), step.dim);
             break;
-        case HeadStep::Temper:
-            temper(head, dim, program.step.positions[row], step.a, step.b);
+        case HeadStep::ScaleByPosition:
+            scale_by_position(head, dim, program.step.positions[row], step.a, step.b);
             break;
     }
 }

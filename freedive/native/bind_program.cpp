@@ -1,4 +1,4 @@
-// Python's view of programs. It converts types only: what is given is checked by the program (record_program.cpp,
+// Python bindings of Program. They only convert types; the program checks its arguments (record_program.cpp,
 // plan_step.cpp).
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -20,7 +20,7 @@ using Matrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using IntMatrix = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>>;
 using MappedBytes = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<2>>;
 
-// The tuples that stand for small structs: their fields in order.
+// Small structs are tuples in Python, with the fields in order.
 using Output = std::tuple<int, int, int>;
 using Norm = std::tuple<int, float>;
 using Head = std::tuple<HeadStep::Kind, int, int, float, float>;
@@ -50,7 +50,7 @@ std::optional<IntTable> table(const std::optional<IntRows>& rows) {
     return rows ? std::optional(table(*rows)) : std::nullopt;
 }
 
-// A new array of `rows` rows, `width` numbers of each, which lie `stride` numbers apart from each other.
+// Copies `rows` rows of `width` elements to a new array. Rows in memory are `stride` elements apart.
 template <class Number>
 nb::ndarray<nb::numpy, Number, nb::ndim<2>> copied(const Number* from, std::size_t rows, std::size_t width,
                                                    std::size_t stride) {
@@ -154,7 +154,7 @@ void bind_enums(nb::module_& m) {
         .value("NORM", HeadStep::Norm)
         .value("ROPE_HALVES", HeadStep::RopeHalves)
         .value("ROPE_INTERLEAVED", HeadStep::RopeInterleaved)
-        .value("TEMPER", HeadStep::Temper);
+        .value("SCALE_BY_POSITION", HeadStep::ScaleByPosition);
 }
 
 void bind_router(nb::module_& m) {
@@ -173,7 +173,7 @@ void bind_router(nb::module_& m) {
 
 using ProgramClass = nb::class_<Program>;
 
-// Weights are not copied: the program keeps the arrays that they lie in alive, which therefore are not converted.
+// Weights are not copied. The program keeps their arrays alive, so the arrays must not be converted (noconvert).
 void bind_recording(ProgramClass& program) {
     program
         .def(

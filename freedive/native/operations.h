@@ -175,10 +175,10 @@ struct RowOperation final : Operation {
 
 // A step applied to each head of q or k before attention, in order.
 struct HeadStep {
-    enum Kind : int { Norm, RopeHalves, RopeInterleaved, Temper } kind;
+    enum Kind : int { Norm, RopeHalves, RopeInterleaved, ScaleByPosition } kind;
     int operand;  // Norm: vector of weights. Rope: buffer of a RopeTable
     int dim;      // Rope: rotated dimensions
-    float a, b;   // Norm: epsilon. Temper: floor_scale, scale
+    float a, b;   // Norm: epsilon. ScaleByPosition: floor_scale, scale
 };
 void apply(const Program& program, const HeadStep& step, int row, int dim, float* head);
 

@@ -13,16 +13,16 @@ namespace {
 
 constexpr int kPasses = 5;
 constexpr int kIterations = 1 << 19;
-constexpr int kChains = 12;  // independent sums
+constexpr int kChains = 12;  // independent accumulators, which hide the latency of the instruction
 
 struct Unit {
     const char *type, *instruction;
     bool present;
     void (*run)();
-    double operations;  // in one iteration
+    double operations;  // operations in one iteration; an addition and a multiplication are two
 };
 
-// Assembly needs no compiler flags for the instructions, and the sums stay in registers.
+// Inline assembly needs no compiler flags for the instructions, and the accumulators stay in registers.
 #define FREEDIVE_CHAINS(step) \
     step(0) step(1) step(2) step(3) step(4) step(5) step(6) step(7) step(8) step(9) step(10) step(11)
 
@@ -50,7 +50,9 @@ void fma256() { FREEDIVE_REPEAT(FREEDIVE_FMA256) }
 void maddubs() { FREEDIVE_REPEAT(FREEDIVE_MADDUBS) }
 
 constexpr int kTileIterations = kIterations / 16;
-constexpr double kTile = 4.0 * 16 * 16 * 2 / 16;  // operations by four products of tiles: of one number of each row
+// Operations of four tile products for each element of a row. They are divided by 16 because tile kernels run only
+// kTileIterations.
+constexpr double kTile = 4.0 * 16 * 16 * 2 / 16;
 
 TileConfig whole_tiles() {
     TileConfig config;

@@ -1,4 +1,4 @@
-// How a program is recorded: what it is given is checked before it is added, so that running it needs no checks.
+// Recording of programs. Every operation is checked when it is recorded, so that running it needs no checks.
 #include <algorithm>
 #include <cstring>
 
@@ -76,7 +76,7 @@ void check(const Program& program, const HeadStep& step, int dim) {
         case HeadStep::RopeInterleaved:
             require(step.dim <= dim && step.dim % 2 == 0, "rotations are too wide");
             return program.require_buffer(step.operand, step.dim);
-        case HeadStep::Temper:
+        case HeadStep::ScaleByPosition:
             return;
     }
 }

@@ -303,7 +303,7 @@ class Emitter:
             case HeadNorm(_, _, eps):
                 return _native.HeadStepKind.NORM, self._head_weights(step), 0, eps, 0.0
             case ScaleByPosition(temperature):
-                return _native.HeadStepKind.TEMPER, NONE, 0, temperature.floor_scale, temperature.scale
+                return _native.HeadStepKind.SCALE_BY_POSITION, NONE, 0, temperature.floor_scale, temperature.scale
             case Rope(rope):
                 return self._rope_step(rope)
 

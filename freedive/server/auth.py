@@ -36,7 +36,7 @@ class Auth:
         """Whether requests need a key now."""
         if self._keys is None:
             return False
-        self._keys.look()
+        self._keys.reload_if_changed()
         return self._keys.required
 
     def admit(self, path: str, headers: Headers) -> Key:

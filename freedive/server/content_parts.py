@@ -7,7 +7,7 @@ from typing import Any
 
 from freedive.server.request_body import ignore, only, type_of
 
-SENSES = {
+MODALITIES = {
     "audio": "audio",
     "document": "document",
     "file": "file",
@@ -93,8 +93,8 @@ def _readable(message: Any, allowed: Collection[str]) -> Any:
 def readable_part(part: Any) -> Any:
     """Returns ``part`` with texts in place of images, audio, video and files, also in nested parts."""
     kind = type_of(part)
-    if kind in SENSES:
-        return {"type": "text", "text": placeholder(SENSES[kind])}
+    if kind in MODALITIES:
+        return {"type": "text", "text": placeholder(MODALITIES[kind])}
     if kind is not None and isinstance(inner := part.get("content"), list):
         return part | {"content": [readable_part(each) for each in inner]}
     return part

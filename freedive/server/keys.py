@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "fd-"
 NUM_SECRET_BYTES = 32
 LOCK = "keys"
-LOOK_S = 1.0
+POLL_S = 1.0
 """Seconds between two checks of a server whether the key file has changed."""
 HINT_LENGTH = 4
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
@@ -162,7 +162,7 @@ def _write(keys: Sequence[Key]) -> None:
 
 
 class Keys:
-    """The keys of a file, which are read again within ``LOOK_S`` seconds of a change.
+    """The keys of a file, which are read again within ``POLL_S`` seconds of a change.
 
     Raises DamagedKeys if the file cannot be read at the start. Once keys were ``required``, they stay required until
     the process ends: revoking the last key or deleting the file does not open the server.
@@ -173,12 +173,12 @@ class Keys:
         self._state: object = None
         file = read_key_file(self._path)
         self._keys: Sequence[Key] | None = file.keys
-        self._next_look = 0.0
+        self._next_check = 0.0
         self.required = file.required
 
     def holder(self, secret: str) -> Key | None:
         """Returns the key with this secret, None if there is none. Raises Unavailable while the file is damaged."""
-        self.look()
+        self.reload_if_changed()
         if self._keys is None:
             raise Unavailable("The server cannot read its key file", "Ask its operator to repair the file")
         digest, found = _hash(secret), None
@@ -187,12 +187,12 @@ class Keys:
                 found = key
         return found
 
-    def look(self) -> None:
-        """Reads the file again if it has changed, at most once in ``LOOK_S`` seconds."""
+    def reload_if_changed(self) -> None:
+        """Reads the file again if it has changed, at most once in ``POLL_S`` seconds."""
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_check:
             return
-        self._next_look = now + LOOK_S
+        self._next_check = now + POLL_S
         if (state := _state(self._path)) == self._state:
             return
         self._state = state

@@ -16,7 +16,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from freedive.config import ServerConfig
 from freedive.server import keys
-from freedive.server.keys import LOOK_S, Keys
+from freedive.server.keys import POLL_S, Keys
 
 MARKDOWN = """A **bold** word.
 
@@ -196,7 +196,7 @@ def test_where_keys_are_needed_the_page_asks_for_one_and_keeps_it(
         page.ask("again")
         page.wait_for_end()
         keys.revoke("ann")
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
         page.ask("once more")
         WebDriverWait(browser, 10, 0.02).until(lambda _: page.find("#gate").is_displayed())
         page.find("#stop").click()

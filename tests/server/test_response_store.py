@@ -175,7 +175,7 @@ def test_a_new_key_with_an_old_name_reads_nothing_of_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
-    monkeypatch.setattr(keys, "LOOK_S", 0.0)
+    monkeypatch.setattr(keys, "POLL_S", 0.0)
     headers = {"authorization": f"Bearer {keys.create('ann')}"}
     with serving(EchoModel(), keys=keys.Keys()) as url:
         name = httpx.post(f"{url}/v1/responses", json={"model": "echo", "input": "hello"}, headers=headers).json()["id"]

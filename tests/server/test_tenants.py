@@ -41,7 +41,7 @@ ASKING = {
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
-    monkeypatch.setattr(keys, "LOOK_S", 0.0)
+    monkeypatch.setattr(keys, "POLL_S", 0.0)
     return tmp_path
 
 

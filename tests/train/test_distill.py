@@ -30,7 +30,13 @@ from freedive.text.tokenizer import Tokenizer
 from freedive.train.data import teacher
 from freedive.train.data.chat_tokenizer import ChatTokenizer, train_tokenizer
 from freedive.train.data.teacher import Reply, _reply
-from freedive.train.data.teacher_data import StoredReply, TeacherPrompt, correct_replies, gather, teacher_prompts
+from freedive.train.data.teacher_data import (
+    StoredReply,
+    TeacherPrompt,
+    collect_replies,
+    correct_replies,
+    teacher_prompts,
+)
 from freedive.train.rl.on_policy import ReverseKL, Student, teacher_at
 from freedive.train.run import checkpoints, config
 from freedive.train.run.config import Distillation
@@ -150,8 +156,8 @@ def test_every_temporary_fault_is_retried(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("FREEDIVE_TEACHER_KEY", "secret")
     fake = FakeTeacher(faults=["error", "busy", "cut", "no JSON", "no choices"])
     with served(fake) as address:
-        given = gather(asking(address), tmp_path / "answers.jsonl")
-        again = gather(asking(address), tmp_path / "answers.jsonl")
+        given = collect_replies(asking(address), tmp_path / "answers.jsonl")
+        again = collect_replies(asking(address), tmp_path / "answers.jsonl")
     assert len(given) == 60
     assert again == given
     assert len(fake.requests) == 65
@@ -166,33 +172,33 @@ def test_every_temporary_fault_is_retried(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("fault", "what"), [("refused", "404 .*no such model"), ("cut", "peer closed connection")])
 def test_a_teacher_that_always_fails_ends_the_stage(fault: str, what: str, tmp_path: Path) -> None:
     with served(FakeTeacher([fault] * 1000)) as address, pytest.raises(Unavailable, match=what):
-        gather(asking(address), tmp_path / "answers.jsonl")
+        collect_replies(asking(address), tmp_path / "answers.jsonl")
 
 
 def test_an_unreachable_teacher_ends_the_stage(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="does not say what models it has"):
-        gather(asking("http://127.0.0.1:9/v1"), tmp_path / "answers.jsonl")
+        collect_replies(asking("http://127.0.0.1:9/v1"), tmp_path / "answers.jsonl")
     with pytest.raises(Unavailable, match=r"fails again and again.*kept"):
-        gather(asking("http://127.0.0.1:9/v1", model="owl", num_tasks=1), tmp_path / "answers.jsonl")
+        collect_replies(asking("http://127.0.0.1:9/v1", model="owl", num_tasks=1), tmp_path / "answers.jsonl")
 
 
 @pytest.mark.parametrize("address", ["localhost:8000", "/a/folder", "http://", "http://a:b", ""])
 def test_what_is_no_address_is_refused(address: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(f"distill.teacher is {address!r}")):
-        gather(asking(address), tmp_path / "answers.jsonl")
+        collect_replies(asking(address), tmp_path / "answers.jsonl")
 
 
 def test_a_stopped_stage_keeps_the_replies(tmp_path: Path) -> None:
     path, fake = tmp_path / "answers.jsonl", FakeTeacher(kills=10)
     with served(fake) as address:
         with pytest.raises(UserError, match=r"Stopped with \d+ of 60 answers, which are kept"):
-            gather(asking(address, num_parallel=2), path)
+            collect_replies(asking(address, num_parallel=2), path)
         kept = path.read_text()
         assert 5 <= kept.count("\n") <= 12
         path.write_text(kept + kept[:-30])  # an incomplete last line
-        assert len(gather(asking(address, num_parallel=2), path)) == 60
+        assert len(collect_replies(asking(address, num_parallel=2), path)) == 60
         assert path.read_text().startswith(kept)
-        gather(asking(address, instruction="Be brief."), path)
+        collect_replies(asking(address, instruction="Be brief."), path)
     assert len(fake.requests) >= 120  # other settings: everything is asked again
 
 

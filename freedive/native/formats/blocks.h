@@ -1,5 +1,5 @@
-// Rows as files have them -> groups of 32 codes with their scales. GGUF's blocks are those of ggml; ours, described in
-// checkpoint/file.py, are like them: [half-float scale][zero point, one byte][codes].
+// Reads groups of 32 codes and their scales from the blocks of a source row. GGUF files have the blocks of ggml. Blocks
+// of freedive's own formats (checkpoint/block_formats.py) are [half-float scale][zero point, one byte][codes].
 #pragma once
 
 #include <cstring>
@@ -14,21 +14,21 @@ inline std::uint16_t read16(const std::uint8_t* p) {
     return v;
 }
 
-// Group g of one row as the file has it: 32 codes and its scales, undecoded.
+// One group of a row: its 32 codes and its scales, as stored in the file.
 struct Group {
     std::uint8_t codes[kGroup];
-    std::uint16_t scale = 0, minimum = 0;  // of the span: half floats, or a bfloat
-    std::uint8_t sub[2] = {0, 0};          // under super-scales: the two bytes of the group's own line
+    std::uint16_t scale = 0, minimum = 0;  // those of the span: half floats; the scale may be bfloat16
+    std::uint8_t sub[2] = {0, 0};          // formats with super-scales: the group's own scales
 };
 
-// Bytes of a source block, which is a span of groups; of one number for plain floats.
+// Bytes of a source block, which is a span of groups. Float formats: bytes of one element.
 constexpr int kBlockBytes[kNumFormats] = {4,  2,   2,   132,            // F32, F16, BF16, F8G128
                                           34, 18,  20,  22,  24,        // Q8_0, Q4_0, Q4_1, Q5_0, Q5_1
                                           84, 110, 144, 176, 210,       // Q2_K to Q6_K
                                           18, 136, 17,                  // IQ4_NL, IQ4_XS, MXFP4
-                                          34, 66,  130, 19,  35,  67};  // ours
+                                          34, 66,  130, 19,  35,  67};  // I4G64, I4G128, I8G128, I4G32Z to I4G128Z
 
-// Nibbles of 16 bytes: low ones are inputs 0..15, high ones 16..31.
+// Splits 16 bytes into 32 codes of four bits. Low nibbles are inputs 0 to 15, high nibbles are inputs 16 to 31.
 inline void split_nibbles(const std::uint8_t* q, std::uint8_t* codes) {
     for (int i = 0; i < 16; i++) {
         codes[i] = q[i] & 15;
@@ -40,7 +40,7 @@ inline void add_fifth_bits(const std::uint8_t* bits, std::uint8_t* codes) {
     std::memcpy(&h, bits, 4);
     for (int i = 0; i < kGroup; i++) codes[i] |= ((h >> i) & 1) << 4;
 }
-// 6-bit scale and minimum of group j in the 12 bytes of a Q4_K or Q5_K block (ggml-quants: get_scale_min_k4).
+// Reads the 6-bit scale and minimum of group j from the 12 bytes of a Q4_K or Q5_K block (get_scale_min_k4 of ggml).
 inline void scale_min_k4(int j, const std::uint8_t* s, std::uint8_t out[2]) {
     if (j < 4) {
         out[0] = s[j] & 63;
@@ -50,14 +50,14 @@ inline void scale_min_k4(int j, const std::uint8_t* s, std::uint8_t out[2]) {
         out[1] = std::uint8_t((s[j + 4] >> 4) | ((s[j] >> 6) << 4));
     }
 }
-// 6-bit signed scale of 16 inputs, number s in the 12 bytes of a Q3_K block.
+// Reads the signed 6-bit scale of half group s from the 12 bytes of a Q3_K block.
 inline std::uint8_t scale_q3(int s, const std::uint8_t* scales) {
     const int low = (scales[s % 8] >> (4 * (s / 8))) & 15, high = (scales[8 + s % 4] >> (2 * (s / 4))) & 3;
     return std::uint8_t((low | high << 4) - 32);
 }
-constexpr std::uint16_t kNegative = 0x8000;  // files subtract the minima of K-quants, a panel adds them
+constexpr std::uint16_t kNegative = 0x8000;  // sign bit: in files minima of K-quants are subtracted, in panels added
 
-// Group j of block b.
+// Reads group j of block b.
 template <Format F>
 void read_group(const std::uint8_t* b, int j, Group& out) {
     if constexpr (F == Format::Q5_0 || F == Format::Q5_1) {
@@ -78,9 +78,9 @@ void read_group(const std::uint8_t* b, int j, Group& out) {
     }
     out.scale = read16(b);
 }
+// The scale is 2^(e - 128), not 2^(e - 127), because the values of the code table are doubled.
 template <>
-inline void read_group<Format::MXFP4>(const std::uint8_t* b, int,
-                                      Group& out) {  // 2^(e - 128), since values are doubled
+inline void read_group<Format::MXFP4>(const std::uint8_t* b, int, Group& out) {
     out.scale = b[0] == 255 ? 0x7fc0 : std::uint16_t(b[0] < 2 ? 0x20 << b[0] : (b[0] - 1) << 7);
     split_nibbles(b + 1, out.codes);
 }

@@ -1,4 +1,4 @@
-// Rows of files -> packed panels, and one packed row -> floats.
+// Packs source rows to panels, and unpacks single rows to floats.
 #include <cstring>
 
 #include "../checks.h"
@@ -19,16 +19,16 @@ float bf16_to_float(std::uint16_t v) {
     const std::uint32_t bits = std::uint32_t(v) << 16;
     return read<float>((const std::uint8_t*)&bits);
 }
-// e4m3 shifted to a half float's place is 2^-8 of its value.
+// The bits of e4m3 are shifted to those of a half float, whose exponent bias is larger by 8.
 float f8_to_float(std::uint8_t v) { return half_to_float(std::uint16_t((v & 0x80) << 8 | (v & 0x7f) << 7)) * 256.0f; }
 
-// NaN and infinities have all bits of the exponent; e4m3 has no infinities.
+// In NaN and infinities all exponent bits are set. e4m3 has no infinities; its NaN has all bits but the sign set.
 constexpr bool finite32(std::uint32_t v) { return (v & 0x7f800000) != 0x7f800000; }
 constexpr bool finite_half(std::uint16_t v) { return (v & 0x7c00) != 0x7c00; }
 constexpr bool finite_bf16(std::uint16_t v) { return (v & 0x7f80) != 0x7f80; }
 constexpr bool finite_f8(std::uint8_t v) { return (v & 0x7f) != 0x7f; }
 
-// Where plane bits of a quad lie: its line, and how far up in the line's bytes.
+// The line of a bit plane that has a quad, and the position of the quad's bits in each byte of the line.
 template <int Width>
 constexpr int plane_line(int quad) {
     return quad / (8 / Width);
@@ -38,7 +38,7 @@ constexpr int plane_shift(int quad) {
     return Width * (quad % (8 / Width));
 }
 
-// Input i of a group is byte 4 * (row in tile) + i % 4 of quad i / 4.
+// Writes the codes of one row of a tile. Input i is byte 4 * row + i % 4 of quad i / 4.
 template <class T>
 void write_codes(const std::uint8_t* codes, std::uint8_t* tile, int row) {
     for (int i = 0; i < kGroup; i++) {
@@ -88,7 +88,7 @@ bool pack_row(const std::uint8_t* src_row, int k, int row, std::uint8_t* panel) 
     return finite;
 }
 
-// Scales and minima of the two half groups of a row.
+// The scales and minima of the two half groups of one row.
 struct RowScales {
     float scale[2], minimum[2] = {0, 0};
 };
@@ -135,7 +135,7 @@ float read_float(Format f, const std::uint8_t* p) {
     return f == Format::F16 ? half_to_float(read16(p)) : bf16_to_float(read16(p));
 }
 
-// Blocks of a source row are [float scale][128 codes], the last one filled up.
+// A block of a source row is [float scale][128 codes]. The last block is padded.
 constexpr std::size_t kF8PanelBlock = kF8ScaleBytes + std::size_t(kF8Block) * kPanelRows;
 
 bool pack_f8_row(const std::uint8_t* src_row, int k, int row, std::uint8_t* panel) {
@@ -191,7 +191,7 @@ std::uint16_t float_to_half(float f) {
     const std::uint16_t sign = std::uint16_t((bits >> 16) & 0x8000);
     bits &= 0x7fffffff;
     if (bits > 0x7f800000) return sign | 0x7e00;   // NaN
-    if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds past the largest half
+    if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to infinity
     if (bits >= 0x38800000) {                      // normal: round to nearest even
         bits += 0xfff + ((bits >> 13) & 1);
         return sign | std::uint16_t((bits - (112u << 23)) >> 13);

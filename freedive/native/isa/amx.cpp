@@ -1,5 +1,6 @@
-// The amx level is the avx512 one but for products of many activation rows, which tile registers compute, and those of
-// bfloat16 in training. Integer sums are exact and enter the same float code, so that results have the same bits.
+// The amx level: the avx512 level, with tile registers for linear layers with many activation rows and for bfloat16
+// products in training. Integer sums are exact and the float code is the same, so linear layers give the same bits as
+// on avx512.
 #include <cstddef>
 
 #include "emulated_tiles.h"
@@ -14,20 +15,20 @@ using namespace avx512;
 
 #include "bf16.inl"
 
-#include "tile_products.inl"  // reads it
+#include "tile_products.inl"  // uses bf16.inl
 
 #include "cells_avx512.inl"
 
-constexpr int kLeastRows = 6;  // fewer are faster without
-constexpr int kRun = 4;        // products of a strip that are stored before the first is read again
+constexpr int kLeastRows = 6;  // with fewer rows the avx512 kernel is faster
+constexpr int kRun = 4;        // products of a strip that are stored before the first is loaded again
 
-// Registers: sums of two strips of activation rows with both tiles of a panel, the strips, and the codes.
+// Register numbers: accumulators [strip of activation rows][tile of the panel], the two strips, and the codes.
 constexpr int kSums = 0, kStrips = 4, kCodes = 6;
-constexpr int kStripLine = 2 * kGroup;  // high and low halves of a row's group, as QuantisedGroup has them
+constexpr int kStripLine = 2 * kGroup;  // the high and the low halves of one row of a group, as in QuantisedGroup
 static_assert(offsetof(QuantisedGroup, low) == kGroup && kStripLine == kTileBytes && kTileHeight == kTileRows);
 
-// A stretch of a panel and two strips of up to 16 rows, in the nearest cache. A product is one of inputs that
-// share a scale.
+// A stretch of a panel and two strips of up to 16 rows, which stay in the L1 cache. The inputs of one product share a
+// scale.
 template <class T>
 struct Stretch {
     static constexpr int products = T::halves ? 2 : 1, groups = kRun / products;
@@ -55,7 +56,7 @@ TileConfig config(int height) {
     return config;
 }
 
-// Codes less their zero point are bytes with a sign.
+// Unpacks the codes of a tile and subtracts the zero point, which gives signed bytes.
 template <class T, int Quad = 0>
 LANES void unpack_codes(const std::uint8_t* tile, std::int8_t (&out)[kQuads][kLine]) {
     const C code = load_codes<T, Quad>(tile);
@@ -77,7 +78,7 @@ LANES void unpack(const std::uint8_t* panel, int begin, int end, Stretch<T>& str
     }
 }
 
-// The strip's last rows stand in for those that it lacks.
+// Copies groups [begin, end) of the rows to a strip. If the strip has more rows, the last row is repeated.
 template <class Strip>
 LANES void gather(const QuantisedGroup* const* x, int rows, int height, int begin, int end, Strip& strip) {
     for (int g = begin; g < end; g++) strip.has_low[g - begin] = false;
@@ -128,7 +129,7 @@ LANES void add_half(const TileScales<T> (&scales)[2], const std::int32_t* high, 
     add_products<T, 1, Half>(products, has_low ? 1 : 1 << kLowBits, scales, &a, sum);
 }
 
-// Adds what the strip's products make of its row r to `out`.
+// Adds the scaled products of row r of a strip to `out`.
 template <class T, class Strip>
 LANES void add_row(const Stretch<T>& stretch, const Strip& strip, int r, int begin, int end, const QuantisedGroup* x,
                    float* out) {
@@ -145,7 +146,7 @@ LANES void add_row(const Stretch<T>& stretch, const Strip& strip, int r, int beg
     for (int t = 0; t < 2; t++) f_store(out + t * kTileRows, sum[t][0]);
 }
 
-// Adds the products of groups [begin, end), which are unpacked, with the rows of up to two strips.
+// Adds the products of groups [begin, end), which are unpacked in `stretch`, and the rows of one or two strips.
 template <class T, class Tiles>
 LANES void add_stretch(Tiles& tiles, Stretch<T>& stretch, const QuantisedGroup* const* x, int rows, int height,
                        int begin, int end, float* out) {
@@ -195,7 +196,7 @@ Kernels table(const char* name) {
 }  // namespace freedive::amx
 
 namespace freedive {
-// Not constants: what makes them must run on machines that have AVX512 alone.
+// The tables are built on first use: static initialisers would run AVX512 code on processors without it.
 const Kernels& amx_kernels() {
     static const Kernels kernels = amx::table<Tiles, amx::VectorCells>("amx");
     return kernels;

@@ -1,23 +1,23 @@
-// Attention to keys and values, and to latents; included by kernels.inl.
+// Attention to float and half-float keys and values, and to latents (MLA); included by kernels.inl.
 
 LANES F load_cached(const float* p) { return f_load(p); }
 LANES F load_cached(const std::uint16_t* p) { return f_load_half(p); }
 
-// The first `width` columns of a matrix that lies in pages of `rows` rows, `stride` numbers apart; what is read `after`
-// it lies likewise.
+// The first `width` columns of a matrix in pages of `rows` rows. Rows are `stride` elements apart. `after` is the
+// memory that is read after the matrix; it is prefetched with the last page.
 template <class T>
 struct Paged {
     const std::uint8_t* const* pages;
     int num_pages, rows, width, stride;
     const void* after;
-    // From page p to the one that follows, in numbers.
+    // The distance from page p to the page after it, in elements: prefetches add it to an address in page p.
     std::ptrdiff_t ahead(int p) const {
         return (const T*)(p + 1 < num_pages ? pages[p + 1] : after) - (const T*)pages[p];
     }
 };
 
-// out[r][column] = sum over i of left[r][i] * right[i][column], in order of i; columns go by C vectors at a time. Not
-// inlined, since its sums want all registers.
+// out[r][column] = sum over i of left[r][i] * right[i][column], in order of i. Each pass computes C vectors of columns.
+// The function is not inlined because its accumulators need all registers.
 template <int LeftStride, int OutStride, int R, int C, class T>
 __attribute__((noinline)) void multiply(const float* left, const Paged<T>& right, float* out) {
     for (int column = 0; column < right.width; column += 16 * C) {
@@ -45,7 +45,7 @@ __attribute__((noinline)) void multiply(const float* left, const Paged<T>& right
     }
 }
 
-// Scores -> exp(score - max), in place; keys [from, to) of the n are seen.
+// Replaces n scores by exp(score - max). Only keys [from, to) are visible; the weights of the others become 0.
 LANES void softmax_row(float* scores, int n, int from, int to, float cap, AttendPartial& out) {
     for (int i = 0; cap != 0 && i < n; i += 16) f_store(scores + i, f_softcap(f_load(scores + i), cap));
     for (int t = 0; t < n && t < from; t++) scores[t] = -__builtin_inff();
@@ -74,7 +74,7 @@ void fold(AttendPartial& into, const AttendPartial& next, int n) {
         f_store(into.values + i, f_add(f_mul(f_load(into.values + i), a), f_mul(f_load(next.values + i), b)));
 }
 
-// Pages [begin, end) of a split that some row of a block sees.
+// Pages [begin, end) of a split: those with keys that are visible to at least one row of a block.
 struct Span {
     int begin, end;
     int num_pages() const { return end - begin; }
@@ -85,7 +85,8 @@ LANES Span seen_pages(const AttendTask& task, int row, int num_rows) {
     return {first > 0 ? first / kPageTokens : 0, end};
 }
 
-// Folds what R rows from `row` on make of their scores [R][split's tokens] into their states.
+// Applies softmax to the scores [R][kSplitTokens] of rows [row, row + R), computes the weighted sums of values, and
+// merges the results into the states of the rows.
 template <class T, int R>
 LANES void weigh_values(const AttendTask& task, int row, Span seen, float* scores, AttendPartial* states) {
     alignas(64) float values[R * kMaxHeadDim];
@@ -122,7 +123,7 @@ void attend(const AttendTask& task, AttendPartial* states) {
     for (int row = 0; row < task.num_rows; row += kAttendRows) attend_rows<T>(task, row, states);
 }
 
-// scores[head][token + t] of kAttendRows tokens; latents are keys and values both.
+// Computes scores[head][token + t] for kAttendRows tokens. Each latent is both key and value.
 template <class T>
 void score_latents(const AttendTask& task, int token, const void* after, float* scores) {
     alignas(64) float latents[kAttendRows * kMaxHeadDim], products[kAttendRows * kLatentHeads];

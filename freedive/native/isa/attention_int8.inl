@@ -1,9 +1,9 @@
-// Attention to keys and values of 8 bits, by the integer products of linear.inl with queries and weights of 8 bits;
-// included by kernels.inl. Scores have scales by token and 32 dimensions. The values' scales, which are by token, go
-// into the weights.
+// Attention to 8-bit keys and values; included by kernels.inl. Queries and attention weights are quantised to 8 bits,
+// and the integer products of linear.inl multiply them. Keys have one scale for each token and 32 dimensions. Values
+// have one scale for each token, by which the attention weight of the token is multiplied before it is quantised.
 
 constexpr int kMaxHeadGroups = kMaxHeadDim / kGroup;
-constexpr float kHighOnly = __builtin_inff();  // above it nothing has low halves
+constexpr float kHighOnly = __builtin_inff();  // a threshold of infinity: no group has low halves
 
 struct alignas(kLine) ScaleLine {
     std::uint16_t bfloats[kPanelRows];
@@ -22,7 +22,7 @@ LANES void ask_for(const std::uint8_t* lines) {
 struct ScaledCodes {
     const std::uint8_t *scales, *codes;
 };
-// out[r][32] = a panel, whose i-th group is at(i), times each row; rows lie Stride groups apart.
+// out[r][32] = the product of a panel and row r. at(i) returns group i of the panel. Rows are Stride groups apart.
 template <int Stride, int OutStride, int R, class At>
 LANES void multiply_codes(const QuantisedGroup* x, int num_groups, float* out, At&& at) {
     Sums<R> sums(out, OutStride, true);
@@ -36,7 +36,8 @@ LANES void multiply_codes(const QuantisedGroup* x, int num_groups, float* out, A
     sums.store();
 }
 
-// out[r][token] = queries times the keys of a page; meanwhile asks for the next page's, and for this one's values.
+// out[r][token] = the products of queries and the keys of a page. The keys of the next page and the values of this page
+// are prefetched.
 template <int R>
 __attribute__((noinline)) void score_codes(const QuantisedGroup* q, int num_groups, const std::uint8_t* keys,
                                            const std::uint8_t* next, const std::uint8_t* values, float* out) {
@@ -48,7 +49,7 @@ __attribute__((noinline)) void score_codes(const QuantisedGroup* q, int num_grou
     });
 }
 
-// out[r][column] = weights times the values of pages, in one panel of columns.
+// out[r][column] = the products of attention weights and values, for one panel of columns.
 template <int R>
 __attribute__((noinline)) void weigh_codes(const QuantisedGroup* weights, int num_pages,
                                            const std::uint8_t* const* pages, int panel, float* out) {
@@ -62,7 +63,7 @@ LANES void quantise_query(const float* q, int num_groups, QuantisedGroup* out) {
     for (int g = 0; g < num_groups; g++, q += kGroup) quantise_group(f_load(q), f_load(q + 16), kHighOnly, out + g);
 }
 
-// A row's weights times the scales of its tokens' values: a group for each page.
+// Multiplies the attention weights of a row by the scales of the values and quantises them, one group for each page.
 LANES void quantise_weights(const float* weights, const std::uint8_t* const* values, int num_pages,
                             QuantisedGroup* out) {
     for (int p = 0; p < num_pages; p++, weights += kPageTokens) {

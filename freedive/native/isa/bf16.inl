@@ -1,6 +1,7 @@
-// Floats to bfloat16, to the nearest and of two the even one; what is no number stays none.
+// Conversion of floats to bfloat16: round to nearest, ties to even. NaN stays NaN.
 
-LANES std::uint32_t bf16_bits(float x) {  // in the upper half
+// The bfloat16 is in the upper 16 bits of the result; the lower ones are 0.
+LANES std::uint32_t bf16_bits(float x) {
     std::uint32_t bits;
     __builtin_memcpy(&bits, &x, sizeof bits);
     const std::uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);

@@ -1,11 +1,12 @@
-// PlainCells by vectors, where the processor rounds floats to bfloat16 itself; included in the namespace of a level.
+// A vectorised PlainCells for processors with AVX512_BF16 instructions; included in the namespace of a level.
 
 alignas(64) constexpr std::uint16_t kInTurns[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
 
 struct VectorCells {
     static LANES __mmask16 first(int count) { return count >= 16 ? 0xffff : count > 0 ? (1 << count) - 1 : 0; }
-    // Both of 16 as bfloat16: those of `low`, then those of `high`. In assembly, which needs no flags.
+    // Rounds two vectors to bfloat16: the 16 elements of `low`, then the 16 of `high`. Inline assembly needs no
+    // compiler flag for the instruction.
     static LANES __m512i rounded(__m512 high, __m512 low) {
         __m512i halves;
         asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(halves) : "v"(high), "v"(low));
@@ -17,7 +18,7 @@ struct VectorCells {
         const __m512i halves = rounded(_mm512_maskz_loadu_ps(odd ? some : 0, odd), low);
         _mm512_storeu_si512(cells, in_turns(halves));
     }
-    // The lower 16 halves and the upper ones, by turns.
+    // Interleaves the lower 16 elements with the upper 16.
     static LANES __m512i in_turns(__m512i halves) {
         return _mm512_permutexvar_epi16(_mm512_load_si512(kInTurns), halves);
     }
@@ -36,16 +37,19 @@ struct VectorCells {
     static LANES void transpose(const Square& from, std::uint32_t* to, std::ptrdiff_t stride) {
         __m512i x[16], y[16];
         for (int i = 0; i < 16; i++) x[i] = _mm512_loadu_si512(from[i]);
-        for (int i = 0; i < 16; i += 2) {  // of every four columns: pairs of rows side by side
+        // Interleaves the elements of rows i and i + 1.
+        for (int i = 0; i < 16; i += 2) {
             y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
             y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
         }
-        for (int i = 0; i < 16; i += 4)  // rows i to i + 3 of columns c, 4 + c, 8 + c and 12 + c in x[i + c]
+        // x[i + c] has rows i to i + 3 of columns c, 4 + c, 8 + c and 12 + c.
+        for (int i = 0; i < 16; i += 4)
             for (int c = 0; c < 4; c += 2) {
                 x[i + c] = _mm512_unpacklo_epi64(y[i + c / 2], y[i + 2 + c / 2]);
                 x[i + c + 1] = _mm512_unpackhi_epi64(y[i + c / 2], y[i + 2 + c / 2]);
             }
-        for (int c = 0; c < 4; c++) {  // squares of four by four, to their places
+        // Transposes the 4 x 4 blocks of 128 bits.
+        for (int c = 0; c < 4; c++) {
             const __m512i low01 = _mm512_shuffle_i32x4(x[c], x[4 + c], 0x44);
             const __m512i high01 = _mm512_shuffle_i32x4(x[c], x[4 + c], 0xee);
             const __m512i low23 = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0x44);

@@ -1,6 +1,7 @@
-// Products of groups for levels without an instruction that adds four products to a sum of 32 bits. Codes of up to six
-// bits meet halves of activations in sums of 16 bits, each emptied into one of 32 before it can overflow, which takes
-// the 256 of high halves along as a factor. Wider codes and their activations become words, whose products go in pairs.
+// Products of groups for levels without an instruction that adds four products to a 32-bit accumulator. Codes of up to
+// six bits are multiplied by the high and the low halves of activations in 16-bit accumulators. Each is added to a
+// 32-bit accumulator before it can overflow; that of high halves is multiplied by 256 there. Wider codes and their
+// activations are converted to 16-bit words; one instruction multiplies two pairs of words and adds the products.
 
 #include "groups.inl"
 
@@ -14,7 +15,8 @@ constexpr int max_code() {
         for (const int code : T::table) most = code > most ? code : most;
     return most;
 }
-// Quads that a sum has room for: a lane adds two products of each, with halves of activations from -128 on.
+// The number of quads that a 16-bit accumulator can add without overflow. A lane adds two products of each quad, and a
+// half of an activation is at least -128.
 template <class T>
 constexpr int kShortQuads = 32767 / (2 * max_code<T>() * 128);
 
@@ -29,8 +31,8 @@ LANES void dot_short(const std::uint8_t* tiles, const std::int8_t* const (&x)[V]
     }
 }
 
-// out = products of quads [First, Last) of N tiles with vectors of codes, times `Unit`, plus what is there if `Adds`.
-// Of two vectors for each row of `out` the first are the high halves.
+// out = the products of quads [First, Last) of N tiles and V vectors of activation codes, times Unit. They are added to
+// `out` if Adds is true. If V is 2 * R, the first R vectors are high halves, the others are low halves.
 template <class T, int Unit, int First, int Last, bool Adds = false, int N, int V, int R>
 LANES void multiply_tiles(const std::uint8_t* tiles, const std::int8_t* const (&x)[V], I (&out)[N][R]) {
     constexpr int end = First + kShortQuads<T> < Last ? First + kShortQuads<T> : Last;
@@ -48,7 +50,7 @@ LANES void multiply_tiles(const std::uint8_t* tiles, const std::int8_t* const (&
     if constexpr (end < Last) multiply_tiles<T, Unit, end, Last, true>(tiles, x, out);
 }
 
-// Adds the products of a tile with activations as words.
+// Adds the products of a tile and activations that were converted to words.
 template <class T, int First, int Last, int R>
 LANES void add_words(const std::uint8_t* tile, const std::int16_t (&words)[R][kGroup], I (&out)[R]) {
     if constexpr (First < Last) {
@@ -61,7 +63,7 @@ LANES void add_words(const std::uint8_t* tile, const std::int16_t (&words)[R][kG
     }
 }
 
-// Of a panel times R rows: they stay in `out`, since the registers are full of sums of products.
+// The results of a panel times R rows. They stay in memory, in `out`, because integer accumulators need all registers.
 template <int R>
 struct Sums {
     float* at;
@@ -73,17 +75,17 @@ struct Sums {
     LANES void store() {}
 };
 
-// Rows of a group, with what all its tiles need of them.
+// The activation rows of a group, and values that are computed once for all tiles.
 template <int R>
 struct GroupRows {
     const QuantisedGroup* const* a;
-    int num_low;  // have low halves
+    int num_low;  // the number of rows with low halves
     alignas(32) std::int16_t words[R][kGroup];
 };
 
-constexpr int kShortVectors = 6;  // whose sums fit in the registers
+constexpr int kShortVectors = 6;  // the accumulators of this many vectors fit in the registers
 
-// Adds the products of a tile with low halves to those with high ones.
+// Adds the products of a tile and low halves to `products`, which has those of the high halves.
 template <class T, int First, int Last>
 __attribute__((noinline)) void add_low(const std::uint8_t* tile, const std::int8_t* low, std::int32_t* products) {
     const std::int8_t* const x[1] = {low};
@@ -92,8 +94,8 @@ __attribute__((noinline)) void add_low(const std::uint8_t* tile, const std::int8
     i_store(products, i_add(i_load(products), out[0][0]));
 }
 
-// out = products of N tiles with halves of activations. Where many rows share the codes but few have low halves, these
-// are done one by one.
+// out = the products of N tiles and both halves of activations. If only some of the rows have low halves, those rows
+// are computed one at a time.
 template <class T, int First, int Last, int N, int R>
 LANES void multiply_halves(const std::uint8_t* tiles, const GroupRows<R>& rows, I (&out)[N][R]) {
     constexpr bool at_once = 2 * R <= kShortVectors;
@@ -123,7 +125,7 @@ LANES void multiply_halves(const std::uint8_t* tiles, const GroupRows<R>& rows, 
     }
 }
 
-// Adds what quads [First, Last) of N tiles make, whose scales are those of half group `Half`, to their `sums`.
+// Adds the scaled products of quads [First, Last) of N tiles to `sums`. The scales are those of half group Half.
 template <class T, int First, int Last, int Half, int N, int R>
 LANES void add_tiles(const std::uint8_t* tiles, const TileScales<T>* scales, const std::int32_t (&zeros)[R],
                      const GroupRows<R>& rows, const Sums<R>& sums, int tile) {
@@ -147,7 +149,7 @@ LANES void add_tiles(const std::uint8_t* tiles, const TileScales<T>* scales, con
     });
 }
 
-// A single row leaves registers for both tiles at once, which then share what is read of it.
+// With one row the registers suffice for both tiles, and the activations are loaded once for both.
 template <class T, int R>
 constexpr int kTilesAtOnce = R == 1 && !kTakesWords<T> ? 2 : 1;
 

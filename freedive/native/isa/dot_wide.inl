@@ -1,9 +1,9 @@
-// Products of groups in sums of 32 bits, to which an instruction adds four products at once.
+// Products of groups for levels with an instruction that adds four products to a 32-bit accumulator.
 
 #include "groups.inl"
 
-// Adds the products of quads [First, Last) of both tiles with one part of the activations, high or low: each activation
-// that is spread over the lanes serves two.
+// Adds the products of quads [First, Last) of both tiles and one half of the activations, high or low. Both tiles use
+// the same broadcast of each quad of activations.
 template <class T, int First, int Last, int R>
 LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const std::int8_t* const* x,
                      I (&acc)[2][R]) {
@@ -18,13 +18,14 @@ LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const
     }
 }
 
-// What the zero point takes from the products of quads [First, Last) with codes whose halves have these sums.
+// The contribution of the zero point to the products of quads [First, Last): -zero times the sum of the activations.
+// `sums` are the sums of the two half groups.
 template <class T, int First, int Last, int Half>
 LANES I zero_products(const std::int32_t (&sums)[2]) {
     return i_set(-T::zero * (Last - First == kQuads ? sums[0] + sums[1] : sums[Half]));
 }
 
-// Adds the products of quads [First, Last) of a group, whose scales are those of half group `Half`.
+// Adds the scaled products of quads [First, Last) of a group. The scales are those of half group Half.
 template <class T, int R, int First, int Last, int Half>
 LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const QuantisedGroup* const* a,
                      F (&sum)[2][R]) {
@@ -39,9 +40,11 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2]
         acc[0][r] = acc[1][r] = zero_products<T, First, Last, Half>(a[r]->high_sum);
     }
     dot_quads<T, First, Last, R>(tile0, tile1, high, acc);
-    float unit = 1 << kLowBits;  // without low halves the high ones need no shift: a power of two alters no bit
+    // Without low halves the scale is multiplied by this power of two, which is exact, instead of shifting the
+    // products.
+    float unit = 1 << kLowBits;
     if (any_low) {
-        // Several rows read the codes again: kept in registers until here, they would drive out the sums.
+        // With several rows the codes are loaded again. Codes kept in registers until here would spill accumulators.
         if constexpr (R > 1) asm("" : "+r"(tile0), "+r"(tile1));
         for (int r = 0; r < R; r++) {
             const I zero = zero_products<T, First, Last, Half>(a[r]->low_sum);
@@ -53,7 +56,7 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2]
     add_products<T, R, Half>(acc, unit, scales, a, sum);
 }
 
-// Of a panel times R rows; `out` holds rows `stride` numbers apart.
+// The accumulators of a panel times R rows. Rows of `out` are `stride` elements apart.
 template <int R>
 struct Sums {
     F at[2][R];

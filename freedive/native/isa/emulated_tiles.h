@@ -1,5 +1,5 @@
-// Tile registers in software: what Tiles does, on any machine, by the words of Intel's manual. It traps where a
-// processor would.
+// A software emulation of Tiles for any processor, after Intel's Software Developer's Manual. Invalid uses trap, as
+// they do on a processor.
 #pragma once
 
 #include <cmath>
@@ -43,7 +43,7 @@ class EmulatedTiles {
             }
     }
 
-    // Sums of even and of odd inputs run apart; numbers too small to be normal are 0.
+    // Even and odd inputs have separate accumulators. Subnormal inputs and results are flushed to zero.
     void dot_bf16(int sum, int a, int b) {
         check_shapes(sum, a, b);
         for (int m = 0; m < rows(sum); m++)

@@ -1,6 +1,6 @@
-// Arithmetic on rows and its gradients; included by kernels.inl.
+// Row kernels of training, forward and backward; included by kernels.inl.
 
-// Calls body(first, count) for 16 numbers at a time, and then for those that are left.
+// Calls body(first, count) for each full vector of 16 elements, then for the remainder.
 template <class Body>
 LANES void for_vectors(int n, Body body) {
     int i = 0;
@@ -31,7 +31,7 @@ float weighted_swiglu_gradient(const float* gate, const float* up, const float* 
     return sum_lanes(sum);
 }
 
-// Numbers after the n, up to a whole vector, become what exp makes 0 of. Returns how many there are then.
+// Pads x from n elements to a multiple of 16 with -infinity, whose exp is 0. Returns the padded length.
 LANES int whole_vectors(float* x, int n) {
     const int whole = (n + 15) / 16 * 16;
     for (int i = n; i < whole; i++) x[i] = -__builtin_inff();
@@ -72,7 +72,7 @@ float dot(const float* x, const float* y, int n) {
     return sum_lanes(sum);
 }
 
-// x * scale = y / weight; and the mean of x * scale * weight * d is what all of d_x have in common.
+// With normed = x * scale: d_x = scale * (weight * d - normed * mean(normed * weight * d)).
 void rms_norm_gradient(const float* x, const float* weight, const float* d, int n, float eps, float* d_x,
                        float* d_weight) {
     const float scale = 1.0f / __builtin_sqrtf(mean_square(x, n) + eps);

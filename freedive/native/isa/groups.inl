@@ -1,13 +1,13 @@
-// Groups of a panel: their codes and scales, and what is made of integer products with them. Included by what computes
-// those products, dot_wide.inl, dot_short.inl and amx.cpp.
+// Groups of a panel: loads their codes and scales, and applies the scales to integer products. Included by
+// dot_wide.inl, dot_short.inl and amx.cpp, which compute the products.
 
 template <int I>
 struct Index {
     constexpr operator int() const { return I; }
 };
 #define EACH(i) [&](auto i) __attribute__((always_inline))
-// Calls body(i) for each i < N. Arrays of registers want indices that are constants from the start: where lanes are
-// pairs of registers, GCC finds out too late that loops over them can be unrolled, and keeps the arrays in memory.
+// Calls body(i) for each i < N, with i a compile-time constant. Where F is a pair of registers, GCC unrolls ordinary
+// loops too late and keeps arrays of F in memory.
 template <int N, int I = 0, class Body>
 LANES void unroll(Body&& body) {
     if constexpr (I < N) {
@@ -24,10 +24,10 @@ LANES std::int32_t four_bytes(const std::int8_t* p) {
 
 LANES void prefetch_panel(const std::uint8_t* line) { __builtin_prefetch(line + kPrefetchBytes, 0, kPrefetchLocality); }
 
-// The bits that a plane has of a quad's codes, put at bit `To`.
+// Loads the bits that a bit plane of Width bits has of the codes of a quad, shifted to bit To.
 template <int Width, int Quad, int To = 0>
 LANES C load_plane(const std::uint8_t* lines) {
-    constexpr int quads = 8 / Width;  // in a line
+    constexpr int quads = 8 / Width;  // the number of quads in a line
     const C line = c_load(lines + Quad / quads * kLine);
     if constexpr (Width == 8) return line;
     return c_bits<Width*(Quad % quads) - To>(line, ((1 << Width) - 1) << To);
@@ -41,7 +41,7 @@ LANES C load_codes(const std::uint8_t* tile) {
     return c;
 }
 
-// Scales and minima of one tile of a group; [1] are the second half group's where halves differ.
+// Scales and minima of one tile of a group. Element [1] is set only if T::halves; it is that of the second half group.
 template <class T>
 struct TileScales {
     F scale[2], minimum[2];
@@ -78,18 +78,18 @@ struct TileScales {
     }
 };
 
-// A sum and the product of activations with codes less their zero points, which counts by both scales.
+// Returns sum + product * scale * activation_scale. `product` is the integer product, with the zero point subtracted.
 LANES F add_product(I product, F scale, F activation_scale, F sum) {
     return f_fma(f_from_int(product), f_mul(scale, activation_scale), sum);
 }
-// A sum and the minimum of a group, or of half of one, times its activations.
+// Returns sum + minimum * (the sum of the activations of the group, or of half group Half if T::halves).
 template <class T, int Half>
 LANES F add_minimum(const TileScales<T>& scales, const QuantisedGroup* a, F sum) {
     const float* sums = a->scaled_sum;
     return f_fma(scales.minimum[Half], f_set(T::halves ? sums[Half] : sums[0] + sums[1]), sum);
 }
 
-// The same for both tiles and R rows; products count `unit` times the activations' scale.
+// Adds the scaled products of both tiles and R rows. The scale of the activations is multiplied by `unit`.
 template <class T, int R, int Half>
 LANES void add_products(const I (&products)[2][R], float unit, const TileScales<T> (&scales)[2],
                         const QuantisedGroup* const* a, F (&sum)[2][R]) {

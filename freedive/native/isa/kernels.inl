@@ -1,7 +1,7 @@
-// The kernels, written once over 16 lanes; each level includes this file inside its own namespace.
-// Every row's result is the same bit for bit whatever rows it is computed with: integer sums inside a group are exact
-// and float sums run over groups (or inputs, keys) in order. No standard library templates here: their instances could
-// be shared with code that must run on lesser machines.
+// The kernels, written once for vectors of 16 lanes. Each level includes this file in its own namespace. The result of
+// a row does not depend on the other rows of the batch, bit for bit: integer sums in a group are exact, and float sums
+// run over groups (or inputs, or keys) in order. Standard library templates are not used: the linker could share their
+// instances, compiled for a higher level, with code that must run on older processors.
 
 LANES float sum_lanes(F v) {
     float x[16];
@@ -10,7 +10,7 @@ LANES float sum_lanes(F v) {
         for (int i = 0; i < width; i++) x[i] += x[i + width];
     return x[0];
 }
-// out[i] += the sum of x[i]'s lanes. Levels that can do several at once say how.
+// out[i] += the sum of the lanes of x[i]. Levels with a faster way overload this function.
 template <class Lanes>
 LANES void f_add_lane_sums(const Lanes (&x)[8], float* out) {
     for (int i = 0; i < 8; i++) out[i] += sum_lanes(x[i]);
@@ -35,15 +35,15 @@ LANES F f_softcap(F x, float cap) { return f_mul(f_tanh(f_div(x, f_set(cap))), f
 #include "linear.inl"
 #include "rows.inl"
 
-#include "attention_int8.inl"  // reads what the others define
+#include "attention_int8.inl"  // uses attention.inl, linear.inl and rows.inl
 
 #include "delta.inl"
 
 #include "bf16.inl"
 
-#include "products.inl"  // reads it
+#include "products.inl"  // uses bf16.inl
 
-#include "gradients.inl"  // reads the helpers of products
+#include "gradients.inl"  // uses products.inl
 
 #include "updates.inl"
 

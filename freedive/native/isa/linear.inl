@@ -1,8 +1,9 @@
-// Products of panels and activation rows; included by kernels.inl.
+// Linear layers: products of weight panels and activation rows; included by kernels.inl.
 
 // ---------------------------------------------------------------- linear, quantised
 
-// Adds the products of groups [begin, end) to what `out` holds; `streams` where the panel comes from afar.
+// Adds the products of groups [begin, end) to `out`, or writes them where `begin` is 0. If `streams` is true, the panel
+// is read from memory and is prefetched.
 template <Format Fmt, int R>
 void linear_rows(const std::uint8_t* panel, int begin, int end, const QuantisedGroup* const* x, bool streams,
                  float* out) {
@@ -31,8 +32,9 @@ void linear_block(const std::uint8_t* panel, int begin, int end, const Quantised
     if constexpr (R > 1) linear_block<Fmt, R - 1>(panel, begin, end, x, rows, streams, out);
 }
 
-// Rows in blocks of about equal height, which share a stretch of the panel while it is in the nearest cache.
-constexpr int kStretch = 16;  // groups; a multiple of every span
+// The number of groups of a stretch, a multiple of every span. Rows are divided into blocks of about equal height. All
+// blocks use a stretch of the panel while it is in the L1 cache.
+constexpr int kStretch = 16;
 
 template <Format Fmt>
 void linear_quantised(const std::uint8_t* panel, int k, const QuantisedGroup* const* x, int rows, float* out) {
@@ -48,7 +50,7 @@ void linear_quantised(const std::uint8_t* panel, int k, const QuantisedGroup* co
 
 // ---------------------------------------------------------------- linear, float
 
-constexpr float kF8Unit = 256.0f;  // f_load_f8 gives values in units of 2^8
+constexpr float kF8Unit = 256.0f;  // f_load_f8 returns values divided by 2^8
 
 template <Format Fmt>
 LANES F load_weights(const std::uint8_t* p) {
@@ -58,7 +60,7 @@ LANES F load_weights(const std::uint8_t* p) {
     return f_load_bf16((const std::uint16_t*)p);
 }
 
-// Adds the products of inputs [begin, begin + n).
+// Adds the products of inputs [begin, begin + n) to the accumulators.
 template <Format Fmt, int R>
 LANES void add_inputs(const std::uint8_t* weights, const float* const* x, int begin, int n, F (&sum)[2][R]) {
     constexpr int tile_bytes = kTileRows * float_bytes(Fmt);

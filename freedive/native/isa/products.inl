@@ -1,9 +1,9 @@
-// FloatProducts of float matrices in tiles whose sums stay in registers; included by kernels.inl. A number's sum has
-// one order, whatever tile it is in. With factors of bfloat16, floats are rounded to such as they are packed.
+// FloatProducts of float matrices: tiles whose accumulators stay in registers; included by kernels.inl. The order of
+// summation of an element does not depend on its tile. With Precision::Bfloat16, packing rounds both factors.
 
 constexpr int kLeftRows = 6, kTileColumns = 16 * kTileVectors;
 
-// A whole vector, or as much of one as there is; the rest is 0.
+// Loads the first `count` elements of a vector; the other lanes are 0.
 LANES F load_some(const float* from, int count) {
     if (count >= 16) return f_load(from);
     float x[16] = {};
@@ -17,12 +17,12 @@ LANES void store_some(float* to, F v, int count) {
     for (int i = 0; i < count; i++) to[i] = x[i];
 }
 
-// Writes the sums of one vector of a row, or adds them.
+// Stores a vector of sums, or adds it to `out` if `adds` is true.
 LANES void put(float* out, F sum, bool adds, int count) {
     store_some(out, adds ? f_add(load_some(out, count), sum) : sum, count);
 }
 
-// Not inlined, since its sums want all registers.
+// The function is not inlined because its accumulators need all registers.
 template <int R>
 __attribute__((noinline)) void multiply_rows(const ProductTile& tile) {
     F sum[R][kTileVectors];
@@ -41,7 +41,7 @@ __attribute__((noinline)) void multiply_rows(const ProductTile& tile) {
         F row[kTileVectors];
         for (int v = 0; v < kTileVectors; v++) {
             row[v] = f_load(right + 16 * v);
-            __builtin_prefetch(right + size + 16 * v, 0, 2);  // of the panel after
+            __builtin_prefetch(right + size + 16 * v, 0, 2);  // the next panel
         }
         for (int r = 0; r < R; r++) {
             const F factor = f_set(left[r][at]);
@@ -49,7 +49,7 @@ __attribute__((noinline)) void multiply_rows(const ProductTile& tile) {
         }
     }
     if (tile.num_columns == kTileColumns && tile.adds) {
-#pragma GCC unroll 8  // else the sums go through memory
+#pragma GCC unroll 8  // without it the accumulators are spilled to memory
         for (int r = 0; r < R; r++)
             for (int v = 0; v < kTileVectors; v++) put(out[r] + 16 * v, sum[r][v], true, 16);
     } else if (tile.num_columns == kTileColumns) {
@@ -70,7 +70,7 @@ void multiply_tile(const ProductTile& tile) {
     multiply_rows<R>(tile);
 }
 
-// Asks for rows that are to be read soon.
+// Prefetches the left rows of the next tile.
 LANES void fetch_left(const ProductTile& tile) {
     if (tile.step != 1) return;
     for (int r = 0; r < tile.num_rows; r++)

@@ -1,6 +1,6 @@
-// Arithmetic on rows: quantising, norms, activations, halves; included by kernels.inl.
+// Row kernels: quantisation of activations, norms, activation functions, half floats; included by kernels.inl.
 
-constexpr float kNothing = 1e-30f;  // a group of smaller activations counts as zero: its inverse would overflow
+constexpr float kNothing = 1e-30f;  // groups with a smaller maximum are quantised to zero: the inverse would overflow
 
 LANES float mean_square(const float* x, int n) {
     F sum = f_set(0.0f);
@@ -11,11 +11,11 @@ LANES float mean_square(const float* x, int n) {
     return total / float(n);
 }
 
-// The group of activations a and b; it has low halves if the largest is above `small`.
+// Quantises a group of 32 activations, `a` and `b`. It has low halves if the largest magnitude exceeds `small`.
 LANES void quantise_group(F a, F b, float small, QuantisedGroup* out) {
     const float top = f_max_lanes(f_max(f_abs(a), f_abs(b)));
     const bool has_low = top > small;
-    const float most = has_low ? kMaxCode : kMaxHigh << kLowBits;  // so that the largest is exact either way
+    const float most = has_low ? kMaxCode : kMaxHigh << kLowBits;  // the largest magnitude is exact in both cases
     const F inverse = f_set(top > kNothing ? most / top : 0.0f);
     const I codes[2] = {i_from_float(f_mul(a, inverse)), i_from_float(f_mul(b, inverse))};
     for (int half = 0; half < 2; half++) {

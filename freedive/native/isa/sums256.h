@@ -1,8 +1,9 @@
-// Sums over eight lanes, for eight registers at once; included by levels that have AVX2.
+// Horizontal sums of eight registers of eight lanes; included by levels with AVX2.
 #include <immintrin.h>
 
 namespace freedive {
-// out[i] += the sum of x[i]'s lanes: the upper half of them is added to the lower one, and so on.
+// out[i] += the sum of the lanes of x[i]. As in sum_lanes, each step adds the upper half of the lanes to the lower
+// half.
 static inline __attribute__((always_inline)) void add_lane_sums(const __m256 (&x)[8], float* out) {
     __m256 fours[4], twos[2];
     for (int i = 0; i < 4; i++) {

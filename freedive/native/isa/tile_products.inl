@@ -1,13 +1,13 @@
-// FloatProducts of bfloat16 matrices by tile registers, sums in float; included in the namespace of a level, whose
-// class of tiles is a parameter. A packed right factor has its inputs in pairs, as AMX wants them: cell [pair][column].
-// Of a left one, steps of 32 inputs lie one after the other, and in each the tile's 32 rows.
+// FloatProducts of bfloat16 matrices with tile registers and float accumulators; included in the namespace of a level.
+// The class of tile registers is a template parameter. A packed right factor is [pair of inputs][column], the layout
+// that AMX requires; a cell is one pair. A packed left factor is [step of 32 inputs][row of the tile][pair].
 
 constexpr int kStripRows = kTileHeight, kStripInputs = kTileBytes / 2, kStripColumns = kTileBytes / 4;
-constexpr int kBlockStrips = 2;  // of rows, and of columns: four sums of a tile of 32 by 32
+constexpr int kBlockStrips = 2;  // strips of rows and strips of columns in a block: 32 x 32, four accumulators
 constexpr int kBlockRows = kBlockStrips * kStripRows, kBlockColumns = kBlockStrips * kStripColumns;
 constexpr int kStepPairs = kStripInputs / 2;
 
-// Registers: sums by strip of rows and of columns, then strips of the left and of the right factor.
+// Register numbers: accumulators [strip of rows][strip of columns], then strips of the left and of the right factor.
 constexpr int kBlockSum = 0, kLeftStrip = 4, kRightStrip = 6;
 
 constexpr TileConfig whole_tiles() {
@@ -29,7 +29,7 @@ LANES void add_step(Registers& tiles, const float* left, const float* right) {
     if (Rows > 1 && Columns > 1) tiles.dot_bf16(kBlockSum + 3, kLeftStrip + 1, kRightStrip + 1);
 }
 
-// Adds the products of as many strips as a tile has to what is at `sums`, or writes them there.
+// Computes the products of Rows x Columns strips and writes them to `sums`, or adds them if tile.adds.
 template <int Rows, int Columns, class Registers>
 LANES void sum_block(Registers& tiles, const ProductTile& tile, MutableView sums) {
     const std::int64_t stride = sums.stride * std::int64_t(sizeof(float));
@@ -43,7 +43,8 @@ LANES void sum_block(Registers& tiles, const ProductTile& tile, MutableView sums
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
         if (has(i) && !adds) tiles.zero(kBlockSum + i);
-    for (int r = 0; r < Rows * kStripRows && fetches; r++)  // what is written later is asked for now
+    // Prefetches the cache lines that the accumulators are stored to.
+    for (int r = 0; r < Rows * kStripRows && fetches; r++)
         for (int c = 0; c < Columns; c++) tiles.fetch(sums.data + r * sums.stride + c * kStripColumns);
     const float *left = tile.left.data, *right = tile.right;
     for (int begin = 0; begin < k; begin += kStripInputs) {
@@ -60,7 +61,8 @@ void multiply_block(Registers& tiles, const ProductTile& tile) {
     const bool whole = tile.num_rows == Rows * kStripRows && tile.num_columns == Columns * kStripColumns;
     if (whole && !tile.out.index) return sum_block<Rows, Columns>(tiles, tile, tile.out);
     alignas(64) float sums[kBlockRows][kBlockColumns];
-    const auto copy = [&](const float* from, float* to) {  // calls of memcpy would take longer than most of it
+    // A constant size avoids the call of memcpy, which takes most of the time of a short copy.
+    const auto copy = [&](const float* from, float* to) {
         if (tile.num_columns == Columns * kStripColumns)
             __builtin_memcpy(to, from, Columns * kStripColumns * sizeof(float));
         else
@@ -92,25 +94,25 @@ void multiply_blocks(const ProductTile* blocks, int count) {
 using Square = std::uint32_t[kStepPairs][kStepPairs];
 static_assert(kStepPairs == kStripColumns && kStepPairs == kStripRows);
 
-// How cells are made, 16 at a time, on any machine.
+// Makes cells, 16 at a time, on any processor. A cell is a pair of bfloat16.
 struct PlainCells {
-    // Of columns of two rows; a row that is null has zeros, and so have columns after the count.
+    // Makes the cells of two rows, one for each column. A null row counts as zeros, and so do columns from `count` on.
     static LANES void of_columns(const float* even, const float* odd, int count, std::uint32_t* cells) {
         const auto at = [&](const float* row, int c) { return row && c < count ? row[c] : 0.0f; };
         for (int c = 0; c < kStripColumns; c++) cells[c] = bf16_pair(at(even, c), at(odd, c));
     }
-    // Of the inputs of one row; zeros after the count.
+    // Makes the cells of the inputs of one row. Inputs from `count` on are zeros.
     static LANES void of_inputs(const float* row, int count, std::uint32_t* cells) {
         const auto at = [&](int i) { return i < count ? row[i] : 0.0f; };
         for (int p = 0; p < kStepPairs; p++) cells[p] = bf16_pair(at(2 * p), at(2 * p + 1));
     }
-    // Likewise of kept rows.
+    // Like of_columns, for rows that are already bfloat16.
     static LANES void of_kept_columns(const std::uint16_t* even, const std::uint16_t* odd, int count,
                                       std::uint32_t* cells) {
         const auto at = [&](const std::uint16_t* row, int c) { return row && c < count ? std::uint32_t(row[c]) : 0; };
         for (int c = 0; c < kStripColumns; c++) cells[c] = at(even, c) | at(odd, c) << 16;
     }
-    // 16 kept numbers as floats.
+    // Converts 16 bfloat16 to floats.
     static LANES void load(const std::uint16_t* kept, float* row) {
         for (int i = 0; i < 16; i++) {
             const std::uint32_t bits = std::uint32_t(kept[i]) << 16;
@@ -124,7 +126,7 @@ struct PlainCells {
     }
 };
 
-// The cells of columns [column, column + count) of rows i and i + 1, of which there are k.
+// Makes the cells of columns [column, column + count) of rows i and i + 1. Rows from k on count as zeros.
 template <class Cells>
 LANES void pair_rows(const View& rows, int k, int i, int column, int count, std::uint32_t* cells) {
     const float *even = i < k ? rows.row(i) : nullptr, *odd = i + 1 < k ? rows.row(i + 1) : nullptr;
@@ -135,7 +137,7 @@ LANES void pair_rows(const View& rows, int k, int i, int column, int count, std:
         Cells::of_columns(even ? even + column : even, odd ? odd + column : odd, count, cells);
 }
 
-// The cells of inputs [begin, begin + count) of a row; kept ones are padded already.
+// Makes the cells of inputs [begin, begin + count) of a row. Rows that are already bfloat16 are padded and are copied.
 template <class Cells>
 LANES void pair_inputs(const View& rows, int row, int begin, int count, std::uint32_t* cells) {
     if (rows.kept)
@@ -144,8 +146,8 @@ LANES void pair_inputs(const View& rows, int row, int begin, int count, std::uin
         Cells::of_inputs(rows.row(row) + begin, count, cells);
 }
 
-// Asks for inputs of a row that no machine foresees.
 constexpr int kRowsAhead = 6;
+// Prefetches inputs of a row. Rows by index are not contiguous, so the hardware does not prefetch them.
 LANES void fetch_inputs(const View& rows, int row, int begin, int k) {
     const float* from = rows.row(row) + (rows.kept ? begin / 2 : begin);
     for (int i = 0; i < (rows.kept ? k / 2 : k); i += 16) __builtin_prefetch(from + i, 0, 3);
@@ -202,7 +204,7 @@ void keep(const float* row, int n, float* kept) {
     for (int i = 0; i < n; i += kStripInputs, cells += kStepPairs) Cells::of_inputs(row + i, n - i, cells);
 }
 
-// Whole vectors are written.
+// Converts n bfloat16 to floats. It writes whole vectors: up to 15 elements more than n.
 template <class Cells>
 void load(const float* kept, int n, float* row) {
     for (int i = 0; i < n; i += 16) Cells::load((const std::uint16_t*)kept + i, row + i);

@@ -1,5 +1,5 @@
-// The tile registers of AMX: eight of up to 16 rows of 64 bytes. In assembly, which needs no flags and says that it
-// reads and writes memory: the intrinsics of g++ 12 do not, and stores stray past them.
+// The eight AMX tile registers, each of up to 16 rows of 64 bytes. Inline assembly needs no compiler flags and declares
+// that it reads and writes memory. The intrinsics of g++ 12 do not declare that, so it moves stores across them.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace freedive {
 
 constexpr int kTileHeight = 16, kTileBytes = 64;
 
-// What a thread sets before it uses its registers: their shapes.
+// The shapes of the registers. A thread must load them before it uses the registers.
 struct alignas(64) TileConfig {
     std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
     std::uint16_t row_bytes[16] = {};
@@ -22,28 +22,30 @@ struct alignas(64) TileConfig {
     }
 };
 
-// A thread's registers, from their configuration to their release.
+// The tile registers of the current thread. The constructor configures them and the destructor releases them.
 class Tiles {
   public:
     TILES explicit Tiles(const TileConfig& config) { asm volatile("ldtilecfg %0" ::"m"(config)); }
     TILES ~Tiles() { asm volatile("tilerelease"); }
     Tiles(const Tiles&) = delete;
 
-    // Numbers of registers are constants.
+    // Register numbers must be compile-time constants.
     TILES void zero(int to) { asm volatile("tilezero %%tmm%c0" ::"i"(to)); }
-    TILES void load(int to, const void* from, std::int64_t stride) {  // rows lie `stride` bytes apart
+    // Rows in memory are `stride` bytes apart.
+    TILES void load(int to, const void* from, std::int64_t stride) {
         asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(to), "r"(from), "r"(stride) : "memory");
     }
     TILES void store(int from, void* to, std::int64_t stride) {
         asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(from), "r"(to), "r"(stride) : "memory");
     }
-    TILES void fetch(const void* at) { asm volatile("prefetchw (%0)" ::"r"(at)); }  // to be written
+    // Prefetches a cache line for writing.
+    TILES void fetch(const void* at) { asm volatile("prefetchw (%0)" ::"r"(at)); }
 
-    // sum[m][n] += sum over k of a[m][k] * b[k / 4][4 * n + k % 4]: int8 to int32.
+    // sum[m][n] += sum over k of a[m][k] * b[k / 4][4 * n + k % 4]. Factors are int8, sums int32.
     TILES void dot(int sum, int a, int b) {
         asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
     }
-    // Likewise of bfloat16, b[k / 2][2 * n + k % 2], to float.
+    // sum[m][n] += sum over k of a[m][k] * b[k / 2][2 * n + k % 2]. Factors are bfloat16, sums float.
     TILES void dot_bf16(int sum, int a, int b) {
         asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
     }

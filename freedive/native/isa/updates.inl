@@ -1,4 +1,4 @@
-// What optimizers do with weights, one pass over them each; included by kernels.inl.
+// Optimizer updates, each a single pass over the weights; included by kernels.inl.
 
 void adamw(const Updated& at, std::ptrdiff_t begin, int n, const AdamStep& step) {
     const F rest1 = f_set(1 - step.beta1), rest2 = f_set(1 - step.beta2), beta2 = f_set(step.beta2);

@@ -1,4 +1,4 @@
-// 16 lanes in two registers: AVX2, FMA and F16C.
+// Vectors of 16 lanes in two registers, with AVX2, FMA and F16C.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -17,8 +17,9 @@ struct C {
     __m256i a, b;
 };
 constexpr int kLinearRows = 4, kFloatRows = 2, kAttendRows = 4, kAttendColumns = 1;
-constexpr int kTileVectors = 1;                              // side by side in a tile of floats
-constexpr int kPrefetchBytes = 6144, kPrefetchLocality = 2;  // ahead of a streamed panel, and how near to bring it
+constexpr int kTileVectors = 1;  // vectors in a row of a float tile
+// The prefetch distance in a panel that is read from memory, and the locality argument of __builtin_prefetch.
+constexpr int kPrefetchBytes = 6144, kPrefetchLocality = 2;
 
 LANES F f_set(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 LANES F f_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -35,7 +36,8 @@ LANES __m256 bf16_half(const std::uint16_t* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
 LANES F f_load_bf16(const std::uint16_t* p) { return {bf16_half(p), bf16_half(p + 8)}; }
-LANES F f_load_f8(const std::uint8_t* p) {  // the sign's copy in bit 14 is cleared
+// e4m3 divided by 2^8. Sign extension copies the sign to bit 14, where it is cleared.
+LANES F f_load_f8(const std::uint8_t* p) {
     const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)), 7);
     const __m256i halves = _mm256_and_si256(wide, _mm256_set1_epi16(short(0xbfff)));
     return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
@@ -128,8 +130,8 @@ LANES C c_lookup(C v, const std::uint8_t (&table)[16]) {
     return {_mm256_shuffle_epi8(t, v.a), _mm256_shuffle_epi8(t, v.b)};
 }
 
-// Sums of products in 16 bits: two for each lane, of codes below 128 and four activations that are spread over the
-// lanes.
+// 16-bit accumulators, two for each lane of 32 bits: products of codes below 128 and four activations, which are
+// broadcast to all lanes.
 struct S {
     __m256i a, b;
 };
@@ -138,7 +140,7 @@ LANES S s_dot(S acc, C codes, std::int32_t a) {
     const __m256i x = _mm256_set1_epi32(a);
     acc = {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(codes.a, x)),
            _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(codes.b, x))};
-    asm volatile("" : "+x"(acc.a), "+x"(acc.b));  // GCC would make all products first, and have no room for them
+    asm volatile("" : "+x"(acc.a), "+x"(acc.b));  // keeps GCC from computing all products first, which spills registers
     return acc;
 }
 template <int Unit>
@@ -146,7 +148,8 @@ LANES I s_total(S v) {
     const __m256i unit = _mm256_set1_epi16(Unit);
     return {_mm256_madd_epi16(v.a, unit), _mm256_madd_epi16(v.b, unit)};
 }
-// Activations as words: of each quad the even ones, then of each quad the odd ones. And products with codes below 256.
+// Converts activations to 16-bit words: the even elements of all quads, then the odd ones. w_dot multiplies them by
+// codes below 256.
 constexpr int kOddWords = 16;
 LANES void w_store(const std::int8_t* high, const std::int8_t* low, std::int16_t* out) {
     const __m256i h = _mm256_loadu_si256((const __m256i*)high), l = _mm256_loadu_si256((const __m256i*)low);

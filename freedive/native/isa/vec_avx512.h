@@ -1,4 +1,4 @@
-// 16 lanes in one register: AVX512 F, BW, VL and VNNI.
+// Vectors of 16 lanes in one register, with AVX512 F, BW, VL and VNNI.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -11,8 +11,9 @@ using F = __m512;   // 16 floats
 using I = __m512i;  // 16 int32
 using C = __m512i;  // 64 codes
 constexpr int kLinearRows = 4, kFloatRows = 4, kAttendRows = 8, kAttendColumns = 2;
-constexpr int kTileVectors = 2;                              // side by side in a tile of floats
-constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;  // ahead of a streamed panel, and how near to bring it
+constexpr int kTileVectors = 2;  // vectors in a row of a float tile
+// The prefetch distance in a panel that is read from memory, and the locality argument of __builtin_prefetch.
+constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;
 
 LANES F f_set(float v) { return _mm512_set1_ps(v); }
 LANES F f_load(const float* p) { return _mm512_loadu_ps(p); }
@@ -22,7 +23,8 @@ LANES void f_store_half(std::uint16_t* p, F v) { _mm256_storeu_si256((__m256i*)p
 LANES F f_load_bf16(const std::uint16_t* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
-LANES F f_load_f8(const std::uint8_t* p) {  // the sign's copy in bit 14 is cleared
+// e4m3 divided by 2^8. Sign extension copies the sign to bit 14, where it is cleared.
+LANES F f_load_f8(const std::uint8_t* p) {
     const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)), 7);
     return _mm512_cvtph_ps(_mm256_and_si256(wide, _mm256_set1_epi16(short(0xbfff))));
 }
@@ -77,7 +79,7 @@ LANES C c_or(C a, C b) { return _mm512_or_si512(a, b); }
 LANES C c_lookup(C v, const std::uint8_t (&table)[16]) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), v);
 }
-// acc[i] += sum over j < 4 of codes[4i + j] * a[j]; a holds four int8.
+// acc[i] += sum over j < 4 of codes[4 * i + j] * a[j]. `a` contains four int8.
 template <int Bits>
 LANES I i_dot(I acc, C codes, std::int32_t a) {
     return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(a));

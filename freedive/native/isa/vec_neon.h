@@ -1,4 +1,4 @@
-// 16 lanes in four registers: aarch64 with the dot product extension.
+// Vectors of 16 lanes in four registers, for aarch64 with the dot product extension.
 #include <arm_neon.h>
 
 #include <cstdint>
@@ -15,8 +15,9 @@ struct C {
     uint8x16_t v[4];
 };
 constexpr int kLinearRows = 4, kFloatRows = 4, kAttendRows = 4, kAttendColumns = 1;
-constexpr int kTileVectors = 1;                              // side by side in a tile of floats
-constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;  // ahead of a streamed panel, and how near to bring it
+constexpr int kTileVectors = 1;  // vectors in a row of a float tile
+// The prefetch distance in a panel that is read from memory, and the locality argument of __builtin_prefetch.
+constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;
 
 template <class Out, class Fn>
 LANES Out each(Fn fn) {
@@ -40,7 +41,8 @@ LANES void f_store_half(std::uint16_t* p, F v) {
 LANES F f_load_bf16(const std::uint16_t* p) {
     return each<F>([=](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
 }
-LANES F f_load_f8(const std::uint8_t* p) {  // the sign's copy in bit 14 is cleared
+// e4m3 divided by 2^8. Sign extension copies the sign to bit 14, where it is cleared.
+LANES F f_load_f8(const std::uint8_t* p) {
     const int8x16_t b = vld1q_s8((const std::int8_t*)p);
     const int16x8_t wide[2] = {vmovl_s8(vget_low_s8(b)), vmovl_s8(vget_high_s8(b))};
     return each<F>([&](int i) {
@@ -155,7 +157,7 @@ LANES C c_or(C a, C b) {
 LANES C c_lookup(C v, const std::uint8_t (&table)[16]) {
     return each<C>([&](int i) { return vqtbl1q_u8(vld1q_u8(table), v.v[i]); });
 }
-// Codes below 128 are signed bytes as they are; wider ones are taken less 128, which 2 * 64 * sum(a) gives back.
+// Codes below 128 are valid signed bytes. 128 is subtracted from wider codes, and 2 * 64 * sum(a) corrects the result.
 template <int Bits>
 LANES I i_dot(I acc, C codes, std::int32_t a) {
     const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(a));

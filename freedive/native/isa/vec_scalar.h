@@ -1,4 +1,4 @@
-// 16 lanes as plain arrays: right on any machine, and the meaning that the other levels must match bit for bit.
+// Vectors of 16 lanes as arrays, for any processor. This is the reference that the other levels must match bit for bit.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -16,8 +16,9 @@ struct C {
     std::uint8_t v[4 * kLanes];
 };
 constexpr int kLinearRows = 1, kFloatRows = 1, kAttendRows = 1, kAttendColumns = 1;
-constexpr int kTileVectors = 1;                              // side by side in a tile of floats
-constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;  // ahead of a streamed panel, and how near to bring it
+constexpr int kTileVectors = 1;  // vectors in a row of a float tile
+// The prefetch distance in a panel that is read from memory, and the locality argument of __builtin_prefetch.
+constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;
 
 template <class Out, class Fn>
 LANES Out each(Fn fn) {
@@ -46,7 +47,7 @@ LANES F f_load_bf16(const std::uint16_t* p) {
         return v;
     });
 }
-// e4m3 in units of 2^8: shifted to a half float's place, its exponent is 8 too small.
+// e4m3 divided by 2^8: the bits are shifted to those of a half float, whose exponent bias is larger by 8.
 LANES F f_load_f8(const std::uint8_t* p) {
     return each<F>([=](int i) { return half_to_float(std::uint16_t((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7)); });
 }
@@ -148,7 +149,7 @@ LANES C c_bits(C v, std::uint8_t mask) {
 LANES C c_or(C a, C b) {
     return each<C>([&](int i) { return std::uint8_t(a.v[i] | b.v[i]); });
 }
-// table[v] for values below 16.
+// table[v], for v below 16.
 LANES C c_lookup(C v, const std::uint8_t (&table)[16]) {
     return each<C>([&](int i) { return table[v.v[i]]; });
 }

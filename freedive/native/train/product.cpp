@@ -3,15 +3,15 @@
 namespace freedive {
 namespace {
 
-constexpr int kInner = 512;       // inputs whose products are summed in registers, then added to the output
-constexpr int kOuterRows = 256;   // likewise of rows, in products of columns
-constexpr int kBandColumns = 96;  // of a left factor, packed at once: with its rows they stay in the second cache
-constexpr int kPackedRows = 16;   // packed at once: columns of all rows would crowd each other out of the first cache
+constexpr int kInner = 512;       // inputs whose products are summed in registers before they are added to the output
+constexpr int kOuterRows = 256;   // the same limit for the rows of outer products
+constexpr int kBandColumns = 96;  // columns of a left factor that are packed together and stay in the L2 cache
+constexpr int kPackedRows = 16;   // rows that are packed together: columns of more rows would evict each other from L1
 
 int divided(int count, int by) { return (count + by - 1) / by; }
 
-// Calls pack(row, count) for a few rows at a time. Those after, which no machine foresees, are asked for meanwhile: of
-// each what `width` numbers take.
+// Calls pack(row, count) for a few rows at a time. Meanwhile `width` elements of each of the next rows are prefetched,
+// because the hardware does not prefetch rows that are far apart.
 template <class Pack>
 void for_rows(const FloatProducts& products, View rows, int num_rows, int width, Pack&& pack) {
     const int step = std::max(kPackedRows, products.input_step), cells = rows.kept ? width / 2 : width;

@@ -26,7 +26,7 @@ LABELS = frozenset(
 )
 """Ignored fields that label a request, choose among servers, or only advise."""
 
-TUNING_NOTHING = frozenset(
+WITHOUT_EFFECT = frozenset(
     {
         "dry_allowed_length",
         "dry_base",

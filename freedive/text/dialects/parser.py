@@ -37,7 +37,7 @@ def active_markers(dialect: Dialect, mode: Mode, *, begun: bool, in_answer: bool
 
 
 class Parser:
-    """Parses one output that arrives in pieces. The events do not depend on the pieces, except for cuts in texts.
+    """Parses one output that arrives in chunks. The events do not depend on the chunks, except for cuts in texts.
 
     The parser buffers only a possible marker, and white space before it, which belongs to the marker. A call is
     returned when it is complete. A call that no codec can read is text, with its markers; no method raises an error.

@@ -95,7 +95,7 @@ def _teacher_prompt(value: Any, place: str) -> TeacherPrompt:
     raise UserError(f"{place} is no prompt", 'Write {"prompt": ..., "answer": ..., "task": ...}, the last two if known')
 
 
-def gather(settings: Distillation, path: Path) -> Replies:
+def collect_replies(settings: Distillation, path: Path) -> Replies:
     """Returns the replies to all prompts; asks the teacher for those that ``path`` (JSONL) does not hold yet.
 
     Raises UserError if a signal stopped it or the address is not valid, and Unavailable if the teacher cannot be

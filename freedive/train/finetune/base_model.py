@@ -22,7 +22,7 @@ from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import Unavailable, UserError
 from freedive.families import as_hub, describe
 from freedive.hub.cache import MANIFEST
-from freedive.hub.choose import BESIDE_WEIGHTS
+from freedive.hub.choose import COMPANION_FILES
 from freedive.hub.sources import resolve
 from freedive.model import spec
 from freedive.progress import byte_bar
@@ -85,7 +85,7 @@ class BaseModel:
             _write_text(self.checkpoint.config, self.tokenizer, self.template, folder)
             return
         source = self.path if self.path.is_dir() else self.path.parent
-        for path in (path for pattern in BESIDE_WEIGHTS for path in source.glob(pattern)):
+        for path in (path for pattern in COMPANION_FILES for path in source.glob(pattern)):
             if path.name not in NOT_TEXT and not path.name.endswith(".index.json"):
                 shutil.copyfile(path, folder / path.name)
 

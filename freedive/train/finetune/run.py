@@ -35,7 +35,7 @@ from freedive.train.model.kernels import prepare, resolved
 from freedive.train.run import checkpoints, config
 from freedive.train.run.config import TUNE
 from freedive.train.run.folder import RunFolder
-from freedive.train.run.progress import go_through
+from freedive.train.run.progress import run_steps
 from freedive.train.run.stages import note
 
 MERGE = "merge"
@@ -98,7 +98,7 @@ def tune(context: FinetuneContext) -> None:
     trainer = context.trainer()
     context.say(table(counts(trainer.model, trainer.weights)))
     _print_held_out_loss(context, trainer)
-    go_through(trainer, TUNE, context.folder.metrics(TUNE))
+    run_steps(trainer, TUNE, context.folder.metrics(TUNE))
     _print_held_out_loss(context, trainer)
     if context.run.tune.rank:
         folder = context.folder.root / "adapter"

@@ -12,7 +12,7 @@ from freedive.train.rl.on_policy import Student, teacher_at
 from freedive.train.run.config import ON_POLICY
 from freedive.train.run.context import DISTILL, NEWEST_FIRST, RunContext
 from freedive.train.run.folder import write_json
-from freedive.train.run.progress import go_through
+from freedive.train.run.progress import run_steps
 from freedive.train.run.trainer import start
 
 
@@ -35,7 +35,7 @@ def distill(context: RunContext) -> None:
                 precision=context.run.precision,
             )
             student.resume()
-            go_through(student, DISTILL, folder.metrics(DISTILL))
+            run_steps(student, DISTILL, folder.metrics(DISTILL))
         return
     if not context.has(DISTILL):
         _collect(context)
@@ -46,7 +46,7 @@ def distill(context: RunContext) -> None:
 def _collect(context: RunContext) -> None:
     """Collects the teacher's replies and makes training data of the correct ones."""
     folder, chat_tokenizer = context.folder, context.chat_tokenizer()
-    given = teacher_data.gather(context.run.distill, folder.answers)
+    given = teacher_data.collect_replies(context.run.distill, folder.answers)
     kept, counts = teacher_data.correct_replies(given, chat_tokenizer, context.run.model.max_context)
     write_json(folder.root / "distill.json", counts)
     context.say("distill: {asked:,} asked, {answered:,} answered, {right:,} right, {kept:,} kept".format_map(counts))

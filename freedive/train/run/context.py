@@ -19,7 +19,7 @@ from freedive.train.rl.rollouts import sample_text
 from freedive.train.run import checkpoints
 from freedive.train.run.config import Run, Stage
 from freedive.train.run.folder import RunFolder
-from freedive.train.run.progress import go_through
+from freedive.train.run.progress import run_steps
 from freedive.train.run.trainer import Trainer, start
 
 PRETRAIN, SFT, RL, CONTROL, DISTILL = "pretrain", "sft", "rl", "control", "distill"
@@ -74,7 +74,7 @@ class RunContext:
             model, stage, self.shards(name), folder.checkpoints(name), weights, speak, precision=self.run.precision
         )
         trainer.resume()
-        go_through(trainer, name, folder.metrics(name))
+        run_steps(trainer, name, folder.metrics(name))
 
     def trained(self, *stages: str) -> dict[str, Tensor]:
         """Returns the weights of the first of ``stages`` that has a checkpoint. Raises UserError if none has."""

@@ -36,7 +36,7 @@ class Steps(Protocol):
         """Returns a summary of a step for the progress bar."""
 
 
-def go_through(work: Steps, title: str, metrics: Path) -> None:
+def run_steps(work: Steps, title: str, metrics: Path) -> None:
     """Runs ``work`` to its last step, with a progress bar, checkpoints, and one line of ``metrics`` (JSONL) per step.
 
     After SIGTERM or SIGINT it saves a checkpoint and raises UserError.

@@ -23,7 +23,7 @@ from freedive.train.run import config
 from freedive.train.run.config import Reinforcement, Run
 from freedive.train.run.context import CONTROL, DISTILL, NEWEST_FIRST, PRETRAIN, RL, SFT, RunContext
 from freedive.train.run.folder import RunFolder, write_json
-from freedive.train.run.progress import go_through
+from freedive.train.run.progress import run_steps
 from freedive.train.run.report import write_report
 from freedive.train.run.sampling import samples
 from freedive.train.run.trainer import mean_loss, start
@@ -203,4 +203,4 @@ def _reinforce(context: RunContext, name: str, settings: Reinforcement) -> None:
         precision=context.run.precision,
     )
     trainer.resume()
-    go_through(trainer, name, context.folder.metrics(name))
+    run_steps(trainer, name, context.folder.metrics(name))

@@ -15,7 +15,7 @@ from freedive.server.openai.responses import items
 from freedive.server.openai.responses.tools import Calls
 from freedive.text.dialects.dialect import Call, Text, Thought
 
-TOLD = {
+CALL_EVENTS = {
     "function_call": ("function_call_arguments", "arguments"),
     "custom_tool_call": ("custom_tool_call_input", "input"),
 }
@@ -23,7 +23,7 @@ TOLD = {
 
 
 class Output:
-    """The output items of one response. Texts and thoughts grow piece by piece, calls are added as a whole.
+    """The output items of one response. Texts and thoughts are streamed in chunks, each call is added as a whole.
 
     Each run of text or thoughts is one item. ``calls`` converts calls to items. With ``seals``, items of thoughts also
     have ``encrypted_content``.
@@ -53,11 +53,11 @@ class Output:
     def _call(self, call: Call) -> Iterator[Json]:
         self._logprobs.clear()
         item = self._calls.item(call.name, call.arguments, call.id or f"call_{uuid.uuid4().hex}")
-        told, field = TOLD[item["type"]]
+        event_name, field = CALL_EVENTS[item["type"]]
         yield from self._add(item, **{field: ""})
         place = {"item_id": item["id"], "output_index": len(self.items) - 1}
-        yield {"type": f"response.{told}.delta", **place, "delta": item[field]}
-        yield {"type": f"response.{told}.done", **place, "name": item["name"], field: item[field]}
+        yield {"type": f"response.{event_name}.delta", **place, "delta": item[field]}
+        yield {"type": f"response.{event_name}.done", **place, "name": item["name"], field: item[field]}
         yield self._done()
 
     def _say(self, event: Text | Thought) -> Iterator[Json]:
@@ -67,11 +67,11 @@ class Output:
             yield from self._add(item, content=[])
             yield {"type": "response.content_part.added", **self._place, "part": dict(self._part)}
         self._part["text"] += event.text
-        logprobs = self._spoken(event.text) if isinstance(event, Text) else []
+        logprobs = self._text_logprobs(event.text) if isinstance(event, Text) else []
         if logprobs:
             self._part["logprobs"] = [*self._part.get("logprobs", []), *logprobs]
         self._logprobs.clear()
-        yield self._told("delta", delta=event.text, logprobs=logprobs)
+        yield self._part_event("delta", delta=event.text, logprobs=logprobs)
 
     def _close(self, status: str) -> Iterator[Json]:
         if self._growing is None:
@@ -80,7 +80,7 @@ class Output:
         item["status"] = status
         if self._seals and self._growing is Thought:
             item["encrypted_content"] = items.sealed(self._part["text"])
-        yield self._told("done", text=self._part["text"], logprobs=self._part.get("logprobs", []))
+        yield self._part_event("done", text=self._part["text"], logprobs=self._part.get("logprobs", []))
         yield {"type": "response.content_part.done", **self._place, "part": self._part}
         yield self._done()
         self._growing = None
@@ -97,7 +97,7 @@ class Output:
             "item": self.items[-1],
         }
 
-    def _told(self, what: str, logprobs: Sequence[Json], **text: str) -> Json:
+    def _part_event(self, what: str, logprobs: Sequence[Json], **text: str) -> Json:
         """Returns an event of the growing part; events of texts also have log-probabilities."""
         extra = {"logprobs": logprobs} if self._growing is Text else {}
         return {"type": f"response.{self._part['type']}.{what}", **self._place, **text, **extra}
@@ -111,7 +111,7 @@ class Output:
     def _place(self) -> Json:
         return {"item_id": self.items[-1]["id"], "output_index": len(self.items) - 1, "content_index": 0}
 
-    def _spoken(self, text: str) -> list[Json]:
+    def _text_logprobs(self, text: str) -> list[Json]:
         """Returns the log-probabilities of the last tokens, which spell ``text``; earlier tokens are markers."""
         needed, start = len(text.encode()), len(self._logprobs)
         while start and needed > 0:

@@ -15,12 +15,12 @@ MAX_FILES = 1000
 """Maximum number of files of a model."""
 
 
-def go_on() -> None:
-    """Never ends a download; the default of :attr:`Terms.check`."""
+def never_stop() -> None:
+    """Lets a download continue; the default of :attr:`DownloadLimits.check`."""
 
 
 @dataclass(frozen=True)
-class Terms:
+class DownloadLimits:
     """The limits of one download.
 
     ``with_token`` allows the use of this user's access token. After the download, all models and partial downloads
@@ -31,14 +31,14 @@ class Terms:
     with_token: bool = True
     max_bytes: float = float("inf")
     free_bytes: float = 0
-    check: Callable[[], None] = go_on
+    check: Callable[[], None] = never_stop
 
-    def room(self, folder: Path) -> float:
+    def available_bytes(self, folder: Path) -> float:
         """Returns the number of bytes that may still be written to the ``folder`` of a model."""
         free = shutil.disk_usage(folder).free - self.free_bytes
         return min(free, self.max_bytes - num_bytes(cache.home() / "models"))
 
-    def admit(self, ref: str, size: int, folder: Path) -> None:
+    def check_space(self, ref: str, size: int, folder: Path) -> None:
         """Checks, before the download, that ``size`` bytes of the model ``ref`` fit; partial downloads count as done.
 
         Raises Unavailable if the disk is too small, and Forbidden if all models would exceed ``max_bytes``.
@@ -48,7 +48,7 @@ class Terms:
             kept = f" without the {self.free_bytes / 1e9:.1f} GB that must stay free" if self.free_bytes else ""
             what = f"{ref} needs {missing / 1e9:.1f} GB, more than the free space of the disk{kept}"
             raise Unavailable(what, "Free some space, or set FREEDIVE_HOME to a folder on a larger disk")
-        if missing > self.room(folder):
+        if missing > self.available_bytes(folder):
             what = f"{ref} has {size / 1e9:.1f} GB, and models may take {self.max_bytes / 1e9:.1f} GB together"
             raise Forbidden(what, "Ask the administrator of this server to fetch it, or to raise --pull-limit-gb")
 
@@ -62,5 +62,5 @@ def num_bytes(folder: Path) -> int:
     return total
 
 
-OWN = Terms()
-"""The terms of a user of this machine: no limits."""
+UNLIMITED = DownloadLimits()
+"""The limits of a user of this machine: none."""
