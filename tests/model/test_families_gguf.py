@@ -346,7 +346,7 @@ def test_any_metadata_is_described_or_refused(name: str, data: st.DataObject) ->
         read_spec(replace(checkpoint, config={**checkpoint.config, key: data.draw(VALUES)}))
 
 
-@pytest.mark.parametrize("name", ["glm4_moe", "qwen3_next", "qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("name", ["glm4_moe", "qwen3_5", "qwen3_5_moe"])
 def test_a_layer_of_multi_token_prediction_is_read_from_gguf_too(name: str) -> None:
     model, checkpoint = with_mtp(name), saved(name)[1]
     (family,) = (family for family in FAMILIES if family.name == model.spec.family)
