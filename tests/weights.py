@@ -104,6 +104,8 @@ def random_tensor(kind: str, rows: int, width: int, *, scale: float = 0.02, seed
         data[..., :4] = (draw() / 64).astype(np.float32).view(np.uint8)
     if kind == "MXFP4":
         data[..., :1] = np.log2(np.abs(draw()) + 1e-37) + 127
+    if kind == "NVFP4":
+        data[..., :4] &= 0x77  # neither a sign nor 127, which means 0
     if kind == "F8G128":
         data[data & 127 == 127] = 0  # NaN
         data[..., :4] = draw().astype(np.float32).view(np.uint8)

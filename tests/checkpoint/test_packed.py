@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from weights import quantize, random_tensor, unpack
+from weights import KINDS, quantize, random_tensor, unpack
 
 import freedive
 from freedive.checkpoint import weight_store
@@ -52,7 +52,7 @@ def assert_holds(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def test_every_format_comes_back_as_it_was_packed(tmp_path: Path) -> None:
-    tensors = {kind: random_tensor(kind, 70, 512) for kind in FORMATS} | small()
+    tensors = {kind: random_tensor(kind, 70, 512) for kind in KINDS} | small()
     reported: list[int] = []
     write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=reported.append)
     assert_holds(tmp_path / "s.fdv", tensors)
@@ -349,7 +349,7 @@ import sys
 sys.path[:0] = ["tests", "tests/checkpoint"]
 from pathlib import Path
 from freedive.checkpoint.weight_store import write_store
-from weights import random_tensor
+from weights import KINDS, random_tensor
 def advance(count):
     print("written", flush=True)
     sys.stdin.readline()

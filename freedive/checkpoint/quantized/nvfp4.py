@@ -1,8 +1,8 @@
 """Reads NVFP4, of safetensors and of GGUF: e2m1 codes with an e4m3 scale for every 16, and a float for the matrix.
 
-    compressed-tensors  X_packed (U8), X_scale (F8_E4M3), X_global_scale (F32), which divides
-    ModelOpt            X (U8), X_scale (F8_E4M3), X_scale_2 (F32), which multiplies
-    GGUF                X (NVFP4), and Y.scale (F32), which multiplies, where X is Y.weight; experts have one each
+compressed-tensors  X_packed (U8), X_scale (F8_E4M3), X_global_scale (F32), which divides
+ModelOpt            X (U8), X_scale (F8_E4M3), X_scale_2 (F32), which multiplies
+GGUF                X (NVFP4), and Y.scale (F32), which multiplies, where X is Y.weight; experts have one each
 """
 
 from __future__ import annotations
