@@ -17,6 +17,7 @@ import torch
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.open import open_checkpoint
+from freedive.checkpoint.packed import pack
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
 from freedive.commands.trace import average
@@ -33,6 +34,7 @@ sys.path.insert(0, str(BENCH))
 import random_models  # noqa: E402
 from engines import OURS, THEIRS  # noqa: E402
 from kernels import random_blocks  # noqa: E402
+from weights import unpack  # noqa: E402
 from measure import Contestant, Found, compete, in_turns  # noqa: E402
 from peers import left_behind  # noqa: E402
 from quality import Closeness  # noqa: E402
@@ -134,7 +136,7 @@ def test_every_kernel_is_measured_where_a_level_and_a_format_are_chosen(tmp_path
 def test_random_weights_are_finite_in_every_format() -> None:
     for format, (block, _) in BLOCKS.items():
         data = random_blocks(format, 32, 4 * block, np.random.default_rng(0))
-        assert np.isfinite(dequantize(Tensor("w", (32, 4 * block), format, data))).all()
+        assert np.isfinite(unpack(pack(Tensor("w", (32, 4 * block), format, data)))).all()
 
 
 def test_doctor_shows_the_machine() -> None:

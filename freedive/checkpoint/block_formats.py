@@ -2,10 +2,10 @@
 
     integers    float16 scale | zero point, one byte (formats ending in Z) | codes; a weight is scale * (code - zero)
     F8G128      float32 scale | 128 codes, e4m3; the last block of a row is padded with zeros
-    F4G16       float32 scale | 16 scales, e4m3, of 16 codes each | 256 codes, e2m1; padded likewise
+    F4G16       float32 factor | 16 scales, e4m3, of 16 codes each | 256 codes, e2m1; padded likewise
 
-Two codes of F4G16 share a byte, the first one in the low nibble. Of the integer formats, an 8-bit code is stored minus 128, as a signed byte. With 4 bits, 16 bytes store 32 codes, the first 16 of them in the
-low nibbles. GGUF's Q4_0 and Q8_0 have the same layout.
+An 8-bit code is stored minus 128, as a signed byte. With 4 bits, 16 bytes store 32 codes, the first 16 of them in the
+low nibbles; in F4G16, a byte stores two codes that follow each other. GGUF's Q4_0 and Q8_0 have the same layout.
 """
 
 from __future__ import annotations

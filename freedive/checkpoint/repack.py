@@ -86,8 +86,8 @@ def _signs(indices: Array) -> Bytes:
 
 
 @cache
-def _grid(format: str, bits: int) -> Array:
-    """Returns the grid of the `gguf` library: for each entry the ranks of its magnitudes, ``bits`` each, in one word."""
+def _grid(format: str) -> Array:
+    """Returns the grid of the `gguf` library: 16 bits an entry, in which each of its 8 or 4 magnitudes is a rank."""
     from gguf import quants  # imported here because a warm start repacks nothing
 
     kind = getattr(quants, format)
@@ -113,7 +113,7 @@ def _join(scale: Bytes, scales: Bytes, *codes: Array) -> Bytes:
 def _iq2_xxs(blocks: Bytes) -> Bytes:
     scale, rest = _split(blocks, 2)
     indices, words = np.moveaxis(rest.view(np.uint32).reshape(len(blocks), 8, 2), 2, 0)
-    grid = _grid("IQ2_XXS", 2)[np.ascontiguousarray(indices).view(np.uint8)]
+    grid = _grid("IQ2_XXS")[np.ascontiguousarray(indices).view(np.uint8)]
     signs = _signs(_fields(words, [0, 7, 14, 21], 127))
     return _join(scale, _odd(words >> 28).repeat(2, 1), grid, signs)
 
@@ -121,27 +121,27 @@ def _iq2_xxs(blocks: Bytes) -> Bytes:
 def _iq2_xs(blocks: Bytes) -> Bytes:
     scale, rest, scales = _split(blocks, 2, 64)
     indices = rest.view(np.uint16)
-    return _join(scale, _odd(_fields(scales, [0, 4], 15)), _grid("IQ2_XS", 2)[indices & 511], _signs(indices >> 9))
+    return _join(scale, _odd(_fields(scales, [0, 4], 15)), _grid("IQ2_XS")[indices & 511], _signs(indices >> 9))
 
 
 def _iq2_s(blocks: Bytes) -> Bytes:
     scale, low, signs, high, scales = _split(blocks, 2, 32, 32, 8)
     indices = low | _fields(high, [0, 2, 4, 6], 3).astype(np.uint16) << 8
-    return _join(scale, _odd(_fields(scales, [0, 4], 15)), _grid("IQ2_S", 2)[indices], signs)
+    return _join(scale, _odd(_fields(scales, [0, 4], 15)), _grid("IQ2_S")[indices], signs)
 
 
 def _iq3_xxs(blocks: Bytes) -> Bytes:
     scale, indices, rest = _split(blocks, 2, 64)
     words = rest.view(np.uint32)
     signs = _signs(_fields(words, [0, 7, 14, 21], 127))
-    codes = _grid("IQ3_XXS", 4)[indices].view(np.uint32) | _spread_signs()[signs]
+    codes = _grid("IQ3_XXS")[indices].view(np.uint32) | _spread_signs()[signs]
     return _join(scale, _odd(words >> 28).repeat(2, 1), codes)
 
 
 def _iq3_s(blocks: Bytes) -> Bytes:
     scale, low, high, signs, scales = _split(blocks, 2, 64, 8, 32)
     indices = low | _fields(high, [*range(8)], 1).astype(np.uint16) << 8
-    codes = _grid("IQ3_S", 4)[indices].view(np.uint32) | _spread_signs()[signs]
+    codes = _grid("IQ3_S")[indices].view(np.uint32) | _spread_signs()[signs]
     return _join(scale, _odd(_fields(scales, [0, 4], 15)).repeat(2, 1), codes)
 
 
@@ -152,7 +152,7 @@ def _iq1_s(blocks: Bytes) -> Bytes:
     indices = low | _fields(high, [0, 3, 6, 9], 7) << 8
     odd = _odd(high >> 12 & 7)
     minima = odd * np.where(high >> 15, np.uint8(9), np.uint8(7))
-    return _join(scale, np.stack([8 * odd, minima], 2).reshape(-1, 16), _grid("IQ1_S", 2)[indices])
+    return _join(scale, np.stack([8 * odd, minima], 2).reshape(-1, 16), _grid("IQ1_S")[indices])
 
 
 def _iq1_m(blocks: Bytes) -> Bytes:
@@ -162,7 +162,7 @@ def _iq1_m(blocks: Bytes) -> Bytes:
     scale = np.bitwise_or.reduce(words >> 12 << np.array([0, 4, 8, 12], np.uint16), axis=1, keepdims=True)
     indices = low | _fields(high, [0, 4], 7).astype(np.uint16) << 8
     eighths = -_fields(high, [3, 7], 1)
-    return _join(scale.view(np.uint8), _odd(_fields(words, [0, 3, 6, 9], 7)), _grid("IQ1_M", 2)[indices], eighths)
+    return _join(scale.view(np.uint8), _odd(_fields(words, [0, 3, 6, 9], 7)), _grid("IQ1_M")[indices], eighths)
 
 
 def _tq1_0(blocks: Bytes) -> Bytes:

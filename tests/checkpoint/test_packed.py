@@ -23,7 +23,7 @@ from weights import KINDS, quantize, random_tensor, unpack
 import freedive
 from freedive.checkpoint import weight_store
 from freedive.checkpoint.dequantize import dequantize
-from freedive.checkpoint.packed import ALIGNMENT, FORMATS, PackedExperts, PackedTensor, pack, store_bytes
+from freedive.checkpoint.packed import ALIGNMENT, PackedExperts, PackedTensor, pack, store_bytes
 from freedive.checkpoint.tensor import Tensor
 from freedive.checkpoint.weight_store import DamagedStore, open_store, pack_model, write_store
 from freedive.checkpoint.write import HugePages
@@ -349,7 +349,7 @@ import sys
 sys.path[:0] = ["tests", "tests/checkpoint"]
 from pathlib import Path
 from freedive.checkpoint.weight_store import write_store
-from weights import KINDS, random_tensor
+from weights import random_tensor
 def advance(count):
     print("written", flush=True)
     sys.stdin.readline()

@@ -72,8 +72,8 @@ def join_gguf_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_scale(tensor: Tensor, scale: Tensor | None) -> Tensor:
-    *outer, rows, width = tensor.shape if len(tensor.shape) > 1 else (1, *tensor.shape)
-    num_matrices = math.prod(outer)
+    rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
+    num_matrices = math.prod(tensor.shape[:-2])
     if scale and (scale.format != "F32" or math.prod(scale.shape) not in (1, num_matrices)):
         raise UserError(
             f"The tensor {quote(scale.name)} is {scale.format} {list(scale.shape)} instead of F32 [{num_matrices}]",
