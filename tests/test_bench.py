@@ -34,7 +34,6 @@ sys.path.insert(0, str(BENCH))
 import random_models  # noqa: E402
 from engines import OURS, THEIRS  # noqa: E402
 from kernels import random_blocks  # noqa: E402
-from weights import unpack  # noqa: E402
 from measure import Contestant, Found, compete, in_turns  # noqa: E402
 from peers import left_behind  # noqa: E402
 from quality import Closeness  # noqa: E402
@@ -42,6 +41,7 @@ from random_models import random_model  # noqa: E402
 from report import accuracy, markdown, print_tables, summary  # noqa: E402
 from roofline import Cost, Limits, expected_unique  # noqa: E402
 from shapes import SHAPES  # noqa: E402
+from weights import unpack  # noqa: E402
 from workers import Worker, peer_python  # noqa: E402
 from workloads import Comparison, Workload  # noqa: E402
 
