@@ -298,7 +298,7 @@ def refusal(example: Example, folder: Path) -> str:
 
 def companions(example: Example) -> list[str]:
     """Returns the tensors that the weight needs."""
-    optional = (".input_scale", ".g_idx", "_zero_point")
+    optional = (".input_scale", ".input_global_scale", ".g_idx", "_zero_point")
     return [name for name in example.tensors if not name.endswith(optional)]
 
 
@@ -317,7 +317,7 @@ def test_companions_of_another_shape_or_type_are_named(name: str, tmp_path: Path
     _, *parts = EXAMPLES[name]().tensors
     for part in parts:
         tensor = EXAMPLES[name]().tensors[part]
-        if tensor.dim() == 0 or part.endswith("input_scale"):
+        if tensor.dim() == 0 or part.endswith(("input_scale", "input_global_scale")):
             continue
         raw = tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
         changes = [torch.cat([raw, raw]).view(tensor.dtype), raw[..., :-1].view(tensor.dtype), raw.to(torch.complex64)]

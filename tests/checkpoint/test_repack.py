@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from test_checkpoint_formats import random_blocks, write_gguf
-from weights import KINDS, random_tensor, unpack
+from weights import random_tensor, unpack
 
 from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.file import BLOCKS
@@ -29,11 +29,11 @@ def test_rows_are_repacked_alike_alone_and_in_many(kind: str) -> None:
         np.testing.assert_array_equal(tensor.rows(begin, end), tensor.data[begin:end])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if BLOCKS[kind][0] == 256])
+@pytest.mark.parametrize("kind", [*REPACKINGS, "F4G16"])
 def test_a_reported_size_is_that_in_memory(kind: str) -> None:
     elements, num_bytes = BLOCKS[packed_format(kind)]
     in_memory = _native.packed_bytes(FORMATS[packed_format(kind)], 32, 1024) / (32 * 1024)
-    assert in_memory == pytest.approx(num_bytes / elements, rel=0.02)
+    assert in_memory == pytest.approx(num_bytes / elements, rel=0.03)
 
 
 @pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0"])
