@@ -68,7 +68,8 @@ def _split(blocks: Bytes, *sizes: int) -> list[Bytes]:
 def _fields(values: Array, shifts: list[int], mask: int) -> Array:
     """Returns the bit fields at ``shifts`` of every value of [n, m], as [n, m * len(shifts)]."""
     kind = values.dtype.type
-    return (values[..., None] >> np.array(shifts, kind) & kind(mask)).reshape(len(values), -1)
+    fields: Array = (values[..., None] >> np.array(shifts, kind) & kind(mask)).reshape(len(values), -1)
+    return fields
 
 
 def _odd(scales: Array) -> Bytes:
@@ -93,14 +94,16 @@ def _grid(format: str) -> Array:
     kind = getattr(quants, format)
     kind.init_grid()
     ranks = np.searchsorted(np.array(kind.grid_map), kind.grid.reshape(kind.grid_shape)).astype(np.uint16)
-    return np.bitwise_or.reduce(ranks << np.arange(0, 16, 16 // ranks.shape[1], dtype=np.uint16), axis=1)
+    words: Array = np.bitwise_or.reduce(ranks << np.arange(0, 16, 16 // ranks.shape[1], dtype=np.uint16), axis=1)
+    return words
 
 
 @cache
 def _spread_signs() -> Array:
     """Returns for each byte of signs a word with every sign at the highest bit of a 4-bit code."""
     bits = np.arange(256, dtype=np.uint32)[:, None] >> np.arange(8, dtype=np.uint32) & 1
-    return np.bitwise_or.reduce(bits << np.arange(3, 32, 4, dtype=np.uint32), axis=1)
+    words: Array = np.bitwise_or.reduce(bits << np.arange(3, 32, 4, dtype=np.uint32), axis=1)
+    return words
 
 
 def _join(scale: Bytes, scales: Bytes, *codes: Array) -> Bytes:

@@ -50,7 +50,7 @@ def nvfp4(parts: QuantizedParts, _: Mapping[str, Any]) -> Tensor:
     def make(begin: int, end: int) -> Bytes:
         factor = dequantize(whole).reshape(1)
         with np.errstate(divide="ignore", over="ignore"):  # packing refuses what is infinite
-            factor = 1 / factor if divides else factor
+            factor = np.reciprocal(factor) if divides else factor
         return encode_f4(parts.codes.rows(begin, end), scales.rows(begin, end), factor.repeat(end - begin))
 
     return Tensor(parts.name, (rows, width), "F4G16", make)
@@ -95,8 +95,8 @@ def _in_order(data: Bytes) -> tuple[Bytes, Bytes]:
     A block has four scales, whose byte 127 means 0, and for each 8 bytes; the low nibbles are the first 8 codes.
     """
     blocks = data.reshape(len(data), -1, BLOCKS["NVFP4"][1])
-    scales = blocks[..., :4] & 127
-    scales = np.where(scales == 127, np.uint8(0), scales).reshape(len(data), -1)
-    halves = blocks[..., 4:].reshape(len(data), -1, 1, 8) >> np.array([[0], [4]], np.uint8) & 15
+    scales = blocks[..., :4] & np.uint8(127)
+    scales[scales == 127] = 0
+    halves = blocks[..., 4:].reshape(len(data), -1, 1, 8) >> np.array([[0], [4]], np.uint8) & np.uint8(15)
     pairs = halves.reshape(len(data), -1, 2)
-    return pairs[..., 0] | pairs[..., 1] << 4, scales
+    return pairs[..., 0] | pairs[..., 1] << np.uint8(4), scales.reshape(len(data), -1)
