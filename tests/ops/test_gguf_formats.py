@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from freedive.model.params import Param
 from freedive.ops.native import NativeRunner
 from freedive.ops.reference import ReferenceRunner
 
-METADATA = {
+METADATA: dict[str, str | bool | int | float | Sequence[str | bool | int | float]] = {
     "general.architecture": "llama",
     "llama.block_count": 1,
     "llama.context_length": 128,
