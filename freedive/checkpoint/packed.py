@@ -89,7 +89,7 @@ def pack(tensor: Tensor, *, num_threads: int = 1) -> PackedTensor:
         return PackedTensor("F32", tensor.shape, values.view(np.uint8))
     if len(tensor.shape) == 3:
         return _pack_heads(tensor, num_threads)
-    source, format = repacked(tensor), packed_format(tensor.format)
+    source, format = repacked(tensor, num_threads=num_threads), packed_format(tensor.format)
     kind, rows, k = FORMATS[format], *tensor.shape
     out = empty_aligned(_native.packed_bytes(kind, rows, k))
     if not _native.pack(kind, rows, k, np.ascontiguousarray(source.data).reshape(-1), out, num_threads):

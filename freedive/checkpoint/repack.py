@@ -13,6 +13,7 @@ order, the first in the lowest bits; native/formats/format.h has their values.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -26,8 +27,8 @@ from freedive.checkpoint.tensor import Tensor
 
 Array = npt.NDArray[Any]
 
-_CHUNK = 1 << 13
-"""Number of blocks that are converted at once, so that their arrays fit into the cache."""
+_CHUNK = 1 << 11
+"""Number of blocks that a thread converts at once, so that their arrays fit into its cache."""
 
 
 class Repacking(NamedTuple):
@@ -42,8 +43,8 @@ def packed_format(format: str) -> str:
     return REPACKINGS[format].format if format in REPACKINGS else format
 
 
-def repacked(tensor: Tensor) -> Tensor:
-    """Returns ``tensor`` in the format that the kernels read."""
+def repacked(tensor: Tensor, *, num_threads: int = 1) -> Tensor:
+    """Returns ``tensor`` in the format that the kernels read; its rows are converted when they are read."""
     if tensor.format not in REPACKINGS:
         return tensor
     format, convert = REPACKINGS[tensor.format]
@@ -51,7 +52,8 @@ def repacked(tensor: Tensor) -> Tensor:
     def rows(begin: int, end: int) -> Bytes:
         data = tensor.rows(begin, end)
         blocks = np.ascontiguousarray(data).reshape(-1, BLOCKS[tensor.format][1])
-        parts = [convert(blocks[at : at + _CHUNK]) for at in range(0, len(blocks), _CHUNK)]
+        with ThreadPoolExecutor(num_threads) as pool:
+            parts = list(pool.map(convert, (blocks[at : at + _CHUNK] for at in range(0, len(blocks), _CHUNK))))
         return np.concatenate(parts).reshape(end - begin, -1)
 
     return replace(tensor, format=format, source=rows)

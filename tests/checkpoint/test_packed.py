@@ -53,6 +53,7 @@ def assert_holds(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def test_every_format_comes_back_as_it_was_packed(tmp_path: Path) -> None:
     tensors = {kind: random_tensor(kind, 70, 512) for kind in KINDS} | small()
+    tensors["a part of a block"] = random_tensor("F4G16", 70, 320)
     reported: list[int] = []
     write_store(tmp_path / "s.fdv", tensors, num_threads=2, advance=reported.append)
     assert_holds(tmp_path / "s.fdv", tensors)

@@ -59,11 +59,18 @@ inline std::uint8_t scale_q3(int s, const std::uint8_t* scales) {
 }
 constexpr std::uint16_t kNegative = 0x8000;  // files subtract the minima of K-quants, a panel adds them
 
-// Codes of `Width` bits in order, the first in the lowest bits.
+// Codes of `Width` bits in order, the first in the lowest bits, eight at a time: each step doubles their distances.
 template <int Width>
 void read_codes(const std::uint8_t* from, std::uint8_t* codes) {
-    constexpr int per_byte = 8 / Width;
-    for (int i = 0; i < kGroup; i++) codes[i] = (from[i / per_byte] >> (Width * (i % per_byte))) & ((1 << Width) - 1);
+    constexpr auto ones = [](int bits) { return (std::uint64_t(1) << bits) - 1; };
+    for (int i = 0; i < kGroup; i += 8) {
+        std::uint64_t v = 0;
+        std::memcpy(&v, from + i / 8 * Width, Width);
+        v = (v | v << (32 - 4 * Width)) & (ones(4 * Width) * 0x0000000100000001);
+        v = (v | v << (16 - 2 * Width)) & (ones(2 * Width) * 0x0001000100010001);
+        v = (v | v << (8 - Width)) & (ones(Width) * 0x0101010101010101);
+        std::memcpy(codes + i, &v, 8);
+    }
 }
 // Of our own blocks of 256: two bytes of scales for each group, then the codes' low bits, then their high bits.
 template <class T>
