@@ -12,6 +12,7 @@ import pytest
 
 from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.packed import FORMATS, PackedTensor
+from freedive.checkpoint.repack import packed_format
 from freedive.checkpoint.tensor import Tensor
 from freedive.native import _native
 
@@ -29,6 +30,16 @@ HALVES = {
     "IQ4_NL": (0,),
     "IQ4_XS": (0,),
     "MXFP4": (),
+    "IQ1_S": (0,),
+    "IQ1_M": (),
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+    "F4G16": (),
     "I4G64": (0,),
     "I4G128": (0,),
     "I8G128": (0,),
@@ -38,8 +49,14 @@ HALVES = {
 }
 """The formats that kernels multiply as integers, with the byte offsets of a block's half floats.
 
-All other bytes of a block may have any value, except MXFP4's exponent.
+All other bytes of a block may have any value, except MXFP4's exponent and the scales of IQ1_M and F4G16.
 """
+
+KINDS = ("F32", "F16", "BF16", "F8G128", *HALVES)
+"""Every format that can be packed, of files and of freedive's own."""
+
+KERNELS = {packed_format(kind): kind for kind in reversed(KINDS)}
+"""Every format of the kernels -> the first format that becomes it."""
 
 NAMES = ("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512", "amx-emulated")
 BEST = _native.isa_levels()[-1]
@@ -80,12 +97,26 @@ def random_tensor(kind: str, rows: int, width: int, *, scale: float = 0.02, seed
 
     for at in HALVES.get(kind, ()):
         data[..., at : at + 2] = draw().astype(np.float16).view(np.uint8)
+    if kind == "IQ1_M":
+        set_iq1_m_scale(data, draw())
+    if kind == "F4G16":
+        data[..., 4:20][data[..., 4:20] & 127 == 127] = 0  # NaN
+        data[..., :4] = (draw() / 64).astype(np.float32).view(np.uint8)
     if kind == "MXFP4":
         data[..., :1] = np.log2(np.abs(draw()) + 1e-37) + 127
+    if kind == "NVFP4":
+        data[..., :4] &= 0x77  # neither a sign nor 127, which means 0
     if kind == "F8G128":
         data[data & 127 == 127] = 0  # NaN
         data[..., :4] = draw().astype(np.float32).view(np.uint8)
     return Tensor("w", (rows, width), kind, data.reshape(rows, -1))
+
+
+def set_iq1_m_scale(data: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
+    """Sets the half float of IQ1_M blocks, which has its bits in the highest four of each word of scales."""
+    bits = values.astype(np.float16).view(np.uint16)
+    words = data[..., 48:].view(np.uint16)
+    words[...] = words & 0x0FFF | bits >> np.array([0, 4, 8, 12], np.uint16) << 12
 
 
 def quantize(name: str, values: Floats, kind: str) -> Tensor:

@@ -2,9 +2,10 @@
 
     integers    float16 scale | zero point, one byte (formats ending in Z) | codes; a weight is scale * (code - zero)
     F8G128      float32 scale | 128 codes, e4m3; the last block of a row is padded with zeros
+    F4G16       float32 factor | 16 scales, e4m3, of 16 codes each | 256 codes, e2m1; padded likewise
 
 An 8-bit code is stored minus 128, as a signed byte. With 4 bits, 16 bytes store 32 codes, the first 16 of them in the
-low nibbles. GGUF's Q4_0 and Q8_0 have the same layout.
+low nibbles; in F4G16, a byte stores two codes that follow each other. GGUF's Q4_0 and Q8_0 have the same layout.
 """
 
 from __future__ import annotations
@@ -107,6 +108,37 @@ def decode_f8(data: Bytes, width: int) -> Floats:
     return values.reshape(len(data), -1)[:, :width]
 
 
+F4_BLOCK, F4_GROUP = 256, 16
+
+
+def encode_f4(codes: Bytes, scales: Bytes, factors: Floats) -> Bytes:
+    """Encodes e2m1 ``codes`` [rows, width / 2], e4m3 ``scales`` [rows, width / 16] and ``factors`` of rows as blocks.
+
+    A code stands for code * scale * factor.
+    """
+    rows, width = len(codes), 2 * codes.shape[1]
+    num_blocks = -(-width // F4_BLOCK)
+    blocks = np.zeros((rows, num_blocks, BLOCKS["F4G16"][1]), np.uint8)
+    blocks[..., :4] = np.ascontiguousarray(factors, np.float32).view(np.uint8).reshape(rows, 1, 4)
+    for begin, values in ((4, scales), (4 + F4_BLOCK // F4_GROUP, codes)):
+        size = values.shape[1] * F4_BLOCK // width
+        whole = width // F4_BLOCK
+        blocks[:, :whole, begin : begin + size] = values[:, : whole * size].reshape(rows, whole, size)
+        blocks[:, whole:, begin : begin + values.shape[1] - whole * size] = values[:, None, whole * size :]
+    return blocks.reshape(rows, -1)
+
+
+def decode_f4(data: Bytes, width: int) -> Floats:
+    """Decodes blocks [rows, bytes] to values [rows, width]."""
+    blocks = data.reshape(len(data), -1, BLOCKS["F4G16"][1])
+    factors = np.ascontiguousarray(blocks[..., :4]).view(np.float32)
+    begin = 4 + F4_BLOCK // F4_GROUP
+    scales = _E4M3[blocks[..., 4:begin]] * factors
+    codes = (blocks[..., begin:, None] >> np.array([0, 4], np.uint8) & 15).reshape(*scales.shape, F4_GROUP)
+    values: Floats = _E2M1[codes] * scales[..., None]
+    return values.reshape(len(data), -1)[:, :width]
+
+
 def _e4m3_table() -> Floats:
     """Returns the e4m3 value of every byte: sign, 4 exponent bits with bias 7, 3 mantissa bits; 0x7f, 0xff are NaN."""
     byte = np.arange(256)
@@ -118,3 +150,4 @@ def _e4m3_table() -> Floats:
 
 
 _E4M3 = _e4m3_table()
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from freedive.checkpoint.block_formats import INTEGERS, decode_f8, decode_integers
+from freedive.checkpoint.block_formats import INTEGERS, decode_f4, decode_f8, decode_integers
 from freedive.checkpoint.tensor import Tensor
 
 FLOATS = ("F32", "F16", "BF16")
@@ -17,6 +17,8 @@ def dequantize(tensor: Tensor) -> npt.NDArray[np.float32]:
     """Returns ``tensor`` as float32 in its logical shape; an F32 tensor stays a read-only view of the file."""
     if tensor.format == "F8G128":
         return decode_f8(tensor.data, tensor.shape[-1]).reshape(tensor.shape)
+    if tensor.format == "F4G16":
+        return decode_f4(tensor.data, tensor.shape[-1]).reshape(tensor.shape)
     if tensor.format in INTEGERS:
         return decode_integers(tensor.format, tensor.data).reshape(tensor.shape)
     from gguf import GGMLQuantizationType, quants  # imported here because a warm start dequantises nothing

@@ -30,6 +30,22 @@ BLOCKS = {
     "IQ4_NL": (32, 18),
     "IQ4_XS": (256, 136),
     "MXFP4": (32, 17),
+    "IQ1_S": (256, 50),
+    "IQ1_M": (256, 56),
+    "IQ2_XXS": (256, 66),
+    "IQ2_XS": (256, 74),
+    "IQ2_S": (256, 82),
+    "IQ3_XXS": (256, 98),
+    "IQ3_S": (256, 110),
+    "TQ1_0": (256, 54),
+    "TQ2_0": (256, 66),
+    "NVFP4": (64, 36),
+    "IQ1S": (256, 82),
+    "IQ1M": (256, 114),
+    "IQ2": (256, 114),
+    "IQ3XXS": (256, 146),
+    "IQ3S": (256, 146),
+    "F4G16": (256, 148),
     "F8G128": (128, 132),
     "I4G64": (64, 34),
     "I4G128": (128, 66),
@@ -40,7 +56,7 @@ BLOCKS = {
 }
 """Formats of weights: name -> (elements, bytes) of one block.
 
-The formats from F8G128 on are freedive's own: see block_formats.py."""
+The formats from IQ1S on are freedive's own: see repack.py for IQ1S to IQ3S, block_formats.py for the others."""
 
 PART_FORMATS = {
     "F8_E4M3": (1, 1),

@@ -7,11 +7,13 @@ numbers and needs seconds for the strings of a large vocabulary. The tests compa
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from freedive.checkpoint.file import MAX_TENSORS, Entry, lay_out
 from freedive.checkpoint.fingerprint import split_files
+from freedive.checkpoint.quantized.nvfp4 import join_gguf_scales
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
 from freedive.files import MAX_VALUES, DamagedFile, map_file, quote
@@ -29,10 +31,20 @@ FORMAT_IDS = {
     12: "Q4_K",
     13: "Q5_K",
     14: "Q6_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
     20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
     23: "IQ4_XS",
+    29: "IQ1_M",
     30: "BF16",
+    34: "TQ1_0",
+    35: "TQ2_0",
     39: "MXFP4",
+    40: "NVFP4",
 }
 """ggml tensor type -> format name."""
 
@@ -47,6 +59,11 @@ _LENGTH = struct.Struct("<Q")
 
 def open_gguf(path: Path) -> Checkpoint:
     """Opens a GGUF file, or all parts of a split file if ``path`` is one of them (``name-00001-of-00003.gguf``)."""
+    checkpoint = _open_parts(path)
+    return replace(checkpoint, tensors=join_gguf_scales(checkpoint.tensors))
+
+
+def _open_parts(path: Path) -> Checkpoint:
     paths = split_files(path)
     if paths != [path]:
         return _join([_open_part(part) for part in paths], path)

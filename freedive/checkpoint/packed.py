@@ -15,6 +15,7 @@ import numpy as np
 
 from freedive.arrays import Bytes
 from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
+from freedive.checkpoint.repack import packed_format, repacked
 from freedive.checkpoint.tensor import Tensor
 from freedive.errors import UserError
 from freedive.files import quote
@@ -88,12 +89,12 @@ def pack(tensor: Tensor, *, num_threads: int = 1) -> PackedTensor:
         return PackedTensor("F32", tensor.shape, values.view(np.uint8))
     if len(tensor.shape) == 3:
         return _pack_heads(tensor, num_threads)
-    format = FORMATS[tensor.format]
-    rows, k = tensor.shape
-    out = empty_aligned(_native.packed_bytes(format, rows, k))
-    if not _native.pack(format, rows, k, np.ascontiguousarray(tensor.data).reshape(-1), out, num_threads):
+    source, format = repacked(tensor, num_threads=num_threads), packed_format(tensor.format)
+    kind, rows, k = FORMATS[format], *tensor.shape
+    out = empty_aligned(_native.packed_bytes(kind, rows, k))
+    if not _native.pack(kind, rows, k, np.ascontiguousarray(source.data).reshape(-1), out, num_threads):
         raise _not_finite(tensor)
-    return PackedTensor(tensor.format, tensor.shape, out)
+    return PackedTensor(format, tensor.shape, out)
 
 
 def _not_finite(tensor: Tensor) -> UserError:
@@ -174,7 +175,7 @@ def _record_layout(records: list[dict[str, Tensor]]) -> tuple[dict[str, Part], i
 def _packed_format(tensor: Tensor) -> str:
     if len(tensor.shape) == 1:
         return "F32"
-    return tensor.format if len(tensor.shape) == 2 or tensor.format in FLOATS else "F16"
+    return packed_format(tensor.format) if len(tensor.shape) == 2 or tensor.format in FLOATS else "F16"
 
 
 def packed_bytes(format: str, shape: tuple[int, ...]) -> int:

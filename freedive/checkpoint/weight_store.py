@@ -194,12 +194,16 @@ def _part(what: str, value: Any, stride: int) -> Part:
             dims = tuple(shape)
         case _:
             raise DamagedStore(f"{what} is described by {quote(value)}")
-    blocks = 1 if format == "F8G128" else BLOCKS[format][0]  # the last block of F8G128 is padded
+    blocks = PADDED.get(format) or BLOCKS[format][0]
     if (len(dims) != 2 and format not in FLOATS) or (len(dims) == 1 and format != "F32") or dims[-1] % blocks:
         raise DamagedStore(f"{what} cannot be {format} {list(dims)}")
     if _place(offset, f"the offset of {what}", LINE) + packed_bytes(format, dims) > stride:
         raise DamagedStore(f"{what} ends beyond its record, of {stride} bytes")
     return Part(format, dims, offset)
+
+
+PADDED = {"F8G128": 1, "F4G16": 32}
+"""Formats whose last block of a row is padded -> what the number of inputs must be a multiple of."""
 
 
 def _are_dims(shape: list[Any]) -> bool:

@@ -12,6 +12,7 @@ from freedive.checkpoint.model_folder import is_model_folder, read_model_folder
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import Packed, PackedExperts
 from freedive.checkpoint.quantize import FORMATS, target_format
+from freedive.checkpoint.repack import packed_format
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.commands.formatting import count_text, size_text
@@ -93,10 +94,13 @@ def _packed_formats(weights: Mapping[str, Packed]) -> dict[str, str]:
 
 
 def _footprint(spec: ModelSpec, formats: Mapping[str, str]) -> Footprint:
-    """Returns the footprint of weights in ``formats``, by canonical name; partial blocks count as whole ones."""
+    """Returns the footprint of weights in ``formats``, by canonical name; partial blocks count as whole ones.
+
+    Formats that are repacked count as what they become in memory.
+    """
 
     def num_bytes(name: str, shape: tuple[int, ...]) -> int:
-        elements, block_bytes = BLOCKS[formats[name]]
+        elements, block_bytes = BLOCKS[packed_format(formats[name])]
         *outer, width = shape
         return math.prod(outer) * -(-width // elements) * block_bytes
 

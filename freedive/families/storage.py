@@ -61,15 +61,23 @@ def _gptq_or_awq(config: Config) -> float:
 def _compressed_tensors(config: Config) -> float:
     weights = config.section("config_groups").section("group_0").section("weights")
     bits, group = weights.count("num_bits", most=16), weights.count("group_size", 0, least=-1)
-    return _grouped(bits, group, symmetric=weights.flag("symmetric", True))
+    scale_bits = 8 if weights.choice("type", ("int", "float")) == "float" and bits == 4 else 16
+    return _grouped(bits, group, symmetric=weights.flag("symmetric", True), scale_bits=scale_bits)
 
 
-def _grouped(bits: int, group: int, *, symmetric: bool) -> float:
-    """Returns the bits per value with a float16 scale, and a zero point if not ``symmetric``, for each ``group``.
+def _modelopt(config: Config) -> float:
+    return _MODELOPT_BITS[config.choice("quant_algo", tuple(_MODELOPT_BITS))]
+
+
+_MODELOPT_BITS = {"NVFP4": 4 + 8 / 16, "W4A16_NVFP4": 4 + 8 / 16, "FP8": 8.0}
+
+
+def _grouped(bits: int, group: int, *, symmetric: bool, scale_bits: int = 16) -> float:
+    """Returns the bits per value with a scale, and a zero point if not ``symmetric``, for each ``group``.
 
     If ``group`` is less than 1, a group is a whole row, whose scale is not counted.
     """
-    return bits + (16 + (0 if symmetric else bits)) / group if group > 0 else float(bits)
+    return bits + (scale_bits + (0 if symmetric else bits)) / group if group > 0 else float(bits)
 
 
 _METHODS: Mapping[str, Callable[[Config], float]] = {
@@ -79,4 +87,5 @@ _METHODS: Mapping[str, Callable[[Config], float]] = {
     "gptq": _gptq_or_awq,
     "awq": _gptq_or_awq,
     "compressed-tensors": _compressed_tensors,
+    "modelopt": _modelopt,
 }

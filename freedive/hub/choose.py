@@ -21,8 +21,9 @@ COMPANION_FILES = ("*.json", "*.jinja", "*.model", "merges.txt", "LICENSE*")
 """Patterns of the top-level files needed with safetensors weights: configuration, tokenizer, template and licence."""
 
 FORMATS = (
-    *("Q4_K_M", "Q4_0", "Q4_K_S", "Q4_1", "MXFP4", "IQ4_XS", "IQ4_NL", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K"),
-    *("Q8_0", "BF16", "F16", "F32", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
+    *("Q4_K_M", "Q4_0", "Q4_K_S", "Q4_1", "MXFP4", "NVFP4", "IQ4_XS", "IQ4_NL", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1"),
+    *("Q6_K", "Q8_0", "BF16", "F16", "F32", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS"),
+    *("Q2_K", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0"),
 )
 """GGUF formats in order of preference, the best compromise between size and quality first."""
 

@@ -270,7 +270,7 @@ GGUF_LIES: dict[str, tuple[bytes, str]] = {
     "overflowing dims": (gguf_file(tensor(b"t", 2**32, 2**32), num_tensors=1), "ends at byte"),
     "far offset": (gguf_file(tensor(b"t", 4, offset=2**64 - 32), num_tensors=1), "ends at byte"),
     "type 999": (gguf_file(tensor(b"t", 4, kind=999), num_tensors=1), "has the type 999"),
-    "type IQ2_XS": (gguf_file(tensor(b"t", 256, kind=17), num_tensors=1), "has the type IQ2_XS"),
+    "type Q8_K": (gguf_file(tensor(b"t", 256, kind=15), num_tensors=1), "has the type Q8_K"),
     "ragged block": (gguf_file(tensor(b"t", 33, kind=8), num_tensors=1), "multiple of 32"),
     "alignment 0": (gguf_file(string(b"general.alignment") + struct.pack("<II", 4, 0), num_keys=1), "power of two"),
     "alignment 33": (gguf_file(string(b"general.alignment") + struct.pack("<II", 4, 33), num_keys=1), "power of two"),

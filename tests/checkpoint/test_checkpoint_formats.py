@@ -38,7 +38,7 @@ def random_blocks(kind: str, num_rows: int, width: int) -> np.ndarray[Any, Any]:
     """Returns random bytes with finite scales: every float16 field has a small exponent."""
     block, num_bytes = BLOCKS[kind]
     data = np.random.default_rng(0).integers(0, 256, (num_rows, width // block, num_bytes), np.uint8)
-    high_bytes = {"F32": (3,), "F16": (1,), "BF16": (1,), "MXFP4": (0,)}
+    high_bytes = {"F32": (3,), "F16": (1,), "BF16": (1,), "MXFP4": (0,), "IQ1_M": (55,), "NVFP4": range(4)}
     for at in high_bytes.get(kind) or (half + 1 for half in HALVES[kind]):
         data[..., at] &= 0x2F
     return data.reshape(num_rows, -1)
@@ -59,8 +59,9 @@ def test_every_format_reads_as_the_gguf_library_reads_it(kind: str, tmp_path: Pa
     reference = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     for name in ("a.weight", "b.weight"):
         tensor, theirs = tensors[name], reference[name]
-        assert (tensor.shape, tensor.format, tensor.data.shape[0]) == ((5, 512), kind, 5)
-        assert tensor.data.tobytes() == theirs.data.tobytes()
+        if kind != "NVFP4":  # is joined with its scales
+            assert (tensor.shape, tensor.format, tensor.data.shape[0]) == ((5, 512), kind, 5)
+            assert tensor.data.tobytes() == theirs.data.tobytes()
         expected = gguf.quants.dequantize(theirs.data, theirs.tensor_type)
         assert np.isfinite(expected).all()
         values = dequantize(tensor)
@@ -195,9 +196,9 @@ def test_paths_to_nothing_are_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_formats_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    data = np.zeros((2, 98), np.uint8)
-    write_gguf(tmp_path / "m.gguf", {"x": (data, "IQ3_XXS")})
-    with pytest.raises(UserError, match=r"'x' has the type IQ3_XXS.*Q4_K"):
+    data = np.zeros((2, 36), np.uint8)
+    write_gguf(tmp_path / "m.gguf", {"x": (data, "Q1_0")})
+    with pytest.raises(UserError, match=r"'x' has the type Q1_0.*Q4_K"):
         open_checkpoint(tmp_path / "m.gguf")
     save_file({"x": np.zeros(2, np.int32)}, tmp_path / "m.safetensors")
     (tmp_path / "config.json").write_text("{}")

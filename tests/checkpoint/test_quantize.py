@@ -72,7 +72,7 @@ def test_embedding_and_head_keep_eight_bits_and_the_rest_its_floats(target: Targ
     assert convert(heads, target, role="heads").format == ("BF16" if target == "bf16" else "F32")
 
 
-@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K", "MXFP4", "F8G128", "I4G128Z"])
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K", "MXFP4", "F8G128", "I4G128Z", "IQ2_XS", "F4G16"])
 def test_any_format_can_be_converted(kind: str) -> None:
     source = random_tensor(kind, 40, 256)
     for target in FORMATS:

@@ -140,6 +140,24 @@ def mxfp4_packed() -> Example:
     return Example(tensors, compressed("mxfp4-pack-quantized"), "MXFP4", whole.values[0])
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def nvfp4(width: int, *, maker: str, shape: tuple[int, ...]) -> Example:
+    """Returns a weight in the layout of ``maker``; compressed-tensors divides by the scale of the matrix."""
+    codes, scales = random_codes(70, width, below=16), torch.rand(70, width // 16).mul(400).to(torch.float8_e4m3fn)
+    pairs = torch.tensor((codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8))
+    whole = torch.full(shape, 1.7e-5 if maker == "modelopt" else 6.1e4)
+    factor = whole.item() if maker == "modelopt" else 1 / whole.item()
+    values = (E2M1[codes] * spread(scales.float(), 16) * factor).astype(np.float32)
+    names = ("weight", "weight_scale_2") if maker == "modelopt" else ("weight_packed", "weight_global_scale")
+    tensors = {f"{X}.{names[0]}": pairs, f"{X}.weight_scale": scales, f"{X}.{names[1]}": whole}
+    if maker == "modelopt":
+        return Example(tensors, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "F4G16", values)
+    tensors[f"{X}.input_global_scale"] = torch.ones(1)
+    return Example(tensors, compressed("nvfp4-pack-quantized", type="float", group_size=16), "F4G16", values)
+
+
 def gptq(
     format: str, *, bits: int = 4, sym: bool = False, version: int = 1, group: int = 128, order: str = ""
 ) -> Example:
@@ -204,6 +222,9 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "int8": int8,
     "MXFP4 of gpt-oss": gpt_oss,
     "MXFP4, packed": mxfp4_packed,
+    "NVFP4": lambda: nvfp4(256, maker="compressed-tensors", shape=(1,)),
+    "NVFP4 of ModelOpt": lambda: nvfp4(256, maker="modelopt", shape=()),
+    "NVFP4, a part of a block": lambda: nvfp4(352, maker="modelopt", shape=(1,)),
     "GPTQ": lambda: gptq("I4G128Z"),
     "GPTQ, symmetric": lambda: gptq("I4G128", sym=True),
     "GPTQ, symmetric, version 2": lambda: gptq("I4G128", sym=True, version=2),
@@ -277,7 +298,7 @@ def refusal(example: Example, folder: Path) -> str:
 
 def companions(example: Example) -> list[str]:
     """Returns the tensors that the weight needs."""
-    optional = (".input_scale", ".g_idx", "_zero_point")
+    optional = (".input_scale", ".input_global_scale", ".g_idx", "_zero_point")
     return [name for name in example.tensors if not name.endswith(optional)]
 
 
@@ -296,7 +317,7 @@ def test_companions_of_another_shape_or_type_are_named(name: str, tmp_path: Path
     _, *parts = EXAMPLES[name]().tensors
     for part in parts:
         tensor = EXAMPLES[name]().tensors[part]
-        if tensor.dim() == 0 or part.endswith("input_scale"):
+        if tensor.dim() == 0 or part.endswith(("input_scale", "input_global_scale")):
             continue
         raw = tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
         changes = [torch.cat([raw, raw]).view(tensor.dtype), raw[..., :-1].view(tensor.dtype), raw.to(torch.complex64)]
@@ -310,7 +331,7 @@ def test_companions_of_another_shape_or_type_are_named(name: str, tmp_path: Path
 NOT_FINITE = (float("nan"), float("inf"), -float("inf"))
 
 
-@pytest.mark.parametrize("name", [name for name in EXAMPLES if "MXFP4" not in name and "experts" not in name])
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if "FP4" not in name and "experts" not in name])
 def test_scales_that_are_not_finite_are_found_when_packing(name: str, tmp_path: Path) -> None:
     for value in NOT_FINITE:
         example = EXAMPLES[name]()
@@ -324,6 +345,16 @@ def test_numbers_that_are_not_finite_are_found_when_packing(tmp_path: Path) -> N
         example = f8(130, 200)
         example.tensors[f"{X}.weight"].view(torch.uint8)[129, 199] = code
         assert f"{X}.weight' has NaN" in refusal(example, tmp_path)
+    for value in NOT_FINITE:
+        example = nvfp4(256, maker="modelopt", shape=())
+        example.tensors[f"{X}.weight_scale_2"] = torch.tensor(value)
+        assert f"{X}.weight' has NaN" in refusal(example, tmp_path)
+    for example in (nvfp4(256, maker="modelopt", shape=()), nvfp4(256, maker="compressed-tensors", shape=(1,))):
+        example.tensors[f"{X}.weight_scale"].view(torch.uint8)[69, 15] = 0x7F
+        assert f"{X}.weight' has NaN" in refusal(example, tmp_path)
+    example = nvfp4(256, maker="compressed-tensors", shape=(1,))
+    example.tensors[f"{X}.weight_global_scale"][0] = 0
+    assert f"{X}.weight' has NaN" in refusal(example, tmp_path)
     example = mxfp4_packed()
     example.tensors[f"{X}.weight_scale"][9, 1] = 255
     assert f"{X}.weight' has NaN" in refusal(example, tmp_path)
@@ -382,6 +413,10 @@ def test_odd_values_in_a_configuration_are_survived(name: str, tmp_path: Path) -
             for group in example.quantization.get("config_groups", {}).values():
                 group["weights"][key] = value
                 refusal(example, tmp_path)
+
+
+def test_nvfp4_rows_that_kernels_cannot_read_are_refused(tmp_path: Path) -> None:
+    assert "has 336 inputs instead of a multiple of 32" in refusal(nvfp4(336, maker="modelopt", shape=()), tmp_path)
 
 
 def test_outputs_that_fill_no_whole_words_are_refused(tmp_path: Path) -> None:

@@ -134,8 +134,8 @@ def test_all_parts_of_a_split_gguf_are_fetched() -> None:
 def test_a_missing_file_is_answered_with_those_there_are() -> None:
     with pytest.raises(NotFound, match=r"hf:o/n/FILE with one of: a\.gguf, b\.gguf"):
         choose("hf:o/n", offered("b.gguf", "a.gguf"), "c.gguf")
-    with pytest.raises(UserError, match=r"one of: m-IQ1_S\.gguf, m-IQ2_XS\.gguf"):
-        choose("hf:o/n", offered("m-IQ2_XS.gguf", "m-IQ1_S.gguf"), None)
+    with pytest.raises(UserError, match=r"one of: m-Q1_0\.gguf, m-Q2_X\.gguf"):
+        choose("hf:o/n", offered("m-Q2_X.gguf", "m-Q1_0.gguf"), None)
     with pytest.raises(UserError, match=r"must have model\*\.safetensors"):
         choose("hf:o/n", offered("pytorch_model.bin"), None)
 

@@ -120,6 +120,11 @@ def test_quantised_checkpoints_are_as_large_as_published(
     assert footprint(describe_config(values), storage.num_bytes).total / 1e9 == pytest.approx(gigabytes, rel=0.005)
 
 
+NVFP4 = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float", "group_size": 16, "symmetric": True}}},
+}
+
 DECLARATIONS: list[tuple[dict[str, Any], float]] = [
     (V3["quantization_config"], 8 + 32 / 128**2),
     ({"quant_method": "fp8"}, 8),
@@ -129,6 +134,9 @@ DECLARATIONS: list[tuple[dict[str, Any], float]] = [
     ({"quant_method": "gptq", "bits": 8, "group_size": -1}, 8),
     ({"quant_method": "awq", "bits": 4, "group_size": 64}, 4 + 20 / 64),
     ({**INT4, "ignore": ["lm_head"]}, 4 + 16 / 32),
+    (NVFP4, 4 + 8 / 16),
+    ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, 4 + 8 / 16),
+    ({"quant_method": "modelopt", "quant_algo": "FP8"}, 8),
 ]
 
 

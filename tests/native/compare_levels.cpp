@@ -42,7 +42,7 @@ std::vector<std::uint8_t> random_source(Format f, int rows, int k) {
         do {
             for (std::size_t i = 0; i < row_bytes; i++) to[i] = std::uint8_t(random_bits());
             if (f == Format::F32) std::memcpy(to, normal(k).data(), row_bytes);
-            if (!is_quantised(f) || f == Format::MXFP4)  // small exponents
+            if (!is_quantised(f) || f == Format::MXFP4 || f == Format::F4G16)  // small exponents
                 for (std::size_t i = 0; i < row_bytes; i++) to[i] &= 0xbf;
         } while (!pack_panels(f, to, 1, k, 0, 1, panel.data()));
     }

@@ -8,10 +8,10 @@ from itertools import cycle
 import numpy as np
 import pytest
 from tiny_models import Floats, prompt, take_steps
-from weights import BEST_LEVEL, random_tensor
+from weights import BEST_LEVEL, KERNELS, random_tensor
 
 from freedive.checkpoint.dequantize import dequantize
-from freedive.checkpoint.packed import FORMATS, PackedTensor, pack
+from freedive.checkpoint.packed import PackedTensor, pack
 from freedive.checkpoint.tensor import Tensor
 from freedive.model.params import Param, params
 from freedive.model.spec import Attention, FeedForward, Layer, ModelSpec, Rope
@@ -46,7 +46,9 @@ def pair(kinds: Sequence[str], level: str) -> tuple[NativeRunner, ReferenceRunne
 
 
 @pytest.mark.parametrize("level", BEST_LEVEL)
-@pytest.mark.parametrize("kinds", [*[(kind,) for kind in FORMATS], tuple(FORMATS)], ids=lambda kinds: "+".join(kinds))
+@pytest.mark.parametrize(
+    "kinds", [*[(kind,) for kind in KERNELS.values()], tuple(KERNELS.values())], ids=lambda kinds: "+".join(kinds)
+)
 def test_native_equals_reference_on_dequantised_weights(kinds: Sequence[str], level: str) -> None:
     native, reference = pair(kinds, level)
     tokens = prompt(40, vocab=MODEL.vocab_size)

@@ -44,7 +44,21 @@ def int4(name: str, weight: torch.Tensor) -> tuple[Named, torch.Tensor]:
     return {f"{name}_{ending}": part.contiguous() for ending, part in parts.items()}, values
 
 
+def nvfp4(name: str, weight: torch.Tensor) -> tuple[Named, torch.Tensor]:
+    """Quantises to groups of 16 as ModelOpt does: e2m1 codes, e4m3 scales, and a float for the matrix."""
+    groups = weight.reshape(len(weight), -1, 16)
+    whole = weight.abs().max() / (6 * 448)
+    scale = (groups.abs().amax(-1) / 6 / whole).to(torch.float8_e4m3fn)
+    sizes = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    table = torch.cat([sizes, -sizes])
+    steps = scale.float()[..., None] * whole
+    codes = (groups[..., None] - table * steps[..., None]).abs().argmin(-1).reshape(len(weight), -1, 2).to(torch.uint8)
+    parts = {name: codes[..., 0] | codes[..., 1] << 4, f"{name}_scale": scale, f"{name}_scale_2": whole}
+    return parts, (table[codes.long()].reshape(groups.shape) * steps).reshape(weight.shape)
+
+
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
 INT4 = {
     "quant_method": "compressed-tensors",
     "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32, "symmetric": True}}},
@@ -78,6 +92,7 @@ def quantise(folder: Path, scheme: Scheme, config: dict[str, Any], parts: str) -
         ("deepseek_v3", fp8, FP8, "", "F8G128"),
         ("deepseek_v3", int4, INT4, ".mlp.experts.", "Q4_0"),
         ("qwen3_moe", int4, INT4, "", "Q4_0"),
+        ("qwen3_moe", nvfp4, NVFP4, "", "F4G16"),
     ],
 )
 def test_a_quantised_folder_answers_as_its_plain_values_do(

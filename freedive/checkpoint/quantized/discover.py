@@ -5,6 +5,7 @@
     int8                  X (I8), X_scale[, X_zero_point]
     int4 or int8, packed  X_packed (I32), X_scale, X_shape[, X_zero_point, X_g_idx]
     MXFP4                 X_packed (U8), X_scale; gpt-oss: Y_blocks, Y_scales
+    NVFP4                 X_packed (U8), X_scale, X_global_scale; ModelOpt: X (U8), X_scale, X_scale_2
     GPTQ, AWQ             Y.qweight (I32), Y.qzeros, Y.scales[, Y.g_idx]
 
 Which weights are quantised follows from which tensors exist. Formats and shapes are checked when a checkpoint is
@@ -19,27 +20,29 @@ from typing import Any
 
 from freedive.checkpoint.file import PART_FORMATS
 from freedive.checkpoint.quantized import schemes
+from freedive.checkpoint.quantized.nvfp4 import nvfp4, nvfp4_or_mxfp4
 from freedive.checkpoint.quantized.schemes import QuantizedParts, Scheme
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.files import quote
 
-METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4", "gptq", "awq")
+METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4", "modelopt", "gptq", "awq")
 """Supported values of quant_method in quantization_config."""
 
 SCHEMES: dict[tuple[str, str], tuple[str, tuple[str, ...], Scheme]] = {
     ("F8_E4M3", ""): ("", ("_scale_inv", "_scale"), schemes.f8),
     ("I8", ""): ("", ("_scale", "_zero_point"), schemes.int8),
     ("I32", "_packed"): ("", ("_scale", "_shape", "_zero_point", "_g_idx"), schemes.packed),
-    ("U8", "_packed"): ("", ("_scale",), schemes.mxfp4),
+    ("U8", "_packed"): ("", ("_scale", "_global_scale"), nvfp4_or_mxfp4),
     ("U8", "_blocks"): (".weight", ("_scales",), schemes.mxfp4),
     ("I32", ".qweight"): (".weight", (".qzeros", ".scales", ".g_idx"), schemes.gptq_or_awq),
+    ("U8", ""): ("", ("_scale", "_scale_2"), nvfp4),
 }
 """(format, name ending) of the codes of a weight -> the ending of its logical name, the endings of its other tensors,
 and the function that combines them."""
 
 _COMPANIONS = tuple({ending for _, endings, _ in SCHEMES.values() for ending in endings})
-_ACTIVATION_SCALES = (".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale")
+_ACTIVATION_SCALES = (".input_scale", ".input_global_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale")
 """Name endings of scales for quantised activations or caches, which freedive does not use."""
 
 

@@ -18,6 +18,7 @@ inline std::uint16_t read16(const std::uint8_t* p) {
 struct Group {
     std::uint8_t codes[kGroup];
     std::uint16_t scale = 0, minimum = 0;  // those of the span: half floats; the scale may be bfloat16
+    float wide_scale = 0;                  // that of the span in F8Halves
     std::uint8_t sub[2] = {0, 0};          // formats with super-scales: the group's own scales
 };
 
@@ -25,8 +26,9 @@ struct Group {
 constexpr int kBlockBytes[kNumFormats] = {4,  2,   2,   132,            // F32, F16, BF16, F8G128
                                           34, 18,  20,  22,  24,        // Q8_0, Q4_0, Q4_1, Q5_0, Q5_1
                                           84, 110, 144, 176, 210,       // Q2_K to Q6_K
-                                          18, 136, 17,                  // IQ4_NL, IQ4_XS, MXFP4
-                                          34, 66,  130, 19,  35,  67};  // I4G64, I4G128, I8G128, I4G32Z to I4G128Z
+                                          18, 136, 17,  66,             // IQ4_NL, IQ4_XS, MXFP4, TQ2_0
+                                          82, 114, 114, 146, 146, 148,  // IQ1S, IQ1M, IQ2, IQ3XXS, IQ3S, F4G16
+                                          34, 66,  130, 19,  35,  67};  // freedive's own
 
 // Splits 16 bytes into 32 codes of four bits. Low nibbles are inputs 0 to 15, high nibbles are inputs 16 to 31.
 inline void split_nibbles(const std::uint8_t* q, std::uint8_t* codes) {
@@ -57,10 +59,42 @@ inline std::uint8_t scale_q3(int s, const std::uint8_t* scales) {
 }
 constexpr std::uint16_t kNegative = 0x8000;  // sign bit: in files minima of K-quants are subtracted, in panels added
 
+// Reads 32 codes of `Width` bits in order, the first in the lowest bits. Eight codes at a time are spread to bytes: each
+// step doubles their distances.
+template <int Width>
+void read_codes(const std::uint8_t* from, std::uint8_t* codes) {
+    constexpr auto ones = [](int bits) { return (std::uint64_t(1) << bits) - 1; };
+    for (int i = 0; i < kGroup; i += 8) {
+        std::uint64_t v = 0;
+        std::memcpy(&v, from + i / 8 * Width, Width);
+        v = (v | v << (32 - 4 * Width)) & (ones(4 * Width) * 0x0000000100000001);
+        v = (v | v << (16 - 2 * Width)) & (ones(2 * Width) * 0x0001000100010001);
+        v = (v | v << (8 - Width)) & (ones(Width) * 0x0101010101010101);
+        std::memcpy(codes + i, &v, 8);
+    }
+}
+// Reads group j of one of freedive's own blocks of 256: two bytes of scales for each group, then the low bits of all
+// codes, then their high bits.
+template <class T>
+void read_own_group(const std::uint8_t* b, int j, Group& out) {
+    constexpr int group_bytes = kGroup / 8;
+    std::memcpy(out.sub, b + 2 * j, 2);
+    const std::uint8_t* codes = b + 16;
+    read_codes<T::low_bits>(codes + group_bytes * T::low_bits * j, out.codes);
+    if constexpr (T::high_bits > 0) {
+        std::uint8_t high[kGroup];
+        read_codes<T::high_bits>(codes + group_bytes * (T::low_bits * T::span + T::high_bits * j), high);
+        for (int i = 0; i < kGroup; i++) out.codes[i] |= high[i] << T::low_bits;
+    }
+}
+
 // Reads group j of block b.
 template <Format F>
 void read_group(const std::uint8_t* b, int j, Group& out) {
-    if constexpr (F == Format::Q5_0 || F == Format::Q5_1) {
+    if constexpr (Quantised<F>::super) {  // IQ1S to IQ3S
+        if constexpr (Quantised<F>::minima) out.minimum = read16(b) ^ kNegative;
+        read_own_group<Quantised<F>>(b + 2, j, out);
+    } else if constexpr (F == Format::Q5_0 || F == Format::Q5_1) {
         constexpr int at = F == Format::Q5_0 ? 2 : 4;
         if (at == 4) out.minimum = read16(b + 2);
         split_nibbles(b + at + 4, out.codes);
@@ -128,6 +162,17 @@ inline void read_group<Format::Q6_K>(const std::uint8_t* b, int j, Group& out) {
     for (int i = 0; i < kGroup; i++)
         out.codes[i] = std::uint8_t(((low[i] >> (4 * (part / 2))) & 15) | (((high[i] >> (2 * part)) & 3) << 4));
     std::memcpy(out.sub, b + 192 + 2 * j, 2);
+}
+
+template <>
+inline void read_group<Format::TQ2_0>(const std::uint8_t* b, int j, Group& out) {
+    out.scale = read16(b + 64);
+    for (int i = 0; i < kGroup; i++) out.codes[i] = (b[j / 4 * 32 + i] >> (2 * (j % 4))) & 3;
+}
+template <>
+inline void read_group<Format::F4G16>(const std::uint8_t* b, int j, Group& out) {
+    std::memcpy(&out.wide_scale, b, sizeof out.wide_scale);
+    read_own_group<Quantised<Format::F4G16>>(b + sizeof out.wide_scale, j, out);
 }
 
 }  // namespace freedive

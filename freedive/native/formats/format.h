@@ -26,8 +26,8 @@ constexpr int kGroup = 32;
 constexpr int kQuads = kGroup / 4;
 constexpr int kLine = 64;
 
-// The formats of files and, from I4G64 on, freedive's own: G is the group size that shares a scale, Z means zero
-// points.
+// The formats of files and, from IQ1S on, freedive's own. IQ1S to IQ3S hold what GGUF's IQ formats look up in grids, as
+// codes (checkpoint/repack.py makes them); of the others, G is the group size that shares a scale, Z means zero points.
 enum class Format : int {
     F32,
     F16,
@@ -46,6 +46,13 @@ enum class Format : int {
     IQ4_NL,
     IQ4_XS,
     MXFP4,
+    TQ2_0,
+    IQ1S,
+    IQ1M,
+    IQ2,
+    IQ3XXS,
+    IQ3S,
+    F4G16,
     I4G64,
     I4G128,
     I8G128,
@@ -53,12 +60,13 @@ enum class Format : int {
     I4G64Z,
     I4G128Z
 };
-constexpr int kNumFormats = 23;
+constexpr int kNumFormats = 30;
 
 // How scales are stored. The first four are for each span: a half float; a bfloat16; a half float with a half-float
 // minimum, or with a zero point. The Super ones have half-float super-scales for each span, and for each group: a 6-bit
 // scale and minimum; signed 8-bit scales of both half groups; 4-bit scales (low) and minima (high) of both half groups.
-enum class Scales { Half, Bf16, HalfMin, HalfZero, SuperMin, SuperHalves, SuperHalvesMin };
+// F8Halves has a float for each span, and e4m3 scales of both half groups.
+enum class Scales { Half, Bf16, HalfMin, HalfZero, SuperMin, SuperHalves, SuperHalvesMin, F8Halves };
 
 template <Format F>
 struct Quantised;
@@ -68,11 +76,14 @@ struct QuantisedTraits {
     static constexpr int code_bits = Bits;  // in the product; more than Bits if codes are looked up in a table
     static constexpr int low_bits = Bits == 8 ? 8 : Bits >= 4 ? 4 : 2, high_bits = Bits - low_bits;
     static constexpr Scales scales = S;
+    static constexpr float unit = 1;   // of super-scales: a power of two, so that it alters no bit
     static constexpr int span = Span;  // number of groups
-    static constexpr bool super = S == Scales::SuperMin || S == Scales::SuperHalves || S == Scales::SuperHalvesMin;
-    static constexpr bool halves = S == Scales::SuperHalves || S == Scales::SuperHalvesMin;
-    static constexpr bool minima = S != Scales::Half && S != Scales::Bf16 && S != Scales::SuperHalves;
-    static constexpr int span_lines = minima ? 2 : 1, group_lines = super ? 1 : 0, tile_lines = Bits;
+    static constexpr bool halves = S == Scales::SuperHalves || S == Scales::SuperHalvesMin || S == Scales::F8Halves;
+    static constexpr bool super = S == Scales::SuperMin || halves;
+    static constexpr bool minima =
+        S == Scales::HalfMin || S == Scales::HalfZero || S == Scales::SuperMin || S == Scales::SuperHalvesMin;
+    static constexpr int span_lines = minima || S == Scales::F8Halves ? 2 : 1, group_lines = super ? 1 : 0;
+    static constexpr int tile_lines = Bits;
     static constexpr int group_bytes = kLine * (group_lines + 2 * tile_lines);
 
     static constexpr std::size_t panel_bytes(int k) {
@@ -118,6 +129,42 @@ template <>
 struct Quantised<Format::MXFP4> : QuantisedTraits<4, 12, Scales::Bf16> {  // a half float cannot hold 2^-128
     static constexpr int code_bits = 5;
     static constexpr std::uint8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+};
+template <>
+struct Quantised<Format::TQ2_0> : QuantisedTraits<2, 1, Scales::Half, 8> {};
+template <>
+struct Quantised<Format::IQ1S> : QuantisedTraits<2, 0, Scales::SuperMin, 8> {
+    static constexpr float unit = 0.125f;
+};
+template <>
+struct Quantised<Format::IQ1M>
+    : QuantisedTraits<3, 9, Scales::SuperHalves, 8> {  // -1, 0, 1, and an eighth more or less
+    static constexpr int code_bits = 5;
+    static constexpr float unit = 0.125f;
+    static constexpr std::uint8_t table[16] = {2, 10, 18, 9, 0, 8, 16, 9};
+};
+template <>
+struct Quantised<Format::IQ2> : QuantisedTraits<3, 43, Scales::SuperHalves, 8> {  // 8, 25, 43, and the same negative
+    static constexpr int code_bits = 7;
+    static constexpr float unit = 0.125f;
+    static constexpr std::uint8_t table[16] = {51, 68, 86, 43, 35, 18, 0, 43};
+};
+template <>
+struct Quantised<Format::IQ3XXS> : QuantisedTraits<4, 31, Scales::SuperHalves, 8> {
+    static constexpr int code_bits = 6;
+    static constexpr float unit = 0.5f;
+    static constexpr std::uint8_t table[16] = {33, 37, 41, 45, 49, 53, 57, 62, 29, 25, 21, 17, 13, 9, 5, 0};
+};
+template <>
+struct Quantised<Format::IQ3S> : QuantisedTraits<4, 15, Scales::SuperHalves, 8> {
+    static constexpr int code_bits = 5;
+    static constexpr std::uint8_t table[16] = {16, 18, 20, 22, 24, 26, 28, 30, 14, 12, 10, 8, 6, 4, 2, 0};
+};
+template <>
+struct Quantised<Format::F4G16> : QuantisedTraits<4, 12, Scales::F8Halves, 8> {  // NVFP4
+    static constexpr int code_bits = 5;
+    static constexpr float unit = 128;  // e4m3 is read in units of 256, and the table is doubled
+    static constexpr const auto& table = Quantised<Format::MXFP4>::table;
 };
 template <>
 struct Quantised<Format::I4G64> : QuantisedTraits<4, 8, Scales::Half, 2> {};

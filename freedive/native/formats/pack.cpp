@@ -20,7 +20,8 @@ float bf16_to_float(std::uint16_t v) {
     return read<float>((const std::uint8_t*)&bits);
 }
 // The bits of e4m3 are shifted to those of a half float, whose exponent bias is larger by 8.
-float f8_to_float(std::uint8_t v) { return half_to_float(std::uint16_t((v & 0x80) << 8 | (v & 0x7f) << 7)) * 256.0f; }
+constexpr float kF8Unit = 256;
+float f8_to_float(std::uint8_t v) { return half_to_float(std::uint16_t((v & 0x80) << 8 | (v & 0x7f) << 7)) * kF8Unit; }
 
 // In NaN and infinities all exponent bits are set. e4m3 has no infinities; its NaN has all bits but the sign set.
 constexpr bool finite32(std::uint32_t v) { return (v & 0x7f800000) != 0x7f800000; }
@@ -73,15 +74,21 @@ bool pack_row(const std::uint8_t* src_row, int k, int row, std::uint8_t* panel) 
         std::uint8_t* at = panel + T::group_offset(g);
         if (g % T::span == 0) {
             std::uint8_t* span = at - T::span_lines * kLine;
-            write16(span + 2 * row, group.scale);
+            if constexpr (T::scales == Scales::F8Halves) {
+                std::memcpy(span + sizeof(float) * row, &group.wide_scale, sizeof(float));
+                finite &= finite32(read<std::uint32_t>((const std::uint8_t*)&group.wide_scale));
+            } else {
+                write16(span + 2 * row, group.scale);
+                finite &= T::scales == Scales::Bf16 ? finite_bf16(group.scale) : finite_half(group.scale);
+            }
             if constexpr (T::minima) write16(span + kLine + 2 * row, group.minimum);
-            finite &= T::scales == Scales::Bf16 ? finite_bf16(group.scale) : finite_half(group.scale);
             finite &= finite_half(group.minimum);
         }
         if constexpr (T::super) {
             at[row] = group.sub[0];
             at[kPanelRows + row] = group.sub[1];
         }
+        if constexpr (T::scales == Scales::F8Halves) finite &= finite_f8(group.sub[0]) && finite_f8(group.sub[1]);
         std::uint8_t* tile = at + kLine * (T::group_lines + (row / kTileRows) * T::tile_lines);
         write_codes<T>(group.codes, tile, row % kTileRows);
     }
@@ -94,10 +101,14 @@ struct RowScales {
 };
 template <class T>
 RowScales read_scales(const std::uint8_t* span, const std::uint8_t* group, int row) {
-    const std::uint16_t first = read16(span + 2 * row), second = T::minima ? read16(span + kLine + 2 * row) : 0;
-    const float d = T::scales == Scales::Bf16 ? bf16_to_float(first) : half_to_float(first);
-    const float m = half_to_float(second);
     const std::uint8_t a = group[row], b = group[kPanelRows + row];
+    if constexpr (T::scales == Scales::F8Halves) {
+        const float d = read<float>(span + sizeof(float) * row) * (T::unit / kF8Unit);
+        return {{d * f8_to_float(a), d * f8_to_float(b)}};
+    }
+    const std::uint16_t first = read16(span + 2 * row), second = T::minima ? read16(span + kLine + 2 * row) : 0;
+    const float d = (T::scales == Scales::Bf16 ? bf16_to_float(first) : half_to_float(first)) * T::unit;
+    const float m = half_to_float(second) * T::unit;
     if constexpr (T::scales == Scales::SuperMin) return {{d * a, d * a}, {m * b, m * b}};
     if constexpr (T::scales == Scales::SuperHalves) return {{d * std::int8_t(a), d * std::int8_t(b)}};
     if constexpr (T::scales == Scales::SuperHalvesMin)
@@ -206,7 +217,10 @@ std::uint16_t float_to_half(float f) {
 std::size_t source_row_bytes(Format f, int k) {
     const std::size_t bytes = kBlockBytes[int(f)];
     if (is_quantised(f))
-        return visit_quantised(f, [=]<Format F>() { return k / (kGroup * Quantised<F>::span) * bytes; });
+        return visit_quantised(f, [=]<Format F>() {  // the last block of F4G16 is filled up
+            constexpr int inputs = kGroup * Quantised<F>::span;
+            return std::size_t((k + inputs - 1) / inputs) * bytes;
+        });
     return (f == Format::F8G128 ? f8_blocks(k) : k) * bytes;
 }
 

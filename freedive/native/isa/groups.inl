@@ -51,23 +51,30 @@ struct TileScales {
         const auto* first = (const std::uint16_t*)span + at;
         const auto* second = (const std::uint16_t*)(span + kLine) + at;
         const std::uint8_t *low = group + at, *high = group + kPanelRows + at;
+        const auto in_units = [](F super_scale) {
+            return T::unit == 1 ? super_scale : f_mul(super_scale, f_set(T::unit));
+        };
         if constexpr (T::scales == Scales::Bf16) {
             scale[0] = f_load_bf16(first);
+        } else if constexpr (T::scales == Scales::F8Halves) {
+            const F d = in_units(f_load((const float*)span + at));
+            scale[0] = f_mul(d, f_load_f8(low));
+            scale[1] = f_mul(d, f_load_f8(high));
         } else if constexpr (!T::super) {
             scale[0] = f_load_half(first);
             if constexpr (T::scales == Scales::HalfMin) minimum[0] = f_load_half(second);
             if constexpr (T::scales == Scales::HalfZero)
                 minimum[0] = f_sub(f_set(0.0f), f_mul(scale[0], f_load_half(second)));
         } else {
-            const F d = f_load_half(first);
+            const F d = in_units(f_load_half(first));
             if constexpr (T::scales == Scales::SuperMin) {
                 scale[0] = f_mul(d, f_from_int(i_from_codes(low)));
-                minimum[0] = f_mul(f_load_half(second), f_from_int(i_from_codes(high)));
+                minimum[0] = f_mul(in_units(f_load_half(second)), f_from_int(i_from_codes(high)));
             } else if constexpr (T::scales == Scales::SuperHalves) {
                 scale[0] = f_mul(d, f_from_int(i_from_signed((const std::int8_t*)low)));
                 scale[1] = f_mul(d, f_from_int(i_from_signed((const std::int8_t*)high)));
             } else {
-                const F m = f_load_half(second);
+                const F m = in_units(f_load_half(second));
                 const I both[2] = {i_from_codes(low), i_from_codes(high)};
                 for (int half = 0; half < 2; half++) {
                     scale[half] = f_mul(d, f_from_int(i_and(both[half], i_set(15))));
