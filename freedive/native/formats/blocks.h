@@ -59,8 +59,8 @@ inline std::uint8_t scale_q3(int s, const std::uint8_t* scales) {
 }
 constexpr std::uint16_t kNegative = 0x8000;  // sign bit: in files minima of K-quants are subtracted, in panels added
 
-// Reads 32 codes of `Width` bits in order, the first in the lowest bits. Eight codes at a time are spread to bytes: each
-// step doubles their distances.
+// Reads 32 codes of `Width` bits in order, the first in the lowest bits. Eight codes at a time are spread to bytes:
+// each step doubles their distances.
 template <int Width>
 void read_codes(const std::uint8_t* from, std::uint8_t* codes) {
     constexpr auto ones = [](int bits) { return (std::uint64_t(1) << bits) - 1; };
