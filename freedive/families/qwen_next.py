@@ -88,8 +88,11 @@ _RENAMES = {
     f"{_ATTN}.in_decay": f"{_DELTA}.in_proj_a.weight",
     **feed_forward_names(SHARED, "model.layers.{}.mlp.shared_expert."),
 }
-_NORMS = ("layers.{}.attn.norm", "layers.{}.attn.q_norm", "layers.{}.attn.k_norm", "layers.{}.ffn.norm", "norm")
-_NORMS += ("layers.{}.mtp.embed_norm", "layers.{}.mtp.state_norm", "layers.{}.mtp.norm")
+_NORMS = (
+    *(f"layers.{{}}.{name}" for name in ("attn.norm", "attn.q_norm", "attn.k_norm", "ffn.norm")),
+    *(f"layers.{{}}.mtp.{name}" for name in ("embed_norm", "state_norm", "norm")),
+    "norm",
+)
 """Norms that multiply by 1 + weight."""
 
 
