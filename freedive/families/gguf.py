@@ -117,8 +117,8 @@ def read_config(checkpoint: Checkpoint, gguf: Gguf) -> Config:
     config = Config(values, names=_names(prefix, keys))
     num_mtp = config.count("num_nextn_predict_layers", 0, least=0)
     config.supply({"num_hidden_layers": config.count("num_blocks") - num_mtp})
-    config.supply(gguf.implied(config))
     config.supply(_seen_in_tensors(checkpoint))
+    config.supply(gguf.implied(config))
     return config
 
 
@@ -167,6 +167,8 @@ def _seen_in_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     tensors, present = checkpoint.tensors, marks(checkpoint)
     seen: dict[str, Any] = {key: name in present for key, name in TENSORS.items()}
     seen["tie_word_embeddings"] = "output.weight" not in tensors
+    keys = [name for name in tensors if name.endswith(".attn_k.weight")]
+    seen["attention_k_eq_v"] = any(name.replace("attn_k", "attn_v") not in tensors for name in keys)
     if "token_embd.weight" in tensors:
         seen["vocab_size"] = tensors["token_embd.weight"].shape[0]
     if "rope_freqs.weight" in tensors:

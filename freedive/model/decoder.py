@@ -87,9 +87,10 @@ def _embed(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> V
 
 def _token_inputs(model: spec.ModelSpec, w: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
     """Returns the further inputs of all layers [T, layers * token_input], made of tokens and their embeddings ``x``."""
-    dim = model.token_input
-    made = ops.head_norm(ops.scale(ops.linear(x, w["proj"], None), model.hidden_dim**-0.5), w["norm"], dim, model.norm_eps)
-    return ops.scale(ops.add(made, ops.scale(ops.embed(w["embed"]), dim**0.5)), 2**-0.5)
+    dim, half = model.token_input, 2**-0.5
+    own = ops.scale(ops.embed(w["embed"]), dim**0.5 * half)
+    made = ops.scale(ops.linear(x, w["proj"], None), model.hidden_dim**-0.5)
+    return ops.add(own, ops.scale(ops.head_norm(made, w["norm"], dim, model.norm_eps), half))
 
 
 def _add_input(index: int, w: Mapping[str, W], model: spec.ModelSpec, x: V, inputs: V, ops: Ops[V, W]) -> V:

@@ -2,8 +2,9 @@
 
 Norms are computed while the input of a linear is prepared. Linears with the same input share a phase. Gate and up
 share one pass over the input. A residual is added where a product or a norm is written. Head norms and rotary
-embeddings are computed when keys and values are written to the cache. So a dense layer has five phases. The routing and the shared expert of a
-mixture are part of the phase of its experts. An operation that matches no pattern is a phase of its own.
+embeddings are computed when keys and values are written to the cache. So a dense layer has five phases. The routing and
+the shared expert of a mixture are part of the phase of its experts. An operation that matches no pattern is a phase of
+its own.
 """
 
 from __future__ import annotations
