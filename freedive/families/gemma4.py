@@ -18,6 +18,14 @@ from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpe
 
 
 def _gemma4(config: Config) -> ModelSpec:
+    return _decoder("gemma4", config)
+
+
+def _gemma4_unified(config: Config) -> ModelSpec:
+    return _decoder("gemma4_unified", config)
+
+
+def _decoder(family: str, config: Config) -> ModelSpec:
     types, num_shared = _types(config), _num_shared(config)
     first_shared = len(types) - num_shared
     layers = [
@@ -27,7 +35,7 @@ def _gemma4(config: Config) -> ModelSpec:
     config.choice("use_bidirectional_attention", ("vision",))  # tokens of text attend to earlier ones only
     config.choice("hidden_activation", ("gelu_pytorch_tanh",))
     return model(
-        "gemma4",
+        family,
         config,
         layers,
         embed_scale=config.count("hidden_size") ** 0.5,
@@ -240,7 +248,7 @@ GEMMA4_UNIFIED = Family(
     name="gemma4_unified",
     models="Gemma 4 12B (text)",
     architectures=("Gemma4UnifiedForConditionalGeneration", "Gemma4UnifiedForCausalLM", "gemma4_unified_text"),
-    spec=_gemma4,
+    spec=_gemma4_unified,
     defaults={**_DEFAULTS, "max_position_embeddings": 262144, "sliding_window": 1024},
     hub=Naming(_RENAMES, _rules),
 )
