@@ -44,9 +44,9 @@ ARG_KEYS = (
 )
 BRACED = (
     '{% macro braced(v) %}{% if v is none %}null{% elif v is string %}<|"|>{{ v }}<|"|>{% elif v is boolean %}'
-    "{{ 'true' if v else 'false' }}{% elif v is mapping %}{{ '{' }}{% for k, x in v | dictsort %}{{ k }}:{{ braced(x) }}"
-    "{{ ',' if not loop.last }}{% endfor %}{{ '}' }}{% elif v is sequence %}[{% for x in v %}{{ braced(x) }}"
-    "{{ ',' if not loop.last }}{% endfor %}]{% else %}{{ v }}{% endif %}{% endmacro %}"
+    "{{ 'true' if v else 'false' }}{% elif v is mapping %}{{ '{' }}{% for k, x in v | dictsort %}"
+    "{{ k }}:{{ braced(x) }}{{ ',' if not loop.last }}{% endfor %}{{ '}' }}{% elif v is sequence %}"
+    "[{% for x in v %}{{ braced(x) }}{{ ',' if not loop.last }}{% endfor %}]{% else %}{{ v }}{% endif %}{% endmacro %}"
 )
 JSON_LIST = (
     '[{% for call in m.tool_calls %}{{ {"name": call.function.name, "arguments": call.function.arguments} | tojson }}'
