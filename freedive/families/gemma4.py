@@ -74,7 +74,7 @@ def _attention(config: Config, index: int, kind: str) -> Attention:
         head_dim=head_dim,
         num_kv_heads=num_kv_heads,
         scale=1.0,
-        window=0 if kind == FULL else window(config),
+        window=window(config) * (kind == SLIDING),
         values="keys" if shares else "own",
         v_norm=True,
     )
@@ -86,18 +86,18 @@ def _heads(config: Config, index: int, kind: str) -> tuple[int, int]:
     Releases of transformers from 5.20 on write the differences of each layer, earlier ones those of full layers.
     """
     head_dim, num_kv_heads = config.count("head_dim", most=4096), config.count("num_key_value_heads", most=4096)
+    full_dim = config.count("global_head_dim", 512, most=4096)
+    num_full = config.count("num_global_key_value_heads", num_kv_heads, most=4096)
     if "per_layer_config" in config:
         own = config.section("per_layer_config").section(str(index))
         return own.count("head_dim", head_dim, most=4096), own.count("num_key_value_heads", num_kv_heads, most=4096)
-    full_dim = config.count("global_head_dim", 512, most=4096)
-    num_full = config.count("num_global_key_value_heads", num_kv_heads, most=4096)
     if kind != FULL:
         return head_dim, num_kv_heads
     return full_dim, num_full if config.flag("attention_k_eq_v") else num_kv_heads
 
 
 def _feeder(config: Config, is_shared: bool) -> FeedForward | Experts:
-    wide = is_shared and config.flag("use_double_wide_mlp")
+    wide = config.flag("use_double_wide_mlp") and is_shared
     dense = FeedForward(config.count("intermediate_size") * (2 if wide else 1), "gelu_tanh")
     if not config.flag("enable_moe_block"):
         return dense

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from freedive.checkpoint.packed import FORMATS, Packed, PackedExperts, PackedTen
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.native import _native
-from freedive.ops.fuse import Phase
+from freedive.ops.fuse import Phase, latent_rope, ropes
 from freedive.ops.operations import (
     Add,
     Clip,
@@ -82,7 +82,7 @@ class Emitter:
         parts: list[Part] = []
         last_read = {node: index for index, phase in enumerate(phases) for node in phase.reads}
         for phase in phases:
-            for rope in _ropes(phase):
+            for rope in ropes(phase):
                 self._add_rope_table(rope)
         for index, phase in enumerate(phases):
             dying = [node for node in dict.fromkeys(phase.reads) if last_read[node] == index]
@@ -210,7 +210,7 @@ class Emitter:
             value_dim=attn.value_dim,
             rank=attn.kv_rank,
             scale=attn.scale,
-            rope=self._rope_step(_latent_rope(attn)),
+            rope=self._rope_step(latent_rope(attn)),
         )
 
     def _emit_conv(self, phase: Phase, kernel: int, taps: str, bias: str | None, *, gated: bool) -> None:
@@ -387,20 +387,6 @@ class Emitter:
             self._rope_tables[rope] = self._program.buffer(rope.dim, False)
             frequencies = self._program.vector(np.array(rope.inv_freq, np.float32))
             self._program.rope_table(frequencies, rope.factor, self._rope_tables[rope])
-
-
-def _ropes(phase: Phase) -> Iterator[spec.Rope]:
-    """Yields the rotary embeddings whose tables a phase reads."""
-    match phase.operation:
-        case LatentAttention(attn):
-            yield _latent_rope(attn)
-        case FusedAttention(_, q_steps):
-            yield from (step.rope for step in q_steps if isinstance(step, Rope))
-
-
-def _latent_rope(attn: spec.LatentAttention) -> spec.Rope:
-    """That of latent attention; where it rotates nothing, by angles of 0."""
-    return attn.rope or spec.Rope(attn.rope_dim, (0.0,) * (attn.rope_dim // 2))
 
 
 def _part(packed: PackedExperts, name: str) -> tuple[_native.Format, int, int, int, int | None]:

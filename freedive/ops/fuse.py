@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from freedive.model import spec
 from freedive.ops.operations import (
     Add,
     Attention,
@@ -26,6 +27,7 @@ from freedive.ops.operations import (
     Glu,
     HeadNorm,
     HeadStep,
+    LatentAttention,
     Linear,
     Recorded,
     RmsNorm,
@@ -76,6 +78,22 @@ def until_result(phases: list[Phase]) -> list[Phase]:
     """
     read = {node for phase in phases for node in phase.reads}
     return phases[: next(i for i, phase in enumerate(phases) if phase.writes[0] not in read) + 1]
+
+
+def ropes(phase: Phase) -> list[spec.Rope]:
+    """Returns the rotary embeddings whose tables a phase reads."""
+    match phase.operation:
+        case LatentAttention(attn):
+            return [latent_rope(attn)]
+        case FusedAttention(_, q_steps):
+            return [step.rope for step in q_steps if isinstance(step, Rope)]
+        case _:
+            return []
+
+
+def latent_rope(attn: spec.LatentAttention) -> spec.Rope:
+    """Returns the rotary embedding of latent attention; if nothing is rotated, its angles are 0."""
+    return attn.rope or spec.Rope(attn.rope_dim, (0.0,) * (attn.rope_dim // 2))
 
 
 Covering = tuple[Phase, tuple[Node, ...]]
@@ -179,8 +197,9 @@ def _shared_expert(experts: Node) -> tuple[Node, tuple[Node, ...], tuple[Node, .
 
 
 def _fuse_attention(node: Node, attention: Attention) -> Covering:
-    inputs, steps, nodes = zip(*map(_head_steps, node.args), strict=True)
-    return Phase(FusedAttention(attention, *steps), inputs, (node,)), (node, *(each for part in nodes for each in part))
+    parts = [_head_steps(arg) for arg in node.args]
+    phase = Phase(FusedAttention(attention, *(steps for _, steps, _ in parts)), tuple(x for x, _, _ in parts), (node,))
+    return phase, (node, *(each for _, _, nodes in parts for each in nodes))
 
 
 def _fuse_norm(node: Node, norm: RmsNorm | HeadNorm) -> Covering:
