@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from freedive.families.config import Config
-from freedive.families.rope import FULL, SLIDING, latent_magnitude, max_context, rope
+from freedive.families.rope import latent_magnitude, max_context, rope
 from freedive.model.spec import (
     MAX_EXPERTS,
     Activation,
@@ -22,6 +22,9 @@ from freedive.model.spec import (
 
 LINEAR = "linear_attention"
 """Name in ``layer_types`` of a layer with the gated delta rule."""
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Names in ``layer_types`` of layers with full attention and with a sliding window."""
 
 ACTIVATIONS: Mapping[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 """Activation name of transformers -> activation name of a specification."""

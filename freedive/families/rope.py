@@ -18,8 +18,7 @@ Frequencies = npt.NDArray[np.float32]
 
 DEFAULT_THETA = 10_000.0
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-"""Names in ``layer_types`` of layers with full attention and with a sliding window."""
+_FULL = "full_attention"
 
 
 def rope(
@@ -40,8 +39,8 @@ def rope(
     dim = _rotary_dim(config, table, head_dim, partial)
     theta = theta or table.number("rope_theta", config.number("rope_theta", DEFAULT_THETA, least=2), least=2)
     inv_freq, factor = SCALINGS[_scaling(table)](config, table, theta, dim)
-    # llama.cpp divides the frequencies of layers without a window
-    divisors = None if kind == SLIDING else config.numbers("rope_divisors", dim // 2, least=1e-3, most=1e31)
+    applies = kind in ("", _FULL)  # llama.cpp divides the frequencies of layers without a window
+    divisors = config.numbers("rope_divisors", dim // 2, least=1e-3, most=1e31) if applies else None
     if divisors is not None:
         inv_freq /= np.array(divisors, np.float32)
     return Rope(dim, tuple(map(float, inv_freq)), factor, interleaved)
@@ -72,7 +71,7 @@ def max_context(config: Config) -> int:
 def _table(config: Config, kind: str = "") -> Config:
     """Returns the rope settings from ``rope_parameters``, or in older files from ``rope_scaling``."""
     table = config.section("rope_parameters" if "rope_parameters" in config else "rope_scaling")
-    kind = kind or FULL
+    kind = kind or _FULL
     return table.section(kind) if kind in table else table
 
 
