@@ -280,11 +280,10 @@ TINY: dict[str, tuple[str, Settings]] = {
         "Gemma4",
         {
             **GEMMA4,
-            "num_hidden_layers": 6,
-            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
             "hidden_size_per_layer_input": 20,
             "vocab_size_per_layer_input": 128,
-            "num_kv_shared_layers": 3,
+            "num_kv_shared_layers": 2,
             "use_double_wide_mlp": True,
         },
     ),
