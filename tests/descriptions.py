@@ -107,7 +107,7 @@ ATTENTIONS = {
     "soft caps in a window": model(replace(PLAIN, softcap=1.5, window=9)),
     "sinks": model(replace(PLAIN, sinks=True)),
     "values from keys": model(replace(PLAIN, values="keys", v_norm=True, qk_norm="head", qkv_bias=True)),
-    "norms of values": model(replace(PLAIN, v_norm=True, norm_after_rope=True, clip=0.9)),
+    "norms of values": model(replace(PLAIN, v_norm=True, qk_norm="head", norm_after_rope=True, clip=0.9)),
     "keys and values of another layer": with_layers(
         Layer(replace(PLAIN, window=9), DENSE),
         Layer(PLAIN, DENSE),

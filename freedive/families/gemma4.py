@@ -11,7 +11,7 @@ from freedive.checkpoint.rules import Ignore, Rule, Rules, Scale
 from freedive.families.config import Config
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
-from freedive.families.names import SHARED, Naming, feed_forward_names
+from freedive.families.names import EXPERT, SHARED, Naming, feed_forward_names
 from freedive.families.parts import FULL, SLIDING, attention, layer_types, model, num_layers, router, window
 from freedive.families.rope import rope
 from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpec
@@ -115,6 +115,7 @@ def _token_input(config: Config) -> int:
 
 
 _ATTN, _FFN, _INPUT = "layers.{}.attn", "layers.{}.ffn", "layers.{}.input"
+_GATE_UP = (f"{EXPERT}.gate", f"{EXPERT}.up")
 _LAYER = "model.layers.{}"
 _RENAMES = {
     f"{_ATTN}.post_norm": f"{_LAYER}.post_attention_layernorm.weight",
@@ -151,18 +152,20 @@ _GGUF_RENAMES = {
 
 
 def _rules(spec: ModelSpec) -> Rules:
-    experts = f"{_FFN}.experts.{{}}"
     return [
         _router_norm(spec, f"{_LAYER}.router.scale"),
-        Rule(f"{_LAYER}.experts.gate_up_proj", (f"{experts}.gate", f"{experts}.up")),
-        Rule(f"{_LAYER}.experts.down_proj", (f"{experts}.down",)),
+        Rule(f"{_LAYER}.experts.gate_up_proj", _GATE_UP),
+        Rule(f"{_LAYER}.experts.down_proj", (f"{EXPERT}.down",)),
         *_unused(spec, "model.layers.{}.self_attn.{}", ("k_proj", "v_proj", "k_norm", "v_norm")),
     ]
 
 
 def _gguf_rules(spec: ModelSpec) -> Rules:
-    unused = _unused(spec, "blk.{}.{}", ("attn_k.", "attn_v.", "attn_k_norm."))
-    return [_router_norm(spec, "blk.{}.ffn_gate_inp.scale"), *unused]
+    return [
+        _router_norm(spec, "blk.{}.ffn_gate_inp.scale"),
+        Rule("blk.{}.ffn_gate_up_exps.weight", _GATE_UP),
+        *_unused(spec, "blk.{}.{}", ("attn_k.", "attn_v.", "attn_k_norm.")),
+    ]
 
 
 def _router_norm(spec: ModelSpec, theirs: str) -> Rule:
@@ -239,7 +242,7 @@ GEMMA4 = Family(
     models="Gemma 4 26B-A4B, 31B, E2B and E4B (text)",
     architectures=("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM", "gemma4_text"),
     spec=_gemma4,
-    defaults={**_DEFAULTS, "hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262144},
+    defaults={**_DEFAULTS, "hidden_size_per_layer_input": 256},
     ignorable=_IGNORABLE,
     hub=Naming(_RENAMES, _rules),
     gguf=Gguf(_GGUF_RENAMES, _gguf_rules, architecture="gemma4", keys=_GGUF_KEYS, implied=_implied),

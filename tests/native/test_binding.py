@@ -257,9 +257,6 @@ RECORDINGS: dict[str, Callable[[Any], Any]] = {
     "columns beyond a row": lambda made: row_glu(made, first=33),
     "columns before a row": lambda made: row_glu(made, first=-1),
     "keys of no layer": lambda made: attention(made, k=-1, v=-1, source=0),
-    "keys of a layer with other heads": lambda made: attention(
-        made, k=-1, v=-1, source=attention(made), num_kv_heads=1
-    ),
     "a gate of many numbers": lambda made: made.row_operation(_native.RowKind.GATE, 0, 1, 0.0, 0),
     "a sum with another width": lambda made: made.row_operation(_native.RowKind.ADD, 0, 1, 0.0, 0),
     "heads that are too wide": lambda made: attention(made, key_dim=1000),
@@ -290,6 +287,14 @@ def test_an_operation_that_does_not_fit_is_not_recorded(name: str) -> None:
     with pytest.raises((IndexError, ValueError)):
         RECORDINGS[name](made)
     assert made.num_operations == 0
+
+
+def test_keys_of_a_layer_with_other_heads_are_refused() -> None:
+    made = program()
+    source = attention(made)
+    assert attention(made, k=-1, v=-1, source=source) == source
+    with pytest.raises(ValueError, match="heads do not fit"):
+        attention(made, k=-1, v=-1, source=source, num_kv_heads=1)
 
 
 UNNAMED: dict[str, Callable[[Any], Any]] = {
