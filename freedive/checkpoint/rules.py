@@ -125,16 +125,6 @@ class Exp:
 
 
 @dataclass(frozen=True)
-class Negate:
-    """The canonical weight is the maker's with the other sign, in float32."""
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        return _made(tensor, lambda: (-dequantize(tensor)).view(np.uint8), format="F32")
-
-    revert = apply
-
-
-@dataclass(frozen=True)
 class Row:
     """The maker's weight is a matrix of one row, [1, n]; the canonical one is a vector, [n]."""
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import replace
 
-from freedive.text.dialects.codecs import NamedJson, Tagged, braced_calls, json_calls, pythonic_calls
+from freedive.text.dialects.codecs import BRACED, NamedJson, Tagged, braced_calls, json_calls, pythonic_calls
 from freedive.text.dialects.dialect import Dialect, Mark, Messages, Writing
 
 
@@ -250,7 +250,7 @@ _HUNYUAN = Dialect(
 )
 _GEMMA4 = Dialect(
     _marks(CALL="<|tool_call>", END_CALL="<tool_call|>"),
-    (braced_calls,),
+    (BRACED, braced_calls),
     separators=('<|"|>',),
     ends_thought=True,
     writing=Writing("<|tool_call>call:$name$arguments<tool_call|>"),  # a grammar writes quotes as in JSON
