@@ -373,14 +373,13 @@ def _gemma4(config: Settings) -> dict[str, Any]:
             ("rope.dimension_count_swa", "head_dim"),
         ),
     )
-    num_kv_heads = config["num_key_value_heads"]
-    heads = [num_kv_heads if each else full.get("num_key_value_heads", num_kv_heads) for each in slides]
+    heads = [config["num_key_value_heads"] if each else full.get("num_key_value_heads") for each in slides]
     wide = [width] * (len(slides) - shared) + [2 * width] * shared
     return {
         **given,
         "embedding_length_per_layer_input": config.get("hidden_size_per_layer_input") or 0,
         "attention.sliding_window_pattern": slides,
-        "attention.head_count_kv": heads,
+        **({"attention.head_count_kv": heads} if None not in heads else {}),
         "attention.key_length": full["head_dim"],
         "attention.value_length": full["head_dim"],
         "rope.dimension_count": full["head_dim"],
