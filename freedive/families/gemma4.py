@@ -83,7 +83,7 @@ def _attention(config: Config, index: int, kind: str) -> Attention:
 def _heads(config: Config, index: int, kind: str) -> tuple[int, int]:
     """Returns the dimension of a head and the number of key-value heads of a layer.
 
-    Releases of transformers from 5.20 on write the differences of each layer, earlier ones those of full layers.
+    Newer releases of transformers write the differences of each layer, earlier ones those of full layers.
     """
     head_dim, num_kv_heads = config.count("head_dim", most=4096), config.count("num_key_value_heads", most=4096)
     full_dim = config.count("global_head_dim", 512, most=4096)

@@ -188,6 +188,7 @@ def test_per_layer_settings_replace_those_of_full_layers() -> None:
 
 
 def test_the_12b_model_has_a_class_of_its_own() -> None:
+    """The sizes here are not the published ones; what they lack are the defaults of this class."""
     values = {
         "hidden_size": 3840,
         "intermediate_size": 15360,
