@@ -47,6 +47,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "hunyuan_moe": {"moe_intermediate_size": [48, 48], "num_shared_expert": [1, 1]},
     "granitemoehybrid": {"layer_types": ["attention"] * 2},
     "granitemoehybrid_dense": {"layer_types": ["attention"] * 2},
+    "gemma4_unified": {"architectures": ["Gemma4UnifiedForConditionalGeneration"], "moe_intermediate_size": None},
     "granite_swa": {"no_rope_layers": [0, 1, 1, 1]},
     "granitemoe_swa": {"no_rope_layers": [0, 1, 1, 1]},
 }

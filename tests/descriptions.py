@@ -106,6 +106,14 @@ ATTENTIONS = {
     "soft caps": model(replace(PLAIN, softcap=1.5), logit_softcap=2.0),
     "soft caps in a window": model(replace(PLAIN, softcap=1.5, window=9)),
     "sinks": model(replace(PLAIN, sinks=True)),
+    "values from keys": model(replace(PLAIN, values="keys", v_norm=True, qk_norm="head", qkv_bias=True)),
+    "norms of values": model(replace(PLAIN, v_norm=True, qk_norm="head", norm_after_rope=True, clip=0.9)),
+    "keys and values of another layer": with_layers(
+        Layer(replace(PLAIN, window=9), DENSE),
+        Layer(PLAIN, DENSE),
+        Layer(replace(PLAIN, window=9, kv_layer=0, qk_norm="head"), DENSE),
+        Layer(replace(PLAIN, kv_layer=1, qkv_bias=True), experts()),
+    ),
     "output gates": model(replace(PLAIN, output_gate=True, qkv_bias=True)),
     "sinks in a window": model(replace(PLAIN, sinks=True, window=5, qkv_bias=True, out_bias=True)),
     "latents": model(LATENT),
@@ -146,12 +154,21 @@ EXPERTS = {
     "weighted inputs": model(PLAIN, experts(num_chosen=1, score="sigmoid", weighs_input=True)),
     "shared experts": model(PLAIN, replace(experts(), shared=FeedForward(30, bias=True))),
     "gated shared experts": model(PLAIN, replace(experts(), shared=FeedForward(30), shared_gate=True)),
+    "branches with norms of their own": model(
+        PLAIN, replace(experts(renormalise=True, expert_scale=True), shared=FeedForward(30), branch_norms=True)
+    ),
     "a dense layer first": with_layers(Layer(LATENT, DENSE), Layer(PLAIN, experts(renormalise=True))),
 }
 
 WHOLES = {
     "norms after branches": with_layers(*[Layer(PLAIN, DENSE, post_norms=True)] * 2),
     "norms after experts": with_layers(*[Layer(LATENT, replace(experts(), shared=EXPERT), post_norms=True)] * 2),
+    "norms after branches with norms of their own": with_layers(
+        *[Layer(PLAIN, replace(experts(), shared=EXPERT, branch_norms=True), post_norms=True, out_scale=True)] * 2
+    ),
+    "scaled layers": with_layers(Layer(PLAIN, DENSE, out_scale=True), Layer(PLAIN, DENSE, out_scale=True)),
+    "inputs of layers": model(PLAIN, token_input=20),
+    "inputs of scaled layers": with_layers(*[Layer(PLAIN, DENSE, post_norms=True, out_scale=True)] * 3, token_input=36),
     "tied": model(PLAIN, tied=True),
     "a bias on logits": model(PLAIN, head_bias=True),
     "scales": model(PLAIN, embed_scale=6.0, residual_scale=0.3, logit_scale=0.2),

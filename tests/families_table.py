@@ -104,10 +104,11 @@ def traits(spec: ModelSpec) -> Iterator[str]:
     scales = (spec.embed_scale, spec.residual_scale, spec.logit_scale)
     yield from (["multipliers"] if scales != (1, 1, 1) else [])
     yield from (["capped logits"] if spec.logit_softcap else [])
+    yield from (["inputs of layers"] if spec.token_input else [])
 
 
 def layer_traits(layer: Layer) -> Mapping[str, object]:
-    return {"norms after branches": layer.post_norms}
+    return {"norms after branches": layer.post_norms, "scaled layers": layer.out_scale}
 
 
 def mixer_traits(attn: Mixer) -> Iterator[str]:
@@ -126,7 +127,7 @@ def mixer_traits(attn: Mixer) -> Iterator[str]:
     kinds = {"": "", "head": "norms of q and k heads", "full": "norms of q and k", "l2": "weightless norms of q and k"}
     found = {
         "no rope in some layers": attn.rope is None,
-        "partial rope": attn.rope and attn.rope.dim < attn.head_dim,
+        "partial rope": attn.rope and (attn.rope.dim < attn.head_dim or 0 in attn.rope.inv_freq),
         "interleaved rope": attn.rope and attn.rope.interleaved,
         "windows": attn.window,
         "chunks": attn.chunk,
@@ -136,6 +137,9 @@ def mixer_traits(attn: Mixer) -> Iterator[str]:
         "capped scores": attn.softcap,
         "sinks": attn.sinks,
         "output gate": attn.output_gate,
+        "values from keys": attn.values == "keys",
+        "norms of value heads": attn.v_norm,
+        "keys and values of other layers": attn.kv_layer >= 0,
         "temperature": attn.temperature,
     }
     yield from (name for name, has in found.items() if has)
@@ -156,6 +160,7 @@ def feeder_traits(ffn: FeedForward | Experts) -> Iterator[str]:
         "clamped gate and up": ffn.expert.limit,
         "shared experts": ffn.shared and not ffn.shared_gate,
         "gated shared expert": ffn.shared_gate,
+        "norms of branches": ffn.branch_norms,
     }
     yield from (name for name, has in found.items() if has)
 

@@ -62,6 +62,14 @@ DELTA: Settings = {
     "linear_value_head_dim": 24,
 }
 GROUPED: Settings = {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2}
+GEMMA4: Settings = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"],
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 8,
+    "final_logit_softcapping": 3.0,
+}
 GRANITE: Settings = {
     "embedding_multiplier": 3.0,
     "logits_scaling": 2.0,
@@ -253,6 +261,39 @@ TINY: dict[str, tuple[str, Settings]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
                 "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
             },
+        },
+    ),
+    "gemma4": (
+        "Gemma4",  # like 26B-A4B
+        {
+            **GEMMA4,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 8,
+            "top_k_experts": 3,
+            "moe_intermediate_size": 32,
+        },
+    ),
+    "gemma4_inputs": (  # like E2B
+        "Gemma4",
+        {
+            **GEMMA4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "hidden_size_per_layer_input": 20,
+            "vocab_size_per_layer_input": 128,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+        },
+    ),
+    "gemma4_unified": (  # like 12B and 31B
+        "Gemma4Unified",
+        {
+            **GEMMA4,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "use_bidirectional_attention": "vision",
         },
     ),
     "granite": ("Granite", GRANITE),

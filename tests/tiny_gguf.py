@@ -64,11 +64,15 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "qwen3_5_moe": ("qwen35moe", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 32}),
+    "gemma4": ("gemma4", {}),
+    "gemma4_inputs": ("gemma4", {}),
+    "gemma4_unified": ("gemma4", {}),
     "gemma3": ("gemma3", {"query_pre_attn_scalar": 32, "num_hidden_layers": 7, "sliding_window_pattern": 6}),
 }
 """llama.cpp's name of a tiny configuration, and the changes for traits that it fixes or lacks."""
 
 READ_AS = {"mistral": "llama", "glm4_moe_lite": "deepseek_v3"}
+READ_AS |= {"gemma4_unified": "gemma4"}
 READ_AS |= {"granitemoehybrid": "granitemoe", "granitemoehybrid_dense": "granite"}
 """The family that reads a tiny configuration whose own family has no architecture in llama.cpp."""
 
@@ -124,8 +128,11 @@ def _gguf_rules(name: str, spec: ModelSpec) -> list[Any]:
 
 
 def _rope_factors(model: Any) -> dict[str, Tensor]:
-    """Returns the factor by which Llama 3 slows each frequency."""
+    """Returns the factor by which Llama 3 slows each frequency, or Gemma 4 stops some of full attention."""
     rope = getattr(model.config.get_text_config(), "rope_parameters", {})
+    if rope.get("full_attention", {}).get("rope_type") == "proportional":
+        turns = model.model.rotary_emb.full_attention_inv_freq.numpy() > 0
+        return {"rope_freqs.weight": float_tensor("rope_freqs.weight", np.where(turns, 1, 1e30).astype(np.float32))}
     if rope.get("rope_type") != "llama3":
         return {}
     plain = rope["rope_theta"] ** -(np.arange(0, model.config.head_dim, 2) / model.config.head_dim)
@@ -349,6 +356,37 @@ def _gemma3(config: Settings) -> dict[str, Any]:
     return {"attention.sliding_window": config["sliding_window"]}
 
 
+def _gemma4(config: Settings) -> dict[str, Any]:
+    slides = [kind == "sliding_attention" for kind in config["layer_types"]]
+    last, width = str(len(slides) - 1), config["intermediate_size"]
+    full, shared = config["per_layer_config"][last], config["num_kv_shared_layers"]
+    given = _present(
+        config,
+        (
+            ("attention.key_length_swa", "head_dim"),
+            ("attention.value_length_swa", "head_dim"),
+            ("attention.shared_kv_layers", "num_kv_shared_layers"),
+            ("attention.sliding_window", "sliding_window"),
+            ("expert_feed_forward_length", "moe_intermediate_size"),
+            ("expert_used_count", "top_k_experts"),
+            ("final_logit_softcapping", "final_logit_softcapping"),
+            ("rope.dimension_count_swa", "head_dim"),
+        ),
+    )
+    heads = [config["num_key_value_heads"] if each else full.get("num_key_value_heads") for each in slides]
+    wide = [width] * (len(slides) - shared) + [2 * width] * shared
+    return {
+        **given,
+        "embedding_length_per_layer_input": config.get("hidden_size_per_layer_input") or 0,
+        "attention.sliding_window_pattern": slides,
+        **({"attention.head_count_kv": heads} if None not in heads else {}),
+        "attention.key_length": full["head_dim"],
+        "attention.value_length": full["head_dim"],
+        "rope.dimension_count": full["head_dim"],
+        **({"feed_forward_length": wide} if config["use_double_wide_mlp"] else {}),
+    }
+
+
 def _lfm2(config: Settings) -> dict[str, Any]:
     heads = [config["num_key_value_heads"] if kind != "conv" else 0 for kind in config["layer_types"]]
     width, multiple = int(2 * config["intermediate_size"] / 3), config.get("block_multiple_of", 1)
@@ -443,5 +481,6 @@ EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
 }
 """Metadata of single architectures in addition to COMMON, or instead of it."""

@@ -55,6 +55,8 @@ def maker_model(name: str, **changes: Any) -> Any:
                 weight.copy_(noise * 1.5 / weight.shape[-1] ** 0.5)
             else:
                 weight.copy_(weight + 0.3 * noise if "norm" in weight_name else 0.5 * noise)
+            if name.startswith("gemma4") and weight_name.endswith("q_norm.weight"):
+                weight.mul_(len(weight) ** -0.5)  # Gemma 4 has no other scale of scores
     return model
 
 

@@ -98,6 +98,22 @@ class Add:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """The canonical weight is the maker's times ``factor``, in float32."""
+
+    factor: float
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return self._scale(tensor, self.factor)
+
+    def revert(self, tensor: Tensor) -> Tensor:
+        return self._scale(tensor, 1 / self.factor)
+
+    def _scale(self, tensor: Tensor, factor: float) -> Tensor:
+        return _made(tensor, lambda: (dequantize(tensor) * np.float32(factor)).view(np.uint8), format="F32")
+
+
+@dataclass(frozen=True)
 class Exp:
     """The canonical weight is the exponential of the maker's, in float32: rates of decay are positive."""
 
@@ -106,16 +122,6 @@ class Exp:
 
     def revert(self, tensor: Tensor) -> Tensor:
         return _made(tensor, lambda: np.log(dequantize(tensor)).view(np.uint8), format="F32")
-
-
-@dataclass(frozen=True)
-class Negate:
-    """The canonical weight is the maker's with the other sign, in float32."""
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        return _made(tensor, lambda: (-dequantize(tensor)).view(np.uint8), format="F32")
-
-    revert = apply
 
 
 @dataclass(frozen=True)

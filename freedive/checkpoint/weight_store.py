@@ -88,7 +88,7 @@ class WeightStore(Mapping[str, Packed]):
 def _part_of(name: str, packed: Packed) -> str:
     if isinstance(packed, PackedExperts):
         return "experts"
-    return "embedding" if name == "embed" else "dense"
+    return "embedding" if name in ("embed", "inputs.embed") else "dense"
 
 
 def pack_model(tensors: Mapping[str, Tensor], *, num_threads: int = 1) -> WeightStore:

@@ -17,6 +17,7 @@ from freedive.families.bytedance import SEED_OSS
 from freedive.families.config import Config
 from freedive.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from freedive.families.family import Family
+from freedive.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from freedive.families.gguf import marks, read_config
 from freedive.families.google import GEMMA, GEMMA2, GEMMA3
 from freedive.families.huawei import PANGU_EMBEDDED, PANGU_PRO_MOE
@@ -76,6 +77,8 @@ FAMILIES = (
     GEMMA,
     GEMMA2,
     GEMMA3,
+    GEMMA4,
+    GEMMA4_UNIFIED,
     LLAMA4,
     LFM2,
     LFM2_MOE,

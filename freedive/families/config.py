@@ -40,6 +40,7 @@ class Config:
         """Sets ``values`` for absent keys, also in sections; :meth:`refuse_unread` does not check these keys."""
         for key, value in values.items():
             if isinstance(value, dict):
+                self._values.setdefault(key, {})
                 self.section(key).supply(value)
             else:
                 self._values.setdefault(key, value)

@@ -112,11 +112,12 @@ def read_config(checkpoint: Checkpoint, gguf: Gguf) -> Config:
     }
     read = {key: keys.get(key, prefix + key) for key in given if key not in SCALING_KEYS}
     values: dict[str, Any] = {ours: _spelled(key, given[key]) for key, ours in read.items() if ours}
-    if given.get("rope.scaling.type") != "none":
-        values["rope_scaling"] = _scaling(given)
+    if given.get("rope.scaling.type") != "none" and (scaling := _scaling(given)):
+        values["rope_scaling"] = scaling
     config = Config(values, names=_names(prefix, keys))
     num_mtp = config.count("num_nextn_predict_layers", 0, least=0)
     config.supply({"num_hidden_layers": config.count("num_blocks") - num_mtp})
+    config.supply(_rope_divisors(checkpoint))
     config.supply(gguf.implied(config))
     config.supply(_seen_in_tensors(checkpoint))
     return config
@@ -167,11 +168,16 @@ def _seen_in_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     tensors, present = checkpoint.tensors, marks(checkpoint)
     seen: dict[str, Any] = {key: name in present for key, name in TENSORS.items()}
     seen["tie_word_embeddings"] = "output.weight" not in tensors
+    keys = [name for name in tensors if name.endswith(".attn_k.weight")]
+    seen["attention_k_eq_v"] = any(name.replace("attn_k", "attn_v") not in tensors for name in keys)
     if "token_embd.weight" in tensors:
         seen["vocab_size"] = tensors["token_embd.weight"].shape[0]
-    if "rope_freqs.weight" in tensors:
-        seen["rope_divisors"] = _floats(tensors["rope_freqs.weight"])
     return seen
+
+
+def _rope_divisors(checkpoint: Checkpoint) -> dict[str, Any]:
+    name = "rope_freqs.weight"
+    return {"rope_divisors": _floats(checkpoint.tensors[name])} if name in checkpoint.tensors else {}
 
 
 def _floats(tensor: Tensor) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freedive.checkpoint.rules import Exp, Flatten, Negate, Rule, Rules, Taps
+from freedive.checkpoint.rules import Exp, Flatten, Rule, Rules, Scale, Taps
 from freedive.families.config import Config
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
@@ -149,7 +149,7 @@ def _gguf_rules(spec: ModelSpec) -> Rules:
     delta = next((layer.mixer for layer in spec.layers if isinstance(layer.mixer, DeltaRule)), None)
     if delta is None:
         return []
-    taps, rate = (Taps(delta.kernel, (1,)),), (Flatten((delta.num_value_heads, 1)), Negate())
+    taps, rate = (Taps(delta.kernel, (1,)),), (Flatten((delta.num_value_heads, 1)), Scale(-1.0))
     convs = [Rule(f"blk.{{}}.ssm_conv1d_{name}.weight", _ours(f"{name}_conv"), taps) for name in "qkv"]
     return [*convs, Rule("blk.{}.ssm_a", _ours("rate"), rate)]
 

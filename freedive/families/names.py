@@ -111,10 +111,13 @@ REDUNDANT = (
 VISION = (
     "audio_model",
     "audio_tower",
+    "embed_audio",
+    "embed_vision",
     "mm_projector",
     "multi_modal_projector",
     "multimodal_projector",
     "vision_embed_tokens",
+    "vision_embedder",
     "vision_model",
     "vision_tower",
     "visual",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freedive.checkpoint.rules import Add, Exp, Negate, Rule, Rules, Taps
+from freedive.checkpoint.rules import Add, Exp, Rule, Rules, Scale, Taps
 from freedive.families.config import Config
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
@@ -124,7 +124,7 @@ def _gguf_rules(spec: ModelSpec) -> Rules:
     return [
         *_shared_rules(spec, "blk.{}.attn_q", "blk.{}.ssm_conv1d.weight"),
         Rule("blk.{}.attn_qkv.weight", _parts("in_q", "in_k", "in_v")),
-        Rule("blk.{}.ssm_a", _parts("rate"), (Negate(),)),
+        Rule("blk.{}.ssm_a", _parts("rate"), (Scale(-1.0),)),
     ]
 
 

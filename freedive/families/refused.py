@@ -35,9 +35,6 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "keys and values of different widths, and learned sink keys": ("PanguProMoEV2ForCausalLM",),
     "embeddings for each layer, and layers that share keys and values": (
         *("gemma3n", "gemma3n_text", "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"),
-        *("gemma4", "gemma4_text", "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
-        *("gemma4_unified", "gemma4_unified_text", "Gemma4UnifiedForCausalLM"),
-        *("Gemma4UnifiedForConditionalGeneration",),
     ),
     "cross-attention to images": ("mllama", "mllama_text_model", "MllamaForCausalLM", "MllamaForConditionalGeneration"),
 }

@@ -18,6 +18,8 @@ Frequencies = npt.NDArray[np.float32]
 
 DEFAULT_THETA = 10_000.0
 
+_FULL = "full_attention"
+
 
 def rope(
     config: Config,
@@ -37,7 +39,8 @@ def rope(
     dim = _rotary_dim(config, table, head_dim, partial)
     theta = theta or table.number("rope_theta", config.number("rope_theta", DEFAULT_THETA, least=2), least=2)
     inv_freq, factor = SCALINGS[_scaling(table)](config, table, theta, dim)
-    divisors = config.numbers("rope_divisors", dim // 2, least=1e-3, most=1e31)
+    applies = kind in ("", _FULL)  # llama.cpp divides the frequencies of layers without a window
+    divisors = config.numbers("rope_divisors", dim // 2, least=1e-3, most=1e31) if applies else None
     if divisors is not None:
         inv_freq /= np.array(divisors, np.float32)
     return Rope(dim, tuple(map(float, inv_freq)), factor, interleaved)
@@ -68,7 +71,7 @@ def max_context(config: Config) -> int:
 def _table(config: Config, kind: str = "") -> Config:
     """Returns the rope settings from ``rope_parameters``, or in older files from ``rope_scaling``."""
     table = config.section("rope_parameters" if "rope_parameters" in config else "rope_scaling")
-    kind = kind or "full_attention"
+    kind = kind or _FULL
     return table.section(kind) if kind in table else table
 
 
@@ -77,6 +80,8 @@ def _rotary_dim(config: Config, table: Config, head_dim: int, partial: bool) -> 
 
     Families without ``partial`` refuse a fraction, because releases of transformers treat it differently.
     """
+    if _scaling(table) == "proportional":
+        return head_dim
     fraction = table.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0, most=1), most=1)
     dim = config.count("rotary_dim", max(int(head_dim * fraction), 1), most=head_dim)
     if dim % 2 or dim < 4 or (dim != head_dim and not partial):
@@ -175,6 +180,13 @@ def _factor(table: Config, default: float | None = None) -> float:
     return table.number("factor", default, least=1e-3, most=1e6)
 
 
+def _proportional(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
+    """Returns the frequencies of the whole head, of which only the first part is not 0 (Gemma 4)."""
+    inv_freq = _plain(theta, dim) / np.float32(_factor(table, 1.0))
+    inv_freq[int(table.number("partial_rotary_factor", 1.0, least=0, most=1) * dim // 2) :] = 0
+    return inv_freq, 1.0
+
+
 Scaling = Callable[[Config, Config, float, int], tuple[Frequencies, float]]
 
 SCALINGS: dict[str, Scaling] = {
@@ -183,5 +195,6 @@ SCALINGS: dict[str, Scaling] = {
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
+    "proportional": _proportional,
 }
 """rope_type -> (configuration, rope settings, theta, dim) -> (inverse frequencies, factor)."""

@@ -20,8 +20,9 @@ def forward(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> 
 def states(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
     """Returns the hidden states [T, hidden] after the last layer, before the last norm."""
     x = _embed(model, weights, ops)
+    inputs = _token_inputs(model, Scope(weights, "inputs"), x, ops) if model.token_input else None
     for index, layer in enumerate(model.layers):
-        x = _block(index, layer, Scope(weights, f"layers.{index}"), model, x, ops)
+        x = _block(index, layer, Scope(weights, f"layers.{index}"), model, x, ops, inputs)
     return x
 
 
@@ -84,11 +85,38 @@ def _embed(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> V
     return _scale(ops.embed(weights["embed"]), model.embed_scale, ops)
 
 
-def _block(index: int, layer: spec.Layer, w: Mapping[str, W], model: spec.ModelSpec, x: V, ops: Ops[V, W]) -> V:
-    h = ops.rms_norm(x, w["attn.norm"], model.norm_eps)
-    x = _add(x, _mix(index, layer.mixer, Scope(w, "attn"), model.norm_eps, h, ops), w.get("attn.post_norm"), model, ops)
-    h = ops.rms_norm(x, w["ffn.norm"], model.norm_eps)
-    return _add(x, _feed(layer.ffn, Scope(w, "ffn"), h, ops), w.get("ffn.post_norm"), model, ops)
+def _token_inputs(model: spec.ModelSpec, w: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
+    """Returns the further inputs of all layers [T, layers * token_input], made of tokens and their embeddings ``x``."""
+    dim, half = model.token_input, 2**-0.5
+    own = ops.scale(ops.embed(w["embed"]), dim**0.5 * half)
+    made = ops.scale(ops.linear(x, w["proj"], None), model.hidden_dim**-0.5)
+    return ops.add(own, ops.scale(ops.head_norm(made, w["norm"], dim, model.norm_eps), half))
+
+
+def _add_input(index: int, w: Mapping[str, W], model: spec.ModelSpec, x: V, inputs: V, ops: Ops[V, W]) -> V:
+    """Returns ``x`` with the branch of a layer that reads its part of ``inputs`` added."""
+    dim = model.token_input
+    gate = ops.linear(x, w["gate"], None)
+    part = ops.glu(gate, ops.columns(inputs, index * dim, dim), spec.FeedForward(dim, "gelu_tanh"))
+    return ops.add(x, ops.rms_norm(ops.linear(part, w["proj"], None), w["post_norm"], model.norm_eps))
+
+
+def _block(
+    index: int,
+    layer: spec.Layer,
+    w: Mapping[str, W],
+    model: spec.ModelSpec,
+    x: V,
+    ops: Ops[V, W],
+    inputs: V | None = None,
+) -> V:
+    eps = model.norm_eps
+    h = ops.rms_norm(x, w["attn.norm"], eps)
+    x = _add(x, _mix(index, layer.mixer, Scope(w, "attn"), eps, h, ops), w.get("attn.post_norm"), model, ops)
+    x = _add(x, _feed(layer.ffn, Scope(w, "ffn"), eps, x, ops), w.get("ffn.post_norm"), model, ops)
+    if inputs is not None:
+        x = _add_input(index, Scope(w, "input"), model, x, inputs, ops)
+    return ops.scale_by(x, w["out_scale"]) if layer.out_scale else x
 
 
 def _add(x: V, branch: V, post_norm: W | None, model: spec.ModelSpec, ops: Ops[V, W]) -> V:
@@ -121,30 +149,37 @@ def _mix(
 
 
 def _attention(index: int, attn: spec.Attention, w: Mapping[str, W], eps: float, h: V, ops: Ops[V, W]) -> V:
-    q, k, v, *gate = _linears(h, w, ("q", "k", "v", "gate") if attn.output_gate else "qkv", ops)
-    if not attn.norm_after_rope:
-        q, k = _qk_norm(attn, w, eps, q, k, ops)
-    if attn.clip:
-        q, k, v = (ops.clip(x, attn.clip) for x in (q, k, v))
-    if attn.rope:
-        q, k = ops.rope(q, attn.rope, attn.head_dim), ops.rope(k, attn.rope, attn.head_dim)
-    if attn.norm_after_rope:
-        q, k = _qk_norm(attn, w, eps, q, k, ops)
+    q, *others = _linears(h, w, (*attn.projections, *(["gate"] if attn.output_gate else [])), ops)
+    gate = others.pop() if attn.output_gate else None
+    q = _norm_and_turn(attn, q, w.get("q_norm"), eps, ops)
     if attn.temperature:
         q = ops.scale_by_position(q, attn.temperature)
+    k = v = None
+    if others:
+        k, v = _norm_and_turn(attn, others[0], w.get("k_norm"), eps, ops), others[-1]
+        if attn.v_norm:
+            v = ops.head_norm(v, None, attn.head_dim, eps)
+        if attn.clip:
+            v = ops.clip(v, attn.clip)
     out = ops.attention(q, k, v, w.get("sinks"), attn, index)
-    return ops.linear(ops.gate(out, *gate) if gate else out, w["o"], w.get("o_bias"))
+    return ops.linear(out if gate is None else ops.gate(out, gate), w["o"], w.get("o_bias"))
 
 
-def _qk_norm(attn: spec.Attention, w: Mapping[str, W], eps: float, q: V, k: V, ops: Ops[V, W]) -> tuple[V, V]:
-    match attn.qk_norm:
-        case "":
-            return q, k
-        case "full":
-            return ops.rms_norm(q, w["q_norm"], eps), ops.rms_norm(k, w["k_norm"], eps)
-        case _:
-            dim = attn.head_dim
-            return ops.head_norm(q, w.get("q_norm"), dim, eps), ops.head_norm(k, w.get("k_norm"), dim, eps)
+def _norm_and_turn(attn: spec.Attention, x: V, norm: W | None, eps: float, ops: Ops[V, W]) -> V:
+    """Returns queries or keys after their norm, clipping and rotary embedding."""
+    if not attn.norm_after_rope:
+        x = _qk_norm(attn, x, norm, eps, ops)
+    if attn.clip:
+        x = ops.clip(x, attn.clip)
+    if attn.rope:
+        x = ops.rope(x, attn.rope, attn.head_dim)
+    return _qk_norm(attn, x, norm, eps, ops) if attn.norm_after_rope else x
+
+
+def _qk_norm(attn: spec.Attention, x: V, norm: W | None, eps: float, ops: Ops[V, W]) -> V:
+    if norm is not None and attn.qk_norm == "full":
+        return ops.rms_norm(x, norm, eps)
+    return ops.head_norm(x, norm, attn.head_dim, eps) if attn.qk_norm else x
 
 
 def _latent_attention(index: int, attn: spec.LatentAttention, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
@@ -181,8 +216,11 @@ def _linears(h: V, w: Mapping[str, W], names: Iterable[str], ops: Ops[V, W]) -> 
     return ops.linears(h, [(w[name], w.get(f"{name}_bias")) for name in names])
 
 
-def _feed(ffn: spec.FeedForward | spec.Experts, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
-    return _experts(ffn, w, h, ops) if isinstance(ffn, spec.Experts) else ops.feed_forward(h, ffn, w)
+def _feed(ffn: spec.FeedForward | spec.Experts, w: Mapping[str, W], eps: float, x: V, ops: Ops[V, W]) -> V:
+    h = ops.rms_norm(x, w["norm"], eps)
+    if isinstance(ffn, spec.FeedForward):
+        return ops.feed_forward(h, ffn, w)
+    return _normed_branches(ffn, w, eps, x, h, ops) if ffn.branch_norms else _experts(ffn, w, h, ops)
 
 
 def feed_forward(ffn: spec.FeedForward, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
@@ -195,11 +233,24 @@ def feed_forward(ffn: spec.FeedForward, w: Mapping[str, W], h: V, ops: Ops[V, W]
 
 
 def _experts(moe: spec.Experts, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
-    logits = ops.router_logits(h, w["router"], w.get("router_bias"))
-    y = ops.experts(h, logits, moe, Scope(w, "experts"), w.get("choice_bias"), w.get("expert_scale"))
+    y = _routed(moe, w, h, h, ops)
     if moe.shared:
         shared = ops.feed_forward(h, moe.shared, Scope(w, "shared"))
         if moe.shared_gate:
             shared = ops.gate(shared, ops.linear(h, w["shared_gate"], None))
         y = ops.add(y, shared)
     return y
+
+
+def _normed_branches(moe: spec.Experts, w: Mapping[str, W], eps: float, x: V, h: V, ops: Ops[V, W]) -> V:
+    """Returns the sum of routed experts and shared expert; ``x`` is the input of the layer, ``h`` its first norm."""
+    assert moe.shared
+    to_router, to_experts = (ops.rms_norm(x, w[name], eps) for name in ("router_norm", "experts_norm"))
+    y = ops.rms_norm(_routed(moe, w, to_experts, to_router, ops), w["experts_post_norm"], eps)
+    shared = ops.feed_forward(h, moe.shared, Scope(w, "shared"))
+    return ops.add(y, ops.rms_norm(shared, w["shared_post_norm"], eps))
+
+
+def _routed(moe: spec.Experts, w: Mapping[str, W], h: V, to_router: V, ops: Ops[V, W]) -> V:
+    logits = ops.router_logits(to_router, w["router"], w.get("router_bias"))
+    return ops.experts(h, logits, moe, Scope(w, "experts"), w.get("choice_bias"), w.get("expert_scale"))

@@ -6,8 +6,8 @@ The types, choices and ranges are those of model/spec.py. :func:`check` also che
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -18,6 +18,7 @@ from freedive.model.spec import (
     Experts,
     LatentAttention,
     Layer,
+    Mixer,
     ModelSpec,
     Range,
     Rope,
@@ -89,6 +90,10 @@ def _rules(model: ModelSpec) -> Iterator[tuple[str, bool, str]]:
     yield "num_experts", total <= MAX_EXPERTS_IN_ALL, f"make {total} in all layers, more than {MAX_EXPERTS_IN_ALL}"
     for layer in dict.fromkeys(model.blocks):  # most layers are equal
         yield from _layer_rules(layer)
+    for index, layer in enumerate(model.blocks):
+        if isinstance(layer.mixer, Attention) and layer.mixer.kv_layer >= 0:
+            fits = _has_keys_for(layer.mixer, [earlier.mixer for earlier in model.blocks[:index]])
+            yield "kv_layer", fits, f"is {layer.mixer.kv_layer}, not an earlier layer with such keys and values"
 
 
 def _layer_rules(layer: Layer) -> Iterator[tuple[str, bool, str]]:
@@ -103,6 +108,14 @@ def _layer_rules(layer: Layer) -> Iterator[tuple[str, bool, str]]:
         yield from _rope_rules(attn.rope, attn)
     if isinstance(layer.ffn, Experts):
         yield from _router_rules(layer.ffn.router)
+        alone = layer.ffn.shared is not None and not layer.ffn.shared_gate
+        yield "branch_norms", alone or not layer.ffn.branch_norms, "are without a shared expert, or with its gate"
+
+
+def _has_keys_for(attn: Attention, earlier: Sequence[Mixer]) -> bool:
+    """Returns whether the layer ``attn.kv_layer`` is one of ``earlier`` and has keys and values of the same heads."""
+    source = earlier[attn.kv_layer] if attn.kv_layer < len(earlier) else None
+    return isinstance(source, Attention) and source.state == replace(attn, kv_layer=-1).state
 
 
 def _rope_rules(rope: Rope, attn: Attention | LatentAttention) -> Iterator[tuple[str, bool, str]]:

@@ -65,8 +65,11 @@ class Ops(Protocol[V, W]):
         See :func:`freedive.model.decoder.feed_forward`.
         """
 
-    def attention(self, q: V, k: V, v: V, sinks: W | None, attn: Attention, layer: int) -> V:
-        """Appends k and v to the cache of ``layer``, and returns causal attention [T, num_heads * head_dim]."""
+    def attention(self, q: V, k: V | None, v: V | None, sinks: W | None, attn: Attention, layer: int) -> V:
+        """Appends k and v to the cache of ``layer``, and returns causal attention [T, num_heads * head_dim].
+
+        k and v are None if the keys and values are those of the layer ``attn.kv_layer``.
+        """
 
     def latent_attention(self, q: V, kv: V, norm: W, k_b: W, v_b: W, attn: LatentAttention, layer: int) -> V:
         """Appends kv to the cache of ``layer``, and returns causal attention [T, heads * value_dim].
@@ -118,6 +121,12 @@ class Ops(Protocol[V, W]):
 
     def scale(self, x: V, factor: float) -> V:
         """Returns x * factor."""
+
+    def scale_by(self, x: V, factor: W) -> V:
+        """Returns x * factor for a learned ``factor`` [1]."""
+
+    def columns(self, x: V, first: int, width: int) -> V:
+        """Returns the columns ``first`` to ``first + width`` (excluded) of x."""
 
     def softcap(self, x: V, cap: float) -> V:
         """Returns cap * tanh(x / cap)."""

@@ -56,6 +56,9 @@ class ExpertParams:
 
 Entries = Mapping[str, Param | ExpertParams]
 
+BRANCH_NORMS = ("router_norm", "experts_norm", "experts_post_norm", "shared_post_norm")
+"""Names of the norms of ``branch_norms``; ``ffn.norm`` is that of the shared expert."""
+
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)")
 
 
@@ -86,8 +89,11 @@ def entries(spec: ModelSpec) -> Entries:
     A packed store has one record for each entry.
     """
     table: dict[str, Param | ExpertParams] = {"embed": Param((spec.vocab_size, spec.hidden_dim), "embedding")}
+    if spec.token_input:
+        table |= {f"inputs.{name}": param for name, param in _token_inputs(spec).items()}
     for index, layer in enumerate(spec.blocks):
-        table |= {f"layers.{index}.{name}": entry for name, entry in _layer(layer, spec.hidden_dim).items()}
+        entries = _layer(layer, spec.hidden_dim, spec.token_input if index < len(spec.layers) else 0)
+        table |= {f"layers.{index}.{name}": entry for name, entry in entries.items()}
     if spec.mtp:
         table |= {f"layers.{len(spec.layers)}.mtp.{name}": param for name, param in _mtp(spec.hidden_dim).items()}
     table["norm"] = _vector(spec.hidden_dim, "norm")
@@ -98,7 +104,14 @@ def entries(spec: ModelSpec) -> Entries:
     return table
 
 
-def _layer(layer: Layer, hidden: int) -> Entries:
+def _token_inputs(spec: ModelSpec) -> Table:
+    """Returns the weights that make the further inputs of all layers from tokens and their embeddings."""
+    width = len(spec.layers) * spec.token_input
+    table = {"embed": Param((spec.vocab_size, width), "embedding")}
+    return table | _linear("proj", width, spec.hidden_dim) | {"norm": _vector(spec.token_input, "norm")}
+
+
+def _layer(layer: Layer, hidden: int, token_input: int) -> Entries:
     ffn = layer.ffn
     mixer = _mixer(layer.mixer, hidden)
     feeder = _experts(ffn, hidden) if isinstance(ffn, Experts) else _feed_forward(ffn, hidden)
@@ -109,6 +122,11 @@ def _layer(layer: Layer, hidden: int) -> Entries:
         table |= {f"{part}.{name}": entry for name, entry in branch.items()}
         if layer.post_norms:
             table[f"{part}.post_norm"] = _vector(hidden, "norm")
+    if token_input:
+        branch = _linear("gate", token_input, hidden) | _linear("proj", hidden, token_input)
+        table |= {f"input.{name}": param for name, param in (branch | {"post_norm": _vector(hidden, "norm")}).items()}
+    if layer.out_scale:
+        table["out_scale"] = _vector(1, "norm")
     return table
 
 
@@ -125,13 +143,13 @@ def _mixer(mixer: Mixer, hidden: int) -> Table:
 
 
 def _attention(attn: Attention, hidden: int) -> Table:
+    widths = {"q": attn.q_dim, "k": attn.kv_dim, "v": attn.kv_dim}
     table: Table = {}
-    for name, dim in (("q", attn.q_dim), ("k", attn.kv_dim), ("v", attn.kv_dim)):
-        table |= _linear(name, dim, hidden, attn.qkv_bias)
+    for name in attn.projections:
+        table |= _linear(name, widths[name], hidden, attn.qkv_bias)
     if attn.qk_norm in ("head", "full"):
-        full = attn.qk_norm == "full"
-        table["q_norm"] = _vector(attn.q_dim if full else attn.head_dim, "norm")
-        table["k_norm"] = _vector(attn.kv_dim if full else attn.head_dim, "norm")
+        for name in attn.projections[:2]:
+            table[f"{name}_norm"] = _vector(widths[name] if attn.qk_norm == "full" else attn.head_dim, "norm")
     if attn.sinks:
         table["sinks"] = _vector(attn.num_heads, "bias")
     if attn.output_gate:
@@ -204,6 +222,8 @@ def _experts(moe: Experts, hidden: int) -> Entries:
     for name in ("bias", "choice_bias", "expert_scale"):
         if getattr(moe.router, name):
             table["router_bias" if name == "bias" else name] = _vector(count, "bias")
+    if moe.branch_norms:
+        table |= {name: _vector(hidden, "norm") for name in BRANCH_NORMS}
     table["experts"] = ExpertParams(count, _feed_forward(moe.expert, hidden))
     if moe.shared:
         table |= {f"shared.{name}": param for name, param in _feed_forward(moe.shared, hidden).items()}

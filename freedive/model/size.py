@@ -61,7 +61,7 @@ def footprint(spec: ModelSpec, num_bytes: Callable[[str, Param], float]) -> Foot
 
 def _share(spec: ModelSpec, name: str) -> float:
     """Returns the fraction of a weight that one token reads, on average."""
-    if name == "embed" and not spec.tied:
+    if name == "inputs.embed" or (name == "embed" and not spec.tied):
         return 1 / spec.vocab_size
     if name.split(".")[2:4] == ["ffn", "experts"]:
         ffn = spec.blocks[int(name.split(".")[1])].ffn
@@ -119,6 +119,8 @@ def _mixer(attn: Mixer) -> str:
         "sinks": attn.sinks,
         f"soft cap {attn.softcap:g}": attn.softcap,
         "output gate": attn.output_gate,
+        "values from keys": attn.values == "keys",
+        f"keys and values of layer {attn.kv_layer}": attn.kv_layer >= 0,
         "biases": attn.qkv_bias or attn.out_bias,
         {"head": "norms of heads", "full": "norms of q and k", "l2": "norms without weights"}.get(
             attn.qk_norm, ""

@@ -98,6 +98,10 @@ class Attention:
     (``l2``). With ``softcap``, scores are softcap * tanh(score / softcap). A sink is a learned logit of each head that
     is part of the softmax but has no value (Xiao et al. 2023; gpt-oss). With ``output_gate``, each number of the result
     is multiplied by the sigmoid of a linear projection of the input (Qwen3-Next).
+
+    With ``values`` ``keys``, there is no projection to values: they are the projection to keys, before its norm and
+    rotation. With ``v_norm``, an RMS norm without weights is applied to each head of the values. If ``kv_layer`` is not
+    -1, there are no projections to keys and values either: queries attend to those of that earlier layer (Gemma 4).
     """
 
     num_heads: Count
@@ -116,6 +120,9 @@ class Attention:
     sinks: bool = False
     temperature: AttentionTemperature | None = None
     output_gate: bool = False
+    values: Literal["own", "keys"] = "own"
+    v_norm: bool = False
+    kv_layer: Annotated[int, Range(-1, 1000)] = -1
 
     @property
     def q_dim(self) -> int:
@@ -126,9 +133,16 @@ class Attention:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def projections(self) -> tuple[str, ...]:
+        """The names of the linear projections of the input to queries, keys and values that the layer has."""
+        if self.kv_layer >= 0:
+            return ("q",)
+        return ("q", "k") if self.values == "keys" else ("q", "k", "v")
+
+    @property
     def state(self) -> State:
-        """The keys and values of each token."""
-        return (PerToken(self.num_kv_heads, self.head_dim),) * 2
+        """The keys and values of each token, unless they are those of another layer."""
+        return (PerToken(self.num_kv_heads, self.head_dim),) * 2 if self.kv_layer < 0 else ()
 
 
 @dataclass(frozen=True)
@@ -286,22 +300,29 @@ class Experts:
     """Mixture of experts (Shazeer et al. 2017; DeepSeekMoE, Dai et al. 2024): each token runs a few of many experts.
 
     All experts have the shape ``expert``. The ``shared`` expert runs for every token in addition; with ``shared_gate``
-    its output is multiplied by sigmoid(gate(x)).
+    its output is multiplied by sigmoid(gate(x)). With ``branch_norms``, each branch has RMS norms of its own (Gemma 4):
+    the input of the layer is normed once for the router, once for the routed experts and once for the shared expert,
+    and the outputs of routed experts and shared expert are normed before they are added.
     """
 
     router: Router
     expert: FeedForward
     shared: FeedForward | None = None
     shared_gate: bool = False
+    branch_norms: bool = False
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One block: x + mixer(norm(x)), then x + ffn(norm(x)); with ``post_norms`` both branches are normed again."""
+    """One block: x + mixer(norm(x)), then x + ffn(norm(x)); with ``post_norms`` both branches are normed again.
+
+    With ``out_scale``, the result is multiplied by a learned number.
+    """
 
     mixer: Attention | LatentAttention | ShortConv | DeltaRule
     ffn: FeedForward | Experts
     post_norms: bool = False
+    out_scale: bool = False
 
 
 @dataclass(frozen=True)
@@ -312,6 +333,11 @@ class ModelSpec:
     logits, to which ``logit_softcap`` is applied last. ``mtp`` is the layer of multi-token prediction (DeepSeek-V3,
     section 2.2): from the hidden state at a token and the embedding of the next token it predicts the token after that,
     with the model's embedding and output head. Answers do not depend on it.
+
+    With ``token_input`` W, each layer has a further input of W values for each token, and a third branch that reads it
+    (Gemma 4 E2B and E4B): x + norm(proj(gelu_tanh(gate(x)) * input)). The inputs of all layers are
+    (norm(linear(e) * hidden_dim^-0.5) + embedding of the token in a table of its own * W^0.5) * 2^-0.5, where e is the
+    scaled embedding of the token and each layer's part is normed on its own.
     """
 
     family: str
@@ -327,6 +353,7 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     mtp: Layer | None = None
+    token_input: Annotated[int, Range(0, 1 << 16)] = 0
 
     @property
     def blocks(self) -> tuple[Layer, ...]:

@@ -87,7 +87,6 @@ class CacheFormat(Enum):
 class RowKind(Enum):
     """Arithmetic on whole rows."""
 
-    NORM = ...
     SCALE = ...
     SOFTCAP = ...
     CLIP = ...
@@ -203,6 +202,18 @@ class Program:
     def linear(self, x: int, norm: _Norm, outputs: list[_Output], factor: float, residuals: list[int]) -> None: ...
     def glu(self, x: int, norm: _Norm, gate: _Output, up: _Output, activation: Activation, limit: float) -> None: ...
     def row_operation(self, kind: RowKind, x: int, other: int, value: float, out: int) -> None: ...
+    def row_norm(
+        self,
+        *,
+        x: int,
+        out: int,
+        norm: _Norm,
+        part: int,
+        factor: float = 1.0,
+        residuals: list[int] = ...,
+        after: float = 1.0,
+    ) -> None: ...
+    def row_glu(self, *, gate: int, up: int, first: int, out: int, activation: Activation, limit: float) -> None: ...
     def experts(
         self,
         *,
@@ -232,6 +243,7 @@ class Program:
         k: int,
         v: int,
         out: int,
+        source: int,
         num_heads: int,
         num_kv_heads: int,
         key_dim: int,
@@ -243,7 +255,10 @@ class Program:
         sinks: int,
         q_steps: list[_HeadStep],
         k_steps: list[_HeadStep],
-    ) -> None: ...
+        v_steps: list[_HeadStep],
+    ) -> int:
+        """Returns the layer of the cache; without k and v (-1), that of ``source``."""
+
     def short_conv(self, *, x: int, out: int, taps: int, bias: int, kernel: int, gated: bool) -> None: ...
     def delta_rule(
         self,

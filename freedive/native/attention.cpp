@@ -120,9 +120,12 @@ void Attention::store(Program& program, int row, int head) const {
     for (int h = head * group(); h < (head + 1) * group(); h++)
         for (const HeadStep& step : q_steps)
             apply(program, step, row, key_dim, program.buffers[q].row(row) + h * key_dim);
+    if (source != kNone) return;
+    alignas(64) float value[kMaxHeadDim];  // a copy, since values may be what keys are before their steps
+    std::copy_n(program.buffers[v].row(row) + head * value_dim, value_dim, value);
+    for (const HeadStep& step : v_steps) apply(program, step, row, value_dim, value);
     float* key = program.buffers[k].row(row) + head * key_dim;
     for (const HeadStep& step : k_steps) apply(program, step, row, key_dim, key);
-    const float* value = program.buffers[v].row(row) + head * value_dim;
 
     const Sequence& s = program.step.sequences[program.step.sequence_of[row]];
     const int position = program.step.positions[row], page = s.pages[position / kPageTokens],

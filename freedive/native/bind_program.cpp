@@ -95,15 +95,17 @@ int add_experts(Program& program, int in, Norm norm, int logits, const Router& r
     return program.add(std::move(op)).routes;
 }
 
-void add_attention(Program& program, int q, int k, int v, int out, int num_heads, int num_kv_heads, int key_dim,
-                   int value_dim, float scale, float softcap, int window, int chunk, int sinks,
-                   const std::vector<Head>& q_steps, const std::vector<Head>& k_steps) {
+int add_attention(Program& program, int q, int k, int v, int out, int source, int num_heads, int num_kv_heads,
+                  int key_dim, int value_dim, float scale, float softcap, int window, int chunk, int sinks,
+                  const std::vector<Head>& q_steps, const std::vector<Head>& k_steps,
+                  const std::vector<Head>& v_steps) {
     auto op = std::make_unique<Attention>();
-    op->q = q, op->k = k, op->v = v, op->out = out;
+    op->q = q, op->k = k, op->v = v, op->out = out, op->source = source;
     op->num_heads = num_heads, op->num_kv_heads = num_kv_heads, op->key_dim = key_dim, op->value_dim = value_dim;
     op->scale = scale, op->softcap = softcap, op->window = window, op->chunk = chunk, op->sinks = sinks;
     op->q_steps = make_all<HeadStep>(q_steps), op->k_steps = make_all<HeadStep>(k_steps);
-    program.add(std::move(op));
+    op->v_steps = make_all<HeadStep>(v_steps);
+    return program.add(std::move(op)).layer;
 }
 
 void add_latent_attention(Program& program, int q, int kv, int out, Norm norm, int k_b, int v_b, int num_heads,
@@ -144,7 +146,6 @@ void bind_enums(nb::module_& m) {
         .value("f16", CacheFormat::F16)
         .value("int8", CacheFormat::Int8);
     nb::enum_<RowOperation::Kind>(m, "RowKind")
-        .value("NORM", RowOperation::Norm)
         .value("SCALE", RowOperation::Scale)
         .value("SOFTCAP", RowOperation::Softcap)
         .value("CLIP", RowOperation::Clip)
@@ -210,6 +211,20 @@ void bind_recording(ProgramClass& program) {
             "x"_a, "norm"_a, "gate"_a, "up"_a, "activation"_a, "limit"_a)
         .def("row_operation", &Program::emplace<RowOperation, RowOperation::Kind, int, int, float, int>, "kind"_a,
              "x"_a, "other"_a, "value"_a, "out"_a)
+        .def(
+            "row_norm",
+            [](Program& p, int in, int out, Norm norm, int part, float factor, std::vector<int> residuals,
+               float after) {
+                p.emplace<RowNorm>(in, out, make<InputNorm>(norm), part, Epilogue{factor, std::move(residuals)}, after);
+            },
+            nb::kw_only(), "x"_a, "out"_a, "norm"_a, "part"_a, "factor"_a = 1.0f, "residuals"_a = std::vector<int>(),
+            "after"_a = 1.0f)
+        .def(
+            "row_glu",
+            [](Program& p, int gate, int up, int first, int out, Activation activation, float limit) {
+                p.emplace<RowGlu>(gate, up, first, out, Glu{activation, limit});
+            },
+            nb::kw_only(), "gate"_a, "up"_a, "first"_a, "out"_a, "activation"_a, "limit"_a)
         .def("short_conv", &Program::emplace<ShortConv, int, int, int, int, int, bool>, nb::kw_only(), "x"_a, "out"_a,
              "taps"_a, "bias"_a, "kernel"_a, "gated"_a)
         .def("delta_rule", &add_delta_rule, nb::kw_only(), "q"_a, "k"_a, "v"_a, "beta"_a, "decay"_a, "out"_a,
@@ -220,9 +235,9 @@ void bind_recording(ProgramClass& program) {
         .def("experts", &add_experts, nb::kw_only(), "x"_a, "norm"_a, "logits"_a, "router"_a, "out"_a,
              "packed"_a.noconvert(), "stride"_a, "gate"_a, "up"_a, "down"_a, "activation"_a, "limit"_a,
              "shared"_a.none(), "shared_gate"_a, "factor"_a, "residuals"_a, nb::keep_alive<1, 7>())
-        .def("attention", &add_attention, nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "num_heads"_a, "num_kv_heads"_a,
-             "key_dim"_a, "value_dim"_a, "scale"_a, "softcap"_a, "window"_a, "chunk"_a, "sinks"_a, "q_steps"_a,
-             "k_steps"_a)
+        .def("attention", &add_attention, nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "source"_a, "num_heads"_a,
+             "num_kv_heads"_a, "key_dim"_a, "value_dim"_a, "scale"_a, "softcap"_a, "window"_a, "chunk"_a, "sinks"_a,
+             "q_steps"_a, "k_steps"_a, "v_steps"_a)
         .def("latent_attention", &add_latent_attention, nb::kw_only(), "q"_a, "kv"_a, "out"_a, "norm"_a, "k_b"_a,
              "v_b"_a, "num_heads"_a, "nope_dim"_a, "rope_dim"_a, "value_dim"_a, "rank"_a, "scale"_a, "rope"_a)
         .def("allocate", &Program::allocate, "max_rows"_a, "num_pages"_a, "num_slots"_a = 0, "num_sequences"_a = 0)

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "checks.h"
 #include "isa/kernels.h"
 #include "memory.h"
 
@@ -30,6 +31,7 @@ class Cache {
     std::uint8_t* pages() const { return memory_.as<std::uint8_t>(); }
     CacheFormat format() const { return format_; }
     const CacheLayer& layer(int index) const { return layers_[index]; }
+    const CacheLayer& checked_layer(int index) const { return layers_[index_below(index, layers_.size(), "layer")]; }
     std::size_t page_bytes() const { return page_bytes_; }
     std::uint8_t* keys(int page, int layer, int head) const;
     std::uint8_t* values(int page, int layer, int head) const;

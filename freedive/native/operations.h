@@ -164,16 +164,38 @@ struct Experts final : Operation {
 
 // Arithmetic on whole rows that is not fused with a product.
 struct RowOperation final : Operation {
-    enum Kind : int { Norm, Scale, Softcap, Clip, Gate, Add } kind;
-    int in, other, out;  // other: Norm's vector of weights, the gates [rows, n], or what is added
-    float value;         // epsilon, factor, cap or limit
+    enum Kind : int { Scale, Softcap, Clip, Gate, Add } kind;
+    int in, other, out;  // other: the gates [rows, n], or what is added
+    float value;         // factor, cap or limit
     RowOperation(Kind kind, int in, int other, float value, int out)
         : kind(kind), in(in), other(other), out(out), value(value) {}
     void attach(Program& program) override;
     void run(Program& program, int thread) const override;
 };
 
-// A step applied to each head of q or k before attention, in order.
+// out = (norm(in) * epilogue.factor + residuals) * after, where each `part` columns of `in` are normed on their own.
+struct RowNorm final : Operation {
+    int in, out;
+    InputNorm norm;
+    int part;
+    Epilogue epilogue;
+    float after;
+    RowNorm(int in, int out, InputNorm norm, int part, Epilogue epilogue, float after)
+        : in(in), out(out), norm(norm), part(part), epilogue(std::move(epilogue)), after(after) {}
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
+};
+
+// out = act(gate) * columns [first, first + width of out) of up.
+struct RowGlu final : Operation {
+    int gate, up, first, out;
+    Glu glu;
+    RowGlu(int gate, int up, int first, int out, Glu glu) : gate(gate), up(up), first(first), out(out), glu(glu) {}
+    void attach(Program& program) override;
+    void run(Program& program, int thread) const override;
+};
+
+// A step applied to each head of q, k or v before attention, in order.
 struct HeadStep {
     enum Kind : int { Norm, RopeHalves, RopeInterleaved, ScaleByPosition } kind;
     int operand;  // Norm: vector of weights. Rope: buffer of a RopeTable
@@ -189,13 +211,13 @@ const AttendPartial& fold_splits(Program& program, int first, int step, int num_
                                  ThreadScratch& scratch);
 
 // Appends k and v to the cache, then attends: causal, over `window` positions if that is not 0, or inside runs of
-// `chunk` positions.
+// `chunk` positions. Without k and v, it attends to what layer `source` of the cache has.
 struct Attention final : Operation {
-    int q, k, v, out;
+    int q, k, v, out, source;
     int num_heads, num_kv_heads, key_dim, value_dim;
     float scale, softcap;
     int window, chunk, sinks, layer;
-    std::vector<HeadStep> q_steps, k_steps;
+    std::vector<HeadStep> q_steps, k_steps, v_steps;
 
     void attach(Program& program) override;
     void prepare(Program& program) override;

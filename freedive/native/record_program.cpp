@@ -136,9 +136,22 @@ void GluLinear::attach(Program& program) {
 void RowOperation::attach(Program& program) {
     const int width = program.buffer(in).width;
     program.require_buffer(out, width);
-    if (kind == Norm) program.require_vector(other, width);
     if (kind == Gate) require(width % program.buffer(other).width == 0, "gates do not divide a row");
     if (kind == Add) program.require_buffer(other, width);
+}
+
+void RowNorm::attach(Program& program) {
+    const int width = program.buffer(in).width;
+    require(part > 0 && width % part == 0, "parts do not divide a row");
+    program.require_buffer(out, width);
+    program.require_vector(norm.weight, part);
+    check(program, epilogue, width);
+}
+
+void RowGlu::attach(Program& program) {
+    const int width = program.buffer(out).width;
+    program.require_buffer(gate, width);
+    require(first >= 0 && first <= program.buffer(up).width - width, "columns are outside of a row");
 }
 
 void Attention::attach(Program& program) {
@@ -146,13 +159,20 @@ void Attention::attach(Program& program) {
     require(num_kv_heads > 0 && num_heads > 0 && num_heads % num_kv_heads == 0, "heads do not divide");
     require(window >= 0 && chunk >= 0, "a window is negative");
     program.require_buffer(q, num_heads * key_dim);
-    program.require_buffer(k, num_kv_heads * key_dim);
-    program.require_buffer(v, num_kv_heads * value_dim);
     program.require_buffer(out, num_heads * value_dim);
     check_optional_vector(program, sinks, num_heads);
+    if (source != kNone) {
+        const CacheLayer& kept = program.cache.checked_layer(source);
+        require(kept.num_heads == num_kv_heads && kept.key_dim == key_dim && kept.value_dim == value_dim,
+                "another layer's heads do not fit");
+    } else {
+        program.require_buffer(k, num_kv_heads * key_dim);
+        program.require_buffer(v, num_kv_heads * value_dim);
+    }
     for (const HeadStep& step : q_steps) check(program, step, key_dim);
     for (const HeadStep& step : k_steps) check(program, step, key_dim);
-    layer = program.cache.add_layer(num_kv_heads, key_dim, value_dim);
+    for (const HeadStep& step : v_steps) check(program, step, value_dim);
+    layer = source == kNone ? program.cache.add_layer(num_kv_heads, key_dim, value_dim) : source;
 }
 
 void LatentAttention::attach(Program& program) {

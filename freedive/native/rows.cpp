@@ -59,9 +59,6 @@ void RowOperation::run(Program& program, int) const {
         const int n = to.stride;
         const float* added = kind == Add ? program.buffers[other].row(row) : nullptr;
         switch (kind) {
-            case Norm:
-                program.kernels.rms_norm(x, program.vectors[other].data(), to.width, value, y);
-                break;
             case Scale:
                 for (int i = 0; i < n; i++) y[i] = x[i] * value;
                 break;
@@ -78,6 +75,31 @@ void RowOperation::run(Program& program, int) const {
                 for (int i = 0; i < n; i++) y[i] = x[i] + added[i];
                 break;
         }
+    });
+}
+
+void RowNorm::run(Program& program, int thread) const {
+    const Buffer &from = program.buffers[in], &to = program.buffers[out];
+    const float* weights = program.vectors[norm.weight].data();
+    std::vector<float>& normed = program.scratch[thread].floats;
+    program.team.for_each(program.num_rows(out), 4, [&](int row) {
+        normed.resize(to.stride);
+        for (int first = 0; first < to.width; first += part)
+            program.kernels.rms_norm(from.row(row) + first, weights, part, norm.eps, normed.data() + first);
+        for (int first = 0; first < to.width; first += kPanelRows)
+            epilogue.write(program, normed.data() + first, to, row, first, std::min(kPanelRows, to.width - first));
+        if (after != 1)
+            for (int i = 0; i < to.width; i++) to.row(row)[i] *= after;
+    });
+}
+
+void RowGlu::run(Program& program, int thread) const {
+    const Buffer& to = program.buffers[out];
+    std::vector<float>& columns = program.scratch[thread].floats;
+    program.team.for_each(program.num_rows(out), 4, [&](int row) {
+        columns.assign(to.stride, 0.0f);
+        std::copy_n(program.buffers[up].row(row) + first, to.width, columns.data());
+        program.kernels.glu(glu, program.buffers[gate].row(row), columns.data(), to.stride, to.row(row));
     });
 }
 

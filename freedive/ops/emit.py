@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from freedive.checkpoint.packed import FORMATS, Packed, PackedExperts, PackedTen
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.native import _native
-from freedive.ops.fuse import Phase
+from freedive.ops.fuse import Phase, latent_rope, ropes
 from freedive.ops.operations import (
     Add,
     Clip,
@@ -22,6 +22,7 @@ from freedive.ops.operations import (
     FusedExperts,
     FusedGlu,
     FusedLinear,
+    FusedNorm,
     Gate,
     GatedNorm,
     HeadNorm,
@@ -30,7 +31,9 @@ from freedive.ops.operations import (
     Linear,
     RmsNorm,
     Rope,
+    RowGlu,
     Scale,
+    ScaleBy,
     ScaleByPosition,
     Select,
     SharedExpert,
@@ -71,6 +74,7 @@ class Emitter:
         self._rope_tables: dict[spec.Rope, int] = {}
         self._buffers: dict[Node, int] = {}
         self._free: dict[tuple[int, bool], list[int]] = {}
+        self._cache_layers: dict[int, int] = {}
         self.routes: list[int] = []
 
     def emit(self, phases: list[Phase]) -> list[Part]:
@@ -78,7 +82,7 @@ class Emitter:
         parts: list[Part] = []
         last_read = {node: index for index, phase in enumerate(phases) for node in phase.reads}
         for phase in phases:
-            for rope in _ropes(phase):
+            for rope in ropes(phase):
                 self._add_rope_table(rope)
         for index, phase in enumerate(phases):
             dying = [node for node in dict.fromkeys(phase.reads) if last_read[node] == index]
@@ -132,10 +136,14 @@ class Emitter:
                 self._emit_gated_norm(phase, norm)
             case FusedExperts() as experts:
                 self._emit_experts(phase, experts)
-            case RmsNorm(weight, eps):
-                self._emit_rows(phase, _native.RowKind.NORM, self._vector(weight), eps)
+            case FusedNorm() as norm:
+                self._emit_norm(phase, norm)
+            case RowGlu() as glu:
+                self._emit_row_glu(phase, glu)
             case Scale(factor):
                 self._emit_rows(phase, _native.RowKind.SCALE, NONE, factor)
+            case ScaleBy(weight):
+                self._emit_rows(phase, _native.RowKind.SCALE, NONE, self._number(weight))
             case Softcap(cap):
                 self._emit_rows(phase, _native.RowKind.SOFTCAP, NONE, cap)
             case Clip(limit):
@@ -164,12 +172,14 @@ class Emitter:
 
     def _emit_attention(self, phase: Phase, operation: FusedAttention) -> None:
         attn = operation.attention.attn
-        q, k, v = (self._buffers[node] for node in phase.inputs)
-        self._program.attention(
+        q, k, v = (*(self._buffers[node] for node in phase.inputs), NONE, NONE)[:3]
+        source = NONE if attn.kv_layer < 0 else self._cache_layers[attn.kv_layer]
+        self._cache_layers[operation.attention.layer] = self._program.attention(
             q=q,
             k=k,
             v=v,
             out=self._buffers[phase.writes[0]],
+            source=source,
             num_heads=attn.num_heads,
             num_kv_heads=attn.num_kv_heads,
             key_dim=attn.head_dim,
@@ -181,6 +191,7 @@ class Emitter:
             sinks=self._vector(operation.attention.sinks),
             q_steps=[self._head_step(step) for step in operation.q_steps],
             k_steps=[self._head_step(step) for step in operation.k_steps],
+            v_steps=[self._head_step(step) for step in operation.v_steps],
         )
 
     def _emit_latent_attention(self, phase: Phase, operation: LatentAttention) -> None:
@@ -199,7 +210,7 @@ class Emitter:
             value_dim=attn.value_dim,
             rank=attn.kv_rank,
             scale=attn.scale,
-            rope=self._rope_step(_latent_rope(attn)),
+            rope=self._rope_step(latent_rope(attn)),
         )
 
     def _emit_conv(self, phase: Phase, kernel: int, taps: str, bias: str | None, *, gated: bool) -> None:
@@ -295,6 +306,30 @@ class Emitter:
         )
         return gate, up, down, _native.Activation[expert.ffn.activation], expert.ffn.limit
 
+    def _emit_norm(self, phase: Phase, operation: FusedNorm) -> None:
+        norm = operation.norm
+        weights = self._head_weights(norm) if isinstance(norm, HeadNorm) else self._vector(norm.weight)
+        self._program.row_norm(
+            x=self._buffers[phase.inputs[0]],
+            out=self._buffers[phase.writes[0]],
+            norm=(weights, norm.eps),
+            part=operation.part,
+            factor=operation.factor,
+            residuals=[self._buffers[node] for node in phase.residuals],
+            after=1.0 if operation.scale is None else self._number(operation.scale),
+        )
+
+    def _emit_row_glu(self, phase: Phase, operation: RowGlu) -> None:
+        gate, up = (self._buffers[node] for node in phase.inputs)
+        self._program.row_glu(
+            gate=gate,
+            up=up,
+            first=operation.first,
+            out=self._buffers[phase.writes[0]],
+            activation=_native.Activation[operation.ffn.activation],
+            limit=operation.ffn.limit,
+        )
+
     def _emit_rows(self, phase: Phase, kind: _native.RowKind, other: int, value: float) -> None:
         self._program.row_operation(kind, self._buffers[phase.inputs[0]], other, value, self._buffers[phase.writes[0]])
 
@@ -338,6 +373,10 @@ class Emitter:
             self._handles[name] = self._program.vector(self._matrix(name).data.view(np.float32))
         return self._handles[name]
 
+    def _number(self, name: str) -> float:
+        """Returns a learned number, which the program has as a constant."""
+        return float(self._matrix(name).data.view(np.float32)[0])
+
     def _matrix(self, name: str) -> PackedTensor:
         packed = self._weights[name]
         assert isinstance(packed, PackedTensor)
@@ -348,20 +387,6 @@ class Emitter:
             self._rope_tables[rope] = self._program.buffer(rope.dim, False)
             frequencies = self._program.vector(np.array(rope.inv_freq, np.float32))
             self._program.rope_table(frequencies, rope.factor, self._rope_tables[rope])
-
-
-def _ropes(phase: Phase) -> Iterator[spec.Rope]:
-    """Yields the rotary embeddings whose tables a phase reads."""
-    match phase.operation:
-        case LatentAttention(attn):
-            yield _latent_rope(attn)
-        case FusedAttention(_, q_steps, _):
-            yield from (step.rope for step in q_steps if isinstance(step, Rope))
-
-
-def _latent_rope(attn: spec.LatentAttention) -> spec.Rope:
-    """That of latent attention; where it rotates nothing, by angles of 0."""
-    return attn.rope or spec.Rope(attn.rope_dim, (0.0,) * (attn.rope_dim // 2))
 
 
 def _part(packed: PackedExperts, name: str) -> tuple[_native.Format, int, int, int, int | None]:

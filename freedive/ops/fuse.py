@@ -1,33 +1,40 @@
 """Fuses the graph of a forward pass into phases.
 
 Norms are computed while the input of a linear is prepared. Linears with the same input share a phase. Gate and up
-share one pass over the input. A residual is added where a product is written. Head norms and rotary embeddings are
-computed when keys are written to the cache. So a dense layer has five phases. The routing and the shared expert of a
-mixture are part of the phase of its experts. An operation that matches no pattern is a phase of its own.
+share one pass over the input. A residual is added where a product or a norm is written. Head norms and rotary
+embeddings are computed when keys and values are written to the cache. So a dense layer has five phases. The routing and
+the shared expert of a mixture are part of the phase of its experts. An operation that matches no pattern is a phase of
+its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from freedive.model import spec
 from freedive.ops.operations import (
     Add,
     Attention,
+    Columns,
     Experts,
     Fused,
     FusedAttention,
     FusedExperts,
     FusedGlu,
     FusedLinear,
+    FusedNorm,
     Gate,
     Glu,
     HeadNorm,
     HeadStep,
+    LatentAttention,
     Linear,
     Recorded,
     RmsNorm,
     Rope,
+    RowGlu,
     Scale,
+    ScaleBy,
     ScaleByPosition,
     SharedExpert,
 )
@@ -73,6 +80,22 @@ def until_result(phases: list[Phase]) -> list[Phase]:
     return phases[: next(i for i, phase in enumerate(phases) if phase.writes[0] not in read) + 1]
 
 
+def ropes(phase: Phase) -> list[spec.Rope]:
+    """Returns the rotary embeddings whose tables a phase reads."""
+    match phase.operation:
+        case LatentAttention(attn):
+            return [latent_rope(attn)]
+        case FusedAttention(_, q_steps):
+            return [step.rope for step in q_steps if isinstance(step, Rope)]
+        case _:
+            return []
+
+
+def latent_rope(attn: spec.LatentAttention) -> spec.Rope:
+    """Returns the rotary embedding of latent attention; if nothing is rotated, its angles are 0."""
+    return attn.rope or spec.Rope(attn.rope_dim, (0.0,) * (attn.rope_dim // 2))
+
+
 Covering = tuple[Phase, tuple[Node, ...]]
 """A phase and the nodes that it computes."""
 
@@ -84,6 +107,8 @@ def _is_prologue(node: Node) -> bool:
             return bool(node.uses) and all(_norms_input(node, use) for use in node.uses)
         case HeadNorm() | Rope() | ScaleByPosition():
             return all(_is_head_input(node, use) for use in node.uses)
+        case Columns():
+            return all(isinstance(use.operation, Glu) and use.args[1] is node for use in node.uses)
         case _:
             return False
 
@@ -103,7 +128,7 @@ def _is_head_input(node: Node, use: Node) -> bool:
         case HeadNorm() | Rope() | ScaleByPosition():
             return True
         case Attention():
-            return node in use.args[:2]
+            return True
         case _:
             return False
 
@@ -116,6 +141,10 @@ def _fused(node: Node) -> Covering:
             return _fuse_experts(node, node.operation)
         case Attention():
             return _fuse_attention(node, node.operation)
+        case RmsNorm() | HeadNorm():
+            return _fuse_norm(node, node.operation)
+        case Glu():
+            return _fuse_row_glu(node, node.operation)
         case _:
             return Phase(node.operation, node.args, (node,)), (node,)
 
@@ -168,9 +197,27 @@ def _shared_expert(experts: Node) -> tuple[Node, tuple[Node, ...], tuple[Node, .
 
 
 def _fuse_attention(node: Node, attention: Attention) -> Covering:
-    (q, q_steps, q_nodes), (k, k_steps, k_nodes) = (_head_steps(arg) for arg in node.args[:2])
-    phase = Phase(FusedAttention(attention, q_steps, k_steps), (q, k, node.args[2]), (node,))
-    return phase, (node, *q_nodes, *k_nodes)
+    parts = [_head_steps(arg) for arg in node.args]
+    phase = Phase(FusedAttention(attention, *(steps for _, steps, _ in parts)), tuple(x for x, _, _ in parts), (node,))
+    return phase, (node, *(each for _, _, nodes in parts for each in nodes))
+
+
+def _fuse_norm(node: Node, norm: RmsNorm | HeadNorm) -> Covering:
+    """Covers a norm that no reader computes, and what is done to its result."""
+    tail = _tail(node, node)
+    nodes, scale = tail.nodes, None
+    match nodes[-1].uses:
+        case [Node(operation=ScaleBy(factor)) as use]:
+            nodes, scale = (*nodes, use), factor
+    part = norm.head_dim if isinstance(norm, HeadNorm) else node.width
+    return Phase(FusedNorm(norm, part, tail.factor, scale), node.args, nodes[-1:], tail.residuals), nodes
+
+
+def _fuse_row_glu(node: Node, glu: Glu) -> Covering:
+    gate, up = node.args
+    columns = up.operation if isinstance(up.operation, Columns) else Columns(0)
+    covered = (node, up) if up.operation is columns else (node,)
+    return Phase(RowGlu(glu.ffn, columns.first), (gate, *covered[-1].args[-1:]), (node,)), covered
 
 
 def _normed(x: Node) -> tuple[Node, RmsNorm | None]:
@@ -181,7 +228,7 @@ def _normed(x: Node) -> tuple[Node, RmsNorm | None]:
 def _glu_of(linear: Node) -> tuple[Node, Glu] | None:
     """Returns the Glu node that reads ``linear`` and its operation, or None if the reader is not a single Glu."""
     match linear.uses:
-        case [Node(operation=Glu() as glu) as use]:
+        case [Node(operation=Glu() as glu) as use] if all(isinstance(arg.operation, Linear) for arg in use.args):
             return use, glu
         case _:
             return None

@@ -54,7 +54,7 @@ class ScaleByPosition:
 
 
 HeadStep = HeadNorm | Rope | ScaleByPosition
-"""An operation on the heads of queries or keys before attention."""
+"""An operation on the heads of queries, keys or values before attention."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,11 @@ class Glu:
 
 @dataclass(frozen=True)
 class Attention:
-    """Computes attention over cached keys and values; reads q, k and v."""
+    """Computes attention over cached keys and values; reads q, k and v, or q alone with those of another layer."""
 
     attn: spec.Attention
     sinks: str | None
+    layer: int
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,20 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class ScaleBy:
+    """Multiplies the input by a learned number."""
+
+    factor: str
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Selects the columns from ``first`` on, as many as the result is wide."""
+
+    first: int
+
+
+@dataclass(frozen=True)
 class Softcap:
     """Computes cap * tanh(x / cap)."""
 
@@ -187,6 +202,8 @@ Recorded = (
     | Experts
     | Gate
     | Scale
+    | ScaleBy
+    | Columns
     | Softcap
     | Clip
     | Add
@@ -215,11 +232,12 @@ class FusedGlu:
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """Computes attention, after steps on the heads of queries and keys."""
+    """Computes attention, after steps on the heads of queries, keys and values."""
 
     attention: Attention
     q_steps: tuple[HeadStep, ...]
-    k_steps: tuple[HeadStep, ...]
+    k_steps: tuple[HeadStep, ...] = ()
+    v_steps: tuple[HeadStep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,4 +264,22 @@ class FusedExperts:
     factor: float
 
 
-Fused = FusedLinear | FusedGlu | FusedAttention | FusedExperts
+@dataclass(frozen=True)
+class FusedNorm:
+    """Computes the RMS norm of each ``part`` columns; times ``factor``, plus the residuals, times ``scale``."""
+
+    norm: RmsNorm | HeadNorm
+    part: int
+    factor: float
+    scale: str | None
+
+
+@dataclass(frozen=True)
+class RowGlu:
+    """Combines rows by the activation ``ffn``: gate, and the columns of up from ``first`` on."""
+
+    ffn: spec.FeedForward
+    first: int
+
+
+Fused = FusedLinear | FusedGlu | FusedAttention | FusedExperts | FusedNorm | RowGlu

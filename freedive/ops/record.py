@@ -12,6 +12,7 @@ from freedive.ops.operations import (
     Add,
     Attention,
     Clip,
+    Columns,
     DeltaRule,
     Embed,
     Experts,
@@ -25,6 +26,7 @@ from freedive.ops.operations import (
     RmsNorm,
     Rope,
     Scale,
+    ScaleBy,
     ScaleByPosition,
     Select,
     ShortConv,
@@ -98,8 +100,11 @@ class Recorder:
     def feed_forward(self, x: Node, ffn: spec.FeedForward, weights: Mapping[str, str]) -> Node:
         return feed_forward(ffn, weights, x, self)
 
-    def attention(self, q: Node, k: Node, v: Node, sinks: str | None, attn: spec.Attention, layer: int) -> Node:
-        return self._node(Attention(attn, sinks), q, k, v)
+    def attention(
+        self, q: Node, k: Node | None, v: Node | None, sinks: str | None, attn: spec.Attention, layer: int
+    ) -> Node:
+        given = (x for x in (q, k, v) if x is not None)
+        return self._node(Attention(attn, sinks, layer), *given, width=attn.q_dim)
 
     def latent_attention(
         self, q: Node, kv: Node, norm: str, k_b: str, v_b: str, attn: spec.LatentAttention, layer: int
@@ -146,6 +151,12 @@ class Recorder:
 
     def scale(self, x: Node, factor: float) -> Node:
         return self._node(Scale(factor), x)
+
+    def scale_by(self, x: Node, factor: str) -> Node:
+        return self._node(ScaleBy(factor), x)
+
+    def columns(self, x: Node, first: int, width: int) -> Node:
+        return self._node(Columns(first), x, width=width)
 
     def softcap(self, x: Node, cap: float) -> Node:
         return self._node(Softcap(cap), x)

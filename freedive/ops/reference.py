@@ -98,13 +98,19 @@ class ReferenceOps:
     def feed_forward(self, x: Array, ffn: spec.FeedForward, weights: Mapping[str, Array]) -> Array:
         return feed_forward(ffn, weights, x, self)
 
-    def attention(self, q: Array, k: Array, v: Array, sinks: Array | None, attn: spec.Attention, layer: int) -> Array:
-        group = attn.num_heads // attn.num_kv_heads
+    def attention(
+        self, q: Array, k: Array | None, v: Array | None, sinks: Array | None, attn: spec.Attention, layer: int
+    ) -> Array:
+        stores = self._cache[layer if attn.kv_layer < 0 else attn.kv_layer]
         out = np.empty_like(q)
         for rows, start, slots in self._sequences():
             keys, values = (
-                np.repeat(self._append(store, new[rows], start, slots), group, axis=1)
-                for store, new in zip(self._cache[layer], (k, v), strict=True)
+                np.repeat(
+                    store[slots] if new is None else self._append(store, new[rows], start, slots),
+                    attn.num_heads // attn.num_kv_heads,
+                    axis=1,
+                )
+                for store, new in zip(stores, (k, v), strict=True)
             )
             heads = q[rows].reshape(-1, attn.num_heads, attn.head_dim)
             out[rows] = _attend(heads, keys, values, start, attn, sinks).reshape(len(heads), -1)
@@ -252,6 +258,12 @@ class ReferenceOps:
 
     def scale(self, x: Array, factor: float) -> Array:
         return x * np.float32(factor)
+
+    def scale_by(self, x: Array, factor: Array) -> Array:
+        return x * factor
+
+    def columns(self, x: Array, first: int, width: int) -> Array:
+        return x[:, first : first + width]
 
     def softcap(self, x: Array, cap: float) -> Array:
         y: Array = np.float32(cap) * np.tanh(x / np.float32(cap))

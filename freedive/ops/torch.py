@@ -41,6 +41,7 @@ class TorchOps:
         self._absorbed = absorbed
         self._runs = list(_runs(batch))
         self._angles_of: dict[spec.Rope, Tensor] = {}
+        self._new: dict[int, tuple[Tensor | None, Tensor | None]] = {}
         self._positions = torch.cat([run.positions.repeat(run.count) for run in self._runs])
 
     def embed(self, table: Tensor) -> Tensor:
@@ -100,13 +101,24 @@ class TorchOps:
         return feed_forward(ffn, weights, x, self)
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, attn: spec.Attention, layer: int
+        self, q: Tensor, k: Tensor | None, v: Tensor | None, sinks: Tensor | None, attn: spec.Attention, layer: int
     ) -> Tensor:
-        parts, by_run = [], (self._by_run(q, attn.num_heads), *(self._by_run(x, attn.num_kv_heads) for x in (k, v)))
-        for run, queries, *new in zip(self._runs, *by_run, strict=True):
-            keys, values = self._append(layer, run, *new)
+        k, v = self._keys_and_values(k, v, attn, layer)
+        source = layer if attn.kv_layer < 0 else attn.kv_layer
+        by_run = [self._by_run(x, attn.num_kv_heads) for x in (k, v) if x is not None]
+        parts = []
+        for index, (run, queries) in enumerate(zip(self._runs, self._by_run(q, attn.num_heads), strict=True)):
+            keys, values = self._append(source, run, *(x[index] for x in by_run))
             parts.append(attend(queries, keys, values, run.start, attn, sinks))
         return torch.cat(parts)
+
+    def _keys_and_values(
+        self, k: Tensor | None, v: Tensor | None, attn: spec.Attention, layer: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the keys and values of the step; without a cache, those of another layer are remembered."""
+        if self._cache is not None:
+            return k, v
+        return self._new.setdefault(layer if attn.kv_layer < 0 else attn.kv_layer, (k, v))
 
     def latent_attention(
         self, q: Tensor, kv: Tensor, norm: Tensor, k_b: Tensor, v_b: Tensor, attn: spec.LatentAttention, layer: int
@@ -212,11 +224,11 @@ class TorchOps:
         return self.head_norm(x, weight, delta.value_dim, eps) * act
 
     def _append(self, layer: int, run: Run, *new: Tensor) -> tuple[Tensor, ...]:
-        """Writes ``new`` rows [requests, rows, heads, dim] to the cache and returns the rows of all positions."""
+        """Writes ``new`` rows [requests, rows, heads, dim], if any, to the cache and returns those of all positions."""
         if self._cache is None:
             return new
         slots = run.slots
-        for store, rows in zip(self._cache[layer], new, strict=True):
+        for store, rows in zip(self._cache[layer], new, strict=bool(new)):
             store[slots[:, run.start :]] = rows
         return tuple(store[slots] for store in self._cache[layer])
 
@@ -282,6 +294,12 @@ class TorchOps:
 
     def scale(self, x: Tensor, factor: float) -> Tensor:
         return x * factor
+
+    def scale_by(self, x: Tensor, factor: Tensor) -> Tensor:
+        return x * factor
+
+    def columns(self, x: Tensor, first: int, width: int) -> Tensor:
+        return x[:, first : first + width]
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         return cap * (x / cap).tanh()

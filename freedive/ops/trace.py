@@ -20,8 +20,10 @@ from freedive.ops.operations import (
     FusedExperts,
     FusedGlu,
     FusedLinear,
+    FusedNorm,
     LatentAttention,
     Linear,
+    RowGlu,
     SharedExpert,
     ShortConv,
     SiluConv,
@@ -126,9 +128,7 @@ class Tracer:
             seen = _seen(start, length, attn.window, attn.chunk)
             keys += int(seen[0]) + length - 1
             pairs += int(seen.sum())
-        return Work(
-            keys * spec.per_token_dim(attn.state) * self._element_bytes, pairs * attn.num_heads * 2 * attn.head_dim
-        )
+        return Work(keys * 2 * attn.kv_dim * self._element_bytes, pairs * attn.num_heads * 2 * attn.head_dim)
 
     def _latent_attention(self, operation: LatentAttention, batch: Batch) -> Work:
         """Returns the work of latent attention: prompt rows expand all latents that they attend to; other rows absorb
@@ -171,6 +171,10 @@ def _kind(phase: Phase) -> str:
             return "attention"
         case FusedExperts():
             return "experts"
+        case FusedNorm():
+            return "norm"
+        case RowGlu():
+            return "glu"
         case operation:
             return re.sub("(?<!^)(?=[A-Z])", "_", type(operation).__name__).lower()
 

@@ -1,4 +1,7 @@
-"""Tokenizers from GGUF metadata (``tokenizer.ggml.*``): byte-level BPE ("gpt2") and SentencePiece BPE ("llama")."""
+"""Tokenizers from GGUF metadata (``tokenizer.ggml.*``).
+
+Byte-level BPE ("gpt2"), SentencePiece BPE ("llama"), and the same with a list of merges ("gemma4").
+"""
 
 from __future__ import annotations
 
@@ -99,11 +102,23 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[int], ids: Mapping[str, int]) -> _Parts:
     scores = _list(metadata, "scores", float, len(tokens))
     pieces = {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == _NORMAL}
+    spaced = _flag(metadata, "add_space_prefix", True)
+    return _marked_spaces(tokens, ids, lambda: merges_by_score(pieces), space_first=spaced)
+
+
+def _listed_merges(metadata: Mapping[str, Any], tokens: list[str], types: list[int], ids: Mapping[str, int]) -> _Parts:
+    merges, spaced = _list(metadata, "merges", str), _flag(metadata, "add_space_prefix", False)
+    return _marked_spaces(tokens, ids, lambda: _known_merges(merges, tokens), space_first=spaced)
+
+
+def _marked_spaces(
+    tokens: list[str], ids: Mapping[str, int], merges: Callable[[], list[tuple[str, str]]], *, space_first: bool
+) -> _Parts:
+    """Returns BPE over characters, in which "▁" stands for a space, and bytes for unknown characters."""
     unknown = tokens[ids["unknown"]] if "unknown" in ids else None
-    space_first = _flag(metadata, "add_space_prefix", True)
 
     def core() -> tokenizers.Tokenizer:
-        core = _bpe(tokens, merges_by_score(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        core = _bpe(tokens, merges(), unk_token=unknown, fuse_unk=True, byte_fallback=True)
         marks = [normalizers.Prepend("▁")] if space_first else []
         core.normalizer = normalizers.Sequence([*marks, normalizers.Replace(" ", "▁")])
         return core
@@ -113,7 +128,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     return core, decoders.Sequence(spaces), True
 
 
-_BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece}
+_BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _listed_merges}
 
 
 def merges_by_score(pieces: Mapping[str, float]) -> list[tuple[str, str]]:

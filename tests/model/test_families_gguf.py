@@ -118,7 +118,7 @@ def test_every_tensor_is_one_that_llama_cpp_has_for_the_architecture(name: str) 
     kinds = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
     legal = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[kinds[ARCHITECTURES[name][0]]]}
     for tensor in saved(name)[1].tensors:
-        stem, suffix = re.fullmatch(r"(.*?)(\.weight|\.bias)?", tensor).groups()
+        stem, suffix = re.fullmatch(r"(.*?)(\.weight|\.bias|\.scale)?", tensor).groups()
         assert re.sub(r"^blk\.\d+", "blk.{bid}", stem) in legal
         assert suffix or stem.endswith("ssm_a")
 

@@ -30,6 +30,8 @@ ROPES: dict[str, dict[str, Any]] = {
     "yarn": YARN_ROPE,
     "qwen2.5 yarn": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768},
     "yarn mscale": dict(YARN_ROPE, mscale=0.707, mscale_all_dim=1.0, beta_fast=16, beta_slow=2),
+    "gemma 4": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+    "gemma 4 linear": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.3, "factor": 8.0},
     "yarn untruncated": dict(YARN_ROPE, truncate=False, attention_factor=1.3),
 }
 

@@ -214,8 +214,13 @@ def program() -> Any:
 
 def attention(made: Any, **changes: Any) -> Any:
     numbers = {"q": 1, "k": 0, "v": 0, "out": 1, "num_heads": 4, "num_kv_heads": 2, "key_dim": 16, "value_dim": 16}
-    rest = {"scale": 1.0, "softcap": 0.0, "window": 0, "chunk": 0, "sinks": -1, "q_steps": [], "k_steps": []}
-    return made.attention(**(numbers | rest | changes))
+    rest = {"scale": 1.0, "softcap": 0.0, "window": 0, "chunk": 0, "sinks": -1, "source": -1}
+    return made.attention(**(numbers | rest | {"q_steps": [], "k_steps": [], "v_steps": []} | changes))
+
+
+def row_glu(made: Any, **changes: Any) -> Any:
+    numbers = {"gate": 0, "up": 1, "first": 0, "out": 0, "activation": _native.Activation.silu, "limit": 0.0}
+    return made.row_glu(**(numbers | changes))
 
 
 def delta_rule(made: Any, **changes: Any) -> Any:
@@ -242,7 +247,16 @@ RECORDINGS: dict[str, Callable[[Any], Any]] = {
     "a residual of another width": lambda made: made.linear(0, (-1, 0.0), [(0, -1, 1)], 1.0, [0]),
     "a short bias": lambda made: made.linear(0, (-1, 0.0), [(0, 0, 1)], 1.0, []),
     "no norm": lambda made: made.linear(0, (5, 0.0), [(0, -1, 1)], 1.0, []),
-    "a norm without weights": lambda made: made.row_operation(_native.RowKind.NORM, 0, -1, 0.0, 0),
+    "a norm without weights": lambda made: made.row_norm(x=0, out=0, norm=(-1, 0.0), part=32),
+    "a norm of parts that do not divide a row": lambda made: made.row_norm(x=0, out=0, norm=(0, 0.0), part=20),
+    "a norm of no columns": lambda made: made.row_norm(x=0, out=0, norm=(0, 0.0), part=0),
+    "a norm with a residual of another width": lambda made: made.row_norm(
+        x=0, out=0, norm=(0, 0.0), part=32, residuals=[1]
+    ),
+    "a gate that is wider than the result": lambda made: row_glu(made, gate=1),
+    "columns beyond a row": lambda made: row_glu(made, first=33),
+    "columns before a row": lambda made: row_glu(made, first=-1),
+    "keys of no layer": lambda made: attention(made, k=-1, v=-1, source=0),
     "a gate of many numbers": lambda made: made.row_operation(_native.RowKind.GATE, 0, 1, 0.0, 0),
     "a sum with another width": lambda made: made.row_operation(_native.RowKind.ADD, 0, 1, 0.0, 0),
     "heads that are too wide": lambda made: attention(made, key_dim=1000),
@@ -273,6 +287,14 @@ def test_an_operation_that_does_not_fit_is_not_recorded(name: str) -> None:
     with pytest.raises((IndexError, ValueError)):
         RECORDINGS[name](made)
     assert made.num_operations == 0
+
+
+def test_keys_of_a_layer_with_other_heads_are_refused() -> None:
+    made = program()
+    source = attention(made)
+    assert attention(made, k=-1, v=-1, source=source) == source
+    with pytest.raises(ValueError, match="heads do not fit"):
+        attention(made, k=-1, v=-1, source=source, num_kv_heads=1)
 
 
 UNNAMED: dict[str, Callable[[Any], Any]] = {

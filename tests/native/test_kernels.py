@@ -231,6 +231,7 @@ def test_the_cache_rounds_to_half_floats_as_numpy_does_and_saturates(level: str)
         k=k,
         v=v,
         out=out,
+        source=-1,
         num_heads=heads,
         num_kv_heads=heads,
         key_dim=dim,
@@ -242,6 +243,7 @@ def test_the_cache_rounds_to_half_floats_as_numpy_does_and_saturates(level: str)
         sinks=-1,
         q_steps=[],
         k_steps=[],
+        v_steps=[],
     )
     program.select(out, result)
     program.allocate(tokens, tokens)

@@ -39,6 +39,7 @@ def attend(level: str, q: Floats, k: Floats, v: Floats, kv_heads: int) -> Floats
         k=buffers[1],
         v=buffers[2],
         out=out,
+        source=-1,
         num_heads=q.shape[1] // dim,
         num_kv_heads=kv_heads,
         key_dim=dim,
@@ -50,6 +51,7 @@ def attend(level: str, q: Floats, k: Floats, v: Floats, kv_heads: int) -> Floats
         sinks=-1,
         q_steps=[],
         k_steps=[],
+        v_steps=[],
     )
     program.select(out, result)
     program.allocate(tokens, pages_for(tokens))

@@ -13,7 +13,7 @@ from weights import BEST_LEVEL
 
 from freedive.errors import UserError
 from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, ModelSpec
-from freedive.ops.fuse import fuse
+from freedive.ops.fuse import fuse, until_result
 from freedive.ops.native import NativeRunner
 from freedive.ops.record import record
 from freedive.ops.reference import ReferenceRunner
@@ -70,8 +70,16 @@ def test_native_chooses_the_experts_of_the_reference(name: str) -> None:
     assert len(np.unique(np.concatenate(chosen))) > 1
 
 
-EMBEDDING = ["Select", "RmsNorm"]
+EMBEDDING = ["Select", "FusedNorm"]
 """Operations that run only if states are requested, not logits."""
+
+
+def test_norms_after_branches_add_the_residual_and_scale_the_layer() -> None:
+    described = DESCRIPTIONS["norms after branches with norms of their own"]
+    names = [type(phase.operation).__name__ for phase in until_result(fuse(record(described)))]
+    experts = ["FusedLinear", "FusedExperts", "FusedNorm", "FusedGlu", "FusedLinear", "FusedNorm", "FusedNorm"]
+    layer = ["FusedLinear", "FusedAttention", "FusedLinear", "FusedNorm", *experts]
+    assert names == ["Embed", *layer * 2, "Select", "FusedLinear"]
 
 
 def test_a_dense_layer_is_five_phases() -> None:

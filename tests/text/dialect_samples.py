@@ -42,6 +42,12 @@ ARG_KEYS = (
     "{% for k, v in f.arguments | items %}<arg_key>{{ k }}</arg_key>\n"
     "<arg_value>{{ v if v is string else v | tojson }}</arg_value>\n{% endfor %}"
 )
+BRACED = (
+    '{% macro braced(v) %}{% if v is none %}null{% elif v is string %}<|"|>{{ v }}<|"|>{% elif v is boolean %}'
+    "{{ 'true' if v else 'false' }}{% elif v is mapping %}{{ '{' }}{% for k, x in v | dictsort %}"
+    "{{ k }}:{{ braced(x) }}{{ ',' if not loop.last }}{% endfor %}{{ '}' }}{% elif v is sequence %}"
+    "[{% for x in v %}{{ braced(x) }}{{ ',' if not loop.last }}{% endfor %}]{% else %}{{ v }}{% endif %}{% endmacro %}"
+)
 JSON_LIST = (
     '[{% for call in m.tool_calls %}{{ {"name": call.function.name, "arguments": call.function.arguments} | tojson }}'
     "{{ ', ' if not loop.last }}{% endfor %}]"
@@ -273,6 +279,16 @@ SAMPLES = {
         thinks=False,
     ),
     "Gemma 3": Sample(TEXT, "<start_of_turn>model\n", "<end_of_turn>\n", thinks=False, max_calls=0),
+    "Gemma 4": Sample(
+        BRACED
+        + "{% if m.reasoning_content %}<|channel>thought\n{{ m.reasoning_content }}<channel|>{% endif %}"
+        + TEXT
+        + EACH
+        + "<|tool_call>call:{{ f.name }}{{ braced(f.arguments) }}<tool_call|>"
+        + END,
+        "<|turn>model\n",
+        "<turn|>\n",
+    ),
     "OLMoE": Sample(TEXT, "<|assistant|>\n", "<|endoftext|>", thinks=False, max_calls=0),
 }
 

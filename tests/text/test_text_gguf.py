@@ -15,6 +15,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QW
 from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX as QWEN35
 
 from freedive.errors import UserError
+from freedive.text.gguf_tokenizer import merges_by_score
 from freedive.text.pretokenizers import PRE_TOKENIZERS
 from freedive.text.tokenizer import Tokenizer
 
@@ -68,6 +69,19 @@ def test_scores_give_the_same_pieces_as_sentencepiece(
     ids = space_marks.encode(text, parse_special=False)
     assert ids == sentencepiece_model.encode(text)
     assert space_marks.decode(ids) == text
+
+
+def test_a_list_of_merges_replaces_scores(
+    train_sentencepiece: Callable[..., Any], as_gguf: Callable[[Any], dict[str, Any]]
+) -> None:
+    model = train_sentencepiece(add_dummy_prefix=False)
+    metadata = as_gguf(model)
+    pieces = dict(zip(metadata["tokenizer.ggml.tokens"], metadata.pop("tokenizer.ggml.scores"), strict=True))
+    merges = [" ".join(pair) for pair in merges_by_score(pieces)]
+    tokenizer = Tokenizer.from_gguf({**metadata, "tokenizer.ggml.model": "gemma4", "tokenizer.ggml.merges": merges})
+    for text in ("the cat", " the cat", "  two  spaces ", "中文 café", "\n"):
+        assert tokenizer.encode(text) == model.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_sentencepiece_without_a_dummy_prefix(

@@ -104,6 +104,15 @@ class NamedJson:
         return [Call(groups["name"], _dumped(arguments), groups.get("id"))]
 
 
+BRACED = NamedJson(re.compile(r"call:(?P<name>[^\s{]+)(?P<arguments>\{.*)", re.DOTALL))
+"""Reads call:f{"a": 1}."""
+
+
+def braced_calls(body: str, schemas: Schemas) -> list[Call]:
+    """Reads call:f{a:1,b:<|"|>text<|"|>} (Gemma 4): JSON in which keys have no quotes, and strings have a token."""
+    return BRACED(_BRACED_TEXT.sub(lambda text: json.dumps(text[1] or text[2] or ""), body), schemas)
+
+
 @dataclass(frozen=True)
 class Tagged:
     """A codec of calls with tagged arguments: ``key`` matches the opening tag of a value, ``closes`` are closing tags.
@@ -250,6 +259,8 @@ def _refuse(constant: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int, strict=False)
+_BRACED_TEXT = re.compile(r'<\|"\|>(.*?)<\|"\|>|(?<=[{,])\s*([^\s{}\[\],:"<>][^{}\[\],:"<>]*)(?=:)', re.DOTALL)
+"""A string, or a key without quotes."""
 _NEXT_VALUE = re.compile(r"[^\s;,]")
 _KIND_OF = {
     dict: {"object"},

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import replace
 
-from freedive.text.dialects.codecs import NamedJson, Tagged, json_calls, pythonic_calls
+from freedive.text.dialects.codecs import BRACED, NamedJson, Tagged, braced_calls, json_calls, pythonic_calls
 from freedive.text.dialects.dialect import Dialect, Mark, Messages, Writing
 
 
@@ -20,6 +20,7 @@ _THOUGHTS = (
     ("<think>", "</think>"),
     ("<seed:think>", "</seed:think>"),
     ("[THINK]", "[/THINK]"),  # Mistral
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
     ("Here is my thought process:", "Here is my response:"),  # Granite 3.2
 )
 _ANSWERS = (
@@ -247,6 +248,13 @@ _HUNYUAN = Dialect(
     (json_calls,),
     writing=_list("<tool_calls>", "</tool_calls>"),
 )
+_GEMMA4 = Dialect(
+    _marks(CALL="<|tool_call>", END_CALL="<tool_call|>"),
+    (BRACED, braced_calls),
+    separators=('<|"|>',),
+    ends_thought=True,
+    writing=Writing("<|tool_call>call:$name$arguments<tool_call|>"),  # a grammar writes quotes as in JSON
+)
 _BARE = Writing('{"name": "$name", "parameters": $arguments}', between="; ")
 _LLAMA4 = Dialect(
     _marks(CALL="<|python_start|>", END_CALL="<|python_end|>"),
@@ -270,6 +278,7 @@ _BY_SIGNS = (
     (("[TOOL_CALLS]", "[ARGS]"), _MISTRAL_ARGS),
     (("[TOOL_CALLS]",), _MISTRAL),
     (("<|tool_call|>",), _GRANITE3),
+    (("<|tool_call>",), _GEMMA4),
     (("<arg_key>",), _GLM),
     (("<function=",), _QWEN_XML),
     (("<tool_call>",), _HERMES),

@@ -15,18 +15,19 @@ from freedive.train.finetune.lora import is_adaptable, weight_of
 from freedive.train.model.net import CHOICE_BIAS, stacked_params
 
 TARGETS = {
-    "norms": r".*norm",
-    "embedding": r"embed",
+    "norms": r".*norm|.*\.out_scale",
+    "embedding": r"(inputs\.)?embed",
     "attention": r"layers\.\d+\.attn\..+",
     "ffn": r"layers\.\d+\.ffn\.(shared\.)?(gate|up|down)(_bias)?",
     "experts": r"layers\.\d+\.ffn\.experts\..+",
     "router": r"layers\.\d+\.ffn\.(router|router_bias|choice_bias|expert_scale|shared_gate)",
+    "inputs": r"inputs\.proj|layers\.\d+\.input\.(gate|proj)",
     "head": r"head(_bias)?",
 }
 """The pattern of the weights of each target; the first match counts.
 
 ``ffn`` is the feed-forward of dense layers and of shared experts. The gate of shared experts belongs to ``router``,
-since it weighs a feed-forward.
+since it weighs a feed-forward. ``inputs`` are the branches with a further input for each layer (Gemma 4 E2B).
 """
 
 

@@ -100,9 +100,11 @@ class TrainOps(TorchOps):
         return y
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, attn: spec.Attention, layer: int
+        self, q: Tensor, k: Tensor | None, v: Tensor | None, sinks: Tensor | None, attn: spec.Attention, layer: int
     ) -> Tensor:
-        if attn.window or attn.chunk or attn.softcap or sinks is not None or not fits(q, k, v):
+        k, v = self._keys_and_values(k, v, attn, layer)
+        limited = attn.window or attn.chunk or attn.softcap or sinks is not None
+        if limited or k is None or v is None or not fits(q, k, v):
             return super().attention(q, k, v, sinks, attn, layer)
         shared = attn.num_heads // attn.num_kv_heads
         keys, values = (x.view(len(x), attn.num_kv_heads, -1).repeat_interleave(shared, 1) for x in (k, v))
