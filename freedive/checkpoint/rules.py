@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from freedive.arrays import Bytes
-from freedive.checkpoint.dequantize import FLOATS, as_floats, dequantize
-from freedive.checkpoint.file import BLOCKS
+from freedive.checkpoint.dequantize import FLOATS
+from freedive.checkpoint.rule_steps import Shape, Step, made, num_units, units
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.files import quote
@@ -26,164 +26,6 @@ from freedive.model.spec import ModelSpec
 
 _NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
 _MAX_FAULTS = 4
-
-Shape = tuple[int, ...]
-
-
-class Step(Protocol):
-    """A reversible change of one tensor."""
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        """Converts the maker's tensor to the canonical one."""
-
-    def revert(self, tensor: Tensor) -> Tensor:
-        """Converts the canonical tensor to the maker's."""
-
-
-@dataclass(frozen=True)
-class Permute:
-    """The maker interleaves the rows of each head: (0, d/2, 1, d/2 + 1, ...); canonical rows are in order.
-
-    llama.cpp stores the query and key weights of its `llama` architecture in this order, because it rotates neighbours
-    while Hugging Face rotates halves. Only whole rows are moved, so this works for quantised formats too.
-    """
-
-    head_dim: int
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        return self._swap(tensor, (-1, self.head_dim // 2, 2))
-
-    def revert(self, tensor: Tensor) -> Tensor:
-        return self._swap(tensor, (-1, 2, self.head_dim // 2))
-
-    def _swap(self, tensor: Tensor, halves: tuple[int, int, int]) -> Tensor:
-        def make() -> Bytes:
-            units = _units(tensor)
-            return units[np.arange(len(units)).reshape(halves).swapaxes(1, 2).ravel()]
-
-        return _made(tensor, make)
-
-
-@dataclass(frozen=True)
-class Transpose:
-    """The last two axes of the maker's weight are swapped; quantised formats, whose blocks this splits, become F16."""
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        def make() -> Bytes:
-            floats = as_floats(tensor)
-            values = floats.data.view(np.uint32 if floats.format == "F32" else np.uint16).reshape(tensor.shape)
-            return np.ascontiguousarray(values.swapaxes(-1, -2)).view(np.uint8)
-
-        *outer, rows, width = tensor.shape
-        format = tensor.format if tensor.format in FLOATS else "F16"
-        return _made(tensor, make, (*outer, width, rows), format)
-
-    revert = apply
-
-
-@dataclass(frozen=True)
-class Add:
-    """The canonical weight is the maker's plus ``term``, in float32, for norms that multiply by 1 + weight."""
-
-    term: float
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        return self._add(tensor, self.term)
-
-    def revert(self, tensor: Tensor) -> Tensor:
-        return self._add(tensor, -self.term)
-
-    def _add(self, tensor: Tensor, term: float) -> Tensor:
-        return _made(tensor, lambda: (dequantize(tensor) + np.float32(term)).view(np.uint8), format="F32")
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The canonical weight is the maker's times ``factor``, in float32."""
-
-    factor: float
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        return self._scale(tensor, self.factor)
-
-    def revert(self, tensor: Tensor) -> Tensor:
-        return self._scale(tensor, 1 / self.factor)
-
-    def _scale(self, tensor: Tensor, factor: float) -> Tensor:
-        return _made(tensor, lambda: (dequantize(tensor) * np.float32(factor)).view(np.uint8), format="F32")
-
-
-@dataclass(frozen=True)
-class Exp:
-    """The canonical weight is the exponential of the maker's, in float32: rates of decay are positive."""
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        return _made(tensor, lambda: np.exp(dequantize(tensor)).view(np.uint8), format="F32")
-
-    def revert(self, tensor: Tensor) -> Tensor:
-        return _made(tensor, lambda: np.log(dequantize(tensor)).view(np.uint8), format="F32")
-
-
-@dataclass(frozen=True)
-class Row:
-    """The maker's weight is a matrix of one row, [1, n]; the canonical one is a vector, [n]."""
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        return replace(tensor, shape=tensor.shape[1:])
-
-    def revert(self, tensor: Tensor) -> Tensor:
-        return replace(tensor, shape=(1, *tensor.shape))
-
-
-@dataclass(frozen=True)
-class Flatten:
-    """The maker's weight has the ``shape``, whatever its axes mean; the canonical one is a vector."""
-
-    shape: Shape
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        return _made(tensor, lambda: tensor.data, (math.prod(tensor.shape),))
-
-    def revert(self, tensor: Tensor) -> Tensor:
-        return _made(tensor, lambda: tensor.data, self.shape)
-
-
-@dataclass(frozen=True)
-class Halve:
-    """Each row of the maker's weight is two canonical rows; a quantised format becomes F16 if this splits a block."""
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        rows, width = tensor.shape
-        cuts = width // 2 % BLOCKS[tensor.format][0] > 0
-        whole = as_floats(tensor) if cuts else tensor
-        return _made(whole, lambda: whole.data, (2 * rows, width // 2))
-
-    def revert(self, tensor: Tensor) -> Tensor:
-        rows, width = tensor.shape
-        return _made(tensor, lambda: tensor.data, (rows // 2, 2 * width))
-
-
-@dataclass(frozen=True)
-class Taps:
-    """The maker's weight is a depthwise convolution [dim, *middle, kernel], the canonical one [kernel * dim]."""
-
-    kernel: int
-    middle: Shape = ()
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        return self._turn(tensor, (-1, self.kernel), (math.prod(tensor.shape),))
-
-    def revert(self, tensor: Tensor) -> Tensor:
-        dim = math.prod(tensor.shape) // self.kernel
-        return self._turn(tensor, (self.kernel, -1), (dim, *self.middle, self.kernel))
-
-    @staticmethod
-    def _turn(tensor: Tensor, matrix: tuple[int, int], shape: Shape) -> Tensor:
-        def make() -> Bytes:
-            values = tensor.data.reshape(-1).view(np.uint32 if tensor.format == "F32" else np.uint16)
-            return np.ascontiguousarray(values.reshape(matrix).T).view(np.uint8)
-
-        return _made(tensor, make, shape)
 
 
 @dataclass(frozen=True)
@@ -313,7 +155,7 @@ def _unused(names: Iterable[str], rules: Rules) -> list[str]:
 def _apply(tensor: Tensor, group: Group, shapes: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
     """Yields the names and values of the canonical tensors in the maker's ``tensor``."""
     rule, names = group
-    sizes = [_num_units(shapes[names[0, part]].shape) // rule.blocks for part in range(len(rule.ours))]
+    sizes = [num_units(shapes[names[0, part]].shape) // rule.blocks for part in range(len(rule.ours))]
     for (index, part), name in names.items():
         whole = _item(tensor, index) if rule.stacks else tensor
         for step in rule.steps:
@@ -337,7 +179,7 @@ def _revert(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
     if not rule.stacks:
         return item(0)
     first, count = item(0), len(names) // len(rule.ours)
-    return _made(first, lambda: np.concatenate([item(index).data for index in range(count)]), (count, *first.shape))
+    return made(first, lambda: np.concatenate([item(index).data for index in range(count)]), (count, *first.shape))
 
 
 def _item(stack: Tensor, index: int) -> Tensor:
@@ -349,40 +191,20 @@ def _item(stack: Tensor, index: int) -> Tensor:
 
 def _share(tensor: Tensor, blocks: int, begin: int, end: int, shape: Shape) -> Tensor:
     """Returns units ``begin`` to ``end`` of each of the ``blocks`` blocks of ``tensor``."""
-    return _made(tensor, lambda: _split_blocks(tensor, blocks)[:, begin:end], shape)
+    return made(tensor, lambda: _split_blocks(tensor, blocks)[:, begin:end], shape)
 
 
 def _joined(parts: Sequence[Tensor], blocks: int) -> Tensor:
     """Returns a tensor of ``blocks`` blocks, each with an equal part of every one of ``parts``; inverts _share."""
     if len(parts) == 1:
         return parts[0]
-    shape = (sum(_num_units(part.shape) for part in parts), *parts[0].shape[1:][-1:])
-    return _made(parts[0], lambda: np.concatenate([_split_blocks(part, blocks) for part in parts], axis=1), shape)
+    shape = (sum(num_units(part.shape) for part in parts), *parts[0].shape[1:][-1:])
+    return made(parts[0], lambda: np.concatenate([_split_blocks(part, blocks) for part in parts], axis=1), shape)
 
 
 def _split_blocks(tensor: Tensor, blocks: int) -> Bytes:
-    units = _units(tensor)
-    return units.reshape(blocks, -1, units.shape[1])
-
-
-def _units(tensor: Tensor) -> Bytes:
-    """Returns the units that can be reordered, uint8 [num_units, bytes]: rows of a matrix, elements of a vector."""
-    return tensor.data.reshape(_num_units(tensor.shape), -1)
-
-
-def _num_units(shape: Shape) -> int:
-    return math.prod(shape[:-1] or shape)
-
-
-def _made(tensor: Tensor, make: Callable[[], Bytes], shape: Shape | None = None, format: str | None = None) -> Tensor:
-    """Returns a tensor like ``tensor`` whose bytes ``make`` computes."""
-    shape = shape or tensor.shape
-    num_rows = math.prod(shape[:-1])
-
-    def rows(begin: int, end: int) -> Bytes:
-        return make().reshape(num_rows, -1)[begin:end]
-
-    return replace(tensor, shape=shape, format=format or tensor.format, source=rows)
+    rows = units(tensor)
+    return rows.reshape(blocks, -1, rows.shape[1])
 
 
 def _nothing(begin: int, end: int) -> Bytes:

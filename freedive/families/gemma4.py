@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-from freedive.checkpoint.rules import Ignore, Rule, Rules, Scale
+from freedive.checkpoint.rule_steps import Scale
+from freedive.checkpoint.rules import Ignore, Rule, Rules
 from freedive.families.config import Config
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf

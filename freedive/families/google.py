@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from freedive.checkpoint.rules import Add, Rule
+from freedive.checkpoint.rule_steps import Add
+from freedive.checkpoint.rules import Rule
 from freedive.families.config import Config
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from freedive.checkpoint.rules import Rule, Transpose
+from freedive.checkpoint.rule_steps import Transpose
+from freedive.checkpoint.rules import Rule
 from freedive.families.config import Config
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from freedive.checkpoint.rules import Halve, Ignore, Permute, Rule, Rules, Transpose
+from freedive.checkpoint.rule_steps import Halve, Permute, Transpose
+from freedive.checkpoint.rules import Ignore, Rule, Rules
 from freedive.model.spec import Attention, LatentAttention, ModelSpec
 
 Names = Mapping[str, str]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freedive.checkpoint.rules import Add, Exp, Rule, Rules, Scale, Taps
+from freedive.checkpoint.rule_steps import Add, Exp, Scale, Taps
+from freedive.checkpoint.rules import Rule, Rules
 from freedive.families.config import Config
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf

@@ -16,18 +16,8 @@ from weights import quantize, random_tensor
 from freedive.arrays import Bytes
 from freedive.checkpoint import rules as module
 from freedive.checkpoint.dequantize import dequantize
-from freedive.checkpoint.rules import (
-    Add,
-    Halve,
-    Ignore,
-    Permute,
-    Row,
-    Rule,
-    Rules,
-    Transpose,
-    canonical_tensors,
-    maker_tensors,
-)
+from freedive.checkpoint.rule_steps import Add, Halve, Permute, Row, Transpose
+from freedive.checkpoint.rules import Ignore, Rule, Rules, canonical_tensors, maker_tensors
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
 from freedive.model.params import Param

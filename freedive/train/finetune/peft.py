@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from freedive.checkpoint.dequantize import dequantize
-from freedive.checkpoint.rules import Group, Rules, Transpose, groups, maker_tensors
+from freedive.checkpoint.rule_steps import Transpose
+from freedive.checkpoint.rules import Group, Rules, groups, maker_tensors
 from freedive.train.finetune.config import FinetuneStage
 from freedive.train.finetune.lora import A, B
 from freedive.train.model.export import canonical
