@@ -94,7 +94,8 @@ class Server:
 
     @staticmethod
     def _ask(client: httpx.Client, prompt: list[int], max_tokens: int) -> None:
-        body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+        model = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
+        body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
         client.post("/v1/completions", json=body).raise_for_status()
 
 
