@@ -81,7 +81,10 @@ def _save_gguf(shape: Shape, form: str, path: Path) -> None:
     }
     keys = {"general.architecture": architecture} | {f"{architecture}.{key}": value for key, value in metadata.items()}
     shapes = _maker_shapes(model, gguf_rules(model, family.gguf))
-    write_gguf(path, keys | _gguf_vocabulary(), {n: _random(n, s, _gguf_format(form, n, s)) for n, s in shapes.items()})
+    tensors = {n: _random(n, s, _gguf_format(form, n, s)) for n, s in shapes.items()}
+    if shape.rope_divisors:
+        tensors["rope_freqs.weight"] = _of(np.array(shape.rope_divisors, np.float32), "F32")
+    write_gguf(path, keys | _gguf_vocabulary(), tensors)
 
 
 def _save_folder(shape: Shape, form: str, path: Path) -> None:
@@ -148,8 +151,8 @@ NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 """Formats for rows that are no multiple of 256 long."""
 
 
-CENTRES = {"ssm_a": -1.0, "A_log": 0.0}
-"""The mean of vectors of the delta rule: rates of decay of 1, negative in GGUF and as a logarithm elsewhere."""
+MEANS = {"norm.weight": 1.0, "ssm_a": -1.0, "layer_output_scale.weight": 1.0, "layer_scalar": 1.0}
+"""End of a vector's name -> the mean of its random values; rates of decay are negative in GGUF."""
 
 
 def _random(name: str, shape: tuple[int, ...], format: str) -> Tensor:
@@ -159,7 +162,7 @@ def _random(name: str, shape: tuple[int, ...], format: str) -> Tensor:
     def make(begin: int, end: int) -> Bytes:
         source = np.random.default_rng((zlib.crc32(name.encode()), begin))
         if len(shape) == 1:
-            values = CENTRES.get(name.rpartition(".")[2], float(name.endswith("norm.weight")))
+            values = next((mean for end, mean in MEANS.items() if name.endswith(end)), 0.0)
             return _as_floats(values + 0.02 * source.standard_normal((1, *shape), np.float32), format)
         return random_rows(format, end - begin, shape[-1], source)
 

@@ -22,7 +22,7 @@ class Shape:
     """A model's config.json, and the same as GGUF metadata: keys without the architecture.
 
     ``formats`` are those of its GGUF files, ``folders`` the forms of its Hugging Face folders. In GPTQ ``group``
-    weights share a scale.
+    weights share a scale. ``rope_divisors`` are the numbers by which GGUF files divide the frequencies of RoPE.
     """
 
     family: str
@@ -31,6 +31,7 @@ class Shape:
     formats: tuple[str, ...] = ("Q4_0", "Q4_K_M", "Q8_0")
     folders: tuple[str, ...] = ("BF16", "GPTQ")
     group: int = 128
+    rope_divisors: tuple[float, ...] = ()
 
 
 SHAPES = {
@@ -216,5 +217,61 @@ SHAPES = {
             "rope.freq_base": 1e7,
         },
         folders=("BF16",),
+    ),
+    "gemma4": Shape(
+        "gemma4",
+        COMMON
+        | {
+            "architectures": ["Gemma4ForCausalLM"],
+            "model_type": "gemma4_text",
+            "hidden_size": 2816,
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "num_global_key_value_heads": 2,
+            "head_dim": 256,
+            "global_head_dim": 512,
+            "attention_k_eq_v": True,
+            "sliding_window": 1024,
+            "enable_moe_block": True,
+            "intermediate_size": 2112,
+            "num_experts": 128,
+            "top_k_experts": 8,
+            "moe_intermediate_size": 704,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "final_logit_softcapping": 30.0,
+            "rope_parameters": {
+                "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1e6, "rope_type": "proportional"},
+                "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+            },
+            "tie_word_embeddings": True,
+        },
+        {
+            "attention.head_count": 16,
+            "attention.head_count_kv": [8] * 5 + [2],
+            "attention.key_length": 512,
+            "attention.value_length": 512,
+            "attention.key_length_swa": 256,
+            "attention.value_length_swa": 256,
+            "attention.sliding_window": 1024,
+            "attention.sliding_window_pattern": [True] * 5 + [False],
+            "attention.shared_kv_layers": 0,
+            "embedding_length_per_layer_input": 0,
+            "feed_forward_length": 2112,
+            "expert_count": 128,
+            "expert_used_count": 8,
+            "expert_feed_forward_length": 704,
+            "final_logit_softcapping": 30.0,
+            "rope.dimension_count": 512,
+            "rope.dimension_count_swa": 256,
+            "rope.freq_base": 1e6,
+            "rope.freq_base_swa": 1e4,
+        },
+        ("Q4_0", "Q8_0"),
+        ("BF16",),
+        rope_divisors=(1.0,) * 64 + (1e30,) * 192,
     ),
 }
