@@ -107,10 +107,17 @@ ATTENTIONS = {
     "soft caps in a window": model(replace(PLAIN, softcap=1.5, window=9)),
     "sinks": model(replace(PLAIN, sinks=True)),
     "output gates": model(replace(PLAIN, output_gate=True, qkv_bias=True)),
+    "output gates by softplus": model(replace(PLAIN, output_gate=True, gate_activation="softplus")),
+    "output gates of heads": model(
+        replace(PLAIN, output_gate=True, gate_activation="softplus", gate_by_head=True, window=9)
+    ),
     "sinks in a window": model(replace(PLAIN, sinks=True, window=5, qkv_bias=True, out_bias=True)),
     "latents": model(LATENT),
     "latents with queries from the input": model(replace(LATENT, q_rank=0, rope=rope(8))),
     "latents with biases": model(replace(LATENT, bias=True, latent_eps=0.1)),
+    "latents with a temperature": model(
+        replace(LATENT, temperature=AttentionTemperature(floor_scale=4.0, scale=0.3, offset=0))
+    ),
     "latents with output gates": model(replace(LATENT, output_gate=True, rope=None)),
     "latents with wide values": model(replace(LATENT, nope_dim=6, rope_dim=4, rope=rope(4, factor=1.2), value_dim=24)),
 }
@@ -152,6 +159,10 @@ EXPERTS = {
 WHOLES = {
     "norms after branches": with_layers(*[Layer(PLAIN, DENSE, post_norms=True)] * 2),
     "norms after experts": with_layers(*[Layer(LATENT, replace(experts(), shared=EXPERT), post_norms=True)] * 2),
+    "norms only after branches": with_layers(*[Layer(PLAIN, DENSE, post_norms=True, pre_norms=False)] * 2),
+    "norms only after experts": with_layers(
+        *[Layer(LATENT, replace(experts(), shared=EXPERT), post_norms=True, pre_norms=False)] * 2
+    ),
     "tied": model(PLAIN, tied=True),
     "a bias on logits": model(PLAIN, head_bias=True),
     "scales": model(PLAIN, embed_scale=6.0, residual_scale=0.3, logit_scale=0.2),

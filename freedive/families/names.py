@@ -97,7 +97,7 @@ HUB_MTP, GGUF_MTP = "model.layers.{}.eh_proj.weight", "blk.{}.nextn.eh_proj.weig
 
 REDUNDANT = (
     "model.layers.{}.self_attn.rotary_emb.inv_freq",  # computed from the rope settings
-    "rope_freqs.weight",  # read by families/gguf.py as part of the configuration
+    *("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"),  # read by families/gguf.py
 )
 
 VISION = (

@@ -85,9 +85,9 @@ def _embed(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> V
 
 
 def _block(index: int, layer: spec.Layer, w: Mapping[str, W], model: spec.ModelSpec, x: V, ops: Ops[V, W]) -> V:
-    h = ops.rms_norm(x, w["attn.norm"], model.norm_eps)
+    h = ops.rms_norm(x, w["attn.norm"], model.norm_eps) if layer.pre_norms else x
     x = _add(x, _mix(index, layer.mixer, Scope(w, "attn"), model.norm_eps, h, ops), w.get("attn.post_norm"), model, ops)
-    h = ops.rms_norm(x, w["ffn.norm"], model.norm_eps)
+    h = ops.rms_norm(x, w["ffn.norm"], model.norm_eps) if layer.pre_norms else x
     return _add(x, _feed(layer.ffn, Scope(w, "ffn"), h, ops), w.get("ffn.post_norm"), model, ops)
 
 
@@ -133,7 +133,8 @@ def _attention(index: int, attn: spec.Attention, w: Mapping[str, W], eps: float,
     if attn.temperature:
         q = ops.scale_by_position(q, attn.temperature)
     out = ops.attention(q, k, v, w.get("sinks"), attn, index)
-    return ops.linear(ops.gate(out, *gate) if gate else out, w["o"], w.get("o_bias"))
+    out = ops.gate(out, *gate, attn.gate_activation) if gate else out
+    return ops.linear(out, w["o"], w.get("o_bias"))
 
 
 def _qk_norm(attn: spec.Attention, w: Mapping[str, W], eps: float, q: V, k: V, ops: Ops[V, W]) -> tuple[V, V]:
@@ -152,6 +153,8 @@ def _latent_attention(index: int, attn: spec.LatentAttention, w: Mapping[str, W]
     q, kv, *gate = _linears(h, w, names, ops)
     if attn.q_rank:
         q = ops.linear(ops.rms_norm(q, w["q_a_norm"], attn.latent_eps), w["q_b"], None)
+    if attn.temperature:
+        q = ops.scale_by_position(q, attn.temperature)
     out = ops.latent_attention(q, kv, w["kv_a_norm"], w["k_b"], w["v_b"], attn, index)
     return ops.linear(ops.gate(out, *gate) if gate else out, w["o"], w.get("o_bias"))
 

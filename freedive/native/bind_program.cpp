@@ -149,6 +149,8 @@ void bind_enums(nb::module_& m) {
         .value("SOFTCAP", RowOperation::Softcap)
         .value("CLIP", RowOperation::Clip)
         .value("GATE", RowOperation::Gate)
+        .value("SOFTPLUS_GATE", RowOperation::SoftplusGate)
+        .value("TEMPER", RowOperation::Temper)
         .value("ADD", RowOperation::Add);
     nb::enum_<HeadStep::Kind>(m, "HeadStepKind")
         .value("NORM", HeadStep::Norm)

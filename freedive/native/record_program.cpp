@@ -137,7 +137,9 @@ void RowOperation::attach(Program& program) {
     const int width = program.buffer(in).width;
     program.require_buffer(out, width);
     if (kind == Norm) program.require_vector(other, width);
-    if (kind == Gate) require(width % program.buffer(other).width == 0, "gates do not divide a row");
+    if (kind == Temper) program.require_vector(other, 3);
+    if (kind == Gate || kind == SoftplusGate)
+        require(width % program.buffer(other).width == 0, "gates do not divide a row");
     if (kind == Add) program.require_buffer(other, width);
 }
 

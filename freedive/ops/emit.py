@@ -43,6 +43,8 @@ from freedive.ops.record import Node
 NONE = -1
 """Handle that means no buffer, no weight or no vector."""
 
+_GATES: Mapping[str, _native.RowKind] = {"sigmoid": _native.RowKind.GATE, "softplus": _native.RowKind.SOFTPLUS_GATE}
+
 Named = tuple[int, int]
 """The handles of a weight and its bias."""
 
@@ -140,8 +142,11 @@ class Emitter:
                 self._emit_rows(phase, _native.RowKind.SOFTCAP, NONE, cap)
             case Clip(limit):
                 self._emit_rows(phase, _native.RowKind.CLIP, NONE, limit)
-            case Gate():
-                self._emit_rows(phase, _native.RowKind.GATE, self._buffers[phase.inputs[1]], 0.0)
+            case ScaleByPosition(temper):
+                parameters = np.array([temper.offset, temper.floor_scale, temper.scale], np.float32)
+                self._emit_rows(phase, _native.RowKind.TEMPER, self._program.vector(parameters), 0.0)
+            case Gate(activation):
+                self._emit_rows(phase, _GATES[activation], self._buffers[phase.inputs[1]], 0.0)
             case Add():
                 self._emit_rows(phase, _native.RowKind.ADD, self._buffers[phase.inputs[1]], 0.0)
             case other:
@@ -303,7 +308,7 @@ class Emitter:
             case HeadNorm(_, _, eps):
                 return _native.HeadStepKind.NORM, self._head_weights(step), 0, eps, 0.0
             case ScaleByPosition(temperature):
-                return _native.HeadStepKind.TEMPER, NONE, 0, temperature.floor_scale, temperature.scale
+                return _native.HeadStepKind.TEMPER, NONE, temperature.offset, temperature.floor_scale, temperature.scale
             case Rope(rope):
                 return self._rope_step(rope)
 
