@@ -148,11 +148,17 @@ TINY: dict[str, tuple[str, Settings]] = {
     "ministral3": ("Ministral3", {"head_dim": 32, "rope_parameters": TEMPERED_ROPE}),
     "mistral4": (
         "Mistral4",
-        {**DEEPSEEK, "n_routed_experts": 8, "n_shared_experts": 1, "rope_parameters": TEMPERED_ROPE},
+        {**DEEPSEEK, "n_routed_experts": 8, "n_shared_experts": 1, "rope_parameters": {**TEMPERED_ROPE}},
     ),
     "mistral4_grouped": (
         "Mistral4",
-        {**DEEPSEEK, **GROUPED, "q_lora_rank": None, "routed_scaling_factor": 1.7, "rope_parameters": TEMPERED_ROPE},
+        {
+            **DEEPSEEK,
+            **GROUPED,
+            "q_lora_rank": None,
+            "routed_scaling_factor": 1.7,
+            "rope_parameters": {**TEMPERED_ROPE},
+        },
     ),
     "phi3": ("Phi3", {"sliding_window": 48, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
     "phi4_mini": (  # the original context is shorter than the prompts, since transformers decides by their length

@@ -190,7 +190,7 @@ SARVAM_MOE = Family(
         "max_position_embeddings": 131072,
         "head_dim": 64,
         "rope_theta": 8e6,
-        "num_experts": 128,
+        "num_local_experts": 128,
         "num_experts_per_tok": 6,
     },
     ignorable=_GROUPED_IGNORABLE,

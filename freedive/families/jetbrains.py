@@ -14,6 +14,7 @@ from freedive.model.spec import ModelSpec
 
 
 def _mellum(config: Config) -> ModelSpec:
+    config.respell({"num_local_experts": "num_experts"})
     total, bias = num_layers(config), config.flag("attention_bias")
     full = attention(config, qkv_bias=bias, out_bias=bias, qk_norm="head")
     kinds = {FULL: full, SLIDING: replace(full, window=window(config), rope=local_rope(config, full.head_dim))}

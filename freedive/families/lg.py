@@ -24,7 +24,8 @@ def _exaone4(config: Config) -> ModelSpec:
 
 def _exaone_moe(config: Config) -> ModelSpec:
     config.respell({"num_shared_experts": "n_shared_experts"})
-    types = config.choices("mlp_layer_types", num_layers(config), (DENSE, SPARSE)) or first_dense(config)
+    first = first_dense(config)
+    types = config.choices("mlp_layer_types", len(first), (DENSE, SPARSE)) or first
     return decoder("exaone_moe", config, _attentions(config), unbiased_router(config), types)
 
 
