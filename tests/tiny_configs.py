@@ -204,7 +204,7 @@ TINY: dict[str, tuple[str, Settings]] = {
         "Olmoe",  # grouped heads, so that the norm of keys has a width of its own
         {"intermediate_size": 48, "num_experts": 8, "num_experts_per_tok": 3, "clip_qkv": 0.5},
     ),
-    "olmo2": ("Olmo2", {"attention_bias": True}),
+    "olmo2": ("Olmo2", {}),
     "olmo3": (
         "Olmo3",
         {"num_hidden_layers": 4, "sliding_window": 8, "rope_parameters": LOCAL_ROPE},

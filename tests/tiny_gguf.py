@@ -39,7 +39,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "qwen3": ("qwen3", {}),
     "qwen3_moe": ("qwen3moe", {"mlp_only_layers": []}),
     "olmoe": ("olmoe", {"clip_qkv": None, "num_key_value_heads": 4}),
-    "olmo2": ("olmo2", {"attention_bias": False}),
+    "olmo2": ("olmo2", {}),
     "olmo3": ("olmo2", {}),
     "exaone4": ("exaone4", {}),
     "exaone4_full": ("exaone4", {}),
