@@ -9,12 +9,13 @@ from freedive.families.deepseek import DENSE, SPARSE, decoder
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
 from freedive.families.parts import FULL, SLIDING, attention, layer_types, num_layers, router, window
-from freedive.families.rope import local_rope
+from freedive.families.rope import local_rope, supply_rope
 from freedive.model.spec import ModelSpec
 
 
 def _mellum(config: Config) -> ModelSpec:
     config.respell({"num_local_experts": "num_experts"})
+    supply_rope(config, {"rope_theta": 5e5, "rope_local_base_freq": 1e4})
     total, bias = num_layers(config), config.flag("attention_bias")
     full = attention(config, qkv_bias=bias, out_bias=bias, qk_norm="head")
     kinds = {FULL: full, SLIDING: replace(full, window=window(config), rope=local_rope(config, full.head_dim))}
@@ -37,7 +38,6 @@ MELLUM = Family(
         "sliding_window": 1024,
         "num_experts": 64,
         "num_experts_per_tok": 8,
-        "rope_parameters": {FULL: {"rope_theta": 5e5}, SLIDING: {"rope_theta": 1e4}},
     },
     ignorable=("mtp_layer_types", "mtp_mlp_layer_types", "num_mtp_layers"),
     runs_mtp=False,

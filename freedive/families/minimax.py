@@ -64,10 +64,10 @@ MINIMAX_M2 = Family(
     hub=Naming(
         {
             "layers.{}.ffn.router": f"{_MOE}gate.weight",
-            _BIAS: f"{_MOE}e_score_correction_bias",
+            _BIAS: "model.layers.{}.mlp.e_score_correction_bias",  # as transformers names it
             **feed_forward_names(EXPERT, f"{_MOE}experts.{{}}.", ("w1", "w3", "w2")),
         },
-        lambda spec: [Rule("model.layers.{}.mlp.e_score_correction_bias", (_BIAS,))],  # as transformers names it
+        lambda spec: [Rule(f"{_MOE}e_score_correction_bias", (_BIAS,))],
     ),
     gguf=Gguf(architecture="minimax-m2", keys={"expert_feed_forward_length": None}),  # a copy of feed_forward_length
 )

@@ -12,18 +12,20 @@ from freedive.families.config import Config
 from freedive.families.deepseek import GGUF_KEYS, REPEATED, decoder, first_dense, gguf_implied, routed_scale
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
-from freedive.families.names import interleaved_heads
+from freedive.families.names import STACKED, Naming, interleaved_heads
 from freedive.families.parts import attention, feed_forward, groups, latent_attention, model, num_layers, router, window
-from freedive.families.rope import attention_temperature, rope
+from freedive.families.rope import attention_temperature, rope, supply_rope
 from freedive.model.spec import Layer, ModelSpec
 
 
 def _ministral3(config: Config) -> ModelSpec:
+    supply_rope(config, _yarn(16.0, 16384, 1e6))
     attn = attention(config, window=window(config), temperature=attention_temperature(config))
     return model("ministral3", config, [Layer(attn, feed_forward(config))] * num_layers(config))
 
 
 def _mistral4(config: Config) -> ModelSpec:
+    supply_rope(config, _yarn(128.0, 8192, 1e4))
     nope_dim, rope_dim = config.count("qk_nope_head_dim", most=4096), config.count("qk_rope_head_dim", most=4096)
     config.supply({"rotary_dim": rope_dim})  # the rope settings have it as a fraction of the whole head
     interleaved = config.flag("rope_interleave", True)
@@ -52,15 +54,9 @@ _BETA = 0.1
 
 def _yarn(factor: float, original: int, theta: float) -> Mapping[str, Any]:
     """Returns the rope settings of configurations that have none."""
-    return {
-        "rope_type": "yarn",
-        "rope_theta": theta,
-        "factor": factor,
-        "original_max_position_embeddings": original,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "llama_4_scaling_beta": _BETA,
-    }
+    settings = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+    magnitudes = {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": _BETA}
+    return {"rope_theta": theta, "rope_scaling": {**settings, **magnitudes}}
 
 
 MINISTRAL3 = Family(
@@ -73,7 +69,6 @@ MINISTRAL3 = Family(
         "max_position_embeddings": 262144,
         "num_key_value_heads": 8,
         "head_dim": 128,
-        "rope_parameters": _yarn(16.0, 16384, 1e6),
     },
     gguf=Gguf(architecture="mistral3", rules=interleaved_heads, implied=_gguf_implied),
 )
@@ -94,8 +89,8 @@ MISTRAL4 = Family(
         "n_shared_experts": 1,
         "n_routed_experts": 128,
         "num_experts_per_tok": 4,
-        "rope_parameters": _yarn(128.0, 8192, 1e4),
     },
     ignorable=REPEATED,
+    hub=Naming(rules=lambda spec: STACKED),
     gguf=Gguf(architecture="mistral4", keys=GGUF_KEYS, implied=_gguf_implied_4),
 )

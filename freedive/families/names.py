@@ -117,6 +117,13 @@ WRAPPERS = {"model.language_model.": "", "language_model.model.": "language_mode
 """Prefix that replaces ``model.`` in the text part of a multimodal model -> prefix of its other tensors."""
 
 
+STACKED = (
+    Rule("model.layers.{}.mlp.experts.gate_up_proj", (f"{EXPERT}.gate", f"{EXPERT}.up")),
+    Rule("model.layers.{}.mlp.experts.down_proj", (f"{EXPERT}.down",)),
+)
+"""Rules of experts that are one stack of a layer."""
+
+
 @dataclass(frozen=True)
 class Naming:
     """The tensor names of a family that differ from the common names of its file format.
@@ -136,15 +143,10 @@ def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[
     MTP layers come after the last layer. Their tensors that are not in the specification, such as copies of the
     embedding and the output head, are not read.
     """
-    mlp = "model.layers.{}.mlp.experts"
-    fused = [
-        Rule(f"{mlp}.gate_up_proj", (f"{EXPERT}.gate", f"{EXPERT}.up")),
-        Rule(f"{mlp}.down_proj", (f"{EXPERT}.down",)),
-    ]
     latents = [*latent_rules(spec, "model.layers.{}.self_attn.kv_b_proj.weight"), _mtp(spec, HUB_MTP)]
     mtp = ("mtp.*", *(f"model.layers.{len(spec.layers) + index}.*" for index in range(num_mtp_layers)))
     unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
-    return [*naming.rules(spec), *_plain(spec, HUB, naming), *fused, *latents, *unread]
+    return [*naming.rules(spec), *_plain(spec, HUB, naming), *STACKED, *latents, *unread]
 
 
 def gguf_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:

@@ -22,11 +22,12 @@ from freedive.families.parts import (
     router,
     window,
 )
-from freedive.families.rope import plain_rope, rope
+from freedive.families.rope import plain_rope, rope, supply_rope
 from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpec, Rope
 
 
 def _laguna(config: Config) -> ModelSpec:
+    supply_rope(config, {"rope_theta": 5e5, "partial_rotary_factor": 0.5, "rope_local_base_freq": 1e4})
     total = num_layers(config)
     config.choice("scoring_func", ("sigmoid",))
     scale = config.number("moe_routed_scaling_factor", 1.0)
@@ -81,10 +82,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "shared_expert_intermediate_size": 512,
     "num_experts": 256,
     "num_experts_per_tok": 8,
-    "rope_parameters": {
-        FULL: {"rope_theta": 5e5, "partial_rotary_factor": 0.5},
-        SLIDING: {"rope_theta": 1e4, "partial_rotary_factor": 1.0},
-    },
 }
 
 

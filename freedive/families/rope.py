@@ -6,7 +6,8 @@ The formulas and the precision, float32, are those of modeling_rope_utils.py of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,12 @@ def rope(
     if divisors is not None:
         inv_freq /= np.array(divisors, np.float32)
     return Rope(dim, tuple(map(float, inv_freq)), factor, interleaved)
+
+
+def supply_rope(config: Config, settings: Mapping[str, Any]) -> None:
+    """Sets the rope ``settings``, in their older form, if the configuration has none."""
+    if not any(key in config for key in ("rope_parameters", "rope_scaling", "rope_theta")):
+        config.supply(settings)
 
 
 def local_rope(config: Config, head_dim: int) -> Rope:
