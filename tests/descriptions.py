@@ -159,9 +159,11 @@ EXPERTS = {
 WHOLES = {
     "norms after branches": with_layers(*[Layer(PLAIN, DENSE, post_norms=True)] * 2),
     "norms after experts": with_layers(*[Layer(LATENT, replace(experts(), shared=EXPERT), post_norms=True)] * 2),
-    "norms only after branches": with_layers(*[Layer(PLAIN, DENSE, post_norms=True, pre_norms=False)] * 2),
+    "norms only after branches": with_layers(
+        *[Layer(PLAIN, DENSE, post_norms=True, pre_norms=False)] * 2, embed_scale=0.05
+    ),
     "norms only after experts": with_layers(
-        *[Layer(LATENT, replace(experts(), shared=EXPERT), post_norms=True, pre_norms=False)] * 2
+        Layer(LATENT, replace(experts(), shared=EXPERT), post_norms=True, pre_norms=False), embed_scale=0.2
     ),
     "tied": model(PLAIN, tied=True),
     "a bias on logits": model(PLAIN, head_bias=True),

@@ -202,12 +202,14 @@ def _longrope(config: Config, table: Config, theta: float, dim: int) -> tuple[Fr
     """
     original, longest = _original(config, table), _max_position(config)
     key = "long_factor" if longest > original else "short_factor"
-    given = {name: table.numbers(name, dim // 2, least=1e-3, most=1e6) for name in ("short_factor", "long_factor")}
-    if given[key] is None:
+    lists = {name: table.numbers(name, dim // 2, least=1e-3, most=1e6) for name in ("short_factor", "long_factor")}
+    factors, inv_freq = lists[key], _plain(theta, dim)
+    if factors is None:
         raise table.refusal(key, f"is missing, with a context of {longest} tokens")
     growth = _factor(table, longest / original)
     magnitude = math.sqrt(1 + math.log(growth) / math.log(max(original, 2))) if growth > 1 else 1.0
-    return _plain(theta, dim) / np.array(given[key], np.float32), table.number("attention_factor", magnitude)
+    inv_freq /= np.array(factors, np.float32)
+    return inv_freq, table.number("attention_factor", magnitude)
 
 
 def _magnitude(factor: float, weight: float) -> float:

@@ -133,7 +133,7 @@ def _attention(index: int, attn: spec.Attention, w: Mapping[str, W], eps: float,
     if attn.temperature:
         q = ops.scale_by_position(q, attn.temperature)
     out = ops.attention(q, k, v, w.get("sinks"), attn, index)
-    out = ops.gate(out, *gate, attn.gate_activation) if gate else out
+    out = ops.gate(out, gate[0], attn.gate_activation) if gate else out
     return ops.linear(out, w["o"], w.get("o_bias"))
 
 
@@ -156,7 +156,7 @@ def _latent_attention(index: int, attn: spec.LatentAttention, w: Mapping[str, W]
     if attn.temperature:
         q = ops.scale_by_position(q, attn.temperature)
     out = ops.latent_attention(q, kv, w["kv_a_norm"], w["k_b"], w["v_b"], attn, index)
-    return ops.linear(ops.gate(out, *gate) if gate else out, w["o"], w.get("o_bias"))
+    return ops.linear(ops.gate(out, gate[0]) if gate else out, w["o"], w.get("o_bias"))
 
 
 def _short_conv(index: int, conv: spec.ShortConv, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:

@@ -248,7 +248,7 @@ class ReferenceOps:
         return out
 
     def gate(self, x: Array, gate: Array, activation: spec.GateActivation = "sigmoid") -> Array:
-        factors = sigmoid(gate) if activation == "sigmoid" else np.logaddexp(np.float32(0), gate)
+        factors: Array = sigmoid(gate) if activation == "sigmoid" else np.logaddexp(np.float32(0), gate)
         return x * np.repeat(factors, x.shape[-1] // gate.shape[-1], axis=-1)
 
     def scale(self, x: Array, factor: float) -> Array:
