@@ -107,7 +107,10 @@ def traits(spec: ModelSpec) -> Iterator[str]:
 
 
 def layer_traits(layer: Layer) -> Mapping[str, object]:
-    return {"norms after branches": layer.post_norms}
+    return {
+        "norms after branches": layer.post_norms and layer.pre_norms,
+        "norms only after branches": layer.post_norms and not layer.pre_norms,
+    }
 
 
 def mixer_traits(attn: Mixer) -> Iterator[str]:
@@ -120,6 +123,7 @@ def mixer_traits(attn: Mixer) -> Iterator[str]:
     if isinstance(attn, LatentAttention):
         yield "MLA" if attn.q_rank else "MLA without query latents"
         yield from ["no rope in MLA"] * (attn.rope is None) + ["output gate of heads"] * attn.output_gate
+        yield from ["temperature"] * (attn.temperature is not None)
         return
     yield "GQA"
     order = " after rope" if attn.norm_after_rope else ""
@@ -135,7 +139,8 @@ def mixer_traits(attn: Mixer) -> Iterator[str]:
         "clipped q, k, v": attn.clip,
         "capped scores": attn.softcap,
         "sinks": attn.sinks,
-        "output gate": attn.output_gate,
+        "output gate": attn.output_gate and not attn.gate_by_head,
+        "output gate of heads": attn.output_gate and attn.gate_by_head,
         "temperature": attn.temperature,
     }
     yield from (name for name, has in found.items() if has)
