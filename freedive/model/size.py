@@ -119,6 +119,7 @@ def _mixer(attn: Mixer) -> str:
         "sinks": attn.sinks,
         f"soft cap {attn.softcap:g}": attn.softcap,
         "output gate": attn.output_gate,
+        "temperature": attn.temperature,
         "biases": attn.qkv_bias or attn.out_bias,
         {"head": "norms of heads", "full": "norms of q and k", "l2": "norms without weights"}.get(
             attn.qk_norm, ""
@@ -138,4 +139,4 @@ def _feeder(ffn: FeedForward | Experts) -> str:
 
 
 def _norms(layer: Layer) -> str:
-    return "; norms after both" if layer.post_norms else ""
+    return f"; norms {'' if layer.pre_norms else 'only '}after both" if layer.post_norms else ""
