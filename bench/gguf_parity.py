@@ -44,6 +44,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "moonlight": {"scoring_func": "sigmoid"},
     "glm4_moe_lite": {"scoring_func": "sigmoid", "first_k_dense_replace": 1},
     "glm4_moe": {"num_nextn_predict_layers": 0},
+    "mistral4": {"architectures": ["Mistral3ForConditionalGeneration"]},
+    "mistral4_grouped": {"architectures": ["Mistral3ForConditionalGeneration"]},
     "minimax_m2": {"scoring_func": "sigmoid"},
     "exaone_moe": {"scoring_func": "sigmoid"},
     "solar_open": {"partial_rotary_factor": 1.0, "num_nextn_predict_layers": 0},

@@ -12,7 +12,7 @@ from freedive.families.config import Config
 from freedive.families.deepseek import GGUF_KEYS, REPEATED, decoder, first_dense, gguf_implied, routed_scale
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
-from freedive.families.names import STACKED, Naming, interleaved_heads
+from freedive.families.names import GGUF_STACKED, STACKED, Naming, interleaved_heads
 from freedive.families.parts import attention, feed_forward, groups, latent_attention, model, num_layers, router, window
 from freedive.families.rope import attention_temperature, rope, supply_rope
 from freedive.model.spec import Layer, ModelSpec
@@ -92,5 +92,5 @@ MISTRAL4 = Family(
     },
     ignorable=REPEATED,
     hub=Naming(rules=lambda spec: STACKED),
-    gguf=Gguf(architecture="mistral4", keys=GGUF_KEYS, implied=_gguf_implied_4),
+    gguf=Gguf(rules=lambda spec: [GGUF_STACKED], architecture="mistral4", keys=GGUF_KEYS, implied=_gguf_implied_4),
 )

@@ -122,6 +122,7 @@ STACKED = (
     Rule("model.layers.{}.mlp.experts.down_proj", (f"{EXPERT}.down",)),
 )
 """Rules of experts that are one stack of a layer."""
+GGUF_STACKED = Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up"))
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,11 @@ def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[
 
 def gguf_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
     """Returns the rules that make the tensors of a GGUF file canonical; MTP layers come after the last layer."""
-    fused = Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up"))
     keys = Rule("blk.{}.attn_k_b.weight", ("layers.{}.attn.k_b",), (Transpose(),))
     latents = [*latent_rules(spec, "blk.{}.attn_kv_b.weight"), _mtp(spec, GGUF_MTP)]
     mtp = (f"blk.{len(spec.layers) + index}.*" for index in range(num_mtp_layers))
     unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
-    return [*naming.rules(spec), *_plain(spec, GGUF, naming), fused, keys, *latents, *unread]
+    return [*naming.rules(spec), *_plain(spec, GGUF, naming), GGUF_STACKED, keys, *latents, *unread]
 
 
 def text_rules(rules: Rules, tensors: Mapping[str, object]) -> list[Rule | Ignore]:
