@@ -25,7 +25,8 @@ def set_no_vocabulary(self: Any) -> None:
 
 settings = ModelBase.load_hparams(folder, False)
 kind = get_model_class(get_model_architecture(settings, ModelType.TEXT))
-for ancestor in kind.__mro__:
+parts = [part for part in vars(kind).values() if isinstance(part, type)]  # Mistral 3 chooses one of two inner classes
+for ancestor in {each for part in (kind, *parts) for each in part.__mro__}:
     if "set_vocab" in ancestor.__dict__:
         ancestor.set_vocab = set_no_vocabulary
 vocabulary = {str(index): index for index in range(settings["vocab_size"])}

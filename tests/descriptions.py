@@ -115,10 +115,17 @@ ATTENTIONS = {
         Layer(replace(PLAIN, kv_layer=1, qkv_bias=True), experts()),
     ),
     "output gates": model(replace(PLAIN, output_gate=True, qkv_bias=True)),
+    "output gates by softplus": model(replace(PLAIN, output_gate=True, gate_activation="softplus")),
+    "output gates of heads": model(
+        replace(PLAIN, output_gate=True, gate_activation="softplus", gate_by_head=True, window=9)
+    ),
     "sinks in a window": model(replace(PLAIN, sinks=True, window=5, qkv_bias=True, out_bias=True)),
     "latents": model(LATENT),
     "latents with queries from the input": model(replace(LATENT, q_rank=0, rope=rope(8))),
     "latents with biases": model(replace(LATENT, bias=True, latent_eps=0.1)),
+    "latents with a temperature": model(
+        replace(LATENT, temperature=AttentionTemperature(floor_scale=4.0, scale=0.3, offset=0))
+    ),
     "latents with output gates": model(replace(LATENT, output_gate=True, rope=None)),
     "latents with wide values": model(replace(LATENT, nope_dim=6, rope_dim=4, rope=rope(4, factor=1.2), value_dim=24)),
 }
@@ -169,6 +176,12 @@ WHOLES = {
     "scaled layers": with_layers(Layer(PLAIN, DENSE, out_scale=True), Layer(PLAIN, DENSE, out_scale=True)),
     "inputs of layers": model(PLAIN, token_input=20),
     "inputs of scaled layers": with_layers(*[Layer(PLAIN, DENSE, post_norms=True, out_scale=True)] * 3, token_input=36),
+    "norms only after branches": with_layers(
+        *[Layer(PLAIN, DENSE, post_norms=True, pre_norms=False)] * 2, embed_scale=0.05
+    ),
+    "norms only after experts": with_layers(
+        Layer(LATENT, replace(experts(), shared=EXPERT), post_norms=True, pre_norms=False), embed_scale=0.2
+    ),
     "tied": model(PLAIN, tied=True),
     "a bias on logits": model(PLAIN, head_bias=True),
     "scales": model(PLAIN, embed_scale=6.0, residual_scale=0.3, logit_scale=0.2),

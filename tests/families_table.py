@@ -108,7 +108,11 @@ def traits(spec: ModelSpec) -> Iterator[str]:
 
 
 def layer_traits(layer: Layer) -> Mapping[str, object]:
-    return {"norms after branches": layer.post_norms, "scaled layers": layer.out_scale}
+    return {
+        "norms after branches": layer.post_norms and layer.pre_norms,
+        "norms only after branches": layer.post_norms and not layer.pre_norms,
+        "scaled layers": layer.out_scale,
+    }
 
 
 def mixer_traits(attn: Mixer) -> Iterator[str]:
@@ -121,6 +125,7 @@ def mixer_traits(attn: Mixer) -> Iterator[str]:
     if isinstance(attn, LatentAttention):
         yield "MLA" if attn.q_rank else "MLA without query latents"
         yield from ["no rope in MLA"] * (attn.rope is None) + ["output gate of heads"] * attn.output_gate
+        yield from ["temperature"] * (attn.temperature is not None)
         return
     yield "GQA"
     order = " after rope" if attn.norm_after_rope else ""
@@ -136,7 +141,8 @@ def mixer_traits(attn: Mixer) -> Iterator[str]:
         "clipped q, k, v": attn.clip,
         "capped scores": attn.softcap,
         "sinks": attn.sinks,
-        "output gate": attn.output_gate,
+        "output gate": attn.output_gate and not attn.gate_by_head,
+        "output gate of heads": attn.output_gate and attn.gate_by_head,
         "values from keys": attn.values == "keys",
         "norms of value heads": attn.v_norm,
         "keys and values of other layers": attn.kv_layer >= 0,

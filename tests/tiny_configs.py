@@ -44,6 +44,15 @@ OSS_ROPE: Settings = {
     "beta_slow": 1.0,
     "truncate": False,
 }
+TEMPERED_ROPE: Settings = {**YARN_ROPE, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+LONG_ROPE: Settings = {  # of 12 dimensions
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.5],
+    "long_factor": [1.0, 1.5, 2.0, 4.0, 8.0, 16.0],
+}
+LOCAL_ROPE: Settings = {"full_attention": YARN_ROPE, "sliding_attention": {"rope_type": "default", "rope_theta": 5e5}}
 MOE: Settings = {"num_hidden_layers": 3, "moe_intermediate_size": 32, "num_experts_per_tok": 3}
 LATENT: Settings = {
     "num_key_value_heads": 4,
@@ -69,6 +78,21 @@ GEMMA4: Settings = {
     "global_head_dim": 32,
     "sliding_window": 8,
     "final_logit_softcapping": 3.0,
+}
+LAGUNA: Settings = {
+    **MOE,
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "num_experts": 8,
+    "shared_expert_intermediate_size": 40,
+    "moe_routed_scaling_factor": 2.5,
+    "sliding_window": 8,
+    "layer_types": ["full_attention"] + ["sliding_attention"] * 3,
+    "num_attention_heads_per_layer": [4, 6, 6, 6],
+    "rope_parameters": {
+        "full_attention": {**YARN_ROPE, "partial_rotary_factor": 0.5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 1.0},
+    },
 }
 GRANITE: Settings = {
     "embedding_multiplier": 3.0,
@@ -129,6 +153,34 @@ TINY: dict[str, tuple[str, Settings]] = {
         "Mixtral",
         {"intermediate_size": 48, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8},
     ),
+    "ministral3": ("Ministral3", {"head_dim": 32, "rope_parameters": TEMPERED_ROPE}),
+    "mistral4": (
+        "Mistral4",
+        {**DEEPSEEK, "n_routed_experts": 8, "n_shared_experts": 1, "rope_parameters": {**TEMPERED_ROPE}},
+    ),
+    "mistral4_grouped": (
+        "Mistral4",
+        {
+            **DEEPSEEK,
+            **GROUPED,
+            "q_lora_rank": None,
+            "routed_scaling_factor": 1.7,
+            "rope_parameters": {**TEMPERED_ROPE},
+        },
+    ),
+    "phi3": ("Phi3", {"sliding_window": 48, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    "phi4_mini": (  # the original context is shorter than the prompts, since transformers decides by their length
+        "Phi3",
+        {
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {**LONG_ROPE, "original_max_position_embeddings": 32},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "minimax_m2": (
+        "MiniMaxM2",
+        {"intermediate_size": 48, "head_dim": 32, "rotary_dim": 16, "num_local_experts": 8, "num_experts_per_tok": 3},
+    ),
     "qwen2": (
         "Qwen2",
         {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "rope_parameters": YARN_ROPE},
@@ -160,6 +212,80 @@ TINY: dict[str, tuple[str, Settings]] = {
         "Olmoe",  # grouped heads, so that the norm of keys has a width of its own
         {"intermediate_size": 48, "num_experts": 8, "num_experts_per_tok": 3, "clip_qkv": 0.5},
     ),
+    "olmo2": ("Olmo2", {}),
+    "olmo3": (
+        "Olmo3",
+        {"num_hidden_layers": 4, "sliding_window": 8, "rope_parameters": LOCAL_ROPE},
+    ),
+    "flex_olmo": ("FlexOlmo", {"intermediate_size": 48, "num_experts": 8, "num_experts_per_tok": 3}),
+    "exaone4": (
+        "Exaone4",
+        {"num_hidden_layers": 4, "head_dim": 32, "sliding_window": 8, "rope_parameters": LLAMA3_ROPE},
+    ),
+    "exaone4_full": (  # like the model of 1.2B
+        "Exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 2, "tie_word_embeddings": True},
+    ),
+    "exaone_moe": (
+        "ExaoneMoe",
+        {**MOE, "num_hidden_layers": 4, "head_dim": 32, "sliding_window": 8, "num_experts": 8},
+    ),
+    "dots1": (
+        "Dots1",
+        {
+            **MOE,
+            "head_dim": 32,
+            "n_routed_experts": 8,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+            "sliding_window": 8,
+            "max_window_layers": 2,
+        },
+    ),
+    "solar_open": ("SolarOpen", {**MOE, "head_dim": 32, "n_routed_experts": 8, "routed_scaling_factor": 1.5}),
+    "mellum": (
+        "Mellum",
+        {
+            **MOE,
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "num_experts": 8,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+            "mlp_layer_types": ["dense"] + ["sparse"] * 3,
+            "rope_parameters": LOCAL_ROPE,
+        },
+    ),
+    "afmoe": (
+        "Afmoe",
+        {
+            **MOE,
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "num_experts": 8,
+            "num_shared_experts": 1,
+            "num_dense_layers": 1,
+            "route_scale": 2.8,
+            "sliding_window": 8,
+            "mup_enabled": True,
+        },
+    ),
+    "laguna": ("Laguna", LAGUNA),
+    "laguna_elements": (
+        "Laguna",
+        {**LAGUNA, "gating": "per-element", "layer_types": None, "num_attention_heads_per_layer": None},
+    ),
+    "sarvam_moe": (
+        "SarvamMoE",
+        {**MOE, "head_dim": 32, "n_routed_experts": 8, "n_shared_experts": 1, "routed_scaling_factor": 2.5},
+    ),
+    "bailing_moe_v2": (
+        "BailingMoeV2",
+        {**MOE, **GROUPED, "head_dim": 32, "n_shared_experts": 1, "partial_rotary_factor": 0.5},
+    ),
+    "youtu": ("Youtu", LATENT),
     "deepseek_v2_lite": (
         "DeepseekV2",
         {

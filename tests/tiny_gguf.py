@@ -27,12 +27,29 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "llama2": ("llama", {}),
     "mistral": ("llama", {"sliding_window": None}),
     "mixtral": ("llama", {"sliding_window": None}),
+    "ministral3": ("mistral3", {}),
+    "mistral4": ("mistral4", {}),
+    "mistral4_grouped": ("mistral4", {}),
+    "minimax_m2": ("minimax-m2", {}),
+    "phi3": ("phi3", {}),
+    "phi4_mini": ("phi3", {}),
     "llama4": ("llama4", {"attention_chunk_size": 8192, "floor_scale": 8192}),
     "qwen2": ("qwen2", {"use_sliding_window": False}),
     "qwen2_moe": ("qwen2moe", {"mlp_only_layers": []}),
     "qwen3": ("qwen3", {}),
     "qwen3_moe": ("qwen3moe", {"mlp_only_layers": []}),
     "olmoe": ("olmoe", {"clip_qkv": None, "num_key_value_heads": 4}),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo2", {}),
+    "exaone4": ("exaone4", {}),
+    "exaone4_full": ("exaone4", {}),
+    "exaone_moe": ("exaone-moe", {}),
+    "dots1": ("dots1", {"sliding_window": None, "num_key_value_heads": 4}),
+    "solar_open": ("glm4moe", {}),
+    "mellum": ("mellum", {"mlp_layer_types": ["sparse"] * 4}),
+    "afmoe": ("afmoe", {}),
+    "laguna": ("laguna", {}),
+    "bailing_moe_v2": ("bailingmoe2", {}),
     "deepseek_v2": ("deepseek2", {"rope_parameters": {**YARN_ROPE, "mscale": 0.707, "mscale_all_dim": 0.707}}),
     "deepseek_v2_lite": ("deepseek2", {"num_hidden_layers": 27}),  # llama.cpp recognises it by the number of layers
     "deepseek_v3": ("deepseek2", {}),
@@ -71,8 +88,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
 }
 """llama.cpp's name of a tiny configuration, and the changes for traits that it fixes or lacks."""
 
-READ_AS = {"mistral": "llama", "glm4_moe_lite": "deepseek_v3"}
-READ_AS |= {"gemma4_unified": "gemma4"}
+READ_AS = {"mistral": "llama", "glm4_moe_lite": "deepseek_v3", "solar_open": "glm4_moe", "gemma4_unified": "gemma4"}
 READ_AS |= {"granitemoehybrid": "granitemoe", "granitemoehybrid_dense": "granite"}
 """The family that reads a tiny configuration whose own family has no architecture in llama.cpp."""
 
@@ -128,11 +144,14 @@ def _gguf_rules(name: str, spec: ModelSpec) -> list[Any]:
 
 
 def _rope_factors(model: Any) -> dict[str, Tensor]:
-    """Returns the factor by which Llama 3 slows each frequency, or Gemma 4 stops some of full attention."""
+    """Returns the factor by which Llama 3 slows each frequency, Gemma 4's for full attention, or both of LongRoPE."""
     rope = getattr(model.config.get_text_config(), "rope_parameters", {})
     if rope.get("full_attention", {}).get("rope_type") == "proportional":
         turns = model.model.rotary_emb.full_attention_inv_freq.numpy() > 0
         return {"rope_freqs.weight": float_tensor("rope_freqs.weight", np.where(turns, 1, 1e30).astype(np.float32))}
+    if rope.get("rope_type") == "longrope":
+        lists = {f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("short", "long")}
+        return {name: float_tensor(name, np.array(factors, np.float32)) for name, factors in lists.items()}
     if rope.get("rope_type") != "llama3":
         return {}
     plain = rope["rope_theta"] ** -(np.arange(0, model.config.head_dim, 2) / model.config.head_dim)
@@ -230,6 +249,67 @@ def _deepseek(config: Settings) -> dict[str, Any]:
     }
 
 
+def _ministral3(config: Settings) -> dict[str, Any]:
+    rope = config["rope_parameters"]
+    return {
+        **_llama(config),
+        "rope.scaling.yarn_log_multiplier": rope["mscale_all_dim"],
+        "attention.temperature_scale": rope["llama_4_scaling_beta"],
+    }
+
+
+def _mistral4(config: Settings) -> dict[str, Any]:
+    """The converter writes no temperature, and no score, which is softmax."""
+    return {**_deepseek(config), "expert_gating_func": None}
+
+
+def _minimax_m2(config: Settings) -> dict[str, Any]:
+    return {
+        "expert_feed_forward_length": config["intermediate_size"],
+        "expert_gating_func": 2,
+        "rope.dimension_count": config["head_dim"] // 2,
+    }
+
+
+def _phi3(config: Settings) -> dict[str, Any]:
+    rope, longest = config["rope_parameters"], config["max_position_embeddings"]
+    original = config["original_max_position_embeddings"]
+    magnitude = (1 + np.log(longest / original) / np.log(original)) ** 0.5
+    return {
+        "rope.scaling.original_context_length": original,
+        **({"rope.scaling.attn_factor": float(magnitude)} if "long_factor" in rope else {}),
+        "rope.dimension_count": int(_head_dim(config) * rope.get("partial_rotary_factor", 1.0)),
+        "attention.sliding_window": config.get("sliding_window") or 0,
+    }
+
+
+def _windows(config: Settings) -> dict[str, Any]:
+    """Returns the window, and which layers have it."""
+    if not config.get("sliding_window"):
+        return {}
+    return {
+        "attention.sliding_window": config["sliding_window"],
+        "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config["layer_types"]],
+    }
+
+
+def _exaone4(config: Settings) -> dict[str, Any]:
+    return {**_windows(config), "vocab_size": config["vocab_size"]}
+
+
+def _exaone_moe(config: Settings) -> dict[str, Any]:
+    shared = config["num_shared_experts"]
+    return {
+        **_first_dense(config),
+        **_exaone4(config),
+        "expert_gating_func": 2,
+        "expert_shared_count": shared,
+        "expert_shared_feed_forward_length": shared * config["moe_intermediate_size"],
+        "nextn_predict_layers": 0,
+        "rope.scaling.type": "none",
+    }
+
+
 def _first_dense(config: Settings) -> dict[str, Any]:
     keys = (
         ("expert_feed_forward_length", "moe_intermediate_size"),
@@ -242,11 +322,63 @@ def _first_dense(config: Settings) -> dict[str, Any]:
 
 
 def _glm4(config: Settings) -> dict[str, Any]:
-    return {"rope.dimension_count": _head_dim(config) // 2}
+    fraction = config["rope_parameters"].get("partial_rotary_factor", 1.0)
+    return {"rope.dimension_count": int(_head_dim(config) * fraction)}
 
 
 def _glm4_moe(config: Settings) -> dict[str, Any]:
-    return {**_first_dense(config), **_glm4(config), "expert_gating_func": 2, "nextn_predict_layers": 0}
+    return {
+        **_first_dense(config),
+        **_glm4(config),
+        "leading_dense_block_count": config.get("first_k_dense_replace"),
+        "expert_gating_func": 2,
+        "nextn_predict_layers": 0,
+    }
+
+
+def _dots1(config: Settings) -> dict[str, Any]:
+    return {**_first_dense(config), "expert_gating_func": 2}
+
+
+def _bailing_moe_v2(config: Settings) -> dict[str, Any]:
+    width = config["moe_intermediate_size"] * config["n_shared_experts"]
+    return {**_glm4_moe(config), "vocab_size": config["vocab_size"], "expert_shared_feed_forward_length": width}
+
+
+def _mellum(config: Settings) -> dict[str, Any]:
+    return {**_windows(config), "expert_feed_forward_length": config["moe_intermediate_size"]}
+
+
+def _afmoe(config: Settings) -> dict[str, Any]:
+    """The converter does not write which layers have the window."""
+    keys = (
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("expert_shared_count", "num_shared_experts"),
+        ("expert_weights_scale", "route_scale"),
+        ("leading_dense_block_count", "num_dense_layers"),
+        ("attention.sliding_window", "sliding_window"),
+    )
+    return {**_llama(config), **_present(config, keys), "expert_gating_func": 2, "expert_weights_norm": True}
+
+
+def _laguna(config: Settings) -> dict[str, Any]:
+    keys = (
+        ("vocab_size", "vocab_size"),
+        ("attention.head_count", "num_attention_heads_per_layer"),
+        ("attention.sliding_window", "sliding_window"),
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+        ("expert_weights_scale", "moe_routed_scaling_factor"),
+    )
+    rope, dim = config["rope_parameters"], config["head_dim"]
+    return {
+        **_present(config, keys),
+        "expert_gating_func": 2,
+        "expert_weights_norm": True,
+        "leading_dense_block_count": config["mlp_layer_types"].count("dense"),
+        "rope.dimension_count": int(dim * rope["full_attention"]["partial_rotary_factor"]),
+        "rope.dimension_count_swa": int(dim * rope["sliding_attention"]["partial_rotary_factor"]),
+    }
 
 
 def _gpt_oss(config: Settings) -> dict[str, Any]:
@@ -458,6 +590,18 @@ EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "llama": _llama,
     "smollm3": _llama,
     "llama4": _llama4,
+    "mistral3": _ministral3,
+    "mistral4": _mistral4,
+    "minimax-m2": _minimax_m2,
+    "phi3": _phi3,
+    "olmo2": _windows,
+    "dots1": _dots1,
+    "bailingmoe2": _bailing_moe_v2,
+    "mellum": _mellum,
+    "afmoe": _afmoe,
+    "laguna": _laguna,
+    "exaone4": _exaone4,
+    "exaone-moe": _exaone_moe,
     "qwen2moe": _qwen_moe,
     "qwen3moe": _qwen_moe,
     "deepseek2": _deepseek,

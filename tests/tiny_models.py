@@ -24,6 +24,7 @@ from freedive.model.batch import Batch, Runner, StateUpdates
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import bailing
     import pangu
     import torch
     import transformers
@@ -36,8 +37,8 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 def maker_class(name: str) -> Any:
     """Returns the class that makes the model."""
-    family = TINY[name][0]
-    return getattr(pangu if family.startswith("Pangu") else transformers, f"{family}ForCausalLM")
+    kind = f"{TINY[name][0]}ForCausalLM"
+    return next(getattr(module, kind) for module in (transformers, pangu, bailing) if hasattr(module, kind))
 
 
 def maker_model(name: str, **changes: Any) -> Any:

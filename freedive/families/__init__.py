@@ -11,7 +11,8 @@ from typing import Any
 from freedive.checkpoint.rules import Rules
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
-from freedive.families.ant import BAILING_HYBRID
+from freedive.families.ant import BAILING_HYBRID, BAILING_MOE_V2, SARVAM_MOE
+from freedive.families.arcee import AFMOE
 from freedive.families.baidu import ERNIE_4_5, ERNIE_4_5_MOE
 from freedive.families.bytedance import SEED_OSS
 from freedive.families.config import Config
@@ -23,18 +24,26 @@ from freedive.families.google import GEMMA, GEMMA2, GEMMA3
 from freedive.families.huawei import PANGU_EMBEDDED, PANGU_PRO_MOE
 from freedive.families.huggingface import SMOLLM3
 from freedive.families.ibm import GRANITE, GRANITE_HYBRID, GRANITE_MOE, GRANITE_MOE_SWA, GRANITE_SWA
+from freedive.families.jetbrains import MELLUM
+from freedive.families.lg import EXAONE4, EXAONE_MOE
 from freedive.families.liquid import LFM2, LFM2_MOE
 from freedive.families.llama import LLAMA, MISTRAL, MIXTRAL
 from freedive.families.llama4 import LLAMA4
+from freedive.families.microsoft import PHI3
+from freedive.families.minimax import MINIMAX_M2
+from freedive.families.mistral import MINISTRAL3, MISTRAL4
 from freedive.families.moonshot import KIMI_LINEAR
 from freedive.families.names import GGUF_EH_PROJ, gguf_rules, hub_rules, text_rules
-from freedive.families.olmo import OLMOE
+from freedive.families.olmo import FLEX_OLMO, OLMO2, OLMO3, OLMOE
 from freedive.families.openai import GPT_OSS
 from freedive.families.parts import FULL
+from freedive.families.poolside import LAGUNA
 from freedive.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from freedive.families.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
+from freedive.families.rednote import DOTS1
 from freedive.families.refused import REFUSED, refusal
-from freedive.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3
+from freedive.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3, YOUTU
+from freedive.families.upstage import SOLAR_OPEN
 from freedive.families.zhipu import GLM4, GLM4_MOE
 from freedive.files import quote
 from freedive.model.description import check
@@ -44,6 +53,8 @@ FAMILIES = (
     LLAMA,
     MISTRAL,
     MIXTRAL,
+    MINISTRAL3,
+    MISTRAL4,
     QWEN2,
     QWEN2_MOE,
     QWEN3,
@@ -52,11 +63,25 @@ FAMILIES = (
     QWEN3_5,
     QWEN3_5_MOE,
     OLMOE,
+    OLMO2,
+    OLMO3,
+    FLEX_OLMO,
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     GLM4_MOE_LITE,
     KIMI_LINEAR,
+    BAILING_MOE_V2,
     BAILING_HYBRID,
+    MINIMAX_M2,
+    EXAONE4,
+    EXAONE_MOE,
+    PHI3,
+    DOTS1,
+    SOLAR_OPEN,
+    MELLUM,
+    AFMOE,
+    LAGUNA,
+    SARVAM_MOE,
     GPT_OSS,
     SEED_OSS,
     ERNIE_4_5,
@@ -64,6 +89,7 @@ FAMILIES = (
     HUNYUAN,
     HUNYUAN_MOE,
     HY_V3,
+    YOUTU,
     PANGU_EMBEDDED,
     PANGU_PRO_MOE,
     GLM4,

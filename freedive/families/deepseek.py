@@ -17,14 +17,15 @@ from freedive.families.parts import (
     router,
     with_shared,
 )
-from freedive.model.spec import Attention, Experts, LatentAttention, Layer, ModelSpec, Router
+from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, Layer, ModelSpec, Router
 
-_DENSE, _SPARSE = "dense", "sparse"
+DENSE, SPARSE = "dense", "sparse"
+"""Names in ``mlp_layer_types`` of layers with one feed-forward network and with experts."""
 
 
 def _deepseek_v2(config: Config) -> ModelSpec:
     config.choice("scoring_func", ("softmax",))
-    gate = router(config, "n_routed_experts", renormalise=config.flag("norm_topk_prob"), scale=_scale(config))
+    gate = router(config, "n_routed_experts", renormalise=config.flag("norm_topk_prob"), scale=routed_scale(config))
     grouped = groups(config, gate)
     if config.choice("topk_method", ("greedy", "group_limited_greedy")) == "group_limited_greedy":
         gate = grouped
@@ -38,30 +39,43 @@ def _deepseek_v3(config: Config) -> ModelSpec:
 
 def _glm4_moe_lite(config: Config) -> ModelSpec:
     attn = latent_attention(config, interleaved=config.flag("rope_interleave", True))
-    types = config.choices("mlp_layer_types", num_layers(config), (_DENSE, _SPARSE)) or first_dense(config)
+    types = config.choices("mlp_layer_types", num_layers(config), (DENSE, SPARSE)) or first_dense(config)
     return decoder("glm4_moe_lite", config, attn, unbiased_router(config), types)
 
 
 def decoder(
-    family: str, config: Config, attn: Attention | LatentAttention, gate: Router, types: Sequence[str]
+    family: str,
+    config: Config,
+    attn: Attention | LatentAttention | Sequence[Attention],
+    gate: Router,
+    types: Sequence[str],
 ) -> ModelSpec:
-    dense = feed_forward(config, bias=config.flag("mlp_bias"))
-    moe = Experts(gate, feed_forward(config, "moe_intermediate_size", bias=dense.bias))
+    """Returns a decoder with the same attention in each layer, or one of ``attn`` each, and dense or sparse layers."""
+    bias = config.flag("mlp_bias")
+    moe = Experts(gate, feed_forward(config, "moe_intermediate_size", bias=bias))
     moe = with_shared(moe, config.count("n_shared_experts", 0, least=0, most=64))
-    return model(family, config, [Layer(attn, moe if kind == _SPARSE else dense) for kind in types])
+    ffns: dict[str, FeedForward | Experts] = {SPARSE: moe}
+    if DENSE in types or "intermediate_size" in config:
+        ffns[DENSE] = feed_forward(config, bias=bias)
+    attns = attn if isinstance(attn, Sequence) else [attn] * len(types)
+    kinds = zip(attns, types, strict=True)
+    return model(family, config, [Layer(mixer, ffns[kind]) for mixer, kind in kinds])
 
 
-def unbiased_router(config: Config) -> Router:
-    """Returns a router balanced without an auxiliary loss (`noaux_tc`): a learned bias changes only the choice."""
-    config.choice("scoring_func", ("sigmoid",))
+def unbiased_router(config: Config, *other_names: str) -> Router:
+    """Returns a router balanced without an auxiliary loss (`noaux_tc`): a learned bias changes only the choice.
+
+    ``other_names`` are those of its score besides ``sigmoid``.
+    """
+    config.choice("scoring_func", ("sigmoid", *other_names))
     config.choice("topk_method", ("noaux_tc",))
     renormalise = config.flag("norm_topk_prob", True)
-    traits = {"score": "sigmoid", "choice_bias": True, "renormalise": renormalise, "scale": _scale(config)}
+    traits = {"score": "sigmoid", "choice_bias": True, "renormalise": renormalise, "scale": routed_scale(config)}
     gate = router(config, "n_routed_experts", **traits)
     return groups(config, gate, "top2")
 
 
-def _scale(config: Config) -> float:
+def routed_scale(config: Config) -> float:
     return config.number("routed_scaling_factor", 1.0)
 
 
@@ -69,10 +83,10 @@ def first_dense(config: Config) -> list[str]:
     """Returns the type of each layer: from ``first_k_dense_replace`` on, every ``moe_layer_freq``-th is a mixture."""
     total = num_layers(config)
     first, step = config.count("first_k_dense_replace", 0, least=0), config.count("moe_layer_freq", 1)
-    return [_SPARSE if i >= first and i % step == 0 else _DENSE for i in range(total)]
+    return [SPARSE if i >= first and i % step == 0 else DENSE for i in range(total)]
 
 
-def _gguf_implied(config: Config) -> dict[str, Any]:
+def gguf_implied(config: Config) -> dict[str, Any]:
     """Returns the head widths from other keys, because key_length and value_length may be widths of cached latents."""
     head_dim, value_dim = (config.count(f"mla_{name}", config.count(name)) for name in ("key_length", "value_length"))
     magnitude = round(10 * config.section("rope_scaling").number("yarn_log_multiplier", 0.0, least=0), 6)
@@ -85,10 +99,10 @@ def _gguf_implied(config: Config) -> dict[str, Any]:
 
 def _gguf_implied_v2(config: Config) -> dict[str, Any]:
     grouped = config.count("n_group", 1) > 1
-    return {**_gguf_implied(config), "topk_method": "group_limited_greedy" if grouped else "greedy"}
+    return {**gguf_implied(config), "topk_method": "group_limited_greedy" if grouped else "greedy"}
 
 
-_GGUF_KEYS = {
+GGUF_KEYS = {
     "attention.q_lora_rank": "q_lora_rank",
     "attention.kv_lora_rank": "kv_lora_rank",
     "attention.key_length": "key_length",
@@ -108,7 +122,7 @@ _DEFAULTS = {
     "v_head_dim": 128,
     "max_position_embeddings": 2048,
 }
-_REPEATED = ("head_dim", "qk_head_dim")  # derived values, which transformers also writes
+REPEATED = ("head_dim", "qk_head_dim")  # derived values, which transformers also writes
 
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",
@@ -116,8 +130,8 @@ DEEPSEEK_V2 = Family(
     architectures=("DeepseekV2ForCausalLM",),
     spec=_deepseek_v2,
     defaults=_DEFAULTS,
-    ignorable=_REPEATED,
-    gguf=Gguf(architecture="deepseek2", keys=_GGUF_KEYS, implied=_gguf_implied_v2),
+    ignorable=REPEATED,
+    gguf=Gguf(architecture="deepseek2", keys=GGUF_KEYS, implied=_gguf_implied_v2),
 )
 
 DEEPSEEK_V3 = Family(
@@ -141,8 +155,8 @@ DEEPSEEK_V3 = Family(
         "routed_scaling_factor": 2.5,
         "num_experts_per_tok": 8,
     },
-    ignorable=_REPEATED,
-    gguf=Gguf(architecture="deepseek2", mark="blk.{}.exp_probs_b.bias", keys=_GGUF_KEYS, implied=_gguf_implied),
+    ignorable=REPEATED,
+    gguf=Gguf(architecture="deepseek2", mark="blk.{}.exp_probs_b.bias", keys=GGUF_KEYS, implied=gguf_implied),
 )
 
 GLM4_MOE_LITE = Family(
@@ -162,5 +176,5 @@ GLM4_MOE_LITE = Family(
         "routed_scaling_factor": 1.8,
         "num_experts_per_tok": 4,
     },
-    ignorable=_REPEATED,
+    ignorable=REPEATED,
 )

@@ -46,10 +46,12 @@ SCALING_KEYS = {
     "rope.scaling.type": "rope_type",
     "rope.scaling.factor": "factor",
     "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.attn_factor": "attention_factor",
     "rope.scaling.yarn_attn_factor": "attention_factor",
     "rope.scaling.yarn_beta_fast": "beta_fast",
     "rope.scaling.yarn_beta_slow": "beta_slow",
     "rope.scaling.yarn_log_multiplier": "yarn_log_multiplier",
+    "attention.temperature_scale": "llama_4_scaling_beta",
 }
 """GGUF key without the prefix ``<architecture>.`` -> Hugging Face key in the section ``rope_scaling``."""
 
@@ -172,6 +174,9 @@ def _seen_in_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     seen["attention_k_eq_v"] = any(name.replace("attn_k", "attn_v") not in tensors for name in keys)
     if "token_embd.weight" in tensors:
         seen["vocab_size"] = tensors["token_embd.weight"].shape[0]
+    factors = {f"{kind}_factor": f"rope_factors_{kind}.weight" for kind in ("short", "long")}
+    if found := {key: _floats(tensors[name]) for key, name in factors.items() if name in tensors}:
+        seen["rope_scaling"] = {"rope_type": "longrope", **found}
     return seen
 
 

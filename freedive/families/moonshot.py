@@ -8,6 +8,7 @@ from typing import Any
 from freedive.checkpoint.rule_steps import Exp, Flatten, Scale, Taps
 from freedive.checkpoint.rules import Rule, Rules
 from freedive.families.config import Config
+from freedive.families.deepseek import DENSE, SPARSE
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
 from freedive.families.names import EXPERT, SHARED, Naming, feed_forward_names
@@ -23,9 +24,6 @@ from freedive.families.parts import (
     with_shared,
 )
 from freedive.model.spec import DeltaRule, Experts, FeedForward, LatentAttention, Layer, ModelSpec, Router
-
-DENSE, SPARSE = "dense", "sparse"
-"""Names in ``mlp_layer_types`` of layers with one feed-forward network and with experts."""
 
 SPELLINGS = {
     "model_max_length": "max_position_embeddings",

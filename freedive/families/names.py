@@ -106,7 +106,7 @@ MTP_PARTS: Mapping[str, str] = {
 
 REDUNDANT = (
     "model.layers.{}.self_attn.rotary_emb.inv_freq",  # computed from the rope settings
-    "rope_freqs.weight",  # read by families/gguf.py as part of the configuration
+    *("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"),  # read by families/gguf.py
 )
 
 VISION = (
@@ -127,6 +127,14 @@ VISION = (
 
 WRAPPERS = {"model.language_model.": "", "language_model.model.": "language_model."}
 """Prefix that replaces ``model.`` in the text part of a multimodal model -> prefix of its other tensors."""
+
+
+STACKED = (
+    Rule("model.layers.{}.mlp.experts.gate_up_proj", (f"{EXPERT}.gate", f"{EXPERT}.up")),
+    Rule("model.layers.{}.mlp.experts.down_proj", (f"{EXPERT}.down",)),
+)
+"""Rules of experts that are one stack of a layer."""
+GGUF_STACKED = Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up"))
 
 
 @dataclass(frozen=True)
@@ -155,14 +163,9 @@ def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[
     MTP layers come after the last layer. Their tensors that are not in the specification, such as copies of the
     embedding and the output head, are not read.
     """
-    mlp = "model.layers.{}.mlp.experts"
-    fused = [
-        Rule(f"{mlp}.gate_up_proj", (f"{EXPERT}.gate", f"{EXPERT}.up")),
-        Rule(f"{mlp}.down_proj", (f"{EXPERT}.down",)),
-    ]
     latents = latent_rules(spec, "model.layers.{}.self_attn.kv_b_proj.weight")
     pair = _embed_and_state(spec, HUB_EH_PROJ)
-    rules = [*naming.rules(spec), *_plain(spec, HUB, naming), *fused, *latents, pair]
+    rules = [*naming.rules(spec), *_plain(spec, HUB, naming), *STACKED, *latents, pair]
     unread = ("mtp.*", *(f"model.layers.{len(spec.layers) + index}.*" for index in range(num_mtp_layers)))
     in_module = _in_module(rules, len(spec.layers)) if naming.mtp_module and spec.mtp else []
     return [*in_module, *rules, *(Ignore(name) for name in (*REDUNDANT, *unread))]
@@ -170,13 +173,12 @@ def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[
 
 def gguf_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
     """Returns the rules that make the tensors of a GGUF file canonical; MTP layers come after the last layer."""
-    fused = Rule("blk.{}.ffn_gate_up_exps.weight", (f"{EXPERT}.gate", f"{EXPERT}.up"))
     keys = Rule("blk.{}.attn_k_b.weight", ("layers.{}.attn.k_b",), (Transpose(),))
     latents = latent_rules(spec, "blk.{}.attn_kv_b.weight")
     pair = _embed_and_state(spec, GGUF_EH_PROJ)
     mtp = (f"blk.{len(spec.layers) + index}.*" for index in range(num_mtp_layers))
     unread = [Ignore(name) for name in (*REDUNDANT, *mtp)]
-    return [*naming.rules(spec), *_plain(spec, GGUF, naming), fused, keys, *latents, pair, *unread]
+    return [*naming.rules(spec), *_plain(spec, GGUF, naming), GGUF_STACKED, keys, *latents, pair, *unread]
 
 
 def text_rules(rules: Rules, tensors: Mapping[str, object]) -> list[Rule | Ignore]:

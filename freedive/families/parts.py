@@ -115,6 +115,13 @@ def layer_types(config: Config, otherwise: Sequence[str]) -> Sequence[str]:
     return config.choices("layer_types", len(otherwise), (FULL, SLIDING)) or otherwise
 
 
+def late_windows(config: Config) -> Sequence[str]:
+    """Returns the type of each layer: layers from ``max_window_layers`` on have a window."""
+    total = num_layers(config)
+    first = config.count("max_window_layers", total, least=0)
+    return layer_types(config, ([FULL] * first + [SLIDING] * total)[:total])
+
+
 def rotated_layers(config: Config) -> list[bool]:
     """Returns whether each layer has rotary embeddings: all layers but every ``no_rope_layer_interval``-th, unless
     ``no_rope_layers`` lists them.

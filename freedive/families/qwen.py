@@ -14,6 +14,7 @@ from freedive.families.parts import (
     SLIDING,
     attention,
     feed_forward,
+    late_windows,
     layer_types,
     model,
     num_layers,
@@ -24,7 +25,7 @@ from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpe
 
 
 def _qwen2(config: Config) -> ModelSpec:
-    return _decoder("qwen2", config, attention(config, qkv_bias=True), _late_windows(config), _dense(config))
+    return _decoder("qwen2", config, attention(config, qkv_bias=True), late_windows(config), _dense(config))
 
 
 def _qwen2_moe(config: Config) -> ModelSpec:
@@ -35,7 +36,7 @@ def _qwen2_moe(config: Config) -> ModelSpec:
 
 
 def _qwen3(config: Config) -> ModelSpec:
-    return _decoder("qwen3", config, _normed_attention(config), _late_windows(config), _dense(config))
+    return _decoder("qwen3", config, _normed_attention(config), late_windows(config), _dense(config))
 
 
 def _qwen3_moe(config: Config) -> ModelSpec:
@@ -57,13 +58,6 @@ def _decoder(
 def _normed_attention(config: Config) -> Attention:
     bias = config.flag("attention_bias")
     return attention(config, qkv_bias=bias, out_bias=bias, qk_norm="head")
-
-
-def _late_windows(config: Config) -> Sequence[str]:
-    """Returns the type of each layer: layers from ``max_window_layers`` on have a window."""
-    total = num_layers(config)
-    first = config.count("max_window_layers", total, least=0)
-    return layer_types(config, ([FULL] * first + [SLIDING] * total)[:total])
 
 
 def _even_windows(config: Config) -> Sequence[str]:

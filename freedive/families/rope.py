@@ -6,13 +6,14 @@ The formulas and the precision, float32, are those of modeling_rope_utils.py of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from freedive.families.config import Config
-from freedive.model.spec import MAX_CONTEXT, Rope
+from freedive.model.spec import MAX_CONTEXT, AttentionTemperature, Rope
 
 Frequencies = npt.NDArray[np.float32]
 
@@ -46,6 +47,23 @@ def rope(
     return Rope(dim, tuple(map(float, inv_freq)), factor, interleaved)
 
 
+def supply_rope(config: Config, settings: Mapping[str, Any]) -> None:
+    """Sets the rope ``settings``, in their older form, if the configuration has none."""
+    if not any(key in config for key in ("rope_parameters", "rope_scaling", "rope_theta")):
+        config.supply(settings)
+
+
+def local_rope(config: Config, head_dim: int) -> Rope:
+    """Returns the rotary embedding of layers with a window, if rope settings depend on the type of a layer.
+
+    The scaling in older files and in GGUF files is that of the other layers only.
+    """
+    if "sliding_attention" in config.section("rope_parameters"):
+        return rope(config, head_dim, kind="sliding_attention")
+    theta = config.number("rope_theta", DEFAULT_THETA, least=2)
+    return plain_rope(config.number("rope_local_base_freq", theta, least=2), head_dim)
+
+
 def plain_rope(theta: float, dim: int, *, interleaved: bool = False) -> Rope:
     """Returns the rotary embedding of ``dim`` dimensions without scaling."""
     return Rope(dim, tuple(map(float, _plain(theta, dim))), interleaved=interleaved)
@@ -57,6 +75,14 @@ def latent_magnitude(config: Config) -> float:
     if _scaling(table) == "default":
         return 1.0
     return _magnitude(_factor(table, 1.0), table.number("mscale_all_dim", 0.0, least=0)) ** 2
+
+
+def attention_temperature(config: Config) -> AttentionTemperature | None:
+    """Returns the temperature of Ministral 3, which rises each time a position passes the context before scaling."""
+    table = _table(config)
+    table.count("max_position_embeddings", 1, most=MAX_CONTEXT)  # read but not used: a copy
+    scale = table.number("llama_4_scaling_beta", 0.0, least=0)
+    return AttentionTemperature(float(_original(config, table)), scale, offset=0) if scale else None
 
 
 def max_context(config: Config) -> int:
@@ -172,6 +198,25 @@ def _yarn_magnitude(table: Config, factor: float) -> float:
     return table.number("attention_factor", ratio)
 
 
+def _longrope(config: Config, table: Config, theta: float, dim: int) -> tuple[Frequencies, float]:
+    """Divides each frequency by a factor of its own (LongRoPE, Ding et al. 2024; Phi-3).
+
+    There are factors for contexts up to the original length and others for longer ones. The maximum context decides for
+    every request, so that cached keys stay valid; transformers decides by the length of each sequence, and llama.cpp by
+    its setting of the context.
+    """
+    original, longest = _original(config, table), _max_position(config)
+    key = "long_factor" if longest > original else "short_factor"
+    lists = {name: table.numbers(name, dim // 2, least=1e-3, most=1e6) for name in ("short_factor", "long_factor")}
+    factors, inv_freq = lists[key], _plain(theta, dim)
+    if factors is None:
+        raise table.refusal(key, f"is missing, with a context of {longest} tokens")
+    growth = _factor(table, longest / original)
+    magnitude = math.sqrt(1 + math.log(growth) / math.log(max(original, 2))) if growth > 1 else 1.0
+    inv_freq /= np.array(factors, np.float32)
+    return inv_freq, table.number("attention_factor", magnitude)
+
+
 def _magnitude(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
@@ -196,5 +241,7 @@ SCALINGS: dict[str, Scaling] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "proportional": _proportional,
+    "longrope": _longrope,
+    "su": _longrope,  # its name in the first files
 }
 """rope_type -> (configuration, rope settings, theta, dim) -> (inverse frequencies, factor)."""

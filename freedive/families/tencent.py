@@ -1,4 +1,4 @@
-"""Tencent's Hunyuan (dense and A13B), with head norms after the rotation, and Hy3, with the router of DeepSeek-V3."""
+"""Tencent's Hunyuan, with head norms after the rotation, Hy3, with the router of DeepSeek-V3, and Youtu."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from dataclasses import replace
 
 from freedive.checkpoint.rules import Rule
 from freedive.families.config import Config
+from freedive.families.deepseek import DENSE, REPEATED, SPARSE
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
 from freedive.families.names import SHARED, Naming, feed_forward_names
-from freedive.families.parts import attention, feed_forward, model, num_layers, router, with_shared
+from freedive.families.parts import (
+    attention,
+    feed_forward,
+    latent_attention,
+    model,
+    num_layers,
+    router,
+    with_shared,
+)
 from freedive.model.spec import Attention, Experts, Layer, ModelSpec, Router
-
-_DENSE, _SPARSE = "dense", "sparse"
 
 
 def _hunyuan(config: Config) -> ModelSpec:
@@ -50,11 +57,16 @@ def _hy3(config: Config) -> ModelSpec:
     total, bias = num_layers(config), config.flag("attention_bias")
     attn = attention(config, qkv_bias=bias, out_bias=bias, qk_norm="head")
     dense = Layer(attn, feed_forward(config))
-    kinds = {_DENSE: dense, _SPARSE: replace(dense, ffn=_hy3_experts(config))}
+    kinds = {DENSE: dense, SPARSE: replace(dense, ffn=_hy3_experts(config))}
     first = config.count("first_k_dense_replace", least=0)
-    types = config.choices("mlp_layer_types", total, (_DENSE, _SPARSE))
-    types = types or [_DENSE if i < first else _SPARSE for i in range(total)]
+    types = config.choices("mlp_layer_types", total, (DENSE, SPARSE))
+    types = types or [DENSE if i < first else SPARSE for i in range(total)]
     return model("hy_v3", config, [kinds[kind] for kind in types])
+
+
+def _youtu(config: Config) -> ModelSpec:
+    attn = latent_attention(config, interleaved=config.flag("rope_interleave", True))
+    return model("youtu", config, [Layer(attn, feed_forward(config))] * num_layers(config))
 
 
 def _hy3_experts(config: Config) -> Experts:
@@ -124,6 +136,24 @@ _FIXED = {
     "use_mixed_mlp_moe": True,
     "use_rotary_pos_emb": True,
 }
+
+YOUTU = Family(
+    name="youtu",
+    models="Youtu-LLM-2B",
+    architectures=("YoutuForCausalLM",),
+    spec=_youtu,
+    defaults={
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 131072,
+        "q_lora_rank": 1536,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "tie_word_embeddings": True,
+    },
+    ignorable=(*REPEATED, "embedding_initializer_range"),
+)
 
 HUNYUAN = Family(
     name="hunyuan_v1_dense",

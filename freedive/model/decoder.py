@@ -111,7 +111,7 @@ def _block(
     inputs: V | None = None,
 ) -> V:
     eps = model.norm_eps
-    h = ops.rms_norm(x, w["attn.norm"], eps)
+    h = _normed(x, w.get("attn.norm"), eps, ops)
     x = _add(x, _mix(index, layer.mixer, Scope(w, "attn"), eps, h, ops), w.get("attn.post_norm"), model, ops)
     x = _add(x, _feed(layer.ffn, Scope(w, "ffn"), eps, x, ops), w.get("ffn.post_norm"), model, ops)
     if inputs is not None:
@@ -120,9 +120,13 @@ def _block(
 
 
 def _add(x: V, branch: V, post_norm: W | None, model: spec.ModelSpec, ops: Ops[V, W]) -> V:
-    if post_norm is not None:
-        branch = ops.rms_norm(branch, post_norm, model.norm_eps)
+    branch = _normed(branch, post_norm, model.norm_eps, ops)
     return ops.add(x, _scale(branch, model.residual_scale, ops))
+
+
+def _normed(x: V, norm: W | None, eps: float, ops: Ops[V, W]) -> V:
+    """Returns the RMS norm of ``x``, or ``x`` if the layer has no such norm."""
+    return x if norm is None else ops.rms_norm(x, norm, eps)
 
 
 def _scale(x: V, factor: float, ops: Ops[V, W]) -> V:
@@ -162,7 +166,9 @@ def _attention(index: int, attn: spec.Attention, w: Mapping[str, W], eps: float,
         if attn.clip:
             v = ops.clip(v, attn.clip)
     out = ops.attention(q, k, v, w.get("sinks"), attn, index)
-    return ops.linear(out if gate is None else ops.gate(out, gate), w["o"], w.get("o_bias"))
+    if gate is not None:
+        out = ops.gate(out, gate, attn.gate_activation)
+    return ops.linear(out, w["o"], w.get("o_bias"))
 
 
 def _norm_and_turn(attn: spec.Attention, x: V, norm: W | None, eps: float, ops: Ops[V, W]) -> V:
@@ -187,8 +193,10 @@ def _latent_attention(index: int, attn: spec.LatentAttention, w: Mapping[str, W]
     q, kv, *gate = _linears(h, w, names, ops)
     if attn.q_rank:
         q = ops.linear(ops.rms_norm(q, w["q_a_norm"], attn.latent_eps), w["q_b"], None)
+    if attn.temperature:
+        q = ops.scale_by_position(q, attn.temperature)
     out = ops.latent_attention(q, kv, w["kv_a_norm"], w["k_b"], w["v_b"], attn, index)
-    return ops.linear(ops.gate(out, *gate) if gate else out, w["o"], w.get("o_bias"))
+    return ops.linear(ops.gate(out, gate[0]) if gate else out, w["o"], w.get("o_bias"))
 
 
 def _short_conv(index: int, conv: spec.ShortConv, w: Mapping[str, W], h: V, ops: Ops[V, W]) -> V:
@@ -217,7 +225,7 @@ def _linears(h: V, w: Mapping[str, W], names: Iterable[str], ops: Ops[V, W]) -> 
 
 
 def _feed(ffn: spec.FeedForward | spec.Experts, w: Mapping[str, W], eps: float, x: V, ops: Ops[V, W]) -> V:
-    h = ops.rms_norm(x, w["norm"], eps)
+    h = _normed(x, w.get("norm"), eps, ops)
     if isinstance(ffn, spec.FeedForward):
         return ops.feed_forward(h, ffn, w)
     return _normed_branches(ffn, w, eps, x, h, ops) if ffn.branch_norms else _experts(ffn, w, h, ops)

@@ -17,6 +17,7 @@ from freedive.model.spec import (
     DeltaRule,
     Experts,
     FeedForward,
+    GateActivation,
     LatentAttention,
     Rope,
     ShortConv,
@@ -116,8 +117,8 @@ class Ops(Protocol[V, W]):
         the choice, and ``expert_scale`` [num_experts] multiplies the weight of each expert.
         """
 
-    def gate(self, x: V, gate: V) -> V:
-        """Returns x * sigmoid(gate) for x [T, dim] and gate [T, n]; each gate multiplies dim / n columns."""
+    def gate(self, x: V, gate: V, activation: GateActivation = "sigmoid") -> V:
+        """Returns x * activation(gate) for x [T, dim] and gate [T, n]; each gate multiplies dim / n columns."""
 
     def scale(self, x: V, factor: float) -> V:
         """Returns x * factor."""

@@ -118,7 +118,8 @@ def _layer(layer: Layer, hidden: int, token_input: int) -> Entries:
     table: dict[str, Param | ExpertParams] = {}
     branches: tuple[tuple[str, Entries], ...] = (("attn", mixer), ("ffn", feeder))
     for part, branch in branches:
-        table[f"{part}.norm"] = _vector(hidden, "norm")
+        if layer.pre_norms:
+            table[f"{part}.norm"] = _vector(hidden, "norm")
         table |= {f"{part}.{name}": entry for name, entry in branch.items()}
         if layer.post_norms:
             table[f"{part}.post_norm"] = _vector(hidden, "norm")
@@ -153,7 +154,7 @@ def _attention(attn: Attention, hidden: int) -> Table:
     if attn.sinks:
         table["sinks"] = _vector(attn.num_heads, "bias")
     if attn.output_gate:
-        table |= _linear("gate", attn.q_dim, hidden, attn.qkv_bias)
+        table |= _linear("gate", attn.num_heads if attn.gate_by_head else attn.q_dim, hidden, attn.qkv_bias)
     return table | _linear("o", hidden, attn.q_dim, attn.out_bias)
 
 

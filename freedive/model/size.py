@@ -121,6 +121,7 @@ def _mixer(attn: Mixer) -> str:
         "output gate": attn.output_gate,
         "values from keys": attn.values == "keys",
         f"keys and values of layer {attn.kv_layer}": attn.kv_layer >= 0,
+        "temperature": attn.temperature,
         "biases": attn.qkv_bias or attn.out_bias,
         {"head": "norms of heads", "full": "norms of q and k", "l2": "norms without weights"}.get(
             attn.qk_norm, ""
@@ -140,4 +141,4 @@ def _feeder(ffn: FeedForward | Experts) -> str:
 
 
 def _norms(layer: Layer) -> str:
-    return "; norms after both" if layer.post_norms else ""
+    return f"; norms {'' if layer.pre_norms else 'only '}after both" if layer.post_norms else ""

@@ -36,6 +36,9 @@ Span = Annotated[int, Range(0, MAX_CONTEXT)]
 Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
 """How gate and up are combined: act(gate) * up, or gate * sigmoid(1.702 gate) * (up + 1) for gpt-oss."""
 
+GateActivation = Literal["sigmoid", "softplus"]
+"""The function of a gate's linear output that multiplies the result of attention."""
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -82,10 +85,14 @@ State = tuple[PerToken | PerSequence, ...]
 
 @dataclass(frozen=True)
 class AttentionTemperature:
-    """Queries at position p are multiplied by log(1 + floor((p + 1) / floor_scale)) * scale + 1 (Llama 4)."""
+    """Queries at position p are multiplied by log(1 + floor((p + offset) / floor_scale)) * scale + 1.
+
+    Positions count from 0; the offset is 1 in Llama 4 and 0 in Ministral 3.
+    """
 
     floor_scale: float
     scale: float
+    offset: Annotated[int, Range(0, 1)] = 1
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,8 @@ class Attention:
     RMS norm of queries and keys: of each ``head``, of the ``full`` projection, or of each head without weights
     (``l2``). With ``softcap``, scores are softcap * tanh(score / softcap). A sink is a learned logit of each head that
     is part of the softmax but has no value (Xiao et al. 2023; gpt-oss). With ``output_gate``, each number of the result
-    is multiplied by the sigmoid of a linear projection of the input (Qwen3-Next).
+    is multiplied by the ``gate_activation`` of a linear projection of the input (Qwen3-Next). With ``gate_by_head``,
+    one gate multiplies all numbers of a head (Laguna).
 
     With ``values`` ``keys``, there is no projection to values: they are the projection to keys, before its norm and
     rotation. With ``v_norm``, an RMS norm without weights is applied to each head of the values. If ``kv_layer`` is not
@@ -120,6 +128,8 @@ class Attention:
     sinks: bool = False
     temperature: AttentionTemperature | None = None
     output_gate: bool = False
+    gate_activation: GateActivation = "sigmoid"
+    gate_by_head: bool = False
     values: Literal["own", "keys"] = "own"
     v_norm: bool = False
     kv_layer: Annotated[int, Range(-1, 1000)] = -1
@@ -164,6 +174,7 @@ class LatentAttention:
     scale: float
     bias: bool = False
     latent_eps: float = 1e-6
+    temperature: AttentionTemperature | None = None
     output_gate: bool = False
 
     @property
@@ -314,14 +325,16 @@ class Experts:
 
 @dataclass(frozen=True)
 class Layer:
-    """One block: x + mixer(norm(x)), then x + ffn(norm(x)); with ``post_norms`` both branches are normed again.
+    """One block: x + mixer(norm(x)), then x + ffn(norm(x)).
 
-    With ``out_scale``, the result is multiplied by a learned number.
+    With ``post_norms`` the result of both branches is normed; without ``pre_norms`` their input is not (OLMo 2). With
+    ``out_scale``, the result of the block is multiplied by a learned number.
     """
 
     mixer: Attention | LatentAttention | ShortConv | DeltaRule
     ffn: FeedForward | Experts
     post_norms: bool = False
+    pre_norms: bool = True
     out_scale: bool = False
 
 

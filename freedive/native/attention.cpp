@@ -29,12 +29,11 @@ void rotate_interleaved(float* x, const float* cosines, int dim) {
     }
 }
 
-void scale_by_position(float* x, int dim, int position, float floor_scale, float scale) {
-    const float factor = std::log1p(std::floor(float(position + 1) / floor_scale)) * scale + 1;
-    for (int i = 0; i < dim; i++) x[i] *= factor;
-}
-
 }  // namespace
+
+float temperature(int position, float floor_scale, float scale) {
+    return std::log1p(std::floor(float(position) / floor_scale)) * scale + 1;
+}
 
 void write_result(const AttendPartial& state, int n, float* out) {
     for (int i = 0; i < n; i++) out[i] = state.values[i] / state.sum;
@@ -60,9 +59,11 @@ void apply(const Program& program, const HeadStep& step, int row, int dim, float
         case HeadStep::RopeInterleaved:
             rotate_interleaved(head, program.buffers[step.operand].row(row), step.dim);
             break;
-        case HeadStep::ScaleByPosition:
-            scale_by_position(head, dim, program.step.positions[row], step.a, step.b);
+        case HeadStep::ScaleByPosition: {
+            const float factor = temperature(program.step.positions[row] + step.dim, step.a, step.b);
+            for (int i = 0; i < dim; i++) head[i] *= factor;
             break;
+        }
     }
 }
 

@@ -149,7 +149,9 @@ void bind_enums(nb::module_& m) {
         .value("SCALE", RowOperation::Scale)
         .value("SOFTCAP", RowOperation::Softcap)
         .value("CLIP", RowOperation::Clip)
-        .value("GATE", RowOperation::Gate)
+        .value("SIGMOID_GATE", RowOperation::SigmoidGate)
+        .value("SOFTPLUS_GATE", RowOperation::SoftplusGate)
+        .value("SCALE_BY_POSITION", RowOperation::ScaleByPosition)
         .value("ADD", RowOperation::Add);
     nb::enum_<HeadStep::Kind>(m, "HeadStepKind")
         .value("NORM", HeadStep::Norm)

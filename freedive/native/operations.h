@@ -164,9 +164,10 @@ struct Experts final : Operation {
 
 // Arithmetic on whole rows that is not fused with a product.
 struct RowOperation final : Operation {
-    enum Kind : int { Scale, Softcap, Clip, Gate, Add } kind;
-    int in, other, out;  // other: the gates [rows, n], or what is added
-    float value;         // factor, cap or limit
+    enum Kind : int { Scale, Softcap, Clip, SigmoidGate, SoftplusGate, ScaleByPosition, Add } kind;
+    // other: the gates [rows, n], a vector of offset, floor_scale and scale of ScaleByPosition, or what is added
+    int in, other, out;
+    float value;  // factor, cap or limit
     RowOperation(Kind kind, int in, int other, float value, int out)
         : kind(kind), in(in), other(other), out(out), value(value) {}
     void attach(Program& program) override;
@@ -199,10 +200,13 @@ struct RowGlu final : Operation {
 struct HeadStep {
     enum Kind : int { Norm, RopeHalves, RopeInterleaved, ScaleByPosition } kind;
     int operand;  // Norm: vector of weights. Rope: buffer of a RopeTable
-    int dim;      // Rope: rotated dimensions
+    int dim;      // Rope: rotated dimensions. ScaleByPosition: added to the position
     float a, b;   // Norm: epsilon. ScaleByPosition: floor_scale, scale
 };
 void apply(const Program& program, const HeadStep& step, int row, int dim, float* head);
+
+// The factor of an attention temperature at a position.
+float temperature(int position, float floor_scale, float scale);
 
 // Writes the attention result of a row over all keys that it sees.
 void write_result(const AttendPartial& state, int n, float* out);

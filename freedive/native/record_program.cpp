@@ -136,7 +136,9 @@ void GluLinear::attach(Program& program) {
 void RowOperation::attach(Program& program) {
     const int width = program.buffer(in).width;
     program.require_buffer(out, width);
-    if (kind == Gate) require(width % program.buffer(other).width == 0, "gates do not divide a row");
+    if (kind == ScaleByPosition) program.require_vector(other, 3);
+    if (kind == SigmoidGate || kind == SoftplusGate)
+        require(width % program.buffer(other).width == 0, "gates do not divide a row");
     if (kind == Add) program.require_buffer(other, width);
 }
 

@@ -37,16 +37,28 @@ void RopeTable::run(Program& program, int) const {
 
 namespace {
 
-// A row of `to` is x times the sigmoids of its gates, each of which is for as many numbers beside each other.
-void apply_gates(const Program& program, const Buffer& gates, int row, const float* x, const Buffer& to) {
+float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+
+float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::abs(x))); }
+
+// A row of `to` is x times the sigmoid or softplus of its gates, each of which is for as many numbers beside each
+// other.
+void apply_gates(const Program& program, float (*activation)(float), const Buffer& gates, int row, const float* x,
+                 const Buffer& to) {
     const float* logits = gates.row(row);
     float* y = to.row(row);
     const int each = to.width / gates.width;
-    if (each == 1) return program.kernels.glu({Activation::Sigmoid, 0}, logits, x, to.stride, y);
+    if (each == 1 && activation == sigmoid)
+        return program.kernels.glu({Activation::Sigmoid, 0}, logits, x, to.stride, y);
     for (int g = 0; g < gates.width; g++) {
-        const float gate = 1 / (1 + std::exp(-logits[g]));
+        const float gate = activation(logits[g]);
         for (int i = g * each; i < (g + 1) * each; i++) y[i] = x[i] * gate;
     }
+}
+
+void scale_by_position(const float* parameters, int position, const float* x, int n, float* y) {
+    const float factor = temperature(position + int(parameters[0]), parameters[1], parameters[2]);
+    for (int i = 0; i < n; i++) y[i] = x[i] * factor;
 }
 
 }  // namespace
@@ -68,8 +80,14 @@ void RowOperation::run(Program& program, int) const {
             case Clip:
                 for (int i = 0; i < n; i++) y[i] = std::min(std::max(x[i], -value), value);
                 break;
-            case Gate:
-                apply_gates(program, program.buffers[other], row, x, to);
+            case SigmoidGate:
+                apply_gates(program, sigmoid, program.buffers[other], row, x, to);
+                break;
+            case SoftplusGate:
+                apply_gates(program, softplus, program.buffers[other], row, x, to);
+                break;
+            case ScaleByPosition:
+                scale_by_position(program.vectors[other].data(), program.step.positions[row], x, n, y);
                 break;
             case Add:
                 for (int i = 0; i < n; i++) y[i] = x[i] + added[i];

@@ -148,8 +148,12 @@ class Emitter:
                 self._emit_rows(phase, _native.RowKind.SOFTCAP, NONE, cap)
             case Clip(limit):
                 self._emit_rows(phase, _native.RowKind.CLIP, NONE, limit)
-            case Gate():
-                self._emit_rows(phase, _native.RowKind.GATE, self._buffers[phase.inputs[1]], 0.0)
+            case ScaleByPosition(spec.AttentionTemperature(floor_scale, scale, offset)):
+                parameters = np.array([offset, floor_scale, scale], np.float32)
+                self._emit_rows(phase, _native.RowKind.SCALE_BY_POSITION, self._program.vector(parameters), 0.0)
+            case Gate(activation):
+                kind = _native.RowKind[f"{activation.upper()}_GATE"]
+                self._emit_rows(phase, kind, self._buffers[phase.inputs[1]], 0.0)
             case Add():
                 self._emit_rows(phase, _native.RowKind.ADD, self._buffers[phase.inputs[1]], 0.0)
             case other:
@@ -337,8 +341,8 @@ class Emitter:
         match step:
             case HeadNorm(_, _, eps):
                 return _native.HeadStepKind.NORM, self._head_weights(step), 0, eps, 0.0
-            case ScaleByPosition(temperature):
-                return _native.HeadStepKind.SCALE_BY_POSITION, NONE, 0, temperature.floor_scale, temperature.scale
+            case ScaleByPosition(spec.AttentionTemperature(floor_scale, scale, offset)):
+                return _native.HeadStepKind.SCALE_BY_POSITION, NONE, offset, floor_scale, scale
             case Rope(rope):
                 return self._rope_step(rope)
 

@@ -141,7 +141,9 @@ class Experts:
 
 @dataclass(frozen=True)
 class Gate:
-    """Multiplies each row by the sigmoids of its gate logits; each gate multiplies an equal share of the row."""
+    """Multiplies each row by an activation of its gate logits; each gate multiplies an equal share of the row."""
+
+    activation: spec.GateActivation
 
 
 @dataclass(frozen=True)

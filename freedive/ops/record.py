@@ -146,8 +146,8 @@ class Recorder:
         name = weights["0.gate"].removesuffix(".0.gate")
         return self._node(Experts(moe, name, choice_bias, expert_scale), x, logits)
 
-    def gate(self, x: Node, gate: Node) -> Node:
-        return self._node(Gate(), x, gate)
+    def gate(self, x: Node, gate: Node, activation: spec.GateActivation = "sigmoid") -> Node:
+        return self._node(Gate(activation), x, gate)
 
     def scale(self, x: Node, factor: float) -> Node:
         return self._node(Scale(factor), x)

@@ -77,7 +77,7 @@ class ReferenceOps:
     router_logits = linear
 
     def scale_by_position(self, q: Array, temperature: spec.AttentionTemperature) -> Array:
-        steps = np.floor((self._positions + 1) / np.float32(temperature.floor_scale))
+        steps = np.floor((self._positions + temperature.offset) / np.float32(temperature.floor_scale))
         factors = np.log1p(steps) * temperature.scale + 1
         y: Array = q * factors.astype(np.float32)[:, None]
         return y
@@ -253,8 +253,9 @@ class ReferenceOps:
             out[rows] += y if moe.router.weighs_input else y * share
         return out
 
-    def gate(self, x: Array, gate: Array) -> Array:
-        return x * np.repeat(sigmoid(gate), x.shape[-1] // gate.shape[-1], axis=-1)
+    def gate(self, x: Array, gate: Array, activation: spec.GateActivation = "sigmoid") -> Array:
+        factors: Array = sigmoid(gate) if activation == "sigmoid" else np.logaddexp(np.float32(0), gate)
+        return x * np.repeat(factors, x.shape[-1] // gate.shape[-1], axis=-1)
 
     def scale(self, x: Array, factor: float) -> Array:
         return x * np.float32(factor)

@@ -75,7 +75,7 @@ class TorchOps:
         return self._angles_of[rope]
 
     def scale_by_position(self, q: Tensor, temperature: spec.AttentionTemperature) -> Tensor:
-        steps = ((self._positions + 1) / temperature.floor_scale).floor()
+        steps = ((self._positions + temperature.offset) / temperature.floor_scale).floor()
         return (q * (steps.log1p() * temperature.scale + 1)[:, None]).to(q.dtype)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -289,8 +289,9 @@ class TorchOps:
             y = y * share
         return torch.zeros_like(y[: len(x)]).index_add(0, rows, y).to(x.dtype)
 
-    def gate(self, x: Tensor, gate: Tensor) -> Tensor:
-        return (x * gate.sigmoid().repeat_interleave(x.shape[-1] // gate.shape[-1], -1)).to(x.dtype)
+    def gate(self, x: Tensor, gate: Tensor, activation: spec.GateActivation = "sigmoid") -> Tensor:
+        factors = gate.sigmoid() if activation == "sigmoid" else F.softplus(gate)
+        return (x * factors.repeat_interleave(x.shape[-1] // gate.shape[-1], -1)).to(x.dtype)
 
     def scale(self, x: Tensor, factor: float) -> Tensor:
         return x * factor

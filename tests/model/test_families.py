@@ -177,7 +177,8 @@ def test_unknown_gguf_key_is_refused(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"qwen3.rope.scaling.factor": 0.0}, r"qwen3\.rope\.scaling\.factor is 0\.0"),
-        ({"qwen3.rope.scaling.type": "longrope"}, r"qwen3\.rope\.scaling\.type is 'longrope'"),
+        ({"qwen3.rope.scaling.type": "ntk"}, r"qwen3\.rope\.scaling\.type is 'ntk'"),
+        ({"qwen3.rope.scaling.type": "longrope"}, r"rope_scaling\.short_factor is missing"),
         ({"qwen3.rope.scaling.type": "linear"}, r"lacks qwen3\.rope\.scaling\.factor"),
         ({"qwen3.attention.value_length": 16}, r"qwen3\.attention\.value_length"),
         ({"qwen3.rope.dimension_count": 64}, r"qwen3\.rope\.dimension_count"),

@@ -50,7 +50,11 @@ def assert_same(checkpoint: Checkpoint, expected: Checkpoint) -> None:
         np.testing.assert_array_equal(weight, theirs[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", TINY)
+NAMED_OTHERWISE = {"sarvam_moe", "bailing_moe_v2"}
+"""Tiny configurations that transformers does not write under their makers' names."""
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name not in NAMED_OTHERWISE])
 def test_rules_restore_what_the_maker_wrote(name: str) -> None:
     checkpoint = saved(name)
     model, rules = describe(checkpoint)

@@ -35,7 +35,7 @@ from freedive.ops.reference import ReferenceRunner
 
 PROMPT = prompt(44)
 
-BEYOND_THE_LIBRARY = {"hy_v3", "granite_swa"}
+BEYOND_THE_LIBRARY = {"hy_v3", "granite_swa", "mellum", "laguna"}
 """Architectures of llama.cpp that the gguf library lacks."""
 
 
@@ -289,12 +289,13 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
 def test_absent_unexpected_and_misshapen_tensors_are_named(name: str) -> None:
     checkpoint = saved(name)[1]
     tensors = dict(checkpoint.tensors)
-    lost = "blk.1.attn_norm.weight"
+    norms = (f"blk.1.{name}.weight" for name in ("attn_norm", "post_attention_norm"))
+    lost = next(name for name in norms if name in tensors)
     bent = next(each for each in sorted(tensors) if each.endswith("attn_output.weight"))
     shape = tensors[bent].shape
-    del tensors[lost]
     tensors[bent] = replace(tensors[bent], shape=(shape[0] + 1, shape[1]))
-    tensors["blk.0.attn_new.weight"] = tensors["blk.0.attn_norm.weight"]
+    tensors["blk.0.attn_new.weight"] = tensors[lost.replace("1", "0")]
+    del tensors[lost]
     with pytest.raises(UserError) as refusal:
         read(replace(checkpoint, tensors=tensors))
     assert f"{lost} [64] is missing" in str(refusal.value)

@@ -55,7 +55,8 @@ def test_configurations_of_real_models_pass() -> None:
     [
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}}, r"rope_scaling\.beta_fast"),
-        ({"rope_scaling": {"type": "longrope"}}, "longrope"),
+        ({"rope_scaling": {"type": "ntk"}}, "ntk"),
+        ({"rope_scaling": {"type": "longrope"}}, r"rope_scaling\.short_factor is missing"),
         ({"rope_scaling": [2]}, "not an object"),
         ({"rope_scaling": {"type": "linear"}}, r"lacks rope_scaling\.factor"),
         (

@@ -78,8 +78,21 @@ def test_fixed_ntk_alpha_is_that_of_hunyuan() -> None:
     np.testing.assert_allclose(ours.inv_freq, inv_freq, rtol=5e-7)
 
 
+@pytest.mark.parametrize("longest", [64, 256])
+@pytest.mark.parametrize("kind", ["longrope", "su"])
+def test_longrope_is_that_of_transformers_at_the_maximum_context(longest: int, kind: str) -> None:
+    lists = {"short_factor": [1.0, 1.0, 1.5, 2.0], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+    settings = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **lists}
+    theirs = LlamaConfig(**{**BASE, "max_position_embeddings": longest, "head_dim": 8, "rope_parameters": settings})
+    inv_freq, factor = ROPE_INIT_FUNCTIONS["longrope"](theirs, device="cpu", seq_len=longest)
+    table = {"rope_type": kind, "original_max_position_embeddings": 64, **lists}
+    ours = rope(Config({"max_position_embeddings": longest, "rope_scaling": table}), 8)
+    np.testing.assert_allclose(ours.inv_freq, inv_freq.numpy(), rtol=5e-7)
+    assert ours.factor == pytest.approx(factor)
+
+
 def test_every_scaling_is_compared() -> None:
-    assert {settings["rope_type"] for settings in ROPES.values()} == set(SCALINGS)
+    assert {settings["rope_type"] for settings in ROPES.values()} | {"longrope", "su"} == set(SCALINGS)
 
 
 def test_yarn_stretches_the_context() -> None:

@@ -15,7 +15,6 @@ from tiny_models import prompt, take_steps
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.model.description import check
-from freedive.model.params import params
 from freedive.ops.reference import ReferenceRunner
 
 Trait = tuple[type, str]
@@ -83,9 +82,10 @@ def test_every_trait_and_every_kind_is_described() -> None:
 
 @cache
 def logits(described: spec.ModelSpec, name: str) -> Floats:
-    """Returns the logits of ``described``, with the weights of the description ``name`` that it has."""
-    values = weights(described) | weights(DESCRIPTIONS[name])
-    runner = ReferenceRunner(described, {key: values[key] for key in params(described)}, num_pages=2)
+    """Returns the logits of ``described``, with those weights of the description ``name`` that fit it."""
+    own, values = weights(described), weights(DESCRIPTIONS[name])
+    fitting = {key: values[key] for key, w in own.items() if key in values and values[key].shape == w.shape}
+    runner = ReferenceRunner(described, own | fitting, num_pages=2)
     (result,) = take_steps(runner, [prompt(45, vocab=VOCAB)], [[(0, 45)]], [[1, 0]])
     return result
 

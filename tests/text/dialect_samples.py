@@ -278,6 +278,41 @@ SAMPLES = {
         "</s>",
         thinks=False,
     ),
+    "Ministral 3": Sample(
+        "{% if m.reasoning_content %}[THINK]{{ m.reasoning_content }}[/THINK]{% endif %}"
+        + TEXT
+        + EACH
+        + "[TOOL_CALLS]{{ f.name }}[ARGS]{{ f.arguments | tojson }}"
+        + END,
+        "[/INST]",
+        "</s>",
+    ),
+    "MiniMax M2": Sample(
+        "{{ m.reasoning_content }}\n</think>\n\n" + TEXT + SECTION + "\n<minimax:tool_call>\n" + EACH + ""
+        '<invoke name="{{ f.name }}">\n{% for k, v in f.arguments | items %}<parameter name="{{ k }}">'
+        "{{ v if v is string else v | tojson }}</parameter>\n{% endfor %}</invoke>\n"
+        + END
+        + "</minimax:tool_call>{% endif %}",
+        "]~b]ai\n",
+        "[e~[\n",
+        prompt="<think>\n",
+    ),
+    "Laguna": Sample(
+        "{{ m.reasoning_content }}\n</think>\n"
+        + TEXT
+        + EACH
+        + "<tool_call>{{ f.name }}\n"
+        + ARG_KEYS
+        + "</tool_call>\n"
+        + END,
+        "<assistant>\n",
+        "</assistant>\n",
+        prompt="<think>",
+    ),
+    "EXAONE 4": Sample(
+        THOUGHTS + TEXT + HERMES.replace("\n{", "{").replace("}\n<", "}<"), "[|assistant|]\n", "[|endofturn|]\n"
+    ),
+    "Phi-3.5": Sample(TEXT, "<|assistant|>\n", "<|end|>\n", thinks=False, max_calls=0),
     "Gemma 3": Sample(TEXT, "<start_of_turn>model\n", "<end_of_turn>\n", thinks=False, max_calls=0),
     "Gemma 4": Sample(
         BRACED

@@ -189,6 +189,25 @@ _QWEN_XML = Dialect(
         parameter="<parameter=$key>\n$value\n</parameter>\n",
     ),
 )
+_MINIMAX = Dialect(
+    _marks(
+        SECTION="<minimax:tool_call>", END_SECTION="</minimax:tool_call>", CALL='<invoke name="', END_CALL="</invoke>"
+    ),
+    (
+        Tagged(
+            re.compile(r'([^"<>\n]+)">\s*'),
+            re.compile(r'<parameter name="([^"<>\n]+)">'),
+            ("</parameter>",),
+        ),
+    ),
+    must_close=True,
+    writing=Writing(
+        '<invoke name="$name">\n$parameters</invoke>\n',
+        before="<minimax:tool_call>\n",
+        after="</minimax:tool_call>",
+        parameter='<parameter name="$key">$value</parameter>\n',
+    ),
+)
 _GLM = Dialect(
     _marks(CALL="<tool_call>", END_CALL="</tool_call>"),
     (
@@ -273,6 +292,7 @@ _BY_SIGNS = (
     (("<｜tool▁call▁begin｜>",), _DEEPSEEK),
     (("<|tool_call_begin|>",), _KIMI),
     (("<seed:tool_call>",), _SEED),
+    (("<minimax:tool_call>",), _MINIMAX),
     (("[unused9]",), _PANGU),
     (("<|tool_call_start|>",), _PANGU_NAMED),
     (("[TOOL_CALLS]", "[ARGS]"), _MISTRAL_ARGS),
