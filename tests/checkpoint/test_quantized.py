@@ -100,6 +100,14 @@ def per_row(example: Example, scale: torch.Tensor) -> Example:
     return Example(tensors, compressed("float-quantized", num_bits=8), "F8G128", values)
 
 
+def static(example: Example) -> Example:
+    """Returns the same FP8 codes with one scale for all and one for activations, as in Ministral 3."""
+    weight, scale = example.tensors[f"{X}.weight"], torch.tensor(0.25)
+    tensors = {f"{X}.weight": weight, f"{X}.weight_scale_inv": scale, f"{X}.activation_scale": torch.tensor(0.5)}
+    config = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+    return Example(tensors, config, "F8G128", (weight.float() * scale).numpy())
+
+
 def packed(rows: int, width: int, group: int, format: str, *, bits: int = 4, zeros: bool = False) -> Example:
     codes, half = random_codes(rows, width, below=1 << bits), 1 << bits - 1
     scales = random_scales(rows, width // group).bfloat16()
@@ -190,6 +198,7 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "FP8, stacked experts": lambda: f8(3, 130, 200),
     "FP8 by row": lambda: per_row(f8(130, 200), random_scales(130, 1).bfloat16()),
     "FP8 by tensor": lambda: per_row(f8(130, 200), torch.tensor(0.25)),
+    "FP8 by tensor, static": lambda: static(f8(130, 200)),
     "FP8 by tensor of one": lambda: per_row(f8(130, 200), torch.tensor([0.25])),
     "int4, groups of 32": lambda: packed(70, 96, 32, "Q4_0"),
     "int4, groups of 64": lambda: packed(70, 192, 64, "I4G64"),
@@ -277,7 +286,7 @@ def refusal(example: Example, folder: Path) -> str:
 
 def companions(example: Example) -> list[str]:
     """Returns the tensors that the weight needs."""
-    optional = (".input_scale", ".g_idx", "_zero_point")
+    optional = (".activation_scale", ".input_scale", ".g_idx", "_zero_point")
     return [name for name in example.tensors if not name.endswith(optional)]
 
 
@@ -296,7 +305,7 @@ def test_companions_of_another_shape_or_type_are_named(name: str, tmp_path: Path
     _, *parts = EXAMPLES[name]().tensors
     for part in parts:
         tensor = EXAMPLES[name]().tensors[part]
-        if tensor.dim() == 0 or part.endswith("input_scale"):
+        if tensor.dim() == 0 or part.endswith(("input_scale", "activation_scale")):
             continue
         raw = tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
         changes = [torch.cat([raw, raw]).view(tensor.dtype), raw[..., :-1].view(tensor.dtype), raw.to(torch.complex64)]

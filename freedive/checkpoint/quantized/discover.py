@@ -39,7 +39,7 @@ SCHEMES: dict[tuple[str, str], tuple[str, tuple[str, ...], Scheme]] = {
 and the function that combines them."""
 
 _COMPANIONS = tuple({ending for _, endings, _ in SCHEMES.values() for ending in endings})
-_ACTIVATION_SCALES = (".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale")
+_ACTIVATION_SCALES = (".activation_scale", ".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale")
 """Name endings of scales for quantised activations or caches, which freedive does not use."""
 
 
