@@ -100,6 +100,14 @@ def per_row(example: Example, scale: torch.Tensor) -> Example:
     return Example(tensors, compressed("float-quantized", num_bits=8), "F8G128", values)
 
 
+def static(example: Example) -> Example:
+    """Returns the same FP8 codes with one scale for all and one for activations, as in Ministral 3."""
+    weight, scale = example.tensors[f"{X}.weight"], torch.tensor(0.25)
+    tensors = {f"{X}.weight": weight, f"{X}.weight_scale_inv": scale, f"{X}.activation_scale": torch.tensor(0.5)}
+    config = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+    return Example(tensors, config, "F8G128", (weight.float() * scale).numpy())
+
+
 def packed(rows: int, width: int, group: int, format: str, *, bits: int = 4, zeros: bool = False) -> Example:
     codes, half = random_codes(rows, width, below=1 << bits), 1 << bits - 1
     scales = random_scales(rows, width // group).bfloat16()
@@ -208,6 +216,7 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "FP8, stacked experts": lambda: f8(3, 130, 200),
     "FP8 by row": lambda: per_row(f8(130, 200), random_scales(130, 1).bfloat16()),
     "FP8 by tensor": lambda: per_row(f8(130, 200), torch.tensor(0.25)),
+    "FP8 by tensor, static": lambda: static(f8(130, 200)),
     "FP8 by tensor of one": lambda: per_row(f8(130, 200), torch.tensor([0.25])),
     "int4, groups of 32": lambda: packed(70, 96, 32, "Q4_0"),
     "int4, groups of 64": lambda: packed(70, 192, 64, "I4G64"),
@@ -298,7 +307,7 @@ def refusal(example: Example, folder: Path) -> str:
 
 def companions(example: Example) -> list[str]:
     """Returns the tensors that the weight needs."""
-    optional = (".input_scale", ".input_global_scale", ".g_idx", "_zero_point")
+    optional = (".activation_scale", ".input_scale", ".input_global_scale", ".g_idx", "_zero_point")
     return [name for name in example.tensors if not name.endswith(optional)]
 
 
@@ -317,7 +326,7 @@ def test_companions_of_another_shape_or_type_are_named(name: str, tmp_path: Path
     _, *parts = EXAMPLES[name]().tensors
     for part in parts:
         tensor = EXAMPLES[name]().tensors[part]
-        if tensor.dim() == 0 or part.endswith(("input_scale", "input_global_scale")):
+        if tensor.dim() == 0 or part.endswith(("input_scale", "input_global_scale", "activation_scale")):
             continue
         raw = tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
         changes = [torch.cat([raw, raw]).view(tensor.dtype), raw[..., :-1].view(tensor.dtype), raw.to(torch.complex64)]
@@ -335,7 +344,8 @@ NOT_FINITE = (float("nan"), float("inf"), -float("inf"))
 def test_scales_that_are_not_finite_are_found_when_packing(name: str, tmp_path: Path) -> None:
     for value in NOT_FINITE:
         example = EXAMPLES[name]()
-        (scale,) = (tensor for key, tensor in example.tensors.items() if "scale" in key and "input" not in key)
+        unread = ("input_scale", "activation_scale")
+        (scale,) = (tensor for key, tensor in example.tensors.items() if "scale" in key and not key.endswith(unread))
         scale.view(-1)[-1] = value
         assert f"{X}.weight' has NaN or infinite" in refusal(example, tmp_path)
 

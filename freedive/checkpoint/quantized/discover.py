@@ -42,7 +42,10 @@ SCHEMES: dict[tuple[str, str], tuple[str, tuple[str, ...], Scheme]] = {
 and the function that combines them."""
 
 _COMPANIONS = tuple({ending for _, endings, _ in SCHEMES.values() for ending in endings})
-_ACTIVATION_SCALES = (".input_scale", ".input_global_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale")
+_ACTIVATION_SCALES = (
+    *(f".{name}_scale" for name in ("activation", "input", "output", "q", "k", "v")),
+    ".input_global_scale",
+)
 """Name endings of scales for quantised activations or caches, which freedive does not use."""
 
 
