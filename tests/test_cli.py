@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -289,10 +291,9 @@ def test_list_show_and_rm_use_the_models_in_the_cache(fake: FakeModel, tmp_path:
     folder.mkdir(parents=True)
     (folder / "m.gguf").write_bytes(b"0" * 2_000_000)
     cache.record("hf:owner/name", "m.gguf", (cache.StoredFile("m.gguf", 2_000_000, "ab" * 32),), "mit")
-    listed = invoke("list").stdout
-    assert "smollm2" in listed
-    assert "hf:owner/name" in listed.splitlines()[-1]
-    assert "2.0 MB" in listed.splitlines()[-1]
+    listed = invoke("list").stdout.splitlines()
+    assert [line.split()[0] for line in listed[1:3]] == ["hf:owner/name", "nano"]
+    assert "2.0 MB" in listed[1]
     assert {row["name"]: row["bytes_here"] for row in json.loads(invoke("list", "--json").stdout)}[
         "hf:owner/name"
     ] == 2_000_000
@@ -307,11 +308,32 @@ def test_list_says_what_a_download_takes_and_whether_it_fits(fake: FakeModel, mo
     monkeypatch.setattr(machine, "total_memory", lambda: 8_000_000_000)
     rows = {row["name"]: row for row in json.loads(invoke("list", "--json").stdout)}
     assert rows["smollm2"]["download_bytes"] == 100_000_000
-    assert {rows[name]["fits"] for name in rows if rows[name]["download_bytes"] <= 6.5e9} == {True}
-    assert {rows[name]["fits"] for name in rows if rows[name]["download_bytes"] > 7e9} == {False}
+    assert {rows[name]["fits"] for name in rows if rows[name]["download_bytes"] <= 5.5e9} == {True}
+    assert {rows[name]["fits"] for name in rows if rows[name]["download_bytes"] > 5.7e9} == {False}
     line = next(line for line in invoke("list").stdout.splitlines() if line.startswith("smollm2 "))
-    assert "100.0 MB" in line
+    assert "100.0 MB  1.2 GB" in line
     assert " yes " in line
+
+
+def test_list_groups_models_by_what_fits_with_headings_on_a_terminal_only(
+    fake: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "total_memory", lambda: 16_000_000_000)
+    rows = json.loads(invoke("list", "--json").stdout)
+    names = [row["name"] for row in rows]
+    assert [bool(row["bytes_here"]) for row in rows] == [True] + [False] * (len(rows) - 1)
+    assert names.index("gpt-oss-20b") < [row["fits"] for row in rows].index(False) < names.index("gpt-oss-120b")
+    for fits in (True, False):
+        needs = [row["memory_bytes"] for row in rows[1:] if row["fits"] == fits]
+        assert needs == sorted(needs)
+    assert [line.split()[0] for line in invoke("list").stdout.splitlines()] == ["NAME", *names]
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    with contextlib.redirect_stdout(shown):
+        models.list_models()
+    lines = shown.getvalue().splitlines()
+    assert [line for line in lines if line in models.GROUPS] == list(models.GROUPS)
+    assert len([line for line in lines if line]) == 1 + len(rows) + len(models.GROUPS)
 
 
 def test_pull_fetches_what_cannot_run_yet_and_says_so(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,12 @@ def count_text(count: float) -> str:
     return f"{rounded / 1e6:g}M"
 
 
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns rows of equally many texts as lines, each column as wide as its longest text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Prints rows of equally many texts, each column as wide as its longest text."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(table_lines(rows)))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +15,7 @@ import typer
 from freedive import machine
 from freedive.commands.describe import decoder_facts
 from freedive.commands.flags import REFERENCE, Reference
-from freedive.commands.formatting import count_text, print_table, size_text
+from freedive.commands.formatting import count_text, size_text, table_lines
 from freedive.errors import NotFound, UserError
 from freedive.hub import cache
 from freedive.hub.catalogue import Entry, catalogue, entry_for
@@ -22,8 +25,14 @@ from freedive.hub.sources import pull as fetch
 PACKING_SHARE = 0.05
 """The memory of packed weights beyond the size of their file, as a share of that size."""
 
+CACHE_BYTES = 1.1e9
+"""Memory of the key-value cache: 8,192 tokens of Hunyuan-A13B, 131 kB each; most models of the catalogue need less."""
+
 WORKING_BYTES = 1e9
-"""Memory of Python, buffers and a small key-value cache, in addition to the weights."""
+"""Memory of Python, buffers and the system, in addition to the weights and the cache."""
+
+GROUPS = ("On this machine", "Fit into its memory", "Need more memory than it has")
+"""Headings of the groups in which ``freedive list`` shows the models on a terminal."""
 
 References = Annotated[list[str], typer.Argument(metavar="MODEL...", help=REFERENCE)]
 
@@ -39,18 +48,36 @@ def pull(models: References) -> None:
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    models = _listed()
+    models = sorted(_listed(), key=lambda model: (_group(model), model["memory_bytes"]))
     if as_json:
         print(json.dumps(models, indent=2))
         return
-    rows = [("NAME", "PARAMETERS", "DOWNLOAD", "FITS", "HERE", "LICENCE", "")]
-    for model in models:
-        about = model["about"] if model["runs"] else f"{model['about']} (not runnable yet)"
-        sizes = [size_text(size) if size else "" for size in (model["download_bytes"], model["bytes_here"])]
-        fits = "yes" if model["fits"] else "no"
-        rows.append((model["name"], model["parameters"], sizes[0], fits, sizes[1], model["licence"], about))
-    print_table(rows)
-    print(f"\nFITS: into the {size_text(machine.total_memory())} of memory of this machine", file=sys.stderr)
+    header, *lines = table_lines([_HEADER, *map(_row, models)])
+    print(header)
+    for group, members in groupby(zip(map(_group, models), lines, strict=True), key=itemgetter(0)):
+        if sys.stdout.isatty():  # programs get one model a line, with its name first
+            print(f"\n{GROUPS[group]}")
+        print(*(line for _, line in members), sep="\n")
+    print(
+        f"\nMEMORY: of weights, buffers and some thousand tokens of context; FITS: into the "
+        f"{size_text(machine.total_memory())} of this machine",
+        file=sys.stderr,
+    )
+
+
+_HEADER = ("NAME", "PARAMETERS", "DOWNLOAD", "MEMORY", "FITS", "HERE", "LICENCE", "")
+
+
+def _row(model: dict[str, Any]) -> Sequence[str]:
+    about = model["about"] if model["runs"] else f"{model['about']} (not runnable yet)"
+    sizes = [size_text(model[key]) if model[key] else "" for key in ("download_bytes", "memory_bytes", "bytes_here")]
+    fits = "yes" if model["fits"] else "no"
+    return model["name"], model["parameters"], *sizes[:2], fits, sizes[2], model["licence"], about
+
+
+def _group(model: dict[str, Any]) -> int:
+    """Returns the index in :data:`GROUPS` of a model of :func:`_listed`."""
+    return 0 if model["bytes_here"] else 1 if model["fits"] else 2
 
 
 def _listed() -> list[dict[str, Any]]:
@@ -60,36 +87,23 @@ def _listed() -> list[dict[str, Any]]:
     for entry in catalogue().values():
         model, place = here.pop(entry.ref, None), parse(entry.name)
         size = place.stat().st_size if isinstance(place, Path) else model.size if model else 0
-        models.append(
-            {
-                "name": entry.name,
-                "parameters": _parameters(entry),
-                "download_bytes": int(entry.gigabytes * 1e9),
-                "fits": _fits(size or entry.gigabytes * 1e9),
-                "bytes_here": size,
-                "licence": entry.licence,
-                "about": entry.about,
-                "runs": entry.runs,
-            }
-        )
-    return models + [
-        {
-            "name": model.ref,
-            "parameters": "",
-            "download_bytes": 0,
-            "fits": _fits(model.size),
-            "bytes_here": model.size,
-            "licence": model.licence or "",
-            "about": "",
-            "runs": True,
-        }
-        for model in here.values()
-    ]
+        facts = {"name": entry.name, "parameters": _parameters(entry), "download_bytes": int(entry.gigabytes * 1e9)}
+        facts |= _sizes(size or entry.gigabytes * 1e9) | {"bytes_here": size, "licence": entry.licence}
+        models.append(facts | {"about": entry.about, "runs": entry.runs})
+    for model in here.values():
+        facts = {"name": model.ref, "parameters": "", "download_bytes": 0}
+        facts |= _sizes(model.size) | {"bytes_here": model.size, "licence": model.licence or ""}
+        models.append(facts | {"about": "", "runs": True})
+    return models
 
 
-def _fits(size: float) -> bool:
-    """Returns whether a model with ``size`` bytes of weights fits into this machine's memory."""
-    return size * (1 + PACKING_SHARE) + WORKING_BYTES <= machine.total_memory()
+def _sizes(weights: float) -> dict[str, Any]:
+    """Returns the memory that a model with ``weights`` bytes takes, and whether this machine has it.
+
+    A model is given a key-value cache as large as its weights, but at most :data:`CACHE_BYTES`.
+    """
+    needed = int(weights * (1 + PACKING_SHARE) + min(weights, CACHE_BYTES) + WORKING_BYTES)
+    return {"memory_bytes": needed, "fits": needed <= machine.total_memory()}
 
 
 def show(

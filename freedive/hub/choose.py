@@ -76,11 +76,13 @@ def _best_gguf(paths: list[str]) -> str | None:
 
 
 def is_model(path: str) -> bool:
-    """Returns whether ``path`` is a GGUF file of a language model, or the first part of one; not a vision projector."""
-    part = _PART.search(path)
-    return (
-        path.endswith(".gguf") and not path.rpartition("/")[2].startswith("mmproj") and (not part or int(part[1]) == 1)
-    )
+    """Returns whether ``path`` is a GGUF file of a language model, or the first part of one.
+
+    A vision projector (mmproj-...) is none, nor are layers that draft tokens for another file (mtp-..., or in MTP/).
+    """
+    part, name = _PART.search(path), path.rpartition("/")[2]
+    companion = name.startswith(("mmproj", "mtp-")) or path.startswith("MTP/")
+    return path.endswith(".gguf") and not companion and (not part or int(part[1]) == 1)
 
 
 def _parts(path: str, offered: dict[str, RemoteFile]) -> tuple[RemoteFile, ...]:

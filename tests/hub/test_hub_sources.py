@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from standin import StandIn
 
 from freedive.disk import settle
+from freedive.engine.sampling import Sampling
 from freedive.errors import NotFound, Unavailable, UserError
 from freedive.families.refused import REFUSED
 from freedive.hub import cache, sources
@@ -60,19 +61,20 @@ def test_a_bad_address_is_refused_with_the_right_form(ref: str) -> None:
         parse(ref)
 
 
-def test_every_name_of_the_catalogue_is_an_address() -> None:
-    assert len(catalogue()) >= 15
+def test_every_entry_of_the_catalogue_is_an_address_with_plausible_numbers() -> None:
+    assert len(catalogue()) >= 30
     for name, entry in catalogue().items():
         place = parse(name)
         assert place.is_file() if isinstance(place, Path) else str(place) == entry.ref and place == parse(entry.ref)
-        assert entry.active <= entry.total
+        assert name == name.lower()
+        assert 0 < entry.active <= entry.total
+        assert 2 < entry.gigabytes * 8 / entry.total < 20, f"{name}: bits a parameter"
+        assert Sampling(**entry.sampling)
         assert entry_for(name.upper()) is entry
 
 
 def test_entries_that_cannot_run_are_refused_by_their_family() -> None:
-    assert {name for name, entry in catalogue().items() if not entry.runs} == {
-        "granite-4.0-h-tiny",
-    }
+    assert {name for name, entry in catalogue().items() if not entry.runs} == {"granite-4.0-h-tiny"}
     assert all(entry.runs != (entry.family in REFUSED) for entry in catalogue().values())
 
 
@@ -117,6 +119,7 @@ def test_without_downloading_a_missing_model_is_named(hub: StandIn) -> None:
         (["m-q8_0.gguf", "m-f16.gguf"], "m-q8_0.gguf"),
         (["m.BF16.gguf", "m_F16.gguf"], "m.BF16.gguf"),
         (["mmproj-Q4_0.gguf", "m-IQ2_XS.gguf", "m-Q8_0.gguf"], "m-Q8_0.gguf"),
+        (["MTP/m-Q4_K_M.gguf", "mtp-m-Q4_K_M.gguf", "m-UD-Q4_K_M.gguf"], "m-UD-Q4_K_M.gguf"),
         (["only-one.gguf", "README.md"], "only-one.gguf"),
         (["Q4_K_M/m-00001-of-00002.gguf", "Q4_K_M/m-00002-of-00002.gguf"], "Q4_K_M/m-00001-of-00002.gguf"),
         (["m-Q4_0.gguf", "model.safetensors", "config.json"], "."),
