@@ -1,6 +1,6 @@
 """Stores pages of the key-value cache on disk, so that they are available after a restart.
 
-Each page is a file named by its key. It contains a checksum of folder name, key and content, then the content. A file is
+Each page is a file named by its key. It has a checksum of folder name, key and content, then the content. A file is
 renamed to its final name when it is complete. The store does not call fsync: if the machine crashes, a partly written
 file fails its checksum.
 
