@@ -1,8 +1,8 @@
 """Stores pages of the key-value cache on disk, so that they are available after a restart.
 
-Each page is a file named by its key. It contains a checksum of key and content, then the content. A file is renamed to
-its final name when it is complete. The store does not call fsync: if the machine crashes, a partly written file fails
-its checksum.
+Each page is a file named by its key. It has a checksum of folder name, key and content, then the content. A file is
+renamed to its final name when it is complete. The store does not call fsync: if the machine crashes, a partly written
+file fails its checksum.
 
 Only two threads of the store access the disk, a reader and a writer. The caller never waits for the disk.
 """
@@ -168,7 +168,7 @@ class PageStore:
         path, data, checksum = self._folder / page_name(key), np.empty(self.page_bytes, np.uint8), bytearray(4)
         with suppress(OSError), path.open("rb", buffering=0) as file:
             count = os.readv(file.fileno(), [checksum, data.data])
-            if count == 4 + self.page_bytes and not file.read(1) and checksum == _checksum(key, data):
+            if count == 4 + self.page_bytes and not file.read(1) and checksum == _checksum(self._folder, key, data):
                 with suppress(OSError):  # the time of last use cannot be set on a read-only disk
                     os.utime(file.fileno())
                 return data
@@ -198,7 +198,7 @@ class PageStore:
         make_private(self._folder)
         try:
             with temporary.open("wb") as file:
-                file.write(_checksum(job.key, data))
+                file.write(_checksum(self._folder, job.key, data))
                 file.write(data.data)
             if not job.is_same():
                 return False
@@ -221,5 +221,6 @@ class PageStore:
         self._keys -= {bytes.fromhex(path.stem) for path in deleted if path.parent == self._folder}
 
 
-def _checksum(key: bytes, data: Bytes) -> bytes:
-    return crc32(data.data, crc32(key)).to_bytes(4)
+def _checksum(folder: Path, key: bytes, data: Bytes) -> bytes:
+    """Covers the folder too: pages of other models have the same keys for the same tokens."""
+    return crc32(data.data, crc32(folder.name.encode() + key)).to_bytes(4)

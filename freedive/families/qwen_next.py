@@ -59,7 +59,7 @@ def _delta_rule(config: Config) -> DeltaRule:
         decay="head",
         decay_rank=0,
         gate_rank=0,
-        tiled=config.flag("tiled_value_heads"),
+        tiled=config.flag("tiled_value_heads") and 1 < num_key_heads < num_value_heads,  # else the orders are the same
     )
 
 

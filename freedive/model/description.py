@@ -23,6 +23,7 @@ from freedive.model.spec import (
     Range,
     Rope,
     Router,
+    per_token_dim,
 )
 
 MAX_LAYERS = 1000
@@ -86,6 +87,8 @@ def _rules(model: ModelSpec) -> Iterator[tuple[str, bool, str]]:
     """Yields each rule as (name of the value, whether it holds, what is wrong if it does not)."""
     num_layers = len(model.layers)
     yield "layers", 1 <= num_layers <= MAX_LAYERS, f"are {num_layers}, not 1 to {MAX_LAYERS}"
+    attends = any(per_token_dim(layer.mixer.state) for layer in model.layers)  # else a page of the cache is empty
+    yield "layers", attends, "have no attention, which freedive's cache needs in at least one layer"
     total = sum(layer.ffn.router.num_experts for layer in model.blocks if isinstance(layer.ffn, Experts))
     yield "num_experts", total <= MAX_EXPERTS_IN_ALL, f"make {total} in all layers, more than {MAX_EXPERTS_IN_ALL}"
     for layer in dict.fromkeys(model.blocks):  # most layers are equal

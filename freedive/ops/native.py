@@ -14,7 +14,7 @@ from freedive.arrays import Bytes, Floats, Ints
 from freedive.checkpoint.packed import Packed
 from freedive.errors import UserError
 from freedive.model import spec
-from freedive.model.batch import Batch
+from freedive.model.batch import MAX_DRAFT, Batch
 from freedive.native import _native
 from freedive.ops.emit import Emitter, Part
 from freedive.ops.fuse import fuse, until_result
@@ -54,7 +54,7 @@ class NativeRunner:
     reduced if it would exceed ``max_cache_bytes``. ``cache_format`` is f32, f16 or int8. ``precision`` is a key of
     :data:`OUTLIER_THRESHOLDS`; whether a token is early depends only on its position in the request. ``isa`` selects an
     instruction-set level (default: :func:`isa_level`). ``max_sequences`` is the number of slots for running sequences;
-    further slots are for snapshots. ``num_bytes`` is the memory for weights, cache and states.
+    further slots are for snapshots. ``num_bytes`` is the memory for weights, cache, states and inputs of draft tokens.
 
     Raises UserError if the machine lacks the instruction-set level, if the cache does not fit into memory, for an int8
     cache of latents, and if the model has more experts or wider heads than the kernels support.
@@ -101,7 +101,8 @@ class NativeRunner:
             num_pages = max(1, min(num_pages, max_cache_bytes // self._program.page_bytes))
         self.num_pages = num_pages
         num_slots = max_sequences + self._num_snapshots(max_sequences)
-        cache_bytes = num_pages * self._program.page_bytes + num_slots * self._program.slot_bytes
+        draft_bytes = max_sequences * MAX_DRAFT * 4 * sum(part.input_dim for part in model.per_sequence)
+        cache_bytes = num_pages * self._program.page_bytes + num_slots * self._program.slot_bytes + draft_bytes
         if cache_bytes > machine.available_memory():  # checked here because the system commits memory only on first use
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
             raise UserError(what, "Lower cache_tokens or max_context")

@@ -141,6 +141,14 @@ def test_a_page_under_anothers_name_is_not_read(tmp_path: Path) -> None:
     assert found(tmp_path / A, 1, 2) == []
 
 
+def test_a_page_of_another_folder_is_not_read(tmp_path: Path) -> None:
+    """A page of another model has the same key for the same tokens."""
+    put(tmp_path / A, 1)
+    (tmp_path / B).mkdir()
+    file_of(tmp_path / A, 1).rename(file_of(tmp_path / B, 1))
+    assert found(tmp_path / B, 1) == []
+
+
 def test_foreign_files_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / A
     folder.mkdir()

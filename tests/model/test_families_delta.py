@@ -198,6 +198,7 @@ LINEAR_CONFIG = KIMI_LINEAR_48B["linear_attn_config"]
         ({**QWEN3_NEXT_80B, "linear_num_key_heads": 5}, "linear_num_key_heads"),
         ({**QWEN3_NEXT_80B, "layer_types": ["linear_attention"] * 47}, "layer_types"),
         ({**QWEN3_5_35B, "text_config": {**TEXT, "attn_output_gate": False}}, "attn_output_gate"),
+        ({**QWEN3_NEXT_80B, "layer_types": ["linear_attention"] * 48}, "have no attention"),
         ({**KIMI_LINEAR_48B, "mla_use_nope": False}, "mla_use_nope"),
         ({**KIMI_LINEAR_48B, "linear_attn_config": {**LINEAR_CONFIG, "kda_layers": [1]}}, "linear_attn_config"),
         ({**KIMI_LINEAR_48B, "num_expert_group": 3}, "num_expert_group"),

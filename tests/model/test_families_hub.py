@@ -73,6 +73,15 @@ def test_value_heads_in_llama_cpps_order_are_what_no_config_json_says(tmp_path: 
         rewritten(save_both("qwen3_5", tmp_path), tmp_path / "again")
 
 
+@pytest.mark.parametrize("heads", [(2, 2), (1, 4)])
+def test_value_heads_that_have_one_order_only_make_a_folder(
+    heads: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = dict(zip(("linear_num_key_heads", "linear_num_value_heads"), heads, strict=True))
+    monkeypatch.setitem(ARCHITECTURES, "qwen3_5", ("qwen35", changes))
+    rewritten(save_both("qwen3_5", tmp_path), tmp_path / "again")
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_a_folder_stays_what_it_is(name: str) -> None:
     config = json.loads(maker_model(name).config.to_json_string())

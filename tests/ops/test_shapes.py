@@ -12,6 +12,7 @@ from tiny_models import Floats, pack_floats, prompt, take_steps
 from weights import BEST_LEVEL
 
 from freedive.errors import UserError
+from freedive.model.batch import MAX_DRAFT
 from freedive.model.spec import Attention, Experts, FeedForward, LatentAttention, ModelSpec
 from freedive.ops.fuse import fuse, until_result
 from freedive.ops.native import NativeRunner
@@ -109,6 +110,14 @@ def test_a_cache_beyond_all_memory_is_refused() -> None:
     described = model(PLAIN)
     with pytest.raises(UserError, match=r"A key-value cache of .* GiB does not fit\. Lower cache_tokens"):
         NativeRunner(described, pack_floats(weights(described)), num_threads=1, max_rows=8, num_pages=2**31 - 1)
+
+
+def test_bytes_count_the_inputs_of_draft_tokens() -> None:
+    described = DESCRIPTIONS["delta rule"]
+    packed = pack_floats(weights(described))
+    runner = NativeRunner(described, packed, num_threads=1, max_rows=8, num_pages=4, max_sequences=3)
+    rest = runner.num_bytes - runner.pages.nbytes - runner.states.nbytes - sum(w.data.nbytes for w in packed.values())
+    assert rest == 4 * 3 * MAX_DRAFT * sum(part.input_dim for part in described.per_sequence)
 
 
 def test_heads_wider_than_the_kernels_are_refused() -> None:

@@ -16,7 +16,7 @@ from test_format import compiler, constraint_of  # noqa: F401  # a fixture
 from freedive.errors import UserError
 from freedive.text.format import Format
 from freedive.text.grammar_constraint import GrammarCompiler
-from freedive.text.schema.numbers import NumberError, checked_multiple, inner_bounds
+from freedive.text.schema.numbers import NumberError, checked_multiple, inner_bounds, is_exact
 from freedive.text.schema.rewrite import rewritten
 
 
@@ -71,6 +71,7 @@ def test_numbers_are_kept_exactly_or_more_narrowly(
         ({"const": {"a": [2**64]}}, "too many digits"),
         ({"type": "integer", "enum": [1e19]}, "too many digits"),
         ({"const": -(2**63)}, "too many digits"),
+        ({"const": 123456789.12345679}, "123456789.12345679, which has too many digits"),
         ({"enum": [10**5000]}, "of 5001 digits, which has too many"),
         (
             {"properties": {"a": {"type": "integer", "minimum": 18446744073709551610}}},
@@ -95,6 +96,14 @@ def test_numbers_that_cannot_be_represented_are_refused_by_name(schema: dict[str
         rewritten(schema, "response_format")
     assert caught.value.param == "response_format"
     assert len(str(caught.value)) < 300
+
+
+def test_constants_are_written_as_the_same_double_or_refused(compiler: GrammarCompiler) -> None:  # noqa: F811
+    rng = random.Random(1)
+    numbers = [rng.uniform(0, 1) * 10 ** rng.randint(-6, 12) for _ in range(60)]
+    kept = [number for number in numbers if is_exact(number)]
+    assert 40 < len(kept) < 60
+    assert all(writes(compiler, {"const": number}, repr(number)) for number in kept if number > 1e-4)
 
 
 @pytest.mark.parametrize("integer", [True, False])

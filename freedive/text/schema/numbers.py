@@ -28,8 +28,14 @@ class NumberError(Exception):
 
 
 def is_exact(value: float) -> bool:
-    """Whether llguidance can represent ``value`` exactly."""
-    return abs(value) <= MAX_INTEGER and (not isinstance(value, int) or int(float(value)) == value)
+    """Whether llguidance keeps ``value``: its JSON parser rounds the digits to a double, and then their power of 10."""
+    if not abs(value) <= MAX_INTEGER:
+        return False
+    if isinstance(value, int):
+        return int(float(value)) == value
+    _, digits, exponent = Decimal(repr(abs(value))).as_tuple()
+    number, power = float("".join(map(str, digits))), float(f"1e{abs(int(exponent))}")
+    return abs(value) == (number * power if int(exponent) > 0 else number / power)
 
 
 def inner_bounds(bounds: Mapping[str, Any], *, integer: bool) -> dict[str, Any]:
