@@ -61,7 +61,7 @@ def negated(schema: Any, target: Target, levels: int = MAX_LEVELS) -> Any:
 def _negated_keyword(keyword: str, value: Any, negated: Callable[[Any], Any]) -> list[Any]:
     """Returns schemas, one of which each value matches that violates ``keyword`` with ``value``."""
     match keyword, value:
-        case "type", str() | list():
+        case "type", str() | list() if _are_names(value):
             named = {value} if isinstance(value, str) else {*value}
             excluded = named | ({"integer"} if "number" in named else {"number"} if "integer" in named else set())
             return [{"type": [name for name in TYPES if name not in excluded]}] if len(excluded) < len(TYPES) else []
@@ -69,7 +69,7 @@ def _negated_keyword(keyword: str, value: Any, negated: Callable[[Any], Any]) ->
             return [_other_than(value)]
         case "enum", list():
             return [{"allOf": [_other_than(item) for item in value]}]
-        case "required", list():
+        case "required", list() if _are_names(value):
             return [{"type": "object", "properties": {name: False}} for name in value]
         case "properties", Mapping():
             return [
@@ -168,16 +168,15 @@ def _disjoint(one: Any, other: Any, target: Target, levels: int) -> bool:
         return not values & others
     if _types(one) & _types(other) != {"object"}:
         return False
-    names = {*_listed(one, "required"), *_listed(other, "required")}
     mine, theirs = _mapping(one, "properties"), _mapping(other, "properties")
-    required = {*_listed(one, "required")} & {*_listed(other, "required")} & names
+    required = _names(one, "required") & _names(other, "required")
     return any(_disjoint(mine.get(name), theirs.get(name), target, levels - 1) for name in required)
 
 
 def _types(schema: Mapping[str, Any]) -> set[str]:
     """Returns the types that ``schema`` may allow; "number" includes integers."""
     named = schema.get("type")
-    found = {named} if isinstance(named, str) else {name for name in _listed(schema, "type") if isinstance(name, str)}
+    found = {named} if isinstance(named, str) else _names(schema, "type")
     if not found:
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         found = {_type_of(value) for value in values} if isinstance(values, list) else {*TYPES}
@@ -246,3 +245,12 @@ def _mapping(schema: Any, key: str) -> Mapping[str, Any]:
 def _listed(schema: Any, key: str) -> list[Any]:
     value = schema.get(key) if isinstance(schema, Mapping) else None
     return value if isinstance(value, list) else []
+
+
+def _names(schema: Any, key: str) -> set[str]:
+    """Returns the texts in the list ``key`` of ``schema``; what else a user wrote there is refused elsewhere."""
+    return {name for name in _listed(schema, key) if isinstance(name, str)}
+
+
+def _are_names(value: str | list[Any]) -> bool:
+    return all(isinstance(name, str) for name in value)

@@ -40,8 +40,9 @@ def is_exact(value: float) -> bool:
 
 def inner_bounds(bounds: Mapping[str, Any], *, integer: bool) -> dict[str, Any]:
     """Returns minimum and maximum for the ``bounds`` of a schema, rounded inwards. Raises NumberError."""
-    values = {key: _decimal(key, value) for key, value in bounds.items() if not isinstance(value, bool)}
-    exclusive = {key for key in ("minimum", "maximum") if bounds.get(f"exclusive{key.title()}") is True}  # draft 4
+    flags = {key for key, value in bounds.items() if key.startswith("exclusive") and isinstance(value, bool)}  # draft 4
+    values = {key: _decimal(key, value) for key, value in bounds.items() if key not in flags}
+    exclusive = {key for key in ("minimum", "maximum") if bounds.get(f"exclusive{key.title()}") is True}
     distance = Decimal(1) if integer else DISTANCE
     least, most = [], []
     for key, value in values.items():
