@@ -71,7 +71,7 @@ class OneKey(Keys):
     def __init__(self) -> None:
         self._keys, self.required = (LOCKED,), True
 
-    def look(self) -> None:
+    def reload_if_changed(self) -> None:
         """Does nothing, since the keys never change."""
 
 
