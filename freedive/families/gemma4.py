@@ -158,8 +158,16 @@ def _rules(spec: ModelSpec) -> Rules:
         _router_norm(spec, f"{_LAYER}.router.scale"),
         Rule(f"{_LAYER}.experts.gate_up_proj", _GATE_UP),
         Rule(f"{_LAYER}.experts.down_proj", (f"{EXPERT}.down",)),
+        *_single_experts(),
         *_unused(spec, "model.layers.{}.self_attn.{}", ("k_proj", "v_proj", "k_norm", "v_norm")),
     ]
+
+
+def _single_experts() -> list[Rule]:
+    """Returns the rules of experts that are not stacked, as quantised files have them under either name."""
+    prefixes = (f"{_LAYER}.experts.{{}}.", f"{_LAYER}.moe.experts.{{}}.")
+    named = [feed_forward_names(EXPERT, prefix) for prefix in prefixes]
+    return [Rule(theirs, (ours,)) for names in named for ours, theirs in names.items()]
 
 
 def _gguf_rules(spec: ModelSpec) -> Rules:
