@@ -102,10 +102,9 @@ void unpack_group(const std::uint8_t* panel, int g, int row, float* out) {
             scales.scale[i / 16] * float(read_code<T>(tile, row % kTileRows, i) - T::zero) + scales.minimum[i / 16];
 }
 
-// Whether the weights of a packed group, whose scale is a float, do not overflow.
+// Whether no weight of a packed group is infinite. Only groups with huge scales need the check.
 template <Format F>
-bool finite_product(float scale, const std::uint8_t* panel, int g, int row) {
-    if (std::fabs(scale) < kSafeScale) return true;
+[[gnu::noinline, gnu::cold]] bool finite_group(const std::uint8_t* panel, int g, int row) {
     float weights[kGroup];
     unpack_group<F>(panel, g, row, weights);
     return std::all_of(weights, weights + kGroup, [](float weight) { return std::isfinite(weight); });
@@ -138,8 +137,10 @@ bool pack_row(const std::uint8_t* src_row, int k, int row, std::uint8_t* panel) 
         if constexpr (T::scales == Scales::F8Halves) finite &= finite_f8(group.sub[0]) && finite_f8(group.sub[1]);
         std::uint8_t* tile = at + kLine * (T::group_lines + (row / kTileRows) * T::tile_lines);
         write_codes<T>(group.codes, tile, row % kTileRows);
-        if constexpr (T::scales == Scales::F8Halves) finite &= finite_product<F>(group.wide_scale, panel, g, row);
-        if constexpr (T::scales == Scales::Bf16) finite &= finite_product<F>(bf16_to_float(group.scale), panel, g, row);
+        if constexpr (T::scales == Scales::F8Halves)
+            if (std::fabs(group.wide_scale) >= kSafeScale) finite &= finite_group<F>(panel, g, row);
+        if constexpr (T::scales == Scales::Bf16)
+            if (bf16_to_float(group.scale & 0x7fff) >= kSafeScale) finite &= finite_group<F>(panel, g, row);
     }
     return finite;
 }
