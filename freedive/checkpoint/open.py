@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from freedive.checkpoint.gguf import open_gguf
+from freedive.checkpoint.model_folder import is_model_folder
 from freedive.checkpoint.quantized.discover import combine
 from freedive.checkpoint.safetensors import read_file, read_sharded, read_shards
 from freedive.checkpoint.tensor import Checkpoint
@@ -42,6 +43,11 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise UserError(
             f"{folder} has an adapter of {quote(base)}, which is not a whole model",
             "Merge it into that model first (merge_and_unload of PEFT), and name the folder that this writes",
+        )
+    if is_model_folder(folder):
+        raise UserError(
+            f"{folder} was written by freedive quantize, and has no tensors of the maker",
+            "Name the model that it was made from",
         )
     models = _models(folder)
     if "model.safetensors" in models:

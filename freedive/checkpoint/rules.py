@@ -75,6 +75,9 @@ def canonical_tensors(checkpoint: Checkpoint, spec: ModelSpec, rules: Rules) -> 
     found = groups(expected, rules, checkpoint.tensors)
     faults = [f"{quote(name)} is unexpected" for name in _unused(checkpoint.tensors.keys() - found.keys(), rules)]
     for theirs, group in found.items():
+        if not group.is_whole:
+            faults.append(f"{theirs} is missing, and other tensors have only some of its weights")
+            continue
         wanted = _revert(group, shapes).shape
         tensor = checkpoint.tensors.get(theirs)
         if tensor is None:
@@ -99,6 +102,13 @@ class Group(NamedTuple):
 
     rule: Rule
     names: dict[tuple[int, int], str]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no weight of the tensor is in another tensor of the maker."""
+        parts = len(self.rule.ours)
+        items = -(-len(self.names) // parts)
+        return self.names.keys() == {(item, part) for item in range(items) for part in range(parts)}
 
 
 def groups(names: Iterable[str], rules: Rules, present: Collection[str] = ()) -> dict[str, Group]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from freedive.checkpoint.rule_steps import Scale
 from freedive.checkpoint.rules import Ignore, Rule, Rules
+from freedive.errors import UserError
 from freedive.families.config import Config
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
@@ -157,8 +158,16 @@ def _rules(spec: ModelSpec) -> Rules:
         _router_norm(spec, f"{_LAYER}.router.scale"),
         Rule(f"{_LAYER}.experts.gate_up_proj", _GATE_UP),
         Rule(f"{_LAYER}.experts.down_proj", (f"{EXPERT}.down",)),
+        *_single_experts(),
         *_unused(spec, "model.layers.{}.self_attn.{}", ("k_proj", "v_proj", "k_norm", "v_norm")),
     ]
+
+
+def _single_experts() -> list[Rule]:
+    """Returns the rules of experts that are not stacked, as quantised files have them under either name."""
+    prefixes = (f"{_LAYER}.experts.{{}}.", f"{_LAYER}.moe.experts.{{}}.")
+    named = [feed_forward_names(EXPERT, prefix) for prefix in prefixes]
+    return [Rule(theirs, (ours,)) for names in named for ours, theirs in names.items()]
 
 
 def _gguf_rules(spec: ModelSpec) -> Rules:
@@ -188,7 +197,9 @@ def _implied(config: Config) -> dict[str, Any]:
     heads = config.counts("heads_by_layer", total, most=4096)
     widths = config.counts("widths_by_layer", total)
     head_dim = config.count("global_head_dim", most=4096)
-    divisors = config.numbers("rope_divisors", head_dim // 2, least=1e-3, most=1e31) or [1.0] * (head_dim // 2)
+    divisors = config.numbers("rope_divisors", head_dim // 2, least=1e-3, most=1e31)
+    if divisors is None:  # llama.cpp needs it too; nothing else says which part of a head rotates
+        raise UserError("The tensor rope_freqs.weight is missing", "The file is incomplete: fetch the model again")
     turned = len(list(takewhile(lambda divisor: divisor < 1e29, divisors)))
     return {
         "num_key_value_heads": heads[types.index(SLIDING)] if SLIDING in types else heads[-1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -79,6 +80,8 @@ SAYS_NOTHING: Mapping[str, object] = {"attention.causal": True, "pooling_type": 
 
 BY_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 """Keys that may be a list with one number per layer; all these numbers must be equal."""
+
+_MOST_FREQUENCIES = 2048
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -186,9 +189,9 @@ def _rope_divisors(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _floats(tensor: Tensor) -> list[float]:
-    if tensor.format != "F32":
-        raise UserError(
-            f"The tensor {tensor.name} is {tensor.format} instead of F32", "Choose another file of this model"
-        )
+    """Returns the values of ``tensor``, one for each frequency of a head, which is no more than half its dimension."""
+    if tensor.format != "F32" or math.prod(tensor.shape) > _MOST_FREQUENCIES:
+        what = f"{tensor.format} {list(tensor.shape)} instead of at most {_MOST_FREQUENCIES} numbers in F32"
+        raise UserError(f"The tensor {tensor.name} is {what}", "Choose another file of this model")
     values: list[float] = tensor.data.view(np.float32).ravel().tolist()
     return values

@@ -14,6 +14,7 @@ from tiny_models import float_tensor
 from weights import random_tensor
 
 from freedive.checkpoint.model_folder import DESCRIPTION, STORE, read_model_folder, write_model_folder
+from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.checkpoint.weight_store import MAGIC
 from freedive.errors import UserError
@@ -212,6 +213,12 @@ def test_a_router_in_blocks_is_refused_whoever_wrote_it(tmp_path: Path) -> None:
     made = tensors(model) | {"layers.0.ffn.router": random_tensor("Q8_0", 3, 32)}
     write_model_folder(tmp_path, model, CHECKPOINT, made)
     refuse(tmp_path, "router is Q8_0 instead of F32, F16, BF16")
+
+
+def test_a_model_folder_that_should_be_a_makers_is_refused(model_folder: Path) -> None:
+    """It cannot be quantised again, nor trained."""
+    with pytest.raises(UserError, match=r"was written by freedive quantize.* Name the model that it was made from"):
+        open_checkpoint(model_folder)
 
 
 def test_a_damaged_or_missing_store_is_refused(model_folder: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from weights import Floats, unpack
 
 from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.file import BLOCKS
 from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import pack
 from freedive.checkpoint.tensor import Checkpoint, Tensor
@@ -376,6 +378,26 @@ def test_numbers_that_are_not_finite_are_found_when_packing(tmp_path: Path) -> N
                 tensors = Example({"w": plain}, {}, "", np.empty(0, np.float32)).open(tmp_path).tensors
                 with pytest.raises(UserError, match="'w' has NaN or infinite"):
                     pack(tensors["w"])
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("F4G16", 2.0**116), ("F8G128", 2.0**119), ("MXFP4", 2.0**125)])
+def test_scales_that_make_weights_infinite_are_found_when_packing(kind: str, largest: float) -> None:
+    """The largest code of e2m1 is 6, that of e4m3 448; ``largest`` is the last power of two that is a scale."""
+    for scale, refused in ((largest, False), (2 * largest, True)):
+        elements, num_bytes = BLOCKS[kind]
+        data = np.zeros((33, 256 // elements, num_bytes), np.uint8)
+        if kind == "F4G16":
+            data[..., 4:20] = 0x7E
+        if kind == "MXFP4":
+            data[..., 0] = np.log2(scale) + 127
+        else:
+            data[..., :4] = np.full((*data.shape[:2], 1), scale, np.float32).view(np.uint8)
+        data[32, -1, -1] = 0x7E if kind == "F8G128" else 0x70
+        tensor = Tensor("w", (33, 256), kind, data.reshape(33, -1))
+        with np.errstate(over="ignore"):
+            assert np.isinf(dequantize(tensor)).any() == refused
+        with pytest.raises(UserError, match="'w' has NaN or infinite") if refused else nullcontext():
+            pack(tensor)
 
 
 LIES: dict[str, tuple[Callable[[], Example], dict[str, Any], str]] = {

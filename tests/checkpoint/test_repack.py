@@ -62,6 +62,23 @@ def test_nvfp4_has_the_scales_of_its_matrices(
     np.testing.assert_array_equal(unpack(pack(matrix)), dequantize(matrix))
 
 
+def test_scales_of_gemma_4s_outputs_are_not_those_of_its_weights(tmp_path: Path) -> None:
+    """They have the name that a scale of NVFP4 would have; a file of Gemma 4 also scales what its router reads."""
+    data, factors = random_blocks("NVFP4", 6, 64).reshape(2, 3, -1), np.array([0.5, 2], np.float32)
+    outputs = {
+        "blk.0.ffn_down_exps.weight": (data, "NVFP4"),
+        "blk.0.ffn_down_exps.scale": (factors, "F32"),
+        "blk.0.ffn_down_exps.input_scale": (factors, "F32"),
+    }
+    router = {"blk.0.ffn_gate_inp.scale": (np.ones(64, np.float32), "F32")}
+    values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType.NVFP4)
+    for others, scale in (({}, factors.reshape(2, 1, 1)), (router, np.float32(1))):
+        write_gguf(tmp_path / "m.gguf", {**outputs, **others})
+        found = open_checkpoint(tmp_path / "m.gguf").tensors
+        assert ("blk.0.ffn_down_exps.scale" in found) == bool(others)
+        np.testing.assert_array_equal(dequantize(found["blk.0.ffn_down_exps.weight"]), values * scale)
+
+
 def test_scales_of_another_number_of_matrices_are_refused(tmp_path: Path) -> None:
     write_gguf(
         tmp_path / "m.gguf",

@@ -322,7 +322,18 @@ def test_the_rule_whose_tensor_is_there_counts(monkeypatch: pytest.MonkeyPatch) 
         canonical(monkeypatch, [both, k], rules, expected)
     with pytest.raises(UserError, match=r"fused \[3, 32\] is missing"):
         canonical(monkeypatch, [], rules, expected)
+    for one in (q, k):
+        with pytest.raises(UserError, match="fused is missing, and other tensors have only some of its weights"):
+            canonical(monkeypatch, [one], rules, expected)
     assert list(maker_tensors({"q": q, "k": k}, rules)) == ["fused"]
+
+
+def test_stacks_of_which_a_part_is_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = [Rule("stack", ("x.{}.up",)), Rule("x.{}.up_proj", ("x.{}.up",))]
+    expected = {f"x.{index}.up": (1, WIDTH) for index in range(3)}
+    alone = [theirs_of(f"x.{index}.up_proj", (1, WIDTH), "F32") for index in (0, 2)]
+    with pytest.raises(UserError, match="stack is missing, and other tensors have only some of its weights"):
+        canonical(monkeypatch, alone, rules, expected)
 
 
 def test_whole_parts_are_ignored_by_their_prefix(monkeypatch: pytest.MonkeyPatch) -> None:

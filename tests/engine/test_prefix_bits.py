@@ -39,6 +39,8 @@ CASES = [
     ("qwen3_next", "int8", "fast"),
     ("qwen3_5_moe with mtp", "f16", "balanced"),
     ("kimi_linear", "f16", "balanced"),
+    ("gemma4", "int8", "fast"),
+    ("gemma4_inputs", "f16", "balanced"),
 ]  # fmt: skip
 
 

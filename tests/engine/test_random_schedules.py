@@ -88,6 +88,7 @@ CASES = [
     ("lfm2_moe", "int8", "exact"),
     ("qwen3", "f16", "fast"),
     ("qwen3_5_moe with mtp", "f16", "balanced"),
+    ("gemma4_inputs", "int8", "balanced"),
 ]
 
 

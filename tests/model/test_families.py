@@ -200,3 +200,13 @@ def test_unusable_rope_factors_of_a_gguf_are_refused(damage: dict[str, Any], tmp
     checkpoint.tensors["rope_freqs.weight"] = replace(checkpoint.tensors["rope_freqs.weight"], **damage)
     with pytest.raises(UserError, match="rope_"):
         describe(checkpoint)
+
+
+def test_rope_factors_beyond_any_head_are_not_listed(tmp_path: Path) -> None:
+    """A sparse file may claim more of them than memory has room for."""
+    write_gguf(tiny_model("llama"), tmp_path / "model.gguf", "llama")
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    many = {"shape": (1 << 20,), "source": np.zeros((1, 4 << 20), np.uint8)}
+    checkpoint.tensors["rope_freqs.weight"] = replace(checkpoint.tensors["rope_freqs.weight"], **many)
+    with pytest.raises(UserError, match=r"rope_freqs\.weight is F32 \[1048576\] instead of at most 2048 numbers"):
+        describe(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,27 @@ def test_the_router_reads_a_norm_whose_weights_are_scaled(tmp_path: Path) -> Non
     np.testing.assert_allclose(dequantize(ours["layers.1.ffn.router_norm"]), theirs / 8, rtol=1e-6)
     for name, tensor in maker_tensors(ours, rules).items():
         np.testing.assert_allclose(dequantize(tensor), dequantize(saved.tensors[name]), atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("inside", ["experts", "moe.experts"])
+def test_experts_of_quantised_files_are_single_under_two_names(inside: str, tmp_path: Path) -> None:
+    save("gemma4", tmp_path)
+    saved = open_checkpoint(tmp_path)
+    spec, rules = describe(saved)
+    ours = canonical_tensors(saved, spec, rules)
+    single = {
+        f"model.layers.{layer}.{inside}.{expert}.{part}_proj.weight": ours[
+            f"layers.{layer}.ffn.experts.{expert}.{part}"
+        ]
+        for layer in range(4)
+        for expert in range(8)
+        for part in ("gate", "up", "down")
+    }
+    others = {name: tensor for name, tensor in saved.tensors.items() if ".experts." not in name}
+    read = canonical_tensors(replace(saved, tensors={**others, **single}), spec, rules)
+    assert {name: tensor.data.tobytes() for name, tensor in read.items()} == {
+        name: tensor.data.tobytes() for name, tensor in ours.items()
+    }
 
 
 def test_images_sounds_and_unused_keys_are_not_read() -> None:

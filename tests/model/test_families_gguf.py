@@ -303,6 +303,14 @@ def test_absent_unexpected_and_misshapen_tensors_are_named(name: str) -> None:
     assert "'blk.0.attn_new.weight' is unexpected" in str(refusal.value)
 
 
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_inputs", "gemma4_unified"])
+def test_gemma_4_without_the_tensor_of_what_rotates_is_refused(name: str) -> None:
+    checkpoint = saved(name)[1]
+    others = {key: tensor for key, tensor in checkpoint.tensors.items() if key != "rope_freqs.weight"}
+    with pytest.raises(UserError, match=r"tensor rope_freqs\.weight is missing"):
+        describe(replace(checkpoint, tensors=others))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_key_that_no_family_reads_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"attention\.new_trait = 3, unknown"):

@@ -45,3 +45,10 @@ def test_tool_calls_are_read(name: str, content: str | None) -> None:
     assert (said.content, said.reasoning) == (content or "", thoughts)
     assert [call.name for call in said.calls] == ["weather", "now"][: sample.max_calls]
     assert [json.loads(call.arguments) for call in said.calls] == [ARGUMENTS, {}][: sample.max_calls]
+
+
+def test_white_space_around_a_key_of_gemma_4_is_no_part_of_it() -> None:
+    dialect = output_of(SAMPLES["Gemma 4"], {"role": "assistant", "content": ""})[0]
+    output = '<|tool_call>call:weather{ city : <|"|> a {b : 1} <|"|>,\n days\n: 2, units:[{ x y : ""}]}<tool_call|>'
+    (call,) = parse(dialect, output, None, TOOLS).calls
+    assert json.loads(call.arguments) == {"city": " a {b : 1} ", "days": 2, "units": [{"x y": ""}]}

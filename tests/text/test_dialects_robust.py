@@ -19,7 +19,7 @@ from freedive.text.dialects.registry import dialect_for
 DIALECTS = {name: dialect_for(sample.source, sample.added_tokens) for name, sample in SAMPLES.items()}
 DIFFERENT = (
     *("DeepSeek R1", "DeepSeek V4", "Qwen3", "Qwen3.5", "Granite 3.3", "Granite 3.2", "Hunyuan A13B", "Hy3"),
-    *("openPangu", "Kimi K2", "gpt-oss", "Llama 4", "GLM-4.5", "Mistral Small 3.2"),
+    *("openPangu", "Kimi K2", "gpt-oss", "Llama 4", "GLM-4.5", "Mistral Small 3.2", "Gemma 4", "MiniMax M2"),
 )
 """One dialect of each kind for fuzzing."""
 BODIES = [

@@ -3,6 +3,9 @@
 compressed-tensors  X_packed (U8), X_scale (F8_E4M3), X_global_scale (F32), which divides
 ModelOpt            X (U8), X_scale (F8_E4M3), X_scale_2 (F32), which multiplies
 GGUF                X (NVFP4), and Y.scale (F32), which multiplies, where X is Y.weight; experts have one each
+
+In Gemma 4's files, ffn_down_exps.scale is the scale of the experts' outputs, whatever the format of the weights. That
+of NVFP4 is multiplied into it by llama.cpp's converter.
 """
 
 from __future__ import annotations
@@ -66,9 +69,17 @@ def join_gguf_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.format == "NVFP4":
             stem = name.removesuffix("weight")
-            weights[name] = _with_scale(tensor, tensors.get(stem + "scale"))
-            used |= {stem + "scale", stem + "input_scale"}
+            is_joined = not _scales_outputs(stem, tensors)
+            weights[name] = _with_scale(tensor, tensors.get(stem + "scale") if is_joined else None)
+            used |= {stem + "scale"} if is_joined else set()
+            used.add(stem + "input_scale")
     return {name: weights.get(name, tensor) for name, tensor in tensors.items() if name not in used}
+
+
+def _scales_outputs(stem: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Returns whether the scale of ``stem`` belongs to the outputs of Gemma 4's experts, whose router has one too."""
+    layer = stem.removesuffix("ffn_down_exps.")
+    return layer != stem and f"{layer}ffn_gate_inp.scale" in tensors
 
 
 def _with_scale(tensor: Tensor, scale: Tensor | None) -> Tensor:

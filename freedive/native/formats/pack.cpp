@@ -1,4 +1,6 @@
 // Packs source rows to panels, and unpacks single rows to floats.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "../checks.h"
@@ -28,6 +30,8 @@ constexpr bool finite32(std::uint32_t v) { return (v & 0x7f800000) != 0x7f800000
 constexpr bool finite_half(std::uint16_t v) { return (v & 0x7c00) != 0x7c00; }
 constexpr bool finite_bf16(std::uint16_t v) { return (v & 0x7f80) != 0x7f80; }
 constexpr bool finite_f8(std::uint8_t v) { return (v & 0x7f) != 0x7f; }
+// Smaller scales make no infinite weight, since no code is above 2^9, nor times an e4m3 scale above 2^12.
+constexpr float kSafeScale = 0x1p100f;
 
 // The line of a bit plane that has a quad, and the position of the quad's bits in each byte of the line.
 template <int Width>
@@ -64,37 +68,6 @@ int read_code(const std::uint8_t* tile, int row, int i) {
     return c;
 }
 
-template <Format F>
-bool pack_row(const std::uint8_t* src_row, int k, int row, std::uint8_t* panel) {
-    using T = Quantised<F>;
-    bool finite = true;
-    Group group;
-    for (int g = 0; g < k / kGroup; g++) {
-        read_group<F>(src_row + g / T::span * kBlockBytes[int(F)], g % T::span, group);
-        std::uint8_t* at = panel + T::group_offset(g);
-        if (g % T::span == 0) {
-            std::uint8_t* span = at - T::span_lines * kLine;
-            if constexpr (T::scales == Scales::F8Halves) {
-                std::memcpy(span + sizeof(float) * row, &group.wide_scale, sizeof(float));
-                finite &= finite32(read<std::uint32_t>((const std::uint8_t*)&group.wide_scale));
-            } else {
-                write16(span + 2 * row, group.scale);
-                finite &= T::scales == Scales::Bf16 ? finite_bf16(group.scale) : finite_half(group.scale);
-            }
-            if constexpr (T::minima) write16(span + kLine + 2 * row, group.minimum);
-            finite &= finite_half(group.minimum);
-        }
-        if constexpr (T::super) {
-            at[row] = group.sub[0];
-            at[kPanelRows + row] = group.sub[1];
-        }
-        if constexpr (T::scales == Scales::F8Halves) finite &= finite_f8(group.sub[0]) && finite_f8(group.sub[1]);
-        std::uint8_t* tile = at + kLine * (T::group_lines + (row / kTileRows) * T::tile_lines);
-        write_codes<T>(group.codes, tile, row % kTileRows);
-    }
-    return finite;
-}
-
 // The scales and minima of the two half groups of one row.
 struct RowScales {
     float scale[2], minimum[2] = {0, 0};
@@ -129,6 +102,49 @@ void unpack_group(const std::uint8_t* panel, int g, int row, float* out) {
             scales.scale[i / 16] * float(read_code<T>(tile, row % kTileRows, i) - T::zero) + scales.minimum[i / 16];
 }
 
+// Whether no weight of a packed group is infinite. Only groups with huge scales need the check.
+template <Format F>
+[[gnu::noinline, gnu::cold]] bool finite_group(const std::uint8_t* panel, int g, int row) {
+    float weights[kGroup];
+    unpack_group<F>(panel, g, row, weights);
+    return std::all_of(weights, weights + kGroup, [](float weight) { return std::isfinite(weight); });
+}
+
+template <Format F>
+bool pack_row(const std::uint8_t* src_row, int k, int row, std::uint8_t* panel) {
+    using T = Quantised<F>;
+    bool finite = true;
+    Group group;
+    for (int g = 0; g < k / kGroup; g++) {
+        read_group<F>(src_row + g / T::span * kBlockBytes[int(F)], g % T::span, group);
+        std::uint8_t* at = panel + T::group_offset(g);
+        if (g % T::span == 0) {
+            std::uint8_t* span = at - T::span_lines * kLine;
+            if constexpr (T::scales == Scales::F8Halves) {
+                std::memcpy(span + sizeof(float) * row, &group.wide_scale, sizeof(float));
+                finite &= finite32(read<std::uint32_t>((const std::uint8_t*)&group.wide_scale));
+            } else {
+                write16(span + 2 * row, group.scale);
+                finite &= T::scales == Scales::Bf16 ? finite_bf16(group.scale) : finite_half(group.scale);
+            }
+            if constexpr (T::minima) write16(span + kLine + 2 * row, group.minimum);
+            finite &= finite_half(group.minimum);
+        }
+        if constexpr (T::super) {
+            at[row] = group.sub[0];
+            at[kPanelRows + row] = group.sub[1];
+        }
+        if constexpr (T::scales == Scales::F8Halves) finite &= finite_f8(group.sub[0]) && finite_f8(group.sub[1]);
+        std::uint8_t* tile = at + kLine * (T::group_lines + (row / kTileRows) * T::tile_lines);
+        write_codes<T>(group.codes, tile, row % kTileRows);
+        if constexpr (T::scales == Scales::F8Halves)
+            if (std::fabs(group.wide_scale) >= kSafeScale) finite &= finite_group<F>(panel, g, row);
+        if constexpr (T::scales == Scales::Bf16)
+            if (bf16_to_float(group.scale & 0x7fff) >= kSafeScale) finite &= finite_group<F>(panel, g, row);
+    }
+    return finite;
+}
+
 bool pack_float_row(Format f, const std::uint8_t* src_row, int k, int row, std::uint8_t* panel) {
     const int size = float_bytes(f);
     bool finite = true;
@@ -160,7 +176,8 @@ bool pack_f8_row(const std::uint8_t* src_row, int k, int row, std::uint8_t* pane
             finite &= finite32(read<std::uint32_t>(block));
         }
         to[kF8ScaleBytes + i % kF8Block * kPanelRows + row] = code;
-        finite &= finite_f8(code);
+        const float scale = read<float>(block);
+        finite &= finite_f8(code) && (std::fabs(scale) < kSafeScale || std::isfinite(scale * f8_to_float(code)));
     }
     return finite;
 }

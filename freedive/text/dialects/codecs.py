@@ -110,7 +110,7 @@ BRACED = NamedJson(re.compile(r"call:(?P<name>[^\s{]+)(?P<arguments>\{.*)", re.D
 
 def braced_calls(body: str, schemas: Schemas) -> list[Call]:
     """Reads call:f{a:1,b:<|"|>text<|"|>} (Gemma 4): JSON in which keys have no quotes, and strings have a token."""
-    return BRACED(_BRACED_TEXT.sub(lambda text: json.dumps(text[1] or text[2] or ""), body), schemas)
+    return BRACED(_BRACED_TEXT.sub(lambda text: json.dumps(text[1] or (text[2] or "").rstrip()), body), schemas)
 
 
 @dataclass(frozen=True)
