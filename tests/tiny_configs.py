@@ -533,7 +533,12 @@ TINY: dict[str, tuple[str, Settings]] = {
     ),
     "qwen3_5": (
         "Qwen3_5",
-        {**DELTA, "num_hidden_layers": 3, "layer_types": ["linear_attention", "linear_attention", "full_attention"]},
+        {
+            **DELTA,
+            "num_hidden_layers": 3,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+            "linear_value_head_dim": 16,  # llama.cpp has one width for keys and values
+        },
     ),
     "qwen3_5_moe": (
         "Qwen3_5Moe",
@@ -542,6 +547,7 @@ TINY: dict[str, tuple[str, Settings]] = {
             **DELTA,
             "num_hidden_layers": 4,
             "linear_conv_kernel_dim": 3,
+            "linear_value_head_dim": 16,
             "num_experts": 8,
             "shared_expert_intermediate_size": 48,
         },

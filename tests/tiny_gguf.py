@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny_configs import YARN_ROPE
+from tiny_configs import LOCAL_ROPE, YARN_ROPE
 from tiny_models import float_tensor, maker_model
 
 from freedive.checkpoint.dequantize import dequantize
@@ -22,6 +22,9 @@ from freedive.model.spec import DeltaRule, ModelSpec
 
 Settings = Mapping[str, Any]
 
+ONE_BASE: Settings = {**LOCAL_ROPE, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+"""llama.cpp has one base for all layers of OLMo 3 and Mellum, as the published models do."""
+
 ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "llama": ("llama", {}),
     "llama2": ("llama", {}),
@@ -29,7 +32,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "mixtral": ("llama", {"sliding_window": None}),
     "ministral3": ("mistral3", {}),
     "mistral4": ("mistral4", {}),
-    "mistral4_grouped": ("mistral4", {}),
+    "mistral4_grouped": ("mistral4", {"q_lora_rank": 24}),
     "minimax_m2": ("minimax-m2", {}),
     "phi3": ("phi3", {}),
     "phi4_mini": ("phi3", {}),
@@ -40,16 +43,16 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "qwen3_moe": ("qwen3moe", {"mlp_only_layers": []}),
     "olmoe": ("olmoe", {"clip_qkv": None, "num_key_value_heads": 4}),
     "olmo2": ("olmo2", {}),
-    "olmo3": ("olmo2", {}),
-    "exaone4": ("exaone4", {}),
+    "olmo3": ("olmo2", {"rope_parameters": ONE_BASE}),
+    "exaone4": ("exaone4", {"head_dim": 16, "num_hidden_layers": 64}),  # llama.cpp recognises windows by it
     "exaone4_full": ("exaone4", {}),
     "exaone_moe": ("exaone-moe", {}),
     "dots1": ("dots1", {"sliding_window": None, "num_key_value_heads": 4}),
     "solar_open": ("glm4moe", {}),
-    "mellum": ("mellum", {"mlp_layer_types": ["sparse"] * 4}),
+    "mellum": ("mellum", {"mlp_layer_types": ["sparse"] * 4, "rope_parameters": ONE_BASE}),
     "afmoe": ("afmoe", {}),
     "laguna": ("laguna", {}),
-    "bailing_moe_v2": ("bailingmoe2", {}),
+    "bailing_moe_v2": ("bailingmoe2", {"head_dim": 16}),
     "deepseek_v2": ("deepseek2", {"rope_parameters": {**YARN_ROPE, "mscale": 0.707, "mscale_all_dim": 0.707}}),
     "deepseek_v2_lite": ("deepseek2", {"num_hidden_layers": 27}),  # llama.cpp recognises it by the number of layers
     "deepseek_v3": ("deepseek2", {}),
@@ -76,7 +79,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "lfm2": ("lfm2", {"conv_bias": False}),
     "lfm2_moe": ("lfm2moe", {"routed_scaling_factor": 1.0}),
     "kimi_linear": ("kimi-linear", {"linear_num_heads": 4}),
-    "qwen3_next": ("qwen3next", {"mlp_only_layers": []}),
+    "qwen3_next": ("qwen3next", {"mlp_only_layers": [], "linear_value_head_dim": 16}),
     "qwen3_5": ("qwen35", {}),
     "qwen3_5_moe": ("qwen35moe", {}),
     "gemma": ("gemma", {}),
@@ -556,7 +559,7 @@ def _qwen_next(config: Settings) -> dict[str, Any]:
 
 
 def _qwen3_5(config: Settings) -> dict[str, Any]:
-    return {**_qwen_next(config), "rope.dimension_sections": [2, 1, 1, 0]}
+    return {**_qwen_next(config), "rope.dimension_sections": [11, 11, 10, 0]}
 
 
 def _kimi_linear(config: Settings) -> dict[str, Any]:
