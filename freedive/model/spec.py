@@ -110,6 +110,9 @@ class Attention:
     With ``values`` ``keys``, there is no projection to values: they are the projection to keys, before its norm and
     rotation. With ``v_norm``, an RMS norm without weights is applied to each head of the values. If ``kv_layer`` is not
     -1, there are no projections to keys and values either: queries attend to those of that earlier layer (Gemma 4).
+
+    A head of the values has ``value_dim`` numbers, or as many as one of the keys if that is 0. ``result_scale``
+    multiplies the result of the last projection (MiMo V2, whose values are scaled, which is the same).
     """
 
     num_heads: Count
@@ -130,6 +133,8 @@ class Attention:
     output_gate: bool = False
     gate_activation: GateActivation = "sigmoid"
     gate_by_head: bool = False
+    value_dim: Annotated[int, Range(0, 4096)] = 0
+    result_scale: float = 1.0
     values: Literal["own", "keys"] = "own"
     v_norm: bool = False
     kv_layer: Annotated[int, Range(-1, 1000)] = -1
@@ -139,8 +144,21 @@ class Attention:
         return self.num_heads * self.head_dim
 
     @property
-    def kv_dim(self) -> int:
+    def k_dim(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def v_head_dim(self) -> int:
+        return self.value_dim or self.head_dim
+
+    @property
+    def v_dim(self) -> int:
+        return self.num_kv_heads * self.v_head_dim
+
+    @property
+    def out_dim(self) -> int:
+        """Width of the results of all heads, which the last projection reads."""
+        return self.num_heads * self.v_head_dim
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -152,7 +170,8 @@ class Attention:
     @property
     def state(self) -> State:
         """The keys and values of each token, unless they are those of another layer."""
-        return (PerToken(self.num_kv_heads, self.head_dim),) * 2 if self.kv_layer < 0 else ()
+        dims = (self.head_dim, self.v_head_dim) if self.kv_layer < 0 else ()
+        return tuple(PerToken(self.num_kv_heads, dim) for dim in dims)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class ReferenceOps:
         self, q: Array, k: Array | None, v: Array | None, sinks: Array | None, attn: spec.Attention, layer: int
     ) -> Array:
         stores = self._cache[layer if attn.kv_layer < 0 else attn.kv_layer]
-        out = np.empty_like(q)
+        out = np.empty((len(q), attn.out_dim), np.float32)
         for rows, start, slots in self._sequences():
             keys, values = (
                 np.repeat(
