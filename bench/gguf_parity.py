@@ -38,6 +38,7 @@ PROMPT = prompt(48)
 
 _NO_TEMPERATURE = "the converter leaves out the temperature, which begins at position 8192 in the published model"
 DIFFERENT = {
+    "mimo_v2_flash": "llama.cpp's windows are one position shorter than the maker's",
     "deepseek_v2": "llama.cpp ranks groups of experts by their two best, DeepSeek V2 by the best",
     "mistral4": _NO_TEMPERATURE,
     "mistral4_grouped": _NO_TEMPERATURE,
@@ -57,6 +58,16 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "dots1": {"scoring_func": "sigmoid"},
     "bailing_moe_v2": {"score_function": "sigmoid"},
     "afmoe": {"score_func": "sigmoid", "route_norm": True},
+    "mimo_v2_flash": {
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "hybrid_layer_pattern": [0, 1, 1, 1],
+        "sliding_window": 8,
+        "swa_num_key_value_heads": 4,
+        "swa_num_attention_heads": 4,
+        "swa_head_dim": 24,
+        "swa_v_head_dim": 16,
+    },
     "hunyuan_moe": {"moe_intermediate_size": [48, 48], "num_shared_expert": [1, 1]},
     "granitemoehybrid": {"layer_types": ["attention"] * 2},
     "granitemoehybrid_dense": {"layer_types": ["attention"] * 2},

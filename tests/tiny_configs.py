@@ -258,6 +258,18 @@ TINY: dict[str, tuple[str, Settings]] = {
             "rope_parameters": LOCAL_ROPE,
         },
     ),
+    "mimo_v2_flash": (
+        "MiMoV2Flash",
+        {
+            **MOE,
+            "num_hidden_layers": 4,
+            "head_dim": 24,
+            "v_head_dim": 16,
+            "n_routed_experts": 8,
+            "sliding_window": 9,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
     "afmoe": (
         "Afmoe",
         {

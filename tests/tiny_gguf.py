@@ -51,6 +51,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "solar_open": ("glm4moe", {}),
     "mellum": ("mellum", {"mlp_layer_types": ["sparse"] * 4, "rope_parameters": ONE_BASE}),
     "afmoe": ("afmoe", {}),
+    "mimo_v2_flash": ("mimo2", {"routed_scaling_factor": 1.0}),
     "laguna": ("laguna", {}),
     "bailing_moe_v2": ("bailingmoe2", {"head_dim": 16}),
     "deepseek_v2": ("deepseek2", {"rope_parameters": {**YARN_ROPE, "mscale": 0.707, "mscale_all_dim": 0.707}}),
@@ -384,6 +385,23 @@ def _laguna(config: Settings) -> dict[str, Any]:
     }
 
 
+def _mimo2(config: Settings) -> dict[str, Any]:
+    """Windows are of the positions before a token's own; three blocks of MTP are announced."""
+    slides = [kind == "sliding_attention" for kind in config["layer_types"]]
+    heads = config["num_key_value_heads"]
+    rotated = config["rope_parameters"]["full_attention"]["partial_rotary_factor"]
+    return {
+        "attention.head_count_kv": [heads * 2 if each else heads for each in slides],
+        "attention.sliding_window": config["sliding_window"] - 1,
+        "attention.sliding_window_pattern": slides,
+        "attention.value_length": config["v_head_dim"],
+        "attention.value_scale": config["attention_value_scale"],
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+        "expert_gating_func": 2,
+        "rope.dimension_count": int(config["head_dim"] * rotated),
+    }
+
+
 def _gpt_oss(config: Settings) -> dict[str, Any]:
     window, width = config["sliding_window"], config["intermediate_size"]
     return {"attention.sliding_window": window, "expert_feed_forward_length": width}
@@ -603,6 +621,7 @@ EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "mellum": _mellum,
     "afmoe": _afmoe,
     "laguna": _laguna,
+    "mimo2": _mimo2,
     "exaone4": _exaone4,
     "exaone-moe": _exaone_moe,
     "qwen2moe": _qwen_moe,

@@ -44,6 +44,7 @@ from freedive.families.rednote import DOTS1
 from freedive.families.refused import REFUSED, refusal
 from freedive.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3, YOUTU
 from freedive.families.upstage import SOLAR_OPEN
+from freedive.families.xiaomi import MIMO_V2_FLASH
 from freedive.families.zhipu import GLM4, GLM4_MOE
 from freedive.files import quote
 from freedive.model.description import check
@@ -81,6 +82,7 @@ FAMILIES = (
     MELLUM,
     AFMOE,
     LAGUNA,
+    MIMO_V2_FLASH,
     SARVAM_MOE,
     GPT_OSS,
     SEED_OSS,
