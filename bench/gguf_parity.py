@@ -67,6 +67,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "swa_num_attention_heads": 4,
         "swa_head_dim": 24,
         "swa_v_head_dim": 16,
+        "rope_parameters": {
+            "partial_rotary_factor": 0.334,
+            "full_attention": {"rope_theta": 5e6},
+            "sliding_attention": {"rope_theta": 1e4},
+        },
     },
     "hunyuan_moe": {"moe_intermediate_size": [48, 48], "num_shared_expert": [1, 1]},
     "granitemoehybrid": {"layer_types": ["attention"] * 2},

@@ -135,6 +135,9 @@ ATTENTIONS = {
 FEED_FORWARDS = {
     "gelu": model(PLAIN, replace(DENSE, activation="gelu_tanh")),
     "clamped": model(PLAIN, replace(DENSE, limit=0.8)),
+    "clamped after the activation": model(
+        PLAIN, Experts(Router(6, 2), replace(EXPERT, activation="clamped_silu", limit=0.2))
+    ),
     "clamped, with biases": model(PLAIN, replace(DENSE, activation="swiglu_oai", limit=0.8, bias=True)),
 }
 

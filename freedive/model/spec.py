@@ -33,8 +33,9 @@ Width = Annotated[int, Range(1, 1 << 20)]
 Span = Annotated[int, Range(0, MAX_CONTEXT)]
 """A number of positions; 0 means all positions."""
 
-Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
-"""How gate and up are combined: act(gate) * up, or gate * sigmoid(1.702 gate) * (up + 1) for gpt-oss."""
+Activation = Literal["silu", "gelu_tanh", "swiglu_oai", "clamped_silu"]
+"""How gate and up are combined: act(gate) * up, gate * sigmoid(1.702 gate) * (up + 1) for gpt-oss, or
+min(silu(gate), limit) * up for Step 3.5."""
 
 GateActivation = Literal["sigmoid", "softplus"]
 """The function of a gate's linear output that multiplies the result of attention."""
@@ -290,7 +291,8 @@ def per_sequence(state: State) -> list[PerSequence]:
 class FeedForward:
     """Gated feed-forward network: down(activation(gate(x)) * up(x)) (Shazeer 2020).
 
-    ``limit`` clamps gate to at most limit, and up to -limit .. limit, before they are combined.
+    ``limit`` clamps gate to at most limit, and up to -limit .. limit, before they are combined; with ``clamped_silu``
+    it clamps silu(gate) instead of gate.
     """
 
     dim: Width

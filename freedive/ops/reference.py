@@ -84,8 +84,11 @@ class ReferenceOps:
 
     def glu(self, gate: Array, up: Array, ffn: spec.FeedForward) -> Array:
         if ffn.limit:
-            gate, up = np.minimum(gate, np.float32(ffn.limit)), self.clip(up, ffn.limit)
+            up = self.clip(up, ffn.limit)
+            gate = gate if ffn.activation == "clamped_silu" else np.minimum(gate, np.float32(ffn.limit))
         match ffn.activation:
+            case "clamped_silu":
+                return np.minimum(gate * sigmoid(gate), np.float32(ffn.limit)) * up
             case "silu":
                 return gate * sigmoid(gate) * up
             case "gelu_tanh":
