@@ -270,6 +270,27 @@ TINY: dict[str, tuple[str, Settings]] = {
             "routed_scaling_factor": 2.5,
         },
     ),
+    "step3p7": (
+        "Step3p7",
+        {
+            **MOE,
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "share_expert_dim": 48,
+            "n_routed_experts": 8,
+            "sliding_window": 8,
+            "layer_types": ["full_attention"] + ["sliding_attention"] * 3,
+            "num_sliding_attention_heads": 6,
+            "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+            "moe_router_scaling_factor": 2.5,
+            "swiglu_limits": [0.0, 0.0, 0.4, 0.3],
+            "swiglu_limits_shared": [0.5, 0.0, 0.0, 0.3],
+            "rope_parameters": {
+                "full_attention": {**LLAMA3_ROPE, "partial_rotary_factor": 0.5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "afmoe": (
         "Afmoe",
         {

@@ -105,7 +105,13 @@ MIMO_V2_FLASH = Family(
     architectures=("MiMoV2FlashForCausalLM",),
     spec=_mimo_v2_flash,
     defaults=_DEFAULTS,
-    ignorable=("hybrid_block_size", "swa_head_dim", "swa_num_attention_heads", "swa_v_head_dim", "attention_chunk_size"),
+    ignorable=(
+        "hybrid_block_size",
+        "swa_head_dim",
+        "swa_num_attention_heads",
+        "swa_v_head_dim",
+        "attention_chunk_size",
+    ),
     fixed={
         "add_full_attention_sink_bias": False,
         "add_swa_attention_sink_bias": True,
