@@ -283,8 +283,8 @@ TINY: dict[str, tuple[str, Settings]] = {
             "num_sliding_attention_heads": 6,
             "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
             "moe_router_scaling_factor": 2.5,
-            "swiglu_limits": [0.0, 0.0, 0.4, 0.3],
-            "swiglu_limits_shared": [0.5, 0.0, 0.0, 0.3],
+            "swiglu_limits": [0.0, 0.0, 0.375, 0.25],
+            "swiglu_limits_shared": [0.5, 0.0, 0.0, 0.25],
             "rope_parameters": {
                 "full_attention": {**LLAMA3_ROPE, "partial_rotary_factor": 0.5},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},

@@ -51,6 +51,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "solar_open": ("glm4moe", {}),
     "mellum": ("mellum", {"mlp_layer_types": ["sparse"] * 4, "rope_parameters": ONE_BASE}),
     "afmoe": ("afmoe", {}),
+    "step3p7": ("step35", {}),
     "mimo_v2_flash": ("mimo2", {"routed_scaling_factor": 1.0}),
     "laguna": ("laguna", {}),
     "bailing_moe_v2": ("bailingmoe2", {"head_dim": 16}),
@@ -153,6 +154,12 @@ def _rope_factors(model: Any) -> dict[str, Tensor]:
     if rope.get("full_attention", {}).get("rope_type") == "proportional":
         turns = model.model.rotary_emb.full_attention_inv_freq.numpy() > 0
         return {"rope_freqs.weight": float_tensor("rope_freqs.weight", np.where(turns, 1, 1e30).astype(np.float32))}
+    if rope.get("full_attention", {}).get("rope_type") == "llama3":
+        dim = model.config.head_dim
+        turns = model.model.rotary_emb.full_attention_inv_freq.numpy()
+        plain = rope["full_attention"]["rope_theta"] ** -(np.arange(len(turns)) / len(turns))
+        factors = np.concatenate([plain / turns, np.ones(dim // 2 - len(turns))]).astype(np.float32)
+        return {"rope_freqs.weight": float_tensor("rope_freqs.weight", factors)}
     if rope.get("rope_type") == "longrope":
         lists = {f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("short", "long")}
         return {name: float_tensor(name, np.array(factors, np.float32)) for name, factors in lists.items()}
@@ -402,6 +409,29 @@ def _mimo2(config: Settings) -> dict[str, Any]:
     }
 
 
+def _step35(config: Settings) -> dict[str, Any]:
+    slides = [kind == "sliding_attention" for kind in config["layer_types"]]
+    heads = config["num_attention_heads"], config["num_sliding_attention_heads"]
+    keys = (
+        ("attention.sliding_window", "sliding_window"),
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("expert_shared_feed_forward_length", "share_expert_dim"),
+        ("expert_weights_scale", "moe_router_scaling_factor"),
+        ("swiglu_clamp_exp", "swiglu_limits"),
+        ("swiglu_clamp_shexp", "swiglu_limits_shared"),
+    )
+    return {
+        **_present(config, keys),
+        "attention.head_count": [heads[each] for each in slides],
+        "attention.head_count_kv": [config["num_key_value_heads"]] * len(slides),
+        "attention.sliding_window_pattern": slides,
+        "expert_gating_func": 2,
+        "expert_weights_norm": True,
+        "leading_dense_block_count": config["mlp_layer_types"].count("dense"),
+        "moe_every_n_layers": 1,
+    }
+
+
 def _gpt_oss(config: Settings) -> dict[str, Any]:
     window, width = config["sliding_window"], config["intermediate_size"]
     return {"attention.sliding_window": window, "expert_feed_forward_length": width}
@@ -622,6 +652,7 @@ EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "afmoe": _afmoe,
     "laguna": _laguna,
     "mimo2": _mimo2,
+    "step35": _step35,
     "exaone4": _exaone4,
     "exaone-moe": _exaone_moe,
     "qwen2moe": _qwen_moe,

@@ -1,4 +1,4 @@
-"""StepFun's Step 3.5 and 3.7 Flash: gated attention with more heads in windows, and experts with clamped activations."""
+"""StepFun's Step 3.5 and 3.7 Flash: gated attention with more heads in windows, and experts that are clamped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpe
 def _step3p7(config: Config) -> ModelSpec:
     config.respell({"moe_top_k": "num_experts_per_tok", "moe_num_experts": "n_routed_experts"})
     config.respell({"share_expert_dims": "share_expert_dim", "num_attention_groups": "num_key_value_heads"})
+    config.respell({"moe_router_activation": "scoring_func", "norm_expert_weight": "norm_topk_prob"})
     total = num_layers(config)
+    config.choice("scoring_func", ("sigmoid",))
     gate = router(
         config,
         "n_routed_experts",
@@ -132,7 +134,7 @@ STEP3P7 = Family(
     spec=_step3p7,
     defaults=_DEFAULTS,
     ignorable=("per_layer_config", "mtp_layer_types", "mtp_mlp_layer_types"),
-    fixed={"use_bidirectional_attention": False},
+    fixed={"norm_topk_prob": True, "use_bidirectional_attention": False},
     runs_mtp=False,
     hub=Naming({"layers.{}.attn.gate": f"{_LAYER}self_attn.g_proj.weight"}, _hub_rules),
     gguf=Gguf(
