@@ -58,17 +58,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "dots1": {"scoring_func": "sigmoid"},
     "bailing_moe_v2": {"score_function": "sigmoid"},
     "afmoe": {"score_func": "sigmoid", "route_norm": True},
-    "step3p7": {
-        "architectures": ["Step3p5ForCausalLM"],
-        "attention_other_setting": {"num_attention_heads": 6, "num_attention_groups": 2},
-        "moe_layers_enum": "1,2,3",
-        "moe_num_experts": 8,
-        "moe_router_activation": "sigmoid",
-        "moe_top_k": 3,
-        "norm_expert_weight": True,
-        "num_attention_groups": 2,
-        "partial_rotary_factors": [0.5, 1.0, 1.0, 1.0],
-    },
     "mimo_v2_flash": {
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
