@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from freedive.checkpoint.rule_steps import Add
-from freedive.checkpoint.rules import Rule, Rules
+from freedive.checkpoint.rules import Ignore, Rule, Rules
 from freedive.families.config import Config
 from freedive.families.deepseek import DENSE, SPARSE
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
 from freedive.families.names import EXPERT, HUB, SHARED, Naming, feed_forward_names
 from freedive.families.parts import FULL, SLIDING, attention, feed_forward, model, num_layers, router, window
-from freedive.families.rope import rope
-from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpec
+from freedive.families.rope import plain_rope, rope
+from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpec, Rope
 
 
 def _step3p7(config: Config) -> ModelSpec:
@@ -32,9 +32,8 @@ def _step3p7(config: Config) -> ModelSpec:
         renormalise=True,
         scale=config.number("moe_router_scaling_factor", 1.0),
     )
-    kinds = config.choices("mlp_layer_types", total, (DENSE, SPARSE)) or ([DENSE] * 3 + [SPARSE] * total)[:total]
     limits, shared_limits = (
-        config.numbers(key, total, least=0, most=1e4) or [0.0] * total
+        (config.numbers(key, _num_blocks(config), least=0, most=1e4) or [0.0] * total)[:total]
         for key in ("swiglu_limits", "swiglu_limits_shared")
     )
     dense, expert, shared = (
@@ -42,10 +41,24 @@ def _step3p7(config: Config) -> ModelSpec:
         for key in ("intermediate_size", "moe_intermediate_size", "share_expert_dim")
     )
     layers = []
-    for attn, kind, limit, shared_limit in zip(_attentions(config, total), kinds, limits, shared_limits, strict=True):
+    parts = zip(_attentions(config, total), _feeders(config, total), limits, shared_limits, strict=True)
+    for attn, kind, limit, shared_limit in parts:
         moe = Experts(gate, _clamped(replace(expert, bias=False), limit), _clamped(shared, shared_limit))
         layers.append(Layer(attn, moe if kind == SPARSE else _clamped(dense, shared_limit)))
     return model("step3p7", config, layers)
+
+
+def _num_blocks(config: Config) -> int:
+    """Returns the number of layers in lists by layer, which have those of multi-token prediction too."""
+    return num_layers(config) + config.count("num_nextn_predict_layers", 0, least=0, most=64)
+
+
+def _feeders(config: Config, total: int) -> Sequence[str]:
+    """Returns DENSE or SPARSE for each layer; ``moe_layers_enum`` lists the sparse ones, which are the last."""
+    enumerations = tuple(",".join(map(str, range(first, total))) for first in range(total))
+    first = enumerations.index(config.choice("moe_layers_enum", enumerations)) if "moe_layers_enum" in config else 3
+    plain = [DENSE if i < first else SPARSE for i in range(total)]
+    return config.choices("mlp_layer_types", total, (DENSE, SPARSE)) or plain
 
 
 def _clamped(ffn: FeedForward, limit: float) -> FeedForward:
@@ -64,13 +77,37 @@ def _attentions(config: Config, total: int) -> Sequence[Attention]:
         rope=None,
     )
     full = replace(full, scale=config.number("query_pre_attn_scalar", full.head_dim) ** -0.5)
-    heads = config.count("num_sliding_attention_heads", full.num_heads, most=4096)
+    other = config.section("attention_other_setting")
+    other.choice("attention_type", (SLIDING,))
+    for key, value in {
+        "num_attention_groups": full.num_kv_heads,
+        "head_dim": full.head_dim,
+        "true_head_dim": full.head_dim,
+    }.items():
+        other.choice(key, (value,))
+    heads = config.count("num_sliding_attention_heads", other.count("num_attention_heads", full.num_heads), most=4096)
     if heads % full.num_kv_heads:
         raise config.refusal("num_sliding_attention_heads", f"({heads}) is no multiple of {full.num_kv_heads}")
     kinds = {FULL: full, SLIDING: replace(full, num_heads=heads, window=window(config))}
-    types = config.choices("layer_types", total, (FULL, SLIDING)) or [FULL] * total
-    ropes = {kind: rope(config, full.head_dim, kind=kind, partial=True) for kind in dict.fromkeys(types)}
+    types = (config.choices("layer_types", _num_blocks(config), (FULL, SLIDING)) or [FULL] * total)[:total]
+    ropes = _ropes(config, full.head_dim, types)
     return [replace(kinds[kind], rope=ropes[kind]) for kind in types]
+
+
+def _ropes(config: Config, head_dim: int, types: Sequence[str]) -> Mapping[str, Rope]:
+    """Returns the rotary embedding of each type of layer; the maker lists the settings by layer."""
+    table, blocks = config.section("rope_parameters"), _num_blocks(config)
+    if any(kind in table for kind in types):
+        return {kind: rope(config, head_dim, kind=kind, partial=True) for kind in dict.fromkeys(types)}
+    thetas = config.numbers("rope_theta", blocks, least=2, most=1e12) or [1e4] * blocks
+    parts = config.numbers("partial_rotary_factors", blocks, least=1e-3, most=1) or [1.0] * blocks
+    config.choices("yarn_only_types", 1, (FULL,))
+    found = {}
+    for kind in dict.fromkeys(types):
+        theta, dim = thetas[types.index(kind)], int(head_dim * parts[types.index(kind)])
+        config.supply({"rotary_dim": dim} if kind == FULL else {})
+        found[kind] = rope(config, head_dim, partial=True, theta=theta) if kind == FULL else plain_rope(theta, dim)
+    return found
 
 
 _LAYER = "model.layers.{}."
@@ -87,6 +124,7 @@ def _hub_rules(spec: ModelSpec) -> Rules:
         *(Rule(theirs, (ours,)) for ours, theirs in feed_forward_names(SHARED, f"{_LAYER}share_expert.").items()),
         Rule(f"{_LAYER}moe.gate.weight", ("layers.{}.ffn.router",)),
         Rule(f"{_LAYER}moe.router_bias", ("layers.{}.ffn.choice_bias",)),
+        Ignore("vit_large_projector.*"),
     ]
 
 
@@ -130,11 +168,26 @@ _DEFAULTS: Mapping[str, Any] = {
 STEP3P7 = Family(
     name="step3p7",
     models="Step 3.5 and 3.7 Flash 196B-A11B (text)",
-    architectures=("Step3p7ForCausalLM", "Step3p7ForConditionalGeneration", "step3p5"),
+    architectures=("Step3p5ForCausalLM", "Step3p7ForCausalLM", "Step3p7ForConditionalGeneration", "step3p5"),
     spec=_step3p7,
     defaults=_DEFAULTS,
-    ignorable=("per_layer_config", "mtp_layer_types", "mtp_mlp_layer_types"),
-    fixed={"norm_topk_prob": True, "use_bidirectional_attention": False},
+    ignorable=(
+        *("max_seq_len", "moe_every_n_layer", "mtp_layer_types", "mtp_mlp_layer_types", "need_fp32_gate"),
+        *("num_mtp_layers", "per_layer_config"),
+    ),
+    fixed={
+        "att_impl_type": "GQA",
+        "norm_topk_prob": True,
+        "sink": False,
+        "use_bidirectional_attention": False,
+        "use_head_wise_attn_gate": True,
+        "use_mfa": False,
+        "use_moe": True,
+        "use_moe_router_bias": True,
+        "use_qk_norm": True,
+        "use_rope_layers": [],
+        "zero_centered": True,
+    },
     runs_mtp=False,
     hub=Naming({"layers.{}.attn.gate": f"{_LAYER}self_attn.g_proj.weight"}, _hub_rules),
     gguf=Gguf(

@@ -1,4 +1,4 @@
-"""Models of makers with one family: dots.llm1, Solar Open, Mellum 2, Trinity, Laguna, MiMo, Phi and Youtu."""
+"""Models of makers with one family: dots.llm1, Solar Open, Mellum 2, Trinity, Laguna, Phi and Youtu."""
 
 from __future__ import annotations
 
@@ -44,50 +44,6 @@ DOTS1: dict[str, Any] = {
     "topk_method": "noaux_tc",
     "use_sliding_window": False,
     "vocab_size": 152064,
-}
-MIMO_V2_FLASH: dict[str, Any] = {
-    "add_full_attention_sink_bias": False,
-    "add_swa_attention_sink_bias": True,
-    "architectures": ["MiMoV2FlashForCausalLM"],
-    "attention_bias": False,
-    "attention_chunk_size": 128,
-    "attention_dropout": 0.0,
-    "attention_value_scale": 0.707,
-    "head_dim": 192,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "hybrid_block_size": None,
-    "hybrid_layer_pattern": [0 if i == 0 or i % 6 == 5 else 1 for i in range(48)],
-    "intermediate_size": 16384,
-    "layernorm_epsilon": 1e-05,
-    "max_position_embeddings": 262144,
-    "model_type": "mimo_v2_flash",
-    "moe_intermediate_size": 2048,
-    "moe_layer_freq": [0] + [1] * 47,
-    "n_group": 1,
-    "n_routed_experts": 256,
-    "n_shared_experts": None,
-    "norm_topk_prob": True,
-    "num_attention_heads": 64,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 48,
-    "num_key_value_heads": 4,
-    "partial_rotary_factor": 0.334,
-    "rope_theta": 5000000,
-    "routed_scaling_factor": None,
-    "scoring_func": "sigmoid",
-    "sliding_window": 128,
-    "sliding_window_size": 128,
-    "swa_head_dim": 192,
-    "swa_num_attention_heads": 64,
-    "swa_num_key_value_heads": 8,
-    "swa_rope_theta": 10000,
-    "swa_v_head_dim": 128,
-    "tie_word_embeddings": False,
-    "topk_group": 1,
-    "topk_method": "noaux_tc",
-    "v_head_dim": 128,
-    "vocab_size": 152576,
 }
 SOLAR_OPEN: dict[str, Any] = {
     "architectures": ["SolarOpenForCausalLM"],
@@ -274,7 +230,6 @@ PHI4_MINI: dict[str, Any] = {
     [
         (DOTS1, 142, 14),
         (SOLAR_OPEN, 102, 12),
-        (MIMO_V2_FLASH, 309, 15),
         (MELLUM2, 12, 2.5),
         (TRINITY_MINI, 26, 3.4),
         (LAGUNA_XS, 33, 3.3),
@@ -300,15 +255,6 @@ def test_trinity_has_gates_and_positions_only_in_windows() -> None:
     assert (model.embed_scale, layers(model, "output_gate")) == (2048**0.5, [True] * 4)
     assert all(layer.pre_norms and layer.post_norms for layer in model.layers)
     assert [isinstance(layer.ffn, Experts) for layer in model.layers[:3]] == [False, False, True]
-
-
-def test_mimo_has_sinks_more_heads_and_another_rotation_in_windows() -> None:
-    model = describe_config(MIMO_V2_FLASH)
-    attns = [layer.mixer for layer in model.layers[:2]]
-    got = [(attn.window, attn.sinks, attn.num_kv_heads, attn.v_head_dim, attn.rope.dim) for attn in attns]
-    assert got == [(0, False, 4, 128, 64), (129, True, 8, 128, 64)]
-    assert attns[0].rope.inv_freq[1] < attns[1].rope.inv_freq[1]
-    assert [attn.result_scale for attn in attns] == [0.707] * 2
 
 
 def test_laguna_has_heads_and_rotations_by_layer() -> None:
