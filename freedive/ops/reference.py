@@ -88,7 +88,8 @@ class ReferenceOps:
             gate = gate if ffn.activation == "clamped_silu" else np.minimum(gate, np.float32(ffn.limit))
         match ffn.activation:
             case "clamped_silu":
-                return np.minimum(gate * sigmoid(gate), np.float32(ffn.limit)) * up
+                least: Array = np.minimum(gate * sigmoid(gate), np.float32(ffn.limit))
+                return least * up
             case "silu":
                 return gate * sigmoid(gate) * up
             case "gelu_tanh":
