@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from published import active_billions, total_billions
+from test_families_files import saved
 
-from freedive.families import describe_config
+from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.rules import canonical_tensors, maker_tensors
+from freedive.families import describe, describe_config
 
 MIMO_V2_FLASH: dict[str, Any] = {
     "add_full_attention_sink_bias": False,
@@ -136,3 +141,19 @@ def test_step_has_more_heads_in_windows_and_clamps_in_its_last_layers() -> None:
         "clamped_silu",
     )
     assert (ffns[2].expert.limit, ffns[2].shared.limit) == (7, 16)
+
+
+def test_step_3_7_is_the_text_part_of_a_multimodal_model() -> None:
+    text = {key: value for key, value in STEP35_FLASH.items() if key != "architectures"}
+    whole = {"architectures": ["Step3p7ForConditionalGeneration"], "model_type": "step3p7", "text_config": text}
+    assert describe_config(whole) == describe_config(STEP35_FLASH)
+
+
+def test_experts_of_step_are_read_under_the_makers_names() -> None:
+    model, rules = describe(checkpoint := saved("step3p7"))
+    tensors = canonical_tensors(checkpoint, model, rules)
+    published = maker_tensors(tensors, rules)
+    assert {"model.layers.1.moe.gate_proj.weight", "model.layers.1.share_expert.up_proj.weight"} < published.keys()
+    again = canonical_tensors(replace(checkpoint, tensors=published), model, rules)
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(dequantize(again[name]), dequantize(tensor), rtol=0, atol=3e-7)

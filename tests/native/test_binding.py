@@ -259,7 +259,9 @@ RECORDINGS: dict[str, Callable[[Any], Any]] = {
     "keys of no layer": lambda made: attention(made, k=-1, v=-1, source=0),
     "a gate of many numbers": lambda made: made.row_operation(_native.RowKind.SIGMOID_GATE, 0, 1, 0.0, 0),
     "a softplus gate of many numbers": lambda made: made.row_operation(_native.RowKind.SOFTPLUS_GATE, 0, 1, 0.0, 0),
-    "a temperature without parameters": lambda made: made.row_operation(_native.RowKind.TEMPER, 0, -1, 0.0, 0),
+    "a temperature without parameters": lambda made: made.row_operation(
+        _native.RowKind.SCALE_BY_POSITION, 0, -1, 0.0, 0
+    ),
     "a sum with another width": lambda made: made.row_operation(_native.RowKind.ADD, 0, 1, 0.0, 0),
     "heads that are too wide": lambda made: attention(made, key_dim=1000),
     "heads that are more than the row": lambda made: attention(made, num_heads=8),
