@@ -25,6 +25,7 @@ def set_no_vocabulary(self: Any) -> None:
 
 settings = ModelBase.load_hparams(folder, False)
 kind = get_model_class(get_model_architecture(settings, ModelType.TEXT))
+kind.no_mtp = "num_nextn_predict_layers" not in settings  # MiMo V2 has three that nothing announces
 parts = [part for part in vars(kind).values() if isinstance(part, type)]  # Mistral 3 chooses one of two inner classes
 for ancestor in {each for part in (kind, *parts) for each in part.__mro__}:
     if "set_vocab" in ancestor.__dict__:

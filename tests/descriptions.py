@@ -105,6 +105,8 @@ ATTENTIONS = {
     "clipped projections": model(replace(PLAIN, qk_norm="full", clip=0.9)),
     "soft caps": model(replace(PLAIN, softcap=1.5), logit_softcap=2.0),
     "soft caps in a window": model(replace(PLAIN, softcap=1.5, window=9)),
+    "narrow values": model(replace(PLAIN, value_dim=12, result_scale=0.7, sinks=True, v_norm=True)),
+    "wide values": model(replace(PLAIN, value_dim=20, output_gate=True, out_bias=True, result_scale=1.3)),
     "sinks": model(replace(PLAIN, sinks=True)),
     "values from keys": model(replace(PLAIN, values="keys", v_norm=True, qk_norm="head", qkv_bias=True)),
     "norms of values": model(replace(PLAIN, v_norm=True, qk_norm="head", norm_after_rope=True, clip=0.9)),
@@ -133,6 +135,9 @@ ATTENTIONS = {
 FEED_FORWARDS = {
     "gelu": model(PLAIN, replace(DENSE, activation="gelu_tanh")),
     "clamped": model(PLAIN, replace(DENSE, limit=0.8)),
+    "clamped after the activation": model(
+        PLAIN, Experts(Router(6, 2), replace(EXPERT, activation="clamped_silu", limit=0.2))
+    ),
     "clamped, with biases": model(PLAIN, replace(DENSE, activation="swiglu_oai", limit=0.8, bias=True)),
 }
 

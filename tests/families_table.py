@@ -141,6 +141,7 @@ def mixer_traits(attn: Mixer) -> Iterator[str]:
         "clipped q, k, v": attn.clip,
         "capped scores": attn.softcap,
         "sinks": attn.sinks,
+        "narrower values": attn.v_head_dim < attn.head_dim,
         "output gate": attn.output_gate and not attn.gate_by_head,
         "output gate of heads": attn.output_gate and attn.gate_by_head,
         "values from keys": attn.values == "keys",

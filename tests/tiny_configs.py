@@ -258,6 +258,39 @@ TINY: dict[str, tuple[str, Settings]] = {
             "rope_parameters": LOCAL_ROPE,
         },
     ),
+    "mimo_v2_flash": (
+        "MiMoV2Flash",
+        {
+            **MOE,
+            "num_hidden_layers": 4,
+            "head_dim": 24,
+            "v_head_dim": 16,
+            "n_routed_experts": 8,
+            "sliding_window": 9,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
+    "step3p7": (
+        "Step3p7",
+        {
+            **MOE,
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "share_expert_dim": 48,
+            "n_routed_experts": 8,
+            "sliding_window": 8,
+            "layer_types": ["full_attention"] + ["sliding_attention"] * 3,
+            "num_sliding_attention_heads": 6,
+            "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+            "moe_router_scaling_factor": 2.5,
+            "swiglu_limits": [0.0, 0.0, 0.375, 0.25],
+            "swiglu_limits_shared": [0.5, 0.0, 0.0, 0.25],
+            "rope_parameters": {
+                "full_attention": {**LLAMA3_ROPE, "partial_rotary_factor": 0.5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "afmoe": (
         "Afmoe",
         {
@@ -533,7 +566,12 @@ TINY: dict[str, tuple[str, Settings]] = {
     ),
     "qwen3_5": (
         "Qwen3_5",
-        {**DELTA, "num_hidden_layers": 3, "layer_types": ["linear_attention", "linear_attention", "full_attention"]},
+        {
+            **DELTA,
+            "num_hidden_layers": 3,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+            "linear_value_head_dim": 16,  # llama.cpp has one width for keys and values
+        },
     ),
     "qwen3_5_moe": (
         "Qwen3_5Moe",
@@ -542,6 +580,7 @@ TINY: dict[str, tuple[str, Settings]] = {
             **DELTA,
             "num_hidden_layers": 4,
             "linear_conv_kernel_dim": 3,
+            "linear_value_head_dim": 16,
             "num_experts": 8,
             "shared_expert_intermediate_size": 48,
         },

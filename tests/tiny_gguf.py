@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny_configs import YARN_ROPE
+from tiny_configs import LOCAL_ROPE, YARN_ROPE
 from tiny_models import float_tensor, maker_model
 
 from freedive.checkpoint.dequantize import dequantize
@@ -22,6 +22,9 @@ from freedive.model.spec import DeltaRule, ModelSpec
 
 Settings = Mapping[str, Any]
 
+ONE_BASE: Settings = {**LOCAL_ROPE, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+"""llama.cpp has one base for all layers of OLMo 3 and Mellum, as the published models do."""
+
 ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "llama": ("llama", {}),
     "llama2": ("llama", {}),
@@ -29,7 +32,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "mixtral": ("llama", {"sliding_window": None}),
     "ministral3": ("mistral3", {}),
     "mistral4": ("mistral4", {}),
-    "mistral4_grouped": ("mistral4", {}),
+    "mistral4_grouped": ("mistral4", {"q_lora_rank": 24}),
     "minimax_m2": ("minimax-m2", {}),
     "phi3": ("phi3", {}),
     "phi4_mini": ("phi3", {}),
@@ -40,16 +43,18 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "qwen3_moe": ("qwen3moe", {"mlp_only_layers": []}),
     "olmoe": ("olmoe", {"clip_qkv": None, "num_key_value_heads": 4}),
     "olmo2": ("olmo2", {}),
-    "olmo3": ("olmo2", {}),
-    "exaone4": ("exaone4", {}),
+    "olmo3": ("olmo2", {"rope_parameters": ONE_BASE}),
+    "exaone4": ("exaone4", {"head_dim": 16, "num_hidden_layers": 64}),  # llama.cpp recognises windows by it
     "exaone4_full": ("exaone4", {}),
     "exaone_moe": ("exaone-moe", {}),
     "dots1": ("dots1", {"sliding_window": None, "num_key_value_heads": 4}),
     "solar_open": ("glm4moe", {}),
-    "mellum": ("mellum", {"mlp_layer_types": ["sparse"] * 4}),
+    "mellum": ("mellum", {"mlp_layer_types": ["sparse"] * 4, "rope_parameters": ONE_BASE}),
     "afmoe": ("afmoe", {}),
+    "step3p7": ("step35", {}),
+    "mimo_v2_flash": ("mimo2", {"routed_scaling_factor": 1.0}),
     "laguna": ("laguna", {}),
-    "bailing_moe_v2": ("bailingmoe2", {}),
+    "bailing_moe_v2": ("bailingmoe2", {"head_dim": 16}),
     "deepseek_v2": ("deepseek2", {"rope_parameters": {**YARN_ROPE, "mscale": 0.707, "mscale_all_dim": 0.707}}),
     "deepseek_v2_lite": ("deepseek2", {"num_hidden_layers": 27}),  # llama.cpp recognises it by the number of layers
     "deepseek_v3": ("deepseek2", {}),
@@ -76,7 +81,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "lfm2": ("lfm2", {"conv_bias": False}),
     "lfm2_moe": ("lfm2moe", {"routed_scaling_factor": 1.0}),
     "kimi_linear": ("kimi-linear", {"linear_num_heads": 4}),
-    "qwen3_next": ("qwen3next", {"mlp_only_layers": []}),
+    "qwen3_next": ("qwen3next", {"mlp_only_layers": [], "linear_value_head_dim": 16}),
     "qwen3_5": ("qwen35", {}),
     "qwen3_5_moe": ("qwen35moe", {}),
     "gemma": ("gemma", {}),
@@ -149,6 +154,12 @@ def _rope_factors(model: Any) -> dict[str, Tensor]:
     if rope.get("full_attention", {}).get("rope_type") == "proportional":
         turns = model.model.rotary_emb.full_attention_inv_freq.numpy() > 0
         return {"rope_freqs.weight": float_tensor("rope_freqs.weight", np.where(turns, 1, 1e30).astype(np.float32))}
+    if rope.get("full_attention", {}).get("rope_type") == "llama3":
+        dim = model.config.head_dim
+        turns = model.model.rotary_emb.full_attention_inv_freq.numpy()
+        plain = rope["full_attention"]["rope_theta"] ** -(np.arange(len(turns)) / len(turns))
+        factors = np.concatenate([plain / turns, np.ones(dim // 2 - len(turns))]).astype(np.float32)
+        return {"rope_freqs.weight": float_tensor("rope_freqs.weight", factors)}
     if rope.get("rope_type") == "longrope":
         lists = {f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("short", "long")}
         return {name: float_tensor(name, np.array(factors, np.float32)) for name, factors in lists.items()}
@@ -381,6 +392,46 @@ def _laguna(config: Settings) -> dict[str, Any]:
     }
 
 
+def _mimo2(config: Settings) -> dict[str, Any]:
+    """Windows are of the positions before a token's own; three blocks of MTP are announced."""
+    slides = [kind == "sliding_attention" for kind in config["layer_types"]]
+    heads = config["num_key_value_heads"]
+    rotated = config["rope_parameters"]["full_attention"]["partial_rotary_factor"]
+    return {
+        "attention.head_count_kv": [heads * 2 if each else heads for each in slides],
+        "attention.sliding_window": config["sliding_window"] - 1,
+        "attention.sliding_window_pattern": slides,
+        "attention.value_length": config["v_head_dim"],
+        "attention.value_scale": config["attention_value_scale"],
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+        "expert_gating_func": 2,
+        "rope.dimension_count": int(config["head_dim"] * rotated),
+    }
+
+
+def _step35(config: Settings) -> dict[str, Any]:
+    slides = [kind == "sliding_attention" for kind in config["layer_types"]]
+    heads = config["num_attention_heads"], config["num_sliding_attention_heads"]
+    keys = (
+        ("attention.sliding_window", "sliding_window"),
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("expert_shared_feed_forward_length", "share_expert_dim"),
+        ("expert_weights_scale", "moe_router_scaling_factor"),
+        ("swiglu_clamp_exp", "swiglu_limits"),
+        ("swiglu_clamp_shexp", "swiglu_limits_shared"),
+    )
+    return {
+        **_present(config, keys),
+        "attention.head_count": [heads[each] for each in slides],
+        "attention.head_count_kv": [config["num_key_value_heads"]] * len(slides),
+        "attention.sliding_window_pattern": slides,
+        "expert_gating_func": 2,
+        "expert_weights_norm": True,
+        "leading_dense_block_count": config["mlp_layer_types"].count("dense"),
+        "moe_every_n_layers": 1,
+    }
+
+
 def _gpt_oss(config: Settings) -> dict[str, Any]:
     window, width = config["sliding_window"], config["intermediate_size"]
     return {"attention.sliding_window": window, "expert_feed_forward_length": width}
@@ -556,7 +607,7 @@ def _qwen_next(config: Settings) -> dict[str, Any]:
 
 
 def _qwen3_5(config: Settings) -> dict[str, Any]:
-    return {**_qwen_next(config), "rope.dimension_sections": [2, 1, 1, 0]}
+    return {**_qwen_next(config), "rope.dimension_sections": [11, 11, 10, 0]}
 
 
 def _kimi_linear(config: Settings) -> dict[str, Any]:
@@ -600,6 +651,8 @@ EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "mellum": _mellum,
     "afmoe": _afmoe,
     "laguna": _laguna,
+    "mimo2": _mimo2,
+    "step35": _step35,
     "exaone4": _exaone4,
     "exaone-moe": _exaone_moe,
     "qwen2moe": _qwen_moe,

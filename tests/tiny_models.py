@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import bailing
     import pangu
+    import step
     import torch
     import transformers
 
@@ -38,7 +39,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 def maker_class(name: str) -> Any:
     """Returns the class that makes the model."""
     kind = f"{TINY[name][0]}ForCausalLM"
-    return next(getattr(module, kind) for module in (transformers, pangu, bailing) if hasattr(module, kind))
+    return next(getattr(module, kind) for module in (transformers, pangu, bailing, step) if hasattr(module, kind))
 
 
 def maker_model(name: str, **changes: Any) -> Any:

@@ -42,8 +42,10 @@ from freedive.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from freedive.families.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from freedive.families.rednote import DOTS1
 from freedive.families.refused import REFUSED, refusal
+from freedive.families.stepfun import STEP3P7
 from freedive.families.tencent import HUNYUAN, HUNYUAN_MOE, HY_V3, YOUTU
 from freedive.families.upstage import SOLAR_OPEN
+from freedive.families.xiaomi import MIMO_V2_FLASH
 from freedive.families.zhipu import GLM4, GLM4_MOE
 from freedive.files import quote
 from freedive.model.description import check
@@ -81,6 +83,8 @@ FAMILIES = (
     MELLUM,
     AFMOE,
     LAGUNA,
+    MIMO_V2_FLASH,
+    STEP3P7,
     SARVAM_MOE,
     GPT_OSS,
     SEED_OSS,

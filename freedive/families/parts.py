@@ -44,7 +44,7 @@ def attention(config: Config, **traits: Any) -> Attention:
     if "head_dim" not in config and hidden_dim % num_heads:
         raise config.refusal("num_attention_heads", f"({num_heads}) does not divide a hidden size of {hidden_dim}")
     head_dim = config.count("head_dim", max(hidden_dim // num_heads, 1), most=4096)
-    if config.count("v_head_dim", head_dim) != head_dim:
+    if "value_dim" not in traits and config.count("v_head_dim", head_dim) != head_dim:
         raise config.refusal("v_head_dim", f"differs from the {head_dim} of queries and keys")
     if "rope" not in traits:
         traits["rope"] = rope(config, head_dim)

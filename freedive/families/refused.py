@@ -54,8 +54,6 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     ),
     "attention gates with a bias of each head": ("beam", "BeamForCausalLM"),
     "attention gates and windows beside short convolutions": ("lfm3", "Lfm3ForCausalLM", "lfm3_vl"),
-    "clamps after the activation": ("step3p7", "step3p7_text", "Step3p7ForConditionalGeneration", "step35"),
-    "values that are narrower than keys": ("mimo_v2_flash", "MiMoV2FlashForCausalLM", "mimo2"),
     "normed embeddings": (
         *("muse_glimmer", "muse_glimmer_text", "MuseGlimmerForConditionalGeneration", "muse-glimmer"),
     ),

@@ -41,9 +41,10 @@ def rope(
     theta = theta or table.number("rope_theta", config.number("rope_theta", DEFAULT_THETA, least=2), least=2)
     inv_freq, factor = SCALINGS[_scaling(table)](config, table, theta, dim)
     applies = kind in ("", _FULL)  # llama.cpp divides the frequencies of layers without a window
-    divisors = config.numbers("rope_divisors", dim // 2, least=1e-3, most=1e31) if applies else None
+    width = head_dim if kind else dim  # a table for layers of several kinds is as long as for a whole head
+    divisors = config.numbers("rope_divisors", width // 2, least=1e-3, most=1e31) if applies else None
     if divisors is not None:
-        inv_freq /= np.array(divisors, np.float32)
+        inv_freq /= np.array(divisors[: dim // 2], np.float32)
     return Rope(dim, tuple(map(float, inv_freq)), factor, interleaved)
 
 

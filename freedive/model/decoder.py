@@ -162,13 +162,13 @@ def _attention(index: int, attn: spec.Attention, w: Mapping[str, W], eps: float,
     if others:
         k, v = _norm_and_turn(attn, others[0], w.get("k_norm"), eps, ops), others[-1]
         if attn.v_norm:
-            v = ops.head_norm(v, None, attn.head_dim, eps)
+            v = ops.head_norm(v, None, attn.v_head_dim, eps)
         if attn.clip:
             v = ops.clip(v, attn.clip)
     out = ops.attention(q, k, v, w.get("sinks"), attn, index)
     if gate is not None:
         out = ops.gate(out, gate, attn.gate_activation)
-    return ops.linear(out, w["o"], w.get("o_bias"))
+    return _scale(ops.linear(out, w["o"], w.get("o_bias")), attn.result_scale, ops)
 
 
 def _norm_and_turn(attn: spec.Attention, x: V, norm: W | None, eps: float, ops: Ops[V, W]) -> V:

@@ -104,11 +104,16 @@ def _layer_rules(layer: Layer) -> Iterator[tuple[str, bool, str]]:
     if isinstance(attn, Attention):
         heads, kv_heads = attn.num_heads, attn.num_kv_heads
         yield "num_kv_heads", heads % kv_heads == 0, f"is {kv_heads}, which does not divide {heads} heads"
+        fits = attn.values == "own" or attn.v_head_dim == attn.head_dim
+        yield "value_dim", fits, f"is {attn.value_dim}, though values are the keys of {attn.head_dim}"
     if isinstance(attn, DeltaRule):
         heads, key_heads = attn.num_value_heads, attn.num_key_heads
         yield "num_key_heads", heads % key_heads == 0, f"is {key_heads}, which does not divide {heads} value heads"
     if isinstance(attn, Attention | LatentAttention) and attn.rope:
         yield from _rope_rules(attn.rope, attn)
+    for ffn in (layer.ffn.expert, layer.ffn.shared) if isinstance(layer.ffn, Experts) else (layer.ffn,):
+        bounded = ffn is None or ffn.activation != "clamped_silu" or ffn.limit > 0
+        yield "limit", bounded, "is 0, though the activation is clamped"
     if isinstance(layer.ffn, Experts):
         yield from _router_rules(layer.ffn.router)
         alone = layer.ffn.shared is not None and not layer.ffn.shared_gate

@@ -144,7 +144,7 @@ def _mixer(mixer: Mixer, hidden: int) -> Table:
 
 
 def _attention(attn: Attention, hidden: int) -> Table:
-    widths = {"q": attn.q_dim, "k": attn.kv_dim, "v": attn.kv_dim}
+    widths = {"q": attn.q_dim, "k": attn.k_dim, "v": attn.v_dim}
     table: Table = {}
     for name in attn.projections:
         table |= _linear(name, widths[name], hidden, attn.qkv_bias)
@@ -154,8 +154,8 @@ def _attention(attn: Attention, hidden: int) -> Table:
     if attn.sinks:
         table["sinks"] = _vector(attn.num_heads, "bias")
     if attn.output_gate:
-        table |= _linear("gate", attn.num_heads if attn.gate_by_head else attn.q_dim, hidden, attn.qkv_bias)
-    return table | _linear("o", hidden, attn.q_dim, attn.out_bias)
+        table |= _linear("gate", attn.num_heads if attn.gate_by_head else attn.out_dim, hidden, attn.qkv_bias)
+    return table | _linear("o", hidden, attn.out_dim, attn.out_bias)
 
 
 def _latent_attention(attn: LatentAttention, hidden: int) -> Table:

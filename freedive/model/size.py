@@ -110,6 +110,8 @@ def _mixer(attn: Mixer) -> str:
             f"{attn.kv_rank} + {attn.rope_dim} cached"
         )
     heads = f"{attn.num_heads} heads of {attn.head_dim}"
+    if attn.v_head_dim != attn.head_dim:
+        heads += f" with values of {attn.v_head_dim}"
     if attn.num_kv_heads != attn.num_heads:
         heads += f" on {attn.num_kv_heads}"
     traits = {

@@ -33,8 +33,9 @@ Width = Annotated[int, Range(1, 1 << 20)]
 Span = Annotated[int, Range(0, MAX_CONTEXT)]
 """A number of positions; 0 means all positions."""
 
-Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
-"""How gate and up are combined: act(gate) * up, or gate * sigmoid(1.702 gate) * (up + 1) for gpt-oss."""
+Activation = Literal["silu", "gelu_tanh", "swiglu_oai", "clamped_silu"]
+"""How gate and up are combined: act(gate) * up, gate * sigmoid(1.702 gate) * (up + 1) for gpt-oss, or
+min(silu(gate), limit) * up for Step 3.5."""
 
 GateActivation = Literal["sigmoid", "softplus"]
 """The function of a gate's linear output that multiplies the result of attention."""
@@ -110,6 +111,9 @@ class Attention:
     With ``values`` ``keys``, there is no projection to values: they are the projection to keys, before its norm and
     rotation. With ``v_norm``, an RMS norm without weights is applied to each head of the values. If ``kv_layer`` is not
     -1, there are no projections to keys and values either: queries attend to those of that earlier layer (Gemma 4).
+
+    A head of the values has ``value_dim`` numbers, or as many as one of the keys if that is 0. ``result_scale``
+    multiplies the result of the last projection (MiMo V2, whose values are scaled, which is the same).
     """
 
     num_heads: Count
@@ -130,6 +134,8 @@ class Attention:
     output_gate: bool = False
     gate_activation: GateActivation = "sigmoid"
     gate_by_head: bool = False
+    value_dim: Annotated[int, Range(0, 4096)] = 0
+    result_scale: float = 1.0
     values: Literal["own", "keys"] = "own"
     v_norm: bool = False
     kv_layer: Annotated[int, Range(-1, 1000)] = -1
@@ -139,8 +145,21 @@ class Attention:
         return self.num_heads * self.head_dim
 
     @property
-    def kv_dim(self) -> int:
+    def k_dim(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def v_head_dim(self) -> int:
+        return self.value_dim or self.head_dim
+
+    @property
+    def v_dim(self) -> int:
+        return self.num_kv_heads * self.v_head_dim
+
+    @property
+    def out_dim(self) -> int:
+        """Width of the results of all heads, which the last projection reads."""
+        return self.num_heads * self.v_head_dim
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -152,7 +171,8 @@ class Attention:
     @property
     def state(self) -> State:
         """The keys and values of each token, unless they are those of another layer."""
-        return (PerToken(self.num_kv_heads, self.head_dim),) * 2 if self.kv_layer < 0 else ()
+        dims = (self.head_dim, self.v_head_dim) if self.kv_layer < 0 else ()
+        return tuple(PerToken(self.num_kv_heads, dim) for dim in dims)
 
 
 @dataclass(frozen=True)
@@ -271,7 +291,8 @@ def per_sequence(state: State) -> list[PerSequence]:
 class FeedForward:
     """Gated feed-forward network: down(activation(gate(x)) * up(x)) (Shazeer 2020).
 
-    ``limit`` clamps gate to at most limit, and up to -limit .. limit, before they are combined.
+    ``limit`` clamps gate to at most limit, and up to -limit .. limit, before they are combined; with ``clamped_silu``
+    it clamps silu(gate) instead of gate.
     """
 
     dim: Width

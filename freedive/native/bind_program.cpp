@@ -133,6 +133,7 @@ void bind_enums(nb::module_& m) {
         .value("silu", Activation::Silu)
         .value("gelu_tanh", Activation::GeluTanh)
         .value("swiglu_oai", Activation::SwigluOai)
+        .value("clamped_silu", Activation::ClampedSilu)
         .value("sigmoid", Activation::Sigmoid);
     nb::enum_<GroupChoice>(m, "GroupChoice")
         .value("max", GroupChoice::Best)

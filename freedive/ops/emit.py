@@ -187,7 +187,7 @@ class Emitter:
             num_heads=attn.num_heads,
             num_kv_heads=attn.num_kv_heads,
             key_dim=attn.head_dim,
-            value_dim=attn.head_dim,
+            value_dim=attn.v_head_dim,
             scale=attn.scale,
             softcap=attn.softcap,
             window=attn.window,

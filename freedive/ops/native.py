@@ -241,7 +241,7 @@ def _refuse_what_is_too_wide(model: spec.ModelSpec) -> None:
 def _head_widths(mixer: spec.Mixer) -> list[int]:
     match mixer:
         case spec.Attention():
-            return [mixer.head_dim]
+            return [mixer.head_dim, mixer.v_head_dim]
         case spec.LatentAttention():
             return [mixer.head_dim, mixer.value_dim, spec.per_token_dim(mixer.state)]
         case spec.DeltaRule():

@@ -104,7 +104,7 @@ class Recorder:
         self, q: Node, k: Node | None, v: Node | None, sinks: str | None, attn: spec.Attention, layer: int
     ) -> Node:
         given = (x for x in (q, k, v) if x is not None)
-        return self._node(Attention(attn, sinks, layer), *given, width=attn.q_dim)
+        return self._node(Attention(attn, sinks, layer), *given, width=attn.out_dim)
 
     def latent_attention(
         self, q: Node, kv: Node, norm: str, k_b: str, v_b: str, attn: spec.LatentAttention, layer: int

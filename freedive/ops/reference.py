@@ -84,8 +84,12 @@ class ReferenceOps:
 
     def glu(self, gate: Array, up: Array, ffn: spec.FeedForward) -> Array:
         if ffn.limit:
-            gate, up = np.minimum(gate, np.float32(ffn.limit)), self.clip(up, ffn.limit)
+            up = self.clip(up, ffn.limit)
+            gate = gate if ffn.activation == "clamped_silu" else np.minimum(gate, np.float32(ffn.limit))
         match ffn.activation:
+            case "clamped_silu":
+                least: Array = np.minimum(gate * sigmoid(gate), np.float32(ffn.limit))
+                return least * up
             case "silu":
                 return gate * sigmoid(gate) * up
             case "gelu_tanh":
@@ -102,7 +106,7 @@ class ReferenceOps:
         self, q: Array, k: Array | None, v: Array | None, sinks: Array | None, attn: spec.Attention, layer: int
     ) -> Array:
         stores = self._cache[layer if attn.kv_layer < 0 else attn.kv_layer]
-        out = np.empty_like(q)
+        out = np.empty((len(q), attn.out_dim), np.float32)
         for rows, start, slots in self._sequences():
             keys, values = (
                 np.repeat(

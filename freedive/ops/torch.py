@@ -88,8 +88,11 @@ class TorchOps:
 
     def glu(self, gate: Tensor, up: Tensor, ffn: spec.FeedForward) -> Tensor:
         if ffn.limit:
-            gate, up = gate.clamp(max=ffn.limit), self.clip(up, ffn.limit)
+            up = self.clip(up, ffn.limit)
+            gate = gate if ffn.activation == "clamped_silu" else gate.clamp(max=ffn.limit)
         match ffn.activation:
+            case "clamped_silu":
+                return F.silu(gate).clamp(max=ffn.limit) * up
             case "silu":
                 return F.silu(gate) * up
             case "gelu_tanh":

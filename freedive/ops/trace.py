@@ -128,7 +128,8 @@ class Tracer:
             seen = _seen(start, length, attn.window, attn.chunk)
             keys += int(seen[0]) + length - 1
             pairs += int(seen.sum())
-        return Work(keys * 2 * attn.kv_dim * self._element_bytes, pairs * attn.num_heads * 2 * attn.head_dim)
+        stored, products = attn.k_dim + attn.v_dim, attn.q_dim + attn.out_dim
+        return Work(keys * stored * self._element_bytes, pairs * products)
 
     def _latent_attention(self, operation: LatentAttention, batch: Batch) -> Work:
         """Returns the work of latent attention: prompt rows expand all latents that they attend to; other rows absorb

@@ -45,7 +45,7 @@ def rewritten(path: Path, folder: Path) -> Path:
     return folder
 
 
-FACTORS_OF_EACH = {"llama", "exaone4"}
+FACTORS_OF_EACH = {"llama", "exaone4", "step3p7"}
 """Tiny configurations whose GGUF files have a factor for each frequency, which no config.json has."""
 
 

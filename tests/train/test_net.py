@@ -109,6 +109,21 @@ def test_every_canonical_weight_is_there_once() -> None:
     assert stacked_params(MODEL)["layers.1.ffn.experts.up"].shape == (16, 128, 64)
 
 
+@pytest.mark.parametrize("name", ["mimo_v2_flash", "step3p7"])
+def test_values_of_another_width_and_late_clamps_have_transformers_loss(name: str) -> None:
+    from tiny_models import tiny
+
+    made = tiny(name)
+    tokens = np.random.default_rng(1).integers(0, made.spec.vocab_size, 40)
+    given = Sequences.of([(tokens, np.ones(40, np.float32))])
+    held = stacked({key: torch.from_numpy(value) for key, value in made.weights.items()})
+    with torch.no_grad():
+        ours = losses(made.spec, held, given, TrainOps(given))
+    logits = torch.from_numpy(made.maker_logits(tokens[:-1].tolist()))
+    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(tokens[1:]), reduction="sum")
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
+
+
 def test_the_mtp_loss_is_that_of_the_paper() -> None:
     """Compares with section 2.2 of DeepSeek-V3's report, computed with transformers' layers (tests/tiny_mtp.py)."""
     from tiny_mtp import with_mtp

@@ -54,10 +54,10 @@ struct AttendPartial {
 };
 constexpr float kNoScore = -1e30f;  // finite, so that a row that sees nothing in a split subtracts to 0, not NaN
 
-enum class Activation : int { Silu, GeluTanh, SwigluOai, Sigmoid };
+enum class Activation : int { Silu, GeluTanh, SwigluOai, ClampedSilu, Sigmoid };
 struct Glu {
     Activation activation;
-    float limit;  // clamps gate from above and up on both sides if it is not 0
+    float limit;  // clamps gate (silu(gate) of ClampedSilu) from above and up on both sides if it is not 0
 };
 
 // Rows of floats, `stride` numbers apart from each other.

@@ -45,6 +45,8 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* out)
     for (; i < n; i++) out[i] = x[i] * scale * weight[i];
 }
 
+LANES F f_silu(F x) { return f_div(x, f_add(f_set(1.0f), f_exp(f_sub(f_set(0.0f), x)))); }
+
 template <Activation A>
 LANES F combine(F gate, F up) {
     if constexpr (A == Activation::SwigluOai)
@@ -55,7 +57,7 @@ LANES F combine(F gate, F up) {
         return f_mul(f_mul(f_mul(f_set(0.5f), gate), f_add(f_set(1.0f), f_tanh(inner))), up);
     }
     if constexpr (A == Activation::Sigmoid) return f_mul(f_sigmoid(gate), up);
-    return f_mul(f_div(gate, f_add(f_set(1.0f), f_exp(f_sub(f_set(0.0f), gate)))), up);
+    return f_mul(f_silu(gate), up);
 }
 
 template <Activation A>
@@ -63,14 +65,20 @@ LANES void glu_as(float limit, const float* gate, const float* up, int n, float*
     const F most = f_set(limit), least = f_set(-limit);
     for (int i = 0; i < n; i += 16) {
         F g = f_load(gate + i), u = f_load(up + i);
-        if (limit != 0) g = f_min(g, most), u = f_max(f_min(u, most), least);
-        f_store(out + i, combine<A>(g, u));
+        if (limit != 0) u = f_max(f_min(u, most), least);
+        if constexpr (A == Activation::ClampedSilu) {
+            f_store(out + i, f_mul(f_min(f_silu(g), most), u));
+        } else {
+            if (limit != 0) g = f_min(g, most);
+            f_store(out + i, combine<A>(g, u));
+        }
     }
 }
 
 void glu(Glu glu, const float* gate, const float* up, int n, float* out) {
     if (glu.activation == Activation::Silu) return glu_as<Activation::Silu>(glu.limit, gate, up, n, out);
     if (glu.activation == Activation::GeluTanh) return glu_as<Activation::GeluTanh>(glu.limit, gate, up, n, out);
+    if (glu.activation == Activation::ClampedSilu) return glu_as<Activation::ClampedSilu>(glu.limit, gate, up, n, out);
     if (glu.activation == Activation::Sigmoid) return glu_as<Activation::Sigmoid>(glu.limit, gate, up, n, out);
     glu_as<Activation::SwigluOai>(glu.limit, gate, up, n, out);
 }

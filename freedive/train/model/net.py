@@ -174,5 +174,5 @@ def step_flops(model: spec.ModelSpec, length: float) -> float:
 
 def _attended_dim(attn: spec.Attention | spec.LatentAttention) -> int:
     """Returns the dimensions of keys and values that all queries of one token are multiplied by."""
-    value_dim = attn.value_dim if isinstance(attn, spec.LatentAttention) else attn.head_dim
+    value_dim = attn.value_dim if isinstance(attn, spec.LatentAttention) else attn.v_head_dim
     return attn.num_heads * (attn.head_dim + value_dim)

@@ -103,7 +103,7 @@ class TrainOps(TorchOps):
         self, q: Tensor, k: Tensor | None, v: Tensor | None, sinks: Tensor | None, attn: spec.Attention, layer: int
     ) -> Tensor:
         k, v = self._keys_and_values(k, v, attn, layer)
-        limited = attn.window or attn.chunk or attn.softcap or sinks is not None
+        limited = attn.window or attn.chunk or attn.softcap or sinks is not None or attn.v_head_dim != attn.head_dim
         if limited or k is None or v is None or not fits(q, k, v):
             return super().attention(q, k, v, sinks, attn, layer)
         shared = attn.num_heads // attn.num_kv_heads

@@ -1,0 +1,210 @@
+"""StepFun's Step 3.5 and 3.7 Flash: gated attention with more heads in windows, and experts that are clamped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from freedive.checkpoint.rule_steps import Add
+from freedive.checkpoint.rules import Ignore, Rule, Rules
+from freedive.families.config import Config
+from freedive.families.deepseek import DENSE, SPARSE
+from freedive.families.family import Family
+from freedive.families.gguf import Gguf
+from freedive.families.names import EXPERT, HUB, SHARED, Naming, feed_forward_names
+from freedive.families.parts import FULL, SLIDING, attention, feed_forward, model, num_layers, router, window
+from freedive.families.rope import plain_rope, rope
+from freedive.model.spec import Attention, Experts, FeedForward, Layer, ModelSpec, Rope
+
+
+def _step3p7(config: Config) -> ModelSpec:
+    config.respell({"moe_top_k": "num_experts_per_tok", "moe_num_experts": "n_routed_experts"})
+    config.respell({"share_expert_dims": "share_expert_dim", "num_attention_groups": "num_key_value_heads"})
+    config.respell({"moe_router_activation": "scoring_func", "norm_expert_weight": "norm_topk_prob"})
+    total = num_layers(config)
+    config.choice("scoring_func", ("sigmoid",))
+    gate = router(
+        config,
+        "n_routed_experts",
+        score="sigmoid",
+        choice_bias=True,
+        renormalise=True,
+        scale=config.number("moe_router_scaling_factor", 1.0),
+    )
+    limits, shared_limits = (
+        (config.numbers(key, _num_blocks(config), least=0, most=1e4) or [0.0] * total)[:total]
+        for key in ("swiglu_limits", "swiglu_limits_shared")
+    )
+    dense, expert, shared = (
+        feed_forward(config, key, bias=config.flag("mlp_bias"))
+        for key in ("intermediate_size", "moe_intermediate_size", "share_expert_dim")
+    )
+    layers = []
+    parts = zip(_attentions(config, total), _feeders(config, total), limits, shared_limits, strict=True)
+    for attn, kind, limit, shared_limit in parts:
+        moe = Experts(gate, _clamped(replace(expert, bias=False), limit), _clamped(shared, shared_limit))
+        layers.append(Layer(attn, moe if kind == SPARSE else _clamped(dense, shared_limit)))
+    return model("step3p7", config, layers)
+
+
+def _num_blocks(config: Config) -> int:
+    """Returns the number of layers in lists by layer, which have those of multi-token prediction too."""
+    return num_layers(config) + config.count("num_nextn_predict_layers", 0, least=0, most=64)
+
+
+def _feeders(config: Config, total: int) -> Sequence[str]:
+    """Returns DENSE or SPARSE for each layer; ``moe_layers_enum`` lists the sparse ones, which are the last."""
+    enumerations = tuple(",".join(map(str, range(first, total))) for first in range(total))
+    first = enumerations.index(config.choice("moe_layers_enum", enumerations)) if "moe_layers_enum" in config else 3
+    plain = [DENSE if i < first else SPARSE for i in range(total)]
+    return config.choices("mlp_layer_types", total, (DENSE, SPARSE)) or plain
+
+
+def _clamped(ffn: FeedForward, limit: float) -> FeedForward:
+    return replace(ffn, activation="clamped_silu", limit=limit) if limit else ffn
+
+
+def _attentions(config: Config, total: int) -> Sequence[Attention]:
+    bias = config.flag("attention_bias")
+    full = attention(
+        config,
+        qkv_bias=bias,
+        out_bias=bias,
+        qk_norm="head",
+        output_gate=True,
+        gate_by_head=config.choice("gating", (True, "per-head")) in (True, "per-head"),
+        rope=None,
+    )
+    full = replace(full, scale=config.number("query_pre_attn_scalar", full.head_dim) ** -0.5)
+    other = config.section("attention_other_setting")
+    other.choice("attention_type", (SLIDING,))
+    for key, value in {
+        "num_attention_groups": full.num_kv_heads,
+        "head_dim": full.head_dim,
+        "true_head_dim": full.head_dim,
+    }.items():
+        other.choice(key, (value,))
+    heads = config.count("num_sliding_attention_heads", other.count("num_attention_heads", full.num_heads), most=4096)
+    if heads % full.num_kv_heads:
+        raise config.refusal("num_sliding_attention_heads", f"({heads}) is no multiple of {full.num_kv_heads}")
+    kinds = {FULL: full, SLIDING: replace(full, num_heads=heads, window=window(config))}
+    types = (config.choices("layer_types", _num_blocks(config), (FULL, SLIDING)) or [FULL] * total)[:total]
+    ropes = _ropes(config, full.head_dim, types)
+    return [replace(kinds[kind], rope=ropes[kind]) for kind in types]
+
+
+def _ropes(config: Config, head_dim: int, types: Sequence[str]) -> Mapping[str, Rope]:
+    """Returns the rotary embedding of each type of layer; the maker lists the settings by layer."""
+    table, blocks = config.section("rope_parameters"), _num_blocks(config)
+    if any(kind in table for kind in types):
+        return {kind: rope(config, head_dim, kind=kind, partial=True) for kind in dict.fromkeys(types)}
+    thetas = config.numbers("rope_theta", blocks, least=2, most=1e12) or [1e4] * blocks
+    parts = config.numbers("partial_rotary_factors", blocks, least=1e-3, most=1) or [1.0] * blocks
+    config.choices("yarn_only_types", 1, (FULL,))
+    found = {}
+    for kind in dict.fromkeys(types):
+        theta, dim = thetas[types.index(kind)], int(head_dim * parts[types.index(kind)])
+        config.supply({"rotary_dim": dim} if kind == FULL else {})
+        found[kind] = rope(config, head_dim, partial=True, theta=theta) if kind == FULL else plain_rope(theta, dim)
+    return found
+
+
+_LAYER = "model.layers.{}."
+_NORMS = (*(f"layers.{{}}.{name}" for name in ("attn.norm", "attn.q_norm", "attn.k_norm", "ffn.norm")), "norm")
+"""Norms that multiply by 1 + weight."""
+
+
+def _hub_rules(spec: ModelSpec) -> Rules:
+    """Returns the rules of norms, and those of stacked experts under the maker's names."""
+    experts = feed_forward_names(EXPERT, f"{_LAYER}moe.")
+    return [
+        *(Rule(HUB[name], (name,), (Add(1.0),)) for name in _NORMS),
+        *(Rule(theirs, (ours,)) for ours, theirs in experts.items()),
+        *(Rule(theirs, (ours,)) for ours, theirs in feed_forward_names(SHARED, f"{_LAYER}share_expert.").items()),
+        Rule(f"{_LAYER}moe.gate.weight", ("layers.{}.ffn.router",)),
+        Rule(f"{_LAYER}moe.router_bias", ("layers.{}.ffn.choice_bias",)),
+        Ignore("vit_large_projector.*"),
+    ]
+
+
+def _gguf_implied(config: Config) -> Mapping[str, Any]:
+    """Returns what the metadata say by block, blocks of MTP among them, and the halved rotation of full attention."""
+    blocks, total = config.count("num_blocks"), config.count("num_hidden_layers")
+    types = config.choices("block_types", blocks, (FULL, SLIDING)) or [FULL] * blocks
+    heads, kv_heads = (config.counts(key, blocks, most=4096) for key in ("block_heads", "block_kv_heads"))
+    by_kind = dict(zip(reversed(types), reversed(heads), strict=True))
+    theta = config.number("rope_theta", 1e4, least=2)
+    first = config.count("first_k_dense_replace", 0, least=0)
+    clamps = {
+        ours: (config.numbers(theirs, blocks, least=0, most=1e4) or [0.0] * blocks)[:total]
+        for ours, theirs in (("swiglu_limits", "block_limits"), ("swiglu_limits_shared", "block_limits_shared"))
+    }
+    return {
+        "num_attention_heads": by_kind.get(FULL, heads[0]),
+        "num_sliding_attention_heads": by_kind.get(SLIDING, heads[0]),
+        "num_key_value_heads": kv_heads[0],
+        "layer_types": types[:total],
+        "mlp_layer_types": [DENSE if i < first else SPARSE for i in range(total)],
+        "rope_parameters": {
+            FULL: {"rope_theta": theta, "partial_rotary_factor": 0.5},
+            SLIDING: {"rope_theta": config.number("rope_local_base_freq", theta, least=2)},
+        },
+        **clamps,
+    }
+
+
+_DEFAULTS: Mapping[str, Any] = {
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 128000,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "n_routed_experts": 288,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 1280,
+    "share_expert_dim": 1280,
+}
+
+STEP3P7 = Family(
+    name="step3p7",
+    models="Step 3.5 and 3.7 Flash 196B-A11B (text)",
+    architectures=("Step3p5ForCausalLM", "Step3p7ForCausalLM", "Step3p7ForConditionalGeneration", "step3p5"),
+    spec=_step3p7,
+    defaults=_DEFAULTS,
+    ignorable=(
+        *("max_seq_len", "moe_every_n_layer", "mtp_layer_types", "mtp_mlp_layer_types", "need_fp32_gate"),
+        *("num_mtp_layers", "per_layer_config"),
+    ),
+    fixed={
+        "att_impl_type": "GQA",
+        "norm_topk_prob": True,
+        "sink": False,
+        "use_bidirectional_attention": False,
+        "use_head_wise_attn_gate": True,
+        "use_mfa": False,
+        "use_moe": True,
+        "use_moe_router_bias": True,
+        "use_qk_norm": True,
+        "use_rope_layers": [],
+        "zero_centered": True,
+    },
+    runs_mtp=False,
+    hub=Naming({"layers.{}.attn.gate": f"{_LAYER}self_attn.g_proj.weight"}, _hub_rules),
+    gguf=Gguf(
+        {"layers.{}.attn.gate": "blk.{}.attn_gate.weight"},
+        architecture="step35",
+        keys={
+            "attention.head_count": "block_heads",
+            "attention.head_count_kv": "block_kv_heads",
+            "attention.sliding_window": "sliding_window",
+            "attention.sliding_window_pattern": "block_types",
+            "expert_shared_feed_forward_length": "share_expert_dim",
+            "expert_weights_scale": "moe_router_scaling_factor",
+            "moe_every_n_layers": None,
+            "rope.freq_base_swa": "rope_local_base_freq",
+            "swiglu_clamp_exp": "block_limits",
+            "swiglu_clamp_shexp": "block_limits_shared",
+        },
+        implied=_gguf_implied,
+    ),
+)
