@@ -1,9 +1,9 @@
 """The time to the first token of a conversation's second turn, beside llama.cpp's server.
 
 The first turn is a prompt of N random tokens and an answer. The second turn repeats the prompt, has another answer in
-its place (chat templates leave the thoughts out of earlier answers) and a new question. Its first token is timed three
-times: by a server that has never seen the conversation, by the one that answered the first turn, and by one that was
-started again after that. Both servers get the same requests over HTTP, one at a time, in turns.
+its place (chat templates leave the thoughts out of earlier answers) and a new question. Three first tokens are timed:
+that of the first turn, which is computed; that of the second turn from the same server; and that of the second turn
+from a server that was started again after the first. Both servers get the same requests over HTTP, one after another.
 
 Usage: python bench/prefix.py [--model MODEL] [--tokens 2000,8000,32000] [--llama-server PATH]
 """
@@ -71,21 +71,22 @@ class Server:
             process.wait(60)
 
     def measure(self, num_tokens: int, vocab_size: int, seed: int) -> None:
-        """Times the second turn after a prompt of ``num_tokens`` in the three ways."""
+        """Times the first tokens of both turns of a conversation that begins with a prompt of ``num_tokens``."""
         source = random.Random(seed)
         prompt, history, question = (
             source.choices(range(vocab_size), k=count) for count in (num_tokens, ANSWER, QUESTION)
         )
         second = [*prompt, *history, *question]
+        with TemporaryDirectory() as folder, self.running(folder) as client:
+            self._time("computed", num_tokens, client, prompt)
+            self._ask(client, prompt, ANSWER)
+            self._time("second turn", num_tokens, client, second)
         with TemporaryDirectory() as folder:
             with self.running(folder) as client:
                 self._ask(client, prompt, ANSWER)
-                self._time("second turn", num_tokens, client, second)
                 time.sleep(WRITTEN_S)
             with self.running(folder) as client:
                 self._time("after a restart", num_tokens, client, second)
-        with TemporaryDirectory() as folder, self.running(folder) as client:
-            self._time("computed", num_tokens, client, second)
 
     def _time(self, kind: str, num_tokens: int, client: httpx.Client, prompt: list[int]) -> None:
         start = time.perf_counter()
