@@ -12,7 +12,7 @@ from transformers.models.step3p7.modeling_step3p7 import Step3p7PreTrainedModel,
 
 class Step3p7ForCausalLM(Step3p7PreTrainedModel):
     config_class = Step3p7TextConfig
-    config: Step3p7TextConfig
+    config: Step3p7TextConfig  # type: ignore[assignment]
 
     def __init__(self, config: Step3p7TextConfig) -> None:
         super().__init__(config)
