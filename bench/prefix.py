@@ -47,9 +47,13 @@ START_S = 300.0
 
 @dataclass
 class Server:
-    """A server to start: ``command`` with ``{port}`` for its port; and the seconds it took, by kind and prompt."""
+    """A server to start: ``command`` with ``{port}`` for its port; and the seconds it took, by kind and prompt.
+
+    ``model`` is the name of the model in requests.
+    """
 
     name: str
+    model: str
     command: Sequence[str]
     seconds: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
@@ -64,7 +68,7 @@ class Server:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=3600) as client:
-                _wait(client, process)
+                self._wait(client, process)
                 yield client
         finally:
             process.terminate()
@@ -93,31 +97,28 @@ class Server:
         self._ask(client, prompt, 1)
         self.seconds.setdefault((kind, num_tokens), []).append(time.perf_counter() - start)
 
-    @staticmethod
-    def _ask(client: httpx.Client, prompt: list[int], max_tokens: int) -> None:
-        model = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
-        body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    def _ask(self, client: httpx.Client, prompt: list[int], max_tokens: int) -> None:
+        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
         client.post("/v1/completions", json=body).raise_for_status()
 
-
-def _wait(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    """Returns when the server answers a short prompt. Raises RuntimeError if it ends or takes too long."""
-    end = time.monotonic() + START_S
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            if client.get("/health").is_success:
-                Server._ask(client, [5, 6, 7, 8], 2)
-                return
-        time.sleep(0.1)
-    raise RuntimeError(f"{process.args!r} does not answer")
+    def _wait(self, client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
+        """Returns when the server answers a short prompt. Raises RuntimeError if it ends or takes too long."""
+        end = time.monotonic() + START_S
+        while time.monotonic() < end and process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if client.get("/health").is_success:
+                    self._ask(client, [5, 6, 7, 8], 2)
+                    return
+            time.sleep(0.1)
+        raise RuntimeError(f"{process.args!r} does not answer")
 
 
 def _servers(path: Path, llama_server: str, max_context: int, threads: int) -> list[Server]:
     ours = [sys.executable, "-m", "freedive", "serve", str(path), "--port", "{port}", "--threads", str(threads)]
-    servers = [Server("freedive", [*ours, "--cache-tokens", str(2 * max_context)])]
+    servers = [Server("freedive", path.name, [*ours, "--cache-tokens", str(2 * max_context)])]
     if llama_server:
         theirs = [llama_server, "-m", str(path), "--port", "{port}", "-t", str(threads), "-c", str(max_context)]
-        servers.append(Server("llama.cpp", [*theirs, "-np", "1", "-fa", "on"]))
+        servers.append(Server("llama.cpp", path.name, [*theirs, "-np", "1", "-fa", "on"]))
     return servers
 
 
