@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,17 +56,27 @@ class Part(NamedTuple):
     offset: int
 
 
+class StoredRecords(NamedTuple):
+    """Where the records of an entry are on disk: they begin at ``offset`` of the file ``path``."""
+
+    path: Path
+    offset: int
+    checksums: list[int]
+
+
 @dataclass(frozen=True)
 class PackedExperts:
     """The experts of a layer, one record each; the record of expert e begins at byte e * ``stride`` of ``data``.
 
     All records have the same ``parts``: gate, up, down, and biases (gate_bias, ...) if the model has them.
+    ``stored`` is None if the records are in memory only.
     """
 
     count: int
     stride: int
     parts: dict[str, Part]
     data: Bytes
+    stored: StoredRecords | None = None
 
     def part(self, expert: int, name: str) -> PackedTensor:
         """Returns one weight of one expert as a view of ``data``."""

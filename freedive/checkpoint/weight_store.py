@@ -12,6 +12,8 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +31,7 @@ from freedive.checkpoint.packed import (
     Packed,
     PackedExperts,
     Part,
+    StoredRecords,
     aligned,
     alone,
     empty_aligned,
@@ -43,6 +46,7 @@ from freedive.native import _native
 from freedive.progress import Advance
 
 MAGIC = b"freedive packed\n"
+NOTHING: Bytes = np.empty(0, np.uint8)
 
 
 class DamagedStore(Exception):
@@ -52,11 +56,12 @@ class DamagedStore(Exception):
 class WeightStore(Mapping[str, Packed]):
     """The packed weights of a model by canonical name; the experts of a layer are one entry.
 
-    ``path`` is the mapped file, or None if the weights were packed in memory.
+    ``path`` is the mapped file and ``mapped`` its bytes, or None and nothing if the weights were packed in memory.
     """
 
-    def __init__(self, entries: Mapping[str, Packed], path: Path | None = None) -> None:
+    def __init__(self, entries: Mapping[str, Packed], path: Path | None = None, mapped: Bytes = NOTHING) -> None:
         self.path = path
+        self._mapped = mapped
         self._entries = dict(entries)
 
     def __getitem__(self, name: str) -> Packed:
@@ -79,6 +84,30 @@ class WeightStore(Mapping[str, Packed]):
         for name, packed in self._entries.items():
             sizes[_part_of(name, packed)] += packed.data.nbytes
         return sizes
+
+    def without_mapping(self) -> WeightStore:
+        """Returns the store with everything but the routed experts in anonymous memory, which is not evicted.
+
+        The experts stay mapped. Raises DamagedStore if the file has become shorter, and OSError if it cannot be read.
+        """
+        assert self.path
+        with self.path.open("rb", buffering=0) as file:
+            return WeightStore({name: self._read(file, packed) for name, packed in self.items()}, self.path)
+
+    def _read(self, file: RawIOBase, packed: Packed) -> Packed:
+        if isinstance(packed, PackedExperts):
+            return packed
+        data, begin = empty_aligned(packed.data.nbytes), packed.data.ctypes.data - self._mapped.ctypes.data
+        file.seek(begin)
+        at = 0
+        while at < len(data):
+            count = file.readinto(data[at:].data)
+            if not count:
+                raise DamagedStore("it ends early")
+            at += count
+        if hasattr(os, "posix_fadvise"):  # the page cache needs no second copy
+            os.posix_fadvise(file.fileno(), begin, len(data), os.POSIX_FADV_DONTNEED)
+        return replace(packed, data=data)
 
     def resident_bytes(self) -> int:
         """Returns the bytes that are in physical memory now, in pages of 4 KiB. May be called from any thread."""
@@ -166,26 +195,32 @@ def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> 
     model = {}
     end = _place(header.get("start"), "start", ALIGNMENT)
     for name, entry in _object(header.get("tensors"), "tensors").items():
-        packed = _records(name, entry, data[end:])
+        packed = _records(name, entry, path, data, end)
         end += len(packed.data)
         if not proven and _checksums(packed) != entry["checksums"]:
             raise DamagedStore(f"{name} is damaged")
         model[name] = alone(packed)
-    return WeightStore(model, path)
+    return WeightStore(model, path, data)
 
 
-def _records(name: str, header: Any, rest: Bytes) -> PackedExperts:
-    """Returns the entry ``name``, whose records are at the beginning of ``rest``; checks every number of ``header``."""
+def _records(name: str, header: Any, path: Path, data: Bytes, begin: int) -> PackedExperts:
+    """Returns the entry ``name``, whose records begin at byte ``begin`` of the store ``path``, mapped as ``data``.
+
+    It checks every number of ``header``.
+    """
     entry, what = _object(header, name), quote(name)
     checksums, parts = entry.get("checksums"), {}
     stride = _place(entry.get("stride"), f"the stride of {what}", ALIGNMENT)
-    if not isinstance(checksums, list) or not checksums or len(checksums) * stride > len(rest):
+    if not isinstance(checksums, list) or not checksums or len(checksums) * stride > len(data) - begin:
         raise DamagedStore(f"{what} is not inside the file")
+    if not all(type(checksum) is int and 0 <= checksum < 1 << 64 for checksum in checksums):
+        raise DamagedStore(f"{what} has impossible checksums")
     for key, part in _object(entry.get("parts"), name).items():
         parts[key] = _part(f"{what} {key}".rstrip(), part, stride)
     if ("" in parts and (len(parts), len(checksums)) != (1, 1)) or not parts:
         raise DamagedStore(f"{what} is neither a tensor nor experts")
-    return PackedExperts(len(checksums), stride, parts, rest[: len(checksums) * stride])
+    records = data[begin : begin + len(checksums) * stride]
+    return PackedExperts(len(checksums), stride, parts, records, StoredRecords(path, begin, checksums))
 
 
 def _part(what: str, value: Any, stride: int) -> Part:

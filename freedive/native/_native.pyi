@@ -20,6 +20,7 @@ _HeadStep = tuple[
 ]  # kind, vector or rope table, dimensions, and numbers of its kind
 _Part = tuple[Format, int, int, int, int | None]  # format, rows, k, offset in the record, offset of the bias
 _Named = tuple[int, int]  # weight, bias vector
+_Stored = tuple[int, list[tuple[int, int]], list[int]]  # offset in the file; offset and size of parts; checksums
 _Shared = tuple[_Named, _Named, _Named, Activation, float]  # gate, up, down, activation, limit
 
 class Format(Enum):
@@ -226,7 +227,9 @@ class Program:
         router: Router,
         out: int,
         packed: _Bytes,
+        count: int,
         stride: int,
+        stored: _Stored | None,
         gate: _Part,
         up: _Part,
         down: _Part,
@@ -302,6 +305,24 @@ class Program:
         scale: float,
         rope: _HeadStep,
     ) -> None: ...
+    def page_experts(self, *, path: str, num_bytes: int, direct: bool, num_readers: int, timeout_s: float) -> None:
+        """Reads routed experts from the file ``path`` when a step needs them, into ``num_bytes`` of memory.
+
+        With ``direct``, reads go past the page cache. To be called before operations are added. It raises
+        RuntimeError if the file cannot be opened, and steps do if weights cannot be read, or if the disk does not
+        answer for ``timeout_s``.
+        """
+
+    def warm_up(self, count: int) -> int:
+        """Begins to read up to ``count`` further records into free memory; returns how many, 0 at the end."""
+
+    slots_bytes: int
+    """Bytes of memory for routed experts that are read from a file."""
+    used_slots_bytes: int
+    """The part of ``slots_bytes`` that holds experts now."""
+    expert_traffic: list[tuple[int, int, int, float]]
+    """For each layer of experts that are read from a file: hits, misses, bytes read, and seconds that steps waited."""
+
     def allocate(self, max_rows: int, num_pages: int, num_slots: int = 0, num_sequences: int = 0) -> None: ...
     def step(
         self,

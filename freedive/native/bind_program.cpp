@@ -25,6 +25,8 @@ using Output = std::tuple<int, int, int>;
 using Norm = std::tuple<int, float>;
 using Head = std::tuple<HeadStep::Kind, int, int, float, float>;
 using Part = std::tuple<Format, int, int, std::size_t, std::optional<std::size_t>>;
+using Stored = std::tuple<std::uint64_t, std::vector<std::tuple<std::size_t, std::size_t>>, std::vector<std::uint64_t>>;
+using Traffic = std::tuple<std::int64_t, std::int64_t, std::int64_t, double>;
 using Named = std::tuple<int, int>;
 using Shared = std::tuple<Named, Named, Named, Activation, float>;
 
@@ -82,14 +84,23 @@ Matrix take_step(Program& program, Ints tokens, Ints lengths, Ints starts, IntRo
     return copied(to, wanted.size());
 }
 
-int add_experts(Program& program, int in, Norm norm, int logits, const Router& router, int out, Bytes packed,
-                std::size_t stride, Part gate, Part up, Part down, Activation activation, float limit,
-                const std::optional<Shared>& shared, int shared_gate, float factor, std::vector<int> residuals) {
+int add_experts(Program& program, int in, Norm norm, int logits, const Router& router, int out, Bytes packed, int count,
+                std::size_t stride, const std::optional<Stored>& stored, Part gate, Part up, Part down,
+                Activation activation, float limit, const std::optional<Shared>& shared, int shared_gate, float factor,
+                std::vector<int> residuals) {
     auto op = std::make_unique<Experts>();
     op->in = in, op->logits = logits, op->out = out, op->norm = make<InputNorm>(norm), op->router = router;
-    op->records = {
-        view(packed),       stride, make<Experts::Part>(gate), make<Experts::Part>(up), make<Experts::Part>(down),
-        {activation, limit}};
+    op->records = {{count, stride, view(packed)},
+                   make<Experts::Part>(gate),
+                   make<Experts::Part>(up),
+                   make<Experts::Part>(down),
+                   {activation, limit}};
+    if (stored) {
+        const auto& [offset, parts, checksums] = *stored;
+        op->records.layer.offset = offset;
+        op->records.layer.parts = make_all<Extent>(parts);
+        op->records.layer.checksums = checksums;
+    }
     op->shared_weights = shared_weights(shared), op->shared_gate = shared_gate;
     op->epilogue = {factor, std::move(residuals)};
     return program.add(std::move(op)).routes;
@@ -236,8 +247,9 @@ void bind_recording(ProgramClass& program) {
         .def("gated_norm", &Program::emplace<GatedNorm, int, int, int, int, int, float, Activation>, nb::kw_only(),
              "x"_a, "gate"_a, "out"_a, "weight"_a, "head_dim"_a, "eps"_a, "activation"_a)
         .def("experts", &add_experts, nb::kw_only(), "x"_a, "norm"_a, "logits"_a, "router"_a, "out"_a,
-             "packed"_a.noconvert(), "stride"_a, "gate"_a, "up"_a, "down"_a, "activation"_a, "limit"_a,
-             "shared"_a.none(), "shared_gate"_a, "factor"_a, "residuals"_a, nb::keep_alive<1, 7>())
+             "packed"_a.noconvert(), "count"_a, "stride"_a, "stored"_a.none(), "gate"_a, "up"_a, "down"_a,
+             "activation"_a, "limit"_a, "shared"_a.none(), "shared_gate"_a, "factor"_a, "residuals"_a,
+             nb::keep_alive<1, 7>())
         .def("attention", &add_attention, nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "source"_a, "num_heads"_a,
              "num_kv_heads"_a, "key_dim"_a, "value_dim"_a, "scale"_a, "softcap"_a, "window"_a, "chunk"_a, "sinks"_a,
              "q_steps"_a, "k_steps"_a, "v_steps"_a)
@@ -268,6 +280,28 @@ void bind_steps(ProgramClass& program) {
             },
             "buffer"_a)
         .def_ro("seconds", &Program::seconds);
+}
+
+PagedExperts* paged(const Program& program) { return dynamic_cast<PagedExperts*>(program.experts.get()); }
+
+void bind_paging(ProgramClass& program) {
+    program
+        .def(
+            "page_experts",
+            [](Program& p, std::string path, std::size_t num_bytes, bool direct, int num_readers, double timeout_s) {
+                p.page_experts({std::move(path), num_bytes, direct, num_readers, timeout_s});
+            },
+            nb::kw_only(), "path"_a, "num_bytes"_a, "direct"_a, "num_readers"_a, "timeout_s"_a)
+        .def(
+            "warm_up", [](Program& p, int count) { return paged(p) ? paged(p)->warm_up(count) : 0; }, "count"_a)
+        .def_prop_ro("slots_bytes", [](const Program& p) { return paged(p) ? paged(p)->num_bytes() : 0; })
+        .def_prop_ro("used_slots_bytes", [](const Program& p) { return paged(p) ? paged(p)->num_used_bytes() : 0; })
+        .def_prop_ro("expert_traffic", [](const Program& p) {
+            std::vector<Traffic> all;
+            for (const ExpertTraffic& layer : paged(p) ? paged(p)->traffic() : std::vector<ExpertTraffic>())
+                all.emplace_back(layer.hits, layer.misses, layer.bytes, layer.stalled_s);
+            return all;
+        });
 }
 
 void bind_memory(ProgramClass& program) {
@@ -310,6 +344,7 @@ void bind_program(nb::module_& m) {
     bind_recording(program);
     bind_steps(program);
     bind_memory(program);
+    bind_paging(program);
 }
 
 }  // namespace freedive

@@ -1,5 +1,4 @@
-// The source of the routed experts' weights. Today it is a mapped file; later it can be a cache in memory of experts on
-// disk.
+// The source of the routed experts' weights: memory, or a cache in memory of records on disk (paged_experts.h).
 #pragma once
 
 #include <cstdint>
@@ -8,33 +7,61 @@
 
 namespace freedive {
 
-// A step asks for a layer's experts once, after the routes are known and before the first product.
+// A range of bytes in a record.
+struct Extent {
+    std::size_t offset, size;
+};
+
+// The experts of a layer: records of `stride` bytes, one after another.
+struct ExpertLayer {
+    int count;
+    std::size_t stride;
+    std::span<const std::uint8_t> packed;  // all records, in memory or in a mapped file
+    // For a source that reads the file: where the records begin in it, the parts of a record, and the checksum of each
+    // record, which is computed from the checksums of its parts.
+    std::uint64_t offset = 0;
+    std::vector<Extent> parts = {};
+    std::vector<std::uint64_t> checksums = {};
+};
+
+// Some of the experts that a step reads in a layer, which are in memory together. A step processes one wave after
+// another. `end` is the position after its last expert. `order` has its experts in the order in which they can probably
+// be read; whoever reads a record waits for it.
+struct Wave {
+    int end;
+    std::span<const int> order;
+};
+
 class ExpertSource {
   public:
     virtual ~ExpertSource() = default;
-    // Returns the number of the layer whose records lie in `records`, `stride` bytes apart.
-    virtual int add_layer(std::span<const std::uint8_t> records, std::size_t stride) = 0;
-    // Returns when the records of all `experts` can be read. Every thread of the team calls it with all experts of the
-    // layer that the step reads, in ascending order.
-    virtual void acquire(int layer, std::span<const int> experts) = 0;
-    // Returns the record of an acquired expert.
-    virtual const std::uint8_t* record(int layer, int expert) const = 0;
-    // Every thread calls it after its last product of the layer.
-    virtual void release(int layer) = 0;
+    // Returns the number of the layer.
+    virtual int add_layer(const ExpertLayer& layer) = 0;
+    // Ends recording.
+    virtual void allocate() {}
+    // Returns the wave that begins at position `begin` of `experts`, all routed experts that the step reads in the
+    // layer, in ascending order. Every thread of the team calls it once for a wave, after a barrier behind the last
+    // product of the wave before it. The wave is valid until the next one.
+    virtual Wave acquire(int layer, std::span<const int> experts, int begin) = 0;
+    // Returns the record of an expert of the wave.
+    virtual const std::uint8_t* record(int layer, int expert) = 0;
+    // Throws std::runtime_error if a record could not be read since the last call; the step's results are then wrong.
+    virtual void check() {}
 };
 
 // Records in memory or in a mapped file, of which the operating system reads the pages that are touched.
 class MappedExperts final : public ExpertSource {
   public:
-    int add_layer(std::span<const std::uint8_t> records, std::size_t stride) override {
-        layers_.push_back({records.data(), stride});
+    int add_layer(const ExpertLayer& layer) override {
+        layers_.push_back({layer.packed.data(), layer.stride});
         return int(layers_.size()) - 1;
     }
-    void acquire(int, std::span<const int>) override {}
-    const std::uint8_t* record(int layer, int expert) const override {
+    Wave acquire(int, std::span<const int> experts, int begin) override {
+        return {int(experts.size()), experts.subspan(begin)};
+    }
+    const std::uint8_t* record(int layer, int expert) override {
         return layers_[layer].records + layers_[layer].stride * expert;
     }
-    void release(int) override {}
 
   private:
     struct Layer {

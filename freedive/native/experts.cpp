@@ -12,9 +12,12 @@ constexpr int kBandPanels = 8;  // panels of the output that one task sums over 
 
 using Choices = std::span<const Choice>;
 
-Choices choices_of(const Groups& groups, int expert) {
-    return {groups.choices.data() + groups.first[expert], groups.choices.data() + groups.first[expert + 1]};
+// The choices of experts first to last.
+Choices choices_of(const Groups& groups, int first, int last) {
+    return {groups.choices.data() + groups.first[first], groups.choices.data() + groups.first[last + 1]};
 }
+
+Choices choices_of(const Groups& groups, int expert) { return choices_of(groups, expert, expert); }
 
 // Calls block(choices) for all choices, at most kBlockRows at a time.
 template <class Block>
@@ -43,22 +46,27 @@ bool reads_codes(const Experts::Expert& expert) {
 }  // namespace
 
 void Experts::run(Program& program, int thread) const {
-    const bool quantised = reads_codes(first) || (shared && reads_codes(*shared));
+    const bool quantised = reads_codes(routed) || (shared && reads_codes(*shared));
     const Preparation preparation(program, thread, in, norm, quantised);
     const int rows = program.num_rows(in), first_row = rows == 1 ? program.own_row(thread) : 0;
-    const Routes& routed = program.routes[routes];
+    const Routes& made = program.routes[routes];
     for_rows(program, rows, [&](int row) {
         preparation.make(row);
-        router.route(program, program.buffers[logits].row(row), routed.experts_of(first_row + row),
-                     routed.weights_of(first_row + row));
+        router.route(program, program.buffers[logits].row(row), made.experts_of(first_row + row),
+                     made.weights_of(first_row + row));
     });
     Groups& groups = program.scratch[thread].groups;
     group(program, first_row, groups);
-    program.experts->acquire(layer, std::span(groups.active).first(groups.active.size() - (shared ? 1 : 0)));
-    run_glu(program, preparation.input, groups);
-    quantise_whole(program);
-    run_down(program, groups);
-    program.experts->release(layer);
+    const std::span<const int> active(groups.active), chosen = active.first(active.size() - (shared ? 1 : 0));
+    for (int begin = 0; begin < int(chosen.size());) {
+        const Wave wave = program.experts->acquire(layer, chosen, begin);
+        const bool is_last = wave.end == int(chosen.size());
+        const auto experts = active.subspan(begin, (is_last ? active.size() : wave.end) - begin);
+        run_glu(program, preparation.input, groups, wave.order, is_last && shared);
+        quantise_whole(program, choices_of(groups, experts.front(), experts.back()));
+        run_down(program, groups, experts, begin == 0);
+        begin = wave.end;
+    }
 }
 
 Experts::Expert Experts::expert(const Program& program, int index) const {
@@ -98,14 +106,15 @@ void Experts::group(const Program& program, int first_row, Groups& groups) const
     }
 }
 
-// Computes hidden[token, place] = act(gate x) * (up x); a task is one panel of one expert. The shared expert comes last
-// and may have another width.
-void Experts::run_glu(Program& program, const Input& input, const Groups& groups) const {
-    const int panels = num_panels(first.gate.weight.rows), routed = int(groups.active.size()) - (shared ? 1 : 0);
-    const int tasks = routed * panels + (shared ? num_panels(shared->gate.weight.rows) : 0);
+// Computes hidden[token, place] = act(gate x) * (up x) for `experts`, and for the shared expert, which may have another
+// width; a task is one panel of one expert.
+void Experts::run_glu(Program& program, const Input& input, const Groups& groups, std::span<const int> experts,
+                      bool and_shared) const {
+    const int panels = num_panels(routed.gate.weight.rows), count = int(experts.size());
+    const int tasks = count * panels + (and_shared ? num_panels(shared->gate.weight.rows) : 0);
     const int grain = std::max(1, std::min(panels, tasks / (program.team.size() * 8)));
     program.team.for_each(tasks, grain, [&](int task) {
-        const int at = std::min(task / panels, routed), index = groups.active[at];
+        const int at = std::min(task / panels, count), index = at < count ? experts[at] : router.num_experts;
         const Expert active = expert(program, index);
         for_blocks(choices_of(groups, index),
                    [&](Choices choices) { make_hidden(program, input, active, task - at * panels, choices); });
@@ -142,20 +151,20 @@ void Experts::make_hidden(const Program& program, const Input& input, const Expe
 static_assert(kPanelRows == kGroup && sizeof(QuantisedGroup) <= kGroup * sizeof(float));
 float* Experts::hidden_row(const Program& program, const Choice& choice) const {
     return program.hidden.as<float>() + std::size_t(choice.token) * hidden_width() +
-           choice.place * first.hidden_stride();
+           choice.place * routed.hidden_stride();
 }
 
-// Quantises whole rows, if the groups that keep low halves depend on the whole row. Codes replace the floats in order,
-// so that no float is overwritten before it is read.
-void Experts::quantise_whole(Program& program) const {
+// Quantises whole hidden rows, if the groups that keep low halves depend on the whole row. Codes replace the floats in
+// order, so that no float is overwritten before it is read.
+void Experts::quantise_whole(Program& program, Choices choices) const {
     const auto has_threshold = [&](int row) { return program.outlier_threshold(Rows::Tokens, row) > 0; };
     const int rows = program.num_rows(in);
     bool any = false;
     for (int row = 0; row < rows && !any; row++) any = has_threshold(row);
     if (!any) return;
-    program.team.for_each(rows * num_places(), 4, [&](int i) {
-        const Choice choice{i / num_places(), i % num_places(), 1, 1};
-        const Weight& down = (choice.place < router.num_chosen ? first : *shared).down.weight;
+    program.team.for_each(int(choices.size()), 4, [&](int i) {
+        const Choice& choice = choices[i];
+        const Weight& down = (choice.place < router.num_chosen ? routed : *shared).down.weight;
         if (!is_quantised(down.format) || !has_threshold(choice.token)) return;
         float* row = hidden_row(program, choice);
         program.kernels.quantise(row, down.k, program.outlier_threshold(Rows::Tokens, choice.token),
@@ -163,18 +172,18 @@ void Experts::quantise_whole(Program& program) const {
     });
 }
 
-// out = residuals + factor * sum of weight * down(hidden). A task computes a band of the output over all experts, and
-// reads one stream of each expert's weights; in narrower bands these streams would be too short.
-void Experts::run_down(Program& program, const Groups& groups) const {
-    const int panels = num_panels(first.down.weight.rows);
+// out = residuals + factor * sum of weight * down(hidden). A task computes a band of the output over all experts of the
+// wave, and reads one stream of each expert's weights; in narrower bands these streams would be too short.
+void Experts::run_down(Program& program, const Groups& groups, std::span<const int> wave, bool is_first) const {
+    const int panels = num_panels(routed.down.weight.rows);
     const int width = std::max(1, std::min(kBandPanels, panels / (program.team.size() * 2)));
     program.team.for_each((panels + width - 1) / width, 1, [&](int band) {
         const float nothing[kPanelRows] = {};
         const int begin = band * width, end = std::min(begin + width, panels);
-        for (int t = 0; t < program.num_rows(in); t++)
+        for (int t = 0; is_first && t < program.num_rows(in); t++)
             for (int p = begin; p < end; p++)
                 epilogue.write(program, nothing, program.buffers[out], t, p * kPanelRows, kPanelRows);
-        for (const int index : groups.active) {
+        for (const int index : wave) {
             const Expert active = expert(program, index);
             for (int p = begin; p < end; p++)
                 for_blocks(choices_of(groups, index), [&](Choices choices) { add_down(program, active, p, choices); });

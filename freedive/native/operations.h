@@ -115,10 +115,9 @@ struct Experts final : Operation {
         std::size_t offset;
         std::optional<std::size_t> bias;
     };
-    // The router's experts, one record each, `stride` bytes apart.
+    // The router's experts, one record each.
     struct Records {
-        std::span<const std::uint8_t> packed;
-        std::size_t stride;
+        ExpertLayer layer;
         Part gate, up, down;
         Glu glu;
     };
@@ -139,12 +138,12 @@ struct Experts final : Operation {
 
     // Of the program, once attached.
     int routes, layer;             // layer: of the source of experts
-    Expert first;                  // of the router's
+    Expert routed;                 // one of the router's, without its numbers
     std::optional<Expert> shared;  // after the router's
     int num_places() const { return router.num_chosen + (shared ? 1 : 0); }
     // Of a token, between glu and down: its experts' results beside each other.
     int hidden_width() const {
-        return router.num_chosen * first.hidden_stride() + (shared ? shared->hidden_stride() : 0);
+        return router.num_chosen * routed.hidden_stride() + (shared ? shared->hidden_stride() : 0);
     }
     void attach(Program& program) override;
     void run(Program& program, int thread) const override;
@@ -153,11 +152,12 @@ struct Experts final : Operation {
     Expert expert(const Program& program, int index) const;
     float shared_weight(const Program& program, int token) const;
     void group(const Program& program, int first_row, Groups& groups) const;
-    void run_glu(Program& program, const Input& input, const Groups& groups) const;
+    void run_glu(Program& program, const Input& input, const Groups& groups, std::span<const int> routed,
+                 bool and_shared) const;
     void make_hidden(const Program& program, const Input& input, const Expert& expert, int panel,
                      std::span<const Choice> choices) const;
-    void quantise_whole(Program& program) const;
-    void run_down(Program& program, const Groups& groups) const;
+    void quantise_whole(Program& program, std::span<const Choice> choices) const;
+    void run_down(Program& program, const Groups& groups, std::span<const int> wave, bool is_first) const;
     void add_down(const Program& program, const Expert& expert, int panel, std::span<const Choice> choices) const;
     float* hidden_row(const Program& program, const Choice& choice) const;
 };

@@ -37,6 +37,12 @@ void Program::allocate(int rows, int num_pages, int num_slots, int num_sequences
     scratch.resize(team.size());
     cache.allocate(num_pages);
     states.allocate(num_slots, num_sequences);
+    experts->allocate();
+}
+
+void Program::page_experts(const PagingOptions& options) {
+    require(operations.empty(), "the source of experts must be chosen before operations are recorded");
+    experts = std::make_unique<PagedExperts>(options, team.size());
 }
 
 void Program::run(Step next, int begin, int end, bool traced) {
@@ -65,6 +71,7 @@ void Program::run(Step next, int begin, int end, bool traced) {
         for (const auto& thread : ends) first = std::min(first, thread[i]);
         lap(first);
     }
+    experts->check();
 }
 
 }  // namespace freedive

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cache.h"
-#include "expert_source.h"
+#include "paged_experts.h"
 #include "states.h"
 #include "step.h"
 #include "threads.h"
@@ -100,6 +100,8 @@ class Program {
     void emplace(Args... args) {
         add(std::make_unique<Op>(std::move(args)...));
     }
+    // Reads routed experts from a file when a step needs them. To be called before operations are added.
+    void page_experts(const PagingOptions& options);
     // Ends recording: allocates buffers for `max_rows` rows a step, a cache of `num_pages` pages, and slots of states.
     void allocate(int max_rows, int num_pages, int num_slots, int num_sequences);
 
@@ -112,7 +114,7 @@ class Program {
 
     Step plan(const StepArrays& arrays) const;
     // Runs operations [begin, end) for a step. The output buffer of the last one holds the result; if `traced`,
-    // `seconds` holds the time of each.
+    // `seconds` holds the time of each. Throws std::runtime_error if weights could not be read.
     void run(Step step, int begin, int end, bool traced);
 
     // The number of rows in memory: the rows of a step, and one for each thread except the first (see own_row).

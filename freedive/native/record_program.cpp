@@ -81,16 +81,15 @@ void check(const Program& program, const HeadStep& step, int dim) {
     }
 }
 
-Experts::Matrix matrix_in_record(const Experts::Records& records, const Experts::Part& part) {
+// A matrix of every record, without its numbers.
+Experts::Matrix matrix_in_record(std::size_t stride, const Experts::Part& part) {
     const auto inside = [&](std::size_t begin, std::size_t size) {
-        return begin % sizeof(float) == 0 && begin <= records.stride && size <= records.stride - begin;
+        return begin % sizeof(float) == 0 && begin <= stride && size <= stride - begin;
     };
     require(part.offset % kLine == 0 && inside(part.offset, checked_bytes(part.format, part.rows, part.k)),
             "a part is not in its record");
-    const Weight weight{part.format, part.rows, part.k, records.packed.data() + part.offset};
-    if (!part.bias) return {weight, nullptr};
-    require(inside(*part.bias, std::size_t(part.rows) * sizeof(float)), "a bias is not in its record");
-    return {weight, (const float*)(records.packed.data() + *part.bias)};
+    if (part.bias) require(inside(*part.bias, std::size_t(part.rows) * sizeof(float)), "a bias is not in its record");
+    return {{part.format, part.rows, part.k, nullptr}, nullptr};
 }
 
 Experts::Matrix named_matrix(const Program& program, const Experts::Named& named) {
@@ -227,7 +226,9 @@ void GatedNorm::attach(Program& program) {
 
 void Experts::attach(Program& program) {
     const int in_width = program.buffer(in).width, out_width = program.buffer(out).width;
-    require(records.stride % kLine == 0 && records.stride <= records.packed.size() / router.num_experts,
+    const std::size_t stride = records.layer.stride;
+    require(records.layer.count >= router.num_experts && stride % kLine == 0 &&
+                stride <= records.layer.packed.size() / records.layer.count,
             "packed experts have the wrong size");
     check_optional_vector(program, router.choice_bias, router.num_experts);
     check_optional_vector(program, router.expert_scale, router.num_experts);
@@ -235,18 +236,18 @@ void Experts::attach(Program& program) {
     check(program, norm, in_width);
     check(program, epilogue, out_width);
     if (shared_gate != kNone) program.require_buffer(shared_gate, 1);
-    first = {matrix_in_record(records, records.gate), matrix_in_record(records, records.up),
-             matrix_in_record(records, records.down), records.glu};
-    check(first, in_width, out_width);
+    routed = {matrix_in_record(stride, records.gate), matrix_in_record(stride, records.up),
+              matrix_in_record(stride, records.down), records.glu};
+    check(routed, in_width, out_width);
     if (shared_weights) {
         shared = Expert{named_matrix(program, shared_weights->gate), named_matrix(program, shared_weights->up),
                         named_matrix(program, shared_weights->down), shared_weights->glu};
         check(*shared, in_width, out_width);
     }
     routes = program.add_routes(router.num_chosen);
-    layer = program.experts->add_layer(records.packed, records.stride);
+    layer = program.experts->add_layer(records.layer);
     program.hidden_width = std::max(program.hidden_width, hidden_width());
-    program.widest = std::max(program.widest, first.gate.weight.k);
+    program.widest = std::max(program.widest, routed.gate.weight.k);
 }
 
 }  // namespace freedive

@@ -11,6 +11,7 @@ from freedive.checkpoint.packed import FORMATS, Packed, PackedExperts, PackedTen
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.native import _native
+from freedive.ops.expert_records import part_of_record, stored_records
 from freedive.ops.fuse import Phase, latent_rope, ropes
 from freedive.ops.operations import (
     Add,
@@ -273,10 +274,12 @@ class Emitter:
             router=self._router(operation.experts),
             out=self._buffers[phase.writes[0]],
             packed=packed.data,
+            count=packed.count,
             stride=packed.stride,
-            gate=_part(packed, "gate"),
-            up=_part(packed, "up"),
-            down=_part(packed, "down"),
+            stored=stored_records(packed),
+            gate=part_of_record(packed, "gate"),
+            up=part_of_record(packed, "up"),
+            down=part_of_record(packed, "down"),
             activation=_native.Activation[expert.activation],
             limit=expert.limit,
             shared=self._shared(operation.shared),
@@ -391,10 +394,3 @@ class Emitter:
             self._rope_tables[rope] = self._program.buffer(rope.dim, False)
             frequencies = self._program.vector(np.array(rope.inv_freq, np.float32))
             self._program.rope_table(frequencies, rope.factor, self._rope_tables[rope])
-
-
-def _part(packed: PackedExperts, name: str) -> tuple[_native.Format, int, int, int, int | None]:
-    """Returns format, rows, width and offset of one matrix in the record of an expert, and the offset of its bias."""
-    part, bias = packed.parts[name], packed.parts.get(f"{name}_bias")
-    rows, k = part.shape
-    return FORMATS[part.format], rows, k, part.offset, bias.offset if bias else None

@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from freedive import machine
 from freedive.arrays import Bytes, Floats, Ints
-from freedive.checkpoint.packed import Packed
+from freedive.checkpoint.packed import Packed, PackedExperts
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.model.batch import MAX_DRAFT, Batch
 from freedive.native import _native
 from freedive.ops.emit import Emitter, Part
 from freedive.ops.fuse import fuse, until_result
+from freedive.ops.paging import ExpertTraffic, Paging, page_experts
 from freedive.ops.record import record
 from freedive.ops.routes import Routes
 from freedive.ops.trace import Operation, Tracer
@@ -54,7 +55,8 @@ class NativeRunner:
     reduced if it would exceed ``max_cache_bytes``. ``cache_format`` is f32, f16 or int8. ``precision`` is a key of
     :data:`OUTLIER_THRESHOLDS`; whether a token is early depends only on its position in the request. ``isa`` selects an
     instruction-set level (default: :func:`isa_level`). ``max_sequences`` is the number of slots for running sequences;
-    further slots are for snapshots. ``num_bytes`` is the memory for weights, cache, states and inputs of draft tokens.
+    further slots are for snapshots. With ``paging``, routed experts stay on disk. ``num_bytes`` is the memory for
+    weights, cache, states and inputs of draft tokens.
 
     Raises UserError if the machine lacks the instruction-set level, if the cache does not fit into memory, for an int8
     cache of latents, and if the model has more experts or wider heads than the kernels support.
@@ -73,6 +75,7 @@ class NativeRunner:
         cache_format: str = "f16",
         precision: str = "exact",
         isa: str | None = None,
+        paging: Paging | None = None,
     ) -> None:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
@@ -86,6 +89,8 @@ class NativeRunner:
             self._program = _native.Program(isa or isa_level(), num_threads, _native.CacheFormat[cache_format])
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
+        if paging:
+            weights = page_experts(self._program, weights, paging)
         phases = fuse(record(model))
         emitter = Emitter(self._program, weights)
         self._parts = emitter.emit(phases)
@@ -106,11 +111,13 @@ class NativeRunner:
         if cache_bytes > machine.available_memory():  # checked here because the system commits memory only on first use
             what = f"A key-value cache of {cache_bytes / 2**30:.1f} GiB does not fit"
             raise UserError(what, "Lower cache_tokens or max_context")
-        self._weights = weights
-        self.num_bytes = cache_bytes + sum(weight.data.nbytes for weight in weights.values())
         program = self._program
         program.early_outlier_threshold, program.late_outlier_threshold = OUTLIER_THRESHOLDS[precision]
-        self._program.allocate(max_rows, num_pages, num_slots, max_sequences)
+        program.allocate(max_rows, num_pages, num_slots, max_sequences)
+        self._in_memory = [
+            weight.data for weight in weights.values() if not (paging and isinstance(weight, PackedExperts))
+        ]
+        self.num_bytes = cache_bytes + sum(data.nbytes for data in self._in_memory) + program.slots_bytes
 
     @property
     def isa(self) -> str:
@@ -119,8 +126,8 @@ class NativeRunner:
 
     def resident_bytes(self) -> int:
         """Returns the part of ``num_bytes`` that is in physical memory now. May be called from any thread."""
-        arrays = [self.pages, self.states, *(weight.data for weight in self._weights.values())]
-        return sum(map(_native.resident_bytes, arrays))
+        arrays = [self.pages, self.states, *self._in_memory]
+        return sum(map(_native.resident_bytes, arrays)) + self._program.used_slots_bytes
 
     @property
     def page_bytes(self) -> int:
@@ -185,6 +192,10 @@ class NativeRunner:
         May be called from any thread; counts only grow.
         """
         return [load.tolist() for load in self._load]
+
+    def expert_traffic(self) -> list[ExpertTraffic]:
+        """Returns what each layer's experts cost so far if they stay on disk. May be called from any thread."""
+        return [ExpertTraffic(*layer) for layer in self._program.expert_traffic]
 
     def _count_experts(self) -> None:
         # The routes of an MTP layer, the last ones, are ignored.

@@ -1,0 +1,216 @@
+#include "paged_experts.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "checks.h"
+
+namespace freedive {
+namespace {
+
+// The most experts of a wave in which some are missing. The records of the next wave are read meanwhile.
+constexpr int kWave = 16;
+
+}  // namespace
+
+PagedExperts::PagedExperts(const PagingOptions& options, int team_size)
+    : options_(options),
+      team_size_(team_size),
+      reader_(options.path, options.direct, options.num_readers, options.timeout_s) {}
+
+int PagedExperts::add_layer(const ExpertLayer& layer) {
+    require(layer.stride % kDiskBlock == 0 && layer.offset % kDiskBlock == 0, "records are not aligned on disk");
+    require(layer.checksums.size() == std::size_t(layer.count), "records lack checksums");
+    for (const Extent& part : layer.parts)
+        require(part.offset <= layer.stride && part.size <= layer.stride - part.offset, "a part is not in its record");
+    auto found = std::find_if(pools_.begin(), pools_.end(), [&](auto& pool) { return pool->stride == layer.stride; });
+    if (found == pools_.end()) found = pools_.insert(found, std::make_unique<Pool>());
+    Pool& pool = **found;
+    pool.stride = layer.stride;
+    pool.total += layer.stride * layer.count, pool.num_layers++;
+    layers_.push_back({layer, &pool, std::vector<int>(layer.count, kNowhere)});
+    layers_.back().records.packed = {};
+    return int(layers_.size()) - 1;
+}
+
+// Each pool gets the same share of its records.
+void PagedExperts::allocate() {
+    std::size_t total = 0, widest = 0;
+    for (const auto& pool : pools_) total += pool->total, widest = std::max(widest, pool->stride);
+    for (const auto& pool : pools_) {
+        const double share = std::min(1.0, double(options_.num_bytes) / double(total));
+        const std::size_t count = std::size_t(share * double(pool->total)) / pool->stride;
+        require(count >= 2, "the memory for experts is too small");
+        pool->memory = Memory(count * pool->stride);
+        pool->slots = std::vector<Slot>(count);
+        for (std::size_t slot = 0; slot < count; slot++)
+            pool->slots[slot].place = pool->idle.insert(pool->idle.end(), int(slot));
+    }
+    zeros_ = Memory(widest);
+}
+
+Wave PagedExperts::acquire(int layer, std::span<const int> experts, int begin) {
+    const std::lock_guard lock(mutex_);
+    if (num_calls_++ % team_size_ == 0) plan(layers_[layer], experts, begin);
+    return {end_, order_};
+}
+
+// Gives slots to the experts of the wave and of the next one, and begins to read what is missing.
+void PagedExperts::plan(Layer& layer, std::span<const int> experts, int begin) {
+    Pool& pool = *layer.pool;
+    const int count = int(experts.size());
+    // A layer that reads more than its share of the slots would replace all that the next layers need.
+    const bool scans = std::size_t(count) * pool.num_layers > pool.slots.size();
+    if (begin == 0) {
+        unpin_all();
+        pin_hits(layer, experts);
+    } else {
+        for (int i = begin_; i < begin; i++)
+            if (const int slot = layer.slots[experts[i]]; slot != kNowhere) unpin(pool, slot);
+    }
+    int pinned = begin;
+    bool complete = true;  // whether all can be read now
+    for (; pinned < count && (complete || pinned < begin + 2 * kWave); pinned++) {
+        if (!pin(layer, experts[pinned], scans)) break;
+        complete &= pool.slots[layer.slots[experts[pinned]]].is_ready();
+    }
+    begin_ = begin;
+    lacks_slots_ |= pinned == begin;  // then the wave is one expert without a record, and check() throws
+    end_ = complete && pinned == count ? count : std::max(begin + 1, std::min(begin + kWave, pinned));
+    order_wave(layer, experts.subspan(begin, end_ - begin));
+}
+
+// Pins those experts of a layer that are in memory, before others replace them, but leaves slots to read the others.
+void PagedExperts::pin_hits(Layer& layer, std::span<const int> experts) {
+    Pool& pool = *layer.pool;
+    const std::size_t left = std::min<std::size_t>(2 * kWave, pool.slots.size() / 2);
+    for (const int expert : experts)
+        if (layer.slots[expert] != kNowhere && pool.idle.size() > left) pin(layer, expert, false);
+}
+
+// Gives an expert a slot, unless it has one already, and pins it. Returns false if there is no slot to replace.
+bool PagedExperts::pin(Layer& layer, int expert, bool scans) {
+    Pool& pool = *layer.pool;
+    int& slot = layer.slots[expert];
+    if (slot != kNowhere && pool.slots[slot].pinned) return true;
+    const bool hit = slot != kNowhere && !pool.slots[slot].has_failed();
+    if (!hit) {
+        const int replaced = slot != kNowhere ? slot : replaceable(pool);
+        if (replaced == kNowhere) return false;
+        load(layer, expert, replaced);
+    }
+    Slot& taken = pool.slots[slot];
+    taken.passes = scans && !hit;
+    taken.pinned = true;
+    pool.pinned.splice(pool.pinned.end(), pool.idle, taken.place);
+    layer.traffic.hits += hit, layer.traffic.misses += !hit;
+    return true;
+}
+
+void PagedExperts::unpin_all() {
+    for (const auto& pool : pools_)
+        for (auto next = pool->pinned.begin(); next != pool->pinned.end();) unpin(*pool, *next++);
+}
+
+// A slot that is still loading stays pinned: the disk will write to it.
+void PagedExperts::unpin(Pool& pool, int slot) {
+    Slot& done = pool.slots[slot];
+    if (!done.pinned || done.is_loading()) return;
+    done.pinned = false;
+    pool.idle.splice(done.passes || done.has_failed() ? pool.idle.begin() : pool.idle.end(), pool.pinned, done.place);
+}
+
+// Returns the slot that is to be replaced next, or kNowhere.
+int PagedExperts::replaceable(const Pool& pool) const {
+    for (const int slot : pool.idle)
+        if (!pool.slots[slot].is_loading()) return slot;
+    return kNowhere;
+}
+
+void PagedExperts::load(Layer& layer, int expert, int slot) {
+    Slot& taken = layer.pool->slots[slot];
+    if (taken.layer != kNowhere) layers_[taken.layer].slots[taken.expert] = kNowhere;
+    taken.layer = int(&layer - layers_.data()), taken.expert = expert;
+    layer.slots[expert] = slot;
+    layer.traffic.bytes += std::int64_t(layer.records.stride);
+    reader_.read(layer.records, expert, layer.pool->at(slot), taken);
+}
+
+// Experts that can be read come first in the share of every thread of the team (see Team::for_each).
+void PagedExperts::order_wave(const Layer& layer, std::span<const int> experts) {
+    std::vector<int> sorted(experts.begin(), experts.end());
+    std::stable_partition(sorted.begin(), sorted.end(), [&](int expert) {
+        const int slot = layer.slots[expert];
+        return slot != kNowhere && layer.pool->slots[slot].is_ready();
+    });
+    order_.clear();
+    for (int thread = 0; thread < team_size_; thread++)
+        for (std::size_t i = thread; i < sorted.size(); i += team_size_) order_.push_back(sorted[i]);
+}
+
+const std::uint8_t* PagedExperts::record(int layer, int expert) {
+    Layer& from = layers_[layer];
+    const int slot = from.slots[expert];
+    if (slot == kNowhere) return zeros_.as<std::uint8_t>();
+    const Slot& found = from.pool->slots[slot];
+    return found.is_ready() || wait(from, found) ? from.pool->at(slot) : zeros_.as<std::uint8_t>();
+}
+
+bool PagedExperts::wait(Layer& layer, const Slot& slot) {
+    const auto begun = std::chrono::steady_clock::now();
+    const bool ready = reader_.wait(slot);
+    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begun;
+    const std::lock_guard lock(mutex_);
+    layer.traffic.stalled_s += waited.count() / team_size_;
+    return ready;
+}
+
+void PagedExperts::check() {
+    std::string error = reader_.take_error();
+    if (lacks_slots_ && error.empty()) error = "the disk does not answer";
+    lacks_slots_ = false;
+    if (!error.empty()) throw std::runtime_error(error);
+}
+
+// The first experts of every layer come first, then the second ones, and so on.
+int PagedExperts::warm_up(int count) {
+    const std::lock_guard lock(mutex_);
+    int begun = 0;
+    std::size_t records = 0;
+    for (const Layer& layer : layers_) records = std::max(records, layer.slots.size() * layers_.size());
+    for (; begun < count && std::size_t(num_warmed_) < records; num_warmed_++) {
+        Layer& layer = layers_[num_warmed_ % layers_.size()];
+        const std::size_t expert = num_warmed_ / layers_.size();
+        if (expert >= layer.slots.size() || layer.slots[expert] != kNowhere) continue;
+        const int slot = replaceable(*layer.pool);
+        if (slot == kNowhere || layer.pool->slots[slot].layer != kNowhere) continue;
+        load(layer, int(expert), slot);
+        Pool& pool = *layer.pool;
+        pool.idle.splice(pool.idle.end(), pool.idle, pool.slots[slot].place);
+        begun++;
+    }
+    return begun;
+}
+
+std::size_t PagedExperts::num_bytes() const {
+    std::size_t bytes = 0;
+    for (const auto& pool : pools_) bytes += pool->stride * pool->slots.size();
+    return bytes;
+}
+
+std::size_t PagedExperts::num_used_bytes() const {
+    const std::lock_guard lock(mutex_);
+    std::size_t bytes = 0;
+    for (const auto& pool : pools_)
+        for (const Slot& slot : pool->slots) bytes += slot.is_ready() ? pool->stride : 0;
+    return bytes;
+}
+
+std::vector<ExpertTraffic> PagedExperts::traffic() const {
+    const std::lock_guard lock(mutex_);
+    std::vector<ExpertTraffic> all;
+    for (const Layer& layer : layers_) all.push_back(layer.traffic);
+    return all;
+}
+
+}  // namespace freedive

@@ -1,0 +1,94 @@
+// A cache in memory of experts on disk. Its memory is divided into slots, each of which holds one record. A record that
+// is missing replaces the one that was used least recently.
+#pragma once
+
+#include <chrono>
+#include <list>
+#include <memory>
+#include <mutex>
+
+#include "memory.h"
+#include "record_reader.h"
+
+namespace freedive {
+
+// What a layer's records cost so far. `stalled_s` is the time that threads waited, as a mean over the team.
+struct ExpertTraffic {
+    std::int64_t hits = 0, misses = 0, bytes = 0;
+    double stalled_s = 0;
+};
+
+struct PagingOptions {
+    std::string path;
+    std::size_t num_bytes;  // of all slots together
+    bool direct;
+    int num_readers;
+    double timeout_s;
+};
+
+class PagedExperts final : public ExpertSource {
+  public:
+    PagedExperts(const PagingOptions& options, int team_size);
+    int add_layer(const ExpertLayer& layer) override;
+    void allocate() override;
+    Wave acquire(int layer, std::span<const int> experts, int begin) override;
+    const std::uint8_t* record(int layer, int expert) override;
+    void check() override;
+
+    // Reads records that are missing into slots that are free, up to `count`; returns how many it has begun to read.
+    int warm_up(int count);
+    // Bytes of all slots, and of those that hold a record.
+    std::size_t num_bytes() const;
+    std::size_t num_used_bytes() const;
+    std::vector<ExpertTraffic> traffic() const;
+
+  private:
+    static constexpr int kNowhere = -1;
+    struct Slot : RecordSlot {
+        int layer = kNowhere, expert = kNowhere;
+        bool pinned = false;  // belongs to the wave, or to the next one, or is still loading for an earlier one
+        bool passes = false;  // was read by a scan, so that it is the next to be replaced
+        std::list<int>::iterator place{};
+    };
+    // The slots for records of one size.
+    struct Pool {
+        std::size_t stride = 0, total = 0;  // total: bytes of the records of all layers
+        int num_layers = 0;
+        Memory memory{};
+        std::vector<Slot> slots{};
+        std::list<int> idle{}, pinned{};  // idle: the next to be replaced comes first
+        std::uint8_t* at(int slot) const { return memory.as<std::uint8_t>() + stride * slot; }
+    };
+    struct Layer {
+        ExpertLayer records;
+        Pool* pool;
+        std::vector<int> slots;  // of each expert, or kNowhere
+        ExpertTraffic traffic{};
+    };
+
+    void plan(Layer& layer, std::span<const int> experts, int begin);
+    void pin_hits(Layer& layer, std::span<const int> experts);
+    bool pin(Layer& layer, int expert, bool scans);
+    void unpin(Pool& pool, int slot);
+    void unpin_all();
+    int replaceable(const Pool& pool) const;
+    void load(Layer& layer, int expert, int slot);
+    void order_wave(const Layer& layer, std::span<const int> experts);
+    bool wait(Layer& layer, const Slot& slot);
+
+    const PagingOptions options_;
+    const int team_size_;
+    std::vector<std::unique_ptr<Pool>> pools_;
+    std::vector<Layer> layers_;
+    Memory zeros_;  // stands for records that could not be read
+
+    mutable std::mutex mutex_;
+    int num_calls_ = 0;         // of acquire
+    bool lacks_slots_ = false;  // the disk answers so late that every slot is loading
+    int begin_ = 0, end_ = 0;   // of the wave
+    std::vector<int> order_;    // of the wave
+    int num_warmed_ = 0;        // records that the warm-up has passed
+    RecordReader reader_;       // ends first, since it writes to the slots
+};
+
+}  // namespace freedive

@@ -1,0 +1,138 @@
+#include "record_reader.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <stdexcept>
+#include <utility>
+
+#include "checksum.h"
+
+namespace freedive {
+namespace {
+
+// A record is read in pieces of about this size, so that several threads can share one record.
+constexpr std::size_t kPieceBytes = 2 << 20;
+
+std::string system_error(int code) { return std::strerror(code); }
+
+// Opens a file for reading, past the page cache if `direct`; returns -1 with errno if that fails.
+int open_file(const std::string& path, bool direct) {
+#ifdef O_DIRECT
+    return open(path.c_str(), O_RDONLY | O_CLOEXEC | (direct ? O_DIRECT : 0));
+#else
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+#ifdef F_NOCACHE
+    if (file >= 0 && direct) fcntl(file, F_NOCACHE, 1);
+#endif
+    return file;
+#endif
+}
+
+// The checksum of a record, as the store has it.
+std::uint64_t record_checksum(const ExpertLayer& layer, const std::uint8_t* record) {
+    std::vector<std::uint64_t> parts;
+    for (const Extent& part : layer.parts) parts.push_back(checksum({record + part.offset, part.size}));
+    if (parts.size() == 1) return parts[0];
+    return checksum({(const std::uint8_t*)parts.data(), parts.size() * sizeof(std::uint64_t)});
+}
+
+}  // namespace
+
+RecordReader::RecordReader(const std::string& path, bool direct, int num_threads, double timeout_s)
+    : file_(open_file(path, direct)), direct_(direct), timeout_s_(timeout_s) {
+    if (file_ < 0) throw std::runtime_error("the weights cannot be opened: " + system_error(errno));
+    for (int i = 0; i < num_threads; i++) threads_.emplace_back([this] { work(); });
+}
+
+RecordReader::~RecordReader() {
+    {
+        const std::lock_guard lock(mutex_);
+        ending_ = true;
+        pieces_.clear();
+    }
+    has_work_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+    close(file_);
+}
+
+void RecordReader::read(const ExpertLayer& layer, int index, std::uint8_t* memory, RecordSlot& slot) {
+    const std::size_t count = (layer.stride + kPieceBytes - 1) / kPieceBytes;
+    const std::size_t size = (layer.stride / count + kDiskBlock - 1) / kDiskBlock * kDiskBlock;
+    slot.pieces_ = int((layer.stride + size - 1) / size);
+    slot.state_.store(RecordSlot::Loading, std::memory_order_release);
+    const std::lock_guard lock(mutex_);
+    slot.error_.clear();
+    for (std::size_t begin = 0; begin < layer.stride; begin += size) {
+        pieces_.push_back({&layer, index, memory, {begin, std::min(size, layer.stride - begin)}, &slot});
+        has_work_.notify_one();
+    }
+}
+
+bool RecordReader::wait(const RecordSlot& slot) {
+    std::unique_lock lock(mutex_);
+    const std::chrono::duration<double> timeout(timeout_s_);
+    has_finished_.wait_for(lock, timeout, [&] { return !slot.is_loading() || !error_.empty(); });
+    if (!slot.is_ready() && error_.empty()) {
+        const bool late = slot.is_loading();
+        error_ = late ? "the disk did not answer for " + std::to_string(int(timeout_s_)) + " s" : slot.error_;
+        has_finished_.notify_all();
+    }
+    return slot.is_ready();
+}
+
+std::string RecordReader::take_error() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(error_, {});
+}
+
+void RecordReader::work() {
+    for (;;) {
+        std::unique_lock lock(mutex_);
+        has_work_.wait(lock, [this] { return ending_ || !pieces_.empty(); });
+        if (ending_) return;
+        const Piece piece = pieces_.front();
+        pieces_.pop_front();
+        lock.unlock();
+        read(piece);
+        if (piece.slot->pieces_.fetch_sub(1, std::memory_order_acq_rel) == 1) finish(piece);
+    }
+}
+
+void RecordReader::read(const Piece& piece) {
+    std::uint8_t* to = piece.memory + piece.extent.offset;
+    std::uint64_t at = piece.layer->offset + piece.layer->stride * piece.index + piece.extent.offset;
+    for (std::size_t left = piece.extent.size; left;) {
+        const ssize_t count = pread(file_, to, left, off_t(at));
+        if (count < 0 && errno == EINTR) continue;
+        if (count <= 0) return fail(piece, count ? system_error(errno) : "the file ends before it");
+        to += count, at += count, left -= count;
+    }
+#ifdef POSIX_FADV_DONTNEED
+    // The record is in memory once; a second copy in the page cache would take memory from other records.
+    if (!direct_) posix_fadvise(file_, off_t(at - piece.extent.size), off_t(piece.extent.size), POSIX_FADV_DONTNEED);
+#endif
+}
+
+void RecordReader::finish(const Piece& piece) {
+    if (record_checksum(*piece.layer, piece.memory) != piece.layer->checksums[piece.index])
+        fail(piece, "it differs from its checksum, so the file is damaged or was changed");
+    {
+        const std::lock_guard lock(mutex_);
+        const bool failed = !piece.slot->error_.empty();
+        piece.slot->state_.store(failed ? RecordSlot::Failed : RecordSlot::Ready, std::memory_order_release);
+    }
+    has_finished_.notify_all();
+}
+
+void RecordReader::fail(const Piece& piece, const std::string& why) {
+    const std::lock_guard lock(mutex_);
+    if (piece.slot->error_.empty())
+        piece.slot->error_ = "the weights of expert " + std::to_string(piece.index) + " cannot be read: " + why;
+}
+
+}  // namespace freedive

@@ -1,0 +1,73 @@
+// Threads that read records of a file into memory and verify their checksums.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "expert_source.h"
+
+namespace freedive {
+
+constexpr std::size_t kDiskBlock = 4096;  // alignment of what is read past the page cache
+
+// Memory for one record, and how far it is read.
+class RecordSlot {
+  public:
+    bool is_ready() const { return state_.load(std::memory_order_acquire) == Ready; }
+    bool is_loading() const { return state_.load(std::memory_order_acquire) == Loading; }
+    bool has_failed() const { return state_.load(std::memory_order_acquire) == Failed; }
+
+  private:
+    friend class RecordReader;
+    enum State : int { Empty, Loading, Ready, Failed };
+    std::atomic<State> state_{Empty};
+    std::atomic<int> pieces_{0};  // not yet read
+    std::string error_;           // why it failed; guarded by the reader's mutex
+};
+
+class RecordReader {
+  public:
+    // Opens the file; with `direct`, reads go past the page cache. Throws std::runtime_error if that is not possible.
+    RecordReader(const std::string& path, bool direct, int num_threads, double timeout_s);
+    ~RecordReader();
+    RecordReader(const RecordReader&) = delete;
+
+    // Begins to read record `index` of `layer` to `memory`. `slot` is loading until it is ready or has failed.
+    void read(const ExpertLayer& layer, int index, std::uint8_t* memory, RecordSlot& slot);
+    // Waits until `slot` is ready and returns true; or returns false, if it has failed or the timeout is over. After
+    // that it waits no more until the error is taken.
+    bool wait(const RecordSlot& slot);
+    // Returns the first error of a wait since the last call, or an empty string.
+    std::string take_error();
+
+  private:
+    struct Piece {
+        const ExpertLayer* layer;
+        int index;
+        std::uint8_t* memory;
+        Extent extent;  // of the record
+        RecordSlot* slot;
+    };
+    void work();
+    void read(const Piece& piece);
+    void finish(const Piece& piece);
+    void fail(const Piece& piece, const std::string& why);
+
+    int file_;
+    const bool direct_;
+    const double timeout_s_;
+    std::mutex mutex_;
+    std::condition_variable has_work_, has_finished_;
+    std::deque<Piece> pieces_;
+    bool ending_ = false;
+    std::string error_;
+    std::vector<std::thread> threads_;
+};
+
+}  // namespace freedive

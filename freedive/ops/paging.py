@@ -1,0 +1,59 @@
+"""Routed experts that stay on disk: a step reads those that are not in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from freedive.checkpoint.packed import Packed
+from freedive.checkpoint.weight_store import DamagedStore, WeightStore
+from freedive.errors import UserError
+from freedive.native import _native
+
+
+@dataclass(frozen=True)
+class Paging:
+    """How routed experts are read from disk.
+
+    ``num_bytes`` is the memory for experts. With ``direct``, reads go past the page cache. ``num_readers`` threads
+    read. A step fails if the disk does not answer for ``timeout_s`` seconds.
+    """
+
+    num_bytes: int
+    direct: bool = False
+    num_readers: int = 2
+    timeout_s: float = 30.0
+
+
+class ExpertTraffic(NamedTuple):
+    """What the experts of one layer cost since the start.
+
+    ``hits`` and ``misses`` count experts that a step needed and that were in memory or not; ``num_bytes`` were read for
+    the misses, and steps waited ``stalled_s`` seconds for them.
+    """
+
+    hits: int
+    misses: int
+    num_bytes: int
+    stalled_s: float
+
+
+def page_experts(program: _native.Program, weights: Mapping[str, Packed], paging: Paging) -> Mapping[str, Packed]:
+    """Lets ``program`` read routed experts from the store of ``weights``; returns them with all others in memory.
+
+    Raises UserError if the weights are not in a file, or if the file cannot be read.
+    """
+    if not isinstance(weights, WeightStore) or not weights.path:
+        raise UserError("These weights are not in a file, from which experts could be read", "Raise memory")
+    try:
+        program.page_experts(
+            path=str(weights.path),
+            num_bytes=paging.num_bytes,
+            direct=paging.direct,
+            num_readers=paging.num_readers,
+            timeout_s=paging.timeout_s,
+        )
+        return weights.without_mapping()
+    except (RuntimeError, OSError, DamagedStore) as error:
+        raise UserError(f"{weights.path} cannot be read: {error}", "Check the disk, or fetch the model again") from None
