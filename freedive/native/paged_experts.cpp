@@ -33,14 +33,13 @@ int PagedExperts::add_layer(const ExpertLayer& layer) {
     return int(layers_.size()) - 1;
 }
 
-// Each pool gets the same share of its records.
+// Each pool gets memory for the same share of its records, but for at least two.
 void PagedExperts::allocate() {
     std::size_t total = 0, widest = 0;
     for (const auto& pool : pools_) total += pool->total, widest = std::max(widest, pool->stride);
     for (const auto& pool : pools_) {
         const double share = std::min(1.0, double(options_.num_bytes) / double(total));
-        const std::size_t count = std::size_t(share * double(pool->total)) / pool->stride;
-        require(count >= 2, "the memory for experts is too small");
+        const std::size_t count = std::max<std::size_t>(2, std::size_t(share * double(pool->total)) / pool->stride);
         pool->memory = Memory(count * pool->stride);
         pool->slots = std::vector<Slot>(count);
         for (std::size_t slot = 0; slot < count; slot++)

@@ -361,8 +361,10 @@ RECORD = _native.packed_bytes(FORMATS["F32"], 32, 32)
 def add_experts(made: Any, packed: Any, **changes: Any) -> None:
     """Adds two experts of three matrices [32, 32], which are adjacent in ``packed``."""
     parts = {name: (FORMATS["F32"], 32, 32, i * RECORD, None) for i, name in enumerate(("gate", "up", "down"))}
-    numbers = {"x": 0, "norm": (-1, 0.0), "logits": made.buffer(2, False), "out": 0, "count": 2, "stride": 3 * RECORD, "stored": None, "limit": 0.0}
+    numbers = {"x": 0, "norm": (-1, 0.0), "logits": made.buffer(2, False), "out": 0, "stride": 3 * RECORD, "limit": 0.0}
     rest: dict[str, Any] = {
+        "count": 2,
+        "stored": None,
         "shared": None,
         "shared_gate": -1,
         "factor": 1.0,

@@ -1,0 +1,183 @@
+"""Experts on disk: any memory for them gives the bits of a model in memory, and faults of the disk fail one step."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import descriptions
+import pytest
+from test_same_bits import LENGTHS, PROMPTS, SCHEDULES, TABLES, assert_same_bits
+from tiny_models import Floats, float_tensor, take_steps, tiny
+from weights import quantize
+
+from freedive.checkpoint.packed import PackedExperts
+from freedive.checkpoint.tensor import Tensor
+from freedive.checkpoint.weight_store import WeightStore, open_store, pack_model, write_store
+from freedive.errors import UserError
+from freedive.model import spec
+from freedive.model.params import expert_of
+from freedive.ops.native import NativeRunner
+from freedive.ops.paging import Paging
+
+MANY = descriptions.model(descriptions.PLAIN, descriptions.experts(num_experts=70, num_chosen=5))
+"""A step reads more experts of a layer than a wave has."""
+
+MODELS = ("many experts", "qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_5_moe", "llama4")
+"""Plain experts, a shared one, biases, per-sequence states, and weighted inputs."""
+
+ONCE = [[(request, length)] for request, length in enumerate(LENGTHS)]
+
+
+@cache
+def model(name: str) -> tuple[spec.ModelSpec, dict[str, Tensor]]:
+    """Returns a tiny model. The experts of some of its layers are in F16, so that records have two sizes."""
+    made, weights = (
+        (MANY, descriptions.weights(MANY)) if name == "many experts" else (tiny(name).spec, tiny(name).weights)
+    )
+    tensors = {key: float_tensor(key, values) for key, values in weights.items()}
+    for key in list(tensors):
+        if expert_of(key) and int(key.split(".")[1]) % 2 and weights[key].ndim == 2:
+            tensors[key] = quantize(key, weights[key], "F16")
+    return made, tensors
+
+
+@pytest.fixture(scope="module")
+def store_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], WeightStore]:
+    folder = tmp_path_factory.mktemp("stores")
+
+    def opened(name: str) -> WeightStore:
+        path = folder / f"{name}.fdv"
+        if not path.exists():
+            write_store(path, model(name)[1])
+        return open_store(path)
+
+    return opened
+
+
+def runner(name: str, store: WeightStore, paging: Paging | None = None, **options: Any) -> NativeRunner:
+    sizes = {"num_threads": 1, "max_rows": 400, "num_pages": 14}
+    return NativeRunner(model(name)[0], store, paging=paging, **(sizes | options))
+
+
+def prompts_of(name: str) -> list[list[int]]:
+    vocab = model(name)[0].vocab_size
+    return [[token % vocab for token in tokens] for tokens in PROMPTS]
+
+
+def logits(name: str, paged: NativeRunner, schedule: Sequence[Sequence[tuple[int, int]]] = ONCE) -> list[Floats]:
+    return take_steps(paged, prompts_of(name), schedule, TABLES)
+
+
+@cache
+def resident(name: str, precision: str) -> list[Floats]:
+    """Returns the logits of a model in memory."""
+    return logits(name, runner(name, pack_model(model(name)[1]), precision=precision))
+
+
+def expert_bytes(store: WeightStore) -> int:
+    return store.bytes_by_part()["experts"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize(("schedule", "threads"), [("in company", 2), ("token by token", 1), ("chunks of 16", 3)])
+def test_experts_on_disk_give_the_bits_of_experts_in_memory(
+    store_of: Callable[[str], WeightStore], name: str, share: float, schedule: str, threads: int
+) -> None:
+    store = store_of(name)
+    paging = Paging(int(share * expert_bytes(store)), num_readers=1 + threads % 3)
+    paged = runner(name, store, paging, num_threads=threads, precision="balanced")
+    assert_same_bits(logits(name, paged, SCHEDULES[schedule]), resident(name, "balanced"))
+    traffic = paged.expert_traffic()
+    assert all(layer.hits + layer.misses > 0 for layer in traffic)
+    if share == 1:  # everything is read once
+        assert sum(layer.num_bytes for layer in traffic) <= expert_bytes(store)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_schedules_of_experts_on_disk_do_not_show(store_of: Callable[[str], WeightStore], seed: int) -> None:
+    rng = random.Random(seed)
+    store = store_of("many experts")
+    paging = Paging(int(rng.random() * expert_bytes(store)), num_readers=rng.randint(1, 4))
+    paged = runner("many experts", store, paging, num_threads=rng.randint(1, 3))
+    left, schedule = list(LENGTHS), []
+    while any(left):
+        step = [(request, min(rng.choice([1, 1, 5, 60]), count)) for request, count in enumerate(left) if count]
+        for request, count in step:
+            left[request] -= count
+        schedule.append(step)
+        if rng.random() < 0.2:
+            paged.warm_up(rng.randint(1, 50))
+    assert_same_bits(logits("many experts", paged, schedule), resident("many experts", "exact"))
+
+
+def test_warm_up_fills_the_memory_so_that_a_step_reads_nothing(store_of: Callable[[str], WeightStore]) -> None:
+    store = store_of("qwen3_moe")
+    paged = runner("qwen3_moe", store, Paging(expert_bytes(store)))
+    while paged.warm_up(3):
+        pass
+    logits("qwen3_moe", paged)
+    assert sum(layer.misses for layer in paged.expert_traffic()) == 0
+
+
+def test_prompt_larger_than_the_memory_leaves_most_of_it_alone(store_of: Callable[[str], WeightStore]) -> None:
+    """A scan that replaced the least recently used record would hit nothing, the second time as the first."""
+    store = store_of("many experts")
+    paged = runner("many experts", store, Paging(expert_bytes(store) * 6 // 10))
+    batch = [(0, 300)]
+    for _ in range(2):
+        before = sum(layer.hits for layer in paged.expert_traffic())
+        take_steps(paged, prompts_of("many experts")[:1], [batch], TABLES[:1])
+    hits = sum(layer.hits for layer in paged.expert_traffic()) - before
+    assert hits > 0.3 * 2 * 70
+
+
+def flip(path: Path, store: WeightStore) -> None:
+    packed = next(packed for packed in store.values() if isinstance(packed, PackedExperts))
+    assert packed.stored
+    with path.open("r+b") as file:
+        for record in range(packed.count):
+            file.seek(packed.stored.offset + record * packed.stride + 100)
+            file.write(b"\x55")
+
+
+def cut(path: Path, store: WeightStore) -> None:
+    packed = next(packed for packed in store.values() if isinstance(packed, PackedExperts))
+    assert packed.stored
+    os.truncate(path, packed.stored.offset + packed.stride // 2)
+
+
+@pytest.mark.parametrize(("change", "message"), [(flip, "differs from its checksum"), (cut, "the file ends before it")])
+def test_changed_file_fails_the_step_that_reads_it_and_is_read_again(
+    store_of: Callable[[str], WeightStore], change: Callable[[Path, WeightStore], None], message: str, tmp_path: Path
+) -> None:
+    whole = store_of("gpt_oss")
+    assert whole.path
+    copy = tmp_path / "copy.fdv"
+    copy.write_bytes(whole.path.read_bytes())
+    paged = runner("gpt_oss", open_store(copy), Paging(0))
+    change(copy, whole)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=message):
+            logits("gpt_oss", paged)
+    copy.write_bytes(whole.path.read_bytes())
+    assert_same_bits(logits("gpt_oss", paged), resident("gpt_oss", "exact"))
+
+
+def test_weights_without_a_file_cannot_be_paged() -> None:
+    with pytest.raises(UserError, match="not in a file"):
+        runner("qwen3_moe", pack_model(model("qwen3_moe")[1]), Paging(1 << 20))
+
+
+def test_memory_of_paged_experts_is_counted(store_of: Callable[[str], WeightStore]) -> None:
+    store = store_of("qwen3_moe")
+    paged, whole = (runner("qwen3_moe", store, paging) for paging in (Paging(expert_bytes(store) // 2), None))
+    assert whole.num_bytes - paged.num_bytes == pytest.approx(expert_bytes(store) / 2, rel=0.1)
+    before = paged.resident_bytes()
+    logits("qwen3_moe", paged)
+    assert paged.resident_bytes() > before
