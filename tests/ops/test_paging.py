@@ -134,7 +134,7 @@ def test_prompt_larger_than_the_memory_leaves_most_of_it_alone(store_of: Callabl
         before = sum(layer.hits for layer in paged.expert_traffic())
         take_steps(paged, prompts_of("many experts")[:1], [batch], TABLES[:1])
     hits = sum(layer.hits for layer in paged.expert_traffic()) - before
-    assert hits > 0.3 * 2 * 70
+    assert hits > 0.25 * 2 * 70
 
 
 def flip(path: Path, store: WeightStore) -> None:
