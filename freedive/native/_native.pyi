@@ -313,9 +313,6 @@ class Program:
         answer for ``timeout_s``.
         """
 
-    def warm_up(self, count: int) -> int:
-        """Begins to read up to ``count`` further records into free memory; returns how many, 0 at the end."""
-
     slots_bytes: int
     """Bytes of memory for routed experts that are read from a file."""
     used_slots_bytes: int

@@ -292,8 +292,6 @@ void bind_paging(ProgramClass& program) {
                 p.page_experts({std::move(path), num_bytes, direct, num_readers, timeout_s});
             },
             nb::kw_only(), "path"_a, "num_bytes"_a, "direct"_a, "num_readers"_a, "timeout_s"_a)
-        .def(
-            "warm_up", [](Program& p, int count) { return paged(p) ? paged(p)->warm_up(count) : 0; }, "count"_a)
         .def_prop_ro("slots_bytes", [](const Program& p) { return paged(p) ? paged(p)->num_bytes() : 0; })
         .def_prop_ro("used_slots_bytes", [](const Program& p) { return paged(p) ? paged(p)->num_used_bytes() : 0; })
         .def_prop_ro("expert_traffic", [](const Program& p) {

@@ -46,6 +46,7 @@ void PagedExperts::allocate() {
             pool->slots[slot].place = pool->idle.insert(pool->idle.end(), int(slot));
     }
     zeros_ = Memory(widest);
+    reader_.when_idle([this] { return warm_up(); });
 }
 
 Wave PagedExperts::acquire(int layer, std::span<const int> experts, int begin) {
@@ -171,24 +172,24 @@ void PagedExperts::check() {
     if (!error.empty()) throw std::runtime_error(error);
 }
 
-// The first experts of every layer come first, then the second ones, and so on.
-int PagedExperts::warm_up(int count) {
+// Begins to read a record into a free slot; returns false at the end. The first experts of every layer come first, then
+// the second ones, and so on.
+bool PagedExperts::warm_up() {
     const std::lock_guard lock(mutex_);
-    int begun = 0;
     std::size_t records = 0;
     for (const Layer& layer : layers_) records = std::max(records, layer.slots.size() * layers_.size());
-    for (; begun < count && std::size_t(num_warmed_) < records; num_warmed_++) {
+    for (; num_warmed_ < records; num_warmed_++) {
         Layer& layer = layers_[num_warmed_ % layers_.size()];
+        Pool& pool = *layer.pool;
         const std::size_t expert = num_warmed_ / layers_.size();
         if (expert >= layer.slots.size() || layer.slots[expert] != kNowhere) continue;
-        const int slot = replaceable(*layer.pool);
-        if (slot == kNowhere || layer.pool->slots[slot].layer != kNowhere) continue;
+        const int slot = pool.idle.empty() ? kNowhere : pool.idle.front();
+        if (slot == kNowhere || pool.slots[slot].layer != kNowhere) continue;
         load(layer, int(expert), slot);
-        Pool& pool = *layer.pool;
         pool.idle.splice(pool.idle.end(), pool.idle, pool.slots[slot].place);
-        begun++;
+        return true;
     }
-    return begun;
+    return false;
 }
 
 std::size_t PagedExperts::num_bytes() const {

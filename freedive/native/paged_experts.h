@@ -35,8 +35,6 @@ class PagedExperts final : public ExpertSource {
     const std::uint8_t* record(int layer, int expert) override;
     void check() override;
 
-    // Reads records that are missing into slots that are free, up to `count`; returns how many it has begun to read.
-    int warm_up(int count);
     // Bytes of all slots, and of those that hold a record.
     std::size_t num_bytes() const;
     std::size_t num_used_bytes() const;
@@ -73,6 +71,7 @@ class PagedExperts final : public ExpertSource {
     void unpin_all();
     int replaceable(const Pool& pool) const;
     void load(Layer& layer, int expert, int slot);
+    bool warm_up();
     void order_wave(const Layer& layer, std::span<const int> experts);
     bool wait(Layer& layer, const Slot& slot);
 
@@ -83,12 +82,12 @@ class PagedExperts final : public ExpertSource {
     Memory zeros_;  // stands for records that could not be read
 
     mutable std::mutex mutex_;
-    int num_calls_ = 0;         // of acquire
-    bool lacks_slots_ = false;  // the disk answers so late that every slot is loading
-    int begin_ = 0, end_ = 0;   // of the wave
-    std::vector<int> order_;    // of the wave
-    int num_warmed_ = 0;        // records that the warm-up has passed
-    RecordReader reader_;       // ends first, since it writes to the slots
+    int num_calls_ = 0;           // of acquire
+    bool lacks_slots_ = false;    // the disk answers so late that every slot is loading
+    int begin_ = 0, end_ = 0;     // of the wave
+    std::vector<int> order_;      // of the wave
+    std::size_t num_warmed_ = 0;  // records that the warm-up has passed
+    RecordReader reader_;         // ends first, since it writes to the slots
 };
 
 }  // namespace freedive

@@ -90,17 +90,37 @@ std::string RecordReader::take_error() {
     return std::exchange(error_, {});
 }
 
-void RecordReader::work() {
-    for (;;) {
-        std::unique_lock lock(mutex_);
-        has_work_.wait(lock, [this] { return ending_ || !pieces_.empty(); });
-        if (ending_) return;
-        const Piece piece = pieces_.front();
-        pieces_.pop_front();
-        lock.unlock();
-        read(piece);
-        if (piece.slot->pieces_.fetch_sub(1, std::memory_order_acq_rel) == 1) finish(piece);
+void RecordReader::when_idle(std::function<bool()> begin_reading) {
+    {
+        const std::lock_guard lock(mutex_);
+        begin_reading_ = std::move(begin_reading);
     }
+    has_work_.notify_all();
+}
+
+void RecordReader::work() {
+    while (const std::optional<Piece> piece = next()) {
+        read(*piece);
+        if (piece->slot->pieces_.fetch_sub(1, std::memory_order_acq_rel) == 1) finish(*piece);
+    }
+}
+
+// Waits for a piece to read; returns none at the end.
+std::optional<RecordReader::Piece> RecordReader::next() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+        has_work_.wait(lock, [this] { return ending_ || !pieces_.empty() || begin_reading_; });
+        if (ending_) return std::nullopt;
+        if (!pieces_.empty()) break;
+        const std::function<bool()> begin_reading = begin_reading_;
+        lock.unlock();  // it calls read()
+        const bool goes_on = begin_reading();
+        lock.lock();
+        if (!goes_on) begin_reading_ = nullptr;
+    }
+    const Piece piece = pieces_.front();
+    pieces_.pop_front();
+    return piece;
 }
 
 void RecordReader::read(const Piece& piece) {

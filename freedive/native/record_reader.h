@@ -5,7 +5,9 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -43,6 +45,8 @@ class RecordReader {
     // Waits until `slot` is ready and returns true; or returns false, if it has failed or the timeout is over. After
     // that it waits no more until the error is taken.
     bool wait(const RecordSlot& slot);
+    // Calls `begin_reading` whenever no record is to be read, until it returns false.
+    void when_idle(std::function<bool()> begin_reading);
     // Returns the first error of a wait since the last call, or an empty string.
     std::string take_error();
 
@@ -55,6 +59,7 @@ class RecordReader {
         RecordSlot* slot;
     };
     void work();
+    std::optional<Piece> next();
     void read(const Piece& piece);
     void finish(const Piece& piece);
     void fail(const Piece& piece, const std::string& why);
@@ -65,6 +70,7 @@ class RecordReader {
     std::mutex mutex_;
     std::condition_variable has_work_, has_finished_;
     std::deque<Piece> pieces_;
+    std::function<bool()> begin_reading_;
     bool ending_ = false;
     std::string error_;
     std::vector<std::thread> threads_;

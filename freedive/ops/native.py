@@ -193,13 +193,14 @@ class NativeRunner:
         """
         return [load.tolist() for load in self._load]
 
+    @property
+    def used_slots_bytes(self) -> int:
+        """Bytes of routed experts that are in memory now, if they stay on disk. May be called from any thread."""
+        return self._program.used_slots_bytes
+
     def expert_traffic(self) -> list[ExpertTraffic]:
         """Returns what each layer's experts cost so far if they stay on disk. May be called from any thread."""
         return [ExpertTraffic(*layer) for layer in self._program.expert_traffic]
-
-    def warm_up(self, count: int) -> int:
-        """Begins to read up to ``count`` experts that stay on disk into free memory; returns how many, 0 at the end."""
-        return self._program.warm_up(count)
 
     def _count_experts(self) -> None:
         # The routes of an MTP layer, the last ones, are ignored.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -111,16 +112,16 @@ def test_random_schedules_of_experts_on_disk_do_not_show(store_of: Callable[[str
         for request, count in step:
             left[request] -= count
         schedule.append(step)
-        if rng.random() < 0.2:
-            paged.warm_up(rng.randint(1, 50))
     assert_same_bits(logits("many experts", paged, schedule), resident("many experts", "exact"))
 
 
-def test_warm_up_fills_the_memory_so_that_a_step_reads_nothing(store_of: Callable[[str], WeightStore]) -> None:
+def test_memory_is_filled_before_the_first_step(store_of: Callable[[str], WeightStore]) -> None:
     store = store_of("qwen3_moe")
     paged = runner("qwen3_moe", store, Paging(expert_bytes(store)))
-    while paged.warm_up(3):
-        pass
+    ends_at = time.monotonic() + 10
+    while paged.used_slots_bytes < expert_bytes(store):
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
     logits("qwen3_moe", paged)
     assert sum(layer.misses for layer in paged.expert_traffic()) == 0
 
@@ -178,6 +179,6 @@ def test_memory_of_paged_experts_is_counted(store_of: Callable[[str], WeightStor
     store = store_of("qwen3_moe")
     paged, whole = (runner("qwen3_moe", store, paging) for paging in (Paging(expert_bytes(store) // 2), None))
     assert whole.num_bytes - paged.num_bytes == pytest.approx(expert_bytes(store) / 2, rel=0.1)
-    before = paged.resident_bytes()
     logits("qwen3_moe", paged)
-    assert paged.resident_bytes() > before
+    assert 0 < paged.used_slots_bytes <= expert_bytes(store) // 2
+    assert paged.resident_bytes() > paged.used_slots_bytes
