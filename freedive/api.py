@@ -43,6 +43,7 @@ from freedive.hub.catalogue import entry_for
 from freedive.hub.sources import resolve
 from freedive.model import spec
 from freedive.ops.native import NativeRunner
+from freedive.ops.paging import ExpertCacheStats
 from freedive.progress import byte_bar
 from freedive.reply import Reply
 from freedive.text.format import Format
@@ -139,6 +140,10 @@ class LanguageModel:
     def expert_load(self) -> list[list[int]]:
         """Returns how often each expert of each mixture layer was chosen, in a sample of all steps so far."""
         return self.runner.expert_load()
+
+    def expert_cache(self) -> ExpertCacheStats | None:
+        """Returns what experts that stay on disk cost so far; None if all are in memory."""
+        return self.runner.expert_cache()
 
     def prepare(self, asked: Input) -> Prompt:
         """Returns the prompt of an input, with the parser of its answer. Raises UserError if it cannot be honoured."""

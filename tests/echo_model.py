@@ -19,6 +19,7 @@ from freedive.engine.generation import EngineError, Timings, TokenLogprobs, Toke
 from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Job
 from freedive.errors import Overloaded, UserError
+from freedive.ops.paging import ExpertCacheStats, ExpertTraffic
 from freedive.server.app import DEFAULTS, create_app, listen, server
 from freedive.server.model_info import ModelInfo
 from freedive.server.models import ModelEntry, Models
@@ -210,6 +211,9 @@ class EchoModel:
 
     def expert_load(self) -> list[list[int]]:
         return [[3, 1], [0, 4]]
+
+    def expert_cache(self) -> ExpertCacheStats | None:
+        return ExpertCacheStats(4096, 1024, [ExpertTraffic(3, 1, 512, 0.5), ExpertTraffic(2, 2, 1024, 0.25)])
 
     def close(self) -> None:
         self.closed = True

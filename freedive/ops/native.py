@@ -18,7 +18,7 @@ from freedive.model.batch import MAX_DRAFT, Batch
 from freedive.native import _native
 from freedive.ops.emit import Emitter, Part
 from freedive.ops.fuse import fuse, until_result
-from freedive.ops.paging import ExpertTraffic, Paging, page_experts
+from freedive.ops.paging import ExpertCacheStats, ExpertTraffic, Paging, page_experts
 from freedive.ops.record import record
 from freedive.ops.routes import Routes
 from freedive.ops.trace import Operation, Tracer
@@ -193,14 +193,11 @@ class NativeRunner:
         """
         return [load.tolist() for load in self._load]
 
-    @property
-    def used_slots_bytes(self) -> int:
-        """Bytes of routed experts that are in memory now, if they stay on disk. May be called from any thread."""
-        return self._program.used_slots_bytes
-
-    def expert_traffic(self) -> list[ExpertTraffic]:
-        """Returns what each layer's experts cost so far if they stay on disk. May be called from any thread."""
-        return [ExpertTraffic(*layer) for layer in self._program.expert_traffic]
+    def expert_cache(self) -> ExpertCacheStats | None:
+        """Returns what experts that stay on disk cost so far, None without paging. May be called from any thread."""
+        program = self._program
+        layers = [ExpertTraffic(*layer) for layer in program.expert_traffic]
+        return ExpertCacheStats(program.slots_bytes, program.used_slots_bytes, layers) if layers else None
 
     def _count_experts(self) -> None:
         # The routes of an MTP layer, the last ones, are ignored.

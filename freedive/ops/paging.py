@@ -29,14 +29,29 @@ class Paging:
 class ExpertTraffic(NamedTuple):
     """What the experts of one layer cost since the start.
 
-    ``hits`` and ``misses`` count experts that a step needed and that were in memory or not; ``num_bytes`` were read for
-    the misses, and steps waited ``stalled_s`` seconds for them.
+    ``hits`` and ``misses`` count experts that a step needed and that were in memory or not. ``read_bytes`` were read,
+    also to fill the memory before a step needs it. Steps waited ``stalled_s`` seconds.
     """
 
     hits: int
     misses: int
-    num_bytes: int
+    read_bytes: int
     stalled_s: float
+
+
+class ExpertCacheStats(NamedTuple):
+    """The memory for experts that stay on disk, the part of it that is filled, and the traffic of each layer."""
+
+    slots_bytes: int
+    used_bytes: int
+    layers: list[ExpertTraffic]
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The bytes of memory, and the traffic of all layers together, by name."""
+        totals = [sum(column) for column in zip(*self.layers, strict=True)]
+        sizes = {"slots_bytes": self.slots_bytes, "used_bytes": self.used_bytes}
+        return sizes | dict(zip(ExpertTraffic._fields, totals, strict=True))
 
 
 def page_experts(program: _native.Program, weights: Mapping[str, Packed], paging: Paging) -> Mapping[str, Packed]:

@@ -34,6 +34,16 @@ COUNTERS = {
 }
 """Metric name (without ``freedive_``) and description of each field that counts; all other fields are gauges."""
 
+EXPERTS = {
+    "slots_bytes": ("expert_slots_bytes", "Memory for experts that stay on disk", GaugeMetricFamily),
+    "used_bytes": ("expert_slots_used_bytes", "The part of this memory that is filled", GaugeMetricFamily),
+    "hits": ("expert_hits", "Experts that a step found in memory", CounterMetricFamily),
+    "misses": ("expert_misses", "Experts that a step had to read from disk", CounterMetricFamily),
+    "read_bytes": ("expert_read_bytes", "Bytes of experts read from disk", CounterMetricFamily),
+    "stalled_s": ("expert_stalled_seconds", "Time that steps waited for experts", CounterMetricFamily),
+}
+"""The numbers of experts that stay on disk: name, description and kind."""
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKENS = tuple(4**power for power in range(10))
 
@@ -63,6 +73,16 @@ class Engines(Collector):
                     family = families.setdefault(field, _family(field))
                     family.add_metric([model.name], value)
         yield from families.values()
+        yield from self._experts()
+
+    def _experts(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        caches = {model.name: cache.numbers for model in self._models.loaded if (cache := model.expert_cache())}
+        for field, (name, about, kind) in EXPERTS.items():
+            family = kind(f"freedive_{name}", about, labels=["model"])
+            for model, numbers in caches.items():
+                family.add_metric([model], numbers[field])
+            if caches:
+                yield family
 
 
 def _family(field: str) -> GaugeMetricFamily | CounterMetricFamily:

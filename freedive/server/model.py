@@ -65,6 +65,18 @@ class Tokenizer(Protocol):
     def token_bytes(self, token_id: int) -> bytes: ...
 
 
+class ExpertCache(Protocol):
+    """The memory for experts that stay on disk, and their traffic."""
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """Bytes of memory and traffic of all layers, by name: see :class:`freedive.ops.paging.ExpertCacheStats`."""
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """The traffic of each layer, as tuples with names."""
+
+
 class Model(Protocol):
     """A loaded model. ``created`` is in seconds since 1970, ``max_context`` in tokens, ``num_bytes`` of memory."""
 
@@ -105,6 +117,9 @@ class Model(Protocol):
 
     def expert_load(self) -> list[list[int]]:
         """Returns how often each expert of each mixture layer was chosen, in a sample of all steps so far."""
+
+    def expert_cache(self) -> ExpertCache | None:
+        """Returns what experts that stay on disk cost so far; None if all are in memory."""
 
     def close(self) -> None: ...
 

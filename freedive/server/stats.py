@@ -77,6 +77,7 @@ def _numbers(model: Model) -> Json:
     return {
         "bytes": model.num_bytes,
         "resident_bytes": model.resident_bytes(),
+        "experts_on_disk": cache.numbers if (cache := model.expert_cache()) else None,
         **dataclasses.asdict(model.engine.stats()),
     }
 
@@ -92,6 +93,11 @@ def router(stats: Stats, models: Models) -> APIRouter:
     @routes.get("/v1/stats/experts", tags=["server"], summary="How often each expert of each layer was chosen")
     async def experts(request: Request) -> Json:
         request.state.record.key.require("manage")
-        return {"models": {model.name: model.expert_load() for model in models.loaded}}
+        loaded = models.loaded
+        caches = {model.name: cache for model in loaded if (cache := model.expert_cache())}
+        return {
+            "models": {model.name: model.expert_load() for model in loaded},
+            "on_disk": {name: [layer._asdict() for layer in cache.layers] for name, cache in caches.items()},
+        }
 
     return routes

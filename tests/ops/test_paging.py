@@ -23,7 +23,7 @@ from freedive.errors import UserError
 from freedive.model import spec
 from freedive.model.params import expert_of
 from freedive.ops.native import NativeRunner
-from freedive.ops.paging import Paging
+from freedive.ops.paging import ExpertTraffic, Paging
 
 MANY = descriptions.model(descriptions.PLAIN, descriptions.experts(num_experts=70, num_chosen=5))
 """A step reads more experts of a layer than a wave has."""
@@ -80,6 +80,18 @@ def resident(name: str, precision: str) -> list[Floats]:
     return logits(name, runner(name, pack_model(model(name)[1]), precision=precision))
 
 
+def traffic(paged: NativeRunner) -> list[ExpertTraffic]:
+    cache = paged.expert_cache()
+    assert cache
+    return cache.layers
+
+
+def used_bytes(paged: NativeRunner) -> int:
+    cache = paged.expert_cache()
+    assert cache
+    return cache.used_bytes
+
+
 def expert_bytes(store: WeightStore) -> int:
     return store.bytes_by_part()["experts"]
 
@@ -94,10 +106,10 @@ def test_experts_on_disk_give_the_bits_of_experts_in_memory(
     paging = Paging(int(share * expert_bytes(store)), num_readers=1 + threads % 3)
     paged = runner(name, store, paging, num_threads=threads, precision="balanced")
     assert_same_bits(logits(name, paged, SCHEDULES[schedule]), resident(name, "balanced"))
-    traffic = paged.expert_traffic()
-    assert all(layer.hits + layer.misses > 0 for layer in traffic)
+    layers = traffic(paged)
+    assert all(layer.hits + layer.misses > 0 for layer in layers)
     if share == 1:  # everything is read once
-        assert sum(layer.num_bytes for layer in traffic) <= expert_bytes(store)
+        assert sum(layer.read_bytes for layer in layers) <= expert_bytes(store)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -119,11 +131,11 @@ def test_memory_is_filled_before_the_first_step(store_of: Callable[[str], Weight
     store = store_of("qwen3_moe")
     paged = runner("qwen3_moe", store, Paging(expert_bytes(store)))
     ends_at = time.monotonic() + 10
-    while paged.used_slots_bytes < expert_bytes(store):
+    while used_bytes(paged) < expert_bytes(store):
         assert time.monotonic() < ends_at
         time.sleep(0.01)
     logits("qwen3_moe", paged)
-    assert sum(layer.misses for layer in paged.expert_traffic()) == 0
+    assert sum(layer.misses for layer in traffic(paged)) == 0
 
 
 def test_prompt_larger_than_the_memory_leaves_most_of_it_alone(store_of: Callable[[str], WeightStore]) -> None:
@@ -132,9 +144,9 @@ def test_prompt_larger_than_the_memory_leaves_most_of_it_alone(store_of: Callabl
     paged = runner("many experts", store, Paging(expert_bytes(store) * 6 // 10))
     batch = [(0, 300)]
     for _ in range(2):
-        before = sum(layer.hits for layer in paged.expert_traffic())
+        before = sum(layer.hits for layer in traffic(paged))
         take_steps(paged, prompts_of("many experts")[:1], [batch], TABLES[:1])
-    hits = sum(layer.hits for layer in paged.expert_traffic()) - before
+    hits = sum(layer.hits for layer in traffic(paged)) - before
     assert hits > 0.25 * 2 * 70
 
 
@@ -180,5 +192,5 @@ def test_memory_of_paged_experts_is_counted(store_of: Callable[[str], WeightStor
     paged, whole = (runner("qwen3_moe", store, paging) for paging in (Paging(expert_bytes(store) // 2), None))
     assert whole.num_bytes - paged.num_bytes == pytest.approx(expert_bytes(store) / 2, rel=0.1)
     logits("qwen3_moe", paged)
-    assert 0 < paged.used_slots_bytes <= expert_bytes(store) // 2
-    assert paged.resident_bytes() > paged.used_slots_bytes
+    assert 0 < used_bytes(paged) <= expert_bytes(store) // 2
+    assert paged.resident_bytes() > used_bytes(paged)

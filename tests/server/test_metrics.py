@@ -176,7 +176,9 @@ def test_stats_are_json(observed: ObservedServer) -> None:
         observed.ask("hello")
     observed.lines(3)
     stats = httpx.get(f"{observed.url}/v1/stats").json()
-    assert stats["models"] == {"echo": {"bytes": 1 << 20, "resident_bytes": 1 << 19, "running": 0, "waiting": 0}}
+    (numbers,) = stats["models"].values()
+    assert numbers.pop("experts_on_disk")["hits"] == 5
+    assert numbers == {"bytes": 1 << 20, "resident_bytes": 1 << 19, "running": 0, "waiting": 0}
     assert stats["uptime_s"] > 0
     assert stats["memory"]["peak_bytes"] > 1 << 20
     assert 0 < stats["latencies"]["first_token_s"]["p50"] <= stats["latencies"]["request_s"]["p99"]
@@ -184,7 +186,18 @@ def test_stats_are_json(observed: ObservedServer) -> None:
 
 
 def test_the_load_of_experts_is_reported(observed: ObservedServer) -> None:
-    assert httpx.get(f"{observed.url}/v1/stats/experts").json() == {"models": {"echo": [[3, 1], [0, 4]]}}
+    experts = httpx.get(f"{observed.url}/v1/stats/experts").json()
+    assert experts["models"] == {"echo": [[3, 1], [0, 4]]}
+    assert experts["on_disk"]["echo"][1] == {"hits": 2, "misses": 2, "read_bytes": 1024, "stalled_s": 0.25}
+
+
+def test_experts_on_disk_are_counted(observed: ObservedServer) -> None:
+    numbers = httpx.get(f"{observed.url}/v1/stats").json()["models"]["echo"]["experts_on_disk"]
+    totals = {"hits": 5, "misses": 3, "read_bytes": 1536, "stalled_s": 0.75}
+    assert numbers == {"slots_bytes": 4096, "used_bytes": 1024, **totals}
+    metrics = httpx.get(f"{observed.url}/metrics").text
+    assert 'freedive_expert_misses_total{model="echo"} 3.0' in metrics
+    assert 'freedive_expert_slots_used_bytes{model="echo"} 1024.0' in metrics
 
 
 def test_percentiles_are_observed_values() -> None:
