@@ -28,7 +28,7 @@ def test_a_size_is_read_in_the_units_of_its_text(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["8", "GiB", "-8G", "8 apples", "8e3G", "1..5G", "8GiB\n9", "9" * 99 + "G", ""])
 def test_a_text_without_a_size_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="memory is .*Write a size such as 8GiB") as caught:
+    with pytest.raises(UserError, match=r"memory is .*Write a size such as 8GiB") as caught:
         EngineConfig(memory=text)
     assert caught.value.param == "memory"
 

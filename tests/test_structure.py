@@ -20,7 +20,7 @@ ROOT = Path(freedive.__file__).parents[1]
 
 ORDER = (
     ("errors", "arrays", "cgroups", "disk", "json_object", "progress", "native"),
-    ("files", "machine"),
+    ("disk_speed", "files", "machine"),
     ("field_types",),
     ("config",),
     ("model",),
