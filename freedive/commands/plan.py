@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 from typing import Annotated, Any
 
 import typer
@@ -106,12 +108,10 @@ def _lines(report: Mapping[str, Any]) -> dict[str, str]:
     lines = {"model": f"{report['model']}, {report['family']}"}
     if report["download_bytes"]:
         lines["download"] = size_text(report["download_bytes"])
-    experts = (
-        f", {size_text(weights['experts'])} experts, of which a token reads {size_text(weights['routed_per_token'])}"
-    )
-    lines["weights"] = (
-        f"{size_text(weights['dense'] + weights['embedding'])} dense{experts if weights['experts'] else ''}"
-    )
+    lines["weights"] = f"{size_text(weights['dense'] + weights['embedding'])} dense"
+    if weights["experts"]:
+        routed = size_text(weights["routed_per_token"])
+        lines["weights"] += f", {size_text(weights['experts'])} experts, of which a token reads {routed}"
     lines["a token keeps"] = f"{size_text(report['cache_bytes_per_token'])} in the key-value cache"
     if report["state_bytes"]:
         lines["a request keeps"] = f"{size_text(report['state_bytes'])} of states, whatever its length"
@@ -196,20 +196,32 @@ def _print_ranking(ranked: list[dict[str, Any]], budget: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "parameters", "download", "here", "experts", "tokens/s", f"first token ({PROMPTS[0]}), s")
-    for row in ranked:
-        if speeds := row["speed"]:
-            worst, usual = readable(speeds["worst"]), readable(speeds["usual"])
-            figures = worst if worst == usual else f"{worst} to {usual}", readable(speeds["first_token_s"][PROMPTS[0]])
-        else:
-            figures = "", ""
-        share = "paged" if row["paged"] else "resident" if row["speed"] else ""
-        sizes = f"{row['parameters']:g}B", size_text(row["download_bytes"])
-        table.add_row(row["name"], *sizes, row["class"], share, *figures)
-    console = Console()
+    table = Table.grid(padding=(0, 2))
+    for title in _COLUMNS:
+        table.add_column(title, no_wrap=True)
+    table.add_row(*_COLUMNS)
+    for name, rows in groupby(ranked, key=itemgetter("class")):
+        least = f" (from {CLASSES[name]:g} tokens/s)" if CLASSES.get(name) else ""
+        table.add_row()
+        table.add_row(f"{name}{least}", style="bold")
+        for row in rows:
+            table.add_row(*_row(row))
+    console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(
-        f"Estimates for {size_text(budget)} of memory; freedive plan MODEL predicts one model. A range is that from "
-        "uniform routing to usual text.",
-        highlight=False,
+        f"\nEstimates for {size_text(budget)} of memory; freedive plan MODEL predicts one model. A range is from uniform "
+        f"routing to usual text; the first token is that after a prompt of {PROMPTS[0]} tokens."
     )
+
+
+_COLUMNS = ("MODEL", "SIZE", "DOWNLOAD", "EXPERTS", "TOKENS/S", "FIRST, S")
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    facts = row["name"], f"{row['parameters']:g}B", size_text(row["download_bytes"])
+    if not (speeds := row["speed"]):
+        return facts
+    worst, usual = readable(speeds["worst"]), readable(speeds["usual"])
+    figures = worst if worst == usual else f"{worst} to {usual}"
+    share = "paged" if row["paged"] else ""
+    return *facts, share, figures, readable(speeds["first_token_s"][PROMPTS[0]])

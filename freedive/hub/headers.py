@@ -10,6 +10,7 @@ import httpx
 from freedive.errors import Unavailable, UserError
 from freedive.hub.choose import choose, is_model
 from freedive.hub.download import RemoteFile, as_user_errors, client
+from freedive.hub.download_limits import MAX_FILES
 from freedive.hub.hubs import HUBS
 from freedive.hub.sources import Address
 
@@ -36,6 +37,8 @@ def fetch_headers(address: Address, folder: Path) -> tuple[Path, int]:
     with as_user_errors(str(address), folder), client(hub.headers()) as http:
         listing = hub.listing(http, address.origin)
         choice = choose(f"{address.scheme}:{address.origin}", listing.files, address.file)
+        if len(choice.files) > MAX_FILES:
+            raise UserError(f"{address} has {len(choice.files)} files", f"Name one: {address}/FILE")
         for file in choice.files:
             _fetch(http, file, folder / file.path)
         return folder / choice.checkpoint, sum(file.size for file in choice.files)
