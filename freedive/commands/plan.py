@@ -209,8 +209,8 @@ def _print_ranking(ranked: list[dict[str, Any]], budget: int) -> None:
     console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(
-        f"\nEstimates for {size_text(budget)} of memory; freedive plan MODEL predicts one model. A range is from uniform "
-        f"routing to usual text; the first token is that after a prompt of {PROMPTS[0]} tokens."
+        f"\nEstimates for {size_text(budget)} of memory; freedive plan MODEL predicts one model. A range is from "
+        f"uniform routing to usual text; the first token is that after a prompt of {PROMPTS[0]} tokens."
     )
 
 
