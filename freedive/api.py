@@ -29,7 +29,6 @@ from freedive.checkpoint.tensor import Checkpoint
 from freedive.checkpoint.weight_store import DamagedStore, open_store, remove_others, write_store
 from freedive.config import EngineConfig, EngineSettings
 from freedive.engine.engine import Engine
-from freedive.engine.kvcache import pages_for
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pooling
 from freedive.engine.recording import RecordedAnswer, Recording
@@ -42,6 +41,7 @@ from freedive.hub.cache import packed_path, pages_folder
 from freedive.hub.catalogue import entry_for
 from freedive.hub.sources import resolve
 from freedive.model import spec
+from freedive.ops.memory_plan import num_pages, packed_sizes, plan_memory
 from freedive.ops.native import NativeRunner
 from freedive.ops.paging import ExpertCacheStats
 from freedive.progress import byte_bar
@@ -53,9 +53,6 @@ from freedive.text.request import ChatInput, Input, Messages, TextInput
 from freedive.text.template import ChatTemplate
 from freedive.text.tokenizer import Tokenizer
 from freedive.text.tools import ToolChoice, Tools
-
-CACHE_SHARE = 0.25
-"""The share of free memory for the key-value cache if ``cache_tokens`` is not set."""
 
 RECOMMENDABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Sampling fields that generation_config.json may set."""
@@ -73,15 +70,19 @@ def load(name: str = "smollm2", **settings: Unpack[EngineSettings]) -> LanguageM
     model, checkpoint, weights = read_model_folder(path) if is_model_folder(path) else _packed(path, threads)
     if config.speculation == "off":
         model = replace(model, mtp=None)
+    available = machine.available_memory()
+    plan = plan_memory(model, packed_sizes(weights), config, available=available, num_threads=threads)
+    if plan.paged:  # drafts would read more experts from disk than they save
+        model, config = replace(model, mtp=None), replace(config, speculation="off")
     tokenizer, template = text_parts(path, checkpoint)
     runner = NativeRunner(
         model,
         weights,
         num_threads=threads,
         max_rows=config.prefill_chunk + config.max_batch,
-        num_pages=_num_pages(model, config),
+        num_pages=num_pages(model, config),
         max_sequences=config.max_batch,
-        max_cache_bytes=None if config.cache_tokens else int(machine.available_memory() * CACHE_SHARE),
+        max_cache_bytes=None if config.cache_tokens else plan.cache,
         cache_format=config.cache_format,
         precision=config.precision,
     )
@@ -355,10 +356,3 @@ def _page_stores(path: Path, model: spec.ModelSpec, runner: NativeRunner, config
         )
         for place, memory in enumerate(memories)
     ]
-
-
-def _num_pages(model: spec.ModelSpec, config: EngineConfig) -> int:
-    """Returns the number of cache pages: by ``cache_tokens``, else for a full batch of full contexts."""
-    if config.cache_tokens:
-        return pages_for(config.cache_tokens)
-    return pages_for(config.max_context or model.max_context) * config.max_batch

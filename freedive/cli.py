@@ -24,6 +24,7 @@ COMMANDS = {
     "keys": ("freedive.commands.keys:keys", "Create, list and revoke the keys that a server asks for."),
     "list": ("freedive.commands.models:list_models", "List the models of the catalogue and those on this machine."),
     "pull": ("freedive.commands.models:pull", "Fetch models into the cache."),
+    "plan": ("freedive.commands.plan:plan", "Predict how models run on this machine, before they are downloaded."),
     "show": ("freedive.commands.models:show", "Show what is known of a model."),
     "rm": ("freedive.commands.models:rm", "Delete models from the cache."),
     "train": ("freedive.commands.train:train", "Train a model of your own, from raw text to chat."),

@@ -10,9 +10,12 @@ from typing import Any, TypedDict, TypeVar
 
 from freedive.errors import UserError
 from freedive.field_types import check_fields
+from freedive.files import quote
 
 HOST_NAME = re.compile(r"[a-z0-9._-]+")
 ORIGIN = re.compile(r"[*]|null|[a-z][a-z0-9+.-]*://[^\s/?#@]+")
+SIZE = re.compile(r"(?P<number>\d{1,9}([.]\d{1,9})?) ?(?P<prefix>[kmgt])(?P<unit>i?b)?")
+"""A size in bytes; K, M, G and T count in steps of 1024, as do KiB, MiB, GiB and TiB, but KB, MB, GB and TB of 1000."""
 
 Config = TypeVar("Config", bound="EngineConfig | ServerConfig")
 
@@ -25,6 +28,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "float": float,
     "float | None": float,
     "str": str,
+    "str | None": str,
     "bool": lambda text: boolean(text),
     "tuple[str, ...]": lambda text: (text,),
 }
@@ -67,9 +71,21 @@ class EngineConfig:
     )
     watchdog: float = setting(300, "Seconds without progress after which /health reports a stalled model", low=1)
     speculation: str = setting("auto", "Speculative decoding: auto (where faster) or off", choices=("auto", "off"))
+    memory: str | None = setting(
+        None,
+        "Memory that the model may take with everything it needs, such as 8GiB or 8000M; experts that do not fit are "
+        "read from disk; default: what is available, less a margin",
+    )
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.memory is not None:
+            byte_size(self.memory, "memory")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The bytes of ``memory``."""
+        return None if self.memory is None else byte_size(self.memory, "memory")
 
 
 class EngineSettings(TypedDict, total=False):
@@ -87,6 +103,7 @@ class EngineSettings(TypedDict, total=False):
     disk_cache_gb: float
     watchdog: float
     speculation: str
+    memory: str | None
 
 
 @dataclass(frozen=True)
@@ -97,7 +114,10 @@ class ServerConfig:
     port: int = setting(8000, "Port to listen on; 0 for any free one", low=0, high=65535)
     keep_alive: float = setting(300, "Seconds that a model loaded on demand stays when unused; -1 for ever", low=-1)
     memory_gb: float | None = setting(
-        None, "Memory that loaded models may take together; default: by free memory", low=0.1
+        None,
+        "GB that all loaded models may take together before idle ones are unloaded; default: by free memory. The "
+        "budget of each model is --memory",
+        low=0.1,
     )
     insecure: bool = setting(False, "Listen on addresses of other networks although there are no keys")
     hosts: str = setting("", "Host names of this server in addition to localhost, separated by commas")
@@ -178,6 +198,18 @@ def boolean(text: str) -> bool:
         return BOOLEANS[text.strip().lower()]
     except KeyError:
         raise ValueError(text) from None
+
+
+def byte_size(text: str, name: str) -> int:
+    """Returns the bytes of a size such as "8GiB", "8G" (the same) or "8GB" (10^9 each).
+
+    Raises UserError for another text; ``name`` is the setting that has it.
+    """
+    match = SIZE.fullmatch(text.strip().lower())
+    if not match:
+        raise UserError(f"{name} is {quote(text)}", "Write a size such as 8GiB, 8G, 8000M or 500MB", param=name)
+    base = 1000 if match["unit"] == "b" else 1024
+    return int(float(match["number"]) * base ** ("kmgt".index(match["prefix"]) + 1))
 
 
 def variable(name: str) -> str:

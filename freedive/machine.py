@@ -7,15 +7,16 @@ import resource
 import sys
 from pathlib import Path
 
+from freedive import cgroups
+
 _CPUS = Path("/sys/devices/system/cpu")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def physical_cores() -> int:
-    """Returns the physical cores that affinity and container quota allow, without hyper-threads."""
+    """Returns the physical cores that affinity (which cpusets limit) and quotas allow, without hyper-threads."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {_core(cpu) for cpu in allowed}
-    return max(1, min(len(cores), _quota() or len(cores)))
+    return max(1, min(len(cores), int(cgroups.cpu_quota() or len(cores))))
 
 
 def _core(cpu: int) -> tuple[str, str]:
@@ -27,34 +28,16 @@ def _core(cpu: int) -> tuple[str, str]:
         return "", str(cpu)
 
 
-def _quota() -> int | None:
-    """Returns the whole processors in the cgroup v2 quota, None without a quota."""
-    try:
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else max(1, int(quota) // int(period))
-
-
 def available_memory() -> int:
-    """Returns the bytes that can be allocated without swapping, within a container's limit."""
-    free = [_meminfo("MemAvailable")]
-    try:
-        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        free.append(limit - used + int(stat["active_file"]) + int(stat["inactive_file"]))  # file cache
-    except (OSError, ValueError, KeyError):
-        pass
-    return min(free)
+    """Returns the bytes that can be allocated without swapping, within the limits of a container."""
+    free, allowed = _meminfo("MemAvailable"), cgroups.free_memory()
+    return free if allowed is None else min(free, allowed)
 
 
 def total_memory() -> int:
     """Returns the bytes of memory of this machine or container."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        return min(total, int((_CGROUP / "memory.max").read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return total
+    total, limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), cgroups.memory_limit()
+    return total if limit is None else min(total, limit)
 
 
 def _meminfo(key: str) -> int:

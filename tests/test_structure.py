@@ -19,8 +19,8 @@ import freedive
 ROOT = Path(freedive.__file__).parents[1]
 
 ORDER = (
-    ("errors", "arrays", "disk", "json_object", "machine", "progress", "native"),
-    ("files",),
+    ("errors", "arrays", "cgroups", "disk", "json_object", "progress", "native"),
+    ("disk_speed", "files", "machine"),
     ("field_types",),
     ("config",),
     ("model",),

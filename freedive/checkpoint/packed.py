@@ -201,6 +201,7 @@ def alone(packed: PackedExperts) -> Packed:
 
 
 def aligned(offset: int, alignment: int = ALIGNMENT) -> int:
+    """Returns the smallest multiple of ``alignment`` that is not less than ``offset``."""
     return -(-offset // alignment) * alignment
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from freedive.checkpoint.file import BLOCKS
@@ -19,7 +19,7 @@ from freedive.commands.formatting import count_text, size_text
 from freedive.families import describe, describe_config
 from freedive.families.storage import declared
 from freedive.files import read_json
-from freedive.model.params import params
+from freedive.model.params import Param, params
 from freedive.model.size import Footprint, cache_bound, cache_dim, footprint, layers_in_words, size, state_bytes
 from freedive.model.spec import ModelSpec
 
@@ -94,17 +94,30 @@ def _packed_formats(weights: Mapping[str, Packed]) -> dict[str, str]:
 
 
 def _footprint(spec: ModelSpec, formats: Mapping[str, str]) -> Footprint:
-    """Returns the footprint of weights in ``formats``, by canonical name; partial blocks count as whole ones.
+    """Returns the footprint of weights in ``formats``, by canonical name."""
+    return footprint(spec, bytes_in(formats))
+
+
+def bytes_in(formats: Mapping[str, str]) -> Callable[[str, Param], float]:
+    """Returns the function of the bytes of a weight in ``formats``, by canonical name; partial blocks count as whole.
 
     Formats that are repacked count as what they become in memory.
     """
 
-    def num_bytes(name: str, shape: tuple[int, ...]) -> int:
+    def num_bytes(name: str, param: Param) -> float:
         elements, block_bytes = BLOCKS[packed_format(formats[name])]
-        *outer, width = shape
+        *outer, width = param.shape
         return math.prod(outer) * -(-width // elements) * block_bytes
 
-    return footprint(spec, lambda name, param: num_bytes(name, param.shape))
+    return num_bytes
+
+
+def configured_sizes(path: Path) -> tuple[ModelSpec, Callable[[str, Param], float]]:
+    """Returns the model of a config.json, and the function of the bytes of its weights in its own format, by default
+    of 16 bits."""
+    values = read_json(path)
+    storage = declared(values)
+    return describe_config(values), storage.num_bytes if storage else lambda _, param: 2 * param.size
 
 
 def _parameters(spec: ModelSpec) -> str:

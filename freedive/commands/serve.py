@@ -99,7 +99,9 @@ def _model_entry(name: str, how: Mapping[str, Any], id: str) -> ModelEntry:
     path = resolve(name)
     load, facts = partial(_load, name, how, id), cache(partial(about, name, path))
     paths = () if id == name else (name, str(path.absolute()))
-    return ModelEntry(id, load, _num_bytes(path), path.stat().st_mtime, facts, paths)
+    budget = EngineConfig(**how).memory_bytes
+    size = min(_num_bytes(path), budget or sys.maxsize)
+    return ModelEntry(id, load, size, path.stat().st_mtime, facts, paths)
 
 
 def _load(name: str, how: Mapping[str, Any], id: str) -> Model:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from freedive.model.params import Param, entries, params
+from freedive.model.params import ExpertParams, Param, entries, params
 from freedive.model.spec import (
     Attention,
     DeltaRule,
@@ -57,6 +57,57 @@ def footprint(spec: ModelSpec, num_bytes: Callable[[str, Param], float]) -> Foot
     stored = {name: num_bytes(name, param) for name, param in params(spec).items()}
     read = sum(taken * _share(spec, name) for name, taken in stored.items())
     return Footprint(round(sum(stored.values())), round(read))
+
+
+@dataclass(frozen=True)
+class ExpertLayer:
+    """The routed experts of one layer: ``count`` records of ``record_bytes``, of which a token reads ``chosen``."""
+
+    count: int
+    chosen: int
+    record_bytes: int
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Bytes of all weights by part: ``dense`` weights, of which a token reads all; the tables of embeddings, of which
+    it reads a row each (a table that is also the output head counts as dense); and the experts of each layer."""
+
+    dense: int
+    embedding: int
+    layers: tuple[ExpertLayer, ...] = ()
+
+    @property
+    def experts(self) -> int:
+        """Bytes of all routed experts."""
+        return sum(layer.count * layer.record_bytes for layer in self.layers)
+
+    @property
+    def routed(self) -> int:
+        """Bytes of the routed experts that one token reads."""
+        return sum(layer.chosen * layer.record_bytes for layer in self.layers)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all weights."""
+        return self.dense + self.embedding + self.experts
+
+
+def weight_sizes(spec: ModelSpec, num_bytes: Callable[[str, Param | ExpertParams], float]) -> WeightSizes:
+    """Returns the sizes of the weights; ``num_bytes`` returns the bytes of one weight, or of one expert of a layer."""
+    dense = embedding = 0.0
+    layers = []
+    for name, entry in entries(spec).items():
+        stored = num_bytes(name, entry)
+        if isinstance(entry, ExpertParams):
+            ffn = spec.blocks[int(name.split(".")[1])].ffn
+            assert isinstance(ffn, Experts)
+            layers.append(ExpertLayer(entry.count, ffn.router.num_chosen, round(stored)))
+        elif name == "inputs.embed" or (name == "embed" and not spec.tied):
+            embedding += stored
+        else:
+            dense += stored
+    return WeightSizes(round(dense), round(embedding), tuple(layers))
 
 
 def _share(spec: ModelSpec, name: str) -> float:

@@ -11,6 +11,7 @@ from freedive.checkpoint.packed import FORMATS, Packed, PackedExperts, PackedTen
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.native import _native
+from freedive.ops.buffers import assign_buffers
 from freedive.ops.expert_records import part_of_record, stored_records
 from freedive.ops.fuse import Phase, latent_rope, ropes
 from freedive.ops.operations import (
@@ -66,7 +67,7 @@ class Part(NamedTuple):
 
 
 class Emitter:
-    """Converts phases to operations of ``program``; reuses a buffer after its last reader."""
+    """Converts phases to operations of ``program``."""
 
     def __init__(self, program: _native.Program, weights: Mapping[str, Packed]) -> None:
         self._program = program
@@ -74,44 +75,25 @@ class Emitter:
         self._handles: dict[str, int] = {}
         self._rope_tables: dict[spec.Rope, int] = {}
         self._buffers: dict[Node, int] = {}
-        self._free: dict[tuple[int, bool], list[int]] = {}
         self._cache_layers: dict[int, int] = {}
         self.routes: list[int] = []
 
     def emit(self, phases: list[Phase]) -> list[Part]:
         """Adds all phases to the program and returns its parts; a part ends with a result that no phase reads."""
         parts: list[Part] = []
-        last_read = {node: index for index, phase in enumerate(phases) for node in phase.reads}
         for phase in phases:
             for rope in ropes(phase):
                 self._add_rope_table(rope)
-        for index, phase in enumerate(phases):
-            dying = [node for node in dict.fromkeys(phase.reads) if last_read[node] == index]
-            replaced = next((node for node in phase.residuals if self._in_place(phase, node, dying)), None)
-            if replaced:
-                dying.remove(replaced)
-                self._buffers[phase.writes[0]] = self._buffers[replaced]
-            else:
-                self._buffers |= {node: self._take(node) for node in phase.writes}
+        buffers, places = assign_buffers(phases)
+        handles = [self._program.buffer(*buffer) for buffer in buffers]
+        self._buffers = {node: handles[place] for node, place in places.items()}
+        read = {node for phase in phases for node in phase.reads}
+        for phase in phases:
             self._emit(phase)
-            for node in dying:
-                self._free.setdefault((node.width, node.wanted), []).append(self._buffers[node])
-            if phase.writes[0] not in last_read:
+            if phase.writes[0] not in read:
                 begin = parts[-1].end if parts else 0
                 parts.append(Part(begin, self._program.num_operations, self._buffers[phase.writes[0]]))
         return parts
-
-    @staticmethod
-    def _in_place(phase: Phase, residual: Node, dying: list[Node]) -> bool:
-        """Returns whether the result may overwrite ``residual``.
-
-        The input of a linear may not be overwritten, because other threads still read it.
-        """
-        return residual in dying and (isinstance(phase.operation, FusedExperts) or residual is not phase.inputs[0])
-
-    def _take(self, node: Node) -> int:
-        free = self._free.get((node.width, node.wanted))
-        return free.pop() if free else self._program.buffer(node.width, node.wanted)
 
     def _emit(self, phase: Phase) -> None:
         match phase.operation:

@@ -1,0 +1,227 @@
+"""``freedive plan [MODEL]``: how models would run on this machine, before they are downloaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
+from typing import Annotated, Any
+
+import typer
+
+from freedive import machine
+from freedive.commands.flags import REFERENCE
+from freedive.commands.forecast import (
+    DECODED_AFTER,
+    PROMPTS,
+    RECORD_BYTES,
+    Forecast,
+    described,
+    forecast,
+    measure_machine,
+    speed,
+)
+from freedive.commands.formatting import size_text
+from freedive.commands.models import CACHE_BYTES, PACKING_SHARE, WORKING_BYTES
+from freedive.commands.timing import readable
+from freedive.config import EngineConfig, load
+from freedive.hub.catalogue import Entry, catalogue
+from freedive.model.batch import PAGE_TOKENS
+from freedive.model.size import ExpertLayer, WeightSizes, state_bytes
+from freedive.model.speed import MachineSpeed, TokenCost
+from freedive.ops.memory_plan import default_budget, page_bytes
+
+ROUTED_SHARE = 0.55
+"""Routed experts as a share of the active parameters of a mixture, for models of which only the numbers of parameters
+are known: Qwen3-30B-A3B 55%, DeepSeek-V3 55%, gpt-oss-20b 66%."""
+
+CLASSES = {"fast": 10.0, "usable": 3.0, "possible": 0.0}
+"""Names of speeds, with the least tokens/s of each."""
+
+TOO_LARGE = "too large"
+
+
+def plan(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=f"{REFERENCE} Default: the catalogue.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory that the model may take, such as 8GiB.")] = None,
+    context: Annotated[int | None, typer.Option(min=2, help="Most tokens of prompt and answer together.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    config = load(EngineConfig, {"memory": memory, "max_context": context})
+    threads = config.threads or machine.physical_cores()
+    if model is None:
+        ranked = rank(measure_machine(threads, RECORD_BYTES), _budget(config))
+        print(json.dumps(ranked, indent=2)) if as_json else _print_ranking(ranked, _budget(config))
+        return
+    known = described(model)
+    record_bytes = max((layer.record_bytes for layer in known.sizes.layers), default=RECORD_BYTES)
+    on = measure_machine(threads, record_bytes)
+    found = forecast(known, config, on, threads)
+    facts = {
+        "model": model,
+        "family": known.spec.family,
+        "download_bytes": known.download_bytes,
+        "cache_bytes_per_token": page_bytes(known.spec, config.cache_format) // PAGE_TOKENS,
+        "state_bytes": state_bytes(known.spec),
+    }
+    report = facts | _as_json(found) | {"machine": asdict(on)}
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+
+
+def _budget(config: EngineConfig) -> int:
+    return config.memory_bytes or default_budget(machine.available_memory())
+
+
+def _as_json(found: Forecast) -> dict[str, Any]:
+    sizes = found.cost.sizes
+    return {
+        "weights": {
+            "dense": sizes.dense,
+            "embedding": sizes.embedding,
+            "experts": sizes.experts,
+            "routed_per_token": sizes.routed,
+        },
+        "memory": asdict(found.plan) | {"total": found.plan.total, "paged": found.plan.paged},
+        "speed": asdict(found.speed),
+        "resident_speed": asdict(found.resident),
+        "doubling_bytes": found.doubling,
+    }
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, text in _lines(report).items():
+        table.add_row(name, text)
+    Console(highlight=False, markup=False).print(table)
+
+
+def _lines(report: Mapping[str, Any]) -> dict[str, str]:
+    weights, memory, on = report["weights"], report["memory"], report["machine"]
+    lines = {"model": f"{report['model']}, {report['family']}"}
+    if report["download_bytes"]:
+        lines["download"] = size_text(report["download_bytes"])
+    lines["weights"] = f"{size_text(weights['dense'] + weights['embedding'])} dense"
+    if weights["experts"]:
+        routed = size_text(weights["routed_per_token"])
+        lines["weights"] += f", {size_text(weights['experts'])} experts, of which a token reads {routed}"
+    lines["a token keeps"] = f"{size_text(report['cache_bytes_per_token'])} in the key-value cache"
+    if report["state_bytes"]:
+        lines["a request keeps"] = f"{size_text(report['state_bytes'])} of states, whatever its length"
+    parts = ("dense", "slots", "cache", "states", "working", "process")
+    shares = ", ".join(f"{_PARTS[part]} {size_text(memory[part])}" for part in parts if memory[part])
+    lines["memory"] = f"{size_text(memory['total'])} of {size_text(memory['budget'])}: {shares}"
+    lines["experts"] = _experts(memory) if weights["experts"] else "none"
+    lines["writing"] = f"{_range(report['speed'])} tokens/s after {DECODED_AFTER} tokens"
+    firsts = report["speed"]["first_token_s"]
+    lines["first token"] = ", ".join(f"{readable(firsts[count])} s after {count} tokens" for count in PROMPTS)
+    lines["twice as fast"] = _doubling(report)
+    lines["machine"] = (
+        f"{size_text(on['memory'])}/s from memory, {size_text(on['disk'])}/s from disk, "
+        f"{on['products'] / 1e12:.2g}e12 operations/s on prompts"
+    )
+    return lines
+
+
+_PARTS = {
+    "dense": "dense weights",
+    "slots": "experts",
+    "cache": "key-value cache",
+    "states": "states",
+    "working": "activations",
+    "process": "process",
+}
+"""What the parts of a plan are called in a sentence."""
+
+
+def _experts(memory: Mapping[str, Any]) -> str:
+    if not memory["paged"]:
+        return "resident: all are in memory"
+    return f"paged: {memory['slots'] / memory['experts']:.0%} are in memory, the others are read from disk"
+
+
+def _range(speeds: Mapping[str, float]) -> str:
+    """Returns a speed, or the range from uniform routing to usual text."""
+    worst, usual = readable(speeds["worst"]), readable(speeds["usual"])
+    return worst if worst == usual else f"{worst} (uniform routing, the worst case) to {usual} (usual text)"
+
+
+def _doubling(report: Mapping[str, Any]) -> str:
+    if not report["memory"]["paged"]:
+        return "not by more memory: every weight is in memory"
+    if report["doubling_bytes"]:
+        return f"with --memory {-(-report['doubling_bytes'] >> 20)}MiB"
+    return f"by no memory; with all experts in memory {_range(report['resident_speed'])} tokens/s"
+
+
+def rank(on: MachineSpeed, budget: int) -> list[dict[str, Any]]:
+    """Returns the models of the catalogue that freedive runs: fast ones first, and of equal class the largest first."""
+    rows = [_ranked(entry, on, budget) for entry in catalogue().values() if entry.runs]
+    order = [*CLASSES, TOO_LARGE]
+    return sorted(rows, key=lambda row: (order.index(row["class"]), -row["parameters"]))
+
+
+def _ranked(entry: Entry, on: MachineSpeed, budget: int) -> dict[str, Any]:
+    """Returns the facts of one model, estimated from its numbers of parameters and the size of its download."""
+    sizes, weights = estimated_sizes(entry), entry.gigabytes * 1e9
+    room = budget - int(sizes.dense * (1 + PACKING_SHARE) + min(weights, CACHE_BYTES) + WORKING_BYTES)
+    slots = min(room, sizes.experts)
+    row = {"name": entry.name, "parameters": entry.total, "active": entry.active, "download_bytes": round(weights)}
+    if room < 0 or slots < sizes.routed:
+        return row | {"class": TOO_LARGE, "paged": False, "speed": None}
+    found = speed(TokenCost(sizes, 2e9 * entry.active), on, slots, EngineConfig().prefill_chunk)
+    name = next(name for name, least in CLASSES.items() if found.worst >= least)
+    return row | {"class": name, "paged": slots < sizes.experts, "speed": asdict(found)}
+
+
+def estimated_sizes(entry: Entry) -> WeightSizes:
+    """Returns the sizes of a model of the catalogue if all parameters have equally many bits."""
+    each = entry.gigabytes / entry.total
+    if entry.active == entry.total:
+        return WeightSizes(round(1e9 * entry.gigabytes), 0)
+    routed = ROUTED_SHARE * entry.active
+    dense = entry.active - routed
+    records = [round(1e9 * each * count / RECORD_BYTES) for count in (entry.total - dense, routed)]
+    return WeightSizes(round(1e9 * each * dense), 0, (ExpertLayer(records[0], max(1, records[1]), RECORD_BYTES),))
+
+
+def _print_ranking(ranked: list[dict[str, Any]], budget: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for title in _COLUMNS:
+        table.add_column(title, no_wrap=True)
+    table.add_row(*_COLUMNS)
+    for name, rows in groupby(ranked, key=itemgetter("class")):
+        least = f" (from {CLASSES[name]:g} tokens/s)" if CLASSES.get(name) else ""
+        table.add_row()
+        table.add_row(f"{name}{least}", style="bold")
+        for row in rows:
+            table.add_row(*_row(row))
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    console.print(
+        f"\nEstimates for {size_text(budget)} of memory; freedive plan MODEL predicts one model. A range is from "
+        f"uniform routing to usual text; the first token is that after a prompt of {PROMPTS[0]} tokens."
+    )
+
+
+_COLUMNS = ("MODEL", "SIZE", "DOWNLOAD", "EXPERTS", "TOKENS/S", "FIRST, S")
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    facts = row["name"], f"{row['parameters']:g}B", size_text(row["download_bytes"])
+    if not (speeds := row["speed"]):
+        return facts
+    worst, usual = readable(speeds["worst"]), readable(speeds["usual"])
+    figures = worst if worst == usual else f"{worst} to {usual}"
+    share = "paged" if row["paged"] else ""
+    return *facts, share, figures, readable(speeds["first_token_s"][PROMPTS[0]])

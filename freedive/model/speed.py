@@ -1,0 +1,114 @@
+"""Predicts the speed of a model on a machine from the bytes and operations of a token. Only arithmetic; no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from freedive.model.size import WeightSizes
+
+DECODE_EFFICIENCY = 0.75
+"""The share of the memory bandwidth at which decoding reads weights.
+
+docs/benchmarks.md: 79% with qwen3-moe Q4_0 after 16 tokens and 69% after 4,096 (Zen 4, AVX512-VNNI, 2 threads)."""
+
+PREFILL_EFFICIENCY, TILE_EFFICIENCY = 0.42, 0.15
+"""The share of the peak of int8 products at which prompts are read, with vector and with tile (AMX) instructions.
+
+Vectors: docs/benchmarks.md, 46% of a prompt of 512 tokens and 38% of one of 2,048 (the same run). Tiles: a prototype of
+the experts' kernels reached 1.4 to 2.6 of 13 TOPS; the whole program has not been calibrated."""
+
+STEP_SECONDS = 2e-4
+"""Time of a step that depends on no weight: Python, sampling, barriers. An estimate, not calibrated."""
+
+SKEW = 0.3
+"""If s is the share of the experts in slots, a cache of recently used experts hits about s ** SKEW of all reads.
+
+Real text uses some experts more than others. Published rates are 53% of reads at 1/8 of the experts (this formula: 54%)
+and 76% at 1/4 (66%), both with Qwen3-30B-A3B in BigMoeOnEdge."""
+
+
+@dataclass(frozen=True)
+class MachineSpeed:
+    """Bytes per second that all threads read from memory and that the disk gives; int8 operations per second that
+    kernels reach on prompts (the peak times its efficiency)."""
+
+    memory: float
+    disk: float
+    products: float
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """The cost of a model's tokens.
+
+    ``cache`` and ``states``: bytes that decoding a token reads (and writes) beside weights. ``operations``: of one
+    prompt token in products with weights.
+    """
+
+    sizes: WeightSizes
+    operations: float
+    cache: float = 0.0
+    states: float = 0.0
+
+
+def hit_rates(sizes: WeightSizes, slots: float) -> tuple[float, float]:
+    """Returns the shares of expert reads that find the expert in ``slots`` bytes: at worst, and with usual text.
+
+    The worst is uniform routing, where the share is that of the experts in slots. Slots that hold less than the experts
+    of one token are overwritten before they are used again, so nothing is found.
+    """
+    if not sizes.experts or slots >= sizes.experts:
+        return 1.0, 1.0
+    if slots < sizes.routed:
+        return 0.0, 0.0
+    share = slots / sizes.experts
+    return share, share**SKEW
+
+
+def decode_seconds(cost: TokenCost, machine: MachineSpeed, hit_rate: float) -> float:
+    """Returns the time of one token: reads of memory, then the wait for the disk.
+
+    The two times are added, because a layer's experts are known only when the layers before it are done. Only the
+    experts found in slots are computed while others are read, which saves less than the error of the estimate.
+    """
+    read = cost.sizes.dense + cost.sizes.routed + cost.cache + cost.states
+    missed = cost.sizes.routed * (1 - hit_rate)
+    return STEP_SECONDS + read / (DECODE_EFFICIENCY * machine.memory) + (missed / machine.disk if missed else 0)
+
+
+def prefill_seconds(cost: TokenCost, machine: MachineSpeed, num_tokens: int, chunk: int, slots: float) -> float:
+    """Returns the time to the first token of a prompt, which is read in chunks of ``chunk`` tokens.
+
+    A chunk reads each expert that it uses once from memory, and from disk if it is in no slot. The reads of the disk
+    run ahead of the products, so the longer of the two counts.
+    """
+    resident = min(1.0, slots / cost.sizes.experts) if cost.sizes.experts else 1.0
+    seconds = 0.0
+    for begin in range(0, num_tokens, chunk):
+        count = min(chunk, num_tokens - begin)
+        experts = unique_bytes(cost.sizes, count)
+        memory = (cost.sizes.dense + experts) / (DECODE_EFFICIENCY * machine.memory)
+        computed = count * cost.operations / machine.products
+        missed = experts * (1 - resident)
+        seconds += STEP_SECONDS + max(memory + computed, missed / machine.disk if missed else 0)
+    return seconds
+
+
+def unique_bytes(sizes: WeightSizes, num_tokens: int) -> float:
+    """Returns the expected bytes of the different experts that ``num_tokens`` tokens use, with uniform routing."""
+    return sum(
+        layer.record_bytes * layer.count * (1 - (1 - layer.chosen / layer.count) ** num_tokens)
+        for layer in sizes.layers
+    )
+
+
+def budget_for(seconds: float, low: int, high: int, predict: Callable[[int], float]) -> int | None:
+    """Returns the smallest budget from ``low`` to ``high`` bytes, to within 64 MiB, whose prediction is at most
+    ``seconds``; None if even ``high`` is slower."""
+    if predict(high) > seconds:
+        return None
+    while high - low > 64 << 20:
+        middle = (low + high) // 2
+        low, high = (low, middle) if predict(middle) <= seconds else (middle, high)
+    return high

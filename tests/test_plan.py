@@ -1,0 +1,128 @@
+"""``freedive plan``: what it predicts for a model, and the ranking of the catalogue."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from descriptions import with_layers
+from typer.testing import CliRunner
+
+from freedive import machine
+from freedive.cli import app
+from freedive.commands import forecast as forecasting
+from freedive.commands import plan as planning
+from freedive.commands.forecast import Described, forecast
+from freedive.commands.plan import estimated_sizes, rank
+from freedive.config import EngineConfig
+from freedive.hub.catalogue import catalogue
+from freedive.model.params import ExpertParams, Param
+from freedive.model.spec import Attention, Experts, FeedForward, Layer, Router
+from freedive.model.speed import MachineSpeed
+
+GB = 10**9
+ON = MachineSpeed(memory=20e9, disk=2e9, products=1e12)
+ATTENTION = Attention(num_heads=8, num_kv_heads=4, head_dim=64, rope=None, scale=0.1)
+MIXTURE = replace(
+    with_layers(*[Layer(ATTENTION, Experts(Router(64, 4), FeedForward(512)))] * 8),
+    hidden_dim=1024,
+    vocab_size=8192,
+    max_context=8192,
+)
+
+
+def stored(name: str, entry: Param | ExpertParams) -> float:
+    """Experts of 4 MiB: 2 GiB in 8 layers; one dense weight has 100 MiB, the others nothing."""
+    return 4 << 20 if isinstance(entry, ExpertParams) else 100 << 20 if name == "head" else 0
+
+
+MODEL = Described(3 * GB, MIXTURE, stored)
+
+
+@pytest.fixture(autouse=True)
+def calm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with known speeds and 16 GB of free memory, and an empty cache."""
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
+    monkeypatch.setattr(planning, "measure_machine", lambda threads, record_bytes: ON)
+    monkeypatch.setattr(machine, "available_memory", lambda: 16 * GB)
+
+
+def plan(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["plan", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_model_here_is_planned() -> None:
+    found = json.loads(plan("nano", "--json", "--context", "256"))
+    assert found["family"] == "deepseek_v3"
+    assert not found["memory"]["paged"]
+    assert found["weights"]["experts"] == found["memory"]["slots"] > found["weights"]["routed_per_token"] > 0
+    assert found["speed"]["worst"] == found["speed"]["usual"] > 100
+    assert set(found["speed"]["first_token_s"]) == {"512", "2048"}
+    whole = json.loads(plan("nano", "--json"))
+    assert whole["memory"]["cache"] == 2 * found["memory"]["cache"]
+    text = plan("nano")
+    assert "resident" in text
+    assert "first token" in text
+
+
+def test_a_budget_that_is_too_small_is_an_error() -> None:
+    result = CliRunner().invoke(app, ["plan", "nano", "--memory", "50MB"])
+    assert result.exit_code == 1
+    assert "Give it at least --memory" in result.output
+
+
+def test_paging_is_predicted_with_its_worst_case_and_the_budget_of_twice_the_speed() -> None:
+    config = EngineConfig(memory="1GiB", max_batch=4)
+    found = forecast(MODEL, config, ON, 2)
+    assert found.plan.paged
+    assert found.speed.worst < found.speed.usual < found.resident.worst
+    assert found.speed.first_token_s[512] > found.resident.first_token_s[512]
+    assert found.doubling is not None
+    twice = forecast(MODEL, replace(config, memory=f"{found.doubling >> 10}k", cache_tokens=8192), ON, 2)
+    assert twice.speed.worst == pytest.approx(2 * found.speed.worst, rel=0.25)
+    slow = forecast(MODEL, config, replace(ON, disk=1e12), 2)
+    assert slow.doubling is None
+
+
+def test_the_lines_say_what_is_paged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "described", lambda model: MODEL)
+    text = " ".join(plan("any", "--memory", "1GiB").split())
+    assert "download 3.0 GB" in text
+    assert "are in memory, the others are read from disk" in text
+    assert "(uniform routing, the worst case)" in text
+    assert "with --memory" in text
+
+
+def test_the_catalogue_is_ranked_for_this_machine() -> None:
+    rows = json.loads(plan("--json"))
+    classes = [row["class"] for row in rows]
+    assert classes == sorted(classes, key=["fast", "usable", "possible", "too large"].index)
+    assert {row["name"] for row in rows} == {entry.name for entry in catalogue().values() if entry.runs}
+    found = {row["name"]: row for row in rows}
+    assert found["nano"]["class"] == "fast"
+    assert found["qwen3-30b-a3b"]["paged"]
+    assert found["smollm2"]["paged"] is False
+    more = {row["name"]: row for row in rank(ON, 400 * GB)}
+    assert all(not row["paged"] for row in more.values() if row["download_bytes"] < 300 * GB)
+    assert more["qwen3-30b-a3b"]["speed"]["worst"] > found["qwen3-30b-a3b"]["speed"]["usual"]
+    assert "qwen3-30b-a3b" in plan("--memory", "8G")
+
+
+def test_estimates_of_the_catalogue_add_up() -> None:
+    entry = next(entry for entry in catalogue().values() if entry.active < entry.total and entry.gigabytes > 1)
+    sizes = estimated_sizes(entry)
+    assert sizes.total == pytest.approx(entry.gigabytes * GB, rel=0.01)
+    read = (sizes.dense + sizes.routed) / sizes.total
+    assert read == pytest.approx(entry.active / entry.total, rel=0.05)
+
+
+def test_the_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecasting.tracing, "bandwidth", lambda threads: 10.0)
+    on = forecasting.measure_machine(1, 1 << 20)
+    assert on.memory == 10e9
+    assert on.disk > 1e6
+    assert on.products > 1e8
