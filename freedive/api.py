@@ -24,9 +24,9 @@ from freedive.checkpoint.model_folder import (
     read_model_folder,
     write_description,
 )
-from freedive.checkpoint.packed import LAYOUT, store_bytes
+from freedive.checkpoint.packed import LAYOUT, PackedExperts, store_bytes
 from freedive.checkpoint.tensor import Checkpoint
-from freedive.checkpoint.weight_store import DamagedStore, open_store, remove_others, write_store
+from freedive.checkpoint.weight_store import DamagedStore, WeightStore, open_store, remove_others, write_store
 from freedive.config import EngineConfig, EngineSettings
 from freedive.engine.engine import Engine
 from freedive.engine.page_store import PageStore
@@ -39,11 +39,12 @@ from freedive.errors import Unavailable, UserError
 from freedive.files import quote, read_json
 from freedive.hub.cache import packed_path, pages_folder
 from freedive.hub.catalogue import entry_for
+from freedive.hub.disks import disk_speed
 from freedive.hub.sources import resolve
 from freedive.model import spec
 from freedive.ops.memory_plan import num_pages, packed_sizes, plan_memory
 from freedive.ops.native import NativeRunner
-from freedive.ops.paging import ExpertCacheStats
+from freedive.ops.paging import ExpertCacheStats, Paging
 from freedive.progress import byte_bar
 from freedive.reply import Reply
 from freedive.text.format import Format
@@ -72,6 +73,7 @@ def load(name: str = "smollm2", **settings: Unpack[EngineSettings]) -> LanguageM
         model = replace(model, mtp=None)
     available = machine.available_memory()
     plan = plan_memory(model, packed_sizes(weights), config, available=available, num_threads=threads)
+    config = replace(config, prefill_chunk=plan.prefill_chunk)
     if plan.paged:  # drafts would read more experts from disk than they save
         model, config = replace(model, mtp=None), replace(config, speculation="off")
     tokenizer, template = text_parts(path, checkpoint)
@@ -85,6 +87,7 @@ def load(name: str = "smollm2", **settings: Unpack[EngineSettings]) -> LanguageM
         max_cache_bytes=None if config.cache_tokens else plan.cache,
         cache_format=config.cache_format,
         precision=config.precision,
+        paging=_paging(weights, plan.slots) if plan.paged else None,
     )
     stores = _page_stores(path, model, runner, config)
     return LanguageModel(name, runner, tokenizer, template, config, recommended(name, path), *stores)
@@ -317,6 +320,17 @@ def _pack(path: Path, store: Path, threads: int) -> OpenedStore:
         remove_others(store)
         weights = open_store(store)
     return model, checkpoint, weights
+
+
+def _paging(weights: WeightStore, num_bytes: int) -> Paging:
+    """Returns the fastest way to read experts of ``weights`` from their disk into ``num_bytes`` of memory."""
+    assert weights.path
+    record_bytes = max(packed.stride for packed in weights.values() if isinstance(packed, PackedExperts))
+    try:
+        disk = disk_speed(weights.path, record_bytes)
+    except OSError as error:
+        raise Unavailable(f"{quote(str(weights.path))} cannot be read: {error.strerror}", "Check the disk") from None
+    return Paging(num_bytes, disk.direct, disk.readers)
 
 
 def text_parts(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate]:

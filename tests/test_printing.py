@@ -37,6 +37,7 @@ class Script:
     num_pages = 64
     max_context = 1024
     drafts = False
+    pages_experts = False
     boundaries = ()
     page_bytes = 1
     states = np.zeros((1, 0), np.uint8)

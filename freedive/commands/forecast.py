@@ -143,7 +143,7 @@ def forecast(model: Described, config: EngineConfig, on: MachineSpeed, threads: 
     available = machine.available_memory()
     plan = plan_memory(model.spec, model.stored, config, available=available, num_threads=threads)
     cost = token_cost(model, config)
-    now, chunk = speed(cost, on, plan.slots, config.prefill_chunk), config.prefill_chunk
+    now, chunk = speed(cost, on, plan.slots, plan.prefill_chunk), plan.prefill_chunk
 
     def seconds(slots: int) -> float:
         return decode_seconds(cost, on, hit_rates(cost.sizes, slots)[0])

@@ -7,6 +7,10 @@ MIN_CHUNK = 32
 STALL_S = 0.25
 """Target duration of a step in seconds, because decoding sequences wait for their next token until the step ends."""
 
+PAGED_STALL_S = 10.0
+"""The same if experts are read from disk: a step of few prompt tokens reads nearly as many experts as one of many, so
+that small steps would make prompts many times slower."""
+
 
 class ChunkSizer:
     """Adapts the number of prompt tokens in a step, at most ``max_chunk``, so that the step takes about ``seconds``."""

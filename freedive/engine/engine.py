@@ -19,7 +19,7 @@ from collections import abc
 from collections.abc import Collection
 
 from freedive.config import EngineConfig
-from freedive.engine.chunk_sizer import STALL_S, ChunkSizer
+from freedive.engine.chunk_sizer import PAGED_STALL_S, STALL_S, ChunkSizer
 from freedive.engine.context_limits import ContextLimits
 from freedive.engine.detokenizer import Detokenizer, Tokenizer
 from freedive.engine.executor import StepExecutor
@@ -75,7 +75,7 @@ class Engine:
         self._store = store
         self._state_store = state_store
         self._snapshots: Snapshots | None = None
-        self._chunk_sizer = ChunkSizer(config.prefill_chunk, STALL_S)
+        self._chunk_sizer = ChunkSizer(config.prefill_chunk, PAGED_STALL_S if runner.pages_experts else STALL_S)
         self._draft_budget = DraftBudget() if config.speculation == "auto" else None
         self._executor = StepExecutor(runner, self._chunk_sizer, self._draft_budget, self._finish)
         self._wake = threading.Condition()

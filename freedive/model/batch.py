@@ -94,13 +94,15 @@ class Runner(Protocol):
     the prompt at which the computation of tokens changes (for example its precision). So the cache content of a token
     depends on the tokens up to it and on which of them are before each boundary. ``page_bytes`` is the size of a page
     of the cache. ``states`` uint8 [num_slots, slot_bytes] is the memory of per-sequence states: copying a row copies a
-    state. A model without such states has slots of 0 bytes.
+    state. A model without such states has slots of 0 bytes. If ``pages_experts``, steps read experts from disk, so that
+    their time depends little on the number of their rows.
     """
 
     vocab_size: int
     num_pages: int
     max_context: int
     drafts: bool
+    pages_experts: bool
     boundaries: tuple[int, ...]
 
     @property

@@ -37,6 +37,12 @@ Measured 2026-11-30 with Python 3.11 on Linux: libraries take 40 MiB. Beyond wei
 30 MiB of anonymous memory with 4,096 tokens, and with a grammar 110 MiB with 64,001 tokens and 250 MiB with 152,001
 tokens: for each token its text, its merges, its bytes and the grammar compiler's copy."""
 
+CHUNKS = (4096, 2048, 1024)
+"""Numbers of prompt tokens in a step if experts are read from disk."""
+
+CHUNK_SHARE = 0.1
+"""The share of free memory that activations of larger steps may take."""
+
 LEAST_CONTEXT = 2048
 """Tokens that the cache must hold, unless the model's or the requested context is shorter."""
 
@@ -56,7 +62,8 @@ class MemoryPlan:
 
     ``process``: interpreter, libraries and tokenizer. ``working``: activations of a step. ``dense``: all weights except
     routed experts. ``cache``: pages of keys and values. ``states``: slots of per-sequence states, and inputs of drafts.
-    ``slots``: memory for routed experts, which equals their size, ``experts``, if all of them fit.
+    ``slots``: memory for routed experts, which equals their size, ``experts``, if all of them fit. ``prefill_chunk`` is
+    the number of prompt tokens of a step.
     """
 
     budget: int
@@ -67,6 +74,7 @@ class MemoryPlan:
     states: int
     experts: int
     slots: int
+    prefill_chunk: int
 
     @property
     def paged(self) -> bool:
@@ -97,7 +105,9 @@ def plan_memory(
     if room >= needs.least:
         return needs.plan(budget, min(most, room - needs.states(room)), experts, experts)
     paged = replace(needs, model=replace(model, mtp=None))
-    room, least_slots = budget - paged.fixed, least_slot_bytes(paged.sizes)
+    least_slots = least_slot_bytes(paged.sizes)
+    paged = _with_larger_chunks(paged, budget, least_slots)
+    room = budget - paged.fixed
     if experts and room >= paged.least + least_slots:
         plan = paged.plan(budget, min(int(CACHE_SHARE * room), paged.context_cache), experts, 0)
         return replace(plan, slots=min(budget - plan.total, paged.sizes.experts))
@@ -106,6 +116,19 @@ def plan_memory(
     least = paged.fixed + paged.least + least_slots
     remedy = f"Give it at least --memory {-(-least >> 20) + 1}MiB, or choose a smaller model"
     raise UserError(f"A memory of {config.memory} is too small for this model", remedy, param="memory")
+
+
+def _with_larger_chunks(needs: _Needs, budget: int, least_slots: int) -> _Needs:
+    """Returns ``needs`` with as many prompt tokens in a step as pay: each step reads most experts from disk once.
+
+    The activations of a step take up to :data:`CHUNK_SHARE` of the memory that is not taken otherwise.
+    """
+    most = CHUNK_SHARE * (budget - needs.fixed - needs.least - least_slots)
+    for chunk in CHUNKS:
+        larger = replace(needs, config=replace(needs.config, prefill_chunk=chunk))
+        if chunk > needs.config.prefill_chunk and larger.working - needs.working <= most:
+            return larger
+    return needs
 
 
 def default_budget(available: int) -> int:
@@ -228,7 +251,8 @@ class _Needs:
         """Returns a plan whose cache is as large as wanted, but at most ``most_cache`` and at least the smallest."""
         cache = max(self.least_cache, min(self.wanted_cache, most_cache))
         states = self.states(cache)
-        return MemoryPlan(budget, self.process, self.working, self.dense, cache, states, experts, slots)
+        parts = self.process, self.working, self.dense, cache, states, experts, slots
+        return MemoryPlan(budget, *parts, self.config.prefill_chunk)
 
 
 def _hidden_width(ffn: Experts) -> int:

@@ -80,6 +80,7 @@ class NativeRunner:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.drafts = model.mtp is not None
+        self.pages_experts = paging is not None
         self.boundaries = _boundaries(model, precision)
         self.max_rows = max_rows
         _refuse_what_is_too_wide(model)

@@ -350,6 +350,7 @@ class ReferenceRunner:
         self.max_context = model.max_context
         self.num_pages = num_pages
         self.drafts = model.mtp is not None
+        self.pages_experts = False
         self.boundaries: tuple[int, ...] = ()
         self.routes: list[Routes] = []
         self._model = model

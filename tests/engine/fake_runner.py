@@ -59,6 +59,7 @@ class FakeRunner:
         num_slots: int = 0,
     ) -> None:
         self.drafts = drafts
+        self.pages_experts = False
         self.boundaries = boundaries
         self.logits_of = logits_of
         self.num_pages = num_pages
