@@ -6,7 +6,16 @@ import re
 from collections.abc import Collection
 from dataclasses import replace
 
-from freedive.text.dialects.codecs import BRACED, NamedJson, Tagged, braced_calls, json_calls, pythonic_calls
+from freedive.text.dialects.codecs import (
+    BRACED,
+    NamedJson,
+    Tagged,
+    braced_calls,
+    json_calls,
+    json_items,
+    keyword_calls,
+    pythonic_calls,
+)
 from freedive.text.dialects.dialect import Dialect, Mark, Messages, Writing
 
 
@@ -39,8 +48,8 @@ _HARMONY = Dialect(
     ),
     separators=("<|constrain|>",),
     header=re.compile(
-        r"(<\|start\|>)?(assistant)?( ?to=[^\s<]+)?(<\|channel\|>(?P<channel>analysis|commentary|final))?"
-        r"( to=[^\s<]+)?( ?(<\|constrain\|>)? ?(json|code))?"
+        r"(<\|start\|>)?(assistant)?( ?to=[^\s<]+)?(<\|channel\|>((?P<thought>analysis)|commentary|final))?"
+        r"( to=[^\s<]+)?( ?(<\|constrain\|>)? ?(json|code))?<\|message\|>"
     ),
     writing=Writing(
         "<|channel|>commentary to=functions.$name <|constrain|>json<|message|>$arguments",
@@ -50,6 +59,31 @@ _HARMONY = Dialect(
         thought=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
         answer=("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>"),
     ),
+)
+
+_SOLAR = Dialect(
+    _marks(
+        HEADER="<|begin|>",
+        MESSAGE=("<|think|>", "<|content|>", "<|tool_calls|>"),
+        END=("<|end|>", "<|flush|>", "<|calls|>"),
+        CALL="<|tool_call:begin|>",
+        END_CALL="<|tool_call:end|>",
+    ),
+    (
+        NamedJson(
+            re.compile(
+                r"(?P<id>[^\s<]++)?<\|tool_call:name\|>(?P<name>[^\s<]++)<\|tool_call:args\|>(?P<arguments>.*)",
+                re.DOTALL,
+            )
+        ),
+    ),
+    separators=("<|tool_call:name|>", "<|tool_call:args|>"),
+    header=re.compile(r"(<\|begin\|>)?(assistant)?((?P<thought><\|think\|>)|<\|content\|>|<\|tool_calls\|>)"),
+    writing=Writing(
+        "<|tool_call:begin|>$id<|tool_call:name|>$name<|tool_call:args|>$arguments<|tool_call:end|>",
+        before="<|tool_calls|>",
+    ),
+    messages=Messages(thought=("<|think|>", "<|end|><|begin|>assistant"), answer=("<|content|>",)),
 )
 
 _DSML_NAMES = ("function_calls", "tool_calls", "calls")  # DeepSeek V3.2, V4, V4.1; V4.1 has a space in its tags
@@ -189,6 +223,16 @@ _QWEN_XML = Dialect(
         parameter="<parameter=$key>\n$value\n</parameter>\n",
     ),
 )
+_MIMO = replace(
+    _QWEN_XML,
+    codecs=(
+        Tagged(re.compile(r"([^\s<>]+)>\s*"), re.compile(r"<parameter=([^<>\n]+)>"), ("</parameter>",)),  # as it is
+    ),
+    writing=Writing(
+        "<tool_call>\n<function=$name>\n$parameters</function>\n</tool_call>",
+        parameter="<parameter=$key>$value</parameter>\n",
+    ),
+)
 _MINIMAX = Dialect(
     _marks(
         SECTION="<minimax:tool_call>", END_SECTION="</minimax:tool_call>", CALL='<invoke name="', END_CALL="</invoke>"
@@ -257,6 +301,16 @@ _MISTRAL = Dialect(
 )
 _MISTRAL_ARGS = replace(_MISTRAL, writing=Writing("[TOOL_CALLS]$name[ARGS]$arguments"))
 _GRANITE3 = Dialect(_marks(CALL="<|tool_call|>"), (json_calls,), writing=_list("<|tool_call|>"))
+_PHI4 = Dialect(
+    _marks(CALL=("<|tool_call|>", "functools["), END_CALL="<|/tool_call|>"),
+    (json_calls, json_items),
+    writing=_list("<|tool_call|>", "<|/tool_call|>"),
+)
+_OLMO3 = Dialect(
+    _marks(CALL="<function_calls>", END_CALL="</function_calls>"),
+    (keyword_calls, pythonic_calls, json_calls),
+    writing=_list("<function_calls>", "</function_calls>"),
+)
 _HERMES = Dialect(
     _marks(CALL="<tool_call>", END_CALL="</tool_call>"),
     (json_calls,),
@@ -285,6 +339,7 @@ _LLAMA3 = Dialect(_marks(CALL="<|python_tag|>"), (json_calls, pythonic_calls), b
 
 _BY_SIGNS = (
     (("<|channel|>",), _HARMONY),
+    (("<|tool_call:begin|>",), _SOLAR),
     (("｜DSML｜ calls",), _dsml("calls", " ")),
     (("｜DSML｜function_calls",), _dsml("function_calls")),
     (("｜DSML｜",), _dsml("tool_calls")),
@@ -297,9 +352,12 @@ _BY_SIGNS = (
     (("<|tool_call_start|>",), _PANGU_NAMED),
     (("[TOOL_CALLS]", "[ARGS]"), _MISTRAL_ARGS),
     (("[TOOL_CALLS]",), _MISTRAL),
+    (("<|/tool_call|>",), _PHI4),
     (("<|tool_call|>",), _GRANITE3),
     (("<|tool_call>",), _GEMMA4),
     (("<arg_key>",), _GLM),
+    (("<function_calls>",), _OLMO3),
+    (("<function=", "'</parameter>"), _MIMO),  # other templates write a line break before
     (("<function=",), _QWEN_XML),
     (("<tool_call>",), _HERMES),
     (("<tool_calls>",), _HUNYUAN),
