@@ -33,6 +33,7 @@ from freedive.families.microsoft import PHI3
 from freedive.families.minimax import MINIMAX_M2
 from freedive.families.mistral import MINISTRAL3, MISTRAL4
 from freedive.families.moonshot import KIMI_LINEAR
+from freedive.families.muse import MUSE_GLIMMER
 from freedive.families.names import GGUF_EH_PROJ, gguf_rules, hub_rules, text_rules
 from freedive.families.olmo import FLEX_OLMO, OLMO2, OLMO3, OLMOE
 from freedive.families.openai import GPT_OSS
@@ -110,6 +111,7 @@ FAMILIES = (
     GEMMA4,
     GEMMA4_UNIFIED,
     LLAMA4,
+    MUSE_GLIMMER,
     LFM2,
     LFM2_MOE,
 )

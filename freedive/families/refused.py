@@ -54,9 +54,6 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     ),
     "attention gates with a bias of each head": ("beam", "BeamForCausalLM"),
     "attention gates and windows beside short convolutions": ("lfm3", "Lfm3ForCausalLM", "lfm3_vl"),
-    "normed embeddings": (
-        *("muse_glimmer", "muse_glimmer_text", "MuseGlimmerForConditionalGeneration", "muse-glimmer"),
-    ),
     "gates on residuals": ("muse_spark", "muse_spark_text", "MuseSparkForConditionalGeneration"),
     "relative position biases": (
         *("inkling", "inkling_text", "InklingForCausalLM", "InklingForConditionalGeneration"),
@@ -71,7 +68,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "convolutions in attention": ("zaya", "ZayaForCausalLM"),
     "experts that return their input": ("longcat_flash", "LongcatFlashForCausalLM"),
     "experts in attention": ("jetmoe", "JetMoeForCausalLM"),
-    "sparsemixer routers": ("phimoe", "PhimoeForCausalLM"),
+    "layer norms with means and sparsemixer routers": ("phimoe", "PhimoeForCausalLM"),
     "layers that run several times": ("hrm_text", "HrmTextForCausalLM"),
     "differential attention": ("diffllama", "DiffLlamaForCausalLM"),
     "masks that depend on the input": ("doge", "DogeForCausalLM"),

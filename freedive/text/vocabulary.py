@@ -65,6 +65,8 @@ def stop_ids(added: Mapping[int, str], size: int, named: Iterable[object], sourc
     found = {text: index for index, text in added.items() if text in END_OF_TURN}
     if found.keys() & {"<|return|>", "<|flush|>"}:
         found.pop("<|end|>", None)  # in harmony and Solar Open it ends a message, not the answer
+    if "<|message|>" in added.values():
+        found.pop("<|eom|>", None)  # likewise in Muse Glimmer
     return frozenset(ids | {*found.values()})
 
 

@@ -35,7 +35,7 @@ from freedive.ops.reference import ReferenceRunner
 
 PROMPT = prompt(44)
 
-BEYOND_THE_LIBRARY = {"hy_v3", "granite_swa", "mellum", "laguna"}
+BEYOND_THE_LIBRARY = {"hy_v3", "granite_swa", "mellum", "laguna", "muse-glimmer"}
 """Architectures of llama.cpp that the gguf library lacks."""
 
 
@@ -135,6 +135,10 @@ CONVERSIONS: list[tuple[str, str, Callable[[Tensors], Floats]]] = [
     ("llama", "attn_q.weight", lambda hub: heads_interleaved(hub[f"{SELF}q_proj.weight"], 32)),
     ("llama", "attn_k.bias", lambda hub: heads_interleaved(hub[f"{SELF}k_proj.bias"], 32)),
     ("llama", "attn_v.weight", lambda hub: hub[f"{SELF}v_proj.weight"]),
+    ("muse_glimmer", "attn_q.weight", lambda hub: heads_interleaved(hub[f"{SELF}q_proj.weight"], 32)),
+    ("muse_glimmer", "attn_q_norm.weight", lambda hub: np.full(32, 1.7, np.float32)),
+    ("muse_glimmer", "attn_norm.weight", lambda hub: hub[f"{LAYER}input_layernorm.weight"] + 1),
+    ("muse_glimmer", "post_ffw_norm.weight", lambda hub: hub[f"{LAYER}post_feedforward_layernorm.weight"] + 1),
     ("mixtral", "attn_k.weight", lambda hub: heads_interleaved(hub[f"{SELF}k_proj.weight"])),
     ("mixtral", "ffn_up_exps.weight", lambda hub: np.stack([hub[f"{MOE}experts.{e}.w3.weight"] for e in range(8)])),
     ("granite", "attn_q.weight", lambda hub: heads_interleaved(hub[f"{SELF}q_proj.weight"])),

@@ -356,6 +356,16 @@ SAMPLES = {
         "<|begin|>assistant",
         "<|end|>",
     ),
+    "Muse Glimmer": Sample(
+        "{% if m.reasoning_content %} to=self<|message|>{{ m.reasoning_content }}<|eom|><|start|>assistant{% endif %}"
+        "{% if m.content %} to=user<|message|>{{ m.content }}{% endif %}" + EACH + " to={{ f.name }}<|message|>"
+        '<atem:function_calls>\n<atem:invoke name="{{ f.name }}">\n{% for k, v in f.arguments | items %}'
+        '<atem:parameter name="{{ k }}">{{ v if v is string else v | tojson }}</atem:parameter>\n{% endfor %}'
+        "</atem:invoke>\n</atem:function_calls>{{ '<|eom|><|start|>assistant' if not loop.last }}" + END,
+        "<|start|>assistant",
+        "<|eot|>",
+        says=False,
+    ),
     "Phi-3.5": Sample(TEXT, "<|assistant|>\n", "<|end|>\n", thinks=False, max_calls=0),
     "Gemma 3": Sample(TEXT, "<start_of_turn>model\n", "<end_of_turn>\n", thinks=False, max_calls=0),
     "Gemma 4": Sample(

@@ -91,3 +91,9 @@ def test_messages_of_solar_open_may_follow_each_other() -> None:
     assert (said.content, [call.id for call in said.calls]) == ("Hm.", ["a1b2c3d4e5"])
     assert parse(dialect.without_calls(), f"<|content|>Hm.{begin}<|content|>Ha.", state).content == "Hm.Ha."
     assert parse(dialect, "No header at all", state, TOOLS) == Answer("No header at all", "", ())
+
+
+def test_a_thought_of_muse_glimmer_may_end_without_a_mark() -> None:
+    dialect, state, _ = output_of(SAMPLES["Muse Glimmer"], {"role": "assistant", "content": ""})
+    said = parse(dialect, " to=self<|message|>Hm. <|start|>assistant to=user<|message|>Hi.<|eot|>", state, TOOLS)
+    assert said == Answer("Hi.", "Hm.", ())

@@ -20,7 +20,7 @@ DIALECTS = {name: dialect_for(sample.source, sample.added_tokens) for name, samp
 DIFFERENT = (
     *("DeepSeek R1", "DeepSeek V4", "Qwen3", "Qwen3.5", "Granite 3.3", "Granite 3.2", "Hunyuan A13B", "Hy3"),
     *("openPangu", "Kimi K2", "gpt-oss", "Llama 4", "GLM-4.5", "Mistral Small 3.2", "Gemma 4", "MiniMax M2"),
-    *("MiMo-V2", "Phi-4-mini", "OLMo 3 Think", "Solar Open"),
+    *("MiMo-V2", "Phi-4-mini", "OLMo 3 Think", "Solar Open", "Muse Glimmer"),
 )
 """One dialect of each kind for fuzzing."""
 BODIES = [

@@ -60,6 +60,12 @@ class Mark(Enum):
     """The end of a message."""
 
 
+def marks(**markers: str | tuple[str, ...]) -> dict[str, Mark]:
+    """Returns a mapping from marker to mark for arguments such as END_CALL="</x>", CALL=("<x>", "<y>")."""
+    pairs = [(name, [text] if isinstance(text, str) else text) for name, text in markers.items()]
+    return {text: Mark[name] for name, texts in pairs for text in texts}
+
+
 _CALL_MARKS = frozenset({Mark.SECTION, Mark.END_SECTION, Mark.CALL, Mark.END_CALL})
 
 
@@ -98,7 +104,7 @@ class Dialect:
     separators: tuple[str, ...] = ()
     """Special tokens inside calls and headers, which the decoder must keep for the codecs."""
     header: re.Pattern[str] | None = None
-    """A header and the marker at its end; the group ``thought`` matches in headers of thoughts."""
+    """A header and the marker at its end; the groups ``thought`` and ``call`` match in those of thoughts and calls."""
     bare: bool = False
     """An answer that begins with a bracket is a call, if it names a tool of the request."""
     must_close: bool = False

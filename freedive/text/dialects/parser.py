@@ -173,7 +173,7 @@ class Parser:
         """Starts the message of a complete header, which names a tool to call, or the kind of the text."""
         header = self._opening.lstrip() + "".join(self._inside) + marker
         found = self._dialect.header and self._dialect.header.fullmatch(header)
-        if found and "to=" in header:
+        if found and found.groupdict().get("call"):
             self._mode = Mode.CALL
             self._inside.append(marker)
         elif found:
