@@ -1,4 +1,4 @@
-"""Tiny models of transformers with a layer of multi-token prediction, in the formats of DeepSeek, Zhipu and Qwen."""
+"""Tiny models of transformers with a layer of multi-token prediction, in the formats of DeepSeek, Zhipu, Ant and Qwen."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ IN_MODULE |= {"shared_head.norm": "norm"}
 
 QWEN = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
 """Models with such a module, whose norms multiply by 1 + weight."""
+
+LAST_NORM = {"bailing_moe_v2": "final_layernorm"}
+"""Other names than ``shared_head.norm`` of the norm after the layer."""
 
 
 @dataclass
@@ -87,8 +90,11 @@ def add_module(checkpoint: Checkpoint, layer: torch.nn.Module, around: dict[str,
     checkpoint.tensors.update({key: float_tensor(key, value) for key, value in named.items()})
 
 
-def add_layer(checkpoint: Checkpoint, index: int, layer: torch.nn.Module, around: dict[str, torch.Tensor]) -> None:
+def add_layer(
+    checkpoint: Checkpoint, index: int, layer: torch.nn.Module, around: dict[str, torch.Tensor], last_norm: str
+) -> None:
     """Adds the layer to ``checkpoint``, with the copies of embedding and head that such files contain."""
+    around = {last_norm if key == "shared_head.norm" else key: value for key, value in around.items()}
     checkpoint.config["num_nextn_predict_layers"] = 1
     further = {**layer.state_dict(), **{f"{key}.weight": value for key, value in around.items()}}
     further["embed_tokens.weight"] = further["shared_head.head.weight"] = torch.zeros(2, 2)
@@ -107,7 +113,7 @@ def with_mtp(name: str) -> WithMtp:
         if name in QWEN:
             add_module(checkpoint, layer, around)
         else:
-            add_layer(checkpoint, len(maker.model.layers), layer, around)
+            add_layer(checkpoint, len(maker.model.layers), layer, around, LAST_NORM.get(name, "shared_head.norm"))
         model, rules = describe(checkpoint)
         tensors = canonical_tensors(checkpoint, model, rules)
         return WithMtp(maker, layer, around, model, {key: dequantize(one).copy() for key, one in tensors.items()})

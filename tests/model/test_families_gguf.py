@@ -359,7 +359,7 @@ def test_any_metadata_is_described_or_refused(name: str, data: st.DataObject) ->
         read_spec(replace(checkpoint, config={**checkpoint.config, key: data.draw(VALUES)}))
 
 
-@pytest.mark.parametrize("name", ["glm4_moe", "qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("name", ["glm4_moe", "bailing_moe_v2", "qwen3_5", "qwen3_5_moe"])
 def test_a_layer_of_multi_token_prediction_is_read_from_gguf_too(name: str) -> None:
     model, checkpoint = with_mtp(name), saved(name)[1]
     (family,) = (family for family in FAMILIES if family.name == model.spec.family)
@@ -370,7 +370,8 @@ def test_a_layer_of_multi_token_prediction_is_read_from_gguf_too(name: str) -> N
     recurrent = f"{prefix}attention.recurrent_layers"
     config |= {recurrent: [*config[recurrent], False]} if recurrent in config else {}
     tensors = maker_tensors(moved, gguf_rules(model.spec, family.gguf, 1))
-    assert f"blk.{layers}.nextn.shared_head_norm.weight" in tensors
+    last_norm = "layer_output_norm" if name == "bailing_moe_v2" else "nextn.shared_head_norm"
+    assert {f"blk.{layers}.{last_norm}.weight", f"blk.{layers}.nextn.eh_proj.weight"} <= tensors.keys()
     spec, got = read(replace(checkpoint, config=config, tensors=tensors))
     assert replace(spec, mtp=None) == read(checkpoint)[0]
     for key in (key for key in got if key.startswith(f"layers.{layers}.")):
