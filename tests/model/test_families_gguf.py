@@ -359,9 +359,13 @@ def test_any_metadata_is_described_or_refused(name: str, data: st.DataObject) ->
         read_spec(replace(checkpoint, config={**checkpoint.config, key: data.draw(VALUES)}))
 
 
+WIDER = {"bailing_moe_v2": {"attention__key_length": 32, "attention__value_length": 32, "rope__dimension_count": 16}}
+"""Metadata of heads that are narrower where llama.cpp has to read them."""
+
+
 @pytest.mark.parametrize("name", ["glm4_moe", "bailing_moe_v2", "qwen3_5", "qwen3_5_moe"])
 def test_a_layer_of_multi_token_prediction_is_read_from_gguf_too(name: str) -> None:
-    model, checkpoint = with_mtp(name), saved(name)[1]
+    model, checkpoint = with_mtp(name), changed(name, **WIDER.get(name, {}))
     (family,) = (family for family in FAMILIES if family.name == model.spec.family)
     weights = {key: float_tensor(key, value) for key, value in model.weights.items()}
     moved = with_tiled_heads(model.spec, weights) if name in TILED else weights
@@ -373,7 +377,7 @@ def test_a_layer_of_multi_token_prediction_is_read_from_gguf_too(name: str) -> N
     last_norm = "layer_output_norm" if name == "bailing_moe_v2" else "nextn.shared_head_norm"
     assert {f"blk.{layers}.{last_norm}.weight", f"blk.{layers}.nextn.eh_proj.weight"} <= tensors.keys()
     spec, got = read(replace(checkpoint, config=config, tensors=tensors))
-    assert replace(spec, mtp=None) == read(checkpoint)[0]
+    assert replace(spec, mtp=None) == read_spec(checkpoint)
     for key in (key for key in got if key.startswith(f"layers.{layers}.")):
         np.testing.assert_array_equal(got[key], model.weights[key])
     assert f"layers.{layers}.mtp.norm" in got
