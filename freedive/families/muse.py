@@ -57,11 +57,9 @@ _RENAMES = {
 
 
 def _hub_rules(spec: ModelSpec) -> Rules:
-    """Returns the rules of the norms in layers, which multiply by 1 + weight, and of the image part."""
+    """Returns the rules of the norms in layers, which multiply by 1 + weight."""
     norms = {ours: theirs for ours, theirs in {**HUB, **_RENAMES}.items() if ours.endswith((".norm", ".post_norm"))}
-    layers = [Rule(theirs, (ours,), (Add(1.0),)) for ours, theirs in norms.items() if ours.startswith("layers.")]
-    images = [Ignore(f"model.{name}.*") for name in ("vision_adapter", "vision_projection")]
-    return [*layers, *images]
+    return [Rule(theirs, (ours,), (Add(1.0),)) for ours, theirs in norms.items() if ours.startswith("layers.")]
 
 
 def _gguf_rules(spec: ModelSpec) -> Rules:

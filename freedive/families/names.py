@@ -125,9 +125,11 @@ VISION = (
     "mm_projector",
     "multi_modal_projector",
     "multimodal_projector",
+    "vision_adapter",
     "vision_embed_tokens",
     "vision_embedder",
     "vision_model",
+    "vision_projection",
     "vision_tower",
     "visual",
 )
