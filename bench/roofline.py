@@ -14,6 +14,7 @@ from freedive.commands.trace import bandwidth
 from freedive.model import spec
 from freedive.model.params import params
 from freedive.model.size import footprint
+from freedive.model.state import per_token_dim
 from freedive.native import _native
 
 CACHE_BYTES = 2
@@ -99,9 +100,7 @@ def router_of(model: spec.ModelSpec) -> spec.Router | None:
 
 def _cache_bytes(model: spec.ModelSpec, context: int) -> int:
     """Returns the bytes of the cache that a token reads after ``context`` others."""
-    return sum(
-        CACHE_BYTES * spec.per_token_dim(layer.mixer.state) * _seen(layer.mixer, context) for layer in model.layers
-    )
+    return sum(CACHE_BYTES * per_token_dim(layer.mixer.state) * _seen(layer.mixer, context) for layer in model.layers)
 
 
 def _seen(attention: spec.Mixer, context: int) -> int:

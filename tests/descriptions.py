@@ -174,6 +174,9 @@ EXPERTS = {
 
 WHOLES = {
     "norms after branches": with_layers(*[Layer(PLAIN, DENSE, post_norms=True)] * 2),
+    "normed embeddings": with_layers(
+        *[Layer(PLAIN, DENSE, post_norms=True)] * 2, embed_norm=True, post_norm_eps=0.25, embed_scale=0.05
+    ),
     "norms after experts": with_layers(*[Layer(LATENT, replace(experts(), shared=EXPERT), post_norms=True)] * 2),
     "norms after branches with norms of their own": with_layers(
         *[Layer(PLAIN, replace(experts(), shared=EXPERT, branch_norms=True), post_norms=True, out_scale=True)] * 2

@@ -102,6 +102,7 @@ def traits(spec: ModelSpec) -> Iterator[str]:
         yield from feeder_traits(layer.ffn)
         yield from (name for name, has in layer_traits(layer).items() if has)
     scales = (spec.embed_scale, spec.residual_scale, spec.logit_scale)
+    yield from (["normed embeddings"] if spec.embed_norm else [])
     yield from (["multipliers"] if scales != (1, 1, 1) else [])
     yield from (["capped logits"] if spec.logit_softcap else [])
     yield from (["inputs of layers"] if spec.token_input else [])

@@ -305,6 +305,18 @@ TINY: dict[str, tuple[str, Settings]] = {
             "mup_enabled": True,
         },
     ),
+    "muse_glimmer": (
+        "MuseGlimmer",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "sliding_window": 8,
+            "final_logit_softcapping": 3.0,
+            "output_multiplier": 0.5,
+            "qk_scale_factor": 1.7,
+            "post_norm_eps": 1e-2,
+        },
+    ),
     "laguna": ("Laguna", LAGUNA),
     "laguna_elements": (
         "Laguna",

@@ -54,6 +54,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "step3p7": ("step35", {}),
     "mimo_v2_flash": ("mimo2", {"routed_scaling_factor": 1.0}),
     "laguna": ("laguna", {}),
+    "muse_glimmer": ("muse-glimmer", {"post_norm_eps": 1e-8}),
     "bailing_moe_v2": ("bailingmoe2", {"head_dim": 16}),
     "deepseek_v2": ("deepseek2", {"rope_parameters": {**YARN_ROPE, "mscale": 0.707, "mscale_all_dim": 0.707}}),
     "deepseek_v2_lite": ("deepseek2", {"num_hidden_layers": 27}),  # llama.cpp recognises it by the number of layers
@@ -114,7 +115,7 @@ def save_both(name: str, folder: Path) -> Path:
     tensors = maker_tensors(canonical or canonical_tensors(checkpoint, spec, rules), _gguf_rules(name, spec))
     path = folder / "gguf" / "model.gguf"
     path.parent.mkdir()
-    write_gguf(path, metadata(name, checkpoint.config), {**_rope_factors(model), **tensors})
+    write_gguf(path, metadata(name, checkpoint.config), {**_rope_factors(model), **_query_factors(model), **tensors})
     return path
 
 
@@ -168,6 +169,19 @@ def _rope_factors(model: Any) -> dict[str, Tensor]:
     plain = rope["rope_theta"] ** -(np.arange(0, model.config.head_dim, 2) / model.config.head_dim)
     factors = plain / model.model.rotary_emb.inv_freq.numpy()
     return {"rope_freqs.weight": float_tensor("rope_freqs.weight", factors.astype(np.float32))}
+
+
+def _query_factors(model: Any) -> dict[str, Tensor]:
+    """Returns the norms of queries and keys by which the converter writes Muse Glimmer's factor of queries."""
+    config = model.config
+    if not hasattr(config, "qk_scale_factor"):
+        return {}
+    numbers = {
+        f"blk.{index}.attn_{name}_norm.weight": np.full(config.head_dim, number, np.float32)
+        for index in range(config.num_hidden_layers)
+        for name, number in (("q", config.qk_scale_factor), ("k", 1.0))
+    }
+    return {name: float_tensor(name, values) for name, values in numbers.items()}
 
 
 COMMON = (
@@ -370,6 +384,11 @@ def _afmoe(config: Settings) -> dict[str, Any]:
         ("attention.sliding_window", "sliding_window"),
     )
     return {**_llama(config), **_present(config, keys), "expert_gating_func": 2, "expert_weights_norm": True}
+
+
+def _muse_glimmer(config: Settings) -> dict[str, Any]:
+    keys = (("final_logit_softcapping", "final_logit_softcapping"), ("logit_scale", "output_multiplier"))
+    return {**_windows(config), **_present(config, keys)}
 
 
 def _laguna(config: Settings) -> dict[str, Any]:
@@ -651,6 +670,7 @@ EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "mellum": _mellum,
     "afmoe": _afmoe,
     "laguna": _laguna,
+    "muse-glimmer": _muse_glimmer,
     "mimo2": _mimo2,
     "step35": _step35,
     "exaone4": _exaone4,

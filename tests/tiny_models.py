@@ -25,6 +25,7 @@ from freedive.model.batch import Batch, Runner, StateUpdates
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import bailing
+    import muse
     import pangu
     import step
     import torch
@@ -39,7 +40,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 def maker_class(name: str) -> Any:
     """Returns the class that makes the model."""
     kind = f"{TINY[name][0]}ForCausalLM"
-    return next(getattr(module, kind) for module in (transformers, pangu, bailing, step) if hasattr(module, kind))
+    return next(getattr(module, kind) for module in (transformers, pangu, bailing, step, muse) if hasattr(module, kind))
 
 
 def maker_model(name: str, **changes: Any) -> Any:

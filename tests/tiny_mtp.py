@@ -1,7 +1,8 @@
-"""Tiny models of transformers with a layer of multi-token prediction, in the formats of DeepSeek, Zhipu and Qwen."""
+"""Tiny models of transformers with a layer of multi-token prediction, as five makers write it."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,6 +26,12 @@ IN_MODULE |= {"shared_head.norm": "norm"}
 
 QWEN = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
 """Models with such a module, whose norms multiply by 1 + weight."""
+
+MIMO = "mimo_v2_flash"
+"""Its module has a window and a dense network."""
+
+LAST_NORM = {"bailing_moe_v2": "final_layernorm"}
+"""Other names than ``shared_head.norm`` of the norm after the layer."""
 
 
 @dataclass
@@ -54,7 +61,12 @@ class WithMtp:
             x = torch.cat(pair, -1) @ self.around["eh_proj"].T
             places = torch.arange(len(tokens))[None]
             mask = torch.full((len(tokens), len(tokens)), -torch.inf).triu(1)[None, None]
-            turns = model.rotary_emb(x, places.expand(3, 1, -1) if self.spec.family.startswith("qwen3_5") else places)
+            if self.spec.family == MIMO:
+                mask += torch.full_like(mask, -torch.inf).tril(-self.maker.config.sliding_window)
+            kind = ("sliding_attention",) if self.spec.family == MIMO else ()
+            turns = model.rotary_emb(
+                x, places.expand(3, 1, -1) if self.spec.family.startswith("qwen3_5") else places, *kind
+            )
             x = self.layer(x, attention_mask=mask, position_ids=places, position_embeddings=turns)
             x = norm(x, gain + self.around["shared_head.norm"], eps)
             logits: Floats = self.maker.lm_head(x)[0].numpy()
@@ -70,13 +82,27 @@ def further_layer(maker: Any) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]
     it, by makers' names."""
     index, last = max((i, layer) for i, layer in enumerate(maker.model.layers) if hasattr(layer, "self_attn"))
     dim, generator = maker.config.hidden_size, torch.Generator().manual_seed(3)
-    layer = type(last)(maker.config, layer_idx=index).eval()
+    is_mimo = maker.config.model_type == MIMO
+    layer = type(last)(dense_window(maker.config) if is_mimo else maker.config, layer_idx=index).eval()
     with torch.no_grad():
-        for weight, other in zip(layer.state_dict().values(), last.state_dict().values(), strict=True):
-            weight.copy_(other.flip(0) if weight.ndim > 1 else other)
+        if is_mimo:
+            for weight in layer.state_dict().values():
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.copy_(1.5 * noise / weight.shape[-1] ** 0.5 if weight.ndim > 1 else 1 + 0.3 * noise)
+        else:
+            for weight, other in zip(layer.state_dict().values(), last.state_dict().values(), strict=True):
+                weight.copy_(other.flip(0) if weight.ndim > 1 else other)
     norms = ("enorm", "hnorm", "shared_head.norm")
     around = {key: 1 + 0.3 * torch.randn(dim, generator=generator) for key in norms}
     return layer, {**around, "eh_proj": torch.randn(dim, 2 * dim, generator=generator) / dim**0.5}
+
+
+def dense_window(config: Any) -> Any:
+    """Returns the configuration of MiMo with a window and a dense network in each layer."""
+    changed = copy.deepcopy(config)
+    changed.layer_types = ["sliding_attention"] * len(config.layer_types)
+    changed.mlp_layer_types = ["dense"] * len(config.mlp_layer_types)
+    return changed
 
 
 def add_module(checkpoint: Checkpoint, layer: torch.nn.Module, around: dict[str, torch.Tensor]) -> None:
@@ -87,8 +113,20 @@ def add_module(checkpoint: Checkpoint, layer: torch.nn.Module, around: dict[str,
     checkpoint.tensors.update({key: float_tensor(key, value) for key, value in named.items()})
 
 
-def add_layer(checkpoint: Checkpoint, index: int, layer: torch.nn.Module, around: dict[str, torch.Tensor]) -> None:
+def add_module_of_mimo(checkpoint: Checkpoint, layer: torch.nn.Module, around: dict[str, torch.Tensor]) -> None:
+    """Adds the layer twice to ``checkpoint``, as the modules ``model.mtp.layers.0`` and ``1``."""
+    names = {"shared_head.norm": "final_layernorm", "post_attention_layernorm.weight": "pre_mlp_layernorm.weight"}
+    further = {**layer.state_dict(), **{f"{names.get(key, key)}.weight": value for key, value in around.items()}}
+    for index in range(2):
+        named = {f"model.mtp.layers.{index}.{names.get(key, key)}": value for key, value in further.items()}
+        checkpoint.tensors.update({key: float_tensor(key, value.numpy()) for key, value in named.items()})
+
+
+def add_layer(
+    checkpoint: Checkpoint, index: int, layer: torch.nn.Module, around: dict[str, torch.Tensor], last_norm: str
+) -> None:
     """Adds the layer to ``checkpoint``, with the copies of embedding and head that such files contain."""
+    around = {last_norm if key == "shared_head.norm" else key: value for key, value in around.items()}
     checkpoint.config["num_nextn_predict_layers"] = 1
     further = {**layer.state_dict(), **{f"{key}.weight": value for key, value in around.items()}}
     further["embed_tokens.weight"] = further["shared_head.head.weight"] = torch.zeros(2, 2)
@@ -104,10 +142,12 @@ def with_mtp(name: str) -> WithMtp:
         maker = save(name, Path(folder))
         layer, around = further_layer(maker)
         checkpoint = open_checkpoint(Path(folder))
-        if name in QWEN:
+        if name == MIMO:
+            add_module_of_mimo(checkpoint, layer, around)
+        elif name in QWEN:
             add_module(checkpoint, layer, around)
         else:
-            add_layer(checkpoint, len(maker.model.layers), layer, around)
+            add_layer(checkpoint, len(maker.model.layers), layer, around, LAST_NORM.get(name, "shared_head.norm"))
         model, rules = describe(checkpoint)
         tensors = canonical_tensors(checkpoint, model, rules)
         return WithMtp(maker, layer, around, model, {key: dequantize(one).copy() for key, one in tensors.items()})

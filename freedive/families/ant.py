@@ -140,6 +140,7 @@ _GROUPED_HUB = Naming(
         "layers.{}.attn.o": f"{_ATTN}.dense.weight",
         "layers.{}.attn.q_norm": f"{_ATTN}.query_layernorm.weight",
         "layers.{}.attn.k_norm": f"{_ATTN}.key_layernorm.weight",
+        "layers.{}.mtp.norm": "model.layers.{}.final_layernorm.weight",
         "layers.{}.ffn.choice_bias": "model.layers.{}.mlp.gate.expert_bias",
     },
     _fused(f"{_ATTN}.query_key_value.weight"),
@@ -172,8 +173,8 @@ BAILING_MOE_V2 = Family(
     ignorable=_GROUPED_IGNORABLE,
     fixed=_GROUPED_FIXED,
     hub=_GROUPED_HUB,
-    runs_mtp=False,
     gguf=Gguf(
+        {"layers.{}.mtp.norm": "blk.{}.layer_output_norm.weight"},
         rules=_fused("blk.{}.attn_qkv.weight"),
         architecture="bailingmoe2",
         keys={"expert_shared_feed_forward_length": None},  # follows from the number of shared experts

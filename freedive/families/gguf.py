@@ -177,10 +177,18 @@ def _seen_in_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     seen["attention_k_eq_v"] = any(name.replace("attn_k", "attn_v") not in tensors for name in keys)
     if "token_embd.weight" in tensors:
         seen["vocab_size"] = tensors["token_embd.weight"].shape[0]
+    seen["qk_scale_factor"] = _query_factor(tensors)
     factors = {f"{kind}_factor": f"rope_factors_{kind}.weight" for kind in ("short", "long")}
     if found := {key: _floats(tensors[name]) for key, name in factors.items() if name in tensors}:
         seen["rope_scaling"] = {"rope_type": "longrope", **found}
     return seen
+
+
+def _query_factor(tensors: Mapping[str, Tensor]) -> float | None:
+    """Returns the number that all norms of queries consist of (Muse Glimmer), None if their numbers differ."""
+    norms = [tensor for name, tensor in tensors.items() if name.endswith(".attn_q_norm.weight")]
+    found = {value for norm in norms if norm.format == "F32" for value in np.unique(norm.data.view(np.float32))}
+    return float(found.pop()) if len(found) == 1 else None
 
 
 def _rope_divisors(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -96,13 +96,21 @@ GGUF: Names = {
 HUB_EH_PROJ, GGUF_EH_PROJ = "model.layers.{}.eh_proj.weight", "blk.{}.nextn.eh_proj.weight"
 """Names of the matrix in an MTP layer that joins embeddings and hidden states."""
 
-MTP_PARTS: Mapping[str, str] = {
-    "eh_proj": "fc",
-    "enorm": "pre_fc_norm_embedding",
-    "hnorm": "pre_fc_norm_hidden",
-    "shared_head.norm": "norm",
-}
-"""What a layer of multi-token prediction has in addition to other layers -> its name in a module ``mtp``."""
+
+@dataclass(frozen=True)
+class MtpModule:
+    """The names of an MTP layer that is a module of its own: ``layer`` is the prefix of its tensors, and ``parts`` are
+    those that have other names than in a layer like DeepSeek's.
+    """
+
+    layer: str
+    parts: Names = field(default_factory=dict)
+
+    @property
+    def mark(self) -> str:
+        """The name of a tensor that every such module has."""
+        return f"{self.parts.get('eh_proj', f'{self.layer}eh_proj')}.weight"
+
 
 REDUNDANT = (
     "model.layers.{}.self_attn.rotary_emb.inv_freq",  # computed from the rope settings
@@ -117,9 +125,11 @@ VISION = (
     "mm_projector",
     "multi_modal_projector",
     "multimodal_projector",
+    "vision_adapter",
     "vision_embed_tokens",
     "vision_embedder",
     "vision_model",
+    "vision_projection",
     "vision_tower",
     "visual",
 )
@@ -143,18 +153,19 @@ class Naming:
 
     ``renames`` maps single tensors. ``rules`` returns, for a specification, the rules of tensors that contain several
     weights, need a conversion, or are not read. They precede the common rules: if several rules match a weight, the
-    first one whose tensor exists is used. With ``mtp_module``, the MTP layer is a module ``mtp`` of its own (Qwen)
-    instead of a further layer (DeepSeek).
+    first one whose tensor exists is used. With ``mtp_module``, the MTP layer is a module of its own (Qwen) instead of a
+    further layer (DeepSeek). Without ``reads_mtp``, its names are not known, and it is not read.
     """
 
     renames: Names = field(default_factory=dict)
     rules: Callable[[ModelSpec], Rules] = lambda spec: ()
-    mtp_module: bool = False
+    mtp_module: MtpModule | None = None
+    reads_mtp: bool = True
 
     @property
     def mtp_mark(self) -> str:
         """The name of a tensor that a Hugging Face checkpoint has if the layer with this number is an MTP layer."""
-        return f"mtp.{MTP_PARTS['eh_proj']}.weight" if self.mtp_module else HUB_EH_PROJ
+        return self.mtp_module.mark if self.mtp_module else HUB_EH_PROJ
 
 
 def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[Rule | Ignore]:
@@ -167,7 +178,7 @@ def hub_rules(spec: ModelSpec, naming: Naming, num_mtp_layers: int = 0) -> list[
     pair = _embed_and_state(spec, HUB_EH_PROJ)
     rules = [*naming.rules(spec), *_plain(spec, HUB, naming), *STACKED, *latents, pair]
     unread = ("mtp.*", *(f"model.layers.{len(spec.layers) + index}.*" for index in range(num_mtp_layers)))
-    in_module = _in_module(rules, len(spec.layers)) if naming.mtp_module and spec.mtp else []
+    in_module = _in_module(rules, len(spec.layers), naming.mtp_module) if naming.mtp_module and spec.mtp else []
     return [*in_module, *rules, *(Ignore(name) for name in (*REDUNDANT, *unread))]
 
 
@@ -219,10 +230,10 @@ def latent_rules(spec: ModelSpec, theirs: str) -> list[Rule]:
     return [] if attn is None else [Rule(theirs, ("layers.{}.attn.k_b", "layers.{}.attn.v_b"), blocks=attn.num_heads)]
 
 
-def _in_module(rules: Rules, index: int) -> list[Rule]:
-    """Returns the rules of layer ``index`` for a checkpoint in which this layer is the module ``mtp``."""
+def _in_module(rules: Rules, index: int, module: MtpModule) -> list[Rule]:
+    """Returns the rules of layer ``index`` for a checkpoint in which this layer is ``module``."""
     layer = "model.layers.{}."
-    parts = {f"{layer}{theirs}.": f"mtp.{name}." for theirs, name in MTP_PARTS.items()} | {layer: "mtp.layers.0."}
+    parts = {f"{layer}{theirs}.": f"{name}." for theirs, name in module.parts.items()} | {layer: module.layer}
     found = []
     for rule in rules:
         prefix = next((prefix for prefix in parts if rule.theirs.startswith(prefix)), None)

@@ -10,7 +10,7 @@ from freedive.checkpoint.rules import Rule, Rules
 from freedive.families.config import Config
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
-from freedive.families.names import HUB, SHARED, Naming, feed_forward_names
+from freedive.families.names import HUB, SHARED, MtpModule, Naming, feed_forward_names
 from freedive.families.parts import FULL, LINEAR, attention, feed_forward, model, num_layers, router
 from freedive.families.rope import rope
 from freedive.model.spec import Attention, DeltaRule, Experts, FeedForward, Layer, ModelSpec
@@ -198,6 +198,16 @@ _MOE_DEFAULTS = {**_DEFAULTS, "shared_expert_intermediate_size": 512, "moe_inter
 _IGNORABLE = ("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
 _FIXED = {"attn_output_gate": True}
 
+_MTP = MtpModule(
+    "mtp.layers.0.",
+    {
+        "eh_proj": "mtp.fc",
+        "enorm": "mtp.pre_fc_norm_embedding",
+        "hnorm": "mtp.pre_fc_norm_hidden",
+        "shared_head.norm": "mtp.norm",
+    },
+)
+
 QWEN3_NEXT = Family(
     name="qwen3_next",
     models="Qwen3-Next-80B-A3B, Qwen3-Coder-Next",
@@ -206,7 +216,7 @@ QWEN3_NEXT = Family(
     defaults={**_MOE_DEFAULTS, "num_experts_per_tok": 10, "num_experts": 512, "intermediate_size": 5632},
     ignorable=(*_IGNORABLE, "intermediate_size"),
     fixed=_FIXED,
-    hub=Naming(_RENAMES, _next_rules, mtp_module=True),
+    hub=Naming(_RENAMES, _next_rules, mtp_module=_MTP),
     gguf=Gguf(_GGUF_NAMES, _gguf_next_rules, architecture="qwen3next", keys=_GGUF_KEYS, implied=_implied),
 )
 QWEN3_5 = Family(
@@ -217,7 +227,7 @@ QWEN3_5 = Family(
     defaults={**_DEFAULTS, "num_key_value_heads": 4},
     ignorable=_IGNORABLE,
     fixed=_FIXED,
-    hub=Naming(_RENAMES, _hub_rules, mtp_module=True),
+    hub=Naming(_RENAMES, _hub_rules, mtp_module=_MTP),
     gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="qwen35", keys=_GGUF_KEYS, implied=_implied_tiled),
 )
 QWEN3_5_MOE = Family(
@@ -228,6 +238,6 @@ QWEN3_5_MOE = Family(
     defaults={**_MOE_DEFAULTS, "num_experts_per_tok": 8, "num_experts": 256},
     ignorable=(*_IGNORABLE, "intermediate_size"),
     fixed={**_FIXED, "mlp_only_layers": []},
-    hub=Naming(_RENAMES, _hub_rules, mtp_module=True),
+    hub=Naming(_RENAMES, _hub_rules, mtp_module=_MTP),
     gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="qwen35moe", keys=_GGUF_KEYS, implied=_implied_tiled),
 )

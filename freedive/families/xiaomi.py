@@ -11,10 +11,10 @@ from freedive.families.config import Config
 from freedive.families.deepseek import DENSE, SPARSE, decoder, unbiased_router
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
-from freedive.families.names import Naming
+from freedive.families.names import MtpModule, Naming
 from freedive.families.parts import FULL, SLIDING, attention, num_layers, window
 from freedive.families.rope import plain_rope, rope
-from freedive.model.spec import Attention, ModelSpec, Rope
+from freedive.model.spec import Attention, FeedForward, Layer, ModelSpec, Rope
 
 
 def _mimo_v2_flash(config: Config) -> ModelSpec:
@@ -71,6 +71,13 @@ def _local_rope(config: Config, head_dim: int, dim: int) -> Rope:
     return plain_rope(config.number("swa_rope_theta", 1e4, least=2), dim)
 
 
+def _mtp_layer(spec: ModelSpec) -> Layer:
+    """Returns a layer with a window and a dense network, which its three MTP layers are; the first one is read."""
+    slides = (layer for layer in spec.layers if isinstance(layer.mixer, Attention) and layer.mixer.window)
+    dense = (layer.ffn for layer in spec.layers if isinstance(layer.ffn, FeedForward))
+    return replace(next(slides, spec.layers[-1]), ffn=next(dense, spec.layers[-1].ffn))
+
+
 def _gguf_implied(config: Config) -> Mapping[str, Any]:
     """Returns what the metadata say by block, blocks of MTP among them; the first layer is dense."""
     blocks = config.count("num_blocks")
@@ -83,6 +90,8 @@ def _gguf_implied(config: Config) -> Mapping[str, Any]:
         "layer_types": types[: config.count("num_hidden_layers")],
     }
 
+
+_MTP = "model.mtp.layers.0."
 
 _DEFAULTS: Mapping[str, Any] = {
     "rms_norm_eps": 1e-5,
@@ -117,15 +126,19 @@ MIMO_V2_FLASH = Family(
         "add_swa_attention_sink_bias": True,
         "n_shared_experts": None,
     },
-    runs_mtp=False,
+    mtp_layer=_mtp_layer,
     hub=Naming(
         rules=lambda spec: [
             Rule("model.layers.{}.self_attn.attention_sink_bias", ("layers.{}.attn.sinks",)),
             Ignore("model.mtp.*"),
-        ]
+        ],
+        mtp_module=MtpModule(
+            _MTP, {"shared_head.norm": f"{_MTP}final_layernorm", "post_attention_layernorm": f"{_MTP}pre_mlp_layernorm"}
+        ),
     ),
     gguf=Gguf(
         architecture="mimo2",
+        reads_mtp=False,
         keys={
             "attention.head_count_kv": "num_key_value_heads_per_block",
             "attention.sliding_window": "sliding_window_size",

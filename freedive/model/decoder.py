@@ -82,7 +82,8 @@ class Scope(Mapping[str, W]):
 
 
 def _embed(model: spec.ModelSpec, weights: Mapping[str, W], ops: Ops[V, W]) -> V:
-    return _scale(ops.embed(weights["embed"]), model.embed_scale, ops)
+    x = _scale(ops.embed(weights["embed"]), model.embed_scale, ops)
+    return ops.head_norm(x, None, model.hidden_dim, model.norm_eps) if model.embed_norm else x
 
 
 def _token_inputs(model: spec.ModelSpec, w: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
@@ -120,7 +121,7 @@ def _block(
 
 
 def _add(x: V, branch: V, post_norm: W | None, model: spec.ModelSpec, ops: Ops[V, W]) -> V:
-    branch = _normed(branch, post_norm, model.norm_eps, ops)
+    branch = _normed(branch, post_norm, model.post_norm_eps or model.norm_eps, ops)
     return ops.add(x, _scale(branch, model.residual_scale, ops))
 
 

@@ -23,8 +23,8 @@ from freedive.model.spec import (
     Range,
     Rope,
     Router,
-    per_token_dim,
 )
+from freedive.model.state import per_token_dim
 
 MAX_LAYERS = 1000
 MAX_EXPERTS_IN_ALL = 1 << 16

@@ -17,8 +17,8 @@ from freedive.model.spec import (
     Mixer,
     ModelSpec,
     ShortConv,
-    per_token_dim,
 )
+from freedive.model.state import per_token_dim
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ follows from it. Counts are ``num_*``; sizes are ``*_dim``, ranks ``*_rank``. Th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
+
+from freedive.model.state import PerSequence, PerToken, State, per_sequence
 
 MAX_CONTEXT = 1 << 30
 """Maximum context length, in tokens, that a description may have."""
@@ -53,35 +54,6 @@ class Rope:
     inv_freq: tuple[float, ...]
     factor: float = 1.0
     interleaved: bool = False
-
-
-@dataclass(frozen=True)
-class PerToken:
-    """State that a mixer stores for every token, in pages: ``heads`` rows of ``dim`` values in the cache format."""
-
-    heads: int
-    dim: int
-
-
-@dataclass(frozen=True)
-class PerSequence:
-    """State that a mixer stores once per sequence, in a slot: float32 of ``shape``, zero before the first token.
-
-    Each token updates it with ``input_dim`` values. The values of draft tokens are stored separately until the drafts
-    are accepted.
-    """
-
-    shape: tuple[int, ...]
-    input_dim: int
-
-    @property
-    def size(self) -> int:
-        """Number of values of one sequence."""
-        return math.prod(self.shape)
-
-
-State = tuple[PerToken | PerSequence, ...]
-"""The whole state of a mixer; the sizes of caches, pages, slots and snapshots follow from it."""
 
 
 @dataclass(frozen=True)
@@ -277,16 +249,6 @@ Mixer = Attention | LatentAttention | ShortConv | DeltaRule
 """The part of a layer that reads earlier tokens: attention, a convolution or a recurrence."""
 
 
-def per_token_dim(state: State) -> int:
-    """Returns the number of values that pages store for one token."""
-    return sum(part.heads * part.dim for part in state if isinstance(part, PerToken))
-
-
-def per_sequence(state: State) -> list[PerSequence]:
-    """Returns the parts of ``state`` that are stored once per sequence."""
-    return [part for part in state if isinstance(part, PerSequence)]
-
-
 @dataclass(frozen=True)
 class FeedForward:
     """Gated feed-forward network: down(activation(gate(x)) * up(x)) (Shazeer 2020).
@@ -368,6 +330,9 @@ class ModelSpec:
     section 2.2): from the hidden state at a token and the embedding of the next token it predicts the token after that,
     with the model's embedding and output head. Answers do not depend on it.
 
+    With ``embed_norm``, an RMS norm without weights is applied to embeddings. ``post_norm_eps`` is the epsilon of the
+    norms of ``post_norms``, 0 if it is ``norm_eps`` (Muse Glimmer).
+
     With ``token_input`` W, each layer has a further input of W values for each token, and a third branch that reads it
     (Gemma 4 E2B and E4B): x + norm(proj(gelu_tanh(gate(x)) * input)). The inputs of all layers are
     (norm(linear(e) * hidden_dim^-0.5) + embedding of the token in a table of its own * W^0.5) * 2^-0.5, where e is the
@@ -382,6 +347,8 @@ class ModelSpec:
     max_context: Annotated[int, Range(1, MAX_CONTEXT)]
     tied: bool
     head_bias: bool = False
+    embed_norm: bool = False
+    post_norm_eps: float = 0.0
     embed_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0

@@ -15,6 +15,7 @@ from freedive.checkpoint.packed import Packed, PackedExperts
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.model.batch import MAX_DRAFT, Batch
+from freedive.model.state import per_token_dim
 from freedive.native import _native
 from freedive.ops.emit import Emitter, Part
 from freedive.ops.fuse import fuse, until_result
@@ -257,7 +258,7 @@ def _head_widths(mixer: spec.Mixer) -> list[int]:
         case spec.Attention():
             return [mixer.head_dim, mixer.v_head_dim]
         case spec.LatentAttention():
-            return [mixer.head_dim, mixer.value_dim, spec.per_token_dim(mixer.state)]
+            return [mixer.head_dim, mixer.value_dim, per_token_dim(mixer.state)]
         case spec.DeltaRule():
             return [mixer.key_dim, mixer.value_dim]
         case spec.ShortConv():

@@ -13,6 +13,7 @@ from freedive.arrays import Bytes, Ints
 from freedive.model import spec
 from freedive.model.batch import PAGE_TOKENS, Batch, StateUpdates
 from freedive.model.decoder import Scope, draft, embedding, feed_forward, head, states
+from freedive.model.state import PerToken, State, per_token_dim
 from freedive.ops.reference_delta import advance, delta_inputs, sigmoid
 from freedive.ops.reference_states import SlotStates
 from freedive.ops.routes import Routes
@@ -360,7 +361,7 @@ class ReferenceRunner:
             tuple(np.zeros((places, heads, dim), np.float32) for heads, dim in cache_shapes(layer.mixer.state))
             for layer in model.blocks
         ]
-        self.page_bytes = 4 * PAGE_TOKENS * sum(spec.per_token_dim(layer.mixer.state) for layer in model.blocks)
+        self.page_bytes = 4 * PAGE_TOKENS * sum(per_token_dim(layer.mixer.state) for layer in model.blocks)
         self._slots = SlotStates(model, num_slots)
 
     @property
@@ -387,6 +388,6 @@ class ReferenceRunner:
         return embedding(self._model, self._weights, self._states, ops)
 
 
-def cache_shapes(state: spec.State) -> list[tuple[int, int]]:
+def cache_shapes(state: State) -> list[tuple[int, int]]:
     """Returns (heads, dim) of each per-token state: keys and values, or latents and rotated keys."""
-    return [(part.heads, part.dim) for part in state if isinstance(part, spec.PerToken)]
+    return [(part.heads, part.dim) for part in state if isinstance(part, PerToken)]

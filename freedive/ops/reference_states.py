@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from freedive.model import spec
 from freedive.model.batch import MAX_DRAFT
+from freedive.model.state import per_sequence
 
 Array = npt.NDArray[np.float32]
 
@@ -25,7 +26,7 @@ class SlotStates:
         offset = 0
         for layer in model.blocks:
             self._first_of.append(len(self._states))
-            for part in spec.per_sequence(layer.mixer.state):
+            for part in per_sequence(layer.mixer.state):
                 columns = self.memory[:, offset : offset + part.size]
                 self._states.append(columns.reshape(num_slots, *part.shape, copy=False))
                 self._drafts.append(np.zeros((num_slots, MAX_DRAFT, part.input_dim), np.float32))

@@ -19,6 +19,7 @@ from torch import Tensor
 from freedive.model import spec
 from freedive.model.batch import PAGE_TOKENS, Batch
 from freedive.model.decoder import Scope, feed_forward, forward
+from freedive.model.state import PerSequence, PerToken
 from freedive.ops.torch_attention import attend
 from freedive.ops.torch_delta import DeltaInputs, delta_inputs, recur, wide
 
@@ -341,8 +342,8 @@ def _runs(batch: Batch) -> Iterator[Run]:
         yield Run(start, pages, torch.arange(start, start + length))
 
 
-def _shape(part: spec.PerToken | spec.PerSequence, num_places: int, num_slots: int) -> tuple[int, ...]:
-    if isinstance(part, spec.PerToken):
+def _shape(part: PerToken | PerSequence, num_places: int, num_slots: int) -> tuple[int, ...]:
+    if isinstance(part, PerToken):
         return (num_places, part.heads, part.dim)
     return (num_slots, *part.shape)
 

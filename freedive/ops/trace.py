@@ -12,6 +12,7 @@ import numpy.typing as npt
 from freedive.checkpoint.packed import Packed, PackedExperts, PackedTensor
 from freedive.model import spec
 from freedive.model.batch import Batch
+from freedive.model.state import per_token_dim
 from freedive.ops.fuse import Phase
 from freedive.ops.operations import (
     DeltaRule,
@@ -136,7 +137,7 @@ class Tracer:
         the same weights into the query and the result.
         """
         attn = operation.attn
-        dim = spec.per_token_dim(attn.state)
+        dim = per_token_dim(attn.state)
         keys = folds = scores = 0
         for start, length, prompt in np.stack([batch.starts, batch.lengths, batch.prompts], 1).tolist():
             given = min(max(prompt - start, 0), length)

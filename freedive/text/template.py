@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from freedive.errors import UserError
 from freedive.text.arguments import argument_values
 from freedive.text.hf_tokenizer import optional_json
+from freedive.text.message_tools import reads_tools_of_messages, with_tools
 from freedive.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class ChatTemplate:
             raise UserError("There are no messages", "Send at least one message", param="messages")
         name = "tool_use" if tools and "tool_use" in self._sources else "default"
         source = self._sources.get(name, "")
+        if reads_tools_of_messages(source):
+            messages = with_tools(messages, tools)
         chat = [_prepared(message) | _prepared_calls(message, source) for message in messages]
         if continue_final_message:
             add_generation_prompt = False

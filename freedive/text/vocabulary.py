@@ -25,6 +25,8 @@ END_OF_TURN = frozenset(
         "<|end|>",
         "<|return|>",
         "<|call|>",
+        "<|calls|>",
+        "<|flush|>",
         "<|endoftext|>",
         "<|end_of_text|>",
         "<|EOT|>",
@@ -61,8 +63,10 @@ def stop_ids(added: Mapping[int, str], size: int, named: Iterable[object], sourc
     """Returns the valid ids in ``named``, and the ids of :data:`END_OF_TURN` tokens among the ``added`` tokens."""
     ids = {value for value in named if is_id(value, size, source)}
     found = {text: index for index, text in added.items() if text in END_OF_TURN}
-    if "<|return|>" in found:
-        found.pop("<|end|>", None)  # in harmony it ends a message, not the answer
+    if found.keys() & {"<|return|>", "<|flush|>"}:
+        found.pop("<|end|>", None)  # in harmony and Solar Open it ends a message, not the answer
+    if "<|message|>" in added.values():
+        found.pop("<|eom|>", None)  # likewise in Muse Glimmer
     return frozenset(ids | {*found.values()})
 
 

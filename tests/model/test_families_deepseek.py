@@ -10,7 +10,8 @@ from published import active_billions, total_billions
 
 from freedive.errors import UserError
 from freedive.families import describe_config
-from freedive.model.spec import Experts, FeedForward, LatentAttention, per_token_dim
+from freedive.model.spec import Experts, FeedForward, LatentAttention
+from freedive.model.state import per_token_dim
 
 V3: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],

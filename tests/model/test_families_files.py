@@ -98,13 +98,22 @@ def wrapped(checkpoint: Checkpoint, inside: str, beside: str) -> Checkpoint:
     ("inside", "beside"),
     [("model.language_model.", ""), ("language_model.model.", "language_model."), ("model.", "")],
 )
-@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "mixtral", "gemma3", "llama4", "qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize(
+    "name", ["qwen3", "deepseek_v3", "mixtral", "gemma3", "llama4", "muse_glimmer", "qwen3_5", "qwen3_5_moe"]
+)
 def test_the_text_part_of_a_vision_model_is_run(
     name: str, inside: str, beside: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert_same(wrapped(saved(name), inside, beside), saved(name))
     assert "runs its text part" in caplog.text
+
+
+def test_the_image_part_of_muse_glimmer_is_not_read() -> None:
+    whole = wrapped(saved("muse_glimmer"), "model.language_model.", "")
+    for name in ("vision_tower.norm", "vision_adapter.fc1", "vision_projection"):
+        whole.tensors[f"model.{name}.weight"] = whole.tensors["model.language_model.norm.weight"]
+    assert_same(whole, saved("muse_glimmer"))
 
 
 def test_the_head_of_a_wrapped_model_is_outside_its_text_part() -> None:

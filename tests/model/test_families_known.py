@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gguf
 import pytest
 import transformers
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +13,7 @@ from test_families_deepseek import GLM_FLASH, K2, K25, MOONLIGHT, V2, V2_LITE, V
 from test_families_mixtures import MIXTRAL_8X7B, OLMOE_7B, QWEN3_30B, QWEN15_MOE
 from tiny_configs import TINY
 from tiny_models import maker_class
+from transformers.models.auto import modeling_auto
 
 from freedive.checkpoint.tensor import Checkpoint
 from freedive.errors import UserError
@@ -48,6 +50,34 @@ def test_refused_classes_exist_in_transformers_where_it_has_their_type() -> None
     beyond = {name for name in classes if not hasattr(transformers, name)}
     assert beyond == {"KimiK3ForConditionalGeneration", "OpenPanguV2ForCausalLM", "PanguProMoEV2ForCausalLM"}
     assert {"deepseek_v32", "deepseek_v4", "gemma3n", "hy_v4"} <= types & REFUSED.keys()
+
+
+WRITE_TEXT: dict[str, str | tuple[str, ...]] = {
+    **modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    **modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    **modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    **modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    **modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
+"""The classes of transformers that write text, by type. Its other models see, hear or compare."""
+
+NAMED = {name for family in FAMILIES for name in (family.name, *family.architectures)} | REFUSED.keys()
+
+
+@pytest.mark.parametrize("kind", sorted(WRITE_TEXT))
+def test_every_model_of_transformers_that_writes_text_is_known_or_refused_by_name(kind: str) -> None:
+    """The type of a multimodal model may be unknown, if that of its text part is known."""
+    config = transformers.CONFIG_MAPPING[kind]
+    text = kind if kind in NAMED else config().get_text_config().model_type
+    assert text in NAMED
+    classes = WRITE_TEXT[kind] if kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and text == kind else ()
+    assert NAMED.issuperset((classes,) if isinstance(classes, str) else classes)
+
+
+def test_every_architecture_of_llama_cpp_is_known_or_refused_by_name() -> None:
+    read = {family.gguf.architecture for family in FAMILIES}
+    assert read | REFUSED.keys() >= set(gguf.MODEL_ARCH_NAMES.values())
+    assert len(gguf.MODEL_ARCH_NAMES) > 100
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -1,4 +1,4 @@
-"""Llama 4 and SmolLM3, some of whose layers have no positions: published configurations and facts."""
+"""Llama 4, Muse Glimmer and SmolLM3, some of whose layers have no positions: published configurations and facts."""
 
 from __future__ import annotations
 
@@ -168,6 +168,55 @@ def test_scouts_rope_slows_long_waves_and_blends_none() -> None:
     assert set(ratios.round(4).tolist()) == {1.0, 8.0}
 
 
+MUSE_GLIMMER: dict[str, Any] = {
+    "architectures": ["MuseGlimmerForConditionalGeneration"],
+    "image_token_id": 200092,
+    "model_type": "muse_glimmer",
+    "out_hidden_size": 6144,
+    "projector_hidden_act": "gelu",
+    "projector_hidden_size": 4096,
+    "text_config": {
+        "attention_bias": False,
+        "final_logit_softcapping": 20.0,
+        "head_dim": 128,
+        "hidden_activation": "silu",
+        "hidden_size": 6656,
+        "intermediate_size": 19968,
+        "layer_rope_theta": [10000.0, 10000.0, 10000.0, 0] * 13,
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] * 13,
+        "max_position_embeddings": 131072,
+        "model_type": "muse_glimmer_text",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 52,
+        "num_key_value_heads": 2,
+        "output_multiplier": 0.19611613513818404,
+        "post_norm_eps": 1e-08,
+        "qk_scale_factor": 3.87,
+        "rms_norm_eps": 1e-05,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "sliding_window": 2048,
+        "tie_word_embeddings": False,
+        "vocab_size": 202048,
+    },
+    "video_token_id": 200091,
+    "vision_config": {"hidden_size": 1536, "model_type": "muse_glimmer_vision", "num_hidden_layers": 50},
+}
+"""From the defaults of transformers, which are those of the 30B model."""
+
+
+def test_muse_glimmer_turns_only_in_layers_with_a_window() -> None:
+    spec = describe_config(MUSE_GLIMMER)
+    attns = [layer.mixer for layer in spec.layers]
+    assert all(isinstance(attn, Attention) and (attn.rope is None) == (attn.window == 0) for attn in attns)
+    assert [attn.window for attn in attns if isinstance(attn, Attention)] == [2048, 2048, 2048, 0] * 13
+    assert (round(total_billions(spec), 1), spec.logit_scale) == (27.9, pytest.approx((6656 / 256) ** -0.5))
+    text = {key: value for key, value in MUSE_GLIMMER["text_config"].items() if "layer_" not in key}
+    assert describe_config({**MUSE_GLIMMER, "text_config": text}) == spec
+    scaled = describe_config({**MUSE_GLIMMER, "text_config": {**text, "qk_scale_factor": 2.0}}).layers[0].mixer
+    assert isinstance(scaled, Attention)
+    assert scaled.scale == pytest.approx(2 * 128**-0.5)
+
+
 def test_the_temperature_can_be_off() -> None:
     changed = {**SCOUT["text_config"], "attn_temperature_tuning": False}
     attn = describe_config({**SCOUT, "text_config": changed}).layers[3].mixer
@@ -202,6 +251,9 @@ def test_experts_may_be_separate_tensors_as_in_compressed_files() -> None:
         (SCOUT["text_config"], {"attn_temperature_tuning": 5}, "attn_temperature_tuning"),
         (SCOUT["text_config"], {"layer_types": ["sliding_attention"] * 48}, "layer_types"),
         (SCOUT["text_config"], {"num_experts_per_tok": 17}, "num_experts_per_tok"),
+        (MUSE_GLIMMER["text_config"], {"attention_bias": True}, "attention_bias"),
+        (MUSE_GLIMMER["text_config"], {"layer_rope_theta": [0]}, "layer_rope_theta"),
+        (MUSE_GLIMMER["text_config"], {"hidden_activation": "gelu"}, "hidden_activation"),
         (SCOUT["text_config"], {"sliding_window": 7}, "sliding_window = 7, unknown"),
     ],
 )

@@ -19,7 +19,7 @@ from freedive.ops.reference import ReferenceRunner
 
 TABLES = [[2, 5, 0], [4, 1, 3]]
 PROMPTS = [prompt(70, seed=1), prompt(41, seed=2)]
-NAMES = ["deepseek_v3", "glm4_moe", *QWEN]
+NAMES = ["deepseek_v3", "glm4_moe", "bailing_moe_v2", "mimo_v2_flash", *QWEN]
 
 
 def draft_logits(runner: Runner, schedule: list[list[tuple[int, int]]], given: list[int] | None = None) -> list[Floats]:

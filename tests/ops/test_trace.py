@@ -14,6 +14,7 @@ from freedive.model import spec
 from freedive.model.batch import Batch
 from freedive.model.params import Param
 from freedive.model.size import footprint
+from freedive.model.state import per_token_dim
 from freedive.ops import native
 from freedive.ops.fuse import fuse, until_result
 from freedive.ops.native import NativeRunner
@@ -78,7 +79,7 @@ def latent_layers(model: spec.ModelSpec) -> list[spec.LatentAttention]:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_token_reads_the_bytes_that_the_packed_model_has_for_it(name: str) -> None:
     read = sum(each.work.bytes for each in one_token(name) if each.kind not in ("attention", "embed"))
-    cached = sum(2 * (GIVEN + 1) * spec.per_token_dim(attn.state) for attn in latent_layers(tiny(name).spec))
+    cached = sum(2 * (GIVEN + 1) * per_token_dim(attn.state) for attn in latent_layers(tiny(name).spec))
     weights = footprint(tiny(name).spec, lambda weight, param: packed_bytes(name, weight, param))
     assert read == cached + weights.read
 
@@ -88,7 +89,7 @@ def test_a_token_is_multiplied_with_every_weight_that_it_reads(name: str) -> Non
     model = tiny(name).spec
     done = sum(each.work.macs for each in one_token(name) if each.kind != "attention")
     scores = sum(
-        (GIVEN + 1) * attn.num_heads * (spec.per_token_dim(attn.state) + attn.kv_rank) for attn in latent_layers(model)
+        (GIVEN + 1) * attn.num_heads * (per_token_dim(attn.state) + attn.kv_rank) for attn in latent_layers(model)
     )
     weights = footprint(model, lambda weight, param: param.size if is_multiplied(name, weight, param) else 0)
     assert done == scores + weights.read
@@ -113,7 +114,7 @@ def test_attention_has_the_multiply_adds_of_its_mask(name: str, start: int, leng
         if attn.chunk:
             mask &= k // attn.chunk == q // attn.chunk
         assert work.macs == 2 * mask.sum() * attn.q_dim
-        assert work.bytes == mask.any(0).sum() * spec.per_token_dim(attn.state) * 2
+        assert work.bytes == mask.any(0).sum() * per_token_dim(attn.state) * 2
 
 
 def test_experts_count_the_bytes_of_chosen_ones() -> None:

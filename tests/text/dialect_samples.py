@@ -53,6 +53,11 @@ JSON_LIST = (
     "{{ ', ' if not loop.last }}{% endfor %}]"
 )
 
+KEYWORDS = (
+    SECTION + "<function_calls>" + EACH + "{{ f.name }}({% for k, v in f.arguments | items %}{{ k }}={{ v | tojson }}"
+    "{{ ', ' if not loop.last }}{% endfor %}){{ '\n' if not loop.last }}" + END + "</function_calls>{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -129,6 +134,18 @@ SAMPLES = {
     "Qwen3": Sample(THOUGHTS + TEXT + HERMES),
     "Qwen3 without thoughts": Sample(TEXT + HERMES, prompt="<think>\n\n</think>\n\n", thinks=False),
     "Qwen3-Coder": Sample(TEXT + XML, thinks=False),
+    "Step 3.5": Sample(
+        "{{ m.reasoning_content }}\n</think>\n" + TEXT + XML.replace("\n<tool", "<tool"), prompt="<think>\n"
+    ),
+    "MiMo-V2": Sample(
+        "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+        + TEXT
+        + EACH
+        + "<tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments | items %}<parameter={{ k }}>"
+        "{{ (v if v is string else v | tojson) + '</parameter>\n' }}{% endfor %}</function>\n</tool_call>" + END,
+        closes="<|im_end|>",
+    ),
+    "MiMo-V2 without thoughts": Sample(TEXT, closes="<|im_end|>", prompt="<think></think>", thinks=False, max_calls=0),
     "Qwen3.5": Sample("{{ m.reasoning_content }}\n</think>\n\n" + TEXT + XML, prompt="<think>\n"),
     "SmolLM3": Sample(THOUGHTS + TEXT + HERMES),
     "Granite 4": Sample(
@@ -311,6 +328,43 @@ SAMPLES = {
     ),
     "EXAONE 4": Sample(
         THOUGHTS + TEXT + HERMES.replace("\n{", "{").replace("}\n<", "}<"), "[|assistant|]\n", "[|endofturn|]\n"
+    ),
+    "Phi-4-mini": Sample(
+        TEXT + SECTION + "<|tool_call|>" + JSON_LIST + "<|/tool_call|>{% endif %}",
+        "<|assistant|>",
+        "<|end|>",
+        added_tokens=("<|tool|>", "<|tool_call|>", "<|/tool_call|>"),
+        thinks=False,
+    ),
+    "Phi-4-mini, functools": Sample(
+        TEXT + SECTION + "functools" + JSON_LIST + "{% endif %}",
+        "<|assistant|>",
+        "<|end|>",
+        added_tokens=("<|tool|>", "<|tool_call|>", "<|/tool_call|>"),
+        thinks=False,
+    ),
+    "OLMo 3 Instruct": Sample(TEXT + KEYWORDS, thinks=False),
+    "OLMo 3 Think": Sample("{{ m.reasoning_content }}</think>" + TEXT + KEYWORDS, prompt="<think>"),
+    "Solar Open": Sample(
+        "{% if m.reasoning_content %}<|think|>{{ m.reasoning_content }}<|end|><|begin|>assistant{% endif %}"
+        "{% if m.content %}<|content|>{{ m.content }}{{ '<|end|><|begin|>assistant' if m.tool_calls }}{% endif %}"
+        + SECTION
+        + "<|tool_calls|>"
+        + EACH
+        + "<|tool_call:begin|>{{ call.id }}<|tool_call:name|>{{ f.name }}<|tool_call:args|>{{ f.arguments | tojson }}"
+        "<|tool_call:end|>" + END + "<|calls|>{% endif %}",
+        "<|begin|>assistant",
+        "<|end|>",
+    ),
+    "Muse Glimmer": Sample(
+        "{% if m.reasoning_content %} to=self<|message|>{{ m.reasoning_content }}<|eom|><|start|>assistant{% endif %}"
+        "{% if m.content %} to=user<|message|>{{ m.content }}{% endif %}" + EACH + " to={{ f.name }}<|message|>"
+        '<atem:function_calls>\n<atem:invoke name="{{ f.name }}">\n{% for k, v in f.arguments | items %}'
+        '<atem:parameter name="{{ k }}">{{ v if v is string else v | tojson }}</atem:parameter>\n{% endfor %}'
+        "</atem:invoke>\n</atem:function_calls>{{ '<|eom|><|start|>assistant' if not loop.last }}" + END,
+        "<|start|>assistant",
+        "<|eot|>",
+        says=False,
     ),
     "Phi-3.5": Sample(TEXT, "<|assistant|>\n", "<|end|>\n", thinks=False, max_calls=0),
     "Gemma 3": Sample(TEXT, "<start_of_turn>model\n", "<end_of_turn>\n", thinks=False, max_calls=0),

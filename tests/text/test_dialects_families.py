@@ -52,3 +52,48 @@ def test_white_space_around_a_key_of_gemma_4_is_no_part_of_it() -> None:
     output = '<|tool_call>call:weather{ city : <|"|> a {b : 1} <|"|>,\n days\n: 2, units:[{ x y : ""}]}<tool_call|>'
     (call,) = parse(dialect, output, None, TOOLS).calls
     assert json.loads(call.arguments) == {"city": " a {b : 1} ", "days": 2, "units": [{"x y": ""}]}
+
+
+def test_a_value_of_mimo_keeps_its_line_breaks() -> None:
+    """Others write one before and after each value, which is no part of it."""
+    output = "<tool_call>\n<function=weather>\n<parameter=city>\n a\n</parameter>\n</function>\n</tool_call>"
+    said = {}
+    for name in ("MiMo-V2", "Step 3.5"):
+        dialect = output_of(SAMPLES[name], {"role": "assistant", "content": ""})[0]
+        said[name] = json.loads(parse(dialect, output, None, TOOLS).calls[0].arguments)["city"]
+    assert said == {"MiMo-V2": "\n a\n", "Step 3.5": " a"}
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        '<function_calls>weather(city="a) b(", days=2)\nnow()</function_calls>',
+        "<function_calls>\n[weather(city='a) b(', days=2), now()]\n</function_calls>",
+        '<function_calls>weather( city = "a) b(" ,\n days = 2 ) now( )',
+    ],
+)
+def test_calls_of_olmo_are_read_in_jsons_and_pythons_syntax(output: str) -> None:
+    dialect = output_of(SAMPLES["OLMo 3 Instruct"], {"role": "assistant", "content": ""})[0]
+    said = parse(dialect, output, None, TOOLS)
+    assert [(call.name, json.loads(call.arguments)) for call in said.calls] == [
+        ("weather", {"city": "a) b(", "days": 2}),
+        ("now", {}),
+    ]
+
+
+def test_messages_of_solar_open_may_follow_each_other() -> None:
+    dialect, state, _ = output_of(SAMPLES["Solar Open"], {"role": "assistant", "content": ""})
+    begin = "<|end|><|begin|>assistant"
+    call = "<|tool_call:begin|>a1b2c3d4e5<|tool_call:name|>now<|tool_call:args|>{}<|tool_call:end|>"
+    said = parse(dialect, f"<|think|>A <|{begin}<|content|>Hi.<|flush|>", state, TOOLS)
+    assert said == Answer("Hi.", "A <|", ())
+    said = parse(dialect, f"<|content|>Hm.{begin}<|tool_calls|>{call}<|calls|>", state, TOOLS)
+    assert (said.content, [call.id for call in said.calls]) == ("Hm.", ["a1b2c3d4e5"])
+    assert parse(dialect.without_calls(), f"<|content|>Hm.{begin}<|content|>Ha.", state).content == "Hm.Ha."
+    assert parse(dialect, "No header at all", state, TOOLS) == Answer("No header at all", "", ())
+
+
+def test_a_thought_of_muse_glimmer_may_end_without_a_mark() -> None:
+    dialect, state, _ = output_of(SAMPLES["Muse Glimmer"], {"role": "assistant", "content": ""})
+    said = parse(dialect, " to=self<|message|>Hm. <|start|>assistant to=user<|message|>Hi.<|eot|>", state, TOOLS)
+    assert said == Answer("Hi.", "Hm.", ())

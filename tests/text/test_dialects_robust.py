@@ -20,12 +20,14 @@ DIALECTS = {name: dialect_for(sample.source, sample.added_tokens) for name, samp
 DIFFERENT = (
     *("DeepSeek R1", "DeepSeek V4", "Qwen3", "Qwen3.5", "Granite 3.3", "Granite 3.2", "Hunyuan A13B", "Hy3"),
     *("openPangu", "Kimi K2", "gpt-oss", "Llama 4", "GLM-4.5", "Mistral Small 3.2", "Gemma 4", "MiniMax M2"),
+    *("MiMo-V2", "Phi-4-mini", "OLMo 3 Think", "Solar Open", "Muse Glimmer"),
 )
 """One dialect of each kind for fuzzing."""
 BODIES = [
     '{"name": "now", "arguments": {"apple": [1]}}',
     '{"name": 1, "berry": NaN}',
     "[now(cherry='damson')]",
+    'now(cherry="damson")',
     " to=x",
 ]
 WORDS = ["apple", "berry", "cherry", "damson", "elder"]
@@ -88,12 +90,30 @@ def hostile_outputs(dialect: Dialect) -> list[str]:
     inside = [
         marker + body * (200_000 // len(body))
         for marker in markers
-        for body in ("<parameter=", "<parameter=a>", " ", "<arg_key>a</arg_key>", "to=", '"', "a", "[", "-")
+        for body in (
+            "<parameter=",
+            "<parameter=a>",
+            " ",
+            "<arg_key>a</arg_key>",
+            "to=",
+            '"',
+            "a",
+            "[",
+            "-",
+            "f( ",
+            "f(a=1,",
+        )
     ]
     return repeated + opened + inside
 
 
-@pytest.mark.parametrize("name", ["Qwen3", "Qwen3.5", "DeepSeek V4", "DeepSeek R1", "Kimi K2", "gpt-oss", "Llama 4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Qwen3", "Qwen3.5", "DeepSeek V4", "DeepSeek R1", "Kimi K2", "gpt-oss", "Llama 4"),
+        *("OLMo 3 Think", "Solar Open"),
+    ],
+)
 def test_hostile_outputs_take_linear_time(name: str) -> None:
     for output in hostile_outputs(DIALECTS[name]):
         seconds = seconds_on_an_idle_core(partial(parse, DIALECTS[name], output, State(), TOOLS))

@@ -129,11 +129,21 @@ def test_user_defined_tokens_are_whole_but_not_special() -> None:
     assert tokenizer.encode("<think>", parse_special=False) == [259]
 
 
-def test_gpt_oss_messages_do_not_end_the_answer() -> None:
-    tokens = [*byte_level()["tokenizer.ggml.tokens"][:258], "<|end|>", "<|return|>"]
-    assert Tokenizer.from_gguf(byte_level(tokens=tokens, token_type=[1] * 258 + [3, 3], eos_token_id=259)).stop_ids == {
-        259
-    }
+@pytest.mark.parametrize(
+    ("message_end", "other", "stops"),
+    [
+        ("<|end|>", "<|return|>", {259}),  # gpt-oss
+        ("<|end|>", "<|flush|>", {259}),  # Solar Open
+        ("<|eom|>", "<|message|>", set()),  # Muse Glimmer
+        ("<|eom|>", "<|eot|>", {258, 259}),  # Llama 4
+    ],
+)
+def test_the_end_of_a_message_that_others_may_follow_does_not_end_the_answer(
+    message_end: str, other: str, stops: set[int]
+) -> None:
+    tokens = [*byte_level()["tokenizer.ggml.tokens"][:258], message_end, other]
+    metadata = byte_level(tokens=tokens, token_type=[1] * 258 + [3, 3], eos_token_id=0)
+    assert Tokenizer.from_gguf(metadata).stop_ids == {0, *stops}
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)

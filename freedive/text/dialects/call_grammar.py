@@ -71,6 +71,8 @@ class CallGrammar:
                 return "SPACE?"
             case "$number":
                 return self._lark.terminal("/[0-9]{1,3}/")
+            case "$id":
+                return self._lark.terminal("/[a-z0-9]{10}/")
             case "$arguments":
                 return self._lark.part(json_grammar(_object_schema(function), param="tools", loose=_is_loose(function)))
             case "$parameters":

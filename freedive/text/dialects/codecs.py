@@ -83,10 +83,35 @@ def json_calls(body: str, schemas: Schemas) -> list[Call]:
     return calls
 
 
+def json_items(body: str, schemas: Schemas) -> list[Call]:
+    """Reads a JSON list of calls without its opening bracket, which is part of the marker."""
+    return json_calls(f"[{body}", schemas)
+
+
 def pythonic_calls(body: str, schemas: Schemas) -> list[Call]:
     """Reads [f(a=1), g()] in Python syntax with literal arguments, or a single call."""
     tree = _python(body)
     return [_python_call(node) for node in (tree.elts if isinstance(tree, ast.List) else [tree])]
+
+
+def keyword_calls(body: str, schemas: Schemas) -> list[Call]:
+    """Reads calls f(a=1, b="x"), one after another, with JSON values (OLMo 3)."""
+    calls: list[Call] = []
+    start = 0
+    while head := _HEAD.match(body, start):
+        arguments: dict[str, Any] = {}
+        start = head.end()
+        while key := _KEYWORD.match(body, start):
+            if key[1] in arguments:
+                raise ValueError("an argument is given twice")
+            arguments[key[1]], start = _DECODER.raw_decode(body, key.end())
+        if not (close := _CLOSE.match(body, start)):
+            raise ValueError("a call is not closed")
+        start = close.end()
+        calls.append(Call(head[1], _dumped(arguments)))
+    if body[start:].strip():
+        raise ValueError("text after the calls")
+    return calls
 
 
 @dataclass(frozen=True)
@@ -261,6 +286,9 @@ def _refuse(constant: str) -> NoReturn:
 _DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int, strict=False)
 _BRACED_TEXT = re.compile(r'<\|"\|>(.*?)<\|"\|>|(?<=[{,])\s*([^\s{}\[\],:"<>][^{}\[\],:"<>]*)(?=:)', re.DOTALL)
 """A string, or a key without quotes."""
+_HEAD = re.compile(r"\s*+([\w.-]++)\(")
+_KEYWORD = re.compile(r"(?>\s*,)?\s*+([^\s=(),]++)\s*+=\s*+")
+_CLOSE = re.compile(r"\s*+\)")
 _NEXT_VALUE = re.compile(r"[^\s;,]")
 _KIND_OF = {
     dict: {"object"},

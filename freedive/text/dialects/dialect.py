@@ -60,6 +60,12 @@ class Mark(Enum):
     """The end of a message."""
 
 
+def marks(**markers: str | tuple[str, ...]) -> dict[str, Mark]:
+    """Returns a mapping from marker to mark for arguments such as END_CALL="</x>", CALL=("<x>", "<y>")."""
+    pairs = [(name, [text] if isinstance(text, str) else text) for name, text in markers.items()]
+    return {text: Mark[name] for name, texts in pairs for text in texts}
+
+
 _CALL_MARKS = frozenset({Mark.SECTION, Mark.END_SECTION, Mark.CALL, Mark.END_CALL})
 
 
@@ -67,10 +73,10 @@ _CALL_MARKS = frozenset({Mark.SECTION, Mark.END_SECTION, Mark.CALL, Mark.END_CAL
 class Writing:
     """The syntax of calls for a grammar, which the codecs can read.
 
-    ``call`` is a template with $name and either $arguments (a JSON object) or $parameters. Each parameter is written as
-    the template ``parameter`` with $key, $value and, in some dialects, $string (true or false). A newline in ``call``
-    matches any white space or none. ``before`` and ``after`` surround all calls; ``between`` separates two calls, and
-    is None if an answer has at most one call.
+    ``call`` is a template with $name, perhaps $id or $number, and either $arguments (a JSON object) or $parameters.
+    Each parameter is written as the template ``parameter`` with $key, $value and, in some dialects, $string (true or
+    false). A newline in ``call`` matches any white space or none. ``before`` and ``after`` surround all calls;
+    ``between`` separates two calls, and is None if an answer has at most one call.
     """
 
     call: str
@@ -98,7 +104,7 @@ class Dialect:
     separators: tuple[str, ...] = ()
     """Special tokens inside calls and headers, which the decoder must keep for the codecs."""
     header: re.Pattern[str] | None = None
-    """A header from its marker on; in the group ``channel``, "analysis" means thoughts, other values text."""
+    """A header and the marker at its end; the groups ``thought`` and ``call`` match in those of thoughts and calls."""
     bare: bool = False
     """An answer that begins with a bracket is a call, if it names a tool of the request."""
     must_close: bool = False

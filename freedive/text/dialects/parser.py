@@ -170,17 +170,17 @@ class Parser:
         self._after_marker = True
 
     def _begin_message(self, marker: str) -> None:
-        """Starts the message of a complete header, which names a tool to call, or the channel of the text."""
-        header = self._opening.lstrip() + "".join(self._inside)
+        """Starts the message of a complete header, which names a tool to call, or the kind of the text."""
+        header = self._opening.lstrip() + "".join(self._inside) + marker
         found = self._dialect.header and self._dialect.header.fullmatch(header)
-        if found and "to=" in header:
+        if found and found.groupdict().get("call"):
             self._mode = Mode.CALL
             self._inside.append(marker)
         elif found:
-            self._open(Mode.THOUGHT if found["channel"] == "analysis" else Mode.TEXT, marker)
+            self._open(Mode.THOUGHT if found["thought"] else Mode.TEXT, marker)
         else:
             self._mode = Mode.TEXT
-            self._emit(header + marker)
+            self._emit(header)
 
     def _end_call(self, closing: str) -> None:
         calls = self._calls()

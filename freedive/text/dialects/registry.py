@@ -6,15 +6,18 @@ import re
 from collections.abc import Collection
 from dataclasses import replace
 
-from freedive.text.dialects.codecs import BRACED, NamedJson, Tagged, braced_calls, json_calls, pythonic_calls
-from freedive.text.dialects.dialect import Dialect, Mark, Messages, Writing
-
-
-def _marks(**markers: str | tuple[str, ...]) -> dict[str, Mark]:
-    """Returns a mapping from marker to mark for arguments such as END_CALL="</x>", CALL=("<x>", "<y>")."""
-    pairs = [(name, [text] if isinstance(text, str) else text) for name, text in markers.items()]
-    return {text: Mark[name] for name, texts in pairs for text in texts}
-
+from freedive.text.dialects.codecs import (
+    BRACED,
+    NamedJson,
+    Tagged,
+    braced_calls,
+    json_calls,
+    json_items,
+    keyword_calls,
+    pythonic_calls,
+)
+from freedive.text.dialects.dialect import Dialect, Mark, Writing, marks
+from freedive.text.dialects.messages import HARMONY, MUSE, SOLAR
 
 _THOUGHTS = (
     ("<think>", "</think>"),
@@ -28,33 +31,9 @@ _ANSWERS = (
     ("<response>", "</response>"),  # ERNIE, Granite 3.3
 )
 
-_HARMONY = Dialect(
-    _marks(HEADER=("<|start|>", "<|channel|>"), MESSAGE="<|message|>", END=("<|end|>", "<|return|>", "<|call|>")),
-    (
-        NamedJson(
-            re.compile(
-                r"(?>.*?\bto=(?:functions\.)?)(?P<name>[^\s<]++)(?>.*?<\|message\|>)(?P<arguments>.*)", re.DOTALL
-            )
-        ),
-    ),
-    separators=("<|constrain|>",),
-    header=re.compile(
-        r"(<\|start\|>)?(assistant)?( ?to=[^\s<]+)?(<\|channel\|>(?P<channel>analysis|commentary|final))?"
-        r"( to=[^\s<]+)?( ?(<\|constrain\|>)? ?(json|code))?"
-    ),
-    writing=Writing(
-        "<|channel|>commentary to=functions.$name <|constrain|>json<|message|>$arguments",
-        between=None,
-    ),
-    messages=Messages(
-        thought=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
-        answer=("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>"),
-    ),
-)
-
 _DSML_NAMES = ("function_calls", "tool_calls", "calls")  # DeepSeek V3.2, V4, V4.1; V4.1 has a space in its tags
 _DSML = Dialect(
-    _marks(
+    marks(
         SECTION=tuple(f"<｜DSML｜{space}{name}>" for name in _DSML_NAMES for space in ("", " ")),
         END_SECTION=tuple(f"</｜DSML｜{space}{name}>" for name in _DSML_NAMES for space in ("", " ")),
         CALL=('<｜DSML｜invoke name="', '<｜DSML｜ invoke name="'),
@@ -85,7 +64,7 @@ def _dsml(name: str, space: str = "") -> Dialect:
 
 
 _DEEPSEEK = Dialect(
-    _marks(
+    marks(
         SECTION="<｜tool▁calls▁begin｜>",
         END_SECTION="<｜tool▁calls▁end｜>",
         CALL="<｜tool▁call▁begin｜>",
@@ -113,7 +92,7 @@ _DEEPSEEK_R1 = replace(
 )
 
 _KIMI = Dialect(
-    _marks(
+    marks(
         SECTION="<|tool_calls_section_begin|>",
         END_SECTION="<|tool_calls_section_end|>",
         CALL="<|tool_call_begin|>",
@@ -142,7 +121,7 @@ def _hunyuan3(suffix: str) -> Dialect:
     close = f"</arg_value{suffix}>"
     key = rf"<arg_key{suffix}>([^<>\n]+)</arg_key{suffix}>\s*<arg_value{suffix}>"
     return Dialect(
-        _marks(
+        marks(
             THINK=f"<think{suffix}>",
             END_THINK=f"</think{suffix}>",
             SECTION=f"<tool_calls{suffix}>",
@@ -172,7 +151,7 @@ _XML = (
     ),
 )
 _SEED = Dialect(
-    _marks(SECTION="<seed:tool_call>", END_SECTION="</seed:tool_call>", CALL="<function=", END_CALL="</function>"),
+    marks(SECTION="<seed:tool_call>", END_SECTION="</seed:tool_call>", CALL="<function=", END_CALL="</function>"),
     _XML,
     must_close=True,
     writing=Writing(
@@ -181,7 +160,7 @@ _SEED = Dialect(
     ),
 )
 _QWEN_XML = Dialect(
-    _marks(SECTION="<tool_call>", END_SECTION="</tool_call>", CALL="<function=", END_CALL="</function>"),
+    marks(SECTION="<tool_call>", END_SECTION="</tool_call>", CALL="<function=", END_CALL="</function>"),
     _XML,
     must_close=True,
     writing=Writing(
@@ -189,8 +168,18 @@ _QWEN_XML = Dialect(
         parameter="<parameter=$key>\n$value\n</parameter>\n",
     ),
 )
+_MIMO = replace(
+    _QWEN_XML,
+    codecs=(
+        Tagged(re.compile(r"([^\s<>]+)>\s*"), re.compile(r"<parameter=([^<>\n]+)>"), ("</parameter>",)),  # as it is
+    ),
+    writing=Writing(
+        "<tool_call>\n<function=$name>\n$parameters</function>\n</tool_call>",
+        parameter="<parameter=$key>$value</parameter>\n",
+    ),
+)
 _MINIMAX = Dialect(
-    _marks(
+    marks(
         SECTION="<minimax:tool_call>", END_SECTION="</minimax:tool_call>", CALL='<invoke name="', END_CALL="</invoke>"
     ),
     (
@@ -209,7 +198,7 @@ _MINIMAX = Dialect(
     ),
 )
 _GLM = Dialect(
-    _marks(CALL="<tool_call>", END_CALL="</tool_call>"),
+    marks(CALL="<tool_call>", END_CALL="</tool_call>"),
     (
         Tagged(
             re.compile(r"\s*([^\s<>]+)\s*"),
@@ -233,7 +222,7 @@ def _list(begin: str, end: str = "") -> Writing:
 
 
 _PANGU = Dialect(
-    _marks(
+    marks(
         THINK="[unused16]",
         END_THINK="[unused17]",
         CALL=("[unused11]", "<|tool_call_start|>"),
@@ -245,7 +234,7 @@ _PANGU = Dialect(
 )
 _PANGU_NAMED = replace(_PANGU, writing=_list("<|tool_call_start|>", "<|tool_call_end|>"))
 _MISTRAL = Dialect(
-    _marks(CALL="[TOOL_CALLS]"),
+    marks(CALL="[TOOL_CALLS]"),
     (
         json_calls,
         NamedJson(
@@ -256,19 +245,29 @@ _MISTRAL = Dialect(
     writing=_list("[TOOL_CALLS]"),
 )
 _MISTRAL_ARGS = replace(_MISTRAL, writing=Writing("[TOOL_CALLS]$name[ARGS]$arguments"))
-_GRANITE3 = Dialect(_marks(CALL="<|tool_call|>"), (json_calls,), writing=_list("<|tool_call|>"))
+_GRANITE3 = Dialect(marks(CALL="<|tool_call|>"), (json_calls,), writing=_list("<|tool_call|>"))
+_PHI4 = Dialect(
+    marks(CALL=("<|tool_call|>", "functools["), END_CALL="<|/tool_call|>"),
+    (json_calls, json_items),
+    writing=_list("<|tool_call|>", "<|/tool_call|>"),
+)
+_OLMO3 = Dialect(
+    marks(CALL="<function_calls>", END_CALL="</function_calls>"),
+    (keyword_calls, pythonic_calls, json_calls),
+    writing=_list("<function_calls>", "</function_calls>"),
+)
 _HERMES = Dialect(
-    _marks(CALL="<tool_call>", END_CALL="</tool_call>"),
+    marks(CALL="<tool_call>", END_CALL="</tool_call>"),
     (json_calls,),
     writing=Writing(f"<tool_call>\n{_NAMED}\n</tool_call>"),
 )
 _HUNYUAN = Dialect(
-    _marks(CALL="<tool_calls>", END_CALL="</tool_calls>"),
+    marks(CALL="<tool_calls>", END_CALL="</tool_calls>"),
     (json_calls,),
     writing=_list("<tool_calls>", "</tool_calls>"),
 )
 _GEMMA4 = Dialect(
-    _marks(CALL="<|tool_call>", END_CALL="<tool_call|>"),
+    marks(CALL="<|tool_call>", END_CALL="<tool_call|>"),
     (BRACED, braced_calls),
     separators=('<|"|>',),
     ends_thought=True,
@@ -276,15 +275,17 @@ _GEMMA4 = Dialect(
 )
 _BARE = Writing('{"name": "$name", "parameters": $arguments}', between="; ")
 _LLAMA4 = Dialect(
-    _marks(CALL="<|python_start|>", END_CALL="<|python_end|>"),
+    marks(CALL="<|python_start|>", END_CALL="<|python_end|>"),
     (json_calls, pythonic_calls),
     bare=True,
     writing=_BARE,
 )
-_LLAMA3 = Dialect(_marks(CALL="<|python_tag|>"), (json_calls, pythonic_calls), bare=True, writing=_BARE)
+_LLAMA3 = Dialect(marks(CALL="<|python_tag|>"), (json_calls, pythonic_calls), bare=True, writing=_BARE)
 
 _BY_SIGNS = (
-    (("<|channel|>",), _HARMONY),
+    (("<|channel|>",), HARMONY),
+    (("<atem:function_calls>",), MUSE),
+    (("<|tool_call:begin|>",), SOLAR),
     (("｜DSML｜ calls",), _dsml("calls", " ")),
     (("｜DSML｜function_calls",), _dsml("function_calls")),
     (("｜DSML｜",), _dsml("tool_calls")),
@@ -297,9 +298,12 @@ _BY_SIGNS = (
     (("<|tool_call_start|>",), _PANGU_NAMED),
     (("[TOOL_CALLS]", "[ARGS]"), _MISTRAL_ARGS),
     (("[TOOL_CALLS]",), _MISTRAL),
+    (("<|/tool_call|>",), _PHI4),
     (("<|tool_call|>",), _GRANITE3),
     (("<|tool_call>",), _GEMMA4),
     (("<arg_key>",), _GLM),
+    (("<function_calls>",), _OLMO3),
+    (("<function=", "'</parameter>"), _MIMO),  # other templates write a line break before
     (("<function=",), _QWEN_XML),
     (("<tool_call>",), _HERMES),
     (("<tool_calls>",), _HUNYUAN),
