@@ -95,12 +95,3 @@ def _remove(path: Path, patience_s: float = 10) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
-
-
-def drop_caches() -> None:
-    """Empties the system's cache of files. Raises UserError for users other than root."""
-    os.sync()
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("3")
-    except OSError as error:
-        raise UserError(f"The file cache cannot be dropped: {error}", "Run this as root on Linux") from None
