@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from freedive.errors import UserError
@@ -35,3 +37,25 @@ def direct_speed(file: Path, seconds: float = 2) -> float:
             return done / took
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def read_ahead(file: Path, kilobytes: int) -> Iterator[None]:
+    """Sets how much the disk of ``file`` reads around a fault of a mapped file, and restores it at the end.
+
+    0 leaves the system's setting. Raises UserError for users other than root.
+    """
+    number = file.stat().st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    # A partition has the queue of the disk, whose folder it is in.
+    setting = next(path for path in (device / "queue", device.parent / "queue") if path.exists()) / "read_ahead_kb"
+    before = setting.read_text()
+    try:
+        if kilobytes:
+            setting.write_text(str(kilobytes))
+        yield
+    except PermissionError as error:
+        raise UserError(f"The disk's read-ahead cannot be set: {error}", "Run this as root on Linux") from None
+    finally:
+        if kilobytes:
+            setting.write_text(before)

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 from cgroup import memory_group
-from disk import direct_speed, drop_caches
+from disk import direct_speed, drop_caches, read_ahead
 from engines import ENGINES, OURS, THEIRS, Engine
 from measure import in_turns
 from memory_report import PEAK, READ, draw, markdown, summary
@@ -64,10 +64,11 @@ class Usage:
 
     @classmethod
     def of(cls, worker: Worker) -> Usage:
+        traffic = worker.call("expert_traffic")  # first, since a worker may still be starting
         process = Path(f"/proc/{worker.process}")
         read = dict(line.split(": ") for line in (process / "io").read_text().splitlines())["read_bytes"]
         fields = (process / "stat").read_text().rpartition(")")[2].split()  # from the third field of proc(5) on
-        return cls(int(read), int(fields[9]), *worker.call("expert_traffic"))
+        return cls(int(read), int(fields[9]), *traffic)
 
     def since(self, earlier: Usage) -> Usage:
         return Usage(*(now - then for now, then in zip(_values(self), _values(earlier), strict=True)))
@@ -181,6 +182,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Most rounds.")] = 3,
     minutes: Annotated[float, typer.Option(help="No round of a model begins that would end later than this.")] = 30,
     seconds: Annotated[float, typer.Option(help="A slower decode has fewer tokens than 256.")] = 60,
+    ahead: Annotated[
+        int, typer.Option("--read-ahead", help="KiB that the disk reads around a fault; 0 keeps the system's setting.")
+    ] = 128,
     tidy: Annotated[bool, typer.Option("--tidy", help="Delete each model once it is measured.")] = False,
     name: Annotated[
         str, typer.Option(help="Of docs/NAME.md and .png, and results/NAME.json; default: memory-LEVEL.")
@@ -194,6 +198,7 @@ def main(
         "date": date.today().isoformat(),
         "cpu": machine.cpu_name(),
         "threads": threads,
+        "read_ahead_kib": ahead,
         "load_before": load,
         "models": {},
     }
@@ -204,7 +209,8 @@ def main(
             path = random_model(model, format, layers_for(model, format, 1e9 * gigabytes), routing)
             size = path.stat().st_size
             about, tops = choices(path, threads, max(shares) * size)
-            values, faults = compete(path, racing, threads, shares, rounds, minutes, seconds)
+            with read_ahead(path, ahead):
+                values, faults = compete(path, racing, threads, shares, rounds, minutes, seconds)
             report["models"][f"{model} {format} {routing}"] = {
                 "file_bytes": size,
                 "freedive": about,

@@ -118,7 +118,8 @@ def _lines(axes: Any, model: Report, work: str) -> None:
             down = [each["median"] - each["low"] for each in found.values()]
             up = [each["high"] - each["median"] for each in found.values()]
             axes.errorbar(list(found), medians, [down, up], marker="o", capsize=3, color=COLORS[name], label=name)
-    axes.set_ylim(0, 1.2 * axes.dataLim.y1)
+    highest = max((each["high"] for name in COLORS for each in _by_gigabytes(model, work, name).values()), default=1)
+    axes.set_ylim(0, 1.2 * highest)  # the limit of the disk may lie far above
     reads = _by_gigabytes(model, f"{work}: {READ}", OURS)
     limits = {at: model["disk_bytes_per_s"] / 1e6 / read["median"] for at, read in reads.items() if read["median"]}
     axes.plot(list(limits), list(limits.values()), ":", color=COLORS[OURS], label="disk / bytes that freedive reads")
