@@ -26,6 +26,7 @@ from disk import direct_speed, drop_caches, read_ahead
 from engines import ENGINES, OURS, THEIRS, Engine
 from measure import in_turns
 from memory_report import PEAK, READ, draw, markdown, summary
+from peers import QUIET_LOAD
 from random_models import discard, layers_for, random_model
 from routing import EXPONENTS, top_share
 from shapes import SHAPES, VOCAB
@@ -192,6 +193,11 @@ def main(
 ) -> None:
     """Compare freedive with llama.cpp where memory is a share of the model."""
     threads, load = threads or machine.physical_cores(), os.getloadavg()[0]
+    if load > QUIET_LOAD:
+        print(
+            f"The machine is busy (load {load:.1f}): times will be wrong, those of spinning threads most",
+            file=sys.stderr,
+        )
     shares, racing = [float(share) for share in budgets.split(",")], engines.split(",")
     name = name or f"memory-{isa_level()}"
     report: dict[str, Any] = {

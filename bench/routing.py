@@ -8,7 +8,9 @@ add normal noise of about the size of Gumbel noise, with which the best k would 
 If all frequencies are equal, a cache hits as often as its share of the experts, the worst case. (Random weights alone
 are better than that: layers add vectors that are equal for all tokens.) With Zipf's law it hits more often. In both,
 frequencies are the same at all times: successive tokens choose independently. Real text has more locality in time, and
-less difference between experts in the long run, which favours a cache that drops the least recently used.
+less difference between experts in the long run, which favours a cache that drops the least recently used. The two
+balance: with 128 experts, of which 8 are chosen, such a cache hits 47% with room for 12% of the experts and 73% with
+25% (simulated on recorded routes); BigMoeOnEdge reports 53% and 76% for Qwen3-30B-A3B.
 """
 
 from __future__ import annotations
