@@ -59,8 +59,12 @@ class Engine:
             raise UserError(f"it reads no GGUF, and of {model} there is nothing else")
         return self._exported(model) if self.form == OPENVINO else random_model(model, self.form)
 
+    def command(self, checkpoint: Path, threads: int) -> tuple[object, ...]:
+        """Returns the command of the engine's worker."""
+        return self.python, JOBS / self.script, checkpoint, threads, *self.options
+
     def start(self, checkpoint: Path, threads: int) -> Worker:
-        return Worker(self.python, JOBS / self.script, checkpoint, threads, *self.options)
+        return Worker(*self.command(checkpoint, threads))
 
     def _exported(self, model: str) -> Path:
         source = random_model(model, BF16)

@@ -18,15 +18,9 @@ COLORS = ("#d62728", "#f08a8b", "#888888", "#444444", "#1f77b4", "#2ca02c", "#98
 
 def draw(report: Mapping[str, Any], file: Path) -> None:
     """Draws grouped bars for each model: tokens/s of every engine over those of llama.cpp, by workload."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("A picture needs matplotlib", "Install it: pip install matplotlib") from None
-
     models = report["models"]
-    num_rows = -(-len(models) // COLUMNS)
-    figure = Figure(figsize=(12, 3 * num_rows + 0.8), layout="constrained")
-    cells = figure.subplots(num_rows, COLUMNS, squeeze=False).ravel()
+    figure, grid = subplots(-(-len(models) // COLUMNS), COLUMNS)
+    cells = grid.ravel()
     handles: dict[str, Any] = {}
     for axes, (model, found) in zip(cells, models.items(), strict=False):
         handles |= _bars(axes, found["results"])
@@ -37,6 +31,21 @@ def draw(report: Mapping[str, Any], file: Path) -> None:
         f"Tokens/s, times those of {THEIRS} (medians). {report['cpu']}, {report['threads']} threads, {report['date']}"
     )
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
+    save(figure, file)
+
+
+def subplots(num_rows: int, num_columns: int) -> tuple[Any, Any]:
+    """Returns a figure and its axes [num_rows, num_columns]. Raises UserError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("A picture needs matplotlib", "Install it: pip install matplotlib") from None
+
+    figure = Figure(figsize=(12, 3 * num_rows + 0.8), layout="constrained")
+    return figure, figure.subplots(num_rows, num_columns, squeeze=False)
+
+
+def save(figure: Any, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
 

@@ -1,6 +1,7 @@
 """Makes checkpoints of real shapes with random weights: python bench/random_models.py NAME FORM...
 
-A form is a format of GGUF files, or one of Hugging Face folders: BF16, or GPTQ (4 bits, groups of 128).
+A form is a format of GGUF files, or one of Hugging Face folders: BF16, or GPTQ (4 bits, groups of 128). GGUF files may
+have more layers than the shape, and a given routing (:mod:`routing`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from routing import routed
 from shapes import SHAPES, VOCAB, Shape
 
 from freedive.arrays import Bytes
@@ -28,6 +30,7 @@ from freedive.checkpoint.safetensors import DTYPES, write_safetensors
 from freedive.checkpoint.tensor import Tensor
 from freedive.errors import UserError
 from freedive.families import FAMILIES, describe_config
+from freedive.families.family import Family
 from freedive.families.names import gguf_rules, hub_rules
 from freedive.hub.cache import packed_path
 from freedive.model.params import params
@@ -48,17 +51,42 @@ QUANTIZATION = {
 }
 
 
-def random_model(name: str, form: str) -> Path:
-    """Returns the model ``name`` of :data:`SHAPES` in ``form``, a GGUF file or a folder; makes it unless it exists."""
+def random_model(name: str, form: str, num_layers: int = 0, routing: str = "") -> Path:
+    """Returns the model ``name`` of :data:`SHAPES` in ``form``, a GGUF file or a folder; makes it unless it exists.
+
+    ``num_layers`` is that of the shape if it is 0; ``routing`` is one of :data:`routing.EXPONENTS`, or what random
+    weights give. One tensor at a time is in memory.
+    """
     shape = SHAPES[name]
     if form not in (*shape.formats, *shape.folders):
         raise UserError(f"{name} is not made as {form}", f"Choose one of {', '.join((*shape.formats, *shape.folders))}")
-    path = FOLDER / (f"{name}-{form}" if form in shape.folders else f"{name}-{form}.gguf")
+    if routing and (form in shape.folders or shape.config["tie_word_embeddings"]):
+        raise UserError(f"{name} as {form} cannot have {routing} routing", "Choose a GGUF file with a head of its own")
+    parts = name, f"{num_layers}L" if num_layers else "", form, routing
+    stem = "-".join(filter(None, parts))
+    path = FOLDER / (stem if form in shape.folders else f"{stem}.gguf")
     if not path.exists():
         print(f"making {path}", file=sys.stderr)
         FOLDER.mkdir(parents=True, exist_ok=True)
-        (_save_folder if form in shape.folders else _save_gguf)(shape, form, path)
+        shape = shape.with_layers(num_layers) if num_layers else shape
+        if form in shape.folders:
+            _save_folder(shape, form, path)
+        else:
+            _save_gguf(shape, form, routing, path)
     return path
+
+
+def layers_for(name: str, form: str, num_bytes: float) -> int:
+    """Returns the number of layers with which the GGUF file of ``name`` comes nearest to ``num_bytes``, at least 2."""
+
+    def size(num_layers: int) -> int:
+        shape = SHAPES[name].with_layers(num_layers)
+        sizes = ((BLOCKS[_gguf_format(form, tensor, dims)], dims) for tensor, dims in _gguf_shapes(shape).items())
+        return sum(math.prod(dims) // block * each for (block, each), dims in sizes)
+
+    least, more = 2, 4
+    layer = (size(more) - size(least)) / (more - least)
+    return max(least, least + round((num_bytes - size(least)) / layer))
 
 
 def discard(name: str) -> None:
@@ -68,9 +96,8 @@ def discard(name: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _save_gguf(shape: Shape, form: str, path: Path) -> None:
-    model = describe_config(shape.config)
-    (family,) = (family for family in FAMILIES if family.name == model.family)
+def _save_gguf(shape: Shape, form: str, routing: str, path: Path) -> None:
+    _, family = _described(shape)
     architecture, config = family.gguf.architecture, shape.config
     metadata = {
         "block_count": config["num_hidden_layers"],
@@ -80,16 +107,17 @@ def _save_gguf(shape: Shape, form: str, path: Path) -> None:
         **shape.metadata,
     }
     keys = {"general.architecture": architecture} | {f"{architecture}.{key}": value for key, value in metadata.items()}
-    shapes = _maker_shapes(model, gguf_rules(model, family.gguf))
-    tensors = {n: _random(n, s, _gguf_format(form, n, s)) for n, s in shapes.items()}
+    tensors = {
+        name: (routed(name, dims, routing) if routing else None) or _random(name, dims, _gguf_format(form, name, dims))
+        for name, dims in _gguf_shapes(shape).items()
+    }
     if shape.rope_divisors:
         tensors["rope_freqs.weight"] = _of(np.array(shape.rope_divisors, np.float32), "F32")
     write_gguf(path, keys | _gguf_vocabulary(), tensors)
 
 
 def _save_folder(shape: Shape, form: str, path: Path) -> None:
-    model = describe_config(shape.config)
-    (family,) = (family for family in FAMILIES if family.name == model.family)
+    model, family = _described(shape)
     shapes = _maker_shapes(model, hub_rules(model, family.hub))
     config = {**shape.config, "dtype": "bfloat16"} | (_quantization(shape) if form == GPTQ else {})
     partial = path.with_name(path.name + ".new")
@@ -103,6 +131,17 @@ def _save_folder(shape: Shape, form: str, path: Path) -> None:
 
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _described(shape: Shape) -> tuple[ModelSpec, Family]:
+    model = describe_config(shape.config)
+    (family,) = (family for family in FAMILIES if family.name == model.family)
+    return model, family
+
+
+def _gguf_shapes(shape: Shape) -> Shapes:
+    model, family = _described(shape)
+    return _maker_shapes(model, gguf_rules(model, family.gguf))
 
 
 def _maker_shapes(model: ModelSpec, rules: Rules) -> Shapes:

@@ -76,9 +76,9 @@ def markdown(report: Report) -> str:
     parts = (
         f"# Peer comparison: {report['cpu']}, {report['threads']} threads, {report['date']}",
         f"Ratio of freedive to {THEIRS}, then to the best peer (above 1: freedive is better):",
-        _rows(["", *works], ratios),
+        as_table(["", *works], ratios),
         "Medians; in brackets: % of memory bandwidth (decode) or of the integer peak (prefill):",
-        _rows(["", "", *abouts], medians),
+        as_table(["", "", *abouts], medians),
         "Versions: " + ", ".join(f"{name}: {about['version']}" for name, about in abouts.items()) + ".",
     )
     return "\n\n".join(parts) + "\n"
@@ -93,7 +93,7 @@ def accuracy(quality: Report) -> str:
     ]
     return (
         f"\nAccuracy: KL divergence to float32, {quality['model']}, {quality['cpu']}. "
-        f"In the tables above `freedive` has precision balanced:\n\n{_rows(heads, rows)}\n"
+        f"In the tables above `freedive` has precision balanced:\n\n{as_table(heads, rows)}\n"
     )
 
 
@@ -102,7 +102,8 @@ def _abouts(report: Report) -> dict[str, Report]:
     return {name: about for found in report["models"].values() for name, about in found["engines"].items()}
 
 
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 

@@ -4,7 +4,7 @@ in 16-bit floats."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 VOCAB = 32000
@@ -32,6 +32,23 @@ class Shape:
     folders: tuple[str, ...] = ("BF16", "GPTQ")
     group: int = 128
     rope_divisors: tuple[float, ...] = ()
+
+    def with_layers(self, num_layers: int) -> Shape:
+        """Returns the shape with another number of layers; lists of a value for each layer are repeated."""
+        old = self.config["num_hidden_layers"]
+
+        def repeated(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                key: (value * -(-num_layers // old))[:num_layers] if _by_layer(value, old) else value
+                for key, value in values.items()
+            }
+
+        config = repeated(self.config) | {"num_hidden_layers": num_layers}
+        return replace(self, config=config, metadata=repeated(self.metadata))
+
+
+def _by_layer(value: Any, num_layers: int) -> bool:
+    return isinstance(value, list) and len(value) == num_layers
 
 
 SHAPES = {

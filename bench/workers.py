@@ -39,6 +39,11 @@ class Worker:
             text=True,
         )
 
+    @property
+    def process(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
     def call(self, job: str, **arguments: Any) -> Any:
         """Returns the result of the worker's method ``job``.
 

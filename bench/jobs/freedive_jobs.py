@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from jobs import Jobs, serve
 
 import freedive
 from freedive.commands.timing import generate
-from freedive.config import EngineConfig, EngineSettings
+from freedive.config import EngineConfig, EngineSettings, load
 from freedive.engine.sampling import Sampling
 from freedive.model.batch import Batch
+from freedive.ops.routes import Routes
 
 
 class FreediveJobs(Jobs):
@@ -20,7 +22,8 @@ class FreediveJobs(Jobs):
         self.precision = precision
         settings: EngineSettings = {"threads": threads, "precision": precision}
         settings |= {"speculation": "off", "prefix_cache": False}  # the settings of the peers
-        self.model = freedive.load(path, **settings)
+        config = load(EngineConfig, settings)  # others may be in the environment
+        self.model = freedive.load(path, **{field.name: getattr(config, field.name) for field in fields(config)})
 
     def about(self) -> dict[str, Any]:
         runner = self.model.runner
@@ -37,21 +40,37 @@ class FreediveJobs(Jobs):
 
     def unique_experts(self, prompts: list[list[int]], num_tokens: int) -> float | None:
         """Returns the mean number of experts that a step of all answers reads in a layer; None without experts."""
+        steps = [
+            routes
+            for batch, routes in self._routed(prompts, num_tokens)
+            if len(batch.tokens) == len(batch.lengths) == len(prompts)
+        ]
+        counts = [len(np.unique(layer.experts)) for routes in steps for layer in routes]
+        return float(np.mean(counts)) if counts else None
+
+    def expert_counts(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+        """Returns how often each expert of each mixture layer is chosen while the prompts are answered."""
+        num_experts = [len(layer) for layer in self.model.expert_load()]
+        counts = [np.zeros(number, np.int64) for number in num_experts]
+        for _, routes in self._routed(prompts, num_tokens):
+            for count, layer in zip(counts, routes, strict=True):
+                count += np.bincount(layer.experts.ravel(), minlength=len(count))
+        return [count.tolist() for count in counts]
+
+    def _routed(self, prompts: list[list[int]], num_tokens: int) -> list[tuple[Batch, list[Routes]]]:
+        """Answers the prompts; returns the batch and the routes of every step."""
         runner: Any = self.model.runner
-        counts: list[int] = []
-        take_step = runner.step
+        take_step, steps = runner.step, []
 
         def step(batch: Batch) -> Any:
             logits = take_step(batch)
-            if len(batch.tokens) == len(batch.lengths) == len(prompts):
-                routes = runner.routes()
-                counts.extend(len(np.unique(layer.experts)) for layer in routes)
+            steps.append((batch, runner.routes()))
             return logits
 
         runner.step = step
         self.generate(prompts, num_tokens)
         runner.step = take_step
-        return float(np.mean(counts)) if counts else None
+        return steps
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 from jobs import WARM_UP_ANSWER, Jobs, beginnings
 
-BATCH = 512
-"""Tokens per call and per pass of the kernels (n_batch = n_ubatch)."""
-
 WARM_UP, TRIAL = 16, 17
 """Tokens of each prompt that are computed before settings are tried, and tokens of an answer in a trial."""
 
@@ -23,6 +20,9 @@ Row = tuple[int, int, int, bool]
 
 
 class GgmlJobs(Jobs):
+    batch_tokens = 512
+    """Tokens per call and per pass of the kernels (n_batch = n_ubatch)."""
+
     def __init__(self, api: Any, path: str, threads: int, settings: Settings) -> None:
         api.llama_backend_init()
         self.api = api
@@ -32,7 +32,7 @@ class GgmlJobs(Jobs):
         if not self.model:
             raise RuntimeError(f"it cannot load {path}")
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
-        self.batch = api.llama_batch_init(BATCH, 0, 1)
+        self.batch = api.llama_batch_init(self.batch_tokens, 0, 1)
         self.contexts: dict[Shape, Any] = {}
         self.source = random.Random(0)
 
@@ -82,8 +82,8 @@ class GgmlJobs(Jobs):
 
     def decode(self, context: Any, rows: list[Row]) -> Iterator[Any]:
         """Computes ``rows``; yields the logits [vocab_size] that are needed, which the next call overwrites."""
-        for begin in range(0, len(rows), BATCH):
-            part = rows[begin : begin + BATCH]
+        for begin in range(0, len(rows), self.batch_tokens):
+            part = rows[begin : begin + self.batch_tokens]
             batch = self.batch
             batch.n_tokens = len(part)
             for index, (sequence, position, token, wanted) in enumerate(part):
@@ -111,7 +111,7 @@ class GgmlJobs(Jobs):
         params = self.api.llama_context_default_params()
         params.n_ctx = num_sequences * (-(-(prompt + num_tokens) // 256) * 256)
         params.n_seq_max = num_sequences
-        params.n_batch = params.n_ubatch = BATCH
+        params.n_batch = params.n_ubatch = self.batch_tokens
         params.n_threads = params.n_threads_batch = self.threads
         self.contexts[shape] = self.api.llama_init_from_model(self.model, _set(params, variant))
         if not self.contexts[shape]:

@@ -34,6 +34,10 @@ class Jobs:
         self.generate(beginnings(prompts), min(num_tokens, WARM_UP_ANSWER))
         return ""
 
+    def expert_traffic(self) -> tuple[int, int]:
+        """Returns how often an expert was found in a cache of experts since the start, and how often not."""
+        return 0, 0  # without such a cache
+
     def peak_memory(self) -> int:
         """Returns the peak of physical memory in bytes of this program and its children, with mapped files."""
         return sum(_status(process, "VmHWM") * 1024 for process in _family(os.getpid()))

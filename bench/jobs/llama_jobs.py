@@ -1,4 +1,4 @@
-"""Worker: llama.cpp through its C interface, at its best. Usage: llama_jobs.py MODEL THREADS
+"""Worker: llama.cpp through its C interface, at its best. Usage: llama_jobs.py MODEL THREADS [mapped]
 
 Runs in a Python that has llama-cpp-python and need not have freedive.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-from ggml_jobs import GgmlJobs, Settings
+from ggml_jobs import GgmlJobs, Settings, Shape
 from jobs import serve
 
 ON, OFF = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -25,6 +25,12 @@ VARIANTS: tuple[Settings, ...] = (
 EXACT = {**VARIANTS[1], "type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
 """The settings with the least rounding."""
 
+EMPTY: Settings = {}
+
+MAPPED: Settings = {"use_mmap": True, "use_extra_bufts": False}
+"""The settings for a model larger than memory: weights stay in the mapped file, since copies in another layout would
+have to fit."""
+
 LOG_ERROR = 4
 
 
@@ -35,9 +41,9 @@ def log(level: int, text: bytes, _: Any) -> None:
 
 
 class LlamaJobs(GgmlJobs):
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, settings: Settings = EMPTY) -> None:
         llama_cpp.llama_log_set(log, None)
-        super().__init__(llama_cpp, path, threads, {})
+        super().__init__(llama_cpp, path, threads, settings)
 
     def about(self) -> dict[str, Any]:
         return {
@@ -66,5 +72,20 @@ class LlamaJobs(GgmlJobs):
         np.save(file, np.stack([logits.copy() for logits in self.decode(self.context(shape), rows)]))
 
 
+class MappedLlamaJobs(LlamaJobs):
+    """llama.cpp with a model larger than memory. One context does all work: more would take memory from the file."""
+
+    batch_tokens = 2048
+    """A prompt of 2,048 tokens is one pass, which reads each weight once."""
+
+    room: Shape = (1, batch_tokens, 256)
+
+    def __init__(self, path: str, threads: int) -> None:
+        super().__init__(path, threads, MAPPED)
+
+    def context(self, shape: Shape) -> Any:
+        return super().context(self.room)
+
+
 if __name__ == "__main__":
-    serve(LlamaJobs, sys.argv[1], int(sys.argv[2]))
+    serve(MappedLlamaJobs if sys.argv[3:] == ["mapped"] else LlamaJobs, sys.argv[1], int(sys.argv[2]))
