@@ -45,7 +45,7 @@ NOTHING: list[tuple[str, dict[str, Any]]] = [
     (RESPONSES, {"truncation": "auto", "background": False, "include": ["web_search_call.action.sources"]}),
     (RESPONSES, {"input": [], "instructions": "hello"}),
     (RESPONSES, {"text": {"verbosity": "low"}, "reasoning": {"effort": "low", "summary": "auto"}}),
-    (MESSAGES, {"thread": {"type": "create"}, "mcp_servers": []}),
+    (MESSAGES, {"thread": {"type": "create"}, "mcp_servers": [], "safeguards": []}),
     (OLLAMA, {"messages": [HELLO[0] | {"images": []}], "think": "high", "options": {"seed": -1, "num_predict": -2}}),
     (GENERATE, {"images": [], "context": [], "template": "", "system": "", "suffix": "", "format": ""}),
 ]
