@@ -61,7 +61,7 @@ def create_app(
     responses; if it is None, they are kept in memory. ``app.state.auth`` authenticates requests.
     """
     service = Service(models, keeps_requests=config.keep_requests > 0)
-    store, kept = open_store(stored_responses), KeptRequests(config.keep_requests)
+    store, kept = open_store(stored_responses), KeptRequests(config.keep_requests, keys)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from freedive.engine.recording import Recording
 from freedive.errors import NotFound, UserError
 from freedive.json_object import Json
+from freedive.server.keys import Keys
 from freedive.server.request_record import RequestRecord
 from freedive.server.routing import APIRouter
 
@@ -51,15 +52,22 @@ class KeptRequests:
     """An observer that keeps the last ``limit`` finished requests of each key; other keys do not see them.
 
     They are stored as JSON, at most ``KEPT_BYTES`` for each key; the oldest are dropped first. Larger requests,
-    and those that cannot be written as JSON, are not kept.
+    and those that cannot be written as JSON, are not kept. Those of a key that ``keys`` no longer admits are dropped
+    when the next request of any caller ends.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, keys: Keys | None = None) -> None:
         self._limit = limit
+        self._keys = keys
         self._kept: dict[str, deque[KeptRequest]] = {}
 
     def __call__(self, record: RequestRecord) -> None:
-        """Keeps a finished request if all its answers are complete."""
+        """Keeps a finished request if all its answers are complete, and drops those of revoked keys."""
+        self._add(record)
+        if self._keys is not None:
+            self._kept = {id: kept for id, kept in self._kept.items() if self._keys.admits(id)}
+
+    def _add(self, record: RequestRecord) -> None:
         completions = record.completions
         if not (self._limit and completions and set(completions.finishes) <= REPLAYABLE):
             return

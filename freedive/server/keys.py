@@ -187,6 +187,15 @@ class Keys:
                 found = key
         return found
 
+    def admits(self, id: str) -> bool:
+        """Whether requests of the tenant ``id`` are admitted, as far as the file was read; "" is that of no key.
+
+        While the file is damaged, no key counts as revoked.
+        """
+        if self._keys is None:
+            return True
+        return any(key.id == id for key in self._keys) if id else not self.required
+
     def reload_if_changed(self) -> None:
         """Reads the file again if it has changed, at most once in ``POLL_S`` seconds."""
         now = time.monotonic()

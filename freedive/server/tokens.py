@@ -15,18 +15,22 @@ from freedive.server.content_parts import readable
 from freedive.server.model import Model, Tokenizer
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.openai.message_fields import Message, Tools
-from freedive.server.request_body import JsonObject, RequestBody, Text
+from freedive.server.request_body import JsonObject, RequestBody, Text, ignore
 from freedive.server.routing import APIRouter, off_loop
 from freedive.server.service import Service
 
 BYTES_PER_TOKEN = 16
 """Approximate bytes of one token in a response."""
 
+ONLY_OF_CHATS = {"add_generation_prompt", "chat_template_kwargs", "continue_final_message", "tools"}
+"""Fields that have no effect on a text."""
+
 
 class TokenizeRequest(RequestBody):
     """POST /tokenize: ``prompt`` (vLLM), ``content`` (llama.cpp) or the ``messages`` of a chat.
 
-    Special tokens such as BOS are added to ``prompt``, as in vLLM, but not to ``content``, as in llama.cpp.
+    Special tokens such as BOS are added to ``prompt``, as in vLLM, but not to ``content``, as in llama.cpp. Both read
+    the spelling of a special token in the text as that token, and so do we unless ``parse_special`` is false.
     """
 
     unsupported: ClassVar = {"chat_template": (), "mm_processor_kwargs": ({},)}
@@ -58,6 +62,11 @@ class TokenizeRequest(RequestBody):
         if self.messages and (self.add_special_tokens or self.add_special):
             name = "add_special_tokens" if self.add_special_tokens else "add_special"
             raise UserError("A chat's template adds the special tokens", f"Leave '{name}' out", param=name)
+        if self.messages and not self.parse_special:
+            what = "A chat's template spells its special tokens, so 'parse_special' cannot be false with 'messages'"
+            raise UserError(what, "Send the text as 'content', or leave it out", param="parse_special")
+        for name in () if self.messages else sorted(self.model_fields_set & ONLY_OF_CHATS):
+            ignore(name)
         return self
 
     def chat(self, model: str) -> ChatRequest:

@@ -112,6 +112,13 @@ def test_thoughts_can_be_omitted(client: anthropic.Anthropic) -> None:
     assert all(event.delta.type != "thinking_delta" for event in _deltas(client, omitted))
 
 
+@pytest.mark.parametrize("display", ["summarized", "updates", "highlights"])
+def test_thoughts_are_shown_whole_in_other_displays(client: anthropic.Anthropic, display: str) -> None:
+    shown = asking("two and two", thinking={"type": "adaptive", "display": display})
+    assert client.messages.create(**shown).content[0].thinking == "Two and two,\nthat is."
+    assert any(event.delta.type == "thinking_delta" for event in _deltas(client, shown))
+
+
 def _deltas(client: anthropic.Anthropic, asked: dict[str, Any]) -> list[Any]:
     return [event for event in client.messages.create(**asked, stream=True) if event.type == "content_block_delta"]
 
@@ -327,6 +334,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
     ("fields", "named"),
     [
         ({"mcp_servers": [{"type": "url", "name": "m", "url": "http://m"}]}, "'mcp_servers'"),
+        ({"safeguards": [{"type": "dangerous_tool_use"}]}, "'safeguards' is not supported"),
         ({"output_config": {"format": {"type": "regex"}}}, "format.type"),
         ({"output_config": {"effort": "highest"}}, "'output_config.effort'"),
         ({"temprature": 1}, "'temprature'"),

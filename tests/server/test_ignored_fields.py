@@ -45,7 +45,7 @@ NOTHING: list[tuple[str, dict[str, Any]]] = [
     (RESPONSES, {"truncation": "auto", "background": False, "include": ["web_search_call.action.sources"]}),
     (RESPONSES, {"input": [], "instructions": "hello"}),
     (RESPONSES, {"text": {"verbosity": "low"}, "reasoning": {"effort": "low", "summary": "auto"}}),
-    (MESSAGES, {"thread": {"type": "create"}, "mcp_servers": []}),
+    (MESSAGES, {"thread": {"type": "create"}, "mcp_servers": [], "safeguards": []}),
     (OLLAMA, {"messages": [HELLO[0] | {"images": []}], "think": "high", "options": {"seed": -1, "num_predict": -2}}),
     (GENERATE, {"images": [], "context": [], "template": "", "system": "", "suffix": "", "format": ""}),
 ]
@@ -62,6 +62,8 @@ SAID: list[tuple[str, dict[str, Any], set[str]]] = [
     (CHAT, {"client_metadata": {"a": "b"}, "cache_prompt": True, "id_slot": 1}, set()),
     (CHAT, {"include_reasoning": False, "priority": 3, "stream_options": {"include_usage": True}}, set()),
     (CHAT, {"provider": {"order": ["x"]}, "repeat_last_n": 64, "penalize_nl": False}, set()),
+    (CHAT, {"num_ctx": 4096, "num_batch": 512, "num_keep": 24, "num_gpu": 99, "num_thread": 4}, set()),
+    (TEXT, {"use_mmap": True, "use_mlock": False, "keep_alive": "5m", "num_ctx": 4096}, set()),
     (CHAT, {"tools": [{"type": "web_search"}, {"type": "openrouter:web_search"}]}, {"tools.web_search"}),
     (RESPONSES, {"client_metadata": {"a": "b"}, "prompt_cache_retention": "24h"}, set()),
     (RESPONSES, {"context_management": [{"type": "compaction", "compact_threshold": 9}]}, set()),

@@ -14,7 +14,8 @@ from echo_model import EchoModel, serving
 
 from freedive.config import ServerConfig
 from freedive.engine.recording import Recording
-from freedive.server import kept_requests, keys
+from freedive.server import app, kept_requests, keys
+from freedive.server.kept_requests import KeptRequests
 from freedive.server.keys import Keys
 
 
@@ -109,6 +110,33 @@ def test_no_key_sees_the_requests_of_another() -> None:
             clients["bob"].post(CHAT, json=body("hello"))
         assert recording(clients["ann"], "mine").answers
         assert httpx.get(f"{clients['ann'].base_url}/v1/requests").status_code == 401
+
+
+def test_requests_of_a_revoked_key_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[KeptRequests] = []
+
+    class Watched(KeptRequests):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(app, "KeptRequests", Watched)
+    monkeypatch.setattr(keys, "POLL_S", 0.0)
+    with clients_of(5, "ann", "bob") as clients:
+        for client in clients.values():
+            assert recording(client, client.post(CHAT, json=body("secret")).headers["x-request-id"])
+        ids = {key.name: key.id for key in keys.read_keys(keys.key_file())}
+        with clients["ann"].stream("POST", CHAT, json=body("secret" * 100, stream=True)) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            keys.revoke("ann")
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert len(clients["bob"].get("/v1/requests").json()["data"]) == 1
+        deadline = time.monotonic() + 5
+        while made[0].of(ids["ann"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert len(made[0].of(ids["bob"])) == 1
 
 
 def test_requests_of_all_apis_are_recorded_unless_they_have_no_answer() -> None:

@@ -162,6 +162,27 @@ def test_a_revoked_key_is_refused_at_once_also_if_it_was_the_last(url: str, home
     assert ask(url).status_code == 401
 
 
+def test_a_revoked_key_is_not_admitted_and_a_damaged_file_revokes_none(home: Path) -> None:
+    keys.create("ann")
+    [ann] = keys.read_keys(home / "keys.json")
+    store = Keys()
+    assert (store.admits(ann.id), store.admits("other"), store.admits("")) == (True, False, False)
+    (home / "keys.json").write_text("{")
+    store.reload_if_changed()
+    assert store.admits(ann.id)
+    (home / "keys.json").write_text('{"keys": []}')
+    store.reload_if_changed()
+    assert not store.admits(ann.id)
+
+
+def test_without_keys_nobody_is_admitted_until_there_is_one() -> None:
+    store = Keys()
+    assert store.admits("")
+    keys.create("ann")
+    store.reload_if_changed()
+    assert not store.admits("")
+
+
 def test_a_restart_after_the_last_key_is_revoked_stays_locked(fake_model: EchoModel, home: Path) -> None:
     keys.create("ann")
     assert f"delete {home / 'keys.json'}" in invoke("revoke", "ann").stderr

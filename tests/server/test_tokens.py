@@ -62,6 +62,14 @@ def test_tools_and_template_variables_reach_the_template(http: httpx.Client, fak
     assert fake_model.asked[-1]["template_kwargs"] == {"enable_thinking": False}
 
 
+def test_fields_of_chats_are_reported_as_ignored_with_a_text(http: httpx.Client) -> None:
+    fields = {"tools": [], "add_generation_prompt": True}
+    answer = http.post("/tokenize", json={"content": "x", "parse_special": True, **fields})
+    assert answer.headers["X-Freedive-Ignored"] == "add_generation_prompt, tools"
+    asked = http.post("/tokenize", json={"messages": CHAT, **fields})
+    assert (asked.status_code, "X-Freedive-Ignored" in asked.headers) == (200, False)
+
+
 def test_tokens_become_text_again(http: httpx.Client) -> None:
     text = http.post("/detokenize", json={"tokens": tokens("hä")}).json()
     assert text == {"prompt": "hä", "content": "hä"}
@@ -78,6 +86,7 @@ def test_a_chat_is_rendered_as_it_would_be_asked(http: httpx.Client) -> None:
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": "a", "content": "b"}, "prompt"),
         ("/tokenize", {"messages": CHAT, "add_special": True}, "add_special"),
+        ("/tokenize", {"messages": CHAT, "parse_special": False}, "parse_special"),
         ("/tokenize", {"messages": CHAT, "chat_template": "{{ x }}"}, "chat_template"),
         ("/tokenize", {"messages": CHAT, "continue_final_message": True}, "messages"),
         ("/detokenize", {"tokens": [-1]}, "tokens"),

@@ -90,13 +90,16 @@ _CHOICES: dict[str, WantedTool] = {"auto": "auto", "any": "required", "none": "n
 
 
 class Thinking(RequestBody):
-    """Whether the model may think, and for how many tokens at most (``budget_tokens``)."""
+    """Whether the model may think, and for how many tokens at most (``budget_tokens``).
+
+    Thoughts are shown as they are, unless ``display`` is "omitted": Claude Code asks for "updates" and "highlights".
+    """
 
     ignores_unknown = True
 
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: int | None = Field(None, ge=1)
-    display: Literal["summarized", "omitted"] = "summarized"
+    display: Literal["summarized", "updates", "highlights", "omitted"] = "summarized"
 
 
 class OutputFormat(RequestBody):
@@ -144,7 +147,11 @@ class Conversation(RequestBody):
             "user_profile_id",
         }
     )
-    unsupported: ClassVar = {"mcp_servers": ([],), "thread": ({"type": "create"},)}
+    unsupported: ClassVar = {
+        "mcp_servers": ([],),
+        "safeguards": ([],),  # a client that believed its tool calls checked here would not check them itself
+        "thread": ({"type": "create"},),
+    }
 
     model: Text
     messages: Annotated[list[Message], Field(min_length=1)]

@@ -12,7 +12,7 @@ from freedive.errors import UserError
 from freedive.server.call_ids import matched
 from freedive.server.content_parts import readable
 from freedive.server.model import Model
-from freedive.server.openai.foreign_fields import LABELS, NEUTRAL, WITHOUT_EFFECT
+from freedive.server.openai.foreign_fields import LABELS, NEUTRAL, OLLAMA_OPTIONS, WITHOUT_EFFECT
 from freedive.server.openai.format_fields import Guided, NamedTool, ResponseFormat, parsed_schema
 from freedive.server.openai.message_fields import Message, Tools
 from freedive.server.request_body import JsonObject, RequestBody, Text, ignore, listed
@@ -35,7 +35,7 @@ class BaseCompletionRequest(RequestBody):
     top_k, min_p, repetition_penalty, repetition_detection, ignore_eos and timings are extensions of OpenAI's API.
     """
 
-    ignored = LABELS | WITHOUT_EFFECT
+    ignored = LABELS | WITHOUT_EFFECT | OLLAMA_OPTIONS
     synonyms = {"cache_salt": "user_id", "n_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
     unsupported: ClassVar = NEUTRAL
 

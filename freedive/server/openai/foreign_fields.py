@@ -50,6 +50,12 @@ WITHOUT_EFFECT = frozenset(
 )
 """Ignored fields that tune features which do not exist here, or that concern how an answer is displayed."""
 
+OLLAMA_OPTIONS = frozenset(
+    {"keep_alive", "num_batch", "num_ctx", "num_gpu", "num_keep", "num_thread", "use_mlock", "use_mmap"}
+)
+"""Ignored options of Ollama about how to run a model, as its own ``/v1`` ignores them; Open WebUI sends them to any
+server."""
+
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": ([],),
     "bad_words": ([], ""),
