@@ -38,6 +38,14 @@ class FreediveJobs(Jobs):
         run = generate(self.model, prompts, num_tokens, Sampling(temperature=1))
         return run.prefill_s, run.decode_s
 
+    def expert_traffic(self) -> tuple[int, int]:
+        cache = self.model.expert_cache()
+        return (
+            (sum(layer.hits for layer in cache.layers), sum(layer.misses for layer in cache.layers))
+            if cache
+            else (0, 0)
+        )
+
     def unique_experts(self, prompts: list[list[int]], num_tokens: int) -> float | None:
         """Returns the mean number of experts that a step of all answers reads in a layer; None without experts."""
         steps = [
