@@ -82,7 +82,7 @@ def _values(usage: Usage) -> tuple[int, ...]:
 
 def entry(engine: Engine, checkpoint: Path, threads: int, budget: float) -> tuple[object, ...]:
     """Returns the command of a worker with a budget in bytes."""
-    settings = f"FREEDIVE_MEMORY={int(budget / OVERRUN)}", f"FREEDIVE_CACHE_TOKENS={CONTEXT}"
+    settings = f"FREEDIVE_MEMORY={int(budget / OVERRUN) >> 10}KiB", f"FREEDIVE_CACHE_TOKENS={CONTEXT}"
     return "env", *settings, *engine.command(checkpoint, threads)
 
 
