@@ -28,8 +28,8 @@ int PagedExperts::add_layer(const ExpertLayer& layer) {
     Pool& pool = **found;
     pool.stride = layer.stride;
     pool.total += layer.stride * layer.count, pool.num_layers++;
-    layers_.push_back({layer, &pool, std::vector<int>(layer.count, kNowhere)});
-    layers_.back().records.packed = {};
+    layers_.push_back({{layer, std::vector<int>(layer.count)}, &pool, std::vector<int>(layer.count, kNowhere)});
+    layers_.back().records.layer.packed = {};
     return int(layers_.size()) - 1;
 }
 
@@ -62,7 +62,7 @@ void PagedExperts::plan(Layer& layer, std::span<const int> experts, int begin) {
     // A layer that reads more than its share of the slots would replace all that the next layers need.
     const bool scans = std::size_t(count) * pool.num_layers > pool.slots.size();
     if (begin == 0) {
-        unpin_all();
+        unpin_all(layer);
         pin_hits(layer, experts);
     } else {
         for (int i = begin_; i < begin; i++)
@@ -78,6 +78,20 @@ void PagedExperts::plan(Layer& layer, std::span<const int> experts, int begin) {
     lacks_slots_ |= pinned == begin;  // then the wave is one expert without a record, and check() throws
     end_ = complete && pinned == count ? count : std::max(begin + 1, std::min(begin + kWave, pinned));
     order_wave(layer, experts.subspan(begin, end_ - begin));
+    // A step that reads nearly all experts of this layer will do so in the next one.
+    const bool is_last = &layer == &layers_.back();
+    if (scans && !is_last && end_ == count && 8 * count >= 7 * int(layer.slots.size())) read_ahead(*(&layer + 1));
+}
+
+// Begins to read the first experts of a layer that are missing.
+void PagedExperts::read_ahead(Layer& layer) {
+    const std::size_t left = layer.pool->slots.size() / 2;
+    int missing = kWave;
+    for (int expert = 0; expert < int(layer.slots.size()) && missing && layer.pool->idle.size() > left; expert++)
+        if (layer.slots[expert] == kNowhere && pin(layer, expert, true)) {
+            layer.pool->slots[layer.slots[expert]].ahead = true;
+            missing--;
+        }
 }
 
 // Pins those experts of a layer that are in memory, before others replace them, but leaves slots to read the others.
@@ -92,7 +106,10 @@ void PagedExperts::pin_hits(Layer& layer, std::span<const int> experts) {
 bool PagedExperts::pin(Layer& layer, int expert, bool scans) {
     Pool& pool = *layer.pool;
     int& slot = layer.slots[expert];
-    if (slot != kNowhere && pool.slots[slot].pinned) return true;
+    if (slot != kNowhere && pool.slots[slot].pinned) {
+        pool.slots[slot].ahead = false;
+        return true;
+    }
     const bool hit = slot != kNowhere && !pool.slots[slot].has_failed();
     if (!hit) {
         const int replaced = slot != kNowhere ? slot : replaceable(pool);
@@ -107,16 +124,21 @@ bool PagedExperts::pin(Layer& layer, int expert, bool scans) {
     return true;
 }
 
-void PagedExperts::unpin_all() {
+// Unpins everything but what was read ahead for a layer.
+void PagedExperts::unpin_all(const Layer& except) {
     for (const auto& pool : pools_)
-        for (auto next = pool->pinned.begin(); next != pool->pinned.end();) unpin(*pool, *next++);
+        for (auto next = pool->pinned.begin(); next != pool->pinned.end();) {
+            const int slot = *next++;
+            const Slot& pinned = pool->slots[slot];
+            if (!pinned.ahead || &layers_[pinned.layer] != &except) unpin(*pool, slot);
+        }
 }
 
 // A slot that is still loading stays pinned: the disk will write to it.
 void PagedExperts::unpin(Pool& pool, int slot) {
     Slot& done = pool.slots[slot];
     if (!done.pinned || done.is_loading()) return;
-    done.pinned = false;
+    done.pinned = done.ahead = false;
     pool.idle.splice(done.passes || done.has_failed() ? pool.idle.begin() : pool.idle.end(), pool.pinned, done.place);
 }
 
@@ -132,7 +154,7 @@ void PagedExperts::load(Layer& layer, int expert, int slot) {
     if (taken.layer != kNowhere) layers_[taken.layer].slots[taken.expert] = kNowhere;
     taken.layer = int(&layer - layers_.data()), taken.expert = expert;
     layer.slots[expert] = slot;
-    layer.traffic.bytes += std::int64_t(layer.records.stride);
+    layer.traffic.bytes += std::int64_t(layer.pool->stride);
     reader_.read(layer.records, expert, layer.pool->at(slot), taken);
 }
 

@@ -45,6 +45,7 @@ class PagedExperts final : public ExpertSource {
     struct Slot : RecordSlot {
         int layer = kNowhere, expert = kNowhere;
         bool pinned = false;  // belongs to the wave, or to the next one, or is still loading for an earlier one
+        bool ahead = false;   // was read for a layer that has not begun
         bool passes = false;  // was read by a scan, so that it is the next to be replaced
         std::list<int>::iterator place{};
     };
@@ -58,7 +59,7 @@ class PagedExperts final : public ExpertSource {
         std::uint8_t* at(int slot) const { return memory.as<std::uint8_t>() + stride * slot; }
     };
     struct Layer {
-        ExpertLayer records;
+        FileLayer records;
         Pool* pool;
         std::vector<int> slots;  // of each expert, or kNowhere
         ExpertTraffic traffic{};
@@ -68,7 +69,8 @@ class PagedExperts final : public ExpertSource {
     void pin_hits(Layer& layer, std::span<const int> experts);
     bool pin(Layer& layer, int expert, bool scans);
     void unpin(Pool& pool, int slot);
-    void unpin_all();
+    void unpin_all(const Layer& except);
+    void read_ahead(Layer& layer);
     int replaceable(const Pool& pool) const;
     void load(Layer& layer, int expert, int slot);
     bool warm_up();

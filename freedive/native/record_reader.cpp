@@ -1,6 +1,7 @@
 #include "record_reader.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -46,6 +47,7 @@ std::uint64_t record_checksum(const ExpertLayer& layer, const std::uint8_t* reco
 RecordReader::RecordReader(const std::string& path, bool direct, int num_threads, double timeout_s)
     : file_(open_file(path, direct)), direct_(direct), timeout_s_(timeout_s) {
     if (file_ < 0) throw std::runtime_error("the weights cannot be opened: " + system_error(errno));
+    stamp_ = stamp();
     for (int i = 0; i < num_threads; i++) threads_.emplace_back([this] { work(); });
 }
 
@@ -60,7 +62,8 @@ RecordReader::~RecordReader() {
     close(file_);
 }
 
-void RecordReader::read(const ExpertLayer& layer, int index, std::uint8_t* memory, RecordSlot& slot) {
+void RecordReader::read(FileLayer& from, int index, std::uint8_t* memory, RecordSlot& slot) {
+    const ExpertLayer& layer = from.layer;
     const std::size_t count = (layer.stride + kPieceBytes - 1) / kPieceBytes;
     const std::size_t size = (layer.stride / count + kDiskBlock - 1) / kDiskBlock * kDiskBlock;
     slot.pieces_ = int((layer.stride + size - 1) / size);
@@ -68,7 +71,7 @@ void RecordReader::read(const ExpertLayer& layer, int index, std::uint8_t* memor
     const std::lock_guard lock(mutex_);
     slot.error_.clear();
     for (std::size_t begin = 0; begin < layer.stride; begin += size) {
-        pieces_.push_back({&layer, index, memory, {begin, std::min(size, layer.stride - begin)}, &slot});
+        pieces_.push_back({&from, index, memory, {begin, std::min(size, layer.stride - begin)}, &slot});
         has_work_.notify_one();
     }
 }
@@ -125,7 +128,8 @@ std::optional<RecordReader::Piece> RecordReader::next() {
 
 void RecordReader::read(const Piece& piece) {
     std::uint8_t* to = piece.memory + piece.extent.offset;
-    std::uint64_t at = piece.layer->offset + piece.layer->stride * piece.index + piece.extent.offset;
+    const ExpertLayer& layer = piece.from->layer;
+    std::uint64_t at = layer.offset + layer.stride * piece.index + piece.extent.offset;
     for (std::size_t left = piece.extent.size; left;) {
         const ssize_t count = pread(file_, to, left, off_t(at));
         if (count < 0 && errno == EINTR) continue;
@@ -139,14 +143,39 @@ void RecordReader::read(const Piece& piece) {
 }
 
 void RecordReader::finish(const Piece& piece) {
-    if (record_checksum(*piece.layer, piece.memory) != piece.layer->checksums[piece.index])
-        fail(piece, "it differs from its checksum, so the file is damaged or was changed");
+    if (!is_sound(piece)) fail(piece, "it differs from its checksum, so the file is damaged or was changed");
     {
         const std::lock_guard lock(mutex_);
         const bool failed = !piece.slot->error_.empty();
         piece.slot->state_.store(failed ? RecordSlot::Failed : RecordSlot::Ready, std::memory_order_release);
     }
     has_finished_.notify_all();
+}
+
+bool RecordReader::is_sound(const Piece& piece) {
+    const FileStamp now = stamp();
+    std::unique_lock lock(mutex_);
+    if (now != stamp_) stamp_ = now, num_states_++;
+    const int state = num_states_;
+    int& verified = piece.from->verified[piece.index];
+    if (verified == state) return true;
+    lock.unlock();
+    const ExpertLayer& layer = piece.from->layer;
+    if (record_checksum(layer, piece.memory) != layer.checksums[piece.index]) return false;
+    lock.lock();
+    verified = state;
+    return true;
+}
+
+FileStamp RecordReader::stamp() const {
+    struct stat found{};
+    if (fstat(file_, &found)) return {-1, 0};
+#ifdef __APPLE__
+    const timespec changed = found.st_mtimespec;
+#else
+    const timespec changed = found.st_mtim;
+#endif
+    return {std::int64_t(found.st_size), std::int64_t(changed.tv_sec) * 1'000'000'000 + changed.tv_nsec};
 }
 
 void RecordReader::fail(const Piece& piece, const std::string& why) {

@@ -18,6 +18,18 @@ namespace freedive {
 
 constexpr std::size_t kDiskBlock = 4096;  // alignment of what is read past the page cache
 
+// The records of a layer in the file. A record is verified when it is read first, and again after the file has changed.
+struct FileLayer {
+    ExpertLayer layer;
+    std::vector<int> verified;  // of each record: the last state of the file in which it was; guarded by the reader
+};
+
+// What changes when a file is written: its size and the time of the last change, in ns.
+struct FileStamp {
+    std::int64_t size, changed_ns;
+    bool operator==(const FileStamp&) const = default;
+};
+
 // Memory for one record, and how far it is read.
 class RecordSlot {
   public:
@@ -41,7 +53,7 @@ class RecordReader {
     RecordReader(const RecordReader&) = delete;
 
     // Begins to read record `index` of `layer` to `memory`. `slot` is loading until it is ready or has failed.
-    void read(const ExpertLayer& layer, int index, std::uint8_t* memory, RecordSlot& slot);
+    void read(FileLayer& from, int index, std::uint8_t* memory, RecordSlot& slot);
     // Waits until `slot` is ready and returns true; or returns false, if it has failed or the timeout is over. After
     // that it waits no more until the error is taken.
     bool wait(const RecordSlot& slot);
@@ -52,7 +64,7 @@ class RecordReader {
 
   private:
     struct Piece {
-        const ExpertLayer* layer;
+        FileLayer* from;
         int index;
         std::uint8_t* memory;
         Extent extent;  // of the record
@@ -63,6 +75,8 @@ class RecordReader {
     void read(const Piece& piece);
     void finish(const Piece& piece);
     void fail(const Piece& piece, const std::string& why);
+    bool is_sound(const Piece& piece);
+    FileStamp stamp() const;
 
     int file_;
     const bool direct_;
@@ -73,6 +87,8 @@ class RecordReader {
     std::function<bool()> begin_reading_;
     bool ending_ = false;
     std::string error_;
+    FileStamp stamp_;
+    int num_states_ = 1;  // of the file so far: each has another stamp
     std::vector<std::thread> threads_;
 };
 
