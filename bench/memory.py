@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from cgroup import memory_group
 from disk import direct_speed, drop_caches, read_ahead
 from engines import ENGINES, OURS, THEIRS, Engine
 from measure import in_turns
-from memory_report import PEAK, READ, draw, markdown, summary
+from memory_report import PEAK, PLANNED, READ, draw, markdown, summary
 from peers import QUIET_LOAD
 from random_models import discard, layers_for, random_model
 from routing import EXPONENTS, top_share
@@ -80,10 +81,25 @@ def _values(usage: Usage) -> tuple[int, ...]:
     return usage.read_bytes, usage.major_faults, usage.hits, usage.misses
 
 
+def settings(budget: float) -> dict[str, str]:
+    """Returns the settings of freedive with a budget in bytes, as environment variables."""
+    return {"FREEDIVE_MEMORY": f"{int(budget / OVERRUN) >> 10}KiB", "FREEDIVE_CACHE_TOKENS": str(CONTEXT)}
+
+
 def entry(engine: Engine, checkpoint: Path, threads: int, budget: float) -> tuple[object, ...]:
     """Returns the command of a worker with a budget in bytes."""
-    settings = f"FREEDIVE_MEMORY={int(budget / OVERRUN) >> 10}KiB", f"FREEDIVE_CACHE_TOKENS={CONTEXT}"
-    return "env", *settings, *engine.command(checkpoint, threads)
+    given = (f"{name}={value}" for name, value in settings(budget).items())
+    return "env", *given, *engine.command(checkpoint, threads)
+
+
+def planned(checkpoint: Path, threads: int, budget: float, routing: str) -> dict[str, float]:
+    """Returns what ``freedive plan`` predicts: for usual text if the routing is skewed, else for uniform routing."""
+    given = settings(budget) | {"FREEDIVE_THREADS": str(threads)}
+    command = [sys.executable, "-m", "freedive", "plan", str(checkpoint), "--json"]
+    told = json.loads(subprocess.run(command, env=os.environ | given, capture_output=True, check=True).stdout)["speed"]
+    speeds = {work.name: work.prompt / told["first_token_s"][str(work.prompt)] for work in PREFILLS}
+    speeds[DECODE.name] = told["worst" if routing == "uniform" else "usual"]
+    return {f"{name}: {PLANNED}": speed for name, speed in speeds.items()}
 
 
 def measure(
@@ -134,6 +150,7 @@ Values = dict[str, list[dict[str, float] | None]]
 
 def compete(
     path: Path,
+    routing: str,
     engines: Sequence[str],
     threads: int,
     shares: Sequence[float],
@@ -155,6 +172,7 @@ def compete(
                 got = None
                 try:
                     got = measure(RACING[name], path, threads, budget, prompts, seconds)
+                    got |= planned(path, threads, budget, routing) if name == OURS else {}
                 except UserError as error:
                     faults[share][name] = error.what
                 values[share][name].append(got)
@@ -217,7 +235,7 @@ def main(
             size = path.stat().st_size
             about, tops = choices(path, threads, max(shares) * size)
             with read_ahead(path, ahead):
-                values, faults = compete(path, racing, threads, shares, rounds, minutes, seconds)
+                values, faults = compete(path, routing, racing, threads, shares, rounds, minutes, seconds)
             report["models"][f"{model} {format} {routing}"] = {
                 "file_bytes": size,
                 "freedive": about,

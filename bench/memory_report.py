@@ -13,7 +13,7 @@ from workloads import MEGABYTES, SECONDS, START_TO_FIRST_TOKEN, TOKENS_PER_S, Co
 
 from freedive.commands.timing import readable
 
-PEAK, READ = "peak memory", "read"
+PEAK, READ, PLANNED = "peak memory", "read", "planned"
 
 UNITS = {PEAK: MEGABYTES, READ: "MB/token", "major faults": "a token", "hits": "of choices"}
 """The units of rows by the last part of their names; others are speeds."""

@@ -12,7 +12,8 @@ from freedive.errors import UserError
 from freedive.model.batch import MAX_DRAFT, PAGE_TOKENS
 from freedive.model.params import ExpertParams, Param, entries
 from freedive.model.size import WeightSizes, state_bytes, weight_sizes
-from freedive.model.spec import Experts, ModelSpec, PerToken
+from freedive.model.spec import Experts, ModelSpec
+from freedive.model.state import PerToken
 from freedive.ops.buffers import assign_buffers
 from freedive.ops.fuse import fuse
 from freedive.ops.native import NUMBER_BYTES, num_snapshots
