@@ -12,9 +12,11 @@ import numpy.typing as npt
 from freedive import machine
 from freedive.arrays import Bytes, Floats, Ints
 from freedive.checkpoint.packed import Packed, PackedExperts
+from freedive.checkpoint.weight_store import WeightStore
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.model.batch import MAX_DRAFT, Batch
+from freedive.model.params import tables_by_row
 from freedive.model.state import per_token_dim
 from freedive.native import _native
 from freedive.ops.emit import Emitter, Part
@@ -91,8 +93,11 @@ class NativeRunner:
             self._program = _native.Program(isa or isa_level(), num_threads, _native.CacheFormat[cache_format])
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
+        by_row = tables_by_row(model)
+        if isinstance(weights, WeightStore):
+            weights.expect_rows(by_row)
         if paging:
-            weights = page_experts(self._program, weights, paging)
+            weights = page_experts(self._program, weights, paging, by_row)
         phases = fuse(record(model))
         emitter = Emitter(self._program, weights)
         self._parts = emitter.emit(phases)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,8 +54,11 @@ class ExpertCacheStats(NamedTuple):
         return sizes | dict(zip(ExpertTraffic._fields, totals, strict=True))
 
 
-def page_experts(program: _native.Program, weights: Mapping[str, Packed], paging: Paging) -> Mapping[str, Packed]:
-    """Lets ``program`` read routed experts from the store of ``weights``; returns them with all others in memory.
+def page_experts(
+    program: _native.Program, weights: Mapping[str, Packed], paging: Paging, by_row: Collection[str]
+) -> Mapping[str, Packed]:
+    """Lets ``program`` read routed experts from the store of ``weights``; returns the weights, with all in memory
+    except experts and the tables ``by_row``, whose rows the system reads.
 
     Raises UserError if the weights are not in a file, or if the file cannot be read.
     """
@@ -69,6 +72,6 @@ def page_experts(program: _native.Program, weights: Mapping[str, Packed], paging
             num_readers=paging.num_readers,
             timeout_s=paging.timeout_s,
         )
-        return weights.without_mapping()
+        return weights.without_mapping(by_row)
     except (RuntimeError, OSError, DamagedStore) as error:
         raise UserError(f"{weights.path} cannot be read: {error}", "Check the disk, or fetch the model again") from None
