@@ -176,7 +176,7 @@ def test_doctor_shows_the_machine() -> None:
     assert report["isa"] in report["isa_levels"]
     assert set(report["bandwidth"]) == {"1", str(report["threads"])}
     assert all(0.1 < speed < 10_000 for speed in report["bandwidth"].values())
-    assert 0 < report["memory_available"] <= report["memory_total"]
+    assert 0 < report["memory_budget"] < report["memory_available"] <= report["memory_total"]
 
 
 def test_doctor_says_when_the_forced_level_is_not_there() -> None:

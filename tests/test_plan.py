@@ -14,9 +14,11 @@ from freedive import machine
 from freedive.cli import app
 from freedive.commands import forecast as forecasting
 from freedive.commands import plan as planning
+from freedive.commands.estimate import estimated_sizes, experts_in_memory, memory_bytes
 from freedive.commands.forecast import Described, forecast
-from freedive.commands.plan import estimated_sizes, rank
+from freedive.commands.plan import rank
 from freedive.config import EngineConfig
+from freedive.errors import Unavailable
 from freedive.hub.catalogue import catalogue
 from freedive.model.params import ExpertParams, Param
 from freedive.model.spec import Attention, Experts, FeedForward, Layer, Router
@@ -110,6 +112,45 @@ def test_the_catalogue_is_ranked_for_this_machine() -> None:
     assert all(not row["paged"] for row in more.values() if row["download_bytes"] < 300 * GB)
     assert more["qwen3-30b-a3b"]["speed"]["worst"] > found["qwen3-30b-a3b"]["speed"]["usual"]
     assert "qwen3-30b-a3b" in plan("--memory", "8G")
+
+
+def refused(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["plan", *arguments])
+    assert result.exit_code == 1, result.output
+    return result.output
+
+
+def test_a_context_is_refused_as_a_load_would_refuse_it() -> None:
+    assert "the model reads at most" in refused("nano", "--context", "1000000")
+    assert "freedive plan MODEL --context 4096" in refused("--context", "4096")
+
+
+def test_a_model_of_the_catalogue_without_its_files_is_estimated_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(ref: str) -> Described:
+        raise Unavailable(f"{ref} cannot be fetched", "Check the network")
+
+    monkeypatch.setattr(planning, "described", unreachable)
+    assert "Check the network; freedive plan, without a model, estimates it" in refused("qwen3-30b-a3b")
+    assert refused("hf:owner/name").endswith("Check the network\n")
+
+
+def test_tables_that_are_read_by_row_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_table(name: str, entry: Param | ExpertParams) -> float:
+        return 300_000_000 if name == "embed" else stored(name, entry)
+
+    monkeypatch.setattr(planning, "described", lambda model: replace(MODEL, stored=with_table))
+    text = " ".join(plan("any", "--memory", "1GiB").split())
+    assert "104.9 MB dense, 300.0 MB of embeddings, of which a token reads a row, 2.1 GB experts" in text
+
+
+def test_list_and_plan_agree_on_what_fits() -> None:
+    rows = {row["name"]: row for row in rank(ON, 16 * GB)}
+    for name, row in rows.items():
+        entry = catalogue()[name]
+        slots, fits = experts_in_memory(entry, 16 * GB), memory_bytes(1e9 * entry.gigabytes) <= 16 * GB
+        assert fits == (row["class"] != "too large" and not row["paged"])
+        assert (slots is None) == (row["class"] == "too large")
+        assert row["paged"] == (slots is not None and not fits)
 
 
 def test_estimates_of_the_catalogue_add_up() -> None:

@@ -39,9 +39,6 @@ PROMPTS = (512, 2048)
 DECODED_AFTER = 512
 """Tokens before the decoded ones."""
 
-RECORD_BYTES = 4 << 20
-"""Size of the records with which the disk is measured if the model is not known."""
-
 
 @dataclass(frozen=True)
 class Described:
