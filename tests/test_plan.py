@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,7 +97,11 @@ def test_the_lines_say_what_is_paged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "download 3.0 GB" in text
     assert "are in memory, the others are read from disk" in text
     assert "(uniform routing, the worst case)" in text
-    assert "with --memory" in text
+    found = forecast(MODEL, EngineConfig(memory="1GiB"), ON, machine.physical_cores())
+    assert found.doubling
+    doubling = re.search(r"with --memory ([\d.]+)GiB", text)
+    assert doubling
+    assert found.doubling <= float(doubling[1]) * 2**30 <= found.doubling + 0.1 * 2**30 + 1
 
 
 def test_the_catalogue_is_ranked_for_this_machine() -> None:
@@ -132,6 +137,17 @@ def test_a_model_of_the_catalogue_without_its_files_is_estimated_elsewhere(monke
     monkeypatch.setattr(planning, "described", unreachable)
     assert "Check the network; freedive plan, without a model, estimates it" in refused("qwen3-30b-a3b")
     assert refused("hf:owner/name").endswith("Check the network\n")
+
+
+def test_a_folder_with_a_configuration_alone_is_planned_and_shown(tmp_path: Path) -> None:
+    config = {"model_type": "olmoe", "architectures": ["OlmoeForCausalLM"], "hidden_size": 64, "vocab_size": 512}
+    config |= {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    config |= {"num_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 4096, "norm_topk_prob": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert json.loads(plan(str(tmp_path), "--json"))["family"] == "olmoe"
+    assert "names no format, so each has 16 bits" in " ".join(plan(str(tmp_path)).split())
+    shown = CliRunner().invoke(app, ["show", str(tmp_path)])
+    assert "2 of 8 experts of 32" in shown.output
 
 
 def test_tables_that_are_read_by_row_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

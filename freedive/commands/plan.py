@@ -65,6 +65,7 @@ def plan(
         "model": model,
         "family": known.spec.family,
         "download_bytes": known.download_bytes,
+        "assumed_bits": known.assumed_bits,
         "cache_bytes_per_token": page_bytes(known.spec, config.cache_format) // PAGE_TOKENS,
         "state_bytes": state_bytes(known.spec),
     }
@@ -127,6 +128,8 @@ def _lines(report: Mapping[str, Any]) -> dict[str, str]:
     if weights["experts"]:
         routed = size_text(weights["routed_per_token"])
         lines["weights"] += f", {size_text(weights['experts'])} experts, of which a token reads {routed}"
+    if report["assumed_bits"]:
+        lines["weights"] += f"; the configuration names no format, so each has {report['assumed_bits']} bits"
     lines["a token keeps"] = f"{size_text(report['cache_bytes_per_token'])} in the key-value cache"
     if report["state_bytes"]:
         lines["a request keeps"] = f"{size_text(report['state_bytes'])} of states, whatever its length"
@@ -172,7 +175,7 @@ def _doubling(report: Mapping[str, Any]) -> str:
     if not report["memory"]["paged"]:
         return "not by more memory: every weight is in memory"
     if report["doubling_bytes"]:
-        return f"with --memory {-(-report['doubling_bytes'] >> 20)}MiB"
+        return f"with --memory {-(-10 * report['doubling_bytes'] >> 30) / 10:g}GiB"
     return f"by no memory; with all experts in memory {_range(report['resident_speed'])} tokens/s"
 
 
