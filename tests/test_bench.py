@@ -51,6 +51,36 @@ def freedive(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | variables)
 
 
+NANO_ON_DISK = ("nano", "--memory", "102MiB", "--prompt", "70", "--gen", "5", "--batch", "2", "--repeats", "2")
+"""Nano with a memory that holds a part of its experts."""
+
+
+def test_bench_reports_what_experts_on_disk_cost() -> None:
+    done = freedive("bench", *NANO_ON_DISK, "--json", COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    for phase in ("prefill", "decode"):
+        assert 0 <= results[f"{phase}_hit_rate"]["low"] <= results[f"{phase}_hit_rate"]["high"] <= 1
+        assert 0 < results[f"{phase}_read_mib_per_token"]["high"] < 8
+        assert results[f"{phase}_stall_ms_per_token"]["low"] >= 0
+    table = freedive("bench", *NANO_ON_DISK, COLUMNS="200").stdout
+    assert "reading: experts found in memory, %" in table
+    assert "writing: waiting for the disk, ms a token" in table
+
+
+def test_trace_shows_where_experts_wait_for_the_disk() -> None:
+    done = freedive("bench", *NANO_ON_DISK, "--trace", "--json")
+    assert done.returncode == 0, done.stderr
+    for step in json.loads(done.stdout)["steps"].values():
+        [experts] = [each for each in step["operations"] if each["kind"] == "experts"]
+        assert len(experts["hit_rates"]) == experts["count"] > 1
+        assert all(0 <= rate <= 1 for rate in experts["hit_rates"].values())
+        assert experts["stalled_s"] == step["stalled_s"] < experts["seconds"]
+    text = freedive("bench", *NANO_ON_DISK, "--trace", COLUMNS="200").stdout
+    assert "ms of these for the disk" in text
+    assert "and were in memory by layer: 1: " in text
+
+
 def test_bench_reports_every_figure_with_its_spread(smollm2_path: Path) -> None:
     sizes = ("--prompt", "40", "--gen", "3", "--batch", "2", "--repeats", "2")
     done = freedive("bench", str(smollm2_path), *sizes, "--json", "--threads", "1")
@@ -146,7 +176,7 @@ def test_doctor_shows_the_machine() -> None:
     assert report["isa"] in report["isa_levels"]
     assert set(report["bandwidth"]) == {"1", str(report["threads"])}
     assert all(0.1 < speed < 10_000 for speed in report["bandwidth"].values())
-    assert 0 < report["memory_available"] <= report["memory_total"]
+    assert 0 < report["memory_budget"] < report["memory_available"] <= report["memory_total"]
 
 
 def test_doctor_says_when_the_forced_level_is_not_there() -> None:

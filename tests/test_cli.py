@@ -57,6 +57,8 @@ class Fake:
             time.sleep(30)
         yield from (Text(word + " ") for word in messages[-1]["content"].split())
         yield Text(f"({len(messages)})")
+    def expert_cache(self):
+        return SimpleNamespace(slots_bytes=2 * 10**9)
     def close(self):
         print("closed", file=sys.stderr)
 freedive.load = lambda name, **config: Fake()
@@ -96,6 +98,9 @@ class FakeModel:
         if "think" in messages[-1]["content"]:
             yield Thought("Hm.")
         yield from (Text("you said: "), Text(messages[-1]["content"]))
+
+    def expert_cache(self) -> None:
+        return None
 
     def close(self) -> None:
         self.closed = True
@@ -310,6 +315,10 @@ def test_list_says_what_a_download_takes_and_whether_it_fits(fake: FakeModel, mo
     assert rows["smollm2"]["download_bytes"] == 100_000_000
     assert {rows[name]["fits"] for name in rows if rows[name]["download_bytes"] <= 5.5e9} == {True}
     assert {rows[name]["fits"] for name in rows if rows[name]["download_bytes"] > 5.7e9} == {False}
+    assert rows["qwen3-30b-a3b"]["paged"]
+    assert not rows["gemma-4-31b"]["paged"]  # a dense model
+    assert not rows["smollm2"]["paged"]
+    assert " paged " in next(line for line in invoke("list").stdout.splitlines() if line.startswith("qwen3-30b-a3b "))
     line = next(line for line in invoke("list").stdout.splitlines() if line.startswith("smollm2 "))
     assert "100.0 MB  1.2 GB" in line
     assert " yes " in line
@@ -323,8 +332,9 @@ def test_list_groups_models_by_what_fits_with_headings_on_a_terminal_only(
     names = [row["name"] for row in rows]
     assert [bool(row["bytes_here"]) for row in rows] == [True] + [False] * (len(rows) - 1)
     assert names.index("gpt-oss-20b") < [row["fits"] for row in rows].index(False) < names.index("gpt-oss-120b")
-    for fits in (True, False):
-        needs = [row["memory_bytes"] for row in rows[1:] if row["fits"] == fits]
+    for fits, paged in ((True, False), (False, True), (False, False)):
+        needs = [row["memory_bytes"] for row in rows[1:] if (row["fits"], row["paged"]) == (fits, paged)]
+        assert needs
         assert needs == sorted(needs)
     assert [line.split()[0] for line in invoke("list").stdout.splitlines()] == ["NAME", *names]
     shown = io.StringIO()
@@ -506,6 +516,7 @@ def test_chat_shows_thoughts_dimmed_and_drops_those_without_an_answer(tmp_path: 
 
 def test_run_shows_thoughts_dimmed_on_a_terminal(tmp_path: Path) -> None:
     with Terminal(tmp_path, "run", "m", "ponder") as terminal:
+        terminal.wait_for("experts stay on disk, 2.0 GB of them in memory", terminal.master)
         terminal.wait_for("ponder (1)\n", terminal.out)
         terminal.wait_for("\x1b[2mhm\x1b[0m\r\n\r\n", terminal.master)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from freedive import machine
 from freedive.cli import app
 from freedive.commands import forecast as forecasting
 from freedive.commands import plan as planning
+from freedive.commands.estimate import estimated_sizes, experts_in_memory, memory_bytes
 from freedive.commands.forecast import Described, forecast
-from freedive.commands.plan import estimated_sizes, rank
+from freedive.commands.plan import rank
 from freedive.config import EngineConfig
+from freedive.errors import Unavailable
 from freedive.hub.catalogue import catalogue
 from freedive.model.params import ExpertParams, Param
 from freedive.model.spec import Attention, Experts, FeedForward, Layer, Router
@@ -94,7 +97,11 @@ def test_the_lines_say_what_is_paged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "download 3.0 GB" in text
     assert "are in memory, the others are read from disk" in text
     assert "(uniform routing, the worst case)" in text
-    assert "with --memory" in text
+    found = forecast(MODEL, EngineConfig(memory="1GiB"), ON, machine.physical_cores())
+    assert found.doubling
+    doubling = re.search(r"with --memory ([\d.]+)GiB", text)
+    assert doubling
+    assert found.doubling <= float(doubling[1]) * 2**30 <= found.doubling + 0.1 * 2**30 + 1
 
 
 def test_the_catalogue_is_ranked_for_this_machine() -> None:
@@ -110,6 +117,56 @@ def test_the_catalogue_is_ranked_for_this_machine() -> None:
     assert all(not row["paged"] for row in more.values() if row["download_bytes"] < 300 * GB)
     assert more["qwen3-30b-a3b"]["speed"]["worst"] > found["qwen3-30b-a3b"]["speed"]["usual"]
     assert "qwen3-30b-a3b" in plan("--memory", "8G")
+
+
+def refused(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["plan", *arguments])
+    assert result.exit_code == 1, result.output
+    return result.output
+
+
+def test_a_context_is_refused_as_a_load_would_refuse_it() -> None:
+    assert "the model reads at most" in refused("nano", "--context", "1000000")
+    assert "freedive plan MODEL --context 4096" in refused("--context", "4096")
+
+
+def test_a_model_of_the_catalogue_without_its_files_is_estimated_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(ref: str) -> Described:
+        raise Unavailable(f"{ref} cannot be fetched", "Check the network")
+
+    monkeypatch.setattr(planning, "described", unreachable)
+    assert "Check the network; freedive plan, without a model, estimates it" in refused("qwen3-30b-a3b")
+    assert refused("hf:owner/name").endswith("Check the network\n")
+
+
+def test_a_folder_with_a_configuration_alone_is_planned_and_shown(tmp_path: Path) -> None:
+    config = {"model_type": "olmoe", "architectures": ["OlmoeForCausalLM"], "hidden_size": 64, "vocab_size": 512}
+    config |= {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    config |= {"num_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 4096, "norm_topk_prob": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert json.loads(plan(str(tmp_path), "--json"))["family"] == "olmoe"
+    assert "names no format, so each has 16 bits" in " ".join(plan(str(tmp_path)).split())
+    shown = CliRunner().invoke(app, ["show", str(tmp_path)])
+    assert "2 of 8 experts of 32" in shown.output
+
+
+def test_tables_that_are_read_by_row_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_table(name: str, entry: Param | ExpertParams) -> float:
+        return 300_000_000 if name == "embed" else stored(name, entry)
+
+    monkeypatch.setattr(planning, "described", lambda model: replace(MODEL, stored=with_table))
+    text = " ".join(plan("any", "--memory", "1GiB").split())
+    assert "104.9 MB dense, 300.0 MB of embeddings, of which a token reads a row, 2.1 GB experts" in text
+
+
+def test_list_and_plan_agree_on_what_fits() -> None:
+    rows = {row["name"]: row for row in rank(ON, 16 * GB)}
+    for name, row in rows.items():
+        entry = catalogue()[name]
+        slots, fits = experts_in_memory(entry, 16 * GB), memory_bytes(1e9 * entry.gigabytes) <= 16 * GB
+        assert fits == (row["class"] != "too large" and not row["paged"])
+        assert (slots is None) == (row["class"] == "too large")
+        assert row["paged"] == (slots is not None and not fits)
 
 
 def test_estimates_of_the_catalogue_add_up() -> None:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from io import RawIOBase
 from pathlib import Path
@@ -30,6 +30,7 @@ from freedive.checkpoint.packed import (
     MAX_DIM,
     Packed,
     PackedExperts,
+    PackedTensor,
     Part,
     StoredRecords,
     aligned,
@@ -46,7 +47,6 @@ from freedive.native import _native
 from freedive.progress import Advance
 
 MAGIC = b"freedive packed\n"
-NOTHING: Bytes = np.empty(0, np.uint8)
 
 
 class DamagedStore(Exception):
@@ -56,12 +56,14 @@ class DamagedStore(Exception):
 class WeightStore(Mapping[str, Packed]):
     """The packed weights of a model by canonical name; the experts of a layer are one entry.
 
-    ``path`` is the mapped file and ``mapped`` its bytes, or None and nothing if the weights were packed in memory.
+    ``path`` is the file that is mapped as ``mapping``; both are None if the weights were packed in memory.
     """
 
-    def __init__(self, entries: Mapping[str, Packed], path: Path | None = None, mapped: Bytes = NOTHING) -> None:
+    def __init__(
+        self, entries: Mapping[str, Packed], path: Path | None = None, mapping: mmap.mmap | None = None
+    ) -> None:
         self.path = path
-        self._mapped = mapped
+        self._mapping = mapping
         self._entries = dict(entries)
 
     def __getitem__(self, name: str) -> Packed:
@@ -85,19 +87,42 @@ class WeightStore(Mapping[str, Packed]):
             sizes[_part_of(name, packed)] += packed.data.nbytes
         return sizes
 
-    def without_mapping(self) -> WeightStore:
-        """Returns the store with everything but the routed experts in anonymous memory, which is not evicted.
+    def without_mapping(self, mapped: Collection[str] = ()) -> WeightStore:
+        """Returns the store with its weights in anonymous memory, which is not evicted.
 
-        The experts stay mapped. Raises DamagedStore if the file has become shorter, and OSError if it cannot be read.
+        The routed experts and the entries ``mapped`` stay mapped. Raises DamagedStore if the file has become shorter,
+        and OSError if it cannot be read.
         """
         assert self.path
         with self.path.open("rb", buffering=0) as file:
-            return WeightStore({name: self._read(file, packed) for name, packed in self.items()}, self.path)
+            entries = {
+                name: packed if name in mapped or isinstance(packed, PackedExperts) else self._read(file, packed)
+                for name, packed in self.items()
+            }
+        return WeightStore(entries, self.path, self._mapping)
 
-    def _read(self, file: RawIOBase, packed: Packed) -> Packed:
-        if isinstance(packed, PackedExperts):
-            return packed
-        data, begin = empty_aligned(packed.data.nbytes), packed.data.ctypes.data - self._mapped.ctypes.data
+    def expect_rows(self, names: Collection[str]) -> None:
+        """Tells the system that ``names`` are read a row at a time: a row costs a page of the disk, and no read ahead.
+
+        Does nothing for weights that were packed in memory.
+        """
+        if not self._mapping:
+            return
+        for name in names:
+            begin, count = self._place(self[name])
+            start = begin // mmap.PAGESIZE * mmap.PAGESIZE
+            with contextlib.suppress(AttributeError, OSError):  # another system, or a kernel without huge pages
+                self._mapping.madvise(mmap.MADV_NOHUGEPAGE, start, begin + count - start)
+            with contextlib.suppress(AttributeError, OSError):
+                self._mapping.madvise(mmap.MADV_RANDOM, start, begin + count - start)
+
+    def _place(self, packed: Packed) -> tuple[int, int]:
+        """Returns the first byte of an entry in the file, and its number of bytes."""
+        return packed.data.ctypes.data - np.frombuffer(self._mapping or b"", np.uint8).ctypes.data, packed.data.nbytes
+
+    def _read(self, file: RawIOBase, packed: PackedTensor) -> PackedTensor:
+        begin, count = self._place(packed)
+        data = empty_aligned(count)
         file.seek(begin)
         at = 0
         while at < len(data):
@@ -188,7 +213,8 @@ def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> 
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        data = np.frombuffer(_mapped(file, size) if size else b"", np.uint8)
+        mapping = _mapped(file, size) if size else None
+    data = np.frombuffer(mapping or b"", np.uint8)
     header = _read_header(path, data)
     if code is not None and header.get("code") != code:
         raise DamagedStore("it was made by other code")
@@ -200,7 +226,7 @@ def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> 
         if not proven and _checksums(packed) != entry["checksums"]:
             raise DamagedStore(f"{name} is damaged")
         model[name] = alone(packed)
-    return WeightStore(model, path, data)
+    return WeightStore(model, path, mapping)
 
 
 def _records(name: str, header: Any, path: Path, data: Bytes, begin: int) -> PackedExperts:

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from freedive.errors import UserError
 
 if TYPE_CHECKING:
     from freedive.api import LanguageModel
+    from freedive.ops.paging import ExpertTraffic
 
 BATCH_PROMPT = 16
 """Tokens of each prompt in the measurement of many answers at once."""
@@ -40,6 +42,15 @@ ROWS = {
     "startup_s": "new process to first token, s",
 }
 """The results by name, with their titles in the table."""
+
+ON_DISK = {
+    "hit_rate": "experts found in memory, %",
+    "read_mib_per_token": "experts read from disk, MiB a token",
+    "stall_ms_per_token": "waiting for the disk, ms a token",
+}
+"""What experts that stay on disk cost while a prompt is read (``prefill_``) and an answer is written (``decode_``)."""
+
+PHASES = {"prefill": "reading", "decode": "writing"}
 
 
 def startup_s(model: str, config: EngineConfig) -> float:
@@ -123,20 +134,28 @@ def bench(
 def _throughput(model: LanguageModel, prompt: int, gen: int, batch: int, repeats: int) -> dict[str, list[float]]:
     """Returns the results of every repeat, without those of a warm-up."""
     source = random.Random(0)
-    found: dict[str, list[float]] = {name: [] for name in list(ROWS)[:4]}
+    found: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats + 1):
         one = generate(model, [random_prompt(prompt, model.runner.vocab_size, source)], gen)
         prompts = [random_prompt(BATCH_PROMPT, model.runner.vocab_size, source) for _ in range(batch)]
         many = generate(model, prompts, gen)
-        figures = (
-            prompt / one.prefill_s,
-            (gen - 1) / one.decode_s,
-            batch * (gen - 1) / many.decode_s,
-            one.first_token_s,
-        )
-        for values, figure in zip(found.values(), figures, strict=True):
-            values.append(figure)
+        figures = {
+            "prefill_tokens_per_s": prompt / one.prefill_s,
+            "decode_tokens_per_s": (gen - 1) / one.decode_s,
+            "batch_decode_tokens_per_s": batch * (gen - 1) / many.decode_s,
+            "first_token_s": one.first_token_s,
+        }
+        for phase, count, traffic in zip(PHASES, (prompt, gen - 1), one.traffic or (), strict=False):
+            figures |= {f"{phase}_{name}": figure for name, figure in _on_disk(traffic, count).items()}
+        for name, figure in figures.items():
+            found[name].append(figure)
     return {name: values[1:] for name, values in found.items()}
+
+
+def _on_disk(traffic: ExpertTraffic, num_tokens: int) -> dict[str, float]:
+    """Returns the figures of :data:`ON_DISK`."""
+    figures = traffic.hit_rate, traffic.read_bytes / (num_tokens << 20), 1e3 * traffic.stalled_s / num_tokens
+    return dict(zip(ON_DISK, figures, strict=True))
 
 
 def _trace(name: str, config: EngineConfig, workload: Mapping[str, int], picture: Path | None, as_json: bool) -> None:
@@ -174,10 +193,13 @@ def _print(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "median", "lowest", "highest")
-    for name, text in ROWS.items():
-        spread = report["results"][name]
-        table.add_row(text.format(**report["workload"]), *(readable(spread[key]) for key in ("median", "low", "high")))
+    table, results = Table("", "median", "lowest", "highest"), report["results"]
+    on_disk = {f"{phase}_{name}": f"{word}: {text}" for phase, word in PHASES.items() for name, text in ON_DISK.items()}
+    for name, text in (ROWS | on_disk).items():
+        if name in results:
+            factor = 100 if name.endswith("hit_rate") else 1
+            figures = (readable(factor * results[name][key]) for key in ("median", "low", "high"))
+            table.add_row(text.format(**report["workload"]), *figures)
     table.add_row("peak memory", size_text(report["peak_memory_bytes"]))
     console = Console()
     console.print(_title(report["model"], report["conditions"]), highlight=False)

@@ -13,7 +13,7 @@ import typer
 
 import freedive
 from freedive.commands.flags import REFERENCE, Values, field_type, settings
-from freedive.commands.printing import print_answer
+from freedive.commands.printing import print_answer, print_paging
 from freedive.commands.run import UNPRINTED
 from freedive.config import EngineConfig, load
 from freedive.engine.sampling import Sampling
@@ -118,6 +118,7 @@ def chat(
     Sampling(**sampling)  # raises UserError before the model is loaded
     config = load(EngineConfig, engine)
     loaded = freedive.load(model, **asdict(config))
+    print_paging(loaded)
     try:
         conversation = Conversation(loaded, system, sampling)
         if sys.stdin.isatty():

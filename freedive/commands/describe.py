@@ -32,6 +32,7 @@ def decoder_facts(path: Path) -> dict[str, str]:
 
     Raises UserError if freedive cannot read or run the model.
     """
+    path = with_weights(path)
     spec, weights = _configured(path) if path.suffix == ".json" else _stored(path)
     return {
         "family": spec.family,
@@ -42,6 +43,14 @@ def decoder_facts(path: Path) -> dict[str, str]:
         "weights": _weights(weights),
         "key-value cache": _cache(spec),
     }
+
+
+def with_weights(path: Path) -> Path:
+    """Returns ``path``, or of a folder with a config.json but no weights this file."""
+    config = path / "config.json"
+    if not config.is_file() or is_model_folder(path) or any(path.glob("*.safetensors")) or any(path.glob("*.gguf")):
+        return path
+    return config
 
 
 def _configured(path: Path) -> tuple[ModelSpec, dict[str, Footprint]]:
@@ -112,12 +121,14 @@ def bytes_in(formats: Mapping[str, str]) -> Callable[[str, Param], float]:
     return num_bytes
 
 
-def configured_sizes(path: Path) -> tuple[ModelSpec, Callable[[str, Param], float]]:
-    """Returns the model of a config.json, and the function of the bytes of its weights in its own format, by default
-    of 16 bits."""
+def configured_sizes(path: Path) -> tuple[ModelSpec, Callable[[str, Param], float], int | None]:
+    """Returns the model of a config.json, and the function of the bytes of its weights in its own format.
+
+    If the file names no format, the weights have 16 bits, which are returned too.
+    """
     values = read_json(path)
-    storage = declared(values)
-    return describe_config(values), storage.num_bytes if storage else lambda _, param: 2 * param.size
+    spec, storage = describe_config(values), declared(values)
+    return (spec, storage.num_bytes, None) if storage else (spec, lambda _, param: 2 * param.size, 16)
 
 
 def _parameters(spec: ModelSpec) -> str:

@@ -22,6 +22,7 @@ from freedive.commands.formatting import size_text
 from freedive.errors import UserError
 from freedive.hub import cache
 from freedive.native import _native
+from freedive.ops.memory_plan import default_budget
 from freedive.ops.native import isa_level
 
 FEATURES = (
@@ -70,6 +71,7 @@ def examine() -> dict[str, Any]:
         "isa": isa_level(),
         "memory_total": machine.total_memory(),
         "memory_available": machine.available_memory(),
+        "memory_budget": default_budget(machine.available_memory()),
         "bandwidth": {n: round(tracing.bandwidth(n), 1) for n in sorted({1, threads})},
         "cache": str(home),
         "disk_free": shutil.disk_usage(next(folder for folder in (home, *home.parents) if folder.exists())).free,
@@ -141,7 +143,8 @@ def _lines(report: Mapping[str, Any]) -> dict[str, str]:
         "threads": f"{report['threads']} (physical cores that this process may use)",
         "features": " ".join(report["features"]) or "unknown",
         "kernels": f"{report['isa']} (of {', '.join(report['isa_levels'])}; FREEDIVE_ISA chooses)",
-        "memory": f"{size_text(report['memory_available'])} available of {size_text(report['memory_total'])}",
+        "memory": f"{size_text(report['memory_available'])} available of {size_text(report['memory_total'])}; "
+        f"a model may take {size_text(report['memory_budget'])} (--memory)",
         "bandwidth": ", ".join(
             f"{speed:g} GB/s read by {_count(n, 'thread')}" for n, speed in report["bandwidth"].items()
         ),

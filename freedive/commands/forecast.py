@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from freedive import machine
 from freedive.checkpoint.packed import aligned
 from freedive.commands import trace as tracing
-from freedive.commands.describe import bytes_in, configured_sizes, opened
+from freedive.commands.describe import bytes_in, configured_sizes, opened, with_weights
 from freedive.config import EngineConfig
 from freedive.errors import UserError
 from freedive.hub import cache
@@ -39,18 +39,16 @@ PROMPTS = (512, 2048)
 DECODED_AFTER = 512
 """Tokens before the decoded ones."""
 
-RECORD_BYTES = 4 << 20
-"""Size of the records with which the disk is measured if the model is not known."""
-
 
 @dataclass(frozen=True)
 class Described:
     """A model whose weights need not be here: the size of the download in bytes (0: it is here), its description, and
-    the sizes of its weights in memory."""
+    the sizes of its weights in memory. ``assumed_bits`` is the size of each if the configuration does not tell it."""
 
     download_bytes: int
     spec: ModelSpec
     stored: StoredBytes
+    assumed_bits: int | None = None
 
     @property
     def sizes(self) -> WeightSizes:
@@ -81,12 +79,12 @@ def _remote(address: Address) -> Described:
 
 
 def _at(path: Path, download_bytes: int) -> Described:
+    path = with_weights(path)
     if path.suffix == ".json":
-        spec, num_bytes = configured_sizes(path)
-    else:
-        spec, _, formats = opened(path)
-        num_bytes = bytes_in(formats)
-    return Described(download_bytes, spec, _by_record(num_bytes))
+        spec, num_bytes, assumed_bits = configured_sizes(path)
+        return Described(download_bytes, spec, _by_record(num_bytes), assumed_bits)
+    spec, _, formats = opened(path)
+    return Described(download_bytes, spec, _by_record(bytes_in(formats)))
 
 
 def _by_record(num_bytes: Callable[[str, Param], float]) -> StoredBytes:

@@ -14,6 +14,7 @@ import typer
 
 from freedive import machine
 from freedive.commands.describe import decoder_facts
+from freedive.commands.estimate import experts_in_memory, memory_bytes
 from freedive.commands.flags import REFERENCE, Reference
 from freedive.commands.formatting import count_text, size_text, table_lines
 from freedive.errors import NotFound, UserError
@@ -22,16 +23,10 @@ from freedive.hub.catalogue import Entry, catalogue, entry_for
 from freedive.hub.sources import Address, parse
 from freedive.hub.sources import pull as fetch
 
-PACKING_SHARE = 0.05
-"""The memory of packed weights beyond the size of their file, as a share of that size."""
+FITS = ("yes", "paged", "no")
+"""Whether a model fits into the memory: all of it, all but experts that stay on disk, or not."""
 
-CACHE_BYTES = 1.1e9
-"""Memory of the key-value cache: 8,192 tokens of Hunyuan-A13B, 131 kB each; most models of the catalogue need less."""
-
-WORKING_BYTES = 1e9
-"""Memory of Python, buffers and the system, in addition to the weights and the cache."""
-
-GROUPS = ("On this machine", "Fit into its memory", "Need more memory than it has")
+GROUPS = ("On this machine", "Fit into its memory", "Leave experts on disk", "Need more memory than it has")
 """Headings of the groups in which ``freedive list`` shows the models on a terminal."""
 
 References = Annotated[list[str], typer.Argument(metavar="MODEL...", help=REFERENCE)]
@@ -60,7 +55,7 @@ def list_models(
         print(*(line for _, line in members), sep="\n")
     print(
         f"\nMEMORY: of weights, buffers and some thousand tokens of context; FITS: into the "
-        f"{size_text(machine.total_memory())} of this machine",
+        f"{size_text(machine.total_memory())} of this machine; paged: with experts on disk (how fast: freedive plan)",
         file=sys.stderr,
     )
 
@@ -71,13 +66,18 @@ _HEADER = ("NAME", "PARAMETERS", "DOWNLOAD", "MEMORY", "FITS", "HERE", "LICENCE"
 def _row(model: dict[str, Any]) -> Sequence[str]:
     about = model["about"] if model["runs"] else f"{model['about']} (not runnable yet)"
     sizes = [size_text(model[key]) if model[key] else "" for key in ("download_bytes", "memory_bytes", "bytes_here")]
-    fits = "yes" if model["fits"] else "no"
+    fits = FITS[_fit(model)]
     return model["name"], model["parameters"], *sizes[:2], fits, sizes[2], model["licence"], about
 
 
 def _group(model: dict[str, Any]) -> int:
     """Returns the index in :data:`GROUPS` of a model of :func:`_listed`."""
-    return 0 if model["bytes_here"] else 1 if model["fits"] else 2
+    return 0 if model["bytes_here"] else 1 + _fit(model)
+
+
+def _fit(model: dict[str, Any]) -> int:
+    """Returns the index in :data:`FITS`."""
+    return 0 if model["fits"] else 1 if model["paged"] else 2
 
 
 def _listed() -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def _listed() -> list[dict[str, Any]]:
         model, place = here.pop(entry.ref, None), parse(entry.name)
         size = place.stat().st_size if isinstance(place, Path) else model.size if model else 0
         facts = {"name": entry.name, "parameters": _parameters(entry), "download_bytes": int(entry.gigabytes * 1e9)}
-        facts |= _sizes(size or entry.gigabytes * 1e9) | {"bytes_here": size, "licence": entry.licence}
+        facts |= _sizes(size or entry.gigabytes * 1e9, entry) | {"bytes_here": size, "licence": entry.licence}
         models.append(facts | {"about": entry.about, "runs": entry.runs})
     for model in here.values():
         facts = {"name": model.ref, "parameters": "", "download_bytes": 0}
@@ -97,13 +97,12 @@ def _listed() -> list[dict[str, Any]]:
     return models
 
 
-def _sizes(weights: float) -> dict[str, Any]:
-    """Returns the memory that a model with ``weights`` bytes takes, and whether this machine has it.
-
-    A model is given a key-value cache as large as its weights, but at most :data:`CACHE_BYTES`.
-    """
-    needed = int(weights * (1 + PACKING_SHARE) + min(weights, CACHE_BYTES) + WORKING_BYTES)
-    return {"memory_bytes": needed, "fits": needed <= machine.total_memory()}
+def _sizes(weights: float, entry: Entry | None = None) -> dict[str, Any]:
+    """Returns the memory that a model with ``weights`` bytes takes, whether this machine has it, and whether the model
+    can run with experts on disk if not."""
+    memory, needed = machine.total_memory(), memory_bytes(weights)
+    paged = needed > memory and entry is not None and experts_in_memory(entry, memory) is not None
+    return {"memory_bytes": needed, "fits": needed <= memory, "paged": paged}
 
 
 def show(
@@ -120,7 +119,9 @@ def show(
     elif stored := cache.find(str(place)):
         facts |= _stored_facts(stored)
     else:
-        facts["path"] = f"not on this machine; fetch it with: freedive pull {model}"
+        facts["path"] = (
+            f"not on this machine; fetch it with: freedive pull {model}; predict it with: freedive plan {model}"
+        )
     if as_json:
         print(json.dumps(facts, indent=2))
         return

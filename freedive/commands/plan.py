@@ -12,11 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from freedive import machine
+from freedive.commands.estimate import RECORD_BYTES, estimated_sizes, experts_in_memory
 from freedive.commands.flags import REFERENCE
 from freedive.commands.forecast import (
     DECODED_AFTER,
     PROMPTS,
-    RECORD_BYTES,
+    Described,
     Forecast,
     described,
     forecast,
@@ -24,18 +25,14 @@ from freedive.commands.forecast import (
     speed,
 )
 from freedive.commands.formatting import size_text
-from freedive.commands.models import CACHE_BYTES, PACKING_SHARE, WORKING_BYTES
 from freedive.commands.timing import readable
 from freedive.config import EngineConfig, load
-from freedive.hub.catalogue import Entry, catalogue
+from freedive.errors import UserError
+from freedive.hub.catalogue import Entry, catalogue, entry_for
 from freedive.model.batch import PAGE_TOKENS
-from freedive.model.size import ExpertLayer, WeightSizes, state_bytes
+from freedive.model.size import state_bytes
 from freedive.model.speed import MachineSpeed, TokenCost
 from freedive.ops.memory_plan import default_budget, page_bytes
-
-ROUTED_SHARE = 0.55
-"""Routed experts as a share of the active parameters of a mixture, for models of which only the numbers of parameters
-are known: Qwen3-30B-A3B 55%, DeepSeek-V3 55%, gpt-oss-20b 66%."""
 
 CLASSES = {"fast": 10.0, "usable": 3.0, "possible": 0.0}
 """Names of speeds, with the least tokens/s of each."""
@@ -52,10 +49,15 @@ def plan(
     config = load(EngineConfig, {"memory": memory, "max_context": context})
     threads = config.threads or machine.physical_cores()
     if model is None:
+        if context:
+            raise UserError("--context is for one model", f"Name it: freedive plan MODEL --context {context}")
         ranked = rank(measure_machine(threads, RECORD_BYTES), _budget(config))
         print(json.dumps(ranked, indent=2)) if as_json else _print_ranking(ranked, _budget(config))
         return
-    known = described(model)
+    known = _described(model)
+    if context and context > known.spec.max_context:
+        what = f"--context is {context}, but the model reads at most {known.spec.max_context} tokens"
+        raise UserError(what, "Choose a smaller value", param="context")
     record_bytes = max((layer.record_bytes for layer in known.sizes.layers), default=RECORD_BYTES)
     on = measure_machine(threads, record_bytes)
     found = forecast(known, config, on, threads)
@@ -63,6 +65,7 @@ def plan(
         "model": model,
         "family": known.spec.family,
         "download_bytes": known.download_bytes,
+        "assumed_bits": known.assumed_bits,
         "cache_bytes_per_token": page_bytes(known.spec, config.cache_format) // PAGE_TOKENS,
         "state_bytes": state_bytes(known.spec),
     }
@@ -71,6 +74,17 @@ def plan(
         print(json.dumps(report, indent=2))
     else:
         _print(report)
+
+
+def _described(model: str) -> Described:
+    """Describes a model. An error about one of the catalogue, which is only estimated without its files, says so."""
+    try:
+        return described(model)
+    except UserError as error:
+        if not entry_for(model):
+            raise
+        also = "freedive plan, without a model, estimates it from the catalogue"
+        raise type(error)(error.what, f"{error.remedy}; {also}", param=error.param) from None
 
 
 def _budget(config: EngineConfig) -> int:
@@ -108,10 +122,14 @@ def _lines(report: Mapping[str, Any]) -> dict[str, str]:
     lines = {"model": f"{report['model']}, {report['family']}"}
     if report["download_bytes"]:
         lines["download"] = size_text(report["download_bytes"])
-    lines["weights"] = f"{size_text(weights['dense'] + weights['embedding'])} dense"
+    lines["weights"] = f"{size_text(weights['dense'])} dense"
+    if weights["embedding"]:
+        lines["weights"] += f", {size_text(weights['embedding'])} of embeddings, of which a token reads a row"
     if weights["experts"]:
         routed = size_text(weights["routed_per_token"])
         lines["weights"] += f", {size_text(weights['experts'])} experts, of which a token reads {routed}"
+    if report["assumed_bits"]:
+        lines["weights"] += f"; the configuration names no format, so each has {report['assumed_bits']} bits"
     lines["a token keeps"] = f"{size_text(report['cache_bytes_per_token'])} in the key-value cache"
     if report["state_bytes"]:
         lines["a request keeps"] = f"{size_text(report['state_bytes'])} of states, whatever its length"
@@ -157,7 +175,7 @@ def _doubling(report: Mapping[str, Any]) -> str:
     if not report["memory"]["paged"]:
         return "not by more memory: every weight is in memory"
     if report["doubling_bytes"]:
-        return f"with --memory {-(-report['doubling_bytes'] >> 20)}MiB"
+        return f"with --memory {-(-10 * report['doubling_bytes'] >> 30) / 10:g}GiB"
     return f"by no memory; with all experts in memory {_range(report['resident_speed'])} tokens/s"
 
 
@@ -170,26 +188,14 @@ def rank(on: MachineSpeed, budget: int) -> list[dict[str, Any]]:
 
 def _ranked(entry: Entry, on: MachineSpeed, budget: int) -> dict[str, Any]:
     """Returns the facts of one model, estimated from its numbers of parameters and the size of its download."""
-    sizes, weights = estimated_sizes(entry), entry.gigabytes * 1e9
-    room = budget - int(sizes.dense * (1 + PACKING_SHARE) + min(weights, CACHE_BYTES) + WORKING_BYTES)
-    slots = min(room, sizes.experts)
-    row = {"name": entry.name, "parameters": entry.total, "active": entry.active, "download_bytes": round(weights)}
-    if room < 0 or slots < sizes.routed:
+    sizes, slots = estimated_sizes(entry), experts_in_memory(entry, budget)
+    row = {"name": entry.name, "parameters": entry.total, "active": entry.active}
+    row |= {"download_bytes": round(entry.gigabytes * 1e9)}
+    if slots is None:
         return row | {"class": TOO_LARGE, "paged": False, "speed": None}
     found = speed(TokenCost(sizes, 2e9 * entry.active), on, slots, EngineConfig().prefill_chunk)
     name = next(name for name, least in CLASSES.items() if found.worst >= least)
     return row | {"class": name, "paged": slots < sizes.experts, "speed": asdict(found)}
-
-
-def estimated_sizes(entry: Entry) -> WeightSizes:
-    """Returns the sizes of a model of the catalogue if all parameters have equally many bits."""
-    each = entry.gigabytes / entry.total
-    if entry.active == entry.total:
-        return WeightSizes(round(1e9 * entry.gigabytes), 0)
-    routed = ROUTED_SHARE * entry.active
-    dense = entry.active - routed
-    records = [round(1e9 * each * count / RECORD_BYTES) for count in (entry.total - dense, routed)]
-    return WeightSizes(round(1e9 * each * dense), 0, (ExpertLayer(records[0], max(1, records[1]), RECORD_BYTES),))
 
 
 def _print_ranking(ranked: list[dict[str, Any]], budget: int) -> None:

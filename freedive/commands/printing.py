@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import typer
 
+from freedive.commands.formatting import size_text
 from freedive.text.dialects.dialect import Event, Text, Thought
+
+if TYPE_CHECKING:
+    from freedive.api import LanguageModel
+
+
+def print_paging(model: LanguageModel) -> None:
+    """Says on standard error, if that is a terminal, that experts of ``model`` stay on disk."""
+    if sys.stderr.isatty() and (cache := model.expert_cache()):
+        memory = size_text(cache.slots_bytes)
+        print(f"experts stay on disk, {memory} of them in memory; freedive plan tells more", file=sys.stderr)
 
 
 def print_answer(events: Iterable[Event]) -> str:

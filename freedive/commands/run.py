@@ -12,7 +12,7 @@ import typer
 
 import freedive
 from freedive.commands.flags import Reference, Values, settings
-from freedive.commands.printing import print_answer
+from freedive.commands.printing import print_answer, print_paging
 from freedive.config import EngineConfig, load
 from freedive.engine.recording import Recording
 from freedive.engine.request import GenerationRequest
@@ -54,6 +54,7 @@ def run(
     format = read_format(json_schema) if json_schema else None
     config = load(EngineConfig, engine)
     loaded = freedive.load(model, **asdict(config))
+    print_paging(loaded)
     try:
         instructions = ({"role": "system", "content": system},) if system else ()
         messages = (*instructions, {"role": "user", "content": text})

@@ -12,6 +12,7 @@ from freedive.engine.sampling import Sampling
 
 if TYPE_CHECKING:
     from freedive.api import LanguageModel
+    from freedive.ops.paging import ExpertTraffic
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class Run:
 
     ``first_token_s``: the longest time from submission to a first token. ``prefill_s``: from the first step until all
     have their first token. ``decode_s``: from the first of these tokens to the last token of all.
+    ``traffic`` is what experts that stay on disk cost until all have their first token, and after it.
     """
 
     first_token_s: float
     prefill_s: float
     decode_s: float
+    traffic: tuple[ExpertTraffic, ExpertTraffic] | None = None
 
 
 def readable(value: float) -> str:
@@ -63,9 +66,17 @@ def generate(
     sampling = replace(sampling, max_tokens=num_tokens, ignore_eos=True)
     if len(prompts) > 1:
         model.engine.submit(list(prompts[0]) * len(prompts), replace(sampling, max_tokens=1))
+    begin = model.expert_cache()
     generations = [model.engine.submit(prompt, sampling) for prompt in prompts]
-    timings = [list(generation)[-1].timings or generation.timings for generation in generations]
+    arriving = [iter(generation) for generation in generations]
+    firsts_arrived = [next(outputs) for outputs in arriving]
+    middle = model.expert_cache()
+    lasts = [[first, *outputs][-1] for first, outputs in zip(firsts_arrived, arriving, strict=True)]
+    end = model.expert_cache()
+    timings = [last.timings or generation.timings for last, generation in zip(lasts, generations, strict=True)]
     starts = [each.submitted_at + each.queued_s for each in timings]
     firsts = [each.submitted_at + each.first_token_s for each in timings]
     ends = [first + each.decode_s for first, each in zip(firsts, timings, strict=True)]
-    return Run(max(each.first_token_s for each in timings), max(firsts) - min(starts), max(ends) - min(firsts))
+    traffic = (middle.total.since(begin.total), end.total.since(middle.total)) if begin and middle and end else None
+    first_token_s = max(each.first_token_s for each in timings)
+    return Run(first_token_s, max(firsts) - min(starts), max(ends) - min(firsts), traffic)

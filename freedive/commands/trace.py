@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from freedive.errors import UserError
 from freedive.model.batch import PAGE_TOKENS, Batch, StateUpdates
 from freedive.native import _native
 from freedive.ops.native import NativeRunner
+from freedive.ops.paging import ExpertTraffic
 from freedive.ops.trace import Operation
 
 BANDWIDTH_MEGABYTES = 512
@@ -69,13 +70,19 @@ class Answers:
 
 @dataclass(frozen=True)
 class OperationSummary:
-    """Operations of one kind in a step: their number, seconds, bytes read and multiply-adds."""
+    """Operations of one kind in a step: their number, seconds, bytes read and multiply-adds.
+
+    If their experts stay on disk, they waited ``stalled_s`` of the seconds for it, and ``hit_rates`` are the shares of
+    needed experts that were in memory, by layer.
+    """
 
     kind: str
     count: float
     seconds: float
     bytes: float
     macs: float
+    stalled_s: float = 0.0
+    hit_rates: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def gb_per_s(self) -> float:
@@ -98,13 +105,26 @@ def average(steps: Sequence[Sequence[Operation]]) -> list[OperationSummary]:
 
 def total(summaries: Sequence[OperationSummary]) -> OperationSummary:
     """Sums the operations of a step."""
-    parts = [(each.count, each.seconds, each.bytes, each.macs) for each in summaries]
+    parts = [(each.count, each.seconds, each.bytes, each.macs, each.stalled_s) for each in summaries]
     return OperationSummary("step", *(sum(column) for column in zip(*parts, strict=True)))
 
 
 def _summary(kind: str, operations: Sequence[Operation], steps: int) -> OperationSummary:
-    parts = [(1, each.seconds, each.work.bytes, each.work.macs) for each in operations]
-    return OperationSummary(kind, *(sum(column) / steps for column in zip(*parts, strict=True)))
+    parts = [(1, each.seconds, each.work.bytes, each.work.macs, _stalled_s(each)) for each in operations]
+    sums = OperationSummary(kind, *(sum(column) / steps for column in zip(*parts, strict=True)))
+    return replace(sums, hit_rates=_hit_rates(operations))
+
+
+def _stalled_s(operation: Operation) -> float:
+    return operation.traffic.stalled_s if operation.traffic else 0.0
+
+
+def _hit_rates(operations: Sequence[Operation]) -> dict[int, float]:
+    layers: dict[int, list[ExpertTraffic]] = {}
+    for each in operations:
+        if each.traffic and each.layer is not None:
+            layers.setdefault(each.layer, []).append(each.traffic)
+    return {layer: ExpertTraffic.sum(traffic).hit_rate for layer, traffic in layers.items()}
 
 
 def measure(runner: NativeRunner, one: Answers, many: Answers, repeats: int) -> dict[str, list[OperationSummary]]:
@@ -155,6 +175,11 @@ def print_tables(steps: Mapping[str, Sequence[OperationSummary]], bandwidth: flo
             table.add_row(summary.kind, *_times(summary, step), bar, *_speeds(summary, bandwidth))
             begin += summary.seconds
         console.print(table)
+        for summary in summaries:
+            if summary.hit_rates:
+                rates = ", ".join(f"{layer}: {rate:.0%}" for layer, rate in summary.hit_rates.items())
+                console.print(f"{summary.kind} waited {summary.stalled_s * 1e3:.3f} ms of these for the disk")
+                console.print(f"and were in memory by layer: {rates}\n")
 
 
 def _times(summary: OperationSummary, step: OperationSummary) -> tuple[str, ...]:

@@ -133,15 +133,20 @@ def digest(path: Path) -> str:
 
 
 @contextmanager
-def as_user_errors(ref: str, folder: Path) -> Iterator[None]:
-    """Converts errors of networks, hubs and disks in its block to a UserError with a remedy for ``ref``."""
+def as_user_errors(
+    ref: str, folder: Path, *, again: str = "fetch it again: it goes on where it stopped"
+) -> Iterator[None]:
+    """Converts errors of networks, hubs and disks in its block to a UserError with a remedy for ``ref``.
+
+    ``again`` is what to do when the network works.
+    """
     try:
         yield
     except httpx.HTTPStatusError as error:
         raise _status(ref, error.response) from None
     except httpx.HTTPError as error:
         reason = str(error) or type(error).__name__
-        remedy = "Check the network and proxy settings, then fetch it again: it goes on where it stopped"
+        remedy = f"Check the network and proxy settings, then {again}"
         raise Unavailable(f"{ref} cannot be fetched: {reason}", remedy) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

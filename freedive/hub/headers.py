@@ -34,7 +34,7 @@ def fetch_headers(address: Address, folder: Path) -> tuple[Path, int]:
     the space of its header only. Raises the errors of :func:`freedive.hub.sources.pull`.
     """
     hub = HUBS[address.scheme]
-    with as_user_errors(str(address), folder), client(hub.headers()) as http:
+    with as_user_errors(str(address), folder, again="try again"), client(hub.headers()) as http:
         listing = hub.listing(http, address.origin)
         choice = choose(f"{address.scheme}:{address.origin}", listing.files, address.file)
         if len(choice.files) > MAX_FILES:

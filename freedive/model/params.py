@@ -104,6 +104,12 @@ def entries(spec: ModelSpec) -> Entries:
     return table
 
 
+def tables_by_row(spec: ModelSpec) -> tuple[str, ...]:
+    """Returns the names of the tables of which a token reads one row each: embeddings that are not the head too."""
+    untied = () if spec.tied else ("embed",)
+    return (*untied, "inputs.embed") if spec.token_input else untied
+
+
 def _token_inputs(spec: ModelSpec) -> Table:
     """Returns the weights that make the further inputs of all layers from tokens and their embeddings."""
     width = len(spec.layers) * spec.token_input

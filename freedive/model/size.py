@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from freedive.model.params import ExpertParams, Param, entries, params
+from freedive.model.params import ExpertParams, Param, entries, params, tables_by_row
 from freedive.model.spec import (
     Attention,
     DeltaRule,
@@ -96,6 +96,7 @@ class WeightSizes:
 def weight_sizes(spec: ModelSpec, num_bytes: Callable[[str, Param | ExpertParams], float]) -> WeightSizes:
     """Returns the sizes of the weights; ``num_bytes`` returns the bytes of one weight, or of one expert of a layer."""
     dense = embedding = 0.0
+    by_row = tables_by_row(spec)
     layers = []
     for name, entry in entries(spec).items():
         stored = num_bytes(name, entry)
@@ -103,7 +104,7 @@ def weight_sizes(spec: ModelSpec, num_bytes: Callable[[str, Param | ExpertParams
             ffn = spec.blocks[int(name.split(".")[1])].ffn
             assert isinstance(ffn, Experts)
             layers.append(ExpertLayer(entry.count, ffn.router.num_chosen, round(stored)))
-        elif name == "inputs.embed" or (name == "embed" and not spec.tied):
+        elif name in by_row:
             embedding += stored
         else:
             dense += stored
@@ -112,7 +113,7 @@ def weight_sizes(spec: ModelSpec, num_bytes: Callable[[str, Param | ExpertParams
 
 def _share(spec: ModelSpec, name: str) -> float:
     """Returns the fraction of a weight that one token reads, on average."""
-    if name == "inputs.embed" or (name == "embed" and not spec.tied):
+    if name in tables_by_row(spec):
         return 1 / spec.vocab_size
     if name.split(".")[2:4] == ["ffn", "experts"]:
         ffn = spec.blocks[int(name.split(".")[1])].ffn

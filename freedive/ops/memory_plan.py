@@ -10,7 +10,7 @@ from freedive.checkpoint.packed import Packed, PackedExperts
 from freedive.config import EngineConfig
 from freedive.errors import UserError
 from freedive.model.batch import MAX_DRAFT, PAGE_TOKENS
-from freedive.model.params import ExpertParams, Param, entries
+from freedive.model.params import ExpertParams, Param, entries, tables_by_row
 from freedive.model.size import WeightSizes, state_bytes, weight_sizes
 from freedive.model.spec import Experts, ModelSpec
 from freedive.model.state import PerToken
@@ -47,6 +47,9 @@ CHUNK_SHARE = 0.1
 LEAST_CONTEXT = 2048
 """Tokens that the cache must hold, unless the model's or the requested context is shorter."""
 
+ROWS, FILE_PAGE_BYTES = 4096, 4096
+"""Different tokens whose rows of a table stay in memory, and the size of the pages in which the system reads rows."""
+
 CODE_BYTES = 3
 """Bytes of one quantised activation with its share of the scales of its group (native/isa/kernels.h)."""
 
@@ -62,9 +65,9 @@ class MemoryPlan:
     """The parts of a memory ``budget``, in bytes.
 
     ``process``: interpreter, libraries and tokenizer. ``working``: activations of a step. ``dense``: all weights except
-    routed experts. ``cache``: pages of keys and values. ``states``: slots of per-sequence states, and inputs of drafts.
-    ``slots``: memory for routed experts, which equals their size, ``experts``, if all of them fit. ``prefill_chunk`` is
-    the number of prompt tokens of a step.
+    routed experts, and some rows of the tables that are read by row. ``cache``: pages of keys and values. ``states``:
+    slots of per-sequence states, and inputs of drafts. ``slots``: memory for routed experts, which equals their size,
+    ``experts``, if all of them fit. ``prefill_chunk`` is the number of prompt tokens of a step.
     """
 
     budget: int
@@ -210,7 +213,13 @@ class _Needs:
 
     @property
     def dense(self) -> int:
-        return self.sizes.dense + self.sizes.embedding
+        return self.sizes.dense + self._rows
+
+    @property
+    def _rows(self) -> int:
+        """Bytes of the pages of tables that are read by row: those of the tokens of a few requests."""
+        row = self.sizes.embedding / self.model.vocab_size + len(tables_by_row(self.model)) * FILE_PAGE_BYTES
+        return min(self.sizes.embedding, round(ROWS * row))
 
     @property
     def fixed(self) -> int:

@@ -12,9 +12,11 @@ import numpy.typing as npt
 from freedive import machine
 from freedive.arrays import Bytes, Floats, Ints
 from freedive.checkpoint.packed import Packed, PackedExperts
+from freedive.checkpoint.weight_store import WeightStore
 from freedive.errors import UserError
 from freedive.model import spec
 from freedive.model.batch import MAX_DRAFT, Batch
+from freedive.model.params import tables_by_row
 from freedive.model.state import per_token_dim
 from freedive.native import _native
 from freedive.ops.emit import Emitter, Part
@@ -91,8 +93,11 @@ class NativeRunner:
             self._program = _native.Program(isa or isa_level(), num_threads, _native.CacheFormat[cache_format])
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
+        by_row = tables_by_row(model)
+        if isinstance(weights, WeightStore):
+            weights.expect_rows(by_row)
         if paging:
-            weights = page_experts(self._program, weights, paging)
+            weights = page_experts(self._program, weights, paging, by_row)
         phases = fuse(record(model))
         emitter = Emitter(self._program, weights)
         self._parts = emitter.emit(phases)
@@ -176,9 +181,10 @@ class NativeRunner:
 
     def trace(self, batch: Batch) -> tuple[Floats, list[Operation]]:
         """Computes a :meth:`step`; returns its logits and its operations in order, with their durations."""
-        self._batch = batch
+        self._batch, before = batch, self._traffic()
         logits = self._run(batch, self._parts[0], traced=True)
-        return logits, self._tracer.operations(batch, self.routes(), self._program.seconds)
+        traffic = [now.since(then) for now, then in zip(self._traffic(), before, strict=True)]
+        return logits, self._tracer.operations(batch, self.routes(), self._program.seconds, traffic)
 
     def _run(self, batch: Batch, part: Part, traced: bool = False) -> Floats:
         arrays = batch.tokens, batch.lengths, batch.starts, batch.pages, batch.output_rows, batch.prompts
@@ -197,9 +203,11 @@ class NativeRunner:
 
     def expert_cache(self) -> ExpertCacheStats | None:
         """Returns what experts that stay on disk cost so far, None without paging. May be called from any thread."""
-        program = self._program
-        layers = [ExpertTraffic(*layer) for layer in program.expert_traffic]
+        program, layers = self._program, self._traffic()
         return ExpertCacheStats(program.slots_bytes, program.used_slots_bytes, layers) if layers else None
+
+    def _traffic(self) -> list[ExpertTraffic]:
+        return [ExpertTraffic(*layer) for layer in self._program.expert_traffic]
 
     def _count_experts(self) -> None:
         # The routes of an MTP layer, the last ones, are ignored.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ class Paging:
 
 
 class ExpertTraffic(NamedTuple):
-    """What the experts of one layer cost since the start.
+    """What the experts of one layer cost, by default since the start.
 
     ``hits`` and ``misses`` count experts that a step needed and that were in memory or not. ``read_bytes`` were read,
     also to fill the memory before a step needs it. Steps waited ``stalled_s`` seconds.
@@ -38,6 +38,21 @@ class ExpertTraffic(NamedTuple):
     read_bytes: int
     stalled_s: float
 
+    @classmethod
+    def sum(cls, parts: Iterable[ExpertTraffic]) -> ExpertTraffic:
+        """Returns the traffic of all ``parts`` together."""
+        return cls(*(sum(column) for column in zip(*parts, strict=True)))
+
+    def since(self, before: ExpertTraffic) -> ExpertTraffic:
+        """Returns the traffic between ``before`` and this one."""
+        read_bytes, stalled_s = self.read_bytes - before.read_bytes, self.stalled_s - before.stalled_s
+        return ExpertTraffic(self.hits - before.hits, self.misses - before.misses, read_bytes, stalled_s)
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of needed experts that were in memory; 1 if none was needed."""
+        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 1.0
+
 
 class ExpertCacheStats(NamedTuple):
     """The memory for experts that stay on disk, the part of it that is filled, and the traffic of each layer."""
@@ -47,15 +62,21 @@ class ExpertCacheStats(NamedTuple):
     layers: list[ExpertTraffic]
 
     @property
+    def total(self) -> ExpertTraffic:
+        """The traffic of all layers together."""
+        return ExpertTraffic.sum(self.layers)
+
+    @property
     def numbers(self) -> dict[str, float]:
         """The bytes of memory, and the traffic of all layers together, by name."""
-        totals = [sum(column) for column in zip(*self.layers, strict=True)]
-        sizes = {"slots_bytes": self.slots_bytes, "used_bytes": self.used_bytes}
-        return sizes | dict(zip(ExpertTraffic._fields, totals, strict=True))
+        return {"slots_bytes": self.slots_bytes, "used_bytes": self.used_bytes, **self.total._asdict()}
 
 
-def page_experts(program: _native.Program, weights: Mapping[str, Packed], paging: Paging) -> Mapping[str, Packed]:
-    """Lets ``program`` read routed experts from the store of ``weights``; returns them with all others in memory.
+def page_experts(
+    program: _native.Program, weights: Mapping[str, Packed], paging: Paging, by_row: Collection[str]
+) -> Mapping[str, Packed]:
+    """Lets ``program`` read routed experts from the store of ``weights``; returns the weights, with all in memory
+    except experts and the tables ``by_row``, whose rows the system reads.
 
     Raises UserError if the weights are not in a file, or if the file cannot be read.
     """
@@ -69,6 +90,6 @@ def page_experts(program: _native.Program, weights: Mapping[str, Packed], paging
             num_readers=paging.num_readers,
             timeout_s=paging.timeout_s,
         )
-        return weights.without_mapping()
+        return weights.without_mapping(by_row)
     except (RuntimeError, OSError, DamagedStore) as error:
         raise UserError(f"{weights.path} cannot be read: {error}", "Check the disk, or fetch the model again") from None

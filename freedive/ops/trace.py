@@ -29,6 +29,7 @@ from freedive.ops.operations import (
     ShortConv,
     SiluConv,
 )
+from freedive.ops.paging import ExpertTraffic
 from freedive.ops.routes import Routes
 
 PREPARATION = "preparation"
@@ -51,13 +52,15 @@ class Operation:
     """One operation of a step.
 
     ``kind`` is its name; products have the names of their weights, such as ``attn.q+k+v``. ``layer`` is the layer of
-    its weights, or of the previous operation if it has no weights; None outside of layers.
+    its weights, or of the previous operation if it has no weights; None outside of layers. ``traffic`` is that of
+    experts that stay on disk.
     """
 
     kind: str
     layer: int | None
     seconds: float
     work: Work
+    traffic: ExpertTraffic | None = None
 
 
 class Tracer:
@@ -71,17 +74,25 @@ class Tracer:
         self._weights = weights
         self._element_bytes = element_bytes
 
-    def operations(self, batch: Batch, routes: Sequence[Routes], seconds: Sequence[float]) -> list[Operation]:
+    def operations(
+        self,
+        batch: Batch,
+        routes: Sequence[Routes],
+        seconds: Sequence[float],
+        traffic: Sequence[ExpertTraffic] = (),
+    ) -> list[Operation]:
         """Returns the operations of the step ``batch``.
 
-        ``routes`` are those of each layer with experts; ``seconds`` are the durations of the native operations.
+        ``routes`` and, if experts stay on disk, ``traffic`` are those of each layer with experts; ``seconds`` are the
+        durations of the native operations.
         """
-        first = len(seconds) - len(self._phases)
+        first, read = len(seconds) - len(self._phases), iter(traffic)
         rows = zip(self._phases, _layers(self._phases), seconds[first:], self._works(batch, routes), strict=True)
-        return [
-            Operation(PREPARATION, None, sum(seconds[:first]), Work()),
-            *(Operation(_kind(phase), layer, took, work) for phase, layer, took, work in rows),
-        ]
+        operations = [Operation(PREPARATION, None, sum(seconds[:first]), Work())]
+        for phase, layer, took, work in rows:
+            cost = next(read, None) if isinstance(phase.operation, FusedExperts) else None
+            operations.append(Operation(_kind(phase), layer, took, work, cost))
+        return operations
 
     def _works(self, batch: Batch, routes: Sequence[Routes]) -> Iterator[Work]:
         chosen = iter(routes)

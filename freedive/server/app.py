@@ -27,6 +27,7 @@ from freedive.server.edge import EdgeMiddleware
 from freedive.server.kept_requests import KeptRequests
 from freedive.server.keys import Keys
 from freedive.server.log import line_log
+from freedive.server.model import Model
 from freedive.server.models import Models
 from freedive.server.ollama.pull import Fetch, no_fetch
 from freedive.server.openai.responses.store import open_store
@@ -161,10 +162,18 @@ def serve(models: Models, config: ServerConfig, keys: Keys | None = None, **outs
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     app = create_app(models, config, keys, _observers(config), **outside)
-    names = ", ".join(models.slots)
+    names = ", ".join(f"{name}{_on_disk(slot.model)}" for name, slot in models.slots.items())
     print(f"freedive serves {names}: chat at {url}, API at {url}/v1 (Ctrl-C stops)", file=sys.stderr, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server(app, config).run(sockets=[listener])
+
+
+def _on_disk(model: Model | None) -> str:
+    """Returns how far the memory of a model's experts is filled, in brackets, or "" if none stay on disk."""
+    if not (model and (cache := model.expert_cache())):
+        return ""
+    used, total = (cache.numbers[name] / 1e9 for name in ("used_bytes", "slots_bytes"))
+    return f" (experts on disk; {used:.2f} of {total:.2f} GB of memory for them filled, /v1/stats tells how it goes on)"
 
 
 def _observers(config: ServerConfig) -> list[Observer]:

@@ -60,6 +60,20 @@ def test_sizes_by_part() -> None:
     assert (tied.dense, tied.embedding) == (10, 0)
 
 
+def test_of_a_table_that_is_read_by_row_some_rows_are_counted() -> None:
+    def dense(model: ModelSpec, table_bytes: int) -> int:
+        def with_table(name: str, entry: Param | ExpertParams) -> float:
+            return table_bytes if name == "embed" else stored(name, entry)
+
+        return plan_memory(model, with_table, EngineConfig(memory="1GiB", max_batch=4), available=64 * GIB).dense
+
+    wide = replace(MIXTURE, vocab_size=1 << 18)
+    assert dense(wide, GIB) == DENSE + 4096 * (4096 + 4096)
+    assert dense(wide, 1000) == DENSE + 1000
+    with pytest.raises(UserError, match="too small"):  # the head reads all of it
+        dense(replace(wide, tied=True), GIB)
+
+
 @pytest.mark.parametrize("memory", ["1GiB", "1.5GiB", "2GiB"])
 def test_slots_of_a_paged_model_get_what_the_others_leave(memory: str) -> None:
     made = plan(memory)

@@ -13,7 +13,7 @@ from typing import Any
 import descriptions
 import pytest
 from test_same_bits import LENGTHS, PROMPTS, SCHEDULES, TABLES, assert_same_bits
-from tiny_models import Floats, float_tensor, take_steps, tiny
+from tiny_models import Floats, float_tensor, take_steps, tiny, to_batch
 from weights import quantize
 
 from freedive.checkpoint.packed import PackedExperts
@@ -185,6 +185,21 @@ def test_changed_file_fails_the_step_that_reads_it_and_is_read_again(
 def test_weights_without_a_file_cannot_be_paged() -> None:
     with pytest.raises(UserError, match="not in a file"):
         runner("qwen3_moe", pack_model(model("qwen3_moe")[1]), Paging(1 << 20))
+
+
+def test_a_traced_step_tells_the_traffic_of_each_layer(store_of: Callable[[str], WeightStore]) -> None:
+    store = store_of("qwen3_moe")
+    paged = runner("qwen3_moe", store, Paging(expert_bytes(store) // 2))
+    before = traffic(paged)
+    operations = paged.trace(to_batch(prompts_of("qwen3_moe")[:1], [(0, 9)], [0], [[0]], [9]))[1]
+    found = [each.traffic for each in operations if each.traffic]
+    expected = [now.since(then) for now, then in zip(traffic(paged), before, strict=True)]
+    assert [each[:2] for each in found] == [each[:2] for each in expected]
+    assert all(each.hits + each.misses > 0 for each in found)
+    assert all(each.kind == "experts" for each in operations if each.traffic)
+    assert ExpertTraffic(3, 1, 0, 0.0).hit_rate == 0.75
+    whole = runner("qwen3_moe", store).trace(to_batch(prompts_of("qwen3_moe")[:1], [(0, 9)], [0], [[0]], [9]))[1]
+    assert not any(each.traffic for each in whole)
 
 
 def test_memory_of_paged_experts_is_counted(store_of: Callable[[str], WeightStore]) -> None:

@@ -178,18 +178,23 @@ def test_a_client_may_name_its_request(live_server: str) -> None:
 SERVER = """
 from echo_model import EchoModel, served
 from freedive.config import ServerConfig
+from freedive.ops.paging import ExpertCacheStats
 from freedive.server.app import serve
 model = EchoModel(delay_s=0.02, script={'short': 'word ' * 10, 'endless': 'word ' * 800})
+model.expert_cache = lambda: ExpertCacheStats(4 * 10**9, 10**9, [(3, 1, 512, 0.5)])
 serve(served(model), ServerConfig(port=0, drain=%s))
 """
 
 
 @contextmanager
 def process(drain: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Starts a server; its first line must say how far the memory for experts on disk is filled."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, "-c", SERVER % drain]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
-        yield running, re.search(r"http://[\d.:]+", running.stderr.readline())[0]
+        message = running.stderr.readline()
+        assert message.startswith("freedive serves echo (experts on disk; 1.00 of 4.00 GB of memory for them filled, ")
+        yield running, re.search(r"http://[\d.:]+", message)[0]
 
 
 def streamed(address: str, prompt: str, received: list[str], begun: threading.Event) -> None:
