@@ -5,7 +5,7 @@ cancellations to lists, which the engine thread reads before every step. Without
 
 An exception in a step ends only the requests of that step. The engine then rebuilds the scheduler, the page tables and
 the prefix cache, and computes all other requests again from their tokens. It fails for good after ``MAX_FAILURES``
-failed steps in a row.
+failed steps in a row. Steps that cannot read weights from disk do not count, since a new engine could not either.
 """
 
 from __future__ import annotations
@@ -315,8 +315,9 @@ class Engine:
 
     def _recover(self, suspects: Collection[Sequence], error: BaseException) -> None:
         """Ends the ``suspects`` with ``error`` and restarts all other requests; gives up after too many failures."""
-        log.error("a step with %d requests failed", len(suspects), exc_info=error)
-        self._num_failures += 1
+        unreadable = isinstance(error, Unavailable)
+        log.error("a step with %d requests failed: %s", len(suspects), error, exc_info=None if unreadable else error)
+        self._num_failures += not unreadable
         if self._num_failures >= MAX_FAILURES:
             self._give_up(error)
             return
@@ -327,7 +328,7 @@ class Engine:
             log.exception("the engine could not be made anew")
             self._give_up(again)
         for generation in ended:  # last, so that the pages are free when the consumer receives the error
-            generation.finish(EngineError(f"The engine failed while it computed this request: {error}"))
+            generation.finish(_reason(error))
 
     def _rebuild(self) -> None:
         """Drops the contents of all pages and queues all open requests again, in order of arrival."""
@@ -388,3 +389,10 @@ class Engine:
             if not submission.num_open:
                 del self._submissions[submission]
         return True
+
+
+def _reason(error: BaseException) -> EngineError | Unavailable:
+    """Returns what a request is told whose step failed with ``error``."""
+    if isinstance(error, Unavailable):
+        return Unavailable(error.what, error.remedy)
+    return EngineError(f"The engine failed while it computed this request: {error}")

@@ -115,6 +115,7 @@ class Runner(Protocol):
         """Writes the keys and values of all tokens into their pages and returns logits [W, vocab_size].
 
         The bits of a row do not depend on the other requests in the batch or on how the prompt was split into chunks.
+        Raises Unavailable if weights cannot be read from disk; the same step may succeed later.
         """
 
     def draft(self, tokens: Ints, output_rows: Ints) -> Floats:

@@ -1,7 +1,6 @@
 #include "paged_experts.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "checks.h"
 
@@ -33,13 +32,18 @@ int PagedExperts::add_layer(const ExpertLayer& layer) {
     return int(layers_.size()) - 1;
 }
 
-// Each pool gets memory for the same share of its records, but for at least two.
+// Each pool gets memory for two records, and beyond that for the same share of its records.
 void PagedExperts::allocate() {
-    std::size_t total = 0, widest = 0;
-    for (const auto& pool : pools_) total += pool->total, widest = std::max(widest, pool->stride);
+    const auto beyond = [](std::size_t bytes, std::size_t least) { return bytes > least ? bytes - least : 0; };
+    std::size_t total = 0, least = 0, widest = 0;
     for (const auto& pool : pools_) {
-        const double share = std::min(1.0, double(options_.num_bytes) / double(total));
-        const std::size_t count = std::max<std::size_t>(2, std::size_t(share * double(pool->total)) / pool->stride);
+        total += beyond(pool->total, 2 * pool->stride), least += 2 * pool->stride;
+        widest = std::max(widest, pool->stride);
+    }
+    const double share = total ? std::min(1.0, double(beyond(options_.num_bytes, least)) / double(total)) : 0;
+    for (const auto& pool : pools_) {
+        const std::size_t further = beyond(pool->total, 2 * pool->stride);
+        const std::size_t count = 2 + std::size_t(share * double(further)) / pool->stride;
         pool->memory = Memory(count * pool->stride);
         pool->slots = std::vector<Slot>(count);
         for (std::size_t slot = 0; slot < count; slot++)
@@ -47,11 +51,13 @@ void PagedExperts::allocate() {
     }
     zeros_ = Memory(widest);
     reader_.when_idle([this] { return warm_up(); });
+    reader_.start(shared_from_this());
 }
 
 Wave PagedExperts::acquire(int layer, std::span<const int> experts, int begin) {
     const std::lock_guard lock(mutex_);
-    if (num_calls_++ % team_size_ == 0) plan(layers_[layer], experts, begin);
+    if (num_calls_ == 0) plan(layers_[layer], experts, begin);
+    num_calls_ = (num_calls_ + 1) % team_size_;
     return {end_, order_};
 }
 
@@ -189,9 +195,9 @@ bool PagedExperts::wait(Layer& layer, const Slot& slot) {
 
 void PagedExperts::check() {
     std::string error = reader_.take_error();
-    if (lacks_slots_ && error.empty()) error = "the disk does not answer";
+    if (lacks_slots_ && error.empty()) error = "the weights of an expert cannot be read: the disk does not answer";
     lacks_slots_ = false;
-    if (!error.empty()) throw std::runtime_error(error);
+    if (!error.empty()) throw UnreadableWeights(error);
 }
 
 // Begins to read a record into a free slot; returns false at the end. The first experts of every layer come first, then
@@ -205,8 +211,10 @@ bool PagedExperts::warm_up() {
         Pool& pool = *layer.pool;
         const std::size_t expert = num_warmed_ / layers_.size();
         if (expert >= layer.slots.size() || layer.slots[expert] != kNowhere) continue;
-        const int slot = pool.idle.empty() ? kNowhere : pool.idle.front();
-        if (slot == kNowhere || pool.slots[slot].layer != kNowhere) continue;
+        if (pool.idle.size() < 2) continue;
+        const int slot = pool.idle.front(), next = *std::next(pool.idle.begin());
+        // A step that begins meanwhile needs a slot that is not loading.
+        if (pool.slots[slot].layer != kNowhere || pool.slots[next].is_loading()) continue;
         load(layer, int(expert), slot);
         pool.idle.splice(pool.idle.end(), pool.idle, pool.slots[slot].place);
         return true;

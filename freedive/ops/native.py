@@ -12,7 +12,7 @@ import numpy.typing as npt
 from freedive import machine
 from freedive.arrays import Bytes, Floats, Ints
 from freedive.checkpoint.packed import Packed, PackedExperts
-from freedive.errors import UserError
+from freedive.errors import Unavailable, UserError
 from freedive.model import spec
 from freedive.model.batch import MAX_DRAFT, Batch
 from freedive.model.state import per_token_dim
@@ -182,7 +182,11 @@ class NativeRunner:
 
     def _run(self, batch: Batch, part: Part, traced: bool = False) -> Floats:
         arrays = batch.tokens, batch.lengths, batch.starts, batch.pages, batch.output_rows, batch.prompts
-        return self._program.step(*arrays, *part, traced, *_state_arrays(batch))
+        try:
+            return self._program.step(*arrays, *part, traced, *_state_arrays(batch))
+        except _native.UnreadableWeights as error:
+            what = str(error)
+            raise Unavailable(what[0].upper() + what[1:], "Try again later, or check the disk") from None
 
     def routes(self) -> list[Routes]:
         """Returns the routes of the last step, for each layer with experts."""

@@ -400,3 +400,15 @@ def test_a_failed_engine_refuses_requests_with_the_reason() -> None:
         assert engine.failure == "RuntimeError: out of tea"
         with pytest.raises(Unavailable, match="out of tea"):
             engine.submit([1], SHORT)
+
+
+def test_weights_that_cannot_be_read_end_requests_but_never_the_engine() -> None:
+    """Another engine could not read them either, and this one can when the disk answers again."""
+    runner = FakeRunner()
+    runner.errors += [Unavailable("The weights of an expert cannot be read", "Check the disk")] * 7
+    with start(runner) as engine:
+        for _ in range(7):
+            with pytest.raises(Unavailable, match=r"The weights of an expert cannot be read\. Check the disk"):
+                list(engine.submit([1], SHORT))
+        assert engine.failure == ""
+        assert tokens_of(engine.submit([5], SHORT)) == alone([5], SHORT)
