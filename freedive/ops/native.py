@@ -12,14 +12,14 @@ import numpy.typing as npt
 from freedive import machine
 from freedive.arrays import Bytes, Floats, Ints
 from freedive.checkpoint.packed import Packed, PackedExperts
-from freedive.errors import Unavailable, UserError
+from freedive.errors import UserError
 from freedive.model import spec
 from freedive.model.batch import MAX_DRAFT, Batch
 from freedive.model.state import per_token_dim
 from freedive.native import _native
 from freedive.ops.emit import Emitter, Part
 from freedive.ops.fuse import fuse, until_result
-from freedive.ops.paging import ExpertCacheStats, ExpertTraffic, Paging, page_experts
+from freedive.ops.paging import ExpertCacheStats, ExpertFile, ExpertTraffic, Paging, page_experts
 from freedive.ops.record import record
 from freedive.ops.routes import Routes
 from freedive.ops.trace import Operation, Tracer
@@ -91,8 +91,11 @@ class NativeRunner:
             self._program = _native.Program(isa or isa_level(), num_threads, _native.CacheFormat[cache_format])
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
+        self._expert_file: ExpertFile | None = None
         if paging:
             weights = page_experts(self._program, weights, paging)
+            assert weights.path
+            self._expert_file = ExpertFile(weights.path)
         phases = fuse(record(model))
         emitter = Emitter(self._program, weights)
         self._parts = emitter.emit(phases)
@@ -185,8 +188,8 @@ class NativeRunner:
         try:
             return self._program.step(*arrays, *part, traced, *_state_arrays(batch))
         except _native.UnreadableWeights as error:
-            what = str(error)
-            raise Unavailable(what[0].upper() + what[1:], "Try again later, or check the disk") from None
+            assert self._expert_file
+            raise self._expert_file.explain(error) from None
 
     def routes(self) -> list[Routes]:
         """Returns the routes of the last step, for each layer with experts."""

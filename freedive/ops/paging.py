@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+from freedive.checkpoint.fingerprint import stamp
 from freedive.checkpoint.packed import Packed
 from freedive.checkpoint.weight_store import DamagedStore, WeightStore
-from freedive.errors import UserError
+from freedive.errors import Unavailable, UserError
+from freedive.model.batch import ChangedWeights
 from freedive.native import _native
 
 
@@ -54,7 +57,7 @@ class ExpertCacheStats(NamedTuple):
         return sizes | dict(zip(ExpertTraffic._fields, totals, strict=True))
 
 
-def page_experts(program: _native.Program, weights: Mapping[str, Packed], paging: Paging) -> Mapping[str, Packed]:
+def page_experts(program: _native.Program, weights: Mapping[str, Packed], paging: Paging) -> WeightStore:
     """Lets ``program`` read routed experts from the store of ``weights``; returns them with all others in memory.
 
     Raises UserError if the weights are not in a file, or if the file cannot be read.
@@ -72,3 +75,23 @@ def page_experts(program: _native.Program, weights: Mapping[str, Packed], paging
         return weights.without_mapping()
     except (RuntimeError, OSError, DamagedStore) as error:
         raise UserError(f"{weights.path} cannot be read: {error}", "Check the disk, or fetch the model again") from None
+
+
+class ExpertFile:
+    """The file from which experts are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = self._current_stamp()
+
+    def explain(self, error: _native.UnreadableWeights) -> Unavailable:
+        """Returns the ``error`` of a step as one that a user understands; ChangedWeights if the file has changed."""
+        what = str(error)
+        kind = Unavailable if self._current_stamp() == self._stamp else ChangedWeights
+        return kind(what[0].upper() + what[1:], "Try again later, or check the disk")
+
+    def _current_stamp(self) -> list[int]:
+        try:
+            return stamp(self._path)
+        except OSError:  # it was deleted
+            return []

@@ -16,6 +16,7 @@ from tiny_models import Floats, take_steps
 from freedive.checkpoint.packed import PackedExperts
 from freedive.checkpoint.weight_store import WeightStore, open_store, write_store
 from freedive.errors import Unavailable
+from freedive.model.batch import ChangedWeights
 from freedive.ops.native import NativeRunner
 from freedive.ops.paging import Paging
 
@@ -46,7 +47,7 @@ def test_change_that_keeps_the_time_of_modification_is_noticed(store: Made) -> N
     assert_same_bits(logits("gpt_oss", paged), resident("gpt_oss", "exact"))
     flip(path, weights)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(Unavailable, match="expert cannot be read: it differs from its checksum"):
+    with pytest.raises(ChangedWeights, match="expert cannot be read: it differs from its checksum"):
         logits("gpt_oss", paged)
 
 
