@@ -394,5 +394,5 @@ class Engine:
 
 
 def _reason(error: BaseException, failure: str) -> EngineError | Unavailable:
-    """Returns what ends a request after ``error``: the same if it is Unavailable, else an EngineError of ``failure``."""
+    """Returns what ends a request after ``error``: the same if it is Unavailable, else EngineError(failure)."""
     return Unavailable(error.what, error.remedy) if isinstance(error, Unavailable) else EngineError(failure)
