@@ -59,9 +59,12 @@ class WeightStore(Mapping[str, Packed]):
     ``path`` is the mapped file and ``mapped`` its bytes, or None and nothing if the weights were packed in memory.
     """
 
-    def __init__(self, entries: Mapping[str, Packed], path: Path | None = None, mapped: Bytes = NOTHING) -> None:
+    def __init__(
+        self, entries: Mapping[str, Packed], path: Path | None = None, mapped: Bytes = NOTHING, inode: int = 0
+    ) -> None:
         self.path = path
         self._mapped = mapped
+        self._inode = inode
         self._entries = dict(entries)
 
     def __getitem__(self, name: str) -> Packed:
@@ -88,10 +91,13 @@ class WeightStore(Mapping[str, Packed]):
     def without_mapping(self) -> WeightStore:
         """Returns the store with everything but the routed experts in anonymous memory, which is not evicted.
 
-        The experts stay mapped. Raises DamagedStore if the file has become shorter, and OSError if it cannot be read.
+        The experts stay mapped. Raises DamagedStore if the file has become shorter or is another one than the mapped
+        one, and OSError if it cannot be read.
         """
         assert self.path
         with self.path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_ino != self._inode:
+                raise DamagedStore("another file has replaced it while it was loaded")
             return WeightStore({name: self._read(file, packed) for name, packed in self.items()}, self.path)
 
     def _read(self, file: RawIOBase, packed: Packed) -> Packed:
@@ -187,7 +193,8 @@ def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> 
     is not used. Raises DamagedStore if the store cannot be used, and FileNotFoundError if it does not exist.
     """
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        about = os.fstat(file.fileno())
+        size = about.st_size
         data = np.frombuffer(_mapped(file, size) if size else b"", np.uint8)
     header = _read_header(path, data)
     if code is not None and header.get("code") != code:
@@ -200,7 +207,7 @@ def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> 
         if not proven and _checksums(packed) != entry["checksums"]:
             raise DamagedStore(f"{name} is damaged")
         model[name] = alone(packed)
-    return WeightStore(model, path, data)
+    return WeightStore(model, path, data, about.st_ino)
 
 
 def _records(name: str, header: Any, path: Path, data: Bytes, begin: int) -> PackedExperts:

@@ -15,7 +15,7 @@ from tiny_models import Floats, take_steps
 
 from freedive.checkpoint.packed import PackedExperts
 from freedive.checkpoint.weight_store import WeightStore, open_store, write_store
-from freedive.errors import Unavailable
+from freedive.errors import Unavailable, UserError
 from freedive.model.batch import ChangedWeights
 from freedive.ops.native import NativeRunner
 from freedive.ops.paging import Paging
@@ -103,3 +103,13 @@ def test_hanging_disk_fails_the_step_and_holds_up_no_one(store: Made) -> None:
             continue
         break
     assert_same_bits(again, resident("qwen3_moe", "exact"))
+
+
+def test_store_that_is_replaced_while_it_is_loaded_is_not_mixed_with_the_new_one(store: Made) -> None:
+    """Another process may pack the model again meanwhile; weights beside experts have no checksum that is verified."""
+    weights, path = store("qwen3_moe")
+    other = path.with_suffix(".new")
+    other.write_bytes(path.read_bytes())
+    other.replace(path)
+    with pytest.raises(UserError, match="another file has replaced it"):
+        runner("qwen3_moe", weights, Paging(0))
