@@ -58,8 +58,9 @@ wheel: $(VENV)/installed $(VENV)/wheel-tools
 	ls dist/*.whl
 
 # Tests of the kernels' inputs and outputs with the address and undefined-behaviour sanitizers, and of the thread team
-# with the thread sanitizer.
+# and of experts on disk with the thread sanitizer.
 SANITIZED := tests/native/test_binding.py tests/checkpoint/test_model_folder.py tests/engine/test_sampler.py tests/ops/test_shapes.py
+PAGED := paged_experts record_reader memory checksum threads
 
 sanitize: $(VENV)/installed $(VENV)/test-tools
 	mkdir -p build
@@ -70,6 +71,8 @@ sanitize: $(VENV)/installed $(VENV)/test-tools
 	$(under_asan) $(BIN)/python tests/fuzz/fuzz.py --seconds 20
 	$${CXX:-c++} -std=c++20 -O1 -g1 -pthread -fsanitize=thread tests/native/share_tasks.cpp freedive/native/threads.cpp -o build/sanitize/share_tasks
 	build/sanitize/share_tasks
+	$${CXX:-c++} -std=c++20 -O1 -g1 -pthread -fsanitize=thread tests/native/page_experts.cpp $(PAGED:%=freedive/native/%.cpp) -o build/sanitize/page_experts
+	build/sanitize/page_experts build/sanitize
 
 library    = $$($${CXX:-c++} -print-file-name=$(1))
 under_asan = LD_PRELOAD="$(call library,libasan.so) $(call library,libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \

@@ -60,10 +60,11 @@ class WeightStore(Mapping[str, Packed]):
     """
 
     def __init__(
-        self, entries: Mapping[str, Packed], path: Path | None = None, mapping: mmap.mmap | None = None
+        self, entries: Mapping[str, Packed], path: Path | None = None, mapping: mmap.mmap | None = None, inode: int = 0
     ) -> None:
         self.path = path
         self._mapping = mapping
+        self._inode = inode
         self._entries = dict(entries)
 
     def __getitem__(self, name: str) -> Packed:
@@ -90,16 +91,18 @@ class WeightStore(Mapping[str, Packed]):
     def without_mapping(self, mapped: Collection[str] = ()) -> WeightStore:
         """Returns the store with its weights in anonymous memory, which is not evicted.
 
-        The routed experts and the entries ``mapped`` stay mapped. Raises DamagedStore if the file has become shorter,
-        and OSError if it cannot be read.
+        The routed experts and the entries ``mapped`` stay mapped. Raises DamagedStore if the file has become shorter or
+        is another one than the mapped one, and OSError if it cannot be read.
         """
         assert self.path
         with self.path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_ino != self._inode:
+                raise DamagedStore("another file has replaced it while it was loaded")
             entries = {
                 name: packed if name in mapped or isinstance(packed, PackedExperts) else self._read(file, packed)
                 for name, packed in self.items()
             }
-        return WeightStore(entries, self.path, self._mapping)
+        return WeightStore(entries, self.path, self._mapping, self._inode)
 
     def expect_rows(self, names: Collection[str]) -> None:
         """Tells the system that ``names`` are read a row at a time: a row costs a page of the disk, and no read ahead.
@@ -212,8 +215,8 @@ def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> 
     is not used. Raises DamagedStore if the store cannot be used, and FileNotFoundError if it does not exist.
     """
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        mapping = _mapped(file, size) if size else None
+        about = os.fstat(file.fileno())
+        mapping = _mapped(file, about.st_size) if about.st_size else None
     data = np.frombuffer(mapping or b"", np.uint8)
     header = _read_header(path, data)
     if code is not None and header.get("code") != code:
@@ -226,7 +229,7 @@ def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> 
         if not proven and _checksums(packed) != entry["checksums"]:
             raise DamagedStore(f"{name} is damaged")
         model[name] = alone(packed)
-    return WeightStore(model, path, mapping)
+    return WeightStore(model, path, mapping, about.st_ino)
 
 
 def _records(name: str, header: Any, path: Path, data: Bytes, begin: int) -> PackedExperts:

@@ -5,7 +5,8 @@ cancellations to lists, which the engine thread reads before every step. Without
 
 An exception in a step ends only the requests of that step. The engine then rebuilds the scheduler, the page tables and
 the prefix cache, and computes all other requests again from their tokens. It fails for good after ``MAX_FAILURES``
-failed steps in a row.
+failed steps in a row. Steps that cannot read weights from disk do not count, since a new engine could not either. If
+the file has changed, a new engine may: then so many of them are the end, in a row or not.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from freedive.engine.stats import EngineStats
 from freedive.engine.submission import UNSCOPED, Job, Scope, Submission
 from freedive.engine.watchdog import Watchdog
 from freedive.errors import Overloaded, Unavailable
-from freedive.model.batch import Runner
+from freedive.model.batch import ChangedWeights, Runner
 from freedive.text.prompt import Prompt
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Engine:
         self._open: dict[Generation, Submission] = {}
         self._closing = self._draining = self._is_blocked = self._is_poked = False
         self._failure = ""
-        self._num_failures = 0
+        self._num_failures = self._num_changed = 0
         self._watchdog = Watchdog(config.watchdog)
         self._num_requests = self._num_cached_tokens = self._num_restored_tokens = 0
         self._build()
@@ -315,9 +316,11 @@ class Engine:
 
     def _recover(self, suspects: Collection[Sequence], error: BaseException) -> None:
         """Ends the ``suspects`` with ``error`` and restarts all other requests; gives up after too many failures."""
-        log.error("a step with %d requests failed", len(suspects), exc_info=error)
-        self._num_failures += 1
-        if self._num_failures >= MAX_FAILURES:
+        unreadable, changed = isinstance(error, Unavailable), isinstance(error, ChangedWeights)
+        log.error("a step with %d requests failed: %s", len(suspects), error, exc_info=None if unreadable else error)
+        self._num_failures += not unreadable
+        self._num_changed += changed
+        if max(self._num_failures, self._num_changed) >= MAX_FAILURES:
             self._give_up(error)
             return
         ended = [sequence.generation for sequence in suspects if self._forget(sequence.generation)]
@@ -327,7 +330,7 @@ class Engine:
             log.exception("the engine could not be made anew")
             self._give_up(again)
         for generation in ended:  # last, so that the pages are free when the consumer receives the error
-            generation.finish(EngineError(f"The engine failed while it computed this request: {error}"))
+            generation.finish(_reason(error, f"The engine failed while it computed this request: {error}"))
 
     def _rebuild(self) -> None:
         """Drops the contents of all pages and queues all open requests again, in order of arrival."""
@@ -352,12 +355,12 @@ class Engine:
     def _give_up(self, error: BaseException) -> None:
         """Ends all open requests with an EngineError, and then the engine."""
         why = f"{type(error).__name__}: {error}"
-        log.critical("the engine has failed %d times in a row and is given up: %s", self._num_failures, why)
+        log.critical("the engine is given up: %s", why)
         with self._wake:
             self._failure = why
             generations = tuple(self._open)
         for generation in generations:
-            self._end(generation, EngineError(f"The engine has failed: {why}"))
+            self._end(generation, _reason(error, f"The engine has failed: {why}"))
 
     def _cancel(self, generation: Generation) -> None:
         if not (submission := self._open.get(generation)):
@@ -388,3 +391,8 @@ class Engine:
             if not submission.num_open:
                 del self._submissions[submission]
         return True
+
+
+def _reason(error: BaseException, failure: str) -> EngineError | Unavailable:
+    """Returns what ends a request after ``error``: the same if it is Unavailable, else EngineError(failure)."""
+    return Unavailable(error.what, error.remedy) if isinstance(error, Unavailable) else EngineError(failure)

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from freedive.arrays import Bytes, Floats, Ints
+from freedive.errors import Unavailable
 from freedive.native import _native
 
 PAGE_TOKENS = _native.PAGE_TOKENS
@@ -19,6 +20,10 @@ NO_SAVES: Ints = np.zeros((0, 3), np.int32)
 
 MAX_DRAFT = _native.MAX_DRAFT
 """Maximum number of draft tokens of one request in a step."""
+
+
+class ChangedWeights(Unavailable):
+    """Weights cannot be read from disk, and their file has changed since the model was loaded: loading may mend it."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,8 @@ class Runner(Protocol):
         """Writes the keys and values of all tokens into their pages and returns logits [W, vocab_size].
 
         The bits of a row do not depend on the other requests in the batch or on how the prompt was split into chunks.
+        Raises Unavailable if weights cannot be read from disk: the same step may succeed later, and a new runner helps
+        only against ChangedWeights.
         """
 
     def draft(self, tokens: Ints, output_rows: Ints) -> Floats:

@@ -177,6 +177,9 @@ class Router:
         weighs_input: bool,
     ) -> None: ...
 
+class UnreadableWeights(RuntimeError):
+    """Weights of experts on disk cannot be read now; the same step may succeed later."""
+
 class Program:
     """A recorded forward pass with its weights, buffers, cache and threads. Integers name what was added before."""
 
@@ -308,9 +311,9 @@ class Program:
     def page_experts(self, *, path: str, num_bytes: int, direct: bool, num_readers: int, timeout_s: float) -> None:
         """Reads routed experts from the file ``path`` when a step needs them, into ``num_bytes`` of memory.
 
-        With ``direct``, reads go past the page cache. To be called before operations are added. It raises
-        RuntimeError if the file cannot be opened, and steps do if weights cannot be read, or if the disk does not
-        answer for ``timeout_s``.
+        With ``direct``, reads go past the page cache where the file system can. To be called before operations are
+        added. It raises RuntimeError if the file cannot be opened. Steps raise UnreadableWeights if weights cannot be
+        read, or if the disk reads nothing for ``timeout_s``.
         """
 
     slots_bytes: int

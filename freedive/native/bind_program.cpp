@@ -319,6 +319,7 @@ void bind_memory(ProgramClass& program) {
 }  // namespace
 
 void bind_program(nb::module_& m) {
+    nb::exception<UnreadableWeights>(m, "UnreadableWeights", PyExc_RuntimeError);
     m.attr("PAGE_TOKENS") = kPageTokens;
     m.attr("MAX_DRAFT") = kMaxDraft;
     m.attr("MAX_HEAD_DIM") = kMaxHeadDim;

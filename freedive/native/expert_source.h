@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <stdexcept>
 #include <vector>
 
 namespace freedive {
@@ -32,6 +33,11 @@ struct Wave {
     std::span<const int> order;
 };
 
+// A record could not be read, which may succeed later.
+struct UnreadableWeights : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 class ExpertSource {
   public:
     virtual ~ExpertSource() = default;
@@ -45,8 +51,10 @@ class ExpertSource {
     virtual Wave acquire(int layer, std::span<const int> experts, int begin) = 0;
     // Returns the record of an expert of the wave.
     virtual const std::uint8_t* record(int layer, int expert) = 0;
-    // Throws std::runtime_error if a record could not be read since the last call; the step's results are then wrong.
+    // Throws UnreadableWeights if a record could not be read since the last call; the step's results are then wrong.
     virtual void check() {}
+    // Ends what the source does beside steps. It is called once, after the last step.
+    virtual void end() {}
 };
 
 // Records in memory or in a mapped file, of which the operating system reads the pages that are touched.

@@ -1,7 +1,6 @@
 #include "paged_experts.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "checks.h"
 
@@ -33,25 +32,32 @@ int PagedExperts::add_layer(const ExpertLayer& layer) {
     return int(layers_.size()) - 1;
 }
 
-// Each pool gets memory for the same share of its records, but for at least two.
+// Each pool gets memory for two records, and beyond that for the same share of its records.
 void PagedExperts::allocate() {
-    std::size_t total = 0, widest = 0;
-    for (const auto& pool : pools_) total += pool->total, widest = std::max(widest, pool->stride);
+    const auto beyond = [](std::size_t bytes, std::size_t least) { return bytes > least ? bytes - least : 0; };
+    std::size_t total = 0, least = 0, widest = 0;
     for (const auto& pool : pools_) {
-        const double share = std::min(1.0, double(options_.num_bytes) / double(total));
-        const std::size_t count = std::max<std::size_t>(2, std::size_t(share * double(pool->total)) / pool->stride);
+        total += beyond(pool->total, 2 * pool->stride), least += 2 * pool->stride;
+        widest = std::max(widest, pool->stride);
+    }
+    const double share = total ? std::min(1.0, double(beyond(options_.num_bytes, least)) / double(total)) : 0;
+    for (const auto& pool : pools_) {
+        const std::size_t further = beyond(pool->total, 2 * pool->stride);
+        const std::size_t count = 2 + std::size_t(share * double(further)) / pool->stride;
         pool->memory = Memory(count * pool->stride);
         pool->slots = std::vector<Slot>(count);
         for (std::size_t slot = 0; slot < count; slot++)
-            pool->slots[slot].place = pool->idle.insert(pool->idle.end(), int(slot));
+            pool->slots[slot].place = pool->free.insert(pool->free.end(), int(slot));
     }
     zeros_ = Memory(widest);
     reader_.when_idle([this] { return warm_up(); });
+    reader_.start(shared_from_this());
 }
 
 Wave PagedExperts::acquire(int layer, std::span<const int> experts, int begin) {
     const std::lock_guard lock(mutex_);
-    if (num_calls_++ % team_size_ == 0) plan(layers_[layer], experts, begin);
+    if (num_calls_ == 0) plan(layers_[layer], experts, begin);
+    num_calls_ = (num_calls_ + 1) % team_size_;
     return {end_, order_};
 }
 
@@ -87,7 +93,7 @@ void PagedExperts::plan(Layer& layer, std::span<const int> experts, int begin) {
 void PagedExperts::read_ahead(Layer& layer) {
     const std::size_t left = layer.pool->slots.size() / 2;
     int missing = kWave;
-    for (int expert = 0; expert < int(layer.slots.size()) && missing && layer.pool->idle.size() > left; expert++)
+    for (int expert = 0; expert < int(layer.slots.size()) && missing && layer.pool->num_unpinned() > left; expert++)
         if (layer.slots[expert] == kNowhere && pin(layer, expert, true)) {
             layer.pool->slots[layer.slots[expert]].ahead = true;
             missing--;
@@ -99,7 +105,7 @@ void PagedExperts::pin_hits(Layer& layer, std::span<const int> experts) {
     Pool& pool = *layer.pool;
     const std::size_t left = std::min<std::size_t>(2 * kWave, pool.slots.size() / 2);
     for (const int expert : experts)
-        if (layer.slots[expert] != kNowhere && pool.idle.size() > left) pin(layer, expert, false);
+        if (layer.slots[expert] != kNowhere && pool.num_unpinned() > left) pin(layer, expert, false);
 }
 
 // Gives an expert a slot, unless it has one already, and pins it. Returns false if there is no slot to replace.
@@ -143,7 +149,8 @@ void PagedExperts::unpin(Pool& pool, int slot) {
 }
 
 // Returns the slot that is to be replaced next, or kNowhere.
-int PagedExperts::replaceable(const Pool& pool) const {
+int PagedExperts::replaceable(Pool& pool) {
+    if (!pool.free.empty()) pool.idle.splice(pool.idle.begin(), pool.free, pool.free.begin());
     for (const int slot : pool.idle)
         if (!pool.slots[slot].is_loading()) return slot;
     return kNowhere;
@@ -189,9 +196,9 @@ bool PagedExperts::wait(Layer& layer, const Slot& slot) {
 
 void PagedExperts::check() {
     std::string error = reader_.take_error();
-    if (lacks_slots_ && error.empty()) error = "the disk does not answer";
+    if (lacks_slots_ && error.empty()) error = "the weights of an expert cannot be read: the disk does not answer";
     lacks_slots_ = false;
-    if (!error.empty()) throw std::runtime_error(error);
+    if (!error.empty()) throw UnreadableWeights(error);
 }
 
 // Begins to read a record into a free slot; returns false at the end. The first experts of every layer come first, then
@@ -205,10 +212,13 @@ bool PagedExperts::warm_up() {
         Pool& pool = *layer.pool;
         const std::size_t expert = num_warmed_ / layers_.size();
         if (expert >= layer.slots.size() || layer.slots[expert] != kNowhere) continue;
-        const int slot = pool.idle.empty() ? kNowhere : pool.idle.front();
-        if (slot == kNowhere || pool.slots[slot].layer != kNowhere) continue;
+        // A step that begins meanwhile needs a slot that is not loading.
+        const bool leaves_one =
+            pool.free.size() > 1 || (!pool.idle.empty() && !pool.slots[pool.idle.front()].is_loading());
+        if (pool.free.empty() || !leaves_one) continue;
+        const int slot = pool.free.front();
         load(layer, int(expert), slot);
-        pool.idle.splice(pool.idle.end(), pool.idle, pool.slots[slot].place);
+        pool.idle.splice(pool.idle.end(), pool.free, pool.slots[slot].place);
         return true;
     }
     return false;

@@ -26,7 +26,7 @@ struct PagingOptions {
     double timeout_s;
 };
 
-class PagedExperts final : public ExpertSource {
+class PagedExperts final : public ExpertSource, public std::enable_shared_from_this<PagedExperts> {
   public:
     PagedExperts(const PagingOptions& options, int team_size);
     int add_layer(const ExpertLayer& layer) override;
@@ -34,6 +34,7 @@ class PagedExperts final : public ExpertSource {
     Wave acquire(int layer, std::span<const int> experts, int begin) override;
     const std::uint8_t* record(int layer, int expert) override;
     void check() override;
+    void end() override { reader_.end(); }
 
     // Bytes of all slots, and of those that hold a record.
     std::size_t num_bytes() const;
@@ -55,7 +56,8 @@ class PagedExperts final : public ExpertSource {
         int num_layers = 0;
         Memory memory{};
         std::vector<Slot> slots{};
-        std::list<int> idle{}, pinned{};  // idle: the next to be replaced comes first
+        std::list<int> free{}, idle{}, pinned{};  // free: never used; idle: the next to be replaced comes first
+        std::size_t num_unpinned() const { return free.size() + idle.size(); }
         std::uint8_t* at(int slot) const { return memory.as<std::uint8_t>() + stride * slot; }
     };
     struct Layer {
@@ -71,7 +73,7 @@ class PagedExperts final : public ExpertSource {
     void unpin(Pool& pool, int slot);
     void unpin_all(const Layer& except);
     void read_ahead(Layer& layer);
-    int replaceable(const Pool& pool) const;
+    int replaceable(Pool& pool);
     void load(Layer& layer, int expert, int slot);
     bool warm_up();
     void order_wave(const Layer& layer, std::span<const int> experts);
@@ -84,12 +86,12 @@ class PagedExperts final : public ExpertSource {
     Memory zeros_;  // stands for records that could not be read
 
     mutable std::mutex mutex_;
-    int num_calls_ = 0;           // of acquire
+    int num_calls_ = 0;           // of acquire, for this wave
     bool lacks_slots_ = false;    // the disk answers so late that every slot is loading
     int begin_ = 0, end_ = 0;     // of the wave
     std::vector<int> order_;      // of the wave
     std::size_t num_warmed_ = 0;  // records that the warm-up has passed
-    RecordReader reader_;         // ends first, since it writes to the slots
+    RecordReader reader_;
 };
 
 }  // namespace freedive

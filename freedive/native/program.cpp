@@ -42,7 +42,7 @@ void Program::allocate(int rows, int num_pages, int num_slots, int num_sequences
 
 void Program::page_experts(const PagingOptions& options) {
     require(operations.empty(), "the source of experts must be chosen before operations are recorded");
-    experts = std::make_unique<PagedExperts>(options, team.size());
+    experts = std::make_shared<PagedExperts>(options, team.size());
 }
 
 void Program::run(Step next, int begin, int end, bool traced) {

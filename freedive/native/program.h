@@ -83,6 +83,7 @@ class Program {
   public:
     Program(const Kernels& kernels, int num_threads, CacheFormat cache_format)
         : kernels(kernels), team(num_threads), cache(cache_format) {}
+    ~Program() { experts->end(); }
 
     // Recording. Arguments that do not fit throw as described in checks.h; the returned integer names what was added.
     int add_weight(Format format, int rows, int k, std::span<const std::uint8_t> packed, int heads);  // not copied
@@ -114,7 +115,7 @@ class Program {
 
     Step plan(const StepArrays& arrays) const;
     // Runs operations [begin, end) for a step. The output buffer of the last one holds the result; if `traced`,
-    // `seconds` holds the time of each. Throws std::runtime_error if weights could not be read.
+    // `seconds` holds the time of each. Throws UnreadableWeights if weights could not be read.
     void run(Step step, int begin, int end, bool traced);
 
     // The number of rows in memory: the rows of a step, and one for each thread except the first (see own_row).
@@ -134,7 +135,7 @@ class Program {
     std::vector<Buffer> buffers;
     std::vector<Routes> routes;
     std::vector<std::unique_ptr<Operation>> operations;
-    std::unique_ptr<ExpertSource> experts = std::make_unique<MappedExperts>();
+    std::shared_ptr<ExpertSource> experts = std::make_shared<MappedExperts>();
     Cache cache;
     States states;
     Step step;

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
+#include <thread>
 #include <utility>
 
 #include "checksum.h"
@@ -18,6 +19,11 @@ namespace {
 
 // A record is read in pieces of about this size, so that several threads can share one record.
 constexpr std::size_t kPieceBytes = 2 << 20;
+
+// How long end() waits for threads that are reading.
+constexpr std::chrono::seconds kPatience(1);
+
+const std::string kUnreadable = "the weights of an expert cannot be read: ";
 
 std::string system_error(int code) { return std::strerror(code); }
 
@@ -45,21 +51,29 @@ std::uint64_t record_checksum(const ExpertLayer& layer, const std::uint8_t* reco
 }  // namespace
 
 RecordReader::RecordReader(const std::string& path, bool direct, int num_threads, double timeout_s)
-    : file_(open_file(path, direct)), direct_(direct), timeout_s_(timeout_s) {
+    : direct_(direct), file_(open_file(path, direct)), num_threads_(num_threads), timeout_s_(timeout_s) {
+    if (file_ < 0 && direct && errno == EINVAL)  // this file system has only buffered reads
+        direct_ = false, file_ = open_file(path, false);
     if (file_ < 0) throw std::runtime_error("the weights cannot be opened: " + system_error(errno));
     stamp_ = stamp();
-    for (int i = 0; i < num_threads; i++) threads_.emplace_back([this] { work(); });
 }
 
-RecordReader::~RecordReader() {
-    {
+RecordReader::~RecordReader() { close(file_); }
+
+void RecordReader::start(const std::shared_ptr<void>& owner) {
+    for (int i = 0; i < num_threads_; i++) {
         const std::lock_guard lock(mutex_);
-        ending_ = true;
-        pieces_.clear();
+        std::thread([this, owner] { work(); }).detach();
+        num_running_++;
     }
+}
+
+void RecordReader::end() {
+    std::unique_lock lock(mutex_);
+    ending_ = true;
+    pieces_.clear();
     has_work_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-    close(file_);
+    has_finished_.wait_for(lock, kPatience, [this] { return num_running_ == 0; });
 }
 
 void RecordReader::read(FileLayer& from, int index, std::uint8_t* memory, RecordSlot& slot) {
@@ -79,10 +93,15 @@ void RecordReader::read(FileLayer& from, int index, std::uint8_t* memory, Record
 bool RecordReader::wait(const RecordSlot& slot) {
     std::unique_lock lock(mutex_);
     const std::chrono::duration<double> timeout(timeout_s_);
-    has_finished_.wait_for(lock, timeout, [&] { return !slot.is_loading() || !error_.empty(); });
+    const auto is_over = [&] { return !slot.is_loading() || !error_.empty(); };
+    // A slow disk may need long for all records before this one. It hangs if it reads nothing for so long.
+    for (std::int64_t before = -1; !is_over() && before != num_read_;) {
+        before = num_read_;
+        has_finished_.wait_for(lock, timeout, is_over);
+    }
     if (!slot.is_ready() && error_.empty()) {
-        const bool late = slot.is_loading();
-        error_ = late ? "the disk did not answer for " + std::to_string(int(timeout_s_)) + " s" : slot.error_;
+        const std::string late = "the disk did not answer for " + std::to_string(int(timeout_s_)) + " s";
+        error_ = kUnreadable + (slot.is_loading() ? late : slot.error_);
         has_finished_.notify_all();
     }
     return slot.is_ready();
@@ -105,7 +124,12 @@ void RecordReader::work() {
     while (const std::optional<Piece> piece = next()) {
         read(*piece);
         if (piece->slot->pieces_.fetch_sub(1, std::memory_order_acq_rel) == 1) finish(*piece);
+        const std::lock_guard lock(mutex_);
+        num_read_++;
     }
+    const std::lock_guard lock(mutex_);
+    num_running_--;
+    has_finished_.notify_all();
 }
 
 // Waits for a piece to read; returns none at the end.
@@ -171,17 +195,16 @@ FileStamp RecordReader::stamp() const {
     struct stat found{};
     if (fstat(file_, &found)) return {-1, 0};
 #ifdef __APPLE__
-    const timespec changed = found.st_mtimespec;
+    const timespec changed = found.st_ctimespec;
 #else
-    const timespec changed = found.st_mtim;
+    const timespec changed = found.st_ctim;
 #endif
     return {std::int64_t(found.st_size), std::int64_t(changed.tv_sec) * 1'000'000'000 + changed.tv_nsec};
 }
 
 void RecordReader::fail(const Piece& piece, const std::string& why) {
     const std::lock_guard lock(mutex_);
-    if (piece.slot->error_.empty())
-        piece.slot->error_ = "the weights of expert " + std::to_string(piece.index) + " cannot be read: " + why;
+    if (piece.slot->error_.empty()) piece.slot->error_ = why;
 }
 
 }  // namespace freedive

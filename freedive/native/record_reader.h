@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "expert_source.h"
@@ -24,7 +24,7 @@ struct FileLayer {
     std::vector<int> verified;  // of each record: the last state of the file in which it was; guarded by the reader
 };
 
-// What changes when a file is written: its size and the time of the last change, in ns.
+// What changes when a file is written: its size and the time of the last change (ctime, which no program sets), in ns.
 struct FileStamp {
     std::int64_t size, changed_ns;
     bool operator==(const FileStamp&) const = default;
@@ -52,10 +52,15 @@ class RecordReader {
     ~RecordReader();
     RecordReader(const RecordReader&) = delete;
 
+    // Starts the threads. `owner` is what the reader and its slots belong to; each thread keeps it alive.
+    void start(const std::shared_ptr<void>& owner);
+    // Ends the threads. A thread whose read hangs cannot be ended; it is left behind and ends when the read does.
+    void end();
+
     // Begins to read record `index` of `layer` to `memory`. `slot` is loading until it is ready or has failed.
     void read(FileLayer& from, int index, std::uint8_t* memory, RecordSlot& slot);
-    // Waits until `slot` is ready and returns true; or returns false, if it has failed or the timeout is over. After
-    // that it waits no more until the error is taken.
+    // Waits until `slot` is ready and returns true; or returns false, if it has failed or nothing at all was read
+    // during the timeout. After that it waits no more until the error is taken.
     bool wait(const RecordSlot& slot);
     // Calls `begin_reading` whenever no record is to be read, until it returns false.
     void when_idle(std::function<bool()> begin_reading);
@@ -78,8 +83,9 @@ class RecordReader {
     bool is_sound(const Piece& piece);
     FileStamp stamp() const;
 
+    bool direct_;
     int file_;
-    const bool direct_;
+    const int num_threads_;
     const double timeout_s_;
     std::mutex mutex_;
     std::condition_variable has_work_, has_finished_;
@@ -88,8 +94,9 @@ class RecordReader {
     bool ending_ = false;
     std::string error_;
     FileStamp stamp_;
-    int num_states_ = 1;  // of the file so far: each has another stamp
-    std::vector<std::thread> threads_;
+    int num_states_ = 1;         // of the file so far: each has another stamp
+    int num_running_ = 0;        // threads
+    std::int64_t num_read_ = 0;  // pieces
 };
 
 }  // namespace freedive

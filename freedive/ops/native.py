@@ -21,7 +21,7 @@ from freedive.model.state import per_token_dim
 from freedive.native import _native
 from freedive.ops.emit import Emitter, Part
 from freedive.ops.fuse import fuse, until_result
-from freedive.ops.paging import ExpertCacheStats, ExpertTraffic, Paging, page_experts
+from freedive.ops.paging import ExpertCacheStats, ExpertFile, ExpertTraffic, Paging, page_experts
 from freedive.ops.record import record
 from freedive.ops.routes import Routes
 from freedive.ops.trace import Operation, Tracer
@@ -96,8 +96,11 @@ class NativeRunner:
         by_row = tables_by_row(model)
         if isinstance(weights, WeightStore):
             weights.expect_rows(by_row)
+        self._expert_file: ExpertFile | None = None
         if paging:
             weights = page_experts(self._program, weights, paging, by_row)
+            assert weights.path
+            self._expert_file = ExpertFile(weights.path)
         phases = fuse(record(model))
         emitter = Emitter(self._program, weights)
         self._parts = emitter.emit(phases)
@@ -188,7 +191,11 @@ class NativeRunner:
 
     def _run(self, batch: Batch, part: Part, traced: bool = False) -> Floats:
         arrays = batch.tokens, batch.lengths, batch.starts, batch.pages, batch.output_rows, batch.prompts
-        return self._program.step(*arrays, *part, traced, *_state_arrays(batch))
+        try:
+            return self._program.step(*arrays, *part, traced, *_state_arrays(batch))
+        except _native.UnreadableWeights as error:
+            assert self._expert_file
+            raise self._expert_file.explain(error) from None
 
     def routes(self) -> list[Routes]:
         """Returns the routes of the last step, for each layer with experts."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+from freedive.checkpoint.fingerprint import stamp
 from freedive.checkpoint.packed import Packed
 from freedive.checkpoint.weight_store import DamagedStore, WeightStore
-from freedive.errors import UserError
+from freedive.errors import Unavailable, UserError
+from freedive.model.batch import ChangedWeights
 from freedive.native import _native
 
 
@@ -74,7 +77,7 @@ class ExpertCacheStats(NamedTuple):
 
 def page_experts(
     program: _native.Program, weights: Mapping[str, Packed], paging: Paging, by_row: Collection[str]
-) -> Mapping[str, Packed]:
+) -> WeightStore:
     """Lets ``program`` read routed experts from the store of ``weights``; returns the weights, with all in memory
     except experts and the tables ``by_row``, whose rows the system reads.
 
@@ -93,3 +96,23 @@ def page_experts(
         return weights.without_mapping(by_row)
     except (RuntimeError, OSError, DamagedStore) as error:
         raise UserError(f"{weights.path} cannot be read: {error}", "Check the disk, or fetch the model again") from None
+
+
+class ExpertFile:
+    """The file from which experts are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = self._current_stamp()
+
+    def explain(self, error: _native.UnreadableWeights) -> Unavailable:
+        """Returns the ``error`` of a step as one that a user understands; ChangedWeights if the file has changed."""
+        what = str(error)
+        kind = Unavailable if self._current_stamp() == self._stamp else ChangedWeights
+        return kind(what[0].upper() + what[1:], "Try again later, or check the disk")
+
+    def _current_stamp(self) -> list[int]:
+        try:
+            return stamp(self._path)
+        except OSError:  # it was deleted
+            return []

@@ -13,7 +13,7 @@ from tiny_models import float_tensor, prompt, take_steps, tiny
 from tiny_mtp import with_mtp
 from weights import quantize
 
-from freedive.checkpoint.weight_store import WeightStore, pack_model
+from freedive.checkpoint.weight_store import WeightStore, open_store, pack_model, write_store
 from freedive.config import EngineConfig
 from freedive.engine.engine import Engine
 from freedive.engine.generation import TokenOutput
@@ -23,6 +23,7 @@ from freedive.model import spec
 from freedive.model.batch import PAGE_TOKENS
 from freedive.model.params import params
 from freedive.ops.native import NativeRunner
+from freedive.ops.paging import Paging
 
 TEXT = prompt(300, seed=1)
 CASES = [
@@ -45,8 +46,10 @@ CASES = [
 
 
 @cache
-def model(name: str) -> tuple[spec.ModelSpec, WeightStore]:
-    """A tiny 8-bit model, whose results depend on the rounding of its activations."""
+def model(name: str, path: Path | None = None) -> tuple[spec.ModelSpec, WeightStore]:
+    """A tiny 8-bit model, whose results depend on the rounding of its activations; its weights are in the file ``path``
+    if there is one.
+    """
     small = with_mtp(name.split()[0]) if "mtp" in name else tiny(name)
     roles = {key: param.role for key, param in params(small.spec).items()}
 
@@ -54,13 +57,26 @@ def model(name: str) -> tuple[spec.ModelSpec, WeightStore]:
         rounds = roles[key] in ("linear", "embedding") and weight.shape[-1] % 32 == 0
         return quantize(key, weight, "Q8_0") if rounds else float_tensor(key, weight)
 
-    return small.spec, pack_model({key: tensor(key, weight) for key, weight in small.weights.items()})
+    tensors = {key: tensor(key, weight) for key, weight in small.weights.items()}
+    if not path:
+        return small.spec, pack_model(tensors)
+    write_store(path, tensors)
+    return small.spec, open_store(path)
 
 
-def start(case: tuple[str, str, str], store: Path | None = None, num_pages: int = 120, **config: Any) -> Engine:
+def start(
+    case: tuple[str, str, str],
+    store: Path | None = None,
+    num_pages: int = 120,
+    paged: tuple[Path, float] | None = None,
+    **config: Any,
+) -> Engine:
+    """Starts an engine; with ``paged`` it reads experts from this file, and this share of them fits into memory."""
     name, cache_format, precision = case
     sizes = {"num_threads": 1, "max_rows": 80, "num_pages": num_pages, "max_sequences": config.get("max_batch", 16)}
-    runner = NativeRunner(*model(name), **sizes, cache_format=cache_format, precision=precision)
+    described, weights = model(name, paged and paged[0])
+    paging = Paging(int(paged[1] * weights.bytes_by_part()["experts"]), num_readers=3) if paged else None
+    runner = NativeRunner(described, weights, **sizes, cache_format=cache_format, precision=precision, paging=paging)
     memories = [runner.pages, runner.states] if store else []
     stores = [PageStore(store / str(index), memory, 10**8) for index, memory in enumerate(memories) if store]
     return Engine(runner, FakeTokenizer(), EngineConfig(prefill_chunk=64, **config), *stores)

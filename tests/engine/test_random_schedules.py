@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_prefix_bits import TEXT, start
@@ -92,21 +94,44 @@ CASES = [
 ]
 
 
+PAGED_CASES = [
+    ("lfm2_moe", "int8", "balanced"),
+    ("deepseek_v3", "f16", "balanced"),
+    ("gpt_oss", "f16", "fast"),
+    ("qwen3_5_moe", "f16", "balanced"),
+]
+"""Models with experts: a short convolution, latents, sinks, the delta rule."""
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("seed", range(2))
 def test_random_schedules_do_not_show(case: tuple[str, str, str], seed: int, tmp_path: Path) -> None:
-    rng = random.Random(seed)
+    run_random_schedules(case, random.Random(seed), tmp_path, [{}])
+
+
+@pytest.mark.parametrize("case", PAGED_CASES)
+def test_random_schedules_of_experts_on_disk_do_not_show(case: tuple[str, str, str], tmp_path: Path) -> None:
+    store = tmp_path / "experts.fdv"
+    shares = [{"paged": (store, share)} for share in (0.0, 0.3, 0.8)]
+    run_random_schedules(case, random.Random(7), tmp_path / "pages", shares)
+
+
+def run_random_schedules(
+    case: tuple[str, str, str], rng: random.Random, folder: Path, ways: Sequence[dict[str, Any]]
+) -> None:
+    """Compares random batches of an engine, started in each of several ways, with single requests of a plain one."""
     batches = [[random_request(rng) for _ in range(rng.randint(3, 12))] for _ in range(4)]
     expected = {}
     with start(case, prefix_cache=False, speculation="off", max_batch=1) as engine:
         for tokens, sampling in (each for batch in batches for each in batch):
             expected[tuple(tokens), repr(sampling)] = read(engine.submit(tokens, sampling))
-    for _ in range(3):  # each time another process, which finds what those before have left on the disk
-        with start(case, tmp_path, rng.choice([20, 30, 120]), max_batch=rng.choice([1, 2, 5])) as engine:
+    for index in range(3):  # each time another process, which finds what those before have left on the disk
+        way = ways[index % len(ways)]
+        with start(case, folder, rng.choice([20, 30, 120]), max_batch=rng.choice([1, 2, 5]), **way) as engine:
             for batch in batches:
                 for (tokens, sampling), got in zip(batch, together(engine, batch, rng), strict=True):
                     if got is not None:
                         assert got == expected[tuple(tokens), repr(sampling)]
             wait_until_idle(engine)
             assert engine.stats().free_pages == engine.stats().num_pages
-        damage(tmp_path, rng)
+        damage(folder, rng)

@@ -21,6 +21,7 @@ from freedive.engine.page_store import PageStore
 from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Job, Scope
 from freedive.errors import Overloaded, Unavailable, UserError
+from freedive.model.batch import ChangedWeights
 from freedive.text.prompt import Prompt
 
 SHORT = Sampling(max_tokens=5, temperature=0, ignore_eos=True)
@@ -400,3 +401,28 @@ def test_a_failed_engine_refuses_requests_with_the_reason() -> None:
         assert engine.failure == "RuntimeError: out of tea"
         with pytest.raises(Unavailable, match="out of tea"):
             engine.submit([1], SHORT)
+
+
+def test_weights_that_cannot_be_read_end_requests_but_never_the_engine() -> None:
+    """Another engine could not read them either, and this one can when the disk answers again."""
+    runner = FakeRunner()
+    runner.errors += [Unavailable("The weights of an expert cannot be read", "Check the disk")] * 7
+    with start(runner) as engine:
+        for _ in range(7):
+            with pytest.raises(Unavailable, match=r"The weights of an expert cannot be read\. Check the disk"):
+                list(engine.submit([1], SHORT))
+        assert engine.failure == ""
+        assert tokens_of(engine.submit([5], SHORT)) == alone([5], SHORT)
+
+
+def test_engine_whose_weights_have_changed_is_given_up_to_be_loaded_again() -> None:
+    """Requests that need no changed weights may succeed between those that do."""
+    runner = FakeRunner()
+    with start(runner) as engine:
+        for _ in range(3):
+            assert not engine.failure
+            assert tokens_of(engine.submit([5], SHORT)) == alone([5], SHORT)
+            runner.errors.append(ChangedWeights("The weights of an expert cannot be read", "Check the disk"))
+            with pytest.raises(Unavailable, match="The weights of an expert cannot be read"):
+                list(engine.submit([1], SHORT))
+        assert engine.failure.startswith("ChangedWeights")

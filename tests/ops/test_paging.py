@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from weights import quantize
 from freedive.checkpoint.packed import PackedExperts
 from freedive.checkpoint.tensor import Tensor
 from freedive.checkpoint.weight_store import WeightStore, open_store, pack_model, write_store
-from freedive.errors import UserError
+from freedive.errors import Unavailable, UserError
 from freedive.model import spec
 from freedive.model.params import expert_of
 from freedive.ops.native import NativeRunner
@@ -28,8 +29,18 @@ from freedive.ops.paging import ExpertTraffic, Paging
 MANY = descriptions.model(descriptions.PLAIN, descriptions.experts(num_experts=70, num_chosen=5))
 """A step reads more experts of a layer than a wave has."""
 
-MODELS = ("many experts", "qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_5_moe", "llama4")
-"""Plain experts, a shared one, biases, per-sequence states, and weighted inputs."""
+UNEVEN = descriptions.with_layers(
+    descriptions.Layer(descriptions.PLAIN, descriptions.experts(num_experts=40)),
+    descriptions.Layer(descriptions.PLAIN, descriptions.DENSE),
+    descriptions.Layer(
+        descriptions.PLAIN, replace(descriptions.experts(num_experts=3), expert=descriptions.FeedForward(300))
+    ),
+    descriptions.Layer(descriptions.PLAIN, descriptions.experts(num_experts=33, num_chosen=1)),
+)
+"""Layers with different numbers of experts of different sizes."""
+
+MODELS = ("many experts", "uneven", "qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_5_moe", "llama4")
+"""Plain experts, uneven layers, a shared expert, biases, per-sequence states, and weighted inputs."""
 
 ONCE = [[(request, length)] for request, length in enumerate(LENGTHS)]
 
@@ -37,9 +48,8 @@ ONCE = [[(request, length)] for request, length in enumerate(LENGTHS)]
 @cache
 def model(name: str) -> tuple[spec.ModelSpec, dict[str, Tensor]]:
     """Returns a tiny model. The experts of some of its layers are in F16, so that records have two sizes."""
-    made, weights = (
-        (MANY, descriptions.weights(MANY)) if name == "many experts" else (tiny(name).spec, tiny(name).weights)
-    )
+    described = {"many experts": MANY, "uneven": UNEVEN}.get(name)
+    made, weights = (described, descriptions.weights(described)) if described else (tiny(name).spec, tiny(name).weights)
     tensors = {key: float_tensor(key, values) for key, values in weights.items()}
     for key in list(tensors):
         if expert_of(key) and int(key.split(".")[1]) % 2 and weights[key].ndim == 2:
@@ -176,7 +186,7 @@ def test_changed_file_fails_the_step_that_reads_it_and_is_read_again(
     paged = runner("gpt_oss", open_store(copy), Paging(0))
     change(copy, whole)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=message):
+        with pytest.raises(Unavailable, match=message):
             logits("gpt_oss", paged)
     copy.write_bytes(whole.path.read_bytes())
     assert_same_bits(logits("gpt_oss", paged), resident("gpt_oss", "exact"))
