@@ -15,6 +15,7 @@
     ├── Overloaded
     │   └── RateLimited           (server/rate_limits.py)
     ├── Unavailable
+    │   └── ChangedWeights        (model/batch.py)
     ├── Unauthorized              requests (server/http_errors.py)
     ├── BodyTooLarge
     ├── BodyTooSlow
