@@ -42,6 +42,7 @@ from freedive.hub.catalogue import entry_for
 from freedive.hub.disks import disk_speed
 from freedive.hub.sources import resolve
 from freedive.model import spec
+from freedive.model.params import tables_by_row
 from freedive.ops.memory_plan import num_pages, packed_sizes, plan_memory
 from freedive.ops.native import NativeRunner
 from freedive.ops.paging import ExpertCacheStats, Paging
@@ -76,6 +77,8 @@ def load(name: str = "smollm2", **settings: Unpack[EngineSettings]) -> LanguageM
     config = replace(config, prefill_chunk=plan.prefill_chunk)
     if plan.paged:  # drafts would read more experts from disk than they save
         model, config = replace(model, mtp=None), replace(config, speculation="off")
+    elif plan.total <= plan.budget:
+        weights.read_ahead(tables_by_row(model))
     tokenizer, template = text_parts(path, checkpoint)
     runner = NativeRunner(
         model,

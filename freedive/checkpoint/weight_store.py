@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from io import RawIOBase
 from pathlib import Path
+from threading import Thread
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -47,6 +48,8 @@ from freedive.native import _native
 from freedive.progress import Advance
 
 MAGIC = b"freedive packed\n"
+READ_AHEAD_BYTES = 128 << 10
+"""Bytes that the system is told at once to read ahead; Linux reads no more of one advice than its usual read-ahead."""
 
 
 class DamagedStore(Exception):
@@ -103,6 +106,12 @@ class WeightStore(Mapping[str, Packed]):
                 for name, packed in self.items()
             }
         return WeightStore(entries, self.path, self._mapping, self._inode)
+
+    def read_ahead(self, left_out: Collection[str]) -> None:
+        """Begins to read the file into the page cache, but for ``left_out``: in order, which is faster than by page."""
+        if self.path and hasattr(os, "posix_fadvise"):
+            places = [self._place(packed) for name, packed in self.items() if name not in left_out]
+            Thread(target=_read_ahead, args=(self.path, places), name="read-ahead", daemon=True).start()
 
     def expect_rows(self, names: Collection[str]) -> None:
         """Tells the system that ``names`` are read a row at a time: a row costs a page of the disk, and no read ahead.
@@ -230,6 +239,15 @@ def open_store(path: Path, *, proven: bool = False, code: str | None = None) -> 
             raise DamagedStore(f"{name} is damaged")
         model[name] = alone(packed)
     return WeightStore(model, path, mapping, about.st_ino)
+
+
+def _read_ahead(path: Path, places: list[tuple[int, int]]) -> None:
+    """Tells the system that the bytes at ``places`` of a file (first byte, number of bytes) will be needed."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for begin, count in places:
+            for at in range(begin, begin + count, READ_AHEAD_BYTES):
+                size = min(READ_AHEAD_BYTES, begin + count - at)
+                os.posix_fadvise(file.fileno(), at, size, os.POSIX_FADV_WILLNEED)
 
 
 def _records(name: str, header: Any, path: Path, data: Bytes, begin: int) -> PackedExperts:

@@ -93,14 +93,8 @@ class NativeRunner:
             self._program = _native.Program(isa or isa_level(), num_threads, _native.CacheFormat[cache_format])
         except ValueError as error:
             raise UserError(str(error), "Unset FREEDIVE_ISA, or choose one of these") from None
-        by_row = tables_by_row(model)
-        if isinstance(weights, WeightStore):
-            weights.expect_rows(by_row)
         self._expert_file: ExpertFile | None = None
-        if paging:
-            weights = page_experts(self._program, weights, paging, by_row)
-            assert weights.path
-            self._expert_file = ExpertFile(weights.path)
+        weights = self._placed(model, weights, paging)
         phases = fuse(record(model))
         emitter = Emitter(self._program, weights)
         self._parts = emitter.emit(phases)
@@ -128,6 +122,19 @@ class NativeRunner:
             weight.data for weight in weights.values() if not (paging and isinstance(weight, PackedExperts))
         ]
         self.num_bytes = cache_bytes + sum(data.nbytes for data in self._in_memory) + program.slots_bytes
+
+    def _placed(
+        self, model: spec.ModelSpec, weights: Mapping[str, Packed], paging: Paging | None
+    ) -> Mapping[str, Packed]:
+        """Returns the weights where they are needed: mapped, or with ``paging`` in memory except experts."""
+        by_row = tables_by_row(model)
+        if isinstance(weights, WeightStore):
+            weights.expect_rows(by_row)
+        if paging:
+            weights = page_experts(self._program, weights, paging, by_row)
+            assert weights.path
+            self._expert_file = ExpertFile(weights.path)
+        return weights
 
     @property
     def isa(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,17 @@ def test_part_of_a_page_counts_as_its_part() -> None:
     touched = np.ones(3 * 4096, np.uint8)
     assert _native.resident_bytes(touched[100:5000]) == 4900
     assert _native.resident_bytes(touched[:0]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system cannot be told to read ahead")
+def test_weights_are_read_ahead_but_for_tables_that_are_read_by_row(tmp_path: Path) -> None:
+    opened = opened_cold(tmp_path / "model.fdv")
+    table = opened["embed"].data
+    opened.read_ahead(("embed",))
+    time.sleep(0.2)
+    assert _native.resident_bytes(table) < table.nbytes // 2
+    opened.read_ahead(())
+    ends_at = time.monotonic() + 20
+    while _native.resident_bytes(table) < table.nbytes:
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
