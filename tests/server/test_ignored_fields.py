@@ -215,6 +215,16 @@ def test_server_tool_blocks_of_an_answer_are_omitted(http: httpx.Client, fake_mo
     assert said >= {f"input.{kind}" for kind in kinds} | {"encrypted_content"}
 
 
+def test_blocks_of_users_are_refused_in_an_answer_and_checked(http: httpx.Client) -> None:
+    result = {"type": "tool_result", "tool_use_id": "1", "content": "42"}
+    cases = {"is not for messages of role 'assistant'": result, "tool_use_id": result | {"tool_use_id": True}}
+    for words, block in cases.items():
+        messages = [*HELLO, {"role": "assistant", "content": [block]}, *HELLO]
+        answer = http.post(MESSAGES, json=BODIES[MESSAGES] | {"messages": messages})
+        assert answer.status_code == 400
+        assert words in answer.json()["error"]["message"]
+
+
 def test_a_refusal_is_what_the_assistant_said(http: httpx.Client, fake_model: EchoModel) -> None:
     for route, name in ((CHAT, "messages"), (RESPONSES, "input")):
         spoken = {"role": "assistant", "content": [{"type": "refusal", "refusal": "I will not"}]}

@@ -176,7 +176,7 @@ class Conversation(RequestBody):
             case {"thread": {"type": "continue"}}:
                 what = "Conversations are not kept here"
                 raise ThreadNotFound(what, "Send the whole conversation", param="thread")
-        return readable(data, BLOCKS["assistant"])
+        return readable(data, {kind for kinds in BLOCKS.values() for kind in kinds})
 
     @model_validator(mode="after")
     def _fits_together(self) -> Conversation:
