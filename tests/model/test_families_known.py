@@ -44,6 +44,7 @@ def test_no_name_is_both_run_and_refused_and_none_is_taken_twice() -> None:
     assert not REFUSED.keys() & {*names, *(architecture for architecture, _ in in_gguf)}
 
 
+@pytest.mark.matrix
 def test_refused_classes_exist_in_transformers_where_it_has_their_type() -> None:
     types = set(transformers.CONFIG_MAPPING)
     classes = {name for name in REFUSED if name.endswith(("ForCausalLM", "ForConditionalGeneration"))}

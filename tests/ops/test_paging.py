@@ -15,7 +15,7 @@ import descriptions
 import pytest
 from test_same_bits import LENGTHS, PROMPTS, SCHEDULES, TABLES, assert_same_bits
 from tiny_models import Floats, float_tensor, take_steps, tiny, to_batch
-from weights import quantize
+from weights import only, quantize
 
 from freedive.checkpoint.packed import PackedExperts
 from freedive.checkpoint.tensor import Tensor
@@ -107,7 +107,7 @@ def expert_bytes(store: WeightStore) -> int:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("share", only([0.3], [0.0, 0.3, 0.7, 1.0]))
 @pytest.mark.parametrize(("schedule", "threads"), [("in company", 2), ("token by token", 1), ("chunks of 16", 3)])
 def test_experts_on_disk_give_the_bits_of_experts_in_memory(
     store_of: Callable[[str], WeightStore], name: str, share: float, schedule: str, threads: int

@@ -63,6 +63,7 @@ def test_experts_take_no_more_memory_than_they_are_given(store: Made) -> None:
     assert cache.slots_bytes == whole
 
 
+@pytest.mark.faults
 def test_first_step_finds_memory_while_the_disk_still_fills_it(store: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, path = store("many experts")
     with slow_disk(path) as delay:
