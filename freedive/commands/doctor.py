@@ -18,7 +18,7 @@ import typer
 import freedive
 from freedive import __version__, machine
 from freedive.commands import trace as tracing
-from freedive.commands.formatting import size_text
+from freedive.commands.formatting import print_facts, size_text
 from freedive.errors import UserError
 from freedive.hub import cache
 from freedive.native import _native
@@ -45,7 +45,7 @@ def doctor(
         shown = {"steps": {title: tracing.as_json(summaries) for title, summaries in steps.items()}} if trace else {}
         print(json.dumps(report | shown, indent=2))
     else:
-        _print(report)
+        print_facts(_lines(report))
         tracing.print_tables(steps, report["bandwidth"][report["threads"]])
     if report["isa"] not in report["isa_levels"]:
         raise UserError(
@@ -123,16 +123,6 @@ def _installed(package: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
-
-
-def _print(report: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    for name, text in _lines(report).items():
-        table.add_row(name, text)
-    Console(highlight=False, markup=False).print(table)
 
 
 def _lines(report: Mapping[str, Any]) -> dict[str, str]:

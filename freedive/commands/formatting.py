@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def size_text(size: float) -> str:
@@ -31,3 +31,14 @@ def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Prints rows of equally many texts, each column as wide as its longest text."""
     print("\n".join(table_lines(rows)))
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Prints names and texts as a table of two columns without lines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, text in facts.items():
+        table.add_row(name, text)
+    Console(highlight=False, markup=False).print(table)

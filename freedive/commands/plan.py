@@ -24,7 +24,7 @@ from freedive.commands.forecast import (
     measure_machine,
     speed,
 )
-from freedive.commands.formatting import size_text
+from freedive.commands.formatting import print_facts, size_text
 from freedive.commands.timing import readable
 from freedive.config import EngineConfig, load
 from freedive.errors import UserError
@@ -73,7 +73,7 @@ def plan(
     if as_json:
         print(json.dumps(report, indent=2))
     else:
-        _print(report)
+        print_facts(_lines(report))
 
 
 def _described(model: str) -> Described:
@@ -105,16 +105,6 @@ def _as_json(found: Forecast) -> dict[str, Any]:
         "resident_speed": asdict(found.resident),
         "doubling_bytes": found.doubling,
     }
-
-
-def _print(report: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    for name, text in _lines(report).items():
-        table.add_row(name, text)
-    Console(highlight=False, markup=False).print(table)
 
 
 def _lines(report: Mapping[str, Any]) -> dict[str, str]:
