@@ -11,6 +11,7 @@ import argparse
 import http.client
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -231,15 +232,27 @@ class Visit:
 
 
 def walk(
-    url: str, model: str, size: int, *, key: str = "", every: int = 1, only: str = "", seconds: float = 1e9
+    url: str,
+    model: str,
+    size: int,
+    *,
+    key: str = "",
+    every: int = 1,
+    only: str = "",
+    seconds: float = 1e9,
+    seed: int = 0,
 ) -> tuple[list[Visit], list[str]]:
-    """Sends every ``every``-th body; returns the visits, slowest first, and the failures. Stops after ``seconds``."""
+    """Sends every ``every``-th body, in random order, for at most ``seconds``.
+
+    Returns the visits, slowest first, and the failures.
+    """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     connection = connect(url)
     connection.request("GET", "/openapi.json")
     description = json.loads(connection.getresponse().read())
     connection.close()
     plan = [(*body, value) for body in bodies(description, model) if only in body[0] for value in VALUES]
+    random.Random(seed).shuffle(plan)  # each n-th body should not be the same few values
     visits, begun = [], time.monotonic()
     with Watch(url, model, headers).watching() as watch:
         time.sleep(0.3)
@@ -285,6 +298,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="send only each n-th body")
     parser.add_argument("--only", default="", help="part of the routes' names")
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--seed", type=int, default=0, help="of the bodies' order")
     parser.add_argument("--locked", action="store_true", help="send a key, to a server that asks for one")
     options = parser.parse_args()
     freedive = [sys.executable, "-m", "freedive"]
@@ -304,6 +318,7 @@ def main() -> None:
             every=options.every,
             only=options.only,
             seconds=options.seconds,
+            seed=options.seed,
         )
     for visit in visits[:20]:
         print(

@@ -22,6 +22,9 @@ _EXPECTED: dict[Kind, tuple[Any, str]] = {
     "grammar": (str, "a grammar in llguidance's Lark"),
 }
 
+MAX_LENGTH = 1 << 20
+"""The most characters of a grammar."""
+
 _ESCAPES = r"nrbtf\""  # no \u0061: it could spell a key that the schema names
 _JSON_OPTIONS = {
     "whitespace_pattern": r"[ \t]{1,2}|\n[ \t]{0,40}",  # unbounded white space could go on for ever
@@ -37,7 +40,7 @@ class Format:
 
     json_object has no ``value``; json_schema has a schema; regex has a regular expression in Rust's syntax that the
     whole answer matches; choice has texts, one of which is the answer; grammar has a grammar in llguidance's Lark.
-    Raises UserError for a ``value`` of the wrong type; a schema is checked when it is used.
+    Raises UserError for a ``value`` of the wrong type or longer than MAX_LENGTH; a schema is checked when it is used.
     """
 
     kind: Kind
@@ -51,6 +54,10 @@ class Format:
             raise _refused(f"The format {self.kind} has a wrong value", f"Use {expected}")
         if self.kind == "choice" and not (self.value and all(isinstance(text, str) and text for text in self.value)):
             raise _refused("The choice is not a list of texts", "Use at least one text, and no empty one")
+        # Rewriting a long text would hold other requests: it is refused before.
+        texts = [self.value] if isinstance(self.value, str) else self.value if self.kind == "choice" else ()
+        if sum(map(len, texts)) > MAX_LENGTH:
+            raise _refused(f"The {self.kind} is longer than {MAX_LENGTH} characters", "Shorten it")
 
     @property
     def grammar(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from freedive.errors import UserError
 from freedive.text import grammar_pool
+from freedive.text.format import MAX_LENGTH
 from freedive.text.grammar_worker import SERVER_STACK, Vocabulary, compile_grammar, on_stack
 from freedive.text.tokenizer import Tokenizer
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 Grammar = Mapping[str, Any]
 """A grammar in llguidance's format: {"lark_grammar": ...} or {"json_schema": ...}."""
-
-MAX_LENGTH = 1 << 20
-"""The most characters of a grammar."""
 
 MAX_RENEWAL_S = 0.05
 """Seconds of compilation that the engine may wait for during a step."""

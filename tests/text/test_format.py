@@ -18,7 +18,7 @@ from freedive.text import grammar_constraint as guide_module
 from freedive.text.dialects.dialect import Dialect, Mark, Mode, State
 from freedive.text.dialects.parser import parse
 from freedive.text.dialects.registry import dialect_for
-from freedive.text.format import Format
+from freedive.text.format import Format, Kind
 from freedive.text.grammar_constraint import GrammarCompiler, GrammarConstraint
 from freedive.text.grammar_worker import compile_grammar
 from freedive.text.lark import Lark
@@ -95,6 +95,14 @@ def test_the_answer_matches_a_grammar(compiler: GrammarCompiler) -> None:
     form = Format("grammar", 'start: "(" start ")" | NUMBER\nNUMBER: /[0-9]+/')
     assert follow(constraint_of(compiler, form), smollm2(), "((42))")
     assert not follow(constraint_of(compiler, form), smollm2(), "((4))2")
+
+
+@pytest.mark.parametrize("form", [("regex", "a" * 2**20), ("grammar", "a" * 2**20), ("choice", ["a" * 2**19] * 2)])
+def test_a_long_format_is_refused_before_it_is_converted(form: tuple[Kind, Any]) -> None:
+    kind, value = form
+    assert Format(kind, value).value is value
+    with pytest.raises(UserError, match="longer than 1048576 characters"):
+        Format(kind, value + type(value)("a"))
 
 
 def test_a_constraint_is_complete_when_nothing_may_follow(compiler: GrammarCompiler) -> None:

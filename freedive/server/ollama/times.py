@@ -14,6 +14,9 @@ _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0
 _PART = re.compile(rf"([0-9]++(?:\.[0-9]*+)?|\.[0-9]++)({'|'.join(_UNITS)})")
 _DURATION = re.compile(rf"([+-]?)(0|(?:{_PART.pattern})++)")
 
+MAX_DURATION = 64
+"""The most characters of a duration: a longer one is not read, because that would hold other requests."""
+
 LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 """The timestamp that represents "never", in seconds since 1970."""
 
@@ -22,7 +25,7 @@ def seconds(value: Any) -> Any:
     """Returns the seconds of a duration like "1h30m", and any other value unchanged. Raises ValueError."""
     if not isinstance(value, str):
         return value
-    if not (found := _DURATION.fullmatch(value)):
+    if len(value) > MAX_DURATION or not (found := _DURATION.fullmatch(value)):
         raise ValueError("write a number of seconds, or a duration like 30s, 5m or 1h30m")
     total = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(found[2]))
     return -total if found[1] == "-" else total
