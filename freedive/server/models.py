@@ -23,6 +23,9 @@ FOREVER = float("inf")
 TICK_S = 0.5
 """Seconds between two checks for models that have expired or failed."""
 
+MAX_NAME = 1024
+"""The most characters of a name that is looked for: folding the case of a long text would hold other requests."""
+
 RETRY_S = 10
 """Seconds between two attempts to reload a failed preloaded model without a request for it."""
 
@@ -169,9 +172,10 @@ class Models:
         """
         if alias := self._alias(name):
             return self._aliases[alias]
+        folded = name.lower() if len(name) <= MAX_NAME else ""
+        spellings = {name, folded, folded.removesuffix(":latest")}
         for slot in self._slots.values():
-            names = {slot.entry.name.lower(), *slot.entry.also}
-            if names & {name, name.lower(), name.lower().removesuffix(":latest")}:
+            if spellings & {slot.entry.name.lower(), *slot.entry.also}:
                 return slot
         names_of_all = ", ".join(self.slots)
         raise NotFound(f"The model '{name}' is not served here", f"Served models: {names_of_all}", param="model")

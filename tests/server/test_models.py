@@ -357,3 +357,16 @@ def test_a_stalled_model_is_reported() -> None:
             assert client.get("/health").json()["status"] == "ok"
 
     run(scene)
+
+
+def test_a_long_name_is_not_folded() -> None:
+    async def look() -> None:
+        models = Loader().models("a")
+        long = "É" * 10_000_000
+        began = time.process_time()
+        for _ in range(10):
+            assert long not in models
+        assert time.process_time() - began < 0.5
+        assert "A" in models
+
+    asyncio.run(look())
