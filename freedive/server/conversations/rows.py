@@ -62,9 +62,7 @@ def message_of(row: tuple[Any, ...]) -> Message:
 def file_of(row: tuple[Any, ...]) -> File:
     """Returns the file of a row of :data:`FILE_COLUMNS`."""
     id, name, media_type, num_bytes, num_tokens, created = row
-    return File(
-        id=id, name=name, media_type=media_type, num_bytes=num_bytes, num_tokens=num_tokens, created=created
-    )
+    return File(id=id, name=name, media_type=media_type, num_bytes=num_bytes, num_tokens=num_tokens, created=created)
 
 
 def owned(sql: sqlite3.Connection, owner: str, id: str, *, deleted: bool = False) -> tuple[int, Conversation]:

@@ -33,6 +33,9 @@ from freedive.server.storage.presence import Presence
 KEPT_MS = 30 * 86_400_000
 """Milliseconds after which a deleted conversation is removed for good, when the store is next opened."""
 
+PAGE_BYTES = 4096
+"""SQLite's default."""
+
 _OLDER = "AND (pinned, updated, number) < (?, ?, ?)"
 _CHANGEABLE = ("title", "named", "folder", "pinned", "settings", "leaf")
 
@@ -50,9 +53,9 @@ class ConversationStore:
 
     Every method takes the ``owner``, the id of a key, and raises NotFound for what belongs to another. If no other
     process has the file open, messages that still run are those of a process that ended: they become interrupted, and
-    conversations that were deleted 30 days ago are removed. With ``max_bytes``, the conversation that was continued
-    longest ago is removed when the store grows beyond it. Raises UserError if the file cannot be used, and Unavailable
-    if the disk fails later.
+    conversations that were deleted 30 days ago are removed. With ``max_bytes``, a new conversation displaces those that
+    were continued longest ago, and a store of twice that size takes nothing more. Raises UserError if the file cannot
+    be used, and Unavailable if the disk fails later.
     """
 
     def __init__(self, path: Path | None = None, *, prefix: str = "conv", max_bytes: int | None = None) -> None:
@@ -67,6 +70,9 @@ class ConversationStore:
     def _open(self, path: Path | None, *, recover: bool) -> None:
         self._database = Database(path, STEPS, ("Conversations cannot be read or written", "Check the server's disk"))
         self.messages, self.files = Messages(self._database), Files(self._database)
+        if self._max_bytes is not None:
+            with self._database.reading() as sql:
+                sql.execute(f"PRAGMA max_page_count = {2 * self._max_bytes // PAGE_BYTES}")  # more raises Unavailable
         if recover:
             with self._database.writing() as sql:
                 interrupt_running(sql)
@@ -180,11 +186,6 @@ class ConversationStore:
             gone = sql.execute("SELECT number FROM conversation WHERE deleted < ?", (before,)).fetchall()
             for (number,) in gone:
                 _remove(sql, number)
-
-    def make_room(self) -> None:
-        """Removes the conversations that were continued longest ago until the store fits ``max_bytes``."""
-        with self._database.writing() as sql:
-            self._make_room(sql, set())
 
     def _make_room(self, sql: sqlite3.Connection, spared: set[int]) -> None:
         while self._max_bytes is not None and num_bytes(sql) > self._max_bytes:

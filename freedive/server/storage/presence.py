@@ -33,7 +33,9 @@ class Presence:
     def __enter__(self) -> Presence:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             fcntl.flock(self._file, fcntl.LOCK_SH)
         else:
