@@ -123,7 +123,7 @@ OPEN_WEBUI: Json = {
                     "role": "assistant",
                     "model": "qwen",
                     "timestamp": 1_700_000_050,
-                    "content": '<details type="reasoning" done="true" duration="3">\n<summary>Thought for 3 seconds</summary>\n'
+                    "content": '<details type="reasoning" done="true">\n<summary>Thought for 3 seconds</summary>\n'
                     "> Hm.\n> Well.\n</details>\nhello",
                 },
                 "c": {"parentId": "a", "role": "assistant", "content": "", "error": {"content": "no memory"}},
