@@ -89,10 +89,10 @@ def timed(name: str, function: Callable[[], object], repeats: int = 15) -> None:
 def measure(store: ConversationStore) -> None:
     """Prints all times; the columns are the median and the largest, in ms."""
     ids = store.ids("")
-    cursor = store.list("", limit=50).next
-    timed("list: first 50", lambda: store.list("", limit=50))
-    timed("list: next 50", lambda: store.list("", after=cursor, limit=50))
-    timed("list: a folder", lambda: store.list("", folder="work", limit=50))
+    cursor = store.page("", limit=50).next
+    timed("list: first 50", lambda: store.page("", limit=50))
+    timed("list: next 50", lambda: store.page("", after=cursor, limit=50))
+    timed("list: a folder", lambda: store.page("", folder="work", limit=50))
     timed("folders", lambda: store.folders(""))
     timed("read a conversation", lambda: store.read("", ids[7]))
     for name, query in QUERIES.items():

@@ -100,7 +100,7 @@ def test_pinned_conversations_stand_first_and_pages_are_complete(store: Conversa
     ids = [begun(store, f"text {number}", pinned=number % 10 == 0, updated=1)[0] for number in range(25)]
     found, after = [], None
     while True:
-        page = store.list("ann", after=after, limit=7)
+        page = store.page("ann", after=after, limit=7)
         found += [each.id for each in page.conversations]
         after = page.next
         if after is None:
@@ -111,7 +111,7 @@ def test_pinned_conversations_stand_first_and_pages_are_complete(store: Conversa
     assert times == sorted(times, reverse=True)
     for cursor in ("x", "1.2", "1.2.3.4", "1.2.-3", "1.2." + "9" * 40, "١.٢.٣"):
         with pytest.raises(UserError, match="cursor"):
-            store.list("ann", after=cursor)
+            store.page("ann", after=cursor)
 
 
 def test_folders_are_counted_and_listed(store: ConversationStore) -> None:
@@ -121,10 +121,10 @@ def test_folders_are_counted_and_listed(store: ConversationStore) -> None:
     store.delete("ann", gone)
     begun(store, owner="bob", folder="secret")
     assert store.folders("ann") == {"": 1, "work": 2, "家": 1}
-    assert len(store.list("ann", folder="work").conversations) == 2
-    assert len(store.list("ann", folder="").conversations) == 1
-    assert len(store.list("ann").conversations) == 4
-    store.update("ann", store.list("ann", folder="家").conversations[0].id, folder="")
+    assert len(store.page("ann", folder="work").conversations) == 2
+    assert len(store.page("ann", folder="").conversations) == 1
+    assert len(store.page("ann").conversations) == 4
+    store.update("ann", store.page("ann", folder="家").conversations[0].id, folder="")
     assert store.folders("ann") == {"": 2, "work": 2}
 
 
@@ -132,7 +132,7 @@ def test_a_deleted_conversation_comes_back_whole(store: ConversationStore) -> No
     id, _ = begun(store, "find me")
     before = store.read("ann", id)
     store.delete("ann", id)
-    assert store.list("ann").conversations == []
+    assert store.page("ann").conversations == []
     assert store.search("ann", "find") == []
     for look in (store.read, store.delete, store.draft):
         with pytest.raises(NotFound):
@@ -196,7 +196,7 @@ def test_no_owner_sees_what_is_another_s(store: ConversationStore) -> None:
     for attempt in attempts:
         with pytest.raises(NotFound):
             attempt()
-    assert (store.list("bob").conversations, store.search("bob", "secret")) == ([], [])
+    assert (store.page("bob").conversations, store.search("bob", "secret")) == ([], [])
     assert (store.folders("bob"), store.ids("bob")) == ({}, [])
     own, first = begun(store, "mine", owner="bob")
     for parent, files in ((message.id, []), (None, [file])):
@@ -277,7 +277,7 @@ def test_temporary_chats_are_neither_listed_nor_searched_nor_stored(tmp_path: Pa
     assert chats.holding(id).read("ann", id).path()[0].content == "whisper"
     with pytest.raises(NotFound):
         chats.holding(id).read("bob", id)
-    assert chats.saved.list("ann").conversations == []
+    assert chats.saved.page("ann").conversations == []
     assert chats.saved.search("ann", "whisper") == []
     chats.close()
     assert not any(b"whisper" in file.read_bytes() for file in tmp_path.iterdir())

@@ -183,6 +183,8 @@ def test_deepseeks_fragments_are_read() -> None:
     assert [(file.name, file.text) for file in draft.files] == [("a.txt", "alpha")]
     assert (draft.messages[0].files, draft.messages[1].model) == ([0], "deepseek-reasoner")
     [old] = read([OLD_DEEPSEEK])
+    [untitled] = read([OLD_DEEPSEEK | {"title": None}])
+    assert (old.title, old.named, untitled.title, untitled.named) == ("old", True, "hi", False)
     assert lines(old) == [("user", "", "hi"), ("assistant", "hm", "hello")]
 
 

@@ -7,6 +7,8 @@ from contextlib import suppress
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
@@ -54,7 +56,7 @@ def _add_lists(routes: APIRouter, chats: Chats) -> None:
         request: Request, folder: Word | None = None, after: Word | None = None, limit: Limit = 50
     ) -> Json:
         owner = _owner(request)
-        page = await run_in_threadpool(chats.saved.list, owner, folder=folder, after=after, limit=limit)
+        page = await run_in_threadpool(chats.saved.page, owner, folder=folder, after=after, limit=limit)
         return {"conversations": [_summary(each) for each in page.conversations], "next": page.next}
 
     @routes.get("/search")
@@ -69,6 +71,8 @@ def _add_lists(routes: APIRouter, chats: Chats) -> None:
 
 
 def _add_files_of_many(routes: APIRouter, chats: Chats) -> None:
+    importing = CapacityLimiter(1)  # a file may take hundreds of megabytes while it is read
+
     @routes.get("/export", response_model=None)
     async def export_all(request: Request, format: Format = "json") -> Response:
         owner = _owner(request)
@@ -81,7 +85,7 @@ def _add_files_of_many(routes: APIRouter, chats: Chats) -> None:
         def run() -> list[Conversation]:
             return chats.saved.create_all(_owner(request), read_import(body.data()))
 
-        return {"conversations": [_summary(each) for each in await run_in_threadpool(run)]}
+        return {"conversations": [_summary(each) for each in await run_sync(run, limiter=importing)]}
 
 
 def _add_conversations(routes: APIRouter, chats: Chats) -> None:

@@ -79,8 +79,7 @@ def search(sql: sqlite3.Connection, owner: str, query: str, limit: int) -> list[
     wanted = terms(query)
     if not wanted:
         return []
-    found = [{number: (count, first) for number, count, first in sql.execute(_IN_CONVERSATIONS, (term.match,))}
-             for term in wanted]  # fmt: skip
+    found = [_matches(sql, term) for term in wanted]
     in_all = set.intersection(*map(set, found))
     rows = _owned(sql, owner, in_all)
     today = now()
@@ -94,6 +93,11 @@ def search(sql: sqlite3.Connection, owner: str, query: str, limit: int) -> list[
 
     best = sorted(rows, key=score, reverse=True)[:limit]
     return [_hit(sql, number, wanted) for number, _ in best]
+
+
+def _matches(sql: sqlite3.Connection, term: Term) -> dict[int, tuple[int, int]]:
+    """Returns (number of matching documents, the first of them) by conversation, of all owners."""
+    return {number: (count, first) for number, count, first in sql.execute(_IN_CONVERSATIONS, (term.match,))}
 
 
 def _owned(sql: sqlite3.Connection, owner: str, numbers: Iterable[int]) -> list[tuple[int, int]]:
@@ -117,7 +121,7 @@ def _hit(sql: sqlite3.Connection, number: int, wanted: Sequence[Term]) -> Hit:
 
 
 def snippet(message: str | None, file: str | None, text: str, wanted: Sequence[Term]) -> tuple[int, Snippet]:
-    """Returns how many of the terms ``text`` has, and the part of it around the first place that has several."""
+    """Returns how many of the terms ``text`` has, and the part of it around the first match."""
     plain = without_accents(text)
     spans = {term: [match.span() for match in _first(term, plain)] for term in wanted}
     starts = sorted(start for found in spans.values() for start, _ in found)

@@ -96,8 +96,8 @@ class ConversationStore:
             query = f"SELECT {COLUMNS} FROM conversation WHERE number = ?"
             return [conversation_of(sql.execute(query, (number,)).fetchone()) for number in numbers]
 
-    def list(self, owner: str, *, folder: str | None = None, after: str | None = None, limit: int = 50) -> Page:
-        """Returns conversations in their order: pinned ones first, then by the time of the last message.
+    def page(self, owner: str, *, folder: str | None = None, after: str | None = None, limit: int = 50) -> Page:
+        """Returns a part of the list of conversations: pinned ones first, then by the time of the last message.
 
         ``folder`` None stands for all folders and "" for those in none. ``after`` is the cursor of an earlier page;
         raises UserError if it is not.

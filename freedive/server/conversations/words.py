@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from unicodedata import normalize
+from unicodedata import combining, normalize
 
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
@@ -54,7 +54,8 @@ class Term:
 
 def terms(query: str) -> list[Term]:
     """Returns the terms of a search: its words, split at spaces; [] if it has no letter and no digit."""
-    found = [tuple(_PART.findall(word[:MAX_TERM])) for word in query[: MAX_TERM * MAX_TERMS].split()]
+    words = normalize("NFC", query[: MAX_TERM * MAX_TERMS]).split()
+    found = [tuple(_PART.findall(word[:MAX_TERM])) for word in words]
     phrases = list(dict.fromkeys(parts for parts in found if parts))[:MAX_TERMS]
     return [Term(parts, is_prefix=parts is phrases[-1]) for parts in phrases]
 
@@ -66,4 +67,5 @@ def without_accents(text: str) -> str:
 
 @lru_cache(4096)
 def _base(character: str) -> str:
-    return character if _CHARACTER.match(character) else normalize("NFD", character)[0]
+    base, *marks = normalize("NFD", character)
+    return base if all(map(combining, marks)) else character  # a Korean syllable consists of letters, not of marks

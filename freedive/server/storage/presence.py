@@ -27,8 +27,11 @@ class Presence:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.alone = True
-        except OSError:
+        except BlockingIOError:
             self.alone = False
+        except OSError as error:
+            self.close()
+            raise UserError(f"{lock} cannot be locked ({error})", "Set FREEDIVE_HOME to another disk") from error
 
     def __enter__(self) -> Presence:
         return self

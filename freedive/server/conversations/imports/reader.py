@@ -17,7 +17,7 @@ from freedive.errors import UserError
 from freedive.json_object import Json
 from freedive.server.conversations import archive
 from freedive.server.conversations.imports import chatgpt, deepseek, open_webui
-from freedive.server.conversations.records import ConversationDraft
+from freedive.server.conversations.records import ConversationDraft, title_of
 
 MAX_BYTES = 128 << 20
 """Bytes of JSON in a file, uncompressed."""
@@ -59,7 +59,10 @@ def _draft(value: Any) -> ConversationDraft:
         read = open_webui.read
     else:
         raise UserError("It has none of the keys 'freedive', 'mapping' and 'chat'", _REMEDY)
-    return read(value)
+    draft = read(value)
+    if not draft.title and draft.messages and archive.MARK not in value:
+        draft.title, draft.named = title_of(draft.messages[0].content), False
+    return draft
 
 
 def _unzipped(data: bytes) -> list[bytes]:
