@@ -31,12 +31,13 @@ def to_json(draft: ConversationDraft) -> str:
 def from_json(value: Json) -> ConversationDraft:
     """Returns the conversation of an object that :func:`to_json` wrote. Raises UserError if it is damaged."""
     if value[MARK] != VERSION:
-        raise UserError(f"The format has version {str(value[MARK])[:20]!r}; this freedive reads {VERSION}", "Update it")
+        raise UserError(f"It has another version of the format than {VERSION}", "Update freedive")
+    fields = {name: each for name, each in value.items() if name != MARK}
     try:
-        draft = _adapter().validate_python({name: each for name, each in value.items() if name != MARK})
+        draft = _adapter().validate_python(fields)
     except ValidationError as error:
         errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
-        raise UserError(f"The conversation is damaged: {explain(errors)[0]}", "Export it again") from None
+        raise UserError(f"The conversation is damaged: {explain(errors, fields)[0]}", "Export it again") from None
     for index, message in enumerate(draft.messages):
         _check(message.parent is None or 0 <= message.parent < index, f"the parent of message {index}")
         _check(all(0 <= file < len(draft.files) for file in message.files), f"a file of message {index}")

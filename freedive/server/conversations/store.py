@@ -190,10 +190,12 @@ class ConversationStore:
     def _make_room(self, sql: sqlite3.Connection, spared: set[int]) -> None:
         while self._max_bytes is not None and num_bytes(sql) > self._max_bytes:
             rows = sql.execute("SELECT number FROM conversation ORDER BY updated, number").fetchall()
-            oldest = next((number for (number,) in rows if number not in spared), None)
-            if oldest is None:
+            oldest = [number for (number,) in rows if number not in spared]
+            if not oldest:
                 raise UserError("Temporary conversations may not be that large", "Use one that is kept")
-            _remove(sql, oldest)
+            for number in oldest[: 1 + len(oldest) // 4]:
+                _remove(sql, number)
+            sql.execute("INSERT INTO word (word) VALUES ('optimize')")  # else the index keeps what was removed for long
 
 
 _TEXTS = "SELECT text FROM file WHERE conversation = ? ORDER BY document"

@@ -40,7 +40,8 @@ class Term:
     @property
     def match(self) -> str:
         """The term in the query language of the index: quoted, so that no character of a search is an operator."""
-        return f'"{" ".join(self.parts)}"' + (" *" if self.is_prefix else "")
+        may_continue = self.is_prefix and not _CHARACTER.fullmatch(self.parts[-1])
+        return f'"{" ".join(self.parts)}"' + (" *" if may_continue else "")
 
     @property
     def pattern(self) -> re.Pattern[str]:

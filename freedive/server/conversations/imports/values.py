@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import datetime
 from typing import Any
@@ -49,7 +50,7 @@ def milliseconds(value: Any, otherwise: int | None = None) -> int:
     """
     try:
         seconds = datetime.fromisoformat(value).timestamp() if isinstance(value, str) else float(value)
-        while seconds > 1e11:  # of the year 5138: the unit is a thousandth, or a thousandth of that
+        while 1e11 < seconds < math.inf:  # of the year 5138: the unit is a thousandth, or a thousandth of that
             seconds /= 1000
         if 0 < seconds < 1e11:
             return int(seconds * 1000)
