@@ -11,9 +11,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from freedive.server.conversations.records import ConversationDraft, MessageDraft, now
+from freedive.server.conversations.records import ConversationDraft, MessageDraft, Role, now
 from freedive.server.conversations.store import ConversationStore
 
 SYLLABLES = ("ba", "co", "di", "fu", "gra", "ka", "lo", "mi", "ne", "po", "ri", "sta", "tu", "ve", "wo", "xe")
@@ -43,8 +44,10 @@ class Texts:
         """Returns a message of about 600 bytes, Chinese for every third number."""
         length = self._random.randint(20, 180)
         if number % 3 == 0:
-            return "".join(self._random.choices(*_arguments(self._characters), k=2 * length))
-        return " ".join(self._random.choices(*_arguments(self._words), k=length))
+            characters, sums = self._characters
+            return "".join(self._random.choices(characters, cum_weights=sums, k=2 * length))
+        words, sums = self._words
+        return " ".join(self._random.choices(words, cum_weights=sums, k=length))
 
 
 def _zipf(number: int) -> list[float]:
@@ -55,15 +58,11 @@ def _zipf(number: int) -> list[float]:
     return sums
 
 
-def _arguments(table: tuple[list[str], list[float]]) -> tuple[list[str], None, list[float]]:
-    return table[0], None, table[1]
-
-
 def fill(store: ConversationStore, num_conversations: int, num_messages: int) -> None:
     """Stores conversations that were continued in the last year."""
     texts = Texts(1)
     for number in range(num_conversations):
-        roles = ("user", "assistant") * (num_messages // 2)
+        roles: tuple[Role, ...] = ("user", "assistant") * (num_messages // 2)
         messages = [
             MessageDraft(role=role, content=texts.message(number), parent=index - 1 if index else None)
             for index, role in enumerate(roles)
@@ -97,7 +96,7 @@ def measure(store: ConversationStore) -> None:
     timed("read a conversation", lambda: store.read("", ids[7]))
     for name, query in QUERIES.items():
         number = len(store.search("", query, 10_000))
-        timed(f"search: {name} (in {number})", lambda query=query: store.search("", query))
+        timed(f"search: {name} (in {number})", partial(store.search, "", query))
     _append(store, ids[-1])
 
 

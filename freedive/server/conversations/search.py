@@ -116,7 +116,8 @@ def _hit(sql: sqlite3.Connection, number: int, wanted: Sequence[Term]) -> Hit:
     for (rowid,) in sql.execute(_IN_ONE, (any_term, first, first | _MASK, CANDIDATES)).fetchall():
         document = rowid & _MASK
         place = sql.execute(_CONTENT, (number, document)).fetchone() if document else (None, None, conversation.title)
-        snippets.append(snippet(*place, wanted))
+        message, file, text = place
+        snippets.append(snippet(message, file, text, wanted))
     return Hit(conversation, max(snippets, key=lambda each: (each[0], each[1].message is not None))[1])
 
 

@@ -68,5 +68,5 @@ def without_accents(text: str) -> str:
 
 @lru_cache(4096)
 def _base(character: str) -> str:
-    base, *marks = normalize("NFD", character)
+    base, *marks = list(normalize("NFD", character))
     return base if all(map(combining, marks)) else character  # a Korean syllable consists of letters, not of marks

@@ -33,7 +33,7 @@ _REMEDY = "Choose the export file of freedive, ChatGPT, DeepSeek or Open WebUI: 
 def read_import(data: bytes) -> list[ConversationDraft]:
     """Returns all conversations of a file. Raises UserError that says what is wrong with it."""
     texts = _unzipped(data) if data.startswith(b"PK\x03\x04") else [data]
-    drafts = []
+    drafts: list[ConversationDraft] = []
     for text in texts:
         for index, value in enumerate(_elements(_checked(text))):
             if len(drafts) >= MAX_CONVERSATIONS:

@@ -35,7 +35,7 @@ def build(nodes: Mapping[str, Node], leaf: str | None) -> tuple[list[MessageDraf
         assert message
         messages.append(replace(message, parent=None if parent is None else positions[parent]))
     last = order[-1] if order else None
-    if leaf in nodes:
+    if leaf is not None and leaf in nodes:
         last = leaf if nodes[leaf].message else kept[leaf]
     return _joined(messages, None if last is None else positions[last])
 
