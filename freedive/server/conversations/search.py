@@ -118,6 +118,8 @@ def _hit(sql: sqlite3.Connection, number: int, wanted: Sequence[Term]) -> Hit:
         place = sql.execute(_CONTENT, (number, document)).fetchone() if document else (None, None, conversation.title)
         message, file, text = place
         snippets.append(snippet(message, file, text, wanted))
+        if message and snippets[-1][0] == len(wanted):
+            break
     return Hit(conversation, max(snippets, key=lambda each: (each[0], each[1].message is not None))[1])
 
 

@@ -18,6 +18,7 @@ _UNSPACED = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese characters
 )
 _CHARACTER = re.compile(f"[{_UNSPACED}]")
+_MAYBE_ACCENTED = re.compile(f"[^\\x00-\\x7f{_UNSPACED}]")
 _PART = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 
 MAX_TERMS = 12
@@ -63,7 +64,7 @@ def terms(query: str) -> list[Term]:
 
 def without_accents(text: str) -> str:
     """Returns ``text`` with the base letter for each accented one; it has as many characters as ``text``."""
-    return text if text.isascii() else "".join(map(_base, text))
+    return text if text.isascii() else _MAYBE_ACCENTED.sub(lambda match: _base(match[0]), text)
 
 
 @lru_cache(4096)
