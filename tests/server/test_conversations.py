@@ -228,7 +228,7 @@ def test_appending_does_not_rewrite_what_was_there(store: ConversationStore) -> 
     id, first = begun(store)
     answer = say(store, id, "x" * 1_000_000, first.id, role="assistant", status="running")
     before = store._database._connection.total_changes
-    writes = []
+    writes: list[str] = []
     store._database._connection.set_trace_callback(writes.append)
     store.messages.append("ann", id, answer.id, content="more")
     store._database._connection.set_trace_callback(None)

@@ -51,11 +51,11 @@ def test_twenty_killed_writers_damage_nothing_and_lose_nothing(tmp_path: Path) -
     assert len(stored) >= 20
     assert set(stored) <= set(store.ids("ann"))
     num_interrupted = 0
-    for id, number in stored.items():
+    for id, last in stored.items():
         [_, answer] = store.read("ann", id).path()
         words = answer.content.split()
         assert words == list(map(str, range(len(words))))
-        assert len(words) > number
+        assert len(words) > last
         assert answer.reasoning == answer.content
         assert answer.status == ("complete" if len(words) == 200 and answer.status == "complete" else "interrupted")
         num_interrupted += answer.status == "interrupted"
