@@ -57,7 +57,8 @@ def serve(
     app.check_port(where.host, where.port)
     served = _models(models or [DEFAULT], [] if models else _stored(), where, how)
     fetch = partial(fetched, how, where.pull_limit_gb * 1e9)
-    app.serve(served, where, keys, fetch=fetch, stored_responses=home() / "responses.sqlite")
+    stored = {"stored_responses": home() / "responses.sqlite", "conversations": home() / "conversations.sqlite"}
+    app.serve(served, where, keys, fetch=fetch, **stored)
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:

@@ -6,6 +6,8 @@ $FREEDIVE_HOME | $XDG_CACHE_HOME/freedive | ~/.cache/freedive
         partial/                        files that are being downloaded
     packed/<hash of the path>/          stores and descriptions made from the checkpoint at that path
     pages/<hash of the path>-<hash>/    pages of the key-value cache (or below $FREEDIVE_PAGES)
+    responses.sqlite                    responses that the server stores
+    conversations.sqlite                conversations of the chat page
     disks.json                          the measured speed of disks
     locks/<slug of the reference>       locked while a model is downloaded or removed
 """

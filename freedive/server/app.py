@@ -23,6 +23,8 @@ from freedive.server.anthropic.models import ByVersion
 from freedive.server.apis import apis
 from freedive.server.auth import Auth, is_loopback
 from freedive.server.body import Bodies
+from freedive.server.conversations import routes as conversations_routes
+from freedive.server.conversations.chats import Chats
 from freedive.server.edge import EdgeMiddleware
 from freedive.server.kept_requests import KeptRequests
 from freedive.server.keys import Keys
@@ -54,25 +56,29 @@ def create_app(
     *,
     fetch: Fetch = no_fetch,
     stored_responses: Path | None = None,
+    conversations: Path | None = None,
 ) -> FastAPI:
     """Returns the HTTP application that serves ``models``; the first of them is the chat page's default.
 
     If ``keys`` is None, requests need no key. ``observers`` receive the record of each finished request, like the
-    server's own metrics. ``fetch`` downloads a model for a client. ``stored_responses`` is the file of stored
-    responses; if it is None, they are kept in memory. ``app.state.auth`` authenticates requests.
+    server's own metrics. ``fetch`` downloads a model for a client. ``stored_responses`` and
+    ``conversations`` are the files of stored responses and of the page's conversations; those that are None are kept in
+    memory. ``app.state.auth`` authenticates requests, and ``app.state.chats`` holds the conversations.
     """
     service = Service(models, keeps_requests=config.keep_requests > 0)
     store, kept = open_store(stored_responses), KeptRequests(config.keep_requests, keys)
+    chats = Chats(conversations)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with contextlib.closing(store):
+        with contextlib.closing(store), contextlib.closing(chats):
             async with models.living():
                 yield
 
     app = FastAPI(title="freedive", docs_url=None, redoc_url=None, lifespan=lifespan)
     api_errors.add_handlers(app)
     app.state.auth = auth = Auth(keys, config)
+    app.state.chats = chats
     app.state.bodies = bodies = Bodies(int(config.max_body_mb * (1 << 20)))
     measured, counted = metrics.Metrics(models), stats.Stats()
     app.add_middleware(ByVersion)
@@ -96,6 +102,7 @@ def create_app(
     app.include_router(kept_requests.router(kept))
     app.include_router(docs.router(app, "MODEL" if auth.locked else next(iter(models.slots))))
     app.include_router(page.router(service, auth))
+    app.include_router(conversations_routes.router(chats))
     app.mount("/static", page.static_files(), name="static")
     openapi.describe_routes(app)
     return app

@@ -18,6 +18,9 @@ from freedive.server.rate_limits import RateLimits
 OPEN = frozenset({"/", "/health", "/docs", "/openapi.json"})
 """Paths that need no key, like all paths under /static/: the chat page asks the user for the key itself."""
 
+PRIVATE = "/app/"
+"""The paths that only the server's own page uses, not even pages of allowed origins."""
+
 
 class Auth:
     """Admits requests with a valid key; without keys it admits all requests, on loopback except from foreign pages."""
@@ -46,6 +49,8 @@ class Auth:
         """
         if self.closing:
             raise Unavailable("The server is shutting down", "Send the request again later")
+        if path.startswith(PRIVATE):
+            self._refuse_other_pages(headers)
         if self.locked:
             is_open = path in OPEN or path.startswith("/static/")
             return self._key_or_nobody(headers) if is_open else self._key(headers)
@@ -72,6 +77,24 @@ class Auth:
         except (Unauthorized, Unavailable):
             return nobody()
 
+    def _refuse_other_pages(self, headers: Headers) -> None:
+        """Raises Forbidden for requests of any page but the server's own, also with a key and from allowed origins.
+
+        Browsers say in Sec-Fetch-Site whose page sends a request, or follows a link ("none": the user typed it). A
+        proxy that changes the Host header does not change that. Over HTTP to another machine they do not say it; then
+        only pages of allowed origins get past the preflight, so these are refused by their Origin.
+        """
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if site is None and origin is not None and not self._is_own(origin, headers):
+            site = "cross-site" if self._is_local or self.origins.allow(origin) else None
+        if site not in (None, "same-origin", "none"):
+            raise Forbidden("Pages of other origins may not use this server's conversations", "Open the server's page")
+
+    def _is_own(self, origin: str, headers: Headers) -> bool:
+        """Whether ``origin`` is that of this server's pages."""
+        _, _, authority = origin.lower().partition("://")
+        return authority == headers.get("host", "localhost").lower() or _name(authority) in self._names
+
     def _refuse_foreign_pages(self, headers: Headers) -> None:
         """Raises Forbidden for requests of web pages from other origins, also after DNS rebinding.
 
@@ -82,8 +105,7 @@ class Auth:
         if not (is_loopback(name) or _is_address(name) or name in self._names):
             raise Forbidden(f"This server does not have the name {name!r}", "Use localhost, or serve with --hosts NAME")
         origin = headers.get("origin", f"http://{host}").lower()
-        _, _, authority = origin.partition("://")
-        if authority != host and _name(authority) not in self._names and not self.origins.allow(origin):
+        if not self._is_own(origin, headers) and not self.origins.allow(origin):
             raise ForeignPage(origin)
 
 

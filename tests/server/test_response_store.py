@@ -126,7 +126,7 @@ def test_a_store_of_an_earlier_version_is_read_and_its_responses_are_deleted_fir
     turn(store, "resp_old", "x" * 100_000)
     store.close()
     with sqlite3.connect(path) as connection:
-        connection.executescript("DROP TABLE share")
+        connection.executescript("DROP TABLE share; PRAGMA user_version = 0")
     store = Store(path, max_bytes=1 << 20)
     assert has(store, "resp_old")
     for number in range(10):

@@ -9,23 +9,20 @@ import json
 import logging
 import sqlite3
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from freedive.errors import NotFound, Unavailable, UserError
 from freedive.json_object import Json
+from freedive.server.storage.database import Database, num_bytes
 
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 64 << 20
 """The default limit of the file in bytes, without its write-ahead log."""
 
-SCHEMA = """
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
-PRAGMA foreign_keys = ON;
+STEPS = (
+    """
 CREATE TABLE IF NOT EXISTS response (id TEXT PRIMARY KEY, owner TEXT NOT NULL, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS item (id TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS conversation (
@@ -39,8 +36,12 @@ CREATE TABLE IF NOT EXISTS share (
     response TEXT PRIMARY KEY REFERENCES response ON DELETE CASCADE, owner TEXT NOT NULL, num_bytes INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS share_of_owner ON share (owner, num_bytes);
+""",
+)
+"""An item is stored once for all conversations that contain it; its size counts for the first response with it.
+
+Files from before the steps were numbered have the tables already, or all but the last.
 """
-"""An item is stored once for all conversations that contain it; its size counts for the first response with it."""
 
 OLDEST = """
 SELECT response.id FROM response LEFT JOIN share ON share.response = response.id
@@ -69,50 +70,35 @@ class Store:
 
     def __init__(self, path: Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._lock = threading.Lock()
-        try:
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch(0o600)
-            self._connection = sqlite3.connect(path or ":memory:", check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise UserError(f"{path} cannot be used ({error})", "Move it away, or set FREEDIVE_HOME") from error
-        try:
-            self._connection.executescript(SCHEMA)
-            self._connection.execute("BEGIN IMMEDIATE")  # raises if the file cannot be written
-            self._connection.rollback()
-        except sqlite3.Error as error:
-            self._connection.close()
-            raise UserError(f"{path} cannot be used ({error})", "Move it away, or set FREEDIVE_HOME") from error
+        self._database = Database(path, STEPS, ("Stored responses cannot be read", "Send the whole conversation"))
 
     def add(self, owner: str, response: Json, conversation: Sequence[Json]) -> None:
         """Stores a response with all items of its conversation, including its output; deletes old ones at the limit."""
         name = response["id"]
         uses = [(name, position, item["id"]) for position, item in enumerate(conversation)]
         try:
-            with self._transaction() as sql:
-                before = self._num_bytes(sql)
-                written = _json(response)
+            with self._database.writing() as sql:
+                before, written = num_bytes(sql), _json(response)
                 sql.execute("INSERT INTO response VALUES (?, ?, ?)", (name, owner, written))
                 bodies = ((item["id"], _json(item)) for item in conversation)
                 sql.executemany("INSERT OR IGNORE INTO item VALUES (?, ?)", bodies)
                 sql.executemany("INSERT INTO conversation VALUES (?, ?, ?)", uses)
-                num_bytes = max(self._num_bytes(sql) - before, len(written))
-                sql.execute("INSERT INTO share VALUES (?, ?, ?)", (name, owner, num_bytes))
-                while self._num_bytes(sql) > self._max_bytes and (oldest := sql.execute(OLDEST).fetchone()):
+                size = max(num_bytes(sql) - before, len(written))
+                sql.execute("INSERT INTO share VALUES (?, ?, ?)", (name, owner, size))
+                while num_bytes(sql) > self._max_bytes and (oldest := sql.execute(OLDEST).fetchone()):
                     _forget(sql, oldest[0])
         except Unavailable as error:  # the client gets the answer, although it is not stored
             logger.error("response %s is not kept: %s", name, error.__cause__)
 
     def response(self, name: str, owner: str, param: str = "response_id") -> Json:
         """Returns a stored response. Raises NotFound."""
-        with self._transaction() as sql:
+        with self._database.reading() as sql:
             return _response(sql, name, owner, param)
 
     def conversation(self, name: str, owner: str, param: str = "response_id") -> list[Json]:
         """Returns all items up to and including the output of a response. Raises NotFound."""
         query = "SELECT body FROM conversation JOIN item ON item = item.id WHERE response = ? ORDER BY position"
-        with self._transaction() as sql:
+        with self._database.reading() as sql:
             _response(sql, name, owner, param)
             return [json.loads(body) for (body,) in sql.execute(query, (name,))]
 
@@ -122,7 +108,7 @@ class Store:
             SELECT item.body FROM item JOIN conversation ON item = item.id JOIN response ON response = response.id
             WHERE item.id = ? AND owner = ? LIMIT 1
         """
-        with self._transaction() as sql:
+        with self._database.reading() as sql:
             found = sql.execute(query, (name, owner)).fetchone()
         if not found:
             raise NotFound(f"There is no item '{name}'", "Send the item itself", param="input")
@@ -131,28 +117,13 @@ class Store:
 
     def delete(self, name: str, owner: str) -> None:
         """Deletes a stored response, and items that no other response has. Raises NotFound."""
-        with self._transaction() as sql:
+        with self._database.writing() as sql:
             _response(sql, name, owner, "response_id")
             _forget(sql, name)
 
     def close(self) -> None:
         """Closes the file; its responses stay stored."""
-        self._connection.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Runs the block in one SQLite transaction. Raises Unavailable if the disk fails."""
-        try:
-            with self._lock, self._connection:
-                yield self._connection
-        except sqlite3.Error as error:
-            raise Unavailable("Stored responses cannot be read", "Send the whole conversation") from error
-
-    def _num_bytes(self, sql: sqlite3.Connection) -> int:
-        pages, free, size = (
-            sql.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-        )
-        return int((pages - free) * size)
+        self._database.close()
 
 
 def _json(value: Json) -> str:

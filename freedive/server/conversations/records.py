@@ -1,0 +1,156 @@
+"""What is stored: conversations, messages and files, and drafts of them that have no ids yet.
+
+All times are milliseconds since 1970.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from freedive.json_object import Json
+from freedive.server.request_body import JsonObject, Text
+
+Role = Literal["user", "assistant"]
+Status = Literal["complete", "running", "stopped", "interrupted", "failed"]
+"""``stopped`` by the user; ``interrupted`` by the end of the server; ``failed`` with an ``error``."""
+
+MAX_TITLE = 300
+"""Characters of a title, of a folder's name, and of a file's name."""
+MAX_TEXT = 16 << 20
+"""Characters of one message or of one file."""
+MAX_DOCUMENTS = 1 << 20
+"""The most messages and files of one conversation together."""
+
+Title = Annotated[Text, Field(max_length=MAX_TITLE)]
+LongText = Annotated[Text, Field(max_length=MAX_TEXT)]
+Label = Annotated[Text, Field(max_length=1000)]
+Time = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
+def now() -> int:
+    """Returns the time in milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """A conversation without its messages. ``named``: the user chose the title; ``deleted``: when, if it was.
+
+    ``leaf`` is the message at which the current path ends. ``settings`` holds what its answers are asked with.
+    """
+
+    id: str
+    title: str
+    named: bool
+    folder: str
+    pinned: bool
+    created: int
+    updated: int
+    deleted: int | None
+    settings: Json
+    leaf: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """A message of a tree: ``parent`` is the one before it. Messages with the same parent are alternatives.
+
+    ``files`` are ids of files of the conversation.
+    """
+
+    id: str
+    parent: str | None
+    role: Role
+    content: str
+    reasoning: str
+    files: list[str]
+    model: str
+    status: Status
+    error: str
+    usage: Json
+    timings: Json
+    created: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file of a conversation, without its text. ``num_tokens`` is None until it was counted."""
+
+    id: str
+    name: str
+    media_type: str
+    num_bytes: int
+    num_tokens: int | None
+    created: int
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A conversation with all its messages and files, oldest first."""
+
+    conversation: Conversation
+    messages: list[Message]
+    files: list[File]
+
+    def path(self) -> list[Message]:
+        """Returns the messages from the first one to the current leaf."""
+        by_id = {message.id: message for message in self.messages}
+        path, at = [], self.conversation.leaf
+        while at is not None:
+            path.append(by_id[at])
+            at = by_id[at].parent
+        return path[::-1]
+
+
+@dataclass(kw_only=True)
+class FileDraft:
+    """A file to store."""
+
+    name: Title
+    text: LongText
+    media_type: Label = "text/plain"
+    num_tokens: Annotated[int, Field(ge=0, lt=1 << 53)] | None = None
+    created: Time = field(default_factory=now)
+
+
+@dataclass(kw_only=True)
+class MessageDraft:
+    """A message to store. In a :class:`ConversationDraft`, ``parent`` and ``files`` are positions in its lists."""
+
+    role: Role
+    content: LongText
+    parent: int | None = None
+    reasoning: LongText = ""
+    files: Annotated[list[int], Field(max_length=1000)] = field(default_factory=list)
+    model: Label = ""
+    status: Status = "complete"
+    error: Annotated[Text, Field(max_length=10_000)] = ""
+    usage: JsonObject = field(default_factory=dict)
+    timings: JsonObject = field(default_factory=dict)
+    created: Time = field(default_factory=now)
+
+
+@dataclass(kw_only=True)
+class ConversationDraft:
+    """A whole conversation to store. A message stands after its parent; ``leaf`` is a position in ``messages``."""
+
+    title: Title = ""
+    named: bool = False
+    folder: Title = ""
+    pinned: bool = False
+    created: Time = field(default_factory=now)
+    updated: Time = field(default_factory=now)
+    settings: JsonObject = field(default_factory=dict)
+    messages: Annotated[list[MessageDraft], Field(max_length=MAX_DOCUMENTS >> 1)] = field(default_factory=list)
+    leaf: int | None = None
+    files: Annotated[list[FileDraft], Field(max_length=MAX_DOCUMENTS >> 2)] = field(default_factory=list)
+
+
+def title_of(content: str) -> str:
+    """Returns the title of a conversation that begins with ``content``: its first line, shortened."""
+    line = next((line.strip() for line in content[:1000].splitlines() if line.strip()), "")
+    return line if len(line) <= 60 else line[:60].rstrip() + "…"
