@@ -24,8 +24,14 @@ MODE_SECONDS = 1.0
 TIE = 0.95
 """Speeds above this share of the best count as equal to it."""
 
+BUFFERED_GAIN = 1.25
+"""How much faster buffered reads must be than direct ones: what they leave in the page cache displaces the code of
+programs, which then waits for the disk too."""
+
 PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
+PART = 256 << 10
+"""The distance of the bytes of a record at which it is looked for in the page cache."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +44,36 @@ class DiskSpeed:
 
 
 def best(speeds: Sequence[DiskSpeed]) -> DiskSpeed:
-    """Returns the fastest mode; among equals a direct one, which takes no page cache, with the fewest threads."""
-    top = max(speed.bytes_per_second for speed in speeds)
-    equal = [speed for speed in speeds if speed.bytes_per_second >= TIE * top]
-    return min(equal, key=lambda speed: (not speed.direct, speed.readers))
+    """Returns the fastest mode, among equals that with the fewest threads.
+
+    A buffered mode must be much faster than every direct one.
+    """
+    top = {
+        direct: max((s.bytes_per_second for s in speeds if s.direct is direct), default=0) for direct in (True, False)
+    }
+    direct = top[False] <= BUFFERED_GAIN * top[True]
+    equal = [s for s in speeds if s.direct is direct and s.bytes_per_second >= TIE * top[direct]]
+    return min(equal, key=lambda speed: speed.readers)
 
 
 def measure(path: Path, record_bytes: int, *, mode_bytes: int = MODE_BYTES) -> list[DiskSpeed]:
     """Returns the speed of each mode that the file system offers, reading records at random places of ``path``.
 
-    A record has ``record_bytes``, rounded up to whole pages. No record is read twice if the file has enough. Raises
-    OSError if the file cannot be read, and ValueError if it is smaller than a record.
+    A record has ``record_bytes``, rounded up to whole pages. No record is read twice if the file has enough. Buffered
+    modes are left out if there are direct ones and the page cache has all records that they would read. Raises OSError
+    if the file cannot be read, and ValueError if it is smaller than a record.
     """
     size = -(-record_bytes // PAGE) * PAGE
     places = _places(path.stat().st_size // size)
     count = max(READERS[-1], -(-mode_bytes // size))
-    speeds = []
+    speeds: list[DiskSpeed] = []
     for direct in (True, False):
         for readers in READERS:
             offsets = [size * next(places) for _ in range(count)]
+            is_real = any(speed.direct for speed in speeds)  # else the page cache may be all there is, as in tmpfs
             try:
-                speeds.append(DiskSpeed(direct, readers, _speed(path, direct, readers, size, offsets)))
+                if speed := _speed(path, direct, readers, size, offsets, cached=not is_real):
+                    speeds.append(DiskSpeed(direct, readers, speed))
             except OSError:
                 if not direct:
                     raise
@@ -75,14 +90,22 @@ def _places(count: int) -> Iterator[int]:
         yield from source.sample(range(count), count)
 
 
-def _speed(path: Path, direct: bool, readers: int, size: int, offsets: Sequence[int]) -> float:
-    """Returns the bytes per second of reading ``size`` bytes at each of ``offsets``."""
+def _speed(path: Path, direct: bool, readers: int, size: int, offsets: Sequence[int], *, cached: bool) -> float:
+    """Returns the bytes per second of reading ``size`` bytes at each of ``offsets``.
+
+    What stays in the page cache, such as pages that a process has mapped, counts for buffered reads only if ``cached``.
+    Returns 0 if nothing counts.
+    """
     flags = os.O_RDONLY | (_direct_flag() if direct else 0)
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)  # pages that are not written yet cannot be dropped
         for offset in offsets:
             _drop(descriptor, offset, size)
+        if not (direct or cached):
+            offsets = [
+                each for each in offsets if not any(_is_cached(descriptor, each + i) for i in range(0, size, PART))
+            ]
         start = time.perf_counter()
         with ThreadPoolExecutor(readers) as pool:
             shares = [offsets[first::readers] for first in range(readers)]
@@ -118,6 +141,16 @@ def _read(descriptor: int, size: int, offsets: Sequence[int], end: float) -> int
             if time.perf_counter() > end:
                 break
     return done
+
+
+def _is_cached(descriptor: int, offset: int) -> bool:
+    """Whether the page cache has the byte at ``offset``; false if the system cannot tell."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except OSError:
+        return False
 
 
 def _drop(descriptor: int, offset: int, size: int) -> None:

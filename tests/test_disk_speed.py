@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def test_offsets_are_those_of_whole_records(file: Path, monkeypatch: pytest.Monk
     read: list[tuple[int, int]] = []
     real = os.preadv
 
-    def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if flags:
+            return real(descriptor, buffers, offset, flags)
         read.append((offset, len(buffers[0])))
         return real(descriptor, [buffers[0][:4096]] if len(read) == 1 else buffers, offset)  # the first one is short
 
@@ -76,6 +79,16 @@ def test_the_best_mode_is_the_fastest_and_among_equals_the_simplest() -> None:
     assert best([slow, fast]) == fast
     assert best([fast, DiskSpeed(True, 2, 1.95e9), DiskSpeed(False, 1, 2e9)]) == DiskSpeed(True, 2, 1.95e9)
     assert best([DiskSpeed(True, 4, 2e9), DiskSpeed(True, 1, 1.95e9)]).readers == 1
+    assert best([DiskSpeed(True, 4, 2e9), DiskSpeed(False, 1, 2.4e9)]).direct  # the page cache has its cost
+    assert best([DiskSpeed(False, 1, 1e9), DiskSpeed(False, 2, 2e9)]).readers == 2
+
+
+def test_pages_that_a_process_has_mapped_are_not_the_speed_of_the_disk(file: Path) -> None:
+    if not any(speed.direct for speed in measure(file, MIB, mode_bytes=4 * MIB)):
+        pytest.skip("this file system has no direct reads")
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert sum(mapped[offset] for offset in range(0, len(mapped), mmap.PAGESIZE))
+        assert [speed.direct for speed in measure(file, MIB, mode_bytes=4 * MIB)] == [True] * 3
 
 
 @pytest.fixture
