@@ -68,7 +68,8 @@ class Subject:
             paging=paging,
             prefer_cached_experts=preference,
         )
-        logits, traffic = [], []
+        logits: list[Floats] = []
+        traffic: list[ExpertTraffic] = []
         for text in self._texts:
             runner.step(_step(text, 0, PROMPT))
             before = runner.expert_cache()
@@ -93,7 +94,7 @@ def _step(text: Sequence[int], begin: int, end: int) -> Batch:
 
 def settings_of(chosen: int, shares: Sequence[float]) -> list[dict[str, Any]]:
     """Returns the arguments of :meth:`Subject.run` that are measured: one lossy help at a time."""
-    fewer = [{"experts": count} for count in range(chosen - 1, 0, -1)]
+    fewer: list[dict[str, Any]] = [{"experts": count} for count in range(chosen - 1, 0, -1)]
     return fewer + [{"share": share, "preference": preference} for share in shares for preference in PREFERENCES]
 
 

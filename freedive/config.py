@@ -98,7 +98,10 @@ class EngineConfig:
     @property
     def lossy(self) -> dict[str, float]:
         """The settings that change which experts compute a token, with their values; empty by default."""
-        given = {"experts_per_token": self.experts_per_token, "prefer_cached_experts": self.prefer_cached_experts}
+        given: dict[str, float | None] = {
+            "experts_per_token": self.experts_per_token,
+            "prefer_cached_experts": self.prefer_cached_experts,
+        }
         return {name: value for name, value in given.items() if value}
 
     @property

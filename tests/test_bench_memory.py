@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -26,7 +27,8 @@ from engines import OURS, THEIRS  # noqa: E402
 from memory import Usage  # noqa: E402
 from memory_report import draw, markdown, summary  # noqa: E402
 from random_models import layers_for, random_model  # noqa: E402
-from routing import UNIFORM, ZIPF, routed, top_share  # noqa: E402
+from record_routing import summary as summarised  # noqa: E402
+from routing import RECORD, RECORDED, UNIFORM, ZIPF, log_frequencies, routed, top_share  # noqa: E402
 from shapes import SHAPES  # noqa: E402
 from workers import Worker  # noqa: E402
 
@@ -51,6 +53,27 @@ def test_routers_choose_experts_equally_often_or_by_zipfs_law() -> None:
     assert 0.6 < top_share([zipf.tolist()], 0.25) < 0.85
     assert (zipf > 0).mean() > 0.9  # tokens still differ
     assert abs(np.corrcoef(zipf, other)[0, 1]) < 0.5  # layers prefer different experts
+
+
+def test_recorded_frequencies_are_built_in() -> None:
+    """Shares of tokens that choose an expert, as recorded with another number of experts, come out of the weights."""
+    recorded = json.loads(RECORD.read_text("utf-8"))
+    shares = np.array(recorded["frequencies"])
+    assert (np.diff(shares) <= 0).all()
+    assert shares.sum() == pytest.approx(recorded["chosen"], rel=1e-3)
+    counts = chosen(RECORDED, 0)
+    part = sum(shares[: len(shares) // 4]) / shares.sum()
+    assert top_share([counts.tolist()], 0.25) == pytest.approx(part, abs=0.08)
+    np.testing.assert_allclose(np.exp(log_frequencies(ZIPF, 4)), [1, 1 / 2, 1 / 3, 1 / 4])
+
+
+def test_a_record_of_routing_has_frequencies_and_repetition() -> None:
+    first = np.array([[0, 1], [0, 2], [0, 1], [2, 0]])
+    found = summarised([[first], [first[:1]]], [4])
+    assert found["frequencies"] == [1, 0.6, 0.4, 0]
+    assert found["repeats"] == pytest.approx(0.5)
+    assert found["independent"] == pytest.approx((1 + 0.36 + 0.16) / 2)
+    assert (found["tokens"], found["chosen"]) == (5, 2)
 
 
 def test_a_share_counts_the_most_frequent_experts_of_each_layer() -> None:

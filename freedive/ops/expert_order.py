@@ -32,16 +32,17 @@ def write_order(path: Path, load: Sequence[Sequence[int]]) -> None:
     before = read_order(path)
     if [len(layer) for layer in before] != [len(layer) for layer in load]:
         before = [list(range(len(layer))) for layer in load]
-    layers = [
-        sorted(order, key=lambda expert, counts=counts: -counts[expert])  # type: ignore[misc]
-        for order, counts in zip(before, load, strict=True)
-    ]
+    layers = [_by_use(order, counts) for order, counts in zip(before, load, strict=True)]
     text = json.dumps({"experts": layers}).encode()
     with (
         suppress(OSError, UserError),
         new_file(path, "The order of experts", len(text), "set FREEDIVE_HOME to another folder") as file,
     ):
         file.write(text)
+
+
+def _by_use(order: Sequence[int], counts: Sequence[int]) -> list[int]:
+    return sorted(order, key=lambda expert: -counts[expert])
 
 
 def _is_order(layer: object) -> bool:
