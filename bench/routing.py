@@ -77,15 +77,16 @@ def log_frequencies(routing: str, num_experts: int) -> Doubles:
     if routing == UNIFORM:
         return np.zeros(num_experts)
     if routing == ZIPF:
-        return -np.log(np.arange(num_experts) + 1.0)
+        return np.asarray(-np.log(np.arange(num_experts) + 1.0))
     recorded = json.loads(RECORD.read_text("utf-8"))
     least = 0.5 / recorded["tokens"]
     rates = -np.log1p(-np.clip(recorded["frequencies"], least, 1 - least))
-    return np.interp(_places(num_experts), _places(len(rates)), np.log(rates))
+    by_rank: Doubles = np.interp(_places(num_experts), _places(len(rates)), np.log(rates))
+    return by_rank
 
 
 def _places(count: int) -> Doubles:
-    return (np.arange(count) + 0.5) / count
+    return np.asarray((np.arange(count) + 0.5) / count)
 
 
 def top_share(counts: list[list[int]], part: float) -> float:

@@ -35,7 +35,7 @@ from workers import Worker  # noqa: E402
 WIDTH, EXPERTS, CHOSEN = 256, 64, 4
 
 
-def chosen(routing: str, layer: int) -> np.ndarray:
+def chosen(routing: str, layer: int, count: int = CHOSEN) -> np.ndarray:
     """Returns how often each expert is chosen by a router that reads the normed embeddings."""
     tensors = [
         routed("token_embd.weight", (2000, WIDTH), routing),
@@ -43,7 +43,7 @@ def chosen(routing: str, layer: int) -> np.ndarray:
     ]
     embeddings, router = (dequantize(tensor) for tensor in tensors if tensor)
     normed = embeddings / np.sqrt((embeddings**2).mean(1, keepdims=True))
-    best = np.argsort(normed @ router.T, 1)[:, -CHOSEN:]
+    best = np.argsort(normed @ router.T, 1)[:, -count:]
     return np.bincount(best.ravel(), minlength=EXPERTS)
 
 
@@ -61,7 +61,7 @@ def test_recorded_frequencies_are_built_in() -> None:
     shares = np.array(recorded["frequencies"])
     assert (np.diff(shares) <= 0).all()
     assert shares.sum() == pytest.approx(recorded["chosen"], rel=1e-3)
-    counts = chosen(RECORDED, 0)
+    counts = chosen(RECORDED, 0, EXPERTS * recorded["chosen"] // len(shares))  # the same part is chosen
     part = sum(shares[: len(shares) // 4]) / shares.sum()
     assert top_share([counts.tolist()], 0.25) == pytest.approx(part, abs=0.08)
     np.testing.assert_allclose(np.exp(log_frequencies(ZIPF, 4)), [1, 1 / 2, 1 / 3, 1 / 4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ from echo_model import EchoModel, serving
 
 LOSSY = {"experts_per_token": 4, "prefer_cached_experts": 0.5}
 MESSAGES = [{"role": "user", "content": "hello"}]
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": MESSAGES},
     "/v1/completions": {"prompt": "hello"},
     "/v1/responses": {"input": "hello"},
