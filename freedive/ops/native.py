@@ -106,9 +106,8 @@ class NativeRunner:
         emitter = Emitter(self._program, weights)
         self._parts = emitter.emit(phases)
         self._routes = emitter.routes
-        self._num_steps = 0
+        self._num_steps, self._saved_order_at = 0, time.monotonic()
         self._order_file = paging.order if paging else None
-        self._saved_order_at = time.monotonic()
         self._load = [
             np.zeros(layer.ffn.router.num_experts, np.int64)
             for layer in model.layers
